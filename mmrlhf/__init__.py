@@ -1,0 +1,32 @@
+"""mmrlhf: feedback training for vision-language models, so that they claim only what the picture shows.
+
+`import mmrlhf` is quick: everything below is imported when first asked for. A stage is a function in the module of
+its name (`mmrlhf.sft.sft(SFTConfig(...))`), and `mmrlhf.sft` is always that module, whatever was imported before.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_CONFIGS = ("EvalConfig", "GenerateConfig", "PPOConfig", "RewardConfig", "SFTConfig", "ScoreConfig")
+_RECORDS = ("Claim", "Example", "Fact", "ImageSource", "InputError", "Message", "Pair", "Verdict")
+_STAGES = ("demo", "evaluate", "generate", "ppo", "reward_model", "score", "sft")
+
+__all__ = [*_CONFIGS, *_RECORDS, *_STAGES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _STAGES:
+        return import_module(f"mmrlhf.{name}")
+    if name in _CONFIGS:
+        return getattr(import_module("mmrlhf.config"), name)
+    if name in _RECORDS:
+        return getattr(import_module("mmrlhf.records"), name)
+    raise AttributeError(f"module 'mmrlhf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,389 @@
+"""Typed, frozen configurations: what each stage can be told, with its type, range, default and reason in one place.
+
+A stage's configuration is a flat dataclass in TRL's spelling, filled from a YAML file and then from the command line.
+`load` turns what the user wrote into one, or says in one sentence which key or value is wrong. The types are checked by
+pydantic because it reports all errors at once and as data, so that the sentence can be ours and can name the file or
+the flag; tyro, jsonargparse and OmegaConf report finished text (the latter two: the first error only, without the file).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from mmrlhf.records import InputError
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, str_min_length=1)
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+FactsPosition = Literal["before", "after"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig:
+    """What every training stage can be told."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id of the vision-language model."""
+    dataset_name: str
+    """JSON, JSONL or parquet file, `datasets` folder, or Hub id."""
+    output_dir: str
+    """Run directory: resolved config, metrics, samples, checkpoints. The same command continues what it finds there."""
+    dataset_train_split: str = "train"
+    """Split to read when the dataset has several."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; the dataset file's own folder if not given."""
+    facts_file: str | None = None
+    """Facts by image name: LLaVA-RLHF's image_to_caption.json, or JSONL with `image`, `captions`, `objects`, ..."""
+    learning_rate: Positive = 1e-4
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape after warm-up; linear and cosine fall to a tenth of the peak."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps of linear warm-up."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this norm."""
+    per_device_train_batch_size: Count = 8
+    """Rows (for ppo: prompts) each process takes in one step."""
+    num_train_epochs: Positive = 1.0
+    """Passes over the data; max_steps wins when given."""
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Steps to take; -1: as many as num_train_epochs gives."""
+    max_length: Count = 2048
+    """Longest prompt plus answer in tokens, image tokens counted. A longer row is an error that names it; nothing is cut."""
+    lora_r: Count = 16
+    """Rank of the LoRA adapter (language model only; vision tower and projector stay frozen)."""
+    lora_alpha: Positive = 32.0
+    """The adapter's update is scaled by lora_alpha / lora_r."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the base weights; adapters and heads stay in float32."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Everything random follows from it."""
+    logging_steps: Count = 10
+    """Steps between lines on the screen; metrics.jsonl has every step."""
+    save_steps: Count = 100
+    """Steps between checkpoints from which the stage resumes."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SFTConfig(TrainConfig):
+    """Supervised fine-tuning: rows with `messages`, `prompt` + `completion`, or LLaVA conversations."""
+
+    train: Literal["lora", "full"] = "lora"
+    """`lora` trains an adapter and merges it at the end; `full` trains the language model. Either way a full checkpoint results."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RewardConfig(TrainConfig):
+    """Bradley-Terry reward model on preference pairs: `prompt`, `chosen`, `rejected`, or LLaVA-RLHF's preference JSON."""
+
+    facts: Literal["given", "none"] = "given"
+    """`given` writes each row's facts into the reward prompt; `none` is the ablation without them."""
+    facts_position: FactsPosition = "before"
+    """`before` the answer (the answers of a prompt share it), or `after` as one further user turn, as LLaVA-RLHF does."""
+    center_rewards_coefficient: NonNegative = 0.01
+    """Weight of the mean squared sum of a pair's two rewards, which keeps rewards around zero."""
+    eval_dataset_name: str | None = None
+    """Pairs that accuracy is reported on; nothing is selected on them."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PPOConfig(TrainConfig):
+    """Proximal policy optimisation with a critic: rows with a `prompt` and images; facts go to the reward model only."""
+
+    reward_model_path: str
+    """Directory that the reward stage wrote."""
+    num_generations: Count = 4
+    """Answers sampled for each prompt of a step."""
+    response_length: Count = 64
+    """Most tokens of an answer."""
+    temperature: Positive = 1.0
+    """Sampling temperature; training log-probs are taken at the same temperature."""
+    num_ppo_epochs: Count = 2
+    """Passes over the answers of a step."""
+    num_mini_batches: Count = 2
+    """Optimiser steps in each pass."""
+    kl_coef: NonNegative = 0.05
+    """Weight of the per-token KL estimate (k1) against the reference that is taken off the reward."""
+    cliprange: Positive = 0.2
+    """Clip of the policy ratio around 1."""
+    cliprange_value: Positive = 0.2
+    """Clip of the new value around the old one, in units of the reward model's standard deviation."""
+    vf_coef: NonNegative = 0.5
+    """Weight of the value loss."""
+    gamma: Fraction = 1.0
+    """Discount of later rewards."""
+    lam: Fraction = 0.95
+    """Lambda of generalised advantage estimation."""
+    whiten_rewards: bool = False
+    """Scale per-token rewards to unit variance (mean kept) before advantages."""
+    missing_eos_penalty: NonNegative = 1.0
+    """Taken off the score of an answer that did not end within response_length."""
+    critic_learning_rate: Positive | None = None
+    """Learning rate of the value role; learning_rate if not given."""
+    num_sample_generations: Annotated[int, Field(ge=0)] = 4
+    """Answers printed and kept at each logging step."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GenerateConfig:
+    """Answers to prompts, as JSONL."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id."""
+    dataset_name: str
+    """Rows with a prompt and images."""
+    output_file: str
+    """JSONL to write: id, images, prompt, answer (one line for each answer)."""
+    adapter_path: str | None = None
+    """Adapter directory of a ppo run; the bare model if not given."""
+    dataset_train_split: str = "train"
+    """Split to read when the dataset has several."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; the dataset file's own folder if not given."""
+    temperature: NonNegative = 0.0
+    """0 is greedy."""
+    num_generations: Count = 1
+    """Answers for each prompt."""
+    response_length: Count = 128
+    """Most tokens of an answer."""
+    batch_size: Count = 16
+    """Prompts at a time."""
+    max_length: Count = 2048
+    """Longest prompt in tokens, image tokens counted."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Draws follow from it and from each row's id, not from the batch."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ScoreConfig:
+    """Scores of answers under a reward model, as JSONL."""
+
+    reward_model_path: str
+    """Directory that the reward stage wrote."""
+    dataset_name: str
+    """Rows with a prompt, images and an `answer` (or `completion`), or `chosen` and `rejected`."""
+    output_file: str
+    """JSONL to write: the row's id and `score`, or `score_chosen` and `score_rejected`."""
+    dataset_train_split: str = "train"
+    """Split to read when the dataset has several."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; the dataset file's own folder if not given."""
+    facts_file: str | None = None
+    """Facts by image name."""
+    batch_size: Count = 32
+    """Answers at a time."""
+    max_length: Count = 2048
+    """Longest reward prompt plus answer in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvalConfig:
+    """A benchmark on a model."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id."""
+    output_dir: str
+    """Where predictions.jsonl, scores.jsonl and result.json go."""
+    data: str | None = None
+    """The benchmark's data (file or folder); some benchmarks make their own."""
+    adapter_path: str | None = None
+    """Adapter directory of a ppo run; the bare model if not given."""
+    temperature: NonNegative = 0.0
+    """0 is greedy."""
+    num_generations: Count = 1
+    """Answers for each prompt; diversity within a prompt needs several."""
+    response_length: Count = 128
+    """Most tokens of an answer."""
+    batch_size: Count = 64
+    """Prompts at a time."""
+    limit: Count | None = None
+    """Only the first rows."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of sampling and of the bootstrap."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a field accepts, for messages and for `--help`. `choices` is empty unless the field is one of a few words."""
+
+    name: str
+    kind: Literal["integer", "number", "text", "boolean"]
+    bounds: str
+    choices: tuple[str, ...]
+    optional: bool
+    required: bool
+    default: Any
+    help: str
+
+    @property
+    def allowed(self) -> str:
+        """As it stands after "must be": "a number above 0", "lora or full"."""
+        noun = {"integer": "an integer", "number": "a number", "text": "non-empty text", "boolean": "true or false"}
+        text = " or ".join(self.choices) if self.choices else f"{noun[self.kind]} {self.bounds}".rstrip()
+        return text + " or none" * self.optional
+
+
+@cache
+def settings(cls: type) -> dict[str, Setting]:
+    """The fields of a configuration class by name, in order, read from its JSON schema."""
+    schema = TypeAdapter(cls).json_schema()
+    found = {}
+    for name, prop in schema["properties"].items():
+        variants = prop.get("anyOf", [prop])
+        value = next(variant for variant in variants if variant.get("type") != "null")
+        found[name] = Setting(
+            name=name,
+            kind={"string": "text"}.get(value["type"], value["type"]),
+            bounds=_bounds(value),
+            choices=tuple(value.get("enum", ())),
+            optional=len(variants) > 1,
+            required=name in schema.get("required", ()),
+            default=prop.get("default"),
+            help=_docstring(cls, name),
+        )
+    return found
+
+
+def _docstring(cls: type, name: str) -> str:
+    """From the class that defines the field: pydantic does not pass attribute docstrings on to subclasses."""
+    owner: Any = next(base for base in cls.__mro__ if name in base.__dict__.get("__annotations__", ()))
+    return owner.__pydantic_fields__[name].description or ""
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    low, high, above = (schema.get(key) for key in ("minimum", "maximum", "exclusiveMinimum"))
+    if low is not None and high is not None:
+        return f"from {low:g} to {high:g}"
+    words = ((above, "above"), (low, "of at least"), (high, "of at most"))
+    return " and ".join(f"{word} {bound:g}" for bound, word in words if bound is not None)
+
+
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """How a message on an unknown name ends: with the nearest valid one, or with all of them if none is near."""
+    valid = sorted(valid)
+    near = difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean {near[0]}?" if near else f"there is {', '.join(valid) or 'none'}"
+
+
+Config = TypeVar("Config")
+
+
+def load(cls: type[Config], file: Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The configuration that a YAML file and then the command line give.
+
+    A string in `overrides` is read as on the command line: `none` empties a field that may be empty. Paths inside
+    the file are relative to the current directory. Raises InputError, all problems of the input in one message.
+    """
+    fields = settings(cls)
+    in_file = read_yaml(file) if file is not None else {}
+    given = {name: None if value == "none" and _empties(fields, name) else value for name, value in overrides.items()}
+    values: dict[Any, Any] = {**in_file, **given}
+    bad: dict[Any, str] = {}  # what is wrong, by key
+
+    for key in values.keys() - fields.keys():
+        flag = "--" if key in given else ""
+        bad[key] = f"is unknown: {suggestion(f'{flag}{key}', (flag + name for name in fields))}"
+    for key in values.keys() & fields.keys():
+        if isinstance(values[key], bool) and fields[key].kind in ("integer", "number"):  # pydantic takes True for 1
+            bad[key] = _must_be(fields[key], values[key])
+    missing = [name for name, field in fields.items() if field.required and name not in values]
+    try:
+        config = cls(**{str(key): value for key, value in values.items() if key in fields})
+    except ValidationError as error:
+        config = None
+        for problem in error.errors():
+            key = problem["loc"][0]
+            if key in values:
+                bad.setdefault(key, _must_be(fields[str(key)], values[key]))
+
+    problems = [f"--{key} {bad[key]}" for key in given if key in bad]
+    in_file_bad = [f"{key} {bad[key]}" for key in in_file if key in bad and key not in given]
+    if in_file_bad:
+        problems.append(f"{file}: {'; '.join(in_file_bad)}")
+    if missing:
+        give = " ".join(f"--{name} ..." for name in missing)
+        where = f"in {file}" if file is not None else "in a file named by --config"
+        problems.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required: add {give}, or set {where}")
+    if problems:
+        raise InputError("; ".join(problems))
+    assert config is not None
+    return config
+
+
+def save(config: Any, path: Path) -> None:
+    """Write the resolved configuration as YAML that `load` reads back to an equal one; never half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_yaml(file: Path) -> dict[Any, Any]:
+    """The top-level mapping of a YAML file; empty for an empty file. Raises InputError."""
+    try:
+        loader = _Loader(file.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise InputError(f"{file} must hold `field: value` lines, not a {node.id}")
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise InputError(f"{file} gives {', '.join(twice)} more than once")
+        return dict(loader.construct_document(node))
+    except FileNotFoundError:
+        raise InputError(f"config file {file} does not exist") from None
+    except OSError as error:
+        raise InputError(f"config file {file} cannot be read ({error.strerror})") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{file} is not valid YAML{where}: {error.problem}") from None
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
+        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _empties(fields: Mapping[str, Setting], name: str) -> bool:
+    return name in fields and fields[name].optional
+
+
+def _must_be(field: Setting, value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    shown = words[value] if value is None or isinstance(value, bool) else repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    quote = field.kind == "text" and not field.choices and not isinstance(value, str | None)
+    return f"must be {field.allowed}, not {shown}" + " (put it in quotes)" * quote
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-4` is a number, as YAML 1.2 has it; PyYAML alone wants `1.0e-4`."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Its counterpart: text that `_Loader` would take for a number is written in quotes."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )

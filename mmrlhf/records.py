@@ -1,0 +1,125 @@
+"""The nouns of the project, one frozen record each. No torch here: a record is what a file says, not what a model sees.
+
+Tensors have their own records beside the code that makes them (`vlm.Prompt`, `prefix.Prefix`, `rollout.Rollout`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The message is one sentence: file, row, field, and what to do.
+
+    The command line prints it after `error:` and exits with 2, without a traceback.
+    """
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A picture that has not been opened: a file's path, or its encoded bytes. Exactly one of the two is set."""
+
+    path: str | None = None
+    data: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """How messages speak of it."""
+        return self.path if self.path is not None else f"<{len(self.data or b'')} bytes>"
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises InputError when the file is not there or cannot be read."""
+        if self.data is not None:
+            return self.data
+        assert self.path is not None
+        try:
+            return Path(self.path).read_bytes()
+        except FileNotFoundError:
+            raise InputError(f"image {self.path} does not exist: correct the path or the image folder") from None
+        except OSError as error:
+            raise InputError(f"image {self.path} cannot be read ({error.strerror})") from None
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of the content: two names of one picture are one picture."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation, as text. The images of a row stand before its first user text."""
+
+    role: Role
+    content: str
+
+
+FactKind = Literal["caption", "object", "attribute", "count", "relation", "ocr", "qa", "rationale", "absent"]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A piece of evidence on one picture. What no fact lists is unknown, not contradicted."""
+
+    kind: FactKind
+    text: str
+    source: str = ""
+    confidence: float = 1.0
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt on pictures, with the answer to learn (sft) or without one (rollouts, generate, eval).
+
+    `prompt` ends with a user turn. `meta` holds whatever else the row said; no stage depends on it.
+    """
+
+    id: str
+    images: tuple[ImageSource, ...]
+    prompt: tuple[Message, ...]
+    answer: str | None = None
+    facts: tuple[Fact, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt on the same pictures, and which is better. `prompt` ends with a user turn."""
+
+    id: str
+    images: tuple[ImageSource, ...]
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    facts: tuple[Fact, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One visual claim of an answer, atomic, so that equal claims are equal records.
+
+    `kind` is object, attribute, count or relation; `subject` what it is about; `value` the colour, number, or
+    "relation target"; `span` the characters of the answer that make it (not part of equality).
+    """
+
+    kind: Literal["object", "attribute", "count", "relation"]
+    subject: str
+    value: str = ""
+    span: tuple[int, int] = field(default=(0, 0), compare=False)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a claim was found to be, with the evidence that decided it."""
+
+    claim: Claim
+    value: Literal["supported", "contradicted", "unknown"]
+    evidence: str = ""
