@@ -15,7 +15,7 @@ _CONFIGS = ("EvalConfig", "GenerateConfig", "PPOConfig", "RewardConfig", "SFTCon
 _RECORDS = ("Claim", "Example", "Fact", "ImageSource", "InputError", "Message", "Pair", "Verdict")
 _STAGES = ("demo", "evaluate", "generate", "ppo", "reward_model", "score", "sft")
 
-__all__ = [*_CONFIGS, *_RECORDS, *_STAGES, "__version__"]  # noqa: PLE0604
+__all__ = [*_CONFIGS, *_RECORDS, *_STAGES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

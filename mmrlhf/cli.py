@@ -8,6 +8,7 @@ its configuration is known to be good: help and errors come at once.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import platform
 import sys
@@ -131,7 +132,7 @@ def _config_parser(cls: type, command: Command, usage: str = "") -> _Parser:
     groups = {title: parser.add_argument_group(title) for title in ("required, here or in the file", "optional")}
     shared = parser.add_argument_group("optional, as in every training stage")
     for field in settings(cls).values():
-        inherited = field.name not in cls.__annotations__
+        inherited = field.name not in inspect.get_annotations(cls)
         required, own = groups.values()
         _add_flag(required if field.required else shared if inherited else own, field)
     return parser
@@ -177,12 +178,14 @@ def _data(_: Command, argv: list[str]) -> int:
 def _data_check(command: Command, argv: list[str]) -> int:
     parser = _Parser(command, "FILE [--image_folder DIR] [--facts_file FILE]")
     parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
-    parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
+    parser.add_argument(
+        "--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given"
+    )
     parser.add_argument("--facts_file", metavar="FILE", help="facts by image name")
     given = parser.parse(argv)
     from mmrlhf.formats import check
 
-    return int(check(given["file"], image_folder=given.get("image_folder"), facts_file=given.get("facts_file")))
+    return check(given["file"], image_folder=given.get("image_folder"), facts_file=given.get("facts_file"))
 
 
 def _data_scenes(command: Command, argv: list[str]) -> None:
@@ -283,7 +286,9 @@ COMMANDS = {
 
 DATA = {
     "check": Command(
-        "read every row of a file and say what is wrong", "mmrlhf data check rows.jsonl --image_folder images", _data_check
+        "read every row of a file and say what is wrong",
+        "mmrlhf data check rows.jsonl --image_folder images",
+        _data_check,
     ),
     "scenes": Command("draw scenes with exact facts", "mmrlhf data scenes --output_dir runs/scenes", _data_scenes),
     "base": Command("train the demo's small base model", "mmrlhf data base --output_dir runs/base", _data_base),
@@ -293,8 +298,12 @@ DATA = {
 def _choose(prog: str, commands: Mapping[str, Command], argv: list[str], about: str) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {command.summary}\n             {command.example}" for name, command in commands.items()]
-        text = "\n\n".join([about, "\n".join(lines), f"`{prog} {next(iter(commands))} --help` tells more; so with each."])
+        lines = [
+            f"  {name:<10} {command.summary}\n             {command.example}" for name, command in commands.items()
+        ]
+        text = "\n\n".join(
+            [about, "\n".join(lines), f"`{prog} {next(iter(commands))} --help` tells more; so with each."]
+        )
         print(text, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     if argv[0] == "--version":

@@ -3,17 +3,17 @@
 A stage's configuration is a flat dataclass in TRL's spelling, filled from a YAML file and then from the command line.
 `load` turns what the user wrote into one, or says in one sentence which key or value is wrong. The types are checked by
 pydantic because it reports all errors at once and as data, so that the sentence can be ours and can name the file or
-the flag; tyro, jsonargparse and OmegaConf report finished text (the latter two: the first error only, without the file).
+the flag; tyro, jsonargparse and OmegaConf report finished text, the latter two on the first error only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -65,7 +65,7 @@ class TrainConfig:
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """Steps to take; -1: as many as num_train_epochs gives."""
     max_length: Count = 2048
-    """Longest prompt plus answer in tokens, image tokens counted. A longer row is an error that names it; nothing is cut."""
+    """Longest prompt plus answer in tokens, image tokens counted. A longer row is an error, never cut."""
     lora_r: Count = 16
     """Rank of the LoRA adapter (language model only; vision tower and projector stay frozen)."""
     lora_alpha: Positive = 32.0
@@ -85,17 +85,17 @@ class SFTConfig(TrainConfig):
     """Supervised fine-tuning: rows with `messages`, `prompt` + `completion`, or LLaVA conversations."""
 
     train: Literal["lora", "full"] = "lora"
-    """`lora` trains an adapter and merges it at the end; `full` trains the language model. Either way a full checkpoint results."""
+    """`lora` trains an adapter and merges it at the end; `full` trains the language model. Both write a whole model."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RewardConfig(TrainConfig):
-    """Bradley-Terry reward model on preference pairs: `prompt`, `chosen`, `rejected`, or LLaVA-RLHF's preference JSON."""
+    """Bradley-Terry reward model on pairs: `prompt`, `chosen`, `rejected`, or LLaVA-RLHF's preference JSON."""
 
     facts: Literal["given", "none"] = "given"
     """`given` writes each row's facts into the reward prompt; `none` is the ablation without them."""
     facts_position: FactsPosition = "before"
-    """`before` the answer (the answers of a prompt share it), or `after` as one further user turn, as LLaVA-RLHF does."""
+    """`before` the answer (a prompt's answers share it), or `after` it as a further user turn, as LLaVA-RLHF does."""
     center_rewards_coefficient: NonNegative = 0.01
     """Weight of the mean squared sum of a pair's two rewards, which keeps rewards around zero."""
     eval_dataset_name: str | None = None
@@ -104,7 +104,7 @@ class RewardConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PPOConfig(TrainConfig):
-    """Proximal policy optimisation with a critic: rows with a `prompt` and images; facts go to the reward model only."""
+    """Proximal policy optimisation with a critic: rows with a `prompt` and images; only the reward model sees facts."""
 
     reward_model_path: str
     """Directory that the reward stage wrote."""
@@ -222,7 +222,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a field accepts, for messages and for `--help`. `choices` is empty unless the field is one of a few words."""
+    """What a field accepts, for messages and for `--help`; `choices` if it is one of a few words."""
 
     name: str
     kind: Literal["integer", "number", "text", "boolean"]
@@ -241,7 +241,6 @@ class Setting:
         return text + " or none" * self.optional
 
 
-@cache
 def settings(cls: type) -> dict[str, Setting]:
     """The fields of a configuration class by name, in order, read from its JSON schema."""
     schema = TypeAdapter(cls).json_schema()
@@ -264,7 +263,7 @@ def settings(cls: type) -> dict[str, Setting]:
 
 def _docstring(cls: type, name: str) -> str:
     """From the class that defines the field: pydantic does not pass attribute docstrings on to subclasses."""
-    owner: Any = next(base for base in cls.__mro__ if name in base.__dict__.get("__annotations__", ()))
+    owner: Any = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
     return owner.__pydantic_fields__[name].description or ""
 
 
@@ -320,8 +319,9 @@ def load(cls: type[Config], file: Path | None, overrides: Mapping[str, Any]) -> 
         problems.append(f"{file}: {'; '.join(in_file_bad)}")
     if missing:
         give = " ".join(f"--{name} ..." for name in missing)
-        where = f"in {file}" if file is not None else "in a file named by --config"
-        problems.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required: add {give}, or set {where}")
+        where = f"to {file}" if file is not None else "to a file that --config names"
+        be, line = ("is", "a line") if len(missing) == 1 else ("are", "a line for each")
+        problems.append(f"{', '.join(missing)} {be} required: add {give}, or {line} {where}")
     if problems:
         raise InputError("; ".join(problems))
     assert config is not None
@@ -371,7 +371,7 @@ def _must_be(field: Setting, value: Any) -> str:
     words = {None: "null", True: "true", False: "false"}
     shown = words[value] if value is None or isinstance(value, bool) else repr(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    quote = field.kind == "text" and not field.choices and not isinstance(value, str | None)
+    quote = field.kind == "text" and not field.choices and not isinstance(value, str | list | dict | None)
     return f"must be {field.allowed}, not {shown}" + " (put it in quotes)" * quote
 
 

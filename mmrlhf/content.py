@@ -56,7 +56,7 @@ def find(kind: Kind, name: str) -> Path:
 def load_module(path: Path) -> ModuleType:
     """Run a Python file as a module of its own, so that two files of one name never meet.
 
-    It is in `sys.modules` while it runs, which dataclasses with postponed annotations need. Raises what the file raises.
+    It is in `sys.modules` while it runs, which dataclasses with postponed annotations need. What it raises is raised.
     """
     place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"mmrlhf_content_{path.stem}_{place}"

@@ -53,7 +53,7 @@ def new_processor(seed: int) -> LlavaProcessor:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
-        [f" {t} User: Assistant: System:" for t in text],
+        [line for t in text for line in (f" {t} Assistant:", t, "User:", "System:")],
         trainers.BpeTrainer(
             vocab_size=640,
             special_tokens=["<unk>", "<pad>", "<s>", "</s>", "<image>"],

@@ -1,0 +1,75 @@
+"""Recipes, samples and benchmarks are found by name and loaded by path."""
+
+import sys
+
+import pytest
+
+from mmrlhf import content
+from mmrlhf.records import InputError
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with one file of each kind, around an imagined package directory."""
+    for name in ("mmrlhf/content.py", "configs/demo/sft.yaml", "data/cards/one.jsonl", "eval/pope.py", "eval/_part.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(content, "__file__", str(tmp_path / "mmrlhf/content.py"))
+    return tmp_path
+
+
+def test_names_are_found_with_and_without_what_goes_without_saying(repository):
+    assert content.find("eval", "pope") == repository / "eval/pope.py"
+    for name in ("demo/sft", "demo/sft.yaml", "configs/demo/sft.yaml"):
+        assert content.find("configs", name) == repository / "configs/demo/sft.yaml"
+    assert content.find("data", "cards") == repository / "data/cards"
+    assert content.names("eval") == ["pope"]
+
+
+def test_the_wheels_own_copy_comes_first(repository):
+    bundled = repository / "mmrlhf/_content/eval/pope.py"
+    bundled.parent.mkdir(parents=True)
+    bundled.touch()
+    assert content.find("eval", "pope") == bundled
+    assert content.find("configs", "demo/sft") == repository / "configs/demo/sft.yaml"
+
+
+def test_an_unknown_name_gets_the_nearest(repository):
+    with pytest.raises(InputError, match=r"there is no popee in eval: did you mean pope\?"):
+        content.find("eval", "popee")
+    with pytest.raises(InputError, match="there is no zzz in configs: there is demo/sft"):
+        content.find("configs", "zzz")
+    with pytest.raises(InputError):
+        content.find("eval", "")
+
+
+def test_what_ends_in_py_is_a_path(repository, monkeypatch):
+    monkeypatch.chdir(repository / "eval")
+    assert content.find("eval", "pope.py").samefile(repository / "eval/pope.py")
+    with pytest.raises(InputError, match=r"pop\.py does not exist: did you mean pope\.py"):
+        content.find("eval", "pop.py")
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path):
+    modules = []
+    for number in (1, 2):
+        file = tmp_path / str(number) / "same.py"
+        file.parent.mkdir()
+        file.write_text(
+            "from __future__ import annotations\n"
+            "from dataclasses import dataclass\n"
+            f"@dataclass\nclass Row:\n    number: int = {number}\n"
+        )
+        modules.append(content.load_module(file))
+    assert [module.Row().number for module in modules] == [1, 2]
+    assert all(sys.modules[module.__name__] is module for module in modules)
+
+
+def test_a_file_that_fails_raises_its_own_error_and_leaves_nothing(tmp_path):
+    (tmp_path / "bad.py").write_text("1 / 0")
+    before = set(sys.modules)
+    with pytest.raises(ZeroDivisionError):
+        content.load_module(tmp_path / "bad.py")
+    assert not [name for name in set(sys.modules) - before if "bad" in name]
+    with pytest.raises(InputError):
+        content.load_module(tmp_path / "absent.py")
