@@ -60,6 +60,8 @@ class TrainConfig:
     """Gradients are scaled down to this norm."""
     per_device_train_batch_size: Count = 8
     """Rows (for ppo: prompts) each process takes in one step."""
+    gradient_accumulation_steps: Count = 1
+    """Pieces that a step's (for ppo: a minibatch's) rows are run in, to save memory; the result is the same."""
     num_train_epochs: Positive = 1.0
     """Passes over the data; max_steps wins when given."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
@@ -136,6 +138,8 @@ class PPOConfig(TrainConfig):
     """Taken off the score of an answer that did not end within response_length."""
     critic_learning_rate: Positive | None = None
     """Learning rate of the value role; learning_rate if not given."""
+    eval_steps: Count = 20
+    """Steps between measurements, where the caller hands in something to measure (the demo does)."""
     num_sample_generations: Annotated[int, Field(ge=0)] = 4
     """Answers printed and kept at each logging step."""
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mmrlhf.config import FactsPosition
-from mmrlhf.records import Message
+from mmrlhf.facts import render
+from mmrlhf.prefix import extend, prefill
+from mmrlhf.records import Fact, ImageSource, InputError, Message
+from mmrlhf.roles import Adapters, Role, scalar_head
+from mmrlhf.run import write_whole
+from mmrlhf.vlm import load as load_vlm
 
 REVIEW = "Is all of this true of the picture?"
 """The turn after an answer at whose end the reward is read: a question that a vision-language model can already answer."""
@@ -24,3 +38,115 @@ def review_messages(
         last = Message(last.role, f"{facts} {last.content}")
     review = f"{facts} {REVIEW}" if facts and position == "after" else REVIEW
     return (*earlier, last, Message("assistant", answer), Message("user", review))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Answers to one prompt on the same pictures, scored together; `facts` is what is known of the pictures."""
+
+    images: tuple[ImageSource, ...]
+    prompt: tuple[Message, ...]
+    answers: tuple[str, ...]
+    facts: tuple[Fact, ...] = ()
+
+
+@dataclass
+class RewardModel:
+    """A role with a scalar head that reads images, text and facts; scores are (raw - mean) / std of a reference set."""
+
+    role: Role
+    facts: Literal["given", "none"]
+    facts_position: FactsPosition
+    mean: float = 0.0
+    std: float = 1.0
+    accuracy: float | None = None
+    max_length: int = 2048
+
+    def raw(self, groups: Sequence[Group]) -> Tensor:
+        """Scores [N] of all answers in order, before normalisation; with gradients where they are enabled.
+
+        The score is read where the review turn has been asked and its answer would begin.
+        """
+        vlm = self.role.vlm
+        conversations, answers, rows = [], [], []
+        for i, group in enumerate(groups):
+            text = ""
+            if self.facts == "given":
+                # One order for all answers of a prompt, decided by the prompt itself: scores repeat.
+                text = render(group.facts, zlib.crc32(repr((group.prompt, group.facts)).encode()))
+            *asked, _, _ = review_messages(group.prompt, "", text, self.facts_position)
+            conversations.append((asked, group.images))
+            for answer in group.answers:
+                review = review_messages(group.prompt, answer, text, self.facts_position)[-1]
+                answers.append(vlm.answer_ids(asked, answer, len(group.images), then=[review]))
+                rows.append(i)
+        prompts = vlm.prompts(conversations, self.max_length)
+        ids_NT, mask_NT = pad_right(answers, int(vlm.tokenizer.pad_token_id), vlm.device)
+        with self.role.active():
+            prefix = prefill(vlm, prompts)
+            hidden = extend(vlm, prefix, torch.tensor(rows, device=vlm.device), ids_NT, mask_NT)
+            last = hidden[torch.arange(len(answers)), mask_NT.sum(1)]
+            assert self.role.head is not None
+            return self.role.head(last.float())[:, 0]
+
+    @torch.no_grad()
+    def score(self, groups: Sequence[Group], batch_size: int = 128) -> list[list[float]]:
+        """Normalised scores of each group's answers; about `batch_size` answers run at a time."""
+        found: list[list[float]] = []
+        chunk: list[Group] = []
+        for i, group in enumerate(groups):
+            chunk.append(group)
+            if sum(len(g.answers) for g in chunk) >= batch_size or i + 1 == len(groups):
+                scores = ((self.raw(chunk) - self.mean) / self.std).tolist()
+                for g in chunk:
+                    found.append(scores[: len(g.answers)])
+                    scores = scores[len(g.answers) :]
+                chunk = []
+        return found
+
+    def save(self, directory: Path) -> None:
+        """Adapter in PEFT's format, head, and what is needed to read scores rightly."""
+        assert self.role.adapter and self.role.head
+        self.role.adapters.save(self.role.adapter, directory)
+        save_file({k: v.contiguous() for k, v in self.role.head.state_dict().items()}, directory / "head.safetensors")
+        card = {
+            "base": self.role.vlm.name,
+            "base_fingerprint": self.role.vlm.fingerprint,
+            "facts": self.facts,
+            "facts_position": self.facts_position,
+            "review": REVIEW,
+            "mean": self.mean,
+            "std": self.std,
+            "accuracy": self.accuracy,
+            "dtype": str(self.role.vlm.model.dtype).removeprefix("torch."),
+        }
+        write_whole(directory / "reward.json", json.dumps(card, indent=1))
+
+
+def load_reward_model(path: str, adapters: Adapters | None = None, max_length: int = 2048) -> RewardModel:
+    """A saved reward model: on `adapters`' base where it belongs to that base, else on its own, loaded from where it was.
+
+    Raises InputError when the directory is no reward model, its base is gone or has changed.
+    """
+    directory = Path(path)
+    if not (directory / "reward.json").is_file():
+        raise InputError(f"reward model {path} does not exist: give the output_dir of a finished `mmrlhf reward` run")
+    card = json.loads((directory / "reward.json").read_text())
+    if card["review"] != REVIEW:
+        raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
+    if adapters is None or adapters.vlm.fingerprint != card["base_fingerprint"]:
+        adapters = Adapters(load_vlm(card["base"], card["dtype"]))
+        if adapters.vlm.fingerprint != card["base_fingerprint"]:
+            raise InputError(f"reward model {path} was trained on another base than {card['base']} now holds: restore that base")
+    adapters.load("reward", directory, trainable=False)
+    head = scalar_head(adapters.vlm.hidden_size, zero=True)
+    head.load_state_dict(load_file(directory / "head.safetensors"))
+    head.requires_grad_(False).to(adapters.vlm.device)
+    role = Role(adapters, "reward", head)
+    return RewardModel(role, card["facts"], card["facts_position"], card["mean"], card["std"], card["accuracy"], max_length)
+
+
+def pad_right(rows: Sequence[Tensor], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token rows of different lengths -> ids [N, T] and mask [N, T]."""
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=fill).to(device), mask.to(device)

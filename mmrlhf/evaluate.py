@@ -1,0 +1,66 @@
+"""`mmrlhf eval NAME`: a benchmark on a model, as files: predictions.jsonl -> scores.jsonl -> result.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmrlhf.benchmark import load_benchmark
+from mmrlhf.config import EvalConfig
+from mmrlhf.generate import policy
+from mmrlhf.records import Example
+from mmrlhf.rollout import answer_all
+from mmrlhf.run import Run, json_line, progress, read_jsonl, write_whole
+from mmrlhf.vlm import VLM
+
+
+def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
+    """Predict, score, aggregate; returns the metrics. Predictions that are there are not made again."""
+    import torch
+
+    module = load_benchmark(benchmark)
+    run = Run(config.output_dir, config)
+    examples = module.load(config.data, config.limit)
+    kept = run.path / "predictions.jsonl"
+    predictions = {row["id"]: row["answers"] for row in read_jsonl(kept)}
+    missing = [e for e in examples if e.id not in predictions]
+    if missing:
+        write_whole(kept, "".join(json_line({"id": i, "answers": a}) for i, a in predictions.items()))  # without a torn line
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with policy(config.model_name_or_path, config.adapter_path, device=device) as vlm, kept.open("a") as file:
+            for example, answers in predict(vlm, missing, config, benchmark):
+                predictions[example.id] = answers
+                file.write(json_line({"id": example.id, "answers": answers}))
+                file.flush()
+    metrics = scored(module, examples, predictions, run.path, config.seed)
+    result = {"benchmark": benchmark, "version": module.VERSION, "model": config.model_name_or_path, "adapter": config.adapter_path,
+              "temperature": config.temperature, "n": len(examples), "metrics": metrics}  # fmt: skip
+    write_whole(run.path / "result.json", json.dumps(result, indent=1))
+    for part, values in metrics.items():
+        shown = {k: v for k, v in values.items() if isinstance(v, float)}
+        print(part, "  ".join(f"{k} {v:.4g}" for k, v in shown.items()))
+    return metrics
+
+
+def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str):  # noqa: ANN201
+    """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
+    with progress(len(examples), f"eval {name}") as advance:
+        for pair in answer_all(
+            vlm, examples, batch_size=config.batch_size, num_generations=config.num_generations,
+            response_length=config.response_length, temperature=config.temperature, seed=config.seed,
+        ):  # fmt: skip
+            advance()
+            yield pair
+
+
+def scored(
+    module: ModuleType, examples: Sequence[Example], predictions: dict[str, list[str]], folder: Path | None, seed: int
+) -> dict[str, Any]:
+    """Score answers that exist, and aggregate; rows go to scores.jsonl when a folder is given."""
+    rows = [{"id": e.id, **module.score(e, predictions[e.id])} for e in examples]
+    if folder is not None:
+        write_whole(folder / "scores.jsonl", "".join(map(json_line, rows)))
+    return dict(module.aggregate(rows, seed))

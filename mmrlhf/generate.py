@@ -1,0 +1,64 @@
+"""`mmrlhf generate`: answers of a model, or of a model under a ppo run's adapter, as JSONL."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmrlhf.config import GenerateConfig
+from mmrlhf.formats import read_examples
+from mmrlhf.records import Example, InputError
+from mmrlhf.roles import Adapters
+from mmrlhf.rollout import answer_all
+from mmrlhf.run import json_line, progress, write_whole
+from mmrlhf.vlm import VLM, load
+
+
+@contextlib.contextmanager
+def policy(model_name_or_path: str, adapter_path: str | None, dtype: str = "float32", device: str = "cpu") -> Iterator[VLM]:
+    """A model to ask, under the adapter if one is given. Raises InputError when the adapter belongs to another base."""
+    vlm = load(model_name_or_path, dtype, device)
+    if adapter_path is None:
+        yield vlm
+        return
+    card = Path(adapter_path) / "base.json"
+    if card.is_file() and json.loads(card.read_text())["base_fingerprint"] != vlm.fingerprint:
+        raise InputError(
+            f"adapter {adapter_path} was trained on {json.loads(card.read_text())['base']}, whose weights {model_name_or_path} "
+            "does not hold: give that model"
+        )
+    adapters = Adapters(vlm)
+    adapters.load("policy", Path(adapter_path), trainable=False)
+    with adapters.use("policy"):
+        yield vlm
+
+
+def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
+    """Write one line for each answer: id, images, prompt, answer. The file appears when all are there."""
+    import torch
+
+    if examples is None:
+        examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
+    lines = []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with policy(config.model_name_or_path, config.adapter_path, config.dtype, device) as vlm, progress(len(examples), "generate") as advance:
+        for example, texts in answer_all(
+            vlm, examples, batch_size=config.batch_size, num_generations=config.num_generations,
+            response_length=config.response_length, temperature=config.temperature, seed=config.seed, max_length=config.max_length,
+        ):  # fmt: skip
+            for text in texts:
+                lines.append(
+                    json_line(
+                        {
+                            "id": example.id,
+                            "images": [i.path for i in example.images],
+                            "prompt": [{"role": m.role, "content": m.content} for m in example.prompt],
+                            "answer": text,
+                        }
+                    )
+                )
+            advance()
+    write_whole(Path(config.output_file), "".join(lines))
+    return Path(config.output_file)

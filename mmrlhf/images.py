@@ -1,0 +1,68 @@
+"""Pictures: opened with care, because a file's name and size say nothing of what is in it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmrlhf.records import ImageSource, InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What Pillow may take a file for; its other decoders are seldom used and seldom hardened."""
+
+
+def open_image(source: ImageSource, max_pixels: int = 40_000_000) -> Image.Image:
+    """The picture, upright, in 8-bit RGB, transparency on white. Raises InputError with the file's name and what to do."""
+    data = source.read()
+    if not data:
+        raise InputError(f"image {source.name} is empty (0 bytes): replace the file or drop the row")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata: judged below
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _refuse_by_header(image, source.name, max_pixels)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(_too_large(source.name, "far more than", max_pixels)) from None
+    except Image.UnidentifiedImageError:
+        raise InputError(
+            f"image {source.name} is damaged, or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file: "
+            "replace the file or drop the row"
+        ) from None
+    except Exception as error:  # on broken bytes the decoders raise whatever they stumble over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"image {source.name} is truncated or damaged ({reason}): replace the file or drop the row"
+        ) from None
+
+
+def _refuse_by_header(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Judge size and frames before a pixel is decoded."""
+    if image.width * image.height > max_pixels:
+        raise InputError(_too_large(name, f"{image.width} x {image.height}, more than", max_pixels))
+    # A phone's JPEG may carry a depth map or a thumbnail as a second frame (MPO): its first is the picture.
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise InputError(f"image {name} has {frames} frames or pages: save the one that is meant as PNG")
+
+
+def _too_large(name: str, size: str, max_pixels: int) -> str:
+    return f"image {name} has {size} {max_pixels:,} pixels: scale it down"
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("it holds floating-point samples; save it with 8 bits a channel")
+    if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits to 8: almost all of it white
+        samples = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
+        image = Image.fromarray(samples.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

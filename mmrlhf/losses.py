@@ -1,0 +1,114 @@
+"""Losses and estimators: pure functions on tensors.
+
+Shape suffixes: B answers (or pairs), T tokens of an answer, V vocabulary. `mask_BT` is 1 on the tokens of an answer and 0
+on padding; every mean is over the mask, so that padding wider changes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Metrics = dict[str, float]
+
+
+def masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean over the mask; 0 for an empty mask."""
+    return (values_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+
+
+def masked_whiten(values_BT: Tensor, mask_BT: Tensor, *, keep_mean: bool = False) -> Tensor:
+    """Scaled to unit variance over the mask, and shifted to zero mean unless `keep_mean`. Padding becomes 0."""
+    mean = masked_mean(values_BT, mask_BT)
+    variance = masked_mean((values_BT - mean) ** 2, mask_BT)
+    white = (values_BT - mean) * torch.rsqrt(variance + 1e-8)
+    return (white + mean if keep_mean else white) * mask_BT
+
+
+def sft(logps_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Metrics]:
+    """Negative log-likelihood per answer token."""
+    loss = -masked_mean(logps_BT, mask_BT)
+    return loss, {"loss": loss.item(), "num_tokens": float(mask_BT.sum())}
+
+
+def bradley_terry(chosen_B: Tensor, rejected_B: Tensor, center: float = 0.0) -> tuple[Tensor, Metrics]:
+    """-log sigmoid(chosen - rejected), plus `center` times the mean squared sum of a pair's rewards.
+
+    Ouyang et al. 2022 (InstructGPT), equation 1; the centring term is Eisenstein et al. 2023, equation 2.
+    """
+    margin_B = chosen_B - rejected_B
+    loss = -F.logsigmoid(margin_B).mean() + center * ((chosen_B + rejected_B) ** 2).mean()
+    both = torch.cat([chosen_B, rejected_B]).detach()
+    return loss, {
+        "loss": loss.item(),
+        "accuracy": (margin_B > 0).float().mean().item(),
+        "margin": margin_B.mean().item(),
+        "min_reward": both.min().item(),
+        "mean_reward": both.mean().item(),
+        "max_reward": both.max().item(),
+    }
+
+
+def kl_k1(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
+    """log p/q per sampled token: Schulman's k1, the unbiased estimate of KL(p || q)."""
+    return logps_BT - ref_logps_BT
+
+
+def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
+    """-kl_coef x KL on every token, plus the score on the last real token. Ziegler et al. 2019, equation 2."""
+    rewards_BT = -kl_coef * kl_BT * mask_BT
+    last_B = mask_BT.sum(1).long().clamp(min=1) - 1
+    return rewards_BT.scatter_add(1, last_B[:, None], scores_B[:, None].to(rewards_BT.dtype))
+
+
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Advantages and returns [B, T] by generalised advantage estimation; 0 on padding. Schulman et al. 2016, equation 16.
+
+    The value after the last real token is 0: an answer ends there.
+    """
+    advantages_BT = torch.zeros_like(rewards_BT)
+    carried_B = torch.zeros_like(rewards_BT[:, 0])
+    next_B = torch.zeros_like(carried_B)
+    for t in range(rewards_BT.shape[1] - 1, -1, -1):
+        delta_B = rewards_BT[:, t] + gamma * next_B - values_BT[:, t]
+        # Padding stands to the right of an answer: over it nothing is carried and the next value stays 0.
+        carried_B = (delta_B + gamma * lam * carried_B) * mask_BT[:, t]
+        next_B = values_BT[:, t] * mask_BT[:, t]
+        advantages_BT[:, t] = carried_B
+    return advantages_BT, (advantages_BT + values_BT) * mask_BT
+
+
+def ppo_policy(
+    logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, cliprange: float, tokens: Tensor | float
+) -> tuple[Tensor, Metrics]:
+    """Clipped surrogate, summed over the mask and divided by `tokens`, the token count of the whole minibatch over all
+    micro-batches and processes. Schulman et al. 2017, equation 7. The log-ratio is clamped to +-20.
+    """
+    log_ratio_BT = ((logps_BT - old_logps_BT) * mask_BT).clamp(-20, 20)
+    ratio_BT = log_ratio_BT.exp()
+    plain_BT = -advantages_BT * ratio_BT
+    clipped_BT = -advantages_BT * ratio_BT.clamp(1 - cliprange, 1 + cliprange)
+    loss = (torch.maximum(plain_BT, clipped_BT) * mask_BT).sum() / tokens
+    with torch.no_grad():
+        return loss, {
+            "loss/policy_avg": loss.item(),
+            "policy/approxkl_avg": (0.5 * log_ratio_BT**2 * mask_BT).sum().item() / float(tokens),
+            "policy/clipfrac_avg": ((clipped_BT > plain_BT) * mask_BT).sum().item() / float(tokens),
+            "val/ratio": (ratio_BT * mask_BT).sum().item() / float(tokens),
+        }
+
+
+def ppo_value(
+    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, cliprange: float, tokens: Tensor | float
+) -> tuple[Tensor, Metrics]:
+    """Half the squared error of the value, the worse of clipped and unclipped, summed over the mask and divided by
+    `tokens` as in `ppo_policy`. `cliprange` is in the units of the returns. Baselines' PPO2.
+    """
+    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange, cliprange)
+    plain_BT, clipped_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
+    loss = 0.5 * (torch.maximum(plain_BT, clipped_BT) * mask_BT).sum() / tokens
+    return loss, {
+        "loss/value_avg": loss.item(),
+        "val/clipfrac_avg": ((clipped_BT > plain_BT) * mask_BT).sum().item() / float(tokens),
+    }

@@ -1,0 +1,95 @@
+"""The factually augmented reward model: Bradley-Terry on preference pairs, with facts on the picture in the prompt.
+
+Facts are typed evidence in front of the question or in the review turn after the answer (Sun et al. 2023, LLaVA-RLHF); the same
+text and order for both answers of a pair. `facts: none` is the ablation. The reward is a scalar head on the last token of the
+review turn. Left out: margins, ties, label smoothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from mmrlhf import losses
+from mmrlhf.config import RewardConfig
+from mmrlhf.facts import read_facts
+from mmrlhf.formats import read_pairs
+from mmrlhf.records import Pair
+from mmrlhf.rewards import Group, RewardModel
+from mmrlhf.roles import Adapters, Role, scalar_head
+from mmrlhf.run import Run, load_optimizer, optimizer_tensors
+from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
+from mmrlhf.vlm import load
+
+
+def group(pair: Pair) -> Group:
+    return Group(pair.images, pair.prompt, (pair.chosen, pair.rejected), pair.facts)
+
+
+def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] | None = None) -> Path:
+    """Train on `pairs`, or on the configured data set; returns the artefact's directory (`output_dir`).
+
+    `held_out` (or eval_dataset_name) is what accuracy is reported on; nothing is selected on it.
+    """
+    accelerator = Accelerator()
+    run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
+    if run.finished:
+        return run.path
+    if pairs is None:
+        facts = read_facts(config.facts_file) if config.facts_file else None
+        pairs = read_pairs(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
+        if config.eval_dataset_name:
+            held_out = read_pairs(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
+
+    # 1. The role: an adapter and a head on the base
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device)
+    adapters = Adapters(vlm)
+    adapters.add("reward", config.lora_r, config.lora_alpha, config.seed)
+    head = scalar_head(vlm.hidden_size, zero=False, seed=config.seed).to(vlm.device)
+    role = Role(adapters, "reward", head)
+    model = RewardModel(role, config.facts, config.facts_position, max_length=config.max_length)
+    optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    # 2. Where a killed run stood
+    size = config.per_device_train_batch_size * accelerator.num_processes
+    total, first = total_steps(config, len(pairs), accelerator.num_processes), 0
+    if found := run.resume():
+        first, tensors, _ = found
+        role.restore(tensors)
+        load_optimizer(optimizer, tensors)
+
+    # 3. Steps: every pair's two answers share one run of their prompt
+    with run.progress(total, first, f"reward ({'with' if config.facts == 'given' else 'without'} facts)") as advance:
+        for step in range(first, total):
+            rows = [pairs[i] for i in rows_of_step(step, size, len(pairs), config.seed)]
+            mine = rows[accelerator.process_index :: accelerator.num_processes]
+            for options in optimizer.param_groups:
+                options["lr"] = config.learning_rate * learning_rate_factor(config, step, total)
+            sums: dict[str, float] = {}
+            for part in pieces(mine, config.gradient_accumulation_steps):
+                raw_P2 = model.raw([group(p) for p in part]).view(-1, 2)
+                loss, metrics = losses.bradley_terry(raw_P2[:, 0], raw_P2[:, 1], config.center_rewards_coefficient)
+                accelerator.backward(loss * len(part) / len(rows))
+                for k, v in metrics.items():
+                    sums[k] = sums.get(k, 0.0) + v * len(part) / len(mine)
+            norm = apply(accelerator, optimizer, role.parameters(), config.max_grad_norm)
+            advance()
+            sums |= {"grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
+            run.log(step + 1, sums, show=(step + 1) % config.logging_steps == 0)
+            if (step + 1) % config.save_steps == 0 and step + 1 < total:
+                run.save(step + 1, {**role.tensors(), **optimizer_tensors(optimizer)}, {})
+
+    # 4. Scale on a reference set, accuracy on pairs that were not trained on, and the artefact
+    if accelerator.is_main_process:
+        reference = held_out or pairs[: min(len(pairs), 256)]
+        raw = torch.tensor(model.score([group(p) for p in reference]))
+        model.mean, model.std = raw.mean().item(), max(raw.std().item(), 1e-6)
+        right = (raw[:, 0] > raw[:, 1]).float()
+        model.accuracy = right.mean().item() if held_out else None
+        model.save(run.path)
+        run.finish({"steps": total, "accuracy": model.accuracy, "right": right.tolist() if held_out else None})
+    accelerator.wait_for_everyone()
+    return run.path

@@ -1,0 +1,152 @@
+"""One base, several roles: named LoRA adapters in the language model, and scalar heads.
+
+`policy`, `value` and `reward` are adapters on one copy of the model; `reference` is no adapter at all. Switching a role sets
+which adapter is active and nothing else: PEFT's own `set_adapter` and `disable_adapter` also flip `requires_grad`, which
+would freeze one role whenever another ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmrlhf.records import InputError
+from mmrlhf.vlm import VLM
+
+
+def lora_targets(vlm: VLM) -> str:
+    """A regular expression for every linear layer of the language model, and none of the vision tower.
+
+    A list of suffixes such as `q_proj` would also hit the tower's layers.
+    """
+    decoder = vlm.model.base_model.get_decoder()
+    name = next(n for n, module in vlm.model.named_modules() if module is decoder)
+    leaves = sorted({n.rsplit(".", 1)[-1] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)})
+    return re.escape(name) + r"\..*\.(" + "|".join(leaves) + ")"
+
+
+class Adapters:
+    """The named adapters on one model. `peft` is the wrapper that saves and merges; forwards go to `vlm.model`."""
+
+    def __init__(self, vlm: VLM):
+        self.vlm = vlm
+        self.peft: PeftModel | None = None
+        self._targets = lora_targets(vlm)
+
+    def add(self, name: str, r: int, alpha: float, seed: int) -> None:
+        """A fresh adapter (zero change), trainable, in float32."""
+        torch.manual_seed(seed)
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self._targets)
+        if self.peft is None:
+            self.peft = get_peft_model(self.vlm.model, config, adapter_name=name)
+        else:
+            self.peft.add_adapter(name, config)
+        for parameter in self.parameters(name).values():
+            parameter.requires_grad_(True)
+
+    def load(self, name: str, directory: Path, *, trainable: bool) -> None:
+        """An adapter that was saved; raises InputError when it is missing or belongs to another model."""
+        if not (directory / "adapter_model.safetensors").is_file():
+            raise InputError(f"adapter {directory} does not exist: give the directory of a finished run's adapter")
+        config = LoraConfig.from_pretrained(str(directory))
+        self.add(name, config.r, config.lora_alpha, seed=0)
+        saved = load_file(directory / "adapter_model.safetensors")
+        here = self.parameters(name)
+        renamed = {self._plain(k, name): p for k, p in here.items()}
+        if set(saved) != set(renamed) or any(saved[k].shape != renamed[k].shape for k in saved):
+            raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
+        with torch.no_grad():
+            for key, parameter in renamed.items():
+                parameter.copy_(saved[key])
+                parameter.requires_grad_(trainable)
+
+    @staticmethod
+    def _plain(key: str, name: str) -> str:
+        """A parameter's name as PEFT stores it: without the adapter's name."""
+        return "base_model.model." + key.replace(f".{name}.", ".")
+
+    def save(self, name: str, directory: Path) -> None:
+        """In PEFT's own format, so that `PeftModel.from_pretrained(base, directory)` reads it."""
+        from safetensors.torch import save_file
+
+        assert self.peft is not None
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {self._plain(k, name): p.detach().cpu().contiguous() for k, p in self.parameters(name).items()}
+        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.peft.peft_config[name].save_pretrained(str(directory))
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """An adapter's parameters by their name in `vlm.model`."""
+        return {k: p for k, p in self.vlm.model.named_parameters() if f".{name}." in k and "lora_" in k}
+
+    def copy(self, source: str, target: str) -> None:
+        """Start `target` as a copy of `source`."""
+        with torch.no_grad():
+            to = self.parameters(target)
+            for key, parameter in self.parameters(source).items():
+                to[key.replace(f".{source}.", f".{target}.")].copy_(parameter)
+
+    @contextlib.contextmanager
+    def use(self, name: str | None) -> Iterator[None]:
+        """Run under one adapter, or None: the base alone. `requires_grad` stays as it is."""
+        layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
+        before = [(m._active_adapter, m._disable_adapters) for m in layers]
+        for m in layers:
+            m._active_adapter, m._disable_adapters = ([name] if name else m._active_adapter), name is None
+        try:
+            yield
+        finally:
+            for m, (active, disabled) in zip(layers, before, strict=True):
+                m._active_adapter, m._disable_adapters = active, disabled
+
+
+@dataclass
+class Role:
+    """A model under one adapter (None: the base alone), with a scalar head for `value` and `reward`.
+
+    Roles need not share a model: a reward role may stand on a larger one, and is then given images and text.
+    """
+
+    adapters: Adapters
+    adapter: str | None
+    head: nn.Linear | None = None
+
+    @property
+    def vlm(self) -> VLM:
+        return self.adapters.vlm
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        return self.adapters.use(self.adapter)
+
+    def parameters(self) -> list[nn.Parameter]:
+        found = list(self.adapters.parameters(self.adapter).values()) if self.adapter else []
+        return found + (list(self.head.parameters()) if self.head else [])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of this role."""
+        found = {k: p.detach() for k, p in self.adapters.parameters(self.adapter).items()} if self.adapter else {}
+        return found | ({f"{self.adapter}_head.{k}": v for k, v in self.head.state_dict().items()} if self.head else {})
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for key, tensor in self.tensors().items():
+                tensor.copy_(tensors[key])
+
+
+def scalar_head(hidden_size: int, *, zero: bool, seed: int = 0) -> nn.Linear:
+    """hidden -> 1 in float32, bias 0; weights zero (a critic), or N(0, 1 / (hidden + 1)) (a reward model; Huang et al. 2024)."""
+    head = nn.Linear(hidden_size, 1)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head.bias.zero_()
+        head.weight.zero_() if zero else head.weight.normal_(0, (hidden_size + 1) ** -0.5, generator=generator)
+    return head

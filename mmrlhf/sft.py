@@ -1,0 +1,102 @@
+"""Supervised fine-tuning on answers: the first step of InstructGPT's recipe (Ouyang et al. 2022).
+
+The loss is on answer tokens only. `lora` trains an adapter and merges it at the end, `full` trains the language model; both
+yield an ordinary checkpoint, so that in later stages "adapters off" is exactly this model. The vision tower and the projector
+stay frozen. Left out: packing of several rows into one sequence.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from mmrlhf import losses
+from mmrlhf.config import SFTConfig
+from mmrlhf.facts import read_facts
+from mmrlhf.formats import read_examples
+from mmrlhf.prefix import extend, prefill
+from mmrlhf.records import Example
+from mmrlhf.rewards import pad_right
+from mmrlhf.roles import Adapters
+from mmrlhf.run import Run, load_optimizer, optimizer_tensors
+from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
+from mmrlhf.vlm import load
+
+
+def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
+    """Train on `examples`, or on the configured data set; returns the checkpoint's directory (`output_dir/model`)."""
+    accelerator = Accelerator()
+    run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
+    target = run.path / "model"
+    if run.finished:
+        return target
+    if examples is None:
+        examples = read_examples(
+            config.dataset_name, config.dataset_train_split, config.image_folder, read_facts(config.facts_file) if config.facts_file else None, need_answer=True
+        )
+
+    # 1. Model, and what of it is trained
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device)
+    if config.train == "lora":
+        adapters = Adapters(vlm)
+        adapters.add("sft", config.lora_r, config.lora_alpha, config.seed)
+        trained = adapters.parameters("sft")
+    else:
+        vlm.model.base_model.get_decoder().requires_grad_(True)
+        vlm.model.get_output_embeddings().requires_grad_(True)
+        trained = {k: p for k, p in vlm.model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    # 2. Where a killed run stood
+    size = config.per_device_train_batch_size * accelerator.num_processes
+    total, first = total_steps(config, len(examples), accelerator.num_processes), 0
+    if found := run.resume():
+        first, tensors, _ = found
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(tensors[name])
+        load_optimizer(optimizer, tensors)
+
+    # 3. Steps
+    with run.progress(total, first, "sft") as advance:
+        for step in range(first, total):
+            rows = [examples[i] for i in rows_of_step(step, size, len(examples), config.seed)]
+            mine = rows[accelerator.process_index :: accelerator.num_processes]
+            answers = [vlm.answer_ids(e.prompt, e.answer or "", len(e.images)) for e in mine]
+            tokens = accelerator.reduce(torch.tensor(float(sum(map(len, answers))), device=accelerator.device), "sum")
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_factor(config, step, total)
+            loss = 0.0
+            for part in pieces(list(zip(mine, answers, strict=True)), config.gradient_accumulation_steps):
+                ids, mask = pad_right([a for _, a in part], int(vlm.tokenizer.pad_token_id), vlm.device)
+                longest = config.max_length - ids.shape[1]
+                prompts = vlm.prompts([(e.prompt, e.images) for e, _ in part], longest)
+                hidden = extend(vlm, prefill(vlm, prompts), torch.arange(len(part), device=vlm.device), ids[:, :-1], mask[:, :-1])
+                logps, _ = vlm.token_logps(hidden, ids, mask)
+                piece, _ = losses.sft(logps, mask)
+                piece = piece * mask.sum() / tokens
+                accelerator.backward(piece)
+                loss += piece.item()
+            norm = apply(accelerator, optimizer, list(trained.values()), config.max_grad_norm)
+            advance()
+            metrics = {"loss": loss, "num_tokens": float(tokens), "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
+            run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
+            if (step + 1) % config.save_steps == 0 and step + 1 < total:
+                run.save(step + 1, {**dict(trained), **optimizer_tensors(optimizer)}, {})
+
+    # 4. A full checkpoint, whole or not at all
+    if accelerator.is_main_process:
+        model = adapters.peft.merge_and_unload() if config.train == "lora" else vlm.model  # type: ignore[union-attr]
+        aside = run.path / ".model"
+        shutil.rmtree(aside, ignore_errors=True)
+        model.save_pretrained(aside)
+        vlm.processor.save_pretrained(aside)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        run.finish({"steps": total})
+    accelerator.wait_for_everyone()
+    return target
