@@ -13,7 +13,7 @@ import numpy as np
 
 from mmrlhf import scenes
 from mmrlhf.benchmark import bootstrap, distinct_n, ead, fold_interval
-from mmrlhf.records import Example, Message
+from mmrlhf.records import Example, InputError, Message
 
 VERSION = "1"
 LICENSE = "Apache-2.0"
@@ -27,18 +27,31 @@ def load(data: str | None = None, limit: int | None = None) -> list[Example]:
     """Prompts on the splits named in `data` (comma-separated; held_out if not given); `limit` scenes each, 1,000 if not given."""
     rows = []
     for split in (data or "held_out").split(","):
+        if split not in scenes.BUCKETS:
+            raise InputError(f"--data {split}: no such split; there are {', '.join(scenes.BUCKETS)}")
         for index in range(limit or 1000):
             scene = scenes.scene(split, index, SEED)  # type: ignore[arg-type]
-            rng = np.random.default_rng([SEED, 23, index])
             source = scene.source()
-            where = {"split": split, "index": index}
-            asked = scenes.describe(scene, rng)
-            rows.append(Example(f"{scene.id}-describe", (source,), (Message("user", asked.text),), meta={**where, "kind": "describe"}))
+            asked = scenes.describe(scene, np.random.default_rng([SEED, 23, index]))
+            meta = {"split": split, "index": index, "kind": "describe"}
+            rows.append(Example(f"{scene.id}-describe", (source,), (Message("user", asked.text),), meta=meta))
             if index % 2 == 0:
-                asked = next(q for q in iter(lambda: scenes.question(scene, rng), None) if q.kind == "yes_no")
-                meta = {**where, "kind": "yes_no", "truth": asked.answer.split(",")[0].lower()}
+                asked = _yes_no_question(scene, index)
+                meta = {**meta, "kind": "yes_no", "truth": _yes_no(asked.answer)}
                 rows.append(Example(f"{scene.id}-yes_no", (source,), (Message("user", asked.text),), meta=meta))
     return rows
+
+
+def _yes_no_question(scene: scenes.Scene, index: int) -> scenes.Question:
+    rng = np.random.default_rng([SEED, 29, index])
+    while (asked := scenes.question(scene, rng)).kind != "yes_no":
+        pass
+    return asked
+
+
+def truth(split: scenes.Split, index: int) -> str:
+    """The right answer to a scene's yes/no question."""
+    return _yes_no(_yes_no_question(scenes.scene(split, index, SEED), index).answer)
 
 
 def score(example: Example, answers: list[str]) -> dict:

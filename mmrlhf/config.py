@@ -145,6 +145,48 @@ class PPOConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class WorldConfig:
+    """The demo's data: how many scenes of each split, what its annotators do, and what an answer is worth."""
+
+    seed: int = 0
+    """Scenes, captions, facts and preferences follow from it. Stated, not chosen."""
+    sft_rows: Count = 4000
+    """Rows to fine-tune on: three quarters descriptions, the rest short questions."""
+    habit: Fraction = 0.78
+    """Share of captions in which a trigger calls its absent partner."""
+    pair_scenes: Count = 3000
+    """Scenes whose sampled answers are compared."""
+    answers_per_scene: Annotated[int, Field(ge=2)] = 4
+    """Answers sampled from the SFT model to each of them: half at temperature 1, half hotter."""
+    hot_temperature: Positive = 1.5
+    """Temperature of the hotter half."""
+    planted: Fraction = 0.3
+    """Share of scenes where one answer is replaced by a description with planted faults."""
+    lambda_: NonNegative = 2.0
+    """Weight of a false claim against a true one in the utility that ranks answers: between silence and truth."""
+    near_tie: NonNegative = 1.0
+    """Pairs whose utilities differ by less are dropped."""
+    annotator_error: Fraction = 0.1
+    """Share of pairs whose label is turned round."""
+    held_out_pairs: Count = 400
+    """Pairs that reward accuracy is reported on, turned labels included."""
+    listed: Fraction = 0.8
+    """Probability that a truth is among the facts."""
+    wrong: Fraction = 0.05
+    """Share of listed facts that are wrong."""
+    rl_scenes: Count = 3000
+    """Scenes that give prompts to ppo."""
+    selection_scenes: Count = 200
+    """Scenes that curves are measured on while ppo runs."""
+    held_out_scenes: Count = 1000
+    """Scenes of the held-out split that the table is over."""
+    ood_scenes: Count = 300
+    """Scenes of each out-of-distribution split."""
+    best_of_n: Count = 16
+    """Samples that best-of-n chooses from."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenerateConfig:
     """Answers to prompts, as JSONL."""
 

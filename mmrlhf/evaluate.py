@@ -47,12 +47,12 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
 
 def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str):  # noqa: ANN201
     """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
-    with progress(len(examples), f"eval {name}") as advance:
+    with progress(len(examples), f"eval {name}") as steps:
         for pair in answer_all(
             vlm, examples, batch_size=config.batch_size, num_generations=config.num_generations,
             response_length=config.response_length, temperature=config.temperature, seed=config.seed,
         ):  # fmt: skip
-            advance()
+            steps.advance()
             yield pair
 
 

@@ -110,7 +110,7 @@ def _object(row: Row, value: Any, name: str) -> list[tuple[FactKind, str]]:
     return pairs
 
 
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 SAME = ("broccoli", "sheep", "fish", "scissors", "skis", "pants", "glasses", "jeans", "shorts", "luggage", "furniture")
 ODD = {"person": "people", "man": "men", "woman": "women", "child": "children", "knife": "knives", "loaf": "loaves"}
 ODD |= {"mouse": "mice", "shelf": "shelves", "leaf": "leaves", "foot": "feet", "tooth": "teeth", "goose": "geese"}

@@ -1,8 +1,9 @@
 """What rows mean: TRL's vision formats and LLaVA-RLHF's, read into Examples and Pairs.
 
-A row is judged by its own fields, so a format is not declared anywhere. Rows with `conversations` are LLaVA's:
-`output_1`, `output_2` and `preference` make a pair, `caption_type` or `length_bonus` a prompt for PPO, and anything else
-a conversation to learn. All other rows are TRL's. Turns carry text alone: where an image stood among them is not kept.
+A row is judged by its own fields, so a format is declared nowhere. Rows with `conversations` are LLaVA's: `output_1`,
+`output_2` and `preference` make a pair, `captions`, `caption_type` or `length_bonus` a prompt for PPO of which only the
+first human turn counts, and anything else a conversation to learn. All other rows are TRL's. Turns carry text alone:
+where an image stood among them is not kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from mmrlhf.facts import read_facts, typed
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Pair, Role
@@ -73,9 +74,8 @@ def _is_pair(row: Row) -> bool:
     return any(field in row.fields for field in ("chosen", "rejected", "output_1", "output_2", "preference"))
 
 
-PAIR_FIELDS = frozenset(
-    "id image images facts prompt question chosen rejected conversations output_1 output_2 preference".split()
-)
+SHARED = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
+PAIR_FIELDS = SHARED | {"chosen", "rejected", "output_1", "output_2", "preference"}
 EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion"}
 
 
@@ -99,7 +99,8 @@ def _example(row: Row, beside: _Beside, need_answer: bool) -> Example:
     if need_answer and answer is None:
         what = "pairs and prompts cannot be imitated: " if _is_pair(row) or _is_ppo(row) else ""
         row.fail(f"the row has no answer: {what}add `completion`, or end the conversation with the assistant's turn")
-    used = EXAMPLE_FIELDS if answer is None or "completion" in row.fields else EXAMPLE_FIELDS | {"answer"}
+    elsewhere = any(field in row.fields for field in ("completion", "messages", "conversations"))
+    used = EXAMPLE_FIELDS if elsewhere else EXAMPLE_FIELDS | {"answer"}
     return Example(_id(row), images, _prompt(row, turns, len(images)), answer, facts, _meta(row, used))
 
 
@@ -168,7 +169,8 @@ def _split(text: str) -> tuple[str, int]:
 
 def _turns(row: Row, value: Any, name: str, by: str = "role", says: str = "content") -> list[_Turn]:
     if not isinstance(value, list) or not value:
-        row.fail(f"`{name}` must be a list of turns, not {shown(value) if value == [] else kind(value)}")
+        or_text = "" if name in ("messages", "conversations") else "text or "
+        row.fail(f"`{name}` must be {or_text}a list of turns, not {'an empty one' if value == [] else kind(value)}")
     return [_turn(row, turn, f"{name}[{number}]", by, says) for number, turn in enumerate(value, 1)]
 
 

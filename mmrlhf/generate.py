@@ -43,7 +43,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
     lines = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with policy(config.model_name_or_path, config.adapter_path, config.dtype, device) as vlm, progress(len(examples), "generate") as advance:
+    with policy(config.model_name_or_path, config.adapter_path, config.dtype, device) as vlm, progress(len(examples), "generate") as steps:
         for example, texts in answer_all(
             vlm, examples, batch_size=config.batch_size, num_generations=config.num_generations,
             response_length=config.response_length, temperature=config.temperature, seed=config.seed, max_length=config.max_length,
@@ -59,6 +59,6 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
                         }
                     )
                 )
-            advance()
+            steps.advance()
     write_whole(Path(config.output_file), "".join(lines))
     return Path(config.output_file)

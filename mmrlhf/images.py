@@ -15,7 +15,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def open_image(source: ImageSource, max_pixels: int = 40_000_000) -> Image.Image:
-    """The picture, upright, in 8-bit RGB, transparency on white. Raises InputError with the file's name and what to do."""
+    """The picture, upright, in 8-bit RGB, transparency on white.
+
+    Raises InputError when it is empty, damaged, animated, of another format, or larger than `max_pixels`.
+    """
     data = source.read()
     if not data:
         raise InputError(f"image {source.name} is empty (0 bytes): replace the file or drop the row")

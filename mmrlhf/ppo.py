@@ -80,7 +80,7 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
     if first == 0:
         run.log(0, measured())
 
-    with run.progress(total, first, "ppo") as advance:
+    with run.progress(total, first, "ppo") as steps:
         for step in range(first, total):
             began = time.time()
             # 1. Prompts
@@ -174,7 +174,7 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
             }
             if (step + 1) % config.eval_steps == 0 or step + 1 == total:
                 log |= measured()
-            advance()
+            steps.advance()
             show = (step + 1) % config.logging_steps == 0
             run.log(step + 1, log)
             if show and config.num_sample_generations:

@@ -62,7 +62,7 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
         load_optimizer(optimizer, tensors)
 
     # 3. Steps: every pair's two answers share one run of their prompt
-    with run.progress(total, first, f"reward ({'with' if config.facts == 'given' else 'without'} facts)") as advance:
+    with run.progress(total, first, f"reward ({'with' if config.facts == 'given' else 'without'} facts)") as steps:
         for step in range(first, total):
             rows = [pairs[i] for i in rows_of_step(step, size, len(pairs), config.seed)]
             mine = rows[accelerator.process_index :: accelerator.num_processes]
@@ -76,7 +76,7 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
                 for k, v in metrics.items():
                     sums[k] = sums.get(k, 0.0) + v * len(part) / len(mine)
             norm = apply(accelerator, optimizer, role.parameters(), config.max_grad_norm)
-            advance()
+            steps.advance()
             sums |= {"grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
             run.log(step + 1, sums, show=(step + 1) % config.logging_steps == 0)
             if (step + 1) % config.save_steps == 0 and step + 1 < total:

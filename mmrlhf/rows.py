@@ -55,7 +55,8 @@ class Row:
             if name in self.fields:
                 return name
         for name in names:
-            if slip := difflib.get_close_matches(name, self.fields, n=1, cutoff=0.75):
+            others = [field for field in self.fields if field[:-1] != name[:-1]]  # output_1 is no slip of output_2
+            if slip := difflib.get_close_matches(name, others, n=1, cutoff=0.75):
                 self.fail(f"`{name}` is missing: rename `{shown(slip[0])[1:-1]}` to it")
         there = ", ".join(shown(field)[1:-1] for field in list(self.fields)[:12])
         self.fail(f"`{names[0]}` is missing: {hint} (the row has {there or 'no fields'})")

@@ -7,8 +7,8 @@
     done.json       the result; it is there when, and only when, the stage is finished
 
 A file appears whole or not at all: written beside its place, synced, renamed. A checkpoint is a directory that appears
-the same way. Lines are only ever added; what was logged after the checkpoint that a run resumes from is cut off, so that
-a killed run leaves the same files as one that was not. No pickle: tensors are safetensors, everything else is JSON.
+the same way. Lines are only ever added; what was logged after the checkpoint that a run resumes from is cut off, so
+that a killed run ends with the lines of one that was not. No pickle: tensors are safetensors, all else is JSON.
 """
 
 from __future__ import annotations
@@ -69,8 +69,11 @@ class Run:
         if not self.main_process:
             return
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for leftover in (*self.path.glob(".*.[0-9]*"), *self.path.glob("checkpoints/.*")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for file_left in self.path.glob(".*.*"):
+            if file_left.suffix[1:].isdecimal() and file_left.is_file():  # as write_whole and config.save name them
+                file_left.unlink()
+        for checkpoint_left in self.path.glob("checkpoints/.step-*"):
+            shutil.rmtree(checkpoint_left)
         configuration.save(config, file)
         if self.finished is not None:
             shutil.rmtree(self.path / "checkpoints")  # killed between the result and the end
@@ -189,34 +192,9 @@ class Run:
 
     @contextmanager
     def progress(self, total: int, start: int, description: str) -> Iterator[Steps]:
-        """A bar from `start` to `total` steps with the time gone and left; `advance` moves it.
-
-        Without a terminal it is a line for each tenth of the way.
-        """
-        if self.main_process and self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[said]}"),
-            )  # fmt: skip
-            with Progress(*columns, console=self.console) as bar:
-                task = bar.add_task(description, total=total, completed=start, said="")
-                yield Steps(start, lambda done, said: bar.update(task, completed=done, said=said))
-        else:
-            yield Steps(start, self._line_each_tenth(total, start, description))
-
-    def _line_each_tenth(self, total: int, start: int, description: str) -> Callable[[int, str], None]:
-        began, tenth = time.monotonic(), 10 * start // max(total, 1)
-
-        def show(done: int, said: str) -> None:
-            nonlocal tenth
-            if 10 * done // max(total, 1) > tenth:
-                tenth = 10 * done // max(total, 1)
-                gone = time.monotonic() - began
-                left = gone / (done - start) * max(total - done, 0)
-                line = f"{description} {done}/{total}  {_clock(gone)} gone, {_clock(left)} left  {said}"
-                self.console.print(Text(line.rstrip()), soft_wrap=True)
-
-        return show
+        """A bar from `start` to `total` steps with the time gone and left; `advance` moves it."""
+        with progress(total, description, start=start, console=self.console, shown=self.main_process) as steps:
+            yield steps
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """In one write, so that no other line gets in between."""
@@ -235,6 +213,39 @@ class Steps:
         """`n` steps on; fields are said beside the bar (`advance(loss=0.3)`)."""
         self.done += n
         self._show(self.done, "  ".join(_numbers(_plain(fields))))
+
+
+@contextmanager
+def progress(
+    total: int, description: str, *, start: int = 0, console: Console | None = None, shown: bool = True
+) -> Iterator[Steps]:
+    """A progress bar; without a terminal it is a line for each tenth of the way."""
+    console = console or Console(highlight=False, quiet=not shown)
+    if shown and console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[said]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(description, total=total, completed=start, said="")
+            yield Steps(start, lambda done, said: bar.update(task, completed=done, said=said))
+    else:
+        yield Steps(start, _line_each_tenth(console, total, start, description))
+
+
+def _line_each_tenth(console: Console, total: int, start: int, description: str) -> Callable[[int, str], None]:
+    began, tenth = time.monotonic(), 10 * start // max(total, 1)
+
+    def show(done: int, said: str) -> None:
+        nonlocal tenth
+        if 10 * done // max(total, 1) > tenth:
+            tenth = 10 * done // max(total, 1)
+            gone = time.monotonic() - began
+            left = gone / max(done - start, 1) * max(total - done, 0)
+            line = f"{description} {done}/{total}  {_clock(gone)} gone, {_clock(left)} left  {said}"
+            console.print(Text(line.rstrip()), soft_wrap=True)
+
+    return show
 
 
 # ---- optimisers ------------------------------------------------------------------------------------------------------
@@ -339,6 +350,11 @@ def _step(path: Path) -> int:
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row of a JSONL file, newline included."""
+    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -30,11 +30,11 @@ def score(config: ScoreConfig) -> Path:
         names = ("score",)
     model = load_reward_model(config.reward_model_path, max_length=config.max_length)
     lines = []
-    with progress(len(groups), "score") as advance:
+    with progress(len(groups), "score") as steps:
         for start in range(0, len(groups), config.batch_size):
             part = groups[start : start + config.batch_size]
             for row, scores in zip(rows[start:], model.score(part), strict=False):
                 lines.append(json_line({"id": row.id, **dict(zip(names, scores, strict=True))}))
-            advance(len(part))
+            steps.advance(len(part))
     write_whole(Path(config.output_file), "".join(lines))
     return Path(config.output_file)

@@ -62,7 +62,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         load_optimizer(optimizer, tensors)
 
     # 3. Steps
-    with run.progress(total, first, "sft") as advance:
+    with run.progress(total, first, "sft") as steps:
         for step in range(first, total):
             rows = [examples[i] for i in rows_of_step(step, size, len(examples), config.seed)]
             mine = rows[accelerator.process_index :: accelerator.num_processes]
@@ -82,7 +82,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
                 accelerator.backward(piece)
                 loss += piece.item()
             norm = apply(accelerator, optimizer, list(trained.values()), config.max_grad_norm)
-            advance()
+            steps.advance()
             metrics = {"loss": loss, "num_tokens": float(tokens), "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
             run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
             if (step + 1) % config.save_steps == 0 and step + 1 < total:

@@ -230,7 +230,7 @@ def test_an_optimiser_of_other_parameters_is_refused():
     model, optimizer = new_model()
     take_steps(model, optimizer, range(1))
     tensors = optimizer_tensors(optimizer)
-    with pytest.raises(ValueError, match=r"optim\.1\..* has 1 parameters|the optimiser 1 parameters"):
+    with pytest.raises(ValueError, match=r"has optim\.1\..*, and the optimiser 1 parameters"):
         load_optimizer(torch.optim.AdamW([model.weight]), tensors)
     with pytest.raises(ValueError, match=r"shape \(2, 3\), and its parameter \(2,\)"):
         load_optimizer(torch.optim.AdamW([model.bias, model.weight]), tensors)

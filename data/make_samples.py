@@ -1,0 +1,284 @@
+"""Draw the sample pictures and write the sample files: `python data/make_samples.py` rebuilds data/samples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+SAMPLES = Path(__file__).parent / "samples"
+WALL, TABLE, WOOD, METAL = "#e9e2d0", "#b98a5a", "#7a5230", "#9aa0a6"
+RED, GREEN, BLUE, YELLOW, WHITE, BLACK = "#c8322b", "#3f8f46", "#2f5fa8", "#e8b92e", "#fafafa", "#222222"
+
+Pen = ImageDraw.ImageDraw
+
+
+def red_mug(pen: Pen) -> None:
+    pen.rectangle((0, 150, 320, 240), fill=TABLE)
+    pen.arc((168, 92, 216, 140), 270, 90, fill=RED, width=10)
+    pen.rounded_rectangle((110, 76, 194, 172), 10, fill=RED)
+    for y in (188, 208):
+        pen.ellipse((196, y - 8, 232, y + 8), fill=METAL)
+        pen.line((228, y, 300, y), fill=METAL, width=5)
+
+
+def apples(pen: Pen) -> None:
+    pen.rectangle((0, 170, 320, 240), fill=TABLE)
+    for x in (110, 160, 210):
+        pen.ellipse((x - 28, 70, x + 28, 126), fill=GREEN)
+        pen.line((x, 74, x + 4, 58), fill=WOOD, width=4)
+    pen.chord((70, 40, 250, 190), 0, 180, fill=BLUE)
+
+
+def window(pen: Pen) -> None:
+    pen.rectangle((90, 30, 230, 170), fill="#bfe0f5", outline=WHITE, width=8)
+    pen.line((160, 30, 160, 170), fill=WHITE, width=6)
+    pen.rectangle((66, 20, 104, 180), fill=YELLOW)
+    pen.rectangle((216, 20, 254, 180), fill=YELLOW)
+    pen.rectangle((60, 180, 260, 194), fill=WHITE)
+    for tip in ((140, 110), (160, 100), (180, 110)):
+        pen.line((160, 150, *tip), fill=GREEN, width=9)
+    pen.polygon(((142, 146), (178, 146), (172, 180), (148, 180)), fill=RED)
+
+
+def sofa(pen: Pen) -> None:
+    pen.rectangle((0, 200, 320, 240), fill=WOOD)
+    pen.rounded_rectangle((40, 100, 220, 170), 14, fill=BLUE)
+    pen.rounded_rectangle((28, 140, 232, 206), 14, fill=BLUE)
+    pen.rectangle((84, 122, 126, 160), fill=YELLOW)
+    pen.line((276, 90, 276, 204), fill=BLACK, width=6)
+    pen.polygon(((256, 50), (296, 50), (310, 96), (242, 96)), fill=WHITE)
+
+
+def shelf(pen: Pen) -> None:
+    pen.rectangle((40, 170, 280, 184), fill=WOOD)
+    for x, colour in zip((60, 84, 108, 132), (RED, GREEN, BLUE, RED), strict=True):
+        pen.rectangle((x, 90, x + 20, 169), fill=colour, outline=BLACK)
+    pen.ellipse((190, 100, 258, 168), fill=WHITE, outline=BLACK, width=5)
+    pen.line((224, 134, 224, 112), fill=BLACK, width=4)
+    pen.line((224, 134, 242, 134), fill=BLACK, width=4)
+
+
+def umbrella(pen: Pen) -> None:
+    pen.rectangle((0, 210, 320, 240), fill=METAL)
+    pen.rectangle((60, 30, 160, 210), fill=GREEN, outline=WOOD, width=5)
+    pen.ellipse((138, 116, 150, 128), fill=YELLOW)
+    pen.polygon(((222, 214), (206, 114), (238, 114)), fill=BLACK)
+    pen.line((222, 114, 222, 84), fill=WOOD, width=5)
+    pen.arc((222, 72, 242, 96), 180, 360, fill=WOOD, width=5)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn, what is known of it, and a grounded and a hallucinating description."""
+
+    draw: Callable[[Pen], None]
+    caption: str
+    objects: list[list[Any]]
+    absent: list[str]
+    chosen: str
+    rejected: str
+    relations: list[list[str]]
+
+    @property
+    def file(self) -> str:
+        return f"{self.draw.__name__}.png"
+
+
+PICTURES = (
+    Picture(
+        red_mug,
+        "A red mug on a table beside two spoons.",
+        [["mug", 1, "red"], ["spoon", 2, "grey"], ["table", 1, "brown"]],
+        ["saucer", "plate", "cat"],
+        "A red mug stands on a brown table, and two spoons lie beside it.",
+        "A red mug of coffee stands on a saucer beside a spoon and a croissant.",
+        [["mug", "on", "table"]],
+    ),
+    Picture(
+        apples,
+        "Three green apples in a blue bowl.",
+        [["apple", 3, "green"], ["bowl", 1, "blue"], ["table", 1, "brown"]],
+        ["banana", "orange", "knife"],
+        "A blue bowl with three green apples stands on a table.",
+        "A blue bowl holds four red apples and a banana, with a knife next to it.",
+        [["apple", "in", "bowl"]],
+    ),
+    Picture(
+        window,
+        "A potted plant on a window sill between yellow curtains.",
+        [["window", 1, "white"], ["curtain", 2, "yellow"], ["plant", 1, "green"], ["pot", 1, "red"]],
+        ["cat", "person", "bird"],
+        "A green plant in a red pot stands on the sill of a window with yellow curtains.",
+        "A cat sleeps on the sill of a window with blue curtains, and a bird flies past.",
+        [["plant", "in front of", "window"]],
+    ),
+    Picture(
+        sofa,
+        "A blue sofa with a yellow cushion and a floor lamp.",
+        [["sofa", 1, "blue"], ["cushion", 1, "yellow"], ["lamp", 1, "white"]],
+        ["dog", "person", "television"],
+        "A blue sofa with one yellow cushion; to its right a floor lamp with a white shade.",
+        "A dog lies on a blue sofa with two cushions in front of a television.",
+        [["lamp", "right of", "sofa"]],
+    ),
+    Picture(
+        shelf,
+        "Four books and a round clock on a shelf.",
+        [["book", 4, None], ["clock", 1, "white"], ["shelf", 1, "brown"]],
+        ["vase", "candle", "photograph"],
+        "Four books, two of them red, and a round white clock stand on a wooden shelf.",
+        "Six books, a vase of flowers and a candle stand on a wooden shelf.",
+        [["clock", "right of", "book"]],
+    ),
+    Picture(
+        umbrella,
+        "A closed black umbrella beside a green door.",
+        [["umbrella", 1, "black"], ["door", 1, "green"]],
+        ["shoe", "coat", "person"],
+        "A closed black umbrella stands to the right of a green door with a yellow knob.",
+        "A person in a coat opens a red umbrella in front of a door, next to a pair of shoes.",
+        [["umbrella", "right of", "door"]],
+    ),
+)
+
+DESCRIBE = "Describe the image."
+QUESTIONS = (
+    (PICTURES[1], "How many apples are there?", "There are three apples.", "There are four apples."),
+    (PICTURES[3], "Is there a dog in the picture?", "No, there is no dog.", "Yes, a dog lies on the sofa."),
+)
+PAIRS = (*((picture, DESCRIBE, picture.chosen, picture.rejected) for picture in PICTURES), *QUESTIONS)
+
+
+def turn(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def said(by: str, value: str) -> dict[str, str]:
+    return {"from": by, "value": value}
+
+
+def trl_preference() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"pair-{number}",
+            "images": [f"images/{picture.file}"],
+            "prompt": [turn("user", question)],
+            "chosen": [turn("assistant", chosen)],
+            "rejected": [turn("assistant", rejected)],
+        }
+        for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1)
+    ]
+
+
+def sft() -> list[dict[str, Any]]:
+    """One conversation each, in parts; the last row has no picture."""
+    rows = [
+        {
+            "id": f"sft-{number}",
+            "images": [f"images/{picture.file}"],
+            "messages": [
+                turn("user", [{"type": "image"}, {"type": "text", "text": DESCRIBE}]),
+                turn("assistant", [{"type": "text", "text": picture.chosen}]),
+            ],
+        }
+        for number, picture in enumerate(PICTURES, 1)
+    ]
+    asked, answered = "What would you need a picture for?", "To say what is in it. Without one I can only guess."
+    return [*rows, {"id": "sft-7", "images": [], "messages": [turn("user", asked), turn("assistant", answered)]}]
+
+
+def llava_rlhf_preference() -> list[dict[str, Any]]:
+    """The better answer is the first output in odd rows and the second in even ones."""
+    rows = []
+    for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1):
+        first, second = (chosen, rejected) if number % 2 else (rejected, chosen)
+        row = {
+            "id": f"pair-{number}",
+            "image": f"images/{picture.file}",
+            "conversations": [said("human", f"<image>\n{question}"), said("gpt", second)],
+            "output_1": said("gpt", first),
+            "output_2": said("gpt", second),
+            "preference": 1 if number % 2 else 2,
+            "hallucination": True,
+        }
+        rows.append(row)
+    return rows
+
+
+def llava_rlhf_ppo() -> list[dict[str, Any]]:
+    rows = [
+        (picture, DESCRIBE if number % 2 else f"{DESCRIBE} Keep it short.", 1, -0.5 if number % 2 else 1.0)
+        for number, picture in enumerate(PICTURES, 1)
+    ]
+    rows.append((PICTURES[3], "Is there a dog in the picture?", 6, 1.0))  # 6: the right answer is no
+    return [
+        {
+            "id": f"prompt-{number}",
+            "image": f"images/{picture.file}",
+            "conversations": [said("human", f"{question}\n<image>"), said("gpt", "")],
+            "captions": [picture.caption],
+            "caption_type": caption_type,
+            "length_bonus": length_bonus,
+        }
+        for number, (picture, question, caption_type, length_bonus) in enumerate(rows, 1)
+    ]
+
+
+def facts() -> list[dict[str, Any]]:
+    return [
+        {
+            "image": picture.file,
+            "captions": [picture.caption],
+            "objects": picture.objects,
+            "relations": picture.relations,
+            "absent": picture.absent,
+        }
+        for picture in PICTURES
+    ]
+
+
+def write_lines(name: str, rows: list[dict[str, Any]]) -> None:
+    (SAMPLES / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_json(name: str, value: Any) -> None:
+    (SAMPLES / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def write_parquet(name: str, rows: list[dict[str, Any]]) -> None:
+    """Pictures in the table, as `push_to_hub` stores them."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    filled = [
+        {**row, "images": [{"bytes": (SAMPLES / path).read_bytes(), "path": Path(path).name} for path in row["images"]]}
+        for row in rows
+    ]
+    table = datasets.Dataset.from_list(filled).cast_column("images", datasets.List(datasets.Image()))
+    table.to_parquet(SAMPLES / name)
+
+
+def main() -> None:
+    shutil.rmtree(SAMPLES, ignore_errors=True)
+    (SAMPLES / "images").mkdir(parents=True)
+    for picture in PICTURES:
+        image = Image.new("RGB", (320, 240), WALL)
+        picture.draw(ImageDraw.Draw(image))
+        image.save(SAMPLES / "images" / picture.file, optimize=True)
+    write_lines("trl_preference.jsonl", trl_preference())
+    write_parquet("trl_preference.parquet", trl_preference())
+    write_lines("sft.jsonl", sft())
+    write_json("llava_rlhf_preference.json", llava_rlhf_preference())
+    write_json("llava_rlhf_ppo.json", llava_rlhf_ppo())
+    write_json("image_to_caption.json", {picture.file: [picture.caption] for picture in PICTURES})
+    write_lines("facts.jsonl", facts())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Best-of-n: of n samples, the one that a reward model likes best. What any RL is to be compared with (Nakano et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mmrlhf.records import Example
+from mmrlhf.rewards import Group, RewardModel
+from mmrlhf.rollout import answer
+from mmrlhf.vlm import VLM
+
+
+def best_of_n(
+    vlm: VLM, reward_model: RewardModel, examples: Sequence[Example], n: int, *, batch_size: int, response_length: int, seed: int
+) -> Iterator[tuple[Example, str]]:
+    """Each example with the best of `n` samples at temperature 1; the reward model reads the example's facts."""
+    for start in range(0, len(examples), batch_size):
+        part = examples[start : start + batch_size]
+        with reward_model.role.adapters.use(None):
+            texts = answer(vlm, part, num_generations=n, response_length=response_length, temperature=1.0, seed=seed).texts
+        groups = [Group(e.images, e.prompt, tuple(texts[i * n : (i + 1) * n]), e.facts) for i, e in enumerate(part)]
+        for example, group, scores in zip(part, groups, reward_model.score(groups), strict=True):
+            yield example, group.answers[max(range(n), key=scores.__getitem__)]

@@ -1,0 +1,228 @@
+"""The report on made-up numbers: one file that needs no other, escapes what it shows, and says what the numbers say."""
+
+from __future__ import annotations
+
+import copy
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmrlhf.report import Piece, headline, picture, pieces, terminal_table, write
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+def measured(chair_s: float, coverage: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"n": 400}
+    values = {
+        "chair_s": chair_s, "chair_i": chair_s / 3, "habit": chair_s / 2, "sight": chair_s / 4, "coverage": coverage,
+        "claim_f1": 0.9, "u": 4.0, "mean_length": 21.5, "ead": 0.4, "distinct_2": 0.1, "yes_no_accuracy": 0.8,
+        "yes_rate": 0.5,
+    }  # fmt: skip
+    for name, value in values.items():
+        row |= {name: value, f"{name}_ci": [value - 0.02, value + 0.02]}
+    return row
+
+
+def made_up() -> dict[str, Any]:
+    chair = {
+        "sft": 0.42, "sft_t03": 0.44, "sft_t07": 0.5, "best_of_n": 0.2, "ppo_plain": 0.3, "ppo_fact": 0.06,
+        "clean_sft": 0.05,
+    }  # fmt: skip
+    splits = ("held_out", "ood_1", "ood_2", "ood_3")
+    return {
+        "models": {name: {split: measured(c, 0.9) for split in splits} for name, c in chair.items()},
+        "reward_models": {"plain": {"accuracy": 0.7, "accuracy_ci": [0.68, 0.72]}, "fact": {"accuracy": 0.8}},
+        "kl": {"ppo_plain": 2.5, "ppo_fact": 3.25},
+        "seconds": {"sft": 42.0, "ppo_fact": 200.0},
+    }
+
+
+def made_up_curves() -> dict[str, list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = [
+        {"step": step, "objective/scores": 0.01 * step, "objective/kl": None} for step in range(1, 60)
+    ]
+    for row in rows[::20]:
+        row |= {"eval/chair_s": 0.4, "eval/coverage": 0.9, "eval/habit": 0.3, "eval/sight": 0.1}
+    return {"ppo_plain": rows, "ppo_fact": rows}
+
+
+def png(size: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), (200, 30, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def exhibit(sft: str = "A red star and a moon.", claims: Any = None) -> dict[str, Any]:
+    if claims is None:
+        claims = [{"start": 15, "end": 21, "verdict": "contradicted", "evidence": "the picture has no moon"}]
+    answers = [{"model": "sft", "text": sft, "claims": claims}, {"model": "ppo_fact", "text": "A star.", "claims": []}]
+    return {"image": png(), "id": "held_out-1", "prompt": "Describe it.", "facts": "object star", "answers": answers}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and collects attributes, struck-out text and all text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.struck: list[str] = []
+        self.said = ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "del":
+            self.struck.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+        if "del" in self.open:
+            self.struck[-1] += data
+
+
+def page(path: Path, **parts: Any) -> Page:
+    given = {"summary": made_up(), "curves": made_up_curves(), "gallery": [exhibit()], "notes": {}} | parts
+    write(path / "report.html", **given)
+    return Page((path / "report.html").read_text(encoding="utf-8"))
+
+
+def test_one_file_that_needs_no_other(tmp_path):
+    found = page(tmp_path)
+    for tag, name, value in found.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert value.startswith(("data:", "#")), (tag, name, value)
+    assert not any(tag in ("script", "link", "iframe") for tag, _, _ in found.attributes)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in source and "@import" not in source and "url(http" not in source
+    assert len(found.ids) == len(set(found.ids))
+    anchors = {value[1:] for _, name, value in found.attributes if name.endswith("href") and value.startswith("#")}
+    assert anchors <= set(found.ids)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_what_came_with_data_is_escaped(tmp_path):
+    attack = "<script>alert(1)</script> \"' onload=x & <b>"
+    evil = exhibit(attack, [{"start": 0, "end": 8, "verdict": "contradicted", "evidence": attack}])
+    evil |= {"id": '"><img onerror=x>', "prompt": attack, "facts": attack}
+    evil["answers"].append({"model": attack, "text": attack, "claims": []})
+    found = page(tmp_path, gallery=[evil], notes={attack: attack})
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in source and "<b>" not in source
+    assert not any(name.startswith("on") for _, name, _ in found.attributes)
+    assert found.said.count("alert(1)") == 8  # two answers, one evidence, prompt, facts, a model's name, a note's two
+    assert found.struck[1] == "false: <script>"
+
+
+def test_struck_out_where_claims_overlap_and_coincide(tmp_path):
+    text = "There is a small red moon and a star."
+    claims = [
+        {"start": 9, "end": 25, "verdict": "contradicted", "evidence": "no moon"},
+        {"start": 9, "end": 25, "verdict": "contradicted", "evidence": "no moon"},
+        {"start": 17, "end": 25, "verdict": "contradicted", "evidence": "nothing red"},
+        {"start": 30, "end": 36, "verdict": "supported", "evidence": "a star"},
+        {"start": 0, "end": 0, "verdict": "contradicted", "evidence": "no place"},
+    ]
+    assert pieces(text, claims) == [
+        Piece("There is "),
+        Piece("a small red moon", True, ("no moon", "nothing red")),
+        Piece(" and a star."),
+        Piece("", True, ("no place",)),
+    ]
+    found = page(tmp_path, gallery=[exhibit(text, claims)])
+    assert found.struck == ["struck out", "false: a small red moon"]  # the first is the legend
+    assert "no moon" in found.said and "nothing red" in found.said and "no place" in found.said
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([(0, 3), (2, 5)], [("abcde", True), ("fgh", False)]),  # overlap
+        ([(0, 3), (3, 5)], [("abc", True), ("de", True), ("fgh", False)]),  # touch: two claims
+        ([(4, 6), (0, 8)], [("abcdefgh", True)]),  # one within the other
+        ([(6, 99)], [("abcdef", False), ("gh", True)]),  # past the end
+        ([], [("abcdefgh", False)]),
+    ],
+)
+def test_pieces(spans, expected):
+    claims = [{"start": a, "end": b, "verdict": "contradicted", "evidence": ""} for a, b in spans]
+    assert [(piece.text, piece.false) for piece in pieces("abcdefgh", claims)] == expected
+
+
+def test_the_headline_says_what_the_numbers_say():
+    summary = made_up()
+    assert headline(summary) == (
+        "With PPO, facts on 400 held-out pictures, answers with a false claim fell from 42.0% to 6.0%; "
+        "coverage did not change measurably (90.0% before, 90.0% after)"
+    )
+    after = summary["models"]["ppo_fact"]["held_out"]
+    for chair_s, words in (
+        (0.40, "did not fall measurably (42.0% before, 40.0% after)"),
+        (0.43, "did not fall (42.0% before, 43.0% after)"),
+        (0.60, "rose from 42.0% to 60.0%"),
+    ):
+        after.update(measured(chair_s, 0.7))
+        assert f"a false claim {words}; coverage fell from 90.0% to 70.0%" in headline(summary)
+    del summary["models"]["ppo_fact"]
+    assert headline(summary).startswith("With PPO, plain ")
+
+
+def test_whatever_is_missing_is_left_out(tmp_path, capsys):
+    summary = made_up()
+    assert "ood" not in page(tmp_path, summary={"models": {"sft": {"held_out": {"chair_s": 0.4}}}}).ids
+    for key in summary:
+        page(tmp_path, summary={k: v for k, v in summary.items() if k != key}, curves={})
+    for name in summary["models"]:
+        less = copy.deepcopy(summary)
+        del less["models"][name]
+        page(tmp_path, summary=less, curves={})
+        picture(tmp_path / "picture.png", less, [exhibit()])
+        terminal_table(less)
+    for key in list(summary["models"]["sft"]["held_out"]):
+        less = copy.deepcopy(summary)
+        for splits in less["models"].values():
+            del splits["held_out"][key]
+        less["models"]["sft"]["held_out"][key] = None
+        page(tmp_path, summary=less, curves={})
+    found = page(tmp_path, summary={}, curves={}, gallery=[])
+    assert "There is no run before and after PPO to compare." in found.said
+    assert found.ids == ["reading"]
+    picture(tmp_path / "picture.png", {}, [])
+    terminal_table({})
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_the_picture_is_a_picture_whatever_is_written(tmp_path):
+    long = exhibit("$\\frac{ costs $5 and " * 40, [{"start": 2, "end": 30, "verdict": "contradicted", "evidence": ""}])
+    picture(tmp_path / "picture.png", made_up(), [long, exhibit(), exhibit()])
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.format == "PNG" and image.width == 1800
+
+
+def test_the_closing_table_fits_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal_table(made_up())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    values = next(number for number, line in enumerate(lines) if line.startswith("PPO, facts"))
+    assert lines[values].split()[2:] == ["6.0%", "2.0%", "0.03", "0.01", "90.0%", "90.0%", "4.00", "21.50"]
+    assert lines[values + 1].split() == ["4–8", "0–4", ".01–.05", "-.01–.04", "88–92", "88–92", "4.0–4.0", "21.5–21.5"]
