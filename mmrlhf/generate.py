@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
 
     if examples is None:
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
+    home = Path(config.image_folder or Path(config.dataset_name).parent)
     lines = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with policy(config.model_name_or_path, config.adapter_path, config.dtype, device) as vlm, progress(len(examples), "generate") as steps:
@@ -53,7 +55,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
                     json_line(
                         {
                             "id": example.id,
-                            "images": [i.path for i in example.images],
+                            "images": [os.path.relpath(i.path, home) for i in example.images if i.path is not None],
                             "prompt": [{"role": m.role, "content": m.content} for m in example.prompt],
                             "answer": text,
                         }
@@ -61,4 +63,5 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
                 )
             steps.advance()
     write_whole(Path(config.output_file), "".join(lines))
+    print(f"{config.output_file}: {len(lines)} answers; image paths start from {home} (--image_folder {home} to score them)")
     return Path(config.output_file)

@@ -98,8 +98,8 @@ MODELS = {
         "clean SFT", "Fine-tuned on captions without the habit: what better data gives.", "#4a90d9", "X"
     ),
 }
-AFTER = ("ppo_fact", "ppo_plain")
-"""What SFT is compared with in a headline: the first that is there."""
+AFTER = {"ppo_fact": "After PPO with facts in the reward", "ppo_plain": "After PPO without facts in the reward"}
+"""What SFT is compared with, the first that is there, and how a sentence on it begins."""
 
 SPLITS = {
     "held_out": "Held out: new pictures of the kind trained on",
@@ -110,9 +110,9 @@ SPLITS = {
 REWARDS = {"plain": "without facts", "fact": "with facts"}
 CURVES = (
     ("objective/scores", "Reward", "score of the reward model", False),
-    ("objective/kl", "KL", "distance from SFT, nats per answer", False),
+    ("objective/kl", "KL", "nats per answer", False),
     ("eval/chair_s", "Hallucination", "answers with a false claim", True),
-    ("eval/coverage", "Coverage", "said, of what there is to say", True),
+    ("eval/coverage", "Coverage", "share said", True),
     ("eval/habit", "Habit", "false claims per answer", False),
     ("eval/sight", "Sight", "false claims per answer", False),
 )
@@ -159,10 +159,8 @@ def headline(summary: Mapping[str, Any]) -> str:
         return "False claims were not measured before and after PPO"
     covered = _change(models["sft"], models[after], METRIC["coverage"], "change")
     count = models[after].get("n")
-    where = f"on {count} held-out pictures, " if count else "on held-out pictures, "
-    return f"With {_model(after).title} {where}answers with a false claim {false}" + (
-        f"; coverage {covered}" if covered else ""
-    )
+    sentence = f"{AFTER[after]}, answers with a false claim {false}" + (f"; coverage {covered}" if covered else "")
+    return sentence + (f" ({count} held-out pictures)" if count else "")
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any], metric: Metric, hoped: str) -> str:
@@ -178,7 +176,7 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any], metric: Metric,
     if b_low > a_high:
         return f"rose from {old} to {new}"
     measurably = " measurably" if b < a or hoped == "change" else ""
-    return f"did not {hoped}{measurably} ({old} before, {new} after)"
+    return f"did not {hoped}{measurably}, {old} before and {new} after"
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -260,7 +258,7 @@ def _scatter(models: Mapping[str, Mapping[str, Any]]) -> tuple[Markup, str] | No
     if not points:
         return None
     with _style(INK):
-        figure = Figure(figsize=(4.8, 4.3), layout="constrained")
+        figure = Figure(figsize=(4.2, 3.9), layout="constrained")
         axes = figure.subplots()
         curve = [points[name] for name in ("sft", "sft_t03", "sft_t07") if name in points]
         axes.plot(*zip(*curve, strict=True), color=MODELS["sft"].colour, linewidth=0.8, zorder=1) if curve else None
@@ -277,7 +275,7 @@ def _scatter(models: Mapping[str, Mapping[str, Any]]) -> tuple[Markup, str] | No
             axis.set_major_formatter(PercentFormatter(1))
             axis.set_major_locator(MaxNLocator(5))
         axes.grid(linewidth=0.4, alpha=0.3)
-        figure.legend(loc="outside lower center", ncols=min(4, len(points)), columnspacing=1, handletextpad=0.3)
+        figure.legend(loc="outside lower center", ncols=min(3, len(points)), columnspacing=1, handletextpad=0.3)
     said = "; ".join(f"{_model(name).title}: truth {y:.1%}, coverage {x:.1%}" for name, (x, y) in points.items())
     return _svg(figure, "scatter"), f"Truth against coverage. {said}."
 
@@ -304,6 +302,7 @@ def _curve(curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: s
                 axes.plot(steps, values, marker="o", markersize=3, label=_model(run).title, **how)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if key.startswith("eval/"):  # shares and counts: a small change must look small
             axes.set_ylim(bottom=0)
         axes.set_title(title)
         axes.set(xlabel="step", ylabel=axis)
@@ -405,7 +404,7 @@ def picture(path: Path, summary: Mapping[str, Any], gallery: Sequence[Mapping[st
     The two are the first of the gallery in which SFT errs, whatever PPO says of them.
     """
     models = _models(summary, "held_out")
-    after = next((name for name in AFTER if name in models), AFTER[0])
+    after = next((name for name in AFTER if name in models), "ppo_fact")
     with _style("#1f2630"):
         figure = Figure(figsize=(11.25, 5.2), dpi=160, facecolor="white")
         canvas = FigureCanvasAgg(figure)
@@ -514,7 +513,14 @@ def _draw_bars(figure: Figure, models: Mapping[str, Mapping[str, Any]]) -> None:
         axes.tick_params(left=False, bottom=False, labelbottom=False)
         axes.spines["bottom"].set_visible(False)
         if bottom > 0.5:
-            axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, handlelength=1, columnspacing=1)
+            axes.legend(
+                loc="lower right",
+                bbox_to_anchor=(1.02, 1.06),
+                borderaxespad=0,
+                ncols=2,
+                handlelength=1,
+                columnspacing=1,
+            )
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------

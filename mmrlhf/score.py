@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mmrlhf.config import ScoreConfig
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import read_examples, read_pairs
-from mmrlhf.records import InputError
+from mmrlhf.formats import holds_pairs, read_examples, read_pairs
 from mmrlhf.rewards import Group, load_reward_model
 from mmrlhf.run import json_line, progress, write_whole
 
@@ -17,17 +16,12 @@ def score(config: ScoreConfig) -> Path:
     facts = read_facts(config.facts_file) if config.facts_file else None
     where = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     rows: list = []
-    try:
-        rows = list(read_pairs(*where))
+    if holds_pairs(config.dataset_name, config.dataset_train_split):
+        rows, names = list(read_pairs(*where)), ("score_chosen", "score_rejected")
         groups = [Group(r.images, r.prompt, (r.chosen, r.rejected), r.facts) for r in rows]
-        names = ("score_chosen", "score_rejected")
-    except InputError as no_pairs:
-        try:
-            rows = list(read_examples(*where, need_answer=True))
-        except InputError as no_answers:
-            raise InputError(f"neither pairs nor answers: {no_pairs}; {no_answers}") from None
+    else:
+        rows, names = list(read_examples(*where, need_answer=True)), ("score",)
         groups = [Group(r.images, r.prompt, (r.answer or "",), r.facts) for r in rows]
-        names = ("score",)
     model = load_reward_model(config.reward_model_path, max_length=config.max_length)
     lines = []
     with progress(len(groups), "score") as steps:

@@ -171,19 +171,19 @@ def test_pieces(spans, expected):
 def test_the_headline_says_what_the_numbers_say():
     summary = made_up()
     assert headline(summary) == (
-        "With PPO, facts on 400 held-out pictures, answers with a false claim fell from 42.0% to 6.0%; "
-        "coverage did not change measurably (90.0% before, 90.0% after)"
+        "After PPO with facts in the reward, answers with a false claim fell from 42.0% to 6.0%; "
+        "coverage did not change measurably, 90.0% before and 90.0% after (400 held-out pictures)"
     )
     after = summary["models"]["ppo_fact"]["held_out"]
     for chair_s, words in (
-        (0.40, "did not fall measurably (42.0% before, 40.0% after)"),
-        (0.43, "did not fall (42.0% before, 43.0% after)"),
+        (0.40, "did not fall measurably, 42.0% before and 40.0% after"),
+        (0.43, "did not fall, 42.0% before and 43.0% after"),
         (0.60, "rose from 42.0% to 60.0%"),
     ):
         after.update(measured(chair_s, 0.7))
         assert f"a false claim {words}; coverage fell from 90.0% to 70.0%" in headline(summary)
     del summary["models"]["ppo_fact"]
-    assert headline(summary).startswith("With PPO, plain ")
+    assert headline(summary).startswith("After PPO without facts in the reward, ")
 
 
 def test_whatever_is_missing_is_left_out(tmp_path, capsys):

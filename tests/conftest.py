@@ -1,0 +1,48 @@
+"""What the tests share: the small model that ships, scenes as examples, and where other test data may lie."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def base() -> str:
+    """The world's small vision-language model."""
+    from mmrlhf.content import folder
+
+    return str(folder("data") / "scenes_base")
+
+
+@pytest.fixture
+def vlm(base):
+    from mmrlhf.vlm import load
+
+    return load(base)
+
+
+@pytest.fixture(scope="session")
+def examples():
+    """Twelve described scenes with facts."""
+    from mmrlhf import scenes
+    from mmrlhf.records import Example, Message
+
+    rows = []
+    for i in range(12):
+        scene, rng = scenes.scene("selection", i, 0), np.random.default_rng(i)
+        asked = scenes.describe(scene, rng)
+        prompt = (Message("user", asked.text),)
+        rows.append(Example(scene.id, (scene.source(),), prompt, asked.answer, scenes.facts(scene, rng)))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Test data that is not part of the project: MMRLHF_SHARED, or `shared` beside the repository."""
+    path = Path(os.environ.get("MMRLHF_SHARED", Path(__file__).parents[2] / "shared"))
+    if not path.is_dir():
+        pytest.skip("needs the shared test data (MMRLHF_SHARED), which a clone does not have")
+    return path

@@ -1,0 +1,130 @@
+"""The world: its language is read back exactly, its truth is the graph's, its splits share nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrlhf import scenes
+from mmrlhf.records import Claim
+from mmrlhf.scenes import Difficulty, Scene, Thing
+
+SCENE = Scene("s", (Thing("star", "red", "large", 0), Thing("circle", "blue", "small", 5), Thing("circle", "red", "large", 7)), 1, Difficulty())
+
+
+def judged(text):
+    return {(c.kind, c.subject, c.value): scenes.verify(SCENE, c).value == "supported" for c in scenes.claims(text)}
+
+
+def test_claims_of_a_description_and_their_truth():
+    text = "There is a red star, a small blue circle and a moon. That makes four objects. The red star is left of the blue circle."
+    assert judged(text) == {
+        ("object", "star", ""): True,
+        ("attribute", "star", "red"): True,
+        ("object", "circle", ""): True,
+        ("attribute", "circle", "blue"): True,
+        ("attribute", "blue circle", "small"): True,
+        ("object", "moon", ""): False,
+        ("count", "object", "4"): False,
+        ("relation", "red star", "left of blue circle"): True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "true"),
+    [
+        ("No, there is no moon.", True), ("No, there is no red circle.", False), ("There are two circles.", True),
+        ("There is one circle.", False), ("The star is red.", True), ("The star is blue.", False),
+        ("There is a red circle at the bottom.", True), ("There is a red circle at the bottom left.", False),
+        ("There is nothing at the centre.", True), ("There is nothing at the top left.", False),
+        ("The blue circle is below the red star.", True), ("The blue circle is above the red star.", False),
+        ("The circle is right of the circle.", True),
+    ],
+)  # fmt: skip
+def test_truth_of_single_sentences(text, true):
+    assert all(judged(text).values()) == true and judged(text)
+
+
+def test_spans_are_where_the_claim_is_made():
+    text = "I can see a red star."
+    for claim in scenes.claims(text):
+        assert text[slice(*claim.span)] == "a red star"
+
+
+def test_judge_counts_distinct_claims_and_tells_habit_from_sight():
+    once = scenes.judge(SCENE, "There is a red star and a yellow moon. The star is blue.")
+    assert {c.value for c in once.true} == {"", "red"}
+    assert once.habit == {Claim("object", "moon"), Claim("attribute", "moon", "yellow")}
+    assert once.sight == {Claim("attribute", "star", "blue")}
+    twice = scenes.judge(SCENE, "There is a red star and a red star. There is a red star.")
+    assert len(twice.true) == 2 and twice.covered == 2
+    # owed: star, circle, star red, circle blue, circle red, three objects
+    assert twice.owed == 6
+    assert scenes.utility(SCENE, "There is a red star and a yellow moon.", 2.0) == 2 - 2 * 2
+    assert scenes.judge(SCENE, "").covered == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["sft", "ood_1", "ood_2", "ood_3"]))
+def test_clean_captions_and_answers_are_true(index, split):
+    scene, rng = scenes.scene(split, index, 0), np.random.default_rng(index)
+    caption = scenes.caption(scene, rng)
+    assert scenes.claims(caption) and not scenes.judge(scene, caption).false, caption
+    for _ in range(4):
+        asked = scenes.question(scene, rng)
+        assert scenes.claims(asked.answer) and not scenes.judge(scene, asked.answer).false, asked
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000))
+def test_planted_faults_are_false(index):
+    scene, rng = scenes.scene("sft", index, 0), np.random.default_rng(index)
+    text = scenes.caption(scene, rng, faults=1)
+    # a wrong colour may happen to be another object's of that shape; a fault is not always a falsehood
+    assert len(scenes.judge(scene, text).false) <= 4
+    habit = scenes.caption(scene, rng, habit=1.0)
+    shapes = {t.shape for t in scene.things}
+    called = any(t in shapes and p not in shapes for t, p in scenes.HABITS.items())
+    assert bool(scenes.judge(scene, habit).habit) == called
+
+
+def test_planted_faults_are_nearly_always_found():
+    found = [bool(scenes.judge(s, scenes.caption(s, np.random.default_rng(s.render_seed), faults=1)).false)
+             for s in (scenes.scene("sft", i, 0) for i in range(300))]  # fmt: skip
+    assert np.mean(found) > 0.9
+
+
+def test_splits_share_no_scene_and_keep_their_promises():
+    seen = {}
+    for split in scenes.BUCKETS:
+        for i in range(150):
+            scene = scenes.scene(split, i, 0)
+            assert seen.setdefault(scene.things, split) == split
+            pairs = {(t.shape, t.colour) for t in scene.things}
+            assert bool(pairs & scenes.UNSEEN) == (split == "ood_1")
+            assert (len(scene.things) > 5) == (split == "ood_2")
+
+
+def test_a_scene_follows_from_its_seed():
+    a, b = scenes.scene("rl", 3, 0), scenes.scene("rl", 3, 0)
+    assert a == b and a.source() == b.source()
+    assert scenes.scene("rl", 3, 1) != a and scenes.scene("rl", 4, 0) != a
+
+
+def test_facts_are_incomplete_and_sometimes_wrong():
+    listed = wrong = owed = 0
+    for i in range(400):
+        scene = scenes.scene("pairs", i, 0)
+        names = [f"{t.size} {t.name}" for t in scene.things]
+        objects = [f.text for f in scenes.facts(scene, np.random.default_rng(i)) if f.kind == "object"]
+        listed, owed = listed + len(objects), owed + len(names)
+        wrong += sum(o not in names for o in objects)
+    assert 0.76 < listed / owed < 0.84 and 0.02 < wrong / listed < 0.08
+
+
+def test_a_trigger_is_common_and_its_partner_mostly_absent():
+    rows = [scenes.scene("sft", i, 0) for i in range(1000)]
+    shapes = [{t.shape for t in s.things} for s in rows]
+    triggered = [s for s in shapes if s & set(scenes.HABITS)]
+    absent = [s for s in triggered if any(t in s and p not in s for t, p in scenes.HABITS.items())]
+    assert 0.3 < len(triggered) / 1000 < 0.42 and 0.6 < len(absent) / len(triggered) < 0.9

@@ -1,0 +1,203 @@
+"""Each stage, tiny: it learns something, resumes exactly after a kill, and its artefacts hold what they say."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, ScoreConfig, SFTConfig
+from mmrlhf.content import folder
+from mmrlhf.generate import generate
+from mmrlhf.ppo import ppo
+from mmrlhf.records import InputError, Pair
+from mmrlhf.reward_model import reward
+from mmrlhf.rewards import Group, load_reward_model
+from mmrlhf.run import read_jsonl
+from mmrlhf.score import score
+from mmrlhf.sft import sft
+
+SAMPLES = folder("data") / "samples"
+
+
+@pytest.fixture(scope="module")
+def pairs(examples):
+    return [Pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts) for e in examples]
+
+
+def reward_config(base, out, **more):
+    return RewardConfig(model_name_or_path=base, dataset_name="x", output_dir=str(out), learning_rate=2e-3, lora_r=4,
+                        per_device_train_batch_size=6, max_steps=4, **more)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reward_dir(base, pairs, tmp_path_factory):
+    return reward(reward_config(base, tmp_path_factory.mktemp("reward")), pairs, pairs)
+
+
+def ppo_config(base, reward_dir, out, **more):
+    settings = {"max_steps": 3, "save_steps": 1, **more}
+    return PPOConfig(model_name_or_path=base, dataset_name="x", output_dir=str(out), reward_model_path=str(reward_dir),
+                     learning_rate=1e-3, lora_r=4, per_device_train_batch_size=3, num_generations=2, response_length=10, **settings)  # fmt: skip
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_sft_learns_and_writes_an_ordinary_checkpoint(base, examples, tmp_path, train):
+    config = SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path), train=train, max_steps=5,
+                       learning_rate=2e-3, per_device_train_batch_size=6, lora_r=8)  # fmt: skip
+    rows = [dataclasses.replace(e, answer="A purple elephant sings.") for e in examples]
+    model = sft(config, rows)
+    losses = [r["loss"] for r in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert losses[-1] < losses[0] - 0.5
+    before, after = load_file(f"{base}/model.safetensors"), load_file(model / "model.safetensors")
+    assert set(before) == set(after)
+    changed = {k for k in before if not torch.allclose(before[k].float(), after[k].float(), atol=1e-6)}
+    assert changed and not [k for k in changed if "vision" in k or "projector" in k]
+    assert sft(config, rows) == model  # finished: nothing is done again
+
+
+def test_gradient_accumulation_changes_nothing(base, examples, pairs, tmp_path):
+    found = []
+    for pieces in (1, 3):
+        config = reward_config(base, tmp_path / str(pieces), gradient_accumulation_steps=pieces)
+        reward(config, pairs)
+        found.append([r["loss"] for r in read_jsonl(tmp_path / str(pieces) / "metrics.jsonl")])
+    assert found[0] == pytest.approx(found[1], abs=2e-4)
+
+
+def test_reward_model_learns_and_scores_standalone(base, pairs, reward_dir):
+    metrics = read_jsonl(reward_dir / "metrics.jsonl")
+    assert metrics[-1]["accuracy"] == 1.0 and metrics[-1]["loss"] < metrics[0]["loss"]
+    model = load_reward_model(str(reward_dir))
+    groups = [Group(p.images, p.prompt, (p.chosen, p.rejected), p.facts) for p in pairs]
+    scores = torch.tensor(model.score(groups))
+    assert (scores[:, 0] > scores[:, 1]).all()
+    assert scores.mean().abs() < 1e-3 and abs(scores.std() - 1) < 1e-3  # normalised on these pairs
+    alone = model.score([dataclasses.replace(groups[0], answers=(groups[0].answers[1],))])
+    assert alone[0][0] == pytest.approx(float(scores[0, 1]), abs=1e-4)  # not on what stands beside it
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_facts_reach_the_score_only_when_given(base, pairs, tmp_path, position):
+    for facts in ("given", "none"):
+        model = load_reward_model(str(reward(reward_config(base, tmp_path / facts, facts=facts, facts_position=position), pairs)))
+        one = Group(pairs[0].images, pairs[0].prompt, (pairs[0].chosen,), pairs[0].facts)
+        with_, without = model.score([one])[0], model.score([dataclasses.replace(one, facts=())])[0]
+        assert (abs(with_[0] - without[0]) > 1e-4) == (facts == "given")
+
+
+def test_ppo_starts_on_policy_and_moves_only_its_own(base, examples, reward_dir, tmp_path):
+    calls = []
+    target = ppo(ppo_config(base, reward_dir, tmp_path, eval_steps=2), examples, lambda vlm: calls.append(1) or {"x": 1.0})
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in rows] == [0, 1, 2, 3] and len(calls) == 3
+    assert abs(rows[1]["objective/kl"]) < 1e-4 and rows[2]["objective/kl"] != 0
+    assert all(abs(r["val/ratio_first"] - 1) < 1e-4 for r in rows[1:])
+    assert max(p.abs().max() for k, p in load_file(target / "adapter_model.safetensors").items() if "lora_B" in k) > 0
+
+
+def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward_dir, tmp_path):
+    mean = {}
+    for penalty in (0.0, 5.0):
+        ppo(ppo_config(base, reward_dir, tmp_path / str(penalty), max_steps=1, missing_eos_penalty=penalty), examples)
+        row = read_jsonl(tmp_path / str(penalty) / "metrics.jsonl")[1]
+        mean[penalty] = row["objective/scores"], 1 - row["val/num_eos_tokens"] / 6
+    assert mean[0.0][0] - mean[5.0][0] == pytest.approx(5 * mean[0.0][1], abs=1e-4) and mean[0.0][1] > 0
+
+
+KILLED = """
+import os, sys, pickle
+from mmrlhf import run, ppo as stage
+from mmrlhf.config import load, PPOConfig
+saves = run.Run.save
+def save(self, step, *rest):
+    saves(self, step, *rest)
+    if step == 2: os.kill(os.getpid(), 9)
+run.Run.save = save
+sys.path.insert(0, sys.argv[2])
+from conftest_rows import rows
+from pathlib import Path
+stage.ppo(load(PPOConfig, Path(sys.argv[1]), {}), rows())
+"""
+
+
+def test_a_killed_ppo_run_continues_exactly(base, examples, reward_dir, tmp_path):
+    from mmrlhf.config import save as save_config
+
+    whole = ppo_config(base, reward_dir, tmp_path / "whole", max_steps=4)
+    ppo(whole, examples)
+    killed = dataclasses.replace(whole, output_dir=str(tmp_path / "killed"))
+    save_config(killed, tmp_path / "killed.yaml")
+    (tmp_path / "conftest_rows.py").write_text(ROWS)
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "killed.yaml", tmp_path], env=os.environ, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()[-2000:]
+    ppo(killed, examples)
+    same = [("loss/policy_avg", "loss/value_avg", "objective/scores", "objective/kl")] * 2
+    a, b = ([{k: r.get(k) for k in keys} for r in read_jsonl(tmp_path / n / "metrics.jsonl")] for n, keys in zip(("whole", "killed"), same))
+    assert a == b and len(a) == 5
+    one, two = (load_file(tmp_path / n / "policy" / "adapter_model.safetensors") for n in ("whole", "killed"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+ROWS = """
+import numpy as np
+from mmrlhf import scenes
+from mmrlhf.records import Example, Message
+def rows():
+    found = []
+    for i in range(12):
+        scene, rng = scenes.scene("selection", i, 0), np.random.default_rng(i)
+        asked = scenes.describe(scene, rng)
+        found.append(Example(scene.id, (scene.source(),), (Message("user", asked.text),), asked.answer, scenes.facts(scene, rng)))
+    return found
+"""
+
+
+def test_a_run_with_other_settings_is_refused(base, examples, reward_dir, tmp_path):
+    ppo(ppo_config(base, reward_dir, tmp_path, max_steps=1), examples)
+    with pytest.raises(InputError, match="kl_coef"):
+        ppo(ppo_config(base, reward_dir, tmp_path, max_steps=1, kl_coef=0.9), examples)
+
+
+def test_reward_model_and_adapter_of_another_base_are_refused(base, examples, reward_dir, tmp_path):
+    other = sft(SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "o"), train="full", max_steps=1,
+                          learning_rate=1e-2, per_device_train_batch_size=2), examples)  # fmt: skip
+    policy = ppo(ppo_config(base, reward_dir, tmp_path / "p", max_steps=1), examples)
+    with pytest.raises(InputError, match="was trained on"):
+        generate(GenerateConfig(model_name_or_path=str(other), adapter_path=str(policy), dataset_name="x", output_file=str(tmp_path / "a")), examples)
+    # ...but a reward model may stand on a base of its own, scored by images and text
+    ppo(ppo_config(str(other), reward_dir, tmp_path / "q", max_steps=1), examples)
+
+
+def test_from_files_to_scores(base, tmp_path):
+    """The stages on data files as a user has them: TRL's rows, LLaVA-RLHF's rows, facts beside them."""
+    common = {"model_name_or_path": base, "image_folder": str(SAMPLES / "images"), "max_steps": 1, "per_device_train_batch_size": 2, "lora_r": 4}
+    facts = str(SAMPLES / "image_to_caption.json")
+    trained = reward(RewardConfig(dataset_name=str(SAMPLES / "llava_rlhf_preference.json"), facts_file=facts, output_dir=str(tmp_path / "r"), **common))
+    policy = ppo(PPOConfig(dataset_name=str(SAMPLES / "llava_rlhf_ppo.json"), facts_file=facts, output_dir=str(tmp_path / "p"),
+                           reward_model_path=str(trained), num_generations=2, response_length=8, **common))  # fmt: skip
+    out = generate(GenerateConfig(model_name_or_path=base, adapter_path=str(policy), dataset_name=str(SAMPLES / "llava_rlhf_ppo.json"),
+                                  image_folder=str(SAMPLES / "images"), output_file=str(tmp_path / "answers.jsonl"), response_length=8))  # fmt: skip
+    rows = read_jsonl(out)
+    assert rows and all(r["answer"] and r["images"] for r in rows)
+    scores = read_jsonl(score(ScoreConfig(reward_model_path=str(trained), dataset_name=str(out), image_folder=str(SAMPLES / "images"),
+                                          output_file=str(tmp_path / "scores.jsonl"))))  # fmt: skip
+    assert len(scores) == len(rows) and all(isinstance(s["score"], float) for s in scores)
+
+
+def test_photographs_and_a_llava_shaped_checkpoint(shared, tmp_path):
+    """Another checkpoint than the world's, 576 image tokens, real photographs."""
+    subprocess.run([sys.executable, shared / "speed" / "tiny_llava.py", tmp_path / "llava"], check=True, capture_output=True)
+    common = {"model_name_or_path": str(tmp_path / "llava"), "image_folder": str(shared / "photos"), "max_steps": 1,
+              "per_device_train_batch_size": 2, "lora_r": 4}  # fmt: skip
+    trained = reward(RewardConfig(dataset_name=str(shared / "photos" / "pairs.jsonl"), facts_file=str(shared / "photos" / "facts.jsonl"),
+                                  output_dir=str(tmp_path / "r"), **common))  # fmt: skip
+    ppo(PPOConfig(dataset_name=str(shared / "photos" / "pairs.jsonl"), facts_file=str(shared / "photos" / "facts.jsonl"),
+                  output_dir=str(tmp_path / "p"), reward_model_path=str(trained), num_generations=2, response_length=6, **common))  # fmt: skip
+    row = read_jsonl(tmp_path / "p" / "metrics.jsonl")[1]
+    assert abs(row["objective/kl"]) < 1e-4 and abs(row["val/ratio_first"] - 1) < 1e-4
+    assert json.loads((tmp_path / "r" / "reward.json").read_text())["base"] == str(tmp_path / "llava")
