@@ -81,12 +81,17 @@ def _yes_no(answer: str) -> str:
 
 def aggregate(rows: list[dict], seed: int = 0) -> dict[str, dict]:
     """Metrics by split, `NAME_ci` beside each. Rates are fractions; habit, sight and u are per answer; length in words."""
-    return {split: _aggregate([r for r in rows if r["split"] == split], seed) for split in dict.fromkeys(r["split"] for r in rows)}
+    return {
+        split: _aggregate([r for r in rows if r["split"] == split], seed) for split in dict.fromkeys(r["split"] for r in rows)
+    }
 
 
 def _aggregate(rows: list[dict], seed: int) -> dict:
     described = [r for r in rows if r["kind"] == "describe"]
-    column = {k: np.array([np.sum(r[k]) for r in described], dtype=float) for k in ("true", "habit", "sight", "covered", "owed", "length")}
+    column = {
+        k: np.array([np.sum(r[k]) for r in described], dtype=float)
+        for k in ("true", "habit", "sight", "covered", "owed", "length")
+    }
     answers = np.array([len(r["answers"]) for r in described], dtype=float)
     any_ = {
         name: np.array([sum(sum(r[k][i] for k in kinds) > 0 for i in range(len(r["answers"]))) for r in described], dtype=float)
@@ -117,9 +122,13 @@ def _aggregate(rows: list[dict], seed: int) -> dict:
     if all(len(r["answers"]) > 1 for r in described):
         found |= fold_interval("ead_within", [ead(r["answers"], VOCABULARY) for r in described])
         found |= fold_interval("distinct_2_within", [distinct_n(r["answers"], 2) for r in described])
-    kinds = np.array([np.sum(r["false_by_type"], 0) for r in described]), np.array([np.sum(r["claims_by_type"], 0) for r in described])
+    kinds = (
+        np.array([np.sum(r["false_by_type"], 0) for r in described]),
+        np.array([np.sum(r["claims_by_type"], 0) for r in described]),
+    )
     found["chair_i_by_type"] = {
-        k: float(kinds[0][:, i].sum() / max(kinds[1][:, i].sum(), 1)) for i, k in enumerate(("object", "attribute", "count", "relation"))
+        k: float(kinds[0][:, i].sum() / max(kinds[1][:, i].sum(), 1))
+        for i, k in enumerate(("object", "attribute", "count", "relation"))
     }
     asked = [r for r in rows if r["kind"] == "yes_no"]
     if asked:

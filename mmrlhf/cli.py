@@ -178,12 +178,10 @@ def _data(_: Command, argv: list[str]) -> int:
 def _data_check(command: Command, argv: list[str]) -> int:
     parser = _Parser(command, "FILE [--image_folder DIR] [--facts_file FILE]")
     parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
-    parser.add_argument(
-        "--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given"
-    )
+    parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
     parser.add_argument("--facts_file", metavar="FILE", help="facts by image name")
     given = parser.parse(argv)
-    from mmrlhf.formats import check
+    from mmrlhf.check import check
 
     return check(given["file"], image_folder=given.get("image_folder"), facts_file=given.get("facts_file"))
 
@@ -298,12 +296,8 @@ DATA = {
 def _choose(prog: str, commands: Mapping[str, Command], argv: list[str], about: str) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [
-            f"  {name:<10} {command.summary}\n             {command.example}" for name, command in commands.items()
-        ]
-        text = "\n\n".join(
-            [about, "\n".join(lines), f"`{prog} {next(iter(commands))} --help` tells more; so with each."]
-        )
+        lines = [f"  {name:<10} {command.summary}\n             {command.example}" for name, command in commands.items()]
+        text = "\n\n".join([about, "\n".join(lines), f"`{prog} {next(iter(commands))} --help` tells more; so with each."])
         print(text, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     if argv[0] == "--version":

@@ -29,7 +29,7 @@ from mmrlhf.records import Example, InputError, Message, Pair
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import load_reward_model
 from mmrlhf.roles import Adapters
-from mmrlhf.rollout import answer, answer_all
+from mmrlhf.rollout import answer_all
 from mmrlhf.run import json_line, progress, read_jsonl, write_whole
 from mmrlhf.sft import sft
 from mmrlhf.vlm import VLM
@@ -71,7 +71,9 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False) -> dict[str, Any]:
 
     # 1. Fine-tuning: on annotators' captions, and on captions without their habit (a reference for how true these eyes can be)
     def tune(name: str, habit: float) -> str:
-        config = load(SFTConfig, options("sft"), {"model_name_or_path": base, "dataset_name": IN_MEMORY, "output_dir": str(out / name)})
+        config = load(
+            SFTConfig, options("sft"), {"model_name_or_path": base, "dataset_name": IN_MEMORY, "output_dir": str(out / name)}
+        )
         return str(sft(config, _LazyRows(lambda: sft_rows(world, habit))))
 
     model = timed("sft", lambda: tune("sft", world.habit))
@@ -108,7 +110,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False) -> dict[str, Any]:
     write_whole(out / "summary.json", json.dumps(summary, indent=1))
     curves = {name: read_jsonl(out / name / "metrics.jsonl") for name in ("ppo_plain", "ppo_fact")}
     shown = gallery(world, answers)
-    report.write(out / "report.html", summary, curves, shown, {"world": asdict(world)})
+    report.write(out / "report.html", summary, curves, shown, {k: str(v) for k, v in asdict(world).items()})
     report.picture(out / "picture.png", summary, shown)
     report.terminal_table(summary)
     console.print(f"{out / 'report.html'} shows pictures, answers and curves; {out / 'summary.json'} has the numbers")
@@ -211,7 +213,9 @@ def _examples(split: scenes.Split, count: int, *, facts: WorldConfig | None = No
     found = []
     for row in rows:
         scene = scenes.scene(split, row.meta["index"], 0)
-        known = scenes.facts(scene, np.random.default_rng([facts.seed, 47, row.meta["index"]]), listed=facts.listed, wrong=facts.wrong)
+        known = scenes.facts(
+            scene, np.random.default_rng([facts.seed, 47, row.meta["index"]]), listed=facts.listed, wrong=facts.wrong
+        )
         found.append(Example(row.id, row.images, row.prompt, facts=known, meta=row.meta))
     return found
 
@@ -255,7 +259,9 @@ def evaluation(world: WorldConfig, model: str, clean: str, policies: dict[str, s
         adapters = tuned()
         if name == "best_of_n":
             described = [e for e in rows[split] if e.meta["kind"] == "describe"]
-            for example, text in best_of_n(adapters.vlm, loaded["reward"], described, world.best_of_n, **(how | {"batch_size": 25})):
+            for example, text in best_of_n(
+                adapters.vlm, loaded["reward"], described, world.best_of_n, **(how | {"batch_size": 25})
+            ):
                 yield example, [text]
             return
         with adapters.use(name if name in policies else None):
@@ -288,7 +294,13 @@ def summarise(world: WorldConfig, out: Path, answers: Answered, seconds: dict[st
         right = json.loads((out / f"reward_{name}" / "done.json").read_text())["right"]
         accuracy[name] = bootstrap(np.array([[r, 1.0] for r in right]), lambda s: {"accuracy": s[..., 0] / s[..., 1]}, world.seed)
     kl = {f"ppo_{n}": read_jsonl(out / f"ppo_{n}" / "metrics.jsonl")[-1]["objective/kl"] for n in ("plain", "fact")}
-    return {"models": models, "reward_models": accuracy, "kl": kl, "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}, "seed": world.seed}
+    return {
+        "models": models,
+        "reward_models": accuracy,
+        "kl": kl,
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        "seed": world.seed,
+    }
 
 
 def _described(split: str, said: dict[str, list[str]]) -> list[Example]:
@@ -332,7 +344,9 @@ def gallery(world: WorldConfig, answers: Answered, count: int = 12) -> list[dict
         for name in ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft"):
             text = answers[name]["held_out"][f"{scene.id}-describe"][0]
             verdicts = [scenes.verify(scene, c) for c in scenes.claims(text)]
-            marks = [{"start": v.claim.span[0], "end": v.claim.span[1], "verdict": v.value, "evidence": v.evidence} for v in verdicts]
+            marks = [
+                {"start": v.claim.span[0], "end": v.claim.span[1], "verdict": v.value, "evidence": v.evidence} for v in verdicts
+            ]
             entry["answers"].append({"model": name, "text": text, "claims": marks})
         shown.append(entry)
     return shown

@@ -25,7 +25,7 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     run = Run(config.output_dir, config)
     examples = module.load(config.data, config.limit)
     kept = run.path / "predictions.jsonl"
-    predictions = {row["id"]: row["answers"] for row in read_jsonl(kept)}
+    predictions = {row["id"]: row["answers"] for row in (read_jsonl(kept) if kept.exists() else [])}
     missing = [e for e in examples if e.id not in predictions]
     if missing:
         write_whole(kept, "".join(json_line({"id": i, "answers": a}) for i, a in predictions.items()))  # without a torn line
@@ -45,7 +45,7 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     return metrics
 
 
-def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str):  # noqa: ANN201
+def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str):
     """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
     with progress(len(examples), f"eval {name}") as steps:
         for pair in answer_all(

@@ -12,10 +12,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from mmrlhf.facts import read_facts, typed
+from mmrlhf.facts import typed
 from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Pair, Role
 from mmrlhf.rows import Row, folder, kind, read, shown
 
@@ -35,16 +34,16 @@ def read_examples(
 
     Raises InputError on the first row that cannot be used; with `need_answer` also on one without an answer.
     """
-    beside = _beside(dataset_name, image_folder, facts)
-    return [_example(unread.row(), beside, need_answer) for unread in read(dataset_name, split)]
+    beside = beside_of(dataset_name, image_folder, facts)
+    return [example_of(unread.row(), beside, need_answer) for unread in read(dataset_name, split)]
 
 
 def read_pairs(
     dataset_name: str, split: str = "train", image_folder: str | None = None, facts: Facts | None = None
 ) -> list[Pair]:
     """The preference pairs of a dataset. Raises InputError on the first row that cannot be used."""
-    beside = _beside(dataset_name, image_folder, facts)
-    return [_pair(unread.row(), beside) for unread in read(dataset_name, split)]
+    beside = beside_of(dataset_name, image_folder, facts)
+    return [pair_of(unread.row(), beside) for unread in read(dataset_name, split)]
 
 
 def holds_pairs(dataset_name: str, split: str = "train") -> bool:
@@ -63,7 +62,7 @@ class _Beside:
     facts: Facts
 
 
-def _beside(dataset_name: str, image_folder: str | None, facts: Facts | None) -> _Beside:
+def beside_of(dataset_name: str, image_folder: str | None, facts: Facts | None) -> _Beside:
     if image_folder is not None and not os.path.isdir(image_folder):
         raise InputError(f"image folder {image_folder} does not exist: correct the path")
     where = image_folder if image_folder is not None else folder(dataset_name)
@@ -79,7 +78,7 @@ PAIR_FIELDS = SHARED | {"chosen", "rejected", "output_1", "output_2", "preferenc
 EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion"}
 
 
-def _pair(row: Row, beside: _Beside) -> Pair:
+def pair_of(row: Row, beside: _Beside) -> Pair:
     images, facts = _images(row, beside), _facts(row, beside)
     if "conversations" in row.fields:
         turns, chosen, rejected = _llava_pair(row)
@@ -90,7 +89,7 @@ def _pair(row: Row, beside: _Beside) -> Pair:
     return Pair(_id(row), images, _prompt(row, turns, len(images)), chosen, rejected, facts, _meta(row, PAIR_FIELDS))
 
 
-def _example(row: Row, beside: _Beside, need_answer: bool) -> Example:
+def example_of(row: Row, beside: _Beside, need_answer: bool) -> Example:
     images, facts = _images(row, beside), _facts(row, beside)
     if "conversations" in row.fields:
         turns, answer = _llava_example(row)
@@ -206,9 +205,7 @@ def _answer(row: Row, turn: _Turn, name: str) -> str:
 
 def _trl_prompt(row: Row, name: str) -> list[_Turn]:
     value = row.fields[name]
-    return (
-        [_turn(row, {"role": "user", "content": value}, name)] if isinstance(value, str) else _turns(row, value, name)
-    )
+    return [_turn(row, {"role": "user", "content": value}, name)] if isinstance(value, str) else _turns(row, value, name)
 
 
 def _trl_answer(row: Row, name: str) -> str:
@@ -273,9 +270,7 @@ def _llava_pair(row: Row) -> tuple[list[_Turn], str, str]:
     turns = _conversation(row)
     if turns[-1].role == "assistant":  # one of the two outputs, or another answer: not part of the prompt
         turns = turns[:-1]
-    first, second = (
-        _answer(row, _turn(row, row.need(name), name, "from", "value"), name) for name in ("output_1", "output_2")
-    )
+    first, second = (_answer(row, _turn(row, row.need(name), name, "from", "value"), name) for name in ("output_1", "output_2"))
     preference = row.need("preference")
     if isinstance(preference, bool) or preference not in (1, 2):
         row.fail(f"`preference` must be 1 or 2, the number of the better output, not {shown(preference)}")
@@ -326,9 +321,7 @@ def _image(row: Row, value: Any, name: str, inside: str | None) -> ImageSource:
     # Compared as text: a link that the user laid inside the folder is the user's word, `..` in a row is the data's.
     place = os.path.normpath(os.path.join(inside, path))
     if not Path(place).is_relative_to(inside):
-        row.fail(
-            f"`{name}` leads out of the image folder {inside}: {shown(path)}; move the picture, or give --image_folder"
-        )
+        row.fail(f"`{name}` leads out of the image folder {inside}: {shown(path)}; move the picture, or give --image_folder")
     if not os.path.isfile(place):
         row.fail(f"`{name}` does not exist in {inside}: {shown(path)}; correct the path or give --image_folder")
     return ImageSource(path=place)
@@ -349,60 +342,7 @@ def _facts(row: Row, beside: _Beside) -> tuple[Fact, ...]:
     return typed(row) + tuple(known or beside.facts.get(str(row.fields.get("id")), ()))
 
 
-# ---- mmrlhf data check -----------------------------------------------------------------------------------------------
-
-MOST_SHOWN = 20
-
-
-def check(path: str, image_folder: str | None = None, facts_file: str | None = None) -> int:
-    """Read every row and picture, print what is wrong and what there is; 0 if all rows are good, else 1.
-
-    Raises InputError when the dataset, the image folder or the facts file cannot be used at all.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    from mmrlhf.images import open_image  # the one import that points up; only this function opens pictures
-
-    beside = _beside(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
-    console = Console(soft_wrap=True, highlight=False)
-    pictures: dict[str, str] = {}  # what is wrong with each, "" for nothing
-    good: list[_Counted] = []
-    bad = 0
-    layout = ""
-    for unread in read(path):
-        try:
-            row = unread.row()
-            if not layout:
-                layout = _layout(row)
-                console.print(f"{path}: {layout}", markup=False)
-            record = _pair(row, beside) if layout.endswith("pairs") else _example(row, beside, need_answer=False)
-            for source in record.images:
-                name = source.path or source.key
-                if name not in pictures:
-                    try:
-                        open_image(source)
-                        pictures[name] = ""
-                    except InputError as error:
-                        pictures[name] = str(error)
-                if pictures[name]:
-                    row.fail(pictures[name])
-            good.append(_Counted.of(record))
-        except InputError as error:
-            bad += 1
-            if bad <= MOST_SHOWN:
-                console.print(f"  {error}", markup=False)
-    if bad > MOST_SHOWN:
-        console.print(f"  ... and {bad - MOST_SHOWN} more")
-
-    table = Table(show_header=False)
-    for name, number in _summary(good, bad, len(pictures)).items():
-        table.add_row(name, number)
-    console.print(table)
-    return 1 if bad else 0
-
-
-def _layout(row: Row) -> str:
+def layout_of(row: Row) -> str:
     """The name of a row's format; `pairs` at its end makes it one for read_pairs."""
     if "conversations" in row.fields:
         return f"LLaVA-RLHF {'pairs' if _is_pair(row) else 'prompts' if _is_ppo(row) else 'conversations'}"
@@ -411,31 +351,3 @@ def _layout(row: Row) -> str:
     if "messages" in row.fields:
         return "TRL messages"
     return "TRL prompts with answers" if "completion" in row.fields or "answer" in row.fields else "TRL prompts"
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """What the summary needs of a record, so that no picture is kept."""
-
-    texts: dict[str, int]
-    facts: int
-
-    @classmethod
-    def of(cls, record: Example | Pair) -> _Counted:
-        if isinstance(record, Pair):
-            texts = {"chosen": record.chosen, "rejected": record.rejected}
-        else:
-            texts = {} if record.answer is None else {"answer": record.answer}
-        return cls({name: len(text.split()) for name, text in texts.items()}, len(record.facts))
-
-
-def _summary(good: Sequence[_Counted], bad: int, pictures: int) -> dict[str, str]:
-    found = {"good rows": str(len(good)), "bad rows": str(bad), "distinct pictures": str(pictures)}
-    for name in ("chosen", "rejected", "answer"):
-        if lengths := [row.texts[name] for row in good if name in row.texts]:
-            found[f"{name}, mean words"] = f"{fmean(lengths):.1f}"
-    if rows := [row.facts for row in good if row.facts]:
-        found["rows with facts"] = f"{len(rows)} of {len(good)}, {fmean(rows):.1f} each"
-    else:
-        found["rows with facts"] = "none"
-    return found

@@ -45,7 +45,10 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     home = Path(config.image_folder or Path(config.dataset_name).parent)
     lines = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with policy(config.model_name_or_path, config.adapter_path, config.dtype, device) as vlm, progress(len(examples), "generate") as steps:
+    with (
+        policy(config.model_name_or_path, config.adapter_path, config.dtype, device) as vlm,
+        progress(len(examples), "generate") as steps,
+    ):
         for example, texts in answer_all(
             vlm, examples, batch_size=config.batch_size, num_generations=config.num_generations,
             response_length=config.response_length, temperature=config.temperature, seed=config.seed, max_length=config.max_length,

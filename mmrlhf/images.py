@@ -40,9 +40,7 @@ def open_image(source: ImageSource, max_pixels: int = 40_000_000) -> Image.Image
         ) from None
     except Exception as error:  # on broken bytes the decoders raise whatever they stumble over
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"image {source.name} is truncated or damaged ({reason}): replace the file or drop the row"
-        ) from None
+        raise InputError(f"image {source.name} is truncated or damaged ({reason}): replace the file or drop the row") from None
 
 
 def _refuse_by_header(image: Image.Image, name: str, max_pixels: int) -> None:

@@ -109,7 +109,9 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
             if step == 0:
                 gap = float(((old_NT - ref_NT) * out.mask_NT).abs().max())
                 if gap > (1e-4 if config.dtype == "float32" else 0.2):
-                    raise RuntimeError(f"before the first step policy and reference differ by {gap:.2g} nats: the base is not the reference")
+                    raise RuntimeError(
+                        f"before the first step policy and reference differ by {gap:.2g} nats: the base is not the reference"
+                    )
 
             # 5. KL-shaped rewards and advantages
             mask_NT = out.mask_NT.float()
@@ -147,8 +149,12 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
                         for k, v in {**policy_metrics, **value_metrics}.items():
                             metrics[k] = metrics.get(k, 0.0) + v
                     if not updates and config.dtype == "float32" and accelerator.num_processes == 1:
-                        assert abs(metrics["val/ratio"] - 1) < 1e-3, f"the first minibatch's ratio is {metrics['val/ratio']:.4f}, not 1"
-                    metrics["grad_norm"] = apply(accelerator, optimizer, policy.parameters() + value.parameters(), config.max_grad_norm)
+                        assert abs(metrics["val/ratio"] - 1) < 1e-3, (
+                            f"the first minibatch's ratio is {metrics['val/ratio']:.4f}, not 1"
+                        )
+                    metrics["grad_norm"] = apply(
+                        accelerator, optimizer, policy.parameters() + value.parameters(), config.max_grad_norm
+                    )
                     updates.append(metrics)
 
             # 7. Log
@@ -182,7 +188,12 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
                 run.samples(
                     step + 1,
                     [
-                        {"prompt": mine[i // each].prompt[-1].content, "id": mine[i // each].id, "answer": out.texts[i], "score": round(float(scores_N[i]), 3)}
+                        {
+                            "prompt": mine[i // each].prompt[-1].content,
+                            "id": mine[i // each].id,
+                            "answer": out.texts[i],
+                            "score": round(float(scores_N[i]), 3),
+                        }
                         for i in shown[: config.num_sample_generations]
                     ],
                 )

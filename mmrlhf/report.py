@@ -94,9 +94,7 @@ MODELS = {
     "best_of_n": Model("best of n", "Of several samples of SFT, the one the reward model likes best.", "#c08a2c", "P"),
     "ppo_plain": Model("PPO, plain", "PPO against a reward model that sees no facts.", "#8b7cf0", "D"),
     "ppo_fact": Model("PPO, facts", "PPO against a reward model that sees facts about the picture.", "#12a08f", "*"),
-    "clean_sft": Model(
-        "clean SFT", "Fine-tuned on captions without the habit: what better data gives.", "#4a90d9", "X"
-    ),
+    "clean_sft": Model("clean SFT", "Fine-tuned on captions without the habit: what better data gives.", "#4a90d9", "X"),
 }
 AFTER = {"ppo_fact": "After PPO with facts in the reward", "ppo_plain": "After PPO without facts in the reward"}
 """What SFT is compared with, the first that is there, and how a sentence on it begins."""
@@ -430,9 +428,7 @@ def _before_after(gallery: Sequence[Mapping[str, Any]], after: str) -> list[tupl
     return found[:2]
 
 
-def _draw_exhibit(
-    figure: Figure, renderer: Any, top: float, image: bytes, answers: Mapping[str, Sequence[Piece]]
-) -> None:
+def _draw_exhibit(figure: Figure, renderer: Any, top: float, image: bytes, answers: Mapping[str, Sequence[Piece]]) -> None:
     width, height = figure.get_size_inches()
     side = 0.36 * height / width
     axes = figure.add_axes((0.02, top - 0.36, side, 0.36))
@@ -466,9 +462,7 @@ def _flow(
             x, y, lines = left, y - line, lines + 1
         figure.text(x, y, word, fontproperties=font, color=FALSE if false else None, parse_math=False)
         if false:  # through the space as well, where the claim goes on
-            more = (
-                number + 1 < len(words) and words[number + 1][1] and x + width(f"{word} {words[number + 1][0]}") < right
-            )
+            more = number + 1 < len(words) and words[number + 1][1] and x + width(f"{word} {words[number + 1][0]}") < right
             end = x + width(word) + (space if more else 0)
             figure.add_artist(Line2D((x, end), (y + 0.3 * line,) * 2, color=FALSE, linewidth=1))
         x += width(word)

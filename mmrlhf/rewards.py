@@ -25,9 +25,7 @@ REVIEW = "Is all of this true of the picture?"
 """The turn after an answer at whose end the reward is read: a question that a vision-language model can already answer."""
 
 
-def review_messages(
-    prompt: Sequence[Message], answer: str, facts: str, position: FactsPosition
-) -> tuple[Message, ...]:
+def review_messages(prompt: Sequence[Message], answer: str, facts: str, position: FactsPosition) -> tuple[Message, ...]:
     """The conversation a reward model reads: prompt, answer, review; the facts before the question or in the review.
 
     `before` puts them at the head of the last user turn, so that all answers of a prompt share them; `after` puts them

@@ -58,9 +58,7 @@ class Run:
         try:
             self._open(config)
         except OSError as error:
-            raise InputError(
-                f"output_dir {output_dir} cannot be written ({error.strerror}): give another --output_dir"
-            ) from None
+            raise InputError(f"output_dir {output_dir} cannot be written ({error.strerror}): give another --output_dir") from None
 
     def _open(self, config: Any) -> None:
         file = self.path / "config.yaml"

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from mmrlhf.records import Claim, Example, Fact, ImageSource, Message, Verdict
+from mmrlhf.records import Claim, Fact, ImageSource, Verdict
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "moon", "ring", "arrow")
 COLOURS = {
@@ -288,7 +288,10 @@ def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, fault
             relation[1] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[relation[1]]
         else:
             phrases[i] = _phrase(said[i].shape, wrong_colour, said[i].size, rng, bare=0)
-    sentences = [str(rng.choice(OPENINGS)).format(_enumerate(phrases)), str(rng.choice(TOTALS)).format(n=plural(count, "object"), be="is" if count == 1 else "are")]
+    sentences = [
+        str(rng.choice(OPENINGS)).format(_enumerate(phrases)),
+        str(rng.choice(TOTALS)).format(n=plural(count, "object"), be="is" if count == 1 else "are"),
+    ]
     if relation:
         sentences.append("The {} is {} the {}.".format(*relation))
     return " ".join(sentences)
@@ -426,11 +429,15 @@ def _holds(scene: Scene, claim: Claim) -> bool:
     relation, _, place = claim.value.partition(" ")
     if relation == "at":
         cell = CELLS.index(place)
-        return not any(t.cell == cell for t in scene.things) if claim.subject == "nothing" else any(t.cell == cell for t in things)
+        return (
+            not any(t.cell == cell for t in scene.things) if claim.subject == "nothing" else any(t.cell == cell for t in things)
+        )
     relation, other = re.fullmatch(r"(left of|right of|above|below) (.+)", claim.value).groups()  # type: ignore[union-attr]
+
     def sign(a: Thing, b: Thing) -> bool:
         column, row = a.cell % 3 - b.cell % 3, a.cell // 3 - b.cell // 3
         return {"left of": column < 0, "right of": column > 0, "above": row < 0, "below": row > 0}[relation]
+
     return any(sign(a, b) for a in things for b in _named(scene, other) if a != b)
 
 
@@ -512,3 +519,33 @@ def facts(scene: Scene, rng: np.random.Generator, *, listed: float = 0.8, wrong:
         a, b = (b, a) if rng.random() < wrong else (a, b)
         found.append(Fact("relation", f"{a.name} {_relation(a, b, rng)} {b.name}", "annotator"))
     return tuple(found)
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def export(output_dir: str, rows: int = 1000, seed: int = 0) -> None:
+    """The world as data files: sft.jsonl, pairs.jsonl (a clean caption against one with planted faults), prompts.jsonl with
+    facts, and their pictures. What the stages read from users' files."""
+    out = Path(output_dir)
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    for split, name in (("sft", "sft"), ("pairs", "pairs"), ("rl", "prompts")):
+        lines = []
+        for index in range(rows):
+            drawn, rng = scene(split, index, seed), np.random.default_rng([seed, 53, index])  # type: ignore[arg-type]
+            picture = f"images/{drawn.id}.png"
+            (out / picture).write_bytes(drawn.source().read())
+            asked = describe(drawn, rng, habit=0.78 if split == "sft" else 0.0)
+            row: dict[str, object] = {"id": drawn.id, "images": [picture], "prompt": [{"role": "user", "content": asked.text}]}
+            if split == "sft":
+                row["completion"] = [{"role": "assistant", "content": asked.answer}]
+            else:
+                row["facts"] = [{"kind": f.kind, "text": f.text, "source": f.source} for f in facts(drawn, rng)]
+            if split == "pairs":
+                faulty = caption(drawn, rng, faults=2)
+                row |= {
+                    "chosen": [{"role": "assistant", "content": asked.answer}],
+                    "rejected": [{"role": "assistant", "content": faulty}],
+                }
+            lines.append(json.dumps(row) + "\n")
+        (out / f"{name}.jsonl").write_text("".join(lines))

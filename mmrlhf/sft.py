@@ -36,7 +36,11 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         return target
     if examples is None:
         examples = read_examples(
-            config.dataset_name, config.dataset_train_split, config.image_folder, read_facts(config.facts_file) if config.facts_file else None, need_answer=True
+            config.dataset_name,
+            config.dataset_train_split,
+            config.image_folder,
+            read_facts(config.facts_file) if config.facts_file else None,
+            need_answer=True,
         )
 
     # 1. Model, and what of it is trained
@@ -83,7 +87,12 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
                 loss += piece.item()
             norm = apply(accelerator, optimizer, list(trained.values()), config.max_grad_norm)
             steps.advance()
-            metrics = {"loss": loss, "num_tokens": float(tokens), "grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
+            metrics = {
+                "loss": loss,
+                "num_tokens": float(tokens),
+                "grad_norm": norm,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+            }
             run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
             if (step + 1) % config.save_steps == 0 and step + 1 < total:
                 run.save(step + 1, {**dict(trained), **optimizer_tensors(optimizer)}, {})

@@ -144,9 +144,7 @@ def test_saving_leaves_one_whole_file(tmp_path):
     assert load(SFTConfig, file, {}).seed == 2
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(
-    ["1e-4", "null", "2026-01-01", "~"]
-)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["1e-4", "null", "2026-01-01", "~"])
 
 
 @given(output_dir=TEXT, folder=st.none() | TEXT, rate=st.floats(0, math.inf, exclude_min=True, exclude_max=True))

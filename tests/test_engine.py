@@ -45,7 +45,9 @@ def fast_logps(vlm, examples, answers, rows):
 
 def test_log_probs_and_lora_gradients_equal_the_naive_forward(adapted, examples):
     vlm, rows = adapted.vlm, [0, 0, 1, 1]
-    answers = [vlm.answer_ids(examples[r].prompt, a, 1) for r, a in zip(rows, ["A star.", examples[0].answer, "There is a ring.", "No."])]
+    answers = [
+        vlm.answer_ids(examples[r].prompt, a, 1) for r, a in zip(rows, ["A star.", examples[0].answer, "There is a ring.", "No."])
+    ]
     with adapted.use("policy"):
         fast, mask = fast_logps(vlm, examples[:2], answers, rows)
         fast.sum().backward()

@@ -85,9 +85,7 @@ def test_large_counts_are_digits(tmp_path):
 
 
 def test_lines_on_one_picture_add_up_and_ids_name_rows_without_one(tmp_path):
-    path = written(
-        tmp_path, "f.jsonl", {"image": "a", "ocr": ["x"]}, {"id": 7, "ocr": ["y"]}, {"image": "a", "ocr": ["z"]}
-    )
+    path = written(tmp_path, "f.jsonl", {"image": "a", "ocr": ["x"]}, {"id": 7, "ocr": ["y"]}, {"image": "a", "ocr": ["z"]})
     assert {name: [fact.text for fact in facts] for name, facts in read_facts(path).items()} == {
         "a": ["x", "z"],
         "7": ["y"],

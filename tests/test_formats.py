@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmrlhf import content
+from mmrlhf.check import check
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import check, holds_pairs, read_examples, read_pairs
+from mmrlhf.formats import holds_pairs, read_examples, read_pairs
 from mmrlhf.records import Fact, InputError, Message
 
 ASK = Message("user", "What is it?")

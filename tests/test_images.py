@@ -126,9 +126,7 @@ def test_the_limit_itself_is_allowed():
     assert open_image(source, max_pixels=60_000).size == (300, 200)
 
 
-START = [
-    encoded(Image.new("RGB", (5, 7), "teal"), kind).read() for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")
-]
+START = [encoded(Image.new("RGB", (5, 7), "teal"), kind).read() for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP")]
 
 
 @settings(max_examples=150, deadline=None)

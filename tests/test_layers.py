@@ -10,7 +10,7 @@ LAYERS = [
     {"losses"},
     {"images", "vlm", "roles", "prefix"},
     {"run", "rewards", "rollout", "benchmark", "training"},
-    {"sft", "reward_model", "ppo", "generate", "score", "best_of_n", "evaluate", "report", "scenes_base"},
+    {"sft", "reward_model", "ppo", "generate", "score", "best_of_n", "evaluate", "report", "scenes_base", "check"},
     {"demo", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -43,5 +43,11 @@ def test_the_lowest_layer_knows_no_torch():
     for name in LAYERS[0]:
         tree = ast.parse((package / f"{name}.py").read_text())
         for node in ast.walk(tree):
-            named = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            named = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not any(n and n.split(".")[0] in ("torch", "transformers", "peft") for n in named), name

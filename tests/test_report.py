@@ -43,9 +43,7 @@ def made_up() -> dict[str, Any]:
 
 
 def made_up_curves() -> dict[str, list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = [
-        {"step": step, "objective/scores": 0.01 * step, "objective/kl": None} for step in range(1, 60)
-    ]
+    rows: list[dict[str, Any]] = [{"step": step, "objective/scores": 0.01 * step, "objective/kl": None} for step in range(1, 60)]
     for row in rows[::20]:
         row |= {"eval/chair_s": 0.4, "eval/coverage": 0.9, "eval/habit": 0.3, "eval/sight": 0.1}
     return {"ppo_plain": rows, "ppo_fact": rows}

@@ -68,12 +68,18 @@ def test_saved_adapter_is_pefts_own_format(adapters, examples, tmp_path, base):
     with adapters.use("policy"):
         ours = hidden(adapters.vlm, examples)
     adapters.save("policy", tmp_path)
-    theirs = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), str(tmp_path)).eval()
+    theirs = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), str(tmp_path)
+    ).eval()
     text = [adapters.vlm.render(e.prompt, 1, generation_prompt=True) for e in examples[:2]]
     from mmrlhf.images import open_image
 
     batch = adapters.vlm.processor(
-        text=text, images=[[open_image(e.images[0])] for e in examples[:2]], padding=True, padding_side="left", return_tensors="pt"
+        text=text,
+        images=[[open_image(e.images[0])] for e in examples[:2]],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
     )
     out = theirs.base_model.model.model(**batch).last_hidden_state[:, -1]
     assert torch.allclose(out, ours, atol=1e-3)

@@ -177,9 +177,7 @@ for step in range(1, 5):
 
 def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
     root = Path(__file__).parent.parent
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
-    )
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert killed.returncode == -signal.SIGKILL
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 4
     assert any(p.name.startswith(".step-000004") for p in (tmp_path / "checkpoints").iterdir())

@@ -9,7 +9,12 @@ from mmrlhf import scenes
 from mmrlhf.records import Claim
 from mmrlhf.scenes import Difficulty, Scene, Thing
 
-SCENE = Scene("s", (Thing("star", "red", "large", 0), Thing("circle", "blue", "small", 5), Thing("circle", "red", "large", 7)), 1, Difficulty())
+SCENE = Scene(
+    "s",
+    (Thing("star", "red", "large", 0), Thing("circle", "blue", "small", 5), Thing("circle", "red", "large", 7)),
+    1,
+    Difficulty(),
+)
 
 
 def judged(text):
@@ -17,7 +22,9 @@ def judged(text):
 
 
 def test_claims_of_a_description_and_their_truth():
-    text = "There is a red star, a small blue circle and a moon. That makes four objects. The red star is left of the blue circle."
+    text = (
+        "There is a red star, a small blue circle and a moon. That makes four objects. The red star is left of the blue circle."
+    )
     assert judged(text) == {
         ("object", "star", ""): True,
         ("attribute", "star", "red"): True,

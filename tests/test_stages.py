@@ -137,7 +137,10 @@ def test_a_killed_ppo_run_continues_exactly(base, examples, reward_dir, tmp_path
     assert done.returncode == -9, done.stderr.decode()[-2000:]
     ppo(killed, examples)
     same = [("loss/policy_avg", "loss/value_avg", "objective/scores", "objective/kl")] * 2
-    a, b = ([{k: r.get(k) for k in keys} for r in read_jsonl(tmp_path / n / "metrics.jsonl")] for n, keys in zip(("whole", "killed"), same))
+    a, b = (
+        [{k: r.get(k) for k in keys} for r in read_jsonl(tmp_path / n / "metrics.jsonl")]
+        for n, keys in zip(("whole", "killed"), same)
+    )
     assert a == b and len(a) == 5
     one, two = (load_file(tmp_path / n / "policy" / "adapter_model.safetensors") for n in ("whole", "killed"))
     assert all(torch.equal(one[k], two[k]) for k in one)
@@ -168,16 +171,31 @@ def test_reward_model_and_adapter_of_another_base_are_refused(base, examples, re
                           learning_rate=1e-2, per_device_train_batch_size=2), examples)  # fmt: skip
     policy = ppo(ppo_config(base, reward_dir, tmp_path / "p", max_steps=1), examples)
     with pytest.raises(InputError, match="was trained on"):
-        generate(GenerateConfig(model_name_or_path=str(other), adapter_path=str(policy), dataset_name="x", output_file=str(tmp_path / "a")), examples)
+        generate(
+            GenerateConfig(
+                model_name_or_path=str(other), adapter_path=str(policy), dataset_name="x", output_file=str(tmp_path / "a")
+            ),
+            examples,
+        )
     # ...but a reward model may stand on a base of its own, scored by images and text
     ppo(ppo_config(str(other), reward_dir, tmp_path / "q", max_steps=1), examples)
 
 
 def test_from_files_to_scores(base, tmp_path):
     """The stages on data files as a user has them: TRL's rows, LLaVA-RLHF's rows, facts beside them."""
-    common = {"model_name_or_path": base, "image_folder": str(SAMPLES / "images"), "max_steps": 1, "per_device_train_batch_size": 2, "lora_r": 4}
+    common = {
+        "model_name_or_path": base,
+        "image_folder": str(SAMPLES / "images"),
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "lora_r": 4,
+    }
     facts = str(SAMPLES / "image_to_caption.json")
-    trained = reward(RewardConfig(dataset_name=str(SAMPLES / "llava_rlhf_preference.json"), facts_file=facts, output_dir=str(tmp_path / "r"), **common))
+    trained = reward(
+        RewardConfig(
+            dataset_name=str(SAMPLES / "llava_rlhf_preference.json"), facts_file=facts, output_dir=str(tmp_path / "r"), **common
+        )
+    )
     policy = ppo(PPOConfig(dataset_name=str(SAMPLES / "llava_rlhf_ppo.json"), facts_file=facts, output_dir=str(tmp_path / "p"),
                            reward_model_path=str(trained), num_generations=2, response_length=8, **common))  # fmt: skip
     out = generate(GenerateConfig(model_name_or_path=base, adapter_path=str(policy), dataset_name=str(SAMPLES / "llava_rlhf_ppo.json"),
