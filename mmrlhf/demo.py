@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False) -> dict[str, Any]:
         config = load(PPOConfig, options("ppo"), known | {"output_dir": str(out / f"ppo_{name}")})
         return str(ppo(config, prompts, lambda vlm: measure(vlm, watched)))
 
-    policies = {f"ppo_{name}": timed(f"ppo_{name}", lambda name=name: train_policy(name)) for name in ("fact", "plain")}
+    policies = {f"ppo_{name}": timed(f"ppo_{name}", partial(train_policy, name)) for name in ("fact", "plain")}
 
     # 5. Every model on every split
     answers = timed("evaluation", lambda: evaluation(world, model, clean, policies, rewards["fact"], out / "answers"))
@@ -121,7 +122,8 @@ class _LazyRows(Sequence[Example]):
     """Rows that are rendered when a stage first asks for one: a finished stage never does."""
 
     def __init__(self, make: Callable[[], list[Example]]):
-        self._make, self._rows = make, None
+        self._make = make
+        self._rows: list[Example] | None = None
 
     def _all(self) -> list[Example]:
         if self._rows is None:
@@ -188,7 +190,7 @@ def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[P
                 sampled.append(found)
         texts = [a + b for a, b in zip(*sampled, strict=True)]
         write_whole(path, "".join(json_line({"id": e.id, "answers": t}) for e, t in zip(examples, texts, strict=True)))
-    pairs = []
+    pairs: list[Pair] = []
     for index, (example, answers) in enumerate(zip(examples, texts, strict=True)):
         scene, rng = scenes.scene("pairs", index, world.seed), np.random.default_rng([world.seed, 43, index])
         answers = list(answers)
@@ -327,7 +329,8 @@ def _with_truths(rows: list[Example]) -> list[Example]:
 def gallery(world: WorldConfig, answers: Answered, count: int = 12) -> list[dict[str, Any]]:
     """A dozen held-out scenes with every model's answer, claim by claim: the first six where SFT claims something false,
     and the first six where it does not."""
-    wrong, right = [], []
+    wrong: list[scenes.Scene] = []
+    right: list[scenes.Scene] = []
     for index in range(world.held_out_scenes):
         scene = scenes.scene("held_out", index, 0)
         said = answers["sft"]["held_out"][f"{scene.id}-describe"][0]

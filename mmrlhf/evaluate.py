@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,7 +45,7 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     return metrics
 
 
-def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str):
+def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str) -> Iterator[tuple[Example, list[str]]]:
     """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
     with progress(len(examples), f"eval {name}") as steps:
         for pair in answer_all(

@@ -26,15 +26,16 @@ class _Functional(DynamicLayer):
 
     def __init__(self, keys: Tensor | None = None, values: Tensor | None = None):
         super().__init__()
-        self.keys, self.values, self.grown = keys, values, None
+        self.keys, self.values = keys, values
+        self.grown: tuple[Tensor, Tensor] | None = None
         self.is_initialized = keys is not None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if self.keys is not None:
+        if self.keys is not None and self.values is not None:
             key_states = torch.cat([self.keys, key_states], -2)
             value_states = torch.cat([self.values, value_states], -2)
-        self.grown = (key_states, value_states)
-        return self.grown
+        self.grown = key_states, value_states
+        return key_states, value_states
 
     def get_seq_length(self) -> int:
         return 0 if self.keys is None else self.keys.shape[-2]

@@ -115,6 +115,19 @@ def correction(claim: Claim) -> str:
     return f"the {claim.subject} is not {claim.value}"
 
 
+def grounding(scene: scenes.Scene, rng: np.random.Generator) -> tuple[list[Message], list[bool]]:
+    """A true description and what stands in four cells: words that only the picture can tell. Learnt first, so that the
+    language model looks before it learns to read facts and to guess."""
+    described = scenes.describe(scene, rng)
+    messages = [Message("user", described.text), Message("assistant", described.answer)]
+    for cell in rng.choice(9, size=4, replace=False):
+        place = f"at the {scenes.CELLS[cell]}"
+        here = [t for t in scene.things if t.cell == cell]
+        answer = f"There is {scenes.article(here[0].name) if here else 'nothing'} {place}."
+        messages += [Message("user", f"What is {place}?"), Message("assistant", answer)]
+    return messages, [False, True] * 5
+
+
 def conversation(scene: scenes.Scene, rng: np.random.Generator) -> tuple[list[Message], list[bool]]:
     """A description, a review of it and some questions about one picture; and which messages are learnt.
 
@@ -143,8 +156,9 @@ def conversation(scene: scenes.Scene, rng: np.random.Generator) -> tuple[list[Me
 class _Conversations(IterableDataset):
     """Batches of (pixels [B, 3, S, S], ids [B, L], labels [B, L], mask [B, L]), drawn and rendered as they are needed."""
 
-    def __init__(self, processor: LlavaProcessor, first: int, last: int, batch: int, seed: int):
-        self.processor, self.first, self.last, self.batch, self.seed = processor, first, last, batch, seed
+    def __init__(self, processor: LlavaProcessor, talk: Callable, first: int, last: int, batch: int, seed: int):
+        self.processor, self.talk = processor, talk
+        self.first, self.last, self.batch, self.seed = first, last, batch, seed
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         tokenizer = self.processor.tokenizer
@@ -152,7 +166,7 @@ class _Conversations(IterableDataset):
             rows, pixels = [], []
             for index in range(start, start + self.batch):
                 scene = scenes.scene("base", index, self.seed)
-                rows.append(_tokens(tokenizer, *conversation(scene, _rng(self.seed, index))))
+                rows.append(_tokens(tokenizer, *self.talk(scene, _rng(self.seed, index))))
                 pixels.append(scene.image())
             longest = max(len(ids) for ids, _ in rows)
             ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
@@ -174,7 +188,8 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, messages: list[Message], learnt:
             pieces.append((f"User: {image}{message.content}{end}", False))
         else:
             pieces.append((f" {message.content}{end}", learn))
-    ids, labels = [], []
+    ids: list[int] = []
+    labels: list[int] = []
     for text, learn in pieces:
         piece = tokenizer(text, add_special_tokens=False)["input_ids"]
         ids += piece
@@ -230,48 +245,59 @@ def _train(
 
 
 def train_tower(model: LlavaForConditionalGeneration, processor: LlavaProcessor, seed: int, steps: int, batch: int = 96) -> None:
-    """Teach the tower to see: what stands in each cell, from the mean of the cell's patches. The head is thrown away."""
+    """Teach the tower to see: every patch says what stands in its cell, and where it is. The heads are thrown away.
+
+    Where: a language model with rotary positions cannot address a patch by its place unless the features hold it.
+    """
     tower, sizes = model.model.vision_tower, (len(scenes.SHAPES) + 1, len(scenes.COLOURS), len(scenes.SIZES))
-    head = torch.nn.Linear(128, sum(sizes))
+    head, place = torch.nn.Linear(128, sum(sizes)), torch.nn.Linear(128, IMAGE_TOKENS)
+    columns = torch.arange(IMAGE_TOKENS) % 6
+    cell_of = torch.arange(IMAGE_TOKENS) // 12 * 3 + columns // 2
 
     def loss_of(pixels: Tensor, targets: Tensor) -> tuple[Tensor, str]:
         patches = tower(pixel_values=pixels).last_hidden_state[:, 1:]
-        cells = patches.reshape(-1, 3, 2, 3, 2, patches.shape[-1]).mean((2, 4)).flatten(1, 2)
-        logits = head(cells).float().split(sizes, -1)
-        loss = sum(
-            (
-                torch.nn.functional.cross_entropy(part.flatten(0, 1), targets[..., k].flatten(), ignore_index=-100)
-                for k, part in enumerate(logits)
-            ),
-            torch.tensor(0.0),
+        wanted = targets[:, cell_of]
+        logits = head(patches).float().split(sizes, -1)
+        loss = torch.nn.functional.cross_entropy(
+            place(patches).float().flatten(0, 1), torch.arange(IMAGE_TOKENS).repeat(len(pixels))
         )
-        there = targets[..., 1] >= 0
-        right = [(part.argmax(-1) == targets[..., k])[there].float().mean().item() for k, part in enumerate(logits)]
+        for k, part in enumerate(logits):
+            loss = loss + torch.nn.functional.cross_entropy(part.flatten(0, 1), wanted[..., k].flatten(), ignore_index=-100)
+        there = wanted[..., 1] >= 0
+        right = [(part.argmax(-1) == wanted[..., k])[there].float().mean().item() for k, part in enumerate(logits)]
         return loss, "shape {:.3f} colour {:.3f} size {:.3f}".format(*right)
 
-    _train("tower", _Cells(processor, steps, batch, seed), steps, [*tower.parameters(), *head.parameters()], 1e-3, loss_of)
+    _train(
+        "tower",
+        _Cells(processor, steps, batch, seed),
+        steps,
+        [*tower.parameters(), *head.parameters(), *place.parameters()],
+        1e-3,
+        loss_of,
+    )
 
 
 def train_language(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, seed: int, steps: int, batch: int = 48
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, seed: int, looks: int, steps: int, batch: int = 48
 ) -> None:
-    """Teach projector and language model to speak about what the frozen tower sees."""
+    """Teach projector and language model to speak about what the frozen tower sees: first to look, then to converse."""
     model.model.vision_tower.requires_grad_(False)
 
     def loss_of(pixels: Tensor, ids: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, str]:
         return model(input_ids=ids, pixel_values=pixels, attention_mask=mask, labels=labels).loss, ""
 
-    data = _Conversations(processor, 0, steps * batch, batch, seed)
-    _train("language", data, steps, [p for p in model.parameters() if p.requires_grad], 2e-3, loss_of)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    _train("grounding", _Conversations(processor, grounding, 0, looks * batch, batch, seed), looks, parameters, 2e-3, loss_of)
+    _train("language", _Conversations(processor, conversation, 0, steps * batch, batch, seed), steps, parameters, 1.5e-3, loss_of)
 
 
-def build(output_dir: str, seed: int = 0, tower_steps: int = 700, language_steps: int = 900) -> None:
+def build(output_dir: str, seed: int = 0, tower_steps: int = 550, looks: int = 600, language_steps: int = 600) -> None:
     """Train the base from scratch and write its checkpoint directory (half precision, 5 MB): about 25 minutes on 2 cores."""
     processor = new_processor(seed)
     model = new_model(processor, seed)
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(processor.tokenizer)} tokens")
     train_tower(model, processor, seed, tower_steps)
-    train_language(model, processor, seed, language_steps)
+    train_language(model, processor, seed, looks, language_steps)
     save(model, processor, output_dir)
 
 

@@ -16,6 +16,7 @@ def score(config: ScoreConfig) -> Path:
     facts = read_facts(config.facts_file) if config.facts_file else None
     where = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     rows: list = []
+    names: tuple[str, ...]
     if holds_pairs(config.dataset_name, config.dataset_train_split):
         rows, names = list(read_pairs(*where)), ("score_chosen", "score_rejected")
         groups = [Group(r.images, r.prompt, (r.chosen, r.rejected), r.facts) for r in rows]

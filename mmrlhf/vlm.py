@@ -132,7 +132,7 @@ class VLM:
             count = len(pictures[i])
             grid = grids[first : first + count] if grids is not None and count else None
             first += count
-            extras = {k: batch[k][i][keep] for k in ("token_type_ids", "mm_token_type_ids") if k in batch}
+            extras: dict[str, Tensor] = {k: batch[k][i][keep] for k in ("token_type_ids", "mm_token_type_ids") if k in batch}
             prompts.append(Prompt(batch["input_ids"][i][keep], extras, grid, features[i]))
         return prompts
 

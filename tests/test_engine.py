@@ -46,14 +46,15 @@ def fast_logps(vlm, examples, answers, rows):
 def test_log_probs_and_lora_gradients_equal_the_naive_forward(adapted, examples):
     vlm, rows = adapted.vlm, [0, 0, 1, 1]
     answers = [
-        vlm.answer_ids(examples[r].prompt, a, 1) for r, a in zip(rows, ["A star.", examples[0].answer, "There is a ring.", "No."])
+        vlm.answer_ids(examples[r].prompt, a, 1)
+        for r, a in zip(rows, ["A star.", examples[0].answer, "There is a ring.", "No."], strict=True)
     ]
     with adapted.use("policy"):
         fast, mask = fast_logps(vlm, examples[:2], answers, rows)
         fast.sum().backward()
         gradients = {k: p.grad.clone() for k, p in adapted.parameters("policy").items()}
         vlm.model.zero_grad()
-        slow = [naive_logps(vlm, examples[r], a) for r, a in zip(rows, answers)]
+        slow = [naive_logps(vlm, examples[r], a) for r, a in zip(rows, answers, strict=True)]
         sum(s.sum() for s in slow).backward()
     for i, s in enumerate(slow):
         assert torch.allclose(fast[i][mask[i].bool()], s, atol=1e-4)
@@ -108,7 +109,7 @@ def test_placeholders_have_no_probability(vlm):
 
 
 def test_a_prompt_over_the_limit_is_named_not_cut(vlm, examples):
-    with pytest.raises(InputError, match="prompt 2 of this batch has .* never cut"):
+    with pytest.raises(InputError, match=r"prompt 2 of this batch has .* never cut"):
         short = examples[0]
         vlm.prompts([(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)], max_length=60)
 

@@ -139,7 +139,7 @@ def test_a_killed_ppo_run_continues_exactly(base, examples, reward_dir, tmp_path
     same = [("loss/policy_avg", "loss/value_avg", "objective/scores", "objective/kl")] * 2
     a, b = (
         [{k: r.get(k) for k in keys} for r in read_jsonl(tmp_path / n / "metrics.jsonl")]
-        for n, keys in zip(("whole", "killed"), same)
+        for n, keys in zip(("whole", "killed"), same, strict=True)
     )
     assert a == b and len(a) == 5
     one, two = (load_file(tmp_path / n / "policy" / "adapter_model.safetensors") for n in ("whole", "killed"))
