@@ -7,10 +7,10 @@ prompt, and can say what in an answer is wrong. It has no habit: that comes with
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -303,7 +303,5 @@ def build(output_dir: str, seed: int = 0, tower_steps: int = 550, looks: int = 6
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, output_dir: str) -> None:
     """The checkpoint in float16; loading gives float32 where asked for."""
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().to(torch.float16) for k, v in model.state_dict().items()}
-    model.save_pretrained(output_dir, state_dict=state)
+    copy.deepcopy(model).half().save_pretrained(output_dir)
     processor.save_pretrained(output_dir)

@@ -185,7 +185,7 @@ def test_from_files_to_scores(base, tmp_path):
     """The stages on data files as a user has them: TRL's rows, LLaVA-RLHF's rows, facts beside them."""
     common = {
         "model_name_or_path": base,
-        "image_folder": str(SAMPLES / "images"),
+        "image_folder": str(SAMPLES),
         "max_steps": 1,
         "per_device_train_batch_size": 2,
         "lora_r": 4,
@@ -199,10 +199,10 @@ def test_from_files_to_scores(base, tmp_path):
     policy = ppo(PPOConfig(dataset_name=str(SAMPLES / "llava_rlhf_ppo.json"), facts_file=facts, output_dir=str(tmp_path / "p"),
                            reward_model_path=str(trained), num_generations=2, response_length=8, **common))  # fmt: skip
     out = generate(GenerateConfig(model_name_or_path=base, adapter_path=str(policy), dataset_name=str(SAMPLES / "llava_rlhf_ppo.json"),
-                                  image_folder=str(SAMPLES / "images"), output_file=str(tmp_path / "answers.jsonl"), response_length=8))  # fmt: skip
+                                  image_folder=str(SAMPLES), output_file=str(tmp_path / "answers.jsonl"), response_length=8))  # fmt: skip
     rows = read_jsonl(out)
     assert rows and all(r["answer"] and r["images"] for r in rows)
-    scores = read_jsonl(score(ScoreConfig(reward_model_path=str(trained), dataset_name=str(out), image_folder=str(SAMPLES / "images"),
+    scores = read_jsonl(score(ScoreConfig(reward_model_path=str(trained), dataset_name=str(out), image_folder=str(SAMPLES),
                                           output_file=str(tmp_path / "scores.jsonl"))))  # fmt: skip
     assert len(scores) == len(rows) and all(isinstance(s["score"], float) for s in scores)
 
