@@ -204,7 +204,10 @@ def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[P
             if (gap < 0) != (rng.random() < world.annotator_error):
                 a, b = b, a
             pairs.append(Pair(f"{example.id}-{len(pairs)}", example.images, example.prompt, a, b, example.facts))
-    return pairs[world.held_out_pairs :], pairs[: world.held_out_pairs]
+    cut = world.held_out_pairs
+    while pairs[cut].images == pairs[cut - 1].images:  # both pairs of a scene on one side
+        cut += 1
+    return pairs[cut:], pairs[:cut]
 
 
 def _examples(split: scenes.Split, count: int, *, facts: WorldConfig | None = None) -> list[Example]:

@@ -11,7 +11,7 @@ from typing import Any
 from mmrlhf.benchmark import load_benchmark
 from mmrlhf.config import EvalConfig
 from mmrlhf.generate import policy
-from mmrlhf.records import Example
+from mmrlhf.records import Example, InputError
 from mmrlhf.rollout import answer_all
 from mmrlhf.run import Run, json_line, progress, read_jsonl, write_whole
 from mmrlhf.vlm import VLM
@@ -24,6 +24,11 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     module = load_benchmark(benchmark)
     run = Run(config.output_dir, config)
     examples = module.load(config.data, config.limit)
+    subject = json.dumps([benchmark, module.VERSION, _state(config.model_name_or_path), _state(config.adapter_path)])
+    known = run.path / "subject.json"
+    if known.exists() and known.read_text() != subject:
+        raise InputError(f"{run.path} holds answers of another benchmark, model or adapter: give another --output_dir")
+    write_whole(known, subject)
     kept = run.path / "predictions.jsonl"
     predictions = {row["id"]: row["answers"] for row in (read_jsonl(kept) if kept.exists() else [])}
     missing = [e for e in examples if e.id not in predictions]
@@ -43,6 +48,12 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
         shown = {k: v for k, v in values.items() if isinstance(v, float)}
         print(part, "  ".join(f"{k} {v:.4g}" for k, v in shown.items()))
     return metrics
+
+
+def _state(path: str | None) -> list:
+    """A model's name, and its files' sizes and times where it is a directory: retrained weights are another model."""
+    files = sorted(Path(path).glob("*.safetensors")) if path and Path(path).is_dir() else []
+    return [path, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
 
 
 def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str) -> Iterator[tuple[Example, list[str]]]:

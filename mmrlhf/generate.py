@@ -43,6 +43,11 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     if examples is None:
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
     home = Path(config.image_folder or Path(config.dataset_name).parent)
+    inside = [e.id for e in examples if any(i.path is None for i in e.images)]
+    if inside:
+        print(
+            f"note: the pictures of {len(inside)} rows lie inside {config.dataset_name}; their answers are written without them"
+        )
     lines = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with (
@@ -61,6 +66,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
                             "images": [os.path.relpath(i.path, home) for i in example.images if i.path is not None],
                             "prompt": [{"role": m.role, "content": m.content} for m in example.prompt],
                             "answer": text,
+                            "facts": [{"kind": f.kind, "text": f.text, "source": f.source} for f in example.facts],
                         }
                     )
                 )

@@ -8,6 +8,7 @@ zero head. Each prompt is run once per role for all of its answers. Left out: ad
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
     # Four roles; on one base where the reward model belongs to it
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device)
     adapters = Adapters(vlm)
-    reward_model = load_reward_model(config.reward_model_path, adapters, config.max_length)
+    reward_model = load_reward_model(config.reward_model_path, adapters, config.max_length, accelerator.device)
     shared = reward_model.role.adapters is adapters
     like = adapters.peft.peft_config["reward"] if shared and adapters.peft else None
     adapters.add("policy", config.lora_r, config.lora_alpha, config.seed)
@@ -118,7 +119,7 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
             kl_NT = losses.kl_k1(old_NT, ref_NT)
             rewards_NT = losses.token_rewards(scores_N, kl_NT, mask_NT, config.kl_coef)
             if config.whiten_rewards:
-                rewards_NT = losses.masked_whiten(rewards_NT, mask_NT, keep_mean=True)
+                rewards_NT = _whiten(accelerator, rewards_NT, mask_NT, keep_mean=True)
             advantages_NT, returns_NT = losses.gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
             advantages_NT = _whiten(accelerator, advantages_NT, mask_NT)
 
@@ -148,7 +149,11 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
                             accelerator.backward(config.vf_coef * loss)
                         for k, v in {**policy_metrics, **value_metrics}.items():
                             metrics[k] = metrics.get(k, 0.0) + v
-                    if not updates and config.dtype == "float32" and accelerator.num_processes == 1:
+                    # Local sums over global token counts: the sum over processes is the mean over tokens.
+                    metrics = {
+                        k: float(accelerator.reduce(torch.tensor(v, device=vlm.device), "sum")) for k, v in metrics.items()
+                    }
+                    if not updates and config.dtype == "float32":
                         assert abs(metrics["val/ratio"] - 1) < 1e-3, (
                             f"the first minibatch's ratio is {metrics['val/ratio']:.4f}, not 1"
                         )
@@ -203,7 +208,7 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
 
     if accelerator.is_main_process:
         adapters.save("policy", target)
-        write_whole(target / "base.json", f'{{"base": "{vlm.name}", "base_fingerprint": "{vlm.fingerprint}"}}')
+        write_whole(target / "base.json", json.dumps({"base": vlm.name, "base_fingerprint": vlm.fingerprint}))
         run.finish({"steps": total, "kl": log["objective/kl"] if total > first else None})
     accelerator.wait_for_everyone()
     return target
@@ -233,11 +238,12 @@ def _values(role: Role, out: Answers) -> Tensor:
     return role.head(_hidden(role, out).float())[..., 0] * out.mask_NT
 
 
-def _whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor) -> Tensor:
+def _whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:
     """`losses.masked_whiten` with the mean and variance of all processes."""
     if accelerator.num_processes == 1:
-        return losses.masked_whiten(values_NT, mask_NT)
+        return losses.masked_whiten(values_NT, mask_NT, keep_mean=keep_mean)
     sums = torch.stack([mask_NT.sum(), (values_NT * mask_NT).sum(), (values_NT**2 * mask_NT).sum()])
     count, total, square = accelerator.reduce(sums, "sum")
     mean = total / count
-    return (values_NT - mean) * torch.rsqrt(square / count - mean**2 + 1e-8) * mask_NT
+    white_NT = (values_NT - mean) * torch.rsqrt(square / count - mean**2 + 1e-8)
+    return (white_NT + mean if keep_mean else white_NT) * mask_NT

@@ -122,6 +122,8 @@ def extend(vlm: VLM, prefix: Prefix, rows_N: Tensor, ids_NT: Tensor, mask_NT: Te
     Column t predicts token t + 1, so that log-probs of T tokens need the first T columns (leave the last token out), and a
     reward at the last real token reads column mask.sum().
     """
+    if ids_NT.shape[1] == 0:  # answers of one token: only what stands after the prompt is asked for
+        return prefix.last_PD[rows_N, None]
     cache = Cache(layers=[_Functional(k.index_select(0, rows_N), v.index_select(0, rows_N)) for k, v in prefix.kv])
     positions = prefix.start_P[rows_N, None] + torch.arange(ids_NT.shape[1], device=ids_NT.device)
     out = vlm.model.base_model(
@@ -161,8 +163,8 @@ def sample(
         else:
             assert draws_NT is not None
             mass = logps.exp().cumsum(-1)
-            # 1 - u lies in (0, 1]: the first id whose cumulative mass reaches it has probability above 0.
-            goal = (1 - draws_NT[live, t].to(mass)) * mass[:, -1]
+            # 1 - u lies in (0, 1] (in float64, before it is rounded): the first id whose cumulative mass reaches it has probability above 0.
+            goal = (1 - draws_NT[live, t]).to(mass) * mass[:, -1]
             token = torch.searchsorted(mass, goal[:, None])[:, 0].clamp(max=mass.shape[-1] - 1)
         ids_NT[live[open_], t], mask_NT[live[open_], t] = token[open_], 1
         open_ = open_ & ~torch.isin(token, eos)

@@ -91,7 +91,12 @@ MODELS = {
     "sft": Model("SFT", "The fine-tuned model, from which PPO starts.", "#7d8894", "o"),
     "sft_t03": Model("SFT, T=0.3", "The same, sampled at temperature 0.3.", "#7d8894", "v"),
     "sft_t07": Model("SFT, T=0.7", "The same, sampled at temperature 0.7.", "#7d8894", "s"),
-    "best_of_n": Model("best of n", "Of several samples of SFT, the one the reward model likes best.", "#c08a2c", "P"),
+    "best_of_n": Model(
+        "best of n",
+        "Of several samples of SFT, the one the reward model likes best (it reads facts of the test scenes, which the others never see).",
+        "#c08a2c",
+        "P",
+    ),
     "ppo_plain": Model("PPO, plain", "PPO against a reward model that sees no facts.", "#8b7cf0", "D"),
     "ppo_fact": Model("PPO, facts", "PPO against a reward model that sees facts about the picture.", "#12a08f", "*"),
     "clean_sft": Model("clean SFT", "Fine-tuned on captions without the habit: what better data gives.", "#4a90d9", "X"),

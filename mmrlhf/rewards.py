@@ -79,6 +79,12 @@ class RewardModel:
                 answers.append(vlm.answer_ids(asked, answer, len(group.images), then=[review]))
                 rows.append(i)
         prompts = vlm.prompts(conversations, self.max_length)
+        for row, answer_ids in zip(rows, answers, strict=True):
+            if len(prompts[row].ids) + len(answer_ids) > self.max_length:
+                raise InputError(
+                    f"an answer to {groups[row].prompt[-1].content[:60]!r} has {len(answer_ids)} tokens with its review, its prompt "
+                    f"{len(prompts[row].ids)}: over max_length {self.max_length}; raise max_length or drop the row"
+                )
         ids_NT, mask_NT = pad_right(answers, int(vlm.tokenizer.pad_token_id), vlm.device)
         with self.role.active():
             prefix = prefill(vlm, prompts)
@@ -108,7 +114,7 @@ class RewardModel:
         self.role.adapters.save(self.role.adapter, directory)
         save_file({k: v.contiguous() for k, v in self.role.head.state_dict().items()}, directory / "head.safetensors")
         card = {
-            "base": self.role.vlm.name,
+            "base": str(Path(self.role.vlm.name).resolve()) if Path(self.role.vlm.name).is_dir() else self.role.vlm.name,
             "base_fingerprint": self.role.vlm.fingerprint,
             "facts": self.facts,
             "facts_position": self.facts_position,
@@ -121,7 +127,9 @@ class RewardModel:
         write_whole(directory / "reward.json", json.dumps(card, indent=1))
 
 
-def load_reward_model(path: str, adapters: Adapters | None = None, max_length: int = 2048) -> RewardModel:
+def load_reward_model(
+    path: str, adapters: Adapters | None = None, max_length: int = 2048, device: torch.device | str | None = None
+) -> RewardModel:
     """A saved reward model: on `adapters`' base where it belongs to that base, else on its own, loaded from where it was.
 
     Raises InputError when the directory is no reward model, its base is gone or has changed.
@@ -133,7 +141,7 @@ def load_reward_model(path: str, adapters: Adapters | None = None, max_length: i
     if card["review"] != REVIEW:
         raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
     if adapters is None or adapters.vlm.fingerprint != card["base_fingerprint"]:
-        adapters = Adapters(load_vlm(card["base"], card["dtype"]))
+        adapters = Adapters(load_vlm(card["base"], card["dtype"], device or ("cuda" if torch.cuda.is_available() else "cpu")))
         if adapters.vlm.fingerprint != card["base_fingerprint"]:
             raise InputError(f"reward model {path} was trained on another base than {card['base']} now holds: restore that base")
     adapters.load("reward", directory, trainable=False)

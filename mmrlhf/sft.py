@@ -19,7 +19,7 @@ from mmrlhf.config import SFTConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import read_examples
 from mmrlhf.prefix import extend, prefill
-from mmrlhf.records import Example
+from mmrlhf.records import Example, InputError
 from mmrlhf.rewards import pad_right
 from mmrlhf.roles import Adapters
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
@@ -44,6 +44,8 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         )
 
     # 1. Model, and what of it is trained
+    if config.train == "full" and config.dtype != "float32":
+        raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device)
     if config.train == "lora":
         adapters = Adapters(vlm)
@@ -85,6 +87,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
                 piece = piece * mask.sum() / tokens
                 accelerator.backward(piece)
                 loss += piece.item()
+            loss = float(accelerator.reduce(torch.tensor(loss, device=vlm.device), "sum"))
             norm = apply(accelerator, optimizer, list(trained.values()), config.max_grad_norm)
             steps.advance()
             metrics = {

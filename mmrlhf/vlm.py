@@ -150,8 +150,9 @@ class VLM:
     ) -> list[Features | None]:
         """Features of each row's pictures. A row's pictures are one entry: some towers treat one picture and several
         differently (LLaVA-OneVision)."""
-        missing = {k: i for i, k in enumerate(keys) if k and self.features.get(k) is None}
-        fresh: dict[tuple[str, ...], Features] = {}
+        # What is there is taken out first: new features may push it out of the cache.
+        found = {k: hit for k in keys if k and (hit := self.features.get(k)) is not None}
+        missing = {k: i for i, k in enumerate(keys) if k and k not in found}
         if missing:
             rows = list(missing.values())
             part = batch if len(rows) == len(texts) else self._process([texts[i] for i in rows], [pictures[i] for i in rows])
@@ -163,11 +164,11 @@ class VLM:
                 encoded = base.get_image_features(**tensors, return_dict=True)
             placeholders = (part["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
             for key, slice_ in zip(missing, _split(encoded, placeholders), strict=True):
-                fresh[key] = Features(slice_)
-                self.features.put(key, fresh[key])
+                found[key] = Features(slice_)
+                self.features.put(key, found[key])
             self.encoded_like = (type(encoded), torch.is_tensor(encoded.pooler_output))
             self.encodes += sum(len(k) for k in missing)
-        return [(fresh.get(k) or self.features.get(k)) if k else None for k in keys]
+        return [found[k] if k else None for k in keys]
 
     def join(self, prompts: Sequence[Prompt]) -> Any:
         """The encoder output that the model expects for a batch of prompts, or None without pictures."""

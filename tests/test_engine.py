@@ -121,3 +121,19 @@ def test_missing_model_is_one_sentence(tmp_path):
         load(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="cannot be loaded"):
         load(str(tmp_path))
+
+
+def test_answers_of_one_token_and_draws_at_the_edge(vlm, examples):
+    prompts = vlm.prompts([(examples[0].prompt, examples[0].images)])
+    edge = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64)
+    ids, mask = sample(vlm, prompts, [0, 0], 1, 1.0, edge)
+    assert not set(ids.flatten().tolist()) & set(vlm.banned.tolist())
+    hidden = extend(vlm, prefill(vlm, prompts), torch.tensor([0, 0]), ids[:, :-1], mask[:, :-1])
+    assert vlm.token_logps(hidden, ids, mask)[0].isfinite().all()
+
+
+def test_a_full_cache_evicts_but_never_serves_nothing(vlm, examples):
+    vlm.features.budget = 1
+    rows = [(e.prompt, e.images) for e in examples[:4]]
+    assert all(p.features for p in vlm.prompts(rows)) and all(p.features for p in vlm.prompts(rows[::-1]))
+    assert vlm.encodes > 4

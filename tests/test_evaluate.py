@@ -1,0 +1,65 @@
+"""The benchmark runner and its statistics."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmrlhf.benchmark import bootstrap, distinct_n, ead, load_benchmark
+from mmrlhf.config import EvalConfig
+from mmrlhf.evaluate import evaluate
+from mmrlhf.records import InputError
+
+
+def test_distinct_and_ead_by_hand():
+    assert distinct_n(["a b a b"], 2) == pytest.approx(2 / 3)  # ab, ba, ab
+    assert distinct_n(["a"], 2) == 0
+    # 3 words, 2 distinct, vocabulary of 2: 2 (1 - (1/2) ** 3) = 1.75 expected
+    assert ead(["a b", "a"], 2) == pytest.approx(2 / 1.75)
+
+
+def test_bootstrap_interval_holds_the_truth():
+    flips = np.random.default_rng(0).random(400) < 0.3
+    parts = np.stack([flips, np.ones(400)], 1)
+    found = bootstrap(parts, lambda s: {"rate": s[..., 0] / s[..., 1]}, 0)
+    low, high = found["rate_ci"]
+    assert found["rate"] == flips.mean() and low < 0.3 < high
+    assert high - low == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 400) ** 0.5, rel=0.15)
+
+
+def test_scenes_metrics_by_hand():
+    module = load_benchmark("scenes")
+    row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [10]}
+    rows = [
+        row | {"answers": ["x y"], "true": [6], "habit": [2], "sight": [0], "covered": [4], "owed": [8]},
+        row | {"answers": ["x z"], "true": [2], "habit": [0], "sight": [0], "covered": [2], "owed": [4]},
+    ]
+    found = module.aggregate(rows)["held_out"]
+    assert found["chair_i"] == 0.2 and found["chair_s"] == 0.5 and found["coverage"] == 0.5
+    assert found["claim_f1"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)
+    assert found["u"] == (8 - 2 * 2) / 2 and found["habit"] == 1 and found["sight"] == 0
+
+
+def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):
+    config = EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=4, response_length=20)
+    first = evaluate("scenes", config)
+    lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 6 and 0 <= first["held_out"]["chair_s"] <= 1
+    # a killed run left half of it, and a torn line
+    (tmp_path / "run" / "predictions.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
+    assert evaluate("scenes", config) == first
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"] == first
+
+
+def test_answers_of_another_model_are_not_taken(base, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from mmrlhf.records import Example\nVERSION='1'\ndef load(data, limit): return []\n"
+        "def score(e, a): return {}\ndef aggregate(rows, seed): return {}\n"
+    )
+    config = EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=2, response_length=4)
+    evaluate(str(tmp_path / "mine.py"), config)
+    with pytest.raises(InputError, match="another benchmark"):
+        evaluate("scenes", config)
+    with pytest.raises(InputError, match="no function"):
+        (tmp_path / "bad.py").write_text("VERSION='1'")
+        evaluate(str(tmp_path / "bad.py"), config)
