@@ -377,7 +377,7 @@ def load(cls: type[Config], file: Path | None, overrides: Mapping[str, Any]) -> 
 def save(config: Any, path: Path) -> None:
     """Write the resolved configuration as YAML that `load` reads back to an equal one; never half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=False)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
