@@ -69,7 +69,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard a scene is to see. Chosen on the selection split, never on held-out scenes."""
+    """How hard a scene is to see. First values; to be changed on the selection split only, never on held-out scenes."""
 
     noise: float = 16.0
     """Standard deviation of pixel noise, of 255."""

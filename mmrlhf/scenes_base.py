@@ -292,7 +292,8 @@ def train_language(
 
 
 def build(output_dir: str, seed: int = 0, tower_steps: int = 550, looks: int = 600, language_steps: int = 600) -> None:
-    """Train the base from scratch and write its checkpoint directory (half precision, 5 MB): about 25 minutes on 2 cores."""
+    """Train the base from scratch and write its checkpoint directory (half precision, 5 MB). Its parts took 0.4 (tower), 1.2
+    (grounding) and 1.4 (language) seconds a step on 2 cores; the whole has not been timed."""
     processor = new_processor(seed)
     model = new_model(processor, seed)
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(processor.tokenizer)} tokens")
