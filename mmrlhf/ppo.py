@@ -22,7 +22,7 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import read_examples
 from mmrlhf.prefix import extend, prefill
-from mmrlhf.records import Example
+from mmrlhf.records import Example, InputError
 from mmrlhf.rewards import Group, load_reward_model
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.rollout import Answers, answer
@@ -36,6 +36,11 @@ Measure = Callable[[VLM], Mapping[str, float]]
 
 def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: Measure | None = None) -> Path:
     """Train on prompts from `examples`, or from the configured data set; returns the adapter's directory."""
+    if config.response_length >= config.max_length:
+        raise InputError(
+            f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "
+            "raise max_length or lower response_length"
+        )
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
     target = run.path / "policy"

@@ -51,7 +51,7 @@ def answer(
     max_length: int | None = None,
 ) -> Answers:
     """Answers of the current role to `examples`; temperature 0 is greedy."""
-    prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length)
+    prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
     rows = [p for p in range(len(prompts)) for _ in range(num_generations)]
     draws = None
     if temperature > 0:

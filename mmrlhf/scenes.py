@@ -272,7 +272,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, fault
         if trigger in shapes and partner not in shapes and rng.random() < habit:
             phrases.append(article(partner if rng.random() < 0.5 else f"{HABIT_COLOUR[partner]} {partner}"))
     for _ in range(faults):
-        kind = rng.choice(["colour", "shape", "add", "count", "relation"], p=[0.35, 0.25, 0.2, 0.1, 0.1])
+        kind = rng.choice(["colour", "shape", "add", "count", "relation"], p=[0.3, 0.25, 0.15, 0.1, 0.2])
         i = int(rng.integers(len(said)))
         wrong_colour = str(rng.choice([c for c in COLOURS if c != said[i].colour]))
         wrong_shape = str(rng.choice([s for s in SHAPES if s not in shapes]))
@@ -349,6 +349,20 @@ def question(scene: Scene, rng: np.random.Generator) -> Question:
     place = f"at the {CELLS[cell]}"
     answer = f"There is {article(here[0].name)} {place}." if here else f"There is nothing {place}."
     return Question("where", f"What is {place}?", answer)
+
+
+def misanswer(asked: Question, rng: np.random.Generator) -> str:
+    """The answer with one word changed (yes/no: turned round), so that it is most likely false."""
+    if asked.kind == "yes_no":
+        noun = asked.answer.split(" ", 3)[3].removeprefix("no ").removeprefix("an ").removeprefix("a ").rstrip(".")
+        return f"No, there is no {noun}." if asked.answer.startswith("Yes") else f"Yes, there is {article(noun)}."
+    words = asked.answer.split(" ")
+    for group in (list(COLOURS), SHAPES, NUMBERS[1:6]):
+        for i, word in enumerate(words):
+            if (bare := word.rstrip(".")) in group:
+                other = str(rng.choice([w for w in group if w != bare]))
+                return " ".join([*words[:i], other + word[len(bare) :], *words[i + 1 :]])
+    return asked.answer.replace("nothing", article(f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}"))
 
 
 def _absent(scene: Scene, rng: np.random.Generator) -> str:

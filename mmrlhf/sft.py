@@ -80,7 +80,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             for part in pieces(list(zip(mine, answers, strict=True)), config.gradient_accumulation_steps):
                 ids, mask = pad_right([a for _, a in part], int(vlm.tokenizer.pad_token_id), vlm.device)
                 longest = config.max_length - ids.shape[1]
-                prompts = vlm.prompts([(e.prompt, e.images) for e, _ in part], longest)
+                prompts = vlm.prompts([(e.prompt, e.images) for e, _ in part], longest, [e.id for e, _ in part])
                 hidden = extend(vlm, prefill(vlm, prompts), torch.arange(len(part), device=vlm.device), ids[:, :-1], mask[:, :-1])
                 logps, _ = vlm.token_logps(hidden, ids, mask)
                 piece, _ = losses.sft(logps, mask)

@@ -110,10 +110,12 @@ class VLM:
 
     # ---- prompts and pictures --------------------------------------------------------------------------------------
 
-    def prompts(self, conversations: Sequence[Conversation], max_length: int | None = None) -> list[Prompt]:
+    def prompts(
+        self, conversations: Sequence[Conversation], max_length: int | None = None, names: Sequence[str] | None = None
+    ) -> list[Prompt]:
         """Prompts with their picture features; each distinct picture is encoded once while the cache holds it.
 
-        Raises InputError for a prompt of more than `max_length` tokens (its number in the list is named): cutting it could
+        Raises InputError for a prompt of more than `max_length` tokens (its name, or else its number, is told): cutting it could
         cut through a picture.
         """
         texts = [self.render(messages, len(images), generation_prompt=True) for messages, images in conversations]
@@ -125,8 +127,9 @@ class VLM:
         prompts = []
         for i, keep in enumerate(mask):
             if max_length is not None and int(keep.sum()) > max_length:
+                row = f"the prompt of row {names[i]}" if names else f"prompt {i + 1} of this batch"
                 raise InputError(
-                    f"prompt {i + 1} of this batch has {int(keep.sum())} tokens with its image, over max_length {max_length}: "
+                    f"{row} has {int(keep.sum())} tokens with its image, over max_length {max_length}: "
                     "raise max_length or drop the row; prompts are never cut"
                 )
             count = len(pictures[i])

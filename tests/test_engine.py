@@ -112,6 +112,9 @@ def test_a_prompt_over_the_limit_is_named_not_cut(vlm, examples):
     with pytest.raises(InputError, match=r"prompt 2 of this batch has .* never cut"):
         short = examples[0]
         vlm.prompts([(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)], max_length=60)
+    with pytest.raises(InputError, match=r"the prompt of row second has .* never cut"):
+        prompts = [(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)]
+        vlm.prompts(prompts, max_length=60, names=["first", "second"])
 
 
 def test_missing_model_is_one_sentence(tmp_path):

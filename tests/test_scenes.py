@@ -101,6 +101,37 @@ def test_planted_faults_are_nearly_always_found():
     assert np.mean(found) > 0.9
 
 
+def test_a_question_can_be_answered_wrongly():
+    asked = scenes.Question("yes_no", "Is there an arrow?", "No, there is no arrow.")
+    assert scenes.misanswer(asked, np.random.default_rng(0)) == "Yes, there is an arrow."
+    asked = scenes.Question("yes_no", "Is there an arrow?", "Yes, there is an arrow.")
+    assert scenes.misanswer(asked, np.random.default_rng(0)) == "No, there is no arrow."
+    false = 0
+    for index in range(200):
+        scene, rng = scenes.scene("base", index, 0), np.random.default_rng(index)
+        asked = scenes.question(scene, rng)
+        wrong = scenes.misanswer(asked, rng)
+        assert wrong != asked.answer and scenes.claims(wrong)
+        false += bool(scenes.judge(scene, wrong).false)
+    assert false > 180  # the other word is true now and then: a second ring, of another colour
+
+
+def test_the_base_is_told_of_each_claim_at_its_last_token_whether_it_is_true(vlm):
+    from mmrlhf.records import Message
+    from mmrlhf.scenes_base import tokens
+
+    said = "There is a red star and a blue moon. That makes three objects."
+    turns = [(Message("user", "What do you see?"), False), (Message("assistant", said), True)]
+    row = tokens(vlm.tokenizer, 0, SCENE, turns)
+    marked = {
+        vlm.tokenizer.decode(row.ids[: at + 1]).rsplit(" ", 2)[-2:][1]: row.truth[at].nan_to_num(-1).tolist()
+        for at in range(len(row.ids)) if not row.truth[at].isnan().all()
+    }  # fmt: skip
+    assert marked == {"star": [1, 1, -1, -1], "moon": [0, 0, -1, -1], "objects": [-1, -1, 1, -1]}
+    learnt = [i for i, label in zip(row.ids, row.labels, strict=True) if label >= 0]
+    assert vlm.tokenizer.decode(learnt) == f" {said}</s>"
+
+
 def test_splits_share_no_scene_and_keep_their_promises():
     seen = {}
     for split in scenes.BUCKETS:

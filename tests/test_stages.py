@@ -166,6 +166,12 @@ def test_a_run_with_other_settings_is_refused(base, examples, reward_dir, tmp_pa
         ppo(ppo_config(base, reward_dir, tmp_path, max_steps=1, kl_coef=0.9), examples)
 
 
+def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused_before_anything_is_written(base, examples, reward_dir, tmp_path):
+    with pytest.raises(InputError, match="response_length 10 leaves no room"):
+        ppo(ppo_config(base, reward_dir, tmp_path / "new", max_length=10), examples)
+    assert not (tmp_path / "new").exists()
+
+
 def test_reward_model_and_adapter_of_another_base_are_refused(base, examples, reward_dir, tmp_path):
     other = sft(SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "o"), train="full", max_steps=1,
                           learning_rate=1e-2, per_device_train_batch_size=2), examples)  # fmt: skip
