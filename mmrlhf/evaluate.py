@@ -19,8 +19,6 @@ from mmrlhf.vlm import VLM
 
 def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     """Predict, score, aggregate; returns the metrics. Predictions that are there are not made again."""
-    import torch
-
     module = load_benchmark(benchmark)
     run = Run(config.output_dir, config)
     examples = module.load(config.data, config.limit)
@@ -34,8 +32,7 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     missing = [e for e in examples if e.id not in predictions]
     if missing:
         write_whole(kept, "".join(json_line({"id": i, "answers": a}) for i, a in predictions.items()))  # without a torn line
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        with policy(config.model_name_or_path, config.adapter_path, device=device) as vlm, kept.open("a") as file:
+        with policy(config.model_name_or_path, config.adapter_path) as vlm, kept.open("a") as file:
             for example, answers in predict(vlm, missing, config, benchmark):
                 predictions[example.id] = answers
                 file.write(json_line({"id": example.id, "answers": answers}))

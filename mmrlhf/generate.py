@@ -18,9 +18,9 @@ from mmrlhf.vlm import VLM, load
 
 
 @contextlib.contextmanager
-def policy(model_name_or_path: str, adapter_path: str | None, dtype: str = "float32", device: str = "cpu") -> Iterator[VLM]:
+def policy(model_name_or_path: str, adapter_path: str | None, dtype: str = "float32") -> Iterator[VLM]:
     """A model to ask, under the adapter if one is given. Raises InputError when the adapter belongs to another base."""
-    vlm = load(model_name_or_path, dtype, device)
+    vlm = load(model_name_or_path, dtype)
     if adapter_path is None:
         yield vlm
         return
@@ -38,8 +38,6 @@ def policy(model_name_or_path: str, adapter_path: str | None, dtype: str = "floa
 
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
     """Write one line for each answer: id, images, prompt, answer. The file appears when all are there."""
-    import torch
-
     if examples is None:
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
     home = Path(config.image_folder or Path(config.dataset_name).parent)
@@ -49,9 +47,8 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
             f"note: the pictures of {len(inside)} rows lie inside {config.dataset_name}; their answers are written without them"
         )
     lines = []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     with (
-        policy(config.model_name_or_path, config.adapter_path, config.dtype, device) as vlm,
+        policy(config.model_name_or_path, config.adapter_path, config.dtype) as vlm,
         progress(len(examples), "generate") as steps,
     ):
         for example, texts in answer_all(

@@ -141,7 +141,7 @@ def load_reward_model(
     if card["review"] != REVIEW:
         raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
     if adapters is None or adapters.vlm.fingerprint != card["base_fingerprint"]:
-        adapters = Adapters(load_vlm(card["base"], card["dtype"], device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        adapters = Adapters(load_vlm(card["base"], card["dtype"], device))
         if adapters.vlm.fingerprint != card["base_fingerprint"]:
             raise InputError(f"reward model {path} was trained on another base than {card['base']} now holds: restore that base")
     adapters.load("reward", directory, trainable=False)

@@ -328,7 +328,7 @@ def train_tower(
 
 def train_language(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, pixels: Tensor, seed: int, looks: int, steps: int,
-    batch: int = 64,
+    batch: int = 32,
 ) -> None:  # fmt: skip
     """Teach projector and language model to speak about what the frozen tower sees: first to look, then to converse.
 
@@ -367,9 +367,13 @@ def train_language(
 
 
 def build(
-    output_dir: str, seed: int = 0, pictures: int = 40000, tower_steps: int = 1500, looks: int = 600, language_steps: int = 1500
+    output_dir: str, seed: int = 0, pictures: int = 20000, tower_steps: int = 600, looks: int = 1500, language_steps: int = 2000
 ) -> None:
-    """Train the base from scratch and write its checkpoint directory (half precision, 4 MB)."""
+    """Train the base from scratch and write its checkpoint directory (half precision, 4 MB).
+
+    On two cores without bfloat16 the tower took 0.13 seconds a step, the language model 0.6 to 0.7. 340 looks and 640 steps were
+    too few: colours and counts were read, shapes were not. The default numbers of steps have not been run.
+    """
     processor = new_processor(seed)
     model = new_model(processor, seed)
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(processor.tokenizer)} tokens")

@@ -254,8 +254,8 @@ def _split(encoded: Any, counts: Sequence[int]) -> list[list[list[Tensor]]]:
     return rows
 
 
-def load(name: str, dtype: str = "float32", device: torch.device | str = "cpu") -> VLM:
-    """A checkpoint directory or Hub id, frozen, in eval mode (dropout off).
+def load(name: str, dtype: str = "float32", device: torch.device | str | None = None) -> VLM:
+    """A checkpoint directory or Hub id, frozen, in eval mode (dropout off); on the GPU where there is one, unless told otherwise.
 
     Raises InputError when it is not there or holds no image-text-to-text model.
     """
@@ -266,6 +266,7 @@ def load(name: str, dtype: str = "float32", device: torch.device | str = "cpu") 
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model {name} cannot be loaded: {str(error).splitlines()[0]}") from None
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model.requires_grad_(False).eval().to(device)
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
