@@ -272,7 +272,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, fault
         if trigger in shapes and partner not in shapes and rng.random() < habit:
             phrases.append(article(partner if rng.random() < 0.5 else f"{HABIT_COLOUR[partner]} {partner}"))
     for _ in range(faults):
-        kind = rng.choice(["colour", "shape", "add", "count", "relation"], p=[0.3, 0.25, 0.15, 0.1, 0.2])
+        kind = rng.choice(["colour", "shape", "add", "count", "relation"], p=[0.35, 0.25, 0.2, 0.1, 0.1])
         i = int(rng.integers(len(said)))
         wrong_colour = str(rng.choice([c for c in COLOURS if c != said[i].colour]))
         wrong_shape = str(rng.choice([s for s in SHAPES if s not in shapes]))
