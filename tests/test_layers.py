@@ -16,6 +16,15 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED_BY_STAGES = {("evaluate", "generate")}
 """A model under an adapter is opened in one place."""
+WITHIN = {"scenes": ["things", "pictures", "graph", "language", "truth", "files"]}
+"""The modules of a package, each importing only those before it."""
+
+
+def modules() -> list[tuple[str, Path]]:
+    """Every file of the package and the name that has a layer: a module's, or that of the package it belongs to."""
+    root = Path(mmrlhf.__file__).parent
+    paths = [p.relative_to(root) for p in root.rglob("*.py")]
+    return [(p.parts[0].removesuffix(".py"), root / p) for p in paths if p.parts[0] not in ("__init__.py", "_content")]
 
 
 def imports(path: Path) -> set[str]:
@@ -27,22 +36,28 @@ def imports(path: Path) -> set[str]:
 
 
 def test_every_module_has_a_layer_and_imports_point_down():
-    package = Path(mmrlhf.__file__).parent
-    for path in package.glob("*.py"):
-        name = path.stem
-        if name == "__init__":
-            continue
-        for other in imports(path):
+    for name, path in modules():
+        for other in imports(path) - {name}:
             assert LEVEL[other] <= LEVEL[name], f"{name} imports {other}, which stands above it"
             if LEVEL[name] == 4 and LEVEL[other] == 4:
                 assert (name, other) in SHARED_BY_STAGES, f"stage {name} imports stage {other}"
 
 
+def test_a_package_is_read_in_one_direction():
+    for package, order in WITHIN.items():
+        root = Path(mmrlhf.__file__).parent / package
+        assert {p.stem for p in root.glob("*.py")} == {*order, "__init__"}
+        for place, name in enumerate(order):
+            for node in ast.walk(ast.parse((root / f"{name}.py").read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"mmrlhf.{package}"):
+                    assert (node.module or "").removeprefix(f"mmrlhf.{package}.") in order[:place], f"{name}: {node.module}"
+
+
 def test_the_lowest_layer_knows_no_torch():
-    package = Path(mmrlhf.__file__).parent
-    for name in LAYERS[0]:
-        tree = ast.parse((package / f"{name}.py").read_text())
-        for node in ast.walk(tree):
+    for name, path in modules():
+        if name not in LAYERS[0]:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
             named = (
                 [a.name for a in node.names]
                 if isinstance(node, ast.Import)
