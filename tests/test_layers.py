@@ -16,7 +16,10 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED_BY_STAGES = {("evaluate", "generate")}
 """A model under an adapter is opened in one place."""
-WITHIN = {"scenes": ["things", "pictures", "graph", "language", "truth", "files"]}
+WITHIN = {
+    "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
+    "report": ["results", "plots", "page", "terminal"],
+}
 """The modules of a package, each importing only those before it."""
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmrlhf.report import Piece, headline, picture, pieces, terminal_table, write
+from mmrlhf.report import picture, terminal_table, write
+from mmrlhf.report.page import headline
+from mmrlhf.report.results import Piece, pieces
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

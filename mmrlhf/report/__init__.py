@@ -1,0 +1,14 @@
+"""The report: what a run of everything came to, as one HTML file, as a picture, and as a table in the terminal.
+
+The HTML opens offline: styles, plots and pictures are in it, there is no script, and every text that came with data is
+escaped. Whatever a summary lacks is left out. Sentences follow the numbers: a fall is called one when the 95% intervals
+before and after lie apart.
+
+Each module imports only those before it: `results`, `plots`, `page`, `terminal`.
+"""
+
+from mmrlhf.report.page import write
+from mmrlhf.report.plots import picture
+from mmrlhf.report.terminal import terminal_table
+
+__all__ = ["picture", "terminal_table", "write"]
