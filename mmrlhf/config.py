@@ -390,7 +390,8 @@ def read_yaml(file: Path) -> dict[Any, Any]:
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{file} must hold `field: value` lines, not a {node.id}")
+            found = "sequence" if isinstance(node, yaml.SequenceNode) else "scalar"
+            raise InputError(f"{file} must hold `field: value` lines, not a {found}")
         keys = [key.value for key, _ in node.value]
         if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
             raise InputError(f"{file} gives {', '.join(twice)} more than once")
