@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,23 +21,29 @@ from mmrlhf.vlm import VLM
 def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     """Predict, score, aggregate; returns the metrics. Predictions that are there are not made again."""
     module = load_benchmark(benchmark)
+    if not isinstance(getattr(module, "VERSION", None), str):
+        raise InputError(f'benchmark {benchmark} does not state its VERSION: add VERSION = "1", and raise it when results change')
     run = Run(config.output_dir, config)
     examples = module.load(config.data, config.limit)
     subject = json.dumps([benchmark, module.VERSION, _state(config.model_name_or_path), _state(config.adapter_path)])
     known = run.path / "subject.json"
     if known.exists() and known.read_text() != subject:
         raise InputError(f"{run.path} holds answers of another benchmark, model or adapter: give another --output_dir")
-    write_whole(known, subject)
     kept = run.path / "predictions.jsonl"
     predictions = {row["id"]: row["answers"] for row in (read_jsonl(kept) if kept.exists() else [])}
     missing = [e for e in examples if e.id not in predictions]
     if missing:
-        write_whole(kept, "".join(json_line({"id": i, "answers": a}) for i, a in predictions.items()))  # without a torn line
-        with policy(config.model_name_or_path, config.adapter_path) as vlm, kept.open("a") as file:
-            for example, answers in predict(vlm, missing, config, benchmark):
-                predictions[example.id] = answers
-                file.write(json_line({"id": example.id, "answers": answers}))
-                file.flush()
+        with policy(config.model_name_or_path, config.adapter_path) as vlm:
+            coming = predict(vlm, missing, config, benchmark)
+            coming = chain([next(coming)], coming)  # nothing is written before model and pictures have proved usable
+            _begin(run, subject, predictions)
+            with kept.open("a") as file:
+                for example, answers in coming:
+                    predictions[example.id] = answers
+                    file.write(json_line({"id": example.id, "answers": answers}))
+                    file.flush()
+    else:
+        _begin(run, subject, predictions)
     metrics = scored(module, examples, predictions, run.path, config.seed)
     result = {"benchmark": benchmark, "version": module.VERSION, "model": config.model_name_or_path, "adapter": config.adapter_path,
               "temperature": config.temperature, "n": len(examples), "metrics": metrics}  # fmt: skip
@@ -45,6 +52,13 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
         shown = {k: v for k, v in values.items() if isinstance(v, float)}
         print(part, "  ".join(f"{k} {v:.4g}" for k, v in shown.items()))
     return metrics
+
+
+def _begin(run: Run, subject: str, predictions: dict[str, list[str]]) -> None:
+    """What the directory's answers are of, and those that are there, without the line that a killed run left torn."""
+    run.begin()
+    write_whole(run.path / "subject.json", subject)
+    write_whole(run.path / "predictions.jsonl", "".join(json_line({"id": i, "answers": a}) for i, a in predictions.items()))
 
 
 def _state(path: str | None) -> list:

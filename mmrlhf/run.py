@@ -6,8 +6,9 @@
     checkpoints/    the newest two, step-000123/{state.safetensors,state.json}
     done.json       the result; it is there when, and only when, the stage is finished
 
-A file appears whole or not at all: written beside its place, synced, renamed. A checkpoint is a directory that appears
-the same way. Lines are only ever added; what was logged after the checkpoint that a run resumes from is cut off, so
+Nothing is written before the first step is done, so that a run which fails on its input leaves nothing behind. A file
+appears whole or not at all: written beside its place, synced, renamed. A checkpoint is a directory that appears the same
+way. Lines are only ever added; what was logged after the checkpoint that a run resumes from is cut off, so
 that a killed run ends with the lines of one that was not. No pickle: tensors are safetensors, all else is JSON.
 """
 
@@ -18,9 +19,10 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ from torch import Tensor
 from mmrlhf import config as configuration
 from mmrlhf.records import InputError
 
-MAY_DIFFER = ("logging_steps", "save_steps", "output_dir")
-"""Settings that change nothing that is learnt. The directory is the run wherever it was moved, whatever names it."""
+MAY_DIFFER = ("logging_steps", "save_steps", "max_length", "output_dir")
+"""Settings that change nothing that is learnt: a row over max_length is refused, never cut. The directory is the run
+wherever it was moved, whatever names it."""
 CHECKPOINTS_KEPT = 2
 SHOWN_CHARACTERS = 300
 """So much of a sample's text is printed; samples.jsonl has all of it."""
@@ -55,26 +58,32 @@ class Run:
         self.path = Path(output_dir)
         self.main_process = main_process
         self.console = Console(quiet=not main_process)
-        try:
-            self._open(config)
-        except OSError as error:
-            raise InputError(f"output_dir {output_dir} cannot be written ({error.strerror}): give another --output_dir") from None
-
-    def _open(self, config: Any) -> None:
+        self._config = config
+        self._begun = False
+        self._waiting: list[tuple[str, str]] = []  # lines of step 0, each with its file
+        if main_process:
+            refuse_unwritable(self.path, "output_dir")
         file = self.path / "config.yaml"
         if file.exists():
             self._refuse_other(configuration.read_yaml(file), dataclasses.asdict(config))
-        if not self.main_process:
+            self.begin()
+
+    def begin(self) -> None:
+        """Make the directory, with the configuration in it, or tidy up what a killed run left. What is written calls it."""
+        if self._begun or not self.main_process:
             return
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._begun = True
+        self.path.mkdir(parents=True, exist_ok=True)
         for file_left in self.path.glob(".*.*"):
             if file_left.suffix[1:].isdecimal() and file_left.is_file():  # as write_whole and config.save name them
                 file_left.unlink()
         for checkpoint_left in self.path.glob("checkpoints/.step-*"):
             shutil.rmtree(checkpoint_left)
-        configuration.save(config, file)
-        if self.finished is not None:
-            shutil.rmtree(self.path / "checkpoints")  # killed between the result and the end
+        configuration.save(self._config, self.path / "config.yaml")
+        if self.finished is not None:  # killed between the result and the end
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for name, lines in self._waiting:
+            self._add(name, lines)
 
     def _refuse_other(self, there: Mapping[Any, Any], given: Mapping[str, Any]) -> None:
         def shown(values: Mapping[Any, Any], name: str) -> str:
@@ -107,7 +116,8 @@ class Run:
         found = next((loaded for path in self._checkpoints() if (loaded := self._load(path))), None)
         if self.main_process:
             for name in ("metrics.jsonl", "samples.jsonl"):
-                _cut(self.path / name, last=found[0] if found else -1)
+                if (self.path / name).exists():
+                    _cut(self.path / name, last=found[0] if found else -1)
         return found
 
     def _checkpoints(self) -> list[Path]:
@@ -129,6 +139,7 @@ class Run:
         """
         if not self.main_process:
             return
+        self.begin()
         final = self.path / "checkpoints" / f"step-{step:06d}"
         temporary = final.with_name(f".{final.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -150,6 +161,7 @@ class Run:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result; the checkpoints have served."""
         if self.main_process:
+            self.begin()
             write_whole(self.path / "done.json", json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
@@ -160,7 +172,7 @@ class Run:
         if not self.main_process:
             return
         metrics = _plain(metrics)
-        self._append("metrics.jsonl", [{"step": step, "time": round(time.time(), 3), **metrics}])
+        self._append("metrics.jsonl", step, [{"step": step, "time": round(time.time(), 3), **metrics}])
         if show:
             line = Text.assemble((f"step {step}", "bold"))
             for name, value in metrics.items():
@@ -175,7 +187,7 @@ class Run:
         if not self.main_process:
             return
         plain = [{"step": step, **_plain(row)} for row in rows]
-        self._append("samples.jsonl", plain)
+        self._append("samples.jsonl", step, plain)
         for row in plain:
             texts = Text()
             for name, value in row.items():
@@ -194,10 +206,20 @@ class Run:
         with progress(total, description, start=start, console=self.console, shown=self.main_process) as steps:
             yield steps
 
-    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _append(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What is known before the first step waits for it: until then the input may still prove unusable."""
+        lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        if step > 0:
+            self.begin()
+        if self._begun:
+            self._add(name, lines)
+        else:
+            self._waiting.append((name, lines))
+
+    def _add(self, name: str, lines: str) -> None:
         """In one write, so that no other line gets in between."""
         with open(self.path / name, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+            file.write(lines)
 
 
 class Steps:
@@ -298,6 +320,30 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_unwritable(folder: Path, setting: str) -> None:
+    """Try whether a file can be written in a folder, before work is done for it; leaves no trace.
+
+    Raises InputError, which names the setting that gave the folder.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{setting} {folder} cannot be written ({error.strerror}): give another --{setting}") from None
+    finally:
+        for path in made:
+            with suppress(OSError):  # it was not made, or another process has put something there
+                path.rmdir()
+
+
+def refuse_output_file(path: Path) -> None:
+    """`refuse_unwritable` for the file that --output_file names. Raises InputError."""
+    if path.is_dir():
+        raise InputError(f"output_file {path} is a directory: name a file in it")
+    refuse_unwritable(path.parent, "output_file")
+
+
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a last line that a killed process left torn is dropped.
 
@@ -326,9 +372,9 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def _cut(path: Path, last: int) -> None:
-    """Keep the lines of steps up to `last`; the file is there afterwards, empty if need be."""
-    before = path.read_bytes() if path.exists() else None
-    kept = [row for row in (read_jsonl(path) if before else []) if row["step"] <= last]
+    """Keep the lines of steps up to `last`."""
+    before = path.read_bytes()
+    kept = [row for row in read_jsonl(path) if row["step"] <= last]
     after = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode()
     if after != before:
         write_whole(path, after)

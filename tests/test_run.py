@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mmrlhf.records import InputError
-from mmrlhf.run import Run, load_optimizer, optimizer_tensors, read_jsonl, write_whole
+from mmrlhf.run import Run, load_optimizer, optimizer_tensors, read_jsonl, refuse_output_file, write_whole
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Settings:
     max_steps: int = 10
     facts: str | None = None
     logging_steps: int = 10
+    max_length: int = 2048
 
 
 def open_run(path: Path, **settings: object) -> Run:
@@ -70,7 +71,7 @@ def test_read_jsonl_drops_a_torn_last_line_only(tmp_path):
 
 
 def test_other_settings_are_refused_by_name_and_value(tmp_path):
-    open_run(tmp_path)
+    open_run(tmp_path).begin()
     with pytest.raises(InputError) as caught:
         open_run(tmp_path, learning_rate=2e-5, facts="given")
     message = str(caught.value)
@@ -79,13 +80,13 @@ def test_other_settings_are_refused_by_name_and_value(tmp_path):
 
 
 def test_what_changes_nothing_learnt_may_differ(tmp_path):
-    open_run(tmp_path)
-    open_run(tmp_path, logging_steps=1, output_dir="./here")
+    open_run(tmp_path).begin()
+    open_run(tmp_path, logging_steps=1, output_dir="./here", max_length=4096)
     assert "logging_steps: 1" in (tmp_path / "config.yaml").read_text()
 
 
 def test_a_setting_that_the_directory_does_not_know_is_another_setting(tmp_path):
-    open_run(tmp_path)
+    open_run(tmp_path).begin()
     text = (tmp_path / "config.yaml").read_text().replace("max_steps", "num_steps")
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=r"max_steps \(there not set, now 10\), num_steps \(there 10, now not set\)"):
@@ -96,6 +97,30 @@ def test_a_directory_that_cannot_be_is_the_users_to_correct(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="output_dir"):
         open_run(tmp_path / "file" / "run")
+
+
+def test_nothing_is_there_before_the_first_step(tmp_path):
+    run = open_run(tmp_path / "new" / "run")
+    assert run.resume() is None
+    run.log(0, {"eval/u": 1.0})
+    run.samples(0, [{"answer": "a"}])
+    assert list(tmp_path.iterdir()) == []
+    run.log(1, {"loss": 2.0})
+    assert [row["step"] for row in read_jsonl(run.path / "metrics.jsonl")] == [0, 1]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "metrics.jsonl", "samples.jsonl"]
+
+
+def test_trying_whether_a_file_can_be_written_leaves_no_trace(tmp_path):
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "a" / "b" / "file.jsonl", tmp_path / "there" / "file.jsonl"):
+        refuse_output_file(path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    with pytest.raises(InputError, match=r"output_file .*there is a directory: name a file in it"):
+        refuse_output_file(tmp_path / "there")
+    (tmp_path / "there" / "file").touch()
+    with pytest.raises(InputError, match=r"output_file .* cannot be written .*: give another --output_file"):
+        refuse_output_file(tmp_path / "there" / "file" / "b" / "c.jsonl")
+    assert not (tmp_path / "there" / "file" / "b").exists()
 
 
 # ---- killed, and on again --------------------------------------------------------------------------------------------
@@ -120,6 +145,7 @@ def test_lines_are_cut_back_to_the_checkpoint(tmp_path):
 def test_without_a_checkpoint_the_lines_go(tmp_path):
     run = open_run(tmp_path)
     run.log(1, {"loss": 1.0})
+    run.samples(1, [{"answer": "a"}])
     assert open_run(tmp_path).resume() is None
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"" == (tmp_path / "samples.jsonl").read_bytes()
 
