@@ -12,6 +12,7 @@ import inspect
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -265,7 +266,7 @@ COMMANDS = {
     ),
     "generate": Command(
         "write a model's answers to a file",
-        "mmrlhf generate --model_name_or_path runs/sft --dataset_name rows.jsonl --output_file answers.jsonl",
+        "mmrlhf generate --model_name_or_path runs/sft/model --dataset_name rows.jsonl --output_file answers.jsonl",
         _generate,
     ),
     "score": Command(
@@ -275,7 +276,7 @@ COMMANDS = {
     ),
     "eval": Command(
         "measure a model on a benchmark",
-        "mmrlhf eval scenes --model_name_or_path runs/sft --adapter_path runs/ppo --output_dir runs/eval",
+        "mmrlhf eval scenes --model_name_or_path runs/sft/model --adapter_path runs/ppo/policy --output_dir runs/eval",
         _eval,
     ),
     "data": Command("check a data file, or make data", "mmrlhf data check rows.jsonl --image_folder images", _data),
@@ -350,6 +351,8 @@ def _quiet(argv: list[str]) -> None:
 
     On a terminal the bars of downloads are worth having, except in the demo, which downloads nothing.
     """
+    # PEFT asks transformers for a name that is being retired: nothing that a user could change.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if argv[:1] == ["demo"] or not sys.stderr.isatty():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,14 @@ def holds_pairs(dataset_name: str, split: str = "train") -> bool:
 
 @dataclass(frozen=True)
 class _Beside:
-    """What a row is read with: the folder that its paths must stay in (a Hub dataset has none), and known facts."""
+    """What a row is read with: the folder that its paths must stay in (a Hub dataset has none), and known facts.
+
+    A link may lead out of a folder that the user named: whoever names it vouches for it. The data file's own folder came
+    with the data, and its links, too.
+    """
 
     folder: str | None
+    links_may_leave: bool
     facts: Facts
 
 
@@ -66,7 +71,7 @@ def beside_of(dataset_name: str, image_folder: str | None, facts: Facts | None) 
     if image_folder is not None and not os.path.isdir(image_folder):
         raise InputError(f"image folder {image_folder} does not exist: correct the path")
     where = image_folder if image_folder is not None else folder(dataset_name)
-    return _Beside(None if where is None else os.path.abspath(where), facts or {})
+    return _Beside(None if where is None else os.path.abspath(where), image_folder is not None, facts or {})
 
 
 def _is_pair(row: Row) -> bool:
@@ -290,7 +295,7 @@ def _llava_example(row: Row) -> tuple[list[_Turn], str | None]:
 
 
 def _images(row: Row, beside: _Beside) -> tuple[ImageSource, ...]:
-    return tuple(_image(row, value, name, beside.folder) for name, value in _image_fields(row))
+    return tuple(_image(row, value, name, beside) for name, value in _image_fields(row))
 
 
 def _image_fields(row: Row) -> Iterator[tuple[str, Any]]:
@@ -308,9 +313,21 @@ def _image_fields(row: Row) -> Iterator[tuple[str, Any]]:
         yield field, value
 
 
-def _image(row: Row, value: Any, name: str, inside: str | None) -> ImageSource:
+@dataclass(frozen=True)
+class _Placed(ImageSource):
+    """A picture whose name in messages tells which field of which row gave it."""
+
+    where: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"{super().name} ({self.where})"
+
+
+def _image(row: Row, value: Any, name: str, beside: _Beside) -> ImageSource:
+    inside, where = beside.folder, f"{row.where}, `{name}`"
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return ImageSource(data=value["bytes"])
+        return _Placed(data=value["bytes"], where=where)
     path = _given_path(value)
     if path is None:
         row.fail(f"`{name}` must be a path, or an object with bytes, not {shown(value)}")
@@ -318,13 +335,15 @@ def _image(row: Row, value: Any, name: str, inside: str | None) -> ImageSource:
         row.fail(f"`{name}` is an address, {shown(path)}: download the picture and give its path")
     if inside is None:
         row.fail(f"`{name}` is a path, {shown(path)}: give --image_folder, the folder that it starts from")
-    # Compared as text: a link that the user laid inside the folder is the user's word, `..` in a row is the data's.
+    # Compared as text first: `a/../../b` leads out even if `a` is a link to a place where it would not.
     place = os.path.normpath(os.path.join(inside, path))
     if not Path(place).is_relative_to(inside):
         row.fail(f"`{name}` leads out of the image folder {inside}: {shown(path)}; move the picture, or give --image_folder")
     if not os.path.isfile(place):
         row.fail(f"`{name}` does not exist in {inside}: {shown(path)}; correct the path or give --image_folder")
-    return ImageSource(path=place)
+    if not beside.links_may_leave and not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(inside)):
+        row.fail(f"`{name}` leads out of {inside} by a link: {shown(path)}; if the link is yours, give --image_folder {inside}")
+    return _Placed(path=place, where=where)
 
 
 def _given_path(value: Any) -> str | None:

@@ -8,36 +8,67 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from mmrlhf.config import GenerateConfig
 from mmrlhf.formats import read_examples
 from mmrlhf.records import Example, InputError
 from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer_all
-from mmrlhf.run import json_line, progress, write_whole
+from mmrlhf.run import json_line, progress, refuse_output_file, write_whole
 from mmrlhf.vlm import VLM, load
 
 
 @contextlib.contextmanager
 def policy(model_name_or_path: str, adapter_path: str | None, dtype: str = "float32") -> Iterator[VLM]:
     """A model to ask, under the adapter if one is given. Raises InputError when the adapter belongs to another base."""
+    if adapter_path is not None:
+        _refuse_what_is_no_adapter(Path(adapter_path))
     vlm = load(model_name_or_path, dtype)
     if adapter_path is None:
         yield vlm
         return
-    card = Path(adapter_path) / "base.json"
-    if card.is_file() and json.loads(card.read_text())["base_fingerprint"] != vlm.fingerprint:
-        raise InputError(
-            f"adapter {adapter_path} was trained on {json.loads(card.read_text())['base']}, whose weights {model_name_or_path} "
-            "does not hold: give that model"
-        )
+    _refuse_another_base(Path(adapter_path), vlm)
     adapters = Adapters(vlm)
-    adapters.load("policy", Path(adapter_path), trainable=False)
+    try:
+        adapters.load("policy", Path(adapter_path), trainable=False)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"adapter {adapter_path} cannot be loaded ({reason}): copy it again, or train it again") from None
     with adapters.use("policy"):
         yield vlm
 
 
+def _refuse_what_is_no_adapter(path: Path) -> None:
+    """What is given instead, most often: a ppo run's own directory, or a reward model's."""
+    if (path / "reward.json").is_file():
+        raise InputError(f"adapter {path} is a reward model, which scores answers and gives none: give a ppo run's policy folder")
+    if not (path / "adapter_model.safetensors").is_file():
+        inside = path / "policy"
+        found = inside if inside.is_dir() else "the policy folder of a finished ppo run"
+        raise InputError(f"adapter {path} holds no adapter_model.safetensors: give {found}")
+
+
+def _refuse_another_base(path: Path, vlm: VLM) -> None:
+    """Equal shapes are no proof: the adapter of another model of this architecture would load, and answer nonsense."""
+    card = path / "base.json"
+    if not card.is_file():
+        print(f"note: adapter {path} does not say which weights it was trained on (no base.json): only shapes can be compared")
+        return
+    try:
+        base = json.loads(card.read_text(encoding="utf-8"))
+        trained_on, name = base["base_fingerprint"], base["base"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{card} cannot be read as the ppo stage wrote it: copy the adapter again") from None
+    if trained_on != vlm.fingerprint:
+        raise InputError(f"adapter {path} was trained on {name}, whose weights {vlm.name} does not hold: give that model")
+
+
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
     """Write one line for each answer: id, images, prompt, answer. The file appears when all are there."""
+    refuse_output_file(Path(config.output_file))
     if examples is None:
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
     home = Path(config.image_folder or Path(config.dataset_name).parent)

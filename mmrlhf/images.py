@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 
 import numpy as np
@@ -14,11 +15,23 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What Pillow may take a file for; its other decoders are seldom used and seldom hardened."""
 
 
+BYTES_A_PIXEL = 8
+"""The most that a file spends: four channels of 16 bits, as they are."""
+BYTES_BESIDE = 16 << 20
+"""Room for a file's metadata."""
+
+
 def open_image(source: ImageSource, max_pixels: int = 40_000_000) -> Image.Image:
     """The picture, upright, in 8-bit RGB, transparency on white.
 
-    Raises InputError when it is empty, damaged, animated, of another format, or larger than `max_pixels`.
+    Raises InputError when it is empty, damaged, animated, of another format, or larger than `max_pixels` (or than any
+    picture of so many pixels takes on a disk).
     """
+    # A decoder's input has a bound, too: a path may lead to a file of any size, and it is read whole.
+    if source.path is not None and os.path.isfile(source.path):
+        size, most = os.path.getsize(source.path), BYTES_A_PIXEL * max_pixels + BYTES_BESIDE
+        if size > most:
+            raise InputError(f"image {source.name} is a file of {size:,} bytes, over {most:,}: replace the file or drop the row")
     data = source.read()
     if not data:
         raise InputError(f"image {source.name} is empty (0 bytes): replace the file or drop the row")
@@ -50,11 +63,11 @@ def _refuse_by_header(image: Image.Image, name: str, max_pixels: int) -> None:
     # A phone's JPEG may carry a depth map or a thumbnail as a second frame (MPO): its first is the picture.
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
-        raise InputError(f"image {name} has {frames} frames or pages: save the one that is meant as PNG")
+        raise InputError(f"image {name} has {frames} frames or pages: save the one that is meant as PNG, or drop the row")
 
 
 def _too_large(name: str, size: str, max_pixels: int) -> str:
-    return f"image {name} has {size} {max_pixels:,} pixels: scale it down"
+    return f"image {name} has {size} {max_pixels:,} pixels: scale it down, or drop the row"
 
 
 def _rgb(image: Image.Image) -> Image.Image:

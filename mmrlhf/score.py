@@ -8,11 +8,12 @@ from mmrlhf.config import ScoreConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import holds_pairs, read_examples, read_pairs
 from mmrlhf.rewards import Group, load_reward_model
-from mmrlhf.run import json_line, progress, write_whole
+from mmrlhf.run import json_line, progress, refuse_output_file, write_whole
 
 
 def score(config: ScoreConfig) -> Path:
     """Rows with an answer get `score`, preference pairs `score_chosen` and `score_rejected`."""
+    refuse_output_file(Path(config.output_file))
     facts = read_facts(config.facts_file) if config.facts_file else None
     where = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     rows: list = []

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
@@ -115,8 +116,8 @@ class VLM:
     ) -> list[Prompt]:
         """Prompts with their picture features; each distinct picture is encoded once while the cache holds it.
 
-        Raises InputError for a prompt of more than `max_length` tokens (its name, or else its number, is told): cutting it could
-        cut through a picture.
+        Raises InputError for a prompt of more than `max_length` tokens (its name, or else its number, and its first picture are
+        told): cutting it could cut through a picture.
         """
         texts = [self.render(messages, len(images), generation_prompt=True) for messages, images in conversations]
         pictures = [[open_image(i) for i in images] for _, images in conversations]
@@ -128,9 +129,10 @@ class VLM:
         for i, keep in enumerate(mask):
             if max_length is not None and int(keep.sum()) > max_length:
                 row = f"the prompt of row {names[i]}" if names else f"prompt {i + 1} of this batch"
+                images = conversations[i][1]
                 raise InputError(
-                    f"{row} has {int(keep.sum())} tokens with its image, over max_length {max_length}: "
-                    "raise max_length or drop the row; prompts are never cut"
+                    f"{row}{f', on image {images[0].name},' if images else ''} has {int(keep.sum())} tokens with its images, more "
+                    f"than the {max(0, max_length)} that max_length leaves it: raise max_length or drop the row; prompts are never cut"
                 )
             count = len(pictures[i])
             grid = grids[first : first + count] if grids is not None and count else None
@@ -259,13 +261,25 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
 
     Raises InputError when it is not there or holds no image-text-to-text model.
     """
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise InputError(f"model {name}: no such directory; give a checkpoint directory or a Hub id (owner/name)")
+    _refuse_what_is_no_checkpoint(name)
     try:
         processor = AutoProcessor.from_pretrained(name)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model {name} cannot be loaded: {str(error).splitlines()[0]}") from None
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=getattr(torch, dtype), use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        there = "" if Path(name).is_dir() else "no such directory, and as a Hub id: "
+        raise InputError(
+            f"model {name} cannot be loaded ({there}{reason}): give the directory or Hub id of an image-text-to-text model"
+        ) from None
+    if wrong := sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}):
+        raise InputError(
+            f"model {name} lacks {len(wrong)} of its weights or has them in another shape, {wrong[0]} first: config.json and "
+            "weights do not belong together, copy the checkpoint again"
+        )
+    if getattr(processor, "chat_template", None) is None:
+        raise InputError(f"model {name} has no chat template: put a chat_template.jinja beside its config.json")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model.requires_grad_(False).eval().to(device)
     tokenizer = processor.tokenizer
@@ -274,6 +288,18 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     eos = _eos(model, tokenizer)
     banned = torch.tensor(_never_sample(model, tokenizer, eos), device=device)
     return VLM(name, model, processor, banned, tuple(sorted(eos)), FeatureCache(), fingerprint=fingerprint(model))
+
+
+def _refuse_what_is_no_checkpoint(name: str) -> None:
+    """What is given instead, most often: a path that is not there, or the directory of the run that made the model."""
+    path = Path(name)
+    if not path.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise InputError(f"model {name}: no such directory; give a checkpoint directory or a Hub id (owner/name)")
+    elif not (path / "config.json").is_file():
+        inside = path / "model"
+        found = inside if (inside / "config.json").is_file() else "a checkpoint directory or a Hub id (owner/name)"
+        raise InputError(f"model {name}: the directory holds no config.json; give {found}")
 
 
 def fingerprint(model: PreTrainedModel) -> str:

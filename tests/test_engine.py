@@ -109,10 +109,12 @@ def test_placeholders_have_no_probability(vlm):
 
 
 def test_a_prompt_over_the_limit_is_named_not_cut(vlm, examples):
-    with pytest.raises(InputError, match=r"prompt 2 of this batch has .* never cut"):
+    with pytest.raises(InputError, match=r"prompt 2 of this batch, on image <\d+ bytes>, has .* never cut"):
         short = examples[0]
         vlm.prompts([(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)], max_length=60)
-    with pytest.raises(InputError, match=r"the prompt of row second has .* never cut"):
+    with pytest.raises(
+        InputError, match=r"the prompt of row second, on .* more than the 60 that max_length leaves it: .* never cut"
+    ):
         prompts = [(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)]
         vlm.prompts(prompts, max_length=60, names=["first", "second"])
 
@@ -122,7 +124,7 @@ def test_missing_model_is_one_sentence(tmp_path):
 
     with pytest.raises(InputError, match="no such directory"):
         load(str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match=r"holds no config\.json"):
         load(str(tmp_path))
 
 

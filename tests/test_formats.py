@@ -459,6 +459,38 @@ def test_an_absolute_path_must_stay_in_the_folder(place, tmp_path):
     assert "leads out of the image folder" in complaint(read_examples, path, image_folder=str(tmp_path / "other"))
 
 
+def test_a_link_may_leave_the_folder_only_where_the_user_named_it(place):
+    (place / "link.png").symlink_to("../secret.png")
+    (place / "inner.png").symlink_to("a.png")
+    (place / "up").symlink_to("..")
+    for image in ("link.png", "up/secret.png"):
+        path = lines(place, {"image": image, "prompt": "What is it?"})
+        said = complaint(read_examples, path)
+        assert f"line 1: `image` leads out of {place} by a link: {image!r}; if the link is yours, give --image_folder" in said
+        assert read_examples(path, image_folder=str(place))[0].images[0].read() == png("blue")
+    assert read_examples(lines(place, {"image": "inner.png", "prompt": "What is it?"}))
+    # A link is no way round the rule on `..`: the two are settled as text, before any link is followed.
+    path = lines(place, {"image": "up/../../secret.png", "prompt": "What is it?"})
+    assert "leads out of the image folder" in complaint(read_examples, path, image_folder=str(place))
+
+
+def test_a_folder_that_is_reached_by_a_link_is_the_folder(place):
+    (place.parent / "alias").symlink_to(place)
+    lines(place, {"image": "a.png", "prompt": "What is it?"})
+    assert read_examples(str(place.parent / "alias" / "rows.jsonl"))
+
+
+def test_a_picture_says_which_row_it_is_of(place, table):
+    path = lines(place, {**IMAGE, "prompt": "One?"}, {"image": "a.png", "prompt": "Two?"})
+    assert [e.images[0].name for e in read_examples(path)] == [
+        f"{place / 'a.png'} ({path}, line 1, `images[1]`)",
+        f"{place / 'a.png'} ({path}, line 2, `image`)",
+    ]
+    table.to_parquet(str(place / "rows.parquet"))
+    (pair,) = read_pairs(str(place / "rows.parquet"))
+    assert pair.images[0].name == f"<{len(png())} bytes> ({place / 'rows.parquet'}, row 1, `images[1]`)"
+
+
 def test_a_relative_image_folder(place, monkeypatch):
     monkeypatch.chdir(place.parent)
     path = lines(place.parent, {"image": "a.png", "prompt": "What is it?"})
@@ -533,8 +565,8 @@ def test_check_names_each_bad_row_and_counts_the_rest(place, capsys):
     assert f"{path}: TRL preference pairs\n" in printed
     assert f"{path}, line 2: not JSON" in printed
     assert f"{path}, line 3: `chosen` is missing: add it" in printed
-    assert f"{path}, line 4: image {place / 'broken.png'} is truncated or damaged" in printed
-    assert f"{path}, line 5: image {place / '[bold].png'} is empty (0 bytes)" in printed
+    assert f"image {place / 'broken.png'} ({path}, line 4, `images[1]`) is truncated or damaged" in printed
+    assert f"image {place / '[bold].png'} ({path}, line 5, `images[1]`) is empty (0 bytes)" in printed
     summary = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in printed.splitlines() if "│" in line}
     assert summary == {
         "good rows": "1",

@@ -121,6 +121,16 @@ def test_a_bomb_is_refused():
     assert "more than 40,000,000 pixels: scale it down" in complaint(ImageSource(data=header + size))
 
 
+def test_a_file_that_is_too_large_to_be_a_picture_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("1", (8, 8)), "PNG").read())
+    with path.open("ab") as file:
+        file.truncate(8 * 64 + (16 << 20))  # a hole: it takes no room on the disk
+    assert open_image(ImageSource(str(path)), max_pixels=64).size == (8, 8)
+    monkeypatch.setattr(ImageSource, "read", lambda self: pytest.fail("read"))
+    assert "is a file of 16,777,728 bytes, over 16,777,720: replace the file" in complaint(ImageSource(str(path)), max_pixels=63)
+
+
 def test_the_limit_itself_is_allowed():
     source = encoded(Image.new("1", (300, 200)), "PNG")
     assert open_image(source, max_pixels=60_000).size == (300, 200)

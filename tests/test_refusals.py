@@ -1,0 +1,292 @@
+"""What a user can get wrong, through the command line: one sentence with its place, exit code 2, and nothing written."""
+
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mmrlhf.cli import main
+from mmrlhf.content import folder
+
+SAMPLES = folder("data") / "samples"
+STAGES = ("sft", "reward", "ppo", "generate", "score")
+BRIEF = ("--max_steps", "1", "--per_device_train_batch_size", "2", "--lora_r", "4")
+
+
+def row(stage: str, **changed: object) -> dict[str, object]:
+    """A good row for a stage, with some of its fields changed; None takes a field out."""
+    told = {
+        "sft": {"completion": "A bowl."},
+        "reward": {"chosen": "A bowl.", "rejected": "A cat."},
+        "score": {"answer": "A bowl."},
+    }.get(stage, {})
+    fields = {"images": ["good.png"], "prompt": "What is it?", **told, **changed}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory) -> Path:
+    """A finished reward run and a finished ppo run."""
+    place = tmp_path_factory.mktemp("trained")
+    common = ["--model_name_or_path", base, *BRIEF]
+    pairs, prompts = str(SAMPLES / "trl_preference.jsonl"), str(SAMPLES / "llava_rlhf_ppo.json")
+    assert main(["reward", *common, "--dataset_name", pairs, "--output_dir", f"{place}/reward"]) == 0
+    ppo = ["ppo", *common, "--dataset_name", prompts, "--reward_model_path", f"{place}/reward", "--output_dir", f"{place}/ppo"]
+    assert main([*ppo, "--num_generations", "2", "--response_length", "4"]) == 0
+    return place
+
+
+@pytest.fixture
+def refused(base, trained, tmp_path, capsys):
+    """Run a stage on rows (a good one and then another, or a file), and give the sentence that it refuses them with."""
+    place = tmp_path / "data"
+    place.mkdir()
+    shutil.copy(SAMPLES / "images" / "apples.png", place / "good.png")
+    before = set(tmp_path.iterdir())
+
+    def run(stage: str, *rows: object, model: object = base, extra: tuple[object, ...] = ()) -> str:
+        if isinstance(rows[0], Path):
+            data = rows[0]
+        else:
+            data = place / "rows.jsonl"
+            data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        out = tmp_path / "out"
+        line: list[object] = [stage, "--dataset_name", data]
+        if stage == "score":
+            line += ["--reward_model_path", trained / "reward", "--output_file", out / "scores.jsonl"]
+        elif stage == "generate":
+            line += ["--model_name_or_path", model, "--output_file", out / "answers.jsonl", "--response_length", "4"]
+        else:
+            line += ["--model_name_or_path", model, "--output_dir", out / "run", *BRIEF]
+        if stage == "ppo":
+            line += ["--reward_model_path", trained / "reward", "--num_generations", "2", "--response_length", "4"]
+        capsys.readouterr()
+        assert main([str(word) for word in [*line, *extra]]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert said[-1].startswith("error: ") and set(tmp_path.iterdir()) == before
+        return said[-1]
+
+    return run
+
+
+def picture(kind: str) -> bytes:
+    good = (SAMPLES / "images" / "apples.png").read_bytes()
+    if kind == "animated":
+        file, frames = io.BytesIO(), [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+        return file.getvalue()
+    if kind == "bomb":  # 400 million pixels in 50 kB
+        parts = [
+            (b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)),
+            (b"IDAT", zlib.compress(bytes(2501 * 20_000))),
+        ]
+        chunks = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in [*parts, (b"IEND", b"")])
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return {"text": b"no picture", "empty": b"", "truncated": good[: len(good) // 2]}[kind]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("text", "is damaged, or not a JPEG, PNG"),
+        ("empty", "is empty (0 bytes): replace the file or drop the row"),
+        ("truncated", "is truncated or damaged (image file is truncated): replace the file or drop the row"),
+        ("bomb", "has far more than 40,000,000 pixels: scale it down"),
+        ("animated", "has 3 frames or pages: save the one that is meant"),
+    ],
+)
+def test_a_picture_that_does_not_open(refused, stage, kind, told, tmp_path):
+    (tmp_path / "data" / "bad.png").write_bytes(picture(kind))
+    said = refused(stage, row(stage), row(stage, images=["bad.png"]))
+    place = f"{tmp_path / 'data' / 'bad.png'} ({tmp_path / 'data' / 'rows.jsonl'}, line 2, `images[1]`)"
+    assert place in said and told in said
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"images": ["none.png"]}, "`images[1]` does not exist in "),
+        ({"images": ["../trained.png"]}, "`images[1]` leads out of the image folder "),
+        ({"images": "good.png"}, "`images` must be a list, not text"),
+        ({"images": None, "imagse": ["good.png"]}, "`images` is missing: rename `imagse` to it"),
+        ({"prompt": "<image><image>What is it?"}, "the prompt has places for 2 images and the row has 1: make the numbers equal"),
+        ({"prompt": " "}, "turn 1 of the prompt is empty: fill it in or drop the row"),
+    ],
+)
+def test_a_row_that_cannot_be_read(refused, stage, changed, told, tmp_path):
+    said = refused(stage, row(stage), row(stage, **changed))
+    assert f"{tmp_path / 'data' / 'rows.jsonl'}, line 2: " in said and told in said
+
+
+LLAVA = {
+    "image": "good.png",
+    "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}],
+    "output_1": {"from": "gpt", "value": "A bowl."},
+    "output_2": {"from": "gpt", "value": "A cat."},
+    "preference": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "bad", "told"),
+    [
+        ("sft", row("sft", completion=""), "`completion` is empty: fill it in or drop the row"),
+        ("score", row("score", answer=""), "`answer` is empty: fill it in or drop the row"),
+        ("reward", row("reward", rejected=""), "`rejected` is empty: fill it in or drop the row"),
+        ("reward", row("reward", rejected="A bowl."), "the chosen and the rejected answer are the same"),
+        ("reward", {**LLAVA, "preference": 3}, "`preference` must be 1 or 2, the number of the better output, not 3"),
+        ("sft", row("generate"), "the row has no answer: "),
+        ("reward", row("generate"), "`chosen` is missing: add it"),
+    ],
+)
+def test_answers_that_cannot_be_used(refused, stage, bad, told):
+    said = refused(stage, row(stage), bad)
+    assert "rows.jsonl, line 2: " in said and told in said
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_prompt_over_the_limit(refused, stage):
+    said = refused(stage, row(stage), row(stage, prompt="word " * 300), extra=("--max_length", "200"))
+    assert "rows.jsonl, line 2, `images[1]`" in said
+    assert "that max_length leaves it: raise max_length or drop the row; prompts are never cut" in said
+
+
+def test_a_picture_inside_a_table(refused, tmp_path):
+    import datasets
+
+    rows = [{"images": [{"bytes": picture("truncated"), "path": "a.png"}], "prompt": "What is it?"}]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "rows.parquet"))
+    assert "rows.parquet, row 1, `images[1]`) is truncated" in refused("generate", tmp_path / "data" / "rows.parquet")
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "generate"])
+def test_a_checkpoint_that_is_not_there(refused, stage):
+    assert "model /no/such: no such directory; give a checkpoint directory or" in refused(stage, row(stage), model="/no/such")
+
+
+def test_a_relative_checkpoint_that_is_not_there_might_be_a_hub_id(refused):
+    said = refused("generate", row("generate"), model="runs/sft")
+    assert "model runs/sft cannot be loaded (no such directory, and as a Hub id: " in said
+
+
+def test_the_run_is_given_in_place_of_its_model(refused, base, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    (run / "model").symlink_to(base)
+    assert f"the directory holds no config.json; give {run / 'model'}" in refused("generate", row("generate"), model=run)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("cut", "cannot be loaded ("),
+        ("other sizes", "lacks 15 of its weights or has them in another shape"),
+        ("one less", "lacks 1 of its weights"),
+        ("no template", "has no chat template: put a chat_template.jinja beside its config.json"),
+        ("text only", "give the directory or Hub id of an image-text-to-text model"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole(refused, base, fault, told, tmp_path_factory):
+    model = tmp_path_factory.mktemp("models") / "broken"
+    shutil.copytree(base, model)
+    weights, config = model / "model.safetensors", json.loads((model / "config.json").read_text())
+    if fault == "cut":
+        os.truncate(weights, weights.stat().st_size // 2)
+    elif fault == "other sizes":
+        config["text_config"]["intermediate_size"] *= 2
+    elif fault == "one less":
+        tensors = load_file(weights)
+        tensors.pop(next(name for name in tensors if "layers.0" in name))
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif fault == "no template":
+        (model / "chat_template.jinja").unlink()
+    else:
+        config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(config))
+    said = refused("generate", row("generate"), model=model)
+    assert f"model {model} " in said and told in said
+
+
+@pytest.mark.parametrize(
+    ("give", "told"),
+    [
+        ("nothing", "holds no adapter_model.safetensors: give the policy folder of a finished ppo run"),
+        ("ppo", "holds no adapter_model.safetensors: give "),
+        ("reward", "is a reward model, which scores answers and gives none"),
+        ("no config", "cannot be loaded (Can't find 'adapter_config.json'"),
+        ("cut", "cannot be loaded ("),
+        ("bad card", "base.json cannot be read as the ppo stage wrote it"),
+        ("of another base", "whose weights "),
+    ],
+)
+def test_an_adapter_that_does_not_belong(refused, base, trained, give, told, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("adapter") / "policy"
+    shutil.copytree(trained / "ppo" / "policy", copy)
+    adapter = {"nothing": Path("/no/such"), "ppo": trained / "ppo", "reward": trained / "reward"}.get(give, copy)
+    if give == "no config":
+        (copy / "adapter_config.json").unlink()
+    elif give == "cut":
+        os.truncate(copy / "adapter_model.safetensors", 1000)
+    elif give == "bad card":
+        (copy / "base.json").write_text("{")
+    elif give == "of another base":  # of the same shapes
+        card = json.loads((copy / "base.json").read_text())
+        (copy / "base.json").write_text(json.dumps({**card, "base_fingerprint": "0" * 16}))
+    assert told in refused("generate", row("generate"), extra=("--adapter_path", adapter))
+
+
+def test_a_reward_model_that_is_not_there(refused):
+    assert "reward model /no/such does not exist" in refused("ppo", row("ppo"), extra=("--reward_model_path", "/no/such"))
+    assert "reward model /no/such does not exist" in refused("score", row("score"), extra=("--reward_model_path", "/no/such"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model_name_or_path", "/no/such"], "no such directory"),
+        (["--adapter_path", "/no/such"], "holds no adapter_model.safetensors"),
+        (["--data", "held"], "--data held: no such split"),
+    ],
+)
+def test_eval(base, flags, told, tmp_path, capsys):
+    assert (
+        main(["eval", "scenes", "--model_name_or_path", base, "--output_dir", str(tmp_path / "out"), "--limit", "1", *flags]) == 2
+    )
+    assert told in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+# ---- and what can be used --------------------------------------------------------------------------------------------
+
+
+def test_a_hub_id_is_loaded_by_the_same_code(base, tmp_path):
+    """From a cache as the Hub's client lays it out, with the network off."""
+    hub = tmp_path / "home" / "hub" / "models--owner--tiny"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text("c0ffee")
+    (hub / "snapshots").mkdir()
+    (hub / "snapshots" / "c0ffee").symlink_to(base)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"images": [], "prompt": "What is it?"}))
+    line = "generate --model_name_or_path owner/tiny --dataset_name rows.jsonl --response_length 4 --output_file "
+    env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    env.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-m", "mmrlhf", *line.split()]
+    done = subprocess.run([*command, "hub.jsonl"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (
+        main([*line.replace("owner/tiny", base).replace("rows.jsonl", f"{tmp_path}/rows.jsonl").split(), f"{tmp_path}/own.jsonl"])
+        == 0
+    )
+    assert (tmp_path / "hub.jsonl").read_text() == (tmp_path / "own.jsonl").read_text()
