@@ -2,17 +2,17 @@
 
 JSON is read with `json`: Arrow's reader guesses types, so that an answer "2024-01-01" would come back as a date and
 "3" as a number, and one broken line loses the file without saying which. Parquet, saved `datasets` folders and the Hub
-have types of their own and go through `datasets`; local files are streamed, which leaves no cached copy to go stale.
+have types of their own and go through `datasets`; local files are read where they lie, so that no cached copy goes stale.
+Pictures stay encoded.
 """
 
 from __future__ import annotations
 
 import difflib
-import glob
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -161,8 +161,8 @@ def _opened(path: Path) -> io.BufferedReader:
 
 def _read_datasets(name: str, split: str) -> Iterator[Unread]:
     try:
-        dataset = _dataset(name, split)
-        for number, value in enumerate(_undecoded(dataset), 1):
+        tables = _tables(name, split)
+        for number, value in enumerate((row for table in tables for row in _undecoded(table)), 1):
             yield Unread(f"{name}, row {number}", number, value)
     except InputError:
         raise
@@ -171,7 +171,12 @@ def _read_datasets(name: str, split: str) -> Iterator[Unread]:
         raise InputError(f"{name} cannot be read ({reason}): correct the file, the name or the split") from None
 
 
-def _dataset(name: str, split: str) -> Any:
+ROWS_AT_A_TIME = 64
+"""Of a parquet file, so that a large one is not in memory twice."""
+
+
+def _tables(name: str, split: str) -> Iterator[Any]:
+    """A dataset as `datasets.Dataset`s, one after the other."""
     path = Path(name)
     if path.is_file() and path.suffix != ".parquet":
         raise InputError(f"{name} is not a .json, .jsonl or .parquet file: convert it to one of them")
@@ -180,23 +185,41 @@ def _dataset(name: str, split: str) -> Any:
     import datasets
 
     if path.is_file():
-        pattern = glob.escape(str(path.absolute()))
-        return datasets.load_dataset("parquet", data_files=pattern, split="train", streaming=True)
-    if not path.exists():
-        return datasets.load_dataset(name, split=split)
-    if not any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
-        if next(path.rglob("*.parquet"), None) is None:
-            raise InputError(f"{name} is not a saved `datasets` folder: name the data file itself")
-        return datasets.load_dataset("parquet", data_dir=name, split=split, streaming=True)
-    saved = datasets.load_from_disk(name)
-    if isinstance(saved, datasets.DatasetDict):
-        if split not in saved and len(saved) > 1:
-            raise InputError(f"{name} has no split {split}: {suggestion(split, saved)}")
-        saved = saved[split] if split in saved else next(iter(saved.values()))
-    return saved
+        yield from _parquet(path)
+    elif not path.exists():
+        yield datasets.load_dataset(name, split=split)
+    elif any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        saved = datasets.load_from_disk(name)
+        yield saved[_split(name, split, saved)] if isinstance(saved, datasets.DatasetDict) else saved
+    elif next(path.rglob("*.parquet"), None) is not None:
+        files = datasets.load_dataset_builder("parquet", data_dir=name).config.data_files
+        for file in files[_split(name, split, files)]:
+            yield from _parquet(Path(file))
+    else:
+        raise InputError(f"{name} is not a saved `datasets` folder: name the data file itself")
 
 
-def _undecoded(dataset: Any) -> Iterable[Any]:
+def _split(name: str, split: str, splits: Mapping[str, Any]) -> str:
+    """The split to read: the one that is asked for, or the only one. Raises InputError with the nearest name."""
+    if split not in splits and len(splits) > 1:
+        raise InputError(f"{name} has no split {split}: {suggestion(split, map(str, splits))}")
+    return split if split in splits else next(iter(splits))
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    """A file's rows, some at a time. A stream of `datasets` has threads that outlive it where reading stops early, as it
+    does at a bad row: Python then hangs or aborts when it ends.
+    """
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROWS_AT_A_TIME, use_threads=False):
+            yield datasets.Dataset(pyarrow.Table.from_batches([batch]))
+
+
+def _undecoded(dataset: Any) -> Iterator[Any]:
     """Its rows with pictures as encoded bytes or paths. `decode(False)` would leave columns of JSON undecoded too."""
     import datasets
 
@@ -207,9 +230,8 @@ def _undecoded(dataset: Any) -> Iterable[Any]:
             return {name: encoded(inner) for name, inner in feature.items()}
         return replace(feature, feature=encoded(feature.feature)) if hasattr(feature, "feature") else feature
 
-    if isinstance(dataset, datasets.Dataset):
-        dataset = dataset.to_iterable_dataset()  # casting a stream writes no cache
-    return dataset.cast(datasets.Features(encoded(dict(dataset.features))))
+    stream = dataset.to_iterable_dataset()  # casting a stream writes no cache
+    return iter(stream.cast(datasets.Features(encoded(dict(dataset.features)))))
 
 
 def _without_nulls(value: Any) -> Any:

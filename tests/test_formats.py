@@ -255,6 +255,26 @@ def test_tables_with_pictures_inside(tmp_path, table, layout):
     assert pair.facts == (Fact("object", "cup"), Fact("absent", "cat"))
 
 
+def test_a_table_is_read_in_parts_and_its_pictures_stay_as_they_are(tmp_path, table, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr("mmrlhf.rows.ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
+    (whole,) = table.cast_column("images", datasets.List(datasets.Image(decode=False)))
+    rows = [{**whole, "chosen": [assistant([{"type": "text", "text": f"Cup {number}."}])]} for number in range(1, 6)]
+    datasets.Dataset.from_list(rows, features=table.features).to_parquet(str(tmp_path / "rows.parquet"))
+    assert [(pair.id, pair.chosen) for pair in read_pairs(str(tmp_path / "rows.parquet"))] == [
+        (f"{number}", f"Cup {number}.") for number in range(1, 6)
+    ]
+    rows[3]["rejected"] = rows[3]["chosen"]
+    for part, name in ((rows[:1], "train-00000-of-00002"), (rows[1:], "train-00001-of-00002"), (rows[:2], "test-00000-of-00001")):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        datasets.Dataset.from_list(part, features=table.features).to_parquet(str(tmp_path / "shards" / f"{name}.parquet"))
+    assert "shards, row 4: the chosen and the rejected answer are the same" in complaint(read_pairs, str(tmp_path / "shards"))
+    assert len(read_pairs(str(tmp_path / "shards"), "test")) == 2
+    assert "has no split tets: did you mean test?" in complaint(read_pairs, str(tmp_path / "shards"), split="tets")
+
+
 def test_columns_of_json_are_read(tmp_path):
     import datasets
 
