@@ -1,0 +1,26 @@
+"""The glossary keeps up with what is written."""
+
+import re
+from pathlib import Path
+
+from mmrlhf import losses
+from mmrlhf.benchmark import load_benchmark
+
+ROOT = Path(__file__).parents[1]
+GLOSSARY = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_text()))
+
+
+def test_every_figure_of_the_scenes_benchmark_is_explained():
+    row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [2, 2]}
+    row |= {"answers": ["a ring", "a star"], "true": [1, 1], "habit": [0, 0], "sight": [0, 0], "covered": [1, 1], "owed": [2, 2]}
+    asked = {"split": "held_out", "kind": "yes_no", "truth": "yes", "said": ["yes"]}
+    figures = {name.removesuffix("_ci") for name in load_benchmark("scenes").aggregate([row, asked])["held_out"]}
+    assert {"ead_within", "yes_rate"} <= figures
+    assert figures - GLOSSARY == set()
+
+
+def test_every_figure_of_training_is_explained():
+    source = "".join(Path(path).read_text() for path in (losses.__file__, ROOT / "mmrlhf" / "ppo.py"))
+    logged = set(re.findall(r'"((?:objective|policy|value|critic|completions|val|loss)/\w+)"', source))
+    assert len(logged) > 14
+    assert logged - GLOSSARY == set()
