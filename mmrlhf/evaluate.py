@@ -24,7 +24,10 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     if not isinstance(getattr(module, "VERSION", None), str):
         raise InputError(f'benchmark {benchmark} does not state its VERSION: add VERSION = "1", and raise it when results change')
     run = Run(config.output_dir, config)
-    examples = module.load(config.data, config.limit)
+    try:
+        examples = module.load(config.data, config.limit)
+    except FileNotFoundError as error:
+        raise InputError(f"benchmark {benchmark}: its data {error.filename} does not exist: correct --data") from None
     subject = json.dumps([benchmark, module.VERSION, _state(config.model_name_or_path), _state(config.adapter_path)])
     known = run.path / "subject.json"
     if known.exists() and known.read_text() != subject:

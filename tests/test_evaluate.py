@@ -51,7 +51,7 @@ def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"] == first
 
 
-def test_answers_of_another_model_are_not_taken(base, tmp_path):
+def test_a_benchmark_of_ones_own_and_what_it_lacks(base, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from mmrlhf.records import Example\nVERSION='1'\ndef load(data, limit): return []\n"
         "def score(e, a): return {}\ndef aggregate(rows, seed): return {}\n"
@@ -60,6 +60,17 @@ def test_answers_of_another_model_are_not_taken(base, tmp_path):
     evaluate(str(tmp_path / "mine.py"), config)
     with pytest.raises(InputError, match="another benchmark"):
         evaluate("scenes", config)
+    (tmp_path / "asks.py").write_text(
+        "VERSION='1'\ndef load(data, limit): return open(data)\ndef score(e, a): return {}\ndef aggregate(rows, seed): return {}\n"
+    )
+    with pytest.raises(InputError, match=r"its data none\.jsonl does not exist: correct --data"):
+        evaluate(
+            str(tmp_path / "asks.py"), EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "new"), data="none.jsonl")
+        )
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="does not state its VERSION"):
+        (tmp_path / "asks.py").write_text((tmp_path / "asks.py").read_text().replace("VERSION", "OTHER"))
+        evaluate(str(tmp_path / "asks.py"), config)
     with pytest.raises(InputError, match="no function"):
         (tmp_path / "bad.py").write_text("VERSION='1'")
         evaluate(str(tmp_path / "bad.py"), config)
