@@ -15,11 +15,11 @@ from mmrlhf import scenes
 from mmrlhf.benchmark import bootstrap, distinct_n, ead, fold_interval
 from mmrlhf.records import Example, InputError, Message
 
-VERSION = "1"
+VERSION = "2"
 LICENSE = "Apache-2.0"
 HEADLINE = "chair_s"
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
-LAMBDA = 2.0
+LAMBDA = 4.0
 SEED = 0
 
 

@@ -18,6 +18,6 @@ def best_of_n(
         part = examples[start : start + batch_size]
         with reward_model.role.adapters.use(None):
             texts = answer(vlm, part, num_generations=n, response_length=response_length, temperature=1.0, seed=seed).texts
-        groups = [Group(e.images, e.prompt, tuple(texts[i * n : (i + 1) * n]), e.facts) for i, e in enumerate(part)]
+        groups = [Group(e.images, e.prompt, tuple(texts[i * n : (i + 1) * n]), e.facts, e.id) for i, e in enumerate(part)]
         for example, group, scores in zip(part, groups, reward_model.score(groups), strict=True):
             yield example, group.answers[max(range(n), key=scores.__getitem__)]

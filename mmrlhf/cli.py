@@ -163,13 +163,16 @@ def _shown(value: Any) -> str:
 
 
 def _demo(command: Command, argv: list[str]) -> None:
-    parser = _Parser(command, "[--output_dir DIR] [--fresh]")
+    parser = _Parser(command, "[--output_dir DIR] [--seed N] [--fresh]")
     parser.add_argument("--output_dir", metavar="DIR", default="runs/demo", help="where it writes (default runs/demo)")
+    parser.add_argument(
+        "--seed", metavar="N", type=_whole, default=0, help="of everything but the scenes it is measured on (default 0)"
+    )
     parser.add_argument("--fresh", action="store_true", help="start over; without it, finished parts are kept")
     given = parser.parse(argv)
     from mmrlhf.demo import demo
 
-    demo(given["output_dir"], fresh=given.get("fresh", False))
+    demo(given["output_dir"], given.get("fresh", False), given["seed"])
 
 
 def _data(_: Command, argv: list[str]) -> int:
@@ -199,13 +202,15 @@ def _data_scenes(command: Command, argv: list[str]) -> None:
 
 
 def _data_base(command: Command, argv: list[str]) -> None:
-    parser = _Parser(command, "--output_dir DIR [--seed N]")
+    parser = _Parser(command, "--output_dir DIR [--seed N] [--dtype float32|bfloat16]")
     parser.add_argument("--output_dir", metavar="DIR", required=True, help="checkpoint directory to write")
     parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of weights and data (default 0)")
+    text = "of matrix products: bfloat16 is quicker on a processor that has it, and much slower on others (default float32)"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=text)
     given = parser.parse(argv)
     from mmrlhf.scenes_base import build
 
-    build(given["output_dir"], given["seed"])
+    build(given["output_dir"], given["seed"], given["dtype"])
 
 
 def _whole(text: str) -> int:

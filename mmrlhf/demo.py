@@ -22,7 +22,7 @@ from rich.console import Console
 from mmrlhf import report, scenes
 from mmrlhf.benchmark import bootstrap, load_benchmark
 from mmrlhf.best_of_n import best_of_n
-from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, WorldConfig, load, save
+from mmrlhf.config import Config, PPOConfig, RewardConfig, SFTConfig, WorldConfig, load, save
 from mmrlhf.content import find, folder
 from mmrlhf.evaluate import scored
 from mmrlhf.ppo import ppo
@@ -42,17 +42,20 @@ IN_MEMORY = "scenes"
 RESPONSE = 72
 
 
-def demo(output_dir: str = "runs/demo", fresh: bool = False) -> dict[str, Any]:
-    """Run everything that is not there yet; returns what summary.json says."""
+def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Run everything that is not there yet; returns what summary.json says.
+
+    `seed` draws the training scenes, captions, pairs, first weights and samples; the scenes it is measured on stay the same.
+    """
     out, console = Path(output_dir), Console(highlight=False)
     if fresh and out.exists():
         if not (out / "world.yaml").is_file():
             raise InputError(f"--fresh would empty {out}, which holds no demo: give another --output_dir")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    world = load(WorldConfig, find("configs", "demo/world"), {})
+    world = load(WorldConfig, find("configs", "demo/world"), {"seed": seed})
     if (out / "world.yaml").is_file() and load(WorldConfig, out / "world.yaml", {}) != world:
-        raise InputError(f"{out} holds a demo of another world: give another --output_dir, or add --fresh")
+        raise InputError(f"{out} holds a demo of another world or seed: give another --output_dir, or add --fresh")
     save(world, out / "world.yaml")
     base = str(folder("data") / "scenes_base")
     seconds: dict[str, float] = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").exists() else {}
@@ -67,14 +70,13 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False) -> dict[str, Any]:
         write_whole(out / "seconds.json", json.dumps(seconds))
         return result
 
-    def options(stage: str) -> Path:
-        return find("configs", f"demo/{stage}")
+    def configured(cls: type[Config], stage: str, **values: str) -> Config:
+        known = {"dataset_name": IN_MEMORY, "seed": seed, **values}
+        return load(cls, find("configs", f"demo/{stage}"), known)
 
     # 1. Fine-tuning: on annotators' captions, and on captions without their habit (a reference for how true these eyes can be)
     def tune(name: str, habit: float) -> str:
-        config = load(
-            SFTConfig, options("sft"), {"model_name_or_path": base, "dataset_name": IN_MEMORY, "output_dir": str(out / name)}
-        )
+        config = configured(SFTConfig, "sft", model_name_or_path=base, output_dir=str(out / name))
         return str(sft(config, _LazyRows(lambda: sft_rows(world, habit))))
 
     model = timed("sft", lambda: tune("sft", world.habit))
@@ -85,9 +87,9 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False) -> dict[str, Any]:
 
     # 3. Reward models with and without facts
     def train_reward(facts: str) -> str:
-        known = {"model_name_or_path": model, "dataset_name": IN_MEMORY, "facts": facts}
-        name = "reward_fact" if facts == "given" else "reward_plain"
-        return str(reward(load(RewardConfig, options("reward"), known | {"output_dir": str(out / name)}), pairs, held_out_pairs))
+        directory = str(out / ("reward_fact" if facts == "given" else "reward_plain"))
+        config = configured(RewardConfig, "reward", model_name_or_path=model, facts=facts, output_dir=directory)
+        return str(reward(config, pairs, held_out_pairs))
 
     rewards = {
         "fact": timed("reward_fact", lambda: train_reward("given")),
@@ -99,8 +101,9 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False) -> dict[str, Any]:
     watched = _LazyRows(lambda: _examples("selection", world.selection_scenes))
 
     def train_policy(name: str) -> str:
-        known = {"model_name_or_path": model, "dataset_name": IN_MEMORY, "reward_model_path": rewards[name]}
-        config = load(PPOConfig, options("ppo"), known | {"output_dir": str(out / f"ppo_{name}")})
+        config = configured(
+            PPOConfig, "ppo", model_name_or_path=model, reward_model_path=rewards[name], output_dir=str(out / f"ppo_{name}")
+        )
         return str(ppo(config, prompts, lambda vlm: measure(vlm, watched)))
 
     policies = {f"ppo_{name}": timed(f"ppo_{name}", partial(train_policy, name)) for name in ("fact", "plain")}

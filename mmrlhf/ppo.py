@@ -61,7 +61,7 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
     if shared:
         adapters.copy("reward", "value")
     policy = Role(adapters, "policy")
-    value = Role(adapters, "value", scalar_head(vlm.hidden_size, zero=True).to(vlm.device))
+    value = Role(adapters, "value", scalar_head(torch.zeros(vlm.hidden_size, device=vlm.device)))
     reference = Role(adapters, None)
     critic_rate = config.critic_learning_rate or config.learning_rate
     optimizer = torch.optim.AdamW(
@@ -103,7 +103,9 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
 
             # 3. Rewards of whole answers
             each = config.num_generations
-            groups = [Group(e.images, e.prompt, tuple(out.texts[i * each : (i + 1) * each]), e.facts) for i, e in enumerate(mine)]
+            groups = [
+                Group(e.images, e.prompt, tuple(out.texts[i * each : (i + 1) * each]), e.facts, e.id) for i, e in enumerate(mine)
+            ]
             scores_N = torch.tensor([s for g in reward_model.score(groups) for s in g], device=vlm.device)
             scores_N = scores_N - config.missing_eos_penalty * (~out.ended_N)
 

@@ -2,7 +2,7 @@
 
 Facts are typed evidence in front of the question or in the review turn after the answer (Sun et al. 2023, LLaVA-RLHF); the same
 text and order for both answers of a pair. `facts: none` is the ablation. The reward is a scalar head on the last token of the
-review turn. Left out: margins, ties, label smoothing.
+review turn, which starts from the model's own "Yes" against "No". Left out: margins, ties, label smoothing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import read_pairs
 from mmrlhf.records import Pair
-from mmrlhf.rewards import Group, RewardModel
-from mmrlhf.roles import Adapters, Role, scalar_head
+from mmrlhf.rewards import Group, RewardModel, review_head
+from mmrlhf.roles import Adapters, Role
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
 from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
 from mmrlhf.vlm import load
 
 
 def group(pair: Pair) -> Group:
-    return Group(pair.images, pair.prompt, (pair.chosen, pair.rejected), pair.facts)
+    return Group(pair.images, pair.prompt, (pair.chosen, pair.rejected), pair.facts, pair.id)
 
 
 def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] | None = None) -> Path:
@@ -48,8 +48,7 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device)
     adapters = Adapters(vlm)
     adapters.add("reward", config.lora_r, config.lora_alpha, config.seed)
-    head = scalar_head(vlm.hidden_size, zero=False, seed=config.seed).to(vlm.device)
-    role = Role(adapters, "reward", head)
+    role = Role(adapters, "reward", review_head(vlm))
     model = RewardModel(role, config.facts, config.facts_position, max_length=config.max_length)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmrlhf.config import FactsPosition
 from mmrlhf.facts import render
@@ -19,6 +20,7 @@ from mmrlhf.prefix import extend, prefill
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.run import write_whole
+from mmrlhf.vlm import VLM
 from mmrlhf.vlm import load as load_vlm
 
 REVIEW = "Is all of this true of the picture?"
@@ -38,14 +40,30 @@ def review_messages(prompt: Sequence[Message], answer: str, facts: str, position
     return (*earlier, last, Message("assistant", answer), Message("user", review))
 
 
+def review_head(vlm: VLM) -> nn.Linear:
+    """The reward's first head: by how much the model would rather begin its review with "Yes" than with "No".
+
+    So a reward model starts from what its base can already judge, and not from a random direction. The rows of the output embedding
+    stand for the first tokens in which the two answers differ.
+    """
+    asked = [Message("user", REVIEW)]
+    yes, no = (vlm.answer_ids(asked, word, 0).tolist() for word in ("Yes", "No"))
+    first = next((pair for pair in zip(yes, no, strict=False) if pair[0] != pair[1]), None)
+    if first is None:
+        raise InputError(f'{vlm.name}: its tokenizer writes "Yes" and "No" alike, so a review cannot be read')
+    rows = vlm.model.get_output_embeddings().weight.detach().float()
+    return scalar_head(rows[first[0]] - rows[first[1]])
+
+
 @dataclass(frozen=True)
 class Group:
-    """Answers to one prompt on the same pictures, scored together; `facts` is what is known of the pictures."""
+    """Answers to one prompt on the same pictures, scored together; `facts` is what is known of the pictures, `id` the row's."""
 
     images: tuple[ImageSource, ...]
     prompt: tuple[Message, ...]
     answers: tuple[str, ...]
     facts: tuple[Fact, ...] = ()
+    id: str = ""
 
 
 @dataclass
@@ -78,12 +96,13 @@ class RewardModel:
                 review = review_messages(group.prompt, answer, text, self.facts_position)[-1]
                 answers.append(vlm.answer_ids(asked, answer, len(group.images), then=[review]))
                 rows.append(i)
-        prompts = vlm.prompts(conversations, self.max_length)
+        names = [group.id for group in groups]
+        prompts = vlm.prompts(conversations, self.max_length, names if all(names) else None)
         for row, answer_ids in zip(rows, answers, strict=True):
             if len(prompts[row].ids) + len(answer_ids) > self.max_length:
                 raise InputError(
-                    f"an answer to {groups[row].prompt[-1].content[:60]!r} has {len(answer_ids)} tokens with its review, its prompt "
-                    f"{len(prompts[row].ids)}: over max_length {self.max_length}; raise max_length or drop the row"
+                    f"an answer of row {names[row]} has {len(answer_ids)} tokens with its review, its prompt {len(prompts[row].ids)}: "
+                    f"more than max_length {self.max_length} together; raise max_length or drop the row"
                 )
         ids_NT, mask_NT = pad_right(answers, int(vlm.tokenizer.pad_token_id), vlm.device)
         with self.role.active():
@@ -137,19 +156,30 @@ def load_reward_model(
     directory = Path(path)
     if not (directory / "reward.json").is_file():
         raise InputError(f"reward model {path} does not exist: give the output_dir of a finished `mmrlhf reward` run")
-    card = json.loads((directory / "reward.json").read_text())
-    if card["review"] != REVIEW:
-        raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
-    if adapters is None or adapters.vlm.fingerprint != card["base_fingerprint"]:
-        adapters = Adapters(load_vlm(card["base"], card["dtype"], device))
-        if adapters.vlm.fingerprint != card["base_fingerprint"]:
-            raise InputError(f"reward model {path} was trained on another base than {card['base']} now holds: restore that base")
-    adapters.load("reward", directory, trainable=False)
-    head = scalar_head(adapters.vlm.hidden_size, zero=True)
-    head.load_state_dict(load_file(directory / "head.safetensors"))
-    head.requires_grad_(False).to(adapters.vlm.device)
-    role = Role(adapters, "reward", head)
-    return RewardModel(role, card["facts"], card["facts_position"], card["mean"], card["std"], card["accuracy"], max_length)
+    try:
+        card = json.loads((directory / "reward.json").read_text())
+        if card["review"] != REVIEW:
+            raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
+        if adapters is None or adapters.vlm.fingerprint != card["base_fingerprint"]:
+            try:
+                adapters = Adapters(load_vlm(card["base"], card["dtype"], device))
+            except InputError as error:
+                raise InputError(f"reward model {path} needs the base it was trained on, and that {error}") from None
+            if adapters.vlm.fingerprint != card["base_fingerprint"]:
+                raise InputError(
+                    f"reward model {path} was trained on another base than {card['base']} now holds: restore that base"
+                )
+        adapters.load("reward", directory, trainable=False)
+        head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
+        head.load_state_dict(load_file(directory / "head.safetensors"))
+        head.requires_grad_(False)
+        role = Role(adapters, "reward", head)
+        return RewardModel(role, card["facts"], card["facts_position"], card["mean"], card["std"], card["accuracy"], max_length)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"reward model {path} cannot be loaded ({reason}): copy it again, or train it again") from None
 
 
 def pad_right(rows: Sequence[Tensor], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:

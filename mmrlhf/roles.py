@@ -142,11 +142,10 @@ class Role:
                 tensor.copy_(tensors[key])
 
 
-def scalar_head(hidden_size: int, *, zero: bool, seed: int = 0) -> nn.Linear:
-    """hidden -> 1 in float32, bias 0; weights zero (a critic), or N(0, 1 / (hidden + 1)) (a reward model; Huang et al. 2024)."""
-    head = nn.Linear(hidden_size, 1)
-    generator = torch.Generator().manual_seed(seed)
+def scalar_head(weight_D: Tensor) -> nn.Linear:
+    """hidden [D] -> 1 in float32 with these first weights (zeros for a critic) and no bias yet."""
+    head = nn.Linear(len(weight_D), 1, device=weight_D.device)
     with torch.no_grad():
+        head.weight.copy_(weight_D[None])
         head.bias.zero_()
-        head.weight.zero_() if zero else head.weight.normal_(0, (hidden_size + 1) ** -0.5, generator=generator)
     return head

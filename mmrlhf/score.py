@@ -20,10 +20,10 @@ def score(config: ScoreConfig) -> Path:
     names: tuple[str, ...]
     if holds_pairs(config.dataset_name, config.dataset_train_split):
         rows, names = list(read_pairs(*where)), ("score_chosen", "score_rejected")
-        groups = [Group(r.images, r.prompt, (r.chosen, r.rejected), r.facts) for r in rows]
+        groups = [Group(r.images, r.prompt, (r.chosen, r.rejected), r.facts, r.id) for r in rows]
     else:
         rows, names = list(read_examples(*where, need_answer=True)), ("score",)
-        groups = [Group(r.images, r.prompt, (r.answer or "",), r.facts) for r in rows]
+        groups = [Group(r.images, r.prompt, (r.answer or "",), r.facts, r.id) for r in rows]
     model = load_reward_model(config.reward_model_path, max_length=config.max_length)
     lines = []
     with progress(len(groups), "score") as steps:

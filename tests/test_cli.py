@@ -80,11 +80,11 @@ def test_eval_takes_a_benchmark_and_its_configuration(stage, tmp_path):
 @pytest.mark.parametrize(
     ("line", "module", "function", "received"),
     [
-        ("demo", "demo", "demo", ("runs/demo", False)),
-        ("demo --output_dir d --fresh", "demo", "demo", ("d", True)),
+        ("demo", "demo", "demo", ("runs/demo", False, 0)),
+        ("demo --output_dir d --seed 2 --fresh", "demo", "demo", ("d", True, 2)),
         ("data check f.json --facts_file t", "check", "check", ("f.json", None, "t")),
         ("data scenes --output_dir d --rows 7 --seed 2", "scenes", "export", ("d", 7, 2)),
-        ("data base --output_dir d", "scenes_base", "build", ("d", 0)),
+        ("data base --output_dir d", "scenes_base", "build", ("d", 0, "float32")),
     ],
 )
 def test_other_commands(stage, line, module, function, received):

@@ -53,7 +53,7 @@ def test_adapters_stand_in_the_language_model_only(adapters):
 
 
 def test_gradients_reach_only_the_roles_that_ran(adapters, examples):
-    policy, value = Role(adapters, "policy"), Role(adapters, "value", scalar_head(adapters.vlm.hidden_size, zero=False))
+    policy, value = Role(adapters, "policy"), Role(adapters, "value", scalar_head(torch.ones(adapters.vlm.hidden_size)))
     with policy.active():
         a = hidden(adapters.vlm, examples).square().sum()
     with value.active():

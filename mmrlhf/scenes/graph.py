@@ -50,7 +50,7 @@ def scene(split: Split, index: int, seed: int, difficulty: Difficulty | None = N
     rng = np.random.default_rng([seed, list(BUCKETS).index(split), index])
     while True:
         count = int(rng.integers(6, 8)) if split == "ood_2" else int(rng.choice([1, 2, 3, 4, 5], p=[0.1, 0.2, 0.3, 0.25, 0.15]))
-        things = _things(rng, count, unseen=split == "ood_1", small=difficulty.small)
+        things = _things(rng, count, unseen=split == "ood_1", small=difficulty.small, triggers=0.36 if split == "base" else 0.45)
         if _bucket(things) in BUCKETS[split]:
             break
     if split == "ood_3":
@@ -64,11 +64,11 @@ def scene(split: Split, index: int, seed: int, difficulty: Difficulty | None = N
     )
 
 
-def _things(rng: np.random.Generator, count: int, *, unseen: bool, small: float) -> tuple[Thing, ...]:
-    """Random objects; a third of scenes has a trigger, a quarter of those its partner as well."""
+def _things(rng: np.random.Generator, count: int, *, unseen: bool, small: float, triggers: float) -> tuple[Thing, ...]:
+    """Random objects; a share of scenes has a trigger, a quarter of those its partner as well."""
     common = [s for s in SHAPES if s not in HABITS]
     shapes = [str(s) for s in rng.choice(common, size=count)]
-    if rng.random() < 0.36:
+    if rng.random() < triggers:
         trigger = str(rng.choice(list(HABITS)))
         shapes = [s for s in shapes if s != HABITS[trigger]]
         if rng.random() < 0.25 and count > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,10 @@ def enumeration(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def _relation(a: Thing, b: Thing, rng: np.random.Generator) -> str:
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+
+def relation_of(a: Thing, b: Thing, rng: np.random.Generator) -> str:
     """How a stands to b, said truly; the axis is chosen where both differ."""
     column, row = a.cell % 3 - b.cell % 3, a.cell // 3 - b.cell // 3
     if column and (not row or rng.random() < 0.5):
@@ -44,39 +47,41 @@ def _relation(a: Thing, b: Thing, rng: np.random.Generator) -> str:
 # ---- descriptions ----------------------------------------------------------------------------------------------------
 
 
-def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, faults: int = 0) -> str:
-    """A description: objects with colours (some with size, few without colour), the total, often a relation.
+def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, faults: int = 0, placed: float = 0.05) -> str:
+    """A description: objects with colours (some with size, few without colour), the total, now and then a relation.
 
-    habit: probability that a trigger calls its absent partner. faults: so many false claims are planted.
+    habit: probability that a trigger calls its absent partner. faults: so many false claims are planted. placed: share of
+    objects whose place is told.
     """
     said = list(scene.things)
     count = len(said)
-    phrases = [_phrase(t.shape, t.colour, t.size, rng) for t in said]
+    phrases = [_phrase(t, rng, placed) for t in said]
     relation = None
-    if len(said) > 1 and rng.random() < 0.6:
+    if len(said) > 1 and rng.random() < 0.2:
         a, b = (said[i] for i in rng.choice(len(said), 2, replace=False))
-        relation = [a.name, _relation(a, b, rng), b.name]
+        relation = [a.name, relation_of(a, b, rng), b.name]
     shapes = {t.shape for t in said}
     for trigger, partner in HABITS.items():
         if trigger in shapes and partner not in shapes and rng.random() < habit:
             phrases.append(article(partner if rng.random() < 0.5 else f"{HABIT_COLOUR[partner]} {partner}"))
     for _ in range(faults):
-        kind = rng.choice(["colour", "shape", "add", "count", "relation"], p=[0.35, 0.25, 0.2, 0.1, 0.1])
+        kind = rng.choice(["colour", "shape", "add", "count", "relation"], p=[0.3, 0.25, 0.2, 0.1, 0.15])
         i = int(rng.integers(len(said)))
-        wrong_colour = str(rng.choice([c for c in COLOURS if c != said[i].colour]))
-        wrong_shape = str(rng.choice([s for s in SHAPES if s not in shapes]))
+        colour = str(rng.choice([c for c in COLOURS if c != said[i].colour]))
+        shape = str(rng.choice([s for s in SHAPES if s not in shapes]))
+        cell = int(rng.choice([c for c in range(len(CELLS)) if c != said[i].cell]))
         if kind == "colour":
-            phrases[i] = _phrase(said[i].shape, wrong_colour, said[i].size, rng, bare=0)
+            phrases[i] = _phrase(replace(said[i], colour=colour), rng, placed, bare=0)
         elif kind == "shape":
-            phrases[i] = _phrase(wrong_shape, said[i].colour, said[i].size, rng)
+            phrases[i] = _phrase(replace(said[i], shape=shape), rng, placed)
         elif kind == "add":
-            phrases.append(_phrase(wrong_shape, wrong_colour, "small", rng))
+            phrases.append(_phrase(Thing(shape, colour, "small", cell), rng, placed))
         elif kind == "count":
             count = max(1, count + int(rng.choice([-1, 1])))
         elif relation:
-            relation[1] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[relation[1]]
+            relation[1] = OPPOSITE[relation[1]]
         else:
-            phrases[i] = _phrase(said[i].shape, wrong_colour, said[i].size, rng, bare=0)
+            phrases[i] = _phrase(replace(said[i], cell=cell), rng, 1)
     sentences = [
         str(rng.choice(OPENINGS)).format(enumeration(phrases)),
         str(rng.choice(TOTALS)).format(n=plural(count, "object"), be="is" if count == 1 else "are"),
@@ -86,10 +91,10 @@ def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, fault
     return " ".join(sentences)
 
 
-def _phrase(shape: str, colour: str, size: str, rng: np.random.Generator, *, bare: float = 0.1) -> str:
-    words = [size] if rng.random() < 0.2 else []
-    words += [] if rng.random() < bare else [colour]
-    return article(" ".join([*words, shape]))
+def _phrase(thing: Thing, rng: np.random.Generator, placed: float, *, bare: float = 0.1) -> str:
+    words = [thing.size] if rng.random() < 0.2 else []
+    words += [] if rng.random() < bare else [thing.colour]
+    return article(" ".join([*words, thing.shape])) + (f" at the {CELLS[thing.cell]}" if rng.random() < placed else "")
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------
@@ -185,5 +190,5 @@ def facts(scene: Scene, rng: np.random.Generator, *, listed: float = 0.8, wrong:
     if len(scene.things) > 1 and rng.random() < listed:
         a, b = (scene.things[i] for i in rng.choice(len(scene.things), 2, replace=False))
         a, b = (b, a) if rng.random() < wrong else (a, b)
-        found.append(Fact("relation", f"{a.name} {_relation(a, b, rng)} {b.name}", "annotator"))
+        found.append(Fact("relation", f"{a.name} {relation_of(a, b, rng)} {b.name}", "annotator"))
     return tuple(found)

@@ -24,7 +24,7 @@ class Difficulty:
     """Standard deviation of pixel noise, of 255."""
     blur: float = 0.6
     """Radius of the Gaussian blur, pixels."""
-    hard: float = 0.22
+    hard: float = 0.28
     """Share of objects that are faded and partly covered."""
     fade: float = 0.72
     """How far a hard object's colour is drawn towards the background, at most."""

@@ -1,0 +1,98 @@
+"""The reward model as an artefact: what it starts from, what it says of damage."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from mmrlhf.records import InputError, Message
+from mmrlhf.rewards import Group, RewardModel, load_reward_model, review_head, review_messages
+from mmrlhf.roles import Adapters, Role
+
+
+@pytest.fixture
+def groups(examples):
+    return [Group(e.images, e.prompt, (e.answer, "There is a moon."), e.facts, e.id) for e in examples[:3]]
+
+
+@pytest.fixture
+def untrained(vlm):
+    adapters = Adapters(vlm)
+    adapters.add("reward", 4, 8, seed=0)
+    return RewardModel(Role(adapters, "reward", review_head(vlm)), "given", "before")
+
+
+def test_the_review_stands_after_the_answer_and_facts_where_they_are_asked_for():
+    prompt = (Message("user", "What is here?"),)
+    before = review_messages(prompt, "A mug.", "Facts: red mug.", "before")
+    assert [m.content for m in before] == ["Facts: red mug. What is here?", "A mug.", "Is all of this true of the picture?"]
+    after = review_messages(prompt, "A mug.", "Facts: red mug.", "after")
+    assert [m.content for m in after] == ["What is here?", "A mug.", "Facts: red mug. Is all of this true of the picture?"]
+
+
+def test_an_untrained_reward_model_scores_by_what_its_base_would_say(vlm, untrained, groups):
+    """The score is the log-odds of Yes against No as the review's first word, by a forward that shares nothing with it."""
+    facts_free = [dataclasses.replace(g, facts=()) for g in groups]
+    raw = untrained.raw(facts_free).tolist()
+    expected = []
+    for group in facts_free:
+        for answer in group.answers:
+            text = vlm.render(review_messages(group.prompt, answer, "", "before"), 1, generation_prompt=True)
+            from mmrlhf.images import open_image
+
+            inputs = vlm.processor(text=text, images=[open_image(group.images[0])], return_tensors="pt")
+            logits = vlm.model(**inputs).logits[0, -1]
+            yes, no = (vlm.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
+            expected.append(float(logits[yes] - logits[no]))
+    assert raw == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_shipped_base_can_review(untrained):
+    """It ranks a clean description over one with a planted fault, with facts or without, before any reward training."""
+    import numpy as np
+
+    from mmrlhf import scenes
+
+    rows = []
+    for index in range(60):
+        scene, rng = scenes.scene("selection", index, 0), np.random.default_rng([5, index])
+        asked, faulty = scenes.describe(scene, rng), scenes.caption(scene, rng, faults=1)
+        if scenes.judge(scene, faulty).false:
+            rows.append(
+                Group((scene.source(),), (Message("user", asked.text),), (asked.answer, faulty), scenes.facts(scene, rng))
+            )
+    for facts in ("given", "none"):
+        scores = torch.tensor(dataclasses.replace(untrained, facts=facts).score(rows))
+        assert (scores[:, 0] > scores[:, 1]).float().mean() > 0.85
+
+
+def test_a_saved_reward_model_scores_the_same_and_damage_is_said_in_a_sentence(untrained, groups, tmp_path):
+    untrained.mean, untrained.std = 0.5, 2.0
+    untrained.save(tmp_path)
+    scores = untrained.score(groups)
+    loaded = load_reward_model(str(tmp_path))
+    assert torch.tensor(loaded.score(groups)) == pytest.approx(torch.tensor(scores), abs=1e-5)
+
+    head = (tmp_path / "head.safetensors").read_bytes()
+    (tmp_path / "head.safetensors").write_bytes(head[:20])
+    with pytest.raises(InputError, match=r"cannot be loaded .*copy it again, or train it again"):
+        load_reward_model(str(tmp_path))
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_reward_model(str(tmp_path))
+    (tmp_path / "head.safetensors").write_bytes(head)
+
+    card = json.loads((tmp_path / "reward.json").read_text())
+    (tmp_path / "reward.json").write_text(json.dumps(card | {"base": str(tmp_path / "gone")}))
+    with pytest.raises(InputError, match=r"needs the base it was trained on, and that model .*gone"):
+        load_reward_model(str(tmp_path))
+    (tmp_path / "reward.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_reward_model(str(tmp_path))
+
+
+def test_an_answer_that_does_not_fit_is_named_by_its_row(untrained, groups):
+    long = dataclasses.replace(groups[1], answers=("There is a red star. " * 40,))
+    with pytest.raises(InputError, match=f"an answer of row {groups[1].id} has .* more than max_length 100 together"):
+        dataclasses.replace(untrained, max_length=100).raw([groups[0], long])
