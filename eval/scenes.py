@@ -32,7 +32,7 @@ def load(data: str | None = None, limit: int | None = None) -> list[Example]:
         for index in range(limit or 1000):
             scene = scenes.scene(split, index, SEED)  # type: ignore[arg-type]
             source = scene.source()
-            asked = scenes.describe(scene, np.random.default_rng([SEED, 23, index]))
+            asked = description(scene, index)
             meta = {"split": split, "index": index, "kind": "describe"}
             rows.append(Example(f"{scene.id}-describe", (source,), (Message("user", asked.text),), meta=meta))
             if index % 2 == 0:
@@ -40,6 +40,11 @@ def load(data: str | None = None, limit: int | None = None) -> list[Example]:
                 meta = {**meta, "kind": "yes_no", "truth": _yes_no(asked.answer)}
                 rows.append(Example(f"{scene.id}-yes_no", (source,), (Message("user", asked.text),), meta=meta))
     return rows
+
+
+def description(scene: scenes.Scene, index: int) -> scenes.Question:
+    """How a scene's description is asked for."""
+    return scenes.describe(scene, np.random.default_rng([SEED, 23, index]))
 
 
 def _yes_no_question(scene: scenes.Scene, index: int) -> scenes.Question:
@@ -122,20 +127,17 @@ def _aggregate(rows: list[dict], seed: int) -> dict:
     if all(len(r["answers"]) > 1 for r in described):
         found |= fold_interval("ead_within", [ead(r["answers"], VOCABULARY) for r in described])
         found |= fold_interval("distinct_2_within", [distinct_n(r["answers"], 2) for r in described])
-    kinds = (
-        np.array([np.sum(r["false_by_type"], 0) for r in described]),
-        np.array([np.sum(r["claims_by_type"], 0) for r in described]),
+    kinds = ("object", "attribute", "count", "relation")
+    by_type = np.array([[*np.sum(r["false_by_type"], 0), *np.sum(r["claims_by_type"], 0)] for r in described], dtype=float)
+    found["chair_i_by_type"] = bootstrap(
+        by_type, lambda s: {k: s[..., i] / np.maximum(s[..., i + len(kinds)], 1) for i, k in enumerate(kinds)}, seed
     )
-    found["chair_i_by_type"] = {
-        k: float(kinds[0][:, i].sum() / max(kinds[1][:, i].sum(), 1))
-        for i, k in enumerate(("object", "attribute", "count", "relation"))
-    }
     asked = [r for r in rows if r["kind"] == "yes_no"]
     if asked:
-        right = np.array([[np.mean([s == r["truth"] for s in r["said"]]), np.mean([s == "yes" for s in r["said"]]),
-                           np.mean([s == "unparsed" for s in r["said"]]), 1.0] for r in asked])  # fmt: skip
-        found |= bootstrap(right, lambda s: {"yes_no_accuracy": s[..., 0] / s[..., 3], "yes_rate": s[..., 1] / s[..., 3]}, seed)
-        found["unparsed"] = float(right[:, 2].mean())
+        said = np.array([[np.mean([s == r["truth"] for s in r["said"]]), np.mean([s == "yes" for s in r["said"]]),
+                          np.mean([s == "unparsed" for s in r["said"]]), 1.0] for r in asked])  # fmt: skip
+        names = ("yes_no_accuracy", "yes_rate", "unparsed")
+        found |= bootstrap(said, lambda s: {name: s[..., i] / s[..., 3] for i, name in enumerate(names)}, seed)
     return found | {"n": len(described)}
 
 

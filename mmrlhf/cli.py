@@ -166,7 +166,11 @@ def _demo(command: Command, argv: list[str]) -> None:
     parser = _Parser(command, "[--output_dir DIR] [--seed N] [--fresh]")
     parser.add_argument("--output_dir", metavar="DIR", default="runs/demo", help="where it writes (default runs/demo)")
     parser.add_argument(
-        "--seed", metavar="N", type=_whole, default=0, help="of everything but the scenes it is measured on (default 0)"
+        "--seed",
+        metavar="N",
+        type=_whole,
+        default=0,
+        help="of everything but the base and the scenes it is measured on (default 0)",
     )
     parser.add_argument("--fresh", action="store_true", help="start over; without it, finished parts are kept")
     given = parser.parse(argv)

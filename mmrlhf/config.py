@@ -150,11 +150,11 @@ class WorldConfig:
 
     seed: int = 0
     """Scenes, captions, facts and preferences follow from it. Stated, not chosen."""
-    sft_rows: Count = 4000
+    sft_rows: Count = 8000
     """Rows to fine-tune on: three quarters descriptions, the rest short questions."""
-    habit: Fraction = 0.78
+    habit: Fraction = 0.9
     """Share of captions in which a trigger calls its absent partner."""
-    pair_scenes: Count = 3000
+    pair_scenes: Count = 4000
     """Scenes whose sampled answers are compared."""
     answers_per_scene: Annotated[int, Field(ge=2)] = 4
     """Answers sampled from the SFT model to each of them: half at temperature 1, half hotter."""
@@ -162,7 +162,7 @@ class WorldConfig:
     """Temperature of the hotter half."""
     planted: Fraction = 0.3
     """Share of scenes where one answer is replaced by a description with planted faults."""
-    lambda_: NonNegative = 2.0
+    lambda_: NonNegative = 4.0
     """Weight of a false claim against a true one in the utility that ranks answers: between silence and truth."""
     near_tie: NonNegative = 1.0
     """Pairs whose utilities differ by less are dropped."""
@@ -174,7 +174,7 @@ class WorldConfig:
     """Probability that a truth is among the facts."""
     wrong: Fraction = 0.05
     """Share of listed facts that are wrong."""
-    rl_scenes: Count = 3000
+    rl_scenes: Count = 1600
     """Scenes that give prompts to ppo."""
     selection_scenes: Count = 200
     """Scenes that curves are measured on while ppo runs."""

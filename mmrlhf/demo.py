@@ -6,6 +6,7 @@ against each -> hallucination before and after, on scenes that nothing was train
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -26,7 +27,7 @@ from mmrlhf.config import Config, PPOConfig, RewardConfig, SFTConfig, WorldConfi
 from mmrlhf.content import find, folder
 from mmrlhf.evaluate import scored
 from mmrlhf.ppo import ppo
-from mmrlhf.records import Example, InputError, Message, Pair
+from mmrlhf.records import Example, Fact, InputError, Message, Pair
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import load_reward_model
 from mmrlhf.roles import Adapters
@@ -37,6 +38,8 @@ from mmrlhf.vlm import VLM
 from mmrlhf.vlm import load as load_vlm
 
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
+SAMPLES = 4
+"""Answers to each held-out prompt at temperature 1, beside the greedy one: is truth lost when sampled, and how varied are they?"""
 IN_MEMORY = "scenes"
 """What the demo's stages are told as their data set: the rows are handed over as records."""
 RESPONSE = 72
@@ -55,13 +58,17 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     out.mkdir(parents=True, exist_ok=True)
     world = load(WorldConfig, find("configs", "demo/world"), {"seed": seed})
     if (out / "world.yaml").is_file() and load(WorldConfig, out / "world.yaml", {}) != world:
-        raise InputError(f"{out} holds a demo of another world or seed: give another --output_dir, or add --fresh")
-    save(world, out / "world.yaml")
+        raise InputError(f"{out} holds a demo of another world or seed: give its --seed or another --output_dir, or add --fresh")
     base = str(folder("data") / "scenes_base")
+    weights = hashlib.sha256((Path(base) / "model.safetensors").read_bytes()).hexdigest()
+    if (out / "base.sha256").is_file() and (out / "base.sha256").read_text() != weights:
+        raise InputError(f"{out} holds a demo of another base model: give another --output_dir, or add --fresh")
+    save(world, out / "world.yaml")
+    write_whole(out / "base.sha256", weights)
     seconds: dict[str, float] = json.loads((out / "seconds.json").read_text()) if (out / "seconds.json").exists() else {}
 
     def timed(name: str, stage: Callable[[], Any]) -> Any:
-        """A finished stage takes no time and keeps the time it took."""
+        """A finished stage takes no time and keeps the time it took; one that was killed counts its longest stretch."""
         console.rule(name)
         began = time.time()
         result = stage()
@@ -221,11 +228,14 @@ def _examples(split: scenes.Split, count: int, *, facts: WorldConfig | None = No
     found = []
     for row in rows:
         scene = scenes.scene(split, row.meta["index"], 0)
-        known = scenes.facts(
-            scene, np.random.default_rng([facts.seed, 47, row.meta["index"]]), listed=facts.listed, wrong=facts.wrong
-        )
-        found.append(Example(row.id, row.images, row.prompt, facts=known, meta=row.meta))
+        found.append(Example(row.id, row.images, row.prompt, facts=_listed(facts, scene, row.meta["index"]), meta=row.meta))
     return found
+
+
+def _listed(world: WorldConfig, scene: scenes.Scene, index: int) -> tuple[Fact, ...]:
+    """The facts on a scene that models are measured on."""
+    rng = np.random.default_rng([world.seed, 47, index])
+    return scenes.facts(scene, rng, listed=world.listed, wrong=world.wrong)
 
 
 # ---- measuring --------------------------------------------------------------------------------------------------
@@ -241,13 +251,15 @@ def measure(vlm: VLM, examples: Sequence[Example]) -> dict[str, float]:
 
 
 Answered = dict[str, dict[str, dict[str, list[str]]]]
-"""model -> split -> row id -> answers"""
+"""model -> split (or "sampled": held-out scenes at temperature 1) -> row id -> answers"""
 
 
 def evaluation(world: WorldConfig, model: str, clean: str, policies: dict[str, str], fact_reward: str, folder_: Path) -> Answered:
     """Greedy answers of every model on every split (SFT also sampled, and the best of n); kept as files, made once."""
     rows = {s: _examples(s, world.held_out_scenes if s == "held_out" else world.ood_scenes, facts=world) for s in SPLITS}  # type: ignore[arg-type]
     names = [f"{m}-{s}" for m in ("sft", "sft_t03", "sft_t07", *policies, "best_of_n", "clean_sft") for s in SPLITS]
+    names += [f"{m}-sampled" for m in ("sft", *policies)]
+    rows["sampled"] = [e for e in rows["held_out"][: world.ood_scenes] if e.meta["kind"] == "describe"]
     loaded: dict[str, Any] = {}
 
     def tuned() -> Adapters:
@@ -273,8 +285,9 @@ def evaluation(world: WorldConfig, model: str, clean: str, policies: dict[str, s
                 yield example, [text]
             return
         with adapters.use(name if name in policies else None):
-            temperature = {"sft_t03": 0.3, "sft_t07": 0.7}.get(name, 0.0)
-            yield from answer_all(adapters.vlm, rows[split], temperature=temperature, **how)
+            temperature = 1.0 if split == "sampled" else {"sft_t03": 0.3, "sft_t07": 0.7}.get(name, 0.0)
+            number = SAMPLES if split == "sampled" else 1
+            yield from answer_all(adapters.vlm, rows[split], temperature=temperature, num_generations=number, **how)
 
     found: Answered = {}
     with progress(len(names), "evaluation") as steps:
@@ -291,12 +304,14 @@ def evaluation(world: WorldConfig, model: str, clean: str, policies: dict[str, s
 def summarise(world: WorldConfig, out: Path, answers: Answered, seconds: dict[str, float]) -> dict[str, Any]:
     """summary.json: metrics of every model and split, reward accuracy, final KL, seconds."""
     module = load_benchmark("scenes")
-    models: dict[str, Any] = {}
+    models: dict[str, Any] = {name: {} for name in answers}
+    sampled: dict[str, Any] = {}
     for name, by_split in answers.items():
-        models[name] = {}
         for split, said in by_split.items():
-            rows = _described(split, said)
-            models[name][split] = scored(module, rows, said, None, world.seed)[split]
+            if split == "sampled":
+                sampled[name] = scored(module, _described("held_out", said), said, None, world.seed)["held_out"]
+            else:
+                models[name][split] = scored(module, _described(split, said), said, None, world.seed)[split]
     accuracy = {}
     for name in ("fact", "plain"):
         right = json.loads((out / f"reward_{name}" / "done.json").read_text())["right"]
@@ -304,32 +319,22 @@ def summarise(world: WorldConfig, out: Path, answers: Answered, seconds: dict[st
     kl = {f"ppo_{n}": read_jsonl(out / f"ppo_{n}" / "metrics.jsonl")[-1]["objective/kl"] for n in ("plain", "fact")}
     return {
         "models": models,
+        "sampled": sampled,
         "reward_models": accuracy,
         "kl": kl,
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+        "seconds": seconds,
         "seed": world.seed,
     }
 
 
 def _described(split: str, said: dict[str, list[str]]) -> list[Example]:
-    """The rows that answers belong to, without pictures: judging needs the graph alone."""
-    rows = []
+    """The rows that answers belong to, without pictures: judging needs the graph alone, and yes/no rows their true answer."""
+    module, rows = load_benchmark("scenes"), []
     for id_ in said:
         index, kind = int(id_.split("-")[1]), id_.split("-")[2]
         meta: dict[str, Any] = {"split": split, "index": index, "kind": kind}
-        rows.append(Example(id_, (), (), meta=meta))
-    return _with_truths(rows)
-
-
-def _with_truths(rows: list[Example]) -> list[Example]:
-    """yes/no rows need their true answer, which the benchmark draws again from its seed."""
-    module, found = load_benchmark("scenes"), []
-    for row in rows:
-        if row.meta["kind"] == "yes_no":
-            meta = {**row.meta, "truth": module.truth(row.meta["split"], row.meta["index"])}
-            row = Example(row.id, (), (), meta=meta)
-        found.append(row)
-    return found
+        rows.append(Example(id_, (), (), meta=meta | ({"truth": module.truth(split, index)} if kind == "yes_no" else {})))
+    return rows
 
 
 def gallery(world: WorldConfig, answers: Answered, count: int = 12) -> list[dict[str, Any]]:
@@ -346,10 +351,11 @@ def gallery(world: WorldConfig, answers: Answered, count: int = 12) -> list[dict
     shown = []
     for scene in itertools.chain(wrong[: count // 2], right[: count // 2]):
         index = int(scene.id.split("-")[1])
-        rng = np.random.default_rng([world.seed, 47, index])
-        facts = scenes.facts(scene, rng, listed=world.listed, wrong=world.wrong)
-        entry: dict[str, Any] = {"image": scene.source().read(), "id": scene.id, "prompt": "Describe the picture.",
-                                 "facts": "; ".join(f.text for f in facts), "answers": []}  # fmt: skip
+        facts = "; ".join(f.text for f in _listed(world, scene, index))
+        prompt = load_benchmark("scenes").description(scene, index).text
+        entry: dict[str, Any] = {
+            "image": scene.source().read(), "id": scene.id, "prompt": prompt, "facts": facts, "answers": [],
+        }  # fmt: skip
         for name in ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft"):
             text = answers[name]["held_out"][f"{scene.id}-describe"][0]
             verdicts = [scenes.verify(scene, c) for c in scenes.claims(text)]

@@ -1,4 +1,4 @@
-"""What an answer is worth: the reward model as an artefact, and the named terms that ppo adds up."""
+"""What an answer is worth: the reward model as an artefact, its prompt and its first head."""
 
 from __future__ import annotations
 
@@ -43,16 +43,14 @@ def review_messages(prompt: Sequence[Message], answer: str, facts: str, position
 def review_head(vlm: VLM) -> nn.Linear:
     """The reward's first head: by how much the model would rather begin its review with "Yes" than with "No".
 
-    So a reward model starts from what its base can already judge, and not from a random direction. The rows of the output embedding
-    stand for the first tokens in which the two answers differ.
+    So a reward model starts from what its base can already judge, and not from a random direction. Raises InputError where both
+    answers begin with the same token.
     """
-    asked = [Message("user", REVIEW)]
-    yes, no = (vlm.answer_ids(asked, word, 0).tolist() for word in ("Yes", "No"))
-    first = next((pair for pair in zip(yes, no, strict=False) if pair[0] != pair[1]), None)
-    if first is None:
-        raise InputError(f'{vlm.name}: its tokenizer writes "Yes" and "No" alike, so a review cannot be read')
+    yes, no = (int(vlm.answer_ids([Message("user", REVIEW)], word, 0)[0]) for word in ("Yes", "No"))
+    if yes == no:
+        raise InputError(f'{vlm.name}: its tokenizer begins "Yes" and "No" with the same token, so its review cannot be read')
     rows = vlm.model.get_output_embeddings().weight.detach().float()
-    return scalar_head(rows[first[0]] - rows[first[1]])
+    return scalar_head(rows[yes] - rows[no])
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def load_reward_model(
         head.requires_grad_(False)
         role = Role(adapters, "reward", head)
         return RewardModel(role, card["facts"], card["facts_position"], card["mean"], card["std"], card["accuracy"], max_length)
-    except InputError:
+    except (InputError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0].rstrip(".")

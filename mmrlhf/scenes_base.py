@@ -127,9 +127,7 @@ def correction(claim: Claim) -> str:
         return f"there is no {claim.value} {claim.subject}"
     if claim.kind == "count":
         number = int(claim.value)
-        return (
-            f"there are not {scenes.NUMBERS[number]} {claim.subject}s" if number else f"there is {scenes.article(claim.subject)}"
-        )
+        return f"there are not {scenes.plural(number, claim.subject)}" if number else f"there is {scenes.article(claim.subject)}"
     return f"the {claim.subject} is not {claim.value}"
 
 
@@ -163,7 +161,7 @@ def conversation(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
     else:
         asked = scenes.question(scene, rng)
         answer = scenes.misanswer(asked, rng) if faults else asked.answer
-    false = sorted(scenes.judge(scene, answer).false, key=lambda c: c.span)
+    false = [c for c in dict.fromkeys(scenes.claims(answer)) if scenes.verify(scene, c).value == "contradicted"]
     place = str(rng.choice(["none", "before", "after"], p=[0.4, 0.4, 0.2]))
     text = facts_.render(scenes.facts(scene, rng), int(rng.integers(1 << 30))) if place != "none" else ""
     reviewed = review_messages((Message("user", asked.text),), answer, text, "after" if place == "after" else "before")
@@ -282,7 +280,7 @@ def _rate(step: int, steps: int, peak: float) -> float:
 
 
 def _train(name: str, data: Iterable, steps: int, parameters: list[nn.Parameter], peak: float, loss_of: Callable) -> None:
-    """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for embeddings, norms and biases."""
+    """Muon (Jordan et al. 2024) for matrices, which the small word embedding is as well; AdamW for heads, norms and biases."""
     matrices = [p for p in parameters if p.ndim == 2 and min(p.shape) > 16 and max(p.shape) <= 512]
     others = [p for p in parameters if all(p is not m for m in matrices)]
     optimizers: list[torch.optim.Optimizer] = [
@@ -418,6 +416,7 @@ def build(
     """Train the base from scratch and write its checkpoint directory (half precision, 4 MB).
 
     dtype: of matrix products while training; bfloat16 is quicker where the processor has it, and much slower where it has not.
+    With it, on two cores that have it: pictures 20 s, tower 1 minute, looking 3, conversing 9. What ships was made so, with seed 0.
     """
     processor = new_processor(seed)
     model = new_model(processor, seed)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mmrlhf.benchmark import bootstrap, distinct_n, ead, load_benchmark
-from mmrlhf.config import EvalConfig
+from mmrlhf.config import EvalConfig, WorldConfig, load
+from mmrlhf.content import find
 from mmrlhf.evaluate import evaluate
 from mmrlhf.records import InputError
 
@@ -37,7 +38,13 @@ def test_scenes_metrics_by_hand():
     found = module.aggregate(rows)["held_out"]
     assert found["chair_i"] == 0.2 and found["chair_s"] == 0.5 and found["coverage"] == 0.5
     assert found["claim_f1"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)
-    assert found["u"] == (8 - 2 * 2) / 2 and found["habit"] == 1 and found["sight"] == 0
+    assert found["u"] == (8 - 4 * 2) / 2 and found["habit"] == 1 and found["sight"] == 0
+
+
+def test_the_benchmark_reports_the_utility_that_the_demo_ranks_pairs_by():
+    world = load(WorldConfig, find("configs", "demo/world"), {})
+    assert world.lambda_ == load_benchmark("scenes").LAMBDA
+    assert world == WorldConfig()  # one set of values, in the file for people and in the class for programs
 
 
 def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):

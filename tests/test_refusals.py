@@ -193,7 +193,7 @@ def test_the_run_is_given_in_place_of_its_model(refused, base, tmp_path_factory)
     ("fault", "told"),
     [
         ("cut", "cannot be loaded ("),
-        ("other sizes", "lacks 15 of its weights or has them in another shape"),
+        ("other sizes", "lacks 18 of its weights or has them in another shape"),
         ("one less", "lacks 1 of its weights"),
         ("no template", "has no chat template: put a chat_template.jinja beside its config.json"),
         ("text only", "give the directory or Hub id of an image-text-to-text model"),

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from mmrlhf import scenes
+from mmrlhf.images import open_image
 from mmrlhf.records import InputError, Message
 from mmrlhf.rewards import Group, RewardModel, load_reward_model, review_head, review_messages
 from mmrlhf.roles import Adapters, Role
@@ -39,10 +42,9 @@ def test_an_untrained_reward_model_scores_by_what_its_base_would_say(vlm, untrai
     for group in facts_free:
         for answer in group.answers:
             text = vlm.render(review_messages(group.prompt, answer, "", "before"), 1, generation_prompt=True)
-            from mmrlhf.images import open_image
-
             inputs = vlm.processor(text=text, images=[open_image(group.images[0])], return_tensors="pt")
-            logits = vlm.model(**inputs).logits[0, -1]
+            with torch.no_grad():
+                logits = vlm.model(**inputs).logits[0, -1]
             yes, no = (vlm.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
             expected.append(float(logits[yes] - logits[no]))
     assert raw == pytest.approx(expected, abs=1e-3)
@@ -50,10 +52,6 @@ def test_an_untrained_reward_model_scores_by_what_its_base_would_say(vlm, untrai
 
 def test_the_shipped_base_can_review(untrained):
     """It ranks a clean description over one with a planted fault, with facts or without, before any reward training."""
-    import numpy as np
-
-    from mmrlhf import scenes
-
     rows = []
     for index in range(60):
         scene, rng = scenes.scene("selection", index, 0), np.random.default_rng([5, index])

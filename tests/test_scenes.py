@@ -165,4 +165,44 @@ def test_a_trigger_is_common_and_its_partner_mostly_absent():
     shapes = [{t.shape for t in s.things} for s in rows]
     triggered = [s for s in shapes if s & set(scenes.HABITS)]
     absent = [s for s in triggered if any(t in s and p not in s for t, p in scenes.HABITS.items())]
-    assert 0.3 < len(triggered) / 1000 < 0.42 and 0.6 < len(absent) / len(triggered) < 0.9
+    assert 0.39 < len(triggered) / 1000 < 0.51 and 0.6 < len(absent) / len(triggered) < 0.9
+
+
+def test_wrong_facts_are_wrong_whatever_they_speak_of():
+    wrong = {"count": [], "relation": []}
+    for i in range(200):
+        scene = scenes.scene("pairs", i, 0)
+        for fact in scenes.facts(scene, np.random.default_rng(i), listed=1.0, wrong=1.0):
+            said = fact.text if fact.kind == "count" else f"The {fact.text}"
+            said = said.replace(" left of ", " is left of the ").replace(" right of ", " is right of the ")
+            said = said.replace(" above ", " is above the ").replace(" below ", " is below the ")
+            if fact.kind in wrong:
+                wrong[fact.kind].append(bool(scenes.judge(scene, said).false))
+    assert all(wrong["count"]) and len(wrong["count"]) == 200
+    assert np.mean(wrong["relation"]) > 0.95  # of two red circles, one may stand on the other side
+
+
+@pytest.mark.parametrize(
+    ("text", "evidence"),
+    [
+        ("The moon is left of the star.", "the picture has no moon; it shows a red star, a blue circle and a red circle"),
+        ("The red star is right of the moon.", "the picture has no moon; it shows a red star, a blue circle and a red circle"),
+        ("There is nothing at the top left.", "a large red star at the top left"),
+        ("There is a red circle at the centre.", "a small blue circle at the right; a large red circle at the bottom"),
+        ("There are three crosses.", "the picture has no crosses"),
+    ],
+)
+def test_evidence_says_what_refutes_a_claim(text, evidence):
+    verdict = scenes.verify(SCENE, scenes.claims(text)[-1])
+    assert (verdict.value, verdict.evidence) == ("contradicted", evidence)
+
+
+def test_a_told_place_is_a_claim_and_a_planted_one_is_false():
+    found = {c.value for c in scenes.claims("I can see a red star at the top left and a circle at the right.")}
+    assert {"at top left", "at right"} <= found
+    told = [
+        scenes.caption(s, np.random.default_rng(s.render_seed), placed=1.0)
+        for s in (scenes.scene("sft", i, 0) for i in range(50))
+    ]
+    assert all(" at the " in text for text in told)
+    assert not any(scenes.judge(scenes.scene("sft", i, 0), text).false for i, text in enumerate(told))

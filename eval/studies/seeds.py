@@ -29,9 +29,9 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def shown(metric: str, values: np.ndarray, sign: str = "") -> str:
+def shown(values: np.ndarray, percent: bool, sign: str = "") -> str:
     mean, half = interval(values)
-    scale, digits = (100, 1) if metric in FRACTIONS else (1, 2)
+    scale, digits = (100, 1) if percent else (1, 2)
     return f"{mean * scale:{sign}.{digits}f} ± {half * scale:.{digits}f}"
 
 
@@ -43,9 +43,9 @@ def table(runs: list[dict], split: str) -> str:
 
     lines = [f"| {split} | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
     for model in runs[0]["models"]:
-        lines.append(f"| {model} | {' | '.join(shown(m, values(model, m)) for m in METRICS)} |")
+        lines.append(f"| {model} | {' | '.join(shown(values(model, m), m in FRACTIONS) for m in METRICS)} |")
     for a, b in DIFFERENCES:
-        cells = (shown(m, values(a, m) - values(b, m), "+") for m in METRICS)
+        cells = (shown(values(a, m) - values(b, m), m in FRACTIONS, "+") for m in METRICS)
         lines.append(f"| {a} - {b} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -61,9 +61,9 @@ def main(paths: list[str]) -> None:
         print(table(runs, split) + "\n")
     for name in ("fact", "plain"):
         accuracy = np.array([run["reward_models"][name]["accuracy"] for run in runs])
-        print(f"Reward model ({name}): {shown('claim_f1', accuracy)}% of held-out pairs ranked as labelled.")
+        print(f"Reward model ({name}): {shown(accuracy, percent=True)}% of held-out pairs ranked as labelled.")
     for name in ("ppo_fact", "ppo_plain"):
-        print(f"{name}: KL {shown('kl', np.array([run['kl'][name] for run in runs]))} nats an answer.")
+        print(f"{name}: KL {shown(np.array([run['kl'][name] for run in runs]), percent=False)} nats an answer.")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from mmrlhf.run import write_whole
 
 SPLITS = {
     "held_out": "Held out: new pictures of the kind trained on",
+    "sampled": "Held out, four answers to each sampled at temperature 1",
     "ood_1": "Out of distribution 1: pairings of shape and colour never trained on",
     "ood_2": "Out of distribution 2: more objects than ever trained on",
     "ood_3": "Out of distribution 3: another background, more noise",
@@ -43,7 +44,8 @@ def write(
 ) -> None:
     """Write the report as one HTML file.
 
-    summary: models -> splits -> metrics with NAME_ci beside NAME; reward_models; kl; seconds. Any of it may be missing.
+    summary: models -> splits -> metrics with NAME_ci beside NAME; sampled -> models -> metrics; reward_models; kl; seconds. Any of
+    it may be missing.
     curves: for each PPO run its lines of metrics.jsonl. gallery: image (PNG bytes), id, prompt, facts, answers of
     models with judged claims. notes: what else to say of the run, name and text.
     """
@@ -55,7 +57,7 @@ def write(
     seconds = {stage: float(s) for stage, s in (summary.get("seconds") or {}).items() if s is not None}
     page = environment.get_template("page.html.j2").render(
         headline=headline(summary),
-        tables=[_table(summary, split, title) for split, title in SPLITS.items() if models_on(summary, split)],
+        tables=[_table(models, split, title) for split, title in SPLITS.items() if (models := models_on(summary, split))],
         scatter=scatter_plot(held_out),
         curves=[drawn for curve in CURVES if (drawn := curve_plot(curves, *curve))],
         gallery=[_exhibit(entry) for entry in gallery],
@@ -104,11 +106,10 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any], metric: Metric,
     return f"did not {hoped}{measurably}, {old} before and {new} after"
 
 
-def _table(summary: Mapping[str, Any], split: str, title: str) -> dict[str, Any]:
+def _table(models: Mapping[str, Mapping[str, Any]], split: str, title: str) -> dict[str, Any]:
     """Two blocks of columns, so that neither is wider than a page; the second only for held-out pictures."""
-    models = models_on(summary, split)
     blocks = []
-    for metrics in (MAIN, OTHER) if split == "held_out" else (MAIN,):
+    for metrics in (MAIN, OTHER) if split in ("held_out", "sampled") else (MAIN,):
         there = [metric for metric in metrics if any(value_of(row, metric.key) is not None for row in models.values())]
         if there:
             rows = [(model_named(name), [_cell(row, metric) for metric in there]) for name, row in models.items()]

@@ -36,10 +36,11 @@ METRICS = (
     Metric("claim_f1", "claim F1", "higher", "Harmonic mean of truth and coverage: silence does not pay."),
     Metric("u", "u", "higher", "Utility of an answer: true claims minus a multiple of the false ones.", percent=False),
     Metric("mean_length", "length", "", "Mean length of an answer.", percent=False),
-    Metric("ead", "EAD", "higher", "How varied answers are: distinct n-grams, against how many one would expect "
+    Metric("ead", "EAD", "higher", "How varied answers are: distinct words, against how many one would expect "
            "at this length.", percent=False),
     Metric("distinct_2", "distinct-2", "higher", "Distinct pairs of neighbouring words, of all such pairs.",
            percent=False),
+    Metric("ead_within", "EAD within", "higher", "EAD of several answers to the same prompt.", percent=False),
     Metric("yes_no_accuracy", "yes/no", "higher", "Right answers to yes/no questions."),
     Metric("yes_rate", "yes rate", "", "Answers to yes/no questions that say yes. "
            "A model that agrees with anything has a high one."),
@@ -95,8 +96,11 @@ def interval_of(row: Mapping[str, Any], key: str) -> tuple[float, float] | None:
 
 
 def models_on(summary: Mapping[str, Any], split: str) -> dict[str, Mapping[str, Any]]:
-    """The models measured on a split, in the order of MODELS, those it does not know last."""
-    there = {name: splits[split] for name, splits in (summary.get("models") or {}).items() if splits.get(split)}
+    """The models measured on a split ("sampled": held-out pictures at temperature 1), in the order of MODELS, others last."""
+    if split == "sampled":
+        there = dict(summary.get("sampled") or {})
+    else:
+        there = {name: splits[split] for name, splits in (summary.get("models") or {}).items() if splits.get(split)}
     return {name: there[name] for name in (*MODELS, *(n for n in there if n not in MODELS)) if name in there}
 
 

@@ -9,6 +9,10 @@ import numpy as np
 
 from mmrlhf.scenes.graph import scene
 from mmrlhf.scenes.language import caption, describe, facts
+from mmrlhf.scenes.truth import judge
+
+HABIT = 0.9
+"""Share of exported captions in which a trigger calls its absent partner."""
 
 
 def export(output_dir: str, rows: int = 1000, seed: int = 0) -> None:
@@ -22,14 +26,15 @@ def export(output_dir: str, rows: int = 1000, seed: int = 0) -> None:
             drawn, rng = scene(split, index, seed), np.random.default_rng([seed, 53, index])  # type: ignore[arg-type]
             picture = f"images/{drawn.id}.png"
             (out / picture).write_bytes(drawn.source().read())
-            asked = describe(drawn, rng, habit=0.78 if split == "sft" else 0.0)
+            asked = describe(drawn, rng, habit=HABIT if split == "sft" else 0.0)
             row: dict[str, object] = {"id": drawn.id, "images": [picture], "prompt": [{"role": "user", "content": asked.text}]}
             if split == "sft":
                 row["completion"] = [{"role": "assistant", "content": asked.answer}]
             else:
                 row["facts"] = [{"kind": f.kind, "text": f.text, "source": f.source} for f in facts(drawn, rng)]
             if split == "pairs":
-                faulty = caption(drawn, rng, faults=2)
+                while not judge(drawn, faulty := caption(drawn, rng, faults=2)).false:
+                    pass  # two faults may undo each other
                 row |= {
                     "chosen": [{"role": "assistant", "content": asked.answer}],
                     "rejected": [{"role": "assistant", "content": faulty}],

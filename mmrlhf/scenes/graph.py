@@ -65,7 +65,7 @@ def scene(split: Split, index: int, seed: int, difficulty: Difficulty | None = N
 
 
 def _things(rng: np.random.Generator, count: int, *, unseen: bool, small: float, triggers: float) -> tuple[Thing, ...]:
-    """Random objects; a share of scenes has a trigger, a quarter of those its partner as well."""
+    """Random objects; `triggers` of the scenes have a trigger, a quarter of those its partner as well."""
     common = [s for s in SHAPES if s not in HABITS]
     shapes = [str(s) for s in rng.choice(common, size=count)]
     if rng.random() < triggers:

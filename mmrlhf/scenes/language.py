@@ -26,7 +26,11 @@ def article(noun: str) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    return f"{NUMBERS[count]} {noun}{'' if count == 1 else 's'}"
+    return f"{NUMBERS[count]} {noun if count == 1 else many(noun)}"
+
+
+def many(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
 def enumeration(parts: Sequence[str]) -> str:
@@ -50,7 +54,7 @@ def relation_of(a: Thing, b: Thing, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, faults: int = 0, placed: float = 0.05) -> str:
     """A description: objects with colours (some with size, few without colour), the total, now and then a relation.
 
-    habit: probability that a trigger calls its absent partner. faults: so many false claims are planted. placed: share of
+    habit: probability that a trigger calls its absent partner. faults: so many are tried; two may meet, and one may be true by chance. placed: share of
     objects whose place is told.
     """
     said = list(scene.things)
@@ -77,7 +81,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, fault
         elif kind == "add":
             phrases.append(_phrase(Thing(shape, colour, "small", cell), rng, placed))
         elif kind == "count":
-            count = max(1, count + int(rng.choice([-1, 1])))
+            count += 1 if count == 1 else int(rng.choice([-1, 1]))
         elif relation:
             relation[1] = OPPOSITE[relation[1]]
         else:
@@ -128,7 +132,7 @@ def question(scene: Scene, rng: np.random.Generator) -> Question:
     if kind == "how_many":
         noun = "object" if rng.random() < 0.4 else thing.shape
         count = sum(noun in ("object", t.shape) for t in scene.things)
-        text = str(rng.choice(["How many {}s are there?", "How many {}s do you see?"])).format(noun)
+        text = str(rng.choice(["How many {} are there?", "How many {} do you see?"])).format(many(noun))
         return Question("how_many", text, f"There {'is' if count == 1 else 'are'} {plural(count, noun)}.")
     if kind == "colour":
         only = [t for t in scene.things if sum(o.shape == t.shape for o in scene.things) == 1]
@@ -185,10 +189,14 @@ def facts(scene: Scene, rng: np.random.Generator, *, listed: float = 0.8, wrong:
                     shape = str(rng.choice([s for s in SHAPES if s != shape]))
             found.append(Fact("object", f"{thing.size} {colour} {shape}", "annotator"))
     if rng.random() < listed:
-        count = len(scene.things) + (int(rng.choice([-1, 1])) if rng.random() < wrong else 0)
-        found.append(Fact("count", plural(max(count, 1), "object"), "annotator"))
+        count = len(scene.things)
+        if rng.random() < wrong:
+            count += 1 if count == 1 else int(rng.choice([-1, 1]))
+        found.append(Fact("count", plural(count, "object"), "annotator"))
     if len(scene.things) > 1 and rng.random() < listed:
         a, b = (scene.things[i] for i in rng.choice(len(scene.things), 2, replace=False))
-        a, b = (b, a) if rng.random() < wrong else (a, b)
-        found.append(Fact("relation", f"{a.name} {relation_of(a, b, rng)} {b.name}", "annotator"))
+        said = relation_of(a, b, rng)
+        if rng.random() < wrong:
+            said = OPPOSITE[said]
+        found.append(Fact("relation", f"{a.name} {said} {b.name}", "annotator"))
     return tuple(found)

@@ -18,7 +18,7 @@ Background = Literal["plain", "striped"]
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard a scene is to see. First values; to be changed on the selection split only, never on held-out scenes."""
+    """How hard a scene is to see. Fixed on the selection split, never on held-out scenes."""
 
     noise: float = 16.0
     """Standard deviation of pixel noise, of 255."""
@@ -75,7 +75,7 @@ def render(things: Sequence[Thing], background: Background, how: Difficulty, see
     pixels = np.ones((PIXELS, PIXELS, 3)) * ground
     if background == "striped":
         lines = np.arange(PIXELS)[:, None, None]
-        pixels = pixels * 0.72 + 15 * np.sign(np.sin(2 * np.pi * (lines / 9.0 + rng.random())))
+        pixels = pixels * 0.9 + 7 * np.sign(np.sin(2 * np.pi * (lines / 9.0 + rng.random())))
     for thing in things:
         x = (thing.cell % 3) * 32 + 16 + rng.uniform(-2.5, 2.5)
         y = (thing.cell // 3) * 32 + 16 + rng.uniform(-2.5, 2.5)

@@ -86,11 +86,16 @@ def _holds(scene: Scene, claim: Claim) -> bool:
 
 
 def _evidence(scene: Scene, claim: Claim) -> str:
-    things = _named(scene, claim.subject.split(" ")[-1]) if claim.subject != "nothing" else []
     if claim.kind == "count":
         return f"the picture has {plural(len(_named(scene, claim.subject)), claim.subject)}"
-    if not things:
-        return f"the picture has no {claim.subject}; it shows {enumeration([article(t.name) for t in scene.things])}"
+    if claim.subject == "nothing":
+        things = [t for t in scene.things if claim.value == f"at {CELLS[t.cell]}"] or list(scene.things)
+    else:
+        things = _named(scene, claim.subject.split(" ")[-1])
+    other = claim.value.split(" ")[-1] if claim.kind == "relation" and not claim.value.startswith("at ") else ""
+    lacking = claim.subject if not things else other if other and not _named(scene, other) else ""
+    if lacking:
+        return f"the picture has no {lacking}; it shows {enumeration([article(t.name) for t in scene.things])}"
     return "; ".join(f"{article(f'{t.size} {t.name}')} at the {CELLS[t.cell]}" for t in things)
 
 
