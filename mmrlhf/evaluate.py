@@ -12,6 +12,7 @@ from typing import Any
 from mmrlhf.benchmark import load_benchmark
 from mmrlhf.config import EvalConfig
 from mmrlhf.generate import policy
+from mmrlhf.growing import state_of
 from mmrlhf.records import Example, InputError
 from mmrlhf.rollout import answer_all
 from mmrlhf.run import Run, json_line, progress, read_jsonl, write_whole
@@ -28,7 +29,7 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
         examples = module.load(config.data, config.limit)
     except FileNotFoundError as error:
         raise InputError(f"benchmark {benchmark}: its data {error.filename} does not exist: correct --data") from None
-    subject = json.dumps([benchmark, module.VERSION, _state(config.model_name_or_path), _state(config.adapter_path)])
+    subject = json.dumps([benchmark, module.VERSION, state_of(config.model_name_or_path), state_of(config.adapter_path)])
     known = run.path / "subject.json"
     if known.exists() and known.read_text() != subject:
         raise InputError(f"{run.path} holds answers of another benchmark, model or adapter: give another --output_dir")
@@ -62,12 +63,6 @@ def _begin(run: Run, subject: str, predictions: dict[str, list[str]]) -> None:
     run.begin()
     write_whole(run.path / "subject.json", subject)
     write_whole(run.path / "predictions.jsonl", "".join(json_line({"id": i, "answers": a}) for i, a in predictions.items()))
-
-
-def _state(path: str | None) -> list:
-    """A model's name, and its files' sizes and times where it is a directory: retrained weights are another model."""
-    files = sorted(Path(path).glob("*.safetensors")) if path and Path(path).is_dir() else []
-    return [path, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
 
 
 def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str) -> Iterator[tuple[Example, list[str]]]:

@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 
 from mmrlhf.config import GenerateConfig
 from mmrlhf.formats import read_examples
+from mmrlhf.growing import GrowingFile, state_of
 from mmrlhf.records import Example, InputError
 from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer_all
-from mmrlhf.run import json_line, progress, refuse_output_file, write_whole
+from mmrlhf.run import json_line, progress
 from mmrlhf.vlm import VLM, load
 
 
@@ -67,8 +68,10 @@ def _refuse_another_base(path: Path, vlm: VLM) -> None:
 
 
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
-    """Write one line for each answer: id, images, prompt, answer. The file appears when all are there."""
-    refuse_output_file(Path(config.output_file))
+    """Write one line for each answer: id, images, prompt, answer. The file appears when all are there; killed, the same command
+    continues."""
+    sources = (config.model_name_or_path, config.adapter_path, config.dataset_name)
+    out = GrowingFile(Path(config.output_file), [config, *map(state_of, sources)], config.num_generations)
     if examples is None:
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
     home = Path(config.image_folder or Path(config.dataset_name).parent)
@@ -77,28 +80,25 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
         print(
             f"note: the pictures of {len(inside)} rows lie inside {config.dataset_name}; their answers are written without them"
         )
-    lines = []
+    first = out.done // config.num_generations
     with (
         policy(config.model_name_or_path, config.adapter_path, config.dtype) as vlm,
-        progress(len(examples), "generate") as steps,
+        progress(len(examples), "generate", start=first) as steps,
     ):
         for example, texts in answer_all(
-            vlm, examples, batch_size=config.batch_size, num_generations=config.num_generations,
+            vlm, examples[first:], batch_size=config.batch_size, num_generations=config.num_generations,
             response_length=config.response_length, temperature=config.temperature, seed=config.seed, max_length=config.max_length,
         ):  # fmt: skip
-            for text in texts:
-                lines.append(
-                    json_line(
-                        {
-                            "id": example.id,
-                            "images": [os.path.relpath(i.path, home) for i in example.images if i.path is not None],
-                            "prompt": [{"role": m.role, "content": m.content} for m in example.prompt],
-                            "answer": text,
-                            "facts": [{"kind": f.kind, "text": f.text, "source": f.source} for f in example.facts],
-                        }
-                    )
-                )
+            row = {
+                "id": example.id,
+                "images": [os.path.relpath(i.path, home) for i in example.images if i.path is not None],
+                "prompt": [{"role": m.role, "content": m.content} for m in example.prompt],
+            }
+            facts = [{"kind": f.kind, "text": f.text, "source": f.source} for f in example.facts]
+            out.add([json_line({**row, "answer": text, "facts": facts}) for text in texts])
             steps.advance()
-    write_whole(Path(config.output_file), "".join(lines))
-    print(f"{config.output_file}: {len(lines)} answers; image paths start from {home} (--image_folder {home} to score them)")
+    out.finish()
+    print(
+        f"{config.output_file}: {len(examples) * config.num_generations} answers; image paths start from {home} (--image_folder {home} to score them)"
+    )
     return Path(config.output_file)

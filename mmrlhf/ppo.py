@@ -173,17 +173,20 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
             explained = 1 - losses.masked_mean((returns_NT - values_NT) ** 2, mask_NT) / losses.masked_mean(
                 (returns_NT - losses.masked_mean(returns_NT, mask_NT)) ** 2, mask_NT
             ).clamp(min=1e-8)
+            seen = {
+                "objective/kl": (kl_NT * mask_NT).sum(1).mean(),
+                "objective/entropy": (entropy_NT * mask_NT).sum(1).mean(),
+                "objective/non_score_reward": (-config.kl_coef * kl_NT * mask_NT).sum(1).mean(),
+                "objective/rlhf_reward": rewards_NT.sum(1).mean(),
+                "objective/scores": scores_N.mean(),
+                "policy/entropy_avg": losses.masked_mean(entropy_NT, mask_NT),
+                "critic/vf_explained_var": explained,
+                "completions/mean_length": mask_NT.sum(1).mean(),
+            }
             log = {
                 "eps": len(rows) * each / max(time.time() - began, 1e-6),
-                "objective/kl": (kl_NT * mask_NT).sum(1).mean().item(),
-                "objective/entropy": (entropy_NT * mask_NT).sum(1).mean().item(),
-                "objective/non_score_reward": (-config.kl_coef * kl_NT * mask_NT).sum(1).mean().item(),
-                "objective/rlhf_reward": rewards_NT.sum(1).mean().item(),
-                "objective/scores": scores_N.mean().item(),
-                "policy/entropy_avg": losses.masked_mean(entropy_NT, mask_NT).item(),
-                "critic/vf_explained_var": float(explained),
-                "completions/mean_length": mask_NT.sum(1).mean().item(),
-                "val/num_eos_tokens": float(out.ended_N.sum()),
+                **{k: v.item() for k, v in accelerator.reduce(seen, "mean").items()},
+                "val/num_eos_tokens": accelerator.reduce(out.ended_N.sum().float(), "sum").item(),
                 **{k: sum(u[k] for u in updates) / len(updates) for k in updates[0]},
                 "val/ratio_first": updates[0]["val/ratio"],
                 "lr": config.learning_rate * factor,

@@ -7,13 +7,15 @@ from pathlib import Path
 from mmrlhf.config import ScoreConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import holds_pairs, read_examples, read_pairs
+from mmrlhf.growing import GrowingFile, state_of
 from mmrlhf.rewards import Group, load_reward_model
-from mmrlhf.run import json_line, progress, refuse_output_file, write_whole
+from mmrlhf.run import json_line, progress
 
 
 def score(config: ScoreConfig) -> Path:
-    """Rows with an answer get `score`, preference pairs `score_chosen` and `score_rejected`."""
-    refuse_output_file(Path(config.output_file))
+    """Rows with an answer get `score`, preference pairs `score_chosen` and `score_rejected`. Killed, the same command continues."""
+    sources = (config.reward_model_path, config.dataset_name, config.facts_file)
+    out = GrowingFile(Path(config.output_file), [config, *map(state_of, sources)])
     facts = read_facts(config.facts_file) if config.facts_file else None
     where = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     rows: list = []
@@ -25,12 +27,11 @@ def score(config: ScoreConfig) -> Path:
         rows, names = list(read_examples(*where, need_answer=True)), ("score",)
         groups = [Group(r.images, r.prompt, (r.answer or "",), r.facts, r.id) for r in rows]
     model = load_reward_model(config.reward_model_path, max_length=config.max_length)
-    lines = []
-    with progress(len(groups), "score") as steps:
-        for start in range(0, len(groups), config.batch_size):
+    with progress(len(groups), "score", start=out.done) as steps:
+        for start in range(out.done, len(groups), config.batch_size):
             part = groups[start : start + config.batch_size]
-            for row, scores in zip(rows[start:], model.score(part), strict=False):
-                lines.append(json_line({"id": row.id, **dict(zip(names, scores, strict=True))}))
+            scored = zip(rows[start:], model.score(part), strict=False)
+            out.add([json_line({"id": row.id, **dict(zip(names, scores, strict=True))}) for row, scores in scored])
             steps.advance(len(part))
-    write_whole(Path(config.output_file), "".join(lines))
+    out.finish()
     return Path(config.output_file)

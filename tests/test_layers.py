@@ -9,7 +9,7 @@ LAYERS = [
     {"records", "config", "rows", "formats", "facts", "scenes", "content"},
     {"losses"},
     {"images", "vlm", "roles", "prefix"},
-    {"run", "rewards", "rollout", "benchmark", "training"},
+    {"run", "growing", "rewards", "rollout", "benchmark", "training"},
     {"sft", "reward_model", "ppo", "generate", "score", "best_of_n", "evaluate", "report", "scenes_base", "check"},
     {"demo", "cli", "__main__"},
 ]

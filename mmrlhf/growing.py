@@ -1,0 +1,52 @@
+"""A file of lines that takes hours: it appears when it is whole, and a killed command continues where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.run import refuse_output_file
+
+
+def state_of(path: str | None) -> list[Any]:
+    """A model's, adapter's or data set's name, and its files' sizes and times where it is on this disk: retrained weights are
+    another model."""
+    if path is None or not Path(path).exists():
+        return [path]
+    files = [Path(path)] if Path(path).is_file() else sorted(f for f in Path(path).iterdir() if f.is_file())
+    return [path, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
+
+
+class GrowingFile:
+    """Lines that wait in a hidden file beside `path` until `finish`; `done` of them were there when it was opened.
+
+    subject: everything that the lines depend on. Lines of another subject are not continued.
+    each: lines that belong together; what a kill has left of such a group is dropped.
+    """
+
+    def __init__(self, path: Path, subject: Sequence[Any], each: int = 1):
+        refuse_output_file(path)
+        digest = hashlib.sha256(json.dumps(subject, default=repr).encode()).hexdigest()[:12]
+        self.path, self._part = path, path.with_name(f".{path.name}.{digest}.part")
+        whole = self._part.read_bytes().split(b"\n")[:-1] if self._part.exists() else []
+        self.done = len(whole) // each * each
+        self._kept: bytes | None = b"".join(line + b"\n" for line in whole[: self.done])
+
+    def add(self, lines: Sequence[str]) -> None:
+        """Append lines, each with its newline. Nothing is on the disk before the first."""
+        if self._kept is not None:
+            self._part.write_bytes(self._kept)
+            self._kept = None
+        with self._part.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        self.add([])
+        with self._part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self._part, self.path)

@@ -1,0 +1,97 @@
+"""A long file appears whole, continues after a kill, and is of one subject only."""
+
+import json
+
+import pytest
+
+from mmrlhf import generate as stage
+from mmrlhf.config import GenerateConfig, ScoreConfig
+from mmrlhf.growing import GrowingFile, state_of
+from mmrlhf.records import InputError
+from mmrlhf.rewards import RewardModel, review_head
+from mmrlhf.roles import Adapters, Role
+from mmrlhf.score import score
+
+
+def test_it_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "out.jsonl"
+    file = GrowingFile(path, ["a"])
+    assert list(tmp_path.iterdir()) == []
+    file.add(["1\n", "2\n"])
+    assert not path.exists()
+    file.finish()
+    assert path.read_text() == "1\n2\n" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_is_continued_without_its_torn_end(tmp_path):
+    path = tmp_path / "out.jsonl"
+    GrowingFile(path, ["a"], each=2).add(["1\n", "1\n", "2\n", "2\n", "3\n"])
+    part = next(tmp_path.iterdir())
+    part.write_bytes(part.read_bytes() + b"3")  # the second line of the third pair is torn
+    again = GrowingFile(path, ["a"], each=2)
+    assert again.done == 4
+    again.add(["3\n", "3\n"])
+    again.finish()
+    assert path.read_text() == "1\n1\n2\n2\n3\n3\n"
+
+
+def test_another_subject_starts_over(tmp_path):
+    GrowingFile(tmp_path / "out.jsonl", ["a"]).add(["1\n"])
+    assert GrowingFile(tmp_path / "out.jsonl", ["b"]).done == 0
+    (tmp_path / "weights").write_text("x")
+    before = state_of(str(tmp_path / "weights"))
+    (tmp_path / "weights").write_text("xy")
+    assert state_of(str(tmp_path / "weights")) != before and state_of("owner/name") == ["owner/name"]
+
+
+def test_an_empty_file_is_a_file_and_a_folder_is_none(tmp_path):
+    GrowingFile(tmp_path / "none.jsonl", []).finish()
+    assert (tmp_path / "none.jsonl").read_text() == ""
+    with pytest.raises(InputError, match="is a directory"):
+        GrowingFile(tmp_path, [])
+
+
+def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path, monkeypatch):
+    config = GenerateConfig(model_name_or_path=base, dataset_name="scenes", output_file=str(tmp_path / "a.jsonl"), batch_size=2,
+                            num_generations=2, temperature=1.0, response_length=8)  # fmt: skip
+    whole = stage.generate(config, examples[:6]).read_text()
+    (tmp_path / "a.jsonl").unlink()
+    asked = []
+    real = stage.answer_all
+
+    def killed_after_three(vlm, rows, **how):
+        asked.append(len(rows))
+        for number, found in enumerate(real(vlm, rows, **how)):
+            if len(asked) == 1 and number == 3:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(stage, "answer_all", killed_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        stage.generate(config, examples[:6])
+    assert not (tmp_path / "a.jsonl").exists()
+    assert stage.generate(config, examples[:6]).read_text() == whole and asked == [6, 3]
+
+    adapters = Adapters(vlm)
+    adapters.add("reward", 4, 8, seed=0)
+    RewardModel(Role(adapters, "reward", review_head(vlm)), "none", "before").save(tmp_path / "reward")
+    rows = [{"prompt": "What is here?", "images": [], "answer": f"There is a {c} star."} for c in ("red", "blue", "green")]
+    for row, example in zip(rows, examples, strict=False):
+        (tmp_path / f"{example.id}.png").write_bytes(example.images[0].read())
+        row["images"] = [f"{example.id}.png"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = ScoreConfig(reward_model_path=str(tmp_path / "reward"), dataset_name=str(tmp_path / "rows.jsonl"),
+                       output_file=str(tmp_path / "s.jsonl"), batch_size=1)  # fmt: skip
+    scores = score(told).read_text()
+    real_score, calls = RewardModel.score, []
+
+    def killed_at_the_second(self, groups, **how):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real_score(self, groups, **how)
+
+    monkeypatch.setattr(RewardModel, "score", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        score(told)
+    assert score(told).read_text() == scores and len(calls) == 4
