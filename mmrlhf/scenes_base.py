@@ -416,7 +416,8 @@ def build(
     """Train the base from scratch and write its checkpoint directory (half precision, 4 MB).
 
     dtype: of matrix products while training; bfloat16 is quicker where the processor has it, and much slower where it has not.
-    With it, on two cores that have it: pictures 20 s, tower 1 minute, looking 3, conversing 9. What ships was made so, with seed 0.
+    With it, on two cores that have it: pictures 20 s, tower 1 minute, looking 3, conversing 9. What ships was
+    made so, with seed 0; since then only texts were corrected (plurals, the order of corrections, facts meant to be wrong).
     """
     processor = new_processor(seed)
     model = new_model(processor, seed)
