@@ -74,6 +74,7 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
                 accelerator.backward(loss * len(part) / len(rows))
                 for k, v in metrics.items():
                     sums[k] = sums.get(k, 0.0) + v * len(part) / len(mine)
+            sums = {k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in sums.items()}
             norm = apply(accelerator, optimizer, role.parameters(), config.max_grad_norm)
             steps.advance()
             sums |= {"grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}

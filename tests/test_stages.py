@@ -225,3 +225,53 @@ def test_photographs_and_a_llava_shaped_checkpoint(shared, tmp_path):
     row = read_jsonl(tmp_path / "p" / "metrics.jsonl")[1]
     assert abs(row["objective/kl"]) < 1e-4 and abs(row["val/ratio_first"] - 1) < 1e-4
     assert json.loads((tmp_path / "r" / "reward.json").read_text())["base"] == str(tmp_path / "llava")
+
+
+STAGES = """
+import sys
+import numpy as np, torch
+from mmrlhf import scenes
+from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.ppo import ppo
+from mmrlhf.records import Example, Message, Pair
+from mmrlhf.reward_model import reward
+from mmrlhf.sft import sft
+
+torch.set_num_threads(1)
+base, out, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])
+rows = []
+for i in range(12):
+    scene, rng = scenes.scene("selection", i, 0), np.random.default_rng(i)
+    asked = scenes.describe(scene, rng)
+    rows.append(Example(scene.id, (scene.source(),), (Message("user", asked.text),), asked.answer, scenes.facts(scene, rng)))
+pairs = [Pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
+same = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3,
+            per_device_train_batch_size=4 // processes)
+sft(SFTConfig(output_dir=f"{out}/sft", **same), rows)
+model = reward(RewardConfig(output_dir=f"{out}/reward", **same), pairs)
+ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=str(model), num_generations=2, response_length=10, num_ppo_epochs=1,
+              num_mini_batches=1, **same), rows)
+"""
+
+
+def test_two_processes_train_as_one(base, tmp_path):
+    """The same rows over two processes: the same losses, gradients, KL and rewards as in one."""
+    (tmp_path / "stages.py").write_text(STAGES)
+    logged = []
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+        subprocess.run(
+            [sys.executable, *launch, str(tmp_path / "stages.py"), base, str(tmp_path / str(processes)), str(processes)],
+            check=True, capture_output=True, timeout=150,
+            env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder("data").parent)},
+        )  # fmt: skip
+        logged.append({name: read_jsonl(tmp_path / str(processes) / name / "metrics.jsonl") for name in ("sft", "reward", "ppo")})
+    same = {
+        "sft": ("loss", "num_tokens", "grad_norm"),
+        "reward": ("loss", "accuracy", "margin", "grad_norm"),
+        "ppo": ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "grad_norm", "val/num_eos_tokens"),
+    }
+    for name, figures in same.items():
+        for one, two in zip(logged[0][name], logged[1][name], strict=True):
+            for figure in figures:
+                assert one.get(figure, 0) == pytest.approx(two.get(figure, 0), rel=2e-3, abs=2e-4), (name, figure)
