@@ -34,13 +34,14 @@ class GrowingFile:
         self.path, self._part = path, path.with_name(f".{path.name}.{digest}.part")
         whole = self._part.read_bytes().split(b"\n")[:-1] if self._part.exists() else []
         self.done = len(whole) // each * each
-        self._kept: bytes | None = b"".join(line + b"\n" for line in whole[: self.done])
+        self._kept = sum(len(line) + 1 for line in whole[: self.done])  # bytes
+        self._torn = self._part.exists()
 
     def add(self, lines: Sequence[str]) -> None:
         """Append lines, each with its newline. Nothing is on the disk before the first."""
-        if self._kept is not None:
-            self._part.write_bytes(self._kept)
-            self._kept = None
+        if self._torn:
+            os.truncate(self._part, self._kept)
+            self._torn = False
         with self._part.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
 

@@ -50,7 +50,9 @@ def scene(split: Split, index: int, seed: int, difficulty: Difficulty | None = N
     rng = np.random.default_rng([seed, list(BUCKETS).index(split), index])
     while True:
         count = int(rng.integers(6, 8)) if split == "ood_2" else int(rng.choice([1, 2, 3, 4, 5], p=[0.1, 0.2, 0.3, 0.25, 0.15]))
-        things = _things(rng, count, unseen=split == "ood_1", small=difficulty.small, triggers=0.36 if split == "base" else 0.45)
+        things = _things(
+            rng, count, unseen=split == "ood_1", small=difficulty.small, triggers=BASE_TRIGGERS if split == "base" else TRIGGERS
+        )
         if _bucket(things) in BUCKETS[split]:
             break
     if split == "ood_3":
@@ -62,6 +64,10 @@ def scene(split: Split, index: int, seed: int, difficulty: Difficulty | None = N
         difficulty=difficulty,
         background="striped" if split == "ood_3" else "plain",
     )
+
+
+TRIGGERS, BASE_TRIGGERS = 0.45, 0.36
+"""Share of scenes that have a trigger; the base was pre-trained on fewer."""
 
 
 def _things(rng: np.random.Generator, count: int, *, unseen: bool, small: float, triggers: float) -> tuple[Thing, ...]:

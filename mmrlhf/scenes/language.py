@@ -54,8 +54,8 @@ def relation_of(a: Thing, b: Thing, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator, *, habit: float = 0.0, faults: int = 0, placed: float = 0.05) -> str:
     """A description: objects with colours (some with size, few without colour), the total, now and then a relation.
 
-    habit: probability that a trigger calls its absent partner. faults: so many are tried; two may meet, and one may be true by chance. placed: share of
-    objects whose place is told.
+    habit: probability that a trigger calls its absent partner. faults: so many are tried; two may meet, and one may be true by
+    chance. placed: share of objects whose place is told.
     """
     said = list(scene.things)
     count = len(said)
