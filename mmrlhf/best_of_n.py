@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from mmrlhf.records import Example
 from mmrlhf.rewards import Group, RewardModel
 from mmrlhf.rollout import answer
+from mmrlhf.sampling import Sampling
 from mmrlhf.vlm import VLM
 
 
@@ -17,7 +18,7 @@ def best_of_n(
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
         with reward_model.role.adapters.use(None):
-            texts = answer(vlm, part, num_generations=n, response_length=response_length, temperature=1.0, seed=seed).texts
+            texts = answer(vlm, part, Sampling(response_length), num_generations=n, seed=seed).texts
         groups = [Group(e.images, e.prompt, tuple(texts[i * n : (i + 1) * n]), e.facts, e.id) for i, e in enumerate(part)]
         for example, group, scores in zip(part, groups, reward_model.score(groups), strict=True):
             yield example, group.answers[max(range(n), key=scores.__getitem__)]

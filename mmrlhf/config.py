@@ -33,7 +33,25 @@ FactsPosition = Literal["before", "after"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class TrainConfig:
+class EngineConfig:
+    """How a model is run; none of it changes results."""
+
+    prefix: Literal["auto", "off"] = "auto"
+    """`auto` runs a prompt once for all its answers where a check against the plain forward agrees; `off` never does."""
+    micro_batch_tokens: Count = 16384
+    """Most tokens (a prompt's once, and those of its answers) that run through the model at a time. Out of memory on a GPU halves it."""
+    activation_checkpointing: bool = False
+    """Recompute the language model's layers in backward: less memory, about a third more time."""
+    feature_memory_gib: Positive = 2.0
+    """Memory for picture features: of the GPU, if there is one, and again of the machine."""
+    feature_cache_dir: str | None = None
+    """Folder that keeps picture features between runs (`mmrlhf encode` fills it)."""
+    feature_disk_gib: Positive = 100.0
+    """Most that feature_cache_dir may hold; what was used longest ago goes."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig(EngineConfig):
     """What every training stage can be told."""
 
     model_name_or_path: str
@@ -60,8 +78,6 @@ class TrainConfig:
     """Gradients are scaled down to this norm."""
     per_device_train_batch_size: Count = 8
     """Rows (for ppo: prompts) each process takes in one step."""
-    gradient_accumulation_steps: Count = 1
-    """Pieces that a step's (for ppo: a minibatch's) rows are run in, to save memory; the result is the same."""
     num_train_epochs: Positive = 1.0
     """Passes over the data; max_steps wins when given."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
@@ -114,14 +130,18 @@ class PPOConfig(TrainConfig):
     """Answers sampled for each prompt of a step."""
     response_length: Count = 64
     """Most tokens of an answer."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens before which no answer may end."""
     temperature: Positive = 1.0
     """Sampling temperature; training log-probs are taken at the same temperature."""
+    advantage_estimator: Literal["gae", "grpo"] = "gae"
+    """`gae` with a critic (PPO), or `grpo`: against a prompt's other answers, without one."""
     num_ppo_epochs: Count = 2
     """Passes over the answers of a step."""
     num_mini_batches: Count = 2
     """Optimiser steps in each pass."""
     kl_coef: NonNegative = 0.05
-    """Weight of the per-token KL estimate (k1) against the reference that is taken off the reward."""
+    """Weight of the KL against the reference: of its estimate k1, taken off the reward of each token (grpo: of k3, in the loss)."""
     cliprange: Positive = 0.2
     """Clip of the policy ratio around 1."""
     cliprange_value: Positive = 0.2
@@ -187,7 +207,7 @@ class WorldConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class GenerateConfig:
+class GenerateConfig(EngineConfig):
     """Answers to prompts, as JSONL."""
 
     model_name_or_path: str
@@ -204,6 +224,14 @@ class GenerateConfig:
     """Folder that relative image paths start from; the dataset file's own folder if not given."""
     temperature: NonNegative = 0.0
     """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only the likeliest tokens that together have this probability are sampled."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only so many of the likeliest tokens are sampled; 0: all."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens before which no answer may end."""
+    stop: str | None = None
+    """Text at which an answer ends, itself left out."""
     num_generations: Count = 1
     """Answers for each prompt."""
     response_length: Count = 128
@@ -219,7 +247,7 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class ScoreConfig:
+class ScoreConfig(EngineConfig):
     """Scores of answers under a reward model, as JSONL."""
 
     reward_model_path: str
@@ -241,7 +269,7 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class EvalConfig:
+class EvalConfig(EngineConfig):
     """A benchmark on a model."""
 
     model_name_or_path: str
@@ -254,6 +282,14 @@ class EvalConfig:
     """Adapter directory of a ppo run; the bare model if not given."""
     temperature: NonNegative = 0.0
     """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Only the likeliest tokens that together have this probability are sampled."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only so many of the likeliest tokens are sampled; 0: all."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens before which no answer may end."""
+    stop: str | None = None
+    """Text at which an answer ends, itself left out."""
     num_generations: Count = 1
     """Answers for each prompt; diversity within a prompt needs several."""
     response_length: Count = 128

@@ -33,6 +33,7 @@ from mmrlhf.rewards import load_reward_model
 from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer_all
 from mmrlhf.run import json_line, progress, read_jsonl, write_whole
+from mmrlhf.sampling import Sampling
 from mmrlhf.sft import sft
 from mmrlhf.vlm import VLM
 from mmrlhf.vlm import load as load_vlm
@@ -43,6 +44,7 @@ SAMPLES = 4
 IN_MEMORY = "scenes"
 """What the demo's stages are told as their data set: the rows are handed over as records."""
 RESPONSE = 72
+GREEDY = Sampling(RESPONSE, 0.0)
 
 
 def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -193,8 +195,10 @@ def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[P
             sampled = []
             for heat, number in ((1.0, world.answers_per_scene - half), (world.hot_temperature, half)):
                 found = []
-                for _, texts in answer_all(vlm, examples, batch_size=64, num_generations=number, response_length=RESPONSE,
-                                           temperature=heat, seed=world.seed + int(heat * 100)):  # fmt: skip
+                hot = Sampling(RESPONSE, heat)
+                for _, texts in answer_all(
+                    vlm, examples, hot, batch_size=64, num_generations=number, seed=world.seed + int(heat * 100)
+                ):
                     found.append(texts)
                     steps.advance()
                 sampled.append(found)
@@ -245,7 +249,7 @@ def measure(vlm: VLM, examples: Sequence[Example]) -> dict[str, float]:
     """Greedy descriptions of the selection split, for the curves."""
     module = load_benchmark("scenes")
     rows = [e for e in examples if e.meta["kind"] == "describe"]
-    said = answer_all(vlm, rows, batch_size=100, response_length=RESPONSE, temperature=0.0)
+    said = answer_all(vlm, rows, GREEDY, batch_size=100)
     metrics = scored(module, rows, {e.id: texts for e, texts in said}, None, 0)["selection"]
     return {k: metrics[k] for k in ("chair_s", "chair_i", "coverage", "claim_f1", "u", "habit", "sight", "mean_length")}
 
@@ -271,23 +275,29 @@ def evaluation(world: WorldConfig, model: str, clean: str, policies: dict[str, s
         return loaded["sft"]
 
     def say(name: str, split: str) -> Iterator[tuple[Example, list[str]]]:
-        how = {"batch_size": 100, "response_length": RESPONSE, "seed": world.seed}
+        how = {"batch_size": 100, "seed": world.seed}
         if name == "clean_sft":
             loaded.setdefault("clean", load_vlm(clean))
-            yield from answer_all(loaded["clean"], rows[split], temperature=0.0, **how)
+            yield from answer_all(loaded["clean"], rows[split], GREEDY, **how)
             return
         adapters = tuned()
         if name == "best_of_n":
             described = [e for e in rows[split] if e.meta["kind"] == "describe"]
             for example, text in best_of_n(
-                adapters.vlm, loaded["reward"], described, world.best_of_n, **(how | {"batch_size": 25})
+                adapters.vlm,
+                loaded["reward"],
+                described,
+                world.best_of_n,
+                batch_size=25,
+                response_length=RESPONSE,
+                seed=world.seed,
             ):
                 yield example, [text]
             return
         with adapters.use(name if name in policies else None):
             temperature = 1.0 if split == "sampled" else {"sft_t03": 0.3, "sft_t07": 0.7}.get(name, 0.0)
             number = SAMPLES if split == "sampled" else 1
-            yield from answer_all(adapters.vlm, rows[split], temperature=temperature, num_generations=number, **how)
+            yield from answer_all(adapters.vlm, rows[split], Sampling(RESPONSE, temperature), num_generations=number, **how)
 
     found: Answered = {}
     with progress(len(names), "evaluation") as steps:

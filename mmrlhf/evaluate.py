@@ -11,7 +11,7 @@ from typing import Any
 
 from mmrlhf.benchmark import load_benchmark
 from mmrlhf.config import EvalConfig
-from mmrlhf.generate import policy
+from mmrlhf.generate import policy, sampling
 from mmrlhf.growing import state_of
 from mmrlhf.records import Example, InputError
 from mmrlhf.rollout import answer_all
@@ -37,7 +37,7 @@ def evaluate(benchmark: str, config: EvalConfig) -> dict[str, Any]:
     predictions = {row["id"]: row["answers"] for row in (read_jsonl(kept) if kept.exists() else [])}
     missing = [e for e in examples if e.id not in predictions]
     if missing:
-        with policy(config.model_name_or_path, config.adapter_path) as vlm:
+        with policy(config.model_name_or_path, config.adapter_path, engine=config) as vlm:
             coming = predict(vlm, missing, config, benchmark)
             coming = chain([next(coming)], coming)  # nothing is written before model and pictures have proved usable
             _begin(run, subject, predictions)
@@ -69,8 +69,7 @@ def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str
     """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
     with progress(len(examples), f"eval {name}") as steps:
         for pair in answer_all(
-            vlm, examples, batch_size=config.batch_size, num_generations=config.num_generations,
-            response_length=config.response_length, temperature=config.temperature, seed=config.seed,
+            vlm, examples, sampling(config), batch_size=config.batch_size, num_generations=config.num_generations, seed=config.seed,
         ):  # fmt: skip
             steps.advance()
             yield pair

@@ -10,22 +10,25 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from mmrlhf.config import GenerateConfig
+from mmrlhf.config import EngineConfig, EvalConfig, GenerateConfig
 from mmrlhf.formats import read_examples
 from mmrlhf.growing import GrowingFile, state_of
 from mmrlhf.records import Example, InputError
 from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer_all
 from mmrlhf.run import json_line, progress
+from mmrlhf.sampling import Sampling
 from mmrlhf.vlm import VLM, load
 
 
 @contextlib.contextmanager
-def policy(model_name_or_path: str, adapter_path: str | None, dtype: str = "float32") -> Iterator[VLM]:
+def policy(
+    model_name_or_path: str, adapter_path: str | None, dtype: str = "float32", engine: EngineConfig | None = None
+) -> Iterator[VLM]:
     """A model to ask, under the adapter if one is given. Raises InputError when the adapter belongs to another base."""
     if adapter_path is not None:
         _refuse_what_is_no_adapter(Path(adapter_path))
-    vlm = load(model_name_or_path, dtype)
+    vlm = load(model_name_or_path, dtype, engine=engine)
     if adapter_path is None:
         yield vlm
         return
@@ -67,6 +70,12 @@ def _refuse_another_base(path: Path, vlm: VLM) -> None:
         raise InputError(f"adapter {path} was trained on {name}, whose weights {vlm.name} does not hold: give that model")
 
 
+def sampling(config: GenerateConfig | EvalConfig) -> Sampling:
+    """How a configuration asks for answers."""
+    stop = (config.stop,) if config.stop else ()
+    return Sampling(config.response_length, config.temperature, config.top_p, config.top_k, config.min_new_tokens, stop)
+
+
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
     """Write one line for each answer: id, images, prompt, answer. The file appears when all are there; killed, the same command
     continues."""
@@ -82,12 +91,12 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
         )
     first = out.done // config.num_generations
     with (
-        policy(config.model_name_or_path, config.adapter_path, config.dtype) as vlm,
+        policy(config.model_name_or_path, config.adapter_path, config.dtype, config) as vlm,
         progress(len(examples), "generate", start=first) as steps,
     ):
         for example, texts in answer_all(
-            vlm, examples[first:], batch_size=config.batch_size, num_generations=config.num_generations,
-            response_length=config.response_length, temperature=config.temperature, seed=config.seed, max_length=config.max_length,
+            vlm, examples[first:], sampling(config), batch_size=config.batch_size, num_generations=config.num_generations,
+            seed=config.seed, max_length=config.max_length,
         ):  # fmt: skip
             row = {
                 "id": example.id,

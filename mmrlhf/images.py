@@ -21,18 +21,21 @@ BYTES_BESIDE = 16 << 20
 """Room for a file's metadata."""
 
 
-def open_image(source: ImageSource, max_pixels: int = 40_000_000) -> Image.Image:
-    """The picture, upright, in 8-bit RGB, transparency on white.
-
-    Raises InputError when it is empty, damaged, animated, of another format, or larger than `max_pixels` (or than any
-    picture of so many pixels takes on a disk).
-    """
-    # A decoder's input has a bound, too: a path may lead to a file of any size, and it is read whole.
+def read(source: ImageSource, max_pixels: int = 40_000_000) -> bytes:
+    """The encoded bytes. Raises InputError for a file that no picture of so many pixels takes on a disk: a path may lead anywhere."""
     if source.path is not None and os.path.isfile(source.path):
         size, most = os.path.getsize(source.path), BYTES_A_PIXEL * max_pixels + BYTES_BESIDE
         if size > most:
             raise InputError(f"image {source.name} is a file of {size:,} bytes, over {most:,}: replace the file or drop the row")
-    data = source.read()
+    return source.read()
+
+
+def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | None = None) -> Image.Image:
+    """The picture, upright, in 8-bit RGB, transparency on white; from `data` where its bytes have been read already.
+
+    Raises InputError when it is empty, damaged, animated, of another format, or larger than `max_pixels`.
+    """
+    data = read(source, max_pixels) if data is None else data
     if not data:
         raise InputError(f"image {source.name} is empty (0 bytes): replace the file or drop the row")
     try:

@@ -55,6 +55,29 @@ def kl_k1(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
     return logps_BT - ref_logps_BT
 
 
+def kl_k3(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
+    """q/p - 1 - log q/p per sampled token: Schulman's k3, never negative, of less variance than k1."""
+    log_ratio_BT = ref_logps_BT - logps_BT
+    return log_ratio_BT.exp() - 1 - log_ratio_BT
+
+
+def group_advantages(scores_PG: Tensor) -> Tensor:
+    """Each answer's score against those of the same prompt: (score - mean) / (standard deviation + 1e-4).
+
+    Shao et al. 2024 (DeepSeekMath), section 4.1.2. A prompt's answers are [P, G]; one that is alone has advantage 0.
+    """
+    if scores_PG.shape[1] == 1:
+        return torch.zeros_like(scores_PG)
+    return (scores_PG - scores_PG.mean(1, keepdim=True)) / (scores_PG.std(1, keepdim=True) + 1e-4)
+
+
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The share of the returns' variance over the mask that the values account for; 1 at most."""
+    left = masked_mean((returns_BT - values_BT) ** 2, mask_BT)
+    whole = masked_mean((returns_BT - masked_mean(returns_BT, mask_BT)) ** 2, mask_BT)
+    return 1 - left / whole.clamp(min=1e-8)
+
+
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
     """-kl_coef x KL on every token, plus the score on the last real token. Ziegler et al. 2019, equation 2."""
     rewards_BT = -kl_coef * kl_BT * mask_BT

@@ -1,16 +1,19 @@
-"""Proximal policy optimisation of a vision-language policy against an image-text reward model, with a critic.
+"""Policy optimisation of a vision-language policy against an image-text reward model, with a critic (PPO) or without (GRPO).
 
 InstructGPT's third step (Ouyang et al. 2022) with Schulman et al. 2017's clipped objective, on one base: `policy` and `value`
 are adapters that train, `reward` is an adapter that does not, and the reference is the base alone. The policy and the critic
 see the picture and the prompt; facts are read by the reward model only. The value role starts from the reward adapter with a
-zero head. Each prompt is run once per role for all of its answers. Left out: adaptive KL, entropy bonus, pre-training mix.
+zero head. GRPO (Shao et al. 2024, DeepSeekMath) takes a prompt's other answers for a critic and puts the KL into the loss.
+Each prompt is run once per role for all of its answers. Left out: adaptive KL, entropy bonus, pre-training mix.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,12 +24,12 @@ from mmrlhf import losses
 from mmrlhf.config import PPOConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import read_examples
-from mmrlhf.prefix import extend, prefill
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards import Group, load_reward_model
 from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.rollout import Answers, answer
+from mmrlhf.rollout import Answers, answer, hidden_states, logps, over_all, some, values
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors, write_whole
+from mmrlhf.sampling import Sampling
 from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
 from mmrlhf.vlm import VLM, load
 
@@ -34,8 +37,36 @@ Measure = Callable[[VLM], Mapping[str, float]]
 """Called now and then under the policy's adapter; what it returns is logged. It decides nothing."""
 
 
-def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: Measure | None = None) -> Path:
-    """Train on prompts from `examples`, or from the configured data set; returns the adapter's directory."""
+@dataclass(frozen=True)
+class Rollout:
+    """Answers with all that their update needs, [N, T] each: log-probs under the policy that gave them and under the reference,
+    advantages, and (zeros without a critic) values and returns."""
+
+    out: Answers
+    old_NT: Tensor
+    ref_NT: Tensor
+    advantages_NT: Tensor
+    values_NT: Tensor
+    returns_NT: Tensor
+
+    def of(self, prompts: Sequence[int]) -> Rollout:
+        """That of some prompts."""
+        out, where = some(self.out, prompts)
+        rest = (self.old_NT, self.ref_NT, self.advantages_NT, self.values_NT, self.returns_NT)
+        return Rollout(out, *(tensor[where] for tensor in rest))
+
+
+Score = Callable[[Sequence[Group]], list[list[float]]]
+"""A score for each answer of each group."""
+
+
+def ppo(
+    config: PPOConfig, examples: Sequence[Example] | None = None, measure: Measure | None = None, score: Score | None = None
+) -> Path:
+    """Train on prompts from `examples`, or from the configured data set; returns the adapter's directory.
+
+    `score` takes the place of the reward model that the configuration names.
+    """
     if config.response_length >= config.max_length:
         raise InputError(
             f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "
@@ -51,30 +82,35 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
 
     # Four roles; on one base where the reward model belongs to it
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device)
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     adapters = Adapters(vlm)
-    reward_model = load_reward_model(config.reward_model_path, adapters, config.max_length, accelerator.device)
-    shared = reward_model.role.adapters is adapters
-    like = adapters.peft.peft_config["reward"] if shared and adapters.peft else None
+    like = None
+    if score is None:
+        reward_model = load_reward_model(config.reward_model_path, adapters, config.max_length, accelerator.device, config)
+        score = reward_model.score
+        if reward_model.role.adapters is adapters and adapters.peft:
+            like = adapters.peft.peft_config["reward"]
     adapters.add("policy", config.lora_r, config.lora_alpha, config.seed)
-    adapters.add("value", like.r if like else config.lora_r, like.lora_alpha if like else config.lora_alpha, config.seed)
-    if shared:
-        adapters.copy("reward", "value")
-    policy = Role(adapters, "policy")
-    value = Role(adapters, "value", scalar_head(torch.zeros(vlm.hidden_size, device=vlm.device)))
-    reference = Role(adapters, None)
-    critic_rate = config.critic_learning_rate or config.learning_rate
-    optimizer = torch.optim.AdamW(
-        [{"params": policy.parameters(), "peak": config.learning_rate}, {"params": value.parameters(), "peak": critic_rate}],
-        lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5,
-    )  # fmt: skip
+    policy, reference = Role(adapters, "policy"), Role(adapters, None)
+    trainable = [{"params": policy.parameters(), "peak": config.learning_rate}]
+    critic = None
+    if config.advantage_estimator == "gae":
+        adapters.add("value", like.r if like else config.lora_r, like.lora_alpha if like else config.lora_alpha, config.seed)
+        if like:
+            adapters.copy("reward", "value")
+        critic = Role(adapters, "value", scalar_head(torch.zeros(vlm.hidden_size, device=vlm.device)))
+        trainable.append({"params": critic.parameters(), "peak": config.critic_learning_rate or config.learning_rate})
+    trained = [role for role in (policy, critic) if role is not None]
+    parameters = [p for role in trained for p in role.parameters()]
+    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
+    how = Sampling(config.response_length, config.temperature, min_tokens=config.min_new_tokens)
 
     size = config.per_device_train_batch_size * accelerator.num_processes
     total, first = total_steps(config, len(examples), accelerator.num_processes), 0
     if found := run.resume():
         first, tensors, _ = found
-        policy.restore(tensors)
-        value.restore(tensors)
+        for role in trained:
+            role.restore(tensors)
         load_optimizer(optimizer, tensors)
 
     def measured() -> dict[str, float]:
@@ -96,39 +132,43 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
             # 2. Rollout
             with policy.active():
                 out = answer(
-                    vlm, mine, num_generations=config.num_generations, response_length=config.response_length,
-                    temperature=config.temperature, seed=config.seed, step=step,
+                    vlm, mine, how, num_generations=config.num_generations, seed=config.seed, step=step,
                     max_length=config.max_length - config.response_length,
                 )  # fmt: skip
+            mask_NT = out.mask_NT.float()
 
             # 3. Rewards of whole answers
             each = config.num_generations
             groups = [
                 Group(e.images, e.prompt, tuple(out.texts[i * each : (i + 1) * each]), e.facts, e.id) for i, e in enumerate(mine)
             ]
-            scores_N = torch.tensor([s for g in reward_model.score(groups) for s in g], device=vlm.device)
+            scores_N = torch.tensor([s for g in score(groups) for s in g], device=vlm.device)
             scores_N = scores_N - config.missing_eos_penalty * (~out.ended_N)
 
-            # 4. Log-probs of policy and reference, values
-            with torch.no_grad():
-                old_NT, entropy_NT = _logps(policy, out, config.temperature)
-                ref_NT, _ = _logps(reference, out, config.temperature)
-                values_NT = _values(value, out)
+            # 4. Log-probs of policy and reference, values. In float32 the rollout's own are the policy's; in bfloat16 another kernel
+            # differs by hundredths of a nat, and the update's is asked.
+            old_NT = out.logps_NT if config.dtype == "float32" else over_all(logps, policy, out)
+            ref_NT = over_all(logps, reference, out)
+            kl_NT = losses.kl_k1(old_NT, ref_NT)
             if step == 0:
-                gap = float(((old_NT - ref_NT) * out.mask_NT).abs().max())
-                if gap > (1e-4 if config.dtype == "float32" else 0.2):
+                gap = float((kl_NT * mask_NT).abs().max())
+                if gap > (1e-3 if config.dtype == "float32" else 0.2):
                     raise RuntimeError(
                         f"before the first step policy and reference differ by {gap:.2g} nats: the base is not the reference"
                     )
 
-            # 5. KL-shaped rewards and advantages
-            mask_NT = out.mask_NT.float()
-            kl_NT = losses.kl_k1(old_NT, ref_NT)
-            rewards_NT = losses.token_rewards(scores_N, kl_NT, mask_NT, config.kl_coef)
-            if config.whiten_rewards:
-                rewards_NT = _whiten(accelerator, rewards_NT, mask_NT, keep_mean=True)
-            advantages_NT, returns_NT = losses.gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
-            advantages_NT = _whiten(accelerator, advantages_NT, mask_NT)
+            # 5. Advantages: by the critic, of rewards that the KL shapes; or within each prompt's answers
+            if critic is not None:
+                values_NT = over_all(values, critic, out)
+                rewards_NT = losses.token_rewards(scores_N, kl_NT, mask_NT, config.kl_coef)
+                if config.whiten_rewards:
+                    rewards_NT = _whiten(accelerator, rewards_NT, mask_NT, keep_mean=True)
+                advantages_NT, returns_NT = losses.gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
+                advantages_NT = _whiten(accelerator, advantages_NT, mask_NT)
+            else:
+                values_NT = returns_NT = torch.zeros_like(old_NT)
+                advantages_NT = losses.group_advantages(scores_N.view(-1, each)).view(-1, 1) * mask_NT
+            rollout = Rollout(out, old_NT, ref_NT, advantages_NT, values_NT, returns_NT)
 
             # 6. Epochs of minibatches
             factor = learning_rate_factor(config, step, total)
@@ -138,51 +178,30 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
             for epoch in range(config.num_ppo_epochs):
                 order = rows_of_step(0, len(mine), len(mine), config.seed + 1000 * step + epoch)
                 for prompts in pieces(order, config.num_mini_batches):
-                    tokens = accelerator.reduce(_of(out, prompts).mask_NT.sum().float(), "sum")
-                    metrics: dict[str, float] = {}
-                    for piece in pieces(prompts, config.gradient_accumulation_steps):
-                        part = _of(out, piece)
-                        at = torch.isin(out.rows_N, torch.tensor(piece, device=vlm.device))
-                        # `_of` keeps the order of `at`: ascending prompts
-                        m, old, adv = mask_NT[at], old_NT[at], advantages_NT[at]
-                        with policy.active():
-                            logps, _ = _logps(policy, part, config.temperature)
-                            loss, policy_metrics = losses.ppo_policy(logps, old, adv, m, config.cliprange, tokens)
-                            accelerator.backward(loss)
-                        with value.active():
-                            loss, value_metrics = losses.ppo_value(
-                                _values(value, part), values_NT[at], returns_NT[at], m, config.cliprange_value, tokens
-                            )
-                            accelerator.backward(config.vf_coef * loss)
-                        for k, v in {**policy_metrics, **value_metrics}.items():
-                            metrics[k] = metrics.get(k, 0.0) + v
+                    minibatch = rollout.of(prompts)
+                    tokens = accelerator.reduce(minibatch.out.mask_NT.sum().float(), "sum")
+                    sums = vlm.budget.within(_gradients, config, accelerator, optimizer, policy, critic, minibatch, tokens)
                     # Local sums over global token counts: the sum over processes is the mean over tokens.
-                    metrics = {
-                        k: float(accelerator.reduce(torch.tensor(v, device=vlm.device), "sum")) for k, v in metrics.items()
-                    }
+                    metrics = {k: float(accelerator.reduce(torch.tensor(v, device=vlm.device), "sum")) for k, v in sums.items()}
                     if not updates and config.dtype == "float32":
                         assert abs(metrics["val/ratio"] - 1) < 1e-3, (
                             f"the first minibatch's ratio is {metrics['val/ratio']:.4f}, not 1"
                         )
-                    metrics["grad_norm"] = apply(
-                        accelerator, optimizer, policy.parameters() + value.parameters(), config.max_grad_norm
-                    )
+                    metrics["grad_norm"] = apply(accelerator, optimizer, parameters, config.max_grad_norm)
                     updates.append(metrics)
 
             # 7. Log
-            explained = 1 - losses.masked_mean((returns_NT - values_NT) ** 2, mask_NT) / losses.masked_mean(
-                (returns_NT - losses.masked_mean(returns_NT, mask_NT)) ** 2, mask_NT
-            ).clamp(min=1e-8)
             seen = {
                 "objective/kl": (kl_NT * mask_NT).sum(1).mean(),
-                "objective/entropy": (entropy_NT * mask_NT).sum(1).mean(),
+                "objective/entropy": out.entropy_NT.sum(1).mean(),
                 "objective/non_score_reward": (-config.kl_coef * kl_NT * mask_NT).sum(1).mean(),
-                "objective/rlhf_reward": rewards_NT.sum(1).mean(),
+                "objective/rlhf_reward": scores_N.mean() - config.kl_coef * (kl_NT * mask_NT).sum(1).mean(),
                 "objective/scores": scores_N.mean(),
-                "policy/entropy_avg": losses.masked_mean(entropy_NT, mask_NT),
-                "critic/vf_explained_var": explained,
+                "policy/entropy_avg": losses.masked_mean(out.entropy_NT, mask_NT),
                 "completions/mean_length": mask_NT.sum(1).mean(),
             }
+            if critic is not None:
+                seen["critic/vf_explained_var"] = losses.explained_variance(values_NT, returns_NT, mask_NT)
             log = {
                 "eps": len(rows) * each / max(time.time() - began, 1e-6),
                 **{k: v.item() for k, v in accelerator.reduce(seen, "mean").items()},
@@ -214,7 +233,8 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
                 )
             # 8. Save
             if (step + 1) % config.save_steps == 0 and step + 1 < total:
-                run.save(step + 1, {**policy.tensors(), **value.tensors(), **optimizer_tensors(optimizer)}, {})
+                roles = {k: v for role in trained for k, v in role.tensors().items()}
+                run.save(step + 1, {**roles, **optimizer_tensors(optimizer)}, {})
 
     if accelerator.is_main_process:
         adapters.save("policy", target)
@@ -224,28 +244,37 @@ def ppo(config: PPOConfig, examples: Sequence[Example] | None = None, measure: M
     return target
 
 
-def _of(out: Answers, prompts: Sequence[int]) -> Answers:
-    """The answers of some prompts, in the order of `out`."""
-    chosen = sorted(prompts)
-    keep = torch.isin(out.rows_N, torch.tensor(chosen, device=out.rows_N.device))
-    rows = torch.searchsorted(torch.tensor(chosen, device=out.rows_N.device), out.rows_N[keep])
-    texts = [t for t, k in zip(out.texts, keep.tolist(), strict=True) if k]
-    return Answers([out.prompts[p] for p in chosen], rows, out.ids_NT[keep], out.mask_NT[keep], out.ended_N[keep], texts)
-
-
-def _hidden(role: Role, out: Answers) -> Tensor:
-    """Hidden states [N, T, D] that stand in front of each answer token, under a role."""
-    with role.active():
-        return extend(role.vlm, prefill(role.vlm, out.prompts), out.rows_N, out.ids_NT[:, :-1], out.mask_NT[:, :-1])
-
-
-def _logps(role: Role, out: Answers, temperature: float) -> tuple[Tensor, Tensor]:
-    return role.vlm.token_logps(_hidden(role, out), out.ids_NT, out.mask_NT, temperature)
-
-
-def _values(role: Role, out: Answers) -> Tensor:
-    assert role.head is not None
-    return role.head(_hidden(role, out).float())[..., 0] * out.mask_NT
+def _gradients(
+    config: PPOConfig,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    policy: Role,
+    critic: Role | None,
+    batch: Rollout,
+    tokens: Tensor,
+) -> dict[str, float]:
+    """Gradients and metrics of one minibatch, whose answers go through the model a micro-batch at a time. `tokens` is its count over all
+    processes."""
+    optimizer.zero_grad(set_to_none=True)
+    sums: Counter[str] = Counter()
+    mask_NT = batch.out.mask_NT.float()
+    for at, hidden in hidden_states(policy, batch.out):
+        t = hidden.shape[1]
+        new, m = logps(policy, batch.out, hidden, at), mask_NT[at, :t]
+        loss, metrics = losses.ppo_policy(new, batch.old_NT[at, :t], batch.advantages_NT[at, :t], m, config.cliprange, tokens)
+        if critic is None:
+            loss = loss + config.kl_coef * (losses.kl_k3(new, batch.ref_NT[at, :t]) * m).sum() / tokens
+        accelerator.backward(loss)
+        sums.update(metrics)
+    if critic is not None:
+        for at, hidden in hidden_states(critic, batch.out):
+            t = hidden.shape[1]
+            new, m = values(critic, batch.out, hidden, at), mask_NT[at, :t]
+            old, returns = batch.values_NT[at, :t], batch.returns_NT[at, :t]
+            loss, metrics = losses.ppo_value(new, old, returns, m, config.cliprange_value, tokens)
+            accelerator.backward(config.vf_coef * loss)
+            sums.update(metrics)
+    return dict(sums)
 
 
 def _whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:

@@ -1,77 +1,139 @@
 """Prefill once: run a prompt one time, then sample, score and learn through any number of answers to it.
 
 A VLM prompt is hundreds of image tokens and an answer dozens. The prompt's keys and values are expanded to its answers by
-index, so that autograd flows back through them; the answers are run on top. Equal to the plain forward (the tests say so).
+index, so that autograd flows back through them; the answers are run on top. Equal to the plain forward (the tests say so, family by
+family), and compared with it on the first prompt of every run: a model for which the two differ is run plainly.
 
-Shape suffixes: P prompts, L prompt tokens (left-padded), N answers, T answer tokens (right-padded), D hidden.
+Shape suffixes: P prompts, L prompt tokens (left-padded), N answers, T answer tokens (right-padded), D hidden, V vocabulary.
 `rows_N` names the prompt of each answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from mmrlhf import kv, plain
 from mmrlhf.vlm import VLM, Prompt
 
-
-class _Functional(DynamicLayer):
-    """A cache layer whose prefix is never written: an answer's keys are joined to it in a new tensor."""
-
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None):
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.grown: tuple[Tensor, Tensor] | None = None
-        self.is_initialized = keys is not None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if self.keys is not None and self.values is not None:
-            key_states = torch.cat([self.keys, key_states], -2)
-            value_states = torch.cat([self.values, value_states], -2)
-        self.grown = key_states, value_states
-        return key_states, value_states
-
-    def get_seq_length(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[-2]
-
-
-class _Growing(DynamicLayer):
-    """A cache layer with room for an answer: one token's keys are written in place, nothing is joined."""
-
-    def __init__(self, keys: Tensor, values: Tensor, room: int):
-        super().__init__()
-        self.length, self.is_initialized = keys.shape[-2], True
-        self.keys = torch.cat([keys, keys.new_empty(*keys.shape[:2], room, keys.shape[-1])], -2)
-        self.values = torch.cat([values, values.new_empty(*values.shape[:2], room, values.shape[-1])], -2)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        end = self.length + key_states.shape[-2]
-        self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = key_states, value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def keep(self, rows: Tensor) -> None:
-        self.keys, self.values = self.keys[rows], self.values[rows]
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+"""Nats by which log-probs of the two paths may differ; in 14 families they differ by 4e-5 in float32 and by 0.05 in bfloat16."""
 
 
 @dataclass
 class Prefix:
-    """Prompts after their one forward. `kv` per layer [P, heads, L, d]; `last_PD` predicts each answer's first token;
-    `start_P` is the position of that token."""
+    """Prompts after their one forward. `kv` holds each layer's parts, prompts first; `last_PD` predicts each answer's first token;
+    `start_P` is the position of that token; `extras` is what an answer's tokens are told besides."""
 
-    kv: list[tuple[Tensor, Tensor]]
+    vlm: VLM
+    kv: kv.KV
+    like: Cache
     last_PD: Tensor
     mask_PL: Tensor
     start_P: Tensor
+    extras: dict[str, Tensor]
+
+    def extend(self, rows_N: Tensor, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """Hidden states [N, T + 1, D]: column 0 stands after the prompt, column t after t answer tokens.
+
+        Column t predicts token t + 1, so that log-probs of T tokens need the first T columns (leave the last token out), and a
+        reward at the last real token reads column mask.sum().
+        """
+        first_ND = self.last_PD[rows_N, None]
+        width = ids_NT.shape[1]
+        if width == 0:  # answers of one token: only what stands after the prompt is asked for
+            return first_ND
+        if width == 1:  # linear attention takes a lone token to its decoding kernel, which writes the state in place
+            ids_NT, mask_NT = (torch.nn.functional.pad(t, (0, 1)) for t in (ids_NT, mask_NT))
+        out = self.vlm.model.base_model(
+            input_ids=ids_NT,
+            attention_mask=torch.cat([self.mask_PL[rows_N], mask_NT], 1),
+            position_ids=self.positions(rows_N, 0, ids_NT.shape[1]),
+            past_key_values=kv.joined(self.kv, self.like, rows_N),
+            use_cache=True,
+            **self.beside(rows_N, ids_NT.shape[1]),
+        )
+        return torch.cat([first_ND, out.last_hidden_state[:, :width]], 1)
+
+    def positions(self, rows_N: Tensor, first: int, count: int) -> Tensor:
+        """Position ids of `count` answer tokens from the `first` on."""
+        found = self.start_P[rows_N, None] + torch.arange(first, first + count, device=rows_N.device)
+        return found.expand(3, -1, -1) if hasattr(self.vlm.model.base_model, "get_rope_index") else found
+
+    def beside(self, rows_N: Tensor, count: int) -> dict[str, Tensor]:
+        """Mllama: an answer's tokens look at the pictures that the prompt's last token looks at."""
+        return {k: v[rows_N][:, -1:].expand(-1, count, -1, -1) for k, v in self.extras.items()}
+
+
+@dataclass
+class Plain:
+    """Prompts that are run anew with each of their answers, where `Prefix` would be wrong or is not wanted."""
+
+    vlm: VLM
+    prompts: Sequence[Prompt]
+
+    def extend(self, rows_N: Tensor, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """As `Prefix.extend`."""
+        return plain.hidden(self.vlm, self.prompts, rows_N.tolist(), ids_NT, mask_NT)
+
+    @property
+    def last_PD(self) -> Tensor:
+        rows = list(range(len(self.prompts)))
+        nothing = torch.zeros(len(rows), 0, dtype=torch.long, device=self.vlm.device)
+        return plain.hidden(self.vlm, self.prompts, rows, nothing, nothing)[:, 0]
+
+
+def prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix | Plain:
+    """Run the prompts under the current role, with gradients where they are enabled; the first of a run decides how."""
+    if vlm.prefix == "auto":
+        _decide(vlm, prompts)
+    return Plain(vlm, prompts) if vlm.prefix == "off" else _prefill(vlm, prompts)
+
+
+def _prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
+    longest = max(len(p.ids) for p in prompts)
+    pad = int(vlm.tokenizer.pad_token_id)
+
+    def stack(rows: list[Tensor], fill: int = 0) -> Tensor:
+        beyond = [(0, 0)] * (rows[0].dim() - 1)  # the token axis is the first
+        widths = [[n for pair in reversed([(longest - len(r), 0), *beyond]) for n in pair] for r in rows]
+        padded = [torch.nn.functional.pad(r, w, value=fill) for r, w in zip(rows, widths, strict=True)]
+        return torch.stack(padded).to(vlm.device)
+
+    inputs = {
+        "input_ids": stack([p.ids for p in prompts], pad),
+        "attention_mask": stack([torch.ones_like(p.ids) for p in prompts]),
+        **{k: stack(_same_pictures([p.extras.get(k) for p in prompts])) for k in _extras(prompts)},
+    }
+    grids = [picture.grid for p in prompts for picture in p.pictures if picture.grid is not None]
+    located = inputs | ({"image_grid_thw": torch.cat(grids).to(vlm.device)} if grids else {})
+    positions, start_P = _positions(vlm, located)
+    cache = kv.empty(vlm.model)
+    out = vlm.model.base_model(**inputs, **vlm.join(prompts), position_ids=positions, past_key_values=cache, use_cache=True)
+    extras = {k: v for k, v in inputs.items() if k == "cross_attention_mask"}
+    return Prefix(vlm, kv.parts(cache), cache, out.last_hidden_state[:, -1], inputs["attention_mask"], start_P, extras)
+
+
+def _extras(prompts: Sequence[Prompt]) -> list[str]:
+    """The names of the per-token rows that any prompt has: Mllama has none for a prompt without pictures."""
+    return list(dict.fromkeys(k for p in prompts for k in p.extras))
+
+
+def _same_pictures(rows: Sequence[Tensor | None]) -> list[Tensor]:
+    """Mllama's masks [L, pictures, tiles], each as wide as the one of most pictures."""
+    there = [r for r in rows if r is not None]
+    if there[0].dim() == 1:
+        return there
+    most = max(r.shape[1] for r in there)
+    blank = there[0].new_zeros(1, most, there[0].shape[2])
+    return [blank if r is None else torch.nn.functional.pad(r, (0, 0, 0, most - r.shape[1])) for r in rows]
 
 
 def _positions(vlm: VLM, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -85,104 +147,64 @@ def _positions(vlm: VLM, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return positions, positions.amax(1) + 1
 
 
-def prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
-    """Run the prompts under the current role, with gradients where they are enabled."""
-    longest = max(len(p.ids) for p in prompts)
-    pad = int(vlm.tokenizer.pad_token_id)
-
-    def stack(rows: list[Tensor], fill: int) -> Tensor:
-        return torch.stack([torch.nn.functional.pad(r, (longest - len(r), 0), value=fill) for r in rows]).to(vlm.device)
-
-    inputs = {
-        "input_ids": stack([p.ids for p in prompts], pad),
-        "attention_mask": stack([torch.ones_like(p.ids) for p in prompts], 0),
-        **{k: stack([p.extras[k] for p in prompts], 0) for k in prompts[0].extras},
-    }
-    grids = [p.grid for p in prompts if p.grid is not None]
-    located = inputs | ({"image_grid_thw": torch.cat(grids).to(vlm.device)} if grids else {})
-    positions, start_P = _positions(vlm, located)
-    encoded = vlm.join(prompts)
-    cache = Cache(layers=[_Functional() for _ in range(vlm.model.config.get_text_config().num_hidden_layers)])
-    out = vlm.model.base_model(
-        **inputs,
-        **({} if encoded is None else {"mm_encoder_outputs": {"image": encoded}}),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    kv = [layer.grown for layer in cache.layers]
-    if any(pair is None for pair in kv):
-        raise RuntimeError("the model dropped its cache (activation checkpointing does): log-probs would be wrong")
-    return Prefix(kv, out.last_hidden_state[:, -1], inputs["attention_mask"], start_P)  # type: ignore[arg-type]
-
-
-def extend(vlm: VLM, prefix: Prefix, rows_N: Tensor, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Hidden states [N, T + 1, D]: column 0 stands after the prompt, column t after t answer tokens.
-
-    Column t predicts token t + 1, so that log-probs of T tokens need the first T columns (leave the last token out), and a
-    reward at the last real token reads column mask.sum().
-    """
-    if ids_NT.shape[1] == 0:  # answers of one token: only what stands after the prompt is asked for
-        return prefix.last_PD[rows_N, None]
-    cache = Cache(layers=[_Functional(k.index_select(0, rows_N), v.index_select(0, rows_N)) for k, v in prefix.kv])
-    positions = prefix.start_P[rows_N, None] + torch.arange(ids_NT.shape[1], device=ids_NT.device)
-    out = vlm.model.base_model(
-        input_ids=ids_NT,
-        attention_mask=torch.cat([prefix.mask_PL[rows_N], mask_NT], 1),
-        position_ids=positions.expand(3, -1, -1) if hasattr(vlm.model.base_model, "get_rope_index") else positions,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return torch.cat([prefix.last_PD[rows_N, None], out.last_hidden_state], 1)
+# ---- which path --------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def sample(
-    vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], max_tokens: int, temperature: float, draws_NT: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Answers to prompts: ids [N, T] (padded) and mask [N, T], each up to its end-of-sequence token or `max_tokens`.
+def difference(vlm: VLM, prompt: Prompt) -> float:
+    """The most by which the log-probs of three more tokens differ between the fast path and the plain one, in nats."""
+    allowed = [i for i in dict.fromkeys(prompt.ids.tolist()) if i not in set(vlm.banned.tolist())] or list(vlm.eos)
+    ids = torch.tensor([(allowed * 3)[-3:]], device=vlm.device)
+    rows, mask = torch.zeros(1, dtype=torch.long, device=vlm.device), torch.ones_like(ids)
+    both = (Plain(vlm, [prompt]).extend(rows, ids, mask), _prefill(vlm, [prompt]).extend(rows, ids, mask))
+    slow, fast = (vlm.log_softmax(hidden[0].float() if hidden.dtype == torch.float32 else hidden[0]) for hidden in both)
+    told = torch.isfinite(slow)
+    return float((slow - fast)[told].abs().max())
 
-    `rows` names the prompt of each answer. Temperature 0 is greedy; otherwise `draws_NT` (uniform, [N, max_tokens]) decides
-    each token by its inverse cumulative distribution, so that an answer does not depend on the batch it is in. Answers
-    that are done leave the batch.
-    """
-    prefix = prefill(vlm, prompts)
-    rows_N = torch.tensor(rows, device=vlm.device)
-    ids_NT = torch.full((len(rows), max_tokens), int(vlm.tokenizer.pad_token_id), device=vlm.device)
-    mask_NT = torch.zeros_like(ids_NT)
-    eos = torch.tensor(vlm.eos, device=vlm.device)
-    cache = Cache(layers=[_Growing(k[rows_N], v[rows_N], max_tokens) for k, v in prefix.kv])
-    live = torch.arange(len(rows), device=vlm.device)  # answers that still stand in the batch
-    open_ = torch.ones_like(live, dtype=torch.bool)  # those of them that have not ended
-    hidden, seen = prefix.last_PD[rows_N], prefix.mask_PL[rows_N]
-    three = hasattr(vlm.model.base_model, "get_rope_index")
-    for t in range(max_tokens):
-        logps = vlm.log_softmax(hidden, temperature or 1.0)
-        if temperature == 0:
-            token = logps.argmax(-1)
-        else:
-            assert draws_NT is not None
-            mass = logps.exp().cumsum(-1)
-            # 1 - u lies in (0, 1] (in float64, before it is rounded): the first id whose cumulative mass reaches it has probability above 0.
-            goal = (1 - draws_NT[live, t]).to(mass) * mass[:, -1]
-            token = torch.searchsorted(mass, goal[:, None])[:, 0].clamp(max=mass.shape[-1] - 1)
-        ids_NT[live[open_], t], mask_NT[live[open_], t] = token[open_], 1
-        open_ = open_ & ~torch.isin(token, eos)
-        if not open_.any() or t + 1 == max_tokens:
-            break
-        if open_.float().mean() < 0.6:
-            stay = open_.nonzero()[:, 0]
-            for layer in cache.layers:
-                layer.keep(stay)
-            live, seen, token, open_ = live[stay], seen[stay], token[stay], open_[stay]
-        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-        positions = (prefix.start_P[rows_N[live]] + t)[:, None]
-        hidden = vlm.model.base_model(
-            input_ids=token[:, None],
-            attention_mask=seen,
-            position_ids=positions.expand(3, -1, -1) if three else positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-    width = max(int(mask_NT.sum(1).max()), 1)
-    return ids_NT[:, :width], mask_NT[:, :width]
+
+def _decide(vlm: VLM, prompts: Sequence[Prompt]) -> None:
+    """Compare the two paths on one row, with a picture if there is one, and take the fast one where they agree."""
+    prompt = next((p for p in prompts if p.images), prompts[0])
+    try:
+        gap = difference(vlm, prompt)
+        reason = f"log-probs differ by {gap:.2g} nats"
+        agreed = gap <= TOLERANCE[vlm.model.dtype]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a family that was never tried may fail in any way: the plain path is there for it
+        agreed, reason = False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if not agreed:
+        print(f"note: {vlm.name} is run the plain way, each answer with its whole prompt ({reason})")
+        vlm.prefix = "off"
+    elif prompt.images:
+        vlm.prefix = "on"
+
+
+# ---- learning ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def learning(prefix: Prefix | Plain) -> Iterator[Prefix | Plain]:
+    """Backward in two stages: each batch of answers may call `backward` inside, and only its own activations live meanwhile; what their
+    gradients say of the prompt is gathered, and goes through the prompt once, on leaving."""
+    if isinstance(prefix, Plain) or not torch.is_grad_enabled() or not prefix.last_PD.requires_grad:
+        yield prefix
+        return
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def cut(tensor: Tensor) -> Tensor:
+        leaf = tensor.detach()
+        if tensor.requires_grad:
+            pairs.append((tensor, leaf.requires_grad_()))
+        return leaf
+
+    parts: kv.KV = [None if part is None else tuple(cut(t) for t in part) for part in prefix.kv]
+    yield replace(prefix, kv=parts, last_PD=cut(prefix.last_PD))
+    told = [(root, leaf.grad) for root, leaf in pairs if leaf.grad is not None]
+    if told:
+        torch.autograd.backward([root for root, _ in told], [grad for _, grad in told])
+
+
+def tokens_of(prompts: Sequence[Any]) -> list[int]:
+    """Lengths of prompts."""
+    return [len(p.ids) for p in prompts]

@@ -5,10 +5,11 @@ Tensors have their own records beside the code that makes them (`vlm.Prompt`, `p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,9 +45,24 @@ class ImageSource:
         except OSError as error:
             raise InputError(f"image {self.path} cannot be read ({error.strerror})") from None
 
-    @cached_property
+    @property
     def key(self) -> str:
-        """sha256 of the content: two names of one picture are one picture."""
+        """sha256 of the content: two names of one picture are one picture. A file that has been written since is read again."""
+        state = None
+        if self.path is not None:
+            with contextlib.suppress(OSError):  # `read` says what is wrong with it
+                found = os.stat(self.path)
+                state = found.st_mtime_ns, found.st_size, found.st_ino
+        seen = self.__dict__.get("_seen")
+        if seen is None or seen[0] != state:
+            seen = state, self._digest()
+            self.__dict__["_seen"] = seen
+        return str(seen[1])
+
+    def _digest(self) -> str:
+        if self.path is not None:
+            with contextlib.suppress(OSError), open(self.path, "rb") as file:  # in blocks: a path may lead to a file of any size
+                return hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(self.read()).hexdigest()
 
 

@@ -7,6 +7,7 @@ review turn, which starts from the model's own "Yes" against "No". Left out: mar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mmrlhf.records import Pair
 from mmrlhf.rewards import Group, RewardModel, review_head
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
-from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
+from mmrlhf.training import apply, learning_rate_factor, rows_of_step, total_steps
 from mmrlhf.vlm import load
 
 
@@ -45,7 +46,7 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
             held_out = read_pairs(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
 
     # 1. The role: an adapter and a head on the base
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device)
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     adapters = Adapters(vlm)
     adapters.add("reward", config.lora_r, config.lora_alpha, config.seed)
     role = Role(adapters, "reward", review_head(vlm))
@@ -67,13 +68,19 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
             mine = rows[accelerator.process_index :: accelerator.num_processes]
             for options in optimizer.param_groups:
                 options["lr"] = config.learning_rate * learning_rate_factor(config, step, total)
-            sums: dict[str, float] = {}
-            for part in pieces(mine, config.gradient_accumulation_steps):
-                raw_P2 = model.raw([group(p) for p in part]).view(-1, 2)
-                loss, metrics = losses.bradley_terry(raw_P2[:, 0], raw_P2[:, 1], config.center_rewards_coefficient)
-                accelerator.backward(loss * len(part) / len(rows))
-                for k, v in metrics.items():
-                    sums[k] = sums.get(k, 0.0) + v * len(part) / len(mine)
+
+            def learn(mine: Sequence[Pair] = mine, rows: Sequence[Pair] = rows) -> dict[str, float]:
+                """Gradients of this process's pairs, a micro-batch at a time."""
+                optimizer.zero_grad(set_to_none=True)
+                sums: Counter[str] = Counter()
+                for part, raw in model.raw([group(p) for p in mine]):
+                    raw_P2 = raw.view(-1, 2)
+                    loss, metrics = losses.bradley_terry(raw_P2[:, 0], raw_P2[:, 1], config.center_rewards_coefficient)
+                    accelerator.backward(loss * len(part) / len(rows))
+                    sums.update({k: v * len(part) / len(mine) for k, v in metrics.items()})
+                return dict(sums)
+
+            sums = vlm.budget.within(learn)
             sums = {k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in sums.items()}
             norm = apply(accelerator, optimizer, role.parameters(), config.max_grad_norm)
             steps.advance()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmrlhf.config import FactsPosition
+from mmrlhf.config import EngineConfig, FactsPosition
 from mmrlhf.facts import render
-from mmrlhf.prefix import extend, prefill
+from mmrlhf.prefix import learning, prefill, tokens_of
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.run import write_whole
@@ -53,6 +54,10 @@ def review_head(vlm: VLM) -> nn.Linear:
     return scalar_head(rows[yes] - rows[no])
 
 
+GROUPS = 64
+"""Prompts that are made ready at a time, pictures and all, when many are scored."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Answers to one prompt on the same pictures, scored together; `facts` is what is known of the pictures, `id` the row's."""
@@ -76,53 +81,58 @@ class RewardModel:
     accuracy: float | None = None
     max_length: int = 2048
 
-    def raw(self, groups: Sequence[Group]) -> Tensor:
-        """Scores [N] of all answers in order, before normalisation; with gradients where they are enabled.
+    def raw(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Tensor]]:
+        """Scores before normalisation, of as many groups at a time as the budget allows: the groups' numbers, and the scores [n] of all
+        of their answers in order. Inside, the caller may call `backward`.
 
         The score is read where the review turn has been asked and its answer would begin.
         """
         vlm = self.role.vlm
-        conversations, answers, rows = [], [], []
-        for i, group in enumerate(groups):
+        conversations: list[tuple[list[Message], tuple[ImageSource, ...]]] = []
+        answers: list[list[Tensor]] = []
+        for group in groups:
             text = ""
             if self.facts == "given":
                 # One order for all answers of a prompt, decided by the prompt itself: scores repeat.
                 text = render(group.facts, zlib.crc32(repr((group.prompt, group.facts)).encode()))
             *asked, _, _ = review_messages(group.prompt, "", text, self.facts_position)
             conversations.append((asked, group.images))
-            for answer in group.answers:
-                review = review_messages(group.prompt, answer, text, self.facts_position)[-1]
-                answers.append(vlm.answer_ids(asked, answer, len(group.images), then=[review]))
-                rows.append(i)
+            reviews = [review_messages(group.prompt, answer, text, self.facts_position)[-1] for answer in group.answers]
+            found = zip(group.answers, reviews, strict=True)
+            answers.append([vlm.answer_ids(asked, answer, len(group.images), then=[review]) for answer, review in found])
         names = [group.id for group in groups]
         prompts = vlm.prompts(conversations, self.max_length, names if all(names) else None)
-        for row, answer_ids in zip(rows, answers, strict=True):
-            if len(prompts[row].ids) + len(answer_ids) > self.max_length:
+        for name, prompt, mine in zip(names, prompts, answers, strict=True):
+            if mine and len(prompt.ids) + max(map(len, mine)) > self.max_length:
                 raise InputError(
-                    f"an answer of row {names[row]} has {len(answer_ids)} tokens with its review, its prompt {len(prompts[row].ids)}: "
+                    f"an answer of row {name} has {max(map(len, mine))} tokens with its review, its prompt {len(prompt.ids)}: "
                     f"more than max_length {self.max_length} together; raise max_length or drop the row"
                 )
-        ids_NT, mask_NT = pad_right(answers, int(vlm.tokenizer.pad_token_id), vlm.device)
+        lengths = [[len(ids) for ids in mine] for mine in answers]
+        head = self.role.head
+        assert head is not None
         with self.role.active():
-            prefix = prefill(vlm, prompts)
-            hidden = extend(vlm, prefix, torch.tensor(rows, device=vlm.device), ids_NT, mask_NT)
-            last = hidden[torch.arange(len(answers)), mask_NT.sum(1)]
-            assert self.role.head is not None
-            return self.role.head(last.float())[:, 0]
+            for piece in vlm.budget.plan(tokens_of(prompts), lengths):
+                with learning(prefill(vlm, [prompts[p] for p in piece.prompts])) as prefix:
+                    flat = [(i, ids) for i, p in enumerate(piece.prompts) for ids in answers[p]]
+                    rows = torch.tensor([i for i, _ in flat], device=vlm.device)
+                    ids_NT, mask_NT = pad_right([ids for _, ids in flat], int(vlm.tokenizer.pad_token_id), vlm.device)
+                    hidden = prefix.extend(rows, ids_NT, mask_NT)
+                    last = hidden[torch.arange(len(flat), device=vlm.device), mask_NT.sum(1)]
+                    yield piece.prompts, head(last.float())[:, 0]
 
     @torch.no_grad()
-    def score(self, groups: Sequence[Group], batch_size: int = 128) -> list[list[float]]:
-        """Normalised scores of each group's answers; about `batch_size` answers run at a time."""
+    def score(self, groups: Sequence[Group]) -> list[list[float]]:
+        """Normalised scores of each group's answers."""
+
+        def work(some: Sequence[Group]) -> list[float]:
+            return [s for _, scores in self.raw(some) for s in ((scores - self.mean) / self.std).tolist()]
+
         found: list[list[float]] = []
-        chunk: list[Group] = []
-        for i, group in enumerate(groups):
-            chunk.append(group)
-            if sum(len(g.answers) for g in chunk) >= batch_size or i + 1 == len(groups):
-                scores = ((self.raw(chunk) - self.mean) / self.std).tolist()
-                for g in chunk:
-                    found.append(scores[: len(g.answers)])
-                    scores = scores[len(g.answers) :]
-                chunk = []
+        for start in range(0, len(groups), GROUPS):
+            some = groups[start : start + GROUPS]
+            scores = iter(self.role.vlm.budget.within(partial(work, some)))
+            found += [[next(scores) for _ in group.answers] for group in some]
         return found
 
     def save(self, directory: Path) -> None:
@@ -145,7 +155,11 @@ class RewardModel:
 
 
 def load_reward_model(
-    path: str, adapters: Adapters | None = None, max_length: int = 2048, device: torch.device | str | None = None
+    path: str,
+    adapters: Adapters | None = None,
+    max_length: int = 2048,
+    device: torch.device | str | None = None,
+    engine: EngineConfig | None = None,
 ) -> RewardModel:
     """A saved reward model: on `adapters`' base where it belongs to that base, else on its own, loaded from where it was.
 
@@ -160,7 +174,7 @@ def load_reward_model(
             raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
         if adapters is None or adapters.vlm.fingerprint != card["base_fingerprint"]:
             try:
-                adapters = Adapters(load_vlm(card["base"], card["dtype"], device))
+                adapters = Adapters(load_vlm(card["base"], card["dtype"], device, engine))
             except InputError as error:
                 raise InputError(f"reward model {path} needs the base it was trained on, and that {error}") from None
             if adapters.vlm.fingerprint != card["base_fingerprint"]:

@@ -1,31 +1,42 @@
-"""Answers to prompts: sampled once, by the same code for ppo, generate and evaluation."""
+"""Answers to prompts: sampled once, by the same code for ppo, generate and evaluation; and the one way in which stages go over them."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmrlhf.prefix import sample
+from mmrlhf.prefix import learning, prefill, tokens_of
 from mmrlhf.records import Example
+from mmrlhf.roles import Role
+from mmrlhf.sampling import Sampling, sample
 from mmrlhf.vlm import VLM, Prompt
 
 
 @dataclass(frozen=True)
-class Answers:
-    """G answers to each of P prompts, N = P x G rows in prompt order. `ids_NT` right-padded, `mask_NT` 1 on real tokens;
-    `ended_N` whether an answer reached its end-of-sequence token; `texts` decoded."""
+class Given:
+    """Answers to P prompts, N rows in prompt order: `rows_N` the prompt of each, `ids_NT` right-padded, `mask_NT` 1 on real tokens."""
 
     prompts: list[Prompt]
     rows_N: Tensor
     ids_NT: Tensor
     mask_NT: Tensor
+
+
+@dataclass(frozen=True)
+class Answers(Given):
+    """G sampled answers to each prompt. `logps_NT` and `entropy_NT` as they were drawn; `ended_N` whether an answer came to its end;
+    `texts` decoded; `how` they were drawn."""
+
+    logps_NT: Tensor
+    entropy_NT: Tensor
     ended_N: Tensor
     texts: list[str]
+    how: Sampling
 
 
 def uniform_draws(ids: Sequence[str], num_generations: int, tokens: int, seed: int, step: int = 0) -> Tensor:
@@ -42,32 +53,106 @@ def uniform_draws(ids: Sequence[str], num_generations: int, tokens: int, seed: i
 def answer(
     vlm: VLM,
     examples: Sequence[Example],
+    how: Sampling,
     *,
     num_generations: int = 1,
-    response_length: int,
-    temperature: float,
     seed: int = 0,
     step: int = 0,
     max_length: int | None = None,
 ) -> Answers:
-    """Answers of the current role to `examples`; temperature 0 is greedy."""
+    """Answers of the current role to `examples`."""
     prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
-    rows = [p for p in range(len(prompts)) for _ in range(num_generations)]
     draws = None
-    if temperature > 0:
-        draws = uniform_draws([e.id for e in examples], num_generations, response_length, seed, step).to(vlm.device)
-    ids, mask = sample(vlm, prompts, rows, response_length, temperature, draws)
-    last = ids.gather(1, (mask.sum(1, keepdim=True) - 1).clamp(min=0))[:, 0]
-    ended = torch.isin(last, torch.tensor(vlm.eos, device=vlm.device))
-    texts = [vlm.decode(i[m.bool()]) for i, m in zip(ids, mask, strict=True)]
-    return Answers(prompts, torch.tensor(rows, device=vlm.device), ids, mask, ended, texts)
+    if how.temperature > 0:
+        draws = uniform_draws([e.id for e in examples], num_generations, how.max_tokens, seed, step).to(vlm.device)
+    rows = torch.arange(len(prompts), device=vlm.device).repeat_interleave(num_generations)
+
+    def pieces() -> list:
+        lengths = [[how.max_tokens] * num_generations for _ in prompts]
+        found = []
+        for piece in vlm.budget.plan(tokens_of(prompts), lengths):
+            for at in piece.answers:
+                mine = [i // num_generations - piece.prompts[0] for i in at]
+                found.append(sample(vlm, [prompts[p] for p in piece.prompts], mine, how, None if draws is None else draws[at]))
+        return found
+
+    said = vlm.budget.within(pieces)
+    width = max(s.ids_NT.shape[1] for s in said)
+
+    def together(tensors: list[Tensor], fill: float = 0) -> Tensor:
+        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors])
+
+    ids_NT = together([s.ids_NT for s in said], int(vlm.tokenizer.pad_token_id))
+    mask_NT = together([s.mask_NT for s in said])
+    logps_NT, entropy_NT = together([s.logps_NT for s in said]), together([s.entropy_NT for s in said])
+    texts = [_before_stop(vlm.decode(i[m.bool()]), how.stop) for i, m in zip(ids_NT, mask_NT, strict=True)]
+    return Answers(prompts, rows, ids_NT, mask_NT, logps_NT, entropy_NT, torch.cat([s.ended_N for s in said]), texts, how)
 
 
-def answer_all(vlm: VLM, examples: Sequence[Example], *, batch_size: int, **how: float) -> Iterator[tuple[Example, list[str]]]:
+def _before_stop(text: str, stop: tuple[str, ...]) -> str:
+    return text[: min([text.find(s) for s in stop if s in text], default=len(text))].strip()
+
+
+def answer_all(
+    vlm: VLM, examples: Sequence[Example], how: Sampling, *, batch_size: int, num_generations: int = 1, seed: int = 0,
+    max_length: int | None = None,
+) -> Iterator[tuple[Example, list[str]]]:  # fmt: skip
     """Each example with its answers, a batch of prompts at a time."""
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
-        texts = answer(vlm, part, **how).texts  # type: ignore[arg-type]
-        each = len(texts) // len(part)
+        texts = answer(vlm, part, how, num_generations=num_generations, seed=seed, max_length=max_length).texts
         for i, example in enumerate(part):
-            yield example, texts[i * each : (i + 1) * each]
+            yield example, texts[i * num_generations : (i + 1) * num_generations]
+
+
+def some(out: Answers, prompts: Sequence[int]) -> tuple[Answers, Tensor]:
+    """The answers of some prompts, in the order of `out`, and where they stand in it."""
+    chosen = sorted(prompts)
+    keep = torch.isin(out.rows_N, torch.tensor(chosen, device=out.rows_N.device))
+    rows = torch.searchsorted(torch.tensor(chosen, device=out.rows_N.device), out.rows_N[keep])
+    texts = [t for t, k in zip(out.texts, keep.tolist(), strict=True) if k]
+    cut = {k: getattr(out, k)[keep] for k in ("ids_NT", "mask_NT", "logps_NT", "entropy_NT", "ended_N")}
+    return replace(out, prompts=[out.prompts[p] for p in chosen], rows_N=rows, texts=texts, **cut), keep.nonzero()[:, 0]
+
+
+def hidden_states(role: Role, out: Given) -> Iterator[tuple[Tensor, Tensor]]:
+    """Go over answers under a role, as many at a time as the budget allows: numbers `at_n` and hidden states [n, T, D] in front of each
+    of their tokens (T as long as the longest of them). What the caller does with them may call `backward`: prompts learn too.
+    """
+    lengths, each = out.mask_NT.sum(1).tolist(), torch.bincount(out.rows_N, minlength=len(out.prompts)).tolist()
+    ends = np.cumsum(each)
+    groups = [lengths[end - n : end] for n, end in zip(each, ends, strict=True)]
+    vlm = role.vlm
+    with role.active():
+        for piece in vlm.budget.plan(tokens_of(out.prompts), groups):
+            with learning(prefill(vlm, [out.prompts[p] for p in piece.prompts])) as prefix:
+                for numbers in piece.answers:
+                    at = torch.tensor(numbers, device=vlm.device)
+                    width = max(lengths[i] for i in numbers) - 1
+                    rows = out.rows_N[at] - piece.prompts[0]
+                    yield at, prefix.extend(rows, out.ids_NT[at, :width], out.mask_NT[at, :width])
+
+
+def logps(role: Role, out: Answers, hidden: Tensor, at: Tensor) -> Tensor:
+    """Log-probs [n, T] of the tokens of answers `at`, as they were drawn."""
+    width, how = hidden.shape[1], out.how
+    return role.vlm.token_logps(hidden, out.ids_NT[at, :width], out.mask_NT[at, :width], how.temperature, how.min_tokens)
+
+
+def values(role: Role, out: Answers, hidden: Tensor, at: Tensor) -> Tensor:
+    """A scalar head's values [n, T] in front of each token, 0 on padding."""
+    assert role.head is not None
+    return role.head(hidden.float())[..., 0] * out.mask_NT[at, : hidden.shape[1]]
+
+
+@torch.no_grad()
+def over_all(read: Callable[[Role, Answers, Tensor, Tensor], Tensor], role: Role, out: Answers) -> Tensor:
+    """What `logps` or `values` reads of all answers [N, T]."""
+
+    def work() -> Tensor:
+        found = torch.zeros(out.ids_NT.shape, device=role.vlm.device)
+        for at, hidden in hidden_states(role, out):
+            found[at, : hidden.shape[1]] = read(role, out, hidden, at)
+        return found
+
+    return role.vlm.budget.within(work)

@@ -26,7 +26,7 @@ def score(config: ScoreConfig) -> Path:
     else:
         rows, names = list(read_examples(*where, need_answer=True)), ("score",)
         groups = [Group(r.images, r.prompt, (r.answer or "",), r.facts, r.id) for r in rows]
-    model = load_reward_model(config.reward_model_path, max_length=config.max_length)
+    model = load_reward_model(config.reward_model_path, max_length=config.max_length, engine=config)
     with progress(len(groups), "score", start=out.done) as steps:
         for start in range(out.done, len(groups), config.batch_size):
             part = groups[start : start + config.batch_size]

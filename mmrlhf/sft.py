@@ -13,17 +13,18 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from mmrlhf import losses
 from mmrlhf.config import SFTConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import read_examples
-from mmrlhf.prefix import extend, prefill
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards import pad_right
-from mmrlhf.roles import Adapters
+from mmrlhf.roles import Adapters, Role
+from mmrlhf.rollout import Given, hidden_states
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
-from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
+from mmrlhf.training import apply, learning_rate_factor, rows_of_step, total_steps
 from mmrlhf.vlm import load
 
 
@@ -46,16 +47,19 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     # 1. Model, and what of it is trained
     if config.train == "full" and config.dtype != "float32":
         raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device)
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     if config.train == "lora":
         adapters = Adapters(vlm)
         adapters.add("sft", config.lora_r, config.lora_alpha, config.seed)
-        trained = adapters.parameters("sft")
+        role, trained = Role(adapters, "sft"), adapters.parameters("sft")
     else:
+        role = Role(Adapters(vlm), None)
         vlm.model.base_model.get_decoder().requires_grad_(True)
         vlm.model.get_output_embeddings().requires_grad_(True)
         trained = {k: p for k, p in vlm.model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+
+    pad = int(vlm.tokenizer.pad_token_id)
 
     # 2. Where a killed run stood
     size = config.per_device_train_batch_size * accelerator.num_processes
@@ -76,17 +80,23 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             tokens = accelerator.reduce(torch.tensor(float(sum(map(len, answers))), device=accelerator.device), "sum")
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(config, step, total)
-            loss = 0.0
-            for part in pieces(list(zip(mine, answers, strict=True)), config.gradient_accumulation_steps):
-                ids, mask = pad_right([a for _, a in part], int(vlm.tokenizer.pad_token_id), vlm.device)
-                longest = config.max_length - ids.shape[1]
-                prompts = vlm.prompts([(e.prompt, e.images) for e, _ in part], longest, [e.id for e, _ in part])
-                hidden = extend(vlm, prefill(vlm, prompts), torch.arange(len(part), device=vlm.device), ids[:, :-1], mask[:, :-1])
-                logps, _ = vlm.token_logps(hidden, ids, mask)
-                piece, _ = losses.sft(logps, mask)
-                piece = piece * mask.sum() / tokens
-                accelerator.backward(piece)
-                loss += piece.item()
+            room = [config.max_length - len(a) for a in answers]
+            prompts = vlm.prompts([(e.prompt, e.images) for e in mine], room, [e.id for e in mine])
+            given = Given(prompts, torch.arange(len(mine), device=vlm.device), *pad_right(answers, pad, vlm.device))
+
+            def learn(given: Given = given, tokens: Tensor = tokens) -> float:
+                """Gradients of this process's rows, a micro-batch at a time."""
+                optimizer.zero_grad(set_to_none=True)
+                total = 0.0
+                for at, hidden in hidden_states(role, given):
+                    ids, mask = (t[at, : hidden.shape[1]] for t in (given.ids_NT, given.mask_NT))
+                    loss, _ = losses.sft(vlm.token_logps(hidden, ids, mask), mask)
+                    loss = loss * mask.sum() / tokens
+                    accelerator.backward(loss)
+                    total += loss.item()
+                return total
+
+            loss = vlm.budget.within(learn)
             loss = float(accelerator.reduce(torch.tensor(loss, device=vlm.device), "sum"))
             norm = apply(accelerator, optimizer, list(trained.values()), config.max_grad_norm)
             steps.advance()

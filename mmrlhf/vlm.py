@@ -1,65 +1,76 @@
 """A vision-language model as the stages see it: conversations in, hidden states and log-probs out.
 
-Any Hugging Face image-text-to-text model with `get_image_features` and `mm_encoder_outputs` fits (transformers 5.18 on).
+Any Hugging Face image-text-to-text model with `get_image_features` and `mm_encoder_outputs` fits (transformers 5.18 on), and Mllama.
 The vision tower and the projector are frozen, so that a picture is encoded once and its features serve every role and epoch.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
 
+from mmrlhf.budget import Budget
+from mmrlhf.config import EngineConfig
+from mmrlhf.encoder import Encoder, fingerprint
+from mmrlhf.features import FeatureCache, Picture
 from mmrlhf.images import open_image
 from mmrlhf.records import ImageSource, InputError, Message
 
 Conversation = tuple[Sequence[Message], tuple[ImageSource, ...]]
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the tower made of the pictures of one prompt: columns (projected features, then deepstack layers, if any) of
-    units [tokens, dim], one unit a picture or tile."""
-
-    columns: list[list[Tensor]]
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
+"""What else than ids a processor may return for each token of a prompt."""
+LOGITS = 1 << 24
+"""Most logits [tokens, vocabulary] that exist at a time, in float32: 64 MiB."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt ready for the model. `ids` [L]; `extras` the processor's other per-token rows [L]; `grid` what describes
-    the pictures' layout to the positions [images, 3] (Qwen); `features` None for a prompt without pictures."""
+    """A prompt ready for the model. `ids` [L]; `extras` the processor's other per-token rows [L, ...]; `pictures` encoded, in order;
+    `text` and `images` what it was made of."""
 
     ids: Tensor
     extras: dict[str, Tensor]
-    grid: Tensor | None
-    features: Features | None
+    pictures: tuple[Picture, ...]
+    text: str
+    images: tuple[ImageSource, ...]
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """Picture features in the shape in which models take them."""
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
 
 
 @dataclass
 class VLM:
     """A model with its processor. `banned` are ids that must never be sampled (image placeholders and other control
-    tokens, ids beyond the tokenizer); `eos` ends an answer."""
+    tokens, ids beyond the tokenizer); `eos` ends an answer; `budget` is how much runs at a time; `prefix` says whether prompts are run once for all answers
+    ("auto": not decided yet, `prefix.py`)."""
 
     name: str
     model: PreTrainedModel
     processor: Any
     banned: Tensor
     eos: tuple[int, ...]
-    features: FeatureCache
+    encoder: Encoder
+    budget: Budget
+    prefix: Literal["auto", "on", "off"] = "auto"
     fingerprint: str = ""
-    encoded_like: Any = None
-    encodes: int = 0
-    chunk: int = field(default=4096, repr=False)
+    _types: dict[str, dict[int, int]] | None = field(default=None, repr=False)
+    """Per-token extras by token id, where prompts can be written without the processor; unknown (None) at first."""
+    _by_processor: bool = False
 
     @property
     def tokenizer(self) -> Any:
@@ -73,17 +84,16 @@ class VLM:
     def hidden_size(self) -> int:
         return int(self.model.config.get_text_config().hidden_size)
 
+    @property
+    def encodes(self) -> int:
+        """Pictures that the tower has encoded."""
+        return self.encoder.cache.count.encodes
+
     # ---- text ----------------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], images: int, *, generation_prompt: bool) -> str:
         """The conversation in the model's chat template; the pictures stand before the first user text."""
-        turns, placed = [], False
-        for message in messages:
-            content: list[dict[str, str]] = [{"type": "text", "text": message.content}]
-            if message.role == "user" and not placed:
-                content, placed = [{"type": "image"}] * images + content, True
-            turns.append({"role": message.role, "content": content})
-        return str(self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt))
+        return render(self.processor, messages, images, generation_prompt=generation_prompt)
 
     def answer_ids(self, messages: Sequence[Message], answer: str, images: int, then: Sequence[Message] = ()) -> Tensor:
         """Token ids [T] that follow the prompt when `answer` is said: the answer, the template's end of turn, and further
@@ -112,151 +122,145 @@ class VLM:
     # ---- prompts and pictures --------------------------------------------------------------------------------------
 
     def prompts(
-        self, conversations: Sequence[Conversation], max_length: int | None = None, names: Sequence[str] | None = None
+        self,
+        conversations: Sequence[Conversation],
+        max_length: int | Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> list[Prompt]:
         """Prompts with their picture features; each distinct picture is encoded once while the cache holds it.
 
-        Raises InputError for a prompt of more than `max_length` tokens (its name, or else its number, and its first picture are
-        told): cutting it could cut through a picture.
+        Raises InputError for a prompt of more than `max_length` tokens, one limit for all or one for each (its name, or else its
+        number, and its first picture are told): cutting it could cut through a picture.
         """
+        limits = max_length if isinstance(max_length, Sequence) else [max_length] * len(conversations)
         texts = [self.render(messages, len(images), generation_prompt=True) for messages, images in conversations]
-        pictures = [[open_image(i) for i in images] for _, images in conversations]
-        batch = self._process(texts, pictures)
-        mask = batch["attention_mask"].bool()
-        grids, first = batch.get("image_grid_thw"), 0
-        features = self._encode(batch, texts, pictures, [tuple(i.key for i in images) for _, images in conversations])
-        prompts = []
-        for i, keep in enumerate(mask):
-            if max_length is not None and int(keep.sum()) > max_length:
-                row = f"the prompt of row {names[i]}" if names else f"prompt {i + 1} of this batch"
-                images = conversations[i][1]
+
+        def row(i: int) -> str:
+            images = conversations[i][1]
+            name = f"the prompt of row {names[i]}" if names else f"prompt {i + 1} of this batch"
+            return f"{name}{f', on image {images[0].name},' if images else ''}"
+
+        token = getattr(self.processor, "image_token", None)
+        for i, (text, (_, images)) in enumerate(zip(texts, conversations, strict=True)):
+            if token and text.count(token) != len(images):
                 raise InputError(
-                    f"{row}{f', on image {images[0].name},' if images else ''} has {int(keep.sum())} tokens with its images, more "
-                    f"than the {max(0, max_length)} that max_length leaves it: raise max_length or drop the row; prompts are never cut"
+                    f"{row(i)} would show the model {text.count(token)} pictures and has {len(images)}: remove {token} from its text, "
+                    "or use a chat template that places pictures"
                 )
-            count = len(pictures[i])
-            grid = grids[first : first + count] if grids is not None and count else None
-            first += count
-            extras: dict[str, Tensor] = {k: batch[k][i][keep] for k in ("token_type_ids", "mm_token_type_ids") if k in batch}
-            prompts.append(Prompt(batch["input_ids"][i][keep], extras, grid, features[i]))
+        pictures = self.encoder.pictures([images for _, images in conversations])
+        prompts = []
+        for i, (ids, extras) in enumerate(self._tokens(texts, pictures, [images for _, images in conversations])):
+            if (limit := limits[i]) is not None and len(ids) > limit:
+                raise InputError(
+                    f"{row(i)} has {len(ids)} tokens with its images, more than the {max(0, limit)} that max_length leaves it: "
+                    "raise max_length or drop the row; prompts are never cut"
+                )
+            prompts.append(Prompt(ids, extras, pictures[i], texts[i], conversations[i][1]))
         return prompts
 
-    def _process(self, texts: list[str], pictures: list[list[Image.Image]]) -> dict[str, Tensor]:
-        some = any(pictures)
-        return dict(
-            self.processor(
-                text=texts, images=pictures if some else None, padding=True, padding_side="left", return_tensors="pt",
-                add_special_tokens=not any(self.tokenizer.bos_token and t.startswith(self.tokenizer.bos_token) for t in texts),
-            )
-        )  # fmt: skip
+    def _tokens(
+        self, texts: list[str], pictures: list[tuple[Picture, ...]], images: list[tuple[ImageSource, ...]]
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Ids and per-token extras of each row: by the tokenizer alone, once that has been seen to give what the processor gives."""
+        if self._types is None and not self._by_processor:
+            seen = next((i for i, row in enumerate(pictures) if row), None)
+            if seen is not None:
+                self._learn(texts[seen], pictures[seen], images[seen])
+        if self._types is None:
+            return [self._processed(text, row) for text, row in zip(texts, images, strict=True)]
+        return [self._spelled(text, row, self._types) for text, row in zip(texts, pictures, strict=True)]
 
-    def _encode(
-        self, batch: dict[str, Tensor], texts: list[str], pictures: list[list[Image.Image]], keys: list[tuple[str, ...]]
-    ) -> list[Features | None]:
-        """Features of each row's pictures. A row's pictures are one entry: some towers treat one picture and several
-        differently (LLaVA-OneVision)."""
-        # What is there is taken out first: new features may push it out of the cache.
-        found = {k: hit for k in keys if k and (hit := self.features.get(k)) is not None}
-        missing = {k: i for i, k in enumerate(keys) if k and k not in found}
-        if missing:
-            rows = list(missing.values())
-            part = batch if len(rows) == len(texts) else self._process([texts[i] for i in rows], [pictures[i] for i in rows])
-            base = self.model.base_model
-            names = [k for k in inspect.signature(base.get_image_features).parameters if k in part]
-            with torch.no_grad():
-                tensors = {k: part[k].to(self.device) for k in names}
-                tensors["pixel_values"] = tensors["pixel_values"].to(self.model.dtype)
-                encoded = base.get_image_features(**tensors, return_dict=True)
-            placeholders = (part["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
-            for key, slice_ in zip(missing, _split(encoded, placeholders), strict=True):
-                found[key] = Features(slice_)
-                self.features.put(key, found[key])
-            self.encoded_like = (type(encoded), torch.is_tensor(encoded.pooler_output))
-            self.encodes += sum(len(k) for k in missing)
-        return [found[k] if k else None for k in keys]
+    def _processed(self, text: str, images: tuple[ImageSource, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """By the processor, which wants pixels even of pictures whose features are known."""
+        try:
+            batch, _ = self.encoder.process([text], [[open_image(i) for i in images]])
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{self.name}: its processor refuses a prompt with {len(images)} pictures ({error})") from None
+        return batch["input_ids"][0].cpu(), {k: batch[k][0].cpu() for k in PER_TOKEN if k in batch}
 
-    def join(self, prompts: Sequence[Prompt]) -> Any:
-        """The encoder output that the model expects for a batch of prompts, or None without pictures."""
-        columns = [p.features.columns for p in prompts if p.features]
-        if not columns:
-            return None
-        kind, stacked = self.encoded_like
-        pooled, *deep = ([u for c in columns for u in c[k]] for k in range(len(columns[0])))
-        extra = {"deepstack_features": deep} if deep else {}
-        return kind(pooler_output=torch.stack(pooled) if stacked else pooled, **extra)
+    def _spelled(
+        self, text: str, pictures: tuple[Picture, ...], types: dict[str, dict[int, int]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """By the tokenizer, each placeholder replaced by what the processor once wrote for its picture."""
+        if pictures:
+            pieces = text.split(self.processor.image_token)
+            text = pieces[0] + "".join(str(p.text) + piece for p, piece in zip(pictures, pieces[1:], strict=True))
+        bos = self.tokenizer.bos_token
+        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        extras = {k: torch.tensor([by_id.get(i, 0) for i in ids]) for k, by_id in types.items()}
+        return torch.tensor(ids), extras
+
+    def _learn(self, text: str, pictures: tuple[Picture, ...], images: tuple[ImageSource, ...]) -> None:
+        """Write one prompt both ways; unless they agree, the processor is asked for every prompt (PaliGemma, Mllama)."""
+        ids, extras = self._processed(text, images)
+        types = {
+            k: {i: t for i, t in zip(ids.tolist(), row.tolist(), strict=True) if t} for k, row in extras.items() if row.dim() == 1
+        }
+        if len(types) == len(extras) and all(p.text is not None for p in pictures):
+            mine, my_extras = self._spelled(text, pictures, types)
+            if torch.equal(mine, ids) and all(torch.equal(my_extras[k], extras[k]) for k in extras):
+                self._types = types
+        self._by_processor = self._types is None
+
+    def join(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """The pictures of a batch of prompts as the model's forward takes them; empty without pictures."""
+        pictures = [picture for prompt in prompts for picture in prompt.pictures]
+        if not pictures:
+            return {}
+        if self.encoder.mllama:
+            most = max(len(p.pictures) for p in prompts)
+            blank = torch.zeros_like(pictures[0].columns[0][0])
+            rows = [[p.columns[0][0] for p in prompt.pictures] + [blank] * (most - len(prompt.pictures)) for prompt in prompts]
+            return {"cross_attention_states": torch.stack([torch.cat(row) for row in rows])}
+        pooled, *deep = [[u for p in pictures for u in p.columns[k]] for k in range(len(pictures[0].columns))]
+        output = EncoderOutput(torch.stack(pooled) if pictures[0].stacked else pooled, deep or None)
+        return {"mm_encoder_outputs": {"image": output}}
 
     # ---- log-probs -------------------------------------------------------------------------------------------------
 
-    def log_softmax(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-probs [N, V] of the next token, with the banned ids taken out: the distribution that is sampled from."""
+    def logits(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits [N, V] of the next token in float32, -inf for banned ids: of the distribution that is sampled from."""
         head = self.model.get_output_embeddings()
         logits = head(hidden_ND.to(head.weight.dtype)).float()
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         if cap:
             logits = torch.tanh(logits / cap) * cap
-        return (logits / temperature).index_fill(-1, self.banned, float("-inf")).log_softmax(-1)
+        return self.logits_of(logits, temperature)
 
-    def token_logps(self, hidden_NTD: Tensor, ids_NT: Tensor, mask_NT: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-prob and entropy [N, T] of each token, 0 on padding. Only real tokens reach the head, in chunks."""
+    def logits_of(self, logits_NV: Tensor, temperature: float) -> Tensor:
+        """What the model's own logits become before anything is drawn from them."""
+        return (logits_NV / temperature if temperature != 1 else logits_NV).index_fill(-1, self.banned, float("-inf"))
+
+    def log_softmax(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probs [N, V] of the next token."""
+        return self.logits(hidden_ND, temperature).log_softmax(-1)
+
+    def token_logps(
+        self, hidden_NTD: Tensor, ids_NT: Tensor, mask_NT: Tensor, temperature: float = 1.0, min_tokens: int = 0
+    ) -> Tensor:
+        """Log-prob [N, T] of each token, 0 on padding; no answer could end before `min_tokens`. Only real tokens reach the head, in
+        chunks; where there are several, backward makes each chunk's logits anew, so that those of the batch never exist together."""
         where = mask_NT.bool()
-        hidden_MD, ids_M = hidden_NTD[where], ids_NT[where]
-        logps, entropies = [], []
-        for h, i in zip(hidden_MD.split(self.chunk), ids_M.split(self.chunk), strict=True):
-            all_logps = self.log_softmax(h, temperature)
-            logps.append(all_logps.gather(-1, i[:, None])[:, 0])
-            with torch.no_grad():
-                entropies.append(-(all_logps.exp() * all_logps.clamp(min=-1e4)).sum(-1))
+        early_NT = (torch.arange(ids_NT.shape[1], device=ids_NT.device) < min_tokens).expand_as(where)
+        chunk = max(1, LOGITS // self.model.get_output_embeddings().weight.shape[0])
+        ends = torch.tensor(self.eos, device=ids_NT.device)
+
+        def logps(hidden: Tensor, ids: Tensor, early: Tensor) -> Tensor:
+            logits = self.logits(hidden, temperature)
+            if min_tokens:
+                logits = logits.index_add(-1, ends, torch.where(early, -torch.inf, 0.0)[:, None].expand(-1, len(ends)))
+            return -torch.nn.functional.cross_entropy(logits, ids, reduction="none")
+
+        parts = list(zip(*(t[where].split(chunk) for t in (hidden_NTD, ids_NT, early_NT)), strict=True))
+        again = torch.is_grad_enabled() and len(parts) > 1
+        found = [checkpoint(logps, *part, use_reentrant=False) if again else logps(*part) for part in parts]
         zeros = torch.zeros(ids_NT.shape, dtype=torch.float32, device=ids_NT.device)
-        if not logps:
-            return zeros, zeros
-        return zeros.masked_scatter(where, torch.cat(logps)), zeros.masked_scatter(where, torch.cat(entropies))
+        return zeros.masked_scatter(where, torch.cat(found)) if int(where.sum()) else zeros
 
 
-class FeatureCache:
-    """The most recently used picture features, within a byte budget."""
-
-    def __init__(self, budget: int = 2 << 30):
-        self.budget, self.bytes = budget, 0
-        self._entries: OrderedDict[tuple[str, ...], tuple[Features, int]] = OrderedDict()
-
-    def get(self, key: tuple[str, ...]) -> Features | None:
-        if key not in self._entries:
-            return None
-        self._entries.move_to_end(key)
-        return self._entries[key][0]
-
-    def put(self, key: tuple[str, ...], features: Features) -> None:
-        size = sum(u.numel() * u.element_size() for column in features.columns for u in column)
-        self._entries[key] = (features, size)
-        self.bytes += size
-        while self.bytes > self.budget and len(self._entries) > 1:
-            self.bytes -= self._entries.popitem(last=False)[1][1]
-
-
-def _split(encoded: Any, counts: Sequence[int]) -> list[list[list[Tensor]]]:
-    """Encoder output -> the columns of each row that has pictures, by its number of placeholders.
-
-    Units are cloned: a view would keep the whole batch's output alive.
-    """
-    columns = [list(encoded.pooler_output)] + [list(f) for f in getattr(encoded, "deepstack_features", None) or []]
-    keep = [i for i, unit in enumerate(columns[0]) if len(unit)]
-    columns = [[column[i] for i in keep] for column in columns]
-    rows, start = [], 0
-    for count in counts:
-        if not count:
-            continue
-        stop = start
-        while count > 0 and stop < len(columns[0]):
-            count -= len(columns[0][stop])
-            stop += 1
-        if count:
-            raise InputError("the processor writes another number of image tokens than the model's tower gives: they do not fit")
-        rows.append([[u.clone() for u in column[start:stop]] for column in columns])
-        start = stop
-    return rows
-
-
-def load(name: str, dtype: str = "float32", device: torch.device | str | None = None) -> VLM:
+def load(name: str, dtype: str = "float32", device: torch.device | str | None = None, engine: EngineConfig | None = None) -> VLM:
     """A checkpoint directory or Hub id, frozen, in eval mode (dropout off); on the GPU where there is one, unless told otherwise.
 
     Raises InputError when it is not there or holds no image-text-to-text model.
@@ -280,14 +284,55 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
         )
     if getattr(processor, "chat_template", None) is None:
         raise InputError(f"model {name} has no chat template: put a chat_template.jinja beside its config.json")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.requires_grad_(False).eval().to(device)
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    eos = _eos(model, tokenizer)
+    engine = engine or EngineConfig()
+    cache = FeatureCache(device, engine.feature_memory_gib, engine.feature_cache_dir, engine.feature_disk_gib)
+    single, several = (render(processor, [Message("user", "?")], images, generation_prompt=True) for images in (1, 2))
+    encoder = Encoder(model, processor, cache, single, several)
+    eos = _eos(model, tokenizer) | _end_of_turn(processor)
     banned = torch.tensor(_never_sample(model, tokenizer, eos), device=device)
-    return VLM(name, model, processor, banned, tuple(sorted(eos)), FeatureCache(), fingerprint=fingerprint(model))
+    if engine.activation_checkpointing:
+        _checkpoint_layers(model)
+    prefix: Literal["auto", "off"] = engine.prefix
+    return VLM(
+        name,
+        model,
+        processor,
+        banned,
+        tuple(sorted(eos)),
+        encoder,
+        Budget(engine.micro_batch_tokens),
+        prefix,
+        fingerprint(model.state_dict().items()),
+    )
+
+
+def render(processor: Any, messages: Sequence[Message], images: int, *, generation_prompt: bool) -> str:
+    """A conversation in a processor's chat template; the pictures stand before the first user text."""
+    turns, placed = [], False
+    for message in messages:
+        content: list[dict[str, str]] = [{"type": "text", "text": message.content}]
+        if message.role == "user" and not placed:
+            content, placed = [{"type": "image"}] * images + content, True
+        turns.append({"role": message.role, "content": content})
+    return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt))
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """Recompute the language model's layers in backward. transformers drops the cache when it checkpoints, and log-probs with it,
+    unless a layer says that it can do with one: ours are written so that a layer may run twice (`kv.Joined`)."""
+    model.base_model.get_decoder().train()  # checkpointing acts in train mode only; dropout is 0 in every layer, or refused here
+    rates = {m.p for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Dropout)}
+    if rates := (rates | {getattr(model.config.get_text_config(), "attention_dropout", 0.0)}) - {0.0}:
+        raise InputError(f"activation_checkpointing needs a language model without dropout, and this one has {max(rates)}")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.base_model.get_decoder().modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module._can_checkpoint_with_cache = True
 
 
 def _refuse_what_is_no_checkpoint(name: str) -> None:
@@ -302,21 +347,21 @@ def _refuse_what_is_no_checkpoint(name: str) -> None:
         raise InputError(f"model {name}: the directory holds no config.json; give {found}")
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """A hash of every weight's name, shape and up to 64 of its values: which base an adapter belongs to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().to(torch.bfloat16).float()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _eos(model: PreTrainedModel, tokenizer: Any) -> set[int]:
     found: set[int] = set()
     for value in (tokenizer.eos_token_id, model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id):
         found |= set(value) if isinstance(value, (list, tuple)) else {value}
     return {i for i in found if i is not None}
+
+
+def _end_of_turn(processor: Any) -> set[int]:
+    """The special token that the chat template writes after an assistant's turn: some checkpoints leave it out of their lists of
+    ends, and a policy that is kept from saying it could never stop."""
+    said = Message("assistant", "\N{BULLET}")
+    text = render(processor, [Message("user", "?"), said], 0, generation_prompt=False)
+    after = processor.tokenizer(text[text.rindex(said.content) + 1 :], add_special_tokens=False)["input_ids"]
+    special = {i for i, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    return {after[0]} & special if after else set()
 
 
 def _never_sample(model: PreTrainedModel, tokenizer: Any, eos: set[int]) -> list[int]:

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from mmrlhf.images import open_image
-from mmrlhf.prefix import extend, prefill, sample
+from mmrlhf.prefix import prefill
 from mmrlhf.records import InputError, Message
 from mmrlhf.rewards import pad_right
 from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer, uniform_draws
+from mmrlhf.sampling import Sampling, sample
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def naive_logps(vlm, example, ids):
 def fast_logps(vlm, examples, answers, rows):
     prompts = vlm.prompts([(e.prompt, e.images) for e in examples])
     ids, mask = pad_right(answers, 1, vlm.device)
-    hidden = extend(vlm, prefill(vlm, prompts), torch.tensor(rows), ids[:, :-1], mask[:, :-1])
-    return vlm.token_logps(hidden, ids, mask)[0], mask
+    hidden = prefill(vlm, prompts).extend(torch.tensor(rows), ids[:, :-1], mask[:, :-1])
+    return vlm.token_logps(hidden, ids, mask), mask
 
 
 def test_log_probs_and_lora_gradients_equal_the_naive_forward(adapted, examples):
@@ -70,7 +71,8 @@ def test_each_picture_is_encoded_once(vlm, examples):
 
 
 def test_greedy_equals_generate(vlm, examples):
-    ids, mask = sample(vlm, vlm.prompts([(e.prompt, e.images) for e in examples]), list(range(len(examples))), 40, 0.0)
+    said = sample(vlm, vlm.prompts([(e.prompt, e.images) for e in examples]), list(range(len(examples))), Sampling(40, 0.0))
+    ids, mask = said.ids_NT, said.mask_NT
     for i, example in enumerate(examples[:4]):
         text = vlm.render(example.prompt, 1, generation_prompt=True)
         batch = vlm.processor(text=[text], images=[[open_image(example.images[0])]], return_tensors="pt")
@@ -79,7 +81,7 @@ def test_greedy_equals_generate(vlm, examples):
 
 
 def test_a_sample_does_not_depend_on_its_batch(vlm, examples):
-    how = {"num_generations": 2, "response_length": 24, "temperature": 1.0, "seed": 3}
+    how = {"how": Sampling(24), "num_generations": 2, "seed": 3}
     together, alone = answer(vlm, examples[:5], **how), answer(vlm, examples[3:4], **how)
     assert together.texts[6:8] == alone.texts
     assert len(set(together.texts)) > 5
@@ -97,7 +99,7 @@ def test_sampling_follows_the_distribution(vlm, examples):
     """The first token's frequencies over many draws against its probabilities."""
     prompts = vlm.prompts([(examples[0].prompt, examples[0].images)])
     expected = vlm.log_softmax(prefill(vlm, prompts).last_PD).exp()[0]
-    ids, _ = sample(vlm, prompts, [0] * 4000, 1, 1.0, torch.rand(4000, 1, generator=torch.Generator().manual_seed(0)))
+    ids = sample(vlm, prompts, [0] * 4000, Sampling(1), torch.rand(4000, 1, generator=torch.Generator().manual_seed(0))).ids_NT
     counts = torch.bincount(ids[:, 0], minlength=len(expected)) / 4000
     assert (counts - expected).abs().max() < 0.03
 
@@ -131,14 +133,15 @@ def test_missing_model_is_one_sentence(tmp_path):
 def test_answers_of_one_token_and_draws_at_the_edge(vlm, examples):
     prompts = vlm.prompts([(examples[0].prompt, examples[0].images)])
     edge = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64)
-    ids, mask = sample(vlm, prompts, [0, 0], 1, 1.0, edge)
+    said = sample(vlm, prompts, [0, 0], Sampling(1), edge)
+    ids, mask = said.ids_NT, said.mask_NT
     assert not set(ids.flatten().tolist()) & set(vlm.banned.tolist())
-    hidden = extend(vlm, prefill(vlm, prompts), torch.tensor([0, 0]), ids[:, :-1], mask[:, :-1])
-    assert vlm.token_logps(hidden, ids, mask)[0].isfinite().all()
+    hidden = prefill(vlm, prompts).extend(torch.tensor([0, 0]), ids[:, :-1], mask[:, :-1])
+    assert vlm.token_logps(hidden, ids, mask).isfinite().all()
 
 
 def test_a_full_cache_evicts_but_never_serves_nothing(vlm, examples):
-    vlm.features.budget = 1
+    vlm.encoder.cache.tiers[0].budget = 1
     rows = [(e.prompt, e.images) for e in examples[:4]]
-    assert all(p.features for p in vlm.prompts(rows)) and all(p.features for p in vlm.prompts(rows[::-1]))
+    assert all(p.pictures for p in vlm.prompts(rows)) and all(p.pictures for p in vlm.prompts(rows[::-1]))
     assert vlm.encodes > 4

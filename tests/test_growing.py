@@ -59,9 +59,9 @@ def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path,
     asked = []
     real = stage.answer_all
 
-    def killed_after_three(vlm, rows, **how):
+    def killed_after_three(vlm, rows, sampling, **how):
         asked.append(len(rows))
-        for number, found in enumerate(real(vlm, rows, **how)):
+        for number, found in enumerate(real(vlm, rows, sampling, **how)):
             if len(asked) == 1 and number == 3:
                 raise KeyboardInterrupt
             yield found

@@ -8,7 +8,7 @@ import mmrlhf
 LAYERS = [
     {"records", "config", "rows", "formats", "facts", "scenes", "content"},
     {"losses"},
-    {"images", "vlm", "roles", "prefix"},
+    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
     {"run", "growing", "rewards", "rollout", "benchmark", "training"},
     {"sft", "reward_model", "ppo", "generate", "score", "best_of_n", "evaluate", "report", "scenes_base", "check"},
     {"demo", "cli", "__main__"},

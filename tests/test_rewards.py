@@ -37,7 +37,7 @@ def test_the_review_stands_after_the_answer_and_facts_where_they_are_asked_for()
 def test_an_untrained_reward_model_scores_by_what_its_base_would_say(vlm, untrained, groups):
     """The score is the log-odds of Yes against No as the review's first word, by a forward that shares nothing with it."""
     facts_free = [dataclasses.replace(g, facts=()) for g in groups]
-    raw = untrained.raw(facts_free).tolist()
+    raw = [s for _, scores in untrained.raw(facts_free) for s in scores.tolist()]
     expected = []
     for group in facts_free:
         for answer in group.answers:
@@ -93,4 +93,4 @@ def test_a_saved_reward_model_scores_the_same_and_damage_is_said_in_a_sentence(u
 def test_an_answer_that_does_not_fit_is_named_by_its_row(untrained, groups):
     long = dataclasses.replace(groups[1], answers=("There is a red star. " * 40,))
     with pytest.raises(InputError, match=f"an answer of row {groups[1].id} has .* more than max_length 100 together"):
-        dataclasses.replace(untrained, max_length=100).raw([groups[0], long])
+        next(dataclasses.replace(untrained, max_length=100).raw([groups[0], long]))

@@ -60,12 +60,12 @@ def test_sft_learns_and_writes_an_ordinary_checkpoint(base, examples, tmp_path, 
     assert sft(config, rows) == model  # finished: nothing is done again
 
 
-def test_gradient_accumulation_changes_nothing(base, examples, pairs, tmp_path):
+def test_micro_batches_change_nothing(base, examples, pairs, tmp_path):
     found = []
-    for pieces in (1, 3):
-        config = reward_config(base, tmp_path / str(pieces), gradient_accumulation_steps=pieces)
+    for tokens in (16384, 200):
+        config = reward_config(base, tmp_path / str(tokens), micro_batch_tokens=tokens)
         reward(config, pairs)
-        found.append([r["loss"] for r in read_jsonl(tmp_path / str(pieces) / "metrics.jsonl")])
+        found.append([r["loss"] for r in read_jsonl(tmp_path / str(tokens) / "metrics.jsonl")])
     assert found[0] == pytest.approx(found[1], abs=2e-4)
 
 

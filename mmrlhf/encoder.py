@@ -1,0 +1,257 @@
+"""Pictures to features: decoded and preprocessed on threads while the frozen tower runs on those before them, each distinct one once.
+
+Preprocessing is the model's own processor, on the GPU where the model is on one. Pictures whose tensors have one shape go through
+the tower together, as many as a budget of elements allows. A family's placeholder text is learnt from its processor
+(`Picture.text`), so that a prompt about a picture that is known needs no pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import PIL
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mmrlhf.features import FeatureCache, Picture
+from mmrlhf.images import open_image, read
+from mmrlhf.records import ImageSource, InputError
+
+ELEMENTS = 1 << 26
+"""Most elements of pixel tensors in a pass of the tower on a GPU: 221 pictures of 336 x 336."""
+ELEMENTS_CPU = 1 << 21
+"""On a processor, where larger batches gain nothing once its cores are busy: 6 pictures of 336 x 336."""
+BESIDES = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
+"""What a processor returns of the text."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One picture, preprocessed: the tensors that the tower takes (of `copies` of it), its number of placeholders, and their text."""
+
+    key: str
+    tensors: dict[str, Tensor]
+    copies: int
+    placeholders: int
+    text: str | None
+    grid: Tensor | None
+
+    @property
+    def shape(self) -> tuple:
+        """Pictures of one shape may stand in one batch."""
+        return tuple((k, tuple(t.shape[1:])) for k, t in sorted(self.tensors.items()))
+
+    @property
+    def elements(self) -> int:
+        return self.tensors["pixel_values"].numel()
+
+
+class Encoder:
+    """A model's tower and projector with their cache. `single` is a prompt's text with one placeholder, `several` one with two."""
+
+    def __init__(self, model: PreTrainedModel, processor: Any, cache: FeatureCache, single: str, several: str):
+        self.model, self.processor, self.cache = model, processor, cache
+        self._texts = {1: single, 2: several}
+        language = language_prefixes(model)
+        self._named = [(n, p) for n, p in model.named_parameters() if not n.startswith(language)]
+        self.tower = [p for _, p in self._named]
+        self.mllama = model.config.model_type == "mllama"
+        self.by_company = model.config.model_type == "llava_onevision"
+        """LLaVA-OneVision cuts a picture into tiles when it stands alone in a prompt, and does not when there are several."""
+        self._fingerprint = ""
+        self._lock = threading.Lock()  # who asks for a picture that is being encoded waits, and then finds it
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything but the picture that its features follow from."""
+        if not self._fingerprint:
+            images = self.processor.image_processor
+            parts = [
+                fingerprint(self._named),
+                type(self.processor).__name__, type(images).__name__, images.to_json_string(), self.dtype, self.model.device.type,
+                PIL.__version__, transformers.__version__, torch.__version__.split("+")[0],
+                {k: v for k, v in vars(self.processor).items() if isinstance(v, int | str | bool) and k != "chat_template"},
+            ]  # fmt: skip
+            self._fingerprint = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:20]
+        return self._fingerprint
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tower[0].dtype
+
+    def pictures(self, rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[Picture, ...]]:
+        """The pictures of each row, encoded where the cache does not hold them."""
+        wanted = [[(self._key(s, len(row)), s) for s in row] for row in rows]
+        with self._lock:
+            found: dict[str, Picture] = {}
+            missing: dict[str, tuple[ImageSource, int]] = {}
+            for row in wanted:
+                for key, source in row:
+                    if key in found or key in missing:
+                        continue
+                    if (hit := self.cache.get(key)) is not None:
+                        found[key] = hit
+                    else:
+                        missing[key] = source, len(row)
+            found |= self.encode(missing)
+        return [tuple(found[key] for key, _ in row) for row in wanted]
+
+    def has(self, source: ImageSource) -> bool:
+        """Whether the disk tier holds a picture that stands alone in its prompt."""
+        return self.cache.disk is not None and self.cache.disk.get(self._key(source, 1)) is not None
+
+    def encode(
+        self, missing: dict[str, tuple[ImageSource, int]], done: Callable[[int], None] = lambda n: None
+    ) -> dict[str, Picture]:
+        """Encode pictures by key (with how many stand in their prompt) and put them into the cache; `done` hears of each batch."""
+        if not missing:
+            return {}
+        if any(p.requires_grad for p in self.tower):
+            raise RuntimeError(
+                "the vision tower or the projector is trainable: features of a tower that changes cannot be kept; "
+                "freeze both (requires_grad_(False))"
+            )
+        found: dict[str, Picture] = {}
+        for batch in self._batches(missing):
+            for key, picture in zip((p.key for p in batch), self._tower(batch), strict=True):
+                self.cache.put(key, picture)
+                found[key] = picture
+            done(len(batch))
+        return found
+
+    def _key(self, source: ImageSource, company: int) -> str:
+        return f"{self.fingerprint}/{source.key}" + ("-several" if self.by_company and company > 1 else "")
+
+    # ---- on threads: from a file to the tower's input ---------------------------------------------------------------
+
+    def _batches(self, missing: dict[str, tuple[ImageSource, int]]) -> Iterator[list[Prepared]]:
+        """Prepared pictures, a batch of one shape at a time, while threads prepare those that follow."""
+        limit = ELEMENTS if self.model.device.type == "cuda" else ELEMENTS_CPU
+        waiting: dict[tuple, list[Prepared]] = {}
+        items = iter(missing.items())
+        with ThreadPoolExecutor(max_workers=min(8, max(1, (os.cpu_count() or 2) - 1)), thread_name_prefix="pictures") as pool:
+            ahead: list[Future[Prepared]] = []
+
+            def fill() -> None:
+                while len(ahead) < 2 * pool._max_workers + 2 and (item := next(items, None)) is not None:
+                    key, (source, company) = item
+                    ahead.append(pool.submit(self._prepare, key, source, company))
+
+            fill()
+            try:
+                while ahead:
+                    one = ahead.pop(0).result()
+                    fill()
+                    same = waiting.setdefault(one.shape, [])
+                    same.append(one)
+                    if sum(p.elements for p in same) + one.elements > limit:
+                        yield waiting.pop(one.shape)
+                yield from waiting.values()
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+    def _prepare(self, key: str, source: ImageSource, company: int) -> Prepared:
+        data = read(source)
+        if hashlib.sha256(data).hexdigest() not in key:
+            raise InputError(f"image {source.name} changed while it was being read: run again when nothing writes to it")
+        picture = open_image(source, data=data)
+        copies = 2 if self.by_company and company > 1 else 1  # the first of two is what each of several becomes
+        batch, texts = self.process([self._texts[copies]], [[picture] * copies], offsets=True)
+        tensors = {k: batch[k] for k in self._names() if k in batch}
+        placeholders = int((batch["input_ids"] == self.model.config.image_token_id).sum()) // copies
+        return Prepared(key, tensors, copies, placeholders, texts[0][0] if texts else None, batch.get("image_grid_thw"))
+
+    def process(
+        self, texts: list[str], pictures: list[list[Any]], *, offsets: bool = False
+    ) -> tuple[dict[str, Any], list[list[str]]]:
+        """The processor's tensors for rows with their pictures, left-padded, and what it wrote for each placeholder if it says so."""
+        where = {"device": self.model.device} if self.model.device.type == "cuda" and _on_torch(self.processor) else {}
+        tokenizer = self.processor.tokenizer
+        batch = dict(
+            self.processor(
+                text=list(texts), images=pictures if any(pictures) else None, padding=True, padding_side="left", return_tensors="pt",
+                add_special_tokens=not any(tokenizer.bos_token and t.startswith(tokenizer.bos_token) for t in texts),
+                **({"return_text_replacement_offsets": True} if offsets else {}), **where,
+            )
+        )  # fmt: skip
+        said = batch.pop("text_replacement_offsets", None) or []
+        return batch, [[one["replacement"] for one in row if one["type"] == "image"] for row in said]
+
+    def _names(self) -> list[str]:
+        if self.mllama:
+            return ["pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"]
+        return [k for k in inspect.signature(self.model.base_model.get_image_features).parameters if k not in BESIDES]
+
+    # ---- the tower -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _tower(self, batch: list[Prepared]) -> list[Picture]:
+        tensors = {k: self._on_device(torch.cat([p.tensors[k] for p in batch])) for k in batch[0].tensors}
+        tensors["pixel_values"] = tensors["pixel_values"].to(self.dtype)
+        base = self.model.base_model
+        if self.mllama:  # cross-attention states [tiles x patches, dim] of each picture
+            seen = base.vision_model(**tensors).last_hidden_state
+            states = base.multi_modal_projector(seen).reshape(len(batch), -1, base.multi_modal_projector.out_features)
+            return [Picture([[s.clone()]], True, None, None) for s in states]
+        encoded = base.get_image_features(**tensors, return_dict=True)
+        columns = [list(encoded.pooler_output)] + [list(f) for f in getattr(encoded, "deepstack_features", None) or []]
+        stacked = torch.is_tensor(encoded.pooler_output)
+        # Idefics3 and SmolVLM leave an empty unit for what is no picture.
+        full = [i for i, unit in enumerate(columns[0]) if len(unit)]
+        columns = [[column[i] for i in full] for column in columns]
+        found, at = [], 0
+        for one in batch:
+            start, count = at, one.placeholders * one.copies
+            while count > 0 and at < len(columns[0]):
+                count -= len(columns[0][at])
+                at += 1
+            if count:
+                raise InputError(
+                    f"the processor writes {one.placeholders} image tokens for a picture and the model's tower gives another number: "
+                    "they do not fit; load model and processor from one checkpoint"
+                )
+            end = start + (at - start) // one.copies
+            # Cloned: a view would keep the whole batch's output alive.
+            found.append(Picture([[u.clone() for u in column[start:end]] for column in columns], stacked, one.text, one.grid))
+        if at != len(columns[0]):
+            raise InputError("the model's tower gives more features than the processor writes image tokens: they do not fit")
+        return found
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        if self.model.device.type == "cuda" and tensor.device.type == "cpu":
+            return tensor.pin_memory().to(self.model.device, non_blocking=True)
+        return tensor.to(self.model.device)
+
+
+def language_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the names of the language model's and its head's parameters begin with."""
+    decoder, head = model.base_model.get_decoder(), model.get_output_embeddings()
+    return tuple(n + "." for n, m in model.named_modules() if m is decoder or m is head)
+
+
+def _on_torch(processor: Any) -> bool:
+    """Whether pictures are preprocessed by torchvision, which can do it on a GPU."""
+    from transformers.image_processing_backends import TorchvisionBackend
+
+    return isinstance(processor.image_processor, TorchvisionBackend)
+
+
+def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of every tensor's name, shape and up to 64 of its values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(parameters, key=lambda item: item[0]):
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().to(torch.bfloat16).float()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,160 @@
+"""Answers, token by token, on prompts that were run once.
+
+Shape suffixes: N answers, T answer tokens (right-padded), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmrlhf import kv, plain
+from mmrlhf.prefix import Plain, Prefix, prefill
+from mmrlhf.vlm import VLM, Prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 keep every token; no answer ends before `min_tokens`, all do
+    at `max_tokens` or where a text of `stop` has been said."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether tokens are drawn from the very distribution that `VLM.token_logps` is of."""
+        return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0 and self.min_tokens == 0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """`ids_NT` right-padded, `mask_NT` 1 on real tokens, `logps_NT` the log-prob of each and `entropy_NT` that of the distribution it was
+    drawn from (before top-p and top-k), both 0 on padding; `ended_N` whether an answer came to its end by itself."""
+
+    ids_NT: Tensor
+    mask_NT: Tensor
+    logps_NT: Tensor
+    entropy_NT: Tensor
+    ended_N: Tensor
+
+
+@torch.no_grad()
+def sample(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], how: Sampling, draws_NT: Tensor | None = None) -> Sampled:
+    """Answers of the current role to prompts; `rows` names the prompt of each.
+
+    `draws_NT` (uniform, [N, max_tokens], not needed when greedy) decides each token by its inverse cumulative distribution, so that
+    an answer does not depend on the batch it is in. Answers that are done leave the batch.
+    """
+    state = _Answers(vlm, len(rows), how, draws_NT)
+    prefix = prefill(vlm, prompts)
+    if isinstance(prefix, Plain):
+        plain.generate(vlm, prompts, rows, how.max_tokens, state.step_all)
+    else:
+        _decode(prefix, torch.tensor(rows, device=vlm.device), state)
+    return state.result()
+
+
+def _decode(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
+    vlm = prefix.vlm
+    cache = kv.growing(prefix.kv, prefix.like, rows_N, state.how.max_tokens)
+    live = torch.arange(len(rows_N), device=vlm.device)  # answers that still stand in the batch
+    hidden = prefix.last_PD[rows_N]
+    seen = torch.nn.functional.pad(prefix.mask_PL[rows_N], (0, state.how.max_tokens), value=1)
+    prompt = prefix.mask_PL.shape[1]
+    for t in range(state.how.max_tokens):
+        token = state.step(vlm.logits(hidden, state.how.temperature or 1.0), live, t)
+        going = state.open[live]
+        if not going.any() or t + 1 == state.how.max_tokens:
+            break
+        if going.float().mean() < 0.6:
+            stay = going.nonzero()[:, 0]
+            for layer in cache.layers:
+                if hasattr(layer, "keep"):
+                    layer.keep(stay)
+            live, seen, token = live[stay], seen[stay], token[stay]
+        hidden = vlm.model.base_model(
+            input_ids=token[:, None],
+            attention_mask=seen[:, : prompt + t + 1],
+            position_ids=prefix.positions(rows_N[live], t, 1),
+            past_key_values=cache,
+            use_cache=True,
+            **prefix.beside(rows_N[live], 1),
+        ).last_hidden_state[:, -1]
+
+
+class _Answers:
+    """What has been said so far, and what is said next."""
+
+    def __init__(self, vlm: VLM, count: int, how: Sampling, draws_NT: Tensor | None):
+        self.vlm, self.how, self.draws_NT = vlm, how, draws_NT
+        self.ids_NT = torch.full((count, how.max_tokens), int(vlm.tokenizer.pad_token_id), device=vlm.device)
+        self.mask_NT = torch.zeros_like(self.ids_NT)
+        self.logps_NT = torch.zeros(self.ids_NT.shape, device=vlm.device)
+        self.entropy_NT = torch.zeros_like(self.logps_NT)
+        self.open = torch.ones(count, dtype=torch.bool, device=vlm.device)
+        self.eos = torch.tensor(vlm.eos, device=vlm.device)
+
+    def step(self, logits: Tensor, live: Tensor, t: int) -> Tensor:
+        """Choose token `t` of the answers `live` from their logits [n, V] (temperature applied) and write it down."""
+        if t < self.how.min_tokens:
+            logits = logits.index_fill(-1, self.eos, float("-inf"))
+        logps = logits.log_softmax(-1)
+        probabilities = logps.exp()
+        token = self._choose(logps, probabilities, live, t)
+        going = live[self.open[live]]
+        here = self.open[live]
+        self.ids_NT[going, t], self.mask_NT[going, t] = token[here], 1
+        self.logps_NT[going, t] = logps.gather(-1, token[:, None])[here, 0]
+        self.entropy_NT[going, t] = torch.special.entr(probabilities).sum(-1)[here]
+        self.open[going] = ~torch.isin(token[here], self.eos)
+        if self.how.stop:
+            self._stop_at_texts(going, t)
+        return token
+
+    def step_all(self, logits: Tensor, t: int) -> Tensor:
+        """The same for all answers at once, of raw logits, as `plain.generate` asks; done ones are given an end."""
+        live = torch.arange(len(self.open), device=self.open.device)
+        was_open = self.open.clone()
+        token = self.step(self.vlm.logits_of(logits, self.how.temperature or 1.0), live, t)
+        return torch.where(was_open, token, self.eos[0]) if bool(self.open.any()) else self.eos[0].expand(len(live))
+
+    def _choose(self, logps: Tensor, probabilities: Tensor, live: Tensor, t: int) -> Tensor:
+        if self.how.temperature == 0:
+            return logps.argmax(-1)
+        assert self.draws_NT is not None
+        if self.how.top_k or self.how.top_p < 1:
+            probabilities = _truncated(probabilities, self.how.top_k, self.how.top_p)
+        mass = probabilities.cumsum(-1)
+        # 1 - u lies in (0, 1] (in float64, before it is rounded): the first id whose cumulative mass reaches it has probability above 0.
+        goal = (1 - self.draws_NT[live, t]).to(mass) * mass[:, -1]
+        return torch.searchsorted(mass, goal[:, None])[:, 0].clamp(max=mass.shape[-1] - 1)
+
+    def _stop_at_texts(self, going: Tensor, t: int) -> None:
+        longest = max(len(s) for s in self.how.stop)
+        for i in going.tolist():
+            tail = self.vlm.decode(self.ids_NT[i, max(0, t - longest) : t + 1])  # a token is a character at least
+            if any(s in tail for s in self.how.stop):
+                self.open[i] = False
+
+    def result(self) -> Sampled:
+        width = max(int(self.mask_NT.sum(1).max()), 1)
+        ids, mask, logps, entropy = (t[:, :width] for t in (self.ids_NT, self.mask_NT, self.logps_NT, self.entropy_NT))
+        return Sampled(ids, mask, logps, entropy, ~self.open)
+
+
+def _truncated(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Without the tokens beyond the `top_k` likeliest, then beyond the fewest that together reach `top_p`; not renormalised."""
+    ordered, ids = probabilities.sort(-1, descending=True)
+    if top_k:
+        ordered[:, top_k:] = 0
+    before = ordered.cumsum(-1) - ordered
+    ordered[before >= top_p * ordered.sum(-1, keepdim=True)] = 0
+    return torch.zeros_like(probabilities).scatter(-1, ids, ordered)
