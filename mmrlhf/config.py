@@ -86,6 +86,8 @@ class TrainConfig(EngineConfig):
     """Longest prompt plus answer in tokens, image tokens counted. A longer row is an error, never cut."""
     lora_r: Count = 16
     """Rank of the LoRA adapter (language model only; vision tower and projector stay frozen)."""
+    lora_target_modules: str = "all-linear"
+    """Layers of the language model that get an adapter: all linear ones, or names such as `q_proj,k_proj,v_proj,o_proj`."""
     lora_alpha: Positive = 32.0
     """The adapter's update is scaled by lora_alpha / lora_r."""
     dtype: Literal["float32", "bfloat16"] = "float32"

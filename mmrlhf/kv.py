@@ -148,19 +148,35 @@ def parts(cache: Cache) -> KV:
     return [part or None for part in found]
 
 
+def packs(model: PreTrainedModel) -> bool:
+    """Whether answers to a prompt may stand beside one another in one sequence, kept apart by a mask of our own: where every layer
+    attends to everything, by attention that takes such a mask."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    full = kinds == {"full_attention"} and not getattr(config, "sliding_window", None) and model.config.model_type != "mllama"
+    plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    return full and plain and config._attn_implementation in ("sdpa", "eager")
+
+
 def _layers(kv: KV, like: Cache, rows: Tensor, joined: bool, room: int = 0) -> Cache:
     layers: list[Any] = []
     for part, theirs in zip(kv, like.layers, strict=True):
         if part is None:
             layers.append(type(theirs)())
             continue
-        own = [t.index_select(0, rows) for t in part]
+        own = [_of(t, rows) for t in part]
         linear = isinstance(theirs, JoinedState)
         if joined:
             layers.append(JoinedState(*own) if linear else Joined(*own))
         else:
             layers.append(GrowingState(own[0], own[1]) if linear else Growing(own[0], own[1], room))
     return Cache(layers=layers)
+
+
+def _of(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a tensor; itself where they are all of its rows in order."""
+    whole = len(rows) == len(tensor) and torch.equal(rows, torch.arange(len(tensor), device=rows.device))
+    return tensor if whole else tensor.index_select(0, rows)
 
 
 def joined(kv: KV, like: Cache, rows: Tensor) -> Cache:

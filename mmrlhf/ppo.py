@@ -84,20 +84,20 @@ def ppo(
     # Four roles; on one base where the reward model belongs to it
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     adapters = Adapters(vlm)
-    like = None
+    shared = False
     if score is None:
         reward_model = load_reward_model(config.reward_model_path, adapters, config.max_length, accelerator.device, config)
         score = reward_model.score
-        if reward_model.role.adapters is adapters and adapters.peft:
-            like = adapters.peft.peft_config["reward"]
-    adapters.add("policy", config.lora_r, config.lora_alpha, config.seed)
+        shared = reward_model.role.adapters is adapters
+    adapters.add("policy", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
     policy, reference = Role(adapters, "policy"), Role(adapters, None)
     trainable = [{"params": policy.parameters(), "peak": config.learning_rate}]
     critic = None
     if config.advantage_estimator == "gae":
-        adapters.add("value", like.r if like else config.lora_r, like.lora_alpha if like else config.lora_alpha, config.seed)
-        if like:
-            adapters.copy("reward", "value")
+        if shared:  # the critic starts as the reward model
+            adapters.load("value", Path(config.reward_model_path), trainable=True)
+        else:
+            adapters.add("value", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
         critic = Role(adapters, "value", scalar_head(torch.zeros(vlm.hidden_size, device=vlm.device)))
         trainable.append({"params": critic.parameters(), "peak": config.critic_learning_rate or config.learning_rate})
     trained = [role for role in (policy, critic) if role is not None]

@@ -50,6 +50,8 @@ class Prefix:
         width = ids_NT.shape[1]
         if width == 0:  # answers of one token: only what stands after the prompt is asked for
             return first_ND
+        if each := self._packed(rows_N, width):
+            return torch.cat([first_ND, self._extend_packed(rows_N, ids_NT, each)], 1)
         if width == 1:  # linear attention takes a lone token to its decoding kernel, which writes the state in place
             ids_NT, mask_NT = (torch.nn.functional.pad(t, (0, 1)) for t in (ids_NT, mask_NT))
         out = self.vlm.model.base_model(
@@ -61,6 +63,40 @@ class Prefix:
             **self.beside(rows_N, ids_NT.shape[1]),
         )
         return torch.cat([first_ND, out.last_hidden_state[:, :width]], 1)
+
+    def packs(self, answers: int, tokens: int) -> bool:
+        """Whether so many answers of so many tokens to a prompt stand beside one another in one sequence, on keys that are not copied.
+
+        Each token then meets the other answers' keys as well, behind a mask: not worth it once they outnumber the prompt's by far.
+        """
+        return self.vlm.packs and answers > 1 and answers * tokens <= 2 * self.mask_PL.shape[1]
+
+    def _packed(self, rows_N: Tensor, width: int) -> int:
+        """How many answers each prompt has, if it is the same for all, they stand together, and packing them pays; else 0."""
+        if not self.vlm.packs:
+            return 0
+        prompts, counts = torch.unique_consecutive(rows_N, return_counts=True)
+        each = int(counts[0])
+        even = bool((counts == each).all()) and len(prompts.unique()) == len(prompts)
+        return each if even and self.packs(each, width) else 0
+
+    def _extend_packed(self, rows_N: Tensor, ids_NT: Tensor, each: int) -> Tensor:
+        """Answers [P x G, T] as P sequences of G x T tokens, of which each sees its prompt and its own answer so far."""
+        width, device = ids_NT.shape[1], ids_NT.device
+        prompts = rows_N[::each]
+        own = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        own = torch.block_diag(*[own] * each).bool()
+        before = self.mask_PL[prompts].bool()[:, None].expand(-1, each * width, -1)
+        sees = torch.cat([before, own.expand(len(prompts), -1, -1)], -1)
+        positions = self.positions(rows_N, 0, width)
+        out = self.vlm.model.base_model(
+            input_ids=ids_NT.reshape(len(prompts), -1),
+            attention_mask=self.vlm.mask(sees),
+            position_ids=positions.reshape(*positions.shape[:-2], len(prompts), -1),
+            past_key_values=kv.joined(self.kv, self.like, prompts),
+            use_cache=True,
+        )
+        return out.last_hidden_state.reshape(len(rows_N), width, -1)
 
     def positions(self, rows_N: Tensor, first: int, count: int) -> Tensor:
         """Position ids of `count` answer tokens from the `first` on."""
@@ -152,12 +188,12 @@ def _positions(vlm: VLM, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def difference(vlm: VLM, prompt: Prompt) -> float:
-    """The most by which the log-probs of three more tokens differ between the fast path and the plain one, in nats."""
+    """The most by which the log-probs of two answers of three tokens differ between the fast path and the plain one, in nats."""
     allowed = [i for i in dict.fromkeys(prompt.ids.tolist()) if i not in set(vlm.banned.tolist())] or list(vlm.eos)
-    ids = torch.tensor([(allowed * 3)[-3:]], device=vlm.device)
-    rows, mask = torch.zeros(1, dtype=torch.long, device=vlm.device), torch.ones_like(ids)
-    both = (Plain(vlm, [prompt]).extend(rows, ids, mask), _prefill(vlm, [prompt]).extend(rows, ids, mask))
-    slow, fast = (vlm.log_softmax(hidden[0].float() if hidden.dtype == torch.float32 else hidden[0]) for hidden in both)
+    some = (allowed * 3)[-3:]
+    ids = torch.tensor([some, some[::-1]], device=vlm.device)
+    rows, mask = torch.zeros(2, dtype=torch.long, device=vlm.device), torch.ones_like(ids)
+    slow, fast = (vlm.log_softmax(way.extend(rows, ids, mask)) for way in (Plain(vlm, [prompt]), _prefill(vlm, [prompt])))
     told = torch.isfinite(slow)
     return float((slow - fast)[told].abs().max())
 
@@ -165,19 +201,25 @@ def difference(vlm: VLM, prompt: Prompt) -> float:
 def _decide(vlm: VLM, prompts: Sequence[Prompt]) -> None:
     """Compare the two paths on one row, with a picture if there is one, and take the fast one where they agree."""
     prompt = next((p for p in prompts if p.images), prompts[0])
-    try:
-        gap = difference(vlm, prompt)
-        reason = f"log-probs differ by {gap:.2g} nats"
-        agreed = gap <= TOLERANCE[vlm.model.dtype]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a family that was never tried may fail in any way: the plain path is there for it
-        agreed, reason = False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    agreed, reason = _agree(vlm, prompt)
+    if not agreed and vlm.packs:
+        vlm.packs = False
+        agreed, reason = _agree(vlm, prompt)
     if not agreed:
         print(f"note: {vlm.name} is run the plain way, each answer with its whole prompt ({reason})")
         vlm.prefix = "off"
     elif prompt.images:
         vlm.prefix = "on"
+
+
+def _agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:
+    try:
+        gap = difference(vlm, prompt)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a family that was never tried may fail in any way: the plain path is there for it
+        return False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return gap <= TOLERANCE[vlm.model.dtype], f"log-probs differ by {gap:.2g} nats"
 
 
 # ---- learning ----------------------------------------------------------------------------------------------------------

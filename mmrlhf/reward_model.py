@@ -48,7 +48,7 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
     # 1. The role: an adapter and a head on the base
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     adapters = Adapters(vlm)
-    adapters.add("reward", config.lora_r, config.lora_alpha, config.seed)
+    adapters.add("reward", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
     role = Role(adapters, "reward", review_head(vlm))
     model = RewardModel(role, config.facts, config.facts_position, max_length=config.max_length)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)

@@ -23,43 +23,50 @@ from mmrlhf.records import InputError
 from mmrlhf.vlm import VLM
 
 
-def lora_targets(vlm: VLM) -> str:
-    """A regular expression for every linear layer of the language model, and none of the vision tower.
-
-    A list of suffixes such as `q_proj` would also hit the tower's layers.
-    """
-    decoder = vlm.model.base_model.get_decoder()
-    name = next(n for n, module in vlm.model.named_modules() if module is decoder)
-    leaves = sorted({n.rsplit(".", 1)[-1] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)})
-    return re.escape(name) + r"\..*\.(" + "|".join(leaves) + ")"
-
-
 class Adapters:
     """The named adapters on one model. `peft` is the wrapper that saves and merges; forwards go to `vlm.model`."""
 
     def __init__(self, vlm: VLM):
         self.vlm = vlm
         self.peft: PeftModel | None = None
-        self._targets = lora_targets(vlm)
+        decoder = vlm.model.base_model.get_decoder()
+        self._decoder = next(n for n, module in vlm.model.named_modules() if module is decoder)
+        self._leaves = {n.rsplit(".", 1)[-1] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+        self._layers: list[BaseTunerLayer] = []
 
-    def add(self, name: str, r: int, alpha: float, seed: int) -> None:
-        """A fresh adapter (zero change), trainable, in float32."""
+    def targets(self, modules: str = "all-linear") -> str:
+        """A regular expression for the linear layers of the language model, all or those of the names given, and none of the vision
+        tower: a list of suffixes such as `q_proj` would also hit the tower's. Raises InputError for a name that no layer has."""
+        leaves = self._leaves
+        if modules != "all-linear":
+            leaves = {word.strip() for word in modules.split(",")}
+            if unknown := sorted(leaves - self._leaves):
+                there = ", ".join(sorted(self._leaves))
+                raise InputError(f"lora_target_modules names {', '.join(unknown)}: {self.vlm.name} has {there}")
+        return re.escape(self._decoder) + r"\..*\.(" + "|".join(sorted(leaves)) + ")"
+
+    def add(self, name: str, r: int, alpha: float, seed: int, modules: str = "all-linear") -> None:
+        """A fresh adapter (zero change) on the layers of `targets`, trainable, in float32."""
         torch.manual_seed(seed)
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self._targets)
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self.targets(modules))
         if self.peft is None:
             self.peft = get_peft_model(self.vlm.model, config, adapter_name=name)
         else:
             self.peft.add_adapter(name, config)
         for parameter in self.parameters(name).values():
             parameter.requires_grad_(True)
+        self._layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
 
     def load(self, name: str, directory: Path, *, trainable: bool) -> None:
         """An adapter that was saved; raises InputError when it is missing or belongs to another model."""
         if not (directory / "adapter_model.safetensors").is_file():
             raise InputError(f"adapter {directory} does not exist: give the directory of a finished run's adapter")
         config = LoraConfig.from_pretrained(str(directory))
-        self.add(name, config.r, config.lora_alpha, seed=0)
         saved = load_file(directory / "adapter_model.safetensors")
+        leaves = {key.partition(".lora_")[0].rsplit(".", 1)[-1] for key in saved}
+        if not leaves or not leaves <= self._leaves:
+            raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
+        self.add(name, config.r, config.lora_alpha, 0, ",".join(sorted(leaves)))
         here = self.parameters(name)
         renamed = {self._plain(k, name): p for k, p in here.items()}
         if set(saved) != set(renamed) or any(saved[k].shape != renamed[k].shape for k in saved):
@@ -88,24 +95,16 @@ class Adapters:
         """An adapter's parameters by their name in `vlm.model`."""
         return {k: p for k, p in self.vlm.model.named_parameters() if f".{name}." in k and "lora_" in k}
 
-    def copy(self, source: str, target: str) -> None:
-        """Start `target` as a copy of `source`."""
-        with torch.no_grad():
-            to = self.parameters(target)
-            for key, parameter in self.parameters(source).items():
-                to[key.replace(f".{source}.", f".{target}.")].copy_(parameter)
-
     @contextlib.contextmanager
     def use(self, name: str | None) -> Iterator[None]:
         """Run under one adapter, or None: the base alone. `requires_grad` stays as it is."""
-        layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
-        before = [(m._active_adapter, m._disable_adapters) for m in layers]
-        for m in layers:
+        before = [(m._active_adapter, m._disable_adapters) for m in self._layers]
+        for m in self._layers:
             m._active_adapter, m._disable_adapters = ([name] if name else m._active_adapter), name is None
         try:
             yield
         finally:
-            for m, (active, disabled) in zip(layers, before, strict=True):
+            for m, (active, disabled) in zip(self._layers, before, strict=True):
                 m._active_adapter, m._disable_adapters = active, disabled
 
 

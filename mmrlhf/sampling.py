@@ -5,6 +5,7 @@ Shape suffixes: N answers, T answer tokens (right-padded), V vocabulary.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,8 @@ def sample(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], how: Sampli
     prefix = prefill(vlm, prompts)
     if isinstance(prefix, Plain):
         plain.generate(vlm, prompts, rows, how.max_tokens, state.step_all)
+    elif prefix.packs(max(Counter(rows).values()), how.max_tokens):
+        _decode_packed(prefix, torch.tensor(rows, device=vlm.device), state)
     else:
         _decode(prefix, torch.tensor(rows, device=vlm.device), state)
     return state.result()
@@ -88,6 +91,51 @@ def _decode(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
             use_cache=True,
             **prefix.beside(rows_N[live], 1),
         ).last_hidden_state[:, -1]
+
+
+def _slots(rows_N: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """The prompts of the answers `live`, and for each its answers' numbers in a row [p, G], -1 where it has fewer than another."""
+    prompts, counts = torch.unique_consecutive(rows_N[live], return_counts=True)
+    numbers = [part.tolist() for part in live.split(counts.tolist())]
+    most = max(map(len, numbers))
+    return prompts, torch.tensor([row + [-1] * (most - len(row)) for row in numbers], device=live.device)
+
+
+def _decode_packed(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
+    """A prompt's answers grow side by side on its one cache: column after column of keys, each owned by an answer that alone sees it."""
+    vlm, total = prefix.vlm, state.how.max_tokens
+    order = torch.argsort(rows_N, stable=True)
+    prompts, slots_PG = _slots(rows_N, order)
+    cache = kv.growing(prefix.kv, prefix.like, prompts, total * slots_PG.shape[1])
+    before_PL = prefix.mask_PL[prompts].bool()
+    owners_PC = slots_PG[:, :0]
+    tokens_N = torch.zeros_like(rows_N)
+    live, hidden = order, prefix.last_PD[rows_N[order]]
+    for t in range(total):
+        tokens_N[live] = state.step(vlm.logits(hidden, state.how.temperature or 1.0), live, t)
+        going = state.open[live]
+        if not going.any() or t + 1 == total:
+            break
+        if going.float().mean() < 0.6:
+            live = live[going]
+            still, slots_PG = _slots(rows_N, live)
+            kept = torch.isin(prompts, still).nonzero()[:, 0]
+            for layer in cache.layers:
+                layer.keep(kept)
+            prompts, before_PL, owners_PC = prompts[kept], before_PL[kept], owners_PC[kept]
+        owners_PC = torch.cat([owners_PC, slots_PG], 1)
+        own = owners_PC[:, None] == slots_PG[:, :, None]
+        sees = torch.cat([before_PL[:, None].expand(-1, slots_PG.shape[1], -1), own], -1)
+        filled = slots_PG >= 0
+        positions = prefix.positions(prompts, t, 1)
+        out = vlm.model.base_model(
+            input_ids=torch.where(filled, tokens_N[slots_PG.clamp(min=0)], state.ids_NT.new_tensor(vlm.tokenizer.pad_token_id)),
+            attention_mask=vlm.mask(sees),
+            position_ids=positions.expand(*positions.shape[:-1], slots_PG.shape[1]),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        hidden = out[filled]
 
 
 class _Answers:

@@ -50,7 +50,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     if config.train == "lora":
         adapters = Adapters(vlm)
-        adapters.add("sft", config.lora_r, config.lora_alpha, config.seed)
+        adapters.add("sft", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
         role, trained = Role(adapters, "sft"), adapters.parameters("sft")
     else:
         role = Role(Adapters(vlm), None)

@@ -24,6 +24,7 @@ from mmrlhf.config import EngineConfig
 from mmrlhf.encoder import Encoder, fingerprint
 from mmrlhf.features import FeatureCache, Picture
 from mmrlhf.images import open_image
+from mmrlhf.kv import packs
 from mmrlhf.records import ImageSource, InputError, Message
 
 Conversation = tuple[Sequence[Message], tuple[ImageSource, ...]]
@@ -57,7 +58,7 @@ class EncoderOutput(ModelOutput):
 class VLM:
     """A model with its processor. `banned` are ids that must never be sampled (image placeholders and other control
     tokens, ids beyond the tokenizer); `eos` ends an answer; `budget` is how much runs at a time; `prefix` says whether prompts are run once for all answers
-    ("auto": not decided yet, `prefix.py`)."""
+    ("auto": not decided yet, `prefix.py`), `packs` whether answers to a prompt may share a sequence."""
 
     name: str
     model: PreTrainedModel
@@ -67,6 +68,7 @@ class VLM:
     encoder: Encoder
     budget: Budget
     prefix: Literal["auto", "on", "off"] = "auto"
+    packs: bool = False
     fingerprint: str = ""
     _types: dict[str, dict[int, int]] | None = field(default=None, repr=False)
     """Per-token extras by token id, where prompts can be written without the processor; unknown (None) at first."""
@@ -218,6 +220,15 @@ class VLM:
         output = EncoderOutput(torch.stack(pooled) if pictures[0].stacked else pooled, deep or None)
         return {"mm_encoder_outputs": {"image": output}}
 
+    def mask(self, sees_PQK: Tensor) -> Tensor:
+        """Which keys each query sees [P, queries, keys], as the model's attention takes it."""
+        if self.model.config.get_text_config()._attn_implementation == "sdpa":
+            return sees_PQK[:, None]
+        dtype = self.model.dtype
+        return torch.zeros(sees_PQK.shape, dtype=dtype, device=sees_PQK.device).masked_fill(~sees_PQK, torch.finfo(dtype).min)[
+            :, None
+        ]
+
     # ---- log-probs -------------------------------------------------------------------------------------------------
 
     def logits(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
@@ -307,6 +318,7 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
         encoder,
         Budget(engine.micro_batch_tokens),
         prefix,
+        packs(model),
         fingerprint(model.state_dict().items()),
     )
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmrlhf.prefix import prefill
 from mmrlhf.records import InputError
-from mmrlhf.roles import Adapters, Role, lora_targets, scalar_head
+from mmrlhf.roles import Adapters, Role, scalar_head
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_switching_touches_no_flag_and_restores_the_base(vlm, examples, base):
 def test_adapters_stand_in_the_language_model_only(adapters):
     names = [k for k, _ in adapters.vlm.model.named_parameters() if "lora_" in k]
     assert names and not [k for k in names if "vision" in k or "projector" in k]
-    assert "vision" not in lora_targets(adapters.vlm)
+    assert "vision" not in adapters.targets()
 
 
 def test_gradients_reach_only_the_roles_that_ran(adapters, examples):
@@ -85,12 +85,26 @@ def test_saved_adapter_is_pefts_own_format(adapters, examples, tmp_path, base):
     assert torch.allclose(out, ours, atol=1e-3)
 
 
-def test_value_starts_as_a_copy_of_the_reward_adapter(adapters, examples):
-    adapters.copy("reward", "value")
+def test_value_starts_as_a_copy_of_the_reward_adapter(adapters, examples, tmp_path):
+    adapters.save("reward", tmp_path)
+    adapters.load("critic", tmp_path, trainable=True)
     with adapters.use("reward"):
         a = hidden(adapters.vlm, examples)
-    with adapters.use("value"):
+    with adapters.use("critic"):
         assert torch.equal(a, hidden(adapters.vlm, examples))
+
+
+def test_an_adapter_stands_on_the_layers_that_were_named(vlm, tmp_path):
+    adapters = Adapters(vlm)
+    adapters.add("policy", 4, 8, 0, "q_proj, v_proj")
+    assert {k.split(".lora_")[0].rsplit(".", 1)[-1] for k in adapters.parameters("policy")} == {"q_proj", "v_proj"}
+    adapters.add("all", 4, 8, 0)
+    assert len(adapters.parameters("all")) > len(adapters.parameters("policy"))
+    adapters.save("policy", tmp_path)
+    adapters.load("again", tmp_path, trainable=False)
+    assert len(adapters.parameters("again")) == len(adapters.parameters("policy"))
+    with pytest.raises(InputError, match=r"lora_target_modules names q_prog: .* has down_proj, .*q_proj"):
+        adapters.add("wrong", 4, 8, 0, "q_prog")
 
 
 def test_adapter_of_another_shape_is_refused(adapters, tmp_path, base):

@@ -1,0 +1,112 @@
+"""Seconds of one RL round, by the stage that trains: a rollout of `prompts` x `generations` answers of `tokens` tokens and `iterations` passes.
+
+    python eval/speed/rl_step.py CHECKPOINT [--algo grpo|ppo] [--prompts 2] [--generations 8] [--tokens 48] [--iterations 2]
+
+From the checkpoint alone: fp32, LoRA r=16 on the language model's q, k, v and o, new pictures of noise each round (their encoding is in
+the round's time), end of sequence suppressed, reference on, optimiser steps. `grpo` has random rewards; `ppo` a critic, and a reward
+adapter of random weights that reads facts. The first round is warm-up. Last line: one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.ppo import ppo
+from mmrlhf.records import Example, Fact, ImageSource, Message
+from mmrlhf.rewards import Group, RewardModel
+from mmrlhf.roles import Adapters, Role, scalar_head
+from mmrlhf.vlm import VLM, load
+
+LORA = {"lora_r": 16, "lora_alpha": 32.0, "lora_target_modules": "q_proj,k_proj,v_proj,o_proj"}
+FACTS = (
+    Fact("caption", "a red circle in the top left and a blue square"),
+    Fact("object", "1 red circle"),
+    Fact("absent", "star"),
+)
+
+
+def rows(count: int, size: int) -> list[Example]:
+    """Prompts on pictures of noise, each its own, with facts."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(count):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
+        prompt = (Message("user", "Describe the image."),)
+        found.append(Example(f"row-{i}", (ImageSource(data=file.getvalue()),), prompt, facts=FACTS))
+    return found
+
+
+def random_reward_model(checkpoint: str, directory: Path) -> None:
+    """An adapter and a head of random weights, saved as the reward stage saves its own."""
+    adapters = Adapters(load(checkpoint))
+    adapters.add("reward", 16, 32.0, 0, LORA["lora_target_modules"])  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in adapters.parameters("reward").values():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    head = scalar_head(0.1 * torch.randn(adapters.vlm.hidden_size, device=adapters.vlm.device))
+    RewardModel(Role(adapters, "reward", head), "given", "before").save(directory)
+
+
+def random_scores(groups: Sequence[Group]) -> list[list[float]]:
+    return [[random.random() for _ in group.answers] for group in groups]
+
+
+def measure(checkpoint: str, algo: str, prompts: int, generations: int, tokens: int, iterations: int, rounds: int, size: int,
+            dtype: str = "float32") -> list[float]:  # fmt: skip
+    """Seconds of each round but the first."""
+    ticks: list[float] = []
+
+    def tick(_: VLM) -> dict[str, float]:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ticks.append(time.perf_counter())
+        return {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        reward = Path(folder) / "reward"
+        if algo == "ppo":
+            random_reward_model(checkpoint, reward)
+        config = PPOConfig(
+            model_name_or_path=checkpoint, dataset_name="noise", reward_model_path=str(reward), output_dir=f"{folder}/run",
+            per_device_train_batch_size=prompts, num_generations=generations, response_length=tokens, min_new_tokens=tokens,
+            advantage_estimator="grpo" if algo == "grpo" else "gae", num_ppo_epochs=iterations, num_mini_batches=1, kl_coef=0.05,
+            learning_rate=1e-5, max_steps=rounds, eval_steps=1, save_steps=10**6, logging_steps=1, num_sample_generations=0,
+            dtype=dtype, **LORA,
+        )  # fmt: skip
+        ppo(config, rows(prompts * rounds, size), tick, random_scores if algo == "grpo" else None)
+    return [after - before for before, after in itertools.pairwise(ticks)][1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--algo", choices=("grpo", "ppo"), default="grpo")
+    for name, default in (("prompts", 2), ("generations", 8), ("tokens", 48), ("iterations", 2), ("rounds", 4), ("size", 336)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = vars(parser.parse_args())
+    seconds = measure(**given)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({
+        "who": "mmrlhf", "algo": given["algo"], "round_s": [round(s, 2) for s in seconds],
+        "samples_per_s": round(given["prompts"] * given["generations"] / statistics.median(seconds), 3), "peak_gib": round(peak, 2),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
