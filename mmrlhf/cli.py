@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import mmrlhf
 from mmrlhf import content
 from mmrlhf.config import (
+    EncodeConfig,
     EvalConfig,
     GenerateConfig,
     PPOConfig,
@@ -98,6 +99,13 @@ def _score(command: Command, argv: list[str]) -> None:
     from mmrlhf.score import score
 
     score(config)
+
+
+def _encode(command: Command, argv: list[str]) -> None:
+    config = _configured(EncodeConfig, command, argv)
+    from mmrlhf.encode import encode
+
+    encode(config)
 
 
 def _eval(command: Command, argv: list[str]) -> None:
@@ -282,6 +290,11 @@ COMMANDS = {
         "score answers with a reward model",
         "mmrlhf score --reward_model_path runs/reward --dataset_name answers.jsonl --output_file scores.jsonl",
         _score,
+    ),
+    "encode": Command(
+        "keep the picture features of a data set, ahead of training",
+        "mmrlhf encode --model_name_or_path runs/sft/model --dataset_name pairs.jsonl --feature_cache_dir runs/features",
+        _encode,
     ),
     "eval": Command(
         "measure a model on a benchmark",

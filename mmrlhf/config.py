@@ -249,6 +249,24 @@ class GenerateConfig(EngineConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncodeConfig(EngineConfig):
+    """Picture features of a data set, kept in a folder for the stages that are given the same feature_cache_dir."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id."""
+    dataset_name: str
+    """Any data set that a stage reads."""
+    feature_cache_dir: str
+    """Folder to fill."""
+    dataset_train_split: str = "train"
+    """Split to read when the dataset has several."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; the dataset file's own folder if not given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights, as the stage that will read the features is told."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ScoreConfig(EngineConfig):
     """Scores of answers under a reward model, as JSONL."""
 

@@ -12,7 +12,7 @@ import inspect
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -106,14 +106,8 @@ class Encoder:
             found |= self.encode(missing)
         return [tuple(found[key] for key, _ in row) for row in wanted]
 
-    def has(self, source: ImageSource) -> bool:
-        """Whether the disk tier holds a picture that stands alone in its prompt."""
-        return self.cache.disk is not None and self.cache.disk.get(self._key(source, 1)) is not None
-
-    def encode(
-        self, missing: dict[str, tuple[ImageSource, int]], done: Callable[[int], None] = lambda n: None
-    ) -> dict[str, Picture]:
-        """Encode pictures by key (with how many stand in their prompt) and put them into the cache; `done` hears of each batch."""
+    def encode(self, missing: dict[str, tuple[ImageSource, int]]) -> dict[str, Picture]:
+        """Encode pictures by key (with how many stand in their prompt) and put them into the cache."""
         if not missing:
             return {}
         if any(p.requires_grad for p in self.tower):
@@ -126,7 +120,6 @@ class Encoder:
             for key, picture in zip((p.key for p in batch), self._tower(batch), strict=True):
                 self.cache.put(key, picture)
                 found[key] = picture
-            done(len(batch))
         return found
 
     def _key(self, source: ImageSource, company: int) -> str:

@@ -6,8 +6,8 @@ computes its own positions and masks; sampling is transformers' `generate`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,9 +28,23 @@ def inputs(vlm: VLM, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     return found
 
 
+def _alike(prompts: Sequence[Prompt], rows: Sequence[int]) -> list[list[int]]:
+    """The numbers of answers whose prompts have as many pictures: a processor may refuse a mixture, and Mllama's tokens in front of a
+    picture look at every other row's blanks."""
+    counts = [len(prompts[r].images) for r in rows]
+    return [[i for i, c in enumerate(counts) if c == count] for count in sorted(set(counts))]
+
+
 def hidden(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
     """Hidden states [N, T + 1, D] as `prefix.Prefix.extend` has them, of answers to `prompts[rows]`."""
-    batch = inputs(vlm, [prompts[r] for r in rows])
+    groups = _alike(prompts, rows)
+    found = [_hidden(vlm, [prompts[rows[i]] for i in at], ids_NT[at], mask_NT[at]) for at in groups]
+    order = torch.tensor([i for at in groups for i in at], device=vlm.device).argsort()
+    return torch.cat(found)[order]
+
+
+def _hidden(vlm: VLM, prompts: Sequence[Prompt], ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    batch = inputs(vlm, prompts)
     length, width = batch["input_ids"].shape[1], ids_NT.shape[1]
     batch["input_ids"] = torch.cat([batch["input_ids"], ids_NT], 1)
     batch["attention_mask"] = torch.cat([batch["attention_mask"], mask_NT], 1)
@@ -44,24 +58,28 @@ def hidden(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], ids_NT: Ten
     return vlm.model.base_model(**batch, use_cache=False).last_hidden_state[:, length - 1 :]
 
 
+Pick = Callable[[Tensor, Tensor, int], Tensor]
+"""(logits [n, V] of the answers with these numbers, the numbers [n], t) -> token t of each [n]"""
+
+
 class Choose(LogitsProcessor):
     """Leaves only the token that `choose` picks, so that `generate` is told what to say."""
 
-    def __init__(self, start: int, choose: Any):
-        self.start, self.choose = start, choose
+    def __init__(self, start: int, at: Tensor, choose: Pick):
+        self.start, self.at, self.choose = start, at, choose
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        token_N = self.choose(scores.float(), input_ids.shape[1] - self.start)
+        token_N = self.choose(scores.float(), self.at, input_ids.shape[1] - self.start)
         return torch.full_like(scores, float("-inf")).scatter(1, token_N[:, None], 0.0)
 
 
-def generate(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], max_tokens: int, choose: Any) -> Tensor:
-    """Ids [N, T] that `choose(scores_NV, t) -> token_N` picks step by step, each row to its end-of-sequence token."""
-    batch = inputs(vlm, [prompts[r] for r in rows])
-    length = batch["input_ids"].shape[1]
-    config = GenerationConfig(  # a checkpoint's own may hold penalties and temperatures
-        max_new_tokens=max_tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=list(vlm.eos),
-        pad_token_id=int(vlm.tokenizer.pad_token_id),
-    )  # fmt: skip
-    out = vlm.model.generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([Choose(length, choose)]))
-    return out[:, length:]
+def generate(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], max_tokens: int, choose: Pick) -> None:
+    """Let `choose` say answers to `prompts[rows]` token by token, each to its end-of-sequence token."""
+    for numbers in _alike(prompts, rows):
+        batch = inputs(vlm, [prompts[rows[i]] for i in numbers])
+        config = GenerationConfig(  # a checkpoint's own may hold penalties and temperatures
+            max_new_tokens=max_tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=list(vlm.eos),
+            pad_token_id=int(vlm.tokenizer.pad_token_id),
+        )  # fmt: skip
+        told = Choose(batch["input_ids"].shape[1], torch.tensor(numbers, device=vlm.device), choose)
+        vlm.model.generate(**batch, generation_config=config, logits_processor=LogitsProcessorList([told]))

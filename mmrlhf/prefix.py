@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -163,11 +164,11 @@ def _extras(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _same_pictures(rows: Sequence[Tensor | None]) -> list[Tensor]:
-    """Mllama's masks [L, pictures, tiles], each as wide as the one of most pictures."""
+    """Mllama's masks [L, pictures, tiles], each as wide as `VLM.join` makes its rows; what is added is not looked at."""
     there = [r for r in rows if r is not None]
     if there[0].dim() == 1:
         return there
-    most = max(r.shape[1] for r in there)
+    most = math.lcm(*(r.shape[1] for r in there))
     blank = there[0].new_zeros(1, most, there[0].shape[2])
     return [blank if r is None else torch.nn.functional.pad(r, (0, 0, 0, most - r.shape[1])) for r in rows]
 

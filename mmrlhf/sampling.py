@@ -57,7 +57,7 @@ def sample(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], how: Sampli
     state = _Answers(vlm, len(rows), how, draws_NT)
     prefix = prefill(vlm, prompts)
     if isinstance(prefix, Plain):
-        plain.generate(vlm, prompts, rows, how.max_tokens, state.step_all)
+        plain.generate(vlm, prompts, rows, how.max_tokens, state.step_raw)
     elif prefix.packs(max(Counter(rows).values()), how.max_tokens):
         _decode_packed(prefix, torch.tensor(rows, device=vlm.device), state)
     else:
@@ -167,12 +167,11 @@ class _Answers:
             self._stop_at_texts(going, t)
         return token
 
-    def step_all(self, logits: Tensor, t: int) -> Tensor:
-        """The same for all answers at once, of raw logits, as `plain.generate` asks; done ones are given an end."""
-        live = torch.arange(len(self.open), device=self.open.device)
-        was_open = self.open.clone()
-        token = self.step(self.vlm.logits_of(logits, self.how.temperature or 1.0), live, t)
-        return torch.where(was_open, token, self.eos[0]) if bool(self.open.any()) else self.eos[0].expand(len(live))
+    def step_raw(self, logits: Tensor, at: Tensor, t: int) -> Tensor:
+        """The same of raw logits, as `plain.generate` asks; answers that have ended are given another end."""
+        going = self.open[at].clone()
+        token = self.step(self.vlm.logits_of(logits, self.how.temperature or 1.0), at, t)
+        return torch.where(going, token, self.eos[0])
 
     def _choose(self, logps: Tensor, probabilities: Tensor, live: Tensor, t: int) -> Tensor:
         if self.how.temperature == 0:

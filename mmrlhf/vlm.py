@@ -6,6 +6,7 @@ The vision tower and the projector are frozen, so that a picture is encoded once
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,10 +213,12 @@ class VLM:
         if not pictures:
             return {}
         if self.encoder.mllama:
-            most = max(len(p.pictures) for p in prompts)
+            # Tokens in front of a picture look at all of them alike: a row's pictures are repeated whole to be as many as another's,
+            # so that their mean stays. Those of a row without any are zeros, which add nothing.
+            most = math.lcm(*(len(p.pictures) for p in prompts if p.pictures))
             blank = torch.zeros_like(pictures[0].columns[0][0])
-            rows = [[p.columns[0][0] for p in prompt.pictures] + [blank] * (most - len(prompt.pictures)) for prompt in prompts]
-            return {"cross_attention_states": torch.stack([torch.cat(row) for row in rows])}
+            rows = [[p.columns[0][0] for p in prompt.pictures] * (most // max(1, len(prompt.pictures))) for prompt in prompts]
+            return {"cross_attention_states": torch.stack([torch.cat(row or [blank] * most) for row in rows])}
         pooled, *deep = [[u for p in pictures for u in p.columns[k]] for k in range(len(pictures[0].columns))]
         output = EncoderOutput(torch.stack(pooled) if pictures[0].stacked else pooled, deep or None)
         return {"mm_encoder_outputs": {"image": output}}

@@ -19,9 +19,8 @@ from PIL import Image
 
 from mmrlhf import plain
 from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig, SFTConfig
-from mmrlhf.images import open_image
 from mmrlhf.ppo import ppo
-from mmrlhf.prefix import difference, learning, prefill
+from mmrlhf.prefix import Prefix, difference, learning, prefill
 from mmrlhf.records import Example, ImageSource, Message, Pair
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import Group, RewardModel, load_reward_model, pad_right, review_head
@@ -35,6 +34,10 @@ from tests.families import FAMILIES, build
 
 PICTURES_ONLY = {"paligemma"}
 """Their processors take no prompt without a picture."""
+
+
+PACKED = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama"}
+"""Every layer attends to everything, so that a prompt's answers may share a sequence behind a mask."""
 
 
 def picture(width: int, height: int, seed: int) -> ImageSource:
@@ -155,6 +158,24 @@ def test_the_engine_equals_the_naive_forward(family):
         lp, v, g = furthest(family, fast_run(family, tokens), naive)
         assert lp < 1e-4 and v < 1e-4 and g < 1e-3, (tokens, lp, v, g)
     assert family.vlm.prefix == "on"
+
+
+def test_answers_side_by_side_equal_answers_one_by_one(family, monkeypatch):
+    """One sequence for all answers to a prompt, or a row for each: log-probs, gradients, and what is sampled (with answers that end)."""
+    how, each = Sampling(24), 5
+    found = {}
+    monkeypatch.setattr(family.vlm, "eos", (3, *range(40, 80)))  # an untrained model seldom comes to its end
+    for packed in (True, False):
+        monkeypatch.setattr(Prefix, "packs", lambda self, answers, tokens, packed=packed: packed and self.vlm.packs)
+        fast = fast_run(family, 100_000)
+        with family.adapters.use("policy"):
+            found[packed] = *fast, answer(family.vlm, family.rows, how, num_generations=each)
+    one, other = found[True], found[False]
+    assert torch.allclose(one[0], other[0], atol=1e-4)
+    assert all(torch.allclose(one[2][k], other[2][k], atol=1e-3 * float(other[2][k].abs().max())) for k in other[2])
+    assert torch.equal(one[3].ids_NT, other[3].ids_NT) and torch.allclose(one[3].logps_NT, other[3].logps_NT, atol=1e-4)
+    assert bool(one[3].ended_N.any()) and len(set(one[3].mask_NT.sum(1).tolist())) > 1
+    assert family.vlm.packs == (family.family in PACKED)
 
 
 def test_only_the_role_that_ran_has_gradients(family):
