@@ -1,8 +1,8 @@
 """Pictures to features: decoded and preprocessed on threads while the frozen tower runs on those before them, each distinct one once.
 
-Preprocessing is the model's own processor, on the GPU where the model is on one. Pictures whose tensors have one shape go through
-the tower together, as many as a budget of elements allows. A family's placeholder text is learnt from its processor
-(`Picture.text`), so that a prompt about a picture that is known needs no pixels.
+Preprocessing is the model's own processor, on the GPU where the model is on one; there, pictures whose tensors have one shape go through
+the tower together. A family's placeholder text is learnt from its processor (`Picture.text`), so that a prompt about a picture that is
+known needs no pixels.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import inspect
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import PIL
 import torch
@@ -28,9 +29,10 @@ from mmrlhf.images import open_image, read
 from mmrlhf.records import ImageSource, InputError
 
 ELEMENTS = 1 << 26
-"""Most elements of pixel tensors in a pass of the tower on a GPU: 221 pictures of 336 x 336."""
-ELEMENTS_CPU = 1 << 21
-"""On a processor, where larger batches gain nothing once its cores are busy: 6 pictures of 336 x 336."""
+"""Most elements of pixel tensors in a pass of the tower on a GPU: 198 pictures of 336 x 336."""
+Missing = dict[str, tuple[ImageSource, int]]
+"""Pictures by key, and how many stand in the prompt of each."""
+T = TypeVar("T")
 BESIDES = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
 """What a processor returns of the text."""
 
@@ -94,7 +96,7 @@ class Encoder:
         wanted = [[(self._key(s, len(row)), s) for s in row] for row in rows]
         with self._lock:
             found: dict[str, Picture] = {}
-            missing: dict[str, tuple[ImageSource, int]] = {}
+            missing: Missing = {}
             for row in wanted:
                 for key, source in row:
                     if key in found or key in missing:
@@ -106,7 +108,7 @@ class Encoder:
             found |= self.encode(missing)
         return [tuple(found[key] for key, _ in row) for row in wanted]
 
-    def encode(self, missing: dict[str, tuple[ImageSource, int]]) -> dict[str, Picture]:
+    def encode(self, missing: Missing) -> dict[str, Picture]:
         """Encode pictures by key (with how many stand in their prompt) and put them into the cache."""
         if not missing:
             return {}
@@ -116,43 +118,36 @@ class Encoder:
                 "freeze both (requires_grad_(False))"
             )
         found: dict[str, Picture] = {}
-        for batch in self._batches(missing):
-            for key, picture in zip((p.key for p in batch), self._tower(batch), strict=True):
-                self.cache.put(key, picture)
-                found[key] = picture
+        for key, picture in self._by_batches(missing) if self.model.device.type == "cuda" else self._by_lanes(missing):
+            self.cache.put(key, picture)
+            found[key] = picture
         return found
 
     def _key(self, source: ImageSource, company: int) -> str:
         return f"{self.fingerprint}/{source.key}" + ("-several" if self.by_company and company > 1 else "")
 
-    # ---- on threads: from a file to the tower's input ---------------------------------------------------------------
+    # ---- from a file to features -----------------------------------------------------------------------------------
 
-    def _batches(self, missing: dict[str, tuple[ImageSource, int]]) -> Iterator[list[Prepared]]:
-        """Prepared pictures, a batch of one shape at a time, while threads prepare those that follow."""
-        limit = ELEMENTS if self.model.device.type == "cuda" else ELEMENTS_CPU
+    def _by_lanes(self, missing: Missing) -> Iterator[tuple[str, Picture]]:
+        """On a CPU: each core takes a picture from its file to its features. A tower's products gain less from a second core than a second
+        picture does, and a picture's features do not depend on which others came with it, to the last bit."""
+
+        def whole(key: str, source: ImageSource, company: int) -> Picture:
+            return self._tower([self._prepare(key, source, company)])[0]
+
+        yield from zip(missing, _ahead(os.cpu_count() or 1, whole, missing), strict=True)
+
+    def _by_batches(self, missing: Missing) -> Iterator[tuple[str, Picture]]:
+        """On a GPU: batches of one shape, as large as a budget of elements allows, while threads prepare those that follow."""
         waiting: dict[tuple, list[Prepared]] = {}
-        items = iter(missing.items())
-        with ThreadPoolExecutor(max_workers=min(8, max(1, (os.cpu_count() or 2) - 1)), thread_name_prefix="pictures") as pool:
-            ahead: list[Future[Prepared]] = []
-
-            def fill() -> None:
-                while len(ahead) < 2 * pool._max_workers + 2 and (item := next(items, None)) is not None:
-                    key, (source, company) = item
-                    ahead.append(pool.submit(self._prepare, key, source, company))
-
-            fill()
-            try:
-                while ahead:
-                    one = ahead.pop(0).result()
-                    fill()
-                    same = waiting.setdefault(one.shape, [])
-                    same.append(one)
-                    if sum(p.elements for p in same) + one.elements > limit:
-                        yield waiting.pop(one.shape)
-                yield from waiting.values()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        for one in _ahead(min(8, os.cpu_count() or 1), self._prepare, missing):
+            same = waiting.setdefault(one.shape, [])
+            same.append(one)
+            if sum(p.elements for p in same) + one.elements > ELEMENTS:
+                full = waiting.pop(one.shape)
+                yield from zip((p.key for p in full), self._tower(full), strict=True)
+        for rest in waiting.values():
+            yield from zip((p.key for p in rest), self._tower(rest), strict=True)
 
     def _prepare(self, key: str, source: ImageSource, company: int) -> Prepared:
         data = read(source)
@@ -225,6 +220,23 @@ class Encoder:
         if self.model.device.type == "cuda" and tensor.device.type == "cpu":
             return tensor.pin_memory().to(self.model.device, non_blocking=True)
         return tensor.to(self.model.device)
+
+
+def _ahead(workers: int, work: Callable[[str, ImageSource, int], T], missing: Missing) -> Iterator[T]:
+    """What `work` makes of each picture, in order; threads are a few pictures ahead of what has been asked for. What one raises, is raised."""
+    items = iter(missing.items())
+    with ThreadPoolExecutor(min(workers, len(missing)), "pictures", lambda: torch.set_num_threads(1)) as pool:
+        coming: deque[Future[T]] = deque()
+        try:
+            for key, (source, company) in items:
+                coming.append(pool.submit(work, key, source, company))
+                if len(coming) > 2 * workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def language_prefixes(model: PreTrainedModel) -> tuple[str, ...]:

@@ -1,0 +1,113 @@
+"""Pictures a second from file to features: the engine against a plain loop of processor and tower, at batch 1 and at its best batch.
+
+    python eval/speed/encode.py CHECKPOINT [--images 64] [--size 640x480] [--rounds 3]
+
+All ways encode the same JPEG files in turn, A B C A B C. `tower_share` is the tower's own time on ready batches over the engine's whole
+time: 1 means that decoding and preprocessing cost nothing. `second_epoch` is how much faster pictures come when they are known. Last line:
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmrlhf.images import open_image
+from mmrlhf.records import ImageSource
+from mmrlhf.vlm import VLM, load
+
+
+def photographs(folder: Path, count: int, width: int, height: int) -> list[ImageSource]:
+    """JPEG files that are no two alike: smooth colours under some noise, as a photograph's."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(count):
+        small = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+        noisy = (smooth + rng.integers(-20, 20, smooth.shape)).clip(0, 255).astype(np.uint8)
+        path = folder / f"{i}.jpg"
+        Image.fromarray(noisy).save(path, quality=90)
+        found.append(ImageSource(str(path)))
+    return found
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    synchronize()
+    began = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - began
+
+
+@torch.no_grad()
+def plain_loop(vlm: VLM, sources: list[ImageSource], batch: int) -> None:
+    """What a script does that has no engine: open, process, encode, batch after batch."""
+    text, base = vlm.encoder._texts[1], vlm.model.base_model
+    names = vlm.encoder._names()
+    for start in range(0, len(sources), batch):
+        part = [open_image(s) for s in sources[start : start + batch]]
+        inputs, _ = vlm.encoder.process([text] * len(part), [[p] for p in part])
+        tensors = {k: inputs[k].to(vlm.device) for k in names if k in inputs}
+        tensors["pixel_values"] = tensors["pixel_values"].to(vlm.encoder.dtype)
+        base.get_image_features(**tensors, return_dict=True)
+
+
+def fresh(vlm: VLM) -> None:
+    """Forget every picture."""
+    for tier in vlm.encoder.cache.tiers:
+        tier.entries.clear()
+        tier.bytes = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--size", default="640x480", help="pixels of the files")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    given = parser.parse_args()
+    width, height = map(int, given.size.split("x"))
+    vlm = load(given.checkpoint, given.dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        sources = photographs(Path(folder), given.images, width, height)
+        plain_loop(vlm, sources[:4], 2)  # warm-up
+        ready = [vlm.encoder._prepare(vlm.encoder._key(s, 1), s, 1) for s in sources]
+        size = 16 if vlm.device.type == "cuda" else 4
+        batches = [ready[i : i + size] for i in range(0, len(ready), size)]
+        loops = (1, 2, 4, 8, 16)
+        times: dict[str, list[float]] = {}
+        for _ in range(given.rounds):
+            fresh(vlm)
+            ways: dict[str, Callable[[], object]] = {"engine": lambda: vlm.encoder.pictures([(s,) for s in sources])}
+            ways |= {"second epoch": ways["engine"], "tower": lambda: [vlm.encoder._tower(b) for b in batches]}
+            ways |= {f"loop of {b}": (lambda b=b: plain_loop(vlm, sources, b)) for b in loops}
+            for name, work in ways.items():
+                times.setdefault(name, []).append(seconds(work))
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    best = min((f"loop of {b}" for b in loops), key=middle.__getitem__)
+    for name, found in times.items():
+        print(f"{name:<14}" + "".join(f"{given.images / s:10.1f}" for s in found) + "  images/s")
+    print(json.dumps({
+        "images_per_s": round(given.images / middle["engine"], 2), "over_batch_1": round(middle["loop of 1"] / middle["engine"], 3),
+        "over_best": round(middle[best] / middle["engine"], 3), "best": best, "tower_share": round(middle["tower"] / middle["engine"], 3),
+        "second_epoch": round(middle["engine"] / middle["second epoch"], 1), "round_s": {k: [round(s, 4) for s in v] for k, v in times.items()},
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
