@@ -65,5 +65,5 @@ class Budget:
         numbers = [first[p] + i for p in some for i in range(len(answers[p]))]
         longest = max((n for p in some for n in answers[p]), default=0)
         room = self.tokens - len(some) * max(prompts[p] for p in some)
-        size = len(numbers) if len(some) > 1 else max(1, room // max(longest, 1))
+        size = max(1, len(numbers) if len(some) > 1 else room // max(longest, 1))
         return Piece(some, [numbers[i : i + size] for i in range(0, len(numbers), size)])

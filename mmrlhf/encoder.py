@@ -155,7 +155,14 @@ class Encoder:
             raise InputError(f"image {source.name} changed while it was being read: run again when nothing writes to it")
         picture = open_image(source, data=data)
         copies = 2 if self.by_company and company > 1 else 1  # the first of two is what each of several becomes
-        batch, texts = self.process([self._texts[copies]], [[picture] * copies], offsets=True)
+        try:
+            batch, texts = self.process([self._texts[copies]], [[picture] * copies], offsets=True)
+        except (ValueError, ZeroDivisionError, RuntimeError) as error:  # a strip of 5,000 x 1, say
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            width, height = picture.size
+            raise InputError(
+                f"image {source.name} ({width} x {height}) is refused by the model's processor ({reason}): change its size or drop the row"
+            ) from None
         tensors = {k: batch[k] for k in self._names() if k in batch}
         placeholders = int((batch["input_ids"] == self.model.config.image_token_id).sum()) // copies
         return Prepared(key, tensors, copies, placeholders, texts[0][0] if texts else None, batch.get("image_grid_thw"))

@@ -108,3 +108,22 @@ def test_padding_wider_changes_nothing(length, extra, seed):
         (lambda x, y, z, w, m: losses.masked_whiten(x, m)[:, :length], (a, b, c, d)),
     ):
         assert torch.allclose(function(*given_, mask), function(*map(wide, given_), wide(mask)), atol=1e-6)
+
+
+def test_group_advantages_stand_against_the_same_prompt():
+    # Mean 2, standard deviation 1 (unbiased): -1, 0, 1. Equal scores say nothing.
+    found = losses.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+    assert torch.allclose(found[0], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-3) and torch.equal(found[1], torch.zeros(3))
+    assert torch.equal(losses.group_advantages(torch.tensor([[4.0]])), torch.zeros(1, 1))
+
+
+def test_k3_is_never_negative_and_zero_for_equals():
+    # log q/p = log 2: 2 - 1 - 0.6931 = 0.3069; log q/p = -log 2: 0.5 - 1 + 0.6931 = 0.1931.
+    here, there = torch.tensor([[0.0, 0.0, -1.0]]), torch.tensor([[0.6931, -0.6931, -1.0]])
+    assert torch.allclose(losses.kl_k3(here, there), torch.tensor([[0.3069, 0.1931, 0.0]]), atol=1e-4)
+
+
+def test_explained_variance():
+    # Returns 1, 3 (mean 2, squares 2); values off by 1 and 0 (squares 1): 1 - 1/2. What is masked counts for nothing.
+    values, returns = torch.tensor([[2.0, 3.0, 9.0]]), torch.tensor([[1.0, 3.0, 0.0]])
+    assert losses.explained_variance(values, returns, torch.tensor([[1.0, 1.0, 0.0]])) == pytest.approx(0.5)

@@ -1,0 +1,62 @@
+"""Micro-batches by tokens."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmrlhf.budget import Budget, Piece
+
+
+def test_prompts_run_together_while_they_fit():
+    # Two prompts of 10 with answers of 5, 5 and 5: 2 x 10 + 3 x 5 = 35. A third prompt would make 3 x 10 + 4 x 5 = 50.
+    found = list(Budget(40).plan([10, 10, 10], [[5, 5], [5], [5]]))
+    assert found == [Piece([0, 1], [[0, 1, 2]]), Piece([2], [[3]])]
+
+
+def test_a_prompt_with_too_many_answers_runs_them_in_batches():
+    # 10 + 2 x 5 = 20 fit; five answers are three batches on one prefix.
+    assert list(Budget(20).plan([10], [[5] * 5])) == [Piece([0], [[0, 1], [2, 3], [4]])]
+
+
+def test_an_answer_that_is_over_the_budget_runs_alone():
+    assert list(Budget(1).plan([10, 10], [[5, 5], [7]])) == [Piece([0], [[0], [1]]), Piece([1], [[2]])]
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 50), st.lists(st.integers(1, 50), max_size=6)), min_size=1, max_size=12),
+    tokens=st.integers(1, 400),
+)
+def test_every_answer_runs_once_and_in_order(rows, tokens):
+    prompts, answers = [p for p, _ in rows], [a for _, a in rows]
+    pieces = list(Budget(tokens).plan(prompts, answers))
+    assert [p for piece in pieces for p in piece.prompts] == list(range(len(rows)))
+    numbers = [i for piece in pieces for batch in piece.answers for i in batch]
+    assert numbers == list(range(sum(map(len, answers))))
+    lengths = [n for a in answers for n in a]
+    for piece in pieces:
+        longest = max(prompts[p] for p in piece.prompts)
+        for batch in piece.answers:
+            cost = len(piece.prompts) * longest + len(batch) * max(lengths[i] for i in batch)
+            assert cost <= tokens or (len(piece.prompts) == 1 and len(batch) == 1)
+
+
+def test_out_of_memory_halves_the_budget_and_goes_on(capsys):
+    budget, asked = Budget(1000), []
+
+    def work(name):
+        asked.append(budget.tokens)
+        if budget.tokens > 300:
+            raise torch.OutOfMemoryError
+        return name
+
+    assert budget.within(work, "done") == "done" and asked == [1000, 500, 250]
+    assert "out of GPU memory: going on with micro-batches of 250 tokens" in capsys.readouterr().out
+
+
+def test_what_never_fits_is_raised():
+    def work():
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Budget(1000).within(work)
