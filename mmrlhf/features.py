@@ -193,7 +193,11 @@ class FeatureCache:
     def put(self, key: str, picture: Picture) -> None:
         """Keep what has just been encoded."""
         self.count.encodes += 1
-        self.count.again += key in self._encoded
+        if key in self._encoded:
+            self.count.again += 1
+            if self.count.again == 1:
+                room = " or give feature_cache_dir" * (self.disk is None)
+                print(f"note: pictures are encoded again, memory for features is full: raise feature_memory_gib{room}")
         self._encoded.add(key)
         self._keep(key, picture)
         if self.disk is not None:

@@ -211,6 +211,7 @@ def ppo(
                 "lr": config.learning_rate * factor,
                 "episode": float((step + 1) * size * each),
                 "image_encodes": float(vlm.encodes),
+                "image_encodes_again": float(vlm.encoder.cache.count.again),
             }
             if (step + 1) % config.eval_steps == 0 or step + 1 == total:
                 log |= measured()

@@ -134,7 +134,10 @@ def hidden_states(role: Role, out: Given) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def logps(role: Role, out: Answers, hidden: Tensor, at: Tensor) -> Tensor:
-    """Log-probs [n, T] of the tokens of answers `at`, as they were drawn."""
+    """Log-probs [n, T] of the tokens of answers `at`, as they were drawn. Raises ValueError where top-p or top-k have drawn them: they are
+    then of another distribution, and no ratio of the two means anything."""
+    if not out.how.whole:
+        raise ValueError(f"answers drawn by {out.how} have no log-probs to learn from: draw from the whole distribution")
     width, how = hidden.shape[1], out.how
     return role.vlm.token_logps(hidden, out.ids_NT[at, :width], out.mask_NT[at, :width], how.temperature, how.min_tokens)
 

@@ -31,8 +31,8 @@ class Sampling:
 
     @property
     def whole(self) -> bool:
-        """Whether tokens are drawn from the very distribution that `VLM.token_logps` is of."""
-        return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0 and self.min_tokens == 0
+        """Whether tokens are drawn from the distribution that `VLM.token_logps` is of."""
+        return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0
 
 
 @dataclass(frozen=True)

@@ -299,30 +299,31 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     if getattr(processor, "chat_template", None) is None:
         raise InputError(f"model {name} has no chat template: put a chat_template.jinja beside its config.json")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model.requires_grad_(False).eval().to(device)
-    tokenizer = processor.tokenizer
+    return wrap(model.to(device), processor, name, engine)
+
+
+def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig | None = None) -> VLM:
+    """A model that is there already, on its device, with its processor: frozen and in eval mode from here on."""
+    model.requires_grad_(False).eval()
+    tokenizer, engine = processor.tokenizer, engine or EngineConfig()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    engine = engine or EngineConfig()
-    cache = FeatureCache(device, engine.feature_memory_gib, engine.feature_cache_dir, engine.feature_disk_gib)
+    cache = FeatureCache(model.device, engine.feature_memory_gib, engine.feature_cache_dir, engine.feature_disk_gib)
     single, several = (render(processor, [Message("user", "?")], images, generation_prompt=True) for images in (1, 2))
-    encoder = Encoder(model, processor, cache, single, several)
     eos = _eos(model, tokenizer) | _end_of_turn(processor)
-    banned = torch.tensor(_never_sample(model, tokenizer, eos), device=device)
     if engine.activation_checkpointing:
         _checkpoint_layers(model)
-    prefix: Literal["auto", "off"] = engine.prefix
     return VLM(
-        name,
-        model,
-        processor,
-        banned,
-        tuple(sorted(eos)),
-        encoder,
-        Budget(engine.micro_batch_tokens),
-        prefix,
-        packs(model),
-        fingerprint(model.state_dict().items()),
+        name=name,
+        model=model,
+        processor=processor,
+        banned=torch.tensor(_never_sample(model, tokenizer, eos), device=model.device),
+        eos=tuple(sorted(eos)),
+        encoder=Encoder(model, processor, cache, single, several),
+        budget=Budget(engine.micro_batch_tokens),
+        prefix=engine.prefix,
+        packs=packs(model),
+        fingerprint=fingerprint(model.state_dict().items()),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU, also where there is a GPU
 
 
 @pytest.fixture(scope="session")

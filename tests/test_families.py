@@ -25,7 +25,7 @@ from mmrlhf.records import Example, ImageSource, Message, Pair
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import Group, RewardModel, load_reward_model, pad_right, review_head
 from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.rollout import Given, answer, hidden_states
+from mmrlhf.rollout import Given, answer, hidden_states, logps, over_all
 from mmrlhf.run import read_jsonl
 from mmrlhf.sampling import Sampling, sample
 from mmrlhf.sft import sft
@@ -130,15 +130,15 @@ def naive_run(f: Fixture) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[
 def fast_run(f: Fixture, tokens: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """The same by the engine, so many tokens at a time."""
     given = f.given()
-    logps, values = torch.zeros(given.ids_NT.shape), torch.zeros(given.ids_NT.shape)
+    found, values = torch.zeros(given.ids_NT.shape), torch.zeros(given.ids_NT.shape)
     f.vlm.budget.tokens = tokens
     for at, hidden in hidden_states(Role(f.adapters, "policy"), given):
         ids, mask = given.ids_NT[at, : hidden.shape[1]], given.mask_NT[at, : hidden.shape[1]]
         lp = f.vlm.token_logps(hidden, ids, mask)
         (lp.sum() / given.mask_NT.sum()).backward()
-        logps[at, : hidden.shape[1]], values[at, : hidden.shape[1]] = lp.detach(), f.head(hidden.float())[..., 0].detach()
+        found[at, : hidden.shape[1]], values[at, : hidden.shape[1]] = lp.detach(), f.head(hidden.float())[..., 0].detach()
     f.vlm.budget.tokens = EngineConfig().micro_batch_tokens
-    return logps, values, f.gradients()
+    return found, values, f.gradients()
 
 
 def furthest(f: Fixture, fast, naive) -> tuple[float, float, float]:
@@ -302,22 +302,28 @@ def test_the_self_check_finds_little(family):
     assert difference(family.vlm, family.prompts()[0]) < 1e-4
 
 
+def in_bfloat16(f: Fixture) -> float:
+    """Log-probs of sampled tokens, as they were drawn against the update's own, in nats."""
+    vlm = load(str(f.directory), "bfloat16")
+    out = answer(vlm, f.rows, Sampling(20), num_generations=3)
+    again = over_all(logps, Role(Adapters(vlm), None), out)
+    return float(((again - out.logps_NT) * out.mask_NT).abs().max())
+
+
 def table() -> str:
     """One row a family, measured now."""
     lines = [
-        "| family | log-probs | values | LoRA gradients | with checkpointing | prompts | text only | two pictures |",
+        "| family | log-probs | values | LoRA gradients | bfloat16 | answers to a prompt | prompt written by | rows without a picture |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             f = Fixture(name, Path(folder) / "checkpoint")
-            naive = naive_run(f)
-            lp, v, g = furthest(f, fast_run(f, 1), naive)
-            other = Fixture(name, Path(folder) / "again")
-            other.vlm = f.vlm
+            lp, v, g = furthest(f, fast_run(f, 1), naive_run(f))
+            together = "side by side" if f.vlm.packs else "a row each"
             way = "tokenizer" if f.vlm._types is not None else "processor"
-            alone = "no" if name in PICTURES_ONLY else "yes"
-            lines.append(f"| {name} | {lp:.0e} | {v:.0e} | {g:.0e} |  | {way} | {alone} | yes |")
+            text = "refused by its processor" if name in PICTURES_ONLY else "yes"
+            lines.append(f"| {name} | {lp:.0e} | {v:.0e} | {g:.0e} | {in_bfloat16(f):.2f} | {together} | {way} | {text} |")
     return "\n".join(lines)
 
 

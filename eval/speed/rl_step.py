@@ -40,16 +40,17 @@ FACTS = (
 )
 
 
-def rows(count: int, size: int) -> list[Example]:
+def rows(count: int, size: int, pictures: int = 1) -> list[Example]:
     """Prompts on pictures of noise, each its own, with facts."""
     rng = np.random.default_rng(0)
-    found = []
-    for i in range(count):
+
+    def picture() -> ImageSource:
         file = io.BytesIO()
         Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
-        prompt = (Message("user", "Describe the image."),)
-        found.append(Example(f"row-{i}", (ImageSource(data=file.getvalue()),), prompt, facts=FACTS))
-    return found
+        return ImageSource(data=file.getvalue())
+
+    prompt = (Message("user", "Describe the image."),)
+    return [Example(f"row-{i}", tuple(picture() for _ in range(pictures)), prompt, facts=FACTS) for i in range(count)]
 
 
 def random_reward_model(checkpoint: str, directory: Path) -> None:
@@ -67,8 +68,10 @@ def random_scores(groups: Sequence[Group]) -> list[list[float]]:
     return [[random.random() for _ in group.answers] for group in groups]
 
 
-def measure(checkpoint: str, algo: str, prompts: int, generations: int, tokens: int, iterations: int, rounds: int, size: int,
-            dtype: str = "float32") -> list[float]:  # fmt: skip
+def measure(
+    checkpoint: str, algo: str, prompts: int, generations: int, tokens: int, iterations: int, rounds: int, size: int = 336,
+    pictures: int = 1, prefix: str = "auto",
+) -> list[float]:  # fmt: skip
     """Seconds of each round but the first."""
     ticks: list[float] = []
 
@@ -87,9 +90,9 @@ def measure(checkpoint: str, algo: str, prompts: int, generations: int, tokens: 
             per_device_train_batch_size=prompts, num_generations=generations, response_length=tokens, min_new_tokens=tokens,
             advantage_estimator="grpo" if algo == "grpo" else "gae", num_ppo_epochs=iterations, num_mini_batches=1, kl_coef=0.05,
             learning_rate=1e-5, max_steps=rounds, eval_steps=1, save_steps=10**6, logging_steps=1, num_sample_generations=0,
-            dtype=dtype, **LORA,
+            max_length=8192, prefix=prefix, **LORA,
         )  # fmt: skip
-        ppo(config, rows(prompts * rounds, size), tick, random_scores if algo == "grpo" else None)
+        ppo(config, rows(prompts * rounds, size, pictures), tick, random_scores if algo == "grpo" else None)
     return [after - before for before, after in itertools.pairwise(ticks)][1:]
 
 
