@@ -108,6 +108,28 @@ def _encode(command: Command, argv: list[str]) -> None:
     encode(config)
 
 
+TRAINING = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
+
+
+def _plan(command: Command, argv: list[str]) -> None:
+    if not argv or argv[0] not in TRAINING:
+        if argv and argv[0] in ("-h", "--help"):
+            print(
+                f"usage: mmrlhf plan {'|'.join(TRAINING)} [--config FILE] [--FIELD VALUE ...]\n\n{command.summary}\n\n{command.example}"
+            )
+            return
+        raise InputError(f"mmrlhf plan is told a stage first: {', '.join(TRAINING)}")
+    cls: type = TRAINING[argv[0]]
+    given = _config_parser(cls, command).parse(argv[1:])
+    # What a stage reads and writes takes no memory: it need not be known yet.
+    for name, field in settings(cls).items():
+        if field.required and name != "model_name_or_path":
+            given.setdefault(name, "-")
+    from mmrlhf.plan import show
+
+    show(_load(cls, given))
+
+
 def _eval(command: Command, argv: list[str]) -> None:
     parser = _config_parser(EvalConfig, command, "BENCHMARK")
     there = ", ".join(content.names("eval"))
@@ -295,6 +317,11 @@ COMMANDS = {
         "keep the picture features of a data set, ahead of training",
         "mmrlhf encode --model_name_or_path runs/sft/model --dataset_name pairs.jsonl --feature_cache_dir runs/features",
         _encode,
+    ),
+    "plan": Command(
+        "say what a training stage will hold in memory, before anything is loaded",
+        "mmrlhf plan ppo --config llava-1.5-7b/ppo --micro_batch_tokens 8192",
+        _plan,
     ),
     "eval": Command(
         "measure a model on a benchmark",

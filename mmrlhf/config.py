@@ -29,6 +29,7 @@ Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Dtype = Literal["float32", "bfloat16", "nf4"]
 FactsPosition = Literal["before", "after"]
 
 
@@ -90,8 +91,8 @@ class TrainConfig(EngineConfig):
     """Layers of the language model that get an adapter: all linear ones, or names such as `q_proj,k_proj,v_proj,o_proj`."""
     lora_alpha: Positive = 32.0
     """The adapter's update is scaled by lora_alpha / lora_r."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the base weights; adapters and heads stay in float32."""
+    dtype: Dtype = "float32"
+    """Precision of the base weights; adapters and heads stay in float32. nf4: 4 bits, computed in bfloat16 (needs bitsandbytes)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Everything random follows from it."""
     logging_steps: Count = 10
@@ -242,7 +243,7 @@ class GenerateConfig(EngineConfig):
     """Prompts at a time."""
     max_length: Count = 2048
     """Longest prompt in tokens, image tokens counted."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Precision of the weights."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Draws follow from it and from each row's id, not from the batch."""
@@ -262,7 +263,7 @@ class EncodeConfig(EngineConfig):
     """Split to read when the dataset has several."""
     image_folder: str | None = None
     """Folder that relative image paths start from; the dataset file's own folder if not given."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Precision of the weights, as the stage that will read the features is told."""
 
 

@@ -30,8 +30,14 @@ from mmrlhf.records import ImageSource, InputError
 
 ELEMENTS = 1 << 26
 """Most elements of pixel tensors in a pass of the tower on a GPU: 198 pictures of 336 x 336."""
+ELEMENTS_CPU = 1 << 19
+"""The same on a core, where only small pictures gain from company: 18 of 96 x 96, one of 336 x 336."""
+LANE = 16
+"""Most pictures that a core takes at a time."""
 Missing = dict[str, tuple[ImageSource, int]]
 """Pictures by key, and how many stand in the prompt of each."""
+Item = tuple[str, tuple[ImageSource, int]]
+S = TypeVar("S")
 T = TypeVar("T")
 BESIDES = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
 """What a processor returns of the text."""
@@ -129,27 +135,33 @@ class Encoder:
     # ---- from a file to features -----------------------------------------------------------------------------------
 
     def _by_lanes(self, missing: Missing) -> Iterator[tuple[str, Picture]]:
-        """On a CPU: each core takes a picture from its file to its features. A tower's products gain less from a second core than a second
-        picture does, and a picture's features do not depend on which others came with it, to the last bit."""
+        """On a CPU: each core takes pictures from their files to their features. A tower's products gain less from a second core than
+        other pictures do."""
+        items, lanes = list(missing.items()), os.cpu_count() or 1
+        rounds = -(-len(items) // (LANE * lanes))
+        size = -(-len(items) // (rounds * lanes))  # so that every lane has as much to do
 
-        def whole(key: str, source: ImageSource, company: int) -> Picture:
-            return self._tower([self._prepare(key, source, company)])[0]
+        def whole(some: list[Item]) -> list[tuple[str, Picture]]:
+            return [
+                found
+                for batch in _batches((self._prepare(*item) for item in some), ELEMENTS_CPU)
+                for found in self._named_tower(batch)
+            ]
 
-        yield from zip(missing, _ahead(os.cpu_count() or 1, whole, missing), strict=True)
+        for done in _ahead(lanes, whole, [items[i : i + size] for i in range(0, len(items), size)]):
+            yield from done
 
     def _by_batches(self, missing: Missing) -> Iterator[tuple[str, Picture]]:
-        """On a GPU: batches of one shape, as large as a budget of elements allows, while threads prepare those that follow."""
-        waiting: dict[tuple, list[Prepared]] = {}
-        for one in _ahead(min(8, os.cpu_count() or 1), self._prepare, missing):
-            same = waiting.setdefault(one.shape, [])
-            same.append(one)
-            if sum(p.elements for p in same) + one.elements > ELEMENTS:
-                full = waiting.pop(one.shape)
-                yield from zip((p.key for p in full), self._tower(full), strict=True)
-        for rest in waiting.values():
-            yield from zip((p.key for p in rest), self._tower(rest), strict=True)
+        """On a GPU: large batches on the device, while threads prepare those that follow."""
+        prepared = _ahead(min(8, os.cpu_count() or 1), lambda item: self._prepare(*item), list(missing.items()))
+        for batch in _batches(prepared, ELEMENTS):
+            yield from self._named_tower(batch)
 
-    def _prepare(self, key: str, source: ImageSource, company: int) -> Prepared:
+    def _named_tower(self, batch: list[Prepared]) -> list[tuple[str, Picture]]:
+        return list(zip((p.key for p in batch), self._tower(batch), strict=True))
+
+    def _prepare(self, key: str, asked: tuple[ImageSource, int]) -> Prepared:
+        source, company = asked
         data = read(source)
         if hashlib.sha256(data).hexdigest() not in key:
             raise InputError(f"image {source.name} changed while it was being read: run again when nothing writes to it")
@@ -229,14 +241,24 @@ class Encoder:
         return tensor.to(self.model.device)
 
 
-def _ahead(workers: int, work: Callable[[str, ImageSource, int], T], missing: Missing) -> Iterator[T]:
-    """What `work` makes of each picture, in order; threads are a few pictures ahead of what has been asked for. What one raises, is raised."""
-    items = iter(missing.items())
-    with ThreadPoolExecutor(min(workers, len(missing)), "pictures", lambda: torch.set_num_threads(1)) as pool:
+def _batches(prepared: Iterable[Prepared], limit: int) -> Iterator[list[Prepared]]:
+    """Pictures of one shape, of as many elements as `limit` allows together, one at least."""
+    waiting: dict[tuple, list[Prepared]] = {}
+    for one in prepared:
+        same = waiting.setdefault(one.shape, [])
+        same.append(one)
+        if sum(p.elements for p in same) + one.elements > limit:
+            yield waiting.pop(one.shape)
+    yield from waiting.values()
+
+
+def _ahead(workers: int, work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+    """What `work` makes of each item, in order; threads are a few items ahead of what has been asked for. What one raises, is raised."""
+    with ThreadPoolExecutor(min(workers, len(items)), "pictures", lambda: torch.set_num_threads(1)) as pool:
         coming: deque[Future[T]] = deque()
         try:
-            for key, (source, company) in items:
-                coming.append(pool.submit(work, key, source, company))
+            for item in items:
+                coming.append(pool.submit(work, item))
                 if len(coming) > 2 * workers:
                     yield coming.popleft().result()
             while coming:

@@ -149,7 +149,7 @@ class RewardModel:
             "mean": self.mean,
             "std": self.std,
             "accuracy": self.accuracy,
-            "dtype": str(self.role.vlm.model.dtype).removeprefix("torch."),
+            "dtype": self.role.vlm.dtype,
         }
         write_whole(directory / "reward.json", json.dumps(card, indent=1))
 

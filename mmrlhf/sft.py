@@ -47,6 +47,10 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     # 1. Model, and what of it is trained
     if config.train == "full" and config.dtype != "float32":
         raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
+    if config.dtype == "nf4":
+        raise InputError(
+            "sft writes a whole model, which 4 bits cannot hold exactly: use dtype bfloat16, and nf4 from the reward model on"
+        )
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     if config.train == "lora":
         adapters = Adapters(vlm)

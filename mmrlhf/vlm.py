@@ -6,6 +6,7 @@ The vision tower and the projector are frozen, so that a picture is encoded once
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
@@ -59,7 +60,7 @@ class EncoderOutput(ModelOutput):
 class VLM:
     """A model with its processor. `banned` are ids that must never be sampled (image placeholders and other control
     tokens, ids beyond the tokenizer); `eos` ends an answer; `budget` is how much runs at a time; `prefix` says whether prompts are run once for all answers
-    ("auto": not decided yet, `prefix.py`), `packs` whether answers to a prompt may share a sequence."""
+    ("auto": not decided yet, `prefix.py`), `packs` whether answers to a prompt may share a sequence; `dtype` as it was loaded."""
 
     name: str
     model: PreTrainedModel
@@ -70,6 +71,7 @@ class VLM:
     budget: Budget
     prefix: Literal["auto", "on", "off"] = "auto"
     packs: bool = False
+    dtype: str = "float32"
     fingerprint: str = ""
     _types: dict[str, dict[int, int]] | None = field(default=None, repr=False)
     """Per-token extras by token id, where prompts can be written without the processor; unknown (None) at first."""
@@ -280,10 +282,11 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     Raises InputError when it is not there or holds no image-text-to-text model.
     """
     _refuse_what_is_no_checkpoint(name)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         processor = AutoProcessor.from_pretrained(name)
         model, report = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=getattr(torch, dtype), use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+            name, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **_precision(dtype, device)
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
@@ -298,8 +301,26 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
         )
     if getattr(processor, "chat_template", None) is None:
         raise InputError(f"model {name} has no chat template: put a chat_template.jinja beside its config.json")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return wrap(model.to(device), processor, name, engine)
+    vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
+    vlm.dtype = dtype  # nf4 is more than the model's own says
+    return vlm
+
+
+def _precision(dtype: str, device: torch.device) -> dict[str, Any]:
+    """How transformers is told of a precision: 4 bits for the language model's layers (QLoRA, Dettmers et al. 2023), the rest in bfloat16."""
+    if dtype != "nf4":
+        return {"dtype": getattr(torch, dtype)}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("dtype nf4 needs bitsandbytes: pip install 'mmrlhf[quantization]'")
+    kept = ["lm_head", "vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "embed_vision"]
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=kept,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": device}}
 
 
 def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig | None = None) -> VLM:
@@ -323,6 +344,7 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
         budget=Budget(engine.micro_batch_tokens),
         prefix=engine.prefix,
         packs=packs(model),
+        dtype=str(model.dtype).removeprefix("torch."),
         fingerprint=fingerprint(model.state_dict().items()),
     )
 

@@ -76,7 +76,7 @@ def test_batches_on_a_gpu_hold_one_shape_and_are_the_same_pictures(places, tmp_p
     sources = [save(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
     for family in ("llava", "qwen2_5_vl"):
         encoder = load(str(places / family)).encoder
-        largest = max(encoder._prepare(encoder._key(s, 1), s, 1).elements for s in sources[:2])
+        largest = max(encoder._prepare(encoder._key(s, 1), (s, 1)).elements for s in sources[:2])
         monkeypatch.setattr("mmrlhf.encoder.ELEMENTS", 3 * largest)
         missing = {encoder._key(s, 1): (s, 1) for s in sources}
         sizes, real = [], encoder._tower

@@ -10,7 +10,20 @@ LAYERS = [
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
     {"run", "growing", "rewards", "rollout", "benchmark", "training"},
-    {"sft", "reward_model", "ppo", "generate", "score", "encode", "best_of_n", "evaluate", "report", "scenes_base", "check"},
+    {
+        "sft",
+        "reward_model",
+        "ppo",
+        "generate",
+        "score",
+        "encode",
+        "plan",
+        "best_of_n",
+        "evaluate",
+        "report",
+        "scenes_base",
+        "check",
+    },
     {"demo", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

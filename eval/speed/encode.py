@@ -86,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sources = photographs(Path(folder), given.images, width, height)
         plain_loop(vlm, sources[:4], 2)  # warm-up
-        ready = [vlm.encoder._prepare(vlm.encoder._key(s, 1), s, 1) for s in sources]
+        ready = [vlm.encoder._prepare(vlm.encoder._key(s, 1), (s, 1)) for s in sources]
         size = 16 if vlm.device.type == "cuda" else 4
         batches = [ready[i : i + size] for i in range(0, len(ready), size)]
         loops = (1, 2, 4, 8, 16)

@@ -189,7 +189,7 @@ def main() -> None:
     pictures = [(e.images[0],) for e in rows(given.images + 8, side)]
     vlm.encoder.pictures(pictures[:8])
     seconds, _ = timed(lambda: vlm.encoder.pictures(pictures[8:]))
-    ready = [vlm.encoder._prepare(vlm.encoder._key(s, 1), s, 1) for (s,) in pictures[8:]]
+    ready = [vlm.encoder._prepare(vlm.encoder._key(s, 1), (s, 1)) for (s,) in pictures[8:]]
     tower, _ = timed(lambda: vlm.encoder._tower(ready))
     flops = counted(lambda: vlm.encoder._tower(ready))
     found["encode"] = {
@@ -269,7 +269,11 @@ def main() -> None:
             return result
 
         sources = [(e.images[0], 1) for e in examples]
-        phase("encode", lambda sources=sources: vlm.encoder.encode({vlm.encoder._key(s, n): (s, n) for s, n in sources}))
+        phase(
+            "encode",
+            lambda sources=sources: vlm.encoder.encode({vlm.encoder._key(s, n): (s, n) for s, n in sources}),
+            again=False,
+        )
         out = phase("rollout", roll)
         groups = [Group(e.images, e.prompt, tuple(out.texts[i * each : (i + 1) * each])) for i, e in enumerate(examples)]
         phase("reward", lambda groups=groups: reward.score(groups))
