@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
+PADDING = 0.15
+"""Share of a piece that may be padding."""
+ENOUGH = 512
+"""Tokens of a piece from which on padding is not borne for company."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Budget:
                 print(f"note: out of GPU memory: going on with micro-batches of {self.tokens:,} tokens")
 
     def plan(self, prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> Iterator[Piece]:
-        """Pieces of all prompts in order, from the lengths of prompts and, for each, of its answers; answers are numbered through.
+        """Pieces of all prompts, those with short answers first, from the lengths of prompts and, for each, of its answers; answers are
+        numbered through. A piece ends where the next prompt is over the budget, or would make too much of it padding.
 
         Only where one prompt with its answers is over the budget are the answers split into batches, of one at least.
         """
@@ -48,20 +53,26 @@ class Budget:
             first.append(at)
             at += len(group)
 
-        def cost(some: Sequence[int]) -> int:
+        def padded(some: Sequence[int]) -> int:
             lengths = [n for p in some for n in answers[p]]
             return len(some) * max(prompts[p] for p in some) + len(lengths) * max(lengths, default=0)
 
+        def real(some: Sequence[int]) -> int:
+            return sum(prompts[p] + sum(answers[p]) for p in some)
+
         some: list[int] = []
-        for p in range(len(prompts)):
-            if some and cost([*some, p]) > self.tokens:
-                yield self._piece(some, prompts, answers, first)
-                some = []
+        for p in sorted(range(len(prompts)), key=lambda p: (max(answers[p], default=0), prompts[p])):
+            if some:
+                more = padded([*some, p])
+                if more > self.tokens or (real(some) >= ENOUGH and real([*some, p]) < (1 - PADDING) * more):
+                    yield self._piece(some, prompts, answers, first)
+                    some = []
             some.append(p)
         if some:
             yield self._piece(some, prompts, answers, first)
 
     def _piece(self, some: list[int], prompts: Sequence[int], answers: Sequence[Sequence[int]], first: list[int]) -> Piece:
+        some = sorted(some)
         numbers = [first[p] + i for p in some for i in range(len(answers[p]))]
         longest = max((n for p in some for n in answers[p]), default=0)
         room = self.tokens - len(some) * max(prompts[p] for p in some)

@@ -160,11 +160,12 @@ def packs(model: PreTrainedModel) -> bool:
 
 def _layers(kv: KV, like: Cache, rows: Tensor, joined: bool, room: int = 0) -> Cache:
     layers: list[Any] = []
+    each = _each(rows, next(len(part[0]) for part in kv if part))
     for part, theirs in zip(kv, like.layers, strict=True):
         if part is None:
             layers.append(type(theirs)())
             continue
-        own = [_of(t, rows) for t in part]
+        own = [_of(t, rows, each) for t in part]
         linear = isinstance(theirs, JoinedState)
         if joined:
             layers.append(JoinedState(*own) if linear else Joined(*own))
@@ -173,10 +174,18 @@ def _layers(kv: KV, like: Cache, rows: Tensor, joined: bool, room: int = 0) -> C
     return Cache(layers=layers)
 
 
-def _of(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a tensor; itself where they are all of its rows in order."""
-    whole = len(rows) == len(tensor) and torch.equal(rows, torch.arange(len(tensor), device=rows.device))
-    return tensor if whole else tensor.index_select(0, rows)
+def _each(rows: Tensor, prompts: int) -> int:
+    """How many rows each prompt has, if it is as many for all of them, in order; else 0."""
+    each = len(rows) // max(1, prompts)
+    even = each * prompts == len(rows) and torch.equal(rows, torch.arange(prompts, device=rows.device).repeat_interleave(each))
+    return each if even else 0
+
+
+def _of(tensor: Tensor, rows: Tensor, each: int) -> Tensor:
+    """A row of a tensor for each answer. By expansion where that does: its backward is a sum, and an index's a slow scatter."""
+    if each == 1:
+        return tensor
+    return tensor[:, None].expand(-1, each, *tensor.shape[1:]).flatten(0, 1) if each else tensor.index_select(0, rows)
 
 
 def joined(kv: KV, like: Cache, rows: Tensor) -> Cache:

@@ -6,7 +6,6 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -125,15 +124,15 @@ class RewardModel:
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
         """Normalised scores of each group's answers."""
 
-        def work(some: Sequence[Group]) -> list[float]:
-            return [s for _, scores in self.raw(some) for s in ((scores - self.mean) / self.std).tolist()]
+        def work(some: Sequence[Group]) -> list[list[float]]:
+            found: dict[int, list[float]] = {}
+            for numbers, raw in self.raw(some):
+                scores = iter(((raw - self.mean) / self.std).tolist())
+                found |= {i: [next(scores) for _ in some[i].answers] for i in numbers}
+            return [found[i] for i in range(len(some))]
 
-        found: list[list[float]] = []
-        for start in range(0, len(groups), GROUPS):
-            some = groups[start : start + GROUPS]
-            scores = iter(self.role.vlm.budget.within(partial(work, some)))
-            found += [[next(scores) for _ in group.answers] for group in some]
-        return found
+        parts = (groups[start : start + GROUPS] for start in range(0, len(groups), GROUPS))
+        return [scores for part in parts for scores in self.role.vlm.budget.within(work, part)]
 
     def save(self, directory: Path) -> None:
         """Adapter in PEFT's format, head, and what is needed to read scores rightly."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmrlhf.prefix import learning, prefill, tokens_of
 from mmrlhf.records import Example
 from mmrlhf.roles import Role
-from mmrlhf.sampling import Sampling, sample
+from mmrlhf.sampling import Sampled, Sampling, sample
 from mmrlhf.vlm import VLM, Prompt
 
 
@@ -67,26 +67,28 @@ def answer(
         draws = uniform_draws([e.id for e in examples], num_generations, how.max_tokens, seed, step).to(vlm.device)
     rows = torch.arange(len(prompts), device=vlm.device).repeat_interleave(num_generations)
 
-    def pieces() -> list:
+    def pieces() -> tuple[list[int], list[Sampled]]:
         lengths = [[how.max_tokens] * num_generations for _ in prompts]
-        found = []
+        numbers, found = [], []
         for piece in vlm.budget.plan(tokens_of(prompts), lengths):
             for at in piece.answers:
-                mine = [i // num_generations - piece.prompts[0] for i in at]
+                mine = [piece.prompts.index(i // num_generations) for i in at]
                 found.append(sample(vlm, [prompts[p] for p in piece.prompts], mine, how, None if draws is None else draws[at]))
-        return found
+                numbers += at
+        return numbers, found
 
-    said = vlm.budget.within(pieces)
+    numbers, said = vlm.budget.within(pieces)
     width = max(s.ids_NT.shape[1] for s in said)
+    order = torch.tensor(numbers, device=vlm.device).argsort()
 
     def together(tensors: list[Tensor], fill: float = 0) -> Tensor:
-        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors])
+        return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors])[order]
 
     ids_NT = together([s.ids_NT for s in said], int(vlm.tokenizer.pad_token_id))
     mask_NT = together([s.mask_NT for s in said])
     logps_NT, entropy_NT = together([s.logps_NT for s in said]), together([s.entropy_NT for s in said])
     texts = [_before_stop(vlm.decode(i[m.bool()]), how.stop) for i, m in zip(ids_NT, mask_NT, strict=True)]
-    return Answers(prompts, rows, ids_NT, mask_NT, logps_NT, entropy_NT, torch.cat([s.ended_N for s in said]), texts, how)
+    return Answers(prompts, rows, ids_NT, mask_NT, logps_NT, entropy_NT, torch.cat([s.ended_N for s in said])[order], texts, how)
 
 
 def _before_stop(text: str, stop: tuple[str, ...]) -> str:
@@ -125,11 +127,12 @@ def hidden_states(role: Role, out: Given) -> Iterator[tuple[Tensor, Tensor]]:
     vlm = role.vlm
     with role.active():
         for piece in vlm.budget.plan(tokens_of(out.prompts), groups):
+            chosen = torch.tensor(piece.prompts, device=vlm.device)
             with learning(prefill(vlm, [out.prompts[p] for p in piece.prompts])) as prefix:
                 for numbers in piece.answers:
                     at = torch.tensor(numbers, device=vlm.device)
                     width = max(lengths[i] for i in numbers) - 1
-                    rows = out.rows_N[at] - piece.prompts[0]
+                    rows = torch.searchsorted(chosen, out.rows_N[at])
                     yield at, prefix.extend(rows, out.ids_NT[at, :width], out.mask_NT[at, :width])
 
 
