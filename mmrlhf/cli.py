@@ -112,15 +112,14 @@ TRAINING = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
 
 
 def _plan(command: Command, argv: list[str]) -> None:
-    if not argv or argv[0] not in TRAINING:
-        if argv and argv[0] in ("-h", "--help"):
-            print(
-                f"usage: mmrlhf plan {'|'.join(TRAINING)} [--config FILE] [--FIELD VALUE ...]\n\n{command.summary}\n\n{command.example}"
-            )
-            return
+    named = next((word for word in argv if word in TRAINING), None)
+    if named is None and not {"-h", "--help"} & set(argv):
         raise InputError(f"mmrlhf plan is told a stage first: {', '.join(TRAINING)}")
-    cls: type = TRAINING[argv[0]]
-    given = _config_parser(cls, command).parse(argv[1:])
+    cls: type = TRAINING[named or "ppo"]
+    parser = _config_parser(cls, command, "|".join(TRAINING))
+    parser.add_argument("stage", metavar="|".join(TRAINING), help="whose memory is planned; flags and file are that stage's")
+    given = parser.parse(argv)
+    given.pop("stage")
     # What a stage reads and writes takes no memory: it need not be known yet.
     for name, field in settings(cls).items():
         if field.required and name != "model_name_or_path":

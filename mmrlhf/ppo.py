@@ -23,7 +23,9 @@ from torch import Tensor
 from mmrlhf import losses
 from mmrlhf.config import PPOConfig
 from mmrlhf.facts import read_facts
+from mmrlhf.features import GIB
 from mmrlhf.formats import read_examples
+from mmrlhf.memory import peak, plan
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards import Group, load_reward_model
 from mmrlhf.roles import Adapters, Role, scalar_head
@@ -83,6 +85,7 @@ def ppo(
 
     # Four roles; on one base where the reward model belongs to it
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
+    planned = sum(item.bytes for item in plan(config, vlm.model))
     adapters = Adapters(vlm)
     shared = False
     if score is None:
@@ -211,6 +214,8 @@ def ppo(
                 "lr": config.learning_rate * factor,
                 "episode": float((step + 1) * size * each),
                 "image_encodes": float(vlm.encodes),
+                "memory/peak_gib": peak() / GIB,
+                "memory/planned_gib": planned / GIB,
                 "image_encodes_again": float(vlm.encoder.cache.count.again),
             }
             if (step + 1) % config.eval_steps == 0 or step + 1 == total:

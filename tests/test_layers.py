@@ -9,7 +9,7 @@ LAYERS = [
     {"records", "config", "rows", "formats", "facts", "scenes", "content"},
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
-    {"run", "growing", "rewards", "rollout", "benchmark", "training"},
+    {"run", "growing", "rewards", "rollout", "benchmark", "training", "memory"},
     {
         "sft",
         "reward_model",

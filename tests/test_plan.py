@@ -10,7 +10,8 @@ from mmrlhf import config as config_
 from mmrlhf.cli import main
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.content import folder
-from mmrlhf.plan import NF4, architecture, image_tokens, plan
+from mmrlhf.memory import NF4, image_tokens, plan
+from mmrlhf.plan import architecture
 from tests.families import build
 
 CONFIGS = folder("configs")
