@@ -25,8 +25,8 @@ IMAGE = 1024
 """Image tokens of a picture where the architecture does not say."""
 ANSWER = 256
 """Tokens of an answer in sft and reward."""
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in 4 bits: half a byte, a byte for the scale of its block of 64, a float for 256 such scales (Dettmers et al. 2023)."""
+NF4 = 0.5 + 4 / 64
+"""Bytes of a weight in 4 bits: half a byte, and a float for the scale of its block of 64 (Dettmers et al. 2023, without their second quantisation)."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
@@ -286,7 +286,7 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     try:
         processor = AutoProcessor.from_pretrained(name)
         model, report = AutoModelForImageTextToText.from_pretrained(
-            name, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **_precision(dtype, device)
+            name, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **_precision(name, dtype, device)
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
@@ -306,17 +306,20 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     return vlm
 
 
-def _precision(dtype: str, device: torch.device) -> dict[str, Any]:
+def _precision(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
     """How transformers is told of a precision: 4 bits for the language model's layers (QLoRA, Dettmers et al. 2023), the rest in bfloat16."""
     if dtype != "nf4":
         return {"dtype": getattr(torch, dtype)}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("dtype nf4 needs bitsandbytes: pip install 'mmrlhf[quantization]'")
-    kept = ["lm_head", "vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "embed_vision"]
+    with torch.device("meta"):
+        skeleton = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
+    decoder = skeleton.base_model.get_decoder()
+    inside = {id(m) for m in decoder.modules()}
+    kept = [n for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear) and id(m) not in inside]
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=kept,
     )

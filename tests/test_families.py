@@ -302,6 +302,27 @@ def test_the_self_check_finds_little(family):
     assert difference(family.vlm, family.prompts()[0]) < 1e-4
 
 
+def test_a_base_in_four_bits_runs_and_learns(tmp_path):
+    """bitsandbytes on the CPU: the same engine, another precision; the reward model remembers it."""
+    pytest.importorskip("bitsandbytes")
+    build("llava", tmp_path / "base")
+    vlm = load(str(tmp_path / "base"), "nf4")
+    layer = vlm.model.base_model.get_decoder().layers[0].self_attn.q_proj
+    assert type(layer).__name__ == "Linear4bit" and vlm.encoder.dtype == torch.bfloat16
+    adapters = Adapters(vlm)
+    adapters.add("reward", 4, 8, 0)
+    model = RewardModel(Role(adapters, "reward", review_head(vlm)), "none", "before")
+    groups = [Group(e.images, e.prompt, ("A red circle.", "No.")) for e in rows("llava")]
+    for _, scores in model.raw(groups):
+        scores.sum().backward()
+    assert all(p.grad is not None for p in adapters.parameters("reward").values())
+    model.save(tmp_path / "reward")
+    again = load_reward_model(str(tmp_path / "reward"))
+    assert again.role.vlm.dtype == "nf4" and torch.allclose(
+        torch.tensor(again.score(groups)), torch.tensor(model.score(groups)), atol=1e-2
+    )
+
+
 def in_bfloat16(f: Fixture) -> float:
     """Log-probs of sampled tokens, as they were drawn against the update's own, in nats."""
     vlm = load(str(f.directory), "bfloat16")
