@@ -38,9 +38,9 @@ from torch import Tensor
 from mmrlhf import config as configuration
 from mmrlhf.records import InputError
 
-MAY_DIFFER = ("logging_steps", "save_steps", "max_length", "output_dir")
-"""Settings that change nothing that is learnt: a row over max_length is refused, never cut. The directory is the run
-wherever it was moved, whatever names it."""
+MAY_DIFFER = ("logging_steps", "save_steps", "max_length", "output_dir", *configuration.EngineConfig.__dataclass_fields__)
+"""Settings that change nothing that is learnt: a row over max_length is refused, never cut; how a model is run (smaller micro-batches after
+a GPU was out of memory, say) changes the last bits at most. The directory is the run wherever it was moved, whatever names it."""
 CHECKPOINTS_KEPT = 2
 SHOWN_CHARACTERS = 300
 """So much of a sample's text is printed; samples.jsonl has all of it."""

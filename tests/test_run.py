@@ -27,6 +27,7 @@ class Settings:
     facts: str | None = None
     logging_steps: int = 10
     max_length: int = 2048
+    micro_batch_tokens: int = 16384
 
 
 def open_run(path: Path, **settings: object) -> Run:
@@ -81,7 +82,7 @@ def test_other_settings_are_refused_by_name_and_value(tmp_path):
 
 def test_what_changes_nothing_learnt_may_differ(tmp_path):
     open_run(tmp_path).begin()
-    open_run(tmp_path, logging_steps=1, output_dir="./here", max_length=4096)
+    open_run(tmp_path, logging_steps=1, output_dir="./here", max_length=4096, micro_batch_tokens=512)
     assert "logging_steps: 1" in (tmp_path / "config.yaml").read_text()
 
 

@@ -100,6 +100,42 @@ def test_ppo_starts_on_policy_and_moves_only_its_own(base, examples, reward_dir,
     assert max(p.abs().max() for k, p in load_file(target / "adapter_model.safetensors").items() if "lora_B" in k) > 0
 
 
+def test_how_a_model_is_run_changes_no_figure(base, examples, reward_dir, tmp_path):
+    """The plain way, small micro-batches, recomputed layers: the same scores, KL and losses, up to rounding."""
+    ways = {
+        "engine": {},
+        "plain": {"prefix": "off"},
+        "small": {"micro_batch_tokens": 90},
+        "again": {"activation_checkpointing": True},
+    }
+    found = {}
+    for name, how in ways.items():
+        ppo(ppo_config(base, reward_dir, tmp_path / name, **how), examples)
+        rows = read_jsonl(tmp_path / name / "metrics.jsonl")[1:]
+        found[name] = [
+            [r[k] for k in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg", "grad_norm")] for r in rows
+        ]
+    for name in ways:
+        assert found[name] == [pytest.approx(row, rel=2e-3, abs=2e-4) for row in found["engine"]], name
+
+
+def test_grpo_has_no_critic_and_prefers_what_scores(base, examples, tmp_path):
+    """Answers are worth their length: they grow against the others of their prompt."""
+
+    def longer(groups):
+        return [[float(len(a)) for a in group.answers] for group in groups]
+
+    how = {"advantage_estimator": "grpo", "max_steps": 12, "kl_coef": 0.0, "missing_eos_penalty": 0.0}
+    config = dataclasses.replace(
+        ppo_config(base, "none", tmp_path, **how), learning_rate=5e-3, num_generations=6, response_length=30
+    )
+    ppo(config, examples, score=longer)
+    rows = read_jsonl(tmp_path / "metrics.jsonl")[1:]
+    scores = [r["objective/scores"] for r in rows]
+    assert sum(scores[-3:]) > sum(scores[:3]) and "critic/vf_explained_var" not in rows[0] and "loss/value_avg" not in rows[0]
+    assert set(p.name for p in (tmp_path / "policy").iterdir()) >= {"adapter_model.safetensors", "base.json"}
+
+
 def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward_dir, tmp_path):
     mean = {}
     for penalty in (0.0, 5.0):
