@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _CONFIGS = ("EvalConfig", "GenerateConfig", "PPOConfig", "RewardConfig", "SFTConfig", "ScoreConfig")
-_RECORDS = ("Claim", "Example", "Fact", "ImageSource", "InputError", "Message", "Pair", "Verdict")
+_RECORDS = ("Claim", "Comparison", "Example", "Fact", "ImageSource", "InputError", "Message", "Preference", "Verdict")
 _STAGES = ("demo", "evaluate", "generate", "ppo", "reward_model", "score", "sft")
 
 __all__ = [*_CONFIGS, *_RECORDS, *_STAGES, "__version__"]

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import beside_of, example_of, layout_of, pair_of
+from mmrlhf.formats import beside_of, example_of, layout_of, preference_of
 from mmrlhf.images import open_image
-from mmrlhf.records import Example, InputError, Pair
+from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.rows import read
 
 MOST_SHOWN = 20
@@ -36,7 +36,7 @@ def check(path: str, image_folder: str | None = None, facts_file: str | None = N
             if not layout:
                 layout = layout_of(row)
                 console.print(f"{path}: {layout}", markup=False)
-            record = pair_of(row, beside) if layout.endswith("pairs") else example_of(row, beside, need_answer=False)
+            record = preference_of(row, beside) if layout.endswith("pairs") else example_of(row, beside, need_answer=False)
             for source in record.images:
                 name = source.path or source.key
                 seen.add(name)
@@ -66,8 +66,8 @@ class _Counted:
     facts: int
 
     @classmethod
-    def of(cls, record: Example | Pair) -> _Counted:
-        if isinstance(record, Pair):
+    def of(cls, record: Example | Preference) -> _Counted:
+        if isinstance(record, Preference):
             texts = {"chosen": record.chosen, "rejected": record.rejected}
         else:
             texts = {} if record.answer is None else {"answer": record.answer}

@@ -27,7 +27,7 @@ from mmrlhf.config import Config, PPOConfig, RewardConfig, SFTConfig, WorldConfi
 from mmrlhf.content import find, folder
 from mmrlhf.evaluate import scored
 from mmrlhf.ppo import ppo
-from mmrlhf.records import Example, Fact, InputError, Message, Pair
+from mmrlhf.records import Example, Fact, InputError, Message, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import load_reward_model
 from mmrlhf.roles import Adapters
@@ -173,7 +173,7 @@ def rl_prompts(world: WorldConfig) -> list[Example]:
     return rows
 
 
-def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[Pair], list[Pair]]:
+def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[Preference], list[Preference]]:
     """Answers of the model to each scene, compared two by two by utility; some labels are turned round.
 
     Half of the answers are sampled hotter, and some are replaced by descriptions with planted faults: a reward model that
@@ -204,7 +204,7 @@ def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[P
                 sampled.append(found)
         texts = [a + b for a, b in zip(*sampled, strict=True)]
         write_whole(path, "".join(json_line({"id": e.id, "answers": t}) for e, t in zip(examples, texts, strict=True)))
-    pairs: list[Pair] = []
+    pairs: list[Preference] = []
     for index, (example, answers) in enumerate(zip(examples, texts, strict=True)):
         scene, rng = scenes.scene("pairs", index, world.seed), np.random.default_rng([world.seed, 43, index])
         answers = list(answers)
@@ -217,7 +217,7 @@ def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[P
                 continue
             if (gap < 0) != (rng.random() < world.annotator_error):
                 a, b = b, a
-            pairs.append(Pair(f"{example.id}-{len(pairs)}", example.images, example.prompt, a, b, example.facts))
+            pairs.append(Preference.pair(f"{example.id}-{len(pairs)}", example.images, example.prompt, a, b, example.facts))
     cut = world.held_out_pairs
     while pairs[cut].images == pairs[cut - 1].images:  # both pairs of a scene on one side
         cut += 1

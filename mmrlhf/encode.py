@@ -6,8 +6,8 @@ import time
 
 from mmrlhf.config import EncodeConfig
 from mmrlhf.features import GIB
-from mmrlhf.formats import holds_pairs, read_examples, read_pairs
-from mmrlhf.records import Example, InputError, Pair
+from mmrlhf.formats import holds_preferences, read_examples, read_preferences
+from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.run import progress
 from mmrlhf.vlm import load
 
@@ -18,9 +18,9 @@ AT_A_TIME = 256
 def encode(config: EncodeConfig) -> dict[str, float]:
     """Encode every picture that the folder does not hold yet; returns what it says at the end. Killed, the same command continues."""
     where = (config.dataset_name, config.dataset_train_split, config.image_folder)
-    rows: list[Example] | list[Pair]
-    if holds_pairs(config.dataset_name, config.dataset_train_split):
-        rows = list(read_pairs(*where))
+    rows: list[Example] | list[Preference]
+    if holds_preferences(config.dataset_name, config.dataset_train_split):
+        rows = list(read_preferences(*where))
     else:
         rows = list(read_examples(*where))
     vlm = load(config.model_name_or_path, config.dtype, engine=config)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.facts import typed
-from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Pair, Role
+from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference, Role
 from mmrlhf.rows import Row, folder, kind, read, shown
 
 PLACEHOLDER = "<image>"
@@ -38,15 +38,15 @@ def read_examples(
     return [example_of(unread.row(), beside, need_answer) for unread in read(dataset_name, split)]
 
 
-def read_pairs(
+def read_preferences(
     dataset_name: str, split: str = "train", image_folder: str | None = None, facts: Facts | None = None
-) -> list[Pair]:
+) -> list[Preference]:
     """The preference pairs of a dataset. Raises InputError on the first row that cannot be used."""
     beside = beside_of(dataset_name, image_folder, facts)
-    return [pair_of(unread.row(), beside) for unread in read(dataset_name, split)]
+    return [preference_of(unread.row(), beside) for unread in read(dataset_name, split)]
 
 
-def holds_pairs(dataset_name: str, split: str = "train") -> bool:
+def holds_preferences(dataset_name: str, split: str = "train") -> bool:
     """Whether the first row is a preference pair. Raises InputError when it cannot be read."""
     return _is_pair(next(read(dataset_name, split)).row())
 
@@ -83,7 +83,7 @@ PAIR_FIELDS = SHARED | {"chosen", "rejected", "output_1", "output_2", "preferenc
 EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion"}
 
 
-def pair_of(row: Row, beside: _Beside) -> Pair:
+def preference_of(row: Row, beside: _Beside) -> Preference:
     images, facts = _images(row, beside), _facts(row, beside)
     if "conversations" in row.fields:
         turns, chosen, rejected = _llava_pair(row)
@@ -91,7 +91,9 @@ def pair_of(row: Row, beside: _Beside) -> Pair:
         turns, chosen, rejected = _trl_pair(row)
     if chosen == rejected:
         row.fail("the chosen and the rejected answer are the same: correct one of them or drop the row")
-    return Pair(_id(row), images, _prompt(row, turns, len(images)), chosen, rejected, facts, _meta(row, PAIR_FIELDS))
+    return Preference.pair(
+        _id(row), images, _prompt(row, turns, len(images)), chosen, rejected, facts, meta=_meta(row, PAIR_FIELDS)
+    )
 
 
 def example_of(row: Row, beside: _Beside, need_answer: bool) -> Example:
@@ -362,7 +364,7 @@ def _facts(row: Row, beside: _Beside) -> tuple[Fact, ...]:
 
 
 def layout_of(row: Row) -> str:
-    """The name of a row's format; `pairs` at its end makes it one for read_pairs."""
+    """The name of a row's format; `pairs` at its end makes it one for read_preferences."""
     if "conversations" in row.fields:
         return f"LLaVA-RLHF {'pairs' if _is_pair(row) else 'prompts' if _is_ppo(row) else 'conversations'}"
     if _is_pair(row):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,12 +83,16 @@ FactKind = Literal["caption", "object", "attribute", "count", "relation", "ocr",
 
 @dataclass(frozen=True)
 class Fact:
-    """A piece of evidence on one picture. What no fact lists is unknown, not contradicted."""
+    """A piece of evidence on one picture. What no fact lists is unknown, not contradicted.
+
+    `box` is where it is, as shares of width and height from the top left corner: x0, y0, x1, y1.
+    """
 
     kind: FactKind
     text: str
     source: str = ""
     confidence: float = 1.0
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,16 +111,59 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two answers to one prompt on the same pictures, and which is better. `prompt` ends with a user turn."""
+class Comparison:
+    """Two answers of a preference by their numbers: `better` is, or if `tie` they are as good. `margin` is by how much, in the
+    annotators' units, None where nobody said."""
+
+    better: int
+    worse: int
+    tie: bool
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class Preference:
+    """K answers to one prompt on the same pictures, best first, and how they rank. `prompt` ends with a user turn.
+
+    `ranks` never fall; equal ones are a tie. `ratings` are what annotators gave each answer, where they did: only differences
+    mean anything. `source` is the data set the row once came from, `hallucinated` whether annotators saw false claims in the worst.
+    """
 
     id: str
     images: tuple[ImageSource, ...]
     prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
+    answers: tuple[str, ...]
+    ranks: tuple[int, ...]
+    ratings: tuple[float, ...] = ()
     facts: tuple[Fact, ...] = ()
+    source: str = ""
+    hallucinated: bool | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def pair(
+        cls, id: str, images: tuple[ImageSource, ...], prompt: tuple[Message, ...], chosen: str, rejected: str,
+        facts: tuple[Fact, ...] = (), **more: Any,
+    ) -> Preference:  # fmt: skip
+        """Two answers, the first the better one."""
+        return cls(id, images, prompt, (chosen, rejected), (1, 2), facts=facts, **more)
+
+    @property
+    def chosen(self) -> str:
+        return self.answers[0]
+
+    @property
+    def rejected(self) -> str:
+        return self.answers[-1]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """All K (K - 1) / 2 of them."""
+        found = []
+        for a, b in itertools.combinations(range(len(self.answers)), 2):
+            margin = self.ratings[a] - self.ratings[b] if self.ratings else None
+            found.append(Comparison(a, b, self.ranks[a] == self.ranks[b], margin))
+        return found
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from mmrlhf import losses
 from mmrlhf.config import RewardConfig
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import read_pairs
-from mmrlhf.records import Pair
+from mmrlhf.formats import read_preferences
+from mmrlhf.records import Preference
 from mmrlhf.rewards import Group, RewardModel, review_head
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
@@ -26,11 +26,11 @@ from mmrlhf.training import apply, learning_rate_factor, rows_of_step, total_ste
 from mmrlhf.vlm import load
 
 
-def group(pair: Pair) -> Group:
+def group(pair: Preference) -> Group:
     return Group(pair.images, pair.prompt, (pair.chosen, pair.rejected), pair.facts, pair.id)
 
 
-def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: Sequence[Pair] | None = None) -> Path:
+def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held_out: Sequence[Preference] | None = None) -> Path:
     """Train on `pairs`, or on the configured data set; returns the artefact's directory (`output_dir`).
 
     `held_out` (or eval_dataset_name) is what accuracy is reported on; nothing is selected on it.
@@ -41,9 +41,9 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
         return run.path
     if pairs is None:
         facts = read_facts(config.facts_file) if config.facts_file else None
-        pairs = read_pairs(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
+        pairs = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
         if config.eval_dataset_name:
-            held_out = read_pairs(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
+            held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
 
     # 1. The role: an adapter and a head on the base
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
@@ -69,7 +69,7 @@ def reward(config: RewardConfig, pairs: Sequence[Pair] | None = None, held_out: 
             for options in optimizer.param_groups:
                 options["lr"] = config.learning_rate * learning_rate_factor(config, step, total)
 
-            def learn(mine: Sequence[Pair] = mine, rows: Sequence[Pair] = rows) -> dict[str, float]:
+            def learn(mine: Sequence[Preference] = mine, rows: Sequence[Preference] = rows) -> dict[str, float]:
                 """Gradients of this process's pairs, a micro-batch at a time."""
                 optimizer.zero_grad(set_to_none=True)
                 sums: Counter[str] = Counter()

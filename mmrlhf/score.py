@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmrlhf.config import ScoreConfig
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import holds_pairs, read_examples, read_pairs
+from mmrlhf.formats import holds_preferences, read_examples, read_preferences
 from mmrlhf.growing import GrowingFile, state_of
 from mmrlhf.rewards import Group, load_reward_model
 from mmrlhf.run import json_line, progress
@@ -20,8 +20,8 @@ def score(config: ScoreConfig) -> Path:
     where = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     rows: list = []
     names: tuple[str, ...]
-    if holds_pairs(config.dataset_name, config.dataset_train_split):
-        rows, names = list(read_pairs(*where)), ("score_chosen", "score_rejected")
+    if holds_preferences(config.dataset_name, config.dataset_train_split):
+        rows, names = list(read_preferences(*where)), ("score_chosen", "score_rejected")
         groups = [Group(r.images, r.prompt, (r.chosen, r.rejected), r.facts, r.id) for r in rows]
     else:
         rows, names = list(read_examples(*where, need_answer=True)), ("score",)

@@ -181,7 +181,7 @@ def test_as_a_program():
 
 
 def test_public_names():
-    code = "import mmrlhf, sys; print(mmrlhf.SFTConfig, mmrlhf.Pair.__name__, 'torch' in sys.modules)"
-    assert python("-c", code).stdout == "<class 'mmrlhf.config.SFTConfig'> Pair False\n"
+    code = "import mmrlhf, sys; print(mmrlhf.SFTConfig, mmrlhf.Preference.__name__, 'torch' in sys.modules)"
+    assert python("-c", code).stdout == "<class 'mmrlhf.config.SFTConfig'> Preference False\n"
     with pytest.raises(AttributeError, match="sfft"):
         _ = mmrlhf.sfft

@@ -21,7 +21,7 @@ from mmrlhf import plain
 from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.prefix import Prefix, difference, learning, prefill
-from mmrlhf.records import Example, ImageSource, Message, Pair
+from mmrlhf.records import Example, ImageSource, Message, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import Group, RewardModel, load_reward_model, pad_right, review_head
 from mmrlhf.roles import Adapters, Role, scalar_head
@@ -265,8 +265,8 @@ def test_features_come_back_from_disk(family, tmp_path):
     assert torch.equal(*found) and vlm.encodes == 0 and vlm.encoder.cache.count.disk_hits >= 3
 
 
-def pairs(family: str) -> list[Pair]:
-    return [Pair(e.id, e.images, e.prompt, ANSWERS[1], ANSWERS[2]) for e in rows(family)]
+def pairs(family: str) -> list[Preference]:
+    return [Preference.pair(e.id, e.images, e.prompt, ANSWERS[1], ANSWERS[2]) for e in rows(family)]
 
 
 def test_rewards_equal_the_plain_path_and_survive_saving(family, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from mmrlhf import content
 from mmrlhf.check import check
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import holds_pairs, read_examples, read_pairs
+from mmrlhf.formats import holds_preferences, read_examples, read_preferences
 from mmrlhf.records import Fact, InputError, Message
 
 ASK = Message("user", "What is it?")
@@ -109,13 +109,13 @@ IMAGE = {"images": ["a.png"]}
     ],
 )
 def test_every_way_to_write_a_pair(place, row):
-    (pair,) = read_pairs(lines(place, row))
+    (pair,) = read_preferences(lines(place, row))
     assert (pair.id, pair.prompt, pair.chosen, pair.rejected) == ("1", (ASK,), "A cup.", "A cat.")
     assert [image.path for image in pair.images] == [str(place / "a.png")]
     assert not pair.meta and not pair.facts
     (example,) = read_examples(lines(place, row))
     assert (example.prompt, example.answer) == ((ASK,), None)
-    assert holds_pairs(lines(place, row))
+    assert holds_preferences(lines(place, row))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_every_way_to_write_an_example(place, row, answer):
     (example,) = read_examples(path, need_answer=answer is not None)
     assert (example.prompt, example.answer, example.meta) == ((ASK,), answer, {})
     assert [image.path for image in example.images] == [str(place / "a.png")]
-    assert not holds_pairs(path)
+    assert not holds_preferences(path)
     if answer is None:
         assert "line 1: the row has no answer: add `completion`" in complaint(read_examples, path, need_answer=True)
 
@@ -170,7 +170,7 @@ def test_only_the_first_human_turn_of_a_ppo_row_counts(place):
 
 def test_what_no_stage_reads_is_kept(place):
     row = {**IMAGE, "prompt": "What is it?", "chosen": "A cup.", "rejected": "A cat.", "margin": 0.5, "source": "me"}
-    assert read_pairs(lines(place, row))[0].meta == {"margin": 0.5, "source": "me"}
+    assert read_preferences(lines(place, row))[0].meta == {"margin": 0.5, "source": "me"}
 
 
 def test_rows_without_pictures_and_with_several(place):
@@ -191,7 +191,7 @@ def test_rows_without_pictures_and_with_several(place):
 
 def test_texts_are_not_guessed_to_be_dates_or_numbers(place):
     row = {"id": "007", **IMAGE, "prompt": "When?", "chosen": "2024-01-01", "rejected": "3"}
-    (pair,) = read_pairs(lines(place, row, {**row, "prompt": [user("When?")]}))[:1]
+    (pair,) = read_preferences(lines(place, row, {**row, "prompt": [user("When?")]}))[:1]
     assert (pair.id, pair.chosen, pair.rejected) == ("007", "2024-01-01", "3")
 
 
@@ -244,12 +244,12 @@ def test_tables_with_pictures_inside(tmp_path, table, layout):
         table.save_to_disk(str(path))
     elif layout == "saved splits":
         datasets.DatasetDict(train=table, test=table).save_to_disk(str(path))
-        assert "has no split tets: did you mean test?" in complaint(read_pairs, str(path), split="tets")
-        assert len(read_pairs(str(path), "test")) == 1
+        assert "has no split tets: did you mean test?" in complaint(read_preferences, str(path), split="tets")
+        assert len(read_preferences(str(path), "test")) == 1
     else:
         (path / "data").mkdir(parents=True)
         table.to_parquet(str(path / "data" / "train-00000-of-00001.parquet"))
-    (pair,) = read_pairs(str(path), facts={"a.png": (Fact("absent", "cat"),)})
+    (pair,) = read_preferences(str(path), facts={"a.png": (Fact("absent", "cat"),)})
     assert (pair.prompt, pair.chosen, pair.rejected) == ((ASK,), "A cup.", "A cat.")
     assert pair.images[0].data == png()
     assert pair.facts == (Fact("object", "cup"), Fact("absent", "cat"))
@@ -263,16 +263,18 @@ def test_a_table_is_read_in_parts_and_its_pictures_stay_as_they_are(tmp_path, ta
     (whole,) = table.cast_column("images", datasets.List(datasets.Image(decode=False)))
     rows = [{**whole, "chosen": [assistant([{"type": "text", "text": f"Cup {number}."}])]} for number in range(1, 6)]
     datasets.Dataset.from_list(rows, features=table.features).to_parquet(str(tmp_path / "rows.parquet"))
-    assert [(pair.id, pair.chosen) for pair in read_pairs(str(tmp_path / "rows.parquet"))] == [
+    assert [(pair.id, pair.chosen) for pair in read_preferences(str(tmp_path / "rows.parquet"))] == [
         (f"{number}", f"Cup {number}.") for number in range(1, 6)
     ]
     rows[3]["rejected"] = rows[3]["chosen"]
     for part, name in ((rows[:1], "train-00000-of-00002"), (rows[1:], "train-00001-of-00002"), (rows[:2], "test-00000-of-00001")):
         (tmp_path / "shards").mkdir(exist_ok=True)
         datasets.Dataset.from_list(part, features=table.features).to_parquet(str(tmp_path / "shards" / f"{name}.parquet"))
-    assert "shards, row 4: the chosen and the rejected answer are the same" in complaint(read_pairs, str(tmp_path / "shards"))
-    assert len(read_pairs(str(tmp_path / "shards"), "test")) == 2
-    assert "has no split tets: did you mean test?" in complaint(read_pairs, str(tmp_path / "shards"), split="tets")
+    assert "shards, row 4: the chosen and the rejected answer are the same" in complaint(
+        read_preferences, str(tmp_path / "shards")
+    )
+    assert len(read_preferences(str(tmp_path / "shards"), "test")) == 2
+    assert "has no split tets: did you mean test?" in complaint(read_preferences, str(tmp_path / "shards"), split="tets")
 
 
 def test_columns_of_json_are_read(tmp_path):
@@ -447,8 +449,8 @@ def without(row, field):
 )
 def test_a_fault_names_line_and_field(place, row, message):
     path = lines(place, PAIR, "", row)
-    assert f"{path}, line 3: " in complaint(read_pairs, path)
-    assert message in complaint(read_pairs, path)
+    assert f"{path}, line 3: " in complaint(read_preferences, path)
+    assert message in complaint(read_preferences, path)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +509,7 @@ def test_a_picture_says_which_row_it_is_of(place, table):
         f"{place / 'a.png'} ({path}, line 2, `image`)",
     ]
     table.to_parquet(str(place / "rows.parquet"))
-    (pair,) = read_pairs(str(place / "rows.parquet"))
+    (pair,) = read_preferences(str(place / "rows.parquet"))
     assert pair.images[0].name == f"<{len(png())} bytes> ({place / 'rows.parquet'}, row 1, `images[1]`)"
 
 
@@ -550,7 +552,7 @@ VALUES = st.recursive(
 @given(st.lists(st.dictionaries(st.sampled_from(FIELDS.split()) | WORDS, VALUES, max_size=6) | VALUES, max_size=3))
 def test_any_json_gives_records_or_an_input_error(place, rows):
     for path in (lines(place, *map(json.dumps, rows)), listed(place, *rows)):
-        for read in (read_examples, read_pairs):
+        for read in (read_examples, read_preferences):
             try:
                 assert len(read(path)) == len(rows)
             except InputError as error:
@@ -639,7 +641,7 @@ def same(pairs):
 def test_the_samples_say_the_same_in_every_format():
     facts = read_facts(SAMPLES / "facts.jsonl")
     jsonl, parquet, llava = (
-        same(read_pairs(str(SAMPLES / name), facts=facts))
+        same(read_preferences(str(SAMPLES / name), facts=facts))
         for name in ("trl_preference.jsonl", "trl_preference.parquet", "llava_rlhf_preference.json")
     )
     assert jsonl == parquet == llava
@@ -654,7 +656,7 @@ PHOTOS = Path(os.environ.get("MMRLHF_SHARED", Path(__file__).parents[2] / "share
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs: MMRLHF_SHARED names the folder that holds photos/")
 def test_photographs_give_the_same_pairs_in_both_formats(capsys):
     facts = read_facts(PHOTOS / "facts.jsonl")
-    trl, llava = (read_pairs(str(PHOTOS / name), facts=facts) for name in ("pairs.jsonl", "llava_rlhf_preference.json"))
+    trl, llava = (read_preferences(str(PHOTOS / name), facts=facts) for name in ("pairs.jsonl", "llava_rlhf_preference.json"))
     assert len(trl) == 12 and same(trl) == same(llava)
     assert all(any(fact.kind == "absent" for fact in pair.facts) for pair in trl)
     assert read_facts(PHOTOS / "image_to_caption.json").keys() == facts.keys()

@@ -14,7 +14,7 @@ from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, ScoreConfig, 
 from mmrlhf.content import folder
 from mmrlhf.generate import generate
 from mmrlhf.ppo import ppo
-from mmrlhf.records import InputError, Pair
+from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import Group, load_reward_model
 from mmrlhf.run import read_jsonl
@@ -26,7 +26,10 @@ SAMPLES = folder("data") / "samples"
 
 @pytest.fixture(scope="module")
 def pairs(examples):
-    return [Pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts) for e in examples]
+    return [
+        Preference.pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts)
+        for e in examples
+    ]
 
 
 def reward_config(base, out, **more):
@@ -269,7 +272,7 @@ import numpy as np, torch
 from mmrlhf import scenes
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.ppo import ppo
-from mmrlhf.records import Example, Message, Pair
+from mmrlhf.records import Example, Message, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.sft import sft
 
@@ -280,7 +283,7 @@ for i in range(12):
     scene, rng = scenes.scene("selection", i, 0), np.random.default_rng(i)
     asked = scenes.describe(scene, rng)
     rows.append(Example(scene.id, (scene.source(),), (Message("user", asked.text),), asked.answer, scenes.facts(scene, rng)))
-pairs = [Pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
+pairs = [Preference.pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
 same = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3,
             per_device_train_batch_size=4 // processes)
 sft(SFTConfig(output_dir=f"{out}/sft", **same), rows)
