@@ -25,6 +25,7 @@ from mmrlhf.config import (
     EvalConfig,
     GenerateConfig,
     PPOConfig,
+    RewardBenchConfig,
     RewardConfig,
     ScoreConfig,
     Setting,
@@ -99,6 +100,13 @@ def _score(command: Command, argv: list[str]) -> None:
     from mmrlhf.score import score
 
     score(config)
+
+
+def _reward_bench(command: Command, argv: list[str]) -> None:
+    config = _configured(RewardBenchConfig, command, argv)
+    from mmrlhf.reward_bench import reward_bench
+
+    reward_bench(config)
 
 
 def _encode(command: Command, argv: list[str]) -> None:
@@ -312,6 +320,11 @@ COMMANDS = {
         "mmrlhf score --reward_model_path runs/reward --dataset_name answers.jsonl --output_file scores.jsonl",
         _score,
     ),
+    "reward-bench": Command(
+        "measure a reward model: accuracy, calibration, planted false claims, missing and wrong facts",
+        "mmrlhf reward-bench --reward_model_path runs/reward --dataset_name held_out.jsonl --output_dir runs/reward-bench",
+        _reward_bench,
+    ),
     "encode": Command(
         "keep the picture features of a data set, ahead of training",
         "mmrlhf encode --model_name_or_path runs/sft/model --dataset_name pairs.jsonl --feature_cache_dir runs/features",
@@ -345,7 +358,7 @@ DATA = {
 def _choose(prog: str, commands: Mapping[str, Command], argv: list[str], about: str) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {command.summary}\n             {command.example}" for name, command in commands.items()]
+        lines = [f"  {name:<12} {command.summary}\n               {command.example}" for name, command in commands.items()]
         text = "\n\n".join([about, "\n".join(lines), f"`{prog} {next(iter(commands))} --help` tells more; so with each."])
         print(text, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2

@@ -111,24 +111,52 @@ class SFTConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RewardConfig(TrainConfig):
-    """Bradley-Terry reward model on pairs: `prompt`, `chosen`, `rejected`, or LLaVA-RLHF's preference JSON."""
+    """Reward model on preferences: `prompt`, `chosen`, `rejected`, or one of the other formats that `mmrlhf data check` knows."""
 
+    train: Literal["lora", "full"] = "lora"
+    """`lora` trains an adapter; `full` the language model itself, which is then a reward model with a base of its own."""
     facts: Literal["given", "none"] = "given"
     """`given` writes each row's facts into the reward prompt; `none` is the ablation without them."""
     facts_position: FactsPosition = "before"
     """`before` the answer (a prompt's answers share it), or `after` it as a further user turn, as LLaVA-RLHF does."""
+    facts_template: str = "typed"
+    """How facts are written: `typed`, `captions` (LLaVA-RLHF's manner), or the path of a Jinja file that is given `facts`."""
+    facts_budget: Count | None = None
+    """Most tokens that facts may take; the least confident are left out first."""
+    fact_dropout: Fraction = 0.2
+    """Share of rows whose facts are thinned out in training, down to a random part of them: the model must work with few and none."""
+    fact_noise: Fraction = 0.0
+    """Share of facts that are replaced in training by another picture's: the model must not believe everything."""
+    loss_type: Literal["bradley_terry", "margin", "smoothed", "rao_kupper"] = "bradley_terry"
+    """`margin` asks for the rows' own margins, `smoothed` takes label_smoothing for the share of wrong labels, `rao_kupper` learns from ties."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of labels that loss_type smoothed takes to be turned round."""
+    tie_threshold: Positive = 0.5
+    """How far apart rewards must be to be told apart, for loss_type rao_kupper."""
+    balance_lengths: bool = False
+    """Leave out pairs until the better answer is as often the longer as the shorter one, gap by gap."""
+    head_init: Literal["review", "random"] = "review"
+    """`review` starts from the model's own Yes against No, `random` from weights of standard deviation 1 / sqrt(hidden size + 1)."""
     center_rewards_coefficient: NonNegative = 0.01
     """Weight of the mean squared sum of a pair's two rewards, which keeps rewards around zero."""
     eval_dataset_name: str | None = None
-    """Pairs that accuracy is reported on; nothing is selected on them."""
+    """Preferences that accuracy, calibration and probes are reported on; nothing is selected on them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PPOConfig(TrainConfig):
     """Proximal policy optimisation with a critic: rows with a `prompt` and images; only the reward model sees facts."""
 
-    reward_model_path: str
-    """Directory that the reward stage wrote."""
+    reward_model_path: str | None = None
+    """Directory that the reward stage wrote, for the term fact_rm; several, with commas between, are an ensemble."""
+    reward_terms: str = "fact_rm=1, missing_eos=-1"
+    """Terms that add up to the reward, each with its weight: fact_rm, correctness, length, missing_eos, repetition, FILE.py:NAME."""
+    uncertainty_penalty: NonNegative = 0.0
+    """Standard deviations of an ensemble's scores that are taken off their mean."""
+    min_probe_rate: Fraction = 0.6
+    """Share of planted false claims that the reward model must score lower, of every type; below it ppo does not start. 0: any."""
+    critic_sees_facts: bool = False
+    """The critic reads the facts in front of the question; the policy never does."""
     num_generations: Count = 4
     """Answers sampled for each prompt of a step."""
     response_length: Count = 64
@@ -157,8 +185,6 @@ class PPOConfig(TrainConfig):
     """Lambda of generalised advantage estimation."""
     whiten_rewards: bool = False
     """Scale per-token rewards to unit variance (mean kept) before advantages."""
-    missing_eos_penalty: NonNegative = 1.0
-    """Taken off the score of an answer that did not end within response_length."""
     critic_learning_rate: Positive | None = None
     """Learning rate of the value role; learning_rate if not given."""
     eval_steps: Count = 20
@@ -287,6 +313,34 @@ class ScoreConfig(EngineConfig):
     """Answers at a time."""
     max_length: Count = 2048
     """Longest reward prompt plus answer in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RewardBenchConfig(EngineConfig):
+    """How far a reward model can be trusted: accuracy by group, calibration, contradiction probe, facts curve."""
+
+    reward_model_path: str
+    """Directory that the reward stage wrote."""
+    dataset_name: str
+    """Preferences that it was not trained on."""
+    output_dir: str
+    """Where scores, result.json and the picture go."""
+    dataset_train_split: str = "train"
+    """Split to read when the dataset has several."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; the dataset file's own folder if not given."""
+    facts_file: str | None = None
+    """Facts by image name."""
+    limit: Count | None = None
+    """Only the first rows."""
+    probes: Annotated[int, Field(ge=0)] = 200
+    """Rows that false claims are planted in."""
+    batch_size: Count = 32
+    """Rows at a time."""
+    max_length: Count = 2048
+    """Longest reward prompt plus answer in tokens."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the damage to facts and of what is planted."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from mmrlhf import report, scenes
+from mmrlhf.artefact import load_reward_model
 from mmrlhf.benchmark import bootstrap, load_benchmark
 from mmrlhf.best_of_n import best_of_n
 from mmrlhf.config import Config, PPOConfig, RewardConfig, SFTConfig, WorldConfig, load, save
@@ -29,7 +30,6 @@ from mmrlhf.evaluate import scored
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, InputError, Message, Preference
 from mmrlhf.reward_model import reward
-from mmrlhf.rewards import load_reward_model
 from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer_all
 from mmrlhf.run import json_line, progress, read_jsonl, write_whole

@@ -34,7 +34,9 @@ def read_facts(path: str | Path) -> dict[str, tuple[Fact, ...]]:
     return found
 
 
-def render(facts: Sequence[Fact], order_seed: int | None = None) -> str:
+def render(
+    facts: Sequence[Fact], order_seed: int | None = None, template: str = "typed", budget: int | None = None, count: Any = None
+) -> str:
     """One line of typed evidence, or "" without facts: `Facts: object red circle; count two objects.`
 
     The order is seeded, so that both answers of a pair (all answers of a prompt) read the same text; None keeps the
@@ -106,7 +108,7 @@ def _object(row: Row, value: Any, name: str) -> list[tuple[FactKind, str]]:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             row.fail(f"`{name}` must have a count of at least 1, or null where it is unknown, not {shown(count)}")
         number = NUMBERS[count] if count < len(NUMBERS) else str(count)
-        pairs.append(("count", f"{number} {noun if count == 1 else _plural(noun)}"))
+        pairs.append(("count", f"{number} {noun if count == 1 else plural_of(noun)}"))
     return pairs
 
 
@@ -116,7 +118,7 @@ ODD = {"person": "people", "man": "men", "woman": "women", "child": "children", 
 ODD |= {"mouse": "mice", "shelf": "shelves", "leaf": "leaves", "foot": "feet", "tooth": "teeth", "goose": "geese"}
 
 
-def _plural(noun: str) -> str:
+def plural_of(noun: str) -> str:
     """English has no rule; the nouns of common objects nearly have one."""
     head, _, last = noun.rpartition(" ")
     if last in SAME:
@@ -130,6 +132,23 @@ def _plural(noun: str) -> str:
     else:
         many = f"{last}s"
     return f"{head} {many}".lstrip()
+
+
+def singular_of(noun: str) -> str:
+    """Back from `plural_of`."""
+    head, _, last = noun.rpartition(" ")
+    back = {many: one for one, many in ODD.items()}
+    if last in SAME:
+        one = last
+    elif last in back:
+        one = back[last]
+    elif last.endswith("ies") and len(last) > 4:
+        one = f"{last[:-3]}y"
+    elif last.endswith(("sses", "xes", "zes", "ches", "shes")):
+        one = last[:-2]
+    else:
+        one = last[:-1] if last.endswith("s") and not last.endswith("ss") else last
+    return f"{head} {one}".lstrip()
 
 
 def _list(row: Row, field: str) -> list[Any]:

@@ -6,6 +6,8 @@ on padding; every mean is over the mask, so that padding wider changes nothing.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,22 +34,38 @@ def sft(logps_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Metrics]:
     return loss, {"loss": loss.item(), "num_tokens": float(mask_BT.sum())}
 
 
-def bradley_terry(chosen_B: Tensor, rejected_B: Tensor, center: float = 0.0) -> tuple[Tensor, Metrics]:
-    """-log sigmoid(chosen - rejected), plus `center` times the mean squared sum of a pair's rewards.
+# ---- preferences: one loss for each comparison of two answers -------------------------------------------------------
 
-    Ouyang et al. 2022 (InstructGPT), equation 1; the centring term is Eisenstein et al. 2023, equation 2.
+
+def bradley_terry(better_B: Tensor, worse_B: Tensor) -> Tensor:
+    """-log sigmoid(better - worse) [B]. Bradley and Terry 1952; Ouyang et al. 2022 (InstructGPT), equation 1."""
+    return -F.logsigmoid(better_B - worse_B)
+
+
+def bradley_terry_margin(better_B: Tensor, worse_B: Tensor, margin_B: Tensor) -> Tensor:
+    """-log sigmoid(better - worse - margin) [B]: the surer the annotators, the further apart. Touvron et al. 2023 (Llama 2), equation 2."""
+    return -F.logsigmoid(better_B - worse_B - margin_B)
+
+
+def bradley_terry_smoothed(better_B: Tensor, worse_B: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy [B] where a share `smoothing` of labels is taken to be turned round. Mitchell 2023 (conservative DPO), for rewards."""
+    return -(1 - smoothing) * F.logsigmoid(better_B - worse_B) - smoothing * F.logsigmoid(worse_B - better_B)
+
+
+def rao_kupper(better_B: Tensor, worse_B: Tensor, tie_B: Tensor, threshold: float) -> Tensor:
+    """Bradley-Terry with ties [B]: rewards closer than about `threshold` are hard to tell apart. Rao and Kupper 1967, equation 2.3.
+
+    P(better wins) = sigmoid(better - worse - threshold), and a tie is what neither wins. `tie_B` is bool.
     """
-    margin_B = chosen_B - rejected_B
-    loss = -F.logsigmoid(margin_B).mean() + center * ((chosen_B + rejected_B) ** 2).mean()
-    both = torch.cat([chosen_B, rejected_B]).detach()
-    return loss, {
-        "loss": loss.item(),
-        "accuracy": (margin_B > 0).float().mean().item(),
-        "margin": margin_B.mean().item(),
-        "min_reward": both.min().item(),
-        "mean_reward": both.mean().item(),
-        "max_reward": both.max().item(),
-    }
+    margin_B = better_B - worse_B
+    # 1 - sigmoid(a) - sigmoid(b) = (e^2t - 1) sigmoid(a) sigmoid(b) for a = margin - t, b = -margin - t: no difference of near-equals.
+    wins_B, loses_B = F.logsigmoid(margin_B - threshold), F.logsigmoid(-margin_B - threshold)
+    return -torch.where(tie_B, math.log(math.expm1(2 * threshold)) + wins_B + loses_B, wins_B)
+
+
+def centering(better_B: Tensor, worse_B: Tensor) -> Tensor:
+    """(better + worse)^2 [B], which keeps rewards around zero. Eisenstein et al. 2023, equation 2."""
+    return (better_B + worse_B) ** 2
 
 
 def kl_k1(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:

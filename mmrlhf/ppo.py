@@ -2,7 +2,8 @@
 
 InstructGPT's third step (Ouyang et al. 2022) with Schulman et al. 2017's clipped objective, on one base: `policy` and `value`
 are adapters that train, `reward` is an adapter that does not, and the reference is the base alone. The policy and the critic
-see the picture and the prompt; facts are read by the reward model only. The value role starts from the reward adapter with a
+see the picture and the prompt; facts are read by the reward model, and by the critic if it is told to: a baseline may know more than
+the policy and stays unbiased (Pinto et al. 2018). The reward is a list of weighted terms (`terms`), each kept for every answer. The value role starts from the reward adapter with a
 zero head. GRPO (Shao et al. 2024, DeepSeekMath) takes a prompt's other answers for a critic and puts the KL into the loss.
 Each prompt is run once per role for all of its answers. Left out: adaptive KL, entropy bonus, pre-training mix.
 """
@@ -11,29 +12,35 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from mmrlhf import losses
+from mmrlhf.artefact import load_reward_model
 from mmrlhf.config import PPOConfig
-from mmrlhf.facts import read_facts
+from mmrlhf.facts import read_facts, render
 from mmrlhf.features import GIB
 from mmrlhf.formats import read_examples
 from mmrlhf.memory import peak, plan
 from mmrlhf.records import Example, InputError
-from mmrlhf.rewards import Group, load_reward_model
+from mmrlhf.rewards import RewardModel, fact_rm, prompt_with_facts
 from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.rollout import Answers, answer, hidden_states, logps, over_all, some, values
+from mmrlhf.rollout import Answers, answer, hidden_states, logps, over_all, some, token_at, values
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors, write_whole
 from mmrlhf.sampling import Sampling
+from mmrlhf.terms import Entry, Sample, Term, alarms, guards, ledger, parse, resolve
 from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
-from mmrlhf.vlm import VLM, load
+from mmrlhf.vlm import VLM, Prompt, load
 
 Measure = Callable[[VLM], Mapping[str, float]]
 """Called now and then under the policy's adapter; what it returns is logged. It decides nothing."""
@@ -42,9 +49,10 @@ Measure = Callable[[VLM], Mapping[str, float]]
 @dataclass(frozen=True)
 class Rollout:
     """Answers with all that their update needs, [N, T] each: log-probs under the policy that gave them and under the reference,
-    advantages, and (zeros without a critic) values and returns."""
+    advantages, and (zeros without a critic) values and returns. `critic_prompts` are the prompts as the critic reads them."""
 
     out: Answers
+    critic_prompts: list[Prompt]
     old_NT: Tensor
     ref_NT: Tensor
     advantages_NT: Tensor
@@ -55,19 +63,22 @@ class Rollout:
         """That of some prompts."""
         out, where = some(self.out, prompts)
         rest = (self.old_NT, self.ref_NT, self.advantages_NT, self.values_NT, self.returns_NT)
-        return Rollout(out, *(tensor[where] for tensor in rest))
+        return Rollout(out, [self.critic_prompts[p] for p in sorted(prompts)], *(tensor[where] for tensor in rest))
 
-
-Score = Callable[[Sequence[Group]], list[list[float]]]
-"""A score for each answer of each group."""
+    @property
+    def read_by_critic(self) -> Answers:
+        return replace(self.out, prompts=self.critic_prompts)
 
 
 def ppo(
-    config: PPOConfig, examples: Sequence[Example] | None = None, measure: Measure | None = None, score: Score | None = None
+    config: PPOConfig,
+    examples: Sequence[Example] | None = None,
+    measure: Measure | None = None,
+    more_terms: Mapping[str, Term] | None = None,
 ) -> Path:
     """Train on prompts from `examples`, or from the configured data set; returns the adapter's directory.
 
-    `score` takes the place of the reward model that the configuration names.
+    `more_terms` are functions that `reward_terms` may name besides those that come with the package.
     """
     if config.response_length >= config.max_length:
         raise InputError(
@@ -87,18 +98,16 @@ def ppo(
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     planned = sum(item.bytes for item in plan(config, vlm.model))
     adapters = Adapters(vlm)
-    shared = False
-    if score is None:
-        reward_model = load_reward_model(config.reward_model_path, adapters, config.max_length, accelerator.device, config)
-        score = reward_model.score
-        shared = reward_model.role.adapters is adapters
+    models = _reward_models(config, adapters, accelerator)
+    terms = resolve(config.reward_terms, {"fact_rm": fact_rm(models, config.uncertainty_penalty), **(more_terms or {})})
+    shared = bool(models) and models[0].role.adapters is adapters
     adapters.add("policy", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
     policy, reference = Role(adapters, "policy"), Role(adapters, None)
     trainable = [{"params": policy.parameters(), "peak": config.learning_rate}]
     critic = None
     if config.advantage_estimator == "gae":
         if shared:  # the critic starts as the reward model
-            adapters.load("value", Path(config.reward_model_path), trainable=True)
+            adapters.load("value", Path(_paths(config)[0]), trainable=True)
         else:
             adapters.add("value", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
         critic = Role(adapters, "value", scalar_head(torch.zeros(vlm.hidden_size, device=vlm.device)))
@@ -125,6 +134,7 @@ def ppo(
     if first == 0:
         run.log(0, measured())
 
+    recent: list[dict[str, float]] = []
     with run.progress(total, first, "ppo") as steps:
         for step in range(first, total):
             began = time.time()
@@ -140,13 +150,16 @@ def ppo(
                 )  # fmt: skip
             mask_NT = out.mask_NT.float()
 
-            # 3. Rewards of whole answers
+            # 3. Rewards, term by term
             each = config.num_generations
-            groups = [
-                Group(e.images, e.prompt, tuple(out.texts[i * each : (i + 1) * each]), e.facts, e.id) for i, e in enumerate(mine)
-            ]
-            scores_N = torch.tensor([s for g in score(groups) for s in g], device=vlm.device)
-            scores_N = scores_N - config.missing_eos_penalty * (~out.ended_N)
+            lengths = out.mask_NT.sum(1).tolist()
+            samples = [
+                Sample(e.id, e.images, e.prompt, out.texts[n], e.facts, e.answer, e.meta,
+                       tokens=int(lengths[n]), most=config.response_length, ended=bool(out.ended_N[n]))
+                for i, e in enumerate(mine) for n in range(i * each, (i + 1) * each)
+            ]  # fmt: skip
+            entries = ledger(terms, samples, run.path / "failed_term.json")
+            scores_N = torch.tensor([entry.total for entry in entries], device=vlm.device)
 
             # 4. Log-probs of policy and reference, values. In float32 the rollout's own are the policy's; in bfloat16 another kernel
             # differs by hundredths of a nat, and the update's is asked.
@@ -161,17 +174,23 @@ def ppo(
                     )
 
             # 5. Advantages: by the critic, of rewards that the KL shapes; or within each prompt's answers
+            critic_prompts = out.prompts
             if critic is not None:
-                values_NT = over_all(values, critic, out)
-                rewards_NT = losses.token_rewards(scores_N, kl_NT, mask_NT, config.kl_coef)
+                if config.critic_sees_facts:
+                    critic_prompts = _with_facts(vlm, mine, config.max_length - config.response_length)
+                values_NT = over_all(values, critic, replace(out, prompts=critic_prompts))
+                whole_N = torch.tensor([entry.whole for entry in entries], device=vlm.device)
+                rewards_NT = losses.token_rewards(whole_N, kl_NT, mask_NT, config.kl_coef) + _of_spans(vlm, out, entries)
+                paid_N = rewards_NT.sum(1)
                 if config.whiten_rewards:
                     rewards_NT = _whiten(accelerator, rewards_NT, mask_NT, keep_mean=True)
                 advantages_NT, returns_NT = losses.gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
                 advantages_NT = _whiten(accelerator, advantages_NT, mask_NT)
             else:
+                paid_N = scores_N
                 values_NT = returns_NT = torch.zeros_like(old_NT)
                 advantages_NT = losses.group_advantages(scores_N.view(-1, each)).view(-1, 1) * mask_NT
-            rollout = Rollout(out, old_NT, ref_NT, advantages_NT, values_NT, returns_NT)
+            rollout = Rollout(out, critic_prompts, old_NT, ref_NT, advantages_NT, values_NT, returns_NT)
 
             # 6. Epochs of minibatches
             factor = learning_rate_factor(config, step, total)
@@ -203,6 +222,9 @@ def ppo(
                 "policy/entropy_avg": losses.masked_mean(out.entropy_NT, mask_NT),
                 "completions/mean_length": mask_NT.sum(1).mean(),
             }
+            told = {f"rewards/{t.name}/mean": fmean(entry.terms[t.name] for entry in entries) for t in terms}
+            told |= guards(samples, scores_N.tolist(), each)
+            seen |= {k: torch.tensor(v, device=vlm.device) for k, v in told.items()}
             if critic is not None:
                 seen["critic/vf_explained_var"] = losses.explained_variance(values_NT, returns_NT, mask_NT)
             log = {
@@ -223,6 +245,12 @@ def ppo(
             steps.advance()
             show = (step + 1) % config.logging_steps == 0
             run.log(step + 1, log)
+            run.ledger(step + 1, gather_object(_ledger_rows(samples, entries, paid_N)))
+            recent.append(log)
+            if show:
+                for text in alarms({k: fmean(r[k] for r in recent) for k in log if k.startswith("guard/")}):
+                    run.alarm(step + 1, text)
+                recent.clear()
             if show and config.num_sample_generations:
                 shown = list(range(0, len(out.texts), max(1, len(out.texts) // config.num_sample_generations)))
                 run.samples(
@@ -250,6 +278,59 @@ def ppo(
     return target
 
 
+def _paths(config: PPOConfig) -> list[str]:
+    return [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
+
+
+def _reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
+    """Those that the term fact_rm reads; none where it is not asked for. Raises InputError for one that fails too many probes."""
+    if "fact_rm" not in parse(config.reward_terms):
+        return []
+    if not _paths(config):
+        raise InputError("reward_terms names fact_rm: give --reward_model_path, or leave fact_rm out")
+    models = []
+    for number, path in enumerate(_paths(config)):
+        name = "reward" if number == 0 else f"reward_{number}"
+        model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, name)
+        for kind, rate in model.probes.items():
+            if rate < config.min_probe_rate:
+                raise InputError(
+                    f"reward model {path} lowers its score for {rate:.0%} of planted false claims of type {kind}, less than "
+                    f"min_probe_rate {config.min_probe_rate:g}: a policy would learn to make them; train it on such pairs, or lower "
+                    "--min_probe_rate"
+                )
+        models.append(model)
+    return models
+
+
+def _with_facts(vlm: VLM, rows: Sequence[Example], limit: int) -> list[Prompt]:
+    """Prompts as a critic reads them that is told the facts."""
+    facts = [render(e.facts, zlib.crc32(repr((e.prompt, e.facts)).encode())) for e in rows]
+    told = [(prompt_with_facts(e.prompt, text), e.images) for e, text in zip(rows, facts, strict=True)]
+    return vlm.prompts(told, limit, [e.id for e in rows])
+
+
+def _of_spans(vlm: VLM, out: Answers, entries: Sequence[Entry]) -> Tensor:
+    """What terms pay for spans of characters [N, T]: each at the token that completes its span."""
+    paid_NT = torch.zeros_like(out.logps_NT)
+    for n, entry in enumerate(entries):
+        if any(entry.spans.values()):
+            at = token_at(vlm, out.ids_NT[n][out.mask_NT[n].bool()], out.texts[n])
+            for spans in entry.spans.values():
+                for _, end, worth in spans:
+                    paid_NT[n, at[end - 1]] += worth
+    return paid_NT
+
+
+def _ledger_rows(samples: Sequence[Sample], entries: Sequence[Entry], paid_N: Tensor) -> list[dict[str, Any]]:
+    """What each answer was paid, by term; `kl` is the rest, so that the terms and it add up to `total`, which was trained on."""
+    return [
+        {"id": s.id, "answer": s.answer, "terms": e.terms, "kl": paid - e.total, "total": paid}
+        | ({"spans": e.spans} if e.spans else {})
+        for s, e, paid in zip(samples, entries, paid_N.tolist(), strict=True)
+    ]
+
+
 def _gradients(
     config: PPOConfig,
     accelerator: Accelerator,
@@ -273,7 +354,7 @@ def _gradients(
         accelerator.backward(loss)
         sums.update(metrics)
     if critic is not None:
-        for at, hidden in hidden_states(critic, batch.out):
+        for at, hidden in hidden_states(critic, batch.read_by_critic):
             t = hidden.shape[1]
             new, m = values(critic, batch.out, hidden, at), mask_NT[at, :t]
             old, returns = batch.values_NT[at, :t], batch.returns_NT[at, :t]

@@ -1,33 +1,83 @@
-"""The factually augmented reward model: Bradley-Terry on preference pairs, with facts on the picture in the prompt.
+"""The factually augmented reward model: trained on preferences, with facts on the picture in its prompt.
 
 Facts are typed evidence in front of the question or in the review turn after the answer (Sun et al. 2023, LLaVA-RLHF); the same
-text and order for both answers of a pair. `facts: none` is the ablation. The reward is a scalar head on the last token of the
-review turn, which starts from the model's own "Yes" against "No". Left out: margins, ties, label smoothing.
+text and order for all answers to a prompt. `facts: none` is the ablation. In training some rows' facts are thinned out or wrong, so that
+the model works with few and does not believe all. A ranking of K answers counts as one row: each of its comparisons weighs one over their
+number (Ouyang et al. 2022, section 3.5). The reward is a scalar head on the last token of the review turn, which starts from
+the model's own "Yes" against "No".
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from mmrlhf import losses
+from mmrlhf import artefact, losses
+from mmrlhf.balance import balance_lengths
+from mmrlhf.calibration import fit_temperature
 from mmrlhf.config import RewardConfig
+from mmrlhf.damage import unsteady
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import read_preferences
-from mmrlhf.records import Preference
-from mmrlhf.rewards import Group, RewardModel, review_head
+from mmrlhf.probe import plant, probe_rates
+from mmrlhf.records import Fact, InputError, Preference
+from mmrlhf.rewards import Group, RewardModel, random_head, review_head
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
 from mmrlhf.training import apply, learning_rate_factor, rows_of_step, total_steps
 from mmrlhf.vlm import load
 
+PROBED = 100
+"""Held-out rows that false claims are planted in."""
+NOISE_FROM = 512
+"""Rows whose facts serve as another picture's."""
 
-def group(pair: Preference) -> Group:
-    return Group(pair.images, pair.prompt, (pair.chosen, pair.rejected), pair.facts, pair.id)
+
+def group(preference: Preference) -> Group:
+    return Group(preference.images, preference.prompt, preference.answers, preference.facts, preference.id)
+
+
+def compared(config: RewardConfig, preferences: Sequence[Preference], raw_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The loss of some preferences, given the rewards of all their answers in order, and what is logged; both summed over preferences.
+
+    Ties count for rao_kupper only. Raises InputError where margins are asked for and a row has none.
+    """
+    better, worse, tie, margin, weight, start = [], [], [], [], [], 0
+    for p in preferences:
+        counted = [c for c in p.comparisons if config.loss_type == "rao_kupper" or not c.tie]
+        for c in counted:
+            if config.loss_type == "margin" and c.margin is None:
+                raise InputError(f"row {p.id} has no margin: loss_type margin needs one in every row; add `margin`, or `ratings`")
+            better.append(start + c.better)
+            worse.append(start + c.worse)
+            tie.append(c.tie)
+            margin.append(c.margin or 0.0)
+            weight.append(1 / len(counted))
+        start += len(p.answers)
+    better_C, worse_C = raw_N[better], raw_N[worse]
+    tie_C, margin_C, weight_C = (torch.tensor(v, device=raw_N.device) for v in (tie, margin, weight))
+    if config.loss_type == "margin":
+        loss_C = losses.bradley_terry_margin(better_C, worse_C, margin_C)
+    elif config.loss_type == "smoothed":
+        loss_C = losses.bradley_terry_smoothed(better_C, worse_C, config.label_smoothing)
+    elif config.loss_type == "rao_kupper":
+        loss_C = losses.rao_kupper(better_C, worse_C, tie_C.bool(), config.tie_threshold)
+    else:
+        loss_C = losses.bradley_terry(better_C, worse_C)
+    loss = (weight_C * (loss_C + config.center_rewards_coefficient * losses.centering(better_C, worse_C))).sum()
+    with torch.no_grad():
+        gap_C = better_C - worse_C
+        told = {"loss": loss, "accuracy": (weight_C * (gap_C > 0)).sum(), "margin": (weight_C * gap_C).sum()}
+        told["mean_reward"] = (weight_C * (better_C + worse_C) / 2).sum()
+    return loss, {k: float(v) for k, v in told.items()}
 
 
 def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held_out: Sequence[Preference] | None = None) -> Path:
@@ -45,13 +95,25 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
         if config.eval_dataset_name:
             held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
 
-    # 1. The role: an adapter and a head on the base
+    if config.balance_lengths:
+        pairs = [pairs[i] for i in balance_lengths(pairs, config.seed)]
+    if config.train == "full" and config.dtype != "float32":
+        raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
+
+    # 1. The role: an adapter, or the language model whole, and a head
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     adapters = Adapters(vlm)
-    adapters.add("reward", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
-    role = Role(adapters, "reward", review_head(vlm))
-    model = RewardModel(role, config.facts, config.facts_position, max_length=config.max_length)
+    if config.train == "lora":
+        adapters.add("reward", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+    else:
+        vlm.model.base_model.get_decoder().requires_grad_(True)
+    head = review_head(vlm) if config.head_init == "review" else random_head(vlm, config.seed)
+    role = Role(adapters, "reward" if config.train == "lora" else None, head)
+    model = RewardModel(
+        role, config.facts, config.facts_position, config.facts_template, config.facts_budget, max_length=config.max_length
+    )
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    others = [fact for i in range(min(len(pairs), NOISE_FROM)) for fact in pairs[i].facts]
 
     # 2. Where a killed run stood
     size = config.per_device_train_batch_size * accelerator.num_processes
@@ -61,7 +123,7 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
         role.restore(tensors)
         load_optimizer(optimizer, tensors)
 
-    # 3. Steps: every pair's two answers share one run of their prompt
+    # 3. Steps: a row's answers share one run of their prompt
     with run.progress(total, first, f"reward ({'with' if config.facts == 'given' else 'without'} facts)") as steps:
         for step in range(first, total):
             rows = [pairs[i] for i in rows_of_step(step, size, len(pairs), config.seed)]
@@ -69,15 +131,16 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
             for options in optimizer.param_groups:
                 options["lr"] = config.learning_rate * learning_rate_factor(config, step, total)
 
-            def learn(mine: Sequence[Preference] = mine, rows: Sequence[Preference] = rows) -> dict[str, float]:
-                """Gradients of this process's pairs, a micro-batch at a time."""
+            groups = [replace(group(p), facts=_unsteady(config, p, others, step)) for p in mine]
+
+            def learn(mine: Sequence[Preference] = mine, groups: Sequence[Group] = groups) -> dict[str, float]:
+                """Gradients of this process's rows, a micro-batch at a time."""
                 optimizer.zero_grad(set_to_none=True)
                 sums: Counter[str] = Counter()
-                for part, raw in model.raw([group(p) for p in mine]):
-                    raw_P2 = raw.view(-1, 2)
-                    loss, metrics = losses.bradley_terry(raw_P2[:, 0], raw_P2[:, 1], config.center_rewards_coefficient)
-                    accelerator.backward(loss * len(part) / len(rows))
-                    sums.update({k: v * len(part) / len(mine) for k, v in metrics.items()})
+                for part, raw in model.raw(groups):
+                    loss, metrics = compared(config, [mine[i] for i in part], raw)
+                    accelerator.backward(loss / size)
+                    sums.update({k: v / len(mine) for k, v in metrics.items()})
                 return dict(sums)
 
             sums = vlm.budget.within(learn)
@@ -89,14 +152,36 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
             if (step + 1) % config.save_steps == 0 and step + 1 < total:
                 run.save(step + 1, {**role.tensors(), **optimizer_tensors(optimizer)}, {})
 
-    # 4. Scale on a reference set, accuracy on pairs that were not trained on, and the artefact
+    # 4. Scale on a reference set; accuracy, calibration and probes on rows that were not trained on; the artefact
     if accelerator.is_main_process:
         reference = held_out or pairs[: min(len(pairs), 256)]
-        raw = torch.tensor(model.score([group(p) for p in reference]))
+        groups = [group(p) for p in reference]
+        scores = model.score(groups)
+        raw = torch.tensor([score for row in scores for score in row])
         model.mean, model.std = raw.mean().item(), max(raw.std().item(), 1e-6)
-        right = (raw[:, 0] > raw[:, 1]).float()
-        model.accuracy = right.mean().item() if held_out else None
-        model.save(run.path)
-        run.finish({"steps": total, "accuracy": model.accuracy, "right": right.tolist() if held_out else None})
+        margins = margins_of(reference, scores) / model.std
+        right = margins > 0
+        model.temperature = fit_temperature(margins)
+        if held_out:
+            model.accuracy = float(right.mean()) if len(right) else None
+            model.probes = probe_rates(model, plant(held_out[:PROBED], seed=config.seed))
+        artefact.save(model, run.path, groups)
+        result = {"steps": total, "accuracy": model.accuracy, "temperature": model.temperature, "probes": model.probes}
+        run.finish(result | {"right": right.astype(float).tolist() if held_out else None})
     accelerator.wait_for_everyone()
     return run.path
+
+
+def _unsteady(config: RewardConfig, row: Preference, others: Sequence[Fact], step: int) -> tuple[Fact, ...]:
+    """A row's facts as a step of training shows them."""
+    if config.facts == "none" or not (config.fact_dropout or config.fact_noise):
+        return row.facts
+    rng = np.random.default_rng([config.seed, 17, step, zlib.crc32(row.id.encode())])
+    return unsteady(row.facts, others, config.fact_dropout, config.fact_noise, rng)
+
+
+def margins_of(preferences: Sequence[Preference], scores: Sequence[Sequence[float]]) -> np.ndarray:
+    """The better answer's score less the worse one's of every comparison that is no tie."""
+    return np.array(
+        [s[c.better] - s[c.worse] for p, s in zip(preferences, scores, strict=True) for c in p.comparisons if not c.tie]
+    )

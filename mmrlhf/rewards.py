@@ -1,27 +1,24 @@
-"""What an answer is worth: the reward model as an artefact, its prompt and its first head."""
+"""What a reward model says an answer is worth: its prompt, its first head, and scores. `artefact` keeps it on disk."""
 
 from __future__ import annotations
 
-import json
+import itertools
+import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmrlhf.config import EngineConfig, FactsPosition
+from mmrlhf.config import FactsPosition
 from mmrlhf.facts import render
 from mmrlhf.prefix import learning, prefill, tokens_of
 from mmrlhf.records import Fact, ImageSource, InputError, Message
-from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.run import write_whole
+from mmrlhf.roles import Role, scalar_head
+from mmrlhf.terms import Sample, Term
 from mmrlhf.vlm import VLM
-from mmrlhf.vlm import load as load_vlm
 
 REVIEW = "Is all of this true of the picture?"
 """The turn after an answer at whose end the reward is read: a question that a vision-language model can already answer."""
@@ -33,11 +30,25 @@ def review_messages(prompt: Sequence[Message], answer: str, facts: str, position
     `before` puts them at the head of the last user turn, so that all answers of a prompt share them; `after` puts them
     into the turn after the answer (LLaVA-RLHF).
     """
+    review = with_facts(facts, REVIEW) if position == "after" else REVIEW
+    asked = prompt_with_facts(prompt, facts) if position == "before" else prompt
+    return (*asked, Message("assistant", answer), Message("user", review))
+
+
+def prompt_with_facts(prompt: Sequence[Message], facts: str) -> tuple[Message, ...]:
+    """The prompt with facts at the head of its last turn."""
     *earlier, last = prompt
-    if facts and position == "before":
-        last = Message(last.role, f"{facts} {last.content}")
-    review = f"{facts} {REVIEW}" if facts and position == "after" else REVIEW
-    return (*earlier, last, Message("assistant", answer), Message("user", review))
+    return (*earlier, Message(last.role, with_facts(facts, last.content)))
+
+
+def with_facts(facts: str, text: str) -> str:
+    return f"{facts}{chr(10) if chr(10) in facts else ' '}{text}" if facts else text
+
+
+def random_head(vlm: VLM, seed: int) -> nn.Linear:
+    """A head of normal weights with standard deviation 1 / sqrt(hidden size + 1). Stiennon et al. 2020; Huang et al. 2024, detail 7."""
+    draws = torch.randn(vlm.hidden_size, generator=torch.Generator().manual_seed(seed))
+    return scalar_head((draws / math.sqrt(vlm.hidden_size + 1)).to(vlm.device))
 
 
 def review_head(vlm: VLM) -> nn.Linear:
@@ -70,14 +81,22 @@ class Group:
 
 @dataclass
 class RewardModel:
-    """A role with a scalar head that reads images, text and facts; scores are (raw - mean) / std of a reference set."""
+    """A role with a scalar head that reads images, text and facts; scores are (raw - mean) / std of a reference set.
+
+    `temperature` calibrates: the first of two answers is the better one with probability sigmoid((first - second) / temperature).
+    `accuracy` and `probes` (share of planted false claims that lower the score, by claim type) are of held-out pairs.
+    """
 
     role: Role
     facts: Literal["given", "none"]
     facts_position: FactsPosition
+    facts_template: str = "typed"
+    facts_budget: int | None = None
     mean: float = 0.0
     std: float = 1.0
+    temperature: float = 1.0
     accuracy: float | None = None
+    probes: dict[str, float] = field(default_factory=dict)
     max_length: int = 2048
 
     def raw(self, groups: Sequence[Group]) -> Iterator[tuple[list[int], Tensor]]:
@@ -90,10 +109,7 @@ class RewardModel:
         conversations: list[tuple[list[Message], tuple[ImageSource, ...]]] = []
         answers: list[list[Tensor]] = []
         for group in groups:
-            text = ""
-            if self.facts == "given":
-                # One order for all answers of a prompt, decided by the prompt itself: scores repeat.
-                text = render(group.facts, zlib.crc32(repr((group.prompt, group.facts)).encode()))
+            text = self.rendered(group.prompt, group.facts)
             *asked, _, _ = review_messages(group.prompt, "", text, self.facts_position)
             conversations.append((asked, group.images))
             reviews = [review_messages(group.prompt, answer, text, self.facts_position)[-1] for answer in group.answers]
@@ -120,6 +136,13 @@ class RewardModel:
                     last = hidden[torch.arange(len(flat), device=vlm.device), mask_NT.sum(1)]
                     yield piece.prompts, head(last.float())[:, 0]
 
+    def rendered(self, prompt: Sequence[Message], facts: Sequence[Fact]) -> str:
+        """The facts as this model reads them. One order for all answers of a prompt, decided by the prompt itself: scores repeat."""
+        if self.facts == "none":
+            return ""
+        seed = zlib.crc32(repr((prompt, facts)).encode())
+        return render(facts, seed, self.facts_template, self.facts_budget, self.role.vlm.count_tokens)
+
     @torch.no_grad()
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
         """Normalised scores of each group's answers."""
@@ -134,63 +157,21 @@ class RewardModel:
         parts = (groups[start : start + GROUPS] for start in range(0, len(groups), GROUPS))
         return [scores for part in parts for scores in self.role.vlm.budget.within(work, part)]
 
-    def save(self, directory: Path) -> None:
-        """Adapter in PEFT's format, head, and what is needed to read scores rightly."""
-        assert self.role.adapter and self.role.head
-        self.role.adapters.save(self.role.adapter, directory)
-        save_file({k: v.contiguous() for k, v in self.role.head.state_dict().items()}, directory / "head.safetensors")
-        card = {
-            "base": str(Path(self.role.vlm.name).resolve()) if Path(self.role.vlm.name).is_dir() else self.role.vlm.name,
-            "base_fingerprint": self.role.vlm.fingerprint,
-            "facts": self.facts,
-            "facts_position": self.facts_position,
-            "review": REVIEW,
-            "mean": self.mean,
-            "std": self.std,
-            "accuracy": self.accuracy,
-            "dtype": self.role.vlm.dtype,
-        }
-        write_whole(directory / "reward.json", json.dumps(card, indent=1))
 
+def fact_rm(models: Sequence[RewardModel], uncertainty_penalty: float = 0.0) -> Term:
+    """The reward model as a term; of several models the mean, less `uncertainty_penalty` times their standard deviation (Coste et al. 2024).
 
-def load_reward_model(
-    path: str,
-    adapters: Adapters | None = None,
-    max_length: int = 2048,
-    device: torch.device | str | None = None,
-    engine: EngineConfig | None = None,
-) -> RewardModel:
-    """A saved reward model: on `adapters`' base where it belongs to that base, else on its own, loaded from where it was.
-
-    Raises InputError when the directory is no reward model, its base is gone or has changed.
+    Answers to one prompt that stand side by side share its run.
     """
-    directory = Path(path)
-    if not (directory / "reward.json").is_file():
-        raise InputError(f"reward model {path} does not exist: give the output_dir of a finished `mmrlhf reward` run")
-    try:
-        card = json.loads((directory / "reward.json").read_text())
-        if card["review"] != REVIEW:
-            raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
-        if adapters is None or adapters.vlm.fingerprint != card["base_fingerprint"]:
-            try:
-                adapters = Adapters(load_vlm(card["base"], card["dtype"], device, engine))
-            except InputError as error:
-                raise InputError(f"reward model {path} needs the base it was trained on, and that {error}") from None
-            if adapters.vlm.fingerprint != card["base_fingerprint"]:
-                raise InputError(
-                    f"reward model {path} was trained on another base than {card['base']} now holds: restore that base"
-                )
-        adapters.load("reward", directory, trainable=False)
-        head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
-        head.load_state_dict(load_file(directory / "head.safetensors"))
-        head.requires_grad_(False)
-        role = Role(adapters, "reward", head)
-        return RewardModel(role, card["facts"], card["facts_position"], card["mean"], card["std"], card["accuracy"], max_length)
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"reward model {path} cannot be loaded ({reason}): copy it again, or train it again") from None
+
+    def term(samples: Sequence[Sample]) -> list[float]:
+        asked = [list(same) for _, same in itertools.groupby(samples, lambda s: (s.id, s.prompt, s.images, s.facts))]
+        groups = [Group(g[0].images, g[0].prompt, tuple(s.answer for s in g), g[0].facts, g[0].id) for g in asked]
+        scores_MN = torch.tensor([[score for group in model.score(groups) for score in group] for model in models])
+        spread_N = scores_MN.std(0, correction=0)
+        return [float(v) for v in scores_MN.mean(0) - uncertainty_penalty * spread_N]
+
+    return term
 
 
 def pad_right(rows: Sequence[Tensor], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:

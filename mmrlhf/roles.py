@@ -110,7 +110,7 @@ class Adapters:
 
 @dataclass
 class Role:
-    """A model under one adapter (None: the base alone), with a scalar head for `value` and `reward`.
+    """A model under one adapter (None: the base alone, with what of it trains), with a scalar head for `value` and `reward`.
 
     Roles need not share a model: a reward role may stand on a larger one, and is then given images and text.
     """
@@ -126,14 +126,19 @@ class Role:
     def active(self) -> contextlib.AbstractContextManager[None]:
         return self.adapters.use(self.adapter)
 
+    def _own(self) -> dict[str, nn.Parameter]:
+        """Its weights: the adapter's, or those of the base that are trained."""
+        if self.adapter:
+            return self.adapters.parameters(self.adapter)
+        return {k: p for k, p in self.vlm.model.named_parameters() if p.requires_grad and "lora_" not in k}
+
     def parameters(self) -> list[nn.Parameter]:
-        found = list(self.adapters.parameters(self.adapter).values()) if self.adapter else []
-        return found + (list(self.head.parameters()) if self.head else [])
+        return list(self._own().values()) + (list(self.head.parameters()) if self.head else [])
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of this role."""
-        found = {k: p.detach() for k, p in self.adapters.parameters(self.adapter).items()} if self.adapter else {}
-        return found | ({f"{self.adapter}_head.{k}": v for k, v in self.head.state_dict().items()} if self.head else {})
+        found = {k: p.detach() for k, p in self._own().items()}
+        return found | ({f"{self.adapter or 'base'}_head.{k}": v for k, v in self.head.state_dict().items()} if self.head else {})
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():

@@ -91,6 +91,18 @@ def answer(
     return Answers(prompts, rows, ids_NT, mask_NT, logps_NT, entropy_NT, torch.cat([s.ended_N for s in said])[order], texts, how)
 
 
+def token_at(vlm: VLM, ids: Tensor, text: str) -> list[int]:
+    """For each character of `text`, which the answer `ids` [T] was decoded to, the token that completes it. A character of several
+    tokens belongs to the last of them."""
+    found: list[int] = []
+    whole = vlm.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    lead = len(whole) - len(whole.lstrip())
+    for t in range(len(ids)):
+        said = vlm.tokenizer.decode(ids[: t + 1].tolist(), skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
+        found += [t] * (min(len(said) - lead, len(text)) - len(found))
+    return found + [max(0, len(ids) - 1)] * (len(text) - len(found))
+
+
 def _before_stop(text: str, stop: tuple[str, ...]) -> str:
     return text[: min([text.find(s) for s in stop if s in text], default=len(text))].strip()
 

@@ -3,6 +3,7 @@
     config.yaml     the resolved configuration; a run of another one does not get in
     metrics.jsonl   one line a step
     samples.jsonl   answers with their scores, now and then
+    ledger.jsonl    of every answer that ppo sampled, what each term of the reward gave it
     checkpoints/    the newest two, step-000123/{state.safetensors,state.json}
     done.json       the result; it is there when, and only when, the stage is finished
 
@@ -110,12 +111,12 @@ class Run:
     def resume(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """The newest complete checkpoint as (step, tensors on the CPU, state), or None: start from the beginning.
 
-        Cuts metrics.jsonl and samples.jsonl back to that step. Not for a finished run, whose lines are all wanted.
+        Cuts the files of lines back to that step. Not for a finished run, whose lines are all wanted.
         """
         assert self.finished is None, f"{self.path} is finished: there is nothing to resume"
         found = next((loaded for path in self._checkpoints() if (loaded := self._load(path))), None)
         if self.main_process:
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl"):
                 if (self.path / name).exists():
                     _cut(self.path / name, last=found[0] if found else -1)
         return found
@@ -199,6 +200,15 @@ class Run:
                 self.console.print(Panel(texts, title=f"step {step}", title_align="left", border_style="dim"))
             else:
                 self.console.print(Text(f"sample at step {step}\n").append_text(texts), soft_wrap=True)
+
+    def ledger(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows to ledger.jsonl."""
+        if self.main_process:
+            self._append("ledger.jsonl", step, [{"step": step, **_plain(row)} for row in rows])
+
+    def alarm(self, step: int, text: str) -> None:
+        """Something that a person should look at."""
+        self.console.print(Text(f"warning: step {step}: {text}", "yellow"), soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int, start: int, description: str) -> Iterator[Steps]:

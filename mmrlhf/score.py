@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmrlhf.artefact import load_reward_model
 from mmrlhf.config import ScoreConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import holds_preferences, read_examples, read_preferences
 from mmrlhf.growing import GrowingFile, state_of
-from mmrlhf.rewards import Group, load_reward_model
+from mmrlhf.rewards import Group
 from mmrlhf.run import json_line, progress
 
 

@@ -55,13 +55,12 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     if config.train == "lora":
         adapters = Adapters(vlm)
         adapters.add("sft", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
-        role, trained = Role(adapters, "sft"), adapters.parameters("sft")
+        role = Role(adapters, "sft")
     else:
         role = Role(Adapters(vlm), None)
         vlm.model.base_model.get_decoder().requires_grad_(True)
         vlm.model.get_output_embeddings().requires_grad_(True)
-        trained = {k: p for k, p in vlm.model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
     pad = int(vlm.tokenizer.pad_token_id)
 
@@ -70,9 +69,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     total, first = total_steps(config, len(examples), accelerator.num_processes), 0
     if found := run.resume():
         first, tensors, _ = found
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(tensors[name])
+        role.restore(tensors)
         load_optimizer(optimizer, tensors)
 
     # 3. Steps
@@ -102,7 +99,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
 
             loss = vlm.budget.within(learn)
             loss = float(accelerator.reduce(torch.tensor(loss, device=vlm.device), "sum"))
-            norm = apply(accelerator, optimizer, list(trained.values()), config.max_grad_norm)
+            norm = apply(accelerator, optimizer, role.parameters(), config.max_grad_norm)
             steps.advance()
             metrics = {
                 "loss": loss,
@@ -112,7 +109,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             }
             run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
             if (step + 1) % config.save_steps == 0 and step + 1 < total:
-                run.save(step + 1, {**dict(trained), **optimizer_tensors(optimizer)}, {})
+                run.save(step + 1, {**role.tensors(), **optimizer_tensors(optimizer)}, {})
 
     # 4. A full checkpoint, whole or not at all
     if accelerator.is_main_process:

@@ -121,6 +121,9 @@ class VLM:
         at = max((text.rfind(e) + len(e) for e in ends if e and e in text), default=0)
         return text[:at] if at else text + str(self.tokenizer.eos_token)
 
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def decode(self, ids: Tensor) -> str:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
 

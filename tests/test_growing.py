@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mmrlhf import generate as stage
+from mmrlhf.artefact import save
 from mmrlhf.config import GenerateConfig, ScoreConfig
 from mmrlhf.growing import GrowingFile, state_of
 from mmrlhf.records import InputError
@@ -74,7 +75,7 @@ def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path,
 
     adapters = Adapters(vlm)
     adapters.add("reward", 4, 8, seed=0)
-    RewardModel(Role(adapters, "reward", review_head(vlm)), "none", "before").save(tmp_path / "reward")
+    save(RewardModel(Role(adapters, "reward", review_head(vlm)), "none", "before"), tmp_path / "reward", [])
     rows = [{"prompt": "What is here?", "images": [], "answer": f"There is a {c} star."} for c in ("red", "blue", "green")]
     for row, example in zip(rows, examples, strict=False):
         (tmp_path / f"{example.id}.png").write_bytes(example.images[0].read())

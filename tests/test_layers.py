@@ -6,13 +6,14 @@ from pathlib import Path
 import mmrlhf
 
 LAYERS = [
-    {"records", "config", "rows", "formats", "facts", "scenes", "content"},
+    {"records", "config", "rows", "formats", "facts", "damage", "balance", "calibration", "scenes", "content"},
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
-    {"run", "growing", "rewards", "rollout", "benchmark", "training", "memory"},
+    {"run", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "training", "memory"},
     {
         "sft",
         "reward_model",
+        "reward_bench",
         "ppo",
         "generate",
         "score",

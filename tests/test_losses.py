@@ -29,13 +29,42 @@ def test_sft_is_the_mean_negative_log_prob():
 
 
 def test_bradley_terry():
-    loss, metrics = losses.bradley_terry(tensor([math.log(3.0)]), tensor([0.0]))
-    assert loss.item() == pytest.approx(math.log(4 / 3))  # sigmoid(log 3) = 3/4
-    assert metrics["accuracy"] == 1.0 and metrics["margin"] == pytest.approx(math.log(3))
-    worse, _ = losses.bradley_terry(tensor([0.0]), tensor([math.log(3.0)]))
-    assert worse.item() == pytest.approx(math.log(4))
-    centred, _ = losses.bradley_terry(tensor([2.0]), tensor([1.0]), center=0.1)
-    assert centred.item() == pytest.approx(math.log(1 + math.exp(-1)) + 0.1 * 9)
+    three, zero = tensor([math.log(3.0)]), tensor([0.0])
+    assert losses.bradley_terry(three, zero).item() == pytest.approx(math.log(4 / 3))  # sigmoid(log 3) = 3/4
+    assert losses.bradley_terry(zero, three).item() == pytest.approx(math.log(4))
+    assert losses.bradley_terry(tensor([1.0, 2.0]), tensor([0.0, 0.0])).shape == (2,)
+
+
+def test_a_margin_asks_for_more():
+    # sigmoid(log 3 - log 3) = 1/2; sigmoid(log 3 + log 3) = 9/10
+    three, zero = tensor([math.log(3.0)]), tensor([0.0])
+    assert losses.bradley_terry_margin(three, zero, three).item() == pytest.approx(math.log(2))
+    assert losses.bradley_terry_margin(three, zero, -three).item() == pytest.approx(math.log(10 / 9))
+
+
+def test_smoothed_labels():
+    # sigmoid(log 3) = 3/4: nine tenths of -log 3/4, a tenth of -log 1/4
+    loss = losses.bradley_terry_smoothed(tensor([math.log(3.0)]), tensor([0.0]), 0.1)
+    assert loss.item() == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
+    surest = tensor([math.log(9.0)], requires_grad=True)  # where sigmoid is nine tenths, nothing is left to learn
+    losses.bradley_terry_smoothed(surest, tensor([0.0]), 0.1).backward()
+    assert surest.grad.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_rao_kupper_by_hand():
+    # threshold log 2, equal rewards: each wins with 1 / (1 + 2) = 1/3, and the rest is a tie
+    equal, threshold = tensor([0.0]), math.log(2.0)
+    assert losses.rao_kupper(equal, equal, torch.tensor([False]), threshold).item() == pytest.approx(math.log(3))
+    assert losses.rao_kupper(equal, equal, torch.tensor([True]), threshold).item() == pytest.approx(math.log(3))
+    # better by log 4: wins with 1 / (1 + 2/4) = 2/3, loses with 1 / (1 + 8) = 1/9, ties with 2/9
+    four = tensor([math.log(4.0)])
+    assert losses.rao_kupper(four, equal, torch.tensor([False]), threshold).item() == pytest.approx(math.log(3 / 2))
+    assert losses.rao_kupper(equal, four, torch.tensor([False]), threshold).item() == pytest.approx(math.log(9))
+    assert losses.rao_kupper(four, equal, torch.tensor([True]), threshold).item() == pytest.approx(math.log(9 / 2))
+
+
+def test_centering():
+    assert losses.centering(tensor([2.0]), tensor([1.0])).tolist() == [9.0]
 
 
 def test_k1_is_positive_where_the_policy_is_surer():

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mmrlhf import scenes
+from mmrlhf.artefact import load_reward_model, save
 from mmrlhf.images import open_image
 from mmrlhf.records import InputError, Message
-from mmrlhf.rewards import Group, RewardModel, load_reward_model, review_head, review_messages
+from mmrlhf.rewards import Group, RewardModel, review_head, review_messages
 from mmrlhf.roles import Adapters, Role
 
 
@@ -67,7 +68,7 @@ def test_the_shipped_base_can_review(untrained):
 
 def test_a_saved_reward_model_scores_the_same_and_damage_is_said_in_a_sentence(untrained, groups, tmp_path):
     untrained.mean, untrained.std = 0.5, 2.0
-    untrained.save(tmp_path)
+    save(untrained, tmp_path, groups)
     scores = untrained.score(groups)
     loaded = load_reward_model(str(tmp_path))
     assert torch.tensor(loaded.score(groups)) == pytest.approx(torch.tensor(scores), abs=1e-5)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrlhf.artefact import load_reward_model
 from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, ScoreConfig, SFTConfig
 from mmrlhf.content import folder
 from mmrlhf.generate import generate
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import reward
-from mmrlhf.rewards import Group, load_reward_model
+from mmrlhf.rewards import Group
 from mmrlhf.run import read_jsonl
 from mmrlhf.score import score
 from mmrlhf.sft import sft
@@ -44,7 +45,7 @@ def reward_dir(base, pairs, tmp_path_factory):
 
 def ppo_config(base, reward_dir, out, **more):
     settings = {"max_steps": 3, "save_steps": 1, **more}
-    return PPOConfig(model_name_or_path=base, dataset_name="x", output_dir=str(out), reward_model_path=str(reward_dir),
+    return PPOConfig(model_name_or_path=base, dataset_name="x", output_dir=str(out), reward_model_path=reward_dir and str(reward_dir), min_probe_rate=0,
                      learning_rate=1e-3, lora_r=4, per_device_train_batch_size=3, num_generations=2, response_length=10, **settings)  # fmt: skip
 
 
@@ -125,14 +126,14 @@ def test_how_a_model_is_run_changes_no_figure(base, examples, reward_dir, tmp_pa
 def test_grpo_has_no_critic_and_prefers_what_scores(base, examples, tmp_path):
     """Answers are worth their length: they grow against the others of their prompt."""
 
-    def longer(groups):
-        return [[float(len(a)) for a in group.answers] for group in groups]
+    def longer(samples):
+        return [float(len(s.answer)) for s in samples]
 
-    how = {"advantage_estimator": "grpo", "max_steps": 12, "kl_coef": 0.0, "missing_eos_penalty": 0.0}
+    how = {"advantage_estimator": "grpo", "max_steps": 12, "kl_coef": 0.0, "reward_terms": "longer=1"}
     config = dataclasses.replace(
-        ppo_config(base, "none", tmp_path, **how), learning_rate=5e-3, num_generations=6, response_length=30
+        ppo_config(base, None, tmp_path, **how), learning_rate=5e-3, num_generations=6, response_length=30
     )
-    ppo(config, examples, score=longer)
+    ppo(config, examples, more_terms={"longer": longer})
     rows = read_jsonl(tmp_path / "metrics.jsonl")[1:]
     scores = [r["objective/scores"] for r in rows]
     assert sum(scores[-3:]) > sum(scores[:3]) and "critic/vf_explained_var" not in rows[0] and "loss/value_avg" not in rows[0]
@@ -142,7 +143,8 @@ def test_grpo_has_no_critic_and_prefers_what_scores(base, examples, tmp_path):
 def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward_dir, tmp_path):
     mean = {}
     for penalty in (0.0, 5.0):
-        ppo(ppo_config(base, reward_dir, tmp_path / str(penalty), max_steps=1, missing_eos_penalty=penalty), examples)
+        terms = f"fact_rm=1, missing_eos={-penalty}"
+        ppo(ppo_config(base, reward_dir, tmp_path / str(penalty), max_steps=1, reward_terms=terms), examples)
         row = read_jsonl(tmp_path / str(penalty) / "metrics.jsonl")[1]
         mean[penalty] = row["objective/scores"], 1 - row["val/num_eos_tokens"] / 6
     assert mean[0.0][0] - mean[5.0][0] == pytest.approx(5 * mean[0.0][1], abs=1e-4) and mean[0.0][1] > 0

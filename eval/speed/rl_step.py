@@ -25,11 +25,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmrlhf.artefact import save
 from mmrlhf.config import PPOConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, ImageSource, Message
-from mmrlhf.rewards import Group, RewardModel
+from mmrlhf.rewards import RewardModel
 from mmrlhf.roles import Adapters, Role, scalar_head
+from mmrlhf.terms import Sample
 from mmrlhf.vlm import VLM, load
 
 LORA = {"lora_r": 16, "lora_alpha": 32.0, "lora_target_modules": "q_proj,k_proj,v_proj,o_proj"}
@@ -61,11 +63,11 @@ def random_reward_model(checkpoint: str, directory: Path) -> None:
         for parameter in adapters.parameters("reward").values():
             parameter.add_(0.02 * torch.randn_like(parameter))
     head = scalar_head(0.1 * torch.randn(adapters.vlm.hidden_size, device=adapters.vlm.device))
-    RewardModel(Role(adapters, "reward", head), "given", "before").save(directory)
+    save(RewardModel(Role(adapters, "reward", head), "given", "before"), directory, [])
 
 
-def random_scores(groups: Sequence[Group]) -> list[list[float]]:
-    return [[random.random() for _ in group.answers] for group in groups]
+def random_scores(samples: Sequence[Sample]) -> list[float]:
+    return [random.random() for _ in samples]
 
 
 def measure(
@@ -85,14 +87,15 @@ def measure(
         reward = Path(folder) / "reward"
         if algo == "ppo":
             random_reward_model(checkpoint, reward)
+        terms = {"reward_terms": "fact_rm=1", "reward_model_path": str(reward)} if algo == "ppo" else {"reward_terms": "random=1"}
         config = PPOConfig(
-            model_name_or_path=checkpoint, dataset_name="noise", reward_model_path=str(reward), output_dir=f"{folder}/run",
+            model_name_or_path=checkpoint, dataset_name="noise", output_dir=f"{folder}/run",
             per_device_train_batch_size=prompts, num_generations=generations, response_length=tokens, min_new_tokens=tokens,
             advantage_estimator="grpo" if algo == "grpo" else "gae", num_ppo_epochs=iterations, num_mini_batches=1, kl_coef=0.05,
             learning_rate=1e-5, max_steps=rounds, eval_steps=1, save_steps=10**6, logging_steps=1, num_sample_generations=0,
-            max_length=8192, prefix=prefix, **LORA,
+            max_length=8192, prefix=prefix, **LORA, **terms,
         )  # fmt: skip
-        ppo(config, rows(prompts * rounds, size, pictures), tick, random_scores if algo == "grpo" else None)
+        ppo(config, rows(prompts * rounds, size, pictures), tick, {"random": random_scores})
     return [after - before for before, after in itertools.pairwise(ticks)][1:]
 
 

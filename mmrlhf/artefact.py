@@ -1,0 +1,172 @@
+"""The reward model on disk, with what it takes to trust it: loading scores a few kept rows again, and refuses other scores.
+
+adapter_model.safetensors, adapter_config.json    the adapter in PEFT's format; or model/, a whole checkpoint
+head.safetensors                                  the scalar head
+reward.json                                       base, fingerprints, how facts are read, scale, calibration, accuracy
+reference.jsonl                                   a few rows, pictures and all, with the scores they had
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mmrlhf.config import EngineConfig
+from mmrlhf.encoder import fingerprint
+from mmrlhf.records import Fact, ImageSource, InputError, Message
+from mmrlhf.rewards import REVIEW, Group, RewardModel
+from mmrlhf.roles import Adapters, Role, scalar_head
+from mmrlhf.run import json_line, read_jsonl, write_whole
+from mmrlhf.vlm import VLM
+from mmrlhf.vlm import load as load_vlm
+
+REFERENCE = 4
+"""Rows that are kept with their scores."""
+TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
+"""By how many standard deviations a kept row's score may differ where it is loaded: another device, or another version of a kernel."""
+
+
+def save(model: RewardModel, directory: Path, reference: Sequence[Group]) -> None:
+    """Weights, card and the first few of the `reference` rows. A model whose base was trained is written whole."""
+    role = model.role
+    assert role.head is not None
+    directory.mkdir(parents=True, exist_ok=True)
+    if role.adapter:
+        role.adapters.save(role.adapter, directory)
+        name = role.vlm.name
+        base = {"base": str(Path(name).resolve()) if Path(name).is_dir() else name, "base_fingerprint": role.vlm.fingerprint}
+    else:
+        aside, target = directory / ".model", directory / "model"
+        shutil.rmtree(aside, ignore_errors=True)
+        role.vlm.model.save_pretrained(aside)
+        role.vlm.processor.save_pretrained(aside)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+        base = {"base": "model", "base_fingerprint": fingerprint(role.vlm.model.state_dict().items())}
+    save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, directory / "head.safetensors")
+    kept = sorted(reference[: 4 * REFERENCE], key=lambda g: sum(len(i.read()) for i in g.images))[:REFERENCE]
+    rows = zip(kept, model.score(kept) if kept else [], strict=True)
+    write_whole(directory / "reference.jsonl", "".join(json_line(_row(group, scores)) for group, scores in rows))
+    card = {
+        **base,
+        "template_fingerprint": template_fingerprint(role.vlm),
+        "dtype": role.vlm.dtype,
+        "review": REVIEW,
+        "facts": model.facts,
+        "facts_position": model.facts_position,
+        "facts_template": model.facts_template,
+        "facts_budget": model.facts_budget,
+        "mean": model.mean,
+        "std": model.std,
+        "temperature": model.temperature,
+        "accuracy": model.accuracy,
+        "probes": model.probes,
+    }
+    write_whole(directory / "reward.json", json.dumps(card, indent=1))
+
+
+def template_fingerprint(vlm: VLM) -> str:
+    """A hash of the chat template and of what is done to pictures before the tower."""
+    parts = (str(vlm.processor.chat_template), vlm.processor.image_processor.to_json_string())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def load_reward_model(
+    path: str,
+    adapters: Adapters | None = None,
+    max_length: int = 2048,
+    device: torch.device | str | None = None,
+    engine: EngineConfig | None = None,
+    name: str = "reward",
+) -> RewardModel:
+    """A saved reward model: on `adapters`' base, as the adapter `name`, where it belongs to that base, else on its own.
+
+    Raises InputError when the directory is no reward model, its base is gone or has changed, or it scores its kept rows
+    otherwise than when it was saved.
+    """
+    directory = Path(path)
+    if not (directory / "reward.json").is_file():
+        raise InputError(f"reward model {path} does not exist: give the output_dir of a finished `mmrlhf reward` run")
+    try:
+        card = json.loads((directory / "reward.json").read_text())
+        if card["review"] != REVIEW:
+            raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
+        whole = card["base"] == "model"
+        if adapters is None or whole or adapters.vlm.fingerprint != card["base_fingerprint"]:
+            adapters = _on_its_own(path, card, device, engine)
+        if not whole:
+            adapters.load(name, directory, trainable=False)
+        head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
+        head.load_state_dict(load_file(directory / "head.safetensors"))
+        head.requires_grad_(False)
+        model = RewardModel(
+            role=Role(adapters, None if whole else name, head),
+            max_length=max_length,
+            **{k: card[k] for k in ("facts", "facts_position", "facts_template", "facts_budget", "mean", "std", "temperature")},
+            **{k: card[k] for k in ("accuracy", "probes")},
+        )
+        _recompute(model, path, card, read_jsonl(directory / "reference.jsonl"))
+        return model
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"reward model {path} cannot be loaded ({reason}): copy it again, or train it again") from None
+
+
+def _on_its_own(path: str, card: dict[str, Any], device: Any, engine: EngineConfig | None) -> Adapters:
+    base = str(Path(path) / "model") if card["base"] == "model" else card["base"]
+    try:
+        adapters = Adapters(load_vlm(base, card["dtype"], device, engine))
+    except InputError as error:
+        raise InputError(f"reward model {path} needs the base it was trained on, and that {error}") from None
+    if adapters.vlm.fingerprint != card["base_fingerprint"]:
+        raise InputError(f"reward model {path} was trained on another base than {base} now holds: restore that base")
+    return adapters
+
+
+def _recompute(model: RewardModel, path: str, card: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Score the kept rows again. Raises InputError when a score is another: then no score of this model can be trusted."""
+    if template_fingerprint(model.role.vlm) != card["template_fingerprint"]:
+        raise InputError(
+            f"reward model {path} was trained with another chat template or image processor than {model.role.vlm.name} now has: "
+            "restore them, or train it again"
+        )
+    if not rows:
+        return
+    now = replace(model, max_length=1 << 30).score([_group(row) for row in rows])
+    allowed = TOLERANCE[model.role.vlm.dtype]
+    for row, scores in zip(rows, now, strict=True):
+        gap = max(abs(a - b) for a, b in zip(scores, row["scores"], strict=True))
+        if not gap <= allowed:
+            raise InputError(
+                f"reward model {path} scores row {row['id']} of its reference.jsonl {gap:.2g} standard deviations from what it did when "
+                f"it was saved (at most {allowed:g}): use the versions and the precision it was trained with, or train it again"
+            )
+
+
+def _row(group: Group, scores: Sequence[float]) -> dict[str, Any]:
+    return {
+        "id": group.id,
+        "images": [{"base64": base64.b64encode(image.read()).decode()} for image in group.images],
+        "prompt": [asdict(message) for message in group.prompt],
+        "answers": list(group.answers),
+        "facts": [asdict(fact) for fact in group.facts],
+        "scores": list(scores),
+    }
+
+
+def _group(row: dict[str, Any]) -> Group:
+    facts = tuple(Fact(**(fact | {"box": fact["box"] and tuple(fact["box"])})) for fact in row["facts"])
+    images = tuple(ImageSource(data=base64.b64decode(image["base64"])) for image in row["images"])
+    return Group(images, tuple(Message(**m) for m in row["prompt"]), tuple(row["answers"]), facts, row["id"])

@@ -1,0 +1,155 @@
+"""The reward's terms by hand, the list they stand in, and what becomes of one that fails."""
+
+import json
+import math
+
+import pytest
+
+from mmrlhf.config import PPOConfig, load
+from mmrlhf.content import find
+from mmrlhf.records import InputError, Message
+from mmrlhf.terms import TERMS, Entry, Sample, Weighted, alarms, guards, is_correct, ledger, parse, resolve
+
+
+def said(answer, **more):
+    return Sample("row-1", (), (Message("user", "?"),), answer, **more)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "right"),
+    [
+        ("Yes, there is.", "yes", True),
+        ("No.", "Yes, there is a dog.", False),
+        ("There is a dog.", "yes", False),
+        ("Nothing", "no", False),
+        ("B. A dog", "B", True),
+        ("(b)", "B", False),
+        ("The answer is (C).", "C", True),
+        ("A dog", "A", True),
+        ("C'est la vie", "C", False),
+        ("I count 3, no, 4 dogs", "4", True),
+        ("It costs 1,200.50", "1200.5", True),
+        ("Four", "4", False),
+        ("a red  Mug.", "A red mug", True),
+        ("a mug", "a cup", False),
+        ("yes", None, False),
+    ],
+)
+def test_correct_answers(answer, truth, right):
+    assert is_correct(answer, truth) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "worth"),
+    [
+        ("B. Because", 3, 1.0),
+        ("So the correct option is B.", 3, 1.0),
+        ("A. Because", 3, 0.0),
+        ("No, it is not", 6, 0.5),
+        ("Yes", 6, -0.5),
+        ("Perhaps", 6, 0.0),
+        ("Yes", 7, 0.0),
+        ("No", 7, 0.0),
+        ("A mug", 1, 0.0),
+    ],
+)
+def test_correctness_as_llava_rlhf_has_it(answer, kind, worth):
+    assert TERMS["correctness"]([said(answer, meta={"caption_type": kind})]) == [worth]
+
+
+def test_terms_by_hand():
+    assert TERMS["length"]([said("", tokens=3, most=12), said("", tokens=3, most=12, meta={"length_bonus": -0.5})]) == [
+        0.25,
+        -0.125,
+    ]
+    assert TERMS["missing_eos"]([said("", ended=False), said("")]) == [1.0, 0.0]
+    # "a b c d a b c d": five runs of four words, the last one said before
+    assert TERMS["repetition"]([said("a b c d A b c d"), said("a b c")]) == [pytest.approx(0.2), 0.0]
+
+
+def test_a_list_of_terms(tmp_path):
+    assert parse("fact_rm=1, missing_eos=-2,x.py:f=.5") == {"fact_rm": 1.0, "missing_eos": -2.0, "x.py:f": 0.5}
+    for text, sentence in {
+        "fact_rm": r"reward_terms has 'fact_rm': write NAME=WEIGHT",
+        "fact_rm=much": "write NAME=WEIGHT",
+        "fact_rm=nan": "write NAME=WEIGHT",
+        "length=1, length=2": "names length twice",
+        " , ": "names no term",
+    }.items():
+        with pytest.raises(InputError, match=sentence):
+            parse(text)
+    (tmp_path / "mine.py").write_text(
+        "def polite(samples):\n    return [('please' in s.answer) for s in samples]\n\nnumber = 3\n"
+    )
+    (tmp_path / "broken.py").write_text("def (")
+    (found,) = resolve(f"{tmp_path}/mine.py:polite=0.5", {})
+    assert ledger([found], [said("please"), said("now")], tmp_path / "no.json")[0].total == 0.5
+    for name, sentence in {
+        "lenght": "names lenght: there is correctness, length",
+        f"{tmp_path}/gone.py:f": "gone.py does not exist",
+        f"{tmp_path}/mine.py:rude": "has no function rude",
+        f"{tmp_path}/mine.py:number": "has no function number",
+        f"{tmp_path}/broken.py:f": "cannot be imported .SyntaxError",
+    }.items():
+        with pytest.raises(InputError, match=sentence):
+            resolve(f"{name}=1", {})
+
+
+def test_the_ledger_adds_up(tmp_path):
+    terms = [
+        Weighted("whole", 2.0, lambda samples: [1.5 for _ in samples]),
+        Weighted("dense", -1.0, lambda samples: [[(0, 3, 1.0), (4, 7, 0.25)] for _ in samples]),
+    ]
+    (entry,) = ledger(terms, [said("one two three")], tmp_path / "no.json")
+    assert entry == Entry({"whole": 3.0, "dense": -1.25}, {"dense": [(0, 3, -1.0), (4, 7, -0.25)]})
+    assert (entry.whole, entry.total) == (3.0, 1.75)
+
+
+@pytest.mark.parametrize(
+    ("term", "sentence"),
+    [
+        (lambda samples: [1 / (len(s.answer) - 3) for s in samples], "raised ZeroDivisionError.*row row-1"),
+        (lambda samples: [math.nan if s.answer == "two" else 0 for s in samples], "gave nan"),
+        (lambda samples: [1.0], "gave 1 values for 2 samples"),
+        (lambda samples: [[(0, 99, 1.0)] for _ in samples], "gave the span 0..99 of an answer of 5 characters"),
+        (lambda samples: [[(0, 2, math.inf)] for _ in samples], "gave inf for the span 0..2"),
+        (lambda samples: ["good" for _ in samples], "neither a number nor a list"),
+        (lambda samples: None, "raised TypeError"),
+    ],
+)
+def test_a_term_that_fails_is_named_and_its_sample_kept(term, sentence, tmp_path):
+    replay = tmp_path / "failed_term.json"
+    with pytest.raises(InputError, match=f"reward term mine .*{sentence}.*failed_term.json: correct the term") as caught:
+        ledger([Weighted("mine", 1.0, term)], [said("three"), said("two", meta={"key": {1}})], replay)
+    assert "\n" not in str(caught.value)
+    kept = json.loads(replay.read_text())
+    assert kept["term"] == "mine" and kept["answer"] in ("three", "two") and kept["prompt"] == [{"role": "user", "content": "?"}]
+
+
+def test_guards_and_alarms():
+    samples = [
+        said("I'm sorry, I cannot see it.", tokens=1),
+        said("Yes, it is.", tokens=2),
+        said("A mug.", tokens=3),
+        said("No", tokens=5),
+    ]
+    found = guards(samples, [1.0, 2.0, 7.0, 9.0], 2)
+    assert found["guard/refusal_rate"] == 0.25 and found["guard/says_yes"] == found["guard/says_no"] == 0.25
+    # within prompts: lengths -.5 .5 | -1 1, rewards the same: they rise together
+    assert found["guard/length_reward_correlation"] == pytest.approx(1.0)
+    assert guards(samples, [2.0, 1.0, 9.0, 7.0], 2)["guard/length_reward_correlation"] == pytest.approx(-1.0)
+    assert guards(samples, [1.0] * 4, 2)["guard/length_reward_correlation"] == 0.0
+    assert [line[:3] for line in alarms(found)] == ["25%", "len"]
+    assert not alarms(found | {"guard/refusal_rate": 0.1, "guard/length_reward_correlation": 0.2})
+    assert "100% of answers that begin" in alarms(found | {"guard/says_no": 0.0})[1]
+
+
+def test_the_recipe_of_llava_rlhf_by_hand(tmp_path):
+    """Its script's reward times ten: (1.2 + 2 x 1 - 10 x 448/896 x 1) x 10 for a right answer of half the room; -8 if it does not end."""
+    config = load(PPOConfig, find("configs", "llava-rlhf/ppo"), {"dataset_name": "x", "output_dir": "x"})
+    terms = resolve(config.reward_terms, {"fact_rm": lambda samples: [1.2 for _ in samples]})
+    half = {"tokens": 448, "most": config.response_length, "meta": {"caption_type": 2, "length_bonus": 1.0}}
+    entry, cut = ledger(terms, [said("A. A cat.", **half), said("B. A cat.", **half, ended=False)], tmp_path / "no.json")
+    assert entry.total == pytest.approx(10 * (1.2 + 2 * 1 - 10 * 0.5)) and config.kl_coef == 10 * 0.1
+    assert cut.total == pytest.approx(10 * (1.2 + 0 - 10 * 0.5 - 8))
+    assert entry.terms == pytest.approx({"fact_rm": 12, "correctness": 20, "length": -50, "missing_eos": 0})
