@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmrlhf.facts import NUMBERS, plural_of, singular_of
+from mmrlhf.facts import NUMBERS
+from mmrlhf.nouns import plural_of, singular_of
 from mmrlhf.records import Fact
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from mmrlhf.nouns import plural_of
 from mmrlhf.records import Fact, FactKind
 from mmrlhf.rows import Row, contents, kind, read, shown
 
@@ -113,42 +114,6 @@ def _object(row: Row, value: Any, name: str) -> list[tuple[FactKind, str]]:
 
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-SAME = ("broccoli", "sheep", "fish", "scissors", "skis", "pants", "glasses", "jeans", "shorts", "luggage", "furniture")
-ODD = {"person": "people", "man": "men", "woman": "women", "child": "children", "knife": "knives", "loaf": "loaves"}
-ODD |= {"mouse": "mice", "shelf": "shelves", "leaf": "leaves", "foot": "feet", "tooth": "teeth", "goose": "geese"}
-
-
-def plural_of(noun: str) -> str:
-    """English has no rule; the nouns of common objects nearly have one."""
-    head, _, last = noun.rpartition(" ")
-    if last in SAME:
-        many = last
-    elif last in ODD:
-        many = ODD[last]
-    elif last.endswith(("s", "x", "z", "ch", "sh")):
-        many = f"{last}es"
-    elif last.endswith("y") and last[-2:-1] not in "aeiou":
-        many = f"{last[:-1]}ies"
-    else:
-        many = f"{last}s"
-    return f"{head} {many}".lstrip()
-
-
-def singular_of(noun: str) -> str:
-    """Back from `plural_of`."""
-    head, _, last = noun.rpartition(" ")
-    back = {many: one for one, many in ODD.items()}
-    if last in SAME:
-        one = last
-    elif last in back:
-        one = back[last]
-    elif last.endswith("ies") and len(last) > 4:
-        one = f"{last[:-3]}y"
-    elif last.endswith(("sses", "xes", "zes", "ches", "shes")):
-        one = last[:-2]
-    else:
-        one = last[:-1] if last.endswith("s") and not last.endswith("ss") else last
-    return f"{head} {one}".lstrip()
 
 
 def _list(row: Row, field: str) -> list[Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import mmrlhf
 
 LAYERS = [
-    {"records", "config", "rows", "formats", "facts", "damage", "balance", "calibration", "scenes", "content"},
+    {"records", "config", "rows", "formats", "facts", "nouns", "damage", "balance", "calibration", "scenes", "content"},
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
     {"run", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "training", "memory"},

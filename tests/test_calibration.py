@@ -1,0 +1,34 @@
+"""Certainty against a pencil."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mmrlhf.calibration import expected_calibration_error, fit_temperature, interval, reliability, share
+
+
+def test_wilson_by_hand():
+    # 8 of 10, z = 1.96: centre (0.8 + 0.19207) / 1.38415, half 1.96 sqrt(0.016 + 0.0096037) / 1.38415
+    assert interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-5)
+    assert interval(0, 0) == (0.0, 1.0)
+    assert share(np.array([], dtype=bool)) == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+
+
+def test_temperature_makes_certainty_what_it_should_be():
+    """Three of four comparisons of margin 2 are right: sigmoid(2 / T) is 3/4 where T = 2 / log 3."""
+    margins = np.array([2.0, 2.0, 2.0, -2.0] * 50)
+    temperature = fit_temperature(margins)
+    assert temperature == pytest.approx(2 / math.log(3), rel=1e-3)
+    (only,) = reliability(margins, temperature)
+    assert (only.n, only.right) == (200, 0.75) and only.sure == pytest.approx(0.75, abs=1e-3)
+    assert expected_calibration_error([only]) == pytest.approx(0, abs=1e-3)
+    assert fit_temperature(np.array([])) == 1.0
+
+
+def test_calibration_error_by_hand():
+    # sure 0.9 (margin log 9) and right half of the time, twice; sure 0.6 (margin log 1.5) and always right, twice
+    margins = np.array([math.log(9), -math.log(9), math.log(1.5), math.log(1.5)])
+    bins = reliability(margins, 1.0)
+    assert [(b.n, b.right) for b in bins] == [(2, 1.0), (2, 0.5)]
+    assert expected_calibration_error(bins) == pytest.approx((0.4 * 2 + 0.4 * 2) / 4)
