@@ -75,7 +75,7 @@ def compared(config: RewardConfig, preferences: Sequence[Preference], raw_N: Ten
     loss = (weight_C * (loss_C + config.center_rewards_coefficient * losses.centering(better_C, worse_C))).sum()
     with torch.no_grad():
         gap_C = better_C - worse_C
-        told = {"loss": loss, "accuracy": (weight_C * (gap_C > 0)).sum(), "margin": (weight_C * gap_C).sum()}
+        told = {"loss": loss.detach(), "accuracy": (weight_C * (gap_C > 0)).sum(), "margin": (weight_C * gap_C).sum()}
         told["mean_reward"] = (weight_C * (better_C + worse_C) / 2).sum()
     return loss, {k: float(v) for k, v in told.items()}
 

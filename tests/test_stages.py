@@ -2,21 +2,25 @@
 
 import dataclasses
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrlhf import losses
 from mmrlhf.artefact import load_reward_model
 from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, ScoreConfig, SFTConfig
 from mmrlhf.content import folder
 from mmrlhf.generate import generate
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError, Preference
-from mmrlhf.reward_model import reward
+from mmrlhf.reward_model import compared, reward
 from mmrlhf.rewards import Group
 from mmrlhf.run import read_jsonl
 from mmrlhf.score import score
@@ -138,6 +142,137 @@ def test_grpo_has_no_critic_and_prefers_what_scores(base, examples, tmp_path):
     scores = [r["objective/scores"] for r in rows]
     assert sum(scores[-3:]) > sum(scores[:3]) and "critic/vf_explained_var" not in rows[0] and "loss/value_avg" not in rows[0]
     assert set(p.name for p in (tmp_path / "policy").iterdir()) >= {"adapter_model.safetensors", "base.json"}
+
+
+def test_the_ledger_is_what_was_trained_on(base, examples, reward_dir, tmp_path, monkeypatch):
+    """Every answer's terms and its KL add up to the rewards that advantages were made of, dense ones at their tokens."""
+    paid = []
+    real = losses.gae
+    monkeypatch.setattr(losses, "gae", lambda rewards, *rest: paid.append(rewards.clone()) or real(rewards, *rest))
+
+    def first_word(samples):
+        return [[(0, len(s.answer.split()[0]), 1.0)] if s.answer.split() else [] for s in samples]
+
+    terms = "fact_rm=1, missing_eos=-1, length=-2, repetition=-1, first_word=0.5"
+    config = ppo_config(base, reward_dir, tmp_path, max_steps=2, reward_terms=terms)
+    ppo(config, examples, more_terms={"first_word": first_word})
+    rows = read_jsonl(tmp_path / "ledger.jsonl")
+    assert len(rows) == 2 * 6 and [r["step"] for r in rows] == [1] * 6 + [2] * 6
+    assert [r["total"] for r in rows] == pytest.approx([float(v) for t in paid for v in t.sum(1)], abs=1e-5)
+    for row in rows:
+        assert set(row["terms"]) == {"fact_rm", "missing_eos", "length", "repetition", "first_word"}
+        assert sum(row["terms"].values()) + row["kl"] == pytest.approx(row["total"], abs=1e-5)
+        assert row["terms"]["first_word"] == 0.5 * bool(row["answer"].split())
+    assert any(float(t[n, 0]) > 0.4 for t in paid for n in range(6))  # where the first word ends, not at the end
+    logged = read_jsonl(tmp_path / "metrics.jsonl")[1]
+    mean = sum(r["terms"]["fact_rm"] for r in rows[:6]) / 6
+    assert logged["rewards/fact_rm/mean"] == pytest.approx(mean, abs=1e-5) and "guard/refusal_rate" in logged
+
+
+def test_only_the_critic_sees_facts_if_told_to(base, examples, reward_dir, tmp_path):
+    """Its values change; the first answers, sampled by the policy, do not."""
+    found = {}
+    for told in (False, True):
+        ppo(ppo_config(base, reward_dir, tmp_path / str(told), max_steps=2, critic_sees_facts=told), examples)
+        found[told] = read_jsonl(tmp_path / str(told) / "ledger.jsonl"), read_jsonl(tmp_path / str(told) / "metrics.jsonl")
+    (without, low), (with_, high) = found[False], found[True]
+    assert [r["answer"] for r in without[:6]] == [r["answer"] for r in with_[:6]]
+    assert low[1]["critic/vf_explained_var"] == high[1]["critic/vf_explained_var"]  # the head starts at zero
+    assert low[2]["loss/value_avg"] != high[2]["loss/value_avg"]
+
+
+def test_ppo_refuses_a_reward_model_that_misses_false_claims(base, examples, reward_dir, tmp_path):
+    shutil.copytree(reward_dir, tmp_path / "reward")
+    card = json.loads((tmp_path / "reward" / "reward.json").read_text())
+    (tmp_path / "reward" / "reward.json").write_text(json.dumps(card | {"probes": {"object": 0.9, "count": 0.4}}))
+    config = ppo_config(base, tmp_path / "reward", tmp_path / "out")
+    with pytest.raises(
+        InputError, match="lowers its score for 40% of planted false claims of type count, less than min_probe_rate"
+    ):
+        ppo(dataclasses.replace(config, min_probe_rate=0.6), examples)
+    assert not (tmp_path / "out").exists()
+    ppo(dataclasses.replace(config, min_probe_rate=0.4, max_steps=1), examples)
+
+
+def test_a_term_that_fails_stops_the_run_with_its_name(base, examples, reward_dir, tmp_path):
+    def picky(samples):
+        return [1.0 if s.tokens else 0.0 for s in samples][:-1]
+
+    config = ppo_config(base, reward_dir, tmp_path / "out", reward_terms="fact_rm=1, picky=1")
+    with pytest.raises(InputError, match="reward term picky gave 5 values for 6 samples"):
+        ppo(config, examples, more_terms={"picky": picky})
+    assert json.loads((tmp_path / "out" / "failed_term.json").read_text())["term"] == "picky"
+    with pytest.raises(InputError, match="give --reward_model_path, or leave fact_rm out"):
+        ppo(ppo_config(base, None, tmp_path / "none"), examples)
+
+
+def test_an_ensemble_is_punished_for_disagreement(base, examples, pairs, reward_dir, tmp_path):
+    other = reward(dataclasses.replace(reward_config(base, tmp_path / "other"), seed=5, learning_rate=3e-3), pairs, pairs)
+    scores = {}
+    for name, path, penalty in (
+        ("one", reward_dir, 0.0), ("two", other, 0.0), ("mean", f"{reward_dir}, {other}", 0.0), ("less", f"{reward_dir},{other}", 1.0),
+    ):  # fmt: skip
+        ppo(ppo_config(base, path, tmp_path / name, max_steps=1, uncertainty_penalty=penalty), examples)
+        scores[name] = np.array([r["terms"]["fact_rm"] for r in read_jsonl(tmp_path / name / "ledger.jsonl")])
+    assert scores["mean"] == pytest.approx((scores["one"] + scores["two"]) / 2, abs=1e-4)
+    assert scores["less"] == pytest.approx(scores["mean"] - np.abs(scores["one"] - scores["two"]) / 2, abs=1e-4)
+
+
+def test_a_reward_model_may_be_trained_whole(base, examples, pairs, tmp_path):
+    """It brings its own base, is scored by pictures and text, and a policy learns from it."""
+    config = dataclasses.replace(reward_config(base, tmp_path / "reward"), train="full", learning_rate=3e-4, save_steps=2)
+    path = reward(config, pairs, pairs)
+    card = json.loads((path / "reward.json").read_text())
+    assert card["base"] == "model" and not (path / "adapter_model.safetensors").exists()
+    before, after = load_file(f"{base}/model.safetensors"), load_file(path / "model" / "model.safetensors")
+    changed = {k for k in before if not torch.allclose(before[k].float(), after[k].float(), atol=1e-6)}
+    assert changed and not [k for k in changed if "vision" in k or "projector" in k]
+    assert read_jsonl(path / "metrics.jsonl")[-1]["accuracy"] == 1.0
+    ppo(ppo_config(base, path, tmp_path / "ppo", max_steps=1), examples)
+    moved = shutil.move(path, tmp_path / "elsewhere")
+    assert load_reward_model(str(moved)).role.vlm.name == str(tmp_path / "elsewhere" / "model")
+
+
+def test_a_reward_model_on_another_family(base, examples, pairs, tmp_path):
+    """A policy of one architecture, a reward model of another with another tokenizer: they meet in pictures and text."""
+    from families import build
+
+    build("qwen2_5_vl", tmp_path / "qwen")
+    path = reward(reward_config(str(tmp_path / "qwen"), tmp_path / "reward"), pairs, pairs)
+    ppo(ppo_config(base, path, tmp_path / "ppo", max_steps=1), examples)
+    rows = [(e, r) for r in read_jsonl(tmp_path / "ppo" / "ledger.jsonl") for e in examples if e.id == r["id"]]
+    groups = [Group(e.images, e.prompt, (r["answer"],), e.facts, e.id) for e, r in rows]
+    alone = [s for (s,) in load_reward_model(str(path)).score(groups)]
+    assert [r["terms"]["fact_rm"] for _, r in rows] == pytest.approx(alone, abs=1e-3) and len(rows) == 6
+
+
+@pytest.mark.parametrize("loss_type", ["margin", "smoothed", "rao_kupper"])
+def test_other_losses_and_rankings_learn(base, examples, tmp_path, loss_type):
+    """Three answers with a tie in the middle; the rows without ratings are refused where margins are asked for."""
+    rows = [
+        Preference(e.id, e.images, e.prompt, (e.answer, "There is a pink ring.", "That makes nine objects."), (1, 2, 2), (2.0, 0.5, 0.5), e.facts)
+        for e in examples
+    ]  # fmt: skip
+    path = reward(reward_config(base, tmp_path / "r", loss_type=loss_type), rows, rows)
+    told = read_jsonl(path / "metrics.jsonl")
+    assert told[-1]["loss"] < told[0]["loss"] and json.loads((path / "done.json").read_text())["accuracy"] > 0.9
+    if loss_type == "margin":
+        bare = [dataclasses.replace(r, ratings=()) for r in rows]
+        with pytest.raises(InputError, match=r"row .* has no margin: loss_type margin needs one in every row"):
+            reward(reward_config(base, tmp_path / "bare", loss_type="margin"), bare)
+
+
+def test_a_ranking_weighs_as_much_as_a_pair():
+    """All comparisons of a prompt count as one row: each 1 / C(K, 2)."""
+    config = reward_config("x", "x", center_rewards_coefficient=0.0)
+    three = Preference("a", (), (), ("1", "2", "3"), (1, 2, 3))
+    two = Preference.pair("b", (), (), "1", "2")
+    raw = torch.tensor([math.log(3), 0.0, -math.log(3), math.log(3), 0.0])
+    loss, told = compared(config, [three, two], raw)
+    gaps = [math.log(4 / 3), math.log(10 / 9), math.log(4 / 3)]  # sigmoid of log 3, log 9, log 3
+    assert loss.item() == pytest.approx(sum(gaps) / 3 + math.log(4 / 3)) and told["accuracy"] == pytest.approx(2.0)
+    tie = Preference("c", (), (), ("1", "2"), (1, 1))
+    assert compared(config, [tie], torch.tensor([5.0, 0.0]))[0].item() == 0.0  # who does not learn from ties leaves them out
 
 
 def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward_dir, tmp_path):
@@ -275,7 +410,7 @@ from mmrlhf import scenes
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Message, Preference
-from mmrlhf.reward_model import reward
+from mmrlhf.reward_model import compared, reward
 from mmrlhf.sft import sft
 
 torch.set_num_threads(1)
