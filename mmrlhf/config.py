@@ -127,6 +127,8 @@ class RewardConfig(TrainConfig):
     """Share of rows whose facts are thinned out in training, down to a random part of them: the model must work with few and none."""
     fact_noise: Fraction = 0.0
     """Share of facts that are replaced in training by another picture's: the model must not believe everything."""
+    planted_claims: Fraction = 0.0
+    """Share of rows that are replaced in training by their better answer with and without a false claim, made from the row's facts."""
     loss_type: Literal["bradley_terry", "margin", "smoothed", "rao_kupper"] = "bradley_terry"
     """`margin` asks for the rows' own margins, `smoothed` takes label_smoothing for the share of wrong labels, `rao_kupper` learns from ties."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1

@@ -27,7 +27,7 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.damage import unsteady
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import read_preferences
-from mmrlhf.probe import plant, probe_rates
+from mmrlhf.probe import learnt, plant, probe_rates
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards import Group, RewardModel, random_head, review_head
 from mmrlhf.roles import Adapters, Role
@@ -127,7 +127,7 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
     with run.progress(total, first, f"reward ({'with' if config.facts == 'given' else 'without'} facts)") as steps:
         for step in range(first, total):
             rows = [pairs[i] for i in rows_of_step(step, size, len(pairs), config.seed)]
-            mine = rows[accelerator.process_index :: accelerator.num_processes]
+            mine = [_with_planted(config, p, others, step) for p in rows[accelerator.process_index :: accelerator.num_processes]]
             for options in optimizer.param_groups:
                 options["lr"] = config.learning_rate * learning_rate_factor(config, step, total)
 
@@ -170,6 +170,12 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
         run.finish(result | {"right": right.astype(float).tolist() if held_out else None})
     accelerator.wait_for_everyone()
     return run.path
+
+
+def _with_planted(config: RewardConfig, row: Preference, others: Sequence[Fact], step: int) -> Preference:
+    """The row, or now and then what planted claims make of it."""
+    rng = np.random.default_rng([config.seed, 13, step, zlib.crc32(row.id.encode())])
+    return (learnt(row, others, rng) if rng.random() < config.planted_claims else None) or row
 
 
 def _unsteady(config: RewardConfig, row: Preference, others: Sequence[Fact], step: int) -> tuple[Fact, ...]:

@@ -1,6 +1,6 @@
 """Where the time goes: encoding, sampling, learning, memory, and one PPO step by phases, each with the share of the device's limit it reaches.
 
-    python eval/speed/phases.py --shape llava-1.5-7b|qwen2.5-vl-3b|toy|CHECKPOINT [--prompts 8] [--generations 8] [--tokens 128] [--out DIR]
+    python eval/speed/phases.py --shape llava-1.5-7b|llava-10m|qwen2.5-vl-3b|toy|CHECKPOINT [--prompts 8] [--generations 8] [--tokens 128] [--out DIR]
 
 The named shapes have random weights made on the device; bfloat16 on a GPU, float32 on a CPU. FLOPs are those of the matrix products and the
 attention that torch counts while a phase runs once more (LoRA: no weight gradients of the base); the limit is what one large matrix product
@@ -63,32 +63,25 @@ def template(image: str) -> str:
     )
 
 
-def llava(toy: bool) -> tuple[Any, Any]:
-    """LLaVA-1.5-7B: CLIP-L/14 at 336 pixels, Vicuna-7B; 576 image tokens."""
+LLAVAS = {
+    "llava-1.5-7b": (336, (1024, 4096, 24, 16), (4096, 11008, 32, 32, 32064)),
+    "llava-10m": (336, (192, 768, 6, 6), (256, 704, 6, 8, 4096)),
+    "toy": (56, (32, 64, 2, 2), (64, 128, 2, 4, 512)),
+}
+"""Pixels a side; width, inner width, layers and heads of the tower, and of the language model with its vocabulary."""
+
+
+def llava(shape: str) -> tuple[Any, Any]:
+    """LLaVA-1.5-7B: CLIP-L/14 at 336 pixels, Vicuna-7B, 576 image tokens; or smaller ones of its make."""
     tokens = words("<image>", image_token="<image>")
-    side = 56 if toy else 336
+    side, tower_sizes, language_sizes = LLAVAS[shape]
     processor = transformers.LlavaProcessor(
         image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
         tokenizer=tokens, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=template("<image>\n"),
     )  # fmt: skip
-    tower = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    language = {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "vocab_size": 32064,
-    }
-    if toy:
-        tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-        language = {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "vocab_size": 512,
-        }
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    tower, language = (dict(zip(names, sizes, strict=False)) for sizes in (tower_sizes, language_sizes))
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(image_size=side, patch_size=14, **tower),
         text_config=transformers.LlamaConfig(max_position_embeddings=4096, pad_token_id=1, bos_token_id=2, eos_token_id=3, **language),
@@ -97,7 +90,7 @@ def llava(toy: bool) -> tuple[Any, Any]:
     return processor, transformers.LlavaForConditionalGeneration(config)
 
 
-def qwen(_: bool) -> tuple[Any, Any]:
+def qwen() -> tuple[Any, Any]:
     """Qwen2.5-VL-3B: about 400 image tokens for a picture of 560 x 560."""
     names = {
         "vision_start": "<|vision_start|>",
@@ -127,7 +120,7 @@ def build(shape: str, device: str, dtype: torch.dtype) -> VLM:
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            processor, model = qwen(False) if shape.startswith("qwen") else llava(shape == "toy")
+            processor, model = qwen() if shape.startswith("qwen") else llava(shape)
     finally:
         torch.set_default_dtype(before)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 1, 3
@@ -170,7 +163,7 @@ def peak_rate(device: str, dtype: torch.dtype) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="toy", help="llava-1.5-7b, qwen2.5-vl-3b, toy, or a checkpoint directory")
+    parser.add_argument("--shape", default="toy", help="llava-1.5-7b, llava-10m, qwen2.5-vl-3b, toy, or a checkpoint directory")
     for name, default in (("prompts", 8), ("generations", 8), ("tokens", 128), ("images", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, default=Path())
