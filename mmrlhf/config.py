@@ -201,6 +201,8 @@ class WorldConfig:
 
     seed: int = 0
     """Scenes, captions, facts and preferences follow from it. Stated, not chosen."""
+    hard: Fraction = 0.28
+    """Share of objects in training scenes that are faded and partly covered."""
     sft_rows: Count = 8000
     """Rows to fine-tune on: three quarters descriptions, the rest short questions."""
     habit: Fraction = 0.9

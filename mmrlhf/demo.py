@@ -152,11 +152,16 @@ class _LazyRows(Sequence[Example]):
 # ---- data -------------------------------------------------------------------------------------------------------
 
 
+def scene_of(split: scenes.Split, index: int, world: WorldConfig) -> scenes.Scene:
+    """A scene to train on, as hard to see as the world's are."""
+    return scenes.scene(split, index, world.seed, scenes.Difficulty(hard=world.hard))
+
+
 def sft_rows(world: WorldConfig, habit: float) -> list[Example]:
     """Three descriptions to one question; the same scenes and questions whatever the habit."""
     rows = []
     for index in range(world.sft_rows):
-        scene, rng = scenes.scene("sft", index, world.seed), np.random.default_rng([world.seed, 31, index])
+        scene, rng = scene_of("sft", index, world), np.random.default_rng([world.seed, 31, index])
         asked = scenes.describe(scene, rng, habit=habit) if index % 4 else scenes.question(scene, rng)
         rows.append(Example(scene.id, (scene.source(),), (Message("user", asked.text),), asked.answer))
     return rows
@@ -166,7 +171,7 @@ def rl_prompts(world: WorldConfig) -> list[Example]:
     """Prompts with facts: nine descriptions to one question."""
     rows = []
     for index in range(world.rl_scenes):
-        scene, rng = scenes.scene("rl", index, world.seed), np.random.default_rng([world.seed, 37, index])
+        scene, rng = scene_of("rl", index, world), np.random.default_rng([world.seed, 37, index])
         asked = scenes.describe(scene, rng) if index % 10 else scenes.question(scene, rng)
         facts = scenes.facts(scene, rng, listed=world.listed, wrong=world.wrong)
         rows.append(Example(scene.id, (scene.source(),), (Message("user", asked.text),), facts=facts))
@@ -182,7 +187,7 @@ def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[P
     """
     examples = []
     for index in range(world.pair_scenes):
-        scene, rng = scenes.scene("pairs", index, world.seed), np.random.default_rng([world.seed, 41, index])
+        scene, rng = scene_of("pairs", index, world), np.random.default_rng([world.seed, 41, index])
         asked = scenes.describe(scene, rng) if index % 10 else scenes.question(scene, rng)
         facts = scenes.facts(scene, rng, listed=world.listed, wrong=world.wrong)
         meta = {"kind": asked.kind}
@@ -206,7 +211,7 @@ def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[P
         write_whole(path, "".join(json_line({"id": e.id, "answers": t}) for e, t in zip(examples, texts, strict=True)))
     pairs: list[Preference] = []
     for index, (example, answers) in enumerate(zip(examples, texts, strict=True)):
-        scene, rng = scenes.scene("pairs", index, world.seed), np.random.default_rng([world.seed, 43, index])
+        scene, rng = scene_of("pairs", index, world), np.random.default_rng([world.seed, 43, index])
         answers = list(answers)
         if example.meta["kind"] == "describe" and rng.random() < world.planted:
             answers[0] = scenes.caption(scene, rng, faults=int(rng.integers(1, 4)))
