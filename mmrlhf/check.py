@@ -13,7 +13,7 @@ from mmrlhf.facts import read_facts
 from mmrlhf.formats import beside_of, example_of, layout_of, preference_of
 from mmrlhf.images import open_image
 from mmrlhf.records import Example, InputError, Preference
-from mmrlhf.rows import read
+from mmrlhf.tables import read
 
 MOST_SHOWN = 20
 

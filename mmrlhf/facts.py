@@ -10,7 +10,8 @@ from typing import Any, get_args
 import numpy as np
 
 from mmrlhf.records import Fact, FactKind
-from mmrlhf.rows import Row, contents, kind, read, shown
+from mmrlhf.rows import Row, contents, kind, shown
+from mmrlhf.tables import read
 
 
 def read_facts(path: str | Path) -> dict[str, tuple[Fact, ...]]:

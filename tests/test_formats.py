@@ -169,8 +169,8 @@ def test_only_the_first_human_turn_of_a_ppo_row_counts(place):
 
 
 def test_what_no_stage_reads_is_kept(place):
-    row = {**IMAGE, "prompt": "What is it?", "chosen": "A cup.", "rejected": "A cat.", "margin": 0.5, "source": "me"}
-    assert read_preferences(lines(place, row))[0].meta == {"margin": 0.5, "source": "me"}
+    row = {**IMAGE, "prompt": "What is it?", "chosen": "A cup.", "rejected": "A cat.", "rejected_reason": "No cat.", "source": 3}
+    assert read_preferences(lines(place, row))[0].meta == {"rejected_reason": "No cat.", "source": 3}
 
 
 def test_rows_without_pictures_and_with_several(place):
@@ -258,7 +258,7 @@ def test_tables_with_pictures_inside(tmp_path, table, layout):
 def test_a_table_is_read_in_parts_and_its_pictures_stay_as_they_are(tmp_path, table, monkeypatch):
     import datasets
 
-    monkeypatch.setattr("mmrlhf.rows.ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("mmrlhf.tables.ROWS_AT_A_TIME", 2)
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
     (whole,) = table.cast_column("images", datasets.List(datasets.Image(decode=False)))
     rows = [{**whole, "chosen": [assistant([{"type": "text", "text": f"Cup {number}."}])]} for number in range(1, 6)]
@@ -420,7 +420,7 @@ def without(row, field):
         ),
         ({**PAIR, "images": "a.png"}, "`images` must be a list, not text: write one picture as `image`"),
         ({**PAIR, "images": [3]}, "`images[1]` must be a path, or an object with bytes, not 3"),
-        ({**PAIR, "images": [{"bytes": "iVBOR"}]}, "`images[1]` must be a path, or an object with bytes, not {'bytes'"),
+        ({**PAIR, "images": [{"bytes": "iVBOR"}]}, "`images[1]` is not base64 (incorrect padding): encode"),
         ({**PAIR, "images": ["b.png"]}, "`images[1]` does not exist in "),
         ({**PAIR, "images": ["a.png\0"]}, "`images[1]` does not exist in "),
         ({**PAIR, "images": ["../secret.png"]}, "`images[1]` leads out of the image folder "),
@@ -635,7 +635,7 @@ def test_the_samples_are_good(name, layout, rows, with_facts, facts, capsys):
 
 
 def same(pairs):
-    return [replace(pair, id="", images=tuple(image.key for image in pair.images), meta={}) for pair in pairs]
+    return [replace(pair, id="", images=tuple(image.key for image in pair.images), hallucinated=None, meta={}) for pair in pairs]
 
 
 def test_the_samples_say_the_same_in_every_format():
