@@ -6,7 +6,7 @@ from pathlib import Path
 import mmrlhf
 
 LAYERS = [
-    {"records", "config", "files", "rows", "tables", "facts", "formats", "scenes", "content"},
+    {"records", "config", "files", "rows", "tables", "facts", "formats", "summary", "balance", "scenes", "content"},
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
     {"run", "growing", "rewards", "rollout", "benchmark", "training", "memory"},
@@ -23,6 +23,8 @@ LAYERS = [
         "report",
         "scenes_base",
         "check",
+        "stats",
+        "convert",
     },
     {"demo", "cli", "__main__"},
 ]
@@ -30,7 +32,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED_BY_STAGES = {("evaluate", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
-    "formats": ["turns", "pictures", "preferences", "examples", "reading"],
+    "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
     "report": ["results", "plots", "page", "terminal"],
 }

@@ -18,8 +18,9 @@ from mmrlhf.formats.examples import example_of, layout_of
 from mmrlhf.formats.pictures import beside_of
 from mmrlhf.formats.preferences import is_preference, preference_of
 from mmrlhf.formats.reading import Records, holds_preferences, read_examples, read_preferences
+from mmrlhf.formats.writing import FORMATS, pairs_of
 
 __all__ = [
-    "Records", "beside_of", "example_of", "holds_preferences", "is_preference", "layout_of", 
+    "FORMATS", "Records", "beside_of", "example_of", "holds_preferences", "is_preference", "layout_of", "pairs_of",
     "preference_of", "read_examples", "read_preferences",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from mmrlhf.rows import Row, kind, parse, shown
 SHARED = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
 PAIR_FIELDS = SHARED | {"chosen", "rejected", "output_1", "output_2", "preference"}
 RANKED_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
+LAST_RANK = 1_000_000
 NEVER_RLHF_V = ("prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers")
 
 
@@ -25,6 +26,8 @@ def preference_of(row: Row, beside: Beside) -> Preference:
     hallucinated = row.fields.get("hallucination")
     if not isinstance(hallucinated, bool | None):
         row.fail(f"`hallucination` must be true or false, not {shown(hallucinated)}")
+    for reason in ("chosen_reason", "rejected_reason"):
+        row.text(row.fields.get(reason, ""), reason)
     named = next((name for name in ("source", "origin_dataset", "ds_name") if isinstance(row.fields.get(name), str)), "")
     source = row.text(row.fields[named], named) if named else ""
     meta = meta_of(row, PAIR_FIELDS | RANKED_FIELDS | {named})
@@ -170,8 +173,8 @@ def _ranking(row: Row) -> _Ranked:
         if name in row.fields and len(values) != len(texts):
             row.fail(f"`{name}` has {len(values)} for {len(texts)} answers: give each answer one")
     for number, rank in enumerate(ranks, 1):
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            row.fail(f"`ranks[{number}]` must be a whole number of at least 1, not {shown(rank)}")
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LAST_RANK:
+            row.fail(f"`ranks[{number}]` must be a whole number from 1 to {LAST_RANK:,}, not {shown(rank)}")
     rated = [_number(row, rating, f"ratings[{number}]") for number, rating in enumerate(ratings, 1)]
     return _sorted(turns, texts, ranks or _places(rated), rated)
 
