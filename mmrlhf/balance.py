@@ -1,4 +1,4 @@
-"""Pairs of which length says nothing about the label."""
+"""Pairs whose longer answer is no likelier the chosen one."""
 
 from __future__ import annotations
 

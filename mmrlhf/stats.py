@@ -113,7 +113,7 @@ def _print(figures: Figures) -> None:
     sources = figures["by_source"] if len(figures["by_source"]) > 1 else {}
     shown = {"all": figures, **dict(sorted(sources.items(), key=lambda item: -item[1]["rows"])[:MOST_SOURCES])}
     table = Table(title=f"{figures['file']}: {figures['layout']}", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in shown:
         table.add_column(name.replace("[", r"\["), justify="right")
     for field in figures_of(Summary()):
