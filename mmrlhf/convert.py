@@ -55,7 +55,7 @@ def convert(
     def rows(pictures: bool = True) -> Iterator[dict[str, Any]]:
         for number, one in enumerate(fitting()):
             if kept is None or number in kept:
-                yield form.row(one, [_picture(source, home, inside) if pictures else "" for source in one.images])
+                yield form.row(one, [_picture(source, home, inside) if pictures else {} for source in one.images])
             else:
                 left["pairs for balance"] += 1
 

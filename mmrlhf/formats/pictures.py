@@ -135,11 +135,14 @@ def _bytes(row: Row, text: str, name: str) -> bytes:
 
 
 def facts_of(row: Row, beside: Beside) -> tuple[Fact, ...]:
-    """The row's own, and those known of its images' names, else of its id."""
-    known: list[Fact] = []
-    for _, value in _values(row) if beside.facts else ():
-        path = value.get("path") if isinstance(value, dict) else value
-        if isinstance(path, str):
-            known += beside.facts.get(path) or beside.facts.get(os.path.basename(path), ())
-    named = row.fields.get("id", row.fields.get("idx"))
-    return typed(row) + tuple(known or beside.facts.get(str(named), ()))
+    """The row's own, and those known of its pictures' names, else of its id."""
+    return typed(row) + (_known(row, beside.facts) if beside.facts else ())
+
+
+def _known(row: Row, facts: Facts) -> tuple[Fact, ...]:
+    paths = [value.get("path") if isinstance(value, dict) else value for _, value in _values(row)]
+    for names in (paths, [row.fields.get(name) for name in PATHS]):  # the note says which picture one without a name is
+        found = [facts.get(name) or facts.get(os.path.basename(name), ()) for name in names if isinstance(name, str)]
+        if any(found):
+            return tuple(fact for one in found for fact in one)
+    return facts.get(str(row.fields.get("id", row.fields.get("idx"))), ())
