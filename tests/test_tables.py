@@ -73,6 +73,7 @@ def test_rows_come_by_number_in_any_order(kind, tmp_path):
         assert one.images[0].data == random.Random(number % 11).randbytes(64)
     assert [one.chosen for one in records[3:-2]] == chosen[3:-2]
     assert [one.chosen for one in records[3:][::-2][1:]] == chosen[3:][::-2][1:]
+    assert [one.chosen for one in records[2:].only([5, 0, 5])[:2]] == [chosen[7], chosen[2]]
     assert len(records[20:]) == 0 and not records[20:]
     assert [one.chosen for one in reversed(records)] == chosen[::-1]
     for number in (11, -12):

@@ -25,7 +25,7 @@ class Records(Sequence[Record]):
     def __init__(self, name: str, rows: Table, make: Callable[[Row], Record]) -> None:
         self._rows = rows
         self._make: Callable[[Row], Record] = make
-        self._places = range(sum(make(unread.row()) is not None for unread in through(name, rows)))
+        self._places: Sequence[int] = range(sum(make(unread.row()) is not None for unread in through(name, rows)))
 
     @overload
     def __getitem__(self, place: int) -> Record: ...
@@ -35,10 +35,17 @@ class Records(Sequence[Record]):
 
     def __getitem__(self, place: int | slice) -> Any:
         if isinstance(place, slice):
-            part: Records[Record] = object.__new__(type(self))
-            part._rows, part._make, part._places = self._rows, self._make, self._places[place]
-            return part
+            return self._at(self._places[place])
         return self._make(self._rows[self._places[place]].row())
+
+    def only(self, places: Sequence[int]) -> Records[Record]:
+        """The records at these places, such as those that `balance_lengths` keeps."""
+        return self._at([self._places[place] for place in places])
+
+    def _at(self, places: Sequence[int]) -> Records[Record]:
+        part: Records[Record] = object.__new__(type(self))
+        part._rows, part._make, part._places = self._rows, self._make, places
+        return part
 
     def __iter__(self) -> Iterator[Record]:
         return (self[place] for place in range(len(self)))
