@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -230,6 +231,102 @@ def llava_rlhf_ppo() -> list[dict[str, Any]]:
     ]
 
 
+def rlhf_v() -> list[dict[str, Any]]:
+    """As on the Hub: the texts as JSON in one column, and where the picture came from beside it."""
+    return [
+        {
+            "ds_name": "samples",
+            "image": f"images/{picture.file}",
+            "text": json.dumps({"question": question, "chosen": chosen, "rejected": rejected}),
+            "origin_dataset": "make_samples",
+            "origin_split": json.dumps({"type": "detailed description" if question == DESCRIBE else "question answering"}),
+            "idx": number,
+            "image_path": f"images/{picture.file}",
+        }
+        for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1)
+    ]
+
+
+def rlaif_v() -> list[dict[str, Any]]:
+    """The pictures in base64, one in each way to write it."""
+    ways: tuple[Callable[[str], Any], ...] = (
+        lambda text: f"data:image/png;base64,{text}",
+        lambda text: {"bytes": text},
+        lambda text: {"base64": text},
+        lambda text: text,
+    )
+    return [
+        {
+            "ds_name": "samples",
+            "image": ways[number % 4](base64.b64encode((SAMPLES / "images" / picture.file).read_bytes()).decode()),
+            "question": question,
+            "chosen": chosen,
+            "rejected": rejected,
+            "origin_dataset": "make_samples",
+            "idx": f"pair-{number}",
+            "image_path": f"images/{picture.file}",
+        }
+        for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1)
+    ]
+
+
+def mm_rlhf() -> list[dict[str, Any]]:
+    """The last row is a tie of two good answers."""
+    rows = [
+        {
+            "id": f"pair-{number}",
+            "image": f"images/{picture.file}",
+            "prompt": question,
+            "chosen": chosen,
+            "rejected": rejected,
+            "chosen_reason": "All of it is in the picture.",
+            "rejected_reason": "Some of it is not in the picture.",
+            "is_tie": False,
+            "ls_factor": 1.5 if question == DESCRIBE else 1.0,
+        }
+        for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1)
+    ]
+    said = "Both are true of the picture."
+    tie = {"chosen": PICTURES[1].chosen, "rejected": PICTURES[1].caption, "chosen_reason": said, "rejected_reason": said}
+    return [*rows, {**rows[1], **tie, "id": "pair-9", "is_tie": True, "ls_factor": 0.0}]
+
+
+RATED = ((5, 4), (3, 4), (2, 1))
+"""Helpfulness and faithfulness of the chosen, the plain and the rejected answer."""
+
+
+def vlfeedback() -> list[dict[str, Any]]:
+    """Three answers with ratings of each aspect, one of which does not apply, as text."""
+
+    def completion(text: str, helpful: int, faithful: int) -> dict[str, Any]:
+        ratings = {"Helpfulness": str(helpful), "Ethical Considerations": "N/A", "Visual Faithfulness": str(faithful)}
+        said = {name: {"Rating": rating, "Rationale": "Made up for this sample."} for name, rating in ratings.items()}
+        return {"annotations": said, "model": "none", "response": text}
+
+    return [
+        {
+            "id": f"rated-{number}",
+            "prompt": DESCRIBE,
+            "models": ["none"] * 3,
+            "completions": [completion(text, *RATED[which]) for which, text in zip(order, texts, strict=True)],
+            "img_path": f"images/{picture.file}",
+        }
+        for number, picture in enumerate(PICTURES, 1)
+        for order in [(1, 2, 0) if number % 2 else (2, 0, 1)]
+        for texts in [[(picture.chosen, picture.caption, picture.rejected)[which] for which in order]]
+    ]
+
+
+def rankings() -> list[dict[str, Any]]:
+    """Three answers each, the better two of them as good as each other in every other row; the last two rows are rated instead."""
+    rows: list[dict[str, Any]] = []
+    for number, picture in enumerate(PICTURES, 1):
+        answers = [picture.rejected, picture.chosen, picture.caption]
+        row = {"id": f"ranking-{number}", "prompt": DESCRIBE, "images": [f"images/{picture.file}"], "answers": answers}
+        rows.append({**row, "ranks": [3, 1, 1 + number % 2]} if number < 5 else {**row, "ratings": [1.0, 4.5, 3.0]})
+    return rows
+
+
 def facts() -> list[dict[str, Any]]:
     return [
         {
@@ -255,13 +352,16 @@ def write_parquet(name: str, rows: list[dict[str, Any]]) -> None:
     """Pictures in the table, as `push_to_hub` stores them."""
     import datasets
 
+    def stored(paths: Any) -> Any:
+        if isinstance(paths, list):
+            return [stored(path) for path in paths]
+        return {"bytes": (SAMPLES / paths).read_bytes(), "path": Path(paths).name}
+
     datasets.disable_progress_bars()
-    filled = [
-        {**row, "images": [{"bytes": (SAMPLES / path).read_bytes(), "path": Path(path).name} for path in row["images"]]}
-        for row in rows
-    ]
-    table = datasets.Dataset.from_list(filled).cast_column("images", datasets.List(datasets.Image()))
-    table.to_parquet(SAMPLES / name)
+    field = "images" if "images" in rows[0] else "image"
+    of = datasets.List(datasets.Image()) if field == "images" else datasets.Image()
+    table = datasets.Dataset.from_list([{**row, field: stored(row[field])} for row in rows])
+    table.cast_column(field, of).to_parquet(SAMPLES / name)
 
 
 def main() -> None:
@@ -276,6 +376,11 @@ def main() -> None:
     write_lines("sft.jsonl", sft())
     write_json("llava_rlhf_preference.json", llava_rlhf_preference())
     write_json("llava_rlhf_ppo.json", llava_rlhf_ppo())
+    write_parquet("rlhf_v.parquet", rlhf_v())
+    write_lines("rlaif_v.jsonl", rlaif_v())
+    write_lines("mm_rlhf.jsonl", mm_rlhf())
+    write_lines("vlfeedback.jsonl", vlfeedback())
+    write_lines("rankings.jsonl", rankings())
     write_json("image_to_caption.json", {picture.file: [picture.caption] for picture in PICTURES})
     write_lines("facts.jsonl", facts())
 

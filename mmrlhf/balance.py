@@ -1,37 +1,52 @@
-"""Pairs chosen so that length says nothing of which answer is better: annotators like longer ones, and a reward model learns that first."""
+"""Pairs whose longer answer is no likelier the chosen one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from mmrlhf.records import InputError, Preference
 
 BINS = 10
+"""Of length gaps, with as many pairs in each; fewer where a bin would have less than PAIRS_A_BIN."""
+PAIRS_A_BIN = 20
 
 
-def balance_lengths(preferences: Sequence[Preference], seed: int) -> list[int]:
-    """The numbers of the pairs to keep. Among pairs of similar length gap, relative to the longer answer, as many whose better answer is
-    the longer one as whose worse one is; which, is drawn. Ties and pairs of one length stay. RLAIF-V (Yu et al. 2024) has the aim.
+def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
+    """The numbers of the pairs to keep, so that the longer answer is the chosen one as often as not, at every size of the gap.
 
-    Raises InputError for a ranking of more than two answers.
+    Annotators and models favour long answers, and a reward model learns that first. Pairs are put into bins by the
+    difference of their lengths in words, as a share of the longer; of each bin as many stay whose chosen answer is the
+    longer one as whose rejected one is, by a seeded draw. Ties, and pairs of one length, stay. Raises InputError for a ranking of
+    more than two answers.
     """
-    gaps = np.zeros(len(preferences))
-    for i, p in enumerate(preferences):
-        if len(p.answers) > 2:
+    gaps = []
+    for preference in preferences:
+        if len(preference.answers) != 2:
             raise InputError(
-                f"row {p.id} ranks {len(p.answers)} answers: lengths are balanced over pairs, convert to them with `mmrlhf data convert`"
+                f"row {preference.id} ranks {len(preference.answers)} answers: lengths are balanced over pairs, so convert it to pairs first"
             )
-        better, worse = (len(answer.split()) for answer in p.answers)
-        gaps[i] = 0.0 if p.comparisons[0].tie else (better - worse) / max(better, worse, 1)
-    rng = np.random.default_rng([seed, 19])
-    kept = np.flatnonzero(gaps == 0).tolist()
-    uneven = np.flatnonzero(gaps != 0)
-    edges: np.ndarray | list[float] = np.quantile(np.abs(gaps[uneven]), np.linspace(0, 1, BINS + 1)[1:-1]) if len(uneven) else []
-    place = np.searchsorted(edges, np.abs(gaps[uneven]))
-    for b in range(BINS):
-        longer, shorter = (rng.permutation(uneven[(place == b) & (np.sign(gaps[uneven]) == sign)]) for sign in (1, -1))
-        most = min(len(longer), len(shorter))
-        kept += [*longer[:most].tolist(), *shorter[:most].tolist()]
-    return sorted(kept)
+        ours, theirs = (len(text.split()) for text in preference.answers)
+        tie = preference.ranks[0] == preference.ranks[1]
+        gaps.append(0.0 if tie else (ours - theirs) / max(ours, theirs))
+    gap = np.array(gaps)
+    (uneven,) = np.nonzero(gap)
+    kept = [np.flatnonzero(gap == 0)]
+    rng = np.random.default_rng([seed, 29])
+    for inside in _bins(np.abs(gap[uneven])):
+        rows = uneven[inside]
+        sides = [rows[gap[rows] > 0], rows[gap[rows] < 0]]
+        most = min(map(len, sides))
+        kept += [rng.permutation(side)[:most] for side in sides]
+    return sorted(int(row) for rows in kept for row in rows)
+
+
+def _bins(sizes: np.ndarray) -> list[np.ndarray]:
+    """Places of values of like size, about as many in each bin; equal values share one."""
+    count = min(BINS, max(1, len(sizes) // PAIRS_A_BIN))
+    if not len(sizes):
+        return []
+    edges = np.quantile(sizes, np.linspace(0, 1, count + 1)[1:-1])
+    of = np.searchsorted(edges, sizes)
+    return [np.flatnonzero(of == number) for number in range(count)]

@@ -217,7 +217,7 @@ def _demo(command: Command, argv: list[str]) -> None:
 
 
 def _data(_: Command, argv: list[str]) -> int:
-    return _choose("mmrlhf data", DATA, argv, "Check data, or make some.")
+    return _choose("mmrlhf data", DATA, argv, "Check, count and convert data, or make some.")
 
 
 def _data_check(command: Command, argv: list[str]) -> int:
@@ -229,6 +229,42 @@ def _data_check(command: Command, argv: list[str]) -> int:
     from mmrlhf.check import check
 
     return check(given["file"], image_folder=given.get("image_folder"), facts_file=given.get("facts_file"))
+
+
+def _data_convert(command: Command, argv: list[str]) -> None:
+    from mmrlhf.formats import FORMATS
+
+    parser = _Parser(
+        command, "FILE --to FORMAT --output_file OUT [--image_folder DIR] [--facts_file FILE] [--balance_lengths] [--seed N]"
+    )
+    parser.add_argument("file", metavar="FILE", help="preferences in any format that is read")
+    parser.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=f"one of {', '.join(FORMATS)}")
+    parser.add_argument("--output_file", metavar="OUT", required=True, help="a .jsonl, .json or .parquet file to write")
+    parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
+    parser.add_argument("--facts_file", metavar="FILE", help="facts by image name, to write into the rows")
+    text = "leave pairs out until the longer answer is chosen as often as not, at every size of the difference"
+    parser.add_argument("--balance_lengths", action="store_true", help=text)
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of what --balance_lengths draws (default 0)")
+    given = parser.parse(argv)
+    from mmrlhf.convert import convert
+
+    convert(
+        given["file"], given["to"], given["output_file"], given.get("image_folder"), given.get("facts_file"),
+        given.get("balance_lengths", False), given["seed"],
+    )  # fmt: skip
+
+
+def _data_stats(command: Command, argv: list[str]) -> None:
+    parser = _Parser(command, "FILE [--image_folder DIR] [--facts_file FILE] [--output_dir DIR]")
+    parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
+    parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
+    parser.add_argument("--facts_file", metavar="FILE", help="facts by image name")
+    text = "where stats.json and stats.png are written (default runs/stats)"
+    parser.add_argument("--output_dir", metavar="DIR", default="runs/stats", help=text)
+    given = parser.parse(argv)
+    from mmrlhf.stats import stats
+
+    stats(given["file"], given.get("image_folder"), given.get("facts_file"), given["output_dir"])
 
 
 def _data_scenes(command: Command, argv: list[str]) -> None:
@@ -340,7 +376,9 @@ COMMANDS = {
         "mmrlhf eval scenes --model_name_or_path runs/sft/model --adapter_path runs/ppo/policy --output_dir runs/eval",
         _eval,
     ),
-    "data": Command("check a data file, or make data", "mmrlhf data check rows.jsonl --image_folder images", _data),
+    "data": Command(
+        "check, count or convert a data file, or make data", "mmrlhf data check rows.jsonl --image_folder images", _data
+    ),
     "env": Command("print versions and devices, for a bug report", "mmrlhf env", _env),
 }
 
@@ -349,6 +387,16 @@ DATA = {
         "read every row of a file and say what is wrong",
         "mmrlhf data check rows.jsonl --image_folder images",
         _data_check,
+    ),
+    "convert": Command(
+        "write preferences in another format",
+        "mmrlhf data convert rows.jsonl --to rankings --output_file rows.parquet",
+        _data_convert,
+    ),
+    "stats": Command(
+        "count and measure a file: sources, lengths, ties, duplicates",
+        "mmrlhf data stats rows.jsonl --output_dir runs/stats",
+        _data_stats,
     ),
     "scenes": Command("draw scenes with exact facts", "mmrlhf data scenes --output_dir runs/scenes", _data_scenes),
     "base": Command("train the demo's small base model", "mmrlhf data base --output_dir runs/base", _data_base),

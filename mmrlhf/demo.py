@@ -27,12 +27,13 @@ from mmrlhf.best_of_n import best_of_n
 from mmrlhf.config import Config, PPOConfig, RewardConfig, SFTConfig, WorldConfig, load, save
 from mmrlhf.content import find, folder
 from mmrlhf.evaluate import scored
+from mmrlhf.files import write_whole
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, InputError, Message, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer_all
-from mmrlhf.run import json_line, progress, read_jsonl, write_whole
+from mmrlhf.run import json_line, progress, read_jsonl
 from mmrlhf.sampling import Sampling
 from mmrlhf.sft import sft
 from mmrlhf.vlm import VLM

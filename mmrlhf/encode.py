@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from mmrlhf.config import EncodeConfig
 from mmrlhf.features import GIB
@@ -18,11 +19,11 @@ AT_A_TIME = 256
 def encode(config: EncodeConfig) -> dict[str, float]:
     """Encode every picture that the folder does not hold yet; returns what it says at the end. Killed, the same command continues."""
     where = (config.dataset_name, config.dataset_train_split, config.image_folder)
-    rows: list[Example] | list[Preference]
+    rows: Sequence[Example] | Sequence[Preference]
     if holds_preferences(config.dataset_name, config.dataset_train_split):
-        rows = list(read_preferences(*where))
+        rows = read_preferences(*where)
     else:
-        rows = list(read_examples(*where))
+        rows = read_examples(*where)
     vlm = load(config.model_name_or_path, config.dtype, engine=config)
     disk, count = vlm.encoder.cache.disk, vlm.encoder.cache.count
     assert disk is not None

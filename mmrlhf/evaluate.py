@@ -11,11 +11,12 @@ from typing import Any
 
 from mmrlhf.benchmark import load_benchmark
 from mmrlhf.config import EvalConfig
+from mmrlhf.files import write_whole
 from mmrlhf.generate import policy, sampling
 from mmrlhf.growing import state_of
 from mmrlhf.records import Example, InputError
 from mmrlhf.rollout import answer_all
-from mmrlhf.run import Run, json_line, progress, read_jsonl, write_whole
+from mmrlhf.run import Run, json_line, progress, read_jsonl
 from mmrlhf.vlm import VLM
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from mmrlhf.nouns import plural_of
 from mmrlhf.records import Fact, FactKind
-from mmrlhf.rows import Row, contents, kind, read, shown
+from mmrlhf.rows import Row, contents, kind, shown
+from mmrlhf.tables import read
 
 
 def read_facts(path: str | Path) -> dict[str, tuple[Fact, ...]]:

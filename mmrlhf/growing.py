@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.run import refuse_output_file
+from mmrlhf.files import refuse_output_file
 
 
 def state_of(path: str | None) -> list[Any]:

@@ -30,13 +30,14 @@ from mmrlhf.artefact import load_reward_model
 from mmrlhf.config import PPOConfig
 from mmrlhf.facts import read_facts, render
 from mmrlhf.features import GIB
+from mmrlhf.files import write_whole
 from mmrlhf.formats import read_examples
 from mmrlhf.memory import peak, plan
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards import RewardModel, fact_rm, prompt_with_facts
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.rollout import Answers, answer, hidden_states, logps, over_all, some, token_at, values
-from mmrlhf.run import Run, load_optimizer, optimizer_tensors, write_whole
+from mmrlhf.run import Run, load_optimizer, optimizer_tensors
 from mmrlhf.sampling import Sampling
 from mmrlhf.terms import Entry, Sample, Term, alarms, guards, ledger, parse, resolve
 from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps

@@ -22,12 +22,13 @@ from mmrlhf.calibration import expected_calibration_error, fit_temperature, reli
 from mmrlhf.config import RewardBenchConfig
 from mmrlhf.damage import contradicted, thinned
 from mmrlhf.facts import read_facts
+from mmrlhf.files import write_whole
 from mmrlhf.formats import read_preferences
 from mmrlhf.growing import GrowingFile, state_of
 from mmrlhf.probe import KINDS, Planted, plant
 from mmrlhf.records import Comparison, Fact, InputError, Preference
 from mmrlhf.rewards import Group, RewardModel
-from mmrlhf.run import Run, json_line, progress, read_jsonl, write_whole
+from mmrlhf.run import Run, json_line, progress, read_jsonl
 
 GAPS = (-0.25, -0.05, 0.05, 0.25)
 """Edges of the bins of length: words of the better answer less those of the worse one, over the longer one's."""

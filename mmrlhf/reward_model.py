@@ -26,7 +26,7 @@ from mmrlhf.calibration import fit_temperature
 from mmrlhf.config import RewardConfig
 from mmrlhf.damage import unsteady
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import read_preferences
+from mmrlhf.formats import Records, read_preferences
 from mmrlhf.probe import learnt, plant, probe_rates
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards import Group, RewardModel, random_head, review_head
@@ -96,7 +96,8 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
             held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
 
     if config.balance_lengths:
-        pairs = [pairs[i] for i in balance_lengths(pairs, config.seed)]
+        kept = balance_lengths(pairs, config.seed)
+        pairs = pairs.only(kept) if isinstance(pairs, Records) else [pairs[i] for i in kept]
     if config.train == "full" and config.dtype != "float32":
         raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
 

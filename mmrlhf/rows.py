@@ -1,26 +1,16 @@
-"""Rows of a data file, and where each stands: what is read before anyone says what the fields mean.
-
-JSON is read with `json`: Arrow's reader guesses types, so that an answer "2024-01-01" would come back as a date and
-"3" as a number, and one broken line loses the file without saying which. Parquet, saved `datasets` folders and the Hub
-have types of their own and go through `datasets`; local files are read where they lie, so that no cached copy goes stale.
-Pictures stay encoded.
-"""
+"""What a row of a data file is, and where it stands, before anyone says what its fields mean."""
 
 from __future__ import annotations
 
 import difflib
 import io
 import json
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mmrlhf.config import suggestion
 from mmrlhf.records import InputError
-
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -83,33 +73,9 @@ class Unread:
             raise InputError(f"{self.where}: nested too deep to be data: correct it") from None
 
 
-def read(dataset_name: str, split: str = "train") -> Iterator[Unread]:
-    """The rows of a JSON, JSONL or parquet file, a saved `datasets` folder, or a Hub dataset.
-
-    Raises InputError when there is no such thing, it cannot be read, or it has no rows.
-    """
-    path = Path(dataset_name)
-    if path.suffix in (".json", ".jsonl") and not path.is_dir():
-        rows = _read_json(path)
-    else:
-        rows = _read_datasets(dataset_name, split)
-    found = False
-    for row in rows:
-        found = True
-        yield row
-    if not found:
-        raise InputError(f"{dataset_name} has no rows: give a dataset with at least one")
-
-
-def folder(dataset_name: str) -> Path | None:
-    """Where relative paths of a dataset start unless the user says otherwise: its own folder; none for a Hub id."""
-    path = Path(dataset_name)
-    return path if path.is_dir() else path.parent if path.is_file() else None
-
-
 def contents(path: Path) -> Any:
     """The JSON value that a whole file holds. Raises InputError when there is none."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return parse(file.read(), str(path))
 
 
@@ -138,100 +104,14 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 4]}...{text[-1]}"
 
 
-def _read_json(path: Path) -> Iterator[Unread]:
-    """One object a line, or one list of objects: whichever the content is, whatever the suffix says."""
-    with _opened(path) as file:
-        if file.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
-            values = parse(file.read(), str(path))
-            yield from (Unread(f"{path}, row {number}", number, value) for number, value in enumerate(values, 1))
-        else:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield Unread(f"{path}, line {number}", number, line)
-
-
-def _opened(path: Path) -> io.BufferedReader:
+def opened(path: Path) -> io.BufferedReader:
+    """A file to read bytes from. Raises InputError."""
     try:
         return path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} does not exist: correct the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a file") from None
-
-
-def _read_datasets(name: str, split: str) -> Iterator[Unread]:
-    try:
-        tables = _tables(name, split)
-        for number, value in enumerate((row for table in tables for row in _undecoded(table)), 1):
-            yield Unread(f"{name}, row {number}", number, value)
-    except InputError:
-        raise
-    except Exception as error:  # the readers of datasets, pyarrow and the Hub have no exception in common
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(f"{name} cannot be read ({reason}): correct the file, the name or the split") from None
-
-
-ROWS_AT_A_TIME = 64
-"""Of a parquet file, so that a large one is not in memory twice."""
-
-
-def _tables(name: str, split: str) -> Iterator[Any]:
-    """A dataset as `datasets.Dataset`s, one after the other."""
-    path = Path(name)
-    if path.is_file() and path.suffix != ".parquet":
-        raise InputError(f"{name} is not a .json, .jsonl or .parquet file: convert it to one of them")
-    if not path.exists() and not (HUB_ID.fullmatch(name) and path.suffix != ".parquet"):
-        raise InputError(f"{name} does not exist: give a file, a `datasets` folder, or a Hub id such as owner/name")
-    import datasets
-
-    if path.is_file():
-        yield from _parquet(path)
-    elif not path.exists():
-        yield datasets.load_dataset(name, split=split)
-    elif any((path / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
-        saved = datasets.load_from_disk(name)
-        yield saved[_split(name, split, saved)] if isinstance(saved, datasets.DatasetDict) else saved
-    elif next(path.rglob("*.parquet"), None) is not None:
-        files = datasets.load_dataset_builder("parquet", data_dir=name).config.data_files
-        for file in files[_split(name, split, files)]:
-            yield from _parquet(Path(file))
-    else:
-        raise InputError(f"{name} is not a saved `datasets` folder: name the data file itself")
-
-
-def _split(name: str, split: str, splits: Mapping[str, Any]) -> str:
-    """The split to read: the one that is asked for, or the only one. Raises InputError with the nearest name."""
-    if split not in splits and len(splits) > 1:
-        raise InputError(f"{name} has no split {split}: {suggestion(split, map(str, splits))}")
-    return split if split in splits else next(iter(splits))
-
-
-def _parquet(path: Path) -> Iterator[Any]:
-    """A file's rows, some at a time. A stream of `datasets` has threads that outlive it where reading stops early, as it
-    does at a bad row: Python then hangs or aborts when it ends.
-    """
-    import datasets
-    import pyarrow
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS_AT_A_TIME, use_threads=False):
-            yield datasets.Dataset(pyarrow.Table.from_batches([batch]))
-
-
-def _undecoded(dataset: Any) -> Iterator[Any]:
-    """Its rows with pictures as encoded bytes or paths. `decode(False)` would leave columns of JSON undecoded too."""
-    import datasets
-
-    def encoded(feature: Any) -> Any:
-        if isinstance(feature, datasets.Image):
-            return replace(feature, decode=False)
-        if isinstance(feature, dict):
-            return {name: encoded(inner) for name, inner in feature.items()}
-        return replace(feature, feature=encoded(feature.feature)) if hasattr(feature, "feature") else feature
-
-    stream = dataset.to_iterable_dataset()  # casting a stream writes no cache
-    return iter(stream.cast(datasets.Features(encoded(dict(dataset.features)))))
 
 
 def _without_nulls(value: Any) -> Any:

@@ -20,10 +20,9 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmrlhf import config as configuration
+from mmrlhf.files import refuse_unwritable, sync, write_whole
 from mmrlhf.records import InputError
 
 MAY_DIFFER = ("logging_steps", "save_steps", "max_length", "output_dir", *configuration.EngineConfig.__dataclass_fields__)
@@ -148,11 +148,11 @@ class Run:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for path in (temporary / "state.safetensors", temporary / "state.json", temporary):
-            _sync(path)
+            sync(path)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
         # A later step can only be one that did not load, or it would have been resumed from.
         earlier = [path for path in self._checkpoints() if _step(path) <= step][:CHECKPOINTS_KEPT]
         for path in self._checkpoints():
@@ -313,47 +313,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is there whole or, whatever happens meanwhile, as it was before. Makes its folder.
-
-    Raises OSError (a full disk, no permission).
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)  # the name, too, is on the disk
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def refuse_unwritable(folder: Path, setting: str) -> None:
-    """Try whether a file can be written in a folder, before work is done for it; leaves no trace.
-
-    Raises InputError, which names the setting that gave the folder.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"{setting} {folder} cannot be written ({error.strerror}): give another --{setting}") from None
-    finally:
-        for path in made:
-            with suppress(OSError):  # it was not made, or another process has put something there
-                path.rmdir()
-
-
-def refuse_output_file(path: Path) -> None:
-    """`refuse_unwritable` for the file that --output_file names. Raises InputError."""
-    if path.is_dir():
-        raise InputError(f"output_file {path} is a directory: name a file in it")
-    refuse_unwritable(path.parent, "output_file")
-
-
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a last line that a killed process left torn is dropped.
 
@@ -388,15 +347,6 @@ def _cut(path: Path, last: int) -> None:
     after = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept).encode()
     if after != before:
         write_whole(path, after)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _step(path: Path) -> int:

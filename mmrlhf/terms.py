@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from mmrlhf.files import write_whole
 from mmrlhf.records import Fact, ImageSource, InputError, Message
-from mmrlhf.run import json_line, write_whole
+from mmrlhf.run import json_line
 
 
 @dataclass(frozen=True)

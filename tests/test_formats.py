@@ -1,5 +1,6 @@
 """Every format gives the same records, and every fault is one sentence with its place."""
 
+import base64
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from mmrlhf import content
 from mmrlhf.check import check
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import holds_preferences, read_examples, read_preferences
+from mmrlhf.images import open_image
 from mmrlhf.records import Fact, InputError, Message
 
 ASK = Message("user", "What is it?")
@@ -169,8 +171,8 @@ def test_only_the_first_human_turn_of_a_ppo_row_counts(place):
 
 
 def test_what_no_stage_reads_is_kept(place):
-    row = {**IMAGE, "prompt": "What is it?", "chosen": "A cup.", "rejected": "A cat.", "margin": 0.5, "source": "me"}
-    assert read_preferences(lines(place, row))[0].meta == {"margin": 0.5, "source": "me"}
+    row = {**IMAGE, "prompt": "What is it?", "chosen": "A cup.", "rejected": "A cat.", "rejected_reason": "No cat.", "source": 3}
+    assert read_preferences(lines(place, row))[0].meta == {"rejected_reason": "No cat.", "source": 3}
 
 
 def test_rows_without_pictures_and_with_several(place):
@@ -184,6 +186,118 @@ def test_rows_without_pictures_and_with_several(place):
     examples = read_examples(path)
     assert [[Path(image.path).name for image in example.images] for example in examples] == [[], [], ["b.png", "a.png"]]
     assert examples[2].prompt == (ASK,)
+
+
+# ---- preferences of other data sets -----------------------------------------------------------------------------------
+
+PLAIN = {"prompt": "What is it?", "chosen": "A cup.", "rejected": "A cat."}
+TEXT = {"question": "What is it?", "chosen": "A cup.", "rejected": "A cat."}
+
+
+def aspects(**ratings):
+    return {name.replace("_", " "): {"Rating": rating, "Rationale": "So."} for name, rating in ratings.items()}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({**PLAIN, "margin": 2}, {"ratings": (2.0, 0.0)}),
+        ({**PLAIN, "margin": -0.5, "is_tie": True}, {"ratings": (-0.5, 0.0), "ranks": (1, 1)}),
+        ({**PLAIN, "is_tie": None, "margin": None}, {}),
+        ({**PLAIN, "hallucination": False, "source": " lab "}, {"hallucinated": False, "source": "lab"}),
+        ({"text": json.dumps(TEXT), "ds_name": "RLHF-V", "origin_dataset": "VQAv2", "idx": 7}, {"id": "7", "source": "VQAv2"}),
+        ({"text": TEXT, "ds_name": "RLHF-V", "idx": "x"}, {"id": "x", "source": "RLHF-V"}),
+        ({**TEXT, "idx": "3", "origin_dataset": "COCO", "id": 4}, {"id": "4", "source": "COCO"}),
+        (
+            {**PLAIN, "is_tie": True, "chosen_reason": "a", "rejected_reason": "b", "ls_factor": 0},
+            {"ratings": (0.0, 0.0), "ranks": (1, 1)},
+        ),
+        ({**PLAIN, "is_tie": False, "ls_factor": 1.5, "source": 3, "ds_name": "MM"}, {"ratings": (1.5, 0.0), "source": "MM"}),
+        ({"prompt": "What is it?", "answers": ["A cat.", "A cup."], "ranks": [5, 2]}, {"ranks": (2, 5)}),
+        ({"prompt": [user("What is it?")], "answers": ["A cat.", "A cup."], "ratings": [1, 4.5]}, {"ratings": (4.5, 1.0)}),
+    ],
+)
+def test_pairs_of_other_data_sets(place, row, expected):
+    (pair,) = read_preferences(lines(place, {"image": "a.png", **row}))
+    given = {"id": "1", "ranks": (1, 2), "ratings": (), "source": "", "hallucinated": None, **expected}
+    assert (pair.prompt, pair.answers) == ((ASK,), ("A cup.", "A cat."))
+    assert {name: getattr(pair, name) for name in given} == given
+    (example,) = read_examples(lines(place, {"image": "a.png", **row}))
+    assert (example.prompt, example.answer, example.id) == ((ASK,), None, pair.id)
+
+
+@pytest.mark.parametrize("ratings", [[2, 5, 2], ["2", "5.0", "2"]])
+def test_a_ranking_of_several_is_sorted_and_keeps_its_ties(place, ratings):
+    row = {**IMAGE, "prompt": "What is it?", "answers": ["A cat.", "A cup.", "A dog."]}
+    ranked = {**row, "ranks": [2, 1, 2]}
+    rated = {**row, "ratings": [2, 5, 2]}
+    both = {**row, "ranks": [2, 1, 2], "ratings": [9, 0, 9]}  # ranks count
+    completions = [
+        {
+            "response": text,
+            "model": "m",
+            "annotations": aspects(Helpfulness=rating, Ethical_Considerations="N/A", Visual_Faithfulness=rating),
+        }
+        for text, rating in zip(row["answers"], ratings, strict=True)
+    ]
+    again = {**completions[0], "response": " A cat.", "annotations": aspects(Helpfulness="5")}  # the first of one text counts
+    feedback = {"id": 1, "prompt": "What is it?", "completions": [*completions, again], "img_path": "a.png"}
+    table = {"response": [c["response"] for c in completions], "model": ["m"] * 3}
+    table |= {"annotations": {aspect: {part: [c["annotations"][aspect][part] for c in completions] for part in ("Rating", "Rationale")}
+                              for aspect in completions[0]["annotations"]}}  # fmt: skip
+    hub = {"id": 1, "prompt": "What is it?", "completions": table, "image": "a.png"}
+    listed_notes = {**hub, "completions": {**table, "annotations": [c["annotations"] for c in completions]}}
+    for one in (ranked, rated, both, feedback, hub, listed_notes):
+        (ranking,) = read_preferences(lines(place, one))
+        assert ranking.answers == ("A cup.", "A cat.", "A dog.")
+        assert ranking.ranks == (1, 2, 2)
+        assert ranking.ratings == {"ranks": () if one is ranked else (0, 9, 9)}.get("ranks" if "ranks" in one else "", (5, 2, 2))
+        assert holds_preferences(lines(place, one))
+
+
+def test_the_mean_over_aspects_leaves_out_what_is_no_number(place):
+    notes = aspects(Helpfulness="4", Ethical_Considerations="N/A", Visual_Faithfulness="1")
+    row = {"prompt": "?", "img_path": "a.png", "completions": [
+        {"response": "a", "annotations": notes}, {"response": "b", "annotations": aspects(Helpfulness=3)},
+        {"response": "c", "annotations": aspects(Helpfulness="N/A")},
+    ]}  # fmt: skip
+    (ranking,) = read_preferences(lines(place, row))
+    assert (ranking.answers, ranking.ratings) == (("b", "a"), (3.0, 2.5))
+
+
+def test_fields_that_others_use_as_well_make_no_preference(place):
+    for more in ({"completions": ["a", "b"]}, {"answers": ["a"]}, {"ranks": [1]}, {"text": "a"}, {"ratings": 3, "is_tie": 1}):
+        path = lines(place, {**IMAGE, "prompt": "What is it?", "completion": "A cup.", **more})
+        assert not holds_preferences(path)
+        assert read_examples(path, need_answer=True)[0].answer == "A cup."
+
+
+@pytest.mark.parametrize("field", ["image", "image_path", "img_path", "images"])
+@pytest.mark.parametrize("way", ["path", "object", "uri", "bytes", "base64", "plain", "wrapped", "list"])
+def test_every_way_to_write_a_picture(place, field, way):
+    text = base64.b64encode(noise := (png() + b"\0" * 300)).decode()
+    (place / "n.png").write_bytes(noise)
+    value = {
+        "path": "n.png", "object": {"path": "n.png", "bytes": None}, "uri": f"data:image/png;base64,{text}", "bytes": {"bytes": text},
+        "base64": {"base64": text, "path": "a.png"}, "plain": text, "wrapped": "\n".join(text[i : i + 76] for i in range(0, len(text), 76)),
+        "list": ["n.png", text],
+    }[way]  # fmt: skip
+    value = [value] if field == "images" and not isinstance(value, list) else value
+    (pair,) = read_preferences(lines(place, {**PLAIN, field: value}))
+    assert [image.read() for image in pair.images] == [noise] * (2 if way == "list" else 1)
+    assert "image" not in str(pair.meta)
+    assert all(open_image(image).size == (4, 3) for image in pair.images)
+    again = read_preferences(lines(place, {**PLAIN, field: value}))
+    assert again[0] == again[0] and again[0].images == pair.images
+
+
+def test_a_note_on_where_a_picture_came_from_is_no_second_one_and_finds_its_facts(place):
+    row = {**PLAIN, "image": {"bytes": base64.b64encode(png()).decode()}, "image_path": "far/away/b.png"}
+    (pair,) = read_preferences(lines(place, row), facts={"b.png": (Fact("absent", "cat"),)})
+    assert len(pair.images) == 1 and pair.meta == {"image_path": "far/away/b.png"}
+    assert pair.facts == (Fact("absent", "cat"),)
+    (pair,) = read_preferences(lines(place, {**PLAIN, "image": "a.png", "image_path": "a.png"}), facts={"a.png": pair.facts})
+    assert pair.facts == (Fact("absent", "cat"),)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -258,7 +372,7 @@ def test_tables_with_pictures_inside(tmp_path, table, layout):
 def test_a_table_is_read_in_parts_and_its_pictures_stay_as_they_are(tmp_path, table, monkeypatch):
     import datasets
 
-    monkeypatch.setattr("mmrlhf.rows.ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("mmrlhf.tables.ROWS_AT_A_TIME", 2)
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
     (whole,) = table.cast_column("images", datasets.List(datasets.Image(decode=False)))
     rows = [{**whole, "chosen": [assistant([{"type": "text", "text": f"Cup {number}."}])]} for number in range(1, 6)]
@@ -420,7 +534,7 @@ def without(row, field):
         ),
         ({**PAIR, "images": "a.png"}, "`images` must be a list, not text: write one picture as `image`"),
         ({**PAIR, "images": [3]}, "`images[1]` must be a path, or an object with bytes, not 3"),
-        ({**PAIR, "images": [{"bytes": "iVBOR"}]}, "`images[1]` must be a path, or an object with bytes, not {'bytes'"),
+        ({**PAIR, "images": [{"bytes": "iVBOR"}]}, "`images[1]` is not base64 ("),
         ({**PAIR, "images": ["b.png"]}, "`images[1]` does not exist in "),
         ({**PAIR, "images": ["a.png\0"]}, "`images[1]` does not exist in "),
         ({**PAIR, "images": ["../secret.png"]}, "`images[1]` leads out of the image folder "),
@@ -538,7 +652,8 @@ def test_facts_meet_rows_by_picture_else_by_id(place):
 
 
 FIELDS = "id image images prompt chosen rejected messages completion conversations output_1 output_2 preference facts"
-KEYS = st.sampled_from(["role", "content", "type", "text", "from", "value", "bytes", "path", "kind"])
+FIELDS += " text question idx image_path img_path completions answers ranks ratings is_tie margin ls_factor hallucination source"
+KEYS = st.sampled_from(["role", "content", "type", "text", "from", "value", "bytes", "path", "kind", "response", "annotations"])
 WORDS = st.sampled_from(["user", "assistant", "human", "gpt", "image", "text", "a.png", "../a", "<image>", "A"])
 WORDS |= st.text(max_size=5)
 VALUES = st.recursive(
@@ -548,18 +663,20 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(st.sampled_from(FIELDS.split()) | WORDS, VALUES, max_size=6) | VALUES, max_size=3))
 def test_any_json_gives_records_or_an_input_error(place, rows):
     for path in (lines(place, *map(json.dumps, rows)), listed(place, *rows)):
         for read in (read_examples, read_preferences):
             try:
-                assert len(read(path)) == len(rows)
+                records = read(path)
+                assert len(records) == len(rows)
+                assert list(records) == list(records)
             except InputError as error:
                 assert "\n" not in str(error)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60))
 def test_any_bytes_give_records_or_an_input_error(place, data):
     (place / "rows.jsonl").write_bytes(data)
@@ -623,6 +740,11 @@ SAMPLES = content.find("data", "samples")
         ("trl_preference.parquet", "TRL preference pairs", 8, 8),
         ("llava_rlhf_preference.json", "LLaVA-RLHF pairs", 8, 8),
         ("llava_rlhf_ppo.json", "LLaVA-RLHF prompts", 7, 7),
+        ("rlhf_v.parquet", "RLHF-V pairs", 8, 8),
+        ("rlaif_v.jsonl", "RLAIF-V pairs", 8, 8),
+        ("mm_rlhf.jsonl", "MM-RLHF pairs", 9, 9),
+        ("vlfeedback.jsonl", "VLFeedback rankings", 6, 6),
+        ("rankings.jsonl", "rankings", 6, 6),
         ("sft.jsonl", "TRL messages", 7, 6),
     ],
 )
@@ -635,7 +757,7 @@ def test_the_samples_are_good(name, layout, rows, with_facts, facts, capsys):
 
 
 def same(pairs):
-    return [replace(pair, id="", images=tuple(image.key for image in pair.images), meta={}) for pair in pairs]
+    return [replace(pair, id="", images=tuple(image.key for image in pair.images), hallucinated=None, meta={}) for pair in pairs]
 
 
 def test_the_samples_say_the_same_in_every_format():

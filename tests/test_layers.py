@@ -6,7 +6,22 @@ from pathlib import Path
 import mmrlhf
 
 LAYERS = [
-    {"records", "config", "rows", "formats", "facts", "nouns", "damage", "balance", "calibration", "scenes", "content"},
+    {
+        "records",
+        "config",
+        "files",
+        "rows",
+        "tables",
+        "nouns",
+        "facts",
+        "damage",
+        "formats",
+        "summary",
+        "balance",
+        "calibration",
+        "scenes",
+        "content",
+    },
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
     {"run", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "training", "memory"},
@@ -24,6 +39,8 @@ LAYERS = [
         "report",
         "scenes_base",
         "check",
+        "stats",
+        "convert",
     },
     {"demo", "cli", "__main__"},
 ]
@@ -31,6 +48,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED_BY_STAGES = {("evaluate", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
+    "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
     "report": ["results", "plots", "page", "terminal"],
 }

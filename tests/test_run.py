@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmrlhf.files import refuse_output_file, write_whole
 from mmrlhf.records import InputError
-from mmrlhf.run import Run, load_optimizer, optimizer_tensors, read_jsonl, refuse_output_file, write_whole
+from mmrlhf.run import Run, load_optimizer, optimizer_tensors, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ run.resume()
 for step in range(1, 5):
     run.log(step, {"loss": float(step)})
     if step == 4:  # dies when the second checkpoint is written and not yet in its place
-        module._sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        module.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
     if step % 2 == 0:
         run.save(step, {"w": torch.full((3,), float(step))}, {"step": step})
 """

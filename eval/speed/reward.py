@@ -21,11 +21,11 @@ import torch
 from phases import LLAVAS, build, rows
 
 from mmrlhf.features import FeatureCache
+from mmrlhf.files import write_whole
 from mmrlhf.images import open_image
 from mmrlhf.records import Fact
 from mmrlhf.rewards import Group, RewardModel, review_messages
 from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.run import write_whole
 from mmrlhf.vlm import VLM
 
 

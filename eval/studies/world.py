@@ -23,12 +23,12 @@ from mmrlhf.benchmark import load_benchmark
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, WorldConfig, load
 from mmrlhf.content import find, folder
 from mmrlhf.evaluate import scored
+from mmrlhf.files import write_whole
 from mmrlhf.generate import policy
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.rollout import answer_all
-from mmrlhf.run import write_whole
 from mmrlhf.sft import sft
 from mmrlhf.terms import Term
 

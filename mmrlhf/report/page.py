@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mmrlhf.files import write_whole
 from mmrlhf.report.plots import CURVES, curve_plot, scatter_plot
 from mmrlhf.report.results import (
     AFTER,
@@ -23,7 +24,6 @@ from mmrlhf.report.results import (
     pieces,
     value_of,
 )
-from mmrlhf.run import write_whole
 
 SPLITS = {
     "held_out": "Held out: new pictures of the kind trained on",

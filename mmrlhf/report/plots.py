@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from mmrlhf.files import write_whole
 from mmrlhf.report.results import AFTER, METRIC, MODELS, Piece, interval_of, model_named, models_on, pieces, value_of
-from mmrlhf.run import write_whole
 
 Plot = tuple[Markup, str]
 """An inline SVG and its alternative text."""

@@ -1,0 +1,68 @@
+"""Files that appear whole or not at all, and places that cannot be written. No torch: a command on data starts at once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mmrlhf.records import InputError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to write a file that takes the name `path` when the block ends well, and is gone when it does not. Makes its folder.
+
+    Raises OSError (a full disk, no permission).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)  # the name, too, is on the disk
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is there whole or, whatever happens meanwhile, as it was before. Raises OSError, as `whole` does."""
+    with whole(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def refuse_unwritable(folder: Path, setting: str) -> None:
+    """Try whether a file can be written in a folder, before work is done for it; leaves no trace.
+
+    Raises InputError, which names the setting that gave the folder.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{setting} {folder} cannot be written ({error.strerror}): give another --{setting}") from None
+    finally:
+        for path in made:
+            with suppress(OSError):  # it was not made, or another process has put something there
+                path.rmdir()
+
+
+def refuse_output_file(path: Path) -> None:
+    """`refuse_unwritable` for the file that --output_file names. Raises InputError."""
+    if path.is_dir():
+        raise InputError(f"output_file {path} is a directory: name a file in it")
+    refuse_unwritable(path.parent, "output_file")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a directory's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
