@@ -104,7 +104,7 @@ def test_lines_on_one_picture_add_up_and_ids_name_rows_without_one(tmp_path):
         ({"image": "a", "relations": [["a", "on"]]}, "line 1: `relations[1]` must be a list of 3, not ['a', 'on']"),
         ({"image": "a", "objects": [["a", 0]]}, "line 1: `objects[1]` must have a count of at least 1"),
         ({"image": "a", "objects": [["a", True]]}, "or null where it is unknown, not True"),
-        ({"image": "a", "objects": ["a"]}, "line 1: `objects[1]` must be a list of 3, not 'a'"),
+        ({"image": "a", "objects": ["a"]}, "line 1: `objects[1]` must be a list of 4, not 'a'"),
         ({"image": "a", "facts": [{"kind": "objct", "text": "a"}]}, "`facts[1].kind` must be one of caption, object,"),
         ({"image": "a", "facts": [{"kind": "ocr"}]}, "line 1: `facts[1].text` must be text, not null"),
         (

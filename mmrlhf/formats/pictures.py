@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.facts import typed
+from mmrlhf.facts import known, typed
 from mmrlhf.records import Fact, ImageSource, InputError
 from mmrlhf.rows import Row, kind, shown
 from mmrlhf.tables import folder
@@ -142,7 +142,7 @@ def facts_of(row: Row, beside: Beside) -> tuple[Fact, ...]:
 def _known(row: Row, facts: Facts) -> tuple[Fact, ...]:
     paths = [value.get("path") if isinstance(value, dict) else value for _, value in _values(row)]
     for names in (paths, [row.fields.get(name) for name in PATHS]):  # the note says which picture one without a name is
-        found = [facts.get(name) or facts.get(os.path.basename(name), ()) for name in names if isinstance(name, str)]
+        found = [known(facts, name) for name in names if isinstance(name, str)]
         if any(found):
             return tuple(fact for one in found for fact in one)
     return facts.get(str(row.fields.get("id", row.fields.get("idx"))), ())

@@ -1,0 +1,72 @@
+"""Facts as text for a reward model's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from mmrlhf.records import Fact, InputError
+
+
+def render(
+    facts: Sequence[Fact],
+    order_seed: int | None = None,
+    template: str = "typed",
+    budget: int | None = None,
+    count: Callable[[str], int] = lambda text: len(text.split()),
+) -> str:
+    """Typed evidence as text, "" without facts: `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`
+
+    The order is seeded, so that both answers of a pair (all answers of a prompt) read the same text; None keeps the given order.
+    `template` is `typed`, `captions` (a dash and a line for each, as LLaVA-RLHF has it), or the path of a Jinja file, which is given
+    `facts`. What is more than `budget` tokens, as `count` counts them, is left out fact by fact: the least confident first, and of equals the
+    last. Runs of white space become one space: a fact stays on its line whatever its file says. Raises InputError for a template.
+    """
+    order = np.arange(len(facts)) if order_seed is None else np.random.default_rng(order_seed).permutation(len(facts))
+    kept = [facts[i] for i in order]
+    write = _writer(template)
+    while kept and budget is not None and count(write(kept)) > budget:
+        kept.pop(min(range(len(kept)), key=lambda i: (kept[i].confidence, -i)))
+    return write(kept) if kept else ""
+
+
+def _writer(template: str) -> Callable[[Sequence[Fact]], str]:
+    if template == "typed":
+        return _typed
+    if template == "captions":
+        return _captions
+    return lambda facts: _from_file(template, facts)
+
+
+def _line(fact: Fact) -> str:
+    return " ".join(fact.text.split())
+
+
+def _typed(facts: Sequence[Fact]) -> str:
+    def box(fact: Fact) -> str:
+        return f" [{', '.join(f'{side:.2f}' for side in fact.box)}]" if fact.box else ""
+
+    return "Facts: " + "; ".join(f"{fact.kind} {_line(fact)}{box(fact)}" for fact in facts) + "."
+
+
+def _captions(facts: Sequence[Fact]) -> str:
+    lines = (_line(fact) if fact.kind == "caption" else f"{fact.kind}: {_line(fact)}" for fact in facts)
+    return "Here is what others have written of the picture.\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _from_file(path: str, facts: Sequence[Fact]) -> str:
+    """The user's own template. What facts say is data to it, never part of it."""
+    if not Path(path).is_file():
+        raise InputError(f"facts_template {path}: there is typed, captions, or the path of a Jinja file")
+    environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    try:
+        return environment.from_string(Path(path).read_text(encoding="utf-8")).render(facts=list(facts))
+    except (TemplateError, OSError, ValueError, TypeError, ArithmeticError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(
+            f"facts_template {path} cannot be used ({reason}): correct it; it is given `facts`, with kind and text"
+        ) from None
