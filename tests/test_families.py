@@ -78,7 +78,8 @@ class Fixture:
             with torch.no_grad():
                 for parameter in self.adapters.parameters(name).values():
                     parameter.add_(0.05 * torch.randn_like(parameter))
-        self.head = scalar_head(torch.randn(self.vlm.hidden_size, generator=torch.Generator().manual_seed(3)))
+        draws = torch.randn(self.vlm.hidden_size, generator=torch.Generator().manual_seed(3))
+        self.head = scalar_head(draws / self.vlm.hidden_size**0.5)  # values of size 1, as those of a new critic
 
     def prompts(self):
         return self.vlm.prompts([(e.prompt, e.images) for e in self.rows])
