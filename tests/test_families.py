@@ -178,6 +178,13 @@ def test_answers_side_by_side_equal_answers_one_by_one(family, monkeypatch):
     assert torch.equal(one[3].ids_NT, other[3].ids_NT) and torch.allclose(one[3].logps_NT, other[3].logps_NT, atol=1e-4)
     assert bool(one[3].ended_N.any()) and len(set(one[3].mask_NT.sum(1).tolist())) > 1
     assert family.vlm.packs == (family.family in PACKED)
+    if family.vlm.packs:  # in fixed shapes, as they are captured on a GPU
+        monkeypatch.setattr(family.vlm, "captures", True)
+        for packed in (True, False):
+            monkeypatch.setattr(Prefix, "packs", lambda self, answers, tokens, packed=packed: packed)
+            with family.adapters.use("policy"):
+                fixed = answer(family.vlm, family.rows, how, num_generations=each)
+            assert torch.equal(fixed.ids_NT, one[3].ids_NT) and torch.allclose(fixed.logps_NT, one[3].logps_NT, atol=1e-4)
 
 
 def test_only_the_role_that_ran_has_gradients(family):

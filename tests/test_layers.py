@@ -23,7 +23,7 @@ LAYERS = [
         "content",
     },
     {"losses"},
-    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
+    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling"},
     {"run", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "training", "memory"},
     {
         "sft",
