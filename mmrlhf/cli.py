@@ -220,28 +220,35 @@ def _data(_: Command, argv: list[str]) -> int:
     return _choose("mmrlhf data", DATA, argv, "Check, count and convert data, or make some.")
 
 
-def _data_check(command: Command, argv: list[str]) -> int:
-    parser = _Parser(command, "FILE [--image_folder DIR] [--facts_file FILE]")
+READ = "FILE [--image_folder DIR] [--facts_file FILE] [--split NAME]"
+
+
+def _reads(parser: _Parser, facts: str = "facts by image name") -> None:
+    """The arguments of a command that reads one data file."""
     parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
     parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
-    parser.add_argument("--facts_file", metavar="FILE", help="facts by image name")
+    parser.add_argument("--facts_file", metavar="FILE", help=facts)
+    parser.add_argument(
+        "--split", metavar="NAME", default="train", help="of a `datasets` folder that has several (default train)"
+    )
+
+
+def _data_check(command: Command, argv: list[str]) -> int:
+    parser = _Parser(command, READ)
+    _reads(parser)
     given = parser.parse(argv)
     from mmrlhf.check import check
 
-    return check(given["file"], image_folder=given.get("image_folder"), facts_file=given.get("facts_file"))
+    return check(given["file"], given.get("image_folder"), given.get("facts_file"), given["split"])
 
 
 def _data_convert(command: Command, argv: list[str]) -> None:
     from mmrlhf.formats import FORMATS
 
-    parser = _Parser(
-        command, "FILE --to FORMAT --output_file OUT [--image_folder DIR] [--facts_file FILE] [--balance_lengths] [--seed N]"
-    )
-    parser.add_argument("file", metavar="FILE", help="preferences in any format that is read")
+    parser = _Parser(command, f"{READ} --to FORMAT --output_file OUT [--balance_lengths] [--seed N]")
+    _reads(parser, "facts by image name, to write into the rows")
     parser.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--output_file", metavar="OUT", required=True, help="a .jsonl, .json or .parquet file to write")
-    parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
-    parser.add_argument("--facts_file", metavar="FILE", help="facts by image name, to write into the rows")
     text = "leave pairs out until the longer answer is chosen as often as not, at every size of the difference"
     parser.add_argument("--balance_lengths", action="store_true", help=text)
     parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of what --balance_lengths draws (default 0)")
@@ -250,21 +257,19 @@ def _data_convert(command: Command, argv: list[str]) -> None:
 
     convert(
         given["file"], given["to"], given["output_file"], given.get("image_folder"), given.get("facts_file"),
-        given.get("balance_lengths", False), given["seed"],
+        given.get("balance_lengths", False), given["seed"], given["split"],
     )  # fmt: skip
 
 
 def _data_stats(command: Command, argv: list[str]) -> None:
-    parser = _Parser(command, "FILE [--image_folder DIR] [--facts_file FILE] [--output_dir DIR]")
-    parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
-    parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
-    parser.add_argument("--facts_file", metavar="FILE", help="facts by image name")
+    parser = _Parser(command, f"{READ} [--output_dir DIR]")
+    _reads(parser)
     text = "where stats.json and stats.png are written (default runs/stats)"
     parser.add_argument("--output_dir", metavar="DIR", default="runs/stats", help=text)
     given = parser.parse(argv)
     from mmrlhf.stats import stats
 
-    stats(given["file"], given.get("image_folder"), given.get("facts_file"), given["output_dir"])
+    stats(given["file"], given.get("image_folder"), given.get("facts_file"), given["output_dir"], given["split"])
 
 
 def _data_scenes(command: Command, argv: list[str]) -> None:

@@ -84,7 +84,7 @@ class RewardModel:
     """A role with a scalar head that reads images, text and facts; scores are (raw - mean) / std of a reference set.
 
     `temperature` calibrates: the first of two answers is the better one with probability sigmoid((first - second) / temperature).
-    `accuracy` and `probes` (share of planted false claims that lower the score, by claim type) are of held-out pairs.
+    `accuracy` is of held-out pairs; `probes`, the share of planted false claims that lower the score, by claim type, of the reference set.
     """
 
     role: Role

@@ -4,6 +4,7 @@
     metrics.jsonl   one line a step
     samples.jsonl   answers with their scores, now and then
     ledger.jsonl    of every answer that ppo sampled, what each term of the reward gave it
+    alarms.jsonl    what a person should look at, if anything
     checkpoints/    the newest two, step-000123/{state.safetensors,state.json}
     done.json       the result; it is there when, and only when, the stage is finished
 
@@ -116,7 +117,7 @@ class Run:
         assert self.finished is None, f"{self.path} is finished: there is nothing to resume"
         found = next((loaded for path in self._checkpoints() if (loaded := self._load(path))), None)
         if self.main_process:
-            for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl"):
+            for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "alarms.jsonl"):
                 if (self.path / name).exists():
                     _cut(self.path / name, last=found[0] if found else -1)
         return found
@@ -207,7 +208,9 @@ class Run:
             self._append("ledger.jsonl", step, [{"step": step, **_plain(row)} for row in rows])
 
     def alarm(self, step: int, text: str) -> None:
-        """Something that a person should look at."""
+        """Something that a person should look at; kept in alarms.jsonl."""
+        if self.main_process:
+            self._append("alarms.jsonl", step, [{"step": step, "alarm": text}])
         self.console.print(Text(f"warning: step {step}: {text}", "yellow"), soft_wrap=True)
 
     @contextmanager

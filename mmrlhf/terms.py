@@ -7,10 +7,12 @@ the run: it never counts as zero.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
@@ -79,7 +81,18 @@ def repetition(samples: Sequence[Sample]) -> list[float]:
     return found
 
 
-TERMS: dict[str, Term] = {"correctness": correctness, "length": length, "missing_eos": missing_eos, "repetition": repetition}
+def question_mark(samples: Sequence[Sample]) -> list[float]:
+    """1 for an answer that asks something, else 0. LLaVA-RLHF counts such an answer as one that did not end."""
+    return [float("?" in s.answer) for s in samples]
+
+
+TERMS: dict[str, Term] = {
+    "correctness": correctness,
+    "length": length,
+    "missing_eos": missing_eos,
+    "question_mark": question_mark,
+    "repetition": repetition,
+}
 
 LETTERS = {2: "A", 3: "B", 4: "C", 5: "D"}
 NO, YES = 6, 7
@@ -168,6 +181,7 @@ def _from_file(name: str) -> Term:
     spec = importlib.util.spec_from_file_location(f"mmrlhf_term_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there for their module
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own code
@@ -216,9 +230,9 @@ def ledger(terms: Sequence[Weighted], samples: Sequence[Sample], replay: Path) -
 def _values(weighted: Weighted, samples: Sequence[Sample], replay: Path) -> list[Any]:
     try:
         values = [v.item() if hasattr(v, "item") else v for v in weighted.term(samples)]  # scalars of torch and NumPy
-    except InputError:
-        raise
-    except Exception as error:  # the user's own code
+    except Exception as error:
+        if isinstance(error, InputError) and ".py:" not in weighted.name:
+            raise  # it names what is wrong with the input; a user's own code may meet one, too
         _stop(weighted, _first_failing(weighted, samples), f"raised {type(error).__name__}: {error}", replay, error)
     if len(values) != len(samples):
         _stop(weighted, samples[0], f"gave {len(values)} values for {len(samples)} samples", replay)
@@ -257,7 +271,7 @@ def _stop(weighted: Weighted, sample: Sample, problem: str, replay: Path, error:
         "problem": problem,
         **{k: getattr(sample, k) for k in ("id", "answer", "truth", "tokens", "most", "ended")},
         "prompt": [asdict(m) for m in sample.prompt],
-        "images": [image.name for image in sample.images],
+        "images": [image.path or {"base64": base64.b64encode(image.read()).decode()} for image in sample.images],
         "facts": [asdict(f) for f in sample.facts],
         "meta": json.loads(json.dumps(dict(sample.meta), default=str)),
     }
@@ -277,9 +291,10 @@ REFUSAL = re.compile(
 
 def guards(samples: Sequence[Sample], totals: Sequence[float], generations: int) -> dict[str, float]:
     """What shows a reward that is gamed: shares of answers that refuse, say yes, say no, and the correlation of length and reward among
-    the answers to one prompt."""
+    the answers to one prompt (among all, where prompts have one)."""
     said = [yes_or_no(s.answer) for s in samples]
-    tokens, reward = (np.array(v, dtype=float).reshape(-1, generations) for v in ([s.tokens for s in samples], totals))
+    group = generations if generations > 1 else len(samples)  # one answer to each prompt: among all of them
+    tokens, reward = (np.array(v, dtype=float).reshape(-1, group) for v in ([s.tokens for s in samples], totals))
     a, b = (v - v.mean(1, keepdims=True) for v in (tokens, reward))
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
     return {

@@ -5,6 +5,6 @@ Each module imports only those before it: `lists`, `annotations`, `reading`, `re
 
 from mmrlhf.facts.lists import LISTS, NUMBERS, typed
 from mmrlhf.facts.reading import known, read_facts
-from mmrlhf.facts.rendering import render
+from mmrlhf.facts.rendering import render, template_text
 
-__all__ = ["LISTS", "NUMBERS", "known", "read_facts", "render", "typed"]
+__all__ = ["LISTS", "NUMBERS", "known", "read_facts", "render", "template_text", "typed"]

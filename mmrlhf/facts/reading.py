@@ -10,7 +10,7 @@ from typing import Any
 from mmrlhf.facts.annotations import Found, coco, is_coco, is_scene_graph, scene_graphs
 from mmrlhf.facts.lists import listed
 from mmrlhf.records import Fact
-from mmrlhf.rows import Row, contents, shown
+from mmrlhf.rows import Row, contents, kind, shown
 from mmrlhf.tables import read
 
 
@@ -35,6 +35,8 @@ def read_facts(path: str | Path) -> Found:
         for unread in read(str(path)):
             row = unread.row()
             name = row.fields.get("image", row.fields.get("id"))
+            if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+                row.fail(f"`{'image' if 'image' in row.fields else 'id'}` must be a picture's name or an id, not {kind(name)}")
             rows.append((str(row.need("image") if name is None else name), row))
     found: Found = {}
     for name, row in rows:
