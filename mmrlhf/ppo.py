@@ -248,6 +248,10 @@ def ppo(
             if (step + 1) % config.eval_steps == 0 or step + 1 == total:
                 log |= measured()
             steps.advance()
+            if step == first:
+                run.say(
+                    f"memory: {peak() / GIB:.2f} GiB at most, {planned / GIB:.2f} planned (`mmrlhf plan ppo`; a process without a model not counted)"
+                )
             show = (step + 1) % config.logging_steps == 0
             run.log(step + 1, log)
             run.ledger(step + 1, gather_object(_ledger_rows(samples, entries, paid_N)))

@@ -63,8 +63,7 @@ class Prefix:
             input_ids=ids_NT,
             attention_mask=torch.cat([self.mask_PL[rows_N], mask_NT], 1),
             position_ids=self.positions(rows_N, 0, ids_NT.shape[1]),
-            past_key_values=kv.joined(self.kv, self.like, rows_N),
-            use_cache=True,
+            **kv.given(self.vlm.model, kv.joined(self.kv, self.like, rows_N)),
             **self.beside(rows_N, ids_NT.shape[1]),
         )
         return torch.cat([first_ND, out.last_hidden_state[:, :width]], 1)
@@ -98,8 +97,7 @@ class Prefix:
             input_ids=ids_NT.reshape(len(prompts), -1),
             attention_mask=self.vlm.mask(sees),
             position_ids=positions.reshape(*positions.shape[:-2], len(prompts), -1),
-            past_key_values=kv.joined(self.kv, self.like, prompts),
-            use_cache=True,
+            **kv.given(self.vlm.model, kv.joined(self.kv, self.like, prompts)),
         )
         return out.last_hidden_state.reshape(len(rows_N), width, -1)
 
@@ -133,7 +131,7 @@ class Plain:
 
 def prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix | Plain:
     """Run the prompts under the current role, with gradients where they are enabled; the first of a run decides how."""
-    if vlm.prefix == "auto":
+    if vlm.prefix == "auto" and not (vlm.agreed_on_text and not any(p.images for p in prompts)):
         _decide(vlm, prompts)
     return Plain(vlm, prompts) if vlm.prefix == "off" else _prefill(vlm, prompts)
 
@@ -157,7 +155,7 @@ def _prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
     located = inputs | ({"image_grid_thw": torch.cat(grids).to(vlm.device)} if grids else {})
     positions, start_P = _positions(vlm, located)
     cache = kv.empty(vlm.model)
-    out = vlm.model.base_model(**inputs, **vlm.join(prompts), position_ids=positions, past_key_values=cache, use_cache=True)
+    out = vlm.model.base_model(**inputs, **vlm.join(prompts), position_ids=positions, **kv.given(vlm.model, cache))
     extras = {k: v for k, v in inputs.items() if k == "cross_attention_mask"}
     return Prefix(vlm, kv.parts(cache), cache, out.last_hidden_state[:, -1], inputs["attention_mask"], start_P, extras)
 
@@ -214,7 +212,10 @@ def _decide(vlm: VLM, prompts: Sequence[Prompt]) -> None:
         print(f"note: {vlm.name} is run the plain way, each answer with its whole prompt ({reason})")
         vlm.prefix = "off"
     elif prompt.images:
+        print(f"note: {vlm.name}: prompts are run once for all their answers ({reason} from each with its whole prompt)")
         vlm.prefix = "on"
+    else:
+        vlm.agreed_on_text = True
 
 
 def _agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,11 +61,16 @@ def answer(
     step: int = 0,
     max_length: int | None = None,
 ) -> Answers:
-    """Answers of the current role to `examples`."""
+    """Answers of the current role to `examples`; one that stands there twice is answered twice."""
     prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
     draws = None
     if how.temperature > 0:
-        draws = uniform_draws([e.id for e in examples], num_generations, how.max_tokens, seed, step).to(vlm.device)
+        seen: Counter[str] = Counter()
+        ids = []
+        for e in examples:
+            ids.append(f"{e.id}#{seen[e.id]}" if seen[e.id] else e.id)
+            seen[e.id] += 1
+        draws = uniform_draws(ids, num_generations, how.max_tokens, seed, step).to(vlm.device)
     rows = torch.arange(len(prompts), device=vlm.device).repeat_interleave(num_generations)
 
     def pieces() -> tuple[list[int], list[Sampled]]:

@@ -207,6 +207,10 @@ class Run:
         if self.main_process:
             self._append("ledger.jsonl", step, [{"step": step, **_plain(row)} for row in rows])
 
+    def say(self, text: str) -> None:
+        """A line on the screen, of the main process."""
+        self.console.print(Text(text), soft_wrap=True)
+
     def alarm(self, step: int, text: str) -> None:
         """Something that a person should look at; kept in alarms.jsonl."""
         if self.main_process:

@@ -92,8 +92,7 @@ def _decode(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
             input_ids=token[:, None],
             attention_mask=seen[:, : prompt + t + 1],
             position_ids=prefix.positions(rows_N[live], t, 1),
-            past_key_values=cache,
-            use_cache=True,
+            **kv.given(vlm.model, cache),
             **prefix.beside(rows_N[live], 1),
         ).last_hidden_state[:, -1]
 
@@ -179,9 +178,9 @@ class _Answers:
         return torch.searchsorted(mass, goal[:, None])[:, 0].clamp(max=mass.shape[-1] - 1)
 
     def _stop_at_texts(self, going: Tensor, t: int) -> None:
-        longest = max(len(s) for s in self.how.stop)
+        longest = max(len(s.encode()) for s in self.how.stop)  # a token is a byte at least
         for i in going.tolist():
-            tail = self.vlm.decode(self.ids_NT[i, max(0, t - longest) : t + 1])  # a token is a character at least
+            tail = self.vlm.tokenizer.decode(self.ids_NT[i, max(0, t - longest) : t + 1].tolist(), skip_special_tokens=True)
             if any(s in tail for s in self.how.stop):
                 self.open[i] = False
 

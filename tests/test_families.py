@@ -8,6 +8,7 @@ tiny random checkpoint with its real processor (`families.py`). Rows are mixed: 
 
 import dataclasses
 import io
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmrlhf.artefact import load_reward_model, save
 from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.prefix import Prefix, difference, learning, prefill
-from mmrlhf.records import Example, ImageSource, Message, Preference
+from mmrlhf.records import Example, ImageSource, InputError, Message, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import Group, RewardModel, pad_right, review_head
 from mmrlhf.roles import Adapters, Role, scalar_head
@@ -213,6 +214,21 @@ def test_checkpointed_layers_change_nothing(family):
     after = fast_run(other, 150)
     assert torch.allclose(before[0], after[0], atol=1e-4)
     assert all(torch.allclose(before[2][k], after[2][k], atol=1e-3 * float(before[2][k].abs().max())) for k in before[2])
+
+
+def test_text_that_holds_what_stands_for_pictures_or_turns_is_refused(family):
+    vlm, message = family.vlm, "which the model takes for a control token: remove it from"
+    tokens = [getattr(vlm.processor, name, None) for name in ("image_token", "video_token", "boi_token")]
+    for token in filter(None, tokens):
+        with pytest.raises(InputError, match=re.escape(f"row r: an answer or what follows it holds {token}")):
+            vlm.answer_ids([Message("user", "?")], f"A {token} circle.", 0, name="r")
+        assert (
+            token not in (said := vlm.harmless(f"A {token} circle."))
+            and vlm.answer_ids([Message("user", "?")], said, 0) is not None
+        )
+        with pytest.raises(InputError, match=rf"{message} its text|would show the model"):
+            vlm.prompts([((Message("user", f"What is {token}?"),), family.rows[0].images)])
+    vlm.answer_ids([Message("user", "?")], "An <s>old</s> <b>one</b>.", 0)  # marks that texts have, too
 
 
 def test_sampled_log_probs_are_the_recomputed_ones(family):
