@@ -120,14 +120,20 @@ TRAINING = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
 
 
 def _plan(command: Command, argv: list[str]) -> None:
-    named = next((word for word in argv if word in TRAINING), None)
+    # A stage, or a recipe that is named after its stage: ppo, llava-1.5-7b/ppo, my/ppo.yaml.
+    named = next((word for word in argv if Path(word).stem in TRAINING and not word.startswith("-")), None)
     if named is None and not {"-h", "--help"} & set(argv):
-        raise InputError(f"mmrlhf plan is told a stage first: {', '.join(TRAINING)}")
-    cls: type = TRAINING[named or "ppo"]
-    parser = _config_parser(cls, command, "|".join(TRAINING))
-    parser.add_argument("stage", metavar="|".join(TRAINING), help="whose memory is planned; flags and file are that stage's")
+        raise InputError(
+            f"mmrlhf plan is told a stage first, {', '.join(TRAINING)}, or a recipe of one, such as llava-1.5-7b/ppo"
+        )
+    cls: type = TRAINING[Path(named).stem if named else "ppo"]
+    parser = _config_parser(cls, command, "STAGE|RECIPE")
+    parser.add_argument(
+        "stage", metavar="STAGE|RECIPE", help=f"{', '.join(TRAINING)}, or a recipe of one; flags are that stage's"
+    )
     given = parser.parse(argv)
-    given.pop("stage")
+    if given.pop("stage") not in TRAINING:
+        given.setdefault("config", named)
     # What a stage reads and writes takes no memory: it need not be known yet.
     for name, field in settings(cls).items():
         if field.required and name != "model_name_or_path":
