@@ -8,6 +8,7 @@ import mmrlhf
 LAYERS = [
     {
         "records",
+        "answers",
         "config",
         "files",
         "rows",
