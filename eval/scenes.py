@@ -12,19 +12,31 @@ from __future__ import annotations
 import numpy as np
 
 from mmrlhf import scenes
-from mmrlhf.benchmark import bootstrap, distinct_n, ead, fold_interval
+from mmrlhf.benchmark import Task, bootstrap, distinct_n, ead, fold_interval
 from mmrlhf.records import Example, InputError, Message
 
 VERSION = "2"
 LICENSE = "Apache-2.0"
 HEADLINE = "chair_s"
+DIRECTION = "lower"
+CLUSTER = "scene"
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
 LAMBDA = 4.0
 SEED = 0
 
 
-def load(data: str | None = None, limit: int | None = None) -> list[Example]:
-    """Prompts on the splits named in `data` (comma-separated; held_out if not given); `limit` scenes each, 1,000 if not given."""
+def load(task: Task) -> list[Example]:
+    """Prompts on the splits named in --data (comma-separated; held_out if not given); `limit` scenes each, 1,000 if not given."""
+    return prompts(task.data, task.limit)
+
+
+def files(task: Task) -> list[str]:
+    """None: scenes are drawn."""
+    return []
+
+
+def prompts(data: str | None = None, limit: int | None = None) -> list[Example]:
+    """`load` for the demo and the studies."""
     rows = []
     for split in (data or "held_out").split(","):
         if split not in scenes.BUCKETS:
@@ -33,7 +45,7 @@ def load(data: str | None = None, limit: int | None = None) -> list[Example]:
             scene = scenes.scene(split, index, SEED)  # type: ignore[arg-type]
             source = scene.source()
             asked = description(scene, index)
-            meta = {"split": split, "index": index, "kind": "describe"}
+            meta: dict = {"split": split, "index": index, "kind": "describe"}
             rows.append(Example(f"{scene.id}-describe", (source,), (Message("user", asked.text),), meta=meta))
             if index % 2 == 0:
                 asked = _yes_no_question(scene, index)
@@ -59,12 +71,13 @@ def truth(split: scenes.Split, index: int) -> str:
     return _yes_no(_yes_no_question(scenes.scene(split, index, SEED), index).answer)
 
 
-def score(example: Example, answers: list[str]) -> dict:
+def score(example: Example, answers: list[str], task: Task | None = None) -> dict:
     """What the graph says of each answer to one prompt."""
     scene = scenes.scene(example.meta["split"], example.meta["index"], SEED)
     row = {**example.meta, "answers": answers}
     if example.meta["kind"] == "yes_no":
-        return row | {"said": [_yes_no(a) for a in answers]}
+        said = [_yes_no(a) for a in answers]
+        return row | {"said": said, "unparsed": "unparsed" in said}
     judged = [scenes.judge(scene, a) for a in answers]
     kinds = ("object", "attribute", "count", "relation")
     return row | {
@@ -84,7 +97,20 @@ def _yes_no(answer: str) -> str:
     return first if first in ("yes", "no") else "unparsed"
 
 
-def aggregate(rows: list[dict], seed: int = 0) -> dict[str, dict]:
+def aggregate(rows: list[dict], task: Task) -> dict[str, dict]:
+    """`by_split` as result.json has it. This script is the official one, and its parser knows what it does not know."""
+    found = by_split([r for r in rows if r["status"] == "ok"], task.seed)
+    return {"official": {split: _leaves(values) for split, values in found.items()}}
+
+
+def _leaves(values: dict) -> dict:
+    """`{"x": 1, "x_ci": [0, 2]}` as `{"x": {"value": 1, "low": 0, "high": 2}}`, as deep as it goes."""
+    leaves = {k: {"value": v, "low": values[f"{k}_ci"][0], "high": values[f"{k}_ci"][1]}
+              for k, v in values.items() if f"{k}_ci" in values}  # fmt: skip
+    return leaves | {k: _leaves(v) for k, v in values.items() if isinstance(v, dict)}
+
+
+def by_split(rows: list[dict], seed: int = 0) -> dict[str, dict]:
     """Metrics by split, `NAME_ci` beside each. Rates are fractions; habit, sight and u are per answer; length in words."""
     return {
         split: _aggregate([r for r in rows if r["split"] == split], seed) for split in dict.fromkeys(r["split"] for r in rows)

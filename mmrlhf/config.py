@@ -349,16 +349,28 @@ class RewardBenchConfig(EngineConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvalConfig(EngineConfig):
-    """A benchmark on a model."""
+    """A benchmark on a model, or on answers that exist."""
 
-    model_name_or_path: str
-    """Checkpoint directory or Hub id."""
     output_dir: str
-    """Where predictions.jsonl, scores.jsonl and result.json go."""
+    """Where predictions.jsonl, judgments.jsonl, scores.jsonl and result.json go."""
+    model_name_or_path: str | None = None
+    """Checkpoint directory or Hub id to ask."""
+    answers: str | None = None
+    """Answers to score instead of asking a model (file or folder); neither pictures nor a model are needed."""
+    format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit"] | None = None
+    """What the answers' file is; by its fields if not given."""
+    judgments: str | None = None
+    """Recorded judgments to take instead of asking a judge (a run's judgments.jsonl)."""
+    strict: bool = False
+    """Missing, unknown, repeated and empty (null) answers are an error, not a count."""
     data: str | None = None
     """The benchmark's data (file or folder); some benchmarks make their own."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; the data's own folder if not given."""
     adapter_path: str | None = None
     """Adapter directory of a ppo run; the bare model if not given."""
+    dtype: Dtype = "float32"
+    """Precision of the weights."""
     temperature: NonNegative = 0.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
