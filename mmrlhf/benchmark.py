@@ -18,7 +18,7 @@ from mmrlhf.content import find, load_module
 from mmrlhf.intervals import Counted as Counted
 from mmrlhf.intervals import bootstrap as bootstrap
 from mmrlhf.intervals import fold_interval as fold_interval
-from mmrlhf.records import Example, InputError
+from mmrlhf.records import Example, ImageSource, InputError
 
 STATED = ("VERSION", "LICENSE", "HEADLINE", "DIRECTION", "CLUSTER")
 
@@ -31,22 +31,26 @@ class Given(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """A question to a judge. `key` names it in judgments.jsonl; `prompt` is text, or a list of chat messages."""
+    """A question to a judge. `key` names it in judgments.jsonl; `template` is what its text was filled into."""
 
     key: str
-    prompt: Any
+    prompt: str
+    template: str = ""
+    images: tuple[ImageSource, ...] = ()
 
 
 @dataclass(frozen=True)
 class Task:
     """What a benchmark file works on: the user's data and settings, and what stages before have found.
 
+    answers: the file of answers that are scored, for a benchmark whose official files of answers say what was asked.
     options: the file's own `Options`, checked. examples: by id, in their order, once loaded. replies: judgments by the key of their `Ask`,
     each with `text` (None where the judge failed) and `status`.
     """
 
     data: str | None = None
     image_folder: str | None = None
+    answers: str | None = None
     options: Any = None
     limit: int | None = None
     seed: int = 0

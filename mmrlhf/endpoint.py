@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from itertools import islice
 from typing import Any, Literal
@@ -69,6 +69,11 @@ class Endpoint:
             raise InputError(f"{self.base_url} is no address of a server: write http://HOST:PORT/v1")
 
     @property
+    def shown(self) -> str:
+        """Its address without a password."""
+        return str(httpx2.URL(self.base_url).copy_with(username=None, password=None))
+
+    @property
     def local(self) -> bool:
         """Whether it is on this machine, where no proxy stands in between."""
         host = httpx2.URL(self.base_url).host
@@ -76,6 +81,29 @@ class Endpoint:
             return host == "localhost" or ip_address(host).is_loopback
         except ValueError:
             return False
+
+
+def named(endpoint: Endpoint) -> Endpoint:
+    """The same, with the name of the one model that the server has where none was given. Raises InputError for several, or none."""
+    if endpoint.model:
+        return endpoint
+    try:
+        with _client(endpoint) as client:
+            found = client.get(f"{endpoint.base_url.rstrip('/')}/models").json()["data"]
+        models = [str(entry["id"]) for entry in found]
+    except httpx2.ConnectError as error:
+        raise InputError(f"{endpoint.shown} cannot be reached ({error}): start the server or correct the address") from None
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        models = []
+    if len(models) != 1:
+        raise InputError(f"{endpoint.shown} serves {', '.join(models[:8]) or 'no models that it names'}: say which by its name")
+    return replace(endpoint, model=models[0])
+
+
+def _client(endpoint: Endpoint) -> httpx2.Client:
+    key = os.environ.get(endpoint.key_variable, "")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx2.Client(timeout=endpoint.timeout, headers=headers, trust_env=not endpoint.local)
 
 
 def message(text: str, images: Sequence[ImageSource] = (), role: str = "user") -> dict[str, Any]:
@@ -184,10 +212,8 @@ def ask_all(
     Stops asking once replies have used `most_tokens`; what is under way then is still given, what is left is not. Raises InputError for a server
     that cannot be reached or refuses the key, and after `FUTILE` failures without a success.
     """
-    key = os.environ.get(endpoint.key_variable, "")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     waiting, spent, failed, succeeded = iter(chats), 0, 0, False
-    client = httpx2.Client(timeout=endpoint.timeout, headers=headers, trust_env=not endpoint.local)
+    client = _client(endpoint)
     pool = ThreadPoolExecutor(endpoint.concurrency)
     under_way: dict[Future[Reply], str] = {}
     try:
@@ -210,7 +236,7 @@ def ask_all(
 
 
 def _refuse_useless(endpoint: Endpoint, reply: Reply, futile: bool) -> None:
-    where = f"{endpoint.model} at {endpoint.base_url}"
+    where = f"{endpoint.model} at {endpoint.shown}"
     if reply.status == "unreachable":
         raise InputError(
             f"{where} cannot be reached ({reply.reason}): start the server or correct the address, and give the same command again; what has been answered is kept"

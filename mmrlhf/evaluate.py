@@ -23,6 +23,7 @@ from mmrlhf.config import EvalConfig
 from mmrlhf.files import refuse_unwritable, write_whole
 from mmrlhf.growing import state_of
 from mmrlhf.intervals import Counted, figures, nested
+from mmrlhf.judges import judged
 from mmrlhf.lines import json_line, plain, read_jsonl
 from mmrlhf.records import Example, InputError
 
@@ -65,7 +66,7 @@ def evaluate(benchmark: str, config: EvalConfig, options: Mapping[str, Any] | No
 
 def _opened(name: str, module: ModuleType, config: EvalConfig, options: Mapping[str, Any]) -> tuple[Task, dict[str, str]]:
     """The task with its examples, and the hashes of its data."""
-    task = Task(config.data, config.image_folder, options_of(module, options), config.limit, config.seed)
+    task = Task(config.data, config.image_folder, config.answers, options_of(module, options), config.limit, config.seed)
     try:
         examples: Sequence[Example] = module.load(task)
         hashes = of_data(module, task)
@@ -193,19 +194,12 @@ def _begin(folder: Path, subject: Sequence[Any]) -> None:
 
 
 def _judged(module: ModuleType, task: Task, given: Sequence[Given], config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """Replies to what the benchmark asks a judge, by key: replayed from a file, else from this run's own judgments.jsonl."""
+    """Replies to what the benchmark asks a judge, by key; of an example that is answered twice, about the first answers."""
     said: dict[str, list[str]] = {}
     for g in given:
-        if g.id in task.examples and None not in g.answers:
+        if g.id in task.examples and g.answers and None not in g.answers:
             said.setdefault(g.id, [a for a in g.answers if a is not None])
-    asks = list(module.ask(said, task))
-    kept = Path(config.output_dir) / "judgments.jsonl"
-    path = Path(config.judgments) if config.judgments else kept
-    if not path.exists():
-        raise InputError("this benchmark is scored by a judge: give --judgments FILE with recorded judgments")
-    replies = {row["key"]: row for row in read_jsonl(path)}
-    write_whole(kept, "".join(json_line(replies[a.key]) for a in asks if a.key in replies))
-    return replies
+    return judged(module, task, said, config)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
-    {"run", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "answer_files", "training", "memory"},
+    {"run", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "endpoint", "judges", "answer_files", "training", "memory"},
     {
         "sft",
         "reward_model",
