@@ -144,7 +144,7 @@ def _bare(fields: Mapping[str, Any]) -> str:
 
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """What the first answer says, by the script's rule and by ours."""
-    said = yes_no(answers[0])
+    said = yes_no(answers[0], example.meta["question"])
     return {"label": example.meta["label"], "official": pope_says(answers[0]), "said": said, "unparsed": said is None}
 
 
@@ -253,5 +253,5 @@ def _joined(task: Task, said: Mapping[str, str | None], dropped: bool) -> Counte
         return _by_part(parts, sums, measure)
 
     empty = {p: "there are no answers to this split" for p in parts if not any(e.meta["part"] == p for e in answered)}
-    reasons = {"": "no answer makes this a share of anything"} | empty | {"mean": "a split has no value"}
+    reasons = {"": "no answer was read as yes, or no label is yes"} | empty | {"mean": "a split has no value"}
     return Counted([e.meta["image"] for e in answered], columns, metrics, reasons)
