@@ -143,9 +143,17 @@ def _eval(command: Command, argv: list[str]) -> None:
 
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     names = [name for word in words for name in word.split(",")]
-    suite = read_suite(Path(names[0])) if len(names) == 1 and names[0].endswith((".yaml", ".yml")) else Suite(dict.fromkeys(names, {}))
-    modules = {name: content.load_module(content.find("eval", name)) for name in suite.benchmarks}  # a wrong name is said before torch is imported
-    parser = _config_parser(EvalConfig, command, "BENCHMARK [BENCHMARK ...]", EVAL_NAMES, several=("model_name_or_path", "answers", "data"))
+    suite = (
+        read_suite(Path(names[0]))
+        if len(names) == 1 and names[0].endswith((".yaml", ".yml"))
+        else Suite(dict.fromkeys(names, {}))
+    )
+    modules = {
+        name: content.load_module(content.find("eval", name)) for name in suite.benchmarks
+    }  # a wrong name is said before torch is imported
+    parser = _config_parser(
+        EvalConfig, command, "BENCHMARK [BENCHMARK ...]", EVAL_NAMES, several=("model_name_or_path", "answers", "data")
+    )
     there = ", ".join(name for name in content.names("eval") if "/" not in name)
     text = f"one or several of {there}; paths that end in .py; or a suite, a path that ends in .yaml"
     parser.add_argument("benchmark", metavar="BENCHMARK", nargs="+", help=text)
