@@ -93,9 +93,74 @@ _NEGATOR_BEFORE = re.compile(r"\b(?:no|none|zero|without|lacks?|lacking)\b")
 _CLAUSES = re.compile(r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b|\bwho\b|\band (?=no\b|not\b)")  # fmt: skip
 _APOSTROPHE = re.compile(r"\b(is|are|was|were|do|does|did|ca|could|wo|would|has|have)nt\b")
 _DULL = frozenset(
-    "a an the is are was were be there any some in on of at to with and or do does did can could you i we see this that these those it its image "
-    "picture photo photograph scene visible shown appear appears present have has please answer yes no only just using single word phrase question "
-    "following statement right correct true based find as your".split()
+    [
+        "a",
+        "an",
+        "the",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "there",
+        "any",
+        "some",
+        "in",
+        "on",
+        "of",
+        "at",
+        "to",
+        "with",
+        "and",
+        "or",
+        "do",
+        "does",
+        "did",
+        "can",
+        "could",
+        "you",
+        "i",
+        "we",
+        "see",
+        "this",
+        "that",
+        "these",
+        "those",
+        "it",
+        "its",
+        "image",
+        "picture",
+        "photo",
+        "photograph",
+        "scene",
+        "visible",
+        "shown",
+        "appear",
+        "appears",
+        "present",
+        "have",
+        "has",
+        "please",
+        "answer",
+        "yes",
+        "no",
+        "only",
+        "just",
+        "using",
+        "single",
+        "word",
+        "phrase",
+        "question",
+        "following",
+        "statement",
+        "right",
+        "correct",
+        "true",
+        "based",
+        "find",
+        "as",
+        "your",
+    ]
 )
 _THERE = re.compile(r"\bthere(?:'s| is| are| appears?| seems?)\b|\b(?:i|you|we|one) (?:can |could )?(?:clearly )?see\b|\b(?:is|are) (?:visible|present|shown|seen|there|included|depicted)\b|\b(?:shows?|contains?|depicts?|includes?|features?)\b")  # fmt: skip
 _DENIES_THERE = re.compile(r"\bthere(?:'s| is| are)(?: not|n't)? (?:no\b|not\b|any\b)|\bthere (?:isn't|aren't)|(?:\bnot|n't) (?:\w+ )?(?:visible|present|shown|seen|see|contain|show|depict|include|in)\b|\bcannot see\b|\bno \w+(?: \w+)? (?:is|are|can|in)\b|\bsee no\b")  # fmt: skip
@@ -233,8 +298,29 @@ def _letters(text: str, letters: str) -> set[str]:
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {w: float(i) for i, w in enumerate(_ONES)} | {w: 10.0 * i for i, w in enumerate(_TENS, 2)} | {"none": 0.0, "no": 0.0}
 _NUMBER = re.compile(
     rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|\b(?:{'|'.join(_ONES)}|none)\b|\bno\b(?= \w)"

@@ -146,7 +146,7 @@ def _eval(command: Command, argv: list[str]) -> None:
     suite = (
         read_suite(Path(names[0]))
         if len(names) == 1 and names[0].endswith((".yaml", ".yml"))
-        else Suite(dict.fromkeys(names, {}))
+        else Suite({name: {} for name in names})
     )
     modules = {
         name: content.load_module(content.find("eval", name)) for name in suite.benchmarks
@@ -221,7 +221,7 @@ def _add_flag(group: argparse._ArgumentGroup, field: Setting, short: str | None 
         group.add_argument(f"--no-{field.name}", dest=field.name, action="store_const", const="false")
     else:
         metavar = "|".join(field.choices) or field.kind.upper()
-        names = [short] * (short is not None) + [f"--{field.name}"]
+        names = [f"--{field.name}"] if short is None else [short, f"--{field.name}"]
         group.add_argument(*names, dest=field.name, metavar=metavar, help=text, **how)
 
 

@@ -96,7 +96,11 @@ def _given(
     subject: list[Any] = [name, version, dict(hashes)]
     if config.answers is not None:
         given, format_ = read_answers(config.answers, module, task, config.format)
-        source = {"answers": {"path": config.answers, "format": format_}, "model": config.model_name_or_path, "adapters": []}
+        source: dict[str, Any] = {
+            "answers": {"path": config.answers, "format": format_},
+            "model": config.model_name_or_path,
+            "adapters": [],
+        }
         _begin(folder, [*subject, state_of(config.answers)])
         write_whole(kept, "".join(json_line({"id": g.id, "answers": g.answers}) for g in given))
         return given, source

@@ -49,7 +49,7 @@ def read_suite(path: Path) -> Suite:
     for part in ("benchmarks", "models"):
         inner = values.pop(part, {})
         if isinstance(inner, list):
-            inner = dict.fromkeys(inner, {})
+            inner = {name: {} for name in inner}
         if not isinstance(inner, dict) or not all(isinstance(v, dict | None) for v in inner.values()):
             raise InputError(f"{path}: {part} must be lines of `NAME: {{setting: value}}`")
         parts[part] = {str(name): _long(v or {}) for name, v in inner.items()}

@@ -138,7 +138,7 @@ def test_logs_of_other_harnesses(tmp_path):
             {
                 "index": i,
                 "image_path": f"{i // 2}.jpg",
-                "question": f"Is there a {'dog cat'.split()[i % 2]} in the image?",
+                "question": f"Is there a {['dog', 'cat'][i % 2]} in the image?",
                 "prediction": t,
             }
             for i, t in enumerate(right)
