@@ -78,7 +78,9 @@ def _splits(folder: Path) -> dict[str, Path]:
     for split in SPLITS:
         there = sorted(folder.glob(f"*_{split}.json*"))
         if len(there) > 1:
-            raise InputError(f"--data {folder} has several files for {split} ({', '.join(p.name for p in there)}): give a folder of one set")
+            raise InputError(
+                f"--data {folder} has several files for {split} ({', '.join(p.name for p in there)}): give a folder of one set"
+            )
         if there:
             found[split] = there[0]
     if not found:
@@ -144,7 +146,7 @@ def _bare(fields: Mapping[str, Any]) -> str:
 
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """What the first answer says, by the script's rule and by ours."""
-    said = yes_no(answers[0])
+    said = yes_no(answers[0], example.meta["question"])
     return {"label": example.meta["label"], "official": pope_says(answers[0]), "said": said, "unparsed": said is None}
 
 
@@ -177,7 +179,9 @@ def _official(rows: list[dict[str, Any]], task: Task) -> Counted:
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         return _by_part(parts, sums, _printed)
 
-    return Counted(clusters, np.array(columns).reshape(len(columns), 4 * len(parts)), metrics, reasons | {"mean": _mean_reason(reasons)})
+    return Counted(
+        clusters, np.array(columns).reshape(len(columns), 4 * len(parts)), metrics, reasons | {"mean": _mean_reason(reasons)}
+    )
 
 
 def _confusion(pairs: list[tuple[str, str | None]]) -> list[np.ndarray]:
@@ -201,7 +205,13 @@ def _why(counts: np.ndarray, answered: bool) -> str:
     tp, fp, _, fn = counts
     if not answered:
         return "there are no answers to this split"
-    where = "precision (no answer was read as yes)" if tp + fp == 0 else "recall (no label is yes)" if tp + fn == 0 else "f1 (no true positive)"
+    where = (
+        "precision (no answer was read as yes)"
+        if tp + fp == 0
+        else "recall (no label is yes)"
+        if tp + fn == 0
+        else "f1 (no true positive)"
+    )
     return f"the official script raises ZeroDivisionError at {where}"
 
 
@@ -253,5 +263,5 @@ def _joined(task: Task, said: Mapping[str, str | None], dropped: bool) -> Counte
         return _by_part(parts, sums, measure)
 
     empty = {p: "there are no answers to this split" for p in parts if not any(e.meta["part"] == p for e in answered)}
-    reasons = {"": "no answer makes this a share of anything"} | empty | {"mean": "a split has no value"}
+    reasons = {"": "no answer was read as yes, or no label is yes"} | empty | {"mean": "a split has no value"}
     return Counted([e.meta["image"] for e in answered], columns, metrics, reasons)

@@ -139,14 +139,21 @@ def _plan(command: Command, argv: list[str]) -> None:
 
 
 def _eval(command: Command, argv: list[str]) -> None:
-    from mmrlhf.benchmark import load_benchmark
     from mmrlhf.suites import Suite, expand, read_suite
 
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     names = [name for word in words for name in word.split(",")]
-    suite = read_suite(Path(names[0])) if len(names) == 1 and names[0].endswith((".yaml", ".yml")) else Suite(dict.fromkeys(names, {}))
-    modules = {name: load_benchmark(name) for name in suite.benchmarks if content.find("eval", name)}
-    parser = _config_parser(EvalConfig, command, "BENCHMARK [BENCHMARK ...]", EVAL_NAMES, several=("model_name_or_path", "answers", "data"))
+    suite = (
+        read_suite(Path(names[0]))
+        if len(names) == 1 and names[0].endswith((".yaml", ".yml"))
+        else Suite({name: {} for name in names})
+    )
+    modules = {
+        name: content.load_module(content.find("eval", name)) for name in suite.benchmarks
+    }  # a wrong name is said before torch is imported
+    parser = _config_parser(
+        EvalConfig, command, "BENCHMARK [BENCHMARK ...]", EVAL_NAMES, several=("model_name_or_path", "answers", "data")
+    )
     there = ", ".join(name for name in content.names("eval") if "/" not in name)
     text = f"one or several of {there}; paths that end in .py; or a suite, a path that ends in .yaml"
     parser.add_argument("benchmark", metavar="BENCHMARK", nargs="+", help=text)
@@ -214,7 +221,7 @@ def _add_flag(group: argparse._ArgumentGroup, field: Setting, short: str | None 
         group.add_argument(f"--no-{field.name}", dest=field.name, action="store_const", const="false")
     else:
         metavar = "|".join(field.choices) or field.kind.upper()
-        names = [short] * (short is not None) + [f"--{field.name}"]
+        names = [f"--{field.name}"] if short is None else [short, f"--{field.name}"]
         group.add_argument(*names, dest=field.name, metavar=metavar, help=text, **how)
 
 

@@ -74,7 +74,9 @@ def _opened(name: str, module: ModuleType, config: EvalConfig, options: Mapping[
         raise InputError(f"benchmark {name}: its data {error.filename} does not exist: correct --data") from None
     by_id = {e.id: e for e in examples}
     if len(by_id) < len(examples):
-        raise InputError(f"benchmark {name}: {len(examples) - len(by_id)} examples share an id with another: load must give each its own")
+        raise InputError(
+            f"benchmark {name}: {len(examples) - len(by_id)} examples share an id with another: load must give each its own"
+        )
     known: Mapping[str, str] = getattr(module, "KNOWN", {})
     for file, digest in hashes.items():
         if known and digest not in known:
@@ -95,7 +97,11 @@ def _given(
     subject: list[Any] = [name, version, dict(hashes)]
     if config.answers is not None:
         given, format_ = read_answers(config.answers, module, task, config.format)
-        source = {"answers": {"path": config.answers, "format": format_}, "model": config.model_name_or_path, "adapters": []}
+        source: dict[str, Any] = {
+            "answers": {"path": config.answers, "format": format_},
+            "model": config.model_name_or_path,
+            "adapters": [],
+        }
         _begin(folder, [*subject, state_of(config.answers)])
         write_whole(kept, "".join(json_line({"id": g.id, "answers": g.answers}) for g in given))
         return given, source
@@ -107,7 +113,9 @@ def _given(
     rows = [r for r in (read_jsonl(kept) if kept.exists() else []) if r["id"] in task.examples]
     asked = {id_: key_of(e) for id_, e in task.examples.items()}
     if changed := [r["id"] for r in rows if r.get("key") != asked[r["id"]]]:
-        raise InputError(f"{folder} holds answers to other prompts ({changed[0]} and {len(changed) - 1} more): give another --out")
+        raise InputError(
+            f"{folder} holds answers to other prompts ({changed[0]} and {len(changed) - 1} more): give another --out"
+        )
     answers = {r["id"]: r["answers"] for r in rows}
     missing = [e for e in task.examples.values() if e.id not in answers]
     card = folder / "model.json"
@@ -146,7 +154,9 @@ def key_of(example: Example) -> str:
     return hashlib.sha256(json.dumps([said, pictures]).encode()).hexdigest()[:12]
 
 
-def predict(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str, done: int = 0) -> Iterator[tuple[Example, list[str]]]:
+def predict(
+    vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str, done: int = 0
+) -> Iterator[tuple[Example, list[str]]]:
     """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
     from mmrlhf.generate import sampling
     from mmrlhf.rollout import answer_all
@@ -213,7 +223,15 @@ def scores(module: ModuleType, task: Task, given: Sequence[Given]) -> list[dict[
     rows, seen = [], set()
     for g in given:
         example = task.examples.get(g.id)
-        status = "unknown" if example is None else "null" if None in g.answers or not g.answers else "duplicate" if g.id in seen else "ok"
+        status = (
+            "unknown"
+            if example is None
+            else "null"
+            if None in g.answers or not g.answers
+            else "duplicate"
+            if g.id in seen
+            else "ok"
+        )
         row: dict[str, Any] = {"id": g.id, "status": status, "answers": g.answers}
         if example is not None and status in ("ok", "duplicate"):
             row |= module.score(example, g.answers, task)
@@ -274,7 +292,13 @@ def _counts(module: ModuleType, task: Task, rows: Sequence[Mapping[str, Any]]) -
 
 
 def _refuse_incomplete(counts: Mapping[str, int]) -> None:
-    bad = {"missing": "missing", "unknown_ids": "of unknown ids", "duplicate": "repeated", "null": "null", "judge_errors": "not judged"}
+    bad = {
+        "missing": "missing",
+        "unknown_ids": "of unknown ids",
+        "duplicate": "repeated",
+        "null": "null",
+        "judge_errors": "not judged",
+    }
     found = [f"{counts[key]} are {words}" for key, words in bad.items() if counts[key]]
     if found:
         raise InputError(f"--strict: of the answers {', '.join(found)}: complete and correct them, or leave --strict out")
@@ -283,7 +307,10 @@ def _refuse_incomplete(counts: Mapping[str, int]) -> None:
 def _judge(task: Task) -> dict[str, Any] | None:
     if not task.replies:
         return None
-    names = {key: sorted({str(r[key]) for r in task.replies.values() if r.get(key)}) for key in ("requested", "model", "template_sha256")}
+    names = {
+        key: sorted({str(r[key]) for r in task.replies.values() if r.get(key)})
+        for key in ("requested", "model", "template_sha256")
+    }
     return {"models": names["model"], "requested": names["requested"], "templates": names["template_sha256"]}
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmrlhf.config import EvalConfig, read_yaml, settings, suggestion
+from mmrlhf.config import EvalConfig, read_yaml, settings
 from mmrlhf.records import InputError
 
 SHORT = {"model": "model_name_or_path", "adapter": "adapter_path", "out": "output_dir"}
@@ -49,7 +49,7 @@ def read_suite(path: Path) -> Suite:
     for part in ("benchmarks", "models"):
         inner = values.pop(part, {})
         if isinstance(inner, list):
-            inner = dict.fromkeys(inner, {})
+            inner = {name: {} for name in inner}
         if not isinstance(inner, dict) or not all(isinstance(v, dict | None) for v in inner.values()):
             raise InputError(f"{path}: {part} must be lines of `NAME: {{setting: value}}`")
         parts[part] = {str(name): _long(v or {}) for name, v in inner.items()}
@@ -71,44 +71,46 @@ def expand(
     Raises InputError.
     """
     given = dict(given)
-    models = {**suite.models, **_models(given)} or {"": {}}
-    if "model_name_or_path" in given or "answers" in given:
-        models = _models(given)
-    for name in ("model_name_or_path", "answers"):
-        given.pop(name, None)
-    data = given.pop("data", [])
-    out = given.pop("output_dir", suite.common.get("output_dir"))
+    names, answers = given.pop("model_name_or_path", []), given.pop("answers", [])
+    data, out = given.pop("data", []), given.pop("output_dir", suite.common.get("output_dir"))
+    if answers and len(names) > 1:
+        raise InputError("--answers are of one model: give one --model, or leave it out")
+    model = dict(zip(["model_name_or_path"], names, strict=False))
+    of_benchmark = {label: path for label, path in map(_named, answers) if label in map(_short, suite.benchmarks)}
+    if of_benchmark:
+        models: Mapping[str, Mapping[str, Any]] = {_label(names[0]) if names else "model": model}
+    elif answers:
+        models = {label: {**model, "answers": path} for label, path in _labelled(answers).items()}
+    elif names:
+        models = {label: {"model_name_or_path": path} for label, path in _labelled(names).items()}
+    else:
+        models = suite.models or {"model": {}}
     one = len(models) * len(suite.benchmarks) == 1
     runs, known = [], settings(EvalConfig)
-    for label, model in models.items():
+    for label, of_model in models.items():
         for name, own in suite.benchmarks.items():
-            short = Path(name).stem
-            if model.get("answers_of") not in (None, name):
-                continue
-            values = {**suite.common, **model, **own, **given}
-            values.pop("answers_of", None)
+            values = {**suite.common, **of_model, **own, **given}
+            if _short(name) in of_benchmark:
+                values["answers"] = of_benchmark[_short(name)]
             if data:
-                values["data"] = _data(data, name, len(suite.benchmarks))
+                values["data"] = _data(data, _short(name), len(suite.benchmarks))
             if out is not None:
-                values["output_dir"] = str(out) if one else str(Path(str(out)) / (label or "model") / short)
+                values["output_dir"] = str(out if one else Path(str(out)) / label / _short(name))
             chosen = {k: values.pop(k) for k in list(values) if k not in known and k != "config"} | dict(options.get(name, {}))
             runs.append(Planned(name, load(values), chosen))
     return runs
 
 
-def _models(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Models, or files of answers, by label: what stands before `=`, else the last part of the path that tells them apart."""
-    found: dict[str, dict[str, Any]] = {}
-    names, answers = given.get("model_name_or_path", []), given.get("answers", [])
-    if answers and len(names) > 1:
-        raise InputError("--answers are of one model: give one --model, or leave it out")
-    for value in answers or names:
-        label, path = _named(value)
-        entry: dict[str, Any] = {"model_name_or_path": path} if not answers else {"answers": path, **dict.fromkeys(["model_name_or_path"] * bool(names), *names)}
+def _short(benchmark: str) -> str:
+    return Path(benchmark).stem
+
+
+def _labelled(values: Sequence[str]) -> dict[str, str]:
+    """Paths by label: what stands before `=`, else what the path itself says, with a number where two say the same."""
+    found: dict[str, str] = {}
+    for label, path in map(_named, values):
         label = label or _label(path)
-        if label in found:
-            label = f"{label}-{len(found) + 1}"
-        found[label] = entry
+        found[label if label not in found else f"{label}-{len(found) + 1}"] = path
     return found
 
 
@@ -125,18 +127,17 @@ def _label(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(stem).stem if Path(path).is_file() else stem)
 
 
-def _data(given: Sequence[str], name: str, benchmarks: int) -> str:
-    """A benchmark's data of several: `NAME=PATH`, else the folder of its name in the one folder that holds all."""
-    named = dict(_named(value) for value in given)
-    short = Path(name).stem
-    if short in named:
-        return named[short]
-    if set(named) == {""} and benchmarks == 1:
+def _data(given: Sequence[str], benchmark: str, of: int) -> str:
+    """A benchmark's data, of several benchmarks: `NAME=PATH`, else the folder of its name in the one folder that holds all."""
+    named = dict(map(_named, given))
+    if benchmark in named:
+        return named[benchmark]
+    if "" in named and of == 1:
         return named[""]
     root = Path(named.get("", ""))
     if "" in named and root.is_dir():
-        inside = [p for p in root.iterdir() if p.is_dir() and re.sub(r"\W|_", "", p.name).lower() == re.sub(r"\W|_", "", short).lower()]
-        if inside:
-            return str(inside[0])
-        raise InputError(f"--data {root} has no folder for {short}: {suggestion(short, [p.name for p in root.iterdir()])}")
-    raise InputError(f"--data says nothing of {short}: add --data {short}=PATH")
+        inside = {re.sub(r"\W|_", "", p.name).lower(): p for p in root.iterdir() if p.is_dir()}
+        if (plain := re.sub(r"\W|_", "", benchmark).lower()) in inside:
+            return str(inside[plain])
+        raise InputError(f"--data {root} has no folder for {benchmark}: add --data {benchmark}=PATH")
+    raise InputError(f"--data says nothing of {benchmark}: add --data {benchmark}=PATH")
