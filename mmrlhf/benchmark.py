@@ -119,6 +119,25 @@ def of_data(module: ModuleType, task: Task) -> dict[str, str]:
     return found
 
 
+def template(path: str | None, own: str) -> str:
+    """A judge's template: the user's file, or the benchmark's own. Raises InputError."""
+    if path is None:
+        return own
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--judge_prompt {path} cannot be read ({error}): give a text file") from None
+
+
+def fill(template: str, **fields: str) -> str:
+    """A template with its fields, by name or, as `{}`, in their order. Raises InputError for a template that asks for others."""
+    try:
+        return template.format(*fields.values(), **fields)
+    except (KeyError, IndexError, ValueError) as error:
+        names = ", ".join(f"{{{name}}}" for name in fields)
+        raise InputError(f"--judge_prompt cannot be filled in ({type(error).__name__}: {error}): it may hold {names}") from None
+
+
 def first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that count where a script's habits do not: of ids that are known, the first answer, if it is one."""
     return [row for row in rows if row["status"] == "ok"]

@@ -89,8 +89,8 @@ def _sha(text: str) -> str:
 
 
 def _still_true(rows: Sequence[Mapping[str, Any]], asks: Mapping[str, Ask]) -> Judgments:
-    """The last line of each key, where it is about what is asked now."""
-    return {row["key"]: dict(row) for row in rows if row.get("key") in asks and row.get("prompt") == asks[row["key"]].prompt}
+    """The last line of each key, where it is about what is asked now, as far as it says what it is about."""
+    return {row["key"]: dict(row) for row in rows if row.get("key") in asks and row.get("prompt") in (None, asks[row["key"]].prompt)}
 
 
 def _replayed(module: ModuleType, task: Task, said: Mapping[str, list[str]], asks: Mapping[str, Ask], path: Path) -> Judgments:
@@ -106,7 +106,7 @@ def _replayed(module: ModuleType, task: Task, said: Mapping[str, list[str]], ask
     texts: Mapping[str, str | None] = module.recorded(rows, said, task)
     who = {"judge": "recorded", "requested": "recorded"}
     return {
-        key: {"key": key, **who, "model": None, "prompt": asks[key].prompt, "text": text, "status": "empty" if text is None else "ok"}
+        key: {"key": key, **who, "model": None, "prompt": None, "text": text, "status": "empty" if text is None else "ok"}
         for key, text in texts.items()
         if key in asks
     }
