@@ -1,9 +1,10 @@
 """DASH-B: pictures that make models see an object that is not there, and pictures where it is (Augustin et al. 2025).
 
     mmrlhf eval dash_b --model runs/sft/model --data DASH-B --out runs/dash_b
-    mmrlhf eval dash_b --answers Paligemma-3b_answers.json --data DASH-B --out runs/dash_b
+    mmrlhf eval dash_b --answers Paligemma-3b_answers.json --out runs/dash_b
 
---data is the folder with dash_benchmark_neg.json and dash_benchmark_pos.json, --image_folder the one with `neg` and `pos`. `official` looks for the
+--data is the folder with dash_benchmark_neg.json and dash_benchmark_pos.json, --image_folder the one with `neg` and `pos`.
+The authors' files of answers say themselves what was asked. `official` looks for the
 letters `yes`, then `no`, anywhere in an answer, and counts what has neither as wrong; so does `robust`, which reads answers with
 `mmrlhf.answers.yes_no`. Fractions: `accuracy`, `tnr` where the object is absent, `tpr` where it is there, their `harmonic_mean`.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from mmrlhf.answers import yes_no
 from mmrlhf.benchmark import Counted, Task, first
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import contents
+from mmrlhf.rows import contents, objects
 
 VERSION, LICENSE = "1", "not stated"
 HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"
@@ -28,20 +29,26 @@ FILES = {"no": "dash_benchmark_neg.json", "yes": "dash_benchmark_pos.json"}
 
 
 def load(task: Task) -> list[Example]:
-    """Questions with ids OBJECT/PICTURE, negatives first."""
+    """Questions with ids OBJECT/PICTURE, negatives first. Without --data they are those that the answers' file says were asked."""
+    if task.data is None and task.answers is not None:
+        return [_question(task, *(str(row.need(name)) for name in ("gt", "object_name", "img_id"))) for row in objects(Path(task.answers))]
     found = []
     for label, path in zip(FILES, files(task), strict=True):
         sets = contents(path)
-        if not (isinstance(sets, dict) and all(isinstance(objects, dict) for objects in sets.values())):
+        if not (isinstance(sets, dict) and all(isinstance(things, dict) for things in sets.values())):
             raise InputError(f"{path} must hold {{data set: {{object: [pictures]}}}}")
-        for set_, objects in sets.items():
-            for object_, pictures in objects.items():
-                for picture in pictures:
-                    place = task.pictures / ("neg" if label == "no" else "pos") / set_ / object_ / picture
-                    asked = f"Can you see a {object_} in this image? Please answer only with yes or no."
-                    meta = {"label": label, "object": object_, "image": picture, "set": set_, "question": asked}
-                    found.append(Example(f"{object_}/{picture}", (ImageSource(path=str(place)),), (Message("user", asked),), meta=meta))
+        for set_, things in sets.items():
+            found += [_question(task, label, thing, picture, set_) for thing, pictures in things.items() for picture in pictures]
     return found[: task.limit]
+
+
+def _question(task: Task, label: str, thing: str, picture: str, set_: str = "") -> Example:
+    asked = f"Can you see a {thing} in this image? Please answer only with yes or no."
+    images = ()
+    if task.data is not None:
+        images = (ImageSource(path=str(task.pictures / ("neg" if label == "no" else "pos") / set_ / thing / picture)),)
+    meta = {"label": label, "object": thing, "image": picture, "set": set_, "question": asked}
+    return Example(f"{thing}/{picture}", images, (Message("user", asked),), meta=meta)
 
 
 def files(task: Task) -> list[Path]:
