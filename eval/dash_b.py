@@ -31,7 +31,10 @@ FILES = {"no": "dash_benchmark_neg.json", "yes": "dash_benchmark_pos.json"}
 def load(task: Task) -> list[Example]:
     """Questions with ids OBJECT/PICTURE, negatives first. Without --data they are those that the answers' file says were asked."""
     if task.data is None and task.answers is not None:
-        return [_question(task, *(str(row.need(name)) for name in ("gt", "object_name", "img_id"))) for row in objects(Path(task.answers))]
+        return [
+            _question(task, *(str(row.need(name)) for name in ("gt", "object_name", "img_id")))
+            for row in objects(Path(task.answers))
+        ]
     found = []
     for label, path in zip(FILES, files(task), strict=True):
         sets = contents(path)
@@ -55,7 +58,10 @@ def files(task: Task) -> list[Path]:
     """The negatives and the positives."""
     if not task.path.is_dir():
         raise InputError(f"--data {task.path} must be the folder with {' and '.join(FILES.values())}")
-    return [next((p for p in (task.path / name, task.path / "images" / name) if p.is_file()), task.path / name) for name in FILES.values()]
+    return [
+        next((p for p in (task.path / name, task.path / "images" / name) if p.is_file()), task.path / name)
+        for name in FILES.values()
+    ]
 
 
 def identify(fields: Mapping[str, Any], task: Task) -> str | None:
@@ -90,7 +96,12 @@ def _counted(rows: list[dict[str, Any]], task: Task, rule: str) -> Counted:
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         true_no, no, true_yes, yes = np.moveaxis(sums, -1, 0)
         tnr, tpr = true_no / no, true_yes / yes
-        return {"accuracy": (true_no + true_yes) / (no + yes), "tnr": tnr, "tpr": tpr, "harmonic_mean": 2 * (tpr * tnr) / (tpr + tnr)}
+        return {
+            "accuracy": (true_no + true_yes) / (no + yes),
+            "tnr": tnr,
+            "tpr": tpr,
+            "harmonic_mean": 2 * (tpr * tnr) / (tpr + tnr),
+        }
 
     pictures = [task.examples[r["id"]].meta["image"] for r in rows]
     return Counted(pictures, columns, metrics, {"": "nothing to divide by: the official script raises ZeroDivisionError"})

@@ -61,7 +61,9 @@ def load(task: Task) -> list[Example]:
     for number, row in enumerate(rows):
         meta = {name: row[name] or "" for name in FIELDS}
         place = task.pictures / meta["image_name"]
-        found.append(Example(row.get("") or str(number), (ImageSource(path=str(place)),), (Message("user", meta["question"]),), meta=meta))
+        found.append(
+            Example(row.get("") or str(number), (ImageSource(path=str(place)),), (Message("user", meta["question"]),), meta=meta)
+        )
     return found[: task.limit]
 
 
@@ -118,7 +120,8 @@ def _counted(rows: list[dict[str, Any]], task: Task, reason: str) -> Counted:
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         pairs = sums.reshape(*sums.shape[:-1], len(kinds), 2)
         return {
-            f"{kind.replace(' ', '_')}/accuracy" if kind else "accuracy": 100 * pairs[..., i, 0] / pairs[..., i, 1] for i, kind in enumerate(kinds)
+            f"{kind.replace(' ', '_')}/accuracy" if kind else "accuracy": 100 * pairs[..., i, 0] / pairs[..., i, 1]
+            for i, kind in enumerate(kinds)
         }
 
     pictures = [task.examples[r["id"]].meta["image_name"] for r in rows]

@@ -41,7 +41,10 @@ def load(task: Task) -> list[Example]:
     """Questions by number. Without --data, those that reviews are of."""
     if task.data is None and task.answers is not None:
         rows = objects(Path(task.answers))
-        found = [(str(r.need("question_id")), {"part": str(r.fields.get("category", "")), "image": str(r.number), "tuple": _pair(r)}) for r in rows]
+        found = [
+            (str(r.need("question_id")), {"part": str(r.fields.get("category", "")), "image": str(r.number), "tuple": _pair(r)})
+            for r in rows
+        ]
         return [Example(id_, (), (), meta=meta) for id_, meta in found]
     texts = {str(row.need("question_id")): row.need("text") for row in objects(_file(task, "reference"))}
     seen = {str(row.need("image")): row.fields for row in objects(_file(task, "context"))}
@@ -102,7 +105,9 @@ def ask(said: Mapping[str, list[str]], task: Task) -> Iterable[Ask]:
         if not isinstance(rule, dict):
             raise InputError(f"{_file(task, 'rules')} has no rule for {meta['part']}")
         role = rule["role"]
-        sides = "".join(f"[{role} {n}]\n{text}\n\n[End of {role} {n}]\n\n" for n, text in ((1, meta["reference"]), (2, answers[0])))
+        sides = "".join(
+            f"[{role} {n}]\n{text}\n\n[End of {role} {n}]\n\n" for n, text in ((1, meta["reference"]), (2, answers[0]))
+        )
         prompt = f"[Context]\n{meta['context']}\n\n[Question]\n{meta['question']}\n\n{sides}[System]\n{rule['prompt']}\n\n"
         yield Ask(id_, prompt, rule["prompt"])
 
@@ -172,7 +177,11 @@ def _counted(rated: list[tuple[str, list[float]]], task: Task, reason: str) -> C
         for i, kind in enumerate(kinds):
             reference, candidate, n = np.moveaxis(sums.reshape(*sums.shape[:-1], len(kinds), 3)[..., i, :], -1, 0)
             means = [_rounded(reference / n), _rounded(candidate / n)]
-            values = {"score": np.where(means[0] == 0, np.nan, means[1] / means[0] * 100), "reference": means[0], "candidate": means[1]}
+            values = {
+                "score": np.where(means[0] == 0, np.nan, means[1] / means[0] * 100),
+                "reference": means[0],
+                "candidate": means[1],
+            }
             found |= {f"{kind}/{name}" if kind else name: v for name, v in values.items()}
         return found
 

@@ -211,7 +211,10 @@ def _script(lines: Sequence[str]) -> tuple[list[Chunk], str]:
         if any(len(cells) != 4 for cells in pair):
             return [], f"the official script raises ValueError at lines {start + 1} and {start + 2}: one has no four columns"
         if any(cells[2].lower() not in ("yes", "no") for cells in pair):
-            return [], f"the official script raises AssertionError at lines {start + 1} and {start + 2}: a label is neither yes nor no"
+            return (
+                [],
+                f"the official script raises AssertionError at lines {start + 1} and {start + 2}: a label is neither yes nor no",
+            )
         found.append((pair[0][0], [says(cells[3]) == cells[2].lower() for cells in pair]))
     return found, ""
 
@@ -232,7 +235,9 @@ def _counted(chunks: Mapping[str, list[Chunk]], reasons: Mapping[str, str]) -> C
         right, asked, both, pictures = np.moveaxis(by_task, -1, 0)
         accuracy, plus = right / asked * 100, both / pictures * 100
         score = accuracy + plus
-        each = {n: {"score": score[..., i], "accuracy": accuracy[..., i], "accuracy_plus": plus[..., i]} for i, n in enumerate(names)}
+        each = {
+            n: {"score": score[..., i], "accuracy": accuracy[..., i], "accuracy_plus": plus[..., i]} for i, n in enumerate(names)
+        }
         found = {"score": sum(values["score"] for values in each.values())}
         groups = {g: [each[n]["score"] for n in of] for g, of in GROUPS.items() if all(n in each for n in of)}
         found |= {f"{group}/score": sum(scores) for group, scores in groups.items()}

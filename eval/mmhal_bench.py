@@ -58,7 +58,14 @@ def load(task: Task) -> list[Example]:
     for row in objects(task.path)[: task.limit]:
         meta = {name: row.need(name) for name in ("image_id", "question_type", "image_content", "question", "gt_answer")}
         name = Path(str(row.fields.get("image_src") or f"{meta['image_id']}.jpg")).name
-        found.append(Example(str(meta["image_id"]), (ImageSource(path=str(_picture(task, name, str(meta["image_id"])))),), (Message("user", str(meta["question"])),), meta=meta))
+        found.append(
+            Example(
+                str(meta["image_id"]),
+                (ImageSource(path=str(_picture(task, name, str(meta["image_id"])))),),
+                (Message("user", str(meta["question"])),),
+                meta=meta,
+            )
+        )
     return found
 
 
@@ -74,14 +81,18 @@ def ask(said: Mapping[str, list[str]], task: Task) -> Iterable[Ask]:
     for id_, answers in said.items():
         meta = task.examples[id_].meta
         content = ", ".join(map(str, meta["image_content"]))
-        yield Ask(id_, fill(text, contents=content, question=meta["question"], reference=meta["gt_answer"], answer=answers[0]), text)
+        yield Ask(
+            id_, fill(text, contents=content, question=meta["question"], reference=meta["gt_answer"], answer=answers[0]), text
+        )
 
 
 def recorded(rows: Iterable[Row], said: Mapping[str, list[str]], task: Task) -> dict[str, str]:
     """Replies as the authors' script saves them, chat completions in the order of the questions."""
     rows = list(rows)
     if len(rows) != len(task.examples):
-        rows[0].fail(f"the file holds {len(rows)} responses to {len(task.examples)} questions, and nothing else says which is to which")
+        rows[0].fail(
+            f"the file holds {len(rows)} responses to {len(task.examples)} questions, and nothing else says which is to which"
+        )
     found = {}
     for id_, row in zip(task.examples, rows, strict=True):
         try:
@@ -115,7 +126,9 @@ def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
     else:
         reason = ""
     by_place = [(r["id"], KINDS[i % len(KINDS)], r["official"]) for i, r in enumerate(mine)]
-    by_name = [(r["id"], task.examples[r["id"]].meta["question_type"], r["rating"]) for r in first(rows) if r["rating"] is not None]
+    by_name = [
+        (r["id"], task.examples[r["id"]].meta["question_type"], r["rating"]) for r in first(rows) if r["rating"] is not None
+    ]
     return {"official": _counted([] if reason else by_place, reason), "robust": _counted(by_name, "no answer has a rating")}
 
 

@@ -4,7 +4,7 @@
     mmrlhf eval vl_rewardbench --answers infer_results.jsonl --out runs/vl
 
 A pair is judged several times, in an order that is drawn for each vote. Results as the authors' script saves them (`ranking`, `meta.random_number`,
-`meta.filter_choice`) say themselves what was asked, and need no --data; a reward model's are `id` and `scores`, one for each response. Percent.
+`meta.filter_choice`) say themselves what was asked, and need no --data. A reward model (--reward_model_path) is asked once. Percent.
 `official` is cal.py: of each pair the first k votes of a seeded shuffle, k = 1, 3, ... 9 (`k9` stands for itself, too, without a part); pairs
 without a majority, and replies that name no answer, are left out, and "Answer 3" agrees. `robust`: all votes, the last answer that a reply calls
 better, only 1 or 2; what has no majority counts as wrong.
@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from mmrlhf.answers import plain
 from mmrlhf.benchmark import Counted, Given, Task, first
 from mmrlhf.config import STRICT
-from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.records import Example, ImageSource, Message, Preference
 from mmrlhf.rows import Row, objects
 
 VERSION, LICENSE = "1", "not stated"
@@ -93,27 +93,33 @@ def _recorded(task: Task) -> list[Example]:
 
 
 def read(place: Path, task: Task) -> list[Given] | None:
-    """Results of the authors' script; scores of a reward model."""
-    if task.data is None:
-        return [Given(e.id, [e.meta["reply"]]) for e in task.examples.values()]
-    rows = objects(place)
-    if not rows or "scores" not in rows[0].fields:
-        return None
+    """Results of the authors' script take the place of answers where there is no --data."""
+    return [Given(e.id, [e.meta["reply"]]) for e in task.examples.values()] if task.data is None else None
+
+
+def pairs(task: Task) -> list[Preference]:
+    """The pairs for a reward model."""
     found = []
-    for row in rows:
-        scores, id_ = row.need("scores"), str(row.need("id"))
-        if not (isinstance(scores, list) and len(scores) == 2):
-            row.fail("`scores` must be two numbers, of the first response and of the second")
-        for e in (e for e in task.examples.values() if e.meta["pair"] == id_):
-            mine = scores[::-1] if e.meta["swapped"] else scores
-            said = "Both are equal." if mine[0] == mine[1] else f"Overall Judgment: Answer {1 + (mine[1] > mine[0])} is better."
-            found.append(Given(e.id, [said]))
+    for e in task.examples.values():
+        best = e.meta["ranking"].index(0)
+        query = (Message("user", e.meta["query"].replace("<image>\n", "")),)
+        found.append(Preference.pair(e.id, e.images, query, e.meta["response"][best], e.meta["response"][1 - best]))
     return found
+
+
+def preferred(example: Example, chosen: float, rejected: float) -> str:
+    """What a reward model says, in the words of a judge."""
+    if chosen == rejected:
+        return "Both are equal."
+    worse = example.meta["ranking"].index(0 if example.meta["swapped"] else 1) + 1
+    return f"Overall Judgment: Answer {3 - worse if chosen > rejected else worse} is better."
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
-_OFFICIAL = re.compile(r"(?:Overall Judgment|Therefore)\s*.*\s*-*\s*Answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*)?better", re.IGNORECASE)
+_OFFICIAL = re.compile(
+    r"(?:Overall Judgment|Therefore)\s*.*\s*-*\s*Answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*)?better", re.IGNORECASE
+)
 _BETTER = re.compile(r"(?:answer|response)\W*(\d+)\W+(?:is|as)\W+(?:(?:the|slightly|much|clearly|overall)\W+)*better|better (?:answer|response)\W+(?:is\W+)?(?:answer|response)?\W*(\d+)", re.IGNORECASE)  # fmt: skip
 
 
@@ -167,7 +173,9 @@ def _official(rows: list[dict[str, Any]], task: Task) -> Counted:
             majority = [said.count(word) > len(said) / 2 for word in ("agree", "reject", "doesntMatch")]
             columns[place[pair], i, GROUPS.index(groups[pair])] = majority
         empty = [g for j, g in enumerate(GROUPS) if not columns[:, i, j, :2].any()]
-        reasons[f"k{k}"] = f"no pair of {', '.join(empty)} has a majority: the official script raises ZeroDivisionError" if empty else ""
+        reasons[f"k{k}"] = (
+            f"no pair of {', '.join(empty)} has a majority: the official script raises ZeroDivisionError" if empty else ""
+        )
     reasons[""] = reasons[f"k{KS[-1]}"] or "there are no answers"
     flat = np.concatenate([np.ones((len(place), 1)), columns.reshape(len(place), -1)], 1)
     return Counted(list(place), flat, _by_k, reasons)
@@ -201,7 +209,11 @@ def _by_k(sums: np.ndarray) -> dict[str, np.ndarray]:
 def _figures(right: np.ndarray, asked: np.ndarray) -> dict[str, np.ndarray]:
     """Of counts by group [..., 3]: accuracy, its mean over groups, and each group's."""
     each = 100 * right / asked
-    return {"accuracy": 100 * right.sum(-1) / asked.sum(-1), "macro_accuracy": each.mean(-1), **{g: each[..., i] for i, g in enumerate(GROUPS)}}
+    return {
+        "accuracy": 100 * right.sum(-1) / asked.sum(-1),
+        "macro_accuracy": each.mean(-1),
+        **{g: each[..., i] for i, g in enumerate(GROUPS)},
+    }
 
 
 def _robust(rows: list[dict[str, Any]], task: Task) -> Counted:

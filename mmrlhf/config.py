@@ -355,6 +355,8 @@ class EvalConfig(EngineConfig):
     """Where predictions.jsonl, judgments.jsonl, scores.jsonl and result.json go."""
     model_name_or_path: str | None = None
     """Checkpoint directory or Hub id to ask, or the address of an OpenAI-compatible server (http://HOST:PORT/v1)."""
+    reward_model_path: str | None = None
+    """Reward model to ask which answer is better, on benchmarks that compare answers."""
     answers: str | None = None
     """Answers to score instead of asking a model (file or folder); neither pictures nor a model are needed."""
     format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit"] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,7 +20,8 @@ from typing import Any, Literal
 
 import httpx2
 
-from mmrlhf.records import ImageSource, InputError, Message
+from mmrlhf.config import EvalConfig
+from mmrlhf.records import Example, ImageSource, InputError, Message
 
 Status = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -81,6 +83,18 @@ class Endpoint:
             return host == "localhost" or ip_address(host).is_loopback
         except ValueError:
             return False
+
+
+def is_address(name: str) -> bool:
+    """Whether a model's name is where it is served."""
+    return name.startswith(("http://", "https://"))
+
+
+def endpoint_of(address: str, model: str | None, config: EvalConfig) -> Endpoint:
+    """An address with a configuration's patience."""
+    return Endpoint(
+        address, model or "", config.endpoint_timeout, config.endpoint_retries, concurrency=config.endpoint_concurrency
+    )
 
 
 def named(endpoint: Endpoint) -> Endpoint:
@@ -186,11 +200,11 @@ def _read(content: bytes, requested: str) -> Reply:
         return Reply(None, "malformed", f"the reply is no chat completion: {_shown(content)}")
     if not isinstance(said, str) or not said.strip():
         return Reply(None, "empty", "the reply holds no text")
-    tokens = [count if isinstance(count, int) else None for count in counts]
+    read, wrote = (count if isinstance(count, int) else None for count in counts)
     if isinstance(model, str) and not _same(model, requested):
         reason = f"asked for {requested}, {model} answered"
-        return Reply(said, "other_model", reason, model, *tokens)
-    return Reply(said, "ok", "", model if isinstance(model, str) else None, *tokens)
+        return Reply(said, "other_model", reason, model, read, wrote)
+    return Reply(said, "ok", "", model if isinstance(model, str) else None, read, wrote)
 
 
 def _same(returned: str, requested: str) -> bool:
@@ -247,3 +261,21 @@ def _refuse_useless(endpoint: Endpoint, reply: Reply, futile: bool) -> None:
         raise InputError(
             f"{where}: the first {FUTILE} replies all failed (the last: {reply.reason}): correct the server or the model's name"
         )
+
+
+def answers_of(
+    endpoint: Endpoint, examples: Sequence[Example], sampling: Mapping[str, Any], num_generations: int, seed: int
+) -> Iterator[tuple[Example, list[str]]]:
+    """Examples with their answers, each as soon as it has all of them; one that has failed is left out. Raises InputError as `ask_all` does."""
+    by_key = {f"{number}/{g}": example for number, example in enumerate(examples) for g in range(num_generations)}
+    chats = [(key, lambda e=example: messages(e.prompt, e.images)) for key, example in by_key.items()]
+    how = {**sampling, "seed": seed} if sampling.get("temperature") else dict(sampling)
+    found: dict[str, list[str]] = {}
+    for key, reply in ask_all(endpoint, chats, how):
+        if reply.status != "ok" or reply.text is None:
+            print(f"note: {by_key[key].id} got no answer ({reply.reason}); the same command asks again", file=sys.stderr)
+            continue
+        so_far = found.setdefault(key.partition("/")[0], [])
+        so_far.append(reply.text)
+        if len(so_far) == num_generations:
+            yield by_key[key], so_far

@@ -16,7 +16,7 @@ from typing import Any
 
 from mmrlhf.benchmark import Ask, Task
 from mmrlhf.config import EvalConfig
-from mmrlhf.endpoint import Endpoint, Reply, ask_all, message, named
+from mmrlhf.endpoint import Endpoint, Reply, ask_all, endpoint_of, is_address, message, named
 from mmrlhf.files import write_whole
 from mmrlhf.lines import json_line, read_jsonl
 from mmrlhf.records import Example, InputError, Message
@@ -90,7 +90,9 @@ def _sha(text: str) -> str:
 
 def _still_true(rows: Sequence[Mapping[str, Any]], asks: Mapping[str, Ask]) -> Judgments:
     """The last line of each key, where it is about what is asked now, as far as it says what it is about."""
-    return {row["key"]: dict(row) for row in rows if row.get("key") in asks and row.get("prompt") in (None, asks[row["key"]].prompt)}
+    return {
+        row["key"]: dict(row) for row in rows if row.get("key") in asks and row.get("prompt") in (None, asks[row["key"]].prompt)
+    }
 
 
 def _replayed(module: ModuleType, task: Task, said: Mapping[str, list[str]], asks: Mapping[str, Ask], path: Path) -> Judgments:
@@ -113,7 +115,9 @@ def _replayed(module: ModuleType, task: Task, said: Mapping[str, list[str]], ask
 
 
 def _refuse_another(found: Judgments, who: Mapping[str, str], kept: Path) -> None:
-    others = {(row["judge"], row["requested"]) for row in found.values() if row["status"] == "ok"} - {(who["judge"], who["requested"])}
+    others = {(row["judge"], row["requested"]) for row in found.values() if row["status"] == "ok"} - {
+        (who["judge"], who["requested"])
+    }
     for judge, model in others:
         raise InputError(f"{kept} holds judgments of {model} ({judge}): give another --out, or that judge")
 
@@ -127,11 +131,12 @@ def _judge(module: ModuleType, task: Task, said: Mapping[str, list[str]], config
     if config.judge == "rules":
         if not hasattr(module, "rule"):
             raise InputError("--judge rules: this benchmark states no rules: give an address or a model")
-        return rules(lambda ask: module.rule(ask.key, said, task)), {"judge": "rules", "requested": f"rules of version {module.VERSION}"}
-    if config.judge.startswith(("http://", "https://")):
-        place = named(
-            Endpoint(config.judge, config.judge_model or "", config.endpoint_timeout, config.endpoint_retries, concurrency=config.endpoint_concurrency)
-        )
+        return rules(lambda ask: module.rule(ask.key, said, task)), {
+            "judge": "rules",
+            "requested": f"rules of version {module.VERSION}",
+        }
+    if is_address(config.judge):
+        place = named(endpoint_of(config.judge, config.judge_model, config))
         return behind(place, config), {"judge": place.shown, "requested": place.model}
     return in_process(config.judge, config), {"judge": "in process", "requested": config.judge}
 
@@ -158,7 +163,10 @@ def behind(place: Endpoint, config: EvalConfig) -> Judge:
             done += 1
             yield key, reply
         if done < len(asks):
-            print(f"note: the budget of {config.judge_budget} tokens is used up; {len(asks) - done} answers are not judged", file=sys.stderr)
+            print(
+                f"note: the budget of {config.judge_budget} tokens is used up; {len(asks) - done} answers are not judged",
+                file=sys.stderr,
+            )
 
     return judge
 
@@ -176,7 +184,10 @@ def in_process(name: str, config: EvalConfig) -> Judge:
             raise InputError(f"--judge {name} is neither an address nor a model ({str(error).splitlines()[0]})") from None
         answered = _looking if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else _reading
         for ask, text in answered(name, asks, config):
-            yield ask.key, Reply(text, "ok", model=name) if text.strip() else Reply(None, "empty", "the reply holds no text", name)
+            yield (
+                ask.key,
+                Reply(text, "ok", model=name) if text.strip() else Reply(None, "empty", "the reply holds no text", name),
+            )
 
     return judge
 
@@ -188,7 +199,9 @@ def _looking(name: str, asks: Sequence[Ask], config: EvalConfig) -> Iterator[tup
 
     examples = [Example(ask.key, ask.images, (Message("user", ask.prompt),)) for ask in asks]
     by_key = {ask.key: ask for ask in asks}
-    for example, texts in answer_all(load(name, config.dtype, engine=config), examples, Sampling(config.judge_tokens, 0.0), batch_size=config.batch_size):
+    for example, texts in answer_all(
+        load(name, config.dtype, engine=config), examples, Sampling(config.judge_tokens, 0.0), batch_size=config.batch_size
+    ):
         yield by_key[example.id], texts[0]
 
 
@@ -197,12 +210,16 @@ def _reading(name: str, asks: Sequence[Ask], config: EvalConfig) -> Iterator[tup
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if any(ask.images for ask in asks):
-        raise InputError(f"--judge {name} cannot look at pictures, which this benchmark shows its judge: give a vision-language model")
+        raise InputError(
+            f"--judge {name} cannot look at pictures, which this benchmark shows its judge: give a vision-language model"
+        )
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, config.dtype)).eval()
     for ask in asks:
         chat = [{"role": "user", "content": ask.prompt}]
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(model.device)
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(
+            model.device
+        )
         with torch.no_grad():
             out = model.generate(**ids, max_new_tokens=config.judge_tokens, do_sample=False)
         yield ask, tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
