@@ -10,9 +10,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
