@@ -25,6 +25,8 @@ LAYERS = [
         "lines",
         "intervals",
         "suites",
+        "english",
+        "coco_words",
     },
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
