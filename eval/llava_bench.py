@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.benchmark import Ask, Counted, Given, Task, first
+from mmrlhf.benchmark import Ask, Counted, Given, Task, first, says_it_all
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.rows import Row, contents, objects
 
@@ -39,7 +39,7 @@ FILES = {
 
 def load(task: Task) -> list[Example]:
     """Questions by number. Without --data, those that reviews are of."""
-    if task.data is None and task.answers is not None:
+    if _reviews(task):
         rows = objects(Path(task.answers))
         found = [
             (str(r.need("question_id")), {"part": str(r.fields.get("category", "")), "image": str(r.number), "tuple": _pair(r)})
@@ -78,17 +78,19 @@ def _context(fields: Mapping[str, Any]) -> str:
 
 
 def _pair(row: Row) -> list[float]:
-    pair = row.need("tuple", "give reviews, or --data with the questions of these answers")
+    pair = row.need("tuple")
     if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, int | float) for v in pair)):
         row.fail("`tuple` must be two numbers")
     return [float(v) for v in pair]
 
 
 def read(place: Path, task: Task) -> list[Given] | None:
-    """Reviews take the place of answers where there is no --data."""
-    if task.data is not None:
-        return None
-    return [Given(id_, [""]) for id_ in task.examples]
+    """Reviews take the place of answers."""
+    return [Given(id_, [""]) for id_ in task.examples] if _reviews(task) else None
+
+
+def _reviews(task: Task) -> bool:
+    return says_it_all(task, "question_id", "tuple")
 
 
 # ---- the judge -------------------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ def read(place: Path, task: Task) -> list[Given] | None:
 
 def ask(said: Mapping[str, list[str]], task: Task) -> Iterable[Ask]:
     """Of each answer how it compares with the reference, by the rule of its category."""
-    if task.data is None:
+    if _reviews(task):
         return
     rules = contents(_file(task, "rules"))
     for id_, answers in said.items():

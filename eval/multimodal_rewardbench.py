@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmrlhf.answers import plain
-from mmrlhf.benchmark import Counted, Given, Task, first
+from mmrlhf.benchmark import Counted, Given, Task, first, says_it_all
 from mmrlhf.records import Example, ImageSource, Message, Preference
 from mmrlhf.rows import objects
 
@@ -40,7 +40,7 @@ Answer of B: {b}"""
 
 def load(task: Task) -> list[Example]:
     """Comparisons by their ID. Without --data, those that results are of."""
-    own = task.data is None and task.answers is not None
+    own = says_it_all(task, "ID", "Label", "Meta")
     found = []
     for row in objects(Path(str(task.answers)) if own else task.path)[: task.limit]:
         id_, inner = str(row.need("ID")), row.fields.get("Meta")

@@ -24,7 +24,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.answers import plain
-from mmrlhf.benchmark import Counted, Given, Task, first
+from mmrlhf.benchmark import Counted, Given, Task, first, says_it_all
 from mmrlhf.config import STRICT
 from mmrlhf.records import Example, ImageSource, Message, Preference
 from mmrlhf.rows import Row, objects
@@ -57,7 +57,7 @@ class Options:
 
 def load(task: Task) -> list[Example]:
     """A vote for each pair and number, with ids PAIR/NUMBER. Without --data, the votes that a file of results holds."""
-    if task.data is None and task.answers is not None:
+    if _own(task):
         return _recorded(task)
     found = []
     for row in objects(task.path)[: task.limit]:
@@ -70,6 +70,10 @@ def load(task: Task) -> list[Example]:
             text = TEMPLATE.format(question=meta["query"].replace("<image>\n", ""), first=shown[0], second=shown[1])
             found.append(Example(f"{meta['pair']}/{vote}", images, (Message("user", text),), meta={**meta, "swapped": swapped}))
     return found
+
+
+def _own(task: Task) -> bool:
+    return says_it_all(task, "ranking", "response", "meta")
 
 
 def _pair(row: Row, ranking: str) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def _recorded(task: Task) -> list[Example]:
         meta = _pair(row, "ranking")
         said = row.need("meta")
         if not (isinstance(said, dict) and said.get("random_number") in (0, 1) and isinstance(said.get("filter_choice"), str)):
-            row.fail("`meta` needs random_number (0 or 1) and filter_choice, or give --data with the pairs")
+            row.fail("`meta` needs random_number (0 or 1) and filter_choice")
         meta |= {"swapped": said["random_number"], "reply": said["filter_choice"]}
         found.append(Example(f"{meta['pair']}/{votes[meta['pair']]}", (), (), meta=meta))
         votes[meta["pair"]] += 1
@@ -94,7 +98,7 @@ def _recorded(task: Task) -> list[Example]:
 
 def read(place: Path, task: Task) -> list[Given] | None:
     """Results of the authors' script take the place of answers where there is no --data."""
-    return [Given(e.id, [e.meta["reply"]]) for e in task.examples.values()] if task.data is None else None
+    return [Given(e.id, [e.meta["reply"]]) for e in task.examples.values()] if _own(task) else None
 
 
 def pairs(task: Task) -> list[Preference]:

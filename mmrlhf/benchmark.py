@@ -19,6 +19,7 @@ from mmrlhf.intervals import Counted as Counted
 from mmrlhf.intervals import bootstrap as bootstrap
 from mmrlhf.intervals import fold_interval as fold_interval
 from mmrlhf.records import Example, ImageSource, InputError
+from mmrlhf.rows import objects
 
 STATED = ("VERSION", "LICENSE", "HEADLINE", "DIRECTION", "CLUSTER")
 
@@ -117,6 +118,14 @@ def of_data(module: ModuleType, task: Task) -> dict[str, str]:
         with Path(path).open("rb") as file:
             found[Path(path).name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def says_it_all(task: Task, *fields: str) -> bool:
+    """Whether the answers are a file whose rows, by these fields, say themselves what was asked."""
+    path = Path(task.answers) if task.answers is not None else None
+    if path is None or path.suffix not in (".json", ".jsonl") or not path.is_file():
+        return False
+    return any({*fields} <= row.fields.keys() for row in objects(path)[:1])
 
 
 def template(path: str | None, own: str) -> str:

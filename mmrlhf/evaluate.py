@@ -43,6 +43,8 @@ def evaluate(benchmark: str, config: EvalConfig, options: Mapping[str, Any] | No
 
     options: the benchmark's own (`{"lineage": "a"}`). Raises InputError.
     """
+    if config.judgments is not None and not (config.answers or config.model_name_or_path or config.reward_model_path):
+        config = replace(config, answers=config.judgments)  # records of some scripts hold the answers, too
     module = load_benchmark(benchmark)
     card = stated(module, benchmark)
     task, hashes = _opened(benchmark, module, config, options or {})

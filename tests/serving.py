@@ -19,7 +19,12 @@ MODEL = "stub"
 
 
 def completion(text, model=MODEL, **more):
-    return {"model": model, "choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": 5, "completion_tokens": 2}, **more}
+    return {
+        "model": model,
+        "choices": [{"message": {"content": text}}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2},
+        **more,
+    }
 
 
 class Stub(BaseHTTPRequestHandler):
@@ -91,7 +96,17 @@ def transformers_serve(model: str, log: Path, seconds: float = 90) -> Iterator[s
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason="transformers serve needs it")
     port = free_port()
-    command = [Path(sys.executable).with_name("transformers"), "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command = [
+        Path(sys.executable).with_name("transformers"),
+        "serve",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
     with log.open("wb") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         try:
