@@ -31,10 +31,9 @@ FILES = {"no": "dash_benchmark_neg.json", "yes": "dash_benchmark_pos.json"}
 def load(task: Task) -> list[Example]:
     """Questions with ids OBJECT/PICTURE, negatives first. Without --data they are those that the answers' file says were asked."""
     if task.data is None and task.answers is not None:
-        return [
-            _question(task, *(str(row.need(name)) for name in ("gt", "object_name", "img_id")))
-            for row in objects(Path(task.answers))
-        ]
+        rows = objects(Path(task.answers))
+        asked = [_question(task, *(str(row.need(name)) for name in ("gt", "object_name", "img_id"))) for row in rows]
+        return list({e.id: e for e in asked}.values())
     found = []
     for label, path in zip(FILES, files(task), strict=True):
         sets = contents(path)

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.answers import verdict
-from mmrlhf.benchmark import Ask, Counted, Task, fill, first, template
+from mmrlhf.benchmark import TWICE, Ask, Counted, Task, fill, first, template, twice
 from mmrlhf.config import STRICT
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.rows import opened
@@ -104,8 +104,8 @@ def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
     sound = first(rows)
     judged = [r for r in sound if r["judged"]]
     lost = len(sound) - len(judged)
-    reason = f"{lost} answers have no judgment" if lost else "there are no answers"
-    return {"official": _counted([] if lost else judged, task, reason), "robust": _counted(judged, task, reason)}
+    reason = f"{lost} answers have no judgment" if lost else TWICE if twice(rows) else "there are no answers"
+    return {"official": _counted([] if lost or twice(rows) else judged, task, reason), "robust": _counted(judged, task, reason)}
 
 
 def _counted(rows: list[dict[str, Any]], task: Task, reason: str) -> Counted:

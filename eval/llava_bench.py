@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.benchmark import Ask, Counted, Given, Task, first, says_it_all
+from mmrlhf.benchmark import TWICE, Ask, Counted, Given, Task, first, says_it_all, twice
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.rows import Row, contents, objects
 
@@ -40,12 +40,9 @@ FILES = {
 def load(task: Task) -> list[Example]:
     """Questions by number. Without --data, those that reviews are of."""
     if _reviews(task):
-        rows = objects(Path(task.answers))
-        found = [
-            (str(r.need("question_id")), {"part": str(r.fields.get("category", "")), "image": str(r.number), "tuple": _pair(r)})
-            for r in rows
-        ]
-        return [Example(id_, (), (), meta=meta) for id_, meta in found]
+        rows = objects(Path(str(task.answers)))
+        kinds = {str(row.need("question_id")): str(row.fields.get("category", "")) for row in rows}
+        return [Example(id_, (), (), meta={"part": kind, "image": id_, "review": True}) for id_, kind in kinds.items()]
     texts = {str(row.need("question_id")): row.need("text") for row in objects(_file(task, "reference"))}
     seen = {str(row.need("image")): row.fields for row in objects(_file(task, "context"))}
     found = []
@@ -86,7 +83,9 @@ def _pair(row: Row) -> list[float]:
 
 def read(place: Path, task: Task) -> list[Given] | None:
     """Reviews take the place of answers."""
-    return [Given(id_, [""]) for id_ in task.examples] if _reviews(task) else None
+    if not _reviews(task):
+        return None
+    return [Given(str(row.need("question_id")), ["{} {}".format(*_pair(row))]) for row in objects(place)]
 
 
 def _reviews(task: Task) -> bool:
@@ -148,8 +147,8 @@ def numbers_of(review: str) -> list[float] | None:
 
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """The pair of ratings, the reference's first; None where there is no review."""
-    if "tuple" in example.meta:
-        pair = example.meta["tuple"]
+    if "review" in example.meta:
+        pair = pair_of(answers[0])
         return {"official": pair, "pair": None if pair == [-1, -1] else pair, "unparsed": pair == [-1, -1]}
     reply = task.replies.get(example.id, {}).get("text")
     pair = None if reply is None else numbers_of(reply)
@@ -160,7 +159,15 @@ def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
     """Scores in all and by category."""
     mine = [r for r in rows if r["status"] in ("ok", "duplicate")]
     lost = sum(r["official"] is None for r in mine)
-    reason = f"{lost} answers have no judgment" if lost else "the reference's mean is 0, or there are no answers"
+    if not _reviews(task) and twice(rows):
+        mine, lost = [], 0
+    reason = (
+        f"{lost} answers have no judgment"
+        if lost
+        else TWICE
+        if not mine and rows
+        else "the reference's mean is 0, or there are no answers"
+    )
     official = [] if lost else [(r["id"], r["official"]) for r in mine]
     robust = [(r["id"], r["pair"]) for r in first(rows) if r["pair"] is not None]
     return {"official": _counted(official, task, reason), "robust": _counted(robust, task, "no answer has a rating")}

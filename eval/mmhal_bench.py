@@ -20,7 +20,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.answers import rating
-from mmrlhf.benchmark import Ask, Counted, Task, fill, first, template
+from mmrlhf.benchmark import TWICE, Ask, Counted, Task, fill, first, template, twice
 from mmrlhf.config import STRICT
 from mmrlhf.records import Example, ImageSource, Message
 from mmrlhf.rows import Row, objects
@@ -119,7 +119,9 @@ def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
     """Ratings in all and by kind."""
     mine = [r for r in rows if r["status"] in ("ok", "duplicate")]
     reason = "there are no answers"
-    if len(rows) != ASKED or len(mine) != ASKED:
+    if twice(rows):
+        reason = TWICE
+    elif len(rows) != ASKED or len(mine) != ASKED:
         reason = f"the official script asserts {ASKED} answers, and these are {len(mine)}"
     elif lost := sum(r["official"] is None for r in mine):
         reason = f"{lost} answers have no judgment"

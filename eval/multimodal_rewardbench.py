@@ -58,7 +58,7 @@ def load(task: Task) -> list[Example]:
         meta |= {"question": str(row.need("Text")), "answers": (str(row.need("Output1")), str(row.need("Output2")))}
         text = TEMPLATE.format(question=meta["question"], a=meta["answers"][0], b=meta["answers"][1])
         found.append(Example(id_, (ImageSource(path=str(task.pictures / meta["image"])),), (Message("user", text),), meta=meta))
-    return found
+    return list({e.id: e for e in found}.values()) if own else found
 
 
 def _category(id_: str, category: str) -> str:

@@ -152,6 +152,14 @@ def first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["status"] == "ok"]
 
 
+TWICE = "an example is answered twice, and only its first answer was judged"
+
+
+def twice(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether an example has several answers, where a judge has seen the first."""
+    return any(row["status"] == "duplicate" for row in rows)
+
+
 def distinct_n(answers: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams (Li et al. 2016), words split at white space; 0 without any."""
     grams = [tuple(words[i : i + n]) for words in (a.lower().split() for a in answers) for i in range(len(words) - n + 1)]

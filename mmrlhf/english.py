@@ -147,3 +147,8 @@ def lemmas(text: str) -> list[str]:
 def nouns(text: str) -> list[str]:
     """The lemmas of tokens that the tagger takes for nouns, their case kept."""
     return [_lemmatise(word, "n") for word, tag in _nltk().pos_tag(tokens(text)) if tag.startswith("NN")]
+
+
+def noun_lemmas(text: str) -> list[str]:
+    """Every token as WordNet has it as a noun, whatever it is."""
+    return [_lemmatise(word, "n") for word in tokens(text)]
