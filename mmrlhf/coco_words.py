@@ -101,7 +101,7 @@ hair_drier: hairdryer
 toothbrush:
 """
 """Each object's own word, and others for it; `_` is a blank. The misspellings are CHAIR's."""
-ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub".split()
+ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
 NEVER = frozenset({"motor bike", "cheesecake", "iphone", "stove top oven"})
 """Words that CHAIR's scripts list and never find: two begin with a blank, one with a capital, one has three parts."""
 
@@ -120,7 +120,10 @@ def node_of() -> dict[str, str]:
 @functools.cache
 def pairs() -> dict[str, str]:
     """Two words that are one, and the word that they are: `baby bird` is a bird, not a person and a bird."""
-    listed = [word for word in node_of() if word.count(" ") == 1 and word not in ("dining table",)] + ["home plate", "train track"]
+    listed = [word for word in node_of() if word.count(" ") == 1 and word not in ("dining table",)] + [
+        "home plate",
+        "train track",
+    ]
     found = {word: word for word in listed}
     found |= {f"{young} {animal}": animal for young in ("baby", "adult") for animal in ANIMALS}
     found |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
