@@ -53,7 +53,10 @@ def load(task: Task) -> list[Example]:
         ready = contents(task.path)
         if not isinstance(ready, dict) or not all(isinstance(v, list) for v in ready.values()):
             raise InputError(f"--data {task.path} must map image ids to lists of objects, or be COCO's annotation folder")
-        found = {str(id_): (f"COCO_val2014_{int(id_):012d}.jpg" if id_.isdecimal() else id_, objects, []) for id_, objects in ready.items()}
+        found = {
+            str(id_): (f"COCO_val2014_{int(id_):012d}.jpg" if id_.isdecimal() else id_, objects, [])
+            for id_, objects in ready.items()
+        }
     else:
         found = _coco(task.path)
     return [
@@ -72,7 +75,9 @@ def files(task: Task) -> list[Path]:
     found = {kind: sorted(task.path.glob(f"{kind}_*.json")) for kind in ("instances", "captions")}
     for kind, paths in found.items():
         if not paths:
-            raise InputError(f"--data {task.path} has no {kind}_*.json: give COCO's annotation folder, or a map of image id to objects")
+            raise InputError(
+                f"--data {task.path} has no {kind}_*.json: give COCO's annotation folder, or a map of image id to objects"
+            )
     return [*found["instances"], *found["captions"]]
 
 
@@ -92,7 +97,9 @@ def _coco(folder: Path) -> dict[str, tuple[str, list[str], list[str]]]:
                 else:
                     objects.append(coco_words.node_of()[names[row["category_id"]]])
         except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: not an annotation file of COCO's ({error} is missing or unknown): give the original") from None
+            raise InputError(
+                f"{path}: not an annotation file of COCO's ({error} is missing or unknown): give the original"
+            ) from None
     return found
 
 
@@ -132,7 +139,10 @@ def _judged(caption: str, example: Example | None, lineage: str) -> dict[str, An
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """The first answer, by both readings. `missed` is what is there and was not named."""
     official = _judged(answers[0], example, task.options.lineage)
-    return {"official": official, "robust": official if task.options.lineage == "portable" else _judged(answers[0], example, "portable")}
+    return {
+        "official": official,
+        "robust": official if task.options.lineage == "portable" else _judged(answers[0], example, "portable"),
+    }
 
 
 def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
@@ -149,7 +159,9 @@ def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
 
 
 def _counted(ids: list[str], judged: list[dict[str, Any]], stops: bool, why: str = "") -> Counted:
-    columns = np.array([[bool(j["false"]), 1, len(j["false"]), j["said"], len(j["hit"]), j["there"], j["length"]] for j in judged], float)
+    columns = np.array(
+        [[bool(j["false"]), 1, len(j["false"]), j["said"], len(j["hit"]), j["there"], j["length"]] for j in judged], float
+    )
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         wrong, captions, false, said, hit, there, length = np.moveaxis(sums, -1, 0)
@@ -160,6 +172,8 @@ def _counted(ids: list[str], judged: list[dict[str, Any]], stops: bool, why: str
             "length": length / captions,
         }  # fmt: skip
 
-    stopped = "the official script raises ZeroDivisionError: no caption names an object, or the pictures hold none" if stops else ""
+    stopped = (
+        "the official script raises ZeroDivisionError: no caption names an object, or the pictures hold none" if stops else ""
+    )
     return Counted(ids, columns.reshape(-1, 7), metrics, {"": why or stopped or "no caption names an object, or the pictures hold none"},
                    {"chair_s": (0, 1)})  # fmt: skip

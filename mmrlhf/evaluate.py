@@ -136,6 +136,10 @@ def _given(
         return json_line({"id": id_, "answers": answers[id_], "key": asked[id_]})
 
     if missing:
+        if silent := next((e.id for e in missing if not e.prompt), None):
+            raise InputError(
+                f"benchmark {name}: its data does not say how {silent} is asked: add the file of its queries to --data"
+            )
         _refuse_missing_pictures(missing)
         with _answering(module, task, missing, config, name, done=len(answers)) as (coming, about):
             begun = list(islice(coming, 1))  # nothing is written before model and pictures have proved usable

@@ -102,7 +102,10 @@ def test_singulars_of_the_first_script(many, one):
 
 
 def test_mentions_as_the_scripts_find_them():
-    assert coco_words.mentions(["a", "baby", "dog", "on", "a", "dining", "table"]) == ([("dog", "dog"), ("table", "dining table")], 6)
+    assert coco_words.mentions(["a", "baby", "dog", "on", "a", "dining", "table"]) == (
+        [("dog", "dog"), ("table", "dining table")],
+        6,
+    )
     assert coco_words.mentions(["motor", "bike", "cheesecake", "home", "plate"]) == ([], 3)
     assert coco_words.mentions(["the", "seat", "of", "the", "toilet"]) == ([("toilet", "toilet")], 5)
     assert coco_words.mentions(["wine", "glas"]) == ([("wine glass", "wine glass")], 1)
