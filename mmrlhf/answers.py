@@ -345,3 +345,24 @@ def _value(written: str) -> float:
     if written[-1].isdigit():
         return float(written.replace(",", ""))
     return sum(_WORDS[w] for w in re.split(r"[ -]", written))
+
+
+# ---- judgments -------------------------------------------------------------------------------------------------------
+
+
+def verdict(reply: str, right: str = "correct", wrong: str = "incorrect") -> bool | None:
+    """Whether a judge's reply says `right` (True) or `wrong` (False), as a word of its own and not denied; None for both, or neither."""
+    text = plain(reply).lower()
+    found = set()
+    for m in re.finditer(rf"(?P<not>(?:\bnot|n't) (?:\w+ )?)?\b(?:(?P<right>{right})|(?P<wrong>{wrong}))\b", text):
+        found.add(bool(m["right"]) != bool(m["not"]))
+    return found.pop() if len(found) == 1 else None
+
+
+def rating(reply: str, most: int) -> int | None:
+    """The whole number up to `most` that a judge's reply gives as its rating (the last, if it says so several times); None if there is none."""
+    text = plain(reply).lower()
+    found = re.findall(r"\b(?:rating|score|rate)\b(?:[^\w\n]|is\b|of\b|:)*(\d+)(?![\d.]*\d)", text)
+    if not found and re.fullmatch(r"\W*\d+\W*", text):
+        found = re.findall(r"\d+", text)
+    return int(found[-1]) if found and int(found[-1]) <= most else None

@@ -18,7 +18,8 @@ from mmrlhf.content import find, load_module
 from mmrlhf.intervals import Counted as Counted
 from mmrlhf.intervals import bootstrap as bootstrap
 from mmrlhf.intervals import fold_interval as fold_interval
-from mmrlhf.records import Example, InputError
+from mmrlhf.records import Example, ImageSource, InputError
+from mmrlhf.rows import objects
 
 STATED = ("VERSION", "LICENSE", "HEADLINE", "DIRECTION", "CLUSTER")
 
@@ -31,22 +32,26 @@ class Given(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """A question to a judge. `key` names it in judgments.jsonl; `prompt` is text, or a list of chat messages."""
+    """A question to a judge. `key` names it in judgments.jsonl; `template` is what its text was filled into."""
 
     key: str
-    prompt: Any
+    prompt: str
+    template: str = ""
+    images: tuple[ImageSource, ...] = ()
 
 
 @dataclass(frozen=True)
 class Task:
     """What a benchmark file works on: the user's data and settings, and what stages before have found.
 
+    answers: the file of answers that are scored, for a benchmark whose official files of answers say what was asked.
     options: the file's own `Options`, checked. examples: by id, in their order, once loaded. replies: judgments by the key of their `Ask`,
     each with `text` (None where the judge failed) and `status`.
     """
 
     data: str | None = None
     image_folder: str | None = None
+    answers: str | None = None
     options: Any = None
     limit: int | None = None
     seed: int = 0
@@ -115,9 +120,44 @@ def of_data(module: ModuleType, task: Task) -> dict[str, str]:
     return found
 
 
+def says_it_all(task: Task, *fields: str) -> bool:
+    """Whether the answers are a file whose rows, by these fields, say themselves what was asked."""
+    path = Path(task.answers) if task.answers is not None else None
+    if path is None or path.suffix not in (".json", ".jsonl") or not path.is_file():
+        return False
+    return any({*fields} <= row.fields.keys() for row in objects(path)[:1])
+
+
+def template(path: str | None, own: str) -> str:
+    """A judge's template: the user's file, or the benchmark's own. Raises InputError."""
+    if path is None:
+        return own
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--judge_prompt {path} cannot be read ({error}): give a text file") from None
+
+
+def fill(template: str, **fields: str) -> str:
+    """A template with its fields, by name or, as `{}`, in their order. Raises InputError for a template that asks for others."""
+    try:
+        return template.format(*fields.values(), **fields)
+    except (KeyError, IndexError, ValueError) as error:
+        names = ", ".join(f"{{{name}}}" for name in fields)
+        raise InputError(f"--judge_prompt cannot be filled in ({type(error).__name__}: {error}): it may hold {names}") from None
+
+
 def first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that count where a script's habits do not: of ids that are known, the first answer, if it is one."""
     return [row for row in rows if row["status"] == "ok"]
+
+
+TWICE = "an example is answered twice, and only its first answer was judged"
+
+
+def twice(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether an example has several answers, where a judge has seen the first."""
+    return any(row["status"] == "duplicate" for row in rows)
 
 
 def distinct_n(answers: Sequence[str], n: int) -> float:

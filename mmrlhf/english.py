@@ -12,130 +12,26 @@ from typing import Any
 
 from mmrlhf.records import InputError
 
+_listed = str.split
+
 # ---- pattern.en ------------------------------------------------------------------------------------------------------
 
-_KEPT = [
-    "bison",
-    "bream",
-    "breeches",
-    "britches",
-    "carp",
-    "chassis",
-    "christmas",
-    "clippers",
-    "cod",
-    "contretemps",
-    "corps",
-    "debris",
-    "diabetes",
-    "djinn",
-    "eland",
-    "elk",
-    "flounder",
-    "gallows",
-    "georgia",
-    "graffiti",
-    "headquarters",
-    "herpes",
-    "high-jinks",
-    "homework",
-    "innings",
-    "jackanapes",
-    "mackerel",
-    "measles",
-    "mews",
-    "mumps",
-    "news",
-    "pincers",
-    "pliers",
-    "proceedings",
-    "rabies",
-    "salmon",
-    "scissors",
-    "series",
-    "shears",
-    "species",
-    "swine",
-    "swiss",
-    "trout",
-    "tuna",
-    "whiting",
-    "wildebeest",
-    "advice",
-    "bread",
-    "butter",
-    "cheese",
-    "electricity",
-    "equipment",
-    "fruit",
-    "furniture",
-    "garbage",
-    "gravel",
-    "happiness",
-    "information",
-    "ketchup",
-    "knowledge",
-    "love",
-    "luggage",
-    "mathematics",
-    "mayonnaise",
-    "meat",
-    "mustard",
-    "progress",
-    "research",
-    "rice",
-    "sand",
-    "software",
-    "understanding",
-    "water",
-]
+_KEPT = _listed(
+    "bison bream breeches britches carp chassis christmas clippers cod contretemps corps debris diabetes djinn eland elk "
+    "flounder gallows georgia graffiti headquarters herpes high-jinks homework innings jackanapes mackerel measles mews "
+    "mumps news pincers pliers proceedings rabies salmon scissors series shears species swine swiss trout tuna whiting "
+    "wildebeest advice bread butter cheese electricity equipment fruit furniture garbage gravel happiness information "
+    "ketchup knowledge love luggage mathematics mayonnaise meat mustard progress research rice sand software understanding "
+    "water"
+)
 """Words that have no plural. So has whatever one of them ends in: a habit of the rule."""
 _IN_IE = tuple(
     f"{word}s"
-    for word in [
-        "alergie",
-        "auntie",
-        "beanie",
-        "birdie",
-        "bogie",
-        "bombie",
-        "collie",
-        "cookie",
-        "cutie",
-        "doggie",
-        "eyrie",
-        "freebie",
-        "goonie",
-        "groupie",
-        "hankie",
-        "hippie",
-        "hoagie",
-        "hottie",
-        "indie",
-        "junkie",
-        "laddie",
-        "laramie",
-        "lingerie",
-        "meanie",
-        "newbie",
-        "nightie",
-        "oldie",
-        "pixie",
-        "quickie",
-        "reverie",
-        "rookie",
-        "softie",
-        "sortie",
-        "stoolie",
-        "sweetie",
-        "techie",
-        "toughie",
-        "valkyrie",
-        "veggie",
-        "weenie",
-        "yuppie",
-        "zombie",
-    ]
+    for word in _listed(
+        "alergie auntie beanie birdie bogie bombie collie cookie cutie doggie eyrie freebie goonie groupie hankie hippie hoagie "
+        "hottie indie junkie laddie laramie lingerie meanie newbie nightie oldie pixie quickie reverie rookie softie sortie "
+        "stoolie sweetie techie toughie valkyrie veggie weenie yuppie zombie"
+    )
 )
 """Plurals that the rule knows, and leaves as they are."""
 _IRREGULAR = {
@@ -166,48 +62,10 @@ _ENDINGS = [
 ]  # fmt: skip
 """The first that fits is applied. The brackets of some were meant to be parentheses; they are as they are."""
 _PREPOSITIONS = frozenset(
-    [
-        "about",
-        "above",
-        "across",
-        "after",
-        "among",
-        "around",
-        "at",
-        "athwart",
-        "before",
-        "behind",
-        "below",
-        "beneath",
-        "beside",
-        "besides",
-        "between",
-        "betwixt",
-        "beyond",
-        "but",
-        "by",
-        "during",
-        "except",
-        "for",
-        "from",
-        "in",
-        "into",
-        "near",
-        "of",
-        "off",
-        "on",
-        "onto",
-        "out",
-        "over",
-        "since",
-        "till",
-        "to",
-        "under",
-        "until",
-        "unto",
-        "upon",
-        "with",
-    ]
+    _listed(
+        "about above across after among around at athwart before behind below beneath beside besides between betwixt beyond but "
+        "by during except for from in into near of off on onto out over since till to under until unto upon with"
+    )
 )
 
 
@@ -305,3 +163,8 @@ def lemmas(text: str) -> list[str]:
 def nouns(text: str) -> list[str]:
     """The lemmas of tokens that the tagger takes for nouns, their case kept."""
     return [_lemmatise(word, "n") for word, tag in _nltk().pos_tag(tokens(text)) if tag.startswith("NN")]
+
+
+def noun_lemmas(text: str) -> list[str]:
+    """Every token as WordNet has it as a noun, whatever it is."""
+    return [_lemmatise(word, "n") for word in tokens(text)]

@@ -10,9 +10,10 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 from mmrlhf.answer_files import read_answers
 from mmrlhf.benchmark import Given, Task, load_benchmark, of_data, options_of, stated
 from mmrlhf.config import EvalConfig
+from mmrlhf.endpoint import answers_of, endpoint_of, is_address, named
 from mmrlhf.files import refuse_unwritable, write_whole
 from mmrlhf.growing import state_of
 from mmrlhf.intervals import Counted, figures, nested
+from mmrlhf.judges import judged
 from mmrlhf.lines import json_line, plain, read_jsonl
 from mmrlhf.records import Example, InputError
 
@@ -40,6 +43,8 @@ def evaluate(benchmark: str, config: EvalConfig, options: Mapping[str, Any] | No
 
     options: the benchmark's own (`{"lineage": "a"}`). Raises InputError.
     """
+    if config.judgments is not None and not (config.answers or config.model_name_or_path or config.reward_model_path):
+        config = replace(config, answers=config.judgments)  # records of some scripts hold the answers, too
     module = load_benchmark(benchmark)
     card = stated(module, benchmark)
     task, hashes = _opened(benchmark, module, config, options or {})
@@ -65,7 +70,7 @@ def evaluate(benchmark: str, config: EvalConfig, options: Mapping[str, Any] | No
 
 def _opened(name: str, module: ModuleType, config: EvalConfig, options: Mapping[str, Any]) -> tuple[Task, dict[str, str]]:
     """The task with its examples, and the hashes of its data."""
-    task = Task(config.data, config.image_folder, options_of(module, options), config.limit, config.seed)
+    task = Task(config.data, config.image_folder, config.answers, options_of(module, options), config.limit, config.seed)
     try:
         examples: Sequence[Example] = module.load(task)
         hashes = of_data(module, task)
@@ -104,10 +109,18 @@ def _given(
         _begin(folder, [*subject, state_of(config.answers)])
         write_whole(kept, "".join(json_line({"id": g.id, "answers": g.answers}) for g in given))
         return given, source
-    if config.model_name_or_path is None:
+    if config.reward_model_path is not None:
+        if not hasattr(module, "pairs"):
+            raise InputError(f"{name} is no benchmark of reward models: give --model DIR")
+        if config.model_name_or_path is not None:
+            raise InputError("--model and --reward_model_path were both given: give one")
+    elif config.model_name_or_path is None:
         raise InputError("there is nothing to measure: give --model DIR, or --answers FILE to score answers that exist")
     settings = {key: getattr(config, key) for key in GENERATION}
     subject += [state_of(config.model_name_or_path), state_of(config.adapter_path), settings]
+    subject += (
+        [state_of(config.reward_model_path)] if config.reward_model_path else [config.served_model] if config.served_model else []
+    )
     _refuse_another(folder, subject)
     rows = [r for r in (read_jsonl(kept) if kept.exists() else []) if r["id"] in task.examples]
     asked = {id_: key_of(e) for id_, e in task.examples.items()}
@@ -128,13 +141,11 @@ def _given(
                 f"benchmark {name}: its data does not say how {silent} is asked: add the file of its queries to --data"
             )
         _refuse_missing_pictures(missing)
-        from mmrlhf.generate import policy
-
-        with policy(config.model_name_or_path, config.adapter_path, config.dtype, config) as vlm:
-            coming = predict(vlm, missing, config, name, done=len(answers))
-            coming = chain([next(coming)], coming)  # nothing is written before model and pictures have proved usable
+        with _answering(module, task, missing, config, name, done=len(answers)) as (coming, about):
+            begun = list(islice(coming, 1))  # nothing is written before model and pictures have proved usable
+            coming = chain(begun, coming)
             _begin(folder, subject)
-            write_whole(card, json.dumps(_of_model(vlm)))
+            write_whole(card, json.dumps(about))
             write_whole(kept, "".join(map(line, answers)))  # without the line that a killed run left torn
             with kept.open("a", encoding="utf-8") as file:
                 for example, texts in coming:
@@ -147,7 +158,49 @@ def _given(
         "model": config.model_name_or_path, "adapters": [config.adapter_path] if config.adapter_path else [], "generation": settings,
         **(json.loads(card.read_text()) if card.exists() else {}),
     }  # fmt: skip
-    return [Given(id_, answers[id_]) for id_ in task.examples], source
+    return [Given(id_, answers[id_]) for id_ in task.examples if id_ in answers], source
+
+
+@contextmanager
+def _answering(
+    module: ModuleType, task: Task, examples: Sequence[Example], config: EvalConfig, name: str, done: int
+) -> Iterator[tuple[Iterator[tuple[Example, list[str]]], dict[str, Any]]]:
+    """Answers as they come, and what a result says of whoever gives them: a reward model, a server, or a checkpoint."""
+    if config.reward_model_path is not None:
+        yield _preferring(module, task, examples, config), {"reward_model": config.reward_model_path}
+        return
+    assert config.model_name_or_path is not None
+    if is_address(config.model_name_or_path):
+        place = named(endpoint_of(config.model_name_or_path, config.served_model, config))
+        how: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.response_length}
+        if config.stop:
+            how["stop"] = [config.stop]
+        yield (
+            answers_of(place, examples, how, config.num_generations, config.seed),
+            {"endpoint": place.shown, "served_model": place.model},
+        )
+        return
+    from mmrlhf.generate import policy
+
+    with policy(config.model_name_or_path, config.adapter_path, config.dtype, config) as vlm:
+        yield predict(vlm, examples, config, name, done), _of_model(vlm)
+
+
+def _preferring(
+    module: ModuleType, task: Task, examples: Sequence[Example], config: EvalConfig
+) -> Iterator[tuple[Example, list[str]]]:
+    """What a reward model prefers of each pair, in a judge's words."""
+    from mmrlhf.artefact import load_reward_model
+    from mmrlhf.rewards import Group
+
+    model = load_reward_model(str(config.reward_model_path), engine=config)
+    wanted = {e.id: e for e in examples}
+    pairs = [pair for pair in module.pairs(task) if pair.id in wanted]
+    for start in range(0, len(pairs), config.batch_size):
+        part = pairs[start : start + config.batch_size]
+        groups = [Group(p.images, p.prompt, (p.chosen, p.rejected), p.facts, p.id) for p in part]
+        for pair, scores in zip(part, model.score(groups), strict=True):
+            yield wanted[pair.id], [module.preferred(wanted[pair.id], *map(float, scores))]
 
 
 def key_of(example: Example) -> str:
@@ -207,19 +260,12 @@ def _begin(folder: Path, subject: Sequence[Any]) -> None:
 
 
 def _judged(module: ModuleType, task: Task, given: Sequence[Given], config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """Replies to what the benchmark asks a judge, by key: replayed from a file, else from this run's own judgments.jsonl."""
+    """Replies to what the benchmark asks a judge, by key; of an example that is answered twice, about the first answers."""
     said: dict[str, list[str]] = {}
     for g in given:
-        if g.id in task.examples and None not in g.answers:
+        if g.id in task.examples and g.answers and None not in g.answers:
             said.setdefault(g.id, [a for a in g.answers if a is not None])
-    asks = list(module.ask(said, task))
-    kept = Path(config.output_dir) / "judgments.jsonl"
-    path = Path(config.judgments) if config.judgments else kept
-    if not path.exists():
-        raise InputError("this benchmark is scored by a judge: give --judgments FILE with recorded judgments")
-    replies = {row["key"]: row for row in read_jsonl(path)}
-    write_whole(kept, "".join(json_line(replies[a.key]) for a in asks if a.key in replies))
-    return replies
+    return judged(module, task, said, config)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
