@@ -138,6 +138,16 @@ def recorded(rows: Iterable[Row], said: Mapping[str, list[str]], task: Task) -> 
     return found
 
 
+def rule(key: str, said: Mapping[str, list[str]], task: Task) -> str:
+    """A judge without a model: by yes and no."""
+    id_, _, what = key.rpartition("/")
+    e = task.examples[id_]
+    read = yes_no(said[id_][0], e.meta["question"])
+    if what == "correct":
+        return "unclear" if read is None else "correct" if read == _truth(task, id_) else "incorrect"
+    return "same" if read == yes_no(said[_original(e)][0], e.meta["question"]) else "different"
+
+
 def _verdict(text: str | None) -> int | None:
     """How the script reads a reply: `incorrect` anywhere is wrong, else `correct` anywhere is right, all else is unclear."""
     if text is None:

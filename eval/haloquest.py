@@ -125,4 +125,4 @@ def _counted(rows: list[dict[str, Any]], task: Task, reason: str) -> Counted:
         }
 
     pictures = [task.examples[r["id"]].meta["image_name"] for r in rows]
-    return Counted(pictures, columns.reshape(len(rows), -1), metrics, {"": reason})
+    return Counted(pictures, columns.reshape(len(rows), 2 * len(kinds)), metrics, {"": reason})

@@ -127,4 +127,4 @@ def _counted(judged: Sequence[tuple[str, bool]], task: Task) -> Counted:
         return {f"{kind}/accuracy" if kind else "accuracy": both[..., i, 0] / both[..., i, 1] for i, kind in enumerate(kinds)}
 
     pictures = [task.examples[id_].meta["image"] for id_, _ in judged]
-    return Counted(pictures, columns.reshape(len(judged), -1), metrics, {"": "there are no answers"})
+    return Counted(pictures, columns.reshape(len(judged), 2 * len(kinds)), metrics, {"": "there are no answers"})

@@ -181,7 +181,7 @@ def _official(rows: list[dict[str, Any]], task: Task) -> Counted:
             f"no pair of {', '.join(empty)} has a majority: the official script raises ZeroDivisionError" if empty else ""
         )
     reasons[""] = reasons[f"k{KS[-1]}"] or "there are no answers"
-    flat = np.concatenate([np.ones((len(place), 1)), columns.reshape(len(place), -1)], 1)
+    flat = np.concatenate([np.ones((len(place), 1)), columns.reshape(len(place), 3 * len(KS) * len(GROUPS))], 1)
     return Counted(list(place), flat, _by_k, reasons)
 
 
@@ -233,4 +233,4 @@ def _robust(rows: list[dict[str, Any]], task: Task) -> Counted:
         return _figures(by_group[..., 0], by_group[..., 1])
 
     reasons = dict.fromkeys(GROUPS, "there are no pairs of this group") | {"": "a group has no pairs"}
-    return Counted(list(votes), columns.reshape(len(votes), -1), metrics, reasons)
+    return Counted(list(votes), columns.reshape(len(votes), 2 * len(GROUPS)), metrics, reasons)

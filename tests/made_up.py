@@ -19,15 +19,21 @@ def lines(path: Path, rows) -> Path:
 
 
 def mme(root: Path) -> dict:
-    """Two tasks in the two layouts: a text for all pictures, and a text beside each picture."""
+    """The four tasks on hallucination in the two layouts: a text for all pictures, and a text beside each picture."""
     for i in range(2):
-        picture(root / "existence" / f"{i}.jpg", i)
         picture(root / "color" / "images" / f"{i}.png", i)
         text = root / "color" / "questions_answers_YN" / f"{i}.txt"
         text.parent.mkdir(parents=True, exist_ok=True)
         text.write_text("Is the star red? Please answer yes or no.\tYes\nIs the star blue? Please answer yes or no.\tNo\n")
-    asked = [f"{i}.jpg\tIs there a {thing}? Please answer yes or no.\t{label}\n" for i in range(2) for thing, label in (("star", "Yes"), ("cat", "No"))]
-    (root / "existence.txt").write_text("".join(asked))
+    asked = [
+        f"{i}.jpg\tIs there a {thing}? Please answer yes or no.\t{label}\n"
+        for i in range(2)
+        for thing, label in (("star", "Yes"), ("cat", "No"))
+    ]
+    for task in ("existence", "count", "position"):
+        (root / f"{task}.txt").write_text("".join(asked))
+        for i in range(2):
+            picture(root / task / f"{i}.jpg", i)
     return {"data": str(root)}
 
 
@@ -62,7 +68,7 @@ def mmhal_bench(root: Path, rows: int = 8) -> dict:
         for i in range(rows)
     ]  # fmt: skip
     (root / "m.json").write_text(json.dumps(data))
-    for i in range(rows):
+    for i in range(min(rows, 8)):
         picture(root / f"p{i}.jpg", i)
     return {"data": str(root / "m.json")}
 
@@ -76,10 +82,16 @@ def object_halbench(root: Path) -> dict:
 
 def llava_bench(root: Path) -> dict:
     kinds = ("conv", "detail", "complex")
-    lines(root / "qa90_questions.jsonl", [{"question_id": i, "image": f"{i // 3}.jpg", "text": "What is it?", "category": kinds[i % 3]} for i in range(6)])
+    lines(
+        root / "qa90_questions.jsonl",
+        [{"question_id": i, "image": f"{i // 3}.jpg", "text": "What is it?", "category": kinds[i % 3]} for i in range(6)],
+    )
     lines(root / "qa90_gpt4_answer.jsonl", [{"question_id": i, "text": "A star.", "category": kinds[i % 3]} for i in range(6)])
     boxes = [{"category": "star", "bbox": [0, 0, 1, 1]}]
-    lines(root / "caps_boxes_coco2014_val_80.jsonl", [{"id": str(i), "image": f"{i}.jpg", "captions": ["A star."], "instances": boxes} for i in range(2)])
+    lines(
+        root / "caps_boxes_coco2014_val_80.jsonl",
+        [{"id": str(i), "image": f"{i}.jpg", "captions": ["A star."], "instances": boxes} for i in range(2)],
+    )
     (root / "rule.json").write_text(json.dumps({kind: {"role": "Assistant", "prompt": "Two numbers, please."} for kind in kinds}))
     for i in range(2):
         picture(root / f"{i}.jpg", i)
@@ -88,7 +100,16 @@ def llava_bench(root: Path) -> dict:
 
 def vl_rewardbench(root: Path) -> dict:
     ids = ("VLFeedback-0", "RLAIF-V-1", "mathverse_2")
-    rows = [{"id": id_, "query": "<image>\nWhat is it?", "response": ["A star.", "A cat."], "human_ranking": [0, 1], "image_path": "0.png"} for id_ in ids]
+    rows = [
+        {
+            "id": id_,
+            "query": "<image>\nWhat is it?",
+            "response": ["A star.", "A cat."],
+            "human_ranking": [0, 1],
+            "image_path": "0.png",
+        }
+        for id_ in ids
+    ]
     picture(root / "0.png", 0)
     return {"data": str(lines(root / "pairs.jsonl", rows))}
 
@@ -96,7 +117,15 @@ def vl_rewardbench(root: Path) -> dict:
 def multimodal_rewardbench(root: Path) -> dict:
     kinds = (("math_1", "reasoning"), ("code_1", "reasoning"), ("pairs_1", "safety"), ("nocaps_1", "open_generation"))
     rows = [
-        {"ID": id_, "Text": "What is it?", "Image": "0.png", "Output1": "A star.", "Output2": "A cat.", "Better": "Output1", "Category": kind}
+        {
+            "ID": id_,
+            "Text": "What is it?",
+            "Image": "0.png",
+            "Output1": "A star.",
+            "Output2": "A cat.",
+            "Better": "Output1",
+            "Category": kind,
+        }
         for id_, kind in kinds
     ]
     (root / "all_data.json").write_text(json.dumps(rows))
@@ -118,7 +147,9 @@ def haloquest(root: Path) -> dict:
     ]
     with (root / "h.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([["", "image_name", "url", "image type", "hallucination type", "question", "groundtruth responses", "split"], *rows])
+        writer.writerows(
+            [["", "image_name", "url", "image type", "hallucination type", "question", "groundtruth responses", "split"], *rows]
+        )
     for i in range(2):
         picture(root / f"{i}.png", i)
     return {"data": str(root / "h.csv")}
@@ -126,5 +157,15 @@ def haloquest(root: Path) -> dict:
 
 MAKERS = {
     f.__name__: f
-    for f in (mme, hallusionbench, mmhal_bench, object_halbench, llava_bench, vl_rewardbench, multimodal_rewardbench, dash_b, haloquest)
+    for f in (
+        mme,
+        hallusionbench,
+        mmhal_bench,
+        object_halbench,
+        llava_bench,
+        vl_rewardbench,
+        multimodal_rewardbench,
+        dash_b,
+        haloquest,
+    )
 }
