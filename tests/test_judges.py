@@ -155,7 +155,7 @@ def test_a_real_server_judges_and_answers(judge, base, tmp_path, monkeypatch):
     data.mkdir()
     made = made_up.dash_b(data)
     with transformers_serve(base, tmp_path / "serve.log") as address:
-        result, rows = judge(judge=address, judge_tokens=4, endpoint_timeout=60.0)
+        _, rows = judge(judge=address, judge_tokens=4, endpoint_timeout=60.0)
         assert [r["model"] for r in rows] == [base] * 2 and all(r["input_tokens"] > 10 for r in rows)
         asked = {"output_dir": str(tmp_path / "served"), "response_length": 12, "endpoint_timeout": 60.0, **made}
         served = evaluate("dash_b", EvalConfig(model_name_or_path=address, **asked))
