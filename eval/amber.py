@@ -172,7 +172,8 @@ def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         return {"truth": example.meta["truth"], "said": said, "unparsed": said is None}
     alike = _alike(task.options.similarity)
     official = _described(example, answers[0], task, alike) if alike else None
-    return {"official": official, "robust": _ours(example, answers[0], task, alike or (lambda a, b: a == b))}
+    robust = _ours(example, answers[0], task, alike or (lambda a, b: a == b))
+    return {"official": official, "robust": robust, "right": not robust["false"]}
 
 
 def _described(example: Example, answer: str, task: Task, alike: Callable[[str, str], bool]) -> dict[str, Any]:

@@ -137,12 +137,10 @@ def _judged(caption: str, example: Example | None, lineage: str) -> dict[str, An
 
 
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """The first answer, by both readings. `missed` is what is there and was not named."""
+    """The first answer, by both readings."""
     official = _judged(answers[0], example, task.options.lineage)
-    return {
-        "official": official,
-        "robust": official if task.options.lineage == "portable" else _judged(answers[0], example, "portable"),
-    }
+    robust = official if task.options.lineage == "portable" else _judged(answers[0], example, "portable")
+    return {"official": official, "robust": robust, "right": not robust["false"]}
 
 
 def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:

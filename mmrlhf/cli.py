@@ -176,6 +176,24 @@ def _eval(command: Command, argv: list[str]) -> None:
         evaluate(run.benchmark, run.config, run.options)
 
 
+def _compare(command: Command, argv: list[str]) -> None:
+    parser = _Parser(command, "RUN RUN [RUN ...] [--out DIR] [--force] [--seed N]")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="what eval wrote (--out), or a folder of such; all are compared with the first"
+    )
+    parser.add_argument("--out", metavar="DIR", default="runs/compare", help="where it writes (default runs/compare)")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="compare results of different data, prompts, parsers, judges or settings, with a warning",
+    )
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of the bootstrap (default 0)")
+    given = parser.parse(argv)
+    from mmrlhf.compare import compare
+
+    compare(given["runs"], given["out"], given.get("force", False), given["seed"])
+
+
 Config = TypeVar("Config")
 
 
@@ -410,6 +428,11 @@ COMMANDS = {
         "measure models on benchmarks, or score answers that exist",
         "mmrlhf eval scenes --model runs/sft/model --adapter_path runs/ppo/policy --out runs/eval",
         _eval,
+    ),
+    "compare": Command(
+        "compare runs of eval: differences, intervals, what flipped",
+        "mmrlhf compare runs/pope/sft runs/pope/ppo --out runs/compare",
+        _compare,
     ),
     "data": Command(
         "check, count or convert a data file, or make data", "mmrlhf data check rows.jsonl --image_folder images", _data

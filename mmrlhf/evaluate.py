@@ -322,7 +322,7 @@ def _result(
         "schema": SCHEMA, "version": card["VERSION"], "license": card["LICENSE"], "headline": card["HEADLINE"],
         "direction": card["DIRECTION"], "cluster": card["CLUSTER"],
         "data": task.data, "data_sha256": digest, "files": dict(hashes), "data_version": {f: known.get(h) for f, h in hashes.items()},
-        "limit": task.limit, "options": vars(task.options) if task.options is not None else {},
+        "image_folder": task.image_folder, "limit": task.limit, "seed": task.seed, "options": vars(task.options) if task.options is not None else {},
         "n": len(scored), "metrics": metrics, "reasons": reasons, "counts": _counts(module, task, rows),
         "yes_ratio": said.count("yes") / len(said) if said else None,
         "mean_length": sum(len(t.split()) for t in texts) / len(texts) if texts else None,

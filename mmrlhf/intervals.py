@@ -27,6 +27,7 @@ class Counted:
     reasons: why a metric has no value, by its name or part; the reason under "" holds for all others.
     shares: metrics that are one column over another (their numbers), each row one trial: they get Wilson's interval when every
     cluster is a single row.
+    more: figures that are no function of sums, with intervals of their own; they stand in result.json as they are.
     """
 
     clusters: Sequence[Hashable]
@@ -34,6 +35,7 @@ class Counted:
     metrics: Callable[[np.ndarray], Mapping[str, Any]]
     reasons: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    more: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def by_cluster(self) -> tuple[list[Hashable], np.ndarray]:
         """The clusters in order of appearance, and the sums [C, K] of their rows."""
@@ -66,7 +68,7 @@ def figures(counted: Counted, seed: int, draws: int = DRAWS) -> tuple[dict[str, 
             known = np.asarray(drawn[name])[np.isfinite(drawn[name])]
             low, high = np.percentile(known, [2.5, 97.5]) if known.size else (v, v)
         found[name] = {"value": v, "low": float(low), "high": float(high)}
-    return found, reasons
+    return found | {name: dict(leaf) for name, leaf in counted.more.items()}, reasons
 
 
 def _reason(reasons: Mapping[str, str], name: str) -> str:
@@ -119,3 +121,48 @@ def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[
     mean = float(np.mean(values))
     half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return {name: mean, f"{name}_ci": [mean - half, mean + half]}
+
+
+# ---- two of them -----------------------------------------------------------------------------------------------------
+
+POWER = 0.8416212335729143
+"""The standard normal's 80% point."""
+Z = 1.959963984540054
+
+
+def paired(a: Counted, b: Counted, seed: int, draws: int = 2 * DRAWS) -> dict[str, dict[str, float] | None]:
+    """Of every metric b minus a over the same clusters, resampled together: `a`, `b`, `difference`, its 95% interval `low` and `high`, `p`
+    (two-sided, of no difference), and `detectable`, the difference that such data would show in 80% of trials. None where either has no value."""
+    (names_a, sums_a), (names_b, sums_b) = a.by_cluster(), b.by_cluster()
+    place = {name: number for number, name in enumerate(dict.fromkeys([*names_a, *names_b]))}
+    if not place:
+        return dict.fromkeys(a.metrics(sums_a.sum(0)))
+    table_a, table_b = np.zeros((len(place), sums_a.shape[1])), np.zeros((len(place), sums_b.shape[1]))
+    table_a[[place[n] for n in names_a]] = sums_a
+    table_b[[place[n] for n in names_b]] = sums_b
+    weights = _resampled(len(place), seed, draws)
+    found: dict[str, dict[str, float] | None] = {}
+    with np.errstate(all="ignore"):
+        value_a, value_b = a.metrics(table_a.sum(0)), b.metrics(table_b.sum(0))
+        drawn_a, drawn_b = a.metrics(weights @ table_a), b.metrics(weights @ table_b)
+    for name in value_a:
+        one, other = float(value_a[name]), float(value_b[name]) if name in value_b else np.nan
+        if not (np.isfinite(one) and np.isfinite(other)):
+            found[name] = None
+            continue
+        apart = np.asarray(drawn_b[name], float) - np.asarray(drawn_a[name], float)
+        apart = apart[np.isfinite(apart)]
+        low, high = np.percentile(apart, [2.5, 97.5]) if apart.size else (np.nan, np.nan)
+        tail = min((apart <= 0).sum(), (apart >= 0).sum())
+        found[name] = {
+            "a": one, "b": other, "difference": other - one, "low": float(low), "high": float(high),
+            "p": float(min(1.0, 2 * (tail + 1) / (apart.size + 1))), "detectable": float((Z + POWER) * apart.std()) if apart.size else np.nan,
+        }  # fmt: skip
+    return found
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The exact two-sided p that so many are right in one alone, if either were as likely (McNemar 1947)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

@@ -56,6 +56,7 @@ LAYERS = [
         "plan",
         "best_of_n",
         "evaluate",
+        "compare",
         "report",
         "scenes_base",
         "check",
@@ -72,6 +73,7 @@ WITHIN = {
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
     "report": ["results", "plots", "page", "terminal"],
+    "compare": ["runs", "paired", "diversity", "written"],
 }
 """The modules of a package, each importing only those before it."""
 
