@@ -154,6 +154,11 @@ def group(id_: str) -> str:
     return {"RLAIF": "hallucination", "RLHF": "hallucination", "povid": "hallucination", "hallucination": "hallucination", "mathverse": "reasoning", "mmmu": "reasoning"}.get(prefix, "general")  # fmt: skip
 
 
+def categories(example: Example) -> list[str]:
+    """The group."""
+    return [group(example.meta["pair"])]
+
+
 def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
     """Accuracy by group for each k, and of all votes."""
     return {"official": _official(rows, task), "robust": _robust(first(rows), task)}

@@ -61,7 +61,7 @@ def hallusionbench(root: Path) -> dict:
 
 
 def mmhal_bench(root: Path, rows: int = 8) -> dict:
-    kinds = "attribute adversarial comparison counting relation environment holistic other".split()
+    kinds = ["attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other"]
     data = [
         {"question_type": kinds[i % 8], "question_topic": "", "image_id": f"p{i}", "image_src": f"http://host/p{i}.jpg", "image_content": ["Star"],
          "question": "What is in the picture?", "gt_answer": "A star.", "model_answer": ""}

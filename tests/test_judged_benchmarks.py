@@ -323,3 +323,20 @@ def test_data_of_another_kind_is_refused_in_a_sentence(run, tmp_path):
         other.write_text('[{"a": 1}]')
         with pytest.raises(InputError):
             run(name, {"x": "yes"}, data=str(other))
+
+
+class ShortIsGood:
+    """A reward model by the letter count."""
+
+    def score(self, groups):
+        return [[-float(len(answer)) for answer in group.answers] for group in groups]
+
+
+@pytest.mark.parametrize("name", ["multimodal_rewardbench", "vl_rewardbench"])
+def test_a_reward_model_is_asked_which_is_better(run, monkeypatch, name):
+    monkeypatch.setattr("mmrlhf.artefact.load_reward_model", lambda path, engine: ShortIsGood())
+    result = run(name, reward_model_path="rm")
+    assert figure(result, "accuracy", "robust") == 0  # "A star." is the better one, and longer than "A cat."
+    assert result["reward_model"] == "rm"
+    with pytest.raises(InputError, match="no benchmark of reward models"):
+        run("dash_b", reward_model_path="rm")
