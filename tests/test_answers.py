@@ -55,10 +55,32 @@ def test_there_are_two_hundred_of_them_and_each_verdict_is_common():
         ('{"answer": "no"}', "no"),
         ("<think>Yes, there is", None),  # cut off before it said anything
         ("dog - no", "no"),
+        ("Of course not.", "no"),
+        ("Definitely no.", "no"),
+        ("Sure, but I can't see the image.", None),
+        ("Hardly any dog is visible.", "no"),
+        ("Two puppies are asleep.", "yes"),  # another name of COCO's dog
+        ("There is a puppy-shaped cloud, but no dog.", "no"),
     ],
 )
 def test_yes_no_by_hand(answer, said):
     assert yes_no(answer, "Is there a dog in the image?") == said
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ("Is there a person in the image?", "A man is riding a bike.", "yes"),
+        ("Is there a person in the image?", "Nobody is here.", "no"),
+        ("Is there a man in the image?", "There is a woman.", None),  # both are persons, and only one was asked for
+        ("Is there a dining table in the image?", "There is no dining table, but there is a desk.", "no"),
+        ("Is the number of dogs two?", "There are two dogs.", "yes"),
+        ("Is the car red?", "It is red.", "yes"),
+        ("Is the car red?", "It is blue.", None),
+    ],
+)
+def test_other_names_of_what_was_asked(question, answer, said):
+    assert yes_no(answer, question) == said
 
 
 def test_without_a_question_statements_are_read_more_carefully():
