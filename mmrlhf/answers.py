@@ -231,33 +231,33 @@ def choice(answer: str, letters: str = "ABCD", options: Mapping[str, str] | None
     text = plain(answer)
     one = f"[{letters}{letters.lower()}]"
     end = r"(?![\w'’])"
-    stated = re.findall(
-        rf"(?i:\b(?:answer|option|choice|choose|pick|select)(?:s|ed)?\b(?: (?:is|would be|must be))?\W*(?:(?:option|choice) )?)\W*({one}){end}(?! [a-z]*\b(?:or|and)\b)",
+    said = re.findall(
+        rf"(?i:\b(?:answer|option|choice|choose|pick|select)(?:s|ed)?\b(?: (?:is|would be|must be))?\W*(?:(?:option|choice) )?)\W*({one}){end}({_PHRASE})?",
         text,
     )
+    stated = [letter for letter, phrase in said if not (phrase and letter in "AaIi")]
     if stated and not re.search(rf"\b(?:or|and) \W*{one}{end}", text[text.rfind(stated[-1]) :]):
         return stated[-1].upper()
-    if re.fullmatch(rf"\W*({one})\W*", text):
-        return re.sub(r"\W", "", text).upper()
+    if alone := re.fullmatch(rf"\W*({one})\W*", text.split("\n")[0]):
+        return alone[1].upper()
     if options:
-        said = {k for k, v in options.items() if v and re.search(rf"(?<!\w){re.escape(v.lower())}(?!\w)", text.lower())}
-        if len(said) == 1 and not _letters(text, letters) - said:
-            return said.pop()
-    if leading := re.match(rf"\W*({one})\W*[.):,]", text):
+        named = {k for k, v in options.items() if v and re.search(rf"(?<!\w){re.escape(v.lower())}(?!\w)", text.lower())}
+        if len(named) == 1 and not _letters(text, letters) - named:
+            return named.pop()
+    if leading := re.match(rf"\W*({one})\W*(?:[.):]|,(?!\s*\W?{one}{end}))", text):
         return leading[1].upper()
     found = _letters(text, letters)
     return found.pop() if len(found) == 1 else None
 
 
+_PHRASE = r"\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z]"
+"""What follows an article."""
+
+
 def _letters(text: str, letters: str) -> set[str]:
-    """Capital letters that stand alone, but not an article or the pronoun I."""
-    return {
-        m[1]
-        for m in re.finditer(
-            rf"(?<![\w'])([{letters}])(?![\w'])(?P<word>\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])?", text
-        )
-        if not (m["word"] and m[1] in "AI")
-    }
+    """Capital letters that stand alone, but no article, no pronoun I, and none that is denied ("not A")."""
+    found = re.finditer(rf"(?<!\bnot )(?<![\w'])([{letters}])(?![\w'])(?P<phrase>{_PHRASE})?", text)
+    return {m[1] for m in found if not (m["phrase"] and m[1] in "AI")}
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ _SMALL = """zero one two three four five six seven eight nine ten eleven twelve 
 _ONES, _TENS = _SMALL.split(), [f"{ten}ty" for ten in ("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine")]
 _WORDS = {w: float(i) for i, w in enumerate(_ONES)} | {w: 10.0 * i for i, w in enumerate(_TENS, 2)} | {"none": 0.0, "no": 0.0}
 _NUMBER = re.compile(
-    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|\b(?:{'|'.join(_ONES)}|none)\b|\bno\b(?= \w)"
+    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|\b(?:{'|'.join(_ONES)}|none)\b(?![ -](?:hundred|thousand|million|dozen))|\bno\b(?= \w)"
 )
 _CONCLUDES = re.compile(r"(?:\b(?:answer|total|result)\b(?: is| of|:)?|=|\b(?:so|therefore|thus|no)\b)\W*$")
 

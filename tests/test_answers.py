@@ -90,6 +90,28 @@ def test_without_a_question_statements_are_read_more_carefully():
     assert yes_no("The image does not show a dog.") == "no"
 
 
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B\n\nA is wrong because it is empty.", "B"),
+        ("The answer is a plate", "B"),  # by its text: `a` is the article
+        ("It is not B, it is C.", "C"),
+        ("C, D", None),
+        ("not A", None),
+        ("I am sure", None),
+    ],
+)
+def test_letters_by_hand(answer, letter):
+    assert choice(answer, "ABCD", OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"), [("nine hundred", None), ("5 dogs and 3 cats", None), ("I count 1, 2, 3, so 3", 3), ("forty-two", 42), ("1/2", None)]
+)  # fmt: skip
+def test_numbers_by_hand(answer, value):
+    assert number(answer) == value
+
+
 def test_a_bare_beginning():
     assert [leading_yes_no(t) for t in ("**Yes**, it is", "nope", "No doubt, yes", "There is", "", "是的")] == [
         "yes", "no", None, None, None, "yes",
