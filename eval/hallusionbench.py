@@ -138,6 +138,16 @@ def recorded(rows: Iterable[Row], said: Mapping[str, list[str]], task: Task) -> 
     return found
 
 
+def rule(key: str, said: Mapping[str, list[str]], task: Task) -> str:
+    """A judge without a model: by yes and no."""
+    id_, _, what = key.rpartition("/")
+    e = task.examples[id_]
+    read = yes_no(said[id_][0], e.meta["question"])
+    if what == "correct":
+        return "unclear" if read is None else "correct" if read == _truth(e) else "incorrect"
+    return "same" if read == yes_no(said[_original(e)][0], e.meta["question"]) else "different"
+
+
 def _verdict(text: str | None) -> int | None:
     """How the script reads a reply: `incorrect` anywhere is wrong, else `correct` anywhere is right, all else is unclear."""
     if text is None:
@@ -153,7 +163,14 @@ def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     replies = [task.replies.get(f"{example.id}/{what}", {}).get("text") for what in ("correct", "same")]
     said = yes_no(answers[0], example.meta["question"])
     same = None if replies[1] is None else "same" in replies[1].lower()
-    return {"verdict": _verdict(replies[0]), "same": same, "said": said, "unparsed": said is None}
+    verdict = _verdict(replies[0])
+    judged = _right(example, verdict) if verdict is not None else said == _truth(example)
+    return {"verdict": verdict, "same": same, "said": said, "unparsed": said is None, "right": judged}
+
+
+def categories(example: Example) -> list[str]:
+    """Category and subcategory."""
+    return [example.meta["category"], example.meta["subcategory"]]
 
 
 def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
@@ -169,13 +186,13 @@ def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
         reason = f"{unjudged} answers have no judgment: add them to the judgments, or ask a judge"
     elif lost := [i for i in verdicts if _original(task.examples[i]) not in verdicts]:
         reason = f"the official script raises KeyError where the original of a question is not answered ({lost[0]})"
-    read = {r["id"]: (UNCLEAR if r["said"] is None else int(r["said"] == _truth(task, r["id"])), None) for r in sound}
+    read = {r["id"]: (UNCLEAR if r["said"] is None else int(r["said"] == _truth(task.examples[r["id"]])), None) for r in sound}
     official = _counted(task, {} if reason else verdicts, reason or "there are no answers", blame=True)
     return {"official": official, "robust": _counted(task, read, "there are no answers", blame=False)}
 
 
-def _truth(task: Task, id_: str) -> str:
-    return "yes" if task.examples[id_].meta["gt_answer"] == "1" else "no"
+def _truth(example: Example) -> str:
+    return "yes" if example.meta["gt_answer"] == "1" else "no"
 
 
 def _right(example: Example, verdict: int | None) -> bool:

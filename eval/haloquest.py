@@ -76,6 +76,11 @@ def identify(fields: Mapping[str, Any], task: Task) -> str | None:
     return next((e.id for e in task.examples.values() if (e.meta["image_name"], e.meta["question"]) == asked), None)
 
 
+def categories(example: Example) -> list[str]:
+    """Kind of question and of picture."""
+    return [example.meta["hallucination type"], example.meta["image type"]]
+
+
 def ask(said: Mapping[str, list[str]], task: Task) -> Iterable[Ask]:
     """Of each answer whether it is right."""
     text = template(task.options.judge_prompt, TEMPLATE)
@@ -125,4 +130,4 @@ def _counted(rows: list[dict[str, Any]], task: Task, reason: str) -> Counted:
         }
 
     pictures = [task.examples[r["id"]].meta["image_name"] for r in rows]
-    return Counted(pictures, columns.reshape(len(rows), -1), metrics, {"": reason})
+    return Counted(pictures, columns.reshape(len(rows), 2 * len(kinds)), metrics, {"": reason})

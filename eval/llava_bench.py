@@ -195,7 +195,7 @@ def _counted(rated: list[tuple[str, list[float]]], task: Task, reason: str) -> C
         return found
 
     pictures = [task.examples[id_].meta["image"] for id_, _ in rated]
-    return Counted(pictures, columns.reshape(len(rated), -1), metrics, {"": reason})
+    return Counted(pictures, columns.reshape(len(rated), 3 * len(kinds)), metrics, {"": reason})
 
 
 _rounded = np.vectorize(lambda value: round(float(value), 3), otypes=[float])

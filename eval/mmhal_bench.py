@@ -75,6 +75,11 @@ def _picture(task: Task, name: str, id_: str) -> Path:
     return next((p for p in places if p.is_file()), places[0])
 
 
+def categories(example: Example) -> list[str]:
+    """Kind of question."""
+    return [str(example.meta["question_type"])]
+
+
 def ask(said: Mapping[str, list[str]], task: Task) -> Iterable[Ask]:
     """Of each answer how good it is."""
     text = template(task.options.judge_prompt, TEMPLATE)

@@ -102,7 +102,14 @@ def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """Which answer the judge prefers: A, B, or None."""
     official = next((letter for letter in "AB" if f"[[{letter}]]" in answers[0]), None)
     named = re.findall(r"\[\[([AB])\]\]", plain(answers[0]))
-    return {"label": example.meta["label"], "official": official, "choice": named[-1] if named else None, "unparsed": not named}
+    choice = named[-1] if named else None
+    right = choice == example.meta["label"]
+    return {"label": example.meta["label"], "official": official, "choice": choice, "right": right, "unparsed": not named}
+
+
+def categories(example: Example) -> list[str]:
+    """The category."""
+    return [example.meta["kind"]]
 
 
 def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
@@ -127,4 +134,4 @@ def _counted(judged: Sequence[tuple[str, bool]], task: Task) -> Counted:
         return {f"{kind}/accuracy" if kind else "accuracy": both[..., i, 0] / both[..., i, 1] for i, kind in enumerate(kinds)}
 
     pictures = [task.examples[id_].meta["image"] for id_, _ in judged]
-    return Counted(pictures, columns.reshape(len(judged), -1), metrics, {"": "there are no answers"})
+    return Counted(pictures, columns.reshape(len(judged), 2 * len(kinds)), metrics, {"": "there are no answers"})

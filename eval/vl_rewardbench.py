@@ -154,6 +154,11 @@ def group(id_: str) -> str:
     return {"RLAIF": "hallucination", "RLHF": "hallucination", "povid": "hallucination", "hallucination": "hallucination", "mathverse": "reasoning", "mmmu": "reasoning"}.get(prefix, "general")  # fmt: skip
 
 
+def categories(example: Example) -> list[str]:
+    """The group."""
+    return [group(example.meta["pair"])]
+
+
 def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
     """Accuracy by group for each k, and of all votes."""
     return {"official": _official(rows, task), "robust": _robust(first(rows), task)}
@@ -181,7 +186,7 @@ def _official(rows: list[dict[str, Any]], task: Task) -> Counted:
             f"no pair of {', '.join(empty)} has a majority: the official script raises ZeroDivisionError" if empty else ""
         )
     reasons[""] = reasons[f"k{KS[-1]}"] or "there are no answers"
-    flat = np.concatenate([np.ones((len(place), 1)), columns.reshape(len(place), -1)], 1)
+    flat = np.concatenate([np.ones((len(place), 1)), columns.reshape(len(place), 3 * len(KS) * len(GROUPS))], 1)
     return Counted(list(place), flat, _by_k, reasons)
 
 
@@ -233,4 +238,4 @@ def _robust(rows: list[dict[str, Any]], task: Task) -> Counted:
         return _figures(by_group[..., 0], by_group[..., 1])
 
     reasons = dict.fromkeys(GROUPS, "there are no pairs of this group") | {"": "a group has no pairs"}
-    return Counted(list(votes), columns.reshape(len(votes), -1), metrics, reasons)
+    return Counted(list(votes), columns.reshape(len(votes), 2 * len(GROUPS)), metrics, reasons)

@@ -137,6 +137,8 @@ def _contents(path: Path) -> list[Any]:
     except (ValueError, RecursionError):  # several values, one a line; or a fault, which its line names
         lines = (line for line in enumerate(content.split(b"\n"), 1) if line[1].strip())
         return [parse(line, f"{path} line {number}") for number, line in lines]
+    if isinstance(whole, dict) and "id" in whole:  # a single answer, not a file's wrapping
+        return [whole]
     if isinstance(whole, dict):
         for wrapper in ("imgToEval", "logs", "answers", "sentences"):
             if isinstance(inner := whole.get(wrapper), dict | list):

@@ -51,7 +51,8 @@ def judged(module: ModuleType, task: Task, said: Mapping[str, list[str]], config
     elif missing:
         judge, who = _judge(module, task, said, config)
         _refuse_another(found, who, kept)
-        write_whole(kept, "".join(map(json_line, found.values())))  # without what a killed run left torn
+        found = {key: row for key, row in found.items() if row["status"] == "ok"}
+        write_whole(kept, "".join(map(json_line, found.values())))  # without what failed, or a killed run left torn
         with kept.open("a", encoding="utf-8") as file:
             for key, reply in judge(missing):
                 found[key] = record(asks[key], reply, who)

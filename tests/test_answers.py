@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrlhf.answers import choice, leading_yes_no, number, pope_says, yes_no
@@ -80,6 +80,7 @@ def test_a_long_answer_is_read_at_its_ends():
     assert yes_no(f"{middle} So the answer is no.", "Is there a dog?") == "no"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_can_be_read(text):
     assert yes_no(text) in ("yes", "no", None)
