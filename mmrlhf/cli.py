@@ -170,10 +170,16 @@ def _eval(command: Command, argv: list[str]) -> None:
     runs = expand(suite, {k: v for k, v in given.items() if k not in own}, options, lambda values: _load(EvalConfig, values))
     from mmrlhf.evaluate import evaluate
 
+    if len(runs) == 1:
+        evaluate(runs[0].benchmark, runs[0].config, runs[0].options)
+        return
+    from mmrlhf.asking import Loaded
+
+    loaded = Loaded()
     for run in runs:
-        if len(runs) > 1:
-            print(f"{run.benchmark}: {run.config.output_dir}")
-        evaluate(run.benchmark, run.config, run.options)
+        print(f"{run.benchmark}: {run.config.output_dir}")
+        evaluate(run.benchmark, run.config, run.options, loaded)
+    loaded.close()
 
 
 def _compare(command: Command, argv: list[str]) -> None:

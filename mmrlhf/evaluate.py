@@ -10,18 +10,17 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmrlhf.answer_files import read_answers
+from mmrlhf.asking import Loaded, answering, key_of, refuse_missing_pictures
 from mmrlhf.benchmark import Given, Task, load_benchmark, of_data, options_of, stated
 from mmrlhf.config import EvalConfig
-from mmrlhf.endpoint import answers_of, endpoint_of, is_address, named
 from mmrlhf.files import refuse_unwritable, write_whole
 from mmrlhf.growing import state_of
 from mmrlhf.intervals import Counted, figures, nested
@@ -29,19 +28,18 @@ from mmrlhf.judges import judged
 from mmrlhf.lines import json_line, plain, read_jsonl
 from mmrlhf.records import Example, InputError
 
-if TYPE_CHECKING:
-    from mmrlhf.vlm import VLM
-
 GENERATION = ("temperature", "top_p", "top_k", "min_new_tokens", "stop", "num_generations", "response_length", "seed", "dtype")
 """Settings that answers depend on."""
 PACKAGES = ("mmrlhf", "torch", "transformers", "peft", "numpy", "nltk", "spacy")
 SCHEMA = 1
 
 
-def evaluate(benchmark: str, config: EvalConfig, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def evaluate(
+    benchmark: str, config: EvalConfig, options: Mapping[str, Any] | None = None, loaded: Loaded | None = None
+) -> dict[str, Any]:
     """Run a benchmark, or score answers with it, and return what result.json says. What an earlier call has done is not done again.
 
-    options: the benchmark's own (`{"lineage": "a"}`). Raises InputError.
+    options: the benchmark's own (`{"lineage": "a"}`). loaded: where the model is kept for the next call. Raises InputError.
     """
     if config.judgments is not None and not (config.answers or config.model_name_or_path or config.reward_model_path):
         config = replace(config, answers=config.judgments)  # records of some scripts hold the answers, too
@@ -51,7 +49,7 @@ def evaluate(benchmark: str, config: EvalConfig, options: Mapping[str, Any] | No
     folder = Path(config.output_dir)
     refuse_unwritable(folder, "output_dir")
     try:
-        given, source = _given(benchmark, card["VERSION"], module, task, config, hashes)
+        given, source = _given(benchmark, card["VERSION"], module, task, config, hashes, loaded)
         if hasattr(module, "ask"):
             task = replace(task, replies=_judged(module, task, given, config))
         rows = scores(module, task, given)
@@ -93,7 +91,7 @@ def _opened(name: str, module: ModuleType, config: EvalConfig, options: Mapping[
 
 
 def _given(
-    name: str, version: str, module: ModuleType, task: Task, config: EvalConfig, hashes: Mapping[str, str]
+    name: str, version: str, module: ModuleType, task: Task, config: EvalConfig, hashes: Mapping[str, str], loaded: Loaded | None
 ) -> tuple[list[Given], dict[str, Any]]:
     """The answers in their order, and where they come from. They are in predictions.jsonl afterwards."""
     folder = Path(config.output_dir)
@@ -140,8 +138,8 @@ def _given(
             raise InputError(
                 f"benchmark {name}: its data does not say how {silent} is asked: add the file of its queries to --data"
             )
-        _refuse_missing_pictures(missing)
-        with _answering(module, task, missing, config, name, done=len(answers)) as (coming, about):
+        refuse_missing_pictures(missing)
+        with answering(module, task, missing, config, name, len(answers), loaded) as (coming, about):
             begun = list(islice(coming, 1))  # nothing is written before model and pictures have proved usable
             coming = chain(begun, coming)
             _begin(folder, subject)
@@ -159,87 +157,6 @@ def _given(
         **(json.loads(card.read_text()) if card.exists() else {}),
     }  # fmt: skip
     return [Given(id_, answers[id_]) for id_ in task.examples if id_ in answers], source
-
-
-@contextmanager
-def _answering(
-    module: ModuleType, task: Task, examples: Sequence[Example], config: EvalConfig, name: str, done: int
-) -> Iterator[tuple[Iterator[tuple[Example, list[str]]], dict[str, Any]]]:
-    """Answers as they come, and what a result says of whoever gives them: a reward model, a server, or a checkpoint."""
-    if config.reward_model_path is not None:
-        yield _preferring(module, task, examples, config), {"reward_model": config.reward_model_path}
-        return
-    assert config.model_name_or_path is not None
-    if is_address(config.model_name_or_path):
-        place = named(endpoint_of(config.model_name_or_path, config.served_model, config))
-        how: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.response_length}
-        if config.stop:
-            how["stop"] = [config.stop]
-        yield (
-            answers_of(place, examples, how, config.num_generations, config.seed),
-            {"endpoint": place.shown, "served_model": place.model},
-        )
-        return
-    from mmrlhf.generate import policy
-
-    with policy(config.model_name_or_path, config.adapter_path, config.dtype, config) as vlm:
-        yield predict(vlm, examples, config, name, done), _of_model(vlm)
-
-
-def _preferring(
-    module: ModuleType, task: Task, examples: Sequence[Example], config: EvalConfig
-) -> Iterator[tuple[Example, list[str]]]:
-    """What a reward model prefers of each pair, in a judge's words."""
-    from mmrlhf.artefact import load_reward_model
-    from mmrlhf.rewards import Group
-
-    model = load_reward_model(str(config.reward_model_path), engine=config)
-    wanted = {e.id: e for e in examples}
-    pairs = [pair for pair in module.pairs(task) if pair.id in wanted]
-    for start in range(0, len(pairs), config.batch_size):
-        part = pairs[start : start + config.batch_size]
-        groups = [Group(p.images, p.prompt, (p.chosen, p.rejected), p.facts, p.id) for p in part]
-        for pair, scores in zip(part, model.score(groups), strict=True):
-            yield wanted[pair.id], [module.preferred(wanted[pair.id], *map(float, scores))]
-
-
-def key_of(example: Example) -> str:
-    """What was asked, in twelve letters: the turns, and the pictures by name."""
-    said = [[m.role, m.content] for m in example.prompt]
-    pictures = [Path(i.path).name if i.path is not None else i.key for i in example.images]
-    return hashlib.sha256(json.dumps([said, pictures]).encode()).hexdigest()[:12]
-
-
-def predict(
-    vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str, done: int = 0
-) -> Iterator[tuple[Example, list[str]]]:
-    """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
-    from mmrlhf.generate import sampling
-    from mmrlhf.rollout import answer_all
-    from mmrlhf.run import progress
-
-    with progress(done + len(examples), f"eval {name}", start=done) as steps:
-        for pair in answer_all(
-            vlm, examples, sampling(config), batch_size=config.batch_size, num_generations=config.num_generations, seed=config.seed,
-        ):  # fmt: skip
-            steps.advance()
-            yield pair
-
-
-def _of_model(vlm: VLM) -> dict[str, Any]:
-    """What a result says of its model: hashes of weights and chat template."""
-    template = getattr(vlm.tokenizer, "chat_template", None) or getattr(vlm.processor, "chat_template", None) or ""
-    return {"model_sha256": vlm.fingerprint, "template_sha256": _sha(json.dumps(template))}
-
-
-def _refuse_missing_pictures(examples: Sequence[Example]) -> None:
-    """All at once, before a model is loaded. Raises InputError."""
-    paths = dict.fromkeys(i.path for e in examples for i in e.images if i.path is not None)
-    absent = [p for p in paths if not Path(p).is_file()]
-    if absent:
-        raise InputError(
-            f"{len(absent)} of {len(paths)} pictures are missing ({', '.join(absent)}): correct --image_folder or put them there"
-        )
 
 
 def _refuse_another(folder: Path, subject: Sequence[Any]) -> None:

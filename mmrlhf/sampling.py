@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from mmrlhf import kv, plain
 from mmrlhf.prefix import Plain, Prefix, prefill
@@ -54,18 +56,18 @@ def sample(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], how: Sampli
     `draws_NT` (uniform, [N, max_tokens], not needed when greedy) decides each token by its inverse cumulative distribution, so that
     an answer does not depend on the batch it is in. Answers that are done leave the batch.
     """
-    state = _Answers(vlm, len(rows), how, draws_NT)
+    state = Answering(vlm, len(rows), how, draws_NT)
     prefix = prefill(vlm, prompts)
     if isinstance(prefix, Plain):
         plain.generate(vlm, prompts, rows, how.max_tokens, state.step_raw)
     elif prefix.packs(max(Counter(rows).values()), how.max_tokens):
-        _decode_packed(prefix, torch.tensor(rows, device=vlm.device), state)
+        decode_packed(prefix, torch.tensor(rows, device=vlm.device), state)
     else:
         _decode(prefix, torch.tensor(rows, device=vlm.device), state)
     return state.result()
 
 
-def _decode(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
+def _decode(prefix: Prefix, rows_N: Tensor, state: Answering) -> None:
     vlm = prefix.vlm
     cache = kv.growing(prefix.kv, prefix.like, rows_N, state.how.max_tokens)
     live = torch.arange(len(rows_N), device=vlm.device)  # answers that still stand in the batch
@@ -101,16 +103,23 @@ def _slots(rows_N: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
     return prompts, torch.tensor([row + [-1] * (most - len(row)) for row in numbers], device=live.device)
 
 
-def _decode_packed(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
-    """A prompt's answers grow side by side on its one cache: column after column of keys, each owned by an answer that alone sees it."""
+def decode_packed(prefix: Prefix, rows_N: Tensor, state: Answering, tails: Tails | None = None) -> None:
+    """A prompt's answers grow side by side on its one cache: column after column of keys, each owned by an answer that alone sees it.
+
+    tails: what stands between the prompt and each answer, if anything does.
+    """
     vlm, total = prefix.vlm, state.how.max_tokens
     order = torch.argsort(rows_N, stable=True)
     prompts, slots_PG = _slots(rows_N, order)
-    cache = kv.growing(prefix.kv, prefix.like, prompts, total * slots_PG.shape[1])
+    width = 0 if tails is None else tails.ids_NT.shape[1]
+    cache = kv.growing(prefix.kv, prefix.like, prompts, (total + width) * slots_PG.shape[1])
     before_PL = prefix.mask_PL[prompts].bool()
-    owners_PC = slots_PG[:, :0]
     tokens_N = torch.zeros_like(rows_N)
-    live, hidden = order, prefix.last_PD[rows_N[order]]
+    if tails is None:
+        owners_PC, hidden, begun_N = slots_PG[:, :0], prefix.last_PD[rows_N[order]], torch.zeros_like(rows_N)
+    else:
+        owners_PC, hidden, begun_N = _begin(prefix, prompts, slots_PG, before_PL, cache, tails)
+    live = order
     for t in range(total):
         tokens_N[live] = state.step(vlm.logits(hidden, state.how.temperature or 1.0), live, t)
         going = state.open[live]
@@ -127,18 +136,48 @@ def _decode_packed(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
         own = owners_PC[:, None] == slots_PG[:, :, None]
         sees = torch.cat([before_PL[:, None].expand(-1, slots_PG.shape[1], -1), own], -1)
         filled = slots_PG >= 0
-        positions = prefix.positions(prompts, t, 1)
         out = vlm.model.base_model(
             input_ids=torch.where(filled, tokens_N[slots_PG.clamp(min=0)], state.ids_NT.new_tensor(vlm.tokenizer.pad_token_id)),
             attention_mask=vlm.mask(sees),
-            position_ids=positions.expand(*positions.shape[:-1], slots_PG.shape[1]),
+            position_ids=prefix.at(prompts, begun_N[slots_PG.clamp(min=0)] + t),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         hidden = out[filled]
 
 
-class _Answers:
+class Tails(NamedTuple):
+    """Tokens between a prompt and each of its answers [N, T], right-padded; every answer has one at least."""
+
+    ids_NT: Tensor
+    mask_NT: Tensor
+
+
+def _begin(
+    prefix: Prefix, prompts: Tensor, slots_PG: Tensor, before_PL: Tensor, cache: Cache, tails: Tails
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the tails of each prompt's answers side by side. Gives whose each column of keys is, hidden states [n, D] after each tail, and
+    how many tokens each answer's tail has."""
+    ids_NT, mask_NT = tails
+    (count, most), width = slots_PG.shape, ids_NT.shape[1]
+    real = (mask_NT.bool()[slots_PG.clamp(min=0)] & (slots_PG >= 0)[..., None]).flatten(1)
+    owner = slots_PG[..., None].expand(-1, -1, width).flatten(1)
+    causal = torch.ones(most * width, most * width, dtype=torch.bool, device=ids_NT.device).tril()
+    own = (owner[:, None] == owner[:, :, None]) & causal
+    sees = torch.cat([before_PL[:, None].expand(-1, most * width, -1), own], -1)
+    place = torch.arange(width, device=ids_NT.device).repeat(most).expand(count, -1)
+    hidden = prefix.vlm.model.base_model(
+        input_ids=ids_NT[slots_PG.clamp(min=0)].flatten(1), attention_mask=prefix.vlm.mask(sees), position_ids=prefix.at(prompts, place),
+        past_key_values=cache, use_cache=True,
+    ).last_hidden_state  # fmt: skip
+    begun_N = mask_NT.sum(1)
+    filled = slots_PG >= 0
+    last = hidden.unflatten(1, (most, width))[filled]
+    at = begun_N[slots_PG[filled]] - 1
+    return torch.where(real, owner, -2), last[torch.arange(len(last), device=last.device), at], begun_N
+
+
+class Answering:
     """What has been said so far, and what is said next."""
 
     def __init__(self, vlm: VLM, count: int, how: Sampling, draws_NT: Tensor | None):

@@ -29,7 +29,7 @@ LAYERS = [
         "coco_words",
     },
     {"losses"},
-    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
+    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling", "stems"},
     {
         "run",
         "growing",
@@ -55,6 +55,7 @@ LAYERS = [
         "encode",
         "plan",
         "best_of_n",
+        "asking",
         "evaluate",
         "compare",
         "report",
@@ -66,7 +67,7 @@ LAYERS = [
     {"demo", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SHARED_BY_STAGES = {("evaluate", "generate")}
+SHARED_BY_STAGES = {("evaluate", "asking"), ("asking", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
     "facts": ["lists", "annotations", "reading", "rendering"],
