@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import os
 import platform
 import sys
@@ -144,16 +145,65 @@ def _plan(command: Command, argv: list[str]) -> None:
 
 
 def _eval(command: Command, argv: list[str]) -> None:
-    parser = _config_parser(EvalConfig, command, "BENCHMARK")
-    there = ", ".join(content.names("eval"))
-    parser.add_argument("benchmark", metavar="BENCHMARK", help=f"one of {there}; or a path that ends in .py")
+    from mmrlhf.suites import Suite, expand, read_suite
+
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    names = [name for word in words for name in word.split(",")]
+    suite = (
+        read_suite(Path(names[0]))
+        if len(names) == 1 and names[0].endswith((".yaml", ".yml"))
+        else Suite({name: {} for name in names})
+    )
+    modules = {
+        name: content.load_module(content.find("eval", name)) for name in suite.benchmarks
+    }  # a wrong name is said before torch is imported
+    parser = _config_parser(
+        EvalConfig, command, "BENCHMARK [BENCHMARK ...]", EVAL_NAMES, several=("model_name_or_path", "answers", "data")
+    )
+    there = ", ".join(name for name in content.names("eval") if "/" not in name)
+    text = f"one or several of {there}; paths that end in .py; or a suite, a path that ends in .yaml"
+    parser.add_argument("benchmark", metavar="BENCHMARK", nargs="+", help=text)
+    own: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        group = parser.add_argument_group(f"of {name}")
+        for field in settings(module.Options).values() if hasattr(module, "Options") else ():
+            if field.name not in own:
+                _add_flag(group, field)
+            own.setdefault(field.name, []).append(name)
     given = parser.parse(argv)
-    benchmark = given.pop("benchmark")
-    content.find("eval", benchmark)  # a wrong name is said before torch is imported
-    config = _load(EvalConfig, given)
+    del given["benchmark"]
+    options = {name: {o: given[o] for o, names in own.items() if name in names and o in given} for name in modules}
+    runs = expand(suite, {k: v for k, v in given.items() if k not in own}, options, lambda values: _load(EvalConfig, values))
     from mmrlhf.evaluate import evaluate
 
-    evaluate(benchmark, config)
+    if len(runs) == 1:
+        evaluate(runs[0].benchmark, runs[0].config, runs[0].options)
+        return
+    from mmrlhf.asking import Loaded
+
+    loaded = Loaded()
+    for run in runs:
+        print(f"{run.benchmark}: {run.config.output_dir}")
+        evaluate(run.benchmark, run.config, run.options, loaded)
+    loaded.close()
+
+
+def _compare(command: Command, argv: list[str]) -> None:
+    parser = _Parser(command, "RUN RUN [RUN ...] [--out DIR] [--force] [--seed N]")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="what eval wrote (--out), or a folder of such; all are compared with the first"
+    )
+    parser.add_argument("--out", metavar="DIR", default="runs/compare", help="where it writes (default runs/compare)")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="compare results of different data, prompts, parsers, judges or settings, with a warning",
+    )
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of the bootstrap (default 0)")
+    given = parser.parse(argv)
+    from mmrlhf.compare import compare
+
+    compare(given["runs"], given["out"], given.get("force", False), given["seed"])
 
 
 Config = TypeVar("Config")
@@ -170,7 +220,14 @@ def _load(cls: type[Config], given: dict[str, Any]) -> Config:
     return load(cls, file, given)
 
 
-def _config_parser(cls: type, command: Command, usage: str = "") -> _Parser:
+EVAL_NAMES = {"model_name_or_path": "--model", "output_dir": "--out"}
+"""Shorter names of flags."""
+
+
+def _config_parser(
+    cls: type, command: Command, usage: str = "", short: Mapping[str, str] | None = None, several: Sequence[str] = ()
+) -> _Parser:
+    """Flags from a configuration's fields; `short` are further names of some, and `several` may be given more than one value."""
     parser = _Parser(command, f"{usage} [--config FILE] [--FIELD VALUE ...]".strip(), about=cls.__doc__ or "")
     parser.add_argument("--config", metavar="FILE", help="YAML with `field: value` lines; flags win over it")
     groups = {title: parser.add_argument_group(title) for title in ("required, here or in the file", "optional")}
@@ -178,11 +235,12 @@ def _config_parser(cls: type, command: Command, usage: str = "") -> _Parser:
     for field in settings(cls).values():
         inherited = field.name not in inspect.get_annotations(cls)
         required, own = groups.values()
-        _add_flag(required if field.required else shared if inherited else own, field)
+        more = {"nargs": "+", "action": "extend"} if field.name in several else {}
+        _add_flag(required if field.required else shared if inherited else own, field, (short or {}).get(field.name), **more)
     return parser
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: Setting) -> None:
+def _add_flag(group: argparse._ArgumentGroup, field: Setting, short: str | None = None, **how: Any) -> None:
     """A flag takes any text: `load` checks it. A boolean's may stand alone, or as --no-flag."""
     more = [field.bounds.removeprefix("of ")] if field.bounds else []
     if not field.required:
@@ -193,7 +251,8 @@ def _add_flag(group: argparse._ArgumentGroup, field: Setting) -> None:
         group.add_argument(f"--no-{field.name}", dest=field.name, action="store_const", const="false")
     else:
         metavar = "|".join(field.choices) or field.kind.upper()
-        group.add_argument(f"--{field.name}", metavar=metavar, help=text)
+        names = [f"--{field.name}"] if short is None else [short, f"--{field.name}"]
+        group.add_argument(*names, dest=field.name, metavar=metavar, help=text, **how)
 
 
 def _shown(value: Any) -> str:
@@ -383,9 +442,14 @@ COMMANDS = {
         _plan,
     ),
     "eval": Command(
-        "measure a model on a benchmark",
-        "mmrlhf eval scenes --model_name_or_path runs/sft/model --adapter_path runs/ppo/policy --output_dir runs/eval",
+        "measure models on benchmarks, or score answers that exist",
+        "mmrlhf eval scenes --model runs/sft/model --adapter_path runs/ppo/policy --out runs/eval",
         _eval,
+    ),
+    "compare": Command(
+        "compare runs of eval: differences, intervals, what flipped",
+        "mmrlhf compare runs/pope/sft runs/pope/ppo --out runs/compare",
+        _compare,
     ),
     "data": Command(
         "check, count or convert a data file, or make data", "mmrlhf data check rows.jsonl --image_folder images", _data

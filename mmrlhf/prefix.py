@@ -103,7 +103,11 @@ class Prefix:
 
     def positions(self, rows_N: Tensor, first: int, count: int) -> Tensor:
         """Position ids of `count` answer tokens from the `first` on."""
-        found = self.start_P[rows_N, None] + torch.arange(first, first + count, device=rows_N.device)
+        return self.at(rows_N, torch.arange(first, first + count, device=rows_N.device).expand(len(rows_N), -1))
+
+    def at(self, rows_N: Tensor, place_NT: Tensor) -> Tensor:
+        """Position ids of tokens that stand so many after the prompts `rows_N`."""
+        found = self.start_P[rows_N, None] + place_NT
         return found.expand(3, -1, -1) if hasattr(self.vlm.model.base_model, "get_rope_index") else found
 
     def beside(self, rows_N: Tensor, count: int) -> dict[str, Tensor]:
@@ -131,9 +135,14 @@ class Plain:
 
 def prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix | Plain:
     """Run the prompts under the current role, with gradients where they are enabled; the first of a run decides how."""
+    return _prefill(vlm, prompts) if trusted(vlm, prompts) else Plain(vlm, prompts)
+
+
+def trusted(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
+    """Whether prompts are run once for all that follows them."""
     if vlm.prefix == "auto" and not (vlm.agreed_on_text and not any(p.images for p in prompts)):
         _decide(vlm, prompts)
-    return Plain(vlm, prompts) if vlm.prefix == "off" else _prefill(vlm, prompts)
+    return vlm.prefix != "off"
 
 
 def _prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:

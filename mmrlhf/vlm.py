@@ -62,8 +62,9 @@ class EncoderOutput(ModelOutput):
 class VLM:
     """A model with its processor. `banned` are ids that must never be sampled (image placeholders and other control
     tokens, ids beyond the tokenizer); `eos` ends an answer; `budget` is how much runs at a time; `prefix` says whether prompts are run once for all answers
-    ("auto": not decided yet, `prefix.py`), `packs` whether answers to a prompt may share a sequence, `captures` whether they are sampled in fixed shapes, as a CUDA graph, `agreed_on_text` whether the two
-    ways were compared on a prompt without pictures; `dtype` as it was loaded."""
+    ("auto": not decided yet, `prefix.py`), `stems` whether what prompts have in common is (`stems.py`), `packs` whether answers to a prompt may share a
+    sequence, `captures` whether they are sampled in fixed shapes, as a CUDA graph, `agreed_on_text` whether the two ways were compared on a prompt
+    without pictures; `dtype` as it was loaded."""
 
     name: str
     model: PreTrainedModel
@@ -76,6 +77,7 @@ class VLM:
     packs: bool = False
     captures: bool = False
     agreed_on_text: bool = False
+    stems: Literal["auto", "on", "off"] = "auto"
     dtype: str = "float32"
     fingerprint: str = ""
     _types: dict[str, dict[int, int]] | None = field(default=None, repr=False)

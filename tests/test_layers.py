@@ -8,6 +8,7 @@ import mmrlhf
 LAYERS = [
     {
         "records",
+        "answers",
         "config",
         "files",
         "rows",
@@ -21,10 +22,29 @@ LAYERS = [
         "calibration",
         "scenes",
         "content",
+        "lines",
+        "intervals",
+        "suites",
+        "english",
+        "coco_words",
     },
     {"losses"},
-    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling"},
-    {"run", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "training", "memory"},
+    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling", "stems"},
+    {
+        "run",
+        "growing",
+        "terms",
+        "rewards",
+        "artefact",
+        "probe",
+        "rollout",
+        "benchmark",
+        "endpoint",
+        "judges",
+        "answer_files",
+        "training",
+        "memory",
+    },
     {
         "sft",
         "reward_model",
@@ -35,7 +55,9 @@ LAYERS = [
         "encode",
         "plan",
         "best_of_n",
+        "asking",
         "evaluate",
+        "compare",
         "report",
         "scenes_base",
         "check",
@@ -45,13 +67,14 @@ LAYERS = [
     {"demo", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SHARED_BY_STAGES = {("evaluate", "generate")}
+SHARED_BY_STAGES = {("evaluate", "asking"), ("asking", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
     "facts": ["lists", "annotations", "reading", "rendering"],
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
     "report": ["results", "plots", "page", "terminal"],
+    "compare": ["runs", "paired", "diversity", "written"],
 }
 """The modules of a package, each importing only those before it."""
 

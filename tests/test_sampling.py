@@ -61,7 +61,7 @@ def test_white_space_and_characters_of_several_tokens_stop_an_answer(vlm, exampl
     ):
         ids = vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
         forced = iter(ids)
-        monkeypatch.setattr("mmrlhf.sampling._Answers._choose", lambda *_, forced=forced: torch.tensor([next(forced)]))
+        monkeypatch.setattr("mmrlhf.sampling.Answering._choose", lambda *_, forced=forced: torch.tensor([next(forced)]))
         out = answer(vlm, examples[:1], Sampling(len(ids), 0.0, stop=(stop,)))
         assert bool(out.ended_N[0]) and int(out.mask_NT.sum()) < len(ids) and out.texts[0] in ("one two", "one")
 

@@ -132,7 +132,7 @@ class World:
     def measured(self, adapter: str | None, count: int = 300) -> dict[str, float]:
         """Greedy answers on the first held-out scenes: what the demo's table shows."""
         module = load_benchmark("scenes")
-        rows = module.load("held_out", count)
+        rows = module.prompts("held_out", count)
         with policy(self.model, adapter) as vlm:
             said = {e.id: texts for e, texts in answer_all(vlm, rows, demo.GREEDY, batch_size=100)}
         found = scored(module, rows, said, None, self.seed)["held_out"]
