@@ -157,9 +157,7 @@ def _eval(command: Command, argv: list[str]) -> None:
     modules = {
         name: content.load_module(content.find("eval", name)) for name in suite.benchmarks
     }  # a wrong name is said before torch is imported
-    parser = _config_parser(
-        EvalConfig, command, "BENCHMARK [BENCHMARK ...]", EVAL_NAMES, several=("model_name_or_path", "answers", "data")
-    )
+    parser = _config_parser(EvalConfig, command, "BENCHMARK [BENCHMARK ...]", several=("model_name_or_path", "answers", "data"))
     there = ", ".join(name for name in content.names("eval") if "/" not in name)
     text = f"one or several of {there}; paths that end in .py; or a suite, a path that ends in .yaml"
     parser.add_argument("benchmark", metavar="BENCHMARK", nargs="+", help=text)
@@ -220,14 +218,12 @@ def _load(cls: type[Config], given: dict[str, Any]) -> Config:
     return load(cls, file, given)
 
 
-EVAL_NAMES = {"model_name_or_path": "--model", "output_dir": "--out"}
+SHORT = {"model_name_or_path": "--model", "dataset_name": "--data", "output_dir": "--out", "output_file": "--out"}
 """Shorter names of flags."""
 
 
-def _config_parser(
-    cls: type, command: Command, usage: str = "", short: Mapping[str, str] | None = None, several: Sequence[str] = ()
-) -> _Parser:
-    """Flags from a configuration's fields; `short` are further names of some, and `several` may be given more than one value."""
+def _config_parser(cls: type, command: Command, usage: str = "", several: Sequence[str] = ()) -> _Parser:
+    """Flags from a configuration's fields; `several` may be given more than one value."""
     parser = _Parser(command, f"{usage} [--config FILE] [--FIELD VALUE ...]".strip(), about=cls.__doc__ or "")
     parser.add_argument("--config", metavar="FILE", help="YAML with `field: value` lines; flags win over it")
     groups = {title: parser.add_argument_group(title) for title in ("required, here or in the file", "optional")}
@@ -236,11 +232,11 @@ def _config_parser(
         inherited = field.name not in inspect.get_annotations(cls)
         required, own = groups.values()
         more = {"nargs": "+", "action": "extend"} if field.name in several else {}
-        _add_flag(required if field.required else shared if inherited else own, field, (short or {}).get(field.name), **more)
+        _add_flag(required if field.required else shared if inherited else own, field, **more)
     return parser
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: Setting, short: str | None = None, **how: Any) -> None:
+def _add_flag(group: argparse._ArgumentGroup, field: Setting, **how: Any) -> None:
     """A flag takes any text: `load` checks it. A boolean's may stand alone, or as --no-flag."""
     more = [field.bounds.removeprefix("of ")] if field.bounds else []
     if not field.required:
@@ -251,7 +247,7 @@ def _add_flag(group: argparse._ArgumentGroup, field: Setting, short: str | None 
         group.add_argument(f"--no-{field.name}", dest=field.name, action="store_const", const="false")
     else:
         metavar = "|".join(field.choices) or field.kind.upper()
-        names = [f"--{field.name}"] if short is None else [short, f"--{field.name}"]
+        names = [SHORT[field.name], f"--{field.name}"] if field.name in SHORT else [f"--{field.name}"]
         group.add_argument(*names, dest=field.name, metavar=metavar, help=text, **how)
 
 

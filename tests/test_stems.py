@@ -26,10 +26,13 @@ def asked(examples, count=3):
     return [*rows, Example("alone", examples[count].images, (Message("user", QUESTIONS[0]),))]
 
 
+@pytest.mark.parametrize("captures", [False, True])
 @pytest.mark.parametrize("how", [Sampling(6, 0.0), Sampling(6, 1.0), Sampling(1, 0.0)])
-def test_answers_are_those_of_whole_prompts(vlm, examples, how):
+def test_answers_are_those_of_whole_prompts(vlm, examples, how, captures):
+    """Also in the fixed shapes that a GPU captures."""
     rows = asked(examples)
     whole = answer(vlm, rows, how, seed=3).texts
+    vlm.captures = captures
     assert [texts for _, texts in answer_all(vlm, rows, how, batch_size=100, seed=3)] == [[t] for t in whole]
     assert len(set(whole)) > 2
 
