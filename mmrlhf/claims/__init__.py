@@ -1,0 +1,9 @@
+"""What an answer says about the picture: visual claims with their places in the text.
+
+Each module imports only those before it: `lexicon`, `tagging`, `phrases`, `extraction`.
+"""
+
+from mmrlhf.claims.extraction import claims
+from mmrlhf.claims.lexicon import Lexicon, lexicon
+
+__all__ = ["Lexicon", "claims", "lexicon"]
