@@ -37,9 +37,19 @@ CLOTHES = frozenset(
 ) | frozenset(("tank top", "baseball cap", "lab coat", "hard hat", "safety vest", "swim trunks", "dress shirt", "bathing suit", "business suit"))
 NOWHERE = frozenset("dressed covered wrapped clad engaged interested involved participating focused focus focuses based working engages competing".split())
 BODY = frozenset("hand arm mouth head neck back shoulder lap face wrist finger leg foot ear nose beak paw waist hair chest body eye".split())
-BARS = frozenset(".:")
+ROOMS = frozenset("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage".split())
 LINKS = frozenset("is are was were be been 's 're".split())
+SPORTS = frozenset("baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball".split())
 SEEN = frozenset("visible present seen shown depicted pictured there".split())
+POSTURES = frozenset(
+    "sitting standing walking riding lying running eating looking holding wearing playing skiing surfing jumping posing waiting laying "
+    "sleeping swimming skateboarding snowboarding talking crossing drinking resting kneeling leaning smiling watching".split()
+)
+ALIVE = frozenset("person bird cat dog horse sheep cow elephant bear zebra giraffe".split())
+MOVING = frozenset(
+    "walking walks walk running runs run heading heads driving drives moving moves riding rides flying flies swimming jumping going goes coming "
+    "sailing crawling climbing rolling skiing skating jogging marching".split()
+)
 LITTERED = frozenset("cluttered crowded packed littered overgrown".split())
 PAINTED = frozenset("painted colored coloured dyed tinted".split())
 
@@ -97,11 +107,17 @@ class _Reader:
         self.who: Phrase | None = None
         self.they: Phrase | None = None
         self.of: Phrase | None = None
+        self.others: set[str] = set()
+        """Nouns of which there is another."""
 
     def claims(self) -> list[Claim]:
         found = []
         seen = set()
+        counted = {(c.subject, c.value) for _, _, c in self.found if c.kind == "count"}
+        parts = {noun for noun, value in counted if value != "1"} | self.others
         for _, _, claim in sorted(self.found, key=lambda f: f[:2]):
+            if claim.kind == "count" and claim.value == "1" and claim.subject in parts:
+                continue  # one of them, and no number of all
             if claim not in seen:
                 seen.add(claim)
                 found.append(claim)
@@ -228,6 +244,8 @@ class _Reader:
             p.no = True
         self._name(p)
         thing = [p]
+        if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
+            return  # another name for the phrase before
         if s.place is not None:
             self._place(p)
             return
@@ -389,6 +407,9 @@ class _Reader:
             return
         if s.verb == "looking" and word in ("at", "towards", "toward", "out"):
             return
+        if word in ("toward", "towards") and s.verb not in MOVING:
+            s.place = None
+            return
         if word in ("at", "toward", "towards", "on", "through", "over", "into", "around") and s.verb in GAZE and previous in "VGER":
             s.place = None
             return
@@ -441,6 +462,8 @@ class _Reader:
                 s.verb_at, s.verb = -1, ""
             return
         thing = p.thing
+        if how == "on" and thing.noun in ROOMS:
+            how = "in"  # on the left side of the room
         if how == "in" and (thing.name in CLOTHES or thing.noun in CLOTHES):
             s.group, s.role = [p], "with"
             return
@@ -490,7 +513,9 @@ class _Reader:
         s.place = None
         if s.relative:
             s.relative = False
-        if previous == "N" and s.group:
+        if previous == "N" and s.role == "with" and s.subject and word in POSTURES and self._lives(s.subject[0]) and not self._lives(s.group[-1]):
+            s.actor = s.subject
+        elif previous == "N" and s.group:
             s.actor = s.group if s.role == "subject" or len(s.group) == 2 and s.role != "with" else s.group[-1:]
         elif previous == "," and s.subject and s.role != "subject":
             s.actor = s.subject
@@ -508,9 +533,12 @@ class _Reader:
             k = i + 1
             if word in PAINTED or previous == "B" and word == "made":
                 if word == "made":
-                    k += tags[k : k + 1] in ("F", "A") or t.words[k : k + 1] == ["from"]
-                while k < end and tags[k] == "R":
+                    k += tags[k : k + 1] in ("F", "A")
+                while k < end and (tags[k] == "R" or word == "made" and tags[k] == "J" and t.words[k] not in self.lexicon.sets["materials"]):
                     k += 1
+                solid = tags[k + 1 : k + 2] not in ("N", "X", "U") or t.words[k] in ("stainless", "wrought", "cast")
+                if word == "made" and not solid:
+                    k = end
                 if k < end and (t.looks[k] or t.words[k] in self.lexicon.sets["materials"]) and (tags[k] == "J" or tags[k] == "N" and word == "made"):
                     value = t.words[k]
                     if tags[k + 1 : k + 2] == "J" and t.words[k] in ("light", "dark", "bright", "pale"):
@@ -529,6 +557,9 @@ class _Reader:
                         self._look(p, word, i, i + 1)
         s.verb, s.verb_at = word, i
         s.group, s.role = [], "verb"
+
+    def _lives(self, p: Phrase) -> bool:
+        return self.lexicon.of_coco(p.thing.name) in ALIVE
 
     def _adjective(self, i: int, word: str, previous: str, after: str, tags: str, end: int) -> None:
         """One that stands by itself: `is brown and large`."""
@@ -579,13 +610,14 @@ class _Reader:
         s = self.s
         if t.words[p.end - 1] in NEGATIVE:
             p.no = True
+        if p.name in SPORTS and p.bare and not p.many or p.name == "light" and p.bare and not p.many:
+            p.name = ""
         if not p.name:
-            if p.looks == [] and not p.noun:
-                return
-            self._remember(p)
             return
         if s.place is None and self._denied(p):
             p.no = True
+        if any(t.words[k] in ("other", "another", "second") for k in range(p.start, p.head)):
+            self.others.add(p.name)
         hedged = self._maybe(p, p.start)
         if t.tags[p.start - 1 : p.start] == ["C"] and t.words[p.start - 1] in ("or",) and not p.no and s.group and s.role != "":
             hedged = True
@@ -638,7 +670,7 @@ class _Reader:
             return
         for p in figures:
             thing = p.thing
-            if not thing.name or thing is to or (thing.name == to.name and p.it is None and False):
+            if not thing.name or thing is to or (thing.name == to.name and (p.it or target.it)):
                 continue
             start, stop = min(p.head, at, target.head), max(p.end, target.end)
             if stop - start > 40:

@@ -78,7 +78,7 @@ class Lexicon:
         return ""
 
     def is_object(self, noun: str) -> bool:
-        if noun in self.sets["objects"] or noun in self.category:
+        if noun in self.sets["objects"] or noun in self.category or noun in self.sets["plural only"]:
             return True
         return noun not in self.sets["not objects"] and "N" in self.words.get(noun, "")
 
@@ -171,6 +171,11 @@ class Lexicon:
             return False
         if "-" in word:
             return True
+        for tail in ("er", "est"):  # a comparative says nothing by itself
+            if word.endswith(tail):
+                stem = word.removesuffix(tail)
+                if any("a" in self.words.get(base, "") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y") if len(base) > 2):
+                    return False
         return "a" in code
 
     def _guessed(self, word: str) -> str:

@@ -82,7 +82,7 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
         if name in compounds or name in lexicon.category or name in lexicon.same or (name in sets["objects"]):
             name = lexicon.named(name)
             if name not in sets["not objects"]:
-                extra = [words[k] for k in range(head, begin) if not (t.looks[k] and words[k] in sets["materials"])]
+                extra = [words[k] for k in range(head, begin) if not (t.looks[k] and words[k] in sets["materials"] or words[k] in sets["not attributes"])]
                 found.name = lexicon.named(" ".join([*extra, name]))
                 return begin - len(extra)
     if tags[last] == "X" or (tags[last] == "N" and nouns[last] in sets["not objects"] and nouns[last] not in sets["objects"]):
@@ -103,7 +103,7 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
         found.name = lexicon.named(single)
         return head
     begin = head
-    while begin < last and (words[begin] in sets["materials"] or words[begin] in sets["colours"]) and tags[begin] == "N":
+    while begin < last and (words[begin] in sets["materials"] or words[begin] in sets["colours"] or words[begin] in sets["not attributes"]):
         begin += 1
     found.name = lexicon.named(" ".join([*words[begin:last], single]))
     return begin

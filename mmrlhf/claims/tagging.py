@@ -60,7 +60,7 @@ for _tag, _phrases in {
     "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
     "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;"
     "up to;ready to;prior to;thanks to;related to;on the phone",
-    "R": "no longer;at night;at home;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;in action;by hand;in order;"
+    "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;in action;by hand;in order;"
     "on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;up close;as if;as though;face to face;on foot;at a time;"
     "in total;in particular;one by one;to and fro;back and forth;up and down;face down;face up;upside down;not only",
     "C": "and/or;as well as",
@@ -74,9 +74,9 @@ for _tag, _phrases in {
         PHRASES[_words_of] = (_tag, _name or _words_of)
 SIDES = {
     f"{start}{side}{middle} of": f"{side} of"
-    for start in ("to the ", "on the ", "at the ", "to the immediate ", "to the far ", "on the far ", "just ", "")
+    for start in ("to the ", "on the ", "to the immediate ", "to the far ", "just to the ", "slightly to the ", "directly to the ", "")
     for side in ("left", "right")
-    for middle in ("", " side", " hand side", "-hand side")
+    for middle in (("", " side") if start.startswith("to") else ("",))
 }
 PHRASES |= {phrase: ("P", name) for phrase, name in SIDES.items()}
 _STARTS: dict[str, list[tuple[str, ...]]] = {}
@@ -210,6 +210,8 @@ def _join(t: Tokens) -> None:
         for phrase in _STARTS.get(words[i], ()):
             if tuple(words[i : i + len(phrase)]) == phrase:
                 tag, name = PHRASES[" ".join(phrase)]
+                if name.endswith("t of") and i and words[i - 1] in ("closer", "nearer", "close", "near", "the"):
+                    continue
                 size = len(phrase)
                 t.tags[i], t.ends[i], words[i], t.looks[i] = tag, t.ends[i + size - 1], name, False
                 t.nouns[i] = "person" if name == "nobody" else name
@@ -251,7 +253,7 @@ def _choose(t: Tokens, lexicon: Lexicon) -> None:
             elif word == "her":
                 tag = "D" if after[0] in "NXJEGU#" else "Q"
             elif word == "one":
-                tag = "#" if after[0] in "NJXU" and not (after[0] == "X" and len(after) == 1) or after[0] in "NJ" else "X"
+                tag = "#" if "N" in after or after[0] in "JU" or "X" in after and len(after) > 1 else "X"
                 if before in ("D", "Z", "J") or after in ("F", "B", "A", "P", "W", ",", "."):
                     tag = "X"
             elif tag == "Z":
@@ -265,6 +267,8 @@ def _choose(t: Tokens, lexicon: Lexicon) -> None:
                 elif after == "#" and word in ("around", "over", "about") and before not in ("V", "G", "E"):
                     tag = "?"
                 elif word == "up" and after not in ("D",):
+                    tag = "R"
+                elif before in ("V", "G", "E") and word in PARTICLES and _stem(words[i - 1]) in PARTICLES[word]:
                     tag = "R"
             elif word == "about" and after == "#" or word in ("at least", "at most", "more than", "less than", "up to") or word in ("approximately", "roughly"):
                 tag = "?"
@@ -428,8 +432,23 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     return uses[0]
 
 
+PARTICLES = {
+    "up": frozenset("hold pick put set lift throw show pull give warm raise wash dress open blow hang".split()),
+    "on": frozenset("put try turn switch carry".split()),
+    "off": frozenset("take turn show cut switch set give pull".split()),
+    "down": frozenset("put set lay cut take turn".split()),
+    "over": frozenset("take turn hand".split()),
+    "in": frozenset("take plug".split()),
+}
+"""Verbs with which a word of place is no place: she puts on a hat."""
 COLOUR_NOUNS = frozenset("cream orange peach olive mint gold silver".split())
 COLOUR_HEADS = frozenset("red orange yellow green blue purple violet pink brown gray grey beige tan".split())
+
+
+def _stem(word: str) -> str:
+    """A verb's base, as far as endings tell."""
+    stem = word.removesuffix("ing").removesuffix("s") if word.endswith(("ing", "s")) else word
+    return stem[:-1] if stem[-2:-1] == stem[-1:] and stem[-1:] in "tnpg" else {"tak": "take", "rais": "raise", "giv": "give"}.get(stem, stem)
 
 
 def _base(word: str) -> str:
