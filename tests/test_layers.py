@@ -13,6 +13,7 @@ LAYERS = [
         "rows",
         "tables",
         "nouns",
+        "claims",
         "facts",
         "damage",
         "formats",
@@ -24,7 +25,7 @@ LAYERS = [
     },
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
-    {"run", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "training", "memory"},
+    {"run", "verify", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "training", "memory"},
     {
         "sft",
         "reward_model",
@@ -41,6 +42,7 @@ LAYERS = [
         "check",
         "stats",
         "convert",
+        "extract",
     },
     {"demo", "cli", "__main__"},
 ]
@@ -48,6 +50,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED_BY_STAGES = {("evaluate", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
+    "claims": ["lexicon", "tagging", "phrases", "extraction"],
+    "verify": ["facts"],
     "facts": ["lists", "annotations", "reading", "rendering"],
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],

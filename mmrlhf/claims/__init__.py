@@ -6,4 +6,7 @@ Each module imports only those before it: `lexicon`, `tagging`, `phrases`, `extr
 from mmrlhf.claims.extraction import claims
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 
-__all__ = ["Lexicon", "claims", "lexicon"]
+VERSION = 1
+"""Of what is extracted: a file of claims that another version began is not continued."""
+
+__all__ = ["VERSION", "Lexicon", "claims", "lexicon"]

@@ -40,6 +40,7 @@ BODY = frozenset("hand arm mouth head neck back shoulder lap face wrist finger l
 ROOMS = frozenset("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage".split())
 LINKS = frozenset("is are was were be been 's 're".split())
 SPORTS = frozenset("baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball".split())
+RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
 SEEN = frozenset("visible present seen shown depicted pictured there".split())
 POSTURES = frozenset(
     "sitting standing walking riding lying running eating looking holding wearing playing skiing surfing jumping posing waiting laying "
@@ -655,7 +656,7 @@ class _Reader:
         claim = Claim(
             kind, thing.name, span=(t.starts[start], t.ends[stop - 1]), category=self.lexicon.of_coco(thing.name), **more  # type: ignore[arg-type]
         )
-        self.found.append((t.starts[start] if kind != "object" else t.starts[p.head], "object count attribute relation".split().index(kind), claim))
+        self.found.append((t.starts[p.head], RANK[kind], claim))
 
     def _look(self, p: Phrase, value: str, at: int, stop: int) -> None:
         if not p.thing.name:

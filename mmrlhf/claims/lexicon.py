@@ -37,7 +37,7 @@ class Word:
     looks: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Lexicon:
     """Nouns are in the singular and in lower case; compounds are words with spaces between them."""
 
