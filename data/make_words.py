@@ -29,11 +29,12 @@ def words(folder: Path) -> dict[str, list[str]]:
         lemma, _, rest = key.partition("%")
         part = int(rest[0]) if rest[0] != "5" else 3
         uses[lemma, part, int(number)] = int(count)
-    topics = {}
+    topics, common = {}, set()
     for line in (folder / "data.noun").open():
         if not line.startswith(" "):
-            offset, number = line.split(" ", 2)[:2]
+            offset, number, _, size, *rest = line.split(" ")
             topics[offset] = names[int(number)].removeprefix("noun.")
+            common.update(rest[: 2 * int(size, 16) : 2])  # as they are spelt: names have capitals
     counts: dict[str, dict[str, int]] = defaultdict(dict)
     for name, (letter, part) in PARTS.items():
         for line in (folder / f"index.{name}").open():
@@ -43,18 +44,21 @@ def words(folder: Path) -> dict[str, list[str]]:
             lemma, senses = fields[0], int(fields[2])
             if not re.fullmatch(r"[a-z]{2,20}", lemma):
                 continue
+            if letter == "n" and lemma not in common:
+                continue
             each = [uses.get((lemma, part, i + 1), 0) for i in range(senses)]
             if letter == "n":
                 seen = [topics[offset] in SEEN for offset in fields[-senses:]]
                 share = sum(n for n, is_seen in zip(each, seen, strict=True) if is_seen)
-                letter_of = "N" if seen[0] or 2 * share >= sum(each) > 0 else "n"
+                holds = any(seen) and topics[fields[-senses]] == "quantity"  # a carton is first of all how much it holds
+                letter_of = "N" if seen[0] or holds or 2 * share >= sum(each) > 0 else "n"
             else:
                 letter_of = letter
             counts[lemma][letter_of] = sum(each)
     found = defaultdict(list)
     for lemma, parts in counts.items():
         most = max(parts.values())
-        kept = [p for p in sorted(parts, key=lambda p: (-parts[p], "Nnavr".index(p))) if parts[p] >= most * RARE]
+        kept = [p for p in sorted(parts, key=lambda p: (-parts[p], "aNnvr".index(p))) if parts[p] >= most * RARE]
         found["".join(kept)].append(lemma)
     return found
 

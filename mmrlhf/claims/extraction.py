@@ -40,6 +40,7 @@ BODY = frozenset("hand arm mouth head neck back shoulder lap face wrist finger l
 ROOMS = frozenset("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage".split())
 LINKS = frozenset("is are was were be been 's 're".split())
 SPORTS = frozenset("baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball".split())
+OWNING = frozenset("has have had having contains contain features feature includes include including".split())
 RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
 SEEN = frozenset("visible present seen shown depicted pictured there".split())
 POSTURES = frozenset(
@@ -243,6 +244,10 @@ class _Reader:
                 p.no = True
         elif joined and s.group and s.group[-1].no and not p.definite and (p.bare or p.no or t.words[p.start] == "any") and not clause_starts(after, joined, p):
             p.no = True
+        if s.verb in LINKS and s.actor and p.bare and not joined and p.end - p.head <= 2 and t.words[p.end - 1] in self.lexicon.sets["materials"] and s.place is None:
+            for q in s.actor:
+                self._look(q, " ".join([*(v.split(" ")[0] for v, _ in p.looks), t.words[p.end - 1]]), p.start, p.end)
+            return
         self._name(p)
         thing = [p]
         if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
@@ -267,13 +272,13 @@ class _Reader:
                 return
         if clause and joined:
             s.subject, s.actor, s.group, s.role, s.verb, s.verb_at = thing, thing, thing, "subject", "", -1
-            s.denied, s.finite = -1, False
+            s.denied, s.finite, s.last, s.it_at = -1, False, None, None
             self._front()
             return
         if s.verb_at >= 0:
             if s.verb in ("is", "are", "was", "were", "be", "'s") and s.subject and s.role == "subject" and s.subject[0].it is None and not s.subject[0].name and not p.definite:
                 s.subject = s.actor = thing
-            s.group, s.role = thing, "object"
+            s.group, s.role = thing, "with" if s.role == "with" else "object"
             if s.fronted is not None:
                 s.subject = s.actor = thing
                 self._front()
@@ -312,7 +317,7 @@ class _Reader:
         if word == "none":
             s.denied = 10**9
         if s.place is not None:
-            figures = s.place[2]
+            figures = [] if s.place[3] else s.place[2]
             if word in ("it", "itself", "them") and s.last is not None:
                 near = [*s.last[1], *([s.it_at] if s.it_at else [])]
                 thing = next((q.thing for q in near if q.thing.name and all(q.thing is not f.thing for f in figures)), thing)
@@ -363,7 +368,7 @@ class _Reader:
             if word in ("but", "however", "yet"):
                 s.group = []
             s.group, s.role, s.finite = [], "", False
-            if after not in "GEO":
+            if after not in "GEOJ":
                 s.verb_at, s.verb = -1, ""
         elif tag == "W":
             if s.group and previous in "N,":
@@ -425,6 +430,8 @@ class _Reader:
             figures = s.actor
         elif previous == "N" and s.role == "subject":
             figures = s.group
+        elif previous == "N" and s.role == "object" and s.verb in OWNING:
+            figures = s.group[-1:]
         elif previous == "N" and s.role == "target" and s.last is not None:
             upright = word in ("above", "below", "over", "under", "beneath", "underneath")
             figures = s.last[1] if word in BESIDE and not (upright and s.verb in LINKS) else s.group
@@ -435,7 +442,7 @@ class _Reader:
         elif previous == "C":
             figures = s.last[1] if s.last is not None else s.actor
         elif previous in "NQ":
-            figures = s.group
+            figures = s.group or s.actor
         else:
             figures = s.actor or s.group
         s.place = (word, i, figures, previous in "C," and after == "Q")
@@ -470,7 +477,7 @@ class _Reader:
             return
         if s.role == "object" and s.verb not in HAVING and s.actor and s.actor is not figures and s.subject:
             # A man eats an apple in the park: he is there. He holds it in his hand: it is.
-            if thing.noun not in BODY and (how == "at" or how in PLACED and (thing.name in self.lexicon.sets["places"] or thing.noun in self.lexicon.sets["places"])):
+            if thing.noun not in BODY and (how in ("at", "past", "along", "across", "through", "down") or how in PLACED and (thing.name in self.lexicon.sets["places"] or thing.noun in self.lexicon.sets["places"])):
                 figures = s.actor
         if s.role == "with" and p.it is not None and s.actor and s.group:
             figures = s.group
@@ -662,7 +669,7 @@ class _Reader:
         if not p.thing.name:
             return
         start, end = min(p.start if p.it else p.head, at), max(p.end, stop)
-        self._claim("attribute", p, start, end, value=value, negated=p.no or self._is_denied(at), hedged=self.s.doubt and at > self.s.doubt_at)
+        self._claim("attribute", p, start, end, value=value, negated=p.no or self._is_denied(at) or self.s.deny == "word", hedged=self.s.doubt and at > self.s.doubt_at)
 
     def _relate(self, figures: list[Phrase], how: str, target: Phrase, at: int) -> None:
         s = self.s

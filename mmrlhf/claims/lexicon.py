@@ -23,18 +23,21 @@ VERBAL = frozenset(
 """Nouns to a dictionary, and hardly ever in a description."""
 
 
+ASIDE = frozenset("left right center top bottom middle upper lower side hand most mid front back rear".split())
+
+
 @dataclass(frozen=True)
 class Word:
     """What a word may be. `uses` has a letter for each, the likeliest first: N a noun that names something one can see, X another
     noun, J adjective, V verb, G its -ing form, E its -ed form, R adverb, U not in any dictionary.
 
-    `noun` is its singular, `many` whether it is a plural; `looks` whether it says how something looks.
+    `noun` is its singular, `many` whether it is a plural; `looks` whether it says how something looks: 1 by the dictionary, 2 by the lexicon.
     """
 
     uses: str
     noun: str
     many: bool = False
-    looks: bool = False
+    looks: int = 0
 
 
 @dataclass(eq=False)
@@ -97,7 +100,8 @@ class Lexicon:
         if word.endswith("men") and self._is_noun(one := f"{word[:-3]}man"):
             return one, True
         if word.endswith("s") and len(word) > 3 and word[-2] not in "sui":
-            for tail, end in (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f")):
+            hiss = word.endswith(("ches", "shes", "sses", "xes", "zes"))
+            for tail, end in (("es", ""), ("s", "")) if hiss else (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f")):
                 if word.endswith(tail) and self._is_noun(stem := word[: -len(tail)] + end):
                     return stem, True
         elif word.endswith(("ies", "uis", "kis", "xis")) and self._is_noun(word[:-1]):
@@ -118,6 +122,8 @@ class Lexicon:
         for form, tail in tails:
             if word.endswith(tail):
                 stem = word[: len(word) - len(tail)]
+                if tail == "d" and (not stem.endswith("e") or stem.endswith("ee")):
+                    continue
                 if form in "EG" and len(stem) < 3 and word not in ("tied", "dyed", "lying", "tying", "dying", "used", "iced"):
                     continue
                 for base in (stem + "y",) if tail[:2] == "ie" else (stem, stem + "e", stem[:-1]) if form == "G" or tail == "ed" else (stem,):
@@ -134,10 +140,10 @@ class Lexicon:
         order = code or base_code or (self.words.get(verb[1], "v") if verb else "")
         sets = self.sets
         looks = self._looks(word, code)
-        if word in sets["colours"] and not self.is_object(base):
-            return Word("J", base, looks=True)
+        if word in sets["colours"] and base not in sets["objects"] and base not in self.category:
+            return Word("J", base, looks=2)
         if word in VERBAL:
-            return Word("GJ", base, looks=word in sets["attributes"])
+            return Word("GJ", base, looks=2 * (word in sets["attributes"]))
         uses = ""
         for letter in (order if not many else base_code) or "n":
             if letter in "Nn" and noun:
@@ -156,27 +162,27 @@ class Lexicon:
         if verb and verb[0] == "V" and "V" not in uses and "v" in self.words.get(verb[1], ""):
             uses += "V"
         if looks and "J" not in uses and not set("GE") & set(uses):
-            uses = "J" + uses if word in sets["colours"] or not noun else uses + "J"
+            uses = "J" + uses if word in sets["colours"] or not noun or "-" in word else uses + "J"
         if not uses:
             uses = self._guessed(word)
             if word.endswith("s") and not word.endswith("ss") and uses == "U":
                 base, many = word[:-1], True
         return Word(uses, base, many, looks)
 
-    def _looks(self, word: str, code: str) -> bool:
+    def _looks(self, word: str, code: str) -> int:
         sets = self.sets
         if word in sets["colours"] or word in sets["materials"] or word in sets["attributes"]:
-            return True
+            return 2
         if word in sets["not attributes"]:
-            return False
+            return 0
         if "-" in word:
-            return True
+            return int(not ASIDE.issuperset(word.split("-")))
         for tail in ("er", "est"):  # a comparative says nothing by itself
             if word.endswith(tail):
                 stem = word.removesuffix(tail)
                 if any("a" in self.words.get(base, "") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y") if len(base) > 2):
-                    return False
-        return "a" in code
+                    return 0
+        return int("a" in code)
 
     def _guessed(self, word: str) -> str:
         """What a word that no dictionary has is by its looks."""

@@ -9,7 +9,7 @@ from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import NUMBERS, Tokens
 
 ITEM = re.compile(
-    r"(?P<np>(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]+[NXUu]))?)*[NXUu]+)|.",
+    r"(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]+(?:[,C]{1,2}R?[JK]+)*[NXUu]))?)*[NXUu]+)|.",
     re.DOTALL,
 )
 """A noun phrase, or one tag."""
@@ -17,7 +17,7 @@ ITEM = re.compile(
 DEFINITE = frozenset("the this these those his her its their my your our whose both".split())
 MEASURES = frozenset(
     "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
-    "sea clump patch ball cloud dollop drop touch".split()
+    "strip scoop splash sea clump patch ball cloud dollop drop touch".split()
 )
 """Nouns that are no thing of their own before `of`: a herd of cows is cows."""
 PART_OF = frozenset("slice piece corner side edge top bottom end scene surface group pile row stack half section part bunch view pattern".split())
@@ -65,6 +65,8 @@ def phrase(t: Tokens, start: int, end: int, lexicon: Lexicon) -> Phrase:
     last = end - 1
     found = Phrase(start, head, end, "", t.nouns[last], t.many[last], words[start] in DEFINITE and tags[start] == "D", tags[start] not in "DZ#")
     found.no = tags[start] == "Z"
+    if start > 1 and tags[start - 1] == "C" and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
+        found.about = True  # four or five people
     head = _compound(t, found, head, end, lexicon)
     found.head = head
     _before(t, found, start, head)
@@ -91,7 +93,8 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
             found.noun = nouns[last - 1]
             return _compound(t, found, head, last, lexicon)
         if nouns[last] == "area" and (last > head or tags[last - 1] == "J" and t.looks[last - 1]) and last > found.start:
-            found.name = " ".join([*words[head:last], "area"])
+            if all(tags[k] == "N" and words[k] not in sets["not objects"] for k in range(head, last)):
+                found.name = " ".join([*words[head:last], "area"])
         return head
     if tags[last] in "Uu":
         if last == head and (tags[last] == "u" or found.bare and not found.count) and not (last > found.start and tags[last - 1] in "J#"):

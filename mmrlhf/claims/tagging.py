@@ -26,14 +26,16 @@ NUMBERS = {
 CLOSED: dict[str, str] = {}
 for _tag, _words in {
     "D": "a an the this these those his her its their my your our whose each every another any some both all several many few much "
-    "various numerous multiple",
+    "various numerous multiple more most fewer less",
     "Z": "no",
+    "J": "other same such",
+    "X": "others none nothing something anything everything",
     "Q": "it he she they him them i you we me us himself herself itself themselves each-other one-another his/her theirs mine hers",
     "T": "there",
-    "W": "which who whom that where",
+    "W": "which who whom that where what",
     "F": "of",
     "A": "with for from to-wards than like as during per via without including despite except featuring since regarding concerning about "
-    "until till before after such",
+    "until till before after besides",
     "C": "and or & nor/or plus",
     "L": "neither nor",
     "Y": "but while although though because when whereas if unless so yet however whether once",
@@ -42,7 +44,7 @@ for _tag, _words in {
     "H": "has have had having",
     "M": "can could may might must will would shall should do does did ca wo sha ai",
     "I": "to",
-    "P": "off on in inside within under underneath beneath below above over beside besides behind between among amongst near by at against "
+    "P": "off on in inside within under underneath beneath below above over beside behind between among amongst near by at against "
     "around along across through throughout onto into atop past opposite outside down up toward towards alongside beyond amid upon",
     "?": "possibly probably perhaps maybe likely presumably apparently potentially seemingly supposedly conceivably",
     "R": "also just only very quite rather too still together here then now often always usually even almost nearly completely fully "
@@ -65,7 +67,7 @@ for _tag, _phrases in {
     "in total;in particular;one by one;to and fro;back and forth;up and down;face down;face up;upside down;not only",
     "C": "and/or;as well as",
     "?": "looks like;look like;looking like;looked like;it is possible that;it's possible that;it is likely that;it seems that;"
-    "it appears that;as if;as though;i think;i believe;i guess;can be inferred;may be;might be;could be;what looks like;what appears to be",
+    "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
     "N": "no one:nobody;none of the above:nothing",
     "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:one;each of them:they;both of them:they",
 }.items():
@@ -113,7 +115,7 @@ class Tokens:
     tags: list[str]
     nouns: list[str]
     many: list[bool]
-    looks: list[bool]
+    looks: list[int]
 
 
 def _blank(match: re.Match[str]) -> str:
@@ -139,7 +141,7 @@ def tokens(text: str, lexicon: Lexicon) -> Tokens:
         start = m.start()
         lower = word.lower()
         first = word[0]
-        noun, plural, look = lower, False, False
+        noun, plural, look = lower, False, 0
         tag = closed.get(lower)
         if tag is None:
             if lower in NUMBERS or first.isdigit():
@@ -159,8 +161,6 @@ def tokens(text: str, lexicon: Lexicon) -> Tokens:
                 lower = lower.replace("’", "'")
                 if lower in PEOPLE:
                     tag, noun = "N", "person"
-                elif lower in ("none", "nothing"):
-                    tag = "X"
                 elif lower in closed:
                     tag = closed[lower]
                 else:
@@ -213,7 +213,7 @@ def _join(t: Tokens) -> None:
                 if name.endswith("t of") and i and words[i - 1] in ("closer", "nearer", "close", "near", "the"):
                     continue
                 size = len(phrase)
-                t.tags[i], t.ends[i], words[i], t.looks[i] = tag, t.ends[i + size - 1], name, False
+                t.tags[i], t.ends[i], words[i], t.looks[i] = tag, t.ends[i + size - 1], name, 0
                 t.nouns[i] = "person" if name == "nobody" else name
                 break
         keep.append(i)
@@ -297,10 +297,14 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     follows = after[0]
     in_phrase = before in ("D", "Z", "#", "S", "J", "K") and (before != "J" or first >= 0)
     headed = follows in "NXUJ" or follows == "E" and len(after) > 1 or "N" in after or "X" in after
+    if follows == "," and in_phrase and "J" in uses and i + 2 < len(tags) and "J" in tags[i + 2]:
+        headed = True
     plural = t.many[i]
     if word in ("cut", "set", "spread", "split", "shut") and before in ("N", "X", "B") and follows in "PRIA.,":
         return "E"
     if before == "J" and i > 1 and words[i - 2] in ("painted", "colored", "dyed") and _base(word) in STRONG:
+        return "V"
+    if word in ("look", "looks", "seem", "appear") and follows == "J":
         return "V"
     # -ing
     if "G" in uses:
@@ -340,6 +344,8 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
             return "J"
         if noun and uses[0] == noun and before not in ("B", "Q", "N"):
             return noun
+        if word in ("painted", "colored", "dyed") and words[i + 1 : i + 2] and (after == "J" or "J" in after) and before != "D":
+            return "E"
         if before in ("B", "R", "C", "V") and "J" in uses and follows not in ("P", "A", "I") and t.looks[i]:
             return "J"
         return "E"
@@ -357,7 +363,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         if before == "T":
             return "V"
         if in_phrase and noun:
-            return "J" if headed and "J" in uses and (uses.index("J") < uses.index(noun) or t.looks[i] and word != "light") else noun
+            return "J" if headed and "J" in uses and (uses.index("J") < uses.index(noun) or t.looks[i] == 2 and word != "light") else noun
         if in_phrase and "J" in uses:
             return "J"
         if before in ("P", "F", "A", "B", "H", "V", "G", "E") and ("J" in uses or noun):
@@ -368,7 +374,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
             return noun or "J"
         if before in ("N", "X", "u", "U") and not in_phrase:
             base = _base(word)
-            singular_before = not t.many[i - 1] and not (first > 0 and tags[first - 1] == "C")
+            singular_before = not t.many[i - 1] and not (first > 0 and tags[first - 1] == "C" and follows in "DPQRIA" and _base(word) in STRONG)
             opener = tags[first] if first >= 0 else ""
             only_one = opener == "D" and words[first] in ("a", "an", "this", "each", "every", "another", "one") or opener == "#" and words[first] == "one"
             is_s = word.endswith("s") and not word.endswith("ss")
@@ -380,17 +386,19 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
                     return noun or "V"
                 if only_one:
                     return "V"
-                if base in STRONG and follows in "DZPQRIAGE,#J.C" and not _has_verb(tags, i):
+                if base in STRONG and follows in "DZPQRIAGE,#J.CLO" and not _has_verb(tags, i):
                     return "V"
-                if (uses[0] == "V" or noun == "X") and follows in "DZPQRIA#J" and not _has_verb(tags, i):
+                if (uses[0] == "V" or noun == "X") and follows in "DZPQRIA#JLO" and not _has_verb(tags, i):
                     return "V"
                 return noun or "V"
             if not singular_before:
-                if follows in "DZPQRIAGE#,.YJ" or follows == "." or (follows in "NX" and uses[0] == "V"):
+                if follows in "DZPQRIAGE#,.YJLO" or follows == "." or (follows in "NX" and uses[0] == "V"):
                     return "V" if (uses[0] == "V" or base in STRONG or follows in "DZQ") else (noun or "V")
                 return noun or "V"
             if "J" in uses and uses[0] == "J" and not headed:
                 return "J"
+            if base in STRONG and follows in "DPQRIAJ" and not _has_verb(tags, i) and _many_subject(t, i):
+                return "V"
             return noun or ("J" if "J" in uses else "V")
         if before in ("R", "C", ",") and uses[0] == "V" and not (noun == "N" and (before != "R" or follows in "C,")):
             return "V"
@@ -401,7 +409,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         if before == "C" and word.endswith("s") and _base(word) in STRONG and follows in "DZPQRI":
             return "V"
         if "J" in uses and (headed or not noun):
-            return "J" if not noun or uses.index("J") < uses.index(noun) or t.looks[i] and follows in "NX" and word not in ("light",) else noun
+            return "J" if not noun or uses.index("J") < uses.index(noun) or t.looks[i] == 2 and follows in "NX" and word not in ("light",) else noun
         return noun or uses[0]
     if noun and "J" in uses:
         j_first = uses.index("J") < uses.index(noun)
@@ -413,8 +421,8 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
             return noun
         if headed or (follows in "C," and j_first):
             if follows in "NXU" or follows in "JEC,":
-                return "J" if j_first or t.looks[i] and word not in ("light",) else noun
-        if before in ("B",) and (j_first or t.looks[i]) and not in_phrase:
+                return "J" if j_first or t.looks[i] == 2 and word not in ("light",) else noun
+        if before in ("B",) and (j_first or t.looks[i] == 2) and not in_phrase:
             return "J"
         if before in ("R", "K") and j_first:
             return "J"
@@ -456,6 +464,14 @@ def _base(word: str) -> str:
         if word.endswith(tail):
             return word[: -len(tail)] + end
     return word
+
+
+def _many_subject(t: Tokens, i: int) -> bool:
+    """Whether the clause's first noun is a plural."""
+    k = i - 1
+    while k >= 0 and t.tags[k] not in ".:Y,":
+        k -= 1
+    return next((t.many[j] for j in range(k + 1, i) if t.tags[j] in "NX" and t.tags[j + 1] not in "NX"), False)
 
 
 def _has_verb(tags: list[str], i: int) -> bool:
