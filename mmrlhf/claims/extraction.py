@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.phrases import DEPICTIONS, ITEM, MEASURES, PAIRED, Phrase, phrase
-from mmrlhf.claims.tagging import NEGATIVE, SEEMING, Tokens, tokens
+from mmrlhf.claims.tagging import NEGATIVE, NUMBERS, SEEMING, Tokens, _stem, tokens
 from mmrlhf.records import Claim
 
 BESIDE = frozenset(
@@ -41,6 +41,10 @@ ROOMS = frozenset("room bathroom bedroom kitchen office classroom restaurant sto
 LINKS = frozenset("is are was were be been 's 're".split())
 SPORTS = frozenset("baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball".split())
 OWNING = frozenset("has have had having contains contain features feature includes include including".split())
+OTHER = frozenset("other another second more additional".split())
+AIMING = frozenset("hit throw swing aim kick toss shoot point direct".split())
+MOST = 15
+"""Phrases that `and` joins and a relation may be of."""
 RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
 SEEN = frozenset("visible present seen shown depicted pictured there".split())
 POSTURES = frozenset(
@@ -111,6 +115,7 @@ class _Reader:
         self.of: Phrase | None = None
         self.others: set[str] = set()
         """Nouns of which there is another."""
+        self.named: set[str] = set()
 
     def claims(self) -> list[Claim]:
         found = []
@@ -183,8 +188,6 @@ class _Reader:
             after = tags[i + 1] if i + 1 < end else "."
             if tag == "#" and after == "F":
                 waiting = Phrase(i, i, i + 1, "", "", True, False, False)
-                from mmrlhf.claims.tagging import NUMBERS
-
                 number = NUMBERS.get(word) or (int(word) if word.isdigit() and len(word) < 7 else None)
                 if words[i + 2 : i + 3] not in (["the"], ["these"], ["those"], ["them"]):
                     waiting.count, waiting.counted_at = number, i
@@ -248,6 +251,10 @@ class _Reader:
             for q in s.actor:
                 self._look(q, " ".join([*(v.split(" ")[0] for v, _ in p.looks), t.words[p.end - 1]]), p.start, p.end)
             return
+        if s.verb in LINKS and s.actor and not joined and s.place is None and not p.no and p.name and p.name == s.actor[0].thing.name and p.start > s.verb_at:
+            for value, at in p.looks:  # the dog is a young dog
+                self._look(s.actor[0], value, at, p.end)
+            return
         self._name(p)
         thing = [p]
         if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
@@ -257,16 +264,16 @@ class _Reader:
             return
         if joined and s.group and not clause:
             if s.role == "target" and s.last is not None:
-                alike = p.definite == s.group[-1].definite or s.group[-1].it is not None
+                alike = p.manner == s.group[-1].manner or s.group[-1].it is not None
                 if after not in "GE" and alike:
                     how, figures, at = s.last
                     self._relate(figures, how, p, at)
-                    s.group = [*s.group, p]
+                    s.group = [*s.group[-MOST:], p]
                     return
                 s.group, s.role = thing, "object"
                 return
             if s.role in ("subject", "object", "with"):
-                s.group = [*s.group, p]
+                s.group = [*s.group[-MOST:], p]
                 if s.role == "subject":
                     s.subject = s.actor = s.group
                 return
@@ -464,12 +471,14 @@ class _Reader:
                 s.group, s.role, s.last = [], "", None
             return
         if not figures or front:
-            s.fronted = (how, [*(s.fronted[1] if s.fronted else []), p], at)
+            s.fronted = (how, [*(s.fronted[1][-MOST:] if s.fronted else []), p], at)
             s.group, s.role, s.last = [p], "target", None
             if front:
                 s.verb_at, s.verb = -1, ""
             return
         thing = p.thing
+        if how == "at" and s.role == "object" and _stem(s.verb) in AIMING:
+            return  # swings a racket at a ball
         if how == "on" and thing.noun in ROOMS:
             how = "in"  # on the left side of the room
         if how == "in" and (thing.name in CLOTHES or thing.noun in CLOTHES):
@@ -521,7 +530,7 @@ class _Reader:
         s.place = None
         if s.relative:
             s.relative = False
-        if previous == "N" and s.role == "with" and s.subject and word in POSTURES and self._lives(s.subject[0]) and not self._lives(s.group[-1]):
+        if previous == "N" and s.role == "with" and s.subject and s.group and word in POSTURES and self._lives(s.subject[0]) and not self._lives(s.group[-1]):
             s.actor = s.subject
         elif previous == "N" and s.group:
             s.actor = s.group if s.role == "subject" or len(s.group) == 2 and s.role != "with" else s.group[-1:]
@@ -624,8 +633,11 @@ class _Reader:
             return
         if s.place is None and self._denied(p):
             p.no = True
-        if any(t.words[k] in ("other", "another", "second") for k in range(p.start, p.head)):
+        if any(t.words[k] in OTHER for k in range(p.start, p.head)):
+            if p.name in self.named:
+                p.count = None  # two more, and not two of them all
             self.others.add(p.name)
+        self.named.add(p.name)
         hedged = self._maybe(p, p.start)
         if t.tags[p.start - 1 : p.start] == ["C"] and t.words[p.start - 1] in ("or",) and not p.no and s.group and s.role != "":
             hedged = True

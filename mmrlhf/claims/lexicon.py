@@ -54,16 +54,8 @@ class Lexicon:
     verb_of: Mapping[str, str] = field(default_factory=dict)
     longest: int = 4
     """Words of the longest compound."""
-    _seen: dict[str, Word] = field(default_factory=dict)
-
-    def word(self, word: str) -> Word:
-        """What a word in lower case may be."""
-        found = self._seen.get(word)
-        if found is None:
-            found = self._analysed(word)
-            if len(self._seen) < 200_000:  # text that never repeats must not fill the memory
-                self._seen[word] = found
-        return found
+    surfaces: dict[str, tuple[str, str, str, bool, int]] = field(default_factory=dict)
+    """What `tagging` has found of words as they are written."""
 
     def named(self, noun: str) -> str:
         """The name that a thing is given."""
@@ -99,10 +91,10 @@ class Lexicon:
             return "person", True
         if word.endswith("men") and self._is_noun(one := f"{word[:-3]}man"):
             return one, True
-        if word.endswith("s") and len(word) > 3 and word[-2] not in "sui":
+        if word.endswith("s") and len(word) > 2 and word[-2] not in "sui":
             hiss = word.endswith(("ches", "shes", "sses", "xes", "zes"))
             for tail, end in (("es", ""), ("s", "")) if hiss else (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f")):
-                if word.endswith(tail) and self._is_noun(stem := word[: -len(tail)] + end):
+                if word.endswith(tail) and len(stem := word[: -len(tail)] + end) > 1 and self._is_noun(stem) and (len(stem) > 2 or word not in self.words):
                     return stem, True
         elif word.endswith(("ies", "uis", "kis", "xis")) and self._is_noun(word[:-1]):
             return word[:-1], True
@@ -131,7 +123,8 @@ class Lexicon:
                         return form, base
         return None
 
-    def _analysed(self, word: str) -> Word:
+    def word(self, word: str) -> Word:
+        """What a word in lower case may be."""
         code = self.words.get(word, "")
         noun = self.singular(word)
         base, many = noun or (word, False)

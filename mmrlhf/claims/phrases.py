@@ -9,7 +9,7 @@ from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import NUMBERS, Tokens
 
 ITEM = re.compile(
-    r"(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]+(?:[,C]{1,2}R?[JK]+)*[NXUu]))?)*[NXUu]+)|.",
+    r"(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
     re.DOTALL,
 )
 """A noun phrase, or one tag."""
@@ -50,6 +50,11 @@ class Phrase:
     looks: list[tuple[str, int]] = field(default_factory=list)
     it: Phrase | None = None
     group: list[Phrase] = field(default_factory=list)
+
+    @property
+    def manner(self) -> str:
+        """What it begins with; phrases that `and` joins mostly begin alike."""
+        return "the" if self.definite else "bare" if self.bare else "#" if self.count is not None and self.counted_at == self.start else "a"
 
     @property
     def thing(self) -> Phrase:
@@ -97,6 +102,8 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
                 found.name = " ".join([*words[head:last], "area"])
         return head
     if tags[last] in "Uu":
+        if end == len(tags) and t.text.rstrip()[-1:].isalnum():
+            return head  # a word that may have been cut short
         if last == head and (tags[last] == "u" or found.bare and not found.count) and not (last > found.start and tags[last - 1] in "J#"):
             return head  # a name, or a word of another language
         if tags[last] == "u" and words[found.start] not in ("a", "an") and last == head:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import compress
 
 from mmrlhf.claims.lexicon import Lexicon
 
@@ -81,9 +82,9 @@ SIDES = {
     for middle in (("", " side") if start.startswith("to") else ("",))
 }
 PHRASES |= {phrase: ("P", name) for phrase, name in SIDES.items()}
-_STARTS: dict[str, list[tuple[str, ...]]] = {}
+_STARTS: dict[str, list[list[str]]] = {}
 for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
-    _STARTS.setdefault(_phrase.split(" ")[0], []).append(tuple(_phrase.split(" ")))
+    _STARTS.setdefault(_phrase.split(" ")[0], []).append(_phrase.split(" "))
 
 SHORT = {"s": "S", "re": "B", "m": "B", "ve": "H", "ll": "M", "d": "M"}
 PEOPLE = dict.fromkeys("someone somebody anyone anybody everyone everybody nobody".split(), "person")
@@ -118,6 +119,37 @@ class Tokens:
     looks: list[int]
 
 
+MOST_KEPT = 200_000
+"""Words that a lexicon remembers: text that never repeats must not fill the memory."""
+SPECIAL = frozenset(("\n", "'", "S", "u"))
+"""Tags that hang on what stands before."""
+
+
+def _row(surface: str, lexicon: Lexicon) -> tuple[str, str, str, bool, int]:
+    """A token by itself: in lower case, its possible tags, its noun, whether that is a plural, and whether it says how something looks."""
+    lower, first = surface.lower().replace("’", "'"), surface[0]
+    if (tag := CLOSED.get(lower)) is not None:
+        return lower, tag, lower, False, 0
+    if lower in NUMBERS:
+        return lower, "#", lower, lower != "one", 0
+    if first.isdigit():
+        return lower, "#" if lower.isdigit() else "X", lower, True, 0
+    if lower == "'":
+        return lower, "'", lower, False, 0
+    if lower == "n't":
+        return "not", "O", lower, False, 0
+    if lower[0] == "'" and lower[1:] in SHORT:
+        return lower, SHORT[lower[1:]], lower, False, 0
+    if first.isalpha():
+        if lower in PEOPLE:
+            return lower, "N", "person", False, 0
+        word = lexicon.word(lower)
+        name = first.isupper() and word.uses == "U" and surface[1:].islower()
+        return lower, "u" if name else word.uses, word.noun, word.many, word.looks
+    tag = "\n" if first == "\n" else "." if first in ".!?" else ":" if first in ":;" else ","
+    return lower, tag, lower, False, 0
+
+
 def _blank(match: re.Match[str]) -> str:
     """Dots, so that no phrase reaches across, or spaces for what is quoted: it is read, not seen."""
     found = match.group()
@@ -133,60 +165,35 @@ def tokens(text: str, lexicon: Lexicon) -> Tokens:
         clean = BULLET.sub(lambda m: "\n" + " " * (len(m.group()) - 1) if m.start() else " " * len(m.group()), clean)
     clean = clean.translate(MARKS)
     found = Tokens(text, [], [], [], [], [], [], [])
-    starts, ends, words, tags, nouns, many, looks = found.starts, found.ends, found.words, found.tags, found.nouns, found.many, found.looks
-    closed = CLOSED
-    known = lexicon.word
+    starts, rows = found.starts, []
+    seen = lexicon.surfaces
     for m in TOKEN.finditer(clean):
-        word = m.group()
-        start = m.start()
-        lower = word.lower()
-        first = word[0]
-        noun, plural, look = lower, False, 0
-        tag = closed.get(lower)
-        if tag is None:
-            if lower in NUMBERS or first.isdigit():
-                tag = "#" if lower in NUMBERS or lower.isdigit() else "X"
-                plural = lower != "one"
-            elif lower[0] in "'’" and len(lower) > 1:
-                tag, lower = SHORT[lower[1:]], f"'{lower[1:]}"
-                if tag == "S" and tags and tags[-1] in ("Q", "T", "W"):
-                    tag = "B"
-            elif word in ("'", "’"):
-                tag = "S" if tags and tags[-1][0] in "NX" else ""
-                if not tag:
+        surface, start = m[0], m.start()
+        row = seen.get(surface)
+        if row is None:
+            row = _row(surface, lexicon)
+            if len(seen) < MOST_KEPT:
+                seen[surface] = row
+        tag = row[1]
+        if tag in SPECIAL:
+            before = rows[-1][1] if rows else "."
+            if tag == "\n":
+                if not (tag := _break(clean, start)):
                     continue
-            elif lower in ("n't", "n’t"):
-                tag, lower = "O", "not"
-            elif first.isalpha():
-                lower = lower.replace("’", "'")
-                if lower in PEOPLE:
-                    tag, noun = "N", "person"
-                elif lower in closed:
-                    tag = closed[lower]
-                else:
-                    entry = known(lower)
-                    tag, noun, plural, look = entry.uses, entry.noun, entry.many, entry.looks
-                    if first.isupper() and tag == "U" and word[1:].islower() and tags and tags[-1] not in ".:":
-                        tag = "u"  # a name
-            elif first == "\n":
-                tag = _break(clean, start)
-                if not tag:
+                row = (row[0], tag, *row[2:])
+            elif tag == "'":
+                if before[0] not in "NX":
                     continue
-            elif first in ".!?":
-                tag = "."
-            elif first in ",()—–|":
-                tag = ","
-            elif first in ":;":
-                tag = ":"
-            else:
-                tag = ","
+                row = ("'s", "S", *row[2:])
+            elif tag == "S" and before in ("Q", "T", "W"):
+                row = ("'s", "B", *row[2:])
+            elif tag == "u" and before in ".:":
+                row = (row[0], "U", *row[2:])  # a sentence's first word has a capital anyhow
         starts.append(start)
-        ends.append(m.end())
-        words.append(lower)
-        tags.append(tag)
-        nouns.append(noun)
-        many.append(plural)
-        looks.append(look)
+        found.ends.append(start + len(surface))
+        rows.append(row)
+    if rows:
+        found.words, found.tags, found.nouns, found.many, found.looks = map(list, zip(*rows, strict=True))
     _join(found)
     _choose(found, lexicon)
     return found
@@ -203,24 +210,28 @@ def _break(text: str, at: int) -> str:
 def _join(t: Tokens) -> None:
     """Phrases of several words that are one thing to grammar become one token."""
     words = t.words
-    keep: list[int] = []
-    i, n = 0, len(words)
-    while i < n:
-        size = 1
-        for phrase in _STARTS.get(words[i], ()):
-            if tuple(words[i : i + len(phrase)]) == phrase:
+    gone: list[int] = []
+    last = -1
+    for i in [i for i, word in enumerate(words) if word in _STARTS]:
+        if i <= last:
+            continue
+        for phrase in _STARTS[words[i]]:
+            if words[i : i + len(phrase)] == phrase:
                 tag, name = PHRASES[" ".join(phrase)]
                 if name.endswith("t of") and i and words[i - 1] in ("closer", "nearer", "close", "near", "the"):
                     continue
-                size = len(phrase)
-                t.tags[i], t.ends[i], words[i], t.looks[i] = tag, t.ends[i + size - 1], name, 0
+                last = i + len(phrase) - 1
+                t.tags[i], t.ends[i], words[i], t.looks[i] = tag, t.ends[last], name, 0
                 t.nouns[i] = "person" if name == "nobody" else name
+                gone += range(i + 1, last + 1)
                 break
-        keep.append(i)
-        i += size
-    if len(keep) < n:
-        for column in (t.starts, t.ends, t.words, t.tags, t.nouns, t.many, t.looks):
-            column[:] = [column[k] for k in keep]  # type: ignore[index]
+    if not gone:
+        return
+    kept = [True] * len(words)
+    for i in gone:
+        kept[i] = False
+    for column in (t.starts, t.ends, words, t.tags, t.nouns, t.many, t.looks):
+        column[:] = compress(column, kept)  # type: ignore[index]
 
 
 # ---- one tag of several -------------------------------------------------------------------------------------------------
@@ -253,7 +264,7 @@ def _choose(t: Tokens, lexicon: Lexicon) -> None:
             elif word == "her":
                 tag = "D" if after[0] in "NXJEGU#" else "Q"
             elif word == "one":
-                tag = "#" if "N" in after or after[0] in "JU" or "X" in after and len(after) > 1 else "X"
+                tag = "#" if "N" in after or after[0] in "JU" or set(after) & set("XJ") and i + 2 < n and "N" in tags[i + 2] else "X"
                 if before in ("D", "Z", "J") or after in ("F", "B", "A", "P", "W", ",", "."):
                     tag = "X"
             elif tag == "Z":
@@ -279,7 +290,7 @@ def _choose(t: Tokens, lexicon: Lexicon) -> None:
             elif word in ("looks like", "look like"):
                 tag = "?"
         if tag in "DZ#JEGNXU" and tag not in "GE":
-            if tag in "DZ" or first < 0:
+            if tag in "DZ" or first < 0 or tag == "#" and before not in ("D", "J"):
                 first = i
         elif tag not in "CR," or tag == ",":
             first = -1
@@ -469,7 +480,7 @@ def _base(word: str) -> str:
 def _many_subject(t: Tokens, i: int) -> bool:
     """Whether the clause's first noun is a plural."""
     k = i - 1
-    while k >= 0 and t.tags[k] not in ".:Y,":
+    while k >= max(0, i - 30) and t.tags[k] not in ".:Y,":
         k -= 1
     return next((t.many[j] for j in range(k + 1, i) if t.tags[j] in "NX" and t.tags[j + 1] not in "NX"), False)
 
