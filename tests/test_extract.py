@@ -24,7 +24,13 @@ def run(tmp_path, content, *flags, facts=None):
 
 
 def test_a_line_for_each_line_as_the_issue_has_them(tmp_path):
-    rows = ["Two dogs.", "", json.dumps({"text": "A cat.", "image": "a.jpg", "more": 1}), json.dumps({"id": 3, "answer": "No\ndog."}), "{a brace}"]
+    rows = [
+        "Two dogs.",
+        "",
+        json.dumps({"text": "A cat.", "image": "a.jpg", "more": 1}),
+        json.dumps({"id": 3, "answer": "No\ndog."}),
+        "{a brace}",
+    ]
     code, found = run(tmp_path, "\n".join(rows) + "\n")
     assert code == 0 and [row["text"] for row in found] == ["Two dogs.", "", "A cat.", "No\ndog.", "{a brace}"]
     assert [set(row) for row in found] == [{"text", "claims"}] * 5
@@ -64,7 +70,11 @@ def test_lines_that_cannot_be_used(tmp_path, capsys, content, complaint):
 
 def test_facts_by_name_and_by_row(tmp_path):
     facts = [{"image": "b.jpg", "objects": [["cat", 2, None, None]]}, {"image": "a.jpg", "absent": ["dog"]}]
-    rows = [json.dumps({"text": "A dog.", "image": "dir/a.jpg"}), json.dumps({"text": "A dog."}), json.dumps({"text": "A cat.", "image": "c.jpg"})]
+    rows = [
+        json.dumps({"text": "A dog.", "image": "dir/a.jpg"}),
+        json.dumps({"text": "A dog."}),
+        json.dumps({"text": "A cat.", "image": "c.jpg"}),
+    ]
     _, found = run(tmp_path, "\n".join(rows), facts=facts)
     claims = [row["claims"][0] for row in found]
     assert [c["verdict"] for c in claims] == ["contradicted", "contradicted", "unknown"]
@@ -92,6 +102,7 @@ def test_a_killed_command_goes_on(tmp_path, monkeypatch):
     content = "\n".join(f"{n} dogs." for n in range(2, 9))
     whole = run(tmp_path, content)[1]
     (tmp_path / "out.jsonl").unlink()
+    command = ["claims", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out.jsonl")]
     made = []
 
     def dies(text, *_):
@@ -102,9 +113,9 @@ def test_a_killed_command_goes_on(tmp_path, monkeypatch):
 
     claims = extract.extraction.claims
     monkeypatch.setattr(extract.extraction, "claims", dies)
-    assert run(tmp_path, content) == (130, None)
+    assert main(command) == 130 and not (tmp_path / "out.jsonl").exists()
     monkeypatch.setattr(extract.extraction, "claims", lambda text, *_: made.append(text) or claims(text))
-    assert run(tmp_path, content) == (0, whole)
+    assert main(command) == 0 and lines(tmp_path / "out.jsonl") == whole
     assert made[5:] == ["6 dogs.", "7 dogs.", "8 dogs."]  # two pairs of lines were kept
 
 

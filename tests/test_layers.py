@@ -50,7 +50,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED_BY_STAGES = {("evaluate", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
-    "claims": ["lexicon", "chair", "tagging", "phrases", "extraction"],
+    "claims": ["grammar", "lexicon", "chair", "tagging", "choosing", "phrases", "made", "predicates", "places", "extraction"],
     "verify": ["facts"],
     "facts": ["lists", "annotations", "reading", "rendering"],
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],

@@ -66,7 +66,9 @@ def test_counts():
 def test_attributes():
     assert values("A grey cat.", ("attribute", "gray cat"))["cat=grey"] == "supported"
     assert values("A black cat.", ("attribute", "white cat"))["cat=black"] == "contradicted"
-    assert values("A black cat.", ("attribute", "white cat"), ("count", "two cats"))["cat=black"] == "unknown"  # the other one may be
+    assert (
+        values("A black cat.", ("attribute", "white cat"), ("count", "two cats"))["cat=black"] == "unknown"
+    )  # the other one may be
     assert values("A fluffy cat.", ("attribute", "white cat"))["cat=fluffy"] == "unknown"
     assert values("The door is closed.", ("attribute", "open door"))["door=closed"] == "contradicted"
     assert values("A big dog.", ("attribute", "large dog"))["dog=big"] == "supported"
@@ -116,4 +118,10 @@ def test_evidence_and_probability_are_the_facts_own():
 def test_questions_and_answers_are_facts():
     facts = (("qa", "Is there a dog? No."), ("qa", "How many cats are there? 2"), ("qa", "What color is the car? Red"))
     found = values("A dog, three cats and a red car.", *facts)
-    assert found == {"dog": "contradicted", "cat": "supported", "cat#3": "contradicted", "car": "supported", "car=red": "supported"}
+    assert found == {
+        "dog": "contradicted",
+        "cat": "supported",
+        "cat#3": "contradicted",
+        "car": "supported",
+        "car=red": "supported",
+    }

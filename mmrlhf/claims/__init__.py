@@ -1,6 +1,7 @@
 """What an answer says about the picture: visual claims with their places in the text.
 
-Each module imports only those before it: `lexicon`, `tagging`, `phrases`, `extraction`; `chair` is CHAIR's own matching on the same lexicon.
+Each module imports only those before it: `grammar`, `lexicon`, `chair` (CHAIR's own matching, on the same lexicon), `tagging`, `choosing`, `phrases`, `made`,
+`predicates`, `places`, `extraction`.
 """
 
 from mmrlhf.claims.chair import Mention, chair, nodes

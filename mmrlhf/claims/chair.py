@@ -10,20 +10,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmrlhf.claims.grammar import listed
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.records import InputError
 
 PAIRS = (
-    "motor bike;motor cycle;air plane;traffic light;street light;traffic signal;stop light;fire hydrant;stop sign;parking meter;suit case;"
-    "sports ball;baseball bat;baseball glove;tennis racket;wine glass;hot dog;cell phone;mobile phone;teddy bear;hair drier;potted plant;"
-    "laptop computer;stove top oven;home plate;train track"
-).split(";")
+    "motor bike", "motor cycle", "air plane", "traffic light", "street light", "traffic signal", "stop light", "fire hydrant", "stop sign",
+    "parking meter", "suit case", "sports ball", "baseball bat", "baseball glove", "tennis racket", "wine glass", "hot dog", "cell phone",
+    "mobile phone", "teddy bear", "hair drier", "potted plant", "laptop computer", "stove top oven", "home plate", "train track",
+)  # fmt: skip
 """Names of two words that CHAIR knows; the last two hide a plate and a train."""
-YOUNG = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub".split()
+YOUNG = listed("bird cat dog horse sheep cow elephant bear zebra giraffe animal cub")
 SINGLE = (
     {pair: pair for pair in PAIRS}
     | {f"{age} {animal}": animal for age in ("baby", "adult") for animal in YOUNG}
-    | {"passenger jet": "jet", "passenger train": "train", "bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass", "wine glasses": "wine glass"}
+    | {
+        "passenger jet": "jet",
+        "passenger train": "train",
+        "bow tie": "tie",
+        "toilet seat": "toilet",
+        "wine glas": "wine glass",
+        "wine glasses": "wine glass",
+    }
 )
 """Pairs, and the word that each is then."""
 TOKEN = re.compile(r"[a-z]+(?:-[a-z]+)*|\d+|[^\sa-z\d]")

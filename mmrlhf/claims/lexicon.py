@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmrlhf.claims.grammar import ASIDE, VERBAL
 from mmrlhf.records import InputError
 
 HERE = Path(__file__).parent
@@ -14,16 +15,6 @@ SECTIONS = (
     "coco", "same thing", "no category", "plural only", "not objects", "objects", "compounds", "not attributes", "attributes",
     "materials", "colours", "places",
 )  # fmt: skip
-
-
-VERBAL = frozenset(
-    "hanging standing sitting lying leaning working leading facing holding wearing filling flying walking running looking playing riding "
-    "reading covering featuring showing having being making taking giving getting leaving carrying eating waiting talking smiling".split()
-)
-"""Nouns to a dictionary, and hardly ever in a description."""
-
-
-ASIDE = frozenset("left right center top bottom middle upper lower side hand most mid front back rear".split())
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,12 @@ class Lexicon:
         if word.endswith("s") and len(word) > 2 and word[-2] not in "sui":
             hiss = word.endswith(("ches", "shes", "sses", "xes", "zes"))
             for tail, end in (("es", ""), ("s", "")) if hiss else (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f")):
-                if word.endswith(tail) and len(stem := word[: -len(tail)] + end) > 1 and self._is_noun(stem) and (len(stem) > 2 or word not in self.words):
+                if (
+                    word.endswith(tail)
+                    and len(stem := word[: -len(tail)] + end) > 1
+                    and self._is_noun(stem)
+                    and (len(stem) > 2 or word not in self.words)
+                ):
                     return stem, True
         elif word.endswith(("ies", "uis", "kis", "xis")) and self._is_noun(word[:-1]):
             return word[:-1], True
@@ -118,7 +114,13 @@ class Lexicon:
                     continue
                 if form in "EG" and len(stem) < 3 and word not in ("tied", "dyed", "lying", "tying", "dying", "used", "iced"):
                     continue
-                for base in (stem + "y",) if tail[:2] == "ie" else (stem, stem + "e", stem[:-1]) if form == "G" or tail == "ed" else (stem,):
+                for base in (
+                    (stem + "y",)
+                    if tail[:2] == "ie"
+                    else (stem, stem + "e", stem[:-1])
+                    if form == "G" or tail == "ed"
+                    else (stem,)
+                ):
                     if len(base) > 1 and "v" in self.words.get(base, "") and (base != stem[:-1] or stem[-1:] == stem[-2:-1]):
                         return form, base
         return None
@@ -173,7 +175,9 @@ class Lexicon:
         for tail in ("er", "est"):  # a comparative says nothing by itself
             if word.endswith(tail):
                 stem = word.removesuffix(tail)
-                if any("a" in self.words.get(base, "") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y") if len(base) > 2):
+                if any(
+                    "a" in self.words.get(base, "") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y") if len(base) > 2
+                ):
                     return 0
         return int("a" in code)
 
@@ -216,7 +220,9 @@ def _entries(path: Path) -> Iterator[tuple[str, str, int]]:
                 raise InputError(f"lexicon {path}, line {number}: there is no section [{section}], but {', '.join(SECTIONS)}")
         elif line:
             if not section:
-                raise InputError(f"lexicon {path}, line {number}: an entry stands before any section: begin with [coco] or another")
+                raise InputError(
+                    f"lexicon {path}, line {number}: an entry stands before any section: begin with [coco] or another"
+                )
             yield section, line.lower(), number
 
 
