@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmrlhf.claims.grammar import COLOUR_HEADS, COLOUR_NOUNS, PARTICLES, STRONG
+from mmrlhf.claims.grammar import CANNED, COLOUR_HEADS, COLOUR_NOUNS, PARTICLES, STRONG
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens, tokens
 
@@ -62,6 +62,8 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
                 tag = "?"
             elif tag == "S" and word == "'s" and (after[0] in "DOZ" or after == "G"):
                 tag = "B"
+            elif word == "can" and i and (words[i - 1] in CANNED or (before in ("D", "J", "#") and after != "B")):
+                tag = "N"
             elif (tag == "M" and word in ("could", "may", "might", "would")) or word in ("looks like", "look like"):
                 tag = "?"
         if tag in "DZ#JEGNXU" and tag not in "GE":

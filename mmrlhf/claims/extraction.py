@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mmrlhf.claims import places, predicates
 from mmrlhf.claims.choosing import tagged
-from mmrlhf.claims.grammar import DEPICTIONS, GAZE, LINKS, MEASURES, MOST, NUMBERS
+from mmrlhf.claims.grammar import DEPICTIONS, GAZE, HUNG, LINKS, MEASURES, MOST, NUMBERS, PICTURES
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
 from mmrlhf.claims.phrases import ITEM, Phrase, phrase
@@ -51,7 +51,7 @@ class _Reader:
     def _sentence(self, tags: str, begin: int, end: int) -> None:
         t, words = self.t, self.t.words
         waiting: Phrase | None = None  # a phrase before `of` that is none itself
-        owner = False
+        owner: Phrase | None = None  # whose
         previous = "."
         joined = False  # after a comma or `and`
         i = begin
@@ -64,16 +64,20 @@ class _Reader:
                 p = phrase(t, i, stop, self.lexicon)
                 stop = max(p.end, stop)
                 after = tags[stop] if stop < end else "."
+                if p.noun in PICTURES and not p.name and any(word in HUNG for word in words[begin:end][:40]):
+                    p.name = p.noun  # a thing on the wall, and not what is looked at
                 if waiting is not None:
                     if waiting.count and not p.count and (waiting.noun in ("couple", "dozen", "pair") or waiting.noun == ""):
                         p.count, p.counted_at, p.start, p.about = waiting.count, waiting.counted_at, waiting.start, waiting.about
                     p.no, p.bare = p.no or waiting.no, p.bare and waiting.bare
                     if waiting.no:
                         p.definite = False
+                    if waiting.noun == "none":
+                        self.s.denied = 10**9
                     waiting = None
                 if after == "F" and self._is_measure(p):
                     if p.noun in ("couple", "pair"):
-                        p.count, p.counted_at = 2, i
+                        p.count, p.counted_at = 2, stop - 1
                     elif p.noun != "dozen":
                         p.count = None
                     waiting = p
@@ -81,14 +85,14 @@ class _Reader:
                     continue
                 if after == "S":
                     self.made.name(p)
-                    owner = True
+                    owner = p
                     i, previous = stop + 1, "S"
                     continue
                 if previous == "F" and self.of is not None:
                     self._of(p)
                 else:
                     self._phrase(p, previous, joined, after, owner)
-                owner = False
+                owner = None
                 self.of = p if after == "F" else None
                 i, previous, joined = stop, "N", False
                 continue
@@ -125,7 +129,7 @@ class _Reader:
         """`of` what: the cup of coffee has coffee, the statue of a lion no lion."""
         whole = self.of
         assert whole is not None
-        if whole.noun in DEPICTIONS:
+        if whole.noun in DEPICTIONS or whole.noun in PICTURES:
             return
         if whole.no or self.made.denied(whole):
             p.no = p.no or (not p.definite and whole.no)
@@ -135,10 +139,12 @@ class _Reader:
 
     # ---- phrases -------------------------------------------------------------------------------------------------------
 
-    def _phrase(self, p: Phrase, previous: str, joined: bool, after: str, owned: bool) -> None:
+    def _phrase(self, p: Phrase, previous: str, joined: bool, after: str, owner: Phrase | None) -> None:
         s, t = self.s, self.t
-        if owned:
+        if owner is not None:
             p.definite = True
+            if p.noun in ("color", "colour"):
+                p.it = owner  # its colour is its own
         if (
             t.words[p.head] in ("camera", "viewer", "photographer")
             and p.definite
@@ -195,6 +201,9 @@ class _Reader:
                 self.made.look(s.actor[0], value, at, p.end)
             return
         self.made.name(p)
+        if s.role == "denied":
+            s.group = [p]
+            return
         thing = [p]
         if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
             return  # another name for the phrase before
@@ -260,7 +269,8 @@ class _Reader:
         if s.place is not None:
             figures = [] if s.place[3] else s.place[2]
             if word in ("it", "itself", "them") and s.last is not None:
-                near = [*s.last[1], *([s.it_at] if s.it_at else [])]
+                latest = [s.it_at] if s.it_at else []
+                near = [*latest, *s.last[1]] if s.role == "with" else [*s.last[1], *latest]
                 thing = next((q.thing for q in near if q.thing.name and all(q.thing is not f.thing for f in figures)), thing)
                 p.it = thing
             if thing is not None:
@@ -271,6 +281,8 @@ class _Reader:
         if s.verb_at >= 0 and after not in "BHMV":
             s.group, s.role = [p], "object"
             return
+        if previous in ",C":
+            s.denied, s.deny = -1, ""
         s.subject = s.actor = s.group = [p]
         s.role, s.verb, s.verb_at, s.finite = "subject", "", -1, False
 
@@ -301,7 +313,7 @@ class _Reader:
                 s.denied = 10**9
             else:
                 s.deny = "neither" if previous in ".," else "word"
-        elif tag == "?":
+        elif tag == "?" and not self.made.is_denied(i):
             s.doubt, s.doubt_at = True, i
         elif tag == "Y":
             s.denied, s.deny, s.doubt = -1, "", word in ("if", "whether", "unless")
@@ -329,10 +341,7 @@ class _Reader:
                 "rather than",
                 "empty of",
             ):
-                s.deny = "word"
-                s.role = "denied"
-                s.group = []
-                s.verb_at = max(s.verb_at, i)
+                s.deny, s.role, s.group = "word", "denied", []
             else:
                 s.group, s.role = [], "with"
                 if s.verb_at < 0:
@@ -342,7 +351,7 @@ class _Reader:
             if s.doubt and not self._goes_on(i, tags, end):
                 s.doubt = False
             if s.role == "denied":
-                s.role = ""
+                s.role, s.group = "", []
         elif tag == "C" or tag == "I":
             s.place = None
         elif tag == ":":

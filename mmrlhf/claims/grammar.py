@@ -70,6 +70,12 @@ NUMBERS = {
         ]
     )
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "dozen": 12}
+NUMBERS |= {
+    f"{ten}-{one}": tens + ones
+    for ten, tens in list(NUMBERS.items())
+    if tens in range(20, 100, 10)
+    for one, ones in list(NUMBERS.items())[1:10]
+}
 CLOSED: dict[str, str] = {}
 """Words that are what they are wherever they stand, and their tags."""
 for _tag, _words in {
@@ -137,6 +143,7 @@ SIDES = {
     for side in ("left", "right")
     for middle in (("", " side") if start.startswith("to") else ("",))
 }
+SIDES |= {f"{start} the {side} side of": f"{side} side of" for start in ("on", "at") for side in ("left", "right")}
 PHRASES |= {phrase: ("P", name) for phrase, name in SIDES.items()}
 STARTS: dict[str, list[list[str]]] = {}
 """Phrases by their first word, the longest first."""
@@ -209,6 +216,11 @@ OTHER = listed("other another second more additional")
 """Words that leave open how many there are in all."""
 MOST = 15
 """Phrases that `and` joins and a relation may be of."""
+PICTURES = listed("picture photo photograph")
+"""Things on a wall in a sentence that has a word of `HUNG`, and else what is looked at."""
+HUNG = listed("hang hangs hanging hung framed wall walls")
+CANNED = listed("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
+"""Words before a can that is a thing."""
 RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
 """Order of the claims that a phrase makes."""
 SEEN = listed("visible present seen shown depicted pictured there")

@@ -157,7 +157,7 @@ class Lexicon:
         if verb and verb[0] == "V" and "V" not in uses and "v" in self.words.get(verb[1], ""):
             uses += "V"
         if looks and "J" not in uses and not set("GE") & set(uses):
-            uses = "J" + uses if word in sets["colours"] or not noun or "-" in word else uses + "J"
+            uses = "J" + uses if word in sets["colours"] or not noun or ("-" in word and not self.is_object(base)) else uses + "J"
         if not uses:
             uses = self._guessed(word)
             if word.endswith("s") and not word.endswith("ss") and uses == "U":

@@ -111,6 +111,8 @@ class Made:
         ):
             hedged = True
         self._claim("object", p, p.head, p.end, negated=p.no, hedged=hedged)
+        if p.count == 1 and p.no:
+            p.count = None  # not a single one
         if (
             p.count is not None
             and not (p.count == 2 and p.noun in PAIRED and t.words[p.counted_at] == "pair")

@@ -91,12 +91,14 @@ def place(made: Made, p: Phrase) -> None:
     thing = p.thing
     if how == "at" and s.role == "object" and stem(s.verb) in AIMING:
         return  # swings a racket at a ball
+    spots = made.lexicon.sets["places"]
+    if how.endswith(" side of"):  # of a table it is on it, of a man beside him
+        how = "on" if thing.name in spots or thing.noun in spots or thing.noun in ROOMS else how.replace(" side", "")
     if how == "on" and thing.noun in ROOMS:
         how = "in"  # on the left side of the room
     if how == "in" and (thing.name in CLOTHES or thing.noun in CLOTHES):
         s.group, s.role = [p], "with"
         return
-    spots = made.lexicon.sets["places"]
     spot = how in ("at", "past", "along", "across", "through", "down") or (
         how in PLACED and (thing.name in spots or thing.noun in spots)
     )
@@ -105,6 +107,15 @@ def place(made: Made, p: Phrase) -> None:
         figures = s.actor  # a man eats an apple in the park: he is there; he holds it in his hand: it is
     if s.role == "with" and p.it is not None and s.actor and s.group:
         figures = s.group
+    elif (
+        s.role == "with"
+        and s.verb == "with"
+        and (how in PLACED or how == "at")
+        and thing.noun not in BODY
+        and len(s.subject) == 1
+    ):
+        if s.subject[0].name not in spots and s.group and s.group[0].name != s.subject[0].name:
+            figures = s.subject  # a pizza with mushrooms on a plate
     made.relate(figures, how, p, at)
     s.group, s.role, s.last, s.it_at = [p], "target", (how, figures, at), p
 
