@@ -55,7 +55,10 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
                 ):
                     tag = "R"
             elif (
-                (word == "about" and after == "#")
+                (
+                    word in ("about", "around", "over", "nearly", "almost")
+                    and (after == "#" or (after == "D" and "#" in tags[i + 2 : i + 3]))
+                )
                 or word in ("at least", "at most", "more than", "less than", "up to")
                 or word in ("approximately", "roughly")
             ):

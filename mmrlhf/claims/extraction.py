@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mmrlhf.claims import places, predicates
 from mmrlhf.claims.choosing import tagged
-from mmrlhf.claims.grammar import DEPICTIONS, GAZE, HUNG, LINKS, MEASURES, MOST, NUMBERS, PICTURES
+from mmrlhf.claims.grammar import DEPICTIONS, GAZE, HUNG, LINKS, MEASURES, MOST, NUMBERS, PICTURES, ROUGHLY
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
 from mmrlhf.claims.phrases import ITEM, Phrase, phrase
@@ -313,7 +313,7 @@ class _Reader:
                 s.denied = 10**9
             else:
                 s.deny = "neither" if previous in ".," else "word"
-        elif tag == "?" and not self.made.is_denied(i):
+        elif tag == "?" and word not in ROUGHLY and not self.made.is_denied(i):
             s.doubt, s.doubt_at = True, i
         elif tag == "Y":
             s.denied, s.deny, s.doubt = -1, "", word in ("if", "whether", "unless")

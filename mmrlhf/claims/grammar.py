@@ -216,6 +216,14 @@ OTHER = listed("other another second more additional")
 """Words that leave open how many there are in all."""
 MOST = 15
 """Phrases that `and` joins and a relation may be of."""
+ROUGHLY = listed("about approximately roughly around over nearly almost") | {
+    "at least",
+    "at most",
+    "more than",
+    "less than",
+    "up to",
+}
+"""Words that make a number one of many."""
 PICTURES = listed("picture photo photograph")
 """Things on a wall in a sentence that has a word of `HUNG`, and else what is looked at."""
 HUNG = listed("hang hangs hanging hung framed wall walls")

@@ -64,8 +64,12 @@ class Made:
         seen = set()
         counted = {(c.subject, c.value) for _, _, c in self.found if c.kind == "count"}
         parts = {noun for noun, value in counted if value != "1"} | self.others
+        words, tags = self.t.words, self.t.tags
+        rest = any(
+            word == "other" and tags[k + 1 : k + 2] not in (["N"], ["J"]) for k, word in enumerate(words)
+        )  # one ..., the other ...
         for _, _, claim in sorted(self.found, key=lambda f: f[:2]):
-            if claim.kind == "count" and claim.value == "1" and claim.subject in parts:
+            if claim.kind == "count" and claim.value == "1" and (rest or claim.subject in parts):
                 continue  # one of them, and no number of all
             if claim not in seen:
                 seen.add(claim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PART_OF
+from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PART_OF, ROUGHLY
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
@@ -75,8 +75,10 @@ def phrase(t: Tokens, start: int, end: int, lexicon: Lexicon) -> Phrase:
         tags[start] not in "DZ#",
     )
     found.no = tags[start] == "Z"
-    if start > 1 and tags[start - 1] == "C" and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
+    if start > 1 and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
         found.about = True  # four or five people
+    elif start and words[start - 1] in ROUGHLY:
+        found.about = True
     head = _compound(t, found, head, end, lexicon)
     found.head = head
     _before(t, found, start, head)

@@ -63,7 +63,15 @@ def where(made: Made, i: int, word: str, previous: str, after: str) -> None:
         figures = s.group or s.actor
     else:
         figures = s.actor or s.group
-    s.place = (word, i, figures, previous in "C," and after == "Q")
+    s.place = (word, i, figures, previous in "C," and (after == "Q" or _leads(made.t.tags, i)))
+
+
+def _leads(tags: list[str], i: int) -> bool:
+    """Whether what is named after this word of place is followed by who is there: `and behind the car is a bus`."""
+    k = i + 1
+    while k < min(len(tags), i + 9) and tags[k] in "DJ#RKNXU":
+        k += 1
+    return tags[k : k + 1] in (["T"], ["B"])
 
 
 def place(made: Made, p: Phrase) -> None:
@@ -110,12 +118,12 @@ def place(made: Made, p: Phrase) -> None:
     elif (
         s.role == "with"
         and s.verb == "with"
+        and len(s.subject) == 1
         and (how in PLACED or how == "at")
         and thing.noun not in BODY
-        and len(s.subject) == 1
     ):
-        if s.subject[0].name not in spots and s.group and s.group[0].name != s.subject[0].name:
-            figures = s.subject  # a pizza with mushrooms on a plate
+        whole = s.subject[0].name  # a pizza with mushrooms on a plate
+        figures = s.subject if whole not in spots and s.group and s.group[0].name != whole else figures
     made.relate(figures, how, p, at)
     s.group, s.role, s.last, s.it_at = [p], "target", (how, figures, at), p
 

@@ -75,7 +75,7 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
             made.doubt(p)
     if tag == "E":
         k = i + 1
-        if word in PAINTED or (previous == "B" and word == "made"):
+        if word in PAINTED or (previous in "BCN,R" and word == "made"):
             if word == "made":
                 k += tags[k : k + 1] in ("F", "A")
             while k < end and (
