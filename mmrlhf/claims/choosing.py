@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmrlhf.claims.grammar import CANNED, COLOUR_HEADS, COLOUR_NOUNS, PARTICLES, STRONG
+from mmrlhf.claims.grammar import CANNED, COLOUR_HEADS, COLOUR_NOUNS, PARTICLES, STRONG, WATCHING
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens, tokens
 
@@ -92,6 +92,15 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     if follows == "," and in_phrase and "J" in uses and i + 2 < len(tags) and "J" in tags[i + 2]:
         headed = True
     plural = t.many[i]
+    if (
+        "V" in uses
+        and before == "N"
+        and follows in "NXDP"
+        and words[max(0, i - 4) : i]
+        and WATCHING & set(words[max(0, i - 4) : i])
+        and word in STRONG
+    ):
+        return "V"  # watching the boy play baseball
     if word in ("cut", "set", "spread", "split", "shut") and before in ("N", "X", "B") and follows in "PRIA.,":
         return "E"
     if before == "J" and i > 1 and words[i - 2] in ("painted", "colored", "dyed") and base_of(word) in STRONG:

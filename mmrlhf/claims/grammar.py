@@ -179,7 +179,7 @@ HAVING = listed(
 """Verbs whose object is where it is said to be; of others the one who acts is."""
 OWNING = listed("has have had having contains contain features feature includes include including")
 """Verbs whose last object alone has the place that follows."""
-PLACED = listed("in on inside along down through across up")
+PLACED = listed("in on inside along down through across up atop") | {"on top of"}
 """Where those who do something may be."""
 GAZE = listed(
     "looking looks look looked staring stares stare stared smiling smiles smile gazing gazes pointing points aiming aims glancing glances "
@@ -247,5 +247,9 @@ MOVING = listed(
 """What makes `towards` a place."""
 LITTERED = listed("cluttered crowded packed littered overgrown")
 """Participles that say how a place looks by what is in it."""
+FILLED = listed("with filled topped covered loaded decorated packed stacked piled")
+"""What comes before things that are where the thing is that has them."""
+WATCHING = listed("watch watches watching see sees seeing let lets help helps helping make makes")
+"""Verbs after which a noun is followed by what it does."""
 PAINTED = listed("painted colored coloured dyed tinted")
 """Participles that a colour follows."""

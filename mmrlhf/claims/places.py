@@ -117,7 +117,7 @@ def place(made: Made, p: Phrase) -> None:
         figures = s.group
     elif (
         s.role == "with"
-        and s.verb == "with"
+        and s.verb in FILLED
         and len(s.subject) == 1
         and (how in PLACED or how == "at")
         and thing.noun not in BODY

@@ -51,7 +51,7 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
         s.relative = False
     if (
         previous == "N"
-        and s.role == "with"
+        and s.role in ("with", "target", "object")
         and s.subject
         and s.group
         and word in POSTURES
@@ -134,8 +134,8 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
             for p in s.actor:
                 made.doubt(p)
         return
-    if s.verb_at < 0 or not t.looks[i] or not s.actor:
-        return
+    if s.verb_at < 0 or not t.looks[i] or not s.actor or (after == "W" and s.actor[0].it is not None):
+        return  # also of `it is not clear what ...`
     base = s.verb
     link = base in ("is", "are", "was", "were", "be", "been", "'s", "'re") or base_of(base) in (
         "look",
