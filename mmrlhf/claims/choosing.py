@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmrlhf.claims.grammar import CANNED, COLOUR_HEADS, COLOUR_NOUNS, PARTICLES, STRONG, WATCHING
+from mmrlhf.claims.grammar import CANNED, COLOUR_HEADS, COLOUR_NOUNS, PARTICLES, SHADES, STRONG, WATCHING
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens, tokens
 
@@ -150,7 +150,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         if before in ("B", "R", "C", "V") and "J" in uses and follows not in ("P", "A", "I") and t.looks[i]:
             return "J"
         return "E"
-    if word in ("light", "dark", "bright", "pale", "deep") and words[i + 1 : i + 2] and words[i + 1] in COLOUR_HEADS:
+    if word in SHADES and words[i + 1 : i + 2] and words[i + 1] in COLOUR_HEADS:
         return "J"
     verb = "V" in uses
     if verb and (noun or "J" in uses):

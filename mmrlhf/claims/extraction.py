@@ -5,12 +5,13 @@ One pass over the phrases of each sentence, left to right, that remembers the su
 
 from __future__ import annotations
 
-from mmrlhf.claims import places, predicates
 from mmrlhf.claims.choosing import tagged
 from mmrlhf.claims.grammar import DEPICTIONS, GAZE, HUNG, LINKS, MEASURES, MOST, NUMBERS, PICTURES, ROUGHLY
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
 from mmrlhf.claims.phrases import ITEM, Phrase, phrase
+from mmrlhf.claims.places import front, place, where
+from mmrlhf.claims.predicates import adjective, participle, verb
 from mmrlhf.claims.tagging import Tokens
 from mmrlhf.records import Claim
 
@@ -135,7 +136,7 @@ class _Reader:
             p.no = p.no or (not p.definite and whole.no)
         self.made.name(p)
         if self.s.role == "target" and not whole.name:
-            places.place(self.made, p)
+            place(self.made, p)
 
     # ---- phrases -------------------------------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class _Reader:
         if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
             return  # another name for the phrase before
         if s.place is not None:
-            places.place(self.made, p)
+            place(self.made, p)
             return
         if joined and s.group and not clause:
             if s.role == "target" and s.last is not None:
@@ -228,7 +229,7 @@ class _Reader:
         if clause and joined:
             s.subject, s.actor, s.group, s.role, s.verb, s.verb_at = thing, thing, thing, "subject", "", -1
             s.denied, s.finite, s.last, s.it_at = -1, False, None, None
-            places.front(self.made)
+            front(self.made)
             return
         if s.verb_at >= 0:
             if (
@@ -243,12 +244,12 @@ class _Reader:
             s.group, s.role = thing, "with" if s.role == "with" else "object"
             if s.fronted is not None:
                 s.subject = s.actor = thing
-                places.front(self.made)
+                front(self.made)
             elif not s.subject:
                 s.subject = s.actor = thing
             return
         s.subject, s.actor, s.group, s.role = thing, thing, thing, "subject"
-        places.front(self.made)
+        front(self.made)
 
     def _pronoun(self, i: int, word: str, previous: str, after: str) -> None:
         s = self.s
@@ -274,7 +275,7 @@ class _Reader:
                 thing = next((q.thing for q in near if q.thing.name and all(q.thing is not f.thing for f in figures)), thing)
                 p.it = thing
             if thing is not None:
-                places.place(self.made, p)
+                place(self.made, p)
             else:
                 s.place = None
             return
@@ -291,14 +292,14 @@ class _Reader:
     def _mark(self, i: int, tag: str, word: str, previous: str, after: str, tags: str, end: int) -> None:
         s = self.s
         if tag == "P":
-            places.where(self.made, i, word, previous, after)
+            where(self.made, i, word, previous, after)
         elif tag in "BHV":
-            predicates.verb(self.made, i, tag, word, previous, after, tags, end)
+            verb(self.made, i, tag, word, previous, after, tags, end)
         elif tag in "GE":
-            predicates.participle(self.made, i, tag, word, previous, after, tags, end)
+            participle(self.made, i, tag, word, previous, after, tags, end)
         elif tag == "J" or tag == "K":
             if tag == "J":
-                predicates.adjective(self.made, i, word, previous, after, tags, end)
+                adjective(self.made, i, word, previous, after, tags, end)
         elif tag == "O":
             if word == "not only":
                 return

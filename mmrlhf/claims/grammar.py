@@ -10,7 +10,7 @@ def listed(words: str) -> frozenset[str]:
 
 VERBAL = listed(
     "hanging standing sitting lying leaning working leading facing holding wearing filling flying walking running looking playing riding "
-    "reading covering featuring showing having being making taking giving getting leaving carrying eating waiting talking smiling"
+    "reading covering featuring showing having being making taking giving getting leaving carrying eating waiting talking smiling casting overlapping browsing"
 )
 """Nouns to a dictionary, and hardly ever in a description."""
 ASIDE = listed("left right center top bottom middle upper lower side hand most mid front back rear")
@@ -251,5 +251,7 @@ FILLED = listed("with filled topped covered loaded decorated packed stacked pile
 """What comes before things that are where the thing is that has them."""
 WATCHING = listed("watch watches watching see sees seeing let lets help helps helping make makes")
 """Verbs after which a noun is followed by what it does."""
+SHADES = ("light", "dark", "bright", "pale", "deep")
+"""Words that make one colour of two."""
 PAINTED = listed("painted colored coloured dyed tinted")
 """Participles that a colour follows."""

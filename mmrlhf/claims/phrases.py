@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PART_OF, ROUGHLY
+from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PART_OF, ROUGHLY, SHADES
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
@@ -175,12 +175,7 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
             found.looks.append((word, k))
         elif tag in "JE" and t.looks[k]:
             value = word
-            if (
-                k + 1 < head
-                and word in ("light", "dark", "bright", "pale", "deep")
-                and tags[k + 1] == "J"
-                and words[k + 1] in COLOURED
-            ):
+            if k + 1 < head and word in SHADES and tags[k + 1] == "J" and words[k + 1] in COLOURED:
                 value = f"{word} {words[k + 1]}"
                 found.looks.append((value, k))
                 k += 2

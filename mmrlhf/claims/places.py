@@ -9,6 +9,7 @@ from mmrlhf.claims.grammar import (
     BESIDE,
     BODY,
     CLOTHES,
+    FILLED,
     GAZE,
     HAVING,
     LINKS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import base_of
-from mmrlhf.claims.grammar import ALIVE, LITTERED, PAINTED, POSTURES, SEEMING, SEEN
+from mmrlhf.claims.grammar import ALIVE, LITTERED, PAINTED, POSTURES, SEEMING, SEEN, SHADES
 from mmrlhf.claims.made import Made
 from mmrlhf.claims.phrases import Phrase
 
@@ -74,35 +74,10 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
         for p in s.actor:
             made.doubt(p)
     if tag == "E":
-        k = i + 1
-        if word in PAINTED or (previous in "BCN,R" and word == "made"):
-            if word == "made":
-                k += tags[k : k + 1] in ("F", "A")
-            while k < end and (
-                tags[k] == "R" or (word == "made" and tags[k] == "J" and t.words[k] not in made.lexicon.sets["materials"])
-            ):
-                k += 1
-            solid = tags[k + 1 : k + 2] not in ("N", "X", "U") or t.words[k] in ("stainless", "wrought", "cast")
-            if word == "made" and not solid:
-                k = end
-            if (
-                k < end
-                and (t.looks[k] or t.words[k] in made.lexicon.sets["materials"])
-                and (tags[k] == "J" or (tags[k] == "N" and word == "made"))
-            ):
-                value = t.words[k]
-                if (tags[k + 1 : k + 2] == "J" and t.words[k] in ("light", "dark", "bright", "pale")) or value in (
-                    "stainless",
-                    "wrought",
-                    "cast",
-                ):
-                    value = f"{value} {t.words[k + 1]}"
-                for p in s.actor:
-                    made.look(p, value, i if word in PAINTED else k, k + value.count(" ") + 1)
-                if word == "made":
-                    for j in range(k, k + value.count(" ") + 1):
-                        t.tags[j] = "X"
-                        t.nouns[j] = "material"
+        if word in PAINTED:
+            _coloured(made, i, tags, end)
+        elif word == "made" and previous in "BCN,R":
+            _made_of(made, i, tags, end)
         elif (
             (
                 previous in "BRC"
@@ -117,6 +92,35 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
                 made.look(p, word, i, i + 1)
     s.verb, s.verb_at = word, i
     s.group, s.role = [], "verb"
+
+
+def _coloured(made: Made, i: int, tags: str, end: int) -> None:
+    """`painted light blue`."""
+    t, k = made.t, i + 1
+    while k < end and tags[k] == "R":
+        k += 1
+    if k < end and tags[k] == "J" and t.looks[k]:
+        shade = t.words[k] in SHADES and tags[k + 1 : min(k + 2, end)] == "J"
+        for p in made.s.actor:
+            made.look(p, " ".join(t.words[k : k + 1 + shade]), i, k + 1 + shade)
+
+
+def _made_of(made: Made, i: int, tags: str, end: int) -> None:
+    """`made of dark wood and metal`: materials, which are no things then."""
+    t, materials = made.t, made.lexicon.sets["materials"]
+    k = i + 2 if tags[i + 1 : i + 2] in ("F", "A") else end
+    while k < end:
+        while k < end and tags[k] in "RJ" and t.words[k] not in materials:
+            k += 1
+        stop = k + 1 + (t.words[k : k + 1] in (["stainless"], ["wrought"], ["cast"]) and k + 1 < end)
+        value = " ".join(t.words[k:stop])
+        if k >= end or value not in materials or tags[stop : min(stop + 1, end)] in ("N", "X", "U"):
+            return
+        for p in made.s.actor:
+            made.look(p, value, k, stop)
+        for j in range(k, stop):
+            t.tags[j], t.nouns[j] = "X", "material"
+        k = stop + 1 if tags[stop : stop + 1] in ("C", ",") else end
 
 
 def lives(made: Made, p: Phrase) -> bool:
@@ -149,10 +153,10 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
         return
     if previous in "P" or (s.group is not s.actor and s.role in ("object", "target")):
         return
-    if i > 0 and tags[i - 1] == "J" and t.words[i - 1] in ("light", "dark", "bright", "pale", "deep"):
+    if i > 0 and tags[i - 1] == "J" and t.words[i - 1] in SHADES:
         return
     value, stop = word, i + 1
-    if word in ("light", "dark", "bright", "pale", "deep") and tags[i + 1 : i + 2] == "J" and i + 1 < end:
+    if word in SHADES and tags[i + 1 : i + 2] == "J" and i + 1 < end:
         value, stop = f"{word} {t.words[i + 1]}", i + 2
     for p in s.actor:
         made.look(p, value, i, stop)

@@ -55,7 +55,7 @@ def _row(surface: str, lexicon: Lexicon) -> tuple[str, str, str, bool, int]:
     """A token by itself: in lower case, its possible tags, its noun, whether that is a plural, and whether it says how something looks."""
     lower, first = surface.lower().replace("’", "'"), surface[0]
     if (tag := CLOSED.get(lower)) is not None:
-        return lower, tag, lower, False, 0
+        return lower, tag, lower, lower == "others", 0
     if lower in NUMBERS:
         return lower, "#", lower, lower != "one", 0
     if first.isdigit():
