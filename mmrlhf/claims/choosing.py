@@ -103,7 +103,12 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         return "V"  # watching the boy play baseball
     if word in ("cut", "set", "spread", "split", "shut") and before in ("N", "X", "B") and follows in "PRIA.,":
         return "E"
-    if before == "J" and i > 1 and words[i - 2] in ("painted", "colored", "dyed") and base_of(word) in STRONG:
+    if (
+        before == "J"
+        and i > 1
+        and words[i - 2] in ("painted", "colored", "dyed", "dressed in", "clad in", "in")
+        and base_of(word) in STRONG
+    ):
         return "V"
     if word in ("look", "looks", "seem", "appear") and follows == "J":
         return "V"

@@ -65,7 +65,8 @@ class _Reader:
                 p = phrase(t, i, stop, self.lexicon)
                 stop = max(p.end, stop)
                 after = tags[stop] if stop < end else "."
-                if p.noun in PICTURES and not p.name and any(word in HUNG for word in words[begin:end][:40]):
+                hung = any(word in HUNG for word in words[begin:end][:40]) or words[i - 1 : i] == ["with"]
+                if p.noun in PICTURES and not p.name and not p.definite and hung:
                     p.name = p.noun  # a thing on the wall, and not what is looked at
                 if waiting is not None:
                     if waiting.count and not p.count and (waiting.noun in ("couple", "dozen", "pair") or waiting.noun == ""):
@@ -310,7 +311,7 @@ class _Reader:
             else:
                 s.denied = 10**9
         elif tag == "L":
-            if after in "JR":
+            if after in "JRBHMV":
                 s.denied = 10**9
             else:
                 s.deny = "neither" if previous in ".," else "word"
