@@ -112,7 +112,9 @@ def place(made: Made, p: Phrase) -> None:
         how in PLACED and (thing.name in spots or thing.noun in spots)
     )
     acts = s.role == "object" and s.verb not in HAVING and s.actor and s.subject
-    passed = how in BESIDE and figures and all(p.thing.name in spots for p in figures)  # crosses the road in front of a bus
+    passed = (
+        p.it is None and how in ("in front of", "behind", "near", "next to") and all(f.thing.name in spots for f in figures)
+    )  # crosses the road in front of a bus
     if acts and (spot or passed) and thing.noun not in BODY:
         figures = s.actor  # a man eats an apple in the park: he is there; he holds it in his hand: it is
     if s.role == "with" and p.it is not None and s.actor and s.group:
