@@ -183,6 +183,7 @@ def test_markdown_lists_and_tables_are_read():
     assert of("# Objects\n- **Two dogs**\n* a *red* ball\n1. A cat on a `mat`\n2) no bird") == short(
         "dog", "dog#2", "ball", "ball=red", "cat", "!bird"
     )
+    assert of("- People: none\n- Dogs: 2") == short("!person", "dog", "dog#2")
     assert of("| thing | colour |\n|---|---|\n| dog | brown |\n| cat | grey |") >= short("dog", "cat")
 
 

@@ -6,10 +6,10 @@ One pass over the phrases of each sentence, left to right, that remembers the su
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import tagged
-from mmrlhf.claims.grammar import DEPICTIONS, GAZE, HUNG, LINKS, MEASURES, MOST, NUMBERS, PICTURES, ROUGHLY
+from mmrlhf.claims.grammar import DEPICTIONS, GAZE, HUNG, LINKS, MEASURES, MOST, PICTURES, ROUGHLY
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
-from mmrlhf.claims.phrases import ITEM, Phrase, phrase
+from mmrlhf.claims.phrases import ITEM, Phrase, number_of, phrase
 from mmrlhf.claims.places import front, place, where
 from mmrlhf.claims.predicates import adjective, participle, verb
 from mmrlhf.claims.tagging import Tokens
@@ -102,7 +102,7 @@ class _Reader:
             after = tags[i + 1] if i + 1 < end else "."
             if tag == "#" and after == "F":
                 waiting = Phrase(i, i, i + 1, "", "", True, False, False)
-                number = NUMBERS.get(word) or (int(word) if word.isdecimal() and len(word) < 7 else None)
+                number = number_of(word)
                 if words[i + 2 : i + 3] not in (["the"], ["these"], ["those"], ["them"]):
                     waiting.count, waiting.counted_at = number, i
                 i, previous = i + 2, "F"
@@ -357,7 +357,20 @@ class _Reader:
         elif tag == "C" or tag == "I":
             s.place = None
         elif tag == ":":
+            self._listed(i, tags, end)
             self.made.s = State()
+
+    def _listed(self, i: int, tags: str, end: int) -> None:
+        """`People: none`, `dogs: 2`."""
+        word = self.t.words[i + 1] if i + 1 < end else ""
+        if not self.s.group or tags[i + 2 : min(i + 3, end)] not in ("", ".", ","):
+            return
+        p = self.s.group[-1]
+        if word in ("none", "no", "0", "zero", "nothing"):
+            self.made.deny(p)
+        elif p.name and tags[i + 1] == "#" and (number := number_of(word)):
+            p.count, p.counted_at = number, p.start
+            self.made.count(p, i + 2)
 
     def _goes_on(self, i: int, tags: str, end: int) -> bool:
         """Whether a comma is one of a list's."""

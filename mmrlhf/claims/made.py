@@ -127,6 +127,10 @@ class Made:
             self._claim("attribute", p, at, p.end, value=value, negated=p.no, hedged=hedged)
         self._remember(p)
 
+    def count(self, p: Phrase, stop: int) -> None:
+        """How many there are, where the number stands behind."""
+        self._claim("count", p, p.start, stop, value=str(p.count), negated=p.no, hedged=False)
+
     def _remember(self, p: Phrase) -> None:
         if not p.name:
             return

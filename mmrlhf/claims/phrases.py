@@ -155,6 +155,11 @@ def _single(t: Tokens, last: int, lexicon: Lexicon) -> str:
     return noun
 
 
+def number_of(word: str) -> int | None:
+    """A word's number, of at most six digits; None for what is no number."""
+    return int(word) if word.isascii() and word.isdecimal() and len(word) < 7 else NUMBERS.get(word)
+
+
 def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
     """What stands before the name: numbers, and words for how it looks."""
     tags, words = t.tags, t.words
@@ -162,7 +167,7 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
     while k < head:
         tag, word = tags[k], words[k]
         if tag == "#":
-            number = NUMBERS.get(word) if not word.isdecimal() else int(word) if len(word) < 7 else None
+            number = number_of(word)
             if number is not None and (number > 0):
                 if found.count and number in (100, 12):
                     number *= found.count
