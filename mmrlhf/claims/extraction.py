@@ -11,8 +11,8 @@ from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
 from mmrlhf.claims.phrases import ITEM, Phrase, number_of, phrase
 from mmrlhf.claims.places import front, place, where
-from mmrlhf.claims.predicates import adjective, participle, verb
-from mmrlhf.claims.tagging import Tokens
+from mmrlhf.claims.predicates import adjective, lives, participle, verb
+from mmrlhf.claims.tagging import sentences
 from mmrlhf.records import Claim
 
 
@@ -43,7 +43,7 @@ class _Reader:
     def read(self) -> None:
         t = self.t
         tags = "".join(t.tags)
-        for begin, end in _sentences(t, tags):
+        for begin, end in sentences(t, tags):
             self.made.s = State()
             self._sentence(tags, begin, end)
 
@@ -212,9 +212,16 @@ class _Reader:
         if s.place is not None:
             place(self.made, p)
             return
+        if joined and after in "BHMV" and not s.finite and s.subject and s.group and s.role != "subject":
+            others = [lives(self.made, q) for q in (s.subject[-1], s.group[-1], p)]
+            if others == [True, False, True]:  # a man in a hat and a woman are ...
+                s.subject = s.actor = s.group = [*s.subject, p]
+                s.role = "subject"
+                return
         if joined and s.group and not clause:
             if s.role == "target" and s.last is not None:
-                alike = p.manner == s.group[-1].manner or s.group[-1].it is not None
+                apart = len(s.group) == 1 and t.tags[max(0, p.start - 2) : p.start] == [",", "C"]
+                alike = (p.manner == s.group[-1].manner or s.group[-1].it is not None) and not apart
                 if after not in "GE" and alike:
                     how, figures, at = s.last
                     self.made.relate(figures, how, p, at)
@@ -384,21 +391,3 @@ class _Reader:
             )
         rest = tags[m.end() : m.end() + 1]
         return rest in (",", "C")
-
-
-def _sentences(t: Tokens, tags: str) -> list[tuple[int, int]]:
-    """Where sentences begin and end, those left out that ask, and those that are not English."""
-    found = []
-    begin = 0
-    for i, tag in enumerate(tags):
-        if tag == "." or i == len(tags) - 1:
-            end = i + 1
-            if end - begin > 0 and not (tag == "." and "?" in t.words[i]) and _is_english(t, tags, begin, end):
-                found.append((begin, end))
-            begin = end
-    return found
-
-
-def _is_english(t: Tokens, tags: str, begin: int, end: int) -> bool:
-    unknown = sum(tags[k] in "Uu" for k in range(begin, end))
-    return unknown * 3 <= end - begin

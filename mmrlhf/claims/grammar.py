@@ -99,7 +99,7 @@ for _tag, _words in {
     "M": "can could may might must will would shall should do does did ca wo sha ai",
     "I": "to",
     "P": "off on in inside within under underneath beneath below above over beside behind between among amongst near by at against "
-    "around along across through throughout onto into atop past opposite outside down up toward towards alongside beyond amid upon",
+    "around along across through throughout onto into atop past opposite outside down up toward towards alongside beyond amid amidst aboard upon",
     "?": "possibly probably perhaps maybe likely presumably apparently potentially seemingly supposedly conceivably",
     "R": "also just only very quite rather too still together here then now often always usually even almost nearly completely fully "
     "partially partly slightly mostly mainly clearly closely directly not-only additionally furthermore moreover apart away ahead "
@@ -115,7 +115,7 @@ for _tag, _phrases in {
     "instead of;rather than;free of;free from;devoid of;lack of;lacks;lacking;absence of;void of;empty of;apart from;aside from;"
     "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
     "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;"
-    "up to;ready to;prior to;thanks to;related to;on the phone",
+    "up to;ready to;prior to;thanks to;related to",
     "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;in action;by hand;in order;"
     "on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;up close;as if;as though;face to face;on foot;at a time;"
     "in total;in particular;one by one;to and fro;back and forth;up and down;face down;face up;upside down;not only",

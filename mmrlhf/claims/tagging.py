@@ -159,3 +159,21 @@ def _join(t: Tokens) -> None:
     columns: tuple[list[Any], ...] = (t.starts, t.ends, words, t.tags, t.nouns, t.many, t.looks)
     for column in columns:
         column[:] = compress(column, kept)
+
+
+def sentences(t: Tokens, tags: str) -> list[tuple[int, int]]:
+    """Where sentences begin and end, those left out that ask, and those that are not English."""
+    found = []
+    begin = 0
+    for i, tag in enumerate(tags):
+        if tag == "." or i == len(tags) - 1:
+            end = i + 1
+            if end - begin > 0 and not (tag == "." and "?" in t.words[i]) and _is_english(t, tags, begin, end):
+                found.append((begin, end))
+            begin = end
+    return found
+
+
+def _is_english(t: Tokens, tags: str, begin: int, end: int) -> bool:
+    unknown = sum(tags[k] in "Uu" for k in range(begin, end))
+    return unknown * 3 <= end - begin
