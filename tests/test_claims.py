@@ -71,10 +71,10 @@ def test_the_measure_itself_counts():
     assert len(of("A dog and a cat.") & short("dog", "bird")) == 1
 
 
-@pytest.mark.parametrize("kind", ASKED)
-def test_sentences_that_were_in_sight(kind):
-    precision, recall = rates(HERE / "claims_tuned.jsonl")[kind]
-    assert precision >= ASKED[kind] and recall >= ASKED[kind]
+@pytest.mark.parametrize("kept", ["tuned", "held_out"])
+def test_sentences_by_hand(kept):
+    found = rates(HERE / f"claims_{kept}.jsonl")
+    assert {kind: rate for kind, rate in found.items() if min(rate) < ASKED[kind]} == {}
 
 
 # ---- one thing at a time -------------------------------------------------------------------------------------------------

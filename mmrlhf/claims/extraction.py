@@ -65,8 +65,7 @@ class _Reader:
                 p = phrase(t, i, stop, self.lexicon)
                 stop = max(p.end, stop)
                 after = tags[stop] if stop < end else "."
-                hung = any(word in HUNG for word in words[begin:end][:40]) or words[i - 1 : i] == ["with"]
-                if p.noun in PICTURES and not p.name and not p.definite and hung:
+                if p.noun in PICTURES and not p.name and not p.definite and _is_hung(words, begin, i, end):
                     p.name = p.noun  # a thing on the wall, and not what is looked at
                 if waiting is not None:
                     if waiting.count and not p.count and (waiting.noun in ("couple", "dozen", "pair") or waiting.noun == ""):
@@ -391,3 +390,8 @@ class _Reader:
             )
         rest = tags[m.end() : m.end() + 1]
         return rest in (",", "C")
+
+
+def _is_hung(words: list[str], begin: int, i: int, end: int) -> bool:
+    """Whether a picture is one that a thing bears, or a wall."""
+    return words[i - 1 : i] == ["with"] or any(word in HUNG for word in words[begin : min(end, begin + 40)])

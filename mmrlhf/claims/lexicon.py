@@ -45,6 +45,8 @@ class Lexicon:
     verb_of: Mapping[str, str] = field(default_factory=dict)
     longest: int = 4
     """Words of the longest compound."""
+    classes: dict[str, str] = field(default_factory=dict)
+    """What `of_coco` has found."""
     surfaces: dict[str, tuple[str, str, str, bool, int]] = field(default_factory=dict)
     """What `tagging` has found of words as they are written."""
 
@@ -54,6 +56,14 @@ class Lexicon:
 
     def of_coco(self, noun: str) -> str:
         """A noun's class among COCO's 80, of a compound its last word's; "" where it has none."""
+        found = self.classes.get(noun)
+        if found is None:
+            found = self._of_coco(noun)
+            if len(self.classes) < 200_000:  # text that never repeats must not fill the memory
+                self.classes[noun] = found
+        return found
+
+    def _of_coco(self, noun: str) -> str:
         while noun:
             if noun in self.category:
                 return self.category[noun]

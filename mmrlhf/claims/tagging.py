@@ -163,17 +163,13 @@ def _join(t: Tokens) -> None:
 
 def sentences(t: Tokens, tags: str) -> list[tuple[int, int]]:
     """Where sentences begin and end, those left out that ask, and those that are not English."""
-    found = []
-    begin = 0
-    for i, tag in enumerate(tags):
-        if tag == "." or i == len(tags) - 1:
-            end = i + 1
-            if end - begin > 0 and not (tag == "." and "?" in t.words[i]) and _is_english(t, tags, begin, end):
-                found.append((begin, end))
-            begin = end
+    found, begin, n = [], 0, len(tags)
+    while begin < n:
+        stop = tags.find(".", begin)
+        end = n if stop < 0 else stop + 1
+        asks = stop >= 0 and "?" in t.words[stop]
+        unknown = tags.count("U", begin, end) + tags.count("u", begin, end)
+        if not asks and unknown * 3 <= end - begin:
+            found.append((begin, end))
+        begin = end
     return found
-
-
-def _is_english(t: Tokens, tags: str, begin: int, end: int) -> bool:
-    unknown = sum(tags[k] in "Uu" for k in range(begin, end))
-    return unknown * 3 <= end - begin
