@@ -170,6 +170,8 @@ def test_a_users_lexicon_is_judged(tmp_path, content, complaint):
     [
         "", " ", "\n\n", "...", "🐶🐱", "2", "Yes.", "No", "Red",
         "Un chien brun est assis sur un canapé rouge.", "Ein Hund sitzt auf dem Sofa.", "一只狗在沙发上。", "كلب على الأريكة", "Собака на диване",
+        "Au premier plan, une image montre un grand bus rouge dans la rue.", "Die Frau hat die Hand in die Tasche gesteckt.",
+        "SELECT dog FROM cats WHERE color = 'brown';", "for i in range(10): print(table[i])", "System.out.println(dog)",
         "```python\ndog = cat + bird\n```",
         "The picture is blurry and was taken at night.", "What is the dog doing?", "I cannot tell.",
         "|---|---|", "[a dog](http://dog.example/dog)", "<dog>",
@@ -185,6 +187,11 @@ def test_markdown_lists_and_tables_are_read():
     )
     assert of("- People: none\n- Dogs: 2") == short("!person", "dog", "dog#2")
     assert of("| thing | colour |\n|---|---|\n| dog | brown |\n| cat | grey |") >= short("dog", "cat")
+
+
+def test_an_answer_in_quotation_marks_is_an_answer():
+    assert of('"A dog sits on a couch."') == short("dog", "couch", "dog>on>couch")
+    assert of('The sign says "dog" and "couch"') == short("sign")
 
 
 def test_an_unclosed_quote_hides_nothing_and_a_word_cut_short_is_no_thing():

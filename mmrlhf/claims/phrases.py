@@ -116,6 +116,8 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
         ):
             found.name = " ".join([*words[head:last], "area"])
         return head
+    if sum(tag == "U" for tag in tags[head:end]) > 1:
+        return head  # words of another language
     if tags[last] in "Uu":
         if end == len(tags) and t.text.rstrip()[-1:].isalnum():
             return head  # a word that may have been cut short

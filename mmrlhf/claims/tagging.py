@@ -27,6 +27,8 @@ MASKED = re.compile(
     r"|https?://\S+|<[^<>\n]{1,200}>|!?\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
     re.DOTALL,
 )
+CODE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
+"""A line of a program: prose has no such signs."""
 BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3}[.)][ \t]+|\(?[a-zA-Z][.)][ \t]+|\|)+")
 MARKS = str.maketrans({"*": " ", "_": " ", "~": " "})
 
@@ -85,8 +87,17 @@ def _blank(match: re.Match[str]) -> str:
 def tokens(text: str, lexicon: Lexicon) -> Tokens:
     """A text's tokens, each with all its tags, with Markdown, code and quotations passed over. Time grows with the text's length and no faster."""
     clean = text
+    whole = text.strip()
+    if (
+        len(whole) > 2
+        and whole[0] + whole[-1] in ('""', "''", "“”", "‘’")
+        and not any(c in whole[1:-1] for c in whole[0] + whole[-1])
+    ):
+        clean = text.replace(whole[0], " ").replace(whole[-1], " ")  # an answer in quotation marks is no quotation
     if any(mark in text for mark in "`\"“'‘<[~h"):
         clean = MASKED.sub(_blank, clean)
+    if "=" in text or "(" in text or "[" in text:
+        clean = CODE.sub(_blank, clean)
     if "\n" in text or text[:1] in "-*+•|#>(0123456789":
         clean = BULLET.sub(lambda m: "\n" + " " * (len(m.group()) - 1) if m.start() else " " * len(m.group()), clean)
     clean = clean.translate(MARKS)
@@ -169,7 +180,7 @@ def sentences(t: Tokens, tags: str) -> list[tuple[int, int]]:
         end = n if stop < 0 else stop + 1
         asks = stop >= 0 and "?" in t.words[stop]
         unknown = tags.count("U", begin, end) + tags.count("u", begin, end)
-        if not asks and unknown * 3 <= end - begin:
+        if not asks and unknown * (3 if end - begin < 10 else 4) <= end - begin:
             found.append((begin, end))
         begin = end
     return found
