@@ -94,6 +94,8 @@ SAID = {
     "There might be a cat under the table.": {"?cat", "table", "?cat>under>table"},
     "Four or five people.": {"person", "?person#5"},
     "It is raining.": set(),
+    "Swimming pool and parking meters.": {"swimming pool", "parking meter"},
+    "People swimming in a pool.": {"person", "pool", "person>in>pool"},
     "Is there a dog?": set(),
     "A zoodle with two red zoodles.": {"zoodle", "zoodle#2", "zoodle=red"},
     "There are two dogs. One dog is brown and the other dog is black.": {"dog", "dog#2", "dog=brown", "dog=black"},

@@ -109,6 +109,14 @@ def test_facts_that_disagree_leave_it_open_and_say_so():
     assert values("A red car.", ("count", "one car"), ("attribute", "red car"), ("attribute", "blue car"))["car=red"] == "unknown"
 
 
+def test_facts_in_other_words():
+    assert values("Two brown dogs.", ("count", "dog: 2"), ("attribute", "dog brown")) == {
+        "dog": "supported", "dog#2": "supported", "dog=brown": "supported",
+    }  # fmt: skip
+    assert values("A red car.", ("absent", "red car")) == {"car": "unknown", "car=red": "contradicted"}
+    assert values("A table.", ("object", "dining table")) == {"table": "supported"}
+
+
 def test_evidence_and_probability_are_the_facts_own():
     found = judged("A dog and a bird.", ("object", "dog", "boxes", 0.8), ("absent", "bird", "people", 0.9))
     assert found["dog"].evidence == "object: dog (boxes)" and found["dog"].probability == 0.8

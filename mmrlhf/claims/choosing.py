@@ -10,12 +10,19 @@ from mmrlhf.claims.tagging import Tokens, tokens
 def tagged(text: str, lexicon: Lexicon) -> Tokens:
     """A text's tokens, each with its one tag, chosen from left to right."""
     t = tokens(text, lexicon)
+    compounds, classes = lexicon.sets["compounds"], lexicon.category
     tags, words, n = t.tags, t.words, len(t.tags)
     first = -1  # where the noun phrase began that the last token is in
     for i, uses in enumerate(tags):
         before = tags[i - 1] if i else "."
         after = tags[i + 1] if i + 1 < n else "."
-        if len(uses) > 1 or uses in ("E", "G"):
+        if (
+            "G" in uses
+            and i + 1 < n
+            and (f"{words[i]} {t.nouns[i + 1]}" in compounds or f"{words[i]} {t.nouns[i + 1]}" in classes)
+        ):
+            tag = "J"  # a swimming pool, and nobody who swims
+        elif len(uses) > 1 or uses in ("E", "G"):
             tag = _one(t, i, uses, before, after, first)
         else:
             tag = uses

@@ -10,10 +10,11 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmrlhf.claims import Lexicon, claims, lexicon
 from mmrlhf.claims.grammar import listed
+from mmrlhf.claims.phrases import number_of
 from mmrlhf.records import Claim, Fact, Verdict
 
 Found = list[tuple[str, float]]
@@ -89,12 +90,29 @@ def stated(fact: Fact, words: Lexicon) -> Iterator[Claim]:
         text = _answered(text)
     made = [claim for claim in claims(text, words) if not claim.hedged]
     if fact.kind == "absent":
+        if described := [c for c in made if c.kind == "attribute"]:  # no red car is there: of another colour there may be one
+            yield from (replace(claim, negated=True) for claim in described)
+            return
         nouns = [c.subject for c in made if c.kind == "object"] or [words.named(_singular(text, words))]
         yield from (Claim("object", noun, negated=True) for noun in nouns[-1:])
         return
     if fact.kind == "object" and not any(c.kind == "object" for c in made):
         made = [Claim("object", words.named(_singular(text, words)))]
+    if fact.kind in ("attribute", "count") and not any(c.kind == fact.kind for c in made):
+        made += _beside(fact, made)
     yield from made
+
+
+def _beside(fact: Fact, made: Sequence[Claim]) -> list[Claim]:
+    """The value of `dog: brown`, `dogs 2`: what a text of two parts has beside its noun."""
+    if len(made) != 1 or made[0].kind != "object":
+        return []
+    start, end = made[0].span
+    value = f"{fact.text[:start]} {fact.text[end:]}".lower().strip(" :=,.-")
+    if fact.kind == "count":
+        number = number_of(value)
+        return [] if number is None else [replace(made[0], kind="count", value=str(number))]
+    return [replace(made[0], kind="attribute", value=value)] if value.replace(" ", "").isalpha() else []
 
 
 def _singular(text: str, words: Lexicon) -> str:
