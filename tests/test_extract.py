@@ -23,7 +23,7 @@ def run(tmp_path, content, *flags, facts=None):
     return code, lines(out) if out.exists() else None
 
 
-def test_a_line_for_each_line_as_the_issue_has_them(tmp_path):
+def test_a_line_for_each_line(tmp_path):
     rows = [
         "Two dogs.",
         "",

@@ -37,7 +37,6 @@ class Phrase:
     counted_at: int = 0
     looks: list[tuple[str, int]] = field(default_factory=list)
     it: Phrase | None = None
-    group: list[Phrase] = field(default_factory=list)
 
     @property
     def manner(self) -> str:

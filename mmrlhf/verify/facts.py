@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from mmrlhf.claims import Lexicon, claims, lexicon
@@ -262,11 +262,3 @@ def _relation(claim: Claim, known: Known, words: Lexicon) -> tuple[Found, Found]
         if not _of(known.things, noun, words):
             against += _missing(noun, known, words)
     return here.get(how, []), against
-
-
-def tally(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """How many claims are supported, contradicted and unknown."""
-    found = {"supported": 0, "contradicted": 0, "unknown": 0}
-    for verdict in verdicts:
-        found[verdict.value] += 1
-    return found
