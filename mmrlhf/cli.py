@@ -277,6 +277,18 @@ def _demo(command: Command, argv: list[str]) -> None:
     demo(given["output_dir"], given.get("fresh", False), given["seed"])
 
 
+def _claims(command: Command, argv: list[str]) -> None:
+    parser = _Parser(command, "FILE [--facts FACTS] [--out FILE] [--lexicon FILE]")
+    parser.add_argument("file", metavar="FILE", help="an answer a line, as text or as JSON with `text` or `answer`")
+    parser.add_argument("--facts", metavar="FACTS", help="facts by `image`, or a row for each line: each claim gets a verdict")
+    parser.add_argument("--out", metavar="FILE", help="a JSONL file to write; standard output if not given")
+    parser.add_argument("--lexicon", metavar="FILE", help="more words, as mmrlhf/claims/lexicon.txt has them")
+    given = parser.parse(argv)
+    from mmrlhf.extract import extract
+
+    extract(given["file"], given.get("facts"), given.get("out"), given.get("lexicon"))
+
+
 def _data(_: Command, argv: list[str]) -> int:
     return _choose("mmrlhf data", DATA, argv, "Check, count and convert data, or make some.")
 
@@ -446,6 +458,11 @@ COMMANDS = {
         "compare runs of eval: differences, intervals, what flipped",
         "mmrlhf compare runs/pope/sft runs/pope/ppo --out runs/compare",
         _compare,
+    ),
+    "claims": Command(
+        "say what answers claim of their pictures, and what facts say of that",
+        "mmrlhf claims answers.jsonl --facts facts.jsonl --out claims.jsonl",
+        _claims,
     ),
     "data": Command(
         "check, count or convert a data file, or make data", "mmrlhf data check rows.jsonl --image_folder images", _data

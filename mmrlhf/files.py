@@ -52,11 +52,11 @@ def refuse_unwritable(folder: Path, setting: str) -> None:
                 path.rmdir()
 
 
-def refuse_output_file(path: Path) -> None:
-    """`refuse_unwritable` for the file that --output_file names. Raises InputError."""
+def refuse_output_file(path: Path, setting: str = "output_file") -> None:
+    """`refuse_unwritable` for the file that --output_file (or another setting) names. Raises InputError."""
     if path.is_dir():
-        raise InputError(f"output_file {path} is a directory: name a file in it")
-    refuse_unwritable(path.parent, "output_file")
+        raise InputError(f"{setting} {path} is a directory: name a file in it")
+    refuse_unwritable(path.parent, setting)
 
 
 def sync(path: Path) -> None:

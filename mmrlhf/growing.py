@@ -31,10 +31,11 @@ class GrowingFile:
 
     subject: everything that the lines depend on. Lines of another subject are not continued.
     each: lines that belong together; what a kill has left of such a group is dropped.
+    setting: the flag that named the file, for messages.
     """
 
-    def __init__(self, path: Path, subject: Sequence[Any], each: int = 1):
-        refuse_output_file(path)
+    def __init__(self, path: Path, subject: Sequence[Any], each: int = 1, setting: str = "output_file"):
+        refuse_output_file(path, setting)
         digest = digest_of(subject)
         self.path, self._part = path, path.with_name(f".{path.name}.{digest}.part")
         whole = self._part.read_bytes().split(b"\n")[:-1] if self._part.exists() else []

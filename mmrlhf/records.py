@@ -185,20 +185,27 @@ class Preference:
 class Claim:
     """One visual claim of an answer, atomic, so that equal claims are equal records.
 
-    `kind` is object, attribute, count or relation; `subject` what it is about; `value` the colour, number, or
-    "relation target"; `span` the characters of the answer that make it (not part of equality).
+    `subject` is the thing it is about, in the singular. `value` is the attribute or the number; of a relation, `relation` is how and `target`
+    to what (the rendered world's own reader has both in `value`). `negated` says that it is not so, `hedged` that it may be.
+    `category` is the subject's class in COCO, and `span` the characters of the answer that make the claim; neither is part of equality.
     """
 
     kind: Literal["object", "attribute", "count", "relation"]
     subject: str
     value: str = ""
     span: tuple[int, int] = field(default=(0, 0), compare=False)
+    relation: str = ""
+    target: str = ""
+    negated: bool = False
+    hedged: bool = False
+    category: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a claim was found to be, with the evidence that decided it."""
+    """What a claim was found to be, with the evidence that decided it. `probability` is that the claim is true, None where nobody can say."""
 
     claim: Claim
     value: Literal["supported", "contradicted", "unknown"]
     evidence: str = ""
+    probability: float | None = None

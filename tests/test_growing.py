@@ -9,7 +9,7 @@ from mmrlhf.artefact import save
 from mmrlhf.config import GenerateConfig, ScoreConfig
 from mmrlhf.growing import GrowingFile, state_of
 from mmrlhf.records import InputError
-from mmrlhf.rewards import RewardModel, review_head
+from mmrlhf.rewards import Group, RewardModel, review_head
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.score import score
 
@@ -75,7 +75,8 @@ def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path,
 
     adapters = Adapters(vlm)
     adapters.add("reward", 4, 8, seed=0)
-    save(RewardModel(Role(adapters, "reward", review_head(vlm)), "none", "before"), tmp_path / "reward", [])
+    kept = [Group(examples[0].images, examples[0].prompt, ("A star.",))]
+    save(RewardModel(Role(adapters, "reward", review_head(vlm)), "none", "before"), tmp_path / "reward", kept)
     rows = [{"prompt": "What is here?", "images": [], "answer": f"There is a {c} star."} for c in ("red", "blue", "green")]
     for row, example in zip(rows, examples, strict=False):
         (tmp_path / f"{example.id}.png").write_bytes(example.images[0].read())
@@ -88,11 +89,11 @@ def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path,
 
     def killed_at_the_second(self, groups, **how):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:  # the first is of loading
             raise KeyboardInterrupt
         return real_score(self, groups, **how)
 
     monkeypatch.setattr(RewardModel, "score", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         score(told)
-    assert score(told).read_text() == scores and len(calls) == 4
+    assert score(told).read_text() == scores and len(calls) == 6

@@ -14,6 +14,7 @@ LAYERS = [
         "rows",
         "tables",
         "nouns",
+        "claims",
         "facts",
         "damage",
         "formats",
@@ -32,6 +33,7 @@ LAYERS = [
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling", "stems"},
     {
         "run",
+        "verify",
         "growing",
         "terms",
         "rewards",
@@ -63,6 +65,7 @@ LAYERS = [
         "check",
         "stats",
         "convert",
+        "extract",
     },
     {"demo", "cli", "__main__"},
 ]
@@ -70,6 +73,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED_BY_STAGES = {("evaluate", "asking"), ("asking", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
+    "claims": ["grammar", "lexicon", "chair", "tagging", "choosing", "phrases", "made", "predicates", "places", "extraction"],
+    "verify": ["facts"],
     "facts": ["lists", "annotations", "reading", "rendering"],
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
