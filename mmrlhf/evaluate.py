@@ -20,13 +20,14 @@ from typing import Any
 from mmrlhf.answer_files import read_answers
 from mmrlhf.asking import Loaded, answering, key_of, refuse_missing_pictures
 from mmrlhf.benchmark import Given, Task, load_benchmark, of_data, options_of, stated
-from mmrlhf.config import EvalConfig
+from mmrlhf.config import EvalConfig, load
 from mmrlhf.files import refuse_unwritable, write_whole
 from mmrlhf.growing import state_of
 from mmrlhf.intervals import Counted, figures, nested
 from mmrlhf.judges import judged
 from mmrlhf.lines import json_line, plain, read_jsonl
 from mmrlhf.records import Example, InputError
+from mmrlhf.suites import Planned, expand, suite_of
 
 GENERATION = ("temperature", "top_p", "top_k", "min_new_tokens", "stop", "num_generations", "response_length", "seed", "dtype")
 """Settings that answers depend on."""
@@ -64,6 +65,27 @@ def evaluate(
         raise InputError(f"{folder} is on a full disk: make room; the same command goes on from what is written") from None
     _print(result)
     return result
+
+
+def evaluate_all(
+    benchmarks: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]], output_dir: str, **common: Any
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every benchmark on every model, as a suite has them: settings and options by benchmark (`{"chair": {"data": ..., "lineage": "a"}}`), by model
+    (`{"tuned": {"model": ..., "adapter": ...}}`), and of all. Gives results by model and benchmark. Raises InputError."""
+    suite = suite_of(benchmarks, models, common)
+    return run_all(expand(suite, {"output_dir": output_dir}, {}, lambda values: load(EvalConfig, None, values)))
+
+
+def run_all(runs: Sequence[Planned]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Planned runs one after another, a model loaded once for those that follow on it; results by model and benchmark."""
+    loaded = Loaded()
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        if len(runs) > 1:
+            print(f"{run.benchmark}: {run.config.output_dir}")
+        found.setdefault(run.model, {})[run.benchmark] = evaluate(run.benchmark, run.config, run.options, loaded)
+    loaded.close()
+    return found
 
 
 def _opened(name: str, module: ModuleType, config: EvalConfig, options: Mapping[str, Any]) -> tuple[Task, dict[str, str]]:

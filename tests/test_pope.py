@@ -2,14 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from mmrlhf.answer_files import read_answers
+from mmrlhf.benchmark import Task, load_benchmark
 from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
 from mmrlhf.content import folder
-from mmrlhf.evaluate import evaluate
+from mmrlhf.evaluate import evaluate, evaluate_all
 from mmrlhf.records import InputError
 
 LABELS = ["yes", "no"] * 3
@@ -226,6 +231,42 @@ def test_several_answers_and_a_suite(tmp_path, capsys):
     (tmp_path / "suite.yaml").write_text(f"benchmarks:\n  pope: {{data: {data}, rull: repope}}\n")
     assert main(["eval", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "s"), "--answers", str(a)]) == 2
     assert "did you mean --rule?" in capsys.readouterr().err
+
+
+def test_the_same_from_python(tmp_path):
+    data = questions(tmp_path / "coco_pope_random.json")
+    a, b = answered(tmp_path / "a.jsonl", ["Yes"] * 6), answered(tmp_path / "b.jsonl", ["Yes", "No"] * 3)
+    models = {"one": {"answers": str(a)}, "two": {"answers": str(b)}}
+    found = evaluate_all({"pope": {"data": str(data), "rule": "repope"}}, models, str(tmp_path / "out"), seed=3)
+    assert found["two"]["pope"]["metrics"]["official"]["accuracy"]["value"] == 1 and found["one"]["pope"]["seed"] == 3
+    assert (tmp_path / "out" / "one" / "pope" / "result.json").exists()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.dictionaries(st.sampled_from(["question_id", "answer", "text", "prediction", "id", "answers", "resps", "doc", "image"]),
+                                 st.one_of(st.none(), st.integers(), st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2))), max_size=3)
+        .map(lambda rows: json.dumps(rows).encode()),
+    ),
+    st.sampled_from([".json", ".jsonl", ".tsv", ".csv", ".xlsx"]),
+)  # fmt: skip
+def test_any_file_of_answers_is_read_or_refused(tmp_path, content, ending):
+    path = tmp_path / f"wild{ending}"
+    path.write_bytes(content)
+    data = tmp_path / "coco_pope_random.json"
+    if not data.exists():
+        questions(data)
+    module = load_benchmark("pope")
+    task = Task(str(data), options=module.Options())
+    task = replace(task, examples={e.id: e for e in module.load(task)})
+    try:
+        found, _ = read_answers(str(path), module, task)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(g.id, str) for g in found)
 
 
 def test_the_benchmark_that_the_readme_writes(tmp_path):
