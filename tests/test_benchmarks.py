@@ -78,6 +78,25 @@ def test_answers_of_another_prompt_or_setting_are_not_taken(base, data, tmp_path
     assert more["n"] == 2 and len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
 
 
+def test_what_was_asked_once_is_not_asked_again(base, data, tmp_path, monkeypatch):
+    import mmrlhf.generate
+
+    opened, policy = [], mmrlhf.generate.policy
+    monkeypatch.setattr(mmrlhf.generate, "policy", lambda *a: opened.append(a[0]) or policy(*a))
+    how = {"model_name_or_path": base, "response_length": 3, "answer_cache_dir": str(tmp_path / "cache")}
+    first = evaluate("pope", EvalConfig(**how, data=str(data / "pope" / "coco_pope_random.json"), output_dir=str(tmp_path / "a")))
+    # the other splits ask the same; a killed run has left a line torn
+    file = next((tmp_path / "cache").iterdir())
+    file.write_bytes(file.read_bytes() + b'{"key": "x')
+    second = evaluate("pope", EvalConfig(**how, data=str(data / "pope"), output_dir=str(tmp_path / "b")))
+    assert opened == [base] and second["n"] == 18 and second["model_sha256"] == first["model_sha256"]
+    lines_ = [json.loads(line) for line in (tmp_path / "b" / "predictions.jsonl").read_text().splitlines()]
+    assert lines_[0]["answers"] == json.loads((tmp_path / "a" / "predictions.jsonl").read_text().splitlines()[0])["answers"]
+    picture(data / "pope" / "0.jpg", 7)  # another picture by the same name
+    evaluate("pope", EvalConfig(**how, data=str(data / "pope"), output_dir=str(tmp_path / "c")))
+    assert opened == [base, base]
+
+
 def test_a_full_disk_is_said_and_what_is_there_stays(data, tmp_path, monkeypatch):
     answers = lines(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
     config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
