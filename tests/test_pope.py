@@ -116,6 +116,24 @@ def test_a_folder_is_three_splits_and_their_mean(tmp_path):
     assert official["popular"]["f1"]["value"] == 1 and official["random"]["f1"]["value"] == pytest.approx(2 / 3)
     assert official["adversarial"]["f1"] is None and official["mean"]["f1"] is None
     assert "no answers to this split" in result["reasons"]["official"]["adversarial"]["f1"] and result["counts"]["missing"] == 0
+    # a file that says no split is of the one whose questions it asks
+    asks = [f"Is there a {('dog', 'car')[i % 2]} in the image?" for i in range(6)]
+    lines = [json.dumps({"question_id": i + 1, "question": asks[i], "answer": t}) for i, t in enumerate(right)]
+    (tmp_path / "alone.jsonl").write_text("\n".join(lines))
+    alone = evaluate(
+        "pope", EvalConfig(answers=str(tmp_path / "alone.jsonl"), data=str(data), output_dir=str(tmp_path / "alone"))
+    )
+    assert (
+        alone["metrics"]["official"]["adversarial"]["f1"]["value"] == 1 and alone["metrics"]["official"]["random"]["f1"] is None
+    )
+    # three splits one after another in one file
+    (tmp_path / "alone.jsonl").write_text(
+        "\n".join(line.replace("car", thing) for thing in ("cat", "bus", "car") for line in lines)
+    )
+    alone = evaluate(
+        "pope", EvalConfig(answers=str(tmp_path / "alone.jsonl"), data=str(data), output_dir=str(tmp_path / "three"))
+    )
+    assert alone["metrics"]["official"]["mean"]["f1"]["value"] == 1 and alone["counts"]["duplicate"] == 0
     answered(tmp_path / "answers" / "x.jsonl", right, category="adversarial")
     result = evaluate("pope", EvalConfig(answers=str(tmp_path / "answers"), data=str(data), output_dir=str(tmp_path / "out2")))
     assert result["metrics"]["official"]["mean"]["f1"]["value"] == pytest.approx((2 / 3 + 1 + 1) / 3)
