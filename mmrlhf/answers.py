@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Literal
 
+from mmrlhf.coco_words import node_of
+
 YesNo = Literal["yes", "no"]
 READ = 2000
 """Characters that are read from either end of a longer answer: a verdict stands at its beginning or at its end."""
@@ -55,7 +57,7 @@ _FINAL = re.compile(
 )
 """Where an answer states its conclusion. What follows must end there: "but no dog" is no verdict on what was asked."""
 _SET_OFF = re.compile(
-    rf"(?:[,:;—–]|\s-|\b(?:say|well|oh|probably|likely|think|actually))\s*[\"']?(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b(?=[\"']?\s*(?:$|[.,:;!—–]))"
+    rf"(?:[,:;—–%]|\s-|\b(?:say|well|oh|probably|likely|think|actually))\s*[\"']?(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b(?=[\"']?\s*(?:$|[.,:;!—–]))"
 )
 """A yes or no that stands alone in a sentence, after something: "Based on the picture, yes." """
 _BOTH = re.compile(r"\b(?:both )?(?:yes(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)no|no(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)yes)\b")
@@ -73,13 +75,13 @@ _UNSURE = re.compile(
     r"|(?:could|might|may) (?:also )?(?:be|look))\b|不确定|不知道"
 )
 _ASSENT = re.compile(
-    r"^\W*(?:(?:that(?:'s| is) )?(?:correct|right|true)|indeed|sure|of course|absolutely|definitely|certainly|exactly|affirmative"
-    r"|(?:it|there|they|he|she|this|that)(?: (?:is|are|does|do|has|have|was|can)|'s)(?= *(?:$|[.!]))"
+    r"^\W*(?:(?:that(?:'s| is) )?(?:correct|right|true)|indeed|sure(?!,? but)|of course|absolutely|definitely|certainly|exactly|affirmative"
+    r"|you(?:'re| are) right|(?:it|there|they|he|she|this|that)(?: (?:is|are|does|do|has|have|was|can)|'s)(?= *(?:$|[.!]))"
     r"|i (?:think|believe|guess|suppose) so|(?:it )?(?:appears|seems|looks) (?:so|like it|that way))\b"
 )
 _DISSENT = re.compile(
     r"^\W*(?:(?:that(?:'s| is) )?(?:incorrect|wrong|false)|negative|none|nothing|never|neither|not\b(?! (?:\d+% )?(?:sure|certain|clear))"
-    r"|(?:i(?:'m| am) afraid|probably|likely|apparently) not|i (?:don't|do not) (?:think|believe) so|it (?:doesn't|does not) (?:appear|seem|look) (?:so|like it)"
+    r"|(?:i(?:'m| am) afraid|probably|likely|apparently|of course|absolutely|definitely|certainly|surely|it (?:seems|appears)) (?:not|no)\b|i doubt\b|i (?:don't|do not) (?:think|believe) so|it (?:doesn't|does not) (?:appear|seem|look) (?:so|like it)"
     r"|(?:it|there|they|he|she|this|that) ?(?:is|are|does|do|has|have|was|can)(?:n't| not)(?= *(?:$|[.!])))"
 )
 _DENIED = re.compile(
@@ -88,80 +90,14 @@ _DENIED = re.compile(
 )
 _JUDGED = re.compile(r"\b(?:statement|claim|assertion|description|that|this|it)(?: is|'s)(?P<not> not|n't)? (?:(?P<yes>true|correct|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b")  # fmt: skip
 _NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing)\b|n't\b")
-_NEGATOR_BEFORE = re.compile(r"\b(?:no|none|zero|without|lacks?|lacking)\b")
+_NEGATOR_BEFORE = re.compile(r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely)\b")
 """These deny what follows them: "a dog without a collar" is a dog."""
 _CLAUSES = re.compile(r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b|\bwho\b|\band (?=no\b|not\b)")  # fmt: skip
 _APOSTROPHE = re.compile(r"\b(is|are|was|were|do|does|did|ca|could|wo|would|has|have)nt\b")
-_DULL = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "there",
-        "any",
-        "some",
-        "in",
-        "on",
-        "of",
-        "at",
-        "to",
-        "with",
-        "and",
-        "or",
-        "do",
-        "does",
-        "did",
-        "can",
-        "could",
-        "you",
-        "i",
-        "we",
-        "see",
-        "this",
-        "that",
-        "these",
-        "those",
-        "it",
-        "its",
-        "image",
-        "picture",
-        "photo",
-        "photograph",
-        "scene",
-        "visible",
-        "shown",
-        "appear",
-        "appears",
-        "present",
-        "have",
-        "has",
-        "please",
-        "answer",
-        "yes",
-        "no",
-        "only",
-        "just",
-        "using",
-        "single",
-        "word",
-        "phrase",
-        "question",
-        "following",
-        "statement",
-        "right",
-        "correct",
-        "true",
-        "based",
-        "find",
-        "as",
-        "your",
-    ]
-)
+_DULL = """a an the is are was were be there any some in on of at to with and or do does did can could you i we see this that these those it its image
+picture photo photograph scene visible shown appear appears present have has please answer yes no only just using single word phrase question following
+statement right correct true based find as your place number total between"""
+_DULL_WORDS = frozenset(_DULL.split())
 _THERE = re.compile(r"\bthere(?:'s| is| are| appears?| seems?)\b|\b(?:i|you|we|one) (?:can |could )?(?:clearly )?see\b|\b(?:is|are) (?:visible|present|shown|seen|there|included|depicted)\b|\b(?:shows?|contains?|depicts?|includes?|features?)\b")  # fmt: skip
 _DENIES_THERE = re.compile(r"\bthere(?:'s| is| are)(?: not|n't)? (?:no\b|not\b|any\b)|\bthere (?:isn't|aren't)|(?:\bnot|n't) (?:\w+ )?(?:visible|present|shown|seen|see|contain|show|depict|include|in)\b|\bcannot see\b|\bno \w+(?: \w+)? (?:is|are|can|in)\b|\bsee no\b")  # fmt: skip
 
@@ -184,7 +120,7 @@ def yes_no(answer: str, question: str = "") -> YesNo | None:
         return "yes" if "y" in text else "no"
     if concluded := list(_FINAL.finditer(text)):
         return "yes" if concluded[-1]["yes"] else "no"
-    unsure, weak = False, None
+    unsure, weak, about = False, None, _content(asked)
     for sentence in text.split("\n"):
         if (said := leading_yes_no(sentence)) is not None:
             return said
@@ -193,7 +129,7 @@ def yes_no(answer: str, question: str = "") -> YesNo | None:
         if _UNSURE.search(sentence):
             unsure = True
         elif not unsure and weak is None:
-            weak = _stated(sentence, _content(asked))
+            weak = _stated(sentence, about)
     return None if unsure and weak is None else weak
 
 
@@ -222,14 +158,13 @@ def _stated(sentence: str, asked: list[str]) -> YesNo | None:
         return "yes"
     if not asked:
         return "no" if _DENIES_THERE.search(sentence) else "yes" if _THERE.search(sentence) else None
-    for clause in _CLAUSES.split(sentence):
-        if (said := _of_clause(clause, asked)) is not None:
-            return said
-    return None
+    clauses = _CLAUSES.split(sentence)
+    alike = [" ".join(_names(clause, asked)) for clause in clauses]
+    return next((said for clause in (*clauses, *alike) if (said := _of_clause(clause, asked)) is not None), None)
 
 
 def _of_clause(clause: str, asked: list[str]) -> YesNo | None:
-    words = [_stem(w) for w in re.findall(r"[^\W_]+", clause)]
+    words = [_stem(w) for w in _WORD.findall(clause)]
     named = [w for w in asked if w in words]
     # "It is red" answers "Is the car red?": a pronoun stands for the first thing that was asked about.
     whole = named == asked or (len(asked) > 1 and named == asked[1:] and words[0] in ("it", "they", "he", "she"))
@@ -242,16 +177,45 @@ def _of_clause(clause: str, asked: list[str]) -> YesNo | None:
     return None
 
 
+_WORD = re.compile(r"[^\W_]+(?:'t)?")
+_PEOPLE = {"people", "someone", "somebody", "anyone", "anybody", "everyone"}
+_ODD = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose", "feet": "foot", "teeth": "tooth",
+        "knives": "knife", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "sheep": "sheep"}  # fmt: skip
+
+
 def _content(question: str) -> list[str]:
     """The words that say what is asked: of "Is there a dog in the image?", dog."""
     first = re.split(r"[?\n]", question)[0]
-    return [_stem(w) for w in dict.fromkeys(re.findall(r"[^\W_]+", first)) if w not in _DULL]
+    return [_stem(w) for w in dict.fromkeys(_WORD.findall(first)) if w not in _DULL_WORDS]
+
+
+def _names(clause: str, asked: list[str]) -> list[str]:
+    """A clause's words, other names of one of COCO's objects that was asked for by its own name turned into that: "a man" is a person."""
+    found, words = [], _WORD.findall(re.sub(r"\b(?:nobody|no one)\b", "no person", clause))
+    objects = node_of()
+    i = 0
+    while i < len(words):
+        for length in (2, 1):
+            said = " ".join([*words[i : i + length - 1], _stem(words[min(i + length, len(words)) - 1])])
+            node = "person" if said in _PEOPLE else objects.get(said)
+            if node is not None and set(node.split()) <= set(asked):
+                found.append(node)
+                i += length
+                break
+        else:
+            found.append(words[i])
+            i += 1
+    return found
 
 
 def _stem(word: str) -> str:
     """A word without its plural, well enough to find it again."""
+    if word in _ODD:
+        return _ODD[word]
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "xes", "sses")):
+        return word[:-2]
     return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
 
 
@@ -267,63 +231,42 @@ def choice(answer: str, letters: str = "ABCD", options: Mapping[str, str] | None
     text = plain(answer)
     one = f"[{letters}{letters.lower()}]"
     end = r"(?![\w'’])"
-    stated = re.findall(
-        rf"(?i:\b(?:answer|option|choice|choose|pick|select)(?:s|ed)?\b(?: (?:is|would be|must be))?\W*(?:(?:option|choice) )?)\W*({one}){end}(?! [a-z]*\b(?:or|and)\b)",
+    said = re.findall(
+        rf"(?i:\b(?:answer|option|choice|choose|pick|select)(?:s|ed)?\b(?: (?:is|would be|must be))?\W*(?:(?:option|choice) )?)\W*({one}){end}({_PHRASE})?",
         text,
     )
+    stated = [letter for letter, phrase in said if not (phrase and letter in "AaIi")]
     if stated and not re.search(rf"\b(?:or|and) \W*{one}{end}", text[text.rfind(stated[-1]) :]):
         return stated[-1].upper()
-    if re.fullmatch(rf"\W*({one})\W*", text):
-        return re.sub(r"\W", "", text).upper()
+    if alone := re.fullmatch(rf"\W*({one})\W*", text.split("\n")[0]):
+        return alone[1].upper()
     if options:
-        said = {k for k, v in options.items() if v and re.search(rf"(?<!\w){re.escape(v.lower())}(?!\w)", text.lower())}
-        if len(said) == 1 and not _letters(text, letters) - said:
-            return said.pop()
-    if leading := re.match(rf"\W*({one})\W*[.):,]", text):
+        named = {k for k, v in options.items() if v and re.search(rf"(?<!\w){re.escape(v.lower())}(?!\w)", text.lower())}
+        if len(named) == 1 and not _letters(text, letters) - named:
+            return named.pop()
+    if leading := re.match(rf"\W*({one})\W*(?:[.):]|,(?!\s*\W?{one}{end}))", text):
         return leading[1].upper()
     found = _letters(text, letters)
     return found.pop() if len(found) == 1 else None
 
 
+_PHRASE = r"\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z]"
+"""What follows an article."""
+
+
 def _letters(text: str, letters: str) -> set[str]:
-    """Capital letters that stand alone, but not an article or the pronoun I."""
-    return {
-        m[1]
-        for m in re.finditer(
-            rf"(?<![\w'])([{letters}])(?![\w'])(?P<word>\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])?", text
-        )
-        if not (m["word"] and m[1] in "AI")
-    }
+    """Capital letters that stand alone, but no article, no pronoun I, and none that is denied ("not A")."""
+    found = re.finditer(rf"(?<!\bnot )(?<![\w'])([{letters}])(?![\w'])(?P<phrase>{_PHRASE})?", text)
+    return {m[1] for m in found if not (m["phrase"] and m[1] in "AI")}
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
+_ONES, _TENS = _SMALL.split(), [f"{ten}ty" for ten in ("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine")]
 _WORDS = {w: float(i) for i, w in enumerate(_ONES)} | {w: 10.0 * i for i, w in enumerate(_TENS, 2)} | {"none": 0.0, "no": 0.0}
 _NUMBER = re.compile(
-    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|\b(?:{'|'.join(_ONES)}|none)\b|\bno\b(?= \w)"
+    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|\b(?:{'|'.join(_ONES)}|none)\b(?![ -](?:hundred|thousand|million|dozen))|\bno\b(?= \w)"
 )
 _CONCLUDES = re.compile(r"(?:\b(?:answer|total|result)\b(?: is| of|:)?|=|\b(?:so|therefore|thus|no)\b)\W*$")
 

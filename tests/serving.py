@@ -91,7 +91,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def transformers_serve(model: str, log: Path, seconds: float = 90) -> Iterator[str]:
+def transformers_serve(model: str, log: Path, seconds: float = 300) -> Iterator[str]:
     """The address of `transformers serve`, which is gone afterwards; skips where its packages are not installed."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason="transformers serve needs it")

@@ -55,10 +55,32 @@ def test_there_are_two_hundred_of_them_and_each_verdict_is_common():
         ('{"answer": "no"}', "no"),
         ("<think>Yes, there is", None),  # cut off before it said anything
         ("dog - no", "no"),
+        ("Of course not.", "no"),
+        ("Definitely no.", "no"),
+        ("Sure, but I can't see the image.", None),
+        ("Hardly any dog is visible.", "no"),
+        ("Two puppies are asleep.", "yes"),  # another name of COCO's dog
+        ("There is a puppy-shaped cloud, but no dog.", "no"),
     ],
 )
 def test_yes_no_by_hand(answer, said):
     assert yes_no(answer, "Is there a dog in the image?") == said
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ("Is there a person in the image?", "A man is riding a bike.", "yes"),
+        ("Is there a person in the image?", "Nobody is here.", "no"),
+        ("Is there a man in the image?", "There is a woman.", None),  # both are persons, and only one was asked for
+        ("Is there a dining table in the image?", "There is no dining table, but there is a desk.", "no"),
+        ("Is the number of dogs two?", "There are two dogs.", "yes"),
+        ("Is the car red?", "It is red.", "yes"),
+        ("Is the car red?", "It is blue.", None),
+    ],
+)
+def test_other_names_of_what_was_asked(question, answer, said):
+    assert yes_no(answer, question) == said
 
 
 def test_without_a_question_statements_are_read_more_carefully():
@@ -66,6 +88,28 @@ def test_without_a_question_statements_are_read_more_carefully():
     assert yes_no("A dog.") is None
     assert yes_no("There is a dog.") == "yes"
     assert yes_no("The image does not show a dog.") == "no"
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B\n\nA is wrong because it is empty.", "B"),
+        ("The answer is a plate", "B"),  # by its text: `a` is the article
+        ("It is not B, it is C.", "C"),
+        ("C, D", None),
+        ("not A", None),
+        ("I am sure", None),
+    ],
+)
+def test_letters_by_hand(answer, letter):
+    assert choice(answer, "ABCD", OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"), [("nine hundred", None), ("5 dogs and 3 cats", None), ("I count 1, 2, 3, so 3", 3), ("forty-two", 42), ("1/2", None)]
+)  # fmt: skip
+def test_numbers_by_hand(answer, value):
+    assert number(answer) == value
 
 
 def test_a_bare_beginning():
