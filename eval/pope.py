@@ -12,6 +12,7 @@ by id and reads answers with `mmrlhf.answers.yes_no`: what cannot be read counts
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -116,8 +117,8 @@ def _rows(path: Path) -> list[Any]:
 
 
 def identify(fields: Mapping[str, Any], task: Task) -> str | None:
-    """Which question a row of answers is about: by its id, and where --data is a folder by the split that the row, its file's name or its
-    question says. A row without a question_id (VLMEvalKit's) is found by picture and question."""
+    """Which question a row of answers is about: by its id, and where --data is a folder by the split that the row or its file's name
+    says, or `sort_out` has found. A row without a question_id (VLMEvalKit's) is found by picture and question."""
     id_ = fields.get("question_id")
     if id_ is None:
         picture = Path(str(fields.get("image_source") or fields.get("image_path") or fields.get("image") or "")).stem
@@ -129,11 +130,43 @@ def identify(fields: Mapping[str, Any], task: Task) -> str | None:
         return named[0].id if named else None
     if task.path.is_file() or str(id_) in task.examples:
         return str(id_)
-    said = f"{fields.get('category', '')} {fields.get('split', '')} {fields.get('file', '')}"
-    splits = [s for s in SPLITS if re.search(rf"\b{s}\b", said.replace("_", " "))] or [
-        s for s in SPLITS if (e := task.examples.get(f"{s}/{id_}")) and e.meta["question"] == _bare(fields)
-    ]
-    return f"{splits[0]}/{id_}" if splits else str(id_)
+    split = _said(fields)
+    return f"{split}/{id_}" if split else str(id_)
+
+
+def _said(fields: Mapping[str, Any]) -> str | None:
+    """The split that a row or its file's name says."""
+    text = f"{fields.get('category', '')} {fields.get('split', '')} {fields.get('file', '')}".replace("_", " ")
+    return next((s for s in SPLITS if re.search(rf"\b{s}\b", text)), None)
+
+
+def sort_out(rows: list[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
+    """Rows of a folder's splits, each with its split: what says none itself is of the one split whose questions its file asks; where a file
+    repeats ids, each time of the next split that asks this."""
+    if task.path.is_file():
+        return rows
+    silent: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        if _said(row) is None and row.get("question_id") is not None:
+            silent.setdefault(str(row.get("file", "")), []).append(number)
+    found = list(rows)
+    for numbers in silent.values():
+        asks = {n: [s for s in SPLITS if _asks(task, s, rows[n])] for n in numbers}
+        votes = Counter(s for splits in asks.values() for s in splits)
+        once = len({str(rows[n]["question_id"]) for n in numbers}) == len(numbers)
+        used: dict[str, list[str]] = {}
+        for n in numbers:
+            id_ = str(rows[n]["question_id"])
+            before = used.setdefault(id_, [])
+            split = max(votes, key=votes.__getitem__, default="") if once else next((s for s in asks[n] if s not in before), "")
+            before.append(split)
+            found[n] = {**rows[n], "split": split}
+    return found
+
+
+def _asks(task: Task, split: str, row: Mapping[str, Any]) -> bool:
+    example = task.examples.get(f"{split}/{row['question_id']}")
+    return example is not None and example.meta["question"] == _bare(row)
 
 
 def _bare(fields: Mapping[str, Any]) -> str:
@@ -201,22 +234,20 @@ def _printed(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _why(counts: np.ndarray, answered: bool) -> str:
-    """Where the script stops."""
+    """Where the script stops; empty where it does not."""
     tp, fp, _, fn = counts
     if not answered:
         return "there are no answers to this split"
-    where = (
-        "precision (no answer was read as yes)"
-        if tp + fp == 0
-        else "recall (no label is yes)"
-        if tp + fn == 0
-        else "f1 (no true positive)"
+    stops = (
+        (tp + fp, "precision (no answer was read as yes)"),
+        (tp + fn, "recall (no label is yes)"),
+        (tp, "f1 (no true positive)"),
     )
-    return f"the official script raises ZeroDivisionError at {where}"
+    return next((f"the official script raises ZeroDivisionError at {where}" for count, where in stops if count == 0), "")
 
 
 def _mean_reason(reasons: Mapping[str, str]) -> str:
-    return f"a split has no value ({'; '.join(f'{p}: {why}' for p, why in reasons.items() if p)})"
+    return f"a split has no value ({'; '.join(f'{p}: {why}' for p, why in reasons.items() if why)})"
 
 
 def _by_part(parts: list[str], sums: np.ndarray, measure: Any) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ def read_answers(path: str, module: ModuleType, task: Task, format_: str | None 
     """Answers in the file's order, each under the id of the example it answers, and the format it was read as.
 
     A benchmark file's own `read(path, task)` is asked first and may give None; its ANSWER names the two fields of its official format, and its
-    `identify(fields, task)` says which example a foreign row is about. Raises InputError.
+    `identify(fields, task)` says which example a foreign row is about, after `sort_out(rows, task)` has seen all of them. Raises InputError.
     """
     place = Path(path)
     if not place.exists():
@@ -47,9 +47,12 @@ def read_answers(path: str, module: ModuleType, task: Task, format_: str | None 
             f"--answers {rows[0][0]}: the format is none that is known (its fields are {there}): write {wanted}, or id and answers"
         )
     identify = getattr(module, "identify", None)
+    parted = [_answer(where, row, found, module) for where, row in rows]
+    about = [fields for fields, _ in parted]
+    if found != "predictions" and hasattr(module, "sort_out"):
+        about = module.sort_out(about, task)
     given = []
-    for where, row in rows:
-        fields, said = _answer(where, row, found, module)
+    for (where, _), fields, (_, said) in zip(rows, about, parted, strict=True):
         id_ = identify(fields, task) if identify and found != "predictions" else _id(fields, module)
         if id_ is None:
             raise InputError(f"{where}: nothing says which question is answered: add {getattr(module, 'ANSWER', IDS)[0]}")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 from mmrlhf.benchmark import Task
 from mmrlhf.config import EngineConfig, EvalConfig
 from mmrlhf.endpoint import answers_of, endpoint_of, is_address, named
+from mmrlhf.files import refuse_unwritable, write_whole
+from mmrlhf.lines import json_line, read_jsonl
 from mmrlhf.records import Example, InputError
 
 if TYPE_CHECKING:
@@ -47,6 +49,41 @@ class Loaded:
         """Let go of the model."""
         self._stack.close()
         self._key, self._vlm = "", cast("VLM", None)
+
+
+class AnswerCache:
+    """Answers of one model under one setting in a file of lines, for every benchmark and run that asks the same of the same pictures.
+
+    The key is the prompt and the pictures' content (where answers are sampled, the row's id as well, which draws follow from); the file's name is
+    the model, its adapter and how answers are generated.
+    """
+
+    def __init__(self, folder: str, subject: Sequence[Any]) -> None:
+        """subject: everything but prompt and pictures that answers depend on. Raises InputError for a folder that cannot be written."""
+        refuse_unwritable(Path(folder), "answer_cache_dir")
+        digest = hashlib.sha256(json.dumps(subject, default=repr).encode()).hexdigest()[:16]
+        self._path = Path(folder) / f"{digest}.jsonl"
+        rows = read_jsonl(self._path) if self._path.exists() else []
+        if rows and not self._path.read_bytes().endswith(b"\n"):  # a killed run left a line torn
+            write_whole(self._path, "".join(map(json_line, rows)))
+        self.about: dict[str, Any] = next((r["about"] for r in rows if "about" in r), {})
+        self._kept = {r["key"]: r["answers"] for r in rows if "key" in r}
+
+    def get(self, example: Example, sampled: bool) -> list[str] | None:
+        """What was answered, None if it was never asked."""
+        return self._kept.get(self._key(example, sampled))
+
+    def add(self, example: Example, answers: list[str], sampled: bool, about: dict[str, Any]) -> None:
+        """Keep an answer."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        head = "" if self._path.exists() else json_line({"about": about})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(head + json_line({"key": self._key(example, sampled), "answers": answers}))
+
+    @staticmethod
+    def _key(example: Example, sampled: bool) -> str:
+        asked = [[[m.role, m.content] for m in example.prompt], [i.key for i in example.images], example.id if sampled else ""]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 @contextmanager

@@ -172,18 +172,14 @@ def _eval(command: Command, argv: list[str]) -> None:
     del given["benchmark"]
     options = {name: {o: given[o] for o, names in own.items() if name in names and o in given} for name in modules}
     runs = expand(suite, {k: v for k, v in given.items() if k not in own}, options, lambda values: _load(EvalConfig, values))
-    from mmrlhf.evaluate import evaluate
-
     if len(runs) == 1:
+        from mmrlhf.evaluate import evaluate
+
         evaluate(runs[0].benchmark, runs[0].config, runs[0].options)
         return
-    from mmrlhf.asking import Loaded
+    from mmrlhf.evaluate import run_all
 
-    loaded = Loaded()
-    for run in runs:
-        print(f"{run.benchmark}: {run.config.output_dir}")
-        evaluate(run.benchmark, run.config, run.options, loaded)
-    loaded.close()
+    run_all(runs)
 
 
 def _compare(command: Command, argv: list[str]) -> None:

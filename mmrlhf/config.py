@@ -390,6 +390,8 @@ class EvalConfig(EngineConfig):
     """Folder that relative image paths start from; the data's own folder if not given."""
     adapter_path: str | None = None
     """Adapter directory of a ppo run; the bare model if not given."""
+    answer_cache_dir: str | None = None
+    """Folder that keeps answers between runs: the same question about the same picture is not asked twice of one model."""
     dtype: Dtype = "float32"
     """Precision of the weights."""
     temperature: NonNegative = 0.0

@@ -18,15 +18,17 @@ from types import ModuleType
 from typing import Any
 
 from mmrlhf.answer_files import read_answers
-from mmrlhf.asking import Loaded, answering, key_of, refuse_missing_pictures
+from mmrlhf.asking import AnswerCache, Loaded, answering, key_of, refuse_missing_pictures
 from mmrlhf.benchmark import Given, Task, load_benchmark, of_data, options_of, stated
-from mmrlhf.config import EvalConfig
+from mmrlhf.config import EvalConfig, load
+from mmrlhf.endpoint import is_address
 from mmrlhf.files import refuse_unwritable, write_whole
 from mmrlhf.growing import state_of
 from mmrlhf.intervals import Counted, figures, nested
 from mmrlhf.judges import judged
 from mmrlhf.lines import json_line, plain, read_jsonl
 from mmrlhf.records import Example, InputError
+from mmrlhf.suites import Planned, expand, suite_of
 
 GENERATION = ("temperature", "top_p", "top_k", "min_new_tokens", "stop", "num_generations", "response_length", "seed", "dtype")
 """Settings that answers depend on."""
@@ -64,6 +66,27 @@ def evaluate(
         raise InputError(f"{folder} is on a full disk: make room; the same command goes on from what is written") from None
     _print(result)
     return result
+
+
+def evaluate_all(
+    benchmarks: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]], output_dir: str, **common: Any
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every benchmark on every model, as a suite has them: settings and options by benchmark (`{"chair": {"data": ..., "lineage": "a"}}`), by model
+    (`{"tuned": {"model": ..., "adapter": ...}}`), and of all. Gives results by model and benchmark. Raises InputError."""
+    suite = suite_of(benchmarks, models, common)
+    return run_all(expand(suite, {"output_dir": output_dir}, {}, lambda values: load(EvalConfig, None, values)))
+
+
+def run_all(runs: Sequence[Planned]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Planned runs one after another, a model loaded once for those that follow on it; results by model and benchmark."""
+    loaded = Loaded()
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        if len(runs) > 1:
+            print(f"{run.benchmark}: {run.config.output_dir}")
+        found.setdefault(run.model, {})[run.benchmark] = evaluate(run.benchmark, run.config, run.options, loaded)
+    loaded.close()
+    return found
 
 
 def _opened(name: str, module: ModuleType, config: EvalConfig, options: Mapping[str, Any]) -> tuple[Task, dict[str, str]]:
@@ -129,16 +152,19 @@ def _given(
     answers = {r["id"]: r["answers"] for r in rows}
     missing = [e for e in task.examples.values() if e.id not in answers]
     card = folder / "model.json"
+    if silent := next((e.id for e in missing if not e.prompt), None):
+        raise InputError(f"benchmark {name}: its data does not say how {silent} is asked: add the file of its queries to --data")
+    refuse_missing_pictures(missing)
+    cache, cached, sampled = None, {}, config.temperature > 0
+    if config.answer_cache_dir and config.model_name_or_path and not is_address(config.model_name_or_path):
+        cache = AnswerCache(config.answer_cache_dir, subject[3:])
+        cached = {e.id: found for e in missing if (found := cache.get(e, sampled)) is not None}
+        answers, missing = answers | cached, [e for e in missing if e.id not in cached]
 
     def line(id_: str) -> str:
         return json_line({"id": id_, "answers": answers[id_], "key": asked[id_]})
 
     if missing:
-        if silent := next((e.id for e in missing if not e.prompt), None):
-            raise InputError(
-                f"benchmark {name}: its data does not say how {silent} is asked: add the file of its queries to --data"
-            )
-        refuse_missing_pictures(missing)
         with answering(module, task, missing, config, name, len(answers), loaded) as (coming, about):
             begun = list(islice(coming, 1))  # nothing is written before model and pictures have proved usable
             coming = chain(begun, coming)
@@ -150,8 +176,13 @@ def _given(
                     answers[example.id] = texts
                     file.write(line(example.id))
                     file.flush()
+                    if cache is not None:
+                        cache.add(example, texts, sampled, about)
     else:
         _begin(folder, subject)
+        if cache is not None and cached:
+            write_whole(card, json.dumps(cache.about))
+            write_whole(kept, "".join(map(line, answers)))
     source = {
         "model": config.model_name_or_path, "adapters": [config.adapter_path] if config.adapter_path else [], "generation": settings,
         **(json.loads(card.read_text()) if card.exists() else {}),

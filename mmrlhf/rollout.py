@@ -61,9 +61,12 @@ def answer(
     seed: int = 0,
     step: int = 0,
     max_length: int | None = None,
+    prompts: list[Prompt] | None = None,
 ) -> Answers:
-    """Answers of the current role to `examples`; one that stands there twice is answered twice."""
-    prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
+    """Answers of the current role to `examples`, of which one that stands there twice is answered twice; `prompts` are theirs where they
+    have been made already."""
+    if prompts is None:
+        prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
     draws = None
     if how.temperature > 0:
         seen: Counter[str] = Counter()
@@ -121,16 +124,16 @@ def answer_all(
     """Each example with its answers, a batch of prompts at a time; questions about one picture share it."""
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
-        texts = _on_stems(vlm, part, how, seed, max_length) if num_generations == 1 else None
+        prompts = vlm.prompts([(e.prompt, e.images) for e in part], max_length, [e.id for e in part])
+        texts = _on_stems(vlm, part, prompts, how, seed) if num_generations == 1 else None
         if texts is None:
-            texts = answer(vlm, part, how, num_generations=num_generations, seed=seed, max_length=max_length).texts
+            texts = answer(vlm, part, how, num_generations=num_generations, seed=seed, prompts=prompts).texts
         for i, example in enumerate(part):
             yield example, texts[i * num_generations : (i + 1) * num_generations]
 
 
-def _on_stems(vlm: VLM, examples: Sequence[Example], how: Sampling, seed: int, max_length: int | None) -> list[str] | None:
+def _on_stems(vlm: VLM, examples: Sequence[Example], prompts: list[Prompt], how: Sampling, seed: int) -> list[str] | None:
     """An answer to each example, what prompts have in common run once; None where nothing is shared or this model does not allow it."""
-    prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
     groups = stems.groups(vlm, prompts, how)
     several = next((g for g in groups if len(g) > 1), None)
     if several is None or not stems.allowed(vlm, [prompts[i] for i in several]):

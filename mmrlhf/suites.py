@@ -35,8 +35,9 @@ class Suite:
 
 
 class Planned(NamedTuple):
-    """One benchmark on one model: what `evaluate` is called with."""
+    """One benchmark on one model: what `evaluate` is called with, and the model's label."""
 
+    model: str
     benchmark: str
     config: EvalConfig
     options: dict[str, Any]
@@ -45,17 +46,24 @@ class Planned(NamedTuple):
 def read_suite(path: Path) -> Suite:
     """A suite's file. Raises InputError."""
     values = read_yaml(path)
-    parts = {}
+    parts: dict[str, dict[str, Mapping[str, Any]]] = {}
     for part in ("benchmarks", "models"):
         inner = values.pop(part, {})
         if isinstance(inner, list):
             inner = {name: {} for name in inner}
         if not isinstance(inner, dict) or not all(isinstance(v, dict | None) for v in inner.values()):
             raise InputError(f"{path}: {part} must be lines of `NAME: {{setting: value}}`")
-        parts[part] = {str(name): _long(v or {}) for name, v in inner.items()}
+        parts[part] = {str(name): v or {} for name, v in inner.items()}
     if not parts["benchmarks"]:
         raise InputError(f"{path} names no benchmarks: add `benchmarks:` with a line for each")
-    return Suite(parts["benchmarks"], parts["models"], _long(values))
+    return suite_of(parts["benchmarks"], parts["models"], values)
+
+
+def suite_of(
+    benchmarks: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]], common: Mapping[Any, Any]
+) -> Suite:
+    """Of settings that may go by their short names."""
+    return Suite({k: _long(v) for k, v in benchmarks.items()}, {k: _long(v) for k, v in models.items()}, _long(common))
 
 
 def _long(values: Mapping[Any, Any]) -> dict[str, Any]:
@@ -97,7 +105,7 @@ def expand(
             if out is not None:
                 values["output_dir"] = str(out if one else Path(str(out)) / label / _short(name))
             chosen = {k: values.pop(k) for k in list(values) if k not in known and k != "config"} | dict(options.get(name, {}))
-            runs.append(Planned(name, load(values), chosen))
+            runs.append(Planned(label, name, load(values), chosen))
     return runs
 
 

@@ -2,14 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from mmrlhf.answer_files import read_answers
+from mmrlhf.benchmark import Task, load_benchmark
 from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
 from mmrlhf.content import folder
-from mmrlhf.evaluate import evaluate
+from mmrlhf.evaluate import evaluate, evaluate_all
 from mmrlhf.records import InputError
 
 LABELS = ["yes", "no"] * 3
@@ -111,6 +116,24 @@ def test_a_folder_is_three_splits_and_their_mean(tmp_path):
     assert official["popular"]["f1"]["value"] == 1 and official["random"]["f1"]["value"] == pytest.approx(2 / 3)
     assert official["adversarial"]["f1"] is None and official["mean"]["f1"] is None
     assert "no answers to this split" in result["reasons"]["official"]["adversarial"]["f1"] and result["counts"]["missing"] == 0
+    # a file that says no split is of the one whose questions it asks
+    asks = [f"Is there a {('dog', 'car')[i % 2]} in the image?" for i in range(6)]
+    lines = [json.dumps({"question_id": i + 1, "question": asks[i], "answer": t}) for i, t in enumerate(right)]
+    (tmp_path / "alone.jsonl").write_text("\n".join(lines))
+    alone = evaluate(
+        "pope", EvalConfig(answers=str(tmp_path / "alone.jsonl"), data=str(data), output_dir=str(tmp_path / "alone"))
+    )
+    assert (
+        alone["metrics"]["official"]["adversarial"]["f1"]["value"] == 1 and alone["metrics"]["official"]["random"]["f1"] is None
+    )
+    # three splits one after another in one file
+    (tmp_path / "alone.jsonl").write_text(
+        "\n".join(line.replace("car", thing) for thing in ("cat", "bus", "car") for line in lines)
+    )
+    alone = evaluate(
+        "pope", EvalConfig(answers=str(tmp_path / "alone.jsonl"), data=str(data), output_dir=str(tmp_path / "three"))
+    )
+    assert alone["metrics"]["official"]["mean"]["f1"]["value"] == 1 and alone["counts"]["duplicate"] == 0
     answered(tmp_path / "answers" / "x.jsonl", right, category="adversarial")
     result = evaluate("pope", EvalConfig(answers=str(tmp_path / "answers"), data=str(data), output_dir=str(tmp_path / "out2")))
     assert result["metrics"]["official"]["mean"]["f1"]["value"] == pytest.approx((2 / 3 + 1 + 1) / 3)
@@ -226,6 +249,42 @@ def test_several_answers_and_a_suite(tmp_path, capsys):
     (tmp_path / "suite.yaml").write_text(f"benchmarks:\n  pope: {{data: {data}, rull: repope}}\n")
     assert main(["eval", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "s"), "--answers", str(a)]) == 2
     assert "did you mean --rule?" in capsys.readouterr().err
+
+
+def test_the_same_from_python(tmp_path):
+    data = questions(tmp_path / "coco_pope_random.json")
+    a, b = answered(tmp_path / "a.jsonl", ["Yes"] * 6), answered(tmp_path / "b.jsonl", ["Yes", "No"] * 3)
+    models = {"one": {"answers": str(a)}, "two": {"answers": str(b)}}
+    found = evaluate_all({"pope": {"data": str(data), "rule": "repope"}}, models, str(tmp_path / "out"), seed=3)
+    assert found["two"]["pope"]["metrics"]["official"]["accuracy"]["value"] == 1 and found["one"]["pope"]["seed"] == 3
+    assert (tmp_path / "out" / "one" / "pope" / "result.json").exists()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.lists(st.dictionaries(st.sampled_from(["question_id", "answer", "text", "prediction", "id", "answers", "resps", "doc", "image"]),
+                                 st.one_of(st.none(), st.integers(), st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2))), max_size=3)
+        .map(lambda rows: json.dumps(rows).encode()),
+    ),
+    st.sampled_from([".json", ".jsonl", ".tsv", ".csv", ".xlsx"]),
+)  # fmt: skip
+def test_any_file_of_answers_is_read_or_refused(tmp_path, content, ending):
+    path = tmp_path / f"wild{ending}"
+    path.write_bytes(content)
+    data = tmp_path / "coco_pope_random.json"
+    if not data.exists():
+        questions(data)
+    module = load_benchmark("pope")
+    task = Task(str(data), options=module.Options())
+    task = replace(task, examples={e.id: e for e in module.load(task)})
+    try:
+        found, _ = read_answers(str(path), module, task)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(g.id, str) for g in found)
 
 
 def test_the_benchmark_that_the_readme_writes(tmp_path):

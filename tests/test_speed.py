@@ -23,7 +23,7 @@ def script(monkeypatch, capsys):
         return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
     yield run
-    for name in ("encode", "phases", "rl_step"):
+    for name in ("encode", "phases", "pope", "rl_step"):
         sys.modules.pop(name, None)
 
 
@@ -50,3 +50,9 @@ def test_phases(script, tmp_path):
     said = script("phases", "--shape", "toy", *arguments)
     assert said["difference"] < 1e-4 and said["ppo_step"]["whole"]["tflop"] > 0
     assert json.loads((tmp_path / "toy.json").read_text()) == said
+
+
+def test_questions(script, tmp_path):
+    build("llava", tmp_path / "model")
+    said = script("pope", tmp_path / "model", "--images", 2, "--questions", 3, "--batches", "2", "--rounds", 1, "--size", "80x60")
+    assert said["questions"] == said["same_answers"] == 6 and said["questions_per_s"] > 0
