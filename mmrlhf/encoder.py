@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import PIL
@@ -45,7 +45,8 @@ BESIDES = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids",
 
 @dataclass(frozen=True)
 class Prepared:
-    """One picture, preprocessed: the tensors that the tower takes (of `copies` of it), its number of placeholders, and their text."""
+    """One picture, preprocessed: the tensors that the tower takes (of `copies` of it), its number of placeholders, and their text; `ready`
+    when a GPU's side stream has them."""
 
     key: str
     tensors: dict[str, Tensor]
@@ -53,6 +54,7 @@ class Prepared:
     placeholders: int
     text: str | None
     grid: Tensor | None
+    ready: torch.cuda.Event | None = None
 
     @property
     def shape(self) -> tuple:
@@ -152,8 +154,18 @@ class Encoder:
             yield from done
 
     def _by_batches(self, missing: Missing) -> Iterator[tuple[str, Picture]]:
-        """On a GPU: large batches on the device, while threads prepare those that follow."""
-        prepared = _ahead(min(8, os.cpu_count() or 1), lambda item: self._prepare(*item), list(missing.items()))
+        """On a GPU: large batches on the device, while threads prepare those that follow, and a side stream takes them there."""
+        side = torch.cuda.Stream(self.model.device) if self.model.device.type == "cuda" else None
+
+        def work(item: Item) -> Prepared:
+            if side is None:
+                return self._prepare(*item)
+            with torch.cuda.stream(side):
+                one = self._prepare(*item)
+                there = {k: self._on_device(t) for k, t in one.tensors.items()}
+                return replace(one, tensors=there, ready=side.record_event())
+
+        prepared = _ahead(min(8, os.cpu_count() or 1), work, list(missing.items()))
         for batch in _batches(prepared, ELEMENTS):
             yield from self._named_tower(batch)
 
@@ -204,7 +216,12 @@ class Encoder:
 
     @torch.no_grad()
     def _tower(self, batch: list[Prepared]) -> list[Picture]:
-        tensors = {k: self._on_device(torch.cat([p.tensors[k] for p in batch])) for k in batch[0].tensors}
+        for one in batch:
+            if one.ready is not None:  # made on another stream: waited for, and not freed there while this one reads it
+                torch.cuda.current_stream().wait_event(one.ready)
+                for tensor in one.tensors.values():
+                    tensor.record_stream(torch.cuda.current_stream())
+        tensors = {k: torch.cat([p.tensors[k] for p in batch]).to(self.model.device) for k in batch[0].tensors}
         tensors["pixel_values"] = tensors["pixel_values"].to(self.dtype)
         base = self.model.base_model
         if self.mllama:  # cross-attention states [tiles x patches, dim] of each picture
@@ -236,9 +253,7 @@ class Encoder:
         return found
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        if self.model.device.type == "cuda" and tensor.device.type == "cpu":
-            return tensor.pin_memory().to(self.model.device, non_blocking=True)
-        return tensor.to(self.model.device)
+        return tensor.pin_memory().to(self.model.device, non_blocking=True) if tensor.device.type == "cpu" else tensor
 
 
 def _batches(prepared: Iterable[Prepared], limit: int) -> Iterator[list[Prepared]]:

@@ -39,7 +39,8 @@ class GrowingFile:
         self._torn = self._part.exists()
 
     def add(self, lines: Sequence[str]) -> None:
-        """Append lines, each with its newline. Nothing is on the disk before the first."""
+        """Append lines, each with its newline. Nothing is on the disk before the first, nor is the folder."""
+        self._part.parent.mkdir(parents=True, exist_ok=True)
         if self._torn:
             os.truncate(self._part, self._kept)
             self._torn = False

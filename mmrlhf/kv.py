@@ -1,8 +1,8 @@
-"""Keys and values of prompts and answers: cache layers that transformers' models write to, in four shapes.
+"""Keys and values of prompts and answers: cache layers that transformers' models write to, in five shapes.
 
 `Joined` and `JoinedState` never write what they were given: an answer's keys are joined to its prompt's in a new tensor, so that
 autograd flows back into the prompt, and a layer that is recomputed in backward finds the same prefix again. `Growing` and
-`GrowingState` are for sampling: written in place, and cut to the answers that are still being written. The `State` pair is for
+`GrowingState` are for sampling: written in place, and cut to the answers that are still being written; `Fixed` keeps its shape. The `State` pair is for
 linear attention (Qwen3.5), whose layers keep a state instead of keys. Layers that share another's keys (Gemma 4) keep nothing.
 
 Sliding windows are in the mask that the model makes, so that their layers keep every key here.
@@ -105,6 +105,25 @@ class Growing(DynamicLayer):
         self._show()
 
 
+class Fixed(Growing):
+    """The same in shapes that never change, for steps that are captured once and replayed: all of the room is always shown, what is not
+    written yet hidden by the caller's mask, and `at` [columns] says where the next keys go."""
+
+    at: Tensor
+
+    @staticmethod
+    def _with_room(states: Tensor, room: int) -> Tensor:
+        return torch.nn.functional.pad(states, (0, 0, 0, room))  # zeros: what is hidden is still multiplied
+
+    def _show(self) -> None:
+        self.keys, self.values = self._keys, self._values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self._keys.index_copy_(2, self.at, key_states)
+        self._values.index_copy_(2, self.at, value_states)
+        return self._keys, self._values
+
+
 class GrowingState(JoinedState):
     """Linear attention whose state each token replaces."""
 
@@ -196,3 +215,9 @@ def joined(kv: KV, like: Cache, rows: Tensor) -> Cache:
 def growing(kv: KV, like: Cache, rows: Tensor, room: int) -> Cache:
     """The same to sample on, with room for so many tokens."""
     return _layers(kv, like, rows, False, room)
+
+
+def fixed(kv: KV, rows: Tensor, room: int) -> Cache:
+    """The same in fixed shapes, of a model whose every layer attends to everything."""
+    each = _each(rows, next(len(part[0]) for part in kv if part))
+    return Cache(layers=[Fixed(_of(part[0], rows, each), _of(part[1], rows, each), room) for part in kv if part])

@@ -208,7 +208,7 @@ def _decide(vlm: VLM, prompts: Sequence[Prompt]) -> None:
     prompt = next((p for p in prompts if p.images), prompts[0])
     agreed, reason = _agree(vlm, prompt)
     if not agreed and vlm.packs:
-        vlm.packs = False
+        vlm.packs = vlm.captures = False
         agreed, reason = _agree(vlm, prompt)
     if not agreed:
         print(f"note: {vlm.name} is run the plain way, each answer with its whole prompt ({reason})")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmrlhf import kv, plain
+from mmrlhf.decoding import Captured, Step
 from mmrlhf.prefix import Plain, Prefix, prefill
 from mmrlhf.vlm import VLM, Prompt
 
@@ -58,10 +59,14 @@ def sample(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], how: Sampli
     prefix = prefill(vlm, prompts)
     if isinstance(prefix, Plain):
         plain.generate(vlm, prompts, rows, how.max_tokens, state.step_raw)
-    elif prefix.packs(max(Counter(rows).values()), how.max_tokens):
-        _decode_packed(prefix, torch.tensor(rows, device=vlm.device), state)
     else:
-        _decode(prefix, torch.tensor(rows, device=vlm.device), state)
+        rows_N = torch.tensor(rows, device=vlm.device)
+        if prefix.packs(max(Counter(rows).values()), how.max_tokens):
+            _decode_masked(prefix, rows_N, rows_N, state)
+        elif vlm.captures:
+            _decode_masked(prefix, rows_N, torch.arange(len(rows_N), device=vlm.device), state)
+        else:
+            _decode(prefix, rows_N, state)
     return state.result()
 
 
@@ -93,24 +98,23 @@ def _decode(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
         ).last_hidden_state[:, -1]
 
 
-def _slots(rows_N: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-    """The prompts of the answers `live`, and for each its answers' numbers in a row [p, G], -1 where it has fewer than another."""
-    prompts, counts = torch.unique_consecutive(rows_N[live], return_counts=True)
+def _slots(sequence_N: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """The sequences of the answers `live`, and for each its answers' numbers in a row [S, G], -1 where it has fewer than another."""
+    sequences, counts = torch.unique_consecutive(sequence_N[live], return_counts=True)
     numbers = [part.tolist() for part in live.split(counts.tolist())]
     most = max(map(len, numbers))
-    return prompts, torch.tensor([row + [-1] * (most - len(row)) for row in numbers], device=live.device)
+    return sequences, torch.tensor([row + [-1] * (most - len(row)) for row in numbers], device=live.device)
 
 
-def _decode_packed(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
-    """A prompt's answers grow side by side on its one cache: column after column of keys, each owned by an answer that alone sees it."""
+def _decode_masked(prefix: Prefix, rows_N: Tensor, sequence_N: Tensor, state: _Answers) -> None:
+    """Answers grow side by side in sequences, those with one `sequence_N` in one on their prompt's keys: column after column, each owned by
+    an answer that alone sees it."""
     vlm, total = prefix.vlm, state.how.max_tokens
-    order = torch.argsort(rows_N, stable=True)
-    prompts, slots_PG = _slots(rows_N, order)
-    cache = kv.growing(prefix.kv, prefix.like, prompts, total * slots_PG.shape[1])
-    before_PL = prefix.mask_PL[prompts].bool()
-    owners_PC = slots_PG[:, :0]
-    tokens_N = torch.zeros_like(rows_N)
-    live, hidden = order, prefix.last_PD[rows_N[order]]
+    live = torch.argsort(sequence_N, stable=True)
+    sequences, slots_SG = _slots(sequence_N, live)
+    step = (Captured if vlm.captures else Step)(prefix, rows_N[slots_SG[:, 0]], total * slots_SG.shape[1])
+    owners_SC = slots_SG[:, :0]
+    tokens_N, hidden = torch.zeros_like(rows_N), prefix.last_PD[rows_N[live]]
     for t in range(total):
         tokens_N[live] = state.step(vlm.logits(hidden, state.how.temperature or 1.0), live, t)
         going = state.open[live]
@@ -118,24 +122,14 @@ def _decode_packed(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
             break
         if going.float().mean() < 0.6:
             live = live[going]
-            still, slots_PG = _slots(rows_N, live)
-            kept = torch.isin(prompts, still).nonzero()[:, 0]
-            for layer in cache.layers:
-                layer.keep(kept)
-            prompts, before_PL, owners_PC = prompts[kept], before_PL[kept], owners_PC[kept]
-        owners_PC = torch.cat([owners_PC, slots_PG], 1)
-        own = owners_PC[:, None] == slots_PG[:, :, None]
-        sees = torch.cat([before_PL[:, None].expand(-1, slots_PG.shape[1], -1), own], -1)
-        filled = slots_PG >= 0
-        positions = prefix.positions(prompts, t, 1)
-        out = vlm.model.base_model(
-            input_ids=torch.where(filled, tokens_N[slots_PG.clamp(min=0)], state.ids_NT.new_tensor(vlm.tokenizer.pad_token_id)),
-            attention_mask=vlm.mask(sees),
-            position_ids=positions.expand(*positions.shape[:-1], slots_PG.shape[1]),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        hidden = out[filled]
+            still, slots_SG = _slots(sequence_N, live)
+            kept = torch.isin(sequences, still).nonzero()[:, 0]
+            step.keep(kept)
+            sequences, owners_SC = sequences[kept], owners_SC[kept]
+        owners_SC = torch.cat([owners_SC, slots_SG], 1)
+        filled = slots_SG >= 0
+        ids_SG = torch.where(filled, tokens_N[slots_SG.clamp(min=0)], state.ids_NT.new_tensor(vlm.tokenizer.pad_token_id))
+        hidden = step(t, ids_SG, owners_SC[:, None] == slots_SG[:, :, None])[filled]
 
 
 class _Answers:

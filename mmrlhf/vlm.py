@@ -60,7 +60,8 @@ class EncoderOutput(ModelOutput):
 class VLM:
     """A model with its processor. `banned` are ids that must never be sampled (image placeholders and other control
     tokens, ids beyond the tokenizer); `eos` ends an answer; `budget` is how much runs at a time; `prefix` says whether prompts are run once for all answers
-    ("auto": not decided yet, `prefix.py`), `packs` whether answers to a prompt may share a sequence; `dtype` as it was loaded."""
+    ("auto": not decided yet, `prefix.py`), `packs` whether answers to a prompt may share a sequence, `captures` whether they are sampled in fixed shapes, as a CUDA graph; `dtype` as it
+    was loaded."""
 
     name: str
     model: PreTrainedModel
@@ -71,6 +72,7 @@ class VLM:
     budget: Budget
     prefix: Literal["auto", "on", "off"] = "auto"
     packs: bool = False
+    captures: bool = False
     dtype: str = "float32"
     fingerprint: str = ""
     _types: dict[str, dict[int, int]] | None = field(default=None, repr=False)
@@ -350,6 +352,7 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
         budget=Budget(engine.micro_batch_tokens),
         prefix=engine.prefix,
         packs=packs(model),
+        captures=model.device.type == "cuda" and packs(model),
         dtype=str(model.dtype).removeprefix("torch."),
         fingerprint=fingerprint(model.state_dict().items()),
     )

@@ -78,7 +78,8 @@ class Fixture:
             with torch.no_grad():
                 for parameter in self.adapters.parameters(name).values():
                     parameter.add_(0.05 * torch.randn_like(parameter))
-        self.head = scalar_head(torch.randn(self.vlm.hidden_size, generator=torch.Generator().manual_seed(3)))
+        draws = torch.randn(self.vlm.hidden_size, generator=torch.Generator().manual_seed(3))
+        self.head = scalar_head(draws / self.vlm.hidden_size**0.5)  # values of size 1, as those of a new critic
 
     def prompts(self):
         return self.vlm.prompts([(e.prompt, e.images) for e in self.rows])
@@ -177,6 +178,13 @@ def test_answers_side_by_side_equal_answers_one_by_one(family, monkeypatch):
     assert torch.equal(one[3].ids_NT, other[3].ids_NT) and torch.allclose(one[3].logps_NT, other[3].logps_NT, atol=1e-4)
     assert bool(one[3].ended_N.any()) and len(set(one[3].mask_NT.sum(1).tolist())) > 1
     assert family.vlm.packs == (family.family in PACKED)
+    if family.vlm.packs:  # in fixed shapes, as they are captured on a GPU
+        monkeypatch.setattr(family.vlm, "captures", True)
+        for packed in (True, False):
+            monkeypatch.setattr(Prefix, "packs", lambda self, answers, tokens, packed=packed: packed)
+            with family.adapters.use("policy"):
+                fixed = answer(family.vlm, family.rows, how, num_generations=each)
+            assert torch.equal(fixed.ids_NT, one[3].ids_NT) and torch.allclose(fixed.logps_NT, one[3].logps_NT, atol=1e-4)
 
 
 def test_only_the_role_that_ran_has_gradients(family):

@@ -24,8 +24,8 @@ LAYERS = [
         "content",
     },
     {"losses"},
-    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "sampling"},
-    {"run", "verify", "growing", "terms", "rewards", "artefact", "probe", "rollout", "benchmark", "training", "memory"},
+    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling"},
+    {"run", "growing", "terms", "rewards", "artefact", "probe", "verify", "rollout", "benchmark", "training", "memory"},
     {
         "sft",
         "reward_model",

@@ -29,7 +29,11 @@ def test_figures_by_hand():
     assert found["accuracy"]["value"] == pytest.approx(2 / 3) and found["accuracy"]["n"] == 3
     assert {k: v["value"] for k, v in found["by_source"].items()} == {"x": 0.5, "y": 1.0}
     assert {k: v["value"] for k, v in found["by_hallucinated"].items()} == {"no": 0.0, "unknown": 1.0, "yes": 1.0}
-    assert {k: v["value"] for k, v in found["by_length"].items()} == {"1 much shorter": 0.0, "3 as long": 1.0, "5 much longer": 1.0}
+    assert {k: v["value"] for k, v in found["by_length"].items()} == {
+        "1 much shorter": 0.0,
+        "3 as long": 1.0,
+        "5 much longer": 1.0,
+    }
     assert found["ties"] == pytest.approx({"n": 1, "mean_gap": 0.1, "mean_gap_of_others": 3.5 / 3, "auroc": 1.0})
     assert accuracy(rows, [[1.0, 1.0]] * 4)["value"] == 0.0  # the same score is no judgement
     assert length_bin("a b c d e f g h i j", "a b c d e f g h i") == "4 longer"
@@ -46,7 +50,9 @@ def test_it_measures_and_goes_on_where_it_was(base, examples, tmp_path, capsys, 
     )  # fmt: skip
     card = json.loads((path / "reward.json").read_text())
     assert set(card["probes"]) <= {"object", "attribute", "count", "relation"} and card["temperature"] > 0
-    config = RewardBenchConfig(reward_model_path=str(path), dataset_name="x", output_dir=str(tmp_path / "bench"), probes=6, batch_size=4)
+    config = RewardBenchConfig(
+        reward_model_path=str(path), dataset_name="x", output_dir=str(tmp_path / "bench"), probes=6, batch_size=4
+    )
     from mmrlhf.rewards import RewardModel
 
     real, calls = RewardModel.score, []
@@ -64,7 +70,15 @@ def test_it_measures_and_goes_on_where_it_was(base, examples, tmp_path, capsys, 
     result = reward_bench(config, rows)
     assert calls[before + 1] < 13 and (tmp_path / "bench" / "scores" / "as_given.jsonl").exists()  # what was scored is not again
     assert result["n"] == 13 and result["accuracy"]["n"] == 12 and result["ties"]["n"] == 1
-    assert set(result["facts_curve"]) == {"as given", "75% left", "50% left", "25% left", "0% left", "another picture's", "contradicted"}
+    assert set(result["facts_curve"]) == {
+        "as given",
+        "75% left",
+        "50% left",
+        "25% left",
+        "0% left",
+        "another picture's",
+        "contradicted",
+    }
     assert json.loads((tmp_path / "bench" / "result.json").read_text()) == json.loads(json.dumps(result))
     assert np.asarray(Image.open(tmp_path / "bench" / "reward-bench.png")).std() > 10
     assert "expected calibration error" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from world import World, arguments, cell, markdown, shown
+from world import World, arguments, cell, markdown, over, shown
 
 from mmrlhf import demo, scenes
 from mmrlhf.artefact import load_reward_model
@@ -54,14 +54,18 @@ def measured(world: World, quality: str) -> dict[str, Any]:
     return found | world.measured(world.policy(name, rows, reward_model_path=path))
 
 
+def studied(world: World) -> list[dict[str, Any]]:
+    names = ["".join(c if c.isalnum() else "_" for c in quality) for quality in QUALITIES]
+    return [
+        cell(world.out, f"facts_quality-{world.seed}-{name}", lambda q=quality: measured(world, q))  # type: ignore[misc]
+        for name, quality in zip(names, QUALITIES, strict=True)
+    ]
+
+
 def main() -> None:
     given = arguments(__doc__)
-    found: dict[str, list[dict[str, Any]]] = {quality: [] for quality in QUALITIES}
-    for seed in range(given.seeds):
-        world = World(given.out, seed)
-        for quality in QUALITIES:
-            name = "".join(c if c.isalnum() else "_" for c in quality)
-            found[quality].append(cell(given.out, f"facts_quality-{seed}-{name}", lambda w=world, q=quality: measured(w, q)))  # type: ignore[misc]
+    by_seed = over([World(given.out, seed) for seed in range(given.seeds)], studied, given.workers)
+    found = dict(zip(QUALITIES, zip(*by_seed, strict=True), strict=True))
     rows = [(quality, *(shown((c[m] for c in cells), p) for m, p in METRICS.items())) for quality, cells in found.items()]
     print(markdown(("facts", *METRICS), rows) + "\n")
     print(json.dumps({"study": "facts_quality", "seeds": given.seeds, "cells": found}))

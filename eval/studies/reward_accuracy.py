@@ -3,8 +3,8 @@
     python eval/studies/reward_accuracy.py --out runs/studies [--seeds 3] [--difficulties demo easier harder]
 
 Both models see the same pairs, planted claims included, each once; labels are wrong in 10% of pairs, held-out ones included, so that 90% is the
-most. `clean` is against what the scenes say. Then what becomes of accuracy when facts are missing, another picture's, or
-contradicted; and the contradiction probe, by an injector of this study alone: other sentences than any that were trained on, made from the
+most. `clean` is against what the scenes say. Then what becomes of accuracy at the demo's difficulty when facts are missing, another picture's,
+or contradicted; and the contradiction probe, by an injector of this study alone: other sentences than any that were trained on, made from the
 scene itself and put in front of a clean caption.
 """
 
@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 import numpy as np
-from world import DIFFICULTIES, World, arguments, cell, markdown, shown
+from world import DIFFICULTIES, World, arguments, cell, markdown, over, shown
 
 from mmrlhf import demo, scenes
 from mmrlhf.artefact import load_reward_model
@@ -26,7 +26,7 @@ from mmrlhf.rewards import Group, RewardModel
 from mmrlhf.scenes.language import relation_of
 
 PLANTED = 0.3
-PROBES = 300
+PROBES = 200
 FACTS = {"facts": {"facts": "given", "fact_dropout": 0.2}, "none": {"facts": "none"}}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -88,22 +88,27 @@ def judged(world: World, name: str) -> dict[str, Any]:
     scores = model.score([group(p) for p in held_out])
     found: dict[str, Any] = {"accuracy": accuracy(held_out, scores)["value"], "clean": clean(world, held_out, scores)}
     found["ece"] = expected_calibration_error(reliability(margins_of(held_out, scores), model.temperature))
-    if name == "facts":
+    if name == "facts" and world.difficulty == "demo":
         for state, facts in facts_states(held_out, 0).items():
             groups = [Group(p.images, p.prompt, p.answers, f, p.id) for p, f in zip(held_out, facts, strict=True)]
             found[state] = accuracy(held_out, model.score(groups))["value"]
     return found | {"probes": probes(world, model)}
 
 
+def studied(world: World) -> dict[str, dict[str, Any]]:
+    return {
+        name: cell(world.out, f"reward_accuracy-{world.difficulty}-{world.seed}-{name}", lambda n=name: judged(world, n))  # type: ignore[misc]
+        for name in FACTS
+    }
+
+
 def main() -> None:
     given = arguments(__doc__, difficulties={"nargs": "+", "choices": list(DIFFICULTIES), "default": list(DIFFICULTIES)})
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for difficulty in given.difficulties:
-        for seed in range(given.seeds):
-            world = World(given.out, seed, difficulty)
-            for name in FACTS:
-                row = cell(given.out, f"reward_accuracy-{difficulty}-{seed}-{name}", lambda w=world, n=name: judged(w, n))  # type: ignore[misc]
-                found.setdefault(difficulty, {}).setdefault(name, []).append(row)
+    worlds = [World(given.out, seed, difficulty) for difficulty in given.difficulties for seed in range(given.seeds)]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {d: {name: [] for name in FACTS} for d in given.difficulties}
+    for world, by_name in zip(worlds, over(worlds, studied, given.workers), strict=True):
+        for name, row in by_name.items():
+            found[world.difficulty][name].append(row)
     rows = []
     for difficulty, models in found.items():
         for name, cells in models.items():
@@ -117,13 +122,10 @@ def main() -> None:
             ]
         )
     print(markdown(("difficulty", "reward model", "accuracy %", "clean %", "calibration error"), rows) + "\n")
-    states = [
-        k for k in next(iter(found.values()))["facts"][0] if k.endswith("left") or k in ("another picture's", "contradicted")
-    ]
-    print(
-        markdown(("facts", *found), [(s, *(shown((c[s] for c in m["facts"]), True) for m in found.values())) for s in states])
-        + "\n"
-    )
+    if "demo" in found:
+        told = found["demo"]["facts"]
+        states = [k for k in told[0] if k.endswith("left") or k in ("another picture's", "contradicted")]
+        print(markdown(("facts", "accuracy %"), [(s, shown((c[s] for c in told), True)) for s in states]) + "\n")
     kinds = ("object", "attribute", "count", "relation")
     table = [
         (difficulty, name, what, *(shown((c["probes"][k][key] for c in cells), True) for k in kinds))

@@ -15,7 +15,7 @@ import json
 from typing import Any
 
 import numpy as np
-from world import World, arguments, cell, markdown, shown
+from world import World, arguments, cell, markdown, over, shown
 
 from mmrlhf import demo, scenes
 from mmrlhf.records import Example, Message
@@ -53,17 +53,23 @@ def trained(world: World, on: tuple[str, ...]) -> dict[str, Any]:
     return world.measured(policy)
 
 
+ON = [on for k in range(len(PARTS) + 1) for on in itertools.combinations(PARTS, k)]
+
+
+def studied(world: World) -> list[dict[str, Any]]:
+    """SFT, and a policy for each of `ON`."""
+    before = cell(world.out, f"rewards-{world.seed}-sft", lambda: world.measured(None))
+    return [
+        before,
+        *(cell(world.out, f"rewards-{world.seed}-{'-'.join(on) or 'rm'}", lambda o=on: trained(world, o)) for on in ON),  # type: ignore[misc]
+    ]
+
+
 def main() -> None:
     given = arguments(__doc__)
-    settings = [on for k in range(len(PARTS) + 1) for on in itertools.combinations(PARTS, k)]
-    found: dict[tuple[str, ...], list[dict[str, Any]]] = {on: [] for on in settings}
-    before = []
-    for seed in range(given.seeds):
-        world = World(given.out, seed)
-        before.append(cell(given.out, f"rewards-{seed}-sft", lambda w=world: w.measured(None)))  # type: ignore[misc]
-        for on in settings:
-            name = f"rewards-{seed}-{'-'.join(on) or 'rm'}"
-            found[on].append(cell(given.out, name, lambda w=world, o=on: trained(w, o)))  # type: ignore[misc]
+    by_seed = over([World(given.out, seed) for seed in range(given.seeds)], studied, given.workers)
+    before, *rest = zip(*by_seed, strict=True)
+    found = dict(zip(ON, rest, strict=True))
     rows = [("SFT", *(shown((c[m] for c in before), p) for m, p in METRICS.items()))]
     rows += [
         (" + ".join(on) or "reward model alone", *(shown((c[m] for c in cells), p) for m, p in METRICS.items()))

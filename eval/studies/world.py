@@ -1,21 +1,26 @@
 """What the studies share: the demo's world built once for each seed, cells of which each is kept when it is done, and tables over seeds.
 
-A study takes `--seeds N` (0 to N-1) and `--out DIR`, builds all it needs there, goes on where it was killed, prints Markdown, and one line of
-JSON last. Intervals are 95% t-intervals over seeds.
+A study takes `--seeds N` (0 to N-1), `--out DIR` and `--workers N`, builds all it needs in DIR, goes on where it was killed, prints Markdown, and
+one line of JSON last. Intervals are 95% t-intervals over seeds. Models this small gain little from a second core: each worker has one,
+and a world.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from scipy import stats
 
 from mmrlhf import demo, scenes
@@ -40,9 +45,19 @@ def arguments(about: str | None, **more: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="keeps everything that is built and measured")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="worlds at a time, a core each")
     for name, options in more.items():
         parser.add_argument(f"--{name}", **options)
     return parser.parse_args()
+
+
+T = TypeVar("T")
+
+
+def over(worlds: Sequence[World], work: Callable[[World], T], workers: int) -> list[T]:
+    """What `work`, a module's function, finds in each world, so many at a time."""
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(work, worlds))
 
 
 def cell(out: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
