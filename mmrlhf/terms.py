@@ -295,6 +295,10 @@ def alarms(means: Mapping[str, float]) -> list[str]:
     found = []
     if (refusals := means["guard/refusal_rate"]) > 0.2:
         found.append(f"{refusals:.0%} of answers refuse: does the reward pay for saying nothing?")
+    if (silent := means.get("guard/zero_claim_rate", 0.0)) > 0.5:
+        found.append(f"{silent:.0%} of answers claim nothing of their picture: does the reward pay for silence?")
+    if (vague := means.get("guard/vagueness", 0.0)) > 0.3:
+        found.append(f"{vague:.0%} of claims are hedged: does the reward pay for vagueness?")
     yes, no = means["guard/says_yes"], means["guard/says_no"]
     if yes + no > 0.05 and not 0.1 <= (rate := yes / (yes + no)) <= 0.9:
         found.append(f"{rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?")

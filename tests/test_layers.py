@@ -25,7 +25,20 @@ LAYERS = [
     },
     {"losses"},
     {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling"},
-    {"run", "growing", "terms", "rewards", "artefact", "probe", "verify", "rollout", "benchmark", "training", "memory"},
+    {
+        "run",
+        "growing",
+        "terms",
+        "claim_terms",
+        "rewards",
+        "artefact",
+        "probe",
+        "verify",
+        "rollout",
+        "benchmark",
+        "training",
+        "memory",
+    },
     {
         "sft",
         "reward_model",
@@ -51,7 +64,7 @@ SHARED_BY_STAGES = {("evaluate", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
     "claims": ["lexicon", "tagging", "phrases", "extraction"],
-    "verify": ["facts"],
+    "verify": ["facts", "verifier", "sentences", "combined", "clip", "asking"],
     "facts": ["lists", "annotations", "reading", "rendering"],
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
