@@ -343,7 +343,7 @@ def _ledger_rows(
     return [
         {"id": s.id, "answer": s.answer, "terms": e.terms, "kl": paid - e.total, "total": paid}
         | ({"spans": e.spans} if e.spans else {})
-        | ({"claims": claims} if claimed is not None else {})
+        | ({"images": [image.name for image in s.images], "claims": claims} if claimed is not None else {})
         for s, e, paid, claims in zip(samples, entries, paid_N.tolist(), claimed or [()] * len(samples), strict=True)
     ]
 

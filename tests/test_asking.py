@@ -92,5 +92,5 @@ def test_a_small_budget_and_bad_lengths(asking, examples):
     for row, again in zip(expected, asking.log_odds(said), strict=True):
         assert again == pytest.approx(row, abs=1e-4)
     asking.max_length = 40
-    with pytest.raises(InputError, match="more than .*max_length"):
+    with pytest.raises(InputError, match=r"more than .*max_length"):
         asking.log_odds(said)

@@ -128,7 +128,7 @@ def test_checkpoints_that_are_none(directory, tmp_path):
     other = copy("other")
     config = {"model_cfg": {**CONFIG, "embed_dim": 24}, "preprocess_cfg": {}}
     (other / "open_clip_config.json").write_text(json.dumps(config))
-    refused(other, "other cannot be loaded .*must be those of its architecture")
+    refused(other, r"other cannot be loaded .*must be those of the architecture")
     (other / "open_clip_config.json").write_text("{")
     refused(other, "is not JSON")
     (other / "open_clip_config.json").write_text("{}")
@@ -164,5 +164,5 @@ def test_a_named_architecture_with_a_file_of_weights(directory, tmp_path, monkey
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": CONFIG, "other": {**CONFIG, "embed_dim": 24}})
     weights = directory / "open_clip_model.safetensors"
     assert load_clip(f"tiny:{weights}", WORDS).model.visual.image_size == (32, 32)
-    with pytest.raises(InputError, match="other:.* cannot be loaded"):
+    with pytest.raises(InputError, match=r"other:.* cannot be loaded"):
         load_clip(f"other:{weights}", WORDS)

@@ -68,7 +68,7 @@ WITHIN = {
     "facts": ["lists", "annotations", "reading", "rendering"],
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
-    "report": ["results", "plots", "page", "terminal"],
+    "report": ["results", "plots", "page", "claims", "terminal"],
 }
 """The modules of a package, each importing only those before it."""
 

@@ -169,7 +169,7 @@ def load_clip(name: str, words: Lexicon, calibration_file: str | None = None, de
         tokenizer = open_clip.get_tokenizer(architecture)
         preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
-        reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:120].rstrip(".: ")
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:120].rstrip(".: ")
         raise InputError(
             f"open_clip model {name} cannot be loaded ({reason}): weights must be those of the architecture, and all files on this machine"
         ) from None
