@@ -63,7 +63,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SHARED_BY_STAGES = {("evaluate", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
-    "claims": ["lexicon", "tagging", "phrases", "extraction"],
+    "claims": ["grammar", "lexicon", "chair", "tagging", "choosing", "phrases", "made", "predicates", "places", "extraction"],
     "verify": ["facts", "verifier", "sentences", "combined", "clip", "asking"],
     "facts": ["lists", "annotations", "reading", "rendering"],
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],

@@ -69,7 +69,12 @@ def main() -> None:
     loading = time.process_time() - began
     short, long = answers(given.answers, 20, rng), answers(given.answers // 4, 90, rng)
     rate(short[:200])
-    result = {"caption": rate(short), "description": rate(long), "judged_per_s": judged(short[:1000]), "loading_s": round(loading, 3)}
+    result = {
+        "caption": rate(short),
+        "description": rate(long),
+        "judged_per_s": judged(short[:1000]),
+        "loading_s": round(loading, 3),
+    }
     for name in ("caption", "description"):
         print(f"{name:<12} {result[name]}")
     print(json.dumps(result))

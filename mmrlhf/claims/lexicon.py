@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmrlhf.claims.grammar import ASIDE, VERBAL
 from mmrlhf.records import InputError
 
 HERE = Path(__file__).parent
@@ -14,16 +15,6 @@ SECTIONS = (
     "coco", "same thing", "no category", "plural only", "not objects", "objects", "compounds", "not attributes", "attributes",
     "materials", "colours", "places",
 )  # fmt: skip
-
-
-VERBAL = frozenset(
-    "hanging standing sitting lying leaning working leading facing holding wearing filling flying walking running looking playing riding "
-    "reading covering featuring showing having being making taking giving getting leaving carrying eating waiting talking smiling".split()
-)
-"""Nouns to a dictionary, and hardly ever in a description."""
-
-
-ASIDE = frozenset("left right center top bottom middle upper lower side hand most mid front back rear".split())
 
 
 @dataclass(frozen=True)
@@ -54,16 +45,10 @@ class Lexicon:
     verb_of: Mapping[str, str] = field(default_factory=dict)
     longest: int = 4
     """Words of the longest compound."""
-    _seen: dict[str, Word] = field(default_factory=dict)
-
-    def word(self, word: str) -> Word:
-        """What a word in lower case may be."""
-        found = self._seen.get(word)
-        if found is None:
-            found = self._analysed(word)
-            if len(self._seen) < 200_000:  # text that never repeats must not fill the memory
-                self._seen[word] = found
-        return found
+    classes: dict[str, str] = field(default_factory=dict)
+    """What `of_coco` has found."""
+    surfaces: dict[str, tuple[str, str, str, bool, int]] = field(default_factory=dict)
+    """What `tagging` has found of words as they are written."""
 
     def named(self, noun: str) -> str:
         """The name that a thing is given."""
@@ -71,6 +56,14 @@ class Lexicon:
 
     def of_coco(self, noun: str) -> str:
         """A noun's class among COCO's 80, of a compound its last word's; "" where it has none."""
+        found = self.classes.get(noun)
+        if found is None:
+            found = self._of_coco(noun)
+            if len(self.classes) < 200_000:  # text that never repeats must not fill the memory
+                self.classes[noun] = found
+        return found
+
+    def _of_coco(self, noun: str) -> str:
         while noun:
             if noun in self.category:
                 return self.category[noun]
@@ -99,10 +92,15 @@ class Lexicon:
             return "person", True
         if word.endswith("men") and self._is_noun(one := f"{word[:-3]}man"):
             return one, True
-        if word.endswith("s") and len(word) > 3 and word[-2] not in "sui":
+        if word.endswith("s") and len(word) > 2 and word[-2] not in "sui":
             hiss = word.endswith(("ches", "shes", "sses", "xes", "zes"))
             for tail, end in (("es", ""), ("s", "")) if hiss else (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f")):
-                if word.endswith(tail) and self._is_noun(stem := word[: -len(tail)] + end):
+                if (
+                    word.endswith(tail)
+                    and len(stem := word[: -len(tail)] + end) > 1
+                    and self._is_noun(stem)
+                    and (len(stem) > 2 or word not in self.words)
+                ):
                     return stem, True
         elif word.endswith(("ies", "uis", "kis", "xis")) and self._is_noun(word[:-1]):
             return word[:-1], True
@@ -126,12 +124,19 @@ class Lexicon:
                     continue
                 if form in "EG" and len(stem) < 3 and word not in ("tied", "dyed", "lying", "tying", "dying", "used", "iced"):
                     continue
-                for base in (stem + "y",) if tail[:2] == "ie" else (stem, stem + "e", stem[:-1]) if form == "G" or tail == "ed" else (stem,):
+                for base in (
+                    (stem + "y",)
+                    if tail[:2] == "ie"
+                    else (stem, stem + "e", stem[:-1])
+                    if form == "G" or tail == "ed"
+                    else (stem,)
+                ):
                     if len(base) > 1 and "v" in self.words.get(base, "") and (base != stem[:-1] or stem[-1:] == stem[-2:-1]):
                         return form, base
         return None
 
-    def _analysed(self, word: str) -> Word:
+    def word(self, word: str) -> Word:
+        """What a word in lower case may be."""
         code = self.words.get(word, "")
         noun = self.singular(word)
         base, many = noun or (word, False)
@@ -162,7 +167,7 @@ class Lexicon:
         if verb and verb[0] == "V" and "V" not in uses and "v" in self.words.get(verb[1], ""):
             uses += "V"
         if looks and "J" not in uses and not set("GE") & set(uses):
-            uses = "J" + uses if word in sets["colours"] or not noun or "-" in word else uses + "J"
+            uses = "J" + uses if word in sets["colours"] or not noun or ("-" in word and not self.is_object(base)) else uses + "J"
         if not uses:
             uses = self._guessed(word)
             if word.endswith("s") and not word.endswith("ss") and uses == "U":
@@ -180,7 +185,9 @@ class Lexicon:
         for tail in ("er", "est"):  # a comparative says nothing by itself
             if word.endswith(tail):
                 stem = word.removesuffix(tail)
-                if any("a" in self.words.get(base, "") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y") if len(base) > 2):
+                if any(
+                    "a" in self.words.get(base, "") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y") if len(base) > 2
+                ):
                     return 0
         return int("a" in code)
 
@@ -223,7 +230,9 @@ def _entries(path: Path) -> Iterator[tuple[str, str, int]]:
                 raise InputError(f"lexicon {path}, line {number}: there is no section [{section}], but {', '.join(SECTIONS)}")
         elif line:
             if not section:
-                raise InputError(f"lexicon {path}, line {number}: an entry stands before any section: begin with [coco] or another")
+                raise InputError(
+                    f"lexicon {path}, line {number}: an entry stands before any section: begin with [coco] or another"
+                )
             yield section, line.lower(), number
 
 

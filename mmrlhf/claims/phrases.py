@@ -5,27 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PART_OF, ROUGHLY, SHADES
 from mmrlhf.claims.lexicon import Lexicon
-from mmrlhf.claims.tagging import NUMBERS, Tokens
+from mmrlhf.claims.tagging import Tokens
 
 ITEM = re.compile(
-    r"(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]+(?:[,C]{1,2}R?[JK]+)*[NXUu]))?)*[NXUu]+)|.",
+    r"(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
     re.DOTALL,
 )
 """A noun phrase, or one tag."""
-
-DEFINITE = frozenset("the this these those his her its their my your our whose both".split())
-MEASURES = frozenset(
-    "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
-    "strip scoop splash sea clump patch ball cloud dollop drop touch".split()
-)
-"""Nouns that are no thing of their own before `of`: a herd of cows is cows."""
-PART_OF = frozenset("slice piece corner side edge top bottom end scene surface group pile row stack half section part bunch view pattern".split())
-"""Last words of compounds that leave the word before them as the thing: pizza slices are pizza."""
-DEPICTIONS = frozenset("statue painting picture drawing portrait sculpture mural figurine sketch poster bust".split())
-PAIRED = frozenset("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight".split())
-LIMBS = frozenset("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek".split())
-IDLE = frozenset("other another same different own such".split())
 
 
 @dataclass
@@ -52,6 +40,19 @@ class Phrase:
     group: list[Phrase] = field(default_factory=list)
 
     @property
+    def manner(self) -> str:
+        """What it begins with; phrases that `and` joins mostly begin alike."""
+        return (
+            "the"
+            if self.definite
+            else "bare"
+            if self.bare
+            else "#"
+            if self.count is not None and self.counted_at == self.start
+            else "a"
+        )
+
+    @property
     def thing(self) -> Phrase:
         return self.it or self
 
@@ -63,10 +64,21 @@ def phrase(t: Tokens, start: int, end: int, lexicon: Lexicon) -> Phrase:
     while head > start and tags[head - 1] in "NXUu":
         head -= 1
     last = end - 1
-    found = Phrase(start, head, end, "", t.nouns[last], t.many[last], words[start] in DEFINITE and tags[start] == "D", tags[start] not in "DZ#")
+    found = Phrase(
+        start,
+        head,
+        end,
+        "",
+        t.nouns[last],
+        t.many[last],
+        words[start] in DEFINITE and tags[start] == "D",
+        tags[start] not in "DZ#",
+    )
     found.no = tags[start] == "Z"
-    if start > 1 and tags[start - 1] == "C" and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
+    if start > 1 and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
         found.about = True  # four or five people
+    elif start and words[start - 1] in ROUGHLY:
+        found.about = True
     head = _compound(t, found, head, end, lexicon)
     found.head = head
     _before(t, found, start, head)
@@ -84,7 +96,11 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
         if name in compounds or name in lexicon.category or name in lexicon.same or (name in sets["objects"]):
             name = lexicon.named(name)
             if name not in sets["not objects"]:
-                extra = [words[k] for k in range(head, begin) if not (t.looks[k] and words[k] in sets["materials"] or words[k] in sets["not attributes"])]
+                extra = [
+                    words[k]
+                    for k in range(head, begin)
+                    if not ((t.looks[k] and words[k] in sets["materials"]) or words[k] in sets["not attributes"])
+                ]
                 found.name = lexicon.named(" ".join([*extra, name]))
                 return begin - len(extra)
     if tags[last] == "X" or (tags[last] == "N" and nouns[last] in sets["not objects"] and nouns[last] not in sets["objects"]):
@@ -92,12 +108,22 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
             found.end = last
             found.noun = nouns[last - 1]
             return _compound(t, found, head, last, lexicon)
-        if nouns[last] == "area" and (last > head or tags[last - 1] == "J" and t.looks[last - 1]) and last > found.start:
-            if all(tags[k] == "N" and words[k] not in sets["not objects"] for k in range(head, last)):
-                found.name = " ".join([*words[head:last], "area"])
+        described = last > head or (last > found.start and tags[last - 1] == "J" and t.looks[last - 1])
+        if (
+            nouns[last] == "area"
+            and described
+            and all(tags[k] == "N" and words[k] not in sets["not objects"] for k in range(head, last))
+        ):
+            found.name = " ".join([*words[head:last], "area"])
         return head
     if tags[last] in "Uu":
-        if last == head and (tags[last] == "u" or found.bare and not found.count) and not (last > found.start and tags[last - 1] in "J#"):
+        if end == len(tags) and t.text.rstrip()[-1:].isalnum():
+            return head  # a word that may have been cut short
+        if (
+            last == head
+            and (tags[last] == "u" or (found.bare and not found.count))
+            and not (last > found.start and tags[last - 1] in "J#")
+        ):
             return head  # a name, or a word of another language
         if tags[last] == "u" and words[found.start] not in ("a", "an") and last == head:
             return head
@@ -106,7 +132,9 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
         found.name = lexicon.named(single)
         return head
     begin = head
-    while begin < last and (words[begin] in sets["materials"] or words[begin] in sets["colours"] or words[begin] in sets["not attributes"]):
+    while begin < last and (
+        words[begin] in sets["materials"] or words[begin] in sets["colours"] or words[begin] in sets["not attributes"]
+    ):
         begin += 1
     found.name = lexicon.named(" ".join([*words[begin:last], single]))
     return begin
@@ -117,10 +145,19 @@ def _single(t: Tokens, last: int, lexicon: Lexicon) -> str:
     if t.words[last] == "glasses":
         after = t.words[last + 1] if last + 1 < len(t.words) else ""
         before = t.words[last - 1] if last else ""
-        if after == "of" or t.tags[last - 1 : last] == ["#"] or before in ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail"):
+        if (
+            after == "of"
+            or t.tags[last - 1 : last] == ["#"]
+            or before in ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail")
+        ):
             return "glass"
     noun = t.nouns[last]
     return noun
+
+
+def number_of(word: str) -> int | None:
+    """A word's number, of at most six digits; None for what is no number."""
+    return int(word) if word.isascii() and word.isdecimal() and len(word) < 7 else NUMBERS.get(word)
 
 
 def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
@@ -130,7 +167,7 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
     while k < head:
         tag, word = tags[k], words[k]
         if tag == "#":
-            number = NUMBERS.get(word) if not word.isdigit() else int(word) if len(word) < 7 else None
+            number = number_of(word)
             if number is not None and (number > 0):
                 if found.count and number in (100, 12):
                     number *= found.count
@@ -143,7 +180,7 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
             found.looks.append((word, k))
         elif tag in "JE" and t.looks[k]:
             value = word
-            if k + 1 < head and word in ("light", "dark", "bright", "pale", "deep") and tags[k + 1] == "J" and words[k + 1] in COLOURED:
+            if k + 1 < head and word in SHADES and tags[k + 1] == "J" and words[k + 1] in COLOURED:
                 value = f"{word} {words[k + 1]}"
                 found.looks.append((value, k))
                 k += 2
@@ -158,8 +195,3 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
         elif tag in "NX" and t.looks[k]:
             found.looks.append((word, k))
         k += 1
-
-
-COLOURED = frozenset(
-    "red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise wood wooden blonde".split()
-)

@@ -47,7 +47,9 @@ class FactsFile:
         if not self.rows:
             raise InputError(f"{where}: `image` is missing, and {self.path} has facts by name: add it")
         if number > len(self.rows):
-            raise InputError(f"{where}: {self.path} has {len(self.rows)} rows, and no facts for this one: add a row, or name the `image` in both")
+            raise InputError(
+                f"{where}: {self.path} has {len(self.rows)} rows, and no facts for this one: add a row, or name the `image` in both"
+            )
         return self.rows[number - 1]
 
 

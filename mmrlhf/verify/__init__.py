@@ -1,7 +1,7 @@
 """Who checks a claim: a verdict with its evidence. `facts` asks what is known of the picture, `clip` an open_clip model, `asking` the
 vision-language model itself; `combined` lets the first that knows decide.
 
-Each module imports only those before it: `facts`, `verifier`, `sentences`, `combined`, `clip`, `asking`. The last two bring torch: they are
+In the order of their imports: `facts`, `verifier`, `sentences`, `combined`, `clip`, `asking`. The last two bring torch: they are
 imported by their full names, so that a command that needs neither starts at once.
 """
 

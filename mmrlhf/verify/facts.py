@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mmrlhf.claims import Lexicon, claims, lexicon
+from mmrlhf.claims.grammar import listed
 from mmrlhf.records import Claim, Fact, Verdict
 
 Found = list[tuple[str, float]]
@@ -23,10 +24,10 @@ SAME_VALUE = {
     "little": "small", "tiny": "small", "coloured": "colored", "multicoloured": "multicolored", "colourful": "colorful", "shut": "closed",
     "metallic": "metal", "woolen": "wool", "old": "old", "elderly": "old", "aged": "old", "vacant": "empty",
 }  # fmt: skip
-COLOURS = frozenset(
-    "red orange yellow green blue purple violet pink brown black white grey beige tan gold silver teal turquoise maroon navy".split()
+COLOURS = listed(
+    "red orange yellow green blue purple violet pink brown black white grey beige tan gold silver teal turquoise maroon navy"
 )
-MATERIALS = frozenset("wooden metal steel plastic glass leather stone brick concrete marble paper cardboard rubber ceramic".split())
+MATERIALS = listed("wooden metal steel plastic glass leather stone brick concrete marble paper cardboard rubber ceramic")
 OPPOSED = [
     {"open", "closed"}, {"empty", "full", "crowded", "packed"}, {"wet", "dry"}, {"clean", "dirty"}, {"young", "old"}, {"tall", "short"},
     {"long", "short"}, {"large", "small"}, {"round", "square", "rectangular"}, {"dark", "bright"}, {"male", "female"},
@@ -42,7 +43,7 @@ INVERSE = {"left of": "right of", "above": "under", "in front of": "behind", "ne
 INVERSE |= {b: a for a, b in INVERSE.items()}
 EXCLUDES = {"left of": {"right of"}, "right of": {"left of"}, "above": {"under"}, "under": {"above", "on"}, "on": {"under"},
             "in front of": {"behind"}, "behind": {"in front of"}, "in": {"outside"}, "outside": {"in"}}  # fmt: skip
-TAXONOMIES = frozenset("person bird cat dog horse sheep cow bear".split())
+TAXONOMIES = listed("person bird cat dog horse sheep cow bear")
 """COCO's classes that hold all that they name: where there is no dog there is no puppy."""
 
 
@@ -175,7 +176,7 @@ def _missing(noun: str, known: Known, words: Lexicon) -> Found:
 
 
 def _gone(noun: str, gone: str, words: Lexicon) -> bool:
-    return noun == gone or words.of_coco(noun) == gone in TAXONOMIES and _is_a(noun, gone, words)
+    return noun == gone or (words.of_coco(noun) == gone in TAXONOMIES and _is_a(noun, gone, words))
 
 
 def _object(claim: Claim, known: Known, words: Lexicon) -> tuple[Found, Found]:
@@ -236,7 +237,9 @@ def _relation(claim: Claim, known: Known, words: Lexicon) -> tuple[Found, Found]
                 here[relation] += found
     against = list(known.not_places.get((claim.subject, claim.target), {}).get(how, []))
     if _one(claim.subject, known) and _one(claim.target, known):
-        against += [said for other in EXCLUDES.get(how, ()) for said in known.places.get((claim.subject, claim.target), {}).get(other, [])]
+        against += [
+            said for other in EXCLUDES.get(how, ()) for said in known.places.get((claim.subject, claim.target), {}).get(other, [])
+        ]
     for noun in (claim.subject, claim.target):
         if not _of(known.things, noun, words):
             against += _missing(noun, known, words)

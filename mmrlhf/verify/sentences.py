@@ -12,6 +12,8 @@ from mmrlhf.records import Claim, InputError
 from mmrlhf.verify.facts import COLOURS, EXCLUDES, INVERSE, MATERIALS, OPPOSED, SAME_RELATION
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+OPPOSITE = {"above": "below", "below": "above"}
+"""Where another word is nearer than the one that facts are sorted under."""
 NEAREST = 2
 """A count's foils are the numbers up to so far away."""
 
@@ -85,7 +87,8 @@ def foils(claim: Claim, against: Foils, words: Lexicon) -> list[Claim]:
     if INVERSE.get(how) == how:
         return []  # as true the other way round
     swapped = [] if claim.subject == claim.target else [replace(claim, subject=claim.target, target=claim.subject)]
-    others = {INVERSE[how]} if how in INVERSE else EXCLUDES.get(how, set())
+    other = OPPOSITE.get(claim.relation) or INVERSE.get(how)
+    others = {other} if other else EXCLUDES.get(how, set())
     return [*swapped, *(replace(claim, relation=other) for other in sorted(others))]
 
 

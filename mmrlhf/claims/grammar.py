@@ -1,0 +1,257 @@
+"""Words that grammar needs by name: the small ones, each with its tag, and the few whose meaning decides what a phrase belongs to."""
+
+from __future__ import annotations
+
+
+def listed(words: str) -> frozenset[str]:
+    """A set of words."""
+    return frozenset(words.split())
+
+
+VERBAL = listed(
+    "hanging standing sitting lying leaning working leading facing holding wearing filling flying walking running looking playing riding "
+    "reading covering featuring showing having being making taking giving getting leaving carrying eating waiting talking smiling casting overlapping browsing"
+)
+"""Nouns to a dictionary, and hardly ever in a description."""
+ASIDE = listed("left right center top bottom middle upper lower side hand most mid front back rear")
+"""Parts of words that say only where."""
+SHORT = {"s": "S", "re": "B", "m": "B", "ve": "H", "ll": "M", "d": "M"}
+"""What follows an apostrophe, and its tag."""
+PEOPLE = dict.fromkeys(listed("someone somebody anyone anybody everyone everybody nobody"), "person")
+"""Pronouns that are persons."""
+NEGATIVE = frozenset(("nobody", "no one", "none", "nothing"))
+"""Pronouns that deny."""
+SEEMING = listed("appear seem")
+STRONG = listed(
+    "stand sit lie walk ride hold hang look watch play fly run lead rest lean wait carry wear show feature hit swing catch throw jump swim "
+    "face cross cover surround fill contain read pull push serve stare drive eat drink cook cut talk smile pose rise climb dance sleep sell "
+    "capture bend graze float perch stop reach line drip grow shine sway glow stretch rise lay rust gather guard spell bend hide board fish "
+    "paddle soar face arch slice spray surround walk"
+)
+"""Words that are verbs more than nouns where either could stand."""
+PARTICLES = {
+    "up": listed("hold pick put set lift throw show pull give warm raise wash dress open blow hang"),
+    "on": listed("put try turn switch carry"),
+    "off": listed("take turn show cut switch set give pull"),
+    "down": listed("put set lay cut take turn"),
+    "over": listed("take turn hand"),
+    "in": listed("take plug"),
+}
+"""Verbs with which a word of place is no place: she puts on a hat."""
+COLOUR_NOUNS = listed("cream orange peach olive mint gold silver")
+"""Colours that are things, too."""
+COLOUR_HEADS = listed("red orange yellow green blue purple violet pink brown gray grey beige tan")
+"""Colours that light and dark stand before."""
+NUMBERS = {
+    name: number
+    for number, name in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
+    )
+} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "dozen": 12}
+NUMBERS |= {
+    f"{ten}-{one}": tens + ones
+    for ten, tens in list(NUMBERS.items())
+    if tens in range(20, 100, 10)
+    for one, ones in list(NUMBERS.items())[1:10]
+}
+CLOSED: dict[str, str] = {}
+"""Words that are what they are wherever they stand, and their tags."""
+for _tag, _words in {
+    "D": "a an the this these those his her its their my your our whose each every another any some both all several many few much "
+    "various numerous multiple more most fewer less",
+    "Z": "no",
+    "J": "other same such",
+    "X": "others none nothing something anything everything",
+    "Q": "it he she they him them i you we me us himself herself itself themselves each-other one-another his/her theirs mine hers",
+    "T": "there",
+    "W": "which who whom that where what",
+    "F": "of",
+    "A": "with for from to-wards than like as during per via without including despite except featuring since regarding concerning about "
+    "until till before after besides",
+    "C": "and or & nor/or plus",
+    "L": "neither nor",
+    "Y": "but while although though because when whereas if unless so yet however whether once",
+    "O": "not never cannot",
+    "B": "is are was were be been being am",
+    "H": "has have had having",
+    "M": "can could may might must will would shall should do does did ca wo sha ai",
+    "I": "to",
+    "P": "off on in inside within under underneath beneath below above over beside behind between among amongst near by at against "
+    "around along across through throughout onto into atop past opposite outside down up toward towards alongside beyond amid amidst aboard upon",
+    "?": "possibly probably perhaps maybe likely presumably apparently potentially seemingly supposedly conceivably",
+    "R": "also just only very quite rather too still together here then now often always usually even almost nearly completely fully "
+    "partially partly slightly mostly mainly clearly closely directly not-only additionally furthermore moreover apart away ahead "
+    "overall meanwhile elsewhere nearby well again else forth out aside",
+}.items():
+    CLOSED |= dict.fromkeys(_words.split(), _tag)
+PHRASES: dict[str, tuple[str, str]] = {}
+"""Several words that are one to grammar: tag and name."""
+for _tag, _phrases in {
+    "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;hanging from;hangs from:hanging from;"
+    "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of",
+    "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;far from;in case of;as part of;"
+    "instead of;rather than;free of;free from;devoid of;lack of;lacks;lacking;absence of;void of;empty of;apart from;aside from;"
+    "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
+    "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;"
+    "up to;ready to;prior to;thanks to;related to",
+    "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;in action;by hand;in order;"
+    "on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;up close;as if;as though;face to face;on foot;at a time;"
+    "in total;in particular;one by one;to and fro;back and forth;up and down;face down;face up;upside down;not only",
+    "C": "and/or;as well as",
+    "?": "looks like;look like;looking like;looked like;it is possible that;it's possible that;it is likely that;it seems that;"
+    "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
+    "N": "no one:nobody;none of the above:nothing",
+    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:one;each of them:they;both of them:they",
+}.items():
+    for _phrase in _phrases.split(";"):
+        _words_of, _, _name = _phrase.partition(":")
+        PHRASES[_words_of] = (_tag, _name or _words_of)
+SIDES = {
+    f"{start}{side}{middle} of": f"{side} of"
+    for start in (
+        "to the ",
+        "on the ",
+        "to the immediate ",
+        "to the far ",
+        "just to the ",
+        "slightly to the ",
+        "directly to the ",
+        "",
+    )
+    for side in ("left", "right")
+    for middle in (("", " side") if start.startswith("to") else ("",))
+}
+SIDES |= {f"{start} the {side} side of": f"{side} side of" for start in ("on", "at") for side in ("left", "right")}
+PHRASES |= {phrase: ("P", name) for phrase, name in SIDES.items()}
+STARTS: dict[str, list[list[str]]] = {}
+"""Phrases by their first word, the longest first."""
+for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
+    STARTS.setdefault(_phrase.split(" ")[0], []).append(_phrase.split(" "))
+DEFINITE = listed("the this these those his her its their my your our whose both")
+"""Words before what the text takes for granted."""
+MEASURES = listed(
+    "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
+    "strip scoop splash sea clump patch ball cloud dollop drop touch"
+)
+"""Nouns that are no thing of their own before `of`: a herd of cows is cows."""
+PART_OF = listed(
+    "slice piece corner side edge top bottom end scene surface group pile row stack half section part bunch view pattern"
+)
+"""Last words of compounds that leave the word before them as the thing: pizza slices are pizza."""
+DEPICTIONS = listed("statue painting picture drawing portrait sculpture mural figurine sketch poster bust")
+"""Things that show others, which are not there."""
+PAIRED = listed("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight")
+"""Things of which a pair is one of each side, and no number."""
+LIMBS = listed("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
+"""Parts of which there is a left and a right one."""
+COLOURED = listed("red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise wood wooden blonde")
+"""What light and dark may stand before."""
+BESIDE = frozenset(
+    ("next to", "beside", "near", "behind", "in front of", "left of", "right of", "above", "below", "under", "close to", "between", "over",
+     "underneath", "beneath", "alongside", "across from", "adjacent to", "opposite", "by", "around", "in between", "among", "amongst"))  # fmt: skip
+"""Relations of things of one rank: a cat on a bed next to a laptop is next to the laptop, and not the bed."""
+HAVING = listed(
+    "has have had having with shows show features feature includes include contains contain sees see depicts depict captures displays "
+    "showing featuring displaying containing including is are was were be 's 're been"
+)
+"""Verbs whose object is where it is said to be; of others the one who acts is."""
+OWNING = listed("has have had having contains contain features feature includes include including")
+"""Verbs whose last object alone has the place that follows."""
+PLACED = listed("in on inside along down through across up atop") | {"on top of"}
+"""Where those who do something may be."""
+GAZE = listed(
+    "looking looks look looked staring stares stare stared smiling smiles smile gazing gazes pointing points aiming aims glancing glances "
+    "laughing waving waves focused focusing peering peers barking barks growling yelling shouting"
+)
+"""What one does at or towards something without being there."""
+AGENTLESS = listed(
+    "parked seated positioned located placed situated standing sitting lying perched docked moored gathered mounted hung displayed "
+    "arranged stacked piled set tied leaned stopped anchored stationed scattered"
+)
+"""Participles after which `by` is a place."""
+CLOTHES = listed(
+    "shirt t-shirt jacket coat suit dress uniform hat cap helmet shorts pants jeans skirt sweater hoodie vest outfit costume glasses "
+    "sunglasses glove boot shoe robe apron gown tie scarf wetsuit raincoat poncho blouse clothing clothes attire gear jersey swimsuit "
+    "bikini tuxedo overalls pajamas tutu kimono sweatshirt hood trunks cardigan sari leggings tights turban bandana mask wig cape veil "
+    "sock heel armor goggles"
+) | {"tank top"}
+"""What one is in without being in a place."""
+NOWHERE = listed(
+    "dressed covered wrapped clad engaged interested involved participating focused focus focuses based working engages competing"
+)
+"""Words after which `in` and `on` say no place."""
+BODY = listed("hand arm mouth head neck back shoulder lap face wrist finger leg foot ear nose beak paw waist hair chest body eye")
+"""Parts of a body that hold what one has."""
+ROOMS = listed("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage")
+"""Places that have sides within them."""
+LINKS = listed("is are was were be been 's 're")
+"""Verbs that join a thing and how it looks."""
+SPORTS = listed("baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball")
+"""Games that are named as their balls are."""
+AIMING = listed("hit throw swing aim kick toss shoot point direct")
+"""What one does to one thing at another."""
+OTHER = listed("other another second more additional")
+"""Words that leave open how many there are in all."""
+MOST = 15
+"""Phrases that `and` joins and a relation may be of."""
+ROUGHLY = listed("about approximately roughly around over nearly almost") | {
+    "at least",
+    "at most",
+    "more than",
+    "less than",
+    "up to",
+}
+"""Words that make a number one of many."""
+PICTURES = listed("picture photo photograph")
+"""Things on a wall in a sentence that has a word of `HUNG`, and else what is looked at."""
+HUNG = listed("hang hangs hanging hung framed wall walls")
+CANNED = listed("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
+"""Words before a can that is a thing."""
+RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
+"""Order of the claims that a phrase makes."""
+SEEN = listed("visible present seen shown depicted pictured there")
+"""Words that only say that something is there."""
+POSTURES = listed(
+    "sitting standing walking riding lying running eating looking holding wearing playing skiing surfing jumping posing waiting laying "
+    "sleeping swimming skateboarding snowboarding talking crossing drinking resting kneeling leaning smiling watching"
+)
+"""What living things do, after whatever they have with them."""
+ALIVE = listed("person bird cat dog horse sheep cow elephant bear zebra giraffe")
+"""COCO's classes of what lives."""
+MOVING = listed(
+    "walking walks walk running runs run heading heads driving drives moving moves riding rides flying flies swimming jumping going goes coming "
+    "sailing crawling climbing rolling skiing skating jogging marching"
+)
+"""What makes `towards` a place."""
+LITTERED = listed("cluttered crowded packed littered overgrown")
+"""Participles that say how a place looks by what is in it."""
+FILLED = listed("with filled topped covered loaded decorated packed stacked piled")
+"""What comes before things that are where the thing is that has them."""
+WATCHING = listed("watch watches watching see sees seeing let lets help helps helping make makes")
+"""Verbs after which a noun is followed by what it does."""
+SHADES = ("light", "dark", "bright", "pale", "deep")
+"""Words that make one colour of two."""
+PAINTED = listed("painted colored coloured dyed tinted")
+"""Participles that a colour follows."""

@@ -1,0 +1,201 @@
+"""What a text is found to claim: phrases become claims, under what their sentence denies and doubts; and who pronouns stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mmrlhf.claims.grammar import NEGATIVE, OTHER, PAIRED, RANK, SPORTS
+from mmrlhf.claims.lexicon import Lexicon
+from mmrlhf.claims.phrases import Phrase
+from mmrlhf.claims.tagging import Tokens
+from mmrlhf.records import Claim
+
+NEAR = 40
+"""Claims that a phrase may still change."""
+
+
+@dataclass
+class State:
+    """What a sentence has said so far."""
+
+    subject: list[Phrase] = field(default_factory=list)
+    actor: list[Phrase] = field(default_factory=list)
+    """Who does what the latest verb says."""
+    group: list[Phrase] = field(default_factory=list)
+    """The latest phrases that `and` joins."""
+    role: str = ""
+    """What that group is: subject, object, target, with."""
+    verb: str = ""
+    verb_at: int = -1
+    finite: bool = False
+    place: tuple[str, int, list[Phrase], bool] | None = None
+    """A relation that waits for its target: how, where, figures, whether it stands before its subject."""
+    fronted: tuple[str, list[Phrase], int] | None = None
+    last: tuple[str, list[Phrase], int] | None = None
+    """The latest relation and its figures, for targets that `and` adds."""
+    denied: int = -1
+    """Before this token everything indefinite is denied."""
+    deny: str = ""
+    it_at: Phrase | None = None
+    """The latest target."""
+    doubt: bool = False
+    doubt_at: int = -9
+    relative: bool = False
+    outer: list[Phrase] | None = None
+
+
+class Made:
+    """The claims of a text, as they are found."""
+
+    def __init__(self, t: Tokens, words: Lexicon) -> None:
+        self.t, self.lexicon, self.s = t, words, State()
+        self.found: list[tuple[int, int, Claim]] = []
+        self.it: Phrase | None = None
+        self.who: Phrase | None = None
+        self.they: Phrase | None = None
+        self.others: set[str] = set()
+        """Nouns of which there is another."""
+        self.named: set[str] = set()
+        self._subject_it = False
+
+    def claims(self) -> list[Claim]:
+        found = []
+        seen = set()
+        counted = {(c.subject, c.value) for _, _, c in self.found if c.kind == "count"}
+        parts = {noun for noun, value in counted if value != "1"} | self.others
+        words, tags = self.t.words, self.t.tags
+        rest = any(
+            word == "other" and tags[k + 1 : k + 2] not in (["N"], ["J"]) for k, word in enumerate(words)
+        )  # one ..., the other ...
+        for _, _, claim in sorted(self.found, key=lambda f: f[:2]):
+            if claim.kind == "count" and claim.value == "1" and (rest or claim.subject in parts):
+                continue  # one of them, and no number of all
+            if claim not in seen:
+                seen.add(claim)
+                found.append(claim)
+        return found
+
+    def is_denied(self, at: int) -> bool:
+        return at < self.s.denied
+
+    def denied(self, p: Phrase) -> bool:
+        return p.no or (self.is_denied(p.start) and not p.definite and self.s.verb_at >= 0 and p.it is None)
+
+    def _maybe(self, p: Phrase, at: int) -> bool:
+        s = self.s
+        if not s.doubt:
+            return False
+        if p.definite and not (p.start == s.doubt_at + 1 and s.doubt_at > 0 and self.t.tags[s.doubt_at - 1] in ",B"):
+            return False
+        return p.start > s.doubt_at
+
+    def name(self, p: Phrase) -> None:
+        """The claims that a phrase makes by itself: that it is there, how many, how it looks."""
+        t = self.t
+        s = self.s
+        if t.words[p.end - 1] in NEGATIVE:
+            p.no = True
+        if (p.name in SPORTS and p.bare and not p.many) or (p.name == "light" and p.bare and not p.many):
+            p.name = ""
+        if not p.name:
+            return
+        if s.place is None and self.denied(p):
+            p.no = True
+        if any(t.words[k] in OTHER for k in range(p.start, p.head)):
+            if p.name in self.named:
+                p.count = None  # two more, and not two of them all
+            self.others.add(p.name)
+        self.named.add(p.name)
+        hedged = self._maybe(p, p.start)
+        if (
+            t.tags[p.start - 1 : p.start] == ["C"] and t.words[p.start - 1] in ("or",) and not p.no and s.group and s.role != ""
+        ) or (
+            t.words[p.end : p.end + 1] == ["or"] and not p.no and t.tags[p.end + 1 : p.end + 2] and t.tags[p.end + 1][0] in "DNJ#"
+        ):
+            hedged = True
+        self._claim("object", p, p.head, p.end, negated=p.no, hedged=hedged)
+        if p.count == 1 and p.no:
+            p.count = None  # not a single one
+        if (
+            p.count is not None
+            and not (p.count == 2 and p.noun in PAIRED and t.words[p.counted_at] == "pair")
+            and p.name not in self.lexicon.sets["plural only"]
+        ):
+            self._claim("count", p, p.counted_at, p.end, value=str(p.count), negated=p.no, hedged=hedged or p.about)
+        for value, at in p.looks:
+            self._claim("attribute", p, at, p.end, value=value, negated=p.no, hedged=hedged)
+        self._remember(p)
+
+    def count(self, p: Phrase, stop: int) -> None:
+        """How many there are, where the number stands behind."""
+        self._claim("count", p, p.start, stop, value=str(p.count), negated=p.no, hedged=False)
+
+    def _remember(self, p: Phrase) -> None:
+        if not p.name:
+            return
+        category = self.lexicon.of_coco(p.name)
+        subject = self.s.verb_at < 0 or not self.s.subject
+        if category == "person":
+            if subject or self.who is None:
+                self.who = p
+        elif p.no:
+            return
+        elif not p.many and (subject or self.it is None or not self._subject_it):
+            self.it = p
+            self._subject_it = subject
+        if p.many and (subject or self.they is None):
+            self.they = p
+
+    def _claim(self, kind: Any, p: Phrase, start: int, stop: int, **more: Any) -> None:
+        t = self.t
+        thing = p.thing
+        claim = Claim(
+            kind, thing.name, span=(t.starts[start], t.ends[stop - 1]), category=self.lexicon.of_coco(thing.name), **more
+        )
+        self.found.append((t.starts[p.head], RANK[kind], claim))
+
+    def look(self, p: Phrase, value: str, at: int, stop: int) -> None:
+        if not p.thing.name:
+            return
+        start, end = min(p.start if p.it else p.head, at), max(p.end, stop)
+        self._claim(
+            "attribute",
+            p,
+            start,
+            end,
+            value=value,
+            negated=p.no or self.is_denied(at) or self.s.deny == "word",
+            hedged=self.s.doubt and at > self.s.doubt_at,
+        )
+
+    def relate(self, figures: list[Phrase], how: str, target: Phrase, at: int) -> None:
+        s = self.s
+        to = target.thing
+        if not to.name:
+            return
+        for p in figures:
+            thing = p.thing
+            if not thing.name or thing is to or (thing.name == to.name and (p.it or target.it)):
+                continue
+            start, stop = min(p.head, at, target.head), max(p.end, target.end)
+            if stop - start > 40:
+                start = min(at, target.head)
+            negated = p.no or self.is_denied(at)
+            hedged = s.doubt and (at > s.doubt_at or p.start > s.doubt_at)
+            self._claim("relation", p, start, stop, relation=how, target=to.name, negated=negated, hedged=hedged)
+
+    def deny(self, p: Phrase) -> None:
+        """What was named is then said not to be there."""
+        self._turn(p, {"negated": True})
+
+    def doubt(self, p: Phrase) -> None:
+        """What was named is then said to be there perhaps."""
+        self._turn(p, {"hedged": True})
+
+    def _turn(self, p: Phrase, mark: dict[str, Any]) -> None:
+        where = self.t.starts[p.head]
+        self.found[-NEAR:] = [
+            (a, b, replace(c, **mark) if c.subject == p.thing.name and a <= where <= c.span[1] and p.it is None else c)
+            for a, b, c in self.found[-NEAR:]
+        ]
