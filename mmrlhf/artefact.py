@@ -38,9 +38,10 @@ TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
 
 
 def save(model: RewardModel, directory: Path, reference: Sequence[Group]) -> None:
-    """Weights, card and the first few of the `reference` rows. A model whose base was trained is written whole."""
+    """Weights, card and the first few of the `reference` rows, of which there is one at least. A model whose base was trained is written
+    whole."""
     role = model.role
-    assert role.head is not None
+    assert role.head is not None and reference
     directory.mkdir(parents=True, exist_ok=True)
     if role.adapter:
         role.adapters.save(role.adapter, directory)
@@ -56,7 +57,7 @@ def save(model: RewardModel, directory: Path, reference: Sequence[Group]) -> Non
         base = {"base": "model", "base_fingerprint": fingerprint(role.vlm.model.state_dict().items())}
     save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, directory / "head.safetensors")
     kept = sorted(reference[: 4 * REFERENCE], key=lambda g: sum(len(i.read()) for i in g.images))[:REFERENCE]
-    rows = zip(kept, model.score(kept) if kept else [], strict=True)
+    rows = zip(kept, model.score(kept), strict=True)
     write_whole(directory / "reference.jsonl", "".join(json_line(_row(group, scores)) for group, scores in rows))
     card = {
         **base,
@@ -73,7 +74,17 @@ def save(model: RewardModel, directory: Path, reference: Sequence[Group]) -> Non
         "accuracy": model.accuracy,
         "probes": model.probes,
     }
-    write_whole(directory / "reward.json", json.dumps(card, indent=1))
+    write_whole(directory / "reward.json", json.dumps(card | {"seal": _seal(directory, card)}, indent=1))
+
+
+def _seal(directory: Path, card: dict[str, Any]) -> str:
+    """A hash of all that scores follow from: what was changed or exchanged by hand does not pass for what was trained. Where the base lies
+    is left out: it may move."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in card.items() if k not in ("base", "seal")}, sort_keys=True).encode())
+    for name in ("head.safetensors", "adapter_model.safetensors", "adapter_config.json", "reference.jsonl"):
+        if (directory / name).is_file():
+            digest.update(name.encode() + hashlib.sha256((directory / name).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def template_fingerprint(vlm: VLM) -> str:
@@ -90,10 +101,10 @@ def load_reward_model(
     engine: EngineConfig | None = None,
     name: str = "reward",
 ) -> RewardModel:
-    """A saved reward model: on `adapters`' base, as the adapter `name`, where it belongs to that base, else on its own.
+    """A saved reward model: on `adapters`' base, as the adapter `name`, where it belongs to that base in that precision, else on its own.
 
-    Raises InputError when the directory is no reward model, its base is gone or has changed, or it scores its kept rows
-    otherwise than when it was saved.
+    Raises InputError when the directory is no reward model or was changed since, its base is gone or has changed, or it scores its kept
+    rows otherwise than when it was saved.
     """
     directory = Path(path)
     if not (directory / "reward.json").is_file():
@@ -102,9 +113,17 @@ def load_reward_model(
         card = json.loads((directory / "reward.json").read_text())
         if card["review"] != REVIEW:
             raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
+        if card["seal"] != _seal(directory, card):
+            raise InputError(
+                f"reward model {path} is not as it was saved, a file of it was changed: copy it again, or train it again"
+            )
         whole = card["base"] == "model"
-        if adapters is None or whole or adapters.vlm.fingerprint != card["base_fingerprint"]:
-            adapters = _on_its_own(path, card, device, engine)
+        if adapters is not None and (whole or adapters.vlm.fingerprint != card["base_fingerprint"]):
+            adapters = None
+        elif adapters is not None and adapters.vlm.dtype != card["dtype"]:
+            print(f"note: reward model {path} was calibrated in {card['dtype']}: it runs in that, on a base of its own")
+            adapters = None
+        adapters = adapters or _on_its_own(path, card, device, engine)
         if not whole:
             adapters.load(name, directory, trainable=False)
         head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
@@ -143,8 +162,6 @@ def _recompute(model: RewardModel, path: str, card: dict[str, Any], rows: Sequen
             f"reward model {path} was trained with another chat template or image processor than {model.role.vlm.name} now has: "
             "restore them, or train it again"
         )
-    if not rows:
-        return
     now = replace(model, max_length=1 << 30).score([_group(row) for row in rows])
     allowed = TOLERANCE[model.role.vlm.dtype]
     for row, scores in zip(rows, now, strict=True):

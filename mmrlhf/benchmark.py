@@ -1,19 +1,77 @@
-"""Benchmarks: one small file each, found by name in `eval/` or by path, and the statistics they share.
+"""Benchmarks: one small file each, found by name in `eval/` or by path; what such a file is given, and what it gives back.
 
-A benchmark file has `load(data, limit) -> list[Example]`, `score(example, answers) -> dict` (one JSON-able row, with what
-decided it) and `aggregate(rows, seed) -> {part: {metric: value, metric_ci: [low, high]}}`, and states VERSION, LICENSE and
-HEADLINE.
+It states VERSION, LICENSE, HEADLINE (the metric to report), DIRECTION ("higher" or "lower" is better) and CLUSTER (what its intervals are
+resampled over), and has `load(task)`, `score(example, answers, task)` and `aggregate(rows, task)`; `eval/README.md` shows one. No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from mmrlhf.config import load as load_config
 from mmrlhf.content import find, load_module
-from mmrlhf.records import InputError
+from mmrlhf.intervals import Counted as Counted
+from mmrlhf.intervals import bootstrap as bootstrap
+from mmrlhf.intervals import fold_interval as fold_interval
+from mmrlhf.records import Example, ImageSource, InputError
+from mmrlhf.rows import objects
+
+STATED = ("VERSION", "LICENSE", "HEADLINE", "DIRECTION", "CLUSTER")
+
+
+class Given(NamedTuple):
+    """Answers to one prompt as a file gave them, in its order. `answers` holds None for a null."""
+
+    id: str
+    answers: list[str | None]
+
+
+class Ask(NamedTuple):
+    """A question to a judge. `key` names it in judgments.jsonl; `template` is what its text was filled into."""
+
+    key: str
+    prompt: str
+    template: str = ""
+    images: tuple[ImageSource, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a benchmark file works on: the user's data and settings, and what stages before have found.
+
+    answers: the file of answers that are scored, for a benchmark whose official files of answers say what was asked.
+    options: the file's own `Options`, checked. examples: by id, in their order, once loaded. replies: judgments by the key of their `Ask`,
+    each with `text` (None where the judge failed) and `status`.
+    """
+
+    data: str | None = None
+    image_folder: str | None = None
+    answers: str | None = None
+    options: Any = None
+    limit: int | None = None
+    seed: int = 0
+    examples: Mapping[str, Example] = field(default_factory=dict)
+    replies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The data. Raises InputError when none was given or it is not there."""
+        if self.data is None:
+            raise InputError("this benchmark needs its data: add --data PATH")
+        path = Path(self.data)
+        if not path.exists():
+            raise InputError(f"--data {path} does not exist: correct the path")
+        return path
+
+    @property
+    def pictures(self) -> Path:
+        """Where relative paths of pictures start: --image_folder, or else the data's own folder."""
+        return Path(self.image_folder) if self.image_folder else self.path if self.path.is_dir() else self.path.parent
 
 
 def load_benchmark(name: str) -> ModuleType:
@@ -26,29 +84,80 @@ def load_benchmark(name: str) -> ModuleType:
     return module
 
 
-def bootstrap(
-    parts_RK: np.ndarray, metrics: Callable[[np.ndarray], dict[str, np.ndarray]], seed: int, draws: int = 1000
-) -> dict[str, float | list[float]]:
-    """Metrics of summed columns, with 95% percentile intervals over resampled rows (Efron 1979).
+def stated(module: ModuleType, name: str) -> dict[str, str]:
+    """What the file says of itself. Raises InputError for what it leaves out."""
+    found = {key: getattr(module, key, None) for key in STATED}
+    for key, value in found.items():
+        if not isinstance(value, str):
+            also = ", and raise it when results change" if key == "VERSION" else ""
+            raise InputError(f'benchmark {name} does not state its {key}: add {key} = "..."{also}')
+    if found["DIRECTION"] not in ("higher", "lower"):
+        raise InputError(f'benchmark {name}: DIRECTION must be "higher" or "lower", not {found["DIRECTION"]!r}')
+    return {key: str(value) for key, value in found.items()}
 
-    `metrics` maps sums [..., K] to values [...]. R rows are resampled with replacement, by multinomial weights.
-    """
-    rows = len(parts_RK)
-    weights = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=draws)
-    value, drawn = metrics(parts_RK.sum(0)), metrics(weights @ parts_RK)
-    found: dict[str, float | list[float]] = {}
-    for name, v in value.items():
-        low, high = np.percentile(drawn[name], [2.5, 97.5])
-        found |= {name: float(v), f"{name}_ci": [float(low), float(high)]}
+
+def options_of(module: ModuleType, given: Mapping[str, Any]) -> Any:
+    """The file's own options, checked like a stage's settings; None where it has none. Raises InputError."""
+    if not hasattr(module, "Options"):
+        if given:
+            raise InputError(f"this benchmark has no option {', '.join(given)}")
+        return None
+    return load_config(module.Options, None, given)
+
+
+def of_data(module: ModuleType, task: Task) -> dict[str, str]:
+    """The sha256 of every file of the data that the benchmark reads, by name."""
+    if task.data is None:
+        return {}
+    if hasattr(module, "files"):
+        paths = module.files(task)
+    else:
+        paths = [task.path] if task.path.is_file() else sorted(p for p in task.path.iterdir() if p.is_file())
+    found = {}
+    for path in paths:
+        with Path(path).open("rb") as file:
+            found[Path(path).name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
-def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[float]]:
-    """Mean over disjoint folds with a normal 95% interval; resampling would repeat answers, and repetition is what a
-    diversity measures."""
-    mean = float(np.mean(values))
-    half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {name: mean, f"{name}_ci": [mean - half, mean + half]}
+def says_it_all(task: Task, *fields: str) -> bool:
+    """Whether the answers are a file whose rows, by these fields, say themselves what was asked."""
+    path = Path(task.answers) if task.answers is not None else None
+    if path is None or path.suffix not in (".json", ".jsonl") or not path.is_file():
+        return False
+    return any({*fields} <= row.fields.keys() for row in objects(path)[:1])
+
+
+def template(path: str | None, own: str) -> str:
+    """A judge's template: the user's file, or the benchmark's own. Raises InputError."""
+    if path is None:
+        return own
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--judge_prompt {path} cannot be read ({error}): give a text file") from None
+
+
+def fill(template: str, **fields: str) -> str:
+    """A template with its fields, by name or, as `{}`, in their order. Raises InputError for a template that asks for others."""
+    try:
+        return template.format(*fields.values(), **fields)
+    except (KeyError, IndexError, ValueError) as error:
+        names = ", ".join(f"{{{name}}}" for name in fields)
+        raise InputError(f"--judge_prompt cannot be filled in ({type(error).__name__}: {error}): it may hold {names}") from None
+
+
+def first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that count where a script's habits do not: of ids that are known, the first answer, if it is one."""
+    return [row for row in rows if row["status"] == "ok"]
+
+
+TWICE = "an example is answered twice, and only its first answer was judged"
+
+
+def twice(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether an example has several answers, where a judge has seen the first."""
+    return any(row["status"] == "duplicate" for row in rows)
 
 
 def distinct_n(answers: Sequence[str], n: int) -> float:

@@ -15,7 +15,7 @@ from mmrlhf.tables import read
 MOST_SHOWN = 20
 
 
-def check(path: str, image_folder: str | None = None, facts_file: str | None = None) -> int:
+def check(path: str, image_folder: str | None = None, facts_file: str | None = None, split: str = "train") -> int:
     """Read every row and picture, print what is wrong and what there is; 0 if all rows are good, else 1.
 
     Raises InputError when the dataset, the image folder or the facts file cannot be used at all.
@@ -25,7 +25,7 @@ def check(path: str, image_folder: str | None = None, facts_file: str | None = N
     sound: set[str] = set()
     good, bad = Summary(), 0
     compares = None
-    for unread in read(path):
+    for unread in read(path, split):
         try:
             row = unread.row()
             if compares is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import os
 import platform
 import sys
@@ -123,14 +124,20 @@ TRAINING = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
 
 
 def _plan(command: Command, argv: list[str]) -> None:
-    named = next((word for word in argv if word in TRAINING), None)
+    # A stage, or a recipe that is named after its stage: ppo, llava-1.5-7b/ppo, my/ppo.yaml.
+    named = next((word for word in argv if Path(word).stem in TRAINING and not word.startswith("-")), None)
     if named is None and not {"-h", "--help"} & set(argv):
-        raise InputError(f"mmrlhf plan is told a stage first: {', '.join(TRAINING)}")
-    cls: type = TRAINING[named or "ppo"]
-    parser = _config_parser(cls, command, "|".join(TRAINING))
-    parser.add_argument("stage", metavar="|".join(TRAINING), help="whose memory is planned; flags and file are that stage's")
+        raise InputError(
+            f"mmrlhf plan is told a stage first, {', '.join(TRAINING)}, or a recipe of one, such as llava-1.5-7b/ppo"
+        )
+    cls: type = TRAINING[Path(named).stem if named else "ppo"]
+    parser = _config_parser(cls, command, "STAGE|RECIPE")
+    parser.add_argument(
+        "stage", metavar="STAGE|RECIPE", help=f"{', '.join(TRAINING)}, or a recipe of one; flags are that stage's"
+    )
     given = parser.parse(argv)
-    given.pop("stage")
+    if given.pop("stage") not in TRAINING:
+        given.setdefault("config", named)
     # What a stage reads and writes takes no memory: it need not be known yet.
     for name, field in settings(cls).items():
         if field.required and name != "model_name_or_path":
@@ -141,16 +148,63 @@ def _plan(command: Command, argv: list[str]) -> None:
 
 
 def _eval(command: Command, argv: list[str]) -> None:
-    parser = _config_parser(EvalConfig, command, "BENCHMARK")
-    there = ", ".join(content.names("eval"))
-    parser.add_argument("benchmark", metavar="BENCHMARK", help=f"one of {there}; or a path that ends in .py")
+    from mmrlhf.suites import Suite, expand, read_suite
+
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    names = [name for word in words for name in word.split(",")]
+    suite = (
+        read_suite(Path(names[0]))
+        if len(names) == 1 and names[0].endswith((".yaml", ".yml"))
+        else Suite({name: {} for name in names})
+    )
+    modules = {
+        name: content.load_module(content.find("eval", name)) for name in suite.benchmarks
+    }  # a wrong name is said before torch is imported
+    parser = _config_parser(EvalConfig, command, "BENCHMARK [BENCHMARK ...]", several=("model_name_or_path", "answers", "data"))
+    there = ", ".join(name for name in content.names("eval") if "/" not in name)
+    text = f"one or several of {there}; paths that end in .py; or a suite, a path that ends in .yaml"
+    parser.add_argument("benchmark", metavar="BENCHMARK", nargs="+", help=text)
+    own: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        group = parser.add_argument_group(f"of {name}")
+        for field in settings(module.Options).values() if hasattr(module, "Options") else ():
+            if field.name not in own:
+                _add_flag(group, field)
+            own.setdefault(field.name, []).append(name)
     given = parser.parse(argv)
-    benchmark = given.pop("benchmark")
-    content.find("eval", benchmark)  # a wrong name is said before torch is imported
-    config = _load(EvalConfig, given)
+    del given["benchmark"]
+    options = {name: {o: given[o] for o, names in own.items() if name in names and o in given} for name in modules}
+    runs = expand(suite, {k: v for k, v in given.items() if k not in own}, options, lambda values: _load(EvalConfig, values))
     from mmrlhf.evaluate import evaluate
 
-    evaluate(benchmark, config)
+    if len(runs) == 1:
+        evaluate(runs[0].benchmark, runs[0].config, runs[0].options)
+        return
+    from mmrlhf.asking import Loaded
+
+    loaded = Loaded()
+    for run in runs:
+        print(f"{run.benchmark}: {run.config.output_dir}")
+        evaluate(run.benchmark, run.config, run.options, loaded)
+    loaded.close()
+
+
+def _compare(command: Command, argv: list[str]) -> None:
+    parser = _Parser(command, "RUN RUN [RUN ...] [--out DIR] [--force] [--seed N]")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="what eval wrote (--out), or a folder of such; all are compared with the first"
+    )
+    parser.add_argument("--out", metavar="DIR", default="runs/compare", help="where it writes (default runs/compare)")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="compare results of different data, prompts, parsers, judges or settings, with a warning",
+    )
+    parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of the bootstrap (default 0)")
+    given = parser.parse(argv)
+    from mmrlhf.compare import compare
+
+    compare(given["runs"], given["out"], given.get("force", False), given["seed"])
 
 
 Config = TypeVar("Config")
@@ -167,7 +221,12 @@ def _load(cls: type[Config], given: dict[str, Any]) -> Config:
     return load(cls, file, given)
 
 
-def _config_parser(cls: type, command: Command, usage: str = "") -> _Parser:
+SHORT = {"model_name_or_path": "--model", "dataset_name": "--data", "output_dir": "--out", "output_file": "--out"}
+"""Shorter names of flags."""
+
+
+def _config_parser(cls: type, command: Command, usage: str = "", several: Sequence[str] = ()) -> _Parser:
+    """Flags from a configuration's fields; `several` may be given more than one value."""
     parser = _Parser(command, f"{usage} [--config FILE] [--FIELD VALUE ...]".strip(), about=cls.__doc__ or "")
     parser.add_argument("--config", metavar="FILE", help="YAML with `field: value` lines; flags win over it")
     groups = {title: parser.add_argument_group(title) for title in ("required, here or in the file", "optional")}
@@ -175,11 +234,12 @@ def _config_parser(cls: type, command: Command, usage: str = "") -> _Parser:
     for field in settings(cls).values():
         inherited = field.name not in inspect.get_annotations(cls)
         required, own = groups.values()
-        _add_flag(required if field.required else shared if inherited else own, field)
+        more = {"nargs": "+", "action": "extend"} if field.name in several else {}
+        _add_flag(required if field.required else shared if inherited else own, field, **more)
     return parser
 
 
-def _add_flag(group: argparse._ArgumentGroup, field: Setting) -> None:
+def _add_flag(group: argparse._ArgumentGroup, field: Setting, **how: Any) -> None:
     """A flag takes any text: `load` checks it. A boolean's may stand alone, or as --no-flag."""
     more = [field.bounds.removeprefix("of ")] if field.bounds else []
     if not field.required:
@@ -190,7 +250,8 @@ def _add_flag(group: argparse._ArgumentGroup, field: Setting) -> None:
         group.add_argument(f"--no-{field.name}", dest=field.name, action="store_const", const="false")
     else:
         metavar = "|".join(field.choices) or field.kind.upper()
-        group.add_argument(f"--{field.name}", metavar=metavar, help=text)
+        names = [SHORT[field.name], f"--{field.name}"] if field.name in SHORT else [f"--{field.name}"]
+        group.add_argument(*names, dest=field.name, metavar=metavar, help=text, **how)
 
 
 def _shown(value: Any) -> str:
@@ -235,28 +296,35 @@ def _data(_: Command, argv: list[str]) -> int:
     return _choose("mmrlhf data", DATA, argv, "Check, count and convert data, or make some.")
 
 
-def _data_check(command: Command, argv: list[str]) -> int:
-    parser = _Parser(command, "FILE [--image_folder DIR] [--facts_file FILE]")
+READ = "FILE [--image_folder DIR] [--facts_file FILE] [--split NAME]"
+
+
+def _reads(parser: _Parser, facts: str = "facts by image name") -> None:
+    """The arguments of a command that reads one data file."""
     parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
     parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
-    parser.add_argument("--facts_file", metavar="FILE", help="facts by image name")
+    parser.add_argument("--facts_file", metavar="FILE", help=facts)
+    parser.add_argument(
+        "--split", metavar="NAME", default="train", help="of a `datasets` folder that has several (default train)"
+    )
+
+
+def _data_check(command: Command, argv: list[str]) -> int:
+    parser = _Parser(command, READ)
+    _reads(parser)
     given = parser.parse(argv)
     from mmrlhf.check import check
 
-    return check(given["file"], image_folder=given.get("image_folder"), facts_file=given.get("facts_file"))
+    return check(given["file"], given.get("image_folder"), given.get("facts_file"), given["split"])
 
 
 def _data_convert(command: Command, argv: list[str]) -> None:
     from mmrlhf.formats import FORMATS
 
-    parser = _Parser(
-        command, "FILE --to FORMAT --output_file OUT [--image_folder DIR] [--facts_file FILE] [--balance_lengths] [--seed N]"
-    )
-    parser.add_argument("file", metavar="FILE", help="preferences in any format that is read")
+    parser = _Parser(command, f"{READ} --to FORMAT --output_file OUT [--balance_lengths] [--seed N]")
+    _reads(parser, "facts by image name, to write into the rows")
     parser.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--output_file", metavar="OUT", required=True, help="a .jsonl, .json or .parquet file to write")
-    parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
-    parser.add_argument("--facts_file", metavar="FILE", help="facts by image name, to write into the rows")
     text = "leave pairs out until the longer answer is chosen as often as not, at every size of the difference"
     parser.add_argument("--balance_lengths", action="store_true", help=text)
     parser.add_argument("--seed", metavar="N", type=_whole, default=0, help="of what --balance_lengths draws (default 0)")
@@ -265,21 +333,19 @@ def _data_convert(command: Command, argv: list[str]) -> None:
 
     convert(
         given["file"], given["to"], given["output_file"], given.get("image_folder"), given.get("facts_file"),
-        given.get("balance_lengths", False), given["seed"],
+        given.get("balance_lengths", False), given["seed"], given["split"],
     )  # fmt: skip
 
 
 def _data_stats(command: Command, argv: list[str]) -> None:
-    parser = _Parser(command, "FILE [--image_folder DIR] [--facts_file FILE] [--output_dir DIR]")
-    parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
-    parser.add_argument("--image_folder", metavar="DIR", help="where relative image paths start; FILE's folder if not given")
-    parser.add_argument("--facts_file", metavar="FILE", help="facts by image name")
+    parser = _Parser(command, f"{READ} [--output_dir DIR]")
+    _reads(parser)
     text = "where stats.json and stats.png are written (default runs/stats)"
     parser.add_argument("--output_dir", metavar="DIR", default="runs/stats", help=text)
     given = parser.parse(argv)
     from mmrlhf.stats import stats
 
-    stats(given["file"], given.get("image_folder"), given.get("facts_file"), given["output_dir"])
+    stats(given["file"], given.get("image_folder"), given.get("facts_file"), given["output_dir"], given["split"])
 
 
 def _data_scenes(command: Command, argv: list[str]) -> None:
@@ -387,14 +453,19 @@ COMMANDS = {
         _plan,
     ),
     "eval": Command(
-        "measure a model on a benchmark",
-        "mmrlhf eval scenes --model_name_or_path runs/sft/model --adapter_path runs/ppo/policy --output_dir runs/eval",
+        "measure models on benchmarks, or score answers that exist",
+        "mmrlhf eval scenes --model runs/sft/model --adapter_path runs/ppo/policy --out runs/eval",
         _eval,
     ),
     "claims": Command(
         "say what answers claim of their pictures, and what facts say of that",
         "mmrlhf claims answers.jsonl --facts facts.jsonl --out claims.jsonl",
         _claims,
+    ),
+    "compare": Command(
+        "compare runs of eval: differences, intervals, what flipped",
+        "mmrlhf compare runs/pope/sft runs/pope/ppo --out runs/compare",
+        _compare,
     ),
     "data": Command(
         "check, count or convert a data file, or make data", "mmrlhf data check rows.jsonl --image_folder images", _data

@@ -364,16 +364,49 @@ class RewardBenchConfig(EngineConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvalConfig(EngineConfig):
-    """A benchmark on a model."""
+    """A benchmark on a model, or on answers that exist."""
 
-    model_name_or_path: str
-    """Checkpoint directory or Hub id."""
     output_dir: str
-    """Where predictions.jsonl, scores.jsonl and result.json go."""
+    """Where predictions.jsonl, judgments.jsonl, scores.jsonl and result.json go."""
+    model_name_or_path: str | None = None
+    """Checkpoint directory or Hub id to ask, or the address of an OpenAI-compatible server (http://HOST:PORT/v1)."""
+    reward_model_path: str | None = None
+    """Reward model to ask which answer is better, on benchmarks that compare answers."""
+    answers: str | None = None
+    """Answers to score instead of asking a model (file or folder); neither pictures nor a model are needed."""
+    format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit"] | None = None
+    """What the answers' file is; by its fields if not given."""
+    judgments: str | None = None
+    """Recorded judgments to take instead of asking a judge (a run's judgments.jsonl)."""
+    judge: str | None = None
+    """Who judges, where a benchmark needs it: the address of an OpenAI-compatible server (http://HOST:PORT/v1), a checkpoint directory or Hub id, or
+    `rules`."""
+    judge_model: str | None = None
+    """The judge's name at its address; not needed where the server has one model."""
+    judge_tokens: Count = 512
+    """Most tokens of a judgment."""
+    judge_budget: Count | None = None
+    """Tokens after which no more judgments are asked for; the same command with a larger one goes on."""
+    dry_run: bool = False
+    """Say what judging would take, and ask nobody."""
+    served_model: str | None = None
+    """The model's name, where --model_name_or_path is an address; not needed where the server has one model."""
+    endpoint_timeout: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds to wait for a whole reply."""
+    endpoint_retries: Annotated[int, Field(ge=0)] = 4
+    """Further tries of a request that failed, with waits of 1, 2, 4, ... seconds between."""
+    endpoint_concurrency: Count = 4
+    """Requests under way at a time."""
+    strict: bool = False
+    """Missing, unknown, repeated and empty (null) answers are an error, not a count."""
     data: str | None = None
     """The benchmark's data (file or folder); some benchmarks make their own."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; the data's own folder if not given."""
     adapter_path: str | None = None
     """Adapter directory of a ppo run; the bare model if not given."""
+    dtype: Dtype = "float32"
+    """Precision of the weights."""
     temperature: NonNegative = 0.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

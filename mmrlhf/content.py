@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -50,7 +51,15 @@ def find(kind: Kind, name: str) -> Path:
     path = folder(kind) / f"{short}{SUFFIX[kind]}"
     if short and (path.is_file() or (kind == "data" and path.is_dir())):
         return path
+    alike = [known for known in names(kind) if kind == "eval" and _letters(known) == _letters(short)]
+    if len(alike) == 1:  # MMHal-Bench, mmhal and mmhal_bench are one
+        return folder(kind) / f"{alike[0]}{SUFFIX[kind]}"
     raise InputError(f"there is no {name} in {kind}: {suggestion(short, names(kind))}")
+
+
+def _letters(name: str) -> str:
+    """A benchmark's name without what its spellings differ in."""
+    return re.sub(r"[^a-z0-9/]", "", name.lower()).removesuffix("bench")
 
 
 def load_module(path: Path) -> ModuleType:

@@ -15,7 +15,7 @@ from mmrlhf.balance import balance_lengths
 from mmrlhf.config import suggestion
 from mmrlhf.facts import read_facts
 from mmrlhf.files import refuse_output_file, whole
-from mmrlhf.formats import FORMATS, beside_of, pairs_of, read_preferences
+from mmrlhf.formats import FORMATS, beside_of, holds_preferences, pairs_of, read_preferences
 from mmrlhf.images import read
 from mmrlhf.records import ImageSource, InputError, Preference
 from mmrlhf.tables import ROWS_AT_A_TIME
@@ -23,7 +23,7 @@ from mmrlhf.tables import ROWS_AT_A_TIME
 
 def convert(
     path: str, to: str, output_file: str, image_folder: str | None = None, facts_file: str | None = None,
-    balanced: bool = False, seed: int = 0,
+    balanced: bool = False, seed: int = 0, split: str = "train",
 ) -> None:  # fmt: skip
     """Write a file's preferences as rows of the format `to`, whole or not at all, and say what was left out.
 
@@ -36,7 +36,11 @@ def convert(
     if out.suffix not in WRITERS:
         raise InputError(f"output_file {out} must end in {', '.join(WRITERS)}: what it is called says how it is written")
     refuse_output_file(out)
-    preferences = read_preferences(path, image_folder=image_folder, facts=read_facts(facts_file) if facts_file else None)
+    if not holds_preferences(path, split):
+        raise InputError(
+            f"{path} holds no preferences, and convert writes nothing else: stages read prompts and answers as they are"
+        )
+    preferences = read_preferences(path, split, image_folder, read_facts(facts_file) if facts_file else None)
     home, left, form = beside_of(path, image_folder).folder, Counter[str](), FORMATS[to]
 
     def fitting() -> Iterator[Preference]:

@@ -18,16 +18,17 @@ from mmrlhf.prefix import Prefix
 
 
 class Step:
-    """Runs the next token of all answers. `prompts_S` names each sequence's prompt, `room` is how many tokens one may grow by."""
+    """Runs the next tokens of all answers. `prompts_S` names each sequence's prompt, `room` is how many tokens one may grow by."""
 
     def __init__(self, prefix: Prefix, prompts_S: Tensor, room: int):
         self.prefix, self.prompts_S, self.room = prefix, prompts_S, room
         self.before_SL = prefix.mask_PL[prompts_S].bool()
         self.cache = kv.growing(prefix.kv, prefix.like, prompts_S, room)
 
-    def __call__(self, t: int, ids_SG: Tensor, own_SGC: Tensor) -> Tensor:
-        """Hidden states [S, G, D] of the `t`-th tokens, each of which sees its prompt and the columns that are its own, itself the last."""
-        return self._forward(ids_SG, self.prefix.vlm.mask(self._sees(own_SGC)), self._positions(t, ids_SG))
+    def __call__(self, places_SG: Tensor, ids_SG: Tensor, own_SGC: Tensor) -> Tensor:
+        """Hidden states [S, G, D] of tokens that stand so many places after their prompt, each of which sees that and the columns that are
+        its own; these tokens are the last G columns."""
+        return self._forward(ids_SG, self.prefix.vlm.mask(self._sees(own_SGC)), self.prefix.at(self.prompts_S, places_SG))
 
     def keep(self, sequences: Tensor) -> None:
         """Go on with some of the sequences."""
@@ -38,64 +39,59 @@ class Step:
     def _sees(self, own_SGC: Tensor) -> Tensor:
         return torch.cat([self.before_SL[:, None].expand(-1, own_SGC.shape[1], -1), own_SGC], -1)
 
-    def _positions(self, t: int, ids_SG: Tensor) -> Tensor:
-        found = self.prefix.positions(self.prompts_S, t, 1)
-        return found.expand(*found.shape[:-1], ids_SG.shape[1])
-
     def _forward(self, ids_SG: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         return self.prefix.vlm.model.base_model(
-            input_ids=ids_SG, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
+            input_ids=ids_SG, attention_mask=mask, position_ids=positions, **kv.given(self.prefix.vlm.model, self.cache)
         ).last_hidden_state
 
 
 class Captured(Step):
-    """The same in fixed shapes: captured with the first token, and again when answers have left. On a CPU, where nothing is captured, a way
-    to test the rest."""
+    """The same in fixed shapes: the first tokens of a shape run as they are, the second are captured, which all that follow replay. On a CPU,
+    where nothing is captured, a way to test the rest."""
 
     def __init__(self, prefix: Prefix, prompts_S: Tensor, room: int):
         self.prefix, self.prompts_S, self.room = prefix, prompts_S, room
         self.before_SL = prefix.mask_PL[prompts_S].bool()
         self.cache = kv.fixed(prefix.kv, prompts_S, room)
         self._given: tuple[Tensor, ...] = ()
-        self._run: Callable[[], Tensor] | None = None
+        self._replay: Callable[[], Tensor] | None = None
 
-    def __call__(self, t: int, ids_SG: Tensor, own_SGC: Tensor) -> Tensor:
+    def __call__(self, places_SG: Tensor, ids_SG: Tensor, own_SGC: Tensor) -> Tensor:
         each, columns = ids_SG.shape[1], own_SGC.shape[2]
         first = self.before_SL.shape[1] + columns - each
         sees = torch.nn.functional.pad(self._sees(own_SGC), (0, self.room - columns))
         at = torch.arange(first, first + each, device=ids_SG.device)
-        given = (ids_SG, self.prefix.vlm.mask(sees), self._positions(t, ids_SG), at)
-        if self._run is None or self._given[0].shape != ids_SG.shape:
-            self._given = tuple(tensor.clone() for tensor in given)
+        given = (ids_SG, self.prefix.vlm.mask(sees), self.prefix.at(self.prompts_S, places_SG), at)
+        if not self._given or self._given[0].shape != ids_SG.shape:
+            self._given, self._replay = tuple(tensor.clone() for tensor in given), None
             for layer in self.cache.layers:
                 layer.at = self._given[3]
-            self._run = self._captured()
-        else:
-            for place, tensor in zip(self._given, given, strict=True):
-                place.copy_(tensor)
-        return self._run()
+            return self._run()
+        for place, tensor in zip(self._given, given, strict=True):
+            place.copy_(tensor)
+        self._replay = self._replay or self._captured()
+        return self._replay()
 
     def keep(self, sequences: Tensor) -> None:
         super().keep(sequences)
-        self._run = None
+        self._given = ()
+
+    def _run(self) -> Tensor:
+        return self._forward(*self._given[:3])
 
     def _captured(self) -> Callable[[], Tensor]:
         """The step as one launch; as it is where that cannot be, which is said once."""
-
-        def run() -> Tensor:
-            return self._forward(*self._given[:3])
-
         vlm = self.prefix.vlm
         if vlm.device.type != "cuda" or not vlm.captures:
-            return run
+            return self._run
         try:
-            return _graph(run)
+            return _graph(self._run)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             vlm.captures = False
             print(f"note: {vlm.name} is sampled without CUDA graphs ({(str(error).splitlines() or [''])[0]})")
-            return run
+            return self._run
 
 
 def _graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -111,7 +107,7 @@ def _graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     with torch.cuda.graph(graph):
         found = run()
     graph.replay()
-    if (found - expected).abs().max() > 1e-2 * expected.abs().max():
+    if not (found - expected).abs().max() <= 1e-2 * expected.abs().max():  # NaN is no match either
         raise RuntimeError("replayed, it gives something else")
 
     def replay() -> Tensor:

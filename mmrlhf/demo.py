@@ -232,7 +232,7 @@ def preference_pairs(world: WorldConfig, model: str, path: Path) -> tuple[list[P
 
 def _examples(split: scenes.Split, count: int, *, facts: WorldConfig | None = None) -> list[Example]:
     """The benchmark's rows on a split, with facts where something that reads them will rank answers."""
-    rows = load_benchmark("scenes").load(split, count)
+    rows = load_benchmark("scenes").prompts(split, count)
     if facts is None:
         return rows
     found = []

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import Any, TypeVar
 
 import PIL
@@ -25,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmrlhf.features import FeatureCache, Picture
-from mmrlhf.images import open_image, read
+from mmrlhf.images import open_image
 from mmrlhf.records import ImageSource, InputError
 
 ELEMENTS = 1 << 26
@@ -37,6 +38,8 @@ LANE = 16
 Missing = dict[str, tuple[ImageSource, int]]
 """Pictures by key, and how many stand in the prompt of each."""
 Item = tuple[str, tuple[ImageSource, int]]
+BESIDE_THE_TOWER = ("text_config", "architectures", "dtype", "transformers_version", "_name_or_path")
+"""Settings of a model that its pictures' features do not follow from."""
 S = TypeVar("S")
 T = TypeVar("T")
 BESIDES = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
@@ -49,6 +52,7 @@ class Prepared:
     when a GPU's side stream has them."""
 
     key: str
+    name: str
     tensors: dict[str, Tensor]
     copies: int
     placeholders: int
@@ -86,8 +90,9 @@ class Encoder:
         """A hash of everything but the picture that its features follow from."""
         if not self._fingerprint:
             images = self.processor.image_processor
+            tower = {k: v for k, v in self.model.config.to_dict().items() if k not in BESIDE_THE_TOWER}
             parts = [
-                fingerprint(self._named),
+                _whole_fingerprint(self._named), type(self.model).__name__, tower, metadata.version("torchvision"),
                 type(self.processor).__name__, type(images).__name__, images.to_json_string(), self.dtype, self.model.device.type,
                 PIL.__version__, transformers.__version__, torch.__version__.split("+")[0],
                 {k: v for k, v in vars(self.processor).items() if isinstance(v, int | str | bool) and k != "chat_template"},
@@ -101,7 +106,8 @@ class Encoder:
 
     def pictures(self, rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[Picture, ...]]:
         """The pictures of each row, encoded where the cache does not hold them."""
-        wanted = [[(self._key(s, len(row)), s) for s in row] for row in rows]
+        pinned = [[source.pinned() for source in row] for row in rows]
+        wanted = [[(self._key(s, len(row)), s) for s in row] for row in pinned]
         with self._lock:
             found: dict[str, Picture] = {}
             missing: Missing = {}
@@ -170,14 +176,20 @@ class Encoder:
             yield from self._named_tower(batch)
 
     def _named_tower(self, batch: list[Prepared]) -> list[tuple[str, Picture]]:
-        return list(zip((p.key for p in batch), self._tower(batch), strict=True))
+        """A batch's pictures by key; in halves where a GPU has no room for all."""
+        try:
+            return list(zip((p.key for p in batch), self._tower(batch), strict=True))
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        print(f"note: out of GPU memory: going on with {half} pictures at a time in the tower")
+        return self._named_tower(batch[:half]) + self._named_tower(batch[half:])
 
     def _prepare(self, key: str, asked: tuple[ImageSource, int]) -> Prepared:
         source, company = asked
-        data = read(source)
-        if hashlib.sha256(data).hexdigest() not in key:
-            raise InputError(f"image {source.name} changed while it was being read: run again when nothing writes to it")
-        picture = open_image(source, data=data)
+        picture = open_image(source)
         copies = 2 if self.by_company and company > 1 else 1  # the first of two is what each of several becomes
         try:
             batch, texts = self.process([self._texts[copies]], [[picture] * copies], offsets=True)
@@ -189,7 +201,8 @@ class Encoder:
             ) from None
         tensors = {k: batch[k] for k in self._names() if k in batch}
         placeholders = int((batch["input_ids"] == self.model.config.image_token_id).sum()) // copies
-        return Prepared(key, tensors, copies, placeholders, texts[0][0] if texts else None, batch.get("image_grid_thw"))
+        grid = batch["image_grid_thw"].cpu() if "image_grid_thw" in batch else None
+        return Prepared(key, source.name, tensors, copies, placeholders, texts[0][0] if texts else None, grid)
 
     def process(
         self, texts: list[str], pictures: list[list[Any]], *, offsets: bool = False
@@ -242,14 +255,17 @@ class Encoder:
                 at += 1
             if count:
                 raise InputError(
-                    f"the processor writes {one.placeholders} image tokens for a picture and the model's tower gives another number: "
-                    "they do not fit; load model and processor from one checkpoint"
+                    f"image {one.name}: the processor writes {one.placeholders} image tokens for it and the model's tower gives another "
+                    "number; load model and processor from one checkpoint"
                 )
             end = start + (at - start) // one.copies
             # Cloned: a view would keep the whole batch's output alive.
             found.append(Picture([[u.clone() for u in column[start:end]] for column in columns], stacked, one.text, one.grid))
         if at != len(columns[0]):
-            raise InputError("the model's tower gives more features than the processor writes image tokens: they do not fit")
+            raise InputError(
+                f"image {batch[0].name}: the model's tower gives more features than the processor writes image tokens; "
+                "load model and processor from one checkpoint"
+            )
         return found
 
     def _on_device(self, tensor: Tensor) -> Tensor:
@@ -257,13 +273,19 @@ class Encoder:
 
 
 def _batches(prepared: Iterable[Prepared], limit: int) -> Iterator[list[Prepared]]:
-    """Pictures of one shape, of as many elements as `limit` allows together, one at least."""
+    """Pictures of one shape, of as many elements as `limit` allows together, one at least; twice that of all shapes may wait."""
     waiting: dict[tuple, list[Prepared]] = {}
+
+    def elements(same: list[Prepared]) -> int:
+        return sum(p.elements for p in same)
+
     for one in prepared:
         same = waiting.setdefault(one.shape, [])
         same.append(one)
-        if sum(p.elements for p in same) + one.elements > limit:
+        if elements(same) + one.elements > limit:
             yield waiting.pop(one.shape)
+        elif sum(map(elements, waiting.values())) > 2 * limit:
+            yield waiting.pop(max(waiting, key=lambda shape: elements(waiting[shape])))
     yield from waiting.values()
 
 
@@ -294,6 +316,15 @@ def _on_torch(processor: Any) -> bool:
     from transformers.image_processing_backends import TorchvisionBackend
 
     return isinstance(processor.image_processor, TorchvisionBackend)
+
+
+def _whole_fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of every value: features are kept for longer than a tower's few sampled values could vouch for."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(parameters, key=lambda item: item[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -47,8 +49,7 @@ class Picture:
         pin = device.type == "cpu" and torch.cuda.is_available()
 
         def move(unit: Tensor) -> Tensor:
-            moved = unit.to(device, non_blocking=True)
-            return moved.pin_memory() if pin else moved
+            return unit.to(device).pin_memory() if pin else unit.to(device, non_blocking=True)
 
         return replace(self, columns=[[move(u) for u in column] for column in self.columns])
 
@@ -98,7 +99,7 @@ class Disk:
         if folder.exists():
             if not folder.is_dir():
                 raise InputError(f"feature_cache_dir {folder} is a file: name a folder")
-            self.bytes = sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+            self.bytes = sum(size for _, size, _ in self._files())
 
     def _path(self, key: str) -> Path:
         tower, _, picture = key.partition("/")
@@ -115,6 +116,8 @@ class Disk:
                     raise ValueError("it holds another picture")
                 columns = [[file.get_tensor(f"{c}.{u}") for u in range(n)] for c, n in enumerate(card["units"])]
                 grid = file.get_tensor("grid") if card["grid"] else None
+            if _checksum(columns) != card["checksum"]:
+                raise ValueError("its content is damaged")
             with contextlib.suppress(OSError):
                 os.utime(path)  # recently used
             return Picture(columns, card["stacked"], card["text"], grid)
@@ -134,6 +137,7 @@ class Disk:
             "stacked": picture.stacked,
             "text": picture.text,
             "grid": picture.grid is not None,
+            "checksum": _checksum(picture.columns),
         }
         data = save(tensors, {"picture": json.dumps(card)})
         path = self._path(key)
@@ -155,14 +159,36 @@ class Disk:
 
     def _shrink(self, keep: Path) -> None:
         """Remove the files that were used longest ago until a tenth of the budget is free."""
-        files = sorted((f.stat().st_mtime, f.stat().st_size, f) for f in self.folder.rglob("*.safetensors"))
+        files = sorted(self._files())
         self.bytes = sum(size for _, size, _ in files)
         for _, size, file in files:
             if self.bytes <= 0.9 * self.budget:
                 break
             if file != keep:
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another process may have been quicker
+                    file.unlink()
                 self.bytes -= size
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """When each file was last used, its bytes, and its path; those of killed runs go, files that vanish meanwhile do not count."""
+        for file in self.folder.rglob("*.safetensors*"):
+            with contextlib.suppress(OSError):
+                state = file.stat()
+                if file.suffix == ".safetensors":
+                    yield state.st_mtime, state.st_size, file
+                elif time.time() - state.st_mtime > ABANDONED:
+                    file.unlink()
+
+
+ABANDONED = 3600.0
+"""Seconds after which a file that was being written is nobody's."""
+
+
+def _checksum(columns: list[list[Tensor]]) -> int:
+    found = 0
+    for unit in (u for column in columns for u in column):
+        found = zlib.crc32(unit.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), found)
+    return found
 
 
 class FeatureCache:

@@ -21,6 +21,11 @@ def state_of(path: str | None) -> list[Any]:
     return [path, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
 
 
+def digest_of(subject: Sequence[Any]) -> str:
+    """A short name for everything that some lines depend on."""
+    return hashlib.sha256(json.dumps(subject, default=repr).encode()).hexdigest()[:12]
+
+
 class GrowingFile:
     """Lines that wait in a hidden file beside `path` until `finish`; `done` of them were there when it was opened.
 
@@ -31,7 +36,7 @@ class GrowingFile:
 
     def __init__(self, path: Path, subject: Sequence[Any], each: int = 1, setting: str = "output_file"):
         refuse_output_file(path, setting)
-        digest = hashlib.sha256(json.dumps(subject, default=repr).encode()).hexdigest()[:12]
+        digest = digest_of(subject)
         self.path, self._part = path, path.with_name(f".{path.name}.{digest}.part")
         whole = self._part.read_bytes().split(b"\n")[:-1] if self._part.exists() else []
         self.done = len(whole) // each * each

@@ -10,6 +10,7 @@ Sliding windows are in the mask that the model makes, so that their layers keep 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -156,6 +157,12 @@ def empty(model: PreTrainedModel) -> Cache:
         return JoinedState() if isinstance(theirs, LinearAttentionLayer) else Joined()
 
     return Cache(layers=[layer(theirs) for theirs in DynamicCache(config=model.config).layers])
+
+
+def given(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
+    """How a model's forward is handed a cache: transformers renames the keyword."""
+    names = inspect.signature(model.base_model.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache, "use_cache": True}
 
 
 def parts(cache: Cache) -> KV:

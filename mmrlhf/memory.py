@@ -7,16 +7,19 @@ in it.
 
 from __future__ import annotations
 
+import json
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, TrainConfig
 from mmrlhf.encoder import language_prefixes
 from mmrlhf.features import GIB
+from mmrlhf.records import InputError
 from mmrlhf.vlm import LOGITS
 
 PROMPT = 128
@@ -36,6 +39,19 @@ class Item:
     name: str
     bytes: int
     how: str
+
+
+def architecture(name: str) -> PreTrainedModel:
+    """A model without weights, from its config.json: a checkpoint directory or Hub id. Raises InputError."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise InputError(
+            f"model {name}: its architecture cannot be read ({reason}): give a checkpoint directory or a Hub id"
+        ) from None
 
 
 def image_tokens(model: PreTrainedModel) -> int:
@@ -65,9 +81,17 @@ def plan(config: TrainConfig, model: PreTrainedModel) -> list[Item]:
     roles = (
         ["policy", "value", "reward"] if isinstance(config, PPOConfig) else [type(config).__name__.removesuffix("Config").lower()]
     )
-    if isinstance(config, PPOConfig) and config.advantage_estimator == "grpo":
-        roles.remove("value")
-    trained = [r for r in roles if r != "reward"] or roles
+    if isinstance(config, PPOConfig):
+        if config.advantage_estimator == "grpo":
+            roles.remove("value")
+        names = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()] or ["-"]
+        elsewhere = {path: card for path in names if (card := _on_a_base_of_its_own(path, config)) is not None}
+        roles[-1:] = [f"reward_{i}" if i else "reward" for i in range(len(names) - len(elsewhere))]
+        for path, (base, dtype) in elsewhere.items():
+            count = sum(p.numel() for p in architecture(base).parameters())
+            each_ = NF4 if dtype == "nf4" else 4 if dtype == "float32" else 2
+            items.append(Item(f"base of {path}", int(count * each_), f"{count:,} x {dtype}: another than the policy's"))
+    trained = [r for r in roles if not r.startswith("reward")] or roles
     lora = sum(
         (m.in_features + m.out_features) * config.lora_r for n, m in linears.items() if _targeted(n, config.lora_target_modules)
     )
@@ -120,6 +144,18 @@ def plan(config: TrainConfig, model: PreTrainedModel) -> list[Item]:
         items.append(Item("activations", whole * layers, f"{tokens:,} tokens x {layers} layers x {wide:,} values"))
     items.append(Item("logits", 3 * LOGITS * 4, "one chunk, its log-probs and its gradient"))
     return items
+
+
+def _on_a_base_of_its_own(path: str, config: PPOConfig) -> tuple[str, str] | None:
+    """The base and precision of a reward model that does not run on the policy's; None where it does, or is not there yet."""
+    card = Path(path) / "reward.json"
+    if not card.is_file():
+        return None
+    told = json.loads(card.read_text())
+    base = str(Path(path) / "model") if told["base"] == "model" else str(told["base"])
+    name = config.model_name_or_path
+    same = base == (str(Path(name).resolve()) if Path(name).is_dir() else name) and told["dtype"] == config.dtype
+    return None if same else (base, str(told["dtype"]))
 
 
 def _linears(model: PreTrainedModel) -> dict[str, nn.Linear]:

@@ -8,24 +8,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from mmrlhf.features import GIB
-from mmrlhf.memory import Item, plan
-from mmrlhf.records import InputError
-
-
-def architecture(name: str) -> PreTrainedModel:
-    """A model without weights, from its config.json: a checkpoint directory or Hub id. Raises InputError."""
-    try:
-        config = AutoConfig.from_pretrained(name)
-        with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
-        raise InputError(
-            f"model {name}: its architecture cannot be read ({reason}): give a checkpoint directory or a Hub id"
-        ) from None
+from mmrlhf.memory import Item, architecture, plan
 
 
 def memory_there() -> tuple[int, str]:

@@ -33,7 +33,7 @@ from mmrlhf.features import GIB
 from mmrlhf.files import write_whole
 from mmrlhf.formats import read_examples
 from mmrlhf.memory import peak, plan
-from mmrlhf.records import Example, InputError
+from mmrlhf.records import Example, Fact, InputError, Message
 from mmrlhf.rewards import RewardModel, fact_rm, prompt_with_facts
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.rollout import Answers, answer, hidden_states, logps, over_all, some, token_at, values
@@ -85,6 +85,10 @@ def ppo(
         raise InputError(
             f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "
             "raise max_length or lower response_length"
+        )
+    if config.critic_sees_facts and config.advantage_estimator != "gae":
+        raise InputError(
+            f"critic_sees_facts: advantage_estimator {config.advantage_estimator} has no critic; leave one of them out"
         )
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
@@ -182,7 +186,7 @@ def ppo(
             critic_prompts = out.prompts
             if critic is not None:
                 if config.critic_sees_facts:
-                    critic_prompts = _with_facts(vlm, mine, config.max_length - config.response_length)
+                    critic_prompts = _with_facts(vlm, mine, config.max_length - config.response_length, models)
                 values_NT = over_all(values, critic, replace(out, prompts=critic_prompts))
                 at_end = config.spans_paid == "at_end"
                 whole_N = torch.tensor([entry.total if at_end else entry.whole for entry in entries], device=vlm.device)
@@ -255,12 +259,16 @@ def ppo(
             if (step + 1) % config.eval_steps == 0 or step + 1 == total:
                 log |= measured()
             steps.advance()
+            if step == first:
+                run.say(
+                    f"memory: {peak() / GIB:.2f} GiB at most, {planned / GIB:.2f} planned (`mmrlhf plan ppo`; a process without a model not counted)"
+                )
             show = (step + 1) % config.logging_steps == 0
             run.log(step + 1, log)
             claimed = judge.kept(samples) if judge is not None else None
             run.ledger(step + 1, gather_object(_ledger_rows(samples, entries, paid_N, claimed)))
             recent.append(log)
-            if show:
+            if show or step + 1 == total:
                 for text in alarms({k: fmean(r[k] for r in recent) for k in log if k.startswith("guard/")}):
                     run.alarm(step + 1, text)
                 recent.clear()
@@ -305,6 +313,10 @@ def _reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerat
     for number, path in enumerate(_paths(config)):
         name = "reward" if number == 0 else f"reward_{number}"
         model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, name)
+        if config.min_probe_rate and not model.probes:
+            print(
+                f"note: reward model {path} was never probed for false claims: it was trained without facts that such claims are made of"
+            )
         for kind, rate in model.probes.items():
             if rate < config.min_probe_rate:
                 raise InputError(
@@ -316,10 +328,15 @@ def _reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerat
     return models
 
 
-def _with_facts(vlm: VLM, rows: Sequence[Example], limit: int) -> list[Prompt]:
-    """Prompts as a critic reads them that is told the facts."""
-    facts = [render(e.facts, zlib.crc32(repr((e.prompt, e.facts)).encode())) for e in rows]
-    told = [(prompt_with_facts(e.prompt, text), e.images) for e, text in zip(rows, facts, strict=True)]
+def _with_facts(vlm: VLM, rows: Sequence[Example], limit: int, models: Sequence[RewardModel]) -> list[Prompt]:
+    """Prompts as a critic reads them that is told the facts, in the words of the first reward model that reads them."""
+
+    def plainly(prompt: Sequence[Message], facts: Sequence[Fact]) -> str:
+        return render(facts, zlib.crc32(repr((prompt, facts)).encode()))
+
+    write = next((model.rendered for model in models if model.facts == "given"), plainly)
+    texts = [write(e.prompt, e.facts) for e in rows]
+    told = [(prompt_with_facts(e.prompt, text), e.images) for e, text in zip(rows, texts, strict=True)]
     return vlm.prompts(told, limit, [e.id for e in rows])
 
 

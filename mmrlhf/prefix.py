@@ -63,8 +63,7 @@ class Prefix:
             input_ids=ids_NT,
             attention_mask=torch.cat([self.mask_PL[rows_N], mask_NT], 1),
             position_ids=self.positions(rows_N, 0, ids_NT.shape[1]),
-            past_key_values=kv.joined(self.kv, self.like, rows_N),
-            use_cache=True,
+            **kv.given(self.vlm.model, kv.joined(self.kv, self.like, rows_N)),
             **self.beside(rows_N, ids_NT.shape[1]),
         )
         return torch.cat([first_ND, out.last_hidden_state[:, :width]], 1)
@@ -98,14 +97,17 @@ class Prefix:
             input_ids=ids_NT.reshape(len(prompts), -1),
             attention_mask=self.vlm.mask(sees),
             position_ids=positions.reshape(*positions.shape[:-2], len(prompts), -1),
-            past_key_values=kv.joined(self.kv, self.like, prompts),
-            use_cache=True,
+            **kv.given(self.vlm.model, kv.joined(self.kv, self.like, prompts)),
         )
         return out.last_hidden_state.reshape(len(rows_N), width, -1)
 
     def positions(self, rows_N: Tensor, first: int, count: int) -> Tensor:
         """Position ids of `count` answer tokens from the `first` on."""
-        found = self.start_P[rows_N, None] + torch.arange(first, first + count, device=rows_N.device)
+        return self.at(rows_N, torch.arange(first, first + count, device=rows_N.device).expand(len(rows_N), -1))
+
+    def at(self, rows_N: Tensor, place_NT: Tensor) -> Tensor:
+        """Position ids of tokens that stand so many after the prompts `rows_N`."""
+        found = self.start_P[rows_N, None] + place_NT
         return found.expand(3, -1, -1) if hasattr(self.vlm.model.base_model, "get_rope_index") else found
 
     def beside(self, rows_N: Tensor, count: int) -> dict[str, Tensor]:
@@ -133,9 +135,14 @@ class Plain:
 
 def prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix | Plain:
     """Run the prompts under the current role, with gradients where they are enabled; the first of a run decides how."""
-    if vlm.prefix == "auto":
+    return _prefill(vlm, prompts) if trusted(vlm, prompts) else Plain(vlm, prompts)
+
+
+def trusted(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
+    """Whether prompts are run once for all that follows them."""
+    if vlm.prefix == "auto" and not (vlm.agreed_on_text and not any(p.images for p in prompts)):
         _decide(vlm, prompts)
-    return Plain(vlm, prompts) if vlm.prefix == "off" else _prefill(vlm, prompts)
+    return vlm.prefix != "off"
 
 
 def _prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
@@ -157,7 +164,7 @@ def _prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
     located = inputs | ({"image_grid_thw": torch.cat(grids).to(vlm.device)} if grids else {})
     positions, start_P = _positions(vlm, located)
     cache = kv.empty(vlm.model)
-    out = vlm.model.base_model(**inputs, **vlm.join(prompts), position_ids=positions, past_key_values=cache, use_cache=True)
+    out = vlm.model.base_model(**inputs, **vlm.join(prompts), position_ids=positions, **kv.given(vlm.model, cache))
     extras = {k: v for k, v in inputs.items() if k == "cross_attention_mask"}
     return Prefix(vlm, kv.parts(cache), cache, out.last_hidden_state[:, -1], inputs["attention_mask"], start_P, extras)
 
@@ -214,7 +221,10 @@ def _decide(vlm: VLM, prompts: Sequence[Prompt]) -> None:
         print(f"note: {vlm.name} is run the plain way, each answer with its whole prompt ({reason})")
         vlm.prefix = "off"
     elif prompt.images:
+        print(f"note: {vlm.name}: prompts are run once for all their answers ({reason} from each with its whole prompt)")
         vlm.prefix = "on"
+    else:
+        vlm.agreed_on_text = True
 
 
 def _agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,14 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A picture that has not been opened: a file's path, or its encoded bytes. Exactly one of the two is set."""
+    """A picture that has not been opened: a file's path, or its encoded bytes. Exactly one of the two is set.
+
+    `content` is the sha256 of a file that must not have become another picture since.
+    """
 
     path: str | None = None
     data: bytes | None = None
+    content: str | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -35,16 +39,27 @@ class ImageSource:
         return self.path if self.path is not None else f"<{len(self.data or b'')} bytes>"
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises InputError when the file is not there or cannot be read."""
+        """The encoded bytes. Raises InputError when the file is not there, cannot be read, or is not what it was when it was pinned."""
         if self.data is not None:
             return self.data
         assert self.path is not None
         try:
-            return Path(self.path).read_bytes()
+            data = Path(self.path).read_bytes()
         except FileNotFoundError:
             raise InputError(f"image {self.path} does not exist: correct the path or the image folder") from None
         except OSError as error:
             raise InputError(f"image {self.path} cannot be read ({error.strerror})") from None
+        if self.content is not None and hashlib.sha256(data).hexdigest() != self.content:
+            raise InputError(f"image {self.name} changed while it was being used: run again when nothing writes to it")
+        return data
+
+    def pinned(self) -> ImageSource:
+        """The same picture, which is refused once its file holds another."""
+        if self.data is not None or self.content is not None:
+            return self
+        found = replace(self, content=self.key)
+        found.__dict__["_seen"] = self.__dict__["_seen"]
+        return found
 
     @property
     def key(self) -> str:
@@ -53,7 +68,7 @@ class ImageSource:
         if self.path is not None:
             with contextlib.suppress(OSError):  # `read` says what is wrong with it
                 found = os.stat(self.path)
-                state = found.st_mtime_ns, found.st_size, found.st_ino
+                state = found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
         seen = self.__dict__.get("_seen")
         if seen is None or seen[0] != state:
             seen = state, self._digest()

@@ -24,7 +24,7 @@ from mmrlhf.damage import contradicted, thinned
 from mmrlhf.facts import read_facts
 from mmrlhf.files import write_whole
 from mmrlhf.formats import read_preferences
-from mmrlhf.growing import GrowingFile, state_of
+from mmrlhf.growing import GrowingFile, digest_of, state_of
 from mmrlhf.probe import KINDS, Planted, plant
 from mmrlhf.records import Comparison, Fact, InputError, Preference
 from mmrlhf.rewards import Group, RewardModel
@@ -61,8 +61,11 @@ def reward_bench(config: RewardBenchConfig, preferences: Sequence[Preference] | 
         state_of(config.facts_file),
     ]
     with progress(sum(map(len, asked.values())), "reward-bench") as steps:
-        scores = {n: _scored(model, groups, run.path / "scores" / f"{n.replace(' ', '_')}.jsonl", [*subject, n], config.batch_size, steps.advance)
-                  for n, groups in asked.items()}  # fmt: skip
+        scores = {}
+        for name, groups in asked.items():
+            of = [*subject, name]
+            path = run.path / "scores" / f"{name.replace(' ', '_')}.{digest_of(of)}.jsonl"
+            scores[name] = _scored(model, groups, path, of, config.batch_size, steps.advance)
 
     # 2. What they say
     result = {"reward_model": config.reward_model_path, "data": config.dataset_name, "n": len(rows), "facts": model.facts}
@@ -141,11 +144,15 @@ def measured(rows: Sequence[Preference], scores: Sequence[Sequence[float]], temp
         names = [name(p, c) for p, _, c in told]
         return {n: share(margins[[m == n for m in names]] > CHANCE) for n in dict.fromkeys(sorted(names))}
 
+    def hallucinated(p: Preference, c: Comparison) -> str:
+        """What is said of the worst answer says nothing of the others."""
+        return {True: "yes", False: "no", None: "unknown"}[p.hallucinated if c.worse == len(p.answers) - 1 else None]
+
     bins = reliability(margins, temperature)
     return {
         "accuracy": share(margins > CHANCE),
         "by_source": by(lambda p, _: p.source or "unknown"),
-        "by_hallucinated": by(lambda p, _: {True: "yes", False: "no", None: "unknown"}[p.hallucinated]),
+        "by_hallucinated": by(hallucinated),
         "by_length": by(lambda p, c: length_bin(p.answers[c.better], p.answers[c.worse])),
         "ties": _ties(np.array([abs(gap) for _, gap, c in found if c.tie]), np.abs(margins)),
         "calibration": {

@@ -25,7 +25,7 @@ from mmrlhf.balance import balance_lengths
 from mmrlhf.calibration import fit_temperature
 from mmrlhf.config import RewardConfig
 from mmrlhf.damage import unsteady
-from mmrlhf.facts import read_facts
+from mmrlhf.facts import read_facts, template_text
 from mmrlhf.formats import Records, read_preferences
 from mmrlhf.probe import learnt, plant, probe_rates
 from mmrlhf.records import Fact, InputError, Preference
@@ -36,7 +36,7 @@ from mmrlhf.training import apply, learning_rate_factor, rows_of_step, total_ste
 from mmrlhf.vlm import load
 
 PROBED = 100
-"""Held-out rows that false claims are planted in."""
+"""Rows that false claims are planted in."""
 NOISE_FROM = 512
 """Rows whose facts serve as another picture's."""
 
@@ -48,7 +48,8 @@ def group(preference: Preference) -> Group:
 def compared(config: RewardConfig, preferences: Sequence[Preference], raw_N: Tensor) -> tuple[Tensor, dict[str, float]]:
     """The loss of some preferences, given the rewards of all their answers in order, and what is logged; both summed over preferences.
 
-    Ties count for rao_kupper only. Raises InputError where margins are asked for and a row has none.
+    Each of a preference's K (K - 1) / 2 comparisons weighs one over their number. Ties count for rao_kupper only, and never for what
+    is logged, which is to be divided by `ranked`, the weight of the rest. Raises InputError where margins are asked for and a row has none.
     """
     better, worse, tie, margin, weight, start = [], [], [], [], [], 0
     for p in preferences:
@@ -60,7 +61,7 @@ def compared(config: RewardConfig, preferences: Sequence[Preference], raw_N: Ten
             worse.append(start + c.worse)
             tie.append(c.tie)
             margin.append(c.margin or 0.0)
-            weight.append(1 / len(counted))
+            weight.append(1 / len(p.comparisons))
         start += len(p.answers)
     better_C, worse_C = raw_N[better], raw_N[worse]
     tie_C, margin_C, weight_C = (torch.tensor(v, device=raw_N.device) for v in (tie, margin, weight))
@@ -74,10 +75,15 @@ def compared(config: RewardConfig, preferences: Sequence[Preference], raw_N: Ten
         loss_C = losses.bradley_terry(better_C, worse_C)
     loss = (weight_C * (loss_C + config.center_rewards_coefficient * losses.centering(better_C, worse_C))).sum()
     with torch.no_grad():
-        gap_C = better_C - worse_C
-        told = {"loss": loss.detach(), "accuracy": (weight_C * (gap_C > 0)).sum(), "margin": (weight_C * gap_C).sum()}
-        told["mean_reward"] = (weight_C * (better_C + worse_C) / 2).sum()
-    return loss, {k: float(v) for k, v in told.items()}
+        gap_C, ranked_C = better_C - worse_C, weight_C * ~tie_C.bool()
+        told = {
+            "loss": loss,
+            "ranked": ranked_C.sum(),
+            "accuracy": (ranked_C * (gap_C > 0)).sum(),
+            "margin": (ranked_C * gap_C).sum(),
+        }
+        told["mean_reward"] = (ranked_C * (better_C + worse_C) / 2).sum()
+    return loss, {k: float(v.detach()) for k, v in told.items()}
 
 
 def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held_out: Sequence[Preference] | None = None) -> Path:
@@ -97,7 +103,13 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
 
     if config.balance_lengths:
         kept = balance_lengths(pairs, config.seed)
+        if not kept:
+            raise InputError(f"{config.dataset_name}: balance_lengths leaves no row; leave it out")
         pairs = pairs.only(kept) if isinstance(pairs, Records) else [pairs[i] for i in kept]
+    if config.loss_type != "rao_kupper" and all(c.tie for i in range(min(len(pairs), NOISE_FROM)) for c in pairs[i].comparisons):
+        raise InputError(
+            f"{config.dataset_name} has ties only, from which just loss_type rao_kupper learns: give it, or other rows"
+        )
     if config.train == "full" and config.dtype != "float32":
         raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
 
@@ -111,7 +123,12 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
     head = review_head(vlm) if config.head_init == "review" else random_head(vlm, config.seed)
     role = Role(adapters, "reward" if config.train == "lora" else None, head)
     model = RewardModel(
-        role, config.facts, config.facts_position, config.facts_template, config.facts_budget, max_length=config.max_length
+        role,
+        config.facts,
+        config.facts_position,
+        template_text(config.facts_template),
+        config.facts_budget,
+        max_length=config.max_length,
     )
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     others = [fact for i in range(min(len(pairs), NOISE_FROM)) for fact in pairs[i].facts]
@@ -146,6 +163,8 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
 
             sums = vlm.budget.within(learn)
             sums = {k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in sums.items()}
+            ranked = sums.pop("ranked") or float("nan")  # of ties alone nothing can be said
+            sums |= {k: sums[k] / ranked for k in ("accuracy", "margin", "mean_reward")}
             norm = apply(accelerator, optimizer, role.parameters(), config.max_grad_norm)
             steps.advance()
             sums |= {"grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
@@ -165,7 +184,7 @@ def reward(config: RewardConfig, pairs: Sequence[Preference] | None = None, held
         model.temperature = fit_temperature(margins)
         if held_out:
             model.accuracy = float(right.mean()) if len(right) else None
-            model.probes = probe_rates(model, plant(held_out[:PROBED], seed=config.seed))
+        model.probes = probe_rates(model, plant(reference[:PROBED], seed=config.seed))
         artefact.save(model, run.path, groups)
         result = {"steps": total, "accuracy": model.accuracy, "temperature": model.temperature, "probes": model.probes}
         run.finish(result | {"right": right.astype(float).tolist() if held_out else None})

@@ -101,7 +101,7 @@ class RewardModel:
     """A role with a scalar head that reads images, text and facts; scores are (raw - mean) / std of a reference set.
 
     `temperature` calibrates: the first of two answers is the better one with probability sigmoid((first - second) / temperature).
-    `accuracy` and `probes` (share of planted false claims that lower the score, by claim type) are of held-out pairs.
+    `accuracy` is of held-out pairs; `probes`, the share of planted false claims that lower the score, by claim type, of the reference set.
     """
 
     role: Role
@@ -131,7 +131,9 @@ class RewardModel:
             conversations.append((asked, group.images))
             reviews = [review_messages(group.prompt, answer, text, self.facts_position)[-1] for answer in group.answers]
             found = zip(group.answers, reviews, strict=True)
-            answers.append([vlm.answer_ids(asked, answer, len(group.images), then=[review]) for answer, review in found])
+            answers.append(
+                [vlm.answer_ids(asked, answer, len(group.images), then=[review], name=group.id) for answer, review in found]
+            )
         names = [group.id for group in groups]
         prompts = vlm.prompts(conversations, self.max_length, names if all(names) else None)
         for name, prompt, mine in zip(names, prompts, answers, strict=True):
@@ -175,7 +177,8 @@ def fact_rm(models: Sequence[RewardModel], uncertainty_penalty: float = 0.0) -> 
 
     def term(samples: Sequence[Sample]) -> list[float]:
         asked = [list(same) for _, same in itertools.groupby(samples, lambda s: (s.id, s.prompt, s.images, s.facts))]
-        groups = [Group(g[0].images, g[0].prompt, tuple(s.answer for s in g), g[0].facts, g[0].id) for g in asked]
+        write = models[0].role.vlm.harmless  # a policy may spell what stands for a picture
+        groups = [Group(g[0].images, g[0].prompt, tuple(write(s.answer) for s in g), g[0].facts, g[0].id) for g in asked]
         scores_MN = torch.tensor([[score for group in model.score(groups) for score in group] for model in models])
         spread_N = scores_MN.std(0, correction=0)
         return [float(v) for v in scores_MN.mean(0) - uncertainty_penalty * spread_N]

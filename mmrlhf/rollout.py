@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrlhf import stems
 from mmrlhf.prefix import learning, prefill, tokens_of
 from mmrlhf.records import Example
 from mmrlhf.roles import Role
@@ -60,11 +62,16 @@ def answer(
     step: int = 0,
     max_length: int | None = None,
 ) -> Answers:
-    """Answers of the current role to `examples`."""
+    """Answers of the current role to `examples`; one that stands there twice is answered twice."""
     prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
     draws = None
     if how.temperature > 0:
-        draws = uniform_draws([e.id for e in examples], num_generations, how.max_tokens, seed, step).to(vlm.device)
+        seen: Counter[str] = Counter()
+        ids = []
+        for e in examples:
+            ids.append(f"{e.id}#{seen[e.id]}" if seen[e.id] else e.id)
+            seen[e.id] += 1
+        draws = uniform_draws(ids, num_generations, how.max_tokens, seed, step).to(vlm.device)
     rows = torch.arange(len(prompts), device=vlm.device).repeat_interleave(num_generations)
 
     def pieces() -> tuple[list[int], list[Sampled]]:
@@ -111,12 +118,37 @@ def answer_all(
     vlm: VLM, examples: Sequence[Example], how: Sampling, *, batch_size: int, num_generations: int = 1, seed: int = 0,
     max_length: int | None = None,
 ) -> Iterator[tuple[Example, list[str]]]:  # fmt: skip
-    """Each example with its answers, a batch of prompts at a time."""
+    """Each example with its answers, a batch of prompts at a time; questions about one picture share it."""
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
-        texts = answer(vlm, part, how, num_generations=num_generations, seed=seed, max_length=max_length).texts
+        texts = _on_stems(vlm, part, how, seed, max_length) if num_generations == 1 else None
+        if texts is None:
+            texts = answer(vlm, part, how, num_generations=num_generations, seed=seed, max_length=max_length).texts
         for i, example in enumerate(part):
             yield example, texts[i * num_generations : (i + 1) * num_generations]
+
+
+def _on_stems(vlm: VLM, examples: Sequence[Example], how: Sampling, seed: int, max_length: int | None) -> list[str] | None:
+    """An answer to each example, what prompts have in common run once; None where nothing is shared or this model does not allow it."""
+    prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
+    groups = stems.groups(vlm, prompts, how)
+    several = next((g for g in groups if len(g) > 1), None)
+    if several is None or not stems.allowed(vlm, [prompts[i] for i in several]):
+        return None
+    draws = uniform_draws([e.id for e in examples], 1, how.max_tokens, seed).to(vlm.device) if how.temperature > 0 else None
+    texts = [""] * len(prompts)
+
+    def pieces() -> None:
+        lengths = [max(len(prompts[i].ids) for i in g) for g in groups]
+        for piece in vlm.budget.plan(lengths, [[how.max_tokens] * len(g) for g in groups]):
+            chosen = [groups[g] for g in piece.prompts]
+            at = [i for g in chosen for i in g]
+            said = stems.sample(vlm, [[prompts[i] for i in g] for g in chosen], how, None if draws is None else draws[at])
+            for i, ids, mask in zip(at, said.ids_NT, said.mask_NT, strict=True):
+                texts[i] = _before_stop(vlm.decode(ids[mask.bool()]), how.stop)
+
+    vlm.budget.within(pieces)
+    return texts
 
 
 def some(out: Answers, prompts: Sequence[int]) -> tuple[Answers, Tensor]:

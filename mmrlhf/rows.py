@@ -79,6 +79,21 @@ def contents(path: Path) -> Any:
         return parse(file.read(), str(path))
 
 
+def objects(path: Path) -> list[Row]:
+    """The rows of a JSON list, or of JSON lines, nulls kept. Raises InputError for one that is no object."""
+    with opened(path) as file:
+        content = file.read()
+    if content.lstrip()[:1] == b"[":
+        found = [(f"{path} row {n}", row) for n, row in enumerate(parse(content, str(path)), 1)]
+    else:
+        lines = enumerate(content.split(b"\n"), 1)
+        found = [(f"{path} line {n}", parse(line, f"{path} line {n}")) for n, line in lines if line.strip()]
+    for where, row in found:
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: a row must be an object with fields, not {kind(row)}")
+    return [Row(where, n, row) for n, (where, row) in enumerate(found, 1)]
+
+
 def parse(text: bytes, where: str) -> Any:
     """The JSON value that bytes hold. Raises InputError with the place of the fault."""
     try:

@@ -4,6 +4,7 @@
     metrics.jsonl   one line a step
     samples.jsonl   answers with their scores, now and then
     ledger.jsonl    of every answer that ppo sampled, what each term of the reward gave it
+    alarms.jsonl    what a person should look at, if anything
     checkpoints/    the newest two, step-000123/{state.safetensors,state.json}
     done.json       the result; it is there when, and only when, the stage is finished
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 import time
@@ -37,6 +37,9 @@ from torch import Tensor
 
 from mmrlhf import config as configuration
 from mmrlhf.files import refuse_unwritable, sync, write_whole
+from mmrlhf.lines import json_line as json_line
+from mmrlhf.lines import plain
+from mmrlhf.lines import read_jsonl as read_jsonl
 from mmrlhf.records import InputError
 
 MAY_DIFFER = ("logging_steps", "save_steps", "max_length", "output_dir", *configuration.EngineConfig.__dataclass_fields__)
@@ -116,7 +119,7 @@ class Run:
         assert self.finished is None, f"{self.path} is finished: there is nothing to resume"
         found = next((loaded for path in self._checkpoints() if (loaded := self._load(path))), None)
         if self.main_process:
-            for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl"):
+            for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "alarms.jsonl"):
                 if (self.path / name).exists():
                     _cut(self.path / name, last=found[0] if found else -1)
         return found
@@ -163,7 +166,7 @@ class Run:
         """Write the result; the checkpoints have served."""
         if self.main_process:
             self.begin()
-            write_whole(self.path / "done.json", json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
+            write_whole(self.path / "done.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     # ---- saying ------------------------------------------------------------------------------------------------------
@@ -172,7 +175,7 @@ class Run:
         """Add a step's metrics to metrics.jsonl; `show` prints as many of them as fit on a line, in their order."""
         if not self.main_process:
             return
-        metrics = _plain(metrics)
+        metrics = plain(metrics)
         self._append("metrics.jsonl", step, [{"step": step, "time": round(time.time(), 3), **metrics}])
         if show:
             line = Text.assemble((f"step {step}", "bold"))
@@ -187,9 +190,9 @@ class Run:
         """Add rows to samples.jsonl and print them: texts one a line and cut short, then the numbers."""
         if not self.main_process:
             return
-        plain = [{"step": step, **_plain(row)} for row in rows]
-        self._append("samples.jsonl", step, plain)
-        for row in plain:
+        shown = [{"step": step, **plain(row)} for row in rows]
+        self._append("samples.jsonl", step, shown)
+        for row in shown:
             texts = Text()
             for name, value in row.items():
                 if isinstance(value, str):
@@ -204,10 +207,16 @@ class Run:
     def ledger(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to ledger.jsonl."""
         if self.main_process:
-            self._append("ledger.jsonl", step, [{"step": step, **_plain(row)} for row in rows])
+            self._append("ledger.jsonl", step, [{"step": step, **plain(row)} for row in rows])
+
+    def say(self, text: str) -> None:
+        """A line on the screen, of the main process."""
+        self.console.print(Text(text), soft_wrap=True)
 
     def alarm(self, step: int, text: str) -> None:
-        """Something that a person should look at."""
+        """Something that a person should look at; kept in alarms.jsonl."""
+        if self.main_process:
+            self._append("alarms.jsonl", step, [{"step": step, "alarm": text}])
         self.console.print(Text(f"warning: step {step}: {text}", "yellow"), soft_wrap=True)
 
     @contextmanager
@@ -242,7 +251,7 @@ class Steps:
     def advance(self, n: int = 1, **fields: Any) -> None:
         """`n` steps on; fields are said beside the bar (`advance(loss=0.3)`)."""
         self.done += n
-        self._show(self.done, "  ".join(_numbers(_plain(fields))))
+        self._show(self.done, "  ".join(_numbers(plain(fields))))
 
 
 @contextmanager
@@ -313,33 +322,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that a killed process left torn is dropped.
-
-    Raises InputError for a missing file, and for any other line that is not a JSON object.
-    """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        row = _object(line)
-        if row is not None:
-            rows.append(row)
-        elif line.strip() and number < len(lines):  # what follows the last newline is torn, or empty
-            raise InputError(f"{path} line {number} is not a JSON object: correct or remove the line")
-    return rows
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
-        return None
-    return row if isinstance(row, dict) else None
-
-
 def _cut(path: Path, last: int) -> None:
     """Keep the lines of steps up to `last`."""
     before = path.read_bytes()
@@ -354,22 +336,6 @@ def _step(path: Path) -> int:
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """A row of a JSONL file, newline included."""
-    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: scalars of torch and NumPy become numbers, what is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(row: Mapping[str, Any]) -> list[str]:

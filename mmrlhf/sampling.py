@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,22 +56,22 @@ def sample(vlm: VLM, prompts: Sequence[Prompt], rows: Sequence[int], how: Sampli
     `draws_NT` (uniform, [N, max_tokens], not needed when greedy) decides each token by its inverse cumulative distribution, so that
     an answer does not depend on the batch it is in. Answers that are done leave the batch.
     """
-    state = _Answers(vlm, len(rows), how, draws_NT)
+    state = Answering(vlm, len(rows), how, draws_NT)
     prefix = prefill(vlm, prompts)
     if isinstance(prefix, Plain):
         plain.generate(vlm, prompts, rows, how.max_tokens, state.step_raw)
     else:
         rows_N = torch.tensor(rows, device=vlm.device)
         if prefix.packs(max(Counter(rows).values()), how.max_tokens):
-            _decode_masked(prefix, rows_N, rows_N, state)
+            decode_packed(prefix, rows_N, rows_N, state)
         elif vlm.captures:
-            _decode_masked(prefix, rows_N, torch.arange(len(rows_N), device=vlm.device), state)
+            decode_packed(prefix, rows_N, torch.arange(len(rows_N), device=vlm.device), state)
         else:
             _decode(prefix, rows_N, state)
     return state.result()
 
 
-def _decode(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
+def _decode(prefix: Prefix, rows_N: Tensor, state: Answering) -> None:
     vlm = prefix.vlm
     cache = kv.growing(prefix.kv, prefix.like, rows_N, state.how.max_tokens)
     live = torch.arange(len(rows_N), device=vlm.device)  # answers that still stand in the batch
@@ -92,8 +93,7 @@ def _decode(prefix: Prefix, rows_N: Tensor, state: _Answers) -> None:
             input_ids=token[:, None],
             attention_mask=seen[:, : prompt + t + 1],
             position_ids=prefix.positions(rows_N[live], t, 1),
-            past_key_values=cache,
-            use_cache=True,
+            **kv.given(vlm.model, cache),
             **prefix.beside(rows_N[live], 1),
         ).last_hidden_state[:, -1]
 
@@ -106,15 +106,29 @@ def _slots(sequence_N: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
     return sequences, torch.tensor([row + [-1] * (most - len(row)) for row in numbers], device=live.device)
 
 
-def _decode_masked(prefix: Prefix, rows_N: Tensor, sequence_N: Tensor, state: _Answers) -> None:
+class Tails(NamedTuple):
+    """Tokens between a prompt and each of its answers [N, T], right-padded; every answer has one at least."""
+
+    ids_NT: Tensor
+    mask_NT: Tensor
+
+
+def decode_packed(prefix: Prefix, rows_N: Tensor, sequence_N: Tensor, state: Answering, tails: Tails | None = None) -> None:
     """Answers grow side by side in sequences, those with one `sequence_N` in one on their prompt's keys: column after column, each owned by
-    an answer that alone sees it."""
+    an answer that alone sees it.
+
+    tails: what stands between the prompt and each answer, if anything does.
+    """
     vlm, total = prefix.vlm, state.how.max_tokens
     live = torch.argsort(sequence_N, stable=True)
     sequences, slots_SG = _slots(sequence_N, live)
-    step = (Captured if vlm.captures else Step)(prefix, rows_N[slots_SG[:, 0]], total * slots_SG.shape[1])
-    owners_SC = slots_SG[:, :0]
-    tokens_N, hidden = torch.zeros_like(rows_N), prefix.last_PD[rows_N[live]]
+    width = 0 if tails is None else tails.ids_NT.shape[1]
+    step = (Captured if vlm.captures else Step)(prefix, rows_N[slots_SG[:, 0]], (total + width) * slots_SG.shape[1])
+    tokens_N = torch.zeros_like(rows_N)
+    if tails is None:
+        owners_SC, hidden, begun_N = slots_SG[:, :0], prefix.last_PD[rows_N[live]], torch.zeros_like(rows_N)
+    else:
+        owners_SC, hidden, begun_N = _begin(step, slots_SG, tails)
     for t in range(total):
         tokens_N[live] = state.step(vlm.logits(hidden, state.how.temperature or 1.0), live, t)
         going = state.open[live]
@@ -127,12 +141,29 @@ def _decode_masked(prefix: Prefix, rows_N: Tensor, sequence_N: Tensor, state: _A
             step.keep(kept)
             sequences, owners_SC = sequences[kept], owners_SC[kept]
         owners_SC = torch.cat([owners_SC, slots_SG], 1)
-        filled = slots_SG >= 0
-        ids_SG = torch.where(filled, tokens_N[slots_SG.clamp(min=0)], state.ids_NT.new_tensor(vlm.tokenizer.pad_token_id))
-        hidden = step(t, ids_SG, owners_SC[:, None] == slots_SG[:, :, None])[filled]
+        filled, some = slots_SG >= 0, slots_SG.clamp(min=0)
+        ids_SG = torch.where(filled, tokens_N[some], state.ids_NT.new_tensor(vlm.tokenizer.pad_token_id))
+        hidden = step(begun_N[some] + t, ids_SG, owners_SC[:, None] == slots_SG[:, :, None])[filled]
 
 
-class _Answers:
+def _begin(step: Step, slots_SG: Tensor, tails: Tails) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the tails of each sequence's answers side by side. Gives whose each column of keys is, hidden states [n, D] after each tail, and
+    how many tokens each answer's tail has."""
+    ids_NT, mask_NT = tails
+    (count, most), width = slots_SG.shape, ids_NT.shape[1]
+    filled, some = slots_SG >= 0, slots_SG.clamp(min=0)
+    real = (mask_NT.bool()[some] & filled[..., None]).flatten(1)
+    owner = slots_SG[..., None].expand(-1, -1, width).flatten(1)
+    causal = torch.ones(most * width, most * width, dtype=torch.bool, device=ids_NT.device).tril()
+    place = torch.arange(width, device=ids_NT.device).repeat(most).expand(count, -1)
+    hidden = step(place, ids_NT[some].flatten(1), (owner[:, None] == owner[:, :, None]) & causal)
+    begun_N = mask_NT.sum(1)
+    last = hidden.unflatten(1, (most, width))[filled]
+    at = begun_N[slots_SG[filled]] - 1
+    return torch.where(real, owner, -2), last[torch.arange(len(last), device=last.device), at], begun_N
+
+
+class Answering:
     """What has been said so far, and what is said next."""
 
     def __init__(self, vlm: VLM, count: int, how: Sampling, draws_NT: Tensor | None):
@@ -179,9 +210,9 @@ class _Answers:
         return torch.searchsorted(mass, goal[:, None])[:, 0].clamp(max=mass.shape[-1] - 1)
 
     def _stop_at_texts(self, going: Tensor, t: int) -> None:
-        longest = max(len(s) for s in self.how.stop)
+        longest = max(len(s.encode()) for s in self.how.stop)  # a token is a byte at least
         for i in going.tolist():
-            tail = self.vlm.decode(self.ids_NT[i, max(0, t - longest) : t + 1])  # a token is a character at least
+            tail = self.vlm.tokenizer.decode(self.ids_NT[i, max(0, t - longest) : t + 1].tolist(), skip_special_tokens=True)
             if any(s in tail for s in self.how.stop):
                 self.open[i] = False
 

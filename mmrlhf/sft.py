@@ -77,7 +77,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         for step in range(first, total):
             rows = [examples[i] for i in rows_of_step(step, size, len(examples), config.seed)]
             mine = rows[accelerator.process_index :: accelerator.num_processes]
-            answers = [vlm.answer_ids(e.prompt, e.answer or "", len(e.images)) for e in mine]
+            answers = [vlm.answer_ids(e.prompt, e.answer or "", len(e.images), name=e.id) for e in mine]
             tokens = accelerator.reduce(torch.tensor(float(sum(map(len, answers))), device=accelerator.device), "sum")
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_factor(config, step, total)

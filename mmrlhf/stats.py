@@ -26,7 +26,13 @@ MOST_SOURCES = 6
 """In the printed table; stats.json has all."""
 
 
-def stats(path: str, image_folder: str | None = None, facts_file: str | None = None, output_dir: str = "runs/stats") -> Figures:
+def stats(
+    path: str,
+    image_folder: str | None = None,
+    facts_file: str | None = None,
+    output_dir: str = "runs/stats",
+    split: str = "train",
+) -> Figures:
     """Read a file once, print what it holds, and write stats.json and stats.png; returns what stats.json says.
 
     Raises InputError on the first row that cannot be used.
@@ -35,7 +41,7 @@ def stats(path: str, image_folder: str | None = None, facts_file: str | None = N
     refuse_unwritable(out, "output_dir")
     beside = beside_of(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
     whole, by_source, compares, layout = Summary(), defaultdict[str, Summary](Summary), None, ""
-    for unread in read(path):
+    for unread in read(path, split):
         row = unread.row()
         if compares is None:
             compares, layout = is_preference(row), layout_of(row)

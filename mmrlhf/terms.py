@@ -7,10 +7,12 @@ the run: it never counts as zero.
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Real
@@ -19,6 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from mmrlhf.answers import choice, leading_yes_no, number, yes_no
 from mmrlhf.files import write_whole
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.run import json_line
@@ -56,7 +59,10 @@ def correctness(samples: Sequence[Sample]) -> list[float]:
     A row without an answer gets 0. One with LLaVA-RLHF's `caption_type` is judged as Sun et al. 2023 do: a letter 1 or 0; a question
     whose answer is no 0.5 for no and -0.5 for yes; one whose answer is yes always 0, against a bias to yes.
     """
-    return [_by_caption_type(s) if "caption_type" in s.meta else float(is_correct(s.answer, s.truth)) for s in samples]
+    return [
+        _by_caption_type(s) if "caption_type" in s.meta else float(is_correct(s.answer, s.truth, s.prompt[-1].content))
+        for s in samples
+    ]
 
 
 def length(samples: Sequence[Sample]) -> list[float]:
@@ -79,12 +85,22 @@ def repetition(samples: Sequence[Sample]) -> list[float]:
     return found
 
 
-TERMS: dict[str, Term] = {"correctness": correctness, "length": length, "missing_eos": missing_eos, "repetition": repetition}
+def question_mark(samples: Sequence[Sample]) -> list[float]:
+    """1 for an answer that asks something, else 0. LLaVA-RLHF counts such an answer as one that did not end."""
+    return [float("?" in s.answer) for s in samples]
+
+
+TERMS: dict[str, Term] = {
+    "correctness": correctness,
+    "length": length,
+    "missing_eos": missing_eos,
+    "question_mark": question_mark,
+    "repetition": repetition,
+}
 
 LETTERS = {2: "A", 3: "B", 4: "C", 5: "D"}
 NO, YES = 6, 7
 """LLaVA-RLHF's `caption_type`."""
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def _by_caption_type(sample: Sample) -> float:
@@ -94,30 +110,19 @@ def _by_caption_type(sample: Sample) -> float:
     return 0.5 * (said.startswith("No") - said.startswith("Yes")) if kind == NO else 0.0
 
 
-def is_correct(answer: str, truth: str | None) -> bool:
-    """Whether an answer says what `truth` says: its first yes or no, its letter, its last number, or its words."""
+def is_correct(answer: str, truth: str | None, question: str = "") -> bool:
+    """Whether an answer says what `truth` says: its yes or no, its letter, its number (as `answers` reads them), or its words."""
     if truth is None:
         return False
     words = truth.strip().rstrip(".").strip()
-    if (first := yes_or_no(truth)) is not None:
-        return yes_or_no(answer) == first
+    if (verdict := leading_yes_no(truth)) is not None:
+        return yes_no(answer, question) == verdict
     if re.fullmatch(r"\(?[A-H]\)?", words):
-        said = re.match(r"\W*([A-H])\b(?!['’])", answer) or re.search(r"(?:answer|option|choice)(?: is|:)? \W?([A-H])\b", answer)
-        return said is not None and said[1] == words.strip("()")
-    if _NUMBER.fullmatch(words):
-        numbers = _NUMBER.findall(answer)
-        return bool(numbers) and math.isclose(_value(numbers[-1]), _value(words))
+        return choice(answer, "ABCDEFGH") == words.strip("()")
+    if re.fullmatch(r"-?\d[\d,]*(?:\.\d+)?", words) and (right := number(words)) is not None:
+        said = number(answer)
+        return said is not None and math.isclose(said, right)
     return " ".join(answer.lower().split()).rstrip(".") == " ".join(words.lower().split())
-
-
-def _value(number: str) -> float:
-    return float(number.replace(",", ""))
-
-
-def yes_or_no(text: str) -> str | None:
-    """The yes or no that a text begins with."""
-    found = re.match(r"\W*(yes|no)\b", text.lower())
-    return found[1] if found else None
 
 
 # ---- the list --------------------------------------------------------------------------------------------------------
@@ -168,6 +173,7 @@ def _from_file(name: str) -> Term:
     spec = importlib.util.spec_from_file_location(f"mmrlhf_term_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there for their module
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own code
@@ -216,9 +222,9 @@ def ledger(terms: Sequence[Weighted], samples: Sequence[Sample], replay: Path) -
 def _values(weighted: Weighted, samples: Sequence[Sample], replay: Path) -> list[Any]:
     try:
         values = [v.item() if hasattr(v, "item") else v for v in weighted.term(samples)]  # scalars of torch and NumPy
-    except InputError:
-        raise
-    except Exception as error:  # the user's own code
+    except Exception as error:
+        if isinstance(error, InputError) and ".py:" not in weighted.name:
+            raise  # it names what is wrong with the input; a user's own code may meet one, too
         _stop(weighted, _first_failing(weighted, samples), f"raised {type(error).__name__}: {error}", replay, error)
     if len(values) != len(samples):
         _stop(weighted, samples[0], f"gave {len(values)} values for {len(samples)} samples", replay)
@@ -257,7 +263,7 @@ def _stop(weighted: Weighted, sample: Sample, problem: str, replay: Path, error:
         "problem": problem,
         **{k: getattr(sample, k) for k in ("id", "answer", "truth", "tokens", "most", "ended")},
         "prompt": [asdict(m) for m in sample.prompt],
-        "images": [image.name for image in sample.images],
+        "images": [image.path or {"base64": base64.b64encode(image.read()).decode()} for image in sample.images],
         "facts": [asdict(f) for f in sample.facts],
         "meta": json.loads(json.dumps(dict(sample.meta), default=str)),
     }
@@ -277,9 +283,10 @@ REFUSAL = re.compile(
 
 def guards(samples: Sequence[Sample], totals: Sequence[float], generations: int) -> dict[str, float]:
     """What shows a reward that is gamed: shares of answers that refuse, say yes, say no, and the correlation of length and reward among
-    the answers to one prompt."""
-    said = [yes_or_no(s.answer) for s in samples]
-    tokens, reward = (np.array(v, dtype=float).reshape(-1, generations) for v in ([s.tokens for s in samples], totals))
+    the answers to one prompt (among all, where prompts have one)."""
+    said = [leading_yes_no(s.answer) for s in samples]
+    group = generations if generations > 1 else len(samples)  # one answer to each prompt: among all of them
+    tokens, reward = (np.array(v, dtype=float).reshape(-1, group) for v in ([s.tokens for s in samples], totals))
     a, b = (v - v.mean(1, keepdims=True) for v in (tokens, reward))
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
     return {

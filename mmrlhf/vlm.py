@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,8 +62,9 @@ class EncoderOutput(ModelOutput):
 class VLM:
     """A model with its processor. `banned` are ids that must never be sampled (image placeholders and other control
     tokens, ids beyond the tokenizer); `eos` ends an answer; `budget` is how much runs at a time; `prefix` says whether prompts are run once for all answers
-    ("auto": not decided yet, `prefix.py`), `packs` whether answers to a prompt may share a sequence, `captures` whether they are sampled in fixed shapes, as a CUDA graph; `dtype` as it
-    was loaded."""
+    ("auto": not decided yet, `prefix.py`), `stems` whether what prompts have in common is (`stems.py`), `packs` whether answers to a prompt may share a
+    sequence, `captures` whether they are sampled in fixed shapes, as a CUDA graph, `agreed_on_text` whether the two ways were compared on a prompt
+    without pictures; `dtype` as it was loaded."""
 
     name: str
     model: PreTrainedModel
@@ -73,6 +76,8 @@ class VLM:
     prefix: Literal["auto", "on", "off"] = "auto"
     packs: bool = False
     captures: bool = False
+    agreed_on_text: bool = False
+    stems: Literal["auto", "on", "off"] = "auto"
     dtype: str = "float32"
     fingerprint: str = ""
     _types: dict[str, dict[int, int]] | None = field(default=None, repr=False)
@@ -102,9 +107,17 @@ class VLM:
         """The conversation in the model's chat template; the pictures stand before the first user text."""
         return render(self.processor, messages, images, generation_prompt=generation_prompt)
 
-    def answer_ids(self, messages: Sequence[Message], answer: str, images: int, then: Sequence[Message] = ()) -> Tensor:
+    def answer_ids(
+        self, messages: Sequence[Message], answer: str, images: int, then: Sequence[Message] = (), name: str = ""
+    ) -> Tensor:
         """Token ids [T] that follow the prompt when `answer` is said: the answer, the template's end of turn, and further
-        turns up to the next generation prompt, if any."""
+        turns up to the next generation prompt, if any. Raises InputError, naming the row, for a text that holds a control token."""
+        for text in (answer, *(m.content for m in then)):
+            if found := self._control.search(text):
+                raise InputError(
+                    f"{f'row {name}: ' if name else ''}an answer or what follows it holds {found[0]}, which the model takes for a control "
+                    "token: remove it from the text"
+                )
         prompt = self.render(messages, images, generation_prompt=True)
         whole = self.render([*messages, Message("assistant", answer), *then], images, generation_prompt=bool(then))
         if not whole.startswith(prompt):
@@ -116,6 +129,22 @@ class VLM:
         if not then:
             text = self._cut_after_end(text)
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """What no text may hold: special tokens that stand for pictures or turns. Marks such as <s>, which texts have, too, are let through."""
+        marks = {
+            str(t)
+            for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+            if (t := getattr(self.tokenizer, f"{name}_token", None))
+        }
+        tokens = {str(t) for i, t in self.tokenizer.added_tokens_decoder.items() if t.special and i in set(self.banned.tolist())}
+        tokens |= {t for n in ("image_token", "video_token") if isinstance(t := getattr(self.processor, n, None), str)}
+        return re.compile("|".join(map(re.escape, sorted(tokens - marks, key=len, reverse=True))) or r"(?!)")
+
+    def harmless(self, text: str) -> str:
+        """A text that a model has written, with whatever it spells like a control token broken up."""
+        return self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def _cut_after_end(self, text: str) -> str:
         """White space that a template writes after the end-of-turn token is no part of an answer."""
@@ -142,6 +171,7 @@ class VLM:
         Raises InputError for a prompt of more than `max_length` tokens, one limit for all or one for each (its name, or else its
         number, and its first picture are told): cutting it could cut through a picture.
         """
+        conversations = [(messages, tuple(image.pinned() for image in images)) for messages, images in conversations]
         limits = max_length if isinstance(max_length, Sequence) else [max_length] * len(conversations)
         texts = [self.render(messages, len(images), generation_prompt=True) for messages, images in conversations]
 
@@ -151,7 +181,10 @@ class VLM:
             return f"{name}{f', on image {images[0].name},' if images else ''}"
 
         token = getattr(self.processor, "image_token", None)
-        for i, (text, (_, images)) in enumerate(zip(texts, conversations, strict=True)):
+        for i, (text, (messages, images)) in enumerate(zip(texts, conversations, strict=True)):
+            found = [f[0] for m in messages if (f := self._control.search(m.content)) and f[0] != token]
+            if found:
+                raise InputError(f"{row(i)} holds {found[0]}, which the model takes for a control token: remove it from its text")
             if token and text.count(token) != len(images):
                 raise InputError(
                     f"{row(i)} would show the model {text.count(token)} pictures and has {len(images)}: remove {token} from its text, "
@@ -164,6 +197,10 @@ class VLM:
                 raise InputError(
                     f"{row(i)} has {len(ids)} tokens with its images, more than the {max(0, limit)} that max_length leaves it: "
                     "raise max_length or drop the row; prompts are never cut"
+                )
+            if (most := getattr(self.model.config.get_text_config(), "max_position_embeddings", None)) and len(ids) > most:
+                raise InputError(
+                    f"{row(i)} has {len(ids)} tokens with its images, and the model has {most} positions: drop the row"
                 )
             prompts.append(Prompt(ids, extras, pictures[i], texts[i], conversations[i][1]))
         return prompts

@@ -82,14 +82,14 @@ def test_eval_takes_a_benchmark_and_its_configuration(stage, tmp_path):
     [
         ("demo", "demo", "demo", ("runs/demo", False, 0)),
         ("demo --output_dir d --seed 2 --fresh", "demo", "demo", ("d", True, 2)),
-        ("data check f.json --facts_file t", "check", "check", ("f.json", None, "t")),
-        ("data stats f.json --facts_file t", "stats", "stats", ("f.json", None, "t", "runs/stats")),
-        ("data convert f --to trl --output_file o", "convert", "convert", ("f", "trl", "o", None, None, False, 0)),
+        ("data check f.json --facts_file t", "check", "check", ("f.json", None, "t", "train")),
+        ("data stats f.json --facts_file t", "stats", "stats", ("f.json", None, "t", "runs/stats", "train")),
+        ("data convert f --to trl --output_file o", "convert", "convert", ("f", "trl", "o", None, None, False, 0, "train")),
         (
             "data convert f --to trl --output_file o --balance_lengths --seed 3",
             "convert",
             "convert",
-            ("f", "trl", "o", None, None, True, 3),
+            ("f", "trl", "o", None, None, True, 3, "train"),
         ),
         ("data scenes --output_dir d --rows 7 --seed 2", "scenes", "export", ("d", 7, 2)),
         ("data base --output_dir d", "scenes_base", "build", ("d", 0, "float32")),

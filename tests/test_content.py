@@ -73,3 +73,11 @@ def test_a_file_that_fails_raises_its_own_error_and_leaves_nothing(tmp_path):
     assert not [name for name in set(sys.modules) - before if "bad" in name]
     with pytest.raises(InputError):
         content.load_module(tmp_path / "absent.py")
+
+
+def test_a_benchmark_goes_by_every_spelling_of_its_name(repository):
+    (repository / "eval/mmhal_bench.py").touch()
+    for name in ("MMHal-Bench", "mmhal", "mmhalbench", "mmhal_bench.py".removesuffix(".py")):
+        assert content.find("eval", name) == repository / "eval/mmhal_bench.py"
+    with pytest.raises(InputError, match="did you mean mmhal_bench"):
+        content.find("eval", "mmhal_bnch")

@@ -14,7 +14,7 @@ def test_every_figure_of_the_scenes_benchmark_is_explained():
     row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [2, 2]}
     row |= {"answers": ["a ring", "a star"], "true": [1, 1], "habit": [0, 0], "sight": [0, 0], "covered": [1, 1], "owed": [2, 2]}
     asked = {"split": "held_out", "kind": "yes_no", "truth": "yes", "said": ["yes"]}
-    figures = {name.removesuffix("_ci") for name in load_benchmark("scenes").aggregate([row, asked])["held_out"]}
+    figures = {name.removesuffix("_ci") for name in load_benchmark("scenes").by_split([row, asked])["held_out"]}
     assert {"ead_within", "yes_rate"} <= figures
     assert figures - GLOSSARY == set()
 

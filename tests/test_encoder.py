@@ -108,14 +108,24 @@ def test_keys_name_the_tower_the_processor_and_the_precision(places):
     language = load(str(places / "llava"))
     with torch.no_grad():
         language.model.get_output_embeddings().weight.add_(1.0)
-    assert len(prints | {other.encoder.fingerprint, tuned.encoder.fingerprint}) == 5
+    slightly = load(str(places / "llava"))
+    with torch.no_grad():
+        slightly.model.base_model.multi_modal_projector.linear_1.weight.view(-1)[1] += (
+            1.0  # any value, not some that are looked at
+        )
+    layer = load(str(places / "llava"))
+    layer.model.config.vision_feature_layer = -1 if layer.model.config.vision_feature_layer != -1 else -2
+    changed = {v.encoder.fingerprint for v in (other, tuned, slightly, layer)}
+    assert len(prints | changed) == 7
     assert language.encoder.fingerprint in prints  # features of a fine-tuned language model's tower are the base's own
 
 
 def test_a_processor_that_does_not_fit_the_model_is_one_sentence(places, tmp_path):
     vlm = load(str(places / "llava"))
     vlm.processor.patch_size = 28
-    with pytest.raises(InputError, match=r"the (processor writes|model's tower gives more).* they do not fit"):
+    with pytest.raises(
+        InputError, match=r"image .*a.png.*: the (processor writes|model's tower gives more).* from one checkpoint"
+    ):
         vlm.prompts([(ASK, (save(tmp_path / "a.png"),))])
 
 
@@ -172,3 +182,32 @@ def test_the_folder_serves_what_it_was_filled_with_and_no_other_model(places, tm
     other = load(str(places / "qwen2_5_vl"), engine=engine)
     other.encoder.pictures(sources)
     assert again.encodes == 0 and again.encoder.cache.count.disk_hits == 3 and other.encodes == 3
+
+
+def test_a_prompts_picture_stays_what_it_was(places, tmp_path):
+    """The plain way, and processors that want pixels, open the file again: another picture there is refused, not read."""
+    from mmrlhf.config import EngineConfig
+    from mmrlhf.prefix import prefill
+
+    vlm = load(str(places / "llava"), engine=EngineConfig(prefix="off"))
+    source = save(tmp_path / "a.png", seed=1)
+    prompts = vlm.prompts([(ASK, (source,))])
+    prefill(vlm, prompts).last_PD  # noqa: B018
+    save(tmp_path / "a.png", seed=2)
+    with pytest.raises(InputError, match=r"a.png changed while it was being used: run again"):
+        prefill(vlm, prompts).last_PD  # noqa: B018
+
+
+def test_a_gpu_without_room_takes_half_a_batch(places, tmp_path, monkeypatch, capsys):
+    encoder = load(str(places / "llava")).encoder
+    sources = [save(tmp_path / f"{i}.png", seed=i) for i in range(4)]
+    real = encoder._tower
+
+    def tight(batch):
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError
+        return real(batch)
+
+    monkeypatch.setattr(encoder, "_tower", tight)
+    found = dict(encoder._by_batches({encoder._key(s, 1): (s, 1) for s in sources}))
+    assert len(found) == 4 and "going on with 2 pictures at a time" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The benchmark runner and its statistics."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_scenes_metrics_by_hand():
         row | {"answers": ["x y"], "true": [6], "habit": [2], "sight": [0], "covered": [4], "owed": [8]},
         row | {"answers": ["x z"], "true": [2], "habit": [0], "sight": [0], "covered": [2], "owed": [4]},
     ]
-    found = module.aggregate(rows)["held_out"]
+    found = module.by_split(rows)["held_out"]
     assert found["chair_i"] == 0.2 and found["chair_s"] == 0.5 and found["coverage"] == 0.5
     assert found["claim_f1"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)
     assert found["u"] == (8 - 4 * 2) / 2 and found["habit"] == 1 and found["sight"] == 0
@@ -51,33 +52,60 @@ def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):
     config = EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=4, response_length=20)
     first = evaluate("scenes", config)
     lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
-    assert len(lines) == 6 and 0 <= first["held_out"]["chair_s"] <= 1
+    figure = first["metrics"]["official"]["held_out"]["chair_s"]
+    assert len(lines) == 6 and 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
     # a killed run left half of it, and a torn line
     (tmp_path / "run" / "predictions.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
     assert evaluate("scenes", config) == first
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"] == first
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(json.dumps(first))
+    assert first["model_sha256"] and first["generation"]["response_length"] == 20 and first["n"] == 6
+
+
+MINE = """
+from mmrlhf.benchmark import Counted
+from mmrlhf.records import Example, Message
+import numpy as np
+VERSION = LICENSE = HEADLINE = CLUSTER = "1"
+DIRECTION = "higher"
+ANSWER = ("id", "answer")
+
+def load(task):
+    return [Example(str(i), (), (Message("user", f"{i}?"),), meta={"truth": "yes"}) for i in range(4)]
+
+def score(example, answers, task):
+    return {"right": answers[0] == example.meta["truth"]}
+
+def aggregate(rows, task):
+    right = [r["right"] for r in rows if r["status"] == "ok"]
+    columns = np.array([[r, 1] for r in right]).reshape(-1, 2)
+    return {"robust": Counted(range(len(right)), columns, lambda s: {"accuracy": s[..., 0] / s[..., 1]}, shares={"accuracy": (0, 1)})}
+"""
 
 
 def test_a_benchmark_of_ones_own_and_what_it_lacks(base, tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "from mmrlhf.records import Example\nVERSION='1'\ndef load(data, limit): return []\n"
-        "def score(e, a): return {}\ndef aggregate(rows, seed): return {}\n"
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "given.jsonl").write_text(
+        '{"id": "1", "answer": "yes"}\n{"id": 0, "answer": "no"}\n{"id": "1", "answer": "no"}\n{"id": 9, "answer": "x"}\n{"id": 2, "answer": null}'
     )
-    config = EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=2, response_length=4)
-    evaluate(str(tmp_path / "mine.py"), config)
+    config = EvalConfig(output_dir=str(tmp_path / "run"), answers=str(tmp_path / "given.jsonl"))
+    result = evaluate(str(tmp_path / "mine.py"), config)
+    figure = result["metrics"]["robust"]["accuracy"]
+    assert figure["value"] == 0.5 and figure["low"] == pytest.approx(0.0945, abs=1e-4)  # Wilson, 1 of 2
+    counts = {"missing": 2, "unknown_ids": 1, "duplicate": 1, "null": 1, "unparsed": 0, "judge_errors": 0}
+    assert result["counts"] == counts and result["n"] == 2
+    with pytest.raises(InputError, match="2 are missing, 1 are of unknown ids, 1 are repeated, 1 are null"):
+        evaluate(str(tmp_path / "mine.py"), replace(config, strict=True))
     with pytest.raises(InputError, match="another benchmark"):
-        evaluate("scenes", config)
-    (tmp_path / "asks.py").write_text(
-        "VERSION='1'\ndef load(data, limit): return open(data)\ndef score(e, a): return {}\ndef aggregate(rows, seed): return {}\n"
-    )
+        evaluate("scenes", EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=2, response_length=4))
+    with pytest.raises(InputError, match="nothing to measure"):
+        evaluate(str(tmp_path / "mine.py"), EvalConfig(output_dir=str(tmp_path / "new")))
+    (tmp_path / "asks.py").write_text(MINE.replace("    return [Example", "    return open(task.data)\n    return [Example"))
     with pytest.raises(InputError, match=r"its data none\.jsonl does not exist: correct --data"):
-        evaluate(
-            str(tmp_path / "asks.py"), EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "new"), data="none.jsonl")
-        )
+        evaluate(str(tmp_path / "asks.py"), replace(config, output_dir=str(tmp_path / "new"), data="none.jsonl"))
     assert not (tmp_path / "new").exists()
+    (tmp_path / "asks.py").write_text(MINE.replace("VERSION", "OTHER"))
     with pytest.raises(InputError, match="does not state its VERSION"):
-        (tmp_path / "asks.py").write_text((tmp_path / "asks.py").read_text().replace("VERSION", "OTHER"))
         evaluate(str(tmp_path / "asks.py"), config)
+    (tmp_path / "bad.py").write_text("VERSION='1'")
     with pytest.raises(InputError, match="no function"):
-        (tmp_path / "bad.py").write_text("VERSION='1'")
         evaluate(str(tmp_path / "bad.py"), config)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmrlhf.facts import read_facts, render
+from mmrlhf.facts import read_facts, render, template_text
 from mmrlhf.records import Fact, InputError
 
 
@@ -98,6 +98,7 @@ def test_lines_on_one_picture_add_up_and_ids_name_rows_without_one(tmp_path):
         ({"captions": []}, "line 1: `image` is missing: add it (the row has captions)"),
         ({"imgae": "a"}, "line 1: `image` is missing: rename `imgae` to it"),
         ({"image": "a", "objets": []}, "line 1: `objets` is not a field of facts: rename it to objects"),
+        ({"image": ["a.png"], "captions": []}, "line 1: `image` must be a picture's name or an id, not a list"),
         ({"image": "a", "captions": "A dog."}, "line 1: `captions` must be a list, not text"),
         ({"image": "a", "captions": [" "]}, "line 1: `captions[1]` is empty: fill it in or remove it"),
         ({"image": "a", "absent": [3]}, "line 1: `absent[1]` must be text, not a number"),
@@ -124,6 +125,32 @@ def test_a_file_that_holds_none(tmp_path):
     assert "map.json, 'a.jpg': `captions` must be a list, not text" in complaint(
         written(tmp_path, "map.json", {"a.jpg": "A dog."})
     )
+
+
+def test_a_crowd_is_there_and_leaves_its_kind_uncounted(tmp_path):
+    def person(number, crowd, image=1):
+        return {"id": number, "image_id": image, "category_id": 1, "iscrowd": crowd, "bbox": [0, 0, 5, 10]}
+
+    whole = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 10, "height": 10} for n in (1, 2)],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [person(1, 0), person(2, 1), person(3, 0, 2), person(4, 0, 2)],
+    }
+    found = read_facts(written(tmp_path, "instances.json", whole))
+    assert [f.text for f in found["1.jpg"]] == ["person", "person"]  # more than one, and nobody knows how many
+    assert [f.text for f in found["2.jpg"]] == ["person", "person", "two people"]
+
+
+def test_a_users_template_is_kept_as_its_text(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{% for f in facts %}<{{ f.text }}>{% endfor %}")
+    text = template_text(str(tmp_path / "mine.jinja"))
+    (tmp_path / "mine.jinja").unlink()
+    assert render(FACTS[:2], template=text) == "<plate><fork>" and template_text("captions") == "captions"
+    with pytest.raises(InputError, match="there is typed, captions, or the path of a Jinja file"):
+        template_text(str(tmp_path / "mine.jinja"))
+    (tmp_path / "bad.jinja").write_text("{{ fact.text }}")
+    with pytest.raises(InputError, match=r"facts_template cannot be used .*it is given `facts`"):
+        template_text(str(tmp_path / "bad.jinja"))
 
 
 FACTS = tuple(Fact("object", name) for name in ("plate", "fork", "cup", "spoon", "bowl"))

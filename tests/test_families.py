@@ -3,11 +3,14 @@
 Naive means here: the processor on pixels, prompt and answer of one row in one sequence, no cache, the model's own positions. Each family is a
 tiny random checkpoint with its real processor (`families.py`). Rows are mixed: one picture, two, none, of different sizes.
 
-    python -m tests.test_families        # the table of docs/families.md
+    python -m tests.test_families                                     # the table of docs/families.md
+    python -m tests.test_families --device cuda --dtype bfloat16      # the same elsewhere; fails beyond TOLERANCE
 """
 
+import argparse
 import dataclasses
 import io
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +25,7 @@ from mmrlhf.artefact import load_reward_model, save
 from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.prefix import Prefix, difference, learning, prefill
-from mmrlhf.records import Example, ImageSource, Message, Preference
+from mmrlhf.records import Example, ImageSource, InputError, Message, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.rewards import Group, RewardModel, pad_right, review_head
 from mmrlhf.roles import Adapters, Role, scalar_head
@@ -37,6 +40,8 @@ PICTURES_ONLY = {"paligemma"}
 """Their processors take no prompt without a picture."""
 
 
+TOLERANCE = {"float32": (1e-4, 1e-4, 1e-3), "bfloat16": (0.1, 0.1, 0.15)}
+"""The most by which the engine may differ: log-probs in nats, values in standard deviations, gradients in shares of a tensor's largest."""
 PACKED = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama"}
 """Every layer attends to everything, so that a prompt's answers may share a sequence behind a mask."""
 
@@ -66,10 +71,10 @@ def rows(family: str) -> list[Example]:
 class Fixture:
     """A family's checkpoint, loaded, with two adapters that do something."""
 
-    def __init__(self, family: str, directory: Path):
+    def __init__(self, family: str, directory: Path, dtype: str = "float32", device: str = "cpu"):
         self.family, self.directory = family, directory
         build(family, directory)
-        self.vlm = load(str(directory))
+        self.vlm = load(str(directory), dtype, device)
         self.rows = rows(family)
         self.adapters = Adapters(self.vlm)
         for seed, name in enumerate(("policy", "value")):
@@ -79,7 +84,9 @@ class Fixture:
                 for parameter in self.adapters.parameters(name).values():
                     parameter.add_(0.05 * torch.randn_like(parameter))
         draws = torch.randn(self.vlm.hidden_size, generator=torch.Generator().manual_seed(3))
-        self.head = scalar_head(draws / self.vlm.hidden_size**0.5)  # values of size 1, as those of a new critic
+        self.head = scalar_head(
+            draws.to(self.vlm.device) / self.vlm.hidden_size**0.5
+        )  # values of size 1, as those of a new critic
 
     def prompts(self):
         return self.vlm.prompts([(e.prompt, e.images) for e in self.rows])
@@ -88,7 +95,7 @@ class Fixture:
         """Two answers to each prompt."""
         numbers = [r for r in range(len(self.rows)) for _ in range(2)]
         ids = [self.vlm.answer_ids(self.rows[r].prompt, ANSWERS[i % 4], len(self.rows[r].images)) for i, r in enumerate(numbers)]
-        return Given(self.prompts(), torch.tensor(numbers), *pad_right(ids, 1, self.vlm.device))
+        return Given(self.prompts(), torch.tensor(numbers, device=self.vlm.device), *pad_right(ids, 1, self.vlm.device))
 
     def naive(self, row: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs and values [T] of one answer."""
@@ -132,7 +139,7 @@ def naive_run(f: Fixture) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[
 def fast_run(f: Fixture, tokens: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """The same by the engine, so many tokens at a time."""
     given = f.given()
-    found, values = torch.zeros(given.ids_NT.shape), torch.zeros(given.ids_NT.shape)
+    found, values = (torch.zeros(given.ids_NT.shape, device=f.vlm.device) for _ in range(2))
     f.vlm.budget.tokens = tokens
     for at, hidden in hidden_states(Role(f.adapters, "policy"), given):
         ids, mask = given.ids_NT[at, : hidden.shape[1]], given.mask_NT[at, : hidden.shape[1]]
@@ -158,7 +165,7 @@ def test_the_engine_equals_the_naive_forward(family):
     naive = naive_run(family)
     for tokens in (100_000, 1):
         lp, v, g = furthest(family, fast_run(family, tokens), naive)
-        assert lp < 1e-4 and v < 1e-4 and g < 1e-3, (tokens, lp, v, g)
+        assert all(gap < most for gap, most in zip((lp, v, g), TOLERANCE["float32"], strict=True)), (tokens, lp, v, g)
     assert family.vlm.prefix == "on"
 
 
@@ -213,6 +220,21 @@ def test_checkpointed_layers_change_nothing(family):
     after = fast_run(other, 150)
     assert torch.allclose(before[0], after[0], atol=1e-4)
     assert all(torch.allclose(before[2][k], after[2][k], atol=1e-3 * float(before[2][k].abs().max())) for k in before[2])
+
+
+def test_text_that_holds_what_stands_for_pictures_or_turns_is_refused(family):
+    vlm, message = family.vlm, "which the model takes for a control token: remove it from"
+    tokens = [getattr(vlm.processor, name, None) for name in ("image_token", "video_token", "boi_token")]
+    for token in filter(None, tokens):
+        with pytest.raises(InputError, match=re.escape(f"row r: an answer or what follows it holds {token}")):
+            vlm.answer_ids([Message("user", "?")], f"A {token} circle.", 0, name="r")
+        assert (
+            token not in (said := vlm.harmless(f"A {token} circle."))
+            and vlm.answer_ids([Message("user", "?")], said, 0) is not None
+        )
+        with pytest.raises(InputError, match=rf"{message} its text|would show the model"):
+            vlm.prompts([((Message("user", f"What is {token}?"),), family.rows[0].images)])
+    vlm.answer_ids([Message("user", "?")], "An <s>old</s> <b>one</b>.", 0)  # marks that texts have, too
 
 
 def test_sampled_log_probs_are_the_recomputed_ones(family):
@@ -334,28 +356,38 @@ def test_a_base_in_four_bits_runs_and_learns(tmp_path):
 
 def in_bfloat16(f: Fixture) -> float:
     """Log-probs of sampled tokens, as they were drawn against the update's own, in nats."""
-    vlm = load(str(f.directory), "bfloat16")
+    vlm = load(str(f.directory), "bfloat16", f.vlm.device)
     out = answer(vlm, f.rows, Sampling(20), num_generations=3)
     again = over_all(logps, Role(Adapters(vlm), None), out)
     return float(((again - out.logps_NT) * out.mask_NT).abs().max())
 
 
-def table() -> str:
-    """One row a family, measured now."""
+def table(dtype: str = "float32", device: str = "cpu") -> tuple[str, list[str]]:
+    """One row a family, measured now; and the families beyond TOLERANCE."""
+    beyond = []
     lines = [
         "| family | log-probs | values | LoRA gradients | bfloat16 | answers to a prompt | prompt written by | rows without a picture |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
-            f = Fixture(name, Path(folder) / "checkpoint")
+            f = Fixture(name, Path(folder) / "checkpoint", dtype, device)
             lp, v, g = furthest(f, fast_run(f, 1), naive_run(f))
+            if not all(gap < most for gap, most in zip((lp, v, g), TOLERANCE[dtype], strict=True)):
+                beyond.append(name)
             together = "side by side" if f.vlm.packs else "a row each"
             way = "tokenizer" if f.vlm._types is not None else "processor"
             text = "refused by its processor" if name in PICTURES_ONLY else "yes"
             lines.append(f"| {name} | {lp:.0e} | {v:.0e} | {g:.0e} | {in_bfloat16(f):.2f} | {together} | {way} | {text} |")
-    return "\n".join(lines)
+    return "\n".join(lines), beyond
 
 
 if __name__ == "__main__":
-    sys.stdout.write(table() + "\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
+    given = parser.parse_args()
+    text, beyond = table(given.dtype, given.device)
+    sys.stdout.write(text + "\n")
+    if beyond:
+        sys.exit(f"beyond {TOLERANCE[given.dtype]}: {', '.join(beyond)}")

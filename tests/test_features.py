@@ -1,6 +1,7 @@
 """The tiers of the feature cache: budgets, what is pushed out, what a disk may do, and keys that never lie."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,27 @@ def test_half_a_file_is_encoded_again(tmp_path, capsys, cut):
     path.write_bytes(path.read_bytes()[:cut])
     assert FeatureCache(CPU, folder=str(tmp_path)).get("tower/one") is None
     assert "one.safetensors is no whole feature file" in capsys.readouterr().out
+
+
+def test_a_file_whose_content_is_damaged_is_encoded_again(tmp_path, capsys):
+    cache = FeatureCache(CPU, folder=str(tmp_path))
+    cache.put("tower/one", picture(1))
+    path = tmp_path / "tower" / "one.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-8:] = bytes(8)  # whole by its header, as after a power cut
+    path.write_bytes(data)
+    assert FeatureCache(CPU, folder=str(tmp_path)).get("tower/one") is None
+    assert "its content is damaged" in capsys.readouterr().out
+
+
+def test_what_others_leave_in_the_folder_does_no_harm(tmp_path):
+    FeatureCache(CPU, folder=str(tmp_path)).put("tower/one", picture(1))
+    (tmp_path / "tower" / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    left = tmp_path / "tower" / ".two.safetensors.123"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    cache = FeatureCache(CPU, folder=str(tmp_path))
+    assert cache.get("tower/one") is not None and not left.exists()
 
 
 def test_a_file_under_another_pictures_name_is_not_served(tmp_path):

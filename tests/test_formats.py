@@ -369,6 +369,18 @@ def test_tables_with_pictures_inside(tmp_path, table, layout):
     assert pair.facts == (Fact("object", "cup"), Fact("absent", "cat"))
 
 
+def test_a_column_of_bare_bytes_is_pictures(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = {"image": [png()], "prompt": ["What?"], "chosen": ["A cup."], "rejected": ["A cat."]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "one.parquet")
+    rows["images"] = [[rows.pop("image")[0]] * 2]
+    parquet.write_table(pyarrow.table(rows), tmp_path / "two.parquet")
+    assert [len(read_preferences(str(tmp_path / f"{name}.parquet"))[0].images) for name in ("one", "two")] == [1, 2]
+    assert read_preferences(str(tmp_path / "one.parquet"))[0].images[0].data == png()
+
+
 def test_a_table_is_read_in_parts_and_its_pictures_stay_as_they_are(tmp_path, table, monkeypatch):
     import datasets
 
@@ -649,6 +661,18 @@ def test_facts_meet_rows_by_picture_else_by_id(place):
     assert read == [["own", "a"], ["b"], ["b"], ["x"], []]
     whole = {**known, "sub/b.png": (Fact("ocr", "sub"),)}
     assert [fact.text for fact in read_examples(path, facts=whole)[1].facts] == ["sub"]
+    told_twice = lines(
+        place,
+        {**IMAGE, "prompt": "One?", "facts": [{"kind": "ocr", "text": "a"}]},
+        {"images": ["a.png", "a.png"], "prompt": "Two?"},
+    )
+    assert [[fact.text for fact in e.facts] for e in read_examples(told_twice, facts=known)] == [["a"], ["a"]]
+    elsewhere = lines(place, {"id": "x", "image": "a.png", "prompt": "Whose id?"}, {"image": "sub/b.png", "prompt": "?"})
+    assert (
+        read_examples(elsewhere, facts={"x": known["x"], "b.png": known["b.png"]})[0].facts == ()
+    )  # the id is another picture's
+    said = complaint(read_preferences, lines(place, PLAIN | {"image": "a.png"}), facts={"z.png": known["x"]})
+    assert "the facts file says nothing of the pictures in its first 1 rows (it speaks of 'z.png')" in said
 
 
 FIELDS = "id image images prompt chosen rejected messages completion conversations output_1 output_2 preference facts"

@@ -8,6 +8,7 @@ import mmrlhf
 LAYERS = [
     {
         "records",
+        "answers",
         "config",
         "files",
         "rows",
@@ -22,9 +23,14 @@ LAYERS = [
         "calibration",
         "scenes",
         "content",
+        "lines",
+        "intervals",
+        "suites",
+        "english",
+        "coco_words",
     },
     {"losses"},
-    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling"},
+    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling", "stems"},
     {
         "run",
         "growing",
@@ -36,6 +42,9 @@ LAYERS = [
         "verify",
         "rollout",
         "benchmark",
+        "endpoint",
+        "judges",
+        "answer_files",
         "training",
         "memory",
     },
@@ -49,7 +58,9 @@ LAYERS = [
         "encode",
         "plan",
         "best_of_n",
+        "asking",
         "evaluate",
+        "compare",
         "report",
         "scenes_base",
         "check",
@@ -60,7 +71,7 @@ LAYERS = [
     {"demo", "cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SHARED_BY_STAGES = {("evaluate", "generate")}
+SHARED_BY_STAGES = {("evaluate", "asking"), ("asking", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
     "claims": ["grammar", "lexicon", "chair", "tagging", "choosing", "phrases", "made", "predicates", "places", "extraction"],
@@ -69,6 +80,7 @@ WITHIN = {
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
     "report": ["results", "plots", "page", "claims", "terminal"],
+    "compare": ["runs", "paired", "diversity", "written"],
 }
 """The modules of a package, each importing only those before it."""
 

@@ -1,6 +1,7 @@
 """What a stage will hold in memory, with a pencil, and the recipes for real models on the meta device."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -10,8 +11,7 @@ from mmrlhf import config as config_
 from mmrlhf.cli import main
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.content import folder
-from mmrlhf.memory import NF4, image_tokens, plan
-from mmrlhf.plan import architecture
+from mmrlhf.memory import NF4, architecture, image_tokens, plan
 from tests.families import build
 
 CONFIGS = folder("configs")
@@ -80,10 +80,30 @@ def test_the_command_prints_a_table(tiny, capsys):
     assert "base weights" in said and "in all" in said and "fits: main memory" in said
 
 
+def test_a_recipe_names_its_stage(tiny, tmp_path, capsys):
+    (tmp_path / "ppo.yaml").write_text(f"model_name_or_path: {tiny}\nnum_generations: 2\n")
+    assert main(["plan", str(tmp_path / "ppo.yaml")]) == 0
+    assert "policy, value, reward" in " ".join(capsys.readouterr().out.split())
+    assert main(["plan", "llava-1.5-7b/ppo", "--model_name_or_path", tiny]) == 0
+
+
+def test_every_reward_model_counts(tiny, tmp_path):
+    """Two on the policy's base are two adapters; one on another base brings that."""
+    one = sizes(ppo(tiny), architecture(tiny))
+    two = sizes(dataclasses.replace(ppo(tiny), reward_model_path="a, b"), architecture(tiny))
+    assert two["adapters"] == one["adapters"] / 3 * 4
+    build("qwen2_5_vl", tmp_path / "base")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "reward.json").write_text(json.dumps({"base": str(tmp_path / "base"), "dtype": "float32"}))
+    other = sizes(dataclasses.replace(ppo(tiny), reward_model_path=str(tmp_path / "r")), architecture(tiny))
+    weights = sum(p.numel() for p in hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").parameters())
+    assert other[f"base of {tmp_path / 'r'}"] == 4 * weights and other["adapters"] == one["adapters"] / 3 * 2
+
+
 def test_what_cannot_be_planned_is_one_sentence(tmp_path, capsys):
     assert main(["plan", "ppo", "--model_name_or_path", str(tmp_path)]) == 2
     assert "its architecture cannot be read" in capsys.readouterr().err
-    assert main(["plan", "pppo"]) == 2 and "is told a stage first: sft, reward, ppo" in capsys.readouterr().err
+    assert main(["plan", "pppo"]) == 2 and "is told a stage first, sft, reward, ppo, or a recipe" in capsys.readouterr().err
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------

@@ -262,9 +262,8 @@ def test_a_reward_model_that_is_not_there(refused):
     ],
 )
 def test_eval(base, flags, told, tmp_path, capsys):
-    assert (
-        main(["eval", "scenes", "--model_name_or_path", base, "--output_dir", str(tmp_path / "out"), "--limit", "1", *flags]) == 2
-    )
+    model = [] if "--model_name_or_path" in flags else ["--model", base]
+    assert main(["eval", "scenes", *model, "--out", str(tmp_path / "out"), "--limit", "1", *flags]) == 2
     assert told in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 

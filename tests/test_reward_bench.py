@@ -68,7 +68,9 @@ def test_it_measures_and_goes_on_where_it_was(base, examples, tmp_path, capsys, 
         reward_bench(config, rows)
     before = len(calls)
     result = reward_bench(config, rows)
-    assert calls[before + 1] < 13 and (tmp_path / "bench" / "scores" / "as_given.jsonl").exists()  # what was scored is not again
+    assert calls[before + 1] < 13 and list(
+        (tmp_path / "bench" / "scores").glob("as_given.*.jsonl")
+    )  # what was scored is not again
     assert result["n"] == 13 and result["accuracy"]["n"] == 12 and result["ties"]["n"] == 1
     assert set(result["facts_curve"]) == {
         "as given",
@@ -84,3 +86,20 @@ def test_it_measures_and_goes_on_where_it_was(base, examples, tmp_path, capsys, 
     assert "expected calibration error" in capsys.readouterr().out
     with pytest.raises(InputError, match="has ties only"):
         reward_bench(dataclasses.replace(config, output_dir=str(tmp_path / "ties")), [rows[-1]])
+
+
+def test_other_rows_are_not_given_the_scores_of_those_before(base, examples, tmp_path):
+    rows = [Preference.pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in examples[:6]]
+    how = {"learning_rate": 2e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 1}
+    path = reward(RewardConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "r"), **how), rows)
+    data = tmp_path / "rows.jsonl"
+    config = RewardBenchConfig(
+        reward_model_path=str(path), dataset_name=str(data), output_dir=str(tmp_path / "bench"), probes=0, batch_size=4
+    )
+    data.write_text("first")
+    first = reward_bench(config, rows)
+    data.write_text("turned round")
+    turned = [dataclasses.replace(p, answers=p.answers[::-1]) for p in rows[:4]]
+    second = reward_bench(config, turned)
+    assert first["n"] == 6 and second["n"] == 4
+    assert second["accuracy"]["value"] != first["accuracy"]["value"] or first["accuracy"]["value"] == 0.5

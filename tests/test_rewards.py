@@ -13,6 +13,7 @@ from mmrlhf.images import open_image
 from mmrlhf.records import InputError, Message
 from mmrlhf.rewards import Group, RewardModel, review_head, review_messages
 from mmrlhf.roles import Adapters, Role
+from mmrlhf.vlm import load
 
 
 @pytest.fixture
@@ -75,20 +76,39 @@ def test_a_saved_reward_model_scores_the_same_and_damage_is_said_in_a_sentence(u
 
     head = (tmp_path / "head.safetensors").read_bytes()
     (tmp_path / "head.safetensors").write_bytes(head[:20])
-    with pytest.raises(InputError, match=r"cannot be loaded .*copy it again, or train it again"):
+    changed = "is not as it was saved, a file of it was changed: copy it again, or train it again"
+    with pytest.raises(InputError, match=changed):
         load_reward_model(str(tmp_path))
     (tmp_path / "head.safetensors").unlink()
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match=changed):
         load_reward_model(str(tmp_path))
     (tmp_path / "head.safetensors").write_bytes(head)
 
     card = json.loads((tmp_path / "reward.json").read_text())
+    for name, value in (("temperature", 9.0), ("probes", {"count": 1.0}), ("dtype", "bfloat16"), ("mean", 0.0)):
+        (tmp_path / "reward.json").write_text(json.dumps(card | {name: value}))
+        with pytest.raises(InputError, match=changed):
+            load_reward_model(str(tmp_path))
+    (tmp_path / "reward.json").write_text(json.dumps(card))
+    kept = (tmp_path / "reference.jsonl").read_bytes()
+    (tmp_path / "reference.jsonl").write_bytes(b"")
+    with pytest.raises(InputError, match=changed):
+        load_reward_model(str(tmp_path))
+    (tmp_path / "reference.jsonl").write_bytes(kept)
     (tmp_path / "reward.json").write_text(json.dumps(card | {"base": str(tmp_path / "gone")}))
     with pytest.raises(InputError, match=r"needs the base it was trained on, and that model .*gone"):
         load_reward_model(str(tmp_path))
     (tmp_path / "reward.json").write_text("{")
     with pytest.raises(InputError, match="cannot be loaded"):
         load_reward_model(str(tmp_path))
+
+
+def test_it_runs_in_the_precision_it_was_calibrated_in(untrained, groups, base, tmp_path, capsys):
+    save(untrained, tmp_path, groups)
+    mine, other = Adapters(load(base)), Adapters(load(base, "bfloat16"))
+    assert load_reward_model(str(tmp_path), mine).role.adapters is mine and "calibrated" not in capsys.readouterr().out
+    loaded = load_reward_model(str(tmp_path), other)
+    assert loaded.role.vlm.dtype == "float32" and "was calibrated in float32: it runs in that" in capsys.readouterr().out
 
 
 def test_an_answer_that_does_not_fit_is_named_by_its_row(untrained, groups):

@@ -53,6 +53,25 @@ def test_an_answer_stops_at_a_text_which_is_left_out(vlm, examples):
     assert bool(cut.ended_N[0]) and cut.mask_NT.sum() < 3 * 60
 
 
+def test_white_space_and_characters_of_several_tokens_stop_an_answer(vlm, examples, monkeypatch):
+    """A draw is forced, token by token: two spaces, and a character of three bytes."""
+    for text, stop in (
+        ("one two  three four", "  "),
+        ("one \N{CJK UNIFIED IDEOGRAPH-4E2D} two", "\N{CJK UNIFIED IDEOGRAPH-4E2D}"),
+    ):
+        ids = vlm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        forced = iter(ids)
+        monkeypatch.setattr("mmrlhf.sampling.Answering._choose", lambda *_, forced=forced: torch.tensor([next(forced)]))
+        out = answer(vlm, examples[:1], Sampling(len(ids), 0.0, stop=(stop,)))
+        assert bool(out.ended_N[0]) and int(out.mask_NT.sum()) < len(ids) and out.texts[0] in ("one two", "one")
+
+
+def test_a_row_that_stands_there_twice_is_answered_twice(vlm, examples):
+    twice = answer(vlm, [examples[0], examples[0]], Sampling(20, 1.5))
+    assert twice.texts[0] != twice.texts[1]
+    assert answer(vlm, [examples[0]], Sampling(20, 1.5)).texts[0] == twice.texts[0]
+
+
 def test_entropy_is_that_of_the_distribution(vlm, examples):
     first = prefill(vlm, prompts(vlm, examples[:2])).last_PD
     expected = torch.distributions.Categorical(logits=vlm.logits(first)).entropy()

@@ -7,12 +7,13 @@ import pytest
 
 from mmrlhf.config import PPOConfig, load
 from mmrlhf.content import find
-from mmrlhf.records import InputError, Message
+from mmrlhf.records import ImageSource, InputError, Message
 from mmrlhf.terms import TERMS, Entry, Sample, Weighted, alarms, guards, is_correct, ledger, parse, resolve
 
 
 def said(answer, **more):
-    return Sample("row-1", (), (Message("user", "?"),), answer, **more)
+    known = {"id": "row-1", "images": (), "prompt": (Message("user", "?"),)}
+    return Sample(**known | {"answer": answer, **more})
 
 
 @pytest.mark.parametrize(
@@ -20,16 +21,19 @@ def said(answer, **more):
     [
         ("Yes, there is.", "yes", True),
         ("No.", "Yes, there is a dog.", False),
-        ("There is a dog.", "yes", False),
-        ("Nothing", "no", False),
+        ("There is a dog.", "yes", True),
+        ("Perhaps", "yes", False),
+        ("Nobody knows", "no", False),
         ("B. A dog", "B", True),
-        ("(b)", "B", False),
+        ("(b)", "B", True),
         ("The answer is (C).", "C", True),
-        ("A dog", "A", True),
+        ("A dog", "A", False),
+        ("A", "A", True),
         ("C'est la vie", "C", False),
         ("I count 3, no, 4 dogs", "4", True),
         ("It costs 1,200.50", "1200.5", True),
-        ("Four", "4", False),
+        ("Four", "4", True),
+        ("4 or 5", "4", False),
         ("a red  Mug.", "A red mug", True),
         ("a mug", "a cup", False),
         ("yes", None, False),
@@ -139,6 +143,8 @@ def test_guards_and_alarms():
     assert found["guard/length_reward_correlation"] == pytest.approx(1.0)
     assert guards(samples, [2.0, 1.0, 9.0, 7.0], 2)["guard/length_reward_correlation"] == pytest.approx(-1.0)
     assert guards(samples, [1.0] * 4, 2)["guard/length_reward_correlation"] == 0.0
+    # one answer to each prompt: among all, lengths 1 2 3 5 and rewards twice that
+    assert guards(samples, [2.0, 4.0, 6.0, 10.0], 1)["guard/length_reward_correlation"] == pytest.approx(1.0)
     assert [line[:3] for line in alarms(found)] == ["25%", "len"]
     assert not alarms(found | {"guard/refusal_rate": 0.1, "guard/length_reward_correlation": 0.2})
     assert "100% of answers that begin" in alarms(found | {"guard/says_no": 0.0})[1]
@@ -149,7 +155,24 @@ def test_the_recipe_of_llava_rlhf_by_hand(tmp_path):
     config = load(PPOConfig, find("configs", "llava-rlhf/ppo"), {"dataset_name": "x", "output_dir": "x"})
     terms = resolve(config.reward_terms, {"fact_rm": lambda samples: [1.2 for _ in samples]})
     half = {"tokens": 448, "most": config.response_length, "meta": {"caption_type": 2, "length_bonus": 1.0}}
-    entry, cut = ledger(terms, [said("A. A cat.", **half), said("B. A cat.", **half, ended=False)], tmp_path / "no.json")
+    answers = [said("A. A cat.", **half), said("B. A cat.", **half, ended=False), said("A. Or a cat?", **half)]
+    entry, cut, asking = ledger(terms, answers, tmp_path / "no.json")
     assert entry.total == pytest.approx(10 * (1.2 + 2 * 1 - 10 * 0.5)) and config.kl_coef == 10 * 0.1
     assert cut.total == pytest.approx(10 * (1.2 + 0 - 10 * 0.5 - 8))
-    assert entry.terms == pytest.approx({"fact_rm": 12, "correctness": 20, "length": -50, "missing_eos": 0})
+    assert asking.total == pytest.approx(entry.total - 80)
+    assert entry.terms == pytest.approx({"fact_rm": 12, "correctness": 20, "length": -50, "missing_eos": 0, "question_mark": 0})
+
+
+def test_a_users_file_may_hold_dataclasses_and_what_it_meets_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom mmrlhf.records import InputError\n"
+        "@dataclass\nclass Word:\n    text: str\n"
+        "def mine(samples):\n    raise InputError(f'image {Word(samples[0].id).text} is damaged')\n"
+    )
+    terms = resolve(f"{tmp_path / 'mine.py'}:mine=1", {})
+    sample = said("A mug.", id="row-7", images=(ImageSource(data=b"\x89PNG"),))
+    with pytest.raises(
+        InputError, match=r"reward term .*mine raised InputError: image row-7 is damaged on an answer to row row-7"
+    ):
+        ledger(terms, [sample], tmp_path / "replay.json")
+    assert json.loads((tmp_path / "replay.json").read_text())["images"] == [{"base64": "iVBORw=="}]

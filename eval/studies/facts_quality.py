@@ -4,7 +4,7 @@
 
 Of what is true of a scene, a share is listed, and of that a share is wrong; `swapped` gives every row another row's facts. Facts are of the
 same quality in training, on held-out pairs and in PPO. Accuracy is of held-out pairs as labelled (90% at most), the rest of greedy
-answers on 500 held-out scenes.
+answers on 300 held-out scenes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from mmrlhf.reward_model import group
 
 QUALITIES = {
     "all listed": (1.0, 0.0, False),
-    "80% listed, 5% wrong": (0.8, 0.05, False),
     "50% listed": (0.5, 0.0, False),
     "none listed": (0.0, 0.0, False),
     "15% wrong": (1.0, 0.15, False),

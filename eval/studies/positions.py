@@ -4,7 +4,7 @@
 
 `before` puts facts in front of the question, shared by all answers; `after` into the review turn, as LLaVA-RLHF does; `none` is a reward model
 that reads none. Accuracy is of held-out pairs as labelled (90% at most). Each trains a policy, and `before` a second one whose critic reads facts,
-too. `explained` is the critic's share of explained variance over the second half of the steps, the rest is of greedy answers on 500
+too. `explained` is the critic's share of explained variance over the second half of the steps, the rest is of greedy answers on 300
 held-out scenes.
 """
 

@@ -3,7 +3,7 @@
     python eval/studies/reward_accuracy.py --out runs/studies [--seeds 3] [--difficulties demo easier harder]
 
 Both models see the same pairs, planted claims included, each once; labels are wrong in 10% of pairs, held-out ones included, so that 90% is the
-most. `clean` is against what the scenes say. Then what becomes of accuracy at the demo's difficulty when facts are missing, another picture's,
+most. `clean` is against what the scenes say, also by what decides a pair. Then what becomes of accuracy at the demo's difficulty when facts are missing, another picture's,
 or contradicted; and the contradiction probe, by an injector of this study alone: other sentences than any that were trained on, made from the
 scene itself and put in front of a clean caption.
 """
@@ -72,21 +72,34 @@ def probes(world: World, model: RewardModel) -> dict[str, dict[str, float]]:
     return found
 
 
-def clean(world: World, rows: list[Preference], scores: list[list[float]]) -> float:
-    """Accuracy against what the scenes say, turned labels turned back."""
-    right = []
+DECIDED = ("sight", "habit", "completeness")
+
+
+def clean(world: World, rows: list[Preference], scores: list[list[float]]) -> dict[str, float]:
+    """Accuracy against what the scenes say, turned labels turned back: of all pairs, and by what decides them: one answer misreads more
+    (`sight`) or says more out of habit, all else alike, or both are as false and one tells more (`completeness`)."""
+    right: dict[str, list[bool]] = {"clean": [], **{kind: [] for kind in DECIDED}}
     for row, (first, second) in zip(rows, scores, strict=True):
         scene = demo.scene_of("pairs", int(row.id.split("-")[1]), world.config)
-        gap = scenes.utility(scene, row.chosen, world.config.lambda_) - scenes.utility(scene, row.rejected, world.config.lambda_)
-        right.append((gap > 0) == (first > second + CHANCE))
-    return float(np.mean(right))
+        a, b = (scenes.judge(scene, answer) for answer in row.answers)
+        gap = len(a.true) - len(b.true) - world.config.lambda_ * (len(a.false) - len(b.false))
+        ok = (gap > 0) == (first > second + CHANCE)
+        sight, habit = len(a.sight) - len(b.sight), len(a.habit) - len(b.habit)
+        kinds = (
+            ["sight"] * bool(sight and not habit)
+            + ["habit"] * bool(habit and not sight)
+            + ["completeness"] * (not sight and not habit)
+        )
+        for kind in ("clean", *kinds):
+            right[kind].append(ok)
+    return {kind: float(np.mean(oks)) for kind, oks in right.items()}
 
 
 def judged(world: World, name: str) -> dict[str, Any]:
     _, held_out = world.pairs
     model = load_reward_model(world.reward(name, planted_claims=PLANTED, **FACTS[name]))
     scores = model.score([group(p) for p in held_out])
-    found: dict[str, Any] = {"accuracy": accuracy(held_out, scores)["value"], "clean": clean(world, held_out, scores)}
+    found: dict[str, Any] = {"accuracy": accuracy(held_out, scores)["value"], **clean(world, held_out, scores)}
     found["ece"] = expected_calibration_error(reliability(margins_of(held_out, scores), model.temperature))
     if name == "facts" and world.difficulty == "demo":
         for state, facts in facts_states(held_out, 0).items():
@@ -109,19 +122,13 @@ def main() -> None:
     for world, by_name in zip(worlds, over(worlds, studied, given.workers), strict=True):
         for name, row in by_name.items():
             found[world.difficulty][name].append(row)
-    rows = []
+    rows, keys = [], ("accuracy", "clean", *DECIDED, "ece")
     for difficulty, models in found.items():
         for name, cells in models.items():
-            rows.append([difficulty, name, *(shown((c[k] for c in cells), k != "ece") for k in ("accuracy", "clean", "ece"))])
+            rows.append([difficulty, name, *(shown((c[k] for c in cells), k != "ece") for k in keys)])
         pairs = list(zip(models["facts"], models["none"], strict=True))
-        rows.append(
-            [
-                difficulty,
-                "difference",
-                *(shown((a[k] - b[k] for a, b in pairs), k != "ece", "+") for k in ("accuracy", "clean", "ece")),
-            ]
-        )
-    print(markdown(("difficulty", "reward model", "accuracy %", "clean %", "calibration error"), rows) + "\n")
+        rows.append([difficulty, "difference", *(shown((a[k] - b[k] for a, b in pairs), k != "ece", "+") for k in keys)])
+    print(markdown(("difficulty", "reward model", *(f"{k} %" for k in keys[:-1]), "calibration error"), rows) + "\n")
     if "demo" in found:
         told = found["demo"]["facts"]
         states = [k for k in told[0] if k.endswith("left") or k in ("another picture's", "contradicted")]

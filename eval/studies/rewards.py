@@ -4,7 +4,7 @@
 
 Four parts, on or off, 16 policies a seed: facts in the reward model, correctness (yes/no questions, weight 2), length (weight -10 times the share of the
 room that an answer takes) and missing_eos (-8), with the published weights. The reward models are normalised, so that 1 is a standard
-deviation of their scores. A third of the prompts are questions. Greedy answers on 500 held-out scenes; effects are means of
+deviation of their scores. A third of the prompts are questions. Greedy answers on 300 held-out scenes; effects are means of
 differences between a part on and off, over the other parts, within a seed.
 """
 

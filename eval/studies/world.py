@@ -37,6 +37,8 @@ from mmrlhf.rollout import answer_all
 from mmrlhf.sft import sft
 from mmrlhf.terms import Term
 
+BUDGET = {"per_device_train_batch_size": 24, "max_steps": 16}
+"""Of a policy: a third of the demo's answers, since studies train dozens."""
 DIFFICULTIES = {"easier": 0.1, "demo": 0.28, "harder": 0.5}
 """Shares of objects that are faded and partly covered."""
 
@@ -122,15 +124,15 @@ class World:
         directory = self.place / f"ppo_{name}"
         if not (directory / "done.json").exists():
             config = self._configured(
-                PPOConfig, "ppo", model_name_or_path=self.model, output_dir=str(directory), min_probe_rate=0, **how
+                PPOConfig, "ppo", model_name_or_path=self.model, output_dir=str(directory), min_probe_rate=0, **BUDGET | how
             )
             ppo(config, demo.rl_prompts(self.config) if rows is None else rows, None, more_terms)
         return str(directory / "policy")
 
-    def measured(self, adapter: str | None, count: int = 500) -> dict[str, float]:
+    def measured(self, adapter: str | None, count: int = 300) -> dict[str, float]:
         """Greedy answers on the first held-out scenes: what the demo's table shows."""
         module = load_benchmark("scenes")
-        rows = module.load("held_out", count)
+        rows = module.prompts("held_out", count)
         with policy(self.model, adapter) as vlm:
             said = {e.id: texts for e, texts in answer_all(vlm, rows, demo.GREEDY, batch_size=100)}
         found = scored(module, rows, said, None, self.seed)["held_out"]

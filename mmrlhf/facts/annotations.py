@@ -23,7 +23,7 @@ def is_scene_graph(value: Any) -> bool:
 
 
 def coco(path: str, value: Mapping[str, Any], source: str) -> Found:
-    """Each instance with its box, and how many there are of a category. A crowd is there, uncounted."""
+    """Each instance with its box, and how many there are of a category. A crowd is there, and leaves its category uncounted."""
     whole = Row(path, 0, value)
     names = {}
     for number, category in enumerate(as_list(whole, "categories"), 1):
@@ -35,21 +35,23 @@ def coco(path: str, value: Mapping[str, Any], source: str) -> Found:
         size = tuple(_number(row, row.need(side), side, least=1) for side in ("width", "height"))
         pictures[_id(row, "id")] = (line(row, row.need("file_name"), "file_name"), size)
     objects: dict[str, list[Fact]] = {name: [] for name, _ in pictures.values()}
-    counts: Counter[tuple[str, str]] = Counter()
+    counts: dict[str, Counter[str]] = {name: Counter() for name in objects}
+    crowds: set[tuple[str, str]] = set()
     for number, annotation in enumerate(as_list(whole, "annotations"), 1):
         row = _row(path, annotation, f"annotations[{number}]")
         if (image := _id(row, "image_id")) not in pictures:
-            row.fail(f"`image_id` is {image}, and `images` has none of that id: add it, or drop the annotation")
+            row.fail(f"`image_id` is {shown(image)}, and `images` has none of that id: add it, or drop the annotation")
         if (category := _id(row, "category_id")) not in names:
-            row.fail(f"`category_id` is {category}, and `categories` has none of that id: add it, or drop the annotation")
+            row.fail(f"`category_id` is {shown(category)}, and `categories` has none of that id: add it, or drop the annotation")
         (name, size), noun = pictures[image], names[category]
         if row.fields.get("iscrowd"):
             objects[name].append(Fact("object", noun, source))
+            crowds.add((name, noun))
             continue
         objects[name].append(Fact("object", noun, source, box=_box(row, row.need("bbox"), "bbox", size)))
-        counts[name, noun] += 1
+        counts[name][noun] += 1
     return {
-        name: (*found, *(counted(n, noun, source) for (of, noun), n in counts.items() if of == name))
+        name: (*found, *(counted(n, noun, source) for noun, n in counts[name].items() if (name, noun) not in crowds))
         for name, found in objects.items()
     }
 
@@ -89,7 +91,7 @@ def _graph(row: Row, source: str) -> tuple[Fact, ...]:
         ends = [str(_end(one, name)) for name in ("subject", "object")]
         relations.append((ends[0], line(one, one.need("predicate"), "predicate"), ends[1]))
     for subject, how, to in relations:
-        if missing := next((end for end in (subject, to) if end not in nouns), None):
+        if (missing := next((end for end in (subject, to) if end not in nouns), None)) is not None:
             row.fail(
                 f"a relation speaks of object {shown(missing)}, and `objects` has none of that id: add it, or drop the relation"
             )

@@ -11,7 +11,7 @@ from typing import Any
 from mmrlhf.facts.annotations import Found, coco, is_coco, is_scene_graph, scene_graphs
 from mmrlhf.facts.lists import listed
 from mmrlhf.records import Fact, InputError
-from mmrlhf.rows import Row, contents, shown
+from mmrlhf.rows import Row, contents, kind, shown
 from mmrlhf.tables import read
 
 
@@ -82,6 +82,8 @@ def _named(path: Path, need_name: bool) -> Iterator[tuple[str | None, tuple[Fact
     for unread in read(str(path)):
         row = unread.row()
         name = row.fields.get("image", row.fields.get("id"))
+        if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+            row.fail(f"`{'image' if 'image' in row.fields else 'id'}` must be a picture's name or an id, not {kind(name)}")
         if name is None and need_name:
             name = row.need("image")
         yield None if name is None else str(name), listed(row, path.name)

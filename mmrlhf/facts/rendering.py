@@ -22,8 +22,8 @@ def render(
     """Typed evidence as text, "" without facts: `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`
 
     The order is seeded, so that both answers of a pair (all answers of a prompt) read the same text; None keeps the given order.
-    `template` is `typed`, `captions` (a dash and a line for each, as LLaVA-RLHF has it), or the path of a Jinja file, which is given
-    `facts`. What is more than `budget` tokens, as `count` counts them, is left out fact by fact: the least confident first, and of equals the
+    `template` is `typed`, `captions` (a dash and a line for each, as LLaVA-RLHF has it), or the text of a Jinja template (`template_text`),
+    which is given `facts`. What is more than `budget` tokens, as `count` counts them, is left out fact by fact: the least confident first, and of equals the
     last. Runs of white space become one space: a fact stays on its line whatever its file says. Raises InputError for a template.
     """
     order = np.arange(len(facts)) if order_seed is None else np.random.default_rng(order_seed).permutation(len(facts))
@@ -39,7 +39,22 @@ def _writer(template: str) -> Callable[[Sequence[Fact]], str]:
         return _typed
     if template == "captions":
         return _captions
-    return lambda facts: _from_file(template, facts)
+    return lambda facts: _by(template, facts)
+
+
+def template_text(name: str) -> str:
+    """What `render` is given for a setting: `typed`, `captions`, or the text of the Jinja file of that path, so that whatever keeps it
+    needs the file no more. Raises InputError for a path that is none, or a template that cannot be used."""
+    if name in ("typed", "captions"):
+        return name
+    if not Path(name).is_file():
+        raise InputError(f"facts_template {name}: there is typed, captions, or the path of a Jinja file")
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"facts_template {name} cannot be read ({error}): give a Jinja file in UTF-8") from None
+    _by(text, (Fact("object", "dog"),))
+    return text
 
 
 def _line(fact: Fact) -> str:
@@ -58,15 +73,13 @@ def _captions(facts: Sequence[Fact]) -> str:
     return "Here is what others have written of the picture.\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def _from_file(path: str, facts: Sequence[Fact]) -> str:
+def _by(template: str, facts: Sequence[Fact]) -> str:
     """The user's own template. What facts say is data to it, never part of it."""
-    if not Path(path).is_file():
-        raise InputError(f"facts_template {path}: there is typed, captions, or the path of a Jinja file")
     environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     try:
-        return environment.from_string(Path(path).read_text(encoding="utf-8")).render(facts=list(facts))
-    except (TemplateError, OSError, ValueError, TypeError, ArithmeticError) as error:
+        return environment.from_string(template).render(facts=list(facts))
+    except (TemplateError, ValueError, TypeError, ArithmeticError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"facts_template {path} cannot be used ({reason}): correct it; it is given `facts`, with kind and text"
+            f"facts_template cannot be used ({reason}): correct it; it is given `facts`, with kind and text"
         ) from None

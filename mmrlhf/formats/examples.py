@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mmrlhf.formats.pictures import Beside, facts_of, images_of
 from mmrlhf.formats.preferences import (
     PAIR_FIELDS,
@@ -15,7 +17,7 @@ from mmrlhf.formats.preferences import (
 )
 from mmrlhf.formats.turns import Turn, answer_of, answered, asked, conversation, prompt_of, turns_of
 from mmrlhf.records import Example
-from mmrlhf.rows import Row
+from mmrlhf.rows import Row, shown
 
 EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion"}
 
@@ -54,10 +56,20 @@ def _trl(row: Row) -> tuple[list[Turn], str | None]:
 def _llava(row: Row) -> tuple[list[Turn], str | None]:
     turns = conversation(row)
     if is_ppo(row):
+        _check_ppo(row)
         return [turn for turn in turns if turn.role == "user"][:1], None
     if is_preference(row):
         return turns[:-1] if turns[-1].role == "assistant" else turns, None
     return _last_answered(row, turns, "conversations")
+
+
+def _check_ppo(row: Row) -> None:
+    """What the reward is made of later."""
+    kind_, bonus = row.fields.get("caption_type", 1), row.fields.get("length_bonus", 1.0)
+    if isinstance(kind_, bool) or not isinstance(kind_, int) or not 1 <= kind_ <= 7:
+        row.fail(f"`caption_type` must be a whole number from 1 to 7, not {shown(kind_)}")
+    if isinstance(bonus, bool) or not isinstance(bonus, int | float) or not math.isfinite(bonus):
+        row.fail(f"`length_bonus` must be a number, not {shown(bonus)}")
 
 
 def _last_answered(row: Row, turns: list[Turn], name: str) -> tuple[list[Turn], str | None]:

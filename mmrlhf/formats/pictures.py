@@ -80,8 +80,8 @@ class _Placed(ImageSource):
 
 def _image(row: Row, value: Any, name: str, beside: Beside) -> ImageSource:
     inside, where = beside.folder, f"{row.where}, `{name}`"
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return _Placed(data=value["bytes"], where=where)
+    if isinstance(data := value.get("bytes") if isinstance(value, dict) else value, bytes):
+        return _Placed(data=data, where=where)
     if (text := _base64(value)) is not None:
         return _Placed(data=_bytes(row, text, name), where=where)
     path = _path(value)
@@ -135,14 +135,18 @@ def _bytes(row: Row, text: str, name: str) -> bytes:
 
 
 def facts_of(row: Row, beside: Beside) -> tuple[Fact, ...]:
-    """The row's own, and those known of its pictures' names, else of its id."""
-    return typed(row) + (_known(row, beside.facts) if beside.facts else ())
+    """The row's own, and besides them those known of its pictures' names, or of its id where no picture has a name."""
+    own = typed(row)
+    return own + tuple(fact for fact in (_known(row, beside.facts) if beside.facts else ()) if fact not in own)
 
 
 def _known(row: Row, facts: Facts) -> tuple[Fact, ...]:
     paths = [value.get("path") if isinstance(value, dict) else value for _, value in _values(row)]
+    named = [
+        name for name in [*paths, *(row.fields.get(name) for name in PATHS)] if isinstance(name, str) and _base64(name) is None
+    ]
     for names in (paths, [row.fields.get(name) for name in PATHS]):  # the note says which picture one without a name is
-        found = [known(facts, name) for name in names if isinstance(name, str)]
+        found = [known(facts, name) for name in dict.fromkeys(n for n in names if isinstance(n, str))]
         if any(found):
             return tuple(fact for one in found for fact in one)
-    return facts.get(str(row.fields.get("id", row.fields.get("idx"))), ())
+    return () if named else facts.get(str(row.fields.get("id", row.fields.get("idx"))), ())

@@ -8,8 +8,8 @@ from typing import Any, TypeVar, overload
 from mmrlhf.formats.examples import example_of
 from mmrlhf.formats.pictures import Facts, beside_of
 from mmrlhf.formats.preferences import is_preference, preference_of
-from mmrlhf.records import Example, Preference
-from mmrlhf.rows import Row
+from mmrlhf.records import Example, InputError, Preference
+from mmrlhf.rows import Row, shown
 from mmrlhf.tables import Table, read, table, through
 
 Record = TypeVar("Record", Example, Preference)
@@ -69,7 +69,8 @@ def read_examples(
     Raises InputError on the first row that cannot be used; with `need_answer` also on one without an answer.
     """
     beside = beside_of(dataset_name, image_folder, facts)
-    return Records(dataset_name, table(dataset_name, split), lambda row: example_of(row, beside, need_answer))
+    found = Records(dataset_name, table(dataset_name, split), lambda row: example_of(row, beside, need_answer))
+    return _told(found, dataset_name, facts)
 
 
 def read_preferences(
@@ -77,7 +78,23 @@ def read_preferences(
 ) -> Records[Preference]:
     """The preferences of a dataset. Raises InputError on the first row that cannot be used."""
     beside = beside_of(dataset_name, image_folder, facts)
-    return Records(dataset_name, table(dataset_name, split), lambda row: preference_of(row, beside))
+    return _told(Records(dataset_name, table(dataset_name, split), lambda row: preference_of(row, beside)), dataset_name, facts)
+
+
+LOOKED_AT = 1000
+"""Rows of which one at least must have facts where a file of them was given."""
+
+
+def _told(records: Records[Record], dataset_name: str, facts: Facts | None) -> Records[Record]:
+    """The records. Raises InputError for facts that are of other pictures: everything would run, without facts."""
+    some = records[:LOOKED_AT]
+    if facts is not None and len(some) and not any(record.facts for record in some):
+        names = ", ".join(map(shown, list(facts)[:3]))
+        raise InputError(
+            f"{dataset_name}: the facts file says nothing of the pictures in its first {len(some)} rows (it speaks of {names or 'none'}): "
+            "name pictures there as the rows do, or leave the facts file out"
+        )
+    return records
 
 
 def holds_preferences(dataset_name: str, split: str = "train") -> bool:

@@ -64,7 +64,10 @@ def pairs_of(preference: Preference) -> list[Preference]:
 
 
 def _beside(preference: Preference, source: str = "source") -> Row:
-    facts = [{"kind": f.kind, "text": f.text, "source": f.source, "confidence": f.confidence} for f in preference.facts]
+    facts = [
+        {"kind": f.kind, "text": f.text, "source": f.source, "confidence": f.confidence, "box": f.box and list(f.box)}
+        for f in preference.facts
+    ]
     return {source: preference.source or None, "hallucination": preference.hallucinated, "facts": facts or None}
 
 
@@ -100,7 +103,7 @@ def _turns(preference: Preference, images: int) -> list[Row]:
 
 
 TEXT = {"id": "string", "source": "string", "hallucination": "bool"}
-FACTS = {"facts": [{"kind": "string", "text": "string", "source": "string", "confidence": "float64"}]}
+FACTS = {"facts": [{"kind": "string", "text": "string", "source": "string", "confidence": "float64", "box": ["float64"]}]}
 PICTURED = {"image": "picture", "images": ["picture"]}
 TURNS = [{"role": "string", "content": [{"type": "string", "text": "string"}]}]
 SAID = {"from": "string", "value": "string"}

@@ -1,0 +1,133 @@
+"""HaloQuest: questions on a false premise, on what is hard to see, or on what the picture does not tell (Wang et al. 2024).
+
+    mmrlhf eval haloquest --model runs/sft/model --data haloquest-eval.csv --image_folder images --judge http://127.0.0.1:8000/v1 --out runs/haloquest
+
+A judge compares each answer with the reference answers. The authors' judge (Gemini, asked for a yes or no by a library of theirs) leaves no
+text to read: their figure is the share of answers it calls correct, and `official` is that share of whatever judge replied, null while a
+judgment is missing. `robust` is the same over the answers that were judged; a reply that is neither is unparsed and counts as wrong. Percent:
+`accuracy`, and of each kind of question and picture.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from mmrlhf.answers import verdict
+from mmrlhf.benchmark import TWICE, Ask, Counted, Task, fill, first, template, twice
+from mmrlhf.config import STRICT
+from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.rows import opened
+
+VERSION, LICENSE = "1", "CC-BY-4.0"
+HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"
+KNOWN = {"6c88c8d6eb6d0a98881ec3e50ae52b5919247b53a47b7c723819603621b838b4": "HaloQuest evaluation, 608"}
+FIELDS = ("image_name", "image type", "hallucination type", "question", "groundtruth responses")
+TEMPLATE = """Is this answer to a question about a picture right? The references, divided by semicolons, are all right.
+
+Question: {question}
+References: {references}
+Answer: {answer}
+
+Where the references say that something is not in the picture or cannot be seen, an answer is right only if it says so; a bare yes, no or nothing
+takes it for granted, and is wrong. An answer that declines to answer is wrong. A count must be the same.
+Reply with one word: correct or incorrect."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Options:
+    """How answers are judged."""
+
+    judge_prompt: str | None = None
+    """File with another template for the judge: {question}, {references}, {answer}."""
+
+
+def load(task: Task) -> list[Example]:
+    """Questions by the number in the file's first column."""
+    with opened(task.path) as file:
+        try:
+            text = file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{task.path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    if lacking := [name for name in FIELDS if name not in (rows.fieldnames or ())]:
+        raise InputError(f"{task.path} lacks the columns {', '.join(lacking)}: give HaloQuest's CSV")
+    found = []
+    for number, row in enumerate(rows):
+        meta = {name: row[name] or "" for name in FIELDS}
+        place = task.pictures / meta["image_name"]
+        found.append(
+            Example(row.get("") or str(number), (ImageSource(path=str(place)),), (Message("user", meta["question"]),), meta=meta)
+        )
+    return found[: task.limit]
+
+
+def identify(fields: Mapping[str, Any], task: Task) -> str | None:
+    """By number, or by picture and question."""
+    for name in ("id", "question_id", "index", ""):
+        if str(fields.get(name)) in task.examples:
+            return str(fields[name])
+    asked = (fields.get("image_name"), fields.get("question"))
+    return next((e.id for e in task.examples.values() if (e.meta["image_name"], e.meta["question"]) == asked), None)
+
+
+def categories(example: Example) -> list[str]:
+    """Kind of question and of picture."""
+    return [example.meta["hallucination type"], example.meta["image type"]]
+
+
+def ask(said: Mapping[str, list[str]], task: Task) -> Iterable[Ask]:
+    """Of each answer whether it is right."""
+    text = template(task.options.judge_prompt, TEMPLATE)
+    for id_, answers in said.items():
+        meta = task.examples[id_].meta
+        prompt = fill(text, question=meta["question"], references=meta["groundtruth responses"], answer=answers[0])
+        yield Ask(id_, prompt, text)
+
+
+def rule(key: str, said: Mapping[str, list[str]], task: Task) -> str:
+    """A judge without a model: an answer is right if it holds a reference word for word, or a reference holds it."""
+    answer = " ".join(said[key][0].lower().split()).strip(". ")
+    references = [" ".join(r.lower().split()).strip(". ") for r in task.examples[key].meta["groundtruth responses"].split(";")]
+    return "correct" if any(r and (r in answer or (len(answer.split()) > 1 and answer in r)) for r in references) else "incorrect"
+
+
+def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+    """What the judge says; None where it failed or what it says is neither."""
+    reply = task.replies.get(example.id, {}).get("text")
+    said = None if reply is None else verdict(reply)
+    return {"right": said, "judged": reply is not None, "unparsed": reply is not None and said is None}
+
+
+def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
+    """Accuracy, and that of each kind of question and picture."""
+    sound = first(rows)
+    judged = [r for r in sound if r["judged"]]
+    lost = len(sound) - len(judged)
+    reason = f"{lost} answers have no judgment" if lost else TWICE if twice(rows) else "there are no answers"
+    return {"official": _counted([] if lost or twice(rows) else judged, task, reason), "robust": _counted(judged, task, reason)}
+
+
+def _counted(rows: list[dict[str, Any]], task: Task, reason: str) -> Counted:
+    """Columns: right and asked, in all and of each kind."""
+    kinds = ["", *sorted({e.meta[name] for e in task.examples.values() for name in ("hallucination type", "image type")})]
+    columns = np.zeros((len(rows), len(kinds), 2))
+    for i, row in enumerate(rows):
+        meta = task.examples[row["id"]].meta
+        for kind in ("", meta["hallucination type"], meta["image type"]):
+            columns[i, kinds.index(kind)] = row["right"] is True, 1
+
+    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        pairs = sums.reshape(*sums.shape[:-1], len(kinds), 2)
+        return {
+            f"{kind.replace(' ', '_')}/accuracy" if kind else "accuracy": 100 * pairs[..., i, 0] / pairs[..., i, 1]
+            for i, kind in enumerate(kinds)
+        }
+
+    pictures = [task.examples[r["id"]].meta["image_name"] for r in rows]
+    return Counted(pictures, columns.reshape(len(rows), 2 * len(kinds)), metrics, {"": reason})

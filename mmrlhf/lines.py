@@ -1,0 +1,54 @@
+"""Files of JSON lines: read and written the same way everywhere. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.records import InputError
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a last line that a killed process left torn is dropped.
+
+    Raises InputError for a missing file, and for any other line that is not a JSON object.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = _object(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip() and number < len(lines):  # what follows the last newline is torn, or empty
+            raise InputError(f"{path} line {number} is not a JSON object: correct or remove the line")
+    return rows
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """A row of a JSONL file, newline included."""
+    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: scalars of torch and NumPy become numbers, what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,171 @@
+"""A few rows of made-up data for benchmarks whose own cannot be shipped, on pictures that the project draws."""
+
+import csv
+import json
+from pathlib import Path
+
+from mmrlhf import scenes
+
+
+def picture(path: Path, number: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(scenes.scene("selection", number, 0).source().read())
+    return path
+
+
+def lines(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def mme(root: Path) -> dict:
+    """The four tasks on hallucination in the two layouts: a text for all pictures, and a text beside each picture."""
+    for i in range(2):
+        picture(root / "color" / "images" / f"{i}.png", i)
+        text = root / "color" / "questions_answers_YN" / f"{i}.txt"
+        text.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text("Is the star red? Please answer yes or no.\tYes\nIs the star blue? Please answer yes or no.\tNo\n")
+    asked = [
+        f"{i}.jpg\tIs there a {thing}? Please answer yes or no.\t{label}\n"
+        for i in range(2)
+        for thing, label in (("star", "Yes"), ("cat", "No"))
+    ]
+    for task in ("existence", "count", "position"):
+        (root / f"{task}.txt").write_text("".join(asked))
+        for i in range(2):
+            picture(root / task / f"{i}.jpg", i)
+    return {"data": str(root)}
+
+
+def hallusion_rows(figures=((1, "1"), (1, "0"))):
+    """A set of two figures and two questions on a chart (VD), and one question with (VS) and without its picture."""
+    base = {"sample_note": "", "gt_answer_details": "The star is red."}
+    rows = [
+        {"category": "VD", "subcategory": "map", "visual_input": str(1 + f), "set_id": "0", "figure_id": str(f), "question_id": str(q),
+         "question": f"Is the star {('red', 'blue')[q]}?", "gt_answer": str(int(q == f)), "filename": f"./0_{f}.png", **base}
+        for f in range(2) for q in range(2)
+    ]  # fmt: skip
+    rows += [
+        {"category": "VS", "subcategory": "ocr", "visual_input": str(2 * f), "set_id": "0", "figure_id": str(f), "question_id": "0",
+         "question": "Is there a star?", "gt_answer": "1", "filename": None if f == 0 else "0_0.png", **base}
+        for f in range(2)
+    ]  # fmt: skip
+    return rows
+
+
+def hallusionbench(root: Path) -> dict:
+    (root / "h.json").write_text(json.dumps(hallusion_rows()))
+    for f in range(2):
+        picture(root / f"0_{f}.png", f)
+    return {"data": str(root / "h.json")}
+
+
+def mmhal_bench(root: Path, rows: int = 8) -> dict:
+    kinds = ["attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other"]
+    data = [
+        {"question_type": kinds[i % 8], "question_topic": "", "image_id": f"p{i}", "image_src": f"http://host/p{i}.jpg", "image_content": ["Star"],
+         "question": "What is in the picture?", "gt_answer": "A star.", "model_answer": ""}
+        for i in range(rows)
+    ]  # fmt: skip
+    (root / "m.json").write_text(json.dumps(data))
+    for i in range(min(rows, 8)):
+        picture(root / f"p{i}.jpg", i)
+    return {"data": str(root / "m.json")}
+
+
+def object_halbench(root: Path) -> dict:
+    (root / "gt.json").write_text(json.dumps({"1": ["dog", "person"], "2": ["cat"]}))
+    for i in (1, 2):
+        picture(root / f"COCO_val2014_{i:012d}.jpg", i)
+    return {"data": str(root / "gt.json")}
+
+
+def llava_bench(root: Path) -> dict:
+    kinds = ("conv", "detail", "complex")
+    lines(
+        root / "qa90_questions.jsonl",
+        [{"question_id": i, "image": f"{i // 3}.jpg", "text": "What is it?", "category": kinds[i % 3]} for i in range(6)],
+    )
+    lines(root / "qa90_gpt4_answer.jsonl", [{"question_id": i, "text": "A star.", "category": kinds[i % 3]} for i in range(6)])
+    boxes = [{"category": "star", "bbox": [0, 0, 1, 1]}]
+    lines(
+        root / "caps_boxes_coco2014_val_80.jsonl",
+        [{"id": str(i), "image": f"{i}.jpg", "captions": ["A star."], "instances": boxes} for i in range(2)],
+    )
+    (root / "rule.json").write_text(json.dumps({kind: {"role": "Assistant", "prompt": "Two numbers, please."} for kind in kinds}))
+    for i in range(2):
+        picture(root / f"{i}.jpg", i)
+    return {"data": str(root)}
+
+
+def vl_rewardbench(root: Path) -> dict:
+    ids = ("VLFeedback-0", "RLAIF-V-1", "mathverse_2")
+    rows = [
+        {
+            "id": id_,
+            "query": "<image>\nWhat is it?",
+            "response": ["A star.", "A cat."],
+            "human_ranking": [0, 1],
+            "image_path": "0.png",
+        }
+        for id_ in ids
+    ]
+    picture(root / "0.png", 0)
+    return {"data": str(lines(root / "pairs.jsonl", rows))}
+
+
+def multimodal_rewardbench(root: Path) -> dict:
+    kinds = (("math_1", "reasoning"), ("code_1", "reasoning"), ("pairs_1", "safety"), ("nocaps_1", "open_generation"))
+    rows = [
+        {
+            "ID": id_,
+            "Text": "What is it?",
+            "Image": "0.png",
+            "Output1": "A star.",
+            "Output2": "A cat.",
+            "Better": "Output1",
+            "Category": kind,
+        }
+        for id_, kind in kinds
+    ]
+    (root / "all_data.json").write_text(json.dumps(rows))
+    picture(root / "0.png", 0)
+    return {"data": str(root / "all_data.json")}
+
+
+def dash_b(root: Path) -> dict:
+    for kind, number in (("neg", 0), ("pos", 1)):
+        (root / f"dash_benchmark_{kind}.json").write_text(json.dumps({"coco": {"star": [f"{kind}.png"]}}))
+        picture(root / kind / "coco" / "star" / f"{kind}.png", number)
+    return {"data": str(root)}
+
+
+def haloquest(root: Path) -> dict:
+    rows = [
+        ("0", "0.png", "", "generated", "false premises", "What colour is the cat?", "There is no cat; No cat", "eval"),
+        ("1", "1.png", "", "real", "visual challenge", "What is it?", "A star", "eval"),
+    ]
+    with (root / "h.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows(
+            [["", "image_name", "url", "image type", "hallucination type", "question", "groundtruth responses", "split"], *rows]
+        )
+    for i in range(2):
+        picture(root / f"{i}.png", i)
+    return {"data": str(root / "h.csv")}
+
+
+MAKERS = {
+    f.__name__: f
+    for f in (
+        mme,
+        hallusionbench,
+        mmhal_bench,
+        object_halbench,
+        llava_bench,
+        vl_rewardbench,
+        multimodal_rewardbench,
+        dash_b,
+        haloquest,
+    )
+}
