@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -39,7 +38,7 @@ from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.rollout import Answers, answer, hidden_states, logps, over_all, some, token_at, values
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
 from mmrlhf.sampling import Sampling
-from mmrlhf.terms import Entry, Sample, Term, alarms, guards, ledger, parse, resolve
+from mmrlhf.terms import Entry, Sample, Term, alarms, guards, ledger, ledger_rows, parse, resolve
 from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
 from mmrlhf.vlm import VLM, Prompt, load
 
@@ -266,7 +265,7 @@ def ppo(
             show = (step + 1) % config.logging_steps == 0
             run.log(step + 1, log)
             claimed = judge.kept(samples) if judge is not None else None
-            run.ledger(step + 1, gather_object(_ledger_rows(samples, entries, paid_N, claimed)))
+            run.ledger(step + 1, gather_object(ledger_rows(samples, entries, paid_N.tolist(), claimed)))
             recent.append(log)
             if show or step + 1 == total:
                 for text in alarms({k: fmean(r[k] for r in recent) for k in log if k.startswith("guard/")}):
@@ -350,19 +349,6 @@ def _of_spans(vlm: VLM, out: Answers, entries: Sequence[Entry]) -> Tensor:
                 for _, end, worth in spans:
                     paid_NT[n, at[end - 1]] += worth
     return paid_NT
-
-
-def _ledger_rows(
-    samples: Sequence[Sample], entries: Sequence[Entry], paid_N: Tensor, claimed: Sequence[Sequence[Any]] | None
-) -> list[dict[str, Any]]:
-    """What each answer was paid, by term; `kl` is the rest, so that the terms and it add up to `total`, which was trained on. `claims` are
-    its claims with their verdicts, where there is someone who judges."""
-    return [
-        {"id": s.id, "answer": s.answer, "terms": e.terms, "kl": paid - e.total, "total": paid}
-        | ({"spans": e.spans} if e.spans else {})
-        | ({"images": [image.name for image in s.images], "claims": claims} if claimed is not None else {})
-        for s, e, paid, claims in zip(samples, entries, paid_N.tolist(), claimed or [()] * len(samples), strict=True)
-    ]
 
 
 def _gradients(

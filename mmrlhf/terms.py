@@ -219,6 +219,19 @@ def ledger(terms: Sequence[Weighted], samples: Sequence[Sample], replay: Path) -
     return entries
 
 
+def ledger_rows(
+    samples: Sequence[Sample], entries: Sequence[Entry], paid: Sequence[float], claimed: Sequence[Sequence[Any]] | None
+) -> list[dict[str, Any]]:
+    """What each answer was paid, by term; `kl` is the rest, so that the terms and it add up to `total`, which was trained on. `claims` are
+    its claims with their verdicts, where there is someone who judges."""
+    return [
+        {"id": s.id, "answer": s.answer, "terms": e.terms, "kl": total - e.total, "total": total}
+        | ({"spans": e.spans} if e.spans else {})
+        | ({"images": [image.name for image in s.images], "claims": claims} if claimed is not None else {})
+        for s, e, total, claims in zip(samples, entries, paid, claimed or [()] * len(samples), strict=True)
+    ]
+
+
 def _values(weighted: Weighted, samples: Sequence[Sample], replay: Path) -> list[Any]:
     try:
         values = [v.item() if hasattr(v, "item") else v for v in weighted.term(samples)]  # scalars of torch and NumPy

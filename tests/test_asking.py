@@ -91,6 +91,12 @@ def test_a_small_budget_and_bad_lengths(asking, examples):
     asking.role.vlm.budget.tokens = 64
     for row, again in zip(expected, asking.log_odds(said), strict=True):
         assert again == pytest.approx(row, abs=1e-4)
-    asking.max_length = 40
-    with pytest.raises(InputError, match=r"more than .*max_length"):
+    asking.max_length = 60
+    long = Claim("object", " ".join(["very"] * 60) + " ring")
+    ((a, b),) = asking([Said(examples[0].images, (), (said[0].claims[0], long))])
+    assert a.probability is not None and (b.value, b.probability, b.evidence) == (
+        "unknown", None, "the question is longer than max_length 60",
+    )  # fmt: skip
+    asking.max_length = 5
+    with pytest.raises(InputError, match="more than the 5 that max_length leaves it"):
         asking.log_odds(said)

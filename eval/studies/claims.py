@@ -5,7 +5,7 @@
 Policies in the demo's world, all with missing_eos: the reward model with facts paid at the end; with a penalty on the words of each claim that facts
 contradict (dense), or the same penalty at the end; with coverage besides; with open_clip's alignment besides; and claims alone, without any
 reward model. Facts are the annotator's, among them for half of the absent shapes that they are absent, wrong as often as his others. DIR holds
-clip_world.py's checkpoints; without it the seeds' are trained here. Greedy answers on 500 held-out scenes, judged by the whole graph: truth is the
+clip_world.py's checkpoints; without it the seeds' are trained here. Greedy answers on 300 held-out scenes, judged by the whole graph: truth is the
 share of claims that are true. Differences are within a seed.
 """
 
@@ -65,7 +65,7 @@ def prompts(world: World) -> list[Example]:
 def measured(world: World, adapter: str | None, count: int) -> dict[str, float]:
     """Greedy answers on held-out scenes, judged by the graph."""
     module = load_benchmark("scenes")
-    rows = [e for e in module.load("held_out", count) if e.meta["kind"] == "describe"]
+    rows = [e for e in module.prompts("held_out", count) if e.meta["kind"] == "describe"]
     with policy(world.model, adapter) as vlm:
         said = {e.id: texts for e, texts in answer_all(vlm, rows, demo.GREEDY, batch_size=100)}
     found = scored(module, rows, said, None, world.seed)["held_out"]
@@ -97,7 +97,7 @@ def main() -> None:
     number = {"type": int}
     given = arguments(
         __doc__, clip={"type": Path, "metavar": "DIR"}, clip_steps=number | {"default": 3000}, clip_scenes=number | {"default": 12000},
-        held_out=number | {"default": 500}, max_steps=number, only={"nargs": "*", "choices": list(VARIANTS)},
+        held_out=number | {"default": 300}, max_steps=number, only={"nargs": "*", "choices": list(VARIANTS)},
     )  # fmt: skip
     by_seed = over([World(given.out, seed) for seed in range(given.seeds)], partial(studied, given), given.workers)
     names = list(by_seed[0])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrlhf.claims import Lexicon
-from mmrlhf.records import ImageSource, InputError, Message, Verdict
+from mmrlhf.records import Message, Verdict
 from mmrlhf.rewards import at_ends, review_head
 from mmrlhf.roles import Role
 from mmrlhf.verify.sentences import question
@@ -45,52 +45,48 @@ class Asking:
     def __call__(self, said: Sequence[Said]) -> list[list[Verdict]]:
         return [self._verdicts(s, odds) for s, odds in zip(said, self.log_odds(said), strict=True)]
 
-    def _verdicts(self, said: Said, odds: Sequence[float]) -> list[Verdict]:
+    def _verdicts(self, said: Said, odds: Sequence[float | None]) -> list[Verdict]:
         if not said.images:
             return [unknown(claim, "there is no picture") for claim in said.claims]
         found = []
         for claim, x in zip(said.claims, odds, strict=True):
-            asked, _ = positive(claim)
-            evidence = (
-                f"{self.role.vlm.name} says {'yes' if x > 0 else 'no'} to {question(asked, self.words)!r} (log-odds {x:+.1f})"
-            )
-            found.append(self.certainty.verdict(claim, x, evidence))
+            asked = question(positive(claim)[0], self.words)
+            if x is None:
+                found.append(unknown(claim, f"the question is longer than max_length {self.max_length}"))
+            else:
+                evidence = f"{self.role.vlm.name} says {'yes' if x > 0 else 'no'} to {asked!r} (log-odds {x:+.1f})"
+                found.append(self.certainty.verdict(claim, x, evidence))
         return found
 
     @torch.no_grad()
-    def log_odds(self, said: Sequence[Said]) -> list[list[float]]:
-        """Of Yes against No for each claim's positive form; nothing for answers without a picture. Raises InputError for a prompt or
-        question that is longer than `max_length`."""
+    def log_odds(self, said: Sequence[Said]) -> list[list[float | None]]:
+        """Of Yes against No for each claim's positive form, None where its question does not fit into `max_length`; nothing for answers without
+        a picture. Raises InputError for pictures that do not fit."""
         at = [n for n, s in enumerate(said) if s.images and s.claims]
-        found: list[list[float]] = [[] for _ in said]
+        found: list[list[float | None]] = [[] for _ in said]
         for start in range(0, len(at), PICTURES):
             part = at[start : start + PICTURES]
             for n, odds in zip(part, self.role.vlm.budget.within(self._part, [said[n] for n in part]), strict=True):
                 found[n] = odds
         return found
 
-    def _part(self, said: Sequence[Said]) -> list[list[float]]:
-        vlm = self.role.vlm
-        look = [Message("user", LOOK)]
-        prompts = vlm.prompts([(look, s.images) for s in said], self.max_length)
-        questions = [self.questions(s) for s in said]
-        for s, prompt, asked in zip(said, prompts, questions, strict=True):
-            self._refuse_long(s.images, len(prompt.ids) + max(map(len, asked)))
-        found: list[list[float]] = [[] for _ in said]
-        for numbers, last_ND in at_ends(self.role, prompts, questions):
+    def _part(self, said: Sequence[Said]) -> list[list[float | None]]:
+        prompts = self.role.vlm.prompts([([Message("user", LOOK)], s.images) for s in said], self.max_length)
+        asked = [self.questions(s) for s in said]
+        fit = [
+            [i for i, ids in enumerate(mine) if len(prompt.ids) + len(ids) <= self.max_length]
+            for prompt, mine in zip(prompts, asked, strict=True)
+        ]
+        found: list[list[float | None]] = [[None] * len(mine) for mine in asked]
+        at = [n for n, mine in enumerate(fit) if mine]
+        for numbers, last_ND in at_ends(self.role, [prompts[n] for n in at], [[asked[n][i] for i in fit[n]] for n in at]):
             odds = iter(self._head(last_ND.float())[:, 0].tolist())
-            for i in numbers:
-                found[i] = [next(odds) for _ in said[i].claims]
+            for n in (at[number] for number in numbers):
+                for i in fit[n]:
+                    found[n][i] = next(odds)
         return found
 
     def questions(self, said: Said) -> list[Tensor]:
         """What follows the shared prompt: its answer, and a claim's question up to where it would be answered."""
         look, asked = [Message("user", LOOK)], [question(positive(c)[0], self.words) for c in said.claims]
         return [self.role.vlm.answer_ids(look, LOOKED, len(said.images), then=[Message("user", text)]) for text in asked]
-
-    def _refuse_long(self, images: Sequence[ImageSource], length: int) -> None:
-        if length > self.max_length:
-            raise InputError(
-                f"a question about {images[0].name} has {length} tokens with its picture, more than max_length {self.max_length}: "
-                "raise max_length"
-            )
