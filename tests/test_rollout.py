@@ -1,5 +1,6 @@
 """From characters of an answer to its tokens, for every kind of tokenizer: what is paid for a span lies on the token that completes it."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -26,13 +27,17 @@ ANSWERS = (
 
 def bytes_in_pieces():
     """As Llama's: words begin with a mark, what is unknown is spelled in bytes."""
-    found = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=160, special_tokens=["<unk>", "<pad>", "</s>"]))
+    model = json.loads(trained.to_str())["model"]
+    vocabulary = model["vocab"] | {f"<0x{b:02X}>": len(model["vocab"]) + b for b in range(256)}
+    merges = [tuple(pair) for pair in model["merges"]]
+    found = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     found.pre_tokenizer = pre_tokenizers.Metaspace()
     found.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    special = ["<unk>", "<pad>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
-    found.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=420, special_tokens=special))
     return hf.PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
 
 

@@ -213,15 +213,16 @@ def _weights_of(name: str) -> tuple[str, Path]:
     if architecture not in open_clip.list_models():
         raise InputError(f"open_clip has no model {architecture}, and there is no such directory: see open_clip.list_models()")
     if not colon or not tag:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
-        raise InputError(f"open_clip model {name}: write {architecture}:TAG, or :FILE with weights; its tags are {tags}")
+        raise InputError(
+            f"open_clip model {name}: write {architecture}:TAG, or :FILE with weights; its tags are {_tags(architecture)}"
+        )
     if Path(tag).is_file():
         file = Path(tag)
     else:
         entry = open_clip.get_pretrained_cfg(architecture, tag)
         if not entry:
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
-            raise InputError(f"open_clip model {architecture} has no tag {tag}, and there is no such file: its tags are {tags}")
+            there = _tags(architecture)
+            raise InputError(f"open_clip model {architecture} has no tag {tag}, and there is no such file: its tags are {there}")
         if not entry.get("hf_hub"):
             raise InputError(f"open_clip model {name} is published as a pickle only, which is never loaded: take another tag")
         try:
@@ -235,3 +236,9 @@ def _weights_of(name: str) -> tuple[str, Path]:
     if file.suffix != ".safetensors":
         raise InputError(f"open_clip model {name}: {file.name} is not in safetensors, and pickles are never loaded: convert it")
     return architecture, file
+
+
+def _tags(architecture: str) -> str:
+    """The first of an architecture's tags, and how many more there are."""
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    return (", ".join(tags[:6]) or "none") + (f" and {len(tags) - 6} more" if len(tags) > 6 else "")
