@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 from scipy.stats import binomtest
 
@@ -64,3 +64,17 @@ def expected_calibration_error(bins: list[Bin]) -> float:
     """The mean over comparisons of |right - sure| of their bin. Naeini et al. 2015."""
     total = sum(b.n for b in bins)
     return sum(b.n * abs(b.right - b.sure) for b in bins) / total if total else 0.0
+
+
+def fit_logistic(x: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """a and b that make `true` likeliest under sigmoid(a x + b), x having been scaled to unit variance and a penalised by 0.001 a², so that
+    numbers which part the two without fault still give finite ones. Platt 1999."""
+    mean, scale = float(x.mean()), float(x.std()) or 1.0
+    z = (x - mean) / scale
+
+    def loss(ab: np.ndarray) -> float:
+        logit = ab[0] * z + ab[1]
+        return float(np.logaddexp(0, np.where(true, -logit, logit)).mean() + 1e-3 * ab[0] ** 2)
+
+    a, b = minimize(loss, np.zeros(2)).x
+    return float(a / scale), float(b - a * mean / scale)

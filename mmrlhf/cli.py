@@ -85,8 +85,11 @@ def _reward(command: Command, argv: list[str]) -> None:
 def _ppo(command: Command, argv: list[str]) -> None:
     config = _configured(PPOConfig, command, argv)
     from mmrlhf.ppo import ppo
+    from mmrlhf.report import write_claims
 
     ppo(config)
+    if os.environ.get("RANK", "0") == "0" and (page := write_claims(Path(config.output_dir))):
+        print(f"{page} shows every claim of the latest answers, and who judged it")
 
 
 def _generate(command: Command, argv: list[str]) -> None:

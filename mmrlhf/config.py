@@ -152,7 +152,22 @@ class PPOConfig(TrainConfig):
     reward_model_path: str | None = None
     """Directory that the reward stage wrote, for the term fact_rm; several, with commas between, are an ensemble."""
     reward_terms: str = "fact_rm=1, missing_eos=-1"
-    """Terms that add up to the reward, each with its weight: fact_rm, correctness, length, missing_eos, repetition, FILE.py:NAME."""
+    """Terms that add up to the reward, each with its weight: fact_rm, correctness, length, missing_eos, repetition, FILE.py:NAME, and of claims
+    hallucination, coverage, clip, each with @VERIFIER (facts, clip, vlm, or several with + between) if it is to be another than facts (clip's: clip)."""
+    spans_paid: Literal["where_said", "at_end"] = "where_said"
+    """What terms give to spans of characters goes on the tokens that complete them, or all on the answer's last token."""
+    clip_model: str | None = None
+    """For the verifier clip: a directory that open_clip saved, or one of its models as NAME:TAG."""
+    clip_calibration: str | None = None
+    """What that model's margins are worth, by kind of claim; calibration.json in its directory if not given."""
+    vlm_calibration: str | None = None
+    """What log-odds of the verifier vlm are worth, by kind of claim; the model is taken at its word if not given."""
+    lexicon_file: str | None = None
+    """Nouns and other words to add to those that claims are read with."""
+    watch_verifiers: str | None = None
+    """Verifiers that measure each step's answers and pay nothing, with commas between."""
+    same_verifier: bool = False
+    """Let watch_verifiers name what the reward is made of."""
     uncertainty_penalty: NonNegative = 0.0
     """Standard deviations of an ensemble's scores that are taken off their mean."""
     min_probe_rate: Fraction = 0.6

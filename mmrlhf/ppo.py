@@ -18,14 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mmrlhf import losses
+from mmrlhf import claim_terms, losses
 from mmrlhf.artefact import load_reward_model
 from mmrlhf.config import PPOConfig
 from mmrlhf.facts import read_facts, render
@@ -39,7 +38,7 @@ from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.rollout import Answers, answer, hidden_states, logps, over_all, some, token_at, values
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
 from mmrlhf.sampling import Sampling
-from mmrlhf.terms import Entry, Sample, Term, alarms, guards, ledger, parse, resolve
+from mmrlhf.terms import Entry, Sample, Term, alarms, guards, ledger, ledger_rows, parse, resolve
 from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
 from mmrlhf.vlm import VLM, Prompt, load
 
@@ -104,7 +103,11 @@ def ppo(
     planned = sum(item.bytes for item in plan(config, vlm.model))
     adapters = Adapters(vlm)
     models = _reward_models(config, adapters, accelerator)
-    terms = resolve(config.reward_terms, {"fact_rm": fact_rm(models, config.uncertainty_penalty), **(more_terms or {})})
+    judge = claim_terms.judge_of(config, adapters)
+    on_claims = judge.terms(config.reward_terms) if judge else {}
+    terms = resolve(
+        config.reward_terms, {"fact_rm": fact_rm(models, config.uncertainty_penalty), **on_claims, **(more_terms or {})}
+    )
     shared = bool(models) and models[0].role.adapters is adapters
     adapters.add("policy", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
     policy, reference = Role(adapters, "policy"), Role(adapters, None)
@@ -184,8 +187,11 @@ def ppo(
                 if config.critic_sees_facts:
                     critic_prompts = _with_facts(vlm, mine, config.max_length - config.response_length, models)
                 values_NT = over_all(values, critic, replace(out, prompts=critic_prompts))
-                whole_N = torch.tensor([entry.whole for entry in entries], device=vlm.device)
-                rewards_NT = losses.token_rewards(whole_N, kl_NT, mask_NT, config.kl_coef) + _of_spans(vlm, out, entries)
+                at_end = config.spans_paid == "at_end"
+                whole_N = torch.tensor([entry.total if at_end else entry.whole for entry in entries], device=vlm.device)
+                rewards_NT = losses.token_rewards(whole_N, kl_NT, mask_NT, config.kl_coef)
+                if not at_end:
+                    rewards_NT = rewards_NT + _of_spans(vlm, out, entries)
                 paid_N = rewards_NT.sum(1)
                 if config.whiten_rewards:
                     rewards_NT = _whiten(accelerator, rewards_NT, mask_NT, keep_mean=True)
@@ -229,6 +235,10 @@ def ppo(
             }
             told = {f"rewards/{t.name}/mean": fmean(entry.terms[t.name] for entry in entries) for t in terms}
             told |= guards(samples, scores_N.tolist(), each)
+            if judge is not None:
+                told |= claim_terms.guards(judge.said(samples))
+                for who in judge.names:
+                    told |= claim_terms.rates(judge.verdicts(samples, who), who)
             seen |= {k: torch.tensor(v, device=vlm.device) for k, v in told.items()}
             if critic is not None:
                 seen["critic/vf_explained_var"] = losses.explained_variance(values_NT, returns_NT, mask_NT)
@@ -254,7 +264,8 @@ def ppo(
                 )
             show = (step + 1) % config.logging_steps == 0
             run.log(step + 1, log)
-            run.ledger(step + 1, gather_object(_ledger_rows(samples, entries, paid_N)))
+            claimed = judge.kept(samples) if judge is not None else None
+            run.ledger(step + 1, gather_object(ledger_rows(samples, entries, paid_N.tolist(), claimed)))
             recent.append(log)
             if show or step + 1 == total:
                 for text in alarms({k: fmean(r[k] for r in recent) for k in log if k.startswith("guard/")}):
@@ -338,15 +349,6 @@ def _of_spans(vlm: VLM, out: Answers, entries: Sequence[Entry]) -> Tensor:
                 for _, end, worth in spans:
                     paid_NT[n, at[end - 1]] += worth
     return paid_NT
-
-
-def _ledger_rows(samples: Sequence[Sample], entries: Sequence[Entry], paid_N: Tensor) -> list[dict[str, Any]]:
-    """What each answer was paid, by term; `kl` is the rest, so that the terms and it add up to `total`, which was trained on."""
-    return [
-        {"id": s.id, "answer": s.answer, "terms": e.terms, "kl": paid - e.total, "total": paid}
-        | ({"spans": e.spans} if e.spans else {})
-        for s, e, paid in zip(samples, entries, paid_N.tolist(), strict=True)
-    ]
 
 
 def _gradients(

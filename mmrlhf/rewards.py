@@ -18,7 +18,7 @@ from mmrlhf.prefix import learning, prefill, tokens_of
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.roles import Role, scalar_head
 from mmrlhf.terms import Sample, Term
-from mmrlhf.vlm import VLM
+from mmrlhf.vlm import VLM, Prompt
 
 REVIEW = "Is all of this true of the picture?"
 """The turn after an answer at whose end the reward is read: a question that a vision-language model can already answer."""
@@ -62,6 +62,23 @@ def review_head(vlm: VLM) -> nn.Linear:
         raise InputError(f'{vlm.name}: its tokenizer begins "Yes" and "No" with the same token, so its review cannot be read')
     rows = vlm.model.get_output_embeddings().weight.detach().float()
     return scalar_head(rows[yes] - rows[no])
+
+
+def at_ends(role: Role, prompts: Sequence[Prompt], answers: Sequence[Sequence[Tensor]]) -> Iterator[tuple[list[int], Tensor]]:
+    """Hidden states where answers end, each prompt run once for all of its answers: the numbers of as many prompts as the budget allows,
+    and the states [n, D] of all of their answers in order. Inside, the caller may call `backward`.
+    """
+    vlm, flat = role.vlm, [(p, ids) for p, mine in enumerate(answers) for ids in mine]
+    with role.active():
+        for piece in vlm.budget.plan(tokens_of(prompts), [[len(ids) for ids in mine] for mine in answers]):
+            with learning(prefill(vlm, [prompts[p] for p in piece.prompts])) as prefix:
+                found = []
+                for numbers in piece.answers:
+                    rows = torch.tensor([piece.prompts.index(flat[i][0]) for i in numbers], device=vlm.device)
+                    ids_NT, mask_NT = pad_right([flat[i][1] for i in numbers], int(vlm.tokenizer.pad_token_id), vlm.device)
+                    hidden_NTD = prefix.extend(rows, ids_NT, mask_NT)
+                    found.append(hidden_NTD[torch.arange(len(numbers), device=vlm.device), mask_NT.sum(1)])
+                yield piece.prompts, torch.cat(found)
 
 
 GROUPS = 64
@@ -125,18 +142,10 @@ class RewardModel:
                     f"an answer of row {name} has {max(map(len, mine))} tokens with its review, its prompt {len(prompt.ids)}: "
                     f"more than max_length {self.max_length} together; raise max_length or drop the row"
                 )
-        lengths = [[len(ids) for ids in mine] for mine in answers]
         head = self.role.head
         assert head is not None
-        with self.role.active():
-            for piece in vlm.budget.plan(tokens_of(prompts), lengths):
-                with learning(prefill(vlm, [prompts[p] for p in piece.prompts])) as prefix:
-                    flat = [(i, ids) for i, p in enumerate(piece.prompts) for ids in answers[p]]
-                    rows = torch.tensor([i for i, _ in flat], device=vlm.device)
-                    ids_NT, mask_NT = pad_right([ids for _, ids in flat], int(vlm.tokenizer.pad_token_id), vlm.device)
-                    hidden = prefix.extend(rows, ids_NT, mask_NT)
-                    last = hidden[torch.arange(len(flat), device=vlm.device), mask_NT.sum(1)]
-                    yield piece.prompts, head(last.float())[:, 0]
+        for numbers, last_ND in at_ends(self.role, prompts, answers):
+            yield numbers, head(last_ND.float())[:, 0]
 
     def rendered(self, prompt: Sequence[Message], facts: Sequence[Fact]) -> str:
         """The facts as this model reads them. One order for all answers of a prompt, decided by the prompt itself: scores repeat."""

@@ -219,6 +219,19 @@ def ledger(terms: Sequence[Weighted], samples: Sequence[Sample], replay: Path) -
     return entries
 
 
+def ledger_rows(
+    samples: Sequence[Sample], entries: Sequence[Entry], paid: Sequence[float], claimed: Sequence[Sequence[Any]] | None
+) -> list[dict[str, Any]]:
+    """What each answer was paid, by term; `kl` is the rest, so that the terms and it add up to `total`, which was trained on. `claims` are
+    its claims with their verdicts, where there is someone who judges."""
+    return [
+        {"id": s.id, "answer": s.answer, "terms": e.terms, "kl": total - e.total, "total": total}
+        | ({"spans": e.spans} if e.spans else {})
+        | ({"images": [image.name for image in s.images], "claims": claims} if claimed is not None else {})
+        for s, e, total, claims in zip(samples, entries, paid, claimed or [()] * len(samples), strict=True)
+    ]
+
+
 def _values(weighted: Weighted, samples: Sequence[Sample], replay: Path) -> list[Any]:
     try:
         values = [v.item() if hasattr(v, "item") else v for v in weighted.term(samples)]  # scalars of torch and NumPy
@@ -302,6 +315,10 @@ def alarms(means: Mapping[str, float]) -> list[str]:
     found = []
     if (refusals := means["guard/refusal_rate"]) > 0.2:
         found.append(f"{refusals:.0%} of answers refuse: does the reward pay for saying nothing?")
+    if (silent := means.get("guard/zero_claim_rate", 0.0)) > 0.5:
+        found.append(f"{silent:.0%} of answers claim nothing of their picture: does the reward pay for silence?")
+    if (vague := means.get("guard/vagueness", 0.0)) > 0.3:
+        found.append(f"{vague:.0%} of claims are hedged: does the reward pay for vagueness?")
     yes, no = means["guard/says_yes"], means["guard/says_no"]
     if yes + no > 0.05 and not 0.1 <= (rate := yes / (yes + no)) <= 0.9:
         found.append(f"{rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?")

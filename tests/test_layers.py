@@ -36,6 +36,7 @@ LAYERS = [
         "verify",
         "growing",
         "terms",
+        "claim_terms",
         "rewards",
         "artefact",
         "probe",
@@ -74,11 +75,11 @@ SHARED_BY_STAGES = {("evaluate", "asking"), ("asking", "generate")}
 """A model under an adapter is opened in one place."""
 WITHIN = {
     "claims": ["grammar", "lexicon", "chair", "tagging", "choosing", "phrases", "made", "predicates", "places", "extraction"],
-    "verify": ["facts"],
+    "verify": ["facts", "verifier", "sentences", "combined", "clip", "asking"],
     "facts": ["lists", "annotations", "reading", "rendering"],
     "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
     "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
-    "report": ["results", "plots", "page", "terminal"],
+    "report": ["results", "plots", "page", "claims", "terminal"],
     "compare": ["runs", "paired", "diversity", "written"],
 }
 """The modules of a package, each importing only those before it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmrlhf.report import picture, terminal_table, write
+from mmrlhf.records import ImageSource
+from mmrlhf.report import picture, terminal_table, write, write_claims
 from mmrlhf.report.page import headline
 from mmrlhf.report.results import Piece, pieces
 
@@ -226,3 +228,65 @@ def test_the_closing_table_fits_a_narrow_terminal(capsys, monkeypatch):
     values = next(number for number, line in enumerate(lines) if line.startswith("PPO, facts"))
     assert lines[values].split()[2:] == ["6.0%", "2.0%", "0.03", "0.01", "90.0%", "90.0%", "4.00", "21.50"]
     assert lines[values + 1].split() == ["4–8", "0–4", ".01–.05", "-.01–.04", "88–92", "88–92", "4.0–4.0", "21.5–21.5"]
+
+
+# ---- claims --------------------------------------------------------------------------------------------------------------
+
+
+def judged(verdict, claim, **more):
+    return {
+        "kind": "object",
+        "claim": claim,
+        "start": 0,
+        "end": 5,
+        "by": "facts",
+        "verdict": verdict,
+        "probability": 0.25,
+        "evidence": "",
+        **more,
+    }
+
+
+def test_every_claim_with_what_decided_it(tmp_path):
+    claims = [
+        judged("contradicted", "a <b>cat</b>", start=2, end=5, evidence='absent: "cat" & <script>'),
+        judged("supported", "a dog", start=10, end=13, evidence="object: dog (annotator)", probability=None),
+        judged("unknown", "a cow", by="clip", evidence="open_clip: by +0.3"),
+    ]
+    rows = [
+        {
+            "step": s,
+            "id": "r1",
+            "answer": "A cat and dog <i>",
+            "terms": {"hallucination": -1.0},
+            "images": ["gone.png"],
+            "claims": claims,
+        }
+        for s in (1, 2)
+    ]
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"step": 0, "id": "r0"}, *rows]))
+    written = write_claims(tmp_path, {"r1": ImageSource(data=png(400))})
+    source = written.read_text(encoding="utf-8")
+    assert "<script" not in source and "<i>" not in source and "<b>cat" not in source
+    assert (
+        "absent: &#34;cat&#34; &amp; &lt;script&gt;" in source
+        and "object: dog (annotator)" in source
+        and "open_clip: by +0.3" in source
+    )
+    assert (
+        source.count("<article>") == 1
+        and source.count("step 2</h4>") == 1
+        and '<del><span class="hidden">false: </span>cat</del>' in source
+    )
+    assert (
+        "hallucination -1.00" in source
+        and "http" not in source.replace("http-equiv", "")
+        and source.count("data:image/png;base64,") == 1
+    )
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["claims.html", "ledger.jsonl"]
+
+
+def test_a_run_without_judged_claims_has_no_such_page(tmp_path):
+    assert write_claims(tmp_path) is None
+    (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, "id": "r1", "answer": "", "terms": {}}) + "\n")
+    assert write_claims(tmp_path) is None and not (tmp_path / "claims.html").exists()

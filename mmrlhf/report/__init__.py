@@ -4,11 +4,14 @@ The HTML opens offline: styles, plots and pictures are in it, there is no script
 escaped. Whatever a summary lacks is left out. Sentences follow the numbers: a fall is called one when the 95% intervals
 before and after lie apart.
 
-Each module imports only those before it: `results`, `plots`, `page`, `terminal`.
+`claims` writes another page: every claim of a ppo run's latest answers, and who judged it.
+
+Each module imports only those before it: `results`, `plots`, `page`, `claims`, `terminal`.
 """
 
+from mmrlhf.report.claims import write_claims
 from mmrlhf.report.page import write
 from mmrlhf.report.plots import picture
 from mmrlhf.report.terminal import terminal_table
 
-__all__ = ["picture", "terminal_table", "write"]
+__all__ = ["picture", "terminal_table", "write", "write_claims"]

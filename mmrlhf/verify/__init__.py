@@ -1,5 +1,11 @@
-"""Who checks a claim: a verdict with its evidence. `facts` is the verifier that asks what is known of the picture."""
+"""Who checks a claim: a verdict with its evidence. `facts` asks what is known of the picture, `clip` an open_clip model, `asking` the
+vision-language model itself; `combined` lets the first that knows decide.
+
+In the order of their imports: `facts`, `verifier`, `sentences`, `combined`, `clip`, `asking`. The last two bring torch: they are
+imported by their full names, so that a command that needs neither starts at once.
+"""
 
 from mmrlhf.verify.facts import by_facts
+from mmrlhf.verify.verifier import Said, Verifier
 
-__all__ = ["by_facts"]
+__all__ = ["Said", "Verifier", "by_facts"]
