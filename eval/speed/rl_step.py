@@ -29,7 +29,7 @@ from mmrlhf.artefact import save
 from mmrlhf.config import PPOConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, ImageSource, Message
-from mmrlhf.rewards import RewardModel
+from mmrlhf.rewards import Group, RewardModel
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.terms import Sample
 from mmrlhf.vlm import VLM, load
@@ -63,7 +63,8 @@ def random_reward_model(checkpoint: str, directory: Path) -> None:
         for parameter in adapters.parameters("reward").values():
             parameter.add_(0.02 * torch.randn_like(parameter))
     head = scalar_head(0.1 * torch.randn(adapters.vlm.hidden_size, device=adapters.vlm.device))
-    save(RewardModel(Role(adapters, "reward", head), "given", "before"), directory, [])
+    kept = [Group(e.images, e.prompt, ("A red circle.",), e.facts, e.id) for e in rows(1, 336)]
+    save(RewardModel(Role(adapters, "reward", head), "given", "before"), directory, kept)
 
 
 def random_scores(samples: Sequence[Sample]) -> list[float]:
