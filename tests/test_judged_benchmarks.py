@@ -100,6 +100,25 @@ def test_mme_scripts_crashes_are_reasons(run, tmp_path):
     assert "FileNotFoundError" in reasons["position"]["score"]
 
 
+def test_mme_is_the_same_in_whichever_form_its_answers_come(run, tmp_path):
+    # of two pictures: one with blanks before its yes, which the script takes for neither, one all right, with a text after its no
+    said = [("0.jpg", "star", "Yes", "  yes"), ("0.jpg", "cat", "No", "No"), ("1.jpg", "star", "Yes", "Yes"), ("1.jpg", "cat", "No", "no\tcat")]
+    own = tmp_path / "own"
+    own.mkdir()
+    asked = "Is there a {}? Please answer yes or no."
+    text = "".join(f"{p}\t{asked.format(w)}\t{label}\t{a.replace(chr(9), ' ')}\n" for p, w, label, a in said)
+    (own / "existence.txt").write_text(text)
+    official = evaluate("mme", EvalConfig(output_dir=str(tmp_path / "o"), answers=str(own)))["metrics"]["official"]["existence"]
+    assert official["score"]["value"] == 75 + 50
+    mixed = [said[i] for i in (3, 0, 1, 2)]  # neighbours are of different pictures
+    log = [{"doc_id": i, "doc": {"question_id": f"existence/{p}", "question": asked.format(w), "category": "existence"}, "resps": [[a]]}
+           for i, (p, w, _, a) in enumerate(mixed)]  # fmt: skip
+    predictions = [{"id": f"existence/{p}/{int(w == 'cat')}", "answers": [a]} for p, w, _, a in mixed]
+    for rows in (log, predictions):
+        result = run("mme", rows)
+        assert result["metrics"]["official"]["existence"] == official and result["counts"]["unknown_ids"] == 0
+
+
 # ---- HallusionBench --------------------------------------------------------------------------------------------------
 
 IDS = ["VD/map/0/0/0", "VD/map/0/0/1", "VD/map/0/1/0", "VD/map/0/1/1", "VS/ocr/0/0/0", "VS/ocr/0/1/0"]
