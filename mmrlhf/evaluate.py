@@ -41,7 +41,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run a benchmark, or score answers with it, and return what result.json says. What an earlier call has done is not done again.
 
-    options: the benchmark's own (`{"lineage": "a"}`). loaded: where the model is kept for the next call. Raises InputError.
+    options: the benchmark's own (`{"lineage": "a"}`). loaded: where the model is kept for the next call. Raises InputError; when a judge has given
+    up, after what it has said and what it has not are in result.json.
     """
     if config.judgments is not None and not (config.answers or config.model_name_or_path or config.reward_model_path):
         config = replace(config, answers=config.judgments)  # records of some scripts hold the answers, too
@@ -52,12 +53,16 @@ def evaluate(
     refuse_unwritable(folder, "output_dir")
     try:
         given, source = _given(benchmark, card["VERSION"], module, task, config, hashes, loaded)
+        gave_up = None
         if hasattr(module, "ask"):
-            task = replace(task, replies=_judged(module, task, given, config))
+            replies, gave_up = _judged(module, task, given, config)
+            task = replace(task, replies=replies)
         rows = scores(module, task, given)
         write_whole(folder / "scores.jsonl", "".join(map(json_line, rows)))
         result = {"benchmark": benchmark, **_result(module, card, task, config, hashes, rows), **source}
         if config.strict:
+            if gave_up:
+                raise gave_up
             _refuse_incomplete(result["counts"])
         write_whole(folder / "result.json", json.dumps(plain(result), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
@@ -65,6 +70,8 @@ def evaluate(
             raise
         raise InputError(f"{folder} is on a full disk: make room; the same command goes on from what is written") from None
     _print(result)
+    if gave_up:
+        raise gave_up
     return result
 
 
@@ -207,8 +214,10 @@ def _begin(folder: Path, subject: Sequence[Any]) -> None:
 # ---- judgments -------------------------------------------------------------------------------------------------------
 
 
-def _judged(module: ModuleType, task: Task, given: Sequence[Given], config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """Replies to what the benchmark asks a judge, by key; of an example that is answered twice, about the first answers."""
+def _judged(
+    module: ModuleType, task: Task, given: Sequence[Given], config: EvalConfig
+) -> tuple[dict[str, dict[str, Any]], InputError | None]:
+    """Replies to what the benchmark asks a judge, by key, and why it gave up; of an example that is answered twice, about the first answers."""
     said: dict[str, list[str]] = {}
     for g in given:
         if g.id in task.examples and g.answers and None not in g.answers:
