@@ -164,6 +164,17 @@ def test_hallusionbench_stops_where_its_script_does(run, tmp_path):
     assert "AssertionError" in repeated["reasons"]["official"]["a_acc"]
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_hallusionbench_takes_the_parts_of_an_id_from_a_sheet(run, swapped):
+    # VLMEvalKit's names; the two questions on one star differ by their figure alone, which its picture does not tell
+    parts = [id_.split("/") for id_ in IDS]
+    names = ("category", "l2-category") if swapped else ("l2-category", "category")
+    rows = [{**dict(zip((*names, "set_id", "figure_id", "question_id"), p, strict=True)), "question": "?", "prediction": "Yes"} for p in parts]
+    result = run("hallusionbench", rows)
+    assert result["n"] == 6 and set(result["counts"].values()) == {0}
+    assert figure(result, "a_acc", "robust") == pytest.approx(100 * 4 / 6)
+
+
 def test_hallusionbench_reads_its_judge_as_its_script_does():
     module = load_benchmark("hallusionbench")
     said = {"not correct": 1, "CORRECT": 1, "Incorrect.": 0, "partially correct, but incorrect": 0, "": 2, "right": 2, None: None}
@@ -320,6 +331,11 @@ def test_object_halbench_by_hand(run):
     assert figure(result, "response_rate", "robust") == 50 and figure(result, "mention_rate", "robust") == 25
     assert figure(result, "recall", "robust") == 100
     assert "spaCy" in result["reasons"]["official"]["response_rate"]
+
+
+def test_object_halbench_reads_captions(run):
+    rows = [{"image_id": 1, "caption": "A man walks a dog."}, {"image_id": 2, "caption": "A kitten by a wine glass."}]
+    assert figure(run("object_halbench", rows, judge="rules"), "response_rate", "robust") == 50
 
 
 @pytest.mark.parametrize(
