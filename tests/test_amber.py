@@ -113,7 +113,10 @@ def test_ids_that_are_not_there_or_twice(data):
 def test_a_question_that_stands_twice_on_a_picture_takes_its_ids_in_turn(data):
     asked = [{"id": i, "image": "AMBER_9.jpg", "query": "Is there a cat?"} for i in (3, 4)]
     (data / "query_all.json").write_text(json.dumps(asked))
-    sheet = [{"index": i, "image_path": "AMBER_9.jpg", "question": "Is there a cat?", "prediction": p} for i, p in enumerate(["No", "Yes"])]
+    sheet = [
+        {"index": i, "image_path": "AMBER_9.jpg", "question": "Is there a cat?", "prediction": p}
+        for i, p in enumerate(["No", "Yes"])
+    ]
     result = run(data, sheet)
     assert (result["counts"]["duplicate"], result["counts"]["missing"], result["n"]) == (0, 0, 2)
     assert value(result, "accuracy", "robust") == 50

@@ -40,7 +40,9 @@ def test_a_map_may_name_objects_by_any_of_their_words(tmp_path):
     # bicycle and person are there as bike and man, the dog with a capital; of three captions the cat's alone is wrong, 1 of 4 mentions
     there = {"1": ["bike", "man"], "2": ["Dog"], "3": []}
     result = run(tmp_path, ["A man on a bicycle.", "A puppy.", "A cat."], there)
-    assert value(result, "chair_s") == pytest.approx(100 / 3) and value(result, "chair_i") == 25 and value(result, "recall") == 100
+    assert (
+        value(result, "chair_s") == pytest.approx(100 / 3) and value(result, "chair_i") == 25 and value(result, "recall") == 100
+    )
     with pytest.raises(InputError, match="must map image ids to lists of objects"):
         run(tmp_path, ["A dog."], {"1": [18]})
 

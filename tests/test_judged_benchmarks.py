@@ -102,7 +102,12 @@ def test_mme_scripts_crashes_are_reasons(run, tmp_path):
 
 def test_mme_is_the_same_in_whichever_form_its_answers_come(run, tmp_path):
     # of two pictures: one with blanks before its yes, which the script takes for neither, one all right, with a text after its no
-    said = [("0.jpg", "star", "Yes", "  yes"), ("0.jpg", "cat", "No", "No"), ("1.jpg", "star", "Yes", "Yes"), ("1.jpg", "cat", "No", "no\tcat")]
+    said = [
+        ("0.jpg", "star", "Yes", "  yes"),
+        ("0.jpg", "cat", "No", "No"),
+        ("1.jpg", "star", "Yes", "Yes"),
+        ("1.jpg", "cat", "No", "no\tcat"),
+    ]
     own = tmp_path / "own"
     own.mkdir()
     asked = "Is there a {}? Please answer yes or no."
@@ -169,7 +174,10 @@ def test_hallusionbench_takes_the_parts_of_an_id_from_a_sheet(run, swapped):
     # VLMEvalKit's names; the two questions on one star differ by their figure alone, which its picture does not tell
     parts = [id_.split("/") for id_ in IDS]
     names = ("category", "l2-category") if swapped else ("l2-category", "category")
-    rows = [{**dict(zip((*names, "set_id", "figure_id", "question_id"), p, strict=True)), "question": "?", "prediction": "Yes"} for p in parts]
+    rows = [
+        {**dict(zip((*names, "set_id", "figure_id", "question_id"), p, strict=True)), "question": "?", "prediction": "Yes"}
+        for p in parts
+    ]
     result = run("hallusionbench", rows)
     assert result["n"] == 6 and set(result["counts"].values()) == {0}
     assert figure(result, "a_acc", "robust") == pytest.approx(100 * 4 / 6)

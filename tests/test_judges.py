@@ -93,7 +93,7 @@ def test_a_judge_that_is_down_is_one_sentence_and_what_was_judged_is_kept(judge)
 
 def test_a_judge_that_always_fails_is_in_the_result_before_it_is_one_sentence(judge, monkeypatch):
     monkeypatch.setattr("mmrlhf.endpoint.FUTILE", 2)
-    with stub((500, b"oh no")) as server, pytest.raises(InputError, match="the first 2 replies all failed .* oh no"):
+    with stub((500, b"oh no")) as server, pytest.raises(InputError, match=r"the first 2 replies all failed .* oh no"):
         judge(judge=server.url)
     out = judge.root / "out"
     assert [r["status"] for r in read_jsonl(out / "judgments.jsonl")] == ["http", "http"]  # the last one, too
