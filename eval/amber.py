@@ -12,6 +12,7 @@ with `mmrlhf.answers.yes_no` and nouns in lower case. Percent; `amber_score` is 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,19 +124,30 @@ def _words(data: str) -> tuple[dict[str, list[str]], frozenset[str], frozenset[s
 
 
 def identify(fields: Mapping[str, Any], task: Task) -> str | None:
-    """A row's id; without one (VLMEvalKit's) the question on its picture."""
-    if fields.get("id") is not None:
-        return str(fields["id"])
-    picture = Path(str(fields.get("image_path") or fields.get("image") or "")).name
-    asked = str(fields.get("question") or fields.get("query") or "").split("\n")[0].strip()
-    other = next((str(fields[k]) for k in ("question_id", "index") if fields.get(k) is not None), None)
-    return _asked(_queries(task)).get((picture, asked), other)
+    """A row's id, which `sort_out` may have found."""
+    return next((str(fields[k]) for k in ("id", "question_id", "index") if fields.get(k) is not None), None)
+
+
+def sort_out(rows: Sequence[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
+    """Rows without an id (VLMEvalKit's) with that of the question on their picture; where one is asked twice, the k-th row takes the k-th id."""
+    ids, seen, found = _asked(_queries(task)), Counter[tuple[str, str]](), []
+    for fields in rows:
+        picture = Path(str(fields.get("image_path") or fields.get("image") or "")).name
+        key = picture, str(fields.get("question") or fields.get("query") or "").split("\n")[0].strip()
+        if fields.get("id") is None and key in ids:
+            fields = {**fields, "id": ids[key][seen[key] % len(ids[key])]}
+            seen[key] += 1
+        found.append(fields)
+    return found
 
 
 @functools.cache
-def _asked(path: Path) -> dict[tuple[str, str], str]:
+def _asked(path: Path) -> dict[tuple[str, str], list[str]]:
     """Ids by picture and query."""
-    return {(q["image"], q["query"]): str(q["id"]) for q in contents(path)} if path.exists() else {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for q in contents(path) if path.exists() else ():
+        found.setdefault((q["image"], q["query"]), []).append(str(q["id"]))
+    return found
 
 
 # ---- words that are alike --------------------------------------------------------------------------------------------

@@ -51,10 +51,17 @@ def load(task: Task) -> list[Example]:
     """A picture an example, with its objects and, where they come from COCO, its five captions."""
     if task.path.is_file():
         ready = contents(task.path)
-        if not isinstance(ready, dict) or not all(isinstance(v, list) for v in ready.values()):
+        if not isinstance(ready, dict) or not all(
+            isinstance(v, list) and all(isinstance(o, str) for o in v) for v in ready.values()
+        ):
             raise InputError(f"--data {task.path} must map image ids to lists of objects, or be COCO's annotation folder")
+        nodes = coco_words.node_of()
         found = {
-            str(id_): (f"COCO_val2014_{int(id_):012d}.jpg" if id_.isdecimal() else id_, objects, [])
+            str(id_): (
+                f"COCO_val2014_{int(id_):012d}.jpg" if id_.isdecimal() else id_,
+                [nodes.get(o.lower(), o) for o in objects],
+                [],
+            )
             for id_, objects in ready.items()
         }
     else:

@@ -78,10 +78,16 @@ def load(task: Task) -> list[Example]:
 
 
 def identify(fields: Mapping[str, Any], task: Task) -> str | None:
-    """By the five parts of an id; a row without them (VLMEvalKit's) by its question and picture."""
+    """By the five parts of an id, of which VLMEvalKit calls the subcategory `category` and the category `l2-category`; a row without them by its
+    question and picture."""
     kind, sub = fields.get("category"), fields.get("subcategory")
     if all(fields.get(name) is not None for name in ID):
         return "/".join(str(fields[name]) for name in ID)
+    if all(fields.get(name) is not None for name in ("l2-category", "category", *ID[2:])):
+        pair, numbers = (str(fields["l2-category"]), str(kind)), [str(fields[name]) for name in ID[2:]]
+        for id_ in ("/".join([*pair, *numbers]), "/".join([*pair[::-1], *numbers])):
+            if id_ in task.examples:
+                return id_
     asked, picture = str(fields.get("question") or ""), Path(str(fields.get("image_path") or fields.get("filename") or "")).name
     for e in task.examples.values():
         at = Path(e.images[0].path or "").name if e.images else ""

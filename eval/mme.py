@@ -12,6 +12,7 @@ position, color) are sums, and `score` of everything that was asked. `official` 
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 HALLUCINATION = PERCEPTION[:4]
 GROUPS = {"perception": PERCEPTION, "cognition": COGNITION, "hallucination": HALLUCINATION}
 ENDINGS = (".jpg", ".png", ".jpeg")
+_BREAKS = re.compile(r"\r\n|[\t\r\n]")
 Chunk = tuple[str, list[bool]]
 """A picture, and which of its questions were answered right."""
 
@@ -179,19 +181,21 @@ def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
 
 
 def _official(rows: list[dict[str, Any]], task: Task) -> tuple[dict[str, list[Chunk]], dict[str, str]]:
-    """What the script makes of each task's file of answers: the user's own, or the one that these answers would make."""
+    """What the script makes of each task's file of answers: the user's own, or the one that these answers would make in the data's order, each on
+    a line of four columns: tabs and ends of lines within an answer become blanks."""
     chunks: dict[str, list[Chunk]] = {}
     reasons: dict[str, str] = {}
     own = Path(task.answers) if task.answers and any((Path(task.answers) / f"{n}.txt").is_file() for n in _tasks(task)) else None
+    place = {id_: number for number, id_ in enumerate(task.examples)}
+    in_order = sorted((r for r in rows if r["status"] in ("ok", "duplicate")), key=lambda r: place[r["id"]])
     for name in _tasks(task):
         if own is not None:
             path = own / f"{name}.txt"
             lines = _lines(path) if path.is_file() else []
         else:
-            mine = [r for r in rows if r["status"] in ("ok", "duplicate") and task.examples[r["id"]].meta["part"] == name]
             lines = [
-                f"{e.meta['image']}\t{e.meta['question']}\t{e.meta['label']}\t{' '.join(r['answers'][0].split())}\n"
-                for r in mine for e in [task.examples[r["id"]]]
+                f"{e.meta['image']}\t{e.meta['question']}\t{e.meta['label']}\t{_BREAKS.sub(' ', r['answers'][0])}\n"
+                for r in in_order for e in [task.examples[r["id"]]] if e.meta["part"] == name
             ]  # fmt: skip
         chunks[name], why = _script(lines)
         if why:

@@ -32,7 +32,7 @@ from mmrlhf.rows import Row, objects
 
 VERSION, LICENSE = "1", "CC-BY-NC-4.0 (prompts), CC-BY-4.0 (COCO's annotations)"
 HEADLINE, DIRECTION, CLUSTER = "response_rate", "lower", "image"
-ANSWER = ("image_id", "answer")
+ANSWER = ("image_id", "answer", "caption")
 COMPLETE = False  # the 300 pictures are the user's file
 MORE = {"brother": "person", "pedestrian": "person", "coffee table": "dining table", "remote control": "remote"}
 FOUND_HERE = ("motor bike", "cheesecake")

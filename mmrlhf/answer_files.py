@@ -26,8 +26,9 @@ IDS = ("id", "question_id", "index", "doc_id")
 def read_answers(path: str, module: ModuleType, task: Task, format_: str | None = None) -> tuple[list[Given], str]:
     """Answers in the file's order, each under the id of the example it answers, and the format it was read as.
 
-    A benchmark file's own `read(path, task)` is asked first and may give None; its ANSWER names the two fields of its official format, and its
-    `identify(fields, task)` says which example a foreign row is about, after `sort_out(rows, task)` has seen all of them. Raises InputError.
+    A benchmark file's own `read(path, task)` is asked first and may give None; its ANSWER names the two fields of its official format
+    (and other names of the second), and its `identify(fields, task)` says which example a foreign row is about, after `sort_out(rows, task)` has
+    seen all of them. Raises InputError.
     """
     place = Path(path)
     if not place.exists():
@@ -42,7 +43,7 @@ def read_answers(path: str, module: ModuleType, task: Task, format_: str | None 
     found = format_ or _format(rows[0][1], module)
     if found is None:
         there = ", ".join(list(rows[0][1])[:12]) or "none"
-        wanted = " and ".join(getattr(module, "ANSWER", ("id", "answer")))
+        wanted = " and ".join(getattr(module, "ANSWER", ("id", "answer"))[:2])
         raise InputError(
             f"--answers {rows[0][0]}: the format is none that is known (its fields are {there}): write {wanted}, or id and answers"
         )
@@ -65,7 +66,8 @@ def _format(row: Fields, module: ModuleType) -> str | None:
         return "predictions"
     if ("resps" in row or "filtered_resps" in row) and ("doc" in row or "doc_id" in row):
         return "lmms-eval"
-    if {*getattr(module, "ANSWER", ())} and {*module.ANSWER} <= row.keys():
+    id_, *texts = getattr(module, "ANSWER", (None,))
+    if id_ in row and not row.keys().isdisjoint(texts):
         return "official"
     if {"question_id", "text"} <= row.keys():
         return "llava"
@@ -83,7 +85,8 @@ def _answer(where: str, row: Fields, format_: str, module: ModuleType) -> tuple[
         while isinstance(said, list):  # a list of generations, each perhaps a list of one
             said = said[0] if said else None
         return {"doc_id": row.get("doc_id"), **(doc or {})}, [_text(where, said)]
-    own = getattr(module, "ANSWER", ("id", "answer"))[1]
+    texts = getattr(module, "ANSWER", ("id", "answer"))[1:]
+    own = next((text for text in texts if text in row), texts[0])
     name = {"official": own, "llava": "text", "vlmevalkit": "prediction"}[format_]
     if name not in row:
         raise InputError(f"{where}: `{name}` is missing, which {format_} answers have: add it, or give --format")

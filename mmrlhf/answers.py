@@ -88,6 +88,14 @@ _DENIED = re.compile(
     r"\bi (?:see|find|spot|detect|notice) (?:no|none)\b|\b(?:don't|do not|can't|cannot|can not|didn't|did not|couldn't|could not) "
     r"(?:actually )?(?:see|find|spot|detect|notice) (?:any|one|it|them|that|such)\b|\bthere(?:'s| is| are) none\b"
 )
+_DOUBTED = re.compile(
+    r"\b(?:it|i|we) (?:doesn't|does not|don't|do not) (?:appear|seem|look|think|believe)(?: that| like| as if| as though)? there (?:is|are)\b(?! no\b| not\b|n't)"
+    r"|\bthere(?:'s| is) nothing (?:that )?(?:like|looks? like|resembling|resembles)\b"
+)
+"""Other words for "there is not", whose denial would stand in another clause than what was asked."""
+_NONE_THERE = re.compile(
+    r"^\W*(?:(?:i|we) (?:think|believe|guess|suppose)(?: that)?,? )?there (?:isn't|is not|aren't|are not) (?:one|any)(?= *(?:$|[.!]))"
+)
 _JUDGED = re.compile(r"\b(?:statement|claim|assertion|description|that|this|it)(?: is|'s)(?P<not> not|n't)? (?:(?P<yes>true|correct|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b")  # fmt: skip
 _NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing)\b|n't\b")
 _NEGATOR_BEFORE = re.compile(r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely)\b")
@@ -152,7 +160,8 @@ def _stated(sentence: str, asked: list[str]) -> YesNo | None:
     sentence = _IDIOM.sub(" ", sentence)
     if judged := _JUDGED.search(sentence):
         return "yes" if bool(judged["yes"]) != bool(judged["not"]) else "no"
-    if _DISSENT.match(sentence) or _DENIED.search(sentence):
+    sentence = _DOUBTED.sub("there is not", sentence)
+    if _DISSENT.match(sentence) or _DENIED.search(sentence) or _NONE_THERE.match(sentence):
         return "no"
     if _ASSENT.match(sentence):
         return "yes"

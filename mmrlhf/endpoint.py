@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ FUTILE = 8
 """So many failures before the first success end a run: the server or the settings are wrong, not the question."""
 SHOWN = 120
 """Characters of a strange reply that a reason quotes."""
+_DATED = r"(?:-\d{4}(?:-?\d\d){0,2}(?:-preview)?|[:@].*)"
+"""What a server adds to a model's name: -0613, -2024-08-06, -20240620, -1106-preview, :latest."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ def _read(content: bytes, requested: str) -> Reply:
 
 def _same(returned: str, requested: str) -> bool:
     """Whether a server speaks of the model that was asked for: by its name, or by a dated or tagged form of it."""
-    return returned == requested or returned.startswith((f"{requested}-2", f"{requested}:", f"{requested}@"))
+    return returned == requested or re.fullmatch(re.escape(requested) + _DATED, returned) is not None
 
 
 def _shown(content: bytes | bytearray) -> str:
@@ -242,8 +245,8 @@ def ask_all(
                 spent += reply.tokens
                 succeeded = succeeded or reply.status == "ok"
                 failed += reply.status != "ok"
+                yield name, reply  # whoever asked has it before the run ends
                 _refuse_useless(endpoint, reply, futile=not succeeded and failed >= FUTILE)
-                yield name, reply
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         client.close()

@@ -41,30 +41,43 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run a benchmark, or score answers with it, and return what result.json says. What an earlier call has done is not done again.
 
-    options: the benchmark's own (`{"lineage": "a"}`). loaded: where the model is kept for the next call. Raises InputError.
+    options: the benchmark's own (`{"lineage": "a"}`). loaded: where the model is kept for the next call. Raises InputError; when a judge has given
+    up, after what it has said and what it has not are in result.json.
     """
     if config.judgments is not None and not (config.answers or config.model_name_or_path or config.reward_model_path):
         config = replace(config, answers=config.judgments)  # records of some scripts hold the answers, too
     module = load_benchmark(benchmark)
     card = stated(module, benchmark)
+    if config.judgments is not None and not hasattr(module, "ask"):
+        raise InputError(f"--judgments {config.judgments}: {benchmark} asks no judge: leave it out")
     task, hashes = _opened(benchmark, module, config, options or {})
     folder = Path(config.output_dir)
     refuse_unwritable(folder, "output_dir")
     try:
         given, source = _given(benchmark, card["VERSION"], module, task, config, hashes, loaded)
+        gave_up = None
         if hasattr(module, "ask"):
-            task = replace(task, replies=_judged(module, task, given, config))
+            replies, gave_up = _judged(module, task, given, config)
+            task = replace(task, replies=replies)
         rows = scores(module, task, given)
         write_whole(folder / "scores.jsonl", "".join(map(json_line, rows)))
         result = {"benchmark": benchmark, **_result(module, card, task, config, hashes, rows), **source}
         if config.strict:
+            if gave_up:
+                raise gave_up
             _refuse_incomplete(result["counts"])
         write_whole(folder / "result.json", json.dumps(plain(result), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno is None or isinstance(error, ConnectionError):  # a library's, not the system's on a file
             raise
-        raise InputError(f"{folder} is on a full disk: make room; the same command goes on from what is written") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{folder} is on a full disk: make room; the same command goes on from what is written") from None
+        raise InputError(
+            f"{error.filename or folder}: {error.strerror}: correct it or give another --out; the same command goes on from what is written"
+        ) from None
     _print(result)
+    if gave_up:
+        raise gave_up
     return result
 
 
@@ -126,6 +139,8 @@ def _given(
             "answers": {"path": config.answers, "format": format_},
             "model": config.model_name_or_path,
             "adapters": [],
+            "generation": None,  # a file does not say how its answers came about
+            "template_sha256": None,
         }
         _begin(folder, [*subject, state_of(config.answers)])
         write_whole(kept, "".join(json_line({"id": g.id, "answers": g.answers}) for g in given))
@@ -207,8 +222,10 @@ def _begin(folder: Path, subject: Sequence[Any]) -> None:
 # ---- judgments -------------------------------------------------------------------------------------------------------
 
 
-def _judged(module: ModuleType, task: Task, given: Sequence[Given], config: EvalConfig) -> dict[str, dict[str, Any]]:
-    """Replies to what the benchmark asks a judge, by key; of an example that is answered twice, about the first answers."""
+def _judged(
+    module: ModuleType, task: Task, given: Sequence[Given], config: EvalConfig
+) -> tuple[dict[str, dict[str, Any]], InputError | None]:
+    """Replies to what the benchmark asks a judge, by key, and why it gave up; of an example that is answered twice, about the first answers."""
     said: dict[str, list[str]] = {}
     for g in given:
         if g.id in task.examples and g.answers and None not in g.answers:
@@ -271,7 +288,7 @@ def _result(
         "direction": card["DIRECTION"], "cluster": card["CLUSTER"],
         "data": task.data, "data_sha256": digest, "files": dict(hashes), "data_version": {f: known.get(h) for f, h in hashes.items()},
         "image_folder": task.image_folder, "limit": task.limit, "seed": task.seed, "options": vars(task.options) if task.options is not None else {},
-        "n": len(scored), "metrics": metrics, "reasons": reasons, "counts": _counts(module, task, rows),
+        "n": len(scored), "examples": len(task.examples), "metrics": metrics, "reasons": reasons, "counts": _counts(module, task, rows),
         "yes_ratio": said.count("yes") / len(said) if said else None,
         "mean_length": sum(len(t.split()) for t in texts) / len(texts) if texts else None,
         "prompt_sha256": _sha(json.dumps(sorted(key_of(e) for e in task.examples.values()))),
@@ -344,6 +361,7 @@ def _print(result: Mapping[str, Any]) -> None:
             print(f"{mode} {part}".rstrip(), "  ".join(shown))
         for why in dict.fromkeys(_leaves(result["reasons"].get(mode, {}))):
             print(f"{mode}: none where {why}")
+    print(f"answered {result['n']} of {result['examples']}")
     print("counts", "  ".join(f"{k} {v}" for k, v in result["counts"].items()))
 
 

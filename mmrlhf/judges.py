@@ -30,17 +30,21 @@ LETTERS = 4
 """Characters of a prompt to a token, for an estimate."""
 
 
-def judged(module: ModuleType, task: Task, said: Mapping[str, list[str]], config: EvalConfig) -> Judgments:
-    """Judgments on what was said, replayed or asked for; all of them are in the run's judgments.jsonl afterwards.
+def judged(
+    module: ModuleType, task: Task, said: Mapping[str, list[str]], config: EvalConfig
+) -> tuple[Judgments, InputError | None]:
+    """Judgments on what was said, replayed or asked for, and why the judge gave up before its end, if it did; the run's judgments.jsonl holds them.
 
-    said: answers by the id of their example. What that file holds already is not asked again, unless it failed. Raises InputError.
+    said: answers by the id of their example. What that file holds already is not asked again, unless it failed. Raises InputError, also where a
+    judge gives up before it has replied at all.
     """
+    gave_up = None
     asks = {ask.key: ask for ask in module.ask(said, task)}
     kept = Path(config.output_dir) / "judgments.jsonl"
     if config.judgments is not None:
         found = _replayed(module, task, said, asks, Path(config.judgments))
         write_whole(kept, "".join(json_line(found[key]) for key in asks if key in found))
-        return found
+        return found, None
     found = _still_true(read_jsonl(kept), asks) if kept.exists() else {}
     missing = [ask for key, ask in asks.items() if found.get(key, {}).get("status") != "ok"]
     if config.dry_run:
@@ -54,11 +58,16 @@ def judged(module: ModuleType, task: Task, said: Mapping[str, list[str]], config
         found = {key: row for key, row in found.items() if row["status"] == "ok"}
         write_whole(kept, "".join(map(json_line, found.values())))  # without what failed, or a killed run left torn
         with kept.open("a", encoding="utf-8") as file:
-            for key, reply in judge(missing):
-                found[key] = record(asks[key], reply, who)
-                file.write(json_line(found[key]))
-                file.flush()
-    return found
+            try:
+                for key, reply in judge(missing):
+                    found[key] = record(asks[key], reply, who)
+                    file.write(json_line(found[key]))
+                    file.flush()
+            except InputError as error:
+                if not found:
+                    raise
+                gave_up = error
+    return found, gave_up
 
 
 def record(ask: Ask, reply: Reply, who: Mapping[str, str]) -> dict[str, Any]:

@@ -110,6 +110,19 @@ def test_ids_that_are_not_there_or_twice(data):
     assert "TypeError on the response of id 1" in result["reasons"]["official"]["accuracy"]
 
 
+def test_a_question_that_stands_twice_on_a_picture_takes_its_ids_in_turn(data):
+    asked = [{"id": i, "image": "AMBER_9.jpg", "query": "Is there a cat?"} for i in (3, 4)]
+    (data / "query_all.json").write_text(json.dumps(asked))
+    sheet = [
+        {"index": i, "image_path": "AMBER_9.jpg", "question": "Is there a cat?", "prediction": p}
+        for i, p in enumerate(["No", "Yes"])
+    ]
+    result = run(data, sheet)
+    assert (result["counts"]["duplicate"], result["counts"]["missing"], result["n"]) == (0, 0, 2)
+    assert value(result, "accuracy", "robust") == 50
+    assert run(data, sheet * 2)["counts"]["duplicate"] == 2
+
+
 def test_what_the_data_lacks(data, base):
     with pytest.raises(InputError, match="does not say how 1 is asked"):
         evaluate("amber", EvalConfig(model_name_or_path=base, data=str(data), output_dir=str(data.parent / "o")))

@@ -61,6 +61,15 @@ def test_there_are_two_hundred_of_them_and_each_verdict_is_common():
         ("Hardly any dog is visible.", "no"),
         ("Two puppies are asleep.", "yes"),  # another name of COCO's dog
         ("There is a puppy-shaped cloud, but no dog.", "no"),
+        ("It does not appear that there is a dog.", "no"),
+        ("It does not appear that there is a cat.", None),
+        ("It appears that there is a dog.", "yes"),
+        ("I do not think that there is a dog.", "no"),
+        ("There's nothing like a dog here.", "no"),
+        ("There's nothing like a cat here.", None),
+        ("There is nothing but a dog.", "yes"),
+        ("I believe there isn't one.", "no"),
+        ("I see a dog, but there isn't any on the left.", "yes"),
     ],
 )
 def test_yes_no_by_hand(answer, said):

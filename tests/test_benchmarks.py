@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -113,3 +114,24 @@ def test_a_full_disk_is_said_and_what_is_there_stays(data, tmp_path, monkeypatch
     assert (tmp_path / "out" / "scores.jsonl").exists()
     monkeypatch.undo()
     assert evaluate("chair", config, {"lineage": "portable"})["metrics"]["official"]["chair_s"]["value"] == 0
+
+
+def test_a_limit_on_files_is_said_as_well(data, tmp_path, monkeypatch):
+    answers = lines(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
+    config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
+
+    def limited(path, content):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(stage, "write_whole", limited)
+    with pytest.raises(InputError, match="out: File too large: correct it or give another --out"):
+        evaluate("chair", config, {"lineage": "portable"})
+
+
+def test_answers_of_a_file_say_that_they_say_not_how_they_were_made(data, tmp_path):
+    answers = lines(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
+    config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
+    result = evaluate("chair", config, {"lineage": "portable"})
+    assert result["generation"] is result["template_sha256"] is None and {"generation", "template_sha256"} <= result.keys()
+    with pytest.raises(InputError, match="chair asks no judge"):
+        evaluate("chair", replace(config, judgments=str(answers)), {"lineage": "portable"})

@@ -36,6 +36,23 @@ def test_figures_by_hand(tmp_path):
     assert result["counts"]["missing"] == 0 and result["options"]["lineage"] == "portable"
 
 
+def test_a_map_may_name_objects_by_any_of_their_words(tmp_path):
+    # bicycle and person are there as bike and man, the dog with a capital; of three captions the cat's alone is wrong, 1 of 4 mentions
+    there = {"1": ["bike", "man"], "2": ["Dog"], "3": []}
+    result = run(tmp_path, ["A man on a bicycle.", "A puppy.", "A cat."], there)
+    assert (
+        value(result, "chair_s") == pytest.approx(100 / 3) and value(result, "chair_i") == 25 and value(result, "recall") == 100
+    )
+    with pytest.raises(InputError, match="must map image ids to lists of objects"):
+        run(tmp_path, ["A dog."], {"1": [18]})
+
+
+def test_pictures_without_a_caption_are_told(tmp_path, capsys):
+    result = run(tmp_path, ["A dog.", "A cat."], {"1": ["dog"], "2": ["cat"], "3": [], "4": []})
+    assert (result["n"], result["examples"], result["counts"]["missing"]) == (2, 4, 0)
+    assert "answered 2 of 4\n" in capsys.readouterr().out
+
+
 def test_an_unknown_picture_is_empty_to_the_script_and_counted_by_us(tmp_path):
     result = run(tmp_path, {1: "a dog", "COCO_val2014_000000000002.jpg": "a dog", 9: "a dog"}, {"1": ["dog"], "2": ["dog"]})
     assert value(result, "chair_s") == pytest.approx(100 / 3) and value(result, "chair_s", "robust") == 0

@@ -136,7 +136,8 @@ def test_diversity_stands_beside_truth(tmp_path):
     assert same["distinct_2"] == 5 / 20 and many["distinct_2"] > same["distinct_2"] and many["ead"] > same["ead"]
     assert found["pairs"][0]["mcnemar"]["only_b"] == 4
     assert [a["false"] for a in found["pairs"][0]["flipped"][0]["answers"]] == [[[12, 15]], []]  # "cat"
-    assert "<mark>cat</mark>" in (tmp_path / "out" / "compare.html").read_text()
+    page, text = ((tmp_path / "out" / f"compare.{ending}").read_text() for ending in ("html", "md"))
+    assert "<mark>cat</mark>" in page and all("EAD can be above 1" in written for written in (page, text))
 
 
 def test_scenes_are_compared_by_split(tmp_path):

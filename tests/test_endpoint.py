@@ -6,7 +6,7 @@ import time
 import pytest
 from serving import completion, free_port, stub
 
-from mmrlhf.endpoint import FUTILE, Endpoint, ask_all, message, named
+from mmrlhf.endpoint import FUTILE, Endpoint, _same, ask_all, message, named
 from mmrlhf.records import ImageSource, InputError
 
 GOOD = (200, completion("yes"))
@@ -65,9 +65,18 @@ def test_it_is_tried_again_and_waits_as_long_as_it_is_told():
     assert (reply.status, reply.attempts) == ("ok", 4)
 
 
-def test_a_dated_name_is_the_model_that_was_asked_for():
-    with stub((200, completion("yes", model="stub-2024-08-06"))) as server:
-        assert replies(server)[0].status == "ok"
+@pytest.mark.parametrize(
+    ("added", "status"),
+    [("", "ok"), ("-0613", "ok"), ("-2024-08-06", "ok"), ("-20240620", "ok"), ("-1106-preview", "ok"), (":latest", "ok"), ("@001", "ok"),
+     ("-mini", "other_model"), ("-2", "other_model"), ("-mini-2024-07-18", "other_model"), ("-0613x", "other_model"), ("o", "other_model")],
+)  # fmt: skip
+def test_a_dated_name_is_the_model_that_was_asked_for(added, status):
+    with stub((200, completion("yes", model=f"stub{added}"))) as server:
+        assert replies(server)[0].status == status
+
+
+def test_a_name_is_no_pattern():
+    assert not _same("gpt-3x5-turbo-0125", "gpt-3.5-turbo") and _same("gpt-3.5-turbo-0125", "gpt-3.5-turbo")
 
 
 def test_a_failure_does_not_keep_others_from_their_reply():

@@ -100,6 +100,30 @@ def test_mme_scripts_crashes_are_reasons(run, tmp_path):
     assert "FileNotFoundError" in reasons["position"]["score"]
 
 
+def test_mme_is_the_same_in_whichever_form_its_answers_come(run, tmp_path):
+    # of two pictures: one with blanks before its yes, which the script takes for neither, one all right, with a text after its no
+    said = [
+        ("0.jpg", "star", "Yes", "  yes"),
+        ("0.jpg", "cat", "No", "No"),
+        ("1.jpg", "star", "Yes", "Yes"),
+        ("1.jpg", "cat", "No", "no\tcat"),
+    ]
+    own = tmp_path / "own"
+    own.mkdir()
+    asked = "Is there a {}? Please answer yes or no."
+    text = "".join(f"{p}\t{asked.format(w)}\t{label}\t{a.replace(chr(9), ' ')}\n" for p, w, label, a in said)
+    (own / "existence.txt").write_text(text)
+    official = evaluate("mme", EvalConfig(output_dir=str(tmp_path / "o"), answers=str(own)))["metrics"]["official"]["existence"]
+    assert official["score"]["value"] == 75 + 50
+    mixed = [said[i] for i in (3, 0, 1, 2)]  # neighbours are of different pictures
+    log = [{"doc_id": i, "doc": {"question_id": f"existence/{p}", "question": asked.format(w), "category": "existence"}, "resps": [[a]]}
+           for i, (p, w, _, a) in enumerate(mixed)]  # fmt: skip
+    predictions = [{"id": f"existence/{p}/{int(w == 'cat')}", "answers": [a]} for p, w, _, a in mixed]
+    for rows in (log, predictions):
+        result = run("mme", rows)
+        assert result["metrics"]["official"]["existence"] == official and result["counts"]["unknown_ids"] == 0
+
+
 # ---- HallusionBench --------------------------------------------------------------------------------------------------
 
 IDS = ["VD/map/0/0/0", "VD/map/0/0/1", "VD/map/0/1/0", "VD/map/0/1/1", "VS/ocr/0/0/0", "VS/ocr/0/1/0"]
@@ -143,6 +167,20 @@ def test_hallusionbench_stops_where_its_script_does(run, tmp_path):
     assert "6 answers have no judgment" in unjudged["reasons"]["official"]["a_acc"]
     repeated = run("hallusionbench", [*((i, "Yes") for i in IDS), (IDS[0], "No")], judgments=verdicts(tmp_path, 1, 1, 1, 1, 1, 1))
     assert "AssertionError" in repeated["reasons"]["official"]["a_acc"]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_hallusionbench_takes_the_parts_of_an_id_from_a_sheet(run, swapped):
+    # VLMEvalKit's names; the two questions on one star differ by their figure alone, which its picture does not tell
+    parts = [id_.split("/") for id_ in IDS]
+    names = ("category", "l2-category") if swapped else ("l2-category", "category")
+    rows = [
+        {**dict(zip((*names, "set_id", "figure_id", "question_id"), p, strict=True)), "question": "?", "prediction": "Yes"}
+        for p in parts
+    ]
+    result = run("hallusionbench", rows)
+    assert result["n"] == 6 and set(result["counts"].values()) == {0}
+    assert figure(result, "a_acc", "robust") == pytest.approx(100 * 4 / 6)
 
 
 def test_hallusionbench_reads_its_judge_as_its_script_does():
@@ -301,6 +339,11 @@ def test_object_halbench_by_hand(run):
     assert figure(result, "response_rate", "robust") == 50 and figure(result, "mention_rate", "robust") == 25
     assert figure(result, "recall", "robust") == 100
     assert "spaCy" in result["reasons"]["official"]["response_rate"]
+
+
+def test_object_halbench_reads_captions(run):
+    rows = [{"image_id": 1, "caption": "A man walks a dog."}, {"image_id": 2, "caption": "A kitten by a wine glass."}]
+    assert figure(run("object_halbench", rows, judge="rules"), "response_rate", "robust") == 50
 
 
 @pytest.mark.parametrize(

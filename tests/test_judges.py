@@ -85,9 +85,23 @@ def test_a_judge_that_is_down_is_one_sentence_and_what_was_judged_is_kept(judge)
     with stub(ALL_RIGHT, (401, b"no")) as server:
         with pytest.raises(InputError, match="refuses the key"):
             judge("other", judge=server.url)
-        assert len(read_jsonl(judge.root / "other" / "judgments.jsonl")) == 1
+        assert [r["status"] for r in read_jsonl(judge.root / "other" / "judgments.jsonl")] == ["ok", "http"]
     with pytest.raises(InputError, match="neither an address nor a model"):
         judge("third", judge="no/such-model-anywhere")
+    assert not (judge.root / "third" / "result.json").exists()
+
+
+def test_a_judge_that_always_fails_is_in_the_result_before_it_is_one_sentence(judge, monkeypatch):
+    monkeypatch.setattr("mmrlhf.endpoint.FUTILE", 2)
+    with stub((500, b"oh no")) as server, pytest.raises(InputError, match=r"the first 2 replies all failed .* oh no"):
+        judge(judge=server.url)
+    out = judge.root / "out"
+    assert [r["status"] for r in read_jsonl(out / "judgments.jsonl")] == ["http", "http"]  # the last one, too
+    result = json.loads((out / "result.json").read_text())
+    assert result["counts"]["judge_errors"] == 2 and len(read_jsonl(out / "scores.jsonl")) == 2
+    assert accuracy(result) is None and "2 answers have no judgment" in result["reasons"]["official"]["accuracy"]
+    with stub(ALL_RIGHT) as server:
+        assert accuracy(judge(judge=server.url)[0]) == 100
 
 
 def test_replay_needs_nobody(judge):

@@ -11,6 +11,11 @@ from mmrlhf.records import Example
 
 FOLD = 50
 """Answers that are measured together: the measures depend on how many there are."""
+NOTE = (
+    "EAD: distinct words over those that as many words drawn evenly from the vocabulary would hold. The vocabulary is all that these models say "
+    "there, not a language's, so EAD can be above 1 and compares within a table alone."
+)
+"""What a reader must know of the table."""
 WORDS = 4
 """Mean length from which answers are worth measuring: yes and no say nothing."""
 

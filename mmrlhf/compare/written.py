@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mmrlhf.compare.diversity import diversity
+from mmrlhf.compare.diversity import NOTE, diversity
 from mmrlhf.compare.paired import compared
 from mmrlhf.compare.runs import Result, differences, opened, read_runs, unsaid
 from mmrlhf.files import refuse_unwritable, write_whole
@@ -134,7 +134,7 @@ def _markdown(benchmarks: Mapping[str, Any]) -> str:
         if found["diversity"]:
             names = [k for k in found["diversity"][0] if k not in ("part", "name", "n") and not k.endswith("_ci")]
             rows = [[d["part"], d["name"], d["n"], *(_with_interval(d, k) for k in names)] for d in found["diversity"]]
-            parts += ["### Diversity", _table(["part", "model", "n", *names], rows)]
+            parts += ["### Diversity", _table(["part", "model", "n", *names], rows), NOTE]
         for pair in found["pairs"]:
             if pair["flipped"]:
                 parts.append(f"### Flipped, {pair['b']} against {pair['a']}")
@@ -161,7 +161,7 @@ def _page(benchmarks: Mapping[str, Any]) -> str:
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         benchmarks=benchmarks, number=_number, apart=_apart, rows_of=rows_of, pieces=_pieces, picture=_picture, interval=_with_interval,
-        figure=lambda d: [k for k in d if k not in ("part", "name", "n") and not k.endswith("_ci")],
+        diversity_note=NOTE, figure=lambda d: [k for k in d if k not in ("part", "name", "n") and not k.endswith("_ci")],
     )  # fmt: skip
 
 
