@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from world import World, arguments, cell, markdown, over, shown
+from world import World, arguments, cells, markdown, over, shown
 
 from mmrlhf import demo, scenes
 from mmrlhf.artefact import load_reward_model
@@ -54,18 +54,14 @@ def measured(world: World, quality: str) -> dict[str, Any]:
 
 
 def studied(world: World) -> list[dict[str, Any]]:
-    names = ["".join(c if c.isalnum() else "_" for c in quality) for quality in QUALITIES]
-    return [
-        cell(world.out, f"facts_quality-{world.seed}-{name}", lambda q=quality: measured(world, q))  # type: ignore[misc]
-        for name, quality in zip(names, QUALITIES, strict=True)
-    ]
+    return cells(world, "facts_quality", QUALITIES, measured)
 
 
 def main() -> None:
     given = arguments(__doc__)
     by_seed = over([World(given.out, seed) for seed in range(given.seeds)], studied, given.workers)
     found = dict(zip(QUALITIES, zip(*by_seed, strict=True), strict=True))
-    rows = [(quality, *(shown((c[m] for c in cells), p) for m, p in METRICS.items())) for quality, cells in found.items()]
+    rows = [(quality, *(shown((c[m] for c in row), p) for m, p in METRICS.items())) for quality, row in found.items()]
     print(markdown(("facts", *METRICS), rows) + "\n")
     print(json.dumps({"study": "facts_quality", "seeds": given.seeds, "cells": found}))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from world import World, arguments, cell, markdown, over, shown
+from world import World, arguments, cells, markdown, over, shown
 
 from mmrlhf.run import read_jsonl
 
@@ -48,18 +48,14 @@ def measured(world: World, setting: str) -> dict[str, Any]:
 
 
 def studied(world: World) -> list[dict[str, Any]]:
-    names = ["".join(c if c.isalnum() else "_" for c in setting) for setting in SETTINGS]
-    return [
-        cell(world.out, f"positions-{world.seed}-{name}", lambda s=setting: measured(world, s))  # type: ignore[misc]
-        for name, setting in zip(names, SETTINGS, strict=True)
-    ]
+    return cells(world, "positions", SETTINGS, measured)
 
 
 def main() -> None:
     given = arguments(__doc__)
     by_seed = over([World(given.out, seed) for seed in range(given.seeds)], studied, given.workers)
     found = dict(zip(SETTINGS, zip(*by_seed, strict=True), strict=True))
-    rows = [(setting, *(shown((c[m] for c in cells), p) for m, p in METRICS.items())) for setting, cells in found.items()]
+    rows = [(setting, *(shown((c[m] for c in row), p) for m, p in METRICS.items())) for setting, row in found.items()]
     for first, second in (("before, critic reads them", "before"), ("before", "after"), ("before", "none")):
         pairs = list(zip(found[first], found[second], strict=True))
         rows.append((f"{first} - {second}", *(shown((a[m] - b[m] for a, b in pairs), p, "+") for m, p in METRICS.items())))

@@ -73,6 +73,18 @@ def cell(out: Path, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, 
     return dict(json.loads(kept.read_text()))
 
 
+def cells(
+    world: World, study: str, settings: Iterable[str], measured: Callable[[World, str], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A cell for each setting of a study in one world."""
+
+    def one(setting: str) -> dict[str, Any]:
+        name = "".join(c if c.isalnum() else "_" for c in setting)
+        return cell(world.out, f"{study}-{world.seed}-{name}", lambda: measured(world, setting))
+
+    return [one(setting) for setting in settings]
+
+
 @dataclass(frozen=True)
 class World:
     """One seed's world at one difficulty, its parts in `out`."""
