@@ -131,7 +131,7 @@ def identify(fields: Mapping[str, Any], task: Task) -> str | None:
 def sort_out(rows: list[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
     """Rows, each with the id it is `about`: an example's, or an unknown one where its own question, picture or split is another.
 
-    Rows that say their split, or whose file's name does, are of it. Others are cut into blocks where an id repeats, and a block is of the split
+    Rows that say their split, or whose file's name does, are of it. Others are cut into blocks where ids begin anew, and a block is of the split
     whose questions it asks. Where ids do not fit the questions, a block that asks all of a split's in their order is found by its text.
     """
     file = task.path.is_file()
@@ -150,7 +150,8 @@ def sort_out(rows: list[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any
         about |= found
         for number in (n for n in numbers if n not in found):
             row = rows[number]
-            others += bool(_asked(row)) and any(_id(row) is None or known.by_id(row, p) for p in candidates)
+            might = [split[number]] if number in split else candidates
+            others += bool(_asked(row)) and any(_id(row) is None or known.by_id(row, p) for p in might)
             if (name := _unknown(row, split.get(number, of), task)) is not None:
                 about[number] = name
     if others:
@@ -207,8 +208,8 @@ def _assigned(
             asks = [n for n in block if _asked(rows[n])]
             counted = [n for n in asks if n in about[part] or _id(rows[n]) is None or known.by_id(rows[n], part)]
             share[part] = sum(n in about[part] for n in counted) / len(counted) if counted else float(alone and not asks)
-        # half of the questions are the same in all splits; a row of one split may be amiss and the others right
-        best = [p for p in candidates if share[p] == max(share.values()) >= (0.5 if alone else 0.9)]
+        # half of the questions are the same in all splits, and what is common to two says nothing of the rest
+        best = [p for p in candidates if share[p] == max(share.values()) >= (0.75 if alone else 0.9)]
         free = [p for p in best if p not in used]
         part = best[0] if len(best) == 1 else free[0] if len(free) == 1 else None
         if part is not None:
@@ -223,15 +224,15 @@ def _assigned(
 
 
 def _blocks(rows: list[Mapping[str, Any]], numbers: list[int]) -> list[list[int]]:
-    """Rows cut where an id repeats."""
+    """Rows cut where ids begin anew, or one asks something else; another row with the same question is a duplicate."""
     blocks: list[list[int]] = [[]]
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for number in numbers:
         if (id_ := _id(rows[number])) is not None:
-            if id_ in seen:
+            if id_ in seen and (id_ == next(iter(seen)) or seen[id_] != _asked(rows[number])):
                 blocks.append([])
-                seen = set()
-            seen.add(id_)
+                seen = {}
+            seen[id_] = _asked(rows[number])
         blocks[-1].append(number)
     return blocks
 
