@@ -12,8 +12,9 @@ by id and reads answers with `mmrlhf.answers.yes_no`: what cannot be read counts
 from __future__ import annotations
 
 import re
-from collections import Counter
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from pydantic.dataclasses import dataclass
 from mmrlhf.answers import pope_says, yes_no
 from mmrlhf.benchmark import Counted, Task, first
 from mmrlhf.config import STRICT
+from mmrlhf.intervals import wilson
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.rows import contents, opened, parse
 
@@ -30,6 +32,8 @@ VERSION, LICENSE = "1", "MIT"
 HEADLINE, DIRECTION, CLUSTER = "f1", "higher", "image"
 ANSWER = ("question_id", "answer")
 SPLITS = ("random", "popular", "adversarial")
+WIDTH, PLACE = 6, {("yes", "yes"): 0, ("no", "yes"): 1, ("no", "no"): 2, ("yes", "no"): 3}
+"""Columns of a part: TP, FP, TN, FN, yes positive, by label and answer; two more, which are the mode's own."""
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 KNOWN = {
     "420b3407db1fa9f1187a805dca41cb7b97fd91504e6c2179706188c107fb8ef8": "POPE adversarial, 3000",
@@ -116,62 +120,190 @@ def _rows(path: Path) -> list[Any]:
     return [parse(line, f"{path} line {n}") for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
 
 
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
 def identify(fields: Mapping[str, Any], task: Task) -> str | None:
-    """Which question a row of answers is about: by its id, and where --data is a folder by the split that the row or its file's name
-    says, or `sort_out` has found. A row without a question_id (VLMEvalKit's) is found by picture and question."""
-    id_ = fields.get("question_id")
-    if id_ is None:
-        picture = Path(str(fields.get("image_source") or fields.get("image_path") or fields.get("image") or "")).stem
-        named = [
-            e for e in task.examples.values()
-            if e.meta["question"] == _bare(fields) and Path(e.meta["image"]).stem == picture
-            and e.meta["part"] in ("", fields.get("category", e.meta["part"]))
-        ]  # fmt: skip
-        return named[0].id if named else None
-    if task.path.is_file() or str(id_) in task.examples:
-        return str(id_)
-    split = _said(fields)
-    return f"{split}/{id_}" if split else str(id_)
-
-
-def _said(fields: Mapping[str, Any]) -> str | None:
-    """The split that a row or its file's name says."""
-    text = f"{fields.get('category', '')} {fields.get('split', '')} {fields.get('file', '')}".replace("_", " ")
-    return next((s for s in SPLITS if re.search(rf"\b{s}\b", text)), None)
+    """Which question a row of answers is about, as `sort_out` has found."""
+    return fields.get("about")
 
 
 def sort_out(rows: list[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
-    """Rows of a folder's splits, each with its split: what says none itself is of the one split whose questions its file asks; where a file
-    repeats ids, each time of the next split that asks this."""
-    if task.path.is_file():
-        return rows
-    silent: dict[str, list[int]] = {}
+    """Rows, each with the id it is `about`: an example's, or an unknown one where its own question, picture or split is another.
+
+    Rows that say their split, or whose file's name does, are of it. Others are cut into blocks where ids begin anew, and a block is of the split
+    whose questions it asks. Where ids do not fit the questions, a block that asks all of a split's in their order is found by its text.
+    """
+    file = task.path.is_file()
+    here, parts, known = (_named(task.path.stem) if file else None), _parts(task), _Known(task)
+    groups: dict[tuple[str, str | None], list[int]] = {}
     for number, row in enumerate(rows):
-        if _said(row) is None and row.get("question_id") is not None:
-            silent.setdefault(str(row.get("file", "")), []).append(number)
-    found = list(rows)
-    for numbers in silent.values():
-        asks = {n: [s for s in SPLITS if _asks(task, s, rows[n])] for n in numbers}
-        votes = Counter(s for splits in asks.values() for s in splits)
-        once = len({str(rows[n]["question_id"]) for n in numbers}) == len(numbers)
-        used: dict[str, list[str]] = {}
-        for n in numbers:
-            id_ = str(rows[n]["question_id"])
-            before = used.setdefault(id_, [])
-            split = max(votes, key=votes.__getitem__, default="") if once else next((s for s in asks[n] if s not in before), "")
-            before.append(split)
-            found[n] = {**rows[n], "split": split}
+        groups.setdefault((str(row.get("file", "")), _said(row)), []).append(number)
+    about: dict[int, str] = {}
+    others = 0
+    for (_, said), numbers in groups.items():
+        if file:
+            candidates, of = ([""], "") if None in (said, here) or said == here else ([], said)
+        else:
+            candidates, of = (parts, None) if said is None else ([said] if said in parts else [], said)
+        found, split = _assigned(rows, numbers, candidates, known) if candidates else ({}, {})
+        about |= found
+        for number in (n for n in numbers if n not in found):
+            row = rows[number]
+            might = [split[number]] if number in split else candidates
+            others += bool(_asked(row)) and any(_id(row) is None or known.by_id(row, p) for p in might)
+            if (name := _unknown(row, split.get(number, of), task)) is not None:
+                about[number] = name
+    if others:
+        print(f"note: {others} answers are to other questions than the data's: is it another version?", file=sys.stderr)
+    return [{**row, "about": about.get(number)} for number, row in enumerate(rows)]
+
+
+class _Known:
+    """The questions of a task, by id and by picture and words."""
+
+    def __init__(self, task: Task) -> None:
+        self.examples = task.examples
+        self.asked: dict[str, dict[str, str]] = {}
+        """Ids and questions of each part, in order."""
+        self._shown: dict[tuple[str, str, str], set[str]] = {}
+        self.pictures = set()
+        for e in task.examples.values():
+            words, picture = _words(e.meta["question"]), Path(e.meta["image"]).stem
+            self.asked.setdefault(e.meta["part"], {})[e.id] = words
+            self._shown.setdefault((e.meta["part"], picture, words), set()).add(e.id)
+            self.pictures.add(picture)
+
+    def by_id(self, row: Mapping[str, Any], part: str) -> str | None:
+        """The example of a part that the row's id names."""
+        id_ = _id(row)
+        found = None if id_ is None else f"{part}/{id_}" if part else id_
+        return found if found in self.examples else None
+
+    def about(self, row: Mapping[str, Any], part: str) -> str | None:
+        """The example of a part that a row is about: the one that its id names, unless its own words or picture are another's."""
+        named, words, picture = self.by_id(row, part), _asked(row), _picture(row)
+        if not words:
+            return named
+        if named and self.asked[part][named] == words and (
+            picture not in self.pictures or Path(self.examples[named].meta["image"]).stem == picture
+        ):  # fmt: skip
+            return named
+        shown = self._shown.get((part, picture, words), set())
+        return next(iter(shown)) if len(shown) == 1 else None
+
+
+def _assigned(
+    rows: list[Mapping[str, Any]], numbers: list[int], candidates: list[str], known: _Known
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Ids of the rows of one file that may be of these parts, and the parts of those whose block has one."""
+    alone = len(candidates) == 1
+    used: list[str] = []
+    found: dict[int, str] = {}
+    of: dict[int, str] = {}
+    for block in [numbers] if alone else sorted(_blocks(rows, numbers), key=len, reverse=True):
+        about = {part: {n: id_ for n in block if (id_ := known.about(rows[n], part))} for part in candidates}
+        share = {}
+        for part in candidates:
+            asks = [n for n in block if _asked(rows[n])]
+            counted = [n for n in asks if n in about[part] or _id(rows[n]) is None or known.by_id(rows[n], part)]
+            share[part] = sum(n in about[part] for n in counted) / len(counted) if counted else float(alone and not asks)
+        # half of the questions are the same in all splits, and what is common to two says nothing of the rest
+        best = [p for p in candidates if share[p] == max(share.values()) >= (0.75 if alone else 0.9)]
+        free = [p for p in best if p not in used]
+        part = best[0] if len(best) == 1 else free[0] if len(free) == 1 else None
+        if part is not None:
+            used.append(part)
+            found |= about[part]
+            of |= dict.fromkeys(block, part)
+        elif not best:
+            if alone:
+                found |= {n: id_ for n, id_ in about[candidates[0]].items() if not _asked(rows[n])}
+            found |= _aligned([(n, _asked(rows[n])) for n in block], [p for p in candidates if p not in used], alone, known, used)
+    return found, of
+
+
+def _blocks(rows: list[Mapping[str, Any]], numbers: list[int]) -> list[list[int]]:
+    """Rows cut where ids begin anew, or one asks something else; another row with the same question is a duplicate."""
+    blocks: list[list[int]] = [[]]
+    seen: dict[str, str] = {}
+    for number in numbers:
+        if (id_ := _id(rows[number])) is not None:
+            if id_ in seen and (id_ == next(iter(seen)) or seen[id_] != _asked(rows[number])):
+                blocks.append([])
+                seen = {}
+            seen[id_] = _asked(rows[number])
+        blocks[-1].append(number)
+    return blocks
+
+
+def _aligned(asks: list[tuple[int, str]], parts: list[str], alone: bool, known: _Known, used: list[str]) -> dict[int, str]:
+    """Ids of rows that ask all of a part's questions one after another; where there is one part alone, its first will do."""
+    texts = [text for _, text in asks]
+    found: dict[int, str] = {}
+    for part in parts:
+        ids, questions = list(known.asked[part]), list(known.asked[part].values())
+        if alone and texts == questions[: len(texts)]:
+            start = 0
+        else:
+            starts = (o for o, text in enumerate(texts) if text == questions[0] and asks[o][0] not in found)
+            start = next((o for o in starts if texts[o : o + len(questions)] == questions), -1)
+        if start >= 0:
+            used.append(part)
+            found |= {number: id_ for (number, _), id_ in zip(asks[start:], ids, strict=False)}
     return found
 
 
-def _asks(task: Task, split: str, row: Mapping[str, Any]) -> bool:
-    example = task.examples.get(f"{split}/{row['question_id']}")
-    return example is not None and example.meta["question"] == _bare(row)
+def _unknown(row: Mapping[str, Any], split: str | None, task: Task) -> str | None:
+    """An id that no example has, for a row that is about none; None for a row that says nothing."""
+    id_, asked = _id(row), _question(row).strip().split("\n")[0]
+    if id_ is None:
+        return "/".join(filter(None, (split, _picture(row), asked))) if asked else None
+    name = f"{split}/{id_}" if split else id_
+    return f"{name}/{asked}" if name in task.examples else name
 
 
-def _bare(fields: Mapping[str, Any]) -> str:
-    """The question of a row, without what a harness wrote behind it."""
-    return str(fields.get("question") or fields.get("prompt") or "").split("\n")[0].strip()
+def _id(row: Mapping[str, Any]) -> str | None:
+    """The row's id, without its split."""
+    id_ = row.get("question_id")
+    if id_ is None:
+        return None
+    split, _, rest = str(id_).partition("/")
+    return rest if split in SPLITS and rest else str(id_)
+
+
+def _said(row: Mapping[str, Any]) -> str | None:
+    """The split that a row or its file's name says."""
+    split, _, rest = str(row.get("question_id", "")).partition("/")
+    if split in SPLITS and rest:
+        return split
+    return _named(f"{row.get('category', '')} {row.get('split', '')}") or _named(str(row.get("file", "")))
+
+
+def _named(text: str) -> str | None:
+    return next((s for s in SPLITS if re.search(rf"\b{s}\b", text.replace("_", " "))), None)
+
+
+def _picture(row: Mapping[str, Any]) -> str:
+    image = next((row[f] for f in ("image_source", "image_path", "image") if row.get(f)), "")
+    return Path(str(image)[:300]).stem  # a table may hold the picture itself
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    return str(row.get("question") or row.get("prompt") or "")[:2000]
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    return _words(_question(row))
+
+
+@lru_cache(maxsize=1 << 16)
+def _words(text: str) -> str:
+    """The words of the question in a prompt, as both versions of POPE spell them; empty where it has none."""
+    text = text.replace("<image>", "\n").strip()
+    found = re.search(r"[^\n.:?!]{1,300}\?", text)
+    words = re.findall(r"\w+", (found[0] if found else text.split("\n")[0]).lower())
+    return " ".join({"an": "a", "imange": "image"}.get(w, w) for w in words)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -194,48 +326,64 @@ def _parts(task: Task) -> list[str]:
 
 
 def _official(rows: list[dict[str, Any]], task: Task) -> Counted:
-    """Labels and answers line by line, as POPE's evaluate.py zips two files."""
-    clusters, columns, reasons = [], [], {}
+    """Labels and answers line by line, as POPE's evaluate.py zips two files; its yes ratio is that of all answers, with those past the labels."""
+    clusters, columns, reasons, notes = [], [], {}, {}
     parts = _parts(task)
     for number, part in enumerate(parts):
         examples = [e for e in task.examples.values() if e.meta["part"] == part]
-        answered = [r for r in rows if not part or r["id"].startswith(f"{part}/")]
+        answered = [r for r in rows if _of(r["id"], part, task)]
         if any(r["status"] == "null" for r in answered):
             reasons[part] = "the official script raises AttributeError on an answer that is null"
             continue
         told = [pope_says(r["answers"][0]) for r in answered]
-        counts = _confusion([(e.meta["label"], said) for e, said in zip(examples, told, strict=False)])
-        clusters += [e.meta["image"] for e in examples[: len(counts)]]
-        columns += [np.concatenate([np.zeros(4 * number), c, np.zeros(4 * (len(parts) - number - 1))]) for c in counts]
-        reasons[part] = _why(np.sum(counts, 0) if counts else np.zeros(4), bool(answered))
+        counts = np.zeros((len(told), WIDTH))
+        counts[:, 5] = 1
+        counts[:, 4] = [said == "yes" for said in told]
+        for row, e, said in zip(counts, examples, told, strict=False):
+            row[PLACE[e.meta["label"], said]] = 1
+        clusters += [e.meta["image"] for e, _ in zip(examples, told, strict=False)]
+        clusters += [
+            task.examples[r["id"]].meta["image"] if r["id"] in task.examples else r["id"] for r in answered[len(examples) :]
+        ]
+        columns.append(np.pad(counts, ((0, 0), (WIDTH * number, WIDTH * (len(parts) - number - 1)))))
+        reasons[part] = _why(counts.sum(0), bool(answered))
+        if elsewhere := sum(e.id != r["id"] for e, r in zip(examples, answered, strict=False)):
+            notes[f"{part}/other_line" if part else "other_line"] = _elsewhere(elsewhere, len(answered), part)
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         return _by_part(parts, sums, _printed)
 
-    return Counted(
-        clusters, np.array(columns).reshape(len(columns), 4 * len(parts)), metrics, reasons | {"mean": _mean_reason(reasons)}
-    )
+    table = np.concatenate([np.zeros((0, WIDTH * len(parts))), *columns])
+    return Counted(clusters, table, metrics, reasons | {"mean": _mean_reason(reasons)}, more=notes)
 
 
-def _confusion(pairs: list[tuple[str, str | None]]) -> list[np.ndarray]:
-    """TP, FP, TN, FN of each, yes positive."""
-    place = {("yes", "yes"): 0, ("no", "yes"): 1, ("no", "no"): 2, ("yes", "no"): 3}
-    return [np.eye(4)[place[label, said]] for label, said in pairs if said is not None]
+def _of(id_: str, part: str, task: Task) -> bool:
+    """Whether an answer stands in the file that a part's labels are zipped with: all but those of other splits."""
+    split = id_.partition("/")[0]
+    return split == part if part else id_ in task.examples or split not in SPLITS
+
+
+def _elsewhere(count: int, answers: int, part: str) -> dict[str, Any]:
+    """The share of answers that the script holds against another question's label, with Wilson's interval, and a note that says so."""
+    note = f"official pairs by line; {count} of {answers} answers stand on another question's line"
+    print(f"note: {f'{part}: ' if part else ''}{note}", file=sys.stderr)
+    low, high = wilson(count, answers)
+    return {"value": count / answers, "low": low, "high": high, "note": note}
 
 
 def _printed(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """What the script prints, of counts [..., 4]; it prints nothing where it would divide by zero."""
-    tp, fp, tn, fn = np.moveaxis(counts, -1, 0)
+    """What the script prints, of counts [..., 6]; it prints nothing where it would divide by zero."""
+    tp, fp, tn, fn, said_yes, answers = np.moveaxis(counts, -1, 0)
     precision, recall = tp / (tp + fp), tp / (tp + fn)
     f1 = 2 * precision * recall / (precision + recall)
     n = tp + tn + fp + fn
-    values = {"accuracy": (tp + tn) / n, "precision": precision, "recall": recall, "f1": f1, "yes_ratio": (tp + fp) / n}
+    values = {"accuracy": (tp + tn) / n, "precision": precision, "recall": recall, "f1": f1, "yes_ratio": said_yes / answers}
     return {k: np.where(np.isfinite(f1), v, np.nan) for k, v in values.items()}
 
 
 def _why(counts: np.ndarray, answered: bool) -> str:
     """Where the script stops; empty where it does not."""
-    tp, fp, _, fn = counts
+    tp, fp, _, fn = counts[:4]
     if not answered:
         return "there are no answers to this split"
     stops = (
@@ -277,10 +425,10 @@ def _joined(task: Task, said: Mapping[str, str | None], dropped: bool) -> Counte
     """By id, columns TP, FP, TN, FN, unread with label yes, unread with label no. Unread answers are wrong, and neither yes nor no."""
     parts = _parts(task)
     answered = [e for e in task.examples.values() if e.id in said and not (dropped and said[e.id] is None)]
-    columns = np.zeros((len(answered), 6 * len(parts)))
-    place = {("yes", "yes"): 0, ("no", "yes"): 1, ("no", "no"): 2, ("yes", "no"): 3, ("yes", None): 4, ("no", None): 5}
+    columns = np.zeros((len(answered), WIDTH * len(parts)))
+    place = PLACE | {("yes", None): 4, ("no", None): 5}
     for row, e in enumerate(answered):
-        columns[row, 6 * parts.index(e.meta["part"]) + place[e.meta["label"], said[e.id]]] = 1
+        columns[row, WIDTH * parts.index(e.meta["part"]) + place[e.meta["label"], said[e.id]]] = 1
 
     def measure(counts: np.ndarray) -> dict[str, np.ndarray]:
         tp, fp, tn, fn, unread_yes, unread_no = np.moveaxis(counts, -1, 0)

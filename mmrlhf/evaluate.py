@@ -202,7 +202,7 @@ def _given(
         "model": config.model_name_or_path, "adapters": [config.adapter_path] if config.adapter_path else [], "generation": settings,
         **(json.loads(card.read_text()) if card.exists() else {}),
     }  # fmt: skip
-    return [Given(id_, answers[id_]) for id_ in task.examples if id_ in answers], source
+    return [Given(id_, answers.get(id_, [None])) for id_ in task.examples], source
 
 
 def _refuse_another(folder: Path, subject: Sequence[Any]) -> None:

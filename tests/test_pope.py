@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,127 @@ def test_official_goes_line_by_line_and_robust_by_id(tmp_path):
     result = run(tmp_path, ["Yes", "Yes", "Yes", "No", "Yes", "No"], ids=[1, 1, 77, 2, 3, 4])
     assert result["counts"] == {"missing": 2, "unknown_ids": 1, "duplicate": 1, "null": 0, "unparsed": 0, "judge_errors": 0}
     assert value(result, "accuracy") == 5 / 6 and value(result, "accuracy", "robust") == 1 and result["n"] == 4
+
+
+def test_official_yes_ratio_is_of_all_answers(tmp_path):
+    right = ["Yes", "No"] * 3
+    # a repeated first answer moves all by a line: yes yes no yes no yes|no, TP 1+0+0, FP 3-1, ...; 4 labels of 6 are missed
+    result = run(tmp_path, ["Yes", *right], ids=[1, 1, 2, 3, 4, 5, 6])
+    assert (
+        value(result, "accuracy") == 1 / 6 and value(result, "yes_ratio") == 4 / 7 and value(result, "yes_ratio", "robust") == 0.5
+    )
+    # what trails after the labels is in no other figure
+    result = run(tmp_path, [*right, "Yes", "Yes"], ids=[*range(1, 7), 98, 99])
+    assert (
+        value(result, "accuracy") == 1
+        and value(result, "yes_ratio") == 5 / 8
+        and "other_line" not in result["metrics"]["official"]
+    )
+    low, high = (result["metrics"]["official"]["yes_ratio"][k] for k in ("low", "high"))
+    assert low < 5 / 8 < high
+
+
+def test_answers_on_another_questions_line_are_noted(tmp_path, capsys):
+    result = run(tmp_path, ["No", "Yes", "Yes", "No", "Yes", "No"], ids=[2, 1, 3, 4, 5, 6])
+    told = result["metrics"]["official"]["other_line"]
+    note = "official pairs by line; 2 of 6 answers stand on another question's line"
+    assert told["value"] == 2 / 6 and told["note"] == note and note in capsys.readouterr().err
+    run(tmp_path, ["Yes", "No"] * 2)
+    assert "by line" not in capsys.readouterr().err  # a file that ends early is in order
+
+
+def asked(path: Path, rows) -> Path:
+    """Answers of (id, question, answer)."""
+    path.write_text("\n".join(json.dumps({"question_id": i, "question": q, "answer": t}) for i, q, t in rows))
+    return path
+
+
+ASKS = [f"Is there a {('dog', 'cat')[i % 2]} in the image?" for i in range(6)]
+
+
+def scored(tmp_path, answers, data=None):
+    data = data or questions(tmp_path / "coco_pope_random.json")
+    out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    return evaluate("pope", EvalConfig(answers=str(answers), data=str(data), output_dir=str(out)))
+
+
+def test_an_answer_to_another_question_does_not_join(tmp_path, capsys):
+    rows = [(i + 1, q, "Yes" if i % 2 == 0 else "No") for i, q in enumerate(ASKS)]
+    rows[3] = (4, "Is there a bus in the image?", "Yes")
+    result = scored(tmp_path, asked(tmp_path / "a.jsonl", rows))
+    assert result["n"] == 5 and result["counts"]["unknown_ids"] == result["counts"]["missing"] == 1
+    assert value(result, "accuracy", "robust") == 1 and value(result, "accuracy") == 5 / 6  # the script looks at no question
+    assert "note: 1 answers are to other questions than the data's: is it another version?" in capsys.readouterr().err
+    # how it is spelt and framed makes none
+    framed = "<image>\nIS there an {} in the imange?\nAnswer briefly."
+    rows = [(i + 1, framed.format(("dog", "cat")[i % 2]), "Yes") for i in range(6)]
+    assert scored(tmp_path, asked(tmp_path / "a.jsonl", rows))["n"] == 6
+    # two of three questions are others: not this file's answers, whatever the rest says
+    rows = [(i + 1, ASKS[0], "Yes") if i < 2 else (i + 1, "Is there a bus in the image?", "Yes") for i in range(6)]
+    result = scored(tmp_path, asked(tmp_path / "a.jsonl", rows))
+    assert result["n"] == 0 and "6 answers are to other questions" in capsys.readouterr().err
+
+
+def test_a_log_of_all_splits_on_one_file(tmp_path):
+    data = questions(tmp_path / "coco_pope_adversarial.json")
+    rows = [
+        {"question_id": i % 6 + 1, "question": ASKS[i % 6], "category": ("random", "popular", "adversarial")[i // 6],
+         "answer": ("Yes", "No")[i % 2] if i >= 12 else "No"} for i in range(18)
+    ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = scored(tmp_path, tmp_path / "a.jsonl", data)
+    assert value(result, "accuracy") == value(result, "accuracy", "robust") == 1 and value(result, "yes_ratio") == 0.5
+    assert result["counts"]["unknown_ids"] == 12 and result["counts"]["duplicate"] == 0
+    # as a table without ids, with pictures and without
+    for columns in (["image_path", "question", "category", "prediction"], ["question", "category", "prediction"]):
+        lines = ["\t".join(columns)]
+        for i, row in enumerate(rows):
+            cells = {**row, "image_path": f"{i % 6 // 2}.jpg", "prediction": row["answer"]}
+            lines.append("\t".join(str(cells[c]) for c in columns))
+        (tmp_path / "a.tsv").write_text("\n".join(lines))
+        result = scored(tmp_path, tmp_path / "a.tsv", data)
+        assert value(result, "accuracy") == value(result, "accuracy", "robust") == 1 and result["counts"]["unknown_ids"] == 12
+
+
+def test_one_file_of_all_splits_in_any_order(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, thing in (("random", "cat"), ("popular", "bus"), ("adversarial", "car")):
+        questions(data / f"coco_pope_{split}.json", f"dog {thing}")
+    # adversarial is right, popular says yes to all, random is wrong: 1, 1/2, 0
+    told = [("car", ["Yes", "No"]), ("bus", ["Yes", "Yes"]), ("cat", ["No", "Yes"])]
+    asks = [(f"Is there a {('dog', thing)[i % 2]} in the image?", says[i % 2]) for thing, says in told for i in range(6)]
+    for ids in (lambda n: n % 6 + 1, lambda n: n):  # restarting, and unique over the whole file
+        path = asked(tmp_path / "a.jsonl", [(ids(n), q, t) for n, (q, t) in enumerate(asks)])
+        result = scored(tmp_path, path, data)
+        robust = result["metrics"]["robust"]
+        assert [robust[s]["accuracy"]["value"] for s in ("adversarial", "popular", "random")] == [1, 0.5, 0], ids(7)
+        assert result["counts"]["unknown_ids"] == result["counts"]["duplicate"] == 0 and result["n"] == 18
+        assert result["metrics"]["official"]["adversarial"]["accuracy"]["value"] == 1
+    # an answer that stands there twice moves nothing to another split
+    twice = [(n % 6 + 1, q, t) for n, (q, t) in enumerate(asks)]
+    result = scored(tmp_path, asked(tmp_path / "a.jsonl", [*twice[:6], twice[5], *twice[6:]]), data)
+    assert result["counts"]["duplicate"] == 1 and result["metrics"]["robust"]["popular"]["accuracy"]["value"] == 0.5
+    # and questions of none of the splits are nobody's
+    none = [(n, "Is there a bear in the image?", "Yes") for n in range(1, 7)]
+    result = scored(tmp_path, asked(tmp_path / "a.jsonl", none), data)
+    assert result["n"] == 0 and result["counts"]["unknown_ids"] == 6
+
+
+def test_what_a_model_that_was_asked_left_out_is_null(tmp_path, monkeypatch):
+    data = questions(tmp_path / "coco_pope_random.json")
+    for name in "012":
+        (tmp_path / f"{name}.jpg").write_bytes(b"x")
+
+    @contextmanager
+    def flaky(module, task, missing, *rest):
+        yield ((e, ["Yes" if e.meta["label"] == "yes" else "No"]) for e in missing if e.id != "1"), {}
+
+    monkeypatch.setattr("mmrlhf.evaluate.answering", flaky)
+    config = EvalConfig(model_name_or_path="http://127.0.0.1:9/v1", data=str(data), output_dir=str(tmp_path / "out"))
+    result = evaluate("pope", config)
+    assert result["counts"]["null"] == result["counts"]["missing"] == 1 and value(result, "accuracy", "robust") == 1
+    assert result["metrics"]["official"]["accuracy"] is None and "AttributeError" in result["reasons"]["official"]["accuracy"]
 
 
 def test_what_cannot_be_read_is_neither(tmp_path):
