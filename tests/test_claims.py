@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmrlhf.claims import chair, claims, lexicon, nodes
@@ -233,6 +233,7 @@ WORDS = sorted(listed(
 
 @settings(max_examples=120, deadline=None)
 @given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)))
+@example("KB0B:")
 def test_any_text_is_read_the_same_twice_with_spans_inside(text):
     found = claims(text)
     assert found == claims(text) and len(found) == len(set(found))

@@ -374,7 +374,7 @@ class _Reader:
         p = self.s.group[-1]
         if word in ("none", "no", "0", "zero", "nothing"):
             self.made.deny(p)
-        elif p.name and tags[i + 1] == "#" and (number := number_of(word)):
+        elif p.name and tags[i + 1 : i + 2] == "#" and (number := number_of(word)):
             p.count, p.counted_at = number, p.start
             self.made.count(p, i + 2)
 
