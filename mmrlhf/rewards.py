@@ -177,9 +177,13 @@ def fact_rm(models: Sequence[RewardModel], uncertainty_penalty: float = 0.0) -> 
 
     def term(samples: Sequence[Sample]) -> list[float]:
         asked = [list(same) for _, same in itertools.groupby(samples, lambda s: (s.id, s.prompt, s.images, s.facts))]
-        write = models[0].role.vlm.harmless  # a policy may spell what stands for a picture
-        groups = [Group(g[0].images, g[0].prompt, tuple(write(s.answer) for s in g), g[0].facts, g[0].id) for g in asked]
-        scores_MN = torch.tensor([[score for group in model.score(groups) for score in group] for model in models])
+
+        def scores(model: RewardModel) -> list[float]:
+            write = model.role.vlm.harmless  # a policy may spell what stands for a picture; each base has its own words for that
+            groups = [Group(g[0].images, g[0].prompt, tuple(write(s.answer) for s in g), g[0].facts, g[0].id) for g in asked]
+            return [score for group in model.score(groups) for score in group]
+
+        scores_MN = torch.tensor([scores(model) for model in models])
         spread_N = scores_MN.std(0, correction=0)
         return [float(v) for v in scores_MN.mean(0) - uncertainty_penalty * spread_N]
 

@@ -43,10 +43,16 @@ class Answers(Given):
 
 def uniform_draws(ids: Sequence[str], num_generations: int, tokens: int, seed: int, step: int = 0) -> Tensor:
     """Uniform draws [N, tokens] that follow from seed, step, the row's id and the answer's number alone: neither the batch
-    nor what was sampled before matters, so that a run that resumes needs no generator's state."""
+    nor what was sampled before matters, so that a run that resumes needs no generator's state. A row that stands there twice has
+    other draws the second time."""
+    seen: Counter[str] = Counter()
+    names = []
+    for i in ids:
+        names.append(f"{i}#{seen[i]}" if seen[i] else i)
+        seen[i] += 1
     draws = [
         np.random.Generator(np.random.Philox(key=[zlib.crc32(i.encode()) + (g << 32), seed + (step << 32)])).random(tokens)
-        for i in ids
+        for i in names
         for g in range(num_generations)
     ]
     return torch.from_numpy(np.stack(draws))
@@ -69,12 +75,7 @@ def answer(
         prompts = vlm.prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
     draws = None
     if how.temperature > 0:
-        seen: Counter[str] = Counter()
-        ids = []
-        for e in examples:
-            ids.append(f"{e.id}#{seen[e.id]}" if seen[e.id] else e.id)
-            seen[e.id] += 1
-        draws = uniform_draws(ids, num_generations, how.max_tokens, seed, step).to(vlm.device)
+        draws = uniform_draws([e.id for e in examples], num_generations, how.max_tokens, seed, step).to(vlm.device)
     rows = torch.arange(len(prompts), device=vlm.device).repeat_interleave(num_generations)
 
     def pieces() -> tuple[list[int], list[Sampled]]:

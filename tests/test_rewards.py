@@ -11,8 +11,9 @@ from mmrlhf import scenes
 from mmrlhf.artefact import load_reward_model, save
 from mmrlhf.images import open_image
 from mmrlhf.records import InputError, Message
-from mmrlhf.rewards import Group, RewardModel, review_head, review_messages
+from mmrlhf.rewards import Group, RewardModel, fact_rm, review_head, review_messages
 from mmrlhf.roles import Adapters, Role
+from mmrlhf.terms import Sample
 from mmrlhf.vlm import load
 
 
@@ -115,3 +116,11 @@ def test_an_answer_that_does_not_fit_is_named_by_its_row(untrained, groups):
     long = dataclasses.replace(groups[1], answers=("There is a red star. " * 40,))
     with pytest.raises(InputError, match=f"an answer of row {groups[1].id} has .* more than max_length 100 together"):
         next(dataclasses.replace(untrained, max_length=100).raw([groups[0], long]))
+
+
+def test_an_answer_that_spells_a_placeholder_is_scored_and_not_read_as_a_picture(untrained, groups):
+    sample = Sample("r", groups[0].images, groups[0].prompt, "A <image> star.", groups[0].facts)
+    broken = Sample("r", groups[0].images, groups[0].prompt, "A < image> star.", groups[0].facts)
+    assert fact_rm([untrained])([sample]) == pytest.approx(fact_rm([untrained])([broken]))
+    with pytest.raises(InputError, match="which the model takes for a control token"):
+        untrained.score([dataclasses.replace(groups[0], answers=("A <image> star.",))])
