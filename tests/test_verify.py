@@ -78,6 +78,24 @@ def test_attributes():
 @pytest.mark.parametrize(
     ("said", "known", "value"),
     [
+        ("A silver car.", "grey car", "unknown"),
+        ("A silver car.", "red car", "contradicted"),
+        ("A navy coat.", "blue coat", "unknown"),
+        ("A turquoise sea.", "teal sea", "unknown"),
+        ("A cyan star.", "red star", "contradicted"),
+        ("A blue star.", "cyan star", "contradicted"),
+        ("A steel table.", "metal table", "unknown"),
+        ("A steel table.", "wooden table", "contradicted"),
+    ],
+)
+def test_what_some_call_otherwise_is_no_contradiction(said, known, value):
+    (verdict,) = [v for v in judged(said, ("attribute", known)).values() if v.claim.kind == "attribute"]
+    assert verdict.value == value
+
+
+@pytest.mark.parametrize(
+    ("said", "known", "value"),
+    [
         ("next to", "beside", "supported"),
         ("on top of", "on", "supported"),
         ("left of", "right of", "contradicted"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from mmrlhf.claims import Lexicon, claims, lexicon
@@ -26,9 +26,18 @@ SAME_VALUE = {
     "metallic": "metal", "woolen": "wool", "old": "old", "elderly": "old", "aged": "old", "vacant": "empty",
 }  # fmt: skip
 COLOURS = listed(
-    "red orange yellow green blue purple violet pink brown black white grey beige tan gold silver teal turquoise maroon navy"
+    "red orange yellow green blue cyan purple violet pink brown black white grey beige tan gold silver teal turquoise maroon navy"
 )
 MATERIALS = listed("wooden metal steel plastic glass leather stone brick concrete marble paper cardboard rubber ceramic")
+ALIKE = [
+    listed(names)
+    for names in (
+        "violet purple", "maroon red", "maroon brown", "navy blue", "navy black", "teal turquoise cyan", "teal blue", "teal green",
+        "turquoise blue", "turquoise green", "silver grey", "gold yellow", "gold orange", "tan beige brown", "tan yellow", "beige white",
+        "metal steel", "stone marble", "stone brick", "stone concrete", "paper cardboard", "plastic rubber",
+    )
+]  # fmt: skip
+"""Values of which one may call the other's thing: neither contradicts the other."""
 OPPOSED = [
     {"open", "closed"}, {"empty", "full", "crowded", "packed"}, {"wet", "dry"}, {"clean", "dirty"}, {"young", "old"}, {"tall", "short"},
     {"long", "short"}, {"large", "small"}, {"round", "square", "rectangular"}, {"dark", "bright"}, {"male", "female"},
@@ -221,12 +230,10 @@ def _value(value: str) -> str:
     return SAME_VALUE.get(value, value)
 
 
-def _rivals(value: str) -> set[str]:
-    """Values that a thing that has this one has not."""
-    for group in (COLOURS, MATERIALS):
-        if value in group:
-            return set(group) - {value}
-    return {other for group in OPPOSED if value in group for other in group} - {value}
+def rivals(value: str, groups: Sequence[Set[str]] = (COLOURS, MATERIALS, *OPPOSED)) -> set[str]:
+    """Values of its groups that a thing that has this one has not."""
+    same = {value}.union(*(names for names in ALIKE if value in names))
+    return {other for group in groups if value in group for other in group} - same
 
 
 def _attribute(claim: Claim, known: Known, words: Lexicon) -> tuple[Found, Found]:
@@ -236,11 +243,11 @@ def _attribute(claim: Claim, known: Known, words: Lexicon) -> tuple[Found, Found
     against = list(known.not_looks.get(claim.subject, {}).get(value, []))
     if claim.subject in known.looks and _one(claim.subject, known) and not for_:
         own = known.looks[claim.subject]
-        against += [said for rival in _rivals(value) for said in own.get(rival, [])]
+        against += [said for rival in rivals(value) for said in own.get(rival, [])]
     elif for_ and 1 in known.counts.get(claim.subject, {}) and value in COLOURS | MATERIALS:
         # One thing that two facts give two colours: they disagree, unless one of them says both.
         texts = {text for text, _ in for_}
-        against += [s for rival in _rivals(value) for s in known.looks[claim.subject].get(rival, []) if s[0] not in texts]
+        against += [s for rival in rivals(value) for s in known.looks[claim.subject].get(rival, []) if s[0] not in texts]
     if not _of(known.things, claim.subject, words):
         against += _missing(claim.subject, known, words)
     return for_, against

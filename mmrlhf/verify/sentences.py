@@ -9,7 +9,7 @@ from typing import Any
 from mmrlhf.claims import Lexicon
 from mmrlhf.nouns import plural_of
 from mmrlhf.records import Claim, InputError
-from mmrlhf.verify.facts import COLOURS, EXCLUDES, INVERSE, MATERIALS, OPPOSED, SAME_RELATION
+from mmrlhf.verify.facts import COLOURS, EXCLUDES, INVERSE, MATERIALS, OPPOSED, SAME_RELATION, rivals
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 OPPOSITE = {"above": "below", "below": "above"}
@@ -78,8 +78,7 @@ def foils(claim: Claim, against: Foils, words: Lexicon) -> list[Claim]:
     if claim.kind == "object":
         return [replace(claim, subject=n) for n in against.nouns if not _akin(n, claim.subject, words)]
     if claim.kind == "attribute":
-        rivals = {v for group in against.groups if claim.value in group for v in group} - {claim.value}
-        return [replace(claim, value=v) for v in sorted(rivals)]
+        return [replace(claim, value=v) for v in sorted(rivals(claim.value, against.groups))]
     if claim.kind == "count":
         number = int(claim.value)
         return [replace(claim, value=str(n)) for n in range(max(0, number - NEAREST), number + NEAREST + 1) if n != number]
