@@ -101,7 +101,7 @@ def main() -> None:
     for kind in KINDS:
         mine = [f["by_kind"][kind] for f in found if kind in f["by_kind"]]
         ece = [shown(m[k] for m in mine if k in m) for k in ("ece_as_said", "ece_calibrated")]
-        table.append((kind, shown(m["auroc"] for m in mine), shown((m["right"] for m in mine), True), *ece))
+        table.append((kind, shown(m["auroc"] for m in mine), shown((m["right"] for m in mine if "right" in m), True), *ece))
     print(markdown(("claims", "AUROC", "accuracy, %", "ECE as said", "ECE calibrated"), table) + "\n")
     print(
         f"shared prompt: {shown(f['speedup'] for f in found)} times the claims a second of a prompt for each, 8 claims a picture\n"

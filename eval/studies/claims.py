@@ -96,7 +96,7 @@ def studied(given: argparse.Namespace, world: World) -> dict[str, dict[str, Any]
 def main() -> None:
     number = {"type": int}
     given = arguments(
-        __doc__, clip={"type": Path, "metavar": "DIR"}, clip_steps=number | {"default": 3000}, clip_scenes=number | {"default": 12000},
+        __doc__, clip={"type": Path, "metavar": "DIR"}, clip_steps=number | {"default": 4000}, clip_scenes=number | {"default": 20000},
         held_out=number | {"default": 300}, max_steps=number, only={"nargs": "*", "choices": list(VARIANTS)},
     )  # fmt: skip
     by_seed = over([World(given.out, seed) for seed in range(given.seeds)], partial(studied, given), given.workers)

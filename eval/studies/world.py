@@ -173,9 +173,13 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 
 def shown(values: Iterable[float], percent: bool = False, sign: str = "") -> str:
-    mean, half = interval(values)
+    """Mean and half width as tables have them; of one value there is no width, of none nothing."""
+    found = list(values)
     scale, digits = (100, 1) if percent else (1, 2)
-    return f"{mean * scale:{sign}.{digits}f} ± {half * scale:.{digits}f}"
+    if not found:
+        return "-"
+    mean, half = interval(found)
+    return f"{mean * scale:{sign}.{digits}f}" + (f" ± {half * scale:.{digits}f}" if len(found) > 1 else "")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
