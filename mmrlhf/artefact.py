@@ -24,12 +24,12 @@ from safetensors.torch import load_file, save_file
 from mmrlhf.config import EngineConfig
 from mmrlhf.encoder import fingerprint
 from mmrlhf.files import write_whole
+from mmrlhf.loading import load as load_vlm
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.rewards import REVIEW, Group, RewardModel
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.run import json_line, read_jsonl
 from mmrlhf.vlm import VLM
-from mmrlhf.vlm import load as load_vlm
 
 REFERENCE = 4
 """Rows that are kept with their scores."""

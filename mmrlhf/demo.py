@@ -28,6 +28,7 @@ from mmrlhf.config import Config, PPOConfig, RewardConfig, SFTConfig, WorldConfi
 from mmrlhf.content import find, folder
 from mmrlhf.evaluate import scored
 from mmrlhf.files import write_whole
+from mmrlhf.loading import load as load_vlm
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, InputError, Message, Preference
 from mmrlhf.reward_model import reward
@@ -37,7 +38,6 @@ from mmrlhf.run import json_line, progress, read_jsonl
 from mmrlhf.sampling import Sampling
 from mmrlhf.sft import sft
 from mmrlhf.vlm import VLM
-from mmrlhf.vlm import load as load_vlm
 
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
 SAMPLES = 4

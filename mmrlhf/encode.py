@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from mmrlhf.config import EncodeConfig
 from mmrlhf.features import GIB
 from mmrlhf.formats import holds_preferences, read_examples, read_preferences
+from mmrlhf.loading import load
 from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.run import progress
-from mmrlhf.vlm import load
 
 AT_A_TIME = 256
 """Pictures that are asked for at a time; their features leave memory as the next come."""

@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from mmrlhf.config import EngineConfig, EvalConfig, GenerateConfig
 from mmrlhf.formats import read_examples
 from mmrlhf.growing import GrowingFile, state_of
+from mmrlhf.loading import load
 from mmrlhf.records import Example, InputError
 from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer_all
 from mmrlhf.run import json_line, progress
 from mmrlhf.sampling import Sampling
-from mmrlhf.vlm import VLM, load
+from mmrlhf.vlm import VLM
 
 
 @contextlib.contextmanager

@@ -203,9 +203,9 @@ def in_process(name: str, config: EvalConfig) -> Judge:
 
 
 def _looking(name: str, asks: Sequence[Ask], config: EvalConfig) -> Iterator[tuple[Ask, str]]:
+    from mmrlhf.loading import load
     from mmrlhf.rollout import answer_all
     from mmrlhf.sampling import Sampling
-    from mmrlhf.vlm import load
 
     examples = [Example(ask.key, ask.images, (Message("user", ask.prompt),)) for ask in asks]
     by_key = {ask.key: ask for ask in asks}

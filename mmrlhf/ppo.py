@@ -31,6 +31,7 @@ from mmrlhf.facts import read_facts, render
 from mmrlhf.features import GIB
 from mmrlhf.files import write_whole
 from mmrlhf.formats import read_examples
+from mmrlhf.loading import load
 from mmrlhf.memory import peak, plan
 from mmrlhf.records import Example, Fact, InputError, Message
 from mmrlhf.rewards import RewardModel, fact_rm, prompt_with_facts
@@ -40,7 +41,7 @@ from mmrlhf.run import Run, load_optimizer, optimizer_tensors
 from mmrlhf.sampling import Sampling
 from mmrlhf.terms import Entry, Sample, Term, alarms, guards, ledger, ledger_rows, parse, resolve
 from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
-from mmrlhf.vlm import VLM, Prompt, load
+from mmrlhf.vlm import VLM, Prompt
 
 Measure = Callable[[VLM], Mapping[str, float]]
 """Called now and then under the policy's adapter; what it returns is logged. It decides nothing."""

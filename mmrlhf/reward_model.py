@@ -27,13 +27,13 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.damage import unsteady
 from mmrlhf.facts import read_facts, template_text
 from mmrlhf.formats import Records, read_preferences
+from mmrlhf.loading import load
 from mmrlhf.probe import learnt, plant, probe_rates
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards import Group, RewardModel, random_head, review_head
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
 from mmrlhf.training import apply, learning_rate_factor, rows_of_step, total_steps
-from mmrlhf.vlm import load
 
 PROBED = 100
 """Rows that false claims are planted in."""

@@ -19,13 +19,13 @@ from mmrlhf import losses
 from mmrlhf.config import SFTConfig
 from mmrlhf.facts import read_facts
 from mmrlhf.formats import read_examples
+from mmrlhf.loading import load
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards import pad_right
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.rollout import Given, hidden_states
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
 from mmrlhf.training import apply, learning_rate_factor, rows_of_step, total_steps
-from mmrlhf.vlm import load
 
 
 def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:

@@ -20,7 +20,7 @@ def base() -> str:
 
 @pytest.fixture
 def vlm(base):
-    from mmrlhf.vlm import load
+    from mmrlhf.loading import load
 
     return load(base)
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from mmrlhf.config import EngineConfig
+from mmrlhf.loading import load
 from mmrlhf.records import ImageSource, InputError, Message
-from mmrlhf.vlm import load
 from tests.families import build
 
 ASK = (Message("user", "what is it"),)

@@ -122,7 +122,7 @@ def test_a_prompt_over_the_limit_is_named_not_cut(vlm, examples):
 
 
 def test_missing_model_is_one_sentence(tmp_path):
-    from mmrlhf.vlm import load
+    from mmrlhf.loading import load
 
     with pytest.raises(InputError, match="no such directory"):
         load(str(tmp_path / "nothing"))

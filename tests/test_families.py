@@ -23,6 +23,7 @@ from PIL import Image
 from mmrlhf import plain
 from mmrlhf.artefact import load_reward_model, save
 from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.loading import load
 from mmrlhf.ppo import ppo
 from mmrlhf.prefix import Prefix, difference, learning, prefill
 from mmrlhf.records import Example, ImageSource, InputError, Message, Preference
@@ -33,7 +34,6 @@ from mmrlhf.rollout import Given, answer, hidden_states, logps, over_all
 from mmrlhf.run import read_jsonl
 from mmrlhf.sampling import Sampling, sample
 from mmrlhf.sft import sft
-from mmrlhf.vlm import load
 from tests.families import FAMILIES, build
 
 PICTURES_ONLY = {"paligemma"}

@@ -30,7 +30,7 @@ LAYERS = [
         "coco_words",
     },
     {"losses"},
-    {"images", "features", "encoder", "budget", "vlm", "roles", "kv", "plain", "prefix", "decoding", "sampling", "stems"},
+    {"images", "features", "encoder", "budget", "vlm", "loading", "roles", "kv", "plain", "prefix", "decoding", "sampling", "stems"},
     {
         "run",
         "verify",

@@ -5,10 +5,10 @@ import torch
 
 from mmrlhf import prefix as prefix_
 from mmrlhf.config import EngineConfig
+from mmrlhf.loading import load
 from mmrlhf.prefix import Plain, Prefix, learning, prefill
 from mmrlhf.rollout import answer
 from mmrlhf.sampling import Sampling
-from mmrlhf.vlm import load
 
 
 def prompts(vlm, examples):

@@ -10,11 +10,11 @@ import torch
 from mmrlhf import scenes
 from mmrlhf.artefact import load_reward_model, save
 from mmrlhf.images import open_image
+from mmrlhf.loading import load
 from mmrlhf.records import InputError, Message
 from mmrlhf.rewards import Group, RewardModel, fact_rm, review_head, review_messages
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.terms import Sample
-from mmrlhf.vlm import load
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def hidden(vlm, examples):
 
 
 def test_switching_touches_no_flag_and_restores_the_base(vlm, examples, base):
-    from mmrlhf.vlm import load
+    from mmrlhf.loading import load
 
     plain = hidden(load(base), examples)
     adapters = Adapters(vlm)

@@ -3,10 +3,10 @@
 import pytest
 
 from mmrlhf import stems
+from mmrlhf.loading import load
 from mmrlhf.records import Example, Message
 from mmrlhf.rollout import answer, answer_all
 from mmrlhf.sampling import Sampling
-from mmrlhf.vlm import load
 from tests.families import FAMILIES, build
 
 QUESTIONS = ("Is there a star?", "Is there a ring in the image, or a square?", "What is it?")

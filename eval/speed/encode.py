@@ -22,8 +22,9 @@ import torch
 from PIL import Image
 
 from mmrlhf.images import open_image
+from mmrlhf.loading import load
 from mmrlhf.records import ImageSource
-from mmrlhf.vlm import VLM, load
+from mmrlhf.vlm import VLM
 
 
 def photographs(folder: Path, count: int, width: int, height: int) -> list[ImageSource]:

@@ -27,13 +27,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmrlhf import losses
 from mmrlhf.config import EngineConfig
 from mmrlhf.images import open_image
+from mmrlhf.loading import load, wrap
 from mmrlhf.prefix import difference
 from mmrlhf.records import Example, ImageSource, Message
 from mmrlhf.rewards import Group, RewardModel
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.rollout import answer, hidden_states, logps, over_all, values
 from mmrlhf.sampling import Sampling
-from mmrlhf.vlm import VLM, load, wrap
+from mmrlhf.vlm import VLM
 
 LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
 

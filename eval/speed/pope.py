@@ -22,10 +22,11 @@ from encode import fresh, photographs, synchronize
 from transformers import GenerationConfig
 
 from mmrlhf.images import open_image
+from mmrlhf.loading import load
 from mmrlhf.records import Example, ImageSource, Message
 from mmrlhf.rollout import answer_all
 from mmrlhf.sampling import Sampling
-from mmrlhf.vlm import VLM, load
+from mmrlhf.vlm import VLM
 
 THINGS = (
     "dog",

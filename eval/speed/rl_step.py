@@ -27,12 +27,13 @@ from PIL import Image
 
 from mmrlhf.artefact import save
 from mmrlhf.config import PPOConfig
+from mmrlhf.loading import load
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, ImageSource, Message
 from mmrlhf.rewards import Group, RewardModel
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.terms import Sample
-from mmrlhf.vlm import VLM, load
+from mmrlhf.vlm import VLM
 
 LORA = {"lora_r": 16, "lora_alpha": 32.0, "lora_target_modules": "q_proj,k_proj,v_proj,o_proj"}
 FACTS = (

@@ -24,11 +24,11 @@ from world import arguments, cell, markdown, shown
 
 from mmrlhf import scenes
 from mmrlhf.content import folder
+from mmrlhf.loading import load
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.verify import Said
 from mmrlhf.verify.asking import AS_IT_SAYS, Asking
 from mmrlhf.verify.verifier import KINDS, Certainty, fitted
-from mmrlhf.vlm import load
 
 BINS = 10
 
