@@ -38,6 +38,15 @@ PARTICLES = {
     "in": listed("take plug"),
 }
 """Verbs with which a word of place is no place: she puts on a hat."""
+PLACES = listed("up down over off around by past in out on through along")
+"""Words of place that a verb may have for its own."""
+NUMBERED = listed("about around over nearly almost")
+"""Words that make a number one of many, where one follows."""
+VAGUE = frozenset(("at least", "at most", "more than", "less than", "up to", "approximately", "roughly", "looks like", "look like"))
+"""Words that make a number one of many, or what is said one of several things, wherever they stand."""
+UNSURE = listed("could may might would")
+SMALL = PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")
+"""Words of one tag which is another in some places."""
 COLOUR_NOUNS = listed("cream orange peach olive mint gold silver")
 """Colours that are things, too."""
 COLOUR_HEADS = listed("red orange yellow green blue purple violet pink brown gray grey beige tan")
