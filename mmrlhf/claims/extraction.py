@@ -55,15 +55,13 @@ class _Reader:
         owner: Phrase | None = None  # whose
         previous = "."
         joined = False  # after a comma or `and`
-        i = begin
-        while i < end:
-            m = ITEM.match(tags, i, end)
-            assert m is not None
-            tag = tags[i]
+        done = begin  # tokens before this one
+        for m in ITEM.finditer(tags, begin, end):
+            i, stop = m.span()
+            if i < done:
+                continue
             if m.lastgroup == "np":
-                stop = m.end()
                 p = phrase(t, i, stop, self.lexicon)
-                stop = max(p.end, stop)
                 after = tags[stop] if stop < end else "."
                 if p.noun in PICTURES and not p.name and not p.definite and _is_hung(words, begin, i, end):
                     p.name = p.noun  # a thing on the wall, and not what is looked at
@@ -82,12 +80,12 @@ class _Reader:
                     elif p.noun != "dozen":
                         p.count = None
                     waiting = p
-                    i, previous = stop + 1, "F"
+                    done, previous = stop + 1, "F"
                     continue
                 if after == "S":
                     self.made.name(p)
                     owner = p
-                    i, previous = stop + 1, "S"
+                    done, previous = stop + 1, "S"
                     continue
                 if previous == "F" and self.of is not None:
                     self._of(p)
@@ -95,20 +93,20 @@ class _Reader:
                     self._phrase(p, previous, joined, after, owner)
                 owner = None
                 self.of = p if after == "F" else None
-                i, previous, joined = stop, "N", False
+                previous, joined = "N", False
                 continue
-            word = words[i]
-            after = tags[i + 1] if i + 1 < end else "."
+            tag, word = tags[i], words[i]
+            after = tags[stop] if stop < end else "."
             if tag == "#" and after == "F":
                 waiting = Phrase(i, i, i + 1, "", "", True, False, False)
                 number = number_of(word)
                 if words[i + 2 : i + 3] not in (["the"], ["these"], ["those"], ["them"]):
                     waiting.count, waiting.counted_at = number, i
-                i, previous = i + 2, "F"
+                done, previous = i + 2, "F"
                 continue
             if tag == "Q":
                 self._pronoun(i, word, previous, after)
-            elif tag in "PC,YWLOBHVGEM?ATFIK.:JR":
+            elif tag in "PC,YWLOBHVGE?AI:J":
                 self._mark(i, tag, word, previous, after, tags, end)
             if tag in "C," or word == "nor":
                 joined = True
@@ -116,9 +114,8 @@ class _Reader:
                 joined = False
             if tag != "R" or previous == ".":
                 previous = tag
-            if tag not in "F":
+            if tag != "F":
                 self.of = None
-            i += 1
 
     def _is_measure(self, p: Phrase) -> bool:
         noun = p.noun
@@ -304,9 +301,8 @@ class _Reader:
             verb(self.made, i, tag, word, previous, after, tags, end)
         elif tag in "GE":
             participle(self.made, i, tag, word, previous, after, tags, end)
-        elif tag == "J" or tag == "K":
-            if tag == "J":
-                adjective(self.made, i, word, previous, after, tags, end)
+        elif tag == "J":
+            adjective(self.made, i, word, previous, after, tags, end)
         elif tag == "O":
             if word == "not only":
                 return

@@ -16,7 +16,7 @@ NEAR = 40
 """Claims that a phrase may still change."""
 
 
-@dataclass
+@dataclass(slots=True)
 class State:
     """What a sentence has said so far."""
 

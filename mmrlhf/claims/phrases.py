@@ -17,7 +17,7 @@ ITEM = re.compile(
 """A noun phrase, or one tag."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Phrase:
     """A noun phrase. Places are token numbers: `start` to `end`, of which `head` to `end` is the thing's name.
 

@@ -36,7 +36,7 @@ CODE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
 BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3}[.)][ \t]+|\(?[a-zA-Z][.)][ \t]+|\|)+")
 
 
-@dataclass
+@dataclass(slots=True)
 class Tokens:
     """A text's tokens, side by side: where they are, in lower case, their tags, and the noun each would be."""
 
