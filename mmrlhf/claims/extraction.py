@@ -33,8 +33,6 @@ class _Reader:
         self.lexicon = words
         self.t = tagged(text, words)
         self.made = Made(self.t, words)
-        self.of: Phrase | None = None
-        """The phrase that `of` goes on with."""
 
     @property
     def s(self) -> State:
@@ -52,6 +50,7 @@ class _Reader:
     def _sentence(self, tags: str, begin: int, end: int) -> None:
         t, words = self.t, self.t.words
         waiting: Phrase | None = None  # a phrase before `of` that is none itself
+        whole: Phrase | None = None  # the phrase that `of` goes on with
         owner: Phrase | None = None  # whose
         previous = "."
         joined = False  # after a comma or `and`
@@ -87,12 +86,12 @@ class _Reader:
                     owner = p
                     done, previous = stop + 1, "S"
                     continue
-                if previous == "F" and self.of is not None:
-                    self._of(p)
+                if previous == "F" and whole is not None:
+                    self._of(p, whole)
                 else:
                     self._phrase(p, previous, joined, after, owner)
                 owner = None
-                self.of = p if after == "F" else None
+                whole = p if after == "F" else None
                 previous, joined = "N", False
                 continue
             tag, word = tags[i], words[i]
@@ -115,7 +114,7 @@ class _Reader:
             if tag != "R" or previous == ".":
                 previous = tag
             if tag != "F":
-                self.of = None
+                whole = None
 
     def _is_measure(self, p: Phrase) -> bool:
         noun = p.noun
@@ -123,10 +122,8 @@ class _Reader:
             return True
         return noun in MEASURES or noun == "couple"
 
-    def _of(self, p: Phrase) -> None:
+    def _of(self, p: Phrase, whole: Phrase) -> None:
         """`of` what: the cup of coffee has coffee, the statue of a lion no lion."""
-        whole = self.of
-        assert whole is not None
         if whole.noun in DEPICTIONS or whole.noun in PICTURES:
             return
         if whole.no or self.made.denied(whole):

@@ -11,10 +11,10 @@ from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
 ITEM = re.compile(
-    r"(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
+    r"[^DZ?RJK#NXUu]|(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
     re.DOTALL,
 )
-"""A noun phrase, or one tag."""
+"""A noun phrase, or one tag; most of those that begin no phrase are known by themselves."""
 
 
 @dataclass(slots=True)
