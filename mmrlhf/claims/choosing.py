@@ -24,15 +24,14 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
     """A text's tokens, each with its one tag, chosen from left to right."""
     t = tokens(text, lexicon)
     compounds, classes = lexicon.sets["compounds"], lexicon.category
-    tags, words, n = t.tags, t.words, len(t.tags)
+    tags = t.tags
     first = -1  # where the noun phrase began that the last token is in
     before = "."
-    for i, uses in enumerate(tags):
-        after = tags[i + 1] if i + 1 < n else "."
+    for i, (uses, after, word) in enumerate(zip(tags, [*tags[1:], "."], t.words, strict=False)):
         if len(uses) == 1 and uses not in "EG":
-            tag = _small(t, i, uses, before, after) if words[i] in SMALL else uses
+            tag = _small(t, i, uses, before, after) if word in SMALL else uses
         elif (
-            "G" in uses and i + 1 < n and ((name := f"{words[i]} {t.nouns[i + 1]}") in compounds or name in classes)
+            "G" in uses and i + 1 < len(tags) and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes)
         ):
             tag = "J"  # a swimming pool, and nobody who swims
         else:

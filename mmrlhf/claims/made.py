@@ -80,7 +80,7 @@ class Made:
     def denied(self, p: Phrase) -> bool:
         return p.no or (self.is_denied(p.start) and not p.definite and self.s.verb_at >= 0 and p.it is None)
 
-    def _maybe(self, p: Phrase, at: int) -> bool:
+    def _maybe(self, p: Phrase) -> bool:
         s = self.s
         if not s.doubt:
             return False
@@ -90,26 +90,26 @@ class Made:
 
     def name(self, p: Phrase) -> None:
         """The claims that a phrase makes by itself: that it is there, how many, how it looks."""
-        t = self.t
-        s = self.s
-        if t.words[p.end - 1] in NEGATIVE:
+        t, s = self.t, self.s
+        words = t.words
+        if words[p.end - 1] in NEGATIVE:
             p.no = True
-        if (p.name in SPORTS and p.bare and not p.many) or (p.name == "light" and p.bare and not p.many):
+        if p.bare and not p.many and (p.name in SPORTS or p.name == "light"):
             p.name = ""
         if not p.name:
             return
-        if s.place is None and self.denied(p):
+        if p.start < s.denied and s.place is None and self.denied(p):
             p.no = True
-        if not OTHER.isdisjoint(t.words[p.start : p.head]):
+        if p.start < p.head and not OTHER.isdisjoint(words[p.start : p.head]):
             if p.name in self.named:
                 p.count = None  # two more, and not two of them all
             self.others.add(p.name)
         self.named.add(p.name)
-        hedged = self._maybe(p, p.start)
+        hedged = self._maybe(p)
         if (
-            t.words[p.start - 1] == "or" and t.tags[p.start - 1] == "C" and p.start and not p.no and s.group and s.role != ""
+            words[p.start - 1] == "or" and t.tags[p.start - 1] == "C" and p.start and not p.no and s.group and s.role != ""
         ) or (
-            t.words[p.end : p.end + 1] == ["or"] and not p.no and t.tags[p.end + 1 : p.end + 2] and t.tags[p.end + 1][0] in "DNJ#"
+            words[p.end : p.end + 1] == ["or"] and not p.no and t.tags[p.end + 1 : p.end + 2] and t.tags[p.end + 1][0] in "DNJ#"
         ):
             hedged = True
         self._claim("object", p, p.head, p.end, negated=p.no, hedged=hedged)
@@ -117,7 +117,7 @@ class Made:
             p.count = None  # not a single one
         if (
             p.count is not None
-            and not (p.count == 2 and p.noun in PAIRED and t.words[p.counted_at] == "pair")
+            and not (p.count == 2 and p.noun in PAIRED and words[p.counted_at] == "pair")
             and p.name not in self.lexicon.sets["plural only"]
         ):
             self._claim("count", p, p.counted_at, p.end, value=str(p.count), negated=p.no, hedged=hedged or p.about)

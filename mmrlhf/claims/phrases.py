@@ -90,7 +90,7 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
     tags, words, nouns = t.tags, t.words, t.nouns
     sets = lexicon.sets
     last = end - 1
-    single = _single(t, last)
+    single = nouns[last] if words[last] != "glasses" else _glasses(t, last)
     known: Collection[str] = lexicon.ending.get(single, ())
     # The longest known compound that ends here, adjectives and all ("hot dog"), or else all nouns in a row.
     for begin in range(max(found.start, end - lexicon.longest), last) if known else ():
@@ -118,7 +118,7 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
         ):
             found.name = " ".join([*words[head:last], "area"])
         return head
-    if tags[head:end].count("U") > 1:
+    if last > head and tags[head:end].count("U") > 1:
         return head  # words of another language
     if tags[last] in "Uu":
         if end == len(tags) and t.text.rstrip()[-1:].isalnum():
@@ -143,18 +143,12 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
     return begin
 
 
-def _single(t: Tokens, last: int) -> str:
-    """The last word's singular. Glasses of something, or two of them, are for drinking."""
-    if t.words[last] == "glasses":
-        after = t.words[last + 1] if last + 1 < len(t.words) else ""
-        before = t.words[last - 1] if last else ""
-        if (
-            after == "of"
-            or t.tags[last - 1 : last] == ["#"]
-            or before in ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail")
-        ):
-            return "glass"
-    return t.nouns[last]
+def _glasses(t: Tokens, last: int) -> str:
+    """What glasses are: those of something, or two of them, are for drinking."""
+    after = t.words[last + 1] if last + 1 < len(t.words) else ""
+    before = t.words[last - 1] if last else ""
+    drinks = ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail")
+    return "glass" if after == "of" or t.tags[last - 1 : last] == ["#"] or before in drinks else t.nouns[last]
 
 
 def number_of(word: str) -> int | None:
@@ -191,9 +185,7 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
                 found.looks.append((f"{word} {words[k + 1]}", k))
                 k += 2
                 continue
-            for tail in ("-colored", "-coloured"):
-                value = value.removesuffix(tail)
-            found.looks.append((value, k))
+            found.looks.append((value.removesuffix("-colored").removesuffix("-coloured"), k))
         elif tag in "NX" and t.looks[k]:
             found.looks.append((word, k))
         k += 1

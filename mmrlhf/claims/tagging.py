@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, pairwise
 from typing import Any
 
 from mmrlhf.claims.grammar import CLOSED, NUMBERS, PEOPLE, PHRASES, SHORT, STARTS
@@ -152,11 +152,10 @@ def _join(t: Tokens) -> None:
     words = t.words
     gone: list[int] = []
     last = -1
-    pairs = list(zip(words, words[1:], strict=False))
-    for i in [i for i, pair in enumerate(pairs) if pair in STARTS]:
+    for i, start in [(i, pair) for i, pair in enumerate(pairwise(words)) if pair in STARTS]:
         if i <= last:
             continue
-        for phrase in STARTS[pairs[i]]:
+        for phrase in STARTS[start]:
             if words[i : i + len(phrase)] == phrase:
                 tag, name = PHRASES[" ".join(phrase)]
                 if name.endswith("t of") and i and words[i - 1] in ("closer", "nearer", "close", "near", "the"):
