@@ -30,9 +30,7 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
     for i, (uses, after, word) in enumerate(zip(tags, [*tags[1:], "."], t.words, strict=False)):
         if len(uses) == 1 and uses not in "EG":
             tag = _small(t, i, uses, before, after) if word in SMALL else uses
-        elif (
-            "G" in uses and i + 1 < len(tags) and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes)
-        ):
+        elif "G" in uses and i + 1 < len(tags) and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes):
             tag = "J"  # a swimming pool, and nobody who swims
         else:
             tag = _one(t, i, uses, before, after, first)
@@ -75,9 +73,7 @@ def _small(t: Tokens, i: int, tag: str, before: str, after: str) -> str:
             before in ("V", "G", "E") and word in PARTICLES and stem(words[i - 1]) in PARTICLES[word]
         ):
             return "R"
-    elif word in VAGUE or (
-        word in NUMBERED and (after == "#" or (after == "D" and "#" in tags[i + 2 : i + 3]))
-    ):
+    elif word in VAGUE or (word in NUMBERED and (after == "#" or (after == "D" and "#" in tags[i + 2 : i + 3]))):
         return "?"
     elif word == "'s":
         if tag == "S" and (follows in "DOZ" or after == "G"):
@@ -280,6 +276,8 @@ def stem(word: str) -> str:
 
 
 def base_of(word: str) -> str:
+    if not word.endswith("s"):
+        return word
     for tail, end in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x"), ("s", "")):
         if word.endswith(tail):
             return word[: -len(tail)] + end

@@ -42,7 +42,9 @@ PLACES = listed("up down over off around by past in out on through along")
 """Words of place that a verb may have for its own."""
 NUMBERED = listed("about around over nearly almost")
 """Words that make a number one of many, where one follows."""
-VAGUE = frozenset(("at least", "at most", "more than", "less than", "up to", "approximately", "roughly", "looks like", "look like"))
+VAGUE = frozenset(
+    ("at least", "at most", "more than", "less than", "up to", "approximately", "roughly", "looks like", "look like")
+)
 """Words that make a number one of many, or what is said one of several things, wherever they stand."""
 UNSURE = listed("could may might would")
 SMALL = PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")

@@ -70,7 +70,9 @@ class Made:
         found = [
             claim
             for _, _, claim in sorted(self.found, key=itemgetter(0, 1))
-            if not (claim.kind == "count" and claim.value == "1" and (rest or claim.subject in parts))  # one of them, and no number of all
+            if not (
+                claim.kind == "count" and claim.value == "1" and (rest or claim.subject in parts)
+            )  # one of them, and no number of all
         ]
         return list(dict.fromkeys(found))
 
@@ -106,9 +108,7 @@ class Made:
             self.others.add(p.name)
         self.named.add(p.name)
         hedged = self._maybe(p)
-        if (
-            words[p.start - 1] == "or" and t.tags[p.start - 1] == "C" and p.start and not p.no and s.group and s.role != ""
-        ) or (
+        if (words[p.start - 1] == "or" and t.tags[p.start - 1] == "C" and p.start and not p.no and s.group and s.role != "") or (
             words[p.end : p.end + 1] == ["or"] and not p.no and t.tags[p.end + 1 : p.end + 2] and t.tags[p.end + 1][0] in "DNJ#"
         ):
             hedged = True

@@ -25,10 +25,12 @@ TOKEN = re.compile(
 )
 """A token; its first line finds by itself what most are: a word of plain letters with no sign after it that could go on with it."""
 MASKED = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`|\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”|(?<![A-Za-z])['‘](?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
-    r"|https?://\S+|<[^<>\n]{1,200}>|!?\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`|\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”"
+    r"|'(?<![A-Za-z]')(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])|‘(?<![A-Za-z]‘)(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
+    r"|https?://\S+|<[^<>\n]{1,200}>|!\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)|\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
     re.DOTALL,
 )
+"""What is quoted or marked up. Each way begins with a sign of its own, so that `re` looks for these and tries nothing else."""
 QUOTING = ("`", '"', "“", "'", "‘", "<", "[", "~~~", "://")
 """Without any of these there is nothing for `MASKED`."""
 CODE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
