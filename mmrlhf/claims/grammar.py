@@ -159,7 +159,7 @@ PHRASES |= {phrase: ("P", name) for phrase, name in SIDES.items()}
 STARTS: dict[tuple[str, str], list[list[str]]] = {}
 """Phrases by their first two words, the longest first."""
 for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
-    _first, _second, *_ = _phrase.split(" ")
+    _first, _second = _phrase.split(" ")[:2]
     STARTS.setdefault((_first, _second), []).append(_phrase.split(" "))
 DEFINITE = listed("the this these those his her its their my your our whose both")
 """Words before what the text takes for granted."""
