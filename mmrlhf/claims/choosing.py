@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from mmrlhf.claims.grammar import CANNED, COLOUR_HEADS, COLOUR_NOUNS, PARTICLES, SHADES, STRONG, WATCHING
+from mmrlhf.claims.grammar import (
+    CANNED,
+    COLOUR_HEADS,
+    COLOUR_NOUNS,
+    NUMBERED,
+    PARTICLES,
+    PLACES,
+    SHADES,
+    SMALL,
+    STRONG,
+    UNSURE,
+    VAGUE,
+    WATCHING,
+)
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens, tokens
 
@@ -11,80 +24,66 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
     """A text's tokens, each with its one tag, chosen from left to right."""
     t = tokens(text, lexicon)
     compounds, classes = lexicon.sets["compounds"], lexicon.category
-    tags, words, n = t.tags, t.words, len(t.tags)
+    tags = t.tags
     first = -1  # where the noun phrase began that the last token is in
-    for i, uses in enumerate(tags):
-        before = tags[i - 1] if i else "."
-        after = tags[i + 1] if i + 1 < n else "."
-        if (
-            "G" in uses
-            and i + 1 < n
-            and (f"{words[i]} {t.nouns[i + 1]}" in compounds or f"{words[i]} {t.nouns[i + 1]}" in classes)
-        ):
+    before = "."
+    for i, (uses, after, word) in enumerate(zip(tags, [*tags[1:], "."], t.words, strict=False)):
+        if len(uses) == 1 and uses not in "EG":
+            tag = _small(t, i, uses, before, after) if word in SMALL else uses
+        elif "G" in uses and i + 1 < len(tags) and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes):
             tag = "J"  # a swimming pool, and nobody who swims
-        elif len(uses) > 1 or uses in ("E", "G"):
-            tag = _one(t, i, uses, before, after, first)
         else:
-            tag = uses
-            word = words[i]
-            if word == "yes":
-                tag = ","
-            elif tag == "W":
-                if word == "that" and (
-                    (after[0] in "NXJ#" and before not in ("N", "X")) or (after[0] in "BV" and before in (".", ","))
-                ):
-                    tag = "D" if after[0] in "NXJ#" else "Q"
-            elif word == "her":
-                tag = "D" if after[0] in "NXJEGU#" else "Q"
-            elif word == "one":
-                tag = (
-                    "#"
-                    if "N" in after or after[0] in "JU" or (set(after) & set("XJ") and i + 2 < n and "N" in tags[i + 2])
-                    else "X"
-                )
-                if before in ("D", "Z", "J") or after in ("F", "B", "A", "P", "W", ",", "."):
-                    tag = "X"
-            elif tag == "Z":
-                if after in (",", ".", ":") or (after == "T" and before == "."):
-                    tag = ","  # "No, ..." answers and denies nothing by itself
-                elif after[0] in "RKA" and words[i + 1] not in ("other",):
-                    tag = "Z"
-            elif (
-                word in ("up", "down", "over", "off", "around", "by", "past", "in", "out", "on", "through", "along")
-                and tag == "P"
-            ):
-                if after in (".", ",", ":", "C", "A", "P", "I", "W", "Y", "F") or after == "R":
-                    tag = "R"
-                elif after == "#" and word in ("around", "over", "about") and before not in ("V", "G", "E"):
-                    tag = "?"
-                elif (word == "up" and after not in ("D",)) or (
-                    before in ("V", "G", "E") and word in PARTICLES and stem(words[i - 1]) in PARTICLES[word]
-                ):
-                    tag = "R"
-            elif (
-                (
-                    word in ("about", "around", "over", "nearly", "almost")
-                    and (after == "#" or (after == "D" and "#" in tags[i + 2 : i + 3]))
-                )
-                or word in ("at least", "at most", "more than", "less than", "up to")
-                or word in ("approximately", "roughly")
-            ):
-                tag = "?"
-            elif tag == "S" and word == "'s" and (after[0] in "DOZ" or after == "G"):
-                tag = "B"
-            elif word == "can" and i and (words[i - 1] in CANNED or (before in ("D", "J", "#") and after != "B")):
-                tag = "N"
-            elif (tag == "M" and word in ("could", "may", "might", "would")) or word in ("looks like", "look like"):
-                tag = "?"
-        if tag in "DZ#JEGNXU" and tag not in "GE":
+            tag = _one(t, i, uses, before, after, first)
+        if tag in "DZ#JNXU":
             if tag in "DZ" or first < 0 or (tag == "#" and before not in ("D", "J")):
                 first = i
-        elif tag not in "CR," or tag == ",":
+        elif tag not in "CR":
             first = -1
-        tags[i] = tag
-        if tag in "NXU" and words[i] in ("almost",):
-            tags[i] = "R"
+        tags[i] = before = tag
     return t
+
+
+def _small(t: Tokens, i: int, tag: str, before: str, after: str) -> str:
+    """What a small word's tag becomes where it stands."""
+    word, words, tags = t.words[i], t.words, t.tags
+    follows = after[0]
+    if word == "yes":
+        return ","
+    if word == "that":
+        if tag == "W" and follows in "NXJ#" and before not in ("N", "X"):
+            return "D"
+        if tag == "W" and follows in "BV" and before in (".", ","):
+            return "Q"
+    elif word == "her":
+        return "D" if follows in "NXJEGU#" else "Q"
+    elif word == "one":
+        if before in ("D", "Z", "J") or after in ("F", "B", "A", "P", "W", ",", "."):
+            return "X"
+        adjective = set(after) & set("XJ") and i + 2 < len(tags) and "N" in tags[i + 2]
+        return "#" if "N" in after or follows in "JU" or adjective else "X"
+    elif tag == "Z":
+        if after in (",", ".", ":") or (after == "T" and before == "."):
+            return ","  # "No, ..." answers and denies nothing by itself
+    elif tag == "P" and word in PLACES:
+        if after in (".", ",", ":", "C", "A", "P", "I", "W", "Y", "F", "R"):
+            return "R"
+        if after == "#" and word in NUMBERED and before not in ("V", "G", "E"):
+            return "?"
+        if (word == "up" and after != "D") or (
+            before in ("V", "G", "E") and word in PARTICLES and stem(words[i - 1]) in PARTICLES[word]
+        ):
+            return "R"
+    elif word in VAGUE or (word in NUMBERED and (after == "#" or (after == "D" and "#" in tags[i + 2 : i + 3]))):
+        return "?"
+    elif word == "'s":
+        if tag == "S" and (follows in "DOZ" or after == "G"):
+            return "B"
+    elif word == "can":
+        if i and (words[i - 1] in CANNED or (before in ("D", "J", "#") and after != "B")):
+            return "N"
+    elif tag == "M" and word in UNSURE:
+        return "?"
+    return tag
 
 
 def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> str:
@@ -277,6 +276,8 @@ def stem(word: str) -> str:
 
 
 def base_of(word: str) -> str:
+    if not word.endswith("s"):
+        return word
     for tail, end in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x"), ("s", "")):
         if word.endswith(tail):
             return word[: -len(tail)] + end

@@ -33,8 +33,6 @@ class _Reader:
         self.lexicon = words
         self.t = tagged(text, words)
         self.made = Made(self.t, words)
-        self.of: Phrase | None = None
-        """The phrase that `of` goes on with."""
 
     @property
     def s(self) -> State:
@@ -52,18 +50,17 @@ class _Reader:
     def _sentence(self, tags: str, begin: int, end: int) -> None:
         t, words = self.t, self.t.words
         waiting: Phrase | None = None  # a phrase before `of` that is none itself
+        whole: Phrase | None = None  # the phrase that `of` goes on with
         owner: Phrase | None = None  # whose
         previous = "."
         joined = False  # after a comma or `and`
-        i = begin
-        while i < end:
-            m = ITEM.match(tags, i, end)
-            assert m is not None
-            tag = tags[i]
+        done = begin  # tokens before this one
+        for m in ITEM.finditer(tags, begin, end):
+            i, stop = m.span()
+            if i < done:
+                continue
             if m.lastgroup == "np":
-                stop = m.end()
                 p = phrase(t, i, stop, self.lexicon)
-                stop = max(p.end, stop)
                 after = tags[stop] if stop < end else "."
                 if p.noun in PICTURES and not p.name and not p.definite and _is_hung(words, begin, i, end):
                     p.name = p.noun  # a thing on the wall, and not what is looked at
@@ -82,33 +79,33 @@ class _Reader:
                     elif p.noun != "dozen":
                         p.count = None
                     waiting = p
-                    i, previous = stop + 1, "F"
+                    done, previous = stop + 1, "F"
                     continue
                 if after == "S":
                     self.made.name(p)
                     owner = p
-                    i, previous = stop + 1, "S"
+                    done, previous = stop + 1, "S"
                     continue
-                if previous == "F" and self.of is not None:
-                    self._of(p)
+                if previous == "F" and whole is not None:
+                    self._of(p, whole)
                 else:
                     self._phrase(p, previous, joined, after, owner)
                 owner = None
-                self.of = p if after == "F" else None
-                i, previous, joined = stop, "N", False
+                whole = p if after == "F" else None
+                previous, joined = "N", False
                 continue
-            word = words[i]
-            after = tags[i + 1] if i + 1 < end else "."
+            tag, word = tags[i], words[i]
+            after = tags[stop] if stop < end else "."
             if tag == "#" and after == "F":
                 waiting = Phrase(i, i, i + 1, "", "", True, False, False)
                 number = number_of(word)
                 if words[i + 2 : i + 3] not in (["the"], ["these"], ["those"], ["them"]):
                     waiting.count, waiting.counted_at = number, i
-                i, previous = i + 2, "F"
+                done, previous = i + 2, "F"
                 continue
             if tag == "Q":
                 self._pronoun(i, word, previous, after)
-            elif tag in "PC,YWLOBHVGEM?ATFIK.:JR":
+            elif tag in "PC,YWLOBHVGE?AI:J":
                 self._mark(i, tag, word, previous, after, tags, end)
             if tag in "C," or word == "nor":
                 joined = True
@@ -116,9 +113,8 @@ class _Reader:
                 joined = False
             if tag != "R" or previous == ".":
                 previous = tag
-            if tag not in "F":
-                self.of = None
-            i += 1
+            if tag != "F":
+                whole = None
 
     def _is_measure(self, p: Phrase) -> bool:
         noun = p.noun
@@ -126,10 +122,8 @@ class _Reader:
             return True
         return noun in MEASURES or noun == "couple"
 
-    def _of(self, p: Phrase) -> None:
+    def _of(self, p: Phrase, whole: Phrase) -> None:
         """`of` what: the cup of coffee has coffee, the statue of a lion no lion."""
-        whole = self.of
-        assert whole is not None
         if whole.noun in DEPICTIONS or whole.noun in PICTURES:
             return
         if whole.no or self.made.denied(whole):
@@ -304,9 +298,8 @@ class _Reader:
             verb(self.made, i, tag, word, previous, after, tags, end)
         elif tag in "GE":
             participle(self.made, i, tag, word, previous, after, tags, end)
-        elif tag == "J" or tag == "K":
-            if tag == "J":
-                adjective(self.made, i, word, previous, after, tags, end)
+        elif tag == "J":
+            adjective(self.made, i, word, previous, after, tags, end)
         elif tag == "O":
             if word == "not only":
                 return

@@ -38,6 +38,17 @@ PARTICLES = {
     "in": listed("take plug"),
 }
 """Verbs with which a word of place is no place: she puts on a hat."""
+PLACES = listed("up down over off around by past in out on through along")
+"""Words of place that a verb may have for its own."""
+NUMBERED = listed("about around over nearly almost")
+"""Words that make a number one of many, where one follows."""
+VAGUE = frozenset(
+    ("at least", "at most", "more than", "less than", "up to", "approximately", "roughly", "looks like", "look like")
+)
+"""Words that make a number one of many, or what is said one of several things, wherever they stand."""
+UNSURE = listed("could may might would")
+SMALL = PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")
+"""Words of one tag which is another in some places."""
 COLOUR_NOUNS = listed("cream orange peach olive mint gold silver")
 """Colours that are things, too."""
 COLOUR_HEADS = listed("red orange yellow green blue purple violet pink brown gray grey beige tan")
@@ -89,7 +100,7 @@ for _tag, _words in {
     "W": "which who whom that where what",
     "F": "of",
     "A": "with for from to-wards than like as during per via without including despite except featuring since regarding concerning about "
-    "until till before after besides",
+    "until till before after besides lacks lacking",
     "C": "and or & nor/or plus",
     "L": "neither nor",
     "Y": "but while although though because when whereas if unless so yet however whether once",
@@ -112,14 +123,14 @@ for _tag, _phrases in {
     "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;hanging from;hangs from:hanging from;"
     "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of",
     "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;far from;in case of;as part of;"
-    "instead of;rather than;free of;free from;devoid of;lack of;lacks;lacking;absence of;void of;empty of;apart from;aside from;"
+    "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;apart from;aside from;"
     "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
     "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;"
     "up to;ready to;prior to;thanks to;related to",
     "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;in action;by hand;in order;"
     "on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;up close;as if;as though;face to face;on foot;at a time;"
     "in total;in particular;one by one;to and fro;back and forth;up and down;face down;face up;upside down;not only",
-    "C": "and/or;as well as",
+    "C": "as well as",
     "?": "looks like;look like;looking like;looked like;it is possible that;it's possible that;it is likely that;it seems that;"
     "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
     "N": "no one:nobody;none of the above:nothing",
@@ -145,10 +156,11 @@ SIDES = {
 }
 SIDES |= {f"{start} the {side} side of": f"{side} side of" for start in ("on", "at") for side in ("left", "right")}
 PHRASES |= {phrase: ("P", name) for phrase, name in SIDES.items()}
-STARTS: dict[str, list[list[str]]] = {}
-"""Phrases by their first word, the longest first."""
+STARTS: dict[tuple[str, str], list[list[str]]] = {}
+"""Phrases by their first two words, the longest first."""
 for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
-    STARTS.setdefault(_phrase.split(" ")[0], []).append(_phrase.split(" "))
+    _first, _second = _phrase.split(" ")[:2]
+    STARTS.setdefault((_first, _second), []).append(_phrase.split(" "))
 DEFINITE = listed("the this these those his her its their my your our whose both")
 """Words before what the text takes for granted."""
 MEASURES = listed(

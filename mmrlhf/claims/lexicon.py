@@ -45,6 +45,8 @@ class Lexicon:
     verb_of: Mapping[str, str] = field(default_factory=dict)
     longest: int = 4
     """Words of the longest compound."""
+    ending: dict[str, set[str]] = field(default_factory=dict)
+    """All names of several words, by the last of them."""
     classes: dict[str, str] = field(default_factory=dict)
     """What `of_coco` has found."""
     surfaces: dict[str, tuple[str, str, str, bool, int]] = field(default_factory=dict)
@@ -256,8 +258,11 @@ def _add(lexicon: Lexicon, path: Path) -> None:
             lexicon.sets[section].update(_split(line))
             if section in ("objects", "not objects"):
                 lexicon.sets["not objects" if section == "objects" else "objects"].difference_update(_split(line))
-    for names in (lexicon.category, lexicon.same, lexicon.sets["compounds"], lexicon.sets["objects"]):
-        lexicon.longest = max([lexicon.longest, *(name.count(" ") + 1 for name in names)])
+    lexicon.ending = {}
+    for name in {*lexicon.category, *lexicon.same, *lexicon.sets["compounds"], *lexicon.sets["objects"]}:
+        lexicon.longest = max(lexicon.longest, name.count(" ") + 1)
+        if " " in name:
+            lexicon.ending.setdefault(name.rpartition(" ")[2], set()).add(name)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from mmrlhf.claims.grammar import NEGATIVE, OTHER, PAIRED, RANK, SPORTS
@@ -15,7 +16,7 @@ NEAR = 40
 """Claims that a phrase may still change."""
 
 
-@dataclass
+@dataclass(slots=True)
 class State:
     """What a sentence has said so far."""
 
@@ -60,21 +61,20 @@ class Made:
         self._subject_it = False
 
     def claims(self) -> list[Claim]:
-        found = []
-        seen = set()
         counted = {(c.subject, c.value) for _, _, c in self.found if c.kind == "count"}
         parts = {noun for noun, value in counted if value != "1"} | self.others
         words, tags = self.t.words, self.t.tags
-        rest = any(
+        rest = "other" in words and any(
             word == "other" and tags[k + 1 : k + 2] not in (["N"], ["J"]) for k, word in enumerate(words)
         )  # one ..., the other ...
-        for _, _, claim in sorted(self.found, key=lambda f: f[:2]):
-            if claim.kind == "count" and claim.value == "1" and (rest or claim.subject in parts):
-                continue  # one of them, and no number of all
-            if claim not in seen:
-                seen.add(claim)
-                found.append(claim)
-        return found
+        found = [
+            claim
+            for _, _, claim in sorted(self.found, key=itemgetter(0, 1))
+            if not (
+                claim.kind == "count" and claim.value == "1" and (rest or claim.subject in parts)
+            )  # one of them, and no number of all
+        ]
+        return list(dict.fromkeys(found))
 
     def is_denied(self, at: int) -> bool:
         return at < self.s.denied
@@ -82,7 +82,7 @@ class Made:
     def denied(self, p: Phrase) -> bool:
         return p.no or (self.is_denied(p.start) and not p.definite and self.s.verb_at >= 0 and p.it is None)
 
-    def _maybe(self, p: Phrase, at: int) -> bool:
+    def _maybe(self, p: Phrase) -> bool:
         s = self.s
         if not s.doubt:
             return False
@@ -92,26 +92,24 @@ class Made:
 
     def name(self, p: Phrase) -> None:
         """The claims that a phrase makes by itself: that it is there, how many, how it looks."""
-        t = self.t
-        s = self.s
-        if t.words[p.end - 1] in NEGATIVE:
+        t, s = self.t, self.s
+        words = t.words
+        if words[p.end - 1] in NEGATIVE:
             p.no = True
-        if (p.name in SPORTS and p.bare and not p.many) or (p.name == "light" and p.bare and not p.many):
+        if p.bare and not p.many and (p.name in SPORTS or p.name == "light"):
             p.name = ""
         if not p.name:
             return
-        if s.place is None and self.denied(p):
+        if p.start < s.denied and s.place is None and self.denied(p):
             p.no = True
-        if any(t.words[k] in OTHER for k in range(p.start, p.head)):
+        if p.start < p.head and not OTHER.isdisjoint(words[p.start : p.head]):
             if p.name in self.named:
                 p.count = None  # two more, and not two of them all
             self.others.add(p.name)
         self.named.add(p.name)
-        hedged = self._maybe(p, p.start)
-        if (
-            t.tags[p.start - 1 : p.start] == ["C"] and t.words[p.start - 1] in ("or",) and not p.no and s.group and s.role != ""
-        ) or (
-            t.words[p.end : p.end + 1] == ["or"] and not p.no and t.tags[p.end + 1 : p.end + 2] and t.tags[p.end + 1][0] in "DNJ#"
+        hedged = self._maybe(p)
+        if (words[p.start - 1] == "or" and t.tags[p.start - 1] == "C" and p.start and not p.no and s.group and s.role != "") or (
+            words[p.end : p.end + 1] == ["or"] and not p.no and t.tags[p.end + 1 : p.end + 2] and t.tags[p.end + 1][0] in "DNJ#"
         ):
             hedged = True
         self._claim("object", p, p.head, p.end, negated=p.no, hedged=hedged)
@@ -119,7 +117,7 @@ class Made:
             p.count = None  # not a single one
         if (
             p.count is not None
-            and not (p.count == 2 and p.noun in PAIRED and t.words[p.counted_at] == "pair")
+            and not (p.count == 2 and p.noun in PAIRED and words[p.counted_at] == "pair")
             and p.name not in self.lexicon.sets["plural only"]
         ):
             self._claim("count", p, p.counted_at, p.end, value=str(p.count), negated=p.no, hedged=hedged or p.about)
@@ -132,8 +130,6 @@ class Made:
         self._claim("count", p, p.start, stop, value=str(p.count), negated=p.no, hedged=False)
 
     def _remember(self, p: Phrase) -> None:
-        if not p.name:
-            return
         category = self.lexicon.of_coco(p.name)
         subject = self.s.verb_at < 0 or not self.s.subject
         if category == "person":
@@ -147,12 +143,13 @@ class Made:
         if p.many and (subject or self.they is None):
             self.they = p
 
-    def _claim(self, kind: Any, p: Phrase, start: int, stop: int, **more: Any) -> None:
-        t = self.t
-        thing = p.thing
-        claim = Claim(
-            kind, thing.name, span=(t.starts[start], t.ends[stop - 1]), category=self.lexicon.of_coco(thing.name), **more
-        )
+    def _claim(
+        self, kind: Any, p: Phrase, start: int, stop: int, value: str = "", relation: str = "", target: str = "",
+        *, negated: bool, hedged: bool,
+    ) -> None:  # fmt: skip
+        t, name = self.t, p.thing.name
+        span = (t.starts[start], t.ends[stop - 1])
+        claim = Claim(kind, name, value, span, relation, target, negated, hedged, self.lexicon.of_coco(name))
         self.found.append((t.starts[p.head], RANK[kind], claim))
 
     def look(self, p: Phrase, value: str, at: int, stop: int) -> None:

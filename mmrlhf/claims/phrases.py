@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PART_OF, ROUGHLY, SHADES
@@ -10,13 +11,13 @@ from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
 ITEM = re.compile(
-    r"(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
+    r"[^DZ?RJK#NXUu]|(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
     re.DOTALL,
 )
-"""A noun phrase, or one tag."""
+"""A noun phrase, or one tag; most of those that begin no phrase are known by themselves."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Phrase:
     """A noun phrase. Places are token numbers: `start` to `end`, of which `head` to `end` is the thing's name.
 
@@ -72,8 +73,8 @@ def phrase(t: Tokens, start: int, end: int, lexicon: Lexicon) -> Phrase:
         t.many[last],
         words[start] in DEFINITE and tags[start] == "D",
         tags[start] not in "DZ#",
+        tags[start] == "Z",
     )
-    found.no = tags[start] == "Z"
     if start > 1 and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
         found.about = True  # four or five people
     elif start and words[start - 1] in ROUGHLY:
@@ -87,12 +88,14 @@ def phrase(t: Tokens, start: int, end: int, lexicon: Lexicon) -> Phrase:
 def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -> int:
     """Gives a phrase its name, and says where that begins."""
     tags, words, nouns = t.tags, t.words, t.nouns
-    compounds, sets = lexicon.sets["compounds"], lexicon.sets
+    sets = lexicon.sets
     last = end - 1
+    single = nouns[last] if words[last] != "glasses" else _glasses(t, last)
+    known: Collection[str] = lexicon.ending.get(single, ())
     # The longest known compound that ends here, adjectives and all ("hot dog"), or else all nouns in a row.
-    for begin in range(max(found.start, end - lexicon.longest), last):
-        name = " ".join([*words[begin:last], _single(t, last, lexicon)])
-        if name in compounds or name in lexicon.category or name in lexicon.same or (name in sets["objects"]):
+    for begin in range(max(found.start, end - lexicon.longest), last) if known else ():
+        name = " ".join([*words[begin:last], single])
+        if name in known:
             name = lexicon.named(name)
             if name not in sets["not objects"]:
                 extra = [
@@ -115,7 +118,7 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
         ):
             found.name = " ".join([*words[head:last], "area"])
         return head
-    if sum(tag == "U" for tag in tags[head:end]) > 1:
+    if last > head and tags[head:end].count("U") > 1:
         return head  # words of another language
     if tags[last] in "Uu":
         if end == len(tags) and t.text.rstrip()[-1:].isalnum():
@@ -128,7 +131,6 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
             return head  # a name, or a word of another language
         if tags[last] == "u" and words[found.start] not in ("a", "an") and last == head:
             return head
-    single = _single(t, last, lexicon)
     if last == head:
         found.name = lexicon.named(single)
         return head
@@ -141,19 +143,12 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
     return begin
 
 
-def _single(t: Tokens, last: int, lexicon: Lexicon) -> str:
-    """The last word's singular. Glasses of something, or two of them, are for drinking."""
-    if t.words[last] == "glasses":
-        after = t.words[last + 1] if last + 1 < len(t.words) else ""
-        before = t.words[last - 1] if last else ""
-        if (
-            after == "of"
-            or t.tags[last - 1 : last] == ["#"]
-            or before in ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail")
-        ):
-            return "glass"
-    noun = t.nouns[last]
-    return noun
+def _glasses(t: Tokens, last: int) -> str:
+    """What glasses are: those of something, or two of them, are for drinking."""
+    after = t.words[last + 1] if last + 1 < len(t.words) else ""
+    before = t.words[last - 1] if last else ""
+    drinks = ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail")
+    return "glass" if after == "of" or t.tags[last - 1 : last] == ["#"] or before in drinks else t.nouns[last]
 
 
 def number_of(word: str) -> int | None:
@@ -164,7 +159,7 @@ def number_of(word: str) -> int | None:
 def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
     """What stands before the name: numbers, and words for how it looks."""
     tags, words = t.tags, t.words
-    k = start
+    k = start + (tags[start] in "DZ")
     while k < head:
         tag, word = tags[k], words[k]
         if tag == "#":
@@ -190,9 +185,7 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
                 found.looks.append((f"{word} {words[k + 1]}", k))
                 k += 2
                 continue
-            for tail in ("-colored", "-coloured"):
-                value = value.removesuffix(tail)
-            found.looks.append((value, k))
+            found.looks.append((value.removesuffix("-colored").removesuffix("-coloured"), k))
         elif tag in "NX" and t.looks[k]:
             found.looks.append((word, k))
         k += 1

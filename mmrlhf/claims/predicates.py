@@ -35,7 +35,7 @@ def verb(made: Made, i: int, tag: str, word: str, previous: str, after: str, tag
         s.actor = s.subject or s.actor
     elif previous in "C," or (s.role == "with" and s.subject):
         s.actor = s.subject
-    if s.actor and all(p.no for p in s.actor) and s.actor[0].it is None:
+    if s.actor and s.actor[0].no and s.actor[0].it is None and all(p.no for p in s.actor):
         s.denied = 10**9
     if s.deny == "neither":
         s.denied = 10**9

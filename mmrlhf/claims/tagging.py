@@ -12,28 +12,33 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, pairwise
 from typing import Any
 
 from mmrlhf.claims.grammar import CLOSED, NUMBERS, PEOPLE, PHRASES, SHORT, STARTS
 from mmrlhf.claims.lexicon import Lexicon
 
 TOKEN = re.compile(
-    r"[A-Za-z]+(?=n['’]t\b)|n['’]t\b|['’](?:s|re|m|ve|ll|d)\b|['’](?=\s)|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|%|s)?\b"
-    r"|[A-Za-zÀ-ɏ]+(?:['’](?!(?:s|re|m|ve|ll|d)\b)[A-Za-z]+)?(?:-[A-Za-zÀ-ɏ0-9]+)*|[.!?]+|[,;:()|—–&]|\n|[^\sA-Za-z0-9]"
+    r"(?=[^ ])(?:[A-Za-z]++(?![-'’À-ɏ])"
+    r"|[A-Za-z]+(?=n['’]t\b)|n['’]t\b|['’](?:s|re|m|ve|ll|d)\b|['’](?=\s)|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|%|s)?\b"
+    r"|[A-Za-zÀ-ɏ]+(?:['’](?!(?:s|re|m|ve|ll|d)\b)[A-Za-z]+)?(?:-[A-Za-zÀ-ɏ0-9]+)*|[.!?]+|[,;:()|—–&]|\n|[^\sA-Za-z0-9])"
 )
+"""A token; its first line finds by itself what most are: a word of plain letters with no sign after it that could go on with it."""
 MASKED = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`|\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”|(?<![A-Za-z])['‘](?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
-    r"|https?://\S+|<[^<>\n]{1,200}>|!?\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`|\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”"
+    r"|'(?<![A-Za-z]')(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])|‘(?<![A-Za-z]‘)(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
+    r"|https?://\S+|<[^<>\n]{1,200}>|!\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)|\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
     re.DOTALL,
 )
+"""What is quoted or marked up. Each way begins with a sign of its own, so that `re` looks for these and tries nothing else."""
+QUOTING = ("`", '"', "“", "'", "‘", "<", "[", "~~~", "://")
+"""Without any of these there is nothing for `MASKED`."""
 CODE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
 """A line of a program: prose has no such signs."""
 BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3}[.)][ \t]+|\(?[a-zA-Z][.)][ \t]+|\|)+")
-MARKS = str.maketrans({"*": " ", "_": " ", "~": " "})
 
 
-@dataclass
+@dataclass(slots=True)
 class Tokens:
     """A text's tokens, side by side: where they are, in lower case, their tags, and the noun each would be."""
 
@@ -94,19 +99,19 @@ def tokens(text: str, lexicon: Lexicon) -> Tokens:
         and not any(c in whole[1:-1] for c in whole[0] + whole[-1])
     ):
         clean = text.replace(whole[0], " ").replace(whole[-1], " ")  # an answer in quotation marks is no quotation
-    if any(mark in text for mark in "`\"“'‘<[~h"):
+    if any(mark in text for mark in QUOTING):
         clean = MASKED.sub(_blank, clean)
     if "=" in text or "(" in text or "[" in text:
         clean = CODE.sub(_blank, clean)
     if "\n" in text or text[:1] in "-*+•|#>(0123456789":
         clean = BULLET.sub(lambda m: "\n" + " " * (len(m.group()) - 1) if m.start() else " " * len(m.group()), clean)
-    clean = clean.translate(MARKS)
-    found = Tokens(text, [], [], [], [], [], [], [])
-    starts = found.starts
+    for mark in "*_~":
+        clean = clean.replace(mark, " ")
+    spans: list[tuple[int, int]] = []
     rows: list[tuple[str, str, str, bool, int]] = []
     seen = lexicon.surfaces
     for m in TOKEN.finditer(clean):
-        surface, start = m[0], m.start()
+        surface = m[0]
         row = seen.get(surface)
         if row is None:
             row = _row(surface, lexicon)
@@ -116,7 +121,7 @@ def tokens(text: str, lexicon: Lexicon) -> Tokens:
         if tag in SPECIAL:
             before = rows[-1][1] if rows else "."
             if tag == "\n":
-                if not (tag := _break(clean, start)):
+                if not (tag := _break(clean, m.start())):
                     continue
                 row = (row[0], tag, *row[2:])
             elif tag == "'":
@@ -127,11 +132,11 @@ def tokens(text: str, lexicon: Lexicon) -> Tokens:
                 row = ("'s", "B", *row[2:])
             elif tag == "u" and before in ".:":
                 row = (row[0], "U", *row[2:])  # a sentence's first word has a capital anyhow
-        starts.append(start)
-        found.ends.append(start + len(surface))
+        spans.append(m.span())
         rows.append(row)
-    if rows:
-        found.words, found.tags, found.nouns, found.many, found.looks = map(list, zip(*rows, strict=True))
+    if not rows:
+        return Tokens(text, [], [], [], [], [], [], [])
+    found = Tokens(text, *map(list, zip(*spans, strict=True)), *map(list, zip(*rows, strict=True)))
     _join(found)
     return found
 
@@ -149,10 +154,10 @@ def _join(t: Tokens) -> None:
     words = t.words
     gone: list[int] = []
     last = -1
-    for i in [i for i, word in enumerate(words) if word in STARTS]:
+    for i, start in [(i, pair) for i, pair in enumerate(pairwise(words)) if pair in STARTS]:
         if i <= last:
             continue
-        for phrase in STARTS[words[i]]:
+        for phrase in STARTS[start]:
             if words[i : i + len(phrase)] == phrase:
                 tag, name = PHRASES[" ".join(phrase)]
                 if name.endswith("t of") and i and words[i - 1] in ("closer", "nearer", "close", "near", "the"):
