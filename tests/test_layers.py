@@ -56,6 +56,7 @@ LAYERS = [
         "generate",
         "score",
         "encode",
+        "calibrate",
         "plan",
         "best_of_n",
         "asking",
