@@ -193,8 +193,8 @@ def beside(known: Sequence[Label], p: Pictured, words: Lexicon, seed: int) -> li
     against = replace(usual, nouns=(*(c.claim.subject for c in known if c.claim.kind == "object" and not c.true), *usual.nouns))
     found: dict[Claim, bool] = {}
     for claim in (c.claim for c in known if c.true):
-        contrary = [c for c in foils(claim, against, words) if positive(c)[0] == c and c not in found]
-        false = [c.claim for c in judged(contrary, tuple(p.facts), words) if not c.true]
+        contrary = judged(foils(claim, against, words), tuple(p.facts), words)
+        false = [c.claim for c in contrary if not c.true and c.claim not in found]
         if false:
             draw = int(_digest(f"{seed} {p.keys} {claim}"), 16)
             found |= {claim: True, false[draw % len(false)]: False}

@@ -159,9 +159,9 @@ class PPOConfig(TrainConfig):
     clip_model: str | None = None
     """For the verifier clip: a directory that open_clip saved, or one of its models as NAME:TAG."""
     clip_calibration: str | None = None
-    """What that model's margins are worth, by kind of claim; calibration.json in its directory if not given."""
+    """What that model's margins are worth, by kind of claim (`mmrlhf calibrate clip`); calibration.json in its directory if not given."""
     vlm_calibration: str | None = None
-    """What log-odds of the verifier vlm are worth, by kind of claim; the model is taken at its word if not given."""
+    """What log-odds of the verifier vlm are worth, by kind of claim (`mmrlhf calibrate vlm`); the model is taken at its word if not given."""
     lexicon_file: str | None = None
     """Nouns and other words to add to those that claims are read with."""
     watch_verifiers: str | None = None
