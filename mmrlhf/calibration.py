@@ -1,16 +1,19 @@
-"""How far a reward model's certainty can be believed: temperature, expected calibration error, intervals of shares.
+"""How far a certainty can be believed: temperature, expected calibration error, AUROC, intervals of shares.
 
-Of two answers the first is taken to be the better one with probability sigmoid((first - second) / temperature).
+A reward model takes the first of two answers to be the better one with probability sigmoid((first - second) / temperature); a verifier takes a
+claim to be true with a probability of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import expit
-from scipy.stats import binomtest
+from scipy.stats import binomtest, mannwhitneyu, norm
 
 BINS = 10
 
@@ -39,7 +42,7 @@ def fit_temperature(margins: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """Comparisons of similar certainty: how sure the model was on average, and how often right."""
+    """Comparisons or claims of similar certainty: how sure the model was on average, and how often right."""
 
     sure: float
     right: float
@@ -49,9 +52,13 @@ class Bin:
 
 
 def reliability(margins: np.ndarray, temperature: float) -> list[Bin]:
-    """Bins of equal width in the probability of the answer that the model prefers, 0.5 to 1; empty ones are left out."""
-    sure, right = expit(np.abs(margins) / temperature), margins > 0
-    place = np.minimum(((sure - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    """Bins in the probability of the answer that the model prefers, 0.5 to 1."""
+    return binned(expit(np.abs(margins) / temperature), margins > 0, 0.5)
+
+
+def binned(sure: np.ndarray, right: np.ndarray, lowest: float = 0.0) -> list[Bin]:
+    """Bins of equal width in a probability from `lowest` to 1, with how often it came true; empty ones are left out."""
+    place = np.minimum(((sure - lowest) / (1 - lowest) * BINS).astype(int), BINS - 1)
     found = []
     for b in range(BINS):
         if (here := place == b).any():
@@ -60,10 +67,39 @@ def reliability(margins: np.ndarray, temperature: float) -> list[Bin]:
     return found
 
 
-def expected_calibration_error(bins: list[Bin]) -> float:
-    """The mean over comparisons of |right - sure| of their bin. Naeini et al. 2015."""
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """The mean over comparisons or claims of |right - sure| of their bin. Naeini et al. 2015."""
     total = sum(b.n for b in bins)
     return sum(b.n * abs(b.right - b.sure) for b in bins) / total if total else 0.0
+
+
+def draw_reliability(axes: Any, bins: Sequence[Bin], lowest: float = 0.0) -> None:
+    """A reliability diagram with 95% intervals, on axes of matplotlib's; certainty begins at `lowest`."""
+    x, y = [b.sure for b in bins], np.array([b.right for b in bins])
+    spread = np.abs(np.array([[b.low for b in bins], [b.high for b in bins]]) - y)
+    axes.plot([lowest, 1], [lowest, 1], color="0.6", linewidth=0.8)
+    axes.errorbar(x, y, spread, marker="o", markersize=4, linewidth=1, elinewidth=0.8, color="#2f5fa8")
+
+
+def auroc(x: np.ndarray, true: np.ndarray) -> tuple[float, float, float]:
+    """How often a true one has the higher number than a false one, ties counting half, with its 95% interval; nan without both.
+
+    The interval is the score-like one of Newcombe 2006 (method 5), which has a width where the two are parted without fault.
+    """
+    n, m = int(true.sum()), int((~true).sum())
+    if not n or not m:
+        return float("nan"), float("nan"), float("nan")
+    area = float(mannwhitneyu(x[true], x[~true]).statistic) / (n * m)
+    more = (n + m) / 2 - 1
+
+    def off(a: float, sign: int) -> float:
+        variance = a * (1 - a) * (1 + more * (1 - a) / (2 - a) + more * a / (1 + a)) / (n * m)
+        return a - area - sign * float(norm.ppf(0.975)) * float(np.sqrt(variance))
+
+    # Where the two are parted without fault the area itself solves the equation, besides the bound that is meant.
+    low = 0.0 if area == 0 else float(brentq(off, 0, min(area, 1 - 1e-9), args=(-1,)))
+    high = 1.0 if area == 1 else float(brentq(off, max(area, 1e-9), 1, args=(1,)))
+    return area, low, high
 
 
 def fit_logistic(x: np.ndarray, true: np.ndarray) -> tuple[float, float]:

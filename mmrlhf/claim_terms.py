@@ -171,8 +171,8 @@ def judge_of(config: PPOConfig, adapters: Adapters) -> Judge | None:
             clip = load_clip(config.clip_model, words, config.clip_calibration, adapters.vlm.device)
             if not clip.certainty.by_kind:
                 raise InputError(
-                    f"open_clip model {config.clip_model} has no calibration, without which it knows nothing: give --clip_calibration, made "
-                    "on labelled claims as eval/studies/clip_world.py does"
+                    f"open_clip model {config.clip_model} has no calibration, without which it knows nothing: make one with "
+                    "`mmrlhf calibrate clip` and give it as --clip_calibration"
                 )
             verifiers[part] = remembering(clip)
         else:

@@ -22,6 +22,8 @@ from typing import Any, NoReturn, TypeVar
 import mmrlhf
 from mmrlhf import content
 from mmrlhf.config import (
+    CalibrateClipConfig,
+    CalibrateVLMConfig,
     EncodeConfig,
     EvalConfig,
     GenerateConfig,
@@ -62,7 +64,7 @@ class Command:
     def name(self) -> str:
         """The example up to its first flag or argument, as the user types it."""
         words = self.example.split()
-        return " ".join(words[: 3 if words[1] == "data" else 2])
+        return " ".join(words[: 3 if words[1] in ("data", "calibrate") else 2])
 
 
 # ---- stages: flags from a configuration ------------------------------------------------------------------------------
@@ -118,6 +120,17 @@ def _encode(command: Command, argv: list[str]) -> None:
     from mmrlhf.encode import encode
 
     encode(config)
+
+
+def _calibrate(_: Command, argv: list[str]) -> int:
+    return _choose("mmrlhf calibrate", CALIBRATE, argv, "Find out what a verifier of claims is worth on your data.")
+
+
+def _calibrate_one(command: Command, argv: list[str]) -> None:
+    config = _configured(CalibrateClipConfig if command.name.endswith("clip") else CalibrateVLMConfig, command, argv)
+    from mmrlhf.calibrate import calibrate
+
+    calibrate(config)
 
 
 TRAINING = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
@@ -226,7 +239,7 @@ def _config_parser(cls: type, command: Command, usage: str = "", several: Sequen
     parser = _Parser(command, f"{usage} [--config FILE] [--FIELD VALUE ...]".strip(), about=cls.__doc__ or "")
     parser.add_argument("--config", metavar="FILE", help="YAML with `field: value` lines; flags win over it")
     groups = {title: parser.add_argument_group(title) for title in ("required, here or in the file", "optional")}
-    shared = parser.add_argument_group("optional, as in every training stage")
+    shared = parser.add_argument_group("optional, as in other stages")
     for field in settings(cls).values():
         inherited = field.name not in inspect.get_annotations(cls)
         required, own = groups.values()
@@ -463,10 +476,28 @@ COMMANDS = {
         "mmrlhf claims answers.jsonl --facts facts.jsonl --out claims.jsonl",
         _claims,
     ),
+    "calibrate": Command(
+        "find out what a verifier of claims is worth on your data",
+        "mmrlhf calibrate clip --clip_model ViT-B-32:laion2b_s34b_b79k --dataset_name pairs.jsonl --output_file calibration.json",
+        _calibrate,
+    ),
     "data": Command(
         "check, count or convert a data file, or make data", "mmrlhf data check rows.jsonl --image_folder images", _data
     ),
     "env": Command("print versions and devices, for a bug report", "mmrlhf env", _env),
+}
+
+CALIBRATE = {
+    "clip": Command(
+        "an open_clip model",
+        "mmrlhf calibrate clip --clip_model ViT-B-32:laion2b_s34b_b79k --dataset_name pairs.jsonl --output_file calibration.json",
+        _calibrate_one,
+    ),
+    "vlm": Command(
+        "the model itself, asked yes or no",
+        "mmrlhf calibrate vlm --model_name_or_path runs/sft/model --dataset_name pairs.jsonl --output_file calibration.json",
+        _calibrate_one,
+    ),
 }
 
 DATA = {

@@ -159,9 +159,9 @@ class PPOConfig(TrainConfig):
     clip_model: str | None = None
     """For the verifier clip: a directory that open_clip saved, or one of its models as NAME:TAG."""
     clip_calibration: str | None = None
-    """What that model's margins are worth, by kind of claim; calibration.json in its directory if not given."""
+    """What that model's margins are worth, by kind of claim (`mmrlhf calibrate clip`); calibration.json in its directory if not given."""
     vlm_calibration: str | None = None
-    """What log-odds of the verifier vlm are worth, by kind of claim; the model is taken at its word if not given."""
+    """What log-odds of the verifier vlm are worth, by kind of claim (`mmrlhf calibrate vlm`); the model is taken at its word if not given."""
     lexicon_file: str | None = None
     """Nouns and other words to add to those that claims are read with."""
     watch_verifiers: str | None = None
@@ -360,6 +360,58 @@ class RewardBenchConfig(EngineConfig):
     """Longest reward prompt plus answer in tokens."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the damage to facts and of what is planted."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CalibrateConfig:
+    """What the verifiers that can be calibrated are told alike."""
+
+    dataset_name: str
+    """Rows with pictures, facts, and answers that claim something: preferences, or an `answer` or `completion`."""
+    output_file: str
+    """JSON to write: the calibration, and how well it does on pictures kept apart. A reliability diagram comes beside it."""
+    dataset_train_split: str = "train"
+    """Split to read when the dataset has several."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; the dataset file's own folder if not given."""
+    facts_file: str | None = None
+    """Facts by image name."""
+    lexicon_file: str | None = None
+    """Nouns and other words to add to those that claims are read with."""
+    claims_from: Literal["answers", "facts"] = "answers"
+    """`answers`: what answers claim, as far as facts judge it; `facts`: what facts state, each true claim with a false one beside it."""
+    held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+    """Share of pictures that are kept apart: what is said of the calibration is measured on them."""
+    min_labels: Count = 20
+    """A kind of claims needs so many true ones, and as many false ones, to fit on; one with fewer is left out and stays unknown."""
+    limit: Count | None = None
+    """Only the first rows."""
+    batch_size: Count = 64
+    """Pictures at a time."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of which pictures are kept apart, and of the false claims beside facts."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CalibrateClipConfig(CalibrateConfig):
+    """A calibration of the verifier clip: what an open_clip model's margins are worth, by kind of claim."""
+
+    clip_model: str
+    """A directory that open_clip saved, or one of its models as NAME:TAG."""
+    clip_calibration: str | None = None
+    """A calibration whose `nouns`, `groups` and `template` are kept; calibration.json in the model's directory if not given."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CalibrateVLMConfig(CalibrateConfig, EngineConfig):
+    """A calibration of the verifier vlm: what a model's Yes against No is worth, by kind of claim."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id of the base that ppo will be given."""
+    dtype: Dtype = "float32"
+    """Precision of the weights, as ppo will be told."""
+    max_length: Count = 2048
+    """Longest question in tokens, image tokens counted; a longer one is not asked."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -18,7 +18,7 @@ from rich.table import Table
 from scipy.stats import rankdata
 
 from mmrlhf.artefact import load_reward_model
-from mmrlhf.calibration import expected_calibration_error, fit_temperature, reliability, share
+from mmrlhf.calibration import Bin, draw_reliability, expected_calibration_error, fit_temperature, reliability, share
 from mmrlhf.config import RewardBenchConfig
 from mmrlhf.damage import contradicted, thinned
 from mmrlhf.facts import read_facts
@@ -237,11 +237,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(4.4 * len(panels), 3.9), layout="constrained")
     for panel, axes in zip(panels, np.atleast_1d(figure.subplots(1, len(panels))), strict=True):
         if panel == "reliability":
-            bins = result["calibration"]["bins"]
-            x, y = [b["sure"] for b in bins], np.array([b["right"] for b in bins])
-            spread = np.abs(np.array([[b["low"] for b in bins], [b["high"] for b in bins]]) - y)
-            axes.plot([0.5, 1], [0.5, 1], color="0.6", linewidth=0.8)
-            axes.errorbar(x, y, spread, marker="o", markersize=4, linewidth=1, elinewidth=0.8, color="#2f5fa8")
+            draw_reliability(axes, [Bin(**b) for b in result["calibration"]["bins"]], 0.5)
             axes.set(
                 xlabel="how sure it is",
                 ylabel="how often it is right",

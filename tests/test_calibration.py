@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmrlhf.calibration import expected_calibration_error, fit_temperature, interval, reliability, share
+from mmrlhf.calibration import auroc, binned, expected_calibration_error, fit_temperature, interval, reliability, share
 
 
 def test_wilson_by_hand():
@@ -32,3 +32,22 @@ def test_calibration_error_by_hand():
     bins = reliability(margins, 1.0)
     assert [(b.n, b.right) for b in bins] == [(2, 1.0), (2, 0.5)]
     assert expected_calibration_error(bins) == pytest.approx((0.4 * 2 + 0.4 * 2) / 4)
+
+
+def test_probabilities_by_hand():
+    # said 0.9 twice, once true; said 0.1 twice, never true; said 1 and it was
+    found = binned(np.array([0.9, 0.9, 0.1, 0.1, 1.0]), np.array([True, False, False, False, True]))
+    assert [(b.sure, b.right, b.n) for b in found] == [(0.1, 0.0, 2), (pytest.approx(2.8 / 3), pytest.approx(2 / 3), 3)]
+    assert expected_calibration_error(found) == pytest.approx((0.1 * 2 + (2.8 / 3 - 2 / 3) * 3) / 5)
+
+
+def test_auroc_by_hand():
+    true = np.array([True, True, False, False])
+    assert auroc(np.array([3.0, 1.0, 2.0, 1.0]), true)[0] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    # One of each, parted: a - 1 = -1.96 sqrt(a (1 - a)), so that 1 / a = 1 + 1.96 ** 2
+    low = 1 / (1 + 1.959964**2)
+    assert auroc(np.array([1.0, 0.0]), true[1:3]) == pytest.approx((1, low, 1), abs=1e-6)
+    assert auroc(np.array([0.0, 1.0]), true[1:3]) == pytest.approx((0, 0, 1 - low), abs=1e-6)
+    # A hundred of each, all the same: Mann and Whitney's deviation is sqrt(201 / (12 x 100 x 100)) = 0.0409
+    assert auroc(np.zeros(200), np.arange(200) < 100) == pytest.approx((0.5, 0.42, 0.58), abs=0.002)
+    assert all(math.isnan(v) for v in auroc(np.ones(2), np.ones(2, dtype=bool)))

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import mmrlhf
-from mmrlhf.cli import COMMANDS, DATA, main
+from mmrlhf.cli import CALIBRATE, COMMANDS, DATA, main
 from mmrlhf.config import SFTConfig
 from mmrlhf.records import InputError
 
@@ -143,7 +143,7 @@ def test_what_a_stage_raises(stage, capsys):
         main(["sft", *REQUIRED])
 
 
-@pytest.mark.parametrize("command", [*COMMANDS.values(), *DATA.values()], ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [*COMMANDS.values(), *DATA.values(), *CALIBRATE.values()], ids=lambda command: command.name)
 def test_help_shows_its_example_and_the_example_has_only_flags_that_exist(command, capsys):
     words = shlex.split(command.example)[1:]
     flags = {word for word in words if word.startswith("--")}

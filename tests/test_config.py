@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrlhf.config import (
+    CalibrateClipConfig,
+    CalibrateVLMConfig,
     EvalConfig,
     GenerateConfig,
     PPOConfig,
@@ -23,7 +25,7 @@ from mmrlhf.config import (
 from mmrlhf.records import InputError
 
 REQUIRED = {"model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "out"}
-CONFIGS = [SFTConfig, RewardConfig, PPOConfig, GenerateConfig, ScoreConfig, EvalConfig]
+CONFIGS = [CalibrateClipConfig, CalibrateVLMConfig, SFTConfig, RewardConfig, PPOConfig, GenerateConfig, ScoreConfig, EvalConfig]
 
 
 def written(tmp_path: Path, text: str) -> Path:

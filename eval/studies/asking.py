@@ -23,14 +23,13 @@ from scipy.special import expit
 from world import arguments, cell, markdown, shown
 
 from mmrlhf import scenes
+from mmrlhf.calibration import binned, expected_calibration_error
 from mmrlhf.content import folder
 from mmrlhf.loading import load
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.verify import Said
 from mmrlhf.verify.asking import AS_IT_SAYS, Asking
 from mmrlhf.verify.verifier import KINDS, Certainty, fitted
-
-BINS = 10
 
 
 def rows(asking: Asking, split: scenes.Split, count: int, seed: int) -> list[dict[str, Any]]:
@@ -44,13 +43,6 @@ def rows(asking: Asking, split: scenes.Split, count: int, seed: int) -> list[dic
     return [{"kind": c.claim.kind, "true": c.true, "x": x} for c, x in zip(labels, odds, strict=True)]
 
 
-def error(probability: np.ndarray, true: np.ndarray) -> float:
-    """Expected calibration error: mean over claims of how far the share of true ones is from their bin's mean probability."""
-    place = np.minimum((probability * BINS).astype(int), BINS - 1)
-    gaps = [abs(probability[place == b].sum() - true[place == b].sum()) for b in range(BINS)]
-    return float(sum(gaps) / len(true))
-
-
 def described(found: list[dict[str, Any]], certainty: Certainty) -> dict[str, Any]:
     """By kind: AUROC, accuracy, and calibration error as the model says it and calibrated."""
     for row in found:
@@ -59,9 +51,10 @@ def described(found: list[dict[str, Any]], certainty: Certainty) -> dict[str, An
     for kind, figure in figures.items():
         mine = [r for r in found if r["kind"] == kind]
         true = np.array([r["true"] for r in mine])
-        figure["ece_as_said"] = error(expit(np.array([r["x"] for r in mine])), true)
+        figure["ece_as_said"] = expected_calibration_error(binned(expit(np.array([r["x"] for r in mine])), true))
         if kind in certainty.by_kind:
-            figure["ece_calibrated"] = error(np.array([certainty.probability(kind, r["x"]) for r in mine]), true)
+            sure = np.array([certainty.probability(kind, r["x"]) for r in mine])
+            figure["ece_calibrated"] = expected_calibration_error(binned(sure, true))
     return figures
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import mannwhitneyu, norm
 
-from mmrlhf import scenes
+from mmrlhf import calibration, scenes
 from mmrlhf.claims import Lexicon, lexicon
 from mmrlhf.records import Claim
 from mmrlhf.scenes.language import OPPOSITE, relation_of
@@ -68,13 +67,6 @@ def labelled(scene: scenes.Scene, rng: np.random.Generator) -> list[Labelled]:
 
 
 def auroc(x: Sequence[float], true: Sequence[bool]) -> tuple[float, float]:
-    """How often a true claim has the higher number than a false one, ties counting half, and the half width of its 95% interval
-    (Hanley and McNeil 1982)."""
-    values, label = np.asarray(x), np.asarray(true, dtype=bool)
-    n, m = int(label.sum()), int((~label).sum())
-    if not n or not m:
-        return float("nan"), float("nan")
-    a = float(mannwhitneyu(values[label], values[~label]).statistic) / (n * m)
-    q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
-    variance = (a * (1 - a) + (n - 1) * (q1 - a * a) + (m - 1) * (q2 - a * a)) / (n * m)
-    return a, float(norm.ppf(0.975) * np.sqrt(max(variance, 0)))
+    """How often a true claim has the higher number than a false one, ties counting half, and half the width of its 95% interval."""
+    area, low, high = calibration.auroc(np.asarray(x), np.asarray(true, dtype=bool))
+    return area, (high - low) / 2
