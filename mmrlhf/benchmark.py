@@ -13,13 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from mmrlhf.config import load as load_config
 from mmrlhf.content import find, load_module
 from mmrlhf.intervals import Counted as Counted
 from mmrlhf.intervals import bootstrap as bootstrap
 from mmrlhf.intervals import fold_interval as fold_interval
 from mmrlhf.records import Example, ImageSource, InputError
 from mmrlhf.rows import objects
+from mmrlhf.settings import load as load_config
 
 STATED = ("VERSION", "LICENSE", "HEADLINE", "DIRECTION", "CLUSTER")
 

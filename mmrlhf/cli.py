@@ -1,7 +1,7 @@
 """The command line: `mmrlhf STAGE --config FILE --field value ...`.
 
 A stage's flags are its configuration's fields, so there is nothing to keep in step: argparse only splits the line,
-and `config.load` judges flags and file alike, in the same words. A stage's module, and torch with it, is imported when
+and `settings.load` judges flags and file alike, in the same words. A stage's module, and torch with it, is imported when
 its configuration is known to be good: help and errors come at once.
 """
 
@@ -31,13 +31,10 @@ from mmrlhf.config import (
     RewardBenchConfig,
     RewardConfig,
     ScoreConfig,
-    Setting,
     SFTConfig,
-    load,
-    settings,
-    suggestion,
 )
 from mmrlhf.records import InputError
+from mmrlhf.settings import Setting, load, settings, suggestion
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from mmrlhf.config import suggestion
 from mmrlhf.records import InputError
+from mmrlhf.settings import suggestion
 
 Kind = Literal["configs", "data", "eval"]
 SUFFIX = {"configs": ".yaml", "data": "", "eval": ".py"}

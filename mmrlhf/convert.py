@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.balance import balance_lengths
-from mmrlhf.config import suggestion
 from mmrlhf.facts import read_facts
 from mmrlhf.files import refuse_output_file, whole
 from mmrlhf.formats import FORMATS, beside_of, holds_preferences, pairs_of, read_preferences
 from mmrlhf.images import read
 from mmrlhf.records import ImageSource, InputError, Preference
+from mmrlhf.settings import suggestion
 from mmrlhf.tables import ROWS_AT_A_TIME
 
 

@@ -24,7 +24,7 @@ from mmrlhf import report, scenes
 from mmrlhf.artefact import load_reward_model
 from mmrlhf.benchmark import bootstrap, load_benchmark
 from mmrlhf.best_of_n import best_of_n
-from mmrlhf.config import Config, PPOConfig, RewardConfig, SFTConfig, WorldConfig, load, save
+from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, WorldConfig
 from mmrlhf.content import find, folder
 from mmrlhf.evaluate import scored
 from mmrlhf.files import write_whole
@@ -36,6 +36,7 @@ from mmrlhf.roles import Adapters
 from mmrlhf.rollout import answer_all
 from mmrlhf.run import json_line, progress, read_jsonl
 from mmrlhf.sampling import Sampling
+from mmrlhf.settings import Config, load, save
 from mmrlhf.sft import sft
 from mmrlhf.vlm import VLM
 

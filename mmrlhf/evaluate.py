@@ -20,7 +20,7 @@ from typing import Any
 from mmrlhf.answer_files import read_answers
 from mmrlhf.asking import AnswerCache, Loaded, answering, key_of, refuse_missing_pictures
 from mmrlhf.benchmark import Given, Task, load_benchmark, of_data, options_of, stated
-from mmrlhf.config import EvalConfig, load
+from mmrlhf.config import EvalConfig
 from mmrlhf.endpoint import is_address
 from mmrlhf.files import refuse_unwritable, write_whole
 from mmrlhf.growing import state_of
@@ -28,6 +28,7 @@ from mmrlhf.intervals import Counted, figures, nested
 from mmrlhf.judges import judged
 from mmrlhf.lines import json_line, plain, read_jsonl
 from mmrlhf.records import Example, InputError
+from mmrlhf.settings import load
 from mmrlhf.suites import Planned, expand, suite_of
 
 GENERATION = ("temperature", "top_p", "top_k", "min_new_tokens", "stop", "num_generations", "response_length", "seed", "dtype")

@@ -35,14 +35,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmrlhf import config as configuration
+from mmrlhf import settings
+from mmrlhf.config import EngineConfig
 from mmrlhf.files import refuse_unwritable, sync, write_whole
 from mmrlhf.lines import json_line as json_line
 from mmrlhf.lines import plain
 from mmrlhf.lines import read_jsonl as read_jsonl
 from mmrlhf.records import InputError
 
-MAY_DIFFER = ("logging_steps", "save_steps", "max_length", "output_dir", *configuration.EngineConfig.__dataclass_fields__)
+MAY_DIFFER = ("logging_steps", "save_steps", "max_length", "output_dir", *EngineConfig.__dataclass_fields__)
 """Settings that change nothing that is learnt: a row over max_length is refused, never cut; how a model is run (smaller micro-batches after
 a GPU was out of memory, say) changes the last bits at most. The directory is the run wherever it was moved, whatever names it."""
 CHECKPOINTS_KEPT = 2
@@ -69,7 +70,7 @@ class Run:
             refuse_unwritable(self.path, "output_dir")
         file = self.path / "config.yaml"
         if file.exists():
-            self._refuse_other(configuration.read_yaml(file), dataclasses.asdict(config))
+            self._refuse_other(settings.read_yaml(file), dataclasses.asdict(config))
             self.begin()
 
     def begin(self) -> None:
@@ -79,11 +80,11 @@ class Run:
         self._begun = True
         self.path.mkdir(parents=True, exist_ok=True)
         for file_left in self.path.glob(".*.*"):
-            if file_left.suffix[1:].isdecimal() and file_left.is_file():  # as write_whole and config.save name them
+            if file_left.suffix[1:].isdecimal() and file_left.is_file():  # as write_whole and settings.save name them
                 file_left.unlink()
         for checkpoint_left in self.path.glob("checkpoints/.step-*"):
             shutil.rmtree(checkpoint_left)
-        configuration.save(self._config, self.path / "config.yaml")
+        settings.save(self._config, self.path / "config.yaml")
         if self.finished is not None:  # killed between the result and the end
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         for name, lines in self._waiting:

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmrlhf.config import EvalConfig, read_yaml, settings
+from mmrlhf.config import EvalConfig
 from mmrlhf.records import InputError
+from mmrlhf.settings import read_yaml, settings
 
 SHORT = {"model": "model_name_or_path", "adapter": "adapter_path", "out": "output_dir"}
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmrlhf.config import suggestion
 from mmrlhf.records import InputError
 from mmrlhf.rows import Unread, opened, parse
+from mmrlhf.settings import suggestion
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 ROWS_AT_A_TIME = 64

@@ -18,11 +18,9 @@ from mmrlhf.config import (
     RewardConfig,
     ScoreConfig,
     SFTConfig,
-    load,
-    save,
-    settings,
 )
 from mmrlhf.records import InputError
+from mmrlhf.settings import load, save, settings
 
 REQUIRED = {"model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "out"}
 CONFIGS = [CalibrateClipConfig, CalibrateVLMConfig, SFTConfig, RewardConfig, PPOConfig, GenerateConfig, ScoreConfig, EvalConfig]

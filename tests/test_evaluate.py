@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from mmrlhf.benchmark import bootstrap, distinct_n, ead, load_benchmark
-from mmrlhf.config import EvalConfig, WorldConfig, load
+from mmrlhf.config import EvalConfig, WorldConfig
 from mmrlhf.content import find
 from mmrlhf.evaluate import evaluate
 from mmrlhf.records import InputError
+from mmrlhf.settings import load
 
 
 def test_distinct_and_ead_by_hand():

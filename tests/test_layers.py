@@ -10,6 +10,7 @@ LAYERS = [
         "records",
         "answers",
         "config",
+        "settings",
         "files",
         "rows",
         "tables",

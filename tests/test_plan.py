@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 
-from mmrlhf import config as config_
+from mmrlhf import settings as settings_
 from mmrlhf.cli import main
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.content import folder
@@ -168,8 +168,8 @@ def test_a_recipe_loads_and_its_model_can_be_planned(name, stage):
     with torch.device("meta"):
         model = hf.AutoModelForImageTextToText.from_config(settings)
     cls = STAGES[stage]
-    dummies = {n: "-" for n, f in config_.settings(cls).items() if f.required and n != "model_name_or_path"}
-    config = config_.load(cls, CONFIGS / name / f"{stage}.yaml", dummies)
+    dummies = {n: "-" for n, f in settings_.settings(cls).items() if f.required and n != "model_name_or_path"}
+    config = settings_.load(cls, CONFIGS / name / f"{stage}.yaml", dummies)
     found = sizes(config, model)
     linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
     held = 2 * weights - (linear * (2 - NF4) if config.dtype == "nf4" else 0)

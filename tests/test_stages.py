@@ -303,7 +303,8 @@ def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward
 KILLED = """
 import os, sys, pickle
 from mmrlhf import run, ppo as stage
-from mmrlhf.config import load, PPOConfig
+from mmrlhf.config import PPOConfig
+from mmrlhf.settings import load
 saves = run.Run.save
 def save(self, step, *rest):
     saves(self, step, *rest)
@@ -317,7 +318,7 @@ stage.ppo(load(PPOConfig, Path(sys.argv[1]), {}), rows())
 
 
 def test_a_killed_ppo_run_continues_exactly(base, examples, reward_dir, tmp_path):
-    from mmrlhf.config import save as save_config
+    from mmrlhf.settings import save as save_config
 
     whole = ppo_config(base, reward_dir, tmp_path / "whole", max_steps=4)
     ppo(whole, examples)

@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from mmrlhf.config import PPOConfig, load
+from mmrlhf.config import PPOConfig
 from mmrlhf.content import find
 from mmrlhf.records import ImageSource, InputError, Message
+from mmrlhf.settings import load
 from mmrlhf.terms import TERMS, Entry, Sample, Weighted, alarms, guards, is_correct, ledger, parse, resolve
 
 

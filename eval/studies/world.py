@@ -25,7 +25,7 @@ from scipy import stats
 
 from mmrlhf import demo, scenes
 from mmrlhf.benchmark import load_benchmark
-from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, WorldConfig, load
+from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, WorldConfig
 from mmrlhf.content import find, folder
 from mmrlhf.evaluate import scored
 from mmrlhf.files import write_whole
@@ -34,6 +34,7 @@ from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, Preference
 from mmrlhf.reward_model import reward
 from mmrlhf.rollout import answer_all
+from mmrlhf.settings import load
 from mmrlhf.sft import sft
 from mmrlhf.terms import Term
 
