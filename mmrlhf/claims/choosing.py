@@ -90,7 +90,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     """Which of a word's uses this one is."""
     word, words, tags = t.words[i], t.words, t.tags
     if word in ("left", "right"):
-        return "J" if after[0] in "NX" else "E" if word == "left" and before == "N" and after == "D" else "X"
+        return "J" if after[0] in "NX" else "E" if word == "left" and ((before == "N" and after == "D") or (before in ("B", "R") and after in ("P", "R", "I", "G"))) else "X"
     noun = "N" if "N" in uses else "X" if "X" in uses else ""
     follows = after[0]
     in_phrase = before in ("D", "Z", "#", "S", "J", "K") and (before != "J" or first >= 0)
@@ -241,9 +241,12 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         j_first = uses.index("J") < uses.index(noun)
         if word == "light" and words[i + 1 : i + 2] and words[i + 1] in COLOUR_HEADS:
             return "J"
-        if in_phrase and not headed and follows not in "C,":
+        later = tags[i + 2 : i + 3] or ["."]
+        if (in_phrase or (before == "F" and t.looks[i] < 2)) and not headed and (follows not in "C," or later[0] in ("D", ".", "#")):
             return noun
-        if before == "N" and first >= 0 and not (headed and t.looks[i] and uses[0] == "J" and word not in COLOUR_NOUNS):
+        if before == "N" and first >= 0 and not (
+            headed and t.looks[i] == 2 and uses[0] == "J" and word not in COLOUR_NOUNS
+        ):
             return noun
         if (headed or (follows in "C," and j_first)) and (follows in "NXU" or follows in "JEC,"):
             return "J" if j_first or (t.looks[i] == 2 and word not in ("light",)) else noun

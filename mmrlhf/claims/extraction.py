@@ -6,7 +6,7 @@ One pass over the phrases of each sentence, left to right, that remembers the su
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import tagged
-from mmrlhf.claims.grammar import DEPICTIONS, GAZE, HUNG, LINKS, MEASURES, MOST, PICTURES, ROUGHLY
+from mmrlhf.claims.grammar import DENYING, DEPICTIONS, EXCEPTING, GAZE, HUNG, LINKS, MEASURES, MOST, PICTURES, ROUGHLY
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
 from mmrlhf.claims.phrases import ITEM, Phrase, number_of, phrase
@@ -96,6 +96,8 @@ class _Reader:
                 continue
             tag, word = tags[i], words[i]
             after = tags[stop] if stop < end else "."
+            if tag == "W":
+                waiting = None  # two of whom
             if tag == "#" and after == "F":
                 waiting = Phrase(i, i, i + 1, "", "", True, False, False)
                 number = number_of(word)
@@ -151,6 +153,10 @@ class _Reader:
         if p.name in ("camera",) and p.definite and s.verb in ("facing", "faces"):
             return
         clause = after in "BHMV" and s.finite
+        if s.role == "denied" and s.place is not None:
+            s.role, s.deny = "", ""  # without a hat on a beach
+        elif joined and s.deny and previous != "L" and t.words[p.start - 1] in ("only", "just"):
+            s.deny, s.denied, s.role = "", -1, ""  # no books, only jars
         if s.deny:
             # `not a dog`, `without a hat`, `neither a car`: the phrases that follow, as long as `or` goes on with them
             if (
@@ -197,8 +203,9 @@ class _Reader:
             return
         self.made.name(p)
         if s.role == "denied":
-            s.group = [p]
-            return
+            if s.place is None:
+                s.group = [p]
+                return
         thing = [p]
         if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
             return  # another name for the phrase before
@@ -313,7 +320,7 @@ class _Reader:
             if after in "JRBHMV":
                 s.denied = 10**9
             else:
-                s.deny = "neither" if previous in ".," else "word"
+                s.deny = "neither" if previous in ".," or s.deny == "neither" else "word"
         elif tag == "?" and word not in ROUGHLY and not self.made.is_denied(i):
             s.doubt, s.doubt_at = True, i
         elif tag == "Y":
@@ -329,21 +336,11 @@ class _Reader:
                 s.outer, s.actor, s.relative = s.subject, list(s.group), True
         elif tag == "A":
             s.place = None
-            if word in (
-                "without",
-                "free of",
-                "devoid of",
-                "void of",
-                "lack of",
-                "lacks",
-                "lacking",
-                "absence of",
-                "instead of",
-                "rather than",
-                "empty of",
-            ):
+            if word in DENYING:
                 s.deny, s.role, s.group = "word", "denied", []
             else:
+                if word in EXCEPTING:
+                    s.denied, s.deny = -1, ""
                 s.group, s.role = [], "with"
                 if s.verb_at < 0:
                     s.verb_at, s.verb = i, "with"

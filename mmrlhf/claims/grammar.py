@@ -93,7 +93,7 @@ for _tag, _words in {
     "D": "a an the this these those his her its their my your our whose each every another any some both all several many few much "
     "various numerous multiple more most fewer less",
     "Z": "no",
-    "J": "other same such",
+    "J": "other same such nowhere",
     "X": "others none nothing something anything everything",
     "Q": "it he she they him them i you we me us himself herself itself themselves each-other one-another his/her theirs mine hers",
     "T": "there",
@@ -121,9 +121,11 @@ PHRASES: dict[str, tuple[str, str]] = {}
 """Several words that are one to grammar: tag and name."""
 for _tag, _phrases in {
     "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;hanging from;hangs from:hanging from;"
-    "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of",
+    "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"
+    "all over:over;all around:around",
     "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;far from;in case of;as part of;"
-    "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;apart from;aside from;"
+    "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;no sign of:lack of;no signs of:lack of;no trace of:lack of;"
+    "other than;apart from;aside from;"
     "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
     "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;"
     "up to;ready to;prior to;thanks to;related to",
@@ -161,6 +163,12 @@ STARTS: dict[tuple[str, str], list[list[str]]] = {}
 for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
     _first, _second = _phrase.split(" ")[:2]
     STARTS.setdefault((_first, _second), []).append(_phrase.split(" "))
+DENYING = listed("without lacks lacking") | frozenset(
+    ("free of", "free from", "devoid of", "void of", "lack of", "absence of", "instead of", "rather than", "empty of")
+)
+"""Words of the tag A whose thing is not there."""
+EXCEPTING = frozenset(("except", "except for", "besides", "apart from", "aside from", "other than"))
+"""Words of the tag A whose thing is there, whatever was denied."""
 DEFINITE = listed("the this these those his her its their my your our whose both")
 """Words before what the text takes for granted."""
 MEASURES = listed(
@@ -243,6 +251,8 @@ CANNED = listed("trash garbage soda beer tin watering spray oil paint aluminum m
 """Words before a can that is a thing."""
 RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
 """Order of the claims that a phrase makes."""
+ABSENT = listed("absent missing nowhere")
+"""Words that say that something is not there."""
 SEEN = listed("visible present seen shown depicted pictured there")
 """Words that only say that something is there."""
 POSTURES = listed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import base_of
-from mmrlhf.claims.grammar import ALIVE, LITTERED, PAINTED, POSTURES, SEEMING, SEEN, SHADES
+from mmrlhf.claims.grammar import ABSENT, ALIVE, LITTERED, PAINTED, POSTURES, SEEMING, SEEN, SHADES
 from mmrlhf.claims.made import Made
 from mmrlhf.claims.phrases import Phrase
 
@@ -130,8 +130,8 @@ def lives(made: Made, p: Phrase) -> bool:
 def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: str, end: int) -> None:
     """One that stands by itself: `is brown and large`."""
     s, t = made.s, made.t
-    if word in SEEN or word in ("absent", "missing"):
-        if made.is_denied(i) or word in ("absent", "missing"):
+    if word in SEEN or word in ABSENT:
+        if made.is_denied(i) or word in ABSENT:
             for p in s.actor:
                 made.deny(p)
         elif s.doubt and i - s.doubt_at <= 3:
