@@ -95,6 +95,8 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     follows = after[0]
     in_phrase = before in ("D", "Z", "#", "S", "J", "K") and (before != "J" or first >= 0)
     headed = follows in "NXUJ" or (follows == "E" and len(after) > 1) or "N" in after or "X" in after
+    if "G" in after and tags[i + 2 : i + 3] in (["D"], ["Z"]) and noun:
+        headed = False  # a locomotive crossing a bridge
     if follows == "," and in_phrase and "J" in uses and i + 2 < len(tags) and "J" in tags[i + 2]:
         headed = True
     plural = t.many[i]
@@ -172,6 +174,8 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
             return "V"
         if before == "W" and not (words[i - 1] == "that" and noun and follows in "BV"):
             return "V"
+        if before == "J" and tags[i - 2 : i - 1] == ["B"] and word.endswith("s") and base_of(word) in STRONG and {"which", "who", "that", "whose"} & set(words[max(0, i - 6) : i]):
+            return "V"  # the man who is tall stands
         if before == "T":
             return "V"
         if in_phrase and noun:
@@ -191,7 +195,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         if before in ("N", "X", "u", "U") and not in_phrase:
             base = base_of(word)
             singular_before = not t.many[i - 1] and not (
-                first > 0 and tags[first - 1] == "C" and follows in "DPQRIA" and base_of(word) in STRONG
+                first > 0 and tags[first - 1] == "C" and follows in "DPQRIAJ" and base_of(word) in STRONG
             )
             opener = tags[first] if first >= 0 else ""
             only_one = (opener == "D" and words[first] in ("a", "an", "this", "each", "every", "another", "one")) or (
@@ -206,18 +210,18 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
                     return noun or "V"
                 if only_one:
                     return "V"
-                if base in STRONG and follows in "DZPQRIAGE,#J.CLO" and not _has_verb(tags, i):
+                if base in STRONG and follows in "DZPQRIAGE,#J.CLOXN" and not _has_verb(t, i):
                     return "V"
-                if (uses[0] == "V" or noun == "X") and follows in "DZPQRIA#JLO" and not _has_verb(tags, i):
+                if (uses[0] == "V" or noun == "X") and follows in "DZPQRIA#JLO" and not _has_verb(t, i):
                     return "V"
                 return noun or "V"
             if not singular_before:
                 if follows in "DZPQRIAGE#,.YJLO" or follows == "." or (follows in "NX" and uses[0] == "V"):
-                    return "V" if (uses[0] == "V" or base in STRONG or follows in "DZQ") else (noun or "V")
+                    return "V" if (uses[0] == "V" or base in STRONG or follows in "DZQ" or (noun == "X" and follows in "PRI")) else (noun or "V")
                 return noun or "V"
             if "J" in uses and uses[0] == "J" and not headed:
                 return "J"
-            if base in STRONG and follows in "DPQRIAJ" and not _has_verb(tags, i) and _many_subject(t, i):
+            if base in STRONG and follows in "DPQRIAJ" and not _has_verb(t, i) and _many_subject(t, i):
                 return "V"
             return noun or ("J" if "J" in uses else "V")
         if before in ("R", "C", ",") and uses[0] == "V" and not (noun == "N" and (before != "R" or follows in "C,")):
@@ -241,8 +245,12 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         j_first = uses.index("J") < uses.index(noun)
         if word == "light" and words[i + 1 : i + 2] and words[i + 1] in COLOUR_HEADS:
             return "J"
-        later = tags[i + 2 : i + 3] or ["."]
-        if (in_phrase or (before == "F" and t.looks[i] < 2)) and not headed and (follows not in "C," or later[0] in ("D", ".", "#")):
+        if before == "J" and words[i - 1] in SHADES and word in COLOUR_HEADS and tags[i - 2 : i - 1] == ["B"]:
+            return "J"  # which is bright orange
+        k = i + 3 if after == "," and tags[i + 2 : i + 3] == ["C"] else i + 2
+        later = tags[k : k + 1] or ["."]
+        ends = follows not in "C," or later[0] in ("D", ".", "#")  # a round ottoman, and a lamp
+        if (in_phrase or (before == "F" and t.looks[i] < 2)) and not headed and ends:
             return noun
         if before == "N" and first >= 0 and not (
             headed and t.looks[i] == 2 and uses[0] == "J" and word not in COLOUR_NOUNS
@@ -295,11 +303,11 @@ def _many_subject(t: Tokens, i: int) -> bool:
     return next((t.many[j] for j in range(k + 1, i) if t.tags[j] in "NX" and t.tags[j + 1] not in "NX"), False)
 
 
-def _has_verb(tags: list[str], i: int) -> bool:
+def _has_verb(t: Tokens, i: int) -> bool:
     """Whether the clause had its finite verb before this word."""
     for k in range(i - 1, max(-1, i - 14), -1):
-        if tags[k] in ".:YW":
+        if t.tags[k] in ".:YW" or t.words[k] == "as":
             return False
-        if tags[k] in "BVHM?" and tags[k] != "?":
+        if t.tags[k] in "BVHM":
             return True
     return False

@@ -173,7 +173,7 @@ DEFINITE = listed("the this these those his her its their my your our whose both
 """Words before what the text takes for granted."""
 MEASURES = listed(
     "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
-    "strip scoop splash sea clump patch ball cloud dollop drop touch"
+    "strip scoop splash sea clump patch ball cloud dollop drop touch tangle jumble"
 )
 """Nouns that are no thing of their own before `of`: a herd of cows is cows."""
 PART_OF = listed(
@@ -251,6 +251,8 @@ CANNED = listed("trash garbage soda beer tin watering spray oil paint aluminum m
 """Words before a can that is a thing."""
 RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
 """Order of the claims that a phrase makes."""
+AJAR = listed("open closed shut")
+"""How something is that one has, where it stands after that."""
 ABSENT = listed("absent missing nowhere")
 """Words that say that something is not there."""
 SEEN = listed("visible present seen shown depicted pictured there")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PART_OF, ROUGHLY, SHADES
+from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PAIRED, PART_OF, ROUGHLY, SHADES
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
@@ -159,6 +159,8 @@ def number_of(word: str) -> int | None:
 def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
     """What stands before the name: numbers, and words for how it looks."""
     tags, words = t.tags, t.words
+    if words[start] == "both" and found.many and found.noun not in PAIRED:
+        found.count, found.counted_at = 2, start
     k = start + (tags[start] in "DZ")
     while k < head:
         tag, word = tags[k], words[k]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import base_of
-from mmrlhf.claims.grammar import ABSENT, ALIVE, LITTERED, PAINTED, POSTURES, SEEMING, SEEN, SHADES
+from mmrlhf.claims.grammar import ABSENT, AJAR, ALIVE, LITTERED, OWNING, PAINTED, POSTURES, SEEMING, SEEN, SHADES
 from mmrlhf.claims.made import Made
 from mmrlhf.claims.phrases import Phrase
 
@@ -134,9 +134,15 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
         if made.is_denied(i) or word in ABSENT:
             for p in s.actor:
                 made.deny(p)
+            if word == "nowhere":
+                s.denied = 10**9
         elif s.doubt and i - s.doubt_at <= 3:
             for p in s.actor:
                 made.doubt(p)
+        return
+    if word in AJAR and previous in "NR" and s.role in ("with", "object") and s.group and s.group[-1].definite:
+        if s.verb in OWNING or s.role == "with":
+            made.look(s.group[-1], word, i, i + 1)  # with his mouth open
         return
     if s.verb_at < 0 or not t.looks[i] or not s.actor or (after == "W" and s.actor[0].it is not None):
         return  # also of `it is not clear what ...`
