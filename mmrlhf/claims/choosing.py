@@ -118,6 +118,8 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         and base_of(word) in STRONG
     ):
         return "V"
+    if word in ("open", "shut") and before in ("N", "R", "J") and (tags[max(0, i - 3) : i - 1] == ["H", "D"] or words[max(0, i - 4) : i - 1].count("with")):
+        return "J"
     if word in ("look", "looks", "seem", "appear") and follows == "J":
         return "V"
     # -ing

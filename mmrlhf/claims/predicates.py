@@ -47,6 +47,9 @@ def verb(made: Made, i: int, tag: str, word: str, previous: str, after: str, tag
 def participle(made: Made, i: int, tag: str, word: str, previous: str, after: str, tags: str, end: int) -> None:
     s, t = made.s, made.t
     s.place = None
+    if word in AJAR and previous in "NRJ" and _had(made):
+        made.look(s.group[-1], word, i, i + 1)
+        return
     if s.relative:
         s.relative = False
     if (
@@ -127,6 +130,13 @@ def lives(made: Made, p: Phrase) -> bool:
     return made.lexicon.of_coco(p.thing.name) in ALIVE
 
 
+def _had(made: Made) -> bool:
+    """Whether the latest phrase is what somebody has, and no subject: with his mouth (open)."""
+    s = made.s
+    owned = s.role == "with" or (s.role == "object" and s.verb in OWNING)
+    return owned and bool(s.group) and s.group[-1].definite
+
+
 def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: str, end: int) -> None:
     """One that stands by itself: `is brown and large`."""
     s, t = made.s, made.t
@@ -140,9 +150,8 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
             for p in s.actor:
                 made.doubt(p)
         return
-    if word in AJAR and previous in "NR" and s.role in ("with", "object") and s.group and s.group[-1].definite:
-        if s.verb in OWNING or s.role == "with":
-            made.look(s.group[-1], word, i, i + 1)  # with his mouth open
+    if word in AJAR and previous in "NRJ" and _had(made):
+        made.look(s.group[-1], word, i, i + 1)
         return
     if s.verb_at < 0 or not t.looks[i] or not s.actor or (after == "W" and s.actor[0].it is not None):
         return  # also of `it is not clear what ...`
