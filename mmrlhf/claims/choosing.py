@@ -6,6 +6,8 @@ from mmrlhf.claims.grammar import (
     CANNED,
     COLOUR_HEADS,
     COLOUR_NOUNS,
+    COLOURED,
+    HUES,
     NUMBERED,
     PARTICLES,
     PLACES,
@@ -49,6 +51,8 @@ def _small(t: Tokens, i: int, tag: str, before: str, after: str) -> str:
     follows = after[0]
     if word == "yes":
         return ","
+    if word in HUES:
+        return "J" if words[i + 1 : i + 2] and words[i + 1] in COLOURED else tag
     if word == "that":
         if tag == "W" and follows in "NXJ#" and before not in ("N", "X"):
             return "D"
@@ -165,7 +169,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         if before in ("B", "R", "C", "V") and "J" in uses and follows not in ("P", "A", "I") and t.looks[i]:
             return "J"
         return "E"
-    if word in SHADES and words[i + 1 : i + 2] and words[i + 1] in COLOUR_HEADS:
+    if word in SHADES and words[i + 1 : i + 2] and words[i + 1] in (COLOURED if word in HUES else COLOUR_HEADS):
         return "J"
     verb = "V" in uses
     if verb and (noun or "J" in uses):

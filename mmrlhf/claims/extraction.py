@@ -6,7 +6,7 @@ One pass over the phrases of each sentence, left to right, that remembers the su
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import tagged
-from mmrlhf.claims.grammar import DENYING, DEPICTIONS, EXCEPTING, GAZE, HUNG, LINKS, MEASURES, MOST, PICTURES, ROUGHLY
+from mmrlhf.claims.grammar import DENYING, DEPICTIONS, EXCEPTING, GAZE, HUNG, LINKS, MEASURES, MOST, OWNERS, PICTURES, ROUGHLY, SIGNS
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
 from mmrlhf.claims.phrases import ITEM, Phrase, number_of, phrase
@@ -120,7 +120,7 @@ class _Reader:
 
     def _is_measure(self, p: Phrase) -> bool:
         noun = p.noun
-        if not p.name:
+        if not p.name or (p.no and p.name in SIGNS):
             return True
         return noun in MEASURES or noun == "couple"
 
@@ -157,6 +157,8 @@ class _Reader:
             s.role, s.deny = "", ""  # without a hat on a beach
         elif joined and s.deny and previous != "L" and t.words[p.start - 1] in ("only", "just"):
             s.deny, s.denied, s.role = "", -1, ""  # no books, only jars
+        if t.words[p.start] in ("many", "much") and self.made.is_denied(p.start):
+            s.denied = -1  # not many are some
         if s.deny:
             # `not a dog`, `without a hat`, `neither a car`: the phrases that follow, as long as `or` goes on with them
             if (
@@ -206,6 +208,10 @@ class _Reader:
             if s.place is None:
                 s.group = [p]
                 return
+        if joined and after in "EJ" and t.words[p.start] in OWNERS and t.words[p.start - 1] == "," and t.looks[p.end]:
+            self.made.look(p, t.words[p.end], p.end, p.end + 1)  # a laptop, its screen cracked, is
+            s.group, s.role = s.subject, "subject"
+            return
         thing = [p]
         if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
             return  # another name for the phrase before

@@ -47,7 +47,9 @@ VAGUE = frozenset(
 )
 """Words that make a number one of many, or what is said one of several things, wherever they stand."""
 UNSURE = listed("could may might would")
-SMALL = PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")
+HUES = listed("navy olive sky royal lime hot baby forest mint off")
+"""Words that make one colour of two, and are something else elsewhere."""
+SMALL = HUES | PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")
 """Words of one tag which is another in some places."""
 COLOUR_NOUNS = listed("cream orange peach olive mint gold silver")
 """Colours that are things, too."""
@@ -124,8 +126,7 @@ for _tag, _phrases in {
     "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"
     "all over:over;all around:around",
     "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;far from;in case of;as part of;"
-    "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;no sign of:lack of;no signs of:lack of;no trace of:lack of;"
-    "other than;apart from;aside from;"
+    "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;other than;apart from;aside from;"
     "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
     "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;"
     "up to;ready to;prior to;thanks to;related to",
@@ -136,7 +137,8 @@ for _tag, _phrases in {
     "?": "looks like;look like;looking like;looked like;it is possible that;it's possible that;it is likely that;it seems that;"
     "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
     "N": "no one:nobody;none of the above:nothing",
-    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:one;each of them:they;both of them:they",
+    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:one;each of them:they;both of them:they;"
+    "one of which:they;one of whom:they;some of which:they;some of whom:they;all of which:they;all of whom:they;both of which:they;both of whom:they;most of which:they;most of whom:they;each of which:they;each of whom:they",
 }.items():
     for _phrase in _phrases.split(";"):
         _words_of, _, _name = _phrase.partition(":")
@@ -163,6 +165,12 @@ STARTS: dict[tuple[str, str], list[list[str]]] = {}
 for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
     _first, _second = _phrase.split(" ")[:2]
     STARTS.setdefault((_first, _second), []).append(_phrase.split(" "))
+SIGNS = listed("sign trace")
+"""Nouns that are no thing where there is none: no sign of a dog."""
+OWNERS = listed("his her its their")
+"""Words that say whose."""
+MARKS = listed("line stripe mark spot letter")
+"""Nouns that name a thing if they have a colour."""
 DENYING = listed("without lacks lacking") | frozenset(
     ("free of", "free from", "devoid of", "void of", "lack of", "absence of", "instead of", "rather than", "empty of")
 )
@@ -186,7 +194,7 @@ PAIRED = listed("shoe boot sock glove mitten earring sandal slipper sneaker chop
 """Things of which a pair is one of each side, and no number."""
 LIMBS = listed("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
 """Parts of which there is a left and a right one."""
-COLOURED = listed("red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise wood wooden blonde")
+COLOURED = listed("red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise white wood wooden blonde")
 """What light and dark may stand before."""
 BESIDE = frozenset(
     ("next to", "beside", "near", "behind", "in front of", "left of", "right of", "above", "below", "under", "close to", "between", "over",
@@ -275,7 +283,7 @@ FILLED = listed("with filled topped covered loaded decorated packed stacked pile
 """What comes before things that are where the thing is that has them."""
 WATCHING = listed("watch watches watching see sees seeing let lets help helps helping make makes")
 """Verbs after which a noun is followed by what it does."""
-SHADES = ("light", "dark", "bright", "pale", "deep")
+SHADES = HUES | listed("light dark bright pale deep")
 """Words that make one colour of two."""
 PAINTED = listed("painted colored coloured dyed tinted")
 """Participles that a colour follows."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PAIRED, PART_OF, ROUGHLY, SHADES
+from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, MARKS, NUMBERS, PAIRED, PART_OF, ROUGHLY, SHADES
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
@@ -110,6 +110,9 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
             found.end = last
             found.noun = nouns[last - 1]
             return _compound(t, found, head, last, lexicon)
+        if nouns[last] in MARKS and last > found.start and words[last - 1] in sets["colours"]:
+            found.name = nouns[last]
+            return last
         described = last > head or (last > found.start and tags[last - 1] == "J" and t.looks[last - 1])
         if (
             nouns[last] == "area"
@@ -176,7 +179,7 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
             found.count, found.counted_at = 1, k
         if word in ("left", "right") and found.noun in LIMBS:
             found.looks.append((word, k))
-        elif tag in "JE" and t.looks[k]:
+        elif tag in "JE" and (t.looks[k] or word in SHADES):
             value = word
             if k + 1 < head and word in SHADES and tags[k + 1] == "J" and words[k + 1] in COLOURED:
                 value = f"{word} {words[k + 1]}"
@@ -186,6 +189,9 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
             if k + 1 <= head and word in ("stainless", "wrought", "cast") and words[k + 1 : k + 2] in (["steel"], ["iron"]):
                 found.looks.append((f"{word} {words[k + 1]}", k))
                 k += 2
+                continue
+            if not t.looks[k]:
+                k += 1
                 continue
             found.looks.append((value.removesuffix("-colored").removesuffix("-coloured"), k))
         elif tag in "NX" and t.looks[k]:

@@ -51,6 +51,8 @@ def where(made: Made, i: int, word: str, previous: str, after: str) -> None:
         figures = s.group
     elif previous == "N" and s.role == "object" and s.verb in OWNING:
         figures = s.group[-1:]
+    elif previous == "N" and s.role == "with" and word in BESIDE and s.actor and s.group and s.group[-1].noun in CLOTHES:
+        figures = s.actor  # a girl in a red dress beside a horse
     elif previous == "N" and s.role == "denied" and after != "Q":
         figures = s.actor or s.group  # a man without a hat on a beach
     elif previous == "N" and s.role == "target" and s.last is not None:

@@ -79,7 +79,7 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
     if tag == "E":
         if word in PAINTED:
             _coloured(made, i, tags, end)
-        elif word == "made" and previous in "BCN,R":
+        elif word == "made" and previous in "BCN,RO":
             _made_of(made, i, tags, end)
         elif (
             (
@@ -153,7 +153,7 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
     if word in AJAR and previous in "NRJ" and _had(made):
         made.look(s.group[-1], word, i, i + 1)
         return
-    if s.verb_at < 0 or not t.looks[i] or not s.actor or (after == "W" and s.actor[0].it is not None):
+    if s.verb_at < 0 or not (t.looks[i] or word in SHADES) or not s.actor or (after == "W" and s.actor[0].it is not None) or t.words[i + 1 : i + 2] == ["than"]:
         return  # also of `it is not clear what ...`
     base = s.verb
     link = base in ("is", "are", "was", "were", "be", "been", "'s", "'re") or base_of(base) in (
@@ -173,5 +173,7 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
     value, stop = word, i + 1
     if word in SHADES and tags[i + 1 : i + 2] == "J" and i + 1 < end:
         value, stop = f"{word} {t.words[i + 1]}", i + 2
+    elif not t.looks[i]:
+        return
     for p in s.actor:
         made.look(p, value, i, stop)
