@@ -30,10 +30,10 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
     first = -1  # where the noun phrase began that the last token is in
     before = "."
     for i, (uses, after, word) in enumerate(zip(tags, [*tags[1:], "."], t.words, strict=False)):
-        if len(uses) == 1 and uses not in "EG":
+        if len(uses) == 1 and uses not in "EGV":
             tag = _small(t, i, uses, before, after) if word in SMALL else uses
-        elif "G" in uses and i + 1 < len(tags) and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes):
-            tag = "J"  # a swimming pool, and nobody who swims
+        elif ("G" in uses or (uses[0] == "V" and before in "DJ#")) and i + 1 < len(tags) and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes):
+            tag = "J"  # a swimming pool and a cruise ship, and nobody who swims
         else:
             tag = _one(t, i, uses, before, after, first)
         if tag in "DZ#JNXU":
@@ -113,6 +113,8 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         and word in STRONG
     ):
         return "V"  # watching the boy play baseball
+    if word == "half" and before == "B" and "E" in after:
+        return "R"
     if word in ("cut", "set", "spread", "split", "shut") and before in ("N", "X", "B") and follows in "PRIA.,":
         return "E"
     if (

@@ -279,8 +279,6 @@ class _Reader:
         if thing is not None:
             p.it, p.name, p.many = thing, "", thing.many
             p.no = thing.no
-        if word == "none":
-            s.denied = 10**9
         if s.place is not None:
             figures = [] if s.place[3] else s.place[2]
             if word in ("it", "itself", "them") and s.last is not None:
@@ -298,6 +296,8 @@ class _Reader:
             return
         if previous in ",C":
             s.denied, s.deny = -1, ""
+        if word == "none":
+            s.denied = 10**9
         s.subject = s.actor = s.group = [p]
         s.role, s.verb, s.verb_at, s.finite = "subject", "", -1, False
 

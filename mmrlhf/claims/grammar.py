@@ -47,7 +47,7 @@ VAGUE = frozenset(
 )
 """Words that make a number one of many, or what is said one of several things, wherever they stand."""
 UNSURE = listed("could may might would")
-HUES = listed("navy olive sky royal lime hot baby forest mint off")
+HUES = listed("neon navy olive sky royal lime hot baby forest mint off")
 """Words that make one colour of two, and are something else elsewhere."""
 SMALL = HUES | PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")
 """Words of one tag which is another in some places."""
@@ -124,6 +124,7 @@ PHRASES: dict[str, tuple[str, str]] = {}
 for _tag, _phrases in {
     "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;hanging from;hangs from:hanging from;"
     "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"
+    "on opposite sides of:on both sides of;at the foot of:at;at the base of:at;"
     "all over:over;all around:around",
     "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;far from;in case of;as part of;"
     "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;other than;apart from;aside from;"
@@ -137,8 +138,8 @@ for _tag, _phrases in {
     "?": "looks like;look like;looking like;looked like;it is possible that;it's possible that;it is likely that;it seems that;"
     "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
     "N": "no one:nobody;none of the above:nothing",
-    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:one;each of them:they;both of them:they;"
-    "one of which:they;one of whom:they;some of which:they;some of whom:they;all of which:they;all of whom:they;both of which:they;both of whom:they;most of which:they;most of whom:they;each of which:they;each of whom:they",
+    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:they;each of them:they;both of them:they;"
+    "none of which:none;none of whom:none;one of which:they;one of whom:they;some of which:they;some of whom:they;all of which:they;all of whom:they;both of which:they;both of whom:they;most of which:they;most of whom:they;each of which:they;each of whom:they",
 }.items():
     for _phrase in _phrases.split(";"):
         _words_of, _, _name = _phrase.partition(":")
@@ -238,7 +239,7 @@ LINKS = listed("is are was were be been 's 're")
 """Verbs that join a thing and how it looks."""
 SPORTS = listed("baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball")
 """Games that are named as their balls are."""
-AIMING = listed("hit throw swing aim kick toss shoot point direct")
+AIMING = listed("spray hit throw swing aim kick toss shoot point direct")
 """What one does to one thing at another."""
 OTHER = listed("other another second more additional")
 """Words that leave open how many there are in all."""

@@ -70,7 +70,7 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
         s.actor = s.group
     if word in ("suggesting", "indicating", "implying", "resembling"):
         s.doubt, s.doubt_at = True, i
-    if word in SEEN and made.is_denied(i):
+    if word in ABSENT or (word in SEEN and made.is_denied(i)):
         for p in s.actor:
             made.deny(p)
     elif word in SEEN and s.doubt and s.doubt_at < i and i - s.doubt_at <= 3:
@@ -98,14 +98,19 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
 
 
 def _coloured(made: Made, i: int, tags: str, end: int) -> None:
-    """`painted light blue`."""
+    """`painted light blue and white`."""
     t, k = made.t, i + 1
     while k < end and tags[k] == "R":
         k += 1
-    if k < end and tags[k] == "J" and t.looks[k]:
+    while k < end and tags[k] == "J" and (t.looks[k] or t.words[k] in SHADES):
         shade = t.words[k] in SHADES and tags[k + 1 : min(k + 2, end)] == "J"
         for p in made.s.actor:
             made.look(p, " ".join(t.words[k : k + 1 + shade]), i, k + 1 + shade)
+        k += 1 + shade
+        last = k + 1 + (t.words[k + 1 : k + 2] != [] and t.words[k + 1] in SHADES)  # the next colour's last word
+        if tags[k : k + 1] not in ("C", ",") or tags[k + 1 : last + 1].strip("J") or tags[last + 1 : last + 2] in ("N", "X", "U", "J"):
+            return
+        k += 1
 
 
 def _made_of(made: Made, i: int, tags: str, end: int) -> None:
@@ -163,6 +168,7 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
         "remain",
         "stay",
         "become",
+        *(("sit", "stand", "lie", "hang") if word in AJAR or word in ("empty", "upright") else ()),
     )
     if not link or s.role == "with" or (previous in "NHVDZ" and previous != "V"):
         return
