@@ -94,7 +94,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     """Which of a word's uses this one is."""
     word, words, tags = t.words[i], t.words, t.tags
     if word in ("left", "right"):
-        return "J" if after[0] in "NX" else "E" if word == "left" and ((before == "N" and after == "D") or (before in ("B", "R") and after in ("P", "R", "I", "G"))) else "X"
+        return "J" if after[0] in "NX" or (before == "D" and ("N" in after or "X" in after)) else "E" if word == "left" and ((before == "N" and after == "D") or (before in ("B", "R") and after in ("P", "R", "I", "G"))) else "X"
     noun = "N" if "N" in uses else "X" if "X" in uses else ""
     follows = after[0]
     in_phrase = before in ("D", "Z", "#", "S", "J", "K") and (before != "J" or first >= 0)
@@ -255,10 +255,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
             return "J"
         if before == "J" and words[i - 1] in SHADES and word in COLOUR_HEADS and tags[i - 2 : i - 1] == ["B"]:
             return "J"  # which is bright orange
-        k = i + 3 if after == "," and tags[i + 2 : i + 3] == ["C"] else i + 2
-        later = tags[k : k + 1] or ["."]
-        ends = follows not in "C," or later[0] in ("D", ".", "#")  # a round ottoman, and a lamp
-        if (in_phrase or (before == "F" and t.looks[i] < 2)) and not headed and ends:
+        if not headed and (in_phrase or (before == "F" and t.looks[i] < 2)) and (follows not in "C," or _ends(tags, i + 1)):
             return noun
         if before == "N" and first >= 0 and not (
             headed and t.looks[i] == 2 and uses[0] == "J" and word not in COLOUR_NOUNS
@@ -282,6 +279,12 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     if "J" in uses and verb:
         return "J"
     return uses[0]
+
+
+def _ends(tags: list[str], comma: int) -> bool:
+    """Whether a list goes on with another thing after this comma or `and`, and not another adjective: a round ottoman, and a lamp."""
+    k = comma + 2 if tags[comma] == "," and tags[comma + 1 : comma + 2] == ["C"] else comma + 1
+    return k >= len(tags) or tags[k] in ("D", ".", "#")
 
 
 def stem(word: str) -> str:

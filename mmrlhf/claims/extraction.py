@@ -155,7 +155,8 @@ class _Reader:
         clause = after in "BHMV" and s.finite
         if s.role == "denied" and s.place is not None:
             s.role, s.deny = "", ""  # without a hat on a beach
-        elif joined and s.deny and previous != "L" and t.words[p.start - 1] in ("only", "just"):
+        instead = joined and previous != "L" and t.words[p.start - 1] in ("only", "just")
+        if instead:
             s.deny, s.denied, s.role = "", -1, ""  # no books, only jars
         if t.words[p.start] in ("many", "much") and self.made.is_denied(p.start):
             s.denied = -1  # not many are some
@@ -171,6 +172,7 @@ class _Reader:
                 p.no = True
         elif (
             joined
+            and not instead
             and s.group
             and s.group[-1].no
             and not p.definite
