@@ -32,7 +32,11 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
     for i, (uses, after, word) in enumerate(zip(tags, [*tags[1:], "."], t.words, strict=False)):
         if len(uses) == 1 and uses not in "EGV":
             tag = _small(t, i, uses, before, after) if word in SMALL else uses
-        elif ("G" in uses or (uses[0] == "V" and before in "DJ#")) and i + 1 < len(tags) and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes):
+        elif (
+            ("G" in uses or (uses[0] == "V" and before in "DJ#"))
+            and i + 1 < len(tags)
+            and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes)
+        ):
             tag = "J"  # a swimming pool and a cruise ship, and nobody who swims
         else:
             tag = _one(t, i, uses, before, after, first)
@@ -94,7 +98,13 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     """Which of a word's uses this one is."""
     word, words, tags = t.words[i], t.words, t.tags
     if word in ("left", "right"):
-        return "J" if after[0] in "NX" or (before == "D" and ("N" in after or "X" in after)) else "E" if word == "left" and ((before == "N" and after == "D") or (before in ("B", "R") and after in ("P", "R", "I", "G"))) else "X"
+        return (
+            "J"
+            if after[0] in "NX" or (before == "D" and ("N" in after or "X" in after))
+            else "E"
+            if word == "left" and ((before == "N" and after == "D") or (before in ("B", "R") and after in ("P", "R", "I", "G")))
+            else "X"
+        )
     noun = "N" if "N" in uses else "X" if "X" in uses else ""
     follows = after[0]
     in_phrase = before in ("D", "Z", "#", "S", "J", "K") and (before != "J" or first >= 0)
@@ -124,7 +134,11 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         and base_of(word) in STRONG
     ):
         return "V"
-    if word in ("open", "shut") and before in ("N", "R", "J") and (tags[max(0, i - 3) : i - 1] == ["H", "D"] or words[max(0, i - 4) : i - 1].count("with")):
+    if (
+        word in ("open", "shut")
+        and before in ("N", "R", "J")
+        and (tags[max(0, i - 3) : i - 1] == ["H", "D"] or words[max(0, i - 4) : i - 1].count("with"))
+    ):
         return "J"
     if word in ("look", "looks", "seem", "appear") and follows == "J":
         return "V"
@@ -132,7 +146,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     if "G" in uses:
         if before in ("B", "N", "X", "Q", "Y", "W", "R") and follows in "DZPQ#IRAF" and noun != "N":
             return "G"
-        if before in ("B",) and follows in "DZQ":
+        if before == "B" and (follows in "DZQ" or (follows in "PIA" and not plural and tags[i - 2 : i - 1] != ["T"])):
             return "G"
         if noun == "N" and before == "N" and follows in "DZQ" and word not in ("building", "ceiling"):
             return "G"
@@ -182,7 +196,13 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
             return "V"
         if before == "W" and not (words[i - 1] == "that" and noun and follows in "BV"):
             return "V"
-        if before == "J" and tags[i - 2 : i - 1] == ["B"] and word.endswith("s") and base_of(word) in STRONG and {"which", "who", "that", "whose"} & set(words[max(0, i - 6) : i]):
+        if (
+            before == "J"
+            and tags[i - 2 : i - 1] == ["B"]
+            and word.endswith("s")
+            and base_of(word) in STRONG
+            and {"which", "who", "that", "whose"} & set(words[max(0, i - 6) : i])
+        ):
             return "V"  # the man who is tall stands
         if before == "T":
             return "V"
@@ -225,7 +245,11 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
                 return noun or "V"
             if not singular_before:
                 if follows in "DZPQRIAGE#,.YJLO" or follows == "." or (follows in "NX" and uses[0] == "V"):
-                    return "V" if (uses[0] == "V" or base in STRONG or follows in "DZQ" or (noun == "X" and follows in "PRI")) else (noun or "V")
+                    return (
+                        "V"
+                        if (uses[0] == "V" or base in STRONG or follows in "DZQ" or (noun == "X" and follows in "PRI"))
+                        else (noun or "V")
+                    )
                 return noun or "V"
             if "J" in uses and uses[0] == "J" and not headed:
                 return "J"
@@ -257,9 +281,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
             return "J"  # which is bright orange
         if not headed and (in_phrase or (before == "F" and t.looks[i] < 2)) and (follows not in "C," or _ends(tags, i + 1)):
             return noun
-        if before == "N" and first >= 0 and not (
-            headed and t.looks[i] == 2 and uses[0] == "J" and word not in COLOUR_NOUNS
-        ):
+        if before == "N" and first >= 0 and not (headed and t.looks[i] == 2 and uses[0] == "J" and word not in COLOUR_NOUNS):
             return noun
         if (headed or (follows in "C," and j_first)) and (follows in "NXU" or follows in "JEC,"):
             return "J" if j_first or (t.looks[i] == 2 and word not in ("light",)) else noun

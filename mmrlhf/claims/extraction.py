@@ -6,10 +6,22 @@ One pass over the phrases of each sentence, left to right, that remembers the su
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import tagged
-from mmrlhf.claims.grammar import DENYING, DEPICTIONS, EXCEPTING, GAZE, HUNG, LINKS, MEASURES, MOST, OWNERS, PICTURES, ROUGHLY, SIGNS
+from mmrlhf.claims.grammar import (
+    DENYING,
+    DEPICTIONS,
+    EXCEPTING,
+    GAZE,
+    LINKS,
+    MEASURES,
+    MOST,
+    OWNERS,
+    PICTURES,
+    ROUGHLY,
+    SIGNS,
+)
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
-from mmrlhf.claims.phrases import ITEM, Phrase, number_of, phrase
+from mmrlhf.claims.phrases import ITEM, Phrase, goes_on, is_hung, number_of, phrase
 from mmrlhf.claims.places import front, place, where
 from mmrlhf.claims.predicates import adjective, lives, participle, verb
 from mmrlhf.claims.tagging import sentences
@@ -62,7 +74,7 @@ class _Reader:
             if m.lastgroup == "np":
                 p = phrase(t, i, stop, self.lexicon)
                 after = tags[stop] if stop < end else "."
-                if p.noun in PICTURES and not p.name and not p.definite and _is_hung(words, begin, i, end):
+                if p.noun in PICTURES and not p.name and not p.definite and is_hung(words, begin, i, end):
                     p.name = p.noun  # a thing on the wall, and not what is looked at
                 if waiting is not None:
                     if waiting.count and not p.count and (waiting.noun in ("couple", "dozen", "pair") or waiting.noun == ""):
@@ -152,7 +164,15 @@ class _Reader:
             return
         if p.name in ("camera",) and p.definite and s.verb in ("facing", "faces"):
             return
-        clause = after in "BHMV" and s.finite
+        clause = s.finite and (
+            after in "BHMV"
+            or (
+                after == ","
+                and p.definite
+                and t.tags[p.start - 2 : p.start] == [",", "C"]
+                and t.tags[p.end + 1 : p.end + 2] == ["W"]
+            )
+        )
         if s.role == "denied" and s.place is not None:
             s.role, s.deny = "", ""  # without a hat on a beach
         instead = joined and previous != "L" and t.words[p.start - 1] in ("only", "just")
@@ -206,10 +226,9 @@ class _Reader:
                 self.made.look(s.actor[0], value, at, p.end)
             return
         self.made.name(p)
-        if s.role == "denied":
-            if s.place is None:
-                s.group = [p]
-                return
+        if s.role == "denied" and s.place is None:
+            s.group = [p]
+            return
         if joined and after in "EJ" and t.words[p.start] in OWNERS and t.words[p.start - 1] == "," and t.looks[p.end]:
             self.made.look(p, t.words[p.end], p.end, p.end + 1)  # a laptop, its screen cracked, is
             s.group, s.role = s.subject, "subject"
@@ -354,7 +373,7 @@ class _Reader:
                     s.verb_at, s.verb = i, "with"
         elif tag == ",":
             s.place = None
-            if s.doubt and not self._goes_on(i, tags, end):
+            if s.doubt and not goes_on(tags, i, end):
                 s.doubt = False
             if s.role == "denied":
                 s.role, s.group = "", []
@@ -375,21 +394,3 @@ class _Reader:
         elif p.name and tags[i + 1 : i + 2] == "#" and (number := number_of(word)):
             p.count, p.counted_at = number, p.start
             self.made.count(p, i + 2)
-
-    def _goes_on(self, i: int, tags: str, end: int) -> bool:
-        """Whether a comma is one of a list's."""
-        m = ITEM.match(tags, i + 1, end)
-        if m is None or m.lastgroup != "np":
-            return (
-                tags[i + 1 : i + 2] == "C"
-                and tags[i + 2 : i + 3] not in ("B", "V")
-                and "B" not in tags[i + 2 : i + 7]
-                and "V" not in tags[i + 2 : i + 7]
-            )
-        rest = tags[m.end() : m.end() + 1]
-        return rest in (",", "C")
-
-
-def _is_hung(words: list[str], begin: int, i: int, end: int) -> bool:
-    """Whether a picture is one that a thing bears, or a wall."""
-    return words[i - 1 : i] == ["with"] or any(word in HUNG for word in words[begin : min(end, begin + 40)])

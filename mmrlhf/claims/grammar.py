@@ -43,7 +43,18 @@ PLACES = listed("up down over off around by past in out on through along")
 NUMBERED = listed("about around over nearly almost")
 """Words that make a number one of many, where one follows."""
 VAGUE = frozenset(
-    ("at least", "at most", "more than", "less than", "up to", "approximately", "roughly", "looks like", "look like")
+    (
+        "at least",
+        "at most",
+        "more than",
+        "less than",
+        "fewer than",
+        "up to",
+        "approximately",
+        "roughly",
+        "looks like",
+        "look like",
+    )
 )
 """Words that make a number one of many, or what is said one of several things, wherever they stand."""
 UNSURE = listed("could may might would")
@@ -129,7 +140,7 @@ for _tag, _phrases in {
     "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;far from;in case of;as part of;"
     "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;other than;apart from;aside from;"
     "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
-    "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;"
+    "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;fewer than;"
     "up to;ready to;prior to;thanks to;related to",
     "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;in action;by hand;in order;"
     "on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;up close;as if;as though;face to face;on foot;at a time;"
@@ -195,7 +206,9 @@ PAIRED = listed("shoe boot sock glove mitten earring sandal slipper sneaker chop
 """Things of which a pair is one of each side, and no number."""
 LIMBS = listed("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
 """Parts of which there is a left and a right one."""
-COLOURED = listed("red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise white wood wooden blonde")
+COLOURED = listed(
+    "red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise white wood wooden blonde"
+)
 """What light and dark may stand before."""
 BESIDE = frozenset(
     ("next to", "beside", "near", "behind", "in front of", "left of", "right of", "above", "below", "under", "close to", "between", "over",
@@ -250,6 +263,7 @@ ROUGHLY = listed("about approximately roughly around over nearly almost") | {
     "at most",
     "more than",
     "less than",
+    "fewer than",
     "up to",
 }
 """Words that make a number one of many."""

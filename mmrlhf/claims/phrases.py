@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, MARKS, NUMBERS, PAIRED, PART_OF, ROUGHLY, SHADES
+from mmrlhf.claims.grammar import COLOURED, DEFINITE, HUNG, LIMBS, MARKS, NUMBERS, PAIRED, PART_OF, ROUGHLY, SHADES
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
@@ -197,3 +197,22 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
         elif tag in "NX" and t.looks[k]:
             found.looks.append((word, k))
         k += 1
+
+
+def goes_on(tags: str, i: int, end: int) -> bool:
+    """Whether a comma is one of a list's."""
+    m = ITEM.match(tags, i + 1, end)
+    if m is None or m.lastgroup != "np":
+        return (
+            tags[i + 1 : i + 2] == "C"
+            and tags[i + 2 : i + 3] not in ("B", "V")
+            and "B" not in tags[i + 2 : i + 7]
+            and "V" not in tags[i + 2 : i + 7]
+        )
+    rest = tags[m.end() : m.end() + 1]
+    return rest in (",", "C")
+
+
+def is_hung(words: list[str], begin: int, i: int, end: int) -> bool:
+    """Whether a picture is one that a thing bears, or a wall."""
+    return words[i - 1 : i] == ["with"] or any(word in HUNG for word in words[begin : min(end, begin + 40)])

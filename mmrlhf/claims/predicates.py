@@ -108,7 +108,11 @@ def _coloured(made: Made, i: int, tags: str, end: int) -> None:
             made.look(p, " ".join(t.words[k : k + 1 + shade]), i, k + 1 + shade)
         k += 1 + shade
         last = k + 1 + (t.words[k + 1 : k + 2] != [] and t.words[k + 1] in SHADES)  # the next colour's last word
-        if tags[k : k + 1] not in ("C", ",") or tags[k + 1 : last + 1].strip("J") or tags[last + 1 : last + 2] in ("N", "X", "U", "J"):
+        if (
+            tags[k : k + 1] not in ("C", ",")
+            or tags[k + 1 : last + 1].strip("J")
+            or tags[last + 1 : last + 2] in ("N", "X", "U", "J")
+        ):
             return
         k += 1
 
@@ -158,7 +162,13 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
     if word in AJAR and previous in "NRJ" and _had(made):
         made.look(s.group[-1], word, i, i + 1)
         return
-    if s.verb_at < 0 or not (t.looks[i] or word in SHADES) or not s.actor or (after == "W" and s.actor[0].it is not None) or t.words[i + 1 : i + 2] == ["than"]:
+    if (
+        s.verb_at < 0
+        or not (t.looks[i] or word in SHADES)
+        or not s.actor
+        or (after == "W" and s.actor[0].it is not None)
+        or t.words[i + 1 : i + 2] == ["than"]
+    ):
         return  # also of `it is not clear what ...`
     base = s.verb
     link = base in ("is", "are", "was", "were", "be", "been", "'s", "'re") or base_of(base) in (
