@@ -39,7 +39,7 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
         ):
             tag = "J"  # a swimming pool and a cruise ship, and nobody who swims
         else:
-            tag = _one(t, i, uses, before, after, first)
+            tag = uses if uses == "V" else _one(t, i, uses, before, after, first)
         if tag in "DZ#JNXU":
             if tag in "DZ" or first < 0 or (tag == "#" and before not in ("D", "J")):
                 first = i
@@ -109,7 +109,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     follows = after[0]
     in_phrase = before in ("D", "Z", "#", "S", "J", "K") and (before != "J" or first >= 0)
     headed = follows in "NXUJ" or (follows == "E" and len(after) > 1) or "N" in after or "X" in after
-    if "G" in after and tags[i + 2 : i + 3] in (["D"], ["Z"]) and noun:
+    if noun and "G" in after and tags[i + 2 : i + 3] in (["D"], ["Z"]):
         headed = False  # a locomotive crossing a bridge
     if follows == "," and in_phrase and "J" in uses and i + 2 < len(tags) and "J" in tags[i + 2]:
         headed = True
