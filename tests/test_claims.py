@@ -135,6 +135,7 @@ SAID = {
     "A woman in a green skirt beside a cow.": {"woman", "skirt", "skirt=green", "cow", "woman>beside>cow"},
     "Two letters are left on the mat.": {"mat"},
     "A boy is painting near a wall. There is icing on the cake.": {"boy", "wall", "boy>near>wall", "icing", "cake", "icing>on>cake"},
+    "The attic has a trunk with a lamp on it.": {"attic", "trunk", "lamp", "lamp>on>trunk"},
     "Fewer than six rabbits.": {"rabbit", "?rabbit#6"},
     "The barn is old, and the silo, which is tall, is made of steel.": {
         "barn", "barn=old", "silo", "silo=tall", "silo=steel",

@@ -307,6 +307,8 @@ class _Reader:
                 near = [*latest, *s.last[1]] if s.role == "with" else [*s.last[1], *latest]
                 thing = next((q.thing for q in near if q.thing.name and all(q.thing is not f.thing for f in figures)), thing)
                 p.it = thing
+            elif word in ("it", "itself") and s.role == "with" and s.owner is not None and s.owner.name and not s.owner.no:
+                thing = p.it = s.owner  # the room has a table with a vase on it
             if thing is not None:
                 place(self.made, p)
             else:
@@ -368,6 +370,7 @@ class _Reader:
             else:
                 if word in EXCEPTING:
                     s.denied, s.deny = -1, ""
+                s.owner = s.group[-1] if s.group and word == "with" else None
                 s.group, s.role = [], "with"
                 if s.verb_at < 0:
                     s.verb_at, s.verb = i, "with"
