@@ -136,6 +136,8 @@ SAID = {
     "Two letters are left on the mat.": {"mat"},
     "A boy is painting near a wall. There is icing on the cake.": {"boy", "wall", "boy>near>wall", "icing", "cake", "icing>on>cake"},
     "The attic has a trunk with a lamp on it.": {"attic", "trunk", "lamp", "lamp>on>trunk"},
+    "A boy is on a swing and a golfer takes a swing.": {"boy", "swing", "boy>on>swing", "golfer"},
+    "A poster with a title in blue letters.": {"poster", "letter", "letter=blue"},
     "Fewer than six rabbits.": {"rabbit", "?rabbit#6"},
     "The barn is old, and the silo, which is tall, is made of steel.": {
         "barn", "barn=old", "silo", "silo=tall", "silo=steel",

@@ -179,6 +179,8 @@ for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
     STARTS.setdefault((_first, _second), []).append(_phrase.split(" "))
 SIGNS = listed("sign trace")
 """Nouns that are no thing where there is none: no sign of a dog."""
+RIDDEN = listed("swing")
+"""Nouns that name a thing if somebody is on it."""
 OWNERS = listed("his her its their")
 """Words that say whose."""
 MARKS = listed("line stripe mark spot letter")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from mmrlhf.claims.grammar import COLOURED, DEFINITE, HUNG, LIMBS, MARKS, NUMBERS, PAIRED, PART_OF, ROUGHLY, SHADES
+from mmrlhf.claims.grammar import COLOURED, DEFINITE, HUNG, LIMBS, MARKS, NUMBERS, PAIRED, PART_OF, RIDDEN, ROUGHLY, SHADES
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
@@ -111,6 +111,9 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
             found.noun = nouns[last - 1]
             return _compound(t, found, head, last, lexicon)
         if nouns[last] in MARKS and last > found.start and words[last - 1] in sets["colours"]:
+            found.name = nouns[last]
+            return last
+        if last == head and nouns[last] in RIDDEN and words[max(0, found.start - 1)] == "on":
             found.name = nouns[last]
             return last
         described = last > head or (last > found.start and tags[last - 1] == "J" and t.looks[last - 1])

@@ -13,6 +13,7 @@ from mmrlhf.claims.grammar import (
     GAZE,
     HAVING,
     LINKS,
+    MARKS,
     MOST,
     MOVING,
     NOWHERE,
@@ -104,6 +105,8 @@ def place(made: Made, p: Phrase) -> None:
     thing = p.thing
     if how == "at" and s.role == "object" and stem(s.verb) in AIMING:
         return  # swings a racket at a ball
+    if how == "in" and thing.noun in MARKS:
+        return  # written in red letters
     spots = made.lexicon.sets["places"]
     if how.endswith(" side of"):  # of a table it is on it, of a man beside him
         how = "on" if thing.name in spots or thing.noun in spots or thing.noun in ROOMS else how.replace(" side", "")
