@@ -1,4 +1,4 @@
-"""Claims of answers: 497 sentences with their claims by hand, and what may be thrown at the extractor.
+"""Claims of answers: 522 sentences with their claims by hand, and what may be thrown at the extractor.
 
 `claims_tuned.jsonl` was in sight while the extractor was written; `claims_held_out.jsonl` was not. `claims_fresh.jsonl` was written for the
 extractor as it was, measured, and then learnt from. A claim is
@@ -138,6 +138,8 @@ SAID = {
     "The attic has a trunk with a lamp on it.": {"attic", "trunk", "lamp", "lamp>on>trunk"},
     "A boy is on a swing and a golfer takes a swing.": {"boy", "swing", "boy>on>swing", "golfer"},
     "A poster with a title in blue letters.": {"poster", "letter", "letter=blue"},
+    "An uncle and a cousin share a kayak.": {"uncle", "cousin", "kayak"},
+    "A bench and lounge chairs.": {"bench", "lounge chair"},
     "Fewer than six rabbits.": {"rabbit", "?rabbit#6"},
     "The barn is old, and the silo, which is tall, is made of steel.": {
         "barn", "barn=old", "silo", "silo=tall", "silo=steel",

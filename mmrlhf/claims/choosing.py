@@ -33,7 +33,7 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
         if len(uses) == 1 and uses not in "EGV":
             tag = _small(t, i, uses, before, after) if word in SMALL else uses
         elif (
-            ("G" in uses or (uses[0] == "V" and before in "DJ#"))
+            ("G" in uses or (uses[0] == "V" and before in "DJ#CPF,"))
             and i + 1 < len(tags)
             and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes)
         ):
@@ -223,7 +223,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         if before in ("N", "X", "u", "U") and not in_phrase:
             base = base_of(word)
             singular_before = not t.many[i - 1] and not (
-                first > 0 and tags[first - 1] == "C" and follows in "DPQRIAJ" and base_of(word) in STRONG
+                first > 0 and tags[first - 1] == "C" and (follows in "DZ" or (follows in "PQRIAJ" and base_of(word) in STRONG))
             )
             opener = tags[first] if first >= 0 else ""
             only_one = (opener == "D" and words[first] in ("a", "an", "this", "each", "every", "another", "one")) or (
