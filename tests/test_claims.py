@@ -1,6 +1,7 @@
-"""Claims of answers: 301 sentences with their claims by hand, and what may be thrown at the extractor.
+"""Claims of answers: 522 sentences with their claims by hand, and what may be thrown at the extractor.
 
-`claims_tuned.jsonl` was in sight while the extractor was written; `claims_held_out.jsonl`, a third of the sentences, was not. A claim is
+`claims_tuned.jsonl` was in sight while the extractor was written; `claims_held_out.jsonl` was not. `claims_fresh.jsonl` was written for the
+extractor as it was, measured, and then learnt from. A claim is
 written short: `dog` an object, `dog=brown` an attribute, `dog#2` a count, `dog>on>couch` a relation; `!` before it is negated,
 `?` hedged, and `~` one that may be made or left out (two readings are right).
 """
@@ -71,7 +72,7 @@ def test_the_measure_itself_counts():
     assert len(of("A dog and a cat.") & short("dog", "bird")) == 1
 
 
-@pytest.mark.parametrize("kept", ["tuned", "held_out"])
+@pytest.mark.parametrize("kept", ["tuned", "held_out", "fresh"])
 def test_sentences_by_hand(kept):
     found = rates(HERE / f"claims_{kept}.jsonl")
     assert {kind: rate for kind, rate in found.items() if min(rate) < ASKED[kind]} == {}
@@ -105,6 +106,44 @@ SAID = {
     "A sign that reads \"Beware of the dog\".": {"sign"},
     "The table is made of dark wood.": {"table", "table=wood"},
     "A cat is asleep. It is on a bed.": {"cat", "cat=asleep", "bed", "cat>on>bed"},
+    "Neither the boy nor his uncle has a backpack.": {"boy", "uncle", "!backpack"},
+    "There are no signs of a cat under the bed.": {"!cat", "bed", "!cat>under>bed"},
+    "There is no stop sign.": {"!stop sign"},
+    "There isn't anything in the drawer other than a spoon.": {"drawer", "spoon"},
+    "The crate holds no apples, just pears.": {"crate", "!apple", "pear"},
+    "Sheep are nowhere to be seen.": {"!sheep"},
+    "There aren't many boats on the lake.": {"boat", "lake", "boat>on>lake"},
+    "A dog without a collar in a field.": {"dog", "!collar", "field", "dog>in>field"},
+    "Six nuns, two of whom hold a candle.": {"nun", "nun#6", "candle"},
+    "Four nuns sing, none of whom wear hats.": {"nun", "nun#4", "!hat"},
+    "Two goats graze, one of which is black.": {"goat", "goat#2", "goat=black"},
+    "The bench is not made of metal.": {"bench", "!bench=metal"},
+    "The left pedal is missing.": {"!pedal"},
+    "2 x fork, 1x spoon": {"fork", "fork#2", "spoon", "spoon#1"},
+    "Both ladders are blue.": {"ladder", "ladder#2", "ladder=blue"},
+    "Both hands are visible.": {"hand"},
+    "A crocodile with its jaws wide open.": {"crocodile", "jaw", "jaw=open"},
+    "The van has its windows closed.": {"van", "window", "window=closed"},
+    "A truck, its bumper bent, stops near a gate.": {"truck", "bumper", "bumper=bent", "gate", "truck>near>gate"},
+    "A sky blue gate and a navy blue door.": {"gate", "gate=sky blue", "door", "door=navy blue"},
+    "The sky is blue over the hot desert.": {"sky", "sky=blue", "desert", "desert=hot", "sky>over>desert"},
+    "The kiosk is painted green, white and pale blue.": {"kiosk", "kiosk=green", "kiosk=white", "kiosk=pale blue"},
+    "A rug with yellow stripes, and a line of people.": {"rug", "stripe", "stripe=yellow", "person"},
+    "A large cruise ship.": {"cruise ship", "cruise ship=large"},
+    "A heavy locomotive crossing a gorge.": {"locomotive", "locomotive=heavy", "gorge"},
+    "There is a small ottoman, and a crib.": {"ottoman", "ottoman=small", "crib"},
+    "A woman in a green skirt beside a cow.": {"woman", "skirt", "skirt=green", "cow", "woman>beside>cow"},
+    "Two letters are left on the mat.": {"mat"},
+    "A boy is painting near a wall. There is icing on the cake.": {"boy", "wall", "boy>near>wall", "icing", "cake", "icing>on>cake"},
+    "The attic has a trunk with a lamp on it.": {"attic", "trunk", "lamp", "lamp>on>trunk"},
+    "A boy is on a swing and a golfer takes a swing.": {"boy", "swing", "boy>on>swing", "golfer"},
+    "A poster with a title in blue letters.": {"poster", "letter", "letter=blue"},
+    "An uncle and a cousin share a kayak.": {"uncle", "cousin", "kayak"},
+    "A bench and lounge chairs.": {"bench", "lounge chair"},
+    "Fewer than six rabbits.": {"rabbit", "?rabbit#6"},
+    "The barn is old, and the silo, which is tall, is made of steel.": {
+        "barn", "barn=old", "silo", "silo=tall", "silo=steel",
+    },
 }  # fmt: skip
 
 

@@ -6,6 +6,8 @@ from mmrlhf.claims.grammar import (
     CANNED,
     COLOUR_HEADS,
     COLOUR_NOUNS,
+    COLOURED,
+    HUES,
     NUMBERED,
     PARTICLES,
     PLACES,
@@ -28,12 +30,16 @@ def tagged(text: str, lexicon: Lexicon) -> Tokens:
     first = -1  # where the noun phrase began that the last token is in
     before = "."
     for i, (uses, after, word) in enumerate(zip(tags, [*tags[1:], "."], t.words, strict=False)):
-        if len(uses) == 1 and uses not in "EG":
+        if len(uses) == 1 and uses not in "EGV":
             tag = _small(t, i, uses, before, after) if word in SMALL else uses
-        elif "G" in uses and i + 1 < len(tags) and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes):
-            tag = "J"  # a swimming pool, and nobody who swims
+        elif (
+            ("G" in uses or (uses[0] == "V" and before in "DJ#CPF,"))
+            and i + 1 < len(tags)
+            and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes)
+        ):
+            tag = "J"  # a swimming pool and a cruise ship, and nobody who swims
         else:
-            tag = _one(t, i, uses, before, after, first)
+            tag = uses if uses == "V" else _one(t, i, uses, before, after, first)
         if tag in "DZ#JNXU":
             if tag in "DZ" or first < 0 or (tag == "#" and before not in ("D", "J")):
                 first = i
@@ -49,6 +55,8 @@ def _small(t: Tokens, i: int, tag: str, before: str, after: str) -> str:
     follows = after[0]
     if word == "yes":
         return ","
+    if word in HUES:
+        return "J" if words[i + 1 : i + 2] and words[i + 1] in COLOURED else tag
     if word == "that":
         if tag == "W" and follows in "NXJ#" and before not in ("N", "X"):
             return "D"
@@ -90,11 +98,19 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     """Which of a word's uses this one is."""
     word, words, tags = t.words[i], t.words, t.tags
     if word in ("left", "right"):
-        return "J" if after[0] in "NX" else "E" if word == "left" and before == "N" and after == "D" else "X"
+        return (
+            "J"
+            if after[0] in "NX" or (before == "D" and ("N" in after or "X" in after))
+            else "E"
+            if word == "left" and ((before == "N" and after == "D") or (before in ("B", "R") and after in ("P", "R", "I", "G")))
+            else "X"
+        )
     noun = "N" if "N" in uses else "X" if "X" in uses else ""
     follows = after[0]
     in_phrase = before in ("D", "Z", "#", "S", "J", "K") and (before != "J" or first >= 0)
     headed = follows in "NXUJ" or (follows == "E" and len(after) > 1) or "N" in after or "X" in after
+    if noun and "G" in after and tags[i + 2 : i + 3] in (["D"], ["Z"]):
+        headed = False  # a locomotive crossing a bridge
     if follows == "," and in_phrase and "J" in uses and i + 2 < len(tags) and "J" in tags[i + 2]:
         headed = True
     plural = t.many[i]
@@ -107,6 +123,8 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         and word in STRONG
     ):
         return "V"  # watching the boy play baseball
+    if word == "half" and before == "B" and "E" in after:
+        return "R"
     if word in ("cut", "set", "spread", "split", "shut") and before in ("N", "X", "B") and follows in "PRIA.,":
         return "E"
     if (
@@ -116,13 +134,19 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         and base_of(word) in STRONG
     ):
         return "V"
+    if (
+        word in ("open", "shut")
+        and before in ("N", "R", "J")
+        and (tags[max(0, i - 3) : i - 1] == ["H", "D"] or words[max(0, i - 4) : i - 1].count("with"))
+    ):
+        return "J"
     if word in ("look", "looks", "seem", "appear") and follows == "J":
         return "V"
     # -ing
     if "G" in uses:
         if before in ("B", "N", "X", "Q", "Y", "W", "R") and follows in "DZPQ#IRAF" and noun != "N":
             return "G"
-        if before in ("B",) and follows in "DZQ":
+        if before == "B" and (follows in "DZQ" or (follows in "PIA" and not plural and tags[i - 2 : i - 1] != ["T"])):
             return "G"
         if noun == "N" and before == "N" and follows in "DZQ" and word not in ("building", "ceiling"):
             return "G"
@@ -161,7 +185,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         if before in ("B", "R", "C", "V") and "J" in uses and follows not in ("P", "A", "I") and t.looks[i]:
             return "J"
         return "E"
-    if word in SHADES and words[i + 1 : i + 2] and words[i + 1] in COLOUR_HEADS:
+    if word in SHADES and words[i + 1 : i + 2] and words[i + 1] in (COLOURED if word in HUES else COLOUR_HEADS):
         return "J"
     verb = "V" in uses
     if verb and (noun or "J" in uses):
@@ -172,6 +196,14 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
             return "V"
         if before == "W" and not (words[i - 1] == "that" and noun and follows in "BV"):
             return "V"
+        if (
+            before == "J"
+            and tags[i - 2 : i - 1] == ["B"]
+            and word.endswith("s")
+            and base_of(word) in STRONG
+            and {"which", "who", "that", "whose"} & set(words[max(0, i - 6) : i])
+        ):
+            return "V"  # the man who is tall stands
         if before == "T":
             return "V"
         if in_phrase and noun:
@@ -191,7 +223,7 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         if before in ("N", "X", "u", "U") and not in_phrase:
             base = base_of(word)
             singular_before = not t.many[i - 1] and not (
-                first > 0 and tags[first - 1] == "C" and follows in "DPQRIA" and base_of(word) in STRONG
+                first > 0 and tags[first - 1] == "C" and (follows in "DZ" or (follows in "PQRIAJ" and base_of(word) in STRONG))
             )
             opener = tags[first] if first >= 0 else ""
             only_one = (opener == "D" and words[first] in ("a", "an", "this", "each", "every", "another", "one")) or (
@@ -206,18 +238,22 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
                     return noun or "V"
                 if only_one:
                     return "V"
-                if base in STRONG and follows in "DZPQRIAGE,#J.CLO" and not _has_verb(tags, i):
+                if base in STRONG and follows in "DZPQRIAGE,#J.CLOXN" and not _has_verb(t, i):
                     return "V"
-                if (uses[0] == "V" or noun == "X") and follows in "DZPQRIA#JLO" and not _has_verb(tags, i):
+                if (uses[0] == "V" or noun == "X") and follows in "DZPQRIA#JLO" and not _has_verb(t, i):
                     return "V"
                 return noun or "V"
             if not singular_before:
                 if follows in "DZPQRIAGE#,.YJLO" or follows == "." or (follows in "NX" and uses[0] == "V"):
-                    return "V" if (uses[0] == "V" or base in STRONG or follows in "DZQ") else (noun or "V")
+                    return (
+                        "V"
+                        if (uses[0] == "V" or base in STRONG or follows in "DZQ" or (noun == "X" and follows in "PRI"))
+                        else (noun or "V")
+                    )
                 return noun or "V"
             if "J" in uses and uses[0] == "J" and not headed:
                 return "J"
-            if base in STRONG and follows in "DPQRIAJ" and not _has_verb(tags, i) and _many_subject(t, i):
+            if base in STRONG and follows in "DPQRIAJ" and not _has_verb(t, i) and _many_subject(t, i):
                 return "V"
             return noun or ("J" if "J" in uses else "V")
         if before in ("R", "C", ",") and uses[0] == "V" and not (noun == "N" and (before != "R" or follows in "C,")):
@@ -241,9 +277,11 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
         j_first = uses.index("J") < uses.index(noun)
         if word == "light" and words[i + 1 : i + 2] and words[i + 1] in COLOUR_HEADS:
             return "J"
-        if in_phrase and not headed and follows not in "C,":
+        if before == "J" and words[i - 1] in SHADES and word in COLOUR_HEADS and tags[i - 2 : i - 1] == ["B"]:
+            return "J"  # which is bright orange
+        if not headed and (in_phrase or (before == "F" and t.looks[i] < 2)) and (follows not in "C," or _ends(tags, i + 1)):
             return noun
-        if before == "N" and first >= 0 and not (headed and t.looks[i] and uses[0] == "J" and word not in COLOUR_NOUNS):
+        if before == "N" and first >= 0 and not (headed and t.looks[i] == 2 and uses[0] == "J" and word not in COLOUR_NOUNS):
             return noun
         if (headed or (follows in "C," and j_first)) and (follows in "NXU" or follows in "JEC,"):
             return "J" if j_first or (t.looks[i] == 2 and word not in ("light",)) else noun
@@ -263,6 +301,12 @@ def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> s
     if "J" in uses and verb:
         return "J"
     return uses[0]
+
+
+def _ends(tags: list[str], comma: int) -> bool:
+    """Whether a list goes on with another thing after this comma or `and`, and not another adjective: a round ottoman, and a lamp."""
+    k = comma + 2 if tags[comma] == "," and tags[comma + 1 : comma + 2] == ["C"] else comma + 1
+    return k >= len(tags) or tags[k] in ("D", ".", "#")
 
 
 def stem(word: str) -> str:
@@ -292,11 +336,11 @@ def _many_subject(t: Tokens, i: int) -> bool:
     return next((t.many[j] for j in range(k + 1, i) if t.tags[j] in "NX" and t.tags[j + 1] not in "NX"), False)
 
 
-def _has_verb(tags: list[str], i: int) -> bool:
+def _has_verb(t: Tokens, i: int) -> bool:
     """Whether the clause had its finite verb before this word."""
     for k in range(i - 1, max(-1, i - 14), -1):
-        if tags[k] in ".:YW":
+        if t.tags[k] in ".:YW" or t.words[k] == "as":
             return False
-        if tags[k] in "BVHM?" and tags[k] != "?":
+        if t.tags[k] in "BVHM":
             return True
     return False

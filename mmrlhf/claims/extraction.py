@@ -6,10 +6,22 @@ One pass over the phrases of each sentence, left to right, that remembers the su
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import tagged
-from mmrlhf.claims.grammar import DEPICTIONS, GAZE, HUNG, LINKS, MEASURES, MOST, PICTURES, ROUGHLY
+from mmrlhf.claims.grammar import (
+    DENYING,
+    DEPICTIONS,
+    EXCEPTING,
+    GAZE,
+    LINKS,
+    MEASURES,
+    MOST,
+    OWNERS,
+    PICTURES,
+    ROUGHLY,
+    SIGNS,
+)
 from mmrlhf.claims.lexicon import Lexicon, lexicon
 from mmrlhf.claims.made import Made, State
-from mmrlhf.claims.phrases import ITEM, Phrase, number_of, phrase
+from mmrlhf.claims.phrases import ITEM, Phrase, goes_on, is_hung, number_of, phrase
 from mmrlhf.claims.places import front, place, where
 from mmrlhf.claims.predicates import adjective, lives, participle, verb
 from mmrlhf.claims.tagging import sentences
@@ -62,7 +74,7 @@ class _Reader:
             if m.lastgroup == "np":
                 p = phrase(t, i, stop, self.lexicon)
                 after = tags[stop] if stop < end else "."
-                if p.noun in PICTURES and not p.name and not p.definite and _is_hung(words, begin, i, end):
+                if p.noun in PICTURES and not p.name and not p.definite and is_hung(words, begin, i, end):
                     p.name = p.noun  # a thing on the wall, and not what is looked at
                 if waiting is not None:
                     if waiting.count and not p.count and (waiting.noun in ("couple", "dozen", "pair") or waiting.noun == ""):
@@ -96,6 +108,8 @@ class _Reader:
                 continue
             tag, word = tags[i], words[i]
             after = tags[stop] if stop < end else "."
+            if tag == "W":
+                waiting = None  # two of whom
             if tag == "#" and after == "F":
                 waiting = Phrase(i, i, i + 1, "", "", True, False, False)
                 number = number_of(word)
@@ -118,7 +132,7 @@ class _Reader:
 
     def _is_measure(self, p: Phrase) -> bool:
         noun = p.noun
-        if not p.name:
+        if not p.name or (p.no and p.name in SIGNS):
             return True
         return noun in MEASURES or noun == "couple"
 
@@ -150,7 +164,22 @@ class _Reader:
             return
         if p.name in ("camera",) and p.definite and s.verb in ("facing", "faces"):
             return
-        clause = after in "BHMV" and s.finite
+        clause = s.finite and (
+            after in "BHMV"
+            or (
+                after == ","
+                and p.definite
+                and t.tags[p.start - 2 : p.start] == [",", "C"]
+                and t.tags[p.end + 1 : p.end + 2] == ["W"]
+            )
+        )
+        if s.role == "denied" and s.place is not None:
+            s.role, s.deny = "", ""  # without a hat on a beach
+        instead = joined and previous != "L" and t.words[p.start - 1] in ("only", "just")
+        if instead:
+            s.deny, s.denied, s.role = "", -1, ""  # no books, only jars
+        if t.words[p.start] in ("many", "much") and self.made.is_denied(p.start):
+            s.denied = -1  # not many are some
         if s.deny:
             # `not a dog`, `without a hat`, `neither a car`: the phrases that follow, as long as `or` goes on with them
             if (
@@ -163,6 +192,7 @@ class _Reader:
                 p.no = True
         elif (
             joined
+            and not instead
             and s.group
             and s.group[-1].no
             and not p.definite
@@ -196,8 +226,12 @@ class _Reader:
                 self.made.look(s.actor[0], value, at, p.end)
             return
         self.made.name(p)
-        if s.role == "denied":
+        if s.role == "denied" and s.place is None:
             s.group = [p]
+            return
+        if joined and after in "EJ" and t.words[p.start] in OWNERS and t.words[p.start - 1] == "," and t.looks[p.end]:
+            self.made.look(p, t.words[p.end], p.end, p.end + 1)  # a laptop, its screen cracked, is
+            s.group, s.role = s.subject, "subject"
             return
         thing = [p]
         if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
@@ -266,8 +300,6 @@ class _Reader:
         if thing is not None:
             p.it, p.name, p.many = thing, "", thing.many
             p.no = thing.no
-        if word == "none":
-            s.denied = 10**9
         if s.place is not None:
             figures = [] if s.place[3] else s.place[2]
             if word in ("it", "itself", "them") and s.last is not None:
@@ -275,6 +307,8 @@ class _Reader:
                 near = [*latest, *s.last[1]] if s.role == "with" else [*s.last[1], *latest]
                 thing = next((q.thing for q in near if q.thing.name and all(q.thing is not f.thing for f in figures)), thing)
                 p.it = thing
+            elif word in ("it", "itself") and s.role == "with" and s.owner is not None and s.owner.name and not s.owner.no:
+                thing = p.it = s.owner  # the room has a table with a vase on it
             if thing is not None:
                 place(self.made, p)
             else:
@@ -285,6 +319,8 @@ class _Reader:
             return
         if previous in ",C":
             s.denied, s.deny = -1, ""
+        if word == "none":
+            s.denied = 10**9
         s.subject = s.actor = s.group = [p]
         s.role, s.verb, s.verb_at, s.finite = "subject", "", -1, False
 
@@ -313,7 +349,7 @@ class _Reader:
             if after in "JRBHMV":
                 s.denied = 10**9
             else:
-                s.deny = "neither" if previous in ".," else "word"
+                s.deny = "neither" if previous in ".," or s.deny == "neither" else "word"
         elif tag == "?" and word not in ROUGHLY and not self.made.is_denied(i):
             s.doubt, s.doubt_at = True, i
         elif tag == "Y":
@@ -329,27 +365,18 @@ class _Reader:
                 s.outer, s.actor, s.relative = s.subject, list(s.group), True
         elif tag == "A":
             s.place = None
-            if word in (
-                "without",
-                "free of",
-                "devoid of",
-                "void of",
-                "lack of",
-                "lacks",
-                "lacking",
-                "absence of",
-                "instead of",
-                "rather than",
-                "empty of",
-            ):
+            if word in DENYING:
                 s.deny, s.role, s.group = "word", "denied", []
             else:
+                if word in EXCEPTING:
+                    s.denied, s.deny = -1, ""
+                s.owner = s.group[-1] if s.group and word == "with" else None
                 s.group, s.role = [], "with"
                 if s.verb_at < 0:
                     s.verb_at, s.verb = i, "with"
         elif tag == ",":
             s.place = None
-            if s.doubt and not self._goes_on(i, tags, end):
+            if s.doubt and not goes_on(tags, i, end):
                 s.doubt = False
             if s.role == "denied":
                 s.role, s.group = "", []
@@ -370,21 +397,3 @@ class _Reader:
         elif p.name and tags[i + 1 : i + 2] == "#" and (number := number_of(word)):
             p.count, p.counted_at = number, p.start
             self.made.count(p, i + 2)
-
-    def _goes_on(self, i: int, tags: str, end: int) -> bool:
-        """Whether a comma is one of a list's."""
-        m = ITEM.match(tags, i + 1, end)
-        if m is None or m.lastgroup != "np":
-            return (
-                tags[i + 1 : i + 2] == "C"
-                and tags[i + 2 : i + 3] not in ("B", "V")
-                and "B" not in tags[i + 2 : i + 7]
-                and "V" not in tags[i + 2 : i + 7]
-            )
-        rest = tags[m.end() : m.end() + 1]
-        return rest in (",", "C")
-
-
-def _is_hung(words: list[str], begin: int, i: int, end: int) -> bool:
-    """Whether a picture is one that a thing bears, or a wall."""
-    return words[i - 1 : i] == ["with"] or any(word in HUNG for word in words[begin : min(end, begin + 40)])

@@ -43,11 +43,24 @@ PLACES = listed("up down over off around by past in out on through along")
 NUMBERED = listed("about around over nearly almost")
 """Words that make a number one of many, where one follows."""
 VAGUE = frozenset(
-    ("at least", "at most", "more than", "less than", "up to", "approximately", "roughly", "looks like", "look like")
+    (
+        "at least",
+        "at most",
+        "more than",
+        "less than",
+        "fewer than",
+        "up to",
+        "approximately",
+        "roughly",
+        "looks like",
+        "look like",
+    )
 )
 """Words that make a number one of many, or what is said one of several things, wherever they stand."""
 UNSURE = listed("could may might would")
-SMALL = PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")
+HUES = listed("neon navy olive sky royal lime hot baby forest mint off")
+"""Words that make one colour of two, and are something else elsewhere."""
+SMALL = HUES | PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")
 """Words of one tag which is another in some places."""
 COLOUR_NOUNS = listed("cream orange peach olive mint gold silver")
 """Colours that are things, too."""
@@ -93,7 +106,7 @@ for _tag, _words in {
     "D": "a an the this these those his her its their my your our whose each every another any some both all several many few much "
     "various numerous multiple more most fewer less",
     "Z": "no",
-    "J": "other same such",
+    "J": "other same such nowhere",
     "X": "others none nothing something anything everything",
     "Q": "it he she they him them i you we me us himself herself itself themselves each-other one-another his/her theirs mine hers",
     "T": "there",
@@ -121,11 +134,13 @@ PHRASES: dict[str, tuple[str, str]] = {}
 """Several words that are one to grammar: tag and name."""
 for _tag, _phrases in {
     "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;hanging from;hangs from:hanging from;"
-    "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of",
+    "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"
+    "on opposite sides of:on both sides of;at the foot of:at;at the base of:at;"
+    "all over:over;all around:around",
     "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;far from;in case of;as part of;"
-    "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;apart from;aside from;"
+    "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;other than;apart from;aside from;"
     "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
-    "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;"
+    "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;fewer than;"
     "up to;ready to;prior to;thanks to;related to",
     "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;in action;by hand;in order;"
     "on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;up close;as if;as though;face to face;on foot;at a time;"
@@ -134,7 +149,8 @@ for _tag, _phrases in {
     "?": "looks like;look like;looking like;looked like;it is possible that;it's possible that;it is likely that;it seems that;"
     "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
     "N": "no one:nobody;none of the above:nothing",
-    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:one;each of them:they;both of them:they",
+    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:they;each of them:they;both of them:they;"
+    "none of which:none;none of whom:none;one of which:they;one of whom:they;some of which:they;some of whom:they;all of which:they;all of whom:they;both of which:they;both of whom:they;most of which:they;most of whom:they;each of which:they;each of whom:they",
 }.items():
     for _phrase in _phrases.split(";"):
         _words_of, _, _name = _phrase.partition(":")
@@ -161,11 +177,25 @@ STARTS: dict[tuple[str, str], list[list[str]]] = {}
 for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
     _first, _second = _phrase.split(" ")[:2]
     STARTS.setdefault((_first, _second), []).append(_phrase.split(" "))
+SIGNS = listed("sign trace")
+"""Nouns that are no thing where there is none: no sign of a dog."""
+RIDDEN = listed("swing")
+"""Nouns that name a thing if somebody is on it."""
+OWNERS = listed("his her its their")
+"""Words that say whose."""
+MARKS = listed("line stripe mark spot letter")
+"""Nouns that name a thing if they have a colour."""
+DENYING = listed("without lacks lacking") | frozenset(
+    ("free of", "free from", "devoid of", "void of", "lack of", "absence of", "instead of", "rather than", "empty of")
+)
+"""Words of the tag A whose thing is not there."""
+EXCEPTING = frozenset(("except", "except for", "besides", "apart from", "aside from", "other than"))
+"""Words of the tag A whose thing is there, whatever was denied."""
 DEFINITE = listed("the this these those his her its their my your our whose both")
 """Words before what the text takes for granted."""
 MEASURES = listed(
     "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
-    "strip scoop splash sea clump patch ball cloud dollop drop touch"
+    "strip scoop splash sea clump patch ball cloud dollop drop touch tangle jumble"
 )
 """Nouns that are no thing of their own before `of`: a herd of cows is cows."""
 PART_OF = listed(
@@ -178,7 +208,9 @@ PAIRED = listed("shoe boot sock glove mitten earring sandal slipper sneaker chop
 """Things of which a pair is one of each side, and no number."""
 LIMBS = listed("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
 """Parts of which there is a left and a right one."""
-COLOURED = listed("red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise wood wooden blonde")
+COLOURED = listed(
+    "red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise white wood wooden blonde"
+)
 """What light and dark may stand before."""
 BESIDE = frozenset(
     ("next to", "beside", "near", "behind", "in front of", "left of", "right of", "above", "below", "under", "close to", "between", "over",
@@ -222,7 +254,7 @@ LINKS = listed("is are was were be been 's 're")
 """Verbs that join a thing and how it looks."""
 SPORTS = listed("baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball")
 """Games that are named as their balls are."""
-AIMING = listed("hit throw swing aim kick toss shoot point direct")
+AIMING = listed("spray hit throw swing aim kick toss shoot point direct")
 """What one does to one thing at another."""
 OTHER = listed("other another second more additional")
 """Words that leave open how many there are in all."""
@@ -233,6 +265,7 @@ ROUGHLY = listed("about approximately roughly around over nearly almost") | {
     "at most",
     "more than",
     "less than",
+    "fewer than",
     "up to",
 }
 """Words that make a number one of many."""
@@ -243,6 +276,10 @@ CANNED = listed("trash garbage soda beer tin watering spray oil paint aluminum m
 """Words before a can that is a thing."""
 RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
 """Order of the claims that a phrase makes."""
+AJAR = listed("open closed shut")
+"""How something is that one has, where it stands after that."""
+ABSENT = listed("absent missing nowhere")
+"""Words that say that something is not there."""
 SEEN = listed("visible present seen shown depicted pictured there")
 """Words that only say that something is there."""
 POSTURES = listed(
@@ -263,7 +300,7 @@ FILLED = listed("with filled topped covered loaded decorated packed stacked pile
 """What comes before things that are where the thing is that has them."""
 WATCHING = listed("watch watches watching see sees seeing let lets help helps helping make makes")
 """Verbs after which a noun is followed by what it does."""
-SHADES = ("light", "dark", "bright", "pale", "deep")
+SHADES = HUES | listed("light dark bright pale deep")
 """Words that make one colour of two."""
 PAINTED = listed("painted colored coloured dyed tinted")
 """Participles that a colour follows."""

@@ -40,6 +40,8 @@ class State:
     deny: str = ""
     it_at: Phrase | None = None
     """The latest target."""
+    owner: Phrase | None = None
+    """What the latest `with` says something of."""
     doubt: bool = False
     doubt_at: int = -9
     relative: bool = False

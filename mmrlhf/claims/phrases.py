@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from mmrlhf.claims.grammar import COLOURED, DEFINITE, LIMBS, NUMBERS, PART_OF, ROUGHLY, SHADES
+from mmrlhf.claims.grammar import COLOURED, DEFINITE, HUNG, LIMBS, MARKS, NUMBERS, PAIRED, PART_OF, RIDDEN, ROUGHLY, SHADES
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
@@ -110,6 +110,12 @@ def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -
             found.end = last
             found.noun = nouns[last - 1]
             return _compound(t, found, head, last, lexicon)
+        if nouns[last] in MARKS and last > found.start and words[last - 1] in sets["colours"]:
+            found.name = nouns[last]
+            return last
+        if last == head and nouns[last] in RIDDEN and words[max(0, found.start - 1)] == "on":
+            found.name = nouns[last]
+            return last
         described = last > head or (last > found.start and tags[last - 1] == "J" and t.looks[last - 1])
         if (
             nouns[last] == "area"
@@ -159,6 +165,8 @@ def number_of(word: str) -> int | None:
 def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
     """What stands before the name: numbers, and words for how it looks."""
     tags, words = t.tags, t.words
+    if words[start] == "both" and found.many and found.noun not in PAIRED:
+        found.count, found.counted_at = 2, start
     k = start + (tags[start] in "DZ")
     while k < head:
         tag, word = tags[k], words[k]
@@ -174,7 +182,7 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
             found.count, found.counted_at = 1, k
         if word in ("left", "right") and found.noun in LIMBS:
             found.looks.append((word, k))
-        elif tag in "JE" and t.looks[k]:
+        elif tag in "JE" and (t.looks[k] or word in SHADES):
             value = word
             if k + 1 < head and word in SHADES and tags[k + 1] == "J" and words[k + 1] in COLOURED:
                 value = f"{word} {words[k + 1]}"
@@ -185,7 +193,29 @@ def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
                 found.looks.append((f"{word} {words[k + 1]}", k))
                 k += 2
                 continue
+            if not t.looks[k]:
+                k += 1
+                continue
             found.looks.append((value.removesuffix("-colored").removesuffix("-coloured"), k))
         elif tag in "NX" and t.looks[k]:
             found.looks.append((word, k))
         k += 1
+
+
+def goes_on(tags: str, i: int, end: int) -> bool:
+    """Whether a comma is one of a list's."""
+    m = ITEM.match(tags, i + 1, end)
+    if m is None or m.lastgroup != "np":
+        return (
+            tags[i + 1 : i + 2] == "C"
+            and tags[i + 2 : i + 3] not in ("B", "V")
+            and "B" not in tags[i + 2 : i + 7]
+            and "V" not in tags[i + 2 : i + 7]
+        )
+    rest = tags[m.end() : m.end() + 1]
+    return rest in (",", "C")
+
+
+def is_hung(words: list[str], begin: int, i: int, end: int) -> bool:
+    """Whether a picture is one that a thing bears, or a wall."""
+    return words[i - 1 : i] == ["with"] or any(word in HUNG for word in words[begin : min(end, begin + 40)])

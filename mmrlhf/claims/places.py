@@ -13,6 +13,7 @@ from mmrlhf.claims.grammar import (
     GAZE,
     HAVING,
     LINKS,
+    MARKS,
     MOST,
     MOVING,
     NOWHERE,
@@ -51,6 +52,10 @@ def where(made: Made, i: int, word: str, previous: str, after: str) -> None:
         figures = s.group
     elif previous == "N" and s.role == "object" and s.verb in OWNING:
         figures = s.group[-1:]
+    elif previous == "N" and s.role == "with" and word in BESIDE and s.actor and s.group and s.group[-1].noun in CLOTHES:
+        figures = s.actor  # a girl in a red dress beside a horse
+    elif previous == "N" and s.role == "denied" and after != "Q":
+        figures = s.actor or s.group  # a man without a hat on a beach
     elif previous == "N" and s.role == "target" and s.last is not None:
         upright = word in ("above", "below", "over", "under", "beneath", "underneath")
         figures = s.last[1] if word in BESIDE and not (upright and s.verb in LINKS) else s.group
@@ -100,6 +105,8 @@ def place(made: Made, p: Phrase) -> None:
     thing = p.thing
     if how == "at" and s.role == "object" and stem(s.verb) in AIMING:
         return  # swings a racket at a ball
+    if how == "in" and thing.noun in MARKS:
+        return  # written in red letters
     spots = made.lexicon.sets["places"]
     if how.endswith(" side of"):  # of a table it is on it, of a man beside him
         how = "on" if thing.name in spots or thing.noun in spots or thing.noun in ROOMS else how.replace(" side", "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrlhf.claims.choosing import base_of
-from mmrlhf.claims.grammar import ALIVE, LITTERED, PAINTED, POSTURES, SEEMING, SEEN, SHADES
+from mmrlhf.claims.grammar import ABSENT, AJAR, ALIVE, LITTERED, OWNING, PAINTED, POSTURES, SEEMING, SEEN, SHADES
 from mmrlhf.claims.made import Made
 from mmrlhf.claims.phrases import Phrase
 
@@ -47,6 +47,9 @@ def verb(made: Made, i: int, tag: str, word: str, previous: str, after: str, tag
 def participle(made: Made, i: int, tag: str, word: str, previous: str, after: str, tags: str, end: int) -> None:
     s, t = made.s, made.t
     s.place = None
+    if word in AJAR and previous in "NRJ" and _had(made):
+        made.look(s.group[-1], word, i, i + 1)
+        return
     if s.relative:
         s.relative = False
     if (
@@ -67,7 +70,7 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
         s.actor = s.group
     if word in ("suggesting", "indicating", "implying", "resembling"):
         s.doubt, s.doubt_at = True, i
-    if word in SEEN and made.is_denied(i):
+    if word in ABSENT or (word in SEEN and made.is_denied(i)):
         for p in s.actor:
             made.deny(p)
     elif word in SEEN and s.doubt and s.doubt_at < i and i - s.doubt_at <= 3:
@@ -76,7 +79,7 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
     if tag == "E":
         if word in PAINTED:
             _coloured(made, i, tags, end)
-        elif word == "made" and previous in "BCN,R":
+        elif word == "made" and previous in "BCN,RO":
             _made_of(made, i, tags, end)
         elif (
             (
@@ -95,14 +98,23 @@ def participle(made: Made, i: int, tag: str, word: str, previous: str, after: st
 
 
 def _coloured(made: Made, i: int, tags: str, end: int) -> None:
-    """`painted light blue`."""
+    """`painted light blue and white`."""
     t, k = made.t, i + 1
     while k < end and tags[k] == "R":
         k += 1
-    if k < end and tags[k] == "J" and t.looks[k]:
+    while k < end and tags[k] == "J" and (t.looks[k] or t.words[k] in SHADES):
         shade = t.words[k] in SHADES and tags[k + 1 : min(k + 2, end)] == "J"
         for p in made.s.actor:
             made.look(p, " ".join(t.words[k : k + 1 + shade]), i, k + 1 + shade)
+        k += 1 + shade
+        last = k + 1 + (t.words[k + 1 : k + 2] != [] and t.words[k + 1] in SHADES)  # the next colour's last word
+        if (
+            tags[k : k + 1] not in ("C", ",")
+            or tags[k + 1 : last + 1].strip("J")
+            or tags[last + 1 : last + 2] in ("N", "X", "U", "J")
+        ):
+            return
+        k += 1
 
 
 def _made_of(made: Made, i: int, tags: str, end: int) -> None:
@@ -127,18 +139,36 @@ def lives(made: Made, p: Phrase) -> bool:
     return made.lexicon.of_coco(p.thing.name) in ALIVE
 
 
+def _had(made: Made) -> bool:
+    """Whether the latest phrase is what somebody has, and no subject: with his mouth (open)."""
+    s = made.s
+    owned = s.role == "with" or (s.role == "object" and s.verb in OWNING)
+    return owned and bool(s.group) and s.group[-1].definite
+
+
 def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: str, end: int) -> None:
     """One that stands by itself: `is brown and large`."""
     s, t = made.s, made.t
-    if word in SEEN or word in ("absent", "missing"):
-        if made.is_denied(i) or word in ("absent", "missing"):
+    if word in SEEN or word in ABSENT:
+        if made.is_denied(i) or word in ABSENT:
             for p in s.actor:
                 made.deny(p)
+            if word == "nowhere":
+                s.denied = 10**9
         elif s.doubt and i - s.doubt_at <= 3:
             for p in s.actor:
                 made.doubt(p)
         return
-    if s.verb_at < 0 or not t.looks[i] or not s.actor or (after == "W" and s.actor[0].it is not None):
+    if word in AJAR and previous in "NRJ" and _had(made):
+        made.look(s.group[-1], word, i, i + 1)
+        return
+    if (
+        s.verb_at < 0
+        or not (t.looks[i] or word in SHADES)
+        or not s.actor
+        or (after == "W" and s.actor[0].it is not None)
+        or t.words[i + 1 : i + 2] == ["than"]
+    ):
         return  # also of `it is not clear what ...`
     base = s.verb
     link = base in ("is", "are", "was", "were", "be", "been", "'s", "'re") or base_of(base) in (
@@ -148,6 +178,7 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
         "remain",
         "stay",
         "become",
+        *(("sit", "stand", "lie", "hang") if word in AJAR or word in ("empty", "upright") else ()),
     )
     if not link or s.role == "with" or (previous in "NHVDZ" and previous != "V"):
         return
@@ -158,5 +189,7 @@ def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: st
     value, stop = word, i + 1
     if word in SHADES and tags[i + 1 : i + 2] == "J" and i + 1 < end:
         value, stop = f"{word} {t.words[i + 1]}", i + 2
+    elif not t.looks[i]:
+        return
     for p in s.actor:
         made.look(p, value, i, stop)

@@ -31,6 +31,8 @@ MASKED = re.compile(
     re.DOTALL,
 )
 """What is quoted or marked up. Each way begins with a sign of its own, so that `re` looks for these and tries nothing else."""
+TIMES = re.compile(r"(?<=\d)( ?[x×]) (?=[a-z])")
+"""The sign in `3 x apple`."""
 QUOTING = ("`", '"', "“", "'", "‘", "<", "[", "~~~", "://")
 """Without any of these there is nothing for `MASKED`."""
 CODE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
@@ -105,6 +107,8 @@ def tokens(text: str, lexicon: Lexicon) -> Tokens:
         clean = CODE.sub(_blank, clean)
     if "\n" in text or text[:1] in "-*+•|#>(0123456789":
         clean = BULLET.sub(lambda m: "\n" + " " * (len(m.group()) - 1) if m.start() else " " * len(m.group()), clean)
+    if "x " in clean or "×" in clean:
+        clean = TIMES.sub(lambda m: " " * len(m.group()), clean)
     for mark in "*_~":
         clean = clean.replace(mark, " ")
     spans: list[tuple[int, int]] = []
