@@ -103,9 +103,12 @@ def main() -> None:
     names = list(by_seed[0])
     table = [(name, *(shown((found[name][m] for found in by_seed), p) for m, p in METRICS.items())) for name in names]
     print(markdown(("reward", *METRICS), table) + "\n")
-    if {"dense", "at end"} <= set(names):
-        gaps = [shown((f["dense"][m] - f["at end"][m] for f in by_seed), p, "+") for m, p in METRICS.items()]
-        print(markdown(("difference", *METRICS), [("dense less at end", *gaps)]) + "\n")
+    compared = [(name, "terminal") for name in names if name not in ("SFT", "terminal")] + [("dense", "at end")]
+    gaps = [
+        (f"{a} - {b}", *(shown((f[a][m] - f[b][m] for f in by_seed), p, "+") for m, p in METRICS.items()))
+        for a, b in compared if {a, b} <= set(names)
+    ]  # fmt: skip
+    print(markdown(("difference", *METRICS), gaps) + "\n")
     print(json.dumps({"study": "claims", "seeds": given.seeds, "cells": by_seed}))
 
 
