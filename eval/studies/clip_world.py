@@ -3,9 +3,10 @@
     python eval/studies/clip_world.py --out runs/clip [--seeds 3] [--steps 4000] [--scenes 20000] [--held_out 1000]
 
 A small open_clip model is trained from scratch with open_clip's own loss on pictures and what is true of their scenes in words ("a photo of a red
-ring", "a photo of a red ring and a blue star and a moon"), and calibrated on scenes it was not trained on. Measured on held-out scenes against hard false claims (labelled.py): AUROC by kind, the
-share it leaves unknown, how often it is right of the rest, and claims a second, pictures encoded in the time and before. Contrastive models know
-things and colours; numbers and places are what they are weak at. Each seed's checkpoint, OUT/clip-SEED, serves `--clip_model`.
+ring", "a photo of a red ring and a blue star and a moon"), and calibrated on scenes it was not trained on. Measured on held-out scenes against hard
+false claims (labelled.py): AUROC by kind, the share it leaves unknown, how often it is right of the rest, and claims a second, pictures encoded in
+the time and before. Contrastive models know things and colours; numbers and places are what they are weak at. Each seed's checkpoint,
+OUT/clip-SEED, serves `--clip_model`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from labelled import GROUPS, auroc, labelled, words
+from labelled import GROUPS, labelled, words
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from world import arguments, cell, markdown, shown
 
 from mmrlhf import scenes
+from mmrlhf.calibration import auroc
 from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim
 from mmrlhf.scenes.things import SHAPES
@@ -122,10 +124,10 @@ def by_kind(rows: list[dict[str, Any]], score: str) -> dict[str, dict[str, float
         mine = [r for r in rows if r["kind"] == kind]
         if not mine:
             continue
-        area, half = auroc([r[score] for r in mine], [r["true"] for r in mine])
+        area, low, high = auroc(np.array([r[score] for r in mine]), np.array([r["true"] for r in mine], dtype=bool))
         given = [r for r in mine if r["verdict"] != "unknown"]
         right = [(r["verdict"] == "supported") == r["true"] for r in given]
-        found[kind] = {"auroc": area, "auroc_half_width": half, "n": len(mine), "unknown": 1 - len(given) / len(mine)}
+        found[kind] = {"auroc": area, "auroc_half_width": (high - low) / 2, "n": len(mine), "unknown": 1 - len(given) / len(mine)}
         if right:
             found[kind]["right"] = float(np.mean(right))
     return found

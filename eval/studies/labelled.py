@@ -6,13 +6,12 @@ relation turned round. As many true as false ones of each kind in a scene.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mmrlhf import calibration, scenes
+from mmrlhf import scenes
 from mmrlhf.claims import Lexicon, lexicon
 from mmrlhf.records import Claim
 from mmrlhf.scenes.language import OPPOSITE, relation_of
@@ -64,9 +63,3 @@ def labelled(scene: scenes.Scene, rng: np.random.Generator) -> list[Labelled]:
         if holds(scene, right) and not holds(scene, wrong):
             found += [Labelled(right, True), Labelled(wrong, False)]
     return found
-
-
-def auroc(x: Sequence[float], true: Sequence[bool]) -> tuple[float, float]:
-    """How often a true claim has the higher number than a false one, ties counting half, and half the width of its 95% interval."""
-    area, low, high = calibration.auroc(np.asarray(x), np.asarray(true, dtype=bool))
-    return area, (high - low) / 2

@@ -42,20 +42,8 @@ PLACES = listed("up down over off around by past in out on through along")
 """Words of place that a verb may have for its own."""
 NUMBERED = listed("about around over nearly almost")
 """Words that make a number one of many, where one follows."""
-VAGUE = frozenset(
-    (
-        "at least",
-        "at most",
-        "more than",
-        "less than",
-        "fewer than",
-        "up to",
-        "approximately",
-        "roughly",
-        "looks like",
-        "look like",
-    )
-)
+BOUNDS = frozenset(("at least", "at most", "more than", "less than", "fewer than", "up to"))
+VAGUE = BOUNDS | {"approximately", "roughly", "looks like", "look like"}
 """Words that make a number one of many, or what is said one of several things, wherever they stand."""
 UNSURE = listed("could may might would")
 HUES = listed("neon navy olive sky royal lime hot baby forest mint off")
@@ -260,14 +248,7 @@ OTHER = listed("other another second more additional")
 """Words that leave open how many there are in all."""
 MOST = 15
 """Phrases that `and` joins and a relation may be of."""
-ROUGHLY = listed("about approximately roughly around over nearly almost") | {
-    "at least",
-    "at most",
-    "more than",
-    "less than",
-    "fewer than",
-    "up to",
-}
+ROUGHLY = NUMBERED | BOUNDS | {"approximately", "roughly"}
 """Words that make a number one of many."""
 PICTURES = listed("picture photo photograph")
 """Things on a wall in a sentence that has a word of `HUNG`, and else what is looked at."""
