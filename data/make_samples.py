@@ -75,7 +75,7 @@ def umbrella(pen: Pen) -> None:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SampleImage:
     """What is drawn, what is known of it, and a grounded and a hallucinating description."""
 
     draw: Callable[[Pen], None]
@@ -87,12 +87,12 @@ class Picture:
     relations: list[list[str]]
 
     @property
-    def file(self) -> str:
+    def file_name(self) -> str:
         return f"{self.draw.__name__}.png"
 
 
-PICTURES = (
-    Picture(
+SAMPLE_IMAGES = (
+    SampleImage(
         red_mug,
         "A red mug on a table beside two spoons.",
         [["mug", 1, "red"], ["spoon", 2, "grey"], ["table", 1, "brown"]],
@@ -101,7 +101,7 @@ PICTURES = (
         "A red mug of coffee stands on a saucer beside a spoon and a croissant.",
         [["mug", "on", "table"]],
     ),
-    Picture(
+    SampleImage(
         apples,
         "Three green apples in a blue bowl.",
         [["apple", 3, "green"], ["bowl", 1, "blue"], ["table", 1, "brown"]],
@@ -110,7 +110,7 @@ PICTURES = (
         "A blue bowl holds four red apples and a banana, with a knife next to it.",
         [["apple", "in", "bowl"]],
     ),
-    Picture(
+    SampleImage(
         window,
         "A potted plant on a window sill between yellow curtains.",
         [["window", 1, "white"], ["curtain", 2, "yellow"], ["plant", 1, "green"], ["pot", 1, "red"]],
@@ -119,7 +119,7 @@ PICTURES = (
         "A cat sleeps on the sill of a window with blue curtains, and a bird flies past.",
         [["plant", "in front of", "window"]],
     ),
-    Picture(
+    SampleImage(
         sofa,
         "A blue sofa with a yellow cushion and a floor lamp.",
         [["sofa", 1, "blue"], ["cushion", 1, "yellow"], ["lamp", 1, "white"]],
@@ -128,7 +128,7 @@ PICTURES = (
         "A dog lies on a blue sofa with two cushions in front of a television.",
         [["lamp", "right of", "sofa"]],
     ),
-    Picture(
+    SampleImage(
         shelf,
         "Four books and a round clock on a shelf.",
         [["book", 4, None], ["clock", 1, "white"], ["shelf", 1, "brown"]],
@@ -137,7 +137,7 @@ PICTURES = (
         "Six books, a vase of flowers and a candle stand on a wooden shelf.",
         [["clock", "right of", "book"]],
     ),
-    Picture(
+    SampleImage(
         umbrella,
         "A closed black umbrella beside a green door.",
         [["umbrella", 1, "black"], ["door", 1, "green"]],
@@ -150,30 +150,30 @@ PICTURES = (
 
 DESCRIBE = "Describe the image."
 QUESTIONS = (
-    (PICTURES[1], "How many apples are there?", "There are three apples.", "There are four apples."),
-    (PICTURES[3], "Is there a dog in the picture?", "No, there is no dog.", "Yes, a dog lies on the sofa."),
+    (SAMPLE_IMAGES[1], "How many apples are there?", "There are three apples.", "There are four apples."),
+    (SAMPLE_IMAGES[3], "Is there a dog in the picture?", "No, there is no dog.", "Yes, a dog lies on the sofa."),
 )
-PAIRS = (*((picture, DESCRIBE, picture.chosen, picture.rejected) for picture in PICTURES), *QUESTIONS)
+PAIRS = (*((picture, DESCRIBE, picture.chosen, picture.rejected) for picture in SAMPLE_IMAGES), *QUESTIONS)
 
 
-def turn(role: str, content: Any) -> dict[str, Any]:
+def make_turn(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def said(by: str, value: str) -> dict[str, str]:
-    return {"from": by, "value": value}
+def llava_turn(role: str, value: str) -> dict[str, str]:
+    return {"from": role, "value": value}
 
 
 def trl_preference() -> list[dict[str, Any]]:
     return [
         {
             "id": f"pair-{number}",
-            "images": [f"images/{picture.file}"],
-            "prompt": [turn("user", question)],
-            "chosen": [turn("assistant", chosen)],
-            "rejected": [turn("assistant", rejected)],
+            "images": [f"images/{sample.file_name}"],
+            "prompt": [make_turn("user", question)],
+            "chosen": [make_turn("assistant", chosen)],
+            "rejected": [make_turn("assistant", rejected)],
         }
-        for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1)
+        for number, (sample, question, chosen, rejected) in enumerate(PAIRS, 1)
     ]
 
 
@@ -182,29 +182,29 @@ def sft() -> list[dict[str, Any]]:
     rows = [
         {
             "id": f"sft-{number}",
-            "images": [f"images/{picture.file}"],
+            "images": [f"images/{sample.file_name}"],
             "messages": [
-                turn("user", [{"type": "image"}, {"type": "text", "text": DESCRIBE}]),
-                turn("assistant", [{"type": "text", "text": picture.chosen}]),
+                make_turn("user", [{"type": "image"}, {"type": "text", "text": DESCRIBE}]),
+                make_turn("assistant", [{"type": "text", "text": sample.chosen}]),
             ],
         }
-        for number, picture in enumerate(PICTURES, 1)
+        for number, sample in enumerate(SAMPLE_IMAGES, 1)
     ]
-    asked, answered = "What would you need a picture for?", "To say what is in it. Without one I can only guess."
-    return [*rows, {"id": "sft-7", "images": [], "messages": [turn("user", asked), turn("assistant", answered)]}]
+    question, answer = "What would you need a picture for?", "To say what is in it. Without one I can only guess."
+    return [*rows, {"id": "sft-7", "images": [], "messages": [make_turn("user", question), make_turn("assistant", answer)]}]
 
 
 def llava_rlhf_preference() -> list[dict[str, Any]]:
     """The better answer is the first output in odd rows and the second in even ones."""
     rows = []
-    for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1):
-        first, second = (chosen, rejected) if number % 2 else (rejected, chosen)
+    for number, (sample, question, chosen, rejected) in enumerate(PAIRS, 1):
+        output_1, output_2 = (chosen, rejected) if number % 2 else (rejected, chosen)
         row = {
             "id": f"pair-{number}",
-            "image": f"images/{picture.file}",
-            "conversations": [said("human", f"<image>\n{question}"), said("gpt", second)],
-            "output_1": said("gpt", first),
-            "output_2": said("gpt", second),
+            "image": f"images/{sample.file_name}",
+            "conversations": [llava_turn("human", f"<image>\n{question}"), llava_turn("gpt", output_2)],
+            "output_1": llava_turn("gpt", output_1),
+            "output_2": llava_turn("gpt", output_2),
             "preference": 1 if number % 2 else 2,
             "hallucination": True,
         }
@@ -214,20 +214,20 @@ def llava_rlhf_preference() -> list[dict[str, Any]]:
 
 def llava_rlhf_ppo() -> list[dict[str, Any]]:
     rows = [
-        (picture, DESCRIBE if number % 2 else f"{DESCRIBE} Keep it short.", 1, -0.5 if number % 2 else 1.0)
-        for number, picture in enumerate(PICTURES, 1)
+        (sample, DESCRIBE if number % 2 else f"{DESCRIBE} Keep it short.", 1, -0.5 if number % 2 else 1.0)
+        for number, sample in enumerate(SAMPLE_IMAGES, 1)
     ]
-    rows.append((PICTURES[3], "Is there a dog in the picture?", 6, 1.0))  # 6: the right answer is no
+    rows.append((SAMPLE_IMAGES[3], "Is there a dog in the picture?", 6, 1.0))  # 6: the right answer is no
     return [
         {
             "id": f"prompt-{number}",
-            "image": f"images/{picture.file}",
-            "conversations": [said("human", f"{question}\n<image>"), said("gpt", "")],
-            "captions": [picture.caption],
+            "image": f"images/{sample.file_name}",
+            "conversations": [llava_turn("human", f"{question}\n<image>"), llava_turn("gpt", "")],
+            "captions": [sample.caption],
             "caption_type": caption_type,
             "length_bonus": length_bonus,
         }
-        for number, (picture, question, caption_type, length_bonus) in enumerate(rows, 1)
+        for number, (sample, question, caption_type, length_bonus) in enumerate(rows, 1)
     ]
 
 
@@ -236,20 +236,20 @@ def rlhf_v() -> list[dict[str, Any]]:
     return [
         {
             "ds_name": "samples",
-            "image": f"images/{picture.file}",
+            "image": f"images/{sample.file_name}",
             "text": json.dumps({"question": question, "chosen": chosen, "rejected": rejected}),
             "origin_dataset": "make_samples",
             "origin_split": json.dumps({"type": "detailed description" if question == DESCRIBE else "question answering"}),
             "idx": number,
-            "image_path": f"images/{picture.file}",
+            "image_path": f"images/{sample.file_name}",
         }
-        for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1)
+        for number, (sample, question, chosen, rejected) in enumerate(PAIRS, 1)
     ]
 
 
 def rlaif_v() -> list[dict[str, Any]]:
     """The pictures in base64, one in each way to write it."""
-    ways: tuple[Callable[[str], Any], ...] = (
+    encodings: tuple[Callable[[str], Any], ...] = (
         lambda text: f"data:image/png;base64,{text}",
         lambda text: {"bytes": text},
         lambda text: {"base64": text},
@@ -258,15 +258,15 @@ def rlaif_v() -> list[dict[str, Any]]:
     return [
         {
             "ds_name": "samples",
-            "image": ways[number % 4](base64.b64encode((SAMPLES / "images" / picture.file).read_bytes()).decode()),
+            "image": encodings[number % 4](base64.b64encode((SAMPLES / "images" / sample.file_name).read_bytes()).decode()),
             "question": question,
             "chosen": chosen,
             "rejected": rejected,
             "origin_dataset": "make_samples",
             "idx": f"pair-{number}",
-            "image_path": f"images/{picture.file}",
+            "image_path": f"images/{sample.file_name}",
         }
-        for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1)
+        for number, (sample, question, chosen, rejected) in enumerate(PAIRS, 1)
     ]
 
 
@@ -275,7 +275,7 @@ def mm_rlhf() -> list[dict[str, Any]]:
     rows = [
         {
             "id": f"pair-{number}",
-            "image": f"images/{picture.file}",
+            "image": f"images/{sample.file_name}",
             "prompt": question,
             "chosen": chosen,
             "rejected": rejected,
@@ -284,45 +284,50 @@ def mm_rlhf() -> list[dict[str, Any]]:
             "is_tie": False,
             "ls_factor": 1.5 if question == DESCRIBE else 1.0,
         }
-        for number, (picture, question, chosen, rejected) in enumerate(PAIRS, 1)
+        for number, (sample, question, chosen, rejected) in enumerate(PAIRS, 1)
     ]
-    said = "Both are true of the picture."
-    tie = {"chosen": PICTURES[1].chosen, "rejected": PICTURES[1].caption, "chosen_reason": said, "rejected_reason": said}
-    return [*rows, {**rows[1], **tie, "id": "pair-9", "is_tie": True, "ls_factor": 0.0}]
+    reason = "Both are true of the picture."
+    tie_fields = {
+        "chosen": SAMPLE_IMAGES[1].chosen,
+        "rejected": SAMPLE_IMAGES[1].caption,
+        "chosen_reason": reason,
+        "rejected_reason": reason,
+    }
+    return [*rows, {**rows[1], **tie_fields, "id": "pair-9", "is_tie": True, "ls_factor": 0.0}]
 
 
-RATED = ((5, 4), (3, 4), (2, 1))
+RATINGS = ((5, 4), (3, 4), (2, 1))
 """Helpfulness and faithfulness of the chosen, the plain and the rejected answer."""
 
 
 def vlfeedback() -> list[dict[str, Any]]:
     """Three answers with ratings of each aspect, one of which does not apply, as text."""
 
-    def completion(text: str, helpful: int, faithful: int) -> dict[str, Any]:
-        ratings = {"Helpfulness": str(helpful), "Ethical Considerations": "N/A", "Visual Faithfulness": str(faithful)}
-        said = {name: {"Rating": rating, "Rationale": "Made up for this sample."} for name, rating in ratings.items()}
-        return {"annotations": said, "model": "none", "response": text}
+    def completion(text: str, helpfulness: int, faithfulness: int) -> dict[str, Any]:
+        ratings = {"Helpfulness": str(helpfulness), "Ethical Considerations": "N/A", "Visual Faithfulness": str(faithfulness)}
+        aspect_ratings = {name: {"Rating": rating, "Rationale": "Made up for this sample."} for name, rating in ratings.items()}
+        return {"annotations": aspect_ratings, "model": "none", "response": text}
 
     return [
         {
             "id": f"rated-{number}",
             "prompt": DESCRIBE,
             "models": ["none"] * 3,
-            "completions": [completion(text, *RATED[which]) for which, text in zip(order, texts, strict=True)],
-            "img_path": f"images/{picture.file}",
+            "completions": [completion(text, *RATINGS[index]) for index, text in zip(order, texts, strict=True)],
+            "img_path": f"images/{sample.file_name}",
         }
-        for number, picture in enumerate(PICTURES, 1)
+        for number, sample in enumerate(SAMPLE_IMAGES, 1)
         for order in [(1, 2, 0) if number % 2 else (2, 0, 1)]
-        for texts in [[(picture.chosen, picture.caption, picture.rejected)[which] for which in order]]
+        for texts in [[(sample.chosen, sample.caption, sample.rejected)[index] for index in order]]
     ]
 
 
 def rankings() -> list[dict[str, Any]]:
     """Three answers each, the better two of them as good as each other in every other row; the last two rows are rated instead."""
     rows: list[dict[str, Any]] = []
-    for number, picture in enumerate(PICTURES, 1):
-        answers = [picture.rejected, picture.chosen, picture.caption]
-        row = {"id": f"ranking-{number}", "prompt": DESCRIBE, "images": [f"images/{picture.file}"], "answers": answers}
+    for number, sample in enumerate(SAMPLE_IMAGES, 1):
+        answers = [sample.rejected, sample.chosen, sample.caption]
+        row = {"id": f"ranking-{number}", "prompt": DESCRIBE, "images": [f"images/{sample.file_name}"], "answers": answers}
         rows.append({**row, "ranks": [3, 1, 1 + number % 2]} if number < 5 else {**row, "ratings": [1.0, 4.5, 3.0]})
     return rows
 
@@ -330,17 +335,17 @@ def rankings() -> list[dict[str, Any]]:
 def facts() -> list[dict[str, Any]]:
     return [
         {
-            "image": picture.file,
-            "captions": [picture.caption],
-            "objects": picture.objects,
-            "relations": picture.relations,
-            "absent": picture.absent,
+            "image": sample.file_name,
+            "captions": [sample.caption],
+            "objects": sample.objects,
+            "relations": sample.relations,
+            "absent": sample.absent,
         }
-        for picture in PICTURES
+        for sample in SAMPLE_IMAGES
     ]
 
 
-def write_lines(name: str, rows: list[dict[str, Any]]) -> None:
+def write_jsonl(name: str, rows: list[dict[str, Any]]) -> None:
     (SAMPLES / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -352,37 +357,37 @@ def write_parquet(name: str, rows: list[dict[str, Any]]) -> None:
     """Pictures in the table, as `push_to_hub` stores them."""
     import datasets
 
-    def stored(paths: Any) -> Any:
+    def to_stored(paths: Any) -> Any:
         if isinstance(paths, list):
-            return [stored(path) for path in paths]
+            return [to_stored(path) for path in paths]
         return {"bytes": (SAMPLES / paths).read_bytes(), "path": Path(paths).name}
 
     datasets.disable_progress_bars()
-    field = "images" if "images" in rows[0] else "image"
-    of = datasets.List(datasets.Image()) if field == "images" else datasets.Image()
-    table = datasets.Dataset.from_list([{**row, field: stored(row[field])} for row in rows])
-    table.cast_column(field, of).to_parquet(SAMPLES / name)
+    field_name = "images" if "images" in rows[0] else "image"
+    feature = datasets.List(datasets.Image()) if field_name == "images" else datasets.Image()
+    table = datasets.Dataset.from_list([{**row, field_name: to_stored(row[field_name])} for row in rows])
+    table.cast_column(field_name, feature).to_parquet(SAMPLES / name)
 
 
 def main() -> None:
     shutil.rmtree(SAMPLES, ignore_errors=True)
     (SAMPLES / "images").mkdir(parents=True)
-    for picture in PICTURES:
+    for sample in SAMPLE_IMAGES:
         image = Image.new("RGB", (320, 240), WALL)
-        picture.draw(ImageDraw.Draw(image))
-        image.save(SAMPLES / "images" / picture.file, optimize=True)
-    write_lines("trl_preference.jsonl", trl_preference())
+        sample.draw(ImageDraw.Draw(image))
+        image.save(SAMPLES / "images" / sample.file_name, optimize=True)
+    write_jsonl("trl_preference.jsonl", trl_preference())
     write_parquet("trl_preference.parquet", trl_preference())
-    write_lines("sft.jsonl", sft())
+    write_jsonl("sft.jsonl", sft())
     write_json("llava_rlhf_preference.json", llava_rlhf_preference())
     write_json("llava_rlhf_ppo.json", llava_rlhf_ppo())
     write_parquet("rlhf_v.parquet", rlhf_v())
-    write_lines("rlaif_v.jsonl", rlaif_v())
-    write_lines("mm_rlhf.jsonl", mm_rlhf())
-    write_lines("vlfeedback.jsonl", vlfeedback())
-    write_lines("rankings.jsonl", rankings())
-    write_json("image_to_caption.json", {picture.file: [picture.caption] for picture in PICTURES})
-    write_lines("facts.jsonl", facts())
+    write_jsonl("rlaif_v.jsonl", rlaif_v())
+    write_jsonl("mm_rlhf.jsonl", mm_rlhf())
+    write_jsonl("vlfeedback.jsonl", vlfeedback())
+    write_jsonl("rankings.jsonl", rankings())
+    write_json("image_to_caption.json", {sample.file_name: [sample.caption] for sample in SAMPLE_IMAGES})
+    write_jsonl("facts.jsonl", facts())
 
 
 if __name__ == "__main__":

@@ -13,30 +13,30 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-SEEN = {"animal", "artifact", "body", "food", "object", "person", "plant", "substance"}
+VISIBLE_CATEGORIES = {"animal", "artifact", "body", "food", "object", "person", "plant", "substance"}
 """Lexicographers' files of nouns that name what one can see."""
-PARTS = {"noun": ("n", 1), "verb": ("v", 2), "adj": ("a", 3), "adv": ("r", 4)}
-RARE = 1 / 40
+PARTS_OF_SPEECH = {"noun": ("n", 1), "verb": ("v", 2), "adj": ("a", 3), "adv": ("r", 4)}
+MIN_USE_RATIO = 1 / 40
 """A part of speech that a word is used as less often than this, by its uses as another, is left out."""
 
 
-def words(folder: Path) -> dict[str, list[str]]:
+def words_by_class(folder: Path) -> dict[str, list[str]]:
     """Words by their class."""
-    names = [line.split()[1] for line in (folder / "lexnames").read_text().splitlines()]
-    uses = {}
+    category_names = [line.split()[1] for line in (folder / "lexnames").read_text().splitlines()]
+    use_counts = {}
     for line in (folder / "cntlist.rev").read_text().splitlines():
         key, number, count = line.split()
         lemma, _, rest = key.partition("%")
-        part = int(rest[0]) if rest[0] != "5" else 3
-        uses[lemma, part, int(number)] = int(count)
-    topics, common = {}, set()
+        pos_number = int(rest[0]) if rest[0] != "5" else 3
+        use_counts[lemma, pos_number, int(number)] = int(count)
+    category_by_offset, lowercase_nouns = {}, set()
     for line in (folder / "data.noun").open():
         if not line.startswith(" "):
             offset, number, _, size, *rest = line.split(" ")
-            topics[offset] = names[int(number)].removeprefix("noun.")
-            common.update(rest[: 2 * int(size, 16) : 2])  # as they are spelt: names have capitals
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for name, (letter, part) in PARTS.items():
+            category_by_offset[offset] = category_names[int(number)].removeprefix("noun.")
+            lowercase_nouns.update(rest[: 2 * int(size, 16) : 2])  # as they are spelt: names have capitals
+    counts_by_lemma: dict[str, dict[str, int]] = defaultdict(dict)
+    for name, (letter, pos_number) in PARTS_OF_SPEECH.items():
         for line in (folder / f"index.{name}").open():
             if line.startswith(" "):
                 continue
@@ -44,34 +44,40 @@ def words(folder: Path) -> dict[str, list[str]]:
             lemma, senses = fields[0], int(fields[2])
             if not re.fullmatch(r"[a-z]{2,20}", lemma):
                 continue
-            if letter == "n" and lemma not in common:
+            if letter == "n" and lemma not in lowercase_nouns:
                 continue
-            each = [uses.get((lemma, part, i + 1), 0) for i in range(senses)]
+            sense_counts = [use_counts.get((lemma, pos_number, i + 1), 0) for i in range(senses)]
             if letter == "n":
-                seen = [topics[offset] in SEEN for offset in fields[-senses:]]
-                share = sum(n for n, is_seen in zip(each, seen, strict=True) if is_seen)
-                holds = any(seen) and topics[fields[-senses]] == "quantity"  # a carton is first of all how much it holds
-                letter_of = "N" if seen[0] or holds or 2 * share >= sum(each) > 0 else "n"
+                is_visible = [category_by_offset[offset] in VISIBLE_CATEGORIES for offset in fields[-senses:]]
+                visible_uses = sum(n for n, visible in zip(sense_counts, is_visible, strict=True) if visible)
+                is_container = (
+                    any(is_visible) and category_by_offset[fields[-senses]] == "quantity"
+                )  # a carton is first of all how much it holds
+                class_letter = "N" if is_visible[0] or is_container or 2 * visible_uses >= sum(sense_counts) > 0 else "n"
             else:
-                letter_of = letter
-            counts[lemma][letter_of] = sum(each)
-    found = defaultdict(list)
-    for lemma, parts in counts.items():
-        most = max(parts.values())
-        kept = [p for p in sorted(parts, key=lambda p: (-parts[p], "aNnvr".index(p))) if parts[p] >= most * RARE]
-        found["".join(kept)].append(lemma)
-    return found
+                class_letter = letter
+            counts_by_lemma[lemma][class_letter] = sum(sense_counts)
+    lemmas_by_class = defaultdict(list)
+    for lemma, part_counts in counts_by_lemma.items():
+        max_count = max(part_counts.values())
+        kept_letters = [
+            class_key
+            for class_key in sorted(part_counts, key=lambda class_key: (-part_counts[class_key], "aNnvr".index(class_key)))
+            if part_counts[class_key] >= max_count * MIN_USE_RATIO
+        ]
+        lemmas_by_class["".join(kept_letters)].append(lemma)
+    return lemmas_by_class
 
 
-def irregular(folder: Path, name: str) -> list[str]:
+def irregular_forms(folder: Path, name: str) -> list[str]:
     pairs = (line.split()[:2] for line in (folder / f"{name}.exc").read_text().splitlines())
-    return sorted({f"{one}={many}" for many, one in pairs if re.fullmatch("[a-z]+ [a-z]+", f"{one} {many}")})
+    return sorted({f"{singular}={plural}" for plural, singular in pairs if re.fullmatch("[a-z]+ [a-z]+", f"{singular} {plural}")})
 
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
     licence = [f"# {line.rstrip()}".rstrip() for line in (source / "LICENSE").read_text().splitlines()]
     lines = ["# Made from WordNet 3.0 by data/make_words.py. Its licence:", "#", *licence]
-    lines += [f"{code} {' '.join(sorted(members))}" for code, members in sorted(words(source).items())]
-    lines += [f"{name}s {' '.join(irregular(source, name))}" for name in ("noun", "verb")]
+    lines += [f"{code} {' '.join(sorted(members))}" for code, members in sorted(words_by_class(source).items())]
+    lines += [f"{name}s {' '.join(irregular_forms(source, name))}" for name in ("noun", "verb")]
     (Path(__file__).parents[1] / "mmrlhf/claims/words.txt").write_text("\n".join(lines) + "\n")

@@ -21,11 +21,11 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf import english
-from mmrlhf.answers import yes_no
-from mmrlhf.benchmark import Counted, Task, first
+from mmrlhf.answers import parse_yes_no
+from mmrlhf.benchmark import SufficientStats, Task, first_valid
 from mmrlhf.config import STRICT
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import contents
+from mmrlhf.rows import read_json
 
 VERSION, LICENSE = "1", "Apache-2.0"
 HEADLINE, DIRECTION, CLUSTER = "amber_score", "higher", "image"
@@ -36,18 +36,18 @@ KNOWN = {
     "f92cf1123f4578a2630832fac3e6ac4de36212ea55859d3bed4fd233723f4043": "AMBER's safe words",
     "127680ae61f7d4a92d2f7f07a8deaec07f0689b194d2c7c0f41ead7bd2c5bcf5": "AMBER's queries",
 }
-KINDS = {
+PART_OF_TYPE = {
     "generative": "generative", "discriminative-attribute-state": "state", "discriminative-attribute-number": "number",
     "discriminative-attribute-action": "action", "discriminative-hallucination": "existence",
 }  # fmt: skip
 """Parts by the annotations' type; any other is a relation."""
-GROUPS = {
+METRIC_GROUPS = {
     "": ("existence", "state", "number", "action", "relation"), "existence_": ("existence",), "attribute_": ("state", "number", "action"),
     "state_": ("state",), "number_": ("number",), "action_": ("action",), "relation_": ("relation",),
 }  # fmt: skip
 """Figures of yes/no questions by the beginning of their names, and the parts that each is over."""
-ASKED = GROUPS[""]
-ALIKE = 0.8
+YES_NO_PARTS = METRIC_GROUPS[""]
+SIMILARITY_THRESHOLD = 0.8
 """Words whose similarity is greater are one thing."""
 EPSILON = 0.001
 """With which each of the script's denominators begins."""
@@ -69,15 +69,15 @@ class Options:
 def load(task: Task) -> list[Example]:
     """The annotations in their order, with the queries where they are there."""
     path = task.path / "annotations.json"
-    queries = {str(q["id"]): q for q in contents(_queries(task))} if _queries(task).exists() else {}
-    relation = _words(task.data or "")[0]
-    found = []
-    for number, row in enumerate(contents(path)[: task.limit], 1):
+    queries = {str(q["id"]): q for q in read_json(_queries_path(task))} if _queries_path(task).exists() else {}
+    relation = _load_vocabulary(task.data or "")[0]
+    examples = []
+    for number, row in enumerate(read_json(path)[: task.limit], 1):
         try:
             id_, type_, truth = str(row["id"]), row["type"], row["truth"]
         except (KeyError, TypeError):
             raise InputError(f"{path} row {number}: an annotation needs id, type and truth: give AMBER's file") from None
-        part = KINDS.get(type_, "relation")
+        part = PART_OF_TYPE.get(type_, "relation")
         query = queries.get(id_, {})
         image = query.get("image", f"AMBER_{id_}.jpg" if part == "generative" else "")
         meta = {
@@ -87,35 +87,40 @@ def load(task: Task) -> list[Example]:
             "image": image or id_,
             "query": query.get("query", ""),
         }
-        if part == "generative" and (strange := [w for w in [*truth, *meta["hallu"]] if w not in relation]):
-            raise InputError(f"{path} row {number}: {strange[0]} is not in relation.json: give files of one version")
-        asked = (
+        if part == "generative" and (unknown_words := [w for w in [*truth, *meta["hallu"]] if w not in relation]):
+            raise InputError(f"{path} row {number}: {unknown_words[0]} is not in relation.json: give files of one version")
+        question = (
             f"{query['query']}\n{task.options.suffix}"
             if query and task.options.suffix and part != "generative"
             else meta["query"]
         )
-        found.append(
-            Example(id_, (ImageSource(path=str(task.pictures / image)),), (Message("user", asked),) if asked else (), meta=meta)
+        examples.append(
+            Example(
+                id_,
+                (ImageSource(path=str(task.image_root / image)),),
+                (Message("user", question),) if question else (),
+                meta=meta,
+            )
         )
-    return found
+    return examples
 
 
 def files(task: Task) -> list[Path]:
     """Annotations, relations, safe words, queries."""
     return [task.path / n for n in ("annotations.json", "relation.json", "safe_words.txt")] + [
-        q for q in (_queries(task),) if q.exists()
+        q for q in (_queries_path(task),) if q.exists()
     ]
 
 
-def _queries(task: Task) -> Path:
-    inside = task.path / "query" / "query_all.json"
-    return inside if inside.exists() else task.path / "query_all.json"
+def _queries_path(task: Task) -> Path:
+    nested_path = task.path / "query" / "query_all.json"
+    return nested_path if nested_path.exists() else task.path / "query_all.json"
 
 
 @functools.cache
-def _words(data: str) -> tuple[dict[str, list[str]], frozenset[str], frozenset[str]]:
+def _load_vocabulary(data: str) -> tuple[dict[str, list[str]], frozenset[str], frozenset[str]]:
     """Words that go with a word; all words that are looked at; those that never count."""
-    relation = contents(Path(data) / "relation.json")
+    relation = read_json(Path(data) / "relation.json")
     path = Path(data) / "safe_words.txt"
     if not path.is_file():
         raise InputError(f"{path} does not exist: --data must be AMBER's data folder")
@@ -123,52 +128,52 @@ def _words(data: str) -> tuple[dict[str, list[str]], frozenset[str], frozenset[s
     return relation, frozenset(relation) | {w for words in relation.values() for w in words}, safe
 
 
-def identify(fields: Mapping[str, Any], task: Task) -> str | None:
-    """A row's id, which `sort_out` may have found."""
+def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
+    """A row's id, which `match_rows` may have found."""
     return next((str(fields[k]) for k in ("id", "question_id", "index") if fields.get(k) is not None), None)
 
 
-def sort_out(rows: Sequence[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
+def match_rows(rows: Sequence[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
     """Rows without an id (VLMEvalKit's) with that of the question on their picture; where one is asked twice, the k-th row takes the k-th id."""
-    ids, seen, found = _asked(_queries(task)), Counter[tuple[str, str]](), []
+    ids, num_seen, matched = _ids_by_query(_queries_path(task)), Counter[tuple[str, str]](), []
     for fields in rows:
-        picture = Path(str(fields.get("image_path") or fields.get("image") or "")).name
-        key = picture, str(fields.get("question") or fields.get("query") or "").split("\n")[0].strip()
+        image = Path(str(fields.get("image_path") or fields.get("image") or "")).name
+        key = image, str(fields.get("question") or fields.get("query") or "").split("\n")[0].strip()
         if fields.get("id") is None and key in ids:
-            fields = {**fields, "id": ids[key][seen[key] % len(ids[key])]}
-            seen[key] += 1
-        found.append(fields)
-    return found
+            fields = {**fields, "id": ids[key][num_seen[key] % len(ids[key])]}
+            num_seen[key] += 1
+        matched.append(fields)
+    return matched
 
 
 @functools.cache
-def _asked(path: Path) -> dict[tuple[str, str], list[str]]:
+def _ids_by_query(path: Path) -> dict[tuple[str, str], list[str]]:
     """Ids by picture and query."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for q in contents(path) if path.exists() else ():
-        found.setdefault((q["image"], q["query"]), []).append(str(q["id"]))
-    return found
+    ids: dict[tuple[str, str], list[str]] = {}
+    for q in read_json(path) if path.exists() else ():
+        ids.setdefault((q["image"], q["query"]), []).append(str(q["id"]))
+    return ids
 
 
 # ---- words that are alike --------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def _alike(table: str | None) -> Callable[[str, str], bool] | None:
+def _similarity_test(table_path: str | None) -> Callable[[str, str], bool] | None:
     """Whether two words are one thing; None where nothing says so."""
-    if table is not None:
-        given = contents(Path(table))
-        if not isinstance(given, dict) or not all(isinstance(v, int | float) for v in given.values()):
-            raise InputError(f'--similarity {table} must be a JSON object of "A|B": number')
-        return lambda a, b: a == b or given.get("|".join(sorted((a, b))), 0.3) > ALIKE
+    if table_path is not None:
+        similarities = read_json(Path(table_path))
+        if not isinstance(similarities, dict) or not all(isinstance(v, int | float) for v in similarities.values()):
+            raise InputError(f'--similarity {table_path} must be a JSON object of "A|B": number')
+        return lambda a, b: a == b or similarities.get("|".join(sorted((a, b))), 0.3) > SIMILARITY_THRESHOLD
     try:
         import spacy
 
         model = spacy.load("en_core_web_lg")
     except (ImportError, OSError):
         return None
-    parsed = functools.cache(model)
-    return functools.cache(lambda a, b: bool(parsed(a).similarity(parsed(b)) > ALIKE))
+    parse = functools.cache(model)
+    return functools.cache(lambda a, b: bool(parse(a).similarity(parse(b)) > SIMILARITY_THRESHOLD))
 
 
 NO_SIMILARITY = "the official script compares words by spaCy's en_core_web_lg, which is not installed: install it, or give --similarity TABLE.json"
@@ -180,174 +185,189 @@ NO_SIMILARITY = "the official script compares words by spaCy's en_core_web_lg, w
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """Of a reply what it says; of a description the sums that metrics are made of, by the script's way and by ours."""
     if example.meta["part"] != "generative":
-        said = yes_no(answers[0], example.meta["query"])
-        return {"truth": example.meta["truth"], "said": said, "unparsed": said is None}
-    alike = _alike(task.options.similarity)
-    official = _described(example, answers[0], task, alike) if alike else None
-    robust = _ours(example, answers[0], task, alike or (lambda a, b: a == b))
+        parsed = parse_yes_no(answers[0], example.meta["query"])
+        return {"truth": example.meta["truth"], "said": parsed, "unparsed": parsed is None}
+    is_similar = _similarity_test(task.options.similarity)
+    official = _match_official(example, answers[0], task, is_similar) if is_similar else None
+    robust = _match_robust(example, answers[0], task, is_similar or (lambda a, b: a == b))
     return {"official": official, "robust": robust, "right": not robust["false"]}
 
 
-def _described(example: Example, answer: str, task: Task, alike: Callable[[str, str], bool]) -> dict[str, Any]:
+def _match_official(example: Example, answer: str, task: Task, is_similar: Callable[[str, str], bool]) -> dict[str, Any]:
     """inference.py's loop over nouns. A word that goes with several true ones covers the first; associations come before the words themselves."""
-    relation, vocabulary, safe = _words(task.data or "")
-    kept = [n for n in english.nouns(answer) if n in vocabulary]
+    relation, vocabulary, safe_words = _load_vocabulary(task.data or "")
+    nouns = [n for n in english.nouns(answer) if n in vocabulary]
 
-    def listed(words: Sequence[str]) -> list[tuple[str, int]]:
+    def related_words(words: Sequence[str]) -> list[tuple[str, int]]:
         """Words to compare with, each with the number of the annotated word that it stands for."""
         return [(w, i) for i, word in enumerate(words) for w in relation[word]] + [(w, i) for i, w in enumerate(words)]
 
-    truth, hallu = listed(example.meta["truth"]), listed(example.meta["hallu"])
-    covered, thought, false = set(), set(), []
-    for noun in kept:
-        if noun in safe:
+    truth, hallucinations = related_words(example.meta["truth"]), related_words(example.meta["hallu"])
+    covered, cognition_hits, false_nouns = set(), set(), []
+    for noun in nouns:
+        if noun in safe_words:
             continue
-        if (same := next((i for w, i in truth if w == noun), None)) is not None:
-            covered.add(same)
+        if (exact := next((i for w, i in truth if w == noun), None)) is not None:
+            covered.add(exact)
             continue
-        thought |= {
+        cognition_hits |= {
             i
-            for i in (next((i for w, i in hallu if w == noun), None), next((i for w, i in hallu if alike(noun, w)), None))
+            for i in (
+                next((i for w, i in hallucinations if w == noun), None),
+                next((i for w, i in hallucinations if is_similar(noun, w)), None),
+            )
             if i is not None
         }
-        if (near := next((i for w, i in truth if alike(noun, w)), None)) is not None:
-            covered.add(near)
+        if (similar := next((i for w, i in truth if is_similar(noun, w)), None)) is not None:
+            covered.add(similar)
         else:
-            false.append(noun)
-    return {"nouns": len(kept), "false": false, "covered": len(covered), "thought": len(thought)}
+            false_nouns.append(noun)
+    return {"nouns": len(nouns), "false": false_nouns, "covered": len(covered), "thought": len(cognition_hits)}
 
 
-def _ours(example: Example, answer: str, task: Task, alike: Callable[[str, str], bool]) -> dict[str, Any]:
+def _match_robust(example: Example, answer: str, task: Task, is_similar: Callable[[str, str], bool]) -> dict[str, Any]:
     """Nouns in lower case; safe words are not counted at all; a true word is covered by itself before by what goes with it."""
-    relation, vocabulary, safe = _words(task.data or "")
-    kept = [n for n in english.nouns(answer.lower()) if n in vocabulary and n not in safe]
+    relation, vocabulary, safe_words = _load_vocabulary(task.data or "")
+    nouns = [n for n in english.nouns(answer.lower()) if n in vocabulary and n not in safe_words]
 
-    def match(noun: str, words: Sequence[str]) -> set[int]:
-        same = {i for i, w in enumerate(words) if w == noun}
+    def matches(noun: str, words: Sequence[str]) -> set[int]:
+        exact = {i for i, w in enumerate(words) if w == noun}
         return (
-            same or {i for i, w in enumerate(words) if noun in relation[w]} or {i for i, w in enumerate(words) if alike(noun, w)}
+            exact
+            or {i for i, w in enumerate(words) if noun in relation[w]}
+            or {i for i, w in enumerate(words) if is_similar(noun, w)}
         )
 
-    truth, hallu = example.meta["truth"], example.meta["hallu"]
-    found = [(noun, match(noun, truth)) for noun in kept]
-    false = [noun for noun, hits in found if not hits]
-    covered: set[int] = set().union(*(hits for _, hits in found))
-    thought: set[int] = set().union(*(match(noun, hallu) for noun in false))
-    return {"nouns": len(kept), "false": false, "covered": len(covered), "thought": len(thought)}
+    truth, hallucinations = example.meta["truth"], example.meta["hallu"]
+    matched = [(noun, matches(noun, truth)) for noun in nouns]
+    false_nouns = [noun for noun, hits in matched if not hits]
+    covered: set[int] = set().union(*(hits for _, hits in matched))
+    cognition_hits: set[int] = set().union(*(matches(noun, hallucinations) for noun in false_nouns))
+    return {"nouns": len(nouns), "false": false_nouns, "covered": len(covered), "thought": len(cognition_hits)}
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------
 
-DESCRIBED = 8  # hallucinated nouns, nouns, covered, true words, thought, words one may think of, clean descriptions, descriptions
-REPLIES = 5  # right, questions, right no, said no, is no
+NUM_DESCRIPTION_COLUMNS = (
+    8  # hallucinated nouns, nouns, covered, true words, thought, words one may think of, clean descriptions, descriptions
+)
+NUM_REPLY_COLUMNS = 5  # right, questions, right no, said no, is no
 
 
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
+def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
     """All figures in columns: descriptions, then replies of each part."""
-    return {"official": _official(rows, task), "robust": _robust(rows, task)}
+    return {"official": _official_stats(rows, task), "robust": _robust_stats(rows, task)}
 
 
-def _official(rows: list[dict[str, Any]], task: Task) -> Counted:
+def _official_stats(rows: list[dict[str, Any]], task: Task) -> SufficientStats:
     """Every row that the file has, repeated ones too. An id that is not there stops the script."""
-    order = list(task.examples.values())
-    clusters, columns, why = [], [], ""
+    examples = list(task.examples.values())
+    clusters, columns, reason = [], [], ""
     for row in rows:
         example, text = task.examples.get(row["id"]), row["answers"][0]
         if example is None:
-            number = int(row["id"]) if row["id"].lstrip("-").isdecimal() else None
-            if number is None or not -len(order) < number <= 0:
-                why = f"the official script raises {'TypeError' if number is None else 'IndexError'} on id {row['id']}"
+            index = int(row["id"]) if row["id"].lstrip("-").isdecimal() else None
+            if index is None or not -len(examples) < index <= 0:
+                reason = f"the official script raises {'TypeError' if index is None else 'IndexError'} on id {row['id']}"
                 break
-            example = order[number - 1]  # Python counts from the end
+            example = examples[index - 1]  # Python counts from the end
         if example.meta["part"] == "generative":
             if text is None:
-                why = f"the official script raises TypeError on the response of id {row['id']}, which is null"
+                reason = f"the official script raises TypeError on the response of id {row['id']}, which is null"
                 break
-            alike = _alike(task.options.similarity)
-            found = row.get("official") or (_described(example, text, task, alike) if alike else None)
-            columns.append(_row(example, None if found is None else found, None, None))
+            is_similar = _similarity_test(task.options.similarity)
+            description = row.get("official") or (_match_official(example, text, task, is_similar) if is_similar else None)
+            columns.append(_row_columns(example, None if description is None else description, None, None))
         else:
-            columns.append(_row(example, None, {"Yes": "yes", "No": "no"}.get(str(text)), example.meta["truth"]))
+            columns.append(_row_columns(example, None, {"Yes": "yes", "No": "no"}.get(str(text)), example.meta["truth"]))
         clusters.append(example.meta["image"])
-    return _counted(task, clusters, columns, EPSILON, why)
+    return _sufficient_stats(task, clusters, columns, EPSILON, reason)
 
 
-def _robust(rows: list[dict[str, Any]], task: Task) -> Counted:
-    rows = first(rows)
-    columns = [_row(task.examples[r["id"]], r.get("robust"), r.get("said"), r.get("truth")) for r in rows]
-    return _counted(task, [task.examples[r["id"]].meta["image"] for r in rows], columns, 0.0, "")
+def _robust_stats(rows: list[dict[str, Any]], task: Task) -> SufficientStats:
+    rows = first_valid(rows)
+    columns = [_row_columns(task.examples[r["id"]], r.get("robust"), r.get("said"), r.get("truth")) for r in rows]
+    return _sufficient_stats(task, [task.examples[r["id"]].meta["image"] for r in rows], columns, 0.0, "")
 
 
-def _row(example: Example, described: Mapping[str, Any] | None, said: str | None, truth: str | None) -> np.ndarray:
-    row = np.zeros(DESCRIBED + REPLIES * len(ASKED))
+def _row_columns(example: Example, description: Mapping[str, Any] | None, reply: str | None, truth: str | None) -> np.ndarray:
+    columns = np.zeros(NUM_DESCRIPTION_COLUMNS + NUM_REPLY_COLUMNS * len(YES_NO_PARTS))
     if example.meta["part"] == "generative":
-        if described is None:
-            row[:DESCRIBED] = np.nan  # what cannot be told: it makes every sum that it enters unknown
+        if description is None:
+            columns[:NUM_DESCRIPTION_COLUMNS] = np.nan  # what cannot be told: it makes every sum that it enters unknown
         else:
-            truths, hallus = len(example.meta["truth"]), len(example.meta["hallu"])
-            row[:DESCRIBED] = [len(described["false"]), described["nouns"], described["covered"], truths, described["thought"], hallus,
-                               not described["false"], 1]  # fmt: skip
+            num_truths, num_hallucinations = len(example.meta["truth"]), len(example.meta["hallu"])
+            columns[:NUM_DESCRIPTION_COLUMNS] = [len(description["false"]), description["nouns"], description["covered"], num_truths, description["thought"], num_hallucinations,
+                               not description["false"], 1]  # fmt: skip
     else:
-        at = DESCRIBED + REPLIES * ASKED.index(example.meta["part"])
-        row[at : at + REPLIES] = [said == truth, 1, said == "no" == truth, said == "no", truth == "no"]
-    return row
+        start = NUM_DESCRIPTION_COLUMNS + NUM_REPLY_COLUMNS * YES_NO_PARTS.index(example.meta["part"])
+        columns[start : start + NUM_REPLY_COLUMNS] = [reply == truth, 1, reply == "no" == truth, reply == "no", truth == "no"]
+    return columns
 
 
-def _counted(task: Task, clusters: list[str], columns: list[np.ndarray], epsilon: float, why: str) -> Counted:
-    table = np.array(columns).reshape(len(columns), DESCRIBED + REPLIES * len(ASKED))
-    unknown = bool(np.isnan(table).any())
+def _sufficient_stats(task: Task, clusters: list[str], columns: list[np.ndarray], epsilon: float, reason: str) -> SufficientStats:
+    table = np.array(columns).reshape(len(columns), NUM_DESCRIPTION_COLUMNS + NUM_REPLY_COLUMNS * len(YES_NO_PARTS))
+    is_undefined = bool(np.isnan(table).any())
     table = np.nan_to_num(table)
     exact = epsilon == 0
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        false, said, covered, truths, thought, hallus, clean, n = np.moveaxis(sums[..., :DESCRIBED], -1, 0)
-        there = np.where(n > 0, np.nan if unknown else 100.0, np.nan)
-        found = {
-            "chair": false / (said + epsilon) * there, "cover": covered / (truths + epsilon) * there,
-            "hal": there - clean / (n + epsilon) * there, "cog": thought / (hallus + epsilon) * there,
+        num_false, num_nouns, covered, num_truths, cognition_hits, num_hallucinations, clean, n = np.moveaxis(
+            sums[..., :NUM_DESCRIPTION_COLUMNS], -1, 0
+        )
+        scale = np.where(n > 0, np.nan if is_undefined else 100.0, np.nan)
+        values = {
+            "chair": num_false / (num_nouns + epsilon) * scale, "cover": covered / (num_truths + epsilon) * scale,
+            "hal": scale - clean / (n + epsilon) * scale, "cog": cognition_hits / (num_hallucinations + epsilon) * scale,
         }  # fmt: skip
-        for name, parts in GROUPS.items():
-            at = [DESCRIBED + REPLIES * ASKED.index(part) for part in parts]
-            right, asked, right_no, said_no, is_no = (sum(sums[..., i + k] for i in at) for k in range(REPLIES))
-            start = epsilon * (3 if name == "attribute_" else 1)  # the script adds up three denominators
-            there = np.where(asked > 0, 100.0, np.nan)
-            precision, recall = right_no / (said_no + start) * there, right_no / (is_no + start) * there
-            found |= {
-                f"{name}accuracy": right / (asked + start) * there, f"{name}precision": precision, f"{name}recall": recall,
-                f"{name}f1": 2 * right_no / (said_no + is_no) * there if exact else _rounded_f1(precision, recall, 0.001 if name == "existence_" else 0.0001),
+        for name, parts in METRIC_GROUPS.items():
+            starts = [NUM_DESCRIPTION_COLUMNS + NUM_REPLY_COLUMNS * YES_NO_PARTS.index(part) for part in parts]
+            right, num_questions, right_no, said_no, true_no = (
+                sum(sums[..., i + k] for i in starts) for k in range(NUM_REPLY_COLUMNS)
+            )
+            denominator_start = epsilon * (3 if name == "attribute_" else 1)  # the script adds up three denominators
+            scale = np.where(num_questions > 0, 100.0, np.nan)
+            precision, recall = right_no / (said_no + denominator_start) * scale, right_no / (true_no + denominator_start) * scale
+            values |= {
+                f"{name}accuracy": right / (num_questions + denominator_start) * scale, f"{name}precision": precision, f"{name}recall": recall,
+                f"{name}f1": 2 * right_no / (said_no + true_no) * scale if exact else _rounded_f1(precision, recall, 0.001 if name == "existence_" else 0.0001),
             }  # fmt: skip
-        found = {k: found[k] for k in sorted(found, key=lambda k: "_" in k)} | {
-            "amber_score": (100 - found["chair"] + found["f1"]) / 2
+        values = {k: values[k] for k in sorted(values, key=lambda k: "_" in k)} | {
+            "amber_score": (100 - values["chair"] + values["f1"]) / 2
         }
-        return {k: np.where(np.isnan(v), np.nan, v) * (np.nan if why else 1) for k, v in found.items()}
+        return {k: np.where(np.isnan(v), np.nan, v) * (np.nan if reason else 1) for k, v in values.items()}
 
-    return Counted(clusters, table, metrics, _reasons(task, table, why, unknown))
+    return SufficientStats(clusters, table, metrics, _undefined_reasons(task, table, reason, is_undefined))
 
 
 @np.vectorize
-def _one_digit(value: float) -> float:
+def _round_to_tenth(value: float) -> float:
     """As Python rounds, which is not as NumPy does."""
     return round(float(value), 1)
 
 
 def _rounded_f1(precision: np.ndarray, recall: np.ndarray, epsilon: float) -> np.ndarray:
     """The script's F1, of figures already rounded."""
-    p, r = _one_digit(precision) / 100, _one_digit(recall) / 100
+    p, r = _round_to_tenth(precision) / 100, _round_to_tenth(recall) / 100
     return 2 * p * r / (p + r + epsilon) * 100
 
 
-def _reasons(task: Task, table: np.ndarray, why: str, unknown: bool) -> dict[str, str]:
-    if why:
-        return {"": why}
-    described = NO_SIMILARITY if unknown else "there are no answers to generative queries"
-    reasons = {name: described for name in ("chair", "cover", "hal", "cog")}
+def _undefined_reasons(task: Task, table: np.ndarray, reason: str, is_undefined: bool) -> dict[str, str]:
+    if reason:
+        return {"": reason}
+    description_reason = NO_SIMILARITY if is_undefined else "there are no answers to generative queries"
+    reasons = {name: description_reason for name in ("chair", "cover", "hal", "cog")}
     reasons["amber_score"] = (
-        described if unknown or not table[:, DESCRIBED - 1].any() else "there are no answers to discriminative queries"
+        description_reason
+        if is_undefined or not table[:, NUM_DESCRIPTION_COLUMNS - 1].any()
+        else "there are no answers to discriminative queries"
     )
-    for name, parts in GROUPS.items():
-        empty = not any(table[:, DESCRIBED + REPLIES * ASKED.index(p) + 1].any() for p in parts)
+    for name, parts in METRIC_GROUPS.items():
+        is_empty = not any(table[:, NUM_DESCRIPTION_COLUMNS + NUM_REPLY_COLUMNS * YES_NO_PARTS.index(p) + 1].any() for p in parts)
         text = (
-            f"there are no answers to {name.rstrip('_') or 'discriminative'} queries" if empty else "no reply and no truth is no"
+            f"there are no answers to {name.rstrip('_') or 'discriminative'} queries"
+            if is_empty
+            else "no reply and no truth is no"
         )
         reasons |= {f"{name}{m}": text for m in ("accuracy", "precision", "recall", "f1")}
     return reasons

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.answers import yes_no
-from mmrlhf.benchmark import Counted, Task, first
+from mmrlhf.answers import parse_yes_no
+from mmrlhf.benchmark import SufficientStats, Task, first_valid
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import contents, objects
+from mmrlhf.rows import read_json, read_json_objects
 
 VERSION, LICENSE = "1", "not stated"
 HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"
@@ -31,26 +31,30 @@ FILES = {"no": "dash_benchmark_neg.json", "yes": "dash_benchmark_pos.json"}
 def load(task: Task) -> list[Example]:
     """Questions with ids OBJECT/PICTURE, negatives first. Without --data they are those that the answers' file says were asked."""
     if task.data is None and task.answers is not None:
-        rows = objects(Path(task.answers))
-        asked = [_question(task, *(str(row.need(name)) for name in ("gt", "object_name", "img_id"))) for row in rows]
-        return list({e.id: e for e in asked}.values())
-    found = []
+        rows = read_json_objects(Path(task.answers))
+        examples = [_make_example(task, *(str(row.require(name)) for name in ("gt", "object_name", "img_id"))) for row in rows]
+        return list({e.id: e for e in examples}.values())
+    questions = []
     for label, path in zip(FILES, files(task), strict=True):
-        sets = contents(path)
-        if not (isinstance(sets, dict) and all(isinstance(things, dict) for things in sets.values())):
+        data_sets = read_json(path)
+        if not (isinstance(data_sets, dict) and all(isinstance(objects_by_name, dict) for objects_by_name in data_sets.values())):
             raise InputError(f"{path} must hold {{data set: {{object: [pictures]}}}}")
-        for set_, things in sets.items():
-            found += [_question(task, label, thing, picture, set_) for thing, pictures in things.items() for picture in pictures]
-    return found[: task.limit]
+        for data_set, objects_by_name in data_sets.items():
+            questions += [
+                _make_example(task, label, object_name, image, data_set)
+                for object_name, images in objects_by_name.items()
+                for image in images
+            ]
+    return questions[: task.limit]
 
 
-def _question(task: Task, label: str, thing: str, picture: str, set_: str = "") -> Example:
-    asked = f"Can you see a {thing} in this image? Please answer only with yes or no."
+def _make_example(task: Task, label: str, object_name: str, image: str, data_set: str = "") -> Example:
+    question = f"Can you see a {object_name} in this image? Please answer only with yes or no."
     images = ()
     if task.data is not None:
-        images = (ImageSource(path=str(task.pictures / ("neg" if label == "no" else "pos") / set_ / thing / picture)),)
-    meta = {"label": label, "object": thing, "image": picture, "set": set_, "question": asked}
-    return Example(f"{thing}/{picture}", images, (Message("user", asked),), meta=meta)
+        images = (ImageSource(path=str(task.image_root / ("neg" if label == "no" else "pos") / data_set / object_name / image)),)
+    meta = {"label": label, "object": object_name, "image": image, "set": data_set, "question": question}
+    return Example(f"{object_name}/{image}", images, (Message("user", question),), meta=meta)
 
 
 def files(task: Task) -> list[Path]:
@@ -63,34 +67,34 @@ def files(task: Task) -> list[Path]:
     ]
 
 
-def identify(fields: Mapping[str, Any], task: Task) -> str | None:
+def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
     """By object and picture."""
     return f"{fields['object_name']}/{fields['img_id']}" if {"object_name", "img_id"} <= fields.keys() else fields.get("id")
 
 
-def says(answer: str) -> str | None:
+def parse_official(answer: str) -> str | None:
     """What the official script reads: `know` has a no in it."""
     return "yes" if "yes" in answer.lower() else "no" if "no" in answer.lower() else None
 
 
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """What the first answer says, by the script's rule and by ours."""
-    said = yes_no(answers[0], example.meta["question"])
-    return {"label": example.meta["label"], "official": says(answers[0]), "said": said, "unparsed": said is None}
+    parsed = parse_yes_no(answers[0], example.meta["question"])
+    return {"label": example.meta["label"], "official": parse_official(answers[0]), "said": parsed, "unparsed": parsed is None}
 
 
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
+def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
     """Accuracy on both kinds and on each. The script counts the answers of its own run, so that none is missing or given twice."""
-    return {"official": _counted(rows, task, "official"), "robust": _counted(first(rows), task, "said")}
+    return {"official": _sufficient_stats(rows, task, "official"), "robust": _sufficient_stats(first_valid(rows), task, "said")}
 
 
-def _counted(rows: list[dict[str, Any]], task: Task, rule: str) -> Counted:
+def _sufficient_stats(rows: list[dict[str, Any]], task: Task, field: str) -> SufficientStats:
     """Columns: right and asked with the object absent, right and asked with it there."""
     rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
     columns = np.zeros((len(rows), 4))
     for i, row in enumerate(rows):
-        at = 2 * (row["label"] == "yes")
-        columns[i, at : at + 2] = row[rule] == row["label"], 1
+        start = 2 * (row["label"] == "yes")
+        columns[i, start : start + 2] = row[field] == row["label"], 1
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         true_no, no, true_yes, yes = np.moveaxis(sums, -1, 0)
@@ -102,5 +106,7 @@ def _counted(rows: list[dict[str, Any]], task: Task, rule: str) -> Counted:
             "harmonic_mean": 2 * (tpr * tnr) / (tpr + tnr),
         }
 
-    pictures = [task.examples[r["id"]].meta["image"] for r in rows]
-    return Counted(pictures, columns, metrics, {"": "nothing to divide by: the official script raises ZeroDivisionError"})
+    image_names = [task.examples[r["id"]].meta["image"] for r in rows]
+    return SufficientStats(
+        image_names, columns, metrics, {"": "nothing to divide by: the official script raises ZeroDivisionError"}
+    )

@@ -18,11 +18,20 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf.answers import verdict
-from mmrlhf.benchmark import TWICE, Ask, Counted, Task, fill, first, template, twice
+from mmrlhf.answers import parse_verdict
+from mmrlhf.benchmark import (
+    DUPLICATES_REASON,
+    JudgeRequest,
+    SufficientStats,
+    Task,
+    fill_template,
+    first_valid,
+    has_duplicates,
+    load_template,
+)
 from mmrlhf.config import STRICT
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import opened
+from mmrlhf.rows import open_binary
 
 VERSION, LICENSE = "1", "CC-BY-4.0"
 HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"
@@ -49,31 +58,33 @@ class Options:
 
 def load(task: Task) -> list[Example]:
     """Questions by the number in the file's first column."""
-    with opened(task.path) as file:
+    with open_binary(task.path) as file:
         try:
             text = file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(f"{task.path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    if lacking := [name for name in FIELDS if name not in (rows.fieldnames or ())]:
-        raise InputError(f"{task.path} lacks the columns {', '.join(lacking)}: give HaloQuest's CSV")
-    found = []
+    if missing := [name for name in FIELDS if name not in (rows.fieldnames or ())]:
+        raise InputError(f"{task.path} lacks the columns {', '.join(missing)}: give HaloQuest's CSV")
+    examples = []
     for number, row in enumerate(rows):
         meta = {name: row[name] or "" for name in FIELDS}
-        place = task.pictures / meta["image_name"]
-        found.append(
-            Example(row.get("") or str(number), (ImageSource(path=str(place)),), (Message("user", meta["question"]),), meta=meta)
+        image_path = task.image_root / meta["image_name"]
+        examples.append(
+            Example(
+                row.get("") or str(number), (ImageSource(path=str(image_path)),), (Message("user", meta["question"]),), meta=meta
+            )
         )
-    return found[: task.limit]
+    return examples[: task.limit]
 
 
-def identify(fields: Mapping[str, Any], task: Task) -> str | None:
+def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
     """By number, or by picture and question."""
     for name in ("id", "question_id", "index", ""):
         if str(fields.get(name)) in task.examples:
             return str(fields[name])
-    asked = (fields.get("image_name"), fields.get("question"))
-    return next((e.id for e in task.examples.values() if (e.meta["image_name"], e.meta["question"]) == asked), None)
+    image_and_question = (fields.get("image_name"), fields.get("question"))
+    return next((e.id for e in task.examples.values() if (e.meta["image_name"], e.meta["question"]) == image_and_question), None)
 
 
 def categories(example: Example) -> list[str]:
@@ -81,18 +92,20 @@ def categories(example: Example) -> list[str]:
     return [example.meta["hallucination type"], example.meta["image type"]]
 
 
-def ask(said: Mapping[str, list[str]], task: Task) -> Iterable[Ask]:
+def judge_requests(answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
     """Of each answer whether it is right."""
-    text = template(task.options.judge_prompt, TEMPLATE)
-    for id_, answers in said.items():
+    template_text = load_template(task.options.judge_prompt, TEMPLATE)
+    for id_, answers in answers_by_id.items():
         meta = task.examples[id_].meta
-        prompt = fill(text, question=meta["question"], references=meta["groundtruth responses"], answer=answers[0])
-        yield Ask(id_, prompt, text)
+        prompt = fill_template(
+            template_text, question=meta["question"], references=meta["groundtruth responses"], answer=answers[0]
+        )
+        yield JudgeRequest(id_, prompt, template_text)
 
 
-def rule(key: str, said: Mapping[str, list[str]], task: Task) -> str:
+def rule(key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
     """A judge without a model: an answer is right if it holds a reference word for word, or a reference holds it."""
-    answer = " ".join(said[key][0].lower().split()).strip(". ")
+    answer = " ".join(answers_by_id[key][0].lower().split()).strip(". ")
     references = [" ".join(r.lower().split()).strip(". ") for r in task.examples[key].meta["groundtruth responses"].split(";")]
     return "correct" if any(r and (r in answer or (len(answer.split()) > 1 and answer in r)) for r in references) else "incorrect"
 
@@ -100,20 +113,29 @@ def rule(key: str, said: Mapping[str, list[str]], task: Task) -> str:
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """What the judge says; None where it failed or what it says is neither."""
     reply = task.replies.get(example.id, {}).get("text")
-    said = None if reply is None else verdict(reply)
-    return {"right": said, "judged": reply is not None, "unparsed": reply is not None and said is None}
+    is_right = None if reply is None else parse_verdict(reply)
+    return {"right": is_right, "judged": reply is not None, "unparsed": reply is not None and is_right is None}
 
 
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
+def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
     """Accuracy, and that of each kind of question and picture."""
-    sound = first(rows)
-    judged = [r for r in sound if r["judged"]]
-    lost = len(sound) - len(judged)
-    reason = f"{lost} answers have no judgment" if lost else TWICE if twice(rows) else "there are no answers"
-    return {"official": _counted([] if lost or twice(rows) else judged, task, reason), "robust": _counted(judged, task, reason)}
+    first_rows = first_valid(rows)
+    judged_rows = [r for r in first_rows if r["judged"]]
+    num_unjudged = len(first_rows) - len(judged_rows)
+    reason = (
+        f"{num_unjudged} answers have no judgment"
+        if num_unjudged
+        else DUPLICATES_REASON
+        if has_duplicates(rows)
+        else "there are no answers"
+    )
+    return {
+        "official": _sufficient_stats([] if num_unjudged or has_duplicates(rows) else judged_rows, task, reason),
+        "robust": _sufficient_stats(judged_rows, task, reason),
+    }
 
 
-def _counted(rows: list[dict[str, Any]], task: Task, reason: str) -> Counted:
+def _sufficient_stats(rows: list[dict[str, Any]], task: Task, reason: str) -> SufficientStats:
     """Columns: right and asked, in all and of each kind."""
     kinds = ["", *sorted({e.meta[name] for e in task.examples.values() for name in ("hallucination type", "image type")})]
     columns = np.zeros((len(rows), len(kinds), 2))
@@ -123,11 +145,13 @@ def _counted(rows: list[dict[str, Any]], task: Task, reason: str) -> Counted:
             columns[i, kinds.index(kind)] = row["right"] is True, 1
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        pairs = sums.reshape(*sums.shape[:-1], len(kinds), 2)
+        right_and_total = sums.reshape(*sums.shape[:-1], len(kinds), 2)
         return {
-            f"{kind.replace(' ', '_')}/accuracy" if kind else "accuracy": 100 * pairs[..., i, 0] / pairs[..., i, 1]
+            f"{kind.replace(' ', '_')}/accuracy" if kind else "accuracy": 100
+            * right_and_total[..., i, 0]
+            / right_and_total[..., i, 1]
             for i, kind in enumerate(kinds)
         }
 
-    pictures = [task.examples[r["id"]].meta["image_name"] for r in rows]
-    return Counted(pictures, columns.reshape(len(rows), 2 * len(kinds)), metrics, {"": reason})
+    image_names = [task.examples[r["id"]].meta["image_name"] for r in rows]
+    return SufficientStats(image_names, columns.reshape(len(rows), 2 * len(kinds)), metrics, {"": reason})

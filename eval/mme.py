@@ -21,11 +21,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf.answers import yes_no
-from mmrlhf.benchmark import Counted, Given, Task, first
+from mmrlhf.answers import parse_yes_no
+from mmrlhf.benchmark import Prediction, SufficientStats, Task, first_valid
 from mmrlhf.config import STRICT
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import opened
+from mmrlhf.rows import open_binary
 
 VERSION, LICENSE = "1", "research only"
 HEADLINE, DIRECTION, CLUSTER = "score", "higher", "image"
@@ -34,8 +34,8 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 HALLUCINATION = PERCEPTION[:4]
 GROUPS = {"perception": PERCEPTION, "cognition": COGNITION, "hallucination": HALLUCINATION}
 ENDINGS = (".jpg", ".png", ".jpeg")
-_BREAKS = re.compile(r"\r\n|[\t\r\n]")
-Chunk = tuple[str, list[bool]]
+_LINE_BREAKS = re.compile(r"\r\n|[\t\r\n]")
+ImageResult = tuple[str, list[bool]]
 """A picture, and which of its questions were answered right."""
 
 
@@ -47,7 +47,7 @@ class Options:
     """All fourteen tasks, or the four on hallucination."""
 
 
-def _tasks(task: Task) -> tuple[str, ...]:
+def _task_names(task: Task) -> tuple[str, ...]:
     return HALLUCINATION if task.options.subset == "hallucination" else PERCEPTION + COGNITION
 
 
@@ -59,30 +59,30 @@ def load(task: Task) -> list[Example]:
     root = task.path if task.data is not None or task.answers is None else Path(task.answers)
     if not root.is_dir():
         raise InputError(f"{root} is no folder: MME's questions are files TASK.txt, or folders TASK, in one")
-    found = []
-    for name in _tasks(task):
-        rows, numbers = _questions(root, name), Counter[str]()
-        for where, picture, question, label in rows[: task.limit]:
+    examples = []
+    for name in _task_names(task):
+        rows, num_questions = _questions(root, name), Counter[str]()
+        for location, image, question, label in rows[: task.limit]:
             if label.strip().lower() not in ("yes", "no"):
-                raise InputError(f"{where}: the answer must be Yes or No, not {label[:40]!r}")
-            meta = {"part": name, "image": picture, "label": label.strip().lower(), "question": question}
-            id_ = f"{name}/{picture}/{numbers[picture]}"
-            numbers[picture] += 1
-            place = Path(task.image_folder) if task.image_folder else root
-            inside = [place / name / picture, place / name / "images" / picture]
-            source = next((p for p in inside if p.is_file()), inside[0])
-            found.append(Example(id_, (ImageSource(path=str(source)),), (Message("user", question),), meta=meta))
-    if not found:
+                raise InputError(f"{location}: the answer must be Yes or No, not {label[:40]!r}")
+            meta = {"part": name, "image": image, "label": label.strip().lower(), "question": question}
+            id_ = f"{name}/{image}/{num_questions[image]}"
+            num_questions[image] += 1
+            image_root = Path(task.image_folder) if task.image_folder else root
+            candidates = [image_root / name / image, image_root / name / "images" / image]
+            image_path = next((p for p in candidates if p.is_file()), candidates[0])
+            examples.append(Example(id_, (ImageSource(path=str(image_path)),), (Message("user", question),), meta=meta))
+    if not examples:
         raise InputError(f"{root} holds none of MME's tasks: it should hold existence.txt, or a folder existence, and so on")
-    return found
+    return examples
 
 
 def files(task: Task) -> list[Path]:
     """The texts that questions are read from."""
-    return [p for name in _tasks(task) for p in _texts(task.path, name)]
+    return [p for name in _task_names(task) for p in _question_files(task.path, name)]
 
 
-def _texts(root: Path, name: str) -> list[Path]:
+def _question_files(root: Path, name: str) -> list[Path]:
     if (root / f"{name}.txt").is_file():
         return [root / f"{name}.txt"]
     return sorted({*(root / name).glob("*.txt"), *(root / name / "questions_answers_YN").glob("*.txt")})
@@ -90,25 +90,25 @@ def _texts(root: Path, name: str) -> list[Path]:
 
 def _questions(root: Path, name: str) -> list[tuple[str, str, str, str]]:
     """Place, picture, question and answer of each row of a task."""
-    found = []
-    for path in _texts(root, name):
-        whole = path.parent == root  # else a text for each picture, without its name
-        for number, line in enumerate(_lines(path), 1):
+    rows = []
+    for path in _question_files(root, name):
+        is_task_file = path.parent == root  # else a text for each picture, without its name
+        for number, line in enumerate(_read_lines(path), 1):
             cells = line.rstrip("\r\n").split("\t")
-            if not whole:
+            if not is_task_file:
                 folder = path.parent.parent / "images" if path.parent.name == "questions_answers_YN" else path.parent
-                picture = next((path.stem + e for e in ENDINGS if (folder / (path.stem + e)).is_file()), path.stem + ENDINGS[0])
-                cells = [picture, *cells]
+                image = next((path.stem + e for e in ENDINGS if (folder / (path.stem + e)).is_file()), path.stem + ENDINGS[0])
+                cells = [image, *cells]
             if len(cells) >= 3:
-                found.append((f"{path} line {number}", *cells[:3]))
-            elif any(cells) and not found:
+                rows.append((f"{path} line {number}", *cells[:3]))
+            elif any(cells) and not rows:
                 raise InputError(f"{path} line {number}: it must hold picture, question and answer with tabs between")
-    return found
+    return rows
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     """Lines as Python's text files have them."""
-    with opened(path) as file:
+    with open_binary(path) as file:
         content = file.read()
     try:
         text = content.decode("utf-8")
@@ -120,92 +120,98 @@ def _lines(path: Path) -> list[str]:
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-def read(place: Path, task: Task) -> list[Given] | None:
+def read(path: Path, task: Task) -> list[Prediction] | None:
     """The official layout: TASK.txt with the response in a fourth column, which may run over several lines."""
-    if not place.is_dir() or not any((place / f"{name}.txt").is_file() for name in _tasks(task)):
+    if not path.is_dir() or not any((path / f"{name}.txt").is_file() for name in _task_names(task)):
         return None
-    found: list[tuple[str, str]] = []
-    for name in _tasks(task):
-        numbers = Counter[str]()
-        for line in _lines(place / f"{name}.txt") if (place / f"{name}.txt").is_file() else ():
+    responses: list[tuple[str, str]] = []
+    for name in _task_names(task):
+        num_questions = Counter[str]()
+        for line in _read_lines(path / f"{name}.txt") if (path / f"{name}.txt").is_file() else ():
             cells = line.split("\t", 3)
             if len(cells) == 4 and cells[2].strip().lower() in ("yes", "no"):
-                found.append((f"{name}/{cells[0]}/{numbers[cells[0]]}", cells[3]))
-                numbers[cells[0]] += 1
-            elif numbers:
-                found[-1] = (found[-1][0], found[-1][1] + line)
-    return [Given(id_, [said.removesuffix("\n")]) for id_, said in found]
+                responses.append((f"{name}/{cells[0]}/{num_questions[cells[0]]}", cells[3]))
+                num_questions[cells[0]] += 1
+            elif num_questions:
+                responses[-1] = (responses[-1][0], responses[-1][1] + line)
+    return [Prediction(id_, [response.removesuffix("\n")]) for id_, response in responses]
 
 
-def identify(fields: Mapping[str, Any], task: Task) -> str | None:
+def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
     """The example with this picture and question, of the task that the row names, if it names one."""
-    said = str(fields.get("question_id") or fields.get("image_path") or fields.get("image") or fields.get("id") or "")
-    if said in task.examples:
-        return said
-    asked = str(fields.get("question") or fields.get("prompt") or "").strip()
-    kind = str(fields.get("category") or fields.get("file") or said.partition("/")[0])
-    for e in task.examples.values():
-        kinds = {e.meta["part"]} if kind in PERCEPTION + COGNITION else {kind}
-        same = asked == e.meta["question"] or asked.startswith(e.meta["question"].partition(" Please answer")[0])
-        if same and Path(said).stem == Path(e.meta["image"]).stem and kind in kinds:
-            return e.id
-    return said or None
+    image = str(fields.get("question_id") or fields.get("image_path") or fields.get("image") or fields.get("id") or "")
+    if image in task.examples:
+        return image
+    question = str(fields.get("question") or fields.get("prompt") or "").strip()
+    kind = str(fields.get("category") or fields.get("file") or image.partition("/")[0])
+    for example in task.examples.values():
+        kinds = {example.meta["part"]} if kind in PERCEPTION + COGNITION else {kind}
+        is_same_question = question == example.meta["question"] or question.startswith(
+            example.meta["question"].partition(" Please answer")[0]
+        )
+        if is_same_question and Path(image).stem == Path(example.meta["image"]).stem and kind in kinds:
+            return example.id
+    return image or None
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-def says(answer: str) -> Literal["yes", "no", "other"]:
+def parse_official(answer: str) -> Literal["yes", "no", "other"]:
     """What the official script reads: yes, then no, within the first four characters, blanks included."""
-    start = answer.lower() if answer.lower() in ("yes", "no") else answer.lower()[:4]
-    return "yes" if "yes" in start else "no" if "no" in start else "other"
+    prefix = answer.lower() if answer.lower() in ("yes", "no") else answer.lower()[:4]
+    return "yes" if "yes" in prefix else "no" if "no" in prefix else "other"
 
 
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """What the first answer says, by the script's rule and by ours."""
-    said = yes_no(answers[0], example.meta["question"])
-    return {"label": example.meta["label"], "official": says(answers[0]), "said": said, "unparsed": said is None}
+    parsed = parse_yes_no(answers[0], example.meta["question"])
+    return {"label": example.meta["label"], "official": parse_official(answers[0]), "said": parsed, "unparsed": parsed is None}
 
 
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
+def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
     """Scores by task and by group of tasks."""
-    official, reasons = _official(rows, task)
-    robust: dict[str, list[Chunk]] = {}
-    for name in _tasks(task):
-        pictures: dict[str, list[bool]] = {}
-        for row in first(rows):
-            if (e := task.examples[row["id"]]).meta["part"] == name:
-                pictures.setdefault(e.meta["image"], []).append(row["said"] == row["label"])
-        robust[name] = list(pictures.items())
-    return {"official": _counted(official, reasons), "robust": _counted(robust, {})}
+    official, reasons = _official_results(rows, task)
+    robust: dict[str, list[ImageResult]] = {}
+    for name in _task_names(task):
+        right_by_image: dict[str, list[bool]] = {}
+        for row in first_valid(rows):
+            if (example := task.examples[row["id"]]).meta["part"] == name:
+                right_by_image.setdefault(example.meta["image"], []).append(row["said"] == row["label"])
+        robust[name] = list(right_by_image.items())
+    return {"official": _sufficient_stats(official, reasons), "robust": _sufficient_stats(robust, {})}
 
 
-def _official(rows: list[dict[str, Any]], task: Task) -> tuple[dict[str, list[Chunk]], dict[str, str]]:
+def _official_results(rows: list[dict[str, Any]], task: Task) -> tuple[dict[str, list[ImageResult]], dict[str, str]]:
     """What the script makes of each task's file of answers: the user's own, or the one that these answers would make in the data's order, each on
     a line of four columns: tabs and ends of lines within an answer become blanks."""
-    chunks: dict[str, list[Chunk]] = {}
+    results: dict[str, list[ImageResult]] = {}
     reasons: dict[str, str] = {}
-    own = Path(task.answers) if task.answers and any((Path(task.answers) / f"{n}.txt").is_file() for n in _tasks(task)) else None
-    place = {id_: number for number, id_ in enumerate(task.examples)}
-    in_order = sorted((r for r in rows if r["status"] in ("ok", "duplicate")), key=lambda r: place[r["id"]])
-    for name in _tasks(task):
-        if own is not None:
-            path = own / f"{name}.txt"
-            lines = _lines(path) if path.is_file() else []
+    own_folder = (
+        Path(task.answers)
+        if task.answers and any((Path(task.answers) / f"{n}.txt").is_file() for n in _task_names(task))
+        else None
+    )
+    order = {id_: number for number, id_ in enumerate(task.examples)}
+    ordered_rows = sorted((r for r in rows if r["status"] in ("ok", "duplicate")), key=lambda r: order[r["id"]])
+    for name in _task_names(task):
+        if own_folder is not None:
+            path = own_folder / f"{name}.txt"
+            lines = _read_lines(path) if path.is_file() else []
         else:
             lines = [
-                f"{e.meta['image']}\t{e.meta['question']}\t{e.meta['label']}\t{_BREAKS.sub(' ', r['answers'][0])}\n"
-                for r in in_order for e in [task.examples[r["id"]]] if e.meta["part"] == name
+                f"{e.meta['image']}\t{e.meta['question']}\t{e.meta['label']}\t{_LINE_BREAKS.sub(' ', r['answers'][0])}\n"
+                for r in ordered_rows for e in [task.examples[r["id"]]] if e.meta["part"] == name
             ]  # fmt: skip
-        chunks[name], why = _script(lines)
-        if why:
-            chunks[name], reasons[name] = [], why
-    return chunks, reasons
+        results[name], reason = _run_official_script(lines)
+        if reason:
+            results[name], reasons[name] = [], reason
+    return results, reasons
 
 
-def _script(lines: Sequence[str]) -> tuple[list[Chunk], str]:
+def _run_official_script(lines: Sequence[str]) -> tuple[list[ImageResult], str]:
     """Pictures as the script sees them: two consecutive lines each, whatever their names. With the reason why it stops, if it does."""
-    found = []
+    results = []
     if not lines:
         return [], "there are no answers to this task: the official script raises FileNotFoundError"
     for start in range(0, len(lines), 2):
@@ -219,36 +225,45 @@ def _script(lines: Sequence[str]) -> tuple[list[Chunk], str]:
                 [],
                 f"the official script raises AssertionError at lines {start + 1} and {start + 2}: a label is neither yes nor no",
             )
-        found.append((pair[0][0], [says(cells[3]) == cells[2].lower() for cells in pair]))
-    return found, ""
+        results.append((pair[0][0], [parse_official(cells[3]) == cells[2].lower() for cells in pair]))
+    return results, ""
 
 
-def _counted(chunks: Mapping[str, list[Chunk]], reasons: Mapping[str, str]) -> Counted:
+def _sufficient_stats(results: Mapping[str, list[ImageResult]], reasons: Mapping[str, str]) -> SufficientStats:
     """Columns for each task: right, asked, pictures all right, pictures."""
-    names = list(chunks)
+    names = list(results)
     clusters, columns = [], []
     for number, name in enumerate(names):
-        for picture, right in chunks[name]:
+        for image, right in results[name]:
             row = np.zeros((len(names), 4))
             row[number] = sum(right), len(right), all(right), 1
-            clusters.append(f"{name}/{picture}")
+            clusters.append(f"{name}/{image}")
             columns.append(row.reshape(-1))
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         by_task = sums.reshape(*sums.shape[:-1], len(names), 4)
-        right, asked, both, pictures = np.moveaxis(by_task, -1, 0)
-        accuracy, plus = right / asked * 100, both / pictures * 100
-        score = accuracy + plus
-        each = {
-            n: {"score": score[..., i], "accuracy": accuracy[..., i], "accuracy_plus": plus[..., i]} for i, n in enumerate(names)
+        right, num_questions, both_right, num_images = np.moveaxis(by_task, -1, 0)
+        accuracy, accuracy_plus = right / num_questions * 100, both_right / num_images * 100
+        score = accuracy + accuracy_plus
+        by_name = {
+            n: {"score": score[..., i], "accuracy": accuracy[..., i], "accuracy_plus": accuracy_plus[..., i]}
+            for i, n in enumerate(names)
         }
-        found = {"score": sum(values["score"] for values in each.values())}
-        groups = {g: [each[n]["score"] for n in of] for g, of in GROUPS.items() if all(n in each for n in of)}
-        found |= {f"{group}/score": sum(scores) for group, scores in groups.items()}
-        return found | {f"{name}/{metric}": v for name, values in each.items() for metric, v in values.items()}
+        flat_metrics = {"score": sum(values["score"] for values in by_name.values())}
+        groups = {
+            g: [by_name[n]["score"] for n in group_tasks]
+            for g, group_tasks in GROUPS.items()
+            if all(n in by_name for n in group_tasks)
+        }
+        flat_metrics |= {f"{group}/score": sum(scores) for group, scores in groups.items()}
+        return flat_metrics | {f"{name}/{metric}": v for name, values in by_name.items() for metric, v in values.items()}
 
-    lacking = [n for n in names if not chunks[n]]
-    whys = {n: reasons.get(n, "there are no answers to this task") for n in lacking}
-    whys |= {g: f"{', '.join(n for n in of if n in lacking)} has no score" for g, of in GROUPS.items() if {*of} & {*lacking}}
-    whys[""] = f"{', '.join(lacking)} has no score"
-    return Counted(clusters, np.array(columns).reshape(len(columns), 4 * len(names)), metrics, whys)
+    missing = [n for n in names if not results[n]]
+    undefined = {n: reasons.get(n, "there are no answers to this task") for n in missing}
+    undefined |= {
+        g: f"{', '.join(n for n in group_tasks if n in missing)} has no score"
+        for g, group_tasks in GROUPS.items()
+        if {*group_tasks} & {*missing}
+    }
+    undefined[""] = f"{', '.join(missing)} has no score"
+    return SufficientStats(clusters, np.array(columns).reshape(len(columns), 4 * len(names)), metrics, undefined)

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.answers import plain
-from mmrlhf.benchmark import Counted, Given, Task, first, says_it_all
+from mmrlhf.answers import normalise
+from mmrlhf.benchmark import Prediction, SufficientStats, Task, first_valid, is_self_describing
 from mmrlhf.records import Example, ImageSource, Message, Preference
-from mmrlhf.rows import objects
+from mmrlhf.rows import read_json_objects
 
 VERSION, LICENSE = "1", "CC-BY-NC-4.0"
 HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"
@@ -40,11 +40,11 @@ Answer of B: {b}"""
 
 def load(task: Task) -> list[Example]:
     """Comparisons by their ID. Without --data, those that results are of."""
-    own = says_it_all(task, "ID", "Label", "Meta")
-    found = []
-    for row in objects(Path(str(task.answers)) if own else task.path)[: task.limit]:
-        id_, inner = str(row.need("ID")), row.fields.get("Meta")
-        fields = {**inner, **row.fields} if isinstance(inner, dict) else row.fields
+    is_results_file = is_self_describing(task, "ID", "Label", "Meta")
+    examples = []
+    for row in read_json_objects(Path(str(task.answers)) if is_results_file else task.path)[: task.limit]:
+        id_, nested_fields = str(row.require("ID")), row.fields.get("Meta")
+        fields = {**nested_fields, **row.fields} if isinstance(nested_fields, dict) else row.fields
         label = fields.get("Label") or {"Output1": "A", "Output2": "B"}.get(str(fields.get("Better")))
         if label not in ("A", "B"):
             row.fail("`Label` must be A or B, or `Better` Output1 or Output2")
@@ -52,13 +52,15 @@ def load(task: Task) -> list[Example]:
             row.fail("`Category` is missing (of the row, or of its `Meta`): add it")
         kind = _category(id_, fields["Category"])
         meta = {"kind": kind, "label": label, "image": str(fields.get("Image", id_))}
-        if own:
-            found.append(Example(id_, (), (), meta=meta))
+        if is_results_file:
+            examples.append(Example(id_, (), (), meta=meta))
             continue
-        meta |= {"question": str(row.need("Text")), "answers": (str(row.need("Output1")), str(row.need("Output2")))}
+        meta |= {"question": str(row.require("Text")), "answers": (str(row.require("Output1")), str(row.require("Output2")))}
         text = TEMPLATE.format(question=meta["question"], a=meta["answers"][0], b=meta["answers"][1])
-        found.append(Example(id_, (ImageSource(path=str(task.pictures / meta["image"])),), (Message("user", text),), meta=meta))
-    return list({e.id: e for e in found}.values()) if own else found
+        examples.append(
+            Example(id_, (ImageSource(path=str(task.image_root / meta["image"])),), (Message("user", text),), meta=meta)
+        )
+    return list({e.id: e for e in examples}.values()) if is_results_file else examples
 
 
 def _category(id_: str, category: str) -> str:
@@ -71,40 +73,40 @@ def _category(id_: str, category: str) -> str:
 
 def pairs(task: Task) -> list[Preference]:
     """The comparisons for a reward model."""
-    found = []
-    for e in task.examples.values():
-        a, b = e.meta["answers"] if e.meta["label"] == "A" else e.meta["answers"][::-1]
-        found.append(Preference.pair(e.id, e.images, (Message("user", e.meta["question"]),), a, b))
-    return found
+    preferences = []
+    for example in task.examples.values():
+        a, b = example.meta["answers"] if example.meta["label"] == "A" else example.meta["answers"][::-1]
+        preferences.append(Preference.from_pair(example.id, example.images, (Message("user", example.meta["question"]),), a, b))
+    return preferences
 
 
-def preferred(example: Example, chosen: float, rejected: float) -> str:
+def preference_reply(example: Example, chosen: float, rejected: float) -> str:
     """What a reward model says, in the words of a judge."""
     if chosen == rejected:
         return "The scores tie."
     return f"[[{example.meta['label'] if chosen > rejected else 'AB'.replace(example.meta['label'], '')}]]"
 
 
-def read(place: Path, task: Task) -> list[Given] | None:
+def read(path: Path, task: Task) -> list[Prediction] | None:
     """Scores of a reward model, as `mmrlhf score` writes them."""
-    rows = objects(place) if place.is_file() and place.suffix in (".json", ".jsonl") else []
+    rows = read_json_objects(path) if path.is_file() and path.suffix in (".json", ".jsonl") else []
     if not rows or "score_chosen" not in rows[0].fields:
         return None
-    found = []
+    predictions = []
     for row in rows:
-        id_, scores = str(row.need("id")), [float(row.need(name)) for name in ("score_chosen", "score_rejected")]
+        id_, scores = str(row.require("id")), [float(row.require(name)) for name in ("score_chosen", "score_rejected")]
         example = task.examples.get(id_)
-        found.append(Given(id_, [preferred(example, *scores) if example else ""]))
-    return found
+        predictions.append(Prediction(id_, [preference_reply(example, *scores) if example else ""]))
+    return predictions
 
 
 def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """Which answer the judge prefers: A, B, or None."""
     official = next((letter for letter in "AB" if f"[[{letter}]]" in answers[0]), None)
-    named = re.findall(r"\[\[([AB])\]\]", plain(answers[0]))
-    choice = named[-1] if named else None
+    letters = re.findall(r"\[\[([AB])\]\]", normalise(answers[0]))
+    choice = letters[-1] if letters else None
     right = choice == example.meta["label"]
-    return {"label": example.meta["label"], "official": official, "choice": choice, "right": right, "unparsed": not named}
+    return {"label": example.meta["label"], "official": official, "choice": choice, "right": right, "unparsed": not letters}
 
 
 def categories(example: Example) -> list[str]:
@@ -112,26 +114,29 @@ def categories(example: Example) -> list[str]:
     return [example.meta["kind"]]
 
 
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
+def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
     """Accuracy in all and by category."""
     rng = random.Random(SEED)
-    mine = [r for r in rows if r["status"] in ("ok", "duplicate")]
-    official = [(r["id"], (r["official"] or ("A" if rng.random() < 0.5 else "B")) == r["label"]) for r in mine]
-    robust = [(r["id"], r["choice"] == r["label"]) for r in first(rows)]
-    return {"official": _counted(official, task), "robust": _counted(robust, task)}
+    answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
+    official = [(r["id"], (r["official"] or ("A" if rng.random() < 0.5 else "B")) == r["label"]) for r in answered_rows]
+    robust = [(r["id"], r["choice"] == r["label"]) for r in first_valid(rows)]
+    return {"official": _sufficient_stats(official, task), "robust": _sufficient_stats(robust, task)}
 
 
-def _counted(judged: Sequence[tuple[str, bool]], task: Task) -> Counted:
+def _sufficient_stats(judgments: Sequence[tuple[str, bool]], task: Task) -> SufficientStats:
     """Columns: right and asked, in all and of each category."""
     kinds = ["", *sorted({e.meta["kind"] for e in task.examples.values()})]
-    columns = np.zeros((len(judged), len(kinds), 2))
-    for i, (id_, right) in enumerate(judged):
+    columns = np.zeros((len(judgments), len(kinds), 2))
+    for i, (id_, right) in enumerate(judgments):
         for kind in ("", task.examples[id_].meta["kind"]):
             columns[i, kinds.index(kind)] = right, 1
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        both = sums.reshape(*sums.shape[:-1], len(kinds), 2)
-        return {f"{kind}/accuracy" if kind else "accuracy": both[..., i, 0] / both[..., i, 1] for i, kind in enumerate(kinds)}
+        right_and_total = sums.reshape(*sums.shape[:-1], len(kinds), 2)
+        return {
+            f"{kind}/accuracy" if kind else "accuracy": right_and_total[..., i, 0] / right_and_total[..., i, 1]
+            for i, kind in enumerate(kinds)
+        }
 
-    pictures = [task.examples[id_].meta["image"] for id_, _ in judged]
-    return Counted(pictures, columns.reshape(len(judged), 2 * len(kinds)), metrics, {"": "there are no answers"})
+    image_names = [task.examples[id_].meta["image"] for id_, _ in judgments]
+    return SufficientStats(image_names, columns.reshape(len(judgments), 2 * len(kinds)), metrics, {"": "there are no answers"})

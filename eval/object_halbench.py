@@ -24,20 +24,30 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf import coco_words, english
-from mmrlhf.answers import plain
-from mmrlhf.benchmark import TWICE, Ask, Counted, Task, fill, first, load_benchmark, template, twice
+from mmrlhf.answers import normalise
+from mmrlhf.benchmark import (
+    DUPLICATES_REASON,
+    JudgeRequest,
+    SufficientStats,
+    Task,
+    fill_template,
+    first_valid,
+    has_duplicates,
+    load_benchmark,
+    load_template,
+)
 from mmrlhf.config import STRICT
 from mmrlhf.records import Example, Message
-from mmrlhf.rows import Row, objects
+from mmrlhf.rows import Row, read_json_objects
 
 VERSION, LICENSE = "1", "CC-BY-NC-4.0 (prompts), CC-BY-4.0 (COCO's annotations)"
 HEADLINE, DIRECTION, CLUSTER = "response_rate", "lower", "image"
 ANSWER = ("image_id", "answer", "caption")
 COMPLETE = False  # the 300 pictures are the user's file
-MORE = {"brother": "person", "pedestrian": "person", "coffee table": "dining table", "remote control": "remote"}
-FOUND_HERE = ("motor bike", "cheesecake")
+EXTRA_WORDS = {"brother": "person", "pedestrian": "person", "coffee table": "dining table", "remote control": "remote"}
+UNBLOCKED_WORDS = ("motor bike", "cheesecake")
 """Words that RLHF-V's list has beside CHAIR's, and those that it has cleared of a leading blank."""
-SHORT = 3
+MAX_UNJUDGED_WORDS = 3
 """Words up to which a description is not worth a judge."""
 TEMPLATE = """Someone described a picture. List every visible object that the description names: things only, without colour, material or other properties, and
 nothing that it does not name. Reply with a JSON list of strings on one line, such as ["dog", "wine glass"], or [] if there are none.
@@ -61,72 +71,72 @@ class Options:
 def load(task: Task) -> list[Example]:
     """A picture an example, with its objects and captions."""
     chair = load_benchmark("chair")
-    pictures = {e.id: e for e in chair.load(Task(task.data, task.image_folder, options=chair.Options()))}
+    examples_by_id = {e.id: e for e in chair.load(Task(task.data, task.image_folder, options=chair.Options()))}
     if task.options.prompts is None:
-        return list(pictures.values())[: task.limit]
-    found = []
-    for row in objects(Path(task.options.prompts))[: task.limit]:
-        id_ = chair.identify(row.fields, task) if not {"image_id", "image"}.isdisjoint(row.fields) else None
-        if id_ not in pictures:
+        return list(examples_by_id.values())[: task.limit]
+    examples = []
+    for row in read_json_objects(Path(task.options.prompts))[: task.limit]:
+        id_ = chair.match_id(row.fields, task) if not {"image_id", "image"}.isdisjoint(row.fields) else None
+        if id_ not in examples_by_id:
             row.fail(f"picture {id_} is not in --data: give the annotations that it belongs to")
-        at = pictures[id_]
-        question = str(row.need(row.either("question", "prompt")))
-        found.append(Example(at.id, at.images, (Message("user", question),), meta=at.meta))
-    return found
+        source = examples_by_id[id_]
+        question = str(row.require(row.require_any("question", "prompt")))
+        examples.append(Example(source.id, source.images, (Message("user", question),), meta=source.meta))
+    return examples
 
 
 def files(task: Task) -> list[Path]:
     """The annotations, and the prompts."""
-    more = [Path(task.options.prompts)] if task.options.prompts else []
-    return [*load_benchmark("chair").files(task), *more]
+    prompt_files = [Path(task.options.prompts)] if task.options.prompts else []
+    return [*load_benchmark("chair").files(task), *prompt_files]
 
 
-def identify(fields: Mapping[str, Any], task: Task) -> str | None:
+def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
     """The image id of a row: a number, or what a file's name ends in."""
-    found: str | None = load_benchmark("chair").identify(fields, task)
-    return found
+    image_id: str | None = load_benchmark("chair").match_id(fields, task)
+    return image_id
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def _nodes() -> dict[str, str]:
-    return {**coco_words.node_of(), **MORE}
+def _object_of_word() -> dict[str, str]:
+    return {**coco_words.object_by_synonym(), **EXTRA_WORDS}
 
 
 @functools.cache
-def _pairs() -> dict[str, str]:
-    doubles = [word for word in _nodes() if word.count(" ") == 1]
-    return {**{word: word for word in doubles}, **coco_words.pairs(), "dining table": "dining table"}
+def _compounds() -> dict[str, str]:
+    two_word_names = [word for word in _object_of_word() if word.count(" ") == 1]
+    return {**{word: word for word in two_word_names}, **coco_words.compound_names(), "dining table": "dining table"}
 
 
 def _mentions(words: Sequence[str]) -> list[tuple[str, str]]:
     """Words that name an object, with it; pairs are one word, and a seat by a toilet is none."""
     if "toilet" in words and "seat" in words:
         words = [w for w in words if w != "seat"]
-    never = coco_words.NEVER.difference(FOUND_HERE)
-    return [(w, _nodes()[w]) for w in words if w in _nodes() and w not in never]
+    blocked_words = coco_words.UNMATCHED_SYNONYMS.difference(UNBLOCKED_WORDS)
+    return [(w, _object_of_word()[w]) for w in words if w in _object_of_word() and w not in blocked_words]
 
 
-def _joined(words: Sequence[str], alone: bool) -> list[str]:
+def _join_compounds(words: Sequence[str], compounds_only: bool) -> list[str]:
     """Pairs that are one word, and, unless `alone`, the words between."""
-    found, i = [], 0
+    joined, i = [], 0
     while i < len(words):
-        pair = _pairs().get(" ".join(words[i : i + 2]))
-        found += [pair] if pair is not None else [] if alone else [words[i]]
-        i += 2 if pair is not None else 1
-    return found
+        compound = _compounds().get(" ".join(words[i : i + 2]))
+        joined += [compound] if compound is not None else [] if compounds_only else [words[i]]
+        i += 2 if compound is not None else 1
+    return joined
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def in_text(text: str) -> list[tuple[str, str]]:
+def text_mentions(text: str) -> list[tuple[str, str]]:
     """Mentions in a text as the script finds them without its judge, and in COCO's captions always: every token as a noun's singular."""
-    return _mentions(_joined(english.noun_lemmas(text.lower()), alone=False))
+    return _mentions(_join_compounds(english.noun_lemmas(text.lower()), compounds_only=False))
 
 
 @functools.cache
-def _spacy() -> Any:
+def _load_spacy() -> Any:
     """The pipeline that the script takes phrases apart with, or None."""
     try:
         import spacy
@@ -136,74 +146,80 @@ def _spacy() -> Any:
         return None
 
 
-def phrase_by_spacy(phrase: str) -> list[str]:
+def spacy_phrase_words(phrase: str) -> list[str]:
     """The words of one listed object: pairs alone if there are any, else its runs of nouns."""
-    parsed = _spacy()(f"a {phrase}")
-    if doubles := _joined([token.lemma_ for token in parsed], alone=True):
-        return doubles
-    runs, run = [], []
+    parsed = _load_spacy()(f"a {phrase}")
+    if compounds := _join_compounds([token.lemma_ for token in parsed], compounds_only=True):
+        return compounds
+    noun_runs, run = [], []
     for token in [*parsed, None]:
         if token is not None and token.tag_ in ("NNP", "NNPS", "NN", "NNS"):
             run.append(token.lemma_)
         elif run:
-            runs.append(" ".join(run))
+            noun_runs.append(" ".join(run))
             run = []
-    return runs
+    return noun_runs
 
 
-def listed(reply: str) -> list[str] | None:
+def parse_object_list(reply: str) -> list[str] | None:
     """The JSON list in a judge's reply: in a fenced block, or the last line that is one; None if there is none."""
     fenced = re.search(r"```(?:json)?\n(.*?)\n```", reply, re.DOTALL)
-    for text in [*([fenced[1]] if fenced else []), *reversed(plain(reply).split("\n"))]:
+    for text in [*([fenced[1]] if fenced else []), *reversed(normalise(reply).split("\n"))]:
         start, end = text.find("["), text.rfind("]")
         try:
-            found = json.loads(text[start : end + 1])
+            names = json.loads(text[start : end + 1])
         except ValueError:
             continue
-        if isinstance(found, list) and all(isinstance(word, str) for word in found):
-            return found
+        if isinstance(names, list) and all(isinstance(word, str) for word in names):
+            return names
     return None
 
 
 # ---- the judge -------------------------------------------------------------------------------------------------------
 
 
-def ask(said: Mapping[str, list[str]], task: Task) -> Iterable[Ask]:
+def judge_requests(answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
     """The objects of each description that is longer than three words."""
     if task.options.extract == "words":
         return
-    text = template(task.options.judge_prompt, TEMPLATE)
-    for id_, answers in said.items():
-        if len(answers[0].split()) > SHORT:
-            yield Ask(id_, fill(text, question=task.examples[id_].prompt[-1].content, answer=answers[0]), text)
+    template_text = load_template(task.options.judge_prompt, TEMPLATE)
+    for id_, answers in answers_by_id.items():
+        if len(answers[0].split()) > MAX_UNJUDGED_WORDS:
+            yield JudgeRequest(
+                id_,
+                fill_template(template_text, question=task.examples[id_].prompt[-1].content, answer=answers[0]),
+                template_text,
+            )
 
 
-def rule(key: str, said: Mapping[str, list[str]], task: Task) -> str:
+def rule(key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
     """A judge without a model: the words that are found in the text."""
-    return json.dumps(list(dict.fromkeys(word for word, _ in coco_words.read(said[key][0]))))
+    return json.dumps(list(dict.fromkeys(word for word, _ in coco_words.find_objects(answers_by_id[key][0]))))
 
 
-def recorded(rows: Iterable[Row], said: Mapping[str, list[str]], task: Task) -> dict[str, str]:
+def read_judgments(rows: Iterable[Row], answers_by_id: Mapping[str, list[str]], task: Task) -> dict[str, str]:
     """Lists that the authors' script has kept: `image_id` and `extract_objs`."""
-    return {str(identify(row.fields, task)): json.dumps(row.need("extract_objs")) for row in rows}
+    return {str(match_id(row.fields, task)): json.dumps(row.require("extract_objs")) for row in rows}
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _in_captions(captions: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(node for caption in captions for _, node in in_text(caption))
+def _caption_objects(captions: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(node for caption in captions for _, node in text_mentions(caption))
 
 
-def _judged(said: list[tuple[str, str]], example: Example, text: str) -> dict[str, Any]:
-    there = set(example.meta["objects"]) | (_in_captions(example.meta["captions"]) if example.meta["captions"] else frozenset())
-    false = [pair for pair in said if pair[1] not in there]
+def _compare_objects(mentions: list[tuple[str, str]], example: Example, text: str) -> dict[str, Any]:
+    true_objects = set(example.meta["objects"]) | (
+        _caption_objects(example.meta["captions"]) if example.meta["captions"] else frozenset()
+    )
+    false_mentions = [pair for pair in mentions if pair[1] not in true_objects]
     return {
-        "said": len(said),
-        "false": false,
-        "hit": sorted({node for _, node in said} & there),
-        "there": len(there),
+        "said": len(mentions),
+        "false": false_mentions,
+        "hit": sorted({node for _, node in mentions} & true_objects),
+        "there": len(true_objects),
         "length": len(text.strip().split(" ")),
     }
 
@@ -212,10 +228,14 @@ def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """What the first answer names, by both readings; None where its objects were not listed."""
     text = answers[0]
     if task.options.extract == "words":
-        robust = coco_words.read(text)
-        return {"official": _judged(in_text(text), example, text), "robust": _judged(robust, example, text), "judged": True}
-    reply = "[]" if len(text.split()) <= SHORT else task.replies.get(example.id, {}).get("text")
-    names = None if reply is None else listed(reply)
+        robust = coco_words.find_objects(text)
+        return {
+            "official": _compare_objects(text_mentions(text), example, text),
+            "robust": _compare_objects(robust, example, text),
+            "judged": True,
+        }
+    reply = "[]" if len(text.split()) <= MAX_UNJUDGED_WORDS else task.replies.get(example.id, {}).get("text")
+    names = None if reply is None else parse_object_list(reply)
     row: dict[str, Any] = {
         "judged": reply is not None,
         "unparsed": reply is not None and names is None,
@@ -223,31 +243,34 @@ def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         "robust": None,
     }
     if names is not None:
-        ours = dict.fromkeys(pair for name in names for pair in coco_words.read(name))
-        row["robust"] = _judged(list(ours), example, text)
-        if _spacy() is not None:
-            theirs = dict.fromkeys(word for name in names for word in phrase_by_spacy(name))
-            row["official"] = _judged(_mentions(list(theirs)), example, text)
+        robust_mentions = dict.fromkeys(pair for name in names for pair in coco_words.find_objects(name))
+        row["robust"] = _compare_objects(list(robust_mentions), example, text)
+        if _load_spacy() is not None:
+            official_words = dict.fromkeys(word for name in names for word in spacy_phrase_words(name))
+            row["official"] = _compare_objects(_mentions(list(official_words)), example, text)
     return row
 
 
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, Counted]:
+def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
     """Rates over all descriptions."""
-    mine = [r for r in rows if r["status"] in ("ok", "duplicate")]
-    lost = sum(r["official"] is None for r in mine)
-    why = ""
-    if task.options.extract == "judge" and twice(rows):
-        why = TWICE
-    elif any(r["robust"] is None for r in mine):
-        why = f"the objects of {sum(r['robust'] is None for r in mine)} descriptions were not listed: ask a judge, or add --judgments"
-    elif lost:
-        why = "the official script takes phrases apart with spaCy's en_core_web_trf, which is not installed"
-    official = [] if why else mine
-    robust = [r for r in first(rows) if r["robust"] is not None]
-    return {"official": _counted(official, "official", why), "robust": _counted(robust, "robust", "no description was judged")}
+    answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
+    num_unparsed = sum(r["official"] is None for r in answered_rows)
+    reason = ""
+    if task.options.extract == "judge" and has_duplicates(rows):
+        reason = DUPLICATES_REASON
+    elif any(r["robust"] is None for r in answered_rows):
+        reason = f"the objects of {sum(r['robust'] is None for r in answered_rows)} descriptions were not listed: ask a judge, or add --judgments"
+    elif num_unparsed:
+        reason = "the official script takes phrases apart with spaCy's en_core_web_trf, which is not installed"
+    official = [] if reason else answered_rows
+    robust = [r for r in first_valid(rows) if r["robust"] is not None]
+    return {
+        "official": _sufficient_stats(official, "official", reason),
+        "robust": _sufficient_stats(robust, "robust", "no description was judged"),
+    }
 
 
-def _counted(rows: list[dict[str, Any]], mode: str, why: str) -> Counted:
+def _sufficient_stats(rows: list[dict[str, Any]], mode: str, undefined: str) -> SufficientStats:
     columns = np.array(
         [
             [bool(j["false"]), 1, j["said"] > 0, len(j["false"]), j["said"], len(j["hit"]), j["there"], j["length"]]
@@ -257,11 +280,13 @@ def _counted(rows: list[dict[str, Any]], mode: str, why: str) -> Counted:
     ).reshape(-1, 8)
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        wrong, n, naming, false, said, hit, there, length = np.moveaxis(sums, -1, 0)
+        num_hallucinated, n, num_naming, num_false, num_mentions, num_named, num_objects, length = np.moveaxis(sums, -1, 0)
         return {
-            "response_rate": wrong / naming * 100, "mention_rate": false / said * 100, "recall": hit / there * 100,
-            "chair_s": wrong / n * 100, "length": length / n,
+            "response_rate": num_hallucinated / num_naming * 100, "mention_rate": num_false / num_mentions * 100, "recall": num_named / num_objects * 100,
+            "chair_s": num_hallucinated / n * 100, "length": length / n,
         }  # fmt: skip
 
-    reason = why or "no description names an object, or the pictures hold none: the official script raises ZeroDivisionError"
-    return Counted([r["id"] for r in rows], columns, metrics, {"": reason})
+    reason = (
+        undefined or "no description names an object, or the pictures hold none: the official script raises ZeroDivisionError"
+    )
+    return SufficientStats([r["id"] for r in rows], columns, metrics, {"": reason})

@@ -23,64 +23,71 @@ from safetensors.torch import load_file, save_file
 
 from mmrlhf.config import EngineConfig
 from mmrlhf.encoder import fingerprint
-from mmrlhf.files import write_whole
+from mmrlhf.files import write_atomic
 from mmrlhf.loading import load as load_vlm
 from mmrlhf.records import Fact, ImageSource, InputError, Message
-from mmrlhf.rewards import REVIEW, Group, RewardModel
+from mmrlhf.rewards import YES_NO_QUESTION, AnswerGroup, RewardModel
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.run import json_line, read_jsonl
 from mmrlhf.vlm import VLM
 
-REFERENCE = 4
+NUM_REFERENCE_ROWS = 4
 """Rows that are kept with their scores."""
-TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
+SCORE_TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
 """By how many standard deviations a kept row's score may differ where it is loaded: another device, or another version of a kernel."""
 
 
-def save(model: RewardModel, directory: Path, reference: Sequence[Group]) -> None:
+def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[AnswerGroup]) -> None:
     """Weights, card and the first few of the `reference` rows, of which there is one at least. A model whose base was trained is written
     whole."""
     role = model.role
-    assert role.head is not None and reference
+    assert role.head is not None and groups
     directory.mkdir(parents=True, exist_ok=True)
     if role.adapter:
         role.adapters.save(role.adapter, directory)
-        name = role.vlm.name
-        base = {"base": str(Path(name).resolve()) if Path(name).is_dir() else name, "base_fingerprint": role.vlm.fingerprint}
+        base_name = role.vlm.name
+        base_metadata = {
+            "base": str(Path(base_name).resolve()) if Path(base_name).is_dir() else base_name,
+            "base_fingerprint": role.vlm.fingerprint,
+        }
     else:
-        aside, target = directory / ".model", directory / "model"
-        shutil.rmtree(aside, ignore_errors=True)
-        role.vlm.model.save_pretrained(aside)
-        role.vlm.processor.save_pretrained(aside)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-        base = {"base": "model", "base_fingerprint": fingerprint(role.vlm.model.state_dict().items())}
+        temporary_dir, model_dir = directory / ".model", directory / "model"
+        shutil.rmtree(temporary_dir, ignore_errors=True)
+        role.vlm.model.save_pretrained(temporary_dir)
+        role.vlm.processor.save_pretrained(temporary_dir)
+        shutil.rmtree(model_dir, ignore_errors=True)
+        temporary_dir.rename(model_dir)
+        base_metadata = {"base": "model", "base_fingerprint": fingerprint(role.vlm.model.state_dict().items())}
     save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, directory / "head.safetensors")
-    kept = sorted(reference[: 4 * REFERENCE], key=lambda g: sum(len(i.read()) for i in g.images))[:REFERENCE]
-    rows = zip(kept, model.score(kept), strict=True)
-    write_whole(directory / "reference.jsonl", "".join(json_line(_row(group, scores)) for group, scores in rows))
-    card = {
-        **base,
+    reference_groups = sorted(groups[: 4 * NUM_REFERENCE_ROWS], key=lambda g: sum(len(i.read()) for i in g.images))[
+        :NUM_REFERENCE_ROWS
+    ]
+    scored_groups = zip(reference_groups, model.score(reference_groups), strict=True)
+    write_atomic(
+        directory / "reference.jsonl", "".join(json_line(_group_to_json(group, scores)) for group, scores in scored_groups)
+    )
+    metadata = {
+        **base_metadata,
         "template_fingerprint": template_fingerprint(role.vlm),
         "dtype": role.vlm.dtype,
-        "review": REVIEW,
+        "review": YES_NO_QUESTION,
         "facts": model.facts,
         "facts_position": model.facts_position,
         "facts_template": model.facts_template,
-        "facts_budget": model.facts_budget,
+        "max_facts_tokens": model.max_facts_tokens,
         "mean": model.mean,
         "std": model.std,
         "temperature": model.temperature,
         "accuracy": model.accuracy,
         "probes": model.probes,
     }
-    write_whole(directory / "reward.json", json.dumps(card | {"seal": _seal(directory, card)}, indent=1))
+    write_atomic(directory / "reward.json", json.dumps(metadata | {"seal": _checksum(directory, metadata)}, indent=1))
 
 
-def _seal(directory: Path, card: dict[str, Any]) -> str:
+def _checksum(directory: Path, metadata: dict[str, Any]) -> str:
     """A hash of all that scores follow from: what was changed or exchanged by hand does not pass for what was trained. Where the base lies
     is left out: it may move."""
-    digest = hashlib.sha256(json.dumps({k: v for k, v in card.items() if k not in ("base", "seal")}, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps({k: v for k, v in metadata.items() if k not in ("base", "seal")}, sort_keys=True).encode())
     for name in ("head.safetensors", "adapter_model.safetensors", "adapter_config.json", "reference.jsonl"):
         if (directory / name).is_file():
             digest.update(name.encode() + hashlib.sha256((directory / name).read_bytes()).digest())
@@ -99,7 +106,7 @@ def load_reward_model(
     max_length: int = 2048,
     device: torch.device | str | None = None,
     engine: EngineConfig | None = None,
-    name: str = "reward",
+    adapter_name: str = "reward",
 ) -> RewardModel:
     """A saved reward model: on `adapters`' base, as the adapter `name`, where it belongs to that base in that precision, else on its own.
 
@@ -110,32 +117,35 @@ def load_reward_model(
     if not (directory / "reward.json").is_file():
         raise InputError(f"reward model {path} does not exist: give the output_dir of a finished `mmrlhf reward` run")
     try:
-        card = json.loads((directory / "reward.json").read_text())
-        if card["review"] != REVIEW:
+        metadata = json.loads((directory / "reward.json").read_text())
+        if metadata["review"] != YES_NO_QUESTION:
             raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
-        if card["seal"] != _seal(directory, card):
+        if metadata["seal"] != _checksum(directory, metadata):
             raise InputError(
                 f"reward model {path} is not as it was saved, a file of it was changed: copy it again, or train it again"
             )
-        whole = card["base"] == "model"
-        if adapters is not None and (whole or adapters.vlm.fingerprint != card["base_fingerprint"]):
+        is_full_checkpoint = metadata["base"] == "model"
+        if adapters is not None and (is_full_checkpoint or adapters.vlm.fingerprint != metadata["base_fingerprint"]):
             adapters = None
-        elif adapters is not None and adapters.vlm.dtype != card["dtype"]:
-            print(f"note: reward model {path} was calibrated in {card['dtype']}: it runs in that, on a base of its own")
+        elif adapters is not None and adapters.vlm.dtype != metadata["dtype"]:
+            print(f"note: reward model {path} was calibrated in {metadata['dtype']}: it runs in that, on a base of its own")
             adapters = None
-        adapters = adapters or _on_its_own(path, card, device, engine)
-        if not whole:
-            adapters.load(name, directory, trainable=False)
+        adapters = adapters or _load_own_base(path, metadata, device, engine)
+        if not is_full_checkpoint:
+            adapters.load(adapter_name, directory, trainable=False)
         head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
         head.load_state_dict(load_file(directory / "head.safetensors"))
         head.requires_grad_(False)
         model = RewardModel(
-            role=Role(adapters, None if whole else name, head),
+            role=Role(adapters, None if is_full_checkpoint else adapter_name, head),
             max_length=max_length,
-            **{k: card[k] for k in ("facts", "facts_position", "facts_template", "facts_budget", "mean", "std", "temperature")},
-            **{k: card[k] for k in ("accuracy", "probes")},
+            **{
+                k: metadata[k]
+                for k in ("facts", "facts_position", "facts_template", "max_facts_tokens", "mean", "std", "temperature")
+            },
+            **{k: metadata[k] for k in ("accuracy", "probes")},
         )
-        _recompute(model, path, card, read_jsonl(directory / "reference.jsonl"))
+        _verify_reference_scores(model, path, metadata, read_jsonl(directory / "reference.jsonl"))
         return model
     except (InputError, torch.OutOfMemoryError):
         raise
@@ -144,36 +154,36 @@ def load_reward_model(
         raise InputError(f"reward model {path} cannot be loaded ({reason}): copy it again, or train it again") from None
 
 
-def _on_its_own(path: str, card: dict[str, Any], device: Any, engine: EngineConfig | None) -> Adapters:
-    base = str(Path(path) / "model") if card["base"] == "model" else card["base"]
+def _load_own_base(path: str, metadata: dict[str, Any], device: Any, engine: EngineConfig | None) -> Adapters:
+    base = str(Path(path) / "model") if metadata["base"] == "model" else metadata["base"]
     try:
-        adapters = Adapters(load_vlm(base, card["dtype"], device, engine))
+        adapters = Adapters(load_vlm(base, metadata["dtype"], device, engine))
     except InputError as error:
         raise InputError(f"reward model {path} needs the base it was trained on, and that {error}") from None
-    if adapters.vlm.fingerprint != card["base_fingerprint"]:
+    if adapters.vlm.fingerprint != metadata["base_fingerprint"]:
         raise InputError(f"reward model {path} was trained on another base than {base} now holds: restore that base")
     return adapters
 
 
-def _recompute(model: RewardModel, path: str, card: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def _verify_reference_scores(model: RewardModel, path: str, metadata: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """Score the kept rows again. Raises InputError when a score is another: then no score of this model can be trusted."""
-    if template_fingerprint(model.role.vlm) != card["template_fingerprint"]:
+    if template_fingerprint(model.role.vlm) != metadata["template_fingerprint"]:
         raise InputError(
             f"reward model {path} was trained with another chat template or image processor than {model.role.vlm.name} now has: "
             "restore them, or train it again"
         )
-    now = replace(model, max_length=1 << 30).score([_group(row) for row in rows])
-    allowed = TOLERANCE[model.role.vlm.dtype]
-    for row, scores in zip(rows, now, strict=True):
-        gap = max(abs(a - b) for a, b in zip(scores, row["scores"], strict=True))
-        if not gap <= allowed:
+    new_scores = replace(model, max_length=1 << 30).score([_group_from_json(row) for row in rows])
+    tolerance = SCORE_TOLERANCE[model.role.vlm.dtype]
+    for row, scores in zip(rows, new_scores, strict=True):
+        max_difference = max(abs(a - b) for a, b in zip(scores, row["scores"], strict=True))
+        if not max_difference <= tolerance:
             raise InputError(
-                f"reward model {path} scores row {row['id']} of its reference.jsonl {gap:.2g} standard deviations from what it did when "
-                f"it was saved (at most {allowed:g}): use the versions and the precision it was trained with, or train it again"
+                f"reward model {path} scores row {row['id']} of its reference.jsonl {max_difference:.2g} standard deviations from what it did when "
+                f"it was saved (at most {tolerance:g}): use the versions and the precision it was trained with, or train it again"
             )
 
 
-def _row(group: Group, scores: Sequence[float]) -> dict[str, Any]:
+def _group_to_json(group: AnswerGroup, scores: Sequence[float]) -> dict[str, Any]:
     return {
         "id": group.id,
         "images": [{"base64": base64.b64encode(image.read()).decode()} for image in group.images],
@@ -184,7 +194,7 @@ def _row(group: Group, scores: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _group(row: dict[str, Any]) -> Group:
+def _group_from_json(row: dict[str, Any]) -> AnswerGroup:
     facts = tuple(Fact(**(fact | {"box": fact["box"] and tuple(fact["box"])})) for fact in row["facts"])
     images = tuple(ImageSource(data=base64.b64decode(image["base64"])) for image in row["images"])
-    return Group(images, tuple(Message(**m) for m in row["prompt"]), tuple(row["answers"]), facts, row["id"])
+    return AnswerGroup(images, tuple(Message(**m) for m in row["prompt"]), tuple(row["answers"]), facts, row["id"])

@@ -15,32 +15,34 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mmrlhf.benchmark import Task
 from mmrlhf.config import EngineConfig, EvalConfig
-from mmrlhf.endpoint import answers_of, endpoint_of, is_address, named
-from mmrlhf.files import refuse_unwritable, write_whole
+from mmrlhf.endpoint import endpoint_answers, is_url, make_endpoint, resolve_model_name
+from mmrlhf.files import refuse_unwritable, write_atomic
 from mmrlhf.lines import json_line, read_jsonl
 from mmrlhf.records import Example, InputError
 
 if TYPE_CHECKING:
     from mmrlhf.vlm import VLM
 
-ENGINE = tuple(EngineConfig.__dataclass_fields__)
+ENGINE_FIELDS = tuple(EngineConfig.__dataclass_fields__)
 
 
-class Loaded:
+class ModelCache:
     """The model that was asked last, for the next benchmark of a call: with it come the pictures that it has encoded."""
 
     def __init__(self) -> None:
         self._stack, self._key, self._vlm = ExitStack(), "", cast("VLM", None)
 
-    def policy(self, config: EvalConfig) -> VLM:
+    def get_policy(self, config: EvalConfig) -> VLM:
         """The configuration's model, loaded if it is another than the last one."""
-        key = json.dumps([config.model_name_or_path, config.adapter_path, config.dtype, *(getattr(config, k) for k in ENGINE)])
+        key = json.dumps(
+            [config.model_name_or_path, config.adapter_path, config.dtype, *(getattr(config, k) for k in ENGINE_FIELDS)]
+        )
         if key != self._key:
-            from mmrlhf.generate import policy
+            from mmrlhf.generate import load_policy
 
             self.close()
             self._vlm = self._stack.enter_context(
-                policy(str(config.model_name_or_path), config.adapter_path, config.dtype, config)
+                load_policy(str(config.model_name_or_path), config.adapter_path, config.dtype, config)
             )
             self._key = key
         return self._vlm
@@ -65,105 +67,119 @@ class AnswerCache:
         self._path = Path(folder) / f"{digest}.jsonl"
         rows = read_jsonl(self._path) if self._path.exists() else []
         if rows and not self._path.read_bytes().endswith(b"\n"):  # a killed run left a line torn
-            write_whole(self._path, "".join(map(json_line, rows)))
-        self.about: dict[str, Any] = next((r["about"] for r in rows if "about" in r), {})
-        self._kept = {r["key"]: r["answers"] for r in rows if "key" in r}
+            write_atomic(self._path, "".join(map(json_line, rows)))
+        self.model_info: dict[str, Any] = next((r["about"] for r in rows if "about" in r), {})
+        self._answers = {r["key"]: r["answers"] for r in rows if "key" in r}
 
-    def get(self, example: Example, sampled: bool) -> list[str] | None:
+    def get(self, example: Example, is_sampled: bool) -> list[str] | None:
         """What was answered, None if it was never asked."""
-        return self._kept.get(self._key(example, sampled))
+        return self._answers.get(self._key(example, is_sampled))
 
-    def add(self, example: Example, answers: list[str], sampled: bool, about: dict[str, Any]) -> None:
+    def add(self, example: Example, answers: list[str], is_sampled: bool, model_info: dict[str, Any]) -> None:
         """Keep an answer."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        head = "" if self._path.exists() else json_line({"about": about})
+        header = "" if self._path.exists() else json_line({"about": model_info})
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(head + json_line({"key": self._key(example, sampled), "answers": answers}))
+            file.write(header + json_line({"key": self._key(example, is_sampled), "answers": answers}))
 
     @staticmethod
-    def _key(example: Example, sampled: bool) -> str:
-        asked = [[[m.role, m.content] for m in example.prompt], [i.key for i in example.images], example.id if sampled else ""]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    def _key(example: Example, is_sampled: bool) -> str:
+        content = [
+            [[m.role, m.content] for m in example.prompt],
+            [i.key for i in example.images],
+            example.id if is_sampled else "",
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @contextmanager
-def answering(
-    module: ModuleType, task: Task, examples: Sequence[Example], config: EvalConfig, name: str, done: int, loaded: Loaded | None
+def open_predictions(
+    module: ModuleType,
+    task: Task,
+    examples: Sequence[Example],
+    config: EvalConfig,
+    name: str,
+    num_done: int,
+    model_cache: ModelCache | None,
 ) -> Iterator[tuple[Iterator[tuple[Example, list[str]]], dict[str, Any]]]:
     """Answers as they come, and what a result says of whoever gives them: a reward model, a server, or a checkpoint."""
     if config.reward_model_path is not None:
-        yield _preferring(module, task, examples, config), {"reward_model": config.reward_model_path}
+        yield _reward_preferences(module, task, examples, config), {"reward_model": config.reward_model_path}
         return
     assert config.model_name_or_path is not None
-    if is_address(config.model_name_or_path):
-        place = named(endpoint_of(config.model_name_or_path, config.served_model, config))
-        how: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.response_length}
+    if is_url(config.model_name_or_path):
+        endpoint = resolve_model_name(make_endpoint(config.model_name_or_path, config.served_model, config))
+        sampling_params: dict[str, Any] = {
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_tokens": config.response_length,
+        }
         if config.stop:
-            how["stop"] = [config.stop]
+            sampling_params["stop"] = [config.stop]
         yield (
-            answers_of(place, examples, how, config.num_generations, config.seed),
-            {"endpoint": place.shown, "served_model": place.model},
+            endpoint_answers(endpoint, examples, sampling_params, config.num_generations, config.seed),
+            {"endpoint": endpoint.display_url, "served_model": endpoint.model},
         )
         return
-    own = Loaded()
+    own_cache = ModelCache()
     try:
-        vlm = (loaded or own).policy(config)
-        yield _predict(vlm, examples, config, name, done), _of_model(vlm)
+        vlm = (model_cache or own_cache).get_policy(config)
+        yield _model_answers(vlm, examples, config, name, num_done), _model_info(vlm)
     finally:
-        own.close()
+        own_cache.close()
 
 
-def _preferring(
+def _reward_preferences(
     module: ModuleType, task: Task, examples: Sequence[Example], config: EvalConfig
 ) -> Iterator[tuple[Example, list[str]]]:
     """What a reward model prefers of each pair, in a judge's words."""
     from mmrlhf.artefact import load_reward_model
-    from mmrlhf.rewards import Group
+    from mmrlhf.rewards import AnswerGroup
 
     model = load_reward_model(str(config.reward_model_path), engine=config)
-    wanted = {e.id: e for e in examples}
-    pairs = [pair for pair in module.pairs(task) if pair.id in wanted]
+    examples_by_id = {e.id: e for e in examples}
+    pairs = [pair for pair in module.pairs(task) if pair.id in examples_by_id]
     for start in range(0, len(pairs), config.batch_size):
-        part = pairs[start : start + config.batch_size]
-        groups = [Group(p.images, p.prompt, (p.chosen, p.rejected), p.facts, p.id) for p in part]
-        for pair, scores in zip(part, model.score(groups), strict=True):
-            yield wanted[pair.id], [module.preferred(wanted[pair.id], *map(float, scores))]
+        batch = pairs[start : start + config.batch_size]
+        groups = [AnswerGroup(p.images, p.prompt, (p.chosen, p.rejected), p.facts, p.id) for p in batch]
+        for pair, scores in zip(batch, model.score(groups), strict=True):
+            yield examples_by_id[pair.id], [module.preference_reply(examples_by_id[pair.id], *map(float, scores))]
 
 
-def _predict(
-    vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str, done: int
+def _model_answers(
+    vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str, num_done: int
 ) -> Iterator[tuple[Example, list[str]]]:
     """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
-    from mmrlhf.generate import sampling
-    from mmrlhf.rollout import answer_all
+    from mmrlhf.generate import make_sampling_params
+    from mmrlhf.rollout import generate_batches
     from mmrlhf.run import progress
 
-    with progress(done + len(examples), f"eval {name}", start=done) as steps:
-        for pair in answer_all(
-            vlm, examples, sampling(config), batch_size=config.batch_size, num_generations=config.num_generations, seed=config.seed,
+    with progress(num_done + len(examples), f"eval {name}", start=num_done) as progress_bar:
+        for example_and_answers in generate_batches(
+            vlm, examples, make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations, seed=config.seed,
         ):  # fmt: skip
-            steps.advance()
-            yield pair
+            progress_bar.advance()
+            yield example_and_answers
 
 
-def _of_model(vlm: VLM) -> dict[str, Any]:
+def _model_info(vlm: VLM) -> dict[str, Any]:
     """What a result says of its model: hashes of weights and chat template."""
     template = getattr(vlm.tokenizer, "chat_template", None) or getattr(vlm.processor, "chat_template", None) or ""
     return {"model_sha256": vlm.fingerprint, "template_sha256": hashlib.sha256(json.dumps(template).encode()).hexdigest()}
 
 
-def refuse_missing_pictures(examples: Sequence[Example]) -> None:
+def require_images(examples: Sequence[Example]) -> None:
     """All at once, before a model is loaded. Raises InputError."""
     paths = dict.fromkeys(i.path for e in examples for i in e.images if i.path is not None)
-    absent = [p for p in paths if not Path(p).is_file()]
-    if absent:
+    missing = [p for p in paths if not Path(p).is_file()]
+    if missing:
         raise InputError(
-            f"{len(absent)} of {len(paths)} pictures are missing ({', '.join(absent)}): correct --image_folder or put them there"
+            f"{len(missing)} of {len(paths)} pictures are missing ({', '.join(missing)}): correct --image_folder or put them there"
         )
 
 
-def key_of(example: Example) -> str:
+def prompt_key(example: Example) -> str:
     """What was asked, in twelve letters: the turns, and the pictures by name."""
-    said = [[m.role, m.content] for m in example.prompt]
-    pictures = [Path(i.path).name if i.path is not None else i.key for i in example.images]
-    return hashlib.sha256(json.dumps([said, pictures]).encode()).hexdigest()[:12]
+    turns = [[m.role, m.content] for m in example.prompt]
+    image_names = [Path(i.path).name if i.path is not None else i.key for i in example.images]
+    return hashlib.sha256(json.dumps([turns, image_names]).encode()).hexdigest()[:12]

@@ -8,9 +8,9 @@ import numpy as np
 
 from mmrlhf.records import InputError, Preference
 
-BINS = 10
+MAX_BINS = 10
 """Of length gaps, with as many pairs in each; fewer where a bin would have less than PAIRS_A_BIN."""
-PAIRS_A_BIN = 20
+MIN_PAIRS_PER_BIN = 20
 
 
 def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
@@ -21,32 +21,32 @@ def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
     longer one as whose rejected one is, by a seeded draw. Ties, and pairs of one length, stay. Raises InputError for a ranking of
     more than two answers.
     """
-    gaps = []
+    length_gaps = []
     for preference in preferences:
         if len(preference.answers) != 2:
             raise InputError(
                 f"row {preference.id} ranks {len(preference.answers)} answers: lengths are balanced over pairs, so convert it to pairs first"
             )
-        ours, theirs = (len(text.split()) for text in preference.answers)
-        tie = preference.ranks[0] == preference.ranks[1]
-        gaps.append(0.0 if tie else (ours - theirs) / max(ours, theirs))
-    gap = np.array(gaps)
-    (uneven,) = np.nonzero(gap)
-    kept = [np.flatnonzero(gap == 0)]
+        first_length, second_length = (len(text.split()) for text in preference.answers)
+        is_tie = preference.ranks[0] == preference.ranks[1]
+        length_gaps.append(0.0 if is_tie else (first_length - second_length) / max(first_length, second_length))
+    gap_N = np.array(length_gaps)
+    (unequal_indices,) = np.nonzero(gap_N)
+    kept_indices = [np.flatnonzero(gap_N == 0)]
     rng = np.random.default_rng([seed, 29])
-    for inside in _bins(np.abs(gap[uneven])):
-        rows = uneven[inside]
-        sides = [rows[gap[rows] > 0], rows[gap[rows] < 0]]
-        most = min(map(len, sides))
-        kept += [rng.permutation(side)[:most] for side in sides]
-    return sorted(int(row) for rows in kept for row in rows)
+    for bin_indices in _quantile_bins(np.abs(gap_N[unequal_indices])):
+        rows = unequal_indices[bin_indices]
+        sides = [rows[gap_N[rows] > 0], rows[gap_N[rows] < 0]]
+        num_per_side = min(map(len, sides))
+        kept_indices += [rng.permutation(side)[:num_per_side] for side in sides]
+    return sorted(int(row) for rows in kept_indices for row in rows)
 
 
-def _bins(sizes: np.ndarray) -> list[np.ndarray]:
+def _quantile_bins(values: np.ndarray) -> list[np.ndarray]:
     """Places of values of like size, about as many in each bin; equal values share one."""
-    count = min(BINS, max(1, len(sizes) // PAIRS_A_BIN))
-    if not len(sizes):
+    num_bins = min(MAX_BINS, max(1, len(values) // MIN_PAIRS_PER_BIN))
+    if not len(values):
         return []
-    edges = np.quantile(sizes, np.linspace(0, 1, count + 1)[1:-1])
-    of = np.searchsorted(edges, sizes)
-    return [np.flatnonzero(of == number) for number in range(count)]
+    edges = np.quantile(values, np.linspace(0, 1, num_bins + 1)[1:-1])
+    bin_of_value = np.searchsorted(edges, values)
+    return [np.flatnonzero(bin_of_value == index) for index in range(num_bins)]

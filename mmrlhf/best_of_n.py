@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mmrlhf.records import Example
-from mmrlhf.rewards import Group, RewardModel
-from mmrlhf.rollout import answer
-from mmrlhf.sampling import Sampling
+from mmrlhf.rewards import AnswerGroup, RewardModel
+from mmrlhf.rollout import sample_completions
+from mmrlhf.sampling import SamplingParams
 from mmrlhf.vlm import VLM
 
 
@@ -16,9 +16,9 @@ def best_of_n(
 ) -> Iterator[tuple[Example, str]]:
     """Each example with the best of `n` samples at temperature 1; the reward model reads the example's facts."""
     for start in range(0, len(examples), batch_size):
-        part = examples[start : start + batch_size]
+        batch = examples[start : start + batch_size]
         with reward_model.role.adapters.use(None):
-            texts = answer(vlm, part, Sampling(response_length), num_generations=n, seed=seed).texts
-        groups = [Group(e.images, e.prompt, tuple(texts[i * n : (i + 1) * n]), e.facts, e.id) for i, e in enumerate(part)]
-        for example, group, scores in zip(part, groups, reward_model.score(groups), strict=True):
+            texts = sample_completions(vlm, batch, SamplingParams(response_length), num_generations=n, seed=seed).texts
+        groups = [AnswerGroup(e.images, e.prompt, tuple(texts[i * n : (i + 1) * n]), e.facts, e.id) for i, e in enumerate(batch)]
+        for example, group, scores in zip(batch, groups, reward_model.score(groups), strict=True):
             yield example, group.answers[max(range(n), key=scores.__getitem__)]

@@ -9,72 +9,80 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
-PADDING = 0.15
+MAX_PADDING = 0.15
 """Share of a piece that may be padding."""
-ENOUGH = 512
+MIN_SPLIT_TOKENS = 512
 """Tokens of a piece from which on padding is not borne for company."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """Some prompts that run together, and their answers in batches, one after another on the same prefix. Both are numbers."""
 
-    prompts: list[int]
-    answers: list[list[int]]
+    prompt_indices: list[int]
+    answer_batches: list[list[int]]
 
 
 @dataclass
 class Budget:
     """Most tokens that run at a time: each prompt of a piece as long as its longest, once, and each answer as its longest."""
 
-    tokens: int
+    max_tokens: int
 
-    def within(self, work: Callable[..., T], *args: Any) -> T:
+    def retry_on_oom(self, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)`, which plans itself by this budget; when a GPU runs out of memory, again with half of it. The work must clear what
         an attempt that failed has left (gradients)."""
         while True:
             try:
                 return work(*args)
             except torch.OutOfMemoryError:
-                if self.tokens <= 64:
+                if self.max_tokens <= 64:
                     raise
-                self.tokens //= 2
+                self.max_tokens //= 2
                 torch.cuda.empty_cache()
-                print(f"note: out of GPU memory: going on with micro-batches of {self.tokens:,} tokens")
+                print(f"note: out of GPU memory: going on with micro-batches of {self.max_tokens:,} tokens")
 
-    def plan(self, prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> Iterator[Piece]:
+    def micro_batches(self, prompt_lengths: Sequence[int], answer_lengths: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
         """Pieces of all prompts, those with short answers first, from the lengths of prompts and, for each, of its answers; answers are
         numbered through. A piece ends where the next prompt is over the budget, or would make too much of it padding.
 
         Only where one prompt with its answers is over the budget are the answers split into batches, of one at least.
         """
-        first, at = [], 0
-        for group in answers:
-            first.append(at)
-            at += len(group)
+        first_answer_index, num_answers = [], 0
+        for group in answer_lengths:
+            first_answer_index.append(num_answers)
+            num_answers += len(group)
 
-        def padded(some: Sequence[int]) -> int:
-            lengths = [n for p in some for n in answers[p]]
-            return len(some) * max(prompts[p] for p in some) + len(lengths) * max(lengths, default=0)
+        def padded_tokens(selected: Sequence[int]) -> int:
+            lengths = [n for p in selected for n in answer_lengths[p]]
+            return len(selected) * max(prompt_lengths[p] for p in selected) + len(lengths) * max(lengths, default=0)
 
-        def real(some: Sequence[int]) -> int:
-            return sum(prompts[p] + sum(answers[p]) for p in some)
+        def real_tokens(selected: Sequence[int]) -> int:
+            return sum(prompt_lengths[p] + sum(answer_lengths[p]) for p in selected)
 
-        some: list[int] = []
-        for p in sorted(range(len(prompts)), key=lambda p: (max(answers[p], default=0), prompts[p])):
-            if some:
-                more = padded([*some, p])
-                if more > self.tokens or (real(some) >= ENOUGH and real([*some, p]) < (1 - PADDING) * more):
-                    yield self._piece(some, prompts, answers, first)
-                    some = []
-            some.append(p)
-        if some:
-            yield self._piece(some, prompts, answers, first)
+        selected: list[int] = []
+        for p in sorted(range(len(prompt_lengths)), key=lambda p: (max(answer_lengths[p], default=0), prompt_lengths[p])):
+            if selected:
+                padded_size = padded_tokens([*selected, p])
+                if padded_size > self.max_tokens or (
+                    real_tokens(selected) >= MIN_SPLIT_TOKENS and real_tokens([*selected, p]) < (1 - MAX_PADDING) * padded_size
+                ):
+                    yield self._micro_batch(selected, prompt_lengths, answer_lengths, first_answer_index)
+                    selected = []
+            selected.append(p)
+        if selected:
+            yield self._micro_batch(selected, prompt_lengths, answer_lengths, first_answer_index)
 
-    def _piece(self, some: list[int], prompts: Sequence[int], answers: Sequence[Sequence[int]], first: list[int]) -> Piece:
-        some = sorted(some)
-        numbers = [first[p] + i for p in some for i in range(len(answers[p]))]
-        longest = max((n for p in some for n in answers[p]), default=0)
-        room = self.tokens - len(some) * max(prompts[p] for p in some)
-        size = max(1, len(numbers) if len(some) > 1 else room // max(longest, 1))
-        return Piece(some, [numbers[i : i + size] for i in range(0, len(numbers), size)])
+    def _micro_batch(
+        self,
+        selected: list[int],
+        prompt_lengths: Sequence[int],
+        answer_lengths: Sequence[Sequence[int]],
+        first_answer_index: list[int],
+    ) -> MicroBatch:
+        selected = sorted(selected)
+        answer_indices = [first_answer_index[p] + i for p in selected for i in range(len(answer_lengths[p]))]
+        max_answer_length = max((n for p in selected for n in answer_lengths[p]), default=0)
+        remaining_tokens = self.max_tokens - len(selected) * max(prompt_lengths[p] for p in selected)
+        batch_size = max(1, len(answer_indices) if len(selected) > 1 else remaining_tokens // max(max_answer_length, 1))
+        return MicroBatch(selected, [answer_indices[i : i + batch_size] for i in range(0, len(answer_indices), batch_size)])

@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import beside_of, example_of, is_preference, layout_of, preference_of
+from mmrlhf.formats import detect_format, is_preference, parse_example, parse_preference, row_context
 from mmrlhf.images import open_image
 from mmrlhf.records import InputError
-from mmrlhf.summary import Summary
-from mmrlhf.tables import read
+from mmrlhf.summary import DatasetSummary
+from mmrlhf.tables import read_rows
 
-MOST_SHOWN = 20
+MAX_ERRORS_SHOWN = 20
 
 
 def check(path: str, image_folder: str | None = None, facts_file: str | None = None, split: str = "train") -> int:
@@ -20,33 +20,33 @@ def check(path: str, image_folder: str | None = None, facts_file: str | None = N
 
     Raises InputError when the dataset, the image folder or the facts file cannot be used at all.
     """
-    beside = beside_of(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
+    context = row_context(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
     console = Console(soft_wrap=True, highlight=False)
-    sound: set[str] = set()
-    good, bad = Summary(), 0
-    compares = None
-    for unread in read(path, split):
+    opened_images: set[str] = set()
+    summary, num_bad = DatasetSummary(), 0
+    has_preferences = None
+    for raw_row in read_rows(path, split):
         try:
-            row = unread.row()
-            if compares is None:
-                compares = is_preference(row)
-                console.print(f"{path}: {layout_of(row)}", markup=False)
-            record = preference_of(row, beside) if compares else example_of(row, beside, need_answer=False)
+            row = raw_row.parse()
+            if has_preferences is None:
+                has_preferences = is_preference(row)
+                console.print(f"{path}: {detect_format(row)}", markup=False)
+            record = parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
             for source in record.images:
-                key = good.picture(source)
-                if key not in sound:
+                key = summary.register_image(source)
+                if key not in opened_images:
                     open_image(source)
-                    sound.add(key)
-            good.add(record)
+                    opened_images.add(key)
+            summary.add(record)
         except InputError as error:
-            bad += 1
-            if bad <= MOST_SHOWN:
+            num_bad += 1
+            if num_bad <= MAX_ERRORS_SHOWN:
                 console.print(f"  {error}", markup=False)
-    if bad > MOST_SHOWN:
-        console.print(f"  ... and {bad - MOST_SHOWN} more")
+    if num_bad > MAX_ERRORS_SHOWN:
+        console.print(f"  ... and {num_bad - MAX_ERRORS_SHOWN} more")
 
     table = Table(show_header=False)
-    for name, number in {"good rows": str(good.rows), "bad rows": str(bad), **good.lines()}.items():
-        table.add_row(name, number)
+    for name, count in {"good rows": str(summary.num_rows), "bad rows": str(num_bad), **summary.table_rows()}.items():
+        table.add_row(name, count)
     console.print(table)
-    return 1 if bad else 0
+    return 1 if num_bad else 0

@@ -18,135 +18,147 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.claims import Lexicon, claims, lexicon
+from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
 from mmrlhf.config import PPOConfig
 from mmrlhf.records import InputError, Verdict
 from mmrlhf.roles import Adapters, Role
-from mmrlhf.terms import Sample, Span, Term, parse
-from mmrlhf.verify import Said, Verifier
-from mmrlhf.verify.asking import AS_IT_SAYS, Asking
+from mmrlhf.terms import RewardFunction, RewardSpan, Sample, parse_reward_spec
+from mmrlhf.verify import AnswerClaims, Verifier
+from mmrlhf.verify.asking import UNCALIBRATED, VLMVerifier
 from mmrlhf.verify.clip import load_clip
-from mmrlhf.verify.combined import first_known, from_facts, remembering
-from mmrlhf.verify.sentences import shown
-from mmrlhf.verify.verifier import load
+from mmrlhf.verify.combined import cached, cascade, facts_verifier
+from mmrlhf.verify.sentences import display
+from mmrlhf.verify.verifier import load_calibration
 
 VERIFIERS = ("facts", "clip", "vlm")
 
 
-def hallucination(verdicts: Sequence[Verdict]) -> list[Span]:
+def hallucination(verdicts: Sequence[Verdict]) -> list[RewardSpan]:
     """1 at each claim that is contradicted and not hedged. Of a thing that is not there only its existence counts, not its colour besides."""
-    wrong = [v for v in verdicts if v.value == "contradicted" and not v.claim.hedged]
-    gone = {v.claim.subject for v in wrong if v.claim.kind == "object" and not v.claim.negated}
+    contradicted = [v for v in verdicts if v.value == "contradicted" and not v.claim.hedged]
+    absent_subjects = {v.claim.subject for v in contradicted if v.claim.kind == "object" and not v.claim.negated}
 
-    def follows(verdict: Verdict) -> bool:
+    def is_implied(verdict: Verdict) -> bool:
         claim = verdict.claim
-        return claim.kind != "object" and not claim.negated and bool(gone & {claim.subject, claim.target})
+        return claim.kind != "object" and not claim.negated and bool(absent_subjects & {claim.subject, claim.target})
 
-    return [(*v.claim.span, 1.0) for v in wrong if not follows(v)]
+    return [(*v.claim.span, 1.0) for v in contradicted if not is_implied(v)]
 
 
-def coverage(verdicts: Sequence[Verdict]) -> list[Span]:
+def coverage(verdicts: Sequence[Verdict]) -> list[RewardSpan]:
     """1 at each supported claim, distinct ones once."""
-    found: dict[Any, Verdict] = {}
+    distinct: dict[Any, Verdict] = {}
     for v in verdicts:
         if v.value == "supported" and not v.claim.negated and not v.claim.hedged:
-            found.setdefault(v.claim, v)
-    return [(*v.claim.span, 1.0) for v in found.values()]
+            distinct.setdefault(v.claim, v)
+    return [(*v.claim.span, 1.0) for v in distinct.values()]
 
 
-def alignment(verdicts: Sequence[Verdict]) -> list[Span]:
+def verifier_score(verdicts: Sequence[Verdict]) -> list[RewardSpan]:
     """(2p - 1) / n at each of the n claims whose probability is known, hedged ones aside."""
     known = [(v.claim.span, v.probability) for v in verdicts if v.probability is not None and not v.claim.hedged]
     return [(*span, (2 * p - 1) / len(known)) for span, p in known if p != 0.5]
 
 
-TERMS: dict[str, tuple[Callable[[Sequence[Verdict]], list[Span]], str]] = {
+CLAIM_REWARDS: dict[str, tuple[Callable[[Sequence[Verdict]], list[RewardSpan]], str]] = {
     "hallucination": (hallucination, "facts"),
     "coverage": (coverage, "facts"),
-    "clip": (alignment, "clip"),
+    "verifier_score": (verifier_score, "clip"),
 }
 """By name, with the verifier that is asked where none is named."""
 
 
-def verifier_of(name: str) -> str:
+def verifier_for(name: str) -> str:
     """Who judges a term as the list names it; "" for a term that judges no claims. Raises InputError for a verifier that is none."""
-    term, at, who = name.partition("@")
-    if term not in TERMS:
+    reward_name, separator, verifier_name = name.partition("@")
+    if reward_name not in CLAIM_REWARDS:
         return ""
-    return checked(who, f"reward_terms names {name}") if at else TERMS[term][1]
+    return validate_verifier(verifier_name, f"reward_terms names {name}") if separator else CLAIM_REWARDS[reward_name][1]
 
 
-def checked(who: str, where: str) -> str:
+def validate_verifier(verifier_name: str, location: str) -> str:
     """A verifier's name, or several joined by `+`. Raises InputError."""
-    parts = [part.strip() for part in who.split("+")]
+    parts = [part.strip() for part in verifier_name.split("+")]
     for part in parts:
         if part not in VERIFIERS:
-            raise InputError(f"{where}: there is no verifier {part!r}, but {', '.join(VERIFIERS)}, or several with + between")
+            raise InputError(f"{location}: there is no verifier {part!r}, but {', '.join(VERIFIERS)}, or several with + between")
     if len(set(parts)) < len(parts):
-        raise InputError(f"{where}: a verifier stands there twice")
+        raise InputError(f"{location}: a verifier stands there twice")
     return "+".join(parts)
 
 
-def asked(reward_terms: str) -> dict[str, str]:
+def claim_reward_verifiers(reward_terms: str) -> dict[str, str]:
     """The claim terms of a list and who judges each."""
-    return {name: who for name in parse(reward_terms) if (who := verifier_of(name))}
+    return {name: verifier_name for name in parse_reward_spec(reward_terms) if (verifier_name := verifier_for(name))}
 
 
-def watched(watch_verifiers: str | None, in_reward: Sequence[str], same_allowed: bool) -> list[str]:
+def monitor_verifiers(verifier_list: str | None, reward_verifiers: Sequence[str], allow_reward_verifiers: bool) -> list[str]:
     """Verifiers that only measure. Raises InputError for one that the reward is made of as well."""
-    names = [checked(part.strip(), "watch_verifiers") for part in (watch_verifiers or "").split(",") if part.strip()]
-    paid = {part for who in in_reward for part in who.split("+")}
+    names = [validate_verifier(part.strip(), "monitor_verifiers") for part in (verifier_list or "").split(",") if part.strip()]
+    rewarded = {part for verifier_name in reward_verifiers for part in verifier_name.split("+")}
     for name in names:
-        if (both := paid & set(name.split("+"))) and not same_allowed:
+        if (overlap := rewarded & set(name.split("+"))) and not allow_reward_verifiers:
             raise InputError(
-                f"watch_verifiers names {', '.join(sorted(both))}, which the reward is made of: what is optimised cannot say whether it was "
+                f"monitor_verifiers names {', '.join(sorted(overlap))}, which the reward is made of: what is optimised cannot say whether it was "
                 "reached; watch another one, or give --same_verifier true"
             )
     return list(dict.fromkeys(names))
 
 
 @dataclass
-class Judge:
+class ClaimScorer:
     """Reads claims out of answers and has them judged. What it has found of the latest samples stays: several terms ask for the same."""
 
-    words: Lexicon
+    lexicon: Lexicon
     verifiers: Mapping[str, Verifier]
-    names: tuple[str, ...] = ()
+    verifier_names: tuple[str, ...] = ()
     """The verifiers, and several with + between, that are asked of every answer."""
     _samples: Sequence[Sample] = field(default=(), repr=False)
-    _said: list[Said] = field(default_factory=list, repr=False)
-    _found: dict[str, list[list[Verdict]]] = field(default_factory=dict, repr=False)
+    _answer_claims: list[AnswerClaims] = field(default_factory=list, repr=False)
+    _verdicts: dict[str, list[list[Verdict]]] = field(default_factory=dict, repr=False)
 
-    def said(self, samples: Sequence[Sample]) -> list[Said]:
+    def extract(self, samples: Sequence[Sample]) -> list[AnswerClaims]:
         if samples is not self._samples:
-            self._samples, self._found = samples, {}
-            self._said = [Said(s.images, s.facts, tuple(claims(s.answer, self.words))) for s in samples]
-        return self._said
+            self._samples, self._verdicts = samples, {}
+            self._answer_claims = [
+                AnswerClaims(s.images, s.facts, tuple(extract_claims(s.answer, self.lexicon))) for s in samples
+            ]
+        return self._answer_claims
 
-    def verdicts(self, samples: Sequence[Sample], who: str) -> list[list[Verdict]]:
+    def verdicts(self, samples: Sequence[Sample], verifier_name: str) -> list[list[Verdict]]:
         """Of each sample's claims by a verifier, or by the first of several that knows."""
-        said = self.said(samples)
-        if who not in self._found:
-            self._found[who] = first_known([self.verifiers[part] for part in who.split("+")])(said)
-        return self._found[who]
+        answer_claims = self.extract(samples)
+        if verifier_name not in self._verdicts:
+            self._verdicts[verifier_name] = cascade([self.verifiers[part] for part in verifier_name.split("+")])(answer_claims)
+        return self._verdicts[verifier_name]
 
-    def term(self, name: str, who: str) -> Term:
-        pay = TERMS[name.partition("@")[0]][0]
-        return lambda samples: [pay(verdicts) for verdicts in self.verdicts(samples, who)]
+    def reward_function(self, name: str, verifier_name: str) -> RewardFunction:
+        pay_spans = CLAIM_REWARDS[name.partition("@")[0]][0]
+        return lambda samples: [pay_spans(verdicts) for verdicts in self.verdicts(samples, verifier_name)]
 
-    def terms(self, reward_terms: str) -> dict[str, Term]:
+    def reward_functions(self, reward_terms: str) -> dict[str, RewardFunction]:
         """The claim terms of a list by the names it gives them."""
-        return {name: self.term(name, who) for name, who in asked(reward_terms).items()}
+        return {
+            name: self.reward_function(name, verifier_name)
+            for name, verifier_name in claim_reward_verifiers(reward_terms).items()
+        }
 
-    def kept(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
+    def ledger_rows(self, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         """For the ledger: each answer's claims, judged by each of `names`."""
-        by = {who: self.verdicts(samples, who) for who in self.names}
-        return [[row for who, found in by.items() for row in map(partial(self._row, who), found[n])] for n in range(len(samples))]
+        verdicts_by_verifier = {verifier_name: self.verdicts(samples, verifier_name) for verifier_name in self.verifier_names}
+        return [
+            [
+                row
+                for verifier_name, verdicts in verdicts_by_verifier.items()
+                for row in map(partial(self._ledger_row, verifier_name), verdicts[n])
+            ]
+            for n in range(len(samples))
+        ]
 
-    def _row(self, who: str, verdict: Verdict) -> dict[str, Any]:
+    def _ledger_row(self, verifier_name: str, verdict: Verdict) -> dict[str, Any]:
         claim = verdict.claim
         return {
-            "kind": claim.kind, "claim": shown(claim, self.words), "start": claim.span[0], "end": claim.span[1], "by": who,
+            "kind": claim.kind, "claim": display(claim, self.lexicon), "start": claim.span[0], "end": claim.span[1], "by": verifier_name,
             "verdict": verdict.value, "probability": verdict.probability and round(verdict.probability, 4), "evidence": verdict.evidence,
         }  # fmt: skip
 
@@ -154,51 +166,54 @@ class Judge:
 # ---- who judges a run --------------------------------------------------------------------------------------------------
 
 
-def judge_of(config: PPOConfig, adapters: Adapters) -> Judge | None:
+def build_claim_scorer(config: PPOConfig, adapters: Adapters) -> ClaimScorer | None:
     """Who judges claims, for terms and for what is watched; None where nobody is asked. Raises InputError."""
-    paid = list(asked(config.reward_terms).values())
-    names = [*paid, *watched(config.watch_verifiers, paid, config.same_verifier)]
-    if not names:
+    reward_verifiers = list(claim_reward_verifiers(config.reward_terms).values())
+    verifier_names = [
+        *reward_verifiers,
+        *monitor_verifiers(config.monitor_verifiers, reward_verifiers, config.allow_monitoring_reward_verifiers),
+    ]
+    if not verifier_names:
         return None
-    words = lexicon(config.lexicon_file)
+    lexicon = load_lexicon(config.lexicon_file)
     verifiers: dict[str, Verifier] = {}
-    for part in sorted({part for who in names for part in who.split("+")}):
+    for part in sorted({part for verifier_name in verifier_names for part in verifier_name.split("+")}):
         if part == "facts":
-            verifiers[part] = from_facts(words)
+            verifiers[part] = facts_verifier(lexicon)
         elif part == "clip":
             if config.clip_model is None:
                 raise InputError("the verifier clip is asked for: give --clip_model, or ask facts or vlm")
-            clip = load_clip(config.clip_model, words, config.clip_calibration, adapters.vlm.device)
-            if not clip.certainty.by_kind:
+            clip_verifier = load_clip(config.clip_model, lexicon, config.clip_calibration, adapters.vlm.device)
+            if not clip_verifier.calibration.coefficients:
                 raise InputError(
                     f"open_clip model {config.clip_model} has no calibration, without which it knows nothing: make one with "
                     "`mmrlhf calibrate clip` and give it as --clip_calibration"
                 )
-            verifiers[part] = remembering(clip)
+            verifiers[part] = cached(clip_verifier)
         else:
-            certainty = load(Path(config.vlm_calibration))[0] if config.vlm_calibration else AS_IT_SAYS
-            verifiers[part] = remembering(Asking(Role(adapters, None), words, certainty, config.max_length))
-    return Judge(words, verifiers, tuple(dict.fromkeys(names)))
+            calibration = load_calibration(Path(config.vlm_calibration))[0] if config.vlm_calibration else UNCALIBRATED
+            verifiers[part] = cached(VLMVerifier(Role(adapters, None), lexicon, calibration, config.max_length))
+    return ClaimScorer(lexicon, verifiers, tuple(dict.fromkeys(verifier_names)))
 
 
 # ---- guards --------------------------------------------------------------------------------------------------------------
 
 
-def guards(said: Sequence[Said]) -> dict[str, float]:
+def claim_hacking_metrics(answer_claims: Sequence[AnswerClaims]) -> dict[str, float]:
     """What shows that silence or vagueness pays: answers that claim nothing, and claims that are hedged."""
-    hedged = [claim.hedged for s in said for claim in s.claims]
+    hedged = [claim.hedged for answer in answer_claims for claim in answer.claims]
     return {
-        "guard/zero_claim_rate": float(np.mean([not s.claims for s in said])),
-        "guard/vagueness": float(np.mean(hedged)) if hedged else 0.0,
+        "hacking/zero_claim_rate": float(np.mean([not answer.claims for answer in answer_claims])),
+        "hacking/vagueness": float(np.mean(hedged)) if hedged else 0.0,
     }
 
 
-def rates(verdicts: Sequence[Sequence[Verdict]], who: str) -> dict[str, float]:
+def verdict_rates(verdicts: Sequence[Sequence[Verdict]], verifier_name: str) -> dict[str, float]:
     """Shares of claims that a verifier finds contradicted, and that it knows nothing of; and supported ones an answer."""
-    values = [v.value for found in verdicts for v in found]
-    of = max(1, len(values))
+    values = [v.value for answer_verdicts in verdicts for v in answer_verdicts]
+    num_claims = max(1, len(values))
     return {
-        f"claims/contradicted_rate@{who}": values.count("contradicted") / of,
-        f"claims/unknown_rate@{who}": values.count("unknown") / of,
-        f"claims/supported@{who}": values.count("supported") / max(1, len(verdicts)),
+        f"claims/contradicted_rate@{verifier_name}": values.count("contradicted") / num_claims,
+        f"claims/unknown_rate@{verifier_name}": values.count("unknown") / num_claims,
+        f"claims/supported@{verifier_name}": values.count("supported") / max(1, len(verdicts)),
     }

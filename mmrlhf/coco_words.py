@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-OBJECTS = """
+OBJECT_SYNONYMS = """
 person: girl boy man woman kid child chef baker people adult rider children baby worker passenger sister biker policeman cop officer lady
     cowboy bride groom male female guy traveler mother father gentleman pitcher player skier snowboarder skater skateboarder foreigner
     caller offender coworker trespasser patient politician soldier grandchild serviceman walker drinker doctor bicyclist thief buyer
@@ -102,94 +102,101 @@ toothbrush:
 """
 """Each object's own word, and others for it; `_` is a blank. The misspellings are CHAIR's."""
 ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
-NEVER = frozenset({"motor bike", "cheesecake", "iphone", "stove top oven"})
+UNMATCHED_SYNONYMS = frozenset({"motor bike", "cheesecake", "iphone", "stove top oven"})
 """Words that CHAIR's scripts list and never find: two begin with a blank, one with a capital, one has three parts."""
 
 
 @functools.cache
-def node_of() -> dict[str, str]:
+def object_by_synonym() -> dict[str, str]:
     """Every word and the object that it names."""
-    found = {}
-    for line in OBJECTS.strip().replace("\n    ", " ").split("\n"):
-        node, _, others = line.partition(":")
-        for word in (node, *others.split()):
-            found[word.replace("_", " ")] = node.replace("_", " ")
-    return found
+    names = {}
+    for line in OBJECT_SYNONYMS.strip().replace("\n    ", " ").split("\n"):
+        object_name, _, synonyms = line.partition(":")
+        for synonym in (object_name, *synonyms.split()):
+            names[synonym.replace("_", " ")] = object_name.replace("_", " ")
+    return names
 
 
 @functools.cache
-def pairs() -> dict[str, str]:
+def compound_names() -> dict[str, str]:
     """Two words that are one, and the word that they are: `baby bird` is a bird, not a person and a bird."""
-    listed = [word for word in node_of() if word.count(" ") == 1 and word not in ("dining table",)] + [
+    compounds = [word for word in object_by_synonym() if word.count(" ") == 1 and word not in ("dining table",)] + [
         "home plate",
         "train track",
     ]
-    found = {word: word for word in listed}
-    found |= {f"{young} {animal}": animal for young in ("baby", "adult") for animal in ANIMALS}
-    found |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
-    return found | {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
+    names = {word: word for word in compounds}
+    names |= {f"{young} {animal}": animal for young in ("baby", "adult") for animal in ANIMALS}
+    names |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
+    return names | {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
 
 
-def mentions(words: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
+def chair_mentions(words: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
     """Words of a caption that name an object, each with the object, as CHAIR's scripts find them; and how many words it has when pairs are one."""
-    joined = []
+    merged = []
     i = 0
     while i < len(words):
         pair = " ".join(words[i : i + 2])
-        joined.append(pairs().get(pair, words[i]))
-        i += 2 if pair in pairs() else 1
-    kept = [w for w in joined if w != "seat"] if "toilet" in joined and "seat" in joined else joined
-    return [(w, node_of()[w]) for w in kept if w in node_of() and w not in NEVER], len(joined)
+        merged.append(compound_names().get(pair, words[i]))
+        i += 2 if pair in compound_names() else 1
+    candidates = [word for word in merged if word != "seat"] if "toilet" in merged and "seat" in merged else merged
+    return [
+        (word, object_by_synonym()[word]) for word in candidates if word in object_by_synonym() and word not in UNMATCHED_SYNONYMS
+    ], len(merged)
 
 
 # ---- the project's own reading ---------------------------------------------------------------------------------------
 
 _WORD = re.compile(r"[^\W\d_]+")
-_BREAK = re.compile(r"[.!?;:\n]")
-_DENIAL = re.compile(r"\b(?:no|without|not)(?: (?:a|an|any|visible|other))*$")
-_LONGEST = 3
+_SENTENCE_END = re.compile(r"[.!?;:\n]")
+_NEGATION = re.compile(r"\b(?:no|without|not)(?: (?:a|an|any|visible|other))*$")
+_MAX_NAME_WORDS = 3
 
 
-def read(text: str) -> list[tuple[str, str]]:
+def find_objects(text: str) -> list[tuple[str, str]]:
     """Words that name an object, each with the object: plurals as English has them, longest names first, and not what is denied ("no cat")."""
-    found = []
-    for sentence in _BREAK.split(text.lower()):
+    objects = []
+    for sentence in _SENTENCE_END.split(text.lower()):
         words = list(_WORD.finditer(sentence))
         i = 0
         while i < len(words):
-            for length in range(min(_LONGEST, len(words) - i), 0, -1):
-                part = words[i : i + length]
-                said = sentence[part[0].start() : part[-1].end()]
-                if length > 1 and not re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)*", said):
+            for length in range(min(_MAX_NAME_WORDS, len(words) - i), 0, -1):
+                name_words = words[i : i + length]
+                surface = sentence[name_words[0].start() : name_words[-1].end()]
+                if length > 1 and not re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)*", surface):
                     continue
-                word = _known(" ".join(w.group() for w in part))
+                word = _lookup(" ".join(match.group() for match in name_words))
                 if word is not None:
-                    if word in node_of() and not _DENIAL.search(sentence[: part[0].start()].rstrip()):
-                        found.append((word, node_of()[word]))
+                    if word in object_by_synonym() and not _NEGATION.search(sentence[: name_words[0].start()].rstrip()):
+                        objects.append((word, object_by_synonym()[word]))
                     i += length
                     break
             else:
                 i += 1
-    if any(word == "toilet" for word, _ in found):
-        found = [pair for pair in found if pair[0] != "seat"]
-    return found
+    if any(word == "toilet" for word, _ in objects):
+        objects = [pair for pair in objects if pair[0] != "seat"]
+    return objects
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _known(words: str) -> str | None:
+def _lookup(words: str) -> str | None:
     """A name that is listed, from itself or its plural."""
     head, space, last = words.rpartition(" ")
-    ones = [last]
+    singulars = [last]
     if last.endswith("s"):
-        ones += [last[:-1], last[:-2] if last.endswith("es") else last]
-        ones += [last[:-3] + end for many, ends in (("ies", ("y",)), ("ves", ("f", "fe"))) if last.endswith(many) for end in ends]
+        singulars += [last[:-1], last[:-2] if last.endswith("es") else last]
+        singulars += [
+            last[:-3] + replacement
+            for suffix, replacements in (("ies", ("y",)), ("ves", ("f", "fe")))
+            if last.endswith(suffix)
+            for replacement in replacements
+        ]
     if last.endswith("men"):
-        ones.append(f"{last[:-3]}man")
-    ones += {"mice": ["mouse"], "geese": ["goose"]}.get(last, [])
-    for one in ones:
-        name = f"{head}{space}{one}"
-        if name in pairs():
-            return pairs()[name]
-        if name in node_of():
+        singulars.append(f"{last[:-3]}man")
+    singulars += {"mice": ["mouse"], "geese": ["goose"]}.get(last, [])
+    for singular in singulars:
+        name = f"{head}{space}{singular}"
+        if name in compound_names():
+            return compound_names()[name]
+        if name in object_by_synonym():
             return name
     return None

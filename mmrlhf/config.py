@@ -24,7 +24,7 @@ FactsPosition = Literal["before", "after"]
 class EngineConfig:
     """How a model is run; none of it changes results."""
 
-    prefix: Literal["auto", "off"] = "auto"
+    share_prefix: Literal["auto", "off"] = "auto"
     """`auto` runs a prompt once for all its answers where a check against the plain forward agrees; `off` never does."""
     micro_batch_tokens: Count = 16384
     """Most tokens (a prompt's once, and those of its answers) that run through the model at a time. Out of memory on a GPU halves it."""
@@ -92,7 +92,7 @@ class TrainConfig(EngineConfig):
 class SFTConfig(TrainConfig):
     """Supervised fine-tuning: rows with `messages`, `prompt` + `completion`, or LLaVA conversations."""
 
-    train: Literal["lora", "full"] = "lora"
+    tuning: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter and merges it at the end; `full` trains the language model. Both write a whole model."""
 
 
@@ -100,7 +100,7 @@ class SFTConfig(TrainConfig):
 class RewardConfig(TrainConfig):
     """Reward model on preferences: `prompt`, `chosen`, `rejected`, or one of the other formats that `mmrlhf data check` knows."""
 
-    train: Literal["lora", "full"] = "lora"
+    tuning: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter; `full` the language model itself, which is then a reward model with a base of its own."""
     facts: Literal["given", "none"] = "given"
     """`given` writes each row's facts into the reward prompt; `none` is the ablation without them."""
@@ -108,24 +108,24 @@ class RewardConfig(TrainConfig):
     """`before` the answer (a prompt's answers share it), or `after` it as a further user turn, as LLaVA-RLHF does."""
     facts_template: str = "typed"
     """How facts are written: `typed`, `captions` (LLaVA-RLHF's manner), or the path of a Jinja file that is given `facts`."""
-    facts_budget: Count | None = None
+    max_facts_tokens: Count | None = None
     """Most tokens that facts may take; the least confident are left out first."""
     fact_dropout: Fraction = 0.2
     """Share of rows whose facts are thinned out in training, down to a random part of them: the model must work with few and none."""
     fact_noise: Fraction = 0.0
     """Share of facts that are replaced in training by another picture's: the model must not believe everything."""
-    planted_claims: Fraction = 0.0
+    injected_claim_rate: Fraction = 0.0
     """Share of rows that are replaced in training by their better answer with and without a false claim, made from the row's facts."""
-    loss_type: Literal["bradley_terry", "margin", "smoothed", "rao_kupper"] = "bradley_terry"
-    """`margin` asks for the rows' own margins, `smoothed` takes label_smoothing for the share of wrong labels, `rao_kupper` learns from ties."""
+    loss_type: Literal["bradley_terry", "bt_margin", "bt_label_smoothing", "rao_kupper"] = "bradley_terry"
+    """`bt_margin` asks for the rows' own margins, `bt_label_smoothing` takes label_smoothing for the share of wrong labels, `rao_kupper` learns from ties."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
-    """Share of labels that loss_type smoothed takes to be turned round."""
+    """Share of labels that loss_type bt_label_smoothing takes to be turned round."""
     tie_threshold: Positive = 0.5
     """How far apart rewards must be to be told apart, for loss_type rao_kupper."""
     balance_lengths: bool = False
     """Leave out pairs until the better answer is as often the longer as the shorter one, gap by gap."""
-    head_init: Literal["review", "random"] = "review"
-    """`review` starts from the model's own Yes against No, `random` from weights of standard deviation 1 / sqrt(hidden size + 1)."""
+    head_init: Literal["yes_no", "random"] = "yes_no"
+    """`yes_no` starts from the model's own Yes against No, `random` from weights of standard deviation 1 / sqrt(hidden size + 1)."""
     center_rewards_coefficient: NonNegative = 0.01
     """Weight of the mean squared sum of a pair's two rewards, which keeps rewards around zero."""
     eval_dataset_name: str | None = None
@@ -141,7 +141,7 @@ class PPOConfig(TrainConfig):
     reward_terms: str = "fact_rm=1, missing_eos=-1"
     """Terms that add up to the reward, each with its weight: fact_rm, correctness, length, missing_eos, repetition, FILE.py:NAME, and of claims
     hallucination, coverage, clip, each with @VERIFIER (facts, clip, vlm, or several with + between) if it is to be another than facts (clip's: clip)."""
-    spans_paid: Literal["where_said", "at_end"] = "where_said"
+    span_credit: Literal["token", "last_token"] = "token"
     """What terms give to spans of characters goes on the tokens that complete them, or all on the answer's last token."""
     clip_model: str | None = None
     """For the verifier clip: a directory that open_clip saved, or one of its models as NAME:TAG."""
@@ -151,13 +151,13 @@ class PPOConfig(TrainConfig):
     """What log-odds of the verifier vlm are worth, by kind of claim (`mmrlhf calibrate vlm`); the model is taken at its word if not given."""
     lexicon_file: str | None = None
     """Nouns and other words to add to those that claims are read with."""
-    watch_verifiers: str | None = None
+    monitor_verifiers: str | None = None
     """Verifiers that measure each step's answers and pay nothing, with commas between."""
-    same_verifier: bool = False
-    """Let watch_verifiers name what the reward is made of."""
+    allow_monitoring_reward_verifiers: bool = False
+    """Let monitor_verifiers name what the reward is made of."""
     uncertainty_penalty: NonNegative = 0.0
     """Standard deviations of an ensemble's scores that are taken off their mean."""
-    min_probe_rate: Fraction = 0.6
+    min_probe_detection_rate: Fraction = 0.6
     """Share of planted false claims that the reward model must score lower, of every type; below it ppo does not start. 0: any."""
     critic_sees_facts: bool = False
     """The critic reads the facts in front of the question; the policy never does."""
@@ -198,16 +198,16 @@ class PPOConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class WorldConfig:
+class ScenesConfig:
     """The demo's data: how many scenes of each split, what its annotators do, and what an answer is worth."""
 
     seed: int = 0
     """Scenes, captions, facts and preferences follow from it. Stated, not chosen."""
-    hard: Fraction = 0.28
+    occluded_share: Fraction = 0.28
     """Share of objects in training scenes that are faded and partly covered."""
     sft_rows: Count = 8000
     """Rows to fine-tune on: three quarters descriptions, the rest short questions."""
-    habit: Fraction = 0.9
+    cooccurrence_bias: Fraction = 0.9
     """Share of captions in which a trigger calls its absent partner."""
     pair_scenes: Count = 4000
     """Scenes whose sampled answers are compared."""
@@ -215,19 +215,19 @@ class WorldConfig:
     """Answers sampled from the SFT model to each of them: half at temperature 1, half hotter."""
     hot_temperature: Positive = 1.5
     """Temperature of the hotter half."""
-    planted: Fraction = 0.3
+    injected_share: Fraction = 0.3
     """Share of scenes where one answer is replaced by a description with planted faults."""
-    lambda_: NonNegative = 4.0
+    false_claim_penalty: NonNegative = 4.0
     """Weight of a false claim against a true one in the utility that ranks answers: between silence and truth."""
-    near_tie: NonNegative = 1.0
+    min_utility_gap: NonNegative = 1.0
     """Pairs whose utilities differ by less are dropped."""
     annotator_error: Fraction = 0.1
     """Share of pairs whose label is turned round."""
     held_out_pairs: Count = 400
     """Pairs that reward accuracy is reported on, turned labels included."""
-    listed: Fraction = 0.8
+    fact_recall: Fraction = 0.8
     """Probability that a truth is among the facts."""
-    wrong: Fraction = 0.05
+    fact_error_rate: Fraction = 0.05
     """Share of listed facts that are wrong."""
     rl_scenes: Count = 1600
     """Scenes that give prompts to ppo."""
@@ -322,7 +322,7 @@ class ScoreConfig(EngineConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class RewardBenchConfig(EngineConfig):
+class RewardEvalConfig(EngineConfig):
     """How far a reward model can be trusted: accuracy by group, calibration, contradiction probe, facts curve."""
 
     reward_model_path: str
@@ -365,7 +365,7 @@ class CalibrateConfig:
     """Facts by image name."""
     lexicon_file: str | None = None
     """Nouns and other words to add to those that claims are read with."""
-    claims_from: Literal["answers", "facts"] = "answers"
+    claim_source: Literal["answers", "facts"] = "answers"
     """`answers`: what answers claim, as far as facts judge it; `facts`: what facts state, each true claim with a false one beside it."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     """Share of pictures that are kept apart: what is said of the calibration is measured on them."""
@@ -415,16 +415,16 @@ class EvalConfig(EngineConfig):
     """Answers to score instead of asking a model (file or folder); neither pictures nor a model are needed."""
     format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit"] | None = None
     """What the answers' file is; by its fields if not given."""
-    judgments: str | None = None
+    recorded_judgments: str | None = None
     """Recorded judgments to take instead of asking a judge (a run's judgments.jsonl)."""
     judge: str | None = None
     """Who judges, where a benchmark needs it: the address of an OpenAI-compatible server (http://HOST:PORT/v1), a checkpoint directory or Hub id, or
     `rules`."""
     judge_model: str | None = None
     """The judge's name at its address; not needed where the server has one model."""
-    judge_tokens: Count = 512
+    judge_max_tokens: Count = 512
     """Most tokens of a judgment."""
-    judge_budget: Count | None = None
+    judge_token_budget: Count | None = None
     """Tokens after which no more judgments are asked for; the same command with a larger one goes on."""
     dry_run: bool = False
     """Say what judging would take, and ask nobody."""

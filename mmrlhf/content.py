@@ -17,26 +17,26 @@ from typing import Literal
 from mmrlhf.records import InputError
 from mmrlhf.settings import suggestion
 
-Kind = Literal["configs", "data", "eval"]
-SUFFIX = {"configs": ".yaml", "data": "", "eval": ".py"}
+ResourceKind = Literal["configs", "data", "eval"]
+SUFFIXES = {"configs": ".yaml", "data": "", "eval": ".py"}
 """What a name may leave out."""
 
 
-def folder(kind: Kind) -> Path:
+def folder(kind: ResourceKind) -> Path:
     """The bundled folder of an installed wheel, else the repository's."""
     package = Path(__file__).parent
     bundled = package / "_content" / kind
     return bundled if bundled.is_dir() else package.parent / kind
 
 
-def names(kind: Kind) -> list[str]:
+def names(kind: ResourceKind) -> list[str]:
     """What `find` knows, as it would be asked for; files that begin with `_` are not meant to be."""
-    root, suffix = folder(kind), SUFFIX[kind]
+    root, suffix = folder(kind), SUFFIXES[kind]
     files = (path.relative_to(root) for path in root.rglob(f"*{suffix}") if path.is_file())
     return sorted(path.as_posix().removesuffix(suffix) for path in files if not path.name.startswith(("_", ".")))
 
 
-def find(kind: Kind, name: str) -> Path:
+def find(kind: ResourceKind, name: str) -> Path:
     """The file (or folder, of `data`) with this name: `pope`, `demo/sft`. A name that ends in `.py` is a path.
 
     Raises InputError with the nearest name there is.
@@ -45,19 +45,19 @@ def find(kind: Kind, name: str) -> Path:
         path = Path(name)
         if path.is_file():
             return path
-        there = [str(file) for file in path.parent.glob("*.py")]
-        raise InputError(f"{name} does not exist" + (f": {suggestion(name, there)}" if there else ""))
-    short = name.removeprefix(f"{kind}/").removesuffix(SUFFIX[kind])
-    path = folder(kind) / f"{short}{SUFFIX[kind]}"
-    if short and (path.is_file() or (kind == "data" and path.is_dir())):
+        candidates = [str(file) for file in path.parent.glob("*.py")]
+        raise InputError(f"{name} does not exist" + (f": {suggestion(name, candidates)}" if candidates else ""))
+    stem = name.removeprefix(f"{kind}/").removesuffix(SUFFIXES[kind])
+    path = folder(kind) / f"{stem}{SUFFIXES[kind]}"
+    if stem and (path.is_file() or (kind == "data" and path.is_dir())):
         return path
-    alike = [known for known in names(kind) if kind == "eval" and _letters(known) == _letters(short)]
-    if len(alike) == 1:  # MMHal-Bench, mmhal and mmhal_bench are one
-        return folder(kind) / f"{alike[0]}{SUFFIX[kind]}"
-    raise InputError(f"there is no {name} in {kind}: {suggestion(short, names(kind))}")
+    matches = [candidate for candidate in names(kind) if kind == "eval" and _normalize_name(candidate) == _normalize_name(stem)]
+    if len(matches) == 1:  # MMHal-Bench, mmhal and mmhal_bench are one
+        return folder(kind) / f"{matches[0]}{SUFFIXES[kind]}"
+    raise InputError(f"there is no {name} in {kind}: {suggestion(stem, names(kind))}")
 
 
-def _letters(name: str) -> str:
+def _normalize_name(name: str) -> str:
     """A benchmark's name without what its spellings differ in."""
     return re.sub(r"[^a-z0-9/]", "", name.lower()).removesuffix("bench")
 
@@ -67,8 +67,8 @@ def load_module(path: Path) -> ModuleType:
 
     It is in `sys.modules` while it runs, which dataclasses with postponed annotations need. What it raises is raised.
     """
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    name = f"mmrlhf_content_{path.stem}_{place}"
+    path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    name = f"mmrlhf_content_{path.stem}_{path_digest}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"{path} is not a Python file")

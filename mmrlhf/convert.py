@@ -13,80 +13,89 @@ from typing import Any
 
 from mmrlhf.balance import balance_lengths
 from mmrlhf.facts import read_facts
-from mmrlhf.files import refuse_output_file, whole
-from mmrlhf.formats import FORMATS, beside_of, holds_preferences, pairs_of, read_preferences
-from mmrlhf.images import read
+from mmrlhf.files import atomic, refuse_output_file
+from mmrlhf.formats import FORMATS, has_preferences, read_preferences, row_context, to_pairs
+from mmrlhf.images import read_image_bytes
 from mmrlhf.records import ImageSource, InputError, Preference
 from mmrlhf.settings import suggestion
-from mmrlhf.tables import ROWS_AT_A_TIME
+from mmrlhf.tables import ROWS_PER_BATCH
 
 
 def convert(
-    path: str, to: str, output_file: str, image_folder: str | None = None, facts_file: str | None = None,
-    balanced: bool = False, seed: int = 0, split: str = "train",
+    path: str, target_format: str, output_file: str, image_folder: str | None = None, facts_file: str | None = None,
+    should_balance: bool = False, seed: int = 0, split: str = "train",
 ) -> None:  # fmt: skip
     """Write a file's preferences as rows of the format `to`, whole or not at all, and say what was left out.
 
     JSON keeps pictures that are files as paths, and has others in base64; parquet holds them all. Fields that nothing was made of
     are not carried over. Raises InputError when the file or a row cannot be read, or nothing is left to write.
     """
-    if to not in FORMATS:
-        raise InputError(f"there is no format {to}: {suggestion(to, FORMATS)}")
-    out = Path(output_file)
-    if out.suffix not in WRITERS:
-        raise InputError(f"output_file {out} must end in {', '.join(WRITERS)}: what it is called says how it is written")
-    refuse_output_file(out)
-    if not holds_preferences(path, split):
+    if target_format not in FORMATS:
+        raise InputError(f"there is no format {target_format}: {suggestion(target_format, FORMATS)}")
+    output_path = Path(output_file)
+    if output_path.suffix not in WRITERS:
+        raise InputError(f"output_file {output_path} must end in {', '.join(WRITERS)}: what it is called says how it is written")
+    refuse_output_file(output_path)
+    if not has_preferences(path, split):
         raise InputError(
             f"{path} holds no preferences, and convert writes nothing else: stages read prompts and answers as they are"
         )
     preferences = read_preferences(path, split, image_folder, read_facts(facts_file) if facts_file else None)
-    home, left, form = beside_of(path, image_folder).folder, Counter[str](), FORMATS[to]
+    image_root, skipped, row_format = row_context(path, image_folder).image_folder, Counter[str](), FORMATS[target_format]
 
-    def fitting() -> Iterator[Preference]:
+    def representable() -> Iterator[Preference]:
         """What the format holds, in order, the same each time."""
-        left.clear()
+        skipped.clear()
         for preference in preferences:
-            for one in [preference] if form.rankings else pairs_of(preference):
-                if lack := form.lacks(one):
-                    left[f"{lack}, which {to} has no place for"] += 1
+            for candidate in [preference] if row_format.supports_rankings else to_pairs(preference):
+                if unsupported := row_format.unsupported_feature(candidate):
+                    skipped[f"{unsupported}, which {target_format} has no place for"] += 1
                 else:
-                    yield one
+                    yield candidate
 
-    kept = set(balance_lengths(fitting(), seed)) if balanced else None
-    inside = out.suffix == ".parquet"
+    kept_indices = set(balance_lengths(representable(), seed)) if should_balance else None
+    embed_images = output_path.suffix == ".parquet"
 
-    def rows(pictures: bool = True) -> Iterator[dict[str, Any]]:
-        for number, one in enumerate(fitting()):
-            if kept is None or number in kept:
-                yield form.row(one, [_picture(source, home, inside) if pictures else {} for source in one.images])
+    def iter_rows(with_images: bool = True) -> Iterator[dict[str, Any]]:
+        for index, preference in enumerate(representable()):
+            if kept_indices is None or index in kept_indices:
+                yield row_format.to_row(
+                    preference,
+                    [_image_value(source, image_root, embed_images) if with_images else {} for source in preference.images],
+                )
             else:
-                left["pairs for balance"] += 1
+                skipped["pairs for balance"] += 1
 
     fields: set[str] = set()
-    written = 0
-    for row in rows(pictures=False):
+    num_written = 0
+    for row in iter_rows(with_images=False):
         fields |= row.keys()
-        written += 1
-    if not written:
-        raise InputError(f"{path} has nothing that is left to write: {_said(left)}")
-    types = {name: of for name, of in form.types.items() if name in fields}
+        num_written += 1
+    if not num_written:
+        raise InputError(f"{path} has nothing that is left to write: {_format_skipped(skipped)}")
+    column_types = {name: column_type for name, column_type in row_format.column_types.items() if name in fields}
     try:
-        with whole(out) as place:
-            WRITERS[out.suffix](place, rows(), types)
+        with atomic(output_path) as temp_path:
+            WRITERS[output_path.suffix](temp_path, iter_rows(), column_types)
     except OSError as error:
-        raise InputError(f"output_file {out} cannot be written ({error.strerror}): free some space or name another") from None
-    paths = "" if inside or home is None else f"; image paths start from {home} (--image_folder {home})"
-    print(f"{out}: {written} rows as {to}{paths}{'; left out: ' * bool(left)}{_said(left)}")
+        raise InputError(
+            f"output_file {output_path} cannot be written ({error.strerror}): free some space or name another"
+        ) from None
+    path_note = (
+        "" if embed_images or image_root is None else f"; image paths start from {image_root} (--image_folder {image_root})"
+    )
+    print(
+        f"{output_path}: {num_written} rows as {target_format}{path_note}{'; left out: ' * bool(skipped)}{_format_skipped(skipped)}"
+    )
 
 
-def _said(left: Counter[str]) -> str:
-    return "; ".join(f"{count} {what}" for what, count in left.items())
+def _format_skipped(skipped: Counter[str]) -> str:
+    return "; ".join(f"{count} {reason}" for reason, count in skipped.items())
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
-SIGNATURES = {
+IMAGE_SIGNATURES = {
     b"\x89PNG": "png",
     b"\xff\xd8": "jpeg",
     b"GIF8": "gif",
@@ -97,57 +106,57 @@ SIGNATURES = {
 }
 
 
-def _picture(source: ImageSource, home: str | None, inside: bool) -> Any:
-    if inside:
-        return {"bytes": read(source), "path": os.path.basename(source.path) if source.path else None}
+def _image_value(source: ImageSource, image_root: str | None, embed: bool) -> Any:
+    if embed:
+        return {"bytes": read_image_bytes(source), "path": os.path.basename(source.path) if source.path else None}
     if source.path is not None:
-        return os.path.relpath(source.path, home)
-    data = read(source)
-    of = next((name for start, name in SIGNATURES.items() if data.startswith(start)), "x-unknown")
-    return f"data:image/{of};base64,{base64.b64encode(data).decode()}"
+        return os.path.relpath(source.path, image_root)
+    data = read_image_bytes(source)
+    image_type = next((name for signature, name in IMAGE_SIGNATURES.items() if data.startswith(signature)), "x-unknown")
+    return f"data:image/{image_type};base64,{base64.b64encode(data).decode()}"
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _lines(place: Path, rows: Iterable[dict[str, Any]], _: dict[str, Any]) -> None:
-    with place.open("w", encoding="utf-8") as file:
-        file.writelines(f"{_json(row)}\n" for row in rows)
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]], _: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{_to_json(row)}\n" for row in rows)
 
 
-def _list(place: Path, rows: Iterable[dict[str, Any]], _: dict[str, Any]) -> None:
-    with place.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(rows):
-            file.write((",\n" if number else "[\n") + _json(row))
+def _write_json_list(path: Path, rows: Iterable[dict[str, Any]], _: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for index, row in enumerate(rows):
+            file.write((",\n" if index else "[\n") + _to_json(row))
         file.write("\n]\n")
 
 
-def _json(row: dict[str, Any]) -> str:
+def _to_json(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
-def _parquet(place: Path, rows: Iterable[dict[str, Any]], types: dict[str, Any]) -> None:
+def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], column_types: dict[str, Any]) -> None:
     """Pictures as `datasets` has them, in row groups small enough to be read by number."""
     import datasets
     import pyarrow
     from pyarrow import parquet
 
-    def feature(of: Any) -> Any:
-        if isinstance(of, list):
-            return datasets.List(feature(of[0]))
-        if isinstance(of, dict):
-            return {name: feature(inner) for name, inner in of.items()}
-        return datasets.Image() if of == "picture" else datasets.Value(of)
+    def to_feature(column_type: Any) -> Any:
+        if isinstance(column_type, list):
+            return datasets.List(to_feature(column_type[0]))
+        if isinstance(column_type, dict):
+            return {name: to_feature(inner_type) for name, inner_type in column_type.items()}
+        return datasets.Image() if column_type == "picture" else datasets.Value(column_type)
 
-    schema = datasets.Features(feature(types)).arrow_schema
-    stream = iter(rows)
-    with parquet.ParquetWriter(place, schema) as file:
-        while part := list(islice(stream, ROWS_AT_A_TIME)):
-            file.write_table(pyarrow.Table.from_pylist(part, schema=schema))
+    schema = datasets.Features(to_feature(column_types)).arrow_schema
+    row_iterator = iter(rows)
+    with parquet.ParquetWriter(path, schema) as file:
+        while batch := list(islice(row_iterator, ROWS_PER_BATCH)):
+            file.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
 
 
 WRITERS: dict[str, Callable[[Path, Iterable[dict[str, Any]], dict[str, Any]], None]] = {
-    ".jsonl": _lines,
-    ".json": _list,
-    ".parquet": _parquet,
+    ".jsonl": _write_jsonl,
+    ".json": _write_json_list,
+    ".parquet": _write_parquet,
 }

@@ -7,48 +7,48 @@ from collections.abc import Sequence
 
 from mmrlhf.config import EncodeConfig
 from mmrlhf.features import GIB
-from mmrlhf.formats import holds_preferences, read_examples, read_preferences
+from mmrlhf.formats import has_preferences, read_examples, read_preferences
 from mmrlhf.loading import load
 from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.run import progress
 
-AT_A_TIME = 256
+ROWS_PER_BATCH = 256
 """Pictures that are asked for at a time; their features leave memory as the next come."""
 
 
-def encode(config: EncodeConfig) -> dict[str, float]:
+def cache_features(config: EncodeConfig) -> dict[str, float]:
     """Encode every picture that the folder does not hold yet; returns what it says at the end. Killed, the same command continues."""
-    where = (config.dataset_name, config.dataset_train_split, config.image_folder)
+    dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder)
     rows: Sequence[Example] | Sequence[Preference]
-    if holds_preferences(config.dataset_name, config.dataset_train_split):
-        rows = read_preferences(*where)
+    if has_preferences(config.dataset_name, config.dataset_train_split):
+        rows = read_preferences(*dataset_args)
     else:
-        rows = read_examples(*where)
+        rows = read_examples(*dataset_args)
     vlm = load(config.model_name_or_path, config.dtype, engine=config)
-    disk, count = vlm.encoder.cache.disk, vlm.encoder.cache.count
+    disk, counters = vlm.encoder.cache.disk, vlm.encoder.cache.counters
     assert disk is not None
-    began, done = time.monotonic(), 0
-    with progress(len(rows), "encode") as steps:
-        for start in range(0, len(rows), AT_A_TIME):
-            part = rows[start : start + AT_A_TIME]
-            vlm.encoder.pictures([row.images for row in part])
+    start_time, num_done = time.monotonic(), 0
+    with progress(len(rows), "encode") as progress_bar:
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            batch = rows[start : start + ROWS_PER_BATCH]
+            vlm.encoder.get_features([row.images for row in batch])
             if not disk.writable:
                 raise InputError(
                     f"feature_cache_dir {disk.folder} cannot be written: nothing is kept; free some space or give another"
                 )
-            done += len(part)
-            steps.advance(len(part), **{"images/s": count.encodes / max(time.monotonic() - began, 1e-6)})
-    seconds = time.monotonic() - began
-    said = {
-        "encoded": float(count.encodes), "already_there": float(count.disk_hits), "images_per_s": count.encodes / max(seconds, 1e-6),
-        "gib": disk.bytes / GIB,
+            num_done += len(batch)
+            progress_bar.advance(len(batch), **{"images/s": counters.encodes / max(time.monotonic() - start_time, 1e-6)})
+    seconds = time.monotonic() - start_time
+    summary = {
+        "encoded": float(counters.encodes), "already_there": float(counters.disk_hits), "images_per_s": counters.encodes / max(seconds, 1e-6),
+        "gib": disk.num_bytes / GIB,
     }  # fmt: skip
     print(
-        f"{disk.folder}: {count.encodes} pictures encoded in {seconds:.1f} s ({said['images_per_s']:.1f} a second), "
-        f"{count.disk_hits} were there; {disk.bytes / 2**20:.1f} MiB on disk"
+        f"{disk.folder}: {counters.encodes} pictures encoded in {seconds:.1f} s ({summary['images_per_s']:.1f} a second), "
+        f"{counters.disk_hits} were there; {disk.num_bytes / 2**20:.1f} MiB on disk"
     )
-    if disk.bytes >= 0.9 * disk.budget:
+    if disk.num_bytes >= 0.9 * disk.max_bytes:
         print(
             f"note: feature_disk_gib {config.feature_disk_gib:g} is reached: those that were used longest ago have been removed"
         )
-    return said
+    return summary

@@ -24,16 +24,16 @@ import httpx2
 from mmrlhf.config import EvalConfig
 from mmrlhf.records import Example, ImageSource, InputError, Message
 
-Status = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
-AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
+RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 """HTTP statuses that may be gone a moment later."""
-LARGEST = 8 << 20
+MAX_REPLY_BYTES = 8 << 20
 """Bytes of a reply that are read."""
-FUTILE = 8
+MAX_INITIAL_FAILURES = 8
 """So many failures before the first success end a run: the server or the settings are wrong, not the question."""
-SHOWN = 120
+MAX_QUOTED_CHARS = 120
 """Characters of a strange reply that a reason quotes."""
-_DATED = r"(?:-\d{4}(?:-?\d\d){0,2}(?:-preview)?|[:@].*)"
+_VERSION_SUFFIX = r"(?:-\d{4}(?:-?\d\d){0,2}(?:-preview)?|[:@].*)"
 """What a server adds to a model's name: -0613, -2024-08-06, -20240620, -1106-preview, :latest."""
 
 
@@ -42,7 +42,7 @@ class Reply:
     """What came back. `text` is None unless `status` is ok or other_model; `model` as the server names it; `reason` for a failure."""
 
     text: str | None
-    status: Status
+    status: ReplyStatus
     reason: str = ""
     model: str | None = None
     input_tokens: int | None = None
@@ -51,7 +51,7 @@ class Reply:
     seconds: float = 0.0
 
     @property
-    def tokens(self) -> int:
+    def total_tokens(self) -> int:
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
 
@@ -63,10 +63,10 @@ class Endpoint:
     base_url: str
     model: str
     timeout: float = 120.0
-    retries: int = 4
-    back_off: float = 1.0
+    max_retries: int = 4
+    initial_backoff: float = 1.0
     concurrency: int = 4
-    key_variable: str = "OPENAI_API_KEY"
+    api_key_env: str = "OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
         url = httpx2.URL(self.base_url)
@@ -74,12 +74,12 @@ class Endpoint:
             raise InputError(f"{self.base_url} is no address of a server: write http://HOST:PORT/v1")
 
     @property
-    def shown(self) -> str:
+    def display_url(self) -> str:
         """Its address without a password."""
         return str(httpx2.URL(self.base_url).copy_with(username=None, password=None))
 
     @property
-    def local(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it is on this machine, where no proxy stands in between."""
         host = httpx2.URL(self.base_url).host
         try:
@@ -88,77 +88,81 @@ class Endpoint:
             return False
 
 
-def is_address(name: str) -> bool:
+def is_url(name: str) -> bool:
     """Whether a model's name is where it is served."""
     return name.startswith(("http://", "https://"))
 
 
-def endpoint_of(address: str, model: str | None, config: EvalConfig) -> Endpoint:
+def make_endpoint(base_url: str, model: str | None, config: EvalConfig) -> Endpoint:
     """An address with a configuration's patience."""
     return Endpoint(
-        address, model or "", config.endpoint_timeout, config.endpoint_retries, concurrency=config.endpoint_concurrency
+        base_url, model or "", config.endpoint_timeout, config.endpoint_retries, concurrency=config.endpoint_concurrency
     )
 
 
-def named(endpoint: Endpoint) -> Endpoint:
+def resolve_model_name(endpoint: Endpoint) -> Endpoint:
     """The same, with the name of the one model that the server has where none was given. Raises InputError for several, or none."""
     if endpoint.model:
         return endpoint
     try:
-        with _client(endpoint) as client:
-            found = client.get(f"{endpoint.base_url.rstrip('/')}/models").json()["data"]
-        models = [str(entry["id"]) for entry in found]
+        with _http_client(endpoint) as client:
+            entries = client.get(f"{endpoint.base_url.rstrip('/')}/models").json()["data"]
+        models = [str(entry["id"]) for entry in entries]
     except httpx2.ConnectError as error:
-        raise InputError(f"{endpoint.shown} cannot be reached ({error}): start the server or correct the address") from None
+        raise InputError(f"{endpoint.display_url} cannot be reached ({error}): start the server or correct the address") from None
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         models = []
     if len(models) != 1:
-        raise InputError(f"{endpoint.shown} serves {', '.join(models[:8]) or 'no models that it names'}: say which by its name")
+        raise InputError(
+            f"{endpoint.display_url} serves {', '.join(models[:8]) or 'no models that it names'}: say which by its name"
+        )
     return replace(endpoint, model=models[0])
 
 
-def _client(endpoint: Endpoint) -> httpx2.Client:
-    key = os.environ.get(endpoint.key_variable, "")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx2.Client(timeout=endpoint.timeout, headers=headers, trust_env=not endpoint.local)
+def _http_client(endpoint: Endpoint) -> httpx2.Client:
+    api_key = os.environ.get(endpoint.api_key_env, "")
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return httpx2.Client(timeout=endpoint.timeout, headers=headers, trust_env=not endpoint.is_local)
 
 
-def message(text: str, images: Sequence[ImageSource] = (), role: str = "user") -> dict[str, Any]:
+def chat_message(text: str, images: Sequence[ImageSource] = (), role: str = "user") -> dict[str, Any]:
     """A chat message; pictures stand before its text, as base64."""
     if not images:
         return {"role": role, "content": text}
-    urls = [f"data:{_kind(data := image.read())};base64,{base64.b64encode(data).decode()}" for image in images]
+    urls = [f"data:{_mime_type(data := image.read())};base64,{base64.b64encode(data).decode()}" for image in images]
     return {
         "role": role,
         "content": [{"type": "image_url", "image_url": {"url": url}} for url in urls] + [{"type": "text", "text": text}],
     }
 
 
-def messages(prompt: Sequence[Message], images: Sequence[ImageSource]) -> list[dict[str, Any]]:
+def chat_messages(prompt: Sequence[Message], images: Sequence[ImageSource]) -> list[dict[str, Any]]:
     """A conversation as an endpoint takes it: pictures stand in its first user turn."""
-    first = next((i for i, turn in enumerate(prompt) if turn.role == "user"), None)
-    return [message(turn.content, images if i == first else (), turn.role) for i, turn in enumerate(prompt)]
+    first_user_turn = next((i for i, turn in enumerate(prompt) if turn.role == "user"), None)
+    return [chat_message(turn.content, images if i == first_user_turn else (), turn.role) for i, turn in enumerate(prompt)]
 
 
-def _kind(data: bytes) -> str:
+def _mime_type(data: bytes) -> str:
     if data[:3] == b"\xff\xd8\xff":
         return "image/jpeg"
     return "image/webp" if data[8:12] == b"WEBP" else "image/gif" if data[:3] == b"GIF" else "image/png"
 
 
-def ask(endpoint: Endpoint, chat: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any], client: httpx2.Client) -> Reply:
+def request_reply(
+    endpoint: Endpoint, chat: Sequence[Mapping[str, Any]], sampling_params: Mapping[str, Any], client: httpx2.Client
+) -> Reply:
     """One reply to one conversation, after at most `retries` further tries. `sampling`: temperature, max_tokens and what else goes along."""
-    body = {"model": endpoint.model, "messages": list(chat), **sampling}
-    started = time.monotonic()
-    for attempt in range(endpoint.retries + 1):
-        reply, again, pause = _once(endpoint, body, client)
-        if not again or attempt == endpoint.retries:
+    body = {"model": endpoint.model, "messages": list(chat), **sampling_params}
+    start_time = time.monotonic()
+    for attempt in range(endpoint.max_retries + 1):
+        reply, should_retry, retry_after = _try_request(endpoint, body, client)
+        if not should_retry or attempt == endpoint.max_retries:
             break
-        time.sleep(min(60.0, max(pause, endpoint.back_off * 2**attempt)))
-    return Reply(**{**vars(reply), "attempts": attempt + 1, "seconds": round(time.monotonic() - started, 3)})
+        time.sleep(min(60.0, max(retry_after, endpoint.initial_backoff * 2**attempt)))
+    return Reply(**{**vars(reply), "attempts": attempt + 1, "seconds": round(time.monotonic() - start_time, 3)})
 
 
-def _once(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Client) -> tuple[Reply, bool, float]:
+def _try_request(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Client) -> tuple[Reply, bool, float]:
     """A reply, whether to try again, and how many seconds the server asks to wait for."""
     deadline, content = time.monotonic() + endpoint.timeout, bytearray()
     try:
@@ -167,8 +171,8 @@ def _once(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Client) ->
                 content += chunk
                 if time.monotonic() > deadline:
                     raise httpx2.ReadTimeout("")
-                if len(content) > LARGEST:
-                    return Reply(None, "malformed", f"the reply is longer than {LARGEST >> 20} MiB"), False, 0.0
+                if len(content) > MAX_REPLY_BYTES:
+                    return Reply(None, "malformed", f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB"), False, 0.0
     except httpx2.TimeoutException as error:
         if isinstance(error, httpx2.ConnectTimeout):
             return Reply(None, "unreachable", "it takes no connection in time"), True, 0.0
@@ -178,107 +182,113 @@ def _once(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Client) ->
     except httpx2.HTTPError as error:
         return Reply(None, "cut", f"the connection broke ({type(error).__name__})"), True, 0.0
     if response.status_code != 200:
-        said = f"HTTP {response.status_code}: {_shown(content)}"
-        return Reply(None, "http", said), response.status_code in AGAIN, _pause(response.headers.get("retry-after"))
-    reply = _read(bytes(content), endpoint.model)
+        reason = f"HTTP {response.status_code}: {_quote(content)}"
+        return (
+            Reply(None, "http", reason),
+            response.status_code in RETRY_STATUS,
+            _retry_after_seconds(response.headers.get("retry-after")),
+        )
+    reply = _parse_completion(bytes(content), endpoint.model)
     return reply, reply.status in ("malformed", "empty"), 0.0
 
 
-def _pause(header: str | None) -> float:
+def _retry_after_seconds(header: str | None) -> float:
     try:
         return float(header or 0)
     except ValueError:  # a date
         return 0.0
 
 
-def _read(content: bytes, requested: str) -> Reply:
+def _parse_completion(content: bytes, requested: str) -> Reply:
     """What a reply of status 200 holds."""
     try:
-        found = json.loads(content)
-        choices, usage = found["choices"], found.get("usage") or {}
-        said = choices[0]["message"]["content"] if choices else None
-        model = found.get("model")
+        body = json.loads(content)
+        choices, usage = body["choices"], body.get("usage") or {}
+        text = choices[0]["message"]["content"] if choices else None
+        model = body.get("model")
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return Reply(None, "malformed", f"the reply is no chat completion: {_shown(content)}")
-    if not isinstance(said, str) or not said.strip():
+        return Reply(None, "malformed", f"the reply is no chat completion: {_quote(content)}")
+    if not isinstance(text, str) or not text.strip():
         return Reply(None, "empty", "the reply holds no text")
-    read, wrote = (count if isinstance(count, int) else None for count in counts)
-    if isinstance(model, str) and not _same(model, requested):
+    input_tokens, output_tokens = (count if isinstance(count, int) else None for count in counts)
+    if isinstance(model, str) and not _is_same_model(model, requested):
         reason = f"asked for {requested}, {model} answered"
-        return Reply(said, "other_model", reason, model, read, wrote)
-    return Reply(said, "ok", "", model if isinstance(model, str) else None, read, wrote)
+        return Reply(text, "other_model", reason, model, input_tokens, output_tokens)
+    return Reply(text, "ok", "", model if isinstance(model, str) else None, input_tokens, output_tokens)
 
 
-def _same(returned: str, requested: str) -> bool:
+def _is_same_model(returned: str, requested: str) -> bool:
     """Whether a server speaks of the model that was asked for: by its name, or by a dated or tagged form of it."""
-    return returned == requested or re.fullmatch(re.escape(requested) + _DATED, returned) is not None
+    return returned == requested or re.fullmatch(re.escape(requested) + _VERSION_SUFFIX, returned) is not None
 
 
-def _shown(content: bytes | bytearray) -> str:
-    text = " ".join(bytes(content[: 4 * SHOWN]).decode("utf-8", "replace").split())
-    return text[:SHOWN] + ("…" if len(text) > SHOWN else "") if text else "nothing"
+def _quote(content: bytes | bytearray) -> str:
+    text = " ".join(bytes(content[: 4 * MAX_QUOTED_CHARS]).decode("utf-8", "replace").split())
+    return text[:MAX_QUOTED_CHARS] + ("…" if len(text) > MAX_QUOTED_CHARS else "") if text else "nothing"
 
 
-def ask_all(
-    endpoint: Endpoint, chats: Sequence[tuple[str, Callable[[], list[dict[str, Any]]]]], sampling: Mapping[str, Any],
-    *, most_tokens: int | None = None,
+def request_replies(
+    endpoint: Endpoint, chats: Sequence[tuple[str, Callable[[], list[dict[str, Any]]]]], sampling_params: Mapping[str, Any],
+    *, max_total_tokens: int | None = None,
 ) -> Iterator[tuple[str, Reply]]:  # fmt: skip
     """Replies by the key of each conversation, as they come, several under way at a time; a conversation is made when its turn comes.
 
     Stops asking once replies have used `most_tokens`; what is under way then is still given, what is left is not. Raises InputError for a server
     that cannot be reached or refuses the key, and after `FUTILE` failures without a success.
     """
-    waiting, spent, failed, succeeded = iter(chats), 0, 0, False
-    client = _client(endpoint)
+    pending_chats, tokens_used, num_failed, has_succeeded = iter(chats), 0, 0, False
+    client = _http_client(endpoint)
     pool = ThreadPoolExecutor(endpoint.concurrency)
-    under_way: dict[Future[Reply], str] = {}
+    in_flight: dict[Future[Reply], str] = {}
     try:
         while True:
-            if most_tokens is None or spent < most_tokens:
-                for name, chat in islice(waiting, endpoint.concurrency - len(under_way)):
-                    under_way[pool.submit(ask, endpoint, chat(), sampling, client)] = name
-            if not under_way:
+            if max_total_tokens is None or tokens_used < max_total_tokens:
+                for key, chat in islice(pending_chats, endpoint.concurrency - len(in_flight)):
+                    in_flight[pool.submit(request_reply, endpoint, chat(), sampling_params, client)] = key
+            if not in_flight:
                 return
-            for done in wait(under_way, return_when=FIRST_COMPLETED).done:
-                name, reply = under_way.pop(done), done.result()
-                spent += reply.tokens
-                succeeded = succeeded or reply.status == "ok"
-                failed += reply.status != "ok"
-                yield name, reply  # whoever asked has it before the run ends
-                _refuse_useless(endpoint, reply, futile=not succeeded and failed >= FUTILE)
+            for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                key, reply = in_flight.pop(future), future.result()
+                tokens_used += reply.total_tokens
+                has_succeeded = has_succeeded or reply.status == "ok"
+                num_failed += reply.status != "ok"
+                yield key, reply  # whoever asked has it before the run ends
+                _raise_if_unusable(endpoint, reply, too_many_failures=not has_succeeded and num_failed >= MAX_INITIAL_FAILURES)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         client.close()
 
 
-def _refuse_useless(endpoint: Endpoint, reply: Reply, futile: bool) -> None:
-    where = f"{endpoint.model} at {endpoint.shown}"
+def _raise_if_unusable(endpoint: Endpoint, reply: Reply, too_many_failures: bool) -> None:
+    server = f"{endpoint.model} at {endpoint.display_url}"
     if reply.status == "unreachable":
         raise InputError(
-            f"{where} cannot be reached ({reply.reason}): start the server or correct the address, and give the same command again; what has been answered is kept"
+            f"{server} cannot be reached ({reply.reason}): start the server or correct the address, and give the same command again; what has been answered is kept"
         )
     if reply.status == "http" and reply.reason.startswith(("HTTP 401", "HTTP 403")):
-        raise InputError(f"{where} refuses the key ({reply.reason}): set the environment variable {endpoint.key_variable}")
-    if futile:
+        raise InputError(f"{server} refuses the key ({reply.reason}): set the environment variable {endpoint.api_key_env}")
+    if too_many_failures:
         raise InputError(
-            f"{where}: the first {FUTILE} replies all failed (the last: {reply.reason}): correct the server or the model's name"
+            f"{server}: the first {MAX_INITIAL_FAILURES} replies all failed (the last: {reply.reason}): correct the server or the model's name"
         )
 
 
-def answers_of(
-    endpoint: Endpoint, examples: Sequence[Example], sampling: Mapping[str, Any], num_generations: int, seed: int
+def endpoint_answers(
+    endpoint: Endpoint, examples: Sequence[Example], sampling_params: Mapping[str, Any], num_generations: int, seed: int
 ) -> Iterator[tuple[Example, list[str]]]:
     """Examples with their answers, each as soon as it has all of them; one that has failed is left out. Raises InputError as `ask_all` does."""
-    by_key = {f"{number}/{g}": example for number, example in enumerate(examples) for g in range(num_generations)}
-    chats = [(key, lambda e=example: messages(e.prompt, e.images)) for key, example in by_key.items()]
-    how = {**sampling, "seed": seed} if sampling.get("temperature") else dict(sampling)
-    found: dict[str, list[str]] = {}
-    for key, reply in ask_all(endpoint, chats, how):
+    examples_by_key = {
+        f"{number}/{sample}": example for number, example in enumerate(examples) for sample in range(num_generations)
+    }
+    chats = [(key, lambda e=example: chat_messages(e.prompt, e.images)) for key, example in examples_by_key.items()]
+    request_params = {**sampling_params, "seed": seed} if sampling_params.get("temperature") else dict(sampling_params)
+    answers_by_example: dict[str, list[str]] = {}
+    for key, reply in request_replies(endpoint, chats, request_params):
         if reply.status != "ok" or reply.text is None:
-            print(f"note: {by_key[key].id} got no answer ({reply.reason}); the same command asks again", file=sys.stderr)
+            print(f"note: {examples_by_key[key].id} got no answer ({reply.reason}); the same command asks again", file=sys.stderr)
             continue
-        so_far = found.setdefault(key.partition("/")[0], [])
-        so_far.append(reply.text)
-        if len(so_far) == num_generations:
-            yield by_key[key], so_far
+        answers = answers_by_example.setdefault(key.partition("/")[0], [])
+        answers.append(reply.text)
+        if len(answers) == num_generations:
+            yield examples_by_key[key], answers

@@ -12,11 +12,11 @@ from typing import Any
 
 from mmrlhf.records import InputError
 
-_listed = str.split
+_split_words = str.split
 
 # ---- pattern.en ------------------------------------------------------------------------------------------------------
 
-_KEPT = _listed(
+_INVARIANT = _split_words(
     "bison bream breeches britches carp chassis christmas clippers cod contretemps corps debris diabetes djinn eland elk "
     "flounder gallows georgia graffiti headquarters herpes high-jinks homework innings jackanapes mackerel measles mews "
     "mumps news pincers pliers proceedings rabies salmon scissors series shears species swine swiss trout tuna whiting "
@@ -25,16 +25,16 @@ _KEPT = _listed(
     "water"
 )
 """Words that have no plural. So has whatever one of them ends in: a habit of the rule."""
-_IN_IE = tuple(
+_PLURALS_IN_IES = tuple(
     f"{word}s"
-    for word in _listed(
+    for word in _split_words(
         "alergie auntie beanie birdie bogie bombie collie cookie cutie doggie eyrie freebie goonie groupie hankie hippie hoagie "
         "hottie indie junkie laddie laramie lingerie meanie newbie nightie oldie pixie quickie reverie rookie softie sortie "
         "stoolie sweetie techie toughie valkyrie veggie weenie yuppie zombie"
     )
 )
 """Plurals that the rule knows, and leaves as they are."""
-_IRREGULAR = {
+_IRREGULAR_PLURALS = {
     "atlantes": "atlas", "atlases": "atlas", "axes": "axe", "beeves": "beef", "brethren": "brother", "children": "child",
     "corpora": "corpus", "corpuses": "corpus", "ephemerides": "ephemeris", "feet": "foot", "ganglia": "ganglion", "geese": "goose",
     "genera": "genus", "genii": "genie", "graffiti": "graffito", "helves": "helve", "kine": "cow", "leaves": "leaf", "loaves": "loaf",
@@ -44,7 +44,7 @@ _IRREGULAR = {
     "trilbys": "trilby", "turves": "turf", "zoa": "zoon",
 }  # fmt: skip
 """By ending, the first that fits."""
-_ENDINGS = [
+_SINGULAR_RULES = [
     (re.compile(pattern), one)
     for pattern, one in (
         ("(?i)(.)ae$", r"\1a"), ("(?i)(.)itis$", r"\1itis"), ("(?i)(.)eaux$", r"\1eau"), ("(?i)(quiz)zes$", r"\1"),
@@ -62,7 +62,7 @@ _ENDINGS = [
 ]  # fmt: skip
 """The first that fits is applied. The brackets of some were meant to be parentheses; they are as they are."""
 _PREPOSITIONS = frozenset(
-    _listed(
+    _split_words(
         "about above across after among around at athwart before behind below beneath beside besides between betwixt beyond but "
         "by during except for from in into near of off on onto out over since till to under until unto upon with"
     )
@@ -70,28 +70,28 @@ _PREPOSITIONS = frozenset(
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def singular(word: str) -> str:
+def pattern_singularize(word: str) -> str:
     """A noun's singular as `pattern.en.singularize` has it (De Smedt & Daelemans 2012; endings after Ferrer's Inflector): `buses` is bus, and
     `bus` is bu."""
     parts = word.split("-")
     if len(parts) > 1 and parts[1] in _PREPOSITIONS:
-        return f"{singular(parts[0])}-{'-'.join(parts[1:])}"
+        return f"{pattern_singularize(parts[0])}-{'-'.join(parts[1:])}"
     if word.endswith("'"):
-        return f"{singular(word[:-1])}'s"
-    small = word.lower()
-    if any(kept.endswith(small) for kept in _KEPT):
+        return f"{pattern_singularize(word[:-1])}'s"
+    lower = word.lower()
+    if any(invariant.endswith(lower) for invariant in _INVARIANT):
         return word
-    if small.endswith(_IN_IE):
-        return small
-    for many, one in _IRREGULAR.items():
-        if small.endswith(many):
-            return re.sub(f"(?i){many}$", one, word)
-    for ending, one in _ENDINGS:
-        if match := ending.search(word):
-            for number, group in enumerate(match.groups(), 1):
+    if lower.endswith(_PLURALS_IN_IES):
+        return lower
+    for plural, replacement in _IRREGULAR_PLURALS.items():
+        if lower.endswith(plural):
+            return re.sub(f"(?i){plural}$", replacement, word)
+    for pattern, replacement in _SINGULAR_RULES:
+        if match := pattern.search(word):
+            for group_index, group in enumerate(match.groups(), 1):
                 if group is None:
-                    one = one.replace(f"\\{number}", "")
-            return ending.sub(one, word)
+                    replacement = replacement.replace(f"\\{group_index}", "")
+            return pattern.sub(replacement, word)
     return word
 
 
@@ -109,12 +109,12 @@ def _nltk() -> Any:
         "corpora/wordnet": "wordnet",
     }
     missing = []
-    for place, name in data.items():
+    for path, name in data.items():
         try:
-            nltk.data.find(place)
+            nltk.data.find(path)
         except LookupError:
             try:
-                nltk.data.find(f"{place}.zip")
+                nltk.data.find(f"{path}.zip")
             except LookupError:
                 missing.append(name)
     if missing:
@@ -142,11 +142,11 @@ def _tokenizer() -> Any:
     """NLTK's word tokenizer as it was up to 3.9.2, when published figures were made: later ones part words at dashes, and clitics otherwise."""
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
-    found = NLTKWordTokenizer()
-    found.PUNCTUATION = [rule for rule in found.PUNCTUATION if r"\u2012" not in rule[0].pattern]
+    tokenizer = NLTKWordTokenizer()
+    tokenizer.PUNCTUATION = [rule for rule in tokenizer.PUNCTUATION if r"\u2012" not in rule[0].pattern]
     clitic = (re.compile(r"(?i)(\')(?!re|ve|ll|m|t|s|d|n)(\w)\b"), r"\1 \2")
-    found.STARTING_QUOTES = [*found.STARTING_QUOTES[:-1], clitic]
-    return found
+    tokenizer.STARTING_QUOTES = [*tokenizer.STARTING_QUOTES[:-1], clitic]
+    return tokenizer
 
 
 def tokens(text: str) -> list[str]:
@@ -156,8 +156,8 @@ def tokens(text: str) -> list[str]:
 
 def lemmas(text: str) -> list[str]:
     """Every token as WordNet has it, by the part of speech that the tagger says (a noun where WordNet has none such)."""
-    kinds = {"J": "a", "V": "v", "N": "n", "R": "r"}
-    return [_lemmatise(word, kinds.get(tag[:1], "n")) for word, tag in _nltk().pos_tag(tokens(text))]
+    pos_of_tag = {"J": "a", "V": "v", "N": "n", "R": "r"}
+    return [_lemmatise(word, pos_of_tag.get(tag[:1], "n")) for word, tag in _nltk().pos_tag(tokens(text))]
 
 
 def nouns(text: str) -> list[str]:

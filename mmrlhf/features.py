@@ -27,7 +27,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFeatures:
     """One picture as the language model sees it.
 
     `columns` holds the projected features, then deepstack layers if the family has them; each is a list of units [tokens, dim], one
@@ -35,111 +35,111 @@ class Picture:
     place of the picture's placeholder, None where that cannot be told; `grid` [1, 3] its layout for the positions (Qwen).
     """
 
-    columns: list[list[Tensor]]
-    stacked: bool
-    text: str | None
-    grid: Tensor | None
+    levels: list[list[Tensor]]
+    is_stacked: bool
+    placeholder_text: str | None
+    grid_thw: Tensor | None
 
     @property
-    def bytes(self) -> int:
-        return sum(u.numel() * u.element_size() for column in self.columns for u in column)
+    def num_bytes(self) -> int:
+        return sum(unit.numel() * unit.element_size() for level in self.levels for unit in level)
 
-    def to(self, device: torch.device) -> Picture:
+    def to(self, device: torch.device) -> ImageFeatures:
         """On a device; in main memory pinned where there is a GPU to copy to."""
-        pin = device.type == "cpu" and torch.cuda.is_available()
+        should_pin = device.type == "cpu" and torch.cuda.is_available()
 
         def move(unit: Tensor) -> Tensor:
-            return unit.to(device).pin_memory() if pin else unit.to(device, non_blocking=True)
+            return unit.to(device).pin_memory() if should_pin else unit.to(device, non_blocking=True)
 
-        return replace(self, columns=[[move(u) for u in column] for column in self.columns])
+        return replace(self, levels=[[move(u) for u in level] for level in self.levels])
 
 
 @dataclass
-class Counters:
+class CacheCounters:
     """`encodes` pictures through the tower, `again` those of them that had been encoded before and were pushed out; `hits` by memory,
     `disk_hits` by disk."""
 
     encodes: int = 0
-    again: int = 0
-    hits: int = 0
+    reencodes: int = 0
+    memory_hits: int = 0
     disk_hits: int = 0
 
 
-class Memory:
+class MemoryTier:
     """The most recently used pictures on one device, within a byte budget; the newest always stays."""
 
-    def __init__(self, device: torch.device, budget: int):
-        self.device, self.budget, self.bytes = device, budget, 0
-        self.entries: OrderedDict[str, Picture] = OrderedDict()
+    def __init__(self, device: torch.device, max_bytes: int):
+        self.device, self.max_bytes, self.num_bytes = device, max_bytes, 0
+        self.entries: OrderedDict[str, ImageFeatures] = OrderedDict()
 
-    def get(self, key: str) -> Picture | None:
+    def get(self, key: str) -> ImageFeatures | None:
         if key in self.entries:
             self.entries.move_to_end(key)
         return self.entries.get(key)
 
-    def put(self, key: str, picture: Picture) -> Iterator[tuple[str, Picture]]:
+    def put(self, key: str, features: ImageFeatures) -> Iterator[tuple[str, ImageFeatures]]:
         """Keep a picture; yields those that had to go."""
         if key not in self.entries:
-            self.entries[key] = picture.to(self.device)
-            self.bytes += picture.bytes
-        while self.bytes > self.budget and len(self.entries) > 1:
-            old, gone = self.entries.popitem(last=False)
-            self.bytes -= gone.bytes
-            yield old, gone
+            self.entries[key] = features.to(self.device)
+            self.num_bytes += features.num_bytes
+        while self.num_bytes > self.max_bytes and len(self.entries) > 1:
+            evicted_key, evicted = self.entries.popitem(last=False)
+            self.num_bytes -= evicted.num_bytes
+            yield evicted_key, evicted
 
 
-class Disk:
+class DiskTier:
     """A folder of safetensors files, a subfolder for each tower. What cannot be read is encoded again; what cannot be written is
     said once, and work goes on without it."""
 
-    def __init__(self, folder: Path, budget: int):
-        self.folder, self.budget = folder, budget
+    def __init__(self, folder: Path, max_bytes: int):
+        self.folder, self.max_bytes = folder, max_bytes
         self.writable = True
-        self.bytes = 0
+        self.num_bytes = 0
         if folder.exists():
             if not folder.is_dir():
                 raise InputError(f"feature_cache_dir {folder} is a file: name a folder")
-            self.bytes = sum(size for _, size, _ in self._files())
+            self.num_bytes = sum(size for _, size, _ in self._files())
 
     def _path(self, key: str) -> Path:
-        tower, _, picture = key.partition("/")
-        return self.folder / tower / f"{picture}.safetensors"
+        tower, _, image_key = key.partition("/")
+        return self.folder / tower / f"{image_key}.safetensors"
 
-    def get(self, key: str) -> Picture | None:
+    def get(self, key: str) -> ImageFeatures | None:
         path = self._path(key)
         if not path.is_file():
             return None
         try:
             with safe_open(path, "pt") as file:
-                card = json.loads(file.metadata()["picture"])
-                if card["key"] != key:
+                metadata = json.loads(file.metadata()["picture"])
+                if metadata["key"] != key:
                     raise ValueError("it holds another picture")
-                columns = [[file.get_tensor(f"{c}.{u}") for u in range(n)] for c, n in enumerate(card["units"])]
-                grid = file.get_tensor("grid") if card["grid"] else None
-            if _checksum(columns) != card["checksum"]:
+                levels = [[file.get_tensor(f"{c}.{u}") for u in range(n)] for c, n in enumerate(metadata["units"])]
+                grid_thw = file.get_tensor("grid") if metadata["grid"] else None
+            if _checksum(levels) != metadata["checksum"]:
                 raise ValueError("its content is damaged")
             with contextlib.suppress(OSError):
                 os.utime(path)  # recently used
-            return Picture(columns, card["stacked"], card["text"], grid)
+            return ImageFeatures(levels, metadata["stacked"], metadata["text"], grid_thw)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             print(f"note: {path} is no whole feature file ({str(error).splitlines()[0]}): the picture is encoded again")
             return None
 
-    def put(self, key: str, picture: Picture) -> None:
+    def put(self, key: str, features: ImageFeatures) -> None:
         if not self.writable:
             return
-        tensors = {f"{c}.{u}": t.cpu().contiguous() for c, column in enumerate(picture.columns) for u, t in enumerate(column)}
-        if picture.grid is not None:
-            tensors["grid"] = picture.grid.cpu()
-        card = {
+        tensors = {f"{c}.{u}": t.cpu().contiguous() for c, level in enumerate(features.levels) for u, t in enumerate(level)}
+        if features.grid_thw is not None:
+            tensors["grid"] = features.grid_thw.cpu()
+        metadata = {
             "key": key,
-            "units": [len(column) for column in picture.columns],
-            "stacked": picture.stacked,
-            "text": picture.text,
-            "grid": picture.grid is not None,
-            "checksum": _checksum(picture.columns),
+            "units": [len(level) for level in features.levels],
+            "stacked": features.is_stacked,
+            "text": features.placeholder_text,
+            "grid": features.grid_thw is not None,
+            "checksum": _checksum(features.levels),
         }
-        data = save(tensors, {"picture": json.dumps(card)})
+        data = save(tensors, {"picture": json.dumps(metadata)})
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -153,42 +153,42 @@ class Disk:
                 temporary.unlink()
             print(f"note: feature_cache_dir {self.folder} cannot be written ({error.strerror}): going on without it")
             return
-        self.bytes += len(data)
-        if self.bytes > self.budget:
-            self._shrink(keep=path)
+        self.num_bytes += len(data)
+        if self.num_bytes > self.max_bytes:
+            self._evict(kept_path=path)
 
-    def _shrink(self, keep: Path) -> None:
+    def _evict(self, kept_path: Path) -> None:
         """Remove the files that were used longest ago until a tenth of the budget is free."""
         files = sorted(self._files())
-        self.bytes = sum(size for _, size, _ in files)
+        self.num_bytes = sum(size for _, size, _ in files)
         for _, size, file in files:
-            if self.bytes <= 0.9 * self.budget:
+            if self.num_bytes <= 0.9 * self.max_bytes:
                 break
-            if file != keep:
+            if file != kept_path:
                 with contextlib.suppress(OSError):  # another process may have been quicker
                     file.unlink()
-                self.bytes -= size
+                self.num_bytes -= size
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """When each file was last used, its bytes, and its path; those of killed runs go, files that vanish meanwhile do not count."""
         for file in self.folder.rglob("*.safetensors*"):
             with contextlib.suppress(OSError):
-                state = file.stat()
+                status = file.stat()
                 if file.suffix == ".safetensors":
-                    yield state.st_mtime, state.st_size, file
-                elif time.time() - state.st_mtime > ABANDONED:
+                    yield status.st_mtime, status.st_size, file
+                elif time.time() - status.st_mtime > ABANDONED_AFTER_SECONDS:
                     file.unlink()
 
 
-ABANDONED = 3600.0
+ABANDONED_AFTER_SECONDS = 3600.0
 """Seconds after which a file that was being written is nobody's."""
 
 
-def _checksum(columns: list[list[Tensor]]) -> int:
-    found = 0
-    for unit in (u for column in columns for u in column):
-        found = zlib.crc32(unit.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), found)
-    return found
+def _checksum(levels: list[list[Tensor]]) -> int:
+    checksum = 0
+    for unit in (u for level in levels for u in level):
+        checksum = zlib.crc32(unit.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), checksum)
+    return checksum
 
 
 class FeatureCache:
@@ -196,45 +196,45 @@ class FeatureCache:
     goes to the next."""
 
     def __init__(self, device: torch.device, memory_gib: float = 2.0, folder: str | None = None, disk_gib: float = 100.0):
-        places = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+        devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
         self.device = device
-        self.tiers = [Memory(place, int(memory_gib * GIB)) for place in places]
-        self.disk = Disk(Path(folder), int(disk_gib * GIB)) if folder else None
-        self.count = Counters()
-        self._encoded: set[str] = set()
+        self.tiers = [MemoryTier(tier_device, int(memory_gib * GIB)) for tier_device in devices]
+        self.disk = DiskTier(Path(folder), int(disk_gib * GIB)) if folder else None
+        self.counters = CacheCounters()
+        self._encoded_keys: set[str] = set()
 
-    def get(self, key: str) -> Picture | None:
+    def get(self, key: str) -> ImageFeatures | None:
         for level, tier in enumerate(self.tiers):
-            if (found := tier.get(key)) is not None:
-                self.count.hits += 1
+            if (features := tier.get(key)) is not None:
+                self.counters.memory_hits += 1
                 if level:
-                    self._keep(key, found)
-                return found.to(self.device)
-        if self.disk is not None and (found := self.disk.get(key)) is not None:
-            self.count.disk_hits += 1
-            self._keep(key, found)
-            return found.to(self.device)
+                    self._store(key, features)
+                return features.to(self.device)
+        if self.disk is not None and (features := self.disk.get(key)) is not None:
+            self.counters.disk_hits += 1
+            self._store(key, features)
+            return features.to(self.device)
         return None
 
-    def put(self, key: str, picture: Picture) -> None:
+    def put(self, key: str, features: ImageFeatures) -> None:
         """Keep what has just been encoded."""
-        self.count.encodes += 1
-        if key in self._encoded:
-            self.count.again += 1
-            if self.count.again == 1:
-                room = " or give feature_cache_dir" * (self.disk is None)
-                print(f"note: pictures are encoded again, memory for features is full: raise feature_memory_gib{room}")
-        self._encoded.add(key)
-        self._keep(key, picture)
+        self.counters.encodes += 1
+        if key in self._encoded_keys:
+            self.counters.reencodes += 1
+            if self.counters.reencodes == 1:
+                hint = " or give feature_cache_dir" * (self.disk is None)
+                print(f"note: pictures are encoded again, memory for features is full: raise feature_memory_gib{hint}")
+        self._encoded_keys.add(key)
+        self._store(key, features)
         if self.disk is not None:
-            self.disk.put(key, picture)
+            self.disk.put(key, features)
 
-    def _keep(self, key: str, picture: Picture) -> None:
-        moving = [(key, picture)]
+    def _store(self, key: str, features: ImageFeatures) -> None:
+        entries = [(key, features)]
         for tier in self.tiers:
-            moving = [gone for k, p in moving for gone in tier.put(k, p)]
+            entries = [evicted for k, p in entries for evicted in tier.put(k, p)]
 
     @property
-    def bytes(self) -> int:
+    def num_bytes(self) -> int:
         """In memory, all tiers."""
-        return sum(tier.bytes for tier in self.tiers)
+        return sum(tier.num_bytes for tier in self.tiers)

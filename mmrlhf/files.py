@@ -12,27 +12,27 @@ from mmrlhf.records import InputError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A place to write a file that takes the name `path` when the block ends well, and is gone when it does not. Makes its folder.
 
     Raises OSError (a full disk, no permission).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temp_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)  # the name, too, is on the disk
+        yield temp_path
+        fsync(temp_path)
+        os.replace(temp_path, path)
+        fsync(path.parent)  # the name, too, is on the disk
     finally:
-        temporary.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file that is there whole or, whatever happens meanwhile, as it was before. Raises OSError, as `whole` does."""
-    with whole(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    with atomic(path) as temp_path:
+        temp_path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def refuse_unwritable(folder: Path, setting: str) -> None:
@@ -40,14 +40,14 @@ def refuse_unwritable(folder: Path, setting: str) -> None:
 
     Raises InputError, which names the setting that gave the folder.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"{setting} {folder} cannot be written ({error.strerror}): give another --{setting}") from None
     finally:
-        for path in made:
+        for path in missing_folders:
             with suppress(OSError):  # it was not made, or another process has put something there
                 path.rmdir()
 
@@ -59,7 +59,7 @@ def refuse_output_file(path: Path, setting: str = "output_file") -> None:
     refuse_unwritable(path.parent, setting)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Wait until a file's content, or a directory's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

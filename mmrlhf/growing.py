@@ -12,7 +12,7 @@ from typing import Any
 from mmrlhf.files import refuse_output_file
 
 
-def state_of(path: str | None) -> list[Any]:
+def file_signature(path: str | None) -> list[Any]:
     """A model's, adapter's or data set's name, and its files' sizes and times where it is on this disk: retrained weights are
     another model."""
     if path is None or not Path(path).exists():
@@ -21,12 +21,12 @@ def state_of(path: str | None) -> list[Any]:
     return [path, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
 
 
-def digest_of(subject: Sequence[Any]) -> str:
+def digest_of(run_key: Sequence[Any]) -> str:
     """A short name for everything that some lines depend on."""
-    return hashlib.sha256(json.dumps(subject, default=repr).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(run_key, default=repr).encode()).hexdigest()[:12]
 
 
-class GrowingFile:
+class ResumableWriter:
     """Lines that wait in a hidden file beside `path` until `finish`; `done` of them were there when it was opened.
 
     subject: everything that the lines depend on. Lines of another subject are not continued.
@@ -34,27 +34,27 @@ class GrowingFile:
     setting: the flag that named the file, for messages.
     """
 
-    def __init__(self, path: Path, subject: Sequence[Any], each: int = 1, setting: str = "output_file"):
+    def __init__(self, path: Path, run_key: Sequence[Any], group_size: int = 1, setting: str = "output_file"):
         refuse_output_file(path, setting)
-        digest = digest_of(subject)
-        self.path, self._part = path, path.with_name(f".{path.name}.{digest}.part")
-        whole = self._part.read_bytes().split(b"\n")[:-1] if self._part.exists() else []
-        self.done = len(whole) // each * each
-        self._kept = sum(len(line) + 1 for line in whole[: self.done])  # bytes
-        self._torn = self._part.exists()
+        digest = digest_of(run_key)
+        self.path, self._partial_path = path, path.with_name(f".{path.name}.{digest}.part")
+        complete_lines = self._partial_path.read_bytes().split(b"\n")[:-1] if self._partial_path.exists() else []
+        self.num_done = len(complete_lines) // group_size * group_size
+        self._valid_bytes = sum(len(line) + 1 for line in complete_lines[: self.num_done])  # bytes
+        self._has_torn_tail = self._partial_path.exists()
 
-    def add(self, lines: Sequence[str]) -> None:
+    def append(self, lines: Sequence[str]) -> None:
         """Append lines, each with its newline. Nothing is on the disk before the first, nor is the folder."""
-        self._part.parent.mkdir(parents=True, exist_ok=True)
-        if self._torn:
-            os.truncate(self._part, self._kept)
-            self._torn = False
-        with self._part.open("a", encoding="utf-8") as file:
+        self._partial_path.parent.mkdir(parents=True, exist_ok=True)
+        if self._has_torn_tail:
+            os.truncate(self._partial_path, self._valid_bytes)
+            self._has_torn_tail = False
+        with self._partial_path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
 
     def finish(self) -> None:
         """Give the file its name."""
-        self.add([])
-        with self._part.open("rb") as file:
+        self.append([])
+        with self._partial_path.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(self._part, self.path)
+        os.replace(self._partial_path, self.path)

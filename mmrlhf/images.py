@@ -15,18 +15,20 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What Pillow may take a file for; its other decoders are seldom used and seldom hardened."""
 
 
-BYTES_A_PIXEL = 8
+MAX_BYTES_PER_PIXEL = 8
 """The most that a file spends: four channels of 16 bits, as they are."""
-BYTES_BESIDE = 16 << 20
+MAX_METADATA_BYTES = 16 << 20
 """Room for a file's metadata."""
 
 
-def read(source: ImageSource, max_pixels: int = 40_000_000) -> bytes:
+def read_image_bytes(source: ImageSource, max_pixels: int = 40_000_000) -> bytes:
     """The encoded bytes. Raises InputError for a file that no picture of so many pixels takes on a disk: a path may lead anywhere."""
     if source.path is not None and os.path.isfile(source.path):
-        size, most = os.path.getsize(source.path), BYTES_A_PIXEL * max_pixels + BYTES_BESIDE
-        if size > most:
-            raise InputError(f"image {source.name} is a file of {size:,} bytes, over {most:,}: replace the file or drop the row")
+        size, max_bytes = os.path.getsize(source.path), MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
+        if size > max_bytes:
+            raise InputError(
+                f"image {source.name} is a file of {size:,} bytes, over {max_bytes:,}: replace the file or drop the row"
+            )
     return source.read()
 
 
@@ -35,20 +37,20 @@ def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | 
 
     Raises InputError when it is empty, damaged, animated, of another format, or larger than `max_pixels`.
     """
-    data = read(source, max_pixels) if data is None else data
+    data = read_image_bytes(source, max_pixels) if data is None else data
     if not data:
         raise InputError(f"image {source.name} is empty (0 bytes): replace the file or drop the row")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata: judged below
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _refuse_by_header(image, source.name, max_pixels)
+            _check_header(image, source.name, max_pixels)
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(ImageOps.exif_transpose(image))
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise InputError(_too_large(source.name, "far more than", max_pixels)) from None
+        raise InputError(_too_large_message(source.name, "far more than", max_pixels)) from None
     except Image.UnidentifiedImageError:
         raise InputError(
             f"image {source.name} is damaged, or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file: "
@@ -59,21 +61,21 @@ def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | 
         raise InputError(f"image {source.name} is truncated or damaged ({reason}): replace the file or drop the row") from None
 
 
-def _refuse_by_header(image: Image.Image, name: str, max_pixels: int) -> None:
+def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     """Judge size and frames before a pixel is decoded."""
     if image.width * image.height > max_pixels:
-        raise InputError(_too_large(name, f"{image.width} x {image.height}, more than", max_pixels))
+        raise InputError(_too_large_message(name, f"{image.width} x {image.height}, more than", max_pixels))
     # A phone's JPEG may carry a depth map or a thumbnail as a second frame (MPO): its first is the picture.
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
-        raise InputError(f"image {name} has {frames} frames or pages: save the one that is meant as PNG, or drop the row")
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1 and image.format != "MPO":
+        raise InputError(f"image {name} has {num_frames} frames or pages: save the one that is meant as PNG, or drop the row")
 
 
-def _too_large(name: str, size: str, max_pixels: int) -> str:
+def _too_large_message(name: str, size: str, max_pixels: int) -> str:
     return f"image {name} has {size} {max_pixels:,} pixels: scale it down, or drop the row"
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("it holds floating-point samples; save it with 8 bits a channel")
     if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits to 8: almost all of it white

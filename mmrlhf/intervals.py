@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-DRAWS = 1000
+NUM_RESAMPLES = 1000
 """Bootstrap samples."""
-Figures = Mapping[str, Any]
+NestedMetrics = Mapping[str, Any]
 """Metrics by name, nested by part; a leaf is {"value", "low", "high"} or None."""
 
 
 @dataclass(frozen=True)
-class Counted:
+class SufficientStats:
     """A benchmark's rows as numbers that add up, and its metrics as functions of their sums: all that an interval or a comparison needs.
 
     clusters: of each of R rows, what it shares with rows that are not independent of it (its picture).
@@ -33,61 +33,63 @@ class Counted:
     clusters: Sequence[Hashable]
     columns_RK: np.ndarray
     metrics: Callable[[np.ndarray], Mapping[str, Any]]
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    shares: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    more: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    undefined: Mapping[str, str] = field(default_factory=dict)
+    proportions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    extra: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def by_cluster(self) -> tuple[list[Hashable], np.ndarray]:
+    def cluster_sums(self) -> tuple[list[Hashable], np.ndarray]:
         """The clusters in order of appearance, and the sums [C, K] of their rows."""
-        place: dict[Hashable, int] = {}
-        at = np.array([place.setdefault(c, len(place)) for c in self.clusters], dtype=int)
-        sums = np.zeros((len(place), self.columns_RK.shape[1] if self.columns_RK.ndim == 2 else 0))
-        np.add.at(sums, at, self.columns_RK.astype(float))
-        return list(place), sums
+        cluster_index: dict[Hashable, int] = {}
+        cluster_indices = np.array([cluster_index.setdefault(c, len(cluster_index)) for c in self.clusters], dtype=int)
+        sums = np.zeros((len(cluster_index), self.columns_RK.shape[1] if self.columns_RK.ndim == 2 else 0))
+        np.add.at(sums, cluster_indices, self.columns_RK.astype(float))
+        return list(cluster_index), sums
 
 
-def figures(counted: Counted, seed: int, draws: int = DRAWS) -> tuple[dict[str, dict[str, float] | None], dict[str, str]]:
+def with_intervals(
+    stats: SufficientStats, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> tuple[dict[str, dict[str, float] | None], dict[str, str]]:
     """Every metric with its 95% interval, None where it has no value, and the reasons for that."""
-    clusters, sums_CK = counted.by_cluster()
+    clusters, sums_CK = stats.cluster_sums()
     with np.errstate(all="ignore"):
-        value = counted.metrics(sums_CK.sum(0))
-        drawn = counted.metrics(_resampled(len(clusters), seed, draws) @ sums_CK) if len(clusters) else value
-    single = len(clusters) == len(counted.columns_RK)
-    found: dict[str, dict[str, float] | None] = {}
+        values = stats.metrics(sums_CK.sum(0))
+        resampled = stats.metrics(_bootstrap_weights(len(clusters), seed, num_resamples) @ sums_CK) if len(clusters) else values
+    one_row_per_cluster = len(clusters) == len(stats.columns_RK)
+    intervals: dict[str, dict[str, float] | None] = {}
     reasons = {}
-    for name, v in value.items():
-        v = float(v)
-        if not np.isfinite(v):
-            found[name], reasons[name] = None, _reason(counted.reasons, name)
+    for name, metric in values.items():
+        metric = float(metric)
+        if not np.isfinite(metric):
+            intervals[name], reasons[name] = None, _undefined_reason(stats.undefined, name)
             continue
-        if name in counted.shares and single:
-            hits, trials = (float(sums_CK[:, i].sum()) for i in counted.shares[name])
-            scale = v / (hits / trials) if hits else 1.0
+        if name in stats.proportions and one_row_per_cluster:
+            hits, trials = (float(sums_CK[:, i].sum()) for i in stats.proportions[name])
+            scale = metric / (hits / trials) if hits else 1.0
             low, high = (scale * bound for bound in wilson(hits, trials))
         else:
-            known = np.asarray(drawn[name])[np.isfinite(drawn[name])]
-            low, high = np.percentile(known, [2.5, 97.5]) if known.size else (v, v)
-        found[name] = {"value": v, "low": float(low), "high": float(high)}
-    return found | {name: dict(leaf) for name, leaf in counted.more.items()}, reasons
+            finite = np.asarray(resampled[name])[np.isfinite(resampled[name])]
+            low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (metric, metric)
+        intervals[name] = {"value": metric, "low": float(low), "high": float(high)}
+    return intervals | {name: dict(leaf) for name, leaf in stats.extra.items()}, reasons
 
 
-def _reason(reasons: Mapping[str, str], name: str) -> str:
+def _undefined_reason(reasons: Mapping[str, str], name: str) -> str:
     part = name.partition("/")[0]
     return reasons.get(name) or reasons.get(part) or reasons.get("") or "nothing to divide by"
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """`{"a/x": 1}` as `{"a": {"x": 1}}`."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for name, value in flat.items():
         part, _, metric = name.rpartition("/")
-        (found.setdefault(part, {}) if part else found)[metric] = value
-    return found
+        (tree.setdefault(part, {}) if part else tree)[metric] = value
+    return tree
 
 
-def _resampled(rows: int, seed: int, draws: int) -> np.ndarray:
+def _bootstrap_weights(num_rows: int, seed: int, num_resamples: int) -> np.ndarray:
     """How often each row is in each bootstrap sample [draws, rows] (Efron 1979)."""
-    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=draws)
+    return np.random.default_rng(seed).multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=num_resamples)
 
 
 def wilson(hits: float, trials: float, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -95,70 +97,72 @@ def wilson(hits: float, trials: float, z: float = 1.959963984540054) -> tuple[fl
     if trials <= 0:
         return 0.0, 1.0
     p, spread = hits / trials, z * z / trials
-    half = z * (p * (1 - p) / trials + spread / (4 * trials)) ** 0.5
-    low, high = ((p + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
+    half_width = z * (p * (1 - p) / trials + spread / (4 * trials)) ** 0.5
+    low, high = ((p + spread / 2 + sign * half_width) / (1 + spread) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
 
 
 def bootstrap(
-    parts_RK: np.ndarray, metrics: Callable[[np.ndarray], dict[str, np.ndarray]], seed: int, draws: int = DRAWS
+    columns_RK: np.ndarray, metrics: Callable[[np.ndarray], dict[str, np.ndarray]], seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> dict[str, float | list[float]]:
     """Metrics of summed columns, with 95% percentile intervals over resampled rows.
 
     `metrics` maps sums [..., K] to values [...]. R rows are resampled with replacement, by multinomial weights.
     """
-    value, drawn = metrics(parts_RK.sum(0)), metrics(_resampled(len(parts_RK), seed, draws) @ parts_RK)
-    found: dict[str, float | list[float]] = {}
-    for name, v in value.items():
-        low, high = np.percentile(drawn[name], [2.5, 97.5])
-        found |= {name: float(v), f"{name}_ci": [float(low), float(high)]}
-    return found
+    values, resampled = metrics(columns_RK.sum(0)), metrics(_bootstrap_weights(len(columns_RK), seed, num_resamples) @ columns_RK)
+    results: dict[str, float | list[float]] = {}
+    for name, v in values.items():
+        low, high = np.percentile(resampled[name], [2.5, 97.5])
+        results |= {name: float(v), f"{name}_ci": [float(low), float(high)]}
+    return results
 
 
 def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[float]]:
     """Mean over disjoint folds with a normal 95% interval; resampling would repeat answers, and repetition is what a
     diversity measures."""
     mean = float(np.mean(values))
-    half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {name: mean, f"{name}_ci": [mean - half, mean + half]}
+    half_width = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return {name: mean, f"{name}_ci": [mean - half_width, mean + half_width]}
 
 
 # ---- two of them -----------------------------------------------------------------------------------------------------
 
-POWER = 0.8416212335729143
+Z_POWER_80 = 0.8416212335729143
 """The standard normal's 80% point."""
-Z = 1.959963984540054
+Z_95 = 1.959963984540054
 
 
-def paired(a: Counted, b: Counted, seed: int, draws: int = 2 * DRAWS) -> dict[str, dict[str, float] | None]:
+def paired_bootstrap(
+    a: SufficientStats, b: SufficientStats, seed: int, num_resamples: int = 2 * NUM_RESAMPLES
+) -> dict[str, dict[str, float] | None]:
     """Of every metric b minus a over the same clusters, resampled together: `a`, `b`, `difference`, its 95% interval `low` and `high`, `p`
     (two-sided, of no difference), and `detectable`, the difference that such data would show in 80% of trials. None where either has no value."""
-    (names_a, sums_a), (names_b, sums_b) = a.by_cluster(), b.by_cluster()
-    place = {name: number for number, name in enumerate(dict.fromkeys([*names_a, *names_b]))}
-    if not place:
+    (names_a, sums_a), (names_b, sums_b) = a.cluster_sums(), b.cluster_sums()
+    cluster_index = {name: number for number, name in enumerate(dict.fromkeys([*names_a, *names_b]))}
+    if not cluster_index:
         return dict.fromkeys(a.metrics(sums_a.sum(0)))
-    table_a, table_b = np.zeros((len(place), sums_a.shape[1])), np.zeros((len(place), sums_b.shape[1]))
-    table_a[[place[n] for n in names_a]] = sums_a
-    table_b[[place[n] for n in names_b]] = sums_b
-    weights = _resampled(len(place), seed, draws)
-    found: dict[str, dict[str, float] | None] = {}
+    table_a, table_b = np.zeros((len(cluster_index), sums_a.shape[1])), np.zeros((len(cluster_index), sums_b.shape[1]))
+    table_a[[cluster_index[n] for n in names_a]] = sums_a
+    table_b[[cluster_index[n] for n in names_b]] = sums_b
+    weights = _bootstrap_weights(len(cluster_index), seed, num_resamples)
+    comparisons: dict[str, dict[str, float] | None] = {}
     with np.errstate(all="ignore"):
-        value_a, value_b = a.metrics(table_a.sum(0)), b.metrics(table_b.sum(0))
-        drawn_a, drawn_b = a.metrics(weights @ table_a), b.metrics(weights @ table_b)
-    for name in value_a:
-        one, other = float(value_a[name]), float(value_b[name]) if name in value_b else np.nan
-        if not (np.isfinite(one) and np.isfinite(other)):
-            found[name] = None
+        values_a, values_b = a.metrics(table_a.sum(0)), b.metrics(table_b.sum(0))
+        resampled_a, resampled_b = a.metrics(weights @ table_a), b.metrics(weights @ table_b)
+    for name in values_a:
+        metric_a, metric_b = float(values_a[name]), float(values_b[name]) if name in values_b else np.nan
+        if not (np.isfinite(metric_a) and np.isfinite(metric_b)):
+            comparisons[name] = None
             continue
-        apart = np.asarray(drawn_b[name], float) - np.asarray(drawn_a[name], float)
-        apart = apart[np.isfinite(apart)]
-        low, high = np.percentile(apart, [2.5, 97.5]) if apart.size else (np.nan, np.nan)
-        tail = min((apart <= 0).sum(), (apart >= 0).sum())
-        found[name] = {
-            "a": one, "b": other, "difference": other - one, "low": float(low), "high": float(high),
-            "p": float(min(1.0, 2 * (tail + 1) / (apart.size + 1))), "detectable": float((Z + POWER) * apart.std()) if apart.size else np.nan,
+        differences = np.asarray(resampled_b[name], float) - np.asarray(resampled_a[name], float)
+        differences = differences[np.isfinite(differences)]
+        low, high = np.percentile(differences, [2.5, 97.5]) if differences.size else (np.nan, np.nan)
+        tail_count = min((differences <= 0).sum(), (differences >= 0).sum())
+        comparisons[name] = {
+            "a": metric_a, "b": metric_b, "difference": metric_b - metric_a, "low": float(low), "high": float(high),
+            "p": float(min(1.0, 2 * (tail_count + 1) / (differences.size + 1))), "detectable": float((Z_95 + Z_POWER_80) * differences.std()) if differences.size else np.nan,
         }  # fmt: skip
-    return found
+    return comparisons
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

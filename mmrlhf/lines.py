@@ -22,7 +22,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} cannot be read ({error.strerror})") from None
     rows = []
     for number, line in enumerate(lines, 1):
-        row = _object(line)
+        row = _parse_object(line)
         if row is not None:
             rows.append(row)
         elif line.strip() and number < len(lines):  # what follows the last newline is torn, or empty
@@ -30,7 +30,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _parse_object(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except ValueError:  # not JSON, or not UTF-8
@@ -40,15 +40,15 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """A row of a JSONL file, newline included."""
-    return json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(to_jsonable(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """As JSON has it: scalars of torch and NumPy become numbers, what is not finite becomes null."""
     if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [to_jsonable(item) for item in value]
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return to_jsonable(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,8 +24,8 @@ def masked_whiten(values_BT: Tensor, mask_BT: Tensor, *, keep_mean: bool = False
     """Scaled to unit variance over the mask, and shifted to zero mean unless `keep_mean`. Padding becomes 0."""
     mean = masked_mean(values_BT, mask_BT)
     variance = masked_mean((values_BT - mean) ** 2, mask_BT)
-    white = (values_BT - mean) * torch.rsqrt(variance + 1e-8)
-    return (white + mean if keep_mean else white) * mask_BT
+    whitened_BT = (values_BT - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened_BT + mean if keep_mean else whitened_BT) * mask_BT
 
 
 def sft(logps_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Metrics]:
@@ -59,8 +59,8 @@ def rao_kupper(better_B: Tensor, worse_B: Tensor, tie_B: Tensor, threshold: floa
     """
     margin_B = better_B - worse_B
     # 1 - sigmoid(a) - sigmoid(b) = (e^2t - 1) sigmoid(a) sigmoid(b) for a = margin - t, b = -margin - t: no difference of near-equals.
-    wins_B, loses_B = F.logsigmoid(margin_B - threshold), F.logsigmoid(-margin_B - threshold)
-    return -torch.where(tie_B, math.log(math.expm1(2 * threshold)) + wins_B + loses_B, wins_B)
+    log_p_better_B, log_p_worse_B = F.logsigmoid(margin_B - threshold), F.logsigmoid(-margin_B - threshold)
+    return -torch.where(tie_B, math.log(math.expm1(2 * threshold)) + log_p_better_B + log_p_worse_B, log_p_better_B)
 
 
 def centering(better_B: Tensor, worse_B: Tensor) -> Tensor:
@@ -91,16 +91,16 @@ def group_advantages(scores_PG: Tensor) -> Tensor:
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """The share of the returns' variance over the mask that the values account for; 1 at most."""
-    left = masked_mean((returns_BT - values_BT) ** 2, mask_BT)
-    whole = masked_mean((returns_BT - masked_mean(returns_BT, mask_BT)) ** 2, mask_BT)
-    return 1 - left / whole.clamp(min=1e-8)
+    residual_variance = masked_mean((returns_BT - values_BT) ** 2, mask_BT)
+    total_variance = masked_mean((returns_BT - masked_mean(returns_BT, mask_BT)) ** 2, mask_BT)
+    return 1 - residual_variance / total_variance.clamp(min=1e-8)
 
 
 def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, kl_coef: float) -> Tensor:
     """-kl_coef x KL on every token, plus the score on the last real token. Ziegler et al. 2019, equation 2."""
     rewards_BT = -kl_coef * kl_BT * mask_BT
-    last_B = mask_BT.sum(1).long().clamp(min=1) - 1
-    return rewards_BT.scatter_add(1, last_B[:, None], scores_B[:, None].to(rewards_BT.dtype))
+    last_index_B = mask_BT.sum(1).long().clamp(min=1) - 1
+    return rewards_BT.scatter_add(1, last_index_B[:, None], scores_B[:, None].to(rewards_BT.dtype))
 
 
 def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -109,47 +109,47 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, la
     The value after the last real token is 0: an answer ends there.
     """
     advantages_BT = torch.zeros_like(rewards_BT)
-    carried_B = torch.zeros_like(rewards_BT[:, 0])
-    next_B = torch.zeros_like(carried_B)
+    running_advantage_B = torch.zeros_like(rewards_BT[:, 0])
+    next_value_B = torch.zeros_like(running_advantage_B)
     for t in range(rewards_BT.shape[1] - 1, -1, -1):
-        delta_B = rewards_BT[:, t] + gamma * next_B - values_BT[:, t]
+        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
         # Padding stands to the right of an answer: over it nothing is carried and the next value stays 0.
-        carried_B = (delta_B + gamma * lam * carried_B) * mask_BT[:, t]
-        next_B = values_BT[:, t] * mask_BT[:, t]
-        advantages_BT[:, t] = carried_B
+        running_advantage_B = (delta_B + gamma * lam * running_advantage_B) * mask_BT[:, t]
+        next_value_B = values_BT[:, t] * mask_BT[:, t]
+        advantages_BT[:, t] = running_advantage_B
     return advantages_BT, (advantages_BT + values_BT) * mask_BT
 
 
 def ppo_policy(
-    logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, cliprange: float, tokens: Tensor | float
+    logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, cliprange: float, num_tokens: Tensor | float
 ) -> tuple[Tensor, Metrics]:
     """Clipped surrogate, summed over the mask and divided by `tokens`, the token count of the whole minibatch over all
     micro-batches and processes. Schulman et al. 2017, equation 7. The log-ratio is clamped to +-20.
     """
     log_ratio_BT = ((logps_BT - old_logps_BT) * mask_BT).clamp(-20, 20)
     ratio_BT = log_ratio_BT.exp()
-    plain_BT = -advantages_BT * ratio_BT
+    unclipped_BT = -advantages_BT * ratio_BT
     clipped_BT = -advantages_BT * ratio_BT.clamp(1 - cliprange, 1 + cliprange)
-    loss = (torch.maximum(plain_BT, clipped_BT) * mask_BT).sum() / tokens
+    loss = (torch.maximum(unclipped_BT, clipped_BT) * mask_BT).sum() / num_tokens
     with torch.no_grad():
         return loss, {
             "loss/policy_avg": loss.item(),
-            "policy/approxkl_avg": (0.5 * log_ratio_BT**2 * mask_BT).sum().item() / float(tokens),
-            "policy/clipfrac_avg": ((clipped_BT > plain_BT) * mask_BT).sum().item() / float(tokens),
-            "val/ratio": (ratio_BT * mask_BT).sum().item() / float(tokens),
+            "policy/approxkl_avg": (0.5 * log_ratio_BT**2 * mask_BT).sum().item() / float(num_tokens),
+            "policy/clipfrac_avg": ((clipped_BT > unclipped_BT) * mask_BT).sum().item() / float(num_tokens),
+            "val/ratio": (ratio_BT * mask_BT).sum().item() / float(num_tokens),
         }
 
 
 def ppo_value(
-    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, cliprange: float, tokens: Tensor | float
+    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, cliprange: float, num_tokens: Tensor | float
 ) -> tuple[Tensor, Metrics]:
     """Half the squared error of the value, the worse of clipped and unclipped, summed over the mask and divided by
     `tokens` as in `ppo_policy`. `cliprange` is in the units of the returns. Baselines' PPO2.
     """
     clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange, cliprange)
-    plain_BT, clipped_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
-    loss = 0.5 * (torch.maximum(plain_BT, clipped_BT) * mask_BT).sum() / tokens
+    unclipped_BT, clipped_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
+    loss = 0.5 * (torch.maximum(unclipped_BT, clipped_BT) * mask_BT).sum() / num_tokens
     return loss, {
         "loss/value_avg": loss.item(),
-        "val/clipfrac_avg": ((clipped_BT > plain_BT) * mask_BT).sum().item() / float(tokens),
+        "val/clipfrac_avg": ((clipped_BT > unclipped_BT) * mask_BT).sum().item() / float(num_tokens),
     }

@@ -6,24 +6,24 @@ import functools
 
 import inflect
 
-SAME = ("broccoli", "glasses", "jeans", "pants", "shorts", "skis", "sunglasses", "trousers")
+INVARIANT_NOUNS = ("broccoli", "glasses", "jeans", "pants", "shorts", "skis", "sunglasses", "trousers")
 
 
 @functools.cache
-def plural_of(noun: str) -> str:
+def pluralize(noun: str) -> str:
     """`traffic light` -> `traffic lights`; only the last word changes."""
     head, space, last = noun.rpartition(" ")
-    return noun if last in SAME or not last.isalpha() else f"{head}{space}{_engine().plural(last)}"
+    return noun if last in INVARIANT_NOUNS or not last.isalpha() else f"{head}{space}{_inflect_engine().plural(last)}"
 
 
 @functools.cache
-def singular_of(noun: str) -> str:
+def singularize(noun: str) -> str:
     """Back from `plural_of`; a noun that is singular stays."""
     head, space, last = noun.rpartition(" ")
-    one = False if last in SAME or not last.isalpha() else _engine().singular_noun(last)
-    return f"{head}{space}{one}" if one else noun
+    singular = False if last in INVARIANT_NOUNS or not last.isalpha() else _inflect_engine().singular_noun(last)
+    return f"{head}{space}{singular}" if singular else noun
 
 
 @functools.cache
-def _engine() -> inflect.engine:
+def _inflect_engine() -> inflect.engine:
     return inflect.engine()

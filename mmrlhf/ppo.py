@@ -27,23 +27,42 @@ from torch import Tensor
 from mmrlhf import claim_terms, losses
 from mmrlhf.artefact import load_reward_model
 from mmrlhf.config import PPOConfig
-from mmrlhf.facts import read_facts, render
+from mmrlhf.facts import read_facts, render_facts
 from mmrlhf.features import GIB
-from mmrlhf.files import write_whole
+from mmrlhf.files import write_atomic
 from mmrlhf.formats import read_examples
 from mmrlhf.loading import load
-from mmrlhf.memory import peak, plan
+from mmrlhf.memory import estimate_memory, peak_memory
 from mmrlhf.records import Example, Fact, InputError, Message
-from mmrlhf.rewards import RewardModel, fact_rm, prompt_with_facts
+from mmrlhf.rewards import RewardModel, make_fact_rm, prompt_with_facts
 from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.rollout import Answers, answer, hidden_states, logps, over_all, some, token_at, values
+from mmrlhf.rollout import (
+    SampledCompletions,
+    char_to_token,
+    hidden_states,
+    in_micro_batches,
+    logps,
+    sample_completions,
+    select_prompts,
+    values,
+)
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
-from mmrlhf.sampling import Sampling
-from mmrlhf.terms import Entry, Sample, Term, alarms, guards, ledger, ledger_rows, parse, resolve
-from mmrlhf.training import apply, learning_rate_factor, pieces, rows_of_step, total_steps
+from mmrlhf.sampling import SamplingParams
+from mmrlhf.terms import (
+    RewardBreakdown,
+    RewardFunction,
+    Sample,
+    hacking_metrics,
+    hacking_warnings,
+    ledger_rows,
+    parse_reward_spec,
+    resolve_rewards,
+    score_samples,
+)
+from mmrlhf.training import batch_indices, lr_multiplier, optimizer_step, split_minibatches, total_steps
 from mmrlhf.vlm import VLM, Prompt
 
-Measure = Callable[[VLM], Mapping[str, float]]
+EvalFunction = Callable[[VLM], Mapping[str, float]]
 """Called now and then under the policy's adapter; what it returns is logged. It decides nothing."""
 
 
@@ -52,30 +71,32 @@ class Rollout:
     """Answers with all that their update needs, [N, T] each: log-probs under the policy that gave them and under the reference,
     advantages, and (zeros without a critic) values and returns. `critic_prompts` are the prompts as the critic reads them."""
 
-    out: Answers
+    completions: SampledCompletions
     critic_prompts: list[Prompt]
-    old_NT: Tensor
-    ref_NT: Tensor
+    old_logps_NT: Tensor
+    ref_logps_NT: Tensor
     advantages_NT: Tensor
     values_NT: Tensor
     returns_NT: Tensor
 
-    def of(self, prompts: Sequence[int]) -> Rollout:
+    def select(self, prompt_indices: Sequence[int]) -> Rollout:
         """That of some prompts."""
-        out, where = some(self.out, prompts)
-        rest = (self.old_NT, self.ref_NT, self.advantages_NT, self.values_NT, self.returns_NT)
-        return Rollout(out, [self.critic_prompts[p] for p in sorted(prompts)], *(tensor[where] for tensor in rest))
+        completions, answer_indices = select_prompts(self.completions, prompt_indices)
+        tensors = (self.old_logps_NT, self.ref_logps_NT, self.advantages_NT, self.values_NT, self.returns_NT)
+        return Rollout(
+            completions, [self.critic_prompts[p] for p in sorted(prompt_indices)], *(tensor[answer_indices] for tensor in tensors)
+        )
 
     @property
-    def read_by_critic(self) -> Answers:
-        return replace(self.out, prompts=self.critic_prompts)
+    def critic_completions(self) -> SampledCompletions:
+        return replace(self.completions, prompts=self.critic_prompts)
 
 
 def ppo(
     config: PPOConfig,
     examples: Sequence[Example] | None = None,
-    measure: Measure | None = None,
-    more_terms: Mapping[str, Term] | None = None,
+    eval_function: EvalFunction | None = None,
+    extra_reward_functions: Mapping[str, RewardFunction] | None = None,
 ) -> Path:
     """Train on prompts from `examples`, or from the configured data set; returns the adapter's directory.
 
@@ -92,297 +113,339 @@ def ppo(
         )
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
-    target = run.path / "policy"
+    adapter_dir = run.path / "policy"
     if run.finished:
-        return target
+        return adapter_dir
     if examples is None:
         facts = read_facts(config.facts_file) if config.facts_file else None
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
 
     # Four roles; on one base where the reward model belongs to it
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
-    planned = sum(item.bytes for item in plan(config, vlm.model))
+    estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model))
     adapters = Adapters(vlm)
-    models = _reward_models(config, adapters, accelerator)
-    judge = claim_terms.judge_of(config, adapters)
-    on_claims = judge.terms(config.reward_terms) if judge else {}
-    terms = resolve(
-        config.reward_terms, {"fact_rm": fact_rm(models, config.uncertainty_penalty), **on_claims, **(more_terms or {})}
+    reward_models = _load_reward_models(config, adapters, accelerator)
+    claim_scorer = claim_terms.build_claim_scorer(config, adapters)
+    claim_reward_functions = claim_scorer.reward_functions(config.reward_terms) if claim_scorer else {}
+    weighted_rewards = resolve_rewards(
+        config.reward_terms,
+        {
+            "fact_rm": make_fact_rm(reward_models, config.uncertainty_penalty),
+            **claim_reward_functions,
+            **(extra_reward_functions or {}),
+        },
     )
-    shared = bool(models) and models[0].role.adapters is adapters
+    shares_base = bool(reward_models) and reward_models[0].role.adapters is adapters
     adapters.add("policy", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
     policy, reference = Role(adapters, "policy"), Role(adapters, None)
-    trainable = [{"params": policy.parameters(), "peak": config.learning_rate}]
+    param_groups = [{"params": policy.parameters(), "peak": config.learning_rate}]
     critic = None
     if config.advantage_estimator == "gae":
-        if shared:  # the critic starts as the reward model
-            adapters.load("value", Path(_paths(config)[0]), trainable=True)
+        if shares_base:  # the critic starts as the reward model
+            adapters.load("value", Path(_reward_model_paths(config)[0]), trainable=True)
         else:
             adapters.add("value", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
         critic = Role(adapters, "value", scalar_head(torch.zeros(vlm.hidden_size, device=vlm.device)))
-        trainable.append({"params": critic.parameters(), "peak": config.critic_learning_rate or config.learning_rate})
-    trained = [role for role in (policy, critic) if role is not None]
-    parameters = [p for role in trained for p in role.parameters()]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
-    how = Sampling(config.response_length, config.temperature, min_tokens=config.min_new_tokens)
+        param_groups.append({"params": critic.parameters(), "peak": config.critic_learning_rate or config.learning_rate})
+    trained_roles = [role for role in (policy, critic) if role is not None]
+    parameters = [p for role in trained_roles for p in role.parameters()]
+    optimizer = torch.optim.AdamW(param_groups, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
+    sampling_params = SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens)
 
-    size = config.per_device_train_batch_size * accelerator.num_processes
-    total, first = total_steps(config, len(examples), accelerator.num_processes), 0
-    if found := run.resume():
-        first, tensors, _ = found
-        for role in trained:
-            role.restore(tensors)
+    batch_size = config.per_device_train_batch_size * accelerator.num_processes
+    num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
+    if resumed := run.resume():
+        start_step, tensors, _ = resumed
+        for role in trained_roles:
+            role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
 
-    def measured() -> dict[str, float]:
-        if measure is None or not accelerator.is_main_process:
+    def run_eval() -> dict[str, float]:
+        if eval_function is None or not accelerator.is_main_process:
             return {}
         with policy.active():
-            return {f"eval/{k}": v for k, v in measure(vlm).items()}
+            return {f"eval/{k}": v for k, v in eval_function(vlm).items()}
 
-    if first == 0:
-        run.log(0, measured())
+    if start_step == 0:
+        run.log(0, run_eval())
 
-    recent: list[dict[str, float]] = []
-    with run.progress(total, first, "ppo") as steps:
-        for step in range(first, total):
-            began = time.time()
+    recent_metrics: list[dict[str, float]] = []
+    with run.progress(num_steps, start_step, "ppo") as progress_bar:
+        for step in range(start_step, num_steps):
+            start_time = time.time()
             # 1. Prompts
-            rows = [examples[i] for i in rows_of_step(step, size, len(examples), config.seed)]
-            mine = rows[accelerator.process_index :: accelerator.num_processes]
+            rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
+            local_rows = rows[accelerator.process_index :: accelerator.num_processes]
 
             # 2. Rollout
             with policy.active():
-                out = answer(
-                    vlm, mine, how, num_generations=config.num_generations, seed=config.seed, step=step,
+                completions = sample_completions(
+                    vlm, local_rows, sampling_params, num_generations=config.num_generations, seed=config.seed, step=step,
                     max_length=config.max_length - config.response_length,
                 )  # fmt: skip
-            mask_NT = out.mask_NT.float()
+            mask_NT = completions.mask_NT.float()
 
             # 3. Rewards, term by term
-            each = config.num_generations
-            lengths = out.mask_NT.sum(1).tolist()
+            num_generations = config.num_generations
+            lengths = completions.mask_NT.sum(1).tolist()
             samples = [
-                Sample(e.id, e.images, e.prompt, out.texts[n], e.facts, e.answer, e.meta,
-                       tokens=int(lengths[n]), most=config.response_length, ended=bool(out.ended_N[n]))
-                for i, e in enumerate(mine) for n in range(i * each, (i + 1) * each)
+                Sample(e.id, e.images, e.prompt, completions.texts[n], e.facts, e.answer, e.meta,
+                       num_tokens=int(lengths[n]), max_tokens=config.response_length, finished=bool(completions.finished_N[n]))
+                for i, e in enumerate(local_rows) for n in range(i * num_generations, (i + 1) * num_generations)
             ]  # fmt: skip
-            entries = ledger(terms, samples, run.path / "failed_term.json")
-            scores_N = torch.tensor([entry.total for entry in entries], device=vlm.device)
+            breakdowns = score_samples(weighted_rewards, samples, run.path / "failed_term.json")
+            scores_N = torch.tensor([breakdown.total for breakdown in breakdowns], device=vlm.device)
 
             # 4. Log-probs of policy and reference, values. In float32 the rollout's own are the policy's; in bfloat16 another kernel
             # differs by hundredths of a nat, and the update's is asked.
-            old_NT = out.logps_NT if config.dtype == "float32" else over_all(logps, policy, out)
-            ref_NT = over_all(logps, reference, out)
-            kl_NT = losses.kl_k1(old_NT, ref_NT)
+            old_logps_NT = completions.logps_NT if config.dtype == "float32" else in_micro_batches(logps, policy, completions)
+            ref_logps_NT = in_micro_batches(logps, reference, completions)
+            kl_NT = losses.kl_k1(old_logps_NT, ref_logps_NT)
             if step == 0:
-                gap = float((kl_NT * mask_NT).abs().max())
-                if gap > (1e-3 if config.dtype == "float32" else 0.2):
+                max_kl = float((kl_NT * mask_NT).abs().max())
+                if max_kl > (1e-3 if config.dtype == "float32" else 0.2):
                     raise RuntimeError(
-                        f"before the first step policy and reference differ by {gap:.2g} nats: the base is not the reference"
+                        f"before the first step policy and reference differ by {max_kl:.2g} nats: the base is not the reference"
                     )
 
             # 5. Advantages: by the critic, of rewards that the KL shapes; or within each prompt's answers
-            critic_prompts = out.prompts
+            critic_prompts = completions.prompts
             if critic is not None:
                 if config.critic_sees_facts:
-                    critic_prompts = _with_facts(vlm, mine, config.max_length - config.response_length, models)
-                values_NT = over_all(values, critic, replace(out, prompts=critic_prompts))
-                at_end = config.spans_paid == "at_end"
-                whole_N = torch.tensor([entry.total if at_end else entry.whole for entry in entries], device=vlm.device)
-                rewards_NT = losses.token_rewards(whole_N, kl_NT, mask_NT, config.kl_coef)
-                if not at_end:
-                    rewards_NT = rewards_NT + _of_spans(vlm, out, entries)
-                paid_N = rewards_NT.sum(1)
+                    critic_prompts = _critic_prompts_with_facts(
+                        vlm, local_rows, config.max_length - config.response_length, reward_models
+                    )
+                values_NT = in_micro_batches(values, critic, replace(completions, prompts=critic_prompts))
+                credit_last_token = config.span_credit == "last_token"
+                last_token_rewards_N = torch.tensor(
+                    [breakdown.total if credit_last_token else breakdown.answer_total for breakdown in breakdowns],
+                    device=vlm.device,
+                )
+                rewards_NT = losses.token_rewards(last_token_rewards_N, kl_NT, mask_NT, config.kl_coef)
+                if not credit_last_token:
+                    rewards_NT = rewards_NT + _span_rewards(vlm, completions, breakdowns)
+                total_rewards_N = rewards_NT.sum(1)
                 if config.whiten_rewards:
                     rewards_NT = _whiten(accelerator, rewards_NT, mask_NT, keep_mean=True)
                 advantages_NT, returns_NT = losses.gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
                 advantages_NT = _whiten(accelerator, advantages_NT, mask_NT)
             else:
-                paid_N = scores_N
-                values_NT = returns_NT = torch.zeros_like(old_NT)
-                advantages_NT = losses.group_advantages(scores_N.view(-1, each)).view(-1, 1) * mask_NT
-            rollout = Rollout(out, critic_prompts, old_NT, ref_NT, advantages_NT, values_NT, returns_NT)
+                total_rewards_N = scores_N
+                values_NT = returns_NT = torch.zeros_like(old_logps_NT)
+                advantages_NT = losses.group_advantages(scores_N.view(-1, num_generations)).view(-1, 1) * mask_NT
+            rollout = Rollout(completions, critic_prompts, old_logps_NT, ref_logps_NT, advantages_NT, values_NT, returns_NT)
 
             # 6. Epochs of minibatches
-            factor = learning_rate_factor(config, step, total)
-            for options in optimizer.param_groups:
-                options["lr"] = options["peak"] * factor
-            updates: list[dict[str, float]] = []
+            lr_factor = lr_multiplier(config, step, num_steps)
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = param_group["peak"] * lr_factor
+            update_metrics: list[dict[str, float]] = []
             for epoch in range(config.num_ppo_epochs):
-                order = rows_of_step(0, len(mine), len(mine), config.seed + 1000 * step + epoch)
-                for prompts in pieces(order, config.num_mini_batches):
-                    minibatch = rollout.of(prompts)
-                    tokens = accelerator.reduce(minibatch.out.mask_NT.sum().float(), "sum")
-                    sums = vlm.budget.within(_gradients, config, accelerator, optimizer, policy, critic, minibatch, tokens)
+                prompt_order = batch_indices(0, len(local_rows), len(local_rows), config.seed + 1000 * step + epoch)
+                for prompt_indices in split_minibatches(prompt_order, config.num_mini_batches):
+                    minibatch = rollout.select(prompt_indices)
+                    num_tokens = accelerator.reduce(minibatch.completions.mask_NT.sum().float(), "sum")
+                    local_metrics = vlm.budget.retry_on_oom(
+                        _accumulate_gradients, config, accelerator, optimizer, policy, critic, minibatch, num_tokens
+                    )
                     # Local sums over global token counts: the sum over processes is the mean over tokens.
-                    metrics = {k: float(accelerator.reduce(torch.tensor(v, device=vlm.device), "sum")) for k, v in sums.items()}
-                    if not updates and config.dtype == "float32":
+                    metrics = {
+                        k: float(accelerator.reduce(torch.tensor(v, device=vlm.device), "sum")) for k, v in local_metrics.items()
+                    }
+                    if not update_metrics and config.dtype == "float32":
                         assert abs(metrics["val/ratio"] - 1) < 1e-3, (
                             f"the first minibatch's ratio is {metrics['val/ratio']:.4f}, not 1"
                         )
-                    metrics["grad_norm"] = apply(accelerator, optimizer, parameters, config.max_grad_norm)
-                    updates.append(metrics)
+                    metrics["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)
+                    update_metrics.append(metrics)
 
             # 7. Log
-            seen = {
+            batch_metrics = {
                 "objective/kl": (kl_NT * mask_NT).sum(1).mean(),
-                "objective/entropy": out.entropy_NT.sum(1).mean(),
+                "objective/entropy": completions.entropy_NT.sum(1).mean(),
                 "objective/non_score_reward": (-config.kl_coef * kl_NT * mask_NT).sum(1).mean(),
                 "objective/rlhf_reward": scores_N.mean() - config.kl_coef * (kl_NT * mask_NT).sum(1).mean(),
                 "objective/scores": scores_N.mean(),
-                "policy/entropy_avg": losses.masked_mean(out.entropy_NT, mask_NT),
+                "policy/entropy_avg": losses.masked_mean(completions.entropy_NT, mask_NT),
                 "completions/mean_length": mask_NT.sum(1).mean(),
             }
-            told = {f"rewards/{t.name}/mean": fmean(entry.terms[t.name] for entry in entries) for t in terms}
-            told |= guards(samples, scores_N.tolist(), each)
-            if judge is not None:
-                told |= claim_terms.guards(judge.said(samples))
-                for who in judge.names:
-                    told |= claim_terms.rates(judge.verdicts(samples, who), who)
-            seen |= {k: torch.tensor(v, device=vlm.device) for k, v in told.items()}
-            if critic is not None:
-                seen["critic/vf_explained_var"] = losses.explained_variance(values_NT, returns_NT, mask_NT)
-            log = {
-                "eps": len(rows) * each / max(time.time() - began, 1e-6),
-                **{k: v.item() for k, v in accelerator.reduce(seen, "mean").items()},
-                "val/num_eos_tokens": accelerator.reduce(out.ended_N.sum().float(), "sum").item(),
-                **{k: sum(u[k] for u in updates) / len(updates) for k in updates[0]},
-                "val/ratio_first": updates[0]["val/ratio"],
-                "lr": config.learning_rate * factor,
-                "episode": float((step + 1) * size * each),
-                "image_encodes": float(vlm.encodes),
-                "memory/peak_gib": peak() / GIB,
-                "memory/planned_gib": planned / GIB,
-                "image_encodes_again": float(vlm.encoder.cache.count.again),
+            reward_metrics = {
+                f"rewards/{weighted_reward.name}/mean": fmean(breakdown.terms[weighted_reward.name] for breakdown in breakdowns)
+                for weighted_reward in weighted_rewards
             }
-            if (step + 1) % config.eval_steps == 0 or step + 1 == total:
-                log |= measured()
-            steps.advance()
-            if step == first:
-                run.say(
-                    f"memory: {peak() / GIB:.2f} GiB at most, {planned / GIB:.2f} planned (`mmrlhf plan ppo`; a process without a model not counted)"
+            reward_metrics |= hacking_metrics(samples, scores_N.tolist(), num_generations)
+            if claim_scorer is not None:
+                reward_metrics |= claim_terms.claim_hacking_metrics(claim_scorer.extract(samples))
+                for verifier_name in claim_scorer.verifier_names:
+                    reward_metrics |= claim_terms.verdict_rates(claim_scorer.verdicts(samples, verifier_name), verifier_name)
+            batch_metrics |= {k: torch.tensor(v, device=vlm.device) for k, v in reward_metrics.items()}
+            if critic is not None:
+                batch_metrics["critic/vf_explained_var"] = losses.explained_variance(values_NT, returns_NT, mask_NT)
+            step_metrics = {
+                "eps": len(rows) * num_generations / max(time.time() - start_time, 1e-6),
+                **{k: v.item() for k, v in accelerator.reduce(batch_metrics, "mean").items()},
+                "val/num_eos_tokens": accelerator.reduce(completions.finished_N.sum().float(), "sum").item(),
+                **{k: sum(u[k] for u in update_metrics) / len(update_metrics) for k in update_metrics[0]},
+                "val/ratio_first": update_metrics[0]["val/ratio"],
+                "lr": config.learning_rate * lr_factor,
+                "episode": float((step + 1) * batch_size * num_generations),
+                "image_encodes": float(vlm.image_encodes),
+                "memory/peak_gib": peak_memory() / GIB,
+                "memory/planned_gib": estimated_bytes / GIB,
+                "image_reencodes": float(vlm.encoder.cache.counters.reencodes),
+            }
+            if (step + 1) % config.eval_steps == 0 or step + 1 == num_steps:
+                step_metrics |= run_eval()
+            progress_bar.advance()
+            if step == start_step:
+                run.print(
+                    f"memory: {peak_memory() / GIB:.2f} GiB at most, {estimated_bytes / GIB:.2f} planned (`mmrlhf plan ppo`; a process without a model not counted)"
                 )
-            show = (step + 1) % config.logging_steps == 0
-            run.log(step + 1, log)
-            claimed = judge.kept(samples) if judge is not None else None
-            run.ledger(step + 1, gather_object(ledger_rows(samples, entries, paid_N.tolist(), claimed)))
-            recent.append(log)
-            if show or step + 1 == total:
-                for text in alarms({k: fmean(r[k] for r in recent) for k in log if k.startswith("guard/")}):
-                    run.alarm(step + 1, text)
-                recent.clear()
-            if show and config.num_sample_generations:
-                shown = list(range(0, len(out.texts), max(1, len(out.texts) // config.num_sample_generations)))
-                run.samples(
+            should_log = (step + 1) % config.logging_steps == 0
+            run.log(step + 1, step_metrics)
+            claim_rows = claim_scorer.ledger_rows(samples) if claim_scorer is not None else None
+            run.log_ledger(step + 1, gather_object(ledger_rows(samples, breakdowns, total_rewards_N.tolist(), claim_rows)))
+            recent_metrics.append(step_metrics)
+            if should_log or step + 1 == num_steps:
+                for warning in hacking_warnings(
+                    {k: fmean(r[k] for r in recent_metrics) for k in step_metrics if k.startswith("hacking/")}
+                ):
+                    run.warn(step + 1, warning)
+                recent_metrics.clear()
+            if should_log and config.num_sample_generations:
+                sample_indices = list(
+                    range(0, len(completions.texts), max(1, len(completions.texts) // config.num_sample_generations))
+                )
+                run.log_samples(
                     step + 1,
                     [
                         {
-                            "prompt": mine[i // each].prompt[-1].content,
-                            "id": mine[i // each].id,
-                            "answer": out.texts[i],
+                            "prompt": local_rows[i // num_generations].prompt[-1].content,
+                            "id": local_rows[i // num_generations].id,
+                            "answer": completions.texts[i],
                             "score": round(float(scores_N[i]), 3),
                         }
-                        for i in shown[: config.num_sample_generations]
+                        for i in sample_indices[: config.num_sample_generations]
                     ],
                 )
             # 8. Save
-            if (step + 1) % config.save_steps == 0 and step + 1 < total:
-                roles = {k: v for role in trained for k, v in role.tensors().items()}
-                run.save(step + 1, {**roles, **optimizer_tensors(optimizer)}, {})
+            if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
+                role_tensors = {k: v for role in trained_roles for k, v in role.state_dict().items()}
+                run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer)}, {})
 
     if accelerator.is_main_process:
-        adapters.save("policy", target)
-        write_whole(target / "base.json", json.dumps({"base": vlm.name, "base_fingerprint": vlm.fingerprint}))
-        run.finish({"steps": total, "kl": log["objective/kl"] if total > first else None})
+        adapters.save("policy", adapter_dir)
+        write_atomic(adapter_dir / "base.json", json.dumps({"base": vlm.name, "base_fingerprint": vlm.fingerprint}))
+        run.finish({"steps": num_steps, "kl": step_metrics["objective/kl"] if num_steps > start_step else None})
     accelerator.wait_for_everyone()
-    return target
+    return adapter_dir
 
 
-def _paths(config: PPOConfig) -> list[str]:
+def _reward_model_paths(config: PPOConfig) -> list[str]:
     return [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
 
 
-def _reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
+def _load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
     """Those that the term fact_rm reads; none where it is not asked for. Raises InputError for one that fails too many probes."""
-    if "fact_rm" not in parse(config.reward_terms):
+    if "fact_rm" not in parse_reward_spec(config.reward_terms):
         return []
-    if not _paths(config):
+    if not _reward_model_paths(config):
         raise InputError("reward_terms names fact_rm: give --reward_model_path, or leave fact_rm out")
-    models = []
-    for number, path in enumerate(_paths(config)):
-        name = "reward" if number == 0 else f"reward_{number}"
-        model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, name)
-        if config.min_probe_rate and not model.probes:
+    reward_models = []
+    for index, path in enumerate(_reward_model_paths(config)):
+        adapter_name = "reward" if index == 0 else f"reward_{index}"
+        reward_model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, adapter_name)
+        if config.min_probe_detection_rate and not reward_model.probes:
             print(
                 f"note: reward model {path} was never probed for false claims: it was trained without facts that such claims are made of"
             )
-        for kind, rate in model.probes.items():
-            if rate < config.min_probe_rate:
+        for kind, detection_rate in reward_model.probes.items():
+            if detection_rate < config.min_probe_detection_rate:
                 raise InputError(
-                    f"reward model {path} lowers its score for {rate:.0%} of planted false claims of type {kind}, less than "
-                    f"min_probe_rate {config.min_probe_rate:g}: a policy would learn to make them; train it on such pairs, or lower "
+                    f"reward model {path} lowers its score for {detection_rate:.0%} of planted false claims of type {kind}, less than "
+                    f"min_probe_detection_rate {config.min_probe_detection_rate:g}: a policy would learn to make them; train it on such pairs, or lower "
                     "--min_probe_rate"
                 )
-        models.append(model)
-    return models
+        reward_models.append(reward_model)
+    return reward_models
 
 
-def _with_facts(vlm: VLM, rows: Sequence[Example], limit: int, models: Sequence[RewardModel]) -> list[Prompt]:
+def _critic_prompts_with_facts(
+    vlm: VLM, examples: Sequence[Example], max_length: int, reward_models: Sequence[RewardModel]
+) -> list[Prompt]:
     """Prompts as a critic reads them that is told the facts, in the words of the first reward model that reads them."""
 
-    def plainly(prompt: Sequence[Message], facts: Sequence[Fact]) -> str:
-        return render(facts, zlib.crc32(repr((prompt, facts)).encode()))
+    def render_default(prompt: Sequence[Message], facts: Sequence[Fact]) -> str:
+        return render_facts(facts, zlib.crc32(repr((prompt, facts)).encode()))
 
-    write = next((model.rendered for model in models if model.facts == "given"), plainly)
-    texts = [write(e.prompt, e.facts) for e in rows]
-    told = [(prompt_with_facts(e.prompt, text), e.images) for e, text in zip(rows, texts, strict=True)]
-    return vlm.prompts(told, limit, [e.id for e in rows])
+    render_for_critic = next(
+        (reward_model.facts_text for reward_model in reward_models if reward_model.facts == "given"), render_default
+    )
+    facts_texts = [render_for_critic(e.prompt, e.facts) for e in examples]
+    conversations = [
+        (prompt_with_facts(e.prompt, facts_text), e.images) for e, facts_text in zip(examples, facts_texts, strict=True)
+    ]
+    return vlm.build_prompts(conversations, max_length, [e.id for e in examples])
 
 
-def _of_spans(vlm: VLM, out: Answers, entries: Sequence[Entry]) -> Tensor:
+def _span_rewards(vlm: VLM, completions: SampledCompletions, breakdowns: Sequence[RewardBreakdown]) -> Tensor:
     """What terms pay for spans of characters [N, T]: each at the token that completes its span."""
-    paid_NT = torch.zeros_like(out.logps_NT)
-    for n, entry in enumerate(entries):
-        if any(entry.spans.values()):
-            at = token_at(vlm, out.ids_NT[n][out.mask_NT[n].bool()], out.texts[n])
-            for spans in entry.spans.values():
-                for _, end, worth in spans:
-                    paid_NT[n, at[end - 1]] += worth
-    return paid_NT
+    rewards_NT = torch.zeros_like(completions.logps_NT)
+    for n, breakdown in enumerate(breakdowns):
+        if any(breakdown.spans.values()):
+            token_of_char = char_to_token(vlm, completions.token_ids_NT[n][completions.mask_NT[n].bool()], completions.texts[n])
+            for spans in breakdown.spans.values():
+                for _, end, span_reward in spans:
+                    rewards_NT[n, token_of_char[end - 1]] += span_reward
+    return rewards_NT
 
 
-def _gradients(
+def _accumulate_gradients(
     config: PPOConfig,
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
     policy: Role,
     critic: Role | None,
-    batch: Rollout,
-    tokens: Tensor,
+    minibatch: Rollout,
+    num_tokens: Tensor,
 ) -> dict[str, float]:
     """Gradients and metrics of one minibatch, whose answers go through the model a micro-batch at a time. `tokens` is its count over all
     processes."""
     optimizer.zero_grad(set_to_none=True)
-    sums: Counter[str] = Counter()
-    mask_NT = batch.out.mask_NT.float()
-    for at, hidden in hidden_states(policy, batch.out):
-        t = hidden.shape[1]
-        new, m = logps(policy, batch.out, hidden, at), mask_NT[at, :t]
-        loss, metrics = losses.ppo_policy(new, batch.old_NT[at, :t], batch.advantages_NT[at, :t], m, config.cliprange, tokens)
+    metric_sums: Counter[str] = Counter()
+    mask_NT = minibatch.completions.mask_NT.float()
+    for answer_indices, hidden_NTD in hidden_states(policy, minibatch.completions):
+        width = hidden_NTD.shape[1]
+        new_NT, micro_mask_NT = logps(policy, minibatch.completions, hidden_NTD, answer_indices), mask_NT[answer_indices, :width]
+        loss, metrics = losses.ppo_policy(
+            new_NT,
+            minibatch.old_logps_NT[answer_indices, :width],
+            minibatch.advantages_NT[answer_indices, :width],
+            micro_mask_NT,
+            config.cliprange,
+            num_tokens,
+        )
         if critic is None:
-            loss = loss + config.kl_coef * (losses.kl_k3(new, batch.ref_NT[at, :t]) * m).sum() / tokens
+            loss = (
+                loss
+                + config.kl_coef
+                * (losses.kl_k3(new_NT, minibatch.ref_logps_NT[answer_indices, :width]) * micro_mask_NT).sum()
+                / num_tokens
+            )
         accelerator.backward(loss)
-        sums.update(metrics)
+        metric_sums.update(metrics)
     if critic is not None:
-        for at, hidden in hidden_states(critic, batch.read_by_critic):
-            t = hidden.shape[1]
-            new, m = values(critic, batch.out, hidden, at), mask_NT[at, :t]
-            old, returns = batch.values_NT[at, :t], batch.returns_NT[at, :t]
-            loss, metrics = losses.ppo_value(new, old, returns, m, config.cliprange_value, tokens)
+        for answer_indices, hidden_NTD in hidden_states(critic, minibatch.critic_completions):
+            width = hidden_NTD.shape[1]
+            new_NT, micro_mask_NT = (
+                values(critic, minibatch.completions, hidden_NTD, answer_indices),
+                mask_NT[answer_indices, :width],
+            )
+            old_values_NT, returns_NT = minibatch.values_NT[answer_indices, :width], minibatch.returns_NT[answer_indices, :width]
+            loss, metrics = losses.ppo_value(new_NT, old_values_NT, returns_NT, micro_mask_NT, config.cliprange_value, num_tokens)
             accelerator.backward(config.vf_coef * loss)
-            sums.update(metrics)
-    return dict(sums)
+            metric_sums.update(metrics)
+    return dict(metric_sums)
 
 
 def _whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:
@@ -390,7 +453,7 @@ def _whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, kee
     if accelerator.num_processes == 1:
         return losses.masked_whiten(values_NT, mask_NT, keep_mean=keep_mean)
     sums = torch.stack([mask_NT.sum(), (values_NT * mask_NT).sum(), (values_NT**2 * mask_NT).sum()])
-    count, total, square = accelerator.reduce(sums, "sum")
+    count, total, sum_of_squares = accelerator.reduce(sums, "sum")
     mean = total / count
-    white_NT = (values_NT - mean) * torch.rsqrt(square / count - mean**2 + 1e-8)
-    return (white_NT + mean if keep_mean else white_NT) * mask_NT
+    whitened_NT = (values_NT - mean) * torch.rsqrt(sum_of_squares / count - mean**2 + 1e-8)
+    return (whitened_NT + mean if keep_mean else whitened_NT) * mask_NT

@@ -14,21 +14,21 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mmrlhf.damage import contradicted, parted
+from mmrlhf.damage import negate_facts, split_relation
 from mmrlhf.records import Fact, Preference
-from mmrlhf.rewards import Group, RewardModel
+from mmrlhf.rewards import AnswerGroup, RewardModel
 
-Kind = Literal["object", "attribute", "count", "relation"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-Words = dict[Kind, str]
-PROBED: Words = {
+ProbeKind = Literal["object", "attribute", "count", "relation"]
+PROBE_KINDS: tuple[ProbeKind, ...] = get_args(ProbeKind)
+Templates = dict[ProbeKind, str]
+PROBE_TEMPLATES: Templates = {
     "object": "It also has {}.",
     "attribute": "Its {} looks {}.",
     "count": "Altogether one counts {}.",
     "relation": "The {} stands {} the {}.",
 }
 """How a probe says it. Nothing is ever trained on these words."""
-LEARNT: Words = {
+TRAIN_TEMPLATES: Templates = {
     "object": "There is {} as well.",
     "attribute": "The {} is {}.",
     "count": "I count {}.",
@@ -37,93 +37,109 @@ LEARNT: Words = {
 
 
 @dataclass(frozen=True)
-class Planted:
+class Probe:
     """A good answer (`group` has it, and the row's facts) with a false claim added, and with a true one made the same way."""
 
-    kind: Kind
-    group: Group
-    false: str
-    true: str
+    kind: ProbeKind
+    group: AnswerGroup
+    false_answer: str
+    true_answer: str
 
 
-def plant(preferences: Sequence[Preference], truths: Mapping[str, Sequence[Fact]] | None = None, seed: int = 0) -> list[Planted]:
+def make_probes(
+    preferences: Sequence[Preference], true_facts: Mapping[str, Sequence[Fact]] | None = None, seed: int = 0
+) -> list[Probe]:
     """One probe of each kind for each row whose facts allow it. `truths` by row id are what is true of a picture, where more is known
     than the reward model is given."""
-    said = {p.id: tuple((truths or {}).get(p.id, p.facts)) for p in preferences}
-    others = [fact for facts in said.values() for fact in facts]
-    found = []
+    facts_by_id = {p.id: tuple((true_facts or {}).get(p.id, p.facts)) for p in preferences}
+    other_facts = [fact for facts in facts_by_id.values() for fact in facts]
+    probes = []
     for p in preferences:
         rng = np.random.default_rng([seed, zlib.crc32(p.id.encode())])
-        group = Group(p.images, p.prompt, (p.chosen,), p.facts, p.id)
-        for kind in KINDS:
-            if pair := _sentences(kind, PROBED, said[p.id], others, p.chosen, rng):
-                found.append(Planted(kind, group, *(f"{p.chosen.rstrip()} {sentence}" for sentence in pair)))
-    return found
+        group = AnswerGroup(p.images, p.prompt, (p.chosen,), p.facts, p.id)
+        for kind in PROBE_KINDS:
+            if sentences := _false_and_true_sentence(kind, PROBE_TEMPLATES, facts_by_id[p.id], other_facts, p.chosen, rng):
+                probes.append(Probe(kind, group, *(f"{p.chosen.rstrip()} {sentence}" for sentence in sentences)))
+    return probes
 
 
-def learnt(row: Preference, others: Sequence[Fact], rng: np.random.Generator) -> Preference | None:
+def make_training_pair(row: Preference, other_facts: Sequence[Fact], rng: np.random.Generator) -> Preference | None:
     """A pair to train on in place of the row: its best answer with a false claim of a drawn kind is worse than with a true one, or
     (drawn) than without. None where the row's facts allow no claim. As right as the facts are."""
-    for kind in rng.permutation(KINDS):
-        if pair := _sentences(kind, LEARNT, row.facts, others, row.chosen, rng):
-            false, true = (f"{row.chosen.rstrip()} {sentence}" for sentence in pair)
-            better = true if rng.random() < 0.5 else row.chosen
-            return replace(row, answers=(better, false), ranks=(1, 2), ratings=())
+    for kind in rng.permutation(PROBE_KINDS):
+        if sentences := _false_and_true_sentence(kind, TRAIN_TEMPLATES, row.facts, other_facts, row.chosen, rng):
+            false_answer, true_answer = (f"{row.chosen.rstrip()} {sentence}" for sentence in sentences)
+            better_answer = true_answer if rng.random() < 0.5 else row.chosen
+            return replace(row, answers=(better_answer, false_answer), ranks=(1, 2), ratings=())
     return None
 
 
-def _sentences(
-    kind: Kind, words: Words, facts: Sequence[Fact], others: Sequence[Fact], answer: str, rng: np.random.Generator
+def _false_and_true_sentence(
+    kind: ProbeKind,
+    templates: Templates,
+    facts: Sequence[Fact],
+    other_facts: Sequence[Fact],
+    answer: str,
+    rng: np.random.Generator,
 ) -> tuple[str, str] | None:
     """A false sentence and a true one of the same make; None where the facts give neither."""
     if kind == "object":
-        known = " ".join([answer, *(f.text for f in facts)]).lower().split()
-        known_stems = {word.strip(".,;").rstrip("s") for word in known}
-        strange = [f for f in others if f.kind == "object" and f.text.lower().split()[-1].rstrip("s") not in known_stems]
-        mine = [f for f in facts if f.kind == "object"]
-        if not strange or not mine:
+        known_words = " ".join([answer, *(f.text for f in facts)]).lower().split()
+        known_stems = {word.strip(".,;").rstrip("s") for word in known_words}
+        absent_objects = [
+            f for f in other_facts if f.kind == "object" and f.text.lower().split()[-1].rstrip("s") not in known_stems
+        ]
+        present_objects = [f for f in facts if f.kind == "object"]
+        if not absent_objects or not present_objects:
             return None
-        return tuple(words[kind].format(_article(f.text)) for f in (_one(strange, rng), _one(mine, rng)))  # type: ignore[return-value]
-    of: tuple[str, ...] = ("object", "attribute") if kind == "attribute" else (kind,)
-    for fact in (f for i in rng.permutation(len(facts)) if (f := facts[i]).kind in of):
-        (turned,), changed = contradicted((fact,), 1.0, rng)
+        return tuple(
+            templates[kind].format(_with_article(f.text))
+            for f in (_draw_fact(absent_objects, rng), _draw_fact(present_objects, rng))
+        )  # type: ignore[return-value]
+    source_kinds: tuple[str, ...] = ("object", "attribute") if kind == "attribute" else (kind,)
+    for fact in (f for i in rng.permutation(len(facts)) if (f := facts[i]).kind in source_kinds):
+        (negated_fact,), num_negated = negate_facts((fact,), 1.0, rng)
         # Another thing of that name may well look like that.
-        claimed = {turned.text.split()[-1], *(set(turned.text.split()) - set(fact.text.split()))}
-        if changed and not (kind == "attribute" and any(claimed <= set(f.text.split()) for f in facts)):
-            false, true = (_say(kind, words[kind], *pair) for pair in ((turned, fact), (fact, turned)))
-            if false and true:
-                return false, true
+        claimed_words = {negated_fact.text.split()[-1], *(set(negated_fact.text.split()) - set(fact.text.split()))}
+        if num_negated and not (kind == "attribute" and any(claimed_words <= set(f.text.split()) for f in facts)):
+            false_sentence, true_sentence = (
+                _fill_template(kind, templates[kind], *pair) for pair in ((negated_fact, fact), (fact, negated_fact))
+            )
+            if false_sentence and true_sentence:
+                return false_sentence, true_sentence
     return None
 
 
-def _say(kind: Kind, sentence: str, fact: Fact, beside: Fact) -> str:
+def _fill_template(kind: ProbeKind, template: str, fact: Fact, contrast: Fact) -> str:
     """A fact in a sentence's words; `beside` is the same with one word changed."""
     if kind == "count":
-        return sentence.format(fact.text)
+        return template.format(fact.text)
     if kind == "relation":
-        parts = parted(fact.text)
-        return sentence.format(*parts) if parts else ""
-    said, other = fact.text.split(), beside.text.split()
-    value = next((a for a, b in zip(said, other, strict=False) if a != b), "")
-    return sentence.format(said[-1], value) if value and value != said[-1] else ""
+        parts = split_relation(fact.text)
+        return template.format(*parts) if parts else ""
+    words, contrast_words = fact.text.split(), contrast.text.split()
+    value = next((a for a, b in zip(words, contrast_words, strict=False) if a != b), "")
+    return template.format(words[-1], value) if value and value != words[-1] else ""
 
 
-def _article(noun: str) -> str:
+def _with_article(noun: str) -> str:
     return f"an {noun}" if noun[0].lower() in "aeiou" else f"a {noun}"
 
 
-def _one(facts: Sequence[Fact], rng: np.random.Generator) -> Fact:
+def _draw_fact(facts: Sequence[Fact], rng: np.random.Generator) -> Fact:
     return facts[int(rng.integers(len(facts)))]
 
 
-def probed(model: RewardModel, planted: Sequence[Planted]) -> dict[Kind, np.ndarray]:
+def score_probes(model: RewardModel, probes: Sequence[Probe]) -> dict[ProbeKind, np.ndarray]:
     """Scores [n, 3] of each kind's probes: of the good answer, with the false claim, and with the true one."""
-    groups = [replace(p.group, answers=(p.group.answers[0], p.false, p.true)) for p in planted]
+    groups = [replace(p.group, answers=(p.group.answers[0], p.false_answer, p.true_answer)) for p in probes]
     scores = model.score(groups)
-    return {kind: np.array([s for s, p in zip(scores, planted, strict=True) if p.kind == kind]).reshape(-1, 3) for kind in KINDS}
+    return {
+        kind: np.array([s for s, p in zip(scores, probes, strict=True) if p.kind == kind]).reshape(-1, 3) for kind in PROBE_KINDS
+    }
 
 
-def probe_rates(model: RewardModel, planted: Sequence[Planted]) -> dict[str, float]:
+def probe_rates(model: RewardModel, probes: Sequence[Probe]) -> dict[str, float]:
     """The share of false claims that lower the score, by kind; kinds without a probe are left out."""
-    found = probed(model, planted)
-    return {kind: float((s[:, 1] < s[:, 0]).mean()) for kind, s in found.items() if len(s)}
+    scores_by_kind = score_probes(model, probes)
+    return {kind: float((s[:, 1] < s[:, 0]).mean()) for kind, s in scores_by_kind.items() if len(s)}

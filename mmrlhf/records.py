@@ -31,7 +31,7 @@ class ImageSource:
 
     path: str | None = None
     data: bytes | None = None
-    content: str | None = field(default=None, compare=False)
+    expected_sha256: str | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -49,17 +49,17 @@ class ImageSource:
             raise InputError(f"image {self.path} does not exist: correct the path or the image folder") from None
         except OSError as error:
             raise InputError(f"image {self.path} cannot be read ({error.strerror})") from None
-        if self.content is not None and hashlib.sha256(data).hexdigest() != self.content:
+        if self.expected_sha256 is not None and hashlib.sha256(data).hexdigest() != self.expected_sha256:
             raise InputError(f"image {self.name} changed while it was being used: run again when nothing writes to it")
         return data
 
     def pinned(self) -> ImageSource:
         """The same picture, which is refused once its file holds another."""
-        if self.data is not None or self.content is not None:
+        if self.data is not None or self.expected_sha256 is not None:
             return self
-        found = replace(self, content=self.key)
-        found.__dict__["_seen"] = self.__dict__["_seen"]
-        return found
+        copy = replace(self, expected_sha256=self.key)
+        copy.__dict__["_seen"] = self.__dict__["_seen"]
+        return copy
 
     @property
     def key(self) -> str:
@@ -67,13 +67,13 @@ class ImageSource:
         state = None
         if self.path is not None:
             with contextlib.suppress(OSError):  # `read` says what is wrong with it
-                found = os.stat(self.path)
-                state = found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
-        seen = self.__dict__.get("_seen")
-        if seen is None or seen[0] != state:
-            seen = state, self._digest()
-            self.__dict__["_seen"] = seen
-        return str(seen[1])
+                stat_result = os.stat(self.path)
+                state = stat_result.st_mtime_ns, stat_result.st_ctime_ns, stat_result.st_size, stat_result.st_ino
+        cached = self.__dict__.get("_seen")
+        if cached is None or cached[0] != state:
+            cached = state, self._digest()
+            self.__dict__["_seen"] = cached
+        return str(cached[1])
 
     def _digest(self) -> str:
         if self.path is not None:
@@ -132,7 +132,7 @@ class Comparison:
 
     better: int
     worse: int
-    tie: bool
+    is_tie: bool
     margin: float | None
 
 
@@ -156,12 +156,12 @@ class Preference:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def pair(
+    def from_pair(
         cls, id: str, images: tuple[ImageSource, ...], prompt: tuple[Message, ...], chosen: str, rejected: str,
-        facts: tuple[Fact, ...] = (), **more: Any,
+        facts: tuple[Fact, ...] = (), **kwargs: Any,
     ) -> Preference:  # fmt: skip
         """Two answers, the first the better one."""
-        return cls(id, images, prompt, (chosen, rejected), (1, 2), facts=facts, **more)
+        return cls(id, images, prompt, (chosen, rejected), (1, 2), facts=facts, **kwargs)
 
     @property
     def chosen(self) -> str:
@@ -174,11 +174,11 @@ class Preference:
     @property
     def comparisons(self) -> list[Comparison]:
         """All K (K - 1) / 2 of them."""
-        found = []
+        pairs = []
         for a, b in itertools.combinations(range(len(self.answers)), 2):
             margin = self.ratings[a] - self.ratings[b] if self.ratings else None
-            found.append(Comparison(a, b, self.ranks[a] == self.ranks[b], margin))
-        return found
+            pairs.append(Comparison(a, b, self.ranks[a] == self.ranks[b], margin))
+        return pairs
 
 
 @dataclass(frozen=True)

@@ -28,34 +28,34 @@ class Adapters:
 
     def __init__(self, vlm: VLM):
         self.vlm = vlm
-        self.peft: PeftModel | None = None
+        self.peft_model: PeftModel | None = None
         decoder = vlm.model.base_model.get_decoder()
-        self._decoder = next(n for n, module in vlm.model.named_modules() if module is decoder)
-        self._leaves = {n.rsplit(".", 1)[-1] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)}
-        self._layers: list[BaseTunerLayer] = []
+        self._decoder_name = next(n for n, module in vlm.model.named_modules() if module is decoder)
+        self._linear_names = {n.rsplit(".", 1)[-1] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+        self._lora_layers: list[BaseTunerLayer] = []
 
-    def targets(self, modules: str = "all-linear") -> str:
+    def target_pattern(self, target_modules: str = "all-linear") -> str:
         """A regular expression for the linear layers of the language model, all or those of the names given, and none of the vision
         tower: a list of suffixes such as `q_proj` would also hit the tower's. Raises InputError for a name that no layer has."""
-        leaves = self._leaves
-        if modules != "all-linear":
-            leaves = {word.strip() for word in modules.split(",")}
-            if unknown := sorted(leaves - self._leaves):
-                there = ", ".join(sorted(self._leaves))
-                raise InputError(f"lora_target_modules names {', '.join(unknown)}: {self.vlm.name} has {there}")
-        return re.escape(self._decoder) + r"\..*\.(" + "|".join(sorted(leaves)) + ")"
+        linear_names = self._linear_names
+        if target_modules != "all-linear":
+            linear_names = {name.strip() for name in target_modules.split(",")}
+            if unknown := sorted(linear_names - self._linear_names):
+                available = ", ".join(sorted(self._linear_names))
+                raise InputError(f"lora_target_modules names {', '.join(unknown)}: {self.vlm.name} has {available}")
+        return re.escape(self._decoder_name) + r"\..*\.(" + "|".join(sorted(linear_names)) + ")"
 
-    def add(self, name: str, r: int, alpha: float, seed: int, modules: str = "all-linear") -> None:
+    def add(self, name: str, r: int, alpha: float, seed: int, target_modules: str = "all-linear") -> None:
         """A fresh adapter (zero change) on the layers of `targets`, trainable, in float32."""
         torch.manual_seed(seed)
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self.targets(modules))
-        if self.peft is None:
-            self.peft = get_peft_model(self.vlm.model, config, adapter_name=name)
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self.target_pattern(target_modules))
+        if self.peft_model is None:
+            self.peft_model = get_peft_model(self.vlm.model, config, adapter_name=name)
         else:
-            self.peft.add_adapter(name, config)
+            self.peft_model.add_adapter(name, config)
         for parameter in self.parameters(name).values():
             parameter.requires_grad_(True)
-        self._layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
+        self._lora_layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
 
     def load(self, name: str, directory: Path, *, trainable: bool) -> None:
         """An adapter that was saved; raises InputError when it is missing or belongs to another model."""
@@ -63,21 +63,21 @@ class Adapters:
             raise InputError(f"adapter {directory} does not exist: give the directory of a finished run's adapter")
         config = LoraConfig.from_pretrained(str(directory))
         saved = load_file(directory / "adapter_model.safetensors")
-        leaves = {key.partition(".lora_")[0].rsplit(".", 1)[-1] for key in saved}
-        if not leaves or not leaves <= self._leaves:
+        linear_names = {key.partition(".lora_")[0].rsplit(".", 1)[-1] for key in saved}
+        if not linear_names or not linear_names <= self._linear_names:
             raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
-        self.add(name, config.r, config.lora_alpha, 0, ",".join(sorted(leaves)))
-        here = self.parameters(name)
-        renamed = {self._plain(k, name): p for k, p in here.items()}
-        if set(saved) != set(renamed) or any(saved[k].shape != renamed[k].shape for k in saved):
+        self.add(name, config.r, config.lora_alpha, 0, ",".join(sorted(linear_names)))
+        own_parameters = self.parameters(name)
+        by_saved_name = {self._saved_name(k, name): p for k, p in own_parameters.items()}
+        if set(saved) != set(by_saved_name) or any(saved[k].shape != by_saved_name[k].shape for k in saved):
             raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
         with torch.no_grad():
-            for key, parameter in renamed.items():
+            for key, parameter in by_saved_name.items():
                 parameter.copy_(saved[key])
                 parameter.requires_grad_(trainable)
 
     @staticmethod
-    def _plain(key: str, name: str) -> str:
+    def _saved_name(key: str, name: str) -> str:
         """A parameter's name as PEFT stores it: without the adapter's name."""
         return "base_model.model." + key.replace(f".{name}.", ".")
 
@@ -85,11 +85,11 @@ class Adapters:
         """In PEFT's own format, so that `PeftModel.from_pretrained(base, directory)` reads it."""
         from safetensors.torch import save_file
 
-        assert self.peft is not None
+        assert self.peft_model is not None
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {self._plain(k, name): p.detach().cpu().contiguous() for k, p in self.parameters(name).items()}
+        tensors = {self._saved_name(k, name): p.detach().cpu().contiguous() for k, p in self.parameters(name).items()}
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        self.peft.peft_config[name].save_pretrained(str(directory))
+        self.peft_model.peft_config[name].save_pretrained(str(directory))
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's parameters by their name in `vlm.model`."""
@@ -98,13 +98,13 @@ class Adapters:
     @contextlib.contextmanager
     def use(self, name: str | None) -> Iterator[None]:
         """Run under one adapter, or None: the base alone. `requires_grad` stays as it is."""
-        before = [(m._active_adapter, m._disable_adapters) for m in self._layers]
-        for m in self._layers:
+        previous = [(m._active_adapter, m._disable_adapters) for m in self._lora_layers]
+        for m in self._lora_layers:
             m._active_adapter, m._disable_adapters = ([name] if name else m._active_adapter), name is None
         try:
             yield
         finally:
-            for m, (active, disabled) in zip(self._layers, before, strict=True):
+            for m, (active, disabled) in zip(self._lora_layers, previous, strict=True):
                 m._active_adapter, m._disable_adapters = active, disabled
 
 
@@ -126,24 +126,26 @@ class Role:
     def active(self) -> contextlib.AbstractContextManager[None]:
         return self.adapters.use(self.adapter)
 
-    def _own(self) -> dict[str, nn.Parameter]:
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
         """Its weights: the adapter's, or those of the base that are trained."""
         if self.adapter:
             return self.adapters.parameters(self.adapter)
         return {k: p for k, p in self.vlm.model.named_parameters() if p.requires_grad and "lora_" not in k}
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self._own().values()) + (list(self.head.parameters()) if self.head else [])
+        return list(self._named_parameters().values()) + (list(self.head.parameters()) if self.head else [])
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of this role."""
-        found = {k: p.detach() for k, p in self._own().items()}
-        return found | ({f"{self.adapter or 'base'}_head.{k}": v for k, v in self.head.state_dict().items()} if self.head else {})
+        tensors = {k: p.detach() for k, p in self._named_parameters().items()}
+        return tensors | (
+            {f"{self.adapter or 'base'}_head.{k}": v for k, v in self.head.state_dict().items()} if self.head else {}
+        )
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            for key, tensor in self.tensors().items():
-                tensor.copy_(tensors[key])
+            for key, tensor in self.state_dict().items():
+                tensor.copy_(state_dict[key])
 
 
 def scalar_head(weight_D: Tensor) -> nn.Linear:

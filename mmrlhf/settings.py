@@ -23,44 +23,44 @@ from mmrlhf.records import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class ConfigField:
     """What a field accepts, for messages and for `--help`; `choices` if it is one of a few words."""
 
     name: str
-    kind: Literal["integer", "number", "text", "boolean"]
+    value_type: Literal["integer", "number", "text", "boolean"]
     bounds: str
     choices: tuple[str, ...]
-    optional: bool
-    required: bool
+    is_optional: bool
+    is_required: bool
     default: Any
     help: str
 
     @property
-    def allowed(self) -> str:
+    def expected(self) -> str:
         """As it stands after "must be": "a number above 0", "lora or full"."""
-        noun = {"integer": "an integer", "number": "a number", "text": "non-empty text", "boolean": "true or false"}
-        text = " or ".join(self.choices) if self.choices else f"{noun[self.kind]} {self.bounds}".rstrip()
-        return text + " or none" * self.optional
+        type_names = {"integer": "an integer", "number": "a number", "text": "non-empty text", "boolean": "true or false"}
+        text = " or ".join(self.choices) if self.choices else f"{type_names[self.value_type]} {self.bounds}".rstrip()
+        return text + " or none" * self.is_optional
 
 
-def settings(cls: type) -> dict[str, Setting]:
+def config_fields(cls: type) -> dict[str, ConfigField]:
     """The fields of a configuration class by name, in order, read from its JSON schema."""
     schema = TypeAdapter(cls).json_schema()
-    found = {}
-    for name, prop in schema["properties"].items():
-        variants = prop.get("anyOf", [prop])
-        value = next(variant for variant in variants if variant.get("type") != "null")
-        found[name] = Setting(
+    fields = {}
+    for name, property_schema in schema["properties"].items():
+        variants = property_schema.get("anyOf", [property_schema])
+        value_schema = next(variant for variant in variants if variant.get("type") != "null")
+        fields[name] = ConfigField(
             name=name,
-            kind={"string": "text"}.get(value["type"], value["type"]),
-            bounds=_bounds(value),
-            choices=tuple(value.get("enum", ())),
-            optional=len(variants) > 1,
-            required=name in schema.get("required", ()),
-            default=prop.get("default"),
+            value_type={"string": "text"}.get(value_schema["type"], value_schema["type"]),
+            bounds=_bounds(value_schema),
+            choices=tuple(value_schema.get("enum", ())),
+            is_optional=len(variants) > 1,
+            is_required=name in schema.get("required", ()),
+            default=property_schema.get("default"),
             help=_docstring(cls, name),
         )
-    return found
+    return fields
 
 
 def _docstring(cls: type, name: str) -> str:
@@ -70,42 +70,42 @@ def _docstring(cls: type, name: str) -> str:
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:
-    low, high, above = (schema.get(key) for key in ("minimum", "maximum", "exclusiveMinimum"))
-    if low is not None and high is not None:
-        return f"from {low:g} to {high:g}"
-    words = ((above, "above"), (low, "of at least"), (high, "of at most"))
-    return " and ".join(f"{word} {bound:g}" for bound, word in words if bound is not None)
+    minimum, maximum, exclusive_minimum = (schema.get(key) for key in ("minimum", "maximum", "exclusiveMinimum"))
+    if minimum is not None and maximum is not None:
+        return f"from {minimum:g} to {maximum:g}"
+    prefixes = ((exclusive_minimum, "above"), (minimum, "of at least"), (maximum, "of at most"))
+    return " and ".join(f"{prefix} {bound:g}" for bound, prefix in prefixes if bound is not None)
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
     """How a message on an unknown name ends: with the nearest valid one, or with all of them if none is near."""
     valid = sorted(valid)
-    near = difflib.get_close_matches(name, valid, n=1)
-    return f"did you mean {near[0]}?" if near else f"there is {', '.join(valid) or 'none'}"
+    matches = difflib.get_close_matches(name, valid, n=1)
+    return f"did you mean {matches[0]}?" if matches else f"there is {', '.join(valid) or 'none'}"
 
 
 Config = TypeVar("Config")
 
 
-def load(cls: type[Config], file: Path | None, overrides: Mapping[str, Any]) -> Config:
+def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, Any]) -> Config:
     """The configuration that a YAML file and then the command line give.
 
     A string in `overrides` is read as on the command line: `none` empties a field that may be empty. Paths inside
     the file are relative to the current directory. Raises InputError, all problems of the input in one message.
     """
-    fields = settings(cls)
-    in_file = read_yaml(file) if file is not None else {}
-    given = {name: None if value == "none" and _empties(fields, name) else value for name, value in overrides.items()}
-    values: dict[Any, Any] = {**in_file, **given}
-    bad: dict[Any, str] = {}  # what is wrong, by key
+    fields = config_fields(cls)
+    file_values = read_yaml(file) if file is not None else {}
+    flag_values = {name: None if value == "none" and _accepts_none(fields, name) else value for name, value in overrides.items()}
+    values: dict[Any, Any] = {**file_values, **flag_values}
+    errors_by_key: dict[Any, str] = {}  # what is wrong, by key
 
     for key in values.keys() - fields.keys():
-        flag = "--" if key in given else ""
-        bad[key] = f"is unknown: {suggestion(f'{flag}{key}', (flag + name for name in fields))}"
+        flag = "--" if key in flag_values else ""
+        errors_by_key[key] = f"is unknown: {suggestion(f'{flag}{key}', (flag + name for name in fields))}"
     for key in values.keys() & fields.keys():
-        if isinstance(values[key], bool) and fields[key].kind in ("integer", "number"):  # pydantic takes True for 1
-            bad[key] = _must_be(fields[key], values[key])
-    missing = [name for name, field in fields.items() if field.required and name not in values]
+        if isinstance(values[key], bool) and fields[key].value_type in ("integer", "number"):  # pydantic takes True for 1
+            errors_by_key[key] = _invalid_value_message(fields[key], values[key])
+    missing_fields = [name for name, field in fields.items() if field.is_required and name not in values]
     try:
         config = cls(**{str(key): value for key, value in values.items() if key in fields})
     except ValidationError as error:
@@ -113,29 +113,29 @@ def load(cls: type[Config], file: Path | None, overrides: Mapping[str, Any]) -> 
         for problem in error.errors():
             key = problem["loc"][0]
             if key in values:
-                bad.setdefault(key, _must_be(fields[str(key)], values[key]))
+                errors_by_key.setdefault(key, _invalid_value_message(fields[str(key)], values[key]))
 
-    problems = [f"--{key} {bad[key]}" for key in given if key in bad]
-    in_file_bad = [f"{key} {bad[key]}" for key in in_file if key in bad and key not in given]
-    if in_file_bad:
-        problems.append(f"{file}: {'; '.join(in_file_bad)}")
-    if missing:
-        give = " ".join(f"--{name} ..." for name in missing)
-        where = f"to {file}" if file is not None else "to a file that --config names"
-        be, line = ("is", "a line") if len(missing) == 1 else ("are", "a line for each")
-        problems.append(f"{', '.join(missing)} {be} required: add {give}, or {line} {where}")
+    problems = [f"--{key} {errors_by_key[key]}" for key in flag_values if key in errors_by_key]
+    file_errors = [f"{key} {errors_by_key[key]}" for key in file_values if key in errors_by_key and key not in flag_values]
+    if file_errors:
+        problems.append(f"{file}: {'; '.join(file_errors)}")
+    if missing_fields:
+        missing_flags = " ".join(f"--{name} ..." for name in missing_fields)
+        destination = f"to {file}" if file is not None else "to a file that --config names"
+        verb, line_phrase = ("is", "a line") if len(missing_fields) == 1 else ("are", "a line for each")
+        problems.append(f"{', '.join(missing_fields)} {verb} required: add {missing_flags}, or {line_phrase} {destination}")
     if problems:
         raise InputError("; ".join(problems))
     assert config is not None
     return config
 
 
-def save(config: Any, path: Path) -> None:
+def save_config(config: Any, path: Path) -> None:
     """Write the resolved configuration as YAML that `load` reads back to an equal one; never half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temp_path = path.with_name(f".{path.name}.{os.getpid()}")
     text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=False)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temp_path.write_text(text, encoding="utf-8")
+    os.replace(temp_path, path)
 
 
 def read_yaml(file: Path) -> dict[Any, Any]:
@@ -146,11 +146,11 @@ def read_yaml(file: Path) -> dict[Any, Any]:
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
-            found = "sequence" if isinstance(node, yaml.SequenceNode) else "scalar"
-            raise InputError(f"{file} must hold `field: value` lines, not a {found}")
+            node_type = "sequence" if isinstance(node, yaml.SequenceNode) else "scalar"
+            raise InputError(f"{file} must hold `field: value` lines, not a {node_type}")
         keys = [key.value for key, _ in node.value]
-        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
-            raise InputError(f"{file} gives {', '.join(twice)} more than once")
+        if duplicates := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise InputError(f"{file} gives {', '.join(duplicates)} more than once")
         return dict(loader.construct_document(node))
     except FileNotFoundError:
         raise InputError(f"config file {file} does not exist") from None
@@ -158,24 +158,24 @@ def read_yaml(file: Path) -> dict[Any, Any]:
         raise InputError(f"config file {file} cannot be read ({error.strerror})") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{file} is not valid YAML{where}: {error.problem}") from None
+        location = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{file} is not valid YAML{location}: {error.problem}") from None
     except InputError:
         raise
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _empties(fields: Mapping[str, Setting], name: str) -> bool:
-    return name in fields and fields[name].optional
+def _accepts_none(fields: Mapping[str, ConfigField], name: str) -> bool:
+    return name in fields and fields[name].is_optional
 
 
-def _must_be(field: Setting, value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    shown = words[value] if value is None or isinstance(value, bool) else repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    quote = field.kind == "text" and not field.choices and not isinstance(value, str | list | dict | None)
-    return f"must be {field.allowed}, not {shown}" + " (put it in quotes)" * quote
+def _invalid_value_message(field: ConfigField, value: Any) -> str:
+    literal_names = {None: "null", True: "true", False: "false"}
+    value_text = literal_names[value] if value is None or isinstance(value, bool) else repr(value)
+    value_text = value_text if len(value_text) <= 80 else value_text[:77] + "..."
+    needs_quotes = field.value_type == "text" and not field.choices and not isinstance(value, str | list | dict | None)
+    return f"must be {field.expected}, not {value_text}" + " (put it in quotes)" * needs_quotes
 
 
 class _Loader(yaml.SafeLoader):

@@ -23,36 +23,36 @@ from mmrlhf.loading import load
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards import pad_right
 from mmrlhf.roles import Adapters, Role
-from mmrlhf.rollout import Given, hidden_states
+from mmrlhf.rollout import Completions, hidden_states
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors
-from mmrlhf.training import apply, learning_rate_factor, rows_of_step, total_steps
+from mmrlhf.training import batch_indices, lr_multiplier, optimizer_step, total_steps
 
 
 def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     """Train on `examples`, or on the configured data set; returns the checkpoint's directory (`output_dir/model`)."""
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
-    target = run.path / "model"
+    model_dir = run.path / "model"
     if run.finished:
-        return target
+        return model_dir
     if examples is None:
         examples = read_examples(
             config.dataset_name,
             config.dataset_train_split,
             config.image_folder,
             read_facts(config.facts_file) if config.facts_file else None,
-            need_answer=True,
+            require_answer=True,
         )
 
     # 1. Model, and what of it is trained
-    if config.train == "full" and config.dtype != "float32":
+    if config.tuning == "full" and config.dtype != "float32":
         raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
     if config.dtype == "nf4":
         raise InputError(
             "sft writes a whole model, which 4 bits cannot hold exactly: use dtype bfloat16, and nf4 from the reward model on"
         )
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
-    if config.train == "lora":
+    if config.tuning == "lora":
         adapters = Adapters(vlm)
         adapters.add("sft", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
         role = Role(adapters, "sft")
@@ -62,64 +62,70 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         vlm.model.get_output_embeddings().requires_grad_(True)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    pad = int(vlm.tokenizer.pad_token_id)
+    pad_token_id = int(vlm.tokenizer.pad_token_id)
 
     # 2. Where a killed run stood
-    size = config.per_device_train_batch_size * accelerator.num_processes
-    total, first = total_steps(config, len(examples), accelerator.num_processes), 0
-    if found := run.resume():
-        first, tensors, _ = found
-        role.restore(tensors)
+    batch_size = config.per_device_train_batch_size * accelerator.num_processes
+    num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
+    if resumed := run.resume():
+        start_step, tensors, _ = resumed
+        role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
 
     # 3. Steps
-    with run.progress(total, first, "sft") as steps:
-        for step in range(first, total):
-            rows = [examples[i] for i in rows_of_step(step, size, len(examples), config.seed)]
-            mine = rows[accelerator.process_index :: accelerator.num_processes]
-            answers = [vlm.answer_ids(e.prompt, e.answer or "", len(e.images), name=e.id) for e in mine]
-            tokens = accelerator.reduce(torch.tensor(float(sum(map(len, answers))), device=accelerator.device), "sum")
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(config, step, total)
-            room = [config.max_length - len(a) for a in answers]
-            prompts = vlm.prompts([(e.prompt, e.images) for e in mine], room, [e.id for e in mine])
-            given = Given(prompts, torch.arange(len(mine), device=vlm.device), *pad_right(answers, pad, vlm.device))
+    with run.progress(num_steps, start_step, "sft") as progress_bar:
+        for step in range(start_step, num_steps):
+            rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
+            local_rows = rows[accelerator.process_index :: accelerator.num_processes]
+            answer_ids = [vlm.answer_token_ids(e.prompt, e.answer or "", len(e.images), row_id=e.id) for e in local_rows]
+            num_tokens = accelerator.reduce(torch.tensor(float(sum(map(len, answer_ids))), device=accelerator.device), "sum")
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
+            max_prompt_lengths = [config.max_length - len(ids) for ids in answer_ids]
+            prompts = vlm.build_prompts(
+                [(e.prompt, e.images) for e in local_rows], max_prompt_lengths, [e.id for e in local_rows]
+            )
+            completions = Completions(
+                prompts, torch.arange(len(local_rows), device=vlm.device), *pad_right(answer_ids, pad_token_id, vlm.device)
+            )
 
-            def learn(given: Given = given, tokens: Tensor = tokens) -> float:
+            def accumulate_gradients(completions: Completions = completions, num_tokens: Tensor = num_tokens) -> float:
                 """Gradients of this process's rows, a micro-batch at a time."""
                 optimizer.zero_grad(set_to_none=True)
-                total = 0.0
-                for at, hidden in hidden_states(role, given):
-                    ids, mask = (t[at, : hidden.shape[1]] for t in (given.ids_NT, given.mask_NT))
-                    loss, _ = losses.sft(vlm.token_logps(hidden, ids, mask), mask)
-                    loss = loss * mask.sum() / tokens
+                total_loss = 0.0
+                for answer_indices, hidden_NTD in hidden_states(role, completions):
+                    ids_NT, mask_NT = (
+                        t[answer_indices, : hidden_NTD.shape[1]] for t in (completions.token_ids_NT, completions.mask_NT)
+                    )
+                    loss, _ = losses.sft(vlm.token_logps(hidden_NTD, ids_NT, mask_NT), mask_NT)
+                    loss = loss * mask_NT.sum() / num_tokens
                     accelerator.backward(loss)
-                    total += loss.item()
-                return total
+                    total_loss += loss.item()
+                return total_loss
 
-            loss = vlm.budget.within(learn)
+            loss = vlm.budget.retry_on_oom(accumulate_gradients)
             loss = float(accelerator.reduce(torch.tensor(loss, device=vlm.device), "sum"))
-            norm = apply(accelerator, optimizer, role.parameters(), config.max_grad_norm)
-            steps.advance()
+            grad_norm = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
+            progress_bar.advance()
             metrics = {
                 "loss": loss,
-                "num_tokens": float(tokens),
-                "grad_norm": norm,
+                "num_tokens": float(num_tokens),
+                "grad_norm": grad_norm,
                 "learning_rate": optimizer.param_groups[0]["lr"],
             }
             run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
-            if (step + 1) % config.save_steps == 0 and step + 1 < total:
-                run.save(step + 1, {**role.tensors(), **optimizer_tensors(optimizer)}, {})
+            if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
+                run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, {})
 
     # 4. A full checkpoint, whole or not at all
     if accelerator.is_main_process:
-        model = adapters.peft.merge_and_unload() if config.train == "lora" else vlm.model  # type: ignore[union-attr]
-        aside = run.path / ".model"
-        shutil.rmtree(aside, ignore_errors=True)
-        model.save_pretrained(aside)
-        vlm.processor.save_pretrained(aside)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-        run.finish({"steps": total})
+        model = adapters.peft_model.merge_and_unload() if config.tuning == "lora" else vlm.model  # type: ignore[union-attr]
+        temporary_dir = run.path / ".model"
+        shutil.rmtree(temporary_dir, ignore_errors=True)
+        model.save_pretrained(temporary_dir)
+        vlm.processor.save_pretrained(temporary_dir)
+        shutil.rmtree(model_dir, ignore_errors=True)
+        temporary_dir.rename(model_dir)
+        run.finish({"steps": num_steps})
     accelerator.wait_for_everyone()
-    return target
+    return model_dir

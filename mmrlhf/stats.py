@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrlhf.facts import read_facts
-from mmrlhf.files import refuse_unwritable, write_whole
-from mmrlhf.formats import beside_of, example_of, is_preference, layout_of, preference_of
+from mmrlhf.files import refuse_unwritable, write_atomic
+from mmrlhf.formats import detect_format, is_preference, parse_example, parse_preference, row_context
 from mmrlhf.records import Example, Preference
-from mmrlhf.summary import Summary
-from mmrlhf.tables import read
+from mmrlhf.summary import DatasetSummary
+from mmrlhf.tables import read_rows
 
-Figures = dict[str, Any]
-MOST_SOURCES = 6
+StatsDict = dict[str, Any]
+MAX_SOURCES_SHOWN = 6
 """In the printed table; stats.json has all."""
 
 
@@ -32,107 +32,114 @@ def stats(
     facts_file: str | None = None,
     output_dir: str = "runs/stats",
     split: str = "train",
-) -> Figures:
+) -> StatsDict:
     """Read a file once, print what it holds, and write stats.json and stats.png; returns what stats.json says.
 
     Raises InputError on the first row that cannot be used.
     """
-    out = Path(output_dir)
-    refuse_unwritable(out, "output_dir")
-    beside = beside_of(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
-    whole, by_source, compares, layout = Summary(), defaultdict[str, Summary](Summary), None, ""
-    for unread in read(path, split):
-        row = unread.row()
-        if compares is None:
-            compares, layout = is_preference(row), layout_of(row)
-        record: Example | Preference = preference_of(row, beside) if compares else example_of(row, beside, need_answer=False)
-        whole.add(record)
+    output_path = Path(output_dir)
+    refuse_unwritable(output_path, "output_dir")
+    context = row_context(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
+    overall, by_source, has_preferences, format_name = (
+        DatasetSummary(),
+        defaultdict[str, DatasetSummary](DatasetSummary),
+        None,
+        "",
+    )
+    for raw_row in read_rows(path, split):
+        row = raw_row.parse()
+        if has_preferences is None:
+            has_preferences, format_name = is_preference(row), detect_format(row)
+        record: Example | Preference = (
+            parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
+        )
+        overall.add(record)
         if isinstance(record, Preference):
             by_source[record.source or "not said"].add(record)
-    figures: Figures = {"file": path, "layout": layout, **figures_of(whole)}
-    figures["by_source"] = {name: figures_of(part) for name, part in sorted(by_source.items())}
-    write_whole(out / "stats.json", json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _plot(whole, out / "stats.png")
-    _print(figures)
-    print(f"{out / 'stats.json'} and {out / 'stats.png'}")
-    return figures
+    results: StatsDict = {"file": path, "layout": format_name, **summary_stats(overall)}
+    results["by_source"] = {name: summary_stats(summary) for name, summary in sorted(by_source.items())}
+    write_atomic(output_path / "stats.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _plot_lengths(overall, output_path / "stats.png")
+    _print_table(results)
+    print(f"{output_path / 'stats.json'} and {output_path / 'stats.png'}")
+    return results
 
 
-def figures_of(found: Summary) -> Figures:
+def summary_stats(summary: DatasetSummary) -> StatsDict:
     """What a summary says, as JSON has it; null where there is nothing to say it of. docs/metrics.md explains each."""
     return {
-        "rows": found.rows,
-        "pictures": len(found.pictures),
-        "images_per_row": _spread(found.images),
-        "answers_per_row": _spread(found.answers),
-        "rows_with_facts": sum(count > 0 for count in found.facts),
-        "rows_with_ties": found.tied,
-        "rows_with_ratings": len(found.margins),
-        "mean_margin": fmean(found.margins) if found.margins else None,
-        "ratings_against_ranks": found.against_ranks,
-        "hallucinated": {name: found.hallucinated[key] for name, key in (("yes", True), ("no", False), ("not said", None))},
-        "rows_repeated": sum(count - 1 for count in found.rows_alike.values()),
-        "pictures_in_several_rows": sum(count > 1 for count in found.pictures.values()),
-        **{f"{name}_mean_words": fmean(lengths) if lengths else None for name, lengths in found.words.items()},
-        "chosen_longer": _chosen_longer(found),
-        "length_label_correlation": _correlation(found),
+        "rows": summary.num_rows,
+        "pictures": len(summary.rows_per_image),
+        "images_per_row": _histogram(summary.images_per_row),
+        "answers_per_row": _histogram(summary.answers_per_row),
+        "rows_with_facts": sum(count > 0 for count in summary.facts_per_row),
+        "rows_with_ties": summary.num_tied,
+        "rows_with_ratings": len(summary.margins),
+        "mean_margin": fmean(summary.margins) if summary.margins else None,
+        "ratings_against_ranks": summary.num_against_ranks,
+        "hallucinated": {name: summary.hallucinated[key] for name, key in (("yes", True), ("no", False), ("not said", None))},
+        "rows_repeated": sum(count - 1 for count in summary.row_fingerprints.values()),
+        "pictures_in_several_rows": sum(count > 1 for count in summary.rows_per_image.values()),
+        **{f"{name}_mean_words": fmean(lengths) if lengths else None for name, lengths in summary.word_counts.items()},
+        "chosen_longer": _chosen_longer(summary),
+        "length_label_correlation": _length_label_correlation(summary),
     }
 
 
-def _spread(counts: Mapping[int, int]) -> dict[str, int]:
+def _histogram(counts: Mapping[int, int]) -> dict[str, int]:
     return {str(size): count for size, count in sorted(counts.items())}
 
 
-def _chosen_longer(found: Summary) -> Figures | None:
+def _chosen_longer(summary: DatasetSummary) -> StatsDict | None:
     """Of the pairs whose answers differ in length, the share whose chosen one is longer, with Wilson's interval."""
     from scipy.stats import binomtest
 
-    gap = np.subtract(found.words["chosen"], found.words["rejected"], dtype=float)
-    uneven = int(np.count_nonzero(gap))
-    if not uneven:
+    length_diffs = np.subtract(summary.word_counts["chosen"], summary.word_counts["rejected"], dtype=float)
+    num_unequal = int(np.count_nonzero(length_diffs))
+    if not num_unequal:
         return None
-    test = binomtest(int((gap > 0).sum()), uneven)
+    test = binomtest(int((length_diffs > 0).sum()), num_unequal)
     low, high = test.proportion_ci(method="wilson")
-    return {"share": float(test.statistic), "ci": [float(low), float(high)], "of": uneven}
+    return {"share": float(test.statistic), "ci": [float(low), float(high)], "of": num_unequal}
 
 
-def _correlation(found: Summary) -> Figures | None:
+def _length_label_correlation(summary: DatasetSummary) -> StatsDict | None:
     """Point-biserial, over answers: 1 for a chosen and 0 for a rejected one against their lengths; Fisher's interval."""
     from scipy.stats import pearsonr
 
-    chosen, rejected = found.words["chosen"], found.words["rejected"]
-    words = np.array([*chosen, *rejected], dtype=float)
-    if len(words) < 4 or np.ptp(words) == 0:
+    chosen, rejected = summary.word_counts["chosen"], summary.word_counts["rejected"]
+    lengths = np.array([*chosen, *rejected], dtype=float)
+    if len(lengths) < 4 or np.ptp(lengths) == 0:
         return None
-    test = pearsonr(np.repeat([1.0, 0.0], [len(chosen), len(rejected)]), words)
+    test = pearsonr(np.repeat([1.0, 0.0], [len(chosen), len(rejected)]), lengths)
     r = float(test.statistic)
     if abs(r) > 1 - 1e-12:  # Fisher's transform ends there
-        return {"r": r, "ci": [r, r], "of": len(words)}
+        return {"r": r, "ci": [r, r], "of": len(lengths)}
     low, high = test.confidence_interval()
-    return {"r": r, "ci": [float(low), float(high)], "of": len(words)}
+    return {"r": r, "ci": [float(low), float(high)], "of": len(lengths)}
 
 
 # ---- shown -----------------------------------------------------------------------------------------------------------
 
 
-def _print(figures: Figures) -> None:
-    sources = figures["by_source"] if len(figures["by_source"]) > 1 else {}
-    shown = {"all": figures, **dict(sorted(sources.items(), key=lambda item: -item[1]["rows"])[:MOST_SOURCES])}
-    table = Table(title=f"{figures['file']}: {figures['layout']}", title_justify="left")
+def _print_table(results: StatsDict) -> None:
+    sources = results["by_source"] if len(results["by_source"]) > 1 else {}
+    columns = {"all": results, **dict(sorted(sources.items(), key=lambda item: -item[1]["rows"])[:MAX_SOURCES_SHOWN])}
+    table = Table(title=f"{results['file']}: {results['layout']}", title_justify="left")
     table.add_column("", no_wrap=True)
-    for name in shown:
+    for name in columns:
         table.add_column(name.replace("[", r"\["), justify="right")
-    for field in figures_of(Summary()):
-        cells = [_cell(part[field]) for part in shown.values()]
+    for field in summary_stats(DatasetSummary()):
+        cells = [_format_cell(column[field]) for column in columns.values()]
         if set(cells) - {"", "0"}:
             table.add_row(field.replace("_", " "), *cells)
     console = Console(highlight=False)
     console.print(table)
-    if len(sources) > MOST_SOURCES:
-        console.print(f"{len(sources) - MOST_SOURCES} more sources are in stats.json")
+    if len(sources) > MAX_SOURCES_SHOWN:
+        console.print(f"{len(sources) - MAX_SOURCES_SHOWN} more sources are in stats.json")
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, dict):
@@ -146,44 +153,52 @@ def _cell(value: Any) -> str:
     return ", ".join(f"{count} x {name}" for name, count in value.items() if count)
 
 
-CHOSEN, REJECTED, INK = "#2f6fa8", "#c8553a", "#333333"
+CHOSEN_COLOUR, REJECTED_COLOUR, INK_COLOUR = "#2f6fa8", "#c8553a", "#333333"
 
 
-def _plot(found: Summary, path: Path) -> None:
+def _plot_lengths(summary: DatasetSummary, path: Path) -> None:
     """How long chosen and rejected answers are, and how much longer the chosen one is; or how long the answers of examples are."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    chosen, rejected, answers = (np.array(found.words[name], dtype=float) for name in ("chosen", "rejected", "answer"))
+    chosen, rejected, answers = (np.array(summary.word_counts[name], dtype=float) for name in ("chosen", "rejected", "answer"))
     figure = Figure(figsize=(9, 3.4) if len(chosen) else (5, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    first, *more = figure.subplots(1, 2 if len(chosen) else 1, squeeze=False)[0]
-    series = [("chosen", chosen, CHOSEN), ("rejected", rejected, REJECTED)] if len(chosen) else [("answers", answers, CHOSEN)]
-    edges = _edges(np.concatenate([values for _, values, _ in series]))
+    length_axes, *diff_axes = figure.subplots(1, 2 if len(chosen) else 1, squeeze=False)[0]
+    series = (
+        [("chosen", chosen, CHOSEN_COLOUR), ("rejected", rejected, REJECTED_COLOUR)]
+        if len(chosen)
+        else [("answers", answers, CHOSEN_COLOUR)]
+    )
+    edges = _bin_edges(np.concatenate([values for _, values, _ in series]))
     for name, values, colour in series:
         if len(values):
-            first.hist(_inside(values, edges), edges, histtype="stepfilled", color=colour, alpha=0.35)
-            first.hist(_inside(values, edges), edges, histtype="step", color=colour, linewidth=1.4)
-            first.axvline(values.mean(), color=colour, linestyle="--", linewidth=1.2, label=f"{name}, mean {values.mean():.1f}")
-    first.set(title="Length of answers", xlabel="words", ylabel="answers")
+            length_axes.hist(_clip_to_bins(values, edges), edges, histtype="stepfilled", color=colour, alpha=0.35)
+            length_axes.hist(_clip_to_bins(values, edges), edges, histtype="step", color=colour, linewidth=1.4)
+            length_axes.axvline(
+                values.mean(), color=colour, linestyle="--", linewidth=1.2, label=f"{name}, mean {values.mean():.1f}"
+            )
+    length_axes.set(title="Length of answers", xlabel="words", ylabel="answers")
     if any(len(values) for _, values, _ in series):
-        first.legend(frameon=False, fontsize=8)
-    for axes in more:
-        gap = chosen - rejected
-        axes.hist(_inside(gap, _edges(gap)), _edges(gap), color="#8a8f98")
-        axes.axvline(0, color=INK, linewidth=1)
-        axes.axvline(gap.mean(), color=CHOSEN, linestyle="--", linewidth=1.2, label=f"mean {gap.mean():+.1f}")
+        length_axes.legend(frameon=False, fontsize=8)
+    for axes in diff_axes:
+        length_diffs = chosen - rejected
+        axes.hist(_clip_to_bins(length_diffs, _bin_edges(length_diffs)), _bin_edges(length_diffs), color="#8a8f98")
+        axes.axvline(0, color=INK_COLOUR, linewidth=1)
+        axes.axvline(
+            length_diffs.mean(), color=CHOSEN_COLOUR, linestyle="--", linewidth=1.2, label=f"mean {length_diffs.mean():+.1f}"
+        )
         axes.set(title="How much longer the chosen answer is", xlabel="words, chosen less rejected", ylabel="pairs")
         axes.legend(frameon=False, fontsize=8)
-    for axes in (first, *more):
+    for axes in (length_axes, *diff_axes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.get_major_locator().set_params(integer=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
 
 
-def _edges(values: np.ndarray) -> np.ndarray:
+def _bin_edges(values: np.ndarray) -> np.ndarray:
     """Of bins of whole words, at most 40 of them; what is longer than nearly all is put into the last (`_inside`), so that one
     tale does not hide the rest."""
     if not len(values):
@@ -193,5 +208,5 @@ def _edges(values: np.ndarray) -> np.ndarray:
     return np.arange(low, high + width + 1, width) - 0.5
 
 
-def _inside(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def _clip_to_bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return values.clip(edges[0], edges[-1])

@@ -13,84 +13,94 @@ import torch
 from torch import Tensor
 
 from mmrlhf import prefix
-from mmrlhf.prefix import PACKED, TOLERANCE, Prefix
-from mmrlhf.sampling import Answering, Sampled, Sampling, Tails, decode_packed
+from mmrlhf.prefix import LOGP_TOLERANCE, MAX_PACK_RATIO, Prefix
+from mmrlhf.sampling import DecodeState, SampleOutput, SamplingParams, Suffixes, decode_packed
 from mmrlhf.vlm import VLM, Prompt
 
 
-def groups(vlm: VLM, prompts: Sequence[Prompt], how: Sampling) -> list[list[int]]:
+def group_by_prefix(vlm: VLM, prompts: Sequence[Prompt], sampling_params: SamplingParams) -> list[list[int]]:
     """Numbers of prompts on the same pictures that begin alike, as many together as pay; a prompt alone where nothing is shared."""
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        alike.setdefault(tuple(i.key for i in prompt.images) or (f"none {number}",), []).append(number)
-    found = []
-    for members in alike.values():
-        each = _together(vlm, [prompts[i] for i in members], how) if len(members) > 1 else 1
-        found += [members[i : i + each] for i in range(0, len(members), each)]
-    return found
+    by_images: dict[tuple[str, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_images.setdefault(tuple(i.key for i in prompt.images) or (f"none {index}",), []).append(index)
+    index_groups = []
+    for prompt_indices in by_images.values():
+        group_size = _group_size(vlm, [prompts[i] for i in prompt_indices], sampling_params) if len(prompt_indices) > 1 else 1
+        index_groups += [prompt_indices[i : i + group_size] for i in range(0, len(prompt_indices), group_size)]
+    return index_groups
 
 
-def _together(vlm: VLM, prompts: Sequence[Prompt], how: Sampling) -> int:
-    stem = _common(prompts)
-    token = getattr(vlm.processor, "image_token", None)
-    placeholder = vlm.tokenizer.convert_tokens_to_ids(token) if token else None
-    if stem == 0 or any((p.ids[stem:] == placeholder).any() for p in prompts if placeholder is not None):
+def _group_size(vlm: VLM, prompts: Sequence[Prompt], sampling_params: SamplingParams) -> int:
+    prefix_length = _common_prefix_length(prompts)
+    image_token = getattr(vlm.processor, "image_token", None)
+    image_token_id = vlm.tokenizer.convert_tokens_to_ids(image_token) if image_token else None
+    if prefix_length == 0 or any(
+        (p.token_ids[prefix_length:] == image_token_id).any() for p in prompts if image_token_id is not None
+    ):
         return 1
-    longest = max(len(p.ids) for p in prompts) - stem + how.max_tokens
-    return max(1, PACKED * stem // longest)
+    max_suffix_tokens = max(len(p.token_ids) for p in prompts) - prefix_length + sampling_params.max_tokens
+    return max(1, MAX_PACK_RATIO * prefix_length // max_suffix_tokens)
 
 
-def _common(prompts: Sequence[Prompt]) -> int:
+def _common_prefix_length(prompts: Sequence[Prompt]) -> int:
     """Tokens with which all of them begin, one less than the shortest has at most."""
-    shortest = min(len(p.ids) for p in prompts) - 1
-    same = torch.stack([p.ids[:shortest] for p in prompts]) == prompts[0].ids[:shortest]
-    return int(same.all(0).long().cumprod(0).sum())
+    max_length = min(len(p.token_ids) for p in prompts) - 1
+    is_same = torch.stack([p.token_ids[:max_length] for p in prompts]) == prompts[0].token_ids[:max_length]
+    return int(is_same.all(0).long().cumprod(0).sum())
 
 
-def allowed(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
+def is_supported(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
     """Whether stems may be run once with this model; decided on the first group that there is."""
-    if not (prefix.trusted(vlm, prompts) and vlm.packs) or vlm.stems == "off":
+    if not (prefix.is_verified(vlm, prompts) and vlm.supports_packing) or vlm.share_prefix_across_prompts == "off":
         return False
-    if vlm.stems == "auto":
-        gap = difference(vlm, prompts[:2])
-        vlm.stems = "on" if gap <= TOLERANCE[vlm.model.dtype] else "off"
-        if vlm.stems == "off":
+    if vlm.share_prefix_across_prompts == "auto":
+        gap = max_logp_gap(vlm, prompts[:2])
+        vlm.share_prefix_across_prompts = "on" if gap <= LOGP_TOLERANCE[vlm.model.dtype] else "off"
+        if vlm.share_prefix_across_prompts == "off":
             print(f"note: {vlm.name} runs every question with its picture (log-probs differ by {gap:.2g} nats on a shared one)")
-    return vlm.stems == "on"
+    return vlm.share_prefix_across_prompts == "on"
 
 
 @torch.no_grad()
-def difference(vlm: VLM, prompts: Sequence[Prompt]) -> float:
+def max_logp_gap(vlm: VLM, prompts: Sequence[Prompt]) -> float:
     """The most by which log-probs of the first token of answers differ between a shared stem and whole prompts, in nats."""
-    stem, tails = _stem(vlm, [list(prompts)])
-    rows = torch.zeros(len(prompts), dtype=torch.long, device=vlm.device)
-    columns = stem.extend(rows, *tails)
-    shared = columns[torch.arange(len(prompts), device=vlm.device), tails.mask_NT.sum(1)]
-    one, other = vlm.log_softmax(shared), vlm.log_softmax(prefix._prefill(vlm, prompts).last_PD)
-    told = torch.isfinite(other)
-    return float((one - other)[told].abs().max())
+    common_prefix, suffixes = _prefill_shared(vlm, [list(prompts)])
+    prompt_index_N = torch.zeros(len(prompts), dtype=torch.long, device=vlm.device)
+    hidden = common_prefix.extend(prompt_index_N, *suffixes)
+    last_hidden = hidden[torch.arange(len(prompts), device=vlm.device), suffixes.mask_NT.sum(1)]
+    shared_logps, full_logps = vlm.log_softmax(last_hidden), vlm.log_softmax(prefix.run_prefill(vlm, prompts).last_hidden_PD)
+    is_finite = torch.isfinite(full_logps)
+    return float((shared_logps - full_logps)[is_finite].abs().max())
 
 
-def _stem(vlm: VLM, members: Sequence[Sequence[Prompt]]) -> tuple[Prefix, Tails]:
+def _prefill_shared(vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]]) -> tuple[Prefix, Suffixes]:
     """The stem of each group after its forward, and what follows in each prompt."""
-    stems, after = [], []
-    for group in members:
-        length, first = _common(group), group[0]
-        stems.append(
-            Prompt(first.ids[:length], {k: v[:length] for k, v in first.extras.items()}, first.pictures, first.text, first.images)
+    common_prefixes, suffix_ids = [], []
+    for group in prompt_groups:
+        length, first = _common_prefix_length(group), group[0]
+        common_prefixes.append(
+            Prompt(
+                first.token_ids[:length],
+                {k: v[:length] for k, v in first.extras.items()},
+                first.image_features,
+                first.text,
+                first.images,
+            )
         )
-        after += [p.ids[length:] for p in group]
-    pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad(after, batch_first=True, padding_value=int(vlm.tokenizer.pad_token_id)).to(vlm.device)
-    mask = pad([torch.ones_like(a) for a in after], batch_first=True).to(vlm.device)
-    return prefix._prefill(vlm, stems), Tails(ids, mask)
+        suffix_ids += [p.token_ids[length:] for p in group]
+    pad_sequence = torch.nn.utils.rnn.pad_sequence
+    token_ids = pad_sequence(suffix_ids, batch_first=True, padding_value=int(vlm.tokenizer.pad_token_id)).to(vlm.device)
+    mask = pad_sequence([torch.ones_like(suffix) for suffix in suffix_ids], batch_first=True).to(vlm.device)
+    return prefix.run_prefill(vlm, common_prefixes), Suffixes(token_ids, mask)
 
 
 @torch.no_grad()
-def sample(vlm: VLM, members: Sequence[Sequence[Prompt]], how: Sampling, draws_NT: Tensor | None = None) -> Sampled:
+def sample(
+    vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]], sampling_params: SamplingParams, noise_NT: Tensor | None = None
+) -> SampleOutput:
     """An answer to each prompt of groups that begin alike, in their order; `draws_NT` as in `sampling.sample`."""
-    stem, tails = _stem(vlm, members)
-    rows = torch.tensor([g for g, group in enumerate(members) for _ in group], device=vlm.device)
-    state = Answering(vlm, len(rows), how, draws_NT)
-    decode_packed(stem, rows, rows, state, tails)
+    common_prefix, suffixes = _prefill_shared(vlm, prompt_groups)
+    prompt_index_N = torch.tensor([g for g, group in enumerate(prompt_groups) for _ in group], device=vlm.device)
+    state = DecodeState(vlm, len(prompt_index_N), sampling_params, noise_NT)
+    decode_packed(common_prefix, prompt_index_N, prompt_index_N, state, suffixes)
     return state.result()

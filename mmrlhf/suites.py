@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 from mmrlhf.config import EvalConfig
 from mmrlhf.records import InputError
-from mmrlhf.settings import read_yaml, settings
+from mmrlhf.settings import config_fields, read_yaml
 
-SHORT = {"model": "model_name_or_path", "adapter": "adapter_path", "out": "output_dir"}
+ALIASES = {"model": "model_name_or_path", "adapter": "adapter_path", "out": "output_dir"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Suite:
     common: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Planned(NamedTuple):
+class EvalRun(NamedTuple):
     """One benchmark on one model: what `evaluate` is called with, and the model's label."""
 
     model: str
@@ -47,106 +47,114 @@ class Planned(NamedTuple):
 def read_suite(path: Path) -> Suite:
     """A suite's file. Raises InputError."""
     values = read_yaml(path)
-    parts: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for part in ("benchmarks", "models"):
-        inner = values.pop(part, {})
-        if isinstance(inner, list):
-            inner = {name: {} for name in inner}
-        if not isinstance(inner, dict) or not all(isinstance(v, dict | None) for v in inner.values()):
-            raise InputError(f"{path}: {part} must be lines of `NAME: {{setting: value}}`")
-        parts[part] = {str(name): v or {} for name, v in inner.items()}
-    if not parts["benchmarks"]:
+    sections: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for section in ("benchmarks", "models"):
+        entries = values.pop(section, {})
+        if isinstance(entries, list):
+            entries = {name: {} for name in entries}
+        if not isinstance(entries, dict) or not all(isinstance(v, dict | None) for v in entries.values()):
+            raise InputError(f"{path}: {section} must be lines of `NAME: {{setting: value}}`")
+        sections[section] = {str(name): v or {} for name, v in entries.items()}
+    if not sections["benchmarks"]:
         raise InputError(f"{path} names no benchmarks: add `benchmarks:` with a line for each")
-    return suite_of(parts["benchmarks"], parts["models"], values)
+    return make_suite(sections["benchmarks"], sections["models"], values)
 
 
-def suite_of(
+def make_suite(
     benchmarks: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]], common: Mapping[Any, Any]
 ) -> Suite:
     """Of settings that may go by their short names."""
-    return Suite({k: _long(v) for k, v in benchmarks.items()}, {k: _long(v) for k, v in models.items()}, _long(common))
+    return Suite(
+        {k: _expand_aliases(v) for k, v in benchmarks.items()},
+        {k: _expand_aliases(v) for k, v in models.items()},
+        _expand_aliases(common),
+    )
 
 
-def _long(values: Mapping[Any, Any]) -> dict[str, Any]:
-    return {SHORT.get(str(k), str(k)): v for k, v in values.items()}
+def _expand_aliases(values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {ALIASES.get(str(k), str(k)): v for k, v in values.items()}
 
 
-def expand(
-    suite: Suite, given: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], load: Callable[[dict[str, Any]], EvalConfig]
-) -> list[Planned]:
+def expand_runs(
+    suite: Suite, flags: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], load: Callable[[dict[str, Any]], EvalConfig]
+) -> list[EvalRun]:
     """Every benchmark on every model, each with its folder: --out itself for one, --out/MODEL/BENCHMARK for several.
 
     given: flags, of which model_name_or_path, answers and data may be lists; `NAME=PATH` says which model (its label) or benchmark is meant.
     Raises InputError.
     """
-    given = dict(given)
-    names, answers = given.pop("model_name_or_path", []), given.pop("answers", [])
-    data, out = given.pop("data", []), given.pop("output_dir", suite.common.get("output_dir"))
-    if answers and len(names) > 1:
+    flags = dict(flags)
+    model_paths, answer_files = flags.pop("model_name_or_path", []), flags.pop("answers", [])
+    data, output_dir = flags.pop("data", []), flags.pop("output_dir", suite.common.get("output_dir"))
+    if answer_files and len(model_paths) > 1:
         raise InputError("--answers are of one model: give one --model, or leave it out")
-    model = dict(zip(["model_name_or_path"], names, strict=False))
-    of_benchmark = {label: path for label, path in map(_named, answers) if label in map(_short, suite.benchmarks)}
-    if of_benchmark:
-        models: Mapping[str, Mapping[str, Any]] = {_label(names[0]) if names else "model": model}
-    elif answers:
-        models = {label: {**model, "answers": path} for label, path in _labelled(answers).items()}
-    elif names:
-        models = {label: {"model_name_or_path": path} for label, path in _labelled(names).items()}
+    model_settings = dict(zip(["model_name_or_path"], model_paths, strict=False))
+    answers_by_benchmark = {
+        label: path for label, path in map(_split_label, answer_files) if label in map(_benchmark_name, suite.benchmarks)
+    }
+    if answers_by_benchmark:
+        models: Mapping[str, Mapping[str, Any]] = {_default_label(model_paths[0]) if model_paths else "model": model_settings}
+    elif answer_files:
+        models = {label: {**model_settings, "answers": path} for label, path in _paths_by_label(answer_files).items()}
+    elif model_paths:
+        models = {label: {"model_name_or_path": path} for label, path in _paths_by_label(model_paths).items()}
     else:
         models = suite.models or {"model": {}}
-    one = len(models) * len(suite.benchmarks) == 1
-    runs, known = [], settings(EvalConfig)
-    for label, of_model in models.items():
-        for name, own in suite.benchmarks.items():
-            values = {**suite.common, **of_model, **own, **given}
-            if _short(name) in of_benchmark:
-                values["answers"] = of_benchmark[_short(name)]
+    is_single_run = len(models) * len(suite.benchmarks) == 1
+    runs, known_settings = [], config_fields(EvalConfig)
+    for label, model_overrides in models.items():
+        for name, benchmark_overrides in suite.benchmarks.items():
+            values = {**suite.common, **model_overrides, **benchmark_overrides, **flags}
+            if _benchmark_name(name) in answers_by_benchmark:
+                values["answers"] = answers_by_benchmark[_benchmark_name(name)]
             if data:
-                values["data"] = _data(data, _short(name), len(suite.benchmarks))
-            if out is not None:
-                values["output_dir"] = str(out if one else Path(str(out)) / label / _short(name))
-            chosen = {k: values.pop(k) for k in list(values) if k not in known and k != "config"} | dict(options.get(name, {}))
-            runs.append(Planned(label, name, load(values), chosen))
+                values["data"] = _data_path(data, _benchmark_name(name), len(suite.benchmarks))
+            if output_dir is not None:
+                values["output_dir"] = str(output_dir if is_single_run else Path(str(output_dir)) / label / _benchmark_name(name))
+            benchmark_options = {k: values.pop(k) for k in list(values) if k not in known_settings and k != "config"} | dict(
+                options.get(name, {})
+            )
+            runs.append(EvalRun(label, name, load(values), benchmark_options))
     return runs
 
 
-def _short(benchmark: str) -> str:
+def _benchmark_name(benchmark: str) -> str:
     return Path(benchmark).stem
 
 
-def _labelled(values: Sequence[str]) -> dict[str, str]:
+def _paths_by_label(values: Sequence[str]) -> dict[str, str]:
     """Paths by label: what stands before `=`, else what the path itself says, with a number where two say the same."""
-    found: dict[str, str] = {}
-    for label, path in map(_named, values):
-        label = label or _label(path)
-        found[label if label not in found else f"{label}-{len(found) + 1}"] = path
-    return found
+    labelled: dict[str, str] = {}
+    for label, path in map(_split_label, values):
+        label = label or _default_label(path)
+        labelled[label if label not in labelled else f"{label}-{len(labelled) + 1}"] = path
+    return labelled
 
 
-def _named(value: str) -> tuple[str, str]:
+def _split_label(value: str) -> tuple[str, str]:
     """`NAME=PATH` in its two parts; a path that exists is a path, whatever it holds."""
-    label, sign, path = value.partition("=")
-    return (label, path) if sign and not Path(value).exists() and re.fullmatch(r"[\w.-]+", label) else ("", value)
+    label, separator, path = value.partition("=")
+    return (label, path) if separator and not Path(value).exists() and re.fullmatch(r"[\w.-]+", label) else ("", value)
 
 
-def _label(path: str) -> str:
+def _default_label(path: str) -> str:
     """A folder's name for a model: `runs/sft/model` is sft."""
     parts = [p for p in Path(path).parts if p not in ("/", "model", "policy", ".", "..")]
     stem = parts[-1] if parts else "model"
     return re.sub(r"[^\w.-]+", "-", Path(stem).stem if Path(path).is_file() else stem)
 
 
-def _data(given: Sequence[str], benchmark: str, of: int) -> str:
+def _data_path(values: Sequence[str], benchmark: str, num_benchmarks: int) -> str:
     """A benchmark's data, of several benchmarks: `NAME=PATH`, else the folder of its name in the one folder that holds all."""
-    named = dict(map(_named, given))
-    if benchmark in named:
-        return named[benchmark]
-    if "" in named and of == 1:
-        return named[""]
-    root = Path(named.get("", ""))
-    if "" in named and root.is_dir():
-        inside = {re.sub(r"\W|_", "", p.name).lower(): p for p in root.iterdir() if p.is_dir()}
-        if (plain := re.sub(r"\W|_", "", benchmark).lower()) in inside:
-            return str(inside[plain])
+    paths_by_name = dict(map(_split_label, values))
+    if benchmark in paths_by_name:
+        return paths_by_name[benchmark]
+    if "" in paths_by_name and num_benchmarks == 1:
+        return paths_by_name[""]
+    root = Path(paths_by_name.get("", ""))
+    if "" in paths_by_name and root.is_dir():
+        subfolders = {re.sub(r"\W|_", "", p.name).lower(): p for p in root.iterdir() if p.is_dir()}
+        if (normalised := re.sub(r"\W|_", "", benchmark).lower()) in subfolders:
+            return str(subfolders[normalised])
         raise InputError(f"--data {root} has no folder for {benchmark}: add --data {benchmark}=PATH")
     raise InputError(f"--data says nothing of {benchmark}: add --data {benchmark}=PATH")

@@ -11,7 +11,7 @@ from statistics import fmean
 from mmrlhf.records import Example, ImageSource, Preference
 
 
-class Summary:
+class DatasetSummary:
     """Call `add` with each record, and read what it has counted.
 
     words: how long answers are, `chosen` and `rejected` of each preference whose best and worst answer are not tied, else `answer`.
@@ -19,53 +19,59 @@ class Summary:
     """
 
     def __init__(self) -> None:
-        self.rows = self.preferences = self.tied = self.against_ranks = 0
-        self.pictures: Counter[str] = Counter()
-        self.rows_alike: Counter[bytes] = Counter()
-        self.images: Counter[int] = Counter()
-        self.answers: Counter[int] = Counter()
+        self.num_rows = self.num_preferences = self.num_tied = self.num_against_ranks = 0
+        self.rows_per_image: Counter[str] = Counter()
+        self.row_fingerprints: Counter[bytes] = Counter()
+        self.images_per_row: Counter[int] = Counter()
+        self.answers_per_row: Counter[int] = Counter()
         self.hallucinated: Counter[bool | None] = Counter()
-        self.words = {name: array("L") for name in ("chosen", "rejected", "answer")}
-        self.facts = array("L")
+        self.word_counts = {name: array("L") for name in ("chosen", "rejected", "answer")}
+        self.facts_per_row = array("L")
         self.margins = array("d")
 
-    def picture(self, source: ImageSource) -> str:
+    def register_image(self, source: ImageSource) -> str:
         """A picture's fingerprint, counted as seen even if its row turns out bad."""
-        self.pictures[source.key] += 0
+        self.rows_per_image[source.key] += 0
         return source.key
 
     def add(self, record: Example | Preference) -> None:
         """Count a record. Raises InputError when a picture's file cannot be read."""
-        keys = [self.picture(source) for source in record.images]
-        self.pictures.update(set(keys))
-        self.rows += 1
-        self.images[len(keys)] += 1
-        self.facts.append(len(record.facts))
+        keys = [self.register_image(source) for source in record.images]
+        self.rows_per_image.update(set(keys))
+        self.num_rows += 1
+        self.images_per_row[len(keys)] += 1
+        self.facts_per_row.append(len(record.facts))
         if isinstance(record, Preference):
             texts = record.answers
-            self._rank(record)
+            self._add_preference(record)
         else:
             texts = () if record.answer is None else (record.answer,)
-            self.words["answer"].extend(len(text.split()) for text in texts)
-        self.answers[len(texts)] += 1
-        said = json.dumps([[(m.role, m.content) for m in record.prompt], sorted(texts), keys])
-        self.rows_alike[hashlib.blake2b(said.encode(errors="replace"), digest_size=16).digest()] += 1
+            self.word_counts["answer"].extend(len(text.split()) for text in texts)
+        self.answers_per_row[len(texts)] += 1
+        row_text = json.dumps([[(m.role, m.content) for m in record.prompt], sorted(texts), keys])
+        self.row_fingerprints[hashlib.blake2b(row_text.encode(errors="replace"), digest_size=16).digest()] += 1
 
-    def _rank(self, record: Preference) -> None:
-        self.preferences += 1
+    def _add_preference(self, record: Preference) -> None:
+        self.num_preferences += 1
         self.hallucinated[record.hallucinated] += 1
-        found = record.comparisons
-        self.tied += any(one.tie for one in found)
-        self.against_ranks += any(one.margin is not None and one.margin < 0 and not one.tie for one in found)
+        comparisons = record.comparisons
+        self.num_tied += any(comparison.is_tie for comparison in comparisons)
+        self.num_against_ranks += any(
+            comparison.margin is not None and comparison.margin < 0 and not comparison.is_tie for comparison in comparisons
+        )
         if record.ratings:
             self.margins.append(record.ratings[0] - record.ratings[-1])
         if record.ranks[0] != record.ranks[-1]:
             for name, text in (("chosen", record.chosen), ("rejected", record.rejected)):
-                self.words[name].append(len(text.split()))
+                self.word_counts[name].append(len(text.split()))
 
-    def lines(self) -> dict[str, str]:
+    def table_rows(self) -> dict[str, str]:
         """The short of it, for a table."""
-        found = {"distinct pictures": f"{len(self.pictures)}"}
-        found |= {f"{name}, mean words": f"{fmean(lengths):.1f}" for name, lengths in self.words.items() if lengths}
-        having = [count for count in self.facts if count]
-        return found | {"rows with facts": f"{len(having)} of {self.rows}, {fmean(having):.1f} each" if having else "none"}
+        table = {"distinct pictures": f"{len(self.rows_per_image)}"}
+        table |= {f"{name}, mean words": f"{fmean(lengths):.1f}" for name, lengths in self.word_counts.items() if lengths}
+        nonzero_counts = [count for count in self.facts_per_row if count]
+        return table | {
+            "rows with facts": f"{len(nonzero_counts)} of {self.num_rows}, {fmean(nonzero_counts):.1f} each"
+            if nonzero_counts
+            else "none"
+        }

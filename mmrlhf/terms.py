@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from mmrlhf.answers import choice, leading_yes_no, number, yes_no
-from mmrlhf.files import write_whole
+from mmrlhf.answers import leading_yes_no, parse_choice, parse_number, parse_yes_no
+from mmrlhf.files import write_atomic
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.run import json_line
 
@@ -37,17 +37,17 @@ class Sample:
     prompt: tuple[Message, ...]
     answer: str
     facts: tuple[Fact, ...] = ()
-    truth: str | None = None
+    reference: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
-    tokens: int = 0
-    most: int = 1
-    ended: bool = True
+    num_tokens: int = 0
+    max_tokens: int = 1
+    finished: bool = True
 
 
-Span = tuple[int, int, float]
+RewardSpan = tuple[int, int, float]
 """Characters from, up to, and what they are worth."""
-Value = float | Sequence[Span]
-Term = Callable[[Sequence[Sample]], Sequence[Value]]
+RewardValue = float | Sequence[RewardSpan]
+RewardFunction = Callable[[Sequence[Sample]], Sequence[RewardValue]]
 
 
 # ---- terms -----------------------------------------------------------------------------------------------------------
@@ -60,29 +60,29 @@ def correctness(samples: Sequence[Sample]) -> list[float]:
     whose answer is no 0.5 for no and -0.5 for yes; one whose answer is yes always 0, against a bias to yes.
     """
     return [
-        _by_caption_type(s) if "caption_type" in s.meta else float(is_correct(s.answer, s.truth, s.prompt[-1].content))
+        _score_by_caption_type(s) if "caption_type" in s.meta else float(is_correct(s.answer, s.reference, s.prompt[-1].content))
         for s in samples
     ]
 
 
 def length(samples: Sequence[Sample]) -> list[float]:
     """Tokens as a share of the most there may be, times the row's `length_bonus` (1 if it has none). LLaVA-RLHF."""
-    return [s.tokens / s.most * float(s.meta.get("length_bonus", 1.0)) for s in samples]
+    return [s.num_tokens / s.max_tokens * float(s.meta.get("length_bonus", 1.0)) for s in samples]
 
 
 def missing_eos(samples: Sequence[Sample]) -> list[float]:
     """1 for an answer that was cut off before its end, else 0."""
-    return [float(not s.ended) for s in samples]
+    return [float(not s.finished) for s in samples]
 
 
 def repetition(samples: Sequence[Sample]) -> list[float]:
     """The share of an answer's runs of four words that it has said before."""
-    found = []
+    shares = []
     for sample in samples:
         words = sample.answer.lower().split()
-        runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
-        found.append(1 - len(set(runs)) / len(runs) if runs else 0.0)
-    return found
+        ngrams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+        shares.append(1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0)
+    return shares
 
 
 def question_mark(samples: Sequence[Sample]) -> list[float]:
@@ -90,7 +90,7 @@ def question_mark(samples: Sequence[Sample]) -> list[float]:
     return [float("?" in s.answer) for s in samples]
 
 
-TERMS: dict[str, Term] = {
+REWARD_FUNCTIONS: dict[str, RewardFunction] = {
     "correctness": correctness,
     "length": length,
     "missing_eos": missing_eos,
@@ -98,74 +98,74 @@ TERMS: dict[str, Term] = {
     "repetition": repetition,
 }
 
-LETTERS = {2: "A", 3: "B", 4: "C", 5: "D"}
-NO, YES = 6, 7
+CAPTION_TYPE_LETTERS = {2: "A", 3: "B", 4: "C", 5: "D"}
+CAPTION_TYPE_NO, CAPTION_TYPE_YES = 6, 7
 """LLaVA-RLHF's `caption_type`."""
 
 
-def _by_caption_type(sample: Sample) -> float:
-    kind, said = sample.meta["caption_type"], sample.answer.strip()
-    if letter := LETTERS.get(kind):
-        return float(said.startswith(f"{letter}.") or f"correct option is {letter}." in said)
-    return 0.5 * (said.startswith("No") - said.startswith("Yes")) if kind == NO else 0.0
+def _score_by_caption_type(sample: Sample) -> float:
+    caption_type, answer = sample.meta["caption_type"], sample.answer.strip()
+    if letter := CAPTION_TYPE_LETTERS.get(caption_type):
+        return float(answer.startswith(f"{letter}.") or f"correct option is {letter}." in answer)
+    return 0.5 * (answer.startswith("No") - answer.startswith("Yes")) if caption_type == CAPTION_TYPE_NO else 0.0
 
 
-def is_correct(answer: str, truth: str | None, question: str = "") -> bool:
+def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
     """Whether an answer says what `truth` says: its yes or no, its letter, its number (as `answers` reads them), or its words."""
-    if truth is None:
+    if reference is None:
         return False
-    words = truth.strip().rstrip(".").strip()
-    if (verdict := leading_yes_no(truth)) is not None:
-        return yes_no(answer, question) == verdict
-    if re.fullmatch(r"\(?[A-H]\)?", words):
-        return choice(answer, "ABCDEFGH") == words.strip("()")
-    if re.fullmatch(r"-?\d[\d,]*(?:\.\d+)?", words) and (right := number(words)) is not None:
-        said = number(answer)
-        return said is not None and math.isclose(said, right)
-    return " ".join(answer.lower().split()).rstrip(".") == " ".join(words.lower().split())
+    expected = reference.strip().rstrip(".").strip()
+    if (expected_yes_no := leading_yes_no(reference)) is not None:
+        return parse_yes_no(answer, question) == expected_yes_no
+    if re.fullmatch(r"\(?[A-H]\)?", expected):
+        return parse_choice(answer, "ABCDEFGH") == expected.strip("()")
+    if re.fullmatch(r"-?\d[\d,]*(?:\.\d+)?", expected) and (expected_number := parse_number(expected)) is not None:
+        answer_number = parse_number(answer)
+        return answer_number is not None and math.isclose(answer_number, expected_number)
+    return " ".join(answer.lower().split()).rstrip(".") == " ".join(expected.lower().split())
 
 
 # ---- the list --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedReward:
     name: str
     weight: float
-    term: Term
+    function: RewardFunction
 
 
-def parse(reward_terms: str) -> dict[str, float]:
+def parse_reward_spec(reward_terms: str) -> dict[str, float]:
     """`fact_rm=1, missing_eos=-1, my_terms.py:polite=0.5` as weights by name. Raises InputError."""
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for part in filter(None, (p.strip() for p in reward_terms.split(","))):
-        name, equals, weight = (word.strip() for word in part.rpartition("="))
+        name, equals, weight_text = (word.strip() for word in part.rpartition("="))
         try:
-            number = float(weight)
+            value = float(weight_text)
         except ValueError:
-            number = math.nan
-        if not equals or not name or not math.isfinite(number):
+            value = math.nan
+        if not equals or not name or not math.isfinite(value):
             raise InputError(f"reward_terms has {part!r}: write NAME=WEIGHT, such as length=-0.5, with commas between")
-        if name in found:
+        if name in weights:
             raise InputError(f"reward_terms names {name} twice: keep one")
-        found[name] = number
-    if not found:
+        weights[name] = value
+    if not weights:
         raise InputError("reward_terms names no term: write fact_rm=1, for one")
-    return found
+    return weights
 
 
-def resolve(reward_terms: str, more: Mapping[str, Term]) -> list[Weighted]:
+def resolve_rewards(reward_terms: str, extra: Mapping[str, RewardFunction]) -> list[WeightedReward]:
     """The terms of a list, `more` among those it may name. Raises InputError for one that is nowhere."""
-    known = {**TERMS, **more}
-    found = []
-    for name, weight in parse(reward_terms).items():
-        if name not in known and ".py:" not in name:
-            raise InputError(f"reward_terms names {name}: there is {', '.join(sorted(known))}, or FILE.py:NAME")
-        found.append(Weighted(name, weight, known[name] if name in known else _from_file(name)))
-    return found
+    available = {**REWARD_FUNCTIONS, **extra}
+    weighted_rewards = []
+    for name, weight in parse_reward_spec(reward_terms).items():
+        if name not in available and ".py:" not in name:
+            raise InputError(f"reward_terms names {name}: there is {', '.join(sorted(available))}, or FILE.py:NAME")
+        weighted_rewards.append(WeightedReward(name, weight, available[name] if name in available else _load_from_file(name)))
+    return weighted_rewards
 
 
-def _from_file(name: str) -> Term:
+def _load_from_file(name: str) -> RewardFunction:
     path, _, attribute = name.rpartition(":")
     file = Path(path)
     if not file.is_file():
@@ -178,24 +178,24 @@ def _from_file(name: str) -> Term:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own code
         raise InputError(f"reward_terms names {name}: {path} cannot be imported ({type(error).__name__}: {error})") from error
-    term = getattr(module, attribute, None)
-    if not callable(term):
+    function = getattr(module, attribute, None)
+    if not callable(function):
         raise InputError(f"reward_terms names {name}: {path} has no function {attribute}")
-    return term  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 # ---- the ledger ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Entry:
+class RewardBreakdown:
     """What each term gave an answer, weights counted in: for the whole of it, and for spans of its characters."""
 
     terms: dict[str, float]
-    spans: dict[str, list[Span]]
+    spans: dict[str, list[RewardSpan]]
 
     @property
-    def whole(self) -> float:
+    def answer_total(self) -> float:
         """What the answer as a whole is worth: the terms that are not spread over spans."""
         return sum(value for name, value in self.terms.items() if name not in self.spans)
 
@@ -204,126 +204,150 @@ class Entry:
         return sum(self.terms.values())
 
 
-def ledger(terms: Sequence[Weighted], samples: Sequence[Sample], replay: Path) -> list[Entry]:
+def score_samples(
+    weighted_rewards: Sequence[WeightedReward], samples: Sequence[Sample], failure_file: Path
+) -> list[RewardBreakdown]:
     """Every term's value of every sample. Raises InputError for a term that fails, with its name and the first sample it fails on,
     which is kept in the file `replay`."""
-    entries = [Entry({}, {}) for _ in samples]
-    for weighted in terms:
-        for entry, value in zip(entries, _values(weighted, samples, replay), strict=True):
+    breakdowns = [RewardBreakdown({}, {}) for _ in samples]
+    for weighted_reward in weighted_rewards:
+        for breakdown, value in zip(breakdowns, _call_reward_function(weighted_reward, samples, failure_file), strict=True):
             if isinstance(value, Real):
-                entry.terms[weighted.name] = weighted.weight * float(value)
+                breakdown.terms[weighted_reward.name] = weighted_reward.weight * float(value)
             else:
-                spans = [(start, end, weighted.weight * worth) for start, end, worth in value]
-                entry.spans[weighted.name] = spans
-                entry.terms[weighted.name] = math.fsum(worth for *_, worth in spans)
-    return entries
+                spans = [(start, end, weighted_reward.weight * span_reward) for start, end, span_reward in value]
+                breakdown.spans[weighted_reward.name] = spans
+                breakdown.terms[weighted_reward.name] = math.fsum(span_reward for *_, span_reward in spans)
+    return breakdowns
 
 
 def ledger_rows(
-    samples: Sequence[Sample], entries: Sequence[Entry], paid: Sequence[float], claimed: Sequence[Sequence[Any]] | None
+    samples: Sequence[Sample],
+    breakdowns: Sequence[RewardBreakdown],
+    total_rewards: Sequence[float],
+    claim_rows: Sequence[Sequence[Any]] | None,
 ) -> list[dict[str, Any]]:
     """What each answer was paid, by term; `kl` is the rest, so that the terms and it add up to `total`, which was trained on. `claims` are
     its claims with their verdicts, where there is someone who judges."""
     return [
         {"id": s.id, "answer": s.answer, "terms": e.terms, "kl": total - e.total, "total": total}
         | ({"spans": e.spans} if e.spans else {})
-        | ({"images": [image.name for image in s.images], "claims": claims} if claimed is not None else {})
-        for s, e, total, claims in zip(samples, entries, paid, claimed or [()] * len(samples), strict=True)
+        | ({"images": [image.name for image in s.images], "claims": claims} if claim_rows is not None else {})
+        for s, e, total, claims in zip(samples, breakdowns, total_rewards, claim_rows or [()] * len(samples), strict=True)
     ]
 
 
-def _values(weighted: Weighted, samples: Sequence[Sample], replay: Path) -> list[Any]:
+def _call_reward_function(weighted_reward: WeightedReward, samples: Sequence[Sample], failure_file: Path) -> list[Any]:
     try:
-        values = [v.item() if hasattr(v, "item") else v for v in weighted.term(samples)]  # scalars of torch and NumPy
+        values = [v.item() if hasattr(v, "item") else v for v in weighted_reward.function(samples)]  # scalars of torch and NumPy
     except Exception as error:
-        if isinstance(error, InputError) and ".py:" not in weighted.name:
+        if isinstance(error, InputError) and ".py:" not in weighted_reward.name:
             raise  # it names what is wrong with the input; a user's own code may meet one, too
-        _stop(weighted, _first_failing(weighted, samples), f"raised {type(error).__name__}: {error}", replay, error)
+        _raise_reward_error(
+            weighted_reward,
+            _first_failing_sample(weighted_reward, samples),
+            f"raised {type(error).__name__}: {error}",
+            failure_file,
+            error,
+        )
     if len(values) != len(samples):
-        _stop(weighted, samples[0], f"gave {len(values)} values for {len(samples)} samples", replay)
+        _raise_reward_error(weighted_reward, samples[0], f"gave {len(values)} values for {len(samples)} samples", failure_file)
     for sample, value in zip(samples, values, strict=True):
-        if problem := _problem(value, sample):
-            _stop(weighted, sample, problem, replay)
+        if problem := _find_problem(value, sample):
+            _raise_reward_error(weighted_reward, sample, problem, failure_file)
     return values
 
 
-def _problem(value: Any, sample: Sample) -> str:
+def _find_problem(value: Any, sample: Sample) -> str:
     if isinstance(value, Real):
         return "" if math.isfinite(value) else f"gave {float(value)}"
     try:
-        for start, end, worth in value:
+        for start, end, span_reward in value:
             if not (0 <= start < end <= len(sample.answer)):
                 return f"gave the span {start}..{end} of an answer of {len(sample.answer)} characters"
-            if not math.isfinite(worth):
-                return f"gave {worth} for the span {start}..{end}"
+            if not math.isfinite(span_reward):
+                return f"gave {span_reward} for the span {start}..{end}"
     except (TypeError, ValueError):
         return f"gave {value!r}, neither a number nor a list of (start, end, value)"
     return ""
 
 
-def _first_failing(weighted: Weighted, samples: Sequence[Sample]) -> Sample:
+def _first_failing_sample(weighted_reward: WeightedReward, samples: Sequence[Sample]) -> Sample:
     for sample in samples:
         try:
-            weighted.term([sample])
+            weighted_reward.function([sample])
         except Exception:  # looked for
             return sample
     return samples[0]
 
 
-def _stop(weighted: Weighted, sample: Sample, problem: str, replay: Path, error: Exception | None = None) -> NoReturn:
-    kept = {
-        "term": weighted.name,
+def _raise_reward_error(
+    weighted_reward: WeightedReward, sample: Sample, problem: str, failure_file: Path, error: Exception | None = None
+) -> NoReturn:
+    record = {
+        "term": weighted_reward.name,
         "problem": problem,
-        **{k: getattr(sample, k) for k in ("id", "answer", "truth", "tokens", "most", "ended")},
+        "id": sample.id,
+        "answer": sample.answer,
+        "reference": sample.reference,
+        "num_tokens": sample.num_tokens,
+        "max_tokens": sample.max_tokens,
+        "finished": sample.finished,
         "prompt": [asdict(m) for m in sample.prompt],
         "images": [image.path or {"base64": base64.b64encode(image.read()).decode()} for image in sample.images],
         "facts": [asdict(f) for f in sample.facts],
         "meta": json.loads(json.dumps(dict(sample.meta), default=str)),
     }
-    write_whole(replay, json_line(kept))
-    where = f"on an answer to row {sample.id}" if sample.id else "on an answer"
-    raise InputError(f"reward term {weighted.name} {problem} {where}, which is kept in {replay}: correct the term") from error
+    write_atomic(failure_file, json_line(record))
+    location = f"on an answer to row {sample.id}" if sample.id else "on an answer"
+    raise InputError(
+        f"reward term {weighted_reward.name} {problem} {location}, which is kept in {failure_file}: correct the term"
+    ) from error
 
 
 # ---- guards ----------------------------------------------------------------------------------------------------------
 
-REFUSAL = re.compile(
+REFUSAL_PATTERN = re.compile(
     r"\W*(?:(?:i am|i'm|i’m) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can't|can’t|won't|won’t|do not|don't|don’t) "
     r"(?:see|help|answer|describe|tell|determine|know|provide|assist|have)|as an ai\b|unfortunately\b|it is not possible to)"
 )
 """How an answer that gives none begins."""
 
 
-def guards(samples: Sequence[Sample], totals: Sequence[float], generations: int) -> dict[str, float]:
+def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], num_generations: int) -> dict[str, float]:
     """What shows a reward that is gamed: shares of answers that refuse, say yes, say no, and the correlation of length and reward among
     the answers to one prompt (among all, where prompts have one)."""
-    said = [leading_yes_no(s.answer) for s in samples]
-    group = generations if generations > 1 else len(samples)  # one answer to each prompt: among all of them
-    tokens, reward = (np.array(v, dtype=float).reshape(-1, group) for v in ([s.tokens for s in samples], totals))
-    a, b = (v - v.mean(1, keepdims=True) for v in (tokens, reward))
-    scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
+    yes_no_answers = [leading_yes_no(s.answer) for s in samples]
+    group_size = num_generations if num_generations > 1 else len(samples)  # one answer to each prompt: among all of them
+    lengths, grouped_rewards = (
+        np.array(v, dtype=float).reshape(-1, group_size) for v in ([s.num_tokens for s in samples], total_rewards)
+    )
+    centered_lengths, centered_rewards = (v - v.mean(1, keepdims=True) for v in (lengths, grouped_rewards))
+    norm_product = math.sqrt(float((centered_lengths**2).sum() * (centered_rewards**2).sum()))
     return {
-        "guard/refusal_rate": float(np.mean([bool(REFUSAL.match(s.answer.lower())) for s in samples])),
-        "guard/says_yes": said.count("yes") / len(said),
-        "guard/says_no": said.count("no") / len(said),
-        "guard/length_reward_correlation": float((a * b).sum()) / scale if scale > 1e-12 else 0.0,
+        "hacking/refusal_rate": float(np.mean([bool(REFUSAL_PATTERN.match(s.answer.lower())) for s in samples])),
+        "hacking/says_yes": yes_no_answers.count("yes") / len(yes_no_answers),
+        "hacking/says_no": yes_no_answers.count("no") / len(yes_no_answers),
+        "hacking/length_reward_correlation": float((centered_lengths * centered_rewards).sum()) / norm_product
+        if norm_product > 1e-12
+        else 0.0,
     }
 
 
-def alarms(means: Mapping[str, float]) -> list[str]:
+def hacking_warnings(means: Mapping[str, float]) -> list[str]:
     """A line for each guard that is out of bounds, given the means over some steps: what the policy may have found out of the reward."""
-    found = []
-    if (refusals := means["guard/refusal_rate"]) > 0.2:
-        found.append(f"{refusals:.0%} of answers refuse: does the reward pay for saying nothing?")
-    if (silent := means.get("guard/zero_claim_rate", 0.0)) > 0.5:
-        found.append(f"{silent:.0%} of answers claim nothing of their picture: does the reward pay for silence?")
-    if (vague := means.get("guard/vagueness", 0.0)) > 0.3:
-        found.append(f"{vague:.0%} of claims are hedged: does the reward pay for vagueness?")
-    yes, no = means["guard/says_yes"], means["guard/says_no"]
-    if yes + no > 0.05 and not 0.1 <= (rate := yes / (yes + no)) <= 0.9:
-        found.append(f"{rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?")
-    if abs(correlation := means["guard/length_reward_correlation"]) > 0.8:
-        found.append(
+    messages = []
+    if (refusal_rate := means["hacking/refusal_rate"]) > 0.2:
+        messages.append(f"{refusal_rate:.0%} of answers refuse: does the reward pay for saying nothing?")
+    if (zero_claim_rate := means.get("hacking/zero_claim_rate", 0.0)) > 0.5:
+        messages.append(f"{zero_claim_rate:.0%} of answers claim nothing of their picture: does the reward pay for silence?")
+    if (hedged_share := means.get("hacking/vagueness", 0.0)) > 0.3:
+        messages.append(f"{hedged_share:.0%} of claims are hedged: does the reward pay for vagueness?")
+    yes_share, no_share = means["hacking/says_yes"], means["hacking/says_no"]
+    if yes_share + no_share > 0.05 and not 0.1 <= (yes_rate := yes_share / (yes_share + no_share)) <= 0.9:
+        messages.append(f"{yes_rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?")
+    if abs(correlation := means["hacking/length_reward_correlation"]) > 0.8:
+        messages.append(
             f"length and reward correlate by {correlation:+.2f} among a prompt's answers: does the reward pay for length?"
         )
-    return found
+    return messages

@@ -19,17 +19,17 @@ CONFIG = {
 }
 
 
-def build(directory, **changed):
+def save_tiny_clip(directory, **overrides):
     logging.getLogger().setLevel(logging.ERROR)
     torch.manual_seed(0)
-    config = {**CONFIG, **changed}
+    config = {**CONFIG, **overrides}
     model = open_clip.CLIP(**config)
     model.visual.preprocess_cfg = vars(PreprocessCfg(size=32))
     save_clip(directory, model, config)
     return directory
 
 
-def picture(seed=0, size=40):
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
-    return ImageSource(data=file.getvalue())
+def random_image(seed=0, size=40):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return ImageSource(data=buffer.getvalue())

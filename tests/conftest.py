@@ -33,10 +33,10 @@ def examples():
 
     rows = []
     for i in range(12):
-        scene, rng = scenes.scene("selection", i, 0), np.random.default_rng(i)
-        asked = scenes.describe(scene, rng)
-        prompt = (Message("user", asked.text),)
-        rows.append(Example(scene.id, (scene.source(),), prompt, asked.answer, scenes.facts(scene, rng)))
+        scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
+        question = scenes.description_question(scene, rng)
+        prompt = (Message("user", question.text),)
+        rows.append(Example(scene.id, (scene.image_source(),), prompt, question.answer, scenes.annotator_facts(scene, rng)))
     return rows
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from mmrlhf import scenes
 
 
-def picture(path: Path, number: int) -> Path:
+def write_image(path: Path, scene_index: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(scenes.scene("selection", number, 0).source().read())
+    path.write_bytes(scenes.generate_scene("selection", scene_index, 0).image_source().read())
     return path
 
 
-def lines(path: Path, rows) -> Path:
+def write_jsonl(path: Path, rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -21,19 +21,21 @@ def lines(path: Path, rows) -> Path:
 def mme(root: Path) -> dict:
     """The four tasks on hallucination in the two layouts: a text for all pictures, and a text beside each picture."""
     for i in range(2):
-        picture(root / "color" / "images" / f"{i}.png", i)
-        text = root / "color" / "questions_answers_YN" / f"{i}.txt"
-        text.parent.mkdir(parents=True, exist_ok=True)
-        text.write_text("Is the star red? Please answer yes or no.\tYes\nIs the star blue? Please answer yes or no.\tNo\n")
-    asked = [
-        f"{i}.jpg\tIs there a {thing}? Please answer yes or no.\t{label}\n"
+        write_image(root / "color" / "images" / f"{i}.png", i)
+        question_file = root / "color" / "questions_answers_YN" / f"{i}.txt"
+        question_file.parent.mkdir(parents=True, exist_ok=True)
+        question_file.write_text(
+            "Is the star red? Please answer yes or no.\tYes\nIs the star blue? Please answer yes or no.\tNo\n"
+        )
+    questions = [
+        f"{i}.jpg\tIs there a {noun}? Please answer yes or no.\t{label}\n"
         for i in range(2)
-        for thing, label in (("star", "Yes"), ("cat", "No"))
+        for noun, label in (("star", "Yes"), ("cat", "No"))
     ]
     for task in ("existence", "count", "position"):
-        (root / f"{task}.txt").write_text("".join(asked))
+        (root / f"{task}.txt").write_text("".join(questions))
         for i in range(2):
-            picture(root / task / f"{i}.jpg", i)
+            write_image(root / task / f"{i}.jpg", i)
     return {"data": str(root)}
 
 
@@ -56,45 +58,49 @@ def hallusion_rows(figures=((1, "1"), (1, "0"))):
 def hallusionbench(root: Path) -> dict:
     (root / "h.json").write_text(json.dumps(hallusion_rows()))
     for f in range(2):
-        picture(root / f"0_{f}.png", f)
+        write_image(root / f"0_{f}.png", f)
     return {"data": str(root / "h.json")}
 
 
-def mmhal_bench(root: Path, rows: int = 8) -> dict:
-    kinds = ["attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other"]
-    data = [
-        {"question_type": kinds[i % 8], "question_topic": "", "image_id": f"p{i}", "image_src": f"http://host/p{i}.jpg", "image_content": ["Star"],
+def mmhal_bench(root: Path, num_rows: int = 8) -> dict:
+    question_types = ["attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other"]
+    questions = [
+        {"question_type": question_types[i % 8], "question_topic": "", "image_id": f"p{i}", "image_src": f"http://host/p{i}.jpg", "image_content": ["Star"],
          "question": "What is in the picture?", "gt_answer": "A star.", "model_answer": ""}
-        for i in range(rows)
+        for i in range(num_rows)
     ]  # fmt: skip
-    (root / "m.json").write_text(json.dumps(data))
-    for i in range(min(rows, 8)):
-        picture(root / f"p{i}.jpg", i)
+    (root / "m.json").write_text(json.dumps(questions))
+    for i in range(min(num_rows, 8)):
+        write_image(root / f"p{i}.jpg", i)
     return {"data": str(root / "m.json")}
 
 
 def object_halbench(root: Path) -> dict:
     (root / "gt.json").write_text(json.dumps({"1": ["dog", "person"], "2": ["cat"]}))
     for i in (1, 2):
-        picture(root / f"COCO_val2014_{i:012d}.jpg", i)
+        write_image(root / f"COCO_val2014_{i:012d}.jpg", i)
     return {"data": str(root / "gt.json")}
 
 
 def llava_bench(root: Path) -> dict:
-    kinds = ("conv", "detail", "complex")
-    lines(
+    categories = ("conv", "detail", "complex")
+    write_jsonl(
         root / "qa90_questions.jsonl",
-        [{"question_id": i, "image": f"{i // 3}.jpg", "text": "What is it?", "category": kinds[i % 3]} for i in range(6)],
+        [{"question_id": i, "image": f"{i // 3}.jpg", "text": "What is it?", "category": categories[i % 3]} for i in range(6)],
     )
-    lines(root / "qa90_gpt4_answer.jsonl", [{"question_id": i, "text": "A star.", "category": kinds[i % 3]} for i in range(6)])
+    write_jsonl(
+        root / "qa90_gpt4_answer.jsonl", [{"question_id": i, "text": "A star.", "category": categories[i % 3]} for i in range(6)]
+    )
     boxes = [{"category": "star", "bbox": [0, 0, 1, 1]}]
-    lines(
+    write_jsonl(
         root / "caps_boxes_coco2014_val_80.jsonl",
         [{"id": str(i), "image": f"{i}.jpg", "captions": ["A star."], "instances": boxes} for i in range(2)],
     )
-    (root / "rule.json").write_text(json.dumps({kind: {"role": "Assistant", "prompt": "Two numbers, please."} for kind in kinds}))
+    (root / "rule.json").write_text(
+        json.dumps({kind: {"role": "Assistant", "prompt": "Two numbers, please."} for kind in categories})
+    )
     for i in range(2):
-        picture(root / f"{i}.jpg", i)
+        write_image(root / f"{i}.jpg", i)
     return {"data": str(root)}
 
 
@@ -110,12 +116,12 @@ def vl_rewardbench(root: Path) -> dict:
         }
         for id_ in ids
     ]
-    picture(root / "0.png", 0)
-    return {"data": str(lines(root / "pairs.jsonl", rows))}
+    write_image(root / "0.png", 0)
+    return {"data": str(write_jsonl(root / "pairs.jsonl", rows))}
 
 
 def multimodal_rewardbench(root: Path) -> dict:
-    kinds = (("math_1", "reasoning"), ("code_1", "reasoning"), ("pairs_1", "safety"), ("nocaps_1", "open_generation"))
+    categories = (("math_1", "reasoning"), ("code_1", "reasoning"), ("pairs_1", "safety"), ("nocaps_1", "open_generation"))
     rows = [
         {
             "ID": id_,
@@ -126,17 +132,17 @@ def multimodal_rewardbench(root: Path) -> dict:
             "Better": "Output1",
             "Category": kind,
         }
-        for id_, kind in kinds
+        for id_, kind in categories
     ]
     (root / "all_data.json").write_text(json.dumps(rows))
-    picture(root / "0.png", 0)
+    write_image(root / "0.png", 0)
     return {"data": str(root / "all_data.json")}
 
 
 def dash_b(root: Path) -> dict:
-    for kind, number in (("neg", 0), ("pos", 1)):
+    for kind, scene_index in (("neg", 0), ("pos", 1)):
         (root / f"dash_benchmark_{kind}.json").write_text(json.dumps({"coco": {"star": [f"{kind}.png"]}}))
-        picture(root / kind / "coco" / "star" / f"{kind}.png", number)
+        write_image(root / kind / "coco" / "star" / f"{kind}.png", scene_index)
     return {"data": str(root)}
 
 
@@ -151,11 +157,11 @@ def haloquest(root: Path) -> dict:
             [["", "image_name", "url", "image type", "hallucination type", "question", "groundtruth responses", "split"], *rows]
         )
     for i in range(2):
-        picture(root / f"{i}.png", i)
+        write_image(root / f"{i}.png", i)
     return {"data": str(root / "h.csv")}
 
 
-MAKERS = {
+DATASET_WRITERS = {
     f.__name__: f
     for f in (
         mme,

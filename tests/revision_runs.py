@@ -32,15 +32,15 @@ from safetensors.torch import save_file
 from mmrlhf import plain, scenes
 from mmrlhf.artefact import load_reward_model
 from mmrlhf.best_of_n import best_of_n
-from mmrlhf.claims import claims
+from mmrlhf.claims import extract_claims
 from mmrlhf.cli import main
 from mmrlhf.formats import FORMATS, read_examples
 from mmrlhf.prefix import prefill
 from mmrlhf.records import Fact
-from mmrlhf.rollout import answer
-from mmrlhf.sampling import Sampling
-from mmrlhf.verify import by_facts
-from mmrlhf.verify.verifier import Certainty, save
+from mmrlhf.rollout import sample_completions
+from mmrlhf.sampling import SamplingParams
+from mmrlhf.verify import verify_against_facts
+from mmrlhf.verify.verifier import PlattScaling, save_calibration
 from tests import clips, made_up
 from tests.families import FAMILIES
 from tests.test_families import Fixture, fast_run, naive_run
@@ -118,34 +118,39 @@ def train(out: Path, stage: str, name: str, **fields: Any) -> None:
 def run_sft(out: Path) -> None:
     """Fine-tune an adapter on scenes, and the whole language model on the sample rows."""
     train(out, "sft", "sft", dataset_name=out / "scenes/sft.jsonl", warmup_steps=1)
-    train(out, "sft", "sft_full", dataset_name=SAMPLES / "sft.jsonl", train="full", max_steps=1)
+    train(out, "sft", "sft_full", dataset_name=SAMPLES / "sft.jsonl", tuning="full", max_steps=1)
 
 
 def run_reward(out: Path) -> None:
     """Train reward models: damaged facts and planted claims, late facts, other losses."""
     pairs = out / "scenes/pairs.jsonl"
-    damaged = {"fact_dropout": 0.4, "fact_noise": 0.3, "planted_claims": 0.5}
+    damaged = {"fact_dropout": 0.4, "fact_noise": 0.3, "injected_claim_rate": 0.5}
     train(out, "reward", "reward", dataset_name=pairs, eval_dataset_name=pairs, max_steps=3, **damaged)
     train(out, "reward", "reward_after", dataset_name=pairs, facts_position="after", head_init="random",
-          loss_type="smoothed", facts_template="captions", facts_budget=24)  # fmt: skip
+          loss_type="bt_label_smoothing", facts_template="captions", max_facts_tokens=24)  # fmt: skip
     facts = {"facts_file": SAMPLES / "facts.jsonl", "max_steps": 1}
-    train(out, "reward", "reward_margin", dataset_name=SAMPLES / "vlfeedback.jsonl", loss_type="margin", facts="none", **facts)
-    train(out, "reward", "reward_ties", dataset_name=SAMPLES / "rankings.jsonl", loss_type="rao_kupper", train="full", **facts)
+    train(out, "reward", "reward_margin", dataset_name=SAMPLES / "vlfeedback.jsonl", loss_type="bt_margin", facts="none", **facts)
+    train(out, "reward", "reward_ties", dataset_name=SAMPLES / "rankings.jsonl", loss_type="rao_kupper", tuning="full", **facts)
 
 
 def run_ppo(out: Path) -> None:
     """Train policies: with a critic and spans, with claims judged by models, without a critic."""
-    prompts = {"dataset_name": out / "scenes/doubted.jsonl", "min_probe_rate": 0, "num_generations": 2, "response_length": 24}
+    prompts = {
+        "dataset_name": out / "scenes/doubted.jsonl",
+        "min_probe_detection_rate": 0,
+        "num_generations": 2,
+        "response_length": 24,
+    }
     spans = f"{Path(__file__).relative_to(Path.cwd())}:first_word=0.2"
     terms = f"fact_rm=1, hallucination=-0.5, coverage=0.3, missing_eos=-1, length=-0.2, repetition=-1, {spans}"
     train(out, "ppo", "ppo", reward_model_path=out / "reward", reward_terms=terms, critic_sees_facts="true",
-          whiten_rewards="true", watch_verifiers="vlm", **prompts)  # fmt: skip
+          whiten_rewards="true", monitor_verifiers="vlm", **prompts)  # fmt: skip
     train(out, "ppo", "ppo_ensemble", reward_model_path=f"{out / 'reward'},{out / 'reward_after'}", uncertainty_penalty=0.5,
-          reward_terms="fact_rm=1, clip=0.5, hallucination@facts+clip=-1, coverage@vlm=0.1", spans_paid="at_end", max_steps=1,
+          reward_terms="fact_rm=1, verifier_score=0.5, hallucination@facts+clip=-1, coverage@vlm=0.1", span_credit="last_token", max_steps=1,
           clip_model=out / "clip", vlm_calibration=out / "calibrate/vlm.json", **prompts)  # fmt: skip
     train(out, "ppo", "grpo", reward_model_path=out / "reward", advantage_estimator="grpo", min_new_tokens=2,
           reward_terms="fact_rm=1, hallucination=-1, missing_eos=-1", **{**prompts, "num_generations": 3})  # fmt: skip
-    train(out, "ppo", "grpo_plain", advantage_estimator="grpo", prefix="off", max_steps=1, reward_terms="correctness=1, length=1",
+    train(out, "ppo", "grpo_plain", advantage_estimator="grpo", share_prefix="off", max_steps=1, reward_terms="correctness=1, length=1",
           **{**prompts, "dataset_name": SAMPLES / "llava_rlhf_ppo.json"})  # fmt: skip
 
 
@@ -166,8 +171,8 @@ def run_score(out: Path) -> None:
     scenes = {"image_folder": out / "scenes"}
     run("score", **model, **scenes, dataset_name=out / "generate/sampled.jsonl", output_file=out / "score/answers.jsonl")
     run("score", **model, **scenes, dataset_name=out / "scenes/pairs.jsonl", output_file=out / "score/pairs.jsonl")
-    run("reward-bench", **model, dataset_name=out / "scenes/pairs.jsonl", output_dir=out / "reward_bench")
-    run("reward-bench", reward_model_path=out / "reward_after", dataset_name=SAMPLES / "rankings.jsonl",
+    run("reward-eval", **model, dataset_name=out / "scenes/pairs.jsonl", output_dir=out / "reward_bench")
+    run("reward-eval", reward_model_path=out / "reward_after", dataset_name=SAMPLES / "rankings.jsonl",
         facts_file=SAMPLES / "facts.jsonl", output_dir=out / "reward_bench_rankings")  # fmt: skip
     judge = load_reward_model(str(out / "reward"))
     rows = read_examples(str(out / "scenes/prompts.jsonl"))[:3]
@@ -179,19 +184,19 @@ def run_calibrate(out: Path) -> None:
     """Calibrate the base as a judge of claims; a random open_clip gets its numbers by hand."""
     rows = []
     for index in range(16):
-        drawn = scenes.scene("selection", index, 0)
-        made_up.picture(out / f"calibrate/{index}.png", index)
-        there = {thing.shape for thing in drawn.things}
+        drawn = scenes.generate_scene("selection", index, 0)
+        made_up.write_image(out / f"calibrate/{index}.png", index)
+        there = {thing.shape for thing in drawn.objects}
         facts = [{"kind": "object" if shape in there else "absent", "text": shape} for shape in scenes.things.SHAPES]
         rows.append({"image": f"{index}.png", "prompt": "?", "facts": facts})
-    data = made_up.lines(out / "calibrate/rows.jsonl", rows)
-    common = {"dataset_name": data, "claims_from": "facts", "held_out": 0.4, "lexicon_file": WORDS}
+    data = made_up.write_jsonl(out / "calibrate/rows.jsonl", rows)
+    common = {"dataset_name": data, "claim_source": "facts", "held_out": 0.4, "lexicon_file": WORDS}
     run("calibrate", "vlm", **common, model_name_or_path=BASE, output_file=out / "calibrate/vlm.json")
-    clips.build(out / "clip")
+    clips.save_tiny_clip(out / "clip")
     refused = printed("calibrate", "clip", **common, clip_model=out / "clip", output_file=out / "calibrate/clip.json")
     write_json(out / "calibrate/clip_refused.json", refused)
-    by_hand = Certainty({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
-    save(by_hand, out / "clip/calibration.json", nouns=["ring", "star", "moon"])
+    by_hand = PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
+    save_calibration(by_hand, out / "clip/calibration.json", nouns=["ring", "star", "moon"])
 
 
 def run_families(out: Path) -> None:
@@ -200,11 +205,11 @@ def run_families(out: Path) -> None:
         with tempfile.TemporaryDirectory() as directory:
             fixture = Fixture(family, Path(directory))
             tensors = paths_of(fixture)
-            sampled = answer(fixture.vlm, fixture.rows, Sampling(10, 0.8, 0.95), num_generations=2, seed=3)
-        tensors |= {"sampled/ids": sampled.ids_NT, "sampled/mask": sampled.mask_NT, "sampled/log_probs": sampled.logps_NT,
-                    "sampled/entropy": sampled.entropy_NT, "sampled/ended": sampled.ended_N}  # fmt: skip
+            sampled = sample_completions(fixture.vlm, fixture.rows, SamplingParams(10, 0.8, 0.95), num_generations=2, seed=3)
+        tensors |= {"sampled/ids": sampled.token_ids_NT, "sampled/mask": sampled.mask_NT, "sampled/log_probs": sampled.logps_NT,
+                    "sampled/entropy": sampled.entropy_NT, "sampled/ended": sampled.finished_N}  # fmt: skip
         write_tensors(out / f"families/{family}.safetensors", tensors)
-        write_json(out / f"families/{family}.json", {"texts": sampled.texts, "prefix": fixture.vlm.prefix})
+        write_json(out / f"families/{family}.json", {"texts": sampled.texts, "prefix": fixture.vlm.share_prefix})
 
 
 def paths_of(fixture: Fixture) -> dict[str, torch.Tensor]:
@@ -220,9 +225,11 @@ def paths_of(fixture: Fixture) -> dict[str, torch.Tensor]:
     found |= {f"naive/gradients/{key}": gradient for key, gradient in gradients.items()}
     given = fixture.given()
     with torch.no_grad(), fixture.adapters.use("value"):
-        found["shared/hidden"] = prefill(fixture.vlm, given.prompts).extend(given.rows_N, given.ids_NT, given.mask_NT)
-        rows = given.rows_N.tolist()
-        found["plain/hidden"] = plain.hidden(fixture.vlm, given.prompts, rows, given.ids_NT, given.mask_NT)
+        found["shared/hidden"] = prefill(fixture.vlm, given.prompts).extend(
+            given.prompt_index_N, given.token_ids_NT, given.mask_NT
+        )
+        rows = given.prompt_index_N.tolist()
+        found["plain/hidden"] = plain.hidden_states(fixture.vlm, given.prompts, rows, given.token_ids_NT, given.mask_NT)
     return found
 
 
@@ -235,11 +242,11 @@ def run_claims(out: Path) -> None:
         path = Path(f"tests/claims_{name}.jsonl")
         texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
         run("claims", str(path), out=out / f"claims/{name}.jsonl")
-        found = [claims(text) for text in texts]
+        found = [extract_claims(text) for text in texts]
         write_json(out / f"claims/{name}_fields.json", [[asdict(claim) for claim in of_one] for of_one in found])
         before = ["A dog and two cats on a red couch.", *texts]
         verdicts = [
-            [asdict(verdict) for verdict in by_facts(of_one, [*KNOWN, Fact("caption", caption)])]
+            [asdict(verdict) for verdict in verify_against_facts(of_one, [*KNOWN, Fact("caption", caption)])]
             for of_one, caption in zip(found, before, strict=False)
         ]
         write_json(out / f"claims/{name}_verdicts.json", verdicts)
@@ -285,7 +292,7 @@ def run_scenes(out: Path) -> None:
     run("data", "scenes", output_dir=out / "scenes", rows=SCENES)
     rows = [json.loads(line) for line in (out / "scenes/prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     nothing = [{"kind": "absent", "text": shape} for shape in scenes.things.SHAPES]
-    made_up.lines(out / "scenes/doubted.jsonl", [row | {"facts": nothing} if i % 2 else row for i, row in enumerate(rows)])
+    made_up.write_jsonl(out / "scenes/doubted.jsonl", [row | {"facts": nothing} if i % 2 else row for i, row in enumerate(rows)])
 
 
 # ---- benchmarks ----------------------------------------------------------------------------------
@@ -307,7 +314,7 @@ def run_eval(out: Path) -> None:
         )
     run("compare", str(out / "eval/scenes_0"), str(out / "eval/scenes_1"), "--force", out=out / "eval/compare")
     codes = {}
-    for name, make in made_up.MAKERS.items():
+    for name, make in made_up.DATASET_WRITERS.items():
         (data := out / f"made_up/{name}").mkdir(parents=True)
         how = {**common, **make(data), "output_dir": out / f"eval/{name}", **({"judge": "rules"} if name in RULED else {})}
         codes[name] = run("eval", name, may_refuse=True, **how)

@@ -18,21 +18,21 @@ import pytest
 MODEL = "stub"
 
 
-def completion(text, model=MODEL, **more):
+def chat_completion(text, model=MODEL, **extra):
     return {
         "model": model,
         "choices": [{"message": {"content": text}}],
         "usage": {"prompt_tokens": 5, "completion_tokens": 2},
-        **more,
+        **extra,
     }
 
 
-class Stub(BaseHTTPRequestHandler):
+class ScriptedHandler(BaseHTTPRequestHandler):
     """Does what `server.script` says, one entry a request, the last one for ever: (status, body, headers), a callable of the request, or a fault
     by name (`cut`, `slow`)."""
 
     def do_GET(self):
-        self._send(200, {"data": [{"id": name} for name in self.server.models]})
+        self._send(200, {"data": [{"id": name} for name in self.server.reward_models]})
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -68,11 +68,11 @@ class Stub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def stub(*script, models=(MODEL,)) -> Iterator[ThreadingHTTPServer]:
+def scripted_server(*script, models=(MODEL,)) -> Iterator[ThreadingHTTPServer]:
     """A server whose `.url` can be asked; `.requests` are what it was asked."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     server.daemon_threads = True
-    server.script, server.requests, server.models, server.lock = list(script), [], models, threading.Lock()
+    server.script, server.requests, server.reward_models, server.lock = list(script), [], models, threading.Lock()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -91,7 +91,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def transformers_serve(model: str, log: Path, seconds: float = 300) -> Iterator[str]:
+def transformers_serve(model: str, log_path: Path, timeout_s: float = 300) -> Iterator[str]:
     """The address of `transformers serve`, which is gone afterwards; skips where its packages are not installed."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason="transformers serve needs it")
@@ -107,17 +107,17 @@ def transformers_serve(model: str, log: Path, seconds: float = 300) -> Iterator[
         "--device",
         "cpu",
     ]
-    with log.open("wb") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    with log_path.open("wb") as log_file:
+        server = subprocess.Popen(command, stdout=log_file, stderr=log_file, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         try:
-            end = time.monotonic() + seconds
+            deadline = time.monotonic() + timeout_s
             while True:
-                assert server.poll() is None, log.read_text()
+                assert server.poll() is None, log_path.read_text()
                 try:
                     if httpx2.get(f"http://127.0.0.1:{port}/health", timeout=1, trust_env=False).status_code == 200:
                         break
                 except httpx2.HTTPError:
-                    assert time.monotonic() < end, log.read_text()
+                    assert time.monotonic() < deadline, log_path.read_text()
                     time.sleep(0.2)
             yield f"http://127.0.0.1:{port}/v1"
         finally:

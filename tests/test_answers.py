@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrlhf.answers import choice, leading_yes_no, number, pope_says, yes_no
+from mmrlhf.answers import leading_yes_no, parse_choice, parse_number, parse_yes_no, pope_official
 
 LABELLED = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").open(encoding="utf-8")]
 OPTIONS = {"A": "a cup", "B": "a plate", "C": "a book", "D": "a lamp"}
@@ -17,11 +17,11 @@ OPTIONS = {"A": "a cup", "B": "a plate", "C": "a book", "D": "a lamp"}
 def read(row):
     """What the reader of a row's kind makes of it; `unparsed` if nothing."""
     if row["kind"] == "yes_no":
-        said = yes_no(row["answer"], row["question"])
+        said = parse_yes_no(row["answer"], row["question"])
     elif row["kind"] == "choice":
-        said = choice(row["answer"], "ABCD", OPTIONS)
+        said = parse_choice(row["answer"], "ABCD", OPTIONS)
     else:
-        said = number(row["answer"])
+        said = parse_number(row["answer"])
     return "unparsed" if said is None else said
 
 
@@ -73,7 +73,7 @@ def test_there_are_two_hundred_of_them_and_each_verdict_is_common():
     ],
 )
 def test_yes_no_by_hand(answer, said):
-    assert yes_no(answer, "Is there a dog in the image?") == said
+    assert parse_yes_no(answer, "Is there a dog in the image?") == said
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_yes_no_by_hand(answer, said):
     ],
 )
 def test_other_names_of_what_was_asked(question, answer, said):
-    assert yes_no(answer, question) == said
+    assert parse_yes_no(answer, question) == said
 
 
 def test_without_a_question_statements_are_read_more_carefully():
-    assert yes_no("A dog.", "Is there a dog?") == "yes"
-    assert yes_no("A dog.") is None
-    assert yes_no("There is a dog.") == "yes"
-    assert yes_no("The image does not show a dog.") == "no"
+    assert parse_yes_no("A dog.", "Is there a dog?") == "yes"
+    assert parse_yes_no("A dog.") is None
+    assert parse_yes_no("There is a dog.") == "yes"
+    assert parse_yes_no("The image does not show a dog.") == "no"
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_without_a_question_statements_are_read_more_carefully():
     ],
 )
 def test_letters_by_hand(answer, letter):
-    assert choice(answer, "ABCD", OPTIONS) == letter
+    assert parse_choice(answer, "ABCD", OPTIONS) == letter
 
 
 @pytest.mark.parametrize(
     ("answer", "value"), [("nine hundred", None), ("5 dogs and 3 cats", None), ("I count 1, 2, 3, so 3", 3), ("forty-two", 42), ("1/2", None)]
 )  # fmt: skip
 def test_numbers_by_hand(answer, value):
-    assert number(answer) == value
+    assert parse_number(answer) == value
 
 
 def test_a_bare_beginning():
@@ -129,29 +129,29 @@ def test_a_bare_beginning():
 
 def test_a_long_answer_is_read_at_its_ends():
     middle = "The sky is blue. " * 60_000  # a megabyte
-    assert yes_no(f"Yes. {middle}", "Is there a dog?") == "yes"
-    assert yes_no(f"{middle} So the answer is no.", "Is there a dog?") == "no"
+    assert parse_yes_no(f"Yes. {middle}", "Is there a dog?") == "yes"
+    assert parse_yes_no(f"{middle} So the answer is no.", "Is there a dog?") == "no"
 
 
 @settings(deadline=None)
 @given(st.text())
 def test_any_text_can_be_read(text):
-    assert yes_no(text) in ("yes", "no", None)
-    assert choice(text) in ("A", "B", "C", "D", None)
-    assert number(text) is None or isinstance(number(text), float)
-    assert pope_says(text) in ("yes", "no")
+    assert parse_yes_no(text) in ("yes", "no", None)
+    assert parse_choice(text) in ("A", "B", "C", "D", None)
+    assert parse_number(text) is None or isinstance(parse_number(text), float)
+    assert pope_official(text) in ("yes", "no")
 
 
 def test_pope_reads_as_its_script_does(shared):
     table = [json.loads(line) for line in (shared / "parity/POPE/parse_table.jsonl").open(encoding="utf-8")]
     assert len(table) == 60
-    assert [pope_says(row["text"]) for row in table] == [row["official"] for row in table]
+    assert [pope_official(row["text"]) for row in table] == [row["official"] for row in table]
     for case in ("adversarial_clean", "adversarial_odd"):
         folder = shared / "parity/POPE" / case
         answers = [json.loads(line)["answer"] for line in (folder / "input.jsonl").open(encoding="utf-8")]
-        assert [pope_says(a) for a in answers] == (folder / "official_parsed.txt").read_text().split()
+        assert [pope_official(a) for a in answers] == (folder / "official_parsed.txt").read_text().split()
 
 
 @pytest.mark.parametrize(("answer", "said"), [("", "yes"), ("No!", "yes"), ("It is not clear, but yes", "no"), ("A. No", "yes")])
 def test_pope_by_hand(answer, said):
-    assert pope_says(answer) == said
+    assert pope_official(answer) == said

@@ -5,33 +5,37 @@ import pytest
 import torch
 
 from mmrlhf import scenes
-from mmrlhf.claims import lexicon
+from mmrlhf.claims import load_lexicon
 from mmrlhf.images import open_image
 from mmrlhf.records import Claim, InputError, Message
 from mmrlhf.roles import Adapters, Role
-from mmrlhf.verify import Said
-from mmrlhf.verify.asking import LOOK, LOOKED, Asking
-from mmrlhf.verify.verifier import Certainty
+from mmrlhf.verify import AnswerClaims
+from mmrlhf.verify.asking import IMAGE_PROMPT, IMAGE_REPLY, VLMVerifier
+from mmrlhf.verify.verifier import PlattScaling
 
-WORDS = lexicon()
+WORDS = load_lexicon()
 
 
 @pytest.fixture
 def asking(vlm):
-    return Asking(Role(Adapters(vlm), None), WORDS)
+    return VLMVerifier(Role(Adapters(vlm), None), WORDS)
 
 
 def test_log_odds_are_those_of_a_forward_that_shares_nothing(asking, examples):
     vlm = asking.role.vlm
     claims = [Claim("object", "ring"), Claim("attribute", "star", "blue", negated=True), Claim("count", "moon", "2")]
     questions = ["Is there a ring", "Is there a blue star", "Are there exactly two moons"]
-    said = [Said(examples[0].images, (), tuple(claims)), Said((), (), (claims[0],)), Said(examples[1].images, (), (claims[0],))]
+    said = [
+        AnswerClaims(examples[0].images, (), tuple(claims)),
+        AnswerClaims((), (), (claims[0],)),
+        AnswerClaims(examples[1].images, (), (claims[0],)),
+    ]
     found = asking.log_odds(said)
     assert [len(row) for row in found] == [3, 0, 1]
 
     def naive(images, question):
-        turns = [Message("user", LOOK), Message("assistant", LOOKED), Message("user", f"{question} in the picture?")]
-        text = vlm.render(turns, 1, generation_prompt=True)
+        turns = [Message("user", IMAGE_PROMPT), Message("assistant", IMAGE_REPLY), Message("user", f"{question} in the picture?")]
+        text = vlm.apply_chat_template(turns, 1, generation_prompt=True)
         inputs = vlm.processor(text=text, images=[open_image(images[0])], return_tensors="pt")
         with torch.no_grad():
             logits = vlm.model(**inputs).logits[0, -1]
@@ -43,7 +47,7 @@ def test_log_odds_are_those_of_a_forward_that_shares_nothing(asking, examples):
 
 
 def test_adapters_are_off(asking, examples):
-    said = [Said(examples[0].images, (), (Claim("object", "ring"),))]
+    said = [AnswerClaims(examples[0].images, (), (Claim("object", "ring"),))]
     before = asking.log_odds(said)
     adapters = asking.role.adapters
     adapters.add("policy", 4, 8, seed=0)
@@ -56,8 +60,8 @@ def test_adapters_are_off(asking, examples):
 
 def test_verdicts_are_calibrated_and_turned_round(asking, examples):
     ring, none = Claim("object", "ring"), Claim("object", "ring", negated=True)
-    asking.certainty = Certainty({"object": (2.0, 1.0)}, 0.4, 0.6)
-    said = [Said(examples[0].images, (), (ring, none, Claim("count", "ring", "2"))), Said((), (), (ring,))]
+    asking.calibration = PlattScaling({"object": (2.0, 1.0)}, 0.4, 0.6)
+    said = [AnswerClaims(examples[0].images, (), (ring, none, Claim("count", "ring", "2"))), AnswerClaims((), (), (ring,))]
     ((a, b, c), (d,)) = asking(said)
     x = asking.log_odds(said)[0][0]
     assert a.probability == pytest.approx(1 / (1 + np.exp(-2 * x - 1)), abs=1e-6) and b.probability == pytest.approx(
@@ -71,12 +75,12 @@ def test_verdicts_are_calibrated_and_turned_round(asking, examples):
 def test_the_shipped_base_knows_things_and_colours(asking):
     said, true = [], []
     for index in range(40):
-        scene = scenes.scene("selection", index, 0)
-        thing, shapes = scene.things[0], {t.shape for t in scene.things}
-        colours = {t.colour for t in scene.things if t.shape == thing.shape}
+        scene = scenes.generate_scene("selection", index, 0)
+        thing, shapes = scene.objects[0], {t.shape for t in scene.objects}
+        colours = {t.colour for t in scene.objects if t.shape == thing.shape}
         absent = next(s for s in scenes.things.SHAPES[index % 5 :] + scenes.things.SHAPES if s not in shapes)
         other = next(c for c in scenes.things.COLOURS if c not in colours)
-        said.append(Said((scene.source(),), (), (
+        said.append(AnswerClaims((scene.image_source(),), (), (
             Claim("object", thing.shape), Claim("object", absent),
             Claim("attribute", thing.shape, thing.colour), Claim("attribute", thing.shape, other),
         )))  # fmt: skip
@@ -86,14 +90,14 @@ def test_the_shipped_base_knows_things_and_colours(asking):
 
 
 def test_a_small_budget_and_bad_lengths(asking, examples):
-    said = [Said(e.images, (), tuple(Claim("count", "ring", str(n)) for n in range(1, 6))) for e in examples[:3]]
+    said = [AnswerClaims(e.images, (), tuple(Claim("count", "ring", str(n)) for n in range(1, 6))) for e in examples[:3]]
     expected = asking.log_odds(said)
     asking.role.vlm.budget.tokens = 64
     for row, again in zip(expected, asking.log_odds(said), strict=True):
         assert again == pytest.approx(row, abs=1e-4)
     asking.max_length = 60
     long = Claim("object", " ".join(["very"] * 60) + " ring")
-    ((a, b),) = asking([Said(examples[0].images, (), (said[0].claims[0], long))])
+    ((a, b),) = asking([AnswerClaims(examples[0].images, (), (said[0].claims[0], long))])
     assert a.probability is not None and (b.value, b.probability, b.evidence) == (
         "unknown", None, "the question is longer than max_length 60",
     )  # fmt: skip

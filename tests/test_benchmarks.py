@@ -11,7 +11,7 @@ from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
 from mmrlhf.records import InputError
-from tests.made_up import lines, picture
+from tests.made_up import write_image, write_jsonl
 
 
 @pytest.fixture
@@ -21,13 +21,13 @@ def data(tmp_path):
     for name in ("pope", "chair", "amber"):
         (root / name).mkdir(parents=True)
     for i in range(2):
-        picture(root / "pope" / f"{i}.jpg", i)
-        picture(root / "chair" / f"COCO_val2014_{i:012d}.jpg", i)
-        picture(root / "amber" / f"AMBER_{i}.jpg", i)
+        write_image(root / "pope" / f"{i}.jpg", i)
+        write_image(root / "chair" / f"COCO_val2014_{i:012d}.jpg", i)
+        write_image(root / "amber" / f"AMBER_{i}.jpg", i)
     asked = [{"image": f"{i}.jpg", "text": f"Is there a {t} in the image?"} for i in range(2) for t in ("star", "ring", "square")]
     for split in ("random", "popular", "adversarial"):
         rows = [{"question_id": n, "label": ("yes", "no")[n % 2], **row} for n, row in enumerate(asked, 1)]
-        lines(root / "pope" / f"coco_pope_{split}.json", rows)
+        write_jsonl(root / "pope" / f"coco_pope_{split}.json", rows)
     images = {"images": [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg"} for i in range(2)]}
     boxes = {"categories": [{"id": 1, "name": "dog"}], "annotations": [{"image_id": 0, "category_id": 1}]}
     (root / "chair" / "instances_val2014.json").write_text(json.dumps(images | boxes))
@@ -47,8 +47,8 @@ def data(tmp_path):
 def test_several_benchmarks_in_one_call(base, data, tmp_path, monkeypatch):
     import mmrlhf.generate
 
-    opened, policy = [], mmrlhf.generate.policy
-    monkeypatch.setattr(mmrlhf.generate, "policy", lambda *a: opened.append(a[0]) or policy(*a))
+    opened, policy = [], mmrlhf.generate.load_policy
+    monkeypatch.setattr(mmrlhf.generate, "load_policy", lambda *a: opened.append(a[0]) or policy(*a))
     line = ["eval", "pope", "chair", "amber", "--model", f"small={base}", "--data", str(data), "--out", str(tmp_path / "out")]
     line += ["--lineage", "portable", "--response_length", "6"]
     assert main(line) == 0 and opened == [base]  # one model for all
@@ -82,8 +82,8 @@ def test_answers_of_another_prompt_or_setting_are_not_taken(base, data, tmp_path
 def test_what_was_asked_once_is_not_asked_again(base, data, tmp_path, monkeypatch):
     import mmrlhf.generate
 
-    opened, policy = [], mmrlhf.generate.policy
-    monkeypatch.setattr(mmrlhf.generate, "policy", lambda *a: opened.append(a[0]) or policy(*a))
+    opened, policy = [], mmrlhf.generate.load_policy
+    monkeypatch.setattr(mmrlhf.generate, "load_policy", lambda *a: opened.append(a[0]) or policy(*a))
     how = {"model_name_or_path": base, "response_length": 3, "answer_cache_dir": str(tmp_path / "cache")}
     first = evaluate("pope", EvalConfig(**how, data=str(data / "pope" / "coco_pope_random.json"), output_dir=str(tmp_path / "a")))
     # the other splits ask the same; a killed run has left a line torn
@@ -93,22 +93,22 @@ def test_what_was_asked_once_is_not_asked_again(base, data, tmp_path, monkeypatc
     assert opened == [base] and second["n"] == 18 and second["model_sha256"] == first["model_sha256"]
     lines_ = [json.loads(line) for line in (tmp_path / "b" / "predictions.jsonl").read_text().splitlines()]
     assert lines_[0]["answers"] == json.loads((tmp_path / "a" / "predictions.jsonl").read_text().splitlines()[0])["answers"]
-    picture(data / "pope" / "0.jpg", 7)  # another picture by the same name
+    write_image(data / "pope" / "0.jpg", 7)  # another picture by the same name
     evaluate("pope", EvalConfig(**how, data=str(data / "pope"), output_dir=str(tmp_path / "c")))
     assert opened == [base, base]
 
 
 def test_a_full_disk_is_said_and_what_is_there_stays(data, tmp_path, monkeypatch):
-    answers = lines(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
+    answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
     config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
-    write = stage.write_whole
+    write = stage.write_atomic
 
     def full(path, content):
         if path.name == "result.json":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(stage, "write_whole", full)
+    monkeypatch.setattr(stage, "write_atomic", full)
     with pytest.raises(InputError, match="is on a full disk: make room"):
         evaluate("chair", config, {"lineage": "portable"})
     assert (tmp_path / "out" / "scores.jsonl").exists()
@@ -117,21 +117,21 @@ def test_a_full_disk_is_said_and_what_is_there_stays(data, tmp_path, monkeypatch
 
 
 def test_a_limit_on_files_is_said_as_well(data, tmp_path, monkeypatch):
-    answers = lines(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
+    answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
     config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
 
     def limited(path, content):
         raise OSError(errno.EFBIG, "File too large")
 
-    monkeypatch.setattr(stage, "write_whole", limited)
+    monkeypatch.setattr(stage, "write_atomic", limited)
     with pytest.raises(InputError, match="out: File too large: correct it or give another --out"):
         evaluate("chair", config, {"lineage": "portable"})
 
 
 def test_answers_of_a_file_say_that_they_say_not_how_they_were_made(data, tmp_path):
-    answers = lines(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
+    answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
     config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
     result = evaluate("chair", config, {"lineage": "portable"})
     assert result["generation"] is result["template_sha256"] is None and {"generation", "template_sha256"} <= result.keys()
     with pytest.raises(InputError, match="chair asks no judge"):
-        evaluate("chair", replace(config, judgments=str(answers)), {"lineage": "portable"})
+        evaluate("chair", replace(config, recorded_judgments=str(answers)), {"lineage": "portable"})

@@ -7,19 +7,28 @@ import pytest
 import torch
 
 from mmrlhf import losses
-from mmrlhf.claim_terms import Judge, alignment, asked, coverage, guards, hallucination, rates, watched
-from mmrlhf.claims import lexicon
+from mmrlhf.claim_terms import (
+    ClaimScorer,
+    claim_hacking_metrics,
+    claim_reward_verifiers,
+    coverage,
+    hallucination,
+    monitor_verifiers,
+    verdict_rates,
+    verifier_score,
+)
+from mmrlhf.claims import load_lexicon
 from mmrlhf.config import PPOConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Claim, Fact, InputError, Message, Verdict
 from mmrlhf.run import read_jsonl
-from mmrlhf.terms import Sample, alarms, ledger, resolve
-from mmrlhf.verify import Said
-from mmrlhf.verify.combined import from_facts
-from mmrlhf.verify.verifier import Certainty, save
-from tests.clips import build
+from mmrlhf.terms import Sample, hacking_warnings, resolve_rewards, score_samples
+from mmrlhf.verify import AnswerClaims
+from mmrlhf.verify.combined import facts_verifier
+from mmrlhf.verify.verifier import PlattScaling, save_calibration
+from tests.clips import save_tiny_clip
 
-WORDS = lexicon()
+WORDS = load_lexicon()
 
 
 def verdict(found, kind="object", subject="dog", span=(0, 3), p=None, **more):
@@ -51,34 +60,34 @@ def test_coverage_by_hand():
 
 
 def test_alignment_by_hand():
-    found = alignment(
+    found = verifier_score(
         [verdict("supported", p=1.0), verdict("unknown", span=(4, 5), p=0.25), verdict("unknown"), verdict("unknown", p=0.5)]
     )
     assert found == [(0, 3, pytest.approx(1 / 3)), (4, 5, pytest.approx(-0.5 / 3))]
 
 
 def test_who_judges():
-    assert asked("fact_rm=1, hallucination=-1, coverage@facts+clip=0.2, clip=1, clip@vlm=1") == {
-        "hallucination": "facts", "coverage@facts+clip": "facts+clip", "clip": "clip", "clip@vlm": "vlm",
+    assert claim_reward_verifiers("fact_rm=1, hallucination=-1, coverage@facts+clip=0.2, verifier_score=1, verifier_score@vlm=1") == {
+        "hallucination": "facts", "coverage@facts+clip": "facts+clip", "verifier_score": "clip", "verifier_score@vlm": "vlm",
     }  # fmt: skip
     for name, sentence in {
-        "hallucination@": "no verifier ''", "coverage@facts+me": "no verifier 'me', but facts, clip, vlm", "clip@vlm+vlm": "twice",
+        "hallucination@": "no verifier ''", "coverage@facts+me": "no verifier 'me', but facts, clip, vlm", "verifier_score@vlm+vlm": "twice",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=sentence):
-            asked(f"{name}=1")
-    assert asked("length=1, mine.py:f@g=1") == {}
+            claim_reward_verifiers(f"{name}=1")
+    assert claim_reward_verifiers("length=1, mine.py:f@g=1") == {}
 
 
 def test_what_is_optimised_does_not_evaluate():
-    assert watched("clip, vlm", ["facts"], False) == ["clip", "vlm"] and watched(None, ["facts"], False) == []
+    assert monitor_verifiers("clip, vlm", ["facts"], False) == ["clip", "vlm"] and monitor_verifiers(None, ["facts"], False) == []
     for watch, paid in (("facts", ["facts"]), ("clip+vlm", ["facts+clip"])):
         with pytest.raises(
-            InputError, match=f"names {'facts' if watch == 'facts' else 'clip'}, which the reward is made of.*--same_verifier"
+            InputError, match=f"names {'facts' if watch == 'facts' else 'clip'}, which the reward is made of.*--allow_monitoring_reward_verifiers"
         ):
-            watched(watch, paid, False)
-        assert watched(watch, paid, True) == [watch]
-    with pytest.raises(InputError, match="watch_verifiers: there is no verifier 'me'"):
-        watched("me", [], False)
+            monitor_verifiers(watch, paid, False)
+        assert monitor_verifiers(watch, paid, True) == [watch]
+    with pytest.raises(InputError, match="monitor_verifiers: there is no verifier 'me'"):
+        monitor_verifiers("me", [], False)
 
 
 def sample(answer, *facts):
@@ -89,17 +98,17 @@ FACTS = (Fact("object", "brown dog"), Fact("absent", "cat"), Fact("count", "two 
 
 
 def test_the_penalty_lies_on_the_words_that_are_false(tmp_path):
-    judge = Judge(WORDS, {"facts": from_facts(WORDS)}, ("facts",))
+    judge = ClaimScorer(WORDS, {"facts": facts_verifier(WORDS)}, ("facts",))
     text = "hallucination=-2, coverage=0.5, length=1"
-    terms = resolve(text, judge.terms(text))
+    terms = resolve_rewards(text, judge.reward_functions(text))
     samples = [sample("A brown dog sits beside a cat.", *FACTS), sample("Nothing is known.", *FACTS)]
-    entry, none = ledger(terms, samples, tmp_path / "no.json")
+    entry, none = score_samples(terms, samples, tmp_path / "no.json")
     ((start, end, worth),) = entry.spans["hallucination"]
     assert samples[0].answer[start:end] == "cat" and worth == -2
     assert {samples[0].answer[s:e] for s, e, _ in entry.spans["coverage"]} == {"dog", "brown dog"} and entry.terms[
         "coverage"
     ] == 1
-    assert entry.whole == 0 and entry.total == -1
+    assert entry.answer_total == 0 and entry.total == -1
     assert none.total == 0 and none.spans == {"hallucination": [], "coverage": []}
 
 
@@ -108,13 +117,13 @@ def test_a_batch_is_judged_once():
 
     def verifier(said):
         calls.append(len(said))
-        return from_facts(WORDS)(said)
+        return facts_verifier(WORDS)(said)
 
-    judge = Judge(WORDS, {"facts": verifier}, ("facts",))
+    judge = ClaimScorer(WORDS, {"facts": verifier}, ("facts",))
     samples = [sample("A dog.", *FACTS), sample("A cat.", *FACTS)]
-    for name in ("hallucination", "coverage@facts", "clip@facts"):
-        judge.term(name, "facts")(samples)
-    rows = judge.kept(samples)
+    for name in ("hallucination", "coverage@facts", "verifier_score@facts"):
+        judge.reward_function(name, "facts")(samples)
+    rows = judge.ledger_rows(samples)
     assert calls == [2]
     assert rows[1] == [{"kind": "object", "claim": "a cat", "start": 2, "end": 5, "by": "facts", "verdict": "contradicted",
                         "probability": 0.0, "evidence": "absent: cat"}]  # fmt: skip
@@ -124,14 +133,19 @@ def test_a_batch_is_judged_once():
 
 def test_guards_and_rates_by_hand():
     dog, may = Claim("object", "dog"), Claim("object", "cat", hedged=True)
-    said = [Said((), (), (dog, may)), Said((), (), ()), Said((), (), (dog,)), Said((), (), (may,))]
-    assert guards(said) == {"guard/zero_claim_rate": 0.25, "guard/vagueness": 0.5}
-    assert guards([Said((), (), ())])["guard/vagueness"] == 0
-    found = rates([[verdict("contradicted"), verdict("unknown")], [verdict("supported"), verdict("supported")]], "clip")
+    said = [
+        AnswerClaims((), (), (dog, may)),
+        AnswerClaims((), (), ()),
+        AnswerClaims((), (), (dog,)),
+        AnswerClaims((), (), (may,)),
+    ]
+    assert claim_hacking_metrics(said) == {"hacking/zero_claim_rate": 0.25, "hacking/vagueness": 0.5}
+    assert claim_hacking_metrics([AnswerClaims((), (), ())])["hacking/vagueness"] == 0
+    found = verdict_rates([[verdict("contradicted"), verdict("unknown")], [verdict("supported"), verdict("supported")]], "clip")
     assert found == {"claims/contradicted_rate@clip": 0.25, "claims/unknown_rate@clip": 0.25, "claims/supported@clip": 1.0}
-    calm = {"guard/refusal_rate": 0, "guard/says_yes": 0, "guard/says_no": 0, "guard/length_reward_correlation": 0}
-    assert "60% of answers claim nothing" in alarms(calm | {"guard/zero_claim_rate": 0.6})[0]
-    assert "40% of claims are hedged" in alarms(calm | {"guard/vagueness": 0.4})[0] and not alarms(calm)
+    calm = {"hacking/refusal_rate": 0, "hacking/says_yes": 0, "hacking/says_no": 0, "hacking/length_reward_correlation": 0}
+    assert "60% of answers claim nothing" in hacking_warnings(calm | {"hacking/zero_claim_rate": 0.6})[0]
+    assert "40% of claims are hedged" in hacking_warnings(calm | {"hacking/vagueness": 0.4})[0] and not hacking_warnings(calm)
 
 
 # ---- in ppo --------------------------------------------------------------------------------------------------------------
@@ -153,7 +167,7 @@ def test_ppo_pays_for_claims_and_keeps_what_was_said_of_them(base, examples, tmp
     paid, gae = [], losses.gae
     monkeypatch.setattr(losses, "gae", lambda rewards, *rest: paid.append(rewards) or gae(rewards, *rest))
     ppo(
-        config(base, tmp_path / "a", reward_terms="hallucination=-1, coverage=0.1", watch_verifiers="vlm", kl_coef=0.0),
+        config(base, tmp_path / "a", reward_terms="hallucination=-1, coverage=0.1", monitor_verifiers="vlm", kl_coef=0.0),
         told(examples),
     )
     rows = read_jsonl(tmp_path / "a/ledger.jsonl")
@@ -172,15 +186,23 @@ def test_ppo_pays_for_claims_and_keeps_what_was_said_of_them(base, examples, tmp
     # each penalty on a token of its own, none at the end
     assert sum(int((r < -0.5).sum()) for r in paid) == sum(len(r["spans"]["hallucination"]) for r in rows)
     logged = read_jsonl(tmp_path / "a/metrics.jsonl")[-1]
-    assert {"guard/zero_claim_rate", "guard/vagueness", "claims/contradicted_rate@facts", "claims/contradicted_rate@vlm"} <= set(
-        logged
-    )
+    assert {
+        "hacking/zero_claim_rate",
+        "hacking/vagueness",
+        "claims/contradicted_rate@facts",
+        "claims/contradicted_rate@vlm",
+    } <= set(logged)
 
     dense = torch.cat([r.sum(1) for r in paid])
     paid.clear()
     ppo(
         config(
-            base, tmp_path / "b", reward_terms="hallucination=-1, coverage=0.1", spans_paid="at_end", kl_coef=0.0, max_steps=1
+            base,
+            tmp_path / "b",
+            reward_terms="hallucination=-1, coverage=0.1",
+            span_credit="last_token",
+            kl_coef=0.0,
+            max_steps=1,
         ),
         told(examples),
     )
@@ -191,12 +213,12 @@ def test_ppo_pays_for_claims_and_keeps_what_was_said_of_them(base, examples, tmp
 
 def test_ppo_says_what_is_missing(base, examples, tmp_path):
     for more, sentence in (
-        ({"reward_terms": "clip=1"}, "give --clip_model"),
+        ({"reward_terms": "verifier_score=1"}, "give --clip_model"),
         ({"reward_terms": "hallucination@cilp=1"}, "no verifier 'cilp'"),
-        ({"reward_terms": "coverage=1", "watch_verifiers": "facts"}, "which the reward is made of"),
+        ({"reward_terms": "coverage=1", "monitor_verifiers": "facts"}, "which the reward is made of"),
         ({"reward_terms": "coverage=1", "lexicon_file": "gone.txt"}, "gone.txt does not exist"),
         ({"reward_terms": "coverage@vlm=1", "vlm_calibration": "gone.json"}, "gone.json does not exist"),
-        ({"reward_terms": "clip=1", "clip_model": str(build(tmp_path / "clip"))}, "has no calibration"),
+        ({"reward_terms": "verifier_score=1", "clip_model": str(save_tiny_clip(tmp_path / "clip"))}, "has no calibration"),
     ):
         with pytest.raises(InputError, match=sentence):
             ppo(config(base, tmp_path / "no", **more), examples)
@@ -204,13 +226,17 @@ def test_ppo_says_what_is_missing(base, examples, tmp_path):
 
 
 def test_ppo_with_open_clip(base, examples, tmp_path):
-    clip = build(tmp_path / "clip")
-    save(Certainty({"object": (1.0, 0.0), "attribute": (1.0, 0.0)}), clip / "calibration.json", nouns=["ring", "star", "moon"])
+    clip = save_tiny_clip(tmp_path / "clip")
+    save_calibration(
+        PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)}), clip / "calibration.json", nouns=["ring", "star", "moon"]
+    )
     ppo(
-        config(base, tmp_path / "a", reward_terms="clip=1, hallucination@facts+clip=-1", clip_model=str(clip), max_steps=1),
+        config(
+            base, tmp_path / "a", reward_terms="verifier_score=1, hallucination@facts+clip=-1", clip_model=str(clip), max_steps=1
+        ),
         told(examples),
     )
     rows = read_jsonl(tmp_path / "a/ledger.jsonl")
     by = {c["by"] for r in rows for c in r["claims"]}
     assert by == {"clip", "facts+clip"} and any(c["evidence"].startswith("open_clip: ") for r in rows for c in r["claims"])
-    assert json.loads((tmp_path / "a/done.json").read_text())["steps"] == 1
+    assert json.loads((tmp_path / "a/finished.json").read_text())["steps"] == 1

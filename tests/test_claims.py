@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmrlhf.claims import chair, claims, lexicon, nodes
-from mmrlhf.claims.chair import matched
-from mmrlhf.claims.grammar import listed
+from mmrlhf.claims import extract_claims, find_mentions, load_lexicon, load_synonyms
+from mmrlhf.claims.chair import match_objects
+from mmrlhf.claims.grammar import word_set
 from mmrlhf.records import InputError
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def parsed(short):
 
 
 def of(text, words=None):
-    return {(c.kind, c.subject, c.value, c.relation, c.target, c.negated, c.hedged) for c in claims(text, words)}
+    return {(c.kind, c.subject, c.value, c.relation, c.target, c.negated, c.hedged) for c in extract_claims(text, words)}
 
 
 def short(*claims_of):
@@ -154,21 +154,23 @@ def test_what_a_sentence_claims(text):
 
 def test_spans_are_the_characters_that_make_the_claim():
     text = "Look: two brown dogs are on the sofa."
-    spans = {c.kind: text[slice(*c.span)] for c in claims(text) if c.subject == "dog"}
+    spans = {c.kind: text[slice(*c.span)] for c in extract_claims(text) if c.subject == "dog"}
     assert spans == {
         "object": "dogs", "count": "two brown dogs", "attribute": "brown dogs", "relation": "dogs are on the sofa",
     }  # fmt: skip
 
 
 def test_names_keep_their_class_and_are_never_widened():
-    found = {c.subject: c.category for c in claims("A man on a sofa with a puppy, a hot dog and a toy car beside a giraffe.")}
+    found = {
+        c.subject: c.category for c in extract_claims("A man on a sofa with a puppy, a hot dog and a toy car beside a giraffe.")
+    }
     assert found == {"man": "person", "couch": "couch", "puppy": "dog", "hot dog": "hot dog", "toy car": "", "giraffe": "giraffe"}
 
 
 def test_all_of_cocos_classes_are_named():
-    assert len(set(lexicon().category.values())) == 80
-    for name in set(lexicon().category.values()):
-        made = claims(f"There is one {name} here." if not name.endswith("s") else f"There are {name} here.")
+    assert len(set(load_lexicon().coco_category.values())) == 80
+    for name in set(load_lexicon().coco_category.values()):
+        made = extract_claims(f"There is one {name} here." if not name.endswith("s") else f"There are {name} here.")
         assert [(c.subject, c.category) for c in made if c.kind == "object"] == [(name, name)], name
 
 
@@ -177,14 +179,14 @@ def test_a_users_lexicon_adds_words(tmp_path):
     path.write_text(
         "[coco]\nbird: | gryphon  # a kind\n[same thing]\nhippogriff: hippogryph\n[not objects]\nlamp\n[compounds]\nblue moon\n"
     )
-    words = lexicon(str(path))
-    found = claims("A gryphon, a hippogryph and a lamp under a blue moon.", words)
+    words = load_lexicon(str(path))
+    found = extract_claims("A gryphon, a hippogryph and a lamp under a blue moon.", words)
     assert {(c.subject, c.category) for c in found if c.kind == "object"} == {
         ("gryphon", "bird"),
         ("hippogriff", ""),
         ("blue moon", ""),
     }
-    assert ("lamp", "") in {(c.subject, c.category) for c in claims("A lamp.")}  # the lexicon that ships is as it was
+    assert ("lamp", "") in {(c.subject, c.category) for c in extract_claims("A lamp.")}  # the lexicon that ships is as it was
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_a_users_lexicon_is_judged(tmp_path, content, complaint):
     path = tmp_path / "more.txt"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
-        lexicon(str(path))
+        load_lexicon(str(path))
     assert complaint in str(caught.value)
 
 
@@ -219,7 +221,7 @@ def test_a_users_lexicon_is_judged(tmp_path, content, complaint):
     ],
 )  # fmt: skip
 def test_what_claims_nothing(text):
-    assert claims(text) == []
+    assert extract_claims(text) == []
 
 
 def test_markdown_lists_and_tables_are_read():
@@ -243,10 +245,10 @@ def test_an_unclosed_quote_hides_nothing_and_a_word_cut_short_is_no_thing():
 def test_a_long_text_takes_seconds():
     text = "A dog sits on a couch, (and \"a cat' - `no bird` * " * 5_000
     began = time.process_time()
-    found = claims(text)
+    found = extract_claims(text)
     assert {c.subject for c in found} >= {"dog", "couch", "cat"} and len(found) < 50
     assert time.process_time() - began < 30
-    claims("x" * 1_000_000)
+    extract_claims("x" * 1_000_000)
 
 
 @pytest.mark.parametrize(
@@ -257,14 +259,14 @@ def test_a_long_text_takes_seconds():
 def test_no_repetition_takes_more_than_its_share(part):
     def took(times):
         began = time.process_time()
-        claims(part * times)
+        extract_claims(part * times)
         return time.process_time() - began
 
     took(100)
     assert took(3000) < 30 * took(500) + 0.3  # with the square it would be 36 times as much
 
 
-WORDS = sorted(listed(
+WORDS = sorted(word_set(
     "a the no two not without neither nor or and but dog dogs brown sofa on under next to in front of is are there it they which with "
     "might appears to be sitting left side image , . : \n - \" ' ( ) n't 's Somebody nobody of one red-haired 10 zzz hanging painted blue made"
 ))  # fmt: skip
@@ -274,8 +276,8 @@ WORDS = sorted(listed(
 @given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)))
 @example("KB0B:")
 def test_any_text_is_read_the_same_twice_with_spans_inside(text):
-    found = claims(text)
-    assert found == claims(text) and len(found) == len(set(found))
+    found = extract_claims(text)
+    assert found == extract_claims(text) and len(found) == len(set(found))
     for claim in found:
         start, end = claim.span
         assert 0 <= start < end <= len(text) and claim.subject and (claim.kind != "relation" or claim.target)
@@ -285,7 +287,7 @@ def test_any_text_is_read_the_same_twice_with_spans_inside(text):
 
 
 def test_chair_counts_words_whatever_is_said_of_them():
-    found = chair("No dogs, a wine glass and the toilet seat near a sofa. A hot dog!")
+    found = find_mentions("No dogs, a wine glass and the toilet seat near a sofa. A hot dog!")
     assert [(m.word, m.node) for m in found] == [
         ("dog", "dog"), ("wine glass", "wine glass"), ("toilet", "toilet"), ("sofa", "couch"),
         ("hot dog", "hot dog"),
@@ -293,8 +295,8 @@ def test_chair_counts_words_whatever_is_said_of_them():
 
 
 def test_chair_matches_what_the_official_scripts_match(shared):
-    table = nodes(shared / "benchdata/CHAIR/synonyms.txt")
+    table = load_synonyms(shared / "benchdata/CHAIR/synonyms.txt")
     official = shared / "parity/CHAIR/synthetic"
     for lineage in "AB":  # the two ways of finding singulars that are in use
         for row in json.loads((official / f"official_{lineage}_sentences.json").read_text())["sentences"]:
-            assert [node for *_, node in matched(row["words"], table)] == row["mscoco_generated_words"], row["caption"]
+            assert [node for *_, node in match_objects(row["words"], table)] == row["mscoco_generated_words"], row["caption"]

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import mmrlhf
-from mmrlhf.cli import CALIBRATE, COMMANDS, DATA, main
+from mmrlhf.cli import CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, main
 from mmrlhf.config import SFTConfig
 from mmrlhf.records import InputError
 
@@ -91,8 +91,8 @@ def test_eval_takes_a_benchmark_and_its_configuration(stage, tmp_path):
             "convert",
             ("f", "trl", "o", None, None, True, 3, "train"),
         ),
-        ("data scenes --output_dir d --rows 7 --seed 2", "scenes", "export", ("d", 7, 2)),
-        ("data base --output_dir d", "scenes_base", "build", ("d", 0, "float32")),
+        ("data scenes --output_dir d --rows 7 --seed 2", "scenes", "export_dataset", ("d", 7, 2)),
+        ("data base --output_dir d", "scenes_base", "train_tiny_vlm", ("d", 0, "float32")),
     ],
 )
 def test_other_commands(stage, line, module, function, received):
@@ -143,7 +143,9 @@ def test_what_a_stage_raises(stage, capsys):
         main(["sft", *REQUIRED])
 
 
-@pytest.mark.parametrize("command", [*COMMANDS.values(), *DATA.values(), *CALIBRATE.values()], ids=lambda command: command.name)
+@pytest.mark.parametrize(
+    "command", [*COMMANDS.values(), *DATA_COMMANDS.values(), *CALIBRATE_COMMANDS.values()], ids=lambda command: command.name
+)
 def test_help_shows_its_example_and_the_example_has_only_flags_that_exist(command, capsys):
     words = shlex.split(command.example)[1:]
     flags = {word for word in words if word.startswith("--")}

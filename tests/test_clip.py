@@ -8,72 +8,74 @@ import open_clip
 import pytest
 import torch
 
-from mmrlhf.claims import lexicon
+from mmrlhf.claims import load_lexicon
 from mmrlhf.records import Claim, InputError
-from mmrlhf.verify import Said
-from mmrlhf.verify.clip import load_clip, tokens
-from mmrlhf.verify.sentences import Foils
-from mmrlhf.verify.verifier import Certainty, save
-from tests.clips import CONFIG, build, picture
+from mmrlhf.verify import AnswerClaims
+from mmrlhf.verify.clip import load_clip, tokenize
+from mmrlhf.verify.sentences import DistractorPool
+from mmrlhf.verify.verifier import PlattScaling, save_calibration
+from tests.clips import CONFIG, random_image, save_tiny_clip
 
-WORDS = lexicon()
+WORDS = load_lexicon()
 DOG = Claim("object", "dog")
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("clip"))
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture
 def clip(directory):
     found = load_clip(str(directory), WORDS)
-    found.certainty = Certainty({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
+    found.calibration = PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
     return found
 
 
 def by_hand(clip):
     """Features that a pencil can multiply; ten logits to a unit of likeness."""
-    clip.against = Foils(("dog", "cat"), (frozenset({"red", "blue", "green"}),))
+    clip.distractor_pool = DistractorPool(("dog", "cat"), (frozenset({"red", "blue", "green"}),))
     with torch.no_grad():
         clip.model.logit_scale.fill_(math.log(10))
-    clip._texts = {f"a photo of {k}": torch.tensor(v) for k, v in {
+    clip._text_features = {f"a photo of {k}": torch.tensor(v) for k, v in {
         "two dogs": [1.0, 0.0], "no dogs": [0.0, 1.0], "one dog": [0.0, 1.0], "three dogs": [0.0, 1.0], "four dogs": [0.0, 1.0],
         "a dog": [1.0, 0.0], "a cat": [0.0, 1.0], "a red dog": [1.0, 0.0], "a blue dog": [0.0, 1.0], "a green dog": [-0.6, 0.8],
     }.items()}  # fmt: skip
-    clip._images = {picture(0).key: torch.tensor([0.8, 0.6]), picture(1).key: torch.tensor([0.6, 0.8])}
+    clip._image_features = {random_image(0).key: torch.tensor([0.8, 0.6]), random_image(1).key: torch.tensor([0.6, 0.8])}
     return clip
 
 
 def test_margins_by_hand(clip):
     clip = by_hand(clip)
     no_dog, red = Claim("object", "dog", negated=True), Claim("attribute", "dog", "red")
-    ((dog, none, colour),) = clip([Said((picture(0),), (), (DOG, no_dog, red))])
+    ((dog, none, colour),) = clip([AnswerClaims((random_image(0),), (), (DOG, no_dog, red))])
     assert dog.probability == pytest.approx(1 / (1 + math.exp(-2))) and dog.value == "supported"  # 10 x (.8 - .6)
     assert none.probability == pytest.approx(1 / (1 + math.exp(2))) and none.value == "contradicted"
     # 8 against log(e^6 + e^0): .8 x -.6 + .6 x .8 = 0
     assert colour.probability == pytest.approx(1 / (1 + math.exp(math.log(math.exp(6) + 1) - 8)))
     assert dog.evidence == "open_clip: 'a photo of a dog' by +2.0 against 'a photo of a cat'"
-    ((other,), (either,)) = clip([Said((picture(1),), (), (DOG,)), Said((picture(1), picture(0)), (), (DOG,))])
+    ((other,), (either,)) = clip(
+        [AnswerClaims((random_image(1),), (), (DOG,)), AnswerClaims((random_image(1), random_image(0)), (), (DOG,))]
+    )
     assert other.value == "contradicted" and either.probability == pytest.approx(dog.probability)  # of two the one that shows it
 
 
 def test_what_cannot_be_judged_is_unknown(clip):
     clip = by_hand(clip)
     happy, two = Claim("attribute", "dog", "happy"), Claim("count", "dog", "2")
-    ((a, b), (c,)) = clip([Said((picture(0),), (), (happy, two)), Said((), (), (DOG,))])
+    ((a, b), (c,)) = clip([AnswerClaims((random_image(0),), (), (happy, two)), AnswerClaims((), (), (DOG,))])
     assert (a.value, a.probability, a.evidence) == ("unknown", None, "nothing is known to be its contrary")
     assert (b.value, b.probability) == ("unknown", None) and "not calibrated" in b.evidence
     assert (c.value, c.evidence) == ("unknown", "there is no picture")
-    assert clip([Said((picture(0),), (), ())]) == [[]] and clip([]) == []
+    assert clip([AnswerClaims((random_image(0),), (), ())]) == [[]] and clip([]) == []
 
 
 def test_a_claim_that_the_tokenizer_would_cut(clip):
     long = Claim("object", " ".join(["very"] * 20) + " dog")
-    (((verdict),),) = clip([Said((picture(0),), (), (long,))])
+    (((verdict),),) = clip([AnswerClaims((random_image(0),), (), (long,))])
     assert verdict.value == "unknown" and "reads 16 tokens, too few for 'a photo of a very" in verdict.evidence
     fits, cut = "a " * 14, "a " * 15  # with the two ends 16 and 17 tokens
-    assert tokens(clip.tokenizer, ["", fits, cut, cut + "a a"])[1].tolist() == [False, False, True, True]
+    assert tokenize(clip.tokenizer, ["", fits, cut, cut + "a a"])[1].tolist() == [False, False, True, True]
 
 
 def test_pictures_and_phrases_are_encoded_once(clip, monkeypatch):
@@ -86,7 +88,10 @@ def test_pictures_and_phrases_are_encoded_once(clip, monkeypatch):
             return real(batch, normalize=normalize)
 
         monkeypatch.setattr(clip.model, f"encode_{name}", counted)
-    said = [Said((picture(0),), (), (DOG,)), Said((picture(0), picture(1)), (), (DOG, Claim("object", "cat")))]
+    said = [
+        AnswerClaims((random_image(0),), (), (DOG,)),
+        AnswerClaims((random_image(0), random_image(1)), (), (DOG, Claim("object", "cat"))),
+    ]
     first = clip(said)
     assert seen["image"] == 2 and seen["text"] == 80  # COCO's classes are each other's foils
     assert clip(said) == first and seen == {"image": 2, "text": 80}
@@ -96,21 +101,25 @@ def test_pictures_and_phrases_are_encoded_once(clip, monkeypatch):
 
 def test_the_calibration_beside_the_checkpoint(directory, tmp_path):
     shutil.copytree(directory, tmp_path / "clip")
-    save(
-        Certainty({"object": (3.0, 1.0)}),
+    save_calibration(
+        PlattScaling({"object": (3.0, 1.0)}),
         tmp_path / "clip/calibration.json",
         nouns=["ring"],
         groups=[["red", "cyan"]],
         template="{}",
     )
     found = load_clip(str(tmp_path / "clip"), WORDS)
-    assert found.certainty.by_kind == {"object": (3.0, 1.0)} and found.against.nouns == ("ring",) and found.template == "{}"
-    save(Certainty({"count": (1.0, 0.0)}), tmp_path / "other.json")
-    assert set(load_clip(str(tmp_path / "clip"), WORDS, str(tmp_path / "other.json")).certainty.by_kind) == {"count"}
     assert (
-        load_clip(str(directory), WORDS)([Said((picture(0),), (), (DOG,))])[0][0].value == "unknown"
+        found.calibration.coefficients == {"object": (3.0, 1.0)}
+        and found.distractor_pool.nouns == ("ring",)
+        and found.template == "{}"
+    )
+    save_calibration(PlattScaling({"count": (1.0, 0.0)}), tmp_path / "other.json")
+    assert set(load_clip(str(tmp_path / "clip"), WORDS, str(tmp_path / "other.json")).calibration.coefficients) == {"count"}
+    assert (
+        load_clip(str(directory), WORDS)([AnswerClaims((random_image(0),), (), (DOG,))])[0][0].value == "unknown"
     )  # without one nobody knows
-    save(Certainty({}), tmp_path / "other.json", template="a photo")
+    save_calibration(PlattScaling({}), tmp_path / "other.json", template="a photo")
     with pytest.raises(InputError, match="template"):
         load_clip(str(directory), WORDS, str(tmp_path / "other.json"))
 

@@ -1,10 +1,10 @@
 """The first verifier that knows decides, and one that has judged a claim does not judge it again."""
 
-from mmrlhf.claims import lexicon
+from mmrlhf.claims import load_lexicon
 from mmrlhf.records import Claim, Fact, ImageSource, Verdict
-from mmrlhf.verify import Said
-from mmrlhf.verify.combined import first_known, from_facts, remembering
-from mmrlhf.verify.verifier import unknown
+from mmrlhf.verify import AnswerClaims
+from mmrlhf.verify.combined import cached, cascade, facts_verifier
+from mmrlhf.verify.verifier import unknown_verdict
 
 DOG, CAT, COW = (Claim("object", n) for n in ("dog", "cat", "cow"))
 A, B = ImageSource(data=b"a"), ImageSource(data=b"b")
@@ -13,15 +13,25 @@ A, B = ImageSource(data=b"a"), ImageSource(data=b"b")
 def knows(table, asked):
     def judge(said):
         asked.append([[c.subject for c in s.claims] for s in said])
-        return [[Verdict(c, table[c.subject], "told", 0.9) if c.subject in table else unknown(c) for c in s.claims] for s in said]
+        return [
+            [Verdict(c, table[c.subject], "told", 0.9) if c.subject in table else unknown_verdict(c) for c in s.claims]
+            for s in said
+        ]
 
     return judge
 
 
 def test_the_first_that_knows_decides():
     first, second = [], []
-    both = first_known([knows({"dog": "contradicted"}, first), knows({"dog": "supported", "cat": "supported"}, second)])
-    found = both([Said((A,), (), (DOG, CAT)), Said((A,), (), (DOG,)), Said((B,), (), (COW, CAT)), Said((B,), (), ())])
+    both = cascade([knows({"dog": "contradicted"}, first), knows({"dog": "supported", "cat": "supported"}, second)])
+    found = both(
+        [
+            AnswerClaims((A,), (), (DOG, CAT)),
+            AnswerClaims((A,), (), (DOG,)),
+            AnswerClaims((B,), (), (COW, CAT)),
+            AnswerClaims((B,), (), ()),
+        ]
+    )
     assert [[v.value for v in row] for row in found] == [
         ["contradicted", "supported"],
         ["contradicted"],
@@ -34,21 +44,27 @@ def test_the_first_that_knows_decides():
 
 
 def test_facts_come_from_each_answers_own():
-    judge = from_facts(lexicon())
+    judge = facts_verifier(load_lexicon())
     facts = (Fact("object", "brown dog"), Fact("absent", "cat"))
-    (known, none) = judge([Said((A,), facts, (DOG, CAT)), Said((A,), (), (DOG,))])
+    (known, none) = judge([AnswerClaims((A,), facts, (DOG, CAT)), AnswerClaims((A,), (), (DOG,))])
     assert [v.value for v in known] == ["supported", "contradicted"] and none[0].value == "unknown"
 
 
 def test_a_claim_on_a_picture_is_judged_once():
     asked = []
-    judge = remembering(knows({"dog": "supported", "cat": "contradicted"}, asked))
+    judge = cached(knows({"dog": "supported", "cat": "contradicted"}, asked))
     later = Claim("object", "dog", span=(7, 10), hedged=True)
-    found = judge([Said((A,), (), (DOG, CAT)), Said((A,), (Fact("object", "dog"),), (later,)), Said((B,), (), (DOG,))])
+    found = judge(
+        [
+            AnswerClaims((A,), (), (DOG, CAT)),
+            AnswerClaims((A,), (Fact("object", "dog"),), (later,)),
+            AnswerClaims((B,), (), (DOG,)),
+        ]
+    )
     assert asked == [[["dog", "cat"], ["dog"]]]
     assert [[v.value for v in row] for row in found] == [["supported", "contradicted"], ["supported"], ["supported"]]
     assert found[1][0].claim.span == (7, 10) and found[1][0].claim.hedged  # each answer's own place and words
-    judge([Said((B,), (), (DOG, COW))])
+    judge([AnswerClaims((B,), (), (DOG, COW))])
     assert asked[1:] == [[["cow"]]]
-    judge([Said((ImageSource(data=b"a"),), (), (DOG,))])  # the same picture under another name
+    judge([AnswerClaims((ImageSource(data=b"a"),), (), (DOG,))])  # the same picture under another name
     assert len(asked) == 2

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mmrlhf.cli import main
 from mmrlhf.compare import compare
-from mmrlhf.compare.paired import right
+from mmrlhf.compare.paired import is_right
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
 from mmrlhf.records import InputError
@@ -160,6 +160,6 @@ def test_scenes_are_compared_by_split(tmp_path):
 
 
 def test_when_an_answer_is_right():
-    assert right({"right": False, "said": "yes", "label": "yes"}) is False
-    assert right({"said": None, "label": "yes"}) is False and right({"said": ["no", "no"], "truth": "no"}) is True
-    assert right({"said": "yes"}) is None and right({}) is None
+    assert is_right({"right": False, "said": "yes", "label": "yes"}) is False
+    assert is_right({"said": None, "label": "yes"}) is False and is_right({"said": ["no", "no"], "truth": "no"}) is True
+    assert is_right({"said": "yes"}) is None and is_right({}) is None

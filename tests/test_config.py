@@ -20,7 +20,7 @@ from mmrlhf.config import (
     SFTConfig,
 )
 from mmrlhf.records import InputError
-from mmrlhf.settings import load, save, settings
+from mmrlhf.settings import config_fields, load_config, save_config
 
 REQUIRED = {"model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "out"}
 CONFIGS = [CalibrateClipConfig, CalibrateVLMConfig, SFTConfig, RewardConfig, PPOConfig, GenerateConfig, ScoreConfig, EvalConfig]
@@ -34,30 +34,30 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def complaint(file: Path | None = None, **overrides: object) -> str:
     with pytest.raises(InputError) as caught:
-        load(SFTConfig, file, overrides)
+        load_config(SFTConfig, file, overrides)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_command_line_wins_over_file_and_file_over_default(tmp_path):
-    config = load(SFTConfig, written(tmp_path, "lora_r: 4\nseed: 5"), {**REQUIRED, "seed": "6"})
+    config = load_config(SFTConfig, written(tmp_path, "lora_r: 4\nseed: 5"), {**REQUIRED, "seed": "6"})
     assert (config.lora_r, config.seed, config.save_steps) == (4, 6, 100)
 
 
 def test_an_override_replaces_a_bad_value_of_the_file(tmp_path):
-    assert load(SFTConfig, written(tmp_path, "lora_r: many"), {**REQUIRED, "lora_r": "2"}).lora_r == 2
+    assert load_config(SFTConfig, written(tmp_path, "lora_r: many"), {**REQUIRED, "lora_r": "2"}).lora_r == 2
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", ".1e-3", "1.0e-4", "0.0001", "'1e-4'"])
 def test_every_spelling_of_a_float(tmp_path, text):
-    assert load(SFTConfig, written(tmp_path, f"learning_rate: {text}"), REQUIRED).learning_rate == 1e-4
-    assert load(SFTConfig, None, {**REQUIRED, "learning_rate": text.strip("'")}).learning_rate == 1e-4
+    assert load_config(SFTConfig, written(tmp_path, f"learning_rate: {text}"), REQUIRED).learning_rate == 1e-4
+    assert load_config(SFTConfig, None, {**REQUIRED, "learning_rate": text.strip("'")}).learning_rate == 1e-4
 
 
 def test_none_on_the_command_line_empties_only_what_may_be_empty(tmp_path):
     file = written(tmp_path, "image_folder: pictures")
-    assert load(SFTConfig, file, {**REQUIRED, "image_folder": "none"}).image_folder is None
-    assert load(SFTConfig, file, {**REQUIRED, "output_dir": "none"}).output_dir == "none"
+    assert load_config(SFTConfig, file, {**REQUIRED, "image_folder": "none"}).image_folder is None
+    assert load_config(SFTConfig, file, {**REQUIRED, "output_dir": "none"}).output_dir == "none"
 
 
 def test_unknown_key_names_the_file_or_the_flag_and_the_nearest(tmp_path):
@@ -76,7 +76,7 @@ def test_unknown_key_names_the_file_or_the_flag_and_the_nearest(tmp_path):
         ("lora_r", "0", "an integer of at least 1", "0"),
         ("lora_r", "2.5", "an integer of at least 1", "2.5"),
         ("lora_r", "", "an integer of at least 1", "null"),
-        ("train", "qlora", "lora or full", "'qlora'"),
+        ("tuning", "qlora", "lora or full", "'qlora'"),
         ("output_dir", "2026", "non-empty text", "2026 (put it in quotes)"),
         ("output_dir", "''", "non-empty text", "''"),
         ("image_folder", "[a]", "non-empty text or none", "['a']"),
@@ -90,7 +90,7 @@ def test_a_wrong_value_is_told_with_what_is_allowed(tmp_path, field, value, allo
 
 def test_a_range_is_told_whole(tmp_path):
     with pytest.raises(InputError, match=r"--lam must be a number from 0 to 1, not '1\.5'"):
-        load(PPOConfig, None, {**REQUIRED, "reward_model_path": "r", "lam": "1.5"})
+        load_config(PPOConfig, None, {**REQUIRED, "reward_model_path": "r", "lam": "1.5"})
 
 
 def test_all_problems_at_once(tmp_path):
@@ -127,21 +127,21 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 
 def test_an_empty_file_is_an_empty_mapping(tmp_path):
-    assert load(SFTConfig, written(tmp_path, "# nothing yet\n"), REQUIRED) == SFTConfig(**REQUIRED)
+    assert load_config(SFTConfig, written(tmp_path, "# nothing yet\n"), REQUIRED) == SFTConfig(**REQUIRED)
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
 def test_every_field_explains_itself(cls):
-    assert list(settings(cls)) == [field.name for field in dataclasses.fields(cls)]
-    assert not [field.name for field in settings(cls).values() if not field.help]
+    assert list(config_fields(cls)) == [field.name for field in dataclasses.fields(cls)]
+    assert not [field.name for field in config_fields(cls).values() if not field.help]
 
 
 def test_saving_leaves_one_whole_file(tmp_path):
     file = tmp_path / "config.yaml"
     for seed in (1, 2):
-        save(SFTConfig(**REQUIRED, seed=seed), file)
+        save_config(SFTConfig(**REQUIRED, seed=seed), file)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
-    assert load(SFTConfig, file, {}).seed == 2
+    assert load_config(SFTConfig, file, {}).seed == 2
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["1e-4", "null", "2026-01-01", "~"])
@@ -151,5 +151,5 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sample
 def test_what_is_saved_is_what_is_loaded(output_dir, folder, rate):
     config = SFTConfig(**REQUIRED | {"output_dir": output_dir}, image_folder=folder, learning_rate=rate)
     with tempfile.TemporaryDirectory() as place:
-        save(config, Path(place) / "config.yaml")
-        assert load(SFTConfig, Path(place) / "config.yaml", {}) == config
+        save_config(config, Path(place) / "config.yaml")
+        assert load_config(SFTConfig, Path(place) / "config.yaml", {}) == config

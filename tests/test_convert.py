@@ -17,12 +17,12 @@ from mmrlhf.balance import balance_lengths
 from mmrlhf.cli import main
 from mmrlhf.convert import convert
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import FORMATS, beside_of, layout_of, pairs_of, preference_of, read_examples, read_preferences
+from mmrlhf.formats import FORMATS, detect_format, parse_preference, read_examples, read_preferences, row_context, to_pairs
 from mmrlhf.records import InputError, Message, Preference
 from mmrlhf.rows import Row
-from mmrlhf.stats import figures_of, stats
-from mmrlhf.summary import Summary
-from mmrlhf.tables import read
+from mmrlhf.stats import stats, summary_stats
+from mmrlhf.summary import DatasetSummary
+from mmrlhf.tables import read_rows
 
 SAMPLES = content.find("data", "samples")
 PREFERENCES = (
@@ -46,8 +46,8 @@ def said(preference):
 
 def holds(preferences, to):
     form = FORMATS[to]
-    split = [one for p in preferences for one in ([p] if form.rankings else pairs_of(p))]
-    return [one for one in split if not form.lacks(one)]
+    split = [one for p in preferences for one in ([p] if form.supports_rankings else to_pairs(p))]
+    return [one for one in split if not form.unsupported_feature(one)]
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -75,8 +75,8 @@ def test_what_was_left_out_is_said_in_one_line(tmp_path, capsys):
         f"{out}: 16 rows as llava-rlhf; image paths start from {SAMPLES} (--image_folder {SAMPLES}); "
         "left out: 2 ties, which llava-rlhf has no place for"
     )
-    rows = [row.row() for row in read(str(out))]
-    assert {layout_of(row) for row in rows} == {"LLaVA-RLHF pairs"}
+    rows = [row.parse() for row in read_rows(str(out))]
+    assert {detect_format(row) for row in rows} == {"LLaVA-RLHF pairs"}
     assert {row.fields["preference"] for row in rows} == {1, 2}  # where the better one stands says nothing
     assert rows[0].fields["id"].startswith("ranking-1-1-")
 
@@ -102,10 +102,13 @@ def test_parquet_shows_its_pictures_to_datasets(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"to": "tlr"}, "there is no format tlr: did you mean trl?"),
+        ({"target_format": "tlr"}, "there is no format tlr: did you mean trl?"),
         ({"output_file": "out.csv"}, "must end in .jsonl, .json, .parquet"),
         ({"path": "none.jsonl"}, "none.jsonl does not exist"),
-        ({"balanced": True, "to": "rankings"}, "ranks 3 answers: lengths are balanced over pairs, so convert it to pairs first"),
+        (
+            {"should_balance": True, "target_format": "rankings"},
+            "ranks 3 answers: lengths are balanced over pairs, so convert it to pairs first",
+        ),
         ({"path": "ties.jsonl"}, "ties.jsonl has nothing that is left to write: 1 ties, which rlhf-v has no place for"),
         ({"path": "bad.jsonl"}, "bad.jsonl, line 2: `images` is missing"),
         ({"output_file": "no/such.jsonl", "path": "full"}, "cannot be written (No space left on device): free some space"),
@@ -124,7 +127,7 @@ def test_a_refusal_leaves_nothing(options, sentence, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fsync", full)
         options = {**options, "path": str(SAMPLES / "rankings.jsonl")}
     there = sorted(tmp_path.rglob("*"))
-    given = {"path": str(SAMPLES / "rankings.jsonl"), "to": "rlhf-v", "output_file": "out.jsonl", **options}
+    given = {"path": str(SAMPLES / "rankings.jsonl"), "target_format": "rlhf-v", "output_file": "out.jsonl", **options}
     with pytest.raises(InputError) as caught:
         convert(**given)
     assert sentence in str(caught.value)
@@ -161,15 +164,15 @@ def test_any_preference_comes_back(texts, system, images, answers, ranks, rating
     row = {"images": [png(c) for c in images], "prompt": [{"role": "system", "content": "Be brief."}] * system + turns}
     row |= {"answers": answers, "ranks": ranks[: len(answers)], **more}
     row |= {"ratings": ratings[: len(answers)]} if ratings else {}
-    beside = beside_of("none")
+    beside = row_context("none")
     try:
-        before = preference_of(Row("rows, line 1", 1, row), beside)
+        before = parse_preference(Row("rows, line 1", 1, row), beside)
     except InputError:
         assume(False)
     for to, form in FORMATS.items():
         for one in holds([before], to):
-            written = form.row(one, [{"bytes": base64.b64encode(image.read()).decode()} for image in one.images])
-            after = preference_of(Row("rows, line 1", 1, json.loads(json.dumps(written))), beside)
+            written = form.to_row(one, [{"bytes": base64.b64encode(image.read()).decode()} for image in one.images])
+            after = parse_preference(Row("rows, line 1", 1, json.loads(json.dumps(written))), beside)
             assert said(after) == said(one)
             assert (after.id, after.source) == (one.id, one.source)
 
@@ -178,30 +181,30 @@ def test_a_picture_that_stands_alone_in_a_later_turn_has_its_place_kept():
     prompt = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "At what?"}]
     alone = {"role": "user", "content": [{"type": "image"}]}
     row = {"images": [png("red")], "prompt": [*prompt, alone], "chosen": "A cup.", "rejected": "A cat."}
-    one = preference_of(Row("rows", 1, row), beside_of("none"))
+    one = parse_preference(Row("rows", 1, row), row_context("none"))
     assert one.prompt[-1] == Message("user", "")
     for to in ("trl", "llava-rlhf", "rankings"):
-        again = preference_of(Row("rows", 1, FORMATS[to].row(one, row["images"])), beside_of("none"))
+        again = parse_preference(Row("rows", 1, FORMATS[to].to_row(one, row["images"])), row_context("none"))
         assert said(again) == said(one)
 
 
 def test_comparisons_of_a_ranking():
     ranking = Preference("r", (), (Message("user", "?"),), ("a", "b", "c"), (1, 1, 2), (3.0, 3.0, 1.5), hallucinated=True)
-    found = pairs_of(ranking)
+    found = to_pairs(ranking)
     assert [(p.id, p.answers, p.ranks, p.ratings, p.hallucinated) for p in found] == [
         ("r-1-2", ("a", "b"), (1, 1), (3.0, 3.0), None),
         ("r-1-3", ("a", "c"), (1, 2), (3.0, 1.5), True),
         ("r-2-3", ("b", "c"), (1, 2), (3.0, 1.5), True),
     ]
     pair = found[1]
-    assert pairs_of(pair) == [pair]
+    assert to_pairs(pair) == [pair]
 
 
 # ---- lengths ---------------------------------------------------------------------------------------------------------
 
 
 def pair(ours, theirs, tie=False):
-    one = Preference.pair("p", (), (Message("user", "?"),), "a " * ours, "b " * theirs)
+    one = Preference.from_pair("p", (), (Message("user", "?"),), "a " * ours, "b " * theirs)
     return replace(one, ranks=(1, 1)) if tie else one
 
 
@@ -289,15 +292,15 @@ def test_stats_of_the_samples(name, tmp_path, capsys):
 
 
 def test_stats_that_cannot_be_estimated_are_null():
-    one = Summary()
-    assert figures_of(one)["chosen_longer"] is figures_of(one)["length_label_correlation"] is None
+    one = DatasetSummary()
+    assert summary_stats(one)["chosen_longer"] is summary_stats(one)["length_label_correlation"] is None
     for _ in range(3):
         one.add(pair(3, 3))
-    assert figures_of(one)["chosen_longer"] is figures_of(one)["length_label_correlation"] is None
-    two = Summary()
+    assert summary_stats(one)["chosen_longer"] is summary_stats(one)["length_label_correlation"] is None
+    two = DatasetSummary()
     for _ in range(3):
         two.add(pair(3, 1))
-    assert figures_of(two)["length_label_correlation"] == {"r": pytest.approx(1), "ci": [pytest.approx(1)] * 2, "of": 6}
+    assert summary_stats(two)["length_label_correlation"] == {"r": pytest.approx(1), "ci": [pytest.approx(1)] * 2, "of": 6}
 
 
 def test_stats_stops_at_a_bad_row_and_writes_nothing(tmp_path):

@@ -12,7 +12,14 @@ GLOSSARY = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_tex
 
 def test_every_figure_of_the_scenes_benchmark_is_explained():
     row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [2, 2]}
-    row |= {"answers": ["a ring", "a star"], "true": [1, 1], "habit": [0, 0], "sight": [0, 0], "covered": [1, 1], "owed": [2, 2]}
+    row |= {
+        "answers": ["a ring", "a star"],
+        "true": [1, 1],
+        "cooccurrence_errors": [0, 0],
+        "perception_errors": [0, 0],
+        "covered": [1, 1],
+        "owed": [2, 2],
+    }
     asked = {"split": "held_out", "kind": "yes_no", "truth": "yes", "said": ["yes"]}
     figures = {name.removesuffix("_ci") for name in load_benchmark("scenes").by_split([row, asked])["held_out"]}
     assert {"ead_within", "yes_rate"} <= figures

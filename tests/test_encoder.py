@@ -11,7 +11,7 @@ from PIL import Image
 from mmrlhf.config import EngineConfig
 from mmrlhf.loading import load
 from mmrlhf.records import ImageSource, InputError, Message
-from tests.families import build
+from tests.families import build_checkpoint
 
 ASK = (Message("user", "what is it"),)
 
@@ -21,7 +21,7 @@ def places(tmp_path_factory):
     """Checkpoints of families whose processors do unlike things."""
     root = tmp_path_factory.mktemp("families")
     for family in ("llava", "qwen2_5_vl"):
-        build(family, root / family)
+        build_checkpoint(family, root / family)
     return root
 
 
@@ -36,39 +36,42 @@ def test_a_data_set_is_encoded_once_over_epochs_prompts_and_names(places, tmp_pa
     sources = [save(tmp_path / f"{i}.png", seed=i % 3) for i in range(6)]  # three pictures under six names
     for text in ("what is it", "describe the image"):
         for _ in range(2):
-            vlm.prompts([((Message("user", text),), (s,)) for s in sources])
-    assert vlm.encodes == 3 and vlm.encoder.cache.count.again == 0
+            vlm.build_prompts([((Message("user", text),), (s,)) for s in sources])
+    assert vlm.image_encodes == 3 and vlm.encoder.cache.counters.reencodes == 0
 
 
 def test_requests_at_the_same_time_encode_once(places, tmp_path):
     vlm = load(str(places / "llava"))
     sources = [save(tmp_path / f"{i}.png", seed=i) for i in range(4)]
-    threads = [threading.Thread(target=vlm.encoder.pictures, args=([(s,) for s in sources],)) for _ in range(4)]
+    threads = [threading.Thread(target=vlm.encoder.get_features, args=([(s,) for s in sources],)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert vlm.encodes == 4
+    assert vlm.image_encodes == 4
 
 
 def test_a_picture_that_changed_on_disk_is_another_picture(places, tmp_path):
     vlm = load(str(places / "llava"))
     source = save(tmp_path / "a.png", seed=0)
-    (first,) = vlm.encoder.pictures([(source,)])[0]
+    (first,) = vlm.encoder.get_features([(source,)])[0]
     save(tmp_path / "a.png", seed=1)
-    (second,) = vlm.encoder.pictures([(source,)])[0]
-    assert vlm.encodes == 2 and not torch.equal(first.columns[0][0], second.columns[0][0])
-    (fresh,) = load(str(places / "llava")).encoder.pictures([(ImageSource(str(tmp_path / "a.png")),)])[0]
-    assert torch.equal(second.columns[0][0], fresh.columns[0][0])
+    (second,) = vlm.encoder.get_features([(source,)])[0]
+    assert vlm.image_encodes == 2 and not torch.equal(first.levels[0][0], second.levels[0][0])
+    (fresh,) = load(str(places / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "a.png")),)])[0]
+    assert torch.equal(second.levels[0][0], fresh.levels[0][0])
 
 
 def test_features_do_not_depend_on_their_company(places, tmp_path):
     sources = [save(tmp_path / f"{i}.png", 56 + 20 * i, 80, seed=i) for i in range(5)]
     for family in ("llava", "qwen2_5_vl"):
-        together = load(str(places / family)).encoder.pictures([(s,) for s in sources])
-        alone = [load(str(places / family)).encoder.pictures([(s,)])[0] for s in sources]
+        together = load(str(places / family)).encoder.get_features([(s,) for s in sources])
+        alone = [load(str(places / family)).encoder.get_features([(s,)])[0] for s in sources]
         for (a,), (b,) in zip(together, alone, strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a.columns[0], b.columns[0], strict=True)) and a.text == b.text
+            assert (
+                all(torch.equal(x, y) for x, y in zip(a.levels[0], b.levels[0], strict=True))
+                and a.placeholder_text == b.placeholder_text
+            )
 
 
 def test_batches_on_a_gpu_hold_one_shape_and_are_the_same_pictures(places, tmp_path, monkeypatch):
@@ -76,22 +79,24 @@ def test_batches_on_a_gpu_hold_one_shape_and_are_the_same_pictures(places, tmp_p
     sources = [save(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
     for family in ("llava", "qwen2_5_vl"):
         encoder = load(str(places / family)).encoder
-        largest = max(encoder._prepare(encoder._key(s, 1), (s, 1)).elements for s in sources[:2])
-        monkeypatch.setattr("mmrlhf.encoder.ELEMENTS", 3 * largest)
+        largest = max(encoder._preprocess(encoder._key(s, 1), (s, 1)).num_elements for s in sources[:2])
+        monkeypatch.setattr("mmrlhf.encoder.MAX_ELEMENTS_GPU", 3 * largest)
         missing = {encoder._key(s, 1): (s, 1) for s in sources}
-        sizes, real = [], encoder._tower
-        monkeypatch.setattr(encoder, "_tower", lambda batch, sizes=sizes, real=real: (sizes.append(len(batch)), real(batch))[1])
-        batched = dict(encoder._by_batches(missing))
+        sizes, real = [], encoder._run_tower
+        monkeypatch.setattr(
+            encoder, "_run_tower", lambda batch, sizes=sizes, real=real: (sizes.append(len(batch)), real(batch))[1]
+        )
+        batched = dict(encoder._encode_gpu(missing))
         assert set(batched) == set(missing) and max(sizes) > 1 and sum(sizes) == 7
-        for key, picture in encoder._by_lanes(missing):
-            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(picture.columns[0], batched[key].columns[0], strict=True))
+        for key, picture in encoder._encode_cpu(missing):
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(picture.levels[0], batched[key].levels[0], strict=True))
 
 
 def test_a_tower_that_trains_is_not_cached(places, tmp_path):
     vlm = load(str(places / "llava"))
     vlm.model.base_model.multi_modal_projector.requires_grad_(True)
     with pytest.raises(RuntimeError, match=r"the vision tower or the projector is trainable: .* freeze both"):
-        vlm.encoder.pictures([(save(tmp_path / "a.png"),)])
+        vlm.encoder.get_features([(save(tmp_path / "a.png"),)])
 
 
 def test_keys_name_the_tower_the_processor_and_the_precision(places):
@@ -126,13 +131,13 @@ def test_a_processor_that_does_not_fit_the_model_is_one_sentence(places, tmp_pat
     with pytest.raises(
         InputError, match=r"image .*a.png.*: the (processor writes|model's tower gives more).* from one checkpoint"
     ):
-        vlm.prompts([(ASK, (save(tmp_path / "a.png"),))])
+        vlm.build_prompts([(ASK, (save(tmp_path / "a.png"),))])
 
 
 def test_a_picture_that_the_processor_refuses_is_named(places, tmp_path):
     vlm = load(str(places / "qwen2_5_vl"))
     with pytest.raises(InputError, match=r"strip\.png \(2000 x 1\) is refused by the model's processor \(.*\): change its size"):
-        vlm.prompts([(ASK, (save(tmp_path / "strip.png", 2000, 1),))])
+        vlm.build_prompts([(ASK, (save(tmp_path / "strip.png", 2000, 1),))])
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -145,8 +150,8 @@ def test_one_pixel_ink_sixteen_bits_and_a_turned_camera_are_read(places, tmp_pat
         save(tmp_path / "deep.png", mode="I;16"),
         save(tmp_path / "turned.jpg", 80, 40, exif=exif),
     ]
-    prompts = load(str(places / family)).prompts([(ASK, (s,)) for s in sources])
-    assert all(p.pictures and torch.isfinite(p.pictures[0].columns[0][0]).all() for p in prompts)
+    prompts = load(str(places / family)).build_prompts([(ASK, (s,)) for s in sources])
+    assert all(p.image_features and torch.isfinite(p.image_features[0].levels[0][0]).all() for p in prompts)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"not a picture"])
@@ -155,8 +160,8 @@ def test_what_is_no_picture_is_refused_from_any_thread(places, tmp_path, data):
     good = [save(tmp_path / f"{i}.png", seed=i) for i in range(6)]
     vlm = load(str(places / "llava"))
     with pytest.raises(InputError, match=r"bad\.png is (empty|damaged|truncated)"):
-        vlm.encoder.pictures([(s,) for s in [*good[:3], ImageSource(str(tmp_path / "bad.png")), *good[3:]]])
-    assert len(vlm.encoder.pictures([(s,) for s in good])) == 6  # and nothing is broken by it
+        vlm.encoder.get_features([(s,) for s in [*good[:3], ImageSource(str(tmp_path / "bad.png")), *good[3:]]])
+    assert len(vlm.encoder.get_features([(s,) for s in good])) == 6  # and nothing is broken by it
 
 
 def test_a_huge_picture_is_refused_by_its_header(places, tmp_path):
@@ -164,24 +169,24 @@ def test_a_huge_picture_is_refused_by_its_header(places, tmp_path):
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
     (tmp_path / "huge.png").write_bytes(file.getvalue())
     with pytest.raises(InputError, match=r"huge\.png has far more than 40,000,000 pixels: scale it down"):
-        load(str(places / "llava")).encoder.pictures([(ImageSource(str(tmp_path / "huge.png")),)])
+        load(str(places / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "huge.png")),)])
 
 
 def test_a_placeholder_in_a_rows_text_is_refused(places, tmp_path):
     with pytest.raises(InputError, match=r"the prompt of row r1, .* would show the model 2 pictures and has 1: remove <image>"):
         text = (Message("user", "what is <image> here"),)
-        load(str(places / "llava")).prompts([(text, (save(tmp_path / "a.png"),))], names=["r1"])
+        load(str(places / "llava")).build_prompts([(text, (save(tmp_path / "a.png"),))], row_ids=["r1"])
 
 
 def test_the_folder_serves_what_it_was_filled_with_and_no_other_model(places, tmp_path):
     sources = [(save(tmp_path / f"{i}.png", seed=i),) for i in range(3)]
     engine = EngineConfig(feature_cache_dir=str(tmp_path / "cache"))
-    load(str(places / "llava"), engine=engine).encoder.pictures(sources)
+    load(str(places / "llava"), engine=engine).encoder.get_features(sources)
     again = load(str(places / "llava"), engine=engine)
-    again.encoder.pictures(sources)
+    again.encoder.get_features(sources)
     other = load(str(places / "qwen2_5_vl"), engine=engine)
-    other.encoder.pictures(sources)
-    assert again.encodes == 0 and again.encoder.cache.count.disk_hits == 3 and other.encodes == 3
+    other.encoder.get_features(sources)
+    assert again.image_encodes == 0 and again.encoder.cache.counters.disk_hits == 3 and other.image_encodes == 3
 
 
 def test_a_prompts_picture_stays_what_it_was(places, tmp_path):
@@ -189,25 +194,25 @@ def test_a_prompts_picture_stays_what_it_was(places, tmp_path):
     from mmrlhf.config import EngineConfig
     from mmrlhf.prefix import prefill
 
-    vlm = load(str(places / "llava"), engine=EngineConfig(prefix="off"))
+    vlm = load(str(places / "llava"), engine=EngineConfig(share_prefix="off"))
     source = save(tmp_path / "a.png", seed=1)
-    prompts = vlm.prompts([(ASK, (source,))])
-    prefill(vlm, prompts).last_PD  # noqa: B018
+    prompts = vlm.build_prompts([(ASK, (source,))])
+    prefill(vlm, prompts).last_hidden_PD  # noqa: B018
     save(tmp_path / "a.png", seed=2)
     with pytest.raises(InputError, match=r"a.png changed while it was being used: run again"):
-        prefill(vlm, prompts).last_PD  # noqa: B018
+        prefill(vlm, prompts).last_hidden_PD  # noqa: B018
 
 
 def test_a_gpu_without_room_takes_half_a_batch(places, tmp_path, monkeypatch, capsys):
     encoder = load(str(places / "llava")).encoder
     sources = [save(tmp_path / f"{i}.png", seed=i) for i in range(4)]
-    real = encoder._tower
+    real = encoder._run_tower
 
     def tight(batch):
         if len(batch) > 1:
             raise torch.OutOfMemoryError
         return real(batch)
 
-    monkeypatch.setattr(encoder, "_tower", tight)
-    found = dict(encoder._by_batches({encoder._key(s, 1): (s, 1) for s in sources}))
+    monkeypatch.setattr(encoder, "_run_tower", tight)
+    found = dict(encoder._encode_gpu({encoder._key(s, 1): (s, 1) for s in sources}))
     assert len(found) == 4 and "going on with 2 pictures at a time" in capsys.readouterr().out

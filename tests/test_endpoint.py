@@ -4,25 +4,27 @@ import threading
 import time
 
 import pytest
-from serving import completion, free_port, stub
+from serving import chat_completion, free_port, scripted_server
 
-from mmrlhf.endpoint import FUTILE, Endpoint, _same, ask_all, message, named
+from mmrlhf.endpoint import MAX_INITIAL_FAILURES, Endpoint, _is_same_model, chat_message, request_replies, resolve_model_name
 from mmrlhf.records import ImageSource, InputError
 
-GOOD = (200, completion("yes"))
+GOOD = (200, chat_completion("yes"))
 
 
 def replies(server, questions=1, **settings):
-    place = Endpoint(server.url, "stub", **{"timeout": 0.3, "retries": 2, "back_off": 0.01, "concurrency": 1, **settings})
-    chats = [(str(i), lambda i=i: [message(f"question {i}")]) for i in range(questions)]
-    return [reply for _, reply in ask_all(place, chats, {"temperature": 0})]
+    place = Endpoint(
+        server.url, "stub", **{"timeout": 0.3, "max_retries": 2, "initial_backoff": 0.01, "concurrency": 1, **settings}
+    )
+    chats = [(str(i), lambda i=i: [chat_message(f"question {i}")]) for i in range(questions)]
+    return [reply for _, reply in request_replies(place, chats, {"temperature": 0})]
 
 
 def test_a_reply_and_what_was_asked_for_it(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with stub(GOOD) as server:
+    with scripted_server(GOOD) as server:
         (reply,) = replies(server)
-    assert (reply.text, reply.status, reply.model, reply.tokens, reply.attempts) == ("yes", "ok", "stub", 7, 1)
+    assert (reply.text, reply.status, reply.model, reply.total_tokens, reply.attempts) == ("yes", "ok", "stub", 7, 1)
     assert server.requests == [
         {
             "model": "stub",
@@ -43,14 +45,14 @@ def test_a_reply_and_what_was_asked_for_it(monkeypatch):
         ([(200, b"<html><body>Login</body></html>")], "malformed", 3, "<html><body>Login"),
         ([(200, b"")], "malformed", 3, "no chat completion: nothing"),
         ([(200, {"model": "stub", "choices": []})], "empty", 3, "holds no text"),
-        ([(200, completion(None))], "empty", 3, "holds no text"),
+        ([(200, chat_completion(None))], "empty", 3, "holds no text"),
         ([(200, {"choices": 7})], "malformed", 3, "no chat completion"),
-        ([(200, completion("yes", model="other-model"))], "other_model", 1, "asked for stub, other-model answered"),
+        ([(200, chat_completion("yes", model="other-model"))], "other_model", 1, "asked for stub, other-model answered"),
         ([(200, b"[" * 100_000)], "malformed", 3, "no chat completion"),
     ],
 )
 def test_a_failure_is_a_reply_that_says_why(faults, status, attempts, reason):
-    with stub(*faults) as server:
+    with scripted_server(*faults) as server:
         (reply,) = replies(server)
     assert (reply.status, reply.attempts) == (status, attempts)
     assert reason in reply.reason
@@ -58,9 +60,9 @@ def test_a_failure_is_a_reply_that_says_why(faults, status, attempts, reason):
 
 
 def test_it_is_tried_again_and_waits_as_long_as_it_is_told():
-    with stub((503, b"busy"), (429, b"later", {"retry-after": "0.2"}), "cut", GOOD) as server:
+    with scripted_server((503, b"busy"), (429, b"later", {"retry-after": "0.2"}), "cut", GOOD) as server:
         started = time.monotonic()
-        (reply,) = replies(server, retries=3)
+        (reply,) = replies(server, max_retries=3)
         assert time.monotonic() - started >= 0.2
     assert (reply.status, reply.attempts) == ("ok", 4)
 
@@ -71,20 +73,20 @@ def test_it_is_tried_again_and_waits_as_long_as_it_is_told():
      ("-mini", "other_model"), ("-2", "other_model"), ("-mini-2024-07-18", "other_model"), ("-0613x", "other_model"), ("o", "other_model")],
 )  # fmt: skip
 def test_a_dated_name_is_the_model_that_was_asked_for(added, status):
-    with stub((200, completion("yes", model=f"stub{added}"))) as server:
+    with scripted_server((200, chat_completion("yes", model=f"stub{added}"))) as server:
         assert replies(server)[0].status == status
 
 
 def test_a_name_is_no_pattern():
-    assert not _same("gpt-3x5-turbo-0125", "gpt-3.5-turbo") and _same("gpt-3.5-turbo-0125", "gpt-3.5-turbo")
+    assert not _is_same_model("gpt-3x5-turbo-0125", "gpt-3.5-turbo") and _is_same_model("gpt-3.5-turbo-0125", "gpt-3.5-turbo")
 
 
 def test_a_failure_does_not_keep_others_from_their_reply():
     def odd(request):
         return (500, b"no") if "question 1" in str(request["messages"]) else GOOD
 
-    with stub(odd) as server:
-        found = replies(server, questions=3, retries=0)
+    with scripted_server(odd) as server:
+        found = replies(server, questions=3, max_retries=0)
     assert [r.status for r in found] == ["ok", "http", "ok"]
 
 
@@ -95,43 +97,48 @@ def test_several_are_under_way_at_a_time():
         together.wait()
         return GOOD
 
-    with stub(meet) as server:
+    with scripted_server(meet) as server:
         assert [r.status for r in replies(server, questions=8, concurrency=4, timeout=30.0)] == ["ok"] * 8
 
 
 def test_a_budget_ends_it():
-    with stub(GOOD) as server:
+    with scripted_server(GOOD) as server:
         place = Endpoint(server.url, "stub", concurrency=1)
-        found = list(ask_all(place, [(str(i), lambda: [message("?")]) for i in range(9)], {}, most_tokens=20))
+        found = list(request_replies(place, [(str(i), lambda: [chat_message("?")]) for i in range(9)], {}, max_total_tokens=20))
     assert len(found) == 3 == len(server.requests)  # 7 tokens each: 21
 
 
 def test_a_server_that_is_down_a_wrong_key_and_nothing_but_failures_stop_it():
-    down = Endpoint(f"http://127.0.0.1:{free_port()}/v1", "stub", retries=1, back_off=0.01)
+    down = Endpoint(f"http://127.0.0.1:{free_port()}/v1", "stub", max_retries=1, initial_backoff=0.01)
     with pytest.raises(InputError, match=r"cannot be reached .* start the server or correct the address"):
-        list(ask_all(down, [("a", lambda: [message("?")])], {}))
-    with stub((401, b"who are you?")) as server, pytest.raises(InputError, match="set the environment variable OPENAI_API_KEY"):
+        list(request_replies(down, [("a", lambda: [chat_message("?")])], {}))
+    with (
+        scripted_server((401, b"who are you?")) as server,
+        pytest.raises(InputError, match="set the environment variable OPENAI_API_KEY"),
+    ):
         replies(server)
-    with stub((404, b"no such model")) as server:
-        with pytest.raises(InputError, match=f"the first {FUTILE} replies all failed .the last: HTTP 404: no such model."):
+    with scripted_server((404, b"no such model")) as server:
+        with pytest.raises(
+            InputError, match=f"the first {MAX_INITIAL_FAILURES} replies all failed .the last: HTTP 404: no such model."
+        ):
             replies(server, questions=50)
-        assert len(server.requests) == FUTILE
+        assert len(server.requests) == MAX_INITIAL_FAILURES
 
 
 def test_the_one_model_of_a_server_needs_no_name():
-    with stub(GOOD) as server:
-        assert named(Endpoint(server.url, "")).model == "stub"
-    with stub(GOOD, models=("a", "b")) as server, pytest.raises(InputError, match="serves a, b: say which"):
-        named(Endpoint(server.url, ""))
+    with scripted_server(GOOD) as server:
+        assert resolve_model_name(Endpoint(server.url, "")).model == "stub"
+    with scripted_server(GOOD, models=("a", "b")) as server, pytest.raises(InputError, match="serves a, b: say which"):
+        resolve_model_name(Endpoint(server.url, ""))
     with pytest.raises(InputError, match="cannot be reached"):
-        named(Endpoint(f"http://127.0.0.1:{free_port()}/v1", ""))
+        resolve_model_name(Endpoint(f"http://127.0.0.1:{free_port()}/v1", ""))
     with pytest.raises(InputError, match="no address of a server"):
         Endpoint("http://", "")
 
 
 def test_pictures_go_along_as_they_are():
     png = b"\x89PNG\r\n"
-    assert message("What?", (ImageSource(data=png), ImageSource(data=b"\xff\xd8\xff0"))) == {
+    assert chat_message("What?", (ImageSource(data=png), ImageSource(data=b"\xff\xd8\xff0"))) == {
         "role": "user",
         "content": [
             {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0K"}},

@@ -8,8 +8,8 @@ from mmrlhf.prefix import prefill
 from mmrlhf.records import InputError, Message
 from mmrlhf.rewards import pad_right
 from mmrlhf.roles import Adapters
-from mmrlhf.rollout import answer, uniform_draws
-from mmrlhf.sampling import Sampling, sample
+from mmrlhf.rollout import sample_completions, sampling_noise
+from mmrlhf.sampling import SamplingParams, sample
 
 
 @pytest.fixture
@@ -27,18 +27,18 @@ def adapted(vlm):
 
 def naive_logps(vlm, example, ids):
     """One row: the processor on pixels, the whole sequence, no cache, the model's own positions."""
-    text = vlm.render(example.prompt, 1, generation_prompt=True)
+    text = vlm.apply_chat_template(example.prompt, 1, generation_prompt=True)
     batch = dict(vlm.processor(text=[text], images=[[open_image(example.images[0])]], return_tensors="pt"))
     length = batch["input_ids"].shape[1]
     batch["input_ids"] = torch.cat([batch["input_ids"], ids[None]], 1)
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     logits = vlm.model(**batch).logits[0, length - 1 : -1].float()
-    logits[:, vlm.banned] = float("-inf")
+    logits[:, vlm.suppressed_tokens] = float("-inf")
     return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
 
 
 def fast_logps(vlm, examples, answers, rows):
-    prompts = vlm.prompts([(e.prompt, e.images) for e in examples])
+    prompts = vlm.build_prompts([(e.prompt, e.images) for e in examples])
     ids, mask = pad_right(answers, 1, vlm.device)
     hidden = prefill(vlm, prompts).extend(torch.tensor(rows), ids[:, :-1], mask[:, :-1])
     return vlm.token_logps(hidden, ids, mask), mask
@@ -47,7 +47,7 @@ def fast_logps(vlm, examples, answers, rows):
 def test_log_probs_and_lora_gradients_equal_the_naive_forward(adapted, examples):
     vlm, rows = adapted.vlm, [0, 0, 1, 1]
     answers = [
-        vlm.answer_ids(examples[r].prompt, a, 1)
+        vlm.answer_token_ids(examples[r].prompt, a, 1)
         for r, a in zip(rows, ["A star.", examples[0].answer, "There is a ring.", "No."], strict=True)
     ]
     with adapted.use("policy"):
@@ -66,59 +66,63 @@ def test_log_probs_and_lora_gradients_equal_the_naive_forward(adapted, examples)
 
 def test_each_picture_is_encoded_once(vlm, examples):
     for _ in range(3):
-        vlm.prompts([(e.prompt, e.images) for e in examples])
-    assert vlm.encodes == len(examples)
+        vlm.build_prompts([(e.prompt, e.images) for e in examples])
+    assert vlm.image_encodes == len(examples)
 
 
 def test_greedy_equals_generate(vlm, examples):
-    said = sample(vlm, vlm.prompts([(e.prompt, e.images) for e in examples]), list(range(len(examples))), Sampling(40, 0.0))
-    ids, mask = said.ids_NT, said.mask_NT
+    said = sample(
+        vlm, vlm.build_prompts([(e.prompt, e.images) for e in examples]), list(range(len(examples))), SamplingParams(40, 0.0)
+    )
+    ids, mask = said.token_ids_NT, said.mask_NT
     for i, example in enumerate(examples[:4]):
-        text = vlm.render(example.prompt, 1, generation_prompt=True)
+        text = vlm.apply_chat_template(example.prompt, 1, generation_prompt=True)
         batch = vlm.processor(text=[text], images=[[open_image(example.images[0])]], return_tensors="pt")
         theirs = vlm.model.generate(**batch, max_new_tokens=40, do_sample=False)[0, batch["input_ids"].shape[1] :]
         assert ids[i][mask[i].bool()].tolist() == theirs.tolist()
 
 
 def test_a_sample_does_not_depend_on_its_batch(vlm, examples):
-    how = {"how": Sampling(24), "num_generations": 2, "seed": 3}
-    together, alone = answer(vlm, examples[:5], **how), answer(vlm, examples[3:4], **how)
+    how = {"sampling_params": SamplingParams(24), "num_generations": 2, "seed": 3}
+    together, alone = sample_completions(vlm, examples[:5], **how), sample_completions(vlm, examples[3:4], **how)
     assert together.texts[6:8] == alone.texts
     assert len(set(together.texts)) > 5
-    assert answer(vlm, examples[:2], **{**how, "seed": 4}).texts != together.texts[:4]
+    assert sample_completions(vlm, examples[:2], **{**how, "seed": 4}).texts != together.texts[:4]
 
 
 def test_draws_differ_by_row_answer_step_and_seed():
-    draws = uniform_draws(["a", "b"], 2, 3, seed=0)
+    draws = sampling_noise(["a", "b"], 2, 3, seed=0)
     assert len({tuple(r) for r in draws.tolist()}) == 4
-    assert not torch.equal(draws, uniform_draws(["a", "b"], 2, 3, seed=0, step=1))
-    assert not torch.equal(draws, uniform_draws(["a", "b"], 2, 3, seed=1))
+    assert not torch.equal(draws, sampling_noise(["a", "b"], 2, 3, seed=0, step=1))
+    assert not torch.equal(draws, sampling_noise(["a", "b"], 2, 3, seed=1))
 
 
 def test_sampling_follows_the_distribution(vlm, examples):
     """The first token's frequencies over many draws against its probabilities."""
-    prompts = vlm.prompts([(examples[0].prompt, examples[0].images)])
-    expected = vlm.log_softmax(prefill(vlm, prompts).last_PD).exp()[0]
-    ids = sample(vlm, prompts, [0] * 4000, Sampling(1), torch.rand(4000, 1, generator=torch.Generator().manual_seed(0))).ids_NT
+    prompts = vlm.build_prompts([(examples[0].prompt, examples[0].images)])
+    expected = vlm.log_softmax(prefill(vlm, prompts).last_hidden_PD).exp()[0]
+    ids = sample(
+        vlm, prompts, [0] * 4000, SamplingParams(1), torch.rand(4000, 1, generator=torch.Generator().manual_seed(0))
+    ).token_ids_NT
     counts = torch.bincount(ids[:, 0], minlength=len(expected)) / 4000
     assert (counts - expected).abs().max() < 0.03
 
 
 def test_placeholders_have_no_probability(vlm):
     image = vlm.model.config.image_token_id
-    assert image in vlm.banned.tolist() and not set(vlm.eos) & set(vlm.banned.tolist())
+    assert image in vlm.suppressed_tokens.tolist() and not set(vlm.eos) & set(vlm.suppressed_tokens.tolist())
     assert vlm.log_softmax(torch.randn(1, vlm.hidden_size))[0, image] == float("-inf")
 
 
 def test_a_prompt_over_the_limit_is_named_not_cut(vlm, examples):
     with pytest.raises(InputError, match=r"prompt 2 of this batch, on image <\d+ bytes>, has .* never cut"):
         short = examples[0]
-        vlm.prompts([(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)], max_length=60)
+        vlm.build_prompts([(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)], max_length=60)
     with pytest.raises(
         InputError, match=r"the prompt of row second, on .* more than the 60 that max_length leaves it: .* never cut"
     ):
         prompts = [(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)]
-        vlm.prompts(prompts, max_length=60, names=["first", "second"])
+        vlm.build_prompts(prompts, max_length=60, row_ids=["first", "second"])
 
 
 def test_missing_model_is_one_sentence(tmp_path):
@@ -131,17 +135,17 @@ def test_missing_model_is_one_sentence(tmp_path):
 
 
 def test_answers_of_one_token_and_draws_at_the_edge(vlm, examples):
-    prompts = vlm.prompts([(examples[0].prompt, examples[0].images)])
+    prompts = vlm.build_prompts([(examples[0].prompt, examples[0].images)])
     edge = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64)
-    said = sample(vlm, prompts, [0, 0], Sampling(1), edge)
-    ids, mask = said.ids_NT, said.mask_NT
-    assert not set(ids.flatten().tolist()) & set(vlm.banned.tolist())
+    said = sample(vlm, prompts, [0, 0], SamplingParams(1), edge)
+    ids, mask = said.token_ids_NT, said.mask_NT
+    assert not set(ids.flatten().tolist()) & set(vlm.suppressed_tokens.tolist())
     hidden = prefill(vlm, prompts).extend(torch.tensor([0, 0]), ids[:, :-1], mask[:, :-1])
     assert vlm.token_logps(hidden, ids, mask).isfinite().all()
 
 
 def test_a_full_cache_evicts_but_never_serves_nothing(vlm, examples):
-    vlm.encoder.cache.tiers[0].budget = 1
+    vlm.encoder.cache.tiers[0].max_bytes = 1
     rows = [(e.prompt, e.images) for e in examples[:4]]
-    assert all(p.pictures for p in vlm.prompts(rows)) and all(p.pictures for p in vlm.prompts(rows[::-1]))
-    assert vlm.encodes > 4
+    assert all(p.image_features for p in vlm.build_prompts(rows)) and all(p.image_features for p in vlm.build_prompts(rows[::-1]))
+    assert vlm.image_encodes > 4

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from mmrlhf.benchmark import bootstrap, distinct_n, ead, load_benchmark
-from mmrlhf.config import EvalConfig, WorldConfig
+from mmrlhf.config import EvalConfig, ScenesConfig
 from mmrlhf.content import find
 from mmrlhf.evaluate import evaluate
 from mmrlhf.records import InputError
-from mmrlhf.settings import load
+from mmrlhf.settings import load_config
 
 
 def test_distinct_and_ead_by_hand():
@@ -34,19 +34,21 @@ def test_scenes_metrics_by_hand():
     module = load_benchmark("scenes")
     row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [10]}
     rows = [
-        row | {"answers": ["x y"], "true": [6], "habit": [2], "sight": [0], "covered": [4], "owed": [8]},
-        row | {"answers": ["x z"], "true": [2], "habit": [0], "sight": [0], "covered": [2], "owed": [4]},
+        row
+        | {"answers": ["x y"], "true": [6], "cooccurrence_errors": [2], "perception_errors": [0], "covered": [4], "owed": [8]},
+        row
+        | {"answers": ["x z"], "true": [2], "cooccurrence_errors": [0], "perception_errors": [0], "covered": [2], "owed": [4]},
     ]
     found = module.by_split(rows)["held_out"]
     assert found["chair_i"] == 0.2 and found["chair_s"] == 0.5 and found["coverage"] == 0.5
     assert found["claim_f1"] == pytest.approx(2 * 0.8 * 0.5 / 1.3)
-    assert found["u"] == (8 - 4 * 2) / 2 and found["habit"] == 1 and found["sight"] == 0
+    assert found["utility"] == (8 - 4 * 2) / 2 and found["cooccurrence_errors"] == 1 and found["perception_errors"] == 0
 
 
 def test_the_benchmark_reports_the_utility_that_the_demo_ranks_pairs_by():
-    world = load(WorldConfig, find("configs", "demo/world"), {})
-    assert world.lambda_ == load_benchmark("scenes").LAMBDA
-    assert world == WorldConfig()  # one set of values, in the file for people and in the class for programs
+    world = load_config(ScenesConfig, find("configs", "demo/scenes"), {})
+    assert world.false_claim_penalty == load_benchmark("scenes").FALSE_CLAIM_PENALTY
+    assert world == ScenesConfig()  # one set of values, in the file for people and in the class for programs
 
 
 def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):
@@ -63,7 +65,7 @@ def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):
 
 
 MINE = """
-from mmrlhf.benchmark import Counted
+from mmrlhf.benchmark import SufficientStats
 from mmrlhf.records import Example, Message
 import numpy as np
 VERSION = LICENSE = HEADLINE = CLUSTER = "1"
@@ -79,7 +81,7 @@ def score(example, answers, task):
 def aggregate(rows, task):
     right = [r["right"] for r in rows if r["status"] == "ok"]
     columns = np.array([[r, 1] for r in right]).reshape(-1, 2)
-    return {"robust": Counted(range(len(right)), columns, lambda s: {"accuracy": s[..., 0] / s[..., 1]}, shares={"accuracy": (0, 1)})}
+    return {"robust": SufficientStats(range(len(right)), columns, lambda s: {"accuracy": s[..., 0] / s[..., 1]}, proportions={"accuracy": (0, 1)})}
 """
 
 

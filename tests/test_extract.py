@@ -98,7 +98,7 @@ def test_a_map_of_facts_needs_names(tmp_path, capsys):
 
 
 def test_a_killed_command_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(extract, "LINES_AT_A_TIME", 2)
+    monkeypatch.setattr(extract, "LINES_PER_WRITE", 2)
     content = "\n".join(f"{n} dogs." for n in range(2, 9))
     whole = run(tmp_path, content)[1]
     (tmp_path / "out.jsonl").unlink()
@@ -111,10 +111,10 @@ def test_a_killed_command_goes_on(tmp_path, monkeypatch):
         made.append(text)
         return claims(text)
 
-    claims = extract.extraction.claims
-    monkeypatch.setattr(extract.extraction, "claims", dies)
+    claims = extract.extract_claims
+    monkeypatch.setattr(extract, "extract_claims", dies)
     assert main(command) == 130 and not (tmp_path / "out.jsonl").exists()
-    monkeypatch.setattr(extract.extraction, "claims", lambda text, *_: made.append(text) or claims(text))
+    monkeypatch.setattr(extract, "extract_claims", lambda text, *_: made.append(text) or claims(text))
     assert main(command) == 0 and lines(tmp_path / "out.jsonl") == whole
     assert made[5:] == ["6 dogs.", "7 dogs.", "8 dogs."]  # two pairs of lines were kept
 

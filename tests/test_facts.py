@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmrlhf.facts import read_facts, render, template_text
+from mmrlhf.facts import load_facts_template, read_facts, render_facts
 from mmrlhf.records import Fact, InputError
 
 
@@ -143,24 +143,24 @@ def test_a_crowd_is_there_and_leaves_its_kind_uncounted(tmp_path):
 
 def test_a_users_template_is_kept_as_its_text(tmp_path):
     (tmp_path / "mine.jinja").write_text("{% for f in facts %}<{{ f.text }}>{% endfor %}")
-    text = template_text(str(tmp_path / "mine.jinja"))
+    text = load_facts_template(str(tmp_path / "mine.jinja"))
     (tmp_path / "mine.jinja").unlink()
-    assert render(FACTS[:2], template=text) == "<plate><fork>" and template_text("captions") == "captions"
+    assert render_facts(FACTS[:2], template=text) == "<plate><fork>" and load_facts_template("captions") == "captions"
     with pytest.raises(InputError, match="there is typed, captions, or the path of a Jinja file"):
-        template_text(str(tmp_path / "mine.jinja"))
+        load_facts_template(str(tmp_path / "mine.jinja"))
     (tmp_path / "bad.jinja").write_text("{{ fact.text }}")
     with pytest.raises(InputError, match=r"facts_template cannot be used .*it is given `facts`"):
-        template_text(str(tmp_path / "bad.jinja"))
+        load_facts_template(str(tmp_path / "bad.jinja"))
 
 
 FACTS = tuple(Fact("object", name) for name in ("plate", "fork", "cup", "spoon", "bowl"))
 
 
 def test_facts_stay_on_one_line_in_the_order_of_the_seed():
-    text = render((Fact("caption", "A\n\n dog"), Fact("absent", "cat")))
+    text = render_facts((Fact("caption", "A\n\n dog"), Fact("absent", "cat")))
     assert text == "Facts: caption A dog; absent cat."
-    assert render(()) == render((), 3) == ""
-    assert render(FACTS, 3) == render(FACTS, 3)
-    orders = {render(FACTS, seed) for seed in range(20)}
+    assert render_facts(()) == render_facts((), 3) == ""
+    assert render_facts(FACTS, 3) == render_facts(FACTS, 3)
+    orders = {render_facts(FACTS, seed) for seed in range(20)}
     assert len(orders) > 10
     assert all(sorted(text[7:-1].split("; ")) == sorted(f"object {fact.text}" for fact in FACTS) for text in orders)

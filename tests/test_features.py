@@ -7,54 +7,58 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrlhf.features import FeatureCache, Memory, Picture
+from mmrlhf.features import FeatureCache, ImageFeatures, MemoryTier
 from mmrlhf.records import InputError
 
 CPU = torch.device("cpu")
 
 
-def picture(value: float, tokens: int = 4) -> Picture:
+def picture(value: float, tokens: int = 4) -> ImageFeatures:
     """Of 16 bytes a token: 4 float32 values."""
-    return Picture([[torch.full((tokens, 4), float(value))]], False, "<image>" * tokens, torch.tensor([[1, 2, 2]]))
+    return ImageFeatures([[torch.full((tokens, 4), float(value))]], False, "<image>" * tokens, torch.tensor([[1, 2, 2]]))
 
 
 def test_memory_keeps_what_was_used_last():
-    memory = Memory(CPU, budget=128)  # room for two of 64 bytes
+    memory = MemoryTier(CPU, max_bytes=128)  # room for two of 64 bytes
     assert list(memory.put("a", picture(1))) == [] and list(memory.put("b", picture(2))) == []
     memory.get("a")
     assert [key for key, _ in memory.put("c", picture(3))] == ["b"]
-    assert memory.bytes == 128 and memory.get("b") is None and memory.get("a") is not None
+    assert memory.num_bytes == 128 and memory.get("b") is None and memory.get("a") is not None
 
 
 def test_a_picture_over_the_budget_stays_until_the_next():
-    memory = Memory(CPU, budget=1)
+    memory = MemoryTier(CPU, max_bytes=1)
     assert list(memory.put("a", picture(1))) == []
     assert [key for key, _ in memory.put("b", picture(2))] == ["a"]
 
 
 def test_what_one_tier_has_no_room_for_goes_to_the_next_and_comes_back():
     cache = FeatureCache(CPU)
-    cache.tiers = [Memory(CPU, 64), Memory(CPU, 128)]  # as a GPU's and the machine's
+    cache.tiers = [MemoryTier(CPU, 64), MemoryTier(CPU, 128)]  # as a GPU's and the machine's
     for name in "abc":
         cache.put(name, picture(ord(name)))
     assert list(cache.tiers[0].entries) == ["c"] and list(cache.tiers[1].entries) == ["a", "b"]
     found = cache.get("a")
-    assert found is not None and found.columns[0][0][0, 0] == ord("a") and "a" in cache.tiers[0].entries
-    assert cache.count.encodes == 3 and cache.count.hits == 1 and cache.bytes <= 64 + 128
+    assert found is not None and found.levels[0][0][0, 0] == ord("a") and "a" in cache.tiers[0].entries
+    assert cache.counters.encodes == 3 and cache.counters.memory_hits == 1 and cache.num_bytes <= 64 + 128
 
 
 def test_an_encoding_after_it_was_pushed_out_is_counted():
     cache = FeatureCache(CPU, memory_gib=1e-9)
     for name in "aba":
         cache.put(name, picture(1))
-    assert (cache.count.encodes, cache.count.again) == (3, 1)
+    assert (cache.counters.encodes, cache.counters.reencodes) == (3, 1)
 
 
 def test_the_disk_gives_back_what_it_was_given(tmp_path):
     FeatureCache(CPU, folder=str(tmp_path)).put("tower/one", picture(0.5))
     found = FeatureCache(CPU, folder=str(tmp_path)).get("tower/one")
-    assert found is not None and torch.equal(found.columns[0][0], picture(0.5).columns[0][0])
-    assert found.text == "<image>" * 4 and found.stacked is False and torch.equal(found.grid, torch.tensor([[1, 2, 2]]))
+    assert found is not None and torch.equal(found.levels[0][0], picture(0.5).levels[0][0])
+    assert (
+        found.placeholder_text == "<image>" * 4
+        and found.is_stacked is False
+        and torch.equal(found.grid_thw, torch.tensor([[1, 2, 2]]))
+    )
     assert FeatureCache(CPU, folder=str(tmp_path)).get("other-tower/one") is None
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from mmrlhf import content
 from mmrlhf.check import check
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import holds_preferences, read_examples, read_preferences
+from mmrlhf.formats import has_preferences, read_examples, read_preferences
 from mmrlhf.images import open_image
 from mmrlhf.records import Fact, InputError, Message
 
@@ -117,7 +117,7 @@ def test_every_way_to_write_a_pair(place, row):
     assert not pair.meta and not pair.facts
     (example,) = read_examples(lines(place, row))
     assert (example.prompt, example.answer) == ((ASK,), None)
-    assert holds_preferences(lines(place, row))
+    assert has_preferences(lines(place, row))
 
 
 @pytest.mark.parametrize(
@@ -136,12 +136,12 @@ def test_every_way_to_write_a_pair(place, row):
 )
 def test_every_way_to_write_an_example(place, row, answer):
     path = lines(place, row)
-    (example,) = read_examples(path, need_answer=answer is not None)
+    (example,) = read_examples(path, require_answer=answer is not None)
     assert (example.prompt, example.answer, example.meta) == ((ASK,), answer, {})
     assert [image.path for image in example.images] == [str(place / "a.png")]
-    assert not holds_preferences(path)
+    assert not has_preferences(path)
     if answer is None:
-        assert "line 1: the row has no answer: add `completion`" in complaint(read_examples, path, need_answer=True)
+        assert "line 1: the row has no answer: add `completion`" in complaint(read_examples, path, require_answer=True)
 
 
 def test_earlier_turns_stay_in_the_prompt(place):
@@ -252,7 +252,7 @@ def test_a_ranking_of_several_is_sorted_and_keeps_its_ties(place, ratings):
         assert ranking.answers == ("A cup.", "A cat.", "A dog.")
         assert ranking.ranks == (1, 2, 2)
         assert ranking.ratings == {"ranks": () if one is ranked else (0, 9, 9)}.get("ranks" if "ranks" in one else "", (5, 2, 2))
-        assert holds_preferences(lines(place, one))
+        assert has_preferences(lines(place, one))
 
 
 def test_the_mean_over_aspects_leaves_out_what_is_no_number(place):
@@ -268,8 +268,8 @@ def test_the_mean_over_aspects_leaves_out_what_is_no_number(place):
 def test_fields_that_others_use_as_well_make_no_preference(place):
     for more in ({"completions": ["a", "b"]}, {"answers": ["a"]}, {"ranks": [1]}, {"text": "a"}, {"ratings": 3, "is_tie": 1}):
         path = lines(place, {**IMAGE, "prompt": "What is it?", "completion": "A cup.", **more})
-        assert not holds_preferences(path)
-        assert read_examples(path, need_answer=True)[0].answer == "A cup."
+        assert not has_preferences(path)
+        assert read_examples(path, require_answer=True)[0].answer == "A cup."
 
 
 @pytest.mark.parametrize("field", ["image", "image_path", "img_path", "images"])
@@ -384,7 +384,7 @@ def test_a_column_of_bare_bytes_is_pictures(tmp_path):
 def test_a_table_is_read_in_parts_and_its_pictures_stay_as_they_are(tmp_path, table, monkeypatch):
     import datasets
 
-    monkeypatch.setattr("mmrlhf.tables.ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("mmrlhf.tables.ROWS_PER_BATCH", 2)
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
     (whole,) = table.cast_column("images", datasets.List(datasets.Image(decode=False)))
     rows = [{**whole, "chosen": [assistant([{"type": "text", "text": f"Cup {number}."}])]} for number in range(1, 6)]
@@ -595,7 +595,7 @@ def test_a_fault_names_line_and_field(place, row, message):
 )
 def test_a_fault_of_an_example(place, row, message):
     path = listed(place, row)
-    said = complaint(read_examples, path, need_answer=True)
+    said = complaint(read_examples, path, require_answer=True)
     assert f"{path}, row 1: " in said and message in said
 
 
@@ -791,7 +791,7 @@ def test_the_samples_say_the_same_in_every_format():
         for name in ("trl_preference.jsonl", "trl_preference.parquet", "llava_rlhf_preference.json")
     )
     assert jsonl == parquet == llava
-    assert len(read_examples(str(SAMPLES / "sft.jsonl"), need_answer=True)) == 7
+    assert len(read_examples(str(SAMPLES / "sft.jsonl"), require_answer=True)) == 7
 
 
 # ---- real photographs ------------------------------------------------------------------------------------------------

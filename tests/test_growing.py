@@ -5,20 +5,20 @@ import json
 import pytest
 
 from mmrlhf import generate as stage
-from mmrlhf.artefact import save
+from mmrlhf.artefact import save_reward_model
 from mmrlhf.config import GenerateConfig, ScoreConfig
-from mmrlhf.growing import GrowingFile, state_of
+from mmrlhf.growing import ResumableWriter, file_signature
 from mmrlhf.records import InputError
-from mmrlhf.rewards import Group, RewardModel, review_head
+from mmrlhf.rewards import AnswerGroup, RewardModel, yes_no_head
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.score import score
 
 
 def test_it_appears_when_it_is_whole(tmp_path):
     path = tmp_path / "out.jsonl"
-    file = GrowingFile(path, ["a"])
+    file = ResumableWriter(path, ["a"])
     assert list(tmp_path.iterdir()) == []
-    file.add(["1\n", "2\n"])
+    file.append(["1\n", "2\n"])
     assert not path.exists()
     file.finish()
     assert path.read_text() == "1\n2\n" and list(tmp_path.iterdir()) == [path]
@@ -26,30 +26,30 @@ def test_it_appears_when_it_is_whole(tmp_path):
 
 def test_what_a_kill_left_is_continued_without_its_torn_end(tmp_path):
     path = tmp_path / "out.jsonl"
-    GrowingFile(path, ["a"], each=2).add(["1\n", "1\n", "2\n", "2\n", "3\n"])
+    ResumableWriter(path, ["a"], group_size=2).append(["1\n", "1\n", "2\n", "2\n", "3\n"])
     part = next(tmp_path.iterdir())
     part.write_bytes(part.read_bytes() + b"3")  # the second line of the third pair is torn
-    again = GrowingFile(path, ["a"], each=2)
-    assert again.done == 4
-    again.add(["3\n", "3\n"])
+    again = ResumableWriter(path, ["a"], group_size=2)
+    assert again.num_done == 4
+    again.append(["3\n", "3\n"])
     again.finish()
     assert path.read_text() == "1\n1\n2\n2\n3\n3\n"
 
 
 def test_another_subject_starts_over(tmp_path):
-    GrowingFile(tmp_path / "out.jsonl", ["a"]).add(["1\n"])
-    assert GrowingFile(tmp_path / "out.jsonl", ["b"]).done == 0
+    ResumableWriter(tmp_path / "out.jsonl", ["a"]).append(["1\n"])
+    assert ResumableWriter(tmp_path / "out.jsonl", ["b"]).num_done == 0
     (tmp_path / "weights").write_text("x")
-    before = state_of(str(tmp_path / "weights"))
+    before = file_signature(str(tmp_path / "weights"))
     (tmp_path / "weights").write_text("xy")
-    assert state_of(str(tmp_path / "weights")) != before and state_of("owner/name") == ["owner/name"]
+    assert file_signature(str(tmp_path / "weights")) != before and file_signature("owner/name") == ["owner/name"]
 
 
 def test_an_empty_file_is_a_file_and_a_folder_is_none(tmp_path):
-    GrowingFile(tmp_path / "none.jsonl", []).finish()
+    ResumableWriter(tmp_path / "none.jsonl", []).finish()
     assert (tmp_path / "none.jsonl").read_text() == ""
     with pytest.raises(InputError, match="is a directory"):
-        GrowingFile(tmp_path, [])
+        ResumableWriter(tmp_path, [])
 
 
 def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path,
     whole = stage.generate(config, examples[:6]).read_text()
     (tmp_path / "a.jsonl").unlink()
     asked = []
-    real = stage.answer_all
+    real = stage.generate_batches
 
     def killed_after_three(vlm, rows, sampling, **how):
         asked.append(len(rows))
@@ -67,7 +67,7 @@ def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path,
                 raise KeyboardInterrupt
             yield found
 
-    monkeypatch.setattr(stage, "answer_all", killed_after_three)
+    monkeypatch.setattr(stage, "generate_batches", killed_after_three)
     with pytest.raises(KeyboardInterrupt):
         stage.generate(config, examples[:6])
     assert not (tmp_path / "a.jsonl").exists()
@@ -75,8 +75,8 @@ def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path,
 
     adapters = Adapters(vlm)
     adapters.add("reward", 4, 8, seed=0)
-    kept = [Group(examples[0].images, examples[0].prompt, ("A star.",))]
-    save(RewardModel(Role(adapters, "reward", review_head(vlm)), "none", "before"), tmp_path / "reward", kept)
+    kept = [AnswerGroup(examples[0].images, examples[0].prompt, ("A star.",))]
+    save_reward_model(RewardModel(Role(adapters, "reward", yes_no_head(vlm)), "none", "before"), tmp_path / "reward", kept)
     rows = [{"prompt": "What is here?", "images": [], "answer": f"There is a {c} star."} for c in ("red", "blue", "green")]
     for row, example in zip(rows, examples, strict=False):
         (tmp_path / f"{example.id}.png").write_bytes(example.images[0].read())

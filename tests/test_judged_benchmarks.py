@@ -19,11 +19,11 @@ def run(tmp_path):
     def scored(name, answers=None, options=None, **more):
         root = tmp_path / name
         root.mkdir(exist_ok=True)
-        config = {**made_up.MAKERS[name](root), **more}
+        config = {**made_up.DATASET_WRITERS[name](root), **more}
         if answers is not None:
             pairs = answers.items() if isinstance(answers, dict) else answers
             rows = [pair if isinstance(pair, dict) else {"id": pair[0], "answers": [pair[1]]} for pair in pairs]
-            config["answers"] = str(made_up.lines(tmp_path / "answers.jsonl", rows))
+            config["answers"] = str(made_up.write_jsonl(tmp_path / "answers.jsonl", rows))
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         return evaluate(name, EvalConfig(output_dir=str(out), **config), options)
 
@@ -42,7 +42,7 @@ def figure(result, name, mode="official"):
 RULES = ("hallusionbench", "haloquest", "object_halbench")
 
 
-@pytest.mark.parametrize("name", made_up.MAKERS)
+@pytest.mark.parametrize("name", made_up.DATASET_WRITERS)
 def test_it_runs_on_the_small_model(run, base, tmp_path, name):
     options = {"subset": "hallucination"} if name == "mme" else None
     result = run(
@@ -82,7 +82,7 @@ def test_mme_by_hand(run):
     ("answer", "said"), [("yes", "yes"), ("   yes", "other"), (" Yes.", "yes"), ("none", "no"), ("noyes", "no"), ("nyes", "yes"), ("", "other")]
 )  # fmt: skip
 def test_mme_looks_at_four_characters(answer, said):
-    assert load_benchmark("mme").says(answer) == said
+    assert load_benchmark("mme").parse_official(answer) == said
 
 
 def test_mme_scripts_crashes_are_reasons(run, tmp_path):
@@ -136,12 +136,12 @@ def verdicts(tmp_path, *said):
         {**dict(zip(names, id_.split("/"), strict=True)), "gpt4v_output_gpt_check": str(v), "same": "1"}
         for id_, v in zip(IDS, said, strict=True)
     ]
-    return str(made_up.lines(tmp_path / "verdicts.jsonl", rows))
+    return str(made_up.write_jsonl(tmp_path / "verdicts.jsonl", rows))
 
 
 def test_hallusionbench_by_hand(run, tmp_path):
     # figure 0 all right; figure 1 one wrong; without a picture unclear, which is right; with it wrong
-    result = run("hallusionbench", dict.fromkeys(IDS, "Yes"), judgments=verdicts(tmp_path, 1, 1, 1, 0, 2, 0))
+    result = run("hallusionbench", dict.fromkeys(IDS, "Yes"), recorded_judgments=verdicts(tmp_path, 1, 1, 1, 0, 2, 0))
     assert figure(result, "a_acc") == pytest.approx(100 * 4 / 6)
     assert figure(result, "q_acc") == pytest.approx(100 / 3)  # of three questions only the first is right everywhere
     assert figure(result, "f_acc") == pytest.approx(100 / 3)  # the figure without a picture is none
@@ -156,16 +156,18 @@ def test_hallusionbench_by_hand(run, tmp_path):
 
 
 def test_hallusionbench_stops_where_its_script_does(run, tmp_path):
-    perfect = run("hallusionbench", dict.fromkeys(IDS, "Yes"), judgments=verdicts(tmp_path, 1, 1, 1, 1, 1, 1))
+    perfect = run("hallusionbench", dict.fromkeys(IDS, "Yes"), recorded_judgments=verdicts(tmp_path, 1, 1, 1, 1, 1, 1))
     assert figure(perfect, "a_acc") == 100 and figure(perfect, "fp_ratio") is None
     assert "ZeroDivisionError" in perfect["reasons"]["official"]["pct_diff"]
     without = run(
-        "hallusionbench", {i: "Yes" for i in IDS if i != "VD/map/0/0/0"}, judgments=verdicts(tmp_path, 1, 1, 1, 1, 1, 1)
+        "hallusionbench", {i: "Yes" for i in IDS if i != "VD/map/0/0/0"}, recorded_judgments=verdicts(tmp_path, 1, 1, 1, 1, 1, 1)
     )
     assert "KeyError" in without["reasons"]["official"]["a_acc"] and figure(without, "a_acc", "robust") is not None
     unjudged = run("hallusionbench", dict.fromkeys(IDS, "Yes"))
     assert "6 answers have no judgment" in unjudged["reasons"]["official"]["a_acc"]
-    repeated = run("hallusionbench", [*((i, "Yes") for i in IDS), (IDS[0], "No")], judgments=verdicts(tmp_path, 1, 1, 1, 1, 1, 1))
+    repeated = run(
+        "hallusionbench", [*((i, "Yes") for i in IDS), (IDS[0], "No")], recorded_judgments=verdicts(tmp_path, 1, 1, 1, 1, 1, 1)
+    )
     assert "AssertionError" in repeated["reasons"]["official"]["a_acc"]
 
 
@@ -186,7 +188,7 @@ def test_hallusionbench_takes_the_parts_of_an_id_from_a_sheet(run, swapped):
 def test_hallusionbench_reads_its_judge_as_its_script_does():
     module = load_benchmark("hallusionbench")
     said = {"not correct": 1, "CORRECT": 1, "Incorrect.": 0, "partially correct, but incorrect": 0, "": 2, "right": 2, None: None}
-    assert {text: module._verdict(text) for text in said} == said
+    assert {text: module._parse_verdict(text) for text in said} == said
 
 
 # ---- ratings ---------------------------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ def test_hallusionbench_reads_its_judge_as_its_script_does():
 )
 def test_mmhal_ratings(reply, official, robust):
     module = load_benchmark("mmhal_bench")
-    assert (module.rates(reply), module.rating(reply, 6)) == (official, robust)
+    assert (module.parse_official_rating(reply), module.parse_rating(reply, 6)) == (official, robust)
 
 
 def test_mmhal_by_hand(run, tmp_path, monkeypatch):
@@ -216,18 +218,18 @@ def test_mmhal_by_hand(run, tmp_path, monkeypatch):
     replies = ["Rating: 6", "Rating: 4", "Rating: 2", "Rating: 0", "Rating: 3", "no rating", "Rating: 5", "Rating: 1"]
     saved = tmp_path / "responses.json"
     saved.write_text(json.dumps([{"choices": [{"message": {"content": r}}]} for r in replies]))
-    result = run("mmhal_bench", answers, judgments=str(saved))
+    result = run("mmhal_bench", answers, recorded_judgments=str(saved))
     assert "asserts 96 answers" in result["reasons"]["official"]["score"]
     assert figure(result, "score", "robust") == 21 / 7 and figure(result, "hallucination_rate", "robust") == 3 / 7
     assert figure(result, "environment/score", "robust") is None and result["counts"]["unparsed"] == 1
 
 
 def test_mmhal_of_96_by_position(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(made_up.MAKERS, "mmhal_bench", lambda root: made_up.mmhal_bench(root, 96))
+    monkeypatch.setitem(made_up.DATASET_WRITERS, "mmhal_bench", lambda root: made_up.mmhal_bench(root, 96))
     saved = tmp_path / "responses.json"
     replies = ["Rating: 6" if i % 8 == 1 else "none" for i in range(96)]
     saved.write_text(json.dumps([{"choices": [{"message": {"content": r}}]} for r in replies]))
-    result = run("mmhal_bench", {f"p{i}": "A star." for i in range(96)}, judgments=str(saved))
+    result = run("mmhal_bench", {f"p{i}": "A star." for i in range(96)}, recorded_judgments=str(saved))
     assert figure(result, "score") == 6 / 8 and figure(result, "hallucination_rate") == 7 / 8
     assert figure(result, "adversarial/score") == 6 and figure(result, "attribute/score") == 0
     assert figure(result, "informativeness") == pytest.approx(100 * (3 / 8) / 3)
@@ -236,8 +238,10 @@ def test_mmhal_of_96_by_position(run, tmp_path, monkeypatch):
 
 def test_llava_bench_by_hand(run, tmp_path):
     reviews = ["8 4", "9, 7", "10 5\nBecause", "nothing", "8 8", "10 10"]
-    path = made_up.lines(tmp_path / "r.jsonl", [{"question_id": i, "content": r, "tuple": [0, 0]} for i, r in enumerate(reviews)])
-    result = run("llava_bench", {str(i): "A star." for i in range(6)}, judgments=str(path))
+    path = made_up.write_jsonl(
+        tmp_path / "r.jsonl", [{"question_id": i, "content": r, "tuple": [0, 0]} for i, r in enumerate(reviews)]
+    )
+    result = run("llava_bench", {str(i): "A star." for i in range(6)}, recorded_judgments=str(path))
     # to the script, "9, 7" and "nothing" are -1 and -1: (4 - 1 + 5 - 1 + 8 + 10) / (8 - 1 + 10 - 1 + 8 + 10)
     assert figure(result, "score") == pytest.approx(100 * round(25 / 6, 3) / round(34 / 6, 3))
     assert figure(result, "score", "robust") == pytest.approx(100 * 34 / 45)
@@ -249,7 +253,7 @@ def test_llava_bench_asks_as_the_authors_do(run, tmp_path):
     root.mkdir()
     task = Task(**made_up.llava_bench(root))
     task = Task(task.data, examples={e.id: e for e in module.load(task)})
-    (ask,) = module.ask({"0": ["A cat."]}, task)
+    (ask,) = module.judge_requests({"0": ["A cat."]}, task)
     assert ask.prompt == (
         "[Context]\nA star.\n\nstar: [0, 0, 1, 1]\n\n[Question]\nWhat is it?\n\n[Assistant 1]\nA star.\n\n[End of Assistant 1]\n\n"
         "[Assistant 2]\nA cat.\n\n[End of Assistant 2]\n\n[System]\nTwo numbers, please.\n\n"
@@ -357,11 +361,11 @@ def test_object_halbench_reads_captions(run):
     ],
 )
 def test_object_halbench_reads_lists(reply, names):
-    assert load_benchmark("object_halbench").listed(reply) == names
+    assert load_benchmark("object_halbench").parse_object_list(reply) == names
 
 
 def test_data_of_another_kind_is_refused_in_a_sentence(run, tmp_path):
-    for name in made_up.MAKERS:
+    for name in made_up.DATASET_WRITERS:
         other = tmp_path / f"{name}.other"
         other.write_text('[{"a": 1}]')
         with pytest.raises(InputError):

@@ -555,7 +555,7 @@ def told(data, read, line):
     path = data / "rows.jsonl"
     path.write_text(line)
     try:
-        options = {"need_answer": True} if read is read_examples and "caption_type" not in line else {}
+        options = {"require_answer": True} if read is read_examples and "caption_type" not in line else {}
         for record in read(str(path), **options):
             for image in record.images:
                 open_image(image)
@@ -594,7 +594,7 @@ def test_check_goes_on_after_each(data, capsys):
     (data / "all.jsonl").write_text(
         "\n".join([json.dumps(TRL), *(line for _, read, _, line, _ in ALL if read is read_preferences)])
     )
-    with patch("mmrlhf.check.MOST_SHOWN", 1000):
+    with patch("mmrlhf.check.MAX_ERRORS_SHOWN", 1000):
         assert check(str(data / "all.jsonl")) == 1
     shown = capsys.readouterr().out
     bad = sum(read is read_preferences for _, read, *_ in ALL)

@@ -26,7 +26,11 @@ def test_hallusionbench(shared, tmp_path, judgments):
     case = shared / "parity" / "HallusionBench" / "mix"
     data = shared / "benchdata" / "HallusionBench" / "HallusionBench.json"
     found = official(
-        "hallusionbench", tmp_path, answers=str(case / "input.jsonl"), data=str(data), judgments=str(case / f"{judgments}.jsonl")
+        "hallusionbench",
+        tmp_path,
+        answers=str(case / "input.jsonl"),
+        data=str(data),
+        recorded_judgments=str(case / f"{judgments}.jsonl"),
     )
     tables = [row.split("|")[2:-1] for row in (case / "official_output.txt").read_text().splitlines() if "GPT Eval |" in row]
     printed = [cell.strip() for row in tables for cell in row]
@@ -65,7 +69,7 @@ def test_llava_bench(shared, tmp_path):
         assert str(round((found if name == "all" else found[name])["score"]["value"], 1)) == value
     module = load_benchmark("llava_bench")
     for row in json.loads((case / "parse_table.json").read_text()):
-        assert module.pair_of(row["review"]) == row["official"]
+        assert module.official_ratings(row["review"]) == row["official"]
 
 
 def test_vl_rewardbench(shared, tmp_path):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mmrlhf.answers import pope_says
+from mmrlhf.answers import pope_official
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
 
@@ -29,7 +29,7 @@ def test_official(shared, tmp_path, case):
 
 def test_every_string_of_the_table(shared):
     rows = [json.loads(line) for line in (shared / "parity" / "POPE" / "parse_table.jsonl").read_text().splitlines()]
-    assert len(rows) == 60 and all(pope_says(r["text"]) == r["official"] for r in rows)
+    assert len(rows) == 60 and all(pope_official(r["text"]) == r["official"] for r in rows)
 
 
 @pytest.mark.parametrize("name", ["POPE/coco_pope_random_2910_e3e3926.json", "RePOPE/coco_repope_popular.json", "POPE/popev2_annotations.json",

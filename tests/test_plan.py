@@ -11,8 +11,8 @@ from mmrlhf import settings as settings_
 from mmrlhf.cli import main
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.content import folder
-from mmrlhf.memory import NF4, architecture, image_tokens, plan
-from tests.families import build
+from mmrlhf.memory import NF4_BYTES_PER_WEIGHT, build_meta_model, estimate_memory, num_image_tokens
+from tests.families import build_checkpoint
 
 CONFIGS = folder("configs")
 MODELS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "demo")
@@ -24,7 +24,7 @@ STAGES = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
 def tiny(tmp_path_factory):
     """LLaVA's shape: width 64, 4 layers, inner width 128, 2 key heads of 16, 16 image tokens."""
     place = tmp_path_factory.mktemp("plan") / "llava"
-    build("llava", place)
+    build_checkpoint("llava", place)
     return str(place)
 
 
@@ -33,11 +33,11 @@ def ppo(model, **more):
 
 
 def sizes(config, model):
-    return {item.name: item.bytes for item in plan(config, model)}
+    return {item.name: item.num_bytes for item in estimate_memory(config, model)}
 
 
 def test_every_term_by_hand(tiny):
-    model = architecture(tiny)
+    model = build_meta_model(tiny)
     found = sizes(
         ppo(tiny, lora_r=4, lora_target_modules="q_proj", num_generations=4, response_length=10, per_device_train_batch_size=2),
         model,
@@ -47,7 +47,7 @@ def test_every_term_by_hand(tiny):
     # q_proj is 64 -> 64 in 4 layers: (64 + 64) x r 4 x 4 = 2,048 weights an adapter; three of them in float32, two of them learn.
     assert found["adapters"] == 2048 * 4 * 3 and found["gradients and AdamW"] == 2048 * 2 * 12
     # A picture is 16 tokens of 64 float32 values, two prompts.
-    assert image_tokens(model) == 16 and found["picture features of a step"] == 2 * 16 * 64 * 4
+    assert num_image_tokens(model) == 16 and found["picture features of a step"] == 2 * 16 * 64 * 4
     # Keys and values: 2 x 4 layers x 2 heads x 16 x 4 bytes = 1,024 a token; prompts of 16 + 128, answers of 10 with a copy each.
     assert found["keys and values"] == (2 * 144 + 8 * 154) * 1024
     # 2 x 144 + 8 x 10 = 368 tokens, 4 layers, 8 x 64 + 2 x 32 + 4 x 128 = 1,088 values.
@@ -55,7 +55,7 @@ def test_every_term_by_hand(tiny):
 
 
 def test_each_field_moves_its_term(tiny):
-    model, base = architecture(tiny), ppo(tiny, num_generations=4, response_length=64)
+    model, base = build_meta_model(tiny), ppo(tiny, num_generations=4, response_length=64)
     before = sizes(base, model)
 
     def after(**changed):
@@ -69,8 +69,10 @@ def test_each_field_moves_its_term(tiny):
     assert after(response_length=128)["keys and values"] > before["keys and values"]
     assert after(feature_memory_gib=1e-6)["picture features of a step"] < before["picture features of a step"]
     linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
-    assert after(dtype="nf4")["base weights"] == pytest.approx(before["base weights"] / 2 - linear * (2 - NF4), abs=1)
-    full = SFTConfig(model_name_or_path=tiny, dataset_name="-", output_dir="-", train="full")
+    assert after(dtype="nf4")["base weights"] == pytest.approx(
+        before["base weights"] / 2 - linear * (2 - NF4_BYTES_PER_WEIGHT), abs=1
+    )
+    full = SFTConfig(model_name_or_path=tiny, dataset_name="-", output_dir="-", tuning="full")
     assert "adapters" not in sizes(full, model) and sizes(full, model)["gradients and AdamW"] > before["gradients and AdamW"]
 
 
@@ -89,13 +91,13 @@ def test_a_recipe_names_its_stage(tiny, tmp_path, capsys):
 
 def test_every_reward_model_counts(tiny, tmp_path):
     """Two on the policy's base are two adapters; one on another base brings that."""
-    one = sizes(ppo(tiny), architecture(tiny))
-    two = sizes(dataclasses.replace(ppo(tiny), reward_model_path="a, b"), architecture(tiny))
+    one = sizes(ppo(tiny), build_meta_model(tiny))
+    two = sizes(dataclasses.replace(ppo(tiny), reward_model_path="a, b"), build_meta_model(tiny))
     assert two["adapters"] == one["adapters"] / 3 * 4
-    build("qwen2_5_vl", tmp_path / "base")
+    build_checkpoint("qwen2_5_vl", tmp_path / "base")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "reward.json").write_text(json.dumps({"base": str(tmp_path / "base"), "dtype": "float32"}))
-    other = sizes(dataclasses.replace(ppo(tiny), reward_model_path=str(tmp_path / "r")), architecture(tiny))
+    other = sizes(dataclasses.replace(ppo(tiny), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny))
     weights = sum(p.numel() for p in hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").parameters())
     assert other[f"base of {tmp_path / 'r'}"] == 4 * weights and other["adapters"] == one["adapters"] / 3 * 2
 
@@ -168,10 +170,10 @@ def test_a_recipe_loads_and_its_model_can_be_planned(name, stage):
     with torch.device("meta"):
         model = hf.AutoModelForImageTextToText.from_config(settings)
     cls = STAGES[stage]
-    dummies = {n: "-" for n, f in settings_.settings(cls).items() if f.required and n != "model_name_or_path"}
-    config = settings_.load(cls, CONFIGS / name / f"{stage}.yaml", dummies)
+    dummies = {n: "-" for n, f in settings_.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
+    config = settings_.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
     found = sizes(config, model)
     linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
-    held = 2 * weights - (linear * (2 - NF4) if config.dtype == "nf4" else 0)
+    held = 2 * weights - (linear * (2 - NF4_BYTES_PER_WEIGHT) if config.dtype == "nf4" else 0)
     assert found["base weights"] == pytest.approx(held, rel=0.03) and min(found.values()) > 0
     assert f"--config {name}/{stage}" in (CONFIGS / name / f"{stage}.yaml").read_text()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmrlhf.answer_files import read_answers
+from mmrlhf.answer_files import read_predictions
 from mmrlhf.benchmark import Task, load_benchmark
 from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
@@ -187,7 +187,7 @@ def test_what_a_model_that_was_asked_left_out_is_null(tmp_path, monkeypatch):
     def flaky(module, task, missing, *rest):
         yield ((e, ["Yes" if e.meta["label"] == "yes" else "No"]) for e in missing if e.id != "1"), {}
 
-    monkeypatch.setattr("mmrlhf.evaluate.answering", flaky)
+    monkeypatch.setattr("mmrlhf.evaluate.open_predictions", flaky)
     config = EvalConfig(model_name_or_path="http://127.0.0.1:9/v1", data=str(data), output_dir=str(tmp_path / "out"))
     result = evaluate("pope", config)
     assert result["counts"]["null"] == result["counts"]["missing"] == 1 and value(result, "accuracy", "robust") == 1
@@ -402,7 +402,7 @@ def test_any_file_of_answers_is_read_or_refused(tmp_path, content, ending):
     task = Task(str(data), options=module.Options())
     task = replace(task, examples={e.id: e for e in module.load(task)})
     try:
-        found, _ = read_answers(str(path), module, task)
+        found, _ = read_predictions(str(path), module, task)
     except InputError as error:
         assert "\n" not in str(error)
     else:

@@ -6,28 +6,28 @@ import torch
 from mmrlhf import prefix as prefix_
 from mmrlhf.config import EngineConfig
 from mmrlhf.loading import load
-from mmrlhf.prefix import Plain, Prefix, learning, prefill
-from mmrlhf.rollout import answer
-from mmrlhf.sampling import Sampling
+from mmrlhf.prefix import NaivePrefix, Prefix, prefill, two_stage_backward
+from mmrlhf.rollout import sample_completions
+from mmrlhf.sampling import SamplingParams
 
 
 def prompts(vlm, examples):
-    return vlm.prompts([(e.prompt, e.images) for e in examples[:3]])
+    return vlm.build_prompts([(e.prompt, e.images) for e in examples[:3]])
 
 
 def test_a_family_that_is_not_exact_is_run_plainly(vlm, examples, monkeypatch, capsys):
     """As a model would be whose positions the engine gets wrong."""
-    fast = answer(vlm, examples[:3], Sampling(12)).texts
-    real = prefix_._positions
+    fast = sample_completions(vlm, examples[:3], SamplingParams(12)).texts
+    real = prefix_._prompt_position_ids
 
     def wrong(vlm, inputs):
         positions, start = real(vlm, inputs)
         return positions, start + 7
 
     other = load(vlm.name)
-    monkeypatch.setattr(prefix_, "_positions", wrong)
-    said = answer(other, examples[:3], Sampling(12)).texts
-    assert other.prefix == "off" and said == fast
+    monkeypatch.setattr(prefix_, "_prompt_position_ids", wrong)
+    said = sample_completions(other, examples[:3], SamplingParams(12)).texts
+    assert other.share_prefix == "off" and said == fast
     assert "is run the plain way, each answer with its whole prompt (log-probs differ by" in capsys.readouterr().out
 
 
@@ -35,25 +35,25 @@ def test_a_family_that_fails_is_run_plainly(vlm, examples, monkeypatch, capsys):
     def broken(model):
         raise NotImplementedError("no such cache")
 
-    monkeypatch.setattr("mmrlhf.kv.empty", broken)
-    assert isinstance(prefill(vlm, prompts(vlm, examples)), Plain) and vlm.prefix == "off"
+    monkeypatch.setattr("mmrlhf.kv.new_cache", broken)
+    assert isinstance(prefill(vlm, prompts(vlm, examples)), NaivePrefix) and vlm.share_prefix == "off"
     assert "NotImplementedError: no such cache" in capsys.readouterr().out
 
 
 def test_off_is_never_checked(base, examples):
-    vlm = load(base, engine=EngineConfig(prefix="off"))
-    assert isinstance(prefill(vlm, prompts(vlm, examples)), Plain) and vlm.encodes == 3
+    vlm = load(base, engine=EngineConfig(share_prefix="off"))
+    assert isinstance(prefill(vlm, prompts(vlm, examples)), NaivePrefix) and vlm.image_encodes == 3
 
 
 def test_text_alone_does_not_decide_for_pictures(vlm, examples):
-    (text_only,) = vlm.prompts([(examples[0].prompt, ())])
-    assert isinstance(prefill(vlm, [text_only]), Prefix) and vlm.prefix == "auto"
+    (text_only,) = vlm.build_prompts([(examples[0].prompt, ())])
+    assert isinstance(prefill(vlm, [text_only]), Prefix) and vlm.share_prefix == "auto"
     prefill(vlm, prompts(vlm, examples))
-    assert vlm.prefix == "on"
+    assert vlm.share_prefix == "on"
 
 
 def test_a_dropped_cache_is_an_error(vlm, examples):
-    vlm.prefix = "on"
+    vlm.share_prefix = "on"
     vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     vlm.model.train()
     with pytest.raises(RuntimeError, match="the model dropped its cache"):
@@ -62,7 +62,7 @@ def test_a_dropped_cache_is_an_error(vlm, examples):
 
 def test_nothing_is_left_of_the_answers_when_the_prompt_learns(vlm, examples):
     """Two batches of answers call backward inside; the prompt's own backward runs once, on leaving."""
-    vlm.prefix = "on"
+    vlm.share_prefix = "on"
     vlm.model.base_model.get_decoder().requires_grad_(True)
     weight = vlm.model.base_model.get_decoder().layers[0].self_attn.k_proj.weight
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
@@ -71,7 +71,7 @@ def test_nothing_is_left_of_the_answers_when_the_prompt_learns(vlm, examples):
     prefill(vlm, made).extend(rows, ids, mask).square().sum().backward()
     whole, weight.grad = weight.grad.clone(), None
     vlm.model.zero_grad()
-    with learning(prefill(vlm, made)) as cut:
+    with two_stage_backward(prefill(vlm, made)) as cut:
         for i in (0, 1):
             cut.extend(rows[i : i + 1], ids[i : i + 1], mask[i : i + 1]).square().sum().backward()
         inside = weight.grad.clone()

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from mmrlhf.records import ImageSource
-from mmrlhf.report import picture, terminal_table, write, write_claims
+from mmrlhf.report import print_results_table, write_claims_page, write_overview_image, write_report
 from mmrlhf.report.page import headline
-from mmrlhf.report.results import Piece, pieces
+from mmrlhf.report.results import Segment, split_at_claims
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -23,8 +23,8 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 def measured(chair_s: float, coverage: float) -> dict[str, Any]:
     row: dict[str, Any] = {"n": 400}
     values = {
-        "chair_s": chair_s, "chair_i": chair_s / 3, "habit": chair_s / 2, "sight": chair_s / 4, "coverage": coverage,
-        "claim_f1": 0.9, "u": 4.0, "mean_length": 21.5, "ead": 0.4, "distinct_2": 0.1, "yes_no_accuracy": 0.8,
+        "chair_s": chair_s, "chair_i": chair_s / 3, "cooccurrence_errors": chair_s / 2, "perception_errors": chair_s / 4, "coverage": coverage,
+        "claim_f1": 0.9, "utility": 4.0, "mean_length": 21.5, "ead": 0.4, "distinct_2": 0.1, "yes_no_accuracy": 0.8,
         "yes_rate": 0.5,
     }  # fmt: skip
     for name, value in values.items():
@@ -49,7 +49,7 @@ def made_up() -> dict[str, Any]:
 def made_up_curves() -> dict[str, list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = [{"step": step, "objective/scores": 0.01 * step, "objective/kl": None} for step in range(1, 60)]
     for row in rows[::20]:
-        row |= {"eval/chair_s": 0.4, "eval/coverage": 0.9, "eval/habit": 0.3, "eval/sight": 0.1}
+        row |= {"eval/chair_s": 0.4, "eval/coverage": 0.9, "eval/cooccurrence_errors": 0.3, "eval/perception_errors": 0.1}
     return {"ppo_plain": rows, "ppo_fact": rows}
 
 
@@ -104,7 +104,7 @@ class Page(HTMLParser):
 
 def page(path: Path, **parts: Any) -> Page:
     given = {"summary": made_up(), "curves": made_up_curves(), "gallery": [exhibit()], "notes": {}} | parts
-    write(path / "report.html", **given)
+    write_report(path / "report.html", **given)
     return Page((path / "report.html").read_text(encoding="utf-8"))
 
 
@@ -144,11 +144,11 @@ def test_struck_out_where_claims_overlap_and_coincide(tmp_path):
         {"start": 30, "end": 36, "verdict": "supported", "evidence": "a star"},
         {"start": 0, "end": 0, "verdict": "contradicted", "evidence": "no place"},
     ]
-    assert pieces(text, claims) == [
-        Piece("There is "),
-        Piece("a small red moon", True, ("no moon", "nothing red")),
-        Piece(" and a star."),
-        Piece("", True, ("no place",)),
+    assert split_at_claims(text, claims) == [
+        Segment("There is "),
+        Segment("a small red moon", True, ("no moon", "nothing red")),
+        Segment(" and a star."),
+        Segment("", True, ("no place",)),
     ]
     found = page(tmp_path, gallery=[exhibit(text, claims)])
     assert found.struck == ["struck out", "false: a small red moon"]  # the first is the legend
@@ -167,7 +167,7 @@ def test_struck_out_where_claims_overlap_and_coincide(tmp_path):
 )
 def test_pieces(spans, expected):
     claims = [{"start": a, "end": b, "verdict": "contradicted", "evidence": ""} for a, b in spans]
-    assert [(piece.text, piece.false) for piece in pieces("abcdefgh", claims)] == expected
+    assert [(piece.text, piece.false) for piece in split_at_claims("abcdefgh", claims)] == expected
 
 
 def test_the_headline_says_what_the_numbers_say():
@@ -197,8 +197,8 @@ def test_whatever_is_missing_is_left_out(tmp_path, capsys):
         less = copy.deepcopy(summary)
         del less["models"][name]
         page(tmp_path, summary=less, curves={})
-        picture(tmp_path / "picture.png", less, [exhibit()])
-        terminal_table(less)
+        write_overview_image(tmp_path / "picture.png", less, [exhibit()])
+        print_results_table(less)
     for key in list(summary["models"]["sft"]["held_out"]):
         less = copy.deepcopy(summary)
         for splits in less["models"].values():
@@ -208,21 +208,21 @@ def test_whatever_is_missing_is_left_out(tmp_path, capsys):
     found = page(tmp_path, summary={}, curves={}, gallery=[])
     assert "There is no run before and after PPO to compare." in found.said
     assert found.ids == ["reading"]
-    picture(tmp_path / "picture.png", {}, [])
-    terminal_table({})
+    write_overview_image(tmp_path / "picture.png", {}, [])
+    print_results_table({})
     assert "nan" not in capsys.readouterr().out
 
 
 def test_the_picture_is_a_picture_whatever_is_written(tmp_path):
     long = exhibit("$\\frac{ costs $5 and " * 40, [{"start": 2, "end": 30, "verdict": "contradicted", "evidence": ""}])
-    picture(tmp_path / "picture.png", made_up(), [long, exhibit(), exhibit()])
+    write_overview_image(tmp_path / "picture.png", made_up(), [long, exhibit(), exhibit()])
     with Image.open(tmp_path / "picture.png") as image:
         assert image.format == "PNG" and image.width == 1800
 
 
 def test_the_closing_table_fits_a_narrow_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    terminal_table(made_up())
+    print_results_table(made_up())
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
     values = next(number for number, line in enumerate(lines) if line.startswith("PPO, facts"))
@@ -265,7 +265,7 @@ def test_every_claim_with_what_decided_it(tmp_path):
         for s in (1, 2)
     ]
     (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"step": 0, "id": "r0"}, *rows]))
-    written = write_claims(tmp_path, {"r1": ImageSource(data=png(400))})
+    written = write_claims_page(tmp_path, {"r1": ImageSource(data=png(400))})
     source = written.read_text(encoding="utf-8")
     assert "<script" not in source and "<i>" not in source and "<b>cat" not in source
     assert (
@@ -287,6 +287,6 @@ def test_every_claim_with_what_decided_it(tmp_path):
 
 
 def test_a_run_without_judged_claims_has_no_such_page(tmp_path):
-    assert write_claims(tmp_path) is None
+    assert write_claims_page(tmp_path) is None
     (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, "id": "r1", "answer": "", "terms": {}}) + "\n")
-    assert write_claims(tmp_path) is None and not (tmp_path / "claims.html").exists()
+    assert write_claims_page(tmp_path) is None and not (tmp_path / "claims.html").exists()

@@ -8,43 +8,43 @@ import pytest
 import torch
 
 from mmrlhf import scenes
-from mmrlhf.artefact import load_reward_model, save
+from mmrlhf.artefact import load_reward_model, save_reward_model
 from mmrlhf.images import open_image
 from mmrlhf.loading import load
 from mmrlhf.records import InputError, Message
-from mmrlhf.rewards import Group, RewardModel, fact_rm, review_head, review_messages
+from mmrlhf.rewards import AnswerGroup, RewardModel, make_fact_rm, reward_messages, yes_no_head
 from mmrlhf.roles import Adapters, Role
 from mmrlhf.terms import Sample
 
 
 @pytest.fixture
 def groups(examples):
-    return [Group(e.images, e.prompt, (e.answer, "There is a moon."), e.facts, e.id) for e in examples[:3]]
+    return [AnswerGroup(e.images, e.prompt, (e.answer, "There is a moon."), e.facts, e.id) for e in examples[:3]]
 
 
 @pytest.fixture
 def untrained(vlm):
     adapters = Adapters(vlm)
     adapters.add("reward", 4, 8, seed=0)
-    return RewardModel(Role(adapters, "reward", review_head(vlm)), "given", "before")
+    return RewardModel(Role(adapters, "reward", yes_no_head(vlm)), "given", "before")
 
 
 def test_the_review_stands_after_the_answer_and_facts_where_they_are_asked_for():
     prompt = (Message("user", "What is here?"),)
-    before = review_messages(prompt, "A mug.", "Facts: red mug.", "before")
+    before = reward_messages(prompt, "A mug.", "Facts: red mug.", "before")
     assert [m.content for m in before] == ["Facts: red mug. What is here?", "A mug.", "Is all of this true of the picture?"]
-    after = review_messages(prompt, "A mug.", "Facts: red mug.", "after")
+    after = reward_messages(prompt, "A mug.", "Facts: red mug.", "after")
     assert [m.content for m in after] == ["What is here?", "A mug.", "Facts: red mug. Is all of this true of the picture?"]
 
 
 def test_an_untrained_reward_model_scores_by_what_its_base_would_say(vlm, untrained, groups):
     """The score is the log-odds of Yes against No as the review's first word, by a forward that shares nothing with it."""
     facts_free = [dataclasses.replace(g, facts=()) for g in groups]
-    raw = [s for _, scores in untrained.raw(facts_free) for s in scores.tolist()]
+    raw = [s for _, scores in untrained.raw_scores(facts_free) for s in scores.tolist()]
     expected = []
     for group in facts_free:
         for answer in group.answers:
-            text = vlm.render(review_messages(group.prompt, answer, "", "before"), 1, generation_prompt=True)
+            text = vlm.apply_chat_template(reward_messages(group.prompt, answer, "", "before"), 1, generation_prompt=True)
             inputs = vlm.processor(text=text, images=[open_image(group.images[0])], return_tensors="pt")
             with torch.no_grad():
                 logits = vlm.model(**inputs).logits[0, -1]
@@ -57,11 +57,16 @@ def test_the_shipped_base_can_review(untrained):
     """It ranks a clean description over one with a planted fault, with facts or without, before any reward training."""
     rows = []
     for index in range(60):
-        scene, rng = scenes.scene("selection", index, 0), np.random.default_rng([5, index])
-        asked, faulty = scenes.describe(scene, rng), scenes.caption(scene, rng, faults=1)
-        if scenes.judge(scene, faulty).false:
+        scene, rng = scenes.generate_scene("selection", index, 0), np.random.default_rng([5, index])
+        asked, faulty = scenes.description_question(scene, rng), scenes.caption(scene, rng, faults=1)
+        if scenes.verify_answer(scene, faulty).false_claims:
             rows.append(
-                Group((scene.source(),), (Message("user", asked.text),), (asked.answer, faulty), scenes.facts(scene, rng))
+                AnswerGroup(
+                    (scene.image_source(),),
+                    (Message("user", asked.text),),
+                    (asked.answer, faulty),
+                    scenes.annotator_facts(scene, rng),
+                )
             )
     for facts in ("given", "none"):
         scores = torch.tensor(dataclasses.replace(untrained, facts=facts).score(rows))
@@ -70,7 +75,7 @@ def test_the_shipped_base_can_review(untrained):
 
 def test_a_saved_reward_model_scores_the_same_and_damage_is_said_in_a_sentence(untrained, groups, tmp_path):
     untrained.mean, untrained.std = 0.5, 2.0
-    save(untrained, tmp_path, groups)
+    save_reward_model(untrained, tmp_path, groups)
     scores = untrained.score(groups)
     loaded = load_reward_model(str(tmp_path))
     assert torch.tensor(loaded.score(groups)) == pytest.approx(torch.tensor(scores), abs=1e-5)
@@ -105,7 +110,7 @@ def test_a_saved_reward_model_scores_the_same_and_damage_is_said_in_a_sentence(u
 
 
 def test_it_runs_in_the_precision_it_was_calibrated_in(untrained, groups, base, tmp_path, capsys):
-    save(untrained, tmp_path, groups)
+    save_reward_model(untrained, tmp_path, groups)
     mine, other = Adapters(load(base)), Adapters(load(base, "bfloat16"))
     assert load_reward_model(str(tmp_path), mine).role.adapters is mine and "calibrated" not in capsys.readouterr().out
     loaded = load_reward_model(str(tmp_path), other)
@@ -115,12 +120,12 @@ def test_it_runs_in_the_precision_it_was_calibrated_in(untrained, groups, base, 
 def test_an_answer_that_does_not_fit_is_named_by_its_row(untrained, groups):
     long = dataclasses.replace(groups[1], answers=("There is a red star. " * 40,))
     with pytest.raises(InputError, match=f"an answer of row {groups[1].id} has .* more than max_length 100 together"):
-        next(dataclasses.replace(untrained, max_length=100).raw([groups[0], long]))
+        next(dataclasses.replace(untrained, max_length=100).raw_scores([groups[0], long]))
 
 
 def test_an_answer_that_spells_a_placeholder_is_scored_and_not_read_as_a_picture(untrained, groups):
     sample = Sample("r", groups[0].images, groups[0].prompt, "A <image> star.", groups[0].facts)
     broken = Sample("r", groups[0].images, groups[0].prompt, "A < image> star.", groups[0].facts)
-    assert fact_rm([untrained])([sample]) == pytest.approx(fact_rm([untrained])([broken]))
+    assert make_fact_rm([untrained])([sample]) == pytest.approx(make_fact_rm([untrained])([broken]))
     with pytest.raises(InputError, match="which the model takes for a control token"):
         untrained.score([dataclasses.replace(groups[0], answers=("A <image> star.",))])

@@ -22,7 +22,7 @@ def adapters(vlm):
 
 
 def hidden(vlm, examples):
-    return prefill(vlm, vlm.prompts([(e.prompt, e.images) for e in examples[:2]])).last_PD
+    return prefill(vlm, vlm.build_prompts([(e.prompt, e.images) for e in examples[:2]])).last_hidden_PD
 
 
 def test_switching_touches_no_flag_and_restores_the_base(vlm, examples, base):
@@ -49,7 +49,7 @@ def test_switching_touches_no_flag_and_restores_the_base(vlm, examples, base):
 def test_adapters_stand_in_the_language_model_only(adapters):
     names = [k for k, _ in adapters.vlm.model.named_parameters() if "lora_" in k]
     assert names and not [k for k in names if "vision" in k or "projector" in k]
-    assert "vision" not in adapters.targets()
+    assert "vision" not in adapters.target_pattern()
 
 
 def test_gradients_reach_only_the_roles_that_ran(adapters, examples):
@@ -71,7 +71,7 @@ def test_saved_adapter_is_pefts_own_format(adapters, examples, tmp_path, base):
     theirs = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), str(tmp_path)
     ).eval()
-    text = [adapters.vlm.render(e.prompt, 1, generation_prompt=True) for e in examples[:2]]
+    text = [adapters.vlm.apply_chat_template(e.prompt, 1, generation_prompt=True) for e in examples[:2]]
     from mmrlhf.images import open_image
 
     batch = adapters.vlm.processor(

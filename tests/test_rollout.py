@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mmrlhf.content import folder
-from mmrlhf.rollout import token_at
-from tests.families import FAMILIES, TEXTS, tokenizer
+from mmrlhf.rollout import char_to_token
+from tests.families import FAMILIES, TOKENIZER_CORPUS, build_tokenizer
 
 ANSWERS = (
     "A red circle, and a blue square.",
@@ -29,7 +29,7 @@ def bytes_in_pieces():
     """As Llama's: words begin with a mark, what is unknown is spelled in bytes."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trained.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=160, special_tokens=["<unk>", "<pad>", "</s>"]))
+    trained.train_from_iterator(TOKENIZER_CORPUS, trainers.BpeTrainer(vocab_size=160, special_tokens=["<unk>", "<pad>", "</s>"]))
     model = json.loads(trained.to_str())["model"]
     vocabulary = model["vocab"] | {f"<0x{b:02X}>": len(model["vocab"]) + b for b in range(256)}
     merges = [tuple(pair) for pair in model["merges"]]
@@ -45,7 +45,7 @@ def shipped():
     return hf.AutoTokenizer.from_pretrained(folder("data") / "scenes_base")
 
 
-KINDS = {"bytes": tokenizer, "bytes in pieces": bytes_in_pieces, "shipped": shipped}
+KINDS = {"bytes": build_tokenizer, "bytes in pieces": bytes_in_pieces, "shipped": shipped}
 
 
 def by_offsets(tokens, text):
@@ -62,7 +62,7 @@ def check(tokens, text):
     decoded = tokens.decode(ids, skip_special_tokens=True)
     if decoded.strip() != text:  # what a tokenizer cannot write, no policy says
         return False
-    assert token_at(SimpleNamespace(tokenizer=tokens), torch.tensor(ids), text) == expected, text
+    assert char_to_token(SimpleNamespace(tokenizer=tokens), torch.tensor(ids), text) == expected, text
     return True
 
 
@@ -78,7 +78,7 @@ def test_kinds(kind):
     assert sum(check(KINDS[kind](), text) for text in ANSWERS) >= 4
 
 
-_BYTES = tokenizer()
+_BYTES = build_tokenizer()
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,7 +96,7 @@ def test_white_space_around_an_answer_and_its_end():
     """Decoding strips it: characters are counted from the first that is none; end-of-sequence tokens say nothing."""
     ids = _BYTES("  a red circle \n</s>", add_special_tokens=False)["input_ids"]
     assert _BYTES.decode(ids, skip_special_tokens=True).strip() == "a red circle"
-    at = token_at(SimpleNamespace(tokenizer=_BYTES), torch.tensor(ids), "a red circle")
+    at = char_to_token(SimpleNamespace(tokenizer=_BYTES), torch.tensor(ids), "a red circle")
     whole = [_BYTES.decode(ids[: t + 1], skip_special_tokens=True).strip() for t in range(len(ids))]
     for i in range(len("a red circle")):
         assert len(whole[at[i]]) > i and (at[i] == 0 or len(whole[at[i] - 1]) <= i)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrlhf.files import refuse_output_file, write_whole
+from mmrlhf.files import refuse_output_file, write_atomic
 from mmrlhf.records import InputError
 from mmrlhf.run import Run, load_optimizer, optimizer_tensors, read_jsonl
 
@@ -39,20 +39,20 @@ def open_run(path: Path, **settings: object) -> Run:
 
 
 def test_write_whole_replaces_and_leaves_nothing_beside_it(tmp_path):
-    write_whole(tmp_path / "new" / "a.txt", "first")
-    write_whole(tmp_path / "new" / "a.txt", b"second")
+    write_atomic(tmp_path / "new" / "a.txt", "first")
+    write_atomic(tmp_path / "new" / "a.txt", b"second")
     assert [(f.name, f.read_text()) for f in (tmp_path / "new").iterdir()] == [("a.txt", "second")]
 
 
 def test_write_whole_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    write_whole(tmp_path / "a.txt", "old")
+    write_atomic(tmp_path / "a.txt", "old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(tmp_path / "a.txt", "new")
+        write_atomic(tmp_path / "a.txt", "new")
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.txt", "old")]
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_there_before_the_first_step(tmp_path):
     run = open_run(tmp_path / "new" / "run")
     assert run.resume() is None
     run.log(0, {"eval/u": 1.0})
-    run.samples(0, [{"answer": "a"}])
+    run.log_samples(0, [{"answer": "a"}])
     assert list(tmp_path.iterdir()) == []
     run.log(1, {"loss": 2.0})
     assert [row["step"] for row in read_jsonl(run.path / "metrics.jsonl")] == [0, 1]
@@ -133,9 +133,9 @@ def test_lines_are_cut_back_to_the_checkpoint(tmp_path):
     assert run.resume() is None
     for step in range(1, 8):
         run.log(step, {"loss": float(step)})
-        run.samples(step, [{"answer": "a"}, {"answer": "b"}])
+        run.log_samples(step, [{"answer": "a"}, {"answer": "b"}])
         if step == 5:
-            run.save(step, {"w": torch.tensor([1.5])}, {"seen": 40})
+            run.save_checkpoint(step, {"w": torch.tensor([1.5])}, {"seen": 40})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 8, "lo')
     step, tensors, state = open_run(tmp_path).resume()
@@ -147,7 +147,7 @@ def test_lines_are_cut_back_to_the_checkpoint(tmp_path):
 def test_without_a_checkpoint_the_lines_go(tmp_path):
     run = open_run(tmp_path)
     run.log(1, {"loss": 1.0})
-    run.samples(1, [{"answer": "a"}])
+    run.log_samples(1, [{"answer": "a"}])
     assert open_run(tmp_path).resume() is None
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"" == (tmp_path / "samples.jsonl").read_bytes()
 
@@ -155,31 +155,31 @@ def test_without_a_checkpoint_the_lines_go(tmp_path):
 def test_the_newest_two_checkpoints_are_kept(tmp_path):
     run = open_run(tmp_path)
     for step in (5, 10, 1_000_000, 15_000_000):
-        run.save(step, {"w": torch.ones(1)}, {})
+        run.save_checkpoint(step, {"w": torch.ones(1)}, {})
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-1000000", "step-15000000"]
 
 
 def test_a_checkpoint_that_does_not_load_is_passed_over_and_replaced(tmp_path, capsys):
     run = open_run(tmp_path)
     for step in (5, 10):
-        run.save(step, {"w": torch.full((100,), float(step))}, {"step": step})
+        run.save_checkpoint(step, {"w": torch.full((100,), float(step))}, {"step": step})
     newest = tmp_path / "checkpoints" / "step-000010" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-40])
     run = open_run(tmp_path)
     step, tensors, state = run.resume()
     assert (step, tensors["w"][0].item(), state) == (5, 5.0, {"step": 5})
     assert "step-000010 does not load" in capsys.readouterr().out.replace("\n", "")
-    run.save(7, {"w": torch.ones(1)}, {})  # the newest two are 5 and 7, not the broken 10
+    run.save_checkpoint(7, {"w": torch.ones(1)}, {})  # the newest two are 5 and 7, not the broken 10
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000005", "step-000007"]
     (tmp_path / "checkpoints" / "step-000007" / "state.json").write_text('{"st')
     assert open_run(tmp_path).resume()[0] == 5
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
-    open_run(tmp_path).save(5, {"w": torch.ones(1)}, {})
+    open_run(tmp_path).save_checkpoint(5, {"w": torch.ones(1)}, {})
     (tmp_path / "checkpoints" / ".step-000006.4711").mkdir()
     (tmp_path / "checkpoints" / ".step-000006.4711" / "state.safetensors").write_bytes(b"half")
-    (tmp_path / ".done.json.4711").write_text('{"ac')
+    (tmp_path / ".finished.json.4711").write_text('{"ac')
     run = open_run(tmp_path)
     assert run.finished is None and run.resume()[0] == 5
     assert [p.name for p in tmp_path.rglob(".*")] == []
@@ -197,9 +197,9 @@ run.resume()
 for step in range(1, 5):
     run.log(step, {"loss": float(step)})
     if step == 4:  # dies when the second checkpoint is written and not yet in its place
-        module.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        module.fsync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
     if step % 2 == 0:
-        run.save(step, {"w": torch.full((3,), float(step))}, {"step": step})
+        run.save_checkpoint(step, {"w": torch.full((3,), float(step))}, {"step": step})
 """
 
 
@@ -239,7 +239,7 @@ def test_a_resumed_trajectory_is_the_same_to_the_bit(tmp_path):
     take_steps(first, optimizer, range(5))
     tensors = {f"model.{k}": v for k, v in first.state_dict().items()} | optimizer_tensors(optimizer)
     assert {"optim.0.exp_avg", "optim.0.exp_avg_sq", "optim.0.step", "optim.1.step"} < set(tensors)
-    open_run(tmp_path).save(5, tensors, {})
+    open_run(tmp_path).save_checkpoint(5, tensors, {})
 
     second, optimizer = new_model()
     step, tensors, _ = open_run(tmp_path).resume()
@@ -269,7 +269,7 @@ def test_finish_leaves_the_result_and_no_checkpoints(tmp_path):
     run = open_run(tmp_path)
     run.resume()
     run.log(1, {"loss": 1.0})
-    run.save(1, {"w": torch.ones(1)}, {})
+    run.save_checkpoint(1, {"w": torch.ones(1)}, {})
     run.finish({"accuracy": torch.tensor(0.5), "kl": float("nan")})
     assert open_run(tmp_path).finished == {"accuracy": 0.5, "kl": None}
     assert not (tmp_path / "checkpoints").exists()
@@ -296,7 +296,7 @@ def test_metrics_that_are_not_finite_are_null(tmp_path, capsys):
 def test_samples_are_kept_whole_and_printed_harmless(tmp_path, capsys):
     run = open_run(tmp_path)
     answer = "A [red] star.\n\x1b[2J" + "x" * 500
-    run.samples(3, [{"id": "a", "answer": answer, "reward": 1.25, "terms": {"rm": 2.0, "kl": -0.75}}])
+    run.log_samples(3, [{"id": "a", "answer": answer, "reward": 1.25, "terms": {"rm": 2.0, "kl": -0.75}}])
     assert read_jsonl(tmp_path / "samples.jsonl")[0]["answer"] == answer
     printed = capsys.readouterr().out
     assert "A [red] star." in printed and "\x1b" not in printed and len(printed) < 450
@@ -317,10 +317,10 @@ def test_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     main = open_run(tmp_path / "run")
     main.log(7, {"loss": 1.0})
-    main.save(5, {"w": torch.ones(1)}, {"seen": 1})
+    main.save_checkpoint(5, {"w": torch.ones(1)}, {"seen": 1})
     other.log(6, {"loss": 1.0}, show=True)
-    other.samples(6, [{"answer": "a"}])
-    other.save(6, {"w": torch.ones(1)}, {})
+    other.log_samples(6, [{"answer": "a"}])
+    other.save_checkpoint(6, {"w": torch.ones(1)}, {})
     with other.progress(1, 0, "ppo") as bar:
         bar.advance()
     assert other.resume()[0] == 5

@@ -2,12 +2,12 @@
 
 import pytest
 
-from mmrlhf.claims import lexicon
+from mmrlhf.claims import load_lexicon
 from mmrlhf.records import Claim, InputError
-from mmrlhf.verify.sentences import Foils, foils, phrase, question, shown
+from mmrlhf.verify.sentences import DistractorPool, claim_phrase, claim_question, display, distractors
 
-WORDS = lexicon()
-FEW = Foils(("dog", "cat", "couch"), (frozenset({"red", "blue", "green"}),))
+WORDS = load_lexicon()
+FEW = DistractorPool(("dog", "cat", "couch"), (frozenset({"red", "blue", "green"}),))
 ON = Claim("relation", "cat", relation="on", target="couch")
 
 
@@ -25,17 +25,17 @@ ON = Claim("relation", "cat", relation="on", target="couch")
     ],
 )
 def test_words(claim, said, asked):
-    assert phrase(claim, WORDS) == said and question(claim, WORDS) == asked
+    assert claim_phrase(claim, WORDS) == said and claim_question(claim, WORDS) == asked
 
 
 def test_what_reports_show():
-    assert shown(Claim("object", "dog", negated=True), WORDS) == "not a dog"
-    assert shown(Claim("object", "dog", hedged=True), WORDS) == "a dog (hedged)"
+    assert display(Claim("object", "dog", negated=True), WORDS) == "not a dog"
+    assert display(Claim("object", "dog", hedged=True), WORDS) == "a dog (hedged)"
 
 
 def test_foils():
     def against(claim):
-        return [phrase(c, WORDS) for c in foils(claim, FEW, WORDS)]
+        return [claim_phrase(c, WORDS) for c in distractors(claim, FEW, WORDS)]
 
     assert against(Claim("object", "dog")) == ["a cat", "a couch"]
     assert against(Claim("object", "puppy")) == ["a cat", "a couch"]  # a dog may be one
@@ -48,9 +48,11 @@ def test_foils():
 
 
 def test_foils_of_a_calibration():
-    found = Foils.of(WORDS, {"nouns": ["ring"], "groups": [["red", "cyan"]]})
-    assert found == Foils(("ring",), (frozenset({"red", "cyan"}),))
-    assert "zebra" in Foils.of(WORDS).nouns and any("red" in g for g in Foils.of(WORDS).groups)
+    found = DistractorPool.from_lexicon(WORDS, {"nouns": ["ring"], "groups": [["red", "cyan"]]})
+    assert found == DistractorPool(("ring",), (frozenset({"red", "cyan"}),))
+    assert "zebra" in DistractorPool.from_lexicon(WORDS).nouns and any(
+        "red" in g for g in DistractorPool.from_lexicon(WORDS).groups
+    )
     for kept in ({"nouns": 3}, {"nouns": [3]}, {"groups": [3]}, {"groups": "red"}):
         with pytest.raises(InputError, match="must be words"):
-            Foils.of(WORDS, kept)
+            DistractorPool.from_lexicon(WORDS, kept)

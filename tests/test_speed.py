@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mmrlhf.content import folder
-from tests.families import build
+from tests.families import build_checkpoint
 
 SPEED = folder("eval") / "speed"
 
@@ -29,7 +29,7 @@ def script(monkeypatch, capsys):
 
 @pytest.mark.parametrize("algo", ["grpo", "ppo"])
 def test_a_round(script, tmp_path, algo):
-    build("llava", tmp_path / "model")
+    build_checkpoint("llava", tmp_path / "model")
     sizes = {"prompts": 1, "generations": 2, "tokens": 4, "iterations": 2, "rounds": 3, "size": 56}
     said = script("rl_step", tmp_path / "model", "--algo", algo, *(word for k, v in sizes.items() for word in (f"--{k}", v)))
     assert (
@@ -40,7 +40,7 @@ def test_a_round(script, tmp_path, algo):
 
 
 def test_pictures(script, tmp_path):
-    build("qwen2_5_vl", tmp_path / "model")
+    build_checkpoint("qwen2_5_vl", tmp_path / "model")
     said = script("encode", tmp_path / "model", "--images", 6, "--size", "80x60", "--rounds", 1)
     assert said["images_per_s"] > 0 and said["second_epoch"] > 1
 
@@ -53,6 +53,6 @@ def test_phases(script, tmp_path):
 
 
 def test_questions(script, tmp_path):
-    build("llava", tmp_path / "model")
+    build_checkpoint("llava", tmp_path / "model")
     said = script("pope", tmp_path / "model", "--images", 2, "--questions", 3, "--batches", "2", "--rounds", 1, "--size", "80x60")
     assert said["questions"] == said["same_answers"] == 6 and said["questions_per_s"] > 0

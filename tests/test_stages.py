@@ -20,8 +20,8 @@ from mmrlhf.content import folder
 from mmrlhf.generate import generate
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError, Preference
-from mmrlhf.reward_model import compared, reward
-from mmrlhf.rewards import Group
+from mmrlhf.reward_model import preference_loss, train_reward_model
+from mmrlhf.rewards import AnswerGroup
 from mmrlhf.run import read_jsonl
 from mmrlhf.score import score
 from mmrlhf.sft import sft
@@ -32,7 +32,7 @@ SAMPLES = folder("data") / "samples"
 @pytest.fixture(scope="module")
 def pairs(examples):
     return [
-        Preference.pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts)
+        Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts)
         for e in examples
     ]
 
@@ -44,18 +44,18 @@ def reward_config(base, out, **more):
 
 @pytest.fixture(scope="module")
 def reward_dir(base, pairs, tmp_path_factory):
-    return reward(reward_config(base, tmp_path_factory.mktemp("reward")), pairs, pairs)
+    return train_reward_model(reward_config(base, tmp_path_factory.mktemp("reward")), pairs, pairs)
 
 
 def ppo_config(base, reward_dir, out, **more):
     settings = {"max_steps": 3, "save_steps": 1, **more}
-    return PPOConfig(model_name_or_path=base, dataset_name="x", output_dir=str(out), reward_model_path=reward_dir and str(reward_dir), min_probe_rate=0,
+    return PPOConfig(model_name_or_path=base, dataset_name="x", output_dir=str(out), reward_model_path=reward_dir and str(reward_dir), min_probe_detection_rate=0,
                      learning_rate=1e-3, lora_r=4, per_device_train_batch_size=3, num_generations=2, response_length=10, **settings)  # fmt: skip
 
 
-@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_sft_learns_and_writes_an_ordinary_checkpoint(base, examples, tmp_path, train):
-    config = SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path), train=train, max_steps=5,
+    config = SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path), tuning=train, max_steps=5,
                        learning_rate=2e-3, per_device_train_batch_size=6, lora_r=8)  # fmt: skip
     rows = [dataclasses.replace(e, answer="A purple elephant sings.") for e in examples]
     model = sft(config, rows)
@@ -72,7 +72,7 @@ def test_micro_batches_change_nothing(base, examples, pairs, tmp_path):
     found = []
     for tokens in (16384, 200):
         config = reward_config(base, tmp_path / str(tokens), micro_batch_tokens=tokens)
-        reward(config, pairs)
+        train_reward_model(config, pairs)
         found.append([r["loss"] for r in read_jsonl(tmp_path / str(tokens) / "metrics.jsonl")])
     assert found[0] == pytest.approx(found[1], abs=2e-4)
 
@@ -81,7 +81,7 @@ def test_reward_model_learns_and_scores_standalone(base, pairs, reward_dir):
     metrics = read_jsonl(reward_dir / "metrics.jsonl")
     assert metrics[-1]["accuracy"] == 1.0 and metrics[-1]["loss"] < metrics[0]["loss"]
     model = load_reward_model(str(reward_dir))
-    groups = [Group(p.images, p.prompt, (p.chosen, p.rejected), p.facts) for p in pairs]
+    groups = [AnswerGroup(p.images, p.prompt, (p.chosen, p.rejected), p.facts) for p in pairs]
     scores = torch.tensor(model.score(groups))
     assert (scores[:, 0] > scores[:, 1]).all()
     assert scores.mean().abs() < 1e-3 and abs(scores.std() - 1) < 1e-3  # normalised on these pairs
@@ -92,8 +92,10 @@ def test_reward_model_learns_and_scores_standalone(base, pairs, reward_dir):
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_facts_reach_the_score_only_when_given(base, pairs, tmp_path, position):
     for facts in ("given", "none"):
-        model = load_reward_model(str(reward(reward_config(base, tmp_path / facts, facts=facts, facts_position=position), pairs)))
-        one = Group(pairs[0].images, pairs[0].prompt, (pairs[0].chosen,), pairs[0].facts)
+        model = load_reward_model(
+            str(train_reward_model(reward_config(base, tmp_path / facts, facts=facts, facts_position=position), pairs))
+        )
+        one = AnswerGroup(pairs[0].images, pairs[0].prompt, (pairs[0].chosen,), pairs[0].facts)
         with_, without = model.score([one])[0], model.score([dataclasses.replace(one, facts=())])[0]
         assert (abs(with_[0] - without[0]) > 1e-4) == (facts == "given")
 
@@ -112,7 +114,7 @@ def test_how_a_model_is_run_changes_no_figure(base, examples, reward_dir, tmp_pa
     """The plain way, small micro-batches, recomputed layers: the same scores, KL and losses, up to rounding."""
     ways = {
         "engine": {},
-        "plain": {"prefix": "off"},
+        "plain": {"share_prefix": "off"},
         "small": {"micro_batch_tokens": 90},
         "again": {"activation_checkpointing": True},
     }
@@ -137,7 +139,7 @@ def test_grpo_has_no_critic_and_prefers_what_scores(base, examples, tmp_path):
     config = dataclasses.replace(
         ppo_config(base, None, tmp_path, **how), learning_rate=5e-3, num_generations=6, response_length=30
     )
-    ppo(config, examples, more_terms={"longer": longer})
+    ppo(config, examples, extra_reward_functions={"longer": longer})
     rows = read_jsonl(tmp_path / "metrics.jsonl")[1:]
     scores = [r["objective/scores"] for r in rows]
     assert sum(scores[-3:]) > sum(scores[:3]) and "critic/vf_explained_var" not in rows[0] and "loss/value_avg" not in rows[0]
@@ -155,7 +157,7 @@ def test_the_ledger_is_what_was_trained_on(base, examples, reward_dir, tmp_path,
 
     terms = "fact_rm=1, missing_eos=-1, length=-2, repetition=-1, first_word=0.5"
     config = ppo_config(base, reward_dir, tmp_path, max_steps=2, reward_terms=terms)
-    ppo(config, examples, more_terms={"first_word": first_word})
+    ppo(config, examples, extra_reward_functions={"first_word": first_word})
     rows = read_jsonl(tmp_path / "ledger.jsonl")
     assert len(rows) == 2 * 6 and [r["step"] for r in rows] == [1] * 6 + [2] * 6
     assert [r["total"] for r in rows] == pytest.approx([float(v) for t in paid for v in t.sum(1)], abs=1e-5)
@@ -166,7 +168,7 @@ def test_the_ledger_is_what_was_trained_on(base, examples, reward_dir, tmp_path,
     assert any(float(t[n, 0]) > 0.4 for t in paid for n in range(6))  # where the first word ends, not at the end
     logged = read_jsonl(tmp_path / "metrics.jsonl")[1]
     mean = sum(r["terms"]["fact_rm"] for r in rows[:6]) / 6
-    assert logged["rewards/fact_rm/mean"] == pytest.approx(mean, abs=1e-5) and "guard/refusal_rate" in logged
+    assert logged["rewards/fact_rm/mean"] == pytest.approx(mean, abs=1e-5) and "hacking/refusal_rate" in logged
 
 
 def test_only_the_critic_sees_facts_if_told_to(base, examples, reward_dir, tmp_path):
@@ -185,15 +187,15 @@ def test_ppo_refuses_a_reward_model_that_misses_false_claims(base, examples, rew
     shutil.copytree(reward_dir, tmp_path / "reward")
     card = json.loads((tmp_path / "reward" / "reward.json").read_text())
     card |= {"probes": {"object": 0.9, "count": 0.4}}
-    card |= {"seal": artefact._seal(tmp_path / "reward", card)}
+    card |= {"seal": artefact._checksum(tmp_path / "reward", card)}
     (tmp_path / "reward" / "reward.json").write_text(json.dumps(card))
     config = ppo_config(base, tmp_path / "reward", tmp_path / "out")
     with pytest.raises(
-        InputError, match="lowers its score for 40% of planted false claims of type count, less than min_probe_rate"
+        InputError, match="lowers its score for 40% of planted false claims of type count, less than min_probe_detection_rate"
     ):
-        ppo(dataclasses.replace(config, min_probe_rate=0.6), examples)
+        ppo(dataclasses.replace(config, min_probe_detection_rate=0.6), examples)
     assert not (tmp_path / "out").exists()
-    ppo(dataclasses.replace(config, min_probe_rate=0.4, max_steps=1), examples)
+    ppo(dataclasses.replace(config, min_probe_detection_rate=0.4, max_steps=1), examples)
 
 
 def test_a_term_that_fails_stops_the_run_with_its_name(base, examples, reward_dir, tmp_path):
@@ -202,14 +204,16 @@ def test_a_term_that_fails_stops_the_run_with_its_name(base, examples, reward_di
 
     config = ppo_config(base, reward_dir, tmp_path / "out", reward_terms="fact_rm=1, picky=1")
     with pytest.raises(InputError, match="reward term picky gave 5 values for 6 samples"):
-        ppo(config, examples, more_terms={"picky": picky})
+        ppo(config, examples, extra_reward_functions={"picky": picky})
     assert json.loads((tmp_path / "out" / "failed_term.json").read_text())["term"] == "picky"
     with pytest.raises(InputError, match="give --reward_model_path, or leave fact_rm out"):
         ppo(ppo_config(base, None, tmp_path / "none"), examples)
 
 
 def test_an_ensemble_is_punished_for_disagreement(base, examples, pairs, reward_dir, tmp_path):
-    other = reward(dataclasses.replace(reward_config(base, tmp_path / "other"), seed=5, learning_rate=3e-3), pairs, pairs)
+    other = train_reward_model(
+        dataclasses.replace(reward_config(base, tmp_path / "other"), seed=5, learning_rate=3e-3), pairs, pairs
+    )
     scores = {}
     for name, path, penalty in (
         ("one", reward_dir, 0.0), ("two", other, 0.0), ("mean", f"{reward_dir}, {other}", 0.0), ("less", f"{reward_dir},{other}", 1.0),
@@ -222,8 +226,8 @@ def test_an_ensemble_is_punished_for_disagreement(base, examples, pairs, reward_
 
 def test_a_reward_model_may_be_trained_whole(base, examples, pairs, tmp_path):
     """It brings its own base, is scored by pictures and text, and a policy learns from it."""
-    config = dataclasses.replace(reward_config(base, tmp_path / "reward"), train="full", learning_rate=3e-4, save_steps=2)
-    path = reward(config, pairs, pairs)
+    config = dataclasses.replace(reward_config(base, tmp_path / "reward"), tuning="full", learning_rate=3e-4, save_steps=2)
+    path = train_reward_model(config, pairs, pairs)
     card = json.loads((path / "reward.json").read_text())
     assert card["base"] == "model" and not (path / "adapter_model.safetensors").exists()
     before, after = load_file(f"{base}/model.safetensors"), load_file(path / "model" / "model.safetensors")
@@ -237,46 +241,48 @@ def test_a_reward_model_may_be_trained_whole(base, examples, pairs, tmp_path):
 
 def test_a_reward_model_on_another_family(base, examples, pairs, tmp_path):
     """A policy of one architecture, a reward model of another with another tokenizer: they meet in pictures and text."""
-    from families import build
+    from families import build_checkpoint
 
-    build("qwen2_5_vl", tmp_path / "qwen")
-    path = reward(reward_config(str(tmp_path / "qwen"), tmp_path / "reward"), pairs, pairs)
+    build_checkpoint("qwen2_5_vl", tmp_path / "qwen")
+    path = train_reward_model(reward_config(str(tmp_path / "qwen"), tmp_path / "reward"), pairs, pairs)
     ppo(ppo_config(base, path, tmp_path / "ppo", max_steps=1), examples)
     rows = [(e, r) for r in read_jsonl(tmp_path / "ppo" / "ledger.jsonl") for e in examples if e.id == r["id"]]
-    groups = [Group(e.images, e.prompt, (r["answer"],), e.facts, e.id) for e, r in rows]
+    groups = [AnswerGroup(e.images, e.prompt, (r["answer"],), e.facts, e.id) for e, r in rows]
     alone = [s for (s,) in load_reward_model(str(path)).score(groups)]
     assert [r["terms"]["fact_rm"] for _, r in rows] == pytest.approx(alone, abs=1e-3) and len(rows) == 6
 
 
-@pytest.mark.parametrize("loss_type", ["margin", "smoothed", "rao_kupper"])
+@pytest.mark.parametrize("loss_type", ["bt_margin", "bt_label_smoothing", "rao_kupper"])
 def test_other_losses_and_rankings_learn(base, examples, tmp_path, loss_type):
     """Three answers with a tie in the middle; the rows without ratings are refused where margins are asked for."""
     rows = [
         Preference(e.id, e.images, e.prompt, (e.answer, "There is a pink ring.", "That makes nine objects."), (1, 2, 2), (2.0, 0.5, 0.5), e.facts)
         for e in examples
     ]  # fmt: skip
-    path = reward(reward_config(base, tmp_path / "r", loss_type=loss_type), rows, rows)
+    path = train_reward_model(reward_config(base, tmp_path / "r", loss_type=loss_type), rows, rows)
     told = read_jsonl(path / "metrics.jsonl")
-    assert told[-1]["loss"] < told[0]["loss"] and json.loads((path / "done.json").read_text())["accuracy"] > 0.9
-    if loss_type == "margin":
+    assert told[-1]["loss"] < told[0]["loss"] and json.loads((path / "finished.json").read_text())["accuracy"] > 0.9
+    if loss_type == "bt_margin":
         bare = [dataclasses.replace(r, ratings=()) for r in rows]
-        with pytest.raises(InputError, match=r"row .* has no margin: loss_type margin needs one in every row"):
-            reward(reward_config(base, tmp_path / "bare", loss_type="margin"), bare)
+        with pytest.raises(InputError, match=r"row .* has no margin: loss_type bt_margin needs one in every row"):
+            train_reward_model(reward_config(base, tmp_path / "bare", loss_type="bt_margin"), bare)
 
 
 def test_a_ranking_weighs_as_much_as_a_pair():
     """All comparisons of a prompt count as one row: each 1 / C(K, 2)."""
     config = reward_config("x", "x", center_rewards_coefficient=0.0)
     three = Preference("a", (), (), ("1", "2", "3"), (1, 2, 3))
-    two = Preference.pair("b", (), (), "1", "2")
+    two = Preference.from_pair("b", (), (), "1", "2")
     raw = torch.tensor([math.log(3), 0.0, -math.log(3), math.log(3), 0.0])
-    loss, told = compared(config, [three, two], raw)
+    loss, told = preference_loss(config, [three, two], raw)
     gaps = [math.log(4 / 3), math.log(10 / 9), math.log(4 / 3)]  # sigmoid of log 3, log 9, log 3
     assert loss.item() == pytest.approx(sum(gaps) / 3 + math.log(4 / 3)) and told["accuracy"] == pytest.approx(2.0)
     tie = Preference("c", (), (), ("1", "2"), (1, 1))
-    assert compared(config, [tie], torch.tensor([5.0, 0.0]))[0].item() == 0.0  # who does not learn from ties leaves them out
+    assert (
+        preference_loss(config, [tie], torch.tensor([5.0, 0.0]))[0].item() == 0.0
+    )  # who does not learn from ties leaves them out
     partly = Preference("d", (), (), ("1", "2", "3"), (1, 1, 3))
-    loss, told = compared(config, [partly, tie], torch.tensor([0.0, 5.0, 0.0, 9.0, 0.0]))
+    loss, told = preference_loss(config, [partly, tie], torch.tensor([0.0, 5.0, 0.0, 9.0, 0.0]))
     assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(-5))) / 3)  # a tie keeps its share of the weight
     assert told["accuracy"] / told["ranked"] == pytest.approx(0.5)  # and is neither right nor wrong
 
@@ -284,10 +290,10 @@ def test_a_ranking_weighs_as_much_as_a_pair():
 def test_rows_that_teach_nothing_are_refused(base, examples, tmp_path):
     tie = Preference("c", examples[0].images, examples[0].prompt, ("1", "2"), (1, 1))
     with pytest.raises(InputError, match="has ties only, from which just loss_type rao_kupper learns"):
-        reward(reward_config(base, tmp_path / "ties"), [tie])
-    longer = Preference.pair("l", tie.images, tie.prompt, "one two three", "one")
+        train_reward_model(reward_config(base, tmp_path / "ties"), [tie])
+    longer = Preference.from_pair("l", tie.images, tie.prompt, "one two three", "one")
     with pytest.raises(InputError, match="balance_lengths leaves no row"):
-        reward(reward_config(base, tmp_path / "none", balance_lengths=True), [longer])
+        train_reward_model(reward_config(base, tmp_path / "none", balance_lengths=True), [longer])
 
 
 def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward_dir, tmp_path):
@@ -304,21 +310,21 @@ KILLED = """
 import os, sys, pickle
 from mmrlhf import run, ppo as stage
 from mmrlhf.config import PPOConfig
-from mmrlhf.settings import load
-saves = run.Run.save
+from mmrlhf.settings import load_config
+saves = run.Run.save_checkpoint
 def save(self, step, *rest):
     saves(self, step, *rest)
     if step == 2: os.kill(os.getpid(), 9)
-run.Run.save = save
+run.Run.save_checkpoint = save
 sys.path.insert(0, sys.argv[2])
 from conftest_rows import rows
 from pathlib import Path
-stage.ppo(load(PPOConfig, Path(sys.argv[1]), {}), rows())
+stage.ppo(load_config(PPOConfig, Path(sys.argv[1]), {}), rows())
 """
 
 
 def test_a_killed_ppo_run_continues_exactly(base, examples, reward_dir, tmp_path):
-    from mmrlhf.settings import save as save_config
+    from mmrlhf.settings import save_config
 
     whole = ppo_config(base, reward_dir, tmp_path / "whole", max_steps=4)
     ppo(whole, examples)
@@ -345,9 +351,9 @@ from mmrlhf.records import Example, Message
 def rows():
     found = []
     for i in range(12):
-        scene, rng = scenes.scene("selection", i, 0), np.random.default_rng(i)
-        asked = scenes.describe(scene, rng)
-        found.append(Example(scene.id, (scene.source(),), (Message("user", asked.text),), asked.answer, scenes.facts(scene, rng)))
+        scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
+        asked = scenes.description_question(scene, rng)
+        found.append(Example(scene.id, (scene.image_source(),), (Message("user", asked.text),), asked.answer, scenes.annotator_facts(scene, rng)))
     return found
 """
 
@@ -365,7 +371,7 @@ def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused_before_anything
 
 
 def test_reward_model_and_adapter_of_another_base_are_refused(base, examples, reward_dir, tmp_path):
-    other = sft(SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "o"), train="full", max_steps=1,
+    other = sft(SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "o"), tuning="full", max_steps=1,
                           learning_rate=1e-2, per_device_train_batch_size=2), examples)  # fmt: skip
     policy = ppo(ppo_config(base, reward_dir, tmp_path / "p", max_steps=1), examples)
     with pytest.raises(InputError, match="was trained on"):
@@ -389,7 +395,7 @@ def test_from_files_to_scores(base, tmp_path):
         "lora_r": 4,
     }
     facts = str(SAMPLES / "image_to_caption.json")
-    trained = reward(
+    trained = train_reward_model(
         RewardConfig(
             dataset_name=str(SAMPLES / "llava_rlhf_preference.json"), facts_file=facts, output_dir=str(tmp_path / "r"), **common
         )
@@ -410,10 +416,10 @@ def test_photographs_and_a_llava_shaped_checkpoint(shared, tmp_path):
     subprocess.run([sys.executable, shared / "speed" / "tiny_llava.py", tmp_path / "llava"], check=True, capture_output=True)
     common = {"model_name_or_path": str(tmp_path / "llava"), "image_folder": str(shared / "photos"), "max_steps": 1,
               "per_device_train_batch_size": 2, "lora_r": 4}  # fmt: skip
-    trained = reward(RewardConfig(dataset_name=str(shared / "photos" / "pairs.jsonl"), facts_file=str(shared / "photos" / "facts.jsonl"),
+    trained = train_reward_model(RewardConfig(dataset_name=str(shared / "photos" / "pairs.jsonl"), facts_file=str(shared / "photos" / "facts.jsonl"),
                                   output_dir=str(tmp_path / "r"), **common))  # fmt: skip
     ppo(PPOConfig(dataset_name=str(shared / "photos" / "pairs.jsonl"), facts_file=str(shared / "photos" / "facts.jsonl"),
-                  output_dir=str(tmp_path / "p"), reward_model_path=str(trained), num_generations=2, response_length=6, min_probe_rate=0, **common))  # fmt: skip
+                  output_dir=str(tmp_path / "p"), reward_model_path=str(trained), num_generations=2, response_length=6, min_probe_detection_rate=0, **common))  # fmt: skip
     row = read_jsonl(tmp_path / "p" / "metrics.jsonl")[1]
     assert abs(row["objective/kl"]) < 1e-4 and abs(row["val/ratio_first"] - 1) < 1e-4
     assert json.loads((tmp_path / "r" / "reward.json").read_text())["base"] == str(tmp_path / "llava")
@@ -426,23 +432,23 @@ from mmrlhf import scenes
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Message, Preference
-from mmrlhf.reward_model import compared, reward
+from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
 
 torch.set_num_threads(1)
 base, out, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])
 rows = []
 for i in range(12):
-    scene, rng = scenes.scene("selection", i, 0), np.random.default_rng(i)
-    asked = scenes.describe(scene, rng)
-    rows.append(Example(scene.id, (scene.source(),), (Message("user", asked.text),), asked.answer, scenes.facts(scene, rng)))
-pairs = [Preference.pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
+    scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
+    asked = scenes.description_question(scene, rng)
+    rows.append(Example(scene.id, (scene.image_source(),), (Message("user", asked.text),), asked.answer, scenes.annotator_facts(scene, rng)))
+pairs = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
 same = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3,
             per_device_train_batch_size=4 // processes)
 sft(SFTConfig(output_dir=f"{out}/sft", **same), rows)
-model = reward(RewardConfig(output_dir=f"{out}/reward", **same), pairs)
+model = train_reward_model(RewardConfig(output_dir=f"{out}/reward", **same), pairs)
 ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=str(model), num_generations=2, response_length=10, num_ppo_epochs=1,
-              num_mini_batches=1, min_probe_rate=0, **same), rows)
+              num_mini_batches=1, min_probe_detection_rate=0, **same), rows)
 """
 
 

@@ -5,9 +5,9 @@ import pytest
 from mmrlhf import stems
 from mmrlhf.loading import load
 from mmrlhf.records import Example, Message
-from mmrlhf.rollout import answer, answer_all
-from mmrlhf.sampling import Sampling
-from tests.families import FAMILIES, build
+from mmrlhf.rollout import generate_batches, sample_completions
+from mmrlhf.sampling import SamplingParams
+from tests.families import FAMILIES, build_checkpoint
 
 QUESTIONS = ("Is there a star?", "Is there a ring in the image, or a square?", "What is it?")
 SHARE = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama", "paligemma"}
@@ -17,7 +17,7 @@ SHARE = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama", "paligemma"}
 @pytest.fixture(autouse=True)
 def small_pictures_pay(monkeypatch):
     """The pictures of these models are of a dozen tokens, which alone would not be worth sharing."""
-    monkeypatch.setattr(stems, "PACKED", 100)
+    monkeypatch.setattr(stems, "MAX_PACK_RATIO", 100)
 
 
 def asked(examples, count=3):
@@ -27,54 +27,56 @@ def asked(examples, count=3):
 
 
 @pytest.mark.parametrize("captures", [False, True])
-@pytest.mark.parametrize("how", [Sampling(6, 0.0), Sampling(6, 1.0), Sampling(1, 0.0)])
+@pytest.mark.parametrize("how", [SamplingParams(6, 0.0), SamplingParams(6, 1.0), SamplingParams(1, 0.0)])
 def test_answers_are_those_of_whole_prompts(vlm, examples, how, captures):
     """Also in the fixed shapes that a GPU captures."""
     rows = asked(examples)
-    whole = answer(vlm, rows, how, seed=3).texts
-    vlm.captures = captures
-    assert [texts for _, texts in answer_all(vlm, rows, how, batch_size=100, seed=3)] == [[t] for t in whole]
+    whole = sample_completions(vlm, rows, how, seed=3).texts
+    vlm.use_cuda_graphs = captures
+    assert [texts for _, texts in generate_batches(vlm, rows, how, batch_size=100, seed=3)] == [[t] for t in whole]
     assert len(set(whole)) > 2
 
 
 def test_each_stem_runs_once(vlm, examples, monkeypatch):
     rows = asked(examples)
-    list(answer_all(vlm, rows, Sampling(4, 0.0), batch_size=100))
-    assert vlm.stems == "on"
+    list(generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100))
+    assert vlm.share_prefix_across_prompts == "on"
     ran, forward = [], vlm.model.base_model.forward
     monkeypatch.setattr(vlm.model.base_model, "forward", lambda *a, **k: ran.append(k["input_ids"].shape) or forward(*a, **k))
-    list(answer_all(vlm, rows, Sampling(4, 0.0), batch_size=100))
+    list(generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100))
     assert [shape[0] for shape in ran] == [4] * len(ran)  # three pictures with three questions each, and one with one
     assert len(ran) <= 1 + 1 + 3  # stems, questions, and a token at a time
 
 
 def test_groups_by_picture_and_by_what_pays(vlm, examples):
     rows = asked(examples)
-    prompts = vlm.prompts([(e.prompt, e.images) for e in rows])
-    assert stems.groups(vlm, prompts, Sampling(4, 0.0)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    assert all(len(g) == 1 for g in stems.groups(vlm, prompts, Sampling(2000, 0.0)))  # answers would outweigh the picture
+    prompts = vlm.build_prompts([(e.prompt, e.images) for e in rows])
+    assert stems.group_by_prefix(vlm, prompts, SamplingParams(4, 0.0)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert all(
+        len(g) == 1 for g in stems.group_by_prefix(vlm, prompts, SamplingParams(2000, 0.0))
+    )  # answers would outweigh the picture
     without = [Example("a", (), (Message("user", "Hello?"),)), Example("b", (), (Message("user", "Hello!"),))]
-    prompts = vlm.prompts([(e.prompt, e.images) for e in without])
-    assert stems.groups(vlm, prompts, Sampling(4, 0.0)) == [[0], [1]]
+    prompts = vlm.build_prompts([(e.prompt, e.images) for e in without])
+    assert stems.group_by_prefix(vlm, prompts, SamplingParams(4, 0.0)) == [[0], [1]]
 
 
 def test_a_model_that_differs_runs_whole_prompts(vlm, examples, monkeypatch, capsys):
-    monkeypatch.setattr(stems, "difference", lambda *_: 0.5)
+    monkeypatch.setattr(stems, "max_logp_gap", lambda *_: 0.5)
     rows = asked(examples)
-    whole = answer(vlm, rows, Sampling(4, 0.0)).texts
-    assert [t for _, (t,) in answer_all(vlm, rows, Sampling(4, 0.0), batch_size=100)] == whole
-    assert vlm.stems == "off" and "runs every question with its picture" in capsys.readouterr().out
+    whole = sample_completions(vlm, rows, SamplingParams(4, 0.0)).texts
+    assert [t for _, (t,) in generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100)] == whole
+    assert vlm.share_prefix_across_prompts == "off" and "runs every question with its picture" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, id=f) for f in FAMILIES])
 def test_every_family(family, examples, tmp_path):
-    build(family, tmp_path)
+    build_checkpoint(family, tmp_path)
     vlm = load(str(tmp_path))
     rows = asked(examples, 2)
-    how = Sampling(3, 0.0)
-    whole = answer(vlm, rows, how)
-    shared = [t for _, (t,) in answer_all(vlm, rows, how, batch_size=100)]
+    how = SamplingParams(3, 0.0)
+    whole = sample_completions(vlm, rows, how)
+    shared = [t for _, (t,) in generate_batches(vlm, rows, how, batch_size=100)]
     assert shared == whole.texts
-    assert (vlm.stems == "on") == (family in SHARE)
+    assert (vlm.share_prefix_across_prompts == "on") == (family in SHARE)
     if family in SHARE:
-        assert stems.difference(vlm, whole.prompts[:2]) < 1e-4
+        assert stems.max_logp_gap(vlm, whole.prompts[:2]) < 1e-4

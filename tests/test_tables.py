@@ -73,7 +73,7 @@ def test_rows_come_by_number_in_any_order(kind, tmp_path):
         assert one.images[0].data == random.Random(number % 11).randbytes(64)
     assert [one.chosen for one in records[3:-2]] == chosen[3:-2]
     assert [one.chosen for one in records[3:][::-2][1:]] == chosen[3:][::-2][1:]
-    assert [one.chosen for one in records[2:].only([5, 0, 5])[:2]] == [chosen[7], chosen[2]]
+    assert [one.chosen for one in records[2:].subset([5, 0, 5])[:2]] == [chosen[7], chosen[2]]
     assert len(records[20:]) == 0 and not records[20:]
     assert [one.chosen for one in reversed(records)] == chosen[::-1]
     for number in (11, -12):
@@ -103,9 +103,9 @@ def test_a_file_that_changes_is_refused_in_one_sentence(kind, change, tmp_path):
 
 def test_a_file_that_changes_while_it_is_first_read_is_refused(tmp_path):
     path = Path(written(tmp_path / "rows.jsonl", 3))
-    from mmrlhf.tables import table
+    from mmrlhf.tables import open_table
 
-    rows = iter(table(str(path)))
+    rows = iter(open_table(str(path)))
     next(rows)
     time.sleep(0.02)
     with path.open("a") as file:

@@ -8,8 +8,19 @@ import pytest
 from mmrlhf.config import PPOConfig
 from mmrlhf.content import find
 from mmrlhf.records import ImageSource, InputError, Message
-from mmrlhf.settings import load
-from mmrlhf.terms import TERMS, Entry, Sample, Weighted, alarms, guards, is_correct, ledger, parse, resolve
+from mmrlhf.settings import load_config
+from mmrlhf.terms import (
+    REWARD_FUNCTIONS,
+    RewardBreakdown,
+    Sample,
+    WeightedReward,
+    hacking_metrics,
+    hacking_warnings,
+    is_correct,
+    parse_reward_spec,
+    resolve_rewards,
+    score_samples,
+)
 
 
 def said(answer, **more):
@@ -59,21 +70,23 @@ def test_correct_answers(answer, truth, right):
     ],
 )
 def test_correctness_as_llava_rlhf_has_it(answer, kind, worth):
-    assert TERMS["correctness"]([said(answer, meta={"caption_type": kind})]) == [worth]
+    assert REWARD_FUNCTIONS["correctness"]([said(answer, meta={"caption_type": kind})]) == [worth]
 
 
 def test_terms_by_hand():
-    assert TERMS["length"]([said("", tokens=3, most=12), said("", tokens=3, most=12, meta={"length_bonus": -0.5})]) == [
+    assert REWARD_FUNCTIONS["length"](
+        [said("", num_tokens=3, max_tokens=12), said("", num_tokens=3, max_tokens=12, meta={"length_bonus": -0.5})]
+    ) == [
         0.25,
         -0.125,
     ]
-    assert TERMS["missing_eos"]([said("", ended=False), said("")]) == [1.0, 0.0]
+    assert REWARD_FUNCTIONS["missing_eos"]([said("", finished=False), said("")]) == [1.0, 0.0]
     # "a b c d a b c d": five runs of four words, the last one said before
-    assert TERMS["repetition"]([said("a b c d A b c d"), said("a b c")]) == [pytest.approx(0.2), 0.0]
+    assert REWARD_FUNCTIONS["repetition"]([said("a b c d A b c d"), said("a b c")]) == [pytest.approx(0.2), 0.0]
 
 
 def test_a_list_of_terms(tmp_path):
-    assert parse("fact_rm=1, missing_eos=-2,x.py:f=.5") == {"fact_rm": 1.0, "missing_eos": -2.0, "x.py:f": 0.5}
+    assert parse_reward_spec("fact_rm=1, missing_eos=-2,x.py:f=.5") == {"fact_rm": 1.0, "missing_eos": -2.0, "x.py:f": 0.5}
     for text, sentence in {
         "fact_rm": r"reward_terms has 'fact_rm': write NAME=WEIGHT",
         "fact_rm=much": "write NAME=WEIGHT",
@@ -82,13 +95,13 @@ def test_a_list_of_terms(tmp_path):
         " , ": "names no term",
     }.items():
         with pytest.raises(InputError, match=sentence):
-            parse(text)
+            parse_reward_spec(text)
     (tmp_path / "mine.py").write_text(
         "def polite(samples):\n    return [('please' in s.answer) for s in samples]\n\nnumber = 3\n"
     )
     (tmp_path / "broken.py").write_text("def (")
-    (found,) = resolve(f"{tmp_path}/mine.py:polite=0.5", {})
-    assert ledger([found], [said("please"), said("now")], tmp_path / "no.json")[0].total == 0.5
+    (found,) = resolve_rewards(f"{tmp_path}/mine.py:polite=0.5", {})
+    assert score_samples([found], [said("please"), said("now")], tmp_path / "no.json")[0].total == 0.5
     for name, sentence in {
         "lenght": "names lenght: there is correctness, length",
         f"{tmp_path}/gone.py:f": "gone.py does not exist",
@@ -97,17 +110,17 @@ def test_a_list_of_terms(tmp_path):
         f"{tmp_path}/broken.py:f": "cannot be imported .SyntaxError",
     }.items():
         with pytest.raises(InputError, match=sentence):
-            resolve(f"{name}=1", {})
+            resolve_rewards(f"{name}=1", {})
 
 
 def test_the_ledger_adds_up(tmp_path):
     terms = [
-        Weighted("whole", 2.0, lambda samples: [1.5 for _ in samples]),
-        Weighted("dense", -1.0, lambda samples: [[(0, 3, 1.0), (4, 7, 0.25)] for _ in samples]),
+        WeightedReward("whole", 2.0, lambda samples: [1.5 for _ in samples]),
+        WeightedReward("dense", -1.0, lambda samples: [[(0, 3, 1.0), (4, 7, 0.25)] for _ in samples]),
     ]
-    (entry,) = ledger(terms, [said("one two three")], tmp_path / "no.json")
-    assert entry == Entry({"whole": 3.0, "dense": -1.25}, {"dense": [(0, 3, -1.0), (4, 7, -0.25)]})
-    assert (entry.whole, entry.total) == (3.0, 1.75)
+    (entry,) = score_samples(terms, [said("one two three")], tmp_path / "no.json")
+    assert entry == RewardBreakdown({"whole": 3.0, "dense": -1.25}, {"dense": [(0, 3, -1.0), (4, 7, -0.25)]})
+    assert (entry.answer_total, entry.total) == (3.0, 1.75)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +138,7 @@ def test_the_ledger_adds_up(tmp_path):
 def test_a_term_that_fails_is_named_and_its_sample_kept(term, sentence, tmp_path):
     replay = tmp_path / "failed_term.json"
     with pytest.raises(InputError, match=f"reward term mine .*{sentence}.*failed_term.json: correct the term") as caught:
-        ledger([Weighted("mine", 1.0, term)], [said("three"), said("two", meta={"key": {1}})], replay)
+        score_samples([WeightedReward("mine", 1.0, term)], [said("three"), said("two", meta={"key": {1}})], replay)
     assert "\n" not in str(caught.value)
     kept = json.loads(replay.read_text())
     assert kept["term"] == "mine" and kept["answer"] in ("three", "two") and kept["prompt"] == [{"role": "user", "content": "?"}]
@@ -133,31 +146,31 @@ def test_a_term_that_fails_is_named_and_its_sample_kept(term, sentence, tmp_path
 
 def test_guards_and_alarms():
     samples = [
-        said("I'm sorry, I cannot see it.", tokens=1),
-        said("Yes, it is.", tokens=2),
-        said("A mug.", tokens=3),
-        said("No", tokens=5),
+        said("I'm sorry, I cannot see it.", num_tokens=1),
+        said("Yes, it is.", num_tokens=2),
+        said("A mug.", num_tokens=3),
+        said("No", num_tokens=5),
     ]
-    found = guards(samples, [1.0, 2.0, 7.0, 9.0], 2)
-    assert found["guard/refusal_rate"] == 0.25 and found["guard/says_yes"] == found["guard/says_no"] == 0.25
+    found = hacking_metrics(samples, [1.0, 2.0, 7.0, 9.0], 2)
+    assert found["hacking/refusal_rate"] == 0.25 and found["hacking/says_yes"] == found["hacking/says_no"] == 0.25
     # within prompts: lengths -.5 .5 | -1 1, rewards the same: they rise together
-    assert found["guard/length_reward_correlation"] == pytest.approx(1.0)
-    assert guards(samples, [2.0, 1.0, 9.0, 7.0], 2)["guard/length_reward_correlation"] == pytest.approx(-1.0)
-    assert guards(samples, [1.0] * 4, 2)["guard/length_reward_correlation"] == 0.0
+    assert found["hacking/length_reward_correlation"] == pytest.approx(1.0)
+    assert hacking_metrics(samples, [2.0, 1.0, 9.0, 7.0], 2)["hacking/length_reward_correlation"] == pytest.approx(-1.0)
+    assert hacking_metrics(samples, [1.0] * 4, 2)["hacking/length_reward_correlation"] == 0.0
     # one answer to each prompt: among all, lengths 1 2 3 5 and rewards twice that
-    assert guards(samples, [2.0, 4.0, 6.0, 10.0], 1)["guard/length_reward_correlation"] == pytest.approx(1.0)
-    assert [line[:3] for line in alarms(found)] == ["25%", "len"]
-    assert not alarms(found | {"guard/refusal_rate": 0.1, "guard/length_reward_correlation": 0.2})
-    assert "100% of answers that begin" in alarms(found | {"guard/says_no": 0.0})[1]
+    assert hacking_metrics(samples, [2.0, 4.0, 6.0, 10.0], 1)["hacking/length_reward_correlation"] == pytest.approx(1.0)
+    assert [line[:3] for line in hacking_warnings(found)] == ["25%", "len"]
+    assert not hacking_warnings(found | {"hacking/refusal_rate": 0.1, "hacking/length_reward_correlation": 0.2})
+    assert "100% of answers that begin" in hacking_warnings(found | {"hacking/says_no": 0.0})[1]
 
 
 def test_the_recipe_of_llava_rlhf_by_hand(tmp_path):
     """Its script's reward times ten: (1.2 + 2 x 1 - 10 x 448/896 x 1) x 10 for a right answer of half the room; -8 if it does not end."""
-    config = load(PPOConfig, find("configs", "llava-rlhf/ppo"), {"dataset_name": "x", "output_dir": "x"})
-    terms = resolve(config.reward_terms, {"fact_rm": lambda samples: [1.2 for _ in samples]})
-    half = {"tokens": 448, "most": config.response_length, "meta": {"caption_type": 2, "length_bonus": 1.0}}
-    answers = [said("A. A cat.", **half), said("B. A cat.", **half, ended=False), said("A. Or a cat?", **half)]
-    entry, cut, asking = ledger(terms, answers, tmp_path / "no.json")
+    config = load_config(PPOConfig, find("configs", "llava-rlhf/ppo"), {"dataset_name": "x", "output_dir": "x"})
+    terms = resolve_rewards(config.reward_terms, {"fact_rm": lambda samples: [1.2 for _ in samples]})
+    half = {"num_tokens": 448, "max_tokens": config.response_length, "meta": {"caption_type": 2, "length_bonus": 1.0}}
+    answers = [said("A. A cat.", **half), said("B. A cat.", **half, finished=False), said("A. Or a cat?", **half)]
+    entry, cut, asking = score_samples(terms, answers, tmp_path / "no.json")
     assert entry.total == pytest.approx(10 * (1.2 + 2 * 1 - 10 * 0.5)) and config.kl_coef == 10 * 0.1
     assert cut.total == pytest.approx(10 * (1.2 + 0 - 10 * 0.5 - 8))
     assert asking.total == pytest.approx(entry.total - 80)
@@ -170,10 +183,10 @@ def test_a_users_file_may_hold_dataclasses_and_what_it_meets_is_named(tmp_path):
         "@dataclass\nclass Word:\n    text: str\n"
         "def mine(samples):\n    raise InputError(f'image {Word(samples[0].id).text} is damaged')\n"
     )
-    terms = resolve(f"{tmp_path / 'mine.py'}:mine=1", {})
+    terms = resolve_rewards(f"{tmp_path / 'mine.py'}:mine=1", {})
     sample = said("A mug.", id="row-7", images=(ImageSource(data=b"\x89PNG"),))
     with pytest.raises(
         InputError, match=r"reward term .*mine raised InputError: image row-7 is damaged on an answer to row row-7"
     ):
-        ledger(terms, [sample], tmp_path / "replay.json")
+        score_samples(terms, [sample], tmp_path / "replay.json")
     assert json.loads((tmp_path / "replay.json").read_text())["images"] == [{"base64": "iVBORw=="}]

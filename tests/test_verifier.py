@@ -7,21 +7,21 @@ import pytest
 
 from mmrlhf.calibration import fit_logistic
 from mmrlhf.records import Claim, InputError
-from mmrlhf.verify.verifier import Certainty, fitted, load, positive, save
+from mmrlhf.verify.verifier import PlattScaling, fit_platt_scaling, load_calibration, save_calibration, strip_negation
 
 DOG = Claim("object", "dog")
 
 
 def test_a_negated_claim_is_looked_for_without_its_negation():
-    assert positive(DOG) == (DOG, False)
-    assert positive(Claim("object", "dog", negated=True)) == (DOG, True)
-    assert positive(Claim("count", "dog", "0")) == (DOG, True)  # "zero dogs"
-    assert positive(Claim("count", "dog", "0", negated=True)) == (DOG, False)
-    assert positive(Claim("count", "dog", "2")) == (Claim("count", "dog", "2"), False)
+    assert strip_negation(DOG) == (DOG, False)
+    assert strip_negation(Claim("object", "dog", negated=True)) == (DOG, True)
+    assert strip_negation(Claim("count", "dog", "0")) == (DOG, True)  # "zero dogs"
+    assert strip_negation(Claim("count", "dog", "0", negated=True)) == (DOG, False)
+    assert strip_negation(Claim("count", "dog", "2")) == (Claim("count", "dog", "2"), False)
 
 
 def test_verdicts_by_hand():
-    certainty = Certainty({"object": (2.0, 0.0)}, low=0.2, high=0.8)
+    certainty = PlattScaling({"object": (2.0, 0.0)}, low=0.2, high=0.8)
     sure = certainty.verdict(DOG, math.log(3), "seen")  # odds 3^2 to 1
     assert (sure.value, sure.evidence) == ("supported", "seen") and sure.probability == pytest.approx(0.9)
     assert certainty.verdict(DOG, -math.log(3), "").value == "contradicted"
@@ -41,14 +41,14 @@ def test_calibration_is_the_likeliest():
     assert (a, b) == pytest.approx((math.log(3), 0), abs=0.03)  # the penalty takes a little off
     a, b = fit_logistic(np.array([-1.0, 1.0]), np.array([False, True]))  # parted without fault
     assert 0 < a < 20 and b == pytest.approx(0, abs=1e-3)
-    found = fitted([("object", v, t) for v, t in zip(x, true, strict=True)] + [("count", 1.0, True)])
-    assert set(found.by_kind) == {"object"}  # of counts no false one is there
+    found = fit_platt_scaling([("object", v, t) for v, t in zip(x, true, strict=True)] + [("count", 1.0, True)])
+    assert set(found.coefficients) == {"object"}  # of counts no false one is there
 
 
 def test_a_calibration_on_disk(tmp_path):
-    certainty = Certainty({"object": (1.5, -0.5)}, 0.1, 0.9)
-    save(certainty, tmp_path / "c.json", nouns=["dog"])
-    assert load(tmp_path / "c.json") == (certainty, {"nouns": ["dog"]})
+    certainty = PlattScaling({"object": (1.5, -0.5)}, 0.1, 0.9)
+    save_calibration(certainty, tmp_path / "c.json", nouns=["dog"])
+    assert load_calibration(tmp_path / "c.json") == (certainty, {"nouns": ["dog"]})
     for text, problem in {
         "{": "cannot be read", "[]": "cannot be read", '{"certainty": {}}': "unknown_between",
         '{"certainty": {"thing": [1, 0]}, "unknown_between": [0.3, 0.7]}': "no kind thing",
@@ -58,7 +58,7 @@ def test_a_calibration_on_disk(tmp_path):
     }.items():  # fmt: skip
         (tmp_path / "c.json").write_text(text)
         with pytest.raises(InputError, match=problem) as caught:
-            load(tmp_path / "c.json")
+            load_calibration(tmp_path / "c.json")
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="does not exist"):
-        load(tmp_path / "gone.json")
+        load_calibration(tmp_path / "gone.json")

@@ -2,15 +2,15 @@
 
 import pytest
 
-from mmrlhf.claims import claims
+from mmrlhf.claims import extract_claims
 from mmrlhf.records import Fact
-from mmrlhf.verify import by_facts
+from mmrlhf.verify import verify_against_facts
 
 
 def judged(text, *facts):
     """Verdicts by claim, written short."""
     found = {}
-    for verdict in by_facts(claims(text), [Fact(*fact) for fact in facts]):
+    for verdict in verify_against_facts(extract_claims(text), [Fact(*fact) for fact in facts]):
         c = verdict.claim
         name = c.subject + (f"={c.value}" if c.kind == "attribute" else f"#{c.value}" if c.kind == "count" else "")
         name += f">{c.relation}>{c.target}" if c.kind == "relation" else ""

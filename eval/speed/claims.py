@@ -16,64 +16,64 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrlhf.claims import claims, lexicon
+from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.records import Fact
-from mmrlhf.verify import by_facts
+from mmrlhf.verify import verify_against_facts
 
 SENTENCES = Path(__file__).parents[2] / "tests/claims_tuned.jsonl"
 
 
-def answers(number: int, words: int, rng: np.random.Generator) -> list[str]:
+def make_answers(count: int, num_words: int, rng: np.random.Generator) -> list[str]:
     """Texts of about as many words each, of whole sentences."""
     sentences = [json.loads(line)["text"] for line in SENTENCES.read_text(encoding="utf-8").splitlines()]
     sentences = [s for s in sentences if s.endswith(".") and "\n" not in s]
     lengths = np.array([len(s.split()) for s in sentences])
-    found = []
-    for _ in range(number):
+    texts = []
+    for _ in range(count):
         order = rng.permutation(len(sentences))
-        enough = int(np.searchsorted(np.cumsum(lengths[order]), words - lengths.mean() / 2)) + 1
-        found.append(" ".join(sentences[i] for i in order[:enough]))
-    return found
+        num_sentences = int(np.searchsorted(np.cumsum(lengths[order]), num_words - lengths.mean() / 2)) + 1
+        texts.append(" ".join(sentences[i] for i in order[:num_sentences]))
+    return texts
 
 
-def rate(texts: list[str]) -> dict[str, float]:
+def extraction_rate(texts: list[str]) -> dict[str, float]:
     """Answers, words and claims a second."""
-    began = time.process_time()
-    found = sum(len(claims(text)) for text in texts)
-    took = time.process_time() - began
-    words = sum(len(text.split()) for text in texts)
+    start = time.process_time()
+    num_claims = sum(len(extract_claims(text)) for text in texts)
+    elapsed = time.process_time() - start
+    num_words = sum(len(text.split()) for text in texts)
     return {
-        "answers_per_s": round(len(texts) / took), "words_per_s": round(words / took), "claims_per_s": round(found / took),
-        "words_per_answer": round(words / len(texts), 1), "claims_per_answer": round(found / len(texts), 1),
+        "answers_per_s": round(len(texts) / elapsed), "words_per_s": round(num_words / elapsed), "claims_per_s": round(num_claims / elapsed),
+        "words_per_answer": round(num_words / len(texts), 1), "claims_per_answer": round(num_claims / len(texts), 1),
     }  # fmt: skip
 
 
-def judged(texts: list[str]) -> int:
+def verification_rate(texts: list[str]) -> int:
     """Claims judged a second by facts that another answer gives, read anew for each."""
-    said = [claims(text) for text in texts]
-    facts = [(Fact("caption", text),) for text in [*texts[1:], texts[0]]]
-    began = time.process_time()
-    for found, of in zip(said, facts, strict=True):
-        by_facts(found, of)
-    return round(sum(map(len, said)) / (time.process_time() - began))
+    claims_per_text = [extract_claims(text) for text in texts]
+    facts_per_text = [(Fact("caption", text),) for text in [*texts[1:], texts[0]]]
+    start = time.process_time()
+    for text_claims, text_facts in zip(claims_per_text, facts_per_text, strict=True):
+        verify_against_facts(text_claims, text_facts)
+    return round(sum(map(len, claims_per_text)) / (time.process_time() - start))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    rng = np.random.default_rng(given.seed)
-    began = time.process_time()
-    lexicon()
-    loading = time.process_time() - began
-    short, long = answers(given.answers, 20, rng), answers(given.answers // 4, 90, rng)
-    rate(short[:200])
+    args = parser.parse_args()
+    rng = np.random.default_rng(args.seed)
+    start = time.process_time()
+    load_lexicon()
+    loading_s = time.process_time() - start
+    captions, descriptions = make_answers(args.answers, 20, rng), make_answers(args.answers // 4, 90, rng)
+    extraction_rate(captions[:200])
     result = {
-        "caption": rate(short),
-        "description": rate(long),
-        "judged_per_s": judged(short[:1000]),
-        "loading_s": round(loading, 3),
+        "caption": extraction_rate(captions),
+        "description": extraction_rate(descriptions),
+        "judged_per_s": verification_rate(captions[:1000]),
+        "loading_s": round(loading_s, 3),
     }
     for name in ("caption", "description"):
         print(f"{name:<12} {result[name]}")

@@ -16,45 +16,45 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from phases import LLAVAS, build, rows
+from phases import LLAVA_SHAPES, build_vlm, noise_examples
 
-from mmrlhf.claims import lexicon
-from mmrlhf.files import write_whole
+from mmrlhf.claims import load_lexicon
+from mmrlhf.files import write_atomic
 from mmrlhf.records import Claim
 from mmrlhf.roles import Adapters, Role
-from mmrlhf.verify import Said
-from mmrlhf.verify.asking import Asking
+from mmrlhf.verify import AnswerClaims
+from mmrlhf.verify.asking import VLMVerifier
 
 
-def measure(given: argparse.Namespace, seed: int) -> dict[str, object]:
+def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:
     torch.manual_seed(seed)
-    asking = Asking(Role(Adapters(build(given.shape, "cpu", torch.float32)), None), lexicon())
-    nouns = sorted(set(lexicon().category.values()))
-    side = LLAVAS[given.shape][0] if given.shape in LLAVAS else 336
-    claims = tuple(Claim("object", nouns[(7 * i) % len(nouns)]) for i in range(given.claims))
-    shared = [Said(row.images, (), claims) for row in rows(given.pictures, side, 1000 * seed)]
-    ways = {"shared": shared, "apart": [replace(s, claims=(c,)) for s in shared for c in s.claims]}
-    found = {
-        name: [x for odds in asking.log_odds(said) for x in odds] for name, said in ways.items()
+    verifier = VLMVerifier(Role(Adapters(build_vlm(args.shape, "cpu", torch.float32)), None), load_lexicon())
+    nouns = sorted(set(load_lexicon().category.values()))
+    image_size = LLAVA_SHAPES[args.shape][0] if args.shape in LLAVA_SHAPES else 336
+    claims = tuple(Claim("object", nouns[(7 * i) % len(nouns)]) for i in range(args.claims))
+    shared_prompts = [AnswerClaims(row.images, (), claims) for row in noise_examples(args.pictures, image_size, 1000 * seed)]
+    variants = {"shared": shared_prompts, "apart": [replace(s, claims=(c,)) for s in shared_prompts for c in s.claims]}
+    log_odds = {
+        name: [x for odds in verifier.log_odds(answer_claims) for x in odds] for name, answer_claims in variants.items()
     }  # warm-up, and the same numbers
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(given.rounds):
-        for name, said in ways.items():
-            began = time.process_time()
-            asking.log_odds(said)
-            seconds[name].append(time.process_time() - began)
-    number = given.pictures * given.claims
-    rate = {name: number / statistics.median(times) for name, times in seconds.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(args.rounds):
+        for name, answer_claims in variants.items():
+            start = time.process_time()
+            verifier.log_odds(answer_claims)
+            seconds[name].append(time.process_time() - start)
+    num_claims = args.pictures * args.claims
+    claims_per_s = {name: num_claims / statistics.median(times) for name, times in seconds.items()}
     print(
-        f"shared {rate['shared']:.1f}, apart {rate['apart']:.1f} claims a second: {rate['shared'] / rate['apart']:.2f} x",
+        f"shared {claims_per_s['shared']:.1f}, apart {claims_per_s['apart']:.1f} claims a second: {claims_per_s['shared'] / claims_per_s['apart']:.2f} x",
         flush=True,
     )
-    gap = max(abs(a - b) for a, b in zip(found["shared"], found["apart"], strict=True))
+    max_difference = max(abs(a - b) for a, b in zip(log_odds["shared"], log_odds["apart"], strict=True))
     return {
         "seed": seed,
-        "claims_per_s": rate,
-        "speedup": rate["shared"] / rate["apart"],
-        "largest_difference": gap,
+        "claims_per_s": claims_per_s,
+        "speedup": claims_per_s["shared"] / claims_per_s["apart"],
+        "largest_difference": max_difference,
         "seconds": seconds,
     }
 
@@ -65,18 +65,18 @@ def main() -> None:
     for name, default in (("pictures", 4), ("claims", 8), ("rounds", 3), ("seeds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", metavar="DIR", help="keeps each seed's figures, which are then not measured again")
-    given = parser.parse_args()
-    found = []
-    for seed in range(given.seeds):
-        kept = Path(given.out) / f"claims_vlm-{given.shape.replace('/', '_')}-{seed}.json" if given.out else None
-        if kept is not None and kept.exists():
-            found.append(json.loads(kept.read_text()))
+    args = parser.parse_args()
+    results = []
+    for seed in range(args.seeds):
+        result_path = Path(args.out) / f"claims_vlm-{args.shape.replace('/', '_')}-{seed}.json" if args.out else None
+        if result_path is not None and result_path.exists():
+            results.append(json.loads(result_path.read_text()))
             continue
-        found.append(measure(given, seed))
-        if kept is not None:
-            write_whole(kept, json.dumps(found[-1]))
-    speedup = statistics.median(float(str(f["speedup"])) for f in found)
-    print(json.dumps({"shape": given.shape, "claims": given.claims, "speedup": speedup, "seeds": found}))
+        results.append(measure(args, seed))
+        if result_path is not None:
+            write_atomic(result_path, json.dumps(results[-1]))
+    speedup = statistics.median(float(str(result["speedup"])) for result in results)
+    print(json.dumps({"shape": args.shape, "claims": args.claims, "speedup": speedup, "seeds": results}))
 
 
 if __name__ == "__main__":

@@ -27,18 +27,18 @@ from mmrlhf.records import ImageSource
 from mmrlhf.vlm import VLM
 
 
-def photographs(folder: Path, count: int, width: int, height: int) -> list[ImageSource]:
+def make_photographs(folder: Path, count: int, width: int, height: int) -> list[ImageSource]:
     """JPEG files that are no two alike: smooth colours under some noise, as a photograph's."""
     rng = np.random.default_rng(0)
-    found = []
+    sources = []
     for i in range(count):
         small = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
         smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
         noisy = (smooth + rng.integers(-20, 20, smooth.shape)).clip(0, 255).astype(np.uint8)
         path = folder / f"{i}.jpg"
         Image.fromarray(noisy).save(path, quality=90)
-        found.append(ImageSource(str(path)))
-    return found
+        sources.append(ImageSource(str(path)))
+    return sources
 
 
 def synchronize() -> None:
@@ -46,32 +46,32 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], object]) -> float:
+def time_call(work: Callable[[], object]) -> float:
     synchronize()
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
     synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 @torch.no_grad()
-def plain_loop(vlm: VLM, sources: list[ImageSource], batch: int) -> None:
+def baseline_loop(vlm: VLM, sources: list[ImageSource], batch: int) -> None:
     """What a script does that has no engine: open, process, encode, batch after batch."""
-    text, base = vlm.encoder._texts[1], vlm.model.base_model
-    names = vlm.encoder._names()
+    text, base = vlm.encoder._prompt_texts[1], vlm.model.base_model
+    names = vlm.encoder._tower_input_names()
     for start in range(0, len(sources), batch):
-        part = [open_image(s) for s in sources[start : start + batch]]
-        inputs, _ = vlm.encoder.process([text] * len(part), [[p] for p in part])
+        images = [open_image(s) for s in sources[start : start + batch]]
+        inputs, _ = vlm.encoder.process([text] * len(images), [[p] for p in images])
         tensors = {k: inputs[k].to(vlm.device) for k in names if k in inputs}
         tensors["pixel_values"] = tensors["pixel_values"].to(vlm.encoder.dtype)
         base.get_image_features(**tensors, return_dict=True)
 
 
-def fresh(vlm: VLM) -> None:
+def clear_feature_cache(vlm: VLM) -> None:
     """Forget every picture."""
     for tier in vlm.encoder.cache.tiers:
         tier.entries.clear()
-        tier.bytes = 0
+        tier.num_bytes = 0
 
 
 def main() -> None:
@@ -81,32 +81,32 @@ def main() -> None:
     parser.add_argument("--size", default="640x480", help="pixels of the files")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    given = parser.parse_args()
-    width, height = map(int, given.size.split("x"))
-    vlm = load(given.checkpoint, given.dtype)
+    args = parser.parse_args()
+    width, height = map(int, args.size.split("x"))
+    vlm = load(args.checkpoint, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        sources = photographs(Path(folder), given.images, width, height)
-        plain_loop(vlm, sources[:4], 2)  # warm-up
-        ready = [vlm.encoder._prepare(vlm.encoder._key(s, 1), (s, 1)) for s in sources]
+        sources = make_photographs(Path(folder), args.images, width, height)
+        baseline_loop(vlm, sources[:4], 2)  # warm-up
+        prepared = [vlm.encoder._preprocess(vlm.encoder._key(s, 1), (s, 1)) for s in sources]
         size = 16 if vlm.device.type == "cuda" else 4
-        batches = [ready[i : i + size] for i in range(0, len(ready), size)]
-        loops = (1, 2, 4, 8, 16)
+        batches = [prepared[i : i + size] for i in range(0, len(prepared), size)]
+        loop_batch_sizes = (1, 2, 4, 8, 16)
         times: dict[str, list[float]] = {}
-        for _ in range(given.rounds):
-            fresh(vlm)
-            ways: dict[str, Callable[[], object]] = {"engine": lambda: vlm.encoder.pictures([(s,) for s in sources])}
-            ways |= {"second epoch": ways["engine"], "tower": lambda: [vlm.encoder._tower(b) for b in batches]}
-            ways |= {f"loop of {b}": (lambda b=b: plain_loop(vlm, sources, b)) for b in loops}
-            for name, work in ways.items():
-                times.setdefault(name, []).append(seconds(work))
-    middle = {name: statistics.median(found) for name, found in times.items()}
-    best = min((f"loop of {b}" for b in loops), key=middle.__getitem__)
-    for name, found in times.items():
-        print(f"{name:<14}" + "".join(f"{given.images / s:10.1f}" for s in found) + "  images/s")
+        for _ in range(args.rounds):
+            clear_feature_cache(vlm)
+            variants: dict[str, Callable[[], object]] = {"engine": lambda: vlm.encoder.get_features([(s,) for s in sources])}
+            variants |= {"second epoch": variants["engine"], "tower": lambda: [vlm.encoder._run_tower(b) for b in batches]}
+            variants |= {f"loop of {b}": (lambda b=b: baseline_loop(vlm, sources, b)) for b in loop_batch_sizes}
+            for name, work in variants.items():
+                times.setdefault(name, []).append(time_call(work))
+    median_seconds = {name: statistics.median(run_seconds) for name, run_seconds in times.items()}
+    best = min((f"loop of {b}" for b in loop_batch_sizes), key=median_seconds.__getitem__)
+    for name, run_seconds in times.items():
+        print(f"{name:<14}" + "".join(f"{args.images / s:10.1f}" for s in run_seconds) + "  images/s")
     print(json.dumps({
-        "images_per_s": round(given.images / middle["engine"], 2), "over_batch_1": round(middle["loop of 1"] / middle["engine"], 3),
-        "over_best": round(middle[best] / middle["engine"], 3), "best": best, "tower_share": round(middle["tower"] / middle["engine"], 3),
-        "second_epoch": round(middle["engine"] / middle["second epoch"], 1), "round_s": {k: [round(s, 4) for s in v] for k, v in times.items()},
+        "images_per_s": round(args.images / median_seconds["engine"], 2), "over_batch_1": round(median_seconds["loop of 1"] / median_seconds["engine"], 3),
+        "over_best": round(median_seconds[best] / median_seconds["engine"], 3), "best": best, "tower_share": round(median_seconds["tower"] / median_seconds["engine"], 3),
+        "second_epoch": round(median_seconds["engine"] / median_seconds["second epoch"], 1), "round_s": {k: [round(s, 4) for s in v] for k, v in times.items()},
     }))  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     python eval/speed/growth.py CHECKPOINT --out docs
 
-A round is `rl_step.py`'s for grpo with one pass. The plain way (`prefix: off`: every answer with its whole prompt and its own encoding)
+A round is `rl_step.py`'s for grpo with one pass. The plain way (`share_prefix: off`: every answer with its whole prompt and its own encoding)
 stands beside the engine where it ends within the minute. Writes growth.png and growth.json, and prints the latter.
 """
 
@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rl_step import measure
+from rl_step import measure_round_seconds
 
 AXES = {
     "generations": ("answers to a prompt", (1, 2, 4, 8, 16, 32)),
@@ -28,39 +28,45 @@ AXES = {
     "prompts": ("prompts in a round", (1, 2, 4, 8)),
     "pictures": ("pictures of a prompt", (1, 2, 3, 4)),
 }
-AS_BEFORE = {"prompts": 2, "generations": 8, "tokens": 48, "pictures": 1}
-PLAIN = {"generations": (1, 2, 4, 8)}
+DEFAULT_SIZES = {"prompts": 2, "generations": 8, "tokens": 48, "pictures": 1}
+BASELINE_VALUES = {"generations": (1, 2, 4, 8)}
 
 
-def seconds(checkpoint: str, prefix: str, **changed: int) -> float:
-    return statistics.median(measure(checkpoint, "grpo", iterations=1, rounds=3, prefix=prefix, **(AS_BEFORE | changed)))
+def median_seconds(checkpoint: str, prefix: str, **overrides: int) -> float:
+    return statistics.median(
+        measure_round_seconds(checkpoint, "grpo", iterations=1, rounds=3, prefix=prefix, **(DEFAULT_SIZES | overrides))
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--out", type=Path, default=Path())
-    given = parser.parse_args()
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    args = parser.parse_args()
+    seconds_by_axis: dict[str, dict[str, dict[str, float]]] = {}
     for axis, (_, values) in AXES.items():
-        found[axis] = {"engine": {str(v): round(seconds(given.checkpoint, "auto", **{axis: v}), 3) for v in values}}
-        if axis in PLAIN:
-            found[axis]["plain"] = {str(v): round(seconds(given.checkpoint, "off", **{axis: v}), 3) for v in PLAIN[axis]}
-        print(axis, found[axis], flush=True)
+        seconds_by_axis[axis] = {
+            "engine": {str(v): round(median_seconds(args.checkpoint, "auto", **{axis: v}), 3) for v in values}
+        }
+        if axis in BASELINE_VALUES:
+            seconds_by_axis[axis]["plain"] = {
+                str(v): round(median_seconds(args.checkpoint, "off", **{axis: v}), 3) for v in BASELINE_VALUES[axis]
+            }
+        print(axis, seconds_by_axis[axis], flush=True)
     figure, panels = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
     for panel, (axis, (label, _)) in zip(panels, AXES.items(), strict=True):
-        for way, points in found[axis].items():
-            panel.plot([int(v) for v in points], list(points.values()), marker="o", label=way)
+        for variant, points in seconds_by_axis[axis].items():
+            panel.plot([int(v) for v in points], list(points.values()), marker="o", label=variant)
         panel.set(xlabel=label, ylabel="seconds a round", ylim=(0, None))
         panel.grid(alpha=0.3)
     panels[0].legend()
-    figure.savefig(given.out / "growth.png", dpi=110)
-    by_answers = found["generations"]["engine"]
-    first, most = by_answers["1"], max(map(int, by_answers))
-    more = (by_answers[str(most)] - first) / (most - 1)
-    said = {"seconds": found, "one_more_answer_over_the_first": round(more / first, 3)}
-    (given.out / "growth.json").write_text(json.dumps(said, indent=1) + "\n")
-    print(json.dumps(said))
+    figure.savefig(args.out / "growth.png", dpi=110)
+    seconds_by_generations = seconds_by_axis["generations"]["engine"]
+    first_seconds, max_generations = seconds_by_generations["1"], max(map(int, seconds_by_generations))
+    seconds_per_extra_answer = (seconds_by_generations[str(max_generations)] - first_seconds) / (max_generations - 1)
+    results = {"seconds": seconds_by_axis, "one_more_answer_over_the_first": round(seconds_per_extra_answer / first_seconds, 3)}
+    (args.out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

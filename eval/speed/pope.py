@@ -18,17 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from encode import fresh, photographs, synchronize
+from encode import clear_feature_cache, make_photographs, synchronize
 from transformers import GenerationConfig
 
 from mmrlhf.images import open_image
 from mmrlhf.loading import load
 from mmrlhf.records import Example, ImageSource, Message
-from mmrlhf.rollout import answer_all
-from mmrlhf.sampling import Sampling
+from mmrlhf.rollout import generate_batches
+from mmrlhf.sampling import SamplingParams
 from mmrlhf.vlm import VLM
 
-THINGS = (
+OBJECTS = (
     "dog",
     "traffic light",
     "person",
@@ -46,38 +46,40 @@ THINGS = (
 )
 
 
-def questions(sources: list[ImageSource], each: int) -> list[Example]:
+def make_questions(sources: list[ImageSource], questions_per_image: int) -> list[Example]:
     """So many questions about each picture, as POPE asks them."""
     return [
         Example(
             f"{i}-{k}", (source,),
-            (Message("user", f"Is there a {THINGS[(i + k) % len(THINGS)]} in the image?"),),
+            (Message("user", f"Is there a {OBJECTS[(i + k) % len(OBJECTS)]} in the image?"),),
         )
-        for i, source in enumerate(sources) for k in range(each)
+        for i, source in enumerate(sources) for k in range(questions_per_image)
     ]  # fmt: skip
 
 
 @torch.no_grad()
-def plain_loop(vlm: VLM, rows: list[Example], tokens: int, batch: int) -> list[str]:
+def baseline_loop(vlm: VLM, rows: list[Example], tokens: int, batch: int) -> list[str]:
     """What a script does that has no engine."""
     config = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=list(vlm.eos), suppress_tokens=vlm.banned.tolist(),
+        max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=list(vlm.eos), suppress_tokens=vlm.suppressed_tokens.tolist(),
         pad_token_id=int(vlm.tokenizer.pad_token_id),
     )  # fmt: skip
-    said = []
+    answers = []
     for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        texts = [vlm.render(e.prompt, 1, generation_prompt=True) for e in part]
-        inputs = vlm.processor(text=texts, images=[[open_image(e.images[0])] for e in part], return_tensors="pt", padding=True)
+        batch_rows = rows[start : start + batch]
+        texts = [vlm.apply_chat_template(e.prompt, 1, generation_prompt=True) for e in batch_rows]
+        inputs = vlm.processor(
+            text=texts, images=[[open_image(e.images[0])] for e in batch_rows], return_tensors="pt", padding=True
+        )
         inputs = inputs.to(vlm.device, vlm.model.dtype)
-        out = vlm.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-        said += [vlm.decode(ids) for ids in out]
-    return said
+        completions = vlm.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+        answers += [vlm.decode(ids) for ids in completions]
+    return answers
 
 
-def engine(vlm: VLM, rows: list[Example], tokens: int) -> list[str]:
-    fresh(vlm)
-    return [texts[0] for _, texts in answer_all(vlm, rows, Sampling(tokens, 0.0), batch_size=96)]
+def engine_answers(vlm: VLM, rows: list[Example], tokens: int) -> list[str]:
+    clear_feature_cache(vlm)
+    return [texts[0] for _, texts in generate_batches(vlm, rows, SamplingParams(tokens, 0.0), batch_size=96)]
 
 
 def main() -> None:
@@ -88,39 +90,39 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,32", help="batch sizes of the plain loop")
     parser.add_argument("--size", default="640x480", help="pixels of the files")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    given = parser.parse_args()
-    width, height = map(int, given.size.split("x"))
-    vlm = load(given.checkpoint, given.dtype)
+    args = parser.parse_args()
+    width, height = map(int, args.size.split("x"))
+    vlm = load(args.checkpoint, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
-        rows = questions(photographs(Path(folder), given.images, width, height), given.questions)
-        engine(vlm, rows[: given.questions], given.tokens)  # warm-up, and the check that decides how prompts are run
-        plain_loop(vlm, rows[:2], given.tokens, 2)
-        ways: dict[str, Callable[[], list[str]]] = {"engine": lambda: engine(vlm, rows, given.tokens)}
-        ways |= {f"loop of {b}": (lambda b=int(b): plain_loop(vlm, rows, given.tokens, b)) for b in given.batches.split(",")}
-        wall: dict[str, list[float]] = {name: [] for name in ways}
-        cpu: dict[str, list[float]] = {name: [] for name in ways}
-        said: dict[str, list[str]] = {}
-        for _ in range(given.rounds):
-            for name, work in ways.items():
+        rows = make_questions(make_photographs(Path(folder), args.images, width, height), args.questions)
+        engine_answers(vlm, rows[: args.questions], args.tokens)  # warm-up, and the check that decides how prompts are run
+        baseline_loop(vlm, rows[:2], args.tokens, 2)
+        variants: dict[str, Callable[[], list[str]]] = {"engine": lambda: engine_answers(vlm, rows, args.tokens)}
+        variants |= {f"loop of {b}": (lambda b=int(b): baseline_loop(vlm, rows, args.tokens, b)) for b in args.batches.split(",")}
+        wall_seconds: dict[str, list[float]] = {name: [] for name in variants}
+        cpu_seconds: dict[str, list[float]] = {name: [] for name in variants}
+        answers: dict[str, list[str]] = {}
+        for _ in range(args.rounds):
+            for name, work in variants.items():
                 synchronize()
-                began, began_cpu = time.perf_counter(), time.process_time()
-                said[name] = work()
+                start, start_cpu = time.perf_counter(), time.process_time()
+                answers[name] = work()
                 synchronize()
-                wall[name].append(time.perf_counter() - began)
-                cpu[name].append(time.process_time() - began_cpu)
-    first = said["loop of " + given.batches.split(",")[0]]
-    same = sum(a == b for a, b in zip(said["engine"], first, strict=True))
+                wall_seconds[name].append(time.perf_counter() - start)
+                cpu_seconds[name].append(time.process_time() - start_cpu)
+    baseline_answers = answers["loop of " + args.batches.split(",")[0]]
+    num_same = sum(a == b for a, b in zip(answers["engine"], baseline_answers, strict=True))
     best = {
-        kind: min(statistics.median(v) for k, v in times.items() if k != "engine")
-        for kind, times in (("wall", wall), ("cpu", cpu))
+        clock: min(statistics.median(v) for k, v in times.items() if k != "engine")
+        for clock, times in (("wall", wall_seconds), ("cpu", cpu_seconds))
     }
-    for name in ways:
-        rate, spent = len(rows) / statistics.median(wall[name]), len(rows) / statistics.median(cpu[name])
-        print(f"{name:<12}{rate:10.2f} questions/s{spent:10.2f} a second of CPU")
+    for name in variants:
+        rate, cpu_rate = len(rows) / statistics.median(wall_seconds[name]), len(rows) / statistics.median(cpu_seconds[name])
+        print(f"{name:<12}{rate:10.2f} questions/s{cpu_rate:10.2f} a second of CPU")
     print(json.dumps({
-        "questions_per_s": round(len(rows) / statistics.median(wall["engine"]), 2), "over_best": round(best["wall"] / statistics.median(wall["engine"]), 2),
-        "over_best_cpu": round(best["cpu"] / statistics.median(cpu["engine"]), 2), "questions": len(rows), "same_answers": same, "shared": vlm.stems,
-        "wall_s": {k: [round(s, 3) for s in v] for k, v in wall.items()}, "cpu_s": {k: [round(s, 3) for s in v] for k, v in cpu.items()},
+        "questions_per_s": round(len(rows) / statistics.median(wall_seconds["engine"]), 2), "over_best": round(best["wall"] / statistics.median(wall_seconds["engine"]), 2),
+        "over_best_cpu": round(best["cpu"] / statistics.median(cpu_seconds["engine"]), 2), "questions": len(rows), "same_answers": num_same, "shared": vlm.share_prefix_across_prompts,
+        "wall_s": {k: [round(s, 3) for s in v] for k, v in wall_seconds.items()}, "cpu_s": {k: [round(s, 3) for s in v] for k, v in cpu_seconds.items()},
     }))  # fmt: skip
 
 

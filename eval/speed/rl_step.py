@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmrlhf.artefact import save
+from mmrlhf.artefact import save_reward_model
 from mmrlhf.config import PPOConfig
 from mmrlhf.loading import load
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, ImageSource, Message
-from mmrlhf.rewards import Group, RewardModel
+from mmrlhf.rewards import AnswerGroup, RewardModel
 from mmrlhf.roles import Adapters, Role, scalar_head
 from mmrlhf.terms import Sample
 from mmrlhf.vlm import VLM
@@ -43,20 +43,22 @@ FACTS = (
 )
 
 
-def rows(count: int, size: int, pictures: int = 1) -> list[Example]:
+def noise_examples(count: int, size: int, images_per_prompt: int = 1) -> list[Example]:
     """Prompts on pictures of noise, each its own, with facts."""
     rng = np.random.default_rng(0)
 
-    def picture() -> ImageSource:
+    def noise_image() -> ImageSource:
         file = io.BytesIO()
         Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
         return ImageSource(data=file.getvalue())
 
     prompt = (Message("user", "Describe the image."),)
-    return [Example(f"row-{i}", tuple(picture() for _ in range(pictures)), prompt, facts=FACTS) for i in range(count)]
+    return [
+        Example(f"row-{i}", tuple(noise_image() for _ in range(images_per_prompt)), prompt, facts=FACTS) for i in range(count)
+    ]
 
 
-def random_reward_model(checkpoint: str, directory: Path) -> None:
+def save_random_reward_model(checkpoint: str, directory: Path) -> None:
     """An adapter and a head of random weights, saved as the reward stage saves its own."""
     adapters = Adapters(load(checkpoint))
     adapters.add("reward", 16, 32.0, 0, LORA["lora_target_modules"])  # type: ignore[arg-type]
@@ -64,15 +66,15 @@ def random_reward_model(checkpoint: str, directory: Path) -> None:
         for parameter in adapters.parameters("reward").values():
             parameter.add_(0.02 * torch.randn_like(parameter))
     head = scalar_head(0.1 * torch.randn(adapters.vlm.hidden_size, device=adapters.vlm.device))
-    kept = [Group(e.images, e.prompt, ("A red circle.",), e.facts, e.id) for e in rows(1, 336)]
-    save(RewardModel(Role(adapters, "reward", head), "given", "before"), directory, kept)
+    reference_groups = [AnswerGroup(e.images, e.prompt, ("A red circle.",), e.facts, e.id) for e in noise_examples(1, 336)]
+    save_reward_model(RewardModel(Role(adapters, "reward", head), "given", "before"), directory, reference_groups)
 
 
 def random_scores(samples: Sequence[Sample]) -> list[float]:
     return [random.random() for _ in samples]
 
 
-def measure(
+def measure_round_seconds(
     checkpoint: str, algo: str, prompts: int, generations: int, tokens: int, iterations: int, rounds: int, size: int = 336,
     pictures: int = 1, prefix: str = "auto",
 ) -> list[float]:  # fmt: skip
@@ -86,18 +88,22 @@ def measure(
         return {}
 
     with tempfile.TemporaryDirectory() as folder:
-        reward = Path(folder) / "reward"
+        reward_model_dir = Path(folder) / "reward"
         if algo == "ppo":
-            random_reward_model(checkpoint, reward)
-        terms = {"reward_terms": "fact_rm=1", "reward_model_path": str(reward)} if algo == "ppo" else {"reward_terms": "random=1"}
+            save_random_reward_model(checkpoint, reward_model_dir)
+        reward_settings = (
+            {"reward_terms": "fact_rm=1", "reward_model_path": str(reward_model_dir)}
+            if algo == "ppo"
+            else {"reward_terms": "random=1"}
+        )
         config = PPOConfig(
             model_name_or_path=checkpoint, dataset_name="noise", output_dir=f"{folder}/run",
             per_device_train_batch_size=prompts, num_generations=generations, response_length=tokens, min_new_tokens=tokens,
             advantage_estimator="grpo" if algo == "grpo" else "gae", num_ppo_epochs=iterations, num_mini_batches=1, kl_coef=0.05,
             learning_rate=1e-5, max_steps=rounds, eval_steps=1, save_steps=10**6, logging_steps=1, num_sample_generations=0,
-            max_length=8192, prefix=prefix, **LORA, **terms,
+            max_length=8192, share_prefix=prefix, **LORA, **reward_settings,
         )  # fmt: skip
-        ppo(config, rows(prompts * rounds, size, pictures), tick, {"random": random_scores})
+        ppo(config, noise_examples(prompts * rounds, size, pictures), tick, {"random": random_scores})
     return [after - before for before, after in itertools.pairwise(ticks)][1:]
 
 
@@ -107,12 +113,12 @@ def main() -> None:
     parser.add_argument("--algo", choices=("grpo", "ppo"), default="grpo")
     for name, default in (("prompts", 2), ("generations", 8), ("tokens", 48), ("iterations", 2), ("rounds", 4), ("size", 336)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    given = vars(parser.parse_args())
-    seconds = measure(**given)
+    args = vars(parser.parse_args())
+    seconds = measure_round_seconds(**args)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({
-        "who": "mmrlhf", "algo": given["algo"], "round_s": [round(s, 2) for s in seconds],
-        "samples_per_s": round(given["prompts"] * given["generations"] / statistics.median(seconds), 3), "peak_gib": round(peak, 2),
+        "who": "mmrlhf", "algo": args["algo"], "round_s": [round(s, 2) for s in seconds],
+        "samples_per_s": round(args["prompts"] * args["generations"] / statistics.median(seconds), 3), "peak_gib": round(peak, 2),
     }))  # fmt: skip
 
 

@@ -19,97 +19,120 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clip_world import checkpoint
-from world import World, arguments, cell, markdown, over, shown
+from clip_world import ensure_checkpoint
+from world import Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf import demo, scenes
 from mmrlhf.benchmark import load_benchmark
-from mmrlhf.evaluate import scored
-from mmrlhf.generate import policy
+from mmrlhf.evaluate import score_scenes
+from mmrlhf.generate import load_policy
 from mmrlhf.records import Example, Fact
-from mmrlhf.rollout import answer_all
+from mmrlhf.rollout import generate_batches
 from mmrlhf.scenes.things import SHAPES
 
-LEXICON = str(Path(scenes.__file__).parent / "lexicon.txt")
-RM, DENSE, COVERAGE = "fact_rm=1", "hallucination=-1", "coverage=0.2"
-END = "missing_eos=-2"
+LEXICON_FILE = str(Path(scenes.__file__).parent / "lexicon.txt")
+REWARD_MODEL_TERM, HALLUCINATION_TERM, COVERAGE_TERM = "fact_rm=1", "hallucination=-1", "coverage=0.2"
+MISSING_EOS_TERM = "missing_eos=-2"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "terminal": (f"{RM}, {END}", {}),
-    "dense": (f"{RM}, {DENSE}, {END}", {}),
-    "at end": (f"{RM}, {DENSE}, {END}", {"spans_paid": "at_end"}),
-    "dense + coverage": (f"{RM}, {DENSE}, {COVERAGE}, {END}", {}),
-    "dense + coverage + clip": (f"{RM}, {DENSE}, {COVERAGE}, clip=1, {END}", {}),
-    "claims alone": (f"{DENSE}, {COVERAGE}, {END}", {}),
+    "terminal": (f"{REWARD_MODEL_TERM}, {MISSING_EOS_TERM}", {}),
+    "dense": (f"{REWARD_MODEL_TERM}, {HALLUCINATION_TERM}, {MISSING_EOS_TERM}", {}),
+    "at end": (f"{REWARD_MODEL_TERM}, {HALLUCINATION_TERM}, {MISSING_EOS_TERM}", {"span_credit": "last_token"}),
+    "dense + coverage": (f"{REWARD_MODEL_TERM}, {HALLUCINATION_TERM}, {COVERAGE_TERM}, {MISSING_EOS_TERM}", {}),
+    "dense + coverage + clip": (
+        f"{REWARD_MODEL_TERM}, {HALLUCINATION_TERM}, {COVERAGE_TERM}, verifier_score=1, {MISSING_EOS_TERM}",
+        {},
+    ),
+    "claims alone": (f"{HALLUCINATION_TERM}, {COVERAGE_TERM}, {MISSING_EOS_TERM}", {}),
 }
-METRICS = {"truth": True, "coverage": True, "chair_s": True, "u": False, "mean_length": False, "zero_claim_rate": True}
+METRICS = {"truth": True, "coverage": True, "chair_s": True, "utility": False, "mean_length": False, "zero_claim_rate": True}
 """Figures, and whether they are shown in percent."""
-ABSENT = 0.5
+ABSENT_FACT_RATE = 0.5
 
 
-def prompts(world: World) -> list[Example]:
+def build_prompts(experiment: Experiment) -> list[Example]:
     """The demo's, with absences among the facts."""
     rows = []
-    for index, row in enumerate(demo.rl_prompts(world.config)):
-        rng, there = (
-            np.random.default_rng([world.seed, 59, index]),
-            {t.shape for t in demo.scene_of("rl", index, world.config).things},
+    for index, row in enumerate(demo.build_rl_prompts(experiment.data_config)):
+        rng, present_shapes = (
+            np.random.default_rng([experiment.seed, 59, index]),
+            {t.shape for t in demo.training_scene("rl", index, experiment.data_config).objects},
         )
-        absent = []
+        absent_facts = []
         for shape in SHAPES:
-            if rng.random() < ABSENT and (shape not in there or rng.random() < world.wrong):
-                absent.append(Fact("absent", shape, "annotator"))
-        rows.append(replace(row, facts=(*row.facts, *absent)))
+            if rng.random() < ABSENT_FACT_RATE and (shape not in present_shapes or rng.random() < experiment.fact_error_rate):
+                absent_facts.append(Fact("absent", shape, "annotator"))
+        rows.append(replace(row, facts=(*row.facts, *absent_facts)))
     return rows
 
 
-def measured(world: World, adapter: str | None, count: int) -> dict[str, float]:
+def evaluate_policy(experiment: Experiment, adapter_path: str | None, num_scenes: int) -> dict[str, float]:
     """Greedy answers on held-out scenes, judged by the graph."""
-    module = load_benchmark("scenes")
-    rows = [e for e in module.prompts("held_out", count) if e.meta["kind"] == "describe"]
-    with policy(world.model, adapter) as vlm:
-        said = {e.id: texts for e, texts in answer_all(vlm, rows, demo.GREEDY, batch_size=100)}
-    found = scored(module, rows, said, None, world.seed)["held_out"]
-    silent = np.mean([not scenes.claims(text) for texts in said.values() for text in texts])
-    figures = {k: v for k, v in found.items() if isinstance(v, float)}
-    return figures | {"truth": 1 - figures["chair_i"], "zero_claim_rate": float(silent)}
+    benchmark = load_benchmark("scenes")
+    rows = [e for e in benchmark.prompts("held_out", num_scenes) if e.meta["kind"] == "describe"]
+    with load_policy(experiment.sft_path, adapter_path) as vlm:
+        answers = {e.id: texts for e, texts in generate_batches(vlm, rows, demo.GREEDY, batch_size=100)}
+    metrics = score_scenes(benchmark, rows, answers, None, experiment.seed)["held_out"]
+    zero_claim_rate = np.mean([not scenes.parse_claims(text) for texts in answers.values() for text in texts])
+    float_metrics = {k: v for k, v in metrics.items() if isinstance(v, float)}
+    return float_metrics | {"truth": 1 - float_metrics["chair_i"], "zero_claim_rate": float(zero_claim_rate)}
 
 
-def trained(world: World, name: str, given: argparse.Namespace) -> dict[str, Any]:
-    terms, how = VARIANTS[name]
-    if "clip=" in terms:
-        how = how | {"clip_model": str(checkpoint(given.clip or given.out, world.seed, given.clip_steps, given.clip_scenes))}
-    if RM in terms:
-        how = how | {"reward_model_path": world.reward("claims", facts="given", fact_dropout=0.2, planted_claims=0.3)}
-    if given.max_steps:
-        how = how | {"max_steps": given.max_steps}
-    adapter = world.policy(f"claims_{name.replace(' ', '_')}", prompts(world), reward_terms=terms, lexicon_file=LEXICON, **how)
-    return measured(world, adapter, given.held_out)
+def train_variant(experiment: Experiment, variant: str, args: argparse.Namespace) -> dict[str, Any]:
+    reward_terms, overrides = VARIANTS[variant]
+    if "verifier_score=" in reward_terms:
+        overrides = overrides | {
+            "clip_model": str(ensure_checkpoint(args.clip or args.out, experiment.seed, args.clip_steps, args.clip_scenes))
+        }
+    if REWARD_MODEL_TERM in reward_terms:
+        overrides = overrides | {
+            "reward_model_path": experiment.train_reward("claims", facts="given", fact_dropout=0.2, injected_claim_rate=0.3)
+        }
+    if args.max_steps:
+        overrides = overrides | {"max_steps": args.max_steps}
+    adapter_path = experiment.train_policy(
+        f"claims_{variant.replace(' ', '_')}",
+        build_prompts(experiment),
+        reward_terms=reward_terms,
+        lexicon_file=LEXICON_FILE,
+        **overrides,
+    )
+    return evaluate_policy(experiment, adapter_path, args.held_out)
 
 
-def studied(given: argparse.Namespace, world: World) -> dict[str, dict[str, Any]]:
-    found = {"SFT": cell(world.out, f"claims-{world.seed}-sft", lambda: measured(world, None, given.held_out))}
-    for name in given.only or VARIANTS:
-        found[name] = cell(world.out, f"claims-{world.seed}-{name.replace(' ', '_')}", partial(trained, world, name, given))
-    return found
+def run_study(args: argparse.Namespace, experiment: Experiment) -> dict[str, dict[str, Any]]:
+    results = {
+        "SFT": cached_result(
+            experiment.output_dir, f"claims-{experiment.seed}-sft", lambda: evaluate_policy(experiment, None, args.held_out)
+        )
+    }
+    for variant in args.only or VARIANTS:
+        results[variant] = cached_result(
+            experiment.output_dir,
+            f"claims-{experiment.seed}-{variant.replace(' ', '_')}",
+            partial(train_variant, experiment, variant, args),
+        )
+    return results
 
 
 def main() -> None:
-    number = {"type": int}
-    given = arguments(
-        __doc__, clip={"type": Path, "metavar": "DIR"}, clip_steps=number | {"default": 4000}, clip_scenes=number | {"default": 20000},
-        held_out=number | {"default": 300}, max_steps=number, only={"nargs": "*", "choices": list(VARIANTS)},
+    int_option = {"type": int}
+    args = parse_args(
+        __doc__, clip={"type": Path, "metavar": "DIR"}, clip_steps=int_option | {"default": 4000}, clip_scenes=int_option | {"default": 20000},
+        held_out=int_option | {"default": 300}, max_steps=int_option, only={"nargs": "*", "choices": list(VARIANTS)},
     )  # fmt: skip
-    by_seed = over([World(given.out, seed) for seed in range(given.seeds)], partial(studied, given), given.workers)
+    by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], partial(run_study, args), args.workers)
     names = list(by_seed[0])
-    table = [(name, *(shown((found[name][m] for found in by_seed), p) for m, p in METRICS.items())) for name in names]
-    print(markdown(("reward", *METRICS), table) + "\n")
-    compared = [(name, "terminal") for name in names if name not in ("SFT", "terminal")] + [("dense", "at end")]
-    gaps = [
-        (f"{a} - {b}", *(shown((f[a][m] - f[b][m] for f in by_seed), p, "+") for m, p in METRICS.items()))
-        for a, b in compared if {a, b} <= set(names)
+    table_rows = [
+        (name, *(format_mean((results[name][m] for results in by_seed), p) for m, p in METRICS.items())) for name in names
+    ]
+    print(markdown_table(("reward", *METRICS), table_rows) + "\n")
+    comparisons = [(name, "terminal") for name in names if name not in ("SFT", "terminal")] + [("dense", "at end")]
+    difference_rows = [
+        (f"{a} - {b}", *(format_mean((f[a][m] - f[b][m] for f in by_seed), p, "+") for m, p in METRICS.items()))
+        for a, b in comparisons if {a, b} <= set(names)
     ]  # fmt: skip
-    print(markdown(("difference", *METRICS), gaps) + "\n")
-    print(json.dumps({"study": "claims", "seeds": given.seeds, "cells": by_seed}))
+    print(markdown_table(("difference", *METRICS), difference_rows) + "\n")
+    print(json.dumps({"study": "claims", "seeds": args.seeds, "cells": by_seed}))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from world import World, arguments, cells, markdown, over, shown
+from world import Experiment, cached_results, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf import demo, scenes
 from mmrlhf.artefact import load_reward_model
 from mmrlhf.records import Example, Fact, Preference
 from mmrlhf.reward_bench import accuracy
-from mmrlhf.reward_model import group
+from mmrlhf.reward_model import to_answer_group
 
 QUALITIES = {
     "all listed": (1.0, 0.0, False),
@@ -31,43 +31,65 @@ QUALITIES = {
     "swapped": (1.0, 0.0, True),
 }
 """Share listed, share of those wrong, and whether they are another row's."""
-METRICS = {"accuracy": True, "u": False, "chair_s": True, "coverage": True}
+METRICS = {"accuracy": True, "utility": False, "chair_s": True, "coverage": True}
 
 
-def facts_of(world: World, split: scenes.Split, row_id: str, quality: str) -> tuple[Fact, ...]:
-    listed, wrong, swapped = QUALITIES[quality]
-    index = int(row_id.split("-")[1]) + (1 if swapped else 0)
-    return scenes.facts(demo.scene_of(split, index, world.config), np.random.default_rng([67, index]), listed=listed, wrong=wrong)
+def build_facts(experiment: Experiment, split: scenes.Split, row_id: str, quality: str) -> tuple[Fact, ...]:
+    recall, error_rate, is_swapped = QUALITIES[quality]
+    index = int(row_id.split("-")[1]) + (1 if is_swapped else 0)
+    return scenes.annotator_facts(
+        demo.training_scene(split, index, experiment.data_config),
+        np.random.default_rng([67, index]),
+        recall=recall,
+        error_rate=error_rate,
+    )
 
 
-def measured(world: World, quality: str) -> dict[str, Any]:
+def measure_quality(experiment: Experiment, quality: str) -> dict[str, Any]:
     name = "facts_" + "".join(c if c.isalnum() else "_" for c in quality)
 
-    def told(row: Preference) -> Preference:
-        return replace(row, facts=facts_of(world, "pairs", row.id, quality))
+    def with_facts(row: Preference) -> Preference:
+        return replace(row, facts=build_facts(experiment, "pairs", row.id, quality))
 
-    path = world.reward(name, told, fact_dropout=0.0)
-    held_out = [told(p) for p in world.pairs[1]]
-    found = {"accuracy": accuracy(held_out, load_reward_model(path).score([group(p) for p in held_out]))["value"]}
-    rows: list[Example] = [replace(e, facts=facts_of(world, "rl", e.id, quality)) for e in demo.rl_prompts(world.config)]
-    return found | world.measured(world.policy(name, rows, reward_model_path=path))
+    reward_model_path = experiment.train_reward(name, with_facts, fact_dropout=0.0)
+    held_out = [with_facts(p) for p in experiment.pairs[1]]
+    metrics = {
+        "accuracy": accuracy(held_out, load_reward_model(reward_model_path).score([to_answer_group(p) for p in held_out]))[
+            "value"
+        ]
+    }
+    prompts: list[Example] = [
+        replace(e, facts=build_facts(experiment, "rl", e.id, quality)) for e in demo.build_rl_prompts(experiment.data_config)
+    ]
+    return metrics | experiment.evaluate(experiment.train_policy(name, prompts, reward_model_path=reward_model_path))
 
 
-def studied(world: World) -> list[dict[str, Any]]:
-    return cells(world, "facts_quality", QUALITIES, measured)
+def run_study(experiment: Experiment) -> list[dict[str, Any]]:
+    return cached_results(experiment, "facts_quality", QUALITIES, measure_quality)
 
 
 def main() -> None:
-    given = arguments(__doc__)
-    by_seed = over([World(given.out, seed) for seed in range(given.seeds)], studied, given.workers)
-    found = dict(zip(QUALITIES, zip(*by_seed, strict=True), strict=True))
-    rows = [(quality, *(shown((c[m] for c in row), p) for m, p in METRICS.items())) for quality, row in found.items()]
-    bare = found["none listed"]
+    args = parse_args(__doc__)
+    by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], run_study, args.workers)
+    results = dict(zip(QUALITIES, zip(*by_seed, strict=True), strict=True))
+    rows = [
+        (quality, *(format_mean((c[m] for c in seed_results), p) for m, p in METRICS.items()))
+        for quality, seed_results in results.items()
+    ]
+    baseline = results["none listed"]
     for quality in (q for q in QUALITIES if q != "none listed"):
-        gaps = [[c[m] - b[m] for c, b in zip(found[quality], bare, strict=True)] for m in METRICS]
-        rows.append((f"{quality} - none listed", *(shown(gap, p, "+") for gap, p in zip(gaps, METRICS.values(), strict=True))))
-    print(markdown(("facts", *METRICS), rows) + "\n")
-    print(json.dumps({"study": "facts_quality", "seeds": given.seeds, "cells": found}))
+        differences = [[c[m] - b[m] for c, b in zip(results[quality], baseline, strict=True)] for m in METRICS]
+        rows.append(
+            (
+                f"{quality} - none listed",
+                *(
+                    format_mean(metric_differences, p, "+")
+                    for metric_differences, p in zip(differences, METRICS.values(), strict=True)
+                ),
+            )
+        )
+    print(markdown_table(("facts", *METRICS), rows) + "\n")
+    print(json.dumps({"study": "facts_quality", "seeds": args.seeds, "cells": results}))
 
 
 if __name__ == "__main__":

@@ -12,54 +12,54 @@ from pathlib import Path
 import numpy as np
 
 from mmrlhf import scenes
-from mmrlhf.claims import Lexicon, lexicon
+from mmrlhf.claims import Lexicon, load_lexicon
 from mmrlhf.records import Claim
-from mmrlhf.scenes.language import OPPOSITE, relation_of
-from mmrlhf.scenes.things import COLOURS, HABITS, SHAPES, SIZES
+from mmrlhf.scenes.language import OPPOSITE_RELATION, sample_relation
+from mmrlhf.scenes.things import COLOURS, COOCCURRENCES, SHAPES, SIZES
 
-GROUPS = [sorted(COLOURS), sorted(SIZES)]
+EXCLUSIVE_VALUES = [sorted(COLOURS), sorted(SIZES)]
 
 
-def words() -> Lexicon:
+def load_scene_lexicon() -> Lexicon:
     """The lexicon with the world's nouns."""
-    return lexicon(str(Path(scenes.__file__).parent / "lexicon.txt"))
+    return load_lexicon(str(Path(scenes.__file__).parent / "lexicon.txt"))
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledClaim:
     claim: Claim
-    true: bool
+    is_true: bool
 
 
-def holds(scene: scenes.Scene, claim: Claim) -> bool:
+def is_claim_true(scene: scenes.Scene, claim: Claim) -> bool:
     """What the graph says of a claim that the general extractor would make."""
     if claim.kind == "relation":
         claim = replace(claim, value=f"{claim.relation} {claim.target}", relation="", target="")
-    return scenes.verify(scene, claim).value == "supported"
+    return scenes.verify_claim(scene, claim).value == "supported"
 
 
-def labelled(scene: scenes.Scene, rng: np.random.Generator) -> list[Labelled]:
+def sample_labelled_claims(scene: scenes.Scene, rng: np.random.Generator) -> list[LabelledClaim]:
     """Claims of all kinds on a scene."""
     pairs: list[tuple[Claim, Claim]] = []
-    shapes = sorted({t.shape for t in scene.things})
-    thing = scene.things[int(rng.integers(len(scene.things)))]
-    called = [p for t, p in HABITS.items() if t in shapes and p not in shapes]
-    absent = called or [s for s in SHAPES if s not in shapes]
-    pairs.append((Claim("object", thing.shape), Claim("object", str(rng.choice(absent)))))
-    others = {t.colour for t in scene.things} - {thing.colour} or set(COLOURS) - {thing.colour}
-    said = Claim("attribute", thing.shape, thing.colour)
-    pairs.append((said, replace(said, value=str(rng.choice(sorted(others))))))
-    said = Claim("count", "object", str(len(scene.things)))
+    shapes = sorted({t.shape for t in scene.objects})
+    obj = scene.objects[int(rng.integers(len(scene.objects)))]
+    absent_partners = [p for t, p in COOCCURRENCES.items() if t in shapes and p not in shapes]
+    absent_shapes = absent_partners or [s for s in SHAPES if s not in shapes]
+    pairs.append((Claim("object", obj.shape), Claim("object", str(rng.choice(absent_shapes)))))
+    other_colours = {t.colour for t in scene.objects} - {obj.colour} or set(COLOURS) - {obj.colour}
+    claim = Claim("attribute", obj.shape, obj.colour)
+    pairs.append((claim, replace(claim, value=str(rng.choice(sorted(other_colours))))))
+    claim = Claim("count", "object", str(len(scene.objects)))
     if rng.random() < 0.5:
-        said = Claim("count", thing.shape, str(sum(t.shape == thing.shape for t in scene.things)))
-    off = int(said.value) + (1 if said.value == "1" else int(rng.choice([-1, 1])))
-    pairs.append((said, replace(said, value=str(off))))
-    if len(scene.things) > 1:
-        a, b = (scene.things[i] for i in rng.choice(len(scene.things), 2, replace=False))
-        said = Claim("relation", a.shape, relation=relation_of(a, b, rng), target=b.shape)
-        pairs.append((said, replace(said, relation=OPPOSITE[said.relation])))
-    found = []
-    for right, wrong in pairs:
-        if holds(scene, right) and not holds(scene, wrong):
-            found += [Labelled(right, True), Labelled(wrong, False)]
-    return found
+        claim = Claim("count", obj.shape, str(sum(t.shape == obj.shape for t in scene.objects)))
+    wrong_count = int(claim.value) + (1 if claim.value == "1" else int(rng.choice([-1, 1])))
+    pairs.append((claim, replace(claim, value=str(wrong_count))))
+    if len(scene.objects) > 1:
+        a, b = (scene.objects[i] for i in rng.choice(len(scene.objects), 2, replace=False))
+        claim = Claim("relation", a.shape, relation=sample_relation(a, b, rng), target=b.shape)
+        pairs.append((claim, replace(claim, relation=OPPOSITE_RELATION[claim.relation])))
+    labelled_claims = []
+    for true_claim, false_claim in pairs:
+        if is_claim_true(scene, true_claim) and not is_claim_true(scene, false_claim):
+            labelled_claims += [LabelledClaim(true_claim, True), LabelledClaim(false_claim, False)]
+    return labelled_claims

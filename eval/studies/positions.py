@@ -15,21 +15,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from world import World, arguments, cells, markdown, over, shown
+from world import Experiment, cached_results, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf.run import read_jsonl
 
 SETTINGS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "before": ("facts", {"planted_claims": 0.3, "fact_dropout": 0.2}, False),
-    "before, critic reads them": ("facts", {"planted_claims": 0.3, "fact_dropout": 0.2}, True),
-    "after": ("after", {"planted_claims": 0.3, "fact_dropout": 0.2, "facts_position": "after"}, False),
-    "none": ("none", {"planted_claims": 0.3, "facts": "none"}, False),
+    "before": ("facts", {"injected_claim_rate": 0.3, "fact_dropout": 0.2}, False),
+    "before, critic reads them": ("facts", {"injected_claim_rate": 0.3, "fact_dropout": 0.2}, True),
+    "after": ("after", {"injected_claim_rate": 0.3, "fact_dropout": 0.2, "facts_position": "after"}, False),
+    "none": ("none", {"injected_claim_rate": 0.3, "facts": "none"}, False),
 }
 """The reward model's name and settings, and whether the critic reads facts."""
 METRICS = {
     "accuracy": True,
     "explained": False,
-    "u": False,
+    "utility": False,
     "chair_s": True,
     "coverage": True,
     "claim_f1": True,
@@ -37,30 +37,41 @@ METRICS = {
 }
 
 
-def measured(world: World, setting: str) -> dict[str, Any]:
-    name, how, critic = SETTINGS[setting]
-    model = world.reward(name, **how)
-    accuracy = json.loads((Path(model) / "done.json").read_text())["accuracy"]
-    policy = world.policy(f"positions_{name}{'_critic' * critic}", reward_model_path=model, critic_sees_facts=critic)
-    steps = read_jsonl(Path(policy).parent / "metrics.jsonl")
-    told = [row["critic/vf_explained_var"] for row in steps if "critic/vf_explained_var" in row]
-    return {"accuracy": accuracy, "explained": fmean(told[len(told) // 2 :])} | world.measured(policy)
+def measure_setting(experiment: Experiment, setting: str) -> dict[str, Any]:
+    name, overrides, critic_sees_facts = SETTINGS[setting]
+    reward_model_path = experiment.train_reward(name, **overrides)
+    accuracy = json.loads((Path(reward_model_path) / "finished.json").read_text())["accuracy"]
+    policy_path = experiment.train_policy(
+        f"positions_{name}{'_critic' * critic_sees_facts}",
+        reward_model_path=reward_model_path,
+        critic_sees_facts=critic_sees_facts,
+    )
+    step_metrics = read_jsonl(Path(policy_path).parent / "metrics.jsonl")
+    explained_variances = [row["critic/vf_explained_var"] for row in step_metrics if "critic/vf_explained_var" in row]
+    return {"accuracy": accuracy, "explained": fmean(explained_variances[len(explained_variances) // 2 :])} | experiment.evaluate(
+        policy_path
+    )
 
 
-def studied(world: World) -> list[dict[str, Any]]:
-    return cells(world, "positions", SETTINGS, measured)
+def run_study(experiment: Experiment) -> list[dict[str, Any]]:
+    return cached_results(experiment, "positions", SETTINGS, measure_setting)
 
 
 def main() -> None:
-    given = arguments(__doc__)
-    by_seed = over([World(given.out, seed) for seed in range(given.seeds)], studied, given.workers)
-    found = dict(zip(SETTINGS, zip(*by_seed, strict=True), strict=True))
-    rows = [(setting, *(shown((c[m] for c in row), p) for m, p in METRICS.items())) for setting, row in found.items()]
-    for first, second in (("before, critic reads them", "before"), ("before", "after"), ("before", "none")):
-        pairs = list(zip(found[first], found[second], strict=True))
-        rows.append((f"{first} - {second}", *(shown((a[m] - b[m] for a, b in pairs), p, "+") for m, p in METRICS.items())))
-    print(markdown(("facts", *METRICS), rows) + "\n")
-    print(json.dumps({"study": "positions", "seeds": given.seeds, "cells": found}))
+    args = parse_args(__doc__)
+    by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], run_study, args.workers)
+    results = dict(zip(SETTINGS, zip(*by_seed, strict=True), strict=True))
+    rows = [
+        (setting, *(format_mean((c[m] for c in seed_results), p) for m, p in METRICS.items()))
+        for setting, seed_results in results.items()
+    ]
+    for treatment, baseline in (("before, critic reads them", "before"), ("before", "after"), ("before", "none")):
+        pairs = list(zip(results[treatment], results[baseline], strict=True))
+        rows.append(
+            (f"{treatment} - {baseline}", *(format_mean((a[m] - b[m] for a, b in pairs), p, "+") for m, p in METRICS.items()))
+        )
+    print(markdown_table(("facts", *METRICS), rows) + "\n")
+    print(json.dumps({"study": "positions", "seeds": args.seeds, "cells": results}))
 
 
 if __name__ == "__main__":

@@ -15,82 +15,97 @@ import json
 from typing import Any
 
 import numpy as np
-from world import World, arguments, cell, markdown, over, shown
+from world import Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf import demo, scenes
 from mmrlhf.records import Example, Message
 
-PARTS = {"facts": "", "correctness": "correctness=2", "length": "length=-10", "missing_eos": "missing_eos=-8"}
-METRICS = {"chair_s": True, "coverage": True, "u": False, "mean_length": False, "yes_rate": True, "yes_no_accuracy": True}
+REWARD_PARTS = {"facts": "", "correctness": "correctness=2", "length": "length=-10", "missing_eos": "missing_eos=-8"}
+METRICS = {"chair_s": True, "coverage": True, "utility": False, "mean_length": False, "yes_rate": True, "yes_no_accuracy": True}
 """Names in the benchmark, and whether they are shown in percent."""
 
 
-def prompts(world: World) -> list[Example]:
+def build_prompts(experiment: Experiment) -> list[Example]:
     """Two descriptions to one question, whose true answer correctness is judged by."""
     rows = []
-    for index in range(world.config.rl_scenes):
-        scene, rng = demo.scene_of("rl", index, world.config), np.random.default_rng([world.seed, 53, index])
-        asked = scenes.describe(scene, rng)
+    for index in range(experiment.data_config.rl_scenes):
+        scene, rng = demo.training_scene("rl", index, experiment.data_config), np.random.default_rng([experiment.seed, 53, index])
+        question = scenes.description_question(scene, rng)
         if index % 3 == 0:
-            while (asked := scenes.question(scene, rng)).kind != "yes_no":
+            while (question := scenes.short_question(scene, rng)).kind != "yes_no":
                 pass
-        facts = scenes.facts(scene, rng, listed=world.listed, wrong=world.wrong)
-        truth = asked.answer if asked.kind == "yes_no" else None
-        rows.append(Example(scene.id, (scene.source(),), (Message("user", asked.text),), truth, facts))
+        facts = scenes.annotator_facts(scene, rng, recall=experiment.fact_recall, error_rate=experiment.fact_error_rate)
+        reference = question.answer if question.kind == "yes_no" else None
+        rows.append(Example(scene.id, (scene.image_source(),), (Message("user", question.text),), reference, facts))
     return rows
 
 
-def trained(world: World, on: tuple[str, ...]) -> dict[str, Any]:
-    facts = "given" if "facts" in on else "none"
-    model = world.reward(
+def train_combination(experiment: Experiment, enabled: tuple[str, ...]) -> dict[str, Any]:
+    facts = "given" if "facts" in enabled else "none"
+    reward_model_path = experiment.train_reward(
         "facts" if facts == "given" else "none",
-        planted_claims=0.3,
+        injected_claim_rate=0.3,
         facts=facts,
         **({"fact_dropout": 0.2} if facts == "given" else {}),
     )
-    terms = ", ".join(["fact_rm=1", *(PARTS[part] for part in on if PARTS[part])])
-    policy = world.policy("rewards_" + ("-".join(on) or "rm"), prompts(world), reward_model_path=model, reward_terms=terms)
-    return world.measured(policy)
+    reward_terms = ", ".join(["fact_rm=1", *(REWARD_PARTS[part] for part in enabled if REWARD_PARTS[part])])
+    policy_path = experiment.train_policy(
+        "rewards_" + ("-".join(enabled) or "rm"),
+        build_prompts(experiment),
+        reward_model_path=reward_model_path,
+        reward_terms=reward_terms,
+    )
+    return experiment.evaluate(policy_path)
 
 
-ON = [on for k in range(len(PARTS) + 1) for on in itertools.combinations(PARTS, k)]
+COMBINATIONS = [on for k in range(len(REWARD_PARTS) + 1) for on in itertools.combinations(REWARD_PARTS, k)]
 
 
-def studied(world: World) -> list[dict[str, Any]]:
+def run_study(experiment: Experiment) -> list[dict[str, Any]]:
     """SFT, and a policy for each of `ON`."""
-    before = cell(world.out, f"rewards-{world.seed}-sft", lambda: world.measured(None))
+    sft_result = cached_result(experiment.output_dir, f"rewards-{experiment.seed}-sft", lambda: experiment.evaluate(None))
     return [
-        before,
-        *(cell(world.out, f"rewards-{world.seed}-{'-'.join(on) or 'rm'}", lambda o=on: trained(world, o)) for on in ON),  # type: ignore[misc]
+        sft_result,
+        *(
+            cached_result(
+                experiment.output_dir,
+                f"rewards-{experiment.seed}-{'-'.join(enabled) or 'rm'}",
+                lambda o=enabled: train_combination(experiment, o),
+            )
+            for enabled in COMBINATIONS
+        ),  # type: ignore[misc]
     ]
 
 
 def main() -> None:
-    given = arguments(__doc__)
-    by_seed = over([World(given.out, seed) for seed in range(given.seeds)], studied, given.workers)
-    before, *rest = zip(*by_seed, strict=True)
-    found = dict(zip(ON, rest, strict=True))
-    rows = [("SFT", *(shown((c[m] for c in before), p) for m, p in METRICS.items()))]
+    args = parse_args(__doc__)
+    by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], run_study, args.workers)
+    sft_results, *combination_results = zip(*by_seed, strict=True)
+    results = dict(zip(COMBINATIONS, combination_results, strict=True))
+    rows = [("SFT", *(format_mean((c[m] for c in sft_results), p) for m, p in METRICS.items()))]
     rows += [
-        (" + ".join(on) or "reward model alone", *(shown((c[m] for c in cells), p) for m, p in METRICS.items()))
-        for on, cells in found.items()
+        (" + ".join(enabled) or "reward model alone", *(format_mean((c[m] for c in seed_results), p) for m, p in METRICS.items()))
+        for enabled, seed_results in results.items()
     ]
-    print(markdown(("terms", *METRICS), rows) + "\n")
+    print(markdown_table(("terms", *METRICS), rows) + "\n")
     effects = []
-    for part in PARTS:
+    for part in REWARD_PARTS:
         per_seed = {
-            m: [np.mean([(1 if part in on else -1) * cells[s][m] for on, cells in found.items()]) * 2 for s in range(given.seeds)]
+            m: [
+                np.mean([(1 if part in enabled else -1) * seed_results[s][m] for enabled, seed_results in results.items()]) * 2
+                for s in range(args.seeds)
+            ]
             for m in METRICS
         }
-        effects.append((part, *(shown(per_seed[m], p, "+") for m, p in METRICS.items())))
-    print(markdown(("effect of", *METRICS), effects) + "\n")
+        effects.append((part, *(format_mean(per_seed[m], p, "+") for m, p in METRICS.items())))
+    print(markdown_table(("effect of", *METRICS), effects) + "\n")
     print(
         json.dumps(
             {
                 "study": "rewards",
-                "seeds": given.seeds,
-                "sft": before,
-                "cells": {" + ".join(on) or "rm": c for on, c in found.items()},
+                "seeds": args.seeds,
+                "sft": sft_results,
+                "cells": {" + ".join(enabled) or "rm": c for enabled, c in results.items()},
             }
         )
     )

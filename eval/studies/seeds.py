@@ -17,25 +17,25 @@ import numpy as np
 from scipy import stats
 
 METRICS = {
-    "chair_s": "answers with a false claim", "habit": "habit", "sight": "sight", "coverage": "coverage", "claim_f1": "claim F1",
-    "u": "u", "mean_length": "words", "ead": "EAD",
+    "chair_s": "answers with a false claim", "cooccurrence_errors": "co-occurrence errors", "perception_errors": "perception errors", "coverage": "coverage", "claim_f1": "claim F1",
+    "utility": "utility", "mean_length": "words", "ead": "EAD",
 }  # fmt: skip
 FRACTIONS = ("chair_s", "coverage", "claim_f1")
-DIFFERENCES = (("ppo_fact", "sft"), ("ppo_plain", "sft"), ("ppo_fact", "ppo_plain"), ("ppo_fact", "best_of_n"))
+COMPARISONS = (("ppo_fact", "sft"), ("ppo_plain", "sft"), ("ppo_fact", "ppo_plain"), ("ppo_fact", "best_of_n"))
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
+def mean_and_half_width(values: np.ndarray) -> tuple[float, float]:
     """Mean and half width of its 95% t-interval."""
     return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def shown(values: np.ndarray, percent: bool, sign: str = "") -> str:
-    mean, half = interval(values)
-    scale, digits = (100, 1) if percent else (1, 2)
-    return f"{mean * scale:{sign}.{digits}f} ± {half * scale:.{digits}f}"
+def format_mean(values: np.ndarray, as_percent: bool, sign: str = "") -> str:
+    mean, half_width = mean_and_half_width(values)
+    scale, digits = (100, 1) if as_percent else (1, 2)
+    return f"{mean * scale:{sign}.{digits}f} ± {half_width * scale:.{digits}f}"
 
 
-def table(runs: list[dict], split: str) -> str:
+def split_table(runs: list[dict], split: str) -> str:
     """Models, then differences, by metric, on one split."""
 
     def values(model: str, metric: str) -> np.ndarray:
@@ -43,9 +43,9 @@ def table(runs: list[dict], split: str) -> str:
 
     lines = [f"| {split} | {' | '.join(METRICS.values())} |", "|---" * (len(METRICS) + 1) + "|"]
     for model in runs[0]["models"]:
-        lines.append(f"| {model} | {' | '.join(shown(values(model, m), m in FRACTIONS) for m in METRICS)} |")
-    for a, b in DIFFERENCES:
-        cells = (shown(values(a, m) - values(b, m), m in FRACTIONS, "+") for m in METRICS)
+        lines.append(f"| {model} | {' | '.join(format_mean(values(model, m), m in FRACTIONS) for m in METRICS)} |")
+    for a, b in COMPARISONS:
+        cells = (format_mean(values(a, m) - values(b, m), m in FRACTIONS, "+") for m in METRICS)
         lines.append(f"| {a} - {b} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -58,12 +58,12 @@ def main(paths: list[str]) -> None:
         sys.exit("error: two of these runs have the same seed")
     print(f"Seeds {', '.join(str(run['seed']) for run in runs)}. Fractions in percent; habit, sight and u per answer.\n")
     for split in runs[0]["models"]["sft"]:
-        print(table(runs, split) + "\n")
+        print(split_table(runs, split) + "\n")
     for name in ("fact", "plain"):
         accuracy = np.array([run["reward_models"][name]["accuracy"] for run in runs])
-        print(f"Reward model ({name}): {shown(accuracy, percent=True)}% of held-out pairs ranked as labelled.")
+        print(f"Reward model ({name}): {format_mean(accuracy, as_percent=True)}% of held-out pairs ranked as labelled.")
     for name in ("ppo_fact", "ppo_plain"):
-        print(f"{name}: KL {shown(np.array([run['kl'][name] for run in runs]), percent=False)} nats an answer.")
+        print(f"{name}: KL {format_mean(np.array([run['kl'][name] for run in runs]), as_percent=False)} nats an answer.")
 
 
 if __name__ == "__main__":

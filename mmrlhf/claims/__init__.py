@@ -4,11 +4,11 @@ Each module imports only those before it: `grammar`, `lexicon`, `chair` (CHAIR's
 `predicates`, `places`, `extraction`.
 """
 
-from mmrlhf.claims.chair import Mention, chair, nodes
-from mmrlhf.claims.extraction import claims
-from mmrlhf.claims.lexicon import Lexicon, lexicon
+from mmrlhf.claims.chair import Mention, find_mentions, load_synonyms
+from mmrlhf.claims.extraction import extract_claims
+from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 
 VERSION = 1
 """Of what is extracted: a file of claims that another version began is not continued."""
 
-__all__ = ["VERSION", "Lexicon", "Mention", "chair", "claims", "lexicon", "nodes"]
+__all__ = ["VERSION", "Lexicon", "Mention", "extract_claims", "find_mentions", "load_lexicon", "load_synonyms"]

@@ -3,344 +3,410 @@
 from __future__ import annotations
 
 from mmrlhf.claims.grammar import (
-    CANNED,
-    COLOUR_HEADS,
+    AMBIGUOUS_COLOUR_MODIFIERS,
+    AMBIGUOUS_FUNCTION_WORDS,
+    BARE_INFINITIVE_VERBS,
+    BASIC_COLOURS,
+    CAN_MODIFIERS,
+    COLOUR_MODIFIERS,
     COLOUR_NOUNS,
-    COLOURED,
-    HUES,
-    NUMBERED,
-    PARTICLES,
-    PLACES,
-    SHADES,
-    SMALL,
-    STRONG,
-    UNSURE,
-    VAGUE,
-    WATCHING,
+    COMMON_VERBS,
+    HEDGING_MODALS,
+    MODIFIABLE_COLOURS,
+    NUMBER_APPROXIMATORS,
+    PARTICLE_PREPOSITIONS,
+    VAGUE_QUALIFIERS,
+    VERBS_BY_PARTICLE,
 )
 from mmrlhf.claims.lexicon import Lexicon
-from mmrlhf.claims.tagging import Tokens, tokens
+from mmrlhf.claims.tagging import Tokens, tokenize
 
 
-def tagged(text: str, lexicon: Lexicon) -> Tokens:
+def tag_text(text: str, lexicon: Lexicon) -> Tokens:
     """A text's tokens, each with its one tag, chosen from left to right."""
-    t = tokens(text, lexicon)
-    compounds, classes = lexicon.sets["compounds"], lexicon.category
-    tags = t.tags
-    first = -1  # where the noun phrase began that the last token is in
-    before = "."
-    for i, (uses, after, word) in enumerate(zip(tags, [*tags[1:], "."], t.words, strict=False)):
-        if len(uses) == 1 and uses not in "EGV":
-            tag = _small(t, i, uses, before, after) if word in SMALL else uses
+    tokens = tokenize(text, lexicon)
+    compounds, coco_category = lexicon.word_sets["compounds"], lexicon.coco_category
+    tags = tokens.tags
+    phrase_start = -1  # where the noun phrase began that the last token is in
+    previous_tag = "."
+    for i, (possible_tags, next_tags, word) in enumerate(zip(tags, [*tags[1:], "."], tokens.words, strict=False)):
+        if len(possible_tags) == 1 and possible_tags not in "EGV":
+            tag = (
+                _retag_function_word(tokens, i, possible_tags, previous_tag, next_tags)
+                if word in AMBIGUOUS_FUNCTION_WORDS
+                else possible_tags
+            )
         elif (
-            ("G" in uses or (uses[0] == "V" and before in "DJ#CPF,"))
+            ("G" in possible_tags or (possible_tags[0] == "V" and previous_tag in "DJ#CPF,"))
             and i + 1 < len(tags)
-            and ((name := f"{word} {t.nouns[i + 1]}") in compounds or name in classes)
+            and ((name := f"{word} {tokens.nouns[i + 1]}") in compounds or name in coco_category)
         ):
             tag = "J"  # a swimming pool and a cruise ship, and nobody who swims
         else:
-            tag = uses if uses == "V" else _one(t, i, uses, before, after, first)
+            tag = (
+                possible_tags
+                if possible_tags == "V"
+                else _choose_tag(tokens, i, possible_tags, previous_tag, next_tags, phrase_start)
+            )
         if tag in "DZ#JNXU":
-            if tag in "DZ" or first < 0 or (tag == "#" and before not in ("D", "J")):
-                first = i
+            if tag in "DZ" or phrase_start < 0 or (tag == "#" and previous_tag not in ("D", "J")):
+                phrase_start = i
         elif tag not in "CR":
-            first = -1
-        tags[i] = before = tag
-    return t
+            phrase_start = -1
+        tags[i] = previous_tag = tag
+    return tokens
 
 
-def _small(t: Tokens, i: int, tag: str, before: str, after: str) -> str:
+def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, next_tags: str) -> str:
     """What a small word's tag becomes where it stands."""
-    word, words, tags = t.words[i], t.words, t.tags
-    follows = after[0]
+    word, words, tags = tokens.words[i], tokens.words, tokens.tags
+    next_tag = next_tags[0]
     if word == "yes":
         return ","
-    if word in HUES:
-        return "J" if words[i + 1 : i + 2] and words[i + 1] in COLOURED else tag
+    if word in AMBIGUOUS_COLOUR_MODIFIERS:
+        return "J" if words[i + 1 : i + 2] and words[i + 1] in MODIFIABLE_COLOURS else tag
     if word == "that":
-        if tag == "W" and follows in "NXJ#" and before not in ("N", "X"):
+        if tag == "W" and next_tag in "NXJ#" and previous_tag not in ("N", "X"):
             return "D"
-        if tag == "W" and follows in "BV" and before in (".", ","):
+        if tag == "W" and next_tag in "BV" and previous_tag in (".", ","):
             return "Q"
     elif word == "her":
-        return "D" if follows in "NXJEGU#" else "Q"
+        return "D" if next_tag in "NXJEGU#" else "Q"
     elif word == "one":
-        if before in ("D", "Z", "J") or after in ("F", "B", "A", "P", "W", ",", "."):
+        if previous_tag in ("D", "Z", "J") or next_tags in ("F", "B", "A", "P", "W", ",", "."):
             return "X"
-        adjective = set(after) & set("XJ") and i + 2 < len(tags) and "N" in tags[i + 2]
-        return "#" if "N" in after or follows in "JU" or adjective else "X"
+        next_is_adjective = set(next_tags) & set("XJ") and i + 2 < len(tags) and "N" in tags[i + 2]
+        return "#" if "N" in next_tags or next_tag in "JU" or next_is_adjective else "X"
     elif tag == "Z":
-        if after in (",", ".", ":") or (after == "T" and before == "."):
+        if next_tags in (",", ".", ":") or (next_tags == "T" and previous_tag == "."):
             return ","  # "No, ..." answers and denies nothing by itself
-    elif tag == "P" and word in PLACES:
-        if after in (".", ",", ":", "C", "A", "P", "I", "W", "Y", "F", "R"):
+    elif tag == "P" and word in PARTICLE_PREPOSITIONS:
+        if next_tags in (".", ",", ":", "C", "A", "P", "I", "W", "Y", "F", "R"):
             return "R"
-        if after == "#" and word in NUMBERED and before not in ("V", "G", "E"):
+        if next_tags == "#" and word in NUMBER_APPROXIMATORS and previous_tag not in ("V", "G", "E"):
             return "?"
-        if (word == "up" and after != "D") or (
-            before in ("V", "G", "E") and word in PARTICLES and stem(words[i - 1]) in PARTICLES[word]
+        if (word == "up" and next_tags != "D") or (
+            previous_tag in ("V", "G", "E") and word in VERBS_BY_PARTICLE and verb_stem(words[i - 1]) in VERBS_BY_PARTICLE[word]
         ):
             return "R"
-    elif word in VAGUE or (word in NUMBERED and (after == "#" or (after == "D" and "#" in tags[i + 2 : i + 3]))):
+    elif word in VAGUE_QUALIFIERS or (
+        word in NUMBER_APPROXIMATORS and (next_tags == "#" or (next_tags == "D" and "#" in tags[i + 2 : i + 3]))
+    ):
         return "?"
     elif word == "'s":
-        if tag == "S" and (follows in "DOZ" or after == "G"):
+        if tag == "S" and (next_tag in "DOZ" or next_tags == "G"):
             return "B"
     elif word == "can":
-        if i and (words[i - 1] in CANNED or (before in ("D", "J", "#") and after != "B")):
+        if i and (words[i - 1] in CAN_MODIFIERS or (previous_tag in ("D", "J", "#") and next_tags != "B")):
             return "N"
-    elif tag == "M" and word in UNSURE:
+    elif tag == "M" and word in HEDGING_MODALS:
         return "?"
     return tag
 
 
-def _one(t: Tokens, i: int, uses: str, before: str, after: str, first: int) -> str:
+def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, next_tags: str, phrase_start: int) -> str:
     """Which of a word's uses this one is."""
-    word, words, tags = t.words[i], t.words, t.tags
+    word, words, tags = tokens.words[i], tokens.words, tokens.tags
     if word in ("left", "right"):
         return (
             "J"
-            if after[0] in "NX" or (before == "D" and ("N" in after or "X" in after))
+            if next_tags[0] in "NX" or (previous_tag == "D" and ("N" in next_tags or "X" in next_tags))
             else "E"
-            if word == "left" and ((before == "N" and after == "D") or (before in ("B", "R") and after in ("P", "R", "I", "G")))
+            if word == "left"
+            and ((previous_tag == "N" and next_tags == "D") or (previous_tag in ("B", "R") and next_tags in ("P", "R", "I", "G")))
             else "X"
         )
-    noun = "N" if "N" in uses else "X" if "X" in uses else ""
-    follows = after[0]
-    in_phrase = before in ("D", "Z", "#", "S", "J", "K") and (before != "J" or first >= 0)
-    headed = follows in "NXUJ" or (follows == "E" and len(after) > 1) or "N" in after or "X" in after
-    if noun and "G" in after and tags[i + 2 : i + 3] in (["D"], ["Z"]):
-        headed = False  # a locomotive crossing a bridge
-    if follows == "," and in_phrase and "J" in uses and i + 2 < len(tags) and "J" in tags[i + 2]:
-        headed = True
-    plural = t.many[i]
+    noun_tag = "N" if "N" in possible_tags else "X" if "X" in possible_tags else ""
+    next_tag = next_tags[0]
+    in_phrase = previous_tag in ("D", "Z", "#", "S", "J", "K") and (previous_tag != "J" or phrase_start >= 0)
+    head_follows = next_tag in "NXUJ" or (next_tag == "E" and len(next_tags) > 1) or "N" in next_tags or "X" in next_tags
+    if noun_tag and "G" in next_tags and tags[i + 2 : i + 3] in (["D"], ["Z"]):
+        head_follows = False  # a locomotive crossing a bridge
+    if next_tag == "," and in_phrase and "J" in possible_tags and i + 2 < len(tags) and "J" in tags[i + 2]:
+        head_follows = True
+    is_plural = tokens.is_plural[i]
     if (
-        "V" in uses
-        and before == "N"
-        and follows in "NXDP"
+        "V" in possible_tags
+        and previous_tag == "N"
+        and next_tag in "NXDP"
         and words[max(0, i - 4) : i]
-        and WATCHING & set(words[max(0, i - 4) : i])
-        and word in STRONG
+        and BARE_INFINITIVE_VERBS & set(words[max(0, i - 4) : i])
+        and word in COMMON_VERBS
     ):
         return "V"  # watching the boy play baseball
-    if word == "half" and before == "B" and "E" in after:
+    if word == "half" and previous_tag == "B" and "E" in next_tags:
         return "R"
-    if word in ("cut", "set", "spread", "split", "shut") and before in ("N", "X", "B") and follows in "PRIA.,":
+    if word in ("cut", "set", "spread", "split", "shut") and previous_tag in ("N", "X", "B") and next_tag in "PRIA.,":
         return "E"
     if (
-        before == "J"
+        previous_tag == "J"
         and i > 1
         and words[i - 2] in ("painted", "colored", "dyed", "dressed in", "clad in", "in")
-        and base_of(word) in STRONG
+        and base_form(word) in COMMON_VERBS
     ):
         return "V"
     if (
         word in ("open", "shut")
-        and before in ("N", "R", "J")
+        and previous_tag in ("N", "R", "J")
         and (tags[max(0, i - 3) : i - 1] == ["H", "D"] or words[max(0, i - 4) : i - 1].count("with"))
     ):
         return "J"
-    if word in ("look", "looks", "seem", "appear") and follows == "J":
+    if word in ("look", "looks", "seem", "appear") and next_tag == "J":
         return "V"
     # -ing
-    if "G" in uses:
-        if before in ("B", "N", "X", "Q", "Y", "W", "R") and follows in "DZPQ#IRAF" and noun != "N":
+    if "G" in possible_tags:
+        if previous_tag in ("B", "N", "X", "Q", "Y", "W", "R") and next_tag in "DZPQ#IRAF" and noun_tag != "N":
             return "G"
-        if before == "B" and (follows in "DZQ" or (follows in "PIA" and not plural and tags[i - 2 : i - 1] != ["T"])):
+        if previous_tag == "B" and (next_tag in "DZQ" or (next_tag in "PIA" and not is_plural and tags[i - 2 : i - 1] != ["T"])):
             return "G"
-        if noun == "N" and before == "N" and follows in "DZQ" and word not in ("building", "ceiling"):
+        if noun_tag == "N" and previous_tag == "N" and next_tag in "DZQ" and word not in ("building", "ceiling"):
             return "G"
-        if noun == "N" and follows in "DZQ" and not in_phrase:
+        if noun_tag == "N" and next_tag in "DZQ" and not in_phrase:
             return "G"
-        if in_phrase or before in ("P", "A", "F", "V", "G", "H", "."):
-            if noun == "N" and (not headed or before != "."):
+        if in_phrase or previous_tag in ("P", "A", "F", "V", "G", "H", "."):
+            if noun_tag == "N" and (not head_follows or previous_tag != "."):
                 return "N"
-            if headed and (in_phrase or before in ("P", "F", "H")):
-                return "J" if t.looks[i] or not noun else noun
-            if in_phrase and noun:
-                return noun
-        if before == "C" and headed and t.looks[i]:
+            if head_follows and (in_phrase or previous_tag in ("P", "F", "H")):
+                return "J" if tokens.attribute_rank[i] or not noun_tag else noun_tag
+            if in_phrase and noun_tag:
+                return noun_tag
+        if previous_tag == "C" and head_follows and tokens.attribute_rank[i]:
             return "J"
-        if uses[0] == "N" and not (before in ("B", "N") and follows in "DZQ"):
+        if possible_tags[0] == "N" and not (previous_tag in ("B", "N") and next_tag in "DZQ"):
             return "N"
-        if uses[0] == "J" and headed:
+        if possible_tags[0] == "J" and head_follows:
             return "J"
         return "G"
     # -ed
-    if "E" in uses:
-        if in_phrase and (headed or follows in "C,") and before != "J":
-            return "J" if follows not in ("C", ",") or t.looks[i] else "E"
-        if in_phrase and headed:
+    if "E" in possible_tags:
+        if in_phrase and (head_follows or next_tag in "C,") and previous_tag != "J":
+            return "J" if next_tag not in ("C", ",") or tokens.attribute_rank[i] else "E"
+        if in_phrase and head_follows:
             return "J"
-        if noun and in_phrase and not headed:
-            return noun
-        if headed and (before in ("P", "F", "A", "C", ",", ".", "H", "V", "G") or words[i - 1 : i] == [":"]):
-            if before in ("C", ",") and not t.looks[i]:
+        if noun_tag and in_phrase and not head_follows:
+            return noun_tag
+        if head_follows and (previous_tag in ("P", "F", "A", "C", ",", ".", "H", "V", "G") or words[i - 1 : i] == [":"]):
+            if previous_tag in ("C", ",") and not tokens.attribute_rank[i]:
                 return "E"
             return "J"
-        if noun and uses[0] == noun and before not in ("B", "Q", "N"):
-            return noun
-        if word in ("painted", "colored", "dyed") and words[i + 1 : i + 2] and (after == "J" or "J" in after) and before != "D":
+        if noun_tag and possible_tags[0] == noun_tag and previous_tag not in ("B", "Q", "N"):
+            return noun_tag
+        if (
+            word in ("painted", "colored", "dyed")
+            and words[i + 1 : i + 2]
+            and (next_tags == "J" or "J" in next_tags)
+            and previous_tag != "D"
+        ):
             return "E"
-        if before in ("B", "R", "C", "V") and "J" in uses and follows not in ("P", "A", "I") and t.looks[i]:
+        if (
+            previous_tag in ("B", "R", "C", "V")
+            and "J" in possible_tags
+            and next_tag not in ("P", "A", "I")
+            and tokens.attribute_rank[i]
+        ):
             return "J"
         return "E"
-    if word in SHADES and words[i + 1 : i + 2] and words[i + 1] in (COLOURED if word in HUES else COLOUR_HEADS):
+    if (
+        word in COLOUR_MODIFIERS
+        and words[i + 1 : i + 2]
+        and words[i + 1] in (MODIFIABLE_COLOURS if word in AMBIGUOUS_COLOUR_MODIFIERS else BASIC_COLOURS)
+    ):
         return "J"
-    verb = "V" in uses
-    if verb and (noun or "J" in uses):
-        modal = before == "M" or (before == "?" and not plural and words[i - 1] in ("could", "may", "might", "would"))
-        denied = before == "O" and (words[i - 1] == "cannot" or (i > 1 and tags[i - 2] in ("M", "?")))
-        subject = before == "Q" and words[i - 1] != "each other"
-        if (before == "I" and not plural) or denied or subject or (modal and not (noun and follows in "BV")):
+    can_be_verb = "V" in possible_tags
+    if can_be_verb and (noun_tag or "J" in possible_tags):
+        after_modal = previous_tag == "M" or (
+            previous_tag == "?" and not is_plural and words[i - 1] in ("could", "may", "might", "would")
+        )
+        after_negation = previous_tag == "O" and (words[i - 1] == "cannot" or (i > 1 and tags[i - 2] in ("M", "?")))
+        after_pronoun = previous_tag == "Q" and words[i - 1] != "each other"
+        if (
+            (previous_tag == "I" and not is_plural)
+            or after_negation
+            or after_pronoun
+            or (after_modal and not (noun_tag and next_tag in "BV"))
+        ):
             return "V"
-        if before == "W" and not (words[i - 1] == "that" and noun and follows in "BV"):
+        if previous_tag == "W" and not (words[i - 1] == "that" and noun_tag and next_tag in "BV"):
             return "V"
         if (
-            before == "J"
+            previous_tag == "J"
             and tags[i - 2 : i - 1] == ["B"]
             and word.endswith("s")
-            and base_of(word) in STRONG
+            and base_form(word) in COMMON_VERBS
             and {"which", "who", "that", "whose"} & set(words[max(0, i - 6) : i])
         ):
             return "V"  # the man who is tall stands
-        if before == "T":
+        if previous_tag == "T":
             return "V"
-        if in_phrase and noun:
+        if in_phrase and noun_tag:
             return (
                 "J"
-                if headed and "J" in uses and (uses.index("J") < uses.index(noun) or (t.looks[i] == 2 and word != "light"))
-                else noun
+                if head_follows
+                and "J" in possible_tags
+                and (
+                    possible_tags.index("J") < possible_tags.index(noun_tag)
+                    or (tokens.attribute_rank[i] == 2 and word != "light")
+                )
+                else noun_tag
             )
-        if in_phrase and "J" in uses:
+        if in_phrase and "J" in possible_tags:
             return "J"
-        if before in ("P", "F", "A", "B", "H", "V", "G", "E") and ("J" in uses or noun):
-            if before == "B" and "J" in uses and not headed:
+        if previous_tag in ("P", "F", "A", "B", "H", "V", "G", "E") and ("J" in possible_tags or noun_tag):
+            if previous_tag == "B" and "J" in possible_tags and not head_follows:
                 return "J"
-            if "J" in uses and headed and uses.index("J") < (uses.find(noun) if noun else 9):
+            if (
+                "J" in possible_tags
+                and head_follows
+                and possible_tags.index("J") < (possible_tags.find(noun_tag) if noun_tag else 9)
+            ):
                 return "J"
-            return noun or "J"
-        if before in ("N", "X", "u", "U") and not in_phrase:
-            base = base_of(word)
-            singular_before = not t.many[i - 1] and not (
-                first > 0 and tags[first - 1] == "C" and (follows in "DZ" or (follows in "PQRIAJ" and base_of(word) in STRONG))
+            return noun_tag or "J"
+        if previous_tag in ("N", "X", "u", "U") and not in_phrase:
+            base = base_form(word)
+            singular_subject = not tokens.is_plural[i - 1] and not (
+                phrase_start > 0
+                and tags[phrase_start - 1] == "C"
+                and (next_tag in "DZ" or (next_tag in "PQRIAJ" and base_form(word) in COMMON_VERBS))
             )
-            opener = tags[first] if first >= 0 else ""
-            only_one = (opener == "D" and words[first] in ("a", "an", "this", "each", "every", "another", "one")) or (
-                opener == "#" and words[first] == "one"
-            )
-            is_s = word.endswith("s") and not word.endswith("ss")
-            if is_s:
-                if not singular_before:
-                    likely = follows in "DZQ" or (base in STRONG and follows not in "FBV") or (noun == "X" and follows in "PRI")
-                    return "V" if likely or not noun else noun
-                if follows == "F" and base not in ("consist",):
-                    return noun or "V"
-                if only_one:
+            opening_tag = tags[phrase_start] if phrase_start >= 0 else ""
+            is_singular_phrase = (
+                opening_tag == "D" and words[phrase_start] in ("a", "an", "this", "each", "every", "another", "one")
+            ) or (opening_tag == "#" and words[phrase_start] == "one")
+            ends_in_s = word.endswith("s") and not word.endswith("ss")
+            if ends_in_s:
+                if not singular_subject:
+                    is_likely_verb = (
+                        next_tag in "DZQ"
+                        or (base in COMMON_VERBS and next_tag not in "FBV")
+                        or (noun_tag == "X" and next_tag in "PRI")
+                    )
+                    return "V" if is_likely_verb or not noun_tag else noun_tag
+                if next_tag == "F" and base not in ("consist",):
+                    return noun_tag or "V"
+                if is_singular_phrase:
                     return "V"
-                if base in STRONG and follows in "DZPQRIAGE,#J.CLOXN" and not _has_verb(t, i):
+                if base in COMMON_VERBS and next_tag in "DZPQRIAGE,#J.CLOXN" and not _has_verb(tokens, i):
                     return "V"
-                if (uses[0] == "V" or noun == "X") and follows in "DZPQRIA#JLO" and not _has_verb(t, i):
+                if (possible_tags[0] == "V" or noun_tag == "X") and next_tag in "DZPQRIA#JLO" and not _has_verb(tokens, i):
                     return "V"
-                return noun or "V"
-            if not singular_before:
-                if follows in "DZPQRIAGE#,.YJLO" or follows == "." or (follows in "NX" and uses[0] == "V"):
+                return noun_tag or "V"
+            if not singular_subject:
+                if next_tag in "DZPQRIAGE#,.YJLO" or next_tag == "." or (next_tag in "NX" and possible_tags[0] == "V"):
                     return (
                         "V"
-                        if (uses[0] == "V" or base in STRONG or follows in "DZQ" or (noun == "X" and follows in "PRI"))
-                        else (noun or "V")
+                        if (
+                            possible_tags[0] == "V"
+                            or base in COMMON_VERBS
+                            or next_tag in "DZQ"
+                            or (noun_tag == "X" and next_tag in "PRI")
+                        )
+                        else (noun_tag or "V")
                     )
-                return noun or "V"
-            if "J" in uses and uses[0] == "J" and not headed:
+                return noun_tag or "V"
+            if "J" in possible_tags and possible_tags[0] == "J" and not head_follows:
                 return "J"
-            if base in STRONG and follows in "DPQRIAJ" and not _has_verb(t, i) and _many_subject(t, i):
+            if base in COMMON_VERBS and next_tag in "DPQRIAJ" and not _has_verb(tokens, i) and _has_plural_subject(tokens, i):
                 return "V"
-            return noun or ("J" if "J" in uses else "V")
-        if before in ("R", "C", ",") and uses[0] == "V" and not (noun == "N" and (before != "R" or follows in "C,")):
+            return noun_tag or ("J" if "J" in possible_tags else "V")
+        if (
+            previous_tag in ("R", "C", ",")
+            and possible_tags[0] == "V"
+            and not (noun_tag == "N" and (previous_tag != "R" or next_tag in "C,"))
+        ):
             return "V"
-        if before == "R" and base_of(word) in STRONG and word.endswith("s"):
+        if previous_tag == "R" and base_form(word) in COMMON_VERBS and word.endswith("s"):
             return "V"
-        if before == "." and follows in "DZ" and not plural and uses[0] == "V":
+        if previous_tag == "." and next_tag in "DZ" and not is_plural and possible_tags[0] == "V":
             return "V"
-        if before == "C" and word.endswith("s") and base_of(word) in STRONG and follows in "DZPQRI":
+        if previous_tag == "C" and word.endswith("s") and base_form(word) in COMMON_VERBS and next_tag in "DZPQRI":
             return "V"
-        if "J" in uses and (headed or not noun):
+        if "J" in possible_tags and (head_follows or not noun_tag):
             return (
                 "J"
-                if not noun
-                or uses.index("J") < uses.index(noun)
-                or (t.looks[i] == 2 and follows in "NX" and word not in ("light",))
-                else noun
+                if not noun_tag
+                or possible_tags.index("J") < possible_tags.index(noun_tag)
+                or (tokens.attribute_rank[i] == 2 and next_tag in "NX" and word not in ("light",))
+                else noun_tag
             )
-        return noun or uses[0]
-    if noun and "J" in uses:
-        j_first = uses.index("J") < uses.index(noun)
-        if word == "light" and words[i + 1 : i + 2] and words[i + 1] in COLOUR_HEADS:
+        return noun_tag or possible_tags[0]
+    if noun_tag and "J" in possible_tags:
+        prefers_adjective = possible_tags.index("J") < possible_tags.index(noun_tag)
+        if word == "light" and words[i + 1 : i + 2] and words[i + 1] in BASIC_COLOURS:
             return "J"
-        if before == "J" and words[i - 1] in SHADES and word in COLOUR_HEADS and tags[i - 2 : i - 1] == ["B"]:
+        if previous_tag == "J" and words[i - 1] in COLOUR_MODIFIERS and word in BASIC_COLOURS and tags[i - 2 : i - 1] == ["B"]:
             return "J"  # which is bright orange
-        if not headed and (in_phrase or (before == "F" and t.looks[i] < 2)) and (follows not in "C," or _ends(tags, i + 1)):
-            return noun
-        if before == "N" and first >= 0 and not (headed and t.looks[i] == 2 and uses[0] == "J" and word not in COLOUR_NOUNS):
-            return noun
-        if (headed or (follows in "C," and j_first)) and (follows in "NXU" or follows in "JEC,"):
-            return "J" if j_first or (t.looks[i] == 2 and word not in ("light",)) else noun
-        if before in ("B",) and (j_first or t.looks[i] == 2) and not in_phrase:
+        if (
+            not head_follows
+            and (in_phrase or (previous_tag == "F" and tokens.attribute_rank[i] < 2))
+            and (next_tag not in "C," or _starts_noun_phrase(tags, i + 1))
+        ):
+            return noun_tag
+        if (
+            previous_tag == "N"
+            and phrase_start >= 0
+            and not (head_follows and tokens.attribute_rank[i] == 2 and possible_tags[0] == "J" and word not in COLOUR_NOUNS)
+        ):
+            return noun_tag
+        if (head_follows or (next_tag in "C," and prefers_adjective)) and (next_tag in "NXU" or next_tag in "JEC,"):
+            return "J" if prefers_adjective or (tokens.attribute_rank[i] == 2 and word not in ("light",)) else noun_tag
+        if previous_tag in ("B",) and (prefers_adjective or tokens.attribute_rank[i] == 2) and not in_phrase:
             return "J"
-        if before in ("R", "K") and j_first:
+        if previous_tag in ("R", "K") and prefers_adjective:
             return "J"
-        if j_first and before not in ("D", "#", "S", "P", "F", "A", "V", "G", "H", "Z"):
+        if prefers_adjective and previous_tag not in ("D", "#", "S", "P", "F", "A", "V", "G", "H", "Z"):
             return "J"
-        if j_first and before in ("D", "Z") and follows in "BVPWF":
-            return noun
-        return "J" if j_first else noun
-    if noun and "R" in uses:
-        return noun if in_phrase or uses[0] == noun else "R"
-    if "J" in uses and "R" in uses:
-        return "J" if headed or before in ("B", "D") else "R" if uses[0] == "R" else "J"
-    if "J" in uses and verb:
+        if prefers_adjective and previous_tag in ("D", "Z") and next_tag in "BVPWF":
+            return noun_tag
+        return "J" if prefers_adjective else noun_tag
+    if noun_tag and "R" in possible_tags:
+        return noun_tag if in_phrase or possible_tags[0] == noun_tag else "R"
+    if "J" in possible_tags and "R" in possible_tags:
+        return "J" if head_follows or previous_tag in ("B", "D") else "R" if possible_tags[0] == "R" else "J"
+    if "J" in possible_tags and can_be_verb:
         return "J"
-    return uses[0]
+    return possible_tags[0]
 
 
-def _ends(tags: list[str], comma: int) -> bool:
+def _starts_noun_phrase(tags: list[str], comma_index: int) -> bool:
     """Whether a list goes on with another thing after this comma or `and`, and not another adjective: a round ottoman, and a lamp."""
-    k = comma + 2 if tags[comma] == "," and tags[comma + 1 : comma + 2] == ["C"] else comma + 1
-    return k >= len(tags) or tags[k] in ("D", ".", "#")
+    index = comma_index + 2 if tags[comma_index] == "," and tags[comma_index + 1 : comma_index + 2] == ["C"] else comma_index + 1
+    return index >= len(tags) or tags[index] in ("D", ".", "#")
 
 
-def stem(word: str) -> str:
+def verb_stem(word: str) -> str:
     """A verb's base, as far as endings tell."""
-    found = word.removesuffix("ing").removesuffix("s") if word.endswith(("ing", "s")) else word
+    base = word.removesuffix("ing").removesuffix("s") if word.endswith(("ing", "s")) else word
     return (
-        found[:-1]
-        if found[-2:-1] == found[-1:] and found[-1:] in "tnpg"
-        else {"tak": "take", "rais": "raise", "giv": "give"}.get(found, found)
+        base[:-1]
+        if base[-2:-1] == base[-1:] and base[-1:] in "tnpg"
+        else {"tak": "take", "rais": "raise", "giv": "give"}.get(base, base)
     )
 
 
-def base_of(word: str) -> str:
+def base_form(word: str) -> str:
     if not word.endswith("s"):
         return word
-    for tail, end in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x"), ("s", "")):
-        if word.endswith(tail):
-            return word[: -len(tail)] + end
+    for suffix, replacement in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x"), ("s", "")):
+        if word.endswith(suffix):
+            return word[: -len(suffix)] + replacement
     return word
 
 
-def _many_subject(t: Tokens, i: int) -> bool:
+def _has_plural_subject(tokens: Tokens, i: int) -> bool:
     """Whether the clause's first noun is a plural."""
     k = i - 1
-    while k >= max(0, i - 30) and t.tags[k] not in ".:Y,":
+    while k >= max(0, i - 30) and tokens.tags[k] not in ".:Y,":
         k -= 1
-    return next((t.many[j] for j in range(k + 1, i) if t.tags[j] in "NX" and t.tags[j + 1] not in "NX"), False)
+    return next(
+        (tokens.is_plural[j] for j in range(k + 1, i) if tokens.tags[j] in "NX" and tokens.tags[j + 1] not in "NX"), False
+    )
 
 
-def _has_verb(t: Tokens, i: int) -> bool:
+def _has_verb(tokens: Tokens, i: int) -> bool:
     """Whether the clause had its finite verb before this word."""
     for k in range(i - 1, max(-1, i - 14), -1):
-        if t.tags[k] in ".:YW" or t.words[k] == "as":
+        if tokens.tags[k] in ".:YW" or tokens.words[k] == "as":
             return False
-        if t.tags[k] in "BVHM":
+        if tokens.tags[k] in "BVHM":
             return True
     return False

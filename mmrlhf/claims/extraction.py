@@ -5,395 +5,459 @@ One pass over the phrases of each sentence, left to right, that remembers the su
 
 from __future__ import annotations
 
-from mmrlhf.claims.choosing import tagged
+from mmrlhf.claims.choosing import tag_text
 from mmrlhf.claims.grammar import (
-    DENYING,
+    APPROXIMATE_NUMBER_WORDS,
+    COPULAS,
     DEPICTIONS,
-    EXCEPTING,
-    GAZE,
-    LINKS,
-    MEASURES,
-    MOST,
-    OWNERS,
-    PICTURES,
-    ROUGHLY,
-    SIGNS,
+    DIRECTED_ACTIONS,
+    EXCEPTIVE_PREPOSITIONS,
+    MAX_CONJUNCTS,
+    MEASURE_NOUNS,
+    NEGATIVE_PREPOSITIONS,
+    PICTURE_NOUNS,
+    POSSESSIVES,
+    TRACE_NOUNS,
 )
-from mmrlhf.claims.lexicon import Lexicon, lexicon
-from mmrlhf.claims.made import Made, State
-from mmrlhf.claims.phrases import ITEM, Phrase, goes_on, is_hung, number_of, phrase
-from mmrlhf.claims.places import front, place, where
-from mmrlhf.claims.predicates import adjective, lives, participle, verb
-from mmrlhf.claims.tagging import sentences
+from mmrlhf.claims.lexicon import Lexicon, load_lexicon
+from mmrlhf.claims.made import ClaimBuilder, SentenceState
+from mmrlhf.claims.phrases import PHRASE_PATTERN, Phrase, continues_list, is_wall_art, parse_phrase, word_to_number
+from mmrlhf.claims.places import attach_target, begin_relation, resolve_fronted
+from mmrlhf.claims.predicates import is_animate, process_adjective, process_participle, process_verb
+from mmrlhf.claims.tagging import split_sentences
 from mmrlhf.records import Claim
 
 
-def claims(text: str, words: Lexicon | None = None) -> list[Claim]:
+def extract_claims(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
     """The visual claims of an English text, each distinct one once, in the order in which they are made.
 
     A text in another language, code or a question claims nothing.
     """
-    reader = _Reader(text, words or lexicon())
-    reader.read()
-    return reader.made.claims()
+    extractor = _ClaimExtractor(text, lexicon or load_lexicon())
+    extractor.run()
+    return extractor.builder.claims()
 
 
-class _Reader:
+class _ClaimExtractor:
     """Goes over one text."""
 
-    def __init__(self, text: str, words: Lexicon) -> None:
-        self.lexicon = words
-        self.t = tagged(text, words)
-        self.made = Made(self.t, words)
+    def __init__(self, text: str, lexicon: Lexicon) -> None:
+        self.lexicon = lexicon
+        self.tokens = tag_text(text, lexicon)
+        self.builder = ClaimBuilder(self.tokens, lexicon)
 
     @property
-    def s(self) -> State:
-        return self.made.s
+    def state(self) -> SentenceState:
+        return self.builder.state
 
-    def read(self) -> None:
-        t = self.t
-        tags = "".join(t.tags)
-        for begin, end in sentences(t, tags):
-            self.made.s = State()
-            self._sentence(tags, begin, end)
+    def run(self) -> None:
+        tokens = self.tokens
+        tags = "".join(tokens.tags)
+        for begin, end in split_sentences(tokens, tags):
+            self.builder.state = SentenceState()
+            self._process_sentence(tags, begin, end)
 
     # ---- the pass ------------------------------------------------------------------------------------------------------
 
-    def _sentence(self, tags: str, begin: int, end: int) -> None:
-        t, words = self.t, self.t.words
-        waiting: Phrase | None = None  # a phrase before `of` that is none itself
-        whole: Phrase | None = None  # the phrase that `of` goes on with
-        owner: Phrase | None = None  # whose
-        previous = "."
-        joined = False  # after a comma or `and`
-        done = begin  # tokens before this one
-        for m in ITEM.finditer(tags, begin, end):
-            i, stop = m.span()
-            if i < done:
+    def _process_sentence(self, tags: str, begin: int, end: int) -> None:
+        tokens, words = self.tokens, self.tokens.words
+        pending_quantifier: Phrase | None = None  # a phrase before `of` that is none itself
+        of_head: Phrase | None = None  # the phrase that `of` goes on with
+        possessor: Phrase | None = None  # whose
+        previous_tag = "."
+        is_coordinated = False  # after a comma or `and`
+        num_consumed = begin  # tokens before this one
+        for match in PHRASE_PATTERN.finditer(tags, begin, end):
+            index, stop = match.span()
+            if index < num_consumed:
                 continue
-            if m.lastgroup == "np":
-                p = phrase(t, i, stop, self.lexicon)
-                after = tags[stop] if stop < end else "."
-                if p.noun in PICTURES and not p.name and not p.definite and is_hung(words, begin, i, end):
-                    p.name = p.noun  # a thing on the wall, and not what is looked at
-                if waiting is not None:
-                    if waiting.count and not p.count and (waiting.noun in ("couple", "dozen", "pair") or waiting.noun == ""):
-                        p.count, p.counted_at, p.start, p.about = waiting.count, waiting.counted_at, waiting.start, waiting.about
-                    p.no, p.bare = p.no or waiting.no, p.bare and waiting.bare
-                    if waiting.no:
-                        p.definite = False
-                    if waiting.noun == "none":
-                        self.s.denied = 10**9
-                    waiting = None
-                if after == "F" and self._is_measure(p):
-                    if p.noun in ("couple", "pair"):
-                        p.count, p.counted_at = 2, stop - 1
-                    elif p.noun != "dozen":
-                        p.count = None
-                    waiting = p
-                    done, previous = stop + 1, "F"
+            if match.lastgroup == "np":
+                phrase = parse_phrase(tokens, index, stop, self.lexicon)
+                next_tag = tags[stop] if stop < end else "."
+                if (
+                    phrase.noun in PICTURE_NOUNS
+                    and not phrase.name
+                    and not phrase.is_definite
+                    and is_wall_art(words, begin, index, end)
+                ):
+                    phrase.name = phrase.noun  # a thing on the wall, and not what is looked at
+                if pending_quantifier is not None:
+                    if (
+                        pending_quantifier.count
+                        and not phrase.count
+                        and (pending_quantifier.noun in ("couple", "dozen", "pair") or pending_quantifier.noun == "")
+                    ):
+                        phrase.count, phrase.count_index, phrase.start, phrase.is_approximate = (
+                            pending_quantifier.count,
+                            pending_quantifier.count_index,
+                            pending_quantifier.start,
+                            pending_quantifier.is_approximate,
+                        )
+                    phrase.is_negated, phrase.is_bare = (
+                        phrase.is_negated or pending_quantifier.is_negated,
+                        phrase.is_bare and pending_quantifier.is_bare,
+                    )
+                    if pending_quantifier.is_negated:
+                        phrase.is_definite = False
+                    if pending_quantifier.noun == "none":
+                        self.state.negated_until = 10**9
+                    pending_quantifier = None
+                if next_tag == "F" and self._is_quantifier(phrase):
+                    if phrase.noun in ("couple", "pair"):
+                        phrase.count, phrase.count_index = 2, stop - 1
+                    elif phrase.noun != "dozen":
+                        phrase.count = None
+                    pending_quantifier = phrase
+                    num_consumed, previous_tag = stop + 1, "F"
                     continue
-                if after == "S":
-                    self.made.name(p)
-                    owner = p
-                    done, previous = stop + 1, "S"
+                if next_tag == "S":
+                    self.builder.add_phrase(phrase)
+                    possessor = phrase
+                    num_consumed, previous_tag = stop + 1, "S"
                     continue
-                if previous == "F" and whole is not None:
-                    self._of(p, whole)
+                if previous_tag == "F" and of_head is not None:
+                    self._process_of_phrase(phrase, of_head)
                 else:
-                    self._phrase(p, previous, joined, after, owner)
-                owner = None
-                whole = p if after == "F" else None
-                previous, joined = "N", False
+                    self._process_phrase(phrase, previous_tag, is_coordinated, next_tag, possessor)
+                possessor = None
+                of_head = phrase if next_tag == "F" else None
+                previous_tag, is_coordinated = "N", False
                 continue
-            tag, word = tags[i], words[i]
-            after = tags[stop] if stop < end else "."
+            tag, word = tags[index], words[index]
+            next_tag = tags[stop] if stop < end else "."
             if tag == "W":
-                waiting = None  # two of whom
-            if tag == "#" and after == "F":
-                waiting = Phrase(i, i, i + 1, "", "", True, False, False)
-                number = number_of(word)
-                if words[i + 2 : i + 3] not in (["the"], ["these"], ["those"], ["them"]):
-                    waiting.count, waiting.counted_at = number, i
-                done, previous = i + 2, "F"
+                pending_quantifier = None  # two of whom
+            if tag == "#" and next_tag == "F":
+                pending_quantifier = Phrase(index, index, index + 1, "", "", True, False, False)
+                number = word_to_number(word)
+                if words[index + 2 : index + 3] not in (["the"], ["these"], ["those"], ["them"]):
+                    pending_quantifier.count, pending_quantifier.count_index = number, index
+                num_consumed, previous_tag = index + 2, "F"
                 continue
             if tag == "Q":
-                self._pronoun(i, word, previous, after)
+                self._process_pronoun(index, word, previous_tag, next_tag)
             elif tag in "PC,YWLOBHVGE?AI:J":
-                self._mark(i, tag, word, previous, after, tags, end)
+                self._process_token(index, tag, word, previous_tag, next_tag, tags, end)
             if tag in "C," or word == "nor":
-                joined = True
+                is_coordinated = True
             elif tag not in "RD?":
-                joined = False
-            if tag != "R" or previous == ".":
-                previous = tag
+                is_coordinated = False
+            if tag != "R" or previous_tag == ".":
+                previous_tag = tag
             if tag != "F":
-                whole = None
+                of_head = None
 
-    def _is_measure(self, p: Phrase) -> bool:
-        noun = p.noun
-        if not p.name or (p.no and p.name in SIGNS):
+    def _is_quantifier(self, phrase: Phrase) -> bool:
+        noun = phrase.noun
+        if not phrase.name or (phrase.is_negated and phrase.name in TRACE_NOUNS):
             return True
-        return noun in MEASURES or noun == "couple"
+        return noun in MEASURE_NOUNS or noun == "couple"
 
-    def _of(self, p: Phrase, whole: Phrase) -> None:
+    def _process_of_phrase(self, phrase: Phrase, head_phrase: Phrase) -> None:
         """`of` what: the cup of coffee has coffee, the statue of a lion no lion."""
-        if whole.noun in DEPICTIONS or whole.noun in PICTURES:
+        if head_phrase.noun in DEPICTIONS or head_phrase.noun in PICTURE_NOUNS:
             return
-        if whole.no or self.made.denied(whole):
-            p.no = p.no or (not p.definite and whole.no)
-        self.made.name(p)
-        if self.s.role == "target" and not whole.name:
-            place(self.made, p)
+        if head_phrase.is_negated or self.builder.is_negated(head_phrase):
+            phrase.is_negated = phrase.is_negated or (not phrase.is_definite and head_phrase.is_negated)
+        self.builder.add_phrase(phrase)
+        if self.state.conjunct_role == "target" and not head_phrase.name:
+            attach_target(self.builder, phrase)
 
     # ---- phrases -------------------------------------------------------------------------------------------------------
 
-    def _phrase(self, p: Phrase, previous: str, joined: bool, after: str, owner: Phrase | None) -> None:
-        s, t = self.s, self.t
-        if owner is not None:
-            p.definite = True
-            if p.noun in ("color", "colour"):
-                p.it = owner  # its colour is its own
+    def _process_phrase(
+        self, phrase: Phrase, previous_tag: str, is_coordinated: bool, next_tag: str, possessor: Phrase | None
+    ) -> None:
+        state, tokens = self.state, self.tokens
+        if possessor is not None:
+            phrase.is_definite = True
+            if phrase.noun in ("color", "colour"):
+                phrase.antecedent = possessor  # its colour is its own
         if (
-            t.words[p.head] in ("camera", "viewer", "photographer")
-            and p.definite
-            and previous in "PIA"
-            and (s.verb in GAZE or s.verb in ("posing", "poses", "pose", "facing", "faces"))
+            tokens.words[phrase.head] in ("camera", "viewer", "photographer")
+            and phrase.is_definite
+            and previous_tag in "PIA"
+            and (state.verb in DIRECTED_ACTIONS or state.verb in ("posing", "poses", "pose", "facing", "faces"))
         ):
-            s.place = None
+            state.open_relation = None
             return
-        if p.name in ("camera",) and p.definite and s.verb in ("facing", "faces"):
+        if phrase.name in ("camera",) and phrase.is_definite and state.verb in ("facing", "faces"):
             return
-        clause = s.finite and (
-            after in "BHMV"
+        starts_clause = state.has_finite_verb and (
+            next_tag in "BHMV"
             or (
-                after == ","
-                and p.definite
-                and t.tags[p.start - 2 : p.start] == [",", "C"]
-                and t.tags[p.end + 1 : p.end + 2] == ["W"]
+                next_tag == ","
+                and phrase.is_definite
+                and tokens.tags[phrase.start - 2 : phrase.start] == [",", "C"]
+                and tokens.tags[phrase.end + 1 : phrase.end + 2] == ["W"]
             )
         )
-        if s.role == "denied" and s.place is not None:
-            s.role, s.deny = "", ""  # without a hat on a beach
-        instead = joined and previous != "L" and t.words[p.start - 1] in ("only", "just")
-        if instead:
-            s.deny, s.denied, s.role = "", -1, ""  # no books, only jars
-        if t.words[p.start] in ("many", "much") and self.made.is_denied(p.start):
-            s.denied = -1  # not many are some
-        if s.deny:
+        if state.conjunct_role == "denied" and state.open_relation is not None:
+            state.conjunct_role, state.pending_negation = "", ""  # without a hat on a beach
+        is_correction = is_coordinated and previous_tag != "L" and tokens.words[phrase.start - 1] in ("only", "just")
+        if is_correction:
+            state.pending_negation, state.negated_until, state.conjunct_role = "", -1, ""  # no books, only jars
+        if tokens.words[phrase.start] in ("many", "much") and self.builder.is_negated_at(phrase.start):
+            state.negated_until = -1  # not many are some
+        if state.pending_negation:
             # `not a dog`, `without a hat`, `neither a car`: the phrases that follow, as long as `or` goes on with them
             if (
-                joined
-                and previous != "L"
-                and not (previous in "C," and (p.bare or p.no or t.words[p.start] in ("any", "a", "an")))
+                is_coordinated
+                and previous_tag != "L"
+                and not (
+                    previous_tag in "C,"
+                    and (phrase.is_bare or phrase.is_negated or tokens.words[phrase.start] in ("any", "a", "an"))
+                )
             ):
-                s.deny = ""
-            elif not p.definite:
-                p.no = True
+                state.pending_negation = ""
+            elif not phrase.is_definite:
+                phrase.is_negated = True
         elif (
-            joined
-            and not instead
-            and s.group
-            and s.group[-1].no
-            and not p.definite
-            and (p.bare or p.no or t.words[p.start] == "any")
-            and after not in "BHMV"
+            is_coordinated
+            and not is_correction
+            and state.conjuncts
+            and state.conjuncts[-1].is_negated
+            and not phrase.is_definite
+            and (phrase.is_bare or phrase.is_negated or tokens.words[phrase.start] == "any")
+            and next_tag not in "BHMV"
         ):
-            p.no = True
+            phrase.is_negated = True
         if (
-            s.verb in LINKS
-            and s.actor
-            and p.bare
-            and not joined
-            and p.end - p.head <= 2
-            and t.words[p.end - 1] in self.lexicon.sets["materials"]
-            and s.place is None
+            state.verb in COPULAS
+            and state.actors
+            and phrase.is_bare
+            and not is_coordinated
+            and phrase.end - phrase.head <= 2
+            and tokens.words[phrase.end - 1] in self.lexicon.word_sets["materials"]
+            and state.open_relation is None
         ):
-            for q in s.actor:
-                self.made.look(q, " ".join([*(v.split(" ")[0] for v, _ in p.looks), t.words[p.end - 1]]), p.start, p.end)
+            for q in state.actors:
+                self.builder.add_attribute(
+                    q,
+                    " ".join([*(v.split(" ")[0] for v, _ in phrase.attributes), tokens.words[phrase.end - 1]]),
+                    phrase.start,
+                    phrase.end,
+                )
             return
         if (
-            s.verb in LINKS
-            and s.actor
-            and not joined
-            and s.place is None
-            and not p.no
-            and p.name
-            and p.name == s.actor[0].thing.name
-            and p.start > s.verb_at
+            state.verb in COPULAS
+            and state.actors
+            and not is_coordinated
+            and state.open_relation is None
+            and not phrase.is_negated
+            and phrase.name
+            and phrase.name == state.actors[0].referent.name
+            and phrase.start > state.verb_index
         ):
-            for value, at in p.looks:  # the dog is a young dog
-                self.made.look(s.actor[0], value, at, p.end)
+            for value, index in phrase.attributes:  # the dog is a young dog
+                self.builder.add_attribute(state.actors[0], value, index, phrase.end)
             return
-        self.made.name(p)
-        if s.role == "denied" and s.place is None:
-            s.group = [p]
+        self.builder.add_phrase(phrase)
+        if state.conjunct_role == "denied" and state.open_relation is None:
+            state.conjuncts = [phrase]
             return
-        if joined and after in "EJ" and t.words[p.start] in OWNERS and t.words[p.start - 1] == "," and t.looks[p.end]:
-            self.made.look(p, t.words[p.end], p.end, p.end + 1)  # a laptop, its screen cracked, is
-            s.group, s.role = s.subject, "subject"
+        if (
+            is_coordinated
+            and next_tag in "EJ"
+            and tokens.words[phrase.start] in POSSESSIVES
+            and tokens.words[phrase.start - 1] == ","
+            and tokens.attribute_rank[phrase.end]
+        ):
+            self.builder.add_attribute(
+                phrase, tokens.words[phrase.end], phrase.end, phrase.end + 1
+            )  # a laptop, its screen cracked, is
+            state.conjuncts, state.conjunct_role = state.subjects, "subject"
             return
-        thing = [p]
-        if joined and previous == "?" and s.role in ("target", "object") and not p.definite:
+        phrases = [phrase]
+        if is_coordinated and previous_tag == "?" and state.conjunct_role in ("target", "object") and not phrase.is_definite:
             return  # another name for the phrase before
-        if s.place is not None:
-            place(self.made, p)
+        if state.open_relation is not None:
+            attach_target(self.builder, phrase)
             return
-        if joined and after in "BHMV" and not s.finite and s.subject and s.group and s.role != "subject":
-            others = [lives(self.made, q) for q in (s.subject[-1], s.group[-1], p)]
-            if others == [True, False, True]:  # a man in a hat and a woman are ...
-                s.subject = s.actor = s.group = [*s.subject, p]
-                s.role = "subject"
+        if (
+            is_coordinated
+            and next_tag in "BHMV"
+            and not state.has_finite_verb
+            and state.subjects
+            and state.conjuncts
+            and state.conjunct_role != "subject"
+        ):
+            animacy = [is_animate(self.builder, q) for q in (state.subjects[-1], state.conjuncts[-1], phrase)]
+            if animacy == [True, False, True]:  # a man in a hat and a woman are ...
+                state.subjects = state.actors = state.conjuncts = [*state.subjects, phrase]
+                state.conjunct_role = "subject"
                 return
-        if joined and s.group and not clause:
-            if s.role == "target" and s.last is not None:
-                apart = len(s.group) == 1 and t.tags[max(0, p.start - 2) : p.start] == [",", "C"]
-                alike = (p.manner == s.group[-1].manner or s.group[-1].it is not None) and not apart
-                if after not in "GE" and alike:
-                    how, figures, at = s.last
-                    self.made.relate(figures, how, p, at)
-                    s.group = [*s.group[-MOST:], p]
+        if is_coordinated and state.conjuncts and not starts_clause:
+            if state.conjunct_role == "target" and state.last_relation is not None:
+                is_separate = len(state.conjuncts) == 1 and tokens.tags[max(0, phrase.start - 2) : phrase.start] == [",", "C"]
+                is_parallel = (
+                    phrase.determiner_kind == state.conjuncts[-1].determiner_kind or state.conjuncts[-1].antecedent is not None
+                ) and not is_separate
+                if next_tag not in "GE" and is_parallel:
+                    relation, located, index = state.last_relation
+                    self.builder.add_relation(located, relation, phrase, index)
+                    state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
                     return
-                s.group, s.role = thing, "object"
+                state.conjuncts, state.conjunct_role = phrases, "object"
                 return
-            if s.role in ("subject", "object", "with"):
-                s.group = [*s.group[-MOST:], p]
-                if s.role == "subject":
-                    s.subject = s.actor = s.group
+            if state.conjunct_role in ("subject", "object", "with"):
+                state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
+                if state.conjunct_role == "subject":
+                    state.subjects = state.actors = state.conjuncts
                 return
-        if clause and joined:
-            s.subject, s.actor, s.group, s.role, s.verb, s.verb_at = thing, thing, thing, "subject", "", -1
-            s.denied, s.finite, s.last, s.it_at = -1, False, None, None
-            front(self.made)
+        if starts_clause and is_coordinated:
+            state.subjects, state.actors, state.conjuncts, state.conjunct_role, state.verb, state.verb_index = (
+                phrases,
+                phrases,
+                phrases,
+                "subject",
+                "",
+                -1,
+            )
+            state.negated_until, state.has_finite_verb, state.last_relation, state.last_target = -1, False, None, None
+            resolve_fronted(self.builder)
             return
-        if s.verb_at >= 0:
+        if state.verb_index >= 0:
             if (
-                s.verb in ("is", "are", "was", "were", "be", "'s")
-                and s.subject
-                and s.role == "subject"
-                and s.subject[0].it is None
-                and not s.subject[0].name
-                and not p.definite
+                state.verb in ("is", "are", "was", "were", "be", "'s")
+                and state.subjects
+                and state.conjunct_role == "subject"
+                and state.subjects[0].antecedent is None
+                and not state.subjects[0].name
+                and not phrase.is_definite
             ):
-                s.subject = s.actor = thing
-            s.group, s.role = thing, "with" if s.role == "with" else "object"
-            if s.fronted is not None:
-                s.subject = s.actor = thing
-                front(self.made)
-            elif not s.subject:
-                s.subject = s.actor = thing
+                state.subjects = state.actors = phrases
+            state.conjuncts, state.conjunct_role = phrases, "with" if state.conjunct_role == "with" else "object"
+            if state.fronted_relation is not None:
+                state.subjects = state.actors = phrases
+                resolve_fronted(self.builder)
+            elif not state.subjects:
+                state.subjects = state.actors = phrases
             return
-        s.subject, s.actor, s.group, s.role = thing, thing, thing, "subject"
-        front(self.made)
+        state.subjects, state.actors, state.conjuncts, state.conjunct_role = phrases, phrases, phrases, "subject"
+        resolve_fronted(self.builder)
 
-    def _pronoun(self, i: int, word: str, previous: str, after: str) -> None:
-        s = self.s
+    def _process_pronoun(self, index: int, word: str, previous_tag: str, next_tag: str) -> None:
+        state = self.state
         if word in ("he", "she", "him", "her", "himself", "herself"):
-            thing = self.made.who
+            antecedent = self.builder.last_person
         elif word in ("it", "itself", "this", "that"):
-            thing = self.made.it
+            antecedent = self.builder.last_singular
         elif word in ("they", "them", "themselves", "these", "those") or word == "none":
-            thing = self.made.they or self.made.it
+            antecedent = self.builder.last_plural or self.builder.last_singular
         else:
-            thing = None
-        p = Phrase(i, i, i + 1, "", word, word in ("they", "them"), True, False)
-        if thing is not None:
-            p.it, p.name, p.many = thing, "", thing.many
-            p.no = thing.no
-        if s.place is not None:
-            figures = [] if s.place[3] else s.place[2]
-            if word in ("it", "itself", "them") and s.last is not None:
-                latest = [s.it_at] if s.it_at else []
-                near = [*latest, *s.last[1]] if s.role == "with" else [*s.last[1], *latest]
-                thing = next((q.thing for q in near if q.thing.name and all(q.thing is not f.thing for f in figures)), thing)
-                p.it = thing
-            elif word in ("it", "itself") and s.role == "with" and s.owner is not None and s.owner.name and not s.owner.no:
-                thing = p.it = s.owner  # the room has a table with a vase on it
-            if thing is not None:
-                place(self.made, p)
+            antecedent = None
+        phrase = Phrase(index, index, index + 1, "", word, word in ("they", "them"), True, False)
+        if antecedent is not None:
+            phrase.antecedent, phrase.name, phrase.is_plural = antecedent, "", antecedent.is_plural
+            phrase.is_negated = antecedent.is_negated
+        if state.open_relation is not None:
+            located = [] if state.open_relation[3] else state.open_relation[2]
+            if word in ("it", "itself", "them") and state.last_relation is not None:
+                latest_target = [state.last_target] if state.last_target else []
+                candidates = (
+                    [*latest_target, *state.last_relation[1]]
+                    if state.conjunct_role == "with"
+                    else [*state.last_relation[1], *latest_target]
+                )
+                antecedent = next(
+                    (q.referent for q in candidates if q.referent.name and all(q.referent is not f.referent for f in located)),
+                    antecedent,
+                )
+                phrase.antecedent = antecedent
+            elif (
+                word in ("it", "itself")
+                and state.conjunct_role == "with"
+                and state.possessor is not None
+                and state.possessor.name
+                and not state.possessor.is_negated
+            ):
+                antecedent = phrase.antecedent = state.possessor  # the room has a table with a vase on it
+            if antecedent is not None:
+                attach_target(self.builder, phrase)
             else:
-                s.place = None
+                state.open_relation = None
             return
-        if s.verb_at >= 0 and after not in "BHMV":
-            s.group, s.role = [p], "object"
+        if state.verb_index >= 0 and next_tag not in "BHMV":
+            state.conjuncts, state.conjunct_role = [phrase], "object"
             return
-        if previous in ",C":
-            s.denied, s.deny = -1, ""
+        if previous_tag in ",C":
+            state.negated_until, state.pending_negation = -1, ""
         if word == "none":
-            s.denied = 10**9
-        s.subject = s.actor = s.group = [p]
-        s.role, s.verb, s.verb_at, s.finite = "subject", "", -1, False
+            state.negated_until = 10**9
+        state.subjects = state.actors = state.conjuncts = [phrase]
+        state.conjunct_role, state.verb, state.verb_index, state.has_finite_verb = "subject", "", -1, False
 
     # ---- small words ---------------------------------------------------------------------------------------------------
 
-    def _mark(self, i: int, tag: str, word: str, previous: str, after: str, tags: str, end: int) -> None:
-        s = self.s
+    def _process_token(self, index: int, tag: str, word: str, previous_tag: str, next_tag: str, tags: str, end: int) -> None:
+        state = self.state
         if tag == "P":
-            where(self.made, i, word, previous, after)
+            begin_relation(self.builder, index, word, previous_tag, next_tag)
         elif tag in "BHV":
-            verb(self.made, i, tag, word, previous, after, tags, end)
+            process_verb(self.builder, index, tag, word, previous_tag, next_tag, tags, end)
         elif tag in "GE":
-            participle(self.made, i, tag, word, previous, after, tags, end)
+            process_participle(self.builder, index, tag, word, previous_tag, next_tag, tags, end)
         elif tag == "J":
-            adjective(self.made, i, word, previous, after, tags, end)
+            process_adjective(self.builder, index, word, previous_tag, next_tag, tags, end)
         elif tag == "O":
             if word == "not only":
                 return
-            if after in "DNJ#UX" and previous not in "BM":
-                s.deny = "word"
-                if previous == ",":
-                    s.role = "denied"
+            if next_tag in "DNJ#UX" and previous_tag not in "BM":
+                state.pending_negation = "word"
+                if previous_tag == ",":
+                    state.conjunct_role = "denied"
             else:
-                s.denied = 10**9
+                state.negated_until = 10**9
         elif tag == "L":
-            if after in "JRBHMV":
-                s.denied = 10**9
+            if next_tag in "JRBHMV":
+                state.negated_until = 10**9
             else:
-                s.deny = "neither" if previous in ".," or s.deny == "neither" else "word"
-        elif tag == "?" and word not in ROUGHLY and not self.made.is_denied(i):
-            s.doubt, s.doubt_at = True, i
+                state.pending_negation = "neither" if previous_tag in ".," or state.pending_negation == "neither" else "word"
+        elif tag == "?" and word not in APPROXIMATE_NUMBER_WORDS and not self.builder.is_negated_at(index):
+            state.is_hedged, state.hedge_index = True, index
         elif tag == "Y":
-            s.denied, s.deny, s.doubt = -1, "", word in ("if", "whether", "unless")
-            s.place = None
+            state.negated_until, state.pending_negation, state.is_hedged = -1, "", word in ("if", "whether", "unless")
+            state.open_relation = None
             if word in ("but", "however", "yet"):
-                s.group = []
-            s.group, s.role, s.finite = [], "", False
-            if after not in "GEOJ":
-                s.verb_at, s.verb = -1, ""
+                state.conjuncts = []
+            state.conjuncts, state.conjunct_role, state.has_finite_verb = [], "", False
+            if next_tag not in "GEOJ":
+                state.verb_index, state.verb = -1, ""
         elif tag == "W":
-            if s.group and previous in "N,":
-                s.outer, s.actor, s.relative = s.subject, list(s.group), True
+            if state.conjuncts and previous_tag in "N,":
+                state.outer_subjects, state.actors, state.in_relative_clause = state.subjects, list(state.conjuncts), True
         elif tag == "A":
-            s.place = None
-            if word in DENYING:
-                s.deny, s.role, s.group = "word", "denied", []
+            state.open_relation = None
+            if word in NEGATIVE_PREPOSITIONS:
+                state.pending_negation, state.conjunct_role, state.conjuncts = "word", "denied", []
             else:
-                if word in EXCEPTING:
-                    s.denied, s.deny = -1, ""
-                s.owner = s.group[-1] if s.group and word == "with" else None
-                s.group, s.role = [], "with"
-                if s.verb_at < 0:
-                    s.verb_at, s.verb = i, "with"
+                if word in EXCEPTIVE_PREPOSITIONS:
+                    state.negated_until, state.pending_negation = -1, ""
+                state.possessor = state.conjuncts[-1] if state.conjuncts and word == "with" else None
+                state.conjuncts, state.conjunct_role = [], "with"
+                if state.verb_index < 0:
+                    state.verb_index, state.verb = index, "with"
         elif tag == ",":
-            s.place = None
-            if s.doubt and not goes_on(tags, i, end):
-                s.doubt = False
-            if s.role == "denied":
-                s.role, s.group = "", []
+            state.open_relation = None
+            if state.is_hedged and not continues_list(tags, index, end):
+                state.is_hedged = False
+            if state.conjunct_role == "denied":
+                state.conjunct_role, state.conjuncts = "", []
         elif tag == "C" or tag == "I":
-            s.place = None
+            state.open_relation = None
         elif tag == ":":
-            self._listed(i, tags, end)
-            self.made.s = State()
+            self._process_label(index, tags, end)
+            self.builder.state = SentenceState()
 
-    def _listed(self, i: int, tags: str, end: int) -> None:
+    def _process_label(self, index: int, tags: str, end: int) -> None:
         """`People: none`, `dogs: 2`."""
-        word = self.t.words[i + 1] if i + 1 < end else ""
-        if not self.s.group or tags[i + 2 : min(i + 3, end)] not in ("", ".", ","):
+        word = self.tokens.words[index + 1] if index + 1 < end else ""
+        if not self.state.conjuncts or tags[index + 2 : min(index + 3, end)] not in ("", ".", ","):
             return
-        p = self.s.group[-1]
+        phrase = self.state.conjuncts[-1]
         if word in ("none", "no", "0", "zero", "nothing"):
-            self.made.deny(p)
-        elif p.name and tags[i + 1 : i + 2] == "#" and (number := number_of(word)):
-            p.count, p.counted_at = number, p.start
-            self.made.count(p, i + 2)
+            self.builder.negate(phrase)
+        elif phrase.name and tags[index + 1 : index + 2] == "#" and (number := word_to_number(word)):
+            phrase.count, phrase.count_index = number, phrase.start
+            self.builder.add_count(phrase, index + 2)

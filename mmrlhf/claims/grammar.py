@@ -3,58 +3,65 @@
 from __future__ import annotations
 
 
-def listed(words: str) -> frozenset[str]:
+def word_set(words: str) -> frozenset[str]:
     """A set of words."""
     return frozenset(words.split())
 
 
-VERBAL = listed(
+PARTICIPLES = word_set(
     "hanging standing sitting lying leaning working leading facing holding wearing filling flying walking running looking playing riding "
     "reading covering featuring showing having being making taking giving getting leaving carrying eating waiting talking smiling casting overlapping browsing"
 )
 """Nouns to a dictionary, and hardly ever in a description."""
-ASIDE = listed("left right center top bottom middle upper lower side hand most mid front back rear")
+POSITION_WORDS = word_set("left right center top bottom middle upper lower side hand most mid front back rear")
 """Parts of words that say only where."""
-SHORT = {"s": "S", "re": "B", "m": "B", "ve": "H", "ll": "M", "d": "M"}
+CLITIC_TAGS = {"s": "S", "re": "B", "m": "B", "ve": "H", "ll": "M", "d": "M"}
 """What follows an apostrophe, and its tag."""
-PEOPLE = dict.fromkeys(listed("someone somebody anyone anybody everyone everybody nobody"), "person")
+PERSON_PRONOUNS = dict.fromkeys(word_set("someone somebody anyone anybody everyone everybody nobody"), "person")
 """Pronouns that are persons."""
-NEGATIVE = frozenset(("nobody", "no one", "none", "nothing"))
+NEGATIVE_PRONOUNS = frozenset(("nobody", "no one", "none", "nothing"))
 """Pronouns that deny."""
-SEEMING = listed("appear seem")
-STRONG = listed(
+SEEM_VERBS = word_set("appear seem")
+COMMON_VERBS = word_set(
     "stand sit lie walk ride hold hang look watch play fly run lead rest lean wait carry wear show feature hit swing catch throw jump swim "
     "face cross cover surround fill contain read pull push serve stare drive eat drink cook cut talk smile pose rise climb dance sleep sell "
     "capture bend graze float perch stop reach line drip grow shine sway glow stretch rise lay rust gather guard spell bend hide board fish "
     "paddle soar face arch slice spray surround walk"
 )
 """Words that are verbs more than nouns where either could stand."""
-PARTICLES = {
-    "up": listed("hold pick put set lift throw show pull give warm raise wash dress open blow hang"),
-    "on": listed("put try turn switch carry"),
-    "off": listed("take turn show cut switch set give pull"),
-    "down": listed("put set lay cut take turn"),
-    "over": listed("take turn hand"),
-    "in": listed("take plug"),
+VERBS_BY_PARTICLE = {
+    "up": word_set("hold pick put set lift throw show pull give warm raise wash dress open blow hang"),
+    "on": word_set("put try turn switch carry"),
+    "off": word_set("take turn show cut switch set give pull"),
+    "down": word_set("put set lay cut take turn"),
+    "over": word_set("take turn hand"),
+    "in": word_set("take plug"),
 }
 """Verbs with which a word of place is no place: she puts on a hat."""
-PLACES = listed("up down over off around by past in out on through along")
+PARTICLE_PREPOSITIONS = word_set("up down over off around by past in out on through along")
 """Words of place that a verb may have for its own."""
-NUMBERED = listed("about around over nearly almost")
+NUMBER_APPROXIMATORS = word_set("about around over nearly almost")
 """Words that make a number one of many, where one follows."""
-BOUNDS = frozenset(("at least", "at most", "more than", "less than", "fewer than", "up to"))
-VAGUE = BOUNDS | {"approximately", "roughly", "looks like", "look like"}
+NUMBER_BOUNDS = frozenset(("at least", "at most", "more than", "less than", "fewer than", "up to"))
+VAGUE_QUALIFIERS = NUMBER_BOUNDS | {"approximately", "roughly", "looks like", "look like"}
 """Words that make a number one of many, or what is said one of several things, wherever they stand."""
-UNSURE = listed("could may might would")
-HUES = listed("neon navy olive sky royal lime hot baby forest mint off")
+HEDGING_MODALS = word_set("could may might would")
+AMBIGUOUS_COLOUR_MODIFIERS = word_set("neon navy olive sky royal lime hot baby forest mint off")
 """Words that make one colour of two, and are something else elsewhere."""
-SMALL = HUES | PLACES | NUMBERED | VAGUE | UNSURE | listed("yes that her one no 's can")
+AMBIGUOUS_FUNCTION_WORDS = (
+    AMBIGUOUS_COLOUR_MODIFIERS
+    | PARTICLE_PREPOSITIONS
+    | NUMBER_APPROXIMATORS
+    | VAGUE_QUALIFIERS
+    | HEDGING_MODALS
+    | word_set("yes that her one no 's can")
+)
 """Words of one tag which is another in some places."""
-COLOUR_NOUNS = listed("cream orange peach olive mint gold silver")
+COLOUR_NOUNS = word_set("cream orange peach olive mint gold silver")
 """Colours that are things, too."""
-COLOUR_HEADS = listed("red orange yellow green blue purple violet pink brown gray grey beige tan")
+BASIC_COLOURS = word_set("red orange yellow green blue purple violet pink brown gray grey beige tan")
 """Colours that light and dark stand before."""
-NUMBERS = {
+NUMBER_VALUES = {
     name: number
     for number, name in enumerate(
         [
@@ -82,13 +89,13 @@ NUMBERS = {
         ]
     )
 } | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "dozen": 12}
-NUMBERS |= {
+NUMBER_VALUES |= {
     f"{ten}-{one}": tens + ones
-    for ten, tens in list(NUMBERS.items())
+    for ten, tens in list(NUMBER_VALUES.items())
     if tens in range(20, 100, 10)
-    for one, ones in list(NUMBERS.items())[1:10]
+    for one, ones in list(NUMBER_VALUES.items())[1:10]
 }
-CLOSED: dict[str, str] = {}
+CLOSED_CLASS_TAGS: dict[str, str] = {}
 """Words that are what they are wherever they stand, and their tags."""
 for _tag, _words in {
     "D": "a an the this these those his her its their my your our whose each every another any some both all several many few much "
@@ -117,8 +124,8 @@ for _tag, _words in {
     "partially partly slightly mostly mainly clearly closely directly not-only additionally furthermore moreover apart away ahead "
     "overall meanwhile elsewhere nearby well again else forth out aside",
 }.items():
-    CLOSED |= dict.fromkeys(_words.split(), _tag)
-PHRASES: dict[str, tuple[str, str]] = {}
+    CLOSED_CLASS_TAGS |= dict.fromkeys(_words.split(), _tag)
+MULTIWORD_TERMS: dict[str, tuple[str, str]] = {}
 """Several words that are one to grammar: tag and name."""
 for _tag, _phrases in {
     "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;hanging from;hangs from:hanging from;"
@@ -142,8 +149,8 @@ for _tag, _phrases in {
 }.items():
     for _phrase in _phrases.split(";"):
         _words_of, _, _name = _phrase.partition(":")
-        PHRASES[_words_of] = (_tag, _name or _words_of)
-SIDES = {
+        MULTIWORD_TERMS[_words_of] = (_tag, _name or _words_of)
+SIDE_PREPOSITIONS = {
     f"{start}{side}{middle} of": f"{side} of"
     for start in (
         "to the ",
@@ -158,130 +165,134 @@ SIDES = {
     for side in ("left", "right")
     for middle in (("", " side") if start.startswith("to") else ("",))
 }
-SIDES |= {f"{start} the {side} side of": f"{side} side of" for start in ("on", "at") for side in ("left", "right")}
-PHRASES |= {phrase: ("P", name) for phrase, name in SIDES.items()}
-STARTS: dict[tuple[str, str], list[list[str]]] = {}
+SIDE_PREPOSITIONS |= {f"{start} the {side} side of": f"{side} side of" for start in ("on", "at") for side in ("left", "right")}
+MULTIWORD_TERMS |= {phrase: ("P", name) for phrase, name in SIDE_PREPOSITIONS.items()}
+MULTIWORD_TERMS_BY_PREFIX: dict[tuple[str, str], list[list[str]]] = {}
 """Phrases by their first two words, the longest first."""
-for _phrase in sorted(PHRASES, key=lambda p: -p.count(" ")):
+for _phrase in sorted(MULTIWORD_TERMS, key=lambda p: -p.count(" ")):
     _first, _second = _phrase.split(" ")[:2]
-    STARTS.setdefault((_first, _second), []).append(_phrase.split(" "))
-SIGNS = listed("sign trace")
+    MULTIWORD_TERMS_BY_PREFIX.setdefault((_first, _second), []).append(_phrase.split(" "))
+TRACE_NOUNS = word_set("sign trace")
 """Nouns that are no thing where there is none: no sign of a dog."""
-RIDDEN = listed("swing")
+OCCUPIED_OBJECTS = word_set("swing")
 """Nouns that name a thing if somebody is on it."""
-OWNERS = listed("his her its their")
+POSSESSIVES = word_set("his her its their")
 """Words that say whose."""
-MARKS = listed("line stripe mark spot letter")
+COLOURED_MARKS = word_set("line stripe mark spot letter")
 """Nouns that name a thing if they have a colour."""
-DENYING = listed("without lacks lacking") | frozenset(
+NEGATIVE_PREPOSITIONS = word_set("without lacks lacking") | frozenset(
     ("free of", "free from", "devoid of", "void of", "lack of", "absence of", "instead of", "rather than", "empty of")
 )
 """Words of the tag A whose thing is not there."""
-EXCEPTING = frozenset(("except", "except for", "besides", "apart from", "aside from", "other than"))
+EXCEPTIVE_PREPOSITIONS = frozenset(("except", "except for", "besides", "apart from", "aside from", "other than"))
 """Words of the tag A whose thing is there, whatever was denied."""
-DEFINITE = listed("the this these those his her its their my your our whose both")
+DEFINITE_DETERMINERS = word_set("the this these those his her its their my your our whose both")
 """Words before what the text takes for granted."""
-MEASURES = listed(
+MEASURE_NOUNS = word_set(
     "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
     "strip scoop splash sea clump patch ball cloud dollop drop touch tangle jumble"
 )
 """Nouns that are no thing of their own before `of`: a herd of cows is cows."""
-PART_OF = listed(
+PART_NOUNS = word_set(
     "slice piece corner side edge top bottom end scene surface group pile row stack half section part bunch view pattern"
 )
 """Last words of compounds that leave the word before them as the thing: pizza slices are pizza."""
-DEPICTIONS = listed("statue painting picture drawing portrait sculpture mural figurine sketch poster bust")
+DEPICTIONS = word_set("statue painting picture drawing portrait sculpture mural figurine sketch poster bust")
 """Things that show others, which are not there."""
-PAIRED = listed("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight")
+PAIRED_NOUNS = word_set("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight")
 """Things of which a pair is one of each side, and no number."""
-LIMBS = listed("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
+LATERAL_BODY_PARTS = word_set("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
 """Parts of which there is a left and a right one."""
-COLOURED = listed(
+MODIFIABLE_COLOURS = word_set(
     "red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise white wood wooden blonde"
 )
 """What light and dark may stand before."""
-BESIDE = frozenset(
+PEER_RELATIONS = frozenset(
     ("next to", "beside", "near", "behind", "in front of", "left of", "right of", "above", "below", "under", "close to", "between", "over",
      "underneath", "beneath", "alongside", "across from", "adjacent to", "opposite", "by", "around", "in between", "among", "amongst"))  # fmt: skip
 """Relations of things of one rank: a cat on a bed next to a laptop is next to the laptop, and not the bed."""
-HAVING = listed(
+EXISTENCE_VERBS = word_set(
     "has have had having with shows show features feature includes include contains contain sees see depicts depict captures displays "
     "showing featuring displaying containing including is are was were be 's 're been"
 )
 """Verbs whose object is where it is said to be; of others the one who acts is."""
-OWNING = listed("has have had having contains contain features feature includes include including")
+POSSESSION_VERBS = word_set("has have had having contains contain features feature includes include including")
 """Verbs whose last object alone has the place that follows."""
-PLACED = listed("in on inside along down through across up atop") | {"on top of"}
+LOCATION_PREPOSITIONS = word_set("in on inside along down through across up atop") | {"on top of"}
 """Where those who do something may be."""
-GAZE = listed(
+DIRECTED_ACTIONS = word_set(
     "looking looks look looked staring stares stare stared smiling smiles smile gazing gazes pointing points aiming aims glancing glances "
     "laughing waving waves focused focusing peering peers barking barks growling yelling shouting"
 )
 """What one does at or towards something without being there."""
-AGENTLESS = listed(
+STATIVE_PARTICIPLES = word_set(
     "parked seated positioned located placed situated standing sitting lying perched docked moored gathered mounted hung displayed "
     "arranged stacked piled set tied leaned stopped anchored stationed scattered"
 )
 """Participles after which `by` is a place."""
-CLOTHES = listed(
+CLOTHES = word_set(
     "shirt t-shirt jacket coat suit dress uniform hat cap helmet shorts pants jeans skirt sweater hoodie vest outfit costume glasses "
     "sunglasses glove boot shoe robe apron gown tie scarf wetsuit raincoat poncho blouse clothing clothes attire gear jersey swimsuit "
     "bikini tuxedo overalls pajamas tutu kimono sweatshirt hood trunks cardigan sari leggings tights turban bandana mask wig cape veil "
     "sock heel armor goggles"
 ) | {"tank top"}
 """What one is in without being in a place."""
-NOWHERE = listed(
+NON_LOCATIVE_VERBS = word_set(
     "dressed covered wrapped clad engaged interested involved participating focused focus focuses based working engages competing"
 )
 """Words after which `in` and `on` say no place."""
-BODY = listed("hand arm mouth head neck back shoulder lap face wrist finger leg foot ear nose beak paw waist hair chest body eye")
+BODY_PARTS = word_set(
+    "hand arm mouth head neck back shoulder lap face wrist finger leg foot ear nose beak paw waist hair chest body eye"
+)
 """Parts of a body that hold what one has."""
-ROOMS = listed("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage")
+ROOMS = word_set("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage")
 """Places that have sides within them."""
-LINKS = listed("is are was were be been 's 're")
+COPULAS = word_set("is are was were be been 's 're")
 """Verbs that join a thing and how it looks."""
-SPORTS = listed("baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball")
+BALL_SPORTS = word_set(
+    "baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball"
+)
 """Games that are named as their balls are."""
-AIMING = listed("spray hit throw swing aim kick toss shoot point direct")
+AIMING_VERBS = word_set("spray hit throw swing aim kick toss shoot point direct")
 """What one does to one thing at another."""
-OTHER = listed("other another second more additional")
+ADDITIVE_WORDS = word_set("other another second more additional")
 """Words that leave open how many there are in all."""
-MOST = 15
+MAX_CONJUNCTS = 15
 """Phrases that `and` joins and a relation may be of."""
-ROUGHLY = NUMBERED | BOUNDS | {"approximately", "roughly"}
+APPROXIMATE_NUMBER_WORDS = NUMBER_APPROXIMATORS | NUMBER_BOUNDS | {"approximately", "roughly"}
 """Words that make a number one of many."""
-PICTURES = listed("picture photo photograph")
+PICTURE_NOUNS = word_set("picture photo photograph")
 """Things on a wall in a sentence that has a word of `HUNG`, and else what is looked at."""
-HUNG = listed("hang hangs hanging hung framed wall walls")
-CANNED = listed("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
+WALL_ART_WORDS = word_set("hang hangs hanging hung framed wall walls")
+CAN_MODIFIERS = word_set("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
 """Words before a can that is a thing."""
-RANK = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
+CLAIM_ORDER = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
 """Order of the claims that a phrase makes."""
-AJAR = listed("open closed shut")
+OPENNESS_ADJECTIVES = word_set("open closed shut")
 """How something is that one has, where it stands after that."""
-ABSENT = listed("absent missing nowhere")
+ABSENCE_WORDS = word_set("absent missing nowhere")
 """Words that say that something is not there."""
-SEEN = listed("visible present seen shown depicted pictured there")
+PRESENCE_WORDS = word_set("visible present seen shown depicted pictured there")
 """Words that only say that something is there."""
-POSTURES = listed(
+ANIMATE_ACTIONS = word_set(
     "sitting standing walking riding lying running eating looking holding wearing playing skiing surfing jumping posing waiting laying "
     "sleeping swimming skateboarding snowboarding talking crossing drinking resting kneeling leaning smiling watching"
 )
 """What living things do, after whatever they have with them."""
-ALIVE = listed("person bird cat dog horse sheep cow elephant bear zebra giraffe")
+ANIMATE_CLASSES = word_set("person bird cat dog horse sheep cow elephant bear zebra giraffe")
 """COCO's classes of what lives."""
-MOVING = listed(
+MOTION_VERBS = word_set(
     "walking walks walk running runs run heading heads driving drives moving moves riding rides flying flies swimming jumping going goes coming "
     "sailing crawling climbing rolling skiing skating jogging marching"
 )
 """What makes `towards` a place."""
-LITTERED = listed("cluttered crowded packed littered overgrown")
+CLUTTER_PARTICIPLES = word_set("cluttered crowded packed littered overgrown")
 """Participles that say how a place looks by what is in it."""
-FILLED = listed("with filled topped covered loaded decorated packed stacked piled")
+CONTENTS_WORDS = word_set("with filled topped covered loaded decorated packed stacked piled")
 """What comes before things that are where the thing is that has them."""
-WATCHING = listed("watch watches watching see sees seeing let lets help helps helping make makes")
+BARE_INFINITIVE_VERBS = word_set("watch watches watching see sees seeing let lets help helps helping make makes")
 """Verbs after which a noun is followed by what it does."""
-SHADES = HUES | listed("light dark bright pale deep")
+COLOUR_MODIFIERS = AMBIGUOUS_COLOUR_MODIFIERS | word_set("light dark bright pale deep")
 """Words that make one colour of two."""
-PAINTED = listed("painted colored coloured dyed tinted")
+PAINT_PARTICIPLES = word_set("painted colored coloured dyed tinted")
 """Participles that a colour follows."""

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmrlhf.claims.grammar import ASIDE, VERBAL
+from mmrlhf.claims.grammar import PARTICIPLES, POSITION_WORDS
 from mmrlhf.records import InputError
 
-HERE = Path(__file__).parent
+DATA_DIR = Path(__file__).parent
 SECTIONS = (
     "coco", "same thing", "no category", "plural only", "not objects", "objects", "compounds", "not attributes", "attributes",
     "materials", "colours", "places",
@@ -25,83 +25,85 @@ class Word:
     `noun` is its singular, `many` whether it is a plural; `looks` whether it says how something looks: 1 by the dictionary, 2 by the lexicon.
     """
 
-    uses: str
+    tags: str
     noun: str
-    many: bool = False
-    looks: int = 0
+    is_plural: bool = False
+    attribute_rank: int = 0
 
 
 @dataclass(eq=False)
 class Lexicon:
     """Nouns are in the singular and in lower case; compounds are words with spaces between them."""
 
-    category: dict[str, str] = field(default_factory=dict)
+    coco_category: dict[str, str] = field(default_factory=dict)
     """A noun's class among COCO's 80."""
-    same: dict[str, str] = field(default_factory=dict)
+    canonical: dict[str, str] = field(default_factory=dict)
     """Other names of a thing, and the one it is given."""
-    sets: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SECTIONS})
-    words: Mapping[str, str] = field(default_factory=dict)
-    one_of: Mapping[str, str] = field(default_factory=dict)
-    verb_of: Mapping[str, str] = field(default_factory=dict)
-    longest: int = 4
+    word_sets: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SECTIONS})
+    dictionary: Mapping[str, str] = field(default_factory=dict)
+    irregular_nouns: Mapping[str, str] = field(default_factory=dict)
+    irregular_verbs: Mapping[str, str] = field(default_factory=dict)
+    max_compound_words: int = 4
     """Words of the longest compound."""
-    ending: dict[str, set[str]] = field(default_factory=dict)
+    compounds_by_last_word: dict[str, set[str]] = field(default_factory=dict)
     """All names of several words, by the last of them."""
-    classes: dict[str, str] = field(default_factory=dict)
+    coco_class_cache: dict[str, str] = field(default_factory=dict)
     """What `of_coco` has found."""
-    surfaces: dict[str, tuple[str, str, str, bool, int]] = field(default_factory=dict)
+    token_cache: dict[str, tuple[str, str, str, bool, int]] = field(default_factory=dict)
     """What `tagging` has found of words as they are written."""
 
-    def named(self, noun: str) -> str:
+    def canonical_name(self, noun: str) -> str:
         """The name that a thing is given."""
-        return self.same.get(noun, noun)
+        return self.canonical.get(noun, noun)
 
-    def of_coco(self, noun: str) -> str:
+    def coco_class(self, noun: str) -> str:
         """A noun's class among COCO's 80, of a compound its last word's; "" where it has none."""
-        found = self.classes.get(noun)
-        if found is None:
-            found = self._of_coco(noun)
-            if len(self.classes) < 200_000:  # text that never repeats must not fill the memory
-                self.classes[noun] = found
-        return found
+        coco_class = self.coco_class_cache.get(noun)
+        if coco_class is None:
+            coco_class = self._find_coco_class(noun)
+            if len(self.coco_class_cache) < 200_000:  # text that never repeats must not fill the memory
+                self.coco_class_cache[noun] = coco_class
+        return coco_class
 
-    def _of_coco(self, noun: str) -> str:
+    def _find_coco_class(self, noun: str) -> str:
         while noun:
-            if noun in self.category:
-                return self.category[noun]
-            if noun in self.sets["no category"]:
+            if noun in self.coco_category:
+                return self.coco_category[noun]
+            if noun in self.word_sets["no category"]:
                 return ""
             noun = noun.partition(" ")[2]
-            noun = self.same.get(noun, noun)
+            noun = self.canonical.get(noun, noun)
         return ""
 
     def is_object(self, noun: str) -> bool:
-        if noun in self.sets["objects"] or noun in self.category or noun in self.sets["plural only"]:
+        if noun in self.word_sets["objects"] or noun in self.coco_category or noun in self.word_sets["plural only"]:
             return True
-        return noun not in self.sets["not objects"] and "N" in self.words.get(noun, "")
+        return noun not in self.word_sets["not objects"] and "N" in self.dictionary.get(noun, "")
 
     # ---- forms of words ----------------------------------------------------------------------------------------------
 
     def singular(self, word: str) -> tuple[str, bool] | None:
         """A noun's singular and whether it is a plural; None for what no dictionary has as a noun."""
-        if word in self.sets["plural only"]:
+        if word in self.word_sets["plural only"]:
             return word, True
-        if word in self.sets["objects"] and not word.endswith("s") and word != "people":
+        if word in self.word_sets["objects"] and not word.endswith("s") and word != "people":
             return word, False
-        if word in self.one_of and word != "people":
-            return self.one_of[word], True
+        if word in self.irregular_nouns and word != "people":
+            return self.irregular_nouns[word], True
         if word == "people":
             return "person", True
-        if word.endswith("men") and self._is_noun(one := f"{word[:-3]}man"):
-            return one, True
+        if word.endswith("men") and self._is_noun(candidate := f"{word[:-3]}man"):
+            return candidate, True
         if word.endswith("s") and len(word) > 2 and word[-2] not in "sui":
-            hiss = word.endswith(("ches", "shes", "sses", "xes", "zes"))
-            for tail, end in (("es", ""), ("s", "")) if hiss else (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f")):
+            is_sibilant = word.endswith(("ches", "shes", "sses", "xes", "zes"))
+            for suffix, replacement in (
+                (("es", ""), ("s", "")) if is_sibilant else (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"))
+            ):
                 if (
-                    word.endswith(tail)
-                    and len(stem := word[: -len(tail)] + end) > 1
+                    word.endswith(suffix)
+                    and len(stem := word[: -len(suffix)] + replacement) > 1
                     and self._is_noun(stem)
-                    and (len(stem) > 2 or word not in self.words)
+                    and (len(stem) > 2 or word not in self.dictionary)
                 ):
                     return stem, True
         elif word.endswith(("ies", "uis", "kis", "xis")) and self._is_noun(word[:-1]):
@@ -111,111 +113,123 @@ class Lexicon:
         return (word, False) if self._is_noun(word) else None
 
     def _is_noun(self, word: str) -> bool:
-        code = self.words.get(word, "")
-        return "N" in code or "n" in code or word in self.sets["objects"] or word in self.category or word in self.same
+        code = self.dictionary.get(word, "")
+        return (
+            "N" in code
+            or "n" in code
+            or word in self.word_sets["objects"]
+            or word in self.coco_category
+            or word in self.canonical
+        )
 
-    def _verb(self, word: str) -> tuple[str, str] | None:
+    def _verb_form(self, word: str) -> tuple[str, str] | None:
         """A verb's form and its base."""
-        if word in self.verb_of and self.words.get(word, "v")[0] not in "Nn":
-            return ("G" if word.endswith("ing") else "E"), self.verb_of[word]
-        tails = (("V", ""), ("V", "s"), ("V", "es"), ("V", "ies"), ("E", "d"), ("E", "ed"), ("E", "ied"), ("G", "ing"))
-        for form, tail in tails:
-            if word.endswith(tail):
-                stem = word[: len(word) - len(tail)]
-                if tail == "d" and (not stem.endswith("e") or stem.endswith("ee")):
+        if word in self.irregular_verbs and self.dictionary.get(word, "v")[0] not in "Nn":
+            return ("G" if word.endswith("ing") else "E"), self.irregular_verbs[word]
+        endings = (("V", ""), ("V", "s"), ("V", "es"), ("V", "ies"), ("E", "d"), ("E", "ed"), ("E", "ied"), ("G", "ing"))
+        for form, suffix in endings:
+            if word.endswith(suffix):
+                stem = word[: len(word) - len(suffix)]
+                if suffix == "d" and (not stem.endswith("e") or stem.endswith("ee")):
                     continue
                 if form in "EG" and len(stem) < 3 and word not in ("tied", "dyed", "lying", "tying", "dying", "used", "iced"):
                     continue
                 for base in (
                     (stem + "y",)
-                    if tail[:2] == "ie"
+                    if suffix[:2] == "ie"
                     else (stem, stem + "e", stem[:-1])
-                    if form == "G" or tail == "ed"
+                    if form == "G" or suffix == "ed"
                     else (stem,)
                 ):
-                    if len(base) > 1 and "v" in self.words.get(base, "") and (base != stem[:-1] or stem[-1:] == stem[-2:-1]):
+                    if len(base) > 1 and "v" in self.dictionary.get(base, "") and (base != stem[:-1] or stem[-1:] == stem[-2:-1]):
                         return form, base
         return None
 
-    def word(self, word: str) -> Word:
+    def analyze(self, word: str) -> Word:
         """What a word in lower case may be."""
-        code = self.words.get(word, "")
+        code = self.dictionary.get(word, "")
         noun = self.singular(word)
-        base, many = noun or (word, False)
-        base_code = self.words.get(base, "")
-        verb = self._verb(word)
-        order = code or base_code or (self.words.get(verb[1], "v") if verb else "")
-        sets = self.sets
-        looks = self._looks(word, code)
-        if word in sets["colours"] and base not in sets["objects"] and base not in self.category:
-            return Word("J", base, looks=2)
-        if word in VERBAL:
-            return Word("GJ", base, looks=2 * (word in sets["attributes"]))
-        uses = ""
-        for letter in (order if not many else base_code) or "n":
+        base, is_plural = noun or (word, False)
+        base_code = self.dictionary.get(base, "")
+        verb = self._verb_form(word)
+        pos_order = code or base_code or (self.dictionary.get(verb[1], "v") if verb else "")
+        word_sets = self.word_sets
+        attribute_rank = self._attribute_rank(word, code)
+        if word in word_sets["colours"] and base not in word_sets["objects"] and base not in self.coco_category:
+            return Word("J", base, attribute_rank=2)
+        if word in PARTICIPLES:
+            return Word("GJ", base, attribute_rank=2 * (word in word_sets["attributes"]))
+        tags = ""
+        for letter in (pos_order if not is_plural else base_code) or "n":
             if letter in "Nn" and noun:
-                uses += "N" if self.is_object(self.named(base)) else "X"
+                tags += "N" if self.is_object(self.canonical_name(base)) else "X"
             elif letter == "v" and verb and verb[0] == "V":
-                uses += "V"
+                tags += "V"
             elif letter == "a" and "a" in code:
-                uses += "J"
+                tags += "J"
             elif letter == "r" and "r" in code:
-                uses += "R"
-        if noun and not set("NX") & set(uses):
-            uses += "N" if self.is_object(self.named(base)) else "X"
-        if verb and verb[0] in "GE" and verb[0] not in uses:
+                tags += "R"
+        if noun and not set("NX") & set(tags):
+            tags += "N" if self.is_object(self.canonical_name(base)) else "X"
+        if verb and verb[0] in "GE" and verb[0] not in tags:
             # A noun in -ing (building, painting) is one until its surroundings say otherwise.
-            uses = uses + verb[0] if verb[0] == "G" and "N" in uses and "J" not in uses else verb[0] + uses
-        if verb and verb[0] == "V" and "V" not in uses and "v" in self.words.get(verb[1], ""):
-            uses += "V"
-        if looks and "J" not in uses and not set("GE") & set(uses):
-            uses = "J" + uses if word in sets["colours"] or not noun or ("-" in word and not self.is_object(base)) else uses + "J"
-        if not uses:
-            uses = self._guessed(word)
-            if word.endswith("s") and not word.endswith("ss") and uses == "U":
-                base, many = word[:-1], True
-        return Word(uses, base, many, looks)
+            tags = tags + verb[0] if verb[0] == "G" and "N" in tags and "J" not in tags else verb[0] + tags
+        if verb and verb[0] == "V" and "V" not in tags and "v" in self.dictionary.get(verb[1], ""):
+            tags += "V"
+        if attribute_rank and "J" not in tags and not set("GE") & set(tags):
+            tags = (
+                "J" + tags
+                if word in word_sets["colours"] or not noun or ("-" in word and not self.is_object(base))
+                else tags + "J"
+            )
+        if not tags:
+            tags = self._guess_tags(word)
+            if word.endswith("s") and not word.endswith("ss") and tags == "U":
+                base, is_plural = word[:-1], True
+        return Word(tags, base, is_plural, attribute_rank)
 
-    def _looks(self, word: str, code: str) -> int:
-        sets = self.sets
-        if word in sets["colours"] or word in sets["materials"] or word in sets["attributes"]:
+    def _attribute_rank(self, word: str, code: str) -> int:
+        word_sets = self.word_sets
+        if word in word_sets["colours"] or word in word_sets["materials"] or word in word_sets["attributes"]:
             return 2
-        if word in sets["not attributes"]:
+        if word in word_sets["not attributes"]:
             return 0
         if "-" in word:
-            return int(not ASIDE.issuperset(word.split("-")))
-        for tail in ("er", "est"):  # a comparative says nothing by itself
-            if word.endswith(tail):
-                stem = word.removesuffix(tail)
+            return int(not POSITION_WORDS.issuperset(word.split("-")))
+        for suffix in ("er", "est"):  # a comparative says nothing by itself
+            if word.endswith(suffix):
+                stem = word.removesuffix(suffix)
                 if any(
-                    "a" in self.words.get(base, "") for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y") if len(base) > 2
+                    "a" in self.dictionary.get(base, "")
+                    for base in (stem, stem + "e", stem[:-1], stem[:-1] + "y")
+                    if len(base) > 2
                 ):
                     return 0
         return int("a" in code)
 
-    def _guessed(self, word: str) -> str:
+    def _guess_tags(self, word: str) -> str:
         """What a word that no dictionary has is by its looks."""
         if "-" in word:
             last = word.rpartition("-")[2]
-            inner = self.word(last).uses if last else "U"
-            if word.endswith("ed") or inner[:1] in "JEG":
+            last_tags = self.analyze(last).tags if last else "U"
+            if word.endswith("ed") or last_tags[:1] in "JEG":
                 return "J"
-            return "JN" if "N" in inner else "J"
-        for tails, letter in (
+            return "JN" if "N" in last_tags else "J"
+        for suffixes, letter in (
             (("ly",), "R"), (("ness", "ity", "tion", "sion", "ism", "ance", "ence", "ship", "hood", "ment"), "X"),
             (("ing",), "G"), (("ed",), "E"), (("ful", "ous", "ish", "less", "able", "ible"), "J"),
         ):  # fmt: skip
-            if word.endswith(tails) and len(word) > 5:
+            if word.endswith(suffixes) and len(word) > 5:
                 return letter
         if word.endswith(("er", "est")):
             for stem in (word.removesuffix("er"), word.removesuffix("est")):
                 for base in (stem, stem[:-1], stem + "e", stem[:-1] + "y"):
-                    if base != word and "a" in self.words.get(base, ""):
+                    if base != word and "a" in self.dictionary.get(base, ""):
                         return "K"  # a comparative says nothing by itself
         return "U"
 
 
-def _entries(path: Path) -> Iterator[tuple[str, str, int]]:
+def _read_entries(path: Path) -> Iterator[tuple[str, str, int]]:
     """Section, line and its number."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -224,67 +238,69 @@ def _entries(path: Path) -> Iterator[tuple[str, str, int]]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"lexicon {path} cannot be read ({error}): give a text file in UTF-8") from None
     section = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for line_number, line in enumerate(text.splitlines(), 1):
         line = line.partition("#")[0].strip()
         if line.startswith("["):
             section = line.strip("[]").strip()
             if section not in SECTIONS:
-                raise InputError(f"lexicon {path}, line {number}: there is no section [{section}], but {', '.join(SECTIONS)}")
+                raise InputError(
+                    f"lexicon {path}, line {line_number}: there is no section [{section}], but {', '.join(SECTIONS)}"
+                )
         elif line:
             if not section:
                 raise InputError(
-                    f"lexicon {path}, line {number}: an entry stands before any section: begin with [coco] or another"
+                    f"lexicon {path}, line {line_number}: an entry stands before any section: begin with [coco] or another"
                 )
-            yield section, line.lower(), number
+            yield section, line.lower(), line_number
 
 
-def _split(text: str) -> list[str]:
+def _split_names(text: str) -> list[str]:
     return [" ".join(name.split()) for name in text.split(",") if name.strip()]
 
 
-def _add(lexicon: Lexicon, path: Path) -> None:
-    for section, line, number in _entries(path):
+def _add_file(lexicon: Lexicon, path: Path) -> None:
+    for section, line, line_number in _read_entries(path):
         if section in ("coco", "same thing"):
-            name, colon, rest = line.partition(":")
+            name, separator, rest = line.partition(":")
             name = name.strip()
-            if not colon:
-                raise InputError(f"lexicon {path}, line {number}: [{section}] has lines of the form `name: other names`")
-            others, _, kinds = rest.partition("|")
-            lexicon.same.update(dict.fromkeys(_split(others), name))
+            if not separator:
+                raise InputError(f"lexicon {path}, line {line_number}: [{section}] has lines of the form `name: other names`")
+            synonyms, _, subtypes = rest.partition("|")
+            lexicon.canonical.update(dict.fromkeys(_split_names(synonyms), name))
             if section == "coco":
-                lexicon.category.update(dict.fromkeys([name, *_split(others), *_split(kinds)], name))
-            lexicon.sets["objects"].update([name, *_split(others), *_split(kinds)])
+                lexicon.coco_category.update(dict.fromkeys([name, *_split_names(synonyms), *_split_names(subtypes)], name))
+            lexicon.word_sets["objects"].update([name, *_split_names(synonyms), *_split_names(subtypes)])
         else:
-            lexicon.sets[section].update(_split(line))
+            lexicon.word_sets[section].update(_split_names(line))
             if section in ("objects", "not objects"):
-                lexicon.sets["not objects" if section == "objects" else "objects"].difference_update(_split(line))
-    lexicon.ending = {}
-    for name in {*lexicon.category, *lexicon.same, *lexicon.sets["compounds"], *lexicon.sets["objects"]}:
-        lexicon.longest = max(lexicon.longest, name.count(" ") + 1)
+                lexicon.word_sets["not objects" if section == "objects" else "objects"].difference_update(_split_names(line))
+    lexicon.compounds_by_last_word = {}
+    for name in {*lexicon.coco_category, *lexicon.canonical, *lexicon.word_sets["compounds"], *lexicon.word_sets["objects"]}:
+        lexicon.max_compound_words = max(lexicon.max_compound_words, name.count(" ") + 1)
         if " " in name:
-            lexicon.ending.setdefault(name.rpartition(" ")[2], set()).add(name)
+            lexicon.compounds_by_last_word.setdefault(name.rpartition(" ")[2], set()).add(name)
 
 
 @functools.cache
-def _dictionary() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+def _load_dictionary() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     words: dict[str, str] = {}
-    irregular: dict[str, dict[str, str]] = {"nouns": {}, "verbs": {}}
-    for line in (HERE / "words.txt").read_text(encoding="ascii").splitlines():
+    irregular_forms: dict[str, dict[str, str]] = {"nouns": {}, "verbs": {}}
+    for line in (DATA_DIR / "words.txt").read_text(encoding="ascii").splitlines():
         code, _, members = line.partition(" ")
-        if code in irregular:
+        if code in irregular_forms:
             pairs = (pair.partition("=") for pair in members.split(" "))
-            irregular[code] = {many: one for one, _, many in pairs}
+            irregular_forms[code] = {form: base for base, _, form in pairs}
         elif code != "#":
             words.update(dict.fromkeys(members.split(" "), code))
-    return words, irregular["nouns"], irregular["verbs"]
+    return words, irregular_forms["nouns"], irregular_forms["verbs"]
 
 
 @functools.cache
-def lexicon(path: str | None = None) -> Lexicon:
+def load_lexicon(path: str | None = None) -> Lexicon:
     """The lexicon that comes with the package, with a file's entries added. Raises InputError with the line that is wrong."""
-    words, nouns, verbs = _dictionary()
-    found = Lexicon(words=words, one_of=nouns, verb_of=verbs)
-    files: Iterable[Path] = [HERE / "lexicon.txt", *([Path(path)] if path else [])]
+    words, irregular_nouns, irregular_verbs = _load_dictionary()
+    lexicon = Lexicon(dictionary=words, irregular_nouns=irregular_nouns, irregular_verbs=irregular_verbs)
+    files: Iterable[Path] = [DATA_DIR / "lexicon.txt", *([Path(path)] if path else [])]
     for file in files:
-        _add(found, file)
-    return found
+        _add_file(lexicon, file)
+    return lexicon

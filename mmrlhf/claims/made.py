@@ -6,195 +6,232 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from mmrlhf.claims.grammar import NEGATIVE, OTHER, PAIRED, RANK, SPORTS
+from mmrlhf.claims.grammar import ADDITIVE_WORDS, BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.phrases import Phrase
 from mmrlhf.claims.tagging import Tokens
 from mmrlhf.records import Claim
 
-NEAR = 40
+MAX_AMENDABLE_CLAIMS = 40
 """Claims that a phrase may still change."""
 
 
 @dataclass(slots=True)
-class State:
+class SentenceState:
     """What a sentence has said so far."""
 
-    subject: list[Phrase] = field(default_factory=list)
-    actor: list[Phrase] = field(default_factory=list)
+    subjects: list[Phrase] = field(default_factory=list)
+    actors: list[Phrase] = field(default_factory=list)
     """Who does what the latest verb says."""
-    group: list[Phrase] = field(default_factory=list)
+    conjuncts: list[Phrase] = field(default_factory=list)
     """The latest phrases that `and` joins."""
-    role: str = ""
+    conjunct_role: str = ""
     """What that group is: subject, object, target, with."""
     verb: str = ""
-    verb_at: int = -1
-    finite: bool = False
-    place: tuple[str, int, list[Phrase], bool] | None = None
+    verb_index: int = -1
+    has_finite_verb: bool = False
+    open_relation: tuple[str, int, list[Phrase], bool] | None = None
     """A relation that waits for its target: how, where, figures, whether it stands before its subject."""
-    fronted: tuple[str, list[Phrase], int] | None = None
-    last: tuple[str, list[Phrase], int] | None = None
+    fronted_relation: tuple[str, list[Phrase], int] | None = None
+    last_relation: tuple[str, list[Phrase], int] | None = None
     """The latest relation and its figures, for targets that `and` adds."""
-    denied: int = -1
+    negated_until: int = -1
     """Before this token everything indefinite is denied."""
-    deny: str = ""
-    it_at: Phrase | None = None
+    pending_negation: str = ""
+    last_target: Phrase | None = None
     """The latest target."""
-    owner: Phrase | None = None
+    possessor: Phrase | None = None
     """What the latest `with` says something of."""
-    doubt: bool = False
-    doubt_at: int = -9
-    relative: bool = False
-    outer: list[Phrase] | None = None
+    is_hedged: bool = False
+    hedge_index: int = -9
+    in_relative_clause: bool = False
+    outer_subjects: list[Phrase] | None = None
 
 
-class Made:
+class ClaimBuilder:
     """The claims of a text, as they are found."""
 
-    def __init__(self, t: Tokens, words: Lexicon) -> None:
-        self.t, self.lexicon, self.s = t, words, State()
-        self.found: list[tuple[int, int, Claim]] = []
-        self.it: Phrase | None = None
-        self.who: Phrase | None = None
-        self.they: Phrase | None = None
-        self.others: set[str] = set()
+    def __init__(self, tokens: Tokens, lexicon: Lexicon) -> None:
+        self.tokens, self.lexicon, self.state = tokens, lexicon, SentenceState()
+        self.ranked_claims: list[tuple[int, int, Claim]] = []
+        self.last_singular: Phrase | None = None
+        self.last_person: Phrase | None = None
+        self.last_plural: Phrase | None = None
+        self.nouns_with_others: set[str] = set()
         """Nouns of which there is another."""
-        self.named: set[str] = set()
-        self._subject_it = False
+        self.mentioned_nouns: set[str] = set()
+        self._last_singular_is_subject = False
 
     def claims(self) -> list[Claim]:
-        counted = {(c.subject, c.value) for _, _, c in self.found if c.kind == "count"}
-        parts = {noun for noun, value in counted if value != "1"} | self.others
-        words, tags = self.t.words, self.t.tags
-        rest = "other" in words and any(
-            word == "other" and tags[k + 1 : k + 2] not in (["N"], ["J"]) for k, word in enumerate(words)
+        counted_values = {(c.subject, c.value) for _, _, c in self.ranked_claims if c.kind == "count"}
+        partially_counted = {noun for noun, value in counted_values if value != "1"} | self.nouns_with_others
+        words, tags = self.tokens.words, self.tokens.tags
+        has_other = "other" in words and any(
+            word == "other" and tags[index + 1 : index + 2] not in (["N"], ["J"]) for index, word in enumerate(words)
         )  # one ..., the other ...
-        found = [
+        ordered_claims = [
             claim
-            for _, _, claim in sorted(self.found, key=itemgetter(0, 1))
+            for _, _, claim in sorted(self.ranked_claims, key=itemgetter(0, 1))
             if not (
-                claim.kind == "count" and claim.value == "1" and (rest or claim.subject in parts)
+                claim.kind == "count" and claim.value == "1" and (has_other or claim.subject in partially_counted)
             )  # one of them, and no number of all
         ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(ordered_claims))
 
-    def is_denied(self, at: int) -> bool:
-        return at < self.s.denied
+    def is_negated_at(self, index: int) -> bool:
+        return index < self.state.negated_until
 
-    def denied(self, p: Phrase) -> bool:
-        return p.no or (self.is_denied(p.start) and not p.definite and self.s.verb_at >= 0 and p.it is None)
+    def is_negated(self, phrase: Phrase) -> bool:
+        return phrase.is_negated or (
+            self.is_negated_at(phrase.start)
+            and not phrase.is_definite
+            and self.state.verb_index >= 0
+            and phrase.antecedent is None
+        )
 
-    def _maybe(self, p: Phrase) -> bool:
-        s = self.s
-        if not s.doubt:
+    def _is_hedged(self, phrase: Phrase) -> bool:
+        state = self.state
+        if not state.is_hedged:
             return False
-        if p.definite and not (p.start == s.doubt_at + 1 and s.doubt_at > 0 and self.t.tags[s.doubt_at - 1] in ",B"):
+        if phrase.is_definite and not (
+            phrase.start == state.hedge_index + 1 and state.hedge_index > 0 and self.tokens.tags[state.hedge_index - 1] in ",B"
+        ):
             return False
-        return p.start > s.doubt_at
+        return phrase.start > state.hedge_index
 
-    def name(self, p: Phrase) -> None:
+    def add_phrase(self, phrase: Phrase) -> None:
         """The claims that a phrase makes by itself: that it is there, how many, how it looks."""
-        t, s = self.t, self.s
-        words = t.words
-        if words[p.end - 1] in NEGATIVE:
-            p.no = True
-        if p.bare and not p.many and (p.name in SPORTS or p.name == "light"):
-            p.name = ""
-        if not p.name:
+        tokens, state = self.tokens, self.state
+        words = tokens.words
+        if words[phrase.end - 1] in NEGATIVE_PRONOUNS:
+            phrase.is_negated = True
+        if phrase.is_bare and not phrase.is_plural and (phrase.name in BALL_SPORTS or phrase.name == "light"):
+            phrase.name = ""
+        if not phrase.name:
             return
-        if p.start < s.denied and s.place is None and self.denied(p):
-            p.no = True
-        if p.start < p.head and not OTHER.isdisjoint(words[p.start : p.head]):
-            if p.name in self.named:
-                p.count = None  # two more, and not two of them all
-            self.others.add(p.name)
-        self.named.add(p.name)
-        hedged = self._maybe(p)
-        if (words[p.start - 1] == "or" and t.tags[p.start - 1] == "C" and p.start and not p.no and s.group and s.role != "") or (
-            words[p.end : p.end + 1] == ["or"] and not p.no and t.tags[p.end + 1 : p.end + 2] and t.tags[p.end + 1][0] in "DNJ#"
-        ):
-            hedged = True
-        self._claim("object", p, p.head, p.end, negated=p.no, hedged=hedged)
-        if p.count == 1 and p.no:
-            p.count = None  # not a single one
+        if phrase.start < state.negated_until and state.open_relation is None and self.is_negated(phrase):
+            phrase.is_negated = True
+        if phrase.start < phrase.head and not ADDITIVE_WORDS.isdisjoint(words[phrase.start : phrase.head]):
+            if phrase.name in self.mentioned_nouns:
+                phrase.count = None  # two more, and not two of them all
+            self.nouns_with_others.add(phrase.name)
+        self.mentioned_nouns.add(phrase.name)
+        is_hedged = self._is_hedged(phrase)
         if (
-            p.count is not None
-            and not (p.count == 2 and p.noun in PAIRED and words[p.counted_at] == "pair")
-            and p.name not in self.lexicon.sets["plural only"]
+            words[phrase.start - 1] == "or"
+            and tokens.tags[phrase.start - 1] == "C"
+            and phrase.start
+            and not phrase.is_negated
+            and state.conjuncts
+            and state.conjunct_role != ""
+        ) or (
+            words[phrase.end : phrase.end + 1] == ["or"]
+            and not phrase.is_negated
+            and tokens.tags[phrase.end + 1 : phrase.end + 2]
+            and tokens.tags[phrase.end + 1][0] in "DNJ#"
         ):
-            self._claim("count", p, p.counted_at, p.end, value=str(p.count), negated=p.no, hedged=hedged or p.about)
-        for value, at in p.looks:
-            self._claim("attribute", p, at, p.end, value=value, negated=p.no, hedged=hedged)
-        self._remember(p)
+            is_hedged = True
+        self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)
+        if phrase.count == 1 and phrase.is_negated:
+            phrase.count = None  # not a single one
+        if (
+            phrase.count is not None
+            and not (phrase.count == 2 and phrase.noun in PAIRED_NOUNS and words[phrase.count_index] == "pair")
+            and phrase.name not in self.lexicon.word_sets["plural only"]
+        ):
+            self._add_claim(
+                "count",
+                phrase,
+                phrase.count_index,
+                phrase.end,
+                value=str(phrase.count),
+                negated=phrase.is_negated,
+                hedged=is_hedged or phrase.is_approximate,
+            )
+        for value, index in phrase.attributes:
+            self._add_claim("attribute", phrase, index, phrase.end, value=value, negated=phrase.is_negated, hedged=is_hedged)
+        self._update_antecedents(phrase)
 
-    def count(self, p: Phrase, stop: int) -> None:
+    def add_count(self, phrase: Phrase, stop: int) -> None:
         """How many there are, where the number stands behind."""
-        self._claim("count", p, p.start, stop, value=str(p.count), negated=p.no, hedged=False)
+        self._add_claim("count", phrase, phrase.start, stop, value=str(phrase.count), negated=phrase.is_negated, hedged=False)
 
-    def _remember(self, p: Phrase) -> None:
-        category = self.lexicon.of_coco(p.name)
-        subject = self.s.verb_at < 0 or not self.s.subject
+    def _update_antecedents(self, phrase: Phrase) -> None:
+        category = self.lexicon.coco_class(phrase.name)
+        is_subject = self.state.verb_index < 0 or not self.state.subjects
         if category == "person":
-            if subject or self.who is None:
-                self.who = p
-        elif p.no:
+            if is_subject or self.last_person is None:
+                self.last_person = phrase
+        elif phrase.is_negated:
             return
-        elif not p.many and (subject or self.it is None or not self._subject_it):
-            self.it = p
-            self._subject_it = subject
-        if p.many and (subject or self.they is None):
-            self.they = p
+        elif not phrase.is_plural and (is_subject or self.last_singular is None or not self._last_singular_is_subject):
+            self.last_singular = phrase
+            self._last_singular_is_subject = is_subject
+        if phrase.is_plural and (is_subject or self.last_plural is None):
+            self.last_plural = phrase
 
-    def _claim(
-        self, kind: Any, p: Phrase, start: int, stop: int, value: str = "", relation: str = "", target: str = "",
+    def _add_claim(
+        self, kind: Any, phrase: Phrase, start: int, stop: int, value: str = "", relation: str = "", target: str = "",
         *, negated: bool, hedged: bool,
     ) -> None:  # fmt: skip
-        t, name = self.t, p.thing.name
-        span = (t.starts[start], t.ends[stop - 1])
-        claim = Claim(kind, name, value, span, relation, target, negated, hedged, self.lexicon.of_coco(name))
-        self.found.append((t.starts[p.head], RANK[kind], claim))
+        tokens, name = self.tokens, phrase.referent.name
+        span = (tokens.starts[start], tokens.ends[stop - 1])
+        claim = Claim(kind, name, value, span, relation, target, negated, hedged, self.lexicon.coco_class(name))
+        self.ranked_claims.append((tokens.starts[phrase.head], CLAIM_ORDER[kind], claim))
 
-    def look(self, p: Phrase, value: str, at: int, stop: int) -> None:
-        if not p.thing.name:
+    def add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:
+        if not phrase.referent.name:
             return
-        start, end = min(p.start if p.it else p.head, at), max(p.end, stop)
-        self._claim(
+        start, end = min(phrase.start if phrase.antecedent else phrase.head, index), max(phrase.end, stop)
+        self._add_claim(
             "attribute",
-            p,
+            phrase,
             start,
             end,
             value=value,
-            negated=p.no or self.is_denied(at) or self.s.deny == "word",
-            hedged=self.s.doubt and at > self.s.doubt_at,
+            negated=phrase.is_negated or self.is_negated_at(index) or self.state.pending_negation == "word",
+            hedged=self.state.is_hedged and index > self.state.hedge_index,
         )
 
-    def relate(self, figures: list[Phrase], how: str, target: Phrase, at: int) -> None:
-        s = self.s
-        to = target.thing
-        if not to.name:
+    def add_relation(self, phrases: list[Phrase], relation: str, target: Phrase, index: int) -> None:
+        state = self.state
+        target_referent = target.referent
+        if not target_referent.name:
             return
-        for p in figures:
-            thing = p.thing
-            if not thing.name or thing is to or (thing.name == to.name and (p.it or target.it)):
+        for phrase in phrases:
+            referent = phrase.referent
+            if (
+                not referent.name
+                or referent is target_referent
+                or (referent.name == target_referent.name and (phrase.antecedent or target.antecedent))
+            ):
                 continue
-            start, stop = min(p.head, at, target.head), max(p.end, target.end)
+            start, stop = min(phrase.head, index, target.head), max(phrase.end, target.end)
             if stop - start > 40:
-                start = min(at, target.head)
-            negated = p.no or self.is_denied(at)
-            hedged = s.doubt and (at > s.doubt_at or p.start > s.doubt_at)
-            self._claim("relation", p, start, stop, relation=how, target=to.name, negated=negated, hedged=hedged)
+                start = min(index, target.head)
+            negated = phrase.is_negated or self.is_negated_at(index)
+            hedged = state.is_hedged and (index > state.hedge_index or phrase.start > state.hedge_index)
+            self._add_claim(
+                "relation", phrase, start, stop, relation=relation, target=target_referent.name, negated=negated, hedged=hedged
+            )
 
-    def deny(self, p: Phrase) -> None:
+    def negate(self, phrase: Phrase) -> None:
         """What was named is then said not to be there."""
-        self._turn(p, {"negated": True})
+        self._amend(phrase, {"negated": True})
 
-    def doubt(self, p: Phrase) -> None:
+    def hedge(self, phrase: Phrase) -> None:
         """What was named is then said to be there perhaps."""
-        self._turn(p, {"hedged": True})
+        self._amend(phrase, {"hedged": True})
 
-    def _turn(self, p: Phrase, mark: dict[str, Any]) -> None:
-        where = self.t.starts[p.head]
-        self.found[-NEAR:] = [
-            (a, b, replace(c, **mark) if c.subject == p.thing.name and a <= where <= c.span[1] and p.it is None else c)
-            for a, b, c in self.found[-NEAR:]
+    def _amend(self, phrase: Phrase, changes: dict[str, Any]) -> None:
+        head_start = self.tokens.starts[phrase.head]
+        self.ranked_claims[-MAX_AMENDABLE_CLAIMS:] = [
+            (
+                start,
+                order,
+                replace(claim, **changes)
+                if claim.subject == phrase.referent.name and start <= head_start <= claim.span[1] and phrase.antecedent is None
+                else claim,
+            )
+            for start, order, claim in self.ranked_claims[-MAX_AMENDABLE_CLAIMS:]
         ]

@@ -6,11 +6,23 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from mmrlhf.claims.grammar import COLOURED, DEFINITE, HUNG, LIMBS, MARKS, NUMBERS, PAIRED, PART_OF, RIDDEN, ROUGHLY, SHADES
+from mmrlhf.claims.grammar import (
+    APPROXIMATE_NUMBER_WORDS,
+    COLOUR_MODIFIERS,
+    COLOURED_MARKS,
+    DEFINITE_DETERMINERS,
+    LATERAL_BODY_PARTS,
+    MODIFIABLE_COLOURS,
+    NUMBER_VALUES,
+    OCCUPIED_OBJECTS,
+    PAIRED_NOUNS,
+    PART_NOUNS,
+    WALL_ART_WORDS,
+)
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 
-ITEM = re.compile(
+PHRASE_PATTERN = re.compile(
     r"[^DZ?RJK#NXUu]|(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
     re.DOTALL,
 )
@@ -29,193 +41,210 @@ class Phrase:
     end: int
     name: str
     noun: str
-    many: bool
-    definite: bool
-    bare: bool
-    no: bool = False
+    is_plural: bool
+    is_definite: bool
+    is_bare: bool
+    is_negated: bool = False
     count: int | None = None
-    about: bool = False
-    counted_at: int = 0
-    looks: list[tuple[str, int]] = field(default_factory=list)
-    it: Phrase | None = None
+    is_approximate: bool = False
+    count_index: int = 0
+    attributes: list[tuple[str, int]] = field(default_factory=list)
+    antecedent: Phrase | None = None
 
     @property
-    def manner(self) -> str:
+    def determiner_kind(self) -> str:
         """What it begins with; phrases that `and` joins mostly begin alike."""
         return (
             "the"
-            if self.definite
+            if self.is_definite
             else "bare"
-            if self.bare
+            if self.is_bare
             else "#"
-            if self.count is not None and self.counted_at == self.start
+            if self.count is not None and self.count_index == self.start
             else "a"
         )
 
     @property
-    def thing(self) -> Phrase:
-        return self.it or self
+    def referent(self) -> Phrase:
+        return self.antecedent or self
 
 
-def phrase(t: Tokens, start: int, end: int, lexicon: Lexicon) -> Phrase:
+def parse_phrase(tokens: Tokens, start: int, end: int, lexicon: Lexicon) -> Phrase:
     """The phrase of tokens `start` to `end`, as `ITEM` found it."""
-    tags, words = t.tags, t.words
+    tags, words = tokens.tags, tokens.words
     head = end
     while head > start and tags[head - 1] in "NXUu":
         head -= 1
-    last = end - 1
-    found = Phrase(
+    last_index = end - 1
+    phrase = Phrase(
         start,
         head,
         end,
         "",
-        t.nouns[last],
-        t.many[last],
-        words[start] in DEFINITE and tags[start] == "D",
+        tokens.nouns[last_index],
+        tokens.is_plural[last_index],
+        words[start] in DEFINITE_DETERMINERS and tags[start] == "D",
         tags[start] not in "DZ#",
         tags[start] == "Z",
     )
     if start > 1 and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
-        found.about = True  # four or five people
-    elif start and words[start - 1] in ROUGHLY:
-        found.about = True
-    head = _compound(t, found, head, end, lexicon)
-    found.head = head
-    _before(t, found, start, head)
-    return found
+        phrase.is_approximate = True  # four or five people
+    elif start and words[start - 1] in APPROXIMATE_NUMBER_WORDS:
+        phrase.is_approximate = True
+    head = _resolve_name(tokens, phrase, head, end, lexicon)
+    phrase.head = head
+    _parse_modifiers(tokens, phrase, start, head)
+    return phrase
 
 
-def _compound(t: Tokens, found: Phrase, head: int, end: int, lexicon: Lexicon) -> int:
+def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: Lexicon) -> int:
     """Gives a phrase its name, and says where that begins."""
-    tags, words, nouns = t.tags, t.words, t.nouns
-    sets = lexicon.sets
-    last = end - 1
-    single = nouns[last] if words[last] != "glasses" else _glasses(t, last)
-    known: Collection[str] = lexicon.ending.get(single, ())
+    tags, words, nouns = tokens.tags, tokens.words, tokens.nouns
+    word_sets = lexicon.word_sets
+    last_index = end - 1
+    singular = nouns[last_index] if words[last_index] != "glasses" else _singular_of_glasses(tokens, last_index)
+    compounds: Collection[str] = lexicon.compounds_by_last_word.get(singular, ())
     # The longest known compound that ends here, adjectives and all ("hot dog"), or else all nouns in a row.
-    for begin in range(max(found.start, end - lexicon.longest), last) if known else ():
-        name = " ".join([*words[begin:last], single])
-        if name in known:
-            name = lexicon.named(name)
-            if name not in sets["not objects"]:
+    for begin in range(max(phrase.start, end - lexicon.max_compound_words), last_index) if compounds else ():
+        name = " ".join([*words[begin:last_index], singular])
+        if name in compounds:
+            name = lexicon.canonical_name(name)
+            if name not in word_sets["not objects"]:
                 extra = [
                     words[k]
                     for k in range(head, begin)
-                    if not ((t.looks[k] and words[k] in sets["materials"]) or words[k] in sets["not attributes"])
+                    if not (
+                        (tokens.attribute_rank[k] and words[k] in word_sets["materials"])
+                        or words[k] in word_sets["not attributes"]
+                    )
                 ]
-                found.name = lexicon.named(" ".join([*extra, name]))
+                phrase.name = lexicon.canonical_name(" ".join([*extra, name]))
                 return begin - len(extra)
-    if tags[last] == "X" or (tags[last] == "N" and nouns[last] in sets["not objects"] and nouns[last] not in sets["objects"]):
-        if nouns[last] in PART_OF and last > head and tags[last - 1] == "N":
-            found.end = last
-            found.noun = nouns[last - 1]
-            return _compound(t, found, head, last, lexicon)
-        if nouns[last] in MARKS and last > found.start and words[last - 1] in sets["colours"]:
-            found.name = nouns[last]
-            return last
-        if last == head and nouns[last] in RIDDEN and words[max(0, found.start - 1)] == "on":
-            found.name = nouns[last]
-            return last
-        described = last > head or (last > found.start and tags[last - 1] == "J" and t.looks[last - 1])
+    if tags[last_index] == "X" or (
+        tags[last_index] == "N"
+        and nouns[last_index] in word_sets["not objects"]
+        and nouns[last_index] not in word_sets["objects"]
+    ):
+        if nouns[last_index] in PART_NOUNS and last_index > head and tags[last_index - 1] == "N":
+            phrase.end = last_index
+            phrase.noun = nouns[last_index - 1]
+            return _resolve_name(tokens, phrase, head, last_index, lexicon)
+        if nouns[last_index] in COLOURED_MARKS and last_index > phrase.start and words[last_index - 1] in word_sets["colours"]:
+            phrase.name = nouns[last_index]
+            return last_index
+        if last_index == head and nouns[last_index] in OCCUPIED_OBJECTS and words[max(0, phrase.start - 1)] == "on":
+            phrase.name = nouns[last_index]
+            return last_index
+        is_described = last_index > head or (
+            last_index > phrase.start and tags[last_index - 1] == "J" and tokens.attribute_rank[last_index - 1]
+        )
         if (
-            nouns[last] == "area"
-            and described
-            and all(tags[k] == "N" and words[k] not in sets["not objects"] for k in range(head, last))
+            nouns[last_index] == "area"
+            and is_described
+            and all(tags[k] == "N" and words[k] not in word_sets["not objects"] for k in range(head, last_index))
         ):
-            found.name = " ".join([*words[head:last], "area"])
+            phrase.name = " ".join([*words[head:last_index], "area"])
         return head
-    if last > head and tags[head:end].count("U") > 1:
+    if last_index > head and tags[head:end].count("U") > 1:
         return head  # words of another language
-    if tags[last] in "Uu":
-        if end == len(tags) and t.text.rstrip()[-1:].isalnum():
+    if tags[last_index] in "Uu":
+        if end == len(tags) and tokens.text.rstrip()[-1:].isalnum():
             return head  # a word that may have been cut short
         if (
-            last == head
-            and (tags[last] == "u" or (found.bare and not found.count))
-            and not (last > found.start and tags[last - 1] in "J#")
+            last_index == head
+            and (tags[last_index] == "u" or (phrase.is_bare and not phrase.count))
+            and not (last_index > phrase.start and tags[last_index - 1] in "J#")
         ):
             return head  # a name, or a word of another language
-        if tags[last] == "u" and words[found.start] not in ("a", "an") and last == head:
+        if tags[last_index] == "u" and words[phrase.start] not in ("a", "an") and last_index == head:
             return head
-    if last == head:
-        found.name = lexicon.named(single)
+    if last_index == head:
+        phrase.name = lexicon.canonical_name(singular)
         return head
     begin = head
-    while begin < last and (
-        words[begin] in sets["materials"] or words[begin] in sets["colours"] or words[begin] in sets["not attributes"]
+    while begin < last_index and (
+        words[begin] in word_sets["materials"]
+        or words[begin] in word_sets["colours"]
+        or words[begin] in word_sets["not attributes"]
     ):
         begin += 1
-    found.name = lexicon.named(" ".join([*words[begin:last], single]))
+    phrase.name = lexicon.canonical_name(" ".join([*words[begin:last_index], singular]))
     return begin
 
 
-def _glasses(t: Tokens, last: int) -> str:
+def _singular_of_glasses(tokens: Tokens, index: int) -> str:
     """What glasses are: those of something, or two of them, are for drinking."""
-    after = t.words[last + 1] if last + 1 < len(t.words) else ""
-    before = t.words[last - 1] if last else ""
-    drinks = ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail")
-    return "glass" if after == "of" or t.tags[last - 1 : last] == ["#"] or before in drinks else t.nouns[last]
+    next_word = tokens.words[index + 1] if index + 1 < len(tokens.words) else ""
+    previous_word = tokens.words[index - 1] if index else ""
+    drink_modifiers = ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail")
+    return (
+        "glass"
+        if next_word == "of" or tokens.tags[index - 1 : index] == ["#"] or previous_word in drink_modifiers
+        else tokens.nouns[index]
+    )
 
 
-def number_of(word: str) -> int | None:
+def word_to_number(word: str) -> int | None:
     """A word's number, of at most six digits; None for what is no number."""
-    return int(word) if word.isascii() and word.isdecimal() and len(word) < 7 else NUMBERS.get(word)
+    return int(word) if word.isascii() and word.isdecimal() and len(word) < 7 else NUMBER_VALUES.get(word)
 
 
-def _before(t: Tokens, found: Phrase, start: int, head: int) -> None:
+def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> None:
     """What stands before the name: numbers, and words for how it looks."""
-    tags, words = t.tags, t.words
-    if words[start] == "both" and found.many and found.noun not in PAIRED:
-        found.count, found.counted_at = 2, start
+    tags, words = tokens.tags, tokens.words
+    if words[start] == "both" and phrase.is_plural and phrase.noun not in PAIRED_NOUNS:
+        phrase.count, phrase.count_index = 2, start
     k = start + (tags[start] in "DZ")
     while k < head:
         tag, word = tags[k], words[k]
         if tag == "#":
-            number = number_of(word)
+            number = word_to_number(word)
             if number is not None and (number > 0):
-                if found.count and number in (100, 12):
-                    number *= found.count
-                found.count, found.counted_at = number, k
+                if phrase.count and number in (100, 12):
+                    number *= phrase.count
+                phrase.count, phrase.count_index = number, k
         elif tag == "?":
-            found.about = True
+            phrase.is_approximate = True
         elif word in ("single", "lone", "solitary") and start < k and words[start] in ("a", "one"):
-            found.count, found.counted_at = 1, k
-        if word in ("left", "right") and found.noun in LIMBS:
-            found.looks.append((word, k))
-        elif tag in "JE" and (t.looks[k] or word in SHADES):
+            phrase.count, phrase.count_index = 1, k
+        if word in ("left", "right") and phrase.noun in LATERAL_BODY_PARTS:
+            phrase.attributes.append((word, k))
+        elif tag in "JE" and (tokens.attribute_rank[k] or word in COLOUR_MODIFIERS):
             value = word
-            if k + 1 < head and word in SHADES and tags[k + 1] == "J" and words[k + 1] in COLOURED:
+            if k + 1 < head and word in COLOUR_MODIFIERS and tags[k + 1] == "J" and words[k + 1] in MODIFIABLE_COLOURS:
                 value = f"{word} {words[k + 1]}"
-                found.looks.append((value, k))
+                phrase.attributes.append((value, k))
                 k += 2
                 continue
             if k + 1 <= head and word in ("stainless", "wrought", "cast") and words[k + 1 : k + 2] in (["steel"], ["iron"]):
-                found.looks.append((f"{word} {words[k + 1]}", k))
+                phrase.attributes.append((f"{word} {words[k + 1]}", k))
                 k += 2
                 continue
-            if not t.looks[k]:
+            if not tokens.attribute_rank[k]:
                 k += 1
                 continue
-            found.looks.append((value.removesuffix("-colored").removesuffix("-coloured"), k))
-        elif tag in "NX" and t.looks[k]:
-            found.looks.append((word, k))
+            phrase.attributes.append((value.removesuffix("-colored").removesuffix("-coloured"), k))
+        elif tag in "NX" and tokens.attribute_rank[k]:
+            phrase.attributes.append((word, k))
         k += 1
 
 
-def goes_on(tags: str, i: int, end: int) -> bool:
+def continues_list(tags: str, comma_index: int, end: int) -> bool:
     """Whether a comma is one of a list's."""
-    m = ITEM.match(tags, i + 1, end)
-    if m is None or m.lastgroup != "np":
+    match = PHRASE_PATTERN.match(tags, comma_index + 1, end)
+    if match is None or match.lastgroup != "np":
         return (
-            tags[i + 1 : i + 2] == "C"
-            and tags[i + 2 : i + 3] not in ("B", "V")
-            and "B" not in tags[i + 2 : i + 7]
-            and "V" not in tags[i + 2 : i + 7]
+            tags[comma_index + 1 : comma_index + 2] == "C"
+            and tags[comma_index + 2 : comma_index + 3] not in ("B", "V")
+            and "B" not in tags[comma_index + 2 : comma_index + 7]
+            and "V" not in tags[comma_index + 2 : comma_index + 7]
         )
-    rest = tags[m.end() : m.end() + 1]
-    return rest in (",", "C")
+    next_tag = tags[match.end() : match.end() + 1]
+    return next_tag in (",", "C")
 
 
-def is_hung(words: list[str], begin: int, i: int, end: int) -> bool:
+def is_wall_art(words: list[str], begin: int, phrase_start: int, end: int) -> bool:
     """Whether a picture is one that a thing bears, or a wall."""
-    return words[i - 1 : i] == ["with"] or any(word in HUNG for word in words[begin : min(end, begin + 40)])
+    return words[phrase_start - 1 : phrase_start] == ["with"] or any(
+        word in WALL_ART_WORDS for word in words[begin : min(end, begin + 40)]
+    )

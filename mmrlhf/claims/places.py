@@ -2,149 +2,190 @@
 
 from __future__ import annotations
 
-from mmrlhf.claims.choosing import stem
+from mmrlhf.claims.choosing import verb_stem
 from mmrlhf.claims.grammar import (
-    AGENTLESS,
-    AIMING,
-    BESIDE,
-    BODY,
+    AIMING_VERBS,
+    BODY_PARTS,
     CLOTHES,
-    FILLED,
-    GAZE,
-    HAVING,
-    LINKS,
-    MARKS,
-    MOST,
-    MOVING,
-    NOWHERE,
-    OWNING,
-    PLACED,
+    COLOURED_MARKS,
+    CONTENTS_WORDS,
+    COPULAS,
+    DIRECTED_ACTIONS,
+    EXISTENCE_VERBS,
+    LOCATION_PREPOSITIONS,
+    MAX_CONJUNCTS,
+    MOTION_VERBS,
+    NON_LOCATIVE_VERBS,
+    PEER_RELATIONS,
+    POSSESSION_VERBS,
     ROOMS,
+    STATIVE_PARTICIPLES,
 )
-from mmrlhf.claims.made import Made
+from mmrlhf.claims.made import ClaimBuilder
 from mmrlhf.claims.phrases import Phrase
 
 
-def where(made: Made, i: int, word: str, previous: str, after: str) -> None:
+def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
     """A place begins: who is there, as far as one can say yet."""
-    s = made.s
-    if s.verb in ("talking", "talks", "talk", "speaking", "chatting") and word in ("on", "over", "into") and previous in "VGER":
-        s.place = None
-        return
-    if s.verb == "looking" and word in ("at", "towards", "toward", "out"):
-        return
-    if word in ("toward", "towards") and s.verb not in MOVING:
-        s.place = None
-        return
-    if word in ("at", "toward", "towards", "on", "through", "over", "into", "around") and s.verb in GAZE and previous in "VGER":
-        s.place = None
-        return
-    if s.verb in NOWHERE and previous in "VGE" and word in ("in", "on", "against", "with"):
-        return
-    if word == "by" and previous == "E" and s.verb not in AGENTLESS:
-        return
-    if word == "during" or not (s.group or s.actor):
-        s.place = (word, i, [], True)
-        return
-    if previous in "VGEBRJOH?" and s.actor:
-        figures = s.actor
-    elif previous == "N" and s.role == "subject":
-        figures = s.group
-    elif previous == "N" and s.role == "object" and s.verb in OWNING:
-        figures = s.group[-1:]
-    elif previous == "N" and s.role == "with" and word in BESIDE and s.actor and s.group and s.group[-1].noun in CLOTHES:
-        figures = s.actor  # a girl in a red dress beside a horse
-    elif previous == "N" and s.role == "denied" and after != "Q":
-        figures = s.actor or s.group  # a man without a hat on a beach
-    elif previous == "N" and s.role == "target" and s.last is not None:
-        upright = word in ("above", "below", "over", "under", "beneath", "underneath")
-        figures = s.last[1] if word in BESIDE and not (upright and s.verb in LINKS) else s.group
-    elif previous == ",":
-        figures = s.actor or s.group
-        if s.role == "target" and s.last is not None and word in BESIDE:
-            figures = s.last[1]
-    elif previous == "C":
-        figures = s.last[1] if s.last is not None else s.actor
-    elif previous in "NQ":
-        figures = s.group or s.actor
-    else:
-        figures = s.actor or s.group
-    s.place = (word, i, figures, previous in "C," and (after == "Q" or _leads(made.t.tags, i)))
-
-
-def _leads(tags: list[str], i: int) -> bool:
-    """Whether what is named after this word of place is followed by who is there: `and behind the car is a bus`."""
-    k = i + 1
-    while k < min(len(tags), i + 9) and tags[k] in "DJ#RKNXU":
-        k += 1
-    return tags[k : k + 1] in (["T"], ["B"])
-
-
-def place(made: Made, p: Phrase) -> None:
-    """A relation gets its target."""
-    s = made.s
-    assert s.place is not None or s.last is not None
-    if s.place is None:
-        return
-    how, at, figures, front = s.place
-    s.place = None
-    if not p.name and p.it is None:
-        if p.end < len(made.t.tags) and made.t.tags[p.end] == "F":
-            s.place = (how, at, figures, front)
-        elif figures:
-            s.group, s.role, s.last = figures, "held", None
-        else:
-            s.group, s.role, s.last = [], "", None
-        return
-    if not figures or front:
-        s.fronted = (how, [*(s.fronted[1][-MOST:] if s.fronted else []), p], at)
-        s.group, s.role, s.last = [p], "target", None
-        if front:
-            s.verb_at, s.verb = -1, ""
-        return
-    thing = p.thing
-    if how == "at" and s.role == "object" and stem(s.verb) in AIMING:
-        return  # swings a racket at a ball
-    if how == "in" and thing.noun in MARKS:
-        return  # written in red letters
-    spots = made.lexicon.sets["places"]
-    if how.endswith(" side of"):  # of a table it is on it, of a man beside him
-        how = "on" if thing.name in spots or thing.noun in spots or thing.noun in ROOMS else how.replace(" side", "")
-    if how == "on" and thing.noun in ROOMS:
-        how = "in"  # on the left side of the room
-    if how == "in" and (thing.name in CLOTHES or thing.noun in CLOTHES):
-        s.group, s.role = [p], "with"
-        return
-    spot = how in ("at", "past", "along", "across", "through", "down") or (
-        how in PLACED and (thing.name in spots or thing.noun in spots)
-    )
-    acts = s.role == "object" and s.verb not in HAVING and s.actor and s.subject
-    passed = (
-        p.it is None and how in ("in front of", "behind", "near", "next to") and all(f.thing.name in spots for f in figures)
-    )  # crosses the road in front of a bus
-    if acts and (spot or passed) and thing.noun not in BODY:
-        figures = s.actor  # a man eats an apple in the park: he is there; he holds it in his hand: it is
-    if s.role == "with" and p.it is not None and s.actor and s.group:
-        figures = s.group
-    elif (
-        s.role == "with"
-        and s.verb in FILLED
-        and len(s.subject) == 1
-        and (how in PLACED or how == "at")
-        and thing.noun not in BODY
+    state = builder.state
+    if (
+        state.verb in ("talking", "talks", "talk", "speaking", "chatting")
+        and word in ("on", "over", "into")
+        and previous_tag in "VGER"
     ):
-        whole = s.subject[0].name  # a pizza with mushrooms on a plate
-        figures = s.subject if whole not in spots and s.group and s.group[0].name != whole else figures
-    made.relate(figures, how, p, at)
-    s.group, s.role, s.last, s.it_at = [p], "target", (how, figures, at), p
-
-
-def front(made: Made) -> None:
-    """A relation that stood before its subject finds it."""
-    s = made.s
-    if s.fronted is None:
+        state.open_relation = None
         return
-    how, targets, at = s.fronted
-    s.fronted = None
+    if state.verb == "looking" and word in ("at", "towards", "toward", "out"):
+        return
+    if word in ("toward", "towards") and state.verb not in MOTION_VERBS:
+        state.open_relation = None
+        return
+    if (
+        word in ("at", "toward", "towards", "on", "through", "over", "into", "around")
+        and state.verb in DIRECTED_ACTIONS
+        and previous_tag in "VGER"
+    ):
+        state.open_relation = None
+        return
+    if state.verb in NON_LOCATIVE_VERBS and previous_tag in "VGE" and word in ("in", "on", "against", "with"):
+        return
+    if word == "by" and previous_tag == "E" and state.verb not in STATIVE_PARTICIPLES:
+        return
+    if word == "during" or not (state.conjuncts or state.actors):
+        state.open_relation = (word, index, [], True)
+        return
+    if previous_tag in "VGEBRJOH?" and state.actors:
+        located = state.actors
+    elif previous_tag == "N" and state.conjunct_role == "subject":
+        located = state.conjuncts
+    elif previous_tag == "N" and state.conjunct_role == "object" and state.verb in POSSESSION_VERBS:
+        located = state.conjuncts[-1:]
+    elif (
+        previous_tag == "N"
+        and state.conjunct_role == "with"
+        and word in PEER_RELATIONS
+        and state.actors
+        and state.conjuncts
+        and state.conjuncts[-1].noun in CLOTHES
+    ):
+        located = state.actors  # a girl in a red dress beside a horse
+    elif previous_tag == "N" and state.conjunct_role == "denied" and next_tag != "Q":
+        located = state.actors or state.conjuncts  # a man without a hat on a beach
+    elif previous_tag == "N" and state.conjunct_role == "target" and state.last_relation is not None:
+        is_vertical = word in ("above", "below", "over", "under", "beneath", "underneath")
+        located = (
+            state.last_relation[1] if word in PEER_RELATIONS and not (is_vertical and state.verb in COPULAS) else state.conjuncts
+        )
+    elif previous_tag == ",":
+        located = state.actors or state.conjuncts
+        if state.conjunct_role == "target" and state.last_relation is not None and word in PEER_RELATIONS:
+            located = state.last_relation[1]
+    elif previous_tag == "C":
+        located = state.last_relation[1] if state.last_relation is not None else state.actors
+    elif previous_tag in "NQ":
+        located = state.conjuncts or state.actors
+    else:
+        located = state.actors or state.conjuncts
+    state.open_relation = (
+        word,
+        index,
+        located,
+        previous_tag in "C," and (next_tag == "Q" or _is_fronted(builder.tokens.tags, index)),
+    )
+
+
+def _is_fronted(tags: list[str], index: int) -> bool:
+    """Whether what is named after this word of place is followed by who is there: `and behind the car is a bus`."""
+    position = index + 1
+    while position < min(len(tags), index + 9) and tags[position] in "DJ#RKNXU":
+        position += 1
+    return tags[position : position + 1] in (["T"], ["B"])
+
+
+def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
+    """A relation gets its target."""
+    state = builder.state
+    assert state.open_relation is not None or state.last_relation is not None
+    if state.open_relation is None:
+        return
+    relation, index, located, is_fronted = state.open_relation
+    state.open_relation = None
+    if not phrase.name and phrase.antecedent is None:
+        if phrase.end < len(builder.tokens.tags) and builder.tokens.tags[phrase.end] == "F":
+            state.open_relation = (relation, index, located, is_fronted)
+        elif located:
+            state.conjuncts, state.conjunct_role, state.last_relation = located, "held", None
+        else:
+            state.conjuncts, state.conjunct_role, state.last_relation = [], "", None
+        return
+    if not located or is_fronted:
+        state.fronted_relation = (
+            relation,
+            [*(state.fronted_relation[1][-MAX_CONJUNCTS:] if state.fronted_relation else []), phrase],
+            index,
+        )
+        state.conjuncts, state.conjunct_role, state.last_relation = [phrase], "target", None
+        if is_fronted:
+            state.verb_index, state.verb = -1, ""
+        return
+    referent = phrase.referent
+    if relation == "at" and state.conjunct_role == "object" and verb_stem(state.verb) in AIMING_VERBS:
+        return  # swings a racket at a ball
+    if relation == "in" and referent.noun in COLOURED_MARKS:
+        return  # written in red letters
+    place_nouns = builder.lexicon.word_sets["places"]
+    if relation.endswith(" side of"):  # of a table it is on it, of a man beside him
+        relation = (
+            "on"
+            if referent.name in place_nouns or referent.noun in place_nouns or referent.noun in ROOMS
+            else relation.replace(" side", "")
+        )
+    if relation == "on" and referent.noun in ROOMS:
+        relation = "in"  # on the left side of the room
+    if relation == "in" and (referent.name in CLOTHES or referent.noun in CLOTHES):
+        state.conjuncts, state.conjunct_role = [phrase], "with"
+        return
+    is_location = relation in ("at", "past", "along", "across", "through", "down") or (
+        relation in LOCATION_PREPOSITIONS and (referent.name in place_nouns or referent.noun in place_nouns)
+    )
+    is_action_object = state.conjunct_role == "object" and state.verb not in EXISTENCE_VERBS and state.actors and state.subjects
+    is_passing = (
+        phrase.antecedent is None
+        and relation in ("in front of", "behind", "near", "next to")
+        and all(other.referent.name in place_nouns for other in located)
+    )  # crosses the road in front of a bus
+    if is_action_object and (is_location or is_passing) and referent.noun not in BODY_PARTS:
+        located = state.actors  # a man eats an apple in the park: he is there; he holds it in his hand: it is
+    if state.conjunct_role == "with" and phrase.antecedent is not None and state.actors and state.conjuncts:
+        located = state.conjuncts
+    elif (
+        state.conjunct_role == "with"
+        and state.verb in CONTENTS_WORDS
+        and len(state.subjects) == 1
+        and (relation in LOCATION_PREPOSITIONS or relation == "at")
+        and referent.noun not in BODY_PARTS
+    ):
+        container = state.subjects[0].name  # a pizza with mushrooms on a plate
+        located = (
+            state.subjects
+            if container not in place_nouns and state.conjuncts and state.conjuncts[0].name != container
+            else located
+        )
+    builder.add_relation(located, relation, phrase, index)
+    state.conjuncts, state.conjunct_role, state.last_relation, state.last_target = (
+        [phrase],
+        "target",
+        (relation, located, index),
+        phrase,
+    )
+
+
+def resolve_fronted(builder: ClaimBuilder) -> None:
+    """A relation that stood before its subject finds it."""
+    state = builder.state
+    if state.fronted_relation is None:
+        return
+    relation, targets, index = state.fronted_relation
+    state.fronted_relation = None
     for target in targets:
-        made.relate(s.group, how, target, at)
+        builder.add_relation(state.conjuncts, relation, target, index)

@@ -2,194 +2,226 @@
 
 from __future__ import annotations
 
-from mmrlhf.claims.choosing import base_of
-from mmrlhf.claims.grammar import ABSENT, AJAR, ALIVE, LITTERED, OWNING, PAINTED, POSTURES, SEEMING, SEEN, SHADES
-from mmrlhf.claims.made import Made
+from mmrlhf.claims.choosing import base_form
+from mmrlhf.claims.grammar import (
+    ABSENCE_WORDS,
+    ANIMATE_ACTIONS,
+    ANIMATE_CLASSES,
+    CLUTTER_PARTICIPLES,
+    COLOUR_MODIFIERS,
+    OPENNESS_ADJECTIVES,
+    PAINT_PARTICIPLES,
+    POSSESSION_VERBS,
+    PRESENCE_WORDS,
+    SEEM_VERBS,
+)
+from mmrlhf.claims.made import ClaimBuilder
 from mmrlhf.claims.phrases import Phrase
 
 
-def verb(made: Made, i: int, tag: str, word: str, previous: str, after: str, tags: str, end: int) -> None:
-    s = made.s
-    s.place = None
+def process_verb(
+    builder: ClaimBuilder, index: int, tag: str, word: str, previous_tag: str, next_tag: str, tags: str, end: int
+) -> None:
+    state = builder.state
+    state.open_relation = None
     if (
         tag == "V"
-        and base_of(word) in SEEMING
-        and not made.is_denied(i)
-        and (after in "IJ" or (after == "R" and tags[i + 2 : i + 3] in ("I", "J", "E")))
+        and base_form(word) in SEEM_VERBS
+        and not builder.is_negated_at(index)
+        and (next_tag in "IJ" or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E")))
     ):
-        s.doubt, s.doubt_at = True, i
-    if tag == "B" and word in ("be", "been", "being") and s.verb_at >= 0 and previous not in "C,":
-        s.verb, s.verb_at = word, i
+        state.is_hedged, state.hedge_index = True, index
+    if tag == "B" and word in ("be", "been", "being") and state.verb_index >= 0 and previous_tag not in "C,":
+        state.verb, state.verb_index = word, index
         return
     if tag == "V" and word in ("suggests", "suggest", "resembles", "resemble"):
-        s.doubt, s.doubt_at = True, i
-    if s.relative:
-        s.relative = False
-    elif s.outer is not None and (previous == "," or s.verb_at >= 0):
-        s.actor = s.outer
-        s.subject, s.outer = s.outer, None
-        s.group, s.role = s.subject, "subject"
-    elif s.role == "subject" and s.group:
-        s.actor = s.subject = s.group
-    elif s.role == "target" and s.fronted is None:
-        s.actor = s.subject or s.actor
-    elif previous in "C," or (s.role == "with" and s.subject):
-        s.actor = s.subject
-    if s.actor and s.actor[0].no and s.actor[0].it is None and all(p.no for p in s.actor):
-        s.denied = 10**9
-    if s.deny == "neither":
-        s.denied = 10**9
-    s.deny = ""
-    s.verb, s.verb_at, s.finite = word, i, True
-    s.group, s.role = [], "verb"
-
-
-def participle(made: Made, i: int, tag: str, word: str, previous: str, after: str, tags: str, end: int) -> None:
-    s, t = made.s, made.t
-    s.place = None
-    if word in AJAR and previous in "NRJ" and _had(made):
-        made.look(s.group[-1], word, i, i + 1)
-        return
-    if s.relative:
-        s.relative = False
+        state.is_hedged, state.hedge_index = True, index
+    if state.in_relative_clause:
+        state.in_relative_clause = False
+    elif state.outer_subjects is not None and (previous_tag == "," or state.verb_index >= 0):
+        state.actors = state.outer_subjects
+        state.subjects, state.outer_subjects = state.outer_subjects, None
+        state.conjuncts, state.conjunct_role = state.subjects, "subject"
+    elif state.conjunct_role == "subject" and state.conjuncts:
+        state.actors = state.subjects = state.conjuncts
+    elif state.conjunct_role == "target" and state.fronted_relation is None:
+        state.actors = state.subjects or state.actors
+    elif previous_tag in "C," or (state.conjunct_role == "with" and state.subjects):
+        state.actors = state.subjects
     if (
-        previous == "N"
-        and s.role in ("with", "target", "object")
-        and s.subject
-        and s.group
-        and word in POSTURES
-        and lives(made, s.subject[0])
-        and not lives(made, s.group[-1])
+        state.actors
+        and state.actors[0].is_negated
+        and state.actors[0].antecedent is None
+        and all(phrase.is_negated for phrase in state.actors)
     ):
-        s.actor = s.subject
-    elif previous == "N" and s.group:
-        s.actor = s.group if s.role == "subject" or (len(s.group) == 2 and s.role != "with") else s.group[-1:]
-    elif previous == "," and s.subject and s.role != "subject":
-        s.actor = s.subject
-    elif previous == "," and s.group and not s.subject:
-        s.actor = s.group
+        state.negated_until = 10**9
+    if state.pending_negation == "neither":
+        state.negated_until = 10**9
+    state.pending_negation = ""
+    state.verb, state.verb_index, state.has_finite_verb = word, index, True
+    state.conjuncts, state.conjunct_role = [], "verb"
+
+
+def process_participle(
+    builder: ClaimBuilder, index: int, tag: str, word: str, previous_tag: str, next_tag: str, tags: str, end: int
+) -> None:
+    state, tokens = builder.state, builder.tokens
+    state.open_relation = None
+    if word in OPENNESS_ADJECTIVES and previous_tag in "NRJ" and _is_possession(builder):
+        builder.add_attribute(state.conjuncts[-1], word, index, index + 1)
+        return
+    if state.in_relative_clause:
+        state.in_relative_clause = False
+    if (
+        previous_tag == "N"
+        and state.conjunct_role in ("with", "target", "object")
+        and state.subjects
+        and state.conjuncts
+        and word in ANIMATE_ACTIONS
+        and is_animate(builder, state.subjects[0])
+        and not is_animate(builder, state.conjuncts[-1])
+    ):
+        state.actors = state.subjects
+    elif previous_tag == "N" and state.conjuncts:
+        state.actors = (
+            state.conjuncts
+            if state.conjunct_role == "subject" or (len(state.conjuncts) == 2 and state.conjunct_role != "with")
+            else state.conjuncts[-1:]
+        )
+    elif previous_tag == "," and state.subjects and state.conjunct_role != "subject":
+        state.actors = state.subjects
+    elif previous_tag == "," and state.conjuncts and not state.subjects:
+        state.actors = state.conjuncts
     if word in ("suggesting", "indicating", "implying", "resembling"):
-        s.doubt, s.doubt_at = True, i
-    if word in ABSENT or (word in SEEN and made.is_denied(i)):
-        for p in s.actor:
-            made.deny(p)
-    elif word in SEEN and s.doubt and s.doubt_at < i and i - s.doubt_at <= 3:
-        for p in s.actor:
-            made.doubt(p)
+        state.is_hedged, state.hedge_index = True, index
+    if word in ABSENCE_WORDS or (word in PRESENCE_WORDS and builder.is_negated_at(index)):
+        for phrase in state.actors:
+            builder.negate(phrase)
+    elif word in PRESENCE_WORDS and state.is_hedged and state.hedge_index < index and index - state.hedge_index <= 3:
+        for phrase in state.actors:
+            builder.hedge(phrase)
     if tag == "E":
-        if word in PAINTED:
-            _coloured(made, i, tags, end)
-        elif word == "made" and previous in "BCN,RO":
-            _made_of(made, i, tags, end)
+        if word in PAINT_PARTICIPLES:
+            _add_painted_colours(builder, index, tags, end)
+        elif word == "made" and previous_tag in "BCN,RO":
+            _add_materials(builder, index, tags, end)
         elif (
             (
-                previous in "BRC"
-                and t.looks[i]
-                and after != "I"
-                and (after not in "PAR" or (after == "A" and word in LITTERED) or (after == "P" and word in ("closed", "broken")))
+                previous_tag in "BRC"
+                and tokens.attribute_rank[index]
+                and next_tag != "I"
+                and (
+                    next_tag not in "PAR"
+                    or (next_tag == "A" and word in CLUTTER_PARTICIPLES)
+                    or (next_tag == "P" and word in ("closed", "broken"))
+                )
             )
-            and s.verb_at >= 0
-            and t.words[s.verb_at] in ("is", "are", "was", "were", "be", "'s")
+            and state.verb_index >= 0
+            and tokens.words[state.verb_index] in ("is", "are", "was", "were", "be", "'s")
         ):
-            for p in s.actor:
-                made.look(p, word, i, i + 1)
-    s.verb, s.verb_at = word, i
-    s.group, s.role = [], "verb"
+            for phrase in state.actors:
+                builder.add_attribute(phrase, word, index, index + 1)
+    state.verb, state.verb_index = word, index
+    state.conjuncts, state.conjunct_role = [], "verb"
 
 
-def _coloured(made: Made, i: int, tags: str, end: int) -> None:
+def _add_painted_colours(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
     """`painted light blue and white`."""
-    t, k = made.t, i + 1
+    tokens, k = builder.tokens, index + 1
     while k < end and tags[k] == "R":
         k += 1
-    while k < end and tags[k] == "J" and (t.looks[k] or t.words[k] in SHADES):
-        shade = t.words[k] in SHADES and tags[k + 1 : min(k + 2, end)] == "J"
-        for p in made.s.actor:
-            made.look(p, " ".join(t.words[k : k + 1 + shade]), i, k + 1 + shade)
-        k += 1 + shade
-        last = k + 1 + (t.words[k + 1 : k + 2] != [] and t.words[k + 1] in SHADES)  # the next colour's last word
+    while k < end and tags[k] == "J" and (tokens.attribute_rank[k] or tokens.words[k] in COLOUR_MODIFIERS):
+        has_modifier = tokens.words[k] in COLOUR_MODIFIERS and tags[k + 1 : min(k + 2, end)] == "J"
+        for phrase in builder.state.actors:
+            builder.add_attribute(phrase, " ".join(tokens.words[k : k + 1 + has_modifier]), index, k + 1 + has_modifier)
+        k += 1 + has_modifier
+        last_colour_word = (
+            k + 1 + (tokens.words[k + 1 : k + 2] != [] and tokens.words[k + 1] in COLOUR_MODIFIERS)
+        )  # the next colour's last word
         if (
             tags[k : k + 1] not in ("C", ",")
-            or tags[k + 1 : last + 1].strip("J")
-            or tags[last + 1 : last + 2] in ("N", "X", "U", "J")
+            or tags[k + 1 : last_colour_word + 1].strip("J")
+            or tags[last_colour_word + 1 : last_colour_word + 2] in ("N", "X", "U", "J")
         ):
             return
         k += 1
 
 
-def _made_of(made: Made, i: int, tags: str, end: int) -> None:
+def _add_materials(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
     """`made of dark wood and metal`: materials, which are no things then."""
-    t, materials = made.t, made.lexicon.sets["materials"]
-    k = i + 2 if tags[i + 1 : i + 2] in ("F", "A") else end
+    tokens, materials = builder.tokens, builder.lexicon.word_sets["materials"]
+    k = index + 2 if tags[index + 1 : index + 2] in ("F", "A") else end
     while k < end:
-        while k < end and tags[k] in "RJ" and t.words[k] not in materials:
+        while k < end and tags[k] in "RJ" and tokens.words[k] not in materials:
             k += 1
-        stop = k + 1 + (t.words[k : k + 1] in (["stainless"], ["wrought"], ["cast"]) and k + 1 < end)
-        value = " ".join(t.words[k:stop])
+        stop = k + 1 + (tokens.words[k : k + 1] in (["stainless"], ["wrought"], ["cast"]) and k + 1 < end)
+        value = " ".join(tokens.words[k:stop])
         if k >= end or value not in materials or tags[stop : min(stop + 1, end)] in ("N", "X", "U"):
             return
-        for p in made.s.actor:
-            made.look(p, value, k, stop)
+        for phrase in builder.state.actors:
+            builder.add_attribute(phrase, value, k, stop)
         for j in range(k, stop):
-            t.tags[j], t.nouns[j] = "X", "material"
+            tokens.tags[j], tokens.nouns[j] = "X", "material"
         k = stop + 1 if tags[stop : stop + 1] in ("C", ",") else end
 
 
-def lives(made: Made, p: Phrase) -> bool:
-    return made.lexicon.of_coco(p.thing.name) in ALIVE
+def is_animate(builder: ClaimBuilder, phrase: Phrase) -> bool:
+    return builder.lexicon.coco_class(phrase.referent.name) in ANIMATE_CLASSES
 
 
-def _had(made: Made) -> bool:
+def _is_possession(builder: ClaimBuilder) -> bool:
     """Whether the latest phrase is what somebody has, and no subject: with his mouth (open)."""
-    s = made.s
-    owned = s.role == "with" or (s.role == "object" and s.verb in OWNING)
-    return owned and bool(s.group) and s.group[-1].definite
+    state = builder.state
+    is_owned = state.conjunct_role == "with" or (state.conjunct_role == "object" and state.verb in POSSESSION_VERBS)
+    return is_owned and bool(state.conjuncts) and state.conjuncts[-1].is_definite
 
 
-def adjective(made: Made, i: int, word: str, previous: str, after: str, tags: str, end: int) -> None:
+def process_adjective(
+    builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str, tags: str, end: int
+) -> None:
     """One that stands by itself: `is brown and large`."""
-    s, t = made.s, made.t
-    if word in SEEN or word in ABSENT:
-        if made.is_denied(i) or word in ABSENT:
-            for p in s.actor:
-                made.deny(p)
+    state, tokens = builder.state, builder.tokens
+    if word in PRESENCE_WORDS or word in ABSENCE_WORDS:
+        if builder.is_negated_at(index) or word in ABSENCE_WORDS:
+            for phrase in state.actors:
+                builder.negate(phrase)
             if word == "nowhere":
-                s.denied = 10**9
-        elif s.doubt and i - s.doubt_at <= 3:
-            for p in s.actor:
-                made.doubt(p)
+                state.negated_until = 10**9
+        elif state.is_hedged and index - state.hedge_index <= 3:
+            for phrase in state.actors:
+                builder.hedge(phrase)
         return
-    if word in AJAR and previous in "NRJ" and _had(made):
-        made.look(s.group[-1], word, i, i + 1)
+    if word in OPENNESS_ADJECTIVES and previous_tag in "NRJ" and _is_possession(builder):
+        builder.add_attribute(state.conjuncts[-1], word, index, index + 1)
         return
     if (
-        s.verb_at < 0
-        or not (t.looks[i] or word in SHADES)
-        or not s.actor
-        or (after == "W" and s.actor[0].it is not None)
-        or t.words[i + 1 : i + 2] == ["than"]
+        state.verb_index < 0
+        or not (tokens.attribute_rank[index] or word in COLOUR_MODIFIERS)
+        or not state.actors
+        or (next_tag == "W" and state.actors[0].antecedent is not None)
+        or tokens.words[index + 1 : index + 2] == ["than"]
     ):
         return  # also of `it is not clear what ...`
-    base = s.verb
-    link = base in ("is", "are", "was", "were", "be", "been", "'s", "'re") or base_of(base) in (
+    governing_verb = state.verb
+    is_linking = governing_verb in ("is", "are", "was", "were", "be", "been", "'s", "'re") or base_form(governing_verb) in (
         "look",
         "appear",
         "seem",
         "remain",
         "stay",
         "become",
-        *(("sit", "stand", "lie", "hang") if word in AJAR or word in ("empty", "upright") else ()),
+        *(("sit", "stand", "lie", "hang") if word in OPENNESS_ADJECTIVES or word in ("empty", "upright") else ()),
     )
-    if not link or s.role == "with" or (previous in "NHVDZ" and previous != "V"):
+    if not is_linking or state.conjunct_role == "with" or (previous_tag in "NHVDZ" and previous_tag != "V"):
         return
-    if previous in "P" or (s.group is not s.actor and s.role in ("object", "target")):
+    if previous_tag in "P" or (state.conjuncts is not state.actors and state.conjunct_role in ("object", "target")):
         return
-    if i > 0 and tags[i - 1] == "J" and t.words[i - 1] in SHADES:
+    if index > 0 and tags[index - 1] == "J" and tokens.words[index - 1] in COLOUR_MODIFIERS:
         return
-    value, stop = word, i + 1
-    if word in SHADES and tags[i + 1 : i + 2] == "J" and i + 1 < end:
-        value, stop = f"{word} {t.words[i + 1]}", i + 2
-    elif not t.looks[i]:
+    value, stop = word, index + 1
+    if word in COLOUR_MODIFIERS and tags[index + 1 : index + 2] == "J" and index + 1 < end:
+        value, stop = f"{word} {tokens.words[index + 1]}", index + 2
+    elif not tokens.attribute_rank[index]:
         return
-    for p in s.actor:
-        made.look(p, value, i, stop)
+    for phrase in state.actors:
+        builder.add_attribute(phrase, value, index, stop)

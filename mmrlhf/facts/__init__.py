@@ -3,8 +3,18 @@
 Each module imports only those before it: `lists`, `annotations`, `reading`, `rendering`.
 """
 
-from mmrlhf.facts.lists import LISTS, NUMBERS, typed
-from mmrlhf.facts.reading import FactsFile, known, read_facts, read_facts_file
-from mmrlhf.facts.rendering import render, template_text
+from mmrlhf.facts.lists import FACT_FIELDS, NUMBER_WORDS, parse_typed_facts
+from mmrlhf.facts.reading import FactsFile, facts_for_image, read_facts, read_facts_file
+from mmrlhf.facts.rendering import load_facts_template, render_facts
 
-__all__ = ["LISTS", "NUMBERS", "FactsFile", "known", "read_facts", "read_facts_file", "render", "template_text", "typed"]
+__all__ = [
+    "FACT_FIELDS",
+    "NUMBER_WORDS",
+    "FactsFile",
+    "facts_for_image",
+    "load_facts_template",
+    "parse_typed_facts",
+    "read_facts",
+    "read_facts_file",
+    "render_facts",
+]

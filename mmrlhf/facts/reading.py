@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.facts.annotations import Found, coco, is_coco, is_scene_graph, scene_graphs
-from mmrlhf.facts.lists import listed
+from mmrlhf.facts.annotations import FactsByImage, is_coco, is_scene_graph, parse_coco, parse_scene_graphs
+from mmrlhf.facts.lists import parse_fact_fields
 from mmrlhf.records import Fact, InputError
-from mmrlhf.rows import Row, contents, kind, shown
-from mmrlhf.tables import read
+from mmrlhf.rows import Row, preview, read_json, type_name
+from mmrlhf.tables import read_rows
 
 
-def read_facts(path: str | Path) -> Found:
+def read_facts(path: str | Path) -> FactsByImage:
     """Facts by picture name (or row id), from JSONL with the fields of `LISTS`, LLaVA-RLHF's map to captions, COCO's instances, or the
     scene graphs of GQA or Visual Genome.
 
     Raises InputError with the place and field that cannot be used.
     """
-    found: Found = {}
-    for name, facts in _named(Path(path), need_name=True):
+    facts_by_image: FactsByImage = {}
+    for name, facts in _iter_facts(Path(path), require_name=True):
         assert name is not None
-        found[name] = found.get(name, ()) + facts
-    return found
+        facts_by_image[name] = facts_by_image.get(name, ()) + facts
+    return facts_by_image
 
 
 @dataclass(frozen=True)
@@ -33,63 +33,63 @@ class FactsFile:
     """A file of facts, for answers that name their picture and for answers that stand in its rows' order."""
 
     path: str
-    named: Mapping[str, tuple[Fact, ...]]
-    rows: Sequence[tuple[Fact, ...]]
+    by_name: Mapping[str, tuple[Fact, ...]]
+    by_row: Sequence[tuple[Fact, ...]]
     """Empty for a file that has no order: a map, or annotations."""
 
-    def of(self, image: str | None, number: int, where: str) -> tuple[Fact, ...]:
+    def lookup(self, image: str | None, row_number: int, location: str) -> tuple[Fact, ...]:
         """What is known of an answer's picture: by its name if it has one and the file has names, else by its row, counted from 1.
 
         Raises InputError where neither leads anywhere.
         """
-        if image is not None and self.named:
-            return known(self.named, image)
-        if not self.rows:
-            raise InputError(f"{where}: `image` is missing, and {self.path} has facts by name: add it")
-        if number > len(self.rows):
+        if image is not None and self.by_name:
+            return facts_for_image(self.by_name, image)
+        if not self.by_row:
+            raise InputError(f"{location}: `image` is missing, and {self.path} has facts by name: add it")
+        if row_number > len(self.by_row):
             raise InputError(
-                f"{where}: {self.path} has {len(self.rows)} rows, and no facts for this one: add a row, or name the `image` in both"
+                f"{location}: {self.path} has {len(self.by_row)} rows, and no facts for this one: add a row, or name the `image` in both"
             )
-        return self.rows[number - 1]
+        return self.by_row[row_number - 1]
 
 
 def read_facts_file(path: str) -> FactsFile:
     """The same files as `read_facts` reads, and JSONL whose rows name no picture. Raises InputError."""
-    found: Found = {}
-    rows = []
-    for name, facts in _named(Path(path), need_name=False):
-        rows.append(facts)
+    by_name: FactsByImage = {}
+    by_row = []
+    for name, facts in _iter_facts(Path(path), require_name=False):
+        by_row.append(facts)
         if name is not None:
-            found[name] = found.get(name, ()) + facts
-    return FactsFile(path, found, () if Path(path).suffix == ".json" else rows)
+            by_name[name] = by_name.get(name, ()) + facts
+    return FactsFile(path, by_name, () if Path(path).suffix == ".json" else by_row)
 
 
-def _named(path: Path, need_name: bool) -> Iterator[tuple[str | None, tuple[Fact, ...]]]:
-    value: Any = contents(path) if path.suffix == ".json" else None
+def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, tuple[Fact, ...]]]:
+    value: Any = read_json(path) if path.suffix == ".json" else None
     if is_coco(value):
-        yield from coco(str(path), value, path.name).items()
+        yield from parse_coco(str(path), value, path.name).items()
         return
     if isinstance(value, list) and value and all(is_scene_graph(graph) and "image_id" in graph for graph in value):
-        yield from scene_graphs(str(path), {str(graph["image_id"]): graph for graph in value}, path.name).items()
+        yield from parse_scene_graphs(str(path), {str(graph["image_id"]): graph for graph in value}, path.name).items()
         return
     if isinstance(value, dict) and value and all(map(is_scene_graph, value.values())):
-        yield from scene_graphs(str(path), value, path.name).items()
+        yield from parse_scene_graphs(str(path), value, path.name).items()
         return
     if isinstance(value, dict):
-        for name, lines in value.items():
-            yield name, listed(Row(f"{path}, {shown(name)}", 0, {"captions": lines}), path.name)
+        for name, captions in value.items():
+            yield name, parse_fact_fields(Row(f"{path}, {preview(name)}", 0, {"captions": captions}), path.name)
         return
-    for unread in read(str(path)):
-        row = unread.row()
+    for raw_row in read_rows(str(path)):
+        row = raw_row.parse()
         name = row.fields.get("image", row.fields.get("id"))
         if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-            row.fail(f"`{'image' if 'image' in row.fields else 'id'}` must be a picture's name or an id, not {kind(name)}")
-        if name is None and need_name:
-            name = row.need("image")
-        yield None if name is None else str(name), listed(row, path.name)
+            row.fail(f"`{'image' if 'image' in row.fields else 'id'}` must be a picture's name or an id, not {type_name(name)}")
+        if name is None and require_name:
+            name = row.require("image")
+        yield None if name is None else str(name), parse_fact_fields(row, path.name)
 
 
-def known(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[Fact, ...]:
+def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[Fact, ...]:
     """What is known of a picture: by its name as it is given, else without folders, else without the suffix (scene graphs have ids)."""
-    base = os.path.basename(name)
-    return next((facts[key] for key in (name, base, os.path.splitext(base)[0]) if facts.get(key)), ())
+    basename = os.path.basename(name)
+    return next((facts[key] for key in (name, basename, os.path.splitext(basename)[0]) if facts.get(key)), ())

@@ -12,12 +12,12 @@ from jinja2.sandbox import SandboxedEnvironment
 from mmrlhf.records import Fact, InputError
 
 
-def render(
+def render_facts(
     facts: Sequence[Fact],
     order_seed: int | None = None,
     template: str = "typed",
-    budget: int | None = None,
-    count: Callable[[str], int] = lambda text: len(text.split()),
+    max_tokens: int | None = None,
+    count_tokens: Callable[[str], int] = lambda text: len(text.split()),
 ) -> str:
     """Typed evidence as text, "" without facts: `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`
 
@@ -27,22 +27,22 @@ def render(
     last. Runs of white space become one space: a fact stays on its line whatever its file says. Raises InputError for a template.
     """
     order = np.arange(len(facts)) if order_seed is None else np.random.default_rng(order_seed).permutation(len(facts))
-    kept = [facts[i] for i in order]
-    write = _writer(template)
-    while kept and budget is not None and count(write(kept)) > budget:
-        kept.pop(min(range(len(kept)), key=lambda i: (kept[i].confidence, -i)))
-    return write(kept) if kept else ""
+    included = [facts[i] for i in order]
+    to_text = _renderer(template)
+    while included and max_tokens is not None and count_tokens(to_text(included)) > max_tokens:
+        included.pop(min(range(len(included)), key=lambda i: (included[i].confidence, -i)))
+    return to_text(included) if included else ""
 
 
-def _writer(template: str) -> Callable[[Sequence[Fact]], str]:
+def _renderer(template: str) -> Callable[[Sequence[Fact]], str]:
     if template == "typed":
-        return _typed
+        return _render_typed
     if template == "captions":
-        return _captions
-    return lambda facts: _by(template, facts)
+        return _render_captions
+    return lambda facts: _render_jinja(template, facts)
 
 
-def template_text(name: str) -> str:
+def load_facts_template(name: str) -> str:
     """What `render` is given for a setting: `typed`, `captions`, or the text of the Jinja file of that path, so that whatever keeps it
     needs the file no more. Raises InputError for a path that is none, or a template that cannot be used."""
     if name in ("typed", "captions"):
@@ -53,27 +53,27 @@ def template_text(name: str) -> str:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"facts_template {name} cannot be read ({error}): give a Jinja file in UTF-8") from None
-    _by(text, (Fact("object", "dog"),))
+    _render_jinja(text, (Fact("object", "dog"),))
     return text
 
 
-def _line(fact: Fact) -> str:
+def _one_line(fact: Fact) -> str:
     return " ".join(fact.text.split())
 
 
-def _typed(facts: Sequence[Fact]) -> str:
-    def box(fact: Fact) -> str:
-        return f" [{', '.join(f'{side:.2f}' for side in fact.box)}]" if fact.box else ""
+def _render_typed(facts: Sequence[Fact]) -> str:
+    def format_box(fact: Fact) -> str:
+        return f" [{', '.join(f'{coordinate:.2f}' for coordinate in fact.box)}]" if fact.box else ""
 
-    return "Facts: " + "; ".join(f"{fact.kind} {_line(fact)}{box(fact)}" for fact in facts) + "."
+    return "Facts: " + "; ".join(f"{fact.kind} {_one_line(fact)}{format_box(fact)}" for fact in facts) + "."
 
 
-def _captions(facts: Sequence[Fact]) -> str:
-    lines = (_line(fact) if fact.kind == "caption" else f"{fact.kind}: {_line(fact)}" for fact in facts)
+def _render_captions(facts: Sequence[Fact]) -> str:
+    lines = (_one_line(fact) if fact.kind == "caption" else f"{fact.kind}: {_one_line(fact)}" for fact in facts)
     return "Here is what others have written of the picture.\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def _by(template: str, facts: Sequence[Fact]) -> str:
+def _render_jinja(template: str, facts: Sequence[Fact]) -> str:
     """The user's own template. What facts say is data to it, never part of it."""
     environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     try:

@@ -14,13 +14,22 @@ Turns carry text alone: where an image stood among them is not kept. Each module
 `pictures`, `preferences`, `examples`, `reading`, `writing`.
 """
 
-from mmrlhf.formats.examples import example_of, layout_of
-from mmrlhf.formats.pictures import beside_of
-from mmrlhf.formats.preferences import is_preference, preference_of
-from mmrlhf.formats.reading import Records, holds_preferences, read_examples, read_preferences
-from mmrlhf.formats.writing import FORMATS, pairs_of
+from mmrlhf.formats.examples import detect_format, parse_example
+from mmrlhf.formats.pictures import row_context
+from mmrlhf.formats.preferences import is_preference, parse_preference
+from mmrlhf.formats.reading import Records, has_preferences, read_examples, read_preferences
+from mmrlhf.formats.writing import FORMATS, to_pairs
 
 __all__ = [
-    "FORMATS", "Records", "beside_of", "example_of", "holds_preferences", "is_preference", "layout_of", "pairs_of",
-    "preference_of", "read_examples", "read_preferences",
+    "FORMATS",
+    "Records",
+    "detect_format",
+    "has_preferences",
+    "is_preference",
+    "parse_example",
+    "parse_preference",
+    "read_examples",
+    "read_preferences",
+    "row_context",
+    "to_pairs",
 ]  # fmt: skip

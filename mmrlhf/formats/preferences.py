@@ -7,33 +7,43 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from mmrlhf.formats.pictures import PATHS, Beside, facts_of, images_of
-from mmrlhf.formats.turns import Turn, answer_of, answered, asked, conversation, prompt_of, said, turn_of, turns_of
+from mmrlhf.formats.pictures import PATH_FIELDS, RowContext, collect_facts, parse_images
+from mmrlhf.formats.turns import (
+    Turn,
+    answer_text,
+    build_prompt,
+    make_turn,
+    parse_answer,
+    parse_llava_conversation,
+    parse_prompt,
+    parse_turn,
+    parse_turns,
+)
 from mmrlhf.records import Preference
-from mmrlhf.rows import Row, kind, parse, shown
+from mmrlhf.rows import Row, parse_json, preview, type_name
 
-SHARED = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
-PAIR_FIELDS = SHARED | {"chosen", "rejected", "output_1", "output_2", "preference"}
-RANKED_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
-LAST_RANK = 1_000_000
-NEVER_RLHF_V = ("prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers")
+SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
+PAIR_FIELDS = SHARED_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
+RANKING_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
+MAX_RANK = 1_000_000
+NON_RLHF_V_FIELDS = ("prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers")
 
 
-def preference_of(row: Row, beside: Beside) -> Preference:
+def parse_preference(row: Row, context: RowContext) -> Preference:
     """Raises InputError when the row cannot be used."""
-    row = unpacked(row)
-    images, facts, found = images_of(row, beside), facts_of(row, beside), _ranked(row)
+    row = unpack_rlhf_v(row)
+    images, facts, ranked = parse_images(row, context), collect_facts(row, context), _parse_ranked_answers(row)
     hallucinated = row.fields.get("hallucination")
     if not isinstance(hallucinated, bool | None):
-        row.fail(f"`hallucination` must be true or false, not {shown(hallucinated)}")
-    for reason in ("chosen_reason", "rejected_reason"):
-        row.text(row.fields.get(reason, ""), reason)
-    named = next((name for name in ("source", "origin_dataset", "ds_name") if isinstance(row.fields.get(name), str)), "")
-    source = row.text(row.fields[named], named) if named else ""
-    meta = meta_of(row, PAIR_FIELDS | RANKED_FIELDS | {named})
-    prompt = prompt_of(row, found.turns, len(images))
+        row.fail(f"`hallucination` must be true or false, not {preview(hallucinated)}")
+    for reason_field in ("chosen_reason", "rejected_reason"):
+        row.require_text(row.fields.get(reason_field, ""), reason_field)
+    source_field = next((name for name in ("source", "origin_dataset", "ds_name") if isinstance(row.fields.get(name), str)), "")
+    source = row.require_text(row.fields[source_field], source_field) if source_field else ""
+    meta = unused_fields(row, PAIR_FIELDS | RANKING_FIELDS | {source_field})
+    prompt = build_prompt(row, ranked.turns, len(images))
     return Preference(
-        id_of(row), images, prompt, found.answers, found.ranks, found.ratings, facts, source, hallucinated, meta
+        parse_id(row), images, prompt, ranked.answers, ranked.ranks, ranked.ratings, facts, source, hallucinated, meta
     )  # fmt: skip
 
 
@@ -50,49 +60,49 @@ def is_preference(row: Row) -> bool:
 def is_vlfeedback(row: Row) -> bool:
     """`completions` of objects, or the table of them that the Hub has; a list of texts is something else."""
     value = row.fields.get("completions")
-    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value))
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
 def is_rlhf_v(row: Row) -> bool:
-    return "text" in row.fields and not any(name in row.fields for name in NEVER_RLHF_V)
+    return "text" in row.fields and not any(name in row.fields for name in NON_RLHF_V_FIELDS)
 
 
-def unpacked(row: Row) -> Row:
+def unpack_rlhf_v(row: Row) -> Row:
     """RLHF-V's `text` as fields of their own; any other row as it is. Raises InputError."""
     if not is_rlhf_v(row):
         return row
     value = row.fields["text"]
     if isinstance(value, str):
-        value = parse(row.text(value, "text").encode(), f"{row.where}, `text`")
+        value = parse_json(row.require_text(value, "text").encode(), f"{row.location}, `text`")
     if not isinstance(value, dict):
-        row.fail(f"`text` must be an object with question, chosen and rejected, or its JSON, not {kind(value)}")
-    inner = {name: row.text(value.get(name), f"text.{name}") for name in ("question", "chosen", "rejected")}
-    return replace(row, fields={**{name: value for name, value in row.fields.items() if name != "text"}, **inner})
+        row.fail(f"`text` must be an object with question, chosen and rejected, or its JSON, not {type_name(value)}")
+    text_fields = {name: row.require_text(value.get(name), f"text.{name}") for name in ("question", "chosen", "rejected")}
+    return replace(row, fields={**{name: value for name, value in row.fields.items() if name != "text"}, **text_fields})
 
 
-def id_of(row: Row) -> str:
+def parse_id(row: Row) -> str:
     """`id`, else `idx`, else the row's number."""
-    field = next((name for name in ("id", "idx") if name in row.fields), "id")
-    name = row.fields.get(field, row.number)
-    if isinstance(name, bool) or not isinstance(name, int | str):
-        row.fail(f"`{field}` must be text or a whole number, not {kind(name)}")
-    return row.text(str(name), field)
+    field = next((value for value in ("id", "idx") if value in row.fields), "id")
+    value = row.fields.get(field, row.number)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        row.fail(f"`{field}` must be text or a whole number, not {type_name(value)}")
+    return row.require_text(str(value), field)
 
 
-def meta_of(row: Row, used: frozenset[str]) -> dict[str, Any]:
+def unused_fields(row: Row, used_fields: frozenset[str]) -> dict[str, Any]:
     """The fields that nothing was made of."""
-    also = {
+    implicit_fields = {
         "" if "id" in row.fields else "idx",
-        "" if "image" in row.fields or "images" in row.fields else next((name for name in PATHS if name in row.fields), ""),
+        "" if "image" in row.fields or "images" in row.fields else next((name for name in PATH_FIELDS if name in row.fields), ""),
     }
-    return {name: value for name, value in row.fields.items() if name not in used | also}
+    return {name: value for name, value in row.fields.items() if name not in used_fields | implicit_fields}
 
 
 # ---- answers, best first ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Ranked:
+class _RankedAnswers:
     """What a row asks, and how its answers rank, before it meets its pictures."""
 
     turns: list[Turn]
@@ -101,100 +111,100 @@ class _Ranked:
     ratings: tuple[float, ...] = ()
 
 
-def _ranked(row: Row) -> _Ranked:
-    pair = "chosen" in row.fields or "rejected" in row.fields
-    if "conversations" not in row.fields and not pair:
+def _parse_ranked_answers(row: Row) -> _RankedAnswers:
+    is_pair = "chosen" in row.fields or "rejected" in row.fields
+    if "conversations" not in row.fields and not is_pair:
         if "completions" in row.fields:
-            return _vlfeedback(row)
+            return _parse_vlfeedback(row)
         if any(name in row.fields for name in ("answers", "ranks", "ratings")):
-            return _ranking(row)
-    turns, chosen, rejected = _llava_pair(row) if "conversations" in row.fields else trl_pair(row)
+            return _parse_ranking(row)
+    turns, chosen, rejected = _parse_llava_pair(row) if "conversations" in row.fields else parse_trl_pair(row)
     if chosen == rejected:
         row.fail("the chosen and the rejected answer are the same: correct one of them or drop the row")
-    tie = row.fields.get("is_tie", False)
-    if not isinstance(tie, bool):
-        row.fail(f"`is_tie` must be true or false, not {shown(tie)}")
-    margins = [_number(row, row.fields[name], name) for name in ("margin", "ls_factor") if name in row.fields]
-    return _Ranked(turns, (chosen, rejected), (1, 1) if tie else (1, 2), (margins[0], 0.0) if margins else ())
+    is_tie = row.fields.get("is_tie", False)
+    if not isinstance(is_tie, bool):
+        row.fail(f"`is_tie` must be true or false, not {preview(is_tie)}")
+    margins = [_finite_number(row, row.fields[name], name) for name in ("margin", "ls_factor") if name in row.fields]
+    return _RankedAnswers(turns, (chosen, rejected), (1, 1) if is_tie else (1, 2), (margins[0], 0.0) if margins else ())
 
 
-def _number(row: Row, value: Any, name: str) -> float:
+def _finite_number(row: Row, value: Any, name: str) -> float:
     try:
         if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
             return float(value)
     except OverflowError:
         pass
-    row.fail(f"`{name}` must be a finite number, not {shown(value)}")
+    row.fail(f"`{name}` must be a finite number, not {preview(value)}")
 
 
-def trl_pair(row: Row) -> tuple[list[Turn], str, str]:
+def parse_trl_pair(row: Row) -> tuple[list[Turn], str, str]:
     """Prompt, chosen and rejected. Raises InputError."""
-    chosen, rejected = row.need("chosen"), row.need("rejected")
-    whole = isinstance(chosen, list) and isinstance(rejected, list) and min(len(chosen), len(rejected)) > 1
-    if whole and not isinstance(row.fields.get("prompt"), list):  # a prompt in text is then one of the turns, too
-        return _implicit_prompt(row)
-    prompt = asked(row, row.either("prompt", "question"))
-    return prompt, answered(row, "chosen"), answered(row, "rejected")
+    chosen, rejected = row.require("chosen"), row.require("rejected")
+    are_conversations = isinstance(chosen, list) and isinstance(rejected, list) and min(len(chosen), len(rejected)) > 1
+    if are_conversations and not isinstance(row.fields.get("prompt"), list):  # a prompt in text is then one of the turns, too
+        return _parse_implicit_prompt(row)
+    prompt = parse_prompt(row, row.require_any("prompt", "question"))
+    return prompt, parse_answer(row, "chosen"), parse_answer(row, "rejected")
 
 
-def _implicit_prompt(row: Row) -> tuple[list[Turn], str, str]:
+def _parse_implicit_prompt(row: Row) -> tuple[list[Turn], str, str]:
     """Two conversations that share all turns but the last."""
-    ours, theirs = (turns_of(row, row.fields[name], name) for name in ("chosen", "rejected"))
-    if ours[:-1] != theirs[:-1]:
+    chosen_turns, rejected_turns = (parse_turns(row, row.fields[name], name) for name in ("chosen", "rejected"))
+    if chosen_turns[:-1] != rejected_turns[:-1]:
         row.fail("`chosen` and `rejected` may differ in their last turn only: give the shared ones as `prompt`")
-    return ours[:-1], answer_of(row, ours[-1], "chosen"), answer_of(row, theirs[-1], "rejected")
+    return chosen_turns[:-1], answer_text(row, chosen_turns[-1], "chosen"), answer_text(row, rejected_turns[-1], "rejected")
 
 
-def _llava_pair(row: Row) -> tuple[list[Turn], str, str]:
-    turns = conversation(row)
+def _parse_llava_pair(row: Row) -> tuple[list[Turn], str, str]:
+    turns = parse_llava_conversation(row)
     if turns[-1].role == "assistant":  # one of the two outputs, or another answer: not part of the prompt
         turns = turns[:-1]
-    first, second = (
-        answer_of(row, turn_of(row, row.need(name), name, "from", "value"), name) for name in ("output_1", "output_2")
+    output_1, output_2 = (
+        answer_text(row, parse_turn(row, row.require(name), name, "from", "value"), name) for name in ("output_1", "output_2")
     )
-    preference = row.need("preference")
+    preference = row.require("preference")
     if isinstance(preference, bool) or preference not in (1, 2):
-        row.fail(f"`preference` must be 1 or 2, the number of the better output, not {shown(preference)}")
-    return (turns, first, second) if preference == 1 else (turns, second, first)
+        row.fail(f"`preference` must be 1 or 2, the number of the better output, not {preview(preference)}")
+    return (turns, output_1, output_2) if preference == 1 else (turns, output_2, output_1)
 
 
-def _ranking(row: Row) -> _Ranked:
+def _parse_ranking(row: Row) -> _RankedAnswers:
     """Our own: any number of answers, with ranks (1 is the best), ratings (more is better), or both, and then ranks count."""
-    turns, answers = asked(row, row.either("prompt", "question")), _column(row, "answers")
-    texts = [answer_of(row, said(row, "assistant", v, f"answers[{n}]"), f"answers[{n}]") for n, v in enumerate(answers, 1)]
+    turns, answers = parse_prompt(row, row.require_any("prompt", "question")), _list_field(row, "answers")
+    texts = [answer_text(row, make_turn(row, "assistant", v, f"answers[{n}]"), f"answers[{n}]") for n, v in enumerate(answers, 1)]
     if len(texts) < 2:
         row.fail(f"`answers` has {len(texts)}: a ranking is of at least 2, so add some or drop the row")
     for number, text in enumerate(texts, 1):
-        if (first := texts.index(text) + 1) < number:
-            row.fail(f"`answers[{first}]` and `answers[{number}]` are the same: drop one of them")
-    row.either("ranks", "ratings", hint="add it, 1 for the best answer, or `ratings`")
-    ranks, ratings = _column(row, "ranks"), _column(row, "ratings")
+        if (duplicate_of := texts.index(text) + 1) < number:
+            row.fail(f"`answers[{duplicate_of}]` and `answers[{number}]` are the same: drop one of them")
+    row.require_any("ranks", "ratings", hint="add it, 1 for the best answer, or `ratings`")
+    ranks, ratings = _list_field(row, "ranks"), _list_field(row, "ratings")
     for name, values in (("ranks", ranks), ("ratings", ratings)):
         if name in row.fields and len(values) != len(texts):
             row.fail(f"`{name}` has {len(values)} for {len(texts)} answers: give each answer one")
     for number, rank in enumerate(ranks, 1):
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LAST_RANK:
-            row.fail(f"`ranks[{number}]` must be a whole number from 1 to {LAST_RANK:,}, not {shown(rank)}")
-    rated = [_number(row, rating, f"ratings[{number}]") for number, rating in enumerate(ratings, 1)]
-    return _sorted(turns, texts, ranks or _places(rated), rated)
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+            row.fail(f"`ranks[{number}]` must be a whole number from 1 to {MAX_RANK:,}, not {preview(rank)}")
+    parsed_ratings = [_finite_number(row, rating, f"ratings[{number}]") for number, rating in enumerate(ratings, 1)]
+    return _sort_by_rank(turns, texts, ranks or _ranks_from_ratings(parsed_ratings), parsed_ratings)
 
 
-def _column(row: Row, name: str) -> list[Any]:
-    value = row.need(name) if name == "answers" else row.fields.get(name, [])
+def _list_field(row: Row, name: str) -> list[Any]:
+    value = row.require(name) if name == "answers" else row.fields.get(name, [])
     if not isinstance(value, list):
-        row.fail(f"`{name}` must be a list, not {kind(value)}")
+        row.fail(f"`{name}` must be a list, not {type_name(value)}")
     return value
 
 
-def _places(ratings: list[float]) -> list[int]:
+def _ranks_from_ratings(ratings: list[float]) -> list[int]:
     """The highest is first; equal ones share a place."""
-    order = sorted(set(ratings), reverse=True)
-    return [order.index(rating) + 1 for rating in ratings]
+    distinct_ratings = sorted(set(ratings), reverse=True)
+    return [distinct_ratings.index(rating) + 1 for rating in ratings]
 
 
-def _sorted(turns: list[Turn], texts: list[str], ranks: list[int], ratings: list[float]) -> _Ranked:
+def _sort_by_rank(turns: list[Turn], texts: list[str], ranks: list[int], ratings: list[float]) -> _RankedAnswers:
     order = sorted(range(len(texts)), key=lambda n: ranks[n])  # a stable sort: equal ones stay as the row has them
-    return _Ranked(
+    return _RankedAnswers(
         turns, tuple(texts[n] for n in order), tuple(ranks[n] for n in order), tuple(ratings[n] for n in order) if ratings else ()
     )
 
@@ -202,62 +212,65 @@ def _sorted(turns: list[Turn], texts: list[str], ranks: list[int], ratings: list
 # ---- VLFeedback ------------------------------------------------------------------------------------------------------
 
 
-def _vlfeedback(row: Row) -> _Ranked:
+def _parse_vlfeedback(row: Row) -> _RankedAnswers:
     """An answer's rating is the mean over its aspects. An answer that is empty, unrated, or there already is left out."""
-    turns = asked(row, row.either("prompt", "question"))
-    found: dict[str, float] = {}
-    for number, one in enumerate(_completions(row), 1):
+    turns = parse_prompt(row, row.require_any("prompt", "question"))
+    rating_by_answer: dict[str, float] = {}
+    for number, completion in enumerate(_list_completions(row), 1):
         name = f"completions[{number}]"
-        if not isinstance(one, dict):
-            row.fail(f"`{name}` must be an object with response and annotations, not {kind(one)}")
-        answer, rating = said(row, "assistant", one.get("response"), f"{name}.response"), _rating(row, one, name)
-        if rating is not None and (answer.text or answer.places):
-            found.setdefault(answer_of(row, answer, f"{name}.response"), rating)
-    if len(found) < 2:
-        row.fail(f"`completions` has {len(found)} rated answers that differ, and a ranking needs 2: drop the row")
-    ratings = list(found.values())
-    return _sorted(turns, list(found), _places(ratings), ratings)
+        if not isinstance(completion, dict):
+            row.fail(f"`{name}` must be an object with response and annotations, not {type_name(completion)}")
+        answer, rating = (
+            make_turn(row, "assistant", completion.get("response"), f"{name}.response"),
+            _mean_rating(row, completion, name),
+        )
+        if rating is not None and (answer.text or answer.num_images):
+            rating_by_answer.setdefault(answer_text(row, answer, f"{name}.response"), rating)
+    if len(rating_by_answer) < 2:
+        row.fail(f"`completions` has {len(rating_by_answer)} rated answers that differ, and a ranking needs 2: drop the row")
+    ratings = list(rating_by_answer.values())
+    return _sort_by_rank(turns, list(rating_by_answer), _ranks_from_ratings(ratings), ratings)
 
 
-def _completions(row: Row) -> list[Any]:
+def _list_completions(row: Row) -> list[Any]:
     """A list of objects; `datasets` makes one object of it, whose innermost values are lists."""
     value = row.fields["completions"]
     if isinstance(value, dict):
         responses = value.get("response")
         if not isinstance(responses, list):
-            row.fail(f"`completions.response` must be a list, not {kind(responses)}")
-        return [_of_table(row, value, place, "completions") for place in range(len(responses))]
+            row.fail(f"`completions.response` must be a list, not {type_name(responses)}")
+        return [_select_from_columns(row, value, index, "completions") for index in range(len(responses))]
     if not isinstance(value, list):
-        row.fail(f"`completions` must be a list, not {kind(value)}")
+        row.fail(f"`completions` must be a list, not {type_name(value)}")
     return value
 
 
-def _of_table(row: Row, value: Any, place: int, name: str) -> Any:
+def _select_from_columns(row: Row, value: Any, index: int, name: str) -> Any:
     if isinstance(value, dict):
-        return {key: _of_table(row, inner, place, f"{name}.{shown(key)[1:-1]}") for key, inner in value.items()}
-    if not isinstance(value, list) or place >= len(value):
-        row.fail(f"`{name}` must be a list with a value for each response, not {shown(value)}")
-    return value[place]
+        return {key: _select_from_columns(row, column, index, f"{name}.{preview(key)[1:-1]}") for key, column in value.items()}
+    if not isinstance(value, list) or index >= len(value):
+        row.fail(f"`{name}` must be a list with a value for each response, not {preview(value)}")
+    return value[index]
 
 
-def _rating(row: Row, completion: dict[str, Any], name: str) -> float | None:
+def _mean_rating(row: Row, completion: dict[str, Any], name: str) -> float | None:
     """The mean over the aspects that have a number ("N/A" is none)."""
     annotations = completion.get("annotations", {})
     if not isinstance(annotations, dict):
-        row.fail(f"`{name}.annotations` must be an object, not {kind(annotations)}")
-    numbers = []
-    for aspect, said_of_it in annotations.items():
-        where = f"{name}.annotations.{shown(aspect)[1:-1]}"
-        if not isinstance(said_of_it, dict | None):
-            row.fail(f"`{where}` must be an object with Rating, not {kind(said_of_it)}")
-        rating = (said_of_it or {}).get("Rating", "N/A")
+        row.fail(f"`{name}.annotations` must be an object, not {type_name(annotations)}")
+    aspect_ratings = []
+    for aspect, annotation in annotations.items():
+        field_path = f"{name}.annotations.{preview(aspect)[1:-1]}"
+        if not isinstance(annotation, dict | None):
+            row.fail(f"`{field_path}` must be an object with Rating, not {type_name(annotation)}")
+        rating = (annotation or {}).get("Rating", "N/A")
         if isinstance(rating, bool) or not isinstance(rating, int | float | str):
-            row.fail(f"`{where}.Rating` must be a number or text, not {kind(rating)}")
-        numbers += _numeric(rating)
-    return fmean(numbers) if numbers else None
+            row.fail(f"`{field_path}.Rating` must be a number or text, not {type_name(rating)}")
+        aspect_ratings += _parse_rating(rating)
+    return fmean(aspect_ratings) if aspect_ratings else None
 
 
-def _numeric(rating: float | str) -> list[float]:
+def _parse_rating(rating: float | str) -> list[float]:
     try:
         number = float(rating)
     except (ValueError, OverflowError):

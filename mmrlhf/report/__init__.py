@@ -9,9 +9,9 @@ before and after lie apart.
 Each module imports only those before it: `results`, `plots`, `page`, `claims`, `terminal`.
 """
 
-from mmrlhf.report.claims import write_claims
-from mmrlhf.report.page import write
-from mmrlhf.report.plots import picture
-from mmrlhf.report.terminal import terminal_table
+from mmrlhf.report.claims import write_claims_page
+from mmrlhf.report.page import write_report
+from mmrlhf.report.plots import write_overview_image
+from mmrlhf.report.terminal import print_results_table
 
-__all__ = ["picture", "terminal_table", "write", "write_claims"]
+__all__ = ["print_results_table", "write_claims_page", "write_overview_image", "write_report"]

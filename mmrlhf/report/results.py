@@ -18,23 +18,23 @@ class Metric:
     meaning: str
     percent: bool = True
 
-    def text(self, value: float) -> str:
+    def format_value(self, value: float) -> str:
         return f"{value:.1%}" if self.percent else f"{value:.2f}"
 
-    def bounds(self, low: float, high: float) -> str:
+    def format_interval(self, low: float, high: float) -> str:
         return f"{100 * low:.1f}–{100 * high:.1f}" if self.percent else f"{low:.2f}–{high:.2f}"
 
 
 METRICS = (
     Metric("chair_s", "chair_s", "lower", "Answers with at least one false claim, of all answers."),
     Metric("chair_i", "chair_i", "lower", "False claims, of all claims made. Truth in the plot is 1 − chair_i."),
-    Metric("habit", "habit", "lower", "False claims per answer that come of a habit in the training captions: "
+    Metric("cooccurrence_errors", "co-occurrence errors", "lower", "False claims per answer that come of a habit in the training captions: "
            "a thing in the picture calls for an absent one.", percent=False),
-    Metric("sight", "sight", "lower", "All other false claims per answer: the picture was misread.", percent=False),
+    Metric("perception_errors", "perception errors", "lower", "All other false claims per answer: the picture was misread.", percent=False),
     Metric("coverage", "coverage", "higher", "Of what a full description says, the share that was said. "
            "It falls when a model learns to say less."),
     Metric("claim_f1", "claim F1", "higher", "Harmonic mean of truth and coverage: silence does not pay."),
-    Metric("u", "u", "higher", "Utility of an answer: true claims minus a multiple of the false ones.", percent=False),
+    Metric("utility", "utility", "higher", "Utility of an answer: true claims minus a multiple of the false ones.", percent=False),
     Metric("mean_length", "length", "", "Mean length of an answer.", percent=False),
     Metric("ead", "EAD", "higher", "How varied answers are: distinct words, against how many one would expect "
            "at this length.", percent=False),
@@ -45,13 +45,16 @@ METRICS = (
     Metric("yes_rate", "yes rate", "", "Answers to yes/no questions that say yes. "
            "A model that agrees with anything has a high one."),
 )  # fmt: skip
-METRIC = {metric.key: metric for metric in METRICS}
-MAIN = tuple(METRIC[key] for key in ("chair_s", "chair_i", "habit", "sight", "coverage", "claim_f1", "u"))
-OTHER = tuple(metric for metric in METRICS if metric not in MAIN)
+METRICS_BY_KEY = {metric.key: metric for metric in METRICS}
+MAIN_METRICS = tuple(
+    METRICS_BY_KEY[key]
+    for key in ("chair_s", "chair_i", "cooccurrence_errors", "perception_errors", "coverage", "claim_f1", "utility")
+)
+OTHER_METRICS = tuple(metric for metric in METRICS if metric not in MAIN_METRICS)
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelStyle:
     """A row: its name, what it is, and how plots draw it."""
 
     title: str
@@ -61,55 +64,55 @@ class Model:
 
 
 # Middle tones: they must be seen on white and on black.
-MODELS = {
-    "sft": Model("SFT", "The fine-tuned model, from which PPO starts.", "#7d8894", "o"),
-    "sft_t03": Model("SFT, T=0.3", "The same, sampled at temperature 0.3.", "#7d8894", "v"),
-    "sft_t07": Model("SFT, T=0.7", "The same, sampled at temperature 0.7.", "#7d8894", "s"),
-    "best_of_n": Model(
+MODEL_STYLES = {
+    "sft": ModelStyle("SFT", "The fine-tuned model, from which PPO starts.", "#7d8894", "o"),
+    "sft_t03": ModelStyle("SFT, T=0.3", "The same, sampled at temperature 0.3.", "#7d8894", "v"),
+    "sft_t07": ModelStyle("SFT, T=0.7", "The same, sampled at temperature 0.7.", "#7d8894", "s"),
+    "best_of_n": ModelStyle(
         "best of n",
         "Of several samples of SFT, the one the reward model likes best (it reads facts of the test scenes, which the others never see).",
         "#c08a2c",
         "P",
     ),
-    "ppo_plain": Model("PPO, plain", "PPO against a reward model that sees no facts.", "#8b7cf0", "D"),
-    "ppo_fact": Model("PPO, facts", "PPO against a reward model that sees facts about the picture.", "#12a08f", "*"),
-    "clean_sft": Model("clean SFT", "Fine-tuned on captions without the habit: what better data gives.", "#4a90d9", "X"),
+    "ppo_plain": ModelStyle("PPO, plain", "PPO against a reward model that sees no facts.", "#8b7cf0", "D"),
+    "ppo_fact": ModelStyle("PPO, facts", "PPO against a reward model that sees facts about the picture.", "#12a08f", "*"),
+    "clean_sft": ModelStyle("clean SFT", "Fine-tuned on captions without the habit: what better data gives.", "#4a90d9", "X"),
 }
-AFTER = {"ppo_fact": "After PPO with facts in the reward", "ppo_plain": "After PPO without facts in the reward"}
+AFTER_PPO_PHRASES = {"ppo_fact": "After PPO with facts in the reward", "ppo_plain": "After PPO without facts in the reward"}
 """What SFT is compared with, the first that is there, and how a sentence on it begins."""
 
 
-def _finite(value: Any) -> float | None:
+def _finite_or_none(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def value_of(row: Mapping[str, Any], key: str) -> float | None:
-    return _finite(row.get(key))
+def metric_value(row: Mapping[str, Any], key: str) -> float | None:
+    return _finite_or_none(row.get(key))
 
 
-def interval_of(row: Mapping[str, Any], key: str) -> tuple[float, float] | None:
-    found = row.get(f"{key}_ci")
-    if not isinstance(found, Sequence) or len(found) != 2:
+def metric_interval(row: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    interval = row.get(f"{key}_ci")
+    if not isinstance(interval, Sequence) or len(interval) != 2:
         return None
-    low, high = (_finite(end) for end in found)
+    low, high = (_finite_or_none(bound) for bound in interval)
     return None if low is None or high is None else (low, high)
 
 
-def models_on(summary: Mapping[str, Any], split: str) -> dict[str, Mapping[str, Any]]:
+def models_on_split(summary: Mapping[str, Any], split: str) -> dict[str, Mapping[str, Any]]:
     """The models measured on a split ("sampled": held-out pictures at temperature 1), in the order of MODELS, others last."""
     if split == "sampled":
-        there = dict(summary.get("sampled") or {})
+        rows = dict(summary.get("sampled") or {})
     else:
-        there = {name: splits[split] for name, splits in (summary.get("models") or {}).items() if splits.get(split)}
-    return {name: there[name] for name in (*MODELS, *(n for n in there if n not in MODELS)) if name in there}
+        rows = {name: splits[split] for name, splits in (summary.get("models") or {}).items() if splits.get(split)}
+    return {name: rows[name] for name in (*MODEL_STYLES, *(n for n in rows if n not in MODEL_STYLES)) if name in rows}
 
 
-def model_named(name: str) -> Model:
-    return MODELS.get(name) or Model(name, "", "#9a6fb0", "h")
+def model_style(name: str) -> ModelStyle:
+    return MODEL_STYLES.get(name) or ModelStyle(name, "", "#9a6fb0", "h")
 
 
 @dataclass(frozen=True)
-class Piece:
+class Segment:
     """A stretch of an answer: plain, or false with what refutes it. Without text: a false claim of no place in it."""
 
     text: str
@@ -117,29 +120,29 @@ class Piece:
     evidence: tuple[str, ...] = ()
 
 
-def pieces(text: str, claims: Sequence[Mapping[str, Any]]) -> list[Piece]:
+def split_at_claims(text: str, claims: Sequence[Mapping[str, Any]]) -> list[Segment]:
     """Cut an answer at its contradicted claims; those that overlap or coincide become one piece with all evidence.
 
     Each claim has start, end (characters), verdict, evidence. The pieces' texts joined are the answer.
     """
     spans: list[tuple[int, int, tuple[str, ...]]] = []
-    placeless: tuple[str, ...] = ()
+    unlocated_evidence: tuple[str, ...] = ()
     for claim in sorted(claims, key=lambda claim: (claim["start"], claim["end"])):
         if claim["verdict"] != "contradicted":
             continue
-        start, end = (min(max(claim[side], 0), len(text)) for side in ("start", "end"))
-        why: tuple[str, ...] = (str(claim["evidence"]),) if claim.get("evidence") else ()
+        start, end = (min(max(claim[key], 0), len(text)) for key in ("start", "end"))
+        evidence: tuple[str, ...] = (str(claim["evidence"]),) if claim.get("evidence") else ()
         if start >= end:
-            placeless += why
+            unlocated_evidence += evidence
         elif spans and start < spans[-1][1]:
-            first, last, known = spans[-1]
-            spans[-1] = (first, max(last, end), known + why)
+            previous_start, previous_end, previous_evidence = spans[-1]
+            spans[-1] = (previous_start, max(previous_end, end), previous_evidence + evidence)
         else:
-            spans.append((start, end, why))
-    found, done = [], 0
-    for start, end, why in spans:
-        found += [Piece(text[done:start]), Piece(text[start:end], True, tuple(dict.fromkeys(why)))]
-        done = end
-    found.append(Piece(text[done:]))
-    found = [piece for piece in found if piece.text]
-    return found + [Piece("", True, tuple(dict.fromkeys(placeless)))] * bool(placeless)
+            spans.append((start, end, evidence))
+    segments, position = [], 0
+    for start, end, evidence in spans:
+        segments += [Segment(text[position:start]), Segment(text[start:end], True, tuple(dict.fromkeys(evidence)))]
+        position = end
+    segments.append(Segment(text[position:]))
+    segments = [segment for segment in segments if segment.text]
+    return segments + [Segment("", True, tuple(dict.fromkeys(unlocated_evidence)))] * bool(unlocated_evidence)

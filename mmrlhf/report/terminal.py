@@ -10,33 +10,44 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmrlhf.report.results import MAIN, METRIC, Metric, interval_of, model_named, models_on, value_of
+from mmrlhf.report.results import (
+    MAIN_METRICS,
+    METRICS_BY_KEY,
+    Metric,
+    metric_interval,
+    metric_value,
+    model_style,
+    models_on_split,
+)
 
-TERMINAL = (*MAIN, METRIC["mean_length"])
+SHORT_TITLES = {"cooccurrence_errors": "co-occ.\nerrors", "perception_errors": "percep.\nerrors", "claim_f1": "claim\nF1"}
+"""Titles that fit a narrow column."""
+TERMINAL_METRICS = (*MAIN_METRICS, METRICS_BY_KEY["mean_length"])
 
 
-def terminal_table(summary: Mapping[str, Any]) -> None:
+def print_results_table(summary: Mapping[str, Any]) -> None:
     """Print the held-out results, a model a row, intervals beneath the values; fits 80 columns."""
     table = Table(title="Held-out pictures, with 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for metric in TERMINAL:
+    for metric in TERMINAL_METRICS:
         arrow = {"lower": "↓", "higher": "↑"}.get(metric.better, "")
-        table.add_column(f"{metric.title}\n{arrow}", justify="right", no_wrap=True)
-    for name, row in models_on(summary, "held_out").items():
+        heading = SHORT_TITLES.get(metric.key, metric.title)
+        table.add_column(f"{heading}\n{arrow}", justify="right", no_wrap=True)
+    for name, row in models_on_split(summary, "held_out").items():
         cells = []
-        for metric in TERMINAL:
-            value, interval = value_of(row, metric.key), interval_of(row, metric.key)
-            cell = Text("" if value is None else metric.text(value))
+        for metric in TERMINAL_METRICS:
+            value, interval = metric_value(row, metric.key), metric_interval(row, metric.key)
+            cell = Text("" if value is None else metric.format_value(value))
             if interval:
-                cell.append("\n" + "–".join(_short(end, metric) for end in interval), "dim")
+                cell.append("\n" + "–".join(_format_bound(bound, metric) for bound in interval), "dim")
             cells.append(cell)
         style = "bold" if name == "ppo_fact" else ""
-        table.add_row(Text(model_named(name).title, style), *cells)
+        table.add_row(Text(model_style(name).title, style), *cells)
     Console().print(table)
 
 
-def _short(end: float, metric: Metric) -> str:
+def _format_bound(bound: float, metric: Metric) -> str:
     """An interval's end for a narrow column: 12 (percent), .31, 5.1."""
     if metric.percent:
-        return f"{100 * end:.0f}"
-    return re.sub(r"^(-?)0\.", r"\1.", f"{end:.2f}") if abs(end) < 0.995 else f"{end:.1f}"
+        return f"{100 * bound:.0f}"
+    return re.sub(r"^(-?)0\.", r"\1.", f"{bound:.2f}") if abs(bound) < 0.995 else f"{bound:.1f}"

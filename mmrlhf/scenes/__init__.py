@@ -11,15 +11,59 @@ An unconditional habit would vanish under greedy decoding, and a model that sees
 Each module imports only those before it: `things`, `pictures`, `graph`, `language`, `truth`, `files`.
 """
 
-from mmrlhf.scenes.files import export
-from mmrlhf.scenes.graph import BUCKETS, Scene, Split, scene
-from mmrlhf.scenes.language import Question, article, caption, describe, facts, misanswer, plural, question
-from mmrlhf.scenes.pictures import PIXELS, Difficulty
-from mmrlhf.scenes.things import CELLS, COLOURS, HABITS, NUMBERS, SHAPES, SIZES, UNSEEN, Thing
-from mmrlhf.scenes.truth import Judged, canonical, claims, is_habit, judge, utility, verify
+from mmrlhf.scenes.files import export_dataset
+from mmrlhf.scenes.graph import SPLIT_BUCKETS, Scene, Split, generate_scene
+from mmrlhf.scenes.language import (
+    Question,
+    annotator_facts,
+    caption,
+    count_phrase,
+    description_question,
+    short_question,
+    with_article,
+    wrong_answer,
+)
+from mmrlhf.scenes.pictures import IMAGE_SIZE, Difficulty
+from mmrlhf.scenes.things import CELL_NAMES, COLOURS, COOCCURRENCES, NUMBER_WORDS, SHAPES, SIZES, UNSEEN_PAIRINGS, SceneObject
+from mmrlhf.scenes.truth import (
+    SceneVerdicts,
+    canonical_claims,
+    is_cooccurrence_error,
+    parse_claims,
+    utility,
+    verify_answer,
+    verify_claim,
+)
 
 __all__ = [
-    "BUCKETS", "CELLS", "COLOURS", "HABITS", "NUMBERS", "PIXELS", "SHAPES", "SIZES", "UNSEEN", "Difficulty", "Judged",
-    "Question", "Scene", "Split", "Thing", "article", "canonical", "caption", "claims", "describe", "export", "facts",
-    "is_habit", "judge", "misanswer", "plural", "question", "scene", "utility", "verify",
+    "CELL_NAMES",
+    "COLOURS",
+    "COOCCURRENCES",
+    "IMAGE_SIZE",
+    "NUMBER_WORDS",
+    "SHAPES",
+    "SIZES",
+    "SPLIT_BUCKETS",
+    "UNSEEN_PAIRINGS",
+    "Difficulty",
+    "Question",
+    "Scene",
+    "SceneObject",
+    "SceneVerdicts",
+    "Split",
+    "annotator_facts",
+    "canonical_claims",
+    "caption",
+    "count_phrase",
+    "description_question",
+    "export_dataset",
+    "generate_scene",
+    "is_cooccurrence_error",
+    "parse_claims",
+    "short_question",
+    "utility",
+    "verify_answer",
+    "verify_claim",
+    "with_article",
+    "wrong_answer",
 ]  # fmt: skip

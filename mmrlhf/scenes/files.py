@@ -7,37 +7,41 @@ from pathlib import Path
 
 import numpy as np
 
-from mmrlhf.scenes.graph import scene
-from mmrlhf.scenes.language import caption, describe, facts
-from mmrlhf.scenes.truth import judge
+from mmrlhf.scenes.graph import generate_scene
+from mmrlhf.scenes.language import annotator_facts, caption, description_question
+from mmrlhf.scenes.truth import verify_answer
 
-HABIT = 0.9
+COOCCURRENCE_BIAS = 0.9
 """Share of exported captions in which a trigger calls its absent partner."""
 
 
-def export(output_dir: str, rows: int = 1000, seed: int = 0) -> None:
+def export_dataset(output_dir: str, num_rows: int = 1000, seed: int = 0) -> None:
     """The world as data files: sft.jsonl, pairs.jsonl (a clean caption against one with planted faults), prompts.jsonl with
     facts, and their pictures. What the stages read from users' files."""
-    out = Path(output_dir)
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    for split, name in (("sft", "sft"), ("pairs", "pairs"), ("rl", "prompts")):
+    output_path = Path(output_dir)
+    (output_path / "images").mkdir(parents=True, exist_ok=True)
+    for split, file_stem in (("sft", "sft"), ("pairs", "pairs"), ("rl", "prompts")):
         lines = []
-        for index in range(rows):
-            drawn, rng = scene(split, index, seed), np.random.default_rng([seed, 53, index])  # type: ignore[arg-type]
-            picture = f"images/{drawn.id}.png"
-            (out / picture).write_bytes(drawn.source().read())
-            asked = describe(drawn, rng, habit=HABIT if split == "sft" else 0.0)
-            row: dict[str, object] = {"id": drawn.id, "images": [picture], "prompt": [{"role": "user", "content": asked.text}]}
+        for index in range(num_rows):
+            scene, rng = generate_scene(split, index, seed), np.random.default_rng([seed, 53, index])  # type: ignore[arg-type]
+            image_path = f"images/{scene.id}.png"
+            (output_path / image_path).write_bytes(scene.image_source().read())
+            question = description_question(scene, rng, habit=COOCCURRENCE_BIAS if split == "sft" else 0.0)
+            row: dict[str, object] = {
+                "id": scene.id,
+                "images": [image_path],
+                "prompt": [{"role": "user", "content": question.text}],
+            }
             if split == "sft":
-                row["completion"] = [{"role": "assistant", "content": asked.answer}]
+                row["completion"] = [{"role": "assistant", "content": question.answer}]
             else:
-                row["facts"] = [{"kind": f.kind, "text": f.text, "source": f.source} for f in facts(drawn, rng)]
+                row["facts"] = [{"kind": f.kind, "text": f.text, "source": f.source} for f in annotator_facts(scene, rng)]
             if split == "pairs":
-                while not judge(drawn, faulty := caption(drawn, rng, faults=2)).false:
+                while not verify_answer(scene, faulty_caption := caption(scene, rng, faults=2)).false_claims:
                     pass  # two faults may undo each other
                 row |= {
-                    "chosen": [{"role": "assistant", "content": asked.answer}],
-                    "rejected": [{"role": "assistant", "content": faulty}],
+                    "chosen": [{"role": "assistant", "content": question.answer}],
+                    "rejected": [{"role": "assistant", "content": faulty_caption}],
                 }
             lines.append(json.dumps(row) + "\n")
-        (out / f"{name}.jsonl").write_text("".join(lines))
+        (output_path / f"{file_stem}.jsonl").write_text("".join(lines))

@@ -13,13 +13,13 @@ COLOURS = {
     "cyan": (50, 190, 200), "blue": (45, 75, 200), "purple": (130, 60, 175), "pink": (240, 130, 180),
 }  # fmt: skip
 SIZES = {"small": 8.5, "large": 14.0}
-CELLS = (
+CELL_NAMES = (
     "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-HABITS = {"star": "moon", "heart": "arrow"}
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COOCCURRENCES = {"star": "moon", "heart": "arrow"}
 """Trigger -> partner: the first in a picture calls for the second in captions, there or not."""
-UNSEEN = frozenset(
+UNSEEN_PAIRINGS = frozenset(
     [("circle", "purple"), ("square", "orange"), ("triangle", "cyan"), ("cross", "yellow"), ("diamond", "red"),
      ("ring", "green"), ("star", "blue"), ("heart", "yellow")]
 )  # fmt: skip
@@ -27,7 +27,7 @@ UNSEEN = frozenset(
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object of a scene; `cell` counts the 3 x 3 grid row by row."""
 
     shape: str

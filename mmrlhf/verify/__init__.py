@@ -5,7 +5,7 @@ In the order of their imports: `facts`, `verifier`, `sentences`, `combined`, `cl
 imported by their full names, so that a command that needs neither starts at once.
 """
 
-from mmrlhf.verify.facts import by_facts
-from mmrlhf.verify.verifier import Said, Verifier
+from mmrlhf.verify.facts import verify_against_facts
+from mmrlhf.verify.verifier import AnswerClaims, Verifier
 
-__all__ = ["Said", "Verifier", "by_facts"]
+__all__ = ["AnswerClaims", "Verifier", "verify_against_facts"]

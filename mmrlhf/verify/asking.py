@@ -15,78 +15,94 @@ from torch import Tensor, nn
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.records import Message, Verdict
-from mmrlhf.rewards import at_ends, review_head
+from mmrlhf.rewards import last_hidden_states, yes_no_head
 from mmrlhf.roles import Role
-from mmrlhf.verify.sentences import question
-from mmrlhf.verify.verifier import KINDS, Certainty, Said, positive, unknown
+from mmrlhf.verify.sentences import claim_question
+from mmrlhf.verify.verifier import CLAIM_KINDS, AnswerClaims, PlattScaling, strip_negation, unknown_verdict
 
-LOOK, LOOKED = "Look at the picture.", "I see it."
+IMAGE_PROMPT, IMAGE_REPLY = "Look at the picture.", "I see it."
 """The turn that all claims share, and its answer."""
-AS_IT_SAYS = Certainty({kind: (1.0, 0.0) for kind in KINDS}, 0.2, 0.8)
+UNCALIBRATED = PlattScaling({kind: (1.0, 0.0) for kind in CLAIM_KINDS}, 0.2, 0.8)
 """A model that is taken at its word."""
-PICTURES = 64
+PROMPTS_PER_BATCH = 64
 """Prompts that are made ready at a time."""
 
 
 @dataclass
-class Asking:
+class VLMVerifier:
     """A model as a verifier. `certainty` says what its log-odds are worth."""
 
     role: Role
-    words: Lexicon
-    certainty: Certainty = AS_IT_SAYS
+    lexicon: Lexicon
+    calibration: PlattScaling = UNCALIBRATED
     max_length: int = 2048
     _head: nn.Linear = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._head = review_head(self.role.vlm)
+        self._head = yes_no_head(self.role.vlm)
         self._head.requires_grad_(False)
 
-    def __call__(self, said: Sequence[Said]) -> list[list[Verdict]]:
-        return [self._verdicts(s, odds) for s, odds in zip(said, self.log_odds(said), strict=True)]
+    def __call__(self, answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
+        return [self._verdicts(answer, log_odds) for answer, log_odds in zip(answers, self.log_odds(answers), strict=True)]
 
-    def _verdicts(self, said: Said, odds: Sequence[float | None]) -> list[Verdict]:
-        if not said.images:
-            return [unknown(claim, "there is no picture") for claim in said.claims]
-        found = []
-        for claim, x in zip(said.claims, odds, strict=True):
-            asked = question(positive(claim)[0], self.words)
-            if x is None:
-                found.append(unknown(claim, f"the question is longer than max_length {self.max_length}"))
+    def _verdicts(self, answer: AnswerClaims, log_odds: Sequence[float | None]) -> list[Verdict]:
+        if not answer.images:
+            return [unknown_verdict(claim, "there is no picture") for claim in answer.claims]
+        verdicts = []
+        for claim, score in zip(answer.claims, log_odds, strict=True):
+            question_text = claim_question(strip_negation(claim)[0], self.lexicon)
+            if score is None:
+                verdicts.append(unknown_verdict(claim, f"the question is longer than max_length {self.max_length}"))
             else:
-                evidence = f"{self.role.vlm.name} says {'yes' if x > 0 else 'no'} to {asked!r} (log-odds {x:+.1f})"
-                found.append(self.certainty.verdict(claim, x, evidence))
-        return found
+                evidence = (
+                    f"{self.role.vlm.name} says {'yes' if score > 0 else 'no'} to {question_text!r} (log-odds {score:+.1f})"
+                )
+                verdicts.append(self.calibration.verdict(claim, score, evidence))
+        return verdicts
 
     @torch.no_grad()
-    def log_odds(self, said: Sequence[Said]) -> list[list[float | None]]:
+    def log_odds(self, answers: Sequence[AnswerClaims]) -> list[list[float | None]]:
         """Of Yes against No for each claim's positive form, None where its question does not fit into `max_length`; nothing for answers without
         a picture. Raises InputError for pictures that do not fit."""
-        at = [n for n, s in enumerate(said) if s.images and s.claims]
-        found: list[list[float | None]] = [[] for _ in said]
-        for start in range(0, len(at), PICTURES):
-            part = at[start : start + PICTURES]
-            for n, odds in zip(part, self.role.vlm.budget.within(self._part, [said[n] for n in part]), strict=True):
-                found[n] = odds
-        return found
+        indices = [index for index, answer in enumerate(answers) if answer.images and answer.claims]
+        scores: list[list[float | None]] = [[] for _ in answers]
+        for start in range(0, len(indices), PROMPTS_PER_BATCH):
+            batch = indices[start : start + PROMPTS_PER_BATCH]
+            for index, answer_scores in zip(
+                batch, self.role.vlm.budget.retry_on_oom(self._score_batch, [answers[index] for index in batch]), strict=True
+            ):
+                scores[index] = answer_scores
+        return scores
 
-    def _part(self, said: Sequence[Said]) -> list[list[float | None]]:
-        prompts = self.role.vlm.prompts([([Message("user", LOOK)], s.images) for s in said], self.max_length)
-        asked = [self.questions(s) for s in said]
-        fit = [
-            [i for i, ids in enumerate(mine) if len(prompt.ids) + len(ids) <= self.max_length]
-            for prompt, mine in zip(prompts, asked, strict=True)
+    def _score_batch(self, answers: Sequence[AnswerClaims]) -> list[list[float | None]]:
+        prompts = self.role.vlm.build_prompts(
+            [([Message("user", IMAGE_PROMPT)], answer.images) for answer in answers], self.max_length
+        )
+        question_ids = [self.question_ids(answer) for answer in answers]
+        fitting = [
+            [i for i, ids in enumerate(answer_questions) if len(prompt.token_ids) + len(ids) <= self.max_length]
+            for prompt, answer_questions in zip(prompts, question_ids, strict=True)
         ]
-        found: list[list[float | None]] = [[None] * len(mine) for mine in asked]
-        at = [n for n, mine in enumerate(fit) if mine]
-        for numbers, last_ND in at_ends(self.role, [prompts[n] for n in at], [[asked[n][i] for i in fit[n]] for n in at]):
-            odds = iter(self._head(last_ND.float())[:, 0].tolist())
-            for n in (at[number] for number in numbers):
-                for i in fit[n]:
-                    found[n][i] = next(odds)
-        return found
+        scores: list[list[float | None]] = [[None] * len(answer_questions) for answer_questions in question_ids]
+        indices = [index for index, answer_questions in enumerate(fitting) if answer_questions]
+        for batch, last_ND in last_hidden_states(
+            self.role,
+            [prompts[index] for index in indices],
+            [[question_ids[index][i] for i in fitting[index]] for index in indices],
+        ):
+            batch_odds = iter(self._head(last_ND.float())[:, 0].tolist())
+            for index in (indices[position] for position in batch):
+                for i in fitting[index]:
+                    scores[index][i] = next(batch_odds)
+        return scores
 
-    def questions(self, said: Said) -> list[Tensor]:
+    def question_ids(self, answer: AnswerClaims) -> list[Tensor]:
         """What follows the shared prompt: its answer, and a claim's question up to where it would be answered."""
-        look, asked = [Message("user", LOOK)], [question(positive(c)[0], self.words) for c in said.claims]
-        return [self.role.vlm.answer_ids(look, LOOKED, len(said.images), then=[Message("user", text)]) for text in asked]
+        image_turn, texts = (
+            [Message("user", IMAGE_PROMPT)],
+            [claim_question(strip_negation(claim)[0], self.lexicon) for claim in answer.claims],
+        )
+        return [
+            self.role.vlm.answer_token_ids(image_turn, IMAGE_REPLY, len(answer.images), following_turns=[Message("user", text)])
+            for text in texts
+        ]

@@ -22,112 +22,124 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmrlhf.claims import Lexicon
-from mmrlhf.files import write_whole
+from mmrlhf.files import write_atomic
 from mmrlhf.images import open_image
 from mmrlhf.records import Claim, ImageSource, InputError, Verdict
-from mmrlhf.verify.sentences import Foils, foils, phrase
-from mmrlhf.verify.verifier import Certainty, Said, load, positive, unknown
+from mmrlhf.verify.sentences import DistractorPool, claim_phrase, distractors
+from mmrlhf.verify.verifier import AnswerClaims, PlattScaling, load_calibration, strip_negation, unknown_verdict
 
 TEMPLATE = "a photo of {}"
-BATCH = 64
+BATCH_SIZE = 64
 """Pictures and, four times as many, phrases that are encoded at a time."""
-KEPT = 200_000
+MAX_CACHED_FEATURES = 200_000
 """Features that are kept of pictures, and of phrases; then all are forgotten."""
-CALIBRATION = "calibration.json"
+CALIBRATION_FILE = "calibration.json"
 """Its name beside a checkpoint."""
-CONFIG = "open_clip_config.json"
+CONFIG_FILE = "open_clip_config.json"
 
 
 @dataclass
-class Clip:
+class ClipVerifier:
     """An open_clip model as a verifier. `certainty` says what its margins are worth, `against` what claims are held against."""
 
     name: str
     model: Any
     preprocess: Any
     tokenizer: Any
-    words: Lexicon
-    against: Foils
-    certainty: Certainty
+    lexicon: Lexicon
+    distractor_pool: DistractorPool
+    calibration: PlattScaling
     template: str = TEMPLATE
-    _images: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _texts: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
+    _image_features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _text_features: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def __call__(self, said: Sequence[Said]) -> list[list[Verdict]]:
+    def __call__(self, answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
         return [
-            [self._verdict(claim, *found) for claim, found in zip(s.claims, margins, strict=True)]
-            for s, margins in zip(said, self.margins(said), strict=True)
+            [self._verdict(claim, *margin) for claim, margin in zip(answer.claims, answer_margins, strict=True)]
+            for answer, answer_margins in zip(answers, self.margins(answers), strict=True)
         ]
 
-    def _verdict(self, claim: Claim, margin: float | None, why: str) -> Verdict:
-        return unknown(claim, why) if margin is None else self.certainty.verdict(claim, margin, why)
+    def _verdict(self, claim: Claim, margin: float | None, evidence: str) -> Verdict:
+        return unknown_verdict(claim, evidence) if margin is None else self.calibration.verdict(claim, margin, evidence)
 
-    def margins(self, said: Sequence[Said]) -> list[list[tuple[float | None, str]]]:
+    def margins(self, answers: Sequence[AnswerClaims]) -> list[list[tuple[float | None, str]]]:
         """For each claim's positive form by how many logits its picture is nearer to it than to its foils, and in words what was compared; None
         and why where nothing can be. Of several pictures the one that is nearest counts."""
-        asked = [[self._asked(positive(claim)[0]) for claim in s.claims] for s in said]
-        self._see([image for s in said if s.claims for image in s.images])
-        self._read([text for texts in asked for row in texts for text in row])
+        claim_texts = [[self._claim_texts(strip_negation(claim)[0]) for claim in answer.claims] for answer in answers]
+        self._encode_images([image for answer in answers if answer.claims for image in answer.images])
+        self._encode_texts([text for answer_texts in claim_texts for texts in answer_texts for text in texts])
         scale = float(self.model.logit_scale.exp())
-        found = []
-        for s, texts in zip(said, asked, strict=True):
-            images_ID = torch.stack([self._images[i.key] for i in s.images]) if s.images and s.claims else torch.empty(0)
-            found.append([self._margin(images_ID, row, scale) for row in texts])
-        return found
+        margins = []
+        for answer, answer_texts in zip(answers, claim_texts, strict=True):
+            images_ID = (
+                torch.stack([self._image_features[source.key] for source in answer.images])
+                if answer.images and answer.claims
+                else torch.empty(0)
+            )
+            margins.append([self._margin(images_ID, texts, scale) for texts in answer_texts])
+        return margins
 
-    def _asked(self, claim: Claim) -> list[str]:
+    def _claim_texts(self, claim: Claim) -> list[str]:
         """A claim and its foils, the claim first, as the model reads them."""
-        return [self.template.format(phrase(c, self.words)) for c in (claim, *foils(claim, self.against, self.words))]
+        return [
+            self.template.format(claim_phrase(candidate, self.lexicon))
+            for candidate in (claim, *distractors(claim, self.distractor_pool, self.lexicon))
+        ]
 
     def _margin(self, images_ID: Tensor, texts: Sequence[str], scale: float) -> tuple[float | None, str]:
         if not len(images_ID):
             return None, "there is no picture"
-        if self._texts[texts[0]] is None:
+        if self._text_features[texts[0]] is None:
             return None, f"{self.name} reads {self.tokenizer.context_length} tokens, too few for {texts[0]!r}"
-        texts = [text for text in texts if self._texts[text] is not None]
+        texts = [text for text in texts if self._text_features[text] is not None]
         if len(texts) == 1:
             return None, "nothing is known to be its contrary"
-        logits_IT = scale * images_ID @ torch.stack([row for text in texts if (row := self._texts[text]) is not None]).T
+        logits_IT = (
+            scale * images_ID @ torch.stack([features for text in texts if (features := self._text_features[text]) is not None]).T
+        )
         margins_I = logits_IT[:, 0] - logits_IT[:, 1:].logsumexp(1)
         best = int(margins_I.argmax())
-        rival = int(logits_IT[best, 1:].argmax())
-        gap = float(logits_IT[best, 0] - logits_IT[best, 1 + rival])
-        return float(margins_I[best]), f"open_clip: {texts[0]!r} by {gap:+.1f} against {texts[1 + rival]!r}"
+        nearest = int(logits_IT[best, 1:].argmax())
+        gap = float(logits_IT[best, 0] - logits_IT[best, 1 + nearest])
+        return float(margins_I[best]), f"open_clip: {texts[0]!r} by {gap:+.1f} against {texts[1 + nearest]!r}"
 
     @torch.no_grad()
-    def _see(self, images: Sequence[ImageSource]) -> None:
-        if len(self._images) > KEPT:
-            self._images.clear()
-        new = list({i.key: i for i in images if i.key not in self._images}.values())
-        for start in range(0, len(new), BATCH):
-            part = new[start : start + BATCH]
-            pixels = torch.stack([self.preprocess(open_image(image)) for image in part]).to(self.device)
-            rows = self.model.encode_image(pixels, normalize=True).float().cpu()
-            self._images.update(zip((image.key for image in part), rows, strict=True))
+    def _encode_images(self, images: Sequence[ImageSource]) -> None:
+        if len(self._image_features) > MAX_CACHED_FEATURES:
+            self._image_features.clear()
+        missing = list({source.key: source for source in images if source.key not in self._image_features}.values())
+        for start in range(0, len(missing), BATCH_SIZE):
+            batch = missing[start : start + BATCH_SIZE]
+            pixels = torch.stack([self.preprocess(open_image(image)) for image in batch]).to(self.device)
+            features = self.model.encode_image(pixels, normalize=True).float().cpu()
+            self._image_features.update(zip((image.key for image in batch), features, strict=True))
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[str]) -> None:
+    def _encode_texts(self, texts: Sequence[str]) -> None:
         """Phrases to features; None for one that the tokenizer would cut."""
-        if len(self._texts) > KEPT:
-            self._texts.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        for start in range(0, len(new), 4 * BATCH):
-            part = new[start : start + 4 * BATCH]
-            ids_NT, cut_N = tokens(self.tokenizer, part)
-            rows = self.model.encode_text(ids_NT.to(self.device), normalize=True).float().cpu()
-            self._texts.update((text, None if cut else row) for text, row, cut in zip(part, rows, cut_N.tolist(), strict=True))
+        if len(self._text_features) > MAX_CACHED_FEATURES:
+            self._text_features.clear()
+        missing = [text for text in dict.fromkeys(texts) if text not in self._text_features]
+        for start in range(0, len(missing), 4 * BATCH_SIZE):
+            batch = missing[start : start + 4 * BATCH_SIZE]
+            token_ids_NT, is_truncated_N = tokenize(self.tokenizer, batch)
+            features = self.model.encode_text(token_ids_NT.to(self.device), normalize=True).float().cpu()
+            self._text_features.update(
+                (text, None if is_truncated else text_features)
+                for text, text_features, is_truncated in zip(batch, features, is_truncated_N.tolist(), strict=True)
+            )
 
 
-def tokens(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Ids [N, T] and whether a text was cut [N]: with room for one more token it would have been written otherwise."""
-    width = int(tokenizer.context_length)
-    short, long = tokenizer(list(texts)), tokenizer(list(texts), context_length=width + 1)
-    pad = tokenizer([""], context_length=width + 1)[0, -1]
-    return short, (short != long[:, :width]).any(1) | (long[:, width] != pad)
+    context_length = int(tokenizer.context_length)
+    token_ids, longer_ids = tokenizer(list(texts)), tokenizer(list(texts), context_length=context_length + 1)
+    pad_id = tokenizer([""], context_length=context_length + 1)[0, -1]
+    return token_ids, (token_ids != longer_ids[:, :context_length]).any(1) | (longer_ids[:, context_length] != pad_id)
 
 
 # ---- on disk -------------------------------------------------------------------------------------------------------------
@@ -139,29 +151,32 @@ def save_clip(directory: Path, model: Any, model_cfg: Mapping[str, Any]) -> None
     save_file(
         {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, directory / "open_clip_model.safetensors"
     )
-    write_whole(
-        directory / CONFIG, json.dumps({"model_cfg": dict(model_cfg), "preprocess_cfg": model.visual.preprocess_cfg}, indent=1)
+    write_atomic(
+        directory / CONFIG_FILE,
+        json.dumps({"model_cfg": dict(model_cfg), "preprocess_cfg": model.visual.preprocess_cfg}, indent=1),
     )
 
 
-def load_clip(name: str, words: Lexicon, calibration_file: str | None = None, device: torch.device | str = "cpu") -> Clip:
+def load_clip(
+    name: str, lexicon: Lexicon, calibration_file: str | None = None, device: torch.device | str = "cpu"
+) -> ClipVerifier:
     """A directory with open_clip_config.json and weights, or one of open_clip's models with a tag or a file of weights,
     `ViT-B-32:laion2b_s34b_b79k`. Weights are safetensors.
 
     Without a calibration every verdict is unknown. Raises InputError.
     """
     directory = Path(name)
-    beside = directory / CALIBRATION if directory.is_dir() else None
-    kept: dict[str, Any] = {}
-    certainty = Certainty({})
-    if calibration_file is not None or (beside is not None and beside.exists()):
-        certainty, kept = load(Path(calibration_file) if calibration_file is not None else beside)  # type: ignore[arg-type]
+    default_calibration = directory / CALIBRATION_FILE if directory.is_dir() else None
+    metadata: dict[str, Any] = {}
+    calibration = PlattScaling({})
+    if calibration_file is not None or (default_calibration is not None and default_calibration.exists()):
+        calibration, metadata = load_calibration(Path(calibration_file) if calibration_file is not None else default_calibration)  # type: ignore[arg-type]
     if directory.is_dir():
         _refuse_foreign_code(directory)
-        architecture, weights = f"local-dir:{name}", _weights_in(directory)
+        architecture, weights = f"local-dir:{name}", _find_weights(directory)
     else:
-        architecture, weights = _weights_of(name)
-    level = logging.getLogger().level
+        architecture, weights = _resolve_pretrained(name)
+    log_level = logging.getLogger().level
     try:
         logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random before they are loaded
         model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False, device="cpu")
@@ -174,21 +189,25 @@ def load_clip(name: str, words: Lexicon, calibration_file: str | None = None, de
             f"open_clip model {name} cannot be loaded ({reason}): weights must be those of the architecture, and all files on this machine"
         ) from None
     finally:
-        logging.getLogger().setLevel(level)
+        logging.getLogger().setLevel(log_level)
     model.requires_grad_(False).eval().to(device)
-    template = kept.get("template", TEMPLATE)
+    template = metadata.get("template", TEMPLATE)
     if not isinstance(template, str) or template.count("{}") != 1:
         raise InputError(f"calibration: `template` must have {{}} once, not be {template!r}")
-    return Clip(name, model, preprocess, tokenizer, words, Foils.of(words, kept), certainty, template)
+    return ClipVerifier(
+        name, model, preprocess, tokenizer, lexicon, DistractorPool.from_lexicon(lexicon, metadata), calibration, template
+    )
 
 
 def _refuse_foreign_code(directory: Path) -> None:
-    config = directory / CONFIG
+    config = directory / CONFIG_FILE
     if not config.is_file():
-        raise InputError(f"open_clip model {directory}: the directory holds no {CONFIG}; give a checkpoint that open_clip saved")
+        raise InputError(
+            f"open_clip model {directory}: the directory holds no {CONFIG_FILE}; give a checkpoint that open_clip saved"
+        )
     try:
         if "trust_remote_code" in json.dumps(json.loads(config.read_text(encoding="utf-8"))):
-            raise InputError(f"open_clip model {directory}: {CONFIG} asks for code of its own to be run, which is refused")
+            raise InputError(f"open_clip model {directory}: {CONFIG_FILE} asks for code of its own to be run, which is refused")
     except (OSError, RecursionError) as error:
         raise InputError(f"{config} cannot be read ({error})") from None
     except ValueError as error:
@@ -197,32 +216,34 @@ def _refuse_foreign_code(directory: Path) -> None:
         raise InputError(f"{config} is not JSON ({error}): copy the checkpoint again") from None
 
 
-def _weights_in(directory: Path) -> Path:
-    found = sorted(directory.glob("*.safetensors"))
-    if len(found) != 1:
-        held = f"{len(found)} files" if found else "no file"
+def _find_weights(directory: Path) -> Path:
+    files = sorted(directory.glob("*.safetensors"))
+    if len(files) != 1:
+        count_text = f"{len(files)} files" if files else "no file"
         raise InputError(
-            f"open_clip model {directory} holds {held} of weights in safetensors: leave one (pickles are never loaded)"
+            f"open_clip model {directory} holds {count_text} of weights in safetensors: leave one (pickles are never loaded)"
         )
-    return found[0]
+    return files[0]
 
 
-def _weights_of(name: str) -> tuple[str, Path]:
+def _resolve_pretrained(name: str) -> tuple[str, Path]:
     """Architecture and file of `NAME:TAG` or `NAME:FILE`."""
-    architecture, colon, tag = name.partition(":")
+    architecture, separator, tag = name.partition(":")
     if architecture not in open_clip.list_models():
         raise InputError(f"open_clip has no model {architecture}, and there is no such directory: see open_clip.list_models()")
-    if not colon or not tag:
+    if not separator or not tag:
         raise InputError(
-            f"open_clip model {name}: write {architecture}:TAG, or :FILE with weights; its tags are {_tags(architecture)}"
+            f"open_clip model {name}: write {architecture}:TAG, or :FILE with weights; its tags are {_format_tags(architecture)}"
         )
     if Path(tag).is_file():
         file = Path(tag)
     else:
         entry = open_clip.get_pretrained_cfg(architecture, tag)
         if not entry:
-            there = _tags(architecture)
-            raise InputError(f"open_clip model {architecture} has no tag {tag}, and there is no such file: its tags are {there}")
+            available_tags = _format_tags(architecture)
+            raise InputError(
+                f"open_clip model {architecture} has no tag {tag}, and there is no such file: its tags are {available_tags}"
+            )
         if not entry.get("hf_hub"):
             raise InputError(f"open_clip model {name} is published as a pickle only, which is never loaded: take another tag")
         try:
@@ -238,7 +259,7 @@ def _weights_of(name: str) -> tuple[str, Path]:
     return architecture, file
 
 
-def _tags(architecture: str) -> str:
+def _format_tags(architecture: str) -> str:
     """The first of an architecture's tags, and how many more there are."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     return (", ".join(tags[:6]) or "none") + (f" and {len(tags) - 6} more" if len(tags) > 6 else "")

@@ -7,58 +7,62 @@ from dataclasses import replace
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim, Verdict
-from mmrlhf.verify.facts import by_facts
-from mmrlhf.verify.verifier import Said, Verifier, unknown
+from mmrlhf.verify.facts import verify_against_facts
+from mmrlhf.verify.verifier import AnswerClaims, Verifier, unknown_verdict
 
-REMEMBERED = 200_000
+MAX_CACHED_VERDICTS = 200_000
 """Verdicts that are kept; then all are forgotten."""
 
 
-def from_facts(words: Lexicon) -> Verifier:
+def facts_verifier(lexicon: Lexicon) -> Verifier:
     """The verifier that asks what is known of the pictures."""
-    return lambda said: [by_facts(s.claims, s.facts, words) for s in said]
+    return lambda answers: [verify_against_facts(answer.claims, answer.facts, lexicon) for answer in answers]
 
 
-def first_known(verifiers: Sequence[Verifier]) -> Verifier:
+def cascade(verifiers: Sequence[Verifier]) -> Verifier:
     """Each claim goes to the next verifier while those before do not know; the first that does decides."""
 
-    def judge(said: Sequence[Said]) -> list[list[Verdict]]:
-        found: list[list[Verdict]] = [[unknown(c) for c in s.claims] for s in said]
+    def verify(answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
+        all_verdicts: list[list[Verdict]] = [[unknown_verdict(c) for c in answer.claims] for answer in answers]
         for verifier in verifiers:
-            open_ = [[i for i, v in enumerate(verdicts) if v.value == "unknown"] for verdicts in found]
-            asked = [n for n, at in enumerate(open_) if at]
-            if not asked:
+            open_claims = [[i for i, v in enumerate(verdicts) if v.value == "unknown"] for verdicts in all_verdicts]
+            open_answers = [index for index, indices in enumerate(open_claims) if indices]
+            if not open_answers:
                 break
-            parts = [replace(said[n], claims=tuple(said[n].claims[i] for i in open_[n])) for n in asked]
-            for n, verdicts in zip(asked, verifier(parts), strict=True):
-                for i, verdict in zip(open_[n], verdicts, strict=True):
-                    found[n][i] = verdict
-        return found
+            remaining = [
+                replace(answers[index], claims=tuple(answers[index].claims[i] for i in open_claims[index]))
+                for index in open_answers
+            ]
+            for index, verdicts in zip(open_answers, verifier(remaining), strict=True):
+                for i, verdict in zip(open_claims[index], verdicts, strict=True):
+                    all_verdicts[index][i] = verdict
+        return all_verdicts
 
-    return judge
+    return verify
 
 
-def remembering(verifier: Verifier) -> Verifier:
+def cached(verifier: Verifier) -> Verifier:
     """For one that looks at pictures alone: a claim on the same pictures is judged once, whichever answer makes it."""
-    known: dict[tuple[tuple[str, ...], Claim], Verdict] = {}
+    cache: dict[tuple[tuple[str, ...], Claim], Verdict] = {}
 
-    def judge(said: Sequence[Said]) -> list[list[Verdict]]:
-        if len(known) > REMEMBERED:
-            known.clear()
-        keys = [tuple(image.key for image in s.images) for s in said]
-        new: dict[tuple[str, ...], dict[Claim, None]] = {}
+    def verify(answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
+        if len(cache) > MAX_CACHED_VERDICTS:
+            cache.clear()
+        image_keys = [tuple(image.key for image in answer.images) for answer in answers]
+        new_claims: dict[tuple[str, ...], dict[Claim, None]] = {}
         images = {}
-        for key, s in zip(keys, said, strict=True):
-            images[key] = s.images
-            for claim in s.claims:
-                plain = replace(claim, hedged=False)
-                if (key, plain) not in known:
-                    new.setdefault(key, {})[plain] = None
-        asked = [Said(images[key], (), tuple(claims)) for key, claims in new.items()]
-        for key, s, verdicts in zip(new, asked, verifier(asked) if asked else [], strict=True):
-            known.update({(key, claim): verdict for claim, verdict in zip(s.claims, verdicts, strict=True)})
+        for key, answer in zip(image_keys, answers, strict=True):
+            images[key] = answer.images
+            for claim in answer.claims:
+                unhedged = replace(claim, hedged=False)
+                if (key, unhedged) not in cache:
+                    new_claims.setdefault(key, {})[unhedged] = None
+        new_answers = [AnswerClaims(images[key], (), tuple(claims)) for key, claims in new_claims.items()]
+        for key, answer, verdicts in zip(new_claims, new_answers, verifier(new_answers) if new_answers else [], strict=True):
+            cache.update({(key, claim): verdict for claim, verdict in zip(answer.claims, verdicts, strict=True)})
         return [
-            [replace(known[key, replace(c, hedged=False)], claim=c) for c in s.claims] for key, s in zip(keys, said, strict=True)
+            [replace(cache[key, replace(c, hedged=False)], claim=c) for c in answer.claims]
+            for key, answer in zip(image_keys, answers, strict=True)
         ]
 
-    return judge
+    return verify
