@@ -6,7 +6,7 @@
 --data is a folder with annotations.json, relation.json, safe_words.txt, and query_all.json (also in query/) where a model is asked. Answers are a JSON
 list of {"id", "response"}. `official` is inference.py: nouns by NLTK with their case, words alike at a similarity above 0.8, replies that are
 exactly Yes or No, 0.001 in every denominator, F1 of rounded figures, `no` the positive class; a part without answers is null. `robust` reads replies
-with `mmrlhf.answers.yes_no` and nouns in lower case. Percent; `amber_score` is (100 - chair + f1) / 2, which is in the paper alone.
+with `mmrlhf.text.answer_parsing.yes_no` and nouns in lower case. Percent; `amber_score` is (100 - chair + f1) / 2, which is in the paper alone.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf import english
-from mmrlhf.answers import parse_yes_no
-from mmrlhf.benchmark import SufficientStats, Task, first_valid
 from mmrlhf.config import STRICT
+from mmrlhf.evaluation.benchmark import Task, first_valid
+from mmrlhf.files.rows import read_json
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import read_json
+from mmrlhf.text import lemmatize
+from mmrlhf.text.answer_parsing import parse_yes_no
 
 VERSION, LICENSE = "1", "Apache-2.0"
 HEADLINE, DIRECTION, CLUSTER = "amber_score", "higher", "image"
@@ -196,7 +197,7 @@ def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
 def _match_official(example: Example, answer: str, task: Task, is_similar: Callable[[str, str], bool]) -> dict[str, Any]:
     """inference.py's loop over nouns. A word that goes with several true ones covers the first; associations come before the words themselves."""
     relation, vocabulary, safe_words = _load_vocabulary(task.data or "")
-    nouns = [n for n in english.nouns(answer) if n in vocabulary]
+    nouns = [n for n in lemmatize.nouns(answer) if n in vocabulary]
 
     def related_words(words: Sequence[str]) -> list[tuple[str, int]]:
         """Words to compare with, each with the number of the annotated word that it stands for."""
@@ -228,7 +229,7 @@ def _match_official(example: Example, answer: str, task: Task, is_similar: Calla
 def _match_robust(example: Example, answer: str, task: Task, is_similar: Callable[[str, str], bool]) -> dict[str, Any]:
     """Nouns in lower case; safe words are not counted at all; a true word is covered by itself before by what goes with it."""
     relation, vocabulary, safe_words = _load_vocabulary(task.data or "")
-    nouns = [n for n in english.nouns(answer.lower()) if n in vocabulary and n not in safe_words]
+    nouns = [n for n in lemmatize.nouns(answer.lower()) if n in vocabulary and n not in safe_words]
 
     def matches(noun: str, words: Sequence[str]) -> set[int]:
         exact = {i for i, w in enumerate(words) if w == noun}

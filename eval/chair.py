@@ -5,7 +5,7 @@
 
 --data is COCO's annotation folder (instances_*.json and captions_*.json), or a JSON map of image id to the objects that are in it. `official` is one
 of two scripts, whose figures differ: --lineage a is the first one (singulars by `pattern.en`; Maxlinn's standalone script), b the tagger and WordNet
-(OPERA, less-is-more, lmms-eval); both need NLTK's data. `robust`, and --lineage portable as a whole, read with `mmrlhf.coco_words.read`, which needs
+(OPERA, less-is-more, lmms-eval); both need NLTK's data. `robust`, and --lineage portable as a whole, read with `mmrlhf.text.coco_objects.read`, which needs
 nothing: plurals as English has them, no denied objects ("no cat"), no unknown pictures. Percent; length in words.
 """
 
@@ -20,11 +20,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf import coco_words, english
-from mmrlhf.benchmark import SufficientStats, Task
 from mmrlhf.config import STRICT
+from mmrlhf.evaluation.benchmark import Task
+from mmrlhf.files.rows import read_json
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import read_json
+from mmrlhf.text import coco_objects
+from mmrlhf.text import lemmatize as lemmatize
 
 VERSION, LICENSE = "1", "BSD-2-Clause (words), CC-BY-4.0 (COCO's annotations)"
 HEADLINE, DIRECTION, CLUSTER = "chair_s", "lower", "image"
@@ -55,7 +57,7 @@ def load(task: Task) -> list[Example]:
             isinstance(v, list) and all(isinstance(o, str) for o in v) for v in objects_by_image.values()
         ):
             raise InputError(f"--data {task.path} must map image ids to lists of objects, or be COCO's annotation folder")
-        nodes = coco_words.object_by_synonym()
+        nodes = coco_objects.object_by_synonym()
         images = {
             str(id_): (
                 f"COCO_val2014_{int(id_):012d}.jpg" if id_.isdecimal() else id_,
@@ -102,7 +104,7 @@ def _read_coco(folder: Path) -> dict[str, tuple[str, list[str], list[str]]]:
                 if "caption" in row:
                     captions.append(row["caption"])
                 else:
-                    objects.append(coco_words.object_by_synonym()[names[row["category_id"]]])
+                    objects.append(coco_objects.object_by_synonym()[names[row["category_id"]]])
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{path}: not an annotation file of COCO's ({error} is missing or unknown): give the original"
@@ -124,13 +126,13 @@ def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
 def find_mentions(caption: str, lineage: str) -> MentionsAndLength:
     """A caption's mentions, by the script's way or ours."""
     if lineage == "portable":
-        return coco_words.find_objects(caption), len(caption.split())
+        return coco_objects.find_objects(caption), len(caption.split())
     words = (
-        english.lemmas(caption.lower())
+        lemmatize.lemmas(caption.lower())
         if lineage == "b"
-        else [english.pattern_singularize(w) for w in english.tokens(caption.lower())]
+        else [lemmatize.pattern_singularize(w) for w in lemmatize.tokens(caption.lower())]
     )
-    return coco_words.chair_mentions(words)
+    return coco_objects.chair_mentions(words)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -6,7 +6,7 @@
 --data is the folder with dash_benchmark_neg.json and dash_benchmark_pos.json, --image_folder the one with `neg` and `pos`.
 The authors' files of answers say themselves what was asked. `official` looks for the
 letters `yes`, then `no`, anywhere in an answer, and counts what has neither as wrong; so does `robust`, which reads answers with
-`mmrlhf.answers.yes_no`. Fractions: `accuracy`, `tnr` where the object is absent, `tpr` where it is there, their `harmonic_mean`.
+`mmrlhf.text.answer_parsing.yes_no`. Fractions: `accuracy`, `tnr` where the object is absent, `tpr` where it is there, their `harmonic_mean`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.answers import parse_yes_no
-from mmrlhf.benchmark import SufficientStats, Task, first_valid
+from mmrlhf.evaluation.benchmark import Task, first_valid
+from mmrlhf.files.rows import read_json, read_json_objects
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import read_json, read_json_objects
+from mmrlhf.text.answer_parsing import parse_yes_no
 
 VERSION, LICENSE = "1", "not stated"
 HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"

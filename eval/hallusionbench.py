@@ -1,7 +1,7 @@
 """HallusionBench: questions on charts, maps, illusions and the like, on the picture, on an edited one and without one (Guan et al. 2023).
 
     mmrlhf eval hallusionbench --model runs/sft/model --data HallusionBench.json --image_folder hallusion_bench --judge URL --out runs/hallusion
-    mmrlhf eval hallusionbench --answers HallusionBench_result.json --data HallusionBench.json --judgments judge_log.jsonl --out runs/hallusion
+    mmrlhf eval hallusionbench --answers HallusionBench_result.json --data HallusionBench.json --recorded_judgments judge_log.jsonl --out runs/hallusion
 
 A judge compares each answer with a reference (`official` reads its reply as HallusionBench's script does: `incorrect`, else `correct`, else
 unclear; "not correct" is correct), and is asked of answers to one question whether they agree, for the diagnosis of errors. `robust` needs no judge:
@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf.answers import parse_yes_no
-from mmrlhf.benchmark import JudgeRequest, SufficientStats, Task, first_valid
 from mmrlhf.config import STRICT
+from mmrlhf.evaluation.benchmark import JudgeRequest, Task, first_valid
+from mmrlhf.files.rows import Row, read_json_objects
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message
-from mmrlhf.rows import Row, read_json_objects
+from mmrlhf.text.answer_parsing import parse_yes_no
 
 VERSION, LICENSE = "1", "BSD-3-Clause"
 HEADLINE, DIRECTION, CLUSTER = "a_acc", "higher", "set"

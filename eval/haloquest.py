@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf.answers import parse_verdict
-from mmrlhf.benchmark import (
+from mmrlhf.config import STRICT
+from mmrlhf.evaluation.benchmark import (
     DUPLICATES_REASON,
     JudgeRequest,
-    SufficientStats,
     Task,
     fill_template,
     first_valid,
     has_duplicates,
     load_template,
 )
-from mmrlhf.config import STRICT
+from mmrlhf.files.rows import open_binary
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import open_binary
+from mmrlhf.text.answer_parsing import parse_verdict
 
 VERSION, LICENSE = "1", "CC-BY-4.0"
 HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"

@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.benchmark import (
+from mmrlhf.evaluation.benchmark import (
     DUPLICATES_REASON,
     JudgeRequest,
     Prediction,
-    SufficientStats,
     Task,
     first_valid,
     has_duplicates,
     is_self_describing,
 )
+from mmrlhf.files.rows import Row, read_json, read_json_objects
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import Row, read_json, read_json_objects
 
 VERSION, LICENSE = "1", "Apache-2.0"
 HEADLINE, DIRECTION, CLUSTER = "score", "higher", "image"

@@ -21,11 +21,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf.answers import parse_yes_no
-from mmrlhf.benchmark import Prediction, SufficientStats, Task, first_valid
 from mmrlhf.config import STRICT
+from mmrlhf.evaluation.benchmark import Prediction, Task, first_valid
+from mmrlhf.files.rows import open_binary
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import open_binary
+from mmrlhf.text.answer_parsing import parse_yes_no
 
 VERSION, LICENSE = "1", "research only"
 HEADLINE, DIRECTION, CLUSTER = "score", "higher", "image"

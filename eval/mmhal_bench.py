@@ -1,7 +1,7 @@
 """MMHal-Bench: 96 questions of eight kinds, rated from 0 to 6 by a judge that reads what is in the picture (Sun et al. 2023).
 
     mmrlhf eval mmhal_bench --model runs/sft/model --data mmhal-bench.json --image_folder images --judge http://127.0.0.1:8000/v1 --out runs/mmhal
-    mmrlhf eval mmhal_bench --answers answers.json --data mmhal-bench.json --judgments responses.json --out runs/mmhal
+    mmrlhf eval mmhal_bench --answers answers.json --data mmhal-bench.json --recorded_judgments responses.json --out runs/mmhal
 
 --data is the authors' template of answers (JSON), which says what is in each picture; answers are the same with `model_answer` filled in. The
 authors' own instructions to the judge go with --judge_prompt FILE; figures with other judges or prompts are not those of GPT-4. Judgments may be
@@ -19,20 +19,20 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf.answers import parse_rating
-from mmrlhf.benchmark import (
+from mmrlhf.config import STRICT
+from mmrlhf.evaluation.benchmark import (
     DUPLICATES_REASON,
     JudgeRequest,
-    SufficientStats,
     Task,
     fill_template,
     first_valid,
     has_duplicates,
     load_template,
 )
-from mmrlhf.config import STRICT
+from mmrlhf.files.rows import Row, read_json_objects
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message
-from mmrlhf.rows import Row, read_json_objects
+from mmrlhf.text.answer_parsing import parse_rating
 
 VERSION, LICENSE = "1", "CC-BY-NC-4.0"
 HEADLINE, DIRECTION, CLUSTER = "score", "higher", "image"

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.answers import normalise
-from mmrlhf.benchmark import Prediction, SufficientStats, Task, first_valid, is_self_describing
+from mmrlhf.evaluation.benchmark import Prediction, Task, first_valid, is_self_describing
+from mmrlhf.files.rows import read_json_objects
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message, Preference
-from mmrlhf.rows import read_json_objects
+from mmrlhf.text.answer_parsing import normalise
 
 VERSION, LICENSE = "1", "CC-BY-NC-4.0"
 HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"

@@ -23,12 +23,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf import coco_words, english
-from mmrlhf.answers import normalise
-from mmrlhf.benchmark import (
+from mmrlhf.config import STRICT
+from mmrlhf.evaluation.benchmark import (
     DUPLICATES_REASON,
     JudgeRequest,
-    SufficientStats,
     Task,
     fill_template,
     first_valid,
@@ -36,9 +34,12 @@ from mmrlhf.benchmark import (
     load_benchmark,
     load_template,
 )
-from mmrlhf.config import STRICT
+from mmrlhf.files.rows import Row, read_json_objects
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, Message
-from mmrlhf.rows import Row, read_json_objects
+from mmrlhf.text import coco_objects
+from mmrlhf.text import lemmatize as lemmatize
+from mmrlhf.text.answer_parsing import normalise
 
 VERSION, LICENSE = "1", "CC-BY-NC-4.0 (prompts), CC-BY-4.0 (COCO's annotations)"
 HEADLINE, DIRECTION, CLUSTER = "response_rate", "lower", "image"
@@ -102,20 +103,20 @@ def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
 
 @functools.cache
 def _object_of_word() -> dict[str, str]:
-    return {**coco_words.object_by_synonym(), **EXTRA_WORDS}
+    return {**coco_objects.object_by_synonym(), **EXTRA_WORDS}
 
 
 @functools.cache
 def _compounds() -> dict[str, str]:
     two_word_names = [word for word in _object_of_word() if word.count(" ") == 1]
-    return {**{word: word for word in two_word_names}, **coco_words.compound_names(), "dining table": "dining table"}
+    return {**{word: word for word in two_word_names}, **coco_objects.compound_names(), "dining table": "dining table"}
 
 
 def _mentions(words: Sequence[str]) -> list[tuple[str, str]]:
     """Words that name an object, with it; pairs are one word, and a seat by a toilet is none."""
     if "toilet" in words and "seat" in words:
         words = [w for w in words if w != "seat"]
-    blocked_words = coco_words.UNMATCHED_SYNONYMS.difference(UNBLOCKED_WORDS)
+    blocked_words = coco_objects.UNMATCHED_SYNONYMS.difference(UNBLOCKED_WORDS)
     return [(w, _object_of_word()[w]) for w in words if w in _object_of_word() and w not in blocked_words]
 
 
@@ -132,7 +133,7 @@ def _join_compounds(words: Sequence[str], compounds_only: bool) -> list[str]:
 @functools.lru_cache(maxsize=1 << 16)
 def text_mentions(text: str) -> list[tuple[str, str]]:
     """Mentions in a text as the script finds them without its judge, and in COCO's captions always: every token as a noun's singular."""
-    return _mentions(_join_compounds(english.noun_lemmas(text.lower()), compounds_only=False))
+    return _mentions(_join_compounds(lemmatize.noun_lemmas(text.lower()), compounds_only=False))
 
 
 @functools.cache
@@ -194,7 +195,7 @@ def judge_requests(answers_by_id: Mapping[str, list[str]], task: Task) -> Iterab
 
 def rule(key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
     """A judge without a model: the words that are found in the text."""
-    return json.dumps(list(dict.fromkeys(word for word, _ in coco_words.find_objects(answers_by_id[key][0]))))
+    return json.dumps(list(dict.fromkeys(word for word, _ in coco_objects.find_objects(answers_by_id[key][0]))))
 
 
 def read_judgments(rows: Iterable[Row], answers_by_id: Mapping[str, list[str]], task: Task) -> dict[str, str]:
@@ -228,7 +229,7 @@ def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
     """What the first answer names, by both readings; None where its objects were not listed."""
     text = answers[0]
     if task.options.extract == "words":
-        robust = coco_words.find_objects(text)
+        robust = coco_objects.find_objects(text)
         return {
             "official": _compare_objects(text_mentions(text), example, text),
             "robust": _compare_objects(robust, example, text),
@@ -243,7 +244,7 @@ def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         "robust": None,
     }
     if names is not None:
-        robust_mentions = dict.fromkeys(pair for name in names for pair in coco_words.find_objects(name))
+        robust_mentions = dict.fromkeys(pair for name in names for pair in coco_objects.find_objects(name))
         row["robust"] = _compare_objects(list(robust_mentions), example, text)
         if _load_spacy() is not None:
             official_words = dict.fromkeys(word for name in names for word in spacy_phrase_words(name))
@@ -259,7 +260,7 @@ def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientSta
     if task.options.extract == "judge" and has_duplicates(rows):
         reason = DUPLICATES_REASON
     elif any(r["robust"] is None for r in answered_rows):
-        reason = f"the objects of {sum(r['robust'] is None for r in answered_rows)} descriptions were not listed: ask a judge, or add --judgments"
+        reason = f"the objects of {sum(r['robust'] is None for r in answered_rows)} descriptions were not listed: ask a judge, or add --recorded_judgments"
     elif num_unparsed:
         reason = "the official script takes phrases apart with spaCy's en_core_web_trf, which is not installed"
     official = [] if reason else answered_rows

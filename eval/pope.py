@@ -6,7 +6,7 @@
 --data is a file of questions, or a folder with one for each of random, popular and adversarial: then every figure is given per split, and as
 their mean. RePOPE's labels and SEEM's questions on A-OKVQA and GQA are such files, POPEv2's annotations too. `official` is what AoiDragon/POPE's
 evaluate.py prints: answers go with labels line by line, the shorter file ends both, and what says no in none of its words says yes. `robust` joins
-by id and reads answers with `mmrlhf.answers.yes_no`: what cannot be read counts as wrong, and as neither yes nor no. Fractions.
+by id and reads answers with `mmrlhf.text.answer_parsing.yes_no`: what cannot be read counts as wrong, and as neither yes nor no. Fractions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from mmrlhf.answers import parse_yes_no, pope_official
-from mmrlhf.benchmark import SufficientStats, Task, first_valid
 from mmrlhf.config import STRICT
-from mmrlhf.intervals import wilson
+from mmrlhf.evaluation.benchmark import Task, first_valid
+from mmrlhf.files.rows import open_binary, parse_json, read_json
+from mmrlhf.metrics.intervals import SufficientStats, wilson
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.rows import open_binary, parse_json, read_json
+from mmrlhf.text.answer_parsing import parse_yes_no, pope_official
 
 VERSION, LICENSE = "1", "MIT"
 HEADLINE, DIRECTION, CLUSTER = "f1", "higher", "image"

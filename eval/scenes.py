@@ -12,7 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from mmrlhf import scenes
-from mmrlhf.benchmark import SufficientStats, Task, bootstrap, distinct_n, ead, fold_interval
+from mmrlhf.evaluation.benchmark import Task
+from mmrlhf.metrics.diversity import distinct_n, ead
+from mmrlhf.metrics.intervals import SufficientStats, bootstrap, fold_interval
 from mmrlhf.records import Example, InputError, Message
 
 VERSION = "2"

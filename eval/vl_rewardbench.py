@@ -23,11 +23,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from mmrlhf.answers import normalise
-from mmrlhf.benchmark import Prediction, SufficientStats, Task, first_valid, is_self_describing
 from mmrlhf.config import STRICT
+from mmrlhf.evaluation.benchmark import Prediction, Task, first_valid, is_self_describing
+from mmrlhf.files.rows import Row, read_json_objects
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message, Preference
-from mmrlhf.rows import Row, read_json_objects
+from mmrlhf.text.answer_parsing import normalise
 
 VERSION, LICENSE = "1", "not stated"
 HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "pair"

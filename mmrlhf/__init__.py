@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _CONFIGS = ("EvalConfig", "GenerateConfig", "PPOConfig", "RewardConfig", "SFTConfig", "ScoreConfig")
 _RECORDS = ("Claim", "Comparison", "Example", "Fact", "ImageSource", "InputError", "Message", "Preference", "Verdict")
-_STAGES = ("demo", "evaluate", "generate", "ppo", "reward_model", "score", "sft")
+_STAGES = ("demo", "evaluate", "generate", "ppo", "reward_model", "sft")
 
 __all__ = [*_CONFIGS, *_RECORDS, *_STAGES, "__version__"]
 

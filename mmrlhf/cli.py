@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import mmrlhf
-from mmrlhf import content
 from mmrlhf.config import (
     CalibrateClipConfig,
     CalibrateVLMConfig,
@@ -33,8 +32,9 @@ from mmrlhf.config import (
     ScoreConfig,
     SFTConfig,
 )
+from mmrlhf.config_loader import ConfigField, config_fields, load_config, suggestion
+from mmrlhf.files import bundled
 from mmrlhf.records import InputError
-from mmrlhf.settings import ConfigField, config_fields, load_config, suggestion
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,21 +100,21 @@ def _generate(command: Command, argv: list[str]) -> None:
 
 def _score(command: Command, argv: list[str]) -> None:
     config = _parse_config(ScoreConfig, command, argv)
-    from mmrlhf.score import score
+    from mmrlhf.commands.score import score
 
     score(config)
 
 
 def _reward_eval(command: Command, argv: list[str]) -> None:
     config = _parse_config(RewardEvalConfig, command, argv)
-    from mmrlhf.reward_bench import reward_eval
+    from mmrlhf.commands.reward_eval import reward_eval
 
     reward_eval(config)
 
 
 def _cache_features(command: Command, argv: list[str]) -> None:
     config = _parse_config(EncodeConfig, command, argv)
-    from mmrlhf.encode import cache_features
+    from mmrlhf.commands.encode import cache_features
 
     cache_features(config)
 
@@ -125,7 +125,7 @@ def _calibrate(_: Command, argv: list[str]) -> int:
 
 def _calibrate_verifier(command: Command, argv: list[str]) -> None:
     config = _parse_config(CalibrateClipConfig if command.name.endswith("clip") else CalibrateVLMConfig, command, argv)
-    from mmrlhf.calibrate import calibrate
+    from mmrlhf.commands.calibrate import calibrate
 
     calibrate(config)
 
@@ -152,13 +152,13 @@ def _estimate_memory(command: Command, argv: list[str]) -> None:
     for name, field in config_fields(cls).items():
         if field.is_required and name != "model_name_or_path":
             args.setdefault(name, "-")
-    from mmrlhf.plan import print_memory_estimate
+    from mmrlhf.commands.plan import print_memory_estimate
 
     print_memory_estimate(_load_config(cls, args))
 
 
 def _eval(command: Command, argv: list[str]) -> None:
-    from mmrlhf.suites import Suite, expand_runs, read_suite
+    from mmrlhf.evaluation.suites import Suite, expand_runs, read_suite
 
     leading_args = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     names = [name for word in leading_args for name in word.split(",")]
@@ -168,13 +168,13 @@ def _eval(command: Command, argv: list[str]) -> None:
         else Suite({name: {} for name in names})
     )
     modules = {
-        name: content.load_module(content.find("eval", name)) for name in suite.benchmarks
+        name: bundled.load_module(bundled.find("eval", name)) for name in suite.benchmarks
     }  # a wrong name is said before torch is imported
     parser = _make_config_parser(
         EvalConfig, command, "BENCHMARK [BENCHMARK ...]", multi_value_fields=("model_name_or_path", "answers", "data")
     )
-    bundled = ", ".join(name for name in content.names("eval") if "/" not in name)
-    help_text = f"one or several of {bundled}; paths that end in .py; or a suite, a path that ends in .yaml"
+    benchmark_names = ", ".join(name for name in bundled.names("eval") if "/" not in name)
+    help_text = f"one or several of {benchmark_names}; paths that end in .py; or a suite, a path that ends in .yaml"
     parser.add_argument("benchmark", metavar="BENCHMARK", nargs="+", help=help_text)
     flag_owners: dict[str, list[str]] = {}
     for name, module in modules.items():
@@ -215,7 +215,7 @@ def _compare(command: Command, argv: list[str]) -> None:
     )
     parser.add_argument("--seed", metavar="N", type=_non_negative_int, default=0, help="of the bootstrap (default 0)")
     args = parser.parse(argv)
-    from mmrlhf.compare import compare
+    from mmrlhf.commands.compare import compare
 
     compare(args["runs"], args["out"], args.get("force", False), args["seed"])
 
@@ -230,7 +230,7 @@ def _parse_config(cls: type[Config], command: Command, argv: list[str]) -> Confi
 def _load_config(cls: type[Config], flag_values: dict[str, Any]) -> Config:
     """A config file is a path, or the name of one that comes with the package (`demo/sft`)."""
     name = flag_values.pop("config", None)
-    file = None if name is None else Path(name) if Path(name).exists() else content.find("configs", name)
+    file = None if name is None else Path(name) if Path(name).exists() else bundled.find("configs", name)
     return load_config(cls, file, flag_values)
 
 
@@ -288,7 +288,7 @@ def _demo(command: Command, argv: list[str]) -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="start over; without it, finished parts are kept")
     args = parser.parse(argv)
-    from mmrlhf.demo import demo
+    from mmrlhf.demo.pipeline import demo
 
     demo(args["output_dir"], args.get("fresh", False), args["seed"])
 
@@ -300,7 +300,7 @@ def _extract_claims(command: Command, argv: list[str]) -> None:
     parser.add_argument("--out", metavar="FILE", help="a JSONL file to write; standard output if not given")
     parser.add_argument("--lexicon", metavar="FILE", help="more words, as mmrlhf/claims/lexicon.txt has them")
     args = parser.parse(argv)
-    from mmrlhf.extract import extract
+    from mmrlhf.commands.claims import extract
 
     extract(args["file"], args.get("facts"), args.get("out"), args.get("lexicon"))
 
@@ -326,13 +326,13 @@ def _data_check(command: Command, argv: list[str]) -> int:
     parser = _Parser(command, READ_USAGE)
     _add_read_arguments(parser)
     args = parser.parse(argv)
-    from mmrlhf.check import check
+    from mmrlhf.commands.check import check
 
     return check(args["file"], args.get("image_folder"), args.get("facts_file"), args["split"])
 
 
 def _data_convert(command: Command, argv: list[str]) -> None:
-    from mmrlhf.formats import FORMATS
+    from mmrlhf.datasets import FORMATS
 
     parser = _Parser(command, f"{READ_USAGE} --to FORMAT --output_file OUT [--balance_lengths] [--seed N]")
     _add_read_arguments(parser, "facts by image name, to write into the rows")
@@ -344,7 +344,7 @@ def _data_convert(command: Command, argv: list[str]) -> None:
         "--seed", metavar="N", type=_non_negative_int, default=0, help="of what --balance_lengths draws (default 0)"
     )
     args = parser.parse(argv)
-    from mmrlhf.convert import convert
+    from mmrlhf.commands.convert import convert
 
     convert(
         args["file"], args["to"], args["output_file"], args.get("image_folder"), args.get("facts_file"),
@@ -358,7 +358,7 @@ def _data_stats(command: Command, argv: list[str]) -> None:
     help_text = "where stats.json and stats.png are written (default runs/stats)"
     parser.add_argument("--output_dir", metavar="DIR", default="runs/stats", help=help_text)
     args = parser.parse(argv)
-    from mmrlhf.stats import stats
+    from mmrlhf.commands.stats import stats
 
     stats(args["file"], args.get("image_folder"), args.get("facts_file"), args["output_dir"], args["split"])
 
@@ -381,7 +381,7 @@ def _data_tiny_vlm(command: Command, argv: list[str]) -> None:
     help_text = "of matrix products: bfloat16 is quicker on a processor that has it, and much slower on others (default float32)"
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=help_text)
     args = parser.parse(argv)
-    from mmrlhf.scenes_base import train_tiny_vlm
+    from mmrlhf.demo.tiny_vlm import train_tiny_vlm
 
     train_tiny_vlm(args["output_dir"], args["seed"], args["dtype"])
 
@@ -523,7 +523,7 @@ DATA_COMMANDS = {
         _data_stats,
     ),
     "scenes": Command("draw scenes with exact facts", "mmrlhf data scenes --output_dir runs/scenes", _data_scenes),
-    "base": Command("train the demo's small base model", "mmrlhf data base --output_dir runs/base", _data_tiny_vlm),
+    "tiny-vlm": Command("train the tiny VLM of the demo", "mmrlhf data tiny-vlm --output_dir runs/tiny_vlm", _data_tiny_vlm),
 }
 
 

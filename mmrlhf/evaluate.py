@@ -12,37 +12,21 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
-from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmrlhf.answer_files import read_predictions
-from mmrlhf.asking import AnswerCache, ModelCache, open_predictions, prompt_key, require_images
-from mmrlhf.benchmark import Prediction, Task, benchmark_metadata, data_hashes, load_benchmark, parse_options
 from mmrlhf.config import EvalConfig
-from mmrlhf.endpoint import is_url
-from mmrlhf.files import refuse_unwritable, write_atomic
-from mmrlhf.growing import file_signature
-from mmrlhf.intervals import SufficientStats, unflatten, with_intervals
-from mmrlhf.judges import collect_judgments
-from mmrlhf.lines import json_line, read_jsonl, to_jsonable
+from mmrlhf.config_loader import load_config
+from mmrlhf.evaluation.benchmark import Prediction, Task, benchmark_metadata, data_hashes, load_benchmark, parse_options
+from mmrlhf.evaluation.judges import collect_judgments
+from mmrlhf.evaluation.predict import ModelCache, collect_predictions, prompt_key
+from mmrlhf.evaluation.suites import EvalRun, expand_runs, make_suite
+from mmrlhf.files.atomic import refuse_unwritable, write_atomic
+from mmrlhf.files.jsonl import json_line, to_jsonable
+from mmrlhf.metrics.intervals import SufficientStats, unflatten, with_intervals
 from mmrlhf.records import Example, InputError
-from mmrlhf.settings import load_config
-from mmrlhf.suites import EvalRun, expand_runs, make_suite
 
-GENERATION_SETTINGS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_new_tokens",
-    "stop",
-    "num_generations",
-    "response_length",
-    "seed",
-    "dtype",
-)
-"""Settings that answers depend on."""
 PACKAGES = ("mmrlhf", "torch", "transformers", "peft", "numpy", "nltk", "spacy")
 SCHEMA_VERSION = 1
 
@@ -60,7 +44,7 @@ def evaluate(
     module = load_benchmark(benchmark)
     meta = benchmark_metadata(module, benchmark)
     if config.recorded_judgments is not None and not hasattr(module, "judge_requests"):
-        raise InputError(f"--judgments {config.recorded_judgments}: {benchmark} asks no judge: leave it out")
+        raise InputError(f"--recorded_judgments {config.recorded_judgments}: {benchmark} asks no judge: leave it out")
     task, hashes = open_task(benchmark, module, config, options or {})
     folder = Path(config.output_dir)
     refuse_unwritable(folder, "output_dir")
@@ -135,111 +119,6 @@ def open_task(name: str, module: ModuleType, config: EvalConfig, options: Mappin
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
-
-
-def collect_predictions(
-    name: str,
-    version: str,
-    module: ModuleType,
-    task: Task,
-    config: EvalConfig,
-    hashes: Mapping[str, str],
-    model_cache: ModelCache | None,
-) -> tuple[list[Prediction], dict[str, Any]]:
-    """The answers in their order, and where they come from. They are in predictions.jsonl afterwards."""
-    folder = Path(config.output_dir)
-    predictions_path = folder / "predictions.jsonl"
-    subject: list[Any] = [name, version, dict(hashes)]
-    if config.answers is not None:
-        predictions, format_ = read_predictions(config.answers, module, task, config.format)
-        source: dict[str, Any] = {
-            "answers": {"path": config.answers, "format": format_},
-            "model": config.model_name_or_path,
-            "adapters": [],
-            "generation": None,  # a file does not say how its answers came about
-            "template_sha256": None,
-        }
-        claim_output_dir(folder, [*subject, file_signature(config.answers)])
-        write_atomic(predictions_path, "".join(json_line({"id": g.id, "answers": g.answers}) for g in predictions))
-        return predictions, source
-    if config.reward_model_path is not None:
-        if not hasattr(module, "pairs"):
-            raise InputError(f"{name} is no benchmark of reward models: give --model DIR")
-        if config.model_name_or_path is not None:
-            raise InputError("--model and --reward_model_path were both given: give one")
-    elif config.model_name_or_path is None:
-        raise InputError("there is nothing to measure: give --model DIR, or --answers FILE to score answers that exist")
-    settings = {key: getattr(config, key) for key in GENERATION_SETTINGS}
-    subject += [file_signature(config.model_name_or_path), file_signature(config.adapter_path), settings]
-    subject += (
-        [file_signature(config.reward_model_path)]
-        if config.reward_model_path
-        else [config.served_model]
-        if config.served_model
-        else []
-    )
-    _check_same_subject(folder, subject)
-    rows = [r for r in (read_jsonl(predictions_path) if predictions_path.exists() else []) if r["id"] in task.examples]
-    prompt_keys = {id_: prompt_key(e) for id_, e in task.examples.items()}
-    if changed_ids := [r["id"] for r in rows if r.get("key") != prompt_keys[r["id"]]]:
-        raise InputError(
-            f"{folder} holds answers to other prompts ({changed_ids[0]} and {len(changed_ids) - 1} more): give another --out"
-        )
-    answers = {r["id"]: r["answers"] for r in rows}
-    missing = [e for e in task.examples.values() if e.id not in answers]
-    model_info_path = folder / "model.json"
-    if promptless_id := next((e.id for e in missing if not e.prompt), None):
-        raise InputError(
-            f"benchmark {name}: its data does not say how {promptless_id} is asked: add the file of its queries to --data"
-        )
-    require_images(missing)
-    cache, cached_answers, is_sampled = None, {}, config.temperature > 0
-    if config.answer_cache_dir and config.model_name_or_path and not is_url(config.model_name_or_path):
-        cache = AnswerCache(config.answer_cache_dir, subject[3:])
-        cached_answers = {e.id: hit for e in missing if (hit := cache.get(e, is_sampled)) is not None}
-        answers, missing = answers | cached_answers, [e for e in missing if e.id not in cached_answers]
-
-    def prediction_line(id_: str) -> str:
-        return json_line({"id": id_, "answers": answers[id_], "key": prompt_keys[id_]})
-
-    if missing:
-        with open_predictions(module, task, missing, config, name, len(answers), model_cache) as (answer_stream, model_info):
-            first_answers = list(islice(answer_stream, 1))  # nothing is written before model and pictures have proved usable
-            answer_stream = chain(first_answers, answer_stream)
-            claim_output_dir(folder, subject)
-            write_atomic(model_info_path, json.dumps(model_info))
-            write_atomic(predictions_path, "".join(map(prediction_line, answers)))  # without the line that a killed run left torn
-            with predictions_path.open("a", encoding="utf-8") as file:
-                for example, example_answers in answer_stream:
-                    answers[example.id] = example_answers
-                    file.write(prediction_line(example.id))
-                    file.flush()
-                    if cache is not None:
-                        cache.add(example, example_answers, is_sampled, model_info)
-    else:
-        claim_output_dir(folder, subject)
-        if cache is not None and cached_answers:
-            write_atomic(model_info_path, json.dumps(cache.model_info))
-            write_atomic(predictions_path, "".join(map(prediction_line, answers)))
-    source = {
-        "model": config.model_name_or_path, "adapters": [config.adapter_path] if config.adapter_path else [], "generation": settings,
-        **(json.loads(model_info_path.read_text()) if model_info_path.exists() else {}),
-    }  # fmt: skip
-    return [Prediction(id_, answers.get(id_, [None])) for id_ in task.examples], source
-
-
-def _check_same_subject(folder: Path, subject: Sequence[Any]) -> None:
-    subject_path = folder / "run_key.json"
-    if subject_path.exists() and json.loads(subject_path.read_text()) != json.loads(json.dumps(subject)):
-        raise InputError(
-            f"{folder} holds answers of another benchmark, data, model, adapter or generation setting: give another --out"
-        )
-
-
-def claim_output_dir(folder: Path, subject: Sequence[Any]) -> None:
-    """Make the directory, with what its answers are of. Raises InputError when it holds others."""
-    _check_same_subject(folder, subject)
-    write_atomic(folder / "run_key.json", json.dumps(subject))
 
 
 # ---- judgments -------------------------------------------------------------------------------------------------------
@@ -396,14 +275,3 @@ def _iter_reasons(reasons: Any) -> Iterator[str]:
             yield from _iter_reasons(inner)
     else:
         yield str(reasons)
-
-
-def score_scenes(
-    module: ModuleType, examples: Sequence[Example], predictions: Mapping[str, list[str]], folder: Path | None, seed: int
-) -> dict[str, Any]:
-    """Figures by split of answers to scenes, for the demo and the studies; rows go to scores.jsonl when a folder is given."""
-    task = Task(seed=seed)
-    rows = [{"id": e.id, **module.score(e, predictions[e.id], task)} for e in examples]
-    if folder is not None:
-        write_atomic(folder / "scores.jsonl", "".join(map(json_line, rows)))
-    return dict(module.by_split(rows, seed))

@@ -24,43 +24,31 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mmrlhf import claim_terms, losses
-from mmrlhf.artefact import load_reward_model
 from mmrlhf.config import PPOConfig
+from mmrlhf.datasets import read_examples
+from mmrlhf.engine.completions import SampledCompletions, char_to_token, select_prompts
+from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
 from mmrlhf.facts import read_facts, render_facts
-from mmrlhf.features import GIB
-from mmrlhf.files import write_atomic
-from mmrlhf.formats import read_examples
-from mmrlhf.loading import load
-from mmrlhf.memory import estimate_memory, peak_memory
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import scalar_head
+from mmrlhf.models.image_features import GIB
+from mmrlhf.models.loading import load
+from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, Fact, InputError, Message
-from mmrlhf.rewards import RewardModel, make_fact_rm, prompt_with_facts
-from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.rollout import (
-    SampledCompletions,
-    char_to_token,
-    hidden_states,
-    in_micro_batches,
-    logps,
-    sample_completions,
-    select_prompts,
-    values,
-)
-from mmrlhf.run import Run, load_optimizer, optimizer_tensors
-from mmrlhf.sampling import SamplingParams
-from mmrlhf.terms import (
-    RewardBreakdown,
-    RewardFunction,
-    Sample,
-    hacking_metrics,
-    hacking_warnings,
-    ledger_rows,
-    parse_reward_spec,
-    resolve_rewards,
-    score_samples,
-)
-from mmrlhf.training import batch_indices, lr_multiplier, optimizer_step, split_minibatches, total_steps
-from mmrlhf.vlm import VLM, Prompt
+from mmrlhf.rewards import claim_rewards, monitors
+from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
+from mmrlhf.rewards.ledger import RewardBreakdown, ledger_rows, resolve_rewards, score_samples
+from mmrlhf.rewards.monitors import hacking_metrics, hacking_warnings
+from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm, prompt_with_facts
+from mmrlhf.rewards.types import RewardFunction, Sample
+from mmrlhf.training import advantages, losses
+from mmrlhf.training.advantages import whiten_across_processes
+from mmrlhf.training.memory import estimate_memory, peak_memory
+from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, split_minibatches, total_steps
+from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 EvalFunction = Callable[[VLM], Mapping[str, float]]
 """Called now and then under the policy's adapter; what it returns is logged. It decides nothing."""
@@ -124,8 +112,8 @@ def ppo(
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model))
     adapters = Adapters(vlm)
-    reward_models = _load_reward_models(config, adapters, accelerator)
-    claim_scorer = claim_terms.build_claim_scorer(config, adapters)
+    reward_models = load_reward_models(config, adapters, accelerator)
+    claim_scorer = claim_rewards.build_claim_scorer(config, adapters)
     claim_reward_functions = claim_scorer.reward_functions(config.reward_terms) if claim_scorer else {}
     weighted_rewards = resolve_rewards(
         config.reward_terms,
@@ -142,7 +130,7 @@ def ppo(
     critic = None
     if config.advantage_estimator == "gae":
         if shares_base:  # the critic starts as the reward model
-            adapters.load("value", Path(_reward_model_paths(config)[0]), trainable=True)
+            adapters.load("value", Path(reward_model_paths(config)[0]), trainable=True)
         else:
             adapters.add("value", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
         critic = Role(adapters, "value", scalar_head(torch.zeros(vlm.hidden_size, device=vlm.device)))
@@ -221,18 +209,18 @@ def ppo(
                     [breakdown.total if credit_last_token else breakdown.answer_total for breakdown in breakdowns],
                     device=vlm.device,
                 )
-                rewards_NT = losses.token_rewards(last_token_rewards_N, kl_NT, mask_NT, config.kl_coef)
+                rewards_NT = advantages.token_rewards(last_token_rewards_N, kl_NT, mask_NT, config.kl_coef)
                 if not credit_last_token:
                     rewards_NT = rewards_NT + _span_rewards(vlm, completions, breakdowns)
                 total_rewards_N = rewards_NT.sum(1)
                 if config.whiten_rewards:
-                    rewards_NT = _whiten(accelerator, rewards_NT, mask_NT, keep_mean=True)
-                advantages_NT, returns_NT = losses.gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
-                advantages_NT = _whiten(accelerator, advantages_NT, mask_NT)
+                    rewards_NT = whiten_across_processes(accelerator, rewards_NT, mask_NT, keep_mean=True)
+                advantages_NT, returns_NT = advantages.gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
+                advantages_NT = whiten_across_processes(accelerator, advantages_NT, mask_NT)
             else:
                 total_rewards_N = scores_N
                 values_NT = returns_NT = torch.zeros_like(old_logps_NT)
-                advantages_NT = losses.group_advantages(scores_N.view(-1, num_generations)).view(-1, 1) * mask_NT
+                advantages_NT = advantages.group_advantages(scores_N.view(-1, num_generations)).view(-1, 1) * mask_NT
             rollout = Rollout(completions, critic_prompts, old_logps_NT, ref_logps_NT, advantages_NT, values_NT, returns_NT)
 
             # 6. Epochs of minibatches
@@ -275,12 +263,12 @@ def ppo(
             }
             reward_metrics |= hacking_metrics(samples, scores_N.tolist(), num_generations)
             if claim_scorer is not None:
-                reward_metrics |= claim_terms.claim_hacking_metrics(claim_scorer.extract(samples))
+                reward_metrics |= monitors.claim_hacking_metrics(claim_scorer.extract(samples))
                 for verifier_name in claim_scorer.verifier_names:
-                    reward_metrics |= claim_terms.verdict_rates(claim_scorer.verdicts(samples, verifier_name), verifier_name)
+                    reward_metrics |= monitors.verdict_rates(claim_scorer.verdicts(samples, verifier_name), verifier_name)
             batch_metrics |= {k: torch.tensor(v, device=vlm.device) for k, v in reward_metrics.items()}
             if critic is not None:
-                batch_metrics["critic/vf_explained_var"] = losses.explained_variance(values_NT, returns_NT, mask_NT)
+                batch_metrics["critic/vf_explained_var"] = advantages.explained_variance(values_NT, returns_NT, mask_NT)
             step_metrics = {
                 "eps": len(rows) * num_generations / max(time.time() - start_time, 1e-6),
                 **{k: v.item() for k, v in accelerator.reduce(batch_metrics, "mean").items()},
@@ -339,35 +327,6 @@ def ppo(
         run.finish({"steps": num_steps, "kl": step_metrics["objective/kl"] if num_steps > start_step else None})
     accelerator.wait_for_everyone()
     return adapter_dir
-
-
-def _reward_model_paths(config: PPOConfig) -> list[str]:
-    return [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
-
-
-def _load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
-    """Those that the term fact_rm reads; none where it is not asked for. Raises InputError for one that fails too many probes."""
-    if "fact_rm" not in parse_reward_spec(config.reward_terms):
-        return []
-    if not _reward_model_paths(config):
-        raise InputError("reward_terms names fact_rm: give --reward_model_path, or leave fact_rm out")
-    reward_models = []
-    for index, path in enumerate(_reward_model_paths(config)):
-        adapter_name = "reward" if index == 0 else f"reward_{index}"
-        reward_model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, adapter_name)
-        if config.min_probe_detection_rate and not reward_model.probes:
-            print(
-                f"note: reward model {path} was never probed for false claims: it was trained without facts that such claims are made of"
-            )
-        for kind, detection_rate in reward_model.probes.items():
-            if detection_rate < config.min_probe_detection_rate:
-                raise InputError(
-                    f"reward model {path} lowers its score for {detection_rate:.0%} of planted false claims of type {kind}, less than "
-                    f"min_probe_detection_rate {config.min_probe_detection_rate:g}: a policy would learn to make them; train it on such pairs, or lower "
-                    "--min_probe_rate"
-                )
-        reward_models.append(reward_model)
-    return reward_models
 
 
 def _critic_prompts_with_facts(
@@ -446,14 +405,3 @@ def _accumulate_gradients(
             accelerator.backward(config.vf_coef * loss)
             metric_sums.update(metrics)
     return dict(metric_sums)
-
-
-def _whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:
-    """`losses.masked_whiten` with the mean and variance of all processes."""
-    if accelerator.num_processes == 1:
-        return losses.masked_whiten(values_NT, mask_NT, keep_mean=keep_mean)
-    sums = torch.stack([mask_NT.sum(), (values_NT * mask_NT).sum(), (values_NT**2 * mask_NT).sum()])
-    count, total, sum_of_squares = accelerator.reduce(sums, "sum")
-    mean = total / count
-    whitened_NT = (values_NT - mean) * torch.rsqrt(sum_of_squares / count - mean**2 + 1e-8)
-    return (whitened_NT + mean if keep_mean else whitened_NT) * mask_NT

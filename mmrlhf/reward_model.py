@@ -20,20 +20,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmrlhf import artefact, losses
-from mmrlhf.balance import balance_lengths
-from mmrlhf.calibration import fit_temperature
 from mmrlhf.config import RewardConfig
-from mmrlhf.damage import augment_facts
+from mmrlhf.datasets import Records, read_preferences
+from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
-from mmrlhf.formats import Records, read_preferences
-from mmrlhf.loading import load
-from mmrlhf.probe import make_probes, make_training_pair, probe_rates
+from mmrlhf.facts.corrupt import augment_facts
+from mmrlhf.metrics.calibration import fit_temperature
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import random_head, yes_no_head
+from mmrlhf.models.loading import load
 from mmrlhf.records import Fact, InputError, Preference
-from mmrlhf.rewards import AnswerGroup, RewardModel, random_head, yes_no_head
-from mmrlhf.roles import Adapters, Role
-from mmrlhf.run import Run, load_optimizer, optimizer_tensors
-from mmrlhf.training import batch_indices, lr_multiplier, optimizer_step, total_steps
+from mmrlhf.rewards import checkpoint
+from mmrlhf.rewards.probes import make_probes, make_training_pair, probe_rates
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.training import losses
+from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, total_steps
+from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 NUM_PROBE_ROWS = 100
 """Rows that false claims are planted in."""
@@ -204,7 +206,7 @@ def train_reward_model(
         if held_out:
             model.accuracy = float(is_correct.mean()) if len(is_correct) else None
         model.probes = probe_rates(model, make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed))
-        artefact.save_reward_model(model, run.path, groups)
+        checkpoint.save_reward_model(model, run.path, groups)
         result = {"steps": num_steps, "accuracy": model.accuracy, "temperature": model.temperature, "probes": model.probes}
         run.finish(result | {"right": is_correct.astype(float).tolist() if held_out else None})
     accelerator.wait_for_everyone()

@@ -15,17 +15,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmrlhf import losses
 from mmrlhf.config import SFTConfig
+from mmrlhf.datasets import read_examples
+from mmrlhf.engine.completions import Completions, pad_right
+from mmrlhf.engine.scoring import hidden_states
 from mmrlhf.facts import read_facts
-from mmrlhf.formats import read_examples
-from mmrlhf.loading import load
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.loading import load
 from mmrlhf.records import Example, InputError
-from mmrlhf.rewards import pad_right
-from mmrlhf.roles import Adapters, Role
-from mmrlhf.rollout import Completions, hidden_states
-from mmrlhf.run import Run, load_optimizer, optimizer_tensors
-from mmrlhf.training import batch_indices, lr_multiplier, optimizer_step, total_steps
+from mmrlhf.training import losses
+from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, total_steps
+from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 
 def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:

@@ -35,15 +35,49 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-RENAMED_KEYS: dict[str, str] = {}
+RENAMED_KEYS: dict[str, str] = {
+    "guard/": "hacking/",
+    "habit": "cooccurrence_errors",
+    "sight": "perception_errors",
+    "u": "utility",
+    "chair_s_habit": "chair_s_cooccurrence",
+    "chair_s_sight": "chair_s_perception",
+    "image_encodes_again": "image_reencodes",
+    "alarm": "warning",
+    "clip": "verifier_score",
+    "prefix": "share_prefix",
+    "train": "tuning",
+    "facts_budget": "max_facts_tokens",
+    "planted_claims": "injected_claim_rate",
+    "spans_paid": "span_credit",
+    "watch_verifiers": "monitor_verifiers",
+    "same_verifier": "allow_monitoring_reward_verifiers",
+    "min_probe_rate": "min_probe_detection_rate",
+    "claims_from": "claim_source",
+    "judgments": "recorded_judgments",
+    "judge_tokens": "judge_max_tokens",
+    "judge_budget": "judge_token_budget",
+    "sure": "confidence",
+    "right": "accuracy",
+}
 """Old name to new, of keys and tensors: `"kl_coef": "beta"`. A name that ends in `/` or `.` renames
 that part of longer ones, at their beginning and after a `/`, `.` or `@`: `"guard/": "hacking/"`."""
 
-RENAMED_FILES: dict[str, str] = {}
+RENAMED_FILES: dict[str, str] = {
+    r"(.*)/done\.json": r"\1/finished.json",
+    r"(.*)/alarms\.jsonl": r"\1/warnings.jsonl",
+    r"(.*)/reward-bench\.png": r"\1/reward-eval.png",
+}
 """Pattern of a whole old path below the output folder to the new one, as `re.sub` takes them:
 `r"(.*)/ledger\\.jsonl": r"\\1/rewards.jsonl"`. Also applied to such paths inside values."""
 
-RENAMED_VALUES: dict[str, str] = {}
+RENAMED_VALUES: dict[str, str] = {
+    "at_end": "last_token",
+    "where_said": "token",
+    "margin": "bt_margin",
+    "smoothed": "bt_label_smoothing",
+    "review": "yes_no",
+}
 """Old text to new, of whole values under any key: `"where_said": "at_span"`."""
 
 IGNORED_KEYS = re.compile(

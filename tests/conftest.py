@@ -13,14 +13,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU, also 
 @pytest.fixture(scope="session")
 def base() -> str:
     """The world's small vision-language model."""
-    from mmrlhf.content import folder
+    from mmrlhf.files.bundled import folder
 
-    return str(folder("data") / "scenes_base")
+    return str(folder("data") / "tiny_vlm")
 
 
 @pytest.fixture
 def vlm(base):
-    from mmrlhf.loading import load
+    from mmrlhf.models.loading import load
 
     return load(base)
 

@@ -29,23 +29,24 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import torch
 from safetensors.torch import save_file
 
-from mmrlhf import plain, scenes
-from mmrlhf.artefact import load_reward_model
-from mmrlhf.best_of_n import best_of_n
+from mmrlhf import scenes
 from mmrlhf.claims import extract_claims
 from mmrlhf.cli import main
-from mmrlhf.formats import FORMATS, read_examples
-from mmrlhf.prefix import prefill
+from mmrlhf.datasets import FORMATS, read_examples
+from mmrlhf.engine import naive
+from mmrlhf.engine.prefill import prefill
+from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.records import Fact
-from mmrlhf.rollout import sample_completions
-from mmrlhf.sampling import SamplingParams
-from mmrlhf.verify import verify_against_facts
-from mmrlhf.verify.verifier import PlattScaling, save_calibration
-from tests import clips, made_up
-from tests.families import FAMILIES
-from tests.test_families import Fixture, fast_run, naive_run
+from mmrlhf.rewards.best_of_n import best_of_n
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.verifiers import verify_against_facts
+from mmrlhf.verifiers.base import PlattScaling, save_calibration
+from tests.helpers import fake_data, tiny_clip
+from tests.helpers.tiny_models import FAMILIES
+from tests.models.test_families import Fixture, fast_run, naive_run
 
-BASE = "data/scenes_base"
+BASE = "data/tiny_vlm"
 SAMPLES = Path("data/samples")
 PREFERENCES = (
     "trl_preference.jsonl", "trl_preference.parquet", "llava_rlhf_preference.json", "rlhf_v.parquet",
@@ -185,14 +186,14 @@ def run_calibrate(out: Path) -> None:
     rows = []
     for index in range(16):
         drawn = scenes.generate_scene("selection", index, 0)
-        made_up.write_image(out / f"calibrate/{index}.png", index)
+        fake_data.write_image(out / f"calibrate/{index}.png", index)
         there = {thing.shape for thing in drawn.objects}
-        facts = [{"kind": "object" if shape in there else "absent", "text": shape} for shape in scenes.things.SHAPES]
+        facts = [{"kind": "object" if shape in there else "absent", "text": shape} for shape in scenes.vocabulary.SHAPES]
         rows.append({"image": f"{index}.png", "prompt": "?", "facts": facts})
-    data = made_up.write_jsonl(out / "calibrate/rows.jsonl", rows)
+    data = fake_data.write_jsonl(out / "calibrate/rows.jsonl", rows)
     common = {"dataset_name": data, "claim_source": "facts", "held_out": 0.4, "lexicon_file": WORDS}
     run("calibrate", "vlm", **common, model_name_or_path=BASE, output_file=out / "calibrate/vlm.json")
-    clips.save_tiny_clip(out / "clip")
+    tiny_clip.save_tiny_clip(out / "clip")
     refused = printed("calibrate", "clip", **common, clip_model=out / "clip", output_file=out / "calibrate/clip.json")
     write_json(out / "calibrate/clip_refused.json", refused)
     by_hand = PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
@@ -229,7 +230,7 @@ def paths_of(fixture: Fixture) -> dict[str, torch.Tensor]:
             given.prompt_index_N, given.token_ids_NT, given.mask_NT
         )
         rows = given.prompt_index_N.tolist()
-        found["plain/hidden"] = plain.hidden_states(fixture.vlm, given.prompts, rows, given.token_ids_NT, given.mask_NT)
+        found["plain/hidden"] = naive.hidden_states(fixture.vlm, given.prompts, rows, given.token_ids_NT, given.mask_NT)
     return found
 
 
@@ -239,7 +240,7 @@ def paths_of(fixture: Fixture) -> dict[str, torch.Tensor]:
 def run_claims(out: Path) -> None:
     """Extract the claims of the sentences that the tests hold, and judge them by facts."""
     for name in ("tuned", "fresh", "held_out"):
-        path = Path(f"tests/claims_{name}.jsonl")
+        path = Path(f"tests/claims/claims_{name}.jsonl")
         texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
         run("claims", str(path), out=out / f"claims/{name}.jsonl")
         found = [extract_claims(text) for text in texts]
@@ -291,8 +292,10 @@ def run_scenes(out: Path) -> None:
     """Draw the scenes that the other parts read; half of the prompts get facts that deny all."""
     run("data", "scenes", output_dir=out / "scenes", rows=SCENES)
     rows = [json.loads(line) for line in (out / "scenes/prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-    nothing = [{"kind": "absent", "text": shape} for shape in scenes.things.SHAPES]
-    made_up.write_jsonl(out / "scenes/doubted.jsonl", [row | {"facts": nothing} if i % 2 else row for i, row in enumerate(rows)])
+    nothing = [{"kind": "absent", "text": shape} for shape in scenes.vocabulary.SHAPES]
+    fake_data.write_jsonl(
+        out / "scenes/doubted.jsonl", [row | {"facts": nothing} if i % 2 else row for i, row in enumerate(rows)]
+    )
 
 
 # ---- benchmarks ----------------------------------------------------------------------------------
@@ -314,7 +317,7 @@ def run_eval(out: Path) -> None:
         )
     run("compare", str(out / "eval/scenes_0"), str(out / "eval/scenes_1"), "--force", out=out / "eval/compare")
     codes = {}
-    for name, make in made_up.DATASET_WRITERS.items():
+    for name, make in fake_data.DATASET_WRITERS.items():
         (data := out / f"made_up/{name}").mkdir(parents=True)
         how = {**common, **make(data), "output_dir": out / f"eval/{name}", **({"judge": "rules"} if name in RULED else {})}
         codes[name] = run("eval", name, may_refuse=True, **how)
@@ -344,7 +347,7 @@ def parity_cases(place: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     mix = parity / "HallusionBench/mix"
     for judgments in ("judge_log", "official_verdicts"):
         cases[f"hallusionbench_{judgments}"] = ("hallusionbench", {
-            "answers": mix / "input.jsonl", "judgments": mix / f"{judgments}.jsonl",
+            "answers": mix / "input.jsonl", "recorded_judgments": mix / f"{judgments}.jsonl",
             "data": data / "HallusionBench/HallusionBench.json"})  # fmt: skip
     cases["mme"] = ("mme", {"answers": data / "MME/LaVIN_answers"})
     cases["llava_bench"] = ("llava_bench", {"answers": parity / "LLaVABench/input_review.jsonl"})

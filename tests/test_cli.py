@@ -80,19 +80,24 @@ def test_eval_takes_a_benchmark_and_its_configuration(stage, tmp_path):
 @pytest.mark.parametrize(
     ("line", "module", "function", "received"),
     [
-        ("demo", "demo", "demo", ("runs/demo", False, 0)),
-        ("demo --output_dir d --seed 2 --fresh", "demo", "demo", ("d", True, 2)),
-        ("data check f.json --facts_file t", "check", "check", ("f.json", None, "t", "train")),
-        ("data stats f.json --facts_file t", "stats", "stats", ("f.json", None, "t", "runs/stats", "train")),
-        ("data convert f --to trl --output_file o", "convert", "convert", ("f", "trl", "o", None, None, False, 0, "train")),
+        ("demo", "demo.pipeline", "demo", ("runs/demo", False, 0)),
+        ("demo --output_dir d --seed 2 --fresh", "demo.pipeline", "demo", ("d", True, 2)),
+        ("data check f.json --facts_file t", "commands.check", "check", ("f.json", None, "t", "train")),
+        ("data stats f.json --facts_file t", "commands.stats", "stats", ("f.json", None, "t", "runs/stats", "train")),
+        (
+            "data convert f --to trl --output_file o",
+            "commands.convert",
+            "convert",
+            ("f", "trl", "o", None, None, False, 0, "train"),
+        ),
         (
             "data convert f --to trl --output_file o --balance_lengths --seed 3",
-            "convert",
+            "commands.convert",
             "convert",
             ("f", "trl", "o", None, None, True, 3, "train"),
         ),
         ("data scenes --output_dir d --rows 7 --seed 2", "scenes", "export_dataset", ("d", 7, 2)),
-        ("data base --output_dir d", "scenes_base", "train_tiny_vlm", ("d", 0, "float32")),
+        ("data tiny-vlm --output_dir d", "demo.tiny_vlm", "train_tiny_vlm", ("d", 0, "float32")),
     ],
 )
 def test_other_commands(stage, line, module, function, received):
@@ -102,7 +107,7 @@ def test_other_commands(stage, line, module, function, received):
 
 
 def test_exit_code_of_a_check_is_the_commands(stage):
-    stage("check", "check", result=1)
+    stage("commands.check", "check", result=1)
     assert main(["data", "check", "f.json"]) == 1
 
 

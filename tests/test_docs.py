@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from mmrlhf import losses
-from mmrlhf.benchmark import load_benchmark
+from mmrlhf.evaluation.benchmark import load_benchmark
+from mmrlhf.training import losses
 
 ROOT = Path(__file__).parents[1]
 GLOSSARY = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_text()))

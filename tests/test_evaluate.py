@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmrlhf.benchmark import bootstrap, distinct_n, ead, load_benchmark
 from mmrlhf.config import EvalConfig, ScenesConfig
-from mmrlhf.content import find
+from mmrlhf.config_loader import load_config
 from mmrlhf.evaluate import evaluate
+from mmrlhf.evaluation.benchmark import load_benchmark
+from mmrlhf.files.bundled import find
+from mmrlhf.metrics.diversity import distinct_n, ead
+from mmrlhf.metrics.intervals import bootstrap
 from mmrlhf.records import InputError
-from mmrlhf.settings import load_config
 
 
 def test_distinct_and_ead_by_hand():
@@ -65,7 +67,7 @@ def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):
 
 
 MINE = """
-from mmrlhf.benchmark import SufficientStats
+from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, Message
 import numpy as np
 VERSION = LICENSE = HEADLINE = CLUSTER = "1"

@@ -1,149 +1,81 @@
-"""Imports point down only, and no stage imports another."""
+"""The package is read from top to bottom: a folder imports only folders below it, and no stage imports another."""
 
 import ast
 from pathlib import Path
 
+import pytest
+
 import mmrlhf
 
-LAYERS = [
-    {
-        "records",
-        "answers",
-        "config",
-        "settings",
-        "files",
-        "rows",
-        "tables",
-        "nouns",
-        "claims",
-        "facts",
-        "damage",
-        "formats",
-        "summary",
-        "balance",
-        "calibration",
-        "scenes",
-        "content",
-        "lines",
-        "intervals",
-        "suites",
-        "english",
-        "coco_words",
-    },
-    {"losses"},
-    {
-        "images",
-        "features",
-        "encoder",
-        "budget",
-        "vlm",
-        "loading",
-        "roles",
-        "kv",
-        "plain",
-        "prefix",
-        "decoding",
-        "sampling",
-        "stems",
-    },
-    {
-        "run",
-        "verify",
-        "growing",
-        "terms",
-        "claim_terms",
-        "rewards",
-        "artefact",
-        "probe",
-        "rollout",
-        "benchmark",
-        "endpoint",
-        "judges",
-        "answer_files",
-        "training",
-        "memory",
-    },
-    {
-        "sft",
-        "reward_model",
-        "reward_bench",
-        "ppo",
-        "generate",
-        "score",
-        "encode",
-        "calibrate",
-        "plan",
-        "best_of_n",
-        "asking",
-        "evaluate",
-        "compare",
-        "report",
-        "scenes_base",
-        "check",
-        "stats",
-        "convert",
-        "extract",
-    },
-    {"demo", "cli", "__main__"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SHARED_BY_STAGES = {("evaluate", "asking"), ("asking", "generate")}
-"""A model under an adapter is opened in one place."""
-WITHIN = {
-    "claims": ["grammar", "lexicon", "chair", "tagging", "choosing", "phrases", "made", "predicates", "places", "extraction"],
-    "verify": ["facts", "verifier", "sentences", "combined", "clip", "asking"],
-    "facts": ["lists", "annotations", "reading", "rendering"],
-    "formats": ["turns", "pictures", "preferences", "examples", "reading", "writing"],
-    "scenes": ["things", "pictures", "graph", "language", "truth", "files"],
-    "report": ["results", "plots", "page", "claims", "terminal"],
-    "compare": ["runs", "paired", "diversity", "written"],
-}
-"""The modules of a package, each importing only those before it."""
+ROOT = Path(mmrlhf.__file__).parent
+STAGES = ("sft", "reward_model", "ppo", "generate", "evaluate")
+ORDER = [
+    "__main__", "cli", "demo", *STAGES, "commands", "evaluation", "training", "rewards", "datasets", "verifiers", "facts", "report",
+    "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader", "config", "records",
+]  # fmt: skip
+"""Files and folders from top to bottom. A folder may import what comes after it."""
+WITHOUT_TORCH = ("datasets", "facts", "claims", "scenes", "text", "metrics", "files", "config_loader", "config", "records")
+"""Folders that must not import torch, so that commands on files start at once."""
 
 
-def modules() -> list[tuple[str, Path]]:
-    """Every file of the package and the name that has a layer: a module's, or that of the package it belongs to."""
-    root = Path(mmrlhf.__file__).parent
-    paths = [p.relative_to(root) for p in root.rglob("*.py")]
-    return [(p.parts[0].removesuffix(".py"), root / p) for p in paths if p.parts[0] not in ("__init__.py", "_content")]
+def modules() -> list[Path]:
+    """Every module of the package, without the content that a wheel carries."""
+    return [path for path in sorted(ROOT.rglob("*.py")) if "_content" not in path.parts and path != ROOT / "__init__.py"]
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mmrlhf"):
-            found |= {node.module.split(".")[1]} if "." in node.module else {a.name for a in node.names if a.name in LEVEL}
-    return found
+def part_of(path: Path) -> str:
+    """The file or folder at the top of the package that a module belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def test_every_module_has_a_layer_and_imports_point_down():
-    for name, path in modules():
-        for other in imports(path) - {name}:
-            assert LEVEL[other] <= LEVEL[name], f"{name} imports {other}, which stands above it"
-            if LEVEL[name] == 4 and LEVEL[other] == 4:
-                assert (name, other) in SHARED_BY_STAGES, f"stage {name} imports stage {other}"
+def imported_modules(path: Path) -> list[str]:
+    """Dotted names that a module imports, anywhere in it; `from mmrlhf import ppo` counts as mmrlhf.ppo."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            is_package = node.module == "mmrlhf" or (ROOT.parent / Path(*node.module.split("."))).is_dir()
+            names += [f"{node.module}.{alias.name}" for alias in node.names] if is_package else [node.module]
+    return names
 
 
-def test_a_package_is_read_in_one_direction():
-    for package, order in WITHIN.items():
-        root = Path(mmrlhf.__file__).parent / package
-        assert {p.stem for p in root.glob("*.py")} == {*order, "__init__"}
-        for place, name in enumerate(order):
-            for node in ast.walk(ast.parse((root / f"{name}.py").read_text())):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"mmrlhf.{package}"):
-                    assert (node.module or "").removeprefix(f"mmrlhf.{package}.") in order[:place], f"{name}: {node.module}"
+def test_every_part_of_the_package_has_a_place_in_the_order():
+    assert {part_of(path) for path in modules()} == set(ORDER)
 
 
-def test_the_lowest_layer_knows_no_torch():
-    for name, path in modules():
-        if name not in LAYERS[0]:
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    part = part_of(path)
+    for name in imported_modules(path):
+        if not name.startswith("mmrlhf."):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            named = (
-                [a.name for a in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-            assert not any(n and n.split(".")[0] in ("torch", "transformers", "peft") for n in named), name
+        other = name.split(".")[1]
+        if other not in ORDER or other == part:  # a name of mmrlhf/__init__.py, or the folder itself
+            continue
+        assert ORDER.index(other) > ORDER.index(part), f"{path.name} imports {name}, which is above it"
+        assert not (part in STAGES and other in STAGES), f"stage {part} imports stage {other}"
+
+
+def test_modules_import_each_other_in_one_direction():
+    graph: dict[str, set[str]] = {}
+    for path in modules():
+        name = ".".join(["mmrlhf", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        graph[name] = {i if (ROOT.parent / Path(*i.split("."))).with_suffix(".py").is_file() else i.rpartition(".")[0]
+                       for i in imported_modules(path) if i.startswith("mmrlhf.")} - {name, "mmrlhf"}  # fmt: skip
+    finished: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"circular import: {' -> '.join([*trail[trail.index(name) :], name])}"
+        if name not in finished:
+            for other in graph.get(name, ()):
+                visit(other, (*trail, name))
+            finished.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if part_of(p) in WITHOUT_TORCH], ids=lambda p: str(p.relative_to(ROOT)))
+def test_file_commands_need_no_torch(path):
+    assert not {name.split(".")[0] for name in imported_modules(path)} & {"torch", "transformers", "peft"}

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmrlhf.cli import main
-from mmrlhf.content import folder
+from mmrlhf.files.bundled import folder
 
 SAMPLES = folder("data") / "samples"
 STAGES = ("sft", "reward", "ppo", "generate", "score")

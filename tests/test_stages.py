@@ -13,18 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmrlhf import artefact, losses
-from mmrlhf.artefact import load_reward_model
+from mmrlhf.commands.score import score
 from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, ScoreConfig, SFTConfig
-from mmrlhf.content import folder
+from mmrlhf.files.bundled import folder
+from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.generate import generate
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import preference_loss, train_reward_model
-from mmrlhf.rewards import AnswerGroup
-from mmrlhf.run import read_jsonl
-from mmrlhf.score import score
+from mmrlhf.rewards import checkpoint
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.sft import sft
+from mmrlhf.training import advantages
 
 SAMPLES = folder("data") / "samples"
 
@@ -54,8 +55,8 @@ def ppo_config(base, reward_dir, out, **more):
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_sft_learns_and_writes_an_ordinary_checkpoint(base, examples, tmp_path, train):
-    config = SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path), tuning=train, max_steps=5,
+def test_sft_learns_and_writes_an_ordinary_checkpoint(base, examples, tmp_path, tuning):
+    config = SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path), tuning=tuning, max_steps=5,
                        learning_rate=2e-3, per_device_train_batch_size=6, lora_r=8)  # fmt: skip
     rows = [dataclasses.replace(e, answer="A purple elephant sings.") for e in examples]
     model = sft(config, rows)
@@ -149,8 +150,8 @@ def test_grpo_has_no_critic_and_prefers_what_scores(base, examples, tmp_path):
 def test_the_ledger_is_what_was_trained_on(base, examples, reward_dir, tmp_path, monkeypatch):
     """Every answer's terms and its KL add up to the rewards that advantages were made of, dense ones at their tokens."""
     paid = []
-    real = losses.gae
-    monkeypatch.setattr(losses, "gae", lambda rewards, *rest: paid.append(rewards.clone()) or real(rewards, *rest))
+    real = advantages.gae
+    monkeypatch.setattr(advantages, "gae", lambda rewards, *rest: paid.append(rewards.clone()) or real(rewards, *rest))
 
     def first_word(samples):
         return [[(0, len(s.answer.split()[0]), 1.0)] if s.answer.split() else [] for s in samples]
@@ -187,7 +188,7 @@ def test_ppo_refuses_a_reward_model_that_misses_false_claims(base, examples, rew
     shutil.copytree(reward_dir, tmp_path / "reward")
     card = json.loads((tmp_path / "reward" / "reward.json").read_text())
     card |= {"probes": {"object": 0.9, "count": 0.4}}
-    card |= {"seal": artefact._checksum(tmp_path / "reward", card)}
+    card |= {"seal": checkpoint._checksum(tmp_path / "reward", card)}
     (tmp_path / "reward" / "reward.json").write_text(json.dumps(card))
     config = ppo_config(base, tmp_path / "reward", tmp_path / "out")
     with pytest.raises(
@@ -200,7 +201,7 @@ def test_ppo_refuses_a_reward_model_that_misses_false_claims(base, examples, rew
 
 def test_a_term_that_fails_stops_the_run_with_its_name(base, examples, reward_dir, tmp_path):
     def picky(samples):
-        return [1.0 if s.tokens else 0.0 for s in samples][:-1]
+        return [1.0 if s.num_tokens else 0.0 for s in samples][:-1]
 
     config = ppo_config(base, reward_dir, tmp_path / "out", reward_terms="fact_rm=1, picky=1")
     with pytest.raises(InputError, match="reward term picky gave 5 values for 6 samples"):
@@ -241,7 +242,7 @@ def test_a_reward_model_may_be_trained_whole(base, examples, pairs, tmp_path):
 
 def test_a_reward_model_on_another_family(base, examples, pairs, tmp_path):
     """A policy of one architecture, a reward model of another with another tokenizer: they meet in pictures and text."""
-    from families import build_checkpoint
+    from tests.helpers.tiny_models import build_checkpoint
 
     build_checkpoint("qwen2_5_vl", tmp_path / "qwen")
     path = train_reward_model(reward_config(str(tmp_path / "qwen"), tmp_path / "reward"), pairs, pairs)
@@ -308,9 +309,10 @@ def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward
 
 KILLED = """
 import os, sys, pickle
-from mmrlhf import run, ppo as stage
+from mmrlhf import ppo as stage
+from mmrlhf.training import run
 from mmrlhf.config import PPOConfig
-from mmrlhf.settings import load_config
+from mmrlhf.config_loader import load_config
 saves = run.Run.save_checkpoint
 def save(self, step, *rest):
     saves(self, step, *rest)
@@ -324,7 +326,7 @@ stage.ppo(load_config(PPOConfig, Path(sys.argv[1]), {}), rows())
 
 
 def test_a_killed_ppo_run_continues_exactly(base, examples, reward_dir, tmp_path):
-    from mmrlhf.settings import save_config
+    from mmrlhf.config_loader import save_config
 
     whole = ppo_config(base, reward_dir, tmp_path / "whole", max_steps=4)
     ppo(whole, examples)

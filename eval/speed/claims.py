@@ -2,7 +2,7 @@
 
     python eval/speed/claims.py [--answers 4000] [--seed 0]
 
-Answers are made of sentences of `tests/claims_tuned.jsonl`, drawn with a seed: captions of about 20 words, and descriptions of about 90.
+Answers are made of sentences of `tests/claims/claims_tuned.jsonl`, drawn with a seed: captions of about 20 words, and descriptions of about 90.
 Every answer is another text, and words are looked up in a dictionary that is warm, as it is after a second of any run. Time is the
 process's own (CPU), so that a busy machine says little less. Prints one JSON line last.
 """
@@ -18,9 +18,9 @@ import numpy as np
 
 from mmrlhf.claims import extract_claims, load_lexicon
 from mmrlhf.records import Fact
-from mmrlhf.verify import verify_against_facts
+from mmrlhf.verifiers import verify_against_facts
 
-SENTENCES = Path(__file__).parents[2] / "tests/claims_tuned.jsonl"
+SENTENCES = Path(__file__).parents[2] / "tests/claims/claims_tuned.jsonl"
 
 
 def make_answers(count: int, num_words: int, rng: np.random.Generator) -> list[str]:

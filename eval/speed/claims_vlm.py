@@ -19,11 +19,11 @@ import torch
 from phases import LLAVA_SHAPES, build_vlm, noise_examples
 
 from mmrlhf.claims import load_lexicon
-from mmrlhf.files import write_atomic
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.records import Claim
-from mmrlhf.roles import Adapters, Role
-from mmrlhf.verify import AnswerClaims
-from mmrlhf.verify.asking import VLMVerifier
+from mmrlhf.verifiers import AnswerClaims
+from mmrlhf.verifiers.vlm import VLMVerifier
 
 
 def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:

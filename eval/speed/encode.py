@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmrlhf.images import open_image
-from mmrlhf.loading import load
+from mmrlhf.models.images import open_image
+from mmrlhf.models.loading import load
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import ImageSource
-from mmrlhf.vlm import VLM
 
 
 def make_photographs(folder: Path, count: int, width: int, height: int) -> list[ImageSource]:

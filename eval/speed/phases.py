@@ -24,17 +24,19 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmrlhf import losses
 from mmrlhf.config import EngineConfig
-from mmrlhf.images import open_image
-from mmrlhf.loading import load, wrap
-from mmrlhf.prefix import max_logp_gap
+from mmrlhf.engine.prefill import max_logp_gap
+from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import scalar_head
+from mmrlhf.models.images import open_image
+from mmrlhf.models.loading import load, wrap
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, ImageSource, Message
-from mmrlhf.rewards import AnswerGroup, RewardModel
-from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.rollout import hidden_states, in_micro_batches, logps, sample_completions, values
-from mmrlhf.sampling import SamplingParams
-from mmrlhf.vlm import VLM
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.training import advantages, losses
 
 LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
 
@@ -282,21 +284,21 @@ def main() -> None:
         reference_logps = phase("reference", lambda completions=completions: in_micro_batches(logps, reference, completions))
         old_values = phase("values", lambda completions=completions: in_micro_batches(values, value, completions))
         old_logps, mask = completions.logps_NT, completions.mask_NT.float()
-        advantages, returns = losses.gae(-0.05 * (old_logps - reference_logps), old_values, mask, 1.0, 0.95)
+        advantages_NT, returns = advantages.gae(-0.05 * (old_logps - reference_logps), old_values, mask, 1.0, 0.95)
         tokens = mask.sum()
 
         def policy_gradients(
             completions: Any = completions,
             old_logps: Any = old_logps,
             mask: Any = mask,
-            advantages: Any = advantages,
+            advantages_NT: Any = advantages_NT,
             tokens: Any = tokens,
         ) -> None:
             for indices, hidden in hidden_states(policy, completions):
                 loss, _ = losses.ppo_policy(
                     logps(policy, completions, hidden, indices),
                     old_logps[indices],
-                    advantages[indices],
+                    advantages_NT[indices],
                     mask[indices],
                     0.2,
                     tokens,

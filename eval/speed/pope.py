@@ -21,12 +21,12 @@ import torch
 from encode import clear_feature_cache, make_photographs, synchronize
 from transformers import GenerationConfig
 
-from mmrlhf.images import open_image
-from mmrlhf.loading import load
+from mmrlhf.engine.rollout import generate_batches
+from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.models.images import open_image
+from mmrlhf.models.loading import load
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, ImageSource, Message
-from mmrlhf.rollout import generate_batches
-from mmrlhf.sampling import SamplingParams
-from mmrlhf.vlm import VLM
 
 OBJECTS = (
     "dog",

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from phases import LLAVA_SHAPES, build_vlm, noise_examples
 
-from mmrlhf.features import FeatureCache
-from mmrlhf.files import write_atomic
-from mmrlhf.images import open_image
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import scalar_head
+from mmrlhf.models.image_features import FeatureCache
+from mmrlhf.models.images import open_image
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Fact
-from mmrlhf.rewards import AnswerGroup, RewardModel, reward_messages
-from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.vlm import VLM
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, reward_messages
 
 
 def make_groups(vlm: VLM, pairs: int, tokens: int, side: int, seed: int) -> list[AnswerGroup]:

@@ -25,15 +25,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmrlhf.artefact import save_reward_model
 from mmrlhf.config import PPOConfig
-from mmrlhf.loading import load
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import scalar_head
+from mmrlhf.models.loading import load
+from mmrlhf.models.vlm import VLM
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Fact, ImageSource, Message
-from mmrlhf.rewards import AnswerGroup, RewardModel
-from mmrlhf.roles import Adapters, Role, scalar_head
-from mmrlhf.terms import Sample
-from mmrlhf.vlm import VLM
+from mmrlhf.rewards.checkpoint import save_reward_model
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.rewards.types import Sample
 
 LORA = {"lora_r": 16, "lora_alpha": 32.0, "lora_target_modules": "q_proj,k_proj,v_proj,o_proj"}
 FACTS = (

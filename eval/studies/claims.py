@@ -22,13 +22,14 @@ import numpy as np
 from clip_world import ensure_checkpoint
 from world import Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
 
-from mmrlhf import demo, scenes
-from mmrlhf.benchmark import load_benchmark
-from mmrlhf.evaluate import score_scenes
-from mmrlhf.generate import load_policy
+from mmrlhf import scenes
+from mmrlhf.demo import data
+from mmrlhf.demo.measure import score_scenes
+from mmrlhf.engine.rollout import generate_batches
+from mmrlhf.evaluation.benchmark import load_benchmark
+from mmrlhf.models.policy import load_policy
 from mmrlhf.records import Example, Fact
-from mmrlhf.rollout import generate_batches
-from mmrlhf.scenes.things import SHAPES
+from mmrlhf.scenes.vocabulary import SHAPES
 
 LEXICON_FILE = str(Path(scenes.__file__).parent / "lexicon.txt")
 REWARD_MODEL_TERM, HALLUCINATION_TERM, COVERAGE_TERM = "fact_rm=1", "hallucination=-1", "coverage=0.2"
@@ -52,10 +53,10 @@ ABSENT_FACT_RATE = 0.5
 def build_prompts(experiment: Experiment) -> list[Example]:
     """The demo's, with absences among the facts."""
     rows = []
-    for index, row in enumerate(demo.build_rl_prompts(experiment.data_config)):
+    for index, row in enumerate(data.build_rl_prompts(experiment.data_config)):
         rng, present_shapes = (
             np.random.default_rng([experiment.seed, 59, index]),
-            {t.shape for t in demo.training_scene("rl", index, experiment.data_config).objects},
+            {t.shape for t in data.training_scene("rl", index, experiment.data_config).objects},
         )
         absent_facts = []
         for shape in SHAPES:
@@ -70,7 +71,7 @@ def evaluate_policy(experiment: Experiment, adapter_path: str | None, num_scenes
     benchmark = load_benchmark("scenes")
     rows = [e for e in benchmark.prompts("held_out", num_scenes) if e.meta["kind"] == "describe"]
     with load_policy(experiment.sft_path, adapter_path) as vlm:
-        answers = {e.id: texts for e, texts in generate_batches(vlm, rows, demo.GREEDY, batch_size=100)}
+        answers = {e.id: texts for e, texts in generate_batches(vlm, rows, data.GREEDY, batch_size=100)}
     metrics = score_scenes(benchmark, rows, answers, None, experiment.seed)["held_out"]
     zero_claim_rate = np.mean([not scenes.parse_claims(text) for texts in answers.values() for text in texts])
     float_metrics = {k: v for k, v in metrics.items() if isinstance(v, float)}

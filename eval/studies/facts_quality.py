@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from world import Experiment, cached_results, format_mean, markdown_table, parse_args, run_parallel
 
-from mmrlhf import demo, scenes
-from mmrlhf.artefact import load_reward_model
+from mmrlhf import scenes
+from mmrlhf.commands.reward_eval import accuracy
+from mmrlhf.demo import data
 from mmrlhf.records import Example, Fact, Preference
-from mmrlhf.reward_bench import accuracy
 from mmrlhf.reward_model import to_answer_group
+from mmrlhf.rewards.checkpoint import load_reward_model
 
 QUALITIES = {
     "all listed": (1.0, 0.0, False),
@@ -38,7 +39,7 @@ def build_facts(experiment: Experiment, split: scenes.Split, row_id: str, qualit
     recall, error_rate, is_swapped = QUALITIES[quality]
     index = int(row_id.split("-")[1]) + (1 if is_swapped else 0)
     return scenes.annotator_facts(
-        demo.training_scene(split, index, experiment.data_config),
+        data.training_scene(split, index, experiment.data_config),
         np.random.default_rng([67, index]),
         recall=recall,
         error_rate=error_rate,
@@ -59,7 +60,7 @@ def measure_quality(experiment: Experiment, quality: str) -> dict[str, Any]:
         ]
     }
     prompts: list[Example] = [
-        replace(e, facts=build_facts(experiment, "rl", e.id, quality)) for e in demo.build_rl_prompts(experiment.data_config)
+        replace(e, facts=build_facts(experiment, "rl", e.id, quality)) for e in data.build_rl_prompts(experiment.data_config)
     ]
     return metrics | experiment.evaluate(experiment.train_policy(name, prompts, reward_model_path=reward_model_path))
 

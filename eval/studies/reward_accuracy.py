@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from world import DIFFICULTIES, Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
 
-from mmrlhf import demo, scenes
-from mmrlhf.artefact import load_reward_model
-from mmrlhf.calibration import expected_calibration_error, preference_bins
+from mmrlhf import scenes
+from mmrlhf.commands.reward_eval import SCORE_TOLERANCE, accuracy, perturbed_facts
+from mmrlhf.demo import data
+from mmrlhf.metrics.calibration import expected_calibration_error, preference_bins
 from mmrlhf.records import Message, Preference
-from mmrlhf.reward_bench import SCORE_TOLERANCE, accuracy, perturbed_facts
 from mmrlhf.reward_model import score_margins, to_answer_group
-from mmrlhf.rewards import AnswerGroup, RewardModel
-from mmrlhf.scenes.language import sample_relation
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.scenes.captions import sample_relation
 
 INJECTED_CLAIM_RATE = 0.3
 NUM_PROBE_SCENES = 200
@@ -80,7 +81,7 @@ def clean_accuracy(experiment: Experiment, rows: list[Preference], scores: list[
     (`sight`) or says more out of habit, all else alike, or both are as false and one tells more (`completeness`)."""
     outcomes_by_kind: dict[str, list[bool]] = {"clean": [], **{kind: [] for kind in DECIDING_FACTORS}}
     for row, (first_score, second_score) in zip(rows, scores, strict=True):
-        scene = demo.training_scene("pairs", int(row.id.split("-")[1]), experiment.data_config)
+        scene = data.training_scene("pairs", int(row.id.split("-")[1]), experiment.data_config)
         a, b = (scenes.verify_answer(scene, answer) for answer in row.answers)
         utility_gap = (
             len(a.true_claims)

@@ -5,7 +5,8 @@ One pass over the phrases of each sentence, left to right, that remembers the su
 
 from __future__ import annotations
 
-from mmrlhf.claims.choosing import tag_text
+from mmrlhf.claims.builder import ClaimBuilder, SentenceState
+from mmrlhf.claims.disambiguation import tag_text
 from mmrlhf.claims.grammar import (
     APPROXIMATE_NUMBER_WORDS,
     COPULAS,
@@ -20,10 +21,9 @@ from mmrlhf.claims.grammar import (
     TRACE_NOUNS,
 )
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
-from mmrlhf.claims.made import ClaimBuilder, SentenceState
-from mmrlhf.claims.phrases import PHRASE_PATTERN, Phrase, continues_list, is_wall_art, parse_phrase, word_to_number
-from mmrlhf.claims.places import attach_target, begin_relation, resolve_fronted
+from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, continues_list, is_wall_art, parse_phrase, word_to_number
 from mmrlhf.claims.predicates import is_animate, process_adjective, process_participle, process_verb
+from mmrlhf.claims.relations import attach_target, begin_relation, resolve_fronted
 from mmrlhf.claims.tagging import split_sentences
 from mmrlhf.records import Claim
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mmrlhf.claims.choosing import base_form
+from mmrlhf.claims.builder import ClaimBuilder
+from mmrlhf.claims.disambiguation import base_form
 from mmrlhf.claims.grammar import (
     ABSENCE_WORDS,
     ANIMATE_ACTIONS,
@@ -15,8 +16,7 @@ from mmrlhf.claims.grammar import (
     PRESENCE_WORDS,
     SEEM_VERBS,
 )
-from mmrlhf.claims.made import ClaimBuilder
-from mmrlhf.claims.phrases import Phrase
+from mmrlhf.claims.noun_phrases import Phrase
 
 
 def process_verb(

@@ -3,9 +3,9 @@
 Each module imports only those before it: `lists`, `annotations`, `reading`, `rendering`.
 """
 
-from mmrlhf.facts.lists import FACT_FIELDS, NUMBER_WORDS, parse_typed_facts
-from mmrlhf.facts.reading import FactsFile, facts_for_image, read_facts, read_facts_file
-from mmrlhf.facts.rendering import load_facts_template, render_facts
+from mmrlhf.facts.load import FactsFile, facts_for_image, read_facts, read_facts_file
+from mmrlhf.facts.parse import FACT_FIELDS, NUMBER_WORDS, parse_typed_facts
+from mmrlhf.facts.render import load_facts_template, render_facts
 
 __all__ = [
     "FACT_FIELDS",

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mmrlhf.facts.lists import Box, count_fact, read_line, read_list
+from mmrlhf.facts.parse import Box, count_fact, read_line, read_list
+from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.records import Fact
-from mmrlhf.rows import Row, preview, type_name
 
 FactsByImage = dict[str, tuple[Fact, ...]]
 

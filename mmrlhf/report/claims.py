@@ -12,8 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mmrlhf.files import write_atomic
-from mmrlhf.images import open_image
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.models.images import open_image
 from mmrlhf.records import ImageSource, InputError
 from mmrlhf.report.results import split_at_claims
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mmrlhf.files import write_atomic
+from mmrlhf.files.atomic import write_atomic
 from mmrlhf.report.plots import CURVES, curve_plot, scatter_plot
 from mmrlhf.report.results import (
     AFTER_PPO_PHRASES,

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from mmrlhf.files import write_atomic
+from mmrlhf.files.atomic import write_atomic
 from mmrlhf.report.results import (
     AFTER_PPO_PHRASES,
     METRICS_BY_KEY,

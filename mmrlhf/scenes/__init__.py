@@ -11,9 +11,7 @@ An unconditional habit would vanish under greedy decoding, and a model that sees
 Each module imports only those before it: `things`, `pictures`, `graph`, `language`, `truth`, `files`.
 """
 
-from mmrlhf.scenes.files import export_dataset
-from mmrlhf.scenes.graph import SPLIT_BUCKETS, Scene, Split, generate_scene
-from mmrlhf.scenes.language import (
+from mmrlhf.scenes.captions import (
     Question,
     annotator_facts,
     caption,
@@ -23,9 +21,8 @@ from mmrlhf.scenes.language import (
     with_article,
     wrong_answer,
 )
-from mmrlhf.scenes.pictures import IMAGE_SIZE, Difficulty
-from mmrlhf.scenes.things import CELL_NAMES, COLOURS, COOCCURRENCES, NUMBER_WORDS, SHAPES, SIZES, UNSEEN_PAIRINGS, SceneObject
-from mmrlhf.scenes.truth import (
+from mmrlhf.scenes.export import export_dataset
+from mmrlhf.scenes.ground_truth import (
     SceneVerdicts,
     canonical_claims,
     is_cooccurrence_error,
@@ -34,6 +31,9 @@ from mmrlhf.scenes.truth import (
     verify_answer,
     verify_claim,
 )
+from mmrlhf.scenes.render import IMAGE_SIZE, Difficulty
+from mmrlhf.scenes.scene_graph import SPLIT_BUCKETS, Scene, Split, generate_scene
+from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, COOCCURRENCES, NUMBER_WORDS, SHAPES, SIZES, UNSEEN_PAIRINGS, SceneObject
 
 __all__ = [
     "CELL_NAMES",

@@ -1,0 +1,119 @@
+"""What do the parts of LLaVA-RLHF's reward do, each apart? A full factorial, which was never published.
+
+    python eval/studies/reward_ablation.py --out runs/studies [--seeds 3]
+
+Four parts, on or off, 16 policies a seed: facts in the reward model, correctness (yes/no questions, weight 2), length (weight -10 times the share of the
+room that an answer takes) and missing_eos (-8), with the published weights. The reward models are normalised, so that 1 is a standard
+deviation of their scores. A third of the prompts are questions. Greedy answers on 300 held-out scenes; effects are means of
+differences between a part on and off, over the other parts, within a seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+from world import Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
+
+from mmrlhf import scenes
+from mmrlhf.demo import data
+from mmrlhf.records import Example, Message
+
+REWARD_PARTS = {"facts": "", "correctness": "correctness=2", "length": "length=-10", "missing_eos": "missing_eos=-8"}
+METRICS = {"chair_s": True, "coverage": True, "utility": False, "mean_length": False, "yes_rate": True, "yes_no_accuracy": True}
+"""Names in the benchmark, and whether they are shown in percent."""
+
+
+def build_prompts(experiment: Experiment) -> list[Example]:
+    """Two descriptions to one question, whose true answer correctness is judged by."""
+    rows = []
+    for index in range(experiment.data_config.rl_scenes):
+        scene, rng = (
+            data.training_scene("rl", index, experiment.data_config),
+            np.random.default_rng([experiment.seed, 53, index]),
+        )
+        question = scenes.description_question(scene, rng)
+        if index % 3 == 0:
+            while (question := scenes.short_question(scene, rng)).kind != "yes_no":
+                pass
+        facts = scenes.annotator_facts(scene, rng, recall=experiment.fact_recall, error_rate=experiment.fact_error_rate)
+        reference = question.answer if question.kind == "yes_no" else None
+        rows.append(Example(scene.id, (scene.image_source(),), (Message("user", question.text),), reference, facts))
+    return rows
+
+
+def train_combination(experiment: Experiment, enabled: tuple[str, ...]) -> dict[str, Any]:
+    facts = "given" if "facts" in enabled else "none"
+    reward_model_path = experiment.train_reward(
+        "facts" if facts == "given" else "none",
+        injected_claim_rate=0.3,
+        facts=facts,
+        **({"fact_dropout": 0.2} if facts == "given" else {}),
+    )
+    reward_terms = ", ".join(["fact_rm=1", *(REWARD_PARTS[part] for part in enabled if REWARD_PARTS[part])])
+    policy_path = experiment.train_policy(
+        "rewards_" + ("-".join(enabled) or "rm"),
+        build_prompts(experiment),
+        reward_model_path=reward_model_path,
+        reward_terms=reward_terms,
+    )
+    return experiment.evaluate(policy_path)
+
+
+COMBINATIONS = [on for k in range(len(REWARD_PARTS) + 1) for on in itertools.combinations(REWARD_PARTS, k)]
+
+
+def run_study(experiment: Experiment) -> list[dict[str, Any]]:
+    """SFT, and a policy for each of `ON`."""
+    sft_result = cached_result(experiment.output_dir, f"rewards-{experiment.seed}-sft", lambda: experiment.evaluate(None))
+    return [
+        sft_result,
+        *(
+            cached_result(
+                experiment.output_dir,
+                f"rewards-{experiment.seed}-{'-'.join(enabled) or 'rm'}",
+                lambda o=enabled: train_combination(experiment, o),
+            )
+            for enabled in COMBINATIONS
+        ),  # type: ignore[misc]
+    ]
+
+
+def main() -> None:
+    args = parse_args(__doc__)
+    by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], run_study, args.workers)
+    sft_results, *combination_results = zip(*by_seed, strict=True)
+    results = dict(zip(COMBINATIONS, combination_results, strict=True))
+    rows = [("SFT", *(format_mean((c[m] for c in sft_results), p) for m, p in METRICS.items()))]
+    rows += [
+        (" + ".join(enabled) or "reward model alone", *(format_mean((c[m] for c in seed_results), p) for m, p in METRICS.items()))
+        for enabled, seed_results in results.items()
+    ]
+    print(markdown_table(("terms", *METRICS), rows) + "\n")
+    effects = []
+    for part in REWARD_PARTS:
+        per_seed = {
+            m: [
+                np.mean([(1 if part in enabled else -1) * seed_results[s][m] for enabled, seed_results in results.items()]) * 2
+                for s in range(args.seeds)
+            ]
+            for m in METRICS
+        }
+        effects.append((part, *(format_mean(per_seed[m], p, "+") for m, p in METRICS.items())))
+    print(markdown_table(("effect of", *METRICS), effects) + "\n")
+    print(
+        json.dumps(
+            {
+                "study": "rewards",
+                "seeds": args.seeds,
+                "sft": sft_results,
+                "cells": {" + ".join(enabled) or "rm": c for enabled, c in results.items()},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

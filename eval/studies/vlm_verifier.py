@@ -1,0 +1,122 @@
+"""What does a model asked yes or no know of claims, how sure may it be, and what does sharing a prompt save?
+
+    python eval/studies/vlm_verifier.py --out runs/asking [--seeds 3] [--scenes 400]
+
+The world's small base is asked about hard true and false claims on held-out scenes (labelled.py): AUROC, accuracy of yes and no, and the
+expected calibration error of its probabilities by kind of claim, as it says them and after a calibration on other scenes. Speed: claims a second of
+the process's own time with all claims of a picture on one prompt, eight a picture, against a prompt for each.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from clip_world import metrics_by_kind
+from labelled import load_scene_lexicon, sample_labelled_claims
+from scipy.special import expit
+from world import cached_result, format_mean, markdown_table, parse_args
+
+from mmrlhf import scenes
+from mmrlhf.files.bundled import folder
+from mmrlhf.metrics.calibration import expected_calibration_error, reliability_bins
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.loading import load
+from mmrlhf.verifiers import AnswerClaims
+from mmrlhf.verifiers.base import CLAIM_KINDS, PlattScaling, fit_platt_scaling
+from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
+
+
+def score_claims(verifier: VLMVerifier, split: scenes.Split, num_scenes: int, seed: int) -> list[dict[str, Any]]:
+    answer_claims, labelled_claims = [], []
+    for index in range(num_scenes):
+        scene = scenes.generate_scene(split, index, seed)
+        claims = sample_labelled_claims(scene, np.random.default_rng([seed, 73, index]))
+        answer_claims.append(AnswerClaims((scene.image_source(),), (), tuple(c.claim for c in claims)))
+        labelled_claims += claims
+    log_odds = [x for claim_log_odds in verifier.log_odds(answer_claims) for x in claim_log_odds]
+    return [{"kind": c.claim.kind, "true": c.true, "x": x} for c, x in zip(labelled_claims, log_odds, strict=True)]
+
+
+def evaluate_calibration(rows: list[dict[str, Any]], platt_scaling: PlattScaling) -> dict[str, Any]:
+    """By kind: AUROC, accuracy, and calibration error as the model says it and calibrated."""
+    for row in rows:
+        row["verdict"] = "supported" if row["x"] > 0 else "contradicted"
+    metrics = metrics_by_kind(rows, "x")
+    for kind, kind_metrics in metrics.items():
+        kind_rows = [r for r in rows if r["kind"] == kind]
+        labels = np.array([r["true"] for r in kind_rows])
+        kind_metrics["ece_as_said"] = expected_calibration_error(
+            reliability_bins(expit(np.array([r["x"] for r in kind_rows])), labels)
+        )
+        if kind in platt_scaling.coefficients:
+            probabilities = np.array([platt_scaling.probability(kind, r["x"]) for r in kind_rows])
+            kind_metrics["ece_calibrated"] = expected_calibration_error(reliability_bins(probabilities, labels))
+    return metrics
+
+
+def measure_throughput(verifier: VLMVerifier, seed: int, num_images: int = 24, claims_per_image: int = 8) -> dict[str, float]:
+    """Features are there already in both ways."""
+    shared_prompts = []
+    for index in range(num_images):
+        scene = scenes.generate_scene("held_out", index, seed)
+        claims = [c.claim for r in range(4) for c in sample_labelled_claims(scene, np.random.default_rng([seed, 79, index, r]))][
+            :claims_per_image
+        ]
+        shared_prompts.append(AnswerClaims((scene.image_source(),), (), tuple(claims)))
+    separate_prompts = [replace(s, claims=(claim,)) for s in shared_prompts for claim in s.claims]
+    verifier.log_odds(shared_prompts[:2])
+    throughput = {}
+    for name, batch in (("shared_claims_per_s", shared_prompts), ("apart_claims_per_s", separate_prompts)):
+        verifier.log_odds(batch[:2])
+        start_time = time.process_time()
+        verifier.log_odds(batch)
+        throughput[name] = len(separate_prompts) / (time.process_time() - start_time)
+    return throughput | {"speedup": throughput["shared_claims_per_s"] / throughput["apart_claims_per_s"]}
+
+
+def run_study(output_dir: Path, num_scenes: int, seed: int) -> dict[str, Any]:
+    def compute() -> dict[str, Any]:
+        vlm = load(str(folder("data") / "tiny_vlm"))
+        verifier = VLMVerifier(Role(Adapters(vlm), None), load_scene_lexicon(), UNCALIBRATED)
+        platt_scaling = fit_platt_scaling(
+            (r["kind"], r["x"], r["true"]) for r in score_claims(verifier, "selection", num_scenes, seed)
+        )
+        return {
+            "by_kind": evaluate_calibration(score_claims(verifier, "held_out", num_scenes, seed), platt_scaling),
+            **measure_throughput(verifier, seed),
+        }
+
+    return cached_result(output_dir, f"asking-{seed}", compute)
+
+
+def main() -> None:
+    args = parse_args(__doc__, scenes={"type": int, "default": 400, "help": "scenes that calibrate, and as many held-out ones"})
+    torch.set_num_threads(1)
+    results = [run_study(args.out, args.scenes, seed) for seed in range(args.seeds)]
+    table_rows = []
+    for kind in CLAIM_KINDS:
+        kind_metrics = [f["by_kind"][kind] for f in results if kind in f["by_kind"]]
+        ece = [format_mean(m[k] for m in kind_metrics if k in m) for k in ("ece_as_said", "ece_calibrated")]
+        table_rows.append(
+            (
+                kind,
+                format_mean(m["auroc"] for m in kind_metrics),
+                format_mean((m["right"] for m in kind_metrics if "right" in m), True),
+                *ece,
+            )
+        )
+    print(markdown_table(("claims", "AUROC", "accuracy, %", "ECE as said", "ECE calibrated"), table_rows) + "\n")
+    print(
+        f"shared prompt: {format_mean(f['speedup'] for f in results)} times the claims a second of a prompt for each, 8 claims a picture\n"
+    )
+    print(json.dumps({"study": "asking", "seeds": args.seeds, "cells": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""What a text is found to claim: phrases become claims, under what their sentence denies and doubts; and who pronouns stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import Any
+
+from mmrlhf.claims.grammar import ADDITIVE_WORDS, BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
+from mmrlhf.claims.lexicon import Lexicon
+from mmrlhf.claims.noun_phrases import Phrase
+from mmrlhf.claims.tagging import Tokens
+from mmrlhf.records import Claim
+
+MAX_AMENDABLE_CLAIMS = 40
+"""Claims that a phrase may still change."""
+
+
+@dataclass(slots=True)
+class SentenceState:
+    """What a sentence has said so far."""
+
+    subjects: list[Phrase] = field(default_factory=list)
+    actors: list[Phrase] = field(default_factory=list)
+    """Who does what the latest verb says."""
+    conjuncts: list[Phrase] = field(default_factory=list)
+    """The latest phrases that `and` joins."""
+    conjunct_role: str = ""
+    """What that group is: subject, object, target, with."""
+    verb: str = ""
+    verb_index: int = -1
+    has_finite_verb: bool = False
+    open_relation: tuple[str, int, list[Phrase], bool] | None = None
+    """A relation that waits for its target: how, where, figures, whether it stands before its subject."""
+    fronted_relation: tuple[str, list[Phrase], int] | None = None
+    last_relation: tuple[str, list[Phrase], int] | None = None
+    """The latest relation and its figures, for targets that `and` adds."""
+    negated_until: int = -1
+    """Before this token everything indefinite is denied."""
+    pending_negation: str = ""
+    last_target: Phrase | None = None
+    """The latest target."""
+    possessor: Phrase | None = None
+    """What the latest `with` says something of."""
+    is_hedged: bool = False
+    hedge_index: int = -9
+    in_relative_clause: bool = False
+    outer_subjects: list[Phrase] | None = None
+
+
+class ClaimBuilder:
+    """The claims of a text, as they are found."""
+
+    def __init__(self, tokens: Tokens, lexicon: Lexicon) -> None:
+        self.tokens, self.lexicon, self.state = tokens, lexicon, SentenceState()
+        self.ranked_claims: list[tuple[int, int, Claim]] = []
+        self.last_singular: Phrase | None = None
+        self.last_person: Phrase | None = None
+        self.last_plural: Phrase | None = None
+        self.nouns_with_others: set[str] = set()
+        """Nouns of which there is another."""
+        self.mentioned_nouns: set[str] = set()
+        self._last_singular_is_subject = False
+
+    def claims(self) -> list[Claim]:
+        counted_values = {(c.subject, c.value) for _, _, c in self.ranked_claims if c.kind == "count"}
+        partially_counted = {noun for noun, value in counted_values if value != "1"} | self.nouns_with_others
+        words, tags = self.tokens.words, self.tokens.tags
+        has_other = "other" in words and any(
+            word == "other" and tags[index + 1 : index + 2] not in (["N"], ["J"]) for index, word in enumerate(words)
+        )  # one ..., the other ...
+        ordered_claims = [
+            claim
+            for _, _, claim in sorted(self.ranked_claims, key=itemgetter(0, 1))
+            if not (
+                claim.kind == "count" and claim.value == "1" and (has_other or claim.subject in partially_counted)
+            )  # one of them, and no number of all
+        ]
+        return list(dict.fromkeys(ordered_claims))
+
+    def is_negated_at(self, index: int) -> bool:
+        return index < self.state.negated_until
+
+    def is_negated(self, phrase: Phrase) -> bool:
+        return phrase.is_negated or (
+            self.is_negated_at(phrase.start)
+            and not phrase.is_definite
+            and self.state.verb_index >= 0
+            and phrase.antecedent is None
+        )
+
+    def _is_hedged(self, phrase: Phrase) -> bool:
+        state = self.state
+        if not state.is_hedged:
+            return False
+        if phrase.is_definite and not (
+            phrase.start == state.hedge_index + 1 and state.hedge_index > 0 and self.tokens.tags[state.hedge_index - 1] in ",B"
+        ):
+            return False
+        return phrase.start > state.hedge_index
+
+    def add_phrase(self, phrase: Phrase) -> None:
+        """The claims that a phrase makes by itself: that it is there, how many, how it looks."""
+        tokens, state = self.tokens, self.state
+        words = tokens.words
+        if words[phrase.end - 1] in NEGATIVE_PRONOUNS:
+            phrase.is_negated = True
+        if phrase.is_bare and not phrase.is_plural and (phrase.name in BALL_SPORTS or phrase.name == "light"):
+            phrase.name = ""
+        if not phrase.name:
+            return
+        if phrase.start < state.negated_until and state.open_relation is None and self.is_negated(phrase):
+            phrase.is_negated = True
+        if phrase.start < phrase.head and not ADDITIVE_WORDS.isdisjoint(words[phrase.start : phrase.head]):
+            if phrase.name in self.mentioned_nouns:
+                phrase.count = None  # two more, and not two of them all
+            self.nouns_with_others.add(phrase.name)
+        self.mentioned_nouns.add(phrase.name)
+        is_hedged = self._is_hedged(phrase)
+        if (
+            words[phrase.start - 1] == "or"
+            and tokens.tags[phrase.start - 1] == "C"
+            and phrase.start
+            and not phrase.is_negated
+            and state.conjuncts
+            and state.conjunct_role != ""
+        ) or (
+            words[phrase.end : phrase.end + 1] == ["or"]
+            and not phrase.is_negated
+            and tokens.tags[phrase.end + 1 : phrase.end + 2]
+            and tokens.tags[phrase.end + 1][0] in "DNJ#"
+        ):
+            is_hedged = True
+        self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)
+        if phrase.count == 1 and phrase.is_negated:
+            phrase.count = None  # not a single one
+        if (
+            phrase.count is not None
+            and not (phrase.count == 2 and phrase.noun in PAIRED_NOUNS and words[phrase.count_index] == "pair")
+            and phrase.name not in self.lexicon.word_sets["plural only"]
+        ):
+            self._add_claim(
+                "count",
+                phrase,
+                phrase.count_index,
+                phrase.end,
+                value=str(phrase.count),
+                negated=phrase.is_negated,
+                hedged=is_hedged or phrase.is_approximate,
+            )
+        for value, index in phrase.attributes:
+            self._add_claim("attribute", phrase, index, phrase.end, value=value, negated=phrase.is_negated, hedged=is_hedged)
+        self._update_antecedents(phrase)
+
+    def add_count(self, phrase: Phrase, stop: int) -> None:
+        """How many there are, where the number stands behind."""
+        self._add_claim("count", phrase, phrase.start, stop, value=str(phrase.count), negated=phrase.is_negated, hedged=False)
+
+    def _update_antecedents(self, phrase: Phrase) -> None:
+        category = self.lexicon.coco_class(phrase.name)
+        is_subject = self.state.verb_index < 0 or not self.state.subjects
+        if category == "person":
+            if is_subject or self.last_person is None:
+                self.last_person = phrase
+        elif phrase.is_negated:
+            return
+        elif not phrase.is_plural and (is_subject or self.last_singular is None or not self._last_singular_is_subject):
+            self.last_singular = phrase
+            self._last_singular_is_subject = is_subject
+        if phrase.is_plural and (is_subject or self.last_plural is None):
+            self.last_plural = phrase
+
+    def _add_claim(
+        self, kind: Any, phrase: Phrase, start: int, stop: int, value: str = "", relation: str = "", target: str = "",
+        *, negated: bool, hedged: bool,
+    ) -> None:  # fmt: skip
+        tokens, name = self.tokens, phrase.referent.name
+        span = (tokens.starts[start], tokens.ends[stop - 1])
+        claim = Claim(kind, name, value, span, relation, target, negated, hedged, self.lexicon.coco_class(name))
+        self.ranked_claims.append((tokens.starts[phrase.head], CLAIM_ORDER[kind], claim))
+
+    def add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:
+        if not phrase.referent.name:
+            return
+        start, end = min(phrase.start if phrase.antecedent else phrase.head, index), max(phrase.end, stop)
+        self._add_claim(
+            "attribute",
+            phrase,
+            start,
+            end,
+            value=value,
+            negated=phrase.is_negated or self.is_negated_at(index) or self.state.pending_negation == "word",
+            hedged=self.state.is_hedged and index > self.state.hedge_index,
+        )
+
+    def add_relation(self, phrases: list[Phrase], relation: str, target: Phrase, index: int) -> None:
+        state = self.state
+        target_referent = target.referent
+        if not target_referent.name:
+            return
+        for phrase in phrases:
+            referent = phrase.referent
+            if (
+                not referent.name
+                or referent is target_referent
+                or (referent.name == target_referent.name and (phrase.antecedent or target.antecedent))
+            ):
+                continue
+            start, stop = min(phrase.head, index, target.head), max(phrase.end, target.end)
+            if stop - start > 40:
+                start = min(index, target.head)
+            negated = phrase.is_negated or self.is_negated_at(index)
+            hedged = state.is_hedged and (index > state.hedge_index or phrase.start > state.hedge_index)
+            self._add_claim(
+                "relation", phrase, start, stop, relation=relation, target=target_referent.name, negated=negated, hedged=hedged
+            )
+
+    def negate(self, phrase: Phrase) -> None:
+        """What was named is then said not to be there."""
+        self._amend(phrase, {"negated": True})
+
+    def hedge(self, phrase: Phrase) -> None:
+        """What was named is then said to be there perhaps."""
+        self._amend(phrase, {"hedged": True})
+
+    def _amend(self, phrase: Phrase, changes: dict[str, Any]) -> None:
+        head_start = self.tokens.starts[phrase.head]
+        self.ranked_claims[-MAX_AMENDABLE_CLAIMS:] = [
+            (
+                start,
+                order,
+                replace(claim, **changes)
+                if claim.subject == phrase.referent.name and start <= head_start <= claim.span[1] and phrase.antecedent is None
+                else claim,
+            )
+            for start, order, claim in self.ranked_claims[-MAX_AMENDABLE_CLAIMS:]
+        ]

@@ -1,0 +1,191 @@
+"""Who is where: a word of place finds its figures before it (or after, where it stands in front) and then its target."""
+
+from __future__ import annotations
+
+from mmrlhf.claims.builder import ClaimBuilder
+from mmrlhf.claims.disambiguation import verb_stem
+from mmrlhf.claims.grammar import (
+    AIMING_VERBS,
+    BODY_PARTS,
+    CLOTHES,
+    COLOURED_MARKS,
+    CONTENTS_WORDS,
+    COPULAS,
+    DIRECTED_ACTIONS,
+    EXISTENCE_VERBS,
+    LOCATION_PREPOSITIONS,
+    MAX_CONJUNCTS,
+    MOTION_VERBS,
+    NON_LOCATIVE_VERBS,
+    PEER_RELATIONS,
+    POSSESSION_VERBS,
+    ROOMS,
+    STATIVE_PARTICIPLES,
+)
+from mmrlhf.claims.noun_phrases import Phrase
+
+
+def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
+    """A place begins: who is there, as far as one can say yet."""
+    state = builder.state
+    if (
+        state.verb in ("talking", "talks", "talk", "speaking", "chatting")
+        and word in ("on", "over", "into")
+        and previous_tag in "VGER"
+    ):
+        state.open_relation = None
+        return
+    if state.verb == "looking" and word in ("at", "towards", "toward", "out"):
+        return
+    if word in ("toward", "towards") and state.verb not in MOTION_VERBS:
+        state.open_relation = None
+        return
+    if (
+        word in ("at", "toward", "towards", "on", "through", "over", "into", "around")
+        and state.verb in DIRECTED_ACTIONS
+        and previous_tag in "VGER"
+    ):
+        state.open_relation = None
+        return
+    if state.verb in NON_LOCATIVE_VERBS and previous_tag in "VGE" and word in ("in", "on", "against", "with"):
+        return
+    if word == "by" and previous_tag == "E" and state.verb not in STATIVE_PARTICIPLES:
+        return
+    if word == "during" or not (state.conjuncts or state.actors):
+        state.open_relation = (word, index, [], True)
+        return
+    if previous_tag in "VGEBRJOH?" and state.actors:
+        located = state.actors
+    elif previous_tag == "N" and state.conjunct_role == "subject":
+        located = state.conjuncts
+    elif previous_tag == "N" and state.conjunct_role == "object" and state.verb in POSSESSION_VERBS:
+        located = state.conjuncts[-1:]
+    elif (
+        previous_tag == "N"
+        and state.conjunct_role == "with"
+        and word in PEER_RELATIONS
+        and state.actors
+        and state.conjuncts
+        and state.conjuncts[-1].noun in CLOTHES
+    ):
+        located = state.actors  # a girl in a red dress beside a horse
+    elif previous_tag == "N" and state.conjunct_role == "denied" and next_tag != "Q":
+        located = state.actors or state.conjuncts  # a man without a hat on a beach
+    elif previous_tag == "N" and state.conjunct_role == "target" and state.last_relation is not None:
+        is_vertical = word in ("above", "below", "over", "under", "beneath", "underneath")
+        located = (
+            state.last_relation[1] if word in PEER_RELATIONS and not (is_vertical and state.verb in COPULAS) else state.conjuncts
+        )
+    elif previous_tag == ",":
+        located = state.actors or state.conjuncts
+        if state.conjunct_role == "target" and state.last_relation is not None and word in PEER_RELATIONS:
+            located = state.last_relation[1]
+    elif previous_tag == "C":
+        located = state.last_relation[1] if state.last_relation is not None else state.actors
+    elif previous_tag in "NQ":
+        located = state.conjuncts or state.actors
+    else:
+        located = state.actors or state.conjuncts
+    state.open_relation = (
+        word,
+        index,
+        located,
+        previous_tag in "C," and (next_tag == "Q" or _is_fronted(builder.tokens.tags, index)),
+    )
+
+
+def _is_fronted(tags: list[str], index: int) -> bool:
+    """Whether what is named after this word of place is followed by who is there: `and behind the car is a bus`."""
+    position = index + 1
+    while position < min(len(tags), index + 9) and tags[position] in "DJ#RKNXU":
+        position += 1
+    return tags[position : position + 1] in (["T"], ["B"])
+
+
+def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
+    """A relation gets its target."""
+    state = builder.state
+    assert state.open_relation is not None or state.last_relation is not None
+    if state.open_relation is None:
+        return
+    relation, index, located, is_fronted = state.open_relation
+    state.open_relation = None
+    if not phrase.name and phrase.antecedent is None:
+        if phrase.end < len(builder.tokens.tags) and builder.tokens.tags[phrase.end] == "F":
+            state.open_relation = (relation, index, located, is_fronted)
+        elif located:
+            state.conjuncts, state.conjunct_role, state.last_relation = located, "held", None
+        else:
+            state.conjuncts, state.conjunct_role, state.last_relation = [], "", None
+        return
+    if not located or is_fronted:
+        state.fronted_relation = (
+            relation,
+            [*(state.fronted_relation[1][-MAX_CONJUNCTS:] if state.fronted_relation else []), phrase],
+            index,
+        )
+        state.conjuncts, state.conjunct_role, state.last_relation = [phrase], "target", None
+        if is_fronted:
+            state.verb_index, state.verb = -1, ""
+        return
+    referent = phrase.referent
+    if relation == "at" and state.conjunct_role == "object" and verb_stem(state.verb) in AIMING_VERBS:
+        return  # swings a racket at a ball
+    if relation == "in" and referent.noun in COLOURED_MARKS:
+        return  # written in red letters
+    place_nouns = builder.lexicon.word_sets["places"]
+    if relation.endswith(" side of"):  # of a table it is on it, of a man beside him
+        relation = (
+            "on"
+            if referent.name in place_nouns or referent.noun in place_nouns or referent.noun in ROOMS
+            else relation.replace(" side", "")
+        )
+    if relation == "on" and referent.noun in ROOMS:
+        relation = "in"  # on the left side of the room
+    if relation == "in" and (referent.name in CLOTHES or referent.noun in CLOTHES):
+        state.conjuncts, state.conjunct_role = [phrase], "with"
+        return
+    is_location = relation in ("at", "past", "along", "across", "through", "down") or (
+        relation in LOCATION_PREPOSITIONS and (referent.name in place_nouns or referent.noun in place_nouns)
+    )
+    is_action_object = state.conjunct_role == "object" and state.verb not in EXISTENCE_VERBS and state.actors and state.subjects
+    is_passing = (
+        phrase.antecedent is None
+        and relation in ("in front of", "behind", "near", "next to")
+        and all(other.referent.name in place_nouns for other in located)
+    )  # crosses the road in front of a bus
+    if is_action_object and (is_location or is_passing) and referent.noun not in BODY_PARTS:
+        located = state.actors  # a man eats an apple in the park: he is there; he holds it in his hand: it is
+    if state.conjunct_role == "with" and phrase.antecedent is not None and state.actors and state.conjuncts:
+        located = state.conjuncts
+    elif (
+        state.conjunct_role == "with"
+        and state.verb in CONTENTS_WORDS
+        and len(state.subjects) == 1
+        and (relation in LOCATION_PREPOSITIONS or relation == "at")
+        and referent.noun not in BODY_PARTS
+    ):
+        container = state.subjects[0].name  # a pizza with mushrooms on a plate
+        located = (
+            state.subjects
+            if container not in place_nouns and state.conjuncts and state.conjuncts[0].name != container
+            else located
+        )
+    builder.add_relation(located, relation, phrase, index)
+    state.conjuncts, state.conjunct_role, state.last_relation, state.last_target = (
+        [phrase],
+        "target",
+        (relation, located, index),
+        phrase,
+    )
+
+
+def resolve_fronted(builder: ClaimBuilder) -> None:
+    """A relation that stood before its subject finds it."""
+    state = builder.state
+    if state.fronted_relation is None:
+        return
+    relation, targets, index = state.fronted_relation
+    state.fronted_relation = None
+    for target in targets:
+        builder.add_relation(state.conjuncts, relation, target, index)

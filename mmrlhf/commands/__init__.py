@@ -1,0 +1,1 @@
+"""Commands other than the pipeline's stages: data files, features, memory, scores, calibration, comparison."""

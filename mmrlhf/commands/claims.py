@@ -1,0 +1,118 @@
+"""`mmrlhf claims FILE`: what each answer of a file says about its picture, and what facts say of that."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.claims import VERSION, Lexicon, extract_claims, load_lexicon
+from mmrlhf.facts import FactsFile, read_facts_file
+from mmrlhf.files.resumable import ResumableWriter, file_signature
+from mmrlhf.files.rows import Row, open_binary, type_name
+from mmrlhf.records import Claim, InputError, Verdict
+from mmrlhf.verifiers import verify_against_facts
+
+LINES_PER_WRITE = 256
+"""That reach the disk together."""
+
+
+def extract(path: str, facts_file: str | None = None, out: str | None = None, lexicon_file: str | None = None) -> None:
+    """Write a line of JSON for each line of a file, in order: to standard output, or to a file that appears when it is whole.
+
+    A line is an answer, or a JSON object with the answer under `text` or `answer`. A killed command that writes a file goes on
+    where it was. Raises InputError when the file, a line, the facts or the lexicon cannot be used.
+    """
+    lexicon = load_lexicon(lexicon_file)
+    facts = read_facts_file(facts_file) if facts_file is not None else None
+    open_binary(Path(path)).close()
+    if out is None:
+        try:
+            for _, line in _output_lines(path, facts, lexicon, 0):
+                sys.stdout.write(line)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough
+            sys.stderr.close()
+        return
+    if Path(out).exists() and Path(out).samefile(path):
+        raise InputError(f"--out {out} is the file that is read: name another")
+    file = ResumableWriter(Path(out), ["claims", *map(file_signature, (path, facts_file, lexicon_file)), VERSION], setting="out")
+    pending_lines: list[str] = []
+    line_number = file.num_done
+    for line_number, line in _output_lines(path, facts, lexicon, file.num_done):
+        pending_lines.append(line)
+        if len(pending_lines) == LINES_PER_WRITE:
+            file.append(pending_lines)
+            pending_lines.clear()
+            if sys.stderr.isatty():
+                print(f"\r{line_number} lines", end="", file=sys.stderr)
+    file.append(pending_lines)
+    file.finish()
+    print(f"{out}: {line_number} lines", file=sys.stderr)
+
+
+def _output_lines(path: str, facts_file: FactsFile | None, lexicon: Lexicon, num_done: int) -> Iterator[tuple[int, str]]:
+    with open_binary(Path(path)) as file:
+        for line_number, line in enumerate(file, 1):
+            if line_number > num_done:
+                yield (
+                    line_number,
+                    json.dumps(
+                        _process_line(f"{path}, line {line_number}", line_number, line, facts_file, lexicon), ensure_ascii=False
+                    )
+                    + "\n",
+                )
+
+
+def _process_line(location: str, line_number: int, line: bytes, facts_file: FactsFile | None, lexicon: Lexicon) -> dict[str, Any]:
+    text, image = read_answer(location, line_number, line)
+    extracted = extract_claims(text, lexicon)
+    if facts_file is None:
+        return {"text": text, "claims": [claim_to_json(claim) for claim in extracted]}
+    known_facts = facts_file.lookup(image, line_number, location) if extracted else ()
+    return {
+        "text": text,
+        "claims": [claim_to_json(verdict.claim, verdict) for verdict in verify_against_facts(extracted, known_facts, lexicon)],
+    }
+
+
+def read_answer(location: str, line_number: int, line: bytes) -> tuple[str, str | None]:
+    """A line's answer and the name of its picture. Raises InputError for a line that is neither text nor a row with an answer."""
+    try:
+        content = line.decode("utf-8-sig" if line_number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{location}: not UTF-8 (byte {error.start}): write it as UTF-8") from None
+    if not content.lstrip().startswith("{"):
+        return content, None
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return content, None  # a sentence may begin with a brace
+    row = Row(location, line_number, {name: field for name, field in value.items() if field is not None})
+    text = row.fields[row.require_any("text", "answer", hint="a row has its answer there, or under `answer`")]
+    row.require_text(text, "text")
+    image = row.fields.get("image")
+    if image is not None and not isinstance(image, str):
+        row.fail(f"`image` must be text, not {type_name(image)}")
+    return text, image
+
+
+def claim_to_json(claim: Claim, verdict: Verdict | None = None) -> dict[str, Any]:
+    """A claim as the command writes it: keys that it has no use for are absent."""
+    entry: dict[str, Any] = {"kind": claim.kind, "object": claim.subject}
+    if claim.kind == "count":
+        entry["value"] = int(claim.value)
+    elif claim.value:
+        entry["value"] = claim.value
+    if claim.relation:
+        entry |= {"relation": claim.relation, "target": claim.target}
+    if claim.category:
+        entry["category"] = claim.category
+    entry |= {"span": list(claim.span), "negated": claim.negated, "hedged": claim.hedged}
+    if verdict is not None:
+        entry["verdict"] = verdict.value
+        if verdict.evidence:
+            entry["evidence"] = verdict.evidence
+    return entry

@@ -1,0 +1,162 @@
+"""`mmrlhf data convert FILE --to FORMAT`: preferences from any format into any other."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.config_loader import suggestion
+from mmrlhf.datasets import FORMATS, has_preferences, read_preferences, row_context, to_pairs
+from mmrlhf.datasets.balance import balance_lengths
+from mmrlhf.facts import read_facts
+from mmrlhf.files.atomic import atomic, refuse_output_file
+from mmrlhf.files.tables import ROWS_PER_BATCH
+from mmrlhf.models.images import read_image_bytes
+from mmrlhf.records import ImageSource, InputError, Preference
+
+
+def convert(
+    path: str, target_format: str, output_file: str, image_folder: str | None = None, facts_file: str | None = None,
+    should_balance: bool = False, seed: int = 0, split: str = "train",
+) -> None:  # fmt: skip
+    """Write a file's preferences as rows of the format `to`, whole or not at all, and say what was left out.
+
+    JSON keeps pictures that are files as paths, and has others in base64; parquet holds them all. Fields that nothing was made of
+    are not carried over. Raises InputError when the file or a row cannot be read, or nothing is left to write.
+    """
+    if target_format not in FORMATS:
+        raise InputError(f"there is no format {target_format}: {suggestion(target_format, FORMATS)}")
+    output_path = Path(output_file)
+    if output_path.suffix not in WRITERS:
+        raise InputError(f"output_file {output_path} must end in {', '.join(WRITERS)}: what it is called says how it is written")
+    refuse_output_file(output_path)
+    if not has_preferences(path, split):
+        raise InputError(
+            f"{path} holds no preferences, and convert writes nothing else: stages read prompts and answers as they are"
+        )
+    preferences = read_preferences(path, split, image_folder, read_facts(facts_file) if facts_file else None)
+    image_root, skipped, row_format = row_context(path, image_folder).image_folder, Counter[str](), FORMATS[target_format]
+
+    def representable() -> Iterator[Preference]:
+        """What the format holds, in order, the same each time."""
+        skipped.clear()
+        for preference in preferences:
+            for candidate in [preference] if row_format.supports_rankings else to_pairs(preference):
+                if unsupported := row_format.unsupported_feature(candidate):
+                    skipped[f"{unsupported}, which {target_format} has no place for"] += 1
+                else:
+                    yield candidate
+
+    kept_indices = set(balance_lengths(representable(), seed)) if should_balance else None
+    embed_images = output_path.suffix == ".parquet"
+
+    def iter_rows(with_images: bool = True) -> Iterator[dict[str, Any]]:
+        for index, preference in enumerate(representable()):
+            if kept_indices is None or index in kept_indices:
+                yield row_format.to_row(
+                    preference,
+                    [_image_value(source, image_root, embed_images) if with_images else {} for source in preference.images],
+                )
+            else:
+                skipped["pairs for balance"] += 1
+
+    fields: set[str] = set()
+    num_written = 0
+    for row in iter_rows(with_images=False):
+        fields |= row.keys()
+        num_written += 1
+    if not num_written:
+        raise InputError(f"{path} has nothing that is left to write: {_format_skipped(skipped)}")
+    column_types = {name: column_type for name, column_type in row_format.column_types.items() if name in fields}
+    try:
+        with atomic(output_path) as temp_path:
+            WRITERS[output_path.suffix](temp_path, iter_rows(), column_types)
+    except OSError as error:
+        raise InputError(
+            f"output_file {output_path} cannot be written ({error.strerror}): free some space or name another"
+        ) from None
+    path_note = (
+        "" if embed_images or image_root is None else f"; image paths start from {image_root} (--image_folder {image_root})"
+    )
+    print(
+        f"{output_path}: {num_written} rows as {target_format}{path_note}{'; left out: ' * bool(skipped)}{_format_skipped(skipped)}"
+    )
+
+
+def _format_skipped(skipped: Counter[str]) -> str:
+    return "; ".join(f"{count} {reason}" for reason, count in skipped.items())
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+IMAGE_SIGNATURES = {
+    b"\x89PNG": "png",
+    b"\xff\xd8": "jpeg",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
+    b"BM": "bmp",
+    b"II*": "tiff",
+    b"MM\0*": "tiff",
+}
+
+
+def _image_value(source: ImageSource, image_root: str | None, embed: bool) -> Any:
+    if embed:
+        return {"bytes": read_image_bytes(source), "path": os.path.basename(source.path) if source.path else None}
+    if source.path is not None:
+        return os.path.relpath(source.path, image_root)
+    data = read_image_bytes(source)
+    image_type = next((name for signature, name in IMAGE_SIGNATURES.items() if data.startswith(signature)), "x-unknown")
+    return f"data:image/{image_type};base64,{base64.b64encode(data).decode()}"
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]], _: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{_to_json(row)}\n" for row in rows)
+
+
+def _write_json_list(path: Path, rows: Iterable[dict[str, Any]], _: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for index, row in enumerate(rows):
+            file.write((",\n" if index else "[\n") + _to_json(row))
+        file.write("\n]\n")
+
+
+def _to_json(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], column_types: dict[str, Any]) -> None:
+    """Pictures as `datasets` has them, in row groups small enough to be read by number."""
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    def to_feature(column_type: Any) -> Any:
+        if isinstance(column_type, list):
+            return datasets.List(to_feature(column_type[0]))
+        if isinstance(column_type, dict):
+            return {name: to_feature(inner_type) for name, inner_type in column_type.items()}
+        return datasets.Image() if column_type == "picture" else datasets.Value(column_type)
+
+    schema = datasets.Features(to_feature(column_types)).arrow_schema
+    row_iterator = iter(rows)
+    with parquet.ParquetWriter(path, schema) as file:
+        while batch := list(islice(row_iterator, ROWS_PER_BATCH)):
+            file.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+
+
+WRITERS: dict[str, Callable[[Path, Iterable[dict[str, Any]], dict[str, Any]], None]] = {
+    ".jsonl": _write_jsonl,
+    ".json": _write_json_list,
+    ".parquet": _write_parquet,
+}

@@ -1,0 +1,54 @@
+"""`mmrlhf encode`: the picture features of a data set, made ahead of training and kept in a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from mmrlhf.config import EncodeConfig
+from mmrlhf.datasets import has_preferences, read_examples, read_preferences
+from mmrlhf.models.image_features import GIB
+from mmrlhf.models.loading import load
+from mmrlhf.records import Example, InputError, Preference
+from mmrlhf.report.progress import progress
+
+ROWS_PER_BATCH = 256
+"""Pictures that are asked for at a time; their features leave memory as the next come."""
+
+
+def cache_features(config: EncodeConfig) -> dict[str, float]:
+    """Encode every picture that the folder does not hold yet; returns what it says at the end. Killed, the same command continues."""
+    dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder)
+    rows: Sequence[Example] | Sequence[Preference]
+    if has_preferences(config.dataset_name, config.dataset_train_split):
+        rows = read_preferences(*dataset_args)
+    else:
+        rows = read_examples(*dataset_args)
+    vlm = load(config.model_name_or_path, config.dtype, engine=config)
+    disk, counters = vlm.encoder.cache.disk, vlm.encoder.cache.counters
+    assert disk is not None
+    start_time, num_done = time.monotonic(), 0
+    with progress(len(rows), "encode") as progress_bar:
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            batch = rows[start : start + ROWS_PER_BATCH]
+            vlm.encoder.get_features([row.images for row in batch])
+            if not disk.writable:
+                raise InputError(
+                    f"feature_cache_dir {disk.folder} cannot be written: nothing is kept; free some space or give another"
+                )
+            num_done += len(batch)
+            progress_bar.advance(len(batch), **{"images/s": counters.encodes / max(time.monotonic() - start_time, 1e-6)})
+    seconds = time.monotonic() - start_time
+    summary = {
+        "encoded": float(counters.encodes), "already_there": float(counters.disk_hits), "images_per_s": counters.encodes / max(seconds, 1e-6),
+        "gib": disk.num_bytes / GIB,
+    }  # fmt: skip
+    print(
+        f"{disk.folder}: {counters.encodes} pictures encoded in {seconds:.1f} s ({summary['images_per_s']:.1f} a second), "
+        f"{counters.disk_hits} were there; {disk.num_bytes / 2**20:.1f} MiB on disk"
+    )
+    if disk.num_bytes >= 0.9 * disk.max_bytes:
+        print(
+            f"note: feature_disk_gib {config.feature_disk_gib:g} is reached: those that were used longest ago have been removed"
+        )
+    return summary

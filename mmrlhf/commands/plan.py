@@ -1,0 +1,51 @@
+"""`mmrlhf plan STAGE`: what a stage will hold in memory, before anything is loaded: the architecture is built on the meta device."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mmrlhf.models.image_features import GIB
+from mmrlhf.training.memory import MemoryItem, build_meta_model, estimate_memory
+
+
+def available_memory() -> tuple[int, str]:
+    """Bytes of the device that a stage would run on, and its name."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return int(properties.total_memory), str(properties.name)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "main memory (no GPU here)"
+
+
+def print_memory_estimate(config: Any) -> list[MemoryItem]:
+    """Print the plan and whether it fits; returns it."""
+    items = estimate_memory(config, build_meta_model(config.model_name_or_path))
+    total_bytes, (available_bytes, device) = sum(item.num_bytes for item in items), available_memory()
+    table = Table(
+        title=f"{config.model_name_or_path}, {type(config).__name__.removesuffix('Config').lower()}", title_justify="left"
+    )
+    for name, justify in (("", "left"), ("GiB", "right"), ("counted as", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for item in items:
+        table.add_row(item.name, f"{item.num_bytes / GIB:.2f}", item.calculation)
+    table.add_section()
+    table.add_row("in all", f"{total_bytes / GIB:.2f}", "")
+    console = Console(highlight=False)
+    console.print(table)
+    if total_bytes <= available_bytes:
+        console.print(f"fits: {device} has {available_bytes / GIB:.1f} GiB", soft_wrap=True)
+    else:
+        largest = max(items, key=lambda item: item.num_bytes).name
+        advice = {
+            "base weights": "--dtype bfloat16 or nf4",
+            "gradients and AdamW": "--tuning lora, or a smaller --lora_r",
+            "activations": "--activation_checkpointing, or a smaller --micro_batch_tokens",
+        }.get(largest, "a smaller --micro_batch_tokens")
+        console.print(
+            f"does not fit: {device} has {available_bytes / GIB:.1f} GiB; the most is {largest}: {advice}", soft_wrap=True
+        )
+    return items

@@ -1,0 +1,46 @@
+"""`mmrlhf score`: what a reward model says of answers, as JSONL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmrlhf.config import ScoreConfig
+from mmrlhf.datasets import has_preferences, read_examples, read_preferences
+from mmrlhf.facts import read_facts
+from mmrlhf.files.jsonl import json_line
+from mmrlhf.files.resumable import ResumableWriter, file_signature
+from mmrlhf.records import Example, Preference
+from mmrlhf.report.progress import progress
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.reward_model import AnswerGroup
+
+
+def score(config: ScoreConfig) -> Path:
+    """Rows with an answer get `score`, preference pairs `score_chosen` and `score_rejected`. Killed, the same command continues."""
+    sources = (config.reward_model_path, config.dataset_name, config.facts_file)
+    writer = ResumableWriter(Path(config.output_file), [config, *map(file_signature, sources)])
+    facts = read_facts(config.facts_file) if config.facts_file else None
+    dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
+    rows: Sequence[Example] | Sequence[Preference]
+    score_keys: tuple[str, ...]
+    if has_preferences(config.dataset_name, config.dataset_train_split):
+        rows, score_keys = read_preferences(*dataset_args), ("score_chosen", "score_rejected")
+    else:
+        rows, score_keys = read_examples(*dataset_args, require_answer=True), ("score",)
+    model = load_reward_model(config.reward_model_path, max_length=config.max_length, engine=config)
+    with progress(len(rows), "score", start=writer.num_done) as progress_bar:
+        for start in range(writer.num_done, len(rows), config.batch_size):
+            groups = [_to_answer_group(row) for row in rows[start : start + config.batch_size]]
+            scored_groups = zip(groups, model.score(groups), strict=True)
+            writer.append(
+                [json_line({"id": group.id, **dict(zip(score_keys, scores, strict=True))}) for group, scores in scored_groups]
+            )
+            progress_bar.advance(len(groups))
+    writer.finish()
+    return Path(config.output_file)
+
+
+def _to_answer_group(row: Example | Preference) -> AnswerGroup:
+    answers = (row.chosen, row.rejected) if isinstance(row, Preference) else (row.answer or "",)
+    return AnswerGroup(row.images, row.prompt, answers, row.facts, row.id)

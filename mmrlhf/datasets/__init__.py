@@ -1,0 +1,35 @@
+"""What rows mean: the formats of preferences, prompts and conversations, read into records and written from them.
+
+A row is judged by its own fields, so a format is declared nowhere:
+
+    LLaVA             conversations
+    LLaVA-RLHF        conversations with output_1, output_2, preference; with captions, caption_type or length_bonus a prompt for PPO
+    VLFeedback        prompt, completions: answers with annotations; as JSON, or as the Hub's table has it
+    rankings          prompt, answers, and ranks or ratings
+    RLHF-V            text: question, chosen and rejected as an object or as JSON
+    TRL               messages; prompt with completion, or alone; prompt with chosen and rejected
+    RLAIF-V, MM-RLHF  TRL's pairs with question, and with is_tie, ls_factor and reasons
+
+Turns carry text alone: where an image stood among them is not kept. Each module imports only those before it: `turns`,
+`pictures`, `preferences`, `examples`, `reading`, `writing`.
+"""
+
+from mmrlhf.datasets.examples import detect_format, parse_example
+from mmrlhf.datasets.image_fields import row_context
+from mmrlhf.datasets.load import Records, has_preferences, read_examples, read_preferences
+from mmrlhf.datasets.preferences import is_preference, parse_preference
+from mmrlhf.datasets.write import FORMATS, to_pairs
+
+__all__ = [
+    "FORMATS",
+    "Records",
+    "detect_format",
+    "has_preferences",
+    "is_preference",
+    "parse_example",
+    "parse_preference",
+    "read_examples",
+    "read_preferences",
+    "row_context",
+    "to_pairs",
+]  # fmt: skip

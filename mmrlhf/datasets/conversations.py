@@ -1,0 +1,125 @@
+"""Turns of a conversation, and the prompt and the answers that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmrlhf.files.rows import Row, preview, type_name
+from mmrlhf.records import Message, Role
+
+PLACEHOLDER = "<image>"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message before it is checked against the images: how many places for one it holds, and whether it must."""
+
+    role: Role
+    text: str
+    num_images: int = 0
+    has_parts: bool = False
+
+
+ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+LLAVA_ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "assistant"}
+
+
+def parse_turn(row: Row, value: Any, name: str, role_key: str = "role", content_key: str = "content") -> Turn:
+    """An object with a role and what it says; `by="from", says="value"` where it is LLaVA's. Raises InputError."""
+    roles = ROLES if role_key == "role" else LLAVA_ROLES
+    if not isinstance(value, dict):
+        row.fail(f"`{name}` must be an object with {role_key} and {content_key}, not {type_name(value)}")
+    role = value.get(role_key)
+    if not isinstance(role, str) or role not in roles:
+        row.fail(f"`{name}.{role_key}` must be one of {', '.join(roles)}, not {preview(role)}")
+    content = value.get(content_key)
+    if isinstance(content, list) and role_key == "role":
+        return _parse_parts(row, roles[role], content, f"{name}.{content_key}")
+    return make_turn(row, roles[role], content, f"{name}.{content_key}")
+
+
+def make_turn(row: Row, role: Role, value: Any, name: str) -> Turn:
+    """A turn of text. Raises InputError."""
+    return Turn(role, *_strip_placeholders(row.require_text(value, name)))
+
+
+def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
+    texts, num_images = [], 0
+    for number, part in enumerate(parts, 1):
+        part_type = part.get("type") if isinstance(part, dict) else None
+        if part_type == "image":
+            num_images += 1
+        elif part_type == "text":
+            row.require_text(part.get("text"), f"{name}[{number}].text")  # checked, but inner white space is the author's
+            texts.append(part["text"])
+        else:
+            row.fail(f"`{name}[{number}]` must be a part of type text or image, not {preview(part)}")
+    text, num_placeholders = _strip_placeholders("".join(texts))
+    return Turn(role, text, num_images + num_placeholders, has_parts=True)
+
+
+def _strip_placeholders(text: str) -> tuple[str, int]:
+    """Text without its placeholders, and their number."""
+    segments = [segment.strip() for segment in text.split(PLACEHOLDER)]
+    return "\n".join(segment for segment in segments if segment), len(segments) - 1
+
+
+def parse_turns(row: Row, value: Any, name: str, role_key: str = "role", content_key: str = "content") -> list[Turn]:
+    """A list of turns that is not empty. Raises InputError."""
+    if not isinstance(value, list) or not value:
+        or_text = "" if name in ("messages", "conversations") else "text or "
+        row.fail(f"`{name}` must be {or_text}a list of turns, not {'an empty one' if value == [] else type_name(value)}")
+    return [parse_turn(row, turn, f"{name}[{number}]", role_key, content_key) for number, turn in enumerate(value, 1)]
+
+
+def parse_llava_conversation(row: Row) -> list[Turn]:
+    """LLaVA's turns."""
+    return parse_turns(row, row.fields["conversations"], "conversations", "from", "value")
+
+
+def parse_prompt(row: Row, name: str) -> list[Turn]:
+    """TRL's prompt: text, or turns."""
+    value = row.fields[name]
+    return [make_turn(row, "user", value, name)] if isinstance(value, str) else parse_turns(row, value, name)
+
+
+def parse_answer(row: Row, name: str) -> str:
+    """TRL's answer: text, or a conversation of one turn."""
+    value = row.require(name)
+    if isinstance(value, str):
+        return answer_text(row, make_turn(row, "assistant", value, name), name)
+    turns = parse_turns(row, value, name)
+    if len(turns) != 1:
+        row.fail(f"`{name}` must be one assistant turn, not {len(turns)} turns: move the earlier ones to `prompt`")
+    return answer_text(row, turns[0], name)
+
+
+def answer_text(row: Row, turn: Turn, name: str) -> str:
+    """The text of an assistant's turn. Raises InputError."""
+    if turn.role != "assistant":
+        row.fail(f"`{name}` must be the assistant's turn, not the {turn.role}'s")
+    if turn.num_images:
+        row.fail(f"`{name}` holds an image or {PLACEHOLDER}: an answer is text alone")
+    if not turn.text:
+        row.fail(f"`{name}` is empty: fill it in or drop the row")
+    return turn.text
+
+
+def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Message, ...]:
+    """Turns as a prompt on so many images. Raises InputError when they are none."""
+    if not turns or turns[-1].role != "user":
+        row.fail("the prompt must end with a user turn: add the question, or drop what follows it")
+    for number, turn in enumerate(turns, 1):
+        if turn.role == "system" and number > 1:
+            row.fail(f"turn {number} of the prompt is a system turn: only the first may be one")
+        if turn.role != "user" and turn.num_images:
+            row.fail(f"turn {number} of the prompt, not the user's, holds an image: move the image to a user turn")
+        if not turn.text and not turn.num_images:
+            row.fail(f"turn {number} of the prompt is empty: fill it in or drop the row")
+    num_placeholders = sum(turn.num_images for turn in turns)
+    has_explicit_images = num_placeholders or "conversations" in row.fields or any(turn.has_parts for turn in turns)
+    if has_explicit_images and num_placeholders != num_images:
+        row.fail(f"the prompt has places for {num_placeholders} images and the row has {num_images}: make the numbers equal")
+    return tuple(Message(turn.role, turn.text) for turn in turns)

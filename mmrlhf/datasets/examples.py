@@ -1,0 +1,110 @@
+"""Rows with one answer or none, read into Examples; of a row that compares answers, its prompt."""
+
+from __future__ import annotations
+
+import math
+
+from mmrlhf.datasets.conversations import (
+    Turn,
+    answer_text,
+    build_prompt,
+    parse_answer,
+    parse_llava_conversation,
+    parse_prompt,
+    parse_turns,
+)
+from mmrlhf.datasets.image_fields import RowContext, collect_facts, parse_images
+from mmrlhf.datasets.preferences import (
+    PAIR_FIELDS,
+    is_preference,
+    is_rlhf_v,
+    is_vlfeedback,
+    parse_id,
+    parse_trl_pair,
+    unpack_rlhf_v,
+    unused_fields,
+)
+from mmrlhf.files.rows import Row, preview
+from mmrlhf.records import Example
+
+EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion"}
+
+
+def parse_example(row: Row, context: RowContext, require_answer: bool) -> Example:
+    """Raises InputError when the row cannot be used, with `need_answer` also when it has no answer."""
+    row = unpack_rlhf_v(row)
+    images, facts = parse_images(row, context), collect_facts(row, context)
+    turns, answer = _parse_llava(row) if "conversations" in row.fields else _parse_trl(row)
+    if require_answer and answer is None:
+        reason = "pairs and prompts cannot be imitated: " if is_preference(row) or is_ppo_prompt(row) else ""
+        row.fail(f"the row has no answer: {reason}add `completion`, or end the conversation with the assistant's turn")
+    has_answer_field = any(field in row.fields for field in ("completion", "messages", "conversations"))
+    used_fields = EXAMPLE_FIELDS if has_answer_field else EXAMPLE_FIELDS | {"answer"}
+    return Example(parse_id(row), images, build_prompt(row, turns, len(images)), answer, facts, unused_fields(row, used_fields))
+
+
+def is_ppo_prompt(row: Row) -> bool:
+    """Whether it is one of LLaVA-RLHF's prompts, of which only the first human turn counts."""
+    return any(field in row.fields for field in ("caption_type", "length_bonus", "captions"))
+
+
+def _parse_trl(row: Row) -> tuple[list[Turn], str | None]:
+    if "prompt" not in row.fields and "question" not in row.fields and ("chosen" in row.fields or "rejected" in row.fields):
+        return parse_trl_pair(row)[0], None
+    name = row.require_any("messages", "prompt", "question", hint="add it, or `prompt`")
+    turns = parse_prompt(row, name) if name != "messages" else parse_turns(row, row.fields[name], name)
+    if name == "messages":
+        return _split_last_answer(row, turns, name)
+    for answer in ("completion", "answer"):
+        if answer in row.fields:
+            return turns, parse_answer(row, answer)
+    return turns, None
+
+
+def _parse_llava(row: Row) -> tuple[list[Turn], str | None]:
+    turns = parse_llava_conversation(row)
+    if is_ppo_prompt(row):
+        _check_ppo_fields(row)
+        return [turn for turn in turns if turn.role == "user"][:1], None
+    if is_preference(row):
+        return turns[:-1] if turns[-1].role == "assistant" else turns, None
+    return _split_last_answer(row, turns, "conversations")
+
+
+def _check_ppo_fields(row: Row) -> None:
+    """What the reward is made of later."""
+    caption_type, length_bonus = row.fields.get("caption_type", 1), row.fields.get("length_bonus", 1.0)
+    if isinstance(caption_type, bool) or not isinstance(caption_type, int) or not 1 <= caption_type <= 7:
+        row.fail(f"`caption_type` must be a whole number from 1 to 7, not {preview(caption_type)}")
+    if isinstance(length_bonus, bool) or not isinstance(length_bonus, int | float) or not math.isfinite(length_bonus):
+        row.fail(f"`length_bonus` must be a number, not {preview(length_bonus)}")
+
+
+def _split_last_answer(row: Row, turns: list[Turn], name: str) -> tuple[list[Turn], str | None]:
+    if turns[-1].role != "assistant":
+        return turns, None
+    return turns[:-1], answer_text(row, turns[-1], f"{name}[{len(turns)}]")
+
+
+def detect_format(row: Row) -> str:
+    """The name of a row's format."""
+    has_field = row.fields.__contains__
+    if has_field("conversations"):
+        return f"LLaVA-RLHF {'pairs' if is_preference(row) else 'prompts' if is_ppo_prompt(row) else 'conversations'}"
+    if is_rlhf_v(row):
+        return "RLHF-V pairs"
+    if has_field("chosen") or has_field("rejected"):
+        if any(map(has_field, ("is_tie", "ls_factor", "chosen_reason", "rejected_reason"))):
+            return "MM-RLHF pairs"
+        return (
+            "RLAIF-V pairs"
+            if has_field("question") and (has_field("idx") or has_field("origin_dataset"))
+            else "TRL preference pairs"
+        )
+    if is_vlfeedback(row):
+        return "VLFeedback rankings"
+    if is_preference(row):
+        return "LLaVA-RLHF pairs" if has_field("output_1") or has_field("output_2") or has_field("preference") else "rankings"
+    if has_field("messages"):
+        return "TRL messages"
+    return "TRL prompts with answers" if has_field("completion") or has_field("answer") else "TRL prompts"

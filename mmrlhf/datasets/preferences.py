@@ -1,0 +1,278 @@
+"""Rows that compare answers, read into Preferences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from mmrlhf.datasets.conversations import (
+    Turn,
+    answer_text,
+    build_prompt,
+    make_turn,
+    parse_answer,
+    parse_llava_conversation,
+    parse_prompt,
+    parse_turn,
+    parse_turns,
+)
+from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts, parse_images
+from mmrlhf.files.rows import Row, parse_json, preview, type_name
+from mmrlhf.records import Preference
+
+SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
+PAIR_FIELDS = SHARED_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
+RANKING_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
+MAX_RANK = 1_000_000
+NON_RLHF_V_FIELDS = ("prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers")
+
+
+def parse_preference(row: Row, context: RowContext) -> Preference:
+    """Raises InputError when the row cannot be used."""
+    row = unpack_rlhf_v(row)
+    images, facts, ranked = parse_images(row, context), collect_facts(row, context), _parse_ranked_answers(row)
+    hallucinated = row.fields.get("hallucination")
+    if not isinstance(hallucinated, bool | None):
+        row.fail(f"`hallucination` must be true or false, not {preview(hallucinated)}")
+    for reason_field in ("chosen_reason", "rejected_reason"):
+        row.require_text(row.fields.get(reason_field, ""), reason_field)
+    source_field = next((name for name in ("source", "origin_dataset", "ds_name") if isinstance(row.fields.get(name), str)), "")
+    source = row.require_text(row.fields[source_field], source_field) if source_field else ""
+    meta = unused_fields(row, PAIR_FIELDS | RANKING_FIELDS | {source_field})
+    prompt = build_prompt(row, ranked.turns, len(images))
+    return Preference(
+        parse_id(row), images, prompt, ranked.answers, ranked.ranks, ranked.ratings, facts, source, hallucinated, meta
+    )  # fmt: skip
+
+
+def is_preference(row: Row) -> bool:
+    """Whether the row compares answers; fields that something else may be called as well count in company only."""
+    fields = row.fields
+    if is_rlhf_v(row) or any(name in fields for name in ("chosen", "rejected", "output_1", "output_2", "preference")):
+        return True
+    if "answers" in fields:
+        return "ranks" in fields or "ratings" in fields
+    return is_vlfeedback(row)
+
+
+def is_vlfeedback(row: Row) -> bool:
+    """`completions` of objects, or the table of them that the Hub has; a list of texts is something else."""
+    value = row.fields.get("completions")
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
+
+
+def is_rlhf_v(row: Row) -> bool:
+    return "text" in row.fields and not any(name in row.fields for name in NON_RLHF_V_FIELDS)
+
+
+def unpack_rlhf_v(row: Row) -> Row:
+    """RLHF-V's `text` as fields of their own; any other row as it is. Raises InputError."""
+    if not is_rlhf_v(row):
+        return row
+    value = row.fields["text"]
+    if isinstance(value, str):
+        value = parse_json(row.require_text(value, "text").encode(), f"{row.location}, `text`")
+    if not isinstance(value, dict):
+        row.fail(f"`text` must be an object with question, chosen and rejected, or its JSON, not {type_name(value)}")
+    text_fields = {name: row.require_text(value.get(name), f"text.{name}") for name in ("question", "chosen", "rejected")}
+    return replace(row, fields={**{name: value for name, value in row.fields.items() if name != "text"}, **text_fields})
+
+
+def parse_id(row: Row) -> str:
+    """`id`, else `idx`, else the row's number."""
+    field = next((value for value in ("id", "idx") if value in row.fields), "id")
+    value = row.fields.get(field, row.number)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        row.fail(f"`{field}` must be text or a whole number, not {type_name(value)}")
+    return row.require_text(str(value), field)
+
+
+def unused_fields(row: Row, used_fields: frozenset[str]) -> dict[str, Any]:
+    """The fields that nothing was made of."""
+    implicit_fields = {
+        "" if "id" in row.fields else "idx",
+        "" if "image" in row.fields or "images" in row.fields else next((name for name in PATH_FIELDS if name in row.fields), ""),
+    }
+    return {name: value for name, value in row.fields.items() if name not in used_fields | implicit_fields}
+
+
+# ---- answers, best first ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _RankedAnswers:
+    """What a row asks, and how its answers rank, before it meets its pictures."""
+
+    turns: list[Turn]
+    answers: tuple[str, ...]
+    ranks: tuple[int, ...]
+    ratings: tuple[float, ...] = ()
+
+
+def _parse_ranked_answers(row: Row) -> _RankedAnswers:
+    is_pair = "chosen" in row.fields or "rejected" in row.fields
+    if "conversations" not in row.fields and not is_pair:
+        if "completions" in row.fields:
+            return _parse_vlfeedback(row)
+        if any(name in row.fields for name in ("answers", "ranks", "ratings")):
+            return _parse_ranking(row)
+    turns, chosen, rejected = _parse_llava_pair(row) if "conversations" in row.fields else parse_trl_pair(row)
+    if chosen == rejected:
+        row.fail("the chosen and the rejected answer are the same: correct one of them or drop the row")
+    is_tie = row.fields.get("is_tie", False)
+    if not isinstance(is_tie, bool):
+        row.fail(f"`is_tie` must be true or false, not {preview(is_tie)}")
+    margins = [_finite_number(row, row.fields[name], name) for name in ("margin", "ls_factor") if name in row.fields]
+    return _RankedAnswers(turns, (chosen, rejected), (1, 1) if is_tie else (1, 2), (margins[0], 0.0) if margins else ())
+
+
+def _finite_number(row: Row, value: Any, name: str) -> float:
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    row.fail(f"`{name}` must be a finite number, not {preview(value)}")
+
+
+def parse_trl_pair(row: Row) -> tuple[list[Turn], str, str]:
+    """Prompt, chosen and rejected. Raises InputError."""
+    chosen, rejected = row.require("chosen"), row.require("rejected")
+    are_conversations = isinstance(chosen, list) and isinstance(rejected, list) and min(len(chosen), len(rejected)) > 1
+    if are_conversations and not isinstance(row.fields.get("prompt"), list):  # a prompt in text is then one of the turns, too
+        return _parse_implicit_prompt(row)
+    prompt = parse_prompt(row, row.require_any("prompt", "question"))
+    return prompt, parse_answer(row, "chosen"), parse_answer(row, "rejected")
+
+
+def _parse_implicit_prompt(row: Row) -> tuple[list[Turn], str, str]:
+    """Two conversations that share all turns but the last."""
+    chosen_turns, rejected_turns = (parse_turns(row, row.fields[name], name) for name in ("chosen", "rejected"))
+    if chosen_turns[:-1] != rejected_turns[:-1]:
+        row.fail("`chosen` and `rejected` may differ in their last turn only: give the shared ones as `prompt`")
+    return chosen_turns[:-1], answer_text(row, chosen_turns[-1], "chosen"), answer_text(row, rejected_turns[-1], "rejected")
+
+
+def _parse_llava_pair(row: Row) -> tuple[list[Turn], str, str]:
+    turns = parse_llava_conversation(row)
+    if turns[-1].role == "assistant":  # one of the two outputs, or another answer: not part of the prompt
+        turns = turns[:-1]
+    output_1, output_2 = (
+        answer_text(row, parse_turn(row, row.require(name), name, "from", "value"), name) for name in ("output_1", "output_2")
+    )
+    preference = row.require("preference")
+    if isinstance(preference, bool) or preference not in (1, 2):
+        row.fail(f"`preference` must be 1 or 2, the number of the better output, not {preview(preference)}")
+    return (turns, output_1, output_2) if preference == 1 else (turns, output_2, output_1)
+
+
+def _parse_ranking(row: Row) -> _RankedAnswers:
+    """Our own: any number of answers, with ranks (1 is the best), ratings (more is better), or both, and then ranks count."""
+    turns, answers = parse_prompt(row, row.require_any("prompt", "question")), _list_field(row, "answers")
+    texts = [answer_text(row, make_turn(row, "assistant", v, f"answers[{n}]"), f"answers[{n}]") for n, v in enumerate(answers, 1)]
+    if len(texts) < 2:
+        row.fail(f"`answers` has {len(texts)}: a ranking is of at least 2, so add some or drop the row")
+    for number, text in enumerate(texts, 1):
+        if (duplicate_of := texts.index(text) + 1) < number:
+            row.fail(f"`answers[{duplicate_of}]` and `answers[{number}]` are the same: drop one of them")
+    row.require_any("ranks", "ratings", hint="add it, 1 for the best answer, or `ratings`")
+    ranks, ratings = _list_field(row, "ranks"), _list_field(row, "ratings")
+    for name, values in (("ranks", ranks), ("ratings", ratings)):
+        if name in row.fields and len(values) != len(texts):
+            row.fail(f"`{name}` has {len(values)} for {len(texts)} answers: give each answer one")
+    for number, rank in enumerate(ranks, 1):
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+            row.fail(f"`ranks[{number}]` must be a whole number from 1 to {MAX_RANK:,}, not {preview(rank)}")
+    parsed_ratings = [_finite_number(row, rating, f"ratings[{number}]") for number, rating in enumerate(ratings, 1)]
+    return _sort_by_rank(turns, texts, ranks or _ranks_from_ratings(parsed_ratings), parsed_ratings)
+
+
+def _list_field(row: Row, name: str) -> list[Any]:
+    value = row.require(name) if name == "answers" else row.fields.get(name, [])
+    if not isinstance(value, list):
+        row.fail(f"`{name}` must be a list, not {type_name(value)}")
+    return value
+
+
+def _ranks_from_ratings(ratings: list[float]) -> list[int]:
+    """The highest is first; equal ones share a place."""
+    distinct_ratings = sorted(set(ratings), reverse=True)
+    return [distinct_ratings.index(rating) + 1 for rating in ratings]
+
+
+def _sort_by_rank(turns: list[Turn], texts: list[str], ranks: list[int], ratings: list[float]) -> _RankedAnswers:
+    order = sorted(range(len(texts)), key=lambda n: ranks[n])  # a stable sort: equal ones stay as the row has them
+    return _RankedAnswers(
+        turns, tuple(texts[n] for n in order), tuple(ranks[n] for n in order), tuple(ratings[n] for n in order) if ratings else ()
+    )
+
+
+# ---- VLFeedback ------------------------------------------------------------------------------------------------------
+
+
+def _parse_vlfeedback(row: Row) -> _RankedAnswers:
+    """An answer's rating is the mean over its aspects. An answer that is empty, unrated, or there already is left out."""
+    turns = parse_prompt(row, row.require_any("prompt", "question"))
+    rating_by_answer: dict[str, float] = {}
+    for number, completion in enumerate(_list_completions(row), 1):
+        name = f"completions[{number}]"
+        if not isinstance(completion, dict):
+            row.fail(f"`{name}` must be an object with response and annotations, not {type_name(completion)}")
+        answer, rating = (
+            make_turn(row, "assistant", completion.get("response"), f"{name}.response"),
+            _mean_rating(row, completion, name),
+        )
+        if rating is not None and (answer.text or answer.num_images):
+            rating_by_answer.setdefault(answer_text(row, answer, f"{name}.response"), rating)
+    if len(rating_by_answer) < 2:
+        row.fail(f"`completions` has {len(rating_by_answer)} rated answers that differ, and a ranking needs 2: drop the row")
+    ratings = list(rating_by_answer.values())
+    return _sort_by_rank(turns, list(rating_by_answer), _ranks_from_ratings(ratings), ratings)
+
+
+def _list_completions(row: Row) -> list[Any]:
+    """A list of objects; `datasets` makes one object of it, whose innermost values are lists."""
+    value = row.fields["completions"]
+    if isinstance(value, dict):
+        responses = value.get("response")
+        if not isinstance(responses, list):
+            row.fail(f"`completions.response` must be a list, not {type_name(responses)}")
+        return [_select_from_columns(row, value, index, "completions") for index in range(len(responses))]
+    if not isinstance(value, list):
+        row.fail(f"`completions` must be a list, not {type_name(value)}")
+    return value
+
+
+def _select_from_columns(row: Row, value: Any, index: int, name: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _select_from_columns(row, column, index, f"{name}.{preview(key)[1:-1]}") for key, column in value.items()}
+    if not isinstance(value, list) or index >= len(value):
+        row.fail(f"`{name}` must be a list with a value for each response, not {preview(value)}")
+    return value[index]
+
+
+def _mean_rating(row: Row, completion: dict[str, Any], name: str) -> float | None:
+    """The mean over the aspects that have a number ("N/A" is none)."""
+    annotations = completion.get("annotations", {})
+    if not isinstance(annotations, dict):
+        row.fail(f"`{name}.annotations` must be an object, not {type_name(annotations)}")
+    aspect_ratings = []
+    for aspect, annotation in annotations.items():
+        field_path = f"{name}.annotations.{preview(aspect)[1:-1]}"
+        if not isinstance(annotation, dict | None):
+            row.fail(f"`{field_path}` must be an object with Rating, not {type_name(annotation)}")
+        rating = (annotation or {}).get("Rating", "N/A")
+        if isinstance(rating, bool) or not isinstance(rating, int | float | str):
+            row.fail(f"`{field_path}.Rating` must be a number or text, not {type_name(rating)}")
+        aspect_ratings += _parse_rating(rating)
+    return fmean(aspect_ratings) if aspect_ratings else None
+
+
+def _parse_rating(rating: float | str) -> list[float]:
+    try:
+        number = float(rating)
+    except (ValueError, OverflowError):
+        return []
+    return [number] if math.isfinite(number) else []

@@ -1,0 +1,94 @@
+"""The plain path: every answer with its whole prompt and its pixels through the model, nothing shared, nothing kept.
+
+What the fast path is compared with at the start of a run, and what runs where the two differ or `share_prefix: off` asks for it. The model
+computes its own positions and masks; sampling is transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from mmrlhf.models.images import open_image
+
+if TYPE_CHECKING:
+    from mmrlhf.models.vlm import VLM, Prompt
+
+
+def processor_inputs(vlm: VLM, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """The processor's batch of prompts, pixels and all."""
+    batch, _ = vlm.encoder.process([p.text for p in prompts], [[open_image(i) for i in p.images] for p in prompts])
+    tensors = {k: v.to(vlm.device) for k, v in batch.items() if torch.is_tensor(v) and k != "labels"}
+    if "pixel_values" in tensors:
+        tensors["pixel_values"] = tensors["pixel_values"].to(vlm.encoder.dtype)
+    return tensors
+
+
+def _group_by_image_count(prompts: Sequence[Prompt], prompt_indices: Sequence[int]) -> list[list[int]]:
+    """The numbers of answers whose prompts have as many pictures: a processor may refuse a mixture, and Mllama's tokens in front of a
+    picture look at every other row's blanks."""
+    image_counts = [len(prompts[r].images) for r in prompt_indices]
+    return [[i for i, image_count in enumerate(image_counts) if image_count == count] for count in sorted(set(image_counts))]
+
+
+def hidden_states(
+    vlm: VLM, prompts: Sequence[Prompt], prompt_indices: Sequence[int], token_ids_NT: Tensor, mask_NT: Tensor
+) -> Tensor:
+    """Hidden states [N, T + 1, D] as `prefix.Prefix.extend` has them, of answers to `prompts[rows]`."""
+    groups = _group_by_image_count(prompts, prompt_indices)
+    outputs = [
+        _group_hidden_states(vlm, [prompts[prompt_indices[i]] for i in indices], token_ids_NT[indices], mask_NT[indices])
+        for indices in groups
+    ]
+    order = torch.tensor([i for indices in groups for i in indices], device=vlm.device).argsort()
+    return torch.cat(outputs)[order]
+
+
+def _group_hidden_states(vlm: VLM, prompts: Sequence[Prompt], token_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    batch = processor_inputs(vlm, prompts)
+    prompt_length, width = batch["input_ids"].shape[1], token_ids_NT.shape[1]
+    batch["input_ids"] = torch.cat([batch["input_ids"], token_ids_NT], 1)
+    batch["attention_mask"] = torch.cat([batch["attention_mask"], mask_NT], 1)
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in batch:  # PaliGemma marks what is not its prompt
+            token_type = int(vlm.model.config.model_type == "paligemma")
+            batch[name] = torch.cat([batch[name], torch.full_like(token_ids_NT, token_type)], 1)
+    if "cross_attention_mask" in batch:
+        cross_attention_mask = batch["cross_attention_mask"]
+        batch["cross_attention_mask"] = torch.cat(
+            [cross_attention_mask, cross_attention_mask[:, -1:].expand(-1, width, -1, -1)], 1
+        )
+    return vlm.model.base_model(**batch, use_cache=False).last_hidden_state[:, prompt_length - 1 :]
+
+
+TokenChooser = Callable[[Tensor, Tensor, int], Tensor]
+"""(logits [n, V] of the answers with these numbers, the numbers [n], t) -> token t of each [n]"""
+
+
+class ForcedTokens(LogitsProcessor):
+    """Leaves only the token that `choose` picks, so that `generate` is told what to say."""
+
+    def __init__(self, prompt_length: int, answer_indices: Tensor, choose_tokens: TokenChooser):
+        self.prompt_length, self.answer_indices, self.choose_tokens = prompt_length, answer_indices, choose_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        next_token_N = self.choose_tokens(scores.float(), self.answer_indices, input_ids.shape[1] - self.prompt_length)
+        return torch.full_like(scores, float("-inf")).scatter(1, next_token_N[:, None], 0.0)
+
+
+def generate(
+    vlm: VLM, prompts: Sequence[Prompt], prompt_indices: Sequence[int], max_tokens: int, choose_tokens: TokenChooser
+) -> None:
+    """Let `choose` say answers to `prompts[rows]` token by token, each to its end-of-sequence token."""
+    for answer_indices in _group_by_image_count(prompts, prompt_indices):
+        batch = processor_inputs(vlm, [prompts[prompt_indices[i]] for i in answer_indices])
+        generation_config = GenerationConfig(  # a checkpoint's own may hold penalties and temperatures
+            max_new_tokens=max_tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=list(vlm.eos),
+            pad_token_id=int(vlm.tokenizer.pad_token_id),
+        )  # fmt: skip
+        forced_tokens = ForcedTokens(batch["input_ids"].shape[1], torch.tensor(answer_indices, device=vlm.device), choose_tokens)
+        vlm.model.generate(**batch, generation_config=generation_config, logits_processor=LogitsProcessorList([forced_tokens]))

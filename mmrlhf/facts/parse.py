@@ -1,0 +1,122 @@
+"""Facts as the rows of a data file give them: typed ones, and lists with a field for each kind."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, get_args
+
+from mmrlhf.files.rows import Row, preview, type_name
+from mmrlhf.records import Fact, FactKind
+from mmrlhf.text.plurals import pluralize
+
+Box = tuple[float, float, float, float]
+
+
+def parse_typed_facts(row: Row) -> tuple[Fact, ...]:
+    """A row's own `facts`: a list of {kind, text} with optional source, confidence and box. Raises InputError."""
+    facts = []
+    for index, fact in enumerate(read_list(row, "facts"), 1):
+        name = f"facts[{index}]"
+        if not isinstance(fact, dict):
+            row.fail(f"`{name}` must be an object with kind and text, not {type_name(fact)}")
+        if fact.get("kind") not in get_args(FactKind):
+            row.fail(f"`{name}.kind` must be one of {', '.join(get_args(FactKind))}, not {preview(fact.get('kind'))}")
+        confidence = fact.get("confidence", 1.0)
+        if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 <= confidence <= 1:
+            row.fail(f"`{name}.confidence` must be a number from 0 to 1, not {preview(confidence)}")
+        source = row.require_text(fact.get("source", ""), f"{name}.source")
+        box = None if fact.get("box") is None else parse_box(row, fact["box"], f"{name}.box")
+        facts.append(Fact(fact["kind"], read_line(row, fact.get("text"), f"{name}.text"), source, float(confidence), box))
+    return tuple(facts)
+
+
+# ---- facts as lists, one field for each kind -------------------------------------------------------------------------
+
+FACT_FIELDS: dict[str, FactKind] = {
+    "captions": "caption",  # text
+    "objects": "object",  # [name, count or null, colour or null, box or null]
+    "attributes": "attribute",  # [name, value]
+    "relations": "relation",  # [name, relation, name]
+    "ocr": "ocr",  # text in the picture
+    "qa": "qa",  # [question, answer]
+    "rationales": "rationale",  # text
+    "absent": "absent",  # name of what is not there
+}
+
+
+def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
+    """A row's facts in the fields of `LISTS`, and its typed ones. Raises InputError."""
+    for field in row.fields:
+        if field not in FACT_FIELDS and (suggestion := difflib.get_close_matches(field, FACT_FIELDS, n=1, cutoff=0.75)):
+            row.fail(f"`{preview(field)[1:-1]}` is not a field of facts: rename it to {suggestion[0]}")
+    facts: list[Fact] = []
+    for field, fact_kind in FACT_FIELDS.items():
+        for index, value in enumerate(read_list(row, field), 1):
+            name = f"{field}[{index}]"
+            if field == "objects":
+                facts += _parse_object(row, value, name, source)
+            elif field in ("attributes", "relations", "qa"):
+                parts = [
+                    read_line(row, part, name) for part in _read_fixed_list(row, value, 3 if field == "relations" else 2, name)
+                ]
+                facts.append(Fact(fact_kind, " ".join(reversed(parts) if field == "attributes" else parts), source))
+            else:
+                facts.append(Fact(fact_kind, read_line(row, value, name), source))
+    return tuple(facts) + parse_typed_facts(row)
+
+
+def _parse_object(row: Row, value: Any, name: str, source: str) -> list[Fact]:
+    """An object and its count are two facts, so that a claim on one of them meets the fact on it."""
+    if isinstance(value, list) and 0 < len(value) < 4:
+        value = [*value, None, None, None][:4]
+    noun, count, colour, box = _read_fixed_list(row, value, 4, name)
+    noun = read_line(row, noun, name)
+    object_box = None if box is None else parse_box(row, box, name)
+    facts = [Fact("object", noun if colour is None else f"{read_line(row, colour, name)} {noun}", source, box=object_box)]
+    if count is not None:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            row.fail(f"`{name}` must have a count of at least 1, or null where it is unknown, not {preview(count)}")
+        facts.append(count_fact(count, noun, source))
+    return facts
+
+
+def count_fact(count: int, noun: str, source: str) -> Fact:
+    """`two dogs`, for a noun in the singular."""
+    count_text = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
+    return Fact("count", f"{count_text} {noun if count == 1 else pluralize(noun)}", source)
+
+
+def parse_box(row: Row, value: Any, name: str) -> Box:
+    """Four shares of width and height: x0, y0, x1, y1. Raises InputError."""
+    has_four_items = isinstance(value, list) and len(value) == 4
+    if not has_four_items or any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= 1 for v in value):
+        row.fail(f"`{name}` must have a box of four shares from 0 to 1, x0, y0, x1, y1, not {preview(value)}")
+    x0, y0, x1, y1 = map(float, value)
+    if x0 >= x1 or y0 >= y1:
+        row.fail(f"`{name}` must have a box whose x0 is left of x1 and y0 above y1, not {preview(value)}")
+    return x0, y0, x1, y1
+
+
+NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+def read_list(row: Row, field: str) -> list[Any]:
+    """A field that must be a list; an empty one where there is none. Raises InputError."""
+    value = row.fields.get(field, [])
+    if not isinstance(value, list):
+        row.fail(f"`{field}` must be a list, not {type_name(value)}")
+    return value
+
+
+def _read_fixed_list(row: Row, value: Any, size: int, name: str) -> list[Any]:
+    if not isinstance(value, list) or len(value) != size:
+        row.fail(f"`{name}` must be a list of {size}, not {preview(value)}")
+    return value
+
+
+def read_line(row: Row, value: Any, name: str) -> str:
+    """A text on one line. Raises InputError where it is none, or empty."""
+    text = " ".join(row.require_text(value, name).split())
+    if not text:
+        row.fail(f"`{name}` is empty: fill it in or remove it")
+    return text

@@ -1,0 +1,287 @@
+"""Where rows lie: a table of them for each kind of file, read from end to end once and then by number.
+
+What is kept of a file is where its rows begin, so that it may be larger than memory; a JSON list is one value and is kept.
+A file that changes after it was opened is refused, since its rows may stand elsewhere. Pictures stay encoded.
+
+JSON is read with `json`: Arrow's reader guesses types, so that an answer "2024-01-01" would come back as a date and
+"3" as a number, and one broken line loses the file without saying which. Parquet, saved `datasets` folders and the Hub
+have types of their own, which `datasets` knows; local files are read where they lie, so that no cached copy goes stale.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import re
+from array import array
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmrlhf.config_loader import suggestion
+from mmrlhf.files.rows import RawRow, open_binary, parse_json
+from mmrlhf.records import InputError
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+ROWS_PER_BATCH = 64
+"""Of a table, on the way through it, so that a large one is not in memory twice."""
+
+
+class Table(Protocol):
+    """A dataset's rows. Going through it finds where they are; `[place]`, counted from 0, gives one again after that."""
+
+    def __iter__(self) -> Iterator[RawRow]: ...
+
+    def __getitem__(self, index: int) -> RawRow: ...
+
+
+def open_table(dataset_name: str, split: str = "train") -> Table:
+    """A JSON, JSONL or parquet file, a saved `datasets` folder, or a Hub dataset.
+
+    Raises InputError, now or on the way through it, when there is no such thing or it cannot be read.
+    """
+    path = Path(dataset_name)
+    if path.suffix in (".json", ".jsonl") and not path.is_dir():
+        with open_binary(path) as file:
+            is_list = file.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+        return _JsonListTable(path) if is_list else _JsonlTable(path)  # whichever the content is, whatever the suffix says
+    with _as_input_errors(dataset_name):
+        return _open_arrow_table(dataset_name, split)
+
+
+def read_rows(dataset_name: str, split: str = "train") -> Iterator[RawRow]:
+    """The rows of a dataset, once. Raises InputError as `table` does, and when there are none."""
+    return checked_rows(dataset_name, open_table(dataset_name, split))
+
+
+def checked_rows(name: str, rows: Table) -> Iterator[RawRow]:
+    """The rows of a table. Raises InputError when there are none."""
+    has_rows = False
+    for row in rows:
+        has_rows = True
+        yield row
+    if not has_rows:
+        raise InputError(f"{name} has no rows: give a dataset with at least one")
+
+
+def dataset_folder(dataset_name: str) -> Path | None:
+    """Where relative paths of a dataset start unless the user says otherwise: its own folder; none for a Hub id."""
+    path = Path(dataset_name)
+    return path if path.is_dir() else path.parent if path.is_file() else None
+
+
+class _ChangeGuard:
+    """What files were when they were opened. Calling it raises InputError when one of them is no longer that."""
+
+    def __init__(self, files: Sequence[str | Path]) -> None:
+        self._initial_states = {str(file): self._file_state(file) for file in files}
+
+    def __call__(self) -> None:
+        for file, initial_state in self._initial_states.items():
+            if self._file_state(file) != initial_state:
+                raise InputError(f"{file} has changed since it was first read: start again, and leave it alone until the end")
+
+    @staticmethod
+    def _file_state(file: str | Path) -> tuple[int, int, int] | None:
+        try:
+            stat_result = os.stat(file)
+        except OSError:
+            return None
+        return stat_result.st_mtime_ns, stat_result.st_size, stat_result.st_ino
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+class _JsonlTable:
+    """One object a line. A blank line is none, and is counted for messages."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._check_unchanged = path, _ChangeGuard([path])
+        self._offsets, self._line_numbers = array("Q"), array("Q")
+
+    def __iter__(self) -> Iterator[RawRow]:
+        self._offsets, self._line_numbers, offset = array("Q"), array("Q"), 0
+        with open_binary(self._path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    self._offsets.append(offset)
+                    self._line_numbers.append(number)
+                    yield self._raw_row(number, line)
+                offset += len(line)
+        self._check_unchanged()
+
+    def __getitem__(self, index: int) -> RawRow:
+        with open_binary(self._path) as file:
+            self._check_unchanged()
+            file.seek(self._offsets[index])
+            return self._raw_row(self._line_numbers[index], file.readline())
+
+    def _raw_row(self, number: int, line: bytes) -> RawRow:
+        return RawRow(f"{self._path}, line {number}", number, line)
+
+
+class _JsonListTable:
+    """One list of objects."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with open_binary(path) as file:
+            self._values: list[Any] = parse_json(file.read(), str(path))
+
+    def __iter__(self) -> Iterator[RawRow]:
+        return (self[index] for index in range(len(self._values)))
+
+    def __getitem__(self, index: int) -> RawRow:
+        return RawRow(f"{self._path}, row {index + 1}", index + 1, self._values[index])
+
+
+# ---- tables of Arrow -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _as_input_errors(name: str) -> Iterator[None]:
+    """The readers of datasets, pyarrow and the Hub have no exception in common: all of theirs become InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"{name} cannot be read ({reason}): correct the file, the name or the split") from None
+
+
+def _open_arrow_table(name: str, split: str) -> Table:
+    path = Path(name)
+    if path.is_file() and path.suffix != ".parquet":
+        raise InputError(f"{name} is not a .json, .jsonl or .parquet file: convert it to one of them")
+    if not path.exists() and not (HUB_ID.fullmatch(name) and path.suffix != ".parquet"):
+        raise InputError(f"{name} does not exist: give a file, a `datasets` folder, or a Hub id such as owner/name")
+    import datasets
+
+    if path.is_file():
+        return _ParquetTable(name, [path])
+    if not path.exists():
+        return _ArrowTable(name, datasets.load_dataset(name, split=split))
+    if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+        saved = datasets.load_from_disk(name)
+        return _ArrowTable(name, saved[_resolve_split(name, split, saved)] if isinstance(saved, datasets.DatasetDict) else saved)
+    if next(path.rglob("*.parquet"), None) is not None:
+        files = datasets.load_dataset_builder("parquet", data_dir=name).config.data_files
+        return _ParquetTable(name, [Path(file) for file in files[_resolve_split(name, split, files)]])
+    raise InputError(f"{name} is not a saved `datasets` folder: name the data file itself")
+
+
+def _resolve_split(name: str, split: str, splits: Mapping[str, Any]) -> str:
+    """The split to read: the one that is asked for, or the only one. Raises InputError with the nearest name."""
+    if split not in splits and len(splits) > 1:
+        raise InputError(f"{name} has no split {split}: {suggestion(split, map(str, splits))}")
+    return split if split in splits else next(iter(splits))
+
+
+class _ArrowTable:
+    """A `datasets.Dataset`, which lies on the disk and is mapped into memory."""
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self._name, self._dataset, self._features = name, dataset.with_format("arrow"), _without_image_decoding(dataset.features)
+        self._check_unchanged = _ChangeGuard([file["filename"] for file in dataset.cache_files])
+
+    def __iter__(self) -> Iterator[RawRow]:
+        for start in range(0, len(self._dataset), ROWS_PER_BATCH):
+            with _as_input_errors(self._name):
+                rows = _decode_rows(self._dataset[start : start + ROWS_PER_BATCH], self._features)
+            yield from (_raw_row(self._name, start + offset, row) for offset, row in enumerate(rows))
+
+    def __getitem__(self, index: int) -> RawRow:
+        self._check_unchanged()
+        with _as_input_errors(self._name):
+            (row,) = _decode_rows(self._dataset[index : index + 1], self._features)
+        return _raw_row(self._name, index, row)
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    """A row group of a parquet file: no row of it can be had without reading all. `first` is its first row's place in the table."""
+
+    file: Path
+    number: int
+    first_index: int
+
+
+class _ParquetTable:
+    """Parquet files, one after the other. Through the files some rows are read at a time, by number a row group."""
+
+    def __init__(self, name: str, files: Sequence[Path]) -> None:
+        from pyarrow import parquet
+
+        self._name, self._files, self._check_unchanged = name, files, _ChangeGuard(files)
+        self._open_parquet = parquet.ParquetFile
+        self._groups: list[_RowGroup] = []
+        self._cached_groups: deque[tuple[_RowGroup, Any]] = deque(maxlen=2)
+        num_rows = 0
+        for path in files:
+            with self._open_parquet(path) as file:
+                for number in range(file.metadata.num_row_groups):
+                    self._groups.append(_RowGroup(path, number, num_rows))
+                    num_rows += file.metadata.row_group(number).num_rows
+
+    def __iter__(self) -> Iterator[RawRow]:
+        # A stream of `datasets` has threads that outlive it where reading stops early, as it does at a bad row: Python then
+        # hangs or aborts when it ends. Hence pyarrow's batches.
+        import pyarrow
+
+        batch_start = 0
+        for path in self._files:
+            with _as_input_errors(self._name):
+                file = self._open_parquet(path)
+            with file:
+                batches = file.iter_batches(ROWS_PER_BATCH, use_threads=False)
+                while True:
+                    with _as_input_errors(self._name):
+                        if (batch := next(batches, None)) is None:
+                            break
+                        rows = _decode_rows(pyarrow.Table.from_batches([batch]))
+                    yield from (_raw_row(self._name, batch_start + offset, row) for offset, row in enumerate(rows))
+                    batch_start += len(rows)
+        self._check_unchanged()
+
+    def __getitem__(self, index: int) -> RawRow:
+        self._check_unchanged()
+        group = self._groups[bisect.bisect_right(self._groups, index, key=lambda group: group.first_index) - 1]
+        with _as_input_errors(self._name):
+            group_rows = next((rows for cached_group, rows in self._cached_groups if cached_group is group), None)
+            if group_rows is None:
+                with self._open_parquet(group.file) as file:
+                    group_rows = file.read_row_group(group.number, use_threads=False)
+                self._cached_groups.append((group, group_rows))
+            (row,) = _decode_rows(group_rows.slice(index - group.first_index, 1))
+        return _raw_row(self._name, index, row)
+
+
+def _raw_row(name: str, index: int, row: Any) -> RawRow:
+    return RawRow(f"{name}, row {index + 1}", index + 1, row)
+
+
+def _decode_rows(rows: Any, features: Any = None) -> list[dict[str, Any]]:
+    """An Arrow table's rows as Python has them: columns of JSON parsed, pictures as encoded bytes or paths."""
+    import datasets
+
+    features = _without_image_decoding(datasets.Features.from_arrow_schema(rows.schema)) if features is None else features
+    return [features.decode_example(row) for row in rows.to_pylist()]
+
+
+def _without_image_decoding(features: Any) -> Any:
+    """The same features, whose pictures are not decoded."""
+    import datasets
+
+    def disable_decoding(feature: Any) -> Any:
+        if isinstance(feature, datasets.Image):
+            return replace(feature, decode=False)
+        if isinstance(feature, dict):
+            return {name: disable_decoding(inner_feature) for name, inner_feature in feature.items()}
+        return replace(feature, feature=disable_decoding(feature.feature)) if hasattr(feature, "feature") else feature
+
+    return datasets.Features(disable_decoding(dict(features)))

@@ -1,0 +1,1 @@
+"""Statistics: intervals and paired tests, calibration, diversity."""

@@ -1,0 +1,148 @@
+"""One base, several roles: named LoRA adapters in the language model, and scalar heads.
+
+`policy`, `value` and `reward` are adapters on one copy of the model; `reference` is no adapter at all. Switching a role sets
+which adapter is active and nothing else: PEFT's own `set_adapter` and `disable_adapter` also flip `requires_grad`, which
+would freeze one role whenever another ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmrlhf.models.vlm import VLM
+from mmrlhf.records import InputError
+
+
+class Adapters:
+    """The named adapters on one model. `peft` is the wrapper that saves and merges; forwards go to `vlm.model`."""
+
+    def __init__(self, vlm: VLM):
+        self.vlm = vlm
+        self.peft_model: PeftModel | None = None
+        decoder = vlm.model.base_model.get_decoder()
+        self._decoder_name = next(n for n, module in vlm.model.named_modules() if module is decoder)
+        self._linear_names = {n.rsplit(".", 1)[-1] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+        self._lora_layers: list[BaseTunerLayer] = []
+
+    def target_pattern(self, target_modules: str = "all-linear") -> str:
+        """A regular expression for the linear layers of the language model, all or those of the names given, and none of the vision
+        tower: a list of suffixes such as `q_proj` would also hit the tower's. Raises InputError for a name that no layer has."""
+        linear_names = self._linear_names
+        if target_modules != "all-linear":
+            linear_names = {name.strip() for name in target_modules.split(",")}
+            if unknown := sorted(linear_names - self._linear_names):
+                available = ", ".join(sorted(self._linear_names))
+                raise InputError(f"lora_target_modules names {', '.join(unknown)}: {self.vlm.name} has {available}")
+        return re.escape(self._decoder_name) + r"\..*\.(" + "|".join(sorted(linear_names)) + ")"
+
+    def add(self, name: str, r: int, alpha: float, seed: int, target_modules: str = "all-linear") -> None:
+        """A fresh adapter (zero change) on the layers of `targets`, trainable, in float32."""
+        torch.manual_seed(seed)
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self.target_pattern(target_modules))
+        if self.peft_model is None:
+            self.peft_model = get_peft_model(self.vlm.model, config, adapter_name=name)
+        else:
+            self.peft_model.add_adapter(name, config)
+        for parameter in self.parameters(name).values():
+            parameter.requires_grad_(True)
+        self._lora_layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
+
+    def load(self, name: str, directory: Path, *, trainable: bool) -> None:
+        """An adapter that was saved; raises InputError when it is missing or belongs to another model."""
+        if not (directory / "adapter_model.safetensors").is_file():
+            raise InputError(f"adapter {directory} does not exist: give the directory of a finished run's adapter")
+        config = LoraConfig.from_pretrained(str(directory))
+        saved = load_file(directory / "adapter_model.safetensors")
+        linear_names = {key.partition(".lora_")[0].rsplit(".", 1)[-1] for key in saved}
+        if not linear_names or not linear_names <= self._linear_names:
+            raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
+        self.add(name, config.r, config.lora_alpha, 0, ",".join(sorted(linear_names)))
+        own_parameters = self.parameters(name)
+        by_saved_name = {self._saved_name(k, name): p for k, p in own_parameters.items()}
+        if set(saved) != set(by_saved_name) or any(saved[k].shape != by_saved_name[k].shape for k in saved):
+            raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
+        with torch.no_grad():
+            for key, parameter in by_saved_name.items():
+                parameter.copy_(saved[key])
+                parameter.requires_grad_(trainable)
+
+    @staticmethod
+    def _saved_name(key: str, name: str) -> str:
+        """A parameter's name as PEFT stores it: without the adapter's name."""
+        return "base_model.model." + key.replace(f".{name}.", ".")
+
+    def save(self, name: str, directory: Path) -> None:
+        """In PEFT's own format, so that `PeftModel.from_pretrained(base, directory)` reads it."""
+        from safetensors.torch import save_file
+
+        assert self.peft_model is not None
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {self._saved_name(k, name): p.detach().cpu().contiguous() for k, p in self.parameters(name).items()}
+        save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.peft_model.peft_config[name].save_pretrained(str(directory))
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """An adapter's parameters by their name in `vlm.model`."""
+        return {k: p for k, p in self.vlm.model.named_parameters() if f".{name}." in k and "lora_" in k}
+
+    @contextlib.contextmanager
+    def use(self, name: str | None) -> Iterator[None]:
+        """Run under one adapter, or None: the base alone. `requires_grad` stays as it is."""
+        previous = [(m._active_adapter, m._disable_adapters) for m in self._lora_layers]
+        for m in self._lora_layers:
+            m._active_adapter, m._disable_adapters = ([name] if name else m._active_adapter), name is None
+        try:
+            yield
+        finally:
+            for m, (active, disabled) in zip(self._lora_layers, previous, strict=True):
+                m._active_adapter, m._disable_adapters = active, disabled
+
+
+@dataclass
+class Role:
+    """A model under one adapter (None: the base alone, with what of it trains), with a scalar head for `value` and `reward`.
+
+    Roles need not share a model: a reward role may stand on a larger one, and is then given images and text.
+    """
+
+    adapters: Adapters
+    adapter: str | None
+    head: nn.Linear | None = None
+
+    @property
+    def vlm(self) -> VLM:
+        return self.adapters.vlm
+
+    def active(self) -> contextlib.AbstractContextManager[None]:
+        return self.adapters.use(self.adapter)
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        """Its weights: the adapter's, or those of the base that are trained."""
+        if self.adapter:
+            return self.adapters.parameters(self.adapter)
+        return {k: p for k, p in self.vlm.model.named_parameters() if p.requires_grad and "lora_" not in k}
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._named_parameters().values()) + (list(self.head.parameters()) if self.head else [])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of this role."""
+        tensors = {k: p.detach() for k, p in self._named_parameters().items()}
+        return tensors | (
+            {f"{self.adapter or 'base'}_head.{k}": v for k, v in self.head.state_dict().items()} if self.head else {}
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for key, tensor in self.state_dict().items():
+                tensor.copy_(state_dict[key])

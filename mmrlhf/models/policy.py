@@ -1,0 +1,65 @@
+"""Load a policy: a base model, under the adapter of a PPO run if there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from mmrlhf.config import EngineConfig
+from mmrlhf.models.adapters import Adapters
+from mmrlhf.models.loading import load
+from mmrlhf.models.vlm import VLM
+from mmrlhf.records import InputError
+
+
+@contextlib.contextmanager
+def load_policy(
+    model_name_or_path: str, adapter_path: str | None, dtype: str = "float32", engine: EngineConfig | None = None
+) -> Iterator[VLM]:
+    """A model to ask, under the adapter if one is given. Raises InputError when the adapter belongs to another base."""
+    if adapter_path is not None:
+        _check_is_adapter(Path(adapter_path))
+    vlm = load(model_name_or_path, dtype, engine=engine)
+    if adapter_path is None:
+        yield vlm
+        return
+    _check_same_base(Path(adapter_path), vlm)
+    adapters = Adapters(vlm)
+    try:
+        adapters.load("policy", Path(adapter_path), trainable=False)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"adapter {adapter_path} cannot be loaded ({reason}): copy it again, or train it again") from None
+    with adapters.use("policy"):
+        yield vlm
+
+
+def _check_is_adapter(path: Path) -> None:
+    """What is given instead, most often: a ppo run's own directory, or a reward model's."""
+    if (path / "reward.json").is_file():
+        raise InputError(f"adapter {path} is a reward model, which scores answers and gives none: give a ppo run's policy folder")
+    if not (path / "adapter_model.safetensors").is_file():
+        policy_dir = path / "policy"
+        suggestion = policy_dir if policy_dir.is_dir() else "the policy folder of a finished ppo run"
+        raise InputError(f"adapter {path} holds no adapter_model.safetensors: give {suggestion}")
+
+
+def _check_same_base(path: Path, vlm: VLM) -> None:
+    """Equal shapes are no proof: the adapter of another model of this architecture would load, and answer nonsense."""
+    base_file = path / "base.json"
+    if not base_file.is_file():
+        print(f"note: adapter {path} does not say which weights it was trained on (no base.json): only shapes can be compared")
+        return
+    try:
+        metadata = json.loads(base_file.read_text(encoding="utf-8"))
+        trained_fingerprint, base_name = metadata["base_fingerprint"], metadata["base"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{base_file} cannot be read as the ppo stage wrote it: copy the adapter again") from None
+    if trained_fingerprint != vlm.fingerprint:
+        raise InputError(f"adapter {path} was trained on {base_name}, whose weights {vlm.name} does not hold: give that model")

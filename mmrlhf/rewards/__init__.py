@@ -1,0 +1,1 @@
+"""Rewards: the reward model and its checkpoint, reward functions, claim rewards, and the ledger that adds them up."""

@@ -1,0 +1,85 @@
+"""The reward functions that ship: each maps samples to a number, or to numbers for spans of the answer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from mmrlhf.rewards.types import RewardFunction, Sample
+from mmrlhf.text.answer_parsing import leading_yes_no, parse_choice, parse_number, parse_yes_no
+
+
+def correctness(samples: Sequence[Sample]) -> list[float]:
+    """1 for an answer that says what the row's own answer says (yes/no, a letter of multiple choice, a number, or the same words), else 0.
+
+    A row without an answer gets 0. One with LLaVA-RLHF's `caption_type` is judged as Sun et al. 2023 do: a letter 1 or 0; a question
+    whose answer is no 0.5 for no and -0.5 for yes; one whose answer is yes always 0, against a bias to yes.
+    """
+    return [
+        _score_by_caption_type(s) if "caption_type" in s.meta else float(is_correct(s.answer, s.reference, s.prompt[-1].content))
+        for s in samples
+    ]
+
+
+def length(samples: Sequence[Sample]) -> list[float]:
+    """Tokens as a share of the most there may be, times the row's `length_bonus` (1 if it has none). LLaVA-RLHF."""
+    return [s.num_tokens / s.max_tokens * float(s.meta.get("length_bonus", 1.0)) for s in samples]
+
+
+def missing_eos(samples: Sequence[Sample]) -> list[float]:
+    """1 for an answer that was cut off before its end, else 0."""
+    return [float(not s.finished) for s in samples]
+
+
+def repetition(samples: Sequence[Sample]) -> list[float]:
+    """The share of an answer's runs of four words that it has said before."""
+    shares = []
+    for sample in samples:
+        words = sample.answer.lower().split()
+        ngrams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+        shares.append(1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0)
+    return shares
+
+
+def question_mark(samples: Sequence[Sample]) -> list[float]:
+    """1 for an answer that asks something, else 0. LLaVA-RLHF counts such an answer as one that did not end."""
+    return [float("?" in s.answer) for s in samples]
+
+
+REWARD_FUNCTIONS: dict[str, RewardFunction] = {
+    "correctness": correctness,
+    "length": length,
+    "missing_eos": missing_eos,
+    "question_mark": question_mark,
+    "repetition": repetition,
+}
+
+
+CAPTION_TYPE_LETTERS = {2: "A", 3: "B", 4: "C", 5: "D"}
+
+
+CAPTION_TYPE_NO, CAPTION_TYPE_YES = 6, 7
+"""LLaVA-RLHF's `caption_type`."""
+
+
+def _score_by_caption_type(sample: Sample) -> float:
+    caption_type, answer = sample.meta["caption_type"], sample.answer.strip()
+    if letter := CAPTION_TYPE_LETTERS.get(caption_type):
+        return float(answer.startswith(f"{letter}.") or f"correct option is {letter}." in answer)
+    return 0.5 * (answer.startswith("No") - answer.startswith("Yes")) if caption_type == CAPTION_TYPE_NO else 0.0
+
+
+def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
+    """Whether an answer says what `truth` says: its yes or no, its letter, its number (as `answers` reads them), or its words."""
+    if reference is None:
+        return False
+    expected = reference.strip().rstrip(".").strip()
+    if (expected_yes_no := leading_yes_no(reference)) is not None:
+        return parse_yes_no(answer, question) == expected_yes_no
+    if re.fullmatch(r"\(?[A-H]\)?", expected):
+        return parse_choice(answer, "ABCDEFGH") == expected.strip("()")
+    if re.fullmatch(r"-?\d[\d,]*(?:\.\d+)?", expected) and (expected_number := parse_number(expected)) is not None:
+        answer_number = parse_number(answer)
+        return answer_number is not None and math.isclose(answer_number, expected_number)
+    return " ".join(answer.lower().split()).rstrip(".") == " ".join(expected.lower().split())

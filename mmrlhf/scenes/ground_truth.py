@@ -1,0 +1,153 @@
+"""What the graph says of an answer: its atomic claims, each supported or contradicted, and what they are worth."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mmrlhf.records import Claim, Verdict
+from mmrlhf.scenes.captions import count_phrase, join_words, with_article
+from mmrlhf.scenes.scene_graph import Scene
+from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, COOCCURRENCES, NUMBER_WORDS, SHAPES, SIZES, SceneObject
+
+_SHAPE, _COLOUR, _SIZE = "|".join(SHAPES), "|".join(COLOURS), "|".join(SIZES)
+_NOUN = rf"(?:(?:{_COLOUR}) )?(?:{_SHAPE})"
+_CLAIM_PATTERN = re.compile(
+    rf"\bthe (?P<a>{_NOUN}) is (?P<relation>left of|right of|above|below) the (?P<b>{_NOUN})\b"
+    rf"|\bthe (?P<owner>{_SHAPE}) is (?P<owned>{_COLOUR})\b"
+    rf"|\bno (?P<none>(?:(?:{_COLOUR}) )?(?:{_SHAPE}|object))s?\b"
+    rf"|\b(?P<number>{'|'.join(NUMBER_WORDS[1:])}) (?P<counted>{_SHAPE}|objects?)(?:e?s)?\b"
+    rf"|\ban? (?:(?P<size>{_SIZE}) )?(?:(?P<colour>{_COLOUR}) )?(?P<shape>{_SHAPE})\b(?: at the (?P<place>{'|'.join(sorted(CELL_NAMES, key=len, reverse=True))})\b)?"
+    rf"|\b(?P<nothing>nothing) at the (?P<empty>{'|'.join(sorted(CELL_NAMES, key=len, reverse=True))})\b",
+    re.IGNORECASE,
+)
+
+
+def parse_claims(text: str) -> list[Claim]:
+    """The atomic claims of an answer in this world's language, in order of appearance, repetitions kept."""
+    claims = []
+    for match in _CLAIM_PATTERN.finditer(text):
+        groups = {k: v.lower() for k, v in match.groupdict().items() if v}
+        span = match.span()
+        if "relation" in groups:
+            claims.append(Claim("relation", groups["a"], f"{groups['relation']} {groups['b']}", span))
+        elif "owner" in groups:
+            claims.append(Claim("attribute", groups["owner"], groups["owned"], span))
+        elif "none" in groups:
+            claims.append(Claim("count", groups["none"], "0", span))
+        elif "number" in groups:
+            noun = "object" if groups["counted"].startswith("object") else groups["counted"]
+            claims.append(Claim("count", noun, str(NUMBER_WORDS.index(groups["number"])), span))
+        elif "nothing" in groups:
+            claims.append(Claim("relation", "nothing", f"at {groups['empty']}", span))
+        else:
+            shape = groups["shape"]
+            noun = f"{groups['colour']} {shape}" if "colour" in groups else shape
+            claims.append(Claim("object", shape, "", span))
+            if "colour" in groups:
+                claims.append(Claim("attribute", shape, groups["colour"], span))
+            if "size" in groups:
+                claims.append(Claim("attribute", noun, groups["size"], span))
+            if "place" in groups:
+                claims.append(Claim("relation", noun, f"at {groups['place']}", span))
+    return claims
+
+
+def _matching_objects(scene: Scene, noun: str) -> list[SceneObject]:
+    return [t for t in scene.objects if noun in ("object", t.shape, t.name)]
+
+
+def verify_claim(scene: Scene, claim: Claim) -> Verdict:
+    """What the graph says of a claim: supported or contradicted, never unknown, with the evidence."""
+    return Verdict(claim, "supported" if _is_true(scene, claim) else "contradicted", _evidence(scene, claim))
+
+
+def _is_true(scene: Scene, claim: Claim) -> bool:
+    objects = _matching_objects(scene, claim.subject)
+    if claim.kind == "object":
+        return bool(objects)
+    if claim.kind == "attribute":
+        return any(claim.value in (t.colour, t.size) for t in objects)
+    if claim.kind == "count":
+        return len(objects) == int(claim.value)
+    relation, _, location = claim.value.partition(" ")
+    if relation == "at":
+        cell = CELL_NAMES.index(location)
+        return (
+            not any(t.cell == cell for t in scene.objects) if claim.subject == "nothing" else any(t.cell == cell for t in objects)
+        )
+    relation, target = re.fullmatch(r"(left of|right of|above|below) (.+)", claim.value).groups()  # type: ignore[union-attr]
+
+    def relation_holds(a: SceneObject, b: SceneObject) -> bool:
+        column, row = a.cell % 3 - b.cell % 3, a.cell // 3 - b.cell // 3
+        return {"left of": column < 0, "right of": column > 0, "above": row < 0, "below": row > 0}[relation]
+
+    return any(relation_holds(a, b) for a in objects for b in _matching_objects(scene, target) if a != b)
+
+
+def _evidence(scene: Scene, claim: Claim) -> str:
+    if claim.kind == "count":
+        return f"the picture has {count_phrase(len(_matching_objects(scene, claim.subject)), claim.subject)}"
+    if claim.subject == "nothing":
+        objects = [t for t in scene.objects if claim.value == f"at {CELL_NAMES[t.cell]}"] or list(scene.objects)
+    else:
+        objects = _matching_objects(scene, claim.subject.split(" ")[-1])
+    target = claim.value.split(" ")[-1] if claim.kind == "relation" and not claim.value.startswith("at ") else ""
+    missing_noun = claim.subject if not objects else target if target and not _matching_objects(scene, target) else ""
+    if missing_noun:
+        return f"the picture has no {missing_noun}; it shows {join_words([with_article(t.name) for t in scene.objects])}"
+    return "; ".join(f"{with_article(f'{t.size} {t.name}')} at the {CELL_NAMES[t.cell]}" for t in objects)
+
+
+def is_cooccurrence_error(scene: Scene, claim: Claim) -> bool:
+    """Whether a false claim speaks of an absent partner that a trigger in the picture calls for."""
+    shapes = {t.shape for t in scene.objects}
+    claim_words = set(f"{claim.subject} {claim.value}".split())
+    return any(t in shapes and p not in shapes and p in claim_words for t, p in COOCCURRENCES.items())
+
+
+def canonical_claims(scene: Scene) -> frozenset[Claim]:
+    """The atomic facts that a clean caption states of every scene: shapes, their colours, and the total.
+
+    Sizes and relations are left out: any of them is as good as another, so that none is owed.
+    """
+    shape_claims = {Claim("object", t.shape) for t in scene.objects} | {
+        Claim("attribute", t.shape, t.colour) for t in scene.objects
+    }
+    return frozenset(shape_claims | {Claim("count", "object", str(len(scene.objects)))})
+
+
+@dataclass(frozen=True)
+class SceneVerdicts:
+    """An answer's distinct claims, sorted by what the graph says of them."""
+
+    true_claims: frozenset[Claim]
+    cooccurrence_errors: frozenset[Claim]
+    perception_errors: frozenset[Claim]
+    num_covered: int
+    num_canonical: int
+
+    @property
+    def false_claims(self) -> frozenset[Claim]:
+        return self.cooccurrence_errors | self.perception_errors
+
+
+def verify_answer(scene: Scene, answer: str) -> SceneVerdicts:
+    """Distinct claims only: repetition earns nothing, and vagueness costs coverage."""
+    distinct_claims = set(parse_claims(answer))
+    true_claims = frozenset(c for c in distinct_claims if _is_true(scene, c))
+    cooccurrence_errors = frozenset(c for c in distinct_claims - true_claims if is_cooccurrence_error(scene, c))
+    expected_claims = canonical_claims(scene)
+    return SceneVerdicts(
+        true_claims,
+        cooccurrence_errors,
+        frozenset(distinct_claims - true_claims - cooccurrence_errors),
+        len(true_claims & expected_claims),
+        len(expected_claims),
+    )
+
+
+def utility(scene: Scene, answer: str, false_claim_penalty: float) -> float:
+    """True claims minus lambda times false claims. Lambda decides between silence and truth."""
+    verdicts = verify_answer(scene, answer)
+    return len(verdicts.true_claims) - false_claim_penalty * len(verdicts.false_claims)

@@ -1,0 +1,102 @@
+"""Pictures: each shape drawn in its cell of the grid, some faded and partly covered, then blur and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from mmrlhf.scenes.vocabulary import COLOURS, SIZES, SceneObject
+
+IMAGE_SIZE = 96
+
+Background = Literal["plain", "striped"]
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard a scene is to see. Fixed on the selection split, never on held-out scenes."""
+
+    noise_std: float = 16.0
+    """Standard deviation of pixel noise, of 255."""
+    blur_radius: float = 0.6
+    """Radius of the Gaussian blur, pixels."""
+    occluded_share: float = 0.28
+    """Share of objects that are faded and partly covered."""
+    max_fade: float = 0.72
+    """How far a hard object's colour is drawn towards the background, at most."""
+    max_occlusion: float = 0.55
+    """Share of a hard object's width that an occluder covers, at most."""
+    small_share: float = 0.4
+    """Share of small objects."""
+
+
+_POLYGONS = {
+    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
+    "triangle": [(0, -1), (0.95, 0.8), (-0.95, 0.8)],
+    "diamond": [(0, -1.05), (0.7, 0), (0, 1.05), (-0.7, 0)],
+    "cross": [(-.3, -1), (.3, -1), (.3, -.3), (1, -.3), (1, .3), (.3, .3), (.3, 1), (-.3, 1), (-.3, .3), (-1, .3), (-1, -.3), (-.3, -.3)],
+    "arrow": [(-1, -.3), (.1, -.3), (.1, -.9), (1, 0), (.1, .9), (.1, .3), (-1, .3)],
+    "star": [(r * np.sin(k * np.pi / 5), -r * np.cos(k * np.pi / 5)) for k in range(10) for r in [1.1 if k % 2 == 0 else 0.45]],
+    "heart": [(0.062 * 16 * np.sin(t) ** 3, -0.062 * (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))) for t in np.linspace(0, 2 * np.pi, 40)],
+}  # fmt: skip
+_SUPERSAMPLING = 4  # shapes are drawn larger and reduced, which smooths their edges
+
+
+def _shape_mask(shape: str, x: float, y: float, radius: float) -> tuple[np.ndarray, slice, slice]:
+    """Coverage 0..1 of a small window [h, w, 1] by one shape, and where the window lies (rows, columns)."""
+    left, top = max(int(x - radius * 1.2) - 1, 0), max(int(y - radius * 1.2) - 1, 0)
+    right, bottom = min(int(x + radius * 1.2) + 2, IMAGE_SIZE), min(int(y + radius * 1.2) + 2, IMAGE_SIZE)
+    mask = Image.new("L", ((right - left) * _SUPERSAMPLING, (bottom - top) * _SUPERSAMPLING))
+    draw = ImageDraw.Draw(mask)
+    x, y, radius = (x - left) * _SUPERSAMPLING, (y - top) * _SUPERSAMPLING, radius * _SUPERSAMPLING
+    box = (x - radius, y - radius, x + radius, y + radius)
+    if shape in _POLYGONS:
+        draw.polygon([(x + radius * px, y + radius * py) for px, py in _POLYGONS[shape]], fill=255)
+    else:
+        draw.ellipse(box, fill=255)
+        if shape == "ring":
+            inner_radius = radius * 0.55
+            draw.ellipse((x - inner_radius, y - inner_radius, x + inner_radius, y + inner_radius), fill=0)
+        elif shape == "moon":
+            shift = radius * 0.6
+            draw.ellipse((box[0] + shift, box[1] - shift * 0.2, box[2] + shift, box[3] - shift * 0.2), fill=0)
+    coverage = np.asarray(mask.reduce(_SUPERSAMPLING), dtype=np.float64)[..., None] / 255
+    return coverage, slice(top, bottom), slice(left, right)
+
+
+def render_image(objects: Sequence[SceneObject], background: Background, difficulty: Difficulty, seed: int) -> Image.Image:
+    """The picture, 96 x 96 RGB."""
+    rng = np.random.default_rng(seed)
+    background_colour = 215 + rng.normal(0, 10, 3)
+    pixels = np.ones((IMAGE_SIZE, IMAGE_SIZE, 3)) * background_colour
+    if background == "striped":
+        row_indices = np.arange(IMAGE_SIZE)[:, None, None]
+        pixels = pixels * 0.9 + 7 * np.sign(np.sin(2 * np.pi * (row_indices / 9.0 + rng.random())))
+    for obj in objects:
+        x = (obj.cell % 3) * 32 + 16 + rng.uniform(-2.5, 2.5)
+        y = (obj.cell // 3) * 32 + 16 + rng.uniform(-2.5, 2.5)
+        radius = SIZES[obj.size] * rng.uniform(0.93, 1.07)
+        colour = np.array(COLOURS[obj.colour]) + rng.normal(0, 12, 3)
+        mask, rows, columns = _shape_mask(obj.shape, x, y, radius)
+        window = pixels[rows, columns]
+        if rng.random() < difficulty.occluded_share:
+            fade = difficulty.max_fade * rng.uniform(0.5, 1)
+            colour = colour * (1 - fade) + background_colour * fade
+            window[:] = window * (1 - mask) + colour * mask
+            occluder_width, side = 2 * radius * difficulty.max_occlusion * rng.uniform(0.4, 1), rng.integers(4)
+            left, top, right, bottom = x - radius, y - radius, x + radius, y + radius
+            occluder_box = [(left, top, left + occluder_width, bottom), (right - occluder_width, top, right, bottom),
+                   (left, top, right, top + occluder_width), (left, bottom - occluder_width, right, bottom)][side]  # fmt: skip
+            x0, y0, x1, y1 = (int(np.clip(round(v), 0, IMAGE_SIZE)) for v in occluder_box)
+            pixels[y0:y1, x0:x1] = background_colour * 0.75
+        else:
+            window[:] = window * (1 - mask) + colour * mask
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    if difficulty.blur_radius > 0:
+        image = image.filter(ImageFilter.GaussianBlur(difficulty.blur_radius))
+    noisy = np.asarray(image, dtype=np.float64) + rng.normal(0, difficulty.noise_std, (IMAGE_SIZE, IMAGE_SIZE, 3))
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))

@@ -1,0 +1,1 @@
+"""English text: reading answers, COCO objects, plurals and lemmas."""

@@ -1,0 +1,341 @@
+"""What a free-form answer says: yes or no, a letter, a number. What cannot be told is `unparsed` (None), and never counts as either.
+
+`yes_no`, `choice` and `number` are the project's own readers, measured in `tests/text/test_answer_parsing.py` on answers labelled by hand. `pope_says` is the
+rule of POPE's script (AoiDragon/POPE evaluate.py), odd as it is, for figures that stand beside published ones. No torch.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Literal
+
+from mmrlhf.text.coco_objects import object_by_synonym
+
+YesNo = Literal["yes", "no"]
+MAX_READ_CHARS = 2000
+"""Characters that are read from either end of a longer answer: a verdict stands at its beginning or at its end."""
+
+
+def pope_official(answer: str) -> YesNo:
+    """POPE's own rule: `no` if a word of the first sentence is exactly No, no or not; else `yes`, whatever it says (an empty answer too)."""
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+# ---- plain text ------------------------------------------------------------------------------------------------------
+
+_MARKUP = re.compile(r"[*`_#>|~]+|\\boxed|\\text|<image>|</?answer>", re.IGNORECASE)
+
+
+def normalise(answer: str) -> str:
+    """An answer without its thoughts (`<think>`), markup, invisible characters and typographic quotes; long ones without their middle."""
+    text = answer
+    if (end := text.rfind("</think>")) >= 0:
+        text = text[end + len("</think>") :]
+    elif (begin := text.find("<think>")) >= 0:  # cut off before it said anything
+        text = text[:begin]
+    text = text.strip()
+    if len(text) > 2 * MAX_READ_CHARS:
+        text = f"{text[:MAX_READ_CHARS]}\n{text[-MAX_READ_CHARS:]}"
+    text = "".join(
+        char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) not in ("Cf", "Mn") or char.isalpha()
+    )
+    text = text.replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
+    return re.sub(r"[^\S\n]+", " ", _MARKUP.sub(" ", text)).strip()
+
+
+# ---- yes or no -------------------------------------------------------------------------------------------------------
+
+_YES = r"yes|yeah|yep|yup|oui|sí|si|sì|ja|да|sim|tak|evet|نعم"
+_NO = r"no|nope|nah|non|nein|nee|nej|нет|não|nao|nie|hayır|لا"
+_YES_PREFIX = ("是", "有", "对", "はい", "예", "네", "हाँ", "✅", "✔", "👍")
+_NO_PREFIX = ("否", "不", "没", "沒", "无", "いいえ", "아니", "नहीं", "❌", "✖", "👎", "🚫")
+_LEADING_YES_NO = re.compile(rf"[^\w✅✔👍❌✖👎🚫]*(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b")
+_CONCLUSION = re.compile(
+    rf"\b(?:(?:answer|verdict|conclusion|response|a)\b\W*(?:is|would be|must be|should be)?\W*|(?:but|so|therefore|thus|hence)\W+)"
+    rf"(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b(?!\s+(?:other|longer|more)\b)(?=\W*(?:$|[.,:;!\n\"'}}\])-]))"
+)
+"""Where an answer states its conclusion. What follows must end there: "but no dog" is no verdict on what was asked."""
+_STANDALONE = re.compile(
+    rf"(?:[,:;—–%]|\s-|\b(?:say|well|oh|probably|likely|think|actually))\s*[\"']?(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b(?=[\"']?\s*(?:$|[.,:;!—–]))"
+)
+"""A yes or no that stands alone in a sentence, after something: "Based on the picture, yes." """
+_YES_AND_NO = re.compile(r"\b(?:both )?(?:yes(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)no|no(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)yes)\b")
+_IDIOM = re.compile(
+    r"\bno (?:doubt|problem|question|wonder|matter|idea|clue)\b|\bwithout (?:a |any )?(?:doubt|question)\b|\bnot only\b|\bwhy not\b"
+)
+_CERTAIN = re.compile(r"^\W*(?:no doubt|without (?:a |any )?(?:doubt|question))\W*$")
+
+_UNSURE = re.compile(
+    r"\b(?:not (?:\d+% )?(?:sure|certain|clear|possible to|able to(?! (?:see|find|spot|detect)))|unsure|uncertain|unclear|no idea|no clue|unknown"
+    r"|unable(?! to (?:see|find|spot|detect))|impossible to|maybe|perhaps|possibly"
+    r"|(?:hard|difficult|not easy) to (?:say|tell|determine|see)|(?:too \w+ to)|either .+ or"
+    r"|(?:can't|cannot|can not|couldn't|could not|don't|do not|doesn't|does not) "
+    r"(?:\w+ )?(?:tell|determine|know|say|answer|view|help|assist|confirm|be determined)"
+    r"|(?:could|might|may) (?:also )?(?:be|look))\b|不确定|不知道"
+)
+_ASSENT = re.compile(
+    r"^\W*(?:(?:that(?:'s| is) )?(?:correct|right|true)|indeed|sure(?!,? but)|of course|absolutely|definitely|certainly|exactly|affirmative"
+    r"|you(?:'re| are) right|(?:it|there|they|he|she|this|that)(?: (?:is|are|does|do|has|have|was|can)|'s)(?= *(?:$|[.!]))"
+    r"|i (?:think|believe|guess|suppose) so|(?:it )?(?:appears|seems|looks) (?:so|like it|that way))\b"
+)
+_DISSENT = re.compile(
+    r"^\W*(?:(?:that(?:'s| is) )?(?:incorrect|wrong|false)|negative|none|nothing|never|neither|not\b(?! (?:\d+% )?(?:sure|certain|clear))"
+    r"|(?:i(?:'m| am) afraid|probably|likely|apparently|of course|absolutely|definitely|certainly|surely|it (?:seems|appears)) (?:not|no)\b|i doubt\b|i (?:don't|do not) (?:think|believe) so|it (?:doesn't|does not) (?:appear|seem|look) (?:so|like it)"
+    r"|(?:it|there|they|he|she|this|that) ?(?:is|are|does|do|has|have|was|can)(?:n't| not)(?= *(?:$|[.!])))"
+)
+_NOT_SEEN = re.compile(
+    r"\bi (?:see|find|spot|detect|notice) (?:no|none)\b|\b(?:don't|do not|can't|cannot|can not|didn't|did not|couldn't|could not) "
+    r"(?:actually )?(?:see|find|spot|detect|notice) (?:any|one|it|them|that|such)\b|\bthere(?:'s| is| are) none\b"
+)
+_DOUBTED_EXISTENCE = re.compile(
+    r"\b(?:it|i|we) (?:doesn't|does not|don't|do not) (?:appear|seem|look|think|believe)(?: that| like| as if| as though)? there (?:is|are)\b(?! no\b| not\b|n't)"
+    r"|\bthere(?:'s| is) nothing (?:that )?(?:like|looks? like|resembling|resembles)\b"
+)
+"""Other words for "there is not", whose denial would stand in another clause than what was asked."""
+_NONE_EXIST = re.compile(
+    r"^\W*(?:(?:i|we) (?:think|believe|guess|suppose)(?: that)?,? )?there (?:isn't|is not|aren't|are not) (?:one|any)(?= *(?:$|[.!]))"
+)
+_TRUTH_STATEMENT = re.compile(r"\b(?:statement|claim|assertion|description|that|this|it)(?: is|'s)(?P<not> not|n't)? (?:(?P<yes>true|correct|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b")  # fmt: skip
+_NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing)\b|n't\b")
+_PRECEDING_NEGATOR = re.compile(r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely)\b")
+"""These deny what follows them: "a dog without a collar" is a dog."""
+_CLAUSE_BOUNDARY = re.compile(r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b|\bwho\b|\band (?=no\b|not\b)")  # fmt: skip
+_MISSING_APOSTROPHE = re.compile(r"\b(is|are|was|were|do|does|did|ca|could|wo|would|has|have)nt\b")
+_STOP_WORD_LIST = """a an the is are was were be there any some in on of at to with and or do does did can could you i we see this that these those it its image
+picture photo photograph scene visible shown appear appears present have has please answer yes no only just using single word phrase question following
+statement right correct true based find as your place number total between"""
+_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
+_STATES_EXISTENCE = re.compile(r"\bthere(?:'s| is| are| appears?| seems?)\b|\b(?:i|you|we|one) (?:can |could )?(?:clearly )?see\b|\b(?:is|are) (?:visible|present|shown|seen|there|included|depicted)\b|\b(?:shows?|contains?|depicts?|includes?|features?)\b")  # fmt: skip
+_DENIES_EXISTENCE = re.compile(r"\bthere(?:'s| is| are)(?: not|n't)? (?:no\b|not\b|any\b)|\bthere (?:isn't|aren't)|(?:\bnot|n't) (?:\w+ )?(?:visible|present|shown|seen|see|contain|show|depict|include|in)\b|\bcannot see\b|\bno \w+(?: \w+)? (?:is|are|can|in)\b|\bsee no\b")  # fmt: skip
+
+
+def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
+    """What an answer says to a yes/no question, or None. The question, if given, tells statements on what was asked from others.
+
+    In this order: a stated conclusion ("the answer is no"); the first sentence with a yes or no that begins it or is set off in it; the first
+    that agrees, denies, or states or denies what was asked. An answer that says it cannot tell is None, unless a yes or no follows.
+    """
+    text = normalise(answer).lower()
+    question_text = normalise(question).lower()
+    if question_text:
+        text = text.replace(question_text, " ")
+    sentences = [
+        part
+        for part in re.split(r"(?<=[.!?])(?=[\s\"')]|$)|(?<=[。！？])|\n+", text)
+        if part.strip() and not part.strip().endswith("?")
+    ]
+    text = _MISSING_APOSTROPHE.sub(r"\1n't", _YES_AND_NO.sub(" ", "\n".join(part.strip() for part in sentences)))
+    if re.fullmatch(r"\W*[yn]\W*", text):
+        return "yes" if "y" in text else "no"
+    if conclusions := list(_CONCLUSION.finditer(text)):
+        return "yes" if conclusions[-1]["yes"] else "no"
+    is_unsure, implied, question_words = False, None, _content_words(question_text)
+    for sentence in text.split("\n"):
+        if (leading := leading_yes_no(sentence)) is not None:
+            return leading
+        if standalone := _STANDALONE.search(sentence):
+            return "yes" if standalone["yes"] else "no"
+        if _UNSURE.search(sentence):
+            is_unsure = True
+        elif not is_unsure and implied is None:
+            implied = _polarity(sentence, question_words)
+    return None if is_unsure and implied is None else implied
+
+
+def leading_yes_no(text: str) -> YesNo | None:
+    """The yes or no that a text begins with, in whichever of the better-known languages."""
+    text = text.lower()
+    stripped = text.lstrip(" \"'([{-:,.\n\t*")
+    if stripped.startswith(_YES_PREFIX):
+        return "yes"
+    if stripped.startswith(_NO_PREFIX):
+        return "no"
+    match = None if _IDIOM.match(stripped) else _LEADING_YES_NO.match(text)
+    return None if match is None else "yes" if match["yes"] else "no"
+
+
+def _polarity(sentence: str, question_words: list[str]) -> YesNo | None:
+    """What a sentence that does not begin with yes or no says of what was asked."""
+    if _CERTAIN.match(sentence):
+        return "yes"
+    sentence = _IDIOM.sub(" ", sentence)
+    if truth := _TRUTH_STATEMENT.search(sentence):
+        return "yes" if bool(truth["yes"]) != bool(truth["not"]) else "no"
+    sentence = _DOUBTED_EXISTENCE.sub("there is not", sentence)
+    if _DISSENT.match(sentence) or _NOT_SEEN.search(sentence) or _NONE_EXIST.match(sentence):
+        return "no"
+    if _ASSENT.match(sentence):
+        return "yes"
+    if not question_words:
+        return "no" if _DENIES_EXISTENCE.search(sentence) else "yes" if _STATES_EXISTENCE.search(sentence) else None
+    clauses = _CLAUSE_BOUNDARY.split(sentence)
+    canonical_clauses = [" ".join(_canonicalise_objects(clause, question_words)) for clause in clauses]
+    return next(
+        (
+            polarity
+            for clause in (*clauses, *canonical_clauses)
+            if (polarity := _clause_polarity(clause, question_words)) is not None
+        ),
+        None,
+    )
+
+
+def _clause_polarity(clause: str, question_words: list[str]) -> YesNo | None:
+    words = [_singularize(word) for word in _WORD.findall(clause)]
+    mentioned = [word for word in question_words if word in words]
+    # "It is red" answers "Is the car red?": a pronoun stands for the first thing that was asked about.
+    is_full_match = mentioned == question_words or (
+        len(question_words) > 1 and mentioned == question_words[1:] and words[0] in ("it", "they", "he", "she")
+    )
+    if _NEGATOR.search(clause) and (is_full_match or mentioned[-1:] == question_words[-1:]):
+        return "no"
+    if is_full_match:
+        negator = _PRECEDING_NEGATOR.search(clause)
+        first_mention = min(clause.find(word) for word in mentioned)
+        return "no" if negator and negator.start() < first_mention else "yes"
+    return None
+
+
+_WORD = re.compile(r"[^\W_]+(?:'t)?")
+_PERSON_WORDS = {"people", "someone", "somebody", "anyone", "anybody", "everyone"}
+_IRREGULAR_PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose", "feet": "foot", "teeth": "tooth",
+        "knives": "knife", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "sheep": "sheep"}  # fmt: skip
+
+
+def _content_words(question: str) -> list[str]:
+    """The words that say what is asked: of "Is there a dog in the image?", dog."""
+    first_line = re.split(r"[?\n]", question)[0]
+    return [_singularize(word) for word in dict.fromkeys(_WORD.findall(first_line)) if word not in _STOP_WORDS]
+
+
+def _canonicalise_objects(clause: str, question_words: list[str]) -> list[str]:
+    """A clause's words, other names of one of COCO's objects that was asked for by its own name turned into that: "a man" is a person."""
+    canonical_words, words = [], _WORD.findall(re.sub(r"\b(?:nobody|no one)\b", "no person", clause))
+    names_by_synonym = object_by_synonym()
+    i = 0
+    while i < len(words):
+        for length in (2, 1):
+            candidate = " ".join([*words[i : i + length - 1], _singularize(words[min(i + length, len(words)) - 1])])
+            object_name = "person" if candidate in _PERSON_WORDS else names_by_synonym.get(candidate)
+            if object_name is not None and set(object_name.split()) <= set(question_words):
+                canonical_words.append(object_name)
+                i += length
+                break
+        else:
+            canonical_words.append(words[i])
+            i += 1
+    return canonical_words
+
+
+def _singularize(word: str) -> str:
+    """A word without its plural, well enough to find it again."""
+    if word in _IRREGULAR_PLURALS:
+        return _IRREGULAR_PLURALS[word]
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "xes", "sses")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
+
+
+# ---- letters ---------------------------------------------------------------------------------------------------------
+
+
+def parse_choice(answer: str, letters: str = "ABCD", options: Mapping[str, str] | None = None) -> str | None:
+    """The letter of `letters` that an answer chooses, or None. `options` are their texts: an answer may repeat one instead of its letter.
+
+    A stated conclusion comes first, then a letter that the answer begins with or that stands alone in it. Two that differ are none. A lone
+    "A" in front of a word in lower case is the article.
+    """
+    text = normalise(answer)
+    letter_pattern = f"[{letters}{letters.lower()}]"
+    word_end = r"(?![\w'’])"
+    matches = re.findall(
+        rf"(?i:\b(?:answer|option|choice|choose|pick|select)(?:s|ed)?\b(?: (?:is|would be|must be))?\W*(?:(?:option|choice) )?)\W*({letter_pattern}){word_end}({_ARTICLE_CONTEXT})?",
+        text,
+    )
+    conclusions = [letter for letter, phrase in matches if not (phrase and letter in "AaIi")]
+    if conclusions and not re.search(rf"\b(?:or|and) \W*{letter_pattern}{word_end}", text[text.rfind(conclusions[-1]) :]):
+        return conclusions[-1].upper()
+    if standalone := re.fullmatch(rf"\W*({letter_pattern})\W*", text.split("\n")[0]):
+        return standalone[1].upper()
+    if options:
+        named_options = {
+            option_letter
+            for option_letter, option_text in options.items()
+            if option_text and re.search(rf"(?<!\w){re.escape(option_text.lower())}(?!\w)", text.lower())
+        }
+        if len(named_options) == 1 and not _standalone_letters(text, letters) - named_options:
+            return named_options.pop()
+    if leading_letter := re.match(rf"\W*({letter_pattern})\W*(?:[.):]|,(?!\s*\W?{letter_pattern}{word_end}))", text):
+        return leading_letter[1].upper()
+    letters_found = _standalone_letters(text, letters)
+    return letters_found.pop() if len(letters_found) == 1 else None
+
+
+_ARTICLE_CONTEXT = r"\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z]"
+"""What follows an article."""
+
+
+def _standalone_letters(text: str, letters: str) -> set[str]:
+    """Capital letters that stand alone, but no article, no pronoun I, and none that is denied ("not A")."""
+    matches = re.finditer(rf"(?<!\bnot )(?<![\w'])([{letters}])(?![\w'])(?P<phrase>{_ARTICLE_CONTEXT})?", text)
+    return {match[1] for match in matches if not (match["phrase"] and match[1] in "AI")}
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+_SMALL_NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
+_ONES, _TENS = _SMALL_NUMBERS.split(), [f"{ten}ty" for ten in ("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine")]
+_NUMBER_VALUES = (
+    {w: float(i) for i, w in enumerate(_ONES)} | {w: 10.0 * i for i, w in enumerate(_TENS, 2)} | {"none": 0.0, "no": 0.0}
+)
+_NUMBER = re.compile(
+    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|\b(?:{'|'.join(_ONES)}|none)\b(?![ -](?:hundred|thousand|million|dozen))|\bno\b(?= \w)"
+)
+_CONCLUSION_PREFIX = re.compile(r"(?:\b(?:answer|total|result)\b(?: is| of|:)?|=|\b(?:so|therefore|thus|no)\b)\W*$")
+
+
+def parse_number(answer: str) -> float | None:
+    """The number that an answer gives, in digits or in words, or None. "No chairs" is 0.
+
+    If it has several, the last that stands after "answer", "total", "=", "so" or a correction ("3, no, 4"); None if none does.
+    """
+    text = normalise(answer).lower()
+    matches = list(_NUMBER.finditer(text))
+    conclusions = [match for match in matches if _CONCLUSION_PREFIX.search(text[: match.start()])]
+    numeric = [match for match in matches if match[0] != "no"]
+    values = {_number_value(match[0]) for match in conclusions[-1:] or numeric or matches}
+    return values.pop() if len(values) == 1 else None
+
+
+def _number_value(text: str) -> float:
+    if text[-1].isdigit():
+        return float(text.replace(",", ""))
+    return sum(_NUMBER_VALUES[word] for word in re.split(r"[ -]", text))
+
+
+# ---- judgments -------------------------------------------------------------------------------------------------------
+
+
+def parse_verdict(reply: str, positive_word: str = "correct", negative_word: str = "incorrect") -> bool | None:
+    """Whether a judge's reply says `right` (True) or `wrong` (False), as a word of its own and not denied; None for both, or neither."""
+    text = normalise(reply).lower()
+    verdicts = set()
+    for match in re.finditer(
+        rf"(?P<not>(?:\bnot|n't) (?:\w+ )?)?\b(?:(?P<right>{positive_word})|(?P<wrong>{negative_word}))\b", text
+    ):
+        verdicts.add(bool(match["right"]) != bool(match["not"]))
+    return verdicts.pop() if len(verdicts) == 1 else None
+
+
+def parse_rating(reply: str, max_rating: int) -> int | None:
+    """The whole number up to `most` that a judge's reply gives as its rating (the last, if it says so several times); None if there is none."""
+    text = normalise(reply).lower()
+    ratings = re.findall(r"\b(?:rating|score|rate)\b(?:[^\w\n]|is\b|of\b|:)*(\d+)(?![\d.]*\d)", text)
+    if not ratings and re.fullmatch(r"\W*\d+\W*", text):
+        ratings = re.findall(r"\d+", text)
+    return int(ratings[-1]) if ratings and int(ratings[-1]) <= max_rating else None

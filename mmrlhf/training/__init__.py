@@ -1,0 +1,1 @@
+"""What training stages share: losses, advantages, optimiser steps, the run directory, memory estimates."""

@@ -1,0 +1,265 @@
+"""Claims against a picture by open_clip: the claim in words against its foils in the same words.
+
+What is measured is by how much the picture is nearer to the claim than to its foils; a calibration, which stands beside the checkpoint
+or is named, makes a probability of it (`verifier.Certainty`). Pictures and phrases are encoded once. CLIP knows things and colours, and
+little of numbers and of what is left of what: an honest calibration leaves those unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmrlhf.claims import Lexicon
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.models.images import open_image
+from mmrlhf.records import Claim, ImageSource, InputError, Verdict
+from mmrlhf.verifiers.base import AnswerClaims, PlattScaling, load_calibration, strip_negation, unknown_verdict
+from mmrlhf.verifiers.verbalize import DistractorPool, claim_phrase, distractors
+
+TEMPLATE = "a photo of {}"
+BATCH_SIZE = 64
+"""Pictures and, four times as many, phrases that are encoded at a time."""
+MAX_CACHED_FEATURES = 200_000
+"""Features that are kept of pictures, and of phrases; then all are forgotten."""
+CALIBRATION_FILE = "calibration.json"
+"""Its name beside a checkpoint."""
+CONFIG_FILE = "open_clip_config.json"
+
+
+@dataclass
+class ClipVerifier:
+    """An open_clip model as a verifier. `certainty` says what its margins are worth, `against` what claims are held against."""
+
+    name: str
+    model: Any
+    preprocess: Any
+    tokenizer: Any
+    lexicon: Lexicon
+    distractor_pool: DistractorPool
+    calibration: PlattScaling
+    template: str = TEMPLATE
+    _image_features: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _text_features: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def __call__(self, answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
+        return [
+            [self._verdict(claim, *margin) for claim, margin in zip(answer.claims, answer_margins, strict=True)]
+            for answer, answer_margins in zip(answers, self.margins(answers), strict=True)
+        ]
+
+    def _verdict(self, claim: Claim, margin: float | None, evidence: str) -> Verdict:
+        return unknown_verdict(claim, evidence) if margin is None else self.calibration.verdict(claim, margin, evidence)
+
+    def margins(self, answers: Sequence[AnswerClaims]) -> list[list[tuple[float | None, str]]]:
+        """For each claim's positive form by how many logits its picture is nearer to it than to its foils, and in words what was compared; None
+        and why where nothing can be. Of several pictures the one that is nearest counts."""
+        claim_texts = [[self._claim_texts(strip_negation(claim)[0]) for claim in answer.claims] for answer in answers]
+        self._encode_images([image for answer in answers if answer.claims for image in answer.images])
+        self._encode_texts([text for answer_texts in claim_texts for texts in answer_texts for text in texts])
+        scale = float(self.model.logit_scale.exp())
+        margins = []
+        for answer, answer_texts in zip(answers, claim_texts, strict=True):
+            images_ID = (
+                torch.stack([self._image_features[source.key] for source in answer.images])
+                if answer.images and answer.claims
+                else torch.empty(0)
+            )
+            margins.append([self._margin(images_ID, texts, scale) for texts in answer_texts])
+        return margins
+
+    def _claim_texts(self, claim: Claim) -> list[str]:
+        """A claim and its foils, the claim first, as the model reads them."""
+        return [
+            self.template.format(claim_phrase(candidate, self.lexicon))
+            for candidate in (claim, *distractors(claim, self.distractor_pool, self.lexicon))
+        ]
+
+    def _margin(self, images_ID: Tensor, texts: Sequence[str], scale: float) -> tuple[float | None, str]:
+        if not len(images_ID):
+            return None, "there is no picture"
+        if self._text_features[texts[0]] is None:
+            return None, f"{self.name} reads {self.tokenizer.context_length} tokens, too few for {texts[0]!r}"
+        texts = [text for text in texts if self._text_features[text] is not None]
+        if len(texts) == 1:
+            return None, "nothing is known to be its contrary"
+        logits_IT = (
+            scale * images_ID @ torch.stack([features for text in texts if (features := self._text_features[text]) is not None]).T
+        )
+        margins_I = logits_IT[:, 0] - logits_IT[:, 1:].logsumexp(1)
+        best = int(margins_I.argmax())
+        nearest = int(logits_IT[best, 1:].argmax())
+        gap = float(logits_IT[best, 0] - logits_IT[best, 1 + nearest])
+        return float(margins_I[best]), f"open_clip: {texts[0]!r} by {gap:+.1f} against {texts[1 + nearest]!r}"
+
+    @torch.no_grad()
+    def _encode_images(self, images: Sequence[ImageSource]) -> None:
+        if len(self._image_features) > MAX_CACHED_FEATURES:
+            self._image_features.clear()
+        missing = list({source.key: source for source in images if source.key not in self._image_features}.values())
+        for start in range(0, len(missing), BATCH_SIZE):
+            batch = missing[start : start + BATCH_SIZE]
+            pixels = torch.stack([self.preprocess(open_image(image)) for image in batch]).to(self.device)
+            features = self.model.encode_image(pixels, normalize=True).float().cpu()
+            self._image_features.update(zip((image.key for image in batch), features, strict=True))
+
+    @torch.no_grad()
+    def _encode_texts(self, texts: Sequence[str]) -> None:
+        """Phrases to features; None for one that the tokenizer would cut."""
+        if len(self._text_features) > MAX_CACHED_FEATURES:
+            self._text_features.clear()
+        missing = [text for text in dict.fromkeys(texts) if text not in self._text_features]
+        for start in range(0, len(missing), 4 * BATCH_SIZE):
+            batch = missing[start : start + 4 * BATCH_SIZE]
+            token_ids_NT, is_truncated_N = tokenize(self.tokenizer, batch)
+            features = self.model.encode_text(token_ids_NT.to(self.device), normalize=True).float().cpu()
+            self._text_features.update(
+                (text, None if is_truncated else text_features)
+                for text, text_features, is_truncated in zip(batch, features, is_truncated_N.tolist(), strict=True)
+            )
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Ids [N, T] and whether a text was cut [N]: with room for one more token it would have been written otherwise."""
+    context_length = int(tokenizer.context_length)
+    token_ids, longer_ids = tokenizer(list(texts)), tokenizer(list(texts), context_length=context_length + 1)
+    pad_id = tokenizer([""], context_length=context_length + 1)[0, -1]
+    return token_ids, (token_ids != longer_ids[:, :context_length]).any(1) | (longer_ids[:, context_length] != pad_id)
+
+
+# ---- on disk -------------------------------------------------------------------------------------------------------------
+
+
+def save_clip(directory: Path, model: Any, model_cfg: Mapping[str, Any]) -> None:
+    """In open_clip's own format, which `local-dir:` names there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, directory / "open_clip_model.safetensors"
+    )
+    write_atomic(
+        directory / CONFIG_FILE,
+        json.dumps({"model_cfg": dict(model_cfg), "preprocess_cfg": model.visual.preprocess_cfg}, indent=1),
+    )
+
+
+def load_clip(
+    name: str, lexicon: Lexicon, calibration_file: str | None = None, device: torch.device | str = "cpu"
+) -> ClipVerifier:
+    """A directory with open_clip_config.json and weights, or one of open_clip's models with a tag or a file of weights,
+    `ViT-B-32:laion2b_s34b_b79k`. Weights are safetensors.
+
+    Without a calibration every verdict is unknown. Raises InputError.
+    """
+    directory = Path(name)
+    default_calibration = directory / CALIBRATION_FILE if directory.is_dir() else None
+    metadata: dict[str, Any] = {}
+    calibration = PlattScaling({})
+    if calibration_file is not None or (default_calibration is not None and default_calibration.exists()):
+        calibration, metadata = load_calibration(Path(calibration_file) if calibration_file is not None else default_calibration)  # type: ignore[arg-type]
+    if directory.is_dir():
+        _refuse_foreign_code(directory)
+        architecture, weights = f"local-dir:{name}", _find_weights(directory)
+    else:
+        architecture, weights = _resolve_pretrained(name)
+    log_level = logging.getLogger().level
+    try:
+        logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random before they are loaded
+        model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False, device="cpu")
+        open_clip.load_checkpoint(model, str(weights), strict=True)
+        tokenizer = open_clip.get_tokenizer(architecture)
+        preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:120].rstrip(".: ")
+        raise InputError(
+            f"open_clip model {name} cannot be loaded ({reason}): weights must be those of the architecture, and all files on this machine"
+        ) from None
+    finally:
+        logging.getLogger().setLevel(log_level)
+    model.requires_grad_(False).eval().to(device)
+    template = metadata.get("template", TEMPLATE)
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise InputError(f"calibration: `template` must have {{}} once, not be {template!r}")
+    return ClipVerifier(
+        name, model, preprocess, tokenizer, lexicon, DistractorPool.from_lexicon(lexicon, metadata), calibration, template
+    )
+
+
+def _refuse_foreign_code(directory: Path) -> None:
+    config = directory / CONFIG_FILE
+    if not config.is_file():
+        raise InputError(
+            f"open_clip model {directory}: the directory holds no {CONFIG_FILE}; give a checkpoint that open_clip saved"
+        )
+    try:
+        if "trust_remote_code" in json.dumps(json.loads(config.read_text(encoding="utf-8"))):
+            raise InputError(f"open_clip model {directory}: {CONFIG_FILE} asks for code of its own to be run, which is refused")
+    except (OSError, RecursionError) as error:
+        raise InputError(f"{config} cannot be read ({error})") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{config} is not JSON ({error}): copy the checkpoint again") from None
+
+
+def _find_weights(directory: Path) -> Path:
+    files = sorted(directory.glob("*.safetensors"))
+    if len(files) != 1:
+        count_text = f"{len(files)} files" if files else "no file"
+        raise InputError(
+            f"open_clip model {directory} holds {count_text} of weights in safetensors: leave one (pickles are never loaded)"
+        )
+    return files[0]
+
+
+def _resolve_pretrained(name: str) -> tuple[str, Path]:
+    """Architecture and file of `NAME:TAG` or `NAME:FILE`."""
+    architecture, separator, tag = name.partition(":")
+    if architecture not in open_clip.list_models():
+        raise InputError(f"open_clip has no model {architecture}, and there is no such directory: see open_clip.list_models()")
+    if not separator or not tag:
+        raise InputError(
+            f"open_clip model {name}: write {architecture}:TAG, or :FILE with weights; its tags are {_format_tags(architecture)}"
+        )
+    if Path(tag).is_file():
+        file = Path(tag)
+    else:
+        entry = open_clip.get_pretrained_cfg(architecture, tag)
+        if not entry:
+            available_tags = _format_tags(architecture)
+            raise InputError(
+                f"open_clip model {architecture} has no tag {tag}, and there is no such file: its tags are {available_tags}"
+            )
+        if not entry.get("hf_hub"):
+            raise InputError(f"open_clip model {name} is published as a pickle only, which is never loaded: take another tag")
+        try:
+            file = Path(open_clip.download_pretrained(entry))
+        except Exception as error:  # whatever a network does
+            reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:160]
+            raise InputError(
+                f"open_clip model {name} is not on this machine and cannot be fetched ({reason}): fetch it where there is a network, or "
+                "give a directory"
+            ) from None
+    if file.suffix != ".safetensors":
+        raise InputError(f"open_clip model {name}: {file.name} is not in safetensors, and pickles are never loaded: convert it")
+    return architecture, file
+
+
+def _format_tags(architecture: str) -> str:
+    """The first of an architecture's tags, and how many more there are."""
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    return (", ".join(tags[:6]) or "none") + (f" and {len(tags) - 6} more" if len(tags) > 6 else "")

@@ -1,0 +1,297 @@
+"""Claims against facts: supported, contradicted, or unknown.
+
+What no fact lists is unknown. A claim is contradicted only by a fact that cannot be true beside it: a thing listed as absent, another
+number, another colour of the one thing of that name, the opposite relation. Where facts disagree the verdict is unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
+
+from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
+from mmrlhf.claims.grammar import word_set
+from mmrlhf.claims.noun_phrases import word_to_number
+from mmrlhf.records import Claim, Fact, Verdict
+
+Evidence = list[tuple[str, float]]
+"""What facts say, as they are shown, and how sure they are."""
+
+VALUE_SYNONYMS = {
+    "gray": "grey", "golden": "gold", "wood": "wooden", "blond": "blonde", "big": "large", "huge": "large", "giant": "large",
+    "little": "small", "tiny": "small", "coloured": "colored", "multicoloured": "multicolored", "colourful": "colorful", "shut": "closed",
+    "metallic": "metal", "woolen": "wool", "old": "old", "elderly": "old", "aged": "old", "vacant": "empty",
+}  # fmt: skip
+COLOURS = word_set(
+    "red orange yellow green blue cyan purple violet pink brown black white grey beige tan gold silver teal turquoise maroon navy"
+)
+MATERIALS = word_set("wooden metal steel plastic glass leather stone brick concrete marble paper cardboard rubber ceramic")
+COMPATIBLE_VALUES = [
+    word_set(names)
+    for names in (
+        "violet purple", "maroon red", "maroon brown", "navy blue", "navy black", "teal turquoise cyan", "teal blue", "teal green",
+        "turquoise blue", "turquoise green", "silver grey", "gold yellow", "gold orange", "tan beige brown", "tan yellow", "beige white",
+        "metal steel", "stone marble", "stone brick", "stone concrete", "paper cardboard", "plastic rubber",
+    )
+]  # fmt: skip
+"""Values of which one may call the other's thing: neither contradicts the other."""
+EXCLUSIVE_VALUES = [
+    {"open", "closed"}, {"empty", "full", "crowded", "packed"}, {"wet", "dry"}, {"clean", "dirty"}, {"young", "old"}, {"tall", "short"},
+    {"long", "short"}, {"large", "small"}, {"round", "square", "rectangular"}, {"dark", "bright"}, {"male", "female"},
+    {"cloudy", "clear", "overcast", "sunny"}, {"raw", "cooked"}, {"new", "old"}, {"striped", "plain", "checkered"},
+]  # fmt: skip
+NEAR_SYNONYMS = {name: "near" for name in ("near", "next to", "beside", "by", "close to", "alongside", "adjacent to", "near to")}
+RELATION_SYNONYMS = NEAR_SYNONYMS | {
+    "on top of": "on", "atop": "on", "upon": "on", "onto": "on", "inside": "in", "within": "in", "into": "in", "inside of": "in",
+    "over": "above", "underneath": "under", "beneath": "under", "below": "under", "to the left of": "left of",
+    "to the right of": "right of", "in between": "between", "outside of": "outside", "in back of": "behind", "surrounding": "around",
+}  # fmt: skip
+INVERSE_RELATIONS = {"left of": "right of", "above": "under", "in front of": "behind", "near": "near"}
+INVERSE_RELATIONS |= {b: a for a, b in INVERSE_RELATIONS.items()}
+EXCLUSIVE_RELATIONS = {"left of": {"right of"}, "right of": {"left of"}, "above": {"under"}, "under": {"above", "on"}, "on": {"under"},
+            "in front of": {"behind"}, "behind": {"in front of"}, "in": {"outside"}, "outside": {"in"}}  # fmt: skip
+HYPERNYM_CLASSES = word_set("person bird cat dog horse sheep cow bear")
+"""COCO's classes that hold all that they name: where there is no dog there is no puppy."""
+
+
+@dataclass
+class FactIndex:
+    """What facts say of a picture, sorted for claims to be looked up in."""
+
+    objects: dict[str, Evidence] = field(default_factory=lambda: defaultdict(list))
+    absent: dict[str, Evidence] = field(default_factory=lambda: defaultdict(list))
+    counts: dict[str, dict[int, Evidence]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    attributes: dict[str, dict[str, Evidence]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    negated_attributes: dict[str, dict[str, Evidence]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    relations: dict[tuple[str, str], dict[str, Evidence]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    negated_relations: dict[tuple[str, str], dict[str, Evidence]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+
+
+def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon: Lexicon | None = None) -> list[Verdict]:
+    """A verdict for each claim, in their order. The probability is how sure the facts are that decided; 0.5 where none does."""
+    lexicon = lexicon or load_lexicon()
+    fact_index = _index_facts(tuple(facts), lexicon)
+    return [_verify_claim(claim, fact_index, lexicon) for claim in claims]
+
+
+# ---- facts as claims -----------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
+    fact_index = FactIndex()
+    for fact in facts:
+        evidence_text = f"{fact.kind}: {' '.join(fact.text.split())}" + (f" ({fact.source})" if fact.source else "")
+        for claim in claims_of_fact(fact, lexicon):
+            _add_claim(fact_index, claim, (evidence_text, fact.confidence))
+    return fact_index
+
+
+def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
+    """The claims that a fact makes; none for what can only be read, and for what it only thinks possible."""
+    if fact.kind == "ocr":
+        return
+    text = fact.text
+    if fact.kind == "qa":
+        text = _question_to_statement(text)
+    claims = [claim for claim in extract_claims(text, lexicon) if not claim.hedged]
+    if fact.kind == "absent":
+        if attribute_claims := [
+            c for c in claims if c.kind == "attribute"
+        ]:  # no red car is there: of another colour there may be one
+            yield from (replace(claim, negated=True) for claim in attribute_claims)
+            return
+        nouns = [c.subject for c in claims if c.kind == "object"] or [lexicon.canonical_name(_singularize(text, lexicon))]
+        yield from (Claim("object", noun, negated=True) for noun in nouns[-1:])
+        return
+    if fact.kind == "object" and not any(c.kind == "object" for c in claims):
+        claims = [Claim("object", lexicon.canonical_name(_singularize(text, lexicon)))]
+    if fact.kind in ("attribute", "count") and not any(c.kind == fact.kind for c in claims):
+        claims += _claim_from_remainder(fact, claims)
+    yield from claims
+
+
+def _claim_from_remainder(fact: Fact, claims: Sequence[Claim]) -> list[Claim]:
+    """The value of `dog: brown`, `dogs 2`: what a text of two parts has beside its noun."""
+    if len(claims) != 1 or claims[0].kind != "object":
+        return []
+    start, end = claims[0].span
+    value = f"{fact.text[:start]} {fact.text[end:]}".lower().strip(" :=,.-")
+    if fact.kind == "count":
+        number = word_to_number(value)
+        return [] if number is None else [replace(claims[0], kind="count", value=str(number))]
+    return [replace(claims[0], kind="attribute", value=value)] if value.replace(" ", "").isalpha() else []
+
+
+def _singularize(text: str, lexicon: Lexicon) -> str:
+    head, space, last = " ".join(text.lower().split()).rpartition(" ")
+    singular = lexicon.singular(last)
+    return f"{head}{space}{singular[0] if singular else last}"
+
+
+_EXISTENCE_QUESTION = re.compile(r"(?:is|are) there (.+?)\?\s*(yes|no)\b.*", re.IGNORECASE | re.DOTALL)
+_COUNT_QUESTION = re.compile(
+    r"how many (.+?) (?:are|can|do|is)\b.*?\?\s*(?:there (?:are|is) )?(\w+)\b.*", re.IGNORECASE | re.DOTALL
+)
+_COLOUR_QUESTION = re.compile(r"what colou?r (?:is|are) (.+?)\?\s*(.+)", re.IGNORECASE | re.DOTALL)
+
+
+def _question_to_statement(text: str) -> str:
+    """A question and its answer as a statement; only the answer where the question is of no known form."""
+    text = " ".join(text.split())
+    if match := _EXISTENCE_QUESTION.fullmatch(text):
+        noun = re.sub(r"^(?:an?|any|some) ", "", match[1], flags=re.IGNORECASE)
+        return f"There is {'a' if match[2].lower() == 'yes' else 'no'} {noun}."
+    if match := _COUNT_QUESTION.fullmatch(text):
+        return f"There are {match[2]} {match[1]}."
+    if match := _COLOUR_QUESTION.fullmatch(text):
+        return match[2] if len(match[2].split()) > 3 else f"{match[1]} is {match[2].strip('. ').lower()}."
+    return text.rpartition("?")[2]
+
+
+def _add_claim(fact_index: FactIndex, claim: Claim, evidence: tuple[str, float]) -> None:
+    noun = claim.subject
+    if claim.kind == "object":
+        (fact_index.absent if claim.negated else fact_index.objects)[noun].append(evidence)
+    elif claim.kind == "count" and not claim.negated:
+        fact_index.counts[noun][int(claim.value)].append(evidence)
+    elif claim.kind == "attribute":
+        (fact_index.negated_attributes if claim.negated else fact_index.attributes)[noun][_canonical_value(claim.value)].append(
+            evidence
+        )
+    elif claim.kind == "relation":
+        relation = RELATION_SYNONYMS.get(claim.relation, claim.relation)
+        relations = fact_index.negated_relations if claim.negated else fact_index.relations
+        relations[noun, claim.target][relation].append(evidence)
+        if relation in INVERSE_RELATIONS:
+            relations[claim.target, noun][INVERSE_RELATIONS[relation]].append(evidence)
+
+
+# ---- verdicts ------------------------------------------------------------------------------------------------------------
+
+
+def _verify_claim(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> Verdict:
+    find_evidence = {
+        "object": _object_evidence,
+        "attribute": _attribute_evidence,
+        "count": _count_evidence,
+        "relation": _relation_evidence,
+    }[claim.kind]
+    supporting, contradicting = find_evidence(claim, fact_index, lexicon)
+    if claim.negated:
+        supporting, contradicting = contradicting, supporting
+    if supporting and contradicting:
+        return Verdict(claim, "unknown", f"facts disagree: {supporting[0][0]}; {contradicting[0][0]}", 0.5)
+    if supporting:
+        return Verdict(claim, "supported", supporting[0][0], max(confidence for _, confidence in supporting))
+    if contradicting:
+        return Verdict(claim, "contradicted", contradicting[0][0], 1 - max(confidence for _, confidence in contradicting))
+    return Verdict(claim, "unknown", "", 0.5)
+
+
+def _is_a(specific: str, general: str, lexicon: Lexicon) -> bool:
+    """Whether what is called `kind` may be called `noun`: a puppy a dog, a coffee table a table, and no hot dog a dog."""
+    if specific == general:
+        return True
+    if general in lexicon.coco_category and lexicon.coco_category[general] == general and lexicon.coco_class(specific) == general:
+        return True
+    if not specific.endswith(f" {general}") or specific in lexicon.word_sets["no category"]:
+        return False
+    return lexicon.coco_class(specific) in ("", lexicon.coco_class(general))
+
+
+def _evidence_for(evidence_by_noun: dict[str, Evidence], noun: str, lexicon: Lexicon) -> Evidence:
+    return [item for name, evidence in evidence_by_noun.items() if _is_a(name, noun, lexicon) for item in evidence]
+
+
+def _absence_evidence(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> Evidence:
+    """Facts by which there is no such thing."""
+    evidence = [
+        item for absent_noun, items in fact_index.absent.items() if _is_absent(noun, absent_noun, lexicon) for item in items
+    ]
+    return evidence + [
+        item for counted_noun, items in fact_index.counts.items() if counted_noun == noun for item in items.get(0, [])
+    ]
+
+
+def _is_absent(noun: str, absent_noun: str, lexicon: Lexicon) -> bool:
+    return noun == absent_noun or (
+        lexicon.coco_class(noun) == absent_noun in HYPERNYM_CLASSES and _is_a(noun, absent_noun, lexicon)
+    )
+
+
+def _object_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
+    return _evidence_for(fact_index.objects, claim.subject, lexicon), _absence_evidence(claim.subject, fact_index, lexicon)
+
+
+def _count_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
+    number = int(claim.value)
+    counts = fact_index.counts.get(claim.subject, {})
+    contradicting = [item for other_number, evidence in counts.items() if other_number != number for item in evidence]
+    if number and not _evidence_for(fact_index.objects, claim.subject, lexicon):
+        contradicting += _absence_evidence(claim.subject, fact_index, lexicon)
+    return counts.get(number, []), contradicting
+
+
+def _is_unique(noun: str, fact_index: FactIndex) -> bool:
+    """Whether facts know of no second thing of that name."""
+    return not any(number > 1 for number in fact_index.counts.get(noun, {}))
+
+
+def _canonical_value(value: str) -> str:
+    for modifier in ("light ", "dark ", "bright ", "pale ", "deep "):
+        value = value.removeprefix(modifier)
+    return VALUE_SYNONYMS.get(value, value)
+
+
+def mutually_exclusive(value: str, groups: Sequence[Set[str]] = (COLOURS, MATERIALS, *EXCLUSIVE_VALUES)) -> set[str]:
+    """Values of its groups that a thing that has this one has not."""
+    compatible = {value}.union(*(names for names in COMPATIBLE_VALUES if value in names))
+    return {other for group in groups if value in group for other in group} - compatible
+
+
+def _attribute_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
+    value = _canonical_value(claim.value)
+    tables = [table for name, table in fact_index.attributes.items() if _is_a(name, claim.subject, lexicon)]
+    supporting = [item for table in tables for item in table.get(value, [])]
+    contradicting = list(fact_index.negated_attributes.get(claim.subject, {}).get(value, []))
+    if claim.subject in fact_index.attributes and _is_unique(claim.subject, fact_index) and not supporting:
+        own_values = fact_index.attributes[claim.subject]
+        contradicting += [item for exclusive in mutually_exclusive(value) for item in own_values.get(exclusive, [])]
+    elif supporting and 1 in fact_index.counts.get(claim.subject, {}) and value in COLOURS | MATERIALS:
+        # One thing that two facts give two colours: they disagree, unless one of them says both.
+        texts = {text for text, _ in supporting}
+        contradicting += [
+            entry
+            for exclusive in mutually_exclusive(value)
+            for entry in fact_index.attributes[claim.subject].get(exclusive, [])
+            if entry[0] not in texts
+        ]
+    if not _evidence_for(fact_index.objects, claim.subject, lexicon):
+        contradicting += _absence_evidence(claim.subject, fact_index, lexicon)
+    return supporting, contradicting
+
+
+def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
+    relation = RELATION_SYNONYMS.get(claim.relation, claim.relation)
+    evidence_by_relation: dict[str, Evidence] = defaultdict(list)
+    for (subject, target), relations in fact_index.relations.items():
+        if _is_a(subject, claim.subject, lexicon) and _is_a(target, claim.target, lexicon):
+            for fact_relation, evidence in relations.items():
+                evidence_by_relation[fact_relation] += evidence
+    contradicting = list(fact_index.negated_relations.get((claim.subject, claim.target), {}).get(relation, []))
+    if _is_unique(claim.subject, fact_index) and _is_unique(claim.target, fact_index):
+        contradicting += [
+            item
+            for excluded in EXCLUSIVE_RELATIONS.get(relation, ())
+            for item in fact_index.relations.get((claim.subject, claim.target), {}).get(excluded, [])
+        ]
+    for noun in (claim.subject, claim.target):
+        if not _evidence_for(fact_index.objects, noun, lexicon):
+            contradicting += _absence_evidence(noun, fact_index, lexicon)
+    return evidence_by_relation.get(relation, []), contradicting

@@ -1,0 +1,107 @@
+"""reward-eval on a reward model that has learnt something, and its figures by hand."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrlhf.commands.reward_eval import accuracy, compute_metrics, length_bin, reward_eval
+from mmrlhf.config import RewardConfig, RewardEvalConfig
+from mmrlhf.records import InputError, Preference
+from mmrlhf.reward_model import train_reward_model
+
+
+def pair(id_, better, worse, **more):
+    return Preference.from_pair(id_, (), (), better, worse, **more)
+
+
+def test_figures_by_hand():
+    rows = [
+        pair("a", "one two three four", "one", source="x", hallucinated=True),
+        pair("b", "one", "one two three four", source="x", hallucinated=False),
+        pair("c", "one two", "two one", source="y"),
+        Preference("d", (), (), ("p", "q"), (1, 1)),
+    ]
+    scores = [[2.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.1, 0.2]]
+    found = compute_metrics(rows, scores, 1.0)
+    assert found["accuracy"]["value"] == pytest.approx(2 / 3) and found["accuracy"]["n"] == 3
+    assert {k: v["value"] for k, v in found["by_source"].items()} == {"x": 0.5, "y": 1.0}
+    assert {k: v["value"] for k, v in found["by_hallucinated"].items()} == {"no": 0.0, "unknown": 1.0, "yes": 1.0}
+    assert {k: v["value"] for k, v in found["by_length"].items()} == {
+        "1 much shorter": 0.0,
+        "3 as long": 1.0,
+        "5 much longer": 1.0,
+    }
+    assert found["ties"] == pytest.approx({"n": 1, "mean_gap": 0.1, "mean_gap_of_others": 3.5 / 3, "auroc": 1.0})
+    assert accuracy(rows, [[1.0, 1.0]] * 4)["value"] == 0.0  # the same score is no judgement
+    assert length_bin("a b c d e f g h i j", "a b c d e f g h i") == "4 longer"
+
+
+def test_it_measures_and_goes_on_where_it_was(base, examples, tmp_path, capsys, monkeypatch):
+    rows = [pair_of for e in examples for pair_of in [
+        Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts, source="world")
+    ]]  # fmt: skip
+    rows.append(dataclasses.replace(rows[0], id="tie", ranks=(1, 1)))
+    path = train_reward_model(
+        RewardConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "reward"), learning_rate=2e-3, lora_r=4,
+                     per_device_train_batch_size=6, max_steps=4, injected_claim_rate=0.3, fact_noise=0.1), rows[:-1], rows[:-1],
+    )  # fmt: skip
+    card = json.loads((path / "reward.json").read_text())
+    assert set(card["probes"]) <= {"object", "attribute", "count", "relation"} and card["temperature"] > 0
+    config = RewardEvalConfig(
+        reward_model_path=str(path), dataset_name="x", output_dir=str(tmp_path / "bench"), probes=6, batch_size=4
+    )
+    from mmrlhf.rewards.reward_model import RewardModel
+
+    real, calls = RewardModel.score, []
+
+    def killed(self, groups):
+        calls.append(len(groups))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(self, groups)
+
+    monkeypatch.setattr(RewardModel, "score", killed)
+    with pytest.raises(KeyboardInterrupt):
+        reward_eval(config, rows)
+    before = len(calls)
+    result = reward_eval(config, rows)
+    assert calls[before + 1] < 13 and list(
+        (tmp_path / "bench" / "scores").glob("as_given.*.jsonl")
+    )  # what was scored is not again
+    assert result["n"] == 13 and result["accuracy"]["n"] == 12 and result["ties"]["n"] == 1
+    assert set(result["facts_curve"]) == {
+        "as given",
+        "75% left",
+        "50% left",
+        "25% left",
+        "0% left",
+        "another picture's",
+        "contradicted",
+    }
+    assert json.loads((tmp_path / "bench" / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert np.asarray(Image.open(tmp_path / "bench" / "reward-eval.png")).std() > 10
+    assert "expected calibration error" in capsys.readouterr().out
+    with pytest.raises(InputError, match="has ties only"):
+        reward_eval(dataclasses.replace(config, output_dir=str(tmp_path / "ties")), [rows[-1]])
+
+
+def test_other_rows_are_not_given_the_scores_of_those_before(base, examples, tmp_path):
+    rows = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in examples[:6]]
+    how = {"learning_rate": 2e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 1}
+    path = train_reward_model(
+        RewardConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "r"), **how), rows
+    )
+    data = tmp_path / "rows.jsonl"
+    config = RewardEvalConfig(
+        reward_model_path=str(path), dataset_name=str(data), output_dir=str(tmp_path / "bench"), probes=0, batch_size=4
+    )
+    data.write_text("first")
+    first = reward_eval(config, rows)
+    data.write_text("turned round")
+    turned = [dataclasses.replace(p, answers=p.answers[::-1]) for p in rows[:4]]
+    second = reward_eval(config, turned)
+    assert first["n"] == 6 and second["n"] == 4
+    assert second["accuracy"]["value"] != first["accuracy"]["value"] or first["accuracy"]["value"] == 0.5

@@ -1,0 +1,172 @@
+"""CHAIR on captions that a reader can count."""
+
+import json
+
+import pytest
+
+from mmrlhf.cli import main
+from mmrlhf.config import EvalConfig
+from mmrlhf.evaluate import evaluate
+from mmrlhf.records import InputError
+from mmrlhf.text import coco_objects
+from mmrlhf.text import lemmatize as lemmatize
+
+
+def run(tmp_path, captions, there, lineage="portable", **how):
+    """Captions of pictures 1, 2, ... (or by id), with the objects that are there."""
+    rows = captions.items() if isinstance(captions, dict) else enumerate(captions, 1)
+    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps({"image_id": i, "caption": c}) for i, c in rows))
+    (tmp_path / "there.json").write_text(json.dumps(there))
+    out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    config = EvalConfig(answers=str(tmp_path / "captions.jsonl"), data=str(tmp_path / "there.json"), output_dir=str(out), **how)
+    return evaluate("chair", config, {"lineage": lineage})
+
+
+def value(result, name, mode="official"):
+    return result["metrics"][mode][name]["value"]
+
+
+def test_figures_by_hand(tmp_path):
+    # a dog and a cat (the cat is not there); two cars (there): 1 of 2 captions, 1 of 3 mentions, 2 of 4 objects named
+    result = run(tmp_path, ["A dog and a cat.", "Two cars"], {"1": ["dog", "person"], "2": ["car", "bus"]})
+    for mode in ("official", "robust"):
+        assert value(result, "chair_s", mode) == 50 and value(result, "chair_i", mode) == pytest.approx(100 / 3)
+        assert value(result, "recall", mode) == 50 and value(result, "length", mode) == 3.5
+    rows = [json.loads(line) for line in (tmp_path / "out2" / "scores.jsonl").read_text().splitlines()]
+    assert rows[0]["robust"]["false"] == [["cat", "cat"]] and rows[1]["robust"]["hit"] == ["car"]
+    assert result["counts"]["missing"] == 0 and result["options"]["lineage"] == "portable"
+
+
+def test_a_map_may_name_objects_by_any_of_their_words(tmp_path):
+    # bicycle and person are there as bike and man, the dog with a capital; of three captions the cat's alone is wrong, 1 of 4 mentions
+    there = {"1": ["bike", "man"], "2": ["Dog"], "3": []}
+    result = run(tmp_path, ["A man on a bicycle.", "A puppy.", "A cat."], there)
+    assert (
+        value(result, "chair_s") == pytest.approx(100 / 3) and value(result, "chair_i") == 25 and value(result, "recall") == 100
+    )
+    with pytest.raises(InputError, match="must map image ids to lists of objects"):
+        run(tmp_path, ["A dog."], {"1": [18]})
+
+
+def test_pictures_without_a_caption_are_told(tmp_path, capsys):
+    result = run(tmp_path, ["A dog.", "A cat."], {"1": ["dog"], "2": ["cat"], "3": [], "4": []})
+    assert (result["n"], result["examples"], result["counts"]["missing"]) == (2, 4, 0)
+    assert "answered 2 of 4\n" in capsys.readouterr().out
+
+
+def test_an_unknown_picture_is_empty_to_the_script_and_counted_by_us(tmp_path):
+    result = run(tmp_path, {1: "a dog", "COCO_val2014_000000000002.jpg": "a dog", 9: "a dog"}, {"1": ["dog"], "2": ["dog"]})
+    assert value(result, "chair_s") == pytest.approx(100 / 3) and value(result, "chair_s", "robust") == 0
+    assert result["counts"]["unknown_ids"] == 1 and result["n"] == 2
+
+
+def test_where_the_script_stops(tmp_path):
+    result = run(tmp_path, ["nothing here"], {"1": ["dog"]})
+    assert result["metrics"]["official"]["chair_s"] is None and "ZeroDivisionError" in result["reasons"]["official"]["chair_s"]
+    assert value(result, "chair_s", "robust") == 0 and value(result, "recall", "robust") == 0
+    result = run(tmp_path, ["a dog", None], {"1": ["dog"], "2": []})
+    assert "null" in result["reasons"]["official"]["recall"] and value(result, "recall", "robust") == 100
+
+
+def test_coco_annotations_give_objects_and_what_captions_name(tmp_path):
+    (tmp_path / "coco").mkdir()
+    image = {"images": [{"id": 7, "file_name": "x.jpg"}]}
+    instances = image | {"categories": [{"id": 3, "name": "hair drier"}], "annotations": [{"image_id": 7, "category_id": 3}]}
+    (tmp_path / "coco" / "instances_val2014.json").write_text(json.dumps(instances))
+    with pytest.raises(InputError, match=r"has no captions_\*\.json"):
+        evaluate(
+            "chair", EvalConfig(answers="x", data=str(tmp_path / "coco"), output_dir=str(tmp_path / "o")), {"lineage": "portable"}
+        )
+    captions = image | {"annotations": [{"image_id": 7, "caption": "Women and their puppies."}]}
+    (tmp_path / "coco" / "captions_val2014.json").write_text(json.dumps(captions))
+    (tmp_path / "a.json").write_text(json.dumps([{"image_id": 7, "caption": "A hairdryer, a man, a dog, a cat"}]))
+    config = EvalConfig(answers=str(tmp_path / "a.json"), data=str(tmp_path / "coco"), output_dir=str(tmp_path / "out"))
+    result = evaluate("chair", config, {"lineage": "portable"})
+    assert value(result, "chair_i") == 25 and value(result, "recall") == 100
+    instances["annotations"][0]["category_id"] = 4
+    (tmp_path / "coco" / "instances_val2014.json").write_text(json.dumps(instances))
+    with pytest.raises(InputError, match=r"instances_val2014\.json: not an annotation file of COCO's \(4 is"):
+        evaluate("chair", config, {"lineage": "portable"})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Two men, three buses, a bus and some knives", ["person", "bus", "bus", "knife"]),
+        ("A stove top oven by the motor bike; cheesecakes.", ["oven", "motorcycle", "cake"]),
+        ("A baby bird on a train track, a passenger train", ["bird", "train"]),
+        ("no cats, without any dog, not a bear, but a mouse", ["mouse"]),
+        ("The toilet seat is up. The seat of the toilet", ["toilet", "toilet"]),
+        ("Wine glasses and a bow tie; TVs, an iPhone; skis", ["wine glass", "tie", "tv", "cell phone", "skis"]),
+        ("A hot-dog. hot. dog", ["hot dog", "dog"]),
+        ("Tennis rackets, cookies, canoes, calves, policewomen", ["tennis racket", "boat", "cow"]),
+        ("", []),
+    ],
+)
+def test_the_projects_own_reading(text, found):
+    assert [node for _, node in coco_objects.find_objects(text)] == found
+
+
+@pytest.mark.parametrize(
+    ("many", "one"),
+    [
+        ("buses", "bus"), ("bus", "bu"), ("ties", "ty"), ("canoes", "cano"), ("cookies", "cookies"), ("collies", "collies"), ("men", "man"),
+        ("tennis", "tenni"), ("glasses", "glass"), ("mice", "mouse"), ("knives", "knife"), ("wolves", "wolf"), ("dogs'", "dog's"), ("''", "'s's"),
+        ("s", "s"), ("mothers-in-law", "mother-in-law"), ("bases", "basis"), ("lavatorys", "lavatory"), ("people", "person"), ("oxen", "ox"),
+    ],
+)  # fmt: skip
+def test_singulars_of_the_first_script(many, one):
+    assert lemmatize.pattern_singularize(many) == one
+
+
+def test_mentions_as_the_scripts_find_them():
+    assert coco_objects.chair_mentions(["a", "baby", "dog", "on", "a", "dining", "table"]) == (
+        [("dog", "dog"), ("table", "dining table")],
+        6,
+    )
+    assert coco_objects.chair_mentions(["motor", "bike", "cheesecake", "home", "plate"]) == ([], 3)
+    assert coco_objects.chair_mentions(["the", "seat", "of", "the", "toilet"]) == ([("toilet", "toilet")], 5)
+    assert coco_objects.chair_mentions(["wine", "glas"]) == ([("wine glass", "wine glass")], 1)
+
+
+def test_without_nltks_data_it_says_what_to_do(tmp_path, monkeypatch):
+    import nltk
+
+    lemmatize._nltk.cache_clear()
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    try:
+        with pytest.raises(
+            InputError, match=r"lacks punkt_tab, averaged_perceptron_tagger_eng, wordnet: run `python -m nltk\.downloader"
+        ):
+            lemmatize.lemmas("dogs")
+    finally:
+        lemmatize._nltk.cache_clear()
+
+
+def test_it_needs_no_torch_and_no_nltk(tmp_path):
+    import subprocess
+    import sys
+
+    (tmp_path / "there.json").write_text('{"1": ["dog"]}')
+    (tmp_path / "a.jsonl").write_text('{"image_id": 1, "caption": "a dog"}')
+    line = [
+        "eval",
+        "chair",
+        "--lineage",
+        "portable",
+        "--answers",
+        str(tmp_path / "a.jsonl"),
+        "--data",
+        str(tmp_path / "there.json"),
+    ]
+    code = f"import sys\nfrom mmrlhf.cli import main\nassert main({[*line, '--out', str(tmp_path / 'o')]!r}) == 0\n"
+    code += "assert not {'torch', 'nltk', 'transformers', 'PIL'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_wrong_lineage(tmp_path, capsys):
+    assert main(["eval", "chair", "--lineage", "c", "--answers", "x", "--data", "y", "--out", str(tmp_path / "o")]) == 2
+    assert "--lineage must be a or b or portable, not 'c'" in capsys.readouterr().err
+    (tmp_path / "there.json").write_text("[1]")
+    assert main(["eval", "chair", "--answers", "x", "--data", str(tmp_path / "there.json"), "--out", str(tmp_path / "o")]) == 2
+    assert "must map image ids to lists of objects" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""CHAIR as its two official scripts print it."""
+
+import json
+import re
+
+import pytest
+
+from mmrlhf.config import EvalConfig
+from mmrlhf.evaluate import evaluate
+from mmrlhf.text import lemmatize
+
+NAMES = {"CHAIRs": "chair_s", "CHAIRi": "chair_i", "Recall": "recall", "Len": "length"}
+
+
+@pytest.fixture(autouse=True)
+def nltk_data(shared, monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(shared / "nltk_data"), *nltk.data.path])
+    lemmatize._nltk.cache_clear()
+
+
+@pytest.mark.parametrize(("lineage", "case"), [("a", ""), ("b", ""), ("a", "_unknown_image")])
+def test_official(shared, tmp_path, lineage, case):
+    place = shared / "parity" / "CHAIR" / "synthetic"
+    config = EvalConfig(answers=str(place / f"input{case}.jsonl"), data=str(place / "annotations"), output_dir=str(tmp_path))
+    official = evaluate("chair", config, {"lineage": lineage})["metrics"]["official"]
+    printed = dict(re.findall(r"^(\w+) *: ([\d.]+)$", (place / f"official_{lineage.upper()}{case}_output.txt").read_text(), re.M))
+    assert {name: f"{official[NAMES[name]]['value']:.1f}" for name in printed} == printed and len(printed) >= 3
+    if not case:
+        sentences = json.loads((place / f"official_{lineage.upper()}_sentences.json").read_text())["sentences"]
+        rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+        for theirs, row in zip(sentences, rows, strict=True):
+            ours = row["official"]
+            assert ours["false"] == theirs["mscoco_hallucinated_words"] and ours["said"] == len(theirs["mscoco_generated_words"])
+            assert (ours["there"], ours["length"]) == (len(theirs["mscoco_gt_words"]), len(theirs["words"]))
+
+
+@pytest.mark.parametrize(
+    ("lineage", "captions", "figures"),
+    [
+        ("a", "opera_captions/minigpt4_greedy", (29.0, 9.2)), ("b", "opera_captions/minigpt4_greedy", (31.8, 9.9)),
+        ("a", "opera_captions/instructblip_greedy", (57.2, 22.7)), ("b", "opera_captions/llava-1.5_greedy", (45.0, 12.7)),
+        ("b", "lessismore_captions/r1-llava1.5-7b", (50.4, None)),
+    ],
+)  # fmt: skip
+def test_captions_of_real_models(shared, tmp_path, lineage, captions, figures):
+    place = shared / "benchdata" / "CHAIR"
+    data = place / "coco_gt_objects_opera_lessismore.json"
+    config = EvalConfig(answers=str(place / f"{captions}.jsonl"), data=str(data), output_dir=str(tmp_path))
+    official = evaluate("chair", config, {"lineage": lineage})["metrics"]["official"]
+    assert round(official["chair_s"]["value"], 1) == figures[0]
+    assert figures[1] is None or round(official["chair_i"]["value"], 1) == figures[1]

@@ -1,0 +1,193 @@
+"""Judges: what is asked, kept, replayed and asked again; against a server that fails, a model in this process, and a real server."""
+
+import json
+
+import pytest
+
+from mmrlhf.config import EvalConfig
+from mmrlhf.evaluate import evaluate
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.records import InputError
+from tests.helpers import fake_data
+from tests.helpers.fake_server import chat_completion, free_port, scripted_server, transformers_serve
+
+SAID = {"0": "There is no cat.", "1": "A dog"}
+ALL_RIGHT = (200, chat_completion("correct"))
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """HaloQuest's two made-up questions with answers given, judged as settings say; the result and the lines of judgments.jsonl."""
+    data = tmp_path / "data"
+    data.mkdir()
+    fake_data.haloquest(data)
+    answers = fake_data.write_jsonl(tmp_path / "answers.jsonl", [{"id": i, "answers": [t]} for i, t in SAID.items()])
+
+    def judged(out="out", options=None, **more):
+        more = {"endpoint_retries": 0, "endpoint_timeout": 5.0, "endpoint_concurrency": 1, **more}
+        config = EvalConfig(answers=str(answers), data=str(data / "h.csv"), output_dir=str(tmp_path / out), **more)
+        result = evaluate("haloquest", config, options)
+        path = tmp_path / out / "judgments.jsonl"
+        return result, read_jsonl(path) if path.exists() else []
+
+    judged.answers = answers
+    judged.root = tmp_path
+    return judged
+
+
+def accuracy(result, mode="official"):
+    found = result["metrics"][mode]["accuracy"]
+    return None if found is None else found["value"]
+
+
+def test_a_judgment_is_kept_with_all_that_it_was(judge):
+    with scripted_server(lambda r: (200, chat_completion("incorrect" if "A dog" in str(r) else "Correct."))) as server:
+        result, rows = judge(judge=server.url)
+    assert accuracy(result) == 50 and result["judge"]["models"] == ["stub"]
+    assert [r["key"] for r in rows] == ["0", "1"]
+    first = rows[0]
+    assert (first["text"], first["status"], first["requested"], first["model"], first["judge"]) == (
+        "Correct.",
+        "ok",
+        "stub",
+        "stub",
+        server.url,
+    )
+    assert (first["input_tokens"], first["output_tokens"], first["attempts"]) == (5, 2, 1)
+    assert "There is no cat; No cat" in first["prompt"] and len(first["template_sha256"]) == 64
+    assert server.requests[0]["temperature"] == 0 and server.requests[0]["max_tokens"] == 512
+    assert server.requests[0]["messages"] == [{"role": "user", "content": first["prompt"]}]
+
+
+def test_failures_stay_null_and_are_asked_again(judge):
+    with scripted_server(ALL_RIGHT, (500, b"oh no"), ALL_RIGHT) as server:
+        result, rows = judge(judge=server.url)
+        assert [r["status"] for r in rows] == ["ok", "http"] and rows[1]["text"] is None and "oh no" in rows[1]["reason"]
+        assert accuracy(result) is None and "1 answers have no judgment" in result["reasons"]["official"]["accuracy"]
+        assert accuracy(result, "robust") == 100 and result["counts"]["judge_errors"] == 1
+        again, rows = judge(judge=server.url)
+        assert accuracy(again) == 100 and len(server.requests) == 3  # only the one that failed
+        assert [r["status"] for r in rows] == ["ok", "ok"]
+        judge(judge=server.url)
+        assert len(server.requests) == 3
+
+
+def test_another_models_words_are_no_verdict(judge):
+    with scripted_server((200, chat_completion("correct", model="gpt-of-someone"))) as server:
+        result, rows = judge(judge=server.url)
+    assert rows[0]["text"] is None and rows[0]["reply"] == "correct" and rows[0]["model"] == "gpt-of-someone"
+    assert accuracy(result) is accuracy(result, "robust") is None
+
+
+def test_a_judge_that_is_down_is_one_sentence_and_what_was_judged_is_kept(judge):
+    with pytest.raises(InputError, match=r"cannot be reached .* start the server"):
+        judge(judge=f"http://127.0.0.1:{free_port()}/v1", judge_model="stub")
+    with scripted_server(ALL_RIGHT, (401, b"no")) as server:
+        with pytest.raises(InputError, match="refuses the key"):
+            judge("other", judge=server.url)
+        assert [r["status"] for r in read_jsonl(judge.root / "other" / "judgments.jsonl")] == ["ok", "http"]
+    with pytest.raises(InputError, match="neither an address nor a model"):
+        judge("third", judge="no/such-model-anywhere")
+    assert not (judge.root / "third" / "result.json").exists()
+
+
+def test_a_judge_that_always_fails_is_in_the_result_before_it_is_one_sentence(judge, monkeypatch):
+    monkeypatch.setattr("mmrlhf.evaluation.openai_client.MAX_INITIAL_FAILURES", 2)
+    with scripted_server((500, b"oh no")) as server, pytest.raises(InputError, match=r"the first 2 replies all failed .* oh no"):
+        judge(judge=server.url)
+    out = judge.root / "out"
+    assert [r["status"] for r in read_jsonl(out / "judgments.jsonl")] == ["http", "http"]  # the last one, too
+    result = json.loads((out / "result.json").read_text())
+    assert result["counts"]["judge_errors"] == 2 and len(read_jsonl(out / "scores.jsonl")) == 2
+    assert accuracy(result) is None and "2 answers have no judgment" in result["reasons"]["official"]["accuracy"]
+    with scripted_server(ALL_RIGHT) as server:
+        assert accuracy(judge(judge=server.url)[0]) == 100
+
+
+def test_replay_needs_nobody(judge):
+    with scripted_server(ALL_RIGHT) as server:
+        _, rows = judge(judge=server.url)
+    result, again = judge("replayed", recorded_judgments=str(judge.root / "out" / "judgments.jsonl"))
+    assert accuracy(result) == 100 and again == rows
+    fake_data.write_jsonl(judge.answers, [{"id": i, "answers": ["Something else"]} for i in SAID])
+    result, again = judge("others", recorded_judgments=str(judge.root / "out" / "judgments.jsonl"))
+    assert accuracy(result) is None and again == []  # they were on other answers
+
+
+def test_judges_are_not_mixed(judge):
+    with scripted_server(ALL_RIGHT, (500, b"")) as server:
+        judge(judge=server.url)
+    with pytest.raises(InputError, match=r"holds judgments of stub .* give another --out"):
+        judge(judge="rules")
+
+
+def test_a_budget_and_an_estimate(judge, capsys):
+    result, rows = judge(dry_run=True, judge="http://127.0.0.1:1/v1")
+    said = capsys.readouterr().out
+    assert "2 judgments to ask for" in said and "at most 1024 tokens of replies; nothing was asked" in said and rows == []
+    with scripted_server(ALL_RIGHT) as server:
+        result, rows = judge("budget", judge=server.url, judge_token_budget=7)
+        assert len(rows) == len(server.requests) == 1 and "budget of 7 tokens is used up; 1 answers" in capsys.readouterr().err
+        assert accuracy(result) is None
+        assert accuracy(judge("budget", judge=server.url, judge_token_budget=1000)[0]) == 100 and len(server.requests) == 2
+
+
+def test_another_template(judge):
+    path = judge.root / "prompt.txt"
+    path.write_text("Q: {question} R: {references} A: {answer}?")
+    with scripted_server(ALL_RIGHT) as server:
+        _, rows = judge(options={"judge_prompt": str(path)}, judge=server.url)
+    assert rows[1]["prompt"] == "Q: What is it? R: A star A: A dog?"
+    path.write_text("{oops}")
+    with pytest.raises(InputError, match=r"it may hold \{question\}, \{references\}, \{answer\}"):
+        judge("bad", options={"judge_prompt": str(path)})
+
+
+def test_a_model_in_this_process(judge, base, tmp_path):
+    result, rows = judge(judge=base, judge_max_tokens=4)
+    assert len(rows) == 2 and {r["judge"] for r in rows} == {"in process"} and rows[0]["requested"] == base
+    assert result["counts"]["unparsed"] + sum(r["status"] != "ok" for r in rows) == 2  # it knows scenes, not this
+
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    words = AutoTokenizer.from_pretrained(base)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "lm")
+    words.save_pretrained(tmp_path / "lm")
+    _, rows = judge("lm", judge=str(tmp_path / "lm"), judge_max_tokens=3)
+    assert len(rows) == 2 and {r["status"] for r in rows} <= {"ok", "empty"}
+
+
+def test_a_real_server_judges_and_answers(judge, base, tmp_path, monkeypatch):
+    data = tmp_path / "policy"
+    data.mkdir()
+    made = fake_data.dash_b(data)
+    with transformers_serve(base, tmp_path / "serve.log") as address:
+        _, rows = judge(judge=address, judge_max_tokens=4, endpoint_timeout=60.0)
+        assert [r["model"] for r in rows] == [base] * 2 and all(r["input_tokens"] > 10 for r in rows)
+        asked = {"output_dir": str(tmp_path / "served"), "response_length": 12, "endpoint_timeout": 60.0, **made}
+        served = evaluate("dash_b", EvalConfig(model_name_or_path=address, **asked))
+    here = evaluate("dash_b", EvalConfig(model_name_or_path=base, **{**asked, "output_dir": str(tmp_path / "here")}))
+    said = [[r["answers"][0].strip() for r in read_jsonl(tmp_path / at / "predictions.jsonl")] for at in ("served", "here")]
+    assert said[0] == said[1]  # the same weights, looked at through a socket and without one
+    assert served["served_model"] == base and served["endpoint"] == address and served["metrics"] == here["metrics"]
+
+
+def test_a_policy_behind_an_endpoint_that_fails_at_times(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    config = {"output_dir": str(tmp_path / "out"), "endpoint_retries": 0, "endpoint_concurrency": 1, **fake_data.dash_b(data)}
+    with scripted_server((200, chat_completion("No")), (500, b"no"), (200, chat_completion("Yes"))) as server:
+        first = evaluate("dash_b", EvalConfig(model_name_or_path=server.url, **config))
+        assert first["counts"]["missing"] == 1 and first["n"] == 1
+        pictures = json.dumps(server.requests[0]["messages"])
+        assert "data:image/png;base64," in pictures and "Can you see a star" in pictures
+        second = evaluate("dash_b", EvalConfig(model_name_or_path=server.url, **config))
+        assert second["counts"]["missing"] == 0 and len(server.requests) == 3
+        assert second["metrics"]["robust"]["accuracy"]["value"] == 1

@@ -1,0 +1,155 @@
+"""The client of OpenAI-compatible servers, against a server on loopback that fails in every way it can."""
+
+import threading
+import time
+
+import pytest
+
+from mmrlhf.evaluation.openai_client import (
+    MAX_INITIAL_FAILURES,
+    Endpoint,
+    _is_same_model,
+    chat_message,
+    request_replies,
+    resolve_model_name,
+)
+from mmrlhf.records import ImageSource, InputError
+from tests.helpers.fake_server import chat_completion, free_port, scripted_server
+
+GOOD = (200, chat_completion("yes"))
+
+
+def replies(server, questions=1, **settings):
+    place = Endpoint(
+        server.url, "stub", **{"timeout": 0.3, "max_retries": 2, "initial_backoff": 0.01, "concurrency": 1, **settings}
+    )
+    chats = [(str(i), lambda i=i: [chat_message(f"question {i}")]) for i in range(questions)]
+    return [reply for _, reply in request_replies(place, chats, {"temperature": 0})]
+
+
+def test_a_reply_and_what_was_asked_for_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with scripted_server(GOOD) as server:
+        (reply,) = replies(server)
+    assert (reply.text, reply.status, reply.model, reply.total_tokens, reply.attempts) == ("yes", "ok", "stub", 7, 1)
+    assert server.requests == [
+        {
+            "model": "stub",
+            "messages": [{"role": "user", "content": "question 0"}],
+            "temperature": 0,
+            "authorization": "Bearer secret",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("faults", "status", "attempts", "reason"),
+    [
+        ([(500, b"oh no")], "http", 3, "HTTP 500: oh no"),
+        ([(400, {"detail": "too long"})], "http", 1, "too long"),
+        (["slow"], "timeout", 3, "no whole reply in 0.3 s"),
+        (["cut"], "cut", 3, "the connection broke"),
+        ([(200, b"<html><body>Login</body></html>")], "malformed", 3, "<html><body>Login"),
+        ([(200, b"")], "malformed", 3, "no chat completion: nothing"),
+        ([(200, {"model": "stub", "choices": []})], "empty", 3, "holds no text"),
+        ([(200, chat_completion(None))], "empty", 3, "holds no text"),
+        ([(200, {"choices": 7})], "malformed", 3, "no chat completion"),
+        ([(200, chat_completion("yes", model="other-model"))], "other_model", 1, "asked for stub, other-model answered"),
+        ([(200, b"[" * 100_000)], "malformed", 3, "no chat completion"),
+    ],
+)
+def test_a_failure_is_a_reply_that_says_why(faults, status, attempts, reason):
+    with scripted_server(*faults) as server:
+        (reply,) = replies(server)
+    assert (reply.status, reply.attempts) == (status, attempts)
+    assert reason in reply.reason
+    assert reply.text is None or status == "other_model"
+
+
+def test_it_is_tried_again_and_waits_as_long_as_it_is_told():
+    with scripted_server((503, b"busy"), (429, b"later", {"retry-after": "0.2"}), "cut", GOOD) as server:
+        started = time.monotonic()
+        (reply,) = replies(server, max_retries=3)
+        assert time.monotonic() - started >= 0.2
+    assert (reply.status, reply.attempts) == ("ok", 4)
+
+
+@pytest.mark.parametrize(
+    ("added", "status"),
+    [("", "ok"), ("-0613", "ok"), ("-2024-08-06", "ok"), ("-20240620", "ok"), ("-1106-preview", "ok"), (":latest", "ok"), ("@001", "ok"),
+     ("-mini", "other_model"), ("-2", "other_model"), ("-mini-2024-07-18", "other_model"), ("-0613x", "other_model"), ("o", "other_model")],
+)  # fmt: skip
+def test_a_dated_name_is_the_model_that_was_asked_for(added, status):
+    with scripted_server((200, chat_completion("yes", model=f"stub{added}"))) as server:
+        assert replies(server)[0].status == status
+
+
+def test_a_name_is_no_pattern():
+    assert not _is_same_model("gpt-3x5-turbo-0125", "gpt-3.5-turbo") and _is_same_model("gpt-3.5-turbo-0125", "gpt-3.5-turbo")
+
+
+def test_a_failure_does_not_keep_others_from_their_reply():
+    def odd(request):
+        return (500, b"no") if "question 1" in str(request["messages"]) else GOOD
+
+    with scripted_server(odd) as server:
+        found = replies(server, questions=3, max_retries=0)
+    assert [r.status for r in found] == ["ok", "http", "ok"]
+
+
+def test_several_are_under_way_at_a_time():
+    together = threading.Barrier(4, timeout=30)  # opens when four are waiting at it, and never for fewer
+
+    def meet(_):
+        together.wait()
+        return GOOD
+
+    with scripted_server(meet) as server:
+        assert [r.status for r in replies(server, questions=8, concurrency=4, timeout=30.0)] == ["ok"] * 8
+
+
+def test_a_budget_ends_it():
+    with scripted_server(GOOD) as server:
+        place = Endpoint(server.url, "stub", concurrency=1)
+        found = list(request_replies(place, [(str(i), lambda: [chat_message("?")]) for i in range(9)], {}, max_total_tokens=20))
+    assert len(found) == 3 == len(server.requests)  # 7 tokens each: 21
+
+
+def test_a_server_that_is_down_a_wrong_key_and_nothing_but_failures_stop_it():
+    down = Endpoint(f"http://127.0.0.1:{free_port()}/v1", "stub", max_retries=1, initial_backoff=0.01)
+    with pytest.raises(InputError, match=r"cannot be reached .* start the server or correct the address"):
+        list(request_replies(down, [("a", lambda: [chat_message("?")])], {}))
+    with (
+        scripted_server((401, b"who are you?")) as server,
+        pytest.raises(InputError, match="set the environment variable OPENAI_API_KEY"),
+    ):
+        replies(server)
+    with scripted_server((404, b"no such model")) as server:
+        with pytest.raises(
+            InputError, match=f"the first {MAX_INITIAL_FAILURES} replies all failed .the last: HTTP 404: no such model."
+        ):
+            replies(server, questions=50)
+        assert len(server.requests) == MAX_INITIAL_FAILURES
+
+
+def test_the_one_model_of_a_server_needs_no_name():
+    with scripted_server(GOOD) as server:
+        assert resolve_model_name(Endpoint(server.url, "")).model == "stub"
+    with scripted_server(GOOD, models=("a", "b")) as server, pytest.raises(InputError, match="serves a, b: say which"):
+        resolve_model_name(Endpoint(server.url, ""))
+    with pytest.raises(InputError, match="cannot be reached"):
+        resolve_model_name(Endpoint(f"http://127.0.0.1:{free_port()}/v1", ""))
+    with pytest.raises(InputError, match="no address of a server"):
+        Endpoint("http://", "")
+
+
+def test_pictures_go_along_as_they_are():
+    png = b"\x89PNG\r\n"
+    assert chat_message("What?", (ImageSource(data=png), ImageSource(data=b"\xff\xd8\xff0"))) == {
+        "role": "user",
+        "content": [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0K"}},
+            {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9j/MA=="}},
+            {"type": "text", "text": "What?"},
+        ],
+    }

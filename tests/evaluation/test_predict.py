@@ -1,0 +1,137 @@
+"""Benchmarks on the small model and pictures that are drawn: several in one call, resumed, and on a disk that is full."""
+
+import errno
+import json
+from dataclasses import replace
+
+import pytest
+
+from mmrlhf import evaluate as stage
+from mmrlhf.cli import main
+from mmrlhf.config import EvalConfig
+from mmrlhf.evaluate import evaluate
+from mmrlhf.records import InputError
+from tests.helpers.fake_data import write_image, write_jsonl
+
+
+@pytest.fixture
+def data(tmp_path):
+    """POPE, CHAIR and AMBER in a folder each, of two pictures."""
+    root = tmp_path / "data"
+    for name in ("pope", "chair", "amber"):
+        (root / name).mkdir(parents=True)
+    for i in range(2):
+        write_image(root / "pope" / f"{i}.jpg", i)
+        write_image(root / "chair" / f"COCO_val2014_{i:012d}.jpg", i)
+        write_image(root / "amber" / f"AMBER_{i}.jpg", i)
+    asked = [{"image": f"{i}.jpg", "text": f"Is there a {t} in the image?"} for i in range(2) for t in ("star", "ring", "square")]
+    for split in ("random", "popular", "adversarial"):
+        rows = [{"question_id": n, "label": ("yes", "no")[n % 2], **row} for n, row in enumerate(asked, 1)]
+        write_jsonl(root / "pope" / f"coco_pope_{split}.json", rows)
+    images = {"images": [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg"} for i in range(2)]}
+    boxes = {"categories": [{"id": 1, "name": "dog"}], "annotations": [{"image_id": 0, "category_id": 1}]}
+    (root / "chair" / "instances_val2014.json").write_text(json.dumps(images | boxes))
+    (root / "chair" / "captions_val2014.json").write_text(
+        json.dumps(images | {"annotations": [{"image_id": 1, "caption": "A cat."}]})
+    )
+    kinds = ["discriminative-hallucination", "discriminative-attribute-state", "discriminative-attribute-number", "relation"]
+    rows = [{"id": n + 1, "type": kinds[n % 4], "truth": ("no", "yes")[n % 2]} for n in range(4)]
+    (root / "amber" / "annotations.json").write_text(json.dumps(rows))
+    queries = [{"id": n + 1, "image": f"AMBER_{n % 2}.jpg", "query": "Is there a star in this image?"} for n in range(4)]
+    (root / "amber" / "query_all.json").write_text(json.dumps(queries))
+    (root / "amber" / "relation.json").write_text("{}")
+    (root / "amber" / "safe_words.txt").write_text("orange\n")
+    return root
+
+
+def test_several_benchmarks_in_one_call(base, data, tmp_path, monkeypatch):
+    import mmrlhf.models.policy
+
+    opened, policy = [], mmrlhf.models.policy.load_policy
+    monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda *a: opened.append(a[0]) or policy(*a))
+    line = ["eval", "pope", "chair", "amber", "--model", f"small={base}", "--data", str(data), "--out", str(tmp_path / "out")]
+    line += ["--lineage", "portable", "--response_length", "6"]
+    assert main(line) == 0 and opened == [base]  # one model for all
+    results = {n: json.loads((tmp_path / "out" / "small" / n / "result.json").read_text()) for n in ("pope", "chair", "amber")}
+    assert results["pope"]["n"] == 18 and set(results["pope"]["metrics"]["robust"]) == {
+        "random",
+        "popular",
+        "adversarial",
+        "mean",
+    }
+    assert results["chair"]["n"] == 2 and results["amber"]["metrics"]["robust"]["existence_accuracy"] is not None
+    for result in results.values():
+        assert result["model"] == base and result["model_sha256"] and result["template_sha256"] and result["prompt_sha256"]
+        assert result["generation"]["response_length"] == 6 and result["packages"]["torch"] and result["counts"]["missing"] == 0
+    assert main(line) == 0 and opened == [base]  # nothing is left to ask
+    again = json.loads((tmp_path / "out" / "small" / "pope" / "result.json").read_text())
+    assert again == results["pope"]
+
+
+def test_answers_of_another_prompt_or_setting_are_not_taken(base, data, tmp_path):
+    config = {"model_name_or_path": base, "data": str(data / "chair"), "output_dir": str(tmp_path / "out")}
+    evaluate("chair", EvalConfig(**config, response_length=3, limit=1), {"lineage": "portable"})
+    with pytest.raises(InputError, match="answers to other prompts"):
+        evaluate("chair", EvalConfig(**config, response_length=3, limit=1), {"lineage": "portable", "prompt": "Look!"})
+    with pytest.raises(InputError, match="generation setting"):
+        evaluate("chair", EvalConfig(**config, response_length=4, limit=1), {"lineage": "portable"})
+    more = evaluate("chair", EvalConfig(**config, response_length=3), {"lineage": "portable"})
+    assert more["n"] == 2 and len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_was_asked_once_is_not_asked_again(base, data, tmp_path, monkeypatch):
+    import mmrlhf.models.policy
+
+    opened, policy = [], mmrlhf.models.policy.load_policy
+    monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda *a: opened.append(a[0]) or policy(*a))
+    how = {"model_name_or_path": base, "response_length": 3, "answer_cache_dir": str(tmp_path / "cache")}
+    first = evaluate("pope", EvalConfig(**how, data=str(data / "pope" / "coco_pope_random.json"), output_dir=str(tmp_path / "a")))
+    # the other splits ask the same; a killed run has left a line torn
+    file = next((tmp_path / "cache").iterdir())
+    file.write_bytes(file.read_bytes() + b'{"key": "x')
+    second = evaluate("pope", EvalConfig(**how, data=str(data / "pope"), output_dir=str(tmp_path / "b")))
+    assert opened == [base] and second["n"] == 18 and second["model_sha256"] == first["model_sha256"]
+    lines_ = [json.loads(line) for line in (tmp_path / "b" / "predictions.jsonl").read_text().splitlines()]
+    assert lines_[0]["answers"] == json.loads((tmp_path / "a" / "predictions.jsonl").read_text().splitlines()[0])["answers"]
+    write_image(data / "pope" / "0.jpg", 7)  # another picture by the same name
+    evaluate("pope", EvalConfig(**how, data=str(data / "pope"), output_dir=str(tmp_path / "c")))
+    assert opened == [base, base]
+
+
+def test_a_full_disk_is_said_and_what_is_there_stays(data, tmp_path, monkeypatch):
+    answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
+    config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
+    write = stage.write_atomic
+
+    def full(path, content):
+        if path.name == "result.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(stage, "write_atomic", full)
+    with pytest.raises(InputError, match="is on a full disk: make room"):
+        evaluate("chair", config, {"lineage": "portable"})
+    assert (tmp_path / "out" / "scores.jsonl").exists()
+    monkeypatch.undo()
+    assert evaluate("chair", config, {"lineage": "portable"})["metrics"]["official"]["chair_s"]["value"] == 0
+
+
+def test_a_limit_on_files_is_said_as_well(data, tmp_path, monkeypatch):
+    answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
+    config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
+
+    def limited(path, content):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(stage, "write_atomic", limited)
+    with pytest.raises(InputError, match="out: File too large: correct it or give another --out"):
+        evaluate("chair", config, {"lineage": "portable"})
+
+
+def test_answers_of_a_file_say_that_they_say_not_how_they_were_made(data, tmp_path):
+    answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
+    config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
+    result = evaluate("chair", config, {"lineage": "portable"})
+    assert result["generation"] is result["template_sha256"] is None and {"generation", "template_sha256"} <= result.keys()
+    with pytest.raises(InputError, match="chair asks no judge"):
+        evaluate("chair", replace(config, recorded_judgments=str(answers)), {"lineage": "portable"})

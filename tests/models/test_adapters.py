@@ -1,0 +1,120 @@
+"""Roles on one base: switching changes outputs and nothing else; gradients go to the role that ran."""
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+from mmrlhf.engine.prefill import prefill
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import scalar_head
+from mmrlhf.records import InputError
+
+
+@pytest.fixture
+def adapters(vlm):
+    found = Adapters(vlm)
+    for seed, name in enumerate(("policy", "value", "reward")):
+        found.add(name, 4, 8, seed)
+        with torch.no_grad():
+            for p in found.parameters(name).values():
+                p.add_(0.02 * (seed + 1))
+    return found
+
+
+def hidden(vlm, examples):
+    return prefill(vlm, vlm.build_prompts([(e.prompt, e.images) for e in examples[:2]])).last_hidden_PD
+
+
+def test_switching_touches_no_flag_and_restores_the_base(vlm, examples, base):
+    from mmrlhf.models.loading import load
+
+    plain = hidden(load(base), examples)
+    adapters = Adapters(vlm)
+    for seed, name in enumerate(("policy", "value")):
+        adapters.add(name, 4, 8, seed)
+        with torch.no_grad():
+            for p in adapters.parameters(name).values():
+                p.add_(0.02 * (seed + 1))
+    flags = {k: p.requires_grad for k, p in vlm.model.named_parameters()}
+    outputs = {}
+    for name in ("policy", "value", None):
+        with adapters.use(name):
+            outputs[name] = hidden(vlm, examples)
+    assert flags == {k: p.requires_grad for k, p in vlm.model.named_parameters()}
+    assert torch.equal(outputs[None], plain)
+    assert not torch.allclose(outputs["policy"], plain, atol=1e-3)
+    assert not torch.allclose(outputs["policy"], outputs["value"], atol=1e-3)
+
+
+def test_adapters_stand_in_the_language_model_only(adapters):
+    names = [k for k, _ in adapters.vlm.model.named_parameters() if "lora_" in k]
+    assert names and not [k for k in names if "vision" in k or "projector" in k]
+    assert "vision" not in adapters.target_pattern()
+
+
+def test_gradients_reach_only_the_roles_that_ran(adapters, examples):
+    policy, value = Role(adapters, "policy"), Role(adapters, "value", scalar_head(torch.ones(adapters.vlm.hidden_size)))
+    with policy.active():
+        a = hidden(adapters.vlm, examples).square().sum()
+    with value.active():
+        b = value.head(hidden(adapters.vlm, examples)).sum()
+    (a + b).backward()
+    moved = {k for k, p in adapters.vlm.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(".policy." in k for k in moved) and any(".value." in k for k in moved)
+    assert all(".policy." in k or ".value." in k for k in moved)
+
+
+def test_saved_adapter_is_pefts_own_format(adapters, examples, tmp_path, base):
+    with adapters.use("policy"):
+        ours = hidden(adapters.vlm, examples)
+    adapters.save("policy", tmp_path)
+    theirs = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), str(tmp_path)
+    ).eval()
+    text = [adapters.vlm.apply_chat_template(e.prompt, 1, generation_prompt=True) for e in examples[:2]]
+    from mmrlhf.models.images import open_image
+
+    batch = adapters.vlm.processor(
+        text=text,
+        images=[[open_image(e.images[0])] for e in examples[:2]],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+    out = theirs.base_model.model.model(**batch).last_hidden_state[:, -1]
+    assert torch.allclose(out, ours, atol=1e-3)
+
+
+def test_value_starts_as_a_copy_of_the_reward_adapter(adapters, examples, tmp_path):
+    adapters.save("reward", tmp_path)
+    adapters.load("critic", tmp_path, trainable=True)
+    with adapters.use("reward"):
+        a = hidden(adapters.vlm, examples)
+    with adapters.use("critic"):
+        assert torch.equal(a, hidden(adapters.vlm, examples))
+
+
+def test_an_adapter_stands_on_the_layers_that_were_named(vlm, tmp_path):
+    adapters = Adapters(vlm)
+    adapters.add("policy", 4, 8, 0, "q_proj, v_proj")
+    assert {k.split(".lora_")[0].rsplit(".", 1)[-1] for k in adapters.parameters("policy")} == {"q_proj", "v_proj"}
+    adapters.add("all", 4, 8, 0)
+    assert len(adapters.parameters("all")) > len(adapters.parameters("policy"))
+    adapters.save("policy", tmp_path)
+    adapters.load("again", tmp_path, trainable=False)
+    assert len(adapters.parameters("again")) == len(adapters.parameters("policy"))
+    with pytest.raises(InputError, match=r"lora_target_modules names q_prog: .* has down_proj, .*q_proj"):
+        adapters.add("wrong", 4, 8, 0, "q_prog")
+
+
+def test_adapter_of_another_shape_is_refused(adapters, tmp_path, base):
+    from safetensors.torch import load_file, save_file
+
+    adapters.save("policy", tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({k: v for k, v in list(load_file(path).items())[1:]}, path)
+    with pytest.raises(InputError, match="another base"):
+        adapters.load("again", tmp_path, trainable=False)
+    with pytest.raises(InputError, match="does not exist"):
+        adapters.load("again2", tmp_path / "nothing", trainable=False)

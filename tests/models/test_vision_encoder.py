@@ -1,0 +1,218 @@
+"""From a file to features: each picture once, whoever asks, and never a wrong one."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmrlhf.config import EngineConfig
+from mmrlhf.models.loading import load
+from mmrlhf.records import ImageSource, InputError, Message
+from tests.helpers.tiny_models import build_checkpoint
+
+ASK = (Message("user", "what is it"),)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Checkpoints of families whose processors do unlike things."""
+    root = tmp_path_factory.mktemp("families")
+    for family in ("llava", "qwen2_5_vl"):
+        build_checkpoint(family, root / family)
+    return root
+
+
+def save(path, width=56, height=56, seed=0, mode="RGB", **options):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return ImageSource(str(path))
+
+
+def test_a_data_set_is_encoded_once_over_epochs_prompts_and_names(places, tmp_path):
+    vlm = load(str(places / "llava"))
+    sources = [save(tmp_path / f"{i}.png", seed=i % 3) for i in range(6)]  # three pictures under six names
+    for text in ("what is it", "describe the image"):
+        for _ in range(2):
+            vlm.build_prompts([((Message("user", text),), (s,)) for s in sources])
+    assert vlm.image_encodes == 3 and vlm.encoder.cache.counters.reencodes == 0
+
+
+def test_requests_at_the_same_time_encode_once(places, tmp_path):
+    vlm = load(str(places / "llava"))
+    sources = [save(tmp_path / f"{i}.png", seed=i) for i in range(4)]
+    threads = [threading.Thread(target=vlm.encoder.get_features, args=([(s,) for s in sources],)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert vlm.image_encodes == 4
+
+
+def test_a_picture_that_changed_on_disk_is_another_picture(places, tmp_path):
+    vlm = load(str(places / "llava"))
+    source = save(tmp_path / "a.png", seed=0)
+    (first,) = vlm.encoder.get_features([(source,)])[0]
+    save(tmp_path / "a.png", seed=1)
+    (second,) = vlm.encoder.get_features([(source,)])[0]
+    assert vlm.image_encodes == 2 and not torch.equal(first.levels[0][0], second.levels[0][0])
+    (fresh,) = load(str(places / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "a.png")),)])[0]
+    assert torch.equal(second.levels[0][0], fresh.levels[0][0])
+
+
+def test_features_do_not_depend_on_their_company(places, tmp_path):
+    sources = [save(tmp_path / f"{i}.png", 56 + 20 * i, 80, seed=i) for i in range(5)]
+    for family in ("llava", "qwen2_5_vl"):
+        together = load(str(places / family)).encoder.get_features([(s,) for s in sources])
+        alone = [load(str(places / family)).encoder.get_features([(s,)])[0] for s in sources]
+        for (a,), (b,) in zip(together, alone, strict=True):
+            assert (
+                all(torch.equal(x, y) for x, y in zip(a.levels[0], b.levels[0], strict=True))
+                and a.placeholder_text == b.placeholder_text
+            )
+
+
+def test_batches_on_a_gpu_hold_one_shape_and_are_the_same_pictures(places, tmp_path, monkeypatch):
+    """The GPU's way, run on the CPU: batches by shape within a budget."""
+    sources = [save(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
+    for family in ("llava", "qwen2_5_vl"):
+        encoder = load(str(places / family)).encoder
+        largest = max(encoder._preprocess(encoder._key(s, 1), (s, 1)).num_elements for s in sources[:2])
+        monkeypatch.setattr("mmrlhf.models.vision_encoder.MAX_ELEMENTS_GPU", 3 * largest)
+        missing = {encoder._key(s, 1): (s, 1) for s in sources}
+        sizes, real = [], encoder._run_tower
+        monkeypatch.setattr(
+            encoder, "_run_tower", lambda batch, sizes=sizes, real=real: (sizes.append(len(batch)), real(batch))[1]
+        )
+        batched = dict(encoder._encode_gpu(missing))
+        assert set(batched) == set(missing) and max(sizes) > 1 and sum(sizes) == 7
+        for key, picture in encoder._encode_cpu(missing):
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(picture.levels[0], batched[key].levels[0], strict=True))
+
+
+def test_a_tower_that_trains_is_not_cached(places, tmp_path):
+    vlm = load(str(places / "llava"))
+    vlm.model.base_model.multi_modal_projector.requires_grad_(True)
+    with pytest.raises(RuntimeError, match=r"the vision tower or the projector is trainable: .* freeze both"):
+        vlm.encoder.get_features([(save(tmp_path / "a.png"),)])
+
+
+def test_keys_name_the_tower_the_processor_and_the_precision(places):
+    prints = {
+        load(str(places / "llava")).encoder.fingerprint,
+        load(str(places / "qwen2_5_vl")).encoder.fingerprint,
+        load(str(places / "llava"), "bfloat16").encoder.fingerprint,
+    }
+    other = load(str(places / "llava"))
+    other.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    tuned = load(str(places / "llava"))
+    with torch.no_grad():
+        tuned.model.base_model.multi_modal_projector.linear_1.weight.add_(1.0)
+    language = load(str(places / "llava"))
+    with torch.no_grad():
+        language.model.get_output_embeddings().weight.add_(1.0)
+    slightly = load(str(places / "llava"))
+    with torch.no_grad():
+        slightly.model.base_model.multi_modal_projector.linear_1.weight.view(-1)[1] += (
+            1.0  # any value, not some that are looked at
+        )
+    layer = load(str(places / "llava"))
+    layer.model.config.vision_feature_layer = -1 if layer.model.config.vision_feature_layer != -1 else -2
+    changed = {v.encoder.fingerprint for v in (other, tuned, slightly, layer)}
+    assert len(prints | changed) == 7
+    assert language.encoder.fingerprint in prints  # features of a fine-tuned language model's tower are the base's own
+
+
+def test_a_processor_that_does_not_fit_the_model_is_one_sentence(places, tmp_path):
+    vlm = load(str(places / "llava"))
+    vlm.processor.patch_size = 28
+    with pytest.raises(
+        InputError, match=r"image .*a.png.*: the (processor writes|model's tower gives more).* from one checkpoint"
+    ):
+        vlm.build_prompts([(ASK, (save(tmp_path / "a.png"),))])
+
+
+def test_a_picture_that_the_processor_refuses_is_named(places, tmp_path):
+    vlm = load(str(places / "qwen2_5_vl"))
+    with pytest.raises(InputError, match=r"strip\.png \(2000 x 1\) is refused by the model's processor \(.*\): change its size"):
+        vlm.build_prompts([(ASK, (save(tmp_path / "strip.png", 2000, 1),))])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_one_pixel_ink_sixteen_bits_and_a_turned_camera_are_read(places, tmp_path, family):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sources = [
+        save(tmp_path / "dot.png", 1, 1),
+        save(tmp_path / "ink.jpg", mode="CMYK"),
+        save(tmp_path / "deep.png", mode="I;16"),
+        save(tmp_path / "turned.jpg", 80, 40, exif=exif),
+    ]
+    prompts = load(str(places / family)).build_prompts([(ASK, (s,)) for s in sources])
+    assert all(p.image_features and torch.isfinite(p.image_features[0].levels[0][0]).all() for p in prompts)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"not a picture"])
+def test_what_is_no_picture_is_refused_from_any_thread(places, tmp_path, data):
+    (tmp_path / "bad.png").write_bytes(data)
+    good = [save(tmp_path / f"{i}.png", seed=i) for i in range(6)]
+    vlm = load(str(places / "llava"))
+    with pytest.raises(InputError, match=r"bad\.png is (empty|damaged|truncated)"):
+        vlm.encoder.get_features([(s,) for s in [*good[:3], ImageSource(str(tmp_path / "bad.png")), *good[3:]]])
+    assert len(vlm.encoder.get_features([(s,) for s in good])) == 6  # and nothing is broken by it
+
+
+def test_a_huge_picture_is_refused_by_its_header(places, tmp_path):
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    (tmp_path / "huge.png").write_bytes(file.getvalue())
+    with pytest.raises(InputError, match=r"huge\.png has far more than 40,000,000 pixels: scale it down"):
+        load(str(places / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "huge.png")),)])
+
+
+def test_a_placeholder_in_a_rows_text_is_refused(places, tmp_path):
+    with pytest.raises(InputError, match=r"the prompt of row r1, .* would show the model 2 pictures and has 1: remove <image>"):
+        text = (Message("user", "what is <image> here"),)
+        load(str(places / "llava")).build_prompts([(text, (save(tmp_path / "a.png"),))], row_ids=["r1"])
+
+
+def test_the_folder_serves_what_it_was_filled_with_and_no_other_model(places, tmp_path):
+    sources = [(save(tmp_path / f"{i}.png", seed=i),) for i in range(3)]
+    engine = EngineConfig(feature_cache_dir=str(tmp_path / "cache"))
+    load(str(places / "llava"), engine=engine).encoder.get_features(sources)
+    again = load(str(places / "llava"), engine=engine)
+    again.encoder.get_features(sources)
+    other = load(str(places / "qwen2_5_vl"), engine=engine)
+    other.encoder.get_features(sources)
+    assert again.image_encodes == 0 and again.encoder.cache.counters.disk_hits == 3 and other.image_encodes == 3
+
+
+def test_a_prompts_picture_stays_what_it_was(places, tmp_path):
+    """The plain way, and processors that want pixels, open the file again: another picture there is refused, not read."""
+    from mmrlhf.config import EngineConfig
+    from mmrlhf.engine.prefill import prefill
+
+    vlm = load(str(places / "llava"), engine=EngineConfig(share_prefix="off"))
+    source = save(tmp_path / "a.png", seed=1)
+    prompts = vlm.build_prompts([(ASK, (source,))])
+    prefill(vlm, prompts).last_hidden_PD  # noqa: B018
+    save(tmp_path / "a.png", seed=2)
+    with pytest.raises(InputError, match=r"a.png changed while it was being used: run again"):
+        prefill(vlm, prompts).last_hidden_PD  # noqa: B018
+
+
+def test_a_gpu_without_room_takes_half_a_batch(places, tmp_path, monkeypatch, capsys):
+    encoder = load(str(places / "llava")).encoder
+    sources = [save(tmp_path / f"{i}.png", seed=i) for i in range(4)]
+    real = encoder._run_tower
+
+    def tight(batch):
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError
+        return real(batch)
+
+    monkeypatch.setattr(encoder, "_run_tower", tight)
+    found = dict(encoder._encode_gpu({encoder._key(s, 1): (s, 1) for s in sources}))
+    assert len(found) == 4 and "going on with 2 pictures at a time" in capsys.readouterr().out

@@ -1,0 +1,157 @@
+"""Readers of answers, measured on answers labelled by hand (`answers.jsonl`), and POPE's own rule held against its script."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrlhf.text.answer_parsing import leading_yes_no, parse_choice, parse_number, parse_yes_no, pope_official
+
+LABELLED = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").open(encoding="utf-8")]
+OPTIONS = {"A": "a cup", "B": "a plate", "C": "a book", "D": "a lamp"}
+
+
+def read(row):
+    """What the reader of a row's kind makes of it; `unparsed` if nothing."""
+    if row["kind"] == "yes_no":
+        said = parse_yes_no(row["answer"], row["question"])
+    elif row["kind"] == "choice":
+        said = parse_choice(row["answer"], "ABCD", OPTIONS)
+    else:
+        said = parse_number(row["answer"])
+    return "unparsed" if said is None else said
+
+
+@pytest.mark.parametrize("part", ["tuned on", "kept apart"])
+def test_answers_labelled_by_hand(part):
+    rows = [r for r in LABELLED if r["part"] == part]
+    wrong = [(r["answer"], r["label"], read(r)) for r in rows if read(r) != r["label"]]
+    labelled = [r for r in rows if r["label"] != "unparsed"]
+    unparsed = sum(read(r) == "unparsed" for r in labelled) / len(labelled)
+    assert len(wrong) <= 0.02 * len(rows), wrong
+    assert unparsed <= 0.05
+
+
+def test_there_are_two_hundred_of_them_and_each_verdict_is_common():
+    assert len(LABELLED) >= 200
+    assert min(Counter(r["label"] for r in LABELLED if r["kind"] == "yes_no").values()) >= 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("There is no cat but there is a dog.", "yes"),
+        ("I don't see a dog, but there is a cat.", "no"),
+        ("Based on the picture, yes.", "yes"),
+        ("Well, no.", "no"),
+        ("No idea", None),
+        ("There might be a dog", None),
+        ("There is a cat.", None),  # says nothing of what was asked
+        ("i cant see a dog", "no"),
+        ("y", "yes"),
+        ('{"answer": "no"}', "no"),
+        ("<think>Yes, there is", None),  # cut off before it said anything
+        ("dog - no", "no"),
+        ("Of course not.", "no"),
+        ("Definitely no.", "no"),
+        ("Sure, but I can't see the image.", None),
+        ("Hardly any dog is visible.", "no"),
+        ("Two puppies are asleep.", "yes"),  # another name of COCO's dog
+        ("There is a puppy-shaped cloud, but no dog.", "no"),
+        ("It does not appear that there is a dog.", "no"),
+        ("It does not appear that there is a cat.", None),
+        ("It appears that there is a dog.", "yes"),
+        ("I do not think that there is a dog.", "no"),
+        ("There's nothing like a dog here.", "no"),
+        ("There's nothing like a cat here.", None),
+        ("There is nothing but a dog.", "yes"),
+        ("I believe there isn't one.", "no"),
+        ("I see a dog, but there isn't any on the left.", "yes"),
+    ],
+)
+def test_yes_no_by_hand(answer, said):
+    assert parse_yes_no(answer, "Is there a dog in the image?") == said
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ("Is there a person in the image?", "A man is riding a bike.", "yes"),
+        ("Is there a person in the image?", "Nobody is here.", "no"),
+        ("Is there a man in the image?", "There is a woman.", None),  # both are persons, and only one was asked for
+        ("Is there a dining table in the image?", "There is no dining table, but there is a desk.", "no"),
+        ("Is the number of dogs two?", "There are two dogs.", "yes"),
+        ("Is the car red?", "It is red.", "yes"),
+        ("Is the car red?", "It is blue.", None),
+    ],
+)
+def test_other_names_of_what_was_asked(question, answer, said):
+    assert parse_yes_no(answer, question) == said
+
+
+def test_without_a_question_statements_are_read_more_carefully():
+    assert parse_yes_no("A dog.", "Is there a dog?") == "yes"
+    assert parse_yes_no("A dog.") is None
+    assert parse_yes_no("There is a dog.") == "yes"
+    assert parse_yes_no("The image does not show a dog.") == "no"
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B\n\nA is wrong because it is empty.", "B"),
+        ("The answer is a plate", "B"),  # by its text: `a` is the article
+        ("It is not B, it is C.", "C"),
+        ("C, D", None),
+        ("not A", None),
+        ("I am sure", None),
+    ],
+)
+def test_letters_by_hand(answer, letter):
+    assert parse_choice(answer, "ABCD", OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"), [("nine hundred", None), ("5 dogs and 3 cats", None), ("I count 1, 2, 3, so 3", 3), ("forty-two", 42), ("1/2", None)]
+)  # fmt: skip
+def test_numbers_by_hand(answer, value):
+    assert parse_number(answer) == value
+
+
+def test_a_bare_beginning():
+    assert [leading_yes_no(t) for t in ("**Yes**, it is", "nope", "No doubt, yes", "There is", "", "是的")] == [
+        "yes", "no", None, None, None, "yes",
+    ]  # fmt: skip
+
+
+def test_a_long_answer_is_read_at_its_ends():
+    middle = "The sky is blue. " * 60_000  # a megabyte
+    assert parse_yes_no(f"Yes. {middle}", "Is there a dog?") == "yes"
+    assert parse_yes_no(f"{middle} So the answer is no.", "Is there a dog?") == "no"
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_can_be_read(text):
+    assert parse_yes_no(text) in ("yes", "no", None)
+    assert parse_choice(text) in ("A", "B", "C", "D", None)
+    assert parse_number(text) is None or isinstance(parse_number(text), float)
+    assert pope_official(text) in ("yes", "no")
+
+
+def test_pope_reads_as_its_script_does(shared):
+    table = [json.loads(line) for line in (shared / "parity/POPE/parse_table.jsonl").open(encoding="utf-8")]
+    assert len(table) == 60
+    assert [pope_official(row["text"]) for row in table] == [row["official"] for row in table]
+    for case in ("adversarial_clean", "adversarial_odd"):
+        folder = shared / "parity/POPE" / case
+        answers = [json.loads(line)["answer"] for line in (folder / "input.jsonl").open(encoding="utf-8")]
+        assert [pope_official(a) for a in answers] == (folder / "official_parsed.txt").read_text().split()
+
+
+@pytest.mark.parametrize(("answer", "said"), [("", "yes"), ("No!", "yes"), ("It is not clear, but yes", "no"), ("A. No", "yes")])
+def test_pope_by_hand(answer, said):
+    assert pope_official(answer) == said

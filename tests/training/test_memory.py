@@ -1,0 +1,179 @@
+"""What a stage will hold in memory, with a pencil, and the recipes for real models on the meta device."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import transformers as hf
+
+from mmrlhf import config_loader as settings_
+from mmrlhf.cli import main
+from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.files.bundled import folder
+from mmrlhf.training.memory import NF4_BYTES_PER_WEIGHT, build_meta_model, estimate_memory, num_image_tokens
+from tests.helpers.tiny_models import build_checkpoint
+
+CONFIGS = folder("configs")
+MODELS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "demo")
+RECIPES = sorted((name, path.stem) for name in MODELS for path in (CONFIGS / name).glob("*.yaml"))
+STAGES = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """LLaVA's shape: width 64, 4 layers, inner width 128, 2 key heads of 16, 16 image tokens."""
+    place = tmp_path_factory.mktemp("plan") / "llava"
+    build_checkpoint("llava", place)
+    return str(place)
+
+
+def ppo(model, **more):
+    return PPOConfig(model_name_or_path=model, dataset_name="-", output_dir="-", reward_model_path="-", **more)
+
+
+def sizes(config, model):
+    return {item.name: item.num_bytes for item in estimate_memory(config, model)}
+
+
+def test_every_term_by_hand(tiny):
+    model = build_meta_model(tiny)
+    found = sizes(
+        ppo(tiny, lora_r=4, lora_target_modules="q_proj", num_generations=4, response_length=10, per_device_train_batch_size=2),
+        model,
+    )
+    real = hf.AutoModelForImageTextToText.from_pretrained(tiny)
+    assert found["base weights"] == 4 * sum(p.numel() for p in real.parameters())
+    # q_proj is 64 -> 64 in 4 layers: (64 + 64) x r 4 x 4 = 2,048 weights an adapter; three of them in float32, two of them learn.
+    assert found["adapters"] == 2048 * 4 * 3 and found["gradients and AdamW"] == 2048 * 2 * 12
+    # A picture is 16 tokens of 64 float32 values, two prompts.
+    assert num_image_tokens(model) == 16 and found["picture features of a step"] == 2 * 16 * 64 * 4
+    # Keys and values: 2 x 4 layers x 2 heads x 16 x 4 bytes = 1,024 a token; prompts of 16 + 128, answers of 10 with a copy each.
+    assert found["keys and values"] == (2 * 144 + 8 * 154) * 1024
+    # 2 x 144 + 8 x 10 = 368 tokens, 4 layers, 8 x 64 + 2 x 32 + 4 x 128 = 1,088 values.
+    assert found["activations"] == 368 * 4 * 1088 * 4
+
+
+def test_each_field_moves_its_term(tiny):
+    model, base = build_meta_model(tiny), ppo(tiny, num_generations=4, response_length=64)
+    before = sizes(base, model)
+
+    def after(**changed):
+        return sizes(dataclasses.replace(base, **changed), model)
+
+    assert after(dtype="bfloat16")["base weights"] == before["base weights"] / 2
+    assert after(lora_r=32)["adapters"] == 2 * before["adapters"]
+    assert after(advantage_estimator="grpo")["gradients and AdamW"] == before["gradients and AdamW"] / 2
+    assert after(activation_checkpointing=True)["activations"] < before["activations"]
+    assert after(micro_batch_tokens=500)["activations"] < before["activations"]
+    assert after(response_length=128)["keys and values"] > before["keys and values"]
+    assert after(feature_memory_gib=1e-6)["picture features of a step"] < before["picture features of a step"]
+    linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
+    assert after(dtype="nf4")["base weights"] == pytest.approx(
+        before["base weights"] / 2 - linear * (2 - NF4_BYTES_PER_WEIGHT), abs=1
+    )
+    full = SFTConfig(model_name_or_path=tiny, dataset_name="-", output_dir="-", tuning="full")
+    assert "adapters" not in sizes(full, model) and sizes(full, model)["gradients and AdamW"] > before["gradients and AdamW"]
+
+
+def test_the_command_prints_a_table(tiny, capsys):
+    assert main(["plan", "ppo", "--model_name_or_path", tiny]) == 0
+    said = capsys.readouterr().out
+    assert "base weights" in said and "in all" in said and "fits: main memory" in said
+
+
+def test_a_recipe_names_its_stage(tiny, tmp_path, capsys):
+    (tmp_path / "ppo.yaml").write_text(f"model_name_or_path: {tiny}\nnum_generations: 2\n")
+    assert main(["plan", str(tmp_path / "ppo.yaml")]) == 0
+    assert "policy, value, reward" in " ".join(capsys.readouterr().out.split())
+    assert main(["plan", "llava-1.5-7b/ppo", "--model_name_or_path", tiny]) == 0
+
+
+def test_every_reward_model_counts(tiny, tmp_path):
+    """Two on the policy's base are two adapters; one on another base brings that."""
+    one = sizes(ppo(tiny), build_meta_model(tiny))
+    two = sizes(dataclasses.replace(ppo(tiny), reward_model_path="a, b"), build_meta_model(tiny))
+    assert two["adapters"] == one["adapters"] / 3 * 4
+    build_checkpoint("qwen2_5_vl", tmp_path / "base")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "reward.json").write_text(json.dumps({"base": str(tmp_path / "base"), "dtype": "float32"}))
+    other = sizes(dataclasses.replace(ppo(tiny), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny))
+    weights = sum(p.numel() for p in hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").parameters())
+    assert other[f"base of {tmp_path / 'r'}"] == 4 * weights and other["adapters"] == one["adapters"] / 3 * 2
+
+
+def test_what_cannot_be_planned_is_one_sentence(tmp_path, capsys):
+    assert main(["plan", "ppo", "--model_name_or_path", str(tmp_path)]) == 2
+    assert "its architecture cannot be read" in capsys.readouterr().err
+    assert main(["plan", "pppo"]) == 2 and "is told a stage first, sft, reward, ppo, or a recipe" in capsys.readouterr().err
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def published(name):
+    """The architecture of a recipe's model, from the sizes in its config.json, and how many weights it is said to have."""
+    vicuna = {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32064,
+    }
+    clip = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+    siglip = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 896,
+              "patch_size": 14, "vision_use_head": False}  # fmt: skip
+    if name in ("llava-1.5-7b", "llava-rlhf"):
+        return hf.LlavaConfig(
+            vision_config=hf.CLIPVisionConfig(**clip), text_config=hf.LlamaConfig(**vicuna), image_seq_length=576
+        ), 7.06e9
+    if name == "qwen2.5-vl-3b":
+        text = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+                "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
+        vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048}
+        return hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True), 3.75e9
+    if name == "qwen3-vl-4b":
+        text = {"vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}  # fmt: skip
+        vision = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2560,
+                  "deepstack_visual_indexes": [5, 11, 17]}  # fmt: skip
+        return hf.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True), 4.44e9
+    if name == "smolvlm-256m":
+        text = {"vocab_size": 49280, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+                "num_key_value_heads": 3, "head_dim": 64}  # fmt: skip
+        vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 512,
+                  "patch_size": 16}  # fmt: skip
+        return hf.Idefics3Config(text_config=hf.LlamaConfig(**text), vision_config=vision, scale_factor=4), 256e6
+    text = {"vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 256}  # fmt: skip
+    return hf.Gemma3Config(text_config=hf.Gemma3TextConfig(**text), vision_config=siglip, mm_tokens_per_image=256), 4.3e9
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_recipes_model_has_the_published_size(name):
+    settings, weights = published(name)
+    with torch.device("meta"):
+        model = hf.AutoModelForImageTextToText.from_config(settings)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(weights, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "stage"), RECIPES)
+def test_a_recipe_loads_and_its_model_can_be_planned(name, stage):
+    settings, weights = published(name)
+    with torch.device("meta"):
+        model = hf.AutoModelForImageTextToText.from_config(settings)
+    cls = STAGES[stage]
+    dummies = {n: "-" for n, f in settings_.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
+    config = settings_.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
+    found = sizes(config, model)
+    linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
+    held = 2 * weights - (linear * (2 - NF4_BYTES_PER_WEIGHT) if config.dtype == "nf4" else 0)
+    assert found["base weights"] == pytest.approx(held, rel=0.03) and min(found.values()) > 0
+    assert f"--config {name}/{stage}" in (CONFIGS / name / f"{stage}.yaml").read_text()

@@ -1,0 +1,330 @@
+"""The run directory: what is left of a killed run, and that a resumed one is the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrlhf.files.atomic import refuse_output_file, write_atomic
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.records import InputError
+from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As a stage's configuration is: flat, with some of what a run may change its mind about."""
+
+    output_dir: str = "here"
+    learning_rate: float = 1e-5
+    max_steps: int = 10
+    facts: str | None = None
+    logging_steps: int = 10
+    max_length: int = 2048
+    micro_batch_tokens: int = 16384
+
+
+def open_run(path: Path, **settings: object) -> Run:
+    return Run(str(path), Settings(**settings))  # type: ignore[arg-type]
+
+
+# ---- a file, whole or not at all -------------------------------------------------------------------------------------
+
+
+def test_write_whole_replaces_and_leaves_nothing_beside_it(tmp_path):
+    write_atomic(tmp_path / "new" / "a.txt", "first")
+    write_atomic(tmp_path / "new" / "a.txt", b"second")
+    assert [(f.name, f.read_text()) for f in (tmp_path / "new").iterdir()] == [("a.txt", "second")]
+
+
+def test_write_whole_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "a.txt", "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(tmp_path / "a.txt", "new")
+    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_read_jsonl_drops_a_torn_last_line_only(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes('{"a": 1}\n\n{"a": "é"}\n{"a": "é'.encode()[:-1])  # torn inside a letter
+    assert read_jsonl(file) == [{"a": 1}, {"a": "é"}]
+    file.write_text('{"a": 1}\n{"a": 2}')  # no newline at the end, and yet whole
+    assert read_jsonl(file) == [{"a": 1}, {"a": 2}]
+    file.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(InputError, match="line 2"):
+        read_jsonl(file)
+    with pytest.raises(InputError, match=r"none\.jsonl"):
+        read_jsonl(tmp_path / "none.jsonl")
+
+
+# ---- configuration ---------------------------------------------------------------------------------------------------
+
+
+def test_other_settings_are_refused_by_name_and_value(tmp_path):
+    open_run(tmp_path).begin()
+    with pytest.raises(InputError) as caught:
+        open_run(tmp_path, learning_rate=2e-5, facts="given")
+    message = str(caught.value)
+    assert "learning_rate (there 1e-05, now 2e-05), facts (there none, now given)" in message
+    assert message.endswith("give another --output_dir or remove this one")
+
+
+def test_what_changes_nothing_learnt_may_differ(tmp_path):
+    open_run(tmp_path).begin()
+    open_run(tmp_path, logging_steps=1, output_dir="./here", max_length=4096, micro_batch_tokens=512)
+    assert "logging_steps: 1" in (tmp_path / "config.yaml").read_text()
+
+
+def test_a_setting_that_the_directory_does_not_know_is_another_setting(tmp_path):
+    open_run(tmp_path).begin()
+    text = (tmp_path / "config.yaml").read_text().replace("max_steps", "num_steps")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"max_steps \(there not set, now 10\), num_steps \(there 10, now not set\)"):
+        open_run(tmp_path)
+
+
+def test_a_directory_that_cannot_be_is_the_users_to_correct(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="output_dir"):
+        open_run(tmp_path / "file" / "run")
+
+
+def test_nothing_is_there_before_the_first_step(tmp_path):
+    run = open_run(tmp_path / "new" / "run")
+    assert run.resume() is None
+    run.log(0, {"eval/u": 1.0})
+    run.log_samples(0, [{"answer": "a"}])
+    assert list(tmp_path.iterdir()) == []
+    run.log(1, {"loss": 2.0})
+    assert [row["step"] for row in read_jsonl(run.path / "metrics.jsonl")] == [0, 1]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "metrics.jsonl", "samples.jsonl"]
+
+
+def test_trying_whether_a_file_can_be_written_leaves_no_trace(tmp_path):
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "a" / "b" / "file.jsonl", tmp_path / "there" / "file.jsonl"):
+        refuse_output_file(path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    with pytest.raises(InputError, match=r"output_file .*there is a directory: name a file in it"):
+        refuse_output_file(tmp_path / "there")
+    (tmp_path / "there" / "file").touch()
+    with pytest.raises(InputError, match=r"output_file .* cannot be written .*: give another --output_file"):
+        refuse_output_file(tmp_path / "there" / "file" / "b" / "c.jsonl")
+    assert not (tmp_path / "there" / "file" / "b").exists()
+
+
+# ---- killed, and on again --------------------------------------------------------------------------------------------
+
+
+def test_lines_are_cut_back_to_the_checkpoint(tmp_path):
+    run = open_run(tmp_path)
+    assert run.resume() is None
+    for step in range(1, 8):
+        run.log(step, {"loss": float(step)})
+        run.log_samples(step, [{"answer": "a"}, {"answer": "b"}])
+        if step == 5:
+            run.save_checkpoint(step, {"w": torch.tensor([1.5])}, {"seen": 40})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')
+    step, tensors, state = open_run(tmp_path).resume()
+    assert (step, tensors["w"].tolist(), state) == (5, [1.5], {"seen": 40})
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert len(read_jsonl(tmp_path / "samples.jsonl")) == 10
+
+
+def test_without_a_checkpoint_the_lines_go(tmp_path):
+    run = open_run(tmp_path)
+    run.log(1, {"loss": 1.0})
+    run.log_samples(1, [{"answer": "a"}])
+    assert open_run(tmp_path).resume() is None
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"" == (tmp_path / "samples.jsonl").read_bytes()
+
+
+def test_the_newest_two_checkpoints_are_kept(tmp_path):
+    run = open_run(tmp_path)
+    for step in (5, 10, 1_000_000, 15_000_000):
+        run.save_checkpoint(step, {"w": torch.ones(1)}, {})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-1000000", "step-15000000"]
+
+
+def test_a_checkpoint_that_does_not_load_is_passed_over_and_replaced(tmp_path, capsys):
+    run = open_run(tmp_path)
+    for step in (5, 10):
+        run.save_checkpoint(step, {"w": torch.full((100,), float(step))}, {"step": step})
+    newest = tmp_path / "checkpoints" / "step-000010" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-40])
+    run = open_run(tmp_path)
+    step, tensors, state = run.resume()
+    assert (step, tensors["w"][0].item(), state) == (5, 5.0, {"step": 5})
+    assert "step-000010 does not load" in capsys.readouterr().out.replace("\n", "")
+    run.save_checkpoint(7, {"w": torch.ones(1)}, {})  # the newest two are 5 and 7, not the broken 10
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000005", "step-000007"]
+    (tmp_path / "checkpoints" / "step-000007" / "state.json").write_text('{"st')
+    assert open_run(tmp_path).resume()[0] == 5
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    open_run(tmp_path).save_checkpoint(5, {"w": torch.ones(1)}, {})
+    (tmp_path / "checkpoints" / ".step-000006.4711").mkdir()
+    (tmp_path / "checkpoints" / ".step-000006.4711" / "state.safetensors").write_bytes(b"half")
+    (tmp_path / ".finished.json.4711").write_text('{"ac')
+    run = open_run(tmp_path)
+    assert run.finished is None and run.resume()[0] == 5
+    assert [p.name for p in tmp_path.rglob(".*")] == []
+
+
+KILLED = """
+import os, signal, sys, torch
+from dataclasses import dataclass
+from mmrlhf.training import run as module
+from tests.training.test_run import open_run
+from pathlib import Path
+
+run = open_run(Path(sys.argv[1]))
+run.resume()
+for step in range(1, 5):
+    run.log(step, {"loss": float(step)})
+    if step == 4:  # dies when the second checkpoint is written and not yet in its place
+        module.fsync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    if step % 2 == 0:
+        run.save_checkpoint(step, {"w": torch.full((3,), float(step))}, {"step": step})
+"""
+
+
+def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
+    root = Path(__file__).parents[2]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    assert killed.returncode == -signal.SIGKILL
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 4
+    assert any(p.name.startswith(".step-000004") for p in (tmp_path / "checkpoints").iterdir())
+    step, tensors, state = open_run(tmp_path).resume()
+    assert (step, tensors["w"].tolist(), state) == (2, [2.0, 2.0, 2.0], {"step": 2})
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def new_model() -> tuple[torch.nn.Linear, torch.optim.AdamW]:
+    model = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(6.0).view(2, 3) / 10)
+        model.bias.zero_()
+    groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.02}]
+    return model, torch.optim.AdamW(groups, lr=0.1, weight_decay=0.01)
+
+
+def take_steps(model: torch.nn.Linear, optimizer: torch.optim.AdamW, steps: range) -> None:
+    for step in steps:
+        inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        optimizer.step()
+
+
+def test_a_resumed_trajectory_is_the_same_to_the_bit(tmp_path):
+    straight, optimizer = new_model()
+    take_steps(straight, optimizer, range(10))
+
+    first, optimizer = new_model()
+    take_steps(first, optimizer, range(5))
+    tensors = {f"model.{k}": v for k, v in first.state_dict().items()} | optimizer_tensors(optimizer)
+    assert {"optim.0.exp_avg", "optim.0.exp_avg_sq", "optim.0.step", "optim.1.step"} < set(tensors)
+    open_run(tmp_path).save_checkpoint(5, tensors, {})
+
+    second, optimizer = new_model()
+    step, tensors, _ = open_run(tmp_path).resume()
+    second.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    load_optimizer(optimizer, tensors)
+    before = tensors["optim.0.exp_avg"].clone()
+    take_steps(second, optimizer, range(step, 10))
+    assert torch.equal(second.weight, straight.weight) and torch.equal(second.bias, straight.bias)
+    assert torch.equal(tensors["optim.0.exp_avg"], before)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.02]
+
+
+def test_an_optimiser_of_other_parameters_is_refused():
+    model, optimizer = new_model()
+    take_steps(model, optimizer, range(1))
+    tensors = optimizer_tensors(optimizer)
+    with pytest.raises(ValueError, match=r"has optim\.1\..*, and the optimiser 1 parameters"):
+        load_optimizer(torch.optim.AdamW([model.weight]), tensors)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), and its parameter \(2,\)"):
+        load_optimizer(torch.optim.AdamW([model.bias, model.weight]), tensors)
+
+
+# ---- finished --------------------------------------------------------------------------------------------------------
+
+
+def test_finish_leaves_the_result_and_no_checkpoints(tmp_path):
+    run = open_run(tmp_path)
+    run.resume()
+    run.log(1, {"loss": 1.0})
+    run.save_checkpoint(1, {"w": torch.ones(1)}, {})
+    run.finish({"accuracy": torch.tensor(0.5), "kl": float("nan")})
+    assert open_run(tmp_path).finished == {"accuracy": 0.5, "kl": None}
+    assert not (tmp_path / "checkpoints").exists()
+    with pytest.raises(AssertionError):  # it would cut the lines of a finished run
+        run.resume()
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+
+
+# ---- saying ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_that_are_not_finite_are_null(tmp_path, capsys):
+    run = open_run(tmp_path)
+    metrics = {"nan": float("nan"), "inf": torch.tensor(float("inf")), "half": torch.tensor(0.5), "count": 3}
+    run.log(1, metrics, show=True)
+    line = (tmp_path / "metrics.jsonl").read_text()
+    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert {k: row[k] for k in ("step", "nan", "inf", "half", "count")} == {
+        "step": 1, "nan": None, "inf": None, "half": 0.5, "count": 3,
+    }  # fmt: skip
+    assert capsys.readouterr().out == "step 1  nan none  inf none  half 0.5  count 3\n"
+
+
+def test_samples_are_kept_whole_and_printed_harmless(tmp_path, capsys):
+    run = open_run(tmp_path)
+    answer = "A [red] star.\n\x1b[2J" + "x" * 500
+    run.log_samples(3, [{"id": "a", "answer": answer, "reward": 1.25, "terms": {"rm": 2.0, "kl": -0.75}}])
+    assert read_jsonl(tmp_path / "samples.jsonl")[0]["answer"] == answer
+    printed = capsys.readouterr().out
+    assert "A [red] star." in printed and "\x1b" not in printed and len(printed) < 450
+    assert "reward 1.25  terms.rm 2  terms.kl -0.75" in printed
+
+
+def test_progress_without_a_terminal_is_a_line_each_tenth(tmp_path, capsys):
+    with open_run(tmp_path).progress(total=100, start=55, description="ppo") as bar:
+        for _ in range(45):
+            bar.advance(loss=0.25)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["60/100", "70/100", "80/100", "90/100", "100/100"]
+    assert lines[-1] == "ppo 100/100  0:00 gone, 0:00 left  loss 0.25"
+
+
+def test_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
+    other = Run(str(tmp_path / "run"), Settings(), main_process=False)
+    assert not (tmp_path / "run").exists()
+    main = open_run(tmp_path / "run")
+    main.log(7, {"loss": 1.0})
+    main.save_checkpoint(5, {"w": torch.ones(1)}, {"seen": 1})
+    other.log(6, {"loss": 1.0}, show=True)
+    other.log_samples(6, [{"answer": "a"}])
+    other.save_checkpoint(6, {"w": torch.ones(1)}, {})
+    with other.progress(1, 0, "ppo") as bar:
+        bar.advance()
+    assert other.resume()[0] == 5
+    other.finish({})
+    assert main.finished is None and capsys.readouterr().out == ""
+    assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [7]
