@@ -11,7 +11,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU, also 
 
 
 @pytest.fixture(scope="session")
-def base() -> str:
+def tiny_vlm_path() -> str:
     """The world's small vision-language model."""
     from mmrlhf.files.bundled import folder
 
@@ -41,7 +41,7 @@ def examples():
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
+def shared_data() -> Path:
     """Test data that is not part of the project: MMRLHF_SHARED, or `shared` beside the repository."""
     path = Path(os.environ.get("MMRLHF_SHARED", Path(__file__).parents[2] / "shared"))
     if not path.is_dir():

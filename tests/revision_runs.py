@@ -44,7 +44,7 @@ from mmrlhf.verifiers import verify_against_facts
 from mmrlhf.verifiers.base import PlattScaling, save_calibration
 from tests.helpers import fake_data, tiny_clip
 from tests.helpers.tiny_models import FAMILIES
-from tests.models.test_families import Fixture, fast_run, naive_run
+from tests.models.test_families import FamilySetup, engine_run, naive_run
 
 BASE = "data/tiny_vlm"
 SAMPLES = Path("data/samples")
@@ -204,27 +204,27 @@ def run_families(out: Path) -> None:
     """Dump what each model family says of fixed rows, with shared prompts and without."""
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as directory:
-            fixture = Fixture(family, Path(directory))
+            fixture = FamilySetup(family, Path(directory))
             tensors = paths_of(fixture)
-            sampled = sample_completions(fixture.vlm, fixture.rows, SamplingParams(10, 0.8, 0.95), num_generations=2, seed=3)
+            sampled = sample_completions(fixture.vlm, fixture.examples, SamplingParams(10, 0.8, 0.95), num_generations=2, seed=3)
         tensors |= {"sampled/ids": sampled.token_ids_NT, "sampled/mask": sampled.mask_NT, "sampled/log_probs": sampled.logps_NT,
                     "sampled/entropy": sampled.entropy_NT, "sampled/ended": sampled.finished_N}  # fmt: skip
         write_tensors(out / f"families/{family}.safetensors", tensors)
         write_json(out / f"families/{family}.json", {"texts": sampled.texts, "prefix": fixture.vlm.share_prefix})
 
 
-def paths_of(fixture: Fixture) -> dict[str, torch.Tensor]:
+def paths_of(fixture: FamilySetup) -> dict[str, torch.Tensor]:
     """Return log-probs, values, gradients and hidden states of both paths."""
     found: dict[str, torch.Tensor] = {}
     for name, tokens in (("shared", 100_000), ("shared_small", 1)):
-        log_probs, values, gradients = fast_run(fixture, tokens)
+        log_probs, values, gradients = engine_run(fixture, tokens)
         found |= {f"{name}/log_probs": log_probs, f"{name}/values": values}
         found |= {f"{name}/gradients/{key}": gradient for key, gradient in gradients.items()}
     log_probs, values, gradients = naive_run(fixture)
     found |= {f"naive/log_probs/{i}": tensor for i, tensor in enumerate(log_probs)}
     found |= {f"naive/values/{i}": tensor for i, tensor in enumerate(values)}
     found |= {f"naive/gradients/{key}": gradient for key, gradient in gradients.items()}
-    given = fixture.given()
+    given = fixture.completions()
     with torch.no_grad(), fixture.adapters.use("value"):
         found["shared/hidden"] = prefill(fixture.vlm, given.prompts).extend(
             given.prompt_index_N, given.token_ids_NT, given.mask_NT

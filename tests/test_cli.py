@@ -18,7 +18,7 @@ REQUIRED = ["--model_name_or_path", "base", "--dataset_name", "rows", "--output_
 
 
 @pytest.fixture
-def stage(monkeypatch):
+def stub_stage(monkeypatch):
     """Put a stand-in for a module's function, and get the calls that it receives."""
 
     def put(module, function, result=None):
@@ -38,11 +38,11 @@ def stage(monkeypatch):
     return put
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def test_file_and_flags_reach_the_stage(stage, tmp_path):
+def test_main_merges_config_file_and_flags(stage, tmp_path):
     calls = stage("sft", "sft")
     (tmp_path / "recipe.yaml").write_text("seed: 3\nlora_r: 4")
     assert main(["sft", "--config", str(tmp_path / "recipe.yaml"), *REQUIRED, "--lora_r", "8"]) == 0
@@ -59,13 +59,13 @@ def test_file_and_flags_reach_the_stage(stage, tmp_path):
         (["--whiten_rewards", "--no-whiten_rewards"], False),
     ],
 )
-def test_booleans(stage, flags, value):
+def test_main_parses_boolean_flags(stage, flags, value):
     calls = stage("ppo", "ppo")
     assert main(["ppo", *REQUIRED, "--reward_model_path", "r", *flags, "--max_steps", "-1"]) == 0
     assert calls[0][0].whiten_rewards is value
 
 
-def test_eval_takes_a_benchmark_and_its_configuration(stage, tmp_path):
+def test_main_eval_takes_benchmark_and_config(stage, tmp_path):
     calls = stage("evaluate", "evaluate")
     benchmark = tmp_path / "mine.py"
     benchmark.touch()
@@ -100,13 +100,13 @@ def test_eval_takes_a_benchmark_and_its_configuration(stage, tmp_path):
         ("data tiny-vlm --output_dir d", "demo.tiny_vlm", "train_tiny_vlm", ("d", 0, "float32")),
     ],
 )
-def test_other_commands(stage, line, module, function, received):
+def test_main_dispatches_other_commands(stage, line, module, function, received):
     calls = stage(module, function)
     assert main(line.split()) == 0
     assert calls == [received]
 
 
-def test_exit_code_of_a_check_is_the_commands(stage):
+def test_main_check_returns_the_commands_exit_code(stage):
     stage("commands.check", "check", result=1)
     assert main(["data", "check", "f.json"]) == 1
 
@@ -127,7 +127,7 @@ def test_exit_code_of_a_check_is_the_commands(stage):
         ("data scenes --output_dir d --rows few", "must be an integer of at least 0, not 'few'"),
     ],
 )
-def test_refusals(capsys, line, told):
+def test_main_refuses_bad_arguments_in_one_line(capsys, line, told):
     assert main(line.split()) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
@@ -136,7 +136,7 @@ def test_refusals(capsys, line, told):
     assert captured.out == ""
 
 
-def test_what_a_stage_raises(stage, capsys):
+def test_main_turns_stage_errors_into_exit_codes(stage, capsys):
     stage("sft", "sft", result=InputError("row 3: no image"))
     assert main(["sft", *REQUIRED]) == 2
     assert capsys.readouterr().err == "error: row 3: no image\n"
@@ -151,7 +151,7 @@ def test_what_a_stage_raises(stage, capsys):
 @pytest.mark.parametrize(
     "command", [*COMMANDS.values(), *DATA_COMMANDS.values(), *CALIBRATE_COMMANDS.values()], ids=lambda command: command.name
 )
-def test_help_shows_its_example_and_the_example_has_only_flags_that_exist(command, capsys):
+def test_help_shows_example_with_existing_flags(command, capsys):
     words = shlex.split(command.example)[1:]
     flags = {word for word in words if word.startswith("--")}
     about = command.name.split()[1:]
@@ -166,7 +166,7 @@ def test_help_shows_its_example_and_the_example_has_only_flags_that_exist(comman
         assert all(f"{flag} " in usage for flag in flags)
 
 
-def test_help_of_a_stage_shows_docstring_range_choices_and_default(capsys, monkeypatch):
+def test_help_shows_docstring_range_choices_and_default(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         main(["ppo", "--help"])
@@ -176,28 +176,28 @@ def test_help_of_a_stage_shows_docstring_range_choices_and_default(capsys, monke
     assert "Optimiser steps of linear warm-up. (at least 0; default 0)" in shown  # an inherited field
 
 
-def test_overview_names_every_command(capsys):
+def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(command.example in shown for command in COMMANDS.values())
     assert main([]) == 2
 
 
-def test_help_is_quick_since_it_imports_nothing_heavy():
+def test_help_imports_no_heavy_packages():
     heavy = "torch transformers datasets peft accelerate numpy PIL"
     code = f"import sys, mmrlhf.cli; mmrlhf.cli.main(['--help']); print(sys.modules.keys() & set('{heavy}'.split()))"
-    assert python("-c", code).stdout.splitlines()[-1] == "set()"
+    assert run_python("-c", code).stdout.splitlines()[-1] == "set()"
 
 
-def test_as_a_program():
-    done = python("-m", "mmrlhf", "sft", "--lora_r", "0", *REQUIRED)
+def test_module_entry_point_reports_errors_and_version():
+    done = run_python("-m", "mmrlhf", "sft", "--lora_r", "0", *REQUIRED)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --lora_r must be an integer of at least 1, not '0'\n"
-    assert python("-m", "mmrlhf", "--version").stdout == f"{mmrlhf.__version__}\n"
+    assert run_python("-m", "mmrlhf", "--version").stdout == f"{mmrlhf.__version__}\n"
 
 
-def test_public_names():
+def test_package_exports_public_names_lazily():
     code = "import mmrlhf, sys; print(mmrlhf.SFTConfig, mmrlhf.Preference.__name__, 'torch' in sys.modules)"
-    assert python("-c", code).stdout == "<class 'mmrlhf.config.SFTConfig'> Preference False\n"
+    assert run_python("-c", code).stdout == "<class 'mmrlhf.config.SFTConfig'> Preference False\n"
     with pytest.raises(AttributeError, match="sfft"):
         _ = mmrlhf.sfft

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 GLOSSARY = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_text()))
 
 
-def test_every_figure_of_the_scenes_benchmark_is_explained():
+def test_glossary_explains_every_scenes_metric():
     row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [2, 2]}
     row |= {
         "answers": ["a ring", "a star"],
@@ -26,7 +26,7 @@ def test_every_figure_of_the_scenes_benchmark_is_explained():
     assert figures - GLOSSARY == set()
 
 
-def test_every_figure_of_training_is_explained():
+def test_glossary_explains_every_training_metric():
     source = "".join(Path(path).read_text() for path in (losses.__file__, ROOT / "mmrlhf" / "ppo.py"))
     logged = set(re.findall(r'"((?:objective|policy|value|critic|completions|val|loss)/\w+)"', source))
     assert len(logged) > 14

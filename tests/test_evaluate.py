@@ -16,14 +16,14 @@ from mmrlhf.metrics.intervals import bootstrap
 from mmrlhf.records import InputError
 
 
-def test_distinct_and_ead_by_hand():
+def test_distinct_n_and_ead_match_hand_computation():
     assert distinct_n(["a b a b"], 2) == pytest.approx(2 / 3)  # ab, ba, ab
     assert distinct_n(["a"], 2) == 0
     # 3 words, 2 distinct, vocabulary of 2: 2 (1 - (1/2) ** 3) = 1.75 expected
     assert ead(["a b", "a"], 2) == pytest.approx(2 / 1.75)
 
 
-def test_bootstrap_interval_holds_the_truth():
+def test_bootstrap_interval_covers_the_true_rate():
     flips = np.random.default_rng(0).random(400) < 0.3
     parts = np.stack([flips, np.ones(400)], 1)
     found = bootstrap(parts, lambda s: {"rate": s[..., 0] / s[..., 1]}, 0)
@@ -32,7 +32,7 @@ def test_bootstrap_interval_holds_the_truth():
     assert high - low == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 400) ** 0.5, rel=0.15)
 
 
-def test_scenes_metrics_by_hand():
+def test_scenes_metrics_match_hand_computation():
     module = load_benchmark("scenes")
     row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [10]}
     rows = [
@@ -47,13 +47,13 @@ def test_scenes_metrics_by_hand():
     assert found["utility"] == (8 - 4 * 2) / 2 and found["cooccurrence_errors"] == 1 and found["perception_errors"] == 0
 
 
-def test_the_benchmark_reports_the_utility_that_the_demo_ranks_pairs_by():
+def test_scenes_benchmark_shares_its_utility_with_the_demo():
     world = load_config(ScenesConfig, find("configs", "demo/scenes"), {})
     assert world.false_claim_penalty == load_benchmark("scenes").FALSE_CLAIM_PENALTY
     assert world == ScenesConfig()  # one set of values, in the file for people and in the class for programs
 
 
-def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):
+def test_evaluate_writes_files_and_resumes(base, tmp_path):
     config = EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=4, response_length=20)
     first = evaluate("scenes", config)
     lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
@@ -66,7 +66,7 @@ def test_evaluate_writes_files_and_keeps_what_is_there(base, tmp_path):
     assert first["model_sha256"] and first["generation"]["response_length"] == 20 and first["n"] == 6
 
 
-MINE = """
+CUSTOM_BENCHMARK = """
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, Message
 import numpy as np
@@ -87,8 +87,8 @@ def aggregate(rows, task):
 """
 
 
-def test_a_benchmark_of_ones_own_and_what_it_lacks(base, tmp_path):
-    (tmp_path / "mine.py").write_text(MINE)
+def test_evaluate_custom_benchmark_and_its_refusals(base, tmp_path):
+    (tmp_path / "mine.py").write_text(CUSTOM_BENCHMARK)
     (tmp_path / "given.jsonl").write_text(
         '{"id": "1", "answer": "yes"}\n{"id": 0, "answer": "no"}\n{"id": "1", "answer": "no"}\n{"id": 9, "answer": "x"}\n{"id": 2, "answer": null}'
     )
@@ -104,11 +104,13 @@ def test_a_benchmark_of_ones_own_and_what_it_lacks(base, tmp_path):
         evaluate("scenes", EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=2, response_length=4))
     with pytest.raises(InputError, match="nothing to measure"):
         evaluate(str(tmp_path / "mine.py"), EvalConfig(output_dir=str(tmp_path / "new")))
-    (tmp_path / "asks.py").write_text(MINE.replace("    return [Example", "    return open(task.data)\n    return [Example"))
+    (tmp_path / "asks.py").write_text(
+        CUSTOM_BENCHMARK.replace("    return [Example", "    return open(task.data)\n    return [Example")
+    )
     with pytest.raises(InputError, match=r"its data none\.jsonl does not exist: correct --data"):
         evaluate(str(tmp_path / "asks.py"), replace(config, output_dir=str(tmp_path / "new"), data="none.jsonl"))
     assert not (tmp_path / "new").exists()
-    (tmp_path / "asks.py").write_text(MINE.replace("VERSION", "OTHER"))
+    (tmp_path / "asks.py").write_text(CUSTOM_BENCHMARK.replace("VERSION", "OTHER"))
     with pytest.raises(InputError, match="does not state its VERSION"):
         evaluate(str(tmp_path / "asks.py"), config)
     (tmp_path / "bad.py").write_text("VERSION='1'")

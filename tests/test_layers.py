@@ -18,7 +18,7 @@ WITHOUT_TORCH = ("datasets", "facts", "claims", "scenes", "text", "metrics", "fi
 """Folders that must not import torch, so that commands on files start at once."""
 
 
-def modules() -> list[Path]:
+def layered_modules() -> list[Path]:
     """Every module of the package, without the content that a wheel carries."""
     return [path for path in sorted(ROOT.rglob("*.py")) if "_content" not in path.parts and path != ROOT / "__init__.py"]
 
@@ -41,10 +41,10 @@ def imported_modules(path: Path) -> list[str]:
 
 
 def test_every_part_of_the_package_has_a_place_in_the_order():
-    assert {part_of(path) for path in modules()} == set(ORDER)
+    assert {part_of(path) for path in layered_modules()} == set(ORDER)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", layered_modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
     part = part_of(path)
     for name in imported_modules(path):
@@ -59,7 +59,7 @@ def test_imports_point_down(path):
 
 def test_modules_import_each_other_in_one_direction():
     graph: dict[str, set[str]] = {}
-    for path in modules():
+    for path in layered_modules():
         name = ".".join(["mmrlhf", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
         graph[name] = {i if (ROOT.parent / Path(*i.split("."))).with_suffix(".py").is_file() else i.rpartition(".")[0]
                        for i in imported_modules(path) if i.startswith("mmrlhf.")} - {name, "mmrlhf"}  # fmt: skip
@@ -76,6 +76,8 @@ def test_modules_import_each_other_in_one_direction():
         visit(name, ())
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if part_of(p) in WITHOUT_TORCH], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for p in layered_modules() if part_of(p) in WITHOUT_TORCH], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_file_commands_need_no_torch(path):
     assert not {name.split(".")[0] for name in imported_modules(path)} & {"torch", "transformers", "peft"}

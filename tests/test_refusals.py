@@ -19,10 +19,10 @@ from mmrlhf.files.bundled import folder
 
 SAMPLES = folder("data") / "samples"
 STAGES = ("sft", "reward", "ppo", "generate", "score")
-BRIEF = ("--max_steps", "1", "--per_device_train_batch_size", "2", "--lora_r", "4")
+SHORT_RUN = ("--max_steps", "1", "--per_device_train_batch_size", "2", "--lora_r", "4")
 
 
-def row(stage: str, **changed: object) -> dict[str, object]:
+def make_row(stage: str, **changed: object) -> dict[str, object]:
     """A good row for a stage, with some of its fields changed; None takes a field out."""
     told = {
         "sft": {"completion": "A bowl."},
@@ -34,10 +34,10 @@ def row(stage: str, **changed: object) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def trained(base, tmp_path_factory) -> Path:
+def trained_runs(base, tmp_path_factory) -> Path:
     """A finished reward run and a finished ppo run."""
     place = tmp_path_factory.mktemp("trained")
-    common = ["--model_name_or_path", base, *BRIEF]
+    common = ["--model_name_or_path", base, *SHORT_RUN]
     pairs, prompts = str(SAMPLES / "trl_preference.jsonl"), str(SAMPLES / "llava_rlhf_ppo.json")
     assert main(["reward", *common, "--dataset_name", pairs, "--output_dir", f"{place}/reward"]) == 0
     ppo = ["ppo", *common, "--dataset_name", prompts, "--reward_model_path", f"{place}/reward", "--output_dir", f"{place}/ppo"]
@@ -46,7 +46,7 @@ def trained(base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def refused(base, trained, tmp_path, capsys):
+def refusal_of(base, trained, tmp_path, capsys):
     """Run a stage on rows (a good one and then another, or a file), and give the sentence that it refuses them with."""
     place = tmp_path / "data"
     place.mkdir()
@@ -66,7 +66,7 @@ def refused(base, trained, tmp_path, capsys):
         elif stage == "generate":
             line += ["--model_name_or_path", model, "--output_file", out / "answers.jsonl", "--response_length", "4"]
         else:
-            line += ["--model_name_or_path", model, "--output_dir", out / "run", *BRIEF]
+            line += ["--model_name_or_path", model, "--output_dir", out / "run", *SHORT_RUN]
         if stage == "ppo":
             line += ["--reward_model_path", trained / "reward", "--num_generations", "2", "--response_length", "4"]
         capsys.readouterr()
@@ -78,7 +78,7 @@ def refused(base, trained, tmp_path, capsys):
     return run
 
 
-def picture(kind: str) -> bytes:
+def broken_image(kind: str) -> bytes:
     good = (SAMPLES / "images" / "apples.png").read_bytes()
     if kind == "animated":
         file, frames = io.BytesIO(), [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
@@ -105,9 +105,9 @@ def picture(kind: str) -> bytes:
         ("animated", "has 3 frames or pages: save the one that is meant"),
     ],
 )
-def test_a_picture_that_does_not_open(refused, stage, kind, told, tmp_path):
-    (tmp_path / "data" / "bad.png").write_bytes(picture(kind))
-    said = refused(stage, row(stage), row(stage, images=["bad.png"]))
+def test_stages_refuse_unreadable_image(refused, stage, kind, told, tmp_path):
+    (tmp_path / "data" / "bad.png").write_bytes(broken_image(kind))
+    said = refused(stage, make_row(stage), make_row(stage, images=["bad.png"]))
     place = f"{tmp_path / 'data' / 'bad.png'} ({tmp_path / 'data' / 'rows.jsonl'}, line 2, `images[1]`)"
     assert place in said and told in said
 
@@ -124,12 +124,12 @@ def test_a_picture_that_does_not_open(refused, stage, kind, told, tmp_path):
         ({"prompt": " "}, "turn 1 of the prompt is empty: fill it in or drop the row"),
     ],
 )
-def test_a_row_that_cannot_be_read(refused, stage, changed, told, tmp_path):
-    said = refused(stage, row(stage), row(stage, **changed))
+def test_stages_refuse_unreadable_row(refused, stage, changed, told, tmp_path):
+    said = refused(stage, make_row(stage), make_row(stage, **changed))
     assert f"{tmp_path / 'data' / 'rows.jsonl'}, line 2: " in said and told in said
 
 
-LLAVA = {
+LLAVA_ROW = {
     "image": "good.png",
     "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}],
     "output_1": {"from": "gpt", "value": "A bowl."},
@@ -141,31 +141,31 @@ LLAVA = {
 @pytest.mark.parametrize(
     ("stage", "bad", "told"),
     [
-        ("sft", row("sft", completion=""), "`completion` is empty: fill it in or drop the row"),
-        ("score", row("score", answer=""), "`answer` is empty: fill it in or drop the row"),
-        ("reward", row("reward", rejected=""), "`rejected` is empty: fill it in or drop the row"),
-        ("reward", row("reward", rejected="A bowl."), "the chosen and the rejected answer are the same"),
-        ("reward", {**LLAVA, "preference": 3}, "`preference` must be 1 or 2, the number of the better output, not 3"),
-        ("sft", row("generate"), "the row has no answer: "),
-        ("reward", row("generate"), "`chosen` is missing: add it"),
+        ("sft", make_row("sft", completion=""), "`completion` is empty: fill it in or drop the row"),
+        ("score", make_row("score", answer=""), "`answer` is empty: fill it in or drop the row"),
+        ("reward", make_row("reward", rejected=""), "`rejected` is empty: fill it in or drop the row"),
+        ("reward", make_row("reward", rejected="A bowl."), "the chosen and the rejected answer are the same"),
+        ("reward", {**LLAVA_ROW, "preference": 3}, "`preference` must be 1 or 2, the number of the better output, not 3"),
+        ("sft", make_row("generate"), "the row has no answer: "),
+        ("reward", make_row("generate"), "`chosen` is missing: add it"),
     ],
 )
-def test_answers_that_cannot_be_used(refused, stage, bad, told):
-    said = refused(stage, row(stage), bad)
+def test_stages_refuse_unusable_answers(refused, stage, bad, told):
+    said = refused(stage, make_row(stage), bad)
     assert "rows.jsonl, line 2: " in said and told in said
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_prompt_over_the_limit(refused, stage):
-    said = refused(stage, row(stage), row(stage, prompt="word " * 300), extra=("--max_length", "200"))
+def test_stages_refuse_prompt_over_max_length(refused, stage):
+    said = refused(stage, make_row(stage), make_row(stage, prompt="word " * 300), extra=("--max_length", "200"))
     assert "rows.jsonl, line 2, `images[1]`" in said
     assert "that max_length leaves it: raise max_length or drop the row; prompts are never cut" in said
 
 
-def test_a_picture_inside_a_table(refused, tmp_path):
+def test_generate_refuses_broken_image_in_table(refused, tmp_path):
     import datasets
 
-    rows = [{"images": [{"bytes": picture("truncated"), "path": "a.png"}], "prompt": "What is it?"}]
+    rows = [{"images": [{"bytes": broken_image("truncated"), "path": "a.png"}], "prompt": "What is it?"}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "rows.parquet"))
     assert "rows.parquet, row 1, `images[1]`) is truncated" in refused("generate", tmp_path / "data" / "rows.parquet")
 
@@ -174,19 +174,21 @@ def test_a_picture_inside_a_table(refused, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "generate"])
-def test_a_checkpoint_that_is_not_there(refused, stage):
-    assert "model /no/such: no such directory; give a checkpoint directory or" in refused(stage, row(stage), model="/no/such")
+def test_stages_refuse_missing_checkpoint(refused, stage):
+    assert "model /no/such: no such directory; give a checkpoint directory or" in refused(
+        stage, make_row(stage), model="/no/such"
+    )
 
 
-def test_a_relative_checkpoint_that_is_not_there_might_be_a_hub_id(refused):
-    said = refused("generate", row("generate"), model="runs/sft")
+def test_generate_missing_relative_checkpoint_may_be_hub_id(refused):
+    said = refused("generate", make_row("generate"), model="runs/sft")
     assert "model runs/sft cannot be loaded (no such directory, and as a Hub id: " in said
 
 
-def test_the_run_is_given_in_place_of_its_model(refused, base, tmp_path_factory):
+def test_generate_refuses_run_folder_as_model(refused, base, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     (run / "model").symlink_to(base)
-    assert f"the directory holds no config.json; give {run / 'model'}" in refused("generate", row("generate"), model=run)
+    assert f"the directory holds no config.json; give {run / 'model'}" in refused("generate", make_row("generate"), model=run)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_the_run_is_given_in_place_of_its_model(refused, base, tmp_path_factory)
         ("text only", "give the directory or Hub id of an image-text-to-text model"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole(refused, base, fault, told, tmp_path_factory):
+def test_generate_refuses_incomplete_checkpoint(refused, base, fault, told, tmp_path_factory):
     model = tmp_path_factory.mktemp("models") / "broken"
     shutil.copytree(base, model)
     weights, config = model / "model.safetensors", json.loads((model / "config.json").read_text())
@@ -216,7 +218,7 @@ def test_a_checkpoint_that_is_not_whole(refused, base, fault, told, tmp_path_fac
     else:
         config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (model / "config.json").write_text(json.dumps(config))
-    said = refused("generate", row("generate"), model=model)
+    said = refused("generate", make_row("generate"), model=model)
     assert f"model {model} " in said and told in said
 
 
@@ -232,7 +234,7 @@ def test_a_checkpoint_that_is_not_whole(refused, base, fault, told, tmp_path_fac
         ("of another base", "whose weights "),
     ],
 )
-def test_an_adapter_that_does_not_belong(refused, base, trained, give, told, tmp_path_factory):
+def test_generate_refuses_foreign_adapter(refused, base, trained, give, told, tmp_path_factory):
     copy = tmp_path_factory.mktemp("adapter") / "policy"
     shutil.copytree(trained / "ppo" / "policy", copy)
     adapter = {"nothing": Path("/no/such"), "ppo": trained / "ppo", "reward": trained / "reward"}.get(give, copy)
@@ -245,12 +247,14 @@ def test_an_adapter_that_does_not_belong(refused, base, trained, give, told, tmp
     elif give == "of another base":  # of the same shapes
         card = json.loads((copy / "base.json").read_text())
         (copy / "base.json").write_text(json.dumps({**card, "base_fingerprint": "0" * 16}))
-    assert told in refused("generate", row("generate"), extra=("--adapter_path", adapter))
+    assert told in refused("generate", make_row("generate"), extra=("--adapter_path", adapter))
 
 
-def test_a_reward_model_that_is_not_there(refused):
-    assert "reward model /no/such does not exist" in refused("ppo", row("ppo"), extra=("--reward_model_path", "/no/such"))
-    assert "reward model /no/such does not exist" in refused("score", row("score"), extra=("--reward_model_path", "/no/such"))
+def test_stages_refuse_missing_reward_model(refused):
+    assert "reward model /no/such does not exist" in refused("ppo", make_row("ppo"), extra=("--reward_model_path", "/no/such"))
+    assert "reward model /no/such does not exist" in refused(
+        "score", make_row("score"), extra=("--reward_model_path", "/no/such")
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,7 @@ def test_a_reward_model_that_is_not_there(refused):
         (["--data", "held"], "--data held: no such split"),
     ],
 )
-def test_eval(base, flags, told, tmp_path, capsys):
+def test_eval_refuses_missing_model_adapter_or_split(base, flags, told, tmp_path, capsys):
     model = [] if "--model_name_or_path" in flags else ["--model", base]
     assert main(["eval", "scenes", *model, "--out", str(tmp_path / "out"), "--limit", "1", *flags]) == 2
     assert told in capsys.readouterr().err and list(tmp_path.iterdir()) == []
@@ -270,7 +274,7 @@ def test_eval(base, flags, told, tmp_path, capsys):
 # ---- and what can be used --------------------------------------------------------------------------------------------
 
 
-def test_a_hub_id_is_loaded_by_the_same_code(base, tmp_path):
+def test_generate_loads_hub_id_like_local_path(base, tmp_path):
     """From a cache as the Hub's client lays it out, with the network off."""
     hub = tmp_path / "home" / "hub" / "models--owner--tiny"
     (hub / "refs").mkdir(parents=True)

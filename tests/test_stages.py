@@ -69,7 +69,7 @@ def test_sft_learns_and_writes_an_ordinary_checkpoint(base, examples, tmp_path, 
     assert sft(config, rows) == model  # finished: nothing is done again
 
 
-def test_micro_batches_change_nothing(base, examples, pairs, tmp_path):
+def test_train_reward_model_does_not_depend_on_micro_batches(base, examples, pairs, tmp_path):
     found = []
     for tokens in (16384, 200):
         config = reward_config(base, tmp_path / str(tokens), micro_batch_tokens=tokens)
@@ -78,7 +78,7 @@ def test_micro_batches_change_nothing(base, examples, pairs, tmp_path):
     assert found[0] == pytest.approx(found[1], abs=2e-4)
 
 
-def test_reward_model_learns_and_scores_standalone(base, pairs, reward_dir):
+def test_train_reward_model_learns_and_scores_standalone(base, pairs, reward_dir):
     metrics = read_jsonl(reward_dir / "metrics.jsonl")
     assert metrics[-1]["accuracy"] == 1.0 and metrics[-1]["loss"] < metrics[0]["loss"]
     model = load_reward_model(str(reward_dir))
@@ -91,7 +91,7 @@ def test_reward_model_learns_and_scores_standalone(base, pairs, reward_dir):
 
 
 @pytest.mark.parametrize("position", ["before", "after"])
-def test_facts_reach_the_score_only_when_given(base, pairs, tmp_path, position):
+def test_reward_model_uses_facts_only_when_given(base, pairs, tmp_path, position):
     for facts in ("given", "none"):
         model = load_reward_model(
             str(train_reward_model(reward_config(base, tmp_path / facts, facts=facts, facts_position=position), pairs))
@@ -101,7 +101,7 @@ def test_facts_reach_the_score_only_when_given(base, pairs, tmp_path, position):
         assert (abs(with_[0] - without[0]) > 1e-4) == (facts == "given")
 
 
-def test_ppo_starts_on_policy_and_moves_only_its_own(base, examples, reward_dir, tmp_path):
+def test_ppo_starts_on_policy_and_trains_only_its_adapters(base, examples, reward_dir, tmp_path):
     calls = []
     target = ppo(ppo_config(base, reward_dir, tmp_path, eval_steps=2), examples, lambda vlm: calls.append(1) or {"x": 1.0})
     rows = read_jsonl(tmp_path / "metrics.jsonl")
@@ -111,7 +111,7 @@ def test_ppo_starts_on_policy_and_moves_only_its_own(base, examples, reward_dir,
     assert max(p.abs().max() for k, p in load_file(target / "adapter_model.safetensors").items() if "lora_B" in k) > 0
 
 
-def test_how_a_model_is_run_changes_no_figure(base, examples, reward_dir, tmp_path):
+def test_ppo_metrics_do_not_depend_on_engine_settings(base, examples, reward_dir, tmp_path):
     """The plain way, small micro-batches, recomputed layers: the same scores, KL and losses, up to rounding."""
     ways = {
         "engine": {},
@@ -130,7 +130,7 @@ def test_how_a_model_is_run_changes_no_figure(base, examples, reward_dir, tmp_pa
         assert found[name] == [pytest.approx(row, rel=2e-3, abs=2e-4) for row in found["engine"]], name
 
 
-def test_grpo_has_no_critic_and_prefers_what_scores(base, examples, tmp_path):
+def test_ppo_with_grpo_has_no_critic_and_raises_reward(base, examples, tmp_path):
     """Answers are worth their length: they grow against the others of their prompt."""
 
     def longer(samples):
@@ -147,7 +147,7 @@ def test_grpo_has_no_critic_and_prefers_what_scores(base, examples, tmp_path):
     assert set(p.name for p in (tmp_path / "policy").iterdir()) >= {"adapter_model.safetensors", "base.json"}
 
 
-def test_the_ledger_is_what_was_trained_on(base, examples, reward_dir, tmp_path, monkeypatch):
+def test_ppo_ledger_matches_the_rewards_trained_on(base, examples, reward_dir, tmp_path, monkeypatch):
     """Every answer's terms and its KL add up to the rewards that advantages were made of, dense ones at their tokens."""
     paid = []
     real = advantages.gae
@@ -172,7 +172,7 @@ def test_the_ledger_is_what_was_trained_on(base, examples, reward_dir, tmp_path,
     assert logged["rewards/fact_rm/mean"] == pytest.approx(mean, abs=1e-5) and "hacking/refusal_rate" in logged
 
 
-def test_only_the_critic_sees_facts_if_told_to(base, examples, reward_dir, tmp_path):
+def test_ppo_critic_sees_facts_changes_only_the_values(base, examples, reward_dir, tmp_path):
     """Its values change; the first answers, sampled by the policy, do not."""
     found = {}
     for told in (False, True):
@@ -184,7 +184,7 @@ def test_only_the_critic_sees_facts_if_told_to(base, examples, reward_dir, tmp_p
     assert low[2]["loss/value_avg"] != high[2]["loss/value_avg"]
 
 
-def test_ppo_refuses_a_reward_model_that_misses_false_claims(base, examples, reward_dir, tmp_path):
+def test_ppo_refuses_reward_model_that_misses_false_claims(base, examples, reward_dir, tmp_path):
     shutil.copytree(reward_dir, tmp_path / "reward")
     card = json.loads((tmp_path / "reward" / "reward.json").read_text())
     card |= {"probes": {"object": 0.9, "count": 0.4}}
@@ -199,7 +199,7 @@ def test_ppo_refuses_a_reward_model_that_misses_false_claims(base, examples, rew
     ppo(dataclasses.replace(config, min_probe_detection_rate=0.4, max_steps=1), examples)
 
 
-def test_a_term_that_fails_stops_the_run_with_its_name(base, examples, reward_dir, tmp_path):
+def test_ppo_failing_reward_function_stops_the_run_by_name(base, examples, reward_dir, tmp_path):
     def picky(samples):
         return [1.0 if s.num_tokens else 0.0 for s in samples][:-1]
 
@@ -211,7 +211,7 @@ def test_a_term_that_fails_stops_the_run_with_its_name(base, examples, reward_di
         ppo(ppo_config(base, None, tmp_path / "none"), examples)
 
 
-def test_an_ensemble_is_punished_for_disagreement(base, examples, pairs, reward_dir, tmp_path):
+def test_ppo_uncertainty_penalty_lowers_disputed_scores(base, examples, pairs, reward_dir, tmp_path):
     other = train_reward_model(
         dataclasses.replace(reward_config(base, tmp_path / "other"), seed=5, learning_rate=3e-3), pairs, pairs
     )
@@ -225,7 +225,7 @@ def test_an_ensemble_is_punished_for_disagreement(base, examples, pairs, reward_
     assert scores["less"] == pytest.approx(scores["mean"] - np.abs(scores["one"] - scores["two"]) / 2, abs=1e-4)
 
 
-def test_a_reward_model_may_be_trained_whole(base, examples, pairs, tmp_path):
+def test_train_reward_model_with_full_tuning_brings_its_own_base(base, examples, pairs, tmp_path):
     """It brings its own base, is scored by pictures and text, and a policy learns from it."""
     config = dataclasses.replace(reward_config(base, tmp_path / "reward"), tuning="full", learning_rate=3e-4, save_steps=2)
     path = train_reward_model(config, pairs, pairs)
@@ -240,7 +240,7 @@ def test_a_reward_model_may_be_trained_whole(base, examples, pairs, tmp_path):
     assert load_reward_model(str(moved)).role.vlm.name == str(tmp_path / "elsewhere" / "model")
 
 
-def test_a_reward_model_on_another_family(base, examples, pairs, tmp_path):
+def test_ppo_accepts_reward_model_of_another_family(base, examples, pairs, tmp_path):
     """A policy of one architecture, a reward model of another with another tokenizer: they meet in pictures and text."""
     from tests.helpers.tiny_models import build_checkpoint
 
@@ -254,7 +254,7 @@ def test_a_reward_model_on_another_family(base, examples, pairs, tmp_path):
 
 
 @pytest.mark.parametrize("loss_type", ["bt_margin", "bt_label_smoothing", "rao_kupper"])
-def test_other_losses_and_rankings_learn(base, examples, tmp_path, loss_type):
+def test_train_reward_model_learns_with_other_losses_and_rankings(base, examples, tmp_path, loss_type):
     """Three answers with a tie in the middle; the rows without ratings are refused where margins are asked for."""
     rows = [
         Preference(e.id, e.images, e.prompt, (e.answer, "There is a pink ring.", "That makes nine objects."), (1, 2, 2), (2.0, 0.5, 0.5), e.facts)
@@ -269,7 +269,7 @@ def test_other_losses_and_rankings_learn(base, examples, tmp_path, loss_type):
             train_reward_model(reward_config(base, tmp_path / "bare", loss_type="bt_margin"), bare)
 
 
-def test_a_ranking_weighs_as_much_as_a_pair():
+def test_preference_loss_weighs_a_ranking_like_a_pair():
     """All comparisons of a prompt count as one row: each 1 / C(K, 2)."""
     config = reward_config("x", "x", center_rewards_coefficient=0.0)
     three = Preference("a", (), (), ("1", "2", "3"), (1, 2, 3))
@@ -288,7 +288,7 @@ def test_a_ranking_weighs_as_much_as_a_pair():
     assert told["accuracy"] / told["ranked"] == pytest.approx(0.5)  # and is neither right nor wrong
 
 
-def test_rows_that_teach_nothing_are_refused(base, examples, tmp_path):
+def test_train_reward_model_refuses_rows_that_teach_nothing(base, examples, tmp_path):
     tie = Preference("c", examples[0].images, examples[0].prompt, ("1", "2"), (1, 1))
     with pytest.raises(InputError, match="has ties only, from which just loss_type rao_kupper learns"):
         train_reward_model(reward_config(base, tmp_path / "ties"), [tie])
@@ -297,7 +297,7 @@ def test_rows_that_teach_nothing_are_refused(base, examples, tmp_path):
         train_reward_model(reward_config(base, tmp_path / "none", balance_lengths=True), [longer])
 
 
-def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward_dir, tmp_path):
+def test_ppo_missing_eos_penalty_is_in_the_reward(base, examples, reward_dir, tmp_path):
     mean = {}
     for penalty in (0.0, 5.0):
         terms = f"fact_rm=1, missing_eos={-penalty}"
@@ -307,7 +307,7 @@ def test_kl_coefficient_and_eos_penalty_are_in_the_reward(base, examples, reward
     assert mean[0.0][0] - mean[5.0][0] == pytest.approx(5 * mean[0.0][1], abs=1e-4) and mean[0.0][1] > 0
 
 
-KILLED = """
+KILLED_SCRIPT = """
 import os, sys, pickle
 from mmrlhf import ppo as stage
 from mmrlhf.training import run
@@ -325,15 +325,17 @@ stage.ppo(load_config(PPOConfig, Path(sys.argv[1]), {}), rows())
 """
 
 
-def test_a_killed_ppo_run_continues_exactly(base, examples, reward_dir, tmp_path):
+def test_ppo_resumes_exactly_after_kill(base, examples, reward_dir, tmp_path):
     from mmrlhf.config_loader import save_config
 
     whole = ppo_config(base, reward_dir, tmp_path / "whole", max_steps=4)
     ppo(whole, examples)
     killed = dataclasses.replace(whole, output_dir=str(tmp_path / "killed"))
     save_config(killed, tmp_path / "killed.yaml")
-    (tmp_path / "conftest_rows.py").write_text(ROWS)
-    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "killed.yaml", tmp_path], env=os.environ, capture_output=True)
+    (tmp_path / "conftest_rows.py").write_text(ROWS_MODULE)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_SCRIPT, tmp_path / "killed.yaml", tmp_path], env=os.environ, capture_output=True
+    )
     assert done.returncode == -9, done.stderr.decode()[-2000:]
     ppo(killed, examples)
     same = [("loss/policy_avg", "loss/value_avg", "objective/scores", "objective/kl")] * 2
@@ -346,7 +348,7 @@ def test_a_killed_ppo_run_continues_exactly(base, examples, reward_dir, tmp_path
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-ROWS = """
+ROWS_MODULE = """
 import numpy as np
 from mmrlhf import scenes
 from mmrlhf.records import Example, Message
@@ -360,19 +362,19 @@ def rows():
 """
 
 
-def test_a_run_with_other_settings_is_refused(base, examples, reward_dir, tmp_path):
+def test_ppo_refuses_run_with_other_settings(base, examples, reward_dir, tmp_path):
     ppo(ppo_config(base, reward_dir, tmp_path, max_steps=1), examples)
     with pytest.raises(InputError, match="kl_coef"):
         ppo(ppo_config(base, reward_dir, tmp_path, max_steps=1, kl_coef=0.9), examples)
 
 
-def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused_before_anything_is_written(base, examples, reward_dir, tmp_path):
+def test_ppo_refuses_response_length_that_leaves_no_room_for_prompt(base, examples, reward_dir, tmp_path):
     with pytest.raises(InputError, match="response_length 10 leaves no room"):
         ppo(ppo_config(base, reward_dir, tmp_path / "new", max_length=10), examples)
     assert not (tmp_path / "new").exists()
 
 
-def test_reward_model_and_adapter_of_another_base_are_refused(base, examples, reward_dir, tmp_path):
+def test_generate_refuses_adapter_of_another_base(base, examples, reward_dir, tmp_path):
     other = sft(SFTConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "o"), tuning="full", max_steps=1,
                           learning_rate=1e-2, per_device_train_batch_size=2), examples)  # fmt: skip
     policy = ppo(ppo_config(base, reward_dir, tmp_path / "p", max_steps=1), examples)
@@ -387,7 +389,7 @@ def test_reward_model_and_adapter_of_another_base_are_refused(base, examples, re
     ppo(ppo_config(str(other), reward_dir, tmp_path / "q", max_steps=1), examples)
 
 
-def test_from_files_to_scores(base, tmp_path):
+def test_stages_run_from_files_to_scores(base, tmp_path):
     """The stages on data files as a user has them: TRL's rows, LLaVA-RLHF's rows, facts beside them."""
     common = {
         "model_name_or_path": base,
@@ -413,7 +415,7 @@ def test_from_files_to_scores(base, tmp_path):
     assert len(scores) == len(rows) and all(isinstance(s["score"], float) for s in scores)
 
 
-def test_photographs_and_a_llava_shaped_checkpoint(shared, tmp_path):
+def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared, tmp_path):
     """Another checkpoint than the world's, 576 image tokens, real photographs."""
     subprocess.run([sys.executable, shared / "speed" / "tiny_llava.py", tmp_path / "llava"], check=True, capture_output=True)
     common = {"model_name_or_path": str(tmp_path / "llava"), "image_folder": str(shared / "photos"), "max_steps": 1,
@@ -427,7 +429,7 @@ def test_photographs_and_a_llava_shaped_checkpoint(shared, tmp_path):
     assert json.loads((tmp_path / "r" / "reward.json").read_text())["base"] == str(tmp_path / "llava")
 
 
-STAGES = """
+STAGES_SCRIPT = """
 import sys
 import numpy as np, torch
 from mmrlhf import scenes
@@ -454,9 +456,9 @@ ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=str(model), num_generat
 """
 
 
-def test_two_processes_train_as_one(base, tmp_path):
+def test_stages_on_two_processes_train_as_one(base, tmp_path):
     """The same rows over two processes: the same losses, gradients, KL and rewards as in one."""
-    (tmp_path / "stages.py").write_text(STAGES)
+    (tmp_path / "stages.py").write_text(STAGES_SCRIPT)
     logged = []
     for processes in (1, 2):
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []

@@ -21,10 +21,10 @@ from mmrlhf.claims.grammar import word_set
 from mmrlhf.records import InputError
 
 HERE = Path(__file__).parent
-ASKED = {"object": 0.95, "attribute": 0.90, "count": 0.90, "relation": 0.85, "negated": 0.95}
+MIN_RATES = {"object": 0.95, "attribute": 0.90, "count": 0.90, "relation": 0.85, "negated": 0.95}
 
 
-def parsed(short):
+def parse_short_claim(short):
     """Whether it may be left out, and the claim's fields."""
     free, rest = short.startswith("~"), short.lstrip("~")
     body = rest.lstrip("!?")
@@ -43,44 +43,44 @@ def parsed(short):
     return free, (*fields, "!" in marks, "?" in marks)
 
 
-def of(text, words=None):
+def claim_fields(text, words=None):
     return {(c.kind, c.subject, c.value, c.relation, c.target, c.negated, c.hedged) for c in extract_claims(text, words)}
 
 
-def short(*claims_of):
-    return {parsed(claim)[1] for claim in claims_of}
+def expected_claims(*claims_of):
+    return {parse_short_claim(claim)[1] for claim in claims_of}
 
 
-def rates(path):
+def precision_and_recall(path):
     """Precision and recall by kind, and of negated claims."""
     right, wrong, missed = Counter(), Counter(), Counter()
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        by_hand = [parsed(claim) for claim in row["claims"]]
+        by_hand = [parse_short_claim(claim) for claim in row["claims"]]
         owed, free = ({c for is_free, c in by_hand if is_free is kind} for kind in (False, True))
-        made = of(row["text"])
+        made = claim_fields(row["text"])
         for found, counter in ((owed & made, right), (made - owed - free, wrong), (owed - made, missed)):
             for kind, *_, negated, _hedged in found:
                 counter[kind] += 1
                 counter["negated"] += negated
-    return {k: (right[k] / max(1, right[k] + wrong[k]), right[k] / max(1, right[k] + missed[k])) for k in ASKED}
+    return {k: (right[k] / max(1, right[k] + wrong[k]), right[k] / max(1, right[k] + missed[k])) for k in MIN_RATES}
 
 
-def test_the_measure_itself_counts():
-    assert parsed("~!dog>on>couch") == (True, ("relation", "dog", "", "on", "couch", True, False))
-    assert parsed("?dog=brown") == (False, ("attribute", "dog", "brown", "", "", False, True))
-    assert len(of("A dog and a cat.") & short("dog", "bird")) == 1
+def test_short_claim_notation_is_parsed():
+    assert parse_short_claim("~!dog>on>couch") == (True, ("relation", "dog", "", "on", "couch", True, False))
+    assert parse_short_claim("?dog=brown") == (False, ("attribute", "dog", "brown", "", "", False, True))
+    assert len(claim_fields("A dog and a cat.") & expected_claims("dog", "bird")) == 1
 
 
 @pytest.mark.parametrize("kept", ["tuned", "held_out", "fresh"])
-def test_sentences_by_hand(kept):
-    found = rates(HERE / f"claims_{kept}.jsonl")
-    assert {kind: rate for kind, rate in found.items() if min(rate) < ASKED[kind]} == {}
+def test_extract_claims_precision_and_recall_on_labelled_sentences(kept):
+    found = precision_and_recall(HERE / f"claims_{kept}.jsonl")
+    assert {kind: rate for kind, rate in found.items() if min(rate) < MIN_RATES[kind]} == {}
 
 
 # ---- one thing at a time -------------------------------------------------------------------------------------------------
 
-SAID = {
+SENTENCE_CLAIMS = {
     "A hot dog next to a fire hydrant.": {"hot dog", "fire hydrant", "hot dog>next to>fire hydrant"},
     "Two men on a sofa.": {"man", "man#2", "couch", "man>on>couch"},
     "There are no people.": {"!person"},
@@ -147,12 +147,12 @@ SAID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", SAID)
-def test_what_a_sentence_claims(text):
-    assert of(text) == short(*SAID[text])
+@pytest.mark.parametrize("text", SENTENCE_CLAIMS)
+def test_extract_claims_of_single_sentences(text):
+    assert claim_fields(text) == expected_claims(*SENTENCE_CLAIMS[text])
 
 
-def test_spans_are_the_characters_that_make_the_claim():
+def test_extract_claims_spans_cover_the_claim_text():
     text = "Look: two brown dogs are on the sofa."
     spans = {c.kind: text[slice(*c.span)] for c in extract_claims(text) if c.subject == "dog"}
     assert spans == {
@@ -160,21 +160,21 @@ def test_spans_are_the_characters_that_make_the_claim():
     }  # fmt: skip
 
 
-def test_names_keep_their_class_and_are_never_widened():
+def test_extract_claims_keep_subject_name_and_category():
     found = {
         c.subject: c.category for c in extract_claims("A man on a sofa with a puppy, a hot dog and a toy car beside a giraffe.")
     }
     assert found == {"man": "person", "couch": "couch", "puppy": "dog", "hot dog": "hot dog", "toy car": "", "giraffe": "giraffe"}
 
 
-def test_all_of_cocos_classes_are_named():
+def test_extract_claims_name_every_coco_class():
     assert len(set(load_lexicon().coco_category.values())) == 80
     for name in set(load_lexicon().coco_category.values()):
         made = extract_claims(f"There is one {name} here." if not name.endswith("s") else f"There are {name} here.")
         assert [(c.subject, c.category) for c in made if c.kind == "object"] == [(name, name)], name
 
 
-def test_a_users_lexicon_adds_words(tmp_path):
+def test_load_lexicon_user_file_adds_words(tmp_path):
     path = tmp_path / "more.txt"
     path.write_text(
         "[coco]\nbird: | gryphon  # a kind\n[same thing]\nhippogriff: hippogryph\n[not objects]\nlamp\n[compounds]\nblue moon\n"
@@ -197,7 +197,7 @@ def test_a_users_lexicon_adds_words(tmp_path):
         ("[coco]\n\ndog, puppy\n", "line 3: [coco] has lines of the form"),
     ],
 )
-def test_a_users_lexicon_is_judged(tmp_path, content, complaint):
+def test_load_lexicon_refuses_malformed_user_file(tmp_path, content, complaint):
     path = tmp_path / "more.txt"
     path.write_text(content)
     with pytest.raises(InputError) as caught:
@@ -220,29 +220,29 @@ def test_a_users_lexicon_is_judged(tmp_path, content, complaint):
         "|---|---|", "[a dog](http://dog.example/dog)", "<dog>",
     ],
 )  # fmt: skip
-def test_what_claims_nothing(text):
+def test_extract_claims_are_empty_for_text_that_is_not_a_caption(text):
     assert extract_claims(text) == []
 
 
-def test_markdown_lists_and_tables_are_read():
-    assert of("# Objects\n- **Two dogs**\n* a *red* ball\n1. A cat on a `mat`\n2) no bird") == short(
+def test_extract_claims_read_markdown_lists_and_tables():
+    assert claim_fields("# Objects\n- **Two dogs**\n* a *red* ball\n1. A cat on a `mat`\n2) no bird") == expected_claims(
         "dog", "dog#2", "ball", "ball=red", "cat", "!bird"
     )
-    assert of("- People: none\n- Dogs: 2") == short("!person", "dog", "dog#2")
-    assert of("| thing | colour |\n|---|---|\n| dog | brown |\n| cat | grey |") >= short("dog", "cat")
+    assert claim_fields("- People: none\n- Dogs: 2") == expected_claims("!person", "dog", "dog#2")
+    assert claim_fields("| thing | colour |\n|---|---|\n| dog | brown |\n| cat | grey |") >= expected_claims("dog", "cat")
 
 
-def test_an_answer_in_quotation_marks_is_an_answer():
-    assert of('"A dog sits on a couch."') == short("dog", "couch", "dog>on>couch")
-    assert of('The sign says "dog" and "couch"') == short("sign")
+def test_extract_claims_read_quoted_answer():
+    assert claim_fields('"A dog sits on a couch."') == expected_claims("dog", "couch", "dog>on>couch")
+    assert claim_fields('The sign says "dog" and "couch"') == expected_claims("sign")
 
 
-def test_an_unclosed_quote_hides_nothing_and_a_word_cut_short_is_no_thing():
-    assert of('He says "there is a dog on a couch.') == short("dog", "couch", "dog>on>couch")
-    assert of("There is a dog next to a refrigerat") == short("dog")
+def test_extract_claims_ignore_unclosed_quote_and_truncated_word():
+    assert claim_fields('He says "there is a dog on a couch.') == expected_claims("dog", "couch", "dog>on>couch")
+    assert claim_fields("There is a dog next to a refrigerat") == expected_claims("dog")
 
 
-def test_a_long_text_takes_seconds():
+def test_extract_claims_of_long_text_take_seconds():
     text = "A dog sits on a couch, (and \"a cat' - `no bird` * " * 5_000
     began = time.process_time()
     found = extract_claims(text)
@@ -256,7 +256,7 @@ def test_a_long_text_takes_seconds():
     ['"', "[", "`", "'a ", "<", "a, ", "no ", "dog ", "dogs and ", "red ", "red, ", "very ", "next to ", "a dog on a ", "it is on it and ",
      "\n", "- ", "5 ", "a dog walks ", "Foo ", "in the middle of "],
 )  # fmt: skip
-def test_no_repetition_takes_more_than_its_share(part):
+def test_extract_claims_runtime_is_subquadratic(part):
     def took(times):
         began = time.process_time()
         extract_claims(part * times)
@@ -266,16 +266,16 @@ def test_no_repetition_takes_more_than_its_share(part):
     assert took(3000) < 30 * took(500) + 0.3  # with the square it would be 36 times as much
 
 
-WORDS = sorted(word_set(
+RANDOM_WORDS = sorted(word_set(
     "a the no two not without neither nor or and but dog dogs brown sofa on under next to in front of is are there it they which with "
     "might appears to be sitting left side image , . : \n - \" ' ( ) n't 's Somebody nobody of one red-haired 10 zzz hanging painted blue made"
 ))  # fmt: skip
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(WORDS), max_size=30).map(" ".join)))
+@given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(RANDOM_WORDS), max_size=30).map(" ".join)))
 @example("KB0B:")
-def test_any_text_is_read_the_same_twice_with_spans_inside(text):
+def test_extract_claims_are_deterministic_with_valid_spans(text):
     found = extract_claims(text)
     assert found == extract_claims(text) and len(found) == len(set(found))
     for claim in found:
@@ -286,7 +286,7 @@ def test_any_text_is_read_the_same_twice_with_spans_inside(text):
 # ---- CHAIR ---------------------------------------------------------------------------------------------------------------
 
 
-def test_chair_counts_words_whatever_is_said_of_them():
+def test_find_mentions_counts_words_despite_negation():
     found = find_mentions("No dogs, a wine glass and the toilet seat near a sofa. A hot dog!")
     assert [(m.word, m.node) for m in found] == [
         ("dog", "dog"), ("wine glass", "wine glass"), ("toilet", "toilet"), ("sofa", "couch"),
@@ -294,7 +294,7 @@ def test_chair_counts_words_whatever_is_said_of_them():
     ]  # fmt: skip
 
 
-def test_chair_matches_what_the_official_scripts_match(shared):
+def test_match_objects_matches_official_chair_scripts(shared):
     table = load_synonyms(shared / "benchdata/CHAIR/synonyms.txt")
     official = shared / "parity/CHAIR/synthetic"
     for lineage in "AB":  # the two ways of finding singulars that are in use

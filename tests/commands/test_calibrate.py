@@ -31,10 +31,10 @@ from mmrlhf.verifiers.base import PlattScaling, load_calibration
 from mmrlhf.verifiers.clip import load_clip
 from tests.helpers.tiny_clip import random_image, save_tiny_clip
 
-WORDS = load_lexicon()
+LEXICON = load_lexicon()
 DOG, CAT = Claim("object", "dog"), Claim("object", "cat")
 NOUNS = ("dog", "cat", "car", "chair", "bus", "clock", "horse", "pizza", "boat", "bear")
-KNOWN = (
+KNOWN_FACTS = (
     Fact("object", "brown dog"),
     Fact("count", "two cups"),
     Fact("absent", "cat"),
@@ -42,17 +42,17 @@ KNOWN = (
 )
 
 
-def said(labels):
+def truth_by_claim(labels):
     return {(c.claim.kind, c.claim.subject, c.claim.value or c.claim.relation): c.is_true for c in labels}
 
 
 # ---- labels ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_answers_claim_is_judged_without_its_negation():
+def test_label_with_facts_strips_negation():
     text = "There is no dog. There might be a cat. A dog and a lamp. There are three cups, not two cups. No brown dog."
-    found = label_with_facts(extract_claims(text, WORDS), KNOWN, WORDS)
-    assert said(found) == {
+    found = label_with_facts(extract_claims(text, LEXICON), KNOWN_FACTS, LEXICON)
+    assert truth_by_claim(found) == {
         ("object", "dog", ""): True,  # "no dog" is false
         ("object", "cat", ""): False,
         ("object", "cup", ""): True,
@@ -61,48 +61,50 @@ def test_what_answers_claim_is_judged_without_its_negation():
         ("attribute", "dog", "brown"): True,
     }  # of a lamp nobody knows
     assert not any(c.claim.negated or c.claim.hedged for c in found)
-    (none,) = label_with_facts([Claim("count", "cat", "0")], KNOWN, WORDS)  # "zero cats" asks for a cat
+    (none,) = label_with_facts([Claim("count", "cat", "0")], KNOWN_FACTS, LEXICON)  # "zero cats" asks for a cat
     assert (none.claim, none.is_true) == (CAT, False)
 
 
-def test_rows_of_the_same_pictures_are_one(tmp_path):
+def test_group_by_image_merges_rows_with_the_same_images(tmp_path):
     image, other = random_image(0), random_image(1)
     (tmp_path / "same.png").write_bytes(image.data)
     rows = [
-        Preference.from_pair("a", (image,), (), "A dog.", "A cat.", KNOWN[:1]),
-        Example("b", (ImageSource(path=str(tmp_path / "same.png")),), (), "A dog.", KNOWN),
-        Example("c", (other,), (), "A dog.", KNOWN),
-        Example("d", (), (), "A dog.", KNOWN),
+        Preference.from_pair("a", (image,), (), "A dog.", "A cat.", KNOWN_FACTS[:1]),
+        Example("b", (ImageSource(path=str(tmp_path / "same.png")),), (), "A dog.", KNOWN_FACTS),
+        Example("c", (other,), (), "A dog.", KNOWN_FACTS),
+        Example("d", (), (), "A dog.", KNOWN_FACTS),
     ]
     found = group_by_image(rows, "rows")
     assert [(p.first_row, tuple(p.facts), list(p.answers)) for p in found] == [
-        (0, KNOWN, ["A dog.", "A cat."]),
-        (2, KNOWN, ["A dog."]),
+        (0, KNOWN_FACTS, ["A dog.", "A cat."]),
+        (2, KNOWN_FACTS, ["A dog."]),
     ]
-    assert [said(labels) for _, labels in label_claims(found, WORDS, "answers", 0, "rows")] == [
+    assert [truth_by_claim(labels) for _, labels in label_claims(found, LEXICON, "answers", 0, "rows")] == [
         {("object", "dog", ""): True, ("object", "cat", ""): False},
         {("object", "dog", ""): True},
     ]
 
 
-def test_a_true_claim_of_the_facts_stands_beside_a_false_one():
-    (p,) = group_by_image([Example("a", (random_image(0),), (), None, KNOWN)], "rows")
-    ((_, labels),) = label_claims([p], WORDS, "facts", 0, "rows")
+def test_label_claims_pairs_each_true_claim_with_a_false_one():
+    (p,) = group_by_image([Example("a", (random_image(0),), (), None, KNOWN_FACTS)], "rows")
+    ((_, labels),) = label_claims([p], LEXICON, "facts", 0, "rows")
     for kind in ("object", "attribute", "count", "relation"):
         mine = [c for c in labels if c.claim.kind == kind]
         assert 2 * sum(c.is_true for c in mine) == len(mine) > 0, kind
-    found = said(labels)
+    found = truth_by_claim(labels)
     assert found["object", "cat", ""] is False and found["attribute", "dog", "brown"] and found["relation", "dog", "left of"]
-    assert {s.is_true for s in label_with_facts((c.claim for c in labels), KNOWN, WORDS)} == {True, False}
-    assert [c.is_true for c in label_with_facts((c.claim for c in labels), KNOWN, WORDS)] == [c.is_true for c in labels]
+    assert {s.is_true for s in label_with_facts((c.claim for c in labels), KNOWN_FACTS, LEXICON)} == {True, False}
+    assert [c.is_true for c in label_with_facts((c.claim for c in labels), KNOWN_FACTS, LEXICON)] == [c.is_true for c in labels]
     assert labels == negatives_for(
-        label_with_facts((c.claim for c in labels), KNOWN, WORDS), p, WORDS, 0
+        label_with_facts((c.claim for c in labels), KNOWN_FACTS, LEXICON), p, LEXICON, 0
     )  # drawn again, the same
 
 
-def test_pictures_are_kept_apart_by_what_they_show():
+def test_train_test_split_keeps_images_apart():
     def told(*numbers):
-        found = group_by_image([Example(str(n), tuple(random_image(i) for i in n), (), "A dog.", KNOWN) for n in numbers], "rows")
+        found = group_by_image(
+            [Example(str(n), tuple(random_image(i) for i in n), (), "A dog.", KNOWN_FACTS) for n in numbers], "rows"
+        )
         return [(p, [LabelledClaim(DOG, True)]) for p in found]
 
     def keys(part):
@@ -122,30 +124,30 @@ def test_pictures_are_kept_apart_by_what_they_show():
 # ---- numbers by hand -------------------------------------------------------------------------------------------------
 
 
-def quarters(sign=1):
+def logistic_labels(sign=1):
     """At x = 0 half of 100 are true, at x = 1 three quarters."""
     return [LabelledClaim(DOG, n < 50, 0.0) for n in range(100)] + [LabelledClaim(DOG, n < 75, float(sign)) for n in range(100)]
 
 
-def test_what_is_fitted():
+def test_fit_platt_matches_hand_computation():
     certainty, left_out = fit_platt(
-        [*quarters(), *(LabelledClaim(Claim("count", "dog", "2"), n < 19, float(n < 19)) for n in range(60))], 20
+        [*logistic_labels(), *(LabelledClaim(Claim("count", "dog", "2"), n < 19, float(n < 19)) for n in range(60))], 20
     )
     assert certainty.coefficients == {"object": pytest.approx((math.log(3), 0), abs=0.05)}
     assert left_out["count"] == "19 true and 41 false claims that it measures, 20 of each are needed"
     assert set(left_out) == {"attribute", "count", "relation"}
-    certainty, left_out = fit_platt(quarters(sign=-1), 20)  # the true ones have the lower numbers
+    certainty, left_out = fit_platt(logistic_labels(sign=-1), 20)  # the true ones have the lower numbers
     assert certainty.coefficients == {} and left_out["object"].startswith(
         "its numbers do not tell true from false claims, AUROC 0.37"
     )
-    _, left_out = fit_platt([LabelledClaim(c.claim, c.is_true, None if c.is_true else c.score) for c in quarters()], 20)
+    _, left_out = fit_platt([LabelledClaim(c.claim, c.is_true, None if c.is_true else c.score) for c in logistic_labels()], 20)
     assert left_out["object"].startswith("0 true and 75 false claims that it measures")
 
 
-def test_what_is_measured():
+def test_evaluate_matches_hand_computation():
     certainty = PlattScaling({"object": (math.log(3), 0.0)})
     two = Claim("count", "dog", "2")
-    rows = [*quarters(), *[LabelledClaim(DOG, True)] * 50, LabelledClaim(two, True, 1.0), LabelledClaim(two, False, 0.0)]
+    rows = [*logistic_labels(), *[LabelledClaim(DOG, True)] * 50, LabelledClaim(two, True, 1.0), LabelledClaim(two, False, 0.0)]
     found = evaluate(rows, certainty, include_uncalibrated=True)
     dog, count = found["object"], found["count"]
     assert (dog["true"], dog["false"]) == (175, 75)
@@ -165,24 +167,24 @@ def test_what_is_measured():
 # ---- the command -------------------------------------------------------------------------------------------------------
 
 
-def written(place, rows):
+def write_rows(place, rows):
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(place / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
+def clip_checkpoint(tmp_path_factory):
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
-def seen(clip, tmp_path_factory):
+def clip_dataset(clip, tmp_path_factory):
     """Pictures that show what a random model sees in them: of ten things the five it is surest of, by its rank among all pictures."""
     place = tmp_path_factory.mktemp("seen")
     images = [random_image(n) for n in range(20)]
     wanted = tuple(Claim("object", noun) for noun in NOUNS)
     margins = np.array(
-        [[x for x, _ in row] for row in load_clip(str(clip), WORDS).margins([AnswerClaims((i,), (), wanted) for i in images])]
+        [[x for x, _ in row] for row in load_clip(str(clip), LEXICON).margins([AnswerClaims((i,), (), wanted) for i in images])]
     )
     rows = []
     for n, (image, row) in enumerate(zip(images, margins > np.median(margins), strict=True)):
@@ -192,7 +194,7 @@ def seen(clip, tmp_path_factory):
     return place, rows
 
 
-def test_open_clip_from_rows_to_verdicts(clip, seen, tmp_path, capsys):
+def test_calibrate_clip_end_to_end(clip, seen, tmp_path, capsys):
     place, rows = seen
     out = tmp_path / "new" / "calibration.json"
     line = [
@@ -201,7 +203,7 @@ def test_open_clip_from_rows_to_verdicts(clip, seen, tmp_path, capsys):
         "--clip_model",
         str(clip),
         "--data",
-        written(place, rows),
+        write_rows(place, rows),
         "--out",
         str(out),
         "--batch_size",
@@ -217,7 +219,7 @@ def test_open_clip_from_rows_to_verdicts(clip, seen, tmp_path, capsys):
         "1.00 (" in shown and "count: left out of the calibration" in shown and "fitted on 160 claims about 16 pictures" in shown
     )
     assert np.asarray(Image.open(out.with_suffix(".png"))).std() > 10
-    verifier = load_clip(str(clip), WORDS, str(out))
+    verifier = load_clip(str(clip), LEXICON, str(out))
     assert set(verifier.calibration.coefficients) == {"object"} and verifier.calibration.coefficients["object"][0] > 0
     truth = [[fact["kind"] == "object" for fact in row["facts"]] for row in rows]
     wanted = tuple(Claim("object", noun) for noun in NOUNS)
@@ -230,21 +232,21 @@ def test_open_clip_from_rows_to_verdicts(clip, seen, tmp_path, capsys):
 
     kinds = {"object": "absent", "absent": "object"}
     turned = [{**row, "facts": [{**fact, "kind": kinds[fact["kind"]]} for fact in row["facts"]]} for row in rows]
-    assert main([*line[:5], written(place, turned), "--out", str(tmp_path / "turned.json")]) == 2
+    assert main([*line[:5], write_rows(place, turned), "--out", str(tmp_path / "turned.json")]) == 2
     assert "object (its numbers do not tell true from false claims, AUROC 0.00" in capsys.readouterr().err
     assert not (tmp_path / "turned.json").exists()
 
 
-def test_what_claims_were_held_against_is_kept(clip, seen, tmp_path):
+def test_calibrate_clip_keeps_distractors_and_template(clip, seen, tmp_path):
     place, rows = seen
     before = {"certainty": {}, "unknown_between": [0.3, 0.7], "nouns": list(NOUNS), "groups": [["red", "blue"]], "template": "{}"}
     (tmp_path / "before.json").write_text(json.dumps(before))
     config = stage.CalibrateClipConfig(
-        clip_model=str(clip), clip_calibration=str(tmp_path / "before.json"), dataset_name=written(place, rows),
+        clip_model=str(clip), clip_calibration=str(tmp_path / "before.json"), dataset_name=write_rows(place, rows),
         output_file=str(tmp_path / "after.json"), min_labels=5,
     )  # fmt: skip
     stage.calibrate(config)
-    found = load_clip(str(clip), WORDS, str(tmp_path / "after.json"))
+    found = load_clip(str(clip), LEXICON, str(tmp_path / "after.json"))
     assert (
         found.distractor_pool.nouns == NOUNS
         and found.distractor_pool.groups == (frozenset({"red", "blue"}),)
@@ -252,7 +254,7 @@ def test_what_claims_were_held_against_is_kept(clip, seen, tmp_path):
     )
 
 
-def test_the_model_itself_and_ppo_takes_what_it_was_given(base, vlm, tmp_path, capsys):
+def test_calibrate_vlm_output_is_accepted_by_ppo(base, vlm, tmp_path, capsys):
     rows = []
     for index in range(16):
         scene = scenes.generate_scene("selection", index, 0)
@@ -261,7 +263,7 @@ def test_the_model_itself_and_ppo_takes_what_it_was_given(base, vlm, tmp_path, c
         facts = [{"kind": "object" if s in shapes else "absent", "text": s} for s in scenes.vocabulary.SHAPES]
         rows.append({"image": f"{index}.png", "prompt": "?", "facts": facts})
     words, out = str(Path(scenes.__file__).parent / "lexicon.txt"), tmp_path / "vlm.json"
-    line = ["calibrate", "vlm", "--model", base, "--data", written(tmp_path, rows), "--out", str(out), "--lexicon_file", words]
+    line = ["calibrate", "vlm", "--model", base, "--data", write_rows(tmp_path, rows), "--out", str(out), "--lexicon_file", words]
     assert main([*line, "--claim_source", "facts", "--held_out", "0.4"]) == 0
     shown = capsys.readouterr().out
     kept = load_calibration(out)[1]
@@ -299,7 +301,7 @@ ROW = {"prompt": "?", "answer": "There is a dog and a cat.", "facts": FACTS}
         ({}, ("--data", "gone.jsonl"), "gone.jsonl"),
     ],
 )
-def test_what_gives_no_calibration_is_said_before_a_model_is_loaded(changed, flags, told, tmp_path, capsys, monkeypatch):
+def test_calibrate_refuses_unusable_data_before_loading_model(changed, flags, told, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(stage, "load_clip", None)
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir(), out.mkdir()
@@ -308,7 +310,7 @@ def test_what_gives_no_calibration_is_said_before_a_model_is_loaded(changed, fla
         (data / f"{n}.png").write_bytes(random_image(n).data)
         fields = {**ROW, "image": f"{n}.png", **changed}
         rows.append({name: value for name, value in fields.items() if value is not None})
-    line = ["calibrate", "clip", "--clip_model", "any", "--data", written(data, rows), "--out", str(out / "c.json")]
+    line = ["calibrate", "clip", "--clip_model", "any", "--data", write_rows(data, rows), "--out", str(out / "c.json")]
     assert main([*line, *(flag.replace("OUT", str(out)) for flag in flags)]) == 2
     error = capsys.readouterr().err
     assert told in error and error.startswith("error: ") and error.count("\n") == 1
@@ -316,15 +318,16 @@ def test_what_gives_no_calibration_is_said_before_a_model_is_loaded(changed, fla
 
 
 @pytest.mark.parametrize("who", ["clip", "vlm"])
-def test_a_checkpoint_that_is_none(who, seen, tmp_path, capsys):
+def test_calibrate_refuses_missing_checkpoint(who, seen, tmp_path, capsys):
     flag = {"clip": "--clip_model", "vlm": "--model"}[who]
     assert (
-        main(["calibrate", who, flag, str(tmp_path / "gone"), "--data", written(*seen), "--out", str(tmp_path / "c.json")]) == 2
+        main(["calibrate", who, flag, str(tmp_path / "gone"), "--data", write_rows(*seen), "--out", str(tmp_path / "c.json")])
+        == 2
     )
     assert "gone" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
-def test_a_claim_without_a_number_counts_as_unknown(clip, seen, tmp_path, monkeypatch):
+def test_calibrate_counts_unscored_claims_as_unknown(clip, seen, tmp_path, monkeypatch):
     """A verifier that has none for what stands first in each answer."""
     place, rows = seen
     truth = {row["image"]: [fact["kind"] == "object" for fact in row["facts"]] for row in rows}
@@ -333,7 +336,7 @@ def test_a_claim_without_a_number_counts_as_unknown(clip, seen, tmp_path, monkey
         return [[None, *(float(t) for t in truth[Path(s.images[0].path).name][1:])] for s in asked]
 
     monkeypatch.setattr(stage, "_build_verifier", lambda config, words: (measure, {"verifier": "clip", "model": "none"}))
-    config = stage.CalibrateClipConfig(clip_model="-", dataset_name=written(place, rows), output_file=str(tmp_path / "c.json"))
+    config = stage.CalibrateClipConfig(clip_model="-", dataset_name=write_rows(place, rows), output_file=str(tmp_path / "c.json"))
     found = stage.calibrate(config)["measured"]["object"]
     assert found["unknown"]["value"] == pytest.approx(0.1) and found["right"]["n"] == 36 and found["right"]["value"] == 1
     monkeypatch.setattr(stage, "_build_verifier", lambda config, words: (lambda asked: [[None] * len(NOUNS) for _ in asked], {}))

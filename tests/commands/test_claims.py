@@ -8,11 +8,11 @@ from mmrlhf.cli import main
 from mmrlhf.commands import claims as command_module
 
 
-def lines(path):
+def read_rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def run(tmp_path, content, *flags, facts=None):
+def run_extract_claims(tmp_path, content, *flags, facts=None):
     """The command's exit code and the lines that it wrote."""
     (tmp_path / "in.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     if facts is not None:
@@ -20,10 +20,10 @@ def run(tmp_path, content, *flags, facts=None):
         flags = (*flags, "--facts", str(tmp_path / "facts.jsonl"))
     out = tmp_path / "out.jsonl"
     code = main(["claims", str(tmp_path / "in.txt"), "--out", str(out), *flags])
-    return code, lines(out) if out.exists() else None
+    return code, read_rows(out) if out.exists() else None
 
 
-def test_a_line_for_each_line(tmp_path):
+def test_extract_claims_writes_one_row_per_line(tmp_path):
     rows = [
         "Two dogs.",
         "",
@@ -31,7 +31,7 @@ def test_a_line_for_each_line(tmp_path):
         json.dumps({"id": 3, "answer": "No\ndog."}),
         "{a brace}",
     ]
-    code, found = run(tmp_path, "\n".join(rows) + "\n")
+    code, found = run_extract_claims(tmp_path, "\n".join(rows) + "\n")
     assert code == 0 and [row["text"] for row in found] == ["Two dogs.", "", "A cat.", "No\ndog.", "{a brace}"]
     assert [set(row) for row in found] == [{"text", "claims"}] * 5
     assert found[0]["claims"] == [
@@ -41,15 +41,15 @@ def test_a_line_for_each_line(tmp_path):
     assert found[1]["claims"] == []
 
 
-def test_keys_of_each_kind(tmp_path):
-    _, found = run(tmp_path, "A brown lamp on a couch.")
+def test_extract_claims_keys_depend_on_kind(tmp_path):
+    _, found = run_extract_claims(tmp_path, "A brown lamp on a couch.")
     assert {c["kind"]: set(c) - {"kind", "object", "span", "negated", "hedged"} for c in found[0]["claims"] if c["object"] == "lamp"} == {
         "object": set(), "attribute": {"value"}, "relation": {"relation", "target"},
     }  # fmt: skip
 
 
-def test_bytes_that_editors_leave(tmp_path):
-    code, found = run(tmp_path, b"\xef\xbb\xbfA dog.\r\nA caf\xc3\xa9 table.\r\n")
+def test_extract_claims_accepts_bom_and_crlf(tmp_path):
+    code, found = run_extract_claims(tmp_path, b"\xef\xbb\xbfA dog.\r\nA caf\xc3\xa9 table.\r\n")
     assert code == 0 and [row["text"] for row in found] == ["A dog.", "A café table."]
 
 
@@ -63,44 +63,44 @@ def test_bytes_that_editors_leave(tmp_path):
         ('{"text": "A \\ud800 dog."}', "in.txt, line 1: `text` is not valid Unicode: remove the unpaired surrogate"),
     ],
 )
-def test_lines_that_cannot_be_used(tmp_path, capsys, content, complaint):
-    code, found = run(tmp_path, content)
+def test_extract_claims_refuses_unusable_lines(tmp_path, capsys, content, complaint):
+    code, found = run_extract_claims(tmp_path, content)
     assert code == 2 and found is None and complaint in capsys.readouterr().err
 
 
-def test_facts_by_name_and_by_row(tmp_path):
+def test_extract_claims_matches_facts_by_name_or_row(tmp_path):
     facts = [{"image": "b.jpg", "objects": [["cat", 2, None, None]]}, {"image": "a.jpg", "absent": ["dog"]}]
     rows = [
         json.dumps({"text": "A dog.", "image": "dir/a.jpg"}),
         json.dumps({"text": "A dog."}),
         json.dumps({"text": "A cat.", "image": "c.jpg"}),
     ]
-    _, found = run(tmp_path, "\n".join(rows), facts=facts)
+    _, found = run_extract_claims(tmp_path, "\n".join(rows), facts=facts)
     claims = [row["claims"][0] for row in found]
     assert [c["verdict"] for c in claims] == ["contradicted", "contradicted", "unknown"]
     assert claims[0]["evidence"] == "absent: dog (facts.jsonl)" and "evidence" not in claims[2]
 
 
-def test_facts_without_names_go_by_row(tmp_path, capsys):
+def test_extract_claims_matches_unnamed_facts_by_row(tmp_path, capsys):
     facts = [{"absent": ["dog"]}, {"captions": ["A dog."]}]
-    code, found = run(tmp_path, "A dog.\nA dog.", facts=facts)
+    code, found = run_extract_claims(tmp_path, "A dog.\nA dog.", facts=facts)
     assert code == 0 and [row["claims"][0]["verdict"] for row in found] == ["contradicted", "supported"]
     (tmp_path / "out.jsonl").unlink()
-    code, found = run(tmp_path, "A dog.\n\nA dog.", facts=facts)
+    code, found = run_extract_claims(tmp_path, "A dog.\n\nA dog.", facts=facts)
     assert code == 2 and found is None and "line 3: " in (said := capsys.readouterr().err) and "has 2 rows" in said
 
 
-def test_a_map_of_facts_needs_names(tmp_path, capsys):
+def test_extract_claims_map_of_facts_needs_image_names(tmp_path, capsys):
     (tmp_path / "captions.json").write_text(json.dumps({"a.jpg": ["A dog."]}))
     (tmp_path / "in.txt").write_text("A dog.\n")
     assert main(["claims", str(tmp_path / "in.txt"), "--facts", str(tmp_path / "captions.json")]) == 2
     assert "line 1: `image` is missing, and" in capsys.readouterr().err
 
 
-def test_a_killed_command_goes_on(tmp_path, monkeypatch):
+def test_extract_claims_resumes_after_kill(tmp_path, monkeypatch):
     monkeypatch.setattr(command_module, "LINES_PER_WRITE", 2)
     content = "\n".join(f"{n} dogs." for n in range(2, 9))
-    whole = run(tmp_path, content)[1]
+    whole = run_extract_claims(tmp_path, content)[1]
     (tmp_path / "out.jsonl").unlink()
     command = ["claims", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out.jsonl")]
     made = []
@@ -115,11 +115,11 @@ def test_a_killed_command_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(command_module, "extract_claims", dies)
     assert main(command) == 130 and not (tmp_path / "out.jsonl").exists()
     monkeypatch.setattr(command_module, "extract_claims", lambda text, *_: made.append(text) or extract_claims(text))
-    assert main(command) == 0 and lines(tmp_path / "out.jsonl") == whole
+    assert main(command) == 0 and read_rows(tmp_path / "out.jsonl") == whole
     assert made[5:] == ["6 dogs.", "7 dogs.", "8 dogs."]  # two pairs of lines were kept
 
 
-def test_it_writes_where_it_is_told(tmp_path, capsys):
+def test_extract_claims_writes_to_stdout_and_refuses_bad_paths(tmp_path, capsys):
     (tmp_path / "in.txt").write_text("A dog.\n")
     assert main(["claims", str(tmp_path / "in.txt")]) == 0
     assert json.loads(capsys.readouterr().out)["claims"][0]["object"] == "dog"

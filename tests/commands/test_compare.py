@@ -13,11 +13,11 @@ from mmrlhf.evaluation.paired import is_right
 from mmrlhf.records import InputError
 
 LABELS = ["yes", "no"] * 10
-RIGHT = ["Yes", "No"] * 10
+CORRECT_ANSWERS = ["Yes", "No"] * 10
 
 
 @pytest.fixture
-def data(tmp_path):
+def question_file(tmp_path):
     rows = [
         {"question_id": i + 1, "image": f"{i // 2}.png", "text": f"Is there thing {i}?", "label": label}
         for i, label in enumerate(LABELS)
@@ -27,7 +27,7 @@ def data(tmp_path):
     return tmp_path / "q.json"
 
 
-def run(data, name, answers, options=None, ids=None):
+def evaluate_run(data, name, answers, options=None, ids=None):
     place = data.parent
     ids = ids or range(1, len(answers) + 1)
     (place / f"{name}.jsonl").write_text(
@@ -37,9 +37,9 @@ def run(data, name, answers, options=None, ids=None):
     return str(place / name)
 
 
-def test_differences_flips_and_files(data, tmp_path, capsys):
-    a = run(data, "before", ["Yes"] * 20)  # every no is wrong
-    b = run(data, "after", [*RIGHT[:16], "Yes", "Yes", "No", "<b>maybe</b> | so"])
+def test_compare_reports_differences_and_flips(data, tmp_path, capsys):
+    a = evaluate_run(data, "before", ["Yes"] * 20)  # every no is wrong
+    b = evaluate_run(data, "after", [*CORRECT_ANSWERS[:16], "Yes", "Yes", "No", "<b>maybe</b> | so"])
     report = compare([a, b], str(tmp_path / "out"))
     pair = report["benchmarks"]["pope"]["pairs"][0]
     accuracy = pair["metrics"]["robust"]["accuracy"]
@@ -57,8 +57,8 @@ def test_differences_flips_and_files(data, tmp_path, capsys):
     assert "McNemar" in capsys.readouterr().out
 
 
-def test_what_differs_is_refused_or_said(data, tmp_path, capsys):
-    a, b = run(data, "a", RIGHT), run(data, "b", ["Yes"] * 20, {"rule": "repope"})
+def test_compare_refuses_different_options_unless_forced(data, tmp_path, capsys):
+    a, b = evaluate_run(data, "a", CORRECT_ANSWERS), evaluate_run(data, "b", ["Yes"] * 20, {"rule": "repope"})
     line = ["compare", a, b, "--out", str(tmp_path / "out")]
     assert main(line) == 2 and "options (prompt, parser) (rule pope and rule repope)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -67,7 +67,7 @@ def test_what_differs_is_refused_or_said(data, tmp_path, capsys):
         "**Warning:**" in (tmp_path / "out" / "compare.md").read_text()
         and 'class="warning"' in (tmp_path / "out" / "compare.html").read_text()
     )
-    c = run(data, "c", RIGHT[:18])
+    c = evaluate_run(data, "c", CORRECT_ANSWERS[:18])
     with pytest.raises(InputError, match=r"subset \(2 of 20 examples are answered in one of them only"):
         compare([a, c], str(tmp_path / "out"))
     forced = compare([a, c], str(tmp_path / "out"), force=True)["benchmarks"]["pope"]
@@ -76,8 +76,8 @@ def test_what_differs_is_refused_or_said(data, tmp_path, capsys):
 
 @pytest.mark.parametrize(("key", "told"), [("generation", "generation settings"), ("judge", "judge"), ("prompt_sha256", "prompts"),
                                            ("template_sha256", "chat template")])  # fmt: skip
-def test_settings_must_be_equal(data, tmp_path, key, told):
-    a, b = run(data, "a", RIGHT), run(data, "b", RIGHT)
+def test_compare_refuses_different_settings(data, tmp_path, key, told):
+    a, b = evaluate_run(data, "a", CORRECT_ANSWERS), evaluate_run(data, "b", CORRECT_ANSWERS)
     for place, value in ((a, {"x": 1}), (b, {"x": 2})):
         said = json.loads((tmp_path / place / "result.json").read_text())
         (tmp_path / place / "result.json").write_text(json.dumps(said | {key: value}))
@@ -85,12 +85,12 @@ def test_settings_must_be_equal(data, tmp_path, key, told):
         compare([a, b], str(tmp_path / "out"))
 
 
-def test_data_that_has_changed(data, tmp_path):
-    a, b = run(data, "a", RIGHT), run(data, "b", RIGHT)
+def test_compare_refuses_changed_data(data, tmp_path):
+    a, b = evaluate_run(data, "a", CORRECT_ANSWERS), evaluate_run(data, "b", CORRECT_ANSWERS)
     data.write_text(data.read_text().replace("thing 3", "thing 4"))
     with pytest.raises(InputError, match="has changed since"):
         compare([a, b], str(tmp_path / "out"))
-    c = run(data, "c", RIGHT)
+    c = evaluate_run(data, "c", CORRECT_ANSWERS)
     with pytest.raises(InputError, match="differ in data "):
         compare([a, c], str(tmp_path / "out"))
     data.unlink()
@@ -98,10 +98,10 @@ def test_data_that_has_changed(data, tmp_path):
         compare([a, b], str(tmp_path / "out"))
 
 
-def test_folders_of_runs_and_what_is_none(data, tmp_path):
+def test_compare_expands_folders_and_refuses_what_is_not_a_run(data, tmp_path):
     place = tmp_path / "all"
-    for name, answers in (("one", RIGHT), ("two", ["Yes"] * 20)):
-        run(data, name, answers)
+    for name, answers in (("one", CORRECT_ANSWERS), ("two", ["Yes"] * 20)):
+        evaluate_run(data, name, answers)
         (place / name).mkdir(parents=True)
         (tmp_path / name).rename(place / name / "pope")
     found = compare([str(place)], str(tmp_path / "out"))["benchmarks"]["pope"]
@@ -119,7 +119,7 @@ def test_folders_of_runs_and_what_is_none(data, tmp_path):
         compare([str(place)], str(tmp_path / "out"))
 
 
-def test_diversity_stands_beside_truth(tmp_path):
+def test_compare_reports_diversity(tmp_path):
     (tmp_path / "there.json").write_text(json.dumps({str(i): ["dog"] for i in range(4)}))
     runs = []
     for name, captions in (("same", ["a dog and a cat here"] * 4), ("many", [f"the {w} dog sits by tree {w}" for w in "abcd"])):
@@ -140,7 +140,7 @@ def test_diversity_stands_beside_truth(tmp_path):
     assert "<mark>cat</mark>" in page and all("EAD can be above 1" in written for written in (page, text))
 
 
-def test_scenes_are_compared_by_split(tmp_path):
+def test_compare_reports_scenes_by_split(tmp_path):
     from mmrlhf.files.bundled import find, load_module
 
     module, runs = load_module(find("eval", "scenes")), []
@@ -159,7 +159,7 @@ def test_scenes_are_compared_by_split(tmp_path):
     assert {c["name"] for c in found["pairs"][0]["categories"]} >= {"describe", "yes_no"}
 
 
-def test_when_an_answer_is_right():
+def test_is_right_is_none_without_label():
     assert is_right({"right": False, "said": "yes", "label": "yes"}) is False
     assert is_right({"said": None, "label": "yes"}) is False and is_right({"said": ["no", "no"], "truth": "no"}) is True
     assert is_right({"said": "yes"}) is None and is_right({}) is None

@@ -25,13 +25,13 @@ from mmrlhf.files.tables import read_rows
 from mmrlhf.records import InputError, Message, Preference
 
 SAMPLES = bundled.find("data", "samples")
-PREFERENCES = (
+PREFERENCE_SAMPLES = (
     "trl_preference.jsonl", "trl_preference.parquet", "llava_rlhf_preference.json", "rlhf_v.parquet", "rlaif_v.jsonl",
     "mm_rlhf.jsonl", "vlfeedback.jsonl", "rankings.jsonl",
 )  # fmt: skip
 
 
-def said(preference):
+def comparable_fields(preference):
     """What every format can hold. Ranks without gaps: 1, 3 says no more than 1, 2."""
     places = sorted(set(preference.ranks))
     return (
@@ -44,30 +44,30 @@ def said(preference):
     )
 
 
-def holds(preferences, to):
+def representable(preferences, to):
     form = FORMATS[to]
     split = [one for p in preferences for one in ([p] if form.supports_rankings else to_pairs(p))]
     return [one for one in split if not form.unsupported_feature(one)]
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("name", PREFERENCES)
-def test_a_sample_comes_back_from_every_format(name, to, tmp_path, capsys):
+@pytest.mark.parametrize("name", PREFERENCE_SAMPLES)
+def test_convert_round_trips_samples_through_every_format(name, to, tmp_path, capsys):
     facts = str(SAMPLES / "facts.jsonl")
     before = list(read_preferences(str(SAMPLES / name), facts=read_facts(facts)))
     for suffix in ("jsonl", "json", "parquet"):
         out = tmp_path / f"out.{suffix}"
         convert(str(SAMPLES / name), to, str(out), facts_file=facts)
         after = list(read_preferences(str(out), image_folder=str(SAMPLES)))
-        assert [said(p) for p in after] == [said(p) for p in holds(before, to)]
+        assert [comparable_fields(p) for p in after] == [comparable_fields(p) for p in representable(before, to)]
         if to in ("trl", "mm-rlhf", "rankings"):
-            margins = [[c.margin for p in part for c in p.comparisons] for part in (after, holds(before, to))]
+            margins = [[c.margin for p in part for c in p.comparisons] for part in (after, representable(before, to))]
             assert margins[0] == margins[1]
-        assert [p.source for p in after] == [p.source for p in holds(before, to)]
+        assert [p.source for p in after] == [p.source for p in representable(before, to)]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_what_was_left_out_is_said_in_one_line(tmp_path, capsys):
+def test_convert_reports_dropped_rows_in_one_line(tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     assert main(["data", "convert", str(SAMPLES / "rankings.jsonl"), "--to", "llava-rlhf", "--output_file", str(out)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -81,7 +81,7 @@ def test_what_was_left_out_is_said_in_one_line(tmp_path, capsys):
     assert rows[0].fields["id"].startswith("ranking-1-1-")
 
 
-def test_reasons_stay_and_pictures_inside_become_base64(tmp_path):
+def test_convert_keeps_reasons_and_inlines_images_as_base64(tmp_path):
     convert(str(SAMPLES / "mm_rlhf.jsonl"), "mm-rlhf", str(tmp_path / "out.jsonl"))
     assert (tmp_path / "out.jsonl").read_text().count('"chosen_reason"') == 9
     convert(str(SAMPLES / "trl_preference.parquet"), "trl", str(tmp_path / "out.json"))
@@ -90,7 +90,7 @@ def test_reasons_stay_and_pictures_inside_become_base64(tmp_path):
     assert base64.b64decode(first.partition(",")[2]) == (SAMPLES / "images" / "red_mug.png").read_bytes()
 
 
-def test_parquet_shows_its_pictures_to_datasets(tmp_path):
+def test_convert_parquet_images_decode_in_datasets(tmp_path):
     import datasets
 
     convert(str(SAMPLES / "rlaif_v.jsonl"), "vlfeedback", str(tmp_path / "out.parquet"))
@@ -114,7 +114,7 @@ def test_parquet_shows_its_pictures_to_datasets(tmp_path):
         ({"output_file": "no/such.jsonl", "path": "full"}, "cannot be written (No space left on device): free some space"),
     ],
 )
-def test_a_refusal_leaves_nothing(options, sentence, tmp_path, monkeypatch):
+def test_convert_refusal_leaves_no_file(options, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = {"images": [], "prompt": "What?", "chosen": "a", "rejected": "b"}
     (tmp_path / "ties.jsonl").write_text(json.dumps({**row, "is_tie": True}))
@@ -137,7 +137,7 @@ def test_a_refusal_leaves_nothing(options, sentence, tmp_path, monkeypatch):
 # ---- any preference --------------------------------------------------------------------------------------------------
 
 
-def png(colour):
+def png_field(colour):
     file = io.BytesIO()
     Image.new("RGB", (2, 2), colour).save(file, "PNG")
     return {"bytes": base64.b64encode(file.getvalue()).decode()}
@@ -157,11 +157,11 @@ CONVERSATIONS = st.lists(TEXTS, min_size=1, max_size=4)
     ratings=st.none() | st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4),
     more=st.fixed_dictionaries({}, optional={"hallucination": st.booleans(), "source": TEXTS, "id": TEXTS}),
 )
-def test_any_preference_comes_back(texts, system, images, answers, ranks, ratings, more):
+def test_formats_round_trip_any_preference(texts, system, images, answers, ranks, ratings, more):
     turns = [
         {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts[: len(texts) // 2 * 2 - 1 or 1])
     ]
-    row = {"images": [png(c) for c in images], "prompt": [{"role": "system", "content": "Be brief."}] * system + turns}
+    row = {"images": [png_field(c) for c in images], "prompt": [{"role": "system", "content": "Be brief."}] * system + turns}
     row |= {"answers": answers, "ranks": ranks[: len(answers)], **more}
     row |= {"ratings": ratings[: len(answers)]} if ratings else {}
     beside = row_context("none")
@@ -170,25 +170,25 @@ def test_any_preference_comes_back(texts, system, images, answers, ranks, rating
     except InputError:
         assume(False)
     for to, form in FORMATS.items():
-        for one in holds([before], to):
+        for one in representable([before], to):
             written = form.to_row(one, [{"bytes": base64.b64encode(image.read()).decode()} for image in one.images])
             after = parse_preference(Row("rows, line 1", 1, json.loads(json.dumps(written))), beside)
-            assert said(after) == said(one)
+            assert comparable_fields(after) == comparable_fields(one)
             assert (after.id, after.source) == (one.id, one.source)
 
 
-def test_a_picture_that_stands_alone_in_a_later_turn_has_its_place_kept():
+def test_formats_keep_position_of_image_only_turn():
     prompt = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "At what?"}]
     alone = {"role": "user", "content": [{"type": "image"}]}
-    row = {"images": [png("red")], "prompt": [*prompt, alone], "chosen": "A cup.", "rejected": "A cat."}
+    row = {"images": [png_field("red")], "prompt": [*prompt, alone], "chosen": "A cup.", "rejected": "A cat."}
     one = parse_preference(Row("rows", 1, row), row_context("none"))
     assert one.prompt[-1] == Message("user", "")
     for to in ("trl", "llava-rlhf", "rankings"):
         again = parse_preference(Row("rows", 1, FORMATS[to].to_row(one, row["images"])), row_context("none"))
-        assert said(again) == said(one)
+        assert comparable_fields(again) == comparable_fields(one)
 
 
-def test_comparisons_of_a_ranking():
+def test_to_pairs_of_ranking_match_hand_enumeration():
     ranking = Preference("r", (), (Message("user", "?"),), ("a", "b", "c"), (1, 1, 2), (3.0, 3.0, 1.5), hallucinated=True)
     found = to_pairs(ranking)
     assert [(p.id, p.answers, p.ranks, p.ratings, p.hallucinated) for p in found] == [
@@ -203,28 +203,28 @@ def test_comparisons_of_a_ranking():
 # ---- lengths ---------------------------------------------------------------------------------------------------------
 
 
-def pair(ours, theirs, tie=False):
+def make_pair(ours, theirs, tie=False):
     one = Preference.from_pair("p", (), (Message("user", "?"),), "a " * ours, "b " * theirs)
     return replace(one, ranks=(1, 1)) if tie else one
 
 
-def test_few_pairs_are_balanced_in_one_bin():
-    pairs = [pair(4, 2), pair(6, 3), pair(9, 4), pair(2, 4), pair(5, 5), pair(9, 1, tie=True)]
+def test_balance_lengths_uses_one_bin_for_few_pairs():
+    pairs = [make_pair(4, 2), make_pair(6, 3), make_pair(9, 4), make_pair(2, 4), make_pair(5, 5), make_pair(9, 1, tie=True)]
     kept = balance_lengths(pairs, seed=0)
     assert {3, 4, 5} < set(kept) and len(kept) == 4  # the one whose rejected answer is longer, and one of three against it
     assert balance_lengths(iter(pairs), seed=0) == kept
     assert {tuple(balance_lengths(pairs, seed)) for seed in range(20)} == {(0, 3, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)}
 
 
-def test_no_pairs_and_one_sided_ones():
+def test_balance_lengths_handles_empty_and_one_sided_input():
     assert balance_lengths([], seed=0) == []
-    assert balance_lengths([pair(3, 1), pair(2, 1)], seed=0) == []
-    assert balance_lengths([pair(2, 2)], seed=0) == [0]
+    assert balance_lengths([make_pair(3, 1), make_pair(2, 1)], seed=0) == []
+    assert balance_lengths([make_pair(2, 2)], seed=0) == [0]
 
 
-def test_at_every_size_of_the_gap_the_longer_answer_is_chosen_as_often_as_not():
+def test_balance_lengths_equalises_longer_chosen_at_every_gap():
     rng = np.random.default_rng(0)
-    pairs = [pair(int(a) + 5, int(b) + 1) for a, b in rng.integers(1, 60, (2000, 2))]
+    pairs = [make_pair(int(a) + 5, int(b) + 1) for a, b in rng.integers(1, 60, (2000, 2))]
     kept = [pairs[row] for row in balance_lengths(pairs, seed=0)]
     gaps = np.array([len(p.chosen.split()) - len(p.rejected.split()) for p in kept])
     longest = np.array([max(len(text.split()) for text in p.answers) for p in kept])
@@ -236,7 +236,7 @@ def test_at_every_size_of_the_gap_the_longer_answer_is_chosen_as_often_as_not():
     assert asked > 0.55  # and so it was not before
 
 
-def test_balance_from_the_command_line(tmp_path, capsys):
+def test_convert_balance_lengths_flag_is_seeded(tmp_path, capsys):
     sizes = [(3, 2)] * 20 + [(2, 3)] * 10 + [(4, 4)] * 5
     rows = [{"images": [], "prompt": f"{n}?", "chosen": "a " * a, "rejected": "b " * b} for n, (a, b) in enumerate(sizes)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -251,8 +251,8 @@ def test_balance_from_the_command_line(tmp_path, capsys):
 # ---- stats -----------------------------------------------------------------------------------------------------------
 
 
-def test_stats_of_rows_that_can_be_counted_by_hand(tmp_path, capsys):
-    (tmp_path / "a.png").write_bytes(base64.b64decode(png("red")["bytes"]))
+def test_stats_match_hand_computation(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(base64.b64decode(png_field("red")["bytes"]))
     base = {"images": ["a.png"], "prompt": "What?", "source": "one"}
     rows = [
         {**base, "chosen": "a b c", "rejected": "d", "margin": 2},
@@ -284,34 +284,34 @@ def test_stats_of_rows_that_can_be_counted_by_hand(tmp_path, capsys):
     assert "chosen longer" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*PREFERENCES, "sft.jsonl", "llava_rlhf_ppo.json"])
-def test_stats_of_the_samples(name, tmp_path, capsys):
+@pytest.mark.parametrize("name", [*PREFERENCE_SAMPLES, "sft.jsonl", "llava_rlhf_ppo.json"])
+def test_stats_cover_bundled_samples(name, tmp_path, capsys):
     figures = stats(str(SAMPLES / name), facts_file=str(SAMPLES / "facts.jsonl"), output_dir=str(tmp_path))
     assert figures["rows_with_facts"] > 5 and figures["pictures"] == 6
     assert json.loads((tmp_path / "stats.json").read_text()) == figures
 
 
-def test_stats_that_cannot_be_estimated_are_null():
+def test_stats_are_null_when_undefined():
     one = DatasetSummary()
     assert summary_stats(one)["chosen_longer"] is summary_stats(one)["length_label_correlation"] is None
     for _ in range(3):
-        one.add(pair(3, 3))
+        one.add(make_pair(3, 3))
     assert summary_stats(one)["chosen_longer"] is summary_stats(one)["length_label_correlation"] is None
     two = DatasetSummary()
     for _ in range(3):
-        two.add(pair(3, 1))
+        two.add(make_pair(3, 1))
     assert summary_stats(two)["length_label_correlation"] == {"r": pytest.approx(1), "ci": [pytest.approx(1)] * 2, "of": 6}
 
 
-def test_stats_stops_at_a_bad_row_and_writes_nothing(tmp_path):
+def test_stats_bad_row_writes_nothing(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"images": [], "prompt": "?", "chosen": "a"}')
     with pytest.raises(InputError, match="line 1: `rejected` is missing"):
         stats(str(tmp_path / "rows.jsonl"), output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_prompts_of_every_sample_are_read(tmp_path):
-    for name in PREFERENCES:
+def test_read_examples_reads_prompts_of_every_preference_sample(tmp_path):
+    for name in PREFERENCE_SAMPLES:
         examples = read_examples(str(SAMPLES / name))
         assert [e.prompt for e in examples] == [p.prompt for p in read_preferences(str(SAMPLES / name))]
         assert {e.answer for e in examples} == {None}

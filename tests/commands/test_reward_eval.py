@@ -13,15 +13,15 @@ from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 
 
-def pair(id_, better, worse, **more):
+def make_pair(id_, better, worse, **more):
     return Preference.from_pair(id_, (), (), better, worse, **more)
 
 
-def test_figures_by_hand():
+def test_reward_eval_metrics_match_hand_computation():
     rows = [
-        pair("a", "one two three four", "one", source="x", hallucinated=True),
-        pair("b", "one", "one two three four", source="x", hallucinated=False),
-        pair("c", "one two", "two one", source="y"),
+        make_pair("a", "one two three four", "one", source="x", hallucinated=True),
+        make_pair("b", "one", "one two three four", source="x", hallucinated=False),
+        make_pair("c", "one two", "two one", source="y"),
         Preference("d", (), (), ("p", "q"), (1, 1)),
     ]
     scores = [[2.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.1, 0.2]]
@@ -39,7 +39,7 @@ def test_figures_by_hand():
     assert length_bin("a b c d e f g h i j", "a b c d e f g h i") == "4 longer"
 
 
-def test_it_measures_and_goes_on_where_it_was(base, examples, tmp_path, capsys, monkeypatch):
+def test_reward_eval_writes_results_and_resumes(base, examples, tmp_path, capsys, monkeypatch):
     rows = [pair_of for e in examples for pair_of in [
         Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts, source="world")
     ]]  # fmt: skip
@@ -88,7 +88,7 @@ def test_it_measures_and_goes_on_where_it_was(base, examples, tmp_path, capsys, 
         reward_eval(dataclasses.replace(config, output_dir=str(tmp_path / "ties")), [rows[-1]])
 
 
-def test_other_rows_are_not_given_the_scores_of_those_before(base, examples, tmp_path):
+def test_reward_eval_does_not_reuse_scores_of_other_rows(base, examples, tmp_path):
     rows = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in examples[:6]]
     how = {"learning_rate": 2e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 1}
     path = train_reward_model(

@@ -21,43 +21,48 @@ from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.models.images import open_image
 from mmrlhf.records import InputError
 
-GONE = object()
-DOC = Path(__file__).parents[2] / "docs" / "malformed.md"
+REMOVED = object()
+DOCUMENT = Path(__file__).parents[2] / "docs" / "malformed.md"
 DEEP: list = []
 for _ in range(200):
     DEEP = [DEEP]
 
 
-def user(content):
+def user_turn(content):
     return {"role": "user", "content": content}
 
 
-def assistant(content):
+def assistant_turn(content):
     return {"role": "assistant", "content": content}
 
 
-def human(value):
+def human_turn(value):
     return {"from": "human", "value": value}
 
 
-def gpt(value):
+def gpt_turn(value):
     return {"from": "gpt", "value": value}
 
 
-def rated(response, rating="4", **more):
+def rated_completion(response, rating="4", **more):
     return {"response": response, "annotations": {"Helpfulness": {"Rating": rating}}, **more}
 
 
-TRL = {"id": "p", "images": ["a.png"], "prompt": [user("What is it?")], "chosen": "A cup.", "rejected": "A cat."}
+TRL = {"id": "p", "images": ["a.png"], "prompt": [user_turn("What is it?")], "chosen": "A cup.", "rejected": "A cat."}
 LLAVA = {
     "id": "p",
     "image": "a.png",
-    "conversations": [human("<image>\nWhat is it?"), gpt("A cup.")],
-    "output_1": gpt("A cup."),
-    "output_2": gpt("A cat."),
+    "conversations": [human_turn("<image>\nWhat is it?"), gpt_turn("A cup.")],
+    "output_1": gpt_turn("A cup."),
+    "output_2": gpt_turn("A cat."),
     "preference": 1,
 }
-PPO = {"image": "a.png", "conversations": [human("<image>\nWhat is it?"), gpt("")], "caption_type": 1, "length_bonus": 1.0}
+PPO = {
+    "image": "a.png",
+    "conversations": [human_turn("<image>\nWhat is it?"), gpt_turn("")],
+    "caption_type": 1,
+    "length_bonus": 1.0,
+}
 RLHF_V = {"idx": 1, "image": "a.png", "text": {"question": "What is it?", "chosen": "A cup.", "rejected": "A cat."}}
 RLAIF_V = {
     "idx": "1",
@@ -71,17 +76,22 @@ MM_RLHF = {
     "id": "p", "image": "a.png", "prompt": "What is it?", "chosen": "A cup.", "rejected": "A cat.",
     "chosen_reason": "It is.", "rejected_reason": "It is not.", "is_tie": False, "ls_factor": 1.0,
 }  # fmt: skip
-VLFEEDBACK = {"id": "p", "prompt": "What is it?", "completions": [rated("A cup."), rated("A cat.", "2")], "img_path": "a.png"}
+VLFEEDBACK = {
+    "id": "p",
+    "prompt": "What is it?",
+    "completions": [rated_completion("A cup."), rated_completion("A cat.", "2")],
+    "img_path": "a.png",
+}
 RANKING = {"id": "p", "images": ["a.png"], "prompt": "What is it?", "answers": ["A cup.", "A mug.", "A cat."], "ranks": [1, 1, 2]}
-SFT = {"id": "p", "images": ["a.png"], "messages": [user("What is it?"), assistant("A cup.")]}
+SFT = {"id": "p", "images": ["a.png"], "messages": [user_turn("What is it?"), assistant_turn("A cup.")]}
 
 
-def of_text(**change):
+def changed_text(**change):
     inner = {**RLHF_V["text"], **change}
-    return {"text": {name: value for name, value in inner.items() if value is not GONE}}
+    return {"text": {name: value for name, value in inner.items() if value is not REMOVED}}
 
 
-def encoded(data):
+def base64_text(data):
     return base64.b64encode(data).decode()
 
 
@@ -90,18 +100,18 @@ CASES = {
         read_preferences,
         TRL,
         [
-            ({"images": GONE}, r"`images` is missing: add it, `\[\]` for a row without pictures"),
+            ({"images": REMOVED}, r"`images` is missing: add it, `\[\]` for a row without pictures"),
             ({"images": None}, r"`images` is missing: add it"),
-            ({"images": GONE, "imagse": ["a.png"]}, r"`images` is missing: rename `imagse` to it"),
+            ({"images": REMOVED, "imagse": ["a.png"]}, r"`images` is missing: rename `imagse` to it"),
             ({"images": "a.png"}, r"`images` must be a list, not text: write one picture as `image`"),
             ({"images": 3}, r"`images` must be a list, not a number"),
             ({"images": {"path": "a.png"}}, r"`images` must be a list, not an object"),
             ({"images": True}, r"`images` must be a list, not true or false"),
             ({"image": "a.png"}, r"both `images` and `image` are given: keep one"),
-            ({"images": GONE, "video": "a.mp4"}, r"`video` is given and no image: only pictures are read, so drop the row"),
-            ({"prompt": GONE}, r"`prompt` is missing: add it"),
+            ({"images": REMOVED, "video": "a.mp4"}, r"`video` is given and no image: only pictures are read, so drop the row"),
+            ({"prompt": REMOVED}, r"`prompt` is missing: add it"),
             ({"prompt": None}, r"`prompt` is missing: add it"),
-            ({"prompt": GONE, "promt": "What is it?"}, r"`prompt` is missing: rename `promt` to it"),
+            ({"prompt": REMOVED, "promt": "What is it?"}, r"`prompt` is missing: rename `promt` to it"),
             ({"prompt": 3}, r"`prompt` must be text or a list of turns, not a number"),
             ({"prompt": True}, r"`prompt` must be text or a list of turns, not true or false"),
             ({"prompt": {"role": "user"}}, r"`prompt` must be text or a list of turns, not an object"),
@@ -114,49 +124,62 @@ CASES = {
             ({"prompt": [{"role": "human", "content": "a"}]}, r"`prompt\[1\].role` must be one of .*, not 'human'"),
             ({"prompt": [{"role": ["user"], "content": "a"}]}, r"`prompt\[1\].role` must be one of"),
             ({"prompt": [{"role": "user"}]}, r"`prompt\[1\].content` must be text, not null"),
-            ({"prompt": [user(3)]}, r"`prompt\[1\].content` must be text, not a number"),
-            ({"prompt": [user({"text": "a"})]}, r"`prompt\[1\].content` must be text, not an object"),
-            ({"prompt": [user([])]}, r"turn 1 of the prompt is empty"),
-            ({"prompt": [user(["a"])]}, r"`prompt\[1\].content\[1\]` must be a part of type text or image, not 'a'"),
-            ({"prompt": [user([{"type": "video"}])]}, r"`prompt\[1\].content\[1\]` must be a part of type text or image"),
-            ({"prompt": [user([{"type": "text"}])]}, r"`prompt\[1\].content\[1\].text` must be text, not null"),
-            ({"prompt": [user([{"type": "text", "text": 1}])]}, r"`prompt\[1\].content\[1\].text` must be text, not a number"),
-            ({"prompt": [user([{"type": "image"}] * 2)]}, r"the prompt has places for 2 images and the row has 1: make"),
-            ({"prompt": [user([{"type": "text", "text": "a"}])]}, r"the prompt has places for 0 images and the row has 1"),
+            ({"prompt": [user_turn(3)]}, r"`prompt\[1\].content` must be text, not a number"),
+            ({"prompt": [user_turn({"text": "a"})]}, r"`prompt\[1\].content` must be text, not an object"),
+            ({"prompt": [user_turn([])]}, r"turn 1 of the prompt is empty"),
+            ({"prompt": [user_turn(["a"])]}, r"`prompt\[1\].content\[1\]` must be a part of type text or image, not 'a'"),
+            ({"prompt": [user_turn([{"type": "video"}])]}, r"`prompt\[1\].content\[1\]` must be a part of type text or image"),
+            ({"prompt": [user_turn([{"type": "text"}])]}, r"`prompt\[1\].content\[1\].text` must be text, not null"),
+            (
+                {"prompt": [user_turn([{"type": "text", "text": 1}])]},
+                r"`prompt\[1\].content\[1\].text` must be text, not a number",
+            ),
+            ({"prompt": [user_turn([{"type": "image"}] * 2)]}, r"the prompt has places for 2 images and the row has 1: make"),
+            ({"prompt": [user_turn([{"type": "text", "text": "a"}])]}, r"the prompt has places for 0 images and the row has 1"),
             ({"prompt": "<image><image>What is it?"}, r"the prompt has places for 2 images and the row has 1"),
             ({"images": [], "prompt": "<image>What is it?"}, r"the prompt has places for 1 images and the row has 0"),
             ({"images": ["a.png"] * 3, "prompt": "<image>So?"}, r"the prompt has places for 1 images and the row has 3"),
-            ({"prompt": [user("a"), assistant("b")]}, r"the prompt must end with a user turn: add the question"),
+            ({"prompt": [user_turn("a"), assistant_turn("b")]}, r"the prompt must end with a user turn: add the question"),
             ({"prompt": [{"role": "system", "content": "a"}]}, r"the prompt must end with a user turn"),
             (
-                {"prompt": [user("a"), {"role": "system", "content": "b"}, user("c")]},
+                {"prompt": [user_turn("a"), {"role": "system", "content": "b"}, user_turn("c")]},
                 r"turn 2 of the prompt is a system turn: only",
             ),
-            ({"prompt": [user("a"), assistant("<image>b"), user("c")]}, r"turn 2 of the prompt, not the user's, holds an image"),
-            ({"prompt": [user("a"), assistant(""), user("c")]}, r"turn 2 of the prompt is empty"),
+            (
+                {"prompt": [user_turn("a"), assistant_turn("<image>b"), user_turn("c")]},
+                r"turn 2 of the prompt, not the user's, holds an image",
+            ),
+            ({"prompt": [user_turn("a"), assistant_turn(""), user_turn("c")]}, r"turn 2 of the prompt is empty"),
             ({"prompt": "half \ud800"}, r"`prompt` is not valid Unicode: remove the unpaired surrogate"),
             ({"prompt": DEEP}, r"`prompt\[1\]` must be an object with role and content, not a list"),
-            ({"chosen": GONE}, r"`chosen` is missing: add it \(the row has id, images, prompt, rejected\)"),
+            ({"chosen": REMOVED}, r"`chosen` is missing: add it \(the row has id, images, prompt, rejected\)"),
             ({"chosen": None}, r"`chosen` is missing: add it"),
-            ({"chosen": GONE, "chosne": "A cup."}, r"`chosen` is missing: rename `chosne` to it"),
-            ({"rejected": GONE}, r"`rejected` is missing: add it"),
-            ({"rejected": GONE, "rejcted": "A cat."}, r"`rejected` is missing: rename `rejcted` to it"),
+            ({"chosen": REMOVED, "chosne": "A cup."}, r"`chosen` is missing: rename `chosne` to it"),
+            ({"rejected": REMOVED}, r"`rejected` is missing: add it"),
+            ({"rejected": REMOVED, "rejcted": "A cat."}, r"`rejected` is missing: rename `rejcted` to it"),
             ({"chosen": 4}, r"`chosen` must be text or a list of turns, not a number"),
             ({"chosen": {"content": "A cup."}}, r"`chosen` must be text or a list of turns, not an object"),
             ({"chosen": ""}, r"`chosen` is empty: fill it in or drop the row"),
             ({"rejected": "\u2003\u00a0"}, r"`rejected` is empty"),
             ({"rejected": []}, r"`rejected` must be text or a list of turns, not an empty one"),
             ({"rejected": False}, r"`rejected` must be text or a list of turns, not true or false"),
-            ({"rejected": [user("A cat.")]}, r"`rejected` must be the assistant's turn, not the user's"),
-            ({"rejected": [assistant("a"), assistant("b")]}, r"`rejected` must be one assistant turn, not 2 turns: move"),
+            ({"rejected": [user_turn("A cat.")]}, r"`rejected` must be the assistant's turn, not the user's"),
+            (
+                {"rejected": [assistant_turn("a"), assistant_turn("b")]},
+                r"`rejected` must be one assistant turn, not 2 turns: move",
+            ),
             ({"rejected": "<image> A cat."}, r"`rejected` holds an image or <image>: an answer is text alone"),
-            ({"rejected": [assistant([{"type": "image"}])]}, r"`rejected` holds an image or <image>"),
+            ({"rejected": [assistant_turn([{"type": "image"}])]}, r"`rejected` holds an image or <image>"),
             ({"rejected": "\udfff"}, r"`rejected` is not valid Unicode"),
             ({"rejected": "A cup."}, r"the chosen and the rejected answer are the same: correct one of them or drop the row"),
             ({"rejected": "A cup.\n"}, r"the chosen and the rejected answer are the same"),
             ({"rejected": "A cup.", "is_tie": True}, r"the chosen and the rejected answer are the same"),
             (
-                {"prompt": GONE, "chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]},
+                {
+                    "prompt": REMOVED,
+                    "chosen": [user_turn("a"), assistant_turn("b")],
+                    "rejected": [user_turn("c"), assistant_turn("d")],
+                },
                 r"`chosen` and `rejected` may differ in their last turn only: give the shared ones as `prompt`",
             ),
             ({"margin": "0.5"}, r"`margin` must be a finite number, not '0.5'"),
@@ -239,12 +262,12 @@ CASES = {
             ({"images": [{"base64": "iVBO=Rw0"}]}, r"`images\[1\]` is not base64 \("),
             ({"images": [{"base64": 3}]}, r"`images\[1\]` must be a path, or an object with bytes, not \{'base64': 3\}"),
             (
-                {"images": [{"base64": encoded(b"text")}]},
+                {"images": [{"base64": base64_text(b"text")}]},
                 r"image <4 bytes> \(.*line 1, `images\[1\]`\) is damaged, or not a JPEG",
             ),
             ({"images": ["A" * 257]}, r"`images\[1\]` is not base64 \("),
             ({"images": ["A" * 300]}, r"image <225 bytes> \(.*line 1, `images\[1\]`\) is damaged, or not a JPEG"),
-            ({"images": [encoded(bytes(100_000))]}, r"image <100000 bytes> \(.*`images\[1\]`\) is damaged, or not a JPEG"),
+            ({"images": [base64_text(bytes(100_000))]}, r"image <100000 bytes> \(.*`images\[1\]`\) is damaged, or not a JPEG"),
             ({"images": ["data:image/png;base64,"]}, r"image <0 bytes> \(.*`images\[1\]`\) is empty"),
             ({"images": ["data:image/png;base64,&&&&"]}, r"`images\[1\]` is not base64 \("),
             (
@@ -257,7 +280,7 @@ CASES = {
             ),
             ({"images": ["data:"]}, r"`images\[1\]` must be a path or a picture in base64 .*, not 'data:'"),
             (
-                {"images": ["data:image/svg+xml;base64," + encoded(b"<svg/>")]},
+                {"images": ["data:image/svg+xml;base64," + base64_text(b"<svg/>")]},
                 r"image <6 bytes> \(.*\) is damaged, or not a JPEG",
             ),
         ],
@@ -266,9 +289,9 @@ CASES = {
         read_preferences,
         LLAVA,
         [
-            ({"output_1": GONE}, r"`output_1` is missing: add it"),
+            ({"output_1": REMOVED}, r"`output_1` is missing: add it"),
             ({"output_2": None}, r"`output_2` is missing: add it"),
-            ({"preference": GONE}, r"`preference` is missing: add it"),
+            ({"preference": REMOVED}, r"`preference` is missing: add it"),
             ({"preference": 0}, r"`preference` must be 1 or 2, the number of the better output, not 0"),
             ({"preference": 3}, r"`preference` must be 1 or 2, .* not 3"),
             ({"preference": "1"}, r"`preference` must be 1 or 2, .* not '1'"),
@@ -276,21 +299,21 @@ CASES = {
             ({"preference": [1]}, r"`preference` must be 1 or 2, .* not \[1\]"),
             ({"output_1": "A cup."}, r"`output_1` must be an object with from and value, not text"),
             ({"output_1": {"from": "gpt"}}, r"`output_1.value` must be text, not null"),
-            ({"output_1": gpt(["A cup."])}, r"`output_1.value` must be text, not a list"),
-            ({"output_1": gpt("")}, r"`output_1` is empty"),
-            ({"output_1": human("A cup.")}, r"`output_1` must be the assistant's turn, not the user's"),
-            ({"output_1": gpt("A cat.")}, r"the chosen and the rejected answer are the same"),
+            ({"output_1": gpt_turn(["A cup."])}, r"`output_1.value` must be text, not a list"),
+            ({"output_1": gpt_turn("")}, r"`output_1` is empty"),
+            ({"output_1": human_turn("A cup.")}, r"`output_1` must be the assistant's turn, not the user's"),
+            ({"output_1": gpt_turn("A cat.")}, r"the chosen and the rejected answer are the same"),
             ({"conversations": []}, r"`conversations` must be a list of turns, not an empty one"),
             ({"conversations": "What is it?"}, r"`conversations` must be a list of turns, not text"),
             ({"conversations": None}, r"`chosen` is missing: add it"),
-            ({"conversations": [gpt("A cup.")]}, r"the prompt must end with a user turn"),
+            ({"conversations": [gpt_turn("A cup.")]}, r"the prompt must end with a user turn"),
             (
                 {"conversations": [{"from": "user", "value": "a"}]},
                 r"`conversations\[1\].from` must be one of system, human, gpt, not",
             ),
             ({"conversations": [{"from": "human"}]}, r"`conversations\[1\].value` must be text, not null"),
-            ({"conversations": [human("What is it?")]}, r"the prompt has places for 0 images and the row has 1"),
-            ({"image": GONE}, r"the prompt has places for 1 images and the row has 0"),
+            ({"conversations": [human_turn("What is it?")]}, r"the prompt has places for 0 images and the row has 1"),
+            ({"image": REMOVED}, r"the prompt has places for 1 images and the row has 0"),
             ({"image": {"path": "b.png"}}, r"`image` does not exist in data: 'b.png'"),
             ({"hallucination": 1}, r"`hallucination` must be true or false, not 1"),
         ],
@@ -299,7 +322,7 @@ CASES = {
         read_preferences,
         RLHF_V,
         [
-            ({"text": GONE}, r"`chosen` is missing: add it \(the row has idx, image\)"),
+            ({"text": REMOVED}, r"`chosen` is missing: add it \(the row has idx, image\)"),
             ({"text": 3}, r"`text` must be an object with question, chosen and rejected, or its JSON, not a number"),
             ({"text": []}, r"`text` must be an object with question, chosen and rejected, or its JSON, not a list"),
             ({"text": ""}, r"line 1, `text`: not JSON \(Expecting value at column 1\)"),
@@ -309,19 +332,19 @@ CASES = {
             ({"text": "null"}, r"`text` must be an object with question, chosen and rejected, or its JSON, not null"),
             ({"text": "[" * 100_000}, r"line 1, `text`: nested too deep to be data"),
             ({"text": "\ud800"}, r"`text` is not valid Unicode"),
-            (of_text(question=GONE), r"`text.question` must be text, not null"),
-            (of_text(question=""), r"turn 1 of the prompt is empty"),
-            (of_text(chosen=GONE), r"`text.chosen` must be text, not null"),
-            (of_text(chosen=[assistant("A cup.")]), r"`text.chosen` must be text, not a list"),
-            (of_text(rejected=None), r"`text.rejected` must be text, not null"),
-            (of_text(rejected=""), r"`rejected` is empty"),
-            (of_text(rejected="A cup."), r"the chosen and the rejected answer are the same"),
+            (changed_text(question=REMOVED), r"`text.question` must be text, not null"),
+            (changed_text(question=""), r"turn 1 of the prompt is empty"),
+            (changed_text(chosen=REMOVED), r"`text.chosen` must be text, not null"),
+            (changed_text(chosen=[assistant_turn("A cup.")]), r"`text.chosen` must be text, not a list"),
+            (changed_text(rejected=None), r"`text.rejected` must be text, not null"),
+            (changed_text(rejected=""), r"`rejected` is empty"),
+            (changed_text(rejected="A cup."), r"the chosen and the rejected answer are the same"),
             ({"text": json.dumps({"question": "a", "chosen": "b"})}, r"`text.rejected` must be text, not null"),
             ({"text": '{"question": "a", "chosen": "\\ud800", "rejected": "c"}'}, r"`text.chosen` is not valid Unicode"),
             ({"idx": 1.5}, r"`idx` must be text or a whole number, not a number"),
-            ({"image": GONE}, r"`images` is missing: add it"),
-            ({"image": GONE, "image_path": "b.png"}, r"`image_path` does not exist in data: 'b.png'"),
-            ({"image": GONE, "image_path": "../secret.png"}, r"`image_path` leads out of the image folder data"),
+            ({"image": REMOVED}, r"`images` is missing: add it"),
+            ({"image": REMOVED, "image_path": "b.png"}, r"`image_path` does not exist in data: 'b.png'"),
+            ({"image": REMOVED, "image_path": "../secret.png"}, r"`image_path` leads out of the image folder data"),
             ({"image": {"bytes": None, "path": None}}, r"`image` must be a path, or an object with bytes, not \{\}"),
         ],
     ),
@@ -329,11 +352,11 @@ CASES = {
         read_preferences,
         RLAIF_V,
         [
-            ({"question": GONE}, r"`prompt` is missing: add it \(the row has idx, image, chosen, rejected, origin_dataset\)"),
-            ({"question": GONE, "qestion": "What is it?"}, r"`question` is missing: rename `qestion` to it"),
+            ({"question": REMOVED}, r"`prompt` is missing: add it \(the row has idx, image, chosen, rejected, origin_dataset\)"),
+            ({"question": REMOVED, "qestion": "What is it?"}, r"`question` is missing: rename `qestion` to it"),
             ({"question": 3}, r"`question` must be text or a list of turns, not a number"),
             ({"question": ""}, r"turn 1 of the prompt is empty"),
-            ({"chosen": GONE}, r"`chosen` is missing: add it"),
+            ({"chosen": REMOVED}, r"`chosen` is missing: add it"),
             ({"rejected": 0}, r"`rejected` must be text or a list of turns, not a number"),
             ({"rejected": "A cup."}, r"the chosen and the rejected answer are the same"),
             ({"idx": [1]}, r"`idx` must be text or a whole number, not a list"),
@@ -344,10 +367,10 @@ CASES = {
         read_preferences,
         MM_RLHF,
         [
-            ({"image": GONE, "video": "a.mp4"}, r"`video` is given and no image: only pictures are read, so drop the row"),
-            ({"image": GONE}, r"`images` is missing: add it"),
+            ({"image": REMOVED, "video": "a.mp4"}, r"`video` is given and no image: only pictures are read, so drop the row"),
+            ({"image": REMOVED}, r"`images` is missing: add it"),
             ({"image": "a.mp4"}, r"`image` does not exist in data: 'a.mp4'"),
-            ({"prompt": GONE}, r"`prompt` is missing: add it"),
+            ({"prompt": REMOVED}, r"`prompt` is missing: add it"),
             ({"prompt": [1]}, r"`prompt\[1\]` must be an object with role and content, not a number"),
             ({"chosen": None}, r"`chosen` is missing: add it"),
             ({"rejected": {}}, r"`rejected` must be text or a list of turns, not an object"),
@@ -368,42 +391,72 @@ CASES = {
         read_preferences,
         VLFEEDBACK,
         [
-            ({"completions": GONE}, r"`chosen` is missing: add it"),
+            ({"completions": REMOVED}, r"`chosen` is missing: add it"),
             ({"completions": 3}, r"`completions` must be a list, not a number"),
             ({"completions": "A cup."}, r"`completions` must be a list, not text"),
             ({"completions": []}, r"`completions` has 0 rated answers that differ, and a ranking needs 2: drop the row"),
-            ({"completions": [rated("A cup.")]}, r"`completions` has 1 rated answers that differ, and a ranking needs 2"),
-            ({"completions": [rated("A cup."), rated(" A cup.")]}, r"`completions` has 1 rated answers that differ"),
-            ({"completions": [rated("A cup."), rated("A cat.", "N/A")]}, r"`completions` has 1 rated answers that differ"),
-            ({"completions": [rated("A cup."), rated("A cat.", "nan")]}, r"`completions` has 1 rated answers that differ"),
-            ({"completions": [rated("A cup."), rated("")]}, r"`completions` has 1 rated answers that differ"),
-            ({"completions": [rated("A cup."), {"response": "A cat."}]}, r"`completions` has 1 rated answers that differ"),
+            (
+                {"completions": [rated_completion("A cup.")]},
+                r"`completions` has 1 rated answers that differ, and a ranking needs 2",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), rated_completion(" A cup.")]},
+                r"`completions` has 1 rated answers that differ",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), rated_completion("A cat.", "N/A")]},
+                r"`completions` has 1 rated answers that differ",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), rated_completion("A cat.", "nan")]},
+                r"`completions` has 1 rated answers that differ",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), rated_completion("")]},
+                r"`completions` has 1 rated answers that differ",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), {"response": "A cat."}]},
+                r"`completions` has 1 rated answers that differ",
+            ),
             (
                 {"completions": ["A cup.", "A cat."]},
                 r"`completions\[1\]` must be an object with response and annotations, not text",
             ),
             (
-                {"completions": [rated("A cup."), None]},
+                {"completions": [rated_completion("A cup."), None]},
                 r"`completions\[2\]` must be an object with response and annotations, not null",
             ),
-            ({"completions": [rated(None), rated("A cat.")]}, r"`completions\[1\].response` must be text, not null"),
-            ({"completions": [rated("A cup."), rated(["A cat."])]}, r"`completions\[2\].response` must be text, not a list"),
-            ({"completions": [rated("A cup."), rated("<image>")]}, r"`completions\[2\].response` holds an image or <image>"),
-            ({"completions": [rated("A cup."), rated("\ud800")]}, r"`completions\[2\].response` is not valid Unicode"),
             (
-                {"completions": [rated("A cup."), rated("A cat.", [4])]},
+                {"completions": [rated_completion(None), rated_completion("A cat.")]},
+                r"`completions\[1\].response` must be text, not null",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), rated_completion(["A cat."])]},
+                r"`completions\[2\].response` must be text, not a list",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), rated_completion("<image>")]},
+                r"`completions\[2\].response` holds an image or <image>",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), rated_completion("\ud800")]},
+                r"`completions\[2\].response` is not valid Unicode",
+            ),
+            (
+                {"completions": [rated_completion("A cup."), rated_completion("A cat.", [4])]},
                 r"`completions\[2\].annotations.Helpfulness.Rating` must be a",
             ),
             (
-                {"completions": [rated("A cup."), rated("A cat.", True)]},
+                {"completions": [rated_completion("A cup."), rated_completion("A cat.", True)]},
                 r"Helpfulness.Rating` must be a number or text, not true or",
             ),
             (
-                {"completions": [rated("A cup."), rated("A cat.", annotations=[4])]},
+                {"completions": [rated_completion("A cup."), rated_completion("A cat.", annotations=[4])]},
                 r"`completions\[2\].annotations` must be an object, not a list",
             ),
             (
-                {"completions": [rated("A cup."), rated("A cat.", annotations={"Helpfulness": 4})]},
+                {"completions": [rated_completion("A cup."), rated_completion("A cat.", annotations={"Helpfulness": 4})]},
                 r"`completions\[2\].annotations.Helpfulness` must be an object with Rating, not a number",
             ),
             ({"completions": {}}, r"`completions.response` must be a list, not null"),
@@ -417,9 +470,9 @@ CASES = {
                 r"`completions.annotations.Helpfulness.Rating` must be a list with a value for each response, not '4'",
             ),
             ({"completions": {"response": ["a", "b"]}}, r"`completions` has 0 rated answers that differ"),
-            ({"prompt": GONE}, r"`prompt` is missing: add it"),
+            ({"prompt": REMOVED}, r"`prompt` is missing: add it"),
             ({"prompt": 3}, r"`prompt` must be text or a list of turns, not a number"),
-            ({"img_path": GONE}, r"`images` is missing: add it"),
+            ({"img_path": REMOVED}, r"`images` is missing: add it"),
             ({"img_path": 3}, r"`img_path` must be a path, or an object with bytes, not 3"),
             ({"img_path": "/etc/passwd"}, r"`img_path` leads out of the image folder data"),
         ],
@@ -428,7 +481,7 @@ CASES = {
         read_preferences,
         RANKING,
         [
-            ({"answers": GONE}, r"`answers` is missing: add it"),
+            ({"answers": REMOVED}, r"`answers` is missing: add it"),
             ({"answers": "A cup."}, r"`answers` must be a list, not text"),
             ({"answers": []}, r"`answers` has 0: a ranking is of at least 2, so add some or drop the row"),
             ({"answers": ["A cup."]}, r"`answers` has 1: a ranking is of at least 2"),
@@ -437,9 +490,9 @@ CASES = {
             ({"answers": ["A cup.", "", "A cat."]}, r"`answers\[2\]` is empty"),
             ({"answers": ["A cup.", "<image>", "A cat."]}, r"`answers\[2\]` holds an image or <image>"),
             ({"answers": ["A cup.", "A cat.", "A cup. "]}, r"`answers\[1\]` and `answers\[3\]` are the same: drop one of them"),
-            ({"ranks": GONE}, r"`ranks` is missing: add it, 1 for the best answer, or `ratings`"),
+            ({"ranks": REMOVED}, r"`ranks` is missing: add it, 1 for the best answer, or `ratings`"),
             ({"ranks": None}, r"`ranks` is missing: add it, 1 for the best answer, or `ratings`"),
-            ({"ranks": GONE, "rank": [1, 2, 3]}, r"`ranks` is missing: rename `rank` to it"),
+            ({"ranks": REMOVED, "rank": [1, 2, 3]}, r"`ranks` is missing: rename `rank` to it"),
             ({"ranks": 1}, r"`ranks` must be a list, not a number"),
             ({"ranks": []}, r"`ranks` has 0 for 3 answers: give each answer one"),
             ({"ranks": [1, 2]}, r"`ranks` has 2 for 3 answers: give each answer one"),
@@ -451,14 +504,14 @@ CASES = {
             ({"ranks": [True, 2, 3]}, r"`ranks\[1\]` must be a whole number from 1 to 1,000,000, not True"),
             ({"ranks": [1, 2, None]}, r"`ranks\[3\]` must be a whole number from 1 to 1,000,000, not None"),
             ({"ranks": [1, 2, 10**30]}, r"`ranks\[3\]` must be a whole number from 1 to 1,000,000, not 1000"),
-            ({"ranks": GONE, "ratings": [1, 2]}, r"`ratings` has 2 for 3 answers: give each answer one"),
+            ({"ranks": REMOVED, "ratings": [1, 2]}, r"`ratings` has 2 for 3 answers: give each answer one"),
             ({"ratings": [1.0, 2.0]}, r"`ratings` has 2 for 3 answers"),
             ({"ratings": {"a": 1}}, r"`ratings` must be a list, not an object"),
-            ({"ranks": GONE, "ratings": [1, "2", 3]}, r"`ratings\[2\]` must be a finite number, not '2'"),
-            ({"ranks": GONE, "ratings": [1, 2, float("nan")]}, r"`ratings\[3\]` must be a finite number, not nan"),
-            ({"ranks": GONE, "ratings": [1, 2, True]}, r"`ratings\[3\]` must be a finite number, not True"),
-            ({"prompt": GONE}, r"`prompt` is missing: add it"),
-            ({"images": GONE}, r"`images` is missing: add it"),
+            ({"ranks": REMOVED, "ratings": [1, "2", 3]}, r"`ratings\[2\]` must be a finite number, not '2'"),
+            ({"ranks": REMOVED, "ratings": [1, 2, float("nan")]}, r"`ratings\[3\]` must be a finite number, not nan"),
+            ({"ranks": REMOVED, "ratings": [1, 2, True]}, r"`ratings\[3\]` must be a finite number, not True"),
+            ({"prompt": REMOVED}, r"`prompt` is missing: add it"),
+            ({"images": REMOVED}, r"`images` is missing: add it"),
             ({"hallucination": 0.5}, r"`hallucination` must be true or false, not 0.5"),
         ],
     ),
@@ -468,13 +521,13 @@ CASES = {
         [
             ({"conversations": []}, r"`conversations` must be a list of turns, not an empty one"),
             ({"conversations": None}, r"`messages` is missing: add it, or `prompt`"),
-            ({"conversations": [gpt("A cup.")]}, r"the prompt must end with a user turn"),
-            ({"conversations": [human("")]}, r"turn 1 of the prompt is empty"),
+            ({"conversations": [gpt_turn("A cup.")]}, r"the prompt must end with a user turn"),
+            ({"conversations": [human_turn("")]}, r"turn 1 of the prompt is empty"),
             (
-                {"conversations": [human("<image>"), 3]},
+                {"conversations": [human_turn("<image>"), 3]},
                 r"`conversations\[2\]` must be an object with from and value, not a number",
             ),
-            ({"conversations": [human("What is it?")]}, r"the prompt has places for 0 images and the row has 1"),
+            ({"conversations": [human_turn("What is it?")]}, r"the prompt has places for 0 images and the row has 1"),
             ({"image": "000000000001.jpg"}, r"`image` does not exist in data: '000000000001.jpg'"),
         ],
     ),
@@ -482,26 +535,29 @@ CASES = {
         read_examples,
         SFT,
         [
-            ({"messages": GONE}, r"`messages` is missing: add it, or `prompt`"),
-            ({"messages": GONE, "mesages": []}, r"`messages` is missing: rename `mesages` to it"),
+            ({"messages": REMOVED}, r"`messages` is missing: add it, or `prompt`"),
+            ({"messages": REMOVED, "mesages": []}, r"`messages` is missing: rename `mesages` to it"),
             ({"messages": "What is it?"}, r"`messages` must be a list of turns, not text"),
-            ({"messages": [user("What is it?")]}, r"the row has no answer: add `completion`, or end the conversation with"),
-            ({"messages": [assistant("A cup.")]}, r"the prompt must end with a user turn"),
-            ({"messages": [user("What is it?"), assistant("")]}, r"`messages\[2\]` is empty"),
-            ({"messages": [user("What is it?"), assistant("<image>")]}, r"`messages\[2\]` holds an image or <image>"),
-            ({"messages": GONE, "prompt": "a"}, r"the row has no answer: add `completion`"),
-            ({"messages": GONE, "prompt": "a", "completion": ""}, r"`completion` is empty"),
-            ({"messages": GONE, "prompt": "a", "completion": 3}, r"`completion` must be text or a list of turns, not a number"),
-            ({"messages": GONE, "prompt": "a", "answer": [1]}, r"`answer\[1\]` must be an object with role and content"),
+            ({"messages": [user_turn("What is it?")]}, r"the row has no answer: add `completion`, or end the conversation with"),
+            ({"messages": [assistant_turn("A cup.")]}, r"the prompt must end with a user turn"),
+            ({"messages": [user_turn("What is it?"), assistant_turn("")]}, r"`messages\[2\]` is empty"),
+            ({"messages": [user_turn("What is it?"), assistant_turn("<image>")]}, r"`messages\[2\]` holds an image or <image>"),
+            ({"messages": REMOVED, "prompt": "a"}, r"the row has no answer: add `completion`"),
+            ({"messages": REMOVED, "prompt": "a", "completion": ""}, r"`completion` is empty"),
             (
-                {"messages": GONE, "prompt": "a", "chosen": "b", "rejected": "c"},
+                {"messages": REMOVED, "prompt": "a", "completion": 3},
+                r"`completion` must be text or a list of turns, not a number",
+            ),
+            ({"messages": REMOVED, "prompt": "a", "answer": [1]}, r"`answer\[1\]` must be an object with role and content"),
+            (
+                {"messages": REMOVED, "prompt": "a", "chosen": "b", "rejected": "c"},
                 r"the row has no answer: pairs and prompts cannot be",
             ),
             (
-                {"messages": GONE, **{k: RANKING[k] for k in ("prompt", "answers", "ranks")}},
+                {"messages": REMOVED, **{k: RANKING[k] for k in ("prompt", "answers", "ranks")}},
                 r"no answer: pairs and prompts cannot",
             ),
-            ({"messages": GONE, "text": "{}"}, r"`text.question` must be text, not null"),
+            ({"messages": REMOVED, "text": "{}"}, r"`text.question` must be text, not null"),
         ],
     ),
 }
@@ -521,22 +577,22 @@ LINES = [
 ]
 
 
-def changed(good, change):
-    return {name: value for name, value in {**good, **change}.items() if value is not GONE}
+def apply_change(good, change):
+    return {name: value for name, value in {**good, **change}.items() if value is not REMOVED}
 
 
 def all_cases():
     for group, (read, good, cases) in CASES.items():
         for change, sentence in cases:
-            yield group, read, change, json.dumps(changed(good, change)), sentence
+            yield group, read, change, json.dumps(apply_change(good, change)), sentence
     for line, sentence in LINES:
         yield "lines that are no rows", read_preferences, line, line, sentence
 
 
-ALL = list(all_cases())
+ALL_CASES = list(all_cases())
 
 
-def fill(folder):
+def make_data_dir(folder):
     """A folder `data` with a picture, broken ones, and links that lead to a picture beside it."""
     file = io.BytesIO()
     Image.new("RGB", (4, 3), "red").save(file, "PNG")
@@ -550,7 +606,7 @@ def fill(folder):
     return data
 
 
-def told(data, read, line):
+def error_message(data, read, line):
     """What is said of the row, with the folder's place left out."""
     path = data / "rows.jsonl"
     path.write_text(line)
@@ -565,39 +621,41 @@ def told(data, read, line):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return fill(tmp_path_factory.mktemp("malformed"))
+def data_dir(tmp_path_factory):
+    return make_data_dir(tmp_path_factory.mktemp("malformed"))
 
 
-def test_there_are_many():
-    assert len(ALL) >= 150
-    assert len({(group, line) for group, _, _, line, _ in ALL}) == len(ALL)
+def test_cases_are_many_and_distinct():
+    assert len(ALL_CASES) >= 150
+    assert len({(group, line) for group, _, _, line, _ in ALL_CASES}) == len(ALL_CASES)
 
 
-@pytest.mark.parametrize(("group", "read", "change", "line", "sentence"), ALL, ids=[f"{c[0]}-{n}" for n, c in enumerate(ALL)])
-def test_what_is_said_of_a_bad_row(data, group, read, change, line, sentence):
-    said = told(data, read, line)
+@pytest.mark.parametrize(
+    ("group", "read", "change", "line", "sentence"), ALL_CASES, ids=[f"{c[0]}-{n}" for n, c in enumerate(ALL_CASES)]
+)
+def test_malformed_row_error_matches_its_pattern(data, group, read, change, line, sentence):
+    said = error_message(data, read, line)
     assert re.search(sentence, said)
     assert "rows.jsonl, line 1" in said and len(said) < 400
     assert said.isprintable()
 
 
 @pytest.mark.parametrize("good", [TRL, LLAVA, RLHF_V, RLAIF_V, MM_RLHF, VLFEEDBACK, RANKING])
-def test_what_the_cases_change_is_good(data, good):
+def test_malformed_cases_start_from_valid_rows(data, good):
     (data / "good.jsonl").write_text(json.dumps(good))
     (preference,) = read_preferences(str(data / "good.jsonl"))
     assert (preference.chosen, preference.rejected) == ("A cup.", "A cat.")
     assert len(read_examples(str(data / "good.jsonl"))) == 1
 
 
-def test_check_goes_on_after_each(data, capsys):
+def test_check_continues_after_each_malformed_row(data, capsys):
     (data / "all.jsonl").write_text(
-        "\n".join([json.dumps(TRL), *(line for _, read, _, line, _ in ALL if read is read_preferences)])
+        "\n".join([json.dumps(TRL), *(line for _, read, _, line, _ in ALL_CASES if read is read_preferences)])
     )
     with patch("mmrlhf.commands.check.MAX_ERRORS_SHOWN", 1000):
         assert check(str(data / "all.jsonl")) == 1
     shown = capsys.readouterr().out
-    bad = sum(read is read_preferences for _, read, *_ in ALL)
+    bad = sum(read is read_preferences for _, read, *_ in ALL_CASES)
     assert f" {bad} " in next(line for line in shown.splitlines() if "bad rows" in line)
     assert len(shown.splitlines()) < bad + 20  # a line each
 
@@ -605,21 +663,21 @@ def test_check_goes_on_after_each(data, capsys):
 # ---- the document ----------------------------------------------------------------------------------------------------
 
 
-def brief(value, most=70):
+def describe_change(value, most=70):
     """Of a row, what makes it bad."""
     if isinstance(value, dict):
-        gone = [f"no `{name}`" for name, inner in value.items() if inner is GONE]
-        text = json.dumps({name: inner for name, inner in value.items() if inner is not GONE})[1:-1]
-        return ", ".join(gone + [code(text, most)] * bool(text))
-    return code(value, most)
+        gone = [f"no `{name}`" for name, inner in value.items() if inner is REMOVED]
+        text = json.dumps({name: inner for name, inner in value.items() if inner is not REMOVED})[1:-1]
+        return ", ".join(gone + [markdown_code(text, most)] * bool(text))
+    return markdown_code(value, most)
 
 
-def code(text, most):
+def markdown_code(text, most):
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return f"`{text}`".replace("|", "\\|").replace("\x00", "\\0")
 
 
-def document(data):
+def render_document(data):
     lines = [
         "# What is said of rows that cannot be used",
         "",
@@ -627,25 +685,27 @@ def document(data):
         "`python -m tests.datasets.test_data_errors` from the cases that are tested.",
     ]
     of = None
-    for group, read, change, line, _ in ALL:
+    for group, read, change, line, _ in ALL_CASES:
         if group != of:
             lines += ["", f"## {group[0].upper()}{group[1:]}", "", "| row | sentence |", "|---|---|"]
             of = group
-        said = told(data, read, line).replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| {brief(change)} | {said} |")
+        said = error_message(data, read, line).replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| {describe_change(change)} | {said} |")
     return "\n".join(lines) + "\n"
 
 
-def test_the_document_is_of_these_cases(data):
+def test_malformed_document_is_up_to_date(data):
     """But for what other libraries say in brackets, which differs from version to version."""
 
     def settled(text):
         return re.sub(r"\([^()]*\)", "()", text)
 
-    assert settled(DOC.read_text(encoding="utf-8")) == settled(document(data)), "run python -m tests.datasets.test_data_errors"
+    assert settled(DOCUMENT.read_text(encoding="utf-8")) == settled(render_document(data)), (
+        "run python -m tests.datasets.test_data_errors"
+    )
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        DOC.write_text(document(fill(Path(place))), encoding="utf-8")
-    print(DOC, file=sys.stderr)
+        DOCUMENT.write_text(render_document(make_data_dir(Path(place))), encoding="utf-8")
+    print(DOCUMENT, file=sys.stderr)

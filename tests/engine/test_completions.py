@@ -25,7 +25,7 @@ ANSWERS = (
 )
 
 
-def bytes_in_pieces():
+def byte_fallback_tokenizer():
     """As Llama's: words begin with a mark, what is unknown is spelled in bytes."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -41,14 +41,14 @@ def bytes_in_pieces():
     return hf.PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
 
 
-def shipped():
+def shipped_tokenizer():
     return hf.AutoTokenizer.from_pretrained(folder("data") / "tiny_vlm")
 
 
-KINDS = {"bytes": build_tokenizer, "bytes in pieces": bytes_in_pieces, "shipped": shipped}
+TOKENIZERS = {"bytes": build_tokenizer, "bytes in pieces": byte_fallback_tokenizer, "shipped": shipped_tokenizer}
 
 
-def by_offsets(tokens, text):
+def tokens_by_offsets(tokens, text):
     """The same, by what the tokenizer says of where its tokens stand: the last token that holds a character completes it."""
     found = tokens(text, add_special_tokens=False, return_offsets_mapping=True)
     at = [0] * len(text)
@@ -57,8 +57,8 @@ def by_offsets(tokens, text):
     return found["input_ids"], at
 
 
-def check(tokens, text):
-    ids, expected = by_offsets(tokens, text)
+def matches_offsets(tokens, text):
+    ids, expected = tokens_by_offsets(tokens, text)
     decoded = tokens.decode(ids, skip_special_tokens=True)
     if decoded.strip() != text:  # what a tokenizer cannot write, no policy says
         return False
@@ -67,36 +67,36 @@ def check(tokens, text):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families(family):
+def test_char_to_token_matches_offsets_for_every_family(family):
     """Whatever tokenizer a family's processor has."""
     tokens = FAMILIES[family]()[0].tokenizer
-    assert sum(check(tokens, text) for text in ANSWERS) >= 6
+    assert sum(matches_offsets(tokens, text) for text in ANSWERS) >= 6
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bytes in pieces"])
-def test_kinds(kind):
-    assert sum(check(KINDS[kind](), text) for text in ANSWERS) >= 4
+def test_char_to_token_matches_offsets_for_byte_tokenizers(kind):
+    assert sum(matches_offsets(TOKENIZERS[kind](), text) for text in ANSWERS) >= 4
 
 
-_BYTES = build_tokenizer()
+BYTE_TOKENIZER = build_tokenizer()
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.sampled_from("a e\u00e9\u0301🙂\u200d👩一\n€."), min_size=1, max_size=12))
-def test_any_text(text):
+def test_char_to_token_matches_offsets_for_any_text(text):
     if text.strip() == text:
-        assert check(_BYTES, text)
+        assert matches_offsets(BYTE_TOKENIZER, text)
 
 
-def test_the_shipped_base():
-    assert check(shipped(), "The picture shows a red star and a moon.")
+def test_char_to_token_matches_offsets_for_shipped_base():
+    assert matches_offsets(shipped_tokenizer(), "The picture shows a red star and a moon.")
 
 
-def test_white_space_around_an_answer_and_its_end():
+def test_char_to_token_ignores_outer_white_space_and_eos():
     """Decoding strips it: characters are counted from the first that is none; end-of-sequence tokens say nothing."""
-    ids = _BYTES("  a red circle \n</s>", add_special_tokens=False)["input_ids"]
-    assert _BYTES.decode(ids, skip_special_tokens=True).strip() == "a red circle"
-    at = char_to_token(SimpleNamespace(tokenizer=_BYTES), torch.tensor(ids), "a red circle")
-    whole = [_BYTES.decode(ids[: t + 1], skip_special_tokens=True).strip() for t in range(len(ids))]
+    ids = BYTE_TOKENIZER("  a red circle \n</s>", add_special_tokens=False)["input_ids"]
+    assert BYTE_TOKENIZER.decode(ids, skip_special_tokens=True).strip() == "a red circle"
+    at = char_to_token(SimpleNamespace(tokenizer=BYTE_TOKENIZER), torch.tensor(ids), "a red circle")
+    whole = [BYTE_TOKENIZER.decode(ids[: t + 1], skip_special_tokens=True).strip() for t in range(len(ids))]
     for i in range(len("a red circle")):
         assert len(whole[at[i]]) > i and (at[i] == 0 or len(whole[at[i] - 1]) <= i)

@@ -13,7 +13,7 @@ from mmrlhf.records import InputError, Message
 
 
 @pytest.fixture
-def adapted(vlm):
+def perturbed_adapters(vlm):
     """The model with two adapters that do something."""
     adapters = Adapters(vlm)
     for seed, name in enumerate(("policy", "value")):
@@ -44,7 +44,7 @@ def fast_logps(vlm, examples, answers, rows):
     return vlm.token_logps(hidden, ids, mask), mask
 
 
-def test_log_probs_and_lora_gradients_equal_the_naive_forward(adapted, examples):
+def test_prefill_logps_and_lora_gradients_match_naive_forward(adapted, examples):
     vlm, rows = adapted.vlm, [0, 0, 1, 1]
     answers = [
         vlm.answer_token_ids(examples[r].prompt, a, 1)
@@ -64,13 +64,13 @@ def test_log_probs_and_lora_gradients_equal_the_naive_forward(adapted, examples)
     assert all(p.grad is None for p in adapted.parameters("value").values())
 
 
-def test_each_picture_is_encoded_once(vlm, examples):
+def test_prompts_encode_each_image_once(vlm, examples):
     for _ in range(3):
         vlm.build_prompts([(e.prompt, e.images) for e in examples])
     assert vlm.image_encodes == len(examples)
 
 
-def test_greedy_equals_generate(vlm, examples):
+def test_sample_greedy_matches_hf_generate(vlm, examples):
     said = sample(
         vlm, vlm.build_prompts([(e.prompt, e.images) for e in examples]), list(range(len(examples))), SamplingParams(40, 0.0)
     )
@@ -82,7 +82,7 @@ def test_greedy_equals_generate(vlm, examples):
         assert ids[i][mask[i].bool()].tolist() == theirs.tolist()
 
 
-def test_a_sample_does_not_depend_on_its_batch(vlm, examples):
+def test_sample_completions_do_not_depend_on_batch(vlm, examples):
     how = {"sampling_params": SamplingParams(24), "num_generations": 2, "seed": 3}
     together, alone = sample_completions(vlm, examples[:5], **how), sample_completions(vlm, examples[3:4], **how)
     assert together.texts[6:8] == alone.texts
@@ -90,14 +90,14 @@ def test_a_sample_does_not_depend_on_its_batch(vlm, examples):
     assert sample_completions(vlm, examples[:2], **{**how, "seed": 4}).texts != together.texts[:4]
 
 
-def test_draws_differ_by_row_answer_step_and_seed():
+def test_sampling_noise_differs_by_row_answer_step_and_seed():
     draws = sampling_noise(["a", "b"], 2, 3, seed=0)
     assert len({tuple(r) for r in draws.tolist()}) == 4
     assert not torch.equal(draws, sampling_noise(["a", "b"], 2, 3, seed=0, step=1))
     assert not torch.equal(draws, sampling_noise(["a", "b"], 2, 3, seed=1))
 
 
-def test_sampling_follows_the_distribution(vlm, examples):
+def test_sample_follows_the_distribution(vlm, examples):
     """The first token's frequencies over many draws against its probabilities."""
     prompts = vlm.build_prompts([(examples[0].prompt, examples[0].images)])
     expected = vlm.log_softmax(prefill(vlm, prompts).last_hidden_PD).exp()[0]
@@ -108,13 +108,13 @@ def test_sampling_follows_the_distribution(vlm, examples):
     assert (counts - expected).abs().max() < 0.03
 
 
-def test_placeholders_have_no_probability(vlm):
+def test_log_softmax_suppresses_placeholder_tokens(vlm):
     image = vlm.model.config.image_token_id
     assert image in vlm.suppressed_tokens.tolist() and not set(vlm.eos) & set(vlm.suppressed_tokens.tolist())
     assert vlm.log_softmax(torch.randn(1, vlm.hidden_size))[0, image] == float("-inf")
 
 
-def test_a_prompt_over_the_limit_is_named_not_cut(vlm, examples):
+def test_prompts_over_max_length_are_named_and_refused(vlm, examples):
     with pytest.raises(InputError, match=r"prompt 2 of this batch, on image <\d+ bytes>, has .* never cut"):
         short = examples[0]
         vlm.build_prompts([(short.prompt, short.images), ((Message("user", "word " * 60),), short.images)], max_length=60)
@@ -125,7 +125,7 @@ def test_a_prompt_over_the_limit_is_named_not_cut(vlm, examples):
         vlm.build_prompts(prompts, max_length=60, row_ids=["first", "second"])
 
 
-def test_missing_model_is_one_sentence(tmp_path):
+def test_load_missing_model_is_one_sentence(tmp_path):
     from mmrlhf.models.loading import load
 
     with pytest.raises(InputError, match="no such directory"):
@@ -134,7 +134,7 @@ def test_missing_model_is_one_sentence(tmp_path):
         load(str(tmp_path))
 
 
-def test_answers_of_one_token_and_draws_at_the_edge(vlm, examples):
+def test_sample_handles_single_token_and_extreme_noise(vlm, examples):
     prompts = vlm.build_prompts([(examples[0].prompt, examples[0].images)])
     edge = torch.tensor([[0.0], [1 - 2**-53]], dtype=torch.float64)
     said = sample(vlm, prompts, [0, 0], SamplingParams(1), edge)
@@ -144,7 +144,7 @@ def test_answers_of_one_token_and_draws_at_the_edge(vlm, examples):
     assert vlm.token_logps(hidden, ids, mask).isfinite().all()
 
 
-def test_a_full_cache_evicts_but_never_serves_nothing(vlm, examples):
+def test_full_feature_cache_evicts_and_reencodes(vlm, examples):
     vlm.encoder.cache.tiers[0].max_bytes = 1
     rows = [(e.prompt, e.images) for e in examples[:4]]
     assert all(p.image_features for p in vlm.build_prompts(rows)) and all(p.image_features for p in vlm.build_prompts(rows[::-1]))

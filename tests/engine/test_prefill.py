@@ -11,11 +11,11 @@ from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.models.loading import load
 
 
-def prompts(vlm, examples):
+def encode_prompts(vlm, examples):
     return vlm.build_prompts([(e.prompt, e.images) for e in examples[:3]])
 
 
-def test_a_family_that_is_not_exact_is_run_plainly(vlm, examples, monkeypatch, capsys):
+def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys):
     """As a model would be whose positions the engine gets wrong."""
     fast = sample_completions(vlm, examples[:3], SamplingParams(12)).texts
     real = prefix_._prompt_position_ids
@@ -31,43 +31,43 @@ def test_a_family_that_is_not_exact_is_run_plainly(vlm, examples, monkeypatch, c
     assert "is run the plain way, each answer with its whole prompt (log-probs differ by" in capsys.readouterr().out
 
 
-def test_a_family_that_fails_is_run_plainly(vlm, examples, monkeypatch, capsys):
+def test_prefill_falls_back_when_the_model_fails(vlm, examples, monkeypatch, capsys):
     def broken(model):
         raise NotImplementedError("no such cache")
 
     monkeypatch.setattr("mmrlhf.models.kv_cache.new_cache", broken)
-    assert isinstance(prefill(vlm, prompts(vlm, examples)), NaivePrefix) and vlm.share_prefix == "off"
+    assert isinstance(prefill(vlm, encode_prompts(vlm, examples)), NaivePrefix) and vlm.share_prefix == "off"
     assert "NotImplementedError: no such cache" in capsys.readouterr().out
 
 
-def test_off_is_never_checked(base, examples):
+def test_prefill_off_skips_the_self_check(base, examples):
     vlm = load(base, engine=EngineConfig(share_prefix="off"))
-    assert isinstance(prefill(vlm, prompts(vlm, examples)), NaivePrefix) and vlm.image_encodes == 3
+    assert isinstance(prefill(vlm, encode_prompts(vlm, examples)), NaivePrefix) and vlm.image_encodes == 3
 
 
-def test_text_alone_does_not_decide_for_pictures(vlm, examples):
+def test_prefill_text_only_prompt_does_not_settle_the_self_check(vlm, examples):
     (text_only,) = vlm.build_prompts([(examples[0].prompt, ())])
     assert isinstance(prefill(vlm, [text_only]), Prefix) and vlm.share_prefix == "auto"
-    prefill(vlm, prompts(vlm, examples))
+    prefill(vlm, encode_prompts(vlm, examples))
     assert vlm.share_prefix == "on"
 
 
-def test_a_dropped_cache_is_an_error(vlm, examples):
+def test_prefill_raises_when_the_model_drops_its_cache(vlm, examples):
     vlm.share_prefix = "on"
     vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     vlm.model.train()
     with pytest.raises(RuntimeError, match="the model dropped its cache"):
-        prefill(vlm, prompts(vlm, examples))
+        prefill(vlm, encode_prompts(vlm, examples))
 
 
-def test_nothing_is_left_of_the_answers_when_the_prompt_learns(vlm, examples):
+def test_two_stage_backward_matches_single_backward(vlm, examples):
     """Two batches of answers call backward inside; the prompt's own backward runs once, on leaving."""
     vlm.share_prefix = "on"
     vlm.model.base_model.get_decoder().requires_grad_(True)
     weight = vlm.model.base_model.get_decoder().layers[0].self_attn.k_proj.weight
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
     rows, mask = torch.tensor([0, 1]), torch.ones_like(ids)
-    made = prompts(vlm, examples)[:2]
+    made = encode_prompts(vlm, examples)[:2]
     prefill(vlm, made).extend(rows, ids, mask).square().sum().backward()
     whole, weight.grad = weight.grad.clone(), None
     vlm.model.zero_grad()

@@ -8,7 +8,7 @@ from mmrlhf.engine.rollout import sample_completions
 from mmrlhf.engine.sampling import SamplingParams, _filter_top_k_top_p, sample
 
 
-def test_truncation_by_hand():
+def test_truncated_matches_hand_computation():
     p = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
     assert torch.equal(_filter_top_k_top_p(p, 2, 1.0), torch.tensor([[0.0, 0.4, 0.0, 0.3]]))
     assert torch.equal(_filter_top_k_top_p(p, 0, 0.5), torch.tensor([[0.0, 0.4, 0.0, 0.3]]))  # 0.4 does not reach 0.5, 0.7 does
@@ -16,26 +16,26 @@ def test_truncation_by_hand():
     assert torch.equal(_filter_top_k_top_p(p, 3, 0.9), torch.tensor([[0.0, 0.4, 0.2, 0.3]]))  # 0.7 of 0.9 is not 0.9 of 0.9
 
 
-def prompts(vlm, examples):
+def encode_prompts(vlm, examples):
     return vlm.build_prompts([(e.prompt, e.images) for e in examples])
 
 
-def test_top_k_one_is_greedy(vlm, examples):
+def test_sample_with_top_k_one_is_greedy(vlm, examples):
     draws = torch.rand(4, 12, generator=torch.Generator().manual_seed(0))
-    greedy = sample(vlm, prompts(vlm, examples[:4]), range(4), SamplingParams(12, 0.0))
-    narrow = sample(vlm, prompts(vlm, examples[:4]), range(4), SamplingParams(12, 1.0, top_k=1), draws)
+    greedy = sample(vlm, encode_prompts(vlm, examples[:4]), range(4), SamplingParams(12, 0.0))
+    narrow = sample(vlm, encode_prompts(vlm, examples[:4]), range(4), SamplingParams(12, 1.0, top_k=1), draws)
     assert torch.equal(greedy.token_ids_NT, narrow.token_ids_NT)
     assert torch.allclose(narrow.logps_NT, greedy.logps_NT, atol=1e-5)  # of the whole distribution, not of what was left of it
 
 
-def test_only_the_whole_distribution_is_ppos():
+def test_is_full_distribution_is_false_when_truncated_or_greedy():
     assert SamplingParams(8).is_full_distribution
     assert not any(
         how.is_full_distribution for how in (SamplingParams(8, 0.0), SamplingParams(8, top_p=0.9), SamplingParams(8, top_k=5))
     )
 
 
-def test_no_answer_ends_before_its_least_and_log_probs_know_it(vlm, examples):
+def test_sample_completions_respect_min_tokens_in_logps(vlm, examples):
     out = sample_completions(vlm, examples[:6], SamplingParams(40, 1.0, min_tokens=20), num_generations=2)
     assert int(out.mask_NT.sum(1).min()) >= 20 and bool(out.finished_N.any())
     assert not torch.isin(out.token_ids_NT[:, :19], torch.tensor(vlm.eos)).any()
@@ -46,7 +46,7 @@ def test_no_answer_ends_before_its_least_and_log_probs_know_it(vlm, examples):
     assert torch.allclose(again, out.logps_NT, atol=1e-4) and not torch.allclose(without, out.logps_NT, atol=1e-4)
 
 
-def test_an_answer_stops_at_a_text_which_is_left_out(vlm, examples):
+def test_sample_completions_cut_at_stop_string(vlm, examples):
     whole = sample_completions(vlm, examples[:3], SamplingParams(60, 0.0)).texts
     word = whole[0].split()[3]
     cut = sample_completions(vlm, examples[:3], SamplingParams(60, 0.0, stop=(word,)))
@@ -55,7 +55,7 @@ def test_an_answer_stops_at_a_text_which_is_left_out(vlm, examples):
     assert bool(cut.finished_N[0]) and cut.mask_NT.sum() < 3 * 60
 
 
-def test_white_space_and_characters_of_several_tokens_stop_an_answer(vlm, examples, monkeypatch):
+def test_sample_completions_stop_at_spaces_and_multi_token_characters(vlm, examples, monkeypatch):
     """A draw is forced, token by token: two spaces, and a character of three bytes."""
     for text, stop in (
         ("one two  three four", "  "),
@@ -70,27 +70,27 @@ def test_white_space_and_characters_of_several_tokens_stop_an_answer(vlm, exampl
         assert bool(out.finished_N[0]) and int(out.mask_NT.sum()) < len(ids) and out.texts[0] in ("one two", "one")
 
 
-def test_a_row_that_stands_there_twice_is_answered_twice(vlm, examples):
+def test_sample_completions_repeated_example_is_sampled_independently(vlm, examples):
     twice = sample_completions(vlm, [examples[0], examples[0]], SamplingParams(20, 1.5))
     assert twice.texts[0] != twice.texts[1]
     assert sample_completions(vlm, [examples[0]], SamplingParams(20, 1.5)).texts[0] == twice.texts[0]
 
 
-def test_entropy_is_that_of_the_distribution(vlm, examples):
-    first = prefill(vlm, prompts(vlm, examples[:2])).last_hidden_PD
+def test_sample_entropy_matches_the_distribution(vlm, examples):
+    first = prefill(vlm, encode_prompts(vlm, examples[:2])).last_hidden_PD
     expected = torch.distributions.Categorical(logits=vlm.logits(first)).entropy()
-    said = sample(vlm, prompts(vlm, examples[:2]), range(2), SamplingParams(1, 0.0))
+    said = sample(vlm, encode_prompts(vlm, examples[:2]), range(2), SamplingParams(1, 0.0))
     assert torch.allclose(said.entropy_NT[:, 0], expected, atol=1e-4)
 
 
-def test_a_small_budget_gives_the_same_answers(vlm, examples):
+def test_sample_completions_do_not_depend_on_token_budget(vlm, examples):
     together = sample_completions(vlm, examples[:5], SamplingParams(20), num_generations=3, seed=1)
     vlm.budget.tokens = 70
     apart = sample_completions(vlm, examples[:5], SamplingParams(20), num_generations=3, seed=1)
     assert together.texts == apart.texts and torch.allclose(together.logps_NT, apart.logps_NT, atol=1e-4)
 
 
-def test_chunks_of_the_vocabulary_change_no_log_prob_and_no_gradient(vlm, examples, monkeypatch):
+def test_token_logps_chunking_changes_no_value_and_no_gradient(vlm, examples, monkeypatch):
     out = sample_completions(vlm, examples[:4], SamplingParams(20))
     hidden = torch.randn(*out.token_ids_NT.shape, vlm.hidden_size, generator=torch.Generator().manual_seed(0))
     found = []
@@ -104,7 +104,7 @@ def test_chunks_of_the_vocabulary_change_no_log_prob_and_no_gradient(vlm, exampl
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_temperature_is_in_the_log_probs(vlm, examples, temperature):
+def test_token_logps_include_temperature(vlm, examples, temperature):
     out = sample_completions(vlm, examples[:3], SamplingParams(12, temperature))
     with torch.no_grad():
         hidden = prefill(vlm, out.prompts).extend(out.prompt_index_N, out.token_ids_NT[:, :-1], out.mask_NT[:, :-1])

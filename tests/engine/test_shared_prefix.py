@@ -10,17 +10,17 @@ from mmrlhf.records import Example, Message
 from tests.helpers.tiny_models import FAMILIES, build_checkpoint
 
 QUESTIONS = ("Is there a star?", "Is there a ring in the image, or a square?", "What is it?")
-SHARE = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama", "paligemma"}
+SUPPORTS_SHARING = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama", "paligemma"}
 """Layers that attend to everything, one way: PaliGemma looks both ways in its prompt."""
 
 
 @pytest.fixture(autouse=True)
-def small_pictures_pay(monkeypatch):
+def share_small_prefixes(monkeypatch):
     """The pictures of these models are of a dozen tokens, which alone would not be worth sharing."""
     monkeypatch.setattr(shared_prefix, "MAX_PACK_RATIO", 100)
 
 
-def asked(examples, count=3):
+def make_questions(examples, count=3):
     """Questions about pictures, one picture after another, and one that is asked alone."""
     rows = [Example(f"{e.id}-{i}", e.images, (Message("user", q),)) for e in examples[:count] for i, q in enumerate(QUESTIONS)]
     return [*rows, Example("alone", examples[count].images, (Message("user", QUESTIONS[0]),))]
@@ -28,17 +28,17 @@ def asked(examples, count=3):
 
 @pytest.mark.parametrize("captures", [False, True])
 @pytest.mark.parametrize("how", [SamplingParams(6, 0.0), SamplingParams(6, 1.0), SamplingParams(1, 0.0)])
-def test_answers_are_those_of_whole_prompts(vlm, examples, how, captures):
+def test_shared_prefix_answers_match_full_prompts(vlm, examples, how, captures):
     """Also in the fixed shapes that a GPU captures."""
-    rows = asked(examples)
+    rows = make_questions(examples)
     whole = sample_completions(vlm, rows, how, seed=3).texts
     vlm.use_cuda_graphs = captures
     assert [texts for _, texts in generate_batches(vlm, rows, how, batch_size=100, seed=3)] == [[t] for t in whole]
     assert len(set(whole)) > 2
 
 
-def test_each_stem_runs_once(vlm, examples, monkeypatch):
-    rows = asked(examples)
+def test_shared_prefix_prefills_each_prefix_once(vlm, examples, monkeypatch):
+    rows = make_questions(examples)
     list(generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100))
     assert vlm.share_prefix_across_prompts == "on"
     ran, forward = [], vlm.model.base_model.forward
@@ -48,8 +48,8 @@ def test_each_stem_runs_once(vlm, examples, monkeypatch):
     assert len(ran) <= 1 + 1 + 3  # stems, questions, and a token at a time
 
 
-def test_groups_by_picture_and_by_what_pays(vlm, examples):
-    rows = asked(examples)
+def test_group_by_prefix_groups_by_image_where_it_pays(vlm, examples):
+    rows = make_questions(examples)
     prompts = vlm.build_prompts([(e.prompt, e.images) for e in rows])
     assert shared_prefix.group_by_prefix(vlm, prompts, SamplingParams(4, 0.0)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert all(
@@ -60,23 +60,23 @@ def test_groups_by_picture_and_by_what_pays(vlm, examples):
     assert shared_prefix.group_by_prefix(vlm, prompts, SamplingParams(4, 0.0)) == [[0], [1]]
 
 
-def test_a_model_that_differs_runs_whole_prompts(vlm, examples, monkeypatch, capsys):
+def test_shared_prefix_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys):
     monkeypatch.setattr(shared_prefix, "max_logp_gap", lambda *_: 0.5)
-    rows = asked(examples)
+    rows = make_questions(examples)
     whole = sample_completions(vlm, rows, SamplingParams(4, 0.0)).texts
     assert [t for _, (t,) in generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100)] == whole
     assert vlm.share_prefix_across_prompts == "off" and "runs every question with its picture" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, id=f) for f in FAMILIES])
-def test_every_family(family, examples, tmp_path):
+def test_shared_prefix_matches_full_prompts_for_every_family(family, examples, tmp_path):
     build_checkpoint(family, tmp_path)
     vlm = load(str(tmp_path))
-    rows = asked(examples, 2)
+    rows = make_questions(examples, 2)
     how = SamplingParams(3, 0.0)
     whole = sample_completions(vlm, rows, how)
     shared = [t for _, (t,) in generate_batches(vlm, rows, how, batch_size=100)]
     assert shared == whole.texts
-    assert (vlm.share_prefix_across_prompts == "on") == (family in SHARE)
-    if family in SHARE:
+    assert (vlm.share_prefix_across_prompts == "on") == (family in SUPPORTS_SHARING)
+    if family in SUPPORTS_SHARING:
         assert shared_prefix.max_logp_gap(vlm, whole.prompts[:2]) < 1e-4

@@ -21,13 +21,13 @@ RELATION = {"dog": ["puppy"], "grass": ["ground"], "cat": ["kitten"], "ball": []
 
 
 @pytest.fixture(autouse=True)
-def plain_nouns(monkeypatch):
+def every_word_is_a_noun(monkeypatch):
     """Every word is a noun."""
     monkeypatch.setattr("mmrlhf.text.lemmatize.nouns", str.split)
 
 
 @pytest.fixture
-def data(tmp_path):
+def amber_dir(tmp_path):
     place = tmp_path / "AMBER"
     place.mkdir()
     (place / "annotations.json").write_text(json.dumps(ANNOTATIONS))
@@ -36,7 +36,7 @@ def data(tmp_path):
     return place
 
 
-def run(data, responses, table=None, **how):
+def evaluate_amber(data, responses, table=None, **how):
     answers = data.parent / "answers.json"
     rows = responses if isinstance(responses, list) else [{"id": i, "response": r} for i, r in responses.items()]
     answers.write_text(json.dumps(rows))
@@ -46,94 +46,98 @@ def run(data, responses, table=None, **how):
     return evaluate("amber", config, {"similarity": str(data.parent / "table.json")})
 
 
-def value(result, name, mode="official"):
+def metric_value(result, name, mode="official"):
     return result["metrics"][mode][name]["value"]
 
 
-def test_descriptions_by_hand(data):
+def test_amber_generative_metrics_match_hand_computation(data):
     # unicorn is no word of AMBER's; orange never counts but is a noun; puppy covers dog; kitten is thought of; tree is nowhere
-    result = run(data, {1: "unicorn puppy orange tree", 2: "dog kitten"})
-    assert value(result, "chair") == pytest.approx(100 * 2 / 5.001) and value(result, "cover") == pytest.approx(100 * 2 / 3.001)
-    assert value(result, "cog") == pytest.approx(100 * 1 / 3.001) and value(result, "hal") == pytest.approx(100 - 0)
+    result = evaluate_amber(data, {1: "unicorn puppy orange tree", 2: "dog kitten"})
+    assert metric_value(result, "chair") == pytest.approx(100 * 2 / 5.001) and metric_value(result, "cover") == pytest.approx(
+        100 * 2 / 3.001
+    )
+    assert metric_value(result, "cog") == pytest.approx(100 * 1 / 3.001) and metric_value(result, "hal") == pytest.approx(100 - 0)
     assert result["metrics"]["official"]["accuracy"] is None and result["metrics"]["official"]["amber_score"] is None
     assert "discriminative" in result["reasons"]["official"]["amber_score"] and result["counts"]["missing"] == 0
-    assert value(result, "chair", "robust") == 50  # of puppy, tree, dog, kitten: tree and kitten
+    assert metric_value(result, "chair", "robust") == 50  # of puppy, tree, dog, kitten: tree and kitten
 
 
-def test_alike_is_greater_than_the_threshold(data):
+def test_amber_similarity_must_exceed_threshold(data):
     response = {1: "tree", 2: ""}
-    near, at = run(data, response, {"grass|tree": 0.81}), run(data, response, {"grass|tree": 0.8})
-    assert value(near, "chair") == 0 and value(near, "cover") == pytest.approx(100 / 3.001)
-    assert value(at, "chair") == pytest.approx(100 / 1.001) and value(at, "cover") == 0
-    assert value(at, "hal") == pytest.approx(100 - 100 / 2.001)  # an empty description is clean
+    near, at = evaluate_amber(data, response, {"grass|tree": 0.81}), evaluate_amber(data, response, {"grass|tree": 0.8})
+    assert metric_value(near, "chair") == 0 and metric_value(near, "cover") == pytest.approx(100 / 3.001)
+    assert metric_value(at, "chair") == pytest.approx(100 / 1.001) and metric_value(at, "cover") == 0
+    assert metric_value(at, "hal") == pytest.approx(100 - 100 / 2.001)  # an empty description is clean
 
 
-def test_a_word_near_what_is_thought_of_and_what_is_there(data):
-    result = run(data, {1: "tree"}, {"cat|tree": 0.9, "dog|tree": 0.9})
-    assert value(result, "chair") == 0 and value(result, "cog") == pytest.approx(100 / 1.001)
-    assert value(result, "cog", "robust") == 0
+def test_amber_official_cog_counts_word_similar_to_truth(data):
+    result = evaluate_amber(data, {1: "tree"}, {"cat|tree": 0.9, "dog|tree": 0.9})
+    assert metric_value(result, "chair") == 0 and metric_value(result, "cog") == pytest.approx(100 / 1.001)
+    assert metric_value(result, "cog", "robust") == 0
 
 
-def test_case_counts_for_the_script(data):
-    result = run(data, {1: "Dog"})
-    assert value(result, "cover") == 0 and value(result, "cover", "robust") == 50
+def test_amber_official_is_case_sensitive_robust_is_not(data):
+    result = evaluate_amber(data, {1: "Dog"})
+    assert metric_value(result, "cover") == 0 and metric_value(result, "cover", "robust") == 50
 
 
-def test_replies_by_hand(data):
-    result = run(data, {3: "No", 4: "Yes", 5: "No", 6: "no.", 7: "Yes"})
+def test_amber_discriminative_metrics_match_hand_computation(data):
+    result = evaluate_amber(data, {3: "No", 4: "Yes", 5: "No", 6: "no.", 7: "Yes"})
     # official: right are 3 and 7; said no: 3, 5; is no: 3, 4, 6
-    assert value(result, "accuracy") == pytest.approx(100 * 2 / 5.001) and value(result, "precision") == pytest.approx(
-        100 * 1 / 2.001
-    )
-    assert value(result, "recall") == pytest.approx(100 * 1 / 3.001)
+    assert metric_value(result, "accuracy") == pytest.approx(100 * 2 / 5.001) and metric_value(
+        result, "precision"
+    ) == pytest.approx(100 * 1 / 2.001)
+    assert metric_value(result, "recall") == pytest.approx(100 * 1 / 3.001)
     # of rounded figures, 50.0 and 33.3; of existence 99.9 and 50.0
-    assert value(result, "f1") == pytest.approx(2 * 0.5 * 0.333 / (0.5 + 0.333 + 0.0001) * 100, abs=1e-9)
-    assert value(result, "existence_f1") == pytest.approx(2 * 0.999 * 0.5 / (0.999 + 0.5 + 0.001) * 100, abs=1e-9)
-    assert value(result, "attribute_accuracy") == 0 and value(result, "attribute_accuracy", "robust") == 50
-    assert result["metrics"]["official"]["action_f1"] is None and value(result, "f1", "robust") == pytest.approx(
+    assert metric_value(result, "f1") == pytest.approx(2 * 0.5 * 0.333 / (0.5 + 0.333 + 0.0001) * 100, abs=1e-9)
+    assert metric_value(result, "existence_f1") == pytest.approx(2 * 0.999 * 0.5 / (0.999 + 0.5 + 0.001) * 100, abs=1e-9)
+    assert metric_value(result, "attribute_accuracy") == 0 and metric_value(result, "attribute_accuracy", "robust") == 50
+    assert result["metrics"]["official"]["action_f1"] is None and metric_value(result, "f1", "robust") == pytest.approx(
         100 * 2 * 2 / (3 + 3)
     )
 
 
-def test_the_score_of_both_parts(data):
-    result = run(data, {1: "dog tree", 3: "No"})
-    assert value(result, "amber_score", "robust") == (100 - 50 + 100) / 2
+def test_amber_score_averages_generative_and_discriminative(data):
+    result = evaluate_amber(data, {1: "dog tree", 3: "No"})
+    assert metric_value(result, "amber_score", "robust") == (100 - 50 + 100) / 2
 
 
-def test_ids_that_are_not_there_or_twice(data):
-    result = run(data, [{"id": 3, "response": "No"}, {"id": 99, "response": "No"}])
-    assert "IndexError on id 99" in result["reasons"]["official"]["accuracy"] and value(result, "accuracy", "robust") == 100
+def test_amber_unknown_and_duplicate_ids(data):
+    result = evaluate_amber(data, [{"id": 3, "response": "No"}, {"id": 99, "response": "No"}])
+    assert (
+        "IndexError on id 99" in result["reasons"]["official"]["accuracy"] and metric_value(result, "accuracy", "robust") == 100
+    )
     assert result["counts"]["unknown_ids"] == 1 and result["counts"]["missing"] == 1
-    result = run(data, [{"id": 3, "response": "No"}, {"id": 3, "response": "Yes"}])
-    assert value(result, "accuracy") == pytest.approx(100 / 2.001) and value(result, "accuracy", "robust") == 100
-    result = run(data, [{"id": 1, "response": None}, {"id": 3, "response": "No"}])
+    result = evaluate_amber(data, [{"id": 3, "response": "No"}, {"id": 3, "response": "Yes"}])
+    assert metric_value(result, "accuracy") == pytest.approx(100 / 2.001) and metric_value(result, "accuracy", "robust") == 100
+    result = evaluate_amber(data, [{"id": 1, "response": None}, {"id": 3, "response": "No"}])
     assert "TypeError on the response of id 1" in result["reasons"]["official"]["accuracy"]
 
 
-def test_a_question_that_stands_twice_on_a_picture_takes_its_ids_in_turn(data):
+def test_amber_repeated_question_takes_its_ids_in_order(data):
     asked = [{"id": i, "image": "AMBER_9.jpg", "query": "Is there a cat?"} for i in (3, 4)]
     (data / "query_all.json").write_text(json.dumps(asked))
     sheet = [
         {"index": i, "image_path": "AMBER_9.jpg", "question": "Is there a cat?", "prediction": p}
         for i, p in enumerate(["No", "Yes"])
     ]
-    result = run(data, sheet)
+    result = evaluate_amber(data, sheet)
     assert (result["counts"]["duplicate"], result["counts"]["missing"], result["n"]) == (0, 0, 2)
-    assert value(result, "accuracy", "robust") == 50
-    assert run(data, sheet * 2)["counts"]["duplicate"] == 2
+    assert metric_value(result, "accuracy", "robust") == 50
+    assert evaluate_amber(data, sheet * 2)["counts"]["duplicate"] == 2
 
 
-def test_what_the_data_lacks(data, base):
+def test_amber_incomplete_data_is_refused(data, base):
     with pytest.raises(InputError, match="does not say how 1 is asked"):
         evaluate("amber", EvalConfig(model_name_or_path=base, data=str(data), output_dir=str(data.parent / "o")))
     (data / "annotations.json").write_text(json.dumps([ANNOTATIONS[0] | {"truth": ["unicorn"]}]))
     with pytest.raises(InputError, match=r"row 1: unicorn is not in relation\.json"):
-        run(data, {1: "dog"})
+        evaluate_amber(data, {1: "dog"})
     (data / "safe_words.txt").unlink()
     with pytest.raises(InputError, match=r"safe_words\.txt does not exist"):
-        run(data, {1: "dog"})
+        evaluate_amber(data, {1: "dog"})
 
 
-def test_a_similarity_table_of_another_kind(data):
+def test_amber_malformed_similarity_table_is_refused(data):
     with pytest.raises(InputError, match="must be a JSON object"):
-        run(data, {1: "tree"}, {"a|b": "much"})
+        evaluate_amber(data, {1: "tree"}, {"a|b": "much"})

@@ -12,7 +12,7 @@ from mmrlhf.text import coco_objects
 from mmrlhf.text import lemmatize as lemmatize
 
 
-def run(tmp_path, captions, there, lineage="portable", **how):
+def evaluate_chair(tmp_path, captions, there, lineage="portable", **how):
     """Captions of pictures 1, 2, ... (or by id), with the objects that are there."""
     rows = captions.items() if isinstance(captions, dict) else enumerate(captions, 1)
     (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps({"image_id": i, "caption": c}) for i, c in rows))
@@ -22,53 +22,57 @@ def run(tmp_path, captions, there, lineage="portable", **how):
     return evaluate("chair", config, {"lineage": lineage})
 
 
-def value(result, name, mode="official"):
+def metric_value(result, name, mode="official"):
     return result["metrics"][mode][name]["value"]
 
 
-def test_figures_by_hand(tmp_path):
+def test_chair_metrics_match_hand_computation(tmp_path):
     # a dog and a cat (the cat is not there); two cars (there): 1 of 2 captions, 1 of 3 mentions, 2 of 4 objects named
-    result = run(tmp_path, ["A dog and a cat.", "Two cars"], {"1": ["dog", "person"], "2": ["car", "bus"]})
+    result = evaluate_chair(tmp_path, ["A dog and a cat.", "Two cars"], {"1": ["dog", "person"], "2": ["car", "bus"]})
     for mode in ("official", "robust"):
-        assert value(result, "chair_s", mode) == 50 and value(result, "chair_i", mode) == pytest.approx(100 / 3)
-        assert value(result, "recall", mode) == 50 and value(result, "length", mode) == 3.5
+        assert metric_value(result, "chair_s", mode) == 50 and metric_value(result, "chair_i", mode) == pytest.approx(100 / 3)
+        assert metric_value(result, "recall", mode) == 50 and metric_value(result, "length", mode) == 3.5
     rows = [json.loads(line) for line in (tmp_path / "out2" / "scores.jsonl").read_text().splitlines()]
     assert rows[0]["robust"]["false"] == [["cat", "cat"]] and rows[1]["robust"]["hit"] == ["car"]
     assert result["counts"]["missing"] == 0 and result["options"]["lineage"] == "portable"
 
 
-def test_a_map_may_name_objects_by_any_of_their_words(tmp_path):
+def test_chair_object_map_accepts_synonyms(tmp_path):
     # bicycle and person are there as bike and man, the dog with a capital; of three captions the cat's alone is wrong, 1 of 4 mentions
     there = {"1": ["bike", "man"], "2": ["Dog"], "3": []}
-    result = run(tmp_path, ["A man on a bicycle.", "A puppy.", "A cat."], there)
+    result = evaluate_chair(tmp_path, ["A man on a bicycle.", "A puppy.", "A cat."], there)
     assert (
-        value(result, "chair_s") == pytest.approx(100 / 3) and value(result, "chair_i") == 25 and value(result, "recall") == 100
+        metric_value(result, "chair_s") == pytest.approx(100 / 3)
+        and metric_value(result, "chair_i") == 25
+        and metric_value(result, "recall") == 100
     )
     with pytest.raises(InputError, match="must map image ids to lists of objects"):
-        run(tmp_path, ["A dog."], {"1": [18]})
+        evaluate_chair(tmp_path, ["A dog."], {"1": [18]})
 
 
-def test_pictures_without_a_caption_are_told(tmp_path, capsys):
-    result = run(tmp_path, ["A dog.", "A cat."], {"1": ["dog"], "2": ["cat"], "3": [], "4": []})
+def test_chair_reports_missing_captions(tmp_path, capsys):
+    result = evaluate_chair(tmp_path, ["A dog.", "A cat."], {"1": ["dog"], "2": ["cat"], "3": [], "4": []})
     assert (result["n"], result["examples"], result["counts"]["missing"]) == (2, 4, 0)
     assert "answered 2 of 4\n" in capsys.readouterr().out
 
 
-def test_an_unknown_picture_is_empty_to_the_script_and_counted_by_us(tmp_path):
-    result = run(tmp_path, {1: "a dog", "COCO_val2014_000000000002.jpg": "a dog", 9: "a dog"}, {"1": ["dog"], "2": ["dog"]})
-    assert value(result, "chair_s") == pytest.approx(100 / 3) and value(result, "chair_s", "robust") == 0
+def test_chair_unknown_image_is_empty_in_official_and_skipped_in_robust(tmp_path):
+    result = evaluate_chair(
+        tmp_path, {1: "a dog", "COCO_val2014_000000000002.jpg": "a dog", 9: "a dog"}, {"1": ["dog"], "2": ["dog"]}
+    )
+    assert metric_value(result, "chair_s") == pytest.approx(100 / 3) and metric_value(result, "chair_s", "robust") == 0
     assert result["counts"]["unknown_ids"] == 1 and result["n"] == 2
 
 
-def test_where_the_script_stops(tmp_path):
-    result = run(tmp_path, ["nothing here"], {"1": ["dog"]})
+def test_chair_official_is_null_where_script_fails(tmp_path):
+    result = evaluate_chair(tmp_path, ["nothing here"], {"1": ["dog"]})
     assert result["metrics"]["official"]["chair_s"] is None and "ZeroDivisionError" in result["reasons"]["official"]["chair_s"]
-    assert value(result, "chair_s", "robust") == 0 and value(result, "recall", "robust") == 0
-    result = run(tmp_path, ["a dog", None], {"1": ["dog"], "2": []})
-    assert "null" in result["reasons"]["official"]["recall"] and value(result, "recall", "robust") == 100
+    assert metric_value(result, "chair_s", "robust") == 0 and metric_value(result, "recall", "robust") == 0
+    result = evaluate_chair(tmp_path, ["a dog", None], {"1": ["dog"], "2": []})
+    assert "null" in result["reasons"]["official"]["recall"] and metric_value(result, "recall", "robust") == 100
 
 
-def test_coco_annotations_give_objects_and_what_captions_name(tmp_path):
+def test_chair_reads_coco_annotations_and_captions(tmp_path):
     (tmp_path / "coco").mkdir()
     image = {"images": [{"id": 7, "file_name": "x.jpg"}]}
     instances = image | {"categories": [{"id": 3, "name": "hair drier"}], "annotations": [{"image_id": 7, "category_id": 3}]}
@@ -82,7 +86,7 @@ def test_coco_annotations_give_objects_and_what_captions_name(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"image_id": 7, "caption": "A hairdryer, a man, a dog, a cat"}]))
     config = EvalConfig(answers=str(tmp_path / "a.json"), data=str(tmp_path / "coco"), output_dir=str(tmp_path / "out"))
     result = evaluate("chair", config, {"lineage": "portable"})
-    assert value(result, "chair_i") == 25 and value(result, "recall") == 100
+    assert metric_value(result, "chair_i") == 25 and metric_value(result, "recall") == 100
     instances["annotations"][0]["category_id"] = 4
     (tmp_path / "coco" / "instances_val2014.json").write_text(json.dumps(instances))
     with pytest.raises(InputError, match=r"instances_val2014\.json: not an annotation file of COCO's \(4 is"):
@@ -103,7 +107,7 @@ def test_coco_annotations_give_objects_and_what_captions_name(tmp_path):
         ("", []),
     ],
 )
-def test_the_projects_own_reading(text, found):
+def test_find_objects_matches_hand_labels(text, found):
     assert [node for _, node in coco_objects.find_objects(text)] == found
 
 
@@ -115,11 +119,11 @@ def test_the_projects_own_reading(text, found):
         ("s", "s"), ("mothers-in-law", "mother-in-law"), ("bases", "basis"), ("lavatorys", "lavatory"), ("people", "person"), ("oxen", "ox"),
     ],
 )  # fmt: skip
-def test_singulars_of_the_first_script(many, one):
+def test_pattern_singularize_matches_official_script(many, one):
     assert lemmatize.pattern_singularize(many) == one
 
 
-def test_mentions_as_the_scripts_find_them():
+def test_chair_mentions_match_official_scripts():
     assert coco_objects.chair_mentions(["a", "baby", "dog", "on", "a", "dining", "table"]) == (
         [("dog", "dog"), ("table", "dining table")],
         6,
@@ -129,7 +133,7 @@ def test_mentions_as_the_scripts_find_them():
     assert coco_objects.chair_mentions(["wine", "glas"]) == ([("wine glass", "wine glass")], 1)
 
 
-def test_without_nltks_data_it_says_what_to_do(tmp_path, monkeypatch):
+def test_lemmas_without_nltk_data_names_the_download_command(tmp_path, monkeypatch):
     import nltk
 
     lemmatize._nltk.cache_clear()
@@ -143,7 +147,7 @@ def test_without_nltks_data_it_says_what_to_do(tmp_path, monkeypatch):
         lemmatize._nltk.cache_clear()
 
 
-def test_it_needs_no_torch_and_no_nltk(tmp_path):
+def test_chair_portable_imports_neither_torch_nor_nltk(tmp_path):
     import subprocess
     import sys
 
@@ -164,7 +168,7 @@ def test_it_needs_no_torch_and_no_nltk(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_a_wrong_lineage(tmp_path, capsys):
+def test_chair_refuses_unknown_lineage(tmp_path, capsys):
     assert main(["eval", "chair", "--lineage", "c", "--answers", "x", "--data", "y", "--out", str(tmp_path / "o")]) == 2
     assert "--lineage must be a or b or portable, not 'c'" in capsys.readouterr().err
     (tmp_path / "there.json").write_text("[1]")

@@ -9,11 +9,11 @@ from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
 from mmrlhf.text import lemmatize
 
-TITLES = {"Descriminative Task": "", "Exsitence": "existence_", "Attribute": "attribute_", "State": "state_", "Number": "number_",
+SECTION_PREFIXES = {"Descriminative Task": "", "Exsitence": "existence_", "Attribute": "attribute_", "State": "state_", "Number": "number_",
           "Action": "action_", "Relation": "relation_"}  # fmt: skip
 
 
-def test_official(shared, tmp_path):
+def test_amber_discriminative_matches_official_output(shared, tmp_path):
     place = shared / "parity" / "AMBER" / "discriminative_exact"
     began = time.process_time()
     config = EvalConfig(answers=str(place / "input.json"), data=str(shared / "benchdata" / "AMBER"), output_dir=str(tmp_path))
@@ -25,7 +25,7 @@ def test_official(shared, tmp_path):
         for title, figures in re.findall(r"^([\w ]+):\n((?:\w+:\s+[\d.]+ *\n?)+)", printed, re.M):
             for name, figure in re.findall(r"(\w+):\s+([\d.]+)", figures):
                 compared += 1
-                assert str(round(official[TITLES[title] + name.lower()]["value"], 1)) == figure, (title, name)
+                assert str(round(official[SECTION_PREFIXES[title] + name.lower()]["value"], 1)) == figure, (title, name)
     assert compared == 4 * 13
     assert official["chair"] is None and "generative" in result["reasons"]["official"]["chair"]
 
@@ -38,7 +38,7 @@ def test_official(shared, tmp_path):
         ("", []),
     ],
 )
-def test_nouns(shared, monkeypatch, text, found):
+def test_nouns_match_hand_labels(shared, monkeypatch, text, found):
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [str(shared / "nltk_data"), *nltk.data.path])

@@ -9,7 +9,7 @@ from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
 from mmrlhf.text import lemmatize
 
-NAMES = {"CHAIRs": "chair_s", "CHAIRi": "chair_i", "Recall": "recall", "Len": "length"}
+METRIC_NAMES = {"CHAIRs": "chair_s", "CHAIRi": "chair_i", "Recall": "recall", "Len": "length"}
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +21,12 @@ def nltk_data(shared, monkeypatch):
 
 
 @pytest.mark.parametrize(("lineage", "case"), [("a", ""), ("b", ""), ("a", "_unknown_image")])
-def test_official(shared, tmp_path, lineage, case):
+def test_chair_matches_official_output(shared, tmp_path, lineage, case):
     place = shared / "parity" / "CHAIR" / "synthetic"
     config = EvalConfig(answers=str(place / f"input{case}.jsonl"), data=str(place / "annotations"), output_dir=str(tmp_path))
     official = evaluate("chair", config, {"lineage": lineage})["metrics"]["official"]
     printed = dict(re.findall(r"^(\w+) *: ([\d.]+)$", (place / f"official_{lineage.upper()}{case}_output.txt").read_text(), re.M))
-    assert {name: f"{official[NAMES[name]]['value']:.1f}" for name in printed} == printed and len(printed) >= 3
+    assert {name: f"{official[METRIC_NAMES[name]]['value']:.1f}" for name in printed} == printed and len(printed) >= 3
     if not case:
         sentences = json.loads((place / f"official_{lineage.upper()}_sentences.json").read_text())["sentences"]
         rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
@@ -44,7 +44,7 @@ def test_official(shared, tmp_path, lineage, case):
         ("b", "lessismore_captions/r1-llava1.5-7b", (50.4, None)),
     ],
 )  # fmt: skip
-def test_captions_of_real_models(shared, tmp_path, lineage, captions, figures):
+def test_chair_matches_published_results_of_real_models(shared, tmp_path, lineage, captions, figures):
     place = shared / "benchdata" / "CHAIR"
     data = place / "coco_gt_objects_opera_lessismore.json"
     config = EvalConfig(answers=str(place / f"{captions}.jsonl"), data=str(data), output_dir=str(tmp_path))

@@ -11,21 +11,21 @@ from mmrlhf.evaluate import evaluate
 from mmrlhf.evaluation.benchmark import load_benchmark
 
 
-def official(name, tmp_path, **config):
+def official_metrics(name, tmp_path, **config):
     result = evaluate(name, EvalConfig(output_dir=str(tmp_path / "out"), **config))
     assert result["counts"]["missing"] == result["counts"]["unknown_ids"] == 0
     return result["metrics"]["official"]
 
 
-def lines(path):
+def read_rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("judgments", ["judge_log", "official_verdicts"])
-def test_hallusionbench(shared, tmp_path, judgments):
+def test_hallusionbench_matches_official_output(shared, tmp_path, judgments):
     case = shared / "parity" / "HallusionBench" / "mix"
     data = shared / "benchdata" / "HallusionBench" / "HallusionBench.json"
-    found = official(
+    found = official_metrics(
         "hallusionbench",
         tmp_path,
         answers=str(case / "input.jsonl"),
@@ -40,8 +40,8 @@ def test_hallusionbench(shared, tmp_path, judgments):
         places = len(cell.partition(".")[2])
         value = found[name]["value"]
         assert str(round(value, 4) if places <= 4 else value) == cell, name
-    rows = {r["id"]: r for r in lines(tmp_path / "out" / "scores.jsonl")}
-    for said in lines(case / "official_verdicts.jsonl"):
+    rows = {r["id"]: r for r in read_rows(tmp_path / "out" / "scores.jsonl")}
+    for said in read_rows(case / "official_verdicts.jsonl"):
         row = rows["/".join(said[n] for n in ("category", "subcategory", "set_id", "figure_id", "question_id"))]
         assert row["verdict"] == int(said["gpt4v_output_gpt_check"])
         assert row["same"] is None or row["same"] == (
@@ -49,8 +49,8 @@ def test_hallusionbench(shared, tmp_path, judgments):
         )  # asked only where the figure is another than the original
 
 
-def test_mme(shared, tmp_path):
-    found = official("mme", tmp_path, answers=str(shared / "benchdata" / "MME" / "LaVIN_answers"))
+def test_mme_matches_official_output(shared, tmp_path):
+    found = official_metrics("mme", tmp_path, answers=str(shared / "benchdata" / "MME" / "LaVIN_answers"))
     output = (shared / "parity" / "MME" / "lavin" / "official_output.txt").read_text()
     totals = dict(zip(("perception", "cognition"), re.findall(r"total score: ([\d.]+)", output), strict=True))
     scores = dict(re.findall(r"(\w+)  score: ([\d.]+)", output))
@@ -60,9 +60,9 @@ def test_mme(shared, tmp_path):
     assert found["score"]["value"] == found["perception"]["score"]["value"] + found["cognition"]["score"]["value"]
 
 
-def test_llava_bench(shared, tmp_path):
+def test_llava_bench_matches_official_output(shared, tmp_path):
     case = shared / "parity" / "LLaVABench"
-    found = official("llava_bench", tmp_path, answers=str(case / "input_review.jsonl"))
+    found = official_metrics("llava_bench", tmp_path, answers=str(case / "input_review.jsonl"))
     printed = dict(re.findall(r"^(\w+) ([\d.]+)$", (case / "official_output.txt").read_text(), re.M))
     assert len(printed) == 4
     for name, value in printed.items():
@@ -72,9 +72,9 @@ def test_llava_bench(shared, tmp_path):
         assert module.official_ratings(row["review"]) == row["official"]
 
 
-def test_vl_rewardbench(shared, tmp_path):
+def test_vl_rewardbench_matches_official_output(shared, tmp_path):
     case = shared / "parity" / "VLRewardBench"
-    found = official("vl_rewardbench", tmp_path, answers=str(case / "input.jsonl"))
+    found = official_metrics("vl_rewardbench", tmp_path, answers=str(case / "input.jsonl"))
     blocks = re.split(r"k=(\d) -+\n", (case / "official_output.txt").read_text())[1:]
     assert blocks[::2] == ["1", "3", "5", "7", "9"]
     for k, text in zip(blocks[::2], blocks[1::2], strict=True):
@@ -89,9 +89,9 @@ def test_vl_rewardbench(shared, tmp_path):
         assert rates == [tuple(str(round(values[n], 4)) if n else "" for n in pair) for pair in names]
 
 
-def test_dash_b(shared, tmp_path):
+def test_dash_b_matches_official_output(shared, tmp_path):
     place = shared / "benchdata" / "DASH-B"
-    found = official("dash_b", tmp_path, answers=str(place / "Paligemma-3b_answers.json"))
+    found = official_metrics("dash_b", tmp_path, answers=str(place / "Paligemma-3b_answers.json"))
     printed = json.loads((place / "Paligemma-3b_dash_b_results.json").read_text())
     names = {"ACC": "accuracy", "TNR": "tnr", "TPR": "tpr", "Harmonic Mean": "harmonic_mean"}
     assert {name: found[ours]["value"] for name, ours in names.items()} == printed
@@ -99,4 +99,6 @@ def test_dash_b(shared, tmp_path):
 
 def test_multimodal_rewardbench_reads_the_authors_example(shared, tmp_path):
     path = shared / "benchdata" / "MultimodalRewardBench" / "example.jsonl"
-    assert official("multimodal_rewardbench", tmp_path, answers=str(path))["accuracy"]["value"] == 0.5  # B and A against B and B
+    assert (
+        official_metrics("multimodal_rewardbench", tmp_path, answers=str(path))["accuracy"]["value"] == 0.5
+    )  # B and A against B and B

@@ -9,17 +9,17 @@ from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
 from mmrlhf.text.answer_parsing import pope_official
 
-NAMES = {"Accuracy": "accuracy", "Precision": "precision", "Recall": "recall", "F1 score": "f1", "Yes ratio": "yes_ratio"}
+METRIC_NAMES = {"Accuracy": "accuracy", "Precision": "precision", "Recall": "recall", "F1 score": "f1", "Yes ratio": "yes_ratio"}
 
 
 @pytest.mark.parametrize("case", ["adversarial_clean", "adversarial_odd", "degenerate_all_no", "degenerate_shorter_than_labels"])
-def test_official(shared, tmp_path, case):
+def test_pope_matches_official_output(shared, tmp_path, case):
     split = "popular" if case.startswith("degenerate") else "adversarial"
     place = shared / "parity" / "POPE" / case
     data = shared / "benchdata" / "POPE" / f"coco_pope_{split}.json"
     result = evaluate("pope", EvalConfig(answers=str(place / "input.jsonl"), data=str(data), output_dir=str(tmp_path)))
     printed = dict(re.findall(r"^([\w ]+): ([\d.]+)$", (place / "official_output.txt").read_text(), re.M))
-    for label, name in NAMES.items():
+    for label, name in METRIC_NAMES.items():
         figure = result["metrics"]["official"][name]
         assert (figure is None and label not in printed) if not printed else str(figure["value"]) == printed[label]
     if (place / "official_parsed.txt").exists():
@@ -27,14 +27,14 @@ def test_official(shared, tmp_path, case):
         assert [r["official"] for r in rows] == (place / "official_parsed.txt").read_text().split()
 
 
-def test_every_string_of_the_table(shared):
+def test_pope_official_matches_parse_table(shared):
     rows = [json.loads(line) for line in (shared / "parity" / "POPE" / "parse_table.jsonl").read_text().splitlines()]
     assert len(rows) == 60 and all(pope_official(r["text"]) == r["official"] for r in rows)
 
 
 @pytest.mark.parametrize("name", ["POPE/coco_pope_random_2910_e3e3926.json", "RePOPE/coco_repope_popular.json", "POPE/popev2_annotations.json",
                                   "POPE/seem/gqa_pope_seem_random.json"])  # fmt: skip
-def test_every_version_of_the_questions_is_read(shared, tmp_path, capsys, name):
+def test_pope_reads_every_version_of_the_questions(shared, tmp_path, capsys, name):
     data = shared / "benchdata" / name
     (tmp_path / "a.jsonl").write_text('{"question_id": 1, "answer": "Yes"}')
     result = evaluate("pope", EvalConfig(answers=str(tmp_path / "a.jsonl"), data=str(data), output_dir=str(tmp_path / "out")))

@@ -21,7 +21,7 @@ from mmrlhf.records import InputError
 LABELS = ["yes", "no"] * 3
 
 
-def questions(path: Path, things: str = "dog cat") -> Path:
+def write_questions(path: Path, things: str = "dog cat") -> Path:
     rows = [
         {
             "question_id": i + 1,
@@ -35,112 +35,119 @@ def questions(path: Path, things: str = "dog cat") -> Path:
     return path
 
 
-def answered(path: Path, texts, ids=None, **more) -> Path:
+def write_answers(path: Path, texts, ids=None, **more) -> Path:
     ids = ids or range(1, len(texts) + 1)
     path.write_text("\n".join(json.dumps({"question_id": i, "answer": t, **more}) for i, t in zip(ids, texts, strict=True)))
     return path
 
 
-def run(tmp_path, texts, ids=None, options=None, **how):
-    answers = answered(tmp_path / "answers.jsonl", texts, ids)
-    data = questions(tmp_path / "coco_pope_random.json")
+def evaluate_pope(tmp_path, texts, ids=None, options=None, **how):
+    answers = write_answers(tmp_path / "answers.jsonl", texts, ids)
+    data = write_questions(tmp_path / "coco_pope_random.json")
     out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
     return evaluate("pope", EvalConfig(answers=str(answers), data=str(data), output_dir=str(out), **how), options)
 
 
-def value(result, name, mode="official"):
+def metric_value(result, name, mode="official"):
     return result["metrics"][mode][name]["value"]
 
 
-def test_figures_by_hand(tmp_path):
+def test_pope_metrics_match_hand_computation(tmp_path):
     # yes no yes yes no no against yes no yes no yes no: TP 2, FP 1, TN 2, FN 1
-    result = run(tmp_path, ["Yes", "No", "yes, it is", "Yes.", "There is no dog", "No"])
+    result = evaluate_pope(tmp_path, ["Yes", "No", "yes, it is", "Yes.", "There is no dog", "No"])
     for mode in ("official", "robust"):
-        assert value(result, "accuracy", mode) == 4 / 6 and value(result, "yes_ratio", mode) == 3 / 6
-        assert value(result, "precision", mode) == value(result, "recall", mode) == 2 / 3
-        assert value(result, "f1", mode) == pytest.approx(2 / 3)
+        assert metric_value(result, "accuracy", mode) == 4 / 6 and metric_value(result, "yes_ratio", mode) == 3 / 6
+        assert metric_value(result, "precision", mode) == metric_value(result, "recall", mode) == 2 / 3
+        assert metric_value(result, "f1", mode) == pytest.approx(2 / 3)
         assert 0 <= result["metrics"][mode]["f1"]["low"] <= 2 / 3 <= result["metrics"][mode]["f1"]["high"] <= 1
     assert result["n"] == 6 and result["yes_ratio"] == 0.5 and result["headline"] == "f1" and len(result["data_sha256"]) == 64
 
 
-def test_official_goes_line_by_line_and_robust_by_id(tmp_path):
+def test_pope_official_pairs_by_line_and_robust_by_id(tmp_path):
     texts = ["No", "Yes", "Yes", "No", "Yes", "No"]
-    result = run(tmp_path, texts, ids=[2, 1, 3, 4, 5, 6])
-    assert value(result, "accuracy") == 4 / 6 and value(result, "accuracy", "robust") == 1
+    result = evaluate_pope(tmp_path, texts, ids=[2, 1, 3, 4, 5, 6])
+    assert metric_value(result, "accuracy") == 4 / 6 and metric_value(result, "accuracy", "robust") == 1
     # a repeated and an unknown id push all that follow by two lines
-    result = run(tmp_path, ["Yes", "Yes", "Yes", "No", "Yes", "No"], ids=[1, 1, 77, 2, 3, 4])
+    result = evaluate_pope(tmp_path, ["Yes", "Yes", "Yes", "No", "Yes", "No"], ids=[1, 1, 77, 2, 3, 4])
     assert result["counts"] == {"missing": 2, "unknown_ids": 1, "duplicate": 1, "null": 0, "unparsed": 0, "judge_errors": 0}
-    assert value(result, "accuracy") == 5 / 6 and value(result, "accuracy", "robust") == 1 and result["n"] == 4
+    assert metric_value(result, "accuracy") == 5 / 6 and metric_value(result, "accuracy", "robust") == 1 and result["n"] == 4
 
 
-def test_official_yes_ratio_is_of_all_answers(tmp_path):
+def test_pope_official_yes_ratio_counts_all_answers(tmp_path):
     right = ["Yes", "No"] * 3
     # a repeated first answer moves all by a line: yes yes no yes no yes|no, TP 1+0+0, FP 3-1, ...; 4 labels of 6 are missed
-    result = run(tmp_path, ["Yes", *right], ids=[1, 1, 2, 3, 4, 5, 6])
+    result = evaluate_pope(tmp_path, ["Yes", *right], ids=[1, 1, 2, 3, 4, 5, 6])
     assert (
-        value(result, "accuracy") == 1 / 6 and value(result, "yes_ratio") == 4 / 7 and value(result, "yes_ratio", "robust") == 0.5
+        metric_value(result, "accuracy") == 1 / 6
+        and metric_value(result, "yes_ratio") == 4 / 7
+        and metric_value(result, "yes_ratio", "robust") == 0.5
     )
     # what trails after the labels is in no other figure
-    result = run(tmp_path, [*right, "Yes", "Yes"], ids=[*range(1, 7), 98, 99])
+    result = evaluate_pope(tmp_path, [*right, "Yes", "Yes"], ids=[*range(1, 7), 98, 99])
     assert (
-        value(result, "accuracy") == 1
-        and value(result, "yes_ratio") == 5 / 8
+        metric_value(result, "accuracy") == 1
+        and metric_value(result, "yes_ratio") == 5 / 8
         and "other_line" not in result["metrics"]["official"]
     )
     low, high = (result["metrics"]["official"]["yes_ratio"][k] for k in ("low", "high"))
     assert low < 5 / 8 < high
 
 
-def test_answers_on_another_questions_line_are_noted(tmp_path, capsys):
-    result = run(tmp_path, ["No", "Yes", "Yes", "No", "Yes", "No"], ids=[2, 1, 3, 4, 5, 6])
+def test_pope_notes_answers_on_another_questions_line(tmp_path, capsys):
+    result = evaluate_pope(tmp_path, ["No", "Yes", "Yes", "No", "Yes", "No"], ids=[2, 1, 3, 4, 5, 6])
     told = result["metrics"]["official"]["other_line"]
     note = "official pairs by line; 2 of 6 answers stand on another question's line"
     assert told["value"] == 2 / 6 and told["note"] == note and note in capsys.readouterr().err
-    run(tmp_path, ["Yes", "No"] * 2)
+    evaluate_pope(tmp_path, ["Yes", "No"] * 2)
     assert "by line" not in capsys.readouterr().err  # a file that ends early is in order
 
 
-def asked(path: Path, rows) -> Path:
+def write_answers_with_questions(path: Path, rows) -> Path:
     """Answers of (id, question, answer)."""
     path.write_text("\n".join(json.dumps({"question_id": i, "question": q, "answer": t}) for i, q, t in rows))
     return path
 
 
-ASKS = [f"Is there a {('dog', 'cat')[i % 2]} in the image?" for i in range(6)]
+QUESTIONS = [f"Is there a {('dog', 'cat')[i % 2]} in the image?" for i in range(6)]
 
 
-def scored(tmp_path, answers, data=None):
-    data = data or questions(tmp_path / "coco_pope_random.json")
+def evaluate_file(tmp_path, answers, data=None):
+    data = data or write_questions(tmp_path / "coco_pope_random.json")
     out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
     return evaluate("pope", EvalConfig(answers=str(answers), data=str(data), output_dir=str(out)))
 
 
-def test_an_answer_to_another_question_does_not_join(tmp_path, capsys):
-    rows = [(i + 1, q, "Yes" if i % 2 == 0 else "No") for i, q in enumerate(ASKS)]
+def test_pope_drops_answers_to_other_questions(tmp_path, capsys):
+    rows = [(i + 1, q, "Yes" if i % 2 == 0 else "No") for i, q in enumerate(QUESTIONS)]
     rows[3] = (4, "Is there a bus in the image?", "Yes")
-    result = scored(tmp_path, asked(tmp_path / "a.jsonl", rows))
+    result = evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", rows))
     assert result["n"] == 5 and result["counts"]["unknown_ids"] == result["counts"]["missing"] == 1
-    assert value(result, "accuracy", "robust") == 1 and value(result, "accuracy") == 5 / 6  # the script looks at no question
+    assert (
+        metric_value(result, "accuracy", "robust") == 1 and metric_value(result, "accuracy") == 5 / 6
+    )  # the script looks at no question
     assert "note: 1 answers are to other questions than the data's: is it another version?" in capsys.readouterr().err
     # how it is spelt and framed makes none
     framed = "<image>\nIS there an {} in the imange?\nAnswer briefly."
     rows = [(i + 1, framed.format(("dog", "cat")[i % 2]), "Yes") for i in range(6)]
-    assert scored(tmp_path, asked(tmp_path / "a.jsonl", rows))["n"] == 6
+    assert evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", rows))["n"] == 6
     # two of three questions are others: not this file's answers, whatever the rest says
-    rows = [(i + 1, ASKS[0], "Yes") if i < 2 else (i + 1, "Is there a bus in the image?", "Yes") for i in range(6)]
-    result = scored(tmp_path, asked(tmp_path / "a.jsonl", rows))
+    rows = [(i + 1, QUESTIONS[0], "Yes") if i < 2 else (i + 1, "Is there a bus in the image?", "Yes") for i in range(6)]
+    result = evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", rows))
     assert result["n"] == 0 and "6 answers are to other questions" in capsys.readouterr().err
 
 
-def test_a_log_of_all_splits_on_one_file(tmp_path):
-    data = questions(tmp_path / "coco_pope_adversarial.json")
+def test_pope_selects_split_from_log_of_all_splits(tmp_path):
+    data = write_questions(tmp_path / "coco_pope_adversarial.json")
     rows = [
-        {"question_id": i % 6 + 1, "question": ASKS[i % 6], "category": ("random", "popular", "adversarial")[i // 6],
+        {"question_id": i % 6 + 1, "question": QUESTIONS[i % 6], "category": ("random", "popular", "adversarial")[i // 6],
          "answer": ("Yes", "No")[i % 2] if i >= 12 else "No"} for i in range(18)
     ]  # fmt: skip
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = scored(tmp_path, tmp_path / "a.jsonl", data)
-    assert value(result, "accuracy") == value(result, "accuracy", "robust") == 1 and value(result, "yes_ratio") == 0.5
+    result = evaluate_file(tmp_path, tmp_path / "a.jsonl", data)
+    assert (
+        metric_value(result, "accuracy") == metric_value(result, "accuracy", "robust") == 1
+        and metric_value(result, "yes_ratio") == 0.5
+    )
     assert result["counts"]["unknown_ids"] == 12 and result["counts"]["duplicate"] == 0
     # as a table without ids, with pictures and without
     for columns in (["image_path", "question", "category", "prediction"], ["question", "category", "prediction"]):
@@ -149,37 +156,40 @@ def test_a_log_of_all_splits_on_one_file(tmp_path):
             cells = {**row, "image_path": f"{i % 6 // 2}.jpg", "prediction": row["answer"]}
             lines.append("\t".join(str(cells[c]) for c in columns))
         (tmp_path / "a.tsv").write_text("\n".join(lines))
-        result = scored(tmp_path, tmp_path / "a.tsv", data)
-        assert value(result, "accuracy") == value(result, "accuracy", "robust") == 1 and result["counts"]["unknown_ids"] == 12
+        result = evaluate_file(tmp_path, tmp_path / "a.tsv", data)
+        assert (
+            metric_value(result, "accuracy") == metric_value(result, "accuracy", "robust") == 1
+            and result["counts"]["unknown_ids"] == 12
+        )
 
 
-def test_one_file_of_all_splits_in_any_order(tmp_path):
+def test_pope_reads_all_splits_from_one_file_in_any_order(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     for split, thing in (("random", "cat"), ("popular", "bus"), ("adversarial", "car")):
-        questions(data / f"coco_pope_{split}.json", f"dog {thing}")
+        write_questions(data / f"coco_pope_{split}.json", f"dog {thing}")
     # adversarial is right, popular says yes to all, random is wrong: 1, 1/2, 0
     told = [("car", ["Yes", "No"]), ("bus", ["Yes", "Yes"]), ("cat", ["No", "Yes"])]
     asks = [(f"Is there a {('dog', thing)[i % 2]} in the image?", says[i % 2]) for thing, says in told for i in range(6)]
     for ids in (lambda n: n % 6 + 1, lambda n: n):  # restarting, and unique over the whole file
-        path = asked(tmp_path / "a.jsonl", [(ids(n), q, t) for n, (q, t) in enumerate(asks)])
-        result = scored(tmp_path, path, data)
+        path = write_answers_with_questions(tmp_path / "a.jsonl", [(ids(n), q, t) for n, (q, t) in enumerate(asks)])
+        result = evaluate_file(tmp_path, path, data)
         robust = result["metrics"]["robust"]
         assert [robust[s]["accuracy"]["value"] for s in ("adversarial", "popular", "random")] == [1, 0.5, 0], ids(7)
         assert result["counts"]["unknown_ids"] == result["counts"]["duplicate"] == 0 and result["n"] == 18
         assert result["metrics"]["official"]["adversarial"]["accuracy"]["value"] == 1
     # an answer that stands there twice moves nothing to another split
     twice = [(n % 6 + 1, q, t) for n, (q, t) in enumerate(asks)]
-    result = scored(tmp_path, asked(tmp_path / "a.jsonl", [*twice[:6], twice[5], *twice[6:]]), data)
+    result = evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", [*twice[:6], twice[5], *twice[6:]]), data)
     assert result["counts"]["duplicate"] == 1 and result["metrics"]["robust"]["popular"]["accuracy"]["value"] == 0.5
     # and questions of none of the splits are nobody's
     none = [(n, "Is there a bear in the image?", "Yes") for n in range(1, 7)]
-    result = scored(tmp_path, asked(tmp_path / "a.jsonl", none), data)
+    result = evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", none), data)
     assert result["n"] == 0 and result["counts"]["unknown_ids"] == 6
 
 
-def test_what_a_model_that_was_asked_left_out_is_null(tmp_path, monkeypatch):
-    data = questions(tmp_path / "coco_pope_random.json")
+def test_pope_questions_a_model_left_out_are_null(tmp_path, monkeypatch):
+    data = write_questions(tmp_path / "coco_pope_random.json")
     for name in "012":
         (tmp_path / f"{name}.jpg").write_bytes(b"x")
 
@@ -190,48 +200,48 @@ def test_what_a_model_that_was_asked_left_out_is_null(tmp_path, monkeypatch):
     monkeypatch.setattr("mmrlhf.evaluation.predict.open_predictions", flaky)
     config = EvalConfig(model_name_or_path="http://127.0.0.1:9/v1", data=str(data), output_dir=str(tmp_path / "out"))
     result = evaluate("pope", config)
-    assert result["counts"]["null"] == result["counts"]["missing"] == 1 and value(result, "accuracy", "robust") == 1
+    assert result["counts"]["null"] == result["counts"]["missing"] == 1 and metric_value(result, "accuracy", "robust") == 1
     assert result["metrics"]["official"]["accuracy"] is None and "AttributeError" in result["reasons"]["official"]["accuracy"]
 
 
-def test_what_cannot_be_read_is_neither(tmp_path):
-    result = run(tmp_path, ["maybe", "", "Yes", "No", "Yes", "No"])
+def test_pope_unparsed_answer_is_neither_yes_nor_no(tmp_path):
+    result = evaluate_pope(tmp_path, ["maybe", "", "Yes", "No", "Yes", "No"])
     assert result["counts"]["unparsed"] == 2
-    assert value(result, "accuracy", "robust") == 4 / 6 and value(result, "recall", "robust") == 2 / 3
-    assert value(result, "precision", "robust") == 1 and value(result, "yes_ratio", "robust") == 2 / 4
-    assert value(result, "yes_ratio") == 4 / 6  # the script takes both for yes
+    assert metric_value(result, "accuracy", "robust") == 4 / 6 and metric_value(result, "recall", "robust") == 2 / 3
+    assert metric_value(result, "precision", "robust") == 1 and metric_value(result, "yes_ratio", "robust") == 2 / 4
+    assert metric_value(result, "yes_ratio") == 4 / 6  # the script takes both for yes
 
 
-def test_where_the_script_stops_is_null_with_the_reason(tmp_path):
-    result = run(tmp_path, ["No"] * 6)
+def test_pope_official_is_null_where_script_fails(tmp_path):
+    result = evaluate_pope(tmp_path, ["No"] * 6)
     assert set(result["metrics"]["official"].values()) == {None}
     assert "ZeroDivisionError at precision" in result["reasons"]["official"]["accuracy"]
-    assert value(result, "accuracy", "robust") == 0.5 and value(result, "f1", "robust") == 0
-    result = run(tmp_path, ["No", "Yes"] * 3)
+    assert metric_value(result, "accuracy", "robust") == 0.5 and metric_value(result, "f1", "robust") == 0
+    result = evaluate_pope(tmp_path, ["No", "Yes"] * 3)
     assert "f1 (no true positive)" in result["reasons"]["official"]["f1"]
-    result = run(tmp_path, ["Yes", None, "Yes", "No", "Yes", "No"])
+    result = evaluate_pope(tmp_path, ["Yes", None, "Yes", "No", "Yes", "No"])
     assert (
         "AttributeError" in result["reasons"]["official"]["f1"] and result["counts"]["null"] == result["counts"]["missing"] == 1
     )
-    assert value(result, "accuracy", "robust") == 1
+    assert metric_value(result, "accuracy", "robust") == 1
 
 
-def test_repopes_rule(tmp_path):
-    result = run(tmp_path, ["I know not", "who?", "eyes", "No", "Yes", "none"], options={"rule": "repope"})
+def test_pope_repope_rule_matches_hand_computation(tmp_path):
+    result = evaluate_pope(tmp_path, ["I know not", "who?", "eyes", "No", "Yes", "none"], options={"rule": "repope"})
     # no, dropped, yes (in eyes), no, yes, no against yes no yes no yes no
-    assert value(result, "accuracy") == 4 / 5 and value(result, "recall") == 2 / 3
+    assert metric_value(result, "accuracy") == 4 / 5 and metric_value(result, "recall") == 2 / 3
 
 
-def test_a_folder_is_three_splits_and_their_mean(tmp_path):
+def test_pope_folder_gives_three_splits_and_their_mean(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    questions(data / "coco_pope_random.json")
-    questions(data / "coco_pope_popular.json", "dog bus")
-    questions(data / "coco_pope_adversarial.json", "dog car")
+    write_questions(data / "coco_pope_random.json")
+    write_questions(data / "coco_pope_popular.json", "dog bus")
+    write_questions(data / "coco_pope_adversarial.json", "dog car")
     right = ["Yes", "No"] * 3
     (tmp_path / "answers").mkdir()
-    answered(tmp_path / "answers" / "popular.jsonl", right)
-    answered(tmp_path / "answers" / "answers_random.jsonl", ["Yes"] * 6)
+    write_answers(tmp_path / "answers" / "popular.jsonl", right)
+    write_answers(tmp_path / "answers" / "answers_random.jsonl", ["Yes"] * 6)
     config = EvalConfig(answers=str(tmp_path / "answers"), data=str(data), output_dir=str(tmp_path / "out"))
     result = evaluate("pope", config)
     official = result["metrics"]["official"]
@@ -256,14 +266,14 @@ def test_a_folder_is_three_splits_and_their_mean(tmp_path):
         "pope", EvalConfig(answers=str(tmp_path / "alone.jsonl"), data=str(data), output_dir=str(tmp_path / "three"))
     )
     assert alone["metrics"]["official"]["mean"]["f1"]["value"] == 1 and alone["counts"]["duplicate"] == 0
-    answered(tmp_path / "answers" / "x.jsonl", right, category="adversarial")
+    write_answers(tmp_path / "answers" / "x.jsonl", right, category="adversarial")
     result = evaluate("pope", EvalConfig(answers=str(tmp_path / "answers"), data=str(data), output_dir=str(tmp_path / "out2")))
     assert result["metrics"]["official"]["mean"]["f1"]["value"] == pytest.approx((2 / 3 + 1 + 1) / 3)
     assert result["metrics"]["robust"]["mean"]["yes_ratio"]["value"] == pytest.approx(4 / 6)
 
 
-def test_logs_of_other_harnesses(tmp_path):
-    data = str(questions(tmp_path / "coco_pope_random.json"))
+def test_read_predictions_accepts_logs_of_other_harnesses(tmp_path):
+    data = str(write_questions(tmp_path / "coco_pope_random.json"))
     right = ["Yes", "No"] * 3
     rows = {
         "llava": [
@@ -294,7 +304,7 @@ def test_logs_of_other_harnesses(tmp_path):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(of[::-1]))
         result = evaluate("pope", EvalConfig(answers=str(path), data=data, output_dir=str(tmp_path / name)))
-        assert result["answers"]["format"] == name and value(result, "accuracy", "robust") == 1, name
+        assert result["answers"]["format"] == name and metric_value(result, "accuracy", "robust") == 1, name
     import openpyxl
 
     book = openpyxl.Workbook()
@@ -303,7 +313,7 @@ def test_logs_of_other_harnesses(tmp_path):
         book.active.append(list(row.values()))
     book.save(tmp_path / "table.xlsx")
     result = evaluate("pope", EvalConfig(answers=str(tmp_path / "table.xlsx"), data=data, output_dir=str(tmp_path / "xlsx")))
-    assert result["answers"]["format"] == "vlmevalkit" and value(result, "accuracy") == 1
+    assert result["answers"]["format"] == "vlmevalkit" and metric_value(result, "accuracy") == 1
 
 
 @pytest.mark.parametrize(
@@ -319,34 +329,34 @@ def test_logs_of_other_harnesses(tmp_path):
         (b'{"question_id": 1, "answer": "\\ud800"}', "unpaired surrogate"),
     ],
 )
-def test_answers_that_cannot_be_used(tmp_path, capsys, content, told):
+def test_read_predictions_refuses_unusable_files(tmp_path, capsys, content, told):
     (tmp_path / "a.jsonl").write_bytes(content)
-    data = questions(tmp_path / "coco_pope_random.json")
+    data = write_questions(tmp_path / "coco_pope_random.json")
     line = ["eval", "pope", "--answers", str(tmp_path / "a.jsonl"), "--data", str(data), "--out", str(tmp_path / "out")]
     assert main(line) == 2
     said = capsys.readouterr().err
     assert told in said and said.count("error:") == 1 and not (tmp_path / "out").exists()
 
 
-def test_a_megabyte_of_answer(tmp_path):
-    result = run(tmp_path, ["Yes. " + "x" * 1_000_000, "No", "Yes", "No", "Yes", "No"])
-    assert value(result, "accuracy") == value(result, "accuracy", "robust") == 1
+def test_pope_accepts_a_megabyte_answer(tmp_path):
+    result = evaluate_pope(tmp_path, ["Yes. " + "x" * 1_000_000, "No", "Yes", "No", "Yes", "No"])
+    assert metric_value(result, "accuracy") == metric_value(result, "accuracy", "robust") == 1
 
 
-def test_questions_of_no_known_version(tmp_path, capsys):
-    run(tmp_path, ["Yes"] * 6)
+def test_pope_warns_about_unknown_data_version(tmp_path, capsys):
+    evaluate_pope(tmp_path, ["Yes"] * 6)
     said = capsys.readouterr().err
     assert "no version that is known" in said and "RePOPE random, 2774" in said and "coco_pope_random.json (sha256" in said
 
 
-def test_missing_pictures_are_named_all_at_once(base, tmp_path):
-    data = questions(tmp_path / "coco_pope_random.json")
+def test_pope_names_all_missing_images_at_once(base, tmp_path):
+    data = write_questions(tmp_path / "coco_pope_random.json")
     with pytest.raises(InputError, match=r"3 of 3 pictures are missing \(.*0\.jpg, .*1\.jpg, .*2\.jpg\)"):
         evaluate("pope", EvalConfig(model_name_or_path=base, data=str(data), output_dir=str(tmp_path / "out")))
 
 
-def test_options_follow_the_benchmarks_name(tmp_path, capsys):
-    data, answers = questions(tmp_path / "coco_pope_random.json"), answered(tmp_path / "a.jsonl", ["Yes"] * 6)
+def test_pope_options_follow_the_benchmark_name(tmp_path, capsys):
+    data, answers = write_questions(tmp_path / "coco_pope_random.json"), write_answers(tmp_path / "a.jsonl", ["Yes"] * 6)
     line = ["eval", "pope", "--answers", str(answers), "--data", str(data), "--out", str(tmp_path / "out")]
     assert main([*line, "--rule", "repope"]) == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["options"]["rule"] == "repope"
@@ -356,9 +366,9 @@ def test_options_follow_the_benchmarks_name(tmp_path, capsys):
     assert main([*line, "--format", "llava"]) == 2 and "`text` is missing" in capsys.readouterr().err
 
 
-def test_several_answers_and_a_suite(tmp_path, capsys):
-    data = questions(tmp_path / "coco_pope_random.json")
-    a, b = answered(tmp_path / "a.jsonl", ["Yes"] * 6), answered(tmp_path / "b.jsonl", ["Yes", "No"] * 3)
+def test_eval_takes_several_answer_files_and_a_suite(tmp_path, capsys):
+    data = write_questions(tmp_path / "coco_pope_random.json")
+    a, b = write_answers(tmp_path / "a.jsonl", ["Yes"] * 6), write_answers(tmp_path / "b.jsonl", ["Yes", "No"] * 3)
     assert main(["eval", "pope", "--answers", str(a), str(b), "--data", str(data), "--out", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "b" / "pope" / "result.json").read_text())
     assert result["metrics"]["official"]["f1"]["value"] == 1 and (tmp_path / "out" / "a" / "pope" / "scores.jsonl").exists()
@@ -373,9 +383,9 @@ def test_several_answers_and_a_suite(tmp_path, capsys):
     assert "did you mean --rule?" in capsys.readouterr().err
 
 
-def test_the_same_from_python(tmp_path):
-    data = questions(tmp_path / "coco_pope_random.json")
-    a, b = answered(tmp_path / "a.jsonl", ["Yes"] * 6), answered(tmp_path / "b.jsonl", ["Yes", "No"] * 3)
+def test_evaluate_all_runs_a_suite_from_python(tmp_path):
+    data = write_questions(tmp_path / "coco_pope_random.json")
+    a, b = write_answers(tmp_path / "a.jsonl", ["Yes"] * 6), write_answers(tmp_path / "b.jsonl", ["Yes", "No"] * 3)
     models = {"one": {"answers": str(a)}, "two": {"answers": str(b)}}
     found = evaluate_all({"pope": {"data": str(data), "rule": "repope"}}, models, str(tmp_path / "out"), seed=3)
     assert found["two"]["pope"]["metrics"]["official"]["accuracy"]["value"] == 1 and found["one"]["pope"]["seed"] == 3
@@ -392,12 +402,12 @@ def test_the_same_from_python(tmp_path):
     ),
     st.sampled_from([".json", ".jsonl", ".tsv", ".csv", ".xlsx"]),
 )  # fmt: skip
-def test_any_file_of_answers_is_read_or_refused(tmp_path, content, ending):
+def test_read_predictions_accepts_or_refuses_any_file(tmp_path, content, ending):
     path = tmp_path / f"wild{ending}"
     path.write_bytes(content)
     data = tmp_path / "coco_pope_random.json"
     if not data.exists():
-        questions(data)
+        write_questions(data)
     module = load_benchmark("pope")
     task = Task(str(data), options=module.Options())
     task = replace(task, examples={e.id: e for e in module.load(task)})
@@ -409,7 +419,7 @@ def test_any_file_of_answers_is_read_or_refused(tmp_path, content, ending):
         assert all(isinstance(g.id, str) for g in found)
 
 
-def test_the_benchmark_that_the_readme_writes(tmp_path):
+def test_readme_benchmark_example_works(tmp_path):
     (tmp_path / "mine.py").write_text(re.findall(r"```python\n(.*?)```", (folder("eval") / "README.md").read_text(), re.S)[0])
     (tmp_path / "rows.jsonl").write_text('{"id": "a", "image": "a.png", "question": "A cat?", "label": "yes"}\n')
     (tmp_path / "answers.jsonl").write_text('{"id": "a", "answer": "Yes, a cat."}\n')

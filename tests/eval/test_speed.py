@@ -8,13 +8,13 @@ import pytest
 from mmrlhf.files.bundled import folder
 from tests.helpers.tiny_models import build_checkpoint
 
-SPEED = folder("eval") / "speed"
+SPEED_DIR = folder("eval") / "speed"
 
 
 @pytest.fixture
-def script(monkeypatch, capsys):
+def run_script(monkeypatch, capsys):
     """Run a script of eval/speed with arguments; gives the JSON object that it prints last."""
-    monkeypatch.syspath_prepend(str(SPEED))
+    monkeypatch.syspath_prepend(str(SPEED_DIR))
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -28,7 +28,7 @@ def script(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("algo", ["grpo", "ppo"])
-def test_a_round(script, tmp_path, algo):
+def test_rl_step_runs_at_toy_size(script, tmp_path, algo):
     build_checkpoint("llava", tmp_path / "model")
     sizes = {"prompts": 1, "generations": 2, "tokens": 4, "iterations": 2, "rounds": 3, "size": 56}
     said = script("rl_step", tmp_path / "model", "--algo", algo, *(word for k, v in sizes.items() for word in (f"--{k}", v)))
@@ -39,20 +39,20 @@ def test_a_round(script, tmp_path, algo):
     )
 
 
-def test_pictures(script, tmp_path):
+def test_encode_runs_at_toy_size(script, tmp_path):
     build_checkpoint("qwen2_5_vl", tmp_path / "model")
     said = script("encode", tmp_path / "model", "--images", 6, "--size", "80x60", "--rounds", 1)
     assert said["images_per_s"] > 0 and said["second_epoch"] > 1
 
 
-def test_phases(script, tmp_path):
+def test_phases_runs_at_toy_size(script, tmp_path):
     arguments = ("--prompts", 2, "--generations", 2, "--tokens", 4, "--images", 4, "--out", tmp_path)
     said = script("phases", "--shape", "toy", *arguments)
     assert said["difference"] < 1e-4 and said["ppo_step"]["whole"]["tflop"] > 0
     assert json.loads((tmp_path / "toy.json").read_text()) == said
 
 
-def test_questions(script, tmp_path):
+def test_pope_runs_at_toy_size(script, tmp_path):
     build_checkpoint("llava", tmp_path / "model")
     said = script("pope", tmp_path / "model", "--images", 2, "--questions", 3, "--batches", "2", "--rounds", 1, "--size", "80x60")
     assert said["questions"] == said["same_answers"] == 6 and said["questions_per_s"] > 0

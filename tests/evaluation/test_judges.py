@@ -11,17 +11,17 @@ from mmrlhf.records import InputError
 from tests.helpers import fake_data
 from tests.helpers.fake_server import chat_completion, free_port, scripted_server, transformers_serve
 
-SAID = {"0": "There is no cat.", "1": "A dog"}
-ALL_RIGHT = (200, chat_completion("correct"))
+ANSWERS = {"0": "There is no cat.", "1": "A dog"}
+CORRECT_REPLY = (200, chat_completion("correct"))
 
 
 @pytest.fixture
-def judge(tmp_path):
+def evaluate_judged(tmp_path):
     """HaloQuest's two made-up questions with answers given, judged as settings say; the result and the lines of judgments.jsonl."""
     data = tmp_path / "data"
     data.mkdir()
     fake_data.haloquest(data)
-    answers = fake_data.write_jsonl(tmp_path / "answers.jsonl", [{"id": i, "answers": [t]} for i, t in SAID.items()])
+    answers = fake_data.write_jsonl(tmp_path / "answers.jsonl", [{"id": i, "answers": [t]} for i, t in ANSWERS.items()])
 
     def judged(out="out", options=None, **more):
         more = {"endpoint_retries": 0, "endpoint_timeout": 5.0, "endpoint_concurrency": 1, **more}
@@ -35,15 +35,15 @@ def judge(tmp_path):
     return judged
 
 
-def accuracy(result, mode="official"):
+def accuracy_value(result, mode="official"):
     found = result["metrics"][mode]["accuracy"]
     return None if found is None else found["value"]
 
 
-def test_a_judgment_is_kept_with_all_that_it_was(judge):
+def test_collect_judgments_records_request_and_reply(judge):
     with scripted_server(lambda r: (200, chat_completion("incorrect" if "A dog" in str(r) else "Correct."))) as server:
         result, rows = judge(judge=server.url)
-    assert accuracy(result) == 50 and result["judge"]["models"] == ["stub"]
+    assert accuracy_value(result) == 50 and result["judge"]["models"] == ["stub"]
     assert [r["key"] for r in rows] == ["0", "1"]
     first = rows[0]
     assert (first["text"], first["status"], first["requested"], first["model"], first["judge"]) == (
@@ -59,30 +59,30 @@ def test_a_judgment_is_kept_with_all_that_it_was(judge):
     assert server.requests[0]["messages"] == [{"role": "user", "content": first["prompt"]}]
 
 
-def test_failures_stay_null_and_are_asked_again(judge):
-    with scripted_server(ALL_RIGHT, (500, b"oh no"), ALL_RIGHT) as server:
+def test_collect_judgments_retries_failures_on_next_run(judge):
+    with scripted_server(CORRECT_REPLY, (500, b"oh no"), CORRECT_REPLY) as server:
         result, rows = judge(judge=server.url)
         assert [r["status"] for r in rows] == ["ok", "http"] and rows[1]["text"] is None and "oh no" in rows[1]["reason"]
-        assert accuracy(result) is None and "1 answers have no judgment" in result["reasons"]["official"]["accuracy"]
-        assert accuracy(result, "robust") == 100 and result["counts"]["judge_errors"] == 1
+        assert accuracy_value(result) is None and "1 answers have no judgment" in result["reasons"]["official"]["accuracy"]
+        assert accuracy_value(result, "robust") == 100 and result["counts"]["judge_errors"] == 1
         again, rows = judge(judge=server.url)
-        assert accuracy(again) == 100 and len(server.requests) == 3  # only the one that failed
+        assert accuracy_value(again) == 100 and len(server.requests) == 3  # only the one that failed
         assert [r["status"] for r in rows] == ["ok", "ok"]
         judge(judge=server.url)
         assert len(server.requests) == 3
 
 
-def test_another_models_words_are_no_verdict(judge):
+def test_collect_judgments_ignores_reply_of_another_model(judge):
     with scripted_server((200, chat_completion("correct", model="gpt-of-someone"))) as server:
         result, rows = judge(judge=server.url)
     assert rows[0]["text"] is None and rows[0]["reply"] == "correct" and rows[0]["model"] == "gpt-of-someone"
-    assert accuracy(result) is accuracy(result, "robust") is None
+    assert accuracy_value(result) is accuracy_value(result, "robust") is None
 
 
-def test_a_judge_that_is_down_is_one_sentence_and_what_was_judged_is_kept(judge):
+def test_collect_judgments_unreachable_judge_keeps_what_was_judged(judge):
     with pytest.raises(InputError, match=r"cannot be reached .* start the server"):
         judge(judge=f"http://127.0.0.1:{free_port()}/v1", judge_model="stub")
-    with scripted_server(ALL_RIGHT, (401, b"no")) as server:
+    with scripted_server(CORRECT_REPLY, (401, b"no")) as server:
         with pytest.raises(InputError, match="refuses the key"):
             judge("other", judge=server.url)
         assert [r["status"] for r in read_jsonl(judge.root / "other" / "judgments.jsonl")] == ["ok", "http"]
@@ -91,7 +91,7 @@ def test_a_judge_that_is_down_is_one_sentence_and_what_was_judged_is_kept(judge)
     assert not (judge.root / "third" / "result.json").exists()
 
 
-def test_a_judge_that_always_fails_is_in_the_result_before_it_is_one_sentence(judge, monkeypatch):
+def test_collect_judgments_failing_judge_still_writes_result(judge, monkeypatch):
     monkeypatch.setattr("mmrlhf.evaluation.openai_client.MAX_INITIAL_FAILURES", 2)
     with scripted_server((500, b"oh no")) as server, pytest.raises(InputError, match=r"the first 2 replies all failed .* oh no"):
         judge(judge=server.url)
@@ -99,43 +99,43 @@ def test_a_judge_that_always_fails_is_in_the_result_before_it_is_one_sentence(ju
     assert [r["status"] for r in read_jsonl(out / "judgments.jsonl")] == ["http", "http"]  # the last one, too
     result = json.loads((out / "result.json").read_text())
     assert result["counts"]["judge_errors"] == 2 and len(read_jsonl(out / "scores.jsonl")) == 2
-    assert accuracy(result) is None and "2 answers have no judgment" in result["reasons"]["official"]["accuracy"]
-    with scripted_server(ALL_RIGHT) as server:
-        assert accuracy(judge(judge=server.url)[0]) == 100
+    assert accuracy_value(result) is None and "2 answers have no judgment" in result["reasons"]["official"]["accuracy"]
+    with scripted_server(CORRECT_REPLY) as server:
+        assert accuracy_value(judge(judge=server.url)[0]) == 100
 
 
-def test_replay_needs_nobody(judge):
-    with scripted_server(ALL_RIGHT) as server:
+def test_collect_judgments_replays_without_a_judge(judge):
+    with scripted_server(CORRECT_REPLY) as server:
         _, rows = judge(judge=server.url)
     result, again = judge("replayed", recorded_judgments=str(judge.root / "out" / "judgments.jsonl"))
-    assert accuracy(result) == 100 and again == rows
-    fake_data.write_jsonl(judge.answers, [{"id": i, "answers": ["Something else"]} for i in SAID])
+    assert accuracy_value(result) == 100 and again == rows
+    fake_data.write_jsonl(judge.answers, [{"id": i, "answers": ["Something else"]} for i in ANSWERS])
     result, again = judge("others", recorded_judgments=str(judge.root / "out" / "judgments.jsonl"))
-    assert accuracy(result) is None and again == []  # they were on other answers
+    assert accuracy_value(result) is None and again == []  # they were on other answers
 
 
-def test_judges_are_not_mixed(judge):
-    with scripted_server(ALL_RIGHT, (500, b"")) as server:
+def test_collect_judgments_refuses_to_mix_judges(judge):
+    with scripted_server(CORRECT_REPLY, (500, b"")) as server:
         judge(judge=server.url)
     with pytest.raises(InputError, match=r"holds judgments of stub .* give another --out"):
         judge(judge="rules")
 
 
-def test_a_budget_and_an_estimate(judge, capsys):
+def test_collect_judgments_dry_run_and_token_budget(judge, capsys):
     result, rows = judge(dry_run=True, judge="http://127.0.0.1:1/v1")
     said = capsys.readouterr().out
     assert "2 judgments to ask for" in said and "at most 1024 tokens of replies; nothing was asked" in said and rows == []
-    with scripted_server(ALL_RIGHT) as server:
+    with scripted_server(CORRECT_REPLY) as server:
         result, rows = judge("budget", judge=server.url, judge_token_budget=7)
         assert len(rows) == len(server.requests) == 1 and "budget of 7 tokens is used up; 1 answers" in capsys.readouterr().err
-        assert accuracy(result) is None
-        assert accuracy(judge("budget", judge=server.url, judge_token_budget=1000)[0]) == 100 and len(server.requests) == 2
+        assert accuracy_value(result) is None
+        assert accuracy_value(judge("budget", judge=server.url, judge_token_budget=1000)[0]) == 100 and len(server.requests) == 2
 
 
-def test_another_template(judge):
+def test_collect_judgments_uses_custom_template(judge):
     path = judge.root / "prompt.txt"
     path.write_text("Q: {question} R: {references} A: {answer}?")
-    with scripted_server(ALL_RIGHT) as server:
+    with scripted_server(CORRECT_REPLY) as server:
         _, rows = judge(options={"judge_prompt": str(path)}, judge=server.url)
     assert rows[1]["prompt"] == "Q: What is it? R: A star A: A dog?"
     path.write_text("{oops}")
@@ -143,7 +143,7 @@ def test_another_template(judge):
         judge("bad", options={"judge_prompt": str(path)})
 
 
-def test_a_model_in_this_process(judge, base, tmp_path):
+def test_local_judge_runs_in_process(judge, base, tmp_path):
     result, rows = judge(judge=base, judge_max_tokens=4)
     assert len(rows) == 2 and {r["judge"] for r in rows} == {"in process"} and rows[0]["requested"] == base
     assert result["counts"]["unparsed"] + sum(r["status"] != "ok" for r in rows) == 2  # it knows scenes, not this
@@ -164,7 +164,7 @@ def test_a_model_in_this_process(judge, base, tmp_path):
     assert len(rows) == 2 and {r["status"] for r in rows} <= {"ok", "empty"}
 
 
-def test_a_real_server_judges_and_answers(judge, base, tmp_path, monkeypatch):
+def test_endpoint_judge_works_with_transformers_serve(judge, base, tmp_path, monkeypatch):
     data = tmp_path / "policy"
     data.mkdir()
     made = fake_data.dash_b(data)
@@ -179,7 +179,7 @@ def test_a_real_server_judges_and_answers(judge, base, tmp_path, monkeypatch):
     assert served["served_model"] == base and served["endpoint"] == address and served["metrics"] == here["metrics"]
 
 
-def test_a_policy_behind_an_endpoint_that_fails_at_times(tmp_path):
+def test_predictions_of_failing_endpoint_are_completed_on_next_run(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     config = {"output_dir": str(tmp_path / "out"), "endpoint_retries": 0, "endpoint_concurrency": 1, **fake_data.dash_b(data)}

@@ -16,10 +16,10 @@ from mmrlhf.evaluation.openai_client import (
 from mmrlhf.records import ImageSource, InputError
 from tests.helpers.fake_server import chat_completion, free_port, scripted_server
 
-GOOD = (200, chat_completion("yes"))
+GOOD_REPLY = (200, chat_completion("yes"))
 
 
-def replies(server, questions=1, **settings):
+def ask_server(server, questions=1, **settings):
     place = Endpoint(
         server.url, "stub", **{"timeout": 0.3, "max_retries": 2, "initial_backoff": 0.01, "concurrency": 1, **settings}
     )
@@ -27,10 +27,10 @@ def replies(server, questions=1, **settings):
     return [reply for _, reply in request_replies(place, chats, {"temperature": 0})]
 
 
-def test_a_reply_and_what_was_asked_for_it(monkeypatch):
+def test_request_replies_sends_request_and_parses_reply(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with scripted_server(GOOD) as server:
-        (reply,) = replies(server)
+    with scripted_server(GOOD_REPLY) as server:
+        (reply,) = ask_server(server)
     assert (reply.text, reply.status, reply.model, reply.total_tokens, reply.attempts) == ("yes", "ok", "stub", 7, 1)
     assert server.requests == [
         {
@@ -58,18 +58,18 @@ def test_a_reply_and_what_was_asked_for_it(monkeypatch):
         ([(200, b"[" * 100_000)], "malformed", 3, "no chat completion"),
     ],
 )
-def test_a_failure_is_a_reply_that_says_why(faults, status, attempts, reason):
+def test_request_replies_failure_states_its_reason(faults, status, attempts, reason):
     with scripted_server(*faults) as server:
-        (reply,) = replies(server)
+        (reply,) = ask_server(server)
     assert (reply.status, reply.attempts) == (status, attempts)
     assert reason in reply.reason
     assert reply.text is None or status == "other_model"
 
 
-def test_it_is_tried_again_and_waits_as_long_as_it_is_told():
-    with scripted_server((503, b"busy"), (429, b"later", {"retry-after": "0.2"}), "cut", GOOD) as server:
+def test_request_replies_retries_and_honours_retry_after():
+    with scripted_server((503, b"busy"), (429, b"later", {"retry-after": "0.2"}), "cut", GOOD_REPLY) as server:
         started = time.monotonic()
-        (reply,) = replies(server, max_retries=3)
+        (reply,) = ask_server(server, max_retries=3)
         assert time.monotonic() - started >= 0.2
     assert (reply.status, reply.attempts) == ("ok", 4)
 
@@ -79,43 +79,43 @@ def test_it_is_tried_again_and_waits_as_long_as_it_is_told():
     [("", "ok"), ("-0613", "ok"), ("-2024-08-06", "ok"), ("-20240620", "ok"), ("-1106-preview", "ok"), (":latest", "ok"), ("@001", "ok"),
      ("-mini", "other_model"), ("-2", "other_model"), ("-mini-2024-07-18", "other_model"), ("-0613x", "other_model"), ("o", "other_model")],
 )  # fmt: skip
-def test_a_dated_name_is_the_model_that_was_asked_for(added, status):
+def test_request_replies_accepts_dated_model_name(added, status):
     with scripted_server((200, chat_completion("yes", model=f"stub{added}"))) as server:
-        assert replies(server)[0].status == status
+        assert ask_server(server)[0].status == status
 
 
-def test_a_name_is_no_pattern():
+def test_model_name_is_not_a_pattern():
     assert not _is_same_model("gpt-3x5-turbo-0125", "gpt-3.5-turbo") and _is_same_model("gpt-3.5-turbo-0125", "gpt-3.5-turbo")
 
 
-def test_a_failure_does_not_keep_others_from_their_reply():
+def test_request_replies_failure_does_not_block_other_replies():
     def odd(request):
-        return (500, b"no") if "question 1" in str(request["messages"]) else GOOD
+        return (500, b"no") if "question 1" in str(request["messages"]) else GOOD_REPLY
 
     with scripted_server(odd) as server:
-        found = replies(server, questions=3, max_retries=0)
+        found = ask_server(server, questions=3, max_retries=0)
     assert [r.status for r in found] == ["ok", "http", "ok"]
 
 
-def test_several_are_under_way_at_a_time():
+def test_request_replies_sends_requests_concurrently():
     together = threading.Barrier(4, timeout=30)  # opens when four are waiting at it, and never for fewer
 
     def meet(_):
         together.wait()
-        return GOOD
+        return GOOD_REPLY
 
     with scripted_server(meet) as server:
-        assert [r.status for r in replies(server, questions=8, concurrency=4, timeout=30.0)] == ["ok"] * 8
+        assert [r.status for r in ask_server(server, questions=8, concurrency=4, timeout=30.0)] == ["ok"] * 8
 
 
-def test_a_budget_ends_it():
-    with scripted_server(GOOD) as server:
+def test_request_replies_stops_at_token_budget():
+    with scripted_server(GOOD_REPLY) as server:
         place = Endpoint(server.url, "stub", concurrency=1)
         found = list(request_replies(place, [(str(i), lambda: [chat_message("?")]) for i in range(9)], {}, max_total_tokens=20))
     assert len(found) == 3 == len(server.requests)  # 7 tokens each: 21
 
 
-def test_a_server_that_is_down_a_wrong_key_and_nothing_but_failures_stop_it():
+def test_request_replies_raises_when_server_is_down_or_refuses():
     down = Endpoint(f"http://127.0.0.1:{free_port()}/v1", "stub", max_retries=1, initial_backoff=0.01)
     with pytest.raises(InputError, match=r"cannot be reached .* start the server or correct the address"):
         list(request_replies(down, [("a", lambda: [chat_message("?")])], {}))
@@ -123,19 +123,19 @@ def test_a_server_that_is_down_a_wrong_key_and_nothing_but_failures_stop_it():
         scripted_server((401, b"who are you?")) as server,
         pytest.raises(InputError, match="set the environment variable OPENAI_API_KEY"),
     ):
-        replies(server)
+        ask_server(server)
     with scripted_server((404, b"no such model")) as server:
         with pytest.raises(
             InputError, match=f"the first {MAX_INITIAL_FAILURES} replies all failed .the last: HTTP 404: no such model."
         ):
-            replies(server, questions=50)
+            ask_server(server, questions=50)
         assert len(server.requests) == MAX_INITIAL_FAILURES
 
 
-def test_the_one_model_of_a_server_needs_no_name():
-    with scripted_server(GOOD) as server:
+def test_resolve_model_name_finds_the_only_model_of_a_server():
+    with scripted_server(GOOD_REPLY) as server:
         assert resolve_model_name(Endpoint(server.url, "")).model == "stub"
-    with scripted_server(GOOD, models=("a", "b")) as server, pytest.raises(InputError, match="serves a, b: say which"):
+    with scripted_server(GOOD_REPLY, models=("a", "b")) as server, pytest.raises(InputError, match="serves a, b: say which"):
         resolve_model_name(Endpoint(server.url, ""))
     with pytest.raises(InputError, match="cannot be reached"):
         resolve_model_name(Endpoint(f"http://127.0.0.1:{free_port()}/v1", ""))
@@ -143,7 +143,7 @@ def test_the_one_model_of_a_server_needs_no_name():
         Endpoint("http://", "")
 
 
-def test_pictures_go_along_as_they_are():
+def test_chat_message_embeds_images_as_data_urls():
     png = b"\x89PNG\r\n"
     assert chat_message("What?", (ImageSource(data=png), ImageSource(data=b"\xff\xd8\xff0"))) == {
         "role": "user",

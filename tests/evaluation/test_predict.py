@@ -15,7 +15,7 @@ from tests.helpers.fake_data import write_image, write_jsonl
 
 
 @pytest.fixture
-def data(tmp_path):
+def benchmark_dir(tmp_path):
     """POPE, CHAIR and AMBER in a folder each, of two pictures."""
     root = tmp_path / "data"
     for name in ("pope", "chair", "amber"):
@@ -44,7 +44,7 @@ def data(tmp_path):
     return root
 
 
-def test_several_benchmarks_in_one_call(base, data, tmp_path, monkeypatch):
+def test_evaluate_runs_several_benchmarks_with_one_model(base, data, tmp_path, monkeypatch):
     import mmrlhf.models.policy
 
     opened, policy = [], mmrlhf.models.policy.load_policy
@@ -68,7 +68,7 @@ def test_several_benchmarks_in_one_call(base, data, tmp_path, monkeypatch):
     assert again == results["pope"]
 
 
-def test_answers_of_another_prompt_or_setting_are_not_taken(base, data, tmp_path):
+def test_evaluate_refuses_answers_of_other_prompt_or_settings(base, data, tmp_path):
     config = {"model_name_or_path": base, "data": str(data / "chair"), "output_dir": str(tmp_path / "out")}
     evaluate("chair", EvalConfig(**config, response_length=3, limit=1), {"lineage": "portable"})
     with pytest.raises(InputError, match="answers to other prompts"):
@@ -79,7 +79,7 @@ def test_answers_of_another_prompt_or_setting_are_not_taken(base, data, tmp_path
     assert more["n"] == 2 and len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
 
 
-def test_what_was_asked_once_is_not_asked_again(base, data, tmp_path, monkeypatch):
+def test_answer_cache_avoids_repeated_generation(base, data, tmp_path, monkeypatch):
     import mmrlhf.models.policy
 
     opened, policy = [], mmrlhf.models.policy.load_policy
@@ -98,7 +98,7 @@ def test_what_was_asked_once_is_not_asked_again(base, data, tmp_path, monkeypatc
     assert opened == [base, base]
 
 
-def test_a_full_disk_is_said_and_what_is_there_stays(data, tmp_path, monkeypatch):
+def test_evaluate_full_disk_is_reported_and_files_are_kept(data, tmp_path, monkeypatch):
     answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
     config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
     write = stage.write_atomic
@@ -116,7 +116,7 @@ def test_a_full_disk_is_said_and_what_is_there_stays(data, tmp_path, monkeypatch
     assert evaluate("chair", config, {"lineage": "portable"})["metrics"]["official"]["chair_s"]["value"] == 0
 
 
-def test_a_limit_on_files_is_said_as_well(data, tmp_path, monkeypatch):
+def test_evaluate_file_size_limit_is_reported(data, tmp_path, monkeypatch):
     answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
     config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
 
@@ -128,7 +128,7 @@ def test_a_limit_on_files_is_said_as_well(data, tmp_path, monkeypatch):
         evaluate("chair", config, {"lineage": "portable"})
 
 
-def test_answers_of_a_file_say_that_they_say_not_how_they_were_made(data, tmp_path):
+def test_evaluate_recorded_answers_have_no_generation_settings(data, tmp_path):
     answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
     config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
     result = evaluate("chair", config, {"lineage": "portable"})

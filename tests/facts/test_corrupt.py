@@ -14,7 +14,7 @@ def rng():
     return np.random.default_rng(0)
 
 
-def one(kind, text):
+def negate_one(kind, text):
     (found,), changed = negate_facts((Fact(kind, text, "me", 0.5),), 1.0, rng())
     assert changed == (found.text != text) and (found.kind, found.source, found.confidence) == (kind, "me", 0.5)
     return found.text
@@ -36,16 +36,16 @@ def one(kind, text):
         ("relation", "dog chases cat", {"dog chases cat"}),
     ],
 )
-def test_contraries(kind, text, contraries):
-    assert one(kind, text) in contraries
+def test_negate_facts_matches_hand_examples(kind, text, contraries):
+    assert negate_one(kind, text) in contraries
 
 
-def test_another_colour():
+def test_negate_facts_picks_another_colour():
     said = {negate_facts((Fact("object", "small red cup"),), 1.0, np.random.default_rng(i))[0][0].text for i in range(40)}
     assert "small red cup" not in said and len(said) > 5 and all(s.startswith("small ") and s.endswith(" cup") for s in said)
 
 
-def test_shares():
+def test_drop_swap_and_augment_facts_respect_rates():
     facts = tuple(Fact("object", f"thing {i}") for i in range(1000))
     others = (*(Fact("object", f"other {i}") for i in range(9)), Fact("count", "one other"))
     assert drop_facts(facts, 1.0, rng()) == facts and drop_facts(facts, 0.0, rng()) == ()
@@ -57,7 +57,7 @@ def test_shares():
     assert 70 < sum(s == 1000 for s in sizes) < 130 and min(sizes) < 50
 
 
-def test_a_relation_in_parts():
+def test_split_relation_finds_its_parts():
     assert split_relation("red cup left of blue star") == ("red cup", "left of", "blue star")
     assert split_relation("The dog is in front of the car") == ("The dog", "in front of", "the car")
     assert split_relation("dog chases cat") is None
@@ -66,14 +66,14 @@ def test_a_relation_in_parts():
 @pytest.mark.parametrize(
     "noun", ["cup", "box", "dish", "berry", "person", "sheep", "knife", "traffic light", "bus", "toy", "glasses", "man"]
 )
-def test_singular_and_plural(noun):
+def test_singularize_inverts_pluralize(noun):
     assert singularize(pluralize(noun)) == noun
 
 
 @given(
     st.lists(st.builds(Fact, st.sampled_from(["object", "count", "relation", "attribute", "ocr"]), st.text())), st.integers(0, 9)
 )
-def test_wild_facts(facts, seed):
+def test_corrupt_functions_accept_any_facts(facts, seed):
     found, changed = negate_facts(facts, 1.0, np.random.default_rng(seed))
     assert len(found) == len(facts) and changed <= len(facts)
     assert len(augment_facts(facts, facts, 0.5, 0.5, np.random.default_rng(seed))) <= len(facts)

@@ -8,25 +8,25 @@ from mmrlhf.facts import load_facts_template, read_facts, render_facts
 from mmrlhf.records import Fact, InputError
 
 
-def written(tmp_path, name, *rows):
+def write_rows(tmp_path, name, *rows):
     path = tmp_path / name
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
 
 
-def complaint(path):
+def facts_error(path):
     with pytest.raises(InputError) as caught:
         read_facts(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_llava_rlhfs_map(tmp_path):
-    path = written(tmp_path, "image_to_caption.json", {"a.jpg": ["A dog\n on grass."], "b.jpg": []})
+def test_read_facts_reads_llava_rlhf_map(tmp_path):
+    path = write_rows(tmp_path, "image_to_caption.json", {"a.jpg": ["A dog\n on grass."], "b.jpg": []})
     assert read_facts(path) == {"a.jpg": (Fact("caption", "A dog on grass.", path.name),), "b.jpg": ()}
 
 
-def test_every_list_has_its_kind(tmp_path):
+def test_read_facts_gives_every_list_its_kind(tmp_path):
     row = {
         "image": "a.jpg",
         "captions": ["Two buses."],
@@ -39,7 +39,7 @@ def test_every_list_has_its_kind(tmp_path):
         "absent": ["bicycle"],
         "facts": [{"kind": "ocr", "text": "12", "source": "model", "confidence": 0.5}],
     }
-    found = read_facts(written(tmp_path, "facts.jsonl", row))["a.jpg"]
+    found = read_facts(write_rows(tmp_path, "facts.jsonl", row))["a.jpg"]
     assert [(fact.kind, fact.text) for fact in found] == [
         ("caption", "Two buses."),
         ("object", "red bus"),
@@ -74,18 +74,18 @@ def test_every_list_has_its_kind(tmp_path):
         ("broccoli", "two broccoli"),
     ],
 )
-def test_counts_are_english(tmp_path, noun, many):
-    path = written(tmp_path, "facts.jsonl", {"image": "a", "objects": [[noun, 2, None]]})
+def test_read_facts_pluralises_counted_nouns(tmp_path, noun, many):
+    path = write_rows(tmp_path, "facts.jsonl", {"image": "a", "objects": [[noun, 2, None]]})
     assert read_facts(path)["a"][1].text == many
 
 
-def test_large_counts_are_digits(tmp_path):
-    path = written(tmp_path, "facts.jsonl", {"image": "a", "objects": [["boat", 40]]})
+def test_read_facts_writes_large_counts_as_digits(tmp_path):
+    path = write_rows(tmp_path, "facts.jsonl", {"image": "a", "objects": [["boat", 40]]})
     assert read_facts(path)["a"][1].text == "40 boats"
 
 
-def test_lines_on_one_picture_add_up_and_ids_name_rows_without_one(tmp_path):
-    path = written(tmp_path, "f.jsonl", {"image": "a", "ocr": ["x"]}, {"id": 7, "ocr": ["y"]}, {"image": "a", "ocr": ["z"]})
+def test_read_facts_merges_lines_of_one_image(tmp_path):
+    path = write_rows(tmp_path, "f.jsonl", {"image": "a", "ocr": ["x"]}, {"id": 7, "ocr": ["y"]}, {"image": "a", "ocr": ["z"]})
     assert {name: [fact.text for fact in facts] for name, facts in read_facts(path).items()} == {
         "a": ["x", "z"],
         "7": ["y"],
@@ -115,19 +115,19 @@ def test_lines_on_one_picture_add_up_and_ids_name_rows_without_one(tmp_path):
         (5, "line 1: a row must be an object with fields, not a number"),
     ],
 )
-def test_a_fault_names_line_and_field(tmp_path, row, message):
-    assert message in complaint(written(tmp_path, "facts.jsonl", row))
+def test_read_facts_errors_name_line_and_field(tmp_path, row, message):
+    assert message in facts_error(write_rows(tmp_path, "facts.jsonl", row))
 
 
-def test_a_file_that_holds_none(tmp_path):
-    assert "facts.jsonl does not exist: correct the path" in complaint(tmp_path / "facts.jsonl")
-    assert "map.json does not exist: correct the path" in complaint(tmp_path / "map.json")
-    assert "map.json, 'a.jpg': `captions` must be a list, not text" in complaint(
-        written(tmp_path, "map.json", {"a.jpg": "A dog."})
+def test_read_facts_refuses_missing_or_malformed_file(tmp_path):
+    assert "facts.jsonl does not exist: correct the path" in facts_error(tmp_path / "facts.jsonl")
+    assert "map.json does not exist: correct the path" in facts_error(tmp_path / "map.json")
+    assert "map.json, 'a.jpg': `captions` must be a list, not text" in facts_error(
+        write_rows(tmp_path, "map.json", {"a.jpg": "A dog."})
     )
 
 
-def test_a_crowd_is_there_and_leaves_its_kind_uncounted(tmp_path):
+def test_read_facts_crowd_leaves_its_kind_uncounted(tmp_path):
     def person(number, crowd, image=1):
         return {"id": number, "image_id": image, "category_id": 1, "iscrowd": crowd, "bbox": [0, 0, 5, 10]}
 
@@ -136,12 +136,12 @@ def test_a_crowd_is_there_and_leaves_its_kind_uncounted(tmp_path):
         "categories": [{"id": 1, "name": "person"}],
         "annotations": [person(1, 0), person(2, 1), person(3, 0, 2), person(4, 0, 2)],
     }
-    found = read_facts(written(tmp_path, "instances.json", whole))
+    found = read_facts(write_rows(tmp_path, "instances.json", whole))
     assert [f.text for f in found["1.jpg"]] == ["person", "person"]  # more than one, and nobody knows how many
     assert [f.text for f in found["2.jpg"]] == ["person", "person", "two people"]
 
 
-def test_a_users_template_is_kept_as_its_text(tmp_path):
+def test_load_facts_template_keeps_a_users_template(tmp_path):
     (tmp_path / "mine.jinja").write_text("{% for f in facts %}<{{ f.text }}>{% endfor %}")
     text = load_facts_template(str(tmp_path / "mine.jinja"))
     (tmp_path / "mine.jinja").unlink()
@@ -156,7 +156,7 @@ def test_a_users_template_is_kept_as_its_text(tmp_path):
 FACTS = tuple(Fact("object", name) for name in ("plate", "fork", "cup", "spoon", "bowl"))
 
 
-def test_facts_stay_on_one_line_in_the_order_of_the_seed():
+def test_render_facts_is_one_line_in_seeded_order():
     text = render_facts((Fact("caption", "A\n\n dog"), Fact("absent", "cat")))
     assert text == "Facts: caption A dog; absent cat."
     assert render_facts(()) == render_facts((), 3) == ""

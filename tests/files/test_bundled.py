@@ -18,7 +18,7 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_names_are_found_with_and_without_what_goes_without_saying(repository):
+def test_find_accepts_names_with_and_without_suffix(repository):
     assert bundled.find("eval", "pope") == repository / "eval/pope.py"
     for name in ("demo/sft", "demo/sft.yaml", "configs/demo/sft.yaml"):
         assert bundled.find("configs", name) == repository / "configs/demo/sft.yaml"
@@ -26,7 +26,7 @@ def test_names_are_found_with_and_without_what_goes_without_saying(repository):
     assert bundled.names("eval") == ["pope"]
 
 
-def test_the_wheels_own_copy_comes_first(repository):
+def test_find_prefers_bundled_copy(repository):
     wheel_copy = repository / "mmrlhf/_content/eval/pope.py"
     wheel_copy.parent.mkdir(parents=True)
     wheel_copy.touch()
@@ -34,7 +34,7 @@ def test_the_wheels_own_copy_comes_first(repository):
     assert bundled.find("configs", "demo/sft") == repository / "configs/demo/sft.yaml"
 
 
-def test_an_unknown_name_gets_the_nearest(repository):
+def test_find_suggests_nearest_name(repository):
     with pytest.raises(InputError, match=r"there is no popee in eval: did you mean pope\?"):
         bundled.find("eval", "popee")
     with pytest.raises(InputError, match="there is no zzz in configs: there is demo/sft"):
@@ -43,14 +43,14 @@ def test_an_unknown_name_gets_the_nearest(repository):
         bundled.find("eval", "")
 
 
-def test_what_ends_in_py_is_a_path(repository, monkeypatch):
+def test_find_treats_py_names_as_paths(repository, monkeypatch):
     monkeypatch.chdir(repository / "eval")
     assert bundled.find("eval", "pope.py").samefile(repository / "eval/pope.py")
     with pytest.raises(InputError, match=r"pop\.py does not exist: did you mean pope\.py"):
         bundled.find("eval", "pop.py")
 
 
-def test_two_files_of_one_name_are_two_modules(tmp_path):
+def test_load_module_same_file_name_gives_distinct_modules(tmp_path):
     modules = []
     for number in (1, 2):
         file = tmp_path / str(number) / "same.py"
@@ -65,7 +65,7 @@ def test_two_files_of_one_name_are_two_modules(tmp_path):
     assert all(sys.modules[module.__name__] is module for module in modules)
 
 
-def test_a_file_that_fails_raises_its_own_error_and_leaves_nothing(tmp_path):
+def test_load_module_failure_leaves_no_module(tmp_path):
     (tmp_path / "bad.py").write_text("1 / 0")
     before = set(sys.modules)
     with pytest.raises(ZeroDivisionError):
@@ -75,7 +75,7 @@ def test_a_file_that_fails_raises_its_own_error_and_leaves_nothing(tmp_path):
         bundled.load_module(tmp_path / "absent.py")
 
 
-def test_a_benchmark_goes_by_every_spelling_of_its_name(repository):
+def test_find_accepts_every_spelling_of_a_benchmark(repository):
     (repository / "eval/mmhal_bench.py").touch()
     for name in ("MMHal-Bench", "mmhal", "mmhalbench", "mmhal_bench.py".removesuffix(".py")):
         assert bundled.find("eval", name) == repository / "eval/mmhal_bench.py"

@@ -15,7 +15,7 @@ from mmrlhf.rewards.checkpoint import save_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
 
-def test_it_appears_when_it_is_whole(tmp_path):
+def test_resumable_writer_file_appears_only_when_finished(tmp_path):
     path = tmp_path / "out.jsonl"
     file = ResumableWriter(path, ["a"])
     assert list(tmp_path.iterdir()) == []
@@ -25,7 +25,7 @@ def test_it_appears_when_it_is_whole(tmp_path):
     assert path.read_text() == "1\n2\n" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_kill_left_is_continued_without_its_torn_end(tmp_path):
+def test_resumable_writer_resumes_without_torn_end(tmp_path):
     path = tmp_path / "out.jsonl"
     ResumableWriter(path, ["a"], group_size=2).append(["1\n", "1\n", "2\n", "2\n", "3\n"])
     part = next(tmp_path.iterdir())
@@ -37,7 +37,7 @@ def test_what_a_kill_left_is_continued_without_its_torn_end(tmp_path):
     assert path.read_text() == "1\n1\n2\n2\n3\n3\n"
 
 
-def test_another_subject_starts_over(tmp_path):
+def test_resumable_writer_starts_over_for_another_key(tmp_path):
     ResumableWriter(tmp_path / "out.jsonl", ["a"]).append(["1\n"])
     assert ResumableWriter(tmp_path / "out.jsonl", ["b"]).num_done == 0
     (tmp_path / "weights").write_text("x")
@@ -46,14 +46,14 @@ def test_another_subject_starts_over(tmp_path):
     assert file_signature(str(tmp_path / "weights")) != before and file_signature("owner/name") == ["owner/name"]
 
 
-def test_an_empty_file_is_a_file_and_a_folder_is_none(tmp_path):
+def test_resumable_writer_writes_empty_file_and_refuses_folder(tmp_path):
     ResumableWriter(tmp_path / "none.jsonl", []).finish()
     assert (tmp_path / "none.jsonl").read_text() == ""
     with pytest.raises(InputError, match="is a directory"):
         ResumableWriter(tmp_path, [])
 
 
-def test_generate_and_score_go_on_where_they_were(base, vlm, examples, tmp_path, monkeypatch):
+def test_generate_and_score_resume_after_kill(base, vlm, examples, tmp_path, monkeypatch):
     config = GenerateConfig(model_name_or_path=base, dataset_name="scenes", output_file=str(tmp_path / "a.jsonl"), batch_size=2,
                             num_generations=2, temperature=1.0, response_length=8)  # fmt: skip
     whole = stage.generate(config, examples[:6]).read_text()

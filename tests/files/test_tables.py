@@ -14,7 +14,7 @@ from mmrlhf.datasets import Records, read_examples, read_preferences
 from mmrlhf.records import InputError
 
 
-def row(number, size=64):
+def make_row(number, size=64):
     picture = base64.b64encode(random.Random(number).randbytes(size)).decode()
     return {
         "id": number,
@@ -25,44 +25,44 @@ def row(number, size=64):
     }
 
 
-def written(path, count, size=64):
+def write_rows(path, count, size=64):
     with path.open("w") as file:
-        file.writelines(f"{json.dumps(row(number, size))}\n" for number in range(count))
+        file.writelines(f"{json.dumps(make_row(number, size))}\n" for number in range(count))
     return str(path)
 
 
-def table_of(count):
+def image_table(count):
     import datasets
 
-    stored = [{**row(n), "image": {"bytes": random.Random(n).randbytes(64), "path": f"{n}.png"}} for n in range(count)]
+    stored = [{**make_row(n), "image": {"bytes": random.Random(n).randbytes(64), "path": f"{n}.png"}} for n in range(count)]
     return datasets.Dataset.from_list(stored).cast_column("image", datasets.Image())
 
 
 KINDS = ["jsonl", "json", "parquet", "saved", "folder"]
 
 
-def made(folder, kind, count):
+def write_dataset(folder, kind, count):
     if kind == "jsonl":
-        return written(folder / "rows.jsonl", count)
+        return write_rows(folder / "rows.jsonl", count)
     if kind == "json":
-        (folder / "rows.json").write_text(json.dumps([row(number) for number in range(count)]))
+        (folder / "rows.json").write_text(json.dumps([make_row(number) for number in range(count)]))
         return str(folder / "rows.json")
     if kind == "parquet":
-        table_of(count).to_parquet(str(folder / "rows.parquet"), batch_size=3)
+        image_table(count).to_parquet(str(folder / "rows.parquet"), batch_size=3)
         return str(folder / "rows.parquet")
     if kind == "saved":
-        table_of(count).save_to_disk(str(folder / "saved"))
+        image_table(count).save_to_disk(str(folder / "saved"))
         return str(folder / "saved")
     (folder / "parts").mkdir()
-    whole = table_of(count)
+    whole = image_table(count)
     for number, part in enumerate((whole.select(range(4)), whole.select(range(4, count)))):
         part.to_parquet(str(folder / "parts" / f"train-{number:05d}-of-00002.parquet"), batch_size=2)
     return str(folder / "parts")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_come_by_number_in_any_order(kind, tmp_path):
-    records = read_preferences(made(tmp_path, kind, 11))
+def test_records_are_indexed_in_any_order(kind, tmp_path):
+    records = read_preferences(write_dataset(tmp_path, kind, 11))
     assert isinstance(records, Records) and len(records) == 11
     chosen = [f"It is {number}." for number in range(11)]
     assert [one.chosen for one in records] == chosen
@@ -83,8 +83,8 @@ def test_rows_come_by_number_in_any_order(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved", "folder"])
 @pytest.mark.parametrize("change", ["rewritten", "longer", "gone"])
-def test_a_file_that_changes_is_refused_in_one_sentence(kind, change, tmp_path):
-    path = made(tmp_path, kind, 11)
+def test_records_refuse_changed_file(kind, change, tmp_path):
+    path = write_dataset(tmp_path, kind, 11)
     records = read_preferences(path)
     files = (
         [path] if os.path.isfile(path) else sorted(str(p) for p in Path(path).rglob("*") if p.suffix in (".arrow", ".parquet"))
@@ -101,8 +101,8 @@ def test_a_file_that_changes_is_refused_in_one_sentence(kind, change, tmp_path):
     assert said in str(caught.value) and files[0] in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_file_that_changes_while_it_is_first_read_is_refused(tmp_path):
-    path = Path(written(tmp_path / "rows.jsonl", 3))
+def test_table_refuses_file_changed_during_first_pass(tmp_path):
+    path = Path(write_rows(tmp_path / "rows.jsonl", 3))
     from mmrlhf.files.tables import open_table
 
     rows = iter(open_table(str(path)))
@@ -114,31 +114,31 @@ def test_a_file_that_changes_while_it_is_first_read_is_refused(tmp_path):
         list(rows)
 
 
-def test_a_list_was_read_whole_and_does_not_change(tmp_path):
-    path = made(tmp_path, "json", 3)
+def test_records_of_json_list_survive_file_removal(tmp_path):
+    path = write_dataset(tmp_path, "json", 3)
     records = read_preferences(path)
     os.unlink(path)
     assert [one.id for one in records] == ["0", "1", "2"]
 
 
-def test_blank_lines_are_counted_and_are_no_rows(tmp_path):
+def test_records_count_blank_lines_and_skip_them(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n\n" + "\n \n".join(json.dumps({k: v for k, v in row(n).items() if k != "id"}) for n in range(3)))
+    path.write_text("\n\n" + "\n \n".join(json.dumps({k: v for k, v in make_row(n).items() if k != "id"}) for n in range(3)))
     assert [one.id for one in read_preferences(str(path))] == ["3", "5", "7"]
 
 
-def test_the_first_pass_finds_a_bad_row_wherever_it_is(tmp_path):
-    path = written(tmp_path / "rows.jsonl", 200)
+def test_read_examples_first_pass_finds_a_bad_row_anywhere(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", 200)
     with open(path, "a") as file:
         file.write("{\n")
     with pytest.raises(InputError, match="line 201: not JSON"):
         read_examples(path)
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path):
+def test_records_memory_does_not_grow_with_the_file(tmp_path):
     size, peaks = 200_000, []
     for count in (20, 240):  # 5 and 64 MB of pictures in base64
-        path = written(tmp_path / f"{count}.jsonl", count, size)
+        path = write_rows(tmp_path / f"{count}.jsonl", count, size)
         assert os.path.getsize(path) > count * size * 4 / 3
         tracemalloc.start()
         records = read_preferences(path)
@@ -149,10 +149,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert peaks[1] < peaks[0] + size and peaks[1] < 20 * size
 
 
-def test_groups_of_parquet_are_let_go(tmp_path):
+def test_records_release_parquet_row_groups(tmp_path):
     import datasets
 
-    rows = [{**row(n), "image": {"bytes": random.Random(n).randbytes(100_000), "path": None}} for n in range(60)]
+    rows = [{**make_row(n), "image": {"bytes": random.Random(n).randbytes(100_000), "path": None}} for n in range(60)]
     datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(
         str(tmp_path / "rows.parquet"), batch_size=5
     )

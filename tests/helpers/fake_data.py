@@ -39,7 +39,7 @@ def mme(root: Path) -> dict:
     return {"data": str(root)}
 
 
-def hallusion_rows(figures=((1, "1"), (1, "0"))):
+def hallusionbench_rows(figures=((1, "1"), (1, "0"))):
     """A set of two figures and two questions on a chart (VD), and one question with (VS) and without its picture."""
     base = {"sample_note": "", "gt_answer_details": "The star is red."}
     rows = [
@@ -56,7 +56,7 @@ def hallusion_rows(figures=((1, "1"), (1, "0"))):
 
 
 def hallusionbench(root: Path) -> dict:
-    (root / "h.json").write_text(json.dumps(hallusion_rows()))
+    (root / "h.json").write_text(json.dumps(hallusionbench_rows()))
     for f in range(2):
         write_image(root / f"0_{f}.png", f)
     return {"data": str(root / "h.json")}

@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-MODEL = "stub"
+FAKE_MODEL = "stub"
 
 
-def chat_completion(text, model=MODEL, **extra):
+def chat_completion(text, model=FAKE_MODEL, **extra):
     return {
         "model": model,
         "choices": [{"message": {"content": text}}],
@@ -68,7 +68,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted_server(*script, models=(MODEL,)) -> Iterator[ThreadingHTTPServer]:
+def scripted_server(*script, models=(FAKE_MODEL,)) -> Iterator[ThreadingHTTPServer]:
     """A server whose `.url` can be asked; `.requests` are what it was asked."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     server.daemon_threads = True

@@ -16,14 +16,14 @@ from mmrlhf.metrics.calibration import (
 )
 
 
-def test_wilson_by_hand():
+def test_wilson_matches_hand_computation():
     # 8 of 10, z = 1.96: centre (0.8 + 0.19207) / 1.38415, half 1.96 sqrt(0.016 + 0.0096037) / 1.38415
     assert interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-5)
     assert interval(0, 0) == (0.0, 1.0)
     assert proportion(np.array([], dtype=bool)) == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
 
 
-def test_temperature_makes_certainty_what_it_should_be():
+def test_fit_temperature_matches_hand_computation():
     """Three of four comparisons of margin 2 are right: sigmoid(2 / T) is 3/4 where T = 2 / log 3."""
     margins = np.array([2.0, 2.0, 2.0, -2.0] * 50)
     temperature = fit_temperature(margins)
@@ -34,7 +34,7 @@ def test_temperature_makes_certainty_what_it_should_be():
     assert fit_temperature(np.array([])) == 1.0
 
 
-def test_calibration_error_by_hand():
+def test_expected_calibration_error_matches_hand_computation():
     # sure 0.9 (margin log 9) and right half of the time, twice; sure 0.6 (margin log 1.5) and always right, twice
     margins = np.array([math.log(9), -math.log(9), math.log(1.5), math.log(1.5)])
     bins = preference_bins(margins, 1.0)
@@ -42,14 +42,14 @@ def test_calibration_error_by_hand():
     assert expected_calibration_error(bins) == pytest.approx((0.4 * 2 + 0.4 * 2) / 4)
 
 
-def test_probabilities_by_hand():
+def test_reliability_bins_match_hand_computation():
     # said 0.9 twice, once true; said 0.1 twice, never true; said 1 and it was
     found = reliability_bins(np.array([0.9, 0.9, 0.1, 0.1, 1.0]), np.array([True, False, False, False, True]))
     assert [(b.confidence, b.accuracy, b.n) for b in found] == [(0.1, 0.0, 2), (pytest.approx(2.8 / 3), pytest.approx(2 / 3), 3)]
     assert expected_calibration_error(found) == pytest.approx((0.1 * 2 + (2.8 / 3 - 2 / 3) * 3) / 5)
 
 
-def test_auroc_by_hand():
+def test_auroc_matches_hand_computation():
     true = np.array([True, True, False, False])
     assert auroc(np.array([3.0, 1.0, 2.0, 1.0]), true)[0] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
     # One of each, parted: a - 1 = -1.96 sqrt(a (1 - a)), so that 1 / a = 1 + 1.96 ** 2

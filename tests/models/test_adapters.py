@@ -22,14 +22,14 @@ def adapters(vlm):
     return found
 
 
-def hidden(vlm, examples):
+def prompt_hidden_states(vlm, examples):
     return prefill(vlm, vlm.build_prompts([(e.prompt, e.images) for e in examples[:2]])).last_hidden_PD
 
 
-def test_switching_touches_no_flag_and_restores_the_base(vlm, examples, base):
+def test_adapters_use_restores_base_and_touches_no_flag(vlm, examples, base):
     from mmrlhf.models.loading import load
 
-    plain = hidden(load(base), examples)
+    plain = prompt_hidden_states(load(base), examples)
     adapters = Adapters(vlm)
     for seed, name in enumerate(("policy", "value")):
         adapters.add(name, 4, 8, seed)
@@ -40,34 +40,34 @@ def test_switching_touches_no_flag_and_restores_the_base(vlm, examples, base):
     outputs = {}
     for name in ("policy", "value", None):
         with adapters.use(name):
-            outputs[name] = hidden(vlm, examples)
+            outputs[name] = prompt_hidden_states(vlm, examples)
     assert flags == {k: p.requires_grad for k, p in vlm.model.named_parameters()}
     assert torch.equal(outputs[None], plain)
     assert not torch.allclose(outputs["policy"], plain, atol=1e-3)
     assert not torch.allclose(outputs["policy"], outputs["value"], atol=1e-3)
 
 
-def test_adapters_stand_in_the_language_model_only(adapters):
+def test_adapters_are_in_the_language_model_only(adapters):
     names = [k for k, _ in adapters.vlm.model.named_parameters() if "lora_" in k]
     assert names and not [k for k in names if "vision" in k or "projector" in k]
     assert "vision" not in adapters.target_pattern()
 
 
-def test_gradients_reach_only_the_roles_that_ran(adapters, examples):
+def test_adapters_gradients_reach_only_active_roles(adapters, examples):
     policy, value = Role(adapters, "policy"), Role(adapters, "value", scalar_head(torch.ones(adapters.vlm.hidden_size)))
     with policy.active():
-        a = hidden(adapters.vlm, examples).square().sum()
+        a = prompt_hidden_states(adapters.vlm, examples).square().sum()
     with value.active():
-        b = value.head(hidden(adapters.vlm, examples)).sum()
+        b = value.head(prompt_hidden_states(adapters.vlm, examples)).sum()
     (a + b).backward()
     moved = {k for k, p in adapters.vlm.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert any(".policy." in k for k in moved) and any(".value." in k for k in moved)
     assert all(".policy." in k or ".value." in k for k in moved)
 
 
-def test_saved_adapter_is_pefts_own_format(adapters, examples, tmp_path, base):
+def test_adapters_save_writes_peft_format(adapters, examples, tmp_path, base):
     with adapters.use("policy"):
-        ours = hidden(adapters.vlm, examples)
+        ours = prompt_hidden_states(adapters.vlm, examples)
     adapters.save("policy", tmp_path)
     theirs = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), str(tmp_path)
@@ -86,16 +86,16 @@ def test_saved_adapter_is_pefts_own_format(adapters, examples, tmp_path, base):
     assert torch.allclose(out, ours, atol=1e-3)
 
 
-def test_value_starts_as_a_copy_of_the_reward_adapter(adapters, examples, tmp_path):
+def test_adapters_load_copies_reward_adapter_to_critic(adapters, examples, tmp_path):
     adapters.save("reward", tmp_path)
     adapters.load("critic", tmp_path, trainable=True)
     with adapters.use("reward"):
-        a = hidden(adapters.vlm, examples)
+        a = prompt_hidden_states(adapters.vlm, examples)
     with adapters.use("critic"):
-        assert torch.equal(a, hidden(adapters.vlm, examples))
+        assert torch.equal(a, prompt_hidden_states(adapters.vlm, examples))
 
 
-def test_an_adapter_stands_on_the_layers_that_were_named(vlm, tmp_path):
+def test_adapters_add_targets_the_named_layers(vlm, tmp_path):
     adapters = Adapters(vlm)
     adapters.add("policy", 4, 8, 0, "q_proj, v_proj")
     assert {k.split(".lora_")[0].rsplit(".", 1)[-1] for k in adapters.parameters("policy")} == {"q_proj", "v_proj"}
@@ -108,7 +108,7 @@ def test_an_adapter_stands_on_the_layers_that_were_named(vlm, tmp_path):
         adapters.add("wrong", 4, 8, 0, "q_prog")
 
 
-def test_adapter_of_another_shape_is_refused(adapters, tmp_path, base):
+def test_adapters_load_refuses_another_shape(adapters, tmp_path, base):
     from safetensors.torch import load_file, save_file
 
     adapters.save("policy", tmp_path)

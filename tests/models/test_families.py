@@ -39,46 +39,46 @@ from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.sft import sft
 from tests.helpers.tiny_models import FAMILIES, build_checkpoint
 
-PICTURES_ONLY = {"paligemma"}
+IMAGE_REQUIRED = {"paligemma"}
 """Their processors take no prompt without a picture."""
 
 
 TOLERANCE = {"float32": (1e-4, 1e-4, 1e-3), "bfloat16": (0.1, 0.1, 0.15)}
 """The most by which the engine may differ: log-probs in nats, values in standard deviations, gradients in shares of a tensor's largest."""
-PACKED = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama"}
+SUPPORTS_PACKING = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama"}
 """Every layer attends to everything, so that a prompt's answers may share a sequence behind a mask."""
 
 
-def picture(width: int, height: int, seed: int) -> ImageSource:
+def random_image(width: int, height: int, seed: int) -> ImageSource:
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
     return ImageSource(data=file.getvalue())
 
 
-A, B, C = picture(56, 56, 0), picture(120, 80, 1), picture(60, 112, 2)
+IMAGE_A, IMAGE_B, IMAGE_C = random_image(56, 56, 0), random_image(120, 80, 1), random_image(60, 112, 2)
 ANSWERS = ("A red circle.", "There is a blue square in the top left, and a red circle.", "No.", "Yes, a blue circle is there.")
 
 
-def rows(family: str) -> list[Example]:
+def family_examples(family: str) -> list[Example]:
     """Prompts of different lengths on one picture, another, two, and none."""
-    asked = [("Describe the image.", (A,)), ("what colour is the red circle in the top left and the blue square", (B,)),
-             ("Describe the image in detail.", (C, A)), ("what colour is a square", ())]  # fmt: skip
+    asked = [("Describe the image.", (IMAGE_A,)), ("what colour is the red circle in the top left and the blue square", (IMAGE_B,)),
+             ("Describe the image in detail.", (IMAGE_C, IMAGE_A)), ("what colour is a square", ())]  # fmt: skip
     return [
         Example(f"row-{i}", images, (Message("user", text),), answer)
         for i, ((text, images), answer) in enumerate(zip(asked, ANSWERS, strict=True))
-        if images or family not in PICTURES_ONLY
+        if images or family not in IMAGE_REQUIRED
     ]
 
 
-class Fixture:
+class FamilySetup:
     """A family's checkpoint, loaded, with two adapters that do something."""
 
     def __init__(self, family: str, directory: Path, dtype: str = "float32", device: str = "cpu"):
         self.family, self.directory = family, directory
         build_checkpoint(family, directory)
         self.vlm = load(str(directory), dtype, device)
-        self.rows = rows(family)
+        self.examples = family_examples(family)
         self.adapters = Adapters(self.vlm)
         for seed, name in enumerate(("policy", "value")):
             self.adapters.add(name, 4, 16, seed)
@@ -92,20 +92,20 @@ class Fixture:
         )  # values of size 1, as those of a new critic
 
     def prompts(self):
-        return self.vlm.build_prompts([(e.prompt, e.images) for e in self.rows])
+        return self.vlm.build_prompts([(e.prompt, e.images) for e in self.examples])
 
-    def given(self) -> Completions:
+    def completions(self) -> Completions:
         """Two answers to each prompt."""
-        numbers = [r for r in range(len(self.rows)) for _ in range(2)]
+        numbers = [r for r in range(len(self.examples)) for _ in range(2)]
         ids = [
-            self.vlm.answer_token_ids(self.rows[r].prompt, ANSWERS[i % 4], len(self.rows[r].images))
+            self.vlm.answer_token_ids(self.examples[r].prompt, ANSWERS[i % 4], len(self.examples[r].images))
             for i, r in enumerate(numbers)
         ]
         return Completions(self.prompts(), torch.tensor(numbers, device=self.vlm.device), *pad_right(ids, 1, self.vlm.device))
 
-    def naive(self, row: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def naive_logps_and_values(self, row: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs and values [T] of one answer."""
-        vlm, example = self.vlm, self.rows[row]
+        vlm, example = self.vlm, self.examples[row]
         batch = naive.processor_inputs(vlm, vlm.build_prompts([(example.prompt, example.images)]))
         length = batch["input_ids"].shape[1]
         batch["input_ids"] = torch.cat([batch["input_ids"], ids[None]], 1)
@@ -122,32 +122,32 @@ class Fixture:
         hidden = vlm.model.base_model(**batch, use_cache=False).last_hidden_state[0, length - 1 : -1]
         return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0], self.head(hidden.float())[:, 0]
 
-    def gradients(self, name: str = "policy") -> dict[str, torch.Tensor]:
+    def pop_gradients(self, name: str = "policy") -> dict[str, torch.Tensor]:
         found = {k: p.grad.clone() for k, p in self.adapters.parameters(name).items()}
         self.vlm.model.zero_grad()
         return found
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory) -> Fixture:
-    return Fixture(request.param, tmp_path_factory.mktemp(request.param) / "checkpoint")
+def family(request, tmp_path_factory) -> FamilySetup:
+    return FamilySetup(request.param, tmp_path_factory.mktemp(request.param) / "checkpoint")
 
 
-def naive_run(f: Fixture) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
+def naive_run(f: FamilySetup) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
     """Log-probs and values of every answer, and the policy's gradients of their mean log-prob."""
-    given = f.given()
+    given = f.completions()
     with f.adapters.use("policy"):
         found = [
-            f.naive(int(r), ids[m.bool()])
+            f.naive_logps_and_values(int(r), ids[m.bool()])
             for r, ids, m in zip(given.prompt_index_N, given.token_ids_NT, given.mask_NT, strict=True)
         ]
         (sum(lp.sum() for lp, _ in found) / given.mask_NT.sum()).backward()
-    return [lp.detach() for lp, _ in found], [v.detach() for _, v in found], f.gradients()
+    return [lp.detach() for lp, _ in found], [v.detach() for _, v in found], f.pop_gradients()
 
 
-def fast_run(f: Fixture, tokens: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+def engine_run(f: FamilySetup, tokens: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """The same by the engine, so many tokens at a time."""
-    given = f.given()
+    given = f.completions()
     found, values = (torch.zeros(given.token_ids_NT.shape, device=f.vlm.device) for _ in range(2))
     f.vlm.budget.max_tokens = tokens
     for at, hidden in hidden_states(Role(f.adapters, "policy"), given):
@@ -156,12 +156,12 @@ def fast_run(f: Fixture, tokens: int) -> tuple[torch.Tensor, torch.Tensor, dict[
         (lp.sum() / given.mask_NT.sum()).backward()
         found[at, : hidden.shape[1]], values[at, : hidden.shape[1]] = lp.detach(), f.head(hidden.float())[..., 0].detach()
     f.vlm.budget.max_tokens = EngineConfig().micro_batch_tokens
-    return found, values, f.gradients()
+    return found, values, f.pop_gradients()
 
 
-def furthest(f: Fixture, fast, naive) -> tuple[float, float, float]:
+def max_differences(f: FamilySetup, fast, naive) -> tuple[float, float, float]:
     """Largest differences of log-probs (nats), values, and gradients (of the largest entry of each tensor)."""
-    mask = f.given().mask_NT.bool()
+    mask = f.completions().mask_NT.bool()
     lp = max(float((fast[0][i][mask[i]] - n).abs().max()) for i, n in enumerate(naive[0]))
     v = max(float((fast[1][i][mask[i]] - n).abs().max()) for i, n in enumerate(naive[1]))
     assert set(fast[2]) == set(naive[2])
@@ -169,16 +169,16 @@ def furthest(f: Fixture, fast, naive) -> tuple[float, float, float]:
     return lp, v, g
 
 
-def test_the_engine_equals_the_naive_forward(family):
+def test_engine_matches_naive_forward(family):
     """Log-probs, values and LoRA gradients; all at once, and answer by answer with the backward in two stages."""
     naive = naive_run(family)
     for tokens in (100_000, 1):
-        lp, v, g = furthest(family, fast_run(family, tokens), naive)
+        lp, v, g = max_differences(family, engine_run(family, tokens), naive)
         assert all(gap < most for gap, most in zip((lp, v, g), TOLERANCE["float32"], strict=True)), (tokens, lp, v, g)
     assert family.vlm.share_prefix == "on"
 
 
-def test_answers_side_by_side_equal_answers_one_by_one(family, monkeypatch):
+def test_packed_answers_match_separate_rows(family, monkeypatch):
     """One sequence for all answers to a prompt, or a row for each: log-probs, gradients, and what is sampled (with answers that end)."""
     how, each = SamplingParams(24), 5
     found = {}
@@ -187,7 +187,7 @@ def test_answers_side_by_side_equal_answers_one_by_one(family, monkeypatch):
         monkeypatch.setattr(
             Prefix, "should_pack", lambda self, answers, tokens, packed=packed: packed and self.vlm.supports_packing
         )
-        fast = fast_run(family, 100_000)
+        fast = engine_run(family, 100_000)
         with family.adapters.use("policy"):
             found[packed] = *fast, sample_completions(family.vlm, family.rows, how, num_generations=each)
     one, other = found[True], found[False]
@@ -197,7 +197,7 @@ def test_answers_side_by_side_equal_answers_one_by_one(family, monkeypatch):
         one[3].logps_NT, other[3].logps_NT, atol=1e-4
     )
     assert bool(one[3].finished_N.any()) and len(set(one[3].mask_NT.sum(1).tolist())) > 1
-    assert family.vlm.supports_packing == (family.family in PACKED)
+    assert family.vlm.supports_packing == (family.family in SUPPORTS_PACKING)
     if family.vlm.supports_packing:  # in fixed shapes, as they are captured on a GPU
         monkeypatch.setattr(family.vlm, "use_cuda_graphs", True)
         for packed in (True, False):
@@ -209,9 +209,9 @@ def test_answers_side_by_side_equal_answers_one_by_one(family, monkeypatch):
             )
 
 
-def test_only_the_role_that_ran_has_gradients(family):
+def test_gradients_reach_only_the_active_role(family):
     flags = {k: p.requires_grad for k, p in family.vlm.model.named_parameters()}
-    fast_run(family, 100_000)
+    engine_run(family, 100_000)
     with family.adapters.use("policy"), two_stage_backward(prefill(family.vlm, family.prompts()[:1])) as prefix:
         prefix.last_hidden_PD.sum().backward()
     assert all(p.grad is None for k, p in family.vlm.model.named_parameters() if ".policy." not in k)
@@ -220,9 +220,9 @@ def test_only_the_role_that_ran_has_gradients(family):
     assert flags == {k: p.requires_grad for k, p in family.vlm.model.named_parameters()}
 
 
-def test_checkpointed_layers_change_nothing(family):
-    before = fast_run(family, 100_000)
-    other = Fixture.__new__(Fixture)
+def test_activation_checkpointing_changes_nothing(family):
+    before = engine_run(family, 100_000)
+    other = FamilySetup.__new__(FamilySetup)
     other.__dict__ |= family.__dict__
     other.vlm = load(str(family.directory), engine=EngineConfig(activation_checkpointing=True))
     other.adapters = Adapters(other.vlm)
@@ -232,12 +232,12 @@ def test_checkpointed_layers_change_nothing(family):
             ours = family.adapters.parameters(name)
             for key, parameter in other.adapters.parameters(name).items():
                 parameter.copy_(ours[key])
-    after = fast_run(other, 150)
+    after = engine_run(other, 150)
     assert torch.allclose(before[0], after[0], atol=1e-4)
     assert all(torch.allclose(before[2][k], after[2][k], atol=1e-3 * float(before[2][k].abs().max())) for k in before[2])
 
 
-def test_text_that_holds_what_stands_for_pictures_or_turns_is_refused(family):
+def test_control_tokens_in_text_are_refused(family):
     vlm, message = family.vlm, "which the model takes for a control token: remove it from"
     tokens = [getattr(vlm.processor, name, None) for name in ("image_token", "video_token", "boi_token")]
     for token in filter(None, tokens):
@@ -252,7 +252,7 @@ def test_text_that_holds_what_stands_for_pictures_or_turns_is_refused(family):
     vlm.answer_token_ids([Message("user", "?")], "An <s>old</s> <b>one</b>.", 0)  # marks that texts have, too
 
 
-def test_sampled_log_probs_are_the_recomputed_ones(family):
+def test_sample_logps_match_recomputed_logps(family):
     role = Role(family.adapters, "policy")
     with role.active():
         out = sample_completions(family.vlm, family.rows, SamplingParams(20), num_generations=3)
@@ -263,7 +263,7 @@ def test_sampled_log_probs_are_the_recomputed_ones(family):
             assert torch.allclose(again, out.logps_NT[at], atol=1e-4)
 
 
-def test_the_plain_path_samples_and_scores_alike(family):
+def test_naive_prefix_samples_and_scores_alike(family):
     how, draws = SamplingParams(8), torch.rand(len(family.rows), 8, generator=torch.Generator().manual_seed(1))
     numbers = list(range(len(family.rows)))
     with family.adapters.use("policy"):
@@ -276,7 +276,7 @@ def test_the_plain_path_samples_and_scores_alike(family):
     assert torch.equal(fast.token_ids_NT, slow.token_ids_NT) and torch.allclose(fast.logps_NT, slow.logps_NT, atol=1e-4)
 
 
-def test_greedy_equals_transformers_generate(family):
+def test_sample_greedy_matches_hf_generate(family):
     said = sample(family.vlm, family.prompts(), list(range(len(family.rows))), SamplingParams(6, 0.0))
     for i, prompt in enumerate(family.prompts()):
         batch = naive.processor_inputs(family.vlm, [prompt])
@@ -287,7 +287,7 @@ def test_greedy_equals_transformers_generate(family):
         assert said.token_ids_NT[i][said.mask_NT[i].bool()].tolist() == theirs.tolist()
 
 
-def test_each_picture_is_encoded_once_and_an_order_of_rows_changes_nothing(family):
+def test_prompts_encode_images_once_in_any_order(family):
     vlm = load(str(family.directory))
     vlm.share_prefix = "on"
     first = [(e.prompt, e.images) for e in family.rows]
@@ -300,7 +300,7 @@ def test_each_picture_is_encoded_once_and_an_order_of_rows_changes_nothing(famil
     assert vlm.image_encodes == (4 if family.family == "llava_onevision" else 3)
 
 
-def test_features_come_back_from_disk(family, tmp_path):
+def test_feature_cache_reloads_from_disk(family, tmp_path):
     engine = EngineConfig(feature_cache_dir=str(tmp_path))
     asked = [(e.prompt, e.images) for e in family.rows]
     found = []
@@ -311,18 +311,18 @@ def test_features_come_back_from_disk(family, tmp_path):
     assert torch.equal(*found) and vlm.image_encodes == 0 and vlm.encoder.cache.counters.disk_hits >= 3
 
 
-def pairs(family: str) -> list[Preference]:
-    return [Preference.from_pair(e.id, e.images, e.prompt, ANSWERS[1], ANSWERS[2]) for e in rows(family)]
+def preference_pairs(family: str) -> list[Preference]:
+    return [Preference.from_pair(e.id, e.images, e.prompt, ANSWERS[1], ANSWERS[2]) for e in family_examples(family)]
 
 
-def test_rewards_equal_the_plain_path_and_survive_saving(family, tmp_path):
+def test_reward_model_matches_naive_path_and_survives_saving(family, tmp_path):
     adapters = Adapters(load(str(family.directory)))
     adapters.add("reward", 4, 16, 0)
     with torch.no_grad():
         for parameter in adapters.parameters("reward").values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     model = RewardModel(Role(adapters, "reward", yes_no_head(adapters.vlm)), "none", "before")
-    groups = [AnswerGroup(p.images, p.prompt, (p.chosen, p.rejected)) for p in pairs(family.family)]
+    groups = [AnswerGroup(p.images, p.prompt, (p.chosen, p.rejected)) for p in preference_pairs(family.family)]
     fast = torch.tensor(model.score(groups))
     adapters.vlm.share_prefix = "off"
     assert torch.allclose(torch.tensor(model.score(groups)), fast, atol=1e-4 * float(fast.abs().max()))
@@ -331,12 +331,12 @@ def test_rewards_equal_the_plain_path_and_survive_saving(family, tmp_path):
     assert torch.allclose(again, fast, atol=1e-5 * float(fast.abs().max()))
 
 
-def test_one_step_of_each_stage(family, tmp_path):
+def test_stages_run_one_step(family, tmp_path):
     """sft -> reward -> ppo, by the stages' own functions, on rows with one picture, two and none."""
     common = {"dataset_name": "rows", "per_device_train_batch_size": 4, "max_steps": 1, "lora_r": 4, "save_steps": 100}
     model = sft(SFTConfig(model_name_or_path=str(family.directory), output_dir=str(tmp_path / "sft"), **common), family.rows)
     config = RewardConfig(model_name_or_path=str(model), output_dir=str(tmp_path / "reward"), facts="none", **common)
-    artefact = train_reward_model(config, pairs(family.family))
+    artefact = train_reward_model(config, preference_pairs(family.family))
     config = PPOConfig(model_name_or_path=str(model), reward_model_path=str(artefact), output_dir=str(tmp_path / "ppo"),
                        num_generations=2, response_length=8, min_probe_detection_rate=0, **common)  # fmt: skip
     ppo(config, [dataclasses.replace(e, answer=None) for e in family.rows])
@@ -344,11 +344,11 @@ def test_one_step_of_each_stage(family, tmp_path):
     assert abs(log["objective/kl"]) < 1e-3 and abs(log["val/ratio_first"] - 1) < 1e-3 and log["grad_norm"] > 0
 
 
-def test_the_self_check_finds_little(family):
+def test_max_logp_gap_is_small(family):
     assert max_logp_gap(family.vlm, family.prompts()[0]) < 1e-4
 
 
-def test_a_base_in_four_bits_runs_and_learns(tmp_path):
+def test_nf4_base_runs_and_learns(tmp_path):
     """bitsandbytes on the CPU: the same engine, another precision; the reward model remembers it."""
     pytest.importorskip("bitsandbytes")
     build_checkpoint("llava", tmp_path / "base")
@@ -358,7 +358,7 @@ def test_a_base_in_four_bits_runs_and_learns(tmp_path):
     adapters = Adapters(vlm)
     adapters.add("reward", 4, 8, 0)
     model = RewardModel(Role(adapters, "reward", yes_no_head(vlm)), "none", "before")
-    groups = [AnswerGroup(e.images, e.prompt, ("A red circle.", "No.")) for e in rows("llava")]
+    groups = [AnswerGroup(e.images, e.prompt, ("A red circle.", "No.")) for e in family_examples("llava")]
     for _, scores in model.raw_scores(groups):
         scores.sum().backward()
     assert all(p.grad is not None for p in adapters.parameters("reward").values())
@@ -369,15 +369,15 @@ def test_a_base_in_four_bits_runs_and_learns(tmp_path):
     )
 
 
-def in_bfloat16(f: Fixture) -> float:
+def bfloat16_logp_gap(f: FamilySetup) -> float:
     """Log-probs of sampled tokens, as they were drawn against the update's own, in nats."""
     vlm = load(str(f.directory), "bfloat16", f.vlm.device)
-    out = sample_completions(vlm, f.rows, SamplingParams(20), num_generations=3)
+    out = sample_completions(vlm, f.examples, SamplingParams(20), num_generations=3)
     again = in_micro_batches(logps, Role(Adapters(vlm), None), out)
     return float(((again - out.logps_NT) * out.mask_NT).abs().max())
 
 
-def table(dtype: str = "float32", device: str = "cpu") -> tuple[str, list[str]]:
+def family_table(dtype: str = "float32", device: str = "cpu") -> tuple[str, list[str]]:
     """One row a family, measured now; and the families beyond TOLERANCE."""
     beyond = []
     lines = [
@@ -386,14 +386,14 @@ def table(dtype: str = "float32", device: str = "cpu") -> tuple[str, list[str]]:
     ]
     for name in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
-            f = Fixture(name, Path(folder) / "checkpoint", dtype, device)
-            lp, v, g = furthest(f, fast_run(f, 1), naive_run(f))
+            f = FamilySetup(name, Path(folder) / "checkpoint", dtype, device)
+            lp, v, g = max_differences(f, engine_run(f, 1), naive_run(f))
             if not all(gap < most for gap, most in zip((lp, v, g), TOLERANCE[dtype], strict=True)):
                 beyond.append(name)
             together = "side by side" if f.vlm.supports_packing else "a row each"
             way = "tokenizer" if f.vlm._extras_by_token_id is not None else "processor"
-            text = "refused by its processor" if name in PICTURES_ONLY else "yes"
-            lines.append(f"| {name} | {lp:.0e} | {v:.0e} | {g:.0e} | {in_bfloat16(f):.2f} | {together} | {way} | {text} |")
+            text = "refused by its processor" if name in IMAGE_REQUIRED else "yes"
+            lines.append(f"| {name} | {lp:.0e} | {v:.0e} | {g:.0e} | {bfloat16_logp_gap(f):.2f} | {together} | {way} | {text} |")
     return "\n".join(lines), beyond
 
 
@@ -402,7 +402,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
     given = parser.parse_args()
-    text, beyond = table(given.dtype, given.device)
+    text, beyond = family_table(given.dtype, given.device)
     sys.stdout.write(text + "\n")
     if beyond:
         sys.exit(f"beyond {TOLERANCE[given.dtype]}: {', '.join(beyond)}")

@@ -13,47 +13,47 @@ from mmrlhf.records import InputError
 CPU = torch.device("cpu")
 
 
-def picture(value: float, tokens: int = 4) -> ImageFeatures:
+def make_features(value: float, tokens: int = 4) -> ImageFeatures:
     """Of 16 bytes a token: 4 float32 values."""
     return ImageFeatures([[torch.full((tokens, 4), float(value))]], False, "<image>" * tokens, torch.tensor([[1, 2, 2]]))
 
 
-def test_memory_keeps_what_was_used_last():
+def test_memory_keeps_most_recently_used():
     memory = MemoryTier(CPU, max_bytes=128)  # room for two of 64 bytes
-    assert list(memory.put("a", picture(1))) == [] and list(memory.put("b", picture(2))) == []
+    assert list(memory.put("a", make_features(1))) == [] and list(memory.put("b", make_features(2))) == []
     memory.get("a")
-    assert [key for key, _ in memory.put("c", picture(3))] == ["b"]
+    assert [key for key, _ in memory.put("c", make_features(3))] == ["b"]
     assert memory.num_bytes == 128 and memory.get("b") is None and memory.get("a") is not None
 
 
-def test_a_picture_over_the_budget_stays_until_the_next():
+def test_memory_keeps_oversized_image_until_the_next():
     memory = MemoryTier(CPU, max_bytes=1)
-    assert list(memory.put("a", picture(1))) == []
-    assert [key for key, _ in memory.put("b", picture(2))] == ["a"]
+    assert list(memory.put("a", make_features(1))) == []
+    assert [key for key, _ in memory.put("b", make_features(2))] == ["a"]
 
 
-def test_what_one_tier_has_no_room_for_goes_to_the_next_and_comes_back():
+def test_feature_cache_moves_evicted_entries_to_next_tier():
     cache = FeatureCache(CPU)
     cache.tiers = [MemoryTier(CPU, 64), MemoryTier(CPU, 128)]  # as a GPU's and the machine's
     for name in "abc":
-        cache.put(name, picture(ord(name)))
+        cache.put(name, make_features(ord(name)))
     assert list(cache.tiers[0].entries) == ["c"] and list(cache.tiers[1].entries) == ["a", "b"]
     found = cache.get("a")
     assert found is not None and found.levels[0][0][0, 0] == ord("a") and "a" in cache.tiers[0].entries
     assert cache.counters.encodes == 3 and cache.counters.memory_hits == 1 and cache.num_bytes <= 64 + 128
 
 
-def test_an_encoding_after_it_was_pushed_out_is_counted():
+def test_feature_cache_counts_reencodes():
     cache = FeatureCache(CPU, memory_gib=1e-9)
     for name in "aba":
-        cache.put(name, picture(1))
+        cache.put(name, make_features(1))
     assert (cache.counters.encodes, cache.counters.reencodes) == (3, 1)
 
 
-def test_the_disk_gives_back_what_it_was_given(tmp_path):
-    FeatureCache(CPU, folder=str(tmp_path)).put("tower/one", picture(0.5))
+def test_feature_cache_disk_round_trip(tmp_path):
+    FeatureCache(CPU, folder=str(tmp_path)).put("tower/one", make_features(0.5))
     found = FeatureCache(CPU, folder=str(tmp_path)).get("tower/one")
-    assert found is not None and torch.equal(found.levels[0][0], picture(0.5).levels[0][0])
+    assert found is not None and torch.equal(found.levels[0][0], make_features(0.5).levels[0][0])
     assert (
         found.placeholder_text == "<image>" * 4
         and found.is_stacked is False
@@ -63,18 +63,18 @@ def test_the_disk_gives_back_what_it_was_given(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100])
-def test_half_a_file_is_encoded_again(tmp_path, capsys, cut):
+def test_feature_cache_discards_truncated_file(tmp_path, capsys, cut):
     cache = FeatureCache(CPU, folder=str(tmp_path))
-    cache.put("tower/one", picture(1))
+    cache.put("tower/one", make_features(1))
     path = tmp_path / "tower" / "one.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
     assert FeatureCache(CPU, folder=str(tmp_path)).get("tower/one") is None
     assert "one.safetensors is no whole feature file" in capsys.readouterr().out
 
 
-def test_a_file_whose_content_is_damaged_is_encoded_again(tmp_path, capsys):
+def test_feature_cache_discards_damaged_file(tmp_path, capsys):
     cache = FeatureCache(CPU, folder=str(tmp_path))
-    cache.put("tower/one", picture(1))
+    cache.put("tower/one", make_features(1))
     path = tmp_path / "tower" / "one.safetensors"
     data = bytearray(path.read_bytes())
     data[-8:] = bytes(8)  # whole by its header, as after a power cut
@@ -83,8 +83,8 @@ def test_a_file_whose_content_is_damaged_is_encoded_again(tmp_path, capsys):
     assert "its content is damaged" in capsys.readouterr().out
 
 
-def test_what_others_leave_in_the_folder_does_no_harm(tmp_path):
-    FeatureCache(CPU, folder=str(tmp_path)).put("tower/one", picture(1))
+def test_feature_cache_tolerates_stray_files(tmp_path):
+    FeatureCache(CPU, folder=str(tmp_path)).put("tower/one", make_features(1))
     (tmp_path / "tower" / "gone.safetensors").symlink_to(tmp_path / "nowhere")
     left = tmp_path / "tower" / ".two.safetensors.123"
     left.write_bytes(b"half")
@@ -93,14 +93,14 @@ def test_what_others_leave_in_the_folder_does_no_harm(tmp_path):
     assert cache.get("tower/one") is not None and not left.exists()
 
 
-def test_a_file_under_another_pictures_name_is_not_served(tmp_path):
+def test_feature_cache_ignores_file_under_another_key(tmp_path):
     cache = FeatureCache(CPU, folder=str(tmp_path))
-    cache.put("tower/one", picture(1))
+    cache.put("tower/one", make_features(1))
     (tmp_path / "tower" / "one.safetensors").rename(tmp_path / "tower" / "two.safetensors")
     assert FeatureCache(CPU, folder=str(tmp_path)).get("tower/two") is None
 
 
-def test_a_full_disk_is_said_once_and_work_goes_on(tmp_path, capsys, monkeypatch):
+def test_feature_cache_full_disk_is_reported_once(tmp_path, capsys, monkeypatch):
     cache = FeatureCache(CPU, folder=str(tmp_path))
 
     def full(self, data):
@@ -108,21 +108,21 @@ def test_a_full_disk_is_said_once_and_work_goes_on(tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr(Path, "write_bytes", full)
     for name in "ab":
-        cache.put(f"tower/{name}", picture(1))
+        cache.put(f"tower/{name}", make_features(1))
     said = capsys.readouterr().out
     assert said.count("No space left on device): going on without it") == 1
     assert cache.get("tower/a") is not None and not list(tmp_path.rglob("*.safetensors*"))
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+def test_feature_cache_refuses_file_in_place_of_folder(tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(InputError, match=r"feature_cache_dir .*cache is a file: name a folder"):
         FeatureCache(CPU, folder=str(tmp_path / "cache"))
 
 
-def test_the_disk_has_a_budget(tmp_path):
+def test_feature_cache_respects_disk_budget(tmp_path):
     cache = FeatureCache(CPU, folder=str(tmp_path), disk_gib=3000 / 2**30)
     for number in range(12):
-        cache.put(f"tower/{number}", picture(number, tokens=16))
+        cache.put(f"tower/{number}", make_features(number, tokens=16))
     kept = sorted(int(p.stem) for p in tmp_path.rglob("*.safetensors"))
     assert sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors")) <= 3000 and kept[-1] == 11 and len(kept) > 1

@@ -13,11 +13,11 @@ from mmrlhf.models.loading import load
 from mmrlhf.records import ImageSource, InputError, Message
 from tests.helpers.tiny_models import build_checkpoint
 
-ASK = (Message("user", "what is it"),)
+PROMPT = (Message("user", "what is it"),)
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def checkpoints(tmp_path_factory):
     """Checkpoints of families whose processors do unlike things."""
     root = tmp_path_factory.mktemp("families")
     for family in ("llava", "qwen2_5_vl"):
@@ -25,24 +25,24 @@ def places(tmp_path_factory):
     return root
 
 
-def save(path, width=56, height=56, seed=0, mode="RGB", **options):
+def save_image(path, width=56, height=56, seed=0, mode="RGB", **options):
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, **options)
     return ImageSource(str(path))
 
 
-def test_a_data_set_is_encoded_once_over_epochs_prompts_and_names(places, tmp_path):
+def test_encoder_encodes_each_image_once_across_epochs(places, tmp_path):
     vlm = load(str(places / "llava"))
-    sources = [save(tmp_path / f"{i}.png", seed=i % 3) for i in range(6)]  # three pictures under six names
+    sources = [save_image(tmp_path / f"{i}.png", seed=i % 3) for i in range(6)]  # three pictures under six names
     for text in ("what is it", "describe the image"):
         for _ in range(2):
             vlm.build_prompts([((Message("user", text),), (s,)) for s in sources])
     assert vlm.image_encodes == 3 and vlm.encoder.cache.counters.reencodes == 0
 
 
-def test_requests_at_the_same_time_encode_once(places, tmp_path):
+def test_encoder_concurrent_requests_encode_once(places, tmp_path):
     vlm = load(str(places / "llava"))
-    sources = [save(tmp_path / f"{i}.png", seed=i) for i in range(4)]
+    sources = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(4)]
     threads = [threading.Thread(target=vlm.encoder.get_features, args=([(s,) for s in sources],)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -51,19 +51,19 @@ def test_requests_at_the_same_time_encode_once(places, tmp_path):
     assert vlm.image_encodes == 4
 
 
-def test_a_picture_that_changed_on_disk_is_another_picture(places, tmp_path):
+def test_encoder_reencodes_changed_file(places, tmp_path):
     vlm = load(str(places / "llava"))
-    source = save(tmp_path / "a.png", seed=0)
+    source = save_image(tmp_path / "a.png", seed=0)
     (first,) = vlm.encoder.get_features([(source,)])[0]
-    save(tmp_path / "a.png", seed=1)
+    save_image(tmp_path / "a.png", seed=1)
     (second,) = vlm.encoder.get_features([(source,)])[0]
     assert vlm.image_encodes == 2 and not torch.equal(first.levels[0][0], second.levels[0][0])
     (fresh,) = load(str(places / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "a.png")),)])[0]
     assert torch.equal(second.levels[0][0], fresh.levels[0][0])
 
 
-def test_features_do_not_depend_on_their_company(places, tmp_path):
-    sources = [save(tmp_path / f"{i}.png", 56 + 20 * i, 80, seed=i) for i in range(5)]
+def test_encoder_features_do_not_depend_on_batch(places, tmp_path):
+    sources = [save_image(tmp_path / f"{i}.png", 56 + 20 * i, 80, seed=i) for i in range(5)]
     for family in ("llava", "qwen2_5_vl"):
         together = load(str(places / family)).encoder.get_features([(s,) for s in sources])
         alone = [load(str(places / family)).encoder.get_features([(s,)])[0] for s in sources]
@@ -74,9 +74,9 @@ def test_features_do_not_depend_on_their_company(places, tmp_path):
             )
 
 
-def test_batches_on_a_gpu_hold_one_shape_and_are_the_same_pictures(places, tmp_path, monkeypatch):
+def test_encode_gpu_batches_hold_one_shape_and_match_encode_cpu(places, tmp_path, monkeypatch):
     """The GPU's way, run on the CPU: batches by shape within a budget."""
-    sources = [save(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
+    sources = [save_image(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
     for family in ("llava", "qwen2_5_vl"):
         encoder = load(str(places / family)).encoder
         largest = max(encoder._preprocess(encoder._key(s, 1), (s, 1)).num_elements for s in sources[:2])
@@ -92,14 +92,14 @@ def test_batches_on_a_gpu_hold_one_shape_and_are_the_same_pictures(places, tmp_p
             assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(picture.levels[0], batched[key].levels[0], strict=True))
 
 
-def test_a_tower_that_trains_is_not_cached(places, tmp_path):
+def test_encoder_refuses_trainable_tower(places, tmp_path):
     vlm = load(str(places / "llava"))
     vlm.model.base_model.multi_modal_projector.requires_grad_(True)
     with pytest.raises(RuntimeError, match=r"the vision tower or the projector is trainable: .* freeze both"):
-        vlm.encoder.get_features([(save(tmp_path / "a.png"),)])
+        vlm.encoder.get_features([(save_image(tmp_path / "a.png"),)])
 
 
-def test_keys_name_the_tower_the_processor_and_the_precision(places):
+def test_encoder_fingerprint_covers_tower_processor_and_dtype(places):
     prints = {
         load(str(places / "llava")).encoder.fingerprint,
         load(str(places / "qwen2_5_vl")).encoder.fingerprint,
@@ -125,46 +125,46 @@ def test_keys_name_the_tower_the_processor_and_the_precision(places):
     assert language.encoder.fingerprint in prints  # features of a fine-tuned language model's tower are the base's own
 
 
-def test_a_processor_that_does_not_fit_the_model_is_one_sentence(places, tmp_path):
+def test_prompts_mismatched_processor_is_refused(places, tmp_path):
     vlm = load(str(places / "llava"))
     vlm.processor.patch_size = 28
     with pytest.raises(
         InputError, match=r"image .*a.png.*: the (processor writes|model's tower gives more).* from one checkpoint"
     ):
-        vlm.build_prompts([(ASK, (save(tmp_path / "a.png"),))])
+        vlm.build_prompts([(PROMPT, (save_image(tmp_path / "a.png"),))])
 
 
-def test_a_picture_that_the_processor_refuses_is_named(places, tmp_path):
+def test_prompts_image_refused_by_processor_is_named(places, tmp_path):
     vlm = load(str(places / "qwen2_5_vl"))
     with pytest.raises(InputError, match=r"strip\.png \(2000 x 1\) is refused by the model's processor \(.*\): change its size"):
-        vlm.build_prompts([(ASK, (save(tmp_path / "strip.png", 2000, 1),))])
+        vlm.build_prompts([(PROMPT, (save_image(tmp_path / "strip.png", 2000, 1),))])
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_one_pixel_ink_sixteen_bits_and_a_turned_camera_are_read(places, tmp_path, family):
+def test_encoder_reads_unusual_images(places, tmp_path, family):
     exif = Image.Exif()
     exif[0x0112] = 6
     sources = [
-        save(tmp_path / "dot.png", 1, 1),
-        save(tmp_path / "ink.jpg", mode="CMYK"),
-        save(tmp_path / "deep.png", mode="I;16"),
-        save(tmp_path / "turned.jpg", 80, 40, exif=exif),
+        save_image(tmp_path / "dot.png", 1, 1),
+        save_image(tmp_path / "ink.jpg", mode="CMYK"),
+        save_image(tmp_path / "deep.png", mode="I;16"),
+        save_image(tmp_path / "turned.jpg", 80, 40, exif=exif),
     ]
-    prompts = load(str(places / family)).build_prompts([(ASK, (s,)) for s in sources])
+    prompts = load(str(places / family)).build_prompts([(PROMPT, (s,)) for s in sources])
     assert all(p.image_features and torch.isfinite(p.image_features[0].levels[0][0]).all() for p in prompts)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"not a picture"])
-def test_what_is_no_picture_is_refused_from_any_thread(places, tmp_path, data):
+def test_encoder_refuses_invalid_image_from_any_thread(places, tmp_path, data):
     (tmp_path / "bad.png").write_bytes(data)
-    good = [save(tmp_path / f"{i}.png", seed=i) for i in range(6)]
+    good = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(6)]
     vlm = load(str(places / "llava"))
     with pytest.raises(InputError, match=r"bad\.png is (empty|damaged|truncated)"):
         vlm.encoder.get_features([(s,) for s in [*good[:3], ImageSource(str(tmp_path / "bad.png")), *good[3:]]])
     assert len(vlm.encoder.get_features([(s,) for s in good])) == 6  # and nothing is broken by it
 
 
-def test_a_huge_picture_is_refused_by_its_header(places, tmp_path):
+def test_encoder_refuses_huge_image_by_its_header(places, tmp_path):
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
     (tmp_path / "huge.png").write_bytes(file.getvalue())
@@ -172,14 +172,14 @@ def test_a_huge_picture_is_refused_by_its_header(places, tmp_path):
         load(str(places / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "huge.png")),)])
 
 
-def test_a_placeholder_in_a_rows_text_is_refused(places, tmp_path):
+def test_prompts_placeholder_in_text_is_refused(places, tmp_path):
     with pytest.raises(InputError, match=r"the prompt of row r1, .* would show the model 2 pictures and has 1: remove <image>"):
         text = (Message("user", "what is <image> here"),)
-        load(str(places / "llava")).build_prompts([(text, (save(tmp_path / "a.png"),))], row_ids=["r1"])
+        load(str(places / "llava")).build_prompts([(text, (save_image(tmp_path / "a.png"),))], row_ids=["r1"])
 
 
-def test_the_folder_serves_what_it_was_filled_with_and_no_other_model(places, tmp_path):
-    sources = [(save(tmp_path / f"{i}.png", seed=i),) for i in range(3)]
+def test_feature_cache_dir_serves_only_its_own_model(places, tmp_path):
+    sources = [(save_image(tmp_path / f"{i}.png", seed=i),) for i in range(3)]
     engine = EngineConfig(feature_cache_dir=str(tmp_path / "cache"))
     load(str(places / "llava"), engine=engine).encoder.get_features(sources)
     again = load(str(places / "llava"), engine=engine)
@@ -189,23 +189,23 @@ def test_the_folder_serves_what_it_was_filled_with_and_no_other_model(places, tm
     assert again.image_encodes == 0 and again.encoder.cache.counters.disk_hits == 3 and other.image_encodes == 3
 
 
-def test_a_prompts_picture_stays_what_it_was(places, tmp_path):
+def test_prefill_refuses_image_changed_after_encoding(places, tmp_path):
     """The plain way, and processors that want pixels, open the file again: another picture there is refused, not read."""
     from mmrlhf.config import EngineConfig
     from mmrlhf.engine.prefill import prefill
 
     vlm = load(str(places / "llava"), engine=EngineConfig(share_prefix="off"))
-    source = save(tmp_path / "a.png", seed=1)
-    prompts = vlm.build_prompts([(ASK, (source,))])
+    source = save_image(tmp_path / "a.png", seed=1)
+    prompts = vlm.build_prompts([(PROMPT, (source,))])
     prefill(vlm, prompts).last_hidden_PD  # noqa: B018
-    save(tmp_path / "a.png", seed=2)
+    save_image(tmp_path / "a.png", seed=2)
     with pytest.raises(InputError, match=r"a.png changed while it was being used: run again"):
         prefill(vlm, prompts).last_hidden_PD  # noqa: B018
 
 
-def test_a_gpu_without_room_takes_half_a_batch(places, tmp_path, monkeypatch, capsys):
+def test_encode_gpu_halves_batch_on_oom(places, tmp_path, monkeypatch, capsys):
     encoder = load(str(places / "llava")).encoder
-    sources = [save(tmp_path / f"{i}.png", seed=i) for i in range(4)]
+    sources = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(4)]
     real = encoder._run_tower
 
     def tight(batch):

@@ -17,10 +17,10 @@ from mmrlhf.report import print_results_table, write_claims_page, write_overview
 from mmrlhf.report.page import headline
 from mmrlhf.report.results import Segment, split_at_claims
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID_TAGS = {"meta", "img", "br", "link", "input", "hr"}
 
 
-def measured(chair_s: float, coverage: float) -> dict[str, Any]:
+def split_metrics(chair_s: float, coverage: float) -> dict[str, Any]:
     row: dict[str, Any] = {"n": 400}
     values = {
         "chair_s": chair_s, "chair_i": chair_s / 3, "cooccurrence_errors": chair_s / 2, "perception_errors": chair_s / 4, "coverage": coverage,
@@ -32,41 +32,41 @@ def measured(chair_s: float, coverage: float) -> dict[str, Any]:
     return row
 
 
-def made_up() -> dict[str, Any]:
+def fake_summary() -> dict[str, Any]:
     chair = {
         "sft": 0.42, "sft_t03": 0.44, "sft_t07": 0.5, "best_of_n": 0.2, "ppo_plain": 0.3, "ppo_fact": 0.06,
         "clean_sft": 0.05,
     }  # fmt: skip
     splits = ("held_out", "ood_1", "ood_2", "ood_3")
     return {
-        "models": {name: {split: measured(c, 0.9) for split in splits} for name, c in chair.items()},
+        "models": {name: {split: split_metrics(c, 0.9) for split in splits} for name, c in chair.items()},
         "reward_models": {"plain": {"accuracy": 0.7, "accuracy_ci": [0.68, 0.72]}, "fact": {"accuracy": 0.8}},
         "kl": {"ppo_plain": 2.5, "ppo_fact": 3.25},
         "seconds": {"sft": 42.0, "ppo_fact": 200.0},
     }
 
 
-def made_up_curves() -> dict[str, list[dict[str, Any]]]:
+def fake_curves() -> dict[str, list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = [{"step": step, "objective/scores": 0.01 * step, "objective/kl": None} for step in range(1, 60)]
     for row in rows[::20]:
         row |= {"eval/chair_s": 0.4, "eval/coverage": 0.9, "eval/cooccurrence_errors": 0.3, "eval/perception_errors": 0.1}
     return {"ppo_plain": rows, "ppo_fact": rows}
 
 
-def png(size: int = 8) -> bytes:
+def png_bytes(size: int = 8) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), (200, 30, 30)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def exhibit(sft: str = "A red star and a moon.", claims: Any = None) -> dict[str, Any]:
+def gallery_entry(sft: str = "A red star and a moon.", claims: Any = None) -> dict[str, Any]:
     if claims is None:
         claims = [{"start": 15, "end": 21, "verdict": "contradicted", "evidence": "the picture has no moon"}]
     answers = [{"model": "sft", "text": sft, "claims": claims}, {"model": "ppo_fact", "text": "A star.", "claims": []}]
-    return {"image": png(), "id": "held_out-1", "prompt": "Describe it.", "facts": "object star", "answers": answers}
+    return {"image": png_bytes(), "id": "held_out-1", "prompt": "Describe it.", "facts": "object star", "answers": answers}
 
 
-class Page(HTMLParser):
+class ParsedPage(HTMLParser):
     """Checks that elements close in order, and collects attributes, struck-out text and all text."""
 
     def __init__(self, source: str) -> None:
@@ -83,14 +83,14 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
         self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in VOID:
+        if tag not in VOID_TAGS:
             self.open.append(tag)
         if tag == "del":
             self.struck.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
-        if tag not in VOID:
+        if tag not in VOID_TAGS:
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -102,14 +102,14 @@ class Page(HTMLParser):
             self.struck[-1] += data
 
 
-def page(path: Path, **parts: Any) -> Page:
-    given = {"summary": made_up(), "curves": made_up_curves(), "gallery": [exhibit()], "notes": {}} | parts
+def write_and_parse(path: Path, **parts: Any) -> ParsedPage:
+    given = {"summary": fake_summary(), "curves": fake_curves(), "gallery": [gallery_entry()], "notes": {}} | parts
     write_report(path / "report.html", **given)
-    return Page((path / "report.html").read_text(encoding="utf-8"))
+    return ParsedPage((path / "report.html").read_text(encoding="utf-8"))
 
 
-def test_one_file_that_needs_no_other(tmp_path):
-    found = page(tmp_path)
+def test_write_report_is_one_self_contained_file(tmp_path):
+    found = write_and_parse(tmp_path)
     for tag, name, value in found.attributes:
         if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
             assert value.startswith(("data:", "#")), (tag, name, value)
@@ -122,12 +122,12 @@ def test_one_file_that_needs_no_other(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_what_came_with_data_is_escaped(tmp_path):
+def test_write_report_escapes_data(tmp_path):
     attack = "<script>alert(1)</script> \"' onload=x & <b>"
-    evil = exhibit(attack, [{"start": 0, "end": 8, "verdict": "contradicted", "evidence": attack}])
+    evil = gallery_entry(attack, [{"start": 0, "end": 8, "verdict": "contradicted", "evidence": attack}])
     evil |= {"id": '"><img onerror=x>', "prompt": attack, "facts": attack}
     evil["answers"].append({"model": attack, "text": attack, "claims": []})
-    found = page(tmp_path, gallery=[evil], notes={attack: attack})
+    found = write_and_parse(tmp_path, gallery=[evil], notes={attack: attack})
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in source and "<b>" not in source
     assert not any(name.startswith("on") for _, name, _ in found.attributes)
@@ -135,7 +135,7 @@ def test_what_came_with_data_is_escaped(tmp_path):
     assert found.struck[1] == "false: <script>"
 
 
-def test_struck_out_where_claims_overlap_and_coincide(tmp_path):
+def test_write_report_strikes_out_overlapping_claims(tmp_path):
     text = "There is a small red moon and a star."
     claims = [
         {"start": 9, "end": 25, "verdict": "contradicted", "evidence": "no moon"},
@@ -150,7 +150,7 @@ def test_struck_out_where_claims_overlap_and_coincide(tmp_path):
         Segment(" and a star."),
         Segment("", True, ("no place",)),
     ]
-    found = page(tmp_path, gallery=[exhibit(text, claims)])
+    found = write_and_parse(tmp_path, gallery=[gallery_entry(text, claims)])
     assert found.struck == ["struck out", "false: a small red moon"]  # the first is the legend
     assert "no moon" in found.said and "nothing red" in found.said and "no place" in found.said
 
@@ -165,13 +165,13 @@ def test_struck_out_where_claims_overlap_and_coincide(tmp_path):
         ([], [("abcdefgh", False)]),
     ],
 )
-def test_pieces(spans, expected):
+def test_split_at_claims_merges_overlapping_spans(spans, expected):
     claims = [{"start": a, "end": b, "verdict": "contradicted", "evidence": ""} for a, b in spans]
     assert [(piece.text, piece.false) for piece in split_at_claims("abcdefgh", claims)] == expected
 
 
-def test_the_headline_says_what_the_numbers_say():
-    summary = made_up()
+def test_headline_states_what_the_numbers_say():
+    summary = fake_summary()
     assert headline(summary) == (
         "After PPO with facts in the reward, answers with a false claim fell from 42.0% to 6.0%; "
         "coverage did not change measurably, 90.0% before and 90.0% after (400 held-out pictures)"
@@ -182,30 +182,30 @@ def test_the_headline_says_what_the_numbers_say():
         (0.43, "did not fall, 42.0% before and 43.0% after"),
         (0.60, "rose from 42.0% to 60.0%"),
     ):
-        after.update(measured(chair_s, 0.7))
+        after.update(split_metrics(chair_s, 0.7))
         assert f"a false claim {words}; coverage fell from 90.0% to 70.0%" in headline(summary)
     del summary["models"]["ppo_fact"]
     assert headline(summary).startswith("After PPO without facts in the reward, ")
 
 
-def test_whatever_is_missing_is_left_out(tmp_path, capsys):
-    summary = made_up()
-    assert "ood" not in page(tmp_path, summary={"models": {"sft": {"held_out": {"chair_s": 0.4}}}}).ids
+def test_write_report_omits_what_is_missing(tmp_path, capsys):
+    summary = fake_summary()
+    assert "ood" not in write_and_parse(tmp_path, summary={"models": {"sft": {"held_out": {"chair_s": 0.4}}}}).ids
     for key in summary:
-        page(tmp_path, summary={k: v for k, v in summary.items() if k != key}, curves={})
+        write_and_parse(tmp_path, summary={k: v for k, v in summary.items() if k != key}, curves={})
     for name in summary["models"]:
         less = copy.deepcopy(summary)
         del less["models"][name]
-        page(tmp_path, summary=less, curves={})
-        write_overview_image(tmp_path / "picture.png", less, [exhibit()])
+        write_and_parse(tmp_path, summary=less, curves={})
+        write_overview_image(tmp_path / "picture.png", less, [gallery_entry()])
         print_results_table(less)
     for key in list(summary["models"]["sft"]["held_out"]):
         less = copy.deepcopy(summary)
         for splits in less["models"].values():
             del splits["held_out"][key]
         less["models"]["sft"]["held_out"][key] = None
-        page(tmp_path, summary=less, curves={})
-    found = page(tmp_path, summary={}, curves={}, gallery=[])
+        write_and_parse(tmp_path, summary=less, curves={})
+    found = write_and_parse(tmp_path, summary={}, curves={}, gallery=[])
     assert "There is no run before and after PPO to compare." in found.said
     assert found.ids == ["reading"]
     write_overview_image(tmp_path / "picture.png", {}, [])
@@ -213,16 +213,16 @@ def test_whatever_is_missing_is_left_out(tmp_path, capsys):
     assert "nan" not in capsys.readouterr().out
 
 
-def test_the_picture_is_a_picture_whatever_is_written(tmp_path):
-    long = exhibit("$\\frac{ costs $5 and " * 40, [{"start": 2, "end": 30, "verdict": "contradicted", "evidence": ""}])
-    write_overview_image(tmp_path / "picture.png", made_up(), [long, exhibit(), exhibit()])
+def test_write_overview_image_accepts_any_text(tmp_path):
+    long = gallery_entry("$\\frac{ costs $5 and " * 40, [{"start": 2, "end": 30, "verdict": "contradicted", "evidence": ""}])
+    write_overview_image(tmp_path / "picture.png", fake_summary(), [long, gallery_entry(), gallery_entry()])
     with Image.open(tmp_path / "picture.png") as image:
         assert image.format == "PNG" and image.width == 1800
 
 
-def test_the_closing_table_fits_a_narrow_terminal(capsys, monkeypatch):
+def test_print_results_table_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    print_results_table(made_up())
+    print_results_table(fake_summary())
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
     values = next(number for number, line in enumerate(lines) if line.startswith("PPO, facts"))
@@ -233,7 +233,7 @@ def test_the_closing_table_fits_a_narrow_terminal(capsys, monkeypatch):
 # ---- claims --------------------------------------------------------------------------------------------------------------
 
 
-def judged(verdict, claim, **more):
+def claim_row(verdict, claim, **more):
     return {
         "kind": "object",
         "claim": claim,
@@ -247,11 +247,11 @@ def judged(verdict, claim, **more):
     }
 
 
-def test_every_claim_with_what_decided_it(tmp_path):
+def test_write_claims_page_shows_every_claim_with_its_evidence(tmp_path):
     claims = [
-        judged("contradicted", "a <b>cat</b>", start=2, end=5, evidence='absent: "cat" & <script>'),
-        judged("supported", "a dog", start=10, end=13, evidence="object: dog (annotator)", probability=None),
-        judged("unknown", "a cow", by="clip", evidence="open_clip: by +0.3"),
+        claim_row("contradicted", "a <b>cat</b>", start=2, end=5, evidence='absent: "cat" & <script>'),
+        claim_row("supported", "a dog", start=10, end=13, evidence="object: dog (annotator)", probability=None),
+        claim_row("unknown", "a cow", by="clip", evidence="open_clip: by +0.3"),
     ]
     rows = [
         {
@@ -265,7 +265,7 @@ def test_every_claim_with_what_decided_it(tmp_path):
         for s in (1, 2)
     ]
     (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"step": 0, "id": "r0"}, *rows]))
-    written = write_claims_page(tmp_path, {"r1": ImageSource(data=png(400))})
+    written = write_claims_page(tmp_path, {"r1": ImageSource(data=png_bytes(400))})
     source = written.read_text(encoding="utf-8")
     assert "<script" not in source and "<i>" not in source and "<b>cat" not in source
     assert (
@@ -286,7 +286,7 @@ def test_every_claim_with_what_decided_it(tmp_path):
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["claims.html", "ledger.jsonl"]
 
 
-def test_a_run_without_judged_claims_has_no_such_page(tmp_path):
+def test_write_claims_page_without_verified_claims_writes_nothing(tmp_path):
     assert write_claims_page(tmp_path) is None
     (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, "id": "r1", "answer": "", "terms": {}}) + "\n")
     assert write_claims_page(tmp_path) is None and not (tmp_path / "claims.html").exists()

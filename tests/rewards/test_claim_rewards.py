@@ -28,45 +28,55 @@ from mmrlhf.verifiers.base import PlattScaling, save_calibration
 from mmrlhf.verifiers.cascade import facts_verifier
 from tests.helpers.tiny_clip import save_tiny_clip
 
-WORDS = load_lexicon()
+LEXICON = load_lexicon()
 
 
-def verdict(found, kind="object", subject="dog", span=(0, 3), p=None, **more):
+def make_verdict(found, kind="object", subject="dog", span=(0, 3), p=None, **more):
     return Verdict(Claim(kind, subject, span=span, **more), found, "told", p)
 
 
-def test_hallucination_by_hand():
-    dog = verdict("contradicted", span=(2, 5))
-    assert hallucination([dog, verdict("supported", subject="cat"), verdict("unknown", subject="cow")]) == [(2, 5, 1.0)]
-    brown = verdict("contradicted", "attribute", value="brown", span=(2, 9))
+def test_hallucination_matches_hand_computation():
+    dog = make_verdict("contradicted", span=(2, 5))
+    assert hallucination([dog, make_verdict("supported", subject="cat"), make_verdict("unknown", subject="cow")]) == [(2, 5, 1.0)]
+    brown = make_verdict("contradicted", "attribute", value="brown", span=(2, 9))
     assert hallucination([dog, brown]) == [(2, 5, 1.0)]  # there is no dog: that it is not brown adds nothing
     assert hallucination([brown]) == [(2, 9, 1.0)]
-    near = verdict("contradicted", "relation", subject="cat", relation="near", target="dog", span=(0, 20))
+    near = make_verdict("contradicted", "relation", subject="cat", relation="near", target="dog", span=(0, 20))
     assert hallucination([dog, near]) == [(2, 5, 1.0)] and hallucination([near]) == [(0, 20, 1.0)]
-    no_dog = verdict("contradicted", negated=True, span=(0, 6))
+    no_dog = make_verdict("contradicted", negated=True, span=(0, 6))
     assert hallucination([no_dog, brown]) == [(0, 6, 1.0), (2, 9, 1.0)]
-    assert hallucination([verdict("contradicted", hedged=True)]) == []
+    assert hallucination([make_verdict("contradicted", hedged=True)]) == []
 
 
-def test_coverage_by_hand():
-    dog, brown = verdict("supported"), verdict("supported", "attribute", value="brown", span=(4, 9))
-    assert coverage([dog, brown, verdict("supported", span=(20, 23))]) == [(0, 3, 1.0), (4, 9, 1.0)]
+def test_coverage_matches_hand_computation():
+    dog, brown = make_verdict("supported"), make_verdict("supported", "attribute", value="brown", span=(4, 9))
+    assert coverage([dog, brown, make_verdict("supported", span=(20, 23))]) == [(0, 3, 1.0), (4, 9, 1.0)]
     assert (
         coverage(
-            [verdict("supported", negated=True), verdict("supported", hedged=True), verdict("contradicted"), verdict("unknown")]
+            [
+                make_verdict("supported", negated=True),
+                make_verdict("supported", hedged=True),
+                make_verdict("contradicted"),
+                make_verdict("unknown"),
+            ]
         )
         == []
     )
 
 
-def test_alignment_by_hand():
+def test_verifier_score_matches_hand_computation():
     found = verifier_score(
-        [verdict("supported", p=1.0), verdict("unknown", span=(4, 5), p=0.25), verdict("unknown"), verdict("unknown", p=0.5)]
+        [
+            make_verdict("supported", p=1.0),
+            make_verdict("unknown", span=(4, 5), p=0.25),
+            make_verdict("unknown"),
+            make_verdict("unknown", p=0.5),
+        ]
     )
     assert found == [(0, 3, pytest.approx(1 / 3)), (4, 5, pytest.approx(-0.5 / 3))]
 
 
-def test_who_judges():
+def test_claim_reward_verifiers_parses_verifier_names():
     assert claim_reward_verifiers("fact_rm=1, hallucination=-1, coverage@facts+clip=0.2, verifier_score=1, verifier_score@vlm=1") == {
         "hallucination": "facts", "coverage@facts+clip": "facts+clip", "verifier_score": "clip", "verifier_score@vlm": "vlm",
     }  # fmt: skip
@@ -78,7 +88,7 @@ def test_who_judges():
     assert claim_reward_verifiers("length=1, mine.py:f@g=1") == {}
 
 
-def test_what_is_optimised_does_not_evaluate():
+def test_monitor_verifiers_refuses_verifier_used_in_reward():
     assert monitor_verifiers("clip, vlm", ["facts"], False) == ["clip", "vlm"] and monitor_verifiers(None, ["facts"], False) == []
     for watch, paid in (("facts", ["facts"]), ("clip+vlm", ["facts+clip"])):
         with pytest.raises(
@@ -91,18 +101,18 @@ def test_what_is_optimised_does_not_evaluate():
         monitor_verifiers("me", [], False)
 
 
-def sample(answer, *facts):
+def make_sample(answer, *facts):
     return Sample("row", (), (Message("user", "?"),), answer, facts)
 
 
 FACTS = (Fact("object", "brown dog"), Fact("absent", "cat"), Fact("count", "two chairs"))
 
 
-def test_the_penalty_lies_on_the_words_that_are_false(tmp_path):
-    judge = ClaimScorer(WORDS, {"facts": facts_verifier(WORDS)}, ("facts",))
+def test_claim_rewards_penalise_only_false_spans(tmp_path):
+    judge = ClaimScorer(LEXICON, {"facts": facts_verifier(LEXICON)}, ("facts",))
     text = "hallucination=-2, coverage=0.5, length=1"
     terms = resolve_rewards(text, judge.reward_functions(text))
-    samples = [sample("A brown dog sits beside a cat.", *FACTS), sample("Nothing is known.", *FACTS)]
+    samples = [make_sample("A brown dog sits beside a cat.", *FACTS), make_sample("Nothing is known.", *FACTS)]
     entry, none = score_samples(terms, samples, tmp_path / "no.json")
     ((start, end, worth),) = entry.spans["hallucination"]
     assert samples[0].answer[start:end] == "cat" and worth == -2
@@ -113,15 +123,15 @@ def test_the_penalty_lies_on_the_words_that_are_false(tmp_path):
     assert none.total == 0 and none.spans == {"hallucination": [], "coverage": []}
 
 
-def test_a_batch_is_judged_once():
+def test_claim_scorer_verifies_each_batch_once():
     calls = []
 
     def verifier(said):
         calls.append(len(said))
-        return facts_verifier(WORDS)(said)
+        return facts_verifier(LEXICON)(said)
 
-    judge = ClaimScorer(WORDS, {"facts": verifier}, ("facts",))
-    samples = [sample("A dog.", *FACTS), sample("A cat.", *FACTS)]
+    judge = ClaimScorer(LEXICON, {"facts": verifier}, ("facts",))
+    samples = [make_sample("A dog.", *FACTS), make_sample("A cat.", *FACTS)]
     for name in ("hallucination", "coverage@facts", "verifier_score@facts"):
         judge.reward_function(name, "facts")(samples)
     rows = judge.ledger_rows(samples)
@@ -132,7 +142,7 @@ def test_a_batch_is_judged_once():
     assert calls == [2, 1]
 
 
-def test_guards_and_rates_by_hand():
+def test_claim_hacking_metrics_and_verdict_rates_match_hand_computation():
     dog, may = Claim("object", "dog"), Claim("object", "cat", hedged=True)
     said = [
         AnswerClaims((), (), (dog, may)),
@@ -142,7 +152,9 @@ def test_guards_and_rates_by_hand():
     ]
     assert claim_hacking_metrics(said) == {"hacking/zero_claim_rate": 0.25, "hacking/vagueness": 0.5}
     assert claim_hacking_metrics([AnswerClaims((), (), ())])["hacking/vagueness"] == 0
-    found = verdict_rates([[verdict("contradicted"), verdict("unknown")], [verdict("supported"), verdict("supported")]], "clip")
+    found = verdict_rates(
+        [[make_verdict("contradicted"), make_verdict("unknown")], [make_verdict("supported"), make_verdict("supported")]], "clip"
+    )
     assert found == {"claims/contradicted_rate@clip": 0.25, "claims/unknown_rate@clip": 0.25, "claims/supported@clip": 1.0}
     calm = {"hacking/refusal_rate": 0, "hacking/says_yes": 0, "hacking/says_no": 0, "hacking/length_reward_correlation": 0}
     assert "60% of answers claim nothing" in hacking_warnings(calm | {"hacking/zero_claim_rate": 0.6})[0]
@@ -152,24 +164,24 @@ def test_guards_and_rates_by_hand():
 # ---- in ppo --------------------------------------------------------------------------------------------------------------
 
 
-def config(base, out, **more):
+def ppo_config(base, out, **more):
     settings = {"max_steps": 2, "per_device_train_batch_size": 3, "num_generations": 2, "response_length": 30, "learning_rate": 1e-3,
                 "lora_r": 4, "num_sample_generations": 0, **more}  # fmt: skip
     return PPOConfig(model_name_or_path=base, dataset_name="x", output_dir=str(out), **settings)
 
 
-def told(examples):
+def with_absent_facts(examples):
     """Examples whose facts say that nothing of what the world has is there."""
     absent = tuple(Fact("absent", noun) for noun in ("ring", "star", "heart", "cross", "moon", "arrow", "square"))
     return [dataclasses.replace(e, facts=absent) for e in examples]
 
 
-def test_ppo_pays_for_claims_and_keeps_what_was_said_of_them(base, examples, tmp_path, monkeypatch):
+def test_ppo_claim_rewards_land_on_their_spans_and_in_ledger(base, examples, tmp_path, monkeypatch):
     paid, gae = [], advantages.gae
     monkeypatch.setattr(advantages, "gae", lambda rewards, *rest: paid.append(rewards) or gae(rewards, *rest))
     ppo(
-        config(base, tmp_path / "a", reward_terms="hallucination=-1, coverage=0.1", monitor_verifiers="vlm", kl_coef=0.0),
-        told(examples),
+        ppo_config(base, tmp_path / "a", reward_terms="hallucination=-1, coverage=0.1", monitor_verifiers="vlm", kl_coef=0.0),
+        with_absent_facts(examples),
     )
     rows = read_jsonl(tmp_path / "a/ledger.jsonl")
     false = [c for r in rows for c in r["claims"] if c["by"] == "facts" and c["verdict"] == "contradicted"]
@@ -197,7 +209,7 @@ def test_ppo_pays_for_claims_and_keeps_what_was_said_of_them(base, examples, tmp
     dense = torch.cat([r.sum(1) for r in paid])
     paid.clear()
     ppo(
-        config(
+        ppo_config(
             base,
             tmp_path / "b",
             reward_terms="hallucination=-1, coverage=0.1",
@@ -205,14 +217,14 @@ def test_ppo_pays_for_claims_and_keeps_what_was_said_of_them(base, examples, tmp
             kl_coef=0.0,
             max_steps=1,
         ),
-        told(examples),
+        with_absent_facts(examples),
     )
     (at_end,) = paid
     assert at_end.sum(1).tolist() == pytest.approx(dense[: len(at_end)].tolist(), abs=1e-5)  # the same total
     assert int((at_end != 0).sum(1).max()) == 1  # on one token
 
 
-def test_ppo_says_what_is_missing(base, examples, tmp_path):
+def test_ppo_claim_rewards_refuse_incomplete_config(base, examples, tmp_path):
     for more, sentence in (
         ({"reward_terms": "verifier_score=1"}, "give --clip_model"),
         ({"reward_terms": "hallucination@cilp=1"}, "no verifier 'cilp'"),
@@ -222,20 +234,20 @@ def test_ppo_says_what_is_missing(base, examples, tmp_path):
         ({"reward_terms": "verifier_score=1", "clip_model": str(save_tiny_clip(tmp_path / "clip"))}, "has no calibration"),
     ):
         with pytest.raises(InputError, match=sentence):
-            ppo(config(base, tmp_path / "no", **more), examples)
+            ppo(ppo_config(base, tmp_path / "no", **more), examples)
     assert not (tmp_path / "no").exists()
 
 
-def test_ppo_with_open_clip(base, examples, tmp_path):
+def test_ppo_claim_rewards_with_clip_verifier(base, examples, tmp_path):
     clip = save_tiny_clip(tmp_path / "clip")
     save_calibration(
         PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)}), clip / "calibration.json", nouns=["ring", "star", "moon"]
     )
     ppo(
-        config(
+        ppo_config(
             base, tmp_path / "a", reward_terms="verifier_score=1, hallucination@facts+clip=-1", clip_model=str(clip), max_steps=1
         ),
-        told(examples),
+        with_absent_facts(examples),
     )
     rows = read_jsonl(tmp_path / "a/ledger.jsonl")
     by = {c["by"] for r in rows for c in r["claims"]}

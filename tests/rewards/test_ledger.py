@@ -15,7 +15,7 @@ from mmrlhf.rewards.monitors import hacking_metrics, hacking_warnings
 from mmrlhf.rewards.types import Sample
 
 
-def said(answer, **more):
+def make_sample(answer, **more):
     known = {"id": "row-1", "images": (), "prompt": (Message("user", "?"),)}
     return Sample(**known | {"answer": answer, **more})
 
@@ -43,7 +43,7 @@ def said(answer, **more):
         ("yes", None, False),
     ],
 )
-def test_correct_answers(answer, truth, right):
+def test_is_correct_matches_hand_labels(answer, truth, right):
     assert is_correct(answer, truth) is right
 
 
@@ -61,23 +61,23 @@ def test_correct_answers(answer, truth, right):
         ("A mug", 1, 0.0),
     ],
 )
-def test_correctness_as_llava_rlhf_has_it(answer, kind, worth):
-    assert REWARD_FUNCTIONS["correctness"]([said(answer, meta={"caption_type": kind})]) == [worth]
+def test_correctness_matches_llava_rlhf(answer, kind, worth):
+    assert REWARD_FUNCTIONS["correctness"]([make_sample(answer, meta={"caption_type": kind})]) == [worth]
 
 
-def test_terms_by_hand():
+def test_reward_functions_match_hand_computation():
     assert REWARD_FUNCTIONS["length"](
-        [said("", num_tokens=3, max_tokens=12), said("", num_tokens=3, max_tokens=12, meta={"length_bonus": -0.5})]
+        [make_sample("", num_tokens=3, max_tokens=12), make_sample("", num_tokens=3, max_tokens=12, meta={"length_bonus": -0.5})]
     ) == [
         0.25,
         -0.125,
     ]
-    assert REWARD_FUNCTIONS["missing_eos"]([said("", finished=False), said("")]) == [1.0, 0.0]
+    assert REWARD_FUNCTIONS["missing_eos"]([make_sample("", finished=False), make_sample("")]) == [1.0, 0.0]
     # "a b c d a b c d": five runs of four words, the last one said before
-    assert REWARD_FUNCTIONS["repetition"]([said("a b c d A b c d"), said("a b c")]) == [pytest.approx(0.2), 0.0]
+    assert REWARD_FUNCTIONS["repetition"]([make_sample("a b c d A b c d"), make_sample("a b c")]) == [pytest.approx(0.2), 0.0]
 
 
-def test_a_list_of_terms(tmp_path):
+def test_parse_reward_spec_and_resolve_rewards_check_names(tmp_path):
     assert parse_reward_spec("fact_rm=1, missing_eos=-2,x.py:f=.5") == {"fact_rm": 1.0, "missing_eos": -2.0, "x.py:f": 0.5}
     for text, sentence in {
         "fact_rm": r"reward_terms has 'fact_rm': write NAME=WEIGHT",
@@ -93,7 +93,7 @@ def test_a_list_of_terms(tmp_path):
     )
     (tmp_path / "broken.py").write_text("def (")
     (found,) = resolve_rewards(f"{tmp_path}/mine.py:polite=0.5", {})
-    assert score_samples([found], [said("please"), said("now")], tmp_path / "no.json")[0].total == 0.5
+    assert score_samples([found], [make_sample("please"), make_sample("now")], tmp_path / "no.json")[0].total == 0.5
     for name, sentence in {
         "lenght": "names lenght: there is correctness, length",
         f"{tmp_path}/gone.py:f": "gone.py does not exist",
@@ -105,12 +105,12 @@ def test_a_list_of_terms(tmp_path):
             resolve_rewards(f"{name}=1", {})
 
 
-def test_the_ledger_adds_up(tmp_path):
+def test_score_samples_adds_up(tmp_path):
     terms = [
         WeightedReward("whole", 2.0, lambda samples: [1.5 for _ in samples]),
         WeightedReward("dense", -1.0, lambda samples: [[(0, 3, 1.0), (4, 7, 0.25)] for _ in samples]),
     ]
-    (entry,) = score_samples(terms, [said("one two three")], tmp_path / "no.json")
+    (entry,) = score_samples(terms, [make_sample("one two three")], tmp_path / "no.json")
     assert entry == RewardBreakdown({"whole": 3.0, "dense": -1.25}, {"dense": [(0, 3, -1.0), (4, 7, -0.25)]})
     assert (entry.answer_total, entry.total) == (3.0, 1.75)
 
@@ -127,21 +127,21 @@ def test_the_ledger_adds_up(tmp_path):
         (lambda samples: None, "raised TypeError"),
     ],
 )
-def test_a_term_that_fails_is_named_and_its_sample_kept(term, sentence, tmp_path):
+def test_score_samples_names_failing_function_and_keeps_sample(term, sentence, tmp_path):
     replay = tmp_path / "failed_term.json"
     with pytest.raises(InputError, match=f"reward term mine .*{sentence}.*failed_term.json: correct the term") as caught:
-        score_samples([WeightedReward("mine", 1.0, term)], [said("three"), said("two", meta={"key": {1}})], replay)
+        score_samples([WeightedReward("mine", 1.0, term)], [make_sample("three"), make_sample("two", meta={"key": {1}})], replay)
     assert "\n" not in str(caught.value)
     kept = json.loads(replay.read_text())
     assert kept["term"] == "mine" and kept["answer"] in ("three", "two") and kept["prompt"] == [{"role": "user", "content": "?"}]
 
 
-def test_guards_and_alarms():
+def test_hacking_metrics_and_warnings_match_hand_computation():
     samples = [
-        said("I'm sorry, I cannot see it.", num_tokens=1),
-        said("Yes, it is.", num_tokens=2),
-        said("A mug.", num_tokens=3),
-        said("No", num_tokens=5),
+        make_sample("I'm sorry, I cannot see it.", num_tokens=1),
+        make_sample("Yes, it is.", num_tokens=2),
+        make_sample("A mug.", num_tokens=3),
+        make_sample("No", num_tokens=5),
     ]
     found = hacking_metrics(samples, [1.0, 2.0, 7.0, 9.0], 2)
     assert found["hacking/refusal_rate"] == 0.25 and found["hacking/says_yes"] == found["hacking/says_no"] == 0.25
@@ -156,12 +156,16 @@ def test_guards_and_alarms():
     assert "100% of answers that begin" in hacking_warnings(found | {"hacking/says_no": 0.0})[1]
 
 
-def test_the_recipe_of_llava_rlhf_by_hand(tmp_path):
+def test_score_samples_matches_llava_rlhf_recipe_by_hand(tmp_path):
     """Its script's reward times ten: (1.2 + 2 x 1 - 10 x 448/896 x 1) x 10 for a right answer of half the room; -8 if it does not end."""
     config = load_config(PPOConfig, find("configs", "llava-rlhf/ppo"), {"dataset_name": "x", "output_dir": "x"})
     terms = resolve_rewards(config.reward_terms, {"fact_rm": lambda samples: [1.2 for _ in samples]})
     half = {"num_tokens": 448, "max_tokens": config.response_length, "meta": {"caption_type": 2, "length_bonus": 1.0}}
-    answers = [said("A. A cat.", **half), said("B. A cat.", **half, finished=False), said("A. Or a cat?", **half)]
+    answers = [
+        make_sample("A. A cat.", **half),
+        make_sample("B. A cat.", **half, finished=False),
+        make_sample("A. Or a cat?", **half),
+    ]
     entry, cut, asking = score_samples(terms, answers, tmp_path / "no.json")
     assert entry.total == pytest.approx(10 * (1.2 + 2 * 1 - 10 * 0.5)) and config.kl_coef == 10 * 0.1
     assert cut.total == pytest.approx(10 * (1.2 + 0 - 10 * 0.5 - 8))
@@ -169,14 +173,14 @@ def test_the_recipe_of_llava_rlhf_by_hand(tmp_path):
     assert entry.terms == pytest.approx({"fact_rm": 12, "correctness": 20, "length": -50, "missing_eos": 0, "question_mark": 0})
 
 
-def test_a_users_file_may_hold_dataclasses_and_what_it_meets_is_named(tmp_path):
+def test_resolve_rewards_loads_user_file_with_dataclasses(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom mmrlhf.records import InputError\n"
         "@dataclass\nclass Word:\n    text: str\n"
         "def mine(samples):\n    raise InputError(f'image {Word(samples[0].id).text} is damaged')\n"
     )
     terms = resolve_rewards(f"{tmp_path / 'mine.py'}:mine=1", {})
-    sample = said("A mug.", id="row-7", images=(ImageSource(data=b"\x89PNG"),))
+    sample = make_sample("A mug.", id="row-7", images=(ImageSource(data=b"\x89PNG"),))
     with pytest.raises(
         InputError, match=r"reward term .*mine raised InputError: image row-7 is damaged on an answer to row row-7"
     ):

@@ -24,13 +24,13 @@ def groups(examples):
 
 
 @pytest.fixture
-def untrained(vlm):
+def untrained_reward_model(vlm):
     adapters = Adapters(vlm)
     adapters.add("reward", 4, 8, seed=0)
     return RewardModel(Role(adapters, "reward", yes_no_head(vlm)), "given", "before")
 
 
-def test_the_review_stands_after_the_answer_and_facts_where_they_are_asked_for():
+def test_reward_messages_place_question_and_facts():
     prompt = (Message("user", "What is here?"),)
     before = reward_messages(prompt, "A mug.", "Facts: red mug.", "before")
     assert [m.content for m in before] == ["Facts: red mug. What is here?", "A mug.", "Is all of this true of the picture?"]
@@ -38,7 +38,7 @@ def test_the_review_stands_after_the_answer_and_facts_where_they_are_asked_for()
     assert [m.content for m in after] == ["What is here?", "A mug.", "Facts: red mug. Is all of this true of the picture?"]
 
 
-def test_an_untrained_reward_model_scores_by_what_its_base_would_say(vlm, untrained, groups):
+def test_reward_model_untrained_score_is_base_yes_no_log_odds(vlm, untrained, groups):
     """The score is the log-odds of Yes against No as the review's first word, by a forward that shares nothing with it."""
     facts_free = [dataclasses.replace(g, facts=()) for g in groups]
     raw = [s for _, scores in untrained.raw_scores(facts_free) for s in scores.tolist()]
@@ -54,7 +54,7 @@ def test_an_untrained_reward_model_scores_by_what_its_base_would_say(vlm, untrai
     assert raw == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_shipped_base_can_review(untrained):
+def test_reward_model_untrained_ranks_clean_over_faulty_captions(untrained):
     """It ranks a clean description over one with a planted fault, with facts or without, before any reward training."""
     rows = []
     for index in range(60):
@@ -74,7 +74,7 @@ def test_the_shipped_base_can_review(untrained):
         assert (scores[:, 0] > scores[:, 1]).float().mean() > 0.85
 
 
-def test_a_saved_reward_model_scores_the_same_and_damage_is_said_in_a_sentence(untrained, groups, tmp_path):
+def test_load_reward_model_scores_the_same_and_detects_damage(untrained, groups, tmp_path):
     untrained.mean, untrained.std = 0.5, 2.0
     save_reward_model(untrained, tmp_path, groups)
     scores = untrained.score(groups)
@@ -110,7 +110,7 @@ def test_a_saved_reward_model_scores_the_same_and_damage_is_said_in_a_sentence(u
         load_reward_model(str(tmp_path))
 
 
-def test_it_runs_in_the_precision_it_was_calibrated_in(untrained, groups, base, tmp_path, capsys):
+def test_load_reward_model_keeps_its_calibrated_precision(untrained, groups, base, tmp_path, capsys):
     save_reward_model(untrained, tmp_path, groups)
     mine, other = Adapters(load(base)), Adapters(load(base, "bfloat16"))
     assert load_reward_model(str(tmp_path), mine).role.adapters is mine and "calibrated" not in capsys.readouterr().out
@@ -118,13 +118,13 @@ def test_it_runs_in_the_precision_it_was_calibrated_in(untrained, groups, base, 
     assert loaded.role.vlm.dtype == "float32" and "was calibrated in float32: it runs in that" in capsys.readouterr().out
 
 
-def test_an_answer_that_does_not_fit_is_named_by_its_row(untrained, groups):
+def test_reward_model_names_row_of_too_long_answer(untrained, groups):
     long = dataclasses.replace(groups[1], answers=("There is a red star. " * 40,))
     with pytest.raises(InputError, match=f"an answer of row {groups[1].id} has .* more than max_length 100 together"):
         next(dataclasses.replace(untrained, max_length=100).raw_scores([groups[0], long]))
 
 
-def test_an_answer_that_spells_a_placeholder_is_scored_and_not_read_as_a_picture(untrained, groups):
+def test_fact_rm_escapes_placeholder_in_answer(untrained, groups):
     sample = Sample("r", groups[0].images, groups[0].prompt, "A <image> star.", groups[0].facts)
     broken = Sample("r", groups[0].images, groups[0].prompt, "A < image> star.", groups[0].facts)
     assert make_fact_rm([untrained])([sample]) == pytest.approx(make_fact_rm([untrained])([broken]))

@@ -17,15 +17,15 @@ SCENE = Scene(
 )
 
 
-def judged(text):
+def truth_by_claim(text):
     return {(c.kind, c.subject, c.value): scenes.verify_claim(SCENE, c).value == "supported" for c in scenes.parse_claims(text)}
 
 
-def test_claims_of_a_description_and_their_truth():
+def test_parse_claims_of_a_description_and_their_truth():
     text = (
         "There is a red star, a small blue circle and a moon. That makes four objects. The red star is left of the blue circle."
     )
-    assert judged(text) == {
+    assert truth_by_claim(text) == {
         ("object", "star", ""): True,
         ("attribute", "star", "red"): True,
         ("object", "circle", ""): True,
@@ -48,17 +48,17 @@ def test_claims_of_a_description_and_their_truth():
         ("The circle is right of the circle.", True),
     ],
 )  # fmt: skip
-def test_truth_of_single_sentences(text, true):
-    assert all(judged(text).values()) == true and judged(text)
+def test_verify_claim_matches_hand_labels_of_single_sentences(text, true):
+    assert all(truth_by_claim(text).values()) == true and truth_by_claim(text)
 
 
-def test_spans_are_where_the_claim_is_made():
+def test_parse_claims_spans_cover_the_claim_text():
     text = "I can see a red star."
     for claim in scenes.parse_claims(text):
         assert text[slice(*claim.span)] == "a red star"
 
 
-def test_judge_counts_distinct_claims_and_tells_habit_from_sight():
+def test_verify_answer_counts_distinct_claims_by_kind_of_error():
     once = scenes.verify_answer(SCENE, "There is a red star and a yellow moon. The star is blue.")
     assert {c.value for c in once.true_claims} == {"", "red"}
     assert once.cooccurrence_errors == {Claim("object", "moon"), Claim("attribute", "moon", "yellow")}
@@ -73,7 +73,7 @@ def test_judge_counts_distinct_claims_and_tells_habit_from_sight():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["sft", "ood_1", "ood_2", "ood_3"]))
-def test_clean_captions_and_answers_are_true(index, split):
+def test_caption_and_answer_without_faults_are_true(index, split):
     scene, rng = scenes.generate_scene(split, index, 0), np.random.default_rng(index)
     caption = scenes.caption(scene, rng)
     assert scenes.parse_claims(caption) and not scenes.verify_answer(scene, caption).false_claims, caption
@@ -84,7 +84,7 @@ def test_clean_captions_and_answers_are_true(index, split):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000))
-def test_planted_faults_are_false(index):
+def test_caption_injected_faults_are_few_and_cooccurrence_is_detected(index):
     scene, rng = scenes.generate_scene("sft", index, 0), np.random.default_rng(index)
     text = scenes.caption(scene, rng, faults=1)
     # a wrong colour may happen to be another object's of that shape; a fault is not always a falsehood
@@ -95,13 +95,13 @@ def test_planted_faults_are_false(index):
     assert bool(scenes.verify_answer(scene, habit).cooccurrence_errors) == called
 
 
-def test_planted_faults_are_nearly_always_found():
+def test_caption_with_injected_faults_is_nearly_always_detected():
     found = [bool(scenes.verify_answer(s, scenes.caption(s, np.random.default_rng(s.render_seed), faults=1)).false_claims)
              for s in (scenes.generate_scene("sft", i, 0) for i in range(300))]  # fmt: skip
     assert np.mean(found) > 0.9
 
 
-def test_a_question_can_be_answered_wrongly():
+def test_wrong_answer_contradicts_the_right_one():
     asked = scenes.Question("yes_no", "Is there an arrow?", "No, there is no arrow.")
     assert scenes.wrong_answer(asked, np.random.default_rng(0)) == "Yes, there is an arrow."
     asked = scenes.Question("yes_no", "Is there an arrow?", "Yes, there is an arrow.")
@@ -116,7 +116,7 @@ def test_a_question_can_be_answered_wrongly():
     assert false > 180  # the other word is true now and then: a second ring, of another colour
 
 
-def test_the_base_is_told_of_each_claim_at_its_last_token_whether_it_is_true(vlm):
+def test_tiny_vlm_truth_labels_sit_on_last_token_of_each_claim(vlm):
     from mmrlhf.demo.tiny_vlm import tokenize_sample
     from mmrlhf.records import Message
 
@@ -132,7 +132,7 @@ def test_the_base_is_told_of_each_claim_at_its_last_token_whether_it_is_true(vlm
     assert vlm.tokenizer.decode(learnt) == f" {said}</s>"
 
 
-def test_splits_share_no_scene_and_keep_their_promises():
+def test_scene_splits_share_no_scene():
     seen = {}
     for split in scenes.SPLIT_BUCKETS:
         for i in range(150):
@@ -143,13 +143,13 @@ def test_splits_share_no_scene_and_keep_their_promises():
             assert (len(scene.objects) > 5) == (split == "ood_2")
 
 
-def test_a_scene_follows_from_its_seed():
+def test_generate_scene_is_determined_by_its_seed():
     a, b = scenes.generate_scene("rl", 3, 0), scenes.generate_scene("rl", 3, 0)
     assert a == b and a.image_source() == b.image_source()
     assert scenes.generate_scene("rl", 3, 1) != a and scenes.generate_scene("rl", 4, 0) != a
 
 
-def test_facts_are_incomplete_and_sometimes_wrong():
+def test_annotator_facts_are_incomplete_and_sometimes_wrong():
     listed = wrong = owed = 0
     for i in range(400):
         scene = scenes.generate_scene("pairs", i, 0)
@@ -160,7 +160,7 @@ def test_facts_are_incomplete_and_sometimes_wrong():
     assert 0.76 < listed / owed < 0.84 and 0.02 < wrong / listed < 0.08
 
 
-def test_a_trigger_is_common_and_its_partner_mostly_absent():
+def test_scene_trigger_is_common_and_its_partner_mostly_absent():
     rows = [scenes.generate_scene("sft", i, 0) for i in range(1000)]
     shapes = [{t.shape for t in s.objects} for s in rows]
     triggered = [s for s in shapes if s & set(scenes.COOCCURRENCES)]
@@ -168,7 +168,7 @@ def test_a_trigger_is_common_and_its_partner_mostly_absent():
     assert 0.39 < len(triggered) / 1000 < 0.51 and 0.6 < len(absent) / len(triggered) < 0.9
 
 
-def test_wrong_facts_are_wrong_whatever_they_speak_of():
+def test_annotator_facts_corrupted_counts_and_relations_are_false():
     wrong = {"count": [], "relation": []}
     for i in range(200):
         scene = scenes.generate_scene("pairs", i, 0)
@@ -192,12 +192,12 @@ def test_wrong_facts_are_wrong_whatever_they_speak_of():
         ("There are three crosses.", "the picture has no crosses"),
     ],
 )
-def test_evidence_says_what_refutes_a_claim(text, evidence):
+def test_verify_claim_evidence_states_what_refutes_a_claim(text, evidence):
     verdict = scenes.verify_claim(SCENE, scenes.parse_claims(text)[-1])
     assert (verdict.value, verdict.evidence) == ("contradicted", evidence)
 
 
-def test_a_told_place_is_a_claim_and_a_planted_one_is_false():
+def test_caption_positions_are_true_claims():
     found = {c.value for c in scenes.parse_claims("I can see a red star at the top left and a circle at the right.")}
     assert {"at top left", "at right"} <= found
     told = [

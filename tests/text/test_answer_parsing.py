@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from mmrlhf.text.answer_parsing import leading_yes_no, parse_choice, parse_number, parse_yes_no, pope_official
 
-LABELLED = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").open(encoding="utf-8")]
+LABELLED_ANSWERS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").open(encoding="utf-8")]
 OPTIONS = {"A": "a cup", "B": "a plate", "C": "a book", "D": "a lamp"}
 
 
-def read(row):
+def parse_row(row):
     """What the reader of a row's kind makes of it; `unparsed` if nothing."""
     if row["kind"] == "yes_no":
         said = parse_yes_no(row["answer"], row["question"])
@@ -26,18 +26,18 @@ def read(row):
 
 
 @pytest.mark.parametrize("part", ["tuned on", "kept apart"])
-def test_answers_labelled_by_hand(part):
-    rows = [r for r in LABELLED if r["part"] == part]
-    wrong = [(r["answer"], r["label"], read(r)) for r in rows if read(r) != r["label"]]
+def test_answer_parsers_match_hand_labels(part):
+    rows = [r for r in LABELLED_ANSWERS if r["part"] == part]
+    wrong = [(r["answer"], r["label"], parse_row(r)) for r in rows if parse_row(r) != r["label"]]
     labelled = [r for r in rows if r["label"] != "unparsed"]
-    unparsed = sum(read(r) == "unparsed" for r in labelled) / len(labelled)
+    unparsed = sum(parse_row(r) == "unparsed" for r in labelled) / len(labelled)
     assert len(wrong) <= 0.02 * len(rows), wrong
     assert unparsed <= 0.05
 
 
-def test_there_are_two_hundred_of_them_and_each_verdict_is_common():
-    assert len(LABELLED) >= 200
-    assert min(Counter(r["label"] for r in LABELLED if r["kind"] == "yes_no").values()) >= 20
+def test_labelled_answers_cover_every_verdict():
+    assert len(LABELLED_ANSWERS) >= 200
+    assert min(Counter(r["label"] for r in LABELLED_ANSWERS if r["kind"] == "yes_no").values()) >= 20
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_there_are_two_hundred_of_them_and_each_verdict_is_common():
         ("I see a dog, but there isn't any on the left.", "yes"),
     ],
 )
-def test_yes_no_by_hand(answer, said):
+def test_parse_yes_no_matches_hand_labels(answer, said):
     assert parse_yes_no(answer, "Is there a dog in the image?") == said
 
 
@@ -88,11 +88,11 @@ def test_yes_no_by_hand(answer, said):
         ("Is the car red?", "It is blue.", None),
     ],
 )
-def test_other_names_of_what_was_asked(question, answer, said):
+def test_parse_yes_no_understands_synonyms(question, answer, said):
     assert parse_yes_no(answer, question) == said
 
 
-def test_without_a_question_statements_are_read_more_carefully():
+def test_parse_yes_no_without_question_is_stricter():
     assert parse_yes_no("A dog.", "Is there a dog?") == "yes"
     assert parse_yes_no("A dog.") is None
     assert parse_yes_no("There is a dog.") == "yes"
@@ -110,24 +110,24 @@ def test_without_a_question_statements_are_read_more_carefully():
         ("I am sure", None),
     ],
 )
-def test_letters_by_hand(answer, letter):
+def test_parse_choice_matches_hand_labels(answer, letter):
     assert parse_choice(answer, "ABCD", OPTIONS) == letter
 
 
 @pytest.mark.parametrize(
     ("answer", "value"), [("nine hundred", None), ("5 dogs and 3 cats", None), ("I count 1, 2, 3, so 3", 3), ("forty-two", 42), ("1/2", None)]
 )  # fmt: skip
-def test_numbers_by_hand(answer, value):
+def test_parse_number_matches_hand_labels(answer, value):
     assert parse_number(answer) == value
 
 
-def test_a_bare_beginning():
+def test_leading_yes_no_reads_only_the_first_word():
     assert [leading_yes_no(t) for t in ("**Yes**, it is", "nope", "No doubt, yes", "There is", "", "是的")] == [
         "yes", "no", None, None, None, "yes",
     ]  # fmt: skip
 
 
-def test_a_long_answer_is_read_at_its_ends():
+def test_parse_yes_no_reads_both_ends_of_long_answer():
     middle = "The sky is blue. " * 60_000  # a megabyte
     assert parse_yes_no(f"Yes. {middle}", "Is there a dog?") == "yes"
     assert parse_yes_no(f"{middle} So the answer is no.", "Is there a dog?") == "no"
@@ -135,14 +135,14 @@ def test_a_long_answer_is_read_at_its_ends():
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_text_can_be_read(text):
+def test_answer_parsers_accept_any_text(text):
     assert parse_yes_no(text) in ("yes", "no", None)
     assert parse_choice(text) in ("A", "B", "C", "D", None)
     assert parse_number(text) is None or isinstance(parse_number(text), float)
     assert pope_official(text) in ("yes", "no")
 
 
-def test_pope_reads_as_its_script_does(shared):
+def test_pope_official_matches_official_script(shared):
     table = [json.loads(line) for line in (shared / "parity/POPE/parse_table.jsonl").open(encoding="utf-8")]
     assert len(table) == 60
     assert [pope_official(row["text"]) for row in table] == [row["official"] for row in table]
@@ -153,5 +153,5 @@ def test_pope_reads_as_its_script_does(shared):
 
 
 @pytest.mark.parametrize(("answer", "said"), [("", "yes"), ("No!", "yes"), ("It is not clear, but yes", "no"), ("A. No", "yes")])
-def test_pope_by_hand(answer, said):
+def test_pope_official_matches_hand_labels(answer, said):
     assert pope_official(answer) == said

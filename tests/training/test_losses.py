@@ -11,38 +11,38 @@ from torch import tensor
 from mmrlhf.training import advantages, losses
 
 
-def test_masked_mean_skips_padding():
+def test_masked_mean_ignores_padding():
     assert losses.masked_mean(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]])).item() == 2.0
     assert losses.masked_mean(tensor([[5.0]]), tensor([[0.0]])).item() == 0.0
 
 
-def test_masked_whiten():
+def test_masked_whiten_matches_hand_computation():
     white = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]))
     assert white.tolist()[0] == pytest.approx([-1, 1, 0])  # mean 2, standard deviation 1
     kept = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]), keep_mean=True)
     assert kept.tolist()[0] == pytest.approx([1, 3, 0])
 
 
-def test_sft_is_the_mean_negative_log_prob():
+def test_sft_is_mean_negative_logp():
     loss, metrics = losses.sft(tensor([[-1.0, -3.0, -50.0]]), tensor([[1.0, 1.0, 0.0]]))
     assert loss.item() == 2.0 and metrics["num_tokens"] == 2
 
 
-def test_bradley_terry():
+def test_bradley_terry_matches_hand_computation():
     three, zero = tensor([math.log(3.0)]), tensor([0.0])
     assert losses.bradley_terry(three, zero).item() == pytest.approx(math.log(4 / 3))  # sigmoid(log 3) = 3/4
     assert losses.bradley_terry(zero, three).item() == pytest.approx(math.log(4))
     assert losses.bradley_terry(tensor([1.0, 2.0]), tensor([0.0, 0.0])).shape == (2,)
 
 
-def test_a_margin_asks_for_more():
+def test_bradley_terry_margin_matches_hand_computation():
     # sigmoid(log 3 - log 3) = 1/2; sigmoid(log 3 + log 3) = 9/10
     three, zero = tensor([math.log(3.0)]), tensor([0.0])
     assert losses.bradley_terry_margin(three, zero, three).item() == pytest.approx(math.log(2))
     assert losses.bradley_terry_margin(three, zero, -three).item() == pytest.approx(math.log(10 / 9))
 
 
-def test_smoothed_labels():
+def test_bradley_terry_smoothed_matches_hand_computation():
     # sigmoid(log 3) = 3/4: nine tenths of -log 3/4, a tenth of -log 1/4
     loss = losses.bradley_terry_smoothed(tensor([math.log(3.0)]), tensor([0.0]), 0.1)
     assert loss.item() == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
@@ -51,7 +51,7 @@ def test_smoothed_labels():
     assert surest.grad.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_rao_kupper_by_hand():
+def test_rao_kupper_matches_hand_computation():
     # threshold log 2, equal rewards: each wins with 1 / (1 + 2) = 1/3, and the rest is a tie
     equal, threshold = tensor([0.0]), math.log(2.0)
     assert losses.rao_kupper(equal, equal, torch.tensor([False]), threshold).item() == pytest.approx(math.log(3))
@@ -63,21 +63,21 @@ def test_rao_kupper_by_hand():
     assert losses.rao_kupper(four, equal, torch.tensor([True]), threshold).item() == pytest.approx(math.log(9 / 2))
 
 
-def test_centering():
+def test_centering_is_the_squared_sum():
     assert losses.centering(tensor([2.0]), tensor([1.0])).tolist() == [9.0]
 
 
-def test_k1_is_positive_where_the_policy_is_surer():
+def test_kl_k1_is_positive_where_policy_is_more_confident():
     assert losses.kl_k1(tensor([[-1.0]]), tensor([[-3.0]])).item() == 2.0
 
 
-def test_token_rewards_put_the_score_on_the_last_real_token():
+def test_token_rewards_put_score_on_last_real_token():
     kl, mask = tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]]), tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     rewards = advantages.token_rewards(tensor([10.0, 20.0]), kl, mask, kl_coef=0.5)
     assert rewards.tolist() == [[-0.5, 9.0, 0.0], [18.0, 0.0, 0.0]]
 
 
-def test_gae_by_hand():
+def test_gae_matches_hand_computation():
     # gamma 0.5, lambda 0.5: delta_1 = 4 - 2 = 2; delta_0 = 1 + 0.5 * 2 - 1 = 1; A_0 = 1 + 0.25 * 2
     advantages_NT, returns = advantages.gae(
         tensor([[1.0, 4.0, 7.0]]), tensor([[1.0, 2.0, 7.0]]), tensor([[1.0, 1.0, 0.0]]), 0.5, 0.5
@@ -86,7 +86,7 @@ def test_gae_by_hand():
     assert returns.tolist() == [[2.5, 4.0, 0.0]]
 
 
-def test_gae_with_lambda_one_is_reward_to_go_minus_value():
+def test_gae_with_lambda_one_is_return_minus_value():
     rewards, values = tensor([[1.0, 2.0, 3.0]]), tensor([[0.5, 0.5, 0.5]])
     advantages_NT, _ = advantages.gae(rewards, values, torch.ones(1, 3), 1.0, 1.0)
     assert advantages_NT.tolist() == [[5.5, 4.5, 2.5]]
@@ -96,7 +96,7 @@ def test_gae_with_lambda_one_is_reward_to_go_minus_value():
     ("ratio", "advantage", "expected", "clipped"),
     [(1.5, 1.0, -1.2, 1), (0.5, 1.0, -0.5, 0), (1.5, -1.0, 1.5, 0), (0.5, -1.0, 0.8, 1)],
 )
-def test_ppo_policy_clips_on_the_side_that_would_gain(ratio, advantage, expected, clipped):
+def test_ppo_policy_clips_only_the_gaining_side(ratio, advantage, expected, clipped):
     loss, metrics = losses.ppo_policy(
         tensor([[math.log(ratio), 5.0]]), tensor([[0.0, 0.0]]), tensor([[advantage, 9.0]]), tensor([[1.0, 0.0]]), 0.2, 1
     )
@@ -104,14 +104,14 @@ def test_ppo_policy_clips_on_the_side_that_would_gain(ratio, advantage, expected
     assert metrics["policy/clipfrac_avg"] == clipped and metrics["val/ratio"] == pytest.approx(ratio)
 
 
-def test_ppo_policy_gradient_raises_what_did_well():
+def test_ppo_policy_gradient_raises_good_tokens():
     logps = torch.zeros(1, 2, requires_grad=True)
     loss, _ = losses.ppo_policy(logps, torch.zeros(1, 2), tensor([[1.0, -1.0]]), torch.ones(1, 2), 0.2, 2)
     loss.backward()
     assert logps.grad.tolist() == [[-0.5, 0.5]]  # descent raises the first, lowers the second
 
 
-def test_ppo_value_takes_the_worse_of_clipped_and_plain():
+def test_ppo_value_takes_worse_of_clipped_and_unclipped():
     # moved from 0 to 3 with the target at 4: plain error 1, clipped to 1 error 9
     loss, metrics = losses.ppo_value(tensor([[3.0]]), tensor([[0.0]]), tensor([[4.0]]), tensor([[1.0]]), 1.0, 1)
     assert loss.item() == 4.5 and metrics["val/clipfrac_avg"] == 1
@@ -120,7 +120,7 @@ def test_ppo_value_takes_the_worse_of_clipped_and_plain():
 
 
 @given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 1000))
-def test_padding_wider_changes_nothing(length, extra, seed):
+def test_losses_ignore_wider_padding(length, extra, seed):
     torch.manual_seed(seed)
     a, b, c, d = (torch.randn(2, length) for _ in range(4))
     mask = torch.ones(2, length)
@@ -141,20 +141,20 @@ def test_padding_wider_changes_nothing(length, extra, seed):
         assert torch.allclose(function(*given_, mask), function(*map(wide, given_), wide(mask)), atol=1e-6)
 
 
-def test_group_advantages_stand_against_the_same_prompt():
+def test_group_advantages_match_hand_computation():
     # Mean 2, standard deviation 1 (unbiased): -1, 0, 1. Equal scores say nothing.
     found = advantages.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
     assert torch.allclose(found[0], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-3) and torch.equal(found[1], torch.zeros(3))
     assert torch.equal(advantages.group_advantages(torch.tensor([[4.0]])), torch.zeros(1, 1))
 
 
-def test_k3_is_never_negative_and_zero_for_equals():
+def test_kl_k3_matches_hand_computation():
     # log q/p = log 2: 2 - 1 - 0.6931 = 0.3069; log q/p = -log 2: 0.5 - 1 + 0.6931 = 0.1931.
     here, there = torch.tensor([[0.0, 0.0, -1.0]]), torch.tensor([[0.6931, -0.6931, -1.0]])
     assert torch.allclose(losses.kl_k3(here, there), torch.tensor([[0.3069, 0.1931, 0.0]]), atol=1e-4)
 
 
-def test_explained_variance():
+def test_explained_variance_matches_hand_computation():
     # Returns 1, 3 (mean 2, squares 2); values off by 1 and 0 (squares 1): 1 - 1/2. What is masked counts for nothing.
     values, returns = torch.tensor([[2.0, 3.0, 9.0]]), torch.tensor([[1.0, 3.0, 0.0]])
     assert advantages.explained_variance(values, returns, torch.tensor([[1.0, 1.0, 0.0]])) == pytest.approx(0.5)

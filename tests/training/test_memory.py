@@ -21,25 +21,27 @@ STAGES = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny_llava(tmp_path_factory):
     """LLaVA's shape: width 64, 4 layers, inner width 128, 2 key heads of 16, 16 image tokens."""
     place = tmp_path_factory.mktemp("plan") / "llava"
     build_checkpoint("llava", place)
     return str(place)
 
 
-def ppo(model, **more):
+def ppo_config(model, **more):
     return PPOConfig(model_name_or_path=model, dataset_name="-", output_dir="-", reward_model_path="-", **more)
 
 
-def sizes(config, model):
+def planned_bytes(config, model):
     return {item.name: item.num_bytes for item in estimate_memory(config, model)}
 
 
-def test_every_term_by_hand(tiny):
+def test_estimate_memory_terms_match_hand_computation(tiny):
     model = build_meta_model(tiny)
-    found = sizes(
-        ppo(tiny, lora_r=4, lora_target_modules="q_proj", num_generations=4, response_length=10, per_device_train_batch_size=2),
+    found = planned_bytes(
+        ppo_config(
+            tiny, lora_r=4, lora_target_modules="q_proj", num_generations=4, response_length=10, per_device_train_batch_size=2
+        ),
         model,
     )
     real = hf.AutoModelForImageTextToText.from_pretrained(tiny)
@@ -54,12 +56,12 @@ def test_every_term_by_hand(tiny):
     assert found["activations"] == 368 * 4 * 1088 * 4
 
 
-def test_each_field_moves_its_term(tiny):
-    model, base = build_meta_model(tiny), ppo(tiny, num_generations=4, response_length=64)
-    before = sizes(base, model)
+def test_estimate_memory_each_field_moves_its_term(tiny):
+    model, base = build_meta_model(tiny), ppo_config(tiny, num_generations=4, response_length=64)
+    before = planned_bytes(base, model)
 
     def after(**changed):
-        return sizes(dataclasses.replace(base, **changed), model)
+        return planned_bytes(dataclasses.replace(base, **changed), model)
 
     assert after(dtype="bfloat16")["base weights"] == before["base weights"] / 2
     assert after(lora_r=32)["adapters"] == 2 * before["adapters"]
@@ -73,36 +75,39 @@ def test_each_field_moves_its_term(tiny):
         before["base weights"] / 2 - linear * (2 - NF4_BYTES_PER_WEIGHT), abs=1
     )
     full = SFTConfig(model_name_or_path=tiny, dataset_name="-", output_dir="-", tuning="full")
-    assert "adapters" not in sizes(full, model) and sizes(full, model)["gradients and AdamW"] > before["gradients and AdamW"]
+    assert (
+        "adapters" not in planned_bytes(full, model)
+        and planned_bytes(full, model)["gradients and AdamW"] > before["gradients and AdamW"]
+    )
 
 
-def test_the_command_prints_a_table(tiny, capsys):
+def test_estimate_memory_command_prints_a_table(tiny, capsys):
     assert main(["plan", "ppo", "--model_name_or_path", tiny]) == 0
     said = capsys.readouterr().out
     assert "base weights" in said and "in all" in said and "fits: main memory" in said
 
 
-def test_a_recipe_names_its_stage(tiny, tmp_path, capsys):
+def test_estimate_memory_command_takes_stage_from_recipe(tiny, tmp_path, capsys):
     (tmp_path / "ppo.yaml").write_text(f"model_name_or_path: {tiny}\nnum_generations: 2\n")
     assert main(["plan", str(tmp_path / "ppo.yaml")]) == 0
     assert "policy, value, reward" in " ".join(capsys.readouterr().out.split())
     assert main(["plan", "llava-1.5-7b/ppo", "--model_name_or_path", tiny]) == 0
 
 
-def test_every_reward_model_counts(tiny, tmp_path):
+def test_estimate_memory_counts_every_reward_model(tiny, tmp_path):
     """Two on the policy's base are two adapters; one on another base brings that."""
-    one = sizes(ppo(tiny), build_meta_model(tiny))
-    two = sizes(dataclasses.replace(ppo(tiny), reward_model_path="a, b"), build_meta_model(tiny))
+    one = planned_bytes(ppo_config(tiny), build_meta_model(tiny))
+    two = planned_bytes(dataclasses.replace(ppo_config(tiny), reward_model_path="a, b"), build_meta_model(tiny))
     assert two["adapters"] == one["adapters"] / 3 * 4
     build_checkpoint("qwen2_5_vl", tmp_path / "base")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "reward.json").write_text(json.dumps({"base": str(tmp_path / "base"), "dtype": "float32"}))
-    other = sizes(dataclasses.replace(ppo(tiny), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny))
+    other = planned_bytes(dataclasses.replace(ppo_config(tiny), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny))
     weights = sum(p.numel() for p in hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").parameters())
     assert other[f"base of {tmp_path / 'r'}"] == 4 * weights and other["adapters"] == one["adapters"] / 3 * 2
 
 
-def test_what_cannot_be_planned_is_one_sentence(tmp_path, capsys):
+def test_estimate_memory_command_refuses_what_cannot_be_planned(tmp_path, capsys):
     assert main(["plan", "ppo", "--model_name_or_path", str(tmp_path)]) == 2
     assert "its architecture cannot be read" in capsys.readouterr().err
     assert main(["plan", "pppo"]) == 2 and "is told a stage first, sft, reward, ppo, or a recipe" in capsys.readouterr().err
@@ -111,7 +116,7 @@ def test_what_cannot_be_planned_is_one_sentence(tmp_path, capsys):
 # ---- recipes ---------------------------------------------------------------------------------------------------------
 
 
-def published(name):
+def published_architecture(name):
     """The architecture of a recipe's model, from the sizes in its config.json, and how many weights it is said to have."""
     vicuna = {
         "hidden_size": 4096,
@@ -157,22 +162,22 @@ def published(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_recipes_model_has_the_published_size(name):
-    settings, weights = published(name)
+def test_recipe_model_has_the_published_size(name):
+    settings, weights = published_architecture(name)
     with torch.device("meta"):
         model = hf.AutoModelForImageTextToText.from_config(settings)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(weights, rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "stage"), RECIPES)
-def test_a_recipe_loads_and_its_model_can_be_planned(name, stage):
-    settings, weights = published(name)
+def test_recipe_loads_and_its_model_can_be_planned(name, stage):
+    settings, weights = published_architecture(name)
     with torch.device("meta"):
         model = hf.AutoModelForImageTextToText.from_config(settings)
     cls = STAGES[stage]
     dummies = {n: "-" for n, f in settings_.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
     config = settings_.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
-    found = sizes(config, model)
+    found = planned_bytes(config, model)
     linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
     held = 2 * weights - (linear * (2 - NF4_BYTES_PER_WEIGHT) if config.dtype == "nf4" else 0)
     assert found["base weights"] == pytest.approx(held, rel=0.03) and min(found.values()) > 0

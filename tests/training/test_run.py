@@ -20,7 +20,7 @@ from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 
 @dataclass(frozen=True)
-class Settings:
+class FakeConfig:
     """As a stage's configuration is: flat, with some of what a run may change its mind about."""
 
     output_dir: str = "here"
@@ -33,19 +33,19 @@ class Settings:
 
 
 def open_run(path: Path, **settings: object) -> Run:
-    return Run(str(path), Settings(**settings))  # type: ignore[arg-type]
+    return Run(str(path), FakeConfig(**settings))  # type: ignore[arg-type]
 
 
 # ---- a file, whole or not at all -------------------------------------------------------------------------------------
 
 
-def test_write_whole_replaces_and_leaves_nothing_beside_it(tmp_path):
+def test_write_atomic_replaces_and_leaves_no_partial_file(tmp_path):
     write_atomic(tmp_path / "new" / "a.txt", "first")
     write_atomic(tmp_path / "new" / "a.txt", b"second")
     assert [(f.name, f.read_text()) for f in (tmp_path / "new").iterdir()] == [("a.txt", "second")]
 
 
-def test_write_whole_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_write_atomic_failure_keeps_the_old_file(tmp_path, monkeypatch):
     write_atomic(tmp_path / "a.txt", "old")
 
     def full(*_: object) -> None:
@@ -57,7 +57,7 @@ def test_write_whole_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.txt", "old")]
 
 
-def test_read_jsonl_drops_a_torn_last_line_only(tmp_path):
+def test_read_jsonl_drops_only_a_torn_last_line(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes('{"a": 1}\n\n{"a": "é"}\n{"a": "é'.encode()[:-1])  # torn inside a letter
     assert read_jsonl(file) == [{"a": 1}, {"a": "é"}]
@@ -73,7 +73,7 @@ def test_read_jsonl_drops_a_torn_last_line_only(tmp_path):
 # ---- configuration ---------------------------------------------------------------------------------------------------
 
 
-def test_other_settings_are_refused_by_name_and_value(tmp_path):
+def test_run_refuses_changed_settings_by_name_and_value(tmp_path):
     open_run(tmp_path).begin()
     with pytest.raises(InputError) as caught:
         open_run(tmp_path, learning_rate=2e-5, facts="given")
@@ -82,13 +82,13 @@ def test_other_settings_are_refused_by_name_and_value(tmp_path):
     assert message.endswith("give another --output_dir or remove this one")
 
 
-def test_what_changes_nothing_learnt_may_differ(tmp_path):
+def test_run_accepts_resumable_changes(tmp_path):
     open_run(tmp_path).begin()
     open_run(tmp_path, logging_steps=1, output_dir="./here", max_length=4096, micro_batch_tokens=512)
     assert "logging_steps: 1" in (tmp_path / "config.yaml").read_text()
 
 
-def test_a_setting_that_the_directory_does_not_know_is_another_setting(tmp_path):
+def test_run_refuses_setting_unknown_to_the_directory(tmp_path):
     open_run(tmp_path).begin()
     text = (tmp_path / "config.yaml").read_text().replace("max_steps", "num_steps")
     (tmp_path / "config.yaml").write_text(text)
@@ -96,13 +96,13 @@ def test_a_setting_that_the_directory_does_not_know_is_another_setting(tmp_path)
         open_run(tmp_path)
 
 
-def test_a_directory_that_cannot_be_is_the_users_to_correct(tmp_path):
+def test_run_refuses_unusable_output_dir(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="output_dir"):
         open_run(tmp_path / "file" / "run")
 
 
-def test_nothing_is_there_before_the_first_step(tmp_path):
+def test_run_writes_nothing_before_the_first_step(tmp_path):
     run = open_run(tmp_path / "new" / "run")
     assert run.resume() is None
     run.log(0, {"eval/u": 1.0})
@@ -113,7 +113,7 @@ def test_nothing_is_there_before_the_first_step(tmp_path):
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "metrics.jsonl", "samples.jsonl"]
 
 
-def test_trying_whether_a_file_can_be_written_leaves_no_trace(tmp_path):
+def test_refuse_output_file_leaves_no_trace(tmp_path):
     (tmp_path / "there").mkdir()
     for path in (tmp_path / "a" / "b" / "file.jsonl", tmp_path / "there" / "file.jsonl"):
         refuse_output_file(path)
@@ -129,7 +129,7 @@ def test_trying_whether_a_file_can_be_written_leaves_no_trace(tmp_path):
 # ---- killed, and on again --------------------------------------------------------------------------------------------
 
 
-def test_lines_are_cut_back_to_the_checkpoint(tmp_path):
+def test_resume_truncates_logs_to_the_checkpoint(tmp_path):
     run = open_run(tmp_path)
     assert run.resume() is None
     for step in range(1, 8):
@@ -145,7 +145,7 @@ def test_lines_are_cut_back_to_the_checkpoint(tmp_path):
     assert len(read_jsonl(tmp_path / "samples.jsonl")) == 10
 
 
-def test_without_a_checkpoint_the_lines_go(tmp_path):
+def test_resume_without_checkpoint_clears_logs(tmp_path):
     run = open_run(tmp_path)
     run.log(1, {"loss": 1.0})
     run.log_samples(1, [{"answer": "a"}])
@@ -153,14 +153,14 @@ def test_without_a_checkpoint_the_lines_go(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"" == (tmp_path / "samples.jsonl").read_bytes()
 
 
-def test_the_newest_two_checkpoints_are_kept(tmp_path):
+def test_save_checkpoint_keeps_the_newest_two_checkpoints(tmp_path):
     run = open_run(tmp_path)
     for step in (5, 10, 1_000_000, 15_000_000):
         run.save_checkpoint(step, {"w": torch.ones(1)}, {})
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-1000000", "step-15000000"]
 
 
-def test_a_checkpoint_that_does_not_load_is_passed_over_and_replaced(tmp_path, capsys):
+def test_resume_skips_broken_checkpoint_and_next_save_replaces_it(tmp_path, capsys):
     run = open_run(tmp_path)
     for step in (5, 10):
         run.save_checkpoint(step, {"w": torch.full((100,), float(step))}, {"step": step})
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_does_not_load_is_passed_over_and_replaced(tmp_path, c
     assert open_run(tmp_path).resume()[0] == 5
 
 
-def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+def test_resume_removes_leftovers_of_a_killed_run(tmp_path):
     open_run(tmp_path).save_checkpoint(5, {"w": torch.ones(1)}, {})
     (tmp_path / "checkpoints" / ".step-000006.4711").mkdir()
     (tmp_path / "checkpoints" / ".step-000006.4711" / "state.safetensors").write_bytes(b"half")
@@ -186,7 +186,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     assert [p.name for p in tmp_path.rglob(".*")] == []
 
 
-KILLED = """
+KILLED_SCRIPT = """
 import os, signal, sys, torch
 from dataclasses import dataclass
 from mmrlhf.training import run as module
@@ -204,9 +204,11 @@ for step in range(1, 5):
 """
 
 
-def test_killed_in_the_middle_of_a_checkpoint(tmp_path):
+def test_resume_after_kill_in_the_middle_of_a_checkpoint(tmp_path):
     root = Path(__file__).parents[2]
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_SCRIPT, str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+    )
     assert killed.returncode == -signal.SIGKILL
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 4
     assert any(p.name.startswith(".step-000004") for p in (tmp_path / "checkpoints").iterdir())
@@ -232,7 +234,7 @@ def take_steps(model: torch.nn.Linear, optimizer: torch.optim.AdamW, steps: rang
         optimizer.step()
 
 
-def test_a_resumed_trajectory_is_the_same_to_the_bit(tmp_path):
+def test_resume_is_bit_exact(tmp_path):
     straight, optimizer = new_model()
     take_steps(straight, optimizer, range(10))
 
@@ -253,7 +255,7 @@ def test_a_resumed_trajectory_is_the_same_to_the_bit(tmp_path):
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.02]
 
 
-def test_an_optimiser_of_other_parameters_is_refused():
+def test_load_optimizer_refuses_other_parameters():
     model, optimizer = new_model()
     take_steps(model, optimizer, range(1))
     tensors = optimizer_tensors(optimizer)
@@ -266,7 +268,7 @@ def test_an_optimiser_of_other_parameters_is_refused():
 # ---- finished --------------------------------------------------------------------------------------------------------
 
 
-def test_finish_leaves_the_result_and_no_checkpoints(tmp_path):
+def test_finish_leaves_result_and_no_checkpoints(tmp_path):
     run = open_run(tmp_path)
     run.resume()
     run.log(1, {"loss": 1.0})
@@ -282,7 +284,7 @@ def test_finish_leaves_the_result_and_no_checkpoints(tmp_path):
 # ---- saying ----------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_that_are_not_finite_are_null(tmp_path, capsys):
+def test_log_writes_null_for_non_finite_metrics(tmp_path, capsys):
     run = open_run(tmp_path)
     metrics = {"nan": float("nan"), "inf": torch.tensor(float("inf")), "half": torch.tensor(0.5), "count": 3}
     run.log(1, metrics, show=True)
@@ -294,7 +296,7 @@ def test_metrics_that_are_not_finite_are_null(tmp_path, capsys):
     assert capsys.readouterr().out == "step 1  nan none  inf none  half 0.5  count 3\n"
 
 
-def test_samples_are_kept_whole_and_printed_harmless(tmp_path, capsys):
+def test_log_samples_keeps_answers_whole_and_prints_them_escaped(tmp_path, capsys):
     run = open_run(tmp_path)
     answer = "A [red] star.\n\x1b[2J" + "x" * 500
     run.log_samples(3, [{"id": "a", "answer": answer, "reward": 1.25, "terms": {"rm": 2.0, "kl": -0.75}}])
@@ -304,7 +306,7 @@ def test_samples_are_kept_whole_and_printed_harmless(tmp_path, capsys):
     assert "reward 1.25  terms.rm 2  terms.kl -0.75" in printed
 
 
-def test_progress_without_a_terminal_is_a_line_each_tenth(tmp_path, capsys):
+def test_progress_without_terminal_prints_every_tenth(tmp_path, capsys):
     with open_run(tmp_path).progress(total=100, start=55, description="ppo") as bar:
         for _ in range(45):
             bar.advance(loss=0.25)
@@ -313,8 +315,8 @@ def test_progress_without_a_terminal_is_a_line_each_tenth(tmp_path, capsys):
     assert lines[-1] == "ppo 100/100  0:00 gone, 0:00 left  loss 0.25"
 
 
-def test_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
-    other = Run(str(tmp_path / "run"), Settings(), main_process=False)
+def test_run_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
+    other = Run(str(tmp_path / "run"), FakeConfig(), main_process=False)
     assert not (tmp_path / "run").exists()
     main = open_run(tmp_path / "run")
     main.log(7, {"loss": 1.0})

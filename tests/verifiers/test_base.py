@@ -12,7 +12,7 @@ from mmrlhf.verifiers.base import PlattScaling, fit_platt_scaling, load_calibrat
 DOG = Claim("object", "dog")
 
 
-def test_a_negated_claim_is_looked_for_without_its_negation():
+def test_strip_negation_matches_hand_examples():
     assert strip_negation(DOG) == (DOG, False)
     assert strip_negation(Claim("object", "dog", negated=True)) == (DOG, True)
     assert strip_negation(Claim("count", "dog", "0")) == (DOG, True)  # "zero dogs"
@@ -20,7 +20,7 @@ def test_a_negated_claim_is_looked_for_without_its_negation():
     assert strip_negation(Claim("count", "dog", "2")) == (Claim("count", "dog", "2"), False)
 
 
-def test_verdicts_by_hand():
+def test_platt_scaling_verdicts_match_hand_computation():
     certainty = PlattScaling({"object": (2.0, 0.0)}, low=0.2, high=0.8)
     sure = certainty.verdict(DOG, math.log(3), "seen")  # odds 3^2 to 1
     assert (sure.value, sure.evidence) == ("supported", "seen") and sure.probability == pytest.approx(0.9)
@@ -33,7 +33,7 @@ def test_verdicts_by_hand():
     assert certainty.probability("object", -1e6) == 0 and certainty.probability("object", 1e6) == 1
 
 
-def test_calibration_is_the_likeliest():
+def test_platt_scaling_fit_is_the_maximum_likelihood():
     """Of 100 claims at x = 0 half are true, of 100 at x = 1 three quarters: sigmoid(b) = 1/2, sigmoid(a + b) = 3/4."""
     x = np.repeat([0.0, 1.0], 100)
     true = np.concatenate([np.arange(100) < 50, np.arange(100) < 75])
@@ -45,7 +45,7 @@ def test_calibration_is_the_likeliest():
     assert set(found.coefficients) == {"object"}  # of counts no false one is there
 
 
-def test_a_calibration_on_disk(tmp_path):
+def test_calibration_file_round_trip_and_refusals(tmp_path):
     certainty = PlattScaling({"object": (1.5, -0.5)}, 0.1, 0.9)
     save_calibration(certainty, tmp_path / "c.json", nouns=["dog"])
     assert load_calibration(tmp_path / "c.json") == (certainty, {"nouns": ["dog"]})

@@ -16,23 +16,23 @@ from mmrlhf.verifiers.clip import load_clip, tokenize
 from mmrlhf.verifiers.verbalize import DistractorPool
 from tests.helpers.tiny_clip import CONFIG, random_image, save_tiny_clip
 
-WORDS = load_lexicon()
+LEXICON = load_lexicon()
 DOG = Claim("object", "dog")
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def clip_checkpoint(tmp_path_factory):
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture
-def clip(directory):
-    found = load_clip(str(directory), WORDS)
+def clip_verifier(directory):
+    found = load_clip(str(directory), LEXICON)
     found.calibration = PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
     return found
 
 
-def by_hand(clip):
+def with_known_features(clip):
     """Features that a pencil can multiply; ten logits to a unit of likeness."""
     clip.distractor_pool = DistractorPool(("dog", "cat"), (frozenset({"red", "blue", "green"}),))
     with torch.no_grad():
@@ -45,8 +45,8 @@ def by_hand(clip):
     return clip
 
 
-def test_margins_by_hand(clip):
-    clip = by_hand(clip)
+def test_clip_verifier_margins_match_hand_computation(clip):
+    clip = with_known_features(clip)
     no_dog, red = Claim("object", "dog", negated=True), Claim("attribute", "dog", "red")
     ((dog, none, colour),) = clip([AnswerClaims((random_image(0),), (), (DOG, no_dog, red))])
     assert dog.probability == pytest.approx(1 / (1 + math.exp(-2))) and dog.value == "supported"  # 10 x (.8 - .6)
@@ -60,8 +60,8 @@ def test_margins_by_hand(clip):
     assert other.value == "contradicted" and either.probability == pytest.approx(dog.probability)  # of two the one that shows it
 
 
-def test_what_cannot_be_judged_is_unknown(clip):
-    clip = by_hand(clip)
+def test_clip_verifier_unverifiable_claims_are_unknown(clip):
+    clip = with_known_features(clip)
     happy, two = Claim("attribute", "dog", "happy"), Claim("count", "dog", "2")
     ((a, b), (c,)) = clip([AnswerClaims((random_image(0),), (), (happy, two)), AnswerClaims((), (), (DOG,))])
     assert (a.value, a.probability, a.evidence) == ("unknown", None, "nothing is known to be its contrary")
@@ -70,7 +70,7 @@ def test_what_cannot_be_judged_is_unknown(clip):
     assert clip([AnswerClaims((random_image(0),), (), ())]) == [[]] and clip([]) == []
 
 
-def test_a_claim_that_the_tokenizer_would_cut(clip):
+def test_clip_verifier_truncated_claim_is_unknown(clip):
     long = Claim("object", " ".join(["very"] * 20) + " dog")
     (((verdict),),) = clip([AnswerClaims((random_image(0),), (), (long,))])
     assert verdict.value == "unknown" and "reads 16 tokens, too few for 'a photo of a very" in verdict.evidence
@@ -78,7 +78,7 @@ def test_a_claim_that_the_tokenizer_would_cut(clip):
     assert tokenize(clip.tokenizer, ["", fits, cut, cut + "a a"])[1].tolist() == [False, False, True, True]
 
 
-def test_pictures_and_phrases_are_encoded_once(clip, monkeypatch):
+def test_clip_verifier_encodes_images_and_phrases_once(clip, monkeypatch):
     seen = {"image": 0, "text": 0}
     for name in seen:
         real = getattr(clip.model, f"encode_{name}")
@@ -95,11 +95,11 @@ def test_pictures_and_phrases_are_encoded_once(clip, monkeypatch):
     first = clip(said)
     assert seen["image"] == 2 and seen["text"] == 80  # COCO's classes are each other's foils
     assert clip(said) == first and seen == {"image": 2, "text": 80}
-    alone = load_clip(clip.name, WORDS)  # nobody else's company changes a margin
+    alone = load_clip(clip.name, LEXICON)  # nobody else's company changes a margin
     assert alone.margins([said[1]])[0][0][0] == pytest.approx(clip.margins(said)[1][0][0], abs=1e-4)
 
 
-def test_the_calibration_beside_the_checkpoint(directory, tmp_path):
+def test_load_clip_reads_calibration_beside_checkpoint(directory, tmp_path):
     shutil.copytree(directory, tmp_path / "clip")
     save_calibration(
         PlattScaling({"object": (3.0, 1.0)}),
@@ -108,26 +108,26 @@ def test_the_calibration_beside_the_checkpoint(directory, tmp_path):
         groups=[["red", "cyan"]],
         template="{}",
     )
-    found = load_clip(str(tmp_path / "clip"), WORDS)
+    found = load_clip(str(tmp_path / "clip"), LEXICON)
     assert (
         found.calibration.coefficients == {"object": (3.0, 1.0)}
         and found.distractor_pool.nouns == ("ring",)
         and found.template == "{}"
     )
     save_calibration(PlattScaling({"count": (1.0, 0.0)}), tmp_path / "other.json")
-    assert set(load_clip(str(tmp_path / "clip"), WORDS, str(tmp_path / "other.json")).calibration.coefficients) == {"count"}
+    assert set(load_clip(str(tmp_path / "clip"), LEXICON, str(tmp_path / "other.json")).calibration.coefficients) == {"count"}
     assert (
-        load_clip(str(directory), WORDS)([AnswerClaims((random_image(0),), (), (DOG,))])[0][0].value == "unknown"
+        load_clip(str(directory), LEXICON)([AnswerClaims((random_image(0),), (), (DOG,))])[0][0].value == "unknown"
     )  # without one nobody knows
     save_calibration(PlattScaling({}), tmp_path / "other.json", template="a photo")
     with pytest.raises(InputError, match="template"):
-        load_clip(str(directory), WORDS, str(tmp_path / "other.json"))
+        load_clip(str(directory), LEXICON, str(tmp_path / "other.json"))
 
 
-def test_checkpoints_that_are_none(directory, tmp_path):
+def test_load_clip_refuses_invalid_checkpoints(directory, tmp_path):
     def refused(name, sentence):
         with pytest.raises(InputError, match=sentence) as caught:
-            load_clip(str(name), WORDS)
+            load_clip(str(name), LEXICON)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
     def copy(name):
@@ -159,19 +159,19 @@ def test_checkpoints_that_are_none(directory, tmp_path):
     refused(f"ViT-B-32:{pickled / 'open_clip_pytorch_model.bin'}", "pickles are never loaded")
 
 
-def test_a_tag_that_cannot_be_fetched(monkeypatch):
+def test_load_clip_refuses_tag_that_cannot_be_fetched(monkeypatch):
     def no_network(entry):
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr("open_clip.download_pretrained", no_network)
     with pytest.raises(InputError, match=r"is not on this machine and cannot be fetched \(no\)"):
-        load_clip("ViT-B-32:laion2b_s34b_b79k", WORDS)
+        load_clip("ViT-B-32:laion2b_s34b_b79k", LEXICON)
 
 
-def test_a_named_architecture_with_a_file_of_weights(directory, tmp_path, monkeypatch):
+def test_load_clip_accepts_named_architecture_with_weights_file(directory, tmp_path, monkeypatch):
     """One of open_clip's own names, here a tiny one that is told to it."""
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": CONFIG, "other": {**CONFIG, "embed_dim": 24}})
     weights = directory / "open_clip_model.safetensors"
-    assert load_clip(f"tiny:{weights}", WORDS).model.visual.image_size == (32, 32)
+    assert load_clip(f"tiny:{weights}", LEXICON).model.visual.image_size == (32, 32)
     with pytest.raises(InputError, match=r"other:.* cannot be loaded"):
-        load_clip(f"other:{weights}", WORDS)
+        load_clip(f"other:{weights}", LEXICON)

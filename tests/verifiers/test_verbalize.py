@@ -6,9 +6,9 @@ from mmrlhf.claims import load_lexicon
 from mmrlhf.records import Claim, InputError
 from mmrlhf.verifiers.verbalize import DistractorPool, claim_phrase, claim_question, display, distractors
 
-WORDS = load_lexicon()
-FEW = DistractorPool(("dog", "cat", "couch"), (frozenset({"red", "blue", "green"}),))
-ON = Claim("relation", "cat", relation="on", target="couch")
+LEXICON = load_lexicon()
+FEW_DISTRACTORS = DistractorPool(("dog", "cat", "couch"), (frozenset({"red", "blue", "green"}),))
+CAT_ON_COUCH = Claim("relation", "cat", relation="on", target="couch")
 
 
 @pytest.mark.parametrize(
@@ -21,38 +21,38 @@ ON = Claim("relation", "cat", relation="on", target="couch")
         (Claim("count", "knife", "2"), "two knives", "Are there exactly two knives in the picture?"),
         (Claim("count", "dog", "1"), "one dog", "Is there exactly one dog in the picture?"),
         (Claim("count", "dog", "12"), "12 dogs", "Are there exactly 12 dogs in the picture?"),
-        (ON, "a cat on a couch", "Is there a cat on a couch in the picture?"),
+        (CAT_ON_COUCH, "a cat on a couch", "Is there a cat on a couch in the picture?"),
     ],
 )
-def test_words(claim, said, asked):
-    assert claim_phrase(claim, WORDS) == said and claim_question(claim, WORDS) == asked
+def test_claim_phrase_and_question_match_hand_examples(claim, said, asked):
+    assert claim_phrase(claim, LEXICON) == said and claim_question(claim, LEXICON) == asked
 
 
-def test_what_reports_show():
-    assert display(Claim("object", "dog", negated=True), WORDS) == "not a dog"
-    assert display(Claim("object", "dog", hedged=True), WORDS) == "a dog (hedged)"
+def test_display_marks_negated_and_hedged_claims():
+    assert display(Claim("object", "dog", negated=True), LEXICON) == "not a dog"
+    assert display(Claim("object", "dog", hedged=True), LEXICON) == "a dog (hedged)"
 
 
-def test_foils():
+def test_distractors_match_hand_examples():
     def against(claim):
-        return [claim_phrase(c, WORDS) for c in distractors(claim, FEW, WORDS)]
+        return [claim_phrase(c, LEXICON) for c in distractors(claim, FEW_DISTRACTORS, LEXICON)]
 
     assert against(Claim("object", "dog")) == ["a cat", "a couch"]
     assert against(Claim("object", "puppy")) == ["a cat", "a couch"]  # a dog may be one
     assert against(Claim("attribute", "dog", "red")) == ["a blue dog", "a green dog"]
     assert against(Claim("attribute", "dog", "happy")) == []
     assert against(Claim("count", "dog", "2")) == ["no dogs", "one dog", "three dogs", "four dogs"]
-    assert against(ON) == ["a couch on a cat", "a cat under a couch"]
+    assert against(CAT_ON_COUCH) == ["a couch on a cat", "a cat under a couch"]
     assert against(Claim("relation", "cat", relation="left of", target="dog")) == ["a dog left of a cat", "a cat right of a dog"]
     assert against(Claim("relation", "cat", relation="near", target="dog")) == []  # as true the other way round
 
 
-def test_foils_of_a_calibration():
-    found = DistractorPool.from_lexicon(WORDS, {"nouns": ["ring"], "groups": [["red", "cyan"]]})
+def test_distractor_pool_reads_and_validates_calibration():
+    found = DistractorPool.from_lexicon(LEXICON, {"nouns": ["ring"], "groups": [["red", "cyan"]]})
     assert found == DistractorPool(("ring",), (frozenset({"red", "cyan"}),))
-    assert "zebra" in DistractorPool.from_lexicon(WORDS).nouns and any(
-        "red" in g for g in DistractorPool.from_lexicon(WORDS).groups
+    assert "zebra" in DistractorPool.from_lexicon(LEXICON).nouns and any(
+        "red" in g for g in DistractorPool.from_lexicon(LEXICON).groups
     )
     for kept in ({"nouns": 3}, {"nouns": [3]}, {"groups": [3]}, {"groups": "red"}):
         with pytest.raises(InputError, match="must be words"):
-            DistractorPool.from_lexicon(WORDS, kept)
+            DistractorPool.from_lexicon(LEXICON, kept)

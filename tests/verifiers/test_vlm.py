@@ -13,15 +13,15 @@ from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.base import PlattScaling
 from mmrlhf.verifiers.vlm import IMAGE_PROMPT, IMAGE_REPLY, VLMVerifier
 
-WORDS = load_lexicon()
+LEXICON = load_lexicon()
 
 
 @pytest.fixture
-def asking(vlm):
-    return VLMVerifier(Role(Adapters(vlm), None), WORDS)
+def vlm_verifier(vlm):
+    return VLMVerifier(Role(Adapters(vlm), None), LEXICON)
 
 
-def test_log_odds_are_those_of_a_forward_that_shares_nothing(asking, examples):
+def test_vlm_verifier_log_odds_match_naive_forward(asking, examples):
     vlm = asking.role.vlm
     claims = [Claim("object", "ring"), Claim("attribute", "star", "blue", negated=True), Claim("count", "moon", "2")]
     questions = ["Is there a ring", "Is there a blue star", "Are there exactly two moons"]
@@ -46,7 +46,7 @@ def test_log_odds_are_those_of_a_forward_that_shares_nothing(asking, examples):
     assert found[2] == pytest.approx([naive(examples[1].images, questions[0])], abs=1e-3)
 
 
-def test_adapters_are_off(asking, examples):
+def test_vlm_verifier_disables_adapters(asking, examples):
     said = [AnswerClaims(examples[0].images, (), (Claim("object", "ring"),))]
     before = asking.log_odds(said)
     adapters = asking.role.adapters
@@ -58,7 +58,7 @@ def test_adapters_are_off(asking, examples):
         assert asking.log_odds(said)[0] == pytest.approx(before[0], abs=1e-5)
 
 
-def test_verdicts_are_calibrated_and_turned_round(asking, examples):
+def test_vlm_verifier_calibrates_and_flips_negated_claims(asking, examples):
     ring, none = Claim("object", "ring"), Claim("object", "ring", negated=True)
     asking.calibration = PlattScaling({"object": (2.0, 1.0)}, 0.4, 0.6)
     said = [AnswerClaims(examples[0].images, (), (ring, none, Claim("count", "ring", "2"))), AnswerClaims((), (), (ring,))]
@@ -72,7 +72,7 @@ def test_verdicts_are_calibrated_and_turned_round(asking, examples):
     assert c.value == "unknown" and (d.value, d.evidence) == ("unknown", "there is no picture")
 
 
-def test_the_shipped_base_knows_things_and_colours(asking):
+def test_vlm_verifier_shipped_base_knows_objects_and_colours(asking):
     said, true = [], []
     for index in range(40):
         scene = scenes.generate_scene("selection", index, 0)
@@ -89,7 +89,7 @@ def test_the_shipped_base_knows_things_and_colours(asking):
     assert right[:, :2].mean() > 0.9 and right[:, 2:].mean() > 0.8
 
 
-def test_a_small_budget_and_bad_lengths(asking, examples):
+def test_vlm_verifier_respects_token_budget_and_max_length(asking, examples):
     said = [AnswerClaims(e.images, (), tuple(Claim("count", "ring", str(n)) for n in range(1, 6))) for e in examples[:3]]
     expected = asking.log_odds(said)
     asking.role.vlm.budget.tokens = 64
