@@ -19,10 +19,10 @@ def tiny_vlm_path() -> str:
 
 
 @pytest.fixture
-def vlm(base):
+def vlm(tiny_vlm_path):
     from mmrlhf.models.loading import load
 
-    return load(base)
+    return load(tiny_vlm_path)
 
 
 @pytest.fixture(scope="session")

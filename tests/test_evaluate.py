@@ -53,8 +53,8 @@ def test_scenes_benchmark_shares_its_utility_with_the_demo():
     assert world == ScenesConfig()  # one set of values, in the file for people and in the class for programs
 
 
-def test_evaluate_writes_files_and_resumes(base, tmp_path):
-    config = EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=4, response_length=20)
+def test_evaluate_writes_files_and_resumes(tiny_vlm_path, tmp_path):
+    config = EvalConfig(model_name_or_path=tiny_vlm_path, output_dir=str(tmp_path / "run"), limit=4, response_length=20)
     first = evaluate("scenes", config)
     lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
     figure = first["metrics"]["official"]["held_out"]["chair_s"]
@@ -87,7 +87,7 @@ def aggregate(rows, task):
 """
 
 
-def test_evaluate_custom_benchmark_and_its_refusals(base, tmp_path):
+def test_evaluate_custom_benchmark_and_its_refusals(tiny_vlm_path, tmp_path):
     (tmp_path / "mine.py").write_text(CUSTOM_BENCHMARK)
     (tmp_path / "given.jsonl").write_text(
         '{"id": "1", "answer": "yes"}\n{"id": 0, "answer": "no"}\n{"id": "1", "answer": "no"}\n{"id": 9, "answer": "x"}\n{"id": 2, "answer": null}'
@@ -101,7 +101,9 @@ def test_evaluate_custom_benchmark_and_its_refusals(base, tmp_path):
     with pytest.raises(InputError, match="2 are missing, 1 are of unknown ids, 1 are repeated, 1 are null"):
         evaluate(str(tmp_path / "mine.py"), replace(config, strict=True))
     with pytest.raises(InputError, match="another benchmark"):
-        evaluate("scenes", EvalConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), limit=2, response_length=4))
+        evaluate(
+            "scenes", EvalConfig(model_name_or_path=tiny_vlm_path, output_dir=str(tmp_path / "run"), limit=2, response_length=4)
+        )
     with pytest.raises(InputError, match="nothing to measure"):
         evaluate(str(tmp_path / "mine.py"), EvalConfig(output_dir=str(tmp_path / "new")))
     (tmp_path / "asks.py").write_text(

@@ -34,10 +34,10 @@ def make_row(stage: str, **changed: object) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def trained_runs(base, tmp_path_factory) -> Path:
+def trained_runs(tiny_vlm_path, tmp_path_factory) -> Path:
     """A finished reward run and a finished ppo run."""
     place = tmp_path_factory.mktemp("trained")
-    common = ["--model_name_or_path", base, *SHORT_RUN]
+    common = ["--model_name_or_path", tiny_vlm_path, *SHORT_RUN]
     pairs, prompts = str(SAMPLES / "trl_preference.jsonl"), str(SAMPLES / "llava_rlhf_ppo.json")
     assert main(["reward", *common, "--dataset_name", pairs, "--output_dir", f"{place}/reward"]) == 0
     ppo = ["ppo", *common, "--dataset_name", prompts, "--reward_model_path", f"{place}/reward", "--output_dir", f"{place}/ppo"]
@@ -46,14 +46,14 @@ def trained_runs(base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def refusal_of(base, trained, tmp_path, capsys):
+def refusal_of(tiny_vlm_path, trained, tmp_path, capsys):
     """Run a stage on rows (a good one and then another, or a file), and give the sentence that it refuses them with."""
     place = tmp_path / "data"
     place.mkdir()
     shutil.copy(SAMPLES / "images" / "apples.png", place / "good.png")
     before = set(tmp_path.iterdir())
 
-    def run(stage: str, *rows: object, model: object = base, extra: tuple[object, ...] = ()) -> str:
+    def run(stage: str, *rows: object, model: object = tiny_vlm_path, extra: tuple[object, ...] = ()) -> str:
         if isinstance(rows[0], Path):
             data = rows[0]
         else:
@@ -185,9 +185,9 @@ def test_generate_missing_relative_checkpoint_may_be_hub_id(refused):
     assert "model runs/sft cannot be loaded (no such directory, and as a Hub id: " in said
 
 
-def test_generate_refuses_run_folder_as_model(refused, base, tmp_path_factory):
+def test_generate_refuses_run_folder_as_model(refused, tiny_vlm_path, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
-    (run / "model").symlink_to(base)
+    (run / "model").symlink_to(tiny_vlm_path)
     assert f"the directory holds no config.json; give {run / 'model'}" in refused("generate", make_row("generate"), model=run)
 
 
@@ -201,9 +201,9 @@ def test_generate_refuses_run_folder_as_model(refused, base, tmp_path_factory):
         ("text only", "give the directory or Hub id of an image-text-to-text model"),
     ],
 )
-def test_generate_refuses_incomplete_checkpoint(refused, base, fault, told, tmp_path_factory):
+def test_generate_refuses_incomplete_checkpoint(refused, tiny_vlm_path, fault, told, tmp_path_factory):
     model = tmp_path_factory.mktemp("models") / "broken"
-    shutil.copytree(base, model)
+    shutil.copytree(tiny_vlm_path, model)
     weights, config = model / "model.safetensors", json.loads((model / "config.json").read_text())
     if fault == "cut":
         os.truncate(weights, weights.stat().st_size // 2)
@@ -234,7 +234,7 @@ def test_generate_refuses_incomplete_checkpoint(refused, base, fault, told, tmp_
         ("of another base", "whose weights "),
     ],
 )
-def test_generate_refuses_foreign_adapter(refused, base, trained, give, told, tmp_path_factory):
+def test_generate_refuses_foreign_adapter(refused, tiny_vlm_path, trained, give, told, tmp_path_factory):
     copy = tmp_path_factory.mktemp("adapter") / "policy"
     shutil.copytree(trained / "ppo" / "policy", copy)
     adapter = {"nothing": Path("/no/such"), "ppo": trained / "ppo", "reward": trained / "reward"}.get(give, copy)
@@ -265,8 +265,8 @@ def test_stages_refuse_missing_reward_model(refused):
         (["--data", "held"], "--data held: no such split"),
     ],
 )
-def test_eval_refuses_missing_model_adapter_or_split(base, flags, told, tmp_path, capsys):
-    model = [] if "--model_name_or_path" in flags else ["--model", base]
+def test_eval_refuses_missing_model_adapter_or_split(tiny_vlm_path, flags, told, tmp_path, capsys):
+    model = [] if "--model_name_or_path" in flags else ["--model", tiny_vlm_path]
     assert main(["eval", "scenes", *model, "--out", str(tmp_path / "out"), "--limit", "1", *flags]) == 2
     assert told in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
@@ -274,13 +274,13 @@ def test_eval_refuses_missing_model_adapter_or_split(base, flags, told, tmp_path
 # ---- and what can be used --------------------------------------------------------------------------------------------
 
 
-def test_generate_loads_hub_id_like_local_path(base, tmp_path):
+def test_generate_loads_hub_id_like_local_path(tiny_vlm_path, tmp_path):
     """From a cache as the Hub's client lays it out, with the network off."""
     hub = tmp_path / "home" / "hub" / "models--owner--tiny"
     (hub / "refs").mkdir(parents=True)
     (hub / "refs" / "main").write_text("c0ffee")
     (hub / "snapshots").mkdir()
-    (hub / "snapshots" / "c0ffee").symlink_to(base)
+    (hub / "snapshots" / "c0ffee").symlink_to(tiny_vlm_path)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"images": [], "prompt": "What is it?"}))
     line = "generate --model_name_or_path owner/tiny --dataset_name rows.jsonl --response_length 4 --output_file "
     env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -289,7 +289,7 @@ def test_generate_loads_hub_id_like_local_path(base, tmp_path):
     done = subprocess.run([*command, "hub.jsonl"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (
-        main([*line.replace("owner/tiny", base).replace("rows.jsonl", f"{tmp_path}/rows.jsonl").split(), f"{tmp_path}/own.jsonl"])
+        main([*line.replace("owner/tiny", tiny_vlm_path).replace("rows.jsonl", f"{tmp_path}/rows.jsonl").split(), f"{tmp_path}/own.jsonl"])
         == 0
     )
     assert (tmp_path / "hub.jsonl").read_text() == (tmp_path / "own.jsonl").read_text()

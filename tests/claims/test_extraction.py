@@ -294,9 +294,9 @@ def test_find_mentions_counts_words_despite_negation():
     ]  # fmt: skip
 
 
-def test_match_objects_matches_official_chair_scripts(shared):
-    table = load_synonyms(shared / "benchdata/CHAIR/synonyms.txt")
-    official = shared / "parity/CHAIR/synthetic"
+def test_match_objects_matches_official_chair_scripts(shared_data):
+    table = load_synonyms(shared_data / "benchdata/CHAIR/synonyms.txt")
+    official = shared_data / "parity/CHAIR/synthetic"
     for lineage in "AB":  # the two ways of finding singulars that are in use
         for row in json.loads((official / f"official_{lineage}_sentences.json").read_text())["sentences"]:
             assert [node for *_, node in match_objects(row["words"], table)] == row["mscoco_generated_words"], row["caption"]

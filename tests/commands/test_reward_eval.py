@@ -39,13 +39,13 @@ def test_reward_eval_metrics_match_hand_computation():
     assert length_bin("a b c d e f g h i j", "a b c d e f g h i") == "4 longer"
 
 
-def test_reward_eval_writes_results_and_resumes(base, examples, tmp_path, capsys, monkeypatch):
+def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_path, capsys, monkeypatch):
     rows = [pair_of for e in examples for pair_of in [
         Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts, source="world")
     ]]  # fmt: skip
     rows.append(dataclasses.replace(rows[0], id="tie", ranks=(1, 1)))
     path = train_reward_model(
-        RewardConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "reward"), learning_rate=2e-3, lora_r=4,
+        RewardConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path / "reward"), learning_rate=2e-3, lora_r=4,
                      per_device_train_batch_size=6, max_steps=4, injected_claim_rate=0.3, fact_noise=0.1), rows[:-1], rows[:-1],
     )  # fmt: skip
     card = json.loads((path / "reward.json").read_text())
@@ -88,11 +88,11 @@ def test_reward_eval_writes_results_and_resumes(base, examples, tmp_path, capsys
         reward_eval(dataclasses.replace(config, output_dir=str(tmp_path / "ties")), [rows[-1]])
 
 
-def test_reward_eval_does_not_reuse_scores_of_other_rows(base, examples, tmp_path):
+def test_reward_eval_does_not_reuse_scores_of_other_rows(tiny_vlm_path, examples, tmp_path):
     rows = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in examples[:6]]
     how = {"learning_rate": 2e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 1}
     path = train_reward_model(
-        RewardConfig(model_name_or_path=base, dataset_name="x", output_dir=str(tmp_path / "r"), **how), rows
+        RewardConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path / "r"), **how), rows
     )
     data = tmp_path / "rows.jsonl"
     config = RewardEvalConfig(

@@ -40,8 +40,8 @@ def test_prefill_falls_back_when_the_model_fails(vlm, examples, monkeypatch, cap
     assert "NotImplementedError: no such cache" in capsys.readouterr().out
 
 
-def test_prefill_off_skips_the_self_check(base, examples):
-    vlm = load(base, engine=EngineConfig(share_prefix="off"))
+def test_prefill_off_skips_the_self_check(tiny_vlm_path, examples):
+    vlm = load(tiny_vlm_path, engine=EngineConfig(share_prefix="off"))
     assert isinstance(prefill(vlm, encode_prompts(vlm, examples)), NaivePrefix) and vlm.image_encodes == 3
 
 

@@ -13,10 +13,12 @@ SECTION_PREFIXES = {"Descriminative Task": "", "Exsitence": "existence_", "Attri
           "Action": "action_", "Relation": "relation_"}  # fmt: skip
 
 
-def test_amber_discriminative_matches_official_output(shared, tmp_path):
-    place = shared / "parity" / "AMBER" / "discriminative_exact"
+def test_amber_discriminative_matches_official_output(shared_data, tmp_path):
+    place = shared_data / "parity" / "AMBER" / "discriminative_exact"
     began = time.process_time()
-    config = EvalConfig(answers=str(place / "input.json"), data=str(shared / "benchdata" / "AMBER"), output_dir=str(tmp_path))
+    config = EvalConfig(
+        answers=str(place / "input.json"), data=str(shared_data / "benchdata" / "AMBER"), output_dir=str(tmp_path)
+    )
     result = evaluate("amber", config)
     assert time.process_time() - began < 15 and result["n"] == 14216 and result["counts"]["missing"] == 0
     official, compared = result["metrics"]["official"], 0
@@ -38,9 +40,9 @@ def test_amber_discriminative_matches_official_output(shared, tmp_path):
         ("", []),
     ],
 )
-def test_nouns_match_hand_labels(shared, monkeypatch, text, found):
+def test_nouns_match_hand_labels(shared_data, monkeypatch, text, found):
     import nltk
 
-    monkeypatch.setattr(nltk.data, "path", [str(shared / "nltk_data"), *nltk.data.path])
+    monkeypatch.setattr(nltk.data, "path", [str(shared_data / "nltk_data"), *nltk.data.path])
     lemmatize._nltk.cache_clear()
     assert lemmatize.nouns(text) == found

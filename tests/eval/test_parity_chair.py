@@ -13,16 +13,16 @@ METRIC_NAMES = {"CHAIRs": "chair_s", "CHAIRi": "chair_i", "Recall": "recall", "L
 
 
 @pytest.fixture(autouse=True)
-def nltk_data(shared, monkeypatch):
+def nltk_data(shared_data, monkeypatch):
     import nltk
 
-    monkeypatch.setattr(nltk.data, "path", [str(shared / "nltk_data"), *nltk.data.path])
+    monkeypatch.setattr(nltk.data, "path", [str(shared_data / "nltk_data"), *nltk.data.path])
     lemmatize._nltk.cache_clear()
 
 
 @pytest.mark.parametrize(("lineage", "case"), [("a", ""), ("b", ""), ("a", "_unknown_image")])
-def test_chair_matches_official_output(shared, tmp_path, lineage, case):
-    place = shared / "parity" / "CHAIR" / "synthetic"
+def test_chair_matches_official_output(shared_data, tmp_path, lineage, case):
+    place = shared_data / "parity" / "CHAIR" / "synthetic"
     config = EvalConfig(answers=str(place / f"input{case}.jsonl"), data=str(place / "annotations"), output_dir=str(tmp_path))
     official = evaluate("chair", config, {"lineage": lineage})["metrics"]["official"]
     printed = dict(re.findall(r"^(\w+) *: ([\d.]+)$", (place / f"official_{lineage.upper()}{case}_output.txt").read_text(), re.M))
@@ -44,8 +44,8 @@ def test_chair_matches_official_output(shared, tmp_path, lineage, case):
         ("b", "lessismore_captions/r1-llava1.5-7b", (50.4, None)),
     ],
 )  # fmt: skip
-def test_chair_matches_published_results_of_real_models(shared, tmp_path, lineage, captions, figures):
-    place = shared / "benchdata" / "CHAIR"
+def test_chair_matches_published_results_of_real_models(shared_data, tmp_path, lineage, captions, figures):
+    place = shared_data / "benchdata" / "CHAIR"
     data = place / "coco_gt_objects_opera_lessismore.json"
     config = EvalConfig(answers=str(place / f"{captions}.jsonl"), data=str(data), output_dir=str(tmp_path))
     official = evaluate("chair", config, {"lineage": lineage})["metrics"]["official"]

@@ -22,9 +22,9 @@ def read_rows(path):
 
 
 @pytest.mark.parametrize("judgments", ["judge_log", "official_verdicts"])
-def test_hallusionbench_matches_official_output(shared, tmp_path, judgments):
-    case = shared / "parity" / "HallusionBench" / "mix"
-    data = shared / "benchdata" / "HallusionBench" / "HallusionBench.json"
+def test_hallusionbench_matches_official_output(shared_data, tmp_path, judgments):
+    case = shared_data / "parity" / "HallusionBench" / "mix"
+    data = shared_data / "benchdata" / "HallusionBench" / "HallusionBench.json"
     found = official_metrics(
         "hallusionbench",
         tmp_path,
@@ -49,9 +49,9 @@ def test_hallusionbench_matches_official_output(shared, tmp_path, judgments):
         )  # asked only where the figure is another than the original
 
 
-def test_mme_matches_official_output(shared, tmp_path):
-    found = official_metrics("mme", tmp_path, answers=str(shared / "benchdata" / "MME" / "LaVIN_answers"))
-    output = (shared / "parity" / "MME" / "lavin" / "official_output.txt").read_text()
+def test_mme_matches_official_output(shared_data, tmp_path):
+    found = official_metrics("mme", tmp_path, answers=str(shared_data / "benchdata" / "MME" / "LaVIN_answers"))
+    output = (shared_data / "parity" / "MME" / "lavin" / "official_output.txt").read_text()
     totals = dict(zip(("perception", "cognition"), re.findall(r"total score: ([\d.]+)", output), strict=True))
     scores = dict(re.findall(r"(\w+)  score: ([\d.]+)", output))
     assert len(scores) == 14
@@ -60,8 +60,8 @@ def test_mme_matches_official_output(shared, tmp_path):
     assert found["score"]["value"] == found["perception"]["score"]["value"] + found["cognition"]["score"]["value"]
 
 
-def test_llava_bench_matches_official_output(shared, tmp_path):
-    case = shared / "parity" / "LLaVABench"
+def test_llava_bench_matches_official_output(shared_data, tmp_path):
+    case = shared_data / "parity" / "LLaVABench"
     found = official_metrics("llava_bench", tmp_path, answers=str(case / "input_review.jsonl"))
     printed = dict(re.findall(r"^(\w+) ([\d.]+)$", (case / "official_output.txt").read_text(), re.M))
     assert len(printed) == 4
@@ -72,8 +72,8 @@ def test_llava_bench_matches_official_output(shared, tmp_path):
         assert module.official_ratings(row["review"]) == row["official"]
 
 
-def test_vl_rewardbench_matches_official_output(shared, tmp_path):
-    case = shared / "parity" / "VLRewardBench"
+def test_vl_rewardbench_matches_official_output(shared_data, tmp_path):
+    case = shared_data / "parity" / "VLRewardBench"
     found = official_metrics("vl_rewardbench", tmp_path, answers=str(case / "input.jsonl"))
     blocks = re.split(r"k=(\d) -+\n", (case / "official_output.txt").read_text())[1:]
     assert blocks[::2] == ["1", "3", "5", "7", "9"]
@@ -89,16 +89,16 @@ def test_vl_rewardbench_matches_official_output(shared, tmp_path):
         assert rates == [tuple(str(round(values[n], 4)) if n else "" for n in pair) for pair in names]
 
 
-def test_dash_b_matches_official_output(shared, tmp_path):
-    place = shared / "benchdata" / "DASH-B"
+def test_dash_b_matches_official_output(shared_data, tmp_path):
+    place = shared_data / "benchdata" / "DASH-B"
     found = official_metrics("dash_b", tmp_path, answers=str(place / "Paligemma-3b_answers.json"))
     printed = json.loads((place / "Paligemma-3b_dash_b_results.json").read_text())
     names = {"ACC": "accuracy", "TNR": "tnr", "TPR": "tpr", "Harmonic Mean": "harmonic_mean"}
     assert {name: found[ours]["value"] for name, ours in names.items()} == printed
 
 
-def test_multimodal_rewardbench_reads_the_authors_example(shared, tmp_path):
-    path = shared / "benchdata" / "MultimodalRewardBench" / "example.jsonl"
+def test_multimodal_rewardbench_reads_the_authors_example(shared_data, tmp_path):
+    path = shared_data / "benchdata" / "MultimodalRewardBench" / "example.jsonl"
     assert (
         official_metrics("multimodal_rewardbench", tmp_path, answers=str(path))["accuracy"]["value"] == 0.5
     )  # B and A against B and B

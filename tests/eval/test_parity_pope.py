@@ -13,10 +13,10 @@ METRIC_NAMES = {"Accuracy": "accuracy", "Precision": "precision", "Recall": "rec
 
 
 @pytest.mark.parametrize("case", ["adversarial_clean", "adversarial_odd", "degenerate_all_no", "degenerate_shorter_than_labels"])
-def test_pope_matches_official_output(shared, tmp_path, case):
+def test_pope_matches_official_output(shared_data, tmp_path, case):
     split = "popular" if case.startswith("degenerate") else "adversarial"
-    place = shared / "parity" / "POPE" / case
-    data = shared / "benchdata" / "POPE" / f"coco_pope_{split}.json"
+    place = shared_data / "parity" / "POPE" / case
+    data = shared_data / "benchdata" / "POPE" / f"coco_pope_{split}.json"
     result = evaluate("pope", EvalConfig(answers=str(place / "input.jsonl"), data=str(data), output_dir=str(tmp_path)))
     printed = dict(re.findall(r"^([\w ]+): ([\d.]+)$", (place / "official_output.txt").read_text(), re.M))
     for label, name in METRIC_NAMES.items():
@@ -27,15 +27,15 @@ def test_pope_matches_official_output(shared, tmp_path, case):
         assert [r["official"] for r in rows] == (place / "official_parsed.txt").read_text().split()
 
 
-def test_pope_official_matches_parse_table(shared):
-    rows = [json.loads(line) for line in (shared / "parity" / "POPE" / "parse_table.jsonl").read_text().splitlines()]
+def test_pope_official_matches_parse_table(shared_data):
+    rows = [json.loads(line) for line in (shared_data / "parity" / "POPE" / "parse_table.jsonl").read_text().splitlines()]
     assert len(rows) == 60 and all(pope_official(r["text"]) == r["official"] for r in rows)
 
 
 @pytest.mark.parametrize("name", ["POPE/coco_pope_random_2910_e3e3926.json", "RePOPE/coco_repope_popular.json", "POPE/popev2_annotations.json",
                                   "POPE/seem/gqa_pope_seem_random.json"])  # fmt: skip
-def test_pope_reads_every_version_of_the_questions(shared, tmp_path, capsys, name):
-    data = shared / "benchdata" / name
+def test_pope_reads_every_version_of_the_questions(shared_data, tmp_path, capsys, name):
+    data = shared_data / "benchdata" / name
     (tmp_path / "a.jsonl").write_text('{"question_id": 1, "answer": "Yes"}')
     result = evaluate("pope", EvalConfig(answers=str(tmp_path / "a.jsonl"), data=str(data), output_dir=str(tmp_path / "out")))
     version = next(iter(result["data_version"].values()))

@@ -349,10 +349,10 @@ def test_pope_warns_about_unknown_data_version(tmp_path, capsys):
     assert "no version that is known" in said and "RePOPE random, 2774" in said and "coco_pope_random.json (sha256" in said
 
 
-def test_pope_names_all_missing_images_at_once(base, tmp_path):
+def test_pope_names_all_missing_images_at_once(tiny_vlm_path, tmp_path):
     data = write_questions(tmp_path / "coco_pope_random.json")
     with pytest.raises(InputError, match=r"3 of 3 pictures are missing \(.*0\.jpg, .*1\.jpg, .*2\.jpg\)"):
-        evaluate("pope", EvalConfig(model_name_or_path=base, data=str(data), output_dir=str(tmp_path / "out")))
+        evaluate("pope", EvalConfig(model_name_or_path=tiny_vlm_path, data=str(data), output_dir=str(tmp_path / "out")))
 
 
 def test_pope_options_follow_the_benchmark_name(tmp_path, capsys):

@@ -26,10 +26,10 @@ def prompt_hidden_states(vlm, examples):
     return prefill(vlm, vlm.build_prompts([(e.prompt, e.images) for e in examples[:2]])).last_hidden_PD
 
 
-def test_adapters_use_restores_base_and_touches_no_flag(vlm, examples, base):
+def test_adapters_use_restores_base_and_touches_no_flag(vlm, examples, tiny_vlm_path):
     from mmrlhf.models.loading import load
 
-    plain = prompt_hidden_states(load(base), examples)
+    plain = prompt_hidden_states(load(tiny_vlm_path), examples)
     adapters = Adapters(vlm)
     for seed, name in enumerate(("policy", "value")):
         adapters.add(name, 4, 8, seed)
@@ -65,12 +65,12 @@ def test_adapters_gradients_reach_only_active_roles(adapters, examples):
     assert all(".policy." in k or ".value." in k for k in moved)
 
 
-def test_adapters_save_writes_peft_format(adapters, examples, tmp_path, base):
+def test_adapters_save_writes_peft_format(adapters, examples, tmp_path, tiny_vlm_path):
     with adapters.use("policy"):
         ours = prompt_hidden_states(adapters.vlm, examples)
     adapters.save("policy", tmp_path)
     theirs = PeftModel.from_pretrained(
-        AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), str(tmp_path)
+        AutoModelForImageTextToText.from_pretrained(tiny_vlm_path, dtype=torch.float32), str(tmp_path)
     ).eval()
     text = [adapters.vlm.apply_chat_template(e.prompt, 1, generation_prompt=True) for e in examples[:2]]
     from mmrlhf.models.images import open_image
@@ -108,7 +108,7 @@ def test_adapters_add_targets_the_named_layers(vlm, tmp_path):
         adapters.add("wrong", 4, 8, 0, "q_prog")
 
 
-def test_adapters_load_refuses_another_shape(adapters, tmp_path, base):
+def test_adapters_load_refuses_another_shape(adapters, tmp_path, tiny_vlm_path):
     from safetensors.torch import load_file, save_file
 
     adapters.save("policy", tmp_path)

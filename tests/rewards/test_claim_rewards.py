@@ -176,11 +176,11 @@ def with_absent_facts(examples):
     return [dataclasses.replace(e, facts=absent) for e in examples]
 
 
-def test_ppo_claim_rewards_land_on_their_spans_and_in_ledger(base, examples, tmp_path, monkeypatch):
+def test_ppo_claim_rewards_land_on_their_spans_and_in_ledger(tiny_vlm_path, examples, tmp_path, monkeypatch):
     paid, gae = [], advantages.gae
     monkeypatch.setattr(advantages, "gae", lambda rewards, *rest: paid.append(rewards) or gae(rewards, *rest))
     ppo(
-        ppo_config(base, tmp_path / "a", reward_terms="hallucination=-1, coverage=0.1", monitor_verifiers="vlm", kl_coef=0.0),
+        ppo_config(tiny_vlm_path, tmp_path / "a", reward_terms="hallucination=-1, coverage=0.1", monitor_verifiers="vlm", kl_coef=0.0),
         with_absent_facts(examples),
     )
     rows = read_jsonl(tmp_path / "a/ledger.jsonl")
@@ -210,7 +210,7 @@ def test_ppo_claim_rewards_land_on_their_spans_and_in_ledger(base, examples, tmp
     paid.clear()
     ppo(
         ppo_config(
-            base,
+            tiny_vlm_path,
             tmp_path / "b",
             reward_terms="hallucination=-1, coverage=0.1",
             span_credit="last_token",
@@ -224,7 +224,7 @@ def test_ppo_claim_rewards_land_on_their_spans_and_in_ledger(base, examples, tmp
     assert int((at_end != 0).sum(1).max()) == 1  # on one token
 
 
-def test_ppo_claim_rewards_refuse_incomplete_config(base, examples, tmp_path):
+def test_ppo_claim_rewards_refuse_incomplete_config(tiny_vlm_path, examples, tmp_path):
     for more, sentence in (
         ({"reward_terms": "verifier_score=1"}, "give --clip_model"),
         ({"reward_terms": "hallucination@cilp=1"}, "no verifier 'cilp'"),
@@ -234,18 +234,18 @@ def test_ppo_claim_rewards_refuse_incomplete_config(base, examples, tmp_path):
         ({"reward_terms": "verifier_score=1", "clip_model": str(save_tiny_clip(tmp_path / "clip"))}, "has no calibration"),
     ):
         with pytest.raises(InputError, match=sentence):
-            ppo(ppo_config(base, tmp_path / "no", **more), examples)
+            ppo(ppo_config(tiny_vlm_path, tmp_path / "no", **more), examples)
     assert not (tmp_path / "no").exists()
 
 
-def test_ppo_claim_rewards_with_clip_verifier(base, examples, tmp_path):
+def test_ppo_claim_rewards_with_clip_verifier(tiny_vlm_path, examples, tmp_path):
     clip = save_tiny_clip(tmp_path / "clip")
     save_calibration(
         PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)}), clip / "calibration.json", nouns=["ring", "star", "moon"]
     )
     ppo(
         ppo_config(
-            base, tmp_path / "a", reward_terms="verifier_score=1, hallucination@facts+clip=-1", clip_model=str(clip), max_steps=1
+            tiny_vlm_path, tmp_path / "a", reward_terms="verifier_score=1, hallucination@facts+clip=-1", clip_model=str(clip), max_steps=1
         ),
         with_absent_facts(examples),
     )

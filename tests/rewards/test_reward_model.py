@@ -110,9 +110,9 @@ def test_load_reward_model_scores_the_same_and_detects_damage(untrained, groups,
         load_reward_model(str(tmp_path))
 
 
-def test_load_reward_model_keeps_its_calibrated_precision(untrained, groups, base, tmp_path, capsys):
+def test_load_reward_model_keeps_its_calibrated_precision(untrained, groups, tiny_vlm_path, tmp_path, capsys):
     save_reward_model(untrained, tmp_path, groups)
-    mine, other = Adapters(load(base)), Adapters(load(base, "bfloat16"))
+    mine, other = Adapters(load(tiny_vlm_path)), Adapters(load(tiny_vlm_path, "bfloat16"))
     assert load_reward_model(str(tmp_path), mine).role.adapters is mine and "calibrated" not in capsys.readouterr().out
     loaded = load_reward_model(str(tmp_path), other)
     assert loaded.role.vlm.dtype == "float32" and "was calibrated in float32: it runs in that" in capsys.readouterr().out

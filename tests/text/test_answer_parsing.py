@@ -142,12 +142,12 @@ def test_answer_parsers_accept_any_text(text):
     assert pope_official(text) in ("yes", "no")
 
 
-def test_pope_official_matches_official_script(shared):
-    table = [json.loads(line) for line in (shared / "parity/POPE/parse_table.jsonl").open(encoding="utf-8")]
+def test_pope_official_matches_official_script(shared_data):
+    table = [json.loads(line) for line in (shared_data / "parity/POPE/parse_table.jsonl").open(encoding="utf-8")]
     assert len(table) == 60
     assert [pope_official(row["text"]) for row in table] == [row["official"] for row in table]
     for case in ("adversarial_clean", "adversarial_odd"):
-        folder = shared / "parity/POPE" / case
+        folder = shared_data / "parity/POPE" / case
         answers = [json.loads(line)["answer"] for line in (folder / "input.jsonl").open(encoding="utf-8")]
         assert [pope_official(a) for a in answers] == (folder / "official_parsed.txt").read_text().split()
 
