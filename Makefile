@@ -1,4 +1,4 @@
-# A fresh machine needs Python 3.11 or newer and git; everything else goes into .venv, again when pyproject.toml changes.
+# Requires Python 3.11 or newer and git. Everything else is installed into .venv, and again when pyproject.toml changes.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,7 +23,7 @@ clean:
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "error: mmrlhf needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	    echo "error: mmrlhf needs Python 3.11 or newer, and '$(PYTHON)' is older: run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

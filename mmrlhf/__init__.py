@@ -1,7 +1,7 @@
-"""mmrlhf: feedback training for vision-language models, so that they claim only what the picture shows.
+"""mmrlhf: reduce object hallucination in vision-language models with RLHF.
 
-`import mmrlhf` is quick: everything below is imported when first asked for. A stage is a function in the module of
-its name (`mmrlhf.sft.sft(SFTConfig(...))`), and `mmrlhf.sft` is always that module, whatever was imported before.
+`import mmrlhf` is fast: every name below is imported on first access. A stage is a function in the
+module of its name, such as `mmrlhf.sft.sft(SFTConfig(...))`; `mmrlhf.sft` is always the module.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _CONFIGS = ("EvalConfig", "GenerateConfig", "PPOConfig", "RewardConfig", "SFTConfig", "ScoreConfig")
 _RECORDS = ("Claim", "Comparison", "Example", "Fact", "ImageSource", "InputError", "Message", "Preference", "Verdict")
