@@ -36,23 +36,23 @@ def amber_dir(tmp_path):
     return place
 
 
-def evaluate_amber(data, responses, table=None, **how):
-    answers = data.parent / "answers.json"
+def evaluate_amber(amber_dir, responses, table=None, **how):
+    answers = amber_dir.parent / "answers.json"
     rows = responses if isinstance(responses, list) else [{"id": i, "response": r} for i, r in responses.items()]
     answers.write_text(json.dumps(rows))
-    (data.parent / "table.json").write_text(json.dumps(table or {}))
-    out = data.parent / f"out{len(list(data.parent.iterdir()))}"
-    config = EvalConfig(answers=str(answers), data=str(data), output_dir=str(out), **how)
-    return evaluate("amber", config, {"similarity": str(data.parent / "table.json")})
+    (amber_dir.parent / "table.json").write_text(json.dumps(table or {}))
+    out = amber_dir.parent / f"out{len(list(amber_dir.parent.iterdir()))}"
+    config = EvalConfig(answers=str(answers), data=str(amber_dir), output_dir=str(out), **how)
+    return evaluate("amber", config, {"similarity": str(amber_dir.parent / "table.json")})
 
 
 def metric_value(result, name, mode="official"):
     return result["metrics"][mode][name]["value"]
 
 
-def test_amber_generative_metrics_match_hand_computation(data):
+def test_amber_generative_metrics_match_hand_computation(amber_dir):
     # unicorn is no word of AMBER's; orange never counts but is a noun; puppy covers dog; kitten is thought of; tree is nowhere
-    result = evaluate_amber(data, {1: "unicorn puppy orange tree", 2: "dog kitten"})
+    result = evaluate_amber(amber_dir, {1: "unicorn puppy orange tree", 2: "dog kitten"})
     assert metric_value(result, "chair") == pytest.approx(100 * 2 / 5.001) and metric_value(result, "cover") == pytest.approx(
         100 * 2 / 3.001
     )
@@ -62,27 +62,27 @@ def test_amber_generative_metrics_match_hand_computation(data):
     assert metric_value(result, "chair", "robust") == 50  # of puppy, tree, dog, kitten: tree and kitten
 
 
-def test_amber_similarity_must_exceed_threshold(data):
+def test_amber_similarity_must_exceed_threshold(amber_dir):
     response = {1: "tree", 2: ""}
-    near, at = evaluate_amber(data, response, {"grass|tree": 0.81}), evaluate_amber(data, response, {"grass|tree": 0.8})
+    near, at = evaluate_amber(amber_dir, response, {"grass|tree": 0.81}), evaluate_amber(amber_dir, response, {"grass|tree": 0.8})
     assert metric_value(near, "chair") == 0 and metric_value(near, "cover") == pytest.approx(100 / 3.001)
     assert metric_value(at, "chair") == pytest.approx(100 / 1.001) and metric_value(at, "cover") == 0
     assert metric_value(at, "hal") == pytest.approx(100 - 100 / 2.001)  # an empty description is clean
 
 
-def test_amber_official_cog_counts_word_similar_to_truth(data):
-    result = evaluate_amber(data, {1: "tree"}, {"cat|tree": 0.9, "dog|tree": 0.9})
+def test_amber_official_cog_counts_word_similar_to_truth(amber_dir):
+    result = evaluate_amber(amber_dir, {1: "tree"}, {"cat|tree": 0.9, "dog|tree": 0.9})
     assert metric_value(result, "chair") == 0 and metric_value(result, "cog") == pytest.approx(100 / 1.001)
     assert metric_value(result, "cog", "robust") == 0
 
 
-def test_amber_official_is_case_sensitive_robust_is_not(data):
-    result = evaluate_amber(data, {1: "Dog"})
+def test_amber_official_is_case_sensitive_robust_is_not(amber_dir):
+    result = evaluate_amber(amber_dir, {1: "Dog"})
     assert metric_value(result, "cover") == 0 and metric_value(result, "cover", "robust") == 50
 
 
-def test_amber_discriminative_metrics_match_hand_computation(data):
-    result = evaluate_amber(data, {3: "No", 4: "Yes", 5: "No", 6: "no.", 7: "Yes"})
+def test_amber_discriminative_metrics_match_hand_computation(amber_dir):
+    result = evaluate_amber(amber_dir, {3: "No", 4: "Yes", 5: "No", 6: "no.", 7: "Yes"})
     # official: right are 3 and 7; said no: 3, 5; is no: 3, 4, 6
     assert metric_value(result, "accuracy") == pytest.approx(100 * 2 / 5.001) and metric_value(
         result, "precision"
@@ -97,47 +97,49 @@ def test_amber_discriminative_metrics_match_hand_computation(data):
     )
 
 
-def test_amber_score_averages_generative_and_discriminative(data):
-    result = evaluate_amber(data, {1: "dog tree", 3: "No"})
+def test_amber_score_averages_generative_and_discriminative(amber_dir):
+    result = evaluate_amber(amber_dir, {1: "dog tree", 3: "No"})
     assert metric_value(result, "amber_score", "robust") == (100 - 50 + 100) / 2
 
 
-def test_amber_unknown_and_duplicate_ids(data):
-    result = evaluate_amber(data, [{"id": 3, "response": "No"}, {"id": 99, "response": "No"}])
+def test_amber_unknown_and_duplicate_ids(amber_dir):
+    result = evaluate_amber(amber_dir, [{"id": 3, "response": "No"}, {"id": 99, "response": "No"}])
     assert (
         "IndexError on id 99" in result["reasons"]["official"]["accuracy"] and metric_value(result, "accuracy", "robust") == 100
     )
     assert result["counts"]["unknown_ids"] == 1 and result["counts"]["missing"] == 1
-    result = evaluate_amber(data, [{"id": 3, "response": "No"}, {"id": 3, "response": "Yes"}])
+    result = evaluate_amber(amber_dir, [{"id": 3, "response": "No"}, {"id": 3, "response": "Yes"}])
     assert metric_value(result, "accuracy") == pytest.approx(100 / 2.001) and metric_value(result, "accuracy", "robust") == 100
-    result = evaluate_amber(data, [{"id": 1, "response": None}, {"id": 3, "response": "No"}])
+    result = evaluate_amber(amber_dir, [{"id": 1, "response": None}, {"id": 3, "response": "No"}])
     assert "TypeError on the response of id 1" in result["reasons"]["official"]["accuracy"]
 
 
-def test_amber_repeated_question_takes_its_ids_in_order(data):
+def test_amber_repeated_question_takes_its_ids_in_order(amber_dir):
     asked = [{"id": i, "image": "AMBER_9.jpg", "query": "Is there a cat?"} for i in (3, 4)]
-    (data / "query_all.json").write_text(json.dumps(asked))
+    (amber_dir / "query_all.json").write_text(json.dumps(asked))
     sheet = [
         {"index": i, "image_path": "AMBER_9.jpg", "question": "Is there a cat?", "prediction": p}
         for i, p in enumerate(["No", "Yes"])
     ]
-    result = evaluate_amber(data, sheet)
+    result = evaluate_amber(amber_dir, sheet)
     assert (result["counts"]["duplicate"], result["counts"]["missing"], result["n"]) == (0, 0, 2)
     assert metric_value(result, "accuracy", "robust") == 50
-    assert evaluate_amber(data, sheet * 2)["counts"]["duplicate"] == 2
+    assert evaluate_amber(amber_dir, sheet * 2)["counts"]["duplicate"] == 2
 
 
-def test_amber_incomplete_data_is_refused(data, base):
+def test_amber_incomplete_data_is_refused(amber_dir, tiny_vlm_path):
     with pytest.raises(InputError, match="does not say how 1 is asked"):
-        evaluate("amber", EvalConfig(model_name_or_path=base, data=str(data), output_dir=str(data.parent / "o")))
-    (data / "annotations.json").write_text(json.dumps([ANNOTATIONS[0] | {"truth": ["unicorn"]}]))
+        evaluate(
+            "amber", EvalConfig(model_name_or_path=tiny_vlm_path, data=str(amber_dir), output_dir=str(amber_dir.parent / "o"))
+        )
+    (amber_dir / "annotations.json").write_text(json.dumps([ANNOTATIONS[0] | {"truth": ["unicorn"]}]))
     with pytest.raises(InputError, match=r"row 1: unicorn is not in relation\.json"):
-        evaluate_amber(data, {1: "dog"})
-    (data / "safe_words.txt").unlink()
+        evaluate_amber(amber_dir, {1: "dog"})
+    (amber_dir / "safe_words.txt").unlink()
     with pytest.raises(InputError, match=r"safe_words\.txt does not exist"):
-        evaluate_amber(data, {1: "dog"})
+        evaluate_amber(amber_dir, {1: "dog"})
 
 
-def test_amber_malformed_similarity_table_is_refused(data):
+def test_amber_malformed_similarity_table_is_refused(amber_dir):
     with pytest.raises(InputError, match="must be a JSON object"):
-        evaluate_amber(data, {1: "tree"}, {"a|b": "much"})
+        evaluate_amber(amber_dir, {1: "tree"}, {"a|b": "much"})

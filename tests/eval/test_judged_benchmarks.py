@@ -43,10 +43,15 @@ RULE_JUDGED = ("hallusionbench", "haloquest", "object_halbench")
 
 
 @pytest.mark.parametrize("name", fake_data.DATASET_WRITERS)
-def test_evaluate_runs_benchmark_on_tiny_model(run, base, tmp_path, name):
+def test_evaluate_runs_benchmark_on_tiny_model(run_benchmark, tiny_vlm_path, tmp_path, name):
     options = {"subset": "hallucination"} if name == "mme" else None
-    result = run(
-        name, None, options, model_name_or_path=base, response_length=16, **({"judge": "rules"} if name in RULE_JUDGED else {})
+    result = run_benchmark(
+        name,
+        None,
+        options,
+        model_name_or_path=tiny_vlm_path,
+        response_length=16,
+        **({"judge": "rules"} if name in RULE_JUDGED else {}),
     )
     assert result["n"] > 0 and result["counts"]["missing"] == 0
     assert result["mean_length"] > 0 and len(result["data_sha256"]) == 64
@@ -63,19 +68,19 @@ def test_evaluate_runs_benchmark_on_tiny_model(run, base, tmp_path, name):
 # ---- MME -------------------------------------------------------------------------------------------------------------
 
 
-def test_mme_metrics_match_hand_computation(run):
+def test_mme_metrics_match_hand_computation(run_benchmark):
     said = {
         "existence/0.jpg/0": "Yes", "existence/0.jpg/1": "no",  # both right
         "existence/1.jpg/0": "The answer is yes", "existence/1.jpg/1": "No",  # `The ` is other to the script
         "color/0.png/0": "Yes", "color/0.png/1": "It is not", "color/1.png/0": "no", "color/1.png/1": "know",
     }  # fmt: skip
-    result = run("mme", said)
+    result = run_benchmark("mme", said)
     assert metric_value(result, "existence/score") == 75 + 50
     assert metric_value(result, "existence/score", "robust") == 100 + 100
     assert metric_value(result, "color/accuracy") == 50  # `know` has a no in its first four characters, `It i` has none
     assert metric_value(result, "color/accuracy", "robust") == 50 and result["counts"]["unparsed"] == 1
     assert metric_value(result, "score") is None and "count" in result["reasons"]["official"]["score"]
-    assert metric_value(run("mme", said, {"subset": "hallucination"}), "score", "robust") is None
+    assert metric_value(run_benchmark("mme", said, {"subset": "hallucination"}), "score", "robust") is None
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_mme_parse_official_reads_four_characters(answer, said):
     assert load_benchmark("mme").parse_official(answer) == said
 
 
-def test_mme_official_crash_becomes_a_reason(run, tmp_path):
+def test_mme_official_crash_becomes_a_reason(run_benchmark, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     good = "0.jpg\tIs it?\tYes\tYes\n0.jpg\tIs it not?\tNo\tno\n"
@@ -100,7 +105,7 @@ def test_mme_official_crash_becomes_a_reason(run, tmp_path):
     assert "FileNotFoundError" in reasons["position"]["score"]
 
 
-def test_mme_metrics_do_not_depend_on_answer_format(run, tmp_path):
+def test_mme_metrics_do_not_depend_on_answer_format(run_benchmark, tmp_path):
     # of two pictures: one with blanks before its yes, which the script takes for neither, one all right, with a text after its no
     said = [
         ("0.jpg", "star", "Yes", "  yes"),
@@ -120,7 +125,7 @@ def test_mme_metrics_do_not_depend_on_answer_format(run, tmp_path):
            for i, (p, w, _, a) in enumerate(mixed)]  # fmt: skip
     predictions = [{"id": f"existence/{p}/{int(w == 'cat')}", "answers": [a]} for p, w, _, a in mixed]
     for rows in (log, predictions):
-        result = run("mme", rows)
+        result = run_benchmark("mme", rows)
         assert result["metrics"]["official"]["existence"] == official and result["counts"]["unknown_ids"] == 0
 
 
@@ -139,9 +144,9 @@ def write_verdicts(tmp_path, *said):
     return str(fake_data.write_jsonl(tmp_path / "verdicts.jsonl", rows))
 
 
-def test_hallusionbench_metrics_match_hand_computation(run, tmp_path):
+def test_hallusionbench_metrics_match_hand_computation(run_benchmark, tmp_path):
     # figure 0 all right; figure 1 one wrong; without a picture unclear, which is right; with it wrong
-    result = run(
+    result = run_benchmark(
         "hallusionbench", dict.fromkeys(QUESTION_IDS, "Yes"), recorded_judgments=write_verdicts(tmp_path, 1, 1, 1, 0, 2, 0)
     )
     assert metric_value(result, "a_acc") == pytest.approx(100 * 4 / 6)
@@ -157,21 +162,21 @@ def test_hallusionbench_metrics_match_hand_computation(run, tmp_path):
     assert metric_value(result, "a_acc", "robust") == pytest.approx(100 * 4 / 6)  # yes to all
 
 
-def test_hallusionbench_official_is_null_where_script_fails(run, tmp_path):
-    perfect = run(
+def test_hallusionbench_official_is_null_where_script_fails(run_benchmark, tmp_path):
+    perfect = run_benchmark(
         "hallusionbench", dict.fromkeys(QUESTION_IDS, "Yes"), recorded_judgments=write_verdicts(tmp_path, 1, 1, 1, 1, 1, 1)
     )
     assert metric_value(perfect, "a_acc") == 100 and metric_value(perfect, "fp_ratio") is None
     assert "ZeroDivisionError" in perfect["reasons"]["official"]["pct_diff"]
-    without = run(
+    without = run_benchmark(
         "hallusionbench",
         {i: "Yes" for i in QUESTION_IDS if i != "VD/map/0/0/0"},
         recorded_judgments=write_verdicts(tmp_path, 1, 1, 1, 1, 1, 1),
     )
     assert "KeyError" in without["reasons"]["official"]["a_acc"] and metric_value(without, "a_acc", "robust") is not None
-    unjudged = run("hallusionbench", dict.fromkeys(QUESTION_IDS, "Yes"))
+    unjudged = run_benchmark("hallusionbench", dict.fromkeys(QUESTION_IDS, "Yes"))
     assert "6 answers have no judgment" in unjudged["reasons"]["official"]["a_acc"]
-    repeated = run(
+    repeated = run_benchmark(
         "hallusionbench",
         [*((i, "Yes") for i in QUESTION_IDS), (QUESTION_IDS[0], "No")],
         recorded_judgments=write_verdicts(tmp_path, 1, 1, 1, 1, 1, 1),
@@ -180,7 +185,7 @@ def test_hallusionbench_official_is_null_where_script_fails(run, tmp_path):
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_hallusionbench_builds_ids_from_sheet_columns(run, swapped):
+def test_hallusionbench_builds_ids_from_sheet_columns(run_benchmark, swapped):
     # VLMEvalKit's names; the two questions on one star differ by their figure alone, which its picture does not tell
     parts = [id_.split("/") for id_ in QUESTION_IDS]
     names = ("category", "l2-category") if swapped else ("l2-category", "category")
@@ -188,7 +193,7 @@ def test_hallusionbench_builds_ids_from_sheet_columns(run, swapped):
         {**dict(zip((*names, "set_id", "figure_id", "question_id"), p, strict=True)), "question": "?", "prediction": "Yes"}
         for p in parts
     ]
-    result = run("hallusionbench", rows)
+    result = run_benchmark("hallusionbench", rows)
     assert result["n"] == 6 and set(result["counts"].values()) == {0}
     assert metric_value(result, "a_acc", "robust") == pytest.approx(100 * 4 / 6)
 
@@ -221,42 +226,42 @@ def test_mmhal_bench_parses_ratings(reply, official, robust):
     assert (module.parse_official_rating(reply), module.parse_rating(reply, 6)) == (official, robust)
 
 
-def test_mmhal_bench_metrics_match_hand_computation(run, tmp_path, monkeypatch):
+def test_mmhal_bench_metrics_match_hand_computation(run_benchmark, tmp_path, monkeypatch):
     answers = {f"p{i}": "A star." for i in range(8)}
     replies = ["Rating: 6", "Rating: 4", "Rating: 2", "Rating: 0", "Rating: 3", "no rating", "Rating: 5", "Rating: 1"]
     saved = tmp_path / "responses.json"
     saved.write_text(json.dumps([{"choices": [{"message": {"content": r}}]} for r in replies]))
-    result = run("mmhal_bench", answers, recorded_judgments=str(saved))
+    result = run_benchmark("mmhal_bench", answers, recorded_judgments=str(saved))
     assert "asserts 96 answers" in result["reasons"]["official"]["score"]
     assert metric_value(result, "score", "robust") == 21 / 7 and metric_value(result, "hallucination_rate", "robust") == 3 / 7
     assert metric_value(result, "environment/score", "robust") is None and result["counts"]["unparsed"] == 1
 
 
-def test_mmhal_bench_official_types_go_by_position(run, tmp_path, monkeypatch):
+def test_mmhal_bench_official_types_go_by_position(run_benchmark, tmp_path, monkeypatch):
     monkeypatch.setitem(fake_data.DATASET_WRITERS, "mmhal_bench", lambda root: fake_data.mmhal_bench(root, 96))
     saved = tmp_path / "responses.json"
     replies = ["Rating: 6" if i % 8 == 1 else "none" for i in range(96)]
     saved.write_text(json.dumps([{"choices": [{"message": {"content": r}}]} for r in replies]))
-    result = run("mmhal_bench", {f"p{i}": "A star." for i in range(96)}, recorded_judgments=str(saved))
+    result = run_benchmark("mmhal_bench", {f"p{i}": "A star." for i in range(96)}, recorded_judgments=str(saved))
     assert metric_value(result, "score") == 6 / 8 and metric_value(result, "hallucination_rate") == 7 / 8
     assert metric_value(result, "adversarial/score") == 6 and metric_value(result, "attribute/score") == 0
     assert metric_value(result, "informativeness") == pytest.approx(100 * (3 / 8) / 3)
     assert metric_value(result, "score", "robust") == 6  # the others have no rating
 
 
-def test_llava_bench_metrics_match_hand_computation(run, tmp_path):
+def test_llava_bench_metrics_match_hand_computation(run_benchmark, tmp_path):
     reviews = ["8 4", "9, 7", "10 5\nBecause", "nothing", "8 8", "10 10"]
     path = fake_data.write_jsonl(
         tmp_path / "r.jsonl", [{"question_id": i, "content": r, "tuple": [0, 0]} for i, r in enumerate(reviews)]
     )
-    result = run("llava_bench", {str(i): "A star." for i in range(6)}, recorded_judgments=str(path))
+    result = run_benchmark("llava_bench", {str(i): "A star." for i in range(6)}, recorded_judgments=str(path))
     # to the script, "9, 7" and "nothing" are -1 and -1: (4 - 1 + 5 - 1 + 8 + 10) / (8 - 1 + 10 - 1 + 8 + 10)
     assert metric_value(result, "score") == pytest.approx(100 * round(25 / 6, 3) / round(34 / 6, 3))
     assert metric_value(result, "score", "robust") == pytest.approx(100 * 34 / 45)
     assert metric_value(result, "conv/score") == pytest.approx(100 * 3 / 7) and result["counts"]["unparsed"] == 1
 
 
-def test_llava_bench_judge_prompt_matches_the_authors(run, tmp_path):
+def test_llava_bench_judge_prompt_matches_the_authors(run_benchmark, tmp_path):
     module, root = load_benchmark("llava_bench"), tmp_path / "asked"
     root.mkdir()
     task = Task(**fake_data.llava_bench(root))
@@ -288,9 +293,9 @@ def test_vl_rewardbench_parses_choices(reply, official, robust):
     assert (module.official_choice(reply), module.robust_choice(reply)) == (official, robust)
 
 
-def test_vl_rewardbench_metrics_match_hand_computation(run):
+def test_vl_rewardbench_metrics_match_hand_computation(run_benchmark):
     module = load_benchmark("vl_rewardbench")
-    data = run("vl_rewardbench", {"VLFeedback-0/0": "?"})["data"]
+    data = run_benchmark("vl_rewardbench", {"VLFeedback-0/0": "?"})["data"]
     options = module.Options(votes=3)
     examples = {e.id: e for e in module.load(Task(data, options=options))}
     assert {e.meta["swapped"] for e in examples.values()} == {0, 1} and len(examples) == 9
@@ -300,19 +305,19 @@ def test_vl_rewardbench_metrics_match_hand_computation(run):
         return f"Overall Judgment: Answer {1 if first_is_best == right else 2} is better."
 
     said = {i: better(e, right=not i.endswith("/2")) for i, e in examples.items()}  # two of three votes are right
-    result = run("vl_rewardbench", said, {"votes": 3})
+    result = run_benchmark("vl_rewardbench", said, {"votes": 3})
     assert metric_value(result, "accuracy", "robust") == metric_value(result, "k3/accuracy") == 100
     assert metric_value(result, "k9/agree_rate") == pytest.approx(1, abs=1e-5)  # the script divides by 3.000001
-    wrong = run("vl_rewardbench", {i: better(e, right=i.endswith("/2")) for i, e in examples.items()}, {"votes": 3})
+    wrong = run_benchmark("vl_rewardbench", {i: better(e, right=i.endswith("/2")) for i, e in examples.items()}, {"votes": 3})
     assert metric_value(wrong, "accuracy", "robust") == metric_value(wrong, "k3/accuracy") == 0
-    unread = run("vl_rewardbench", {i: "?" for i in examples}, {"votes": 3})
+    unread = run_benchmark("vl_rewardbench", {i: "?" for i in examples}, {"votes": 3})
     assert "ZeroDivisionError" in unread["reasons"]["official"]["k1"]["accuracy"]
     assert metric_value(unread, "accuracy", "robust") == 0 and unread["counts"]["unparsed"] == 9
 
 
-def test_multimodal_rewardbench_metrics_match_hand_computation(run):
+def test_multimodal_rewardbench_metrics_match_hand_computation(run_benchmark):
     said = {"math_1": "[[A]]", "code_1": "[[B]] and [[A]]", "pairs_1": "[[A]] no, [[B]]", "nocaps_1": "neither"}
-    result = run("multimodal_rewardbench", said)
+    result = run_benchmark("multimodal_rewardbench", said)
     coin = random.Random(123).random() < 0.5
     assert metric_value(result, "accuracy") == (3 + coin) / 4  # A is looked for first
     assert metric_value(result, "accuracy", "robust") == 2 / 4  # the last one counts
@@ -320,42 +325,42 @@ def test_multimodal_rewardbench_metrics_match_hand_computation(run):
     assert result["metrics"]["robust"]["safety/bias"]["accuracy"]["value"] == 0
 
 
-def test_multimodal_rewardbench_reads_reward_scores(run, tmp_path):
+def test_multimodal_rewardbench_reads_reward_scores(run_benchmark, tmp_path):
     scores = [("math_1", 2.0, 1.0), ("code_1", 0.0, 1.0), ("pairs_1", 3.0, -1.0), ("nocaps_1", 1.0, 1.0)]
     rows = [{"id": i, "score_chosen": a, "score_rejected": b} for i, a, b in scores]
-    result = run("multimodal_rewardbench", rows)
+    result = run_benchmark("multimodal_rewardbench", rows)
     assert metric_value(result, "accuracy", "robust") == 2 / 4 and result["counts"]["unparsed"] == 1
 
 
 # ---- others ----------------------------------------------------------------------------------------------------------
 
 
-def test_dash_b_metrics_match_hand_computation(run):
-    result = run("dash_b", {"star/neg.png": "I do not know", "star/pos.png": "It is there. It is."})
+def test_dash_b_metrics_match_hand_computation(run_benchmark):
+    result = run_benchmark("dash_b", {"star/neg.png": "I do not know", "star/pos.png": "It is there. It is."})
     assert (metric_value(result, "tnr"), metric_value(result, "tpr")) == (1, 0)  # `know` has a no; nothing says yes
     assert metric_value(result, "accuracy") == 0.5 and metric_value(result, "harmonic_mean") == 0
     assert (metric_value(result, "tnr", "robust"), metric_value(result, "tpr", "robust")) == (0, 1)
 
 
-def test_haloquest_metrics_match_hand_computation(run, tmp_path):
+def test_haloquest_metrics_match_hand_computation(run_benchmark, tmp_path):
     said = {"0": "There is no cat.", "1": "A dog"}
-    result = run("haloquest", said, judge="rules")
+    result = run_benchmark("haloquest", said, judge="rules")
     assert metric_value(result, "accuracy") == 50
     assert metric_value(result, "false_premises/accuracy") == 100 and metric_value(result, "real/accuracy") == 0
 
 
-def test_object_halbench_metrics_match_hand_computation(run):
+def test_object_halbench_metrics_match_hand_computation(run_benchmark):
     said = {"1": "A man walks two dogs and a wine glass stands by.", "2": "A kitten and no dog."}
-    result = run("object_halbench", said, judge="rules")
+    result = run_benchmark("object_halbench", said, judge="rules")
     # man, dog, wine glass and kitten are named; the glass is not there; "no dog" names none
     assert metric_value(result, "response_rate", "robust") == 50 and metric_value(result, "mention_rate", "robust") == 25
     assert metric_value(result, "recall", "robust") == 100
     assert "spaCy" in result["reasons"]["official"]["response_rate"]
 
 
-def test_object_halbench_reads_captions(run):
+def test_object_halbench_reads_captions(run_benchmark):
     rows = [{"image_id": 1, "caption": "A man walks a dog."}, {"image_id": 2, "caption": "A kitten by a wine glass."}]
-    assert metric_value(run("object_halbench", rows, judge="rules"), "response_rate", "robust") == 50
+    assert metric_value(run_benchmark("object_halbench", rows, judge="rules"), "response_rate", "robust") == 50
 
 
 @pytest.mark.parametrize(
@@ -372,12 +377,12 @@ def test_object_halbench_parses_object_lists(reply, names):
     assert load_benchmark("object_halbench").parse_object_list(reply) == names
 
 
-def test_benchmarks_refuse_foreign_data(run, tmp_path):
+def test_benchmarks_refuse_foreign_data(run_benchmark, tmp_path):
     for name in fake_data.DATASET_WRITERS:
         other = tmp_path / f"{name}.other"
         other.write_text('[{"a": 1}]')
         with pytest.raises(InputError):
-            run(name, {"x": "yes"}, data=str(other))
+            run_benchmark(name, {"x": "yes"}, data=str(other))
 
 
 class ShortAnswerReward:
@@ -388,10 +393,10 @@ class ShortAnswerReward:
 
 
 @pytest.mark.parametrize("name", ["multimodal_rewardbench", "vl_rewardbench"])
-def test_reward_preferences_answers_preference_benchmarks(run, monkeypatch, name):
+def test_reward_preferences_answers_preference_benchmarks(run_benchmark, monkeypatch, name):
     monkeypatch.setattr("mmrlhf.rewards.checkpoint.load_reward_model", lambda path, engine: ShortAnswerReward())
-    result = run(name, reward_model_path="rm")
+    result = run_benchmark(name, reward_model_path="rm")
     assert metric_value(result, "accuracy", "robust") == 0  # "A star." is the better one, and longer than "A cat."
     assert result["reward_model"] == "rm"
     with pytest.raises(InputError, match="no benchmark of reward models"):
-        run("dash_b", reward_model_path="rm")
+        run_benchmark("dash_b", reward_model_path="rm")

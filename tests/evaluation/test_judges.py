@@ -40,9 +40,9 @@ def accuracy_value(result, mode="official"):
     return None if found is None else found["value"]
 
 
-def test_collect_judgments_records_request_and_reply(judge):
+def test_collect_judgments_records_request_and_reply(evaluate_judged):
     with scripted_server(lambda r: (200, chat_completion("incorrect" if "A dog" in str(r) else "Correct."))) as server:
-        result, rows = judge(judge=server.url)
+        result, rows = evaluate_judged(judge=server.url)
     assert accuracy_value(result) == 50 and result["judge"]["models"] == ["stub"]
     assert [r["key"] for r in rows] == ["0", "1"]
     first = rows[0]
@@ -59,98 +59,101 @@ def test_collect_judgments_records_request_and_reply(judge):
     assert server.requests[0]["messages"] == [{"role": "user", "content": first["prompt"]}]
 
 
-def test_collect_judgments_retries_failures_on_next_run(judge):
+def test_collect_judgments_retries_failures_on_next_run(evaluate_judged):
     with scripted_server(CORRECT_REPLY, (500, b"oh no"), CORRECT_REPLY) as server:
-        result, rows = judge(judge=server.url)
+        result, rows = evaluate_judged(judge=server.url)
         assert [r["status"] for r in rows] == ["ok", "http"] and rows[1]["text"] is None and "oh no" in rows[1]["reason"]
         assert accuracy_value(result) is None and "1 answers have no judgment" in result["reasons"]["official"]["accuracy"]
         assert accuracy_value(result, "robust") == 100 and result["counts"]["judge_errors"] == 1
-        again, rows = judge(judge=server.url)
+        again, rows = evaluate_judged(judge=server.url)
         assert accuracy_value(again) == 100 and len(server.requests) == 3  # only the one that failed
         assert [r["status"] for r in rows] == ["ok", "ok"]
-        judge(judge=server.url)
+        evaluate_judged(judge=server.url)
         assert len(server.requests) == 3
 
 
-def test_collect_judgments_ignores_reply_of_another_model(judge):
+def test_collect_judgments_ignores_reply_of_another_model(evaluate_judged):
     with scripted_server((200, chat_completion("correct", model="gpt-of-someone"))) as server:
-        result, rows = judge(judge=server.url)
+        result, rows = evaluate_judged(judge=server.url)
     assert rows[0]["text"] is None and rows[0]["reply"] == "correct" and rows[0]["model"] == "gpt-of-someone"
     assert accuracy_value(result) is accuracy_value(result, "robust") is None
 
 
-def test_collect_judgments_unreachable_judge_keeps_what_was_judged(judge):
+def test_collect_judgments_unreachable_judge_keeps_what_was_judged(evaluate_judged):
     with pytest.raises(InputError, match=r"cannot be reached .* start the server"):
-        judge(judge=f"http://127.0.0.1:{free_port()}/v1", judge_model="stub")
+        evaluate_judged(judge=f"http://127.0.0.1:{free_port()}/v1", judge_model="stub")
     with scripted_server(CORRECT_REPLY, (401, b"no")) as server:
         with pytest.raises(InputError, match="refuses the key"):
-            judge("other", judge=server.url)
-        assert [r["status"] for r in read_jsonl(judge.root / "other" / "judgments.jsonl")] == ["ok", "http"]
+            evaluate_judged("other", judge=server.url)
+        assert [r["status"] for r in read_jsonl(evaluate_judged.root / "other" / "judgments.jsonl")] == ["ok", "http"]
     with pytest.raises(InputError, match="neither an address nor a model"):
-        judge("third", judge="no/such-model-anywhere")
-    assert not (judge.root / "third" / "result.json").exists()
+        evaluate_judged("third", judge="no/such-model-anywhere")
+    assert not (evaluate_judged.root / "third" / "result.json").exists()
 
 
-def test_collect_judgments_failing_judge_still_writes_result(judge, monkeypatch):
+def test_collect_judgments_failing_judge_still_writes_result(evaluate_judged, monkeypatch):
     monkeypatch.setattr("mmrlhf.evaluation.openai_client.MAX_INITIAL_FAILURES", 2)
     with scripted_server((500, b"oh no")) as server, pytest.raises(InputError, match=r"the first 2 replies all failed .* oh no"):
-        judge(judge=server.url)
-    out = judge.root / "out"
+        evaluate_judged(judge=server.url)
+    out = evaluate_judged.root / "out"
     assert [r["status"] for r in read_jsonl(out / "judgments.jsonl")] == ["http", "http"]  # the last one, too
     result = json.loads((out / "result.json").read_text())
     assert result["counts"]["judge_errors"] == 2 and len(read_jsonl(out / "scores.jsonl")) == 2
     assert accuracy_value(result) is None and "2 answers have no judgment" in result["reasons"]["official"]["accuracy"]
     with scripted_server(CORRECT_REPLY) as server:
-        assert accuracy_value(judge(judge=server.url)[0]) == 100
+        assert accuracy_value(evaluate_judged(judge=server.url)[0]) == 100
 
 
-def test_collect_judgments_replays_without_a_judge(judge):
+def test_collect_judgments_replays_without_a_judge(evaluate_judged):
     with scripted_server(CORRECT_REPLY) as server:
-        _, rows = judge(judge=server.url)
-    result, again = judge("replayed", recorded_judgments=str(judge.root / "out" / "judgments.jsonl"))
+        _, rows = evaluate_judged(judge=server.url)
+    result, again = evaluate_judged("replayed", recorded_judgments=str(evaluate_judged.root / "out" / "judgments.jsonl"))
     assert accuracy_value(result) == 100 and again == rows
-    fake_data.write_jsonl(judge.answers, [{"id": i, "answers": ["Something else"]} for i in ANSWERS])
-    result, again = judge("others", recorded_judgments=str(judge.root / "out" / "judgments.jsonl"))
+    fake_data.write_jsonl(evaluate_judged.answers, [{"id": i, "answers": ["Something else"]} for i in ANSWERS])
+    result, again = evaluate_judged("others", recorded_judgments=str(evaluate_judged.root / "out" / "judgments.jsonl"))
     assert accuracy_value(result) is None and again == []  # they were on other answers
 
 
-def test_collect_judgments_refuses_to_mix_judges(judge):
+def test_collect_judgments_refuses_to_mix_judges(evaluate_judged):
     with scripted_server(CORRECT_REPLY, (500, b"")) as server:
-        judge(judge=server.url)
+        evaluate_judged(judge=server.url)
     with pytest.raises(InputError, match=r"holds judgments of stub .* give another --out"):
-        judge(judge="rules")
+        evaluate_judged(judge="rules")
 
 
-def test_collect_judgments_dry_run_and_token_budget(judge, capsys):
-    result, rows = judge(dry_run=True, judge="http://127.0.0.1:1/v1")
+def test_collect_judgments_dry_run_and_token_budget(evaluate_judged, capsys):
+    result, rows = evaluate_judged(dry_run=True, judge="http://127.0.0.1:1/v1")
     said = capsys.readouterr().out
     assert "2 judgments to ask for" in said and "at most 1024 tokens of replies; nothing was asked" in said and rows == []
     with scripted_server(CORRECT_REPLY) as server:
-        result, rows = judge("budget", judge=server.url, judge_token_budget=7)
+        result, rows = evaluate_judged("budget", judge=server.url, judge_token_budget=7)
         assert len(rows) == len(server.requests) == 1 and "budget of 7 tokens is used up; 1 answers" in capsys.readouterr().err
         assert accuracy_value(result) is None
-        assert accuracy_value(judge("budget", judge=server.url, judge_token_budget=1000)[0]) == 100 and len(server.requests) == 2
+        assert (
+            accuracy_value(evaluate_judged("budget", judge=server.url, judge_token_budget=1000)[0]) == 100
+            and len(server.requests) == 2
+        )
 
 
-def test_collect_judgments_uses_custom_template(judge):
-    path = judge.root / "prompt.txt"
+def test_collect_judgments_uses_custom_template(evaluate_judged):
+    path = evaluate_judged.root / "prompt.txt"
     path.write_text("Q: {question} R: {references} A: {answer}?")
     with scripted_server(CORRECT_REPLY) as server:
-        _, rows = judge(options={"judge_prompt": str(path)}, judge=server.url)
+        _, rows = evaluate_judged(options={"judge_prompt": str(path)}, judge=server.url)
     assert rows[1]["prompt"] == "Q: What is it? R: A star A: A dog?"
     path.write_text("{oops}")
     with pytest.raises(InputError, match=r"it may hold \{question\}, \{references\}, \{answer\}"):
-        judge("bad", options={"judge_prompt": str(path)})
+        evaluate_judged("bad", options={"judge_prompt": str(path)})
 
 
-def test_local_judge_runs_in_process(judge, base, tmp_path):
-    result, rows = judge(judge=base, judge_max_tokens=4)
-    assert len(rows) == 2 and {r["judge"] for r in rows} == {"in process"} and rows[0]["requested"] == base
+def test_local_judge_runs_in_process(evaluate_judged, tiny_vlm_path, tmp_path):
+    result, rows = evaluate_judged(judge=tiny_vlm_path, judge_max_tokens=4)
+    assert len(rows) == 2 and {r["judge"] for r in rows} == {"in process"} and rows[0]["requested"] == tiny_vlm_path
     assert result["counts"]["unparsed"] + sum(r["status"] != "ok" for r in rows) == 2  # it knows scenes, not this
 
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    words = AutoTokenizer.from_pretrained(base)
+    words = AutoTokenizer.from_pretrained(tiny_vlm_path)
     sizes = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -160,23 +163,23 @@ def test_local_judge_runs_in_process(judge, base, tmp_path):
     }
     LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "lm")
     words.save_pretrained(tmp_path / "lm")
-    _, rows = judge("lm", judge=str(tmp_path / "lm"), judge_max_tokens=3)
+    _, rows = evaluate_judged("lm", judge=str(tmp_path / "lm"), judge_max_tokens=3)
     assert len(rows) == 2 and {r["status"] for r in rows} <= {"ok", "empty"}
 
 
-def test_endpoint_judge_works_with_transformers_serve(judge, base, tmp_path, monkeypatch):
+def test_endpoint_judge_works_with_transformers_serve(evaluate_judged, tiny_vlm_path, tmp_path, monkeypatch):
     data = tmp_path / "policy"
     data.mkdir()
     made = fake_data.dash_b(data)
-    with transformers_serve(base, tmp_path / "serve.log") as address:
-        _, rows = judge(judge=address, judge_max_tokens=4, endpoint_timeout=60.0)
-        assert [r["model"] for r in rows] == [base] * 2 and all(r["input_tokens"] > 10 for r in rows)
+    with transformers_serve(tiny_vlm_path, tmp_path / "serve.log") as address:
+        _, rows = evaluate_judged(judge=address, judge_max_tokens=4, endpoint_timeout=60.0)
+        assert [r["model"] for r in rows] == [tiny_vlm_path] * 2 and all(r["input_tokens"] > 10 for r in rows)
         asked = {"output_dir": str(tmp_path / "served"), "response_length": 12, "endpoint_timeout": 60.0, **made}
         served = evaluate("dash_b", EvalConfig(model_name_or_path=address, **asked))
-    here = evaluate("dash_b", EvalConfig(model_name_or_path=base, **{**asked, "output_dir": str(tmp_path / "here")}))
+    here = evaluate("dash_b", EvalConfig(model_name_or_path=tiny_vlm_path, **{**asked, "output_dir": str(tmp_path / "here")}))
     said = [[r["answers"][0].strip() for r in read_jsonl(tmp_path / at / "predictions.jsonl")] for at in ("served", "here")]
     assert said[0] == said[1]  # the same weights, looked at through a socket and without one
-    assert served["served_model"] == base and served["endpoint"] == address and served["metrics"] == here["metrics"]
+    assert served["served_model"] == tiny_vlm_path and served["endpoint"] == address and served["metrics"] == here["metrics"]
 
 
 def test_predictions_of_failing_endpoint_are_completed_on_next_run(tmp_path):

@@ -44,14 +44,25 @@ def benchmark_dir(tmp_path):
     return root
 
 
-def test_evaluate_runs_several_benchmarks_with_one_model(base, data, tmp_path, monkeypatch):
+def test_evaluate_runs_several_benchmarks_with_one_model(tiny_vlm_path, benchmark_dir, tmp_path, monkeypatch):
     import mmrlhf.models.policy
 
     opened, policy = [], mmrlhf.models.policy.load_policy
     monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda *a: opened.append(a[0]) or policy(*a))
-    line = ["eval", "pope", "chair", "amber", "--model", f"small={base}", "--data", str(data), "--out", str(tmp_path / "out")]
+    line = [
+        "eval",
+        "pope",
+        "chair",
+        "amber",
+        "--model",
+        f"small={tiny_vlm_path}",
+        "--data",
+        str(benchmark_dir),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     line += ["--lineage", "portable", "--response_length", "6"]
-    assert main(line) == 0 and opened == [base]  # one model for all
+    assert main(line) == 0 and opened == [tiny_vlm_path]  # one model for all
     results = {n: json.loads((tmp_path / "out" / "small" / n / "result.json").read_text()) for n in ("pope", "chair", "amber")}
     assert results["pope"]["n"] == 18 and set(results["pope"]["metrics"]["robust"]) == {
         "random",
@@ -61,15 +72,17 @@ def test_evaluate_runs_several_benchmarks_with_one_model(base, data, tmp_path, m
     }
     assert results["chair"]["n"] == 2 and results["amber"]["metrics"]["robust"]["existence_accuracy"] is not None
     for result in results.values():
-        assert result["model"] == base and result["model_sha256"] and result["template_sha256"] and result["prompt_sha256"]
+        assert (
+            result["model"] == tiny_vlm_path and result["model_sha256"] and result["template_sha256"] and result["prompt_sha256"]
+        )
         assert result["generation"]["response_length"] == 6 and result["packages"]["torch"] and result["counts"]["missing"] == 0
-    assert main(line) == 0 and opened == [base]  # nothing is left to ask
+    assert main(line) == 0 and opened == [tiny_vlm_path]  # nothing is left to ask
     again = json.loads((tmp_path / "out" / "small" / "pope" / "result.json").read_text())
     assert again == results["pope"]
 
 
-def test_evaluate_refuses_answers_of_other_prompt_or_settings(base, data, tmp_path):
-    config = {"model_name_or_path": base, "data": str(data / "chair"), "output_dir": str(tmp_path / "out")}
+def test_evaluate_refuses_answers_of_other_prompt_or_settings(tiny_vlm_path, benchmark_dir, tmp_path):
+    config = {"model_name_or_path": tiny_vlm_path, "data": str(benchmark_dir / "chair"), "output_dir": str(tmp_path / "out")}
     evaluate("chair", EvalConfig(**config, response_length=3, limit=1), {"lineage": "portable"})
     with pytest.raises(InputError, match="answers to other prompts"):
         evaluate("chair", EvalConfig(**config, response_length=3, limit=1), {"lineage": "portable", "prompt": "Look!"})
@@ -79,28 +92,30 @@ def test_evaluate_refuses_answers_of_other_prompt_or_settings(base, data, tmp_pa
     assert more["n"] == 2 and len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
 
 
-def test_answer_cache_avoids_repeated_generation(base, data, tmp_path, monkeypatch):
+def test_answer_cache_avoids_repeated_generation(tiny_vlm_path, benchmark_dir, tmp_path, monkeypatch):
     import mmrlhf.models.policy
 
     opened, policy = [], mmrlhf.models.policy.load_policy
     monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda *a: opened.append(a[0]) or policy(*a))
-    how = {"model_name_or_path": base, "response_length": 3, "answer_cache_dir": str(tmp_path / "cache")}
-    first = evaluate("pope", EvalConfig(**how, data=str(data / "pope" / "coco_pope_random.json"), output_dir=str(tmp_path / "a")))
+    how = {"model_name_or_path": tiny_vlm_path, "response_length": 3, "answer_cache_dir": str(tmp_path / "cache")}
+    first = evaluate(
+        "pope", EvalConfig(**how, data=str(benchmark_dir / "pope" / "coco_pope_random.json"), output_dir=str(tmp_path / "a"))
+    )
     # the other splits ask the same; a killed run has left a line torn
     file = next((tmp_path / "cache").iterdir())
     file.write_bytes(file.read_bytes() + b'{"key": "x')
-    second = evaluate("pope", EvalConfig(**how, data=str(data / "pope"), output_dir=str(tmp_path / "b")))
-    assert opened == [base] and second["n"] == 18 and second["model_sha256"] == first["model_sha256"]
+    second = evaluate("pope", EvalConfig(**how, data=str(benchmark_dir / "pope"), output_dir=str(tmp_path / "b")))
+    assert opened == [tiny_vlm_path] and second["n"] == 18 and second["model_sha256"] == first["model_sha256"]
     lines_ = [json.loads(line) for line in (tmp_path / "b" / "predictions.jsonl").read_text().splitlines()]
     assert lines_[0]["answers"] == json.loads((tmp_path / "a" / "predictions.jsonl").read_text().splitlines()[0])["answers"]
-    write_image(data / "pope" / "0.jpg", 7)  # another picture by the same name
-    evaluate("pope", EvalConfig(**how, data=str(data / "pope"), output_dir=str(tmp_path / "c")))
-    assert opened == [base, base]
+    write_image(benchmark_dir / "pope" / "0.jpg", 7)  # another picture by the same name
+    evaluate("pope", EvalConfig(**how, data=str(benchmark_dir / "pope"), output_dir=str(tmp_path / "c")))
+    assert opened == [tiny_vlm_path, tiny_vlm_path]
 
 
-def test_evaluate_full_disk_is_reported_and_files_are_kept(data, tmp_path, monkeypatch):
+def test_evaluate_full_disk_is_reported_and_files_are_kept(benchmark_dir, tmp_path, monkeypatch):
     answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
-    config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
+    config = EvalConfig(answers=str(answers), data=str(benchmark_dir / "chair"), output_dir=str(tmp_path / "out"))
     write = stage.write_atomic
 
     def full(path, content):
@@ -116,9 +131,9 @@ def test_evaluate_full_disk_is_reported_and_files_are_kept(data, tmp_path, monke
     assert evaluate("chair", config, {"lineage": "portable"})["metrics"]["official"]["chair_s"]["value"] == 0
 
 
-def test_evaluate_file_size_limit_is_reported(data, tmp_path, monkeypatch):
+def test_evaluate_file_size_limit_is_reported(benchmark_dir, tmp_path, monkeypatch):
     answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
-    config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
+    config = EvalConfig(answers=str(answers), data=str(benchmark_dir / "chair"), output_dir=str(tmp_path / "out"))
 
     def limited(path, content):
         raise OSError(errno.EFBIG, "File too large")
@@ -128,9 +143,9 @@ def test_evaluate_file_size_limit_is_reported(data, tmp_path, monkeypatch):
         evaluate("chair", config, {"lineage": "portable"})
 
 
-def test_evaluate_recorded_answers_have_no_generation_settings(data, tmp_path):
+def test_evaluate_recorded_answers_have_no_generation_settings(benchmark_dir, tmp_path):
     answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
-    config = EvalConfig(answers=str(answers), data=str(data / "chair"), output_dir=str(tmp_path / "out"))
+    config = EvalConfig(answers=str(answers), data=str(benchmark_dir / "chair"), output_dir=str(tmp_path / "out"))
     result = evaluate("chair", config, {"lineage": "portable"})
     assert result["generation"] is result["template_sha256"] is None and {"generation", "template_sha256"} <= result.keys()
     with pytest.raises(InputError, match="chair asks no judge"):
