@@ -1,6 +1,8 @@
-"""The nouns of the project, one frozen record each. No torch here: a record is what a file says, not what a model sees.
+"""The records that every part of the package exchanges: examples, preferences, facts, claims.
 
-Tensors have their own records beside the code that makes them (`vlm.Prompt`, `prefix.Prefix`, `rollout.Rollout`).
+All are frozen and hold what a file says, not what a model computes, so this module needs no torch.
+Records of tensors are defined next to the code that makes them (`models.vlm.Prompt`,
+`engine.prefill.Prefix`, `engine.completions.Completions`).
 """
 
 from __future__ import annotations
@@ -14,32 +16,40 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+FileState = tuple[int, int, int, int]
+"""Modification time, change time (both in nanoseconds), size in bytes, and inode of a file."""
+
 
 class InputError(ValueError):
-    """What the user gave cannot be used. The message is one sentence: file, row, field, and what to do.
+    """Raise for input that cannot be used, in one sentence: file, row, field, and what to do.
 
-    The command line prints it after `error:` and exits with 2, without a traceback.
+    The command line prints the message after `error:` and exits with 2, without a traceback.
     """
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A picture that has not been opened: a file's path, or its encoded bytes. Exactly one of the two is set.
+    """An image that has not been opened: the path of its file, or its encoded bytes, never both.
 
-    `content` is the sha256 of a file that must not have become another picture since.
+    If `expected_sha256` is set, `read` raises once the file's content no longer has that hash.
     """
 
     path: str | None = None
     data: bytes | None = None
     expected_sha256: str | None = field(default=None, compare=False)
+    _digests: dict[FileState | None, str] = field(default_factory=dict, repr=False, compare=False)
+    """The content's sha256 by the state of the file when it was hashed; bytes have no state."""
 
     @property
     def name(self) -> str:
-        """How messages speak of it."""
+        """Return the image's name in messages."""
         return self.path if self.path is not None else f"<{len(self.data or b'')} bytes>"
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises InputError when the file is not there, cannot be read, or is not what it was when it was pinned."""
+        """Return the encoded bytes.
+
+        Raises InputError if the file is missing, cannot be read, or changed after it was pinned.
+        """
         if self.data is not None:
             return self.data
         assert self.path is not None
@@ -54,30 +64,35 @@ class ImageSource:
         return data
 
     def pinned(self) -> ImageSource:
-        """The same picture, which is refused once its file holds another."""
+        """Return the same image with its current hash as `expected_sha256`."""
         if self.data is not None or self.expected_sha256 is not None:
             return self
-        copy = replace(self, expected_sha256=self.key)
-        copy.__dict__["_seen"] = self.__dict__["_seen"]
-        return copy
+        return replace(self, expected_sha256=self.key)  # the copy shares `_digests`: nothing is hashed twice
 
     @property
     def key(self) -> str:
-        """sha256 of the content: two names of one picture are one picture. A file that has been written since is read again."""
-        state = None
-        if self.path is not None:
-            with contextlib.suppress(OSError):  # `read` says what is wrong with it
-                stat_result = os.stat(self.path)
-                state = stat_result.st_mtime_ns, stat_result.st_ctime_ns, stat_result.st_size, stat_result.st_ino
-        cached = self.__dict__.get("_seen")
-        if cached is None or cached[0] != state:
-            cached = state, self._digest()
-            self.__dict__["_seen"] = cached
-        return str(cached[1])
+        """Return the sha256 of the content: copies of an image under two names share a key.
+
+        A file is hashed again only after it has been written to.
+        """
+        state = self._file_state()
+        if state not in self._digests:
+            self._digests[state] = self._digest()
+        return self._digests[state]
+
+    def _file_state(self) -> FileState | None:
+        if self.path is None:
+            return None
+        try:
+            stat_result = os.stat(self.path)
+        except OSError:  # `read` reports it
+            return None
+        return stat_result.st_mtime_ns, stat_result.st_ctime_ns, stat_result.st_size, stat_result.st_ino
 
     def _digest(self) -> str:
         if self.path is not None:
-            with contextlib.suppress(OSError), open(self.path, "rb") as file:  # in blocks: a path may lead to a file of any size
+            # Hashed in blocks: the path may point at a file of any size.
+            with contextlib.suppress(OSError), open(self.path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(self.read()).hexdigest()
 
@@ -87,7 +102,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation, as text. The images of a row stand before its first user text."""
+    """One turn of a conversation, as text. A row's images come before its first user text."""
 
     role: Role
     content: str
@@ -98,9 +113,9 @@ FactKind = Literal["caption", "object", "attribute", "count", "relation", "ocr",
 
 @dataclass(frozen=True)
 class Fact:
-    """A piece of evidence on one picture. What no fact lists is unknown, not contradicted.
+    """A piece of evidence about one image. What no fact lists is unknown, not contradicted.
 
-    `box` is where it is, as shares of width and height from the top left corner: x0, y0, x1, y1.
+    `box` is x0, y0, x1, y1 from the top left corner, as fractions of the image's width and height.
     """
 
     kind: FactKind
@@ -112,9 +127,9 @@ class Fact:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt on pictures, with the answer to learn (sft) or without one (rollouts, generate, eval).
+    """A prompt about images, with an answer to learn (sft) or none (rollouts, generate, eval).
 
-    `prompt` ends with a user turn. `meta` holds whatever else the row said; no stage depends on it.
+    `prompt` ends with a user turn. `meta` holds the row's other fields; no stage depends on them.
     """
 
     id: str
@@ -127,8 +142,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two answers of a preference by their numbers: `better` is, or if `tie` they are as good. `margin` is by how much, in the
-    annotators' units, None where nobody said."""
+    """Two answers of a preference, by their indices: `better` beats `worse` unless `is_tie`.
+
+    `margin` is the difference of their ratings, in the annotators' units; None without ratings.
+    """
 
     better: int
     worse: int
@@ -138,10 +155,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Preference:
-    """K answers to one prompt on the same pictures, best first, and how they rank. `prompt` ends with a user turn.
+    """K answers to one prompt about the same images, best first, with their ranks.
 
-    `ranks` never fall; equal ones are a tie. `ratings` are what annotators gave each answer, where they did: only differences
-    mean anything. `source` is the data set the row once came from, `hallucinated` whether annotators saw false claims in the worst.
+    `prompt` ends with a user turn. `ranks` never decrease; equal ranks are a tie. `ratings`, if the
+    annotators gave any, have one value per answer, and only their differences mean anything.
+    `source` is the dataset the row originally came from; `hallucinated` says whether annotators saw
+    false claims in the worst answer.
     """
 
     id: str
@@ -160,7 +179,7 @@ class Preference:
         cls, id: str, images: tuple[ImageSource, ...], prompt: tuple[Message, ...], chosen: str, rejected: str,
         facts: tuple[Fact, ...] = (), **kwargs: Any,
     ) -> Preference:  # fmt: skip
-        """Two answers, the first the better one."""
+        """Build a preference for `chosen` over `rejected`."""
         return cls(id, images, prompt, (chosen, rejected), (1, 2), facts=facts, **kwargs)
 
     @property
@@ -173,21 +192,23 @@ class Preference:
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """All K (K - 1) / 2 of them."""
+        """Return all K (K - 1) / 2 comparisons."""
         pairs = []
-        for a, b in itertools.combinations(range(len(self.answers)), 2):
-            margin = self.ratings[a] - self.ratings[b] if self.ratings else None
-            pairs.append(Comparison(a, b, self.ranks[a] == self.ranks[b], margin))
+        for better, worse in itertools.combinations(range(len(self.answers)), 2):
+            margin = self.ratings[better] - self.ratings[worse] if self.ratings else None
+            pairs.append(Comparison(better, worse, self.ranks[better] == self.ranks[worse], margin))
         return pairs
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One visual claim of an answer, atomic, so that equal claims are equal records.
+    """One atomic visual claim of an answer. Equal claims are equal records.
 
-    `subject` is the thing it is about, in the singular. `value` is the attribute or the number; of a relation, `relation` is how and `target`
-    to what (the rendered world's own reader has both in `value`). `negated` says that it is not so, `hedged` that it may be.
-    `category` is the subject's class in COCO, and `span` the characters of the answer that make the claim; neither is part of equality.
+    `subject` is the object the claim is about, in the singular. `value` is the attribute or the
+    number. A relation has its name in `relation` and its other object in `target`; claims of
+    synthetic scenes have both in `value`. `negated` claims that it is not so, `hedged` that it may
+    be. `category` is the subject's COCO class and `span` the characters of the answer that make the
+    claim; neither counts for equality.
     """
 
     kind: Literal["object", "attribute", "count", "relation"]
@@ -203,7 +224,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a claim was found to be, with the evidence that decided it. `probability` is that the claim is true, None where nobody can say."""
+    """The verdict on a claim, with the evidence that decided it.
+
+    `probability` is the probability that the claim is true, None if it is unknown.
+    """
 
     claim: Claim
     value: Literal["supported", "contradicted", "unknown"]

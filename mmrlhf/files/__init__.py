@@ -1,1 +1,1 @@
-"""Files: atomic writes, JSONL, resumable output, bundled content, and rows with their place in a file."""
+"""Atomic writes, JSONL, resumable output, bundled resources, and rows with their location."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and places that cannot be written. No torch: a command on data starts at once."""
+"""Write files atomically, and refuse output paths that cannot be written."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mmrlhf.records import InputError
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A place to write a file that takes the name `path` when the block ends well, and is gone when it does not. Makes its folder.
+    """Yield a temporary path that replaces `path` if the block succeeds and is removed if it fails.
 
-    Raises OSError (a full disk, no permission).
+    Creates the folder. Raises OSError (disk full, no permission).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,21 +24,21 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temp_path
         fsync(temp_path)
         os.replace(temp_path, path)
-        fsync(path.parent)  # the name, too, is on the disk
+        fsync(path.parent)  # makes the rename durable, too
     finally:
         temp_path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file that is there whole or, whatever happens meanwhile, as it was before. Raises OSError, as `whole` does."""
+    """Write a file, or leave it as it was if writing fails. Raises OSError, as `atomic` does."""
     with atomic(path) as temp_path:
         temp_path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def refuse_unwritable(folder: Path, setting: str) -> None:
-    """Try whether a file can be written in a folder, before work is done for it; leaves no trace.
+    """Check that a file can be written in a folder, before any work is done. Leaves no trace.
 
-    Raises InputError, which names the setting that gave the folder.
+    Raises InputError that names the setting the folder came from.
     """
     missing_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -48,19 +48,19 @@ def refuse_unwritable(folder: Path, setting: str) -> None:
         raise InputError(f"{setting} {folder} cannot be written ({error.strerror}): give another --{setting}") from None
     finally:
         for path in missing_folders:
-            with suppress(OSError):  # it was not made, or another process has put something there
+            with suppress(OSError):  # mkdir failed before it, or another process has written to it
                 path.rmdir()
 
 
 def refuse_output_file(path: Path, setting: str = "output_file") -> None:
-    """`refuse_unwritable` for the file that --output_file (or another setting) names. Raises InputError."""
+    """Check that the file named by a setting can be written. Raises InputError if not."""
     if path.is_dir():
         raise InputError(f"{setting} {path} is a directory: name a file in it")
     refuse_unwritable(path.parent, setting)
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's content, or a directory's names, are on the disk."""
+    """Wait until a file's content, or a directory's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

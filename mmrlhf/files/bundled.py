@@ -1,7 +1,7 @@
-"""Where the files are that choose: recipes (`configs/`), samples (`data/`), benchmarks (`eval/`).
+"""Find bundled recipes (`configs/`), samples (`data/`) and benchmarks (`eval/`) by name.
 
-They stand in the repository's root, and a wheel carries a copy inside the package. Code is loaded from them by path
-only, so that a user's own benchmark is a file like any other.
+They are in the repository root, and a wheel carries a copy inside the package. Their code is loaded
+by path only, so that a user's own benchmark is a file like any other.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from mmrlhf.records import InputError
 
 ResourceKind = Literal["configs", "data", "eval"]
 SUFFIXES = {"configs": ".yaml", "data": "", "eval": ".py"}
-"""What a name may leave out."""
+"""The suffix that a name may omit."""
 
 
 def folder(kind: ResourceKind) -> Path:
-    """The bundled folder of an installed wheel, else the repository's."""
+    """Return the folder inside the installed wheel, else the one in the repository."""
     package = Path(__file__).parents[1]
     bundled = package / "_content" / kind
     return bundled if bundled.is_dir() else package.parent / kind
 
 
 def names(kind: ResourceKind) -> list[str]:
-    """What `find` knows, as it would be asked for; files that begin with `_` are not meant to be."""
+    """Return the names that `find` accepts. Files that start with `_` or `.` are private."""
     root, suffix = folder(kind), SUFFIXES[kind]
     files = (path.relative_to(root) for path in root.rglob(f"*{suffix}") if path.is_file())
     return sorted(path.as_posix().removesuffix(suffix) for path in files if not path.name.startswith(("_", ".")))
 
 
 def find(kind: ResourceKind, name: str) -> Path:
-    """The file (or folder, of `data`) with this name: `pope`, `demo/sft`. A name that ends in `.py` is a path.
+    """Return the bundled file (or `data` folder) of a name: `pope`, `demo/sft`.
 
-    Raises InputError with the nearest name there is.
+    A name that ends in `.py` is a path. Raises InputError that suggests the nearest name.
     """
     if name.endswith(".py"):
         path = Path(name)
@@ -47,25 +47,26 @@ def find(kind: ResourceKind, name: str) -> Path:
             return path
         candidates = [str(file) for file in path.parent.glob("*.py")]
         raise InputError(f"{name} does not exist" + (f": {suggestion(name, candidates)}" if candidates else ""))
-    stem = name.removeprefix(f"{kind}/").removesuffix(SUFFIXES[kind])
-    path = folder(kind) / f"{stem}{SUFFIXES[kind]}"
-    if stem and (path.is_file() or (kind == "data" and path.is_dir())):
+    short_name = name.removeprefix(f"{kind}/").removesuffix(SUFFIXES[kind])
+    path = folder(kind) / f"{short_name}{SUFFIXES[kind]}"
+    if short_name and (path.is_file() or (kind == "data" and path.is_dir())):
         return path
-    matches = [candidate for candidate in names(kind) if kind == "eval" and _normalize_name(candidate) == _normalize_name(stem)]
-    if len(matches) == 1:  # MMHal-Bench, mmhal and mmhal_bench are one
+    normalized = _normalize_name(short_name)
+    matches = [candidate for candidate in names(kind) if kind == "eval" and _normalize_name(candidate) == normalized]
+    if len(matches) == 1:  # MMHal-Bench, mmhal and mmhal_bench are the same benchmark
         return folder(kind) / f"{matches[0]}{SUFFIXES[kind]}"
-    raise InputError(f"there is no {name} in {kind}: {suggestion(stem, names(kind))}")
+    raise InputError(f"there is no {name} in {kind}: {suggestion(short_name, names(kind))}")
 
 
 def _normalize_name(name: str) -> str:
-    """A benchmark's name without what its spellings differ in."""
+    """Reduce a benchmark's name to the part that all of its spellings share."""
     return re.sub(r"[^a-z0-9/]", "", name.lower()).removesuffix("bench")
 
 
 def load_module(path: Path) -> ModuleType:
-    """Run a Python file as a module of its own, so that two files of one name never meet.
+    """Import a Python file under a unique module name, so that equal file names never collide.
 
-    It is in `sys.modules` while it runs, which dataclasses with postponed annotations need. What it raises is raised.
+    Passes on what the file raises, and then leaves no module behind.
     """
     path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"mmrlhf_content_{path.stem}_{path_digest}"
@@ -73,7 +74,7 @@ def load_module(path: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before it runs: dataclasses with postponed annotations look it up there
     try:
         spec.loader.exec_module(module)
     except BaseException:

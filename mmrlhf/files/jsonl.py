@@ -1,4 +1,4 @@
-"""Files of JSON lines: read and written the same way everywhere. No torch."""
+"""Read and write JSONL files the same way everywhere."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmrlhf.records import InputError
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that a killed process left torn is dropped.
+    """Return the objects of a JSONL file. Drops a last line that a killed process left incomplete.
 
-    Raises InputError for a missing file, and for any other line that is not a JSON object.
+    Raises InputError if the file cannot be read or any other line is not a JSON object.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -25,7 +25,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         row = _parse_object(line)
         if row is not None:
             rows.append(row)
-        elif line.strip() and number < len(lines):  # what follows the last newline is torn, or empty
+        elif line.strip() and number < len(lines):  # after the last newline: incomplete or empty
             raise InputError(f"{path} line {number} is not a JSON object: correct or remove the line")
     return rows
 
@@ -39,16 +39,18 @@ def _parse_object(line: bytes) -> dict[str, Any] | None:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """A row of a JSONL file, newline included."""
+    """Return a row as a line of JSONL, newline included."""
     return json.dumps(to_jsonable(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_jsonable(value: Any) -> Any:
-    """As JSON has it: scalars of torch and NumPy become numbers, what is not finite becomes null."""
+    """Convert torch and NumPy values to numbers and lists, and non-finite numbers to null."""
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_jsonable(item) for item in value]
     if hasattr(value, "tolist"):
         return to_jsonable(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

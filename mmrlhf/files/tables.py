@@ -1,11 +1,13 @@
-"""Where rows lie: a table of them for each kind of file, read from end to end once and then by number.
+"""Open datasets of every kind as tables: iterate once from start to end, then index by row number.
 
-What is kept of a file is where its rows begin, so that it may be larger than memory; a JSON list is one value and is kept.
-A file that changes after it was opened is refused, since its rows may stand elsewhere. Pictures stay encoded.
+Only the positions of rows are kept, so a file may be larger than memory; a JSON list is a single
+value and is kept whole. A file that changes after it was opened is refused, since its rows may have
+moved. Images stay encoded.
 
-JSON is read with `json`: Arrow's reader guesses types, so that an answer "2024-01-01" would come back as a date and
-"3" as a number, and one broken line loses the file without saying which. Parquet, saved `datasets` folders and the Hub
-have types of their own, which `datasets` knows; local files are read where they lie, so that no cached copy goes stale.
+JSON is read with `json`: Arrow's reader guesses types, so that an answer "2024-01-01" would become
+a date and "3" a number, and one broken line fails the file without a line number. Parquet, saved
+`datasets` folders and the Hub have types of their own, which `datasets` handles; local files are
+read in place, so that no cached copy goes stale.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from mmrlhf.records import InputError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 ROWS_PER_BATCH = 64
-"""Of a table, on the way through it, so that a large one is not in memory twice."""
+"""Rows to decode at a time while iterating, so that a large table is not in memory twice."""
 
 
 class Table(Protocol):
-    """A dataset's rows. Going through it finds where they are; `[place]`, counted from 0, gives one again after that."""
+    """A dataset's rows. Iterating locates them; after that, `[index]` (from 0) returns one."""
 
     def __iter__(self) -> Iterator[RawRow]: ...
 
@@ -39,26 +41,26 @@ class Table(Protocol):
 
 
 def open_table(dataset_name: str, split: str = "train") -> Table:
-    """A JSON, JSONL or parquet file, a saved `datasets` folder, or a Hub dataset.
+    """Open a JSON, JSONL or parquet file, a saved `datasets` folder, or a Hub dataset.
 
-    Raises InputError, now or on the way through it, when there is no such thing or it cannot be read.
+    Raises InputError, now or during iteration, if it does not exist or cannot be read.
     """
     path = Path(dataset_name)
     if path.suffix in (".json", ".jsonl") and not path.is_dir():
         with open_binary(path) as file:
             is_list = file.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
-        return _JsonListTable(path) if is_list else _JsonlTable(path)  # whichever the content is, whatever the suffix says
+        return _JsonListTable(path) if is_list else _JsonlTable(path)  # by content: the suffix may be wrong
     with _as_input_errors(dataset_name):
         return _open_arrow_table(dataset_name, split)
 
 
 def read_rows(dataset_name: str, split: str = "train") -> Iterator[RawRow]:
-    """The rows of a dataset, once. Raises InputError as `table` does, and when there are none."""
+    """Iterate over a dataset's rows. Raises InputError as `open_table` does, or if it is empty."""
     return checked_rows(dataset_name, open_table(dataset_name, split))
 
 
 def checked_rows(name: str, rows: Table) -> Iterator[RawRow]:
-    """The rows of a table. Raises InputError when there are none."""
+    """Iterate over a table's rows. Raises InputError if there are none."""
     has_rows = False
     for row in rows:
         has_rows = True
@@ -68,13 +70,15 @@ def checked_rows(name: str, rows: Table) -> Iterator[RawRow]:
 
 
 def dataset_folder(dataset_name: str) -> Path | None:
-    """Where relative paths of a dataset start unless the user says otherwise: its own folder; none for a Hub id."""
+    """Return the default folder of a dataset's relative paths, None for a Hub id."""
     path = Path(dataset_name)
-    return path if path.is_dir() else path.parent if path.is_file() else None
+    if path.is_dir():
+        return path
+    return path.parent if path.is_file() else None
 
 
 class _ChangeGuard:
-    """What files were when they were opened. Calling it raises InputError when one of them is no longer that."""
+    """Remembers the state of files. Calling it raises InputError if one has changed since."""
 
     def __init__(self, files: Sequence[str | Path]) -> None:
         self._initial_states = {str(file): self._file_state(file) for file in files}
@@ -82,7 +86,7 @@ class _ChangeGuard:
     def __call__(self) -> None:
         for file, initial_state in self._initial_states.items():
             if self._file_state(file) != initial_state:
-                raise InputError(f"{file} has changed since it was first read: start again, and leave it alone until the end")
+                raise InputError(f"{file} has changed since it was first read: start again, and do not modify it until the end")
 
     @staticmethod
     def _file_state(file: str | Path) -> tuple[int, int, int] | None:
@@ -93,11 +97,11 @@ class _ChangeGuard:
         return stat_result.st_mtime_ns, stat_result.st_size, stat_result.st_ino
 
 
-# ---- JSON ------------------------------------------------------------------------------------------------------------
+# ---- JSON ----------------------------------------------------------------------------------------
 
 
 class _JsonlTable:
-    """One object a line. A blank line is none, and is counted for messages."""
+    """One object per line. Blank lines are skipped, but count for the line numbers in messages."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._check_unchanged = path, _ChangeGuard([path])
@@ -139,12 +143,12 @@ class _JsonListTable:
         return RawRow(f"{self._path}, row {index + 1}", index + 1, self._values[index])
 
 
-# ---- tables of Arrow -------------------------------------------------------------------------------------------------
+# ---- Arrow and parquet ---------------------------------------------------------------------------
 
 
 @contextmanager
 def _as_input_errors(name: str) -> Iterator[None]:
-    """The readers of datasets, pyarrow and the Hub have no exception in common: all of theirs become InputError."""
+    """Turn every error into InputError: `datasets`, pyarrow and the Hub share no base class."""
     try:
         yield
     except InputError:
@@ -168,7 +172,9 @@ def _open_arrow_table(name: str, split: str) -> Table:
         return _ArrowTable(name, datasets.load_dataset(name, split=split))
     if any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
         saved = datasets.load_from_disk(name)
-        return _ArrowTable(name, saved[_resolve_split(name, split, saved)] if isinstance(saved, datasets.DatasetDict) else saved)
+        if isinstance(saved, datasets.DatasetDict):
+            saved = saved[_resolve_split(name, split, saved)]
+        return _ArrowTable(name, saved)
     if next(path.rglob("*.parquet"), None) is not None:
         files = datasets.load_dataset_builder("parquet", data_dir=name).config.data_files
         return _ParquetTable(name, [Path(file) for file in files[_resolve_split(name, split, files)]])
@@ -176,14 +182,14 @@ def _open_arrow_table(name: str, split: str) -> Table:
 
 
 def _resolve_split(name: str, split: str, splits: Mapping[str, Any]) -> str:
-    """The split to read: the one that is asked for, or the only one. Raises InputError with the nearest name."""
+    """Return the requested split, or the only one. Raises InputError if there is no such split."""
     if split not in splits and len(splits) > 1:
         raise InputError(f"{name} has no split {split}: {suggestion(split, map(str, splits))}")
     return split if split in splits else next(iter(splits))
 
 
 class _ArrowTable:
-    """A `datasets.Dataset`, which lies on the disk and is mapped into memory."""
+    """A `datasets.Dataset`, memory-mapped from disk."""
 
     def __init__(self, name: str, dataset: Any) -> None:
         self._name, self._dataset, self._features = name, dataset.with_format("arrow"), _without_image_decoding(dataset.features)
@@ -204,15 +210,16 @@ class _ArrowTable:
 
 @dataclass(frozen=True)
 class _RowGroup:
-    """A row group of a parquet file: no row of it can be had without reading all. `first` is its first row's place in the table."""
+    """A row group of a parquet file, the smallest unit that can be read."""
 
     file: Path
     number: int
     first_index: int
+    """Index of its first row in the table."""
 
 
 class _ParquetTable:
-    """Parquet files, one after the other. Through the files some rows are read at a time, by number a row group."""
+    """Parquet files in order. Iterating reads small batches, indexing reads whole row groups."""
 
     def __init__(self, name: str, files: Sequence[Path]) -> None:
         from pyarrow import parquet
@@ -229,8 +236,8 @@ class _ParquetTable:
                     num_rows += file.metadata.row_group(number).num_rows
 
     def __iter__(self) -> Iterator[RawRow]:
-        # A stream of `datasets` has threads that outlive it where reading stops early, as it does at a bad row: Python then
-        # hangs or aborts when it ends. Hence pyarrow's batches.
+        # pyarrow's batches, not a stream of `datasets`: its threads outlive an iteration that stops
+        # early, as it does at a bad row, and Python then hangs or aborts on exit.
         import pyarrow
 
         batch_start = 0
@@ -241,7 +248,8 @@ class _ParquetTable:
                 batches = file.iter_batches(ROWS_PER_BATCH, use_threads=False)
                 while True:
                     with _as_input_errors(self._name):
-                        if (batch := next(batches, None)) is None:
+                        batch = next(batches, None)
+                        if batch is None:
                             break
                         rows = _decode_rows(pyarrow.Table.from_batches([batch]))
                     yield from (_raw_row(self._name, batch_start + offset, row) for offset, row in enumerate(rows))
@@ -250,15 +258,21 @@ class _ParquetTable:
 
     def __getitem__(self, index: int) -> RawRow:
         self._check_unchanged()
+        # The last group that starts at or before the row.
         group = self._groups[bisect.bisect_right(self._groups, index, key=lambda group: group.first_index) - 1]
         with _as_input_errors(self._name):
-            group_rows = next((rows for cached_group, rows in self._cached_groups if cached_group is group), None)
-            if group_rows is None:
-                with self._open_parquet(group.file) as file:
-                    group_rows = file.read_row_group(group.number, use_threads=False)
-                self._cached_groups.append((group, group_rows))
-            (row,) = _decode_rows(group_rows.slice(index - group.first_index, 1))
+            (row,) = _decode_rows(self._read_group(group).slice(index - group.first_index, 1))
         return _raw_row(self._name, index, row)
+
+    def _read_group(self, group: _RowGroup) -> Any:
+        """Read a row group as an Arrow table, or take it from the cache."""
+        for cached_group, rows in self._cached_groups:
+            if cached_group is group:
+                return rows
+        with self._open_parquet(group.file) as file:
+            rows = file.read_row_group(group.number, use_threads=False)
+        self._cached_groups.append((group, rows))
+        return rows
 
 
 def _raw_row(name: str, index: int, row: Any) -> RawRow:
@@ -266,7 +280,7 @@ def _raw_row(name: str, index: int, row: Any) -> RawRow:
 
 
 def _decode_rows(rows: Any, features: Any = None) -> list[dict[str, Any]]:
-    """An Arrow table's rows as Python has them: columns of JSON parsed, pictures as encoded bytes or paths."""
+    """Convert an Arrow table to Python rows: JSON columns parsed, images as bytes or paths."""
     import datasets
 
     features = _without_image_decoding(datasets.Features.from_arrow_schema(rows.schema)) if features is None else features
@@ -274,7 +288,7 @@ def _decode_rows(rows: Any, features: Any = None) -> list[dict[str, Any]]:
 
 
 def _without_image_decoding(features: Any) -> Any:
-    """The same features, whose pictures are not decoded."""
+    """Return the same features with image decoding switched off."""
     import datasets
 
     def disable_decoding(feature: Any) -> Any:
@@ -282,6 +296,8 @@ def _without_image_decoding(features: Any) -> Any:
             return replace(feature, decode=False)
         if isinstance(feature, dict):
             return {name: disable_decoding(inner_feature) for name, inner_feature in feature.items()}
-        return replace(feature, feature=disable_decoding(feature.feature)) if hasattr(feature, "feature") else feature
+        if hasattr(feature, "feature"):  # a list of features
+            return replace(feature, feature=disable_decoding(feature.feature))
+        return feature
 
     return datasets.Features(disable_decoding(dict(features)))
