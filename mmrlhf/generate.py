@@ -37,7 +37,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     ):
         for example, texts in generate_batches(
             vlm, examples[num_done:], make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations,
-            seed=config.seed, max_length=config.max_length,
+            max_length=config.max_length,
         ):  # fmt: skip
             row = {
                 "id": example.id,

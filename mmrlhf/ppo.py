@@ -27,8 +27,8 @@ from torch import Tensor
 from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples
 from mmrlhf.engine.completions import SampledCompletions, char_to_token, select_prompts
-from mmrlhf.engine.rollout import sample_completions
-from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.engine.rollout import LocalEngine, prompts_from_examples
+from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
 from mmrlhf.facts import read_facts, render_facts
 from mmrlhf.files.atomic import write_atomic
@@ -139,6 +139,7 @@ def ppo(
     parameters = [p for role in trained_roles for p in role.parameters()]
     optimizer = torch.optim.AdamW(param_groups, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
     sampling_params = SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens)
+    engine = LocalEngine(policy)
 
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
@@ -166,11 +167,10 @@ def ppo(
             local_rows = rows[accelerator.process_index :: accelerator.num_processes]
 
             # 2. Rollout
-            with policy.active():
-                completions = sample_completions(
-                    vlm, local_rows, sampling_params, num_generations=config.num_generations, seed=config.seed, step=step,
-                    max_length=config.max_length - config.response_length,
-                )  # fmt: skip
+            prompts = prompts_from_examples(vlm, local_rows, config.max_length - config.response_length)
+            engine.set_policy(step)
+            step_params = replace(sampling_params, seed=step_seed(config.seed, step))
+            completions = engine.sample(prompts, config.num_generations, step_params)
             mask_NT = completions.mask_NT.float()
 
             # 3. Rewards, term by term

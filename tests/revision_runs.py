@@ -35,7 +35,7 @@ from mmrlhf.cli import main
 from mmrlhf.datasets import FORMATS, read_examples
 from mmrlhf.engine import naive
 from mmrlhf.engine.prefill import prefill
-from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.records import Fact
 from mmrlhf.rewards.best_of_n import best_of_n
@@ -206,7 +206,8 @@ def run_families(out: Path) -> None:
         with tempfile.TemporaryDirectory() as directory:
             fixture = FamilySetup(family, Path(directory))
             tensors = paths_of(fixture)
-            sampled = sample_completions(fixture.vlm, fixture.examples, SamplingParams(10, 0.8, 0.95), num_generations=2, seed=3)
+            prompts = prompts_from_examples(fixture.vlm, fixture.examples)
+            sampled = sample_completions(fixture.vlm, prompts, 2, SamplingParams(10, 0.8, 0.95, seed=3))
         tensors |= {"sampled/ids": sampled.token_ids_NT, "sampled/mask": sampled.mask_NT, "sampled/log_probs": sampled.logps_NT,
                     "sampled/entropy": sampled.entropy_NT, "sampled/ended": sampled.finished_N}  # fmt: skip
         write_tensors(out / f"families/{family}.safetensors", tensors)

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmrlhf.config import EngineConfig
 from mmrlhf.engine.prefill import max_logp_gap
-from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.rollout import LocalEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
 from mmrlhf.models.adapters import Adapters, Role
@@ -207,11 +207,11 @@ def main() -> None:
         SamplingParams(args.tokens, min_tokens=args.tokens),
     )
     policy = Role(adapters, "policy")
+    engine = LocalEngine(policy)
     num_tokens = args.prompts * args.generations * args.tokens
 
     def sample_rollout() -> Any:
-        with policy.active():
-            return sample_completions(vlm, examples, sampling_params, num_generations=args.generations)
+        return engine.sample(prompts_from_examples(vlm, examples), args.generations, sampling_params)
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -59,7 +59,7 @@ def build_sft_rows(data_config: ScenesConfig, cooccurrence_bias: float) -> list[
     for index in range(data_config.sft_rows):
         scene, rng = training_scene("sft", index, data_config), np.random.default_rng([data_config.seed, 31, index])
         question = (
-            scenes.description_question(scene, rng, habit=cooccurrence_bias) if index % 4 else scenes.short_question(scene, rng)
+            scenes.description_question(scene, rng, cooccurrence_bias=cooccurrence_bias) if index % 4 else scenes.short_question(scene, rng)
         )
         rows.append(Example(scene.id, (scene.image_source(),), (Message("user", question.text),), question.answer))
     return rows
@@ -101,14 +101,15 @@ def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path)
                 (data_config.hot_temperature, num_hot),
             ):
                 answers_at_temperature = []
-                sampling_params = SamplingParams(RESPONSE_LENGTH, temperature)
+                sampling_params = SamplingParams(
+                    RESPONSE_LENGTH, temperature, seed=data_config.seed + int(temperature * 100)
+                )
                 for _, sampled_answers in generate_batches(
                     vlm,
                     examples,
                     sampling_params,
                     batch_size=64,
                     num_generations=num_generations,
-                    seed=data_config.seed + int(temperature * 100),
                 ):
                     answers_at_temperature.append(sampled_answers)
                     progress_bar.advance()
@@ -120,7 +121,7 @@ def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path)
         scene, rng = training_scene("pairs", index, data_config), np.random.default_rng([data_config.seed, 43, index])
         answers = list(answers)
         if example.meta["kind"] == "describe" and rng.random() < data_config.injected_share:
-            answers[0] = scenes.caption(scene, rng, faults=int(rng.integers(1, 4)))
+            answers[0] = scenes.caption(scene, rng, num_faults=int(rng.integers(1, 4)))
         rng.shuffle(answers)
         for a, b in zip(answers[::2], answers[1::2], strict=False):
             utility_gap = scenes.utility(scene, a, data_config.false_claim_penalty) - scenes.utility(

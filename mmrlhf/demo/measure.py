@@ -103,10 +103,9 @@ def generate_answers(
         return loaded["sft"]
 
     def sample_answers(model_name: str, split: str) -> Iterator[tuple[Example, list[str]]]:
-        generation_args = {"batch_size": 100, "seed": data_config.seed}
         if model_name == "clean_sft":
             loaded.setdefault("clean", load_vlm(clean_sft_path))
-            yield from generate_batches(loaded["clean"], rows[split], GREEDY, **generation_args)
+            yield from generate_batches(loaded["clean"], rows[split], GREEDY, batch_size=100)
             return
         adapters = load_adapters()
         if model_name == "best_of_n":
@@ -128,9 +127,9 @@ def generate_answers(
             yield from generate_batches(
                 adapters.vlm,
                 rows[split],
-                SamplingParams(RESPONSE_LENGTH, temperature),
+                SamplingParams(RESPONSE_LENGTH, temperature, seed=data_config.seed),
+                batch_size=100,
                 num_generations=num_generations,
-                **generation_args,
             )
 
     answers: AnswersByModel = {}

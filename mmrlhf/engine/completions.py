@@ -33,6 +33,11 @@ class SampledCompletions(Completions):
     texts: list[str]
     sampling_params: SamplingParams
 
+    @property
+    def finish_reasons(self) -> list[str]:
+        """ "stop" for an answer that ended by itself, "length" for one cut at `max_tokens` (vLLM's words)."""
+        return ["stop" if finished else "length" for finished in self.finished_N.tolist()]
+
 
 def char_to_token(vlm: VLM, token_ids: Tensor, text: str) -> list[int]:
     """For each character of `text`, which the answer `ids` [T] was decoded to, the token that completes it. A character of several

@@ -1,10 +1,12 @@
-"""Answers to prompts: sampled once, by the same code for ppo, generate and evaluation; and the one way in which stages go over them."""
+"""Sample answers to prompts: the engine that a trainer talks to, and the batching that every command shares."""
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,59 +16,146 @@ from mmrlhf.engine import shared_prefix
 from mmrlhf.engine.completions import SampledCompletions
 from mmrlhf.engine.prefill import prompt_lengths
 from mmrlhf.engine.sampling import SampleOutput, SamplingParams, sample
+from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example
 
+# ---- the engine of a trainer -------------------------------------------------------------------
 
-def sampling_noise(example_ids: Sequence[str], num_generations: int, max_tokens: int, seed: int, step: int = 0) -> Tensor:
-    """Uniform draws [N, tokens] that follow from seed, step, the row's id and the answer's number alone: neither the batch
-    nor what was sampled before matters, so that a run that resumes needs no generator's state. A row that stands there twice has
-    other draws the second time."""
+
+class RolloutEngine(Protocol):
+    """Samples answers for a trainer, in its process or elsewhere.
+
+    A training step calls `wake`, `set_policy`, `sample`, `free`, in this order; `close` ends the run.
+    `sample` may be called several times in a step. An engine that runs elsewhere (vLLM, SGLang):
+
+    - receives the policy as a PEFT adapter directory. It must load each version under a name of its
+      own (`policy-v{version}`), before the first answer of that version is sampled: an engine that
+      already knows a name keeps serving the old weights without a word.
+    - takes `Prompt.token_ids` as they are and either `Prompt.image_features` or `Prompt.images`.
+      Image features are cached under `ImageSource.key` plus the encoder's fingerprint, never under a
+      file or row name.
+    - samples from the distribution that `VLM.token_logps` describes: temperature applied,
+      `VLM.suppressed_tokens` at probability 0. It reports log-probs of that distribution.
+
+    Log-probs of another engine's kernels differ from the trainer's by rounding. A trainer recomputes
+    them before it takes ratios (`scoring.in_micro_batches(scoring.logps, ...)`).
+    """
+
+    def set_policy(self, version: int, adapter: Path | None = None) -> None:
+        """Sample from version `version` of the policy from now on.
+
+        `adapter` is the directory of its LoRA adapter in PEFT's format. None means that the engine
+        already has the weights, or that the policy is the base model.
+        """
+        ...
+
+    def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> SampledCompletions:
+        """Sample `n` answers per prompt: `n * len(prompts)` rows in prompt order.
+
+        `token_ids_NT` includes the end-of-sequence token of a finished answer. `entropy_NT` is 0 where
+        the engine does not report it. The same prompts, `params` (with its seed) and policy version give
+        the same answers as far as the engine's kernels are deterministic, and prompts with equal ids get
+        independent samples.
+        """
+        ...
+
+    def free(self) -> None:
+        """Release the memory that only sampling needs (KV cache, weights), until `wake`."""
+        ...
+
+    def wake(self) -> None:
+        """Take that memory again. Called before the first rollout, too."""
+        ...
+
+    def close(self) -> None:
+        """Shut down. The engine is not used again."""
+        ...
+
+
+class LocalEngine:
+    """Sample in the trainer's process, from the trainer's own weights."""
+
+    def __init__(self, policy: Role):
+        self.policy = policy
+        self.policy_version = 0
+
+    def set_policy(self, version: int, adapter: Path | None = None) -> None:
+        """Record the version: the weights are shared. Raises ValueError if given an adapter."""
+        if adapter is not None:
+            raise ValueError(f"LocalEngine shares its weights with the trainer and loads no adapter, but got {adapter}")
+        self.policy_version = version
+
+    def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> SampledCompletions:
+        """Sample `n` answers per prompt under the policy's adapter."""
+        with self.policy.active():
+            return sample_completions(self.policy.vlm, prompts, n, params)
+
+    def free(self) -> None:
+        """Do nothing: nothing outlives a call of `sample`."""
+
+    def wake(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+# ---- sampling ----------------------------------------------------------------------------------
+
+
+def sampling_noise(prompt_ids: Sequence[str], num_generations: int, max_tokens: int, seed: int) -> Tensor:
+    """Return uniform noise [N, max_tokens] in float64, one row per answer in prompt order.
+
+    A row follows from the seed, the prompt's id and the answer's number alone. Neither the batch nor
+    earlier samples matter, so a resumed run needs no generator state. A repeated id gets fresh noise at
+    every occurrence in `prompt_ids`.
+    """
     occurrences: Counter[str] = Counter()
-    keys = []
-    for key in example_ids:
-        keys.append(f"{key}#{occurrences[key]}" if occurrences[key] else key)
-        occurrences[key] += 1
+    noise_keys = []
+    for prompt_id in prompt_ids:
+        noise_keys.append(f"{prompt_id}#{occurrences[prompt_id]}" if occurrences[prompt_id] else prompt_id)
+        occurrences[prompt_id] += 1
+    # Philox is counter-based: its 128-bit key selects a stream, here (id and answer number, seed).
     noise = [
-        np.random.Generator(np.random.Philox(key=[zlib.crc32(key.encode()) + (g << 32), seed + (step << 32)])).random(max_tokens)
-        for key in keys
+        np.random.Generator(np.random.Philox(key=[zlib.crc32(key.encode()) + (g << 32), seed])).random(max_tokens)
+        for key in noise_keys
         for g in range(num_generations)
     ]
     return torch.from_numpy(np.stack(noise))
 
 
-def sample_completions(
-    vlm: VLM,
-    examples: Sequence[Example],
-    sampling_params: SamplingParams,
-    *,
-    num_generations: int = 1,
-    seed: int = 0,
-    step: int = 0,
-    max_length: int | None = None,
-    prompts: list[Prompt] | None = None,
-) -> SampledCompletions:
-    """Answers of the current role to `examples`, of which one that stands there twice is answered twice; `prompts` are theirs where they
-    have been made already."""
-    if prompts is None:
-        prompts = vlm.build_prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
-    noise = None
-    if sampling_params.temperature > 0:
-        noise = sampling_noise([e.id for e in examples], num_generations, sampling_params.max_tokens, seed, step).to(vlm.device)
-    prompt_index_N = torch.arange(len(prompts), device=vlm.device).repeat_interleave(num_generations)
+def _noise_for(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams) -> Tensor | None:
+    """Return the noise of these prompts on the model's device, or None for greedy decoding."""
+    if params.temperature == 0:
+        return None
+    return sampling_noise([p.id for p in prompts], num_generations, params.max_tokens, params.seed).to(vlm.device)
+
+
+def prompts_from_examples(vlm: VLM, examples: Sequence[Example], max_length: int | None = None) -> list[Prompt]:
+    """Build the prompts of examples; the row ids become the prompts' ids. Raises as `VLM.build_prompts`."""
+    return vlm.build_prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
+
+
+def sample_completions(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams) -> SampledCompletions:
+    """Sample `num_generations` answers per prompt under the active adapter.
+
+    Repeated prompts get independent samples. The token budget (`vlm.budget`) sets the batch size and
+    does not change the answers.
+    """
+    noise = _noise_for(vlm, prompts, num_generations, params)
 
     def sample_micro_batches() -> tuple[list[int], list[SampleOutput]]:
-        answer_lengths = [[sampling_params.max_tokens] * num_generations for _ in prompts]
+        answer_lengths = [[params.max_tokens] * num_generations for _ in prompts]
         answer_indices, outputs = [], []
         for micro_batch in vlm.budget.micro_batches(prompt_lengths(prompts), answer_lengths):
             for indices in micro_batch.answer_batches:
-                local_prompt_indices = [micro_batch.prompt_indices.index(i // num_generations) for i in indices]
                 outputs.append(
                     sample(
                         vlm,
                         [prompts[p] for p in micro_batch.prompt_indices],
-                        local_prompt_indices,
-                        sampling_params,
+                        [micro_batch.prompt_indices.index(i // num_generations) for i in indices],
+                        params,
                         None if noise is None else noise[indices],
                     )
                 )
@@ -74,75 +163,88 @@ def sample_completions(
         return answer_indices, outputs
 
     answer_indices, outputs = vlm.budget.retry_on_oom(sample_micro_batches)
-    width = max(s.token_ids_NT.shape[1] for s in outputs)
-    order = torch.tensor(answer_indices, device=vlm.device).argsort()
+    width = max(output.token_ids_NT.shape[1] for output in outputs)
+    order = torch.tensor(answer_indices, device=vlm.device).argsort()  # micro-batches sort prompts by length
 
     def pad_and_concat(tensors: list[Tensor], pad_value: float = 0) -> Tensor:
         return torch.cat([torch.nn.functional.pad(t, (0, width - t.shape[1]), value=pad_value) for t in tensors])[order]
 
-    token_ids_NT = pad_and_concat([s.token_ids_NT for s in outputs], int(vlm.tokenizer.pad_token_id))
-    mask_NT = pad_and_concat([s.mask_NT for s in outputs])
-    logps_NT, entropy_NT = pad_and_concat([s.logps_NT for s in outputs]), pad_and_concat([s.entropy_NT for s in outputs])
-    texts = [_truncate_at_stop(vlm.decode(i[m.bool()]), sampling_params.stop) for i, m in zip(token_ids_NT, mask_NT, strict=True)]
+    token_ids_NT = pad_and_concat([output.token_ids_NT for output in outputs], int(vlm.tokenizer.pad_token_id))
+    mask_NT = pad_and_concat([output.mask_NT for output in outputs])
     return SampledCompletions(
-        prompts,
-        prompt_index_N,
-        token_ids_NT,
-        mask_NT,
-        logps_NT,
-        entropy_NT,
-        torch.cat([s.finished_N for s in outputs])[order],
-        texts,
-        sampling_params,
+        prompts=list(prompts),
+        prompt_index_N=torch.arange(len(prompts), device=vlm.device).repeat_interleave(num_generations),
+        token_ids_NT=token_ids_NT,
+        mask_NT=mask_NT,
+        logps_NT=pad_and_concat([output.logps_NT for output in outputs]),
+        entropy_NT=pad_and_concat([output.entropy_NT for output in outputs]),
+        finished_N=torch.cat([output.finished_N for output in outputs])[order],
+        texts=_decode_texts(vlm, token_ids_NT, mask_NT, params.stop),
+        sampling_params=params,
     )
 
 
-def _truncate_at_stop(text: str, stop: tuple[str, ...]) -> str:
-    return text[: min([text.find(s) for s in stop if s in text], default=len(text))].strip()
+def _decode_texts(vlm: VLM, token_ids_NT: Tensor, mask_NT: Tensor, stop: tuple[str, ...]) -> list[str]:
+    """Decode each row and cut it before its first stop string."""
+    texts = [vlm.decode(token_ids[mask.bool()]) for token_ids, mask in zip(token_ids_NT, mask_NT, strict=True)]
+    return [text[: min((text.find(s) for s in stop if s in text), default=len(text))].strip() for text in texts]
+
+
+# ---- many prompts ------------------------------------------------------------------------------
 
 
 def generate_batches(
-    vlm: VLM, examples: Sequence[Example], sampling_params: SamplingParams, *, batch_size: int, num_generations: int = 1, seed: int = 0,
+    vlm: VLM,
+    examples: Sequence[Example],
+    params: SamplingParams,
+    *,
+    batch_size: int,
+    num_generations: int = 1,
     max_length: int | None = None,
-) -> Iterator[tuple[Example, list[str]]]:  # fmt: skip
-    """Each example with its answers, a batch of prompts at a time; questions about one picture share it."""
+) -> Iterator[tuple[Example, list[str]]]:
+    """Yield each example with its answers, in order, sampling `batch_size` prompts at a time.
+
+    With one answer per prompt, prompts about the same images share the prefill of what they have in
+    common, where the model allows it (`shared_prefix`).
+    """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
-        prompts = vlm.build_prompts([(e.prompt, e.images) for e in batch], max_length, [e.id for e in batch])
-        texts = _sample_with_shared_prefix(vlm, batch, prompts, sampling_params, seed) if num_generations == 1 else None
+        prompts = prompts_from_examples(vlm, batch, max_length)
+        texts = _sample_with_shared_prefix(vlm, prompts, params) if num_generations == 1 else None
         if texts is None:
-            texts = sample_completions(
-                vlm, batch, sampling_params, num_generations=num_generations, seed=seed, prompts=prompts
-            ).texts
+            texts = sample_completions(vlm, prompts, num_generations, params).texts
         for i, example in enumerate(batch):
             yield example, texts[i * num_generations : (i + 1) * num_generations]
 
 
-def _sample_with_shared_prefix(
-    vlm: VLM, examples: Sequence[Example], prompts: list[Prompt], sampling_params: SamplingParams, seed: int
-) -> list[str] | None:
-    """An answer to each example, what prompts have in common run once; None where nothing is shared or this model does not allow it."""
-    groups = shared_prefix.group_by_prefix(vlm, prompts, sampling_params)
-    first_shared_group = next((g for g in groups if len(g) > 1), None)
+def _sample_with_shared_prefix(vlm: VLM, prompts: Sequence[Prompt], params: SamplingParams) -> list[str] | None:
+    """Sample one answer per prompt with shared prefixes.
+
+    Returns None if no prompts have a prefix worth sharing, or if the model does not support it.
+    """
+    groups = shared_prefix.group_by_prefix(vlm, prompts, params)
+    first_shared_group = next((group for group in groups if len(group) > 1), None)
     if first_shared_group is None or not shared_prefix.is_supported(vlm, [prompts[i] for i in first_shared_group]):
         return None
-    noise = (
-        sampling_noise([e.id for e in examples], 1, sampling_params.max_tokens, seed).to(vlm.device)
-        if sampling_params.temperature > 0
-        else None
-    )
+    noise = _noise_for(vlm, prompts, 1, params)
     texts = [""] * len(prompts)
 
     def sample_micro_batches() -> None:
-        group_lengths = [max(len(prompts[i].token_ids) for i in g) for g in groups]
-        for micro_batch in vlm.budget.micro_batches(group_lengths, [[sampling_params.max_tokens] * len(g) for g in groups]):
+        # For the budget, a group is one prompt (its longest) with an answer per member.
+        group_lengths = [max(len(prompts[i].token_ids) for i in group) for group in groups]
+        answer_lengths = [[params.max_tokens] * len(group) for group in groups]
+        for micro_batch in vlm.budget.micro_batches(group_lengths, answer_lengths):
             batch_groups = [groups[g] for g in micro_batch.prompt_indices]
-            indices = [i for g in batch_groups for i in g]
+            indices = [i for group in batch_groups for i in group]
             output = shared_prefix.sample(
-                vlm, [[prompts[i] for i in g] for g in batch_groups], sampling_params, None if noise is None else noise[indices]
+                vlm,
+                [[prompts[i] for i in group] for group in batch_groups],
+                params,
+                None if noise is None else noise[indices],
             )
-            for i, token_ids, mask in zip(indices, output.token_ids_NT, output.mask_NT, strict=True):
-                texts[i] = _truncate_at_stop(vlm.decode(token_ids[mask.bool()]), sampling_params.stop)
+            batch_texts = _decode_texts(vlm, output.token_ids_NT, output.mask_NT, params.stop)
+            for i, text in zip(indices, batch_texts, strict=True):
+                texts[i] = text
 
     vlm.budget.retry_on_oom(sample_micro_batches)
     return texts

@@ -23,8 +23,12 @@ from mmrlhf.models.vlm import VLM, Prompt
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How answers are drawn. `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 keep every token; no answer ends before `min_tokens`, all do
-    at `max_tokens` or where a text of `stop` has been said."""
+    """How to sample answers.
+
+    `temperature` 0 is greedy decoding; `top_p` 1 and `top_k` 0 keep every token. An answer has at least
+    `min_tokens` and at most `max_tokens` tokens, and ends at the first string of `stop`. The noise of an
+    answer follows from `seed`, its prompt's id and its number among that prompt's answers.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -32,11 +36,20 @@ class SamplingParams:
     top_k: int = 0
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def is_full_distribution(self) -> bool:
         """Whether tokens are drawn from the distribution that `VLM.token_logps` is of."""
         return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the sampling seed of a training step, different for every step of a run.
+
+    Seeds below 2^32 of different runs never meet: the step is the upper half of the 64 bits.
+    """
+    return seed + (step << 32)
 
 
 @dataclass(frozen=True)
@@ -265,6 +278,13 @@ def _filter_top_k_top_p(probabilities: Tensor, top_k: int, top_p: float) -> Tens
 
 
 def make_sampling_params(config: GenerateConfig | EvalConfig) -> SamplingParams:
-    """How a configuration asks for answers."""
-    stop = (config.stop,) if config.stop else ()
-    return SamplingParams(config.response_length, config.temperature, config.top_p, config.top_k, config.min_new_tokens, stop)
+    """Return the sampling parameters that a configuration asks for."""
+    return SamplingParams(
+        max_tokens=config.response_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_tokens=config.min_new_tokens,
+        stop=(config.stop,) if config.stop else (),
+        seed=config.seed,
+    )

@@ -159,7 +159,7 @@ def _model_answers(
 
     with progress(num_done + len(examples), f"eval {name}", start=num_done) as progress_bar:
         for example_and_answers in generate_batches(
-            vlm, examples, make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations, seed=config.seed,
+            vlm, examples, make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations,
         ):  # fmt: skip
             progress_bar.advance()
             yield example_and_answers

@@ -42,6 +42,7 @@ class Prompt:
     image_features: tuple[ImageFeatures, ...]
     text: str
     images: tuple[ImageSource, ...]
+    id: str = ""
 
 
 @dataclass
@@ -208,7 +209,9 @@ class VLM:
                 raise InputError(
                     f"{describe_row(i)} has {len(token_ids)} tokens with its images, and the model has {max_positions} positions: drop the row"
                 )
-            prompts.append(Prompt(token_ids, extras, image_features[i], texts[i], conversations[i][1]))
+            prompts.append(
+                Prompt(token_ids, extras, image_features[i], texts[i], conversations[i][1], row_ids[i] if row_ids else "")
+            )
         return prompts
 
     def _tokenize(

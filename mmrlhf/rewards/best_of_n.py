@@ -1,10 +1,10 @@
-"""Best-of-n: of n samples, the one that a reward model likes best. What any RL is to be compared with (Nakano et al. 2021)."""
+"""Best-of-n: the sample that a reward model scores highest, RL's baseline (Nakano et al. 2021)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example
@@ -14,11 +14,20 @@ from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 def best_of_n(
     vlm: VLM, reward_model: RewardModel, examples: Sequence[Example], n: int, *, batch_size: int, response_length: int, seed: int
 ) -> Iterator[tuple[Example, str]]:
-    """Each example with the best of `n` samples at temperature 1; the reward model reads the example's facts."""
+    """Yield each example with the best of `n` answers sampled at temperature 1.
+
+    The base model samples, its adapters off. The reward model reads the example's facts.
+    """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         with reward_model.role.adapters.use(None):
-            texts = sample_completions(vlm, batch, SamplingParams(response_length), num_generations=n, seed=seed).texts
-        groups = [AnswerGroup(e.images, e.prompt, tuple(texts[i * n : (i + 1) * n]), e.facts, e.id) for i, e in enumerate(batch)]
+            prompts = prompts_from_examples(vlm, batch)
+            texts = sample_completions(vlm, prompts, n, SamplingParams(response_length, seed=seed)).texts
+        # The n answers to each prompt are adjacent in `texts`.
+        groups = [
+            AnswerGroup(example.images, example.prompt, tuple(texts[i * n : (i + 1) * n]), example.facts, example.id)
+            for i, example in enumerate(batch)
+        ]
         for example, group, scores in zip(batch, groups, reward_model.score(groups), strict=True):
-            yield example, group.answers[max(range(n), key=scores.__getitem__)]
+            best_index = max(range(n), key=scores.__getitem__)
+            yield example, group.answers[best_index]

@@ -1,12 +1,14 @@
 """The fast path against the naive one: prefill once and cached features equal the plain forward with pixels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmrlhf.engine.completions import pad_right
 from mmrlhf.engine.prefill import prefill
-from mmrlhf.engine.rollout import sample_completions, sampling_noise
-from mmrlhf.engine.sampling import SamplingParams, sample
+from mmrlhf.engine.rollout import prompts_from_examples, sample_completions, sampling_noise
+from mmrlhf.engine.sampling import SamplingParams, sample, step_seed
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.images import open_image
 from mmrlhf.records import InputError, Message
@@ -44,24 +46,24 @@ def fast_logps(vlm, examples, answers, rows):
     return vlm.token_logps(hidden, ids, mask), mask
 
 
-def test_prefill_logps_and_lora_gradients_match_naive_forward(adapted, examples):
-    vlm, rows = adapted.vlm, [0, 0, 1, 1]
+def test_prefill_logps_and_lora_gradients_match_naive_forward(perturbed_adapters, examples):
+    vlm, rows = perturbed_adapters.vlm, [0, 0, 1, 1]
     answers = [
         vlm.answer_token_ids(examples[r].prompt, a, 1)
         for r, a in zip(rows, ["A star.", examples[0].answer, "There is a ring.", "No."], strict=True)
     ]
-    with adapted.use("policy"):
+    with perturbed_adapters.use("policy"):
         fast, mask = fast_logps(vlm, examples[:2], answers, rows)
         fast.sum().backward()
-        gradients = {k: p.grad.clone() for k, p in adapted.parameters("policy").items()}
+        gradients = {k: p.grad.clone() for k, p in perturbed_adapters.parameters("policy").items()}
         vlm.model.zero_grad()
         slow = [naive_logps(vlm, examples[r], a) for r, a in zip(rows, answers, strict=True)]
         sum(s.sum() for s in slow).backward()
     for i, s in enumerate(slow):
         assert torch.allclose(fast[i][mask[i].bool()], s, atol=1e-4)
-    for k, p in adapted.parameters("policy").items():
+    for k, p in perturbed_adapters.parameters("policy").items():
         assert torch.allclose(gradients[k], p.grad, atol=1e-3 * float(p.grad.abs().max()) + 1e-6), k
-    assert all(p.grad is None for p in adapted.parameters("value").values())
+    assert all(p.grad is None for p in perturbed_adapters.parameters("value").values())
 
 
 def test_prompts_encode_each_image_once(vlm, examples):
@@ -83,17 +85,17 @@ def test_sample_greedy_matches_hf_generate(vlm, examples):
 
 
 def test_sample_completions_do_not_depend_on_batch(vlm, examples):
-    how = {"sampling_params": SamplingParams(24), "num_generations": 2, "seed": 3}
-    together, alone = sample_completions(vlm, examples[:5], **how), sample_completions(vlm, examples[3:4], **how)
+    prompts, params = prompts_from_examples(vlm, examples[:5]), SamplingParams(24, seed=3)
+    together, alone = sample_completions(vlm, prompts, 2, params), sample_completions(vlm, prompts[3:4], 2, params)
     assert together.texts[6:8] == alone.texts
     assert len(set(together.texts)) > 5
-    assert sample_completions(vlm, examples[:2], **{**how, "seed": 4}).texts != together.texts[:4]
+    assert sample_completions(vlm, prompts[:2], 2, replace(params, seed=4)).texts != together.texts[:4]
 
 
 def test_sampling_noise_differs_by_row_answer_step_and_seed():
     draws = sampling_noise(["a", "b"], 2, 3, seed=0)
     assert len({tuple(r) for r in draws.tolist()}) == 4
-    assert not torch.equal(draws, sampling_noise(["a", "b"], 2, 3, seed=0, step=1))
+    assert not torch.equal(draws, sampling_noise(["a", "b"], 2, 3, seed=step_seed(0, 1)))
     assert not torch.equal(draws, sampling_noise(["a", "b"], 2, 3, seed=1))
 
 

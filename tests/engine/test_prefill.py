@@ -6,7 +6,7 @@ import torch
 from mmrlhf.config import EngineConfig
 from mmrlhf.engine import prefill as prefix_
 from mmrlhf.engine.prefill import NaivePrefix, Prefix, prefill, two_stage_backward
-from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.models.loading import load
 
@@ -17,7 +17,7 @@ def encode_prompts(vlm, examples):
 
 def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys):
     """As a model would be whose positions the engine gets wrong."""
-    fast = sample_completions(vlm, examples[:3], SamplingParams(12)).texts
+    fast = sample_completions(vlm, prompts_from_examples(vlm, examples[:3]), 1, SamplingParams(12)).texts
     real = prefix_._prompt_position_ids
 
     def wrong(vlm, inputs):
@@ -26,7 +26,7 @@ def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys
 
     other = load(vlm.name)
     monkeypatch.setattr(prefix_, "_prompt_position_ids", wrong)
-    said = sample_completions(other, examples[:3], SamplingParams(12)).texts
+    said = sample_completions(other, prompts_from_examples(other, examples[:3]), 1, SamplingParams(12)).texts
     assert other.share_prefix == "off" and said == fast
     assert "is run the plain way, each answer with its whole prompt (log-probs differ by" in capsys.readouterr().out
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmrlhf.engine.prefill import prefill
-from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams, _filter_top_k_top_p, sample
 
 
@@ -36,7 +36,7 @@ def test_is_full_distribution_is_false_when_truncated_or_greedy():
 
 
 def test_sample_completions_respect_min_tokens_in_logps(vlm, examples):
-    out = sample_completions(vlm, examples[:6], SamplingParams(40, 1.0, min_tokens=20), num_generations=2)
+    out = sample_completions(vlm, prompts_from_examples(vlm, examples[:6]), 2, SamplingParams(40, 1.0, min_tokens=20))
     assert int(out.mask_NT.sum(1).min()) >= 20 and bool(out.finished_N.any())
     assert not torch.isin(out.token_ids_NT[:, :19], torch.tensor(vlm.eos)).any()
     with torch.no_grad():
@@ -47,9 +47,9 @@ def test_sample_completions_respect_min_tokens_in_logps(vlm, examples):
 
 
 def test_sample_completions_cut_at_stop_string(vlm, examples):
-    whole = sample_completions(vlm, examples[:3], SamplingParams(60, 0.0)).texts
+    whole = sample_completions(vlm, prompts_from_examples(vlm, examples[:3]), 1, SamplingParams(60, 0.0)).texts
     word = whole[0].split()[3]
-    cut = sample_completions(vlm, examples[:3], SamplingParams(60, 0.0, stop=(word,)))
+    cut = sample_completions(vlm, prompts_from_examples(vlm, examples[:3]), 1, SamplingParams(60, 0.0, stop=(word,)))
     for before, after in zip(whole, cut.texts, strict=True):
         assert after == before.split(word)[0].strip()
     assert bool(cut.finished_N[0]) and cut.mask_NT.sum() < 3 * 60
@@ -66,14 +66,16 @@ def test_sample_completions_stop_at_spaces_and_multi_token_characters(vlm, examp
         monkeypatch.setattr(
             "mmrlhf.engine.sampling.DecodeState._choose_tokens", lambda *_, forced=forced: torch.tensor([next(forced)])
         )
-        out = sample_completions(vlm, examples[:1], SamplingParams(len(ids), 0.0, stop=(stop,)))
+        out = sample_completions(vlm, prompts_from_examples(vlm, examples[:1]), 1, SamplingParams(len(ids), 0.0, stop=(stop,)))
         assert bool(out.finished_N[0]) and int(out.mask_NT.sum()) < len(ids) and out.texts[0] in ("one two", "one")
 
 
 def test_sample_completions_repeated_example_is_sampled_independently(vlm, examples):
-    twice = sample_completions(vlm, [examples[0], examples[0]], SamplingParams(20, 1.5))
+    twice = sample_completions(vlm, prompts_from_examples(vlm, [examples[0], examples[0]]), 1, SamplingParams(20, 1.5))
     assert twice.texts[0] != twice.texts[1]
-    assert sample_completions(vlm, [examples[0]], SamplingParams(20, 1.5)).texts[0] == twice.texts[0]
+    assert (
+        sample_completions(vlm, prompts_from_examples(vlm, [examples[0]]), 1, SamplingParams(20, 1.5)).texts[0] == twice.texts[0]
+    )
 
 
 def test_sample_entropy_matches_the_distribution(vlm, examples):
@@ -84,14 +86,14 @@ def test_sample_entropy_matches_the_distribution(vlm, examples):
 
 
 def test_sample_completions_do_not_depend_on_token_budget(vlm, examples):
-    together = sample_completions(vlm, examples[:5], SamplingParams(20), num_generations=3, seed=1)
-    vlm.budget.tokens = 70
-    apart = sample_completions(vlm, examples[:5], SamplingParams(20), num_generations=3, seed=1)
+    together = sample_completions(vlm, prompts_from_examples(vlm, examples[:5]), 3, SamplingParams(20, seed=1))
+    vlm.budget.max_tokens = 70
+    apart = sample_completions(vlm, prompts_from_examples(vlm, examples[:5]), 3, SamplingParams(20, seed=1))
     assert together.texts == apart.texts and torch.allclose(together.logps_NT, apart.logps_NT, atol=1e-4)
 
 
 def test_token_logps_chunking_changes_no_value_and_no_gradient(vlm, examples, monkeypatch):
-    out = sample_completions(vlm, examples[:4], SamplingParams(20))
+    out = sample_completions(vlm, prompts_from_examples(vlm, examples[:4]), 1, SamplingParams(20))
     hidden = torch.randn(*out.token_ids_NT.shape, vlm.hidden_size, generator=torch.Generator().manual_seed(0))
     found = []
     for most in (1 << 24, 3 * vlm.model.get_output_embeddings().weight.shape[0]):
@@ -105,7 +107,7 @@ def test_token_logps_chunking_changes_no_value_and_no_gradient(vlm, examples, mo
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_token_logps_include_temperature(vlm, examples, temperature):
-    out = sample_completions(vlm, examples[:3], SamplingParams(12, temperature))
+    out = sample_completions(vlm, prompts_from_examples(vlm, examples[:3]), 1, SamplingParams(12, temperature))
     with torch.no_grad():
         hidden = prefill(vlm, out.prompts).extend(out.prompt_index_N, out.token_ids_NT[:, :-1], out.mask_NT[:, :-1])
     assert torch.allclose(vlm.token_logps(hidden, out.token_ids_NT, out.mask_NT, temperature), out.logps_NT, atol=1e-4)

@@ -24,7 +24,7 @@ from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.engine import naive
 from mmrlhf.engine.completions import Completions, pad_right
 from mmrlhf.engine.prefill import Prefix, max_logp_gap, prefill, two_stage_backward
-from mmrlhf.engine.rollout import sample_completions
+from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams, sample
 from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps
 from mmrlhf.files.jsonl import read_jsonl
@@ -92,7 +92,7 @@ class FamilySetup:
         )  # values of size 1, as those of a new critic
 
     def prompts(self):
-        return self.vlm.build_prompts([(e.prompt, e.images) for e in self.examples])
+        return prompts_from_examples(self.vlm, self.examples)
 
     def completions(self) -> Completions:
         """Two answers to each prompt."""
@@ -189,7 +189,7 @@ def test_packed_answers_match_separate_rows(family, monkeypatch):
         )
         fast = engine_run(family, 100_000)
         with family.adapters.use("policy"):
-            found[packed] = *fast, sample_completions(family.vlm, family.rows, how, num_generations=each)
+            found[packed] = *fast, sample_completions(family.vlm, family.prompts(), each, how)
     one, other = found[True], found[False]
     assert torch.allclose(one[0], other[0], atol=1e-4)
     assert all(torch.allclose(one[2][k], other[2][k], atol=1e-3 * float(other[2][k].abs().max())) for k in other[2])
@@ -203,7 +203,7 @@ def test_packed_answers_match_separate_rows(family, monkeypatch):
         for packed in (True, False):
             monkeypatch.setattr(Prefix, "should_pack", lambda self, answers, tokens, packed=packed: packed)
             with family.adapters.use("policy"):
-                fixed = sample_completions(family.vlm, family.rows, how, num_generations=each)
+                fixed = sample_completions(family.vlm, family.prompts(), each, how)
             assert torch.equal(fixed.token_ids_NT, one[3].token_ids_NT) and torch.allclose(
                 fixed.logps_NT, one[3].logps_NT, atol=1e-4
             )
@@ -248,14 +248,14 @@ def test_control_tokens_in_text_are_refused(family):
             and vlm.answer_token_ids([Message("user", "?")], said, 0) is not None
         )
         with pytest.raises(InputError, match=rf"{message} its text|would show the model"):
-            vlm.build_prompts([((Message("user", f"What is {token}?"),), family.rows[0].images)])
+            vlm.build_prompts([((Message("user", f"What is {token}?"),), family.examples[0].images)])
     vlm.answer_token_ids([Message("user", "?")], "An <s>old</s> <b>one</b>.", 0)  # marks that texts have, too
 
 
 def test_sample_logps_match_recomputed_logps(family):
     role = Role(family.adapters, "policy")
     with role.active():
-        out = sample_completions(family.vlm, family.rows, SamplingParams(20), num_generations=3)
+        out = sample_completions(family.vlm, family.prompts(), 3, SamplingParams(20))
     assert not set(out.token_ids_NT[out.mask_NT.bool()].tolist()) & set(family.vlm.suppressed_tokens.tolist())
     with torch.no_grad():
         for at, hidden in hidden_states(role, out):
@@ -264,8 +264,8 @@ def test_sample_logps_match_recomputed_logps(family):
 
 
 def test_naive_prefix_samples_and_scores_alike(family):
-    how, draws = SamplingParams(8), torch.rand(len(family.rows), 8, generator=torch.Generator().manual_seed(1))
-    numbers = list(range(len(family.rows)))
+    how, draws = SamplingParams(8), torch.rand(len(family.examples), 8, generator=torch.Generator().manual_seed(1))
+    numbers = list(range(len(family.examples)))
     with family.adapters.use("policy"):
         fast = sample(family.vlm, family.prompts(), numbers, how, draws)
         family.vlm.share_prefix = "off"
@@ -277,7 +277,7 @@ def test_naive_prefix_samples_and_scores_alike(family):
 
 
 def test_sample_greedy_matches_hf_generate(family):
-    said = sample(family.vlm, family.prompts(), list(range(len(family.rows))), SamplingParams(6, 0.0))
+    said = sample(family.vlm, family.prompts(), list(range(len(family.examples))), SamplingParams(6, 0.0))
     for i, prompt in enumerate(family.prompts()):
         batch = naive.processor_inputs(family.vlm, [prompt])
         ban = [[i] for i in family.vlm.suppressed_tokens.tolist()]
@@ -290,7 +290,7 @@ def test_sample_greedy_matches_hf_generate(family):
 def test_prompts_encode_images_once_in_any_order(family):
     vlm = load(str(family.directory))
     vlm.share_prefix = "on"
-    first = [(e.prompt, e.images) for e in family.rows]
+    first = [(e.prompt, e.images) for e in family.examples]
     with torch.no_grad():
         together = prefill(vlm, vlm.build_prompts(first)).last_hidden_PD
         alone = torch.cat([prefill(vlm, vlm.build_prompts([row])).last_hidden_PD for row in first])
@@ -302,7 +302,7 @@ def test_prompts_encode_images_once_in_any_order(family):
 
 def test_feature_cache_reloads_from_disk(family, tmp_path):
     engine = EngineConfig(feature_cache_dir=str(tmp_path))
-    asked = [(e.prompt, e.images) for e in family.rows]
+    asked = [(e.prompt, e.images) for e in family.examples]
     found = []
     for _ in range(2):
         vlm = load(str(family.directory), engine=engine)
@@ -334,12 +334,12 @@ def test_reward_model_matches_naive_path_and_survives_saving(family, tmp_path):
 def test_stages_run_one_step(family, tmp_path):
     """sft -> reward -> ppo, by the stages' own functions, on rows with one picture, two and none."""
     common = {"dataset_name": "rows", "per_device_train_batch_size": 4, "max_steps": 1, "lora_r": 4, "save_steps": 100}
-    model = sft(SFTConfig(model_name_or_path=str(family.directory), output_dir=str(tmp_path / "sft"), **common), family.rows)
+    model = sft(SFTConfig(model_name_or_path=str(family.directory), output_dir=str(tmp_path / "sft"), **common), family.examples)
     config = RewardConfig(model_name_or_path=str(model), output_dir=str(tmp_path / "reward"), facts="none", **common)
     artefact = train_reward_model(config, preference_pairs(family.family))
     config = PPOConfig(model_name_or_path=str(model), reward_model_path=str(artefact), output_dir=str(tmp_path / "ppo"),
                        num_generations=2, response_length=8, min_probe_detection_rate=0, **common)  # fmt: skip
-    ppo(config, [dataclasses.replace(e, answer=None) for e in family.rows])
+    ppo(config, [dataclasses.replace(e, answer=None) for e in family.examples])
     log = read_jsonl(tmp_path / "ppo" / "metrics.jsonl")[-1]
     assert abs(log["objective/kl"]) < 1e-3 and abs(log["val/ratio_first"] - 1) < 1e-3 and log["grad_norm"] > 0
 
@@ -372,7 +372,7 @@ def test_nf4_base_runs_and_learns(tmp_path):
 def bfloat16_logp_gap(f: FamilySetup) -> float:
     """Log-probs of sampled tokens, as they were drawn against the update's own, in nats."""
     vlm = load(str(f.directory), "bfloat16", f.vlm.device)
-    out = sample_completions(vlm, f.examples, SamplingParams(20), num_generations=3)
+    out = sample_completions(vlm, prompts_from_examples(vlm, f.examples), 3, SamplingParams(20))
     again = in_micro_batches(logps, Role(Adapters(vlm), None), out)
     return float(((again - out.logps_NT) * out.mask_NT).abs().max())
 

@@ -1,0 +1,114 @@
+"""The engine that a trainer talks to: the local one, and what another one must provide."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrlhf.engine.completions import SampledCompletions, pad_right
+from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, prompts_from_examples, sample_completions
+from mmrlhf.engine.sampling import SamplingParams, step_seed
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.vlm import VLM, Prompt
+
+
+@pytest.fixture
+def policy(vlm):
+    """A policy whose adapter changes what the base says."""
+    adapters = Adapters(vlm)
+    adapters.add("policy", 4, 64, 0)
+    with torch.no_grad():
+        for parameter in adapters.parameters("policy").values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    return Role(adapters, "policy")
+
+
+def test_local_engine_matches_sample_completions_under_the_adapter(policy, examples):
+    vlm = policy.vlm
+    prompts, params = prompts_from_examples(vlm, examples[:3]), SamplingParams(16, seed=step_seed(1, 2))
+    engine: RolloutEngine = LocalEngine(policy)
+    engine.wake()
+    engine.set_policy(2)
+    sampled = engine.sample(prompts, 2, params)
+    engine.free()
+    engine.close()
+    with policy.active():
+        expected = sample_completions(vlm, prompts, 2, params)
+    assert torch.equal(sampled.token_ids_NT, expected.token_ids_NT) and torch.equal(sampled.logps_NT, expected.logps_NT)
+    with policy.adapters.use(None):
+        base_completions = sample_completions(vlm, prompts, 2, params)
+    assert sampled.texts == expected.texts != base_completions.texts
+    assert sampled.prompt_index_N.tolist() == [0, 0, 1, 1, 2, 2] and sampled.sampling_params == params
+
+
+def test_local_engine_records_the_version_and_refuses_an_adapter(policy):
+    engine = LocalEngine(policy)
+    engine.set_policy(7)
+    assert engine.policy_version == 7
+    with pytest.raises(ValueError, match="shares its weights with the trainer"):
+        engine.set_policy(8, Path("adapter"))
+
+
+def test_finish_reasons_are_stop_and_length(vlm, examples):
+    prompts = prompts_from_examples(vlm, examples[:4])
+    assert sample_completions(vlm, prompts, 1, SamplingParams(1)).finish_reasons == ["length"] * 4
+    sampled = sample_completions(vlm, prompts, 2, SamplingParams(60))
+    ends = [int(ids[mask.bool()][-1]) in vlm.eos for ids, mask in zip(sampled.token_ids_NT, sampled.mask_NT, strict=True)]
+    assert "stop" in sampled.finish_reasons
+    assert sampled.finish_reasons == ["stop" if ended else "length" for ended in ends]
+
+
+@pytest.mark.parametrize("prompt_id", ["row", ""])
+def test_prompts_with_equal_ids_get_independent_samples(vlm, examples, prompt_id):
+    (prompt,) = prompts_from_examples(vlm, examples[:1])
+    prompt = replace(prompt, id=prompt_id)
+    params = SamplingParams(20, 1.5)
+    twice = sample_completions(vlm, [prompt, prompt], 1, params)
+    assert twice.texts[0] != twice.texts[1]
+    assert sample_completions(vlm, [prompt], 1, params).texts[0] == twice.texts[0]
+
+
+def test_step_seed_differs_for_every_seed_and_step():
+    assert step_seed(5, 0) == 5
+    assert len({step_seed(seed, step) for seed in range(4) for step in range(4)}) == 16
+
+
+class FixedAnswerEngine:
+    """An engine without a model: says the same to every prompt."""
+
+    def __init__(self, vlm: VLM, text: str):
+        self.vlm, self.text = vlm, text
+        self.policy: tuple[int, Path | None] = (0, None)
+
+    def set_policy(self, version: int, adapter: Path | None = None) -> None:
+        self.policy = version, adapter
+
+    def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> SampledCompletions:
+        token_ids = torch.tensor([*self.vlm.tokenizer(self.text, add_special_tokens=False)["input_ids"], self.vlm.eos[0]])
+        num_answers = n * len(prompts)
+        token_ids_NT, mask_NT = pad_right([token_ids] * num_answers, int(self.vlm.tokenizer.pad_token_id), self.vlm.device)
+        return SampledCompletions(
+            prompts=list(prompts), prompt_index_N=torch.arange(len(prompts)).repeat_interleave(n), token_ids_NT=token_ids_NT,
+            mask_NT=mask_NT, logps_NT=torch.zeros(token_ids_NT.shape), entropy_NT=torch.zeros(token_ids_NT.shape),
+            finished_N=torch.ones(num_answers, dtype=torch.bool), texts=[self.text] * num_answers, sampling_params=params,
+        )  # fmt: skip
+
+    def free(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_another_engine_satisfies_the_protocol(vlm, examples):
+    fake = FixedAnswerEngine(vlm, "A star.")
+    engine: RolloutEngine = fake  # mypy compares the signatures here
+    engine.set_policy(3, Path("policy-v3"))
+    sampled = engine.sample(prompts_from_examples(vlm, examples[:2]), 3, SamplingParams(8))
+    assert fake.policy == (3, Path("policy-v3"))
+    assert sampled.texts == ["A star."] * 6 and sampled.finish_reasons == ["stop"] * 6
+    assert [
+        vlm.decode(ids[mask.bool()]) for ids, mask in zip(sampled.token_ids_NT, sampled.mask_NT, strict=True)
+    ] == sampled.texts
