@@ -57,11 +57,14 @@ RENAMED_KEYS: dict[str, str] = {
     "judgments": "recorded_judgments",
     "judge_tokens": "judge_max_tokens",
     "judge_budget": "judge_token_budget",
-    "sure": "confidence",
-    "right": "accuracy",
+    "vocab > u": "vocab > u",
+    "rewards/clip/": "rewards/verifier_score/",
+    "bins > sure": "bins > confidence",
+    "bins > right": "bins > accuracy",
 }
 """Old name to new, of keys and tensors: `"kl_coef": "beta"`. A name that ends in `/` or `.` renames
-that part of longer ones, at their beginning and after a `/`, `.` or `@`: `"guard/": "hacking/"`."""
+that part of longer ones, at their beginning and after a `/`, `.` or `@`: `"guard/": "hacking/"`.
+`"bins > right"` renames a key only where it is inside `bins`."""
 
 RENAMED_FILES: dict[str, str] = {
     r"(.*)/done\.json": r"\1/finished.json",
@@ -80,14 +83,26 @@ RENAMED_VALUES: dict[str, str] = {
 }
 """Old text to new, of whole values under any key: `"where_said": "at_span"`."""
 
+RENAMED_TEXT: dict[str, str] = {
+    r"data/scenes_base": "data/tiny_vlm",
+    r"^\| held_out u \|": "| held_out utility |",
+    r"^\| held_out habit \|": "| held_out cooccurrence_errors |",
+    r"^\| held_out sight \|": "| held_out perception_errors |",
+    r"chair_s_habit": "chair_s_cooccurrence",
+    r"chair_s_sight": "chair_s_perception",
+    r"\bguard/": "hacking/",
+    r"(?<![+@])\bclip(?==)": "verifier_score",
+}
+"""Pattern to new text, applied anywhere in old values."""
+
 IGNORED_KEYS = re.compile(
     r"time|date|eta|eps|seconds?|elapsed|duration|.*_(time|seconds|ms)|memory/peak.*|seal|packages|"
     r"(mmrlhf|package)_version|commit"
 )
 """Wall-clock, memory and versions; and a reward model's seal, a hash over its card's names."""
 
-IGNORED_FILES = re.compile(r"(.*/)?subject\.json|(.*/)?\..*")
-"""`subject.json` holds when files were written; hidden files are unfinished ones."""
+IGNORED_FILES = re.compile(r"(.*/)?(subject|run_key)\.json|(.*/)?\..*")
+"""`subject.json`, now `run_key.json`, holds when files were written; hidden files are unfinished ones."""
 
 ONLY_THERE = {".png", ".html"}
 """Of these only the presence is compared."""
@@ -174,9 +189,11 @@ class Side:
                 return re.sub(pattern, new, name)
         return name
 
-    def key(self, key: str) -> str:
-        """Return the new name of a key or a tensor."""
+    def key(self, key: str, parent: str = "") -> str:
+        """Return the new name of a key or a tensor; `parent` is the key that holds it."""
         key = self.placed(key)
+        if self.old and f"{parent} > {key}" in RENAMED_KEYS:
+            return RENAMED_KEYS[f"{parent} > {key}"].partition(" > ")[2]
         if not self.old or key in RENAMED_KEYS:
             return RENAMED_KEYS.get(key, key) if self.old else key
         for old, new in RENAMED_KEYS.items():
@@ -197,6 +214,8 @@ class Side:
             return text
         if text.startswith("OUT/"):
             text = "OUT/" + self.file_name(text.removeprefix("OUT/"))
+        for pattern, new in RENAMED_TEXT.items():
+            text = re.sub(pattern, new, text)
         return RENAMED_VALUES.get(text, text)
 
 
@@ -205,7 +224,8 @@ def leaves(value: Any, side: Side, at: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             if not IGNORED_KEYS.fullmatch(str(key)):
-                yield from leaves(inner, side, f"{at} > {side.key(str(key))}")
+                parent = at.rpartition(" > ")[2].partition("[")[0]
+                yield from leaves(inner, side, f"{at} > {side.key(str(key), parent)}")
     elif isinstance(value, list | tuple) and value:
         for number, inner in enumerate(value):
             yield from leaves(inner, side, f"{at}[{number}]")
