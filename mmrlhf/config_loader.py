@@ -1,8 +1,8 @@
-"""Configurations from files and flags: their fields as users see them, and one sentence for what is wrong with a value.
+"""Load configurations from files and flags, and report what is wrong in one sentence.
 
-`load` turns what the user wrote into a configuration (`config`), or says which key or value is wrong. The types are checked by
-pydantic because it reports all errors at once and as data, so that the sentence can be ours and can name the file or
-the flag; tyro, jsonargparse and OmegaConf report finished text, the latter two on the first error only.
+pydantic checks the types because it reports all errors at once and as data, so that the sentence
+can name the file or the flag. tyro, jsonargparse and OmegaConf report finished text, the latter two
+only for the first error.
 """
 
 from __future__ import annotations
@@ -21,10 +21,39 @@ from pydantic import TypeAdapter, ValidationError
 
 from mmrlhf.records import InputError
 
+RENAMED_FIELDS = {
+    "train": "tuning",
+    "prefix": "share_prefix",
+    "facts_budget": "max_facts_tokens",
+    "planted_claims": "injected_claim_rate",
+    "spans_paid": "span_credit",
+    "watch_verifiers": "monitor_verifiers",
+    "same_verifier": "allow_monitoring_reward_verifiers",
+    "min_probe_rate": "min_probe_detection_rate",
+    "claims_from": "claim_source",
+    "judgments": "recorded_judgments",
+    "judge_tokens": "judge_max_tokens",
+    "judge_budget": "judge_token_budget",
+    "hard": "occluded_share",
+    "habit": "cooccurrence_bias",
+    "planted": "injected_share",
+    "listed": "fact_recall",
+    "wrong": "fact_error_rate",
+    "near_tie": "min_utility_gap",
+    "lambda_": "false_claim_penalty",
+}
+"""Old names of fields with the new ones. They are refused, not accepted as aliases."""
+RENAMED_VALUES = {
+    "loss_type": {"margin": "bt_margin", "smoothed": "bt_label_smoothing"},
+    "head_init": {"review": "yes_no"},
+    "span_credit": {"where_said": "token", "at_end": "last_token"},
+}
+"""Old values of a field with the new ones, refused in the same way."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ConfigField:
-    """What a field accepts, for messages and for `--help`; `choices` if it is one of a few words."""
+    """What a field accepts, for messages and `--help`; `choices` lists the words of a Literal."""
 
     name: str
     value_type: Literal["integer", "number", "text", "boolean"]
@@ -37,14 +66,14 @@ class ConfigField:
 
     @property
     def expected(self) -> str:
-        """As it stands after "must be": "a number above 0", "lora or full"."""
+        """Return the text that follows "must be": "a number above 0", "lora or full"."""
         type_names = {"integer": "an integer", "number": "a number", "text": "non-empty text", "boolean": "true or false"}
         text = " or ".join(self.choices) if self.choices else f"{type_names[self.value_type]} {self.bounds}".rstrip()
         return text + " or none" * self.is_optional
 
 
 def config_fields(cls: type) -> dict[str, ConfigField]:
-    """The fields of a configuration class by name, in order, read from its JSON schema."""
+    """Return the fields of a configuration class by name, in order, read from its JSON schema."""
     schema = TypeAdapter(cls).json_schema()
     fields = {}
     for name, property_schema in schema["properties"].items():
@@ -64,9 +93,12 @@ def config_fields(cls: type) -> dict[str, ConfigField]:
 
 
 def _docstring(cls: type, name: str) -> str:
-    """From the class that defines the field: pydantic does not pass attribute docstrings on to subclasses."""
+    """Return a field's docstring as one line, from the class that defines the field.
+
+    pydantic does not pass attribute docstrings on to subclasses.
+    """
     owner: Any = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
-    return owner.__pydantic_fields__[name].description or ""
+    return " ".join((owner.__pydantic_fields__[name].description or "").split())
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:
@@ -78,33 +110,47 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
-    """How a message on an unknown name ends: with the nearest valid one, or with all of them if none is near."""
+    """Return the end of a message on an unknown name: the nearest valid name, or all of them."""
     valid = sorted(valid)
     matches = difflib.get_close_matches(name, valid, n=1)
     return f"did you mean {matches[0]}?" if matches else f"there is {', '.join(valid) or 'none'}"
+
+
+def renamed(old: str, new: str) -> str:
+    """Return the message on a name that is no longer used."""
+    return f"`{old}` was renamed: use `{new}`"
+
+
+def renamed_field(name: str, valid: Iterable[str]) -> str | None:
+    """Return a field's new name, or None if `name` is valid or was not renamed to one of `valid`."""
+    valid = set(valid)
+    new_name = RENAMED_FIELDS.get(name)
+    return new_name if name not in valid and new_name in valid else None
 
 
 Config = TypeVar("Config")
 
 
 def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, Any]) -> Config:
-    """The configuration that a YAML file and then the command line give.
+    """Build a configuration from a YAML file and then from the command line.
 
-    A string in `overrides` is read as on the command line: `none` empties a field that may be empty. Paths inside
-    the file are relative to the current directory. Raises InputError, all problems of the input in one message.
+    A string in `overrides` is read as on the command line: `none` clears an optional field. Paths
+    inside the file are relative to the current directory. Raises InputError with all problems of
+    the input in one message.
     """
     fields = config_fields(cls)
     file_values = read_yaml(file) if file is not None else {}
     flag_values = {name: None if value == "none" and _accepts_none(fields, name) else value for name, value in overrides.items()}
     values: dict[Any, Any] = {**file_values, **flag_values}
-    errors_by_key: dict[Any, str] = {}  # what is wrong, by key
+    labels = {key: f"--{key}" if key in flag_values else str(key) for key in values}
+    errors_by_key: dict[Any, str] = {}
 
     for key in values.keys() - fields.keys():
-        flag = "--" if key in flag_values else ""
-        errors_by_key[key] = f"is unknown: {suggestion(f'{flag}{key}', (flag + name for name in fields))}"
+        errors_by_key[key] = _unknown_field_message(str(key), "--" if key in flag_values else "", fields)
     for key in values.keys() & fields.keys():
-        if isinstance(values[key], bool) and fields[key].value_type in ("integer", "number"):  # pydantic takes True for 1
-            errors_by_key[key] = _invalid_value_message(fields[key], values[key])
+        is_boolean = isinstance(values[key], bool)
+        if is_boolean and fields[key].value_type in ("integer", "number"):  # pydantic takes True for 1
+            errors_by_key[key] = _invalid_value_message(labels[key], fields[key], values[key])
     missing_fields = [name for name, field in fields.items() if field.is_required and name not in values]
     try:
         config = cls(**{str(key): value for key, value in values.items() if key in fields})
@@ -113,15 +159,15 @@ def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, An
         for problem in error.errors():
             key = problem["loc"][0]
             if key in values:
-                errors_by_key.setdefault(key, _invalid_value_message(fields[str(key)], values[key]))
+                errors_by_key.setdefault(key, _invalid_value_message(labels[key], fields[str(key)], values[key]))
 
-    problems = [f"--{key} {errors_by_key[key]}" for key in flag_values if key in errors_by_key]
-    file_errors = [f"{key} {errors_by_key[key]}" for key in file_values if key in errors_by_key and key not in flag_values]
+    problems = [errors_by_key[key] for key in flag_values if key in errors_by_key]
+    file_errors = [errors_by_key[key] for key in file_values if key in errors_by_key and key not in flag_values]
     if file_errors:
         problems.append(f"{file}: {'; '.join(file_errors)}")
     if missing_fields:
         missing_flags = " ".join(f"--{name} ..." for name in missing_fields)
-        destination = f"to {file}" if file is not None else "to a file that --config names"
+        destination = f"to {file}" if file is not None else "to a file for --config"
         verb, line_phrase = ("is", "a line") if len(missing_fields) == 1 else ("are", "a line for each")
         problems.append(f"{', '.join(missing_fields)} {verb} required: add {missing_flags}, or {line_phrase} {destination}")
     if problems:
@@ -131,7 +177,7 @@ def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, An
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write the resolved configuration as YAML that `load` reads back to an equal one; never half a file."""
+    """Write a configuration, atomically, as YAML that `load_config` reads back to an equal one."""
     temp_path = path.with_name(f".{path.name}.{os.getpid()}")
     text = yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=False)
     temp_path.write_text(text, encoding="utf-8")
@@ -139,7 +185,7 @@ def save_config(config: Any, path: Path) -> None:
 
 
 def read_yaml(file: Path) -> dict[Any, Any]:
-    """The top-level mapping of a YAML file; empty for an empty file. Raises InputError."""
+    """Return the top-level mapping of a YAML file; empty for an empty file. Raises InputError."""
     try:
         loader = _Loader(file.read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -148,6 +194,7 @@ def read_yaml(file: Path) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):
             node_type = "sequence" if isinstance(node, yaml.SequenceNode) else "scalar"
             raise InputError(f"{file} must hold `field: value` lines, not a {node_type}")
+        # The loader keeps the last of several equal keys, so they are looked for among the nodes.
         keys = [key.value for key, _ in node.value]
         if duplicates := sorted({str(key) for key in keys if keys.count(key) > 1}):
             raise InputError(f"{file} gives {', '.join(duplicates)} more than once")
@@ -170,23 +217,35 @@ def _accepts_none(fields: Mapping[str, ConfigField], name: str) -> bool:
     return name in fields and fields[name].is_optional
 
 
-def _invalid_value_message(field: ConfigField, value: Any) -> str:
+def _unknown_field_message(name: str, dashes: str, fields: Mapping[str, ConfigField]) -> str:
+    new_name = renamed_field(name, fields)
+    if new_name is not None:
+        return renamed(f"{dashes}{name}", f"{dashes}{new_name}")
+    return f"{dashes}{name} is unknown: {suggestion(f'{dashes}{name}', (f'{dashes}{valid}' for valid in fields))}"
+
+
+def _invalid_value_message(label: str, field: ConfigField, value: Any) -> str:
+    new_value = RENAMED_VALUES.get(field.name, {}).get(value) if isinstance(value, str) else None
+    if new_value is not None:
+        return f"{label}: {renamed(str(value), new_value)}"
     literal_names = {None: "null", True: "true", False: "false"}
     value_text = literal_names[value] if value is None or isinstance(value, bool) else repr(value)
     value_text = value_text if len(value_text) <= 80 else value_text[:77] + "..."
     needs_quotes = field.value_type == "text" and not field.choices and not isinstance(value, str | list | dict | None)
-    return f"must be {field.expected}, not {value_text}" + " (put it in quotes)" * needs_quotes
+    return f"{label} must be {field.expected}, not {value_text}" + " (put it in quotes)" * needs_quotes
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-4` is a number, as YAML 1.2 has it; PyYAML alone wants `1.0e-4`."""
+    """YAML in which `1e-4` is a number, as in YAML 1.2; PyYAML alone requires `1.0e-4`."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Its counterpart: text that `_Loader` would take for a number is written in quotes."""
+    """The counterpart of `_Loader`: it quotes text that `_Loader` would read as a number."""
 
 
 for _yaml in (_Loader, _Dumper):
+    # Scientific notation with an optional point and an optional sign of the exponent. The last
+    # argument lists the characters that such a number may begin with.
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )

@@ -1,0 +1,195 @@
+"""Configurations of the commands that run or measure models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from mmrlhf.config.base import (
+    STRICT,
+    Count,
+    DatasetConfig,
+    Dtype,
+    EngineConfig,
+    FactsConfig,
+    NonNegativeInt,
+    Positive,
+    RewardModelConfig,
+    SamplingConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig):
+    """Answers to prompts, as JSONL."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id."""
+    dataset_name: str
+    """Rows with a prompt and images."""
+    output_file: str
+    """JSONL to write: id, images, prompt, answer (one line per answer)."""
+    adapter_path: str | None = None
+    """Adapter directory of a ppo run; by default the model runs without an adapter."""
+    batch_size: Count = 16
+    """Prompts per batch."""
+    max_length: Count = 2048
+    """Maximum tokens of a prompt, image tokens included."""
+    dtype: Dtype = "float32"
+    """Precision of the weights."""
+    seed: NonNegativeInt = 0
+    """Random seed; samples depend on it and on each row's id, not on the batch."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EncodeConfig(DatasetConfig, EngineConfig):
+    """Precompute the image features of a dataset for stages that use the same feature_cache_dir."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id."""
+    dataset_name: str
+    """Any dataset that a stage reads."""
+    feature_cache_dir: str
+    """Folder to fill."""
+    dtype: Dtype = "float32"
+    """Precision of the weights; use that of the stage that will read the features."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ScoreConfig(RewardModelConfig):
+    """Scores of answers under a reward model, as JSONL."""
+
+    dataset_name: str
+    """Rows with a prompt, images and an `answer` (or `completion`), or `chosen` and `rejected`."""
+    output_file: str
+    """JSONL to write: the row's id and `score`, or `score_chosen` and `score_rejected`."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RewardEvalConfig(RewardModelConfig):
+    """How reliable a reward model is: accuracy by group, calibration, injected false claims,
+    corrupted facts."""
+
+    dataset_name: str
+    """Preferences that the reward model was not trained on."""
+    output_dir: str
+    """Folder for the scores, result.json and the plot."""
+    limit: Count | None = None
+    """Use only the first rows."""
+    probes: NonNegativeInt = 200
+    """Rows to inject false claims into."""
+    seed: NonNegativeInt = 0
+    """Random seed of the corrupted facts and the injected claims."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CalibrateConfig(FactsConfig):
+    """Settings of every verifier that can be calibrated."""
+
+    dataset_name: str
+    """Rows with images, facts, and answers that make claims: preferences, or an `answer` or
+    `completion`."""
+    output_file: str
+    """JSON to write: the calibration and its metrics on held-out images. A reliability diagram is
+    saved next to it."""
+    lexicon_file: str | None = None
+    """Nouns and other words to add to the lexicon that claims are extracted with."""
+    claim_source: Literal["answers", "facts"] = "answers"
+    """`answers`: the claims of answers that facts can verify; `facts`: the claims of facts, each
+    true one paired with a false one."""
+    held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.2
+    """Fraction of images held out to measure the calibration on."""
+    min_labels: Count = 20
+    """Minimum true claims, and minimum false ones, to fit a kind of claim; a kind with fewer stays
+    unknown."""
+    limit: Count | None = None
+    """Use only the first rows."""
+    batch_size: Count = 64
+    """Images per batch."""
+    seed: NonNegativeInt = 0
+    """Random seed of the held-out images and of the false claims paired with facts."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CalibrateClipConfig(CalibrateConfig):
+    """Calibrate the verifier clip: fit probabilities to an open_clip model's margins, by kind of
+    claim."""
+
+    clip_model: str
+    """A directory that open_clip saved, or a pretrained model as NAME:TAG."""
+    clip_calibration: str | None = None
+    """Calibration to take `nouns`, `groups` and `template` from; by default calibration.json in the
+    model's directory."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CalibrateVLMConfig(CalibrateConfig, EngineConfig):
+    """Calibrate the verifier vlm: fit probabilities to a model's log-odds of Yes over No, by kind
+    of claim."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id of the base that ppo will use."""
+    dtype: Dtype = "float32"
+    """Precision of the weights; use that of ppo."""
+    max_length: Count = 2048
+    """Maximum tokens of a question, image tokens included; longer ones are skipped."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvalConfig(SamplingConfig, EngineConfig):
+    """A benchmark on a model, or on existing answers."""
+
+    output_dir: str
+    """Folder for predictions.jsonl, judgments.jsonl, scores.jsonl and result.json."""
+    model_name_or_path: str | None = None
+    """Checkpoint directory or Hub id, or the URL of an OpenAI-compatible server
+    (http://HOST:PORT/v1)."""
+    reward_model_path: str | None = None
+    """Reward model that chooses the better answer, on benchmarks that compare answers."""
+    answers: str | None = None
+    """File or folder of existing answers to score; neither images nor a model are needed."""
+    format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit"] | None = None
+    """Format of `answers`; detected from its fields by default."""
+    recorded_judgments: str | None = None
+    """Recorded judgments to use instead of a judge (a run's judgments.jsonl)."""
+    judge: str | None = None
+    """Judge, for benchmarks that need one: the URL of an OpenAI-compatible server
+    (http://HOST:PORT/v1), a checkpoint directory or Hub id, or `rules`."""
+    judge_model: str | None = None
+    """Model name of the judge on its server; not needed if the server has one model."""
+    judge_max_tokens: Count = 512
+    """Maximum tokens of a judgment."""
+    judge_token_budget: Count | None = None
+    """Stop asking the judge after this many tokens; the same command with a larger budget
+    continues."""
+    dry_run: bool = False
+    """Print what judging would cost without calling the judge."""
+    served_model: str | None = None
+    """Model name on the server at model_name_or_path; not needed if the server has one model."""
+    endpoint_timeout: Positive = 120.0
+    """Seconds to wait for a complete reply."""
+    endpoint_retries: NonNegativeInt = 4
+    """Retries of a failed request, after waits of 1, 2, 4, ... seconds."""
+    endpoint_concurrency: Count = 4
+    """Concurrent requests."""
+    strict: bool = False
+    """Fail on missing, unknown, repeated or empty (null) answers instead of counting them."""
+    data: str | None = None
+    """The benchmark's data (file or folder); some benchmarks generate their own."""
+    image_folder: str | None = None
+    """Folder that relative image paths start from; by default the folder of the data."""
+    adapter_path: str | None = None
+    """Adapter directory of a ppo run; by default the model runs without an adapter."""
+    answer_cache_dir: str | None = None
+    """Folder that keeps answers between runs: a model is asked the same question about the same
+    image only once."""
+    dtype: Dtype = "float32"
+    """Precision of the weights."""
+    batch_size: Count = 64
+    """Prompts per batch."""
+    limit: Count | None = None
+    """Use only the first rows."""
+    seed: NonNegativeInt = 0
+    """Random seed of sampling and of the bootstrap."""

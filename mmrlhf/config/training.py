@@ -1,0 +1,200 @@
+"""Configurations of the training stages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from mmrlhf.config.base import (
+    STRICT,
+    Count,
+    Dtype,
+    EngineConfig,
+    FactsConfig,
+    FactsPosition,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainConfig(FactsConfig, EngineConfig):
+    """Settings of every training stage."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id of the vision-language model."""
+    dataset_name: str
+    """JSON, JSONL or parquet file, `datasets` folder, or Hub id."""
+    output_dir: str
+    """Run directory: resolved config, metrics, samples, checkpoints. The same command resumes an
+    unfinished run."""
+    learning_rate: Positive = 1e-4
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    """Schedule after warm-up; linear and cosine fall to a tenth of the peak."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimiser steps of linear warm-up."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: Positive = 1.0
+    """Maximum norm of the gradients; larger ones are scaled down."""
+    per_device_train_batch_size: Count = 8
+    """Rows (ppo: prompts) per process and step."""
+    num_train_epochs: Positive = 1.0
+    """Passes over the data; max_steps wins if it is set."""
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """Steps to train; -1: as many as num_train_epochs takes."""
+    max_length: Count = 2048
+    """Maximum tokens of prompt plus answer, image tokens included. A longer row is an error; rows
+    are never cut."""
+    lora_r: Count = 16
+    """Rank of the LoRA adapter (language model only; vision tower and projector stay frozen)."""
+    lora_target_modules: str = "all-linear"
+    """Layers of the language model to adapt: all linear ones, or names such as
+    `q_proj,k_proj,v_proj,o_proj`."""
+    lora_alpha: Positive = 32.0
+    """The adapter's update is scaled by lora_alpha / lora_r."""
+    dtype: Dtype = "float32"
+    """Precision of the base weights; adapters and heads stay in float32. nf4: 4 bits, computed in
+    bfloat16 (needs bitsandbytes)."""
+    seed: NonNegativeInt = 0
+    """Random seed of the run."""
+    logging_steps: Count = 10
+    """Steps between printed lines; metrics.jsonl has every step."""
+    save_steps: Count = 100
+    """Steps between checkpoints; the stage resumes from the latest."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SFTConfig(TrainConfig):
+    """Supervised fine-tuning on `messages`, `prompt` + `completion`, or LLaVA conversations."""
+
+    tuning: Literal["lora", "full"] = "lora"
+    """`lora` trains an adapter and merges it at the end; `full` trains the language model. Both
+    write a complete model."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RewardConfig(TrainConfig):
+    """Reward model trained on `prompt`, `chosen`, `rejected`, or another format of preferences."""
+
+    tuning: Literal["lora", "full"] = "lora"
+    """`lora` trains an adapter; `full` trains the language model, so the reward model has its own
+    base."""
+    facts: Literal["given", "none"] = "given"
+    """`given` adds each row's facts to the reward prompt; `none` is the ablation without facts."""
+    facts_position: FactsPosition = "before"
+    """`before` the answer (the answers to a prompt share them), or `after` it in a further user
+    turn, as in LLaVA-RLHF."""
+    facts_template: str = "typed"
+    """Format of the facts: `typed`, `captions` (as in LLaVA-RLHF), or the path of a Jinja file that
+    renders `facts`."""
+    max_facts_tokens: Count | None = None
+    """Maximum tokens of the facts; the least confident facts are left out first."""
+    fact_dropout: Fraction = 0.2
+    """Fraction of training rows that lose a random part of their facts, so that the model copes
+    with few or none."""
+    fact_noise: Fraction = 0.0
+    """Fraction of facts swapped in training for facts of another image, so that the model does not
+    trust every fact."""
+    injected_claim_rate: Fraction = 0.0
+    """Fraction of training rows replaced by their better answer with and without a false claim
+    built from the facts."""
+    loss_type: Literal["bradley_terry", "bt_margin", "bt_label_smoothing", "rao_kupper"] = "bradley_terry"
+    """`bt_margin` asks for the margins of the rows, `bt_label_smoothing` assumes that
+    label_smoothing of the labels are flipped, `rao_kupper` also learns from ties."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Assumed fraction of flipped labels, for loss_type bt_label_smoothing."""
+    tie_threshold: Positive = 0.5
+    """Reward gap below which two answers count as tied, for loss_type rao_kupper."""
+    balance_lengths: bool = False
+    """Drop pairs until the better answer is the longer one as often as the shorter one, at every
+    length gap."""
+    head_init: Literal["yes_no", "random"] = "yes_no"
+    """`yes_no` starts from the model's own logits of Yes minus No, `random` from weights of
+    standard deviation 1 / sqrt(hidden size + 1)."""
+    center_rewards_coefficient: NonNegative = 0.01
+    """Weight of the mean squared sum of a pair's two rewards, which keeps rewards around zero."""
+    eval_dataset_name: str | None = None
+    """Preferences to report accuracy, calibration and probes on; nothing is selected on them."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PPOConfig(TrainConfig):
+    """Proximal policy optimisation: rows with a `prompt` and images; policies never see facts."""
+
+    reward_model_path: str | None = None
+    """Directory that the reward stage wrote, for fact_rm; several, separated by commas, form an
+    ensemble."""
+    reward_terms: str = "fact_rm=1, missing_eos=-1"
+    """Reward functions with their weights, summed: fact_rm, correctness, length, missing_eos,
+    repetition, FILE.py:NAME, and the claim rewards hallucination, coverage and verifier_score.
+    Add @VERIFIER (facts, clip, vlm, or several joined by +) to a claim reward to change its
+    verifier (default facts; clip for verifier_score)."""
+    span_credit: Literal["token", "last_token"] = "token"
+    """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
+    the answer."""
+    clip_model: str | None = None
+    """Model of the verifier clip: a directory that open_clip saved, or a pretrained model as
+    NAME:TAG."""
+    clip_calibration: str | None = None
+    """Calibration of the verifier clip (`mmrlhf calibrate clip`); by default calibration.json in
+    the model's directory."""
+    vlm_calibration: str | None = None
+    """Calibration of the verifier vlm (`mmrlhf calibrate vlm`); by default its log-odds are used as
+    they are."""
+    lexicon_file: str | None = None
+    """Nouns and other words to add to the lexicon that claims are extracted with."""
+    monitor_verifiers: str | None = None
+    """Verifiers, separated by commas, that measure the answers of each step without affecting the
+    reward."""
+    allow_monitoring_reward_verifiers: bool = False
+    """Allow monitoring with a verifier that is also part of the reward."""
+    uncertainty_penalty: NonNegative = 0.0
+    """Standard deviations of an ensemble's scores to subtract from their mean."""
+    min_probe_detection_rate: Fraction = 0.6
+    """Fraction of injected false claims, of every kind, that the reward model must score lower; ppo
+    does not start below it. 0: no minimum."""
+    critic_sees_facts: bool = False
+    """Show the critic the facts before the question; the policy never sees them."""
+    num_generations: Count = 4
+    """Answers sampled per prompt in each step."""
+    response_length: Count = 64
+    """Maximum tokens of an answer."""
+    min_new_tokens: NonNegativeInt = 0
+    """Minimum tokens of an answer."""
+    temperature: Positive = 1.0
+    """Sampling temperature; training log-probs are computed at the same temperature."""
+    advantage_estimator: Literal["gae", "grpo"] = "gae"
+    """`gae` with a critic (PPO), or `grpo`: relative to the prompt's other answers, without a
+    critic."""
+    num_ppo_epochs: Count = 2
+    """Passes over the answers of a step."""
+    num_mini_batches: Count = 2
+    """Optimiser steps per pass."""
+    kl_coef: NonNegative = 0.05
+    """Weight of the KL to the reference: its estimate k1, subtracted from each token's reward
+    (grpo: k3, in the loss)."""
+    cliprange: Positive = 0.2
+    """Clip range of the policy ratio around 1."""
+    cliprange_value: Positive = 0.2
+    """Clip range of the new value around the old one, in standard deviations of the reward model's
+    scores."""
+    vf_coef: NonNegative = 0.5
+    """Weight of the value loss."""
+    gamma: Fraction = 1.0
+    """Discount of later rewards."""
+    lam: Fraction = 0.95
+    """Lambda of generalised advantage estimation."""
+    whiten_rewards: bool = False
+    """Scale per-token rewards to unit variance (their mean is kept) before computing advantages."""
+    critic_learning_rate: Positive | None = None
+    """Learning rate of the critic; learning_rate by default."""
+    eval_steps: Count = 20
+    """Steps between evaluations, if the caller passes an evaluation function (the demo does)."""
+    num_sample_generations: NonNegativeInt = 4
+    """Answers printed and saved at each logging step."""
