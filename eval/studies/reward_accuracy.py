@@ -24,12 +24,11 @@ from mmrlhf.records import Message, Preference
 from mmrlhf.reward_model import score_margins, to_answer_group
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
-from mmrlhf.scenes.captions import sample_relation
+from mmrlhf.scenes.captions import OPPOSITE_RELATION, sample_relation
 
 INJECTED_CLAIM_RATE = 0.3
 NUM_PROBE_SCENES = 200
 FACTS_SETTINGS = {"facts": {"facts": "given", "fact_dropout": 0.2}, "none": {"facts": "none"}}
-OPPOSITE_RELATION = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def probe_sentences(scene: scenes.Scene, kind: str, rng: np.random.Generator) -> tuple[str, str] | None:

@@ -6,7 +6,6 @@ from mmrlhf.claims.grammar import (
     AMBIGUOUS_COLOUR_MODIFIERS,
     AMBIGUOUS_FUNCTION_WORDS,
     BARE_INFINITIVE_VERBS,
-    BASIC_COLOURS,
     CAN_MODIFIERS,
     COLOUR_MODIFIERS,
     COLOUR_NOUNS,
@@ -15,6 +14,7 @@ from mmrlhf.claims.grammar import (
     MODIFIABLE_COLOURS,
     NUMBER_APPROXIMATORS,
     PARTICLE_PREPOSITIONS,
+    SHADED_COLOURS,
     VAGUE_QUALIFIERS,
     VERBS_BY_PARTICLE,
 )
@@ -209,7 +209,7 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
     if (
         word in COLOUR_MODIFIERS
         and words[i + 1 : i + 2]
-        and words[i + 1] in (MODIFIABLE_COLOURS if word in AMBIGUOUS_COLOUR_MODIFIERS else BASIC_COLOURS)
+        and words[i + 1] in (MODIFIABLE_COLOURS if word in AMBIGUOUS_COLOUR_MODIFIERS else SHADED_COLOURS)
     ):
         return "J"
     can_be_verb = "V" in possible_tags
@@ -331,9 +331,9 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
         return noun_tag or possible_tags[0]
     if noun_tag and "J" in possible_tags:
         prefers_adjective = possible_tags.index("J") < possible_tags.index(noun_tag)
-        if word == "light" and words[i + 1 : i + 2] and words[i + 1] in BASIC_COLOURS:
+        if word == "light" and words[i + 1 : i + 2] and words[i + 1] in SHADED_COLOURS:
             return "J"
-        if previous_tag == "J" and words[i - 1] in COLOUR_MODIFIERS and word in BASIC_COLOURS and tags[i - 2 : i - 1] == ["B"]:
+        if previous_tag == "J" and words[i - 1] in COLOUR_MODIFIERS and word in SHADED_COLOURS and tags[i - 2 : i - 1] == ["B"]:
             return "J"  # which is bright orange
         if (
             not head_follows

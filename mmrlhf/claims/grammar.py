@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from mmrlhf.text import words
+from mmrlhf.text.words import BASIC_COLOURS
 
-def word_set(words: str) -> frozenset[str]:
-    """A set of words."""
-    return frozenset(words.split())
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the set of the words in `text`, which blanks separate."""
+    return frozenset(text.split())
 
 
 PARTICIPLES = word_set(
@@ -59,42 +62,14 @@ AMBIGUOUS_FUNCTION_WORDS = (
 """Words of one tag which is another in some places."""
 COLOUR_NOUNS = word_set("cream orange peach olive mint gold silver")
 """Colours that are things, too."""
-BASIC_COLOURS = word_set("red orange yellow green blue purple violet pink brown gray grey beige tan")
+SHADED_COLOURS = (frozenset(BASIC_COLOURS) - {"black", "white"}) | {"violet", "gray", "beige", "tan"}
 """Colours that light and dark stand before."""
-NUMBER_VALUES = {
-    name: number
-    for number, name in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-} | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100, "dozen": 12}
-NUMBER_VALUES |= {
-    f"{ten}-{one}": tens + ones
-    for ten, tens in list(NUMBER_VALUES.items())
-    if tens in range(20, 100, 10)
-    for one, ones in list(NUMBER_VALUES.items())[1:10]
-}
+NUMBER_VALUES = (
+    words.NUMBER_VALUES
+    | {f"{ten}-{one}": value + words.NUMBER_VALUES[one] for ten, value in words.TENS.items() for one in words.NUMBER_WORDS[1:10]}
+    | {"hundred": 100, "dozen": 12}
+)
+"""Value of each word that is a number by itself."""
 CLOSED_CLASS_TAGS: dict[str, str] = {}
 """Words that are what they are wherever they stand, and their tags."""
 for _tag, _words in {
@@ -203,9 +178,7 @@ PAIRED_NOUNS = word_set("shoe boot sock glove mitten earring sandal slipper snea
 """Things of which a pair is one of each side, and no number."""
 LATERAL_BODY_PARTS = word_set("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
 """Parts of which there is a left and a right one."""
-MODIFIABLE_COLOURS = word_set(
-    "red orange yellow green blue purple violet pink brown gray grey beige tan teal turquoise white wood wooden blonde"
-)
+MODIFIABLE_COLOURS = SHADED_COLOURS | {"teal", "turquoise", "white", "wood", "wooden", "blonde"}
 """What light and dark may stand before."""
 PEER_RELATIONS = frozenset(
     ("next to", "beside", "near", "behind", "in front of", "left of", "right of", "above", "below", "under", "close to", "between", "over",
@@ -292,7 +265,7 @@ CONTENTS_WORDS = word_set("with filled topped covered loaded decorated packed st
 """What comes before things that are where the thing is that has them."""
 BARE_INFINITIVE_VERBS = word_set("watch watches watching see sees seeing let lets help helps helping make makes")
 """Verbs after which a noun is followed by what it does."""
-COLOUR_MODIFIERS = AMBIGUOUS_COLOUR_MODIFIERS | word_set("light dark bright pale deep")
+COLOUR_MODIFIERS = AMBIGUOUS_COLOUR_MODIFIERS | frozenset(words.COLOUR_SHADES)
 """Words that make one colour of two."""
 PAINT_PARTICIPLES = word_set("painted colored coloured dyed tinted")
 """Participles that a colour follows."""

@@ -14,12 +14,8 @@ import numpy as np
 from mmrlhf.facts import NUMBER_WORDS
 from mmrlhf.records import Fact
 from mmrlhf.text.plurals import pluralize, singularize
+from mmrlhf.text.words import BASIC_COLOURS, OPPOSITE_RELATIONS, OPPOSITE_SIZES
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
-SIZES = ("small", "large", "tiny", "huge", "little", "big")
-OPPOSITE_RELATIONS = {"left of": "right of", "to the left of": "to the right of", "above": "below", "over": "under",
-             "on top of": "underneath", "in front of": "behind", "inside": "outside", "on": "under"}  # fmt: skip
-OPPOSITE_RELATIONS |= {b: a for a, b in OPPOSITE_RELATIONS.items() if b != "under"} | {"under": "on"}
 _RELATION = re.compile(
     r"(.+?) (?:is |are )?({}) (.+)".format("|".join(sorted(OPPOSITE_RELATIONS, key=len, reverse=True))), re.IGNORECASE
 )
@@ -81,17 +77,13 @@ def _negate_fact(fact: Fact, rng: np.random.Generator) -> Fact:
         return replace(fact, text=f"{subject} {OPPOSITE_RELATIONS[relation.lower()]} {target}")
     if fact.kind in ("object", "attribute"):
         words = fact.text.split(" ")
-        for alternatives in (COLOURS, SIZES):
+        for alternatives in (BASIC_COLOURS, OPPOSITE_SIZES):
             for i, word in enumerate(words):
                 if word.lower() in alternatives:
                     replacements = (
                         [w for w in alternatives if w != word.lower()]
-                        if alternatives is COLOURS
-                        else [_opposite_size(word.lower())]
+                        if alternatives is BASIC_COLOURS
+                        else [OPPOSITE_SIZES[word.lower()]]
                     )
                     return replace(fact, text=" ".join([*words[:i], str(rng.choice(replacements)), *words[i + 1 :]]))
     return fact
-
-
-def _opposite_size(word: str) -> str:
-    return SIZES[SIZES.index(word) ^ 1]

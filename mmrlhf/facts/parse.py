@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.records import Fact, FactKind
+from mmrlhf.text import words
 from mmrlhf.text.plurals import pluralize
 
 Box = tuple[float, float, float, float]
@@ -30,7 +31,7 @@ def parse_typed_facts(row: Row) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-# ---- facts as lists, one field for each kind -------------------------------------------------------------------------
+# ---- facts as lists, one field for each kind ---------------------------------------------------
 
 FACT_FIELDS: dict[str, FactKind] = {
     "captions": "caption",  # text
@@ -97,7 +98,8 @@ def parse_box(row: Row, value: Any, name: str) -> Box:
     return x0, y0, x1, y1
 
 
-NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+NUMBER_WORDS = words.NUMBER_WORDS[:13]
+"""Facts spell counts up to twelve and write larger ones in digits."""
 
 
 def read_list(row: Row, field: str) -> list[Any]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mmrlhf.text.coco_objects import object_by_synonym
+from mmrlhf.text.words import NUMBER_VALUES, NUMBER_WORDS, TENS
 
 YesNo = Literal["yes", "no"]
 MAX_READ_CHARS = 2000
@@ -288,13 +289,9 @@ def _standalone_letters(text: str, letters: str) -> set[str]:
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
-_SMALL_NUMBERS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"""
-_ONES, _TENS = _SMALL_NUMBERS.split(), [f"{ten}ty" for ten in ("twen", "thir", "for", "fif", "six", "seven", "eigh", "nine")]
-_NUMBER_VALUES = (
-    {w: float(i) for i, w in enumerate(_ONES)} | {w: 10.0 * i for i, w in enumerate(_TENS, 2)} | {"none": 0.0, "no": 0.0}
-)
+_NUMBER_VALUES = NUMBER_VALUES | {"none": 0, "no": 0}
 _NUMBER = re.compile(
-    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_ONES[1:10])}))?\b|\b(?:{'|'.join(_ONES)}|none)\b(?![ -](?:hundred|thousand|million|dozen))|\bno\b(?= \w)"
+    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(TENS)})(?:[ -](?:{'|'.join(NUMBER_WORDS[1:10])}))?\b|\b(?:{'|'.join(NUMBER_WORDS)}|none)\b(?![ -](?:hundred|thousand|million|dozen))|\bno\b(?= \w)"
 )
 _CONCLUSION_PREFIX = re.compile(r"(?:\b(?:answer|total|result)\b(?: is| of|:)?|=|\b(?:so|therefore|thus|no)\b)\W*$")
 
@@ -315,7 +312,7 @@ def parse_number(answer: str) -> float | None:
 def _number_value(text: str) -> float:
     if text[-1].isdigit():
         return float(text.replace(",", ""))
-    return sum(_NUMBER_VALUES[word] for word in re.split(r"[ -]", text))
+    return float(sum(_NUMBER_VALUES[word] for word in re.split(r"[ -]", text)))
 
 
 # ---- judgments -------------------------------------------------------------------------------------------------------

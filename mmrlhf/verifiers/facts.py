@@ -16,6 +16,7 @@ from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
 from mmrlhf.claims.grammar import word_set
 from mmrlhf.claims.noun_phrases import word_to_number
 from mmrlhf.records import Claim, Fact, Verdict
+from mmrlhf.text.words import COLOUR_SHADES, COLOURS
 
 Evidence = list[tuple[str, float]]
 """What facts say, as they are shown, and how sure they are."""
@@ -25,9 +26,6 @@ VALUE_SYNONYMS = {
     "little": "small", "tiny": "small", "coloured": "colored", "multicoloured": "multicolored", "colourful": "colorful", "shut": "closed",
     "metallic": "metal", "woolen": "wool", "old": "old", "elderly": "old", "aged": "old", "vacant": "empty",
 }  # fmt: skip
-COLOURS = word_set(
-    "red orange yellow green blue cyan purple violet pink brown black white grey beige tan gold silver teal turquoise maroon navy"
-)
 MATERIALS = word_set("wooden metal steel plastic glass leather stone brick concrete marble paper cardboard rubber ceramic")
 COMPATIBLE_VALUES = [
     word_set(names)
@@ -79,7 +77,7 @@ def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon
     return [_verify_claim(claim, fact_index, lexicon) for claim in claims]
 
 
-# ---- facts as claims -----------------------------------------------------------------------------------------------------
+# ---- facts as claims ---------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
@@ -172,7 +170,7 @@ def _add_claim(fact_index: FactIndex, claim: Claim, evidence: tuple[str, float])
             relations[claim.target, noun][INVERSE_RELATIONS[relation]].append(evidence)
 
 
-# ---- verdicts ------------------------------------------------------------------------------------------------------------
+# ---- verdicts ----------------------------------------------------------------------------------
 
 
 def _verify_claim(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> Verdict:
@@ -244,8 +242,8 @@ def _is_unique(noun: str, fact_index: FactIndex) -> bool:
 
 
 def _canonical_value(value: str) -> str:
-    for modifier in ("light ", "dark ", "bright ", "pale ", "deep "):
-        value = value.removeprefix(modifier)
+    for shade in COLOUR_SHADES:
+        value = value.removeprefix(f"{shade} ")
     return VALUE_SYNONYMS.get(value, value)
 
 

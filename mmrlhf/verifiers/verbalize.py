@@ -8,9 +8,10 @@ from typing import Any
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim, InputError
+from mmrlhf.text import words
 from mmrlhf.text.plurals import pluralize
+from mmrlhf.text.words import COLOURS
 from mmrlhf.verifiers.facts import (
-    COLOURS,
     EXCLUSIVE_RELATIONS,
     EXCLUSIVE_VALUES,
     INVERSE_RELATIONS,
@@ -19,8 +20,8 @@ from mmrlhf.verifiers.facts import (
     mutually_exclusive,
 )
 
-NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-OPPOSITE_RELATIONS = {"above": "below", "below": "above"}
+NUMBER_WORDS = ("no", *words.NUMBER_WORDS[1:11])
+OPPOSITE_RELATIONS = {relation: words.OPPOSITE_RELATIONS[relation] for relation in ("above", "below")}
 """Where another word is nearer than the one that facts are sorted under."""
 MAX_COUNT_OFFSET = 2
 """A count's foils are the numbers up to so far away."""
@@ -58,7 +59,7 @@ def _count_phrase(claim: Claim) -> str:
     return f"{NUMBER_WORDS[number] if number < len(NUMBER_WORDS) else number} {claim.subject if number == 1 else pluralize(claim.subject)}"
 
 
-# ---- foils ---------------------------------------------------------------------------------------------------------------
+# ---- foils -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""Word lists that several parts of the package share: numbers, colours, sizes and opposites.
+
+A part that needs fewer or other words derives them from these and says why. Two lists stay where
+they are: `lemmatize` reproduces the word lists of official scripts, and `scenes.vocabulary` gives
+each colour and size of the synthetic scenes its RGB value or radius.
+"""
+
+from __future__ import annotations
+
+# ---- numbers -----------------------------------------------------------------------------------
+
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
+    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+"""Number words in order: the word at index n means n."""
+TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
+NUMBER_VALUES = {word: value for value, word in enumerate(NUMBER_WORDS)} | TENS
+"""Value of each number word that has no hyphen, up to ninety."""
+
+# ---- colours and sizes ---------------------------------------------------------------------------
+
+BASIC_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
+"""The eleven basic colour terms of English (Berlin and Kay 1969)."""
+COLOURS = frozenset(BASIC_COLOURS) | {
+    "cyan", "violet", "beige", "tan", "gold", "silver", "teal", "turquoise", "maroon", "navy",
+}  # fmt: skip
+"""Colours in the spelling that values are normalised to: `grey`, not `gray`."""
+COLOUR_SHADES = ("light", "dark", "bright", "pale", "deep")
+"""Words that shade the colour after them."""
+OPPOSITE_SIZES = {"small": "large", "large": "small", "tiny": "huge", "huge": "tiny", "little": "big", "big": "little"}
+
+# ---- relations -----------------------------------------------------------------------------------
+
+OPPOSITE_RELATIONS = {
+    "left of": "right of", "right of": "left of", "to the left of": "to the right of", "to the right of": "to the left of",
+    "above": "below", "below": "above", "over": "under", "on": "under", "under": "on", "on top of": "underneath",
+    "underneath": "on top of", "in front of": "behind", "behind": "in front of", "inside": "outside", "outside": "inside",
+}  # fmt: skip
+"""A relation that cannot hold at the same time between the same two things, in matching style."""
