@@ -1,8 +1,27 @@
-"""Score answers that exist: hidden states, log-probs and values, a micro-batch at a time."""
+"""Score given answers: hidden states, log-probs and values, one micro-batch at a time.
+
+Backward inside the loop. `hidden_states` and `last_hidden_states` are generators, and a caller that
+trains calls `backward` on each item before it asks for the next:
+
+    for indices, hidden_NTD in hidden_states(policy, completions):
+        loss = loss_of(logps(policy, completions, hidden_NTD, indices), indices)
+        loss.backward()
+
+Only one micro-batch's activations exist at a time. What the micro-batches' gradients say about a
+prompt is summed, and goes through the prompt's own forward once, when the generator moves on to the
+next prompts (`prefill.two_stage_backward`). Two rules follow: run the loop to its end, or the last
+prompts learn nothing; and do not keep an item's graph for a later `backward`, which would not reach
+the prompt. The adapter of the role is active inside the loop.
+
+A loss that couples answers (DPO's pairs) needs all of their log-probs before the first `backward`.
+Take them without gradients from `sequence_logps`, derive each answer's coefficient, and run the loop
+on `coefficient * logp`, which has the same gradient.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,62 +32,102 @@ from mmrlhf.engine.prefill import prefill, prompt_lengths, two_stage_backward
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import Prompt
 
+GROUPS_PER_BATCH = 64
+"""Prompts whose images and tokens are prepared at a time when a long list is scored."""
+
+C = TypeVar("C", bound=Completions)
+"""What a token-level function reads: given answers, or sampled ones."""
+
+
+# ---- hidden states -----------------------------------------------------------------------------
+
 
 def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor, Tensor]]:
-    """Go over answers under a role, as many at a time as the budget allows: numbers `at_n` and hidden states [n, T, D] in front of each
-    of their tokens (T as long as the longest of them). What the caller does with them may call `backward`: prompts learn too.
+    """Yield answer indices [n] and hidden states [n, T, D] in front of each of their tokens.
+
+    Micro-batches follow the token budget; T is the longest of their answers. Call `backward` inside the
+    loop only (see the module's docstring).
     """
-    lengths, num_answers = (
-        completions.mask_NT.sum(1).tolist(),
-        torch.bincount(completions.prompt_index_N, minlength=len(completions.prompts)).tolist(),
-    )
+    vlm = role.vlm
+    lengths = completions.mask_NT.sum(1).tolist()
+    num_answers = torch.bincount(completions.prompt_index_N, minlength=len(completions.prompts)).tolist()
     ends = np.cumsum(num_answers)
     grouped_lengths = [lengths[end - n : end] for n, end in zip(num_answers, ends, strict=True)]
-    vlm = role.vlm
     with role.active():
         for micro_batch in vlm.budget.micro_batches(prompt_lengths(completions.prompts), grouped_lengths):
             prompt_indices = torch.tensor(micro_batch.prompt_indices, device=vlm.device)
             with two_stage_backward(prefill(vlm, [completions.prompts[p] for p in micro_batch.prompt_indices])) as prefix:
                 for answer_indices in micro_batch.answer_batches:
                     indices = torch.tensor(answer_indices, device=vlm.device)
+                    # `extend` adds the column after the prompt, and nothing is predicted from the last token.
                     width = max(lengths[i] for i in answer_indices) - 1
+                    # The prompts of a micro-batch are sorted, so a search finds their place in it.
                     local_prompt_index = torch.searchsorted(prompt_indices, completions.prompt_index_N[indices])
-                    yield (
-                        indices,
-                        prefix.extend(
-                            local_prompt_index, completions.token_ids_NT[indices, :width], completions.mask_NT[indices, :width]
-                        ),
-                    )
+                    token_ids, mask = completions.token_ids_NT[indices, :width], completions.mask_NT[indices, :width]
+                    yield indices, prefix.extend(local_prompt_index, token_ids, mask)
+
+
+def last_hidden_states(
+    role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield prompt indices and the hidden states [n, D] at the last token of all of their answers, in order.
+
+    `answer_ids` holds the token ids [T] of each prompt's answers. Call `backward` inside the loop only
+    (see the module's docstring).
+    """
+    vlm = role.vlm
+    flat_answers = [(p, ids) for p, prompt_answers in enumerate(answer_ids) for ids in prompt_answers]
+    answer_lengths = [[len(ids) for ids in prompt_answers] for prompt_answers in answer_ids]
+    pad_token_id = int(vlm.tokenizer.pad_token_id)
+    with role.active():
+        for micro_batch in vlm.budget.micro_batches(prompt_lengths(prompts), answer_lengths):
+            with two_stage_backward(prefill(vlm, [prompts[p] for p in micro_batch.prompt_indices])) as prefix:
+                last_states = []
+                for answer_indices in micro_batch.answer_batches:
+                    local_prompt_indices = [micro_batch.prompt_indices.index(flat_answers[i][0]) for i in answer_indices]
+                    ids_NT, mask_NT = pad_right([flat_answers[i][1] for i in answer_indices], pad_token_id, vlm.device)
+                    hidden_NTD = prefix.extend(torch.tensor(local_prompt_indices, device=vlm.device), ids_NT, mask_NT)
+                    # Column 0 is after the prompt, so column `length` is after the last token.
+                    last_states.append(hidden_NTD[torch.arange(len(answer_indices), device=vlm.device), mask_NT.sum(1)])
+                yield micro_batch.prompt_indices, torch.cat(last_states)
+
+
+# ---- what is read from them --------------------------------------------------------------------
+
+
+def token_logps(
+    role: Role, completions: Completions, hidden: Tensor, indices: Tensor, temperature: float = 1.0, min_tokens: int = 0
+) -> Tensor:
+    """Return the log-probs [n, T] of the tokens of answers `indices`, 0 on padding.
+
+    They are of the distribution at `temperature` in which no answer can end before `min_tokens`.
+    """
+    width = hidden.shape[1]
+    token_ids, mask = completions.token_ids_NT[indices, :width], completions.mask_NT[indices, :width]
+    return role.vlm.token_logps(hidden, token_ids, mask, temperature, min_tokens)
 
 
 def logps(role: Role, completions: SampledCompletions, hidden: Tensor, indices: Tensor) -> Tensor:
-    """Log-probs [n, T] of the tokens of answers `at`, as they were drawn. Raises ValueError where top-p or top-k have drawn them: they are
-    then of another distribution, and no ratio of the two means anything."""
-    if not completions.sampling_params.is_full_distribution:
-        raise ValueError(
-            f"answers drawn by {completions.sampling_params} have no log-probs to learn from: draw from the whole distribution"
-        )
-    width, sampling_params = hidden.shape[1], completions.sampling_params
-    return role.vlm.token_logps(
-        hidden,
-        completions.token_ids_NT[indices, :width],
-        completions.mask_NT[indices, :width],
-        sampling_params.temperature,
-        sampling_params.min_tokens,
-    )
+    """Return the log-probs [n, T] of sampled tokens, under the parameters that they were sampled with.
+
+    Raises ValueError if top-p, top-k or greedy decoding chose them: they come from another distribution
+    then, and a ratio of the two means nothing.
+    """
+    params = completions.sampling_params
+    if not params.is_full_distribution:
+        raise ValueError(f"answers sampled with {params} have no log-probs to learn from: sample from the full distribution")
+    return token_logps(role, completions, hidden, indices, params.temperature, params.min_tokens)
 
 
-def values(role: Role, completions: SampledCompletions, hidden: Tensor, indices: Tensor) -> Tensor:
-    """A scalar head's values [n, T] in front of each token, 0 on padding."""
+def values(role: Role, completions: Completions, hidden: Tensor, indices: Tensor) -> Tensor:
+    """Return the scalar head's values [n, T] in front of each token, 0 on padding."""
     assert role.head is not None
     return role.head(hidden.float())[..., 0] * completions.mask_NT[indices, : hidden.shape[1]]
 
 
 @torch.no_grad()
-def in_micro_batches(
-    compute: Callable[[Role, SampledCompletions, Tensor, Tensor], Tensor], role: Role, completions: SampledCompletions
-) -> Tensor:
-    """What `logps` or `values` reads of all answers [N, T]."""
+def in_micro_batches(compute: Callable[[Role, C, Tensor, Tensor], Tensor], role: Role, completions: C) -> Tensor:
+    """Return `compute` (`logps`, `values`, `token_logps`) of all answers [N, T], without gradients."""
 
     def compute_all() -> Tensor:
         result_NT = torch.zeros(completions.token_ids_NT.shape, device=role.vlm.device)
@@ -79,30 +138,14 @@ def in_micro_batches(
     return role.vlm.budget.retry_on_oom(compute_all)
 
 
-def last_hidden_states(
-    role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]]
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Hidden states where answers end, each prompt run once for all of its answers: the numbers of as many prompts as the budget allows,
-    and the states [n, D] of all of their answers in order. Inside, the caller may call `backward`.
+def sequence_logps(role: Role, completions: Completions, temperature: float = 1.0) -> Tensor:
+    """Return the summed log-prob [N] of each answer's tokens, without gradients.
+
+    The answers may come from anywhere. With gradients, sum `token_logps` inside the loop over
+    `hidden_states`.
     """
-    vlm, flat_answers = role.vlm, [(p, ids) for p, prompt_answers in enumerate(answer_ids) for ids in prompt_answers]
-    with role.active():
-        for micro_batch in vlm.budget.micro_batches(
-            prompt_lengths(prompts), [[len(ids) for ids in prompt_answers] for prompt_answers in answer_ids]
-        ):
-            with two_stage_backward(prefill(vlm, [prompts[p] for p in micro_batch.prompt_indices])) as prefix:
-                last_states = []
-                for answer_indices in micro_batch.answer_batches:
-                    prompt_index_N = torch.tensor(
-                        [micro_batch.prompt_indices.index(flat_answers[i][0]) for i in answer_indices], device=vlm.device
-                    )
-                    ids_NT, mask_NT = pad_right(
-                        [flat_answers[i][1] for i in answer_indices], int(vlm.tokenizer.pad_token_id), vlm.device
-                    )
-                    hidden_NTD = prefix.extend(prompt_index_N, ids_NT, mask_NT)
-                    last_states.append(hidden_NTD[torch.arange(len(answer_indices), device=vlm.device), mask_NT.sum(1)])
-                yield micro_batch.prompt_indices, torch.cat(last_states)
 
+    def compute(role: Role, completions: Completions, hidden: Tensor, indices: Tensor) -> Tensor:
+        return token_logps(role, completions, hidden, indices, temperature)
 
-GROUPS_PER_BATCH = 64
-"""Prompts that are made ready at a time, pictures and all, when many are scored."""
+    return in_micro_batches(compute, role, completions).sum(1)
