@@ -211,7 +211,7 @@ def run_families(out: Path) -> None:
         tensors |= {"sampled/ids": sampled.token_ids_NT, "sampled/mask": sampled.mask_NT, "sampled/log_probs": sampled.logps_NT,
                     "sampled/entropy": sampled.entropy_NT, "sampled/ended": sampled.finished_N}  # fmt: skip
         write_tensors(out / f"families/{family}.safetensors", tensors)
-        write_json(out / f"families/{family}.json", {"texts": sampled.texts, "share_prefix": fixture.vlm.share_prefix})
+        write_json(out / f"families/{family}.json", {"texts": sampled.texts, "share_prefix": fixture.vlm.engine.share_prefix})
 
 
 def paths_of(fixture: FamilySetup) -> dict[str, torch.Tensor]:

@@ -121,7 +121,7 @@ def main() -> None:
         print(f"{name:<12}{rate:10.2f} questions/s{cpu_rate:10.2f} a second of CPU")
     print(json.dumps({
         "questions_per_s": round(len(rows) / statistics.median(wall_seconds["engine"]), 2), "over_best": round(best["wall"] / statistics.median(wall_seconds["engine"]), 2),
-        "over_best_cpu": round(best["cpu"] / statistics.median(cpu_seconds["engine"]), 2), "questions": len(rows), "same_answers": num_same, "shared": vlm.share_prefix_across_prompts,
+        "over_best_cpu": round(best["cpu"] / statistics.median(cpu_seconds["engine"]), 2), "questions": len(rows), "same_answers": num_same, "shared": vlm.engine.share_prefix_across_prompts,
         "wall_s": {k: [round(s, 3) for s in v] for k, v in wall_seconds.items()}, "cpu_s": {k: [round(s, 3) for s in v] for k, v in cpu_seconds.items()},
     }))  # fmt: skip
 

@@ -94,14 +94,14 @@ class CudaGraphDecodeStep(DecodeStep):
     def _capture(self) -> Callable[[], Tensor]:
         """The step as one launch; as it is where that cannot be, which is said once."""
         vlm = self.prefix.vlm
-        if vlm.device.type != "cuda" or not vlm.use_cuda_graphs:
+        if vlm.device.type != "cuda" or not vlm.engine.use_cuda_graphs:
             return self._run
         try:
             return _capture_graph(self._run)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            vlm.use_cuda_graphs = False
+            vlm.engine.use_cuda_graphs = False
             print(f"note: {vlm.name} is sampled without CUDA graphs ({(str(error).splitlines() or [''])[0]})")
             return self._run
 

@@ -75,12 +75,14 @@ class Prefix:
         Each token then meets the other answers' keys as well, behind a mask: not worth it once they outnumber the prompt's by far.
         """
         return (
-            self.vlm.supports_packing and num_answers > 1 and num_answers * num_tokens <= MAX_PACK_RATIO * self.mask_PL.shape[1]
+            self.vlm.engine.supports_packing
+            and num_answers > 1
+            and num_answers * num_tokens <= MAX_PACK_RATIO * self.mask_PL.shape[1]
         )
 
     def _group_size(self, prompt_index_N: Tensor, width: int) -> int:
         """How many answers each prompt has, if it is the same for all, they stand together, and packing them pays; else 0."""
-        if not self.vlm.supports_packing:
+        if not self.vlm.engine.supports_packing:
             return 0
         prompt_indices, counts = torch.unique_consecutive(prompt_index_N, return_counts=True)
         group_size = int(counts[0])
@@ -145,9 +147,9 @@ def prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix | NaivePrefix:
 
 def is_verified(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
     """Whether prompts are run once for all that follows them."""
-    if vlm.share_prefix == "auto" and not (vlm.is_verified_on_text and not any(p.images for p in prompts)):
+    if vlm.engine.share_prefix == "auto" and not (vlm.engine.is_verified_on_text and not any(p.images for p in prompts)):
         _choose_path(vlm, prompts)
-    return vlm.share_prefix != "off"
+    return vlm.engine.share_prefix != "off"
 
 
 def run_prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
@@ -234,17 +236,17 @@ def _choose_path(vlm: VLM, prompts: Sequence[Prompt]) -> None:
     """Compare the two paths on one row, with a picture if there is one, and take the fast one where they agree."""
     prompt = next((p for p in prompts if p.images), prompts[0])
     agree, reason = _paths_agree(vlm, prompt)
-    if not agree and vlm.supports_packing:
-        vlm.supports_packing = vlm.use_cuda_graphs = False
+    if not agree and vlm.engine.supports_packing:
+        vlm.engine.supports_packing = vlm.engine.use_cuda_graphs = False
         agree, reason = _paths_agree(vlm, prompt)
     if not agree:
         print(f"note: {vlm.name} is run the plain way, each answer with its whole prompt ({reason})")
-        vlm.share_prefix = "off"
+        vlm.engine.share_prefix = "off"
     elif prompt.images:
         print(f"note: {vlm.name}: prompts are run once for all their answers ({reason} from each with its whole prompt)")
-        vlm.share_prefix = "on"
+        vlm.engine.share_prefix = "on"
     else:
-        vlm.is_verified_on_text = True
+        vlm.engine.is_verified_on_text = True
 
 
 def _paths_agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:

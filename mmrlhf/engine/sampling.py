@@ -85,7 +85,7 @@ def sample(
         prompt_index_N = torch.tensor(prompt_indices, device=vlm.device)
         if prefix.should_pack(max(Counter(prompt_indices).values()), sampling_params.max_tokens):
             decode_packed(prefix, prompt_index_N, prompt_index_N, state)
-        elif vlm.use_cuda_graphs:
+        elif vlm.engine.use_cuda_graphs:
             decode_packed(prefix, prompt_index_N, torch.arange(len(prompt_index_N), device=vlm.device), state)
         else:
             _decode_unpacked(prefix, prompt_index_N, state)
@@ -146,7 +146,7 @@ def decode_packed(
     active = torch.argsort(sequence_index_N, stable=True)
     sequences, answer_index_SG = _pack_rows(sequence_index_N, active)
     suffix_width = 0 if suffixes is None else suffixes.token_ids_NT.shape[1]
-    decode_step = (CudaGraphDecodeStep if vlm.use_cuda_graphs else DecodeStep)(
+    decode_step = (CudaGraphDecodeStep if vlm.engine.use_cuda_graphs else DecodeStep)(
         prefix, prompt_index_N[answer_index_SG[:, 0]], (max_tokens + suffix_width) * answer_index_SG.shape[1]
     )
     next_token_N = torch.zeros_like(prompt_index_N)

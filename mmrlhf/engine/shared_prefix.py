@@ -51,14 +51,14 @@ def _common_prefix_length(prompts: Sequence[Prompt]) -> int:
 
 def is_supported(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
     """Whether stems may be run once with this model; decided on the first group that there is."""
-    if not (prefill.is_verified(vlm, prompts) and vlm.supports_packing) or vlm.share_prefix_across_prompts == "off":
+    if not (prefill.is_verified(vlm, prompts) and vlm.engine.supports_packing) or vlm.engine.share_prefix_across_prompts == "off":
         return False
-    if vlm.share_prefix_across_prompts == "auto":
+    if vlm.engine.share_prefix_across_prompts == "auto":
         gap = max_logp_gap(vlm, prompts[:2])
-        vlm.share_prefix_across_prompts = "on" if gap <= LOGP_TOLERANCE[vlm.model.dtype] else "off"
-        if vlm.share_prefix_across_prompts == "off":
+        vlm.engine.share_prefix_across_prompts = "on" if gap <= LOGP_TOLERANCE[vlm.model.dtype] else "off"
+        if vlm.engine.share_prefix_across_prompts == "off":
             print(f"note: {vlm.name} runs every question with its picture (log-probs differ by {gap:.2g} nats on a shared one)")
-    return vlm.share_prefix_across_prompts == "on"
+    return vlm.engine.share_prefix_across_prompts == "on"
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from mmrlhf.models.image_features import FeatureCache
 from mmrlhf.models.kv_cache import supports_packing
 from mmrlhf.models.micro_batch import Budget
 from mmrlhf.models.vision_encoder import Encoder, fingerprint
-from mmrlhf.models.vlm import VLM, apply_chat_template
+from mmrlhf.models.vlm import VLM, EngineState, apply_chat_template
 from mmrlhf.records import InputError, Message
 
 
@@ -97,9 +97,11 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
         eos=tuple(sorted(eos)),
         encoder=Encoder(model, processor, cache, one_image_text, two_image_text),
         budget=Budget(engine.micro_batch_tokens),
-        share_prefix=engine.share_prefix,
-        supports_packing=supports_packing(model),
-        use_cuda_graphs=model.device.type == "cuda" and supports_packing(model),
+        engine=EngineState(
+            share_prefix=engine.share_prefix,
+            supports_packing=supports_packing(model),
+            use_cuda_graphs=model.device.type == "cuda" and supports_packing(model),
+        ),
         dtype=str(model.dtype).removeprefix("torch."),
         fingerprint=fingerprint(model.state_dict().items()),
     )

@@ -54,30 +54,51 @@ class EncoderOutput(ModelOutput):
 
 
 @dataclass
+class EngineState:
+    """How the engine runs a model, and what its self-checks have settled so far.
+
+    Set from the configuration at load; a check narrows it on the first prompts of a run
+    (`prefill.is_verified`, `shared_prefix.is_supported`) and never widens it again.
+    """
+
+    share_prefix: Literal["auto", "on", "off"] = "auto"
+    """Whether a prompt is prefilled once for all of its answers. "auto": not checked yet. "off": every
+    answer runs with its whole prompt, on the naive path."""
+    supports_packing: bool = False
+    """Whether several answers to a prompt may share a sequence behind a mask (`kv_cache`)."""
+    use_cuda_graphs: bool = False
+    """Whether decode steps have fixed shapes, so that they can be captured as a CUDA graph."""
+    is_verified_on_text: bool = False
+    """Whether the check has passed on a prompt without images. A prompt with images is still to come, so
+    `share_prefix` remains "auto"."""
+    share_prefix_across_prompts: Literal["auto", "on", "off"] = "auto"
+    """Whether what several prompts have in common is prefilled once (`shared_prefix`)."""
+
+
+@dataclass
 class VLM:
-    """A model with its processor. `banned` are ids that must never be sampled (image placeholders and other control
-    tokens, ids beyond the tokenizer); `eos` ends an answer; `budget` is how much runs at a time; `prefix` says whether prompts are run once for all answers
-    ("auto": not decided yet, `prefix.py`), `stems` whether what prompts have in common is (`stems.py`), `packs` whether answers to a prompt may share a
-    sequence, `captures` whether they are sampled in fixed shapes, as a CUDA graph, `agreed_on_text` whether the two ways were compared on a prompt
-    without pictures; `dtype` as it was loaded."""
+    """A model with its processor and everything that the stages ask of it."""
 
     name: str
+    """The directory or Hub id that it was loaded from, for messages."""
     model: PreTrainedModel
     processor: Any
     suppressed_tokens: Tensor
+    """Ids that must never be sampled: image placeholders and other control tokens, and rows of the
+    embedding beyond the tokenizer."""
     eos: tuple[int, ...]
+    """Ids that end an answer."""
     encoder: Encoder
     budget: Budget
-    share_prefix: Literal["auto", "on", "off"] = "auto"
-    supports_packing: bool = False
-    use_cuda_graphs: bool = False
-    is_verified_on_text: bool = False
-    share_prefix_across_prompts: Literal["auto", "on", "off"] = "auto"
+    engine: EngineState = field(default_factory=EngineState)
     dtype: str = "float32"
+    """The precision it was loaded in: "float32", "bfloat16", "float16" or "nf4"."""
     fingerprint: str = ""
+    """A hash of sampled weights (`vision_encoder.fingerprint`)."""
     _extras_by_token_id: dict[str, dict[int, int]] | None = field(default=None, repr=False)
-    """Per-token extras by token id, where prompts can be written without the processor; unknown (None) at first."""
+    """Per-token extras by token id, once prompts are known to be writable without the processor."""
     _needs_processor: bool = False
+    """Whether `_learn_placeholders` has found that they are not."""
 
     @property
     def tokenizer(self) -> Any:

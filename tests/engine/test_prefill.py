@@ -27,7 +27,7 @@ def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys
     other = load(vlm.name)
     monkeypatch.setattr(prefix_, "_prompt_position_ids", wrong)
     said = sample_completions(other, prompts_from_examples(other, examples[:3]), 1, SamplingParams(12)).texts
-    assert other.share_prefix == "off" and said == fast
+    assert other.engine.share_prefix == "off" and said == fast
     assert "is run the plain way, each answer with its whole prompt (log-probs differ by" in capsys.readouterr().out
 
 
@@ -36,7 +36,7 @@ def test_prefill_falls_back_when_the_model_fails(vlm, examples, monkeypatch, cap
         raise NotImplementedError("no such cache")
 
     monkeypatch.setattr("mmrlhf.models.kv_cache.new_cache", broken)
-    assert isinstance(prefill(vlm, encode_prompts(vlm, examples)), NaivePrefix) and vlm.share_prefix == "off"
+    assert isinstance(prefill(vlm, encode_prompts(vlm, examples)), NaivePrefix) and vlm.engine.share_prefix == "off"
     assert "NotImplementedError: no such cache" in capsys.readouterr().out
 
 
@@ -47,13 +47,13 @@ def test_prefill_off_skips_the_self_check(tiny_vlm_path, examples):
 
 def test_prefill_text_only_prompt_does_not_settle_the_self_check(vlm, examples):
     (text_only,) = vlm.build_prompts([(examples[0].prompt, ())])
-    assert isinstance(prefill(vlm, [text_only]), Prefix) and vlm.share_prefix == "auto"
+    assert isinstance(prefill(vlm, [text_only]), Prefix) and vlm.engine.share_prefix == "auto"
     prefill(vlm, encode_prompts(vlm, examples))
-    assert vlm.share_prefix == "on"
+    assert vlm.engine.share_prefix == "on"
 
 
 def test_prefill_raises_when_the_model_drops_its_cache(vlm, examples):
-    vlm.share_prefix = "on"
+    vlm.engine.share_prefix = "on"
     vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     vlm.model.train()
     with pytest.raises(RuntimeError, match="the model dropped its cache"):
@@ -62,7 +62,7 @@ def test_prefill_raises_when_the_model_drops_its_cache(vlm, examples):
 
 def test_two_stage_backward_matches_single_backward(vlm, examples):
     """Two batches of answers call backward inside; the prompt's own backward runs once, on leaving."""
-    vlm.share_prefix = "on"
+    vlm.engine.share_prefix = "on"
     vlm.model.base_model.get_decoder().requires_grad_(True)
     weight = vlm.model.base_model.get_decoder().layers[0].self_attn.k_proj.weight
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])

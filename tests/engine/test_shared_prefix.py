@@ -32,7 +32,7 @@ def test_shared_prefix_answers_match_full_prompts(vlm, examples, how, captures):
     """Also in the fixed shapes that a GPU captures."""
     rows = make_questions(examples)
     whole = sample_completions(vlm, prompts_from_examples(vlm, rows), 1, how).texts
-    vlm.use_cuda_graphs = captures
+    vlm.engine.use_cuda_graphs = captures
     assert [texts for _, texts in generate_batches(vlm, rows, how, batch_size=100)] == [[t] for t in whole]
     assert len(set(whole)) > 2
 
@@ -40,7 +40,7 @@ def test_shared_prefix_answers_match_full_prompts(vlm, examples, how, captures):
 def test_shared_prefix_prefills_each_prefix_once(vlm, examples, monkeypatch):
     rows = make_questions(examples)
     list(generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100))
-    assert vlm.share_prefix_across_prompts == "on"
+    assert vlm.engine.share_prefix_across_prompts == "on"
     ran, forward = [], vlm.model.base_model.forward
     monkeypatch.setattr(vlm.model.base_model, "forward", lambda *a, **k: ran.append(k["input_ids"].shape) or forward(*a, **k))
     list(generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100))
@@ -65,7 +65,7 @@ def test_shared_prefix_falls_back_when_logps_differ(vlm, examples, monkeypatch, 
     rows = make_questions(examples)
     whole = sample_completions(vlm, prompts_from_examples(vlm, rows), 1, SamplingParams(4, 0.0)).texts
     assert [t for _, (t,) in generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100)] == whole
-    assert vlm.share_prefix_across_prompts == "off" and "runs every question with its picture" in capsys.readouterr().out
+    assert vlm.engine.share_prefix_across_prompts == "off" and "runs every question with its picture" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, id=f) for f in FAMILIES])
@@ -77,6 +77,6 @@ def test_shared_prefix_matches_full_prompts_for_every_family(family, examples, t
     whole = sample_completions(vlm, prompts_from_examples(vlm, rows), 1, how)
     shared = [t for _, (t,) in generate_batches(vlm, rows, how, batch_size=100)]
     assert shared == whole.texts
-    assert (vlm.share_prefix_across_prompts == "on") == (family in SUPPORTS_SHARING)
+    assert (vlm.engine.share_prefix_across_prompts == "on") == (family in SUPPORTS_SHARING)
     if family in SUPPORTS_SHARING:
         assert shared_prefix.max_logp_gap(vlm, whole.prompts[:2]) < 1e-4

@@ -175,7 +175,7 @@ def test_engine_matches_naive_forward(family):
     for tokens in (100_000, 1):
         lp, v, g = max_differences(family, engine_run(family, tokens), naive)
         assert all(gap < most for gap, most in zip((lp, v, g), TOLERANCE["float32"], strict=True)), (tokens, lp, v, g)
-    assert family.vlm.share_prefix == "on"
+    assert family.vlm.engine.share_prefix == "on"
 
 
 def test_packed_answers_match_separate_rows(family, monkeypatch):
@@ -185,7 +185,7 @@ def test_packed_answers_match_separate_rows(family, monkeypatch):
     monkeypatch.setattr(family.vlm, "eos", (3, *range(40, 80)))  # an untrained model seldom comes to its end
     for packed in (True, False):
         monkeypatch.setattr(
-            Prefix, "should_pack", lambda self, answers, tokens, packed=packed: packed and self.vlm.supports_packing
+            Prefix, "should_pack", lambda self, answers, tokens, packed=packed: packed and self.vlm.engine.supports_packing
         )
         fast = engine_run(family, 100_000)
         with family.adapters.use("policy"):
@@ -197,9 +197,9 @@ def test_packed_answers_match_separate_rows(family, monkeypatch):
         one[3].logps_NT, other[3].logps_NT, atol=1e-4
     )
     assert bool(one[3].finished_N.any()) and len(set(one[3].mask_NT.sum(1).tolist())) > 1
-    assert family.vlm.supports_packing == (family.family in SUPPORTS_PACKING)
-    if family.vlm.supports_packing:  # in fixed shapes, as they are captured on a GPU
-        monkeypatch.setattr(family.vlm, "use_cuda_graphs", True)
+    assert family.vlm.engine.supports_packing == (family.family in SUPPORTS_PACKING)
+    if family.vlm.engine.supports_packing:  # in fixed shapes, as they are captured on a GPU
+        monkeypatch.setattr(family.vlm.engine, "use_cuda_graphs", True)
         for packed in (True, False):
             monkeypatch.setattr(Prefix, "should_pack", lambda self, answers, tokens, packed=packed: packed)
             with family.adapters.use("policy"):
@@ -268,10 +268,10 @@ def test_naive_prefix_samples_and_scores_alike(family):
     numbers = list(range(len(family.examples)))
     with family.adapters.use("policy"):
         fast = sample(family.vlm, family.prompts(), numbers, how, draws)
-        family.vlm.share_prefix = "off"
+        family.vlm.engine.share_prefix = "off"
         slow = sample(family.vlm, family.prompts(), numbers, how, draws)
         hidden = prefill(family.vlm, family.prompts()).last_hidden_PD
-        family.vlm.share_prefix = "on"
+        family.vlm.engine.share_prefix = "on"
         assert torch.allclose(prefill(family.vlm, family.prompts()).last_hidden_PD, hidden, atol=1e-4)
     assert torch.equal(fast.token_ids_NT, slow.token_ids_NT) and torch.allclose(fast.logps_NT, slow.logps_NT, atol=1e-4)
 
@@ -289,7 +289,7 @@ def test_sample_greedy_matches_hf_generate(family):
 
 def test_prompts_encode_images_once_in_any_order(family):
     vlm = load(str(family.directory))
-    vlm.share_prefix = "on"
+    vlm.engine.share_prefix = "on"
     first = [(e.prompt, e.images) for e in family.examples]
     with torch.no_grad():
         together = prefill(vlm, vlm.build_prompts(first)).last_hidden_PD
@@ -324,7 +324,7 @@ def test_reward_model_matches_naive_path_and_survives_saving(family, tmp_path):
     model = RewardModel(Role(adapters, "reward", yes_no_head(adapters.vlm)), "none", "before")
     groups = [AnswerGroup(p.images, p.prompt, (p.chosen, p.rejected)) for p in preference_pairs(family.family)]
     fast = torch.tensor(model.score(groups))
-    adapters.vlm.share_prefix = "off"
+    adapters.vlm.engine.share_prefix = "off"
     assert torch.allclose(torch.tensor(model.score(groups)), fast, atol=1e-4 * float(fast.abs().max()))
     save_reward_model(model, tmp_path, groups)
     again = torch.tensor(load_reward_model(str(tmp_path)).score(groups))
@@ -390,7 +390,7 @@ def family_table(dtype: str = "float32", device: str = "cpu") -> tuple[str, list
             lp, v, g = max_differences(f, engine_run(f, 1), naive_run(f))
             if not all(gap < most for gap, most in zip((lp, v, g), TOLERANCE[dtype], strict=True)):
                 beyond.append(name)
-            together = "side by side" if f.vlm.supports_packing else "a row each"
+            together = "side by side" if f.vlm.engine.supports_packing else "a row each"
             way = "tokenizer" if f.vlm._extras_by_token_id is not None else "processor"
             text = "refused by its processor" if name in IMAGE_REQUIRED else "yes"
             lines.append(f"| {name} | {lp:.0e} | {v:.0e} | {g:.0e} | {bfloat16_logp_gap(f):.2f} | {together} | {way} | {text} |")
