@@ -54,9 +54,9 @@ def _group_hidden_states(vlm: VLM, prompts: Sequence[Prompt], token_ids_NT: Tens
     batch["input_ids"] = torch.cat([batch["input_ids"], token_ids_NT], 1)
     batch["attention_mask"] = torch.cat([batch["attention_mask"], mask_NT], 1)
     for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in batch:  # PaliGemma marks what is not its prompt
-            token_type = int(vlm.model.config.model_type == "paligemma")
-            batch[name] = torch.cat([batch[name], torch.full_like(token_ids_NT, token_type)], 1)
+        if name in batch:
+            answer_types = torch.full_like(token_ids_NT, vlm.family.answer_token_type_id)
+            batch[name] = torch.cat([batch[name], answer_types], 1)
     if "cross_attention_mask" in batch:
         cross_attention_mask = batch["cross_attention_mask"]
         batch["cross_attention_mask"] = torch.cat(

@@ -208,7 +208,7 @@ def _prompt_position_ids(vlm: VLM, inputs: dict[str, Tensor]) -> tuple[Tensor, T
         parameters = inspect.signature(base_model.get_rope_index).parameters
         position_ids = base_model.get_rope_index(**{k: inputs[k] for k in parameters if k in inputs})[0]
         return position_ids, position_ids.amax((0, 2)) + 1
-    position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + int(vlm.model.config.model_type == "paligemma")
+    position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + vlm.family.first_position_id
     return position_ids, position_ids.amax(1) + 1
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, LinearAttentionLayer
 
+from mmrlhf.models.families import family_of
+
 
 class FrozenPrefixLayer(DynamicLayer):
     """Attention with a prefix that is never written; `parts` are the keys and values that the last forward saw."""
@@ -184,7 +186,9 @@ def supports_packing(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     is_full_attention = (
-        layer_types == {"full_attention"} and not getattr(config, "sliding_window", None) and model.config.model_type != "mllama"
+        layer_types == {"full_attention"}
+        and not getattr(config, "sliding_window", None)
+        and not family_of(model.config).uses_cross_attention
     )
     has_only_dynamic_layers = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
     return is_full_attention and has_only_dynamic_layers and config._attn_implementation in ("sdpa", "eager")

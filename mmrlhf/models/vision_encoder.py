@@ -25,6 +25,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmrlhf.models.families import family_of
 from mmrlhf.models.image_features import FeatureCache, ImageFeatures
 from mmrlhf.models.images import open_image
 from mmrlhf.records import ImageSource, InputError
@@ -79,9 +80,7 @@ class Encoder:
         decoder_prefixes = language_parameter_prefixes(model)
         self._named_vision_parameters = [(n, p) for n, p in model.named_parameters() if not n.startswith(decoder_prefixes)]
         self.vision_parameters = [p for _, p in self._named_vision_parameters]
-        self.is_mllama = model.config.model_type == "mllama"
-        self.tiling_depends_on_batch = model.config.model_type == "llava_onevision"
-        """LLaVA-OneVision cuts a picture into tiles when it stands alone in a prompt, and does not when there are several."""
+        self.family = family_of(model.config)
         self._fingerprint = ""
         self._lock = threading.Lock()  # who asks for a picture that is being encoded waits, and then finds it
 
@@ -138,7 +137,7 @@ class Encoder:
         return features_by_key
 
     def _key(self, source: ImageSource, num_images: int) -> str:
-        return f"{self.fingerprint}/{source.key}" + ("-several" if self.tiling_depends_on_batch and num_images > 1 else "")
+        return f"{self.fingerprint}/{source.key}" + ("-several" if self.family.tiles_only_lone_images and num_images > 1 else "")
 
     # ---- from a file to features -----------------------------------------------------------------------------------
 
@@ -193,7 +192,7 @@ class Encoder:
         source, num_images = source_and_count
         image = open_image(source)
         num_copies = (
-            2 if self.tiling_depends_on_batch and num_images > 1 else 1
+            2 if self.family.tiles_only_lone_images and num_images > 1 else 1
         )  # the first of two is what each of several becomes
         try:
             batch, texts = self.process([self._prompt_texts[num_copies]], [[image] * num_copies], offsets=True)
@@ -231,7 +230,7 @@ class Encoder:
         ]
 
     def _tower_input_names(self) -> list[str]:
-        if self.is_mllama:
+        if self.family.uses_cross_attention:
             return ["pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"]
         return [k for k in inspect.signature(self.model.base_model.get_image_features).parameters if k not in TEXT_INPUTS]
 
@@ -247,7 +246,7 @@ class Encoder:
         tensors = {k: torch.cat([p.tensors[k] for p in batch]).to(self.model.device) for k in batch[0].tensors}
         tensors["pixel_values"] = tensors["pixel_values"].to(self.dtype)
         base_model = self.model.base_model
-        if self.is_mllama:  # cross-attention states [tiles x patches, dim] of each picture
+        if self.family.uses_cross_attention:  # cross-attention states [tiles x patches, dim] of each picture
             vision_states = base_model.vision_model(**tensors).last_hidden_state
             states = base_model.multi_modal_projector(vision_states).reshape(
                 len(batch), -1, base_model.multi_modal_projector.out_features

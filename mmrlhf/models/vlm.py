@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from mmrlhf.models.families import Family
 from mmrlhf.models.image_features import ImageFeatures
 from mmrlhf.models.images import open_image
 from mmrlhf.models.micro_batch import Budget
@@ -92,13 +93,18 @@ class VLM:
     budget: Budget
     engine: EngineState = field(default_factory=EngineState)
     dtype: str = "float32"
-    """The precision it was loaded in: "float32", "bfloat16", "float16" or "nf4"."""
+    """The precision it was loaded in: "float32", "bfloat16" or "nf4"."""
     fingerprint: str = ""
     """A hash of sampled weights (`vision_encoder.fingerprint`)."""
     _extras_by_token_id: dict[str, dict[int, int]] | None = field(default=None, repr=False)
     """Per-token extras by token id, once prompts are known to be writable without the processor."""
     _needs_processor: bool = False
     """Whether `_learn_placeholders` has found that they are not."""
+
+    @property
+    def family(self) -> Family:
+        """The quirks of its model family."""
+        return self.encoder.family
 
     @property
     def tokenizer(self) -> Any:
@@ -293,7 +299,7 @@ class VLM:
         image_features = [features for prompt in prompts for features in prompt.image_features]
         if not image_features:
             return {}
-        if self.encoder.is_mllama:
+        if self.family.uses_cross_attention:
             # Tokens in front of a picture look at all of them alike: a row's pictures are repeated whole to be as many as another's,
             # so that their mean stays. Those of a row without any are zeros, which add nothing.
             num_images = math.lcm(*(len(p.image_features) for p in prompts if p.image_features))

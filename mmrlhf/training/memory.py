@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, TrainConfig
+from mmrlhf.models.families import family_of
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.vision_encoder import language_parameter_prefixes
 from mmrlhf.models.vlm import MAX_LOGITS
@@ -60,7 +61,7 @@ def num_image_tokens(model: PreTrainedModel) -> int:
     if num_tokens := getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None):
         return int(num_tokens)
     vision_config = getattr(config, "vision_config", None)
-    if config.model_type == "llava" and vision_config is not None:
+    if family_of(config).has_one_token_per_patch and vision_config is not None:
         return int((vision_config.image_size // vision_config.patch_size) ** 2)
     return DEFAULT_IMAGE_TOKENS
 
