@@ -117,10 +117,10 @@ def test_stages_refuse_unreadable_image(refused, stage, kind, told, tmp_path):
     ("changed", "told"),
     [
         ({"images": ["none.png"]}, "`images[1]` does not exist in "),
-        ({"images": ["../trained.png"]}, "`images[1]` leads out of the image folder "),
+        ({"images": ["../trained.png"]}, "`images[1]` is outside the image folder "),
         ({"images": "good.png"}, "`images` must be a list, not text"),
         ({"images": None, "imagse": ["good.png"]}, "`images` is missing: rename `imagse` to it"),
-        ({"prompt": "<image><image>What is it?"}, "the prompt has places for 2 images and the row has 1: make the numbers equal"),
+        ({"prompt": "<image><image>What is it?"}, "the prompt has placeholders for 2 images and the row has 1: make the numbers equal"),
         ({"prompt": " "}, "turn 1 of the prompt is empty: fill it in or drop the row"),
     ],
 )

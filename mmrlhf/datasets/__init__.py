@@ -1,17 +1,18 @@
-"""What rows mean: the formats of preferences, prompts and conversations, read into records and written from them.
+"""Dataset formats: parse rows of preferences, prompts and conversations into records, and back.
 
-A row is judged by its own fields, so a format is declared nowhere:
+A row's format follows from its own fields and is declared nowhere:
 
     LLaVA             conversations
-    LLaVA-RLHF        conversations with output_1, output_2, preference; with captions, caption_type or length_bonus a prompt for PPO
-    VLFeedback        prompt, completions: answers with annotations; as JSON, or as the Hub's table has it
+    LLaVA-RLHF        conversations with output_1, output_2, preference; a prompt for PPO has
+                      captions, caption_type or length_bonus instead
+    VLFeedback        prompt, completions: answers with annotations; as JSON, or as the Hub's table
     rankings          prompt, answers, and ranks or ratings
     RLHF-V            text: question, chosen and rejected as an object or as JSON
     TRL               messages; prompt with completion, or alone; prompt with chosen and rejected
     RLAIF-V, MM-RLHF  TRL's pairs with question, and with is_tie, ls_factor and reasons
 
-Turns carry text alone: where an image stood among them is not kept. Each module imports only those before it: `turns`,
-`pictures`, `preferences`, `examples`, `reading`, `writing`.
+Turns carry text only: the position of an image among them is not kept. Each module imports only
+those before it: `conversations`, `image_fields`, `preferences`, `examples`, `load`, `write`.
 """
 
 from mmrlhf.datasets.examples import detect_format, parse_example

@@ -1,4 +1,4 @@
-"""Pairs whose longer answer is no likelier the chosen one."""
+"""Select pairs so that the longer answer is as often rejected as chosen."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from mmrlhf.records import InputError, Preference
 
 MAX_BINS = 10
-"""Of length gaps, with as many pairs in each; fewer where a bin would have less than PAIRS_A_BIN."""
+"""Bins of length gaps, equally filled; fewer if a bin would have under MIN_PAIRS_PER_BIN."""
 MIN_PAIRS_PER_BIN = 20
 
 
 def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
-    """The numbers of the pairs to keep, so that the longer answer is the chosen one as often as not, at every size of the gap.
+    """Return the indices of pairs to keep so that length does not predict which answer is chosen.
 
-    Annotators and models favour long answers, and a reward model learns that first. Pairs are put into bins by the
-    difference of their lengths in words, as a share of the longer; of each bin as many stay whose chosen answer is the
-    longer one as whose rejected one is, by a seeded draw. Ties, and pairs of one length, stay. Raises InputError for a ranking of
-    more than two answers.
+    Annotators and models favour long answers, and a reward model learns that first. Pairs are
+    binned by the difference of their lengths in words, as a fraction of the longer. In each bin, a
+    seeded draw keeps equally many pairs with the longer answer chosen and with it rejected. Ties
+    and pairs of equal length are kept. Raises InputError for a ranking of more than two answers.
     """
     length_gaps = []
     for preference in preferences:
@@ -36,14 +36,14 @@ def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
     rng = np.random.default_rng([seed, 29])
     for bin_indices in _quantile_bins(np.abs(gap_N[unequal_indices])):
         rows = unequal_indices[bin_indices]
-        sides = [rows[gap_N[rows] > 0], rows[gap_N[rows] < 0]]
+        sides = [rows[gap_N[rows] > 0], rows[gap_N[rows] < 0]]  # longer answer chosen, longer answer rejected
         num_per_side = min(map(len, sides))
         kept_indices += [rng.permutation(side)[:num_per_side] for side in sides]
     return sorted(int(row) for rows in kept_indices for row in rows)
 
 
 def _quantile_bins(values: np.ndarray) -> list[np.ndarray]:
-    """Places of values of like size, about as many in each bin; equal values share one."""
+    """Return the indices of each quantile bin, about equally filled; equal values share a bin."""
     num_bins = min(MAX_BINS, max(1, len(values) // MIN_PAIRS_PER_BIN))
     if not len(values):
         return []

@@ -1,4 +1,4 @@
-"""Turns of a conversation, and the prompt and the answers that they make."""
+"""Parse the turns of a conversation into prompts and answers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ PLACEHOLDER = "<image>"
 
 @dataclass(frozen=True)
 class Turn:
-    """A message before it is checked against the images: how many places for one it holds, and whether it must."""
+    """A message before it is checked against the row's images."""
 
     role: Role
     text: str
     num_images: int = 0
+    """How many images the text or the parts have placeholders for."""
     has_parts: bool = False
+    """Whether the content is a list of parts, which must then include the images."""
 
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -27,7 +29,7 @@ LLAVA_ROLES: dict[str, Role] = {"system": "system", "human": "user", "gpt": "ass
 
 
 def parse_turn(row: Row, value: Any, name: str, role_key: str = "role", content_key: str = "content") -> Turn:
-    """An object with a role and what it says; `by="from", says="value"` where it is LLaVA's. Raises InputError."""
+    """Parse a turn: role and content, or LLaVA's from and value. Raises InputError."""
     roles = ROLES if role_key == "role" else LLAVA_ROLES
     if not isinstance(value, dict):
         row.fail(f"`{name}` must be an object with {role_key} and {content_key}, not {type_name(value)}")
@@ -41,7 +43,7 @@ def parse_turn(row: Row, value: Any, name: str, role_key: str = "role", content_
 
 
 def make_turn(row: Row, role: Role, value: Any, name: str) -> Turn:
-    """A turn of text. Raises InputError."""
+    """Build a turn from text. Raises InputError if it is not text."""
     return Turn(role, *_strip_placeholders(row.require_text(value, name)))
 
 
@@ -52,7 +54,9 @@ def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
         if part_type == "image":
             num_images += 1
         elif part_type == "text":
-            row.require_text(part.get("text"), f"{name}[{number}].text")  # checked, but inner white space is the author's
+            row.require_text(
+                part.get("text"), f"{name}[{number}].text"
+            )  # checked, but kept as written: parts join without separators
             texts.append(part["text"])
         else:
             row.fail(f"`{name}[{number}]` must be a part of type text or image, not {preview(part)}")
@@ -61,13 +65,13 @@ def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
 
 
 def _strip_placeholders(text: str) -> tuple[str, int]:
-    """Text without its placeholders, and their number."""
+    """Return the text without its image placeholders, and their number."""
     segments = [segment.strip() for segment in text.split(PLACEHOLDER)]
     return "\n".join(segment for segment in segments if segment), len(segments) - 1
 
 
 def parse_turns(row: Row, value: Any, name: str, role_key: str = "role", content_key: str = "content") -> list[Turn]:
-    """A list of turns that is not empty. Raises InputError."""
+    """Parse a non-empty list of turns. Raises InputError."""
     if not isinstance(value, list) or not value:
         or_text = "" if name in ("messages", "conversations") else "text or "
         row.fail(f"`{name}` must be {or_text}a list of turns, not {'an empty one' if value == [] else type_name(value)}")
@@ -75,18 +79,18 @@ def parse_turns(row: Row, value: Any, name: str, role_key: str = "role", content
 
 
 def parse_llava_conversation(row: Row) -> list[Turn]:
-    """LLaVA's turns."""
+    """Parse LLaVA's `conversations`. Raises InputError."""
     return parse_turns(row, row.fields["conversations"], "conversations", "from", "value")
 
 
 def parse_prompt(row: Row, name: str) -> list[Turn]:
-    """TRL's prompt: text, or turns."""
+    """Parse TRL's prompt: text or turns. Raises InputError."""
     value = row.fields[name]
     return [make_turn(row, "user", value, name)] if isinstance(value, str) else parse_turns(row, value, name)
 
 
 def parse_answer(row: Row, name: str) -> str:
-    """TRL's answer: text, or a conversation of one turn."""
+    """Parse TRL's answer: text, or a conversation of one turn. Raises InputError."""
     value = row.require(name)
     if isinstance(value, str):
         return answer_text(row, make_turn(row, "assistant", value, name), name)
@@ -97,29 +101,32 @@ def parse_answer(row: Row, name: str) -> str:
 
 
 def answer_text(row: Row, turn: Turn, name: str) -> str:
-    """The text of an assistant's turn. Raises InputError."""
+    """Return the text of an assistant's turn. Raises InputError if it is not a usable answer."""
     if turn.role != "assistant":
         row.fail(f"`{name}` must be the assistant's turn, not the {turn.role}'s")
     if turn.num_images:
-        row.fail(f"`{name}` holds an image or {PLACEHOLDER}: an answer is text alone")
+        row.fail(f"`{name}` contains an image or {PLACEHOLDER}: an answer must be text only")
     if not turn.text:
         row.fail(f"`{name}` is empty: fill it in or drop the row")
     return turn.text
 
 
 def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Message, ...]:
-    """Turns as a prompt on so many images. Raises InputError when they are none."""
+    """Build a prompt from turns. Raises InputError if they do not fit the row's images."""
     if not turns or turns[-1].role != "user":
         row.fail("the prompt must end with a user turn: add the question, or drop what follows it")
     for number, turn in enumerate(turns, 1):
         if turn.role == "system" and number > 1:
             row.fail(f"turn {number} of the prompt is a system turn: only the first may be one")
         if turn.role != "user" and turn.num_images:
-            row.fail(f"turn {number} of the prompt, not the user's, holds an image: move the image to a user turn")
+            row.fail(f"turn {number} of the prompt contains an image, but is not a user turn: move the image to a user turn")
         if not turn.text and not turn.num_images:
             row.fail(f"turn {number} of the prompt is empty: fill it in or drop the row")
     num_placeholders = sum(turn.num_images for turn in turns)
-    has_explicit_images = num_placeholders or "conversations" in row.fields or any(turn.has_parts for turn in turns)
-    if has_explicit_images and num_placeholders != num_images:
-        row.fail(f"the prompt has places for {num_placeholders} images and the row has {num_images}: make the numbers equal")
+    # Plain text needs no placeholders. Parts, LLaVA's turns, and text with any must have them all.
+    must_match = num_placeholders > 0 or "conversations" in row.fields or any(turn.has_parts for turn in turns)
+    if must_match and num_placeholders != num_images:
+        row.fail(
+            f"the prompt has placeholders for {num_placeholders} images and the row has {num_images}: make the numbers equal"
+        )
     return tuple(Message(turn.role, turn.text) for turn in turns)

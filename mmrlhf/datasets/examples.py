@@ -1,4 +1,4 @@
-"""Rows with one answer or none, read into Examples; of a row that compares answers, its prompt."""
+"""Parse rows into Examples. Rows that compare answers give only their prompt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion"}
 
 
 def parse_example(row: Row, context: RowContext, require_answer: bool) -> Example:
-    """Raises InputError when the row cannot be used, with `need_answer` also when it has no answer."""
+    """Parse a row. Raises InputError if it cannot be used, or lacks an answer that is required."""
     row = unpack_rlhf_v(row)
     images, facts = parse_images(row, context), collect_facts(row, context)
     turns, answer = _parse_llava(row) if "conversations" in row.fields else _parse_trl(row)
@@ -44,7 +44,7 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
 
 
 def is_ppo_prompt(row: Row) -> bool:
-    """Whether it is one of LLaVA-RLHF's prompts, of which only the first human turn counts."""
+    """Return whether the row is one of LLaVA-RLHF's prompts: only its first human turn is used."""
     return any(field in row.fields for field in ("caption_type", "length_bonus", "captions"))
 
 
@@ -72,7 +72,7 @@ def _parse_llava(row: Row) -> tuple[list[Turn], str | None]:
 
 
 def _check_ppo_fields(row: Row) -> None:
-    """What the reward is made of later."""
+    """Check the fields that rewards use later."""
     caption_type, length_bonus = row.fields.get("caption_type", 1), row.fields.get("length_bonus", 1.0)
     if isinstance(caption_type, bool) or not isinstance(caption_type, int) or not 1 <= caption_type <= 7:
         row.fail(f"`caption_type` must be a whole number from 1 to 7, not {preview(caption_type)}")
@@ -87,20 +87,19 @@ def _split_last_answer(row: Row, turns: list[Turn], name: str) -> tuple[list[Tur
 
 
 def detect_format(row: Row) -> str:
-    """The name of a row's format."""
+    """Return the name of a row's format."""
     has_field = row.fields.__contains__
     if has_field("conversations"):
-        return f"LLaVA-RLHF {'pairs' if is_preference(row) else 'prompts' if is_ppo_prompt(row) else 'conversations'}"
+        if is_preference(row):
+            return "LLaVA-RLHF pairs"
+        return "LLaVA-RLHF prompts" if is_ppo_prompt(row) else "LLaVA-RLHF conversations"
     if is_rlhf_v(row):
         return "RLHF-V pairs"
     if has_field("chosen") or has_field("rejected"):
         if any(map(has_field, ("is_tie", "ls_factor", "chosen_reason", "rejected_reason"))):
             return "MM-RLHF pairs"
-        return (
-            "RLAIF-V pairs"
-            if has_field("question") and (has_field("idx") or has_field("origin_dataset"))
-            else "TRL preference pairs"
-        )
+        is_rlaif_v = has_field("question") and (has_field("idx") or has_field("origin_dataset"))
+        return "RLAIF-V pairs" if is_rlaif_v else "TRL preference pairs"
     if is_vlfeedback(row):
         return "VLFeedback rankings"
     if is_preference(row):

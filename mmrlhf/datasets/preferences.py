@@ -1,4 +1,4 @@
-"""Rows that compare answers, read into Preferences."""
+"""Parse rows that compare answers into Preferences."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question
 PAIR_FIELDS = SHARED_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
 RANKING_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
 MAX_RANK = 1_000_000
+# A row with `text` and any of these has another format.
 NON_RLHF_V_FIELDS = ("prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers")
 
 
 def parse_preference(row: Row, context: RowContext) -> Preference:
-    """Raises InputError when the row cannot be used."""
+    """Parse a row. Raises InputError if it cannot be used."""
     row = unpack_rlhf_v(row)
     images, facts, ranked = parse_images(row, context), collect_facts(row, context), _parse_ranked_answers(row)
     hallucinated = row.fields.get("hallucination")
@@ -48,7 +49,7 @@ def parse_preference(row: Row, context: RowContext) -> Preference:
 
 
 def is_preference(row: Row) -> bool:
-    """Whether the row compares answers; fields that something else may be called as well count in company only."""
+    """Return whether the row compares answers. Ambiguous names count only with their companions."""
     fields = row.fields
     if is_rlhf_v(row) or any(name in fields for name in ("chosen", "rejected", "output_1", "output_2", "preference")):
         return True
@@ -58,9 +59,11 @@ def is_preference(row: Row) -> bool:
 
 
 def is_vlfeedback(row: Row) -> bool:
-    """`completions` of objects, or the table of them that the Hub has; a list of texts is something else."""
-    value = row.fields.get("completions")
-    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
+    """Return whether `completions` holds objects, or the Hub's table of them, rather than texts."""
+    completions = row.fields.get("completions")
+    if isinstance(completions, list):
+        return any(isinstance(item, dict) for item in completions)
+    return isinstance(completions, dict)
 
 
 def is_rlhf_v(row: Row) -> bool:
@@ -68,7 +71,7 @@ def is_rlhf_v(row: Row) -> bool:
 
 
 def unpack_rlhf_v(row: Row) -> Row:
-    """RLHF-V's `text` as fields of their own; any other row as it is. Raises InputError."""
+    """Move the fields of RLHF-V's `text` into the row; keep other rows as is. Raises InputError."""
     if not is_rlhf_v(row):
         return row
     value = row.fields["text"]
@@ -77,12 +80,13 @@ def unpack_rlhf_v(row: Row) -> Row:
     if not isinstance(value, dict):
         row.fail(f"`text` must be an object with question, chosen and rejected, or its JSON, not {type_name(value)}")
     text_fields = {name: row.require_text(value.get(name), f"text.{name}") for name in ("question", "chosen", "rejected")}
-    return replace(row, fields={**{name: value for name, value in row.fields.items() if name != "text"}, **text_fields})
+    other_fields = {name: value for name, value in row.fields.items() if name != "text"}
+    return replace(row, fields=other_fields | text_fields)
 
 
 def parse_id(row: Row) -> str:
-    """`id`, else `idx`, else the row's number."""
-    field = next((value for value in ("id", "idx") if value in row.fields), "id")
+    """Return `id`, else `idx`, else the row's number. Raises InputError if the id is unusable."""
+    field = next((name for name in ("id", "idx") if name in row.fields), "id")
     value = row.fields.get(field, row.number)
     if isinstance(value, bool) or not isinstance(value, int | str):
         row.fail(f"`{field}` must be text or a whole number, not {type_name(value)}")
@@ -90,20 +94,21 @@ def parse_id(row: Row) -> str:
 
 
 def unused_fields(row: Row, used_fields: frozenset[str]) -> dict[str, Any]:
-    """The fields that nothing was made of."""
-    implicit_fields = {
-        "" if "id" in row.fields else "idx",
-        "" if "image" in row.fields or "images" in row.fields else next((name for name in PATH_FIELDS if name in row.fields), ""),
-    }
-    return {name: value for name, value in row.fields.items() if name not in used_fields | implicit_fields}
+    """Return the fields that no record field was made from."""
+    fallback_fields = set()
+    if "id" not in row.fields:
+        fallback_fields.add("idx")
+    if "image" not in row.fields and "images" not in row.fields:
+        fallback_fields.update([name for name in PATH_FIELDS if name in row.fields][:1])
+    return {name: value for name, value in row.fields.items() if name not in used_fields | fallback_fields}
 
 
-# ---- answers, best first ---------------------------------------------------------------------------------------------
+# ---- ranked answers ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _RankedAnswers:
-    """What a row asks, and how its answers rank, before it meets its pictures."""
+    """A row's prompt and answers, best first, before the prompt is checked against the images."""
 
     turns: list[Turn]
     answers: tuple[str, ...]
@@ -138,26 +143,26 @@ def _finite_number(row: Row, value: Any, name: str) -> float:
 
 
 def parse_trl_pair(row: Row) -> tuple[list[Turn], str, str]:
-    """Prompt, chosen and rejected. Raises InputError."""
+    """Return the prompt, the chosen and the rejected answer. Raises InputError."""
     chosen, rejected = row.require("chosen"), row.require("rejected")
     are_conversations = isinstance(chosen, list) and isinstance(rejected, list) and min(len(chosen), len(rejected)) > 1
-    if are_conversations and not isinstance(row.fields.get("prompt"), list):  # a prompt in text is then one of the turns, too
+    if are_conversations and not isinstance(row.fields.get("prompt"), list):  # they repeat a prompt that is text
         return _parse_implicit_prompt(row)
     prompt = parse_prompt(row, row.require_any("prompt", "question"))
     return prompt, parse_answer(row, "chosen"), parse_answer(row, "rejected")
 
 
 def _parse_implicit_prompt(row: Row) -> tuple[list[Turn], str, str]:
-    """Two conversations that share all turns but the last."""
+    """Split two conversations that share all turns but the last."""
     chosen_turns, rejected_turns = (parse_turns(row, row.fields[name], name) for name in ("chosen", "rejected"))
     if chosen_turns[:-1] != rejected_turns[:-1]:
-        row.fail("`chosen` and `rejected` may differ in their last turn only: give the shared ones as `prompt`")
+        row.fail("`chosen` and `rejected` may differ only in their last turn: give the shared turns as `prompt`")
     return chosen_turns[:-1], answer_text(row, chosen_turns[-1], "chosen"), answer_text(row, rejected_turns[-1], "rejected")
 
 
 def _parse_llava_pair(row: Row) -> tuple[list[Turn], str, str]:
     turns = parse_llava_conversation(row)
-    if turns[-1].role == "assistant":  # one of the two outputs, or another answer: not part of the prompt
+    if turns[-1].role == "assistant":  # an answer, not part of the prompt
         turns = turns[:-1]
     output_1, output_2 = (
         answer_text(row, parse_turn(row, row.require(name), name, "from", "value"), name) for name in ("output_1", "output_2")
@@ -169,19 +174,26 @@ def _parse_llava_pair(row: Row) -> tuple[list[Turn], str, str]:
 
 
 def _parse_ranking(row: Row) -> _RankedAnswers:
-    """Our own: any number of answers, with ranks (1 is the best), ratings (more is better), or both, and then ranks count."""
+    """Parse a ranking in mmrlhf's own format: two or more answers with ranks, ratings, or both.
+
+    Rank 1 is the best and a higher rating is better. With both, the ranks decide.
+    """
     turns, answers = parse_prompt(row, row.require_any("prompt", "question")), _list_field(row, "answers")
-    texts = [answer_text(row, make_turn(row, "assistant", v, f"answers[{n}]"), f"answers[{n}]") for n, v in enumerate(answers, 1)]
+    texts = []
+    for number, answer in enumerate(answers, 1):
+        name = f"answers[{number}]"
+        texts.append(answer_text(row, make_turn(row, "assistant", answer, name), name))
     if len(texts) < 2:
-        row.fail(f"`answers` has {len(texts)}: a ranking is of at least 2, so add some or drop the row")
+        row.fail(f"`answers` has {len(texts)}: a ranking needs at least 2, so add some or drop the row")
     for number, text in enumerate(texts, 1):
-        if (duplicate_of := texts.index(text) + 1) < number:
+        duplicate_of = texts.index(text) + 1
+        if duplicate_of < number:
             row.fail(f"`answers[{duplicate_of}]` and `answers[{number}]` are the same: drop one of them")
     row.require_any("ranks", "ratings", hint="add it, 1 for the best answer, or `ratings`")
     ranks, ratings = _list_field(row, "ranks"), _list_field(row, "ratings")
     for name, values in (("ranks", ranks), ("ratings", ratings)):
         if name in row.fields and len(values) != len(texts):
-            row.fail(f"`{name}` has {len(values)} for {len(texts)} answers: give each answer one")
+            row.fail(f"`{name}` has {len(values)} values for {len(texts)} answers: give one for each answer")
     for number, rank in enumerate(ranks, 1):
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
             row.fail(f"`ranks[{number}]` must be a whole number from 1 to {MAX_RANK:,}, not {preview(rank)}")
@@ -197,43 +209,44 @@ def _list_field(row: Row, name: str) -> list[Any]:
 
 
 def _ranks_from_ratings(ratings: list[float]) -> list[int]:
-    """The highest is first; equal ones share a place."""
+    """Rank from the highest rating (1) to the lowest; equal ratings share a rank."""
     distinct_ratings = sorted(set(ratings), reverse=True)
     return [distinct_ratings.index(rating) + 1 for rating in ratings]
 
 
 def _sort_by_rank(turns: list[Turn], texts: list[str], ranks: list[int], ratings: list[float]) -> _RankedAnswers:
-    order = sorted(range(len(texts)), key=lambda n: ranks[n])  # a stable sort: equal ones stay as the row has them
+    order = sorted(range(len(texts)), key=lambda index: ranks[index])  # stable: ties keep the row's order
     return _RankedAnswers(
-        turns, tuple(texts[n] for n in order), tuple(ranks[n] for n in order), tuple(ratings[n] for n in order) if ratings else ()
+        turns,
+        answers=tuple(texts[index] for index in order),
+        ranks=tuple(ranks[index] for index in order),
+        ratings=tuple(ratings[index] for index in order) if ratings else (),
     )
 
 
-# ---- VLFeedback ------------------------------------------------------------------------------------------------------
+# ---- VLFeedback ----------------------------------------------------------------------------------
 
 
 def _parse_vlfeedback(row: Row) -> _RankedAnswers:
-    """An answer's rating is the mean over its aspects. An answer that is empty, unrated, or there already is left out."""
+    """Rank answers by their mean rating over aspects. Skips empty, unrated and repeated answers."""
     turns = parse_prompt(row, row.require_any("prompt", "question"))
     rating_by_answer: dict[str, float] = {}
     for number, completion in enumerate(_list_completions(row), 1):
         name = f"completions[{number}]"
         if not isinstance(completion, dict):
             row.fail(f"`{name}` must be an object with response and annotations, not {type_name(completion)}")
-        answer, rating = (
-            make_turn(row, "assistant", completion.get("response"), f"{name}.response"),
-            _mean_rating(row, completion, name),
-        )
+        answer = make_turn(row, "assistant", completion.get("response"), f"{name}.response")
+        rating = _mean_rating(row, completion, name)
         if rating is not None and (answer.text or answer.num_images):
             rating_by_answer.setdefault(answer_text(row, answer, f"{name}.response"), rating)
     if len(rating_by_answer) < 2:
-        row.fail(f"`completions` has {len(rating_by_answer)} rated answers that differ, and a ranking needs 2: drop the row")
+        row.fail(f"`completions` has {len(rating_by_answer)} distinct rated answers, and a ranking needs 2: drop the row")
     ratings = list(rating_by_answer.values())
     return _sort_by_rank(turns, list(rating_by_answer), _ranks_from_ratings(ratings), ratings)
 
 
 def _list_completions(row: Row) -> list[Any]:
-    """A list of objects; `datasets` makes one object of it, whose innermost values are lists."""
+    """Return the completions as a list. `datasets` stores them as an object of nested columns."""
     value = row.fields["completions"]
     if isinstance(value, dict):
         responses = value.get("response")
@@ -246,6 +259,7 @@ def _list_completions(row: Row) -> list[Any]:
 
 
 def _select_from_columns(row: Row, value: Any, index: int, name: str) -> Any:
+    """Return one row of nested columns. Raises InputError that names the column without it."""
     if isinstance(value, dict):
         return {key: _select_from_columns(row, column, index, f"{name}.{preview(key)[1:-1]}") for key, column in value.items()}
     if not isinstance(value, list) or index >= len(value):
@@ -254,7 +268,7 @@ def _select_from_columns(row: Row, value: Any, index: int, name: str) -> Any:
 
 
 def _mean_rating(row: Row, completion: dict[str, Any], name: str) -> float | None:
-    """The mean over the aspects that have a number ("N/A" is none)."""
+    """Return the mean over aspects rated with a number (not "N/A"), or None if no aspect is."""
     annotations = completion.get("annotations", {})
     if not isinstance(annotations, dict):
         row.fail(f"`{name}.annotations` must be an object, not {type_name(annotations)}")
@@ -271,6 +285,7 @@ def _mean_rating(row: Row, completion: dict[str, Any], name: str) -> float | Non
 
 
 def _parse_rating(rating: float | str) -> list[float]:
+    """Return the rating in a list, which is empty if it is not a finite number."""
     try:
         number = float(rating)
     except (ValueError, OverflowError):

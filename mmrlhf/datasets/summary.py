@@ -1,4 +1,4 @@
-"""What a data set holds, gathered record by record: numbers and fingerprints, no text and no picture."""
+"""Accumulate statistics of a dataset record by record: counts and hashes, no texts or images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from mmrlhf.records import Example, ImageSource, Preference
 
 
 class DatasetSummary:
-    """Call `add` with each record, and read what it has counted.
+    """Counts over the records passed to `add`.
 
-    words: how long answers are, `chosen` and `rejected` of each preference whose best and worst answer are not tied, else `answer`.
-    pictures: in how many rows each is, by its content. rows_alike: how often each prompt, answers and pictures came together.
+    rows_per_image: number of rows that show an image, by the hash of its content.
+    row_fingerprints: number of rows with the same prompt, answers and images.
+    word_counts: answer lengths in words; of preferences the `chosen` and the `rejected` answer, if
+        the best and the worst are not tied.
+    num_against_ranks: preferences with a rating that contradicts its rank.
     """
 
     def __init__(self) -> None:
@@ -30,12 +33,12 @@ class DatasetSummary:
         self.margins = array("d")
 
     def register_image(self, source: ImageSource) -> str:
-        """A picture's fingerprint, counted as seen even if its row turns out bad."""
+        """Return an image's hash. The image counts as distinct even if its row is bad."""
         self.rows_per_image[source.key] += 0
         return source.key
 
     def add(self, record: Example | Preference) -> None:
-        """Count a record. Raises InputError when a picture's file cannot be read."""
+        """Count a record. Raises InputError if an image file cannot be read."""
         keys = [self.register_image(source) for source in record.images]
         self.rows_per_image.update(set(keys))
         self.num_rows += 1
@@ -48,7 +51,7 @@ class DatasetSummary:
             texts = () if record.answer is None else (record.answer,)
             self.word_counts["answer"].extend(len(text.split()) for text in texts)
         self.answers_per_row[len(texts)] += 1
-        row_text = json.dumps([[(m.role, m.content) for m in record.prompt], sorted(texts), keys])
+        row_text = json.dumps([[(turn.role, turn.content) for turn in record.prompt], sorted(texts), keys])
         self.row_fingerprints[hashlib.blake2b(row_text.encode(errors="replace"), digest_size=16).digest()] += 1
 
     def _add_preference(self, record: Preference) -> None:
@@ -66,12 +69,10 @@ class DatasetSummary:
                 self.word_counts[name].append(len(text.split()))
 
     def table_rows(self) -> dict[str, str]:
-        """The short of it, for a table."""
-        table = {"distinct pictures": f"{len(self.rows_per_image)}"}
+        """Return a short summary as rows of a table."""
+        table = {"distinct images": f"{len(self.rows_per_image)}"}
         table |= {f"{name}, mean words": f"{fmean(lengths):.1f}" for name, lengths in self.word_counts.items() if lengths}
         nonzero_counts = [count for count in self.facts_per_row if count]
-        return table | {
-            "rows with facts": f"{len(nonzero_counts)} of {self.num_rows}, {fmean(nonzero_counts):.1f} each"
-            if nonzero_counts
-            else "none"
-        }
+        if not nonzero_counts:
+            return table | {"rows with facts": "none"}
+        return table | {"rows with facts": f"{len(nonzero_counts)} of {self.num_rows}, {fmean(nonzero_counts):.1f} each"}

@@ -1,4 +1,4 @@
-"""Preferences as rows of each format. What a format cannot hold is said before, never bent to fit."""
+"""Write preferences as rows of each format. Features that a format lacks are reported."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ RowDict = dict[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """What a format holds, and how a preference and its pictures, as values for the file, become a row of it.
-
-    `types` is for files whose columns have one: names of Arrow's types, "picture", and lists and objects of them.
-    """
+    """How to write a preference in a format, and what the format can represent."""
 
     build_row: Callable[[Preference, Sequence[Any]], RowDict]
+    """Build a row from a preference and its images as the file stores them."""
     column_types: RowDict
+    """For parquet: names of Arrow types, "image", and lists and objects of them."""
     supports_rankings: bool = False
     supports_ties: bool = False
     supports_multi_turn: bool = False
 
     def unsupported_feature(self, preference: Preference) -> str:
-        """What of a preference it has no place for; "" where it has one for everything."""
-        if not self.supports_multi_turn and (len(preference.prompt) > 1):
-            return "prompts of several turns"
-        return "ties" if not self.supports_ties and len(set(preference.ranks)) < len(preference.ranks) else ""
+        """Return the feature of a preference that the format cannot represent, or ""."""
+        if not self.supports_multi_turn and len(preference.prompt) > 1:
+            return "multi-turn prompts"
+        has_ties = len(set(preference.ranks)) < len(preference.ranks)
+        return "ties" if has_ties and not self.supports_ties else ""
 
     def to_row(self, preference: Preference, images: Sequence[Any]) -> RowDict:
-        """Fields without a value are left out."""
+        """Build a row without the fields that are None."""
         return {name: value for name, value in self.build_row(preference, images).items() if value is not None}
 
 
 def to_pairs(preference: Preference) -> list[Preference]:
-    """Every comparison of a ranking, as a preference of its own; of a pair, the pair.
+    """Split a ranking into its comparisons, each a preference; a pair stays as it is.
 
-    `hallucinated` is said of the worst answer, so that comparisons without it do not know.
+    `hallucinated` describes the worst answer, so comparisons without that answer lose it.
     """
     if len(preference.answers) == 2:
         return [preference]
     pairs = []
     for comparison in preference.comparisons:
-        indices = (comparison.better, comparison.worse)
+        better, worse = comparison.better, comparison.worse
         pair = replace(
             preference,
-            id="-".join([preference.id, *(str(n + 1) for n in indices)]),
-            answers=tuple(preference.answers[n] for n in indices),
+            id=f"{preference.id}-{better + 1}-{worse + 1}",
+            answers=(preference.answers[better], preference.answers[worse]),
             ranks=(1, 1) if comparison.is_tie else (1, 2),
-            ratings=tuple(preference.ratings[n] for n in indices) if preference.ratings else (),
-            hallucinated=preference.hallucinated if comparison.worse == len(preference.answers) - 1 else None,
+            ratings=(preference.ratings[better], preference.ratings[worse]) if preference.ratings else (),
+            hallucinated=preference.hallucinated if worse == len(preference.answers) - 1 else None,
         )
         pairs.append(pair)
     return pairs
 
 
-# ---- what rows of several formats share ------------------------------------------------------------------------------
+# ---- shared by several formats -------------------------------------------------------------------
 
 
 def _common_fields(preference: Preference, source_field: str = "source") -> RowDict:
@@ -78,7 +78,7 @@ def _common_fields(preference: Preference, source_field: str = "source") -> RowD
 
 
 def _image_fields(images: Sequence[Any]) -> RowDict:
-    """In formats of one picture a row; another number of them is a list."""
+    """Return the image field of formats with one image per row; other numbers become a list."""
     return {"image": images[0]} if len(images) == 1 else {"images": list(images)}
 
 
@@ -87,15 +87,18 @@ def _margin(preference: Preference) -> float | None:
 
 
 def _images_per_turn(preference: Preference, num_images: int) -> list[int]:
-    """How many pictures stand before each turn's text: all before the first user's, but for user turns that say nothing else."""
+    """Return the number of image placeholders of each turn.
+
+    A user turn without text has one; all other images go before the text of the first user turn.
+    """
     counts = [int(turn.role == "user" and not turn.content) for turn in preference.prompt]
-    first_user_turn = next(number for number, turn in enumerate(preference.prompt) if turn.role == "user")
+    first_user_turn = next(index for index, turn in enumerate(preference.prompt) if turn.role == "user")
     counts[first_user_turn] += num_images - sum(counts)
     return counts
 
 
 def _question(preference: Preference, num_images: int) -> str:
-    return preference.prompt[0].content if preference.prompt[0].content else PLACEHOLDER * num_images
+    return preference.prompt[0].content or PLACEHOLDER * num_images
 
 
 def _content_parts(text: str, num_images: int = 0) -> list[RowDict]:
@@ -110,13 +113,13 @@ def _message_dicts(preference: Preference, num_images: int) -> list[RowDict]:
 
 TEXT_COLUMNS = {"id": "string", "source": "string", "hallucination": "bool"}
 FACTS_COLUMN = {"facts": [{"kind": "string", "text": "string", "source": "string", "confidence": "float64", "box": ["float64"]}]}
-IMAGE_COLUMNS = {"image": "picture", "images": ["picture"]}
+IMAGE_COLUMNS = {"image": "image", "images": ["image"]}
 TURNS_TYPE = [{"role": "string", "content": [{"type": "string", "text": "string"}]}]
 LLAVA_TURN_TYPE = {"from": "string", "value": "string"}
 ASPECT_TYPE = {"Rating": "string", "Rationale": "string"}
 
 
-# ---- formats ---------------------------------------------------------------------------------------------------------
+# ---- formats -------------------------------------------------------------------------------------
 
 
 def _to_trl(preference: Preference, images: Sequence[Any]) -> RowDict:
@@ -128,15 +131,16 @@ def _to_trl(preference: Preference, images: Sequence[Any]) -> RowDict:
 
 
 def _to_llava_rlhf(preference: Preference, images: Sequence[Any]) -> RowDict:
-    """Which output is the better one follows from the id, so that the place says nothing of it."""
+    """Build a row. A hash of the id decides which output is the better one."""
     role_names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns_with_counts = zip(preference.prompt, _images_per_turn(preference, len(images)), strict=True)
-    llava_turns = [
-        {"from": role_names[turn.role], "value": "\n".join([PLACEHOLDER] * num_images + [turn.content] * bool(turn.content))}
-        for turn, num_images in turns_with_counts
-    ]
+    llava_turns = []
+    for turn, num_images in turns_with_counts:
+        lines = [PLACEHOLDER] * num_images + ([turn.content] if turn.content else [])
+        llava_turns.append({"from": role_names[turn.role], "value": "\n".join(lines)})
     preference_label = 1 + zlib.crc32(preference.id.encode()) % 2
-    output_1, output_2 = ({"from": "gpt", "value": text} for text in preference.answers[:: 1 if preference_label == 1 else -1])
+    chosen, rejected = ({"from": "gpt", "value": text} for text in preference.answers)
+    output_1, output_2 = (chosen, rejected) if preference_label == 1 else (rejected, chosen)
     row = {"id": preference.id, **_image_fields(images), "conversations": [*llava_turns, output_2]}
     return {**row, "output_1": output_1, "output_2": output_2, "preference": preference_label, **_common_fields(preference)}
 
@@ -161,23 +165,20 @@ def _to_mm_rlhf(preference: Preference, images: Sequence[Any]) -> RowDict:
 
 
 def _to_vlfeedback(preference: Preference, images: Sequence[Any]) -> RowDict:
-    """One number an answer is all that is known: it stands in the first aspect, and the others are not rated."""
-    completions = [
-        {
-            "response": text,
-            "model": "",
-            "annotations": {name: {"Rating": aspect_rating, "Rationale": ""} for name, aspect_rating in aspects.items()},
-        }
-        for text, rating in zip(preference.answers, _consistent_ratings(preference), strict=True)
-        for aspects in [{"Helpfulness": f"{rating:.17g}", "Ethical Considerations": "N/A", "Visual Faithfulness": "N/A"}]
-    ]
+    """Build a row with each answer's rating as its helpfulness; other aspects are unrated."""
+    completions = []
+    for text, rating in zip(preference.answers, _consistent_ratings(preference), strict=True):
+        # 17 digits keep a float exact.
+        aspects = {"Helpfulness": f"{rating:.17g}", "Ethical Considerations": "N/A", "Visual Faithfulness": "N/A"}
+        annotations = {name: {"Rating": aspect_rating, "Rationale": ""} for name, aspect_rating in aspects.items()}
+        completions.append({"response": text, "model": "", "annotations": annotations})
     row = {"id": preference.id, "prompt": _question(preference, len(images)), "completions": completions}
     is_file_path = len(images) == 1 and isinstance(images[0], str) and not images[0].startswith("data:")
     return {**row, **({"img_path": images[0]} if is_file_path else _image_fields(images)), **_common_fields(preference)}
 
 
 def _consistent_ratings(preference: Preference) -> Sequence[float]:
-    """Those that were given, where they say what the ranks say; else how many ranks stand at or below each."""
+    """Return the ratings if they agree with the ranks, else the number of ranks at or below."""
     margins = [(comparison.is_tie, comparison.margin) for comparison in preference.comparisons if comparison.margin is not None]
     if margins and all(margin == 0 if is_tie else margin > 0 for is_tie, margin in margins):
         return preference.ratings
@@ -192,36 +193,73 @@ def _to_rankings(preference: Preference, images: Sequence[Any]) -> RowDict:
 
 PAIR_COLUMNS = {"chosen": "string", "rejected": "string"}
 IDX_COLUMNS = {"idx": "string", "origin_dataset": "string", "hallucination": "bool"}
+ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+COMPLETION_TYPE = {"response": "string", "model": "string", "annotations": dict.fromkeys(ASPECTS, ASPECT_TYPE)}
 FORMATS = {
     "trl": Format(
         _to_trl,
-        {**TEXT_COLUMNS, "images": ["picture"], "prompt": TURNS_TYPE, "chosen": TURNS_TYPE, "rejected": TURNS_TYPE, "margin": "float64",
-         "is_tie": "bool", **FACTS_COLUMN},
-        supports_ties=True, supports_multi_turn=True,
+        {
+            **TEXT_COLUMNS,
+            "images": ["image"],
+            "prompt": TURNS_TYPE,
+            "chosen": TURNS_TYPE,
+            "rejected": TURNS_TYPE,
+            "margin": "float64",
+            "is_tie": "bool",
+            **FACTS_COLUMN,
+        },
+        supports_ties=True,
+        supports_multi_turn=True,
     ),
     "llava-rlhf": Format(
         _to_llava_rlhf,
-        {**TEXT_COLUMNS, **IMAGE_COLUMNS, "conversations": [LLAVA_TURN_TYPE], "output_1": LLAVA_TURN_TYPE, "output_2": LLAVA_TURN_TYPE, "preference": "int64", **FACTS_COLUMN},
+        {
+            **TEXT_COLUMNS,
+            **IMAGE_COLUMNS,
+            "conversations": [LLAVA_TURN_TYPE],
+            "output_1": LLAVA_TURN_TYPE,
+            "output_2": LLAVA_TURN_TYPE,
+            "preference": "int64",
+            **FACTS_COLUMN,
+        },
         supports_multi_turn=True,
     ),
     "rlhf-v": Format(_to_rlhf_v, {**IDX_COLUMNS, **IMAGE_COLUMNS, "text": "string", **FACTS_COLUMN}),
     "rlaif-v": Format(_to_rlaif_v, {**IDX_COLUMNS, **IMAGE_COLUMNS, "question": "string", **PAIR_COLUMNS, **FACTS_COLUMN}),
     "mm-rlhf": Format(
         _to_mm_rlhf,
-        {**TEXT_COLUMNS, **IMAGE_COLUMNS, "prompt": "string", **PAIR_COLUMNS, "chosen_reason": "string", "rejected_reason": "string",
-         "is_tie": "bool", "ls_factor": "float64", **FACTS_COLUMN},
+        {
+            **TEXT_COLUMNS,
+            **IMAGE_COLUMNS,
+            "prompt": "string",
+            **PAIR_COLUMNS,
+            "chosen_reason": "string",
+            "rejected_reason": "string",
+            "is_tie": "bool",
+            "ls_factor": "float64",
+            **FACTS_COLUMN,
+        },
         supports_ties=True,
     ),
     "vlfeedback": Format(
         _to_vlfeedback,
-        {**TEXT_COLUMNS, **IMAGE_COLUMNS, "prompt": "string",
-         "completions": [{"response": "string", "model": "string", "annotations": dict.fromkeys(
-             ("Helpfulness", "Ethical Considerations", "Visual Faithfulness"), ASPECT_TYPE)}], **FACTS_COLUMN},
-        supports_rankings=True, supports_ties=True,
+        {**TEXT_COLUMNS, **IMAGE_COLUMNS, "prompt": "string", "completions": [COMPLETION_TYPE], **FACTS_COLUMN},
+        supports_rankings=True,
+        supports_ties=True,
     ),
     "rankings": Format(
         _to_rankings,
-        {**TEXT_COLUMNS, "images": ["picture"], "prompt": TURNS_TYPE, "answers": ["string"], "ranks": ["int64"], "ratings": ["float64"], **FACTS_COLUMN},
-        supports_rankings=True, supports_ties=True, supports_multi_turn=True,
+        {
+            **TEXT_COLUMNS,
+            "images": ["image"],
+            "prompt": TURNS_TYPE,
+            "answers": ["string"],
+            "ranks": ["int64"],
+            "ratings": ["float64"],
+            **FACTS_COLUMN,
+        },
+        supports_rankings=True,
+        supports_ties=True,
+        supports_multi_turn=True,
     ),
-}  # fmt: skip
+}
