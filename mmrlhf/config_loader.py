@@ -122,7 +122,7 @@ def renamed(old: str, new: str) -> str:
 
 
 def renamed_field(name: str, valid: Iterable[str]) -> str | None:
-    """Return a field's new name, or None if `name` is valid or was not renamed to one of `valid`."""
+    """Return a field's new name; None if `name` is valid or was not renamed to one of `valid`."""
     valid = set(valid)
     new_name = RENAMED_FIELDS.get(name)
     return new_name if name not in valid and new_name in valid else None

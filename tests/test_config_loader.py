@@ -1,4 +1,4 @@
-"""`load` either gives a configuration or one sentence that a user can act on."""
+"""`load_config` returns a configuration, or raises one sentence that a user can act on."""
 
 import dataclasses
 import math
@@ -16,14 +16,25 @@ from mmrlhf.config import (
     GenerateConfig,
     PPOConfig,
     RewardConfig,
+    ScenesConfig,
     ScoreConfig,
     SFTConfig,
 )
-from mmrlhf.config_loader import config_fields, load_config, save_config
+from mmrlhf.config_loader import RENAMED_FIELDS, RENAMED_VALUES, config_fields, load_config, save_config
 from mmrlhf.records import InputError
 
 REQUIRED = {"model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "out"}
-CONFIGS = [CalibrateClipConfig, CalibrateVLMConfig, SFTConfig, RewardConfig, PPOConfig, GenerateConfig, ScoreConfig, EvalConfig]
+CONFIGS = [
+    CalibrateClipConfig,
+    CalibrateVLMConfig,
+    SFTConfig,
+    RewardConfig,
+    PPOConfig,
+    GenerateConfig,
+    ScoreConfig,
+    EvalConfig,
+    ScenesConfig,
+]
 
 
 def write_config(tmp_path: Path, text: str) -> Path:
@@ -55,7 +66,7 @@ def test_load_config_accepts_every_float_spelling(tmp_path, text):
 
 
 def test_load_config_none_flag_clears_only_optional_fields(tmp_path):
-    file = write_config(tmp_path, "image_folder: pictures")
+    file = write_config(tmp_path, "image_folder: images")
     assert load_config(SFTConfig, file, {**REQUIRED, "image_folder": "none"}).image_folder is None
     assert load_config(SFTConfig, file, {**REQUIRED, "output_dir": "none"}).output_dir == "none"
 
@@ -67,7 +78,7 @@ def test_load_config_unknown_key_suggests_nearest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "allowed", "shown"),
+    ("field", "value", "allowed", "value_text"),
     [
         ("learning_rate", "fast", "a number above 0", "'fast'"),
         ("learning_rate", "0", "a number above 0", "0"),
@@ -82,10 +93,48 @@ def test_load_config_unknown_key_suggests_nearest(tmp_path):
         ("image_folder", "[a]", "non-empty text or none", "['a']"),
     ],
 )
-def test_load_config_wrong_value_states_what_is_allowed(tmp_path, field, value, allowed, shown):
+def test_load_config_wrong_value_states_what_is_allowed(tmp_path, field, value, allowed, value_text):
     file = write_config(tmp_path, f"{field}: {value}")
     required = {key: text for key, text in REQUIRED.items() if key != field}
-    assert load_error(file, **required) == f"{file}: {field} must be {allowed}, not {shown}"
+    assert load_error(file, **required) == f"{file}: {field} must be {allowed}, not {value_text}"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_FIELDS.items())
+def test_load_config_refuses_every_old_field_with_the_new_one(tmp_path, old, new):
+    classes_with_field = [cls for cls in CONFIGS if new in config_fields(cls)]
+    assert classes_with_field
+    file = write_config(tmp_path, f"{old}: 1")
+    for cls in classes_with_field:
+        with pytest.raises(InputError) as from_file:
+            load_config(cls, file, {})
+        assert f"{file}: `{old}` was renamed: use `{new}`" in str(from_file.value)
+        with pytest.raises(InputError, match=f"`--{old}` was renamed: use `--{new}`"):
+            load_config(cls, None, {old: "1"})
+
+
+def test_load_config_suggests_a_new_name_only_where_the_class_has_it(tmp_path):
+    assert "--judgments is unknown: " in load_error(**REQUIRED, judgments="a.jsonl")
+    assert not {name for cls in CONFIGS for name in config_fields(cls)} & RENAMED_FIELDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("field", "old", "new"), [(field, *pair) for field, values in RENAMED_VALUES.items() for pair in values.items()]
+)
+def test_load_config_refuses_every_old_value_with_the_new_one(tmp_path, field, old, new):
+    cls = next(cls for cls in CONFIGS if field in config_fields(cls))
+    assert new in config_fields(cls)[field].choices
+    file = write_config(tmp_path, f"{field}: {old}")
+    with pytest.raises(InputError) as error:
+        load_config(cls, file, REQUIRED)
+    assert str(error.value) == f"{file}: {field}: `{old}` was renamed: use `{new}`"
+    with pytest.raises(InputError, match=f"--{field}: `{old}` was renamed: use `{new}`"):
+        load_config(cls, None, {**REQUIRED, field: old})
+
+
+def test_config_fields_help_is_one_paragraph():
+    assert not [
+        field.name for cls in CONFIGS for field in config_fields(cls).values() if "\n" in field.help or "  " in field.help
+    ]
 
 
 def test_load_config_out_of_range_value_states_the_whole_range(tmp_path):
@@ -103,7 +152,7 @@ def test_load_config_reports_all_problems_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: [1", "is not valid YAML at line 1, column 6"),
         ("- a", "must hold `field: value` lines, not a sequence"),
@@ -114,8 +163,8 @@ def test_load_config_reports_all_problems_at_once(tmp_path):
         ("seed: !!python/object:os.system {}", "is not valid YAML at line 1, column 7"),
     ],
 )
-def test_load_config_refuses_invalid_yaml(tmp_path, text, told):
-    assert told in load_error(write_config(tmp_path, text), **REQUIRED)
+def test_load_config_refuses_invalid_yaml(tmp_path, text, message):
+    assert message in load_error(write_config(tmp_path, text), **REQUIRED)
 
 
 def test_load_config_refuses_unreadable_file(tmp_path):
@@ -147,9 +196,9 @@ def test_save_config_leaves_one_complete_file(tmp_path):
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["1e-4", "null", "2026-01-01", "~"])
 
 
-@given(output_dir=TEXTS, folder=st.none() | TEXTS, rate=st.floats(0, math.inf, exclude_min=True, exclude_max=True))
-def test_save_and_load_config_round_trip(output_dir, folder, rate):
-    config = SFTConfig(**REQUIRED | {"output_dir": output_dir}, image_folder=folder, learning_rate=rate)
-    with tempfile.TemporaryDirectory() as place:
-        save_config(config, Path(place) / "config.yaml")
-        assert load_config(SFTConfig, Path(place) / "config.yaml", {}) == config
+@given(output_dir=TEXTS, image_folder=st.none() | TEXTS, rate=st.floats(0, math.inf, exclude_min=True, exclude_max=True))
+def test_save_and_load_config_round_trip(output_dir, image_folder, rate):
+    config = SFTConfig(**REQUIRED | {"output_dir": output_dir}, image_folder=image_folder, learning_rate=rate)
+    with tempfile.TemporaryDirectory() as folder:
+        save_config(config, Path(folder) / "config.yaml")
+        assert load_config(SFTConfig, Path(folder) / "config.yaml", {}) == config

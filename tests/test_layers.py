@@ -10,7 +10,7 @@ import mmrlhf
 ROOT = Path(mmrlhf.__file__).parent
 STAGES = ("sft", "reward_model", "ppo", "generate", "evaluate")
 ORDER = [
-    "__main__", "cli", "demo", *STAGES, "commands", "evaluation", "training", "rewards", "datasets", "verifiers", "facts", "report",
+    "__main__", "cli", "cli_commands", "cli_parser", "demo", *STAGES, "commands", "evaluation", "training", "rewards", "datasets", "verifiers", "facts", "report",
     "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader", "config", "records",
 ]  # fmt: skip
 """Files and folders from top to bottom. A folder may import what comes after it."""

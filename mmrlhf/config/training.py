@@ -170,15 +170,20 @@ class PPOConfig(TrainConfig):
     temperature: Positive = 1.0
     """Sampling temperature; training log-probs are computed at the same temperature."""
     advantage_estimator: Literal["gae", "grpo"] = "gae"
-    """`gae` with a critic (PPO), or `grpo`: relative to the prompt's other answers, without a
-    critic."""
+    """How rewards become advantages: `gae`, generalised advantage estimation (PPO), or `grpo`,
+    relative to the other answers to the prompt."""
+    use_critic: bool | None = None
+    """Train a critic; by default gae does and grpo does not. gae without one takes every value as 0
+    (reward-to-go), grpo has no use for one."""
+    kl_penalty: Literal["reward", "loss"] | None = None
+    """Where the KL to the reference is penalised: in each token's `reward` (estimate k1) or in the
+    `loss` (k3); by default in the reward for gae and in the loss for grpo."""
     num_ppo_epochs: Count = 2
     """Passes over the answers of a step."""
     num_mini_batches: Count = 2
     """Optimiser steps per pass."""
     kl_coef: NonNegative = 0.05
-    """Weight of the KL to the reference: its estimate k1, subtracted from each token's reward
-    (grpo: k3, in the loss)."""
+    """Weight of the KL to the reference."""
     cliprange: Positive = 0.2
     """Clip range of the policy ratio around 1."""
     cliprange_value: Positive = 0.2
@@ -198,3 +203,20 @@ class PPOConfig(TrainConfig):
     """Steps between evaluations, if the caller passes an evaluation function (the demo does)."""
     num_sample_generations: NonNegativeInt = 4
     """Answers printed and saved at each logging step."""
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether values are estimated, so that advantages are relative to them."""
+        return self.advantage_estimator == "gae" if self.use_critic is None else self.use_critic
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the KL is a term of the policy's loss instead of the rewards."""
+        if self.kl_penalty is None:
+            return self.advantage_estimator == "grpo"
+        return self.kl_penalty == "loss"
+
+    @property
+    def credits_spans(self) -> bool:
+        """Whether span rewards go to their own tokens; grpo rewards whole answers only."""
+        return self.span_credit == "token" and self.advantage_estimator == "gae"

@@ -1,0 +1,240 @@
+"""Commands whose arguments are more than the fields of one configuration.
+
+Each function parses its arguments, and imports what it runs only once they are valid.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrlhf.cli_parser import Command, Parser, add_flag, load_named_config, make_config_parser, non_negative_int, parse_config
+from mmrlhf.config import EvalConfig, PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config_loader import config_fields
+from mmrlhf.files import bundled
+from mmrlhf.records import InputError
+
+if TYPE_CHECKING:
+    from mmrlhf.evaluation.suites import Suite
+
+TRAINING_CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
+
+
+def run_ppo(command: Command, argv: list[str]) -> None:
+    config = parse_config(PPOConfig, command, argv)
+    from mmrlhf.ppo import ppo
+    from mmrlhf.report import write_claims_page
+
+    ppo(config)
+    if os.environ.get("RANK", "0") == "0" and (page := write_claims_page(Path(config.output_dir))):
+        print(f"{page} shows every claim of the latest answers with its verdicts")
+
+
+def run_plan(command: Command, argv: list[str]) -> None:
+    # A stage, or a recipe named after its stage: ppo, llava-1.5-7b/ppo, my/ppo.yaml.
+    candidates = (word for word in argv if Path(word).stem in TRAINING_CONFIGS and not word.startswith("-"))
+    stage_or_recipe = next(candidates, None)
+    stages = ", ".join(TRAINING_CONFIGS)
+    if stage_or_recipe is None and not {"-h", "--help"} & set(argv):
+        raise InputError(
+            f"mmrlhf plan needs a stage ({stages}) or a recipe of one, such as llava-1.5-7b/ppo, as its first argument"
+        )
+    cls: type = TRAINING_CONFIGS[Path(stage_or_recipe).stem if stage_or_recipe else "ppo"]
+    parser = make_config_parser(cls, command, "STAGE|RECIPE")
+    parser.add_argument("stage", metavar="STAGE|RECIPE", help=f"{stages}, or a recipe of one; the flags are those of the stage")
+    args = parser.parse(argv)
+    if args.pop("stage") not in TRAINING_CONFIGS:
+        args.setdefault("config", stage_or_recipe)
+    # The dataset and the output folder need no memory, so they may be left out.
+    for name, field in config_fields(cls).items():
+        if field.is_required and name != "model_name_or_path":
+            args.setdefault(name, "-")
+    from mmrlhf.commands.plan import print_memory_estimate
+
+    print_memory_estimate(load_named_config(cls, args))
+
+
+def run_eval(command: Command, argv: list[str]) -> None:
+    from mmrlhf.evaluation.suites import expand_runs
+
+    suite = _parse_benchmarks(argv)
+    # Loaded before torch is imported, so that a wrong name fails at once.
+    modules = {name: bundled.load_module(bundled.find("eval", name)) for name in suite.benchmarks}
+    multi_value_fields = ("model_name_or_path", "answers", "data")
+    parser = make_config_parser(EvalConfig, command, "BENCHMARK [BENCHMARK ...]", multi_value_fields)
+    benchmark_names = ", ".join(name for name in bundled.names("eval") if "/" not in name)
+    help_text = f"one or more of {benchmark_names}; paths that end in .py; or a suite, a path that ends in .yaml"
+    parser.add_argument("benchmark", metavar="BENCHMARK", nargs="+", help=help_text)
+    flag_owners = _add_benchmark_options(parser, modules)
+    args = parser.parse(argv)
+    del args["benchmark"]
+    flags = {name: value for name, value in args.items() if name not in flag_owners}
+    options = {
+        name: {option: args[option] for option, owners in flag_owners.items() if name in owners and option in args}
+        for name in modules
+    }
+    runs = expand_runs(suite, flags, options, lambda values: load_named_config(EvalConfig, values))
+    if len(runs) == 1:
+        from mmrlhf.evaluate import evaluate
+
+        evaluate(runs[0].benchmark, runs[0].config, runs[0].options)
+    else:
+        from mmrlhf.evaluate import run_all
+
+        run_all(runs)
+
+
+def _parse_benchmarks(argv: list[str]) -> Suite:
+    """Read the benchmarks in front of the first flag: names, comma-separated names, or a suite."""
+    from mmrlhf.evaluation.suites import Suite, read_suite
+
+    leading_args = itertools.takewhile(lambda word: not word.startswith("-"), argv)
+    names = [name for word in leading_args for name in word.split(",")]
+    if len(names) == 1 and names[0].endswith((".yaml", ".yml")):
+        return read_suite(Path(names[0]))
+    return Suite({name: {} for name in names})
+
+
+def _add_benchmark_options(parser: Parser, modules: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Add the flags of the benchmarks' own options; return the benchmarks that have each option."""
+    flag_owners: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        group = parser.add_argument_group(f"options of {name}")
+        for field in config_fields(module.Options).values() if hasattr(module, "Options") else ():
+            if field.name not in flag_owners:
+                add_flag(group, field)
+            flag_owners.setdefault(field.name, []).append(name)
+    return flag_owners
+
+
+def run_compare(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "RUN RUN [RUN ...] [--out DIR] [--force] [--seed N]")
+    help_text = "output folder of eval, or a folder of them; the first run is the baseline"
+    parser.add_argument("runs", metavar="RUN", nargs="+", help=help_text)
+    parser.add_argument("--out", metavar="DIR", default="runs/compare", help="folder to write (default runs/compare)")
+    help_text = "compare results of different data, prompts, parsers, judges or settings, with a warning"
+    parser.add_argument("--force", action="store_true", help=help_text)
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="seed of the bootstrap (default 0)")
+    args = parser.parse(argv)
+    from mmrlhf.commands.compare import compare
+
+    compare(args["runs"], args["out"], args.get("force", False), args["seed"])
+
+
+def run_demo(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "[--output_dir DIR] [--seed N] [--fresh]")
+    parser.add_argument("--output_dir", metavar="DIR", default="runs/demo", help="folder to write (default runs/demo)")
+    help_text = "seed of everything except the base model and the evaluation scenes (default 0)"
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help=help_text)
+    parser.add_argument("--fresh", action="store_true", help="start over instead of keeping finished parts")
+    args = parser.parse(argv)
+    from mmrlhf.demo.pipeline import demo
+
+    demo(args["output_dir"], args.get("fresh", False), args["seed"])
+
+
+def run_claims(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "FILE [--facts FACTS] [--out FILE] [--lexicon FILE]")
+    parser.add_argument("file", metavar="FILE", help="one answer per line, as text or as JSON with `text` or `answer`")
+    parser.add_argument("--facts", metavar="FACTS", help="facts by `image`, or one row per line: adds a verdict to each claim")
+    parser.add_argument("--out", metavar="FILE", help="JSONL file to write (default: standard output)")
+    parser.add_argument("--lexicon", metavar="FILE", help="additional words, in the format of mmrlhf/claims/lexicon.txt")
+    args = parser.parse(argv)
+    from mmrlhf.commands.claims import extract
+
+    extract(args["file"], args.get("facts"), args.get("out"), args.get("lexicon"))
+
+
+def run_env(command: Command, argv: list[str]) -> None:
+    Parser(command, "").parse(argv)
+    from mmrlhf.commands.env import print_environment
+
+    print_environment()
+
+
+# ---- mmrlhf data ---------------------------------------------------------------------------------
+
+READ_USAGE = "FILE [--image_folder DIR] [--facts_file FILE] [--split NAME]"
+
+
+def _add_read_arguments(parser: Parser, facts_help: str = "facts by image name") -> None:
+    """Add the arguments of a command that reads one data file."""
+    parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
+    help_text = "folder that relative image paths start from (default: the folder of FILE)"
+    parser.add_argument("--image_folder", metavar="DIR", help=help_text)
+    parser.add_argument("--facts_file", metavar="FILE", help=facts_help)
+    help_text = "split of a `datasets` folder that has several (default train)"
+    parser.add_argument("--split", metavar="NAME", default="train", help=help_text)
+
+
+def run_data_check(command: Command, argv: list[str]) -> int:
+    parser = Parser(command, READ_USAGE)
+    _add_read_arguments(parser)
+    args = parser.parse(argv)
+    from mmrlhf.commands.check import check
+
+    return check(args["file"], args.get("image_folder"), args.get("facts_file"), args["split"])
+
+
+def run_data_convert(command: Command, argv: list[str]) -> None:
+    from mmrlhf.datasets import FORMATS
+
+    parser = Parser(command, f"{READ_USAGE} --to FORMAT --output_file OUT [--balance_lengths] [--seed N]")
+    _add_read_arguments(parser, "facts by image name, to write into the rows")
+    parser.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=f"one of {', '.join(FORMATS)}")
+    parser.add_argument("--output_file", metavar="OUT", required=True, help=".jsonl, .json or .parquet file to write")
+    help_text = "drop pairs until the longer answer is chosen as often as the shorter one, at every length gap"
+    parser.add_argument("--balance_lengths", action="store_true", help=help_text)
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="seed of --balance_lengths (default 0)")
+    args = parser.parse(argv)
+    from mmrlhf.commands.convert import convert
+
+    convert(
+        args["file"],
+        args["to"],
+        args["output_file"],
+        args.get("image_folder"),
+        args.get("facts_file"),
+        args.get("balance_lengths", False),
+        args["seed"],
+        args["split"],
+    )
+
+
+def run_data_stats(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, f"{READ_USAGE} [--output_dir DIR]")
+    _add_read_arguments(parser)
+    help_text = "folder for stats.json and stats.png (default runs/stats)"
+    parser.add_argument("--output_dir", metavar="DIR", default="runs/stats", help=help_text)
+    args = parser.parse(argv)
+    from mmrlhf.commands.stats import stats
+
+    stats(args["file"], args.get("image_folder"), args.get("facts_file"), args["output_dir"], args["split"])
+
+
+def run_data_scenes(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "--output_dir DIR [--rows N] [--seed N]")
+    parser.add_argument("--output_dir", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument("--rows", metavar="N", type=non_negative_int, default=1000, help="number of scenes (default 1000)")
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="random seed (default 0)")
+    args = parser.parse(argv)
+    from mmrlhf.scenes import export_dataset
+
+    export_dataset(args["output_dir"], args["rows"], args["seed"])
+
+
+def run_data_tiny_vlm(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "--output_dir DIR [--seed N] [--dtype float32|bfloat16]")
+    parser.add_argument("--output_dir", metavar="DIR", required=True, help="checkpoint directory to write")
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="seed of weights and data (default 0)")
+    help_text = (
+        "precision of matrix products: bfloat16 is faster on a CPU that supports it, and much slower on others (default float32)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=help_text)
+    args = parser.parse(argv)
+    from mmrlhf.demo.tiny_vlm import train_tiny_vlm
+
+    train_tiny_vlm(args["output_dir"], args["seed"], args["dtype"])

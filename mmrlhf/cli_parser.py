@@ -1,0 +1,155 @@
+"""Parse the arguments of a command: flags from a configuration, and errors in one sentence.
+
+argparse only splits the line; `config_loader.load_config` checks flags and file alike, with the
+same messages. So a field of a configuration needs no second declaration here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from mmrlhf.config_loader import ConfigField, config_fields, load_config, renamed, renamed_field, suggestion
+from mmrlhf.files import bundled
+from mmrlhf.records import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its name (without `mmrlhf`), help, example arguments, and what it runs."""
+
+    name: str
+    summary: str
+    example_arguments: str
+    run: Callable[[Command, list[str]], int | None]
+
+    @property
+    def prog(self) -> str:
+        """Return the command as the user types it."""
+        return f"mmrlhf {self.name}"
+
+    @property
+    def example(self) -> str:
+        """Return a complete line to copy."""
+        return f"{self.prog} {self.example_arguments}".rstrip()
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises InputError and suggests the nearest flag."""
+
+    def __init__(self, command: Command, usage: str, description: str = "") -> None:
+        super().__init__(
+            prog=command.prog,
+            usage=f"%(prog)s {usage}".rstrip(),
+            description=description or command.summary[0].upper() + command.summary[1:] + ".",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=_Formatter,
+            allow_abbrev=False,  # a flag's meaning must not change when another is added
+            argument_default=argparse.SUPPRESS,
+        )
+
+    def parse(self, argv: list[str]) -> dict[str, Any]:
+        """Return the arguments that were given or have a default. Raises InputError."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            raise InputError(self._unknown_argument_message(unknown[0]))
+        return vars(args)
+
+    def _unknown_argument_message(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"{self.prog} does not expect {argument!r} here: flags are written --name value"
+        flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        flag = argument.partition("=")[0]
+        dashes = "--no-" if flag.startswith("--no-") else "--"
+        new_name = renamed_field(flag.removeprefix(dashes), (known.removeprefix("--") for known in flags))
+        if new_name is not None:
+            return renamed(flag, f"{dashes}{new_name}")
+        return f"{self.prog} has no flag {flag}: {suggestion(flag, flags)}"
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """A formatter that starts the help of long flags on the flag's own line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+
+def non_negative_int(text: str) -> int:
+    """Parse the value of a flag such as --seed. Raises ArgumentTypeError."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, not {text!r}")
+    return int(text)
+
+
+# ---- flags from a configuration ------------------------------------------------------------------
+
+FLAG_ALIASES = {"model_name_or_path": "--model", "dataset_name": "--data", "output_dir": "--out", "output_file": "--out"}
+"""Short names of flags by field."""
+
+Config = TypeVar("Config")
+
+
+def parse_config(cls: type[Config], command: Command, argv: list[str]) -> Config:
+    """Build a configuration from a command's arguments. Raises InputError."""
+    return load_named_config(cls, make_config_parser(cls, command).parse(argv))
+
+
+def load_named_config(cls: type[Config], flag_values: dict[str, Any]) -> Config:
+    """Build a configuration from flags, of which `config` names a file. Raises InputError.
+
+    A config file is a path, or the name of one that comes with the package (`demo/sft`).
+    """
+    name = flag_values.pop("config", None)
+    if name is None:
+        return load_config(cls, None, flag_values)
+    file = Path(name) if Path(name).exists() else bundled.find("configs", name)
+    return load_config(cls, file, flag_values)
+
+
+def make_config_parser(cls: type, command: Command, usage: str = "", multi_value_fields: Sequence[str] = ()) -> Parser:
+    """Build a parser with a flag per field; `multi_value_fields` take one or more values."""
+    description = " ".join((cls.__doc__ or "").split())
+    parser = Parser(command, f"{usage} [--config FILE] [--FIELD VALUE ...]".strip(), description)
+    parser.add_argument("--config", metavar="FILE", help="YAML with `field: value` lines; flags win over it")
+    required_group = parser.add_argument_group("required, as a flag or in the config file")
+    own_group = parser.add_argument_group("optional")
+    shared_group = parser.add_argument_group("optional, shared with other commands")
+    own_fields = inspect.get_annotations(cls)
+    for field in config_fields(cls).values():
+        group = own_group if field.name in own_fields else shared_group
+        if field.is_required:
+            group = required_group
+        kwargs = {"nargs": "+", "action": "extend"} if field.name in multi_value_fields else {}
+        add_flag(group, field, **kwargs)
+    return parser
+
+
+def add_flag(group: argparse._ArgumentGroup, field: ConfigField, **kwargs: Any) -> None:
+    """Add a flag that takes any text, which `load_config` checks later.
+
+    The flag of a boolean may stand alone, or as --no-FIELD.
+    """
+    hints = [field.bounds.removeprefix("of ")] if field.bounds else []
+    if not field.is_required:
+        hints.append(f"default {_format_default(field.default)}")
+    help_text = (field.help + f" ({'; '.join(hints)})" * bool(hints)).replace("%", "%%")
+    if field.value_type == "boolean":
+        group.add_argument(f"--{field.name}", nargs="?", const="true", metavar="true|false", help=help_text)
+        group.add_argument(f"--no-{field.name}", dest=field.name, action="store_const", const="false")
+        return
+    metavar = "|".join(field.choices) or field.value_type.upper()
+    names = [FLAG_ALIASES[field.name], f"--{field.name}"] if field.name in FLAG_ALIASES else [f"--{field.name}"]
+    group.add_argument(*names, dest=field.name, metavar=metavar, help=help_text, **kwargs)
+
+
+def _format_default(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
