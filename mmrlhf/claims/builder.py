@@ -10,6 +10,7 @@ from mmrlhf.claims.grammar import ADDITIVE_WORDS, BALL_SPORTS, CLAIM_ORDER, NEGA
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tagging import Tokens
+from mmrlhf.claims.tags import LABEL_START_TAGS
 from mmrlhf.records import Claim
 
 MAX_AMENDABLE_CLAIMS = 40
@@ -94,7 +95,9 @@ class ClaimBuilder:
         if not state.is_hedged:
             return False
         if phrase.is_definite and not (
-            phrase.start == state.hedge_index + 1 and state.hedge_index > 0 and self.tokens.tags[state.hedge_index - 1] in ",B"
+            phrase.start == state.hedge_index + 1
+            and state.hedge_index > 0
+            and self.tokens.tags[state.hedge_index - 1] in (",", "B")
         ):
             return False
         return phrase.start > state.hedge_index
@@ -128,7 +131,7 @@ class ClaimBuilder:
             words[phrase.end : phrase.end + 1] == ["or"]
             and not phrase.is_negated
             and tokens.tags[phrase.end + 1 : phrase.end + 2]
-            and tokens.tags[phrase.end + 1][0] in "DNJ#"
+            and tokens.tags[phrase.end + 1][0] in LABEL_START_TAGS
         ):
             is_hedged = True
         self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)

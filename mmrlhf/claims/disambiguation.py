@@ -20,6 +20,51 @@ from mmrlhf.claims.grammar import (
 )
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens, tokenize
+from mmrlhf.claims.tags import (
+    AFTER_BARE_INFINITIVE,
+    AFTER_COORDINATED_SUBJECT_VERB,
+    AFTER_COORDINATED_VERB,
+    AFTER_DETERMINER_THAT,
+    AFTER_ING_VERB,
+    AFTER_IRREGULAR_PARTICIPLE,
+    AFTER_IS_CLITIC,
+    AFTER_LEFT_PARTICIPLE,
+    AFTER_LISTED_ADJECTIVE,
+    AFTER_NOUN_OF_VERB_FORM,
+    AFTER_PARTICLE,
+    AFTER_PHRASE_HEAD,
+    AFTER_PLURAL_COMMON_VERB,
+    AFTER_PLURAL_VERB,
+    AFTER_POSSESSIVE_HER,
+    AFTER_PRONOUN_ONE,
+    AFTER_SINGULAR_COMMON_VERB,
+    AFTER_SINGULAR_VERB,
+    AFTER_VERB_ADVERBIAL,
+    BEFORE_BARE_NOUN,
+    BEFORE_COMPOUND,
+    BEFORE_ED_ADJECTIVE,
+    BEFORE_ING_MODIFIER,
+    BEFORE_ING_NOUN,
+    BEFORE_ING_VERB,
+    BEFORE_PREDICATE_ADJECTIVE,
+    CLAUSE_BREAK_TAGS,
+    CLAUSE_END_TAGS,
+    CLAUSE_START_TAGS,
+    COORDINATION_TAGS,
+    DETERMINER_TAGS,
+    FINITE_VERB_TAGS,
+    HEAD_START_TAGS,
+    INNER_PHRASE_TAGS,
+    NOMINAL_TAGS,
+    NOUN_PHRASE_TAGS,
+    NOUN_TAGS,
+    OBJECT_START_TAGS,
+    PHRASE_FILLER_TAGS,
+    PREFERS_NOUN_BEFORE,
+    PREPOSITION_TAGS,
+    PUNCTUATION_TAGS,
+    VERB_FORM_TAGS,
+)
 
 
 def tag_text(text: str, lexicon: Lexicon) -> Tokens:
@@ -30,14 +75,14 @@ def tag_text(text: str, lexicon: Lexicon) -> Tokens:
     phrase_start = -1  # where the noun phrase began that the last token is in
     previous_tag = "."
     for i, (possible_tags, next_tags, word) in enumerate(zip(tags, [*tags[1:], "."], tokens.words, strict=False)):
-        if len(possible_tags) == 1 and possible_tags not in "EGV":
+        if len(possible_tags) == 1 and possible_tags not in VERB_FORM_TAGS:
             tag = (
                 _retag_function_word(tokens, i, possible_tags, previous_tag, next_tags)
                 if word in AMBIGUOUS_FUNCTION_WORDS
                 else possible_tags
             )
         elif (
-            ("G" in possible_tags or (possible_tags[0] == "V" and previous_tag in "DJ#CPF,"))
+            ("G" in possible_tags or (possible_tags[0] == "V" and previous_tag in BEFORE_COMPOUND))
             and i + 1 < len(tags)
             and ((name := f"{word} {tokens.nouns[i + 1]}") in compounds or name in coco_category)
         ):
@@ -48,10 +93,10 @@ def tag_text(text: str, lexicon: Lexicon) -> Tokens:
                 if possible_tags == "V"
                 else _choose_tag(tokens, i, possible_tags, previous_tag, next_tags, phrase_start)
             )
-        if tag in "DZ#JNXU":
-            if tag in "DZ" or phrase_start < 0 or (tag == "#" and previous_tag not in ("D", "J")):
+        if tag in NOUN_PHRASE_TAGS:
+            if tag in DETERMINER_TAGS or phrase_start < 0 or (tag == "#" and previous_tag not in ("D", "J")):
                 phrase_start = i
-        elif tag not in "CR":
+        elif tag not in PHRASE_FILLER_TAGS:
             phrase_start = -1
         tags[i] = previous_tag = tag
     return tokens
@@ -66,27 +111,27 @@ def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, ne
     if word in AMBIGUOUS_COLOUR_MODIFIERS:
         return "J" if words[i + 1 : i + 2] and words[i + 1] in MODIFIABLE_COLOURS else tag
     if word == "that":
-        if tag == "W" and next_tag in "NXJ#" and previous_tag not in ("N", "X"):
+        if tag == "W" and next_tag in AFTER_DETERMINER_THAT and previous_tag not in NOUN_TAGS:
             return "D"
-        if tag == "W" and next_tag in "BV" and previous_tag in (".", ","):
+        if tag == "W" and next_tag in ("B", "V") and previous_tag in CLAUSE_END_TAGS:
             return "Q"
     elif word == "her":
-        return "D" if next_tag in "NXJEGU#" else "Q"
+        return "D" if next_tag in AFTER_POSSESSIVE_HER else "Q"
     elif word == "one":
-        if previous_tag in ("D", "Z", "J") or next_tags in ("F", "B", "A", "P", "W", ",", "."):
+        if previous_tag in ("D", "Z", "J") or next_tags in AFTER_PRONOUN_ONE:
             return "X"
         next_is_adjective = set(next_tags) & set("XJ") and i + 2 < len(tags) and "N" in tags[i + 2]
-        return "#" if "N" in next_tags or next_tag in "JU" or next_is_adjective else "X"
+        return "#" if "N" in next_tags or next_tag in ("J", "U") or next_is_adjective else "X"
     elif tag == "Z":
-        if next_tags in (",", ".", ":") or (next_tags == "T" and previous_tag == "."):
+        if next_tags in PUNCTUATION_TAGS or (next_tags == "T" and previous_tag == "."):
             return ","  # "No, ..." answers and denies nothing by itself
     elif tag == "P" and word in PARTICLE_PREPOSITIONS:
-        if next_tags in (".", ",", ":", "C", "A", "P", "I", "W", "Y", "F", "R"):
+        if next_tags in AFTER_PARTICLE:
             return "R"
-        if next_tags == "#" and word in NUMBER_APPROXIMATORS and previous_tag not in ("V", "G", "E"):
+        if next_tags == "#" and word in NUMBER_APPROXIMATORS and previous_tag not in VERB_FORM_TAGS:
             return "?"
         if (word == "up" and next_tags != "D") or (
-            previous_tag in ("V", "G", "E") and word in VERBS_BY_PARTICLE and verb_stem(words[i - 1]) in VERBS_BY_PARTICLE[word]
+            previous_tag in VERB_FORM_TAGS and word in VERBS_BY_PARTICLE and verb_stem(words[i - 1]) in VERBS_BY_PARTICLE[word]
         ):
             return "R"
     elif word in VAGUE_QUALIFIERS or (
@@ -94,7 +139,7 @@ def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, ne
     ):
         return "?"
     elif word == "'s":
-        if tag == "S" and (next_tag in "DOZ" or next_tags == "G"):
+        if tag == "S" and (next_tag in AFTER_IS_CLITIC or next_tags == "G"):
             return "B"
     elif word == "can":
         if i and (words[i - 1] in CAN_MODIFIERS or (previous_tag in ("D", "J", "#") and next_tags != "B")):
@@ -110,16 +155,18 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
     if word in ("left", "right"):
         return (
             "J"
-            if next_tags[0] in "NX" or (previous_tag == "D" and ("N" in next_tags or "X" in next_tags))
+            if next_tags[0] in NOUN_TAGS or (previous_tag == "D" and ("N" in next_tags or "X" in next_tags))
             else "E"
             if word == "left"
-            and ((previous_tag == "N" and next_tags == "D") or (previous_tag in ("B", "R") and next_tags in ("P", "R", "I", "G")))
+            and (
+                (previous_tag == "N" and next_tags == "D") or (previous_tag in ("B", "R") and next_tags in AFTER_LEFT_PARTICIPLE)
+            )
             else "X"
         )
     noun_tag = "N" if "N" in possible_tags else "X" if "X" in possible_tags else ""
     next_tag = next_tags[0]
-    in_phrase = previous_tag in ("D", "Z", "#", "S", "J", "K") and (previous_tag != "J" or phrase_start >= 0)
-    head_follows = next_tag in "NXUJ" or (next_tag == "E" and len(next_tags) > 1) or "N" in next_tags or "X" in next_tags
+    in_phrase = previous_tag in INNER_PHRASE_TAGS and (previous_tag != "J" or phrase_start >= 0)
+    head_follows = next_tag in HEAD_START_TAGS or (next_tag == "E" and len(next_tags) > 1) or "N" in next_tags or "X" in next_tags
     if noun_tag and "G" in next_tags and tags[i + 2 : i + 3] in (["D"], ["Z"]):
         head_follows = False  # a locomotive crossing a bridge
     if next_tag == "," and in_phrase and "J" in possible_tags and i + 2 < len(tags) and "J" in tags[i + 2]:
@@ -128,7 +175,7 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
     if (
         "V" in possible_tags
         and previous_tag == "N"
-        and next_tag in "NXDP"
+        and next_tag in AFTER_BARE_INFINITIVE
         and words[max(0, i - 4) : i]
         and BARE_INFINITIVE_VERBS & set(words[max(0, i - 4) : i])
         and word in COMMON_VERBS
@@ -136,7 +183,11 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
         return "V"  # watching the boy play baseball
     if word == "half" and previous_tag == "B" and "E" in next_tags:
         return "R"
-    if word in ("cut", "set", "spread", "split", "shut") and previous_tag in ("N", "X", "B") and next_tag in "PRIA.,":
+    if (
+        word in ("cut", "set", "spread", "split", "shut")
+        and previous_tag in ("N", "X", "B")
+        and next_tag in AFTER_IRREGULAR_PARTICIPLE
+    ):
         return "E"
     if (
         previous_tag == "J"
@@ -155,38 +206,40 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
         return "V"
     # -ing
     if "G" in possible_tags:
-        if previous_tag in ("B", "N", "X", "Q", "Y", "W", "R") and next_tag in "DZPQ#IRAF" and noun_tag != "N":
+        if previous_tag in BEFORE_ING_VERB and next_tag in AFTER_ING_VERB and noun_tag != "N":
             return "G"
-        if previous_tag == "B" and (next_tag in "DZQ" or (next_tag in "PIA" and not is_plural and tags[i - 2 : i - 1] != ["T"])):
+        if previous_tag == "B" and (
+            next_tag in OBJECT_START_TAGS or (next_tag in PREPOSITION_TAGS and not is_plural and tags[i - 2 : i - 1] != ["T"])
+        ):
             return "G"
-        if noun_tag == "N" and previous_tag == "N" and next_tag in "DZQ" and word not in ("building", "ceiling"):
+        if noun_tag == "N" and previous_tag == "N" and next_tag in OBJECT_START_TAGS and word not in ("building", "ceiling"):
             return "G"
-        if noun_tag == "N" and next_tag in "DZQ" and not in_phrase:
+        if noun_tag == "N" and next_tag in OBJECT_START_TAGS and not in_phrase:
             return "G"
-        if in_phrase or previous_tag in ("P", "A", "F", "V", "G", "H", "."):
+        if in_phrase or previous_tag in BEFORE_ING_NOUN:
             if noun_tag == "N" and (not head_follows or previous_tag != "."):
                 return "N"
-            if head_follows and (in_phrase or previous_tag in ("P", "F", "H")):
+            if head_follows and (in_phrase or previous_tag in BEFORE_ING_MODIFIER):
                 return "J" if tokens.attribute_rank[i] or not noun_tag else noun_tag
             if in_phrase and noun_tag:
                 return noun_tag
         if previous_tag == "C" and head_follows and tokens.attribute_rank[i]:
             return "J"
-        if possible_tags[0] == "N" and not (previous_tag in ("B", "N") and next_tag in "DZQ"):
+        if possible_tags[0] == "N" and not (previous_tag in ("B", "N") and next_tag in OBJECT_START_TAGS):
             return "N"
         if possible_tags[0] == "J" and head_follows:
             return "J"
         return "G"
     # -ed
     if "E" in possible_tags:
-        if in_phrase and (head_follows or next_tag in "C,") and previous_tag != "J":
-            return "J" if next_tag not in ("C", ",") or tokens.attribute_rank[i] else "E"
+        if in_phrase and (head_follows or next_tag in COORDINATION_TAGS) and previous_tag != "J":
+            return "J" if next_tag not in COORDINATION_TAGS or tokens.attribute_rank[i] else "E"
         if in_phrase and head_follows:
             return "J"
         if noun_tag and in_phrase and not head_follows:
             return noun_tag
-        if head_follows and (previous_tag in ("P", "F", "A", "C", ",", ".", "H", "V", "G") or words[i - 1 : i] == [":"]):
-            if previous_tag in ("C", ",") and not tokens.attribute_rank[i]:
+        if head_follows and (previous_tag in BEFORE_ED_ADJECTIVE or words[i - 1 : i] == [":"]):
+            if previous_tag in COORDINATION_TAGS and not tokens.attribute_rank[i]:
                 return "E"
             return "J"
         if noun_tag and possible_tags[0] == noun_tag and previous_tag not in ("B", "Q", "N"):
@@ -199,9 +252,9 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
         ):
             return "E"
         if (
-            previous_tag in ("B", "R", "C", "V")
+            previous_tag in BEFORE_PREDICATE_ADJECTIVE
             and "J" in possible_tags
-            and next_tag not in ("P", "A", "I")
+            and next_tag not in PREPOSITION_TAGS
             and tokens.attribute_rank[i]
         ):
             return "J"
@@ -223,10 +276,10 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
             (previous_tag == "I" and not is_plural)
             or after_negation
             or after_pronoun
-            or (after_modal and not (noun_tag and next_tag in "BV"))
+            or (after_modal and not (noun_tag and next_tag in ("B", "V")))
         ):
             return "V"
-        if previous_tag == "W" and not (words[i - 1] == "that" and noun_tag and next_tag in "BV"):
+        if previous_tag == "W" and not (words[i - 1] == "that" and noun_tag and next_tag in ("B", "V")):
             return "V"
         if (
             previous_tag == "J"
@@ -251,7 +304,7 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
             )
         if in_phrase and "J" in possible_tags:
             return "J"
-        if previous_tag in ("P", "F", "A", "B", "H", "V", "G", "E") and ("J" in possible_tags or noun_tag):
+        if previous_tag in BEFORE_BARE_NOUN and ("J" in possible_tags or noun_tag):
             if previous_tag == "B" and "J" in possible_tags and not head_follows:
                 return "J"
             if (
@@ -261,12 +314,15 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
             ):
                 return "J"
             return noun_tag or "J"
-        if previous_tag in ("N", "X", "u", "U") and not in_phrase:
+        if previous_tag in NOMINAL_TAGS and not in_phrase:
             base = base_form(word)
             singular_subject = not tokens.is_plural[i - 1] and not (
                 phrase_start > 0
                 and tags[phrase_start - 1] == "C"
-                and (next_tag in "DZ" or (next_tag in "PQRIAJ" and base_form(word) in COMMON_VERBS))
+                and (
+                    next_tag in DETERMINER_TAGS
+                    or (next_tag in AFTER_COORDINATED_SUBJECT_VERB and base_form(word) in COMMON_VERBS)
+                )
             )
             opening_tag = tags[phrase_start] if phrase_start >= 0 else ""
             is_singular_phrase = (
@@ -276,56 +332,61 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
             if ends_in_s:
                 if not singular_subject:
                     is_likely_verb = (
-                        next_tag in "DZQ"
-                        or (base in COMMON_VERBS and next_tag not in "FBV")
-                        or (noun_tag == "X" and next_tag in "PRI")
+                        next_tag in OBJECT_START_TAGS
+                        or (base in COMMON_VERBS and next_tag not in AFTER_NOUN_OF_VERB_FORM)
+                        or (noun_tag == "X" and next_tag in AFTER_VERB_ADVERBIAL)
                     )
                     return "V" if is_likely_verb or not noun_tag else noun_tag
                 if next_tag == "F" and base not in ("consist",):
                     return noun_tag or "V"
                 if is_singular_phrase:
                     return "V"
-                if base in COMMON_VERBS and next_tag in "DZPQRIAGE,#J.CLOXN" and not _has_verb(tokens, i):
+                if base in COMMON_VERBS and next_tag in AFTER_SINGULAR_COMMON_VERB and not _has_verb(tokens, i):
                     return "V"
-                if (possible_tags[0] == "V" or noun_tag == "X") and next_tag in "DZPQRIA#JLO" and not _has_verb(tokens, i):
+                if (possible_tags[0] == "V" or noun_tag == "X") and next_tag in AFTER_SINGULAR_VERB and not _has_verb(tokens, i):
                     return "V"
                 return noun_tag or "V"
             if not singular_subject:
-                if next_tag in "DZPQRIAGE#,.YJLO" or next_tag == "." or (next_tag in "NX" and possible_tags[0] == "V"):
+                if next_tag in AFTER_PLURAL_VERB or next_tag == "." or (next_tag in NOUN_TAGS and possible_tags[0] == "V"):
                     return (
                         "V"
                         if (
                             possible_tags[0] == "V"
                             or base in COMMON_VERBS
-                            or next_tag in "DZQ"
-                            or (noun_tag == "X" and next_tag in "PRI")
+                            or next_tag in OBJECT_START_TAGS
+                            or (noun_tag == "X" and next_tag in AFTER_VERB_ADVERBIAL)
                         )
                         else (noun_tag or "V")
                     )
                 return noun_tag or "V"
             if "J" in possible_tags and possible_tags[0] == "J" and not head_follows:
                 return "J"
-            if base in COMMON_VERBS and next_tag in "DPQRIAJ" and not _has_verb(tokens, i) and _has_plural_subject(tokens, i):
+            if (
+                base in COMMON_VERBS
+                and next_tag in AFTER_PLURAL_COMMON_VERB
+                and not _has_verb(tokens, i)
+                and _has_plural_subject(tokens, i)
+            ):
                 return "V"
             return noun_tag or ("J" if "J" in possible_tags else "V")
         if (
             previous_tag in ("R", "C", ",")
             and possible_tags[0] == "V"
-            and not (noun_tag == "N" and (previous_tag != "R" or next_tag in "C,"))
+            and not (noun_tag == "N" and (previous_tag != "R" or next_tag in COORDINATION_TAGS))
         ):
             return "V"
         if previous_tag == "R" and base_form(word) in COMMON_VERBS and word.endswith("s"):
             return "V"
-        if previous_tag == "." and next_tag in "DZ" and not is_plural and possible_tags[0] == "V":
+        if previous_tag == "." and next_tag in DETERMINER_TAGS and not is_plural and possible_tags[0] == "V":
             return "V"
-        if previous_tag == "C" and word.endswith("s") and base_form(word) in COMMON_VERBS and next_tag in "DZPQRI":
+        if previous_tag == "C" and word.endswith("s") and base_form(word) in COMMON_VERBS and next_tag in AFTER_COORDINATED_VERB:
             return "V"
         if "J" in possible_tags and (head_follows or not noun_tag):
             return (
                 "J"
                 if not noun_tag
                 or possible_tags.index("J") < possible_tags.index(noun_tag)
-                or (tokens.attribute_rank[i] == 2 and next_tag in "NX" and word not in ("light",))
+                or (tokens.attribute_rank[i] == 2 and next_tag in NOUN_TAGS and word not in ("light",))
                 else noun_tag
             )
         return noun_tag or possible_tags[0]
@@ -338,7 +399,7 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
         if (
             not head_follows
             and (in_phrase or (previous_tag == "F" and tokens.attribute_rank[i] < 2))
-            and (next_tag not in "C," or _starts_noun_phrase(tags, i + 1))
+            and (next_tag not in COORDINATION_TAGS or _starts_noun_phrase(tags, i + 1))
         ):
             return noun_tag
         if (
@@ -347,15 +408,15 @@ def _choose_tag(tokens: Tokens, i: int, possible_tags: str, previous_tag: str, n
             and not (head_follows and tokens.attribute_rank[i] == 2 and possible_tags[0] == "J" and word not in COLOUR_NOUNS)
         ):
             return noun_tag
-        if (head_follows or (next_tag in "C," and prefers_adjective)) and (next_tag in "NXU" or next_tag in "JEC,"):
+        if (head_follows or (next_tag in COORDINATION_TAGS and prefers_adjective)) and (next_tag in AFTER_LISTED_ADJECTIVE):
             return "J" if prefers_adjective or (tokens.attribute_rank[i] == 2 and word not in ("light",)) else noun_tag
         if previous_tag in ("B",) and (prefers_adjective or tokens.attribute_rank[i] == 2) and not in_phrase:
             return "J"
         if previous_tag in ("R", "K") and prefers_adjective:
             return "J"
-        if prefers_adjective and previous_tag not in ("D", "#", "S", "P", "F", "A", "V", "G", "H", "Z"):
+        if prefers_adjective and previous_tag not in PREFERS_NOUN_BEFORE:
             return "J"
-        if prefers_adjective and previous_tag in ("D", "Z") and next_tag in "BVPWF":
+        if prefers_adjective and previous_tag in DETERMINER_TAGS and next_tag in AFTER_PHRASE_HEAD:
             return noun_tag
         return "J" if prefers_adjective else noun_tag
     if noun_tag and "R" in possible_tags:
@@ -395,18 +456,19 @@ def base_form(word: str) -> str:
 def _has_plural_subject(tokens: Tokens, i: int) -> bool:
     """Whether the clause's first noun is a plural."""
     k = i - 1
-    while k >= max(0, i - 30) and tokens.tags[k] not in ".:Y,":
+    while k >= max(0, i - 30) and tokens.tags[k] not in CLAUSE_BREAK_TAGS:
         k -= 1
     return next(
-        (tokens.is_plural[j] for j in range(k + 1, i) if tokens.tags[j] in "NX" and tokens.tags[j + 1] not in "NX"), False
+        (tokens.is_plural[j] for j in range(k + 1, i) if tokens.tags[j] in NOUN_TAGS and tokens.tags[j + 1] not in NOUN_TAGS),
+        False,
     )
 
 
 def _has_verb(tokens: Tokens, i: int) -> bool:
     """Whether the clause had its finite verb before this word."""
     for k in range(i - 1, max(-1, i - 14), -1):
-        if tokens.tags[k] in ".:YW" or tokens.words[k] == "as":
+        if tokens.tags[k] in CLAUSE_START_TAGS or tokens.words[k] == "as":
             return False
-        if tokens.tags[k] in "BVHM":
+        if tokens.tags[k] in FINITE_VERB_TAGS:
             return True
     return False

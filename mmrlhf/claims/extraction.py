@@ -25,6 +25,20 @@ from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, continues_list, i
 from mmrlhf.claims.predicates import is_animate, process_adjective, process_participle, process_verb
 from mmrlhf.claims.relations import attach_target, begin_relation, resolve_fronted
 from mmrlhf.claims.tagging import split_sentences
+from mmrlhf.claims.tags import (
+    AFTER_PREDICATE_NEITHER,
+    AFTER_REDUCED_CONJUNCTION,
+    CLAUSE_END_TAGS,
+    COORDINATION_KEEPING_TAGS,
+    COORDINATION_TAGS,
+    DESCRIPTIVE_TAGS,
+    FINITE_VERB_TAGS,
+    MAIN_VERB_TAGS,
+    NEGATED_PHRASE_START_TAGS,
+    PARTICIPLE_TAGS,
+    PREPOSITION_TAGS,
+    STANDALONE_TAGS,
+)
 from mmrlhf.records import Claim
 
 
@@ -136,11 +150,11 @@ class _ClaimExtractor:
                 continue
             if tag == "Q":
                 self._process_pronoun(index, word, previous_tag, next_tag)
-            elif tag in "PC,YWLOBHVGE?AI:J":
+            elif tag in STANDALONE_TAGS:
                 self._process_token(index, tag, word, previous_tag, next_tag, tags, end)
-            if tag in "C," or word == "nor":
+            if tag in COORDINATION_TAGS or word == "nor":
                 is_coordinated = True
-            elif tag not in "RD?":
+            elif tag not in COORDINATION_KEEPING_TAGS:
                 is_coordinated = False
             if tag != "R" or previous_tag == ".":
                 previous_tag = tag
@@ -176,7 +190,7 @@ class _ClaimExtractor:
         if (
             tokens.words[phrase.head] in ("camera", "viewer", "photographer")
             and phrase.is_definite
-            and previous_tag in "PIA"
+            and previous_tag in PREPOSITION_TAGS
             and (state.verb in DIRECTED_ACTIONS or state.verb in ("posing", "poses", "pose", "facing", "faces"))
         ):
             state.open_relation = None
@@ -184,7 +198,7 @@ class _ClaimExtractor:
         if phrase.name in ("camera",) and phrase.is_definite and state.verb in ("facing", "faces"):
             return
         starts_clause = state.has_finite_verb and (
-            next_tag in "BHMV"
+            next_tag in FINITE_VERB_TAGS
             or (
                 next_tag == ","
                 and phrase.is_definite
@@ -205,7 +219,7 @@ class _ClaimExtractor:
                 is_coordinated
                 and previous_tag != "L"
                 and not (
-                    previous_tag in "C,"
+                    previous_tag in COORDINATION_TAGS
                     and (phrase.is_bare or phrase.is_negated or tokens.words[phrase.start] in ("any", "a", "an"))
                 )
             ):
@@ -219,7 +233,7 @@ class _ClaimExtractor:
             and state.conjuncts[-1].is_negated
             and not phrase.is_definite
             and (phrase.is_bare or phrase.is_negated or tokens.words[phrase.start] == "any")
-            and next_tag not in "BHMV"
+            and next_tag not in FINITE_VERB_TAGS
         ):
             phrase.is_negated = True
         if (
@@ -258,7 +272,7 @@ class _ClaimExtractor:
             return
         if (
             is_coordinated
-            and next_tag in "EJ"
+            and next_tag in DESCRIPTIVE_TAGS
             and tokens.words[phrase.start] in POSSESSIVES
             and tokens.words[phrase.start - 1] == ","
             and tokens.attribute_rank[phrase.end]
@@ -276,7 +290,7 @@ class _ClaimExtractor:
             return
         if (
             is_coordinated
-            and next_tag in "BHMV"
+            and next_tag in FINITE_VERB_TAGS
             and not state.has_finite_verb
             and state.subjects
             and state.conjuncts
@@ -293,7 +307,7 @@ class _ClaimExtractor:
                 is_parallel = (
                     phrase.determiner_kind == state.conjuncts[-1].determiner_kind or state.conjuncts[-1].antecedent is not None
                 ) and not is_separate
-                if next_tag not in "GE" and is_parallel:
+                if next_tag not in PARTICIPLE_TAGS and is_parallel:
                     relation, located, index = state.last_relation
                     self.builder.add_relation(located, relation, phrase, index)
                     state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
@@ -378,10 +392,10 @@ class _ClaimExtractor:
             else:
                 state.open_relation = None
             return
-        if state.verb_index >= 0 and next_tag not in "BHMV":
+        if state.verb_index >= 0 and next_tag not in FINITE_VERB_TAGS:
             state.conjuncts, state.conjunct_role = [phrase], "object"
             return
-        if previous_tag in ",C":
+        if previous_tag in COORDINATION_TAGS:
             state.negated_until, state.pending_negation = -1, ""
         if word == "none":
             state.negated_until = 10**9
@@ -394,26 +408,28 @@ class _ClaimExtractor:
         state = self.state
         if tag == "P":
             begin_relation(self.builder, index, word, previous_tag, next_tag)
-        elif tag in "BHV":
+        elif tag in MAIN_VERB_TAGS:
             process_verb(self.builder, index, tag, word, previous_tag, next_tag, tags, end)
-        elif tag in "GE":
+        elif tag in PARTICIPLE_TAGS:
             process_participle(self.builder, index, tag, word, previous_tag, next_tag, tags, end)
         elif tag == "J":
             process_adjective(self.builder, index, word, previous_tag, next_tag, tags, end)
         elif tag == "O":
             if word == "not only":
                 return
-            if next_tag in "DNJ#UX" and previous_tag not in "BM":
+            if next_tag in NEGATED_PHRASE_START_TAGS and previous_tag not in ("B", "M"):
                 state.pending_negation = "word"
                 if previous_tag == ",":
                     state.conjunct_role = "denied"
             else:
                 state.negated_until = 10**9
         elif tag == "L":
-            if next_tag in "JRBHMV":
+            if next_tag in AFTER_PREDICATE_NEITHER:
                 state.negated_until = 10**9
             else:
-                state.pending_negation = "neither" if previous_tag in ".," or state.pending_negation == "neither" else "word"
+                state.pending_negation = (
+                    "neither" if previous_tag in CLAUSE_END_TAGS or state.pending_negation == "neither" else "word"
+                )
         elif tag == "?" and word not in APPROXIMATE_NUMBER_WORDS and not self.builder.is_negated_at(index):
             state.is_hedged, state.hedge_index = True, index
         elif tag == "Y":
@@ -422,10 +438,10 @@ class _ClaimExtractor:
             if word in ("but", "however", "yet"):
                 state.conjuncts = []
             state.conjuncts, state.conjunct_role, state.has_finite_verb = [], "", False
-            if next_tag not in "GEOJ":
+            if next_tag not in AFTER_REDUCED_CONJUNCTION:
                 state.verb_index, state.verb = -1, ""
         elif tag == "W":
-            if state.conjuncts and previous_tag in "N,":
+            if state.conjuncts and previous_tag in ("N", ","):
                 state.outer_subjects, state.actors, state.in_relative_clause = state.subjects, list(state.conjuncts), True
         elif tag == "A":
             state.open_relation = None

@@ -21,6 +21,15 @@ from mmrlhf.claims.grammar import (
 )
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
+from mmrlhf.claims.tags import (
+    COORDINATION_TAGS,
+    DESCRIPTIVE_TAGS,
+    DETERMINER_TAGS,
+    NOMINAL_TAGS,
+    NOUN_TAGS,
+    QUANTIFIER_TAGS,
+    UNKNOWN_TAGS,
+)
 
 PHRASE_PATTERN = re.compile(
     r"[^DZ?RJK#NXUu]|(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
@@ -73,7 +82,7 @@ def parse_phrase(tokens: Tokens, start: int, end: int, lexicon: Lexicon) -> Phra
     """The phrase of tokens `start` to `end`, as `ITEM` found it."""
     tags, words = tokens.tags, tokens.words
     head = end
-    while head > start and tags[head - 1] in "NXUu":
+    while head > start and tags[head - 1] in NOMINAL_TAGS:
         head -= 1
     last_index = end - 1
     phrase = Phrase(
@@ -84,7 +93,7 @@ def parse_phrase(tokens: Tokens, start: int, end: int, lexicon: Lexicon) -> Phra
         tokens.nouns[last_index],
         tokens.is_plural[last_index],
         words[start] in DEFINITE_DETERMINERS and tags[start] == "D",
-        tags[start] not in "DZ#",
+        tags[start] not in QUANTIFIER_TAGS,
         tags[start] == "Z",
     )
     if start > 1 and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
@@ -147,13 +156,13 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
         return head
     if last_index > head and tags[head:end].count("U") > 1:
         return head  # words of another language
-    if tags[last_index] in "Uu":
+    if tags[last_index] in UNKNOWN_TAGS:
         if end == len(tags) and tokens.text.rstrip()[-1:].isalnum():
             return head  # a word that may have been cut short
         if (
             last_index == head
             and (tags[last_index] == "u" or (phrase.is_bare and not phrase.count))
-            and not (last_index > phrase.start and tags[last_index - 1] in "J#")
+            and not (last_index > phrase.start and tags[last_index - 1] in ("J", "#"))
         ):
             return head  # a name, or a word of another language
         if tags[last_index] == "u" and words[phrase.start] not in ("a", "an") and last_index == head:
@@ -194,7 +203,7 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
     tags, words = tokens.tags, tokens.words
     if words[start] == "both" and phrase.is_plural and phrase.noun not in PAIRED_NOUNS:
         phrase.count, phrase.count_index = 2, start
-    k = start + (tags[start] in "DZ")
+    k = start + (tags[start] in DETERMINER_TAGS)
     while k < head:
         tag, word = tags[k], words[k]
         if tag == "#":
@@ -209,7 +218,7 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
             phrase.count, phrase.count_index = 1, k
         if word in ("left", "right") and phrase.noun in LATERAL_BODY_PARTS:
             phrase.attributes.append((word, k))
-        elif tag in "JE" and (tokens.attribute_rank[k] or word in COLOUR_MODIFIERS):
+        elif tag in DESCRIPTIVE_TAGS and (tokens.attribute_rank[k] or word in COLOUR_MODIFIERS):
             value = word
             if k + 1 < head and word in COLOUR_MODIFIERS and tags[k + 1] == "J" and words[k + 1] in MODIFIABLE_COLOURS:
                 value = f"{word} {words[k + 1]}"
@@ -224,7 +233,7 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
                 k += 1
                 continue
             phrase.attributes.append((value.removesuffix("-colored").removesuffix("-coloured"), k))
-        elif tag in "NX" and tokens.attribute_rank[k]:
+        elif tag in NOUN_TAGS and tokens.attribute_rank[k]:
             phrase.attributes.append((word, k))
         k += 1
 
@@ -240,7 +249,7 @@ def continues_list(tags: str, comma_index: int, end: int) -> bool:
             and "V" not in tags[comma_index + 2 : comma_index + 7]
         )
     next_tag = tags[match.end() : match.end() + 1]
-    return next_tag in (",", "C")
+    return next_tag in COORDINATION_TAGS
 
 
 def is_wall_art(words: list[str], begin: int, phrase_start: int, end: int) -> bool:

@@ -17,6 +17,16 @@ from mmrlhf.claims.grammar import (
     SEEM_VERBS,
 )
 from mmrlhf.claims.noun_phrases import Phrase
+from mmrlhf.claims.tags import (
+    AFTER_ACTION_PARTICIPLE,
+    BEFORE_ATTRIBUTIVE,
+    BEFORE_MADE_OF,
+    BEFORE_OPENNESS,
+    BEFORE_PREDICATE_PARTICIPLE,
+    COMMON_NOUN_TAGS,
+    COORDINATION_TAGS,
+    HEAD_START_TAGS,
+)
 
 
 def process_verb(
@@ -28,10 +38,10 @@ def process_verb(
         tag == "V"
         and base_form(word) in SEEM_VERBS
         and not builder.is_negated_at(index)
-        and (next_tag in "IJ" or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E")))
+        and (next_tag in ("I", "J") or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E")))
     ):
         state.is_hedged, state.hedge_index = True, index
-    if tag == "B" and word in ("be", "been", "being") and state.verb_index >= 0 and previous_tag not in "C,":
+    if tag == "B" and word in ("be", "been", "being") and state.verb_index >= 0 and previous_tag not in COORDINATION_TAGS:
         state.verb, state.verb_index = word, index
         return
     if tag == "V" and word in ("suggests", "suggest", "resembles", "resemble"):
@@ -46,7 +56,7 @@ def process_verb(
         state.actors = state.subjects = state.conjuncts
     elif state.conjunct_role == "target" and state.fronted_relation is None:
         state.actors = state.subjects or state.actors
-    elif previous_tag in "C," or (state.conjunct_role == "with" and state.subjects):
+    elif previous_tag in COORDINATION_TAGS or (state.conjunct_role == "with" and state.subjects):
         state.actors = state.subjects
     if (
         state.actors
@@ -67,7 +77,7 @@ def process_participle(
 ) -> None:
     state, tokens = builder.state, builder.tokens
     state.open_relation = None
-    if word in OPENNESS_ADJECTIVES and previous_tag in "NRJ" and _is_possession(builder):
+    if word in OPENNESS_ADJECTIVES and previous_tag in BEFORE_OPENNESS and _is_possession(builder):
         builder.add_attribute(state.conjuncts[-1], word, index, index + 1)
         return
     if state.in_relative_clause:
@@ -103,15 +113,15 @@ def process_participle(
     if tag == "E":
         if word in PAINT_PARTICIPLES:
             _add_painted_colours(builder, index, tags, end)
-        elif word == "made" and previous_tag in "BCN,RO":
+        elif word == "made" and previous_tag in BEFORE_MADE_OF:
             _add_materials(builder, index, tags, end)
         elif (
             (
-                previous_tag in "BRC"
+                previous_tag in BEFORE_PREDICATE_PARTICIPLE
                 and tokens.attribute_rank[index]
                 and next_tag != "I"
                 and (
-                    next_tag not in "PAR"
+                    next_tag not in AFTER_ACTION_PARTICIPLE
                     or (next_tag == "A" and word in CLUTTER_PARTICIPLES)
                     or (next_tag == "P" and word in ("closed", "broken"))
                 )
@@ -139,9 +149,9 @@ def _add_painted_colours(builder: ClaimBuilder, index: int, tags: str, end: int)
             k + 1 + (tokens.words[k + 1 : k + 2] != [] and tokens.words[k + 1] in COLOUR_MODIFIERS)
         )  # the next colour's last word
         if (
-            tags[k : k + 1] not in ("C", ",")
+            tags[k : k + 1] not in COORDINATION_TAGS
             or tags[k + 1 : last_colour_word + 1].strip("J")
-            or tags[last_colour_word + 1 : last_colour_word + 2] in ("N", "X", "U", "J")
+            or tags[last_colour_word + 1 : last_colour_word + 2] in HEAD_START_TAGS
         ):
             return
         k += 1
@@ -152,17 +162,17 @@ def _add_materials(builder: ClaimBuilder, index: int, tags: str, end: int) -> No
     tokens, materials = builder.tokens, builder.lexicon.word_sets["materials"]
     k = index + 2 if tags[index + 1 : index + 2] in ("F", "A") else end
     while k < end:
-        while k < end and tags[k] in "RJ" and tokens.words[k] not in materials:
+        while k < end and tags[k] in ("R", "J") and tokens.words[k] not in materials:
             k += 1
         stop = k + 1 + (tokens.words[k : k + 1] in (["stainless"], ["wrought"], ["cast"]) and k + 1 < end)
         value = " ".join(tokens.words[k:stop])
-        if k >= end or value not in materials or tags[stop : min(stop + 1, end)] in ("N", "X", "U"):
+        if k >= end or value not in materials or tags[stop : min(stop + 1, end)] in COMMON_NOUN_TAGS:
             return
         for phrase in builder.state.actors:
             builder.add_attribute(phrase, value, k, stop)
         for j in range(k, stop):
             tokens.tags[j], tokens.nouns[j] = "X", "material"
-        k = stop + 1 if tags[stop : stop + 1] in ("C", ",") else end
+        k = stop + 1 if tags[stop : stop + 1] in COORDINATION_TAGS else end
 
 
 def is_animate(builder: ClaimBuilder, phrase: Phrase) -> bool:
@@ -191,7 +201,7 @@ def process_adjective(
             for phrase in state.actors:
                 builder.hedge(phrase)
         return
-    if word in OPENNESS_ADJECTIVES and previous_tag in "NRJ" and _is_possession(builder):
+    if word in OPENNESS_ADJECTIVES and previous_tag in BEFORE_OPENNESS and _is_possession(builder):
         builder.add_attribute(state.conjuncts[-1], word, index, index + 1)
         return
     if (
@@ -212,9 +222,9 @@ def process_adjective(
         "become",
         *(("sit", "stand", "lie", "hang") if word in OPENNESS_ADJECTIVES or word in ("empty", "upright") else ()),
     )
-    if not is_linking or state.conjunct_role == "with" or (previous_tag in "NHVDZ" and previous_tag != "V"):
+    if not is_linking or state.conjunct_role == "with" or previous_tag in BEFORE_ATTRIBUTIVE:
         return
-    if previous_tag in "P" or (state.conjuncts is not state.actors and state.conjunct_role in ("object", "target")):
+    if previous_tag in ("P",) or (state.conjuncts is not state.actors and state.conjunct_role in ("object", "target")):
         return
     if index > 0 and tags[index - 1] == "J" and tokens.words[index - 1] in COLOUR_MODIFIERS:
         return

@@ -23,6 +23,7 @@ from mmrlhf.claims.grammar import (
     STATIVE_PARTICIPLES,
 )
 from mmrlhf.claims.noun_phrases import Phrase
+from mmrlhf.claims.tags import AFTER_VERB_OR_ADVERB, BEFORE_PLACE_OF_ACTOR, COORDINATION_TAGS, FRONTED_TARGET_TAGS, VERB_FORM_TAGS
 
 
 def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
@@ -31,7 +32,7 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     if (
         state.verb in ("talking", "talks", "talk", "speaking", "chatting")
         and word in ("on", "over", "into")
-        and previous_tag in "VGER"
+        and previous_tag in AFTER_VERB_OR_ADVERB
     ):
         state.open_relation = None
         return
@@ -43,18 +44,18 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     if (
         word in ("at", "toward", "towards", "on", "through", "over", "into", "around")
         and state.verb in DIRECTED_ACTIONS
-        and previous_tag in "VGER"
+        and previous_tag in AFTER_VERB_OR_ADVERB
     ):
         state.open_relation = None
         return
-    if state.verb in NON_LOCATIVE_VERBS and previous_tag in "VGE" and word in ("in", "on", "against", "with"):
+    if state.verb in NON_LOCATIVE_VERBS and previous_tag in VERB_FORM_TAGS and word in ("in", "on", "against", "with"):
         return
     if word == "by" and previous_tag == "E" and state.verb not in STATIVE_PARTICIPLES:
         return
     if word == "during" or not (state.conjuncts or state.actors):
         state.open_relation = (word, index, [], True)
         return
-    if previous_tag in "VGEBRJOH?" and state.actors:
+    if previous_tag in BEFORE_PLACE_OF_ACTOR and state.actors:
         located = state.actors
     elif previous_tag == "N" and state.conjunct_role == "subject":
         located = state.conjuncts
@@ -82,7 +83,7 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
             located = state.last_relation[1]
     elif previous_tag == "C":
         located = state.last_relation[1] if state.last_relation is not None else state.actors
-    elif previous_tag in "NQ":
+    elif previous_tag in ("N", "Q"):
         located = state.conjuncts or state.actors
     else:
         located = state.actors or state.conjuncts
@@ -90,14 +91,14 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
         word,
         index,
         located,
-        previous_tag in "C," and (next_tag == "Q" or _is_fronted(builder.tokens.tags, index)),
+        previous_tag in COORDINATION_TAGS and (next_tag == "Q" or _is_fronted(builder.tokens.tags, index)),
     )
 
 
 def _is_fronted(tags: list[str], index: int) -> bool:
     """Whether what is named after this word of place is followed by who is there: `and behind the car is a bus`."""
     position = index + 1
-    while position < min(len(tags), index + 9) and tags[position] in "DJ#RKNXU":
+    while position < min(len(tags), index + 9) and tags[position] in FRONTED_TARGET_TAGS:
         position += 1
     return tags[position : position + 1] in (["T"], ["B"])
 

@@ -24,6 +24,7 @@ from mmrlhf.claims.grammar import (
     PERSON_PRONOUNS,
 )
 from mmrlhf.claims.lexicon import Lexicon
+from mmrlhf.claims.tags import NOUN_TAGS, SENTENCE_BREAK_TAGS
 
 TOKEN_PATTERN = re.compile(
     r"(?=[^ ])(?:[A-Za-z]++(?![-'’À-ɏ])"
@@ -138,12 +139,12 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
                     continue
                 entry = (entry[0], tag, *entry[2:])
             elif tag == "'":
-                if previous_tag[0] not in "NX":
+                if previous_tag[0] not in NOUN_TAGS:
                     continue
                 entry = ("'s", "S", *entry[2:])
             elif tag == "S" and previous_tag in ("Q", "T", "W"):
                 entry = ("'s", "B", *entry[2:])
-            elif tag == "u" and previous_tag in ".:":
+            elif tag == "u" and previous_tag in SENTENCE_BREAK_TAGS:
                 entry = (entry[0], "U", *entry[2:])  # a sentence's first word has a capital anyhow
         spans.append(match.span())
         entries.append(entry)
