@@ -1,14 +1,14 @@
-"""The words by which captions name COCO's 80 objects, and how CHAIR finds them (Rohrbach et al. 2018). No torch.
+"""Words by which captions name COCO's 80 objects, and CHAIR's matching (Rohrbach et al. 2018).
 
-`mentions` looks words up the way CHAIR's scripts do, from tokens that the caller has brought to their singular; `read` is the project's own
-reading, which needs nothing but the text.
+`chair_mentions` looks words up as CHAIR's scripts do; the caller provides them in the singular, and
+`find_objects` is the project's own matching, which takes the text itself. No torch.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 OBJECT_SYNONYMS = """
 person: girl boy man woman kid child chef baker people adult rider children baby worker passenger sister biker policeman cop officer lady
@@ -100,15 +100,16 @@ teddy_bear: teddybear
 hair_drier: hairdryer
 toothbrush:
 """
-"""Each object's own word, and others for it; `_` is a blank. The misspellings are CHAIR's."""
-ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
+"""Each object's name and its synonyms; `_` stands for a blank. The misspellings are CHAIR's."""
+COCO_ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 UNMATCHED_SYNONYMS = frozenset({"motor bike", "cheesecake", "iphone", "stove top oven"})
-"""Words that CHAIR's scripts list and never find: two begin with a blank, one with a capital, one has three parts."""
+"""Words that CHAIR's scripts list and never match: in their file two begin with a blank and one has
+a capital, and one has three parts."""
 
 
 @functools.cache
 def object_by_synonym() -> dict[str, str]:
-    """Every word and the object that it names."""
+    """Return the object that each word names; an object's own name is among the words."""
     names = {}
     for line in OBJECT_SYNONYMS.strip().replace("\n    ", " ").split("\n"):
         object_name, _, synonyms = line.partition(":")
@@ -117,34 +118,64 @@ def object_by_synonym() -> dict[str, str]:
     return names
 
 
+# ---- CHAIR's matching --------------------------------------------------------------------------
+
+
 @functools.cache
 def compound_names() -> dict[str, str]:
-    """Two words that are one, and the word that they are: `baby bird` is a bird, not a person and a bird."""
-    compounds = [word for word in object_by_synonym() if word.count(" ") == 1 and word not in ("dining table",)] + [
-        "home plate",
-        "train track",
-    ]
-    names = {word: word for word in compounds}
-    names |= {f"{young} {animal}": animal for young in ("baby", "adult") for animal in ANIMALS}
+    """Return the pairs of words that CHAIR treats as one word, each with that word.
+
+    `baby bird` becomes bird, so that it is not a person and a bird.
+    """
+    compounds = [word for word in object_by_synonym() if word.count(" ") == 1 and word != "dining table"]
+    # These two name no object: they hide a plate and a train.
+    names = {word: word for word in [*compounds, "home plate", "train track"]}
+    names |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in (*COCO_ANIMALS, "animal", "cub")}
     names |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
     return names | {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
 
 
+def merge_compounds(words: Sequence[str], compounds: Mapping[str, str]) -> list[tuple[int, int, str]]:
+    """Merge pairs of words that are keys of `compounds`; return start, end and word of each unit."""
+    units, start = [], 0
+    while start < len(words):
+        compound = compounds.get(" ".join(words[start : start + 2]))
+        end = start + (1 if compound is None else 2)
+        units.append((start, end, words[start] if compound is None else compound))
+        start = end
+    return units
+
+
+def match_objects(
+    words: Sequence[str], node_by_word: Mapping[str, str], compounds: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, int, str, str]]:
+    """Yield start, end, word and class of each object named in a caption's singular words.
+
+    A pair of words takes precedence over its parts. A seat in a caption that names a toilet is not
+    a chair.
+    """
+    units = merge_compounds(words, compound_names() if compounds is None else compounds)
+    has_toilet = any(word == "toilet" for _, _, word in units)
+    for start, end, word in units:
+        if word in node_by_word and not (word == "seat" and has_toilet):
+            yield start, end, word, node_by_word[word]
+
+
+@functools.cache
+def _matchable_synonyms() -> dict[str, str]:
+    return {word: name for word, name in object_by_synonym().items() if word not in UNMATCHED_SYNONYMS}
+
+
 def chair_mentions(words: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
-    """Words of a caption that name an object, each with the object, as CHAIR's scripts find them; and how many words it has when pairs are one."""
-    merged = []
-    i = 0
-    while i < len(words):
-        pair = " ".join(words[i : i + 2])
-        merged.append(compound_names().get(pair, words[i]))
-        i += 2 if pair in compound_names() else 1
-    candidates = [word for word in merged if word != "seat"] if "toilet" in merged and "seat" in merged else merged
-    return [
-        (word, object_by_synonym()[word]) for word in candidates if word in object_by_synonym() and word not in UNMATCHED_SYNONYMS
-    ], len(merged)
+    """Return CHAIR's (word, object) mentions in a caption's singular words, and the caption's length.
+
+    The length counts a merged pair as one word.
+    """
+    mentions = [(word, name) for _, _, word, name in match_objects(words, _matchable_synonyms())]
+    return mentions, len(merge_compounds(words, compound_names()))
 
 
-# ---- the project's own reading ---------------------------------------------------------------------------------------
+# ---- the project's own matching ----------------------------------------------------------------
 
 _WORD = re.compile(r"[^\W\d_]+")
 _SENTENCE_END = re.compile(r"[.!?;:\n]")
@@ -153,7 +184,11 @@ _MAX_NAME_WORDS = 3
 
 
 def find_objects(text: str) -> list[tuple[str, str]]:
-    """Words that name an object, each with the object: plurals as English has them, longest names first, and not what is denied ("no cat")."""
+    """Return the (word, object) mentions in a text, in order.
+
+    Unlike CHAIR it forms plurals as English does, prefers the longest name, and skips objects that
+    are negated ("no cat").
+    """
     objects = []
     for sentence in _SENTENCE_END.split(text.lower()):
         words = list(_WORD.finditer(sentence))
@@ -162,11 +197,13 @@ def find_objects(text: str) -> list[tuple[str, str]]:
             for length in range(min(_MAX_NAME_WORDS, len(words) - i), 0, -1):
                 name_words = words[i : i + length]
                 surface = sentence[name_words[0].start() : name_words[-1].end()]
+                # Only a blank or a hyphen may stand between the words of one name.
                 if length > 1 and not re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)*", surface):
                     continue
                 word = _lookup(" ".join(match.group() for match in name_words))
                 if word is not None:
-                    if word in object_by_synonym() and not _NEGATION.search(sentence[: name_words[0].start()].rstrip()):
+                    is_negated = _NEGATION.search(sentence[: name_words[0].start()].rstrip())
+                    if word in object_by_synonym() and not is_negated:
                         objects.append((word, object_by_synonym()[word]))
                     i += length
                     break
@@ -179,7 +216,11 @@ def find_objects(text: str) -> list[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _lookup(words: str) -> str | None:
-    """A name that is listed, from itself or its plural."""
+    """Return the listed name that these words are, as they are or as a plural; None if there is none.
+
+    Tries every ending that English plurals have: the list decides which singular exists, so that
+    unlike in `answer_parsing._singularize` no rule has to.
+    """
     head, space, last = words.rpartition(" ")
     singulars = [last]
     if last.endswith("s"):
