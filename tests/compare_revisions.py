@@ -95,6 +95,9 @@ RENAMED_TEXT: dict[str, str] = {
 }
 """Pattern to new text, applied anywhere in old values."""
 
+ADDED_KEYS = {"use_critic", "kl_penalty"}
+"""Keys of the new side that the old one cannot have."""
+
 IGNORED_KEYS = re.compile(
     r"time|date|eta|eps|seconds?|elapsed|duration|.*_(time|seconds|ms)|memory/peak.*|seal|packages|"
     r"(mmrlhf|package)_version|commit"
@@ -223,7 +226,7 @@ def leaves(value: Any, side: Side, at: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every figure and text, and every empty list and object, with its path of keys."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            if not IGNORED_KEYS.fullmatch(str(key)):
+            if not IGNORED_KEYS.fullmatch(str(key)) and str(key) not in ADDED_KEYS:
                 parent = at.rpartition(" > ")[2].partition("[")[0]
                 yield from leaves(inner, side, f"{at} > {side.key(str(key), parent)}")
     elif isinstance(value, list | tuple) and value:

@@ -1,7 +1,7 @@
-"""Losses and estimators: pure functions on tensors.
+"""Losses and KL estimators: pure functions on tensors.
 
-Shape suffixes: B answers (or pairs), T tokens of an answer, V vocabulary. `mask_BT` is 1 on the tokens of an answer and 0
-on padding; every mean is over the mask, so that padding wider changes nothing.
+Shape suffixes: B answers (or pairs), T tokens of an answer. `mask_BT` is 1 on the tokens of an
+answer and 0 on padding; every mean is over the mask, so wider padding changes nothing.
 """
 
 from __future__ import annotations
@@ -16,57 +16,75 @@ Metrics = dict[str, float]
 
 
 def masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over the mask; 0 for an empty mask."""
+    """Return the mean over the mask; 0 for an empty mask."""
     return (values_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
 
 
 def sft(logps_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Metrics]:
-    """Negative log-likelihood per answer token."""
+    """Return the negative log-likelihood per answer token."""
     loss = -masked_mean(logps_BT, mask_BT)
     return loss, {"loss": loss.item(), "num_tokens": float(mask_BT.sum())}
 
 
-# ---- preferences: one loss for each comparison of two answers -------------------------------------------------------
+# ---- preferences: one loss for each comparison of two answers ------------------------------------
 
 
 def bradley_terry(better_B: Tensor, worse_B: Tensor) -> Tensor:
-    """-log sigmoid(better - worse) [B]. Bradley and Terry 1952; Ouyang et al. 2022 (InstructGPT), equation 1."""
+    """Return -log sigmoid(better - worse) [B].
+
+    Bradley and Terry 1952; Ouyang et al. 2022 (InstructGPT), equation 1.
+    """
     return -F.logsigmoid(better_B - worse_B)
 
 
 def bradley_terry_margin(better_B: Tensor, worse_B: Tensor, margin_B: Tensor) -> Tensor:
-    """-log sigmoid(better - worse - margin) [B]: the surer the annotators, the further apart. Touvron et al. 2023 (Llama 2), equation 2."""
+    """Return -log sigmoid(better - worse - margin) [B].
+
+    Surer annotators (a larger margin) ask for rewards further apart. Touvron et al. 2023
+    (Llama 2), equation 2.
+    """
     return -F.logsigmoid(better_B - worse_B - margin_B)
 
 
 def bradley_terry_smoothed(better_B: Tensor, worse_B: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy [B] where a share `smoothing` of labels is taken to be turned round. Mitchell 2023 (conservative DPO), for rewards."""
+    """Return the cross-entropy [B] if a share `smoothing` of labels is assumed to be flipped.
+
+    Mitchell 2023 (conservative DPO), applied to rewards.
+    """
     return -(1 - smoothing) * F.logsigmoid(better_B - worse_B) - smoothing * F.logsigmoid(worse_B - better_B)
 
 
 def rao_kupper(better_B: Tensor, worse_B: Tensor, tie_B: Tensor, threshold: float) -> Tensor:
-    """Bradley-Terry with ties [B]: rewards closer than about `threshold` are hard to tell apart. Rao and Kupper 1967, equation 2.3.
+    """Return the Bradley-Terry loss with ties [B]. Rao and Kupper 1967, equation 2.3.
 
-    P(better wins) = sigmoid(better - worse - threshold), and a tie is what neither wins. `tie_B` is bool.
+    P(better wins) = sigmoid(better - worse - threshold); the rest of the probability is a tie, so
+    rewards closer than about `threshold` are likely to tie. `tie_B` is bool.
     """
     margin_B = better_B - worse_B
-    # 1 - sigmoid(a) - sigmoid(b) = (e^2t - 1) sigmoid(a) sigmoid(b) for a = margin - t, b = -margin - t: no difference of near-equals.
+    # P(tie) = 1 - sigmoid(a) - sigmoid(b) = (e^2t - 1) sigmoid(a) sigmoid(b) with a = margin - t and
+    # b = -margin - t: the product has no cancellation where the difference would.
     log_p_better_B, log_p_worse_B = F.logsigmoid(margin_B - threshold), F.logsigmoid(-margin_B - threshold)
     return -torch.where(tie_B, math.log(math.expm1(2 * threshold)) + log_p_better_B + log_p_worse_B, log_p_better_B)
 
 
 def centering(better_B: Tensor, worse_B: Tensor) -> Tensor:
-    """(better + worse)^2 [B], which keeps rewards around zero. Eisenstein et al. 2023, equation 2."""
+    """Return (better + worse)^2 [B], which keeps rewards around zero.
+
+    Eisenstein et al. 2023, equation 2.
+    """
     return (better_B + worse_B) ** 2
 
 
 def kl_k1(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
-    """log p/q per sampled token: Schulman's k1, the unbiased estimate of KL(p || q)."""
+    """Return log p/q per sampled token: Schulman's k1, an unbiased estimate of KL(p || q)."""
     return logps_BT - ref_logps_BT
 
 
 def kl_k3(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
-    """q/p - 1 - log q/p per sampled token: Schulman's k3, never negative, of less variance than k1."""
+    """Return q/p - 1 - log q/p per sampled token: Schulman's k3.
+
+    Never negative, and of lower variance than k1.
+    """
     log_ratio_BT = ref_logps_BT - logps_BT
     return log_ratio_BT.exp() - 1 - log_ratio_BT
 
@@ -74,8 +92,11 @@ def kl_k3(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
 def ppo_policy(
     logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, cliprange: float, num_tokens: Tensor | float
 ) -> tuple[Tensor, Metrics]:
-    """Clipped surrogate, summed over the mask and divided by `tokens`, the token count of the whole minibatch over all
-    micro-batches and processes. Schulman et al. 2017, equation 7. The log-ratio is clamped to +-20.
+    """Return the clipped surrogate loss. Schulman et al. 2017, equation 7.
+
+    It is summed over the mask and divided by `num_tokens`, the token count of the minibatch over
+    all micro-batches and processes, so that micro-batches add up. The log-ratio is clamped to
+    +-20.
     """
     log_ratio_BT = ((logps_BT - old_logps_BT) * mask_BT).clamp(-20, 20)
     ratio_BT = log_ratio_BT.exp()
@@ -94,8 +115,10 @@ def ppo_policy(
 def ppo_value(
     values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, cliprange: float, num_tokens: Tensor | float
 ) -> tuple[Tensor, Metrics]:
-    """Half the squared error of the value, the worse of clipped and unclipped, summed over the mask and divided by
-    `tokens` as in `ppo_policy`. `cliprange` is in the units of the returns. Baselines' PPO2.
+    """Return half the squared error of the values, the larger of clipped and unclipped.
+
+    Summed and divided as in `ppo_policy`. `cliprange` is in the units of the returns. OpenAI
+    Baselines' PPO2.
     """
     clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange, cliprange)
     unclipped_BT, clipped_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2

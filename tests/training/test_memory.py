@@ -36,15 +36,15 @@ def planned_bytes(config, model):
     return {item.name: item.num_bytes for item in estimate_memory(config, model)}
 
 
-def test_estimate_memory_terms_match_hand_computation(tiny):
-    model = build_meta_model(tiny)
+def test_estimate_memory_terms_match_hand_computation(tiny_llava):
+    model = build_meta_model(tiny_llava)
     found = planned_bytes(
         ppo_config(
-            tiny, lora_r=4, lora_target_modules="q_proj", num_generations=4, response_length=10, per_device_train_batch_size=2
+            tiny_llava, lora_r=4, lora_target_modules="q_proj", num_generations=4, response_length=10, per_device_train_batch_size=2
         ),
         model,
     )
-    real = hf.AutoModelForImageTextToText.from_pretrained(tiny)
+    real = hf.AutoModelForImageTextToText.from_pretrained(tiny_llava)
     assert found["base weights"] == 4 * sum(p.numel() for p in real.parameters())
     # q_proj is 64 -> 64 in 4 layers: (64 + 64) x r 4 x 4 = 2,048 weights an adapter; three of them in float32, two of them learn.
     assert found["adapters"] == 2048 * 4 * 3 and found["gradients and AdamW"] == 2048 * 2 * 12
@@ -56,8 +56,8 @@ def test_estimate_memory_terms_match_hand_computation(tiny):
     assert found["activations"] == 368 * 4 * 1088 * 4
 
 
-def test_estimate_memory_each_field_moves_its_term(tiny):
-    model, base = build_meta_model(tiny), ppo_config(tiny, num_generations=4, response_length=64)
+def test_estimate_memory_each_field_moves_its_term(tiny_llava):
+    model, base = build_meta_model(tiny_llava), ppo_config(tiny_llava, num_generations=4, response_length=64)
     before = planned_bytes(base, model)
 
     def after(**changed):
@@ -74,35 +74,35 @@ def test_estimate_memory_each_field_moves_its_term(tiny):
     assert after(dtype="nf4")["base weights"] == pytest.approx(
         before["base weights"] / 2 - linear * (2 - NF4_BYTES_PER_WEIGHT), abs=1
     )
-    full = SFTConfig(model_name_or_path=tiny, dataset_name="-", output_dir="-", tuning="full")
+    full = SFTConfig(model_name_or_path=tiny_llava, dataset_name="-", output_dir="-", tuning="full")
     assert (
         "adapters" not in planned_bytes(full, model)
         and planned_bytes(full, model)["gradients and AdamW"] > before["gradients and AdamW"]
     )
 
 
-def test_estimate_memory_command_prints_a_table(tiny, capsys):
-    assert main(["plan", "ppo", "--model_name_or_path", tiny]) == 0
+def test_estimate_memory_command_prints_a_table(tiny_llava, capsys):
+    assert main(["plan", "ppo", "--model_name_or_path", tiny_llava]) == 0
     said = capsys.readouterr().out
     assert "base weights" in said and "in all" in said and "fits: main memory" in said
 
 
-def test_estimate_memory_command_takes_stage_from_recipe(tiny, tmp_path, capsys):
-    (tmp_path / "ppo.yaml").write_text(f"model_name_or_path: {tiny}\nnum_generations: 2\n")
+def test_estimate_memory_command_takes_stage_from_recipe(tiny_llava, tmp_path, capsys):
+    (tmp_path / "ppo.yaml").write_text(f"model_name_or_path: {tiny_llava}\nnum_generations: 2\n")
     assert main(["plan", str(tmp_path / "ppo.yaml")]) == 0
     assert "policy, value, reward" in " ".join(capsys.readouterr().out.split())
-    assert main(["plan", "llava-1.5-7b/ppo", "--model_name_or_path", tiny]) == 0
+    assert main(["plan", "llava-1.5-7b/ppo", "--model_name_or_path", tiny_llava]) == 0
 
 
-def test_estimate_memory_counts_every_reward_model(tiny, tmp_path):
+def test_estimate_memory_counts_every_reward_model(tiny_llava, tmp_path):
     """Two on the policy's base are two adapters; one on another base brings that."""
-    one = planned_bytes(ppo_config(tiny), build_meta_model(tiny))
-    two = planned_bytes(dataclasses.replace(ppo_config(tiny), reward_model_path="a, b"), build_meta_model(tiny))
+    one = planned_bytes(ppo_config(tiny_llava), build_meta_model(tiny_llava))
+    two = planned_bytes(dataclasses.replace(ppo_config(tiny_llava), reward_model_path="a, b"), build_meta_model(tiny_llava))
     assert two["adapters"] == one["adapters"] / 3 * 4
     build_checkpoint("qwen2_5_vl", tmp_path / "base")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "reward.json").write_text(json.dumps({"base": str(tmp_path / "base"), "dtype": "float32"}))
-    other = planned_bytes(dataclasses.replace(ppo_config(tiny), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny))
+    other = planned_bytes(dataclasses.replace(ppo_config(tiny_llava), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny_llava))
     weights = sum(p.numel() for p in hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").parameters())
     assert other[f"base of {tmp_path / 'r'}"] == 4 * weights and other["adapters"] == one["adapters"] / 3 * 2
 
@@ -110,7 +110,7 @@ def test_estimate_memory_counts_every_reward_model(tiny, tmp_path):
 def test_estimate_memory_command_refuses_what_cannot_be_planned(tmp_path, capsys):
     assert main(["plan", "ppo", "--model_name_or_path", str(tmp_path)]) == 2
     assert "its architecture cannot be read" in capsys.readouterr().err
-    assert main(["plan", "pppo"]) == 2 and "is told a stage first, sft, reward, ppo, or a recipe" in capsys.readouterr().err
+    assert main(["plan", "pppo"]) == 2 and "needs a stage (sft, reward, ppo) or a recipe" in capsys.readouterr().err
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,30 @@
+"""Credit assignment: put the rewards of character spans on tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmrlhf.engine.completions import SampledCompletions, char_to_token
+from mmrlhf.models.vlm import VLM
+from mmrlhf.rewards.ledger import RewardBreakdown
+
+
+def span_rewards(vlm: VLM, completions: SampledCompletions, breakdowns: Sequence[RewardBreakdown]) -> Tensor:
+    """Return the rewards of spans [N, T], each on the token that completes its span.
+
+    That token is the first whose sampling decided the whole span: a false claim is penalised where
+    it is finished, not at the end of the answer.
+    """
+    rewards_NT = torch.zeros_like(completions.logps_NT)
+    for n, breakdown in enumerate(breakdowns):
+        if not any(breakdown.spans.values()):
+            continue
+        token_ids = completions.token_ids_NT[n][completions.mask_NT[n].bool()]
+        token_of_char = char_to_token(vlm, token_ids, completions.texts[n])
+        for spans in breakdown.spans.values():
+            for _, end, reward in spans:
+                rewards_NT[n, token_of_char[end - 1]] += reward
+    return rewards_NT

@@ -1,0 +1,94 @@
+"""One PPO step's answers with everything that their updates need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from mmrlhf.engine.completions import SampledCompletions, select_prompts
+from mmrlhf.models.vlm import Prompt
+from mmrlhf.records import Example
+from mmrlhf.rewards.ledger import RewardBreakdown
+from mmrlhf.rewards.types import Sample
+
+
+@dataclass(frozen=True)
+class PPOBatch:
+    """Sampled answers [N, T], what they were paid, and what the losses read.
+
+    `samples`, `breakdowns` and `scores_N` are the answers as reward functions see them, the value
+    of each function, and their weighted sums. `old_logps_NT` are log-probs under the policy that
+    sampled the answers, `ref_logps_NT` under the reference. `rewards_NT` is what was paid for each
+    token, before whitening. `values_NT` and `returns_NT` are zeros without a critic;
+    `critic_prompts` are the prompts that the critic reads.
+    """
+
+    samples: list[Sample]
+    breakdowns: list[RewardBreakdown]
+    scores_N: Tensor
+    completions: SampledCompletions
+    critic_prompts: list[Prompt]
+    old_logps_NT: Tensor
+    ref_logps_NT: Tensor
+    rewards_NT: Tensor
+    advantages_NT: Tensor
+    values_NT: Tensor
+    returns_NT: Tensor
+
+    @property
+    def mask_NT(self) -> Tensor:
+        """1.0 on the tokens of answers, 0.0 on padding."""
+        return self.completions.mask_NT.float()
+
+    @property
+    def critic_completions(self) -> SampledCompletions:
+        """The same answers after the critic's prompts."""
+        return replace(self.completions, prompts=self.critic_prompts)
+
+    def select(self, prompt_indices: Sequence[int]) -> PPOBatch:
+        """Return the answers to some prompts, in the order of the batch."""
+        completions, answer_indices = select_prompts(self.completions, prompt_indices)
+        tensors = ("scores_N", "old_logps_NT", "ref_logps_NT", "rewards_NT", "advantages_NT", "values_NT", "returns_NT")
+        return PPOBatch(
+            samples=[self.samples[i] for i in answer_indices.tolist()],
+            breakdowns=[self.breakdowns[i] for i in answer_indices.tolist()],
+            completions=completions,
+            critic_prompts=[self.critic_prompts[p] for p in sorted(prompt_indices)],
+            **{name: getattr(self, name)[answer_indices] for name in tensors},
+        )
+
+
+def build_samples(rows: Sequence[Example], completions: SampledCompletions, group_size: int, max_tokens: int) -> list[Sample]:
+    """Return each answer as reward functions see it, in the order of `completions`."""
+    lengths = completions.mask_NT.sum(1).tolist()
+    row_of_answer = [row for row in rows for _ in range(group_size)]
+    return [
+        Sample(
+            id=row.id,
+            images=row.images,
+            prompt=row.prompt,
+            answer=completions.texts[n],
+            facts=row.facts,
+            reference=row.answer,
+            meta=row.meta,
+            num_tokens=int(lengths[n]),
+            max_tokens=max_tokens,
+            finished=bool(completions.finished_N[n]),
+        )
+        for n, row in enumerate(row_of_answer)
+    ]
+
+
+MAX_FIRST_KL = {"float32": 1e-3, "bfloat16": 0.2, "nf4": 0.2}
+"""Nats per token by which policy and reference may differ before the first step."""
+
+
+def check_policy_is_reference(kl_NT: Tensor, dtype: str) -> None:
+    """Raise RuntimeError if a policy that has not been trained yet differs from the reference."""
+    max_kl = float(kl_NT.abs().max())
+    if max_kl > MAX_FIRST_KL[dtype]:
+        raise RuntimeError(
+            f"before the first step policy and reference differ by {max_kl:.2g} nats: the base is not the reference"
+        )

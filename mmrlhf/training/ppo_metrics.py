@@ -1,0 +1,136 @@
+"""What PPO logs for each step, in TRL's names where it has one. docs/metrics.md explains each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.models.image_features import GIB
+from mmrlhf.models.vlm import VLM
+from mmrlhf.rewards.claim_rewards import ClaimScorer
+from mmrlhf.rewards.ledger import ledger_rows
+from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, hacking_warnings, verdict_rates
+from mmrlhf.rewards.types import Sample
+from mmrlhf.training import advantages, losses
+from mmrlhf.training.memory import peak_memory
+from mmrlhf.training.ppo_batch import PPOBatch
+from mmrlhf.training.ppo_roles import PPORoles
+from mmrlhf.training.run import Run
+
+
+def step_metrics(
+    config: PPOConfig,
+    accelerator: Accelerator,
+    roles: PPORoles,
+    batch: PPOBatch,
+    updates: Sequence[Mapping[str, float]],
+) -> dict[str, float]:
+    """Return a step's metrics over all processes: rollout, rewards, critic and optimiser steps."""
+    metrics: dict[str, float | Tensor] = {
+        **rollout_metrics(batch, config.kl_coef),
+        **reward_metrics(batch, config.num_generations, roles.claim_scorer),
+    }
+    if roles.critic is not None:
+        explained = advantages.explained_variance(batch.values_NT, batch.returns_NT, batch.mask_NT)
+        metrics["critic/vf_explained_var"] = explained
+    tensors = {k: torch.as_tensor(v, device=roles.vlm.device) for k, v in metrics.items()}
+    num_finished = accelerator.reduce(batch.completions.finished_N.sum().float(), "sum").item()
+    return {
+        **{k: v.item() for k, v in accelerator.reduce(tensors, "mean").items()},
+        "val/num_eos_tokens": num_finished,
+        **{k: sum(update[k] for update in updates) / len(updates) for k in updates[0]},
+        "val/ratio_first": updates[0]["val/ratio"],
+    }
+
+
+def rollout_metrics(batch: PPOBatch, kl_coef: float) -> dict[str, Tensor]:
+    """Return the means over a process's answers: KL, entropy, scores, lengths."""
+    mask_NT, entropy_NT = batch.mask_NT, batch.completions.entropy_NT
+    kl_NT = losses.kl_k1(batch.old_logps_NT, batch.ref_logps_NT)
+    kl = (kl_NT * mask_NT).sum(1).mean()
+    return {
+        "objective/kl": kl,
+        "objective/entropy": entropy_NT.sum(1).mean(),
+        "objective/non_score_reward": (-kl_coef * kl_NT * mask_NT).sum(1).mean(),
+        "objective/rlhf_reward": batch.scores_N.mean() - kl_coef * kl,
+        "objective/scores": batch.scores_N.mean(),
+        "policy/entropy_avg": losses.masked_mean(entropy_NT, mask_NT),
+        "completions/mean_length": mask_NT.sum(1).mean(),
+    }
+
+
+def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer | None) -> dict[str, float]:
+    """Return the mean of each reward function, signs of reward hacking, and verdicts on claims."""
+    samples, breakdowns = batch.samples, batch.breakdowns
+    metrics = {f"rewards/{name}/mean": fmean(breakdown.terms[name] for breakdown in breakdowns) for name in breakdowns[0].terms}
+    metrics |= hacking_metrics(samples, batch.scores_N.tolist(), group_size)
+    if claim_scorer is not None:
+        metrics |= claim_hacking_metrics(claim_scorer.extract(samples))
+        for name in claim_scorer.verifier_names:
+            metrics |= verdict_rates(claim_scorer.verdicts(samples, name), name)
+    return metrics
+
+
+def sum_over_processes(accelerator: Accelerator, sums: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Add up sums of a minibatch. Each is over the global token count, so the result is a mean."""
+    return {k: float(accelerator.reduce(torch.tensor(v, device=device), "sum")) for k, v in sums.items()}
+
+
+def mean_hacking_metrics(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means of `hacking/...` over some steps, which warnings are based on."""
+    return {k: fmean(step[k] for step in steps) for k in steps[-1] if k.startswith("hacking/")}
+
+
+def sample_rows(samples: Sequence[Sample], scores_N: Tensor, num_rows: int) -> list[dict[str, Any]]:
+    """Return evenly spaced answers of a step with their scores, to print and to keep."""
+    indices = list(range(0, len(samples), max(1, len(samples) // num_rows)))[:num_rows]
+    return [
+        {
+            "prompt": samples[i].prompt[-1].content,
+            "id": samples[i].id,
+            "answer": samples[i].answer,
+            "score": round(float(scores_N[i]), 3),
+        }
+        for i in indices
+    ]
+
+
+def system_metrics(vlm: VLM, estimated_bytes: int) -> dict[str, float]:
+    """Return how many images were encoded, and the peak memory beside its estimate."""
+    return {
+        "image_encodes": float(vlm.image_encodes),
+        "image_reencodes": float(vlm.encoder.cache.counters.reencodes),
+        "memory/peak_gib": peak_memory() / GIB,
+        "memory/planned_gib": estimated_bytes / GIB,
+    }
+
+
+def log_step(
+    config: PPOConfig,
+    run: Run,
+    roles: PPORoles,
+    batch: PPOBatch,
+    recent_metrics: list[dict[str, float]],
+    step: int,
+    is_last: bool,
+) -> None:
+    """Write metrics and ledger; at logging steps also samples and reward-hacking warnings."""
+    run.log(step + 1, recent_metrics[-1])
+    claim_rows = roles.claim_scorer.ledger_rows(batch.samples) if roles.claim_scorer is not None else None
+    paid = batch.rewards_NT.sum(1).tolist()
+    run.log_ledger(step + 1, gather_object(ledger_rows(batch.samples, batch.breakdowns, paid, claim_rows)))
+    is_logging_step = (step + 1) % config.logging_steps == 0
+    if is_logging_step or is_last:
+        for warning in hacking_warnings(mean_hacking_metrics(recent_metrics)):
+            run.warn(step + 1, warning)
+        recent_metrics.clear()
+    if is_logging_step and config.num_sample_generations:
+        rows = sample_rows(batch.samples, batch.scores_N, config.num_sample_generations)
+        run.log_samples(step + 1, rows)

@@ -1,0 +1,110 @@
+"""The roles of a PPO run: policy, reference, critic and reward models, on one base if they fit."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.facts import render_facts
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import scalar_head
+from mmrlhf.models.vlm import VLM, Prompt
+from mmrlhf.records import Example
+from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
+from mmrlhf.rewards.claim_rewards import ClaimScorer, build_claim_scorer
+from mmrlhf.rewards.ledger import WeightedReward, resolve_rewards
+from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm, prompt_with_facts
+from mmrlhf.rewards.types import RewardFunction
+
+
+@dataclass(frozen=True)
+class PPORoles:
+    """What a PPO run trains and asks.
+
+    `policy` and `critic` train; the critic is None where the advantages need no values. `reference`
+    is the base without an adapter. `weighted_rewards` is the reward; `claim_scorer` extracts claims
+    and gets verdicts on them, for the reward and for the metrics.
+    """
+
+    adapters: Adapters
+    policy: Role
+    reference: Role
+    critic: Role | None
+    reward_models: list[RewardModel]
+    weighted_rewards: list[WeightedReward]
+    claim_scorer: ClaimScorer | None
+
+    @property
+    def vlm(self) -> VLM:
+        return self.adapters.vlm
+
+    @property
+    def trained(self) -> list[Role]:
+        """The roles whose parameters the optimiser steps."""
+        return [self.policy] if self.critic is None else [self.policy, self.critic]
+
+
+def load_roles(
+    config: PPOConfig,
+    vlm: VLM,
+    accelerator: Accelerator,
+    extra_reward_functions: Mapping[str, RewardFunction] | None,
+) -> PPORoles:
+    """Load reward models and add the adapters of policy and critic to the base.
+
+    Raise InputError if a reward function does not exist or a reward model cannot be used.
+    """
+    adapters = Adapters(vlm)
+    reward_models = load_reward_models(config, adapters, accelerator)
+    claim_scorer = build_claim_scorer(config, adapters)
+    reward_functions = {
+        "fact_rm": make_fact_rm(reward_models, config.uncertainty_penalty),
+        **(claim_scorer.reward_functions(config.reward_terms) if claim_scorer else {}),
+        **(extra_reward_functions or {}),
+    }
+    weighted_rewards = resolve_rewards(config.reward_terms, reward_functions)
+    adapters.add("policy", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+    critic = _add_critic(config, adapters, reward_models) if config.has_critic else None
+    return PPORoles(
+        adapters=adapters,
+        policy=Role(adapters, "policy"),
+        reference=Role(adapters, None),
+        critic=critic,
+        reward_models=reward_models,
+        weighted_rewards=weighted_rewards,
+        claim_scorer=claim_scorer,
+    )
+
+
+def _add_critic(config: PPOConfig, adapters: Adapters, reward_models: Sequence[RewardModel]) -> Role:
+    """Add the value role with a zero head, as a copy of the reward adapter if it fits this base."""
+    if reward_models and reward_models[0].role.adapters is adapters:
+        adapters.load("value", Path(reward_model_paths(config)[0]), trainable=True)
+    else:
+        adapters.add("value", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+    head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
+    return Role(adapters, "value", head)
+
+
+def critic_prompts_with_facts(
+    vlm: VLM, rows: Sequence[Example], max_length: int, reward_models: Sequence[RewardModel]
+) -> list[Prompt]:
+    """Build the prompts of a critic that reads facts.
+
+    Facts are written as for the first reward model that reads them, or typed if none does.
+    """
+    reader = next((model for model in reward_models if model.facts == "given"), None)
+    conversations = []
+    for row in rows:
+        if reader is not None:
+            facts_text = reader.facts_text(row.prompt, row.facts)
+        else:
+            facts_text = render_facts(row.facts, zlib.crc32(repr((row.prompt, row.facts)).encode()))
+        conversations.append((prompt_with_facts(row.prompt, facts_text), row.images))
+    return vlm.build_prompts(conversations, max_length, [row.id for row in rows])
