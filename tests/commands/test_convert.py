@@ -1,53 +1,29 @@
 """Preferences go from any format into any other and come back the same; what a format cannot hold is said."""
 
 import base64
-import io
 import json
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from mmrlhf.cli import main
 from mmrlhf.commands.convert import convert
 from mmrlhf.commands.stats import stats, summary_stats
-from mmrlhf.datasets import FORMATS, detect_format, parse_preference, read_examples, read_preferences, row_context, to_pairs
-from mmrlhf.datasets.balance import balance_lengths
+from mmrlhf.datasets import FORMATS, detect_format, read_preferences
 from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.facts import read_facts
 from mmrlhf.files import bundled
-from mmrlhf.files.rows import Row
 from mmrlhf.files.tables import read_rows
-from mmrlhf.records import InputError, Message, Preference
+from mmrlhf.records import InputError
+from tests.helpers.preferences import comparable_fields, make_pair, png_field, representable
 
 SAMPLES = bundled.find("data", "samples")
 PREFERENCE_SAMPLES = (
     "trl_preference.jsonl", "trl_preference.parquet", "llava_rlhf_preference.json", "rlhf_v.parquet", "rlaif_v.jsonl",
     "mm_rlhf.jsonl", "vlfeedback.jsonl", "rankings.jsonl",
 )  # fmt: skip
-
-
-def comparable_fields(preference):
-    """What every format can hold. Ranks without gaps: 1, 3 says no more than 1, 2."""
-    places = sorted(set(preference.ranks))
-    return (
-        [image.key for image in preference.images],
-        preference.prompt,
-        preference.answers,
-        [places.index(rank) for rank in preference.ranks],
-        preference.facts,
-        preference.hallucinated,
-    )
-
-
-def representable(preferences, to):
-    form = FORMATS[to]
-    split = [one for p in preferences for one in ([p] if form.supports_rankings else to_pairs(p))]
-    return [one for one in split if not form.unsupported_feature(one)]
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -134,106 +110,7 @@ def test_convert_refusal_leaves_no_file(options, sentence, tmp_path, monkeypatch
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in there and path.is_file()] == []
 
 
-# ---- any preference --------------------------------------------------------------------------------------------------
-
-
-def png_field(colour):
-    file = io.BytesIO()
-    Image.new("RGB", (2, 2), colour).save(file, "PNG")
-    return {"bytes": base64.b64encode(file.getvalue()).decode()}
-
-
-TEXTS = st.text(max_size=12) | st.sampled_from(["A cup.", "مرحبا", "日本", "a\u2028b", "\x00", "{}", '"', "data:", "[\\n]"])
-CONVERSATIONS = st.lists(TEXTS, min_size=1, max_size=4)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    texts=CONVERSATIONS,
-    system=st.booleans(),
-    images=st.lists(st.sampled_from(["red", "blue"]), max_size=2),
-    answers=st.lists(TEXTS, min_size=2, max_size=4),
-    ranks=st.lists(st.integers(1, 4), min_size=4, max_size=4),
-    ratings=st.none() | st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4),
-    more=st.fixed_dictionaries({}, optional={"hallucination": st.booleans(), "source": TEXTS, "id": TEXTS}),
-)
-def test_formats_round_trip_any_preference(texts, system, images, answers, ranks, ratings, more):
-    turns = [
-        {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts[: len(texts) // 2 * 2 - 1 or 1])
-    ]
-    row = {"images": [png_field(c) for c in images], "prompt": [{"role": "system", "content": "Be brief."}] * system + turns}
-    row |= {"answers": answers, "ranks": ranks[: len(answers)], **more}
-    row |= {"ratings": ratings[: len(answers)]} if ratings else {}
-    beside = row_context("none")
-    try:
-        before = parse_preference(Row("rows, line 1", 1, row), beside)
-    except InputError:
-        assume(False)
-    for to, form in FORMATS.items():
-        for one in representable([before], to):
-            written = form.to_row(one, [{"bytes": base64.b64encode(image.read()).decode()} for image in one.images])
-            after = parse_preference(Row("rows, line 1", 1, json.loads(json.dumps(written))), beside)
-            assert comparable_fields(after) == comparable_fields(one)
-            assert (after.id, after.source) == (one.id, one.source)
-
-
-def test_formats_keep_position_of_image_only_turn():
-    prompt = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "At what?"}]
-    alone = {"role": "user", "content": [{"type": "image"}]}
-    row = {"images": [png_field("red")], "prompt": [*prompt, alone], "chosen": "A cup.", "rejected": "A cat."}
-    one = parse_preference(Row("rows", 1, row), row_context("none"))
-    assert one.prompt[-1] == Message("user", "")
-    for to in ("trl", "llava-rlhf", "rankings"):
-        again = parse_preference(Row("rows", 1, FORMATS[to].to_row(one, row["images"])), row_context("none"))
-        assert comparable_fields(again) == comparable_fields(one)
-
-
-def test_to_pairs_of_ranking_match_hand_enumeration():
-    ranking = Preference("r", (), (Message("user", "?"),), ("a", "b", "c"), (1, 1, 2), (3.0, 3.0, 1.5), hallucinated=True)
-    found = to_pairs(ranking)
-    assert [(p.id, p.answers, p.ranks, p.ratings, p.hallucinated) for p in found] == [
-        ("r-1-2", ("a", "b"), (1, 1), (3.0, 3.0), None),
-        ("r-1-3", ("a", "c"), (1, 2), (3.0, 1.5), True),
-        ("r-2-3", ("b", "c"), (1, 2), (3.0, 1.5), True),
-    ]
-    pair = found[1]
-    assert to_pairs(pair) == [pair]
-
-
 # ---- lengths ---------------------------------------------------------------------------------------------------------
-
-
-def make_pair(ours, theirs, tie=False):
-    one = Preference.from_pair("p", (), (Message("user", "?"),), "a " * ours, "b " * theirs)
-    return replace(one, ranks=(1, 1)) if tie else one
-
-
-def test_balance_lengths_uses_one_bin_for_few_pairs():
-    pairs = [make_pair(4, 2), make_pair(6, 3), make_pair(9, 4), make_pair(2, 4), make_pair(5, 5), make_pair(9, 1, tie=True)]
-    kept = balance_lengths(pairs, seed=0)
-    assert {3, 4, 5} < set(kept) and len(kept) == 4  # the one whose rejected answer is longer, and one of three against it
-    assert balance_lengths(iter(pairs), seed=0) == kept
-    assert {tuple(balance_lengths(pairs, seed)) for seed in range(20)} == {(0, 3, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)}
-
-
-def test_balance_lengths_handles_empty_and_one_sided_input():
-    assert balance_lengths([], seed=0) == []
-    assert balance_lengths([make_pair(3, 1), make_pair(2, 1)], seed=0) == []
-    assert balance_lengths([make_pair(2, 2)], seed=0) == [0]
-
-
-def test_balance_lengths_equalises_longer_chosen_at_every_gap():
-    rng = np.random.default_rng(0)
-    pairs = [make_pair(int(a) + 5, int(b) + 1) for a, b in rng.integers(1, 60, (2000, 2))]
-    kept = [pairs[row] for row in balance_lengths(pairs, seed=0)]
-    gaps = np.array([len(p.chosen.split()) - len(p.rejected.split()) for p in kept])
-    longest = np.array([max(len(text.split()) for text in p.answers) for p in kept])
-    assert len(kept) > 1000 and (gaps > 0).sum() == (gaps < 0).sum()
-    for low in (0.0, 0.25, 0.5, 0.75):
-        inside = gaps[(abs(gaps) / longest > low) & (abs(gaps) / longest <= low + 0.25)]
-        assert abs((inside > 0).mean() - 0.5) < 0.05
-    asked = np.mean([len(p.chosen.split()) > len(p.rejected.split()) for p in pairs])
-    assert asked > 0.55  # and so it was not before
 
 
 def test_convert_balance_lengths_flag_is_seeded(tmp_path, capsys):
@@ -308,10 +185,3 @@ def test_stats_bad_row_writes_nothing(tmp_path):
     with pytest.raises(InputError, match="line 1: `rejected` is missing"):
         stats(str(tmp_path / "rows.jsonl"), output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-
-
-def test_read_examples_reads_prompts_of_every_preference_sample(tmp_path):
-    for name in PREFERENCE_SAMPLES:
-        examples = read_examples(str(SAMPLES / name))
-        assert [e.prompt for e in examples] == [p.prompt for p in read_preferences(str(SAMPLES / name))]
-        assert {e.answer for e in examples} == {None}

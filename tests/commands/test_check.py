@@ -1,0 +1,79 @@
+"""`mmrlhf data check` names every bad row and summarises the good ones."""
+
+import pytest
+
+from mmrlhf.commands.check import check
+from mmrlhf.files import bundled
+from tests.helpers.rows import ONE_IMAGE, PAIR, error_of, make_data_dir, png_bytes, without_field, write_jsonl
+
+SAMPLES = bundled.find("data", "samples")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A folder with an image, `a.png`."""
+    return make_data_dir(tmp_path)
+
+
+def test_check_names_each_bad_row_and_counts_the_rest(data_dir, capsys):
+    (data_dir / "broken.png").write_bytes(png_bytes()[:45])
+    (data_dir / "[bold].png").write_bytes(b"")
+    path = write_jsonl(
+        data_dir,
+        PAIR,
+        "{",
+        without_field(PAIR, "chosen"),
+        {**PAIR, "images": ["broken.png"]},
+        {**PAIR, "images": ["[bold].png"]},
+    )
+    facts = write_jsonl(data_dir, {"image": "a.png", "objects": [["cup", 2]]}, name="facts.jsonl")
+    assert check(path, facts_file=facts) == 1
+    printed = capsys.readouterr().out
+    assert f"{path}: TRL preference pairs\n" in printed
+    assert f"{path}, line 2: not JSON" in printed
+    assert f"{path}, line 3: `chosen` is missing: add it" in printed
+    assert f"image {data_dir / 'broken.png'} ({path}, line 4, `images[1]`) is truncated or damaged" in printed
+    assert f"image {data_dir / '[bold].png'} ({path}, line 5, `images[1]`) is empty (0 bytes)" in printed
+    summary = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in printed.splitlines() if "│" in line}
+    assert summary == {
+        "good rows": "1",
+        "bad rows": "4",
+        "distinct images": "3",
+        "chosen, mean words": "2.0",
+        "rejected, mean words": "2.0",
+        "rows with facts": "1 of 1, 2.0 each",
+    }
+
+
+def test_check_shows_at_most_twenty_errors(data_dir, capsys):
+    assert check(write_jsonl(data_dir, *[{**ONE_IMAGE, "prompt": ""}] * 23)) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("is empty") == 20 and "... and 3 more" in printed
+
+
+def test_check_refuses_missing_files(data_dir):
+    assert "does not exist" in error_of(check, str(data_dir / "none.jsonl"))
+    assert "does not exist" in error_of(check, write_jsonl(data_dir, PAIR), facts_file=str(data_dir / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "num_rows", "num_with_facts"),
+    [
+        ("trl_preference.jsonl", "TRL preference pairs", 8, 8),
+        ("trl_preference.parquet", "TRL preference pairs", 8, 8),
+        ("llava_rlhf_preference.json", "LLaVA-RLHF pairs", 8, 8),
+        ("llava_rlhf_ppo.json", "LLaVA-RLHF prompts", 7, 7),
+        ("rlhf_v.parquet", "RLHF-V pairs", 8, 8),
+        ("rlaif_v.jsonl", "RLAIF-V pairs", 8, 8),
+        ("mm_rlhf.jsonl", "MM-RLHF pairs", 9, 9),
+        ("vlfeedback.jsonl", "VLFeedback rankings", 6, 6),
+        ("rankings.jsonl", "rankings", 6, 6),
+        ("sft.jsonl", "TRL messages", 7, 6),
+    ],
+)
+@pytest.mark.parametrize("facts", ["facts.jsonl", "image_to_caption.json"])
+def test_check_accepts_bundled_samples(name, layout, num_rows, num_with_facts, facts, capsys):
+    assert check(str(SAMPLES / name), facts_file=str(SAMPLES / facts)) == 0
+    printed = capsys.readouterr().out
+    assert f"{name}: {layout}\n" in printed
+    assert f"{num_with_facts} of {num_rows}," in printed

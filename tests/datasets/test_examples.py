@@ -1,0 +1,102 @@
+"""Rows of prompts, with and without an answer, become Examples, and errors name row and field."""
+
+import pytest
+
+from mmrlhf.datasets import has_preferences, read_examples, read_preferences
+from mmrlhf.files import bundled
+from tests.helpers.rows import (
+    ONE_IMAGE,
+    QUESTION,
+    assistant_turn,
+    content_parts,
+    error_of,
+    gpt_turn,
+    human_turn,
+    user_turn,
+    write_json,
+    write_jsonl,
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({**ONE_IMAGE, "messages": [user_turn("What is it?"), assistant_turn("A cup.")]}, "A cup."),
+        ({**ONE_IMAGE, "messages": [user_turn(content_parts("What is it?")), assistant_turn("A cup.")]}, "A cup."),
+        ({**ONE_IMAGE, "messages": [user_turn("What is it?")]}, None),
+        ({**ONE_IMAGE, "prompt": "What is it?", "completion": "A cup."}, "A cup."),
+        ({**ONE_IMAGE, "prompt": [user_turn("What is it?")], "completion": [assistant_turn("A cup.")]}, "A cup."),
+        ({"image": "a.png", "question": "What is it?", "answer": "A cup."}, "A cup."),
+        ({**ONE_IMAGE, "prompt": "What is it?"}, None),
+        ({"image": "a.png", "conversations": [human_turn("What is it?\n<image>"), gpt_turn("A cup.")]}, "A cup."),
+        ({"image": "a.png", "conversations": [human_turn("<image>What is it?")]}, None),
+    ],
+)
+def test_read_examples_accepts_every_example_layout(data_dir, row, answer):
+    path = write_jsonl(data_dir, row)
+    (example,) = read_examples(path, require_answer=answer is not None)
+    assert (example.prompt, example.answer, example.meta) == ((QUESTION,), answer, {})
+    assert [image.path for image in example.images] == [str(data_dir / "a.png")]
+    assert not has_preferences(path)
+    if answer is None:
+        assert "line 1: the row has no answer: add `completion`" in error_of(read_examples, path, require_answer=True)
+
+
+def test_read_examples_keeps_earlier_turns_in_prompt(data_dir):
+    turns = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hello!"), ("user", "What is it?")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    trl = {**ONE_IMAGE, "messages": [*messages, assistant_turn("A cup.")]}
+    roles = {"system": "system", "user": "human", "assistant": "gpt"}
+    llava = [{"from": roles[role], "value": text} for role, text in turns]
+    llava[3]["value"] += "<image>"
+    for row in (trl, {"image": "a.png", "conversations": [*llava, gpt_turn("A cup.")]}):
+        (example,) = read_examples(write_jsonl(data_dir, row))
+        assert [(turn.role, turn.content) for turn in example.prompt] == turns
+
+
+def test_read_examples_ppo_row_uses_only_first_human_turn(data_dir):
+    row = {
+        "id": 12,
+        "image": "a.png",
+        "conversations": [human_turn("<image>\nWhat is it?"), gpt_turn(""), human_turn("And this?"), gpt_turn("A cup.")],
+        "captions": ["A cup."],
+        "caption_type": 1,
+        "length_bonus": -0.5,
+    }
+    (example,) = read_examples(write_json(data_dir, row))
+    assert (example.id, example.prompt, example.answer, example.facts) == ("12", (QUESTION,), None, ())
+    assert example.meta == {"captions": ["A cup."], "caption_type": 1, "length_bonus": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ONE_IMAGE, "`messages` is missing: add it, or `prompt` (the row has images)"),
+        ({**ONE_IMAGE, "mesages": []}, "`messages` is missing: rename `mesages` to it"),
+        ({**ONE_IMAGE, "promt": "a"}, "`prompt` is missing: rename `promt` to it"),
+        ({**ONE_IMAGE, "messages": "a"}, "`messages` must be a list of turns, not text"),
+        ({**ONE_IMAGE, "messages": [assistant_turn("a")]}, "the prompt must end with a user turn"),
+        ({**ONE_IMAGE, "messages": [user_turn("a"), assistant_turn("")]}, "`messages[2]` is empty"),
+        ({**ONE_IMAGE, "prompt": "a", "completion": ""}, "`completion` is empty"),
+        ({**ONE_IMAGE, "prompt": "a", "chosen": "b", "rejected": "c"}, "no answer: pairs and prompts cannot be imitated"),
+        ({"image": "a.png", "conversations": [human_turn("<image>a")], "captions": []}, "cannot be imitated"),
+    ],
+)
+def test_read_examples_errors_name_row_and_field(data_dir, row, message):
+    path = write_json(data_dir, row)
+    error = error_of(read_examples, path, require_answer=True)
+    assert f"{path}, row 1: " in error and message in error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trl_preference.jsonl", "trl_preference.parquet", "llava_rlhf_preference.json", "rlhf_v.parquet", "rlaif_v.jsonl",
+        "mm_rlhf.jsonl", "vlfeedback.jsonl", "rankings.jsonl",
+    ],
+)  # fmt: skip
+def test_read_examples_reads_prompts_of_every_preference_sample(name):
+    path = str(bundled.find("data", "samples") / name)
+    examples = read_examples(path)
+    assert [example.prompt for example in examples] == [preference.prompt for preference in read_preferences(path)]
+    assert {example.answer for example in examples} == {None}
