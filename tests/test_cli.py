@@ -154,6 +154,16 @@ def test_main_refuses_old_names_with_the_new_ones(capsys, line, message):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "suite",
+    ["benchmarks: [scenes]\njudgments: j.jsonl", "benchmarks: {scenes: {judgments: j.jsonl}}"],
+)
+def test_main_eval_refuses_old_names_in_a_suite(tmp_path, capsys, suite):
+    (tmp_path / "suite.yaml").write_text(suite)
+    assert main(["eval", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: `judgments` was renamed: use `recorded_judgments`\n"
+
+
 def test_main_turns_stage_errors_into_exit_codes(stub_stage, capsys):
     stub_stage("sft", "sft", result=InputError("row 3: no image"))
     assert main(["sft", *REQUIRED]) == 2

@@ -1,4 +1,4 @@
-"""What a user can get wrong, through the command line: one sentence with its place, exit code 2, and nothing written."""
+"""User errors on the command line: one sentence with the location, exit code 2, nothing written."""
 
 import io
 import json
@@ -23,62 +23,63 @@ SHORT_RUN = ("--max_steps", "1", "--per_device_train_batch_size", "2", "--lora_r
 
 
 def make_row(stage: str, **changed: object) -> dict[str, object]:
-    """A good row for a stage, with some of its fields changed; None takes a field out."""
-    told = {
+    """Return a valid row for a stage with some fields changed; None removes a field."""
+    answer_fields = {
         "sft": {"completion": "A bowl."},
         "reward": {"chosen": "A bowl.", "rejected": "A cat."},
         "score": {"answer": "A bowl."},
     }.get(stage, {})
-    fields = {"images": ["good.png"], "prompt": "What is it?", **told, **changed}
+    fields = {"images": ["good.png"], "prompt": "What is it?", **answer_fields, **changed}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 @pytest.fixture(scope="module")
 def trained_runs(tiny_vlm_path, tmp_path_factory) -> Path:
-    """A finished reward run and a finished ppo run."""
-    place = tmp_path_factory.mktemp("trained")
+    """Return a folder with a finished reward run and a finished ppo run."""
+    runs = tmp_path_factory.mktemp("trained")
     common = ["--model_name_or_path", tiny_vlm_path, *SHORT_RUN]
     pairs, prompts = str(SAMPLES / "trl_preference.jsonl"), str(SAMPLES / "llava_rlhf_ppo.json")
-    assert main(["reward", *common, "--dataset_name", pairs, "--output_dir", f"{place}/reward"]) == 0
-    ppo = ["ppo", *common, "--dataset_name", prompts, "--reward_model_path", f"{place}/reward", "--output_dir", f"{place}/ppo"]
+    assert main(["reward", *common, "--dataset_name", pairs, "--output_dir", f"{runs}/reward"]) == 0
+    ppo = ["ppo", *common, "--dataset_name", prompts, "--reward_model_path", f"{runs}/reward", "--output_dir", f"{runs}/ppo"]
     assert main([*ppo, "--num_generations", "2", "--response_length", "4"]) == 0
-    return place
+    return runs
 
 
 @pytest.fixture
-def refusal_of(tiny_vlm_path, trained, tmp_path, capsys):
-    """Run a stage on rows (a good one and then another, or a file), and give the sentence that it refuses them with."""
-    place = tmp_path / "data"
-    place.mkdir()
-    shutil.copy(SAMPLES / "images" / "apples.png", place / "good.png")
+def refusal_of(tiny_vlm_path, trained_runs, tmp_path, capsys):
+    """Return a function that runs a stage on rows, or on a file, and returns its error message."""
+    folder_of_rows = tmp_path / "data"
+    folder_of_rows.mkdir()
+    shutil.copy(SAMPLES / "images" / "apples.png", folder_of_rows / "good.png")
     before = set(tmp_path.iterdir())
 
     def run(stage: str, *rows: object, model: object = tiny_vlm_path, extra: tuple[object, ...] = ()) -> str:
         if isinstance(rows[0], Path):
             data = rows[0]
         else:
-            data = place / "rows.jsonl"
+            data = folder_of_rows / "rows.jsonl"
             data.write_text("".join(json.dumps(r) + "\n" for r in rows))
         out = tmp_path / "out"
         line: list[object] = [stage, "--dataset_name", data]
         if stage == "score":
-            line += ["--reward_model_path", trained / "reward", "--output_file", out / "scores.jsonl"]
+            line += ["--reward_model_path", trained_runs / "reward", "--output_file", out / "scores.jsonl"]
         elif stage == "generate":
             line += ["--model_name_or_path", model, "--output_file", out / "answers.jsonl", "--response_length", "4"]
         else:
             line += ["--model_name_or_path", model, "--output_dir", out / "run", *SHORT_RUN]
         if stage == "ppo":
-            line += ["--reward_model_path", trained / "reward", "--num_generations", "2", "--response_length", "4"]
+            line += ["--reward_model_path", trained_runs / "reward", "--num_generations", "2", "--response_length", "4"]
         capsys.readouterr()
         assert main([str(word) for word in [*line, *extra]]) == 2
-        said = capsys.readouterr().err.splitlines()
-        assert said[-1].startswith("error: ") and set(tmp_path.iterdir()) == before
-        return said[-1]
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and set(tmp_path.iterdir()) == before
+        return error
 
     return run
 
 
 def broken_image(kind: str) -> bytes:
+    """Return an image file with one fault."""
     good = (SAMPLES / "images" / "apples.png").read_bytes()
     if kind == "animated":
         file, frames = io.BytesIO(), [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
@@ -96,7 +97,7 @@ def broken_image(kind: str) -> bytes:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [
         ("text", "is damaged, or not a JPEG, PNG"),
         ("empty", "is empty (0 bytes): replace the file or drop the row"),
@@ -105,28 +106,31 @@ def broken_image(kind: str) -> bytes:
         ("animated", "has 3 frames or pages: save the one that is meant"),
     ],
 )
-def test_stages_refuse_unreadable_image(refused, stage, kind, told, tmp_path):
+def test_stages_refuse_unreadable_image(refusal_of, stage, kind, message, tmp_path):
     (tmp_path / "data" / "bad.png").write_bytes(broken_image(kind))
-    said = refused(stage, make_row(stage), make_row(stage, images=["bad.png"]))
-    place = f"{tmp_path / 'data' / 'bad.png'} ({tmp_path / 'data' / 'rows.jsonl'}, line 2, `images[1]`)"
-    assert place in said and told in said
+    error = refusal_of(stage, make_row(stage), make_row(stage, images=["bad.png"]))
+    location = f"{tmp_path / 'data' / 'bad.png'} ({tmp_path / 'data' / 'rows.jsonl'}, line 2, `images[1]`)"
+    assert location in error and message in error
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"images": ["none.png"]}, "`images[1]` does not exist in "),
         ({"images": ["../trained.png"]}, "`images[1]` is outside the image folder "),
         ({"images": "good.png"}, "`images` must be a list, not text"),
         ({"images": None, "imagse": ["good.png"]}, "`images` is missing: rename `imagse` to it"),
-        ({"prompt": "<image><image>What is it?"}, "the prompt has placeholders for 2 images and the row has 1: make the numbers equal"),
+        (
+            {"prompt": "<image><image>What is it?"},
+            "the prompt has placeholders for 2 images and the row has 1: make the numbers equal",
+        ),
         ({"prompt": " "}, "turn 1 of the prompt is empty: fill it in or drop the row"),
     ],
 )
-def test_stages_refuse_unreadable_row(refused, stage, changed, told, tmp_path):
-    said = refused(stage, make_row(stage), make_row(stage, **changed))
-    assert f"{tmp_path / 'data' / 'rows.jsonl'}, line 2: " in said and told in said
+def test_stages_refuse_unreadable_row(refusal_of, stage, changed, message, tmp_path):
+    error = refusal_of(stage, make_row(stage), make_row(stage, **changed))
+    assert f"{tmp_path / 'data' / 'rows.jsonl'}, line 2: " in error and message in error
 
 
 LLAVA_ROW = {
@@ -139,7 +143,7 @@ LLAVA_ROW = {
 
 
 @pytest.mark.parametrize(
-    ("stage", "bad", "told"),
+    ("stage", "bad_row", "message"),
     [
         ("sft", make_row("sft", completion=""), "`completion` is empty: fill it in or drop the row"),
         ("score", make_row("score", answer=""), "`answer` is empty: fill it in or drop the row"),
@@ -150,49 +154,49 @@ LLAVA_ROW = {
         ("reward", make_row("generate"), "`chosen` is missing: add it"),
     ],
 )
-def test_stages_refuse_unusable_answers(refused, stage, bad, told):
-    said = refused(stage, make_row(stage), bad)
-    assert "rows.jsonl, line 2: " in said and told in said
+def test_stages_refuse_unusable_answers(refusal_of, stage, bad_row, message):
+    error = refusal_of(stage, make_row(stage), bad_row)
+    assert "rows.jsonl, line 2: " in error and message in error
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stages_refuse_prompt_over_max_length(refused, stage):
-    said = refused(stage, make_row(stage), make_row(stage, prompt="word " * 300), extra=("--max_length", "200"))
-    assert "rows.jsonl, line 2, `images[1]`" in said
-    assert "that max_length leaves it: raise max_length or drop the row; prompts are never cut" in said
+def test_stages_refuse_prompt_over_max_length(refusal_of, stage):
+    error = refusal_of(stage, make_row(stage), make_row(stage, prompt="word " * 300), extra=("--max_length", "200"))
+    assert "rows.jsonl, line 2, `images[1]`" in error
+    assert "that max_length leaves it: raise max_length or drop the row; prompts are never cut" in error
 
 
-def test_generate_refuses_broken_image_in_table(refused, tmp_path):
+def test_generate_refuses_broken_image_in_table(refusal_of, tmp_path):
     import datasets
 
     rows = [{"images": [{"bytes": broken_image("truncated"), "path": "a.png"}], "prompt": "What is it?"}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "rows.parquet"))
-    assert "rows.parquet, row 1, `images[1]`) is truncated" in refused("generate", tmp_path / "data" / "rows.parquet")
+    assert "rows.parquet, row 1, `images[1]`) is truncated" in refusal_of("generate", tmp_path / "data" / "rows.parquet")
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "generate"])
-def test_stages_refuse_missing_checkpoint(refused, stage):
-    assert "model /no/such: no such directory; give a checkpoint directory or" in refused(
+def test_stages_refuse_missing_checkpoint(refusal_of, stage):
+    assert "model /no/such: no such directory; give a checkpoint directory or" in refusal_of(
         stage, make_row(stage), model="/no/such"
     )
 
 
-def test_generate_missing_relative_checkpoint_may_be_hub_id(refused):
-    said = refused("generate", make_row("generate"), model="runs/sft")
-    assert "model runs/sft cannot be loaded (no such directory, and as a Hub id: " in said
+def test_generate_missing_relative_checkpoint_may_be_hub_id(refusal_of):
+    error = refusal_of("generate", make_row("generate"), model="runs/sft")
+    assert "model runs/sft cannot be loaded (no such directory, and as a Hub id: " in error
 
 
-def test_generate_refuses_run_folder_as_model(refused, tiny_vlm_path, tmp_path_factory):
+def test_generate_refuses_run_folder_as_model(refusal_of, tiny_vlm_path, tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     (run / "model").symlink_to(tiny_vlm_path)
-    assert f"the directory holds no config.json; give {run / 'model'}" in refused("generate", make_row("generate"), model=run)
+    assert f"the directory holds no config.json; give {run / 'model'}" in refusal_of("generate", make_row("generate"), model=run)
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         ("cut", "cannot be loaded ("),
         ("other sizes", "lacks 18 of its weights or has them in another shape"),
@@ -201,7 +205,7 @@ def test_generate_refuses_run_folder_as_model(refused, tiny_vlm_path, tmp_path_f
         ("text only", "give the directory or Hub id of an image-text-to-text model"),
     ],
 )
-def test_generate_refuses_incomplete_checkpoint(refused, tiny_vlm_path, fault, told, tmp_path_factory):
+def test_generate_refuses_incomplete_checkpoint(refusal_of, tiny_vlm_path, fault, message, tmp_path_factory):
     model = tmp_path_factory.mktemp("models") / "broken"
     shutil.copytree(tiny_vlm_path, model)
     weights, config = model / "model.safetensors", json.loads((model / "config.json").read_text())
@@ -218,78 +222,87 @@ def test_generate_refuses_incomplete_checkpoint(refused, tiny_vlm_path, fault, t
     else:
         config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (model / "config.json").write_text(json.dumps(config))
-    said = refused("generate", make_row("generate"), model=model)
-    assert f"model {model} " in said and told in said
+    error = refusal_of("generate", make_row("generate"), model=model)
+    assert f"model {model} " in error and message in error
 
 
 @pytest.mark.parametrize(
-    ("give", "told"),
+    ("fault", "message"),
     [
         ("nothing", "holds no adapter_model.safetensors: give the policy folder of a finished ppo run"),
         ("ppo", "holds no adapter_model.safetensors: give "),
         ("reward", "is a reward model, which scores answers and gives none"),
         ("no config", "cannot be loaded (Can't find 'adapter_config.json'"),
         ("cut", "cannot be loaded ("),
-        ("bad card", "base.json cannot be read as the ppo stage wrote it"),
-        ("of another base", "whose weights "),
+        ("bad base.json", "base.json cannot be read as the ppo stage wrote it"),
+        ("other base", "whose weights "),
     ],
 )
-def test_generate_refuses_foreign_adapter(refused, tiny_vlm_path, trained, give, told, tmp_path_factory):
+def test_generate_refuses_foreign_adapter(refusal_of, tiny_vlm_path, trained_runs, fault, message, tmp_path_factory):
     copy = tmp_path_factory.mktemp("adapter") / "policy"
-    shutil.copytree(trained / "ppo" / "policy", copy)
-    adapter = {"nothing": Path("/no/such"), "ppo": trained / "ppo", "reward": trained / "reward"}.get(give, copy)
-    if give == "no config":
+    shutil.copytree(trained_runs / "ppo" / "policy", copy)
+    adapter = {"nothing": Path("/no/such"), "ppo": trained_runs / "ppo", "reward": trained_runs / "reward"}.get(fault, copy)
+    if fault == "no config":
         (copy / "adapter_config.json").unlink()
-    elif give == "cut":
+    elif fault == "cut":
         os.truncate(copy / "adapter_model.safetensors", 1000)
-    elif give == "bad card":
+    elif fault == "bad base.json":
         (copy / "base.json").write_text("{")
-    elif give == "of another base":  # of the same shapes
-        card = json.loads((copy / "base.json").read_text())
-        (copy / "base.json").write_text(json.dumps({**card, "base_fingerprint": "0" * 16}))
-    assert told in refused("generate", make_row("generate"), extra=("--adapter_path", adapter))
+    elif fault == "other base":  # with weights of the same shapes
+        metadata = json.loads((copy / "base.json").read_text())
+        (copy / "base.json").write_text(json.dumps({**metadata, "base_fingerprint": "0" * 16}))
+    assert message in refusal_of("generate", make_row("generate"), extra=("--adapter_path", adapter))
 
 
-def test_stages_refuse_missing_reward_model(refused):
-    assert "reward model /no/such does not exist" in refused("ppo", make_row("ppo"), extra=("--reward_model_path", "/no/such"))
-    assert "reward model /no/such does not exist" in refused(
+@pytest.mark.parametrize(
+    ("reward_terms", "message"),
+    [
+        ("clip=1", "reward_terms: `clip` was renamed: use `verifier_score`"),
+        ("fact_rm=1, clip@vlm=0.5", "reward_terms: `clip@vlm` was renamed: use `verifier_score@vlm`"),
+    ],
+)
+def test_ppo_refuses_old_reward_function_with_the_new_one(refusal_of, reward_terms, message):
+    assert message in refusal_of("ppo", make_row("ppo"), extra=("--reward_terms", reward_terms))
+
+
+def test_stages_refuse_missing_reward_model(refusal_of):
+    assert "reward model /no/such does not exist" in refusal_of("ppo", make_row("ppo"), extra=("--reward_model_path", "/no/such"))
+    assert "reward model /no/such does not exist" in refusal_of(
         "score", make_row("score"), extra=("--reward_model_path", "/no/such")
     )
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--model_name_or_path", "/no/such"], "no such directory"),
         (["--adapter_path", "/no/such"], "holds no adapter_model.safetensors"),
         (["--data", "held"], "--data held: no such split"),
     ],
 )
-def test_eval_refuses_missing_model_adapter_or_split(tiny_vlm_path, flags, told, tmp_path, capsys):
+def test_eval_refuses_missing_model_adapter_or_split(tiny_vlm_path, flags, message, tmp_path, capsys):
     model = [] if "--model_name_or_path" in flags else ["--model", tiny_vlm_path]
     assert main(["eval", "scenes", *model, "--out", str(tmp_path / "out"), "--limit", "1", *flags]) == 2
-    assert told in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+    assert message in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
-# ---- and what can be used --------------------------------------------------------------------------------------------
+# ---- what is accepted ----------------------------------------------------------------------------
 
 
 def test_generate_loads_hub_id_like_local_path(tiny_vlm_path, tmp_path):
-    """From a cache as the Hub's client lays it out, with the network off."""
+    """From a cache in the layout of the Hub's client, with the network off."""
     hub = tmp_path / "home" / "hub" / "models--owner--tiny"
     (hub / "refs").mkdir(parents=True)
     (hub / "refs" / "main").write_text("c0ffee")
     (hub / "snapshots").mkdir()
     (hub / "snapshots" / "c0ffee").symlink_to(tiny_vlm_path)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"images": [], "prompt": "What is it?"}))
-    line = "generate --model_name_or_path owner/tiny --dataset_name rows.jsonl --response_length 4 --output_file "
+    arguments = "generate --model_name_or_path owner/tiny --dataset_name rows.jsonl --response_length 4 --output_file "
     env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     env.pop("HF_HUB_CACHE", None)
-    command = [sys.executable, "-m", "mmrlhf", *line.split()]
-    done = subprocess.run([*command, "hub.jsonl"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert (
-        main([*line.replace("owner/tiny", tiny_vlm_path).replace("rows.jsonl", f"{tmp_path}/rows.jsonl").split(), f"{tmp_path}/own.jsonl"])
-        == 0
-    )
+    command = [sys.executable, "-m", "mmrlhf", *arguments.split()]
+    finished = subprocess.run([*command, "hub.jsonl"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    arguments = arguments.replace("owner/tiny", tiny_vlm_path).replace("rows.jsonl", f"{tmp_path}/rows.jsonl")
+    assert main([*arguments.split(), f"{tmp_path}/own.jsonl"]) == 0
     assert (tmp_path / "hub.jsonl").read_text() == (tmp_path / "own.jsonl").read_text()

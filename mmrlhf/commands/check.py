@@ -1,4 +1,4 @@
-"""`mmrlhf data check FILE`: how many rows are good, and what is wrong with the others."""
+"""`mmrlhf data check FILE`: count the good rows, and report what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_ERRORS_SHOWN = 20
 
 
 def check(path: str, image_folder: str | None = None, facts_file: str | None = None, split: str = "train") -> int:
-    """Read every row and picture, print what is wrong and what there is; 0 if all rows are good, else 1.
+    """Read every row and image, print errors and counts; return 0 if all rows are good, else 1.
 
-    Raises InputError when the dataset, the image folder or the facts file cannot be used at all.
+    Raises InputError if the dataset, the image folder or the facts file cannot be used at all.
     """
     context = row_context(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
     console = Console(soft_wrap=True, highlight=False)
@@ -28,7 +28,7 @@ def check(path: str, image_folder: str | None = None, facts_file: str | None = N
     for raw_row in read_rows(path, split):
         try:
             row = raw_row.parse()
-            if has_preferences is None:
+            if has_preferences is None:  # the first readable row decides for the whole file
                 has_preferences = is_preference(row)
                 console.print(f"{path}: {detect_format(row)}", markup=False)
             record = parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
@@ -46,7 +46,8 @@ def check(path: str, image_folder: str | None = None, facts_file: str | None = N
         console.print(f"  ... and {num_bad - MAX_ERRORS_SHOWN} more")
 
     table = Table(show_header=False)
-    for name, count in {"good rows": str(summary.num_rows), "bad rows": str(num_bad), **summary.table_rows()}.items():
+    counts = {"good rows": str(summary.num_rows), "bad rows": str(num_bad), **summary.table_rows()}
+    for name, count in counts.items():
         table.add_row(name, count)
     console.print(table)
     return 1 if num_bad else 0

@@ -1,4 +1,4 @@
-"""`mmrlhf claims FILE`: what each answer of a file says about its picture, and what facts say of that."""
+"""`mmrlhf claims FILE`: extract the claims of each answer, and verify them against facts."""
 
 from __future__ import annotations
 
@@ -16,28 +16,24 @@ from mmrlhf.records import Claim, InputError, Verdict
 from mmrlhf.verifiers import verify_against_facts
 
 LINES_PER_WRITE = 256
-"""That reach the disk together."""
+"""Lines that are written to disk together."""
 
 
 def extract(path: str, facts_file: str | None = None, out: str | None = None, lexicon_file: str | None = None) -> None:
-    """Write a line of JSON for each line of a file, in order: to standard output, or to a file that appears when it is whole.
+    """Write one line of JSON for each line of a file, in order, to standard output or a file.
 
-    A line is an answer, or a JSON object with the answer under `text` or `answer`. A killed command that writes a file goes on
-    where it was. Raises InputError when the file, a line, the facts or the lexicon cannot be used.
+    A line is an answer, or a JSON object with the answer under `text` or `answer`. An output file
+    appears when it is complete; if the command is killed, the same command resumes. Raises
+    InputError if the file, a line, the facts or the lexicon cannot be used.
     """
     lexicon = load_lexicon(lexicon_file)
     facts = read_facts_file(facts_file) if facts_file is not None else None
     open_binary(Path(path)).close()
     if out is None:
-        try:
-            for _, line in _output_lines(path, facts, lexicon, 0):
-                sys.stdout.write(line)
-            sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough
-            sys.stderr.close()
+        _write_to_stdout(path, facts, lexicon)
         return
     if Path(out).exists() and Path(out).samefile(path):
-        raise InputError(f"--out {out} is the file that is read: name another")
+        raise InputError(f"--out {out} is the input file: name another")
     file = ResumableWriter(Path(out), ["claims", *map(file_signature, (path, facts_file, lexicon_file)), VERSION], setting="out")
     pending_lines: list[str] = []
     line_number = file.num_done
@@ -53,17 +49,23 @@ def extract(path: str, facts_file: str | None = None, out: str | None = None, le
     print(f"{out}: {line_number} lines", file=sys.stderr)
 
 
+def _write_to_stdout(path: str, facts: FactsFile | None, lexicon: Lexicon) -> None:
+    try:
+        for _, line in _output_lines(path, facts, lexicon, 0):
+            sys.stdout.write(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `| head`, has exited
+        sys.stderr.close()
+
+
 def _output_lines(path: str, facts_file: FactsFile | None, lexicon: Lexicon, num_done: int) -> Iterator[tuple[int, str]]:
+    """Yield the number and the output of each line after the first `num_done`."""
     with open_binary(Path(path)) as file:
         for line_number, line in enumerate(file, 1):
-            if line_number > num_done:
-                yield (
-                    line_number,
-                    json.dumps(
-                        _process_line(f"{path}, line {line_number}", line_number, line, facts_file, lexicon), ensure_ascii=False
-                    )
-                    + "\n",
-                )
+            if line_number <= num_done:
+                continue
+            entry = _process_line(f"{path}, line {line_number}", line_number, line, facts_file, lexicon)
+            yield line_number, json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def _process_line(location: str, line_number: int, line: bytes, facts_file: FactsFile | None, lexicon: Lexicon) -> dict[str, Any]:
@@ -72,14 +74,15 @@ def _process_line(location: str, line_number: int, line: bytes, facts_file: Fact
     if facts_file is None:
         return {"text": text, "claims": [claim_to_json(claim) for claim in extracted]}
     known_facts = facts_file.lookup(image, line_number, location) if extracted else ()
-    return {
-        "text": text,
-        "claims": [claim_to_json(verdict.claim, verdict) for verdict in verify_against_facts(extracted, known_facts, lexicon)],
-    }
+    verdicts = verify_against_facts(extracted, known_facts, lexicon)
+    return {"text": text, "claims": [claim_to_json(verdict.claim, verdict) for verdict in verdicts]}
 
 
 def read_answer(location: str, line_number: int, line: bytes) -> tuple[str, str | None]:
-    """A line's answer and the name of its picture. Raises InputError for a line that is neither text nor a row with an answer."""
+    """Return the answer of a line and the name of its image, if the line gives one.
+
+    Raises InputError for a line that is neither text nor a row with an answer.
+    """
     try:
         content = line.decode("utf-8-sig" if line_number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -91,7 +94,7 @@ def read_answer(location: str, line_number: int, line: bytes) -> tuple[str, str 
     except (ValueError, RecursionError):
         return content, None  # a sentence may begin with a brace
     row = Row(location, line_number, {name: field for name, field in value.items() if field is not None})
-    text = row.fields[row.require_any("text", "answer", hint="a row has its answer there, or under `answer`")]
+    text = row.fields[row.require_any("text", "answer", hint="put the answer of the row there, or under `answer`")]
     row.require_text(text, "text")
     image = row.fields.get("image")
     if image is not None and not isinstance(image, str):
@@ -100,7 +103,7 @@ def read_answer(location: str, line_number: int, line: bytes) -> tuple[str, str 
 
 
 def claim_to_json(claim: Claim, verdict: Verdict | None = None) -> dict[str, Any]:
-    """A claim as the command writes it: keys that it has no use for are absent."""
+    """Return a claim as JSON; keys that do not apply to its kind are left out."""
     entry: dict[str, Any] = {"kind": claim.kind, "object": claim.subject}
     if claim.kind == "count":
         entry["value"] = int(claim.value)

@@ -1,4 +1,4 @@
-"""`mmrlhf encode`: the picture features of a data set, made ahead of training and kept in a folder."""
+"""`mmrlhf encode`: precompute the image features of a dataset into a folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.report.progress import progress
 
 ROWS_PER_BATCH = 256
-"""Pictures that are asked for at a time; their features leave memory as the next come."""
+"""Rows encoded at a time; their features may leave memory when the next ones arrive."""
 
 
 def cache_features(config: EncodeConfig) -> dict[str, float]:
-    """Encode every picture that the folder does not hold yet; returns what it says at the end. Killed, the same command continues."""
+    """Encode every image that the folder does not hold yet; return the printed statistics.
+
+    If the command is killed, the same command resumes. Raises InputError if the folder cannot be
+    written.
+    """
     dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder)
     rows: Sequence[Example] | Sequence[Preference]
     if has_preferences(config.dataset_name, config.dataset_train_split):
@@ -33,22 +37,20 @@ def cache_features(config: EncodeConfig) -> dict[str, float]:
             batch = rows[start : start + ROWS_PER_BATCH]
             vlm.encoder.get_features([row.images for row in batch])
             if not disk.writable:
-                raise InputError(
-                    f"feature_cache_dir {disk.folder} cannot be written: nothing is kept; free some space or give another"
-                )
+                raise InputError(f"feature_cache_dir {disk.folder} cannot be written: free some space or name another")
             num_done += len(batch)
             progress_bar.advance(len(batch), **{"images/s": counters.encodes / max(time.monotonic() - start_time, 1e-6)})
     seconds = time.monotonic() - start_time
     summary = {
-        "encoded": float(counters.encodes), "already_there": float(counters.disk_hits), "images_per_s": counters.encodes / max(seconds, 1e-6),
+        "encoded": float(counters.encodes),
+        "already_there": float(counters.disk_hits),
+        "images_per_s": counters.encodes / max(seconds, 1e-6),
         "gib": disk.num_bytes / GIB,
-    }  # fmt: skip
+    }
     print(
-        f"{disk.folder}: {counters.encodes} pictures encoded in {seconds:.1f} s ({summary['images_per_s']:.1f} a second), "
-        f"{counters.disk_hits} were there; {disk.num_bytes / 2**20:.1f} MiB on disk"
+        f"{disk.folder}: {counters.encodes} images encoded in {seconds:.1f} s ({summary['images_per_s']:.1f} per second), "
+        f"{counters.disk_hits} already there; {disk.num_bytes / 2**20:.1f} MiB on disk"
     )
     if disk.num_bytes >= 0.9 * disk.max_bytes:
-        print(
-            f"note: feature_disk_gib {config.feature_disk_gib:g} is reached: those that were used longest ago have been removed"
-        )
+        print(f"note: feature_disk_gib {config.feature_disk_gib:g} is reached: the least recently used features were removed")
     return summary

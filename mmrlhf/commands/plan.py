@@ -1,4 +1,7 @@
-"""`mmrlhf plan STAGE`: what a stage will hold in memory, before anything is loaded: the architecture is built on the meta device."""
+"""`mmrlhf plan STAGE`: estimate the memory of a training stage before anything is loaded.
+
+The architecture is built on the meta device, without weights.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from mmrlhf.training.memory import MemoryItem, build_meta_model, estimate_memory
 
 
 def available_memory() -> tuple[int, str]:
-    """Bytes of the device that a stage would run on, and its name."""
+    """Return the bytes of memory of the device that a stage would run on, and its name."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return int(properties.total_memory), str(properties.name)
@@ -22,30 +25,30 @@ def available_memory() -> tuple[int, str]:
 
 
 def print_memory_estimate(config: Any) -> list[MemoryItem]:
-    """Print the plan and whether it fits; returns it."""
+    """Print the estimate and whether it fits, and return its items."""
     items = estimate_memory(config, build_meta_model(config.model_name_or_path))
-    total_bytes, (available_bytes, device) = sum(item.num_bytes for item in items), available_memory()
-    table = Table(
-        title=f"{config.model_name_or_path}, {type(config).__name__.removesuffix('Config').lower()}", title_justify="left"
-    )
+    total_bytes = sum(item.num_bytes for item in items)
+    available_bytes, device = available_memory()
+    stage = type(config).__name__.removesuffix("Config").lower()
+    table = Table(title=f"{config.model_name_or_path}, {stage}", title_justify="left")
     for name, justify in (("", "left"), ("GiB", "right"), ("counted as", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for item in items:
         table.add_row(item.name, f"{item.num_bytes / GIB:.2f}", item.calculation)
     table.add_section()
-    table.add_row("in all", f"{total_bytes / GIB:.2f}", "")
+    table.add_row("total", f"{total_bytes / GIB:.2f}", "")
     console = Console(highlight=False)
     console.print(table)
     if total_bytes <= available_bytes:
         console.print(f"fits: {device} has {available_bytes / GIB:.1f} GiB", soft_wrap=True)
-    else:
-        largest = max(items, key=lambda item: item.num_bytes).name
-        advice = {
-            "base weights": "--dtype bfloat16 or nf4",
-            "gradients and AdamW": "--tuning lora, or a smaller --lora_r",
-            "activations": "--activation_checkpointing, or a smaller --micro_batch_tokens",
-        }.get(largest, "a smaller --micro_batch_tokens")
-        console.print(
-            f"does not fit: {device} has {available_bytes / GIB:.1f} GiB; the most is {largest}: {advice}", soft_wrap=True
-        )
+        return items
+    largest = max(items, key=lambda item: item.num_bytes).name
+    advice = {
+        "base weights": "--dtype bfloat16 or nf4",
+        "gradients and AdamW": "--tuning lora, or a smaller --lora_r",
+        "activations": "--activation_checkpointing, or a smaller --micro_batch_tokens",
+    }.get(largest, "a smaller --micro_batch_tokens")
+    console.print(
+        f"does not fit: {device} has {available_bytes / GIB:.1f} GiB; the largest item is {largest}: try {advice}", soft_wrap=True
+    )
     return items

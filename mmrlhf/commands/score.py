@@ -1,4 +1,4 @@
-"""`mmrlhf score`: what a reward model says of answers, as JSONL."""
+"""`mmrlhf score`: score answers with a reward model, as JSONL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 
 
 def score(config: ScoreConfig) -> Path:
-    """Rows with an answer get `score`, preference pairs `score_chosen` and `score_rejected`. Killed, the same command continues."""
+    """Write `score` for rows with an answer, `score_chosen` and `score_rejected` for pairs.
+
+    Return the output file. If the command is killed, the same command resumes.
+    """
     sources = (config.reward_model_path, config.dataset_name, config.facts_file)
     writer = ResumableWriter(Path(config.output_file), [config, *map(file_signature, sources)])
     facts = read_facts(config.facts_file) if config.facts_file else None
@@ -32,10 +35,11 @@ def score(config: ScoreConfig) -> Path:
     with progress(len(rows), "score", start=writer.num_done) as progress_bar:
         for start in range(writer.num_done, len(rows), config.batch_size):
             groups = [_to_answer_group(row) for row in rows[start : start + config.batch_size]]
-            scored_groups = zip(groups, model.score(groups), strict=True)
-            writer.append(
-                [json_line({"id": group.id, **dict(zip(score_keys, scores, strict=True))}) for group, scores in scored_groups]
-            )
+            entries = [
+                {"id": group.id, **dict(zip(score_keys, scores, strict=True))}
+                for group, scores in zip(groups, model.score(groups), strict=True)
+            ]
+            writer.append([json_line(entry) for entry in entries])
             progress_bar.advance(len(groups))
     writer.finish()
     return Path(config.output_file)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrlhf.config import EvalConfig
-from mmrlhf.config_loader import config_fields, read_yaml
+from mmrlhf.config_loader import config_fields, read_yaml, renamed, renamed_field
 from mmrlhf.records import InputError
 
 ALIASES = {"model": "model_name_or_path", "adapter": "adapter_path", "out": "output_dir"}
@@ -111,6 +111,9 @@ def expand_runs(
                 values["data"] = _data_path(data, _benchmark_name(name), len(suite.benchmarks))
             if output_dir is not None:
                 values["output_dir"] = str(output_dir if is_single_run else Path(str(output_dir)) / label / _benchmark_name(name))
+            for key in values:
+                if new_name := renamed_field(key, known_settings):
+                    raise InputError(renamed(key, new_name))
             benchmark_options = {k: values.pop(k) for k in list(values) if k not in known_settings and k != "config"} | dict(
                 options.get(name, {})
             )
