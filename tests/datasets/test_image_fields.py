@@ -1,4 +1,4 @@
-"""Images are accepted in every encoding and only from the image folder; facts are found by their names."""
+"""Images are read in every encoding, and only from the image folder; facts go by their names."""
 
 import base64
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_read_examples_link_may_leave_only_explicit_folder(data_dir):
         assert f"line 1: `image` leaves {data_dir} through a symlink: {image!r}; if you trust it, give --image_folder" in error
         assert read_examples(path, image_folder=str(data_dir))[0].images[0].read() == png_bytes("blue")
     assert read_examples(write_jsonl(data_dir, {"image": "inner.png", "prompt": "What is it?"}))
-    # A symlink is no way around the rule on `..`: it is resolved as text, before any link is followed.
+    # A symlink does not get around the rule on `..`, which is resolved before any link is followed.
     path = write_jsonl(data_dir, {"image": "up/../../secret.png", "prompt": "What is it?"})
     assert "is outside the image folder" in error_of(read_examples, path, image_folder=str(data_dir))
 

@@ -200,10 +200,7 @@ def test_has_preferences_ignores_fields_shared_with_examples(data_dir):
             "`prompt[1].role` must be one of system, user, assistant, not 'human'",
         ),
         ({**PAIR, "prompt": [{"role": "user"}]}, "`prompt[1].content` must be text, not null"),
-        (
-            {**PAIR, "prompt": [user_turn([{"type": "video"}])]},
-            "`prompt[1].content[1]` must be a part of type text or image",
-        ),
+        ({**PAIR, "prompt": [user_turn([{"type": "video"}])]}, "`prompt[1].content[1]` must be a part of type text or image"),
         (
             {**PAIR, "prompt": [user_turn([*content_parts(), {"type": "text", "text": 1}])]},
             "`prompt[1].content[2].text` must be text",

@@ -25,7 +25,7 @@ def png_field(colour):
 
 
 def comparable_fields(preference):
-    """Return what every format keeps. Gaps between ranks are closed: 1, 3 says no more than 1, 2."""
+    """Return what every format keeps. Gaps in ranks are closed: 1, 3 means no more than 1, 2."""
     distinct_ranks = sorted(set(preference.ranks))
     return (
         [image.key for image in preference.images],

@@ -10,6 +10,8 @@ from mmrlhf.records import InputError, Message
 
 QUESTION = Message("user", "What is it?")
 ONE_IMAGE = {"images": ["a.png"]}
+REMOVED = object()
+"""As a field's value in a change to a row: the row loses the field."""
 
 
 def user_turn(content):
@@ -49,7 +51,7 @@ def png_bytes(colour="red"):
 
 
 def make_data_dir(parent):
-    """Create `parent/data` with an image `a.png`, and another image outside it, `parent/secret.png`."""
+    """Create `parent/data` with an image `a.png`, and an image outside it, `parent/secret.png`."""
     folder = parent / "data"
     folder.mkdir()
     (folder / "a.png").write_bytes(png_bytes())
