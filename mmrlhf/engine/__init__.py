@@ -1,1 +1,2 @@
-"""How answers are sampled and scored: a prompt runs once, and all of its answers run on its keys and values."""
+"""Sample and score answers: a prompt runs once, and all of its answers run on its keys and values."""
+and values."""

@@ -1,4 +1,7 @@
-"""Batches of answers as token ids: given ones, and sampled ones with their log-probs."""
+"""Answers as token ids: given ones, and sampled ones with their log-probs.
+
+Shape suffixes: P prompts, N answers, T answer tokens (right-padded).
+"""
 
 from __future__ import annotations
 
@@ -14,66 +17,78 @@ from mmrlhf.models.vlm import VLM, Prompt
 
 @dataclass(frozen=True)
 class Completions:
-    """Answers to P prompts, N rows in prompt order: `rows_N` the prompt of each, `ids_NT` right-padded, `mask_NT` 1 on real tokens."""
+    """Answers to P prompts: N rows in prompt order."""
 
     prompts: list[Prompt]
     prompt_index_N: Tensor
+    """Index into `prompts` of each row's prompt."""
     token_ids_NT: Tensor
     mask_NT: Tensor
+    """1 on real tokens."""
 
 
 @dataclass(frozen=True)
 class SampledCompletions(Completions):
-    """G sampled answers to each prompt. `logps_NT` and `entropy_NT` as they were drawn; `ended_N` whether an answer came to its end;
-    `texts` decoded; `how` they were drawn."""
+    """Sampled answers, as many to each prompt."""
 
     logps_NT: Tensor
+    """Log-prob of each token when it was sampled, 0 on padding."""
     entropy_NT: Tensor
+    """Entropy of the distribution that it was sampled from, in nats, 0 on padding."""
     finished_N: Tensor
+    """Whether an answer ended by itself, not at `max_tokens`."""
     texts: list[str]
+    """The decoded answers, cut before a stop string."""
     sampling_params: SamplingParams
 
     @property
     def finish_reasons(self) -> list[str]:
-        """ "stop" for an answer that ended by itself, "length" for one cut at `max_tokens` (vLLM's words)."""
+        """ "stop" for an answer that ended by itself, "length" for one cut at `max_tokens`, as
+        vLLM."""
         return ["stop" if finished else "length" for finished in self.finished_N.tolist()]
 
 
-def char_to_token(vlm: VLM, token_ids: Tensor, text: str) -> list[int]:
-    """For each character of `text`, which the answer `ids` [T] was decoded to, the token that completes it. A character of several
-    tokens belongs to the last of them."""
-    token_indices: list[int] = []
-    full_text = vlm.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
-    num_leading_spaces = len(full_text) - len(full_text.lstrip())
-    for t in range(len(token_ids)):
-        decoded = vlm.tokenizer.decode(token_ids[: t + 1].tolist(), skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
-        token_indices += [t] * (min(len(decoded) - num_leading_spaces, len(text)) - len(token_indices))
-    return token_indices + [max(0, len(token_ids) - 1)] * (len(text) - len(token_indices))
-
-
 def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int]) -> tuple[SampledCompletions, Tensor]:
-    """The answers of some prompts, in the order of `out`, and where they stand in it."""
+    """Return the answers to some prompts, and their indices [n] in `completions`; the order is
+    kept."""
     selected = sorted(prompt_indices)
-    is_selected = torch.isin(completions.prompt_index_N, torch.tensor(selected, device=completions.prompt_index_N.device))
-    prompt_index_N = torch.searchsorted(
-        torch.tensor(selected, device=completions.prompt_index_N.device), completions.prompt_index_N[is_selected]
-    )
-    texts = [t for t, k in zip(completions.texts, is_selected.tolist(), strict=True) if k]
-    selected_tensors = {
-        k: getattr(completions, k)[is_selected] for k in ("token_ids_NT", "mask_NT", "logps_NT", "entropy_NT", "finished_N")
-    }
-    return replace(
+    selected_P = torch.tensor(selected, device=completions.prompt_index_N.device)
+    is_selected_N = torch.isin(completions.prompt_index_N, selected_P)
+    selected_completions = replace(
         completions,
         prompts=[completions.prompts[p] for p in selected],
-        prompt_index_N=prompt_index_N,
-        texts=texts,
-        **selected_tensors,
-    ), is_selected.nonzero()[:, 0]
+        prompt_index_N=torch.searchsorted(selected_P, completions.prompt_index_N[is_selected_N]),
+        token_ids_NT=completions.token_ids_NT[is_selected_N],
+        mask_NT=completions.mask_NT[is_selected_N],
+        logps_NT=completions.logps_NT[is_selected_N],
+        entropy_NT=completions.entropy_NT[is_selected_N],
+        finished_N=completions.finished_N[is_selected_N],
+        texts=[text for text, keep in zip(completions.texts, is_selected_N.tolist(), strict=True) if keep],
+    )
+    return selected_completions, is_selected_N.nonzero()[:, 0]
+
+
+def char_to_token(vlm: VLM, token_ids: Tensor, text: str) -> list[int]:
+    """Return, for each character of `text`, the index of the token that completes it.
+
+    `token_ids` [T] is the answer that decodes to `text`. A character made of several tokens belongs
+    to the last of them.
+    """
+    token_indices: list[int] = []
+    full_text = vlm.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+    num_leading_spaces = len(full_text) - len(full_text.lstrip())  # `text` is stripped
+    for t in range(len(token_ids)):
+        # A prefix that ends inside a character decodes to a replacement character at its end.
+        decoded = vlm.tokenizer.decode(token_ids[: t + 1].tolist(), skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
+        num_complete = min(len(decoded) - num_leading_spaces, len(text))
+        token_indices += [t] * (num_complete - len(token_indices))
+    last_token = max(0, len(token_ids) - 1)
+    return token_indices + [last_token] * (len(text) - len(token_indices))
 
 
 def pad_right(sequences: Sequence[Tensor], padding_value: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token rows of different lengths -> ids [N, T] and mask [N, T]."""
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
-    return torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=padding_value).to(device), mask.to(
-        device
-    )
+    """Stack token ids of different lengths into ids [N, T] and a mask [N, T]."""
+    pad_sequence = torch.nn.utils.rnn.pad_sequence
+    token_ids_NT = pad_sequence(list(sequences), batch_first=True, padding_value=padding_value)
+    mask_NT = pad_sequence([torch.ones_like(sequence) for sequence in sequences], batch_first=True)
+    return token_ids_NT.to(device), mask_NT.to(device)

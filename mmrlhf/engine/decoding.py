@@ -1,9 +1,11 @@
-"""One token of every answer at a time, on sequences of answers that stand side by side behind a mask.
+"""Run one decode step: the next token of every answer, on sequences that several answers share.
 
-On a GPU a step's kernels take less time than launching them, so that there its shapes are fixed and it is captured as a CUDA graph, which one
-launch replays. Whatever cannot be captured, or comes out otherwise, is run step by step.
+On a GPU, launching a step's kernels takes longer than the kernels. Its shapes are therefore fixed
+there, and it is captured as a CUDA graph that one launch replays. A step that cannot be captured,
+or whose replay differs, runs kernel by kernel.
 
-Shape suffixes: S sequences, G answers beside one another in each, C columns that answers have written so far, K keys.
+Shape suffixes: S sequences, G tokens per sequence in this step, C columns that a sequence has grown
+by (this step's included), L prompt tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -16,9 +18,15 @@ from torch import Tensor
 from mmrlhf.engine.prefill import Prefix
 from mmrlhf.models import kv_cache
 
+REPLAY_TOLERANCE = 1e-2
+"""Largest difference of a replay from the captured step, as a share of the largest entry."""
+
 
 class DecodeStep:
-    """Runs the next tokens of all answers. `prompts_S` names each sequence's prompt, `room` is how many tokens one may grow by."""
+    """Runs the next tokens of all answers, in a cache with room for `max_new_tokens` per sequence.
+
+    `prompt_index_S` names each sequence's prompt.
+    """
 
     def __init__(self, prefix: Prefix, prompt_index_S: Tensor, max_new_tokens: int):
         self.prefix, self.prompt_index_S, self.max_new_tokens = prefix, prompt_index_S, max_new_tokens
@@ -26,8 +34,12 @@ class DecodeStep:
         self.cache = kv_cache.preallocated_cache(prefix.kv, prefix.cache_template, prompt_index_S, max_new_tokens)
 
     def __call__(self, offsets_SG: Tensor, token_ids_SG: Tensor, visible_SGC: Tensor) -> Tensor:
-        """Hidden states [S, G, D] of tokens that stand so many places after their prompt, each of which sees that and the columns that are
-        its own; these tokens are the last G columns."""
+        """Return the hidden states [S, G, D] of these tokens, and keep their keys as the last G
+        columns.
+
+        `offsets_SG` counts a token's place behind its prompt; `visible_SGC` marks the columns that
+        it attends to, besides its prompt.
+        """
         return self._forward(
             token_ids_SG,
             self.prefix.vlm.build_attention_mask(self._visible_keys(visible_SGC)),
@@ -35,12 +47,14 @@ class DecodeStep:
         )
 
     def select(self, sequence_indices: Tensor) -> None:
-        """Go on with some of the sequences."""
+        """Keep these sequences only."""
         for layer in self.cache.layers:
             layer.select(sequence_indices)
-        self.prompt_index_S, self.prompt_mask_SL = self.prompt_index_S[sequence_indices], self.prompt_mask_SL[sequence_indices]
+        self.prompt_index_S = self.prompt_index_S[sequence_indices]
+        self.prompt_mask_SL = self.prompt_mask_SL[sequence_indices]
 
     def _visible_keys(self, visible_SGC: Tensor) -> Tensor:
+        """Put the prompt's mask in front: [S, G, L + C]."""
         return torch.cat([self.prompt_mask_SL[:, None].expand(-1, visible_SGC.shape[1], -1), visible_SGC], -1)
 
     def _forward(self, token_ids_SG: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
@@ -53,26 +67,30 @@ class DecodeStep:
 
 
 class CudaGraphDecodeStep(DecodeStep):
-    """The same in fixed shapes: the first tokens of a shape run as they are, the second are captured, which all that follow replay. On a CPU,
-    where nothing is captured, a way to test the rest."""
+    """The same in fixed shapes. The first step of a shape runs as it is, the second is captured,
+    and all that follow replay the capture.
+
+    Nothing is captured on a CPU, where this class serves to test the rest.
+    """
 
     def __init__(self, prefix: Prefix, prompt_index_S: Tensor, max_new_tokens: int):
         self.prefix, self.prompt_index_S, self.max_new_tokens = prefix, prompt_index_S, max_new_tokens
         self.prompt_mask_SL = prefix.mask_PL[prompt_index_S].bool()
         self.cache = kv_cache.static_cache(prefix.kv, prompt_index_S, max_new_tokens)
+        # A graph reads and writes fixed addresses: every step copies its inputs into these tensors.
         self._static_inputs: tuple[Tensor, ...] = ()
         self._replay: Callable[[], Tensor] | None = None
 
     def __call__(self, offsets_SG: Tensor, token_ids_SG: Tensor, visible_SGC: Tensor) -> Tensor:
         num_new_tokens, num_columns = token_ids_SG.shape[1], visible_SGC.shape[2]
         start = self.prompt_mask_SL.shape[1] + num_columns - num_new_tokens
+        # All keys that the cache has room for take part in every step; unwritten ones are masked.
         visible = torch.nn.functional.pad(self._visible_keys(visible_SGC), (0, self.max_new_tokens - num_columns))
-        cache_position = torch.arange(start, start + num_new_tokens, device=token_ids_SG.device)
         inputs = (
             token_ids_SG,
             self.prefix.vlm.build_attention_mask(visible),
             self.prefix.position_ids(self.prompt_index_S, offsets_SG),
-            cache_position,
+            torch.arange(start, start + num_new_tokens, device=token_ids_SG.device),
         )
         if not self._static_inputs or self._static_inputs[0].shape != token_ids_SG.shape:
             self._static_inputs, self._replay = tuple(tensor.clone() for tensor in inputs), None
@@ -92,7 +110,8 @@ class CudaGraphDecodeStep(DecodeStep):
         return self._forward(*self._static_inputs[:3])
 
     def _capture(self) -> Callable[[], Tensor]:
-        """The step as one launch; as it is where that cannot be, which is said once."""
+        """Return a function that replays the step, or runs it if it cannot be captured (noted
+        once)."""
         vlm = self.prefix.vlm
         if vlm.device.type != "cuda" or not vlm.engine.use_cuda_graphs:
             return self._run
@@ -107,20 +126,26 @@ class CudaGraphDecodeStep(DecodeStep):
 
 
 def _capture_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`run` as a CUDA graph, whose result is overwritten by the next launch. Raises RuntimeError where it cannot be captured, or gives
-    something else when it is replayed."""
+    """Capture `run` as a CUDA graph; the returned function's result is overwritten by its next
+    call.
+
+    Raises RuntimeError if `run` cannot be captured, or if a replay differs from it.
+    """
+    # Capture needs a side stream, and warm-up runs there first: libraries allocate workspaces and
+    # pick kernels on a first call, which is not allowed while a graph is captured.
     current_stream, side_stream = torch.cuda.current_stream(), torch.cuda.Stream()
     side_stream.wait_stream(current_stream)
     with torch.cuda.stream(side_stream):
-        run()  # what is made on a first call is there before the capture
+        run()
         expected = run()
     current_stream.wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = run()
     graph.replay()
-    if not (output - expected).abs().max() <= 1e-2 * expected.abs().max():  # NaN is no match either
-        raise RuntimeError("replayed, it gives something else")
+    max_difference = REPLAY_TOLERANCE * expected.abs().max()
+    if not (output - expected).abs().max() <= max_difference:  # `not <=` also catches NaN
+        raise RuntimeError("its replay gives another result")
 
     def replay() -> Tensor:
         graph.replay()

@@ -1,7 +1,8 @@
-"""The plain path: every answer with its whole prompt and its pixels through the model, nothing shared, nothing kept.
+"""The naive path: each answer goes through the model with its whole prompt and its pixels.
 
-What the fast path is compared with at the start of a run, and what runs where the two differ or `share_prefix: off` asks for it. The model
-computes its own positions and masks; sampling is transformers' `generate`.
+Nothing is shared and nothing is cached. The fast path is compared with it at the start of a run,
+and it takes over if the two differ or if `share_prefix: off` asks for it. The model computes its
+own positions and masks; sampling is transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def processor_inputs(vlm: VLM, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """The processor's batch of prompts, pixels and all."""
+    """Return the processor's batch for these prompts, pixels included, on the model's device."""
     batch, _ = vlm.encoder.process([p.text for p in prompts], [[open_image(i) for i in p.images] for p in prompts])
     tensors = {k: v.to(vlm.device) for k, v in batch.items() if torch.is_tensor(v) and k != "labels"}
     if "pixel_values" in tensors:
@@ -29,16 +30,20 @@ def processor_inputs(vlm: VLM, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
 
 
 def _group_by_image_count(prompts: Sequence[Prompt], prompt_indices: Sequence[int]) -> list[list[int]]:
-    """The numbers of answers whose prompts have as many pictures: a processor may refuse a mixture, and Mllama's tokens in front of a
-    picture look at every other row's blanks."""
-    image_counts = [len(prompts[r].images) for r in prompt_indices]
+    """Group answers whose prompts have equally many images.
+
+    A processor may refuse a mixture, and Mllama's tokens in front of an image would attend to the
+    blanks that pad shorter rows.
+    """
+    image_counts = [len(prompts[p].images) for p in prompt_indices]
     return [[i for i, image_count in enumerate(image_counts) if image_count == count] for count in sorted(set(image_counts))]
 
 
 def hidden_states(
     vlm: VLM, prompts: Sequence[Prompt], prompt_indices: Sequence[int], token_ids_NT: Tensor, mask_NT: Tensor
 ) -> Tensor:
-    """Hidden states [N, T + 1, D] as `prefix.Prefix.extend` has them, of answers to `prompts[rows]`."""
+    """Return hidden states [N, T + 1, D] of answers to `prompts[prompt_indices]`, as
+    `Prefix.extend`."""
     groups = _group_by_image_count(prompts, prompt_indices)
     outputs = [
         _group_hidden_states(vlm, [prompts[prompt_indices[i]] for i in indices], token_ids_NT[indices], mask_NT[indices])
@@ -49,6 +54,7 @@ def hidden_states(
 
 
 def _group_hidden_states(vlm: VLM, prompts: Sequence[Prompt], token_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Append the answers to the processor's batch of prompts and run all of it."""
     batch = processor_inputs(vlm, prompts)
     prompt_length, width = batch["input_ids"].shape[1], token_ids_NT.shape[1]
     batch["input_ids"] = torch.cat([batch["input_ids"], token_ids_NT], 1)
@@ -57,20 +63,20 @@ def _group_hidden_states(vlm: VLM, prompts: Sequence[Prompt], token_ids_NT: Tens
         if name in batch:
             answer_types = torch.full_like(token_ids_NT, vlm.family.answer_token_type_id)
             batch[name] = torch.cat([batch[name], answer_types], 1)
-    if "cross_attention_mask" in batch:
-        cross_attention_mask = batch["cross_attention_mask"]
-        batch["cross_attention_mask"] = torch.cat(
-            [cross_attention_mask, cross_attention_mask[:, -1:].expand(-1, width, -1, -1)], 1
-        )
+    if "cross_attention_mask" in batch:  # answer tokens attend to the images of the prompt's last token
+        prompt_mask = batch["cross_attention_mask"]
+        answer_mask = prompt_mask[:, -1:].expand(-1, width, -1, -1)
+        batch["cross_attention_mask"] = torch.cat([prompt_mask, answer_mask], 1)
+    # Prompts are left-padded: their last tokens share a column, and the answers begin behind it.
     return vlm.model.base_model(**batch, use_cache=False).last_hidden_state[:, prompt_length - 1 :]
 
 
 TokenChooser = Callable[[Tensor, Tensor, int], Tensor]
-"""(logits [n, V] of the answers with these numbers, the numbers [n], t) -> token t of each [n]"""
+"""(logits [n, V] of some answers, their indices [n], t) -> token t of each [n]"""
 
 
 class ForcedTokens(LogitsProcessor):
-    """Leaves only the token that `choose` picks, so that `generate` is told what to say."""
+    """Leaves only the token that `choose_tokens` picks, so that `generate` must take it."""
 
     def __init__(self, prompt_length: int, answer_indices: Tensor, choose_tokens: TokenChooser):
         self.prompt_length, self.answer_indices, self.choose_tokens = prompt_length, answer_indices, choose_tokens
@@ -83,12 +89,19 @@ class ForcedTokens(LogitsProcessor):
 def generate(
     vlm: VLM, prompts: Sequence[Prompt], prompt_indices: Sequence[int], max_tokens: int, choose_tokens: TokenChooser
 ) -> None:
-    """Let `choose` say answers to `prompts[rows]` token by token, each to its end-of-sequence token."""
+    """Generate answers to `prompts[prompt_indices]`, token by token as `choose_tokens` says.
+
+    The caller keeps what it chose. An answer ends at its end-of-sequence token.
+    """
     for answer_indices in _group_by_image_count(prompts, prompt_indices):
         batch = processor_inputs(vlm, [prompts[prompt_indices[i]] for i in answer_indices])
         generation_config = GenerationConfig(  # a checkpoint's own may hold penalties and temperatures
-            max_new_tokens=max_tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=list(vlm.eos),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=list(vlm.eos),
             pad_token_id=int(vlm.tokenizer.pad_token_id),
-        )  # fmt: skip
-        forced_tokens = ForcedTokens(batch["input_ids"].shape[1], torch.tensor(answer_indices, device=vlm.device), choose_tokens)
-        vlm.model.generate(**batch, generation_config=generation_config, logits_processor=LogitsProcessorList([forced_tokens]))
+        )
+        indices = torch.tensor(answer_indices, device=vlm.device)
+        processors = LogitsProcessorList([ForcedTokens(batch["input_ids"].shape[1], indices, choose_tokens)])
+        vlm.model.generate(**batch, generation_config=generation_config, logits_processor=processors)

@@ -1,4 +1,5 @@
-"""Sample answers to prompts: the engine that a trainer talks to, and the batching that every command shares."""
+"""Sample answers to prompts, for a trainer (`RolloutEngine`) and for everybody else
+(`generate_batches`)."""
 
 from __future__ import annotations
 
@@ -26,20 +27,21 @@ from mmrlhf.records import Example
 class RolloutEngine(Protocol):
     """Samples answers for a trainer, in its process or elsewhere.
 
-    A training step calls `wake`, `set_policy`, `sample`, `free`, in this order; `close` ends the run.
-    `sample` may be called several times in a step. An engine that runs elsewhere (vLLM, SGLang):
+    A training step calls `wake`, `set_policy`, `sample`, `free`, in this order; `close` ends the
+    run. `sample` may be called several times in a step. An engine that runs elsewhere (vLLM,
+    SGLang):
 
     - receives the policy as a PEFT adapter directory. It must load each version under a name of its
-      own (`policy-v{version}`), before the first answer of that version is sampled: an engine that
-      already knows a name keeps serving the old weights without a word.
+      own (`policy-v{version}`), before the first answer of that version is sampled: an engine
+      that already knows a name keeps serving the old weights without a word.
     - takes `Prompt.token_ids` as they are and either `Prompt.image_features` or `Prompt.images`.
-      Image features are cached under `ImageSource.key` plus the encoder's fingerprint, never under a
-      file or row name.
+      Image features are cached under `ImageSource.key` plus the encoder's fingerprint, never under
+      a file or row name.
     - samples from the distribution that `VLM.token_logps` describes: temperature applied,
       `VLM.suppressed_tokens` at probability 0. It reports log-probs of that distribution.
 
-    Log-probs of another engine's kernels differ from the trainer's by rounding. A trainer recomputes
-    them before it takes ratios (`scoring.in_micro_batches(scoring.logps, ...)`).
+    Log-probs of another engine's kernels differ from the trainer's by rounding. A trainer
+    recomputes them before it takes ratios (`scoring.in_micro_batches(scoring.logps, ...)`).
     """
 
     def set_policy(self, version: int, adapter: Path | None = None) -> None:
@@ -53,10 +55,10 @@ class RolloutEngine(Protocol):
     def sample(self, prompts: Sequence[Prompt], n: int, params: SamplingParams) -> SampledCompletions:
         """Sample `n` answers per prompt: `n * len(prompts)` rows in prompt order.
 
-        `token_ids_NT` includes the end-of-sequence token of a finished answer. `entropy_NT` is 0 where
-        the engine does not report it. The same prompts, `params` (with its seed) and policy version give
-        the same answers as far as the engine's kernels are deterministic, and prompts with equal ids get
-        independent samples.
+        `token_ids_NT` includes the end-of-sequence token of a finished answer. `entropy_NT` is 0
+        where the engine does not report it. The same prompts, `params` (with its seed) and policy
+        version give the same answers as far as the engine's kernels are deterministic, and prompts
+        with equal ids get independent samples.
         """
         ...
 
@@ -107,9 +109,9 @@ class LocalEngine:
 def sampling_noise(prompt_ids: Sequence[str], num_generations: int, max_tokens: int, seed: int) -> Tensor:
     """Return uniform noise [N, max_tokens] in float64, one row per answer in prompt order.
 
-    A row follows from the seed, the prompt's id and the answer's number alone. Neither the batch nor
-    earlier samples matter, so a resumed run needs no generator state. A repeated id gets fresh noise at
-    every occurrence in `prompt_ids`.
+    A row follows from the seed, the prompt's id and the answer's number alone. Neither the batch
+    nor earlier samples matter, so a resumed run needs no generator state. A repeated id gets fresh
+    noise at every occurrence in `prompt_ids`.
     """
     occurrences: Counter[str] = Counter()
     noise_keys = []
@@ -133,15 +135,16 @@ def _noise_for(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params
 
 
 def prompts_from_examples(vlm: VLM, examples: Sequence[Example], max_length: int | None = None) -> list[Prompt]:
-    """Build the prompts of examples; the row ids become the prompts' ids. Raises as `VLM.build_prompts`."""
+    """Build the prompts of examples; the row ids become the prompts' ids. Raises as
+    `VLM.build_prompts`."""
     return vlm.build_prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
 
 
 def sample_completions(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params: SamplingParams) -> SampledCompletions:
     """Sample `num_generations` answers per prompt under the active adapter.
 
-    Repeated prompts get independent samples. The token budget (`vlm.budget`) sets the batch size and
-    does not change the answers.
+    Repeated prompts get independent samples. The token budget (`vlm.budget`) sets the batch size
+    and does not change the answers.
     """
     noise = _noise_for(vlm, prompts, num_generations, params)
 

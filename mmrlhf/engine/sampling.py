@@ -1,6 +1,8 @@
-"""Answers, token by token, on prompts that were run once.
+"""Sample answers token by token, on prompts that were prefilled once.
 
-Shape suffixes: N answers, T answer tokens (right-padded), V vocabulary.
+Shape suffixes: N answers, T answer tokens (right-padded), V vocabulary, S sequences, G answers
+packed into a sequence (fewer in some: see EMPTY_SLOT), C columns that a sequence has grown by so
+far.
 """
 
 from __future__ import annotations
@@ -20,14 +22,26 @@ from mmrlhf.engine.prefill import NaivePrefix, Prefix, prefill
 from mmrlhf.models import kv_cache
 from mmrlhf.models.vlm import VLM, Prompt
 
+COMPACT_BELOW = 0.6
+"""Finished answers leave the batch once less than this share of it is unfinished. Leaving copies
+the whole cache, so it does not pay for every answer that ends."""
+
+EMPTY_SLOT = -1
+"""Stands in for an answer's index where a sequence has fewer answers than the widest one."""
+
+PADDING_COLUMN = -2
+"""Owner of a column of keys that holds padding. Differs from every answer and from EMPTY_SLOT, so
+that nothing sees it."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to sample answers.
 
-    `temperature` 0 is greedy decoding; `top_p` 1 and `top_k` 0 keep every token. An answer has at least
-    `min_tokens` and at most `max_tokens` tokens, and ends at the first string of `stop`. The noise of an
-    answer follows from `seed`, its prompt's id and its number among that prompt's answers.
+    `temperature` 0 is greedy decoding; `top_p` 1 and `top_k` 0 keep every token. An answer has at
+    least `min_tokens` and at most `max_tokens` tokens, and ends at the first string of `stop`. The
+    noise of an answer follows from `seed`, its prompt's id and its number among that prompt's
+    answers.
     """
 
     max_tokens: int
@@ -40,241 +54,16 @@ class SamplingParams:
 
     @property
     def is_full_distribution(self) -> bool:
-        """Whether tokens are drawn from the distribution that `VLM.token_logps` is of."""
+        """Whether tokens come from the distribution that `VLM.token_logps` describes."""
         return self.temperature > 0 and self.top_p >= 1 and self.top_k == 0
 
 
 def step_seed(seed: int, step: int) -> int:
     """Return the sampling seed of a training step, different for every step of a run.
 
-    Seeds below 2^32 of different runs never meet: the step is the upper half of the 64 bits.
+    The step is the upper half of 64 bits, so seeds below 2^32 of different runs never meet.
     """
     return seed + (step << 32)
-
-
-@dataclass(frozen=True)
-class SampleOutput:
-    """`ids_NT` right-padded, `mask_NT` 1 on real tokens, `logps_NT` the log-prob of each and `entropy_NT` that of the distribution it was
-    drawn from (before top-p and top-k), both 0 on padding; `ended_N` whether an answer came to its end by itself."""
-
-    token_ids_NT: Tensor
-    mask_NT: Tensor
-    logps_NT: Tensor
-    entropy_NT: Tensor
-    finished_N: Tensor
-
-
-@torch.no_grad()
-def sample(
-    vlm: VLM,
-    prompts: Sequence[Prompt],
-    prompt_indices: Sequence[int],
-    sampling_params: SamplingParams,
-    noise_NT: Tensor | None = None,
-) -> SampleOutput:
-    """Answers of the current role to prompts; `rows` names the prompt of each.
-
-    `draws_NT` (uniform, [N, max_tokens], not needed when greedy) decides each token by its inverse cumulative distribution, so that
-    an answer does not depend on the batch it is in. Answers that are done leave the batch.
-    """
-    state = DecodeState(vlm, len(prompt_indices), sampling_params, noise_NT)
-    prefix = prefill(vlm, prompts)
-    if isinstance(prefix, NaivePrefix):
-        naive.generate(vlm, prompts, prompt_indices, sampling_params.max_tokens, state.step_from_raw_logits)
-    else:
-        prompt_index_N = torch.tensor(prompt_indices, device=vlm.device)
-        if prefix.should_pack(max(Counter(prompt_indices).values()), sampling_params.max_tokens):
-            decode_packed(prefix, prompt_index_N, prompt_index_N, state)
-        elif vlm.engine.use_cuda_graphs:
-            decode_packed(prefix, prompt_index_N, torch.arange(len(prompt_index_N), device=vlm.device), state)
-        else:
-            _decode_unpacked(prefix, prompt_index_N, state)
-    return state.result()
-
-
-def _decode_unpacked(prefix: Prefix, prompt_index_N: Tensor, state: DecodeState) -> None:
-    vlm = prefix.vlm
-    cache = kv_cache.preallocated_cache(prefix.kv, prefix.cache_template, prompt_index_N, state.sampling_params.max_tokens)
-    active = torch.arange(len(prompt_index_N), device=vlm.device)  # answers that still stand in the batch
-    hidden = prefix.last_hidden_PD[prompt_index_N]
-    attention_mask = torch.nn.functional.pad(prefix.mask_PL[prompt_index_N], (0, state.sampling_params.max_tokens), value=1)
-    prompt_length = prefix.mask_PL.shape[1]
-    for t in range(state.sampling_params.max_tokens):
-        next_tokens = state.step(vlm.logits(hidden, state.sampling_params.temperature or 1.0), active, t)
-        is_unfinished = state.unfinished[active]
-        if not is_unfinished.any() or t + 1 == state.sampling_params.max_tokens:
-            break
-        if is_unfinished.float().mean() < 0.6:
-            kept_rows = is_unfinished.nonzero()[:, 0]
-            for layer in cache.layers:
-                if hasattr(layer, "select"):
-                    layer.select(kept_rows)
-            active, attention_mask, next_tokens = active[kept_rows], attention_mask[kept_rows], next_tokens[kept_rows]
-        hidden = vlm.model.base_model(
-            input_ids=next_tokens[:, None],
-            attention_mask=attention_mask[:, : prompt_length + t + 1],
-            position_ids=prefix.answer_position_ids(prompt_index_N[active], t, 1),
-            **kv_cache.cache_kwargs(vlm.model, cache),
-            **prefix.extra_inputs(prompt_index_N[active], 1),
-        ).last_hidden_state[:, -1]
-
-
-def _pack_rows(sequence_index_N: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """The sequences of the answers `live`, and for each its answers' numbers in a row [S, G], -1 where it has fewer than another."""
-    sequences, counts = torch.unique_consecutive(sequence_index_N[active], return_counts=True)
-    answer_indices = [part.tolist() for part in active.split(counts.tolist())]
-    max_answers = max(map(len, answer_indices))
-    return sequences, torch.tensor([row + [-1] * (max_answers - len(row)) for row in answer_indices], device=active.device)
-
-
-class Suffixes(NamedTuple):
-    """Tokens between a prompt and each of its answers [N, T], right-padded; every answer has one at least."""
-
-    token_ids_NT: Tensor
-    mask_NT: Tensor
-
-
-def decode_packed(
-    prefix: Prefix, prompt_index_N: Tensor, sequence_index_N: Tensor, state: DecodeState, suffixes: Suffixes | None = None
-) -> None:
-    """Answers grow side by side in sequences, those with one `sequence_N` in one on their prompt's keys: column after column, each owned by
-    an answer that alone sees it.
-
-    tails: what stands between the prompt and each answer, if anything does.
-    """
-    vlm, max_tokens = prefix.vlm, state.sampling_params.max_tokens
-    active = torch.argsort(sequence_index_N, stable=True)
-    sequences, answer_index_SG = _pack_rows(sequence_index_N, active)
-    suffix_width = 0 if suffixes is None else suffixes.token_ids_NT.shape[1]
-    decode_step = (CudaGraphDecodeStep if vlm.engine.use_cuda_graphs else DecodeStep)(
-        prefix, prompt_index_N[answer_index_SG[:, 0]], (max_tokens + suffix_width) * answer_index_SG.shape[1]
-    )
-    next_token_N = torch.zeros_like(prompt_index_N)
-    if suffixes is None:
-        column_owner_SC, hidden, suffix_length_N = (
-            answer_index_SG[:, :0],
-            prefix.last_hidden_PD[prompt_index_N[active]],
-            torch.zeros_like(prompt_index_N),
-        )
-    else:
-        column_owner_SC, hidden, suffix_length_N = _prefill_suffixes(decode_step, answer_index_SG, suffixes)
-    for t in range(max_tokens):
-        next_token_N[active] = state.step(vlm.logits(hidden, state.sampling_params.temperature or 1.0), active, t)
-        is_unfinished = state.unfinished[active]
-        if not is_unfinished.any() or t + 1 == max_tokens:
-            break
-        if is_unfinished.float().mean() < 0.6:
-            active = active[is_unfinished]
-            remaining_sequences, answer_index_SG = _pack_rows(sequence_index_N, active)
-            kept_indices = torch.isin(sequences, remaining_sequences).nonzero()[:, 0]
-            decode_step.select(kept_indices)
-            sequences, column_owner_SC = sequences[kept_indices], column_owner_SC[kept_indices]
-        column_owner_SC = torch.cat([column_owner_SC, answer_index_SG], 1)
-        is_filled_SG, gather_index_SG = answer_index_SG >= 0, answer_index_SG.clamp(min=0)
-        token_ids_SG = torch.where(
-            is_filled_SG, next_token_N[gather_index_SG], state.token_ids_NT.new_tensor(vlm.tokenizer.pad_token_id)
-        )
-        hidden = decode_step(
-            suffix_length_N[gather_index_SG] + t, token_ids_SG, column_owner_SC[:, None] == answer_index_SG[:, :, None]
-        )[is_filled_SG]
-
-
-def _prefill_suffixes(decode_step: DecodeStep, answer_index_SG: Tensor, suffixes: Suffixes) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the tails of each sequence's answers side by side. Gives whose each column of keys is, hidden states [n, D] after each tail, and
-    how many tokens each answer's tail has."""
-    token_ids_NT, mask_NT = suffixes
-    (num_sequences, max_answers), width = answer_index_SG.shape, token_ids_NT.shape[1]
-    is_filled_SG, gather_index_SG = answer_index_SG >= 0, answer_index_SG.clamp(min=0)
-    is_token = (mask_NT.bool()[gather_index_SG] & is_filled_SG[..., None]).flatten(1)
-    column_owner = answer_index_SG[..., None].expand(-1, -1, width).flatten(1)
-    causal = torch.ones(max_answers * width, max_answers * width, dtype=torch.bool, device=token_ids_NT.device).tril()
-    offsets = torch.arange(width, device=token_ids_NT.device).repeat(max_answers).expand(num_sequences, -1)
-    hidden = decode_step(
-        offsets, token_ids_NT[gather_index_SG].flatten(1), (column_owner[:, None] == column_owner[:, :, None]) & causal
-    )
-    suffix_length_N = mask_NT.sum(1)
-    suffix_hidden = hidden.unflatten(1, (max_answers, width))[is_filled_SG]
-    last_index = suffix_length_N[answer_index_SG[is_filled_SG]] - 1
-    return (
-        torch.where(is_token, column_owner, -2),
-        suffix_hidden[torch.arange(len(suffix_hidden), device=suffix_hidden.device), last_index],
-        suffix_length_N,
-    )
-
-
-class DecodeState:
-    """What has been said so far, and what is said next."""
-
-    def __init__(self, vlm: VLM, num_answers: int, sampling_params: SamplingParams, noise_NT: Tensor | None):
-        self.vlm, self.sampling_params, self.noise_NT = vlm, sampling_params, noise_NT
-        self.token_ids_NT = torch.full(
-            (num_answers, sampling_params.max_tokens), int(vlm.tokenizer.pad_token_id), device=vlm.device
-        )
-        self.mask_NT = torch.zeros_like(self.token_ids_NT)
-        self.logps_NT = torch.zeros(self.token_ids_NT.shape, device=vlm.device)
-        self.entropy_NT = torch.zeros_like(self.logps_NT)
-        self.unfinished = torch.ones(num_answers, dtype=torch.bool, device=vlm.device)
-        self.eos = torch.tensor(vlm.eos, device=vlm.device)
-
-    def step(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
-        """Choose token `t` of the answers `live` from their logits [n, V] (temperature applied) and write it down."""
-        if t < self.sampling_params.min_tokens:
-            logits = logits.index_fill(-1, self.eos, float("-inf"))
-        logps = logits.log_softmax(-1)
-        probabilities = logps.exp()
-        next_tokens = self._choose_tokens(logps, probabilities, active, t)
-        unfinished_indices = active[self.unfinished[active]]
-        is_unfinished = self.unfinished[active]
-        self.token_ids_NT[unfinished_indices, t], self.mask_NT[unfinished_indices, t] = next_tokens[is_unfinished], 1
-        self.logps_NT[unfinished_indices, t] = logps.gather(-1, next_tokens[:, None])[is_unfinished, 0]
-        self.entropy_NT[unfinished_indices, t] = torch.special.entr(probabilities).sum(-1)[is_unfinished]
-        self.unfinished[unfinished_indices] = ~torch.isin(next_tokens[is_unfinished], self.eos)
-        if self.sampling_params.stop:
-            self._finish_at_stop_strings(unfinished_indices, t)
-        return next_tokens
-
-    def step_from_raw_logits(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
-        """The same of raw logits, as `plain.generate` asks; answers that have ended are given another end."""
-        is_unfinished = self.unfinished[active].clone()
-        next_tokens = self.step(self.vlm.process_logits(logits, self.sampling_params.temperature or 1.0), active, t)
-        return torch.where(is_unfinished, next_tokens, self.eos[0])
-
-    def _choose_tokens(self, logps: Tensor, probabilities: Tensor, active: Tensor, t: int) -> Tensor:
-        if self.sampling_params.temperature == 0:
-            return logps.argmax(-1)
-        assert self.noise_NT is not None
-        if self.sampling_params.top_k or self.sampling_params.top_p < 1:
-            probabilities = _filter_top_k_top_p(probabilities, self.sampling_params.top_k, self.sampling_params.top_p)
-        cumulative = probabilities.cumsum(-1)
-        # 1 - u lies in (0, 1] (in float64, before it is rounded): the first id whose cumulative mass reaches it has probability above 0.
-        threshold = (1 - self.noise_NT[active, t]).to(cumulative) * cumulative[:, -1]
-        return torch.searchsorted(cumulative, threshold[:, None])[:, 0].clamp(max=cumulative.shape[-1] - 1)
-
-    def _finish_at_stop_strings(self, indices: Tensor, t: int) -> None:
-        max_stop_tokens = max(len(s.encode()) for s in self.sampling_params.stop)  # a token is a byte at least
-        for i in indices.tolist():
-            recent_text = self.vlm.tokenizer.decode(
-                self.token_ids_NT[i, max(0, t - max_stop_tokens) : t + 1].tolist(), skip_special_tokens=True
-            )
-            if any(s in recent_text for s in self.sampling_params.stop):
-                self.unfinished[i] = False
-
-    def result(self) -> SampleOutput:
-        width = max(int(self.mask_NT.sum(1).max()), 1)
-        token_ids, mask, logps, entropy = (
-            t[:, :width] for t in (self.token_ids_NT, self.mask_NT, self.logps_NT, self.entropy_NT)
-        )
-        return SampleOutput(token_ids, mask, logps, entropy, ~self.unfinished)
-
-
-def _filter_top_k_top_p(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Without the tokens beyond the `top_k` likeliest, then beyond the fewest that together reach `top_p`; not renormalised."""
-    sorted_probabilities, token_ids = probabilities.sort(-1, descending=True)
-    if top_k:
-        sorted_probabilities[:, top_k:] = 0
-    preceding_mass = sorted_probabilities.cumsum(-1) - sorted_probabilities
-    sorted_probabilities[preceding_mass >= top_p * sorted_probabilities.sum(-1, keepdim=True)] = 0
-    return torch.zeros_like(probabilities).scatter(-1, token_ids, sorted_probabilities)
 
 
 def make_sampling_params(config: GenerateConfig | EvalConfig) -> SamplingParams:
@@ -288,3 +77,277 @@ def make_sampling_params(config: GenerateConfig | EvalConfig) -> SamplingParams:
         stop=(config.stop,) if config.stop else (),
         seed=config.seed,
     )
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """Sampled answers as tensors, right-padded; log-probs and entropies are 0 on padding."""
+
+    token_ids_NT: Tensor
+    mask_NT: Tensor
+    """1 on real tokens."""
+    logps_NT: Tensor
+    """Log-prob of each token under the full distribution, before top-p and top-k."""
+    entropy_NT: Tensor
+    """Entropy of that distribution, in nats."""
+    finished_N: Tensor
+    """Whether an answer ended by itself, not at `max_tokens`."""
+
+
+# ---- decoding ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sample(
+    vlm: VLM,
+    prompts: Sequence[Prompt],
+    prompt_indices: Sequence[int],
+    params: SamplingParams,
+    noise_NT: Tensor | None = None,
+) -> SampleOutput:
+    """Sample an answer to `prompts[p]` for every p of `prompt_indices`, under the active adapter.
+
+    `noise_NT` (uniform, [N, max_tokens]; None for greedy decoding) decides each token by its
+    inverse cumulative distribution, so that an answer does not depend on the batch it is in.
+    Finished answers leave the batch.
+    """
+    state = DecodeState(vlm, len(prompt_indices), params, noise_NT)
+    prefix = prefill(vlm, prompts)
+    if isinstance(prefix, NaivePrefix):
+        naive.generate(vlm, prompts, prompt_indices, params.max_tokens, state.step_from_raw_logits)
+        return state.result()
+    prompt_index_N = torch.tensor(prompt_indices, device=vlm.device)
+    if prefix.should_pack(max(Counter(prompt_indices).values()), params.max_tokens):
+        decode_packed(prefix, prompt_index_N, prompt_index_N, state)  # one sequence per prompt
+    elif vlm.engine.use_cuda_graphs:
+        decode_packed(prefix, prompt_index_N, torch.arange(len(prompt_index_N), device=vlm.device), state)  # one per answer
+    else:
+        _decode_unpacked(prefix, prompt_index_N, state)
+    return state.result()
+
+
+def _decode_unpacked(prefix: Prefix, prompt_index_N: Tensor, state: DecodeState) -> None:
+    """Decode one row per answer, each on its own copy of its prompt's keys. Works for every
+    family."""
+    vlm, max_tokens = prefix.vlm, state.params.max_tokens
+    cache = kv_cache.preallocated_cache(prefix.kv, prefix.cache_template, prompt_index_N, max_tokens)
+    active = torch.arange(len(prompt_index_N), device=vlm.device)  # the answer of each row of the batch
+    hidden = prefix.last_hidden_PD[prompt_index_N]
+    attention_mask = torch.nn.functional.pad(prefix.mask_PL[prompt_index_N], (0, max_tokens), value=1)
+    prompt_length = prefix.mask_PL.shape[1]
+    for t in range(max_tokens):
+        next_tokens = state.step(vlm.logits(hidden, state.params.temperature or 1.0), active, t)
+        is_unfinished = state.unfinished[active]
+        if not is_unfinished.any() or t + 1 == max_tokens:
+            return
+        if is_unfinished.float().mean() < COMPACT_BELOW:
+            kept_rows = is_unfinished.nonzero()[:, 0]
+            for layer in cache.layers:
+                if hasattr(layer, "select"):  # layers that share another's keys keep nothing
+                    layer.select(kept_rows)
+            active, attention_mask, next_tokens = active[kept_rows], attention_mask[kept_rows], next_tokens[kept_rows]
+        hidden = vlm.model.base_model(
+            input_ids=next_tokens[:, None],
+            attention_mask=attention_mask[:, : prompt_length + t + 1],
+            position_ids=prefix.answer_position_ids(prompt_index_N[active], t, 1),
+            **kv_cache.cache_kwargs(vlm.model, cache),
+            **prefix.extra_inputs(prompt_index_N[active], 1),
+        ).last_hidden_state[:, -1]
+
+
+class Suffixes(NamedTuple):
+    """Prompt tokens between a shared prefix and each answer [N, T], right-padded, at least one
+    each."""
+
+    token_ids_NT: Tensor
+    mask_NT: Tensor
+
+
+def decode_packed(
+    prefix: Prefix, prompt_index_N: Tensor, sequence_index_N: Tensor, state: DecodeState, suffixes: Suffixes | None = None
+) -> None:
+    """Decode several answers per sequence, on keys of the prompt that are not copied.
+
+    Answers with the same `sequence_index_N` (and so the same prompt) share a sequence. At step t
+    each of them appends one token to it, side by side: a sequence grows by G columns of keys, and
+    every column belongs to one answer. A token attends to the prompt and to its own answer's
+    columns. With `suffixes`, each answer first appends the rest of its own prompt.
+    """
+    vlm, max_tokens = prefix.vlm, state.params.max_tokens
+    active = torch.argsort(sequence_index_N, stable=True)  # unfinished answers, grouped by sequence
+    sequences, answer_index_SG = _pack_rows(sequence_index_N, active)
+    num_slots = answer_index_SG.shape[1]
+    suffix_width = 0 if suffixes is None else suffixes.token_ids_NT.shape[1]
+    step_class = CudaGraphDecodeStep if vlm.engine.use_cuda_graphs else DecodeStep
+    decode_step = step_class(prefix, prompt_index_N[answer_index_SG[:, 0]], (max_tokens + suffix_width) * num_slots)
+    next_token_N = torch.zeros_like(prompt_index_N)
+    # `column_owner_SC` names the answer that each column of keys belongs to. `hidden` [n, D] holds
+    # the state behind the last token of each active answer, in the order of `active`.
+    if suffixes is None:
+        column_owner_SC = answer_index_SG[:, :0]
+        hidden = prefix.last_hidden_PD[prompt_index_N[active]]
+        suffix_length_N = torch.zeros_like(prompt_index_N)
+    else:
+        column_owner_SC, hidden, suffix_length_N = _prefill_suffixes(decode_step, answer_index_SG, suffixes)
+    pad_token_id = state.token_ids_NT.new_tensor(vlm.tokenizer.pad_token_id)
+    for t in range(max_tokens):
+        next_token_N[active] = state.step(vlm.logits(hidden, state.params.temperature or 1.0), active, t)
+        is_unfinished = state.unfinished[active]
+        if not is_unfinished.any() or t + 1 == max_tokens:
+            return
+        if is_unfinished.float().mean() < COMPACT_BELOW:
+            # Drop finished answers' slots, and sequences without answers. A dropped answer's
+            # columns stay in a sequence that goes on, where no other answer sees them.
+            active = active[is_unfinished]
+            remaining_sequences, answer_index_SG = _pack_rows(sequence_index_N, active)
+            kept_indices = torch.isin(sequences, remaining_sequences).nonzero()[:, 0]
+            decode_step.select(kept_indices)
+            sequences, column_owner_SC = sequences[kept_indices], column_owner_SC[kept_indices]
+        column_owner_SC = torch.cat([column_owner_SC, answer_index_SG], 1)
+        # An empty slot runs as padding (gathered from answer 0 to keep the index valid);
+        # `[is_filled_SG]` drops it and flattens the rest in the order of `active`.
+        is_filled_SG, gather_index_SG = answer_index_SG != EMPTY_SLOT, answer_index_SG.clamp(min=0)
+        token_ids_SG = torch.where(is_filled_SG, next_token_N[gather_index_SG], pad_token_id)
+        # An empty slot sees its prompt and empty slots; what comes out of it is dropped.
+        visible_SGC = column_owner_SC[:, None] == answer_index_SG[:, :, None]
+        hidden = decode_step(suffix_length_N[gather_index_SG] + t, token_ids_SG, visible_SGC)[is_filled_SG]
+
+
+def _pack_rows(sequence_index_N: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sequences [S] of the answers `active`, and each one's answers [S, G].
+
+    `active` is grouped by sequence; rows with fewer than G answers end in EMPTY_SLOT.
+    """
+    sequences, counts = torch.unique_consecutive(sequence_index_N[active], return_counts=True)
+    answer_indices = [part.tolist() for part in active.split(counts.tolist())]
+    num_slots = max(map(len, answer_indices))
+    padded = [row + [EMPTY_SLOT] * (num_slots - len(row)) for row in answer_indices]
+    return sequences, torch.tensor(padded, device=active.device)
+
+
+def _prefill_suffixes(decode_step: DecodeStep, answer_index_SG: Tensor, suffixes: Suffixes) -> tuple[Tensor, Tensor, Tensor]:
+    """Run each answer's suffix in its sequence, all in one forward.
+
+    Returns the owners of the new columns [S, G x T], the hidden states [n, D] behind each suffix in
+    the order of the filled slots, and the suffixes' lengths [N].
+    """
+    token_ids_NT, mask_NT = suffixes
+    (num_sequences, num_slots), width = answer_index_SG.shape, token_ids_NT.shape[1]
+    num_columns = num_slots * width
+    is_filled_SG, gather_index_SG = answer_index_SG != EMPTY_SLOT, answer_index_SG.clamp(min=0)
+    # Slot after slot, `width` columns each. Inside the forward a column's owner is its slot's
+    # answer, padding included: the causal mask already hides right padding from the tokens before
+    # it.
+    column_owner_SC = answer_index_SG[..., None].expand(-1, -1, width).flatten(1)
+    is_causal = torch.ones(num_columns, num_columns, dtype=torch.bool, device=token_ids_NT.device).tril()
+    visible_SCC = (column_owner_SC[:, None] == column_owner_SC[:, :, None]) & is_causal
+    offsets = torch.arange(width, device=token_ids_NT.device).repeat(num_slots).expand(num_sequences, -1)
+    hidden = decode_step(offsets, token_ids_NT[gather_index_SG].flatten(1), visible_SCC)
+    suffix_length_N = mask_NT.sum(1)
+    suffix_hidden = hidden.unflatten(1, (num_slots, width))[is_filled_SG]
+    last_index = suffix_length_N[answer_index_SG[is_filled_SG]] - 1
+    last_hidden = suffix_hidden[torch.arange(len(suffix_hidden), device=suffix_hidden.device), last_index]
+    # Later tokens come after the padding, where causality no longer hides it.
+    is_token = (mask_NT.bool()[gather_index_SG] & is_filled_SG[..., None]).flatten(1)
+    return torch.where(is_token, column_owner_SC, PADDING_COLUMN), last_hidden, suffix_length_N
+
+
+# ---- choosing tokens ---------------------------------------------------------------------------
+
+
+class DecodeState:
+    """Decoding state: tokens, log-probs, and which answers are unfinished."""
+
+    def __init__(self, vlm: VLM, num_answers: int, params: SamplingParams, noise_NT: Tensor | None):
+        self.vlm, self.params, self.noise_NT = vlm, params, noise_NT
+        pad_token_id = int(vlm.tokenizer.pad_token_id)
+        self.token_ids_NT = torch.full((num_answers, params.max_tokens), pad_token_id, device=vlm.device)
+        self.mask_NT = torch.zeros_like(self.token_ids_NT)
+        self.logps_NT = torch.zeros(self.token_ids_NT.shape, device=vlm.device)
+        self.entropy_NT = torch.zeros_like(self.logps_NT)
+        self.unfinished = torch.ones(num_answers, dtype=torch.bool, device=vlm.device)
+        self.eos = torch.tensor(vlm.eos, device=vlm.device)
+
+    def step(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
+        """Choose token `t` of the answers `active` [n] from their logits [n, V], record it, return
+        it.
+
+        The temperature is applied to the logits already. Finished answers that are still in the
+        batch get a token as well, which is not recorded.
+        """
+        if t < self.params.min_tokens:
+            logits = logits.index_fill(-1, self.eos, float("-inf"))
+        logps = logits.log_softmax(-1)
+        probabilities = logps.exp()
+        next_tokens = self._choose_tokens(logps, probabilities, active, t)
+        is_unfinished = self.unfinished[active]
+        unfinished_indices = active[is_unfinished]
+        self.token_ids_NT[unfinished_indices, t] = next_tokens[is_unfinished]
+        self.mask_NT[unfinished_indices, t] = 1
+        self.logps_NT[unfinished_indices, t] = logps.gather(-1, next_tokens[:, None])[is_unfinished, 0]
+        self.entropy_NT[unfinished_indices, t] = torch.special.entr(probabilities).sum(-1)[is_unfinished]
+        self.unfinished[unfinished_indices] = ~torch.isin(next_tokens[is_unfinished], self.eos)
+        if self.params.stop:
+            self._finish_at_stop_strings(unfinished_indices, t)
+        return next_tokens
+
+    def step_from_raw_logits(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
+        """Do the same from the model's own logits, for `naive.generate`.
+
+        Answers that had finished before get an end-of-sequence token, so that `generate` ends.
+        """
+        is_unfinished = self.unfinished[active].clone()
+        next_tokens = self.step(self.vlm.process_logits(logits, self.params.temperature or 1.0), active, t)
+        return torch.where(is_unfinished, next_tokens, self.eos[0])
+
+    def _choose_tokens(self, logps: Tensor, probabilities: Tensor, active: Tensor, t: int) -> Tensor:
+        """Return a token [n] per answer: the likeliest, or the one that the noise points at."""
+        if self.params.temperature == 0:
+            return logps.argmax(-1)
+        assert self.noise_NT is not None
+        if self.params.top_k or self.params.top_p < 1:
+            probabilities = _filter_top_k_top_p(probabilities, self.params.top_k, self.params.top_p)
+        cumulative = probabilities.cumsum(-1)
+        # 1 - u is in (0, 1] (in float64, before rounding), so the first id whose cumulative mass
+        # reaches it has a probability above 0. Scaling by the total renormalises what top-k and
+        # top-p left.
+        threshold = (1 - self.noise_NT[active, t]).to(cumulative) * cumulative[:, -1]
+        return torch.searchsorted(cumulative, threshold[:, None])[:, 0].clamp(max=cumulative.shape[-1] - 1)
+
+    def _finish_at_stop_strings(self, indices: Tensor, t: int) -> None:
+        """Finish the answers whose last tokens decode to a text with a stop string in it."""
+        # A token holds at least one byte, so a stop string lies within as many tokens as it has
+        # bytes.
+        max_stop_tokens = max(len(s.encode()) for s in self.params.stop)
+        for i in indices.tolist():
+            recent_ids = self.token_ids_NT[i, max(0, t - max_stop_tokens) : t + 1].tolist()
+            recent_text = self.vlm.tokenizer.decode(recent_ids, skip_special_tokens=True)
+            if any(s in recent_text for s in self.params.stop):
+                self.unfinished[i] = False
+
+    def result(self) -> SampleOutput:
+        """Return what was sampled, as wide as the longest answer and one token at least."""
+        width = max(int(self.mask_NT.sum(1).max()), 1)
+        return SampleOutput(
+            token_ids_NT=self.token_ids_NT[:, :width],
+            mask_NT=self.mask_NT[:, :width],
+            logps_NT=self.logps_NT[:, :width],
+            entropy_NT=self.entropy_NT[:, :width],
+            finished_N=~self.unfinished,
+        )
+
+
+def _filter_top_k_top_p(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Zero all but the `top_k` likeliest tokens, then all but the fewest of these that reach
+    `top_p`.
+
+    `top_p` is a share of the mass that top-k left. The result is not renormalised.
+    """
+    sorted_probabilities, token_ids = probabilities.sort(-1, descending=True)
+    if top_k:
+        sorted_probabilities[:, top_k:] = 0
+    # A token stays if the tokens before it have not reached top_p yet: the one that crosses it is
+    # kept.
+    preceding_mass = sorted_probabilities.cumsum(-1) - sorted_probabilities
+    sorted_probabilities[preceding_mass >= top_p * sorted_probabilities.sum(-1, keepdim=True)] = 0
+    return torch.zeros_like(probabilities).scatter(-1, token_ids, sorted_probabilities)

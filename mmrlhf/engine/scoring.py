@@ -14,8 +14,8 @@ prompts learn nothing; and do not keep an item's graph for a later `backward`, w
 the prompt. The adapter of the role is active inside the loop.
 
 A loss that couples answers (DPO's pairs) needs all of their log-probs before the first `backward`.
-Take them without gradients from `sequence_logps`, derive each answer's coefficient, and run the loop
-on `coefficient * logp`, which has the same gradient.
+Take them without gradients from `sequence_logps`, derive each answer's coefficient, and run the
+loop on `coefficient * logp`, which has the same gradient.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ C = TypeVar("C", bound=Completions)
 def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield answer indices [n] and hidden states [n, T, D] in front of each of their tokens.
 
-    Micro-batches follow the token budget; T is the longest of their answers. Call `backward` inside the
-    loop only (see the module's docstring).
+    Micro-batches follow the token budget; T is the longest of their answers. Call `backward` inside
+    the loop only (see the module's docstring).
     """
     vlm = role.vlm
     lengths = completions.mask_NT.sum(1).tolist()
@@ -59,7 +59,8 @@ def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor
             with two_stage_backward(prefill(vlm, [completions.prompts[p] for p in micro_batch.prompt_indices])) as prefix:
                 for answer_indices in micro_batch.answer_batches:
                     indices = torch.tensor(answer_indices, device=vlm.device)
-                    # `extend` adds the column after the prompt, and nothing is predicted from the last token.
+                    # `extend` adds the column after the prompt, and nothing is predicted from the
+                    # last token.
                     width = max(lengths[i] for i in answer_indices) - 1
                     # The prompts of a micro-batch are sorted, so a search finds their place in it.
                     local_prompt_index = torch.searchsorted(prompt_indices, completions.prompt_index_N[indices])
@@ -70,10 +71,11 @@ def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor
 def last_hidden_states(
     role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield prompt indices and the hidden states [n, D] at the last token of all of their answers, in order.
+    """Yield prompt indices and the hidden states [n, D] at the last token of all of their answers,
+    in order.
 
-    `answer_ids` holds the token ids [T] of each prompt's answers. Call `backward` inside the loop only
-    (see the module's docstring).
+    `answer_ids` holds the token ids [T] of each prompt's answers. Call `backward` inside the loop
+    only (see the module's docstring).
     """
     vlm = role.vlm
     flat_answers = [(p, ids) for p, prompt_answers in enumerate(answer_ids) for ids in prompt_answers]
@@ -108,10 +110,11 @@ def token_logps(
 
 
 def logps(role: Role, completions: SampledCompletions, hidden: Tensor, indices: Tensor) -> Tensor:
-    """Return the log-probs [n, T] of sampled tokens, under the parameters that they were sampled with.
+    """Return the log-probs [n, T] of sampled tokens, under the parameters that they were sampled
+    with.
 
-    Raises ValueError if top-p, top-k or greedy decoding chose them: they come from another distribution
-    then, and a ratio of the two means nothing.
+    Raises ValueError if top-p, top-k or greedy decoding chose them: they come from another
+    distribution then, and a ratio of the two means nothing.
     """
     params = completions.sampling_params
     if not params.is_full_distribution:
@@ -127,7 +130,8 @@ def values(role: Role, completions: Completions, hidden: Tensor, indices: Tensor
 
 @torch.no_grad()
 def in_micro_batches(compute: Callable[[Role, C, Tensor, Tensor], Tensor], role: Role, completions: C) -> Tensor:
-    """Return `compute` (`logps`, `values`, `token_logps`) of all answers [N, T], without gradients."""
+    """Return `compute` (`logps`, `values`, `token_logps`) of all answers [N, T], without
+    gradients."""
 
     def compute_all() -> Tensor:
         result_NT = torch.zeros(completions.token_ids_NT.shape, device=role.vlm.device)

@@ -1,106 +1,123 @@
-"""Several questions about one picture: what their prompts have in common, picture included, is run once, and each question on top of it.
+"""Share the prefill of several prompts about the same images.
 
-A benchmark asks six questions about a picture of 576 tokens, and a question has twenty. What follows the common beginning (the stem) is treated as
-the first tokens of an answer that were not chosen. Compared with whole prompts on the first group of a run; a model where they differ (PaliGemma
-looks both ways within its prompt) has every prompt run whole.
+A benchmark asks six questions about an image of 576 tokens, and a question has twenty. The
+beginning that prompts have in common, images included, is prefilled once. The rest of a prompt, its
+suffix, runs on top, as the first tokens of an answer that nobody had to choose. The first group of
+a run is compared with whole prompts. A model that differs (PaliGemma attends in both directions
+within its prompt) prefills every prompt by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from mmrlhf.engine import prefill
+from mmrlhf.engine.completions import pad_right
 from mmrlhf.engine.prefill import LOGP_TOLERANCE, MAX_PACK_RATIO, Prefix
 from mmrlhf.engine.sampling import DecodeState, SampleOutput, SamplingParams, Suffixes, decode_packed
 from mmrlhf.models.vlm import VLM, Prompt
 
 
-def group_by_prefix(vlm: VLM, prompts: Sequence[Prompt], sampling_params: SamplingParams) -> list[list[int]]:
-    """Numbers of prompts on the same pictures that begin alike, as many together as pay; a prompt alone where nothing is shared."""
+def group_by_prefix(vlm: VLM, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
+    """Group the indices of prompts about the same images, as many in a group as pay off.
+
+    A prompt that shares nothing is a group of its own.
+    """
     by_images: dict[tuple[str, ...], list[int]] = {}
     for index, prompt in enumerate(prompts):
-        by_images.setdefault(tuple(i.key for i in prompt.images) or (f"none {index}",), []).append(index)
+        image_keys = tuple(image.key for image in prompt.images) or (f"none {index}",)
+        by_images.setdefault(image_keys, []).append(index)
     index_groups = []
     for prompt_indices in by_images.values():
-        group_size = _group_size(vlm, [prompts[i] for i in prompt_indices], sampling_params) if len(prompt_indices) > 1 else 1
+        group_size = 1
+        if len(prompt_indices) > 1:
+            group_size = _group_size(vlm, [prompts[i] for i in prompt_indices], params)
         index_groups += [prompt_indices[i : i + group_size] for i in range(0, len(prompt_indices), group_size)]
     return index_groups
 
 
-def _group_size(vlm: VLM, prompts: Sequence[Prompt], sampling_params: SamplingParams) -> int:
+def _group_size(vlm: VLM, prompts: Sequence[Prompt], params: SamplingParams) -> int:
+    """Return how many of these prompts should share a sequence (see MAX_PACK_RATIO)."""
     prefix_length = _common_prefix_length(prompts)
-    image_token = getattr(vlm.processor, "image_token", None)
-    image_token_id = vlm.tokenizer.convert_tokens_to_ids(image_token) if image_token else None
-    if prefix_length == 0 or any(
-        (p.token_ids[prefix_length:] == image_token_id).any() for p in prompts if image_token_id is not None
-    ):
-        return 1
-    max_suffix_tokens = max(len(p.token_ids) for p in prompts) - prefix_length + sampling_params.max_tokens
+    if prefix_length == 0 or _has_image_token(vlm, [p.token_ids[prefix_length:] for p in prompts]):
+        return 1  # a suffix runs without image features
+    max_suffix_tokens = max(len(p.token_ids) for p in prompts) - prefix_length + params.max_tokens
     return max(1, MAX_PACK_RATIO * prefix_length // max_suffix_tokens)
 
 
+def _has_image_token(vlm: VLM, token_ids: Sequence[Tensor]) -> bool:
+    image_token = getattr(vlm.processor, "image_token", None)
+    if not image_token:
+        return False
+    image_token_id = vlm.tokenizer.convert_tokens_to_ids(image_token)
+    return any(bool((ids == image_token_id).any()) for ids in token_ids)
+
+
 def _common_prefix_length(prompts: Sequence[Prompt]) -> int:
-    """Tokens with which all of them begin, one less than the shortest has at most."""
+    """Return the number of leading tokens that are equal in all prompts.
+
+    At least one token of every prompt is left over: an answer needs the hidden state behind it.
+    """
     max_length = min(len(p.token_ids) for p in prompts) - 1
     is_same = torch.stack([p.token_ids[:max_length] for p in prompts]) == prompts[0].token_ids[:max_length]
-    return int(is_same.all(0).long().cumprod(0).sum())
+    return int(is_same.all(0).long().cumprod(0).sum())  # cumprod is 0 from the first difference on
 
 
 def is_supported(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
-    """Whether stems may be run once with this model; decided on the first group that there is."""
-    if not (prefill.is_verified(vlm, prompts) and vlm.engine.supports_packing) or vlm.engine.share_prefix_across_prompts == "off":
+    """Return whether this model may share prefixes; settled by the first group of a run."""
+    if not prefill.is_verified(vlm, prompts) or not vlm.engine.supports_packing:
         return False
     if vlm.engine.share_prefix_across_prompts == "auto":
         gap = max_logp_gap(vlm, prompts[:2])
-        vlm.engine.share_prefix_across_prompts = "on" if gap <= LOGP_TOLERANCE[vlm.model.dtype] else "off"
-        if vlm.engine.share_prefix_across_prompts == "off":
-            print(f"note: {vlm.name} runs every question with its picture (log-probs differ by {gap:.2g} nats on a shared one)")
+        if gap <= LOGP_TOLERANCE[vlm.model.dtype]:
+            vlm.engine.share_prefix_across_prompts = "on"
+        else:
+            vlm.engine.share_prefix_across_prompts = "off"
+            print(
+                f"note: {vlm.name} prefills every question with its image "
+                f"(log-probs differ by {gap:.2g} nats if questions share it)"
+            )
     return vlm.engine.share_prefix_across_prompts == "on"
 
 
 @torch.no_grad()
 def max_logp_gap(vlm: VLM, prompts: Sequence[Prompt]) -> float:
-    """The most by which log-probs of the first token of answers differ between a shared stem and whole prompts, in nats."""
+    """Return the largest difference, in nats, between log-probs of an answer's first token after a
+    shared prefix and after whole prompts."""
     common_prefix, suffixes = _prefill_shared(vlm, [list(prompts)])
     prompt_index_N = torch.zeros(len(prompts), dtype=torch.long, device=vlm.device)
     hidden = common_prefix.extend(prompt_index_N, *suffixes)
     last_hidden = hidden[torch.arange(len(prompts), device=vlm.device), suffixes.mask_NT.sum(1)]
-    shared_logps, full_logps = vlm.log_softmax(last_hidden), vlm.log_softmax(prefill.run_prefill(vlm, prompts).last_hidden_PD)
-    is_finite = torch.isfinite(full_logps)
-    return float((shared_logps - full_logps)[is_finite].abs().max())
+    full_hidden = prefill.run_prefill(vlm, prompts).last_hidden_PD
+    return prefill.max_finite_gap(vlm.log_softmax(full_hidden), vlm.log_softmax(last_hidden))
 
 
 def _prefill_shared(vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]]) -> tuple[Prefix, Suffixes]:
-    """The stem of each group after its forward, and what follows in each prompt."""
+    """Prefill the common prefix of each group; return it with the suffixes of all prompts, in
+    order."""
     common_prefixes, suffix_ids = [], []
     for group in prompt_groups:
         length, first = _common_prefix_length(group), group[0]
-        common_prefixes.append(
-            Prompt(
-                first.token_ids[:length],
-                {k: v[:length] for k, v in first.extras.items()},
-                first.image_features,
-                first.text,
-                first.images,
-            )
-        )
+        extras = {name: extra[:length] for name, extra in first.extras.items()}
+        common_prefixes.append(replace(first, token_ids=first.token_ids[:length], extras=extras))
         suffix_ids += [p.token_ids[length:] for p in group]
-    pad_sequence = torch.nn.utils.rnn.pad_sequence
-    token_ids = pad_sequence(suffix_ids, batch_first=True, padding_value=int(vlm.tokenizer.pad_token_id)).to(vlm.device)
-    mask = pad_sequence([torch.ones_like(suffix) for suffix in suffix_ids], batch_first=True).to(vlm.device)
-    return prefill.run_prefill(vlm, common_prefixes), Suffixes(token_ids, mask)
+    suffixes = Suffixes(*pad_right(suffix_ids, int(vlm.tokenizer.pad_token_id), vlm.device))
+    return prefill.run_prefill(vlm, common_prefixes), suffixes
 
 
 @torch.no_grad()
 def sample(
-    vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]], sampling_params: SamplingParams, noise_NT: Tensor | None = None
+    vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]], params: SamplingParams, noise_NT: Tensor | None = None
 ) -> SampleOutput:
-    """An answer to each prompt of groups that begin alike, in their order; `draws_NT` as in `sampling.sample`."""
+    """Sample an answer to each prompt, in the order of the groups; `noise_NT` as in
+    `sampling.sample`."""
     common_prefix, suffixes = _prefill_shared(vlm, prompt_groups)
-    prompt_index_N = torch.tensor([g for g, group in enumerate(prompt_groups) for _ in group], device=vlm.device)
-    state = DecodeState(vlm, len(prompt_index_N), sampling_params, noise_NT)
-    decode_packed(common_prefix, prompt_index_N, prompt_index_N, state, suffixes)
+    group_indices = [g for g, group in enumerate(prompt_groups) for _ in group]
+    group_index_N = torch.tensor(group_indices, device=vlm.device)
+    state = DecodeState(vlm, len(group_indices), params, noise_NT)
+    decode_packed(common_prefix, group_index_N, group_index_N, state, suffixes)
     return state.result()

@@ -28,7 +28,7 @@ def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys
     monkeypatch.setattr(prefix_, "_prompt_position_ids", wrong)
     said = sample_completions(other, prompts_from_examples(other, examples[:3]), 1, SamplingParams(12)).texts
     assert other.engine.share_prefix == "off" and said == fast
-    assert "is run the plain way, each answer with its whole prompt (log-probs differ by" in capsys.readouterr().out
+    assert "runs on the naive path, each answer with its whole prompt (log-probs differ by" in capsys.readouterr().out
 
 
 def test_prefill_falls_back_when_the_model_fails(vlm, examples, monkeypatch, capsys):

@@ -1,4 +1,5 @@
-"""Log-probs of given answers against the naive forward, by hand, and with gradients inside the loop."""
+"""Log-probs of given answers against the naive forward, by hand, and with gradients inside the
+loop."""
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_logps_refuse_a_truncated_distribution(role, examples):
 
 
 def test_coefficients_inside_the_loop_give_the_gradient_of_a_coupled_loss(vlm, completions):
-    """DPO's recipe: -log sigmoid(l0 - l1) has the gradient of c * (l0 - l1) with c = -sigmoid(l1 - l0)."""
+    """DPO's recipe: -log sigmoid(l0 - l1) has the gradient of c * (l0 - l1) with c = -sigmoid(l1 -
+    l0)."""
     adapters = Adapters(vlm)
     adapters.add("policy", 4, 8, 0)
     policy = Role(adapters, "policy")

@@ -65,7 +65,7 @@ def test_shared_prefix_falls_back_when_logps_differ(vlm, examples, monkeypatch, 
     rows = make_questions(examples)
     whole = sample_completions(vlm, prompts_from_examples(vlm, rows), 1, SamplingParams(4, 0.0)).texts
     assert [t for _, (t,) in generate_batches(vlm, rows, SamplingParams(4, 0.0), batch_size=100)] == whole
-    assert vlm.engine.share_prefix_across_prompts == "off" and "runs every question with its picture" in capsys.readouterr().out
+    assert vlm.engine.share_prefix_across_prompts == "off" and "prefills every question with its image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, id=f) for f in FAMILIES])

@@ -31,8 +31,8 @@ def save_image(path, width=56, height=56, seed=0, mode="RGB", **options):
     return ImageSource(str(path))
 
 
-def test_encoder_encodes_each_image_once_across_epochs(places, tmp_path):
-    vlm = load(str(places / "llava"))
+def test_encoder_encodes_each_image_once_across_epochs(checkpoints, tmp_path):
+    vlm = load(str(checkpoints / "llava"))
     sources = [save_image(tmp_path / f"{i}.png", seed=i % 3) for i in range(6)]  # three pictures under six names
     for text in ("what is it", "describe the image"):
         for _ in range(2):
@@ -40,8 +40,8 @@ def test_encoder_encodes_each_image_once_across_epochs(places, tmp_path):
     assert vlm.image_encodes == 3 and vlm.encoder.cache.counters.reencodes == 0
 
 
-def test_encoder_concurrent_requests_encode_once(places, tmp_path):
-    vlm = load(str(places / "llava"))
+def test_encoder_concurrent_requests_encode_once(checkpoints, tmp_path):
+    vlm = load(str(checkpoints / "llava"))
     sources = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(4)]
     threads = [threading.Thread(target=vlm.encoder.get_features, args=([(s,) for s in sources],)) for _ in range(4)]
     for thread in threads:
@@ -51,22 +51,22 @@ def test_encoder_concurrent_requests_encode_once(places, tmp_path):
     assert vlm.image_encodes == 4
 
 
-def test_encoder_reencodes_changed_file(places, tmp_path):
-    vlm = load(str(places / "llava"))
+def test_encoder_reencodes_changed_file(checkpoints, tmp_path):
+    vlm = load(str(checkpoints / "llava"))
     source = save_image(tmp_path / "a.png", seed=0)
     (first,) = vlm.encoder.get_features([(source,)])[0]
     save_image(tmp_path / "a.png", seed=1)
     (second,) = vlm.encoder.get_features([(source,)])[0]
     assert vlm.image_encodes == 2 and not torch.equal(first.levels[0][0], second.levels[0][0])
-    (fresh,) = load(str(places / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "a.png")),)])[0]
+    (fresh,) = load(str(checkpoints / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "a.png")),)])[0]
     assert torch.equal(second.levels[0][0], fresh.levels[0][0])
 
 
-def test_encoder_features_do_not_depend_on_batch(places, tmp_path):
+def test_encoder_features_do_not_depend_on_batch(checkpoints, tmp_path):
     sources = [save_image(tmp_path / f"{i}.png", 56 + 20 * i, 80, seed=i) for i in range(5)]
     for family in ("llava", "qwen2_5_vl"):
-        together = load(str(places / family)).encoder.get_features([(s,) for s in sources])
-        alone = [load(str(places / family)).encoder.get_features([(s,)])[0] for s in sources]
+        together = load(str(checkpoints / family)).encoder.get_features([(s,) for s in sources])
+        alone = [load(str(checkpoints / family)).encoder.get_features([(s,)])[0] for s in sources]
         for (a,), (b,) in zip(together, alone, strict=True):
             assert (
                 all(torch.equal(x, y) for x, y in zip(a.levels[0], b.levels[0], strict=True))
@@ -74,11 +74,11 @@ def test_encoder_features_do_not_depend_on_batch(places, tmp_path):
             )
 
 
-def test_encode_gpu_batches_hold_one_shape_and_match_encode_cpu(places, tmp_path, monkeypatch):
+def test_encode_gpu_batches_hold_one_shape_and_match_encode_cpu(checkpoints, tmp_path, monkeypatch):
     """The GPU's way, run on the CPU: batches by shape within a budget."""
     sources = [save_image(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
     for family in ("llava", "qwen2_5_vl"):
-        encoder = load(str(places / family)).encoder
+        encoder = load(str(checkpoints / family)).encoder
         largest = max(encoder._preprocess(encoder._key(s, 1), (s, 1)).num_elements for s in sources[:2])
         monkeypatch.setattr("mmrlhf.models.vision_encoder.MAX_ELEMENTS_GPU", 3 * largest)
         missing = {encoder._key(s, 1): (s, 1) for s in sources}
@@ -92,41 +92,41 @@ def test_encode_gpu_batches_hold_one_shape_and_match_encode_cpu(places, tmp_path
             assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(picture.levels[0], batched[key].levels[0], strict=True))
 
 
-def test_encoder_refuses_trainable_tower(places, tmp_path):
-    vlm = load(str(places / "llava"))
+def test_encoder_refuses_trainable_tower(checkpoints, tmp_path):
+    vlm = load(str(checkpoints / "llava"))
     vlm.model.base_model.multi_modal_projector.requires_grad_(True)
     with pytest.raises(RuntimeError, match=r"the vision tower or the projector is trainable: .* freeze both"):
         vlm.encoder.get_features([(save_image(tmp_path / "a.png"),)])
 
 
-def test_encoder_fingerprint_covers_tower_processor_and_dtype(places):
+def test_encoder_fingerprint_covers_tower_processor_and_dtype(checkpoints):
     prints = {
-        load(str(places / "llava")).encoder.fingerprint,
-        load(str(places / "qwen2_5_vl")).encoder.fingerprint,
-        load(str(places / "llava"), "bfloat16").encoder.fingerprint,
+        load(str(checkpoints / "llava")).encoder.fingerprint,
+        load(str(checkpoints / "qwen2_5_vl")).encoder.fingerprint,
+        load(str(checkpoints / "llava"), "bfloat16").encoder.fingerprint,
     }
-    other = load(str(places / "llava"))
+    other = load(str(checkpoints / "llava"))
     other.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
-    tuned = load(str(places / "llava"))
+    tuned = load(str(checkpoints / "llava"))
     with torch.no_grad():
         tuned.model.base_model.multi_modal_projector.linear_1.weight.add_(1.0)
-    language = load(str(places / "llava"))
+    language = load(str(checkpoints / "llava"))
     with torch.no_grad():
         language.model.get_output_embeddings().weight.add_(1.0)
-    slightly = load(str(places / "llava"))
+    slightly = load(str(checkpoints / "llava"))
     with torch.no_grad():
         slightly.model.base_model.multi_modal_projector.linear_1.weight.view(-1)[1] += (
             1.0  # any value, not some that are looked at
         )
-    layer = load(str(places / "llava"))
+    layer = load(str(checkpoints / "llava"))
     layer.model.config.vision_feature_layer = -1 if layer.model.config.vision_feature_layer != -1 else -2
     changed = {v.encoder.fingerprint for v in (other, tuned, slightly, layer)}
     assert len(prints | changed) == 7
     assert language.encoder.fingerprint in prints  # features of a fine-tuned language model's tower are the base's own
 
 
-def test_prompts_mismatched_processor_is_refused(places, tmp_path):
-    vlm = load(str(places / "llava"))
+def test_prompts_mismatched_processor_is_refused(checkpoints, tmp_path):
+    vlm = load(str(checkpoints / "llava"))
     vlm.processor.patch_size = 28
     with pytest.raises(
         InputError, match=r"image .*a.png.*: the (processor writes|model's tower gives more).* from one checkpoint"
@@ -134,14 +134,14 @@ def test_prompts_mismatched_processor_is_refused(places, tmp_path):
         vlm.build_prompts([(PROMPT, (save_image(tmp_path / "a.png"),))])
 
 
-def test_prompts_image_refused_by_processor_is_named(places, tmp_path):
-    vlm = load(str(places / "qwen2_5_vl"))
+def test_prompts_image_refused_by_processor_is_named(checkpoints, tmp_path):
+    vlm = load(str(checkpoints / "qwen2_5_vl"))
     with pytest.raises(InputError, match=r"strip\.png \(2000 x 1\) is refused by the model's processor \(.*\): change its size"):
         vlm.build_prompts([(PROMPT, (save_image(tmp_path / "strip.png", 2000, 1),))])
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_encoder_reads_unusual_images(places, tmp_path, family):
+def test_encoder_reads_unusual_images(checkpoints, tmp_path, family):
     exif = Image.Exif()
     exif[0x0112] = 6
     sources = [
@@ -150,51 +150,51 @@ def test_encoder_reads_unusual_images(places, tmp_path, family):
         save_image(tmp_path / "deep.png", mode="I;16"),
         save_image(tmp_path / "turned.jpg", 80, 40, exif=exif),
     ]
-    prompts = load(str(places / family)).build_prompts([(PROMPT, (s,)) for s in sources])
+    prompts = load(str(checkpoints / family)).build_prompts([(PROMPT, (s,)) for s in sources])
     assert all(p.image_features and torch.isfinite(p.image_features[0].levels[0][0]).all() for p in prompts)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"not a picture"])
-def test_encoder_refuses_invalid_image_from_any_thread(places, tmp_path, data):
+def test_encoder_refuses_invalid_image_from_any_thread(checkpoints, tmp_path, data):
     (tmp_path / "bad.png").write_bytes(data)
     good = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(6)]
-    vlm = load(str(places / "llava"))
+    vlm = load(str(checkpoints / "llava"))
     with pytest.raises(InputError, match=r"bad\.png is (empty|damaged|truncated)"):
         vlm.encoder.get_features([(s,) for s in [*good[:3], ImageSource(str(tmp_path / "bad.png")), *good[3:]]])
     assert len(vlm.encoder.get_features([(s,) for s in good])) == 6  # and nothing is broken by it
 
 
-def test_encoder_refuses_huge_image_by_its_header(places, tmp_path):
+def test_encoder_refuses_huge_image_by_its_header(checkpoints, tmp_path):
     file = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(file, "PNG")
     (tmp_path / "huge.png").write_bytes(file.getvalue())
     with pytest.raises(InputError, match=r"huge\.png has far more than 40,000,000 pixels: scale it down"):
-        load(str(places / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "huge.png")),)])
+        load(str(checkpoints / "llava")).encoder.get_features([(ImageSource(str(tmp_path / "huge.png")),)])
 
 
-def test_prompts_placeholder_in_text_is_refused(places, tmp_path):
+def test_prompts_placeholder_in_text_is_refused(checkpoints, tmp_path):
     with pytest.raises(InputError, match=r"the prompt of row r1, .* would show the model 2 pictures and has 1: remove <image>"):
         text = (Message("user", "what is <image> here"),)
-        load(str(places / "llava")).build_prompts([(text, (save_image(tmp_path / "a.png"),))], row_ids=["r1"])
+        load(str(checkpoints / "llava")).build_prompts([(text, (save_image(tmp_path / "a.png"),))], row_ids=["r1"])
 
 
-def test_feature_cache_dir_serves_only_its_own_model(places, tmp_path):
+def test_feature_cache_dir_serves_only_its_own_model(checkpoints, tmp_path):
     sources = [(save_image(tmp_path / f"{i}.png", seed=i),) for i in range(3)]
     engine = EngineConfig(feature_cache_dir=str(tmp_path / "cache"))
-    load(str(places / "llava"), engine=engine).encoder.get_features(sources)
-    again = load(str(places / "llava"), engine=engine)
+    load(str(checkpoints / "llava"), engine=engine).encoder.get_features(sources)
+    again = load(str(checkpoints / "llava"), engine=engine)
     again.encoder.get_features(sources)
-    other = load(str(places / "qwen2_5_vl"), engine=engine)
+    other = load(str(checkpoints / "qwen2_5_vl"), engine=engine)
     other.encoder.get_features(sources)
     assert again.image_encodes == 0 and again.encoder.cache.counters.disk_hits == 3 and other.image_encodes == 3
 
 
-def test_prefill_refuses_image_changed_after_encoding(places, tmp_path):
+def test_prefill_refuses_image_changed_after_encoding(checkpoints, tmp_path):
     """The plain way, and processors that want pixels, open the file again: another picture there is refused, not read."""
     from mmrlhf.config import EngineConfig
     from mmrlhf.engine.prefill import prefill
 
-    vlm = load(str(places / "llava"), engine=EngineConfig(share_prefix="off"))
+    vlm = load(str(checkpoints / "llava"), engine=EngineConfig(share_prefix="off"))
     source = save_image(tmp_path / "a.png", seed=1)
     prompts = vlm.build_prompts([(PROMPT, (source,))])
     prefill(vlm, prompts).last_hidden_PD  # noqa: B018
@@ -203,8 +203,8 @@ def test_prefill_refuses_image_changed_after_encoding(places, tmp_path):
         prefill(vlm, prompts).last_hidden_PD  # noqa: B018
 
 
-def test_encode_gpu_halves_batch_on_oom(places, tmp_path, monkeypatch, capsys):
-    encoder = load(str(places / "llava")).encoder
+def test_encode_gpu_halves_batch_on_oom(checkpoints, tmp_path, monkeypatch, capsys):
+    encoder = load(str(checkpoints / "llava")).encoder
     sources = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(4)]
     real = encoder._run_tower
 
