@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmrlhf.claims.builder import ClaimBuilder
-from mmrlhf.claims.disambiguation import base_form
 from mmrlhf.claims.grammar import (
     ABSENCE_WORDS,
     ANIMATE_ACTIONS,
@@ -27,6 +26,7 @@ from mmrlhf.claims.tags import (
     COORDINATION_TAGS,
     HEAD_START_TAGS,
 )
+from mmrlhf.claims.verb_forms import base_form
 
 
 def process_verb(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmrlhf.claims.builder import ClaimBuilder
-from mmrlhf.claims.disambiguation import verb_stem
 from mmrlhf.claims.grammar import (
     AIMING_VERBS,
     BODY_PARTS,
@@ -24,6 +23,7 @@ from mmrlhf.claims.grammar import (
 )
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tags import AFTER_VERB_OR_ADVERB, BEFORE_PLACE_OF_ACTOR, COORDINATION_TAGS, FRONTED_TARGET_TAGS, VERB_FORM_TAGS
+from mmrlhf.claims.verb_forms import verb_stem
 
 
 def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
