@@ -1,4 +1,4 @@
-"""What the tests share: the small model that ships, scenes as examples, and where other test data may lie."""
+"""Fixtures of all tests: the tiny model, synthetic scenes, and data from outside the repository."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU, also where there is a GPU
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU even if there is a GPU
 
 
 @pytest.fixture(scope="session")
 def tiny_vlm_path() -> str:
-    """The world's small vision-language model."""
+    """The checkpoint of the bundled tiny vision-language model."""
     from mmrlhf.files.bundled import folder
 
     return str(folder("data") / "tiny_vlm")
@@ -20,6 +20,7 @@ def tiny_vlm_path() -> str:
 
 @pytest.fixture
 def vlm(tiny_vlm_path):
+    """The tiny model, loaded anew for each test."""
     from mmrlhf.models.loading import load
 
     return load(tiny_vlm_path)
@@ -27,23 +28,24 @@ def vlm(tiny_vlm_path):
 
 @pytest.fixture(scope="session")
 def examples():
-    """Twelve described scenes with facts."""
+    """Twelve synthetic scenes with a description and facts."""
     from mmrlhf import scenes
     from mmrlhf.records import Example, Message
 
-    rows = []
-    for i in range(12):
-        scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
+    examples = []
+    for index in range(12):
+        scene, rng = scenes.generate_scene("selection", index, 0), np.random.default_rng(index)
         question = scenes.description_question(scene, rng)
         prompt = (Message("user", question.text),)
-        rows.append(Example(scene.id, (scene.image_source(),), prompt, question.answer, scenes.annotator_facts(scene, rng)))
-    return rows
+        facts = scenes.annotator_facts(scene, rng)
+        examples.append(Example(scene.id, (scene.image_source(),), prompt, question.answer, facts))
+    return examples
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Test data that is not part of the project: MMRLHF_SHARED, or `shared` beside the repository."""
+    """The folder of test data outside the repository: MMRLHF_SHARED, or `shared` next to it."""
     path = Path(os.environ.get("MMRLHF_SHARED", Path(__file__).parents[2] / "shared"))
     if not path.is_dir():
-        pytest.skip("needs the shared test data (MMRLHF_SHARED), which a clone does not have")
+        pytest.skip("needs test data that is not in the repository: set MMRLHF_SHARED to its folder")
     return path

@@ -1,4 +1,4 @@
-"""Recipes, samples and benchmarks are found by name and loaded by path."""
+"""Bundled recipes, samples and benchmarks are found by name and loaded by path."""
 
 import sys
 
@@ -10,7 +10,7 @@ from mmrlhf.records import InputError
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository with one file of each kind, around an imagined package directory."""
+    """A repository with one file of each kind, around a fake package folder."""
     for name in ("mmrlhf/files/bundled.py", "configs/demo/sft.yaml", "data/cards/one.jsonl", "eval/pope.py", "eval/_part.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -67,10 +67,10 @@ def test_load_module_same_file_name_gives_distinct_modules(tmp_path):
 
 def test_load_module_failure_leaves_no_module(tmp_path):
     (tmp_path / "bad.py").write_text("1 / 0")
-    before = set(sys.modules)
+    modules_before = set(sys.modules)
     with pytest.raises(ZeroDivisionError):
         bundled.load_module(tmp_path / "bad.py")
-    assert not [name for name in set(sys.modules) - before if "bad" in name]
+    assert not [name for name in set(sys.modules) - modules_before if "bad" in name]
     with pytest.raises(InputError):
         bundled.load_module(tmp_path / "absent.py")
 

@@ -1,4 +1,4 @@
-"""A long file appears whole, continues after a kill, and is of one subject only."""
+"""A resumable file appears only when complete, and continues after a kill for the same run key."""
 
 import json
 
@@ -28,12 +28,12 @@ def test_resumable_writer_file_appears_only_when_finished(tmp_path):
 def test_resumable_writer_resumes_without_torn_end(tmp_path):
     path = tmp_path / "out.jsonl"
     ResumableWriter(path, ["a"], group_size=2).append(["1\n", "1\n", "2\n", "2\n", "3\n"])
-    part = next(tmp_path.iterdir())
-    part.write_bytes(part.read_bytes() + b"3")  # the second line of the third pair is torn
-    again = ResumableWriter(path, ["a"], group_size=2)
-    assert again.num_done == 4
-    again.append(["3\n", "3\n"])
-    again.finish()
+    partial_file = next(tmp_path.iterdir())
+    partial_file.write_bytes(partial_file.read_bytes() + b"3")  # the second line of the third pair is cut off
+    resumed = ResumableWriter(path, ["a"], group_size=2)
+    assert resumed.num_done == 4
+    resumed.append(["3\n", "3\n"])
+    resumed.finish()
     assert path.read_text() == "1\n1\n2\n2\n3\n3\n"
 
 
@@ -53,48 +53,60 @@ def test_resumable_writer_writes_empty_file_and_refuses_folder(tmp_path):
         ResumableWriter(tmp_path, [])
 
 
-def test_generate_and_score_resume_after_kill(base, vlm, examples, tmp_path, monkeypatch):
-    config = GenerateConfig(model_name_or_path=base, dataset_name="scenes", output_file=str(tmp_path / "a.jsonl"), batch_size=2,
-                            num_generations=2, temperature=1.0, response_length=8)  # fmt: skip
-    whole = stage.generate(config, examples[:6]).read_text()
-    (tmp_path / "a.jsonl").unlink()
-    asked = []
-    real = stage.generate_batches
+def test_generate_resumes_after_kill(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    output_file = tmp_path / "answers.jsonl"
+    config = GenerateConfig(
+        model_name_or_path=tiny_vlm_path, dataset_name="scenes", output_file=str(output_file), batch_size=2, num_generations=2,
+        temperature=1.0, response_length=8,
+    )  # fmt: skip
+    uninterrupted = stage.generate(config, examples[:6]).read_text()
+    output_file.unlink()
+    calls = []
+    generate_batches = stage.generate_batches
 
-    def killed_after_three(vlm, rows, sampling, **how):
-        asked.append(len(rows))
-        for number, found in enumerate(real(vlm, rows, sampling, **how)):
-            if len(asked) == 1 and number == 3:
+    def killed_after_three(vlm, rows, sampling_params, **options):
+        calls.append(len(rows))
+        for number, batch in enumerate(generate_batches(vlm, rows, sampling_params, **options)):
+            if len(calls) == 1 and number == 3:
                 raise KeyboardInterrupt
-            yield found
+            yield batch
 
     monkeypatch.setattr(stage, "generate_batches", killed_after_three)
     with pytest.raises(KeyboardInterrupt):
         stage.generate(config, examples[:6])
-    assert not (tmp_path / "a.jsonl").exists()
-    assert stage.generate(config, examples[:6]).read_text() == whole and asked == [6, 3]
+    assert not output_file.exists()
+    assert stage.generate(config, examples[:6]).read_text() == uninterrupted and calls == [6, 3]
 
+
+def test_score_resumes_after_kill(vlm, examples, tmp_path, monkeypatch):
     adapters = Adapters(vlm)
     adapters.add("reward", 4, 8, seed=0)
-    kept = [AnswerGroup(examples[0].images, examples[0].prompt, ("A star.",))]
-    save_reward_model(RewardModel(Role(adapters, "reward", yes_no_head(vlm)), "none", "before"), tmp_path / "reward", kept)
-    rows = [{"prompt": "What is here?", "images": [], "answer": f"There is a {c} star."} for c in ("red", "blue", "green")]
-    for row, example in zip(rows, examples, strict=False):
+    reference_groups = [AnswerGroup(examples[0].images, examples[0].prompt, ("A star.",))]
+    reward_model = RewardModel(Role(adapters, "reward", yes_no_head(vlm)), "none", "before")
+    save_reward_model(reward_model, tmp_path / "reward", reference_groups)
+    rows = []
+    for colour, example in zip(("red", "blue", "green"), examples, strict=False):
         (tmp_path / f"{example.id}.png").write_bytes(example.images[0].read())
-        row["images"] = [f"{example.id}.png"]
+        answer = f"There is a {colour} star."
+        rows.append({"prompt": "What is here?", "images": [f"{example.id}.png"], "answer": answer})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = ScoreConfig(reward_model_path=str(tmp_path / "reward"), dataset_name=str(tmp_path / "rows.jsonl"),
-                       output_file=str(tmp_path / "s.jsonl"), batch_size=1)  # fmt: skip
-    scores = score(told).read_text()
-    real_score, calls = RewardModel.score, []
+    output_file = tmp_path / "scores.jsonl"
+    config = ScoreConfig(
+        reward_model_path=str(tmp_path / "reward"), dataset_name=str(tmp_path / "rows.jsonl"), output_file=str(output_file),
+        batch_size=1,
+    )  # fmt: skip
+    uninterrupted = score(config).read_text()
+    output_file.unlink()
+    score_groups, calls = RewardModel.score, []
 
-    def killed_at_the_second(self, groups, **how):
+    def killed_at_the_second_row(self, groups, **options):
         calls.append(1)
-        if len(calls) == 3:  # the first is of loading
+        if len(calls) == 3:  # loading the reward model makes the first call
             raise KeyboardInterrupt
-        return real_score(self, groups, **how)
+        return score_groups(self, groups, **options)
 
-    monkeypatch.setattr(RewardModel, "score", killed_at_the_second)
+    monkeypatch.setattr(RewardModel, "score", killed_at_the_second_row)
     with pytest.raises(KeyboardInterrupt):
-        score(told)
-    assert score(told).read_text() == scores and len(calls) == 6
+        score(config)
+    assert not output_file.exists()
+    assert score(config).read_text() == uninterrupted and len(calls) == 6

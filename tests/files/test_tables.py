@@ -1,24 +1,27 @@
-"""Records are made when they are asked for: memory does not grow with the file, and a file that changes is refused."""
+"""Records are read lazily: memory does not grow with the file, and changed files are refused."""
 
 import base64
 import json
 import os
 import random
-import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from mmrlhf.datasets import Records, read_examples, read_preferences
+from mmrlhf.files.tables import open_table
 from mmrlhf.records import InputError
 
 
+def image_bytes(number, size=64):
+    return random.Random(number).randbytes(size)
+
+
 def make_row(number, size=64):
-    picture = base64.b64encode(random.Random(number).randbytes(size)).decode()
     return {
         "id": number,
-        "image": {"bytes": picture},
+        "image": {"bytes": base64.b64encode(image_bytes(number, size)).decode()},
         "prompt": f"Number {number}?",
         "chosen": f"It is {number}.",
         "rejected": "None.",
@@ -31,11 +34,18 @@ def write_rows(path, count, size=64):
     return str(path)
 
 
-def image_table(count):
+def image_table(count, size=64):
     import datasets
 
-    stored = [{**make_row(n), "image": {"bytes": random.Random(n).randbytes(64), "path": f"{n}.png"}} for n in range(count)]
-    return datasets.Dataset.from_list(stored).cast_column("image", datasets.Image())
+    rows = [{**make_row(n), "image": {"bytes": image_bytes(n, size), "path": f"{n}.png"}} for n in range(count)]
+    return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+
+
+def rewrite(path, content):
+    """Write a file again and make sure that its modification time differs."""
+    previous_mtime = os.stat(path).st_mtime_ns
+    Path(path).write_bytes(content)
+    os.utime(path, ns=(previous_mtime + 1, previous_mtime + 1))
 
 
 KINDS = ["jsonl", "json", "parquet", "saved", "folder"]
@@ -54,9 +64,9 @@ def write_dataset(folder, kind, count):
         image_table(count).save_to_disk(str(folder / "saved"))
         return str(folder / "saved")
     (folder / "parts").mkdir()
-    whole = image_table(count)
-    for number, part in enumerate((whole.select(range(4)), whole.select(range(4, count)))):
-        part.to_parquet(str(folder / "parts" / f"train-{number:05d}-of-00002.parquet"), batch_size=2)
+    table = image_table(count)
+    for number, shard in enumerate((table.select(range(4)), table.select(range(4, count)))):
+        shard.to_parquet(str(folder / "parts" / f"train-{number:05d}-of-00002.parquet"), batch_size=2)
     return str(folder / "parts")
 
 
@@ -65,17 +75,17 @@ def test_records_are_indexed_in_any_order(kind, tmp_path):
     records = read_preferences(write_dataset(tmp_path, kind, 11))
     assert isinstance(records, Records) and len(records) == 11
     chosen = [f"It is {number}." for number in range(11)]
-    assert [one.chosen for one in records] == chosen
+    assert [record.chosen for record in records] == chosen
     for number in random.Random(0).sample(range(-11, 11), 22):
-        one = records[number]
-        assert (one.chosen, one.id) == (chosen[number], str(number % 11))
-        assert one == records[number] and one is not records[number]
-        assert one.images[0].data == random.Random(number % 11).randbytes(64)
-    assert [one.chosen for one in records[3:-2]] == chosen[3:-2]
-    assert [one.chosen for one in records[3:][::-2][1:]] == chosen[3:][::-2][1:]
-    assert [one.chosen for one in records[2:].subset([5, 0, 5])[:2]] == [chosen[7], chosen[2]]
+        record = records[number]
+        assert (record.chosen, record.id) == (chosen[number], str(number % 11))
+        assert record == records[number] and record is not records[number]
+        assert record.images[0].data == image_bytes(number % 11)
+    assert [record.chosen for record in records[3:-2]] == chosen[3:-2]
+    assert [record.chosen for record in records[3:][::-2][1:]] == chosen[3:][::-2][1:]
+    assert [record.chosen for record in records[2:].subset([5, 0, 5])[:2]] == [chosen[7], chosen[2]]
     assert len(records[20:]) == 0 and not records[20:]
-    assert [one.chosen for one in reversed(records)] == chosen[::-1]
+    assert [record.chosen for record in reversed(records)] == chosen[::-1]
     for number in (11, -12):
         with pytest.raises(IndexError):
             records[number]
@@ -86,30 +96,27 @@ def test_records_are_indexed_in_any_order(kind, tmp_path):
 def test_records_refuse_changed_file(kind, change, tmp_path):
     path = write_dataset(tmp_path, kind, 11)
     records = read_preferences(path)
-    files = (
-        [path] if os.path.isfile(path) else sorted(str(p) for p in Path(path).rglob("*") if p.suffix in (".arrow", ".parquet"))
-    )
-    content = Path(files[0]).read_bytes()
-    time.sleep(0.02)
+    files = [Path(path)]
+    if os.path.isdir(path):
+        files = sorted(file for file in Path(path).rglob("*") if file.suffix in (".arrow", ".parquet"))
+    content = files[0].read_bytes()
     if change == "gone":
-        os.unlink(files[0])
+        files[0].unlink()
     else:
-        Path(files[0]).write_bytes(content if change == "rewritten" else content + b"\n")
+        rewrite(files[0], content if change == "rewritten" else content + b"\n")
     with pytest.raises(InputError) as caught:
         records[3]
-    said = "does not exist" if change == "gone" and kind == "jsonl" else "has changed since it was first read: start again"
-    assert said in str(caught.value) and files[0] in str(caught.value) and "\n" not in str(caught.value)
+    message = str(caught.value)
+    is_missing_jsonl = change == "gone" and kind == "jsonl"
+    assert ("does not exist" if is_missing_jsonl else "has changed since it was first read: start again") in message
+    assert str(files[0]) in message and "\n" not in message
 
 
 def test_table_refuses_file_changed_during_first_pass(tmp_path):
     path = Path(write_rows(tmp_path / "rows.jsonl", 3))
-    from mmrlhf.files.tables import open_table
-
     rows = iter(open_table(str(path)))
     next(rows)
-    time.sleep(0.02)
-    with path.open("a") as file:
-        file.write("\n")
+    rewrite(path, path.read_bytes() + b"\n")
     with pytest.raises(InputError, match="has changed since it was first read"):
         list(rows)
 
@@ -118,13 +125,14 @@ def test_records_of_json_list_survive_file_removal(tmp_path):
     path = write_dataset(tmp_path, "json", 3)
     records = read_preferences(path)
     os.unlink(path)
-    assert [one.id for one in records] == ["0", "1", "2"]
+    assert [record.id for record in records] == ["0", "1", "2"]
 
 
 def test_records_count_blank_lines_and_skip_them(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n\n" + "\n \n".join(json.dumps({k: v for k, v in make_row(n).items() if k != "id"}) for n in range(3)))
-    assert [one.id for one in read_preferences(str(path))] == ["3", "5", "7"]
+    lines = [json.dumps({name: value for name, value in make_row(n).items() if name != "id"}) for n in range(3)]
+    path.write_text("\n\n" + "\n \n".join(lines))
+    assert [record.id for record in read_preferences(str(path))] == ["3", "5", "7"]
 
 
 def test_read_examples_first_pass_finds_a_bad_row_anywhere(tmp_path):
@@ -137,7 +145,7 @@ def test_read_examples_first_pass_finds_a_bad_row_anywhere(tmp_path):
 
 def test_records_memory_does_not_grow_with_the_file(tmp_path):
     size, peaks = 200_000, []
-    for count in (20, 240):  # 5 and 64 MB of pictures in base64
+    for count in (20, 240):  # 5 and 64 MB of images in base64
         path = write_rows(tmp_path / f"{count}.jsonl", count, size)
         assert os.path.getsize(path) > count * size * 4 / 3
         tracemalloc.start()
@@ -150,17 +158,14 @@ def test_records_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_records_release_parquet_row_groups(tmp_path):
-    import datasets
-
-    rows = [{**make_row(n), "image": {"bytes": random.Random(n).randbytes(100_000), "path": None}} for n in range(60)]
-    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(
-        str(tmp_path / "rows.parquet"), batch_size=5
-    )
-    records = read_preferences(str(tmp_path / "rows.parquet"))
     import pyarrow
 
-    before, most = pyarrow.total_allocated_bytes(), 0
-    for one in records:
-        assert len(one.images[0].data) == 100_000
-        most = max(most, pyarrow.total_allocated_bytes() - before)
-    assert most < 25 * 100_000  # two groups of five and what reading one takes, not sixty
+    size = 100_000
+    path = tmp_path / "rows.parquet"
+    image_table(60, size).to_parquet(str(path), batch_size=5)
+    records = read_preferences(str(path))
+    allocated_before, peak = pyarrow.total_allocated_bytes(), 0
+    for record in records:
+        assert len(record.images[0].data) == size
+        peak = max(peak, pyarrow.total_allocated_bytes() - allocated_before)
+    assert peak < 25 * size  # two groups of five rows, and what reading one takes; not all sixty

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
@@ -34,40 +33,6 @@ class FakeConfig:
 
 def open_run(path: Path, **settings: object) -> Run:
     return Run(str(path), FakeConfig(**settings))  # type: ignore[arg-type]
-
-
-# ---- a file, whole or not at all -------------------------------------------------------------------------------------
-
-
-def test_write_atomic_replaces_and_leaves_no_partial_file(tmp_path):
-    write_atomic(tmp_path / "new" / "a.txt", "first")
-    write_atomic(tmp_path / "new" / "a.txt", b"second")
-    assert [(f.name, f.read_text()) for f in (tmp_path / "new").iterdir()] == [("a.txt", "second")]
-
-
-def test_write_atomic_failure_keeps_the_old_file(tmp_path, monkeypatch):
-    write_atomic(tmp_path / "a.txt", "old")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(tmp_path / "a.txt", "new")
-    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.txt", "old")]
-
-
-def test_read_jsonl_drops_only_a_torn_last_line(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes('{"a": 1}\n\n{"a": "é"}\n{"a": "é'.encode()[:-1])  # torn inside a letter
-    assert read_jsonl(file) == [{"a": 1}, {"a": "é"}]
-    file.write_text('{"a": 1}\n{"a": 2}')  # no newline at the end, and yet whole
-    assert read_jsonl(file) == [{"a": 1}, {"a": 2}]
-    file.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
-    with pytest.raises(InputError, match="line 2"):
-        read_jsonl(file)
-    with pytest.raises(InputError, match=r"none\.jsonl"):
-        read_jsonl(tmp_path / "none.jsonl")
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -111,19 +76,6 @@ def test_run_writes_nothing_before_the_first_step(tmp_path):
     run.log(1, {"loss": 2.0})
     assert [row["step"] for row in read_jsonl(run.path / "metrics.jsonl")] == [0, 1]
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "metrics.jsonl", "samples.jsonl"]
-
-
-def test_refuse_output_file_leaves_no_trace(tmp_path):
-    (tmp_path / "there").mkdir()
-    for path in (tmp_path / "a" / "b" / "file.jsonl", tmp_path / "there" / "file.jsonl"):
-        refuse_output_file(path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
-    with pytest.raises(InputError, match=r"output_file .*there is a directory: name a file in it"):
-        refuse_output_file(tmp_path / "there")
-    (tmp_path / "there" / "file").touch()
-    with pytest.raises(InputError, match=r"output_file .* cannot be written .*: give another --output_file"):
-        refuse_output_file(tmp_path / "there" / "file" / "b" / "c.jsonl")
-    assert not (tmp_path / "there" / "file" / "b").exists()
 
 
 # ---- killed, and on again --------------------------------------------------------------------------------------------

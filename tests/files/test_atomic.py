@@ -1,0 +1,39 @@
+"""Files are replaced atomically, and unwritable paths are refused without a trace."""
+
+import os
+
+import pytest
+
+from mmrlhf.files.atomic import refuse_output_file, write_atomic
+from mmrlhf.records import InputError
+
+
+def test_write_atomic_replaces_and_leaves_no_partial_file(tmp_path):
+    write_atomic(tmp_path / "new" / "a.txt", "first")
+    write_atomic(tmp_path / "new" / "a.txt", b"second")
+    assert [(file.name, file.read_text()) for file in (tmp_path / "new").iterdir()] == [("a.txt", "second")]
+
+
+def test_write_atomic_failure_keeps_the_old_file(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "a.txt", "old")
+
+    def fail_with_full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail_with_full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(tmp_path / "a.txt", "new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_refuse_output_file_leaves_no_trace(tmp_path):
+    (tmp_path / "existing").mkdir()
+    for path in (tmp_path / "a" / "b" / "file.jsonl", tmp_path / "existing" / "file.jsonl"):
+        refuse_output_file(path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["existing"]
+    with pytest.raises(InputError, match=r"output_file .*existing is a directory: name a file in it"):
+        refuse_output_file(tmp_path / "existing")
+    (tmp_path / "existing" / "file").touch()
+    with pytest.raises(InputError, match=r"output_file .* cannot be written .*: give another --output_file"):
+        refuse_output_file(tmp_path / "existing" / "file" / "b" / "c.jsonl")
+    assert not (tmp_path / "existing" / "file" / "b").exists()
