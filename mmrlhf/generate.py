@@ -1,4 +1,4 @@
-"""`mmrlhf generate`: answers of a model, or of a model under a ppo run's adapter, as JSONL."""
+"""`mmrlhf generate`: write the answers of a model, optionally under a PPO adapter, as JSONL."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from mmrlhf.report.progress import progress
 
 
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
-    """Write one line for each answer: id, images, prompt, answer. The file appears when all are there; killed, the same command
-    continues."""
+    """Write one line per answer (id, images, prompt, answer, facts) and return the file's path.
+
+    The file appears when all answers are there. After a kill the same call continues.
+    """
     sources = (config.model_name_or_path, config.adapter_path, config.dataset_name)
     writer = ResumableWriter(Path(config.output_file), [config, *map(file_signature, sources)], config.num_generations)
     if examples is None:
@@ -28,7 +30,8 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     embedded_ids = [e.id for e in examples if any(i.path is None for i in e.images)]
     if embedded_ids:
         print(
-            f"note: the pictures of {len(embedded_ids)} rows lie inside {config.dataset_name}; their answers are written without them"
+            f"note: the images of {len(embedded_ids)} rows are embedded in {config.dataset_name}; "
+            "their answers are written without them"
         )
     num_done = writer.num_done // config.num_generations
     with (
@@ -49,6 +52,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
             progress_bar.advance()
     writer.finish()
     print(
-        f"{config.output_file}: {len(examples) * config.num_generations} answers; image paths start from {image_root} (--image_folder {image_root} to score them)"
+        f"{config.output_file}: {len(examples) * config.num_generations} answers; image paths are relative to {image_root} "
+        f"(--image_folder {image_root} to score them)"
     )
     return Path(config.output_file)

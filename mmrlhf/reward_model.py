@@ -1,10 +1,11 @@
-"""The factually augmented reward model: trained on preferences, with facts on the picture in its prompt.
+"""The factually augmented reward model, trained on preferences with facts about the image.
 
-Facts are typed evidence in front of the question or in the review turn after the answer (Sun et al. 2023, LLaVA-RLHF); the same
-text and order for all answers to a prompt. `facts: none` is the ablation. In training some rows' facts are thinned out or wrong, so that
-the model works with few and does not believe all. A ranking of K answers counts as one row: each of its comparisons weighs one over their
-number (Ouyang et al. 2022, section 3.5). The reward is a scalar head on the last token of the review turn, which starts from
-the model's own "Yes" against "No".
+Facts are typed evidence before the question, or in the review turn after the answer (Sun et al.
+2023, LLaVA-RLHF), with the same text and order for all answers to a prompt. `facts: none` is the
+ablation. In training, some rows' facts are dropped or replaced, so that the model works with few
+facts and does not trust all of them. A ranking of K answers is one row: each of its comparisons has
+weight one over their number (Ouyang et al. 2022, section 3.5). The reward is a scalar head on the
+last token of the review turn; it starts from the model's own preference for "Yes" over "No".
 """
 
 from __future__ import annotations
@@ -38,22 +39,25 @@ from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, 
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 NUM_PROBE_ROWS = 100
-"""Rows that false claims are planted in."""
+"""Rows that false claims are injected into, to probe the model."""
 NUM_NOISE_ROWS = 512
-"""Rows whose facts serve as another picture's."""
+"""Rows whose facts serve as noise: facts of other images."""
 
 
 def to_answer_group(preference: Preference) -> AnswerGroup:
+    """Return a row's answers as a reward model scores them."""
     return AnswerGroup(preference.images, preference.prompt, preference.answers, preference.facts, preference.id)
 
 
 def preference_loss(
     config: RewardConfig, preferences: Sequence[Preference], raw_scores_N: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of some preferences, given the rewards of all their answers in order, and what is logged; both summed over preferences.
+    """Return the loss and the metrics of some preferences, both summed over preferences.
 
-    Each of a preference's K (K - 1) / 2 comparisons weighs one over their number. Ties count for rao_kupper only, and never for what
-    is logged, which is to be divided by `ranked`, the weight of the rest. Raises InputError where margins are asked for and a row has none.
+    `raw_scores_N` are the rewards of all their answers in order. Each of the K (K - 1) / 2
+    comparisons of a preference weighs one over their number. Ties contribute to the loss for
+    rao_kupper only, and never to the metrics, which are to be divided by `ranked`, the weight of
+    untied comparisons. Raise InputError if loss_type needs margins and a row has none.
     """
     better_indices, worse_indices, ties, margins, weights, offset = [], [], [], [], [], 0
     for p in preferences:
@@ -95,9 +99,10 @@ def preference_loss(
 def train_reward_model(
     config: RewardConfig, preferences: Sequence[Preference] | None = None, held_out: Sequence[Preference] | None = None
 ) -> Path:
-    """Train on `pairs`, or on the configured data set; returns the artefact's directory (`output_dir`).
+    """Train on `preferences`, or on the configured dataset; return the reward model's directory.
 
-    `held_out` (or eval_dataset_name) is what accuracy is reported on; nothing is selected on it.
+    Accuracy is reported on `held_out` (or eval_dataset_name); nothing is selected on it. Raise
+    InputError if settings or data cannot be used.
     """
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
@@ -108,24 +113,9 @@ def train_reward_model(
         preferences = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
         if config.eval_dataset_name:
             held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
+    preferences = _select_preferences(config, preferences)
 
-    if config.balance_lengths:
-        kept_indices = balance_lengths(preferences, config.seed)
-        if not kept_indices:
-            raise InputError(f"{config.dataset_name}: balance_lengths leaves no row; leave it out")
-        preferences = (
-            preferences.subset(kept_indices) if isinstance(preferences, Records) else [preferences[i] for i in kept_indices]
-        )
-    if config.loss_type != "rao_kupper" and all(
-        c.is_tie for i in range(min(len(preferences), NUM_NOISE_ROWS)) for c in preferences[i].comparisons
-    ):
-        raise InputError(
-            f"{config.dataset_name} has ties only, from which just loss_type rao_kupper learns: give it, or other rows"
-        )
-    if config.tuning == "full" and config.dtype != "float32":
-        raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
-
-    # 1. The role: an adapter, or the language model whole, and a head
+    # 1. The role: an adapter, or the whole language model, with a scalar head
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     adapters = Adapters(vlm)
     if config.tuning == "lora":
@@ -145,7 +135,7 @@ def train_reward_model(
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     other_facts = [fact for i in range(min(len(preferences), NUM_NOISE_ROWS)) for fact in preferences[i].facts]
 
-    # 2. Where a killed run stood
+    # 2. Resume
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(preferences), accelerator.num_processes), 0
     if resumed := run.resume():
@@ -153,74 +143,115 @@ def train_reward_model(
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
 
-    # 3. Steps: a row's answers share one run of their prompt
-    with run.progress(
-        num_steps, start_step, f"reward ({'with' if config.facts == 'given' else 'without'} facts)"
-    ) as progress_bar:
+    # 3. Steps
+    description = f"reward ({'with' if config.facts == 'given' else 'without'} facts)"
+    with run.progress(num_steps, start_step, description) as progress_bar:
         for step in range(start_step, num_steps):
             rows = [preferences[i] for i in batch_indices(step, batch_size, len(preferences), config.seed)]
             local_rows = [
                 _maybe_inject_claim(config, p, other_facts, step)
                 for p in rows[accelerator.process_index :: accelerator.num_processes]
             ]
+            groups = [replace(to_answer_group(p), facts=_augment_facts(config, p, other_facts, step)) for p in local_rows]
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
-
-            groups = [replace(to_answer_group(p), facts=_augment_facts(config, p, other_facts, step)) for p in local_rows]
-
-            def accumulate_gradients(
-                local_rows: Sequence[Preference] = local_rows, groups: Sequence[AnswerGroup] = groups
-            ) -> dict[str, float]:
-                """Gradients of this process's rows, a micro-batch at a time."""
-                optimizer.zero_grad(set_to_none=True)
-                metric_sums: Counter[str] = Counter()
-                for row_indices, raw_scores_N in model.raw_scores(groups):
-                    loss, metrics = preference_loss(config, [local_rows[i] for i in row_indices], raw_scores_N)
-                    accelerator.backward(loss / batch_size)
-                    metric_sums.update({k: v / len(local_rows) for k, v in metrics.items()})
-                return dict(metric_sums)
-
-            step_metrics = vlm.budget.retry_on_oom(accumulate_gradients)
-            step_metrics = {
-                k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in step_metrics.items()
-            }
-            untied_weight = step_metrics.pop("ranked") or float("nan")  # of ties alone nothing can be said
-            step_metrics |= {k: step_metrics[k] / untied_weight for k in ("accuracy", "margin", "mean_reward")}
-            grad_norm = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
+            sums = vlm.budget.retry_on_oom(
+                _accumulate_gradients, config, accelerator, optimizer, model, local_rows, groups, batch_size
+            )
+            metrics = {k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in sums.items()}
+            untied_weight = metrics.pop("ranked") or float("nan")  # ties alone say nothing about accuracy
+            metrics |= {k: metrics[k] / untied_weight for k in ("accuracy", "margin", "mean_reward")}
+            metrics["grad_norm"] = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
+            metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
             progress_bar.advance()
-            step_metrics |= {"grad_norm": grad_norm, "learning_rate": optimizer.param_groups[0]["lr"]}
-            run.log(step + 1, step_metrics, show=(step + 1) % config.logging_steps == 0)
+            run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
             if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
                 run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, {})
 
-    # 4. Scale on a reference set; accuracy, calibration and probes on rows that were not trained on; the artefact
+    # 4. Normalise, calibrate and probe, then save
     if accelerator.is_main_process:
-        reference_rows = held_out or preferences[: min(len(preferences), 256)]
-        groups = [to_answer_group(p) for p in reference_rows]
-        scores = model.score(groups)
-        raw_scores_N = torch.tensor([score for group_scores in scores for score in group_scores])
-        model.mean, model.std = raw_scores_N.mean().item(), max(raw_scores_N.std().item(), 1e-6)
-        margins = score_margins(reference_rows, scores) / model.std
-        is_correct = margins > 0
-        model.temperature = fit_temperature(margins)
-        if held_out:
-            model.accuracy = float(is_correct.mean()) if len(is_correct) else None
-        model.probes = probe_rates(model, make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed))
-        checkpoint.save_reward_model(model, run.path, groups)
-        result = {"steps": num_steps, "accuracy": model.accuracy, "temperature": model.temperature, "probes": model.probes}
-        run.finish(result | {"right": is_correct.astype(float).tolist() if held_out else None})
+        _calibrate_and_save(model, run, held_out or preferences[: min(len(preferences), 256)], bool(held_out), num_steps, config)
     accelerator.wait_for_everyone()
     return run.path
 
 
+def _select_preferences(config: RewardConfig, preferences: Sequence[Preference]) -> Sequence[Preference]:
+    """Balance lengths if asked to. Raise InputError if settings and data do not fit each other."""
+    if config.tuning == "full" and config.dtype != "float32":
+        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
+    if config.balance_lengths:
+        kept = balance_lengths(preferences, config.seed)
+        if not kept:
+            raise InputError(f"{config.dataset_name}: balance_lengths leaves no row; leave it out")
+        preferences = preferences.subset(kept) if isinstance(preferences, Records) else [preferences[i] for i in kept]
+    first_rows = (preferences[i] for i in range(min(len(preferences), NUM_NOISE_ROWS)))
+    if config.loss_type != "rao_kupper" and all(c.is_tie for row in first_rows for c in row.comparisons):
+        raise InputError(
+            f"{config.dataset_name} has ties only, and only loss_type rao_kupper learns from ties: use it, or other rows"
+        )
+    return preferences
+
+
+def _accumulate_gradients(
+    config: RewardConfig,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    model: RewardModel,
+    rows: Sequence[Preference],
+    groups: Sequence[AnswerGroup],
+    batch_size: int,
+) -> dict[str, float]:
+    """Accumulate the gradients of this process's rows, a few groups at a time; return mean metrics.
+
+    The answers of a row share one run of their prompt, and its backward. Safe to rerun when out of
+    memory: it starts by clearing the gradients.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    metric_sums: Counter[str] = Counter()
+    for row_indices, raw_scores_N in model.raw_scores(groups):
+        loss, metrics = preference_loss(config, [rows[i] for i in row_indices], raw_scores_N)
+        accelerator.backward(loss / batch_size)
+        metric_sums.update({k: v / len(rows) for k, v in metrics.items()})
+    return dict(metric_sums)
+
+
+def _calibrate_and_save(
+    model: RewardModel,
+    run: Run,
+    reference_rows: Sequence[Preference],
+    is_held_out: bool,
+    num_steps: int,
+    config: RewardConfig,
+) -> None:
+    """Set scale, temperature, accuracy and probe rates on reference rows; save the reward model.
+
+    Accuracy is only set if the rows were not trained on.
+    """
+    groups = [to_answer_group(p) for p in reference_rows]
+    scores = model.score(groups)
+    raw_scores_N = torch.tensor([score for group_scores in scores for score in group_scores])
+    model.mean, model.std = raw_scores_N.mean().item(), max(raw_scores_N.std().item(), 1e-6)
+    margins = score_margins(reference_rows, scores) / model.std
+    is_correct = margins > 0
+    model.temperature = fit_temperature(margins)
+    if is_held_out:
+        model.accuracy = float(is_correct.mean()) if len(is_correct) else None
+    model.probes = probe_rates(model, make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed))
+    checkpoint.save_reward_model(model, run.path, groups)
+    result = {"steps": num_steps, "accuracy": model.accuracy, "temperature": model.temperature, "probes": model.probes}
+    run.finish(result | {"right": is_correct.astype(float).tolist() if is_held_out else None})
+
+
 def _maybe_inject_claim(config: RewardConfig, row: Preference, other_facts: Sequence[Fact], step: int) -> Preference:
-    """The row, or now and then what planted claims make of it."""
+    """Return the row or, with probability `injected_claim_rate`, a pair with an injected claim."""
     rng = np.random.default_rng([config.seed, 13, step, zlib.crc32(row.id.encode())])
-    return (make_training_pair(row, other_facts, rng) if rng.random() < config.injected_claim_rate else None) or row
+    if rng.random() >= config.injected_claim_rate:
+        return row
+    return make_training_pair(row, other_facts, rng) or row  # None if its facts allow no false claim
 
 
 def _augment_facts(config: RewardConfig, row: Preference, other_facts: Sequence[Fact], step: int) -> tuple[Fact, ...]:
-    """A row's facts as a step of training shows them."""
+    """Return the row's facts for a training step: some dropped, some replaced by noise."""
     if config.facts == "none" or not (config.fact_dropout or config.fact_noise):
         return row.facts
     rng = np.random.default_rng([config.seed, 17, step, zlib.crc32(row.id.encode())])
@@ -228,7 +259,7 @@ def _augment_facts(config: RewardConfig, row: Preference, other_facts: Sequence[
 
 
 def score_margins(preferences: Sequence[Preference], scores: Sequence[Sequence[float]]) -> np.ndarray:
-    """The better answer's score less the worse one's of every comparison that is no tie."""
+    """Return better score minus worse score of every comparison that is not a tie."""
     return np.array(
         [s[c.better] - s[c.worse] for p, s in zip(preferences, scores, strict=True) for c in p.comparisons if not c.is_tie]
     )

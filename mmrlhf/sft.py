@@ -1,8 +1,9 @@
 """Supervised fine-tuning on answers: the first step of InstructGPT's recipe (Ouyang et al. 2022).
 
-The loss is on answer tokens only. `lora` trains an adapter and merges it at the end, `full` trains the language model; both
-yield an ordinary checkpoint, so that in later stages "adapters off" is exactly this model. The vision tower and the projector
-stay frozen. Left out: packing of several rows into one sequence.
+The loss is on answer tokens only. `lora` trains an adapter and merges it at the end; `full` trains
+the language model. Both write an ordinary checkpoint, so in later stages "adapters off" is exactly
+this model. The vision tower and the projector stay frozen. Left out: packing several rows into one
+sequence.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 
 def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
-    """Train on `examples`, or on the configured data set; returns the checkpoint's directory (`output_dir/model`)."""
+    """Train on `examples`, or on the configured dataset; return the checkpoint, `output_dir/model`.
+
+    Raise InputError if settings or data cannot be used.
+    """
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
     model_dir = run.path / "model"
@@ -44,9 +48,9 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             require_answer=True,
         )
 
-    # 1. Model, and what of it is trained
+    # 1. Model and trained parameters
     if config.tuning == "full" and config.dtype != "float32":
-        raise InputError("train full needs dtype float32: small steps vanish in bfloat16 weights; or use train lora")
+        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
     if config.dtype == "nf4":
         raise InputError(
             "sft writes a whole model, which 4 bits cannot hold exactly: use dtype bfloat16, and nf4 from the reward model on"
@@ -62,9 +66,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         vlm.model.get_output_embeddings().requires_grad_(True)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
-    pad_token_id = int(vlm.tokenizer.pad_token_id)
-
-    # 2. Where a killed run stood
+    # 2. Resume
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
     if resumed := run.resume():
@@ -86,25 +88,13 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
                 [(e.prompt, e.images) for e in local_rows], max_prompt_lengths, [e.id for e in local_rows]
             )
             completions = Completions(
-                prompts, torch.arange(len(local_rows), device=vlm.device), *pad_right(answer_ids, pad_token_id, vlm.device)
+                prompts,
+                torch.arange(len(local_rows), device=vlm.device),
+                *pad_right(answer_ids, int(vlm.tokenizer.pad_token_id), vlm.device),
             )
 
-            def accumulate_gradients(completions: Completions = completions, num_tokens: Tensor = num_tokens) -> float:
-                """Gradients of this process's rows, a micro-batch at a time."""
-                optimizer.zero_grad(set_to_none=True)
-                total_loss = 0.0
-                for answer_indices, hidden_NTD in hidden_states(role, completions):
-                    ids_NT, mask_NT = (
-                        t[answer_indices, : hidden_NTD.shape[1]] for t in (completions.token_ids_NT, completions.mask_NT)
-                    )
-                    loss, _ = losses.sft(vlm.token_logps(hidden_NTD, ids_NT, mask_NT), mask_NT)
-                    loss = loss * mask_NT.sum() / num_tokens
-                    accelerator.backward(loss)
-                    total_loss += loss.item()
-                return total_loss
-
-            loss = vlm.budget.retry_on_oom(accumulate_gradients)
-            loss = float(accelerator.reduce(torch.tensor(loss, device=vlm.device), "sum"))
+            local_loss = vlm.budget.retry_on_oom(_accumulate_gradients, accelerator, optimizer, role, completions, num_tokens)
+            loss = float(accelerator.reduce(torch.tensor(local_loss, device=vlm.device), "sum"))
             grad_norm = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
             progress_bar.advance()
             metrics = {
@@ -117,7 +107,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
                 run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, {})
 
-    # 4. A full checkpoint, whole or not at all
+    # 4. Checkpoint of the whole model, written under a temporary name and renamed
     if accelerator.is_main_process:
         model = adapters.peft_model.merge_and_unload() if config.tuning == "lora" else vlm.model  # type: ignore[union-attr]
         temporary_dir = run.path / ".model"
@@ -129,3 +119,27 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         run.finish({"steps": num_steps})
     accelerator.wait_for_everyone()
     return model_dir
+
+
+def _accumulate_gradients(
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    role: Role,
+    completions: Completions,
+    num_tokens: Tensor,
+) -> float:
+    """Accumulate the gradients of this process's rows, a micro-batch at a time; return the loss.
+
+    `num_tokens` is the step's count of answer tokens over all processes. Safe to rerun when out of
+    memory: it starts by clearing the gradients.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    total_loss = 0.0
+    for indices, hidden_NTD in hidden_states(role, completions):
+        width = hidden_NTD.shape[1]
+        token_ids_NT, mask_NT = completions.token_ids_NT[indices, :width], completions.mask_NT[indices, :width]
+        loss, _ = losses.sft(role.vlm.token_logps(hidden_NTD, token_ids_NT, mask_NT), mask_NT)
+        loss = loss * mask_NT.sum() / num_tokens
+        accelerator.backward(loss)
+        total_loss += loss.item()
+    return total_loss

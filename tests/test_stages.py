@@ -192,7 +192,7 @@ def test_ppo_refuses_reward_model_that_misses_false_claims(tiny_vlm_path, exampl
     (tmp_path / "reward" / "reward.json").write_text(json.dumps(card))
     config = ppo_config(tiny_vlm_path, tmp_path / "reward", tmp_path / "out")
     with pytest.raises(
-        InputError, match="lowers its score for 40% of planted false claims of type count, less than min_probe_detection_rate"
+        InputError, match="lowers its score for 40% of injected false claims of kind count, less than min_probe_detection_rate"
     ):
         ppo(dataclasses.replace(config, min_probe_detection_rate=0.6), examples)
     assert not (tmp_path / "out").exists()
@@ -204,7 +204,7 @@ def test_ppo_failing_reward_function_stops_the_run_by_name(tiny_vlm_path, exampl
         return [1.0 if s.num_tokens else 0.0 for s in samples][:-1]
 
     config = ppo_config(tiny_vlm_path, reward_dir, tmp_path / "out", reward_terms="fact_rm=1, picky=1")
-    with pytest.raises(InputError, match="reward term picky gave 5 values for 6 samples"):
+    with pytest.raises(InputError, match="reward function picky returned 5 values for 6 samples"):
         ppo(config, examples, extra_reward_functions={"picky": picky})
     assert json.loads((tmp_path / "out" / "failed_term.json").read_text())["term"] == "picky"
     with pytest.raises(InputError, match="give --reward_model_path, or leave fact_rm out"):
@@ -290,7 +290,7 @@ def test_preference_loss_weighs_a_ranking_like_a_pair():
 
 def test_train_reward_model_refuses_rows_that_teach_nothing(tiny_vlm_path, examples, tmp_path):
     tie = Preference("c", examples[0].images, examples[0].prompt, ("1", "2"), (1, 1))
-    with pytest.raises(InputError, match="has ties only, from which just loss_type rao_kupper learns"):
+    with pytest.raises(InputError, match="has ties only, and only loss_type rao_kupper learns from ties"):
         train_reward_model(reward_config(tiny_vlm_path, tmp_path / "ties"), [tie])
     longer = Preference.from_pair("l", tie.images, tie.prompt, "one two three", "one")
     with pytest.raises(InputError, match="balance_lengths leaves no row"):

@@ -1,1 +1,1 @@
-"""What training stages share: losses, advantages, optimiser steps, the run directory, memory estimates."""
+"""What training stages share: losses, advantages, optimiser steps, run directory, memory."""

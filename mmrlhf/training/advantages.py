@@ -100,7 +100,7 @@ def whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep
 
 
 def explained_variance(values_NT: Tensor, returns_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Return the share of the returns' variance over the mask that the values explain, at most 1."""
+    """Return the share of the returns' variance that the values explain, at most 1."""
     residual_variance = masked_mean((returns_NT - values_NT) ** 2, mask_NT)
     total_variance = masked_mean((returns_NT - masked_mean(returns_NT, mask_NT)) ** 2, mask_NT)
     return 1 - residual_variance / total_variance.clamp(min=1e-8)

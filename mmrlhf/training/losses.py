@@ -61,8 +61,8 @@ def rao_kupper(better_B: Tensor, worse_B: Tensor, tie_B: Tensor, threshold: floa
     rewards closer than about `threshold` are likely to tie. `tie_B` is bool.
     """
     margin_B = better_B - worse_B
-    # P(tie) = 1 - sigmoid(a) - sigmoid(b) = (e^2t - 1) sigmoid(a) sigmoid(b) with a = margin - t and
-    # b = -margin - t: the product has no cancellation where the difference would.
+    # With a = margin - t and b = -margin - t, P(tie) = 1 - sigmoid(a) - sigmoid(b)
+    # = (e^2t - 1) sigmoid(a) sigmoid(b). The product has no cancellation, the difference would.
     log_p_better_B, log_p_worse_B = F.logsigmoid(margin_B - threshold), F.logsigmoid(-margin_B - threshold)
     return -torch.where(tie_B, math.log(math.expm1(2 * threshold)) + log_p_better_B + log_p_worse_B, log_p_better_B)
 

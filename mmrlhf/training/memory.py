@@ -1,8 +1,9 @@
-"""What a training stage holds in memory: counted before it runs, and measured while it does.
+"""A training stage's memory: estimated before it runs, and measured while it does.
 
-Weights, adapters and optimiser state are exact. Activations are an estimate, and so is everything that depends on the length of rows: prompts are
-taken to be one picture and `PROMPT` tokens of text. What the CUDA context, fragmentation and the tower's own pass take (a few hundred MiB) is not
-in it.
+Weights, adapters and optimiser state are exact. Activations are an estimate, and so is everything
+that depends on the length of rows: a prompt is taken to be one image and `PROMPT_TOKENS` of text.
+Not included: the CUDA context, fragmentation, and the vision tower's own forward pass (a few
+hundred MiB).
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from mmrlhf.models.vlm import MAX_LOGITS
 from mmrlhf.records import InputError
 
 PROMPT_TOKENS = 128
-"""Tokens of text in a prompt that is planned for, facts included."""
+"""Text tokens of a prompt, facts included."""
 DEFAULT_IMAGE_TOKENS = 1024
-"""Image tokens of a picture where the architecture does not say."""
+"""Tokens of an image where the architecture does not say."""
 ANSWER_TOKENS = 256
 """Tokens of an answer in sft and reward."""
 NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
-"""Bytes of a weight in 4 bits: half a byte, and a float for the scale of its block of 64 (Dettmers et al. 2023, without their second quantisation)."""
+"""Bytes of a 4-bit weight: half a byte, and a float32 scale per block of 64 weights (Dettmers et
+al. 2023, without double quantisation)."""
 
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """What takes memory, how many bytes, and how they are counted."""
+    """A part of the memory, its bytes, and how they are computed."""
 
     name: str
     num_bytes: int
@@ -43,7 +45,10 @@ class MemoryItem:
 
 
 def build_meta_model(name: str) -> PreTrainedModel:
-    """A model without weights, from its config.json: a checkpoint directory or Hub id. Raises InputError."""
+    """Build a model without weights from the config.json of a checkpoint directory or Hub id.
+
+    Raise InputError if the architecture cannot be read.
+    """
     try:
         config = AutoConfig.from_pretrained(name)
         with torch.device("meta"):
@@ -56,7 +61,7 @@ def build_meta_model(name: str) -> PreTrainedModel:
 
 
 def num_image_tokens(model: PreTrainedModel) -> int:
-    """Placeholders of one picture, where all pictures have as many."""
+    """Return the tokens of one image, where every image has the same number."""
     config = model.config
     if num_tokens := getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None):
         return int(num_tokens)
@@ -67,120 +72,168 @@ def num_image_tokens(model: PreTrainedModel) -> int:
 
 
 def estimate_memory(config: TrainConfig, model: PreTrainedModel) -> list[MemoryItem]:
-    """What each part of a stage's memory takes, in bytes."""
-    text_config = model.config.get_text_config()
-    hidden_size, num_layers, bytes_per_value = (
-        int(text_config.hidden_size),
-        int(text_config.num_hidden_layers),
-        4 if config.dtype == "float32" else 2,
-    )
-    prefixes = language_parameter_prefixes(model)
-    linear_layers = _linear_layers(model)
-    linear_numel = {id(m.weight): m.in_features * m.out_features for m in linear_layers.values()}  # 4-bit weights hide their size
-    parameter_numel = {n: linear_numel.get(id(p), p.numel()) for n, p in model.named_parameters()}  # tied weights count once
-    num_language_weights = sum(count for n, count in parameter_numel.items() if n.startswith(prefixes))
-    num_weights = sum(parameter_numel.values())
-    num_nf4_weights = sum(linear_numel.values()) if config.dtype == "nf4" else 0
-    items = [
-        MemoryItem(
-            "base weights",
-            int((num_weights - num_nf4_weights) * bytes_per_value + num_nf4_weights * NF4_BYTES_PER_WEIGHT),
-            f"{num_weights:,} x {config.dtype}",
-        )
+    """Return what each part of a stage's memory takes."""
+    weights = _count_weights(model)
+    roles, separate_bases = _roles_and_separate_bases(config)
+    lengths = _micro_batch_lengths(config, model)
+    return [
+        _base_weights(config, weights),
+        *separate_bases,
+        *_trained_weights(config, model, weights, roles),
+        _image_features(config, model, lengths),
+        _keys_and_values(config, model, lengths),
+        _activations(config, model, lengths),
+        MemoryItem("logits", 3 * MAX_LOGITS * 4, "one chunk, its log-probs and its gradient"),
     ]
 
-    roles = (
-        ["policy", "value", "reward"] if isinstance(config, PPOConfig) else [type(config).__name__.removesuffix("Config").lower()]
-    )
-    if isinstance(config, PPOConfig):
-        if config.advantage_estimator == "grpo":
-            roles.remove("value")
-        reward_model_paths = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()] or ["-"]
-        separate_bases = {
-            path: separate_base for path in reward_model_paths if (separate_base := _separate_base(path, config)) is not None
-        }
-        roles[-1:] = [f"reward_{i}" if i else "reward" for i in range(len(reward_model_paths) - len(separate_bases))]
-        for path, (base, dtype) in separate_bases.items():
-            count = sum(p.numel() for p in build_meta_model(base).parameters())
-            bytes_per_weight = NF4_BYTES_PER_WEIGHT if dtype == "nf4" else 4 if dtype == "float32" else 2
-            items.append(
-                MemoryItem(f"base of {path}", int(count * bytes_per_weight), f"{count:,} x {dtype}: another than the policy's")
-            )
-    trained_roles = [role for role in roles if not role.startswith("reward")] or roles
-    num_lora_weights = sum(
-        (m.in_features + m.out_features) * config.lora_r
-        for n, m in linear_layers.items()
-        if _is_lora_target(n, config.lora_target_modules)
-    )
-    if isinstance(config, SFTConfig) and config.tuning == "full":
-        num_trained_weights, trained_part = num_language_weights, "the language model"
-    else:
-        items.append(
-            MemoryItem("adapters", num_lora_weights * 4 * len(roles), f"{', '.join(roles)}: {num_lora_weights:,} x float32 each")
-        )
-        num_trained_weights, trained_part = num_lora_weights * len(trained_roles), ", ".join(trained_roles)
-    items.append(MemoryItem("gradients and AdamW", num_trained_weights * 12, f"{trained_part}: 12 bytes a weight"))
 
-    # Lengths, and how many answers run at a time
+@dataclass(frozen=True)
+class WeightCounts:
+    """Weights of the whole model, of its language model, and of its linear layers (as in nf4)."""
+
+    total: int
+    language_model: int
+    linear: int
+
+
+def _count_weights(model: PreTrainedModel) -> WeightCounts:
+    """Count weights; tied ones count once, packed 4-bit ones by the size of their layer."""
+    prefixes = language_parameter_prefixes(model)
+    linear_numel = {id(m.weight): m.in_features * m.out_features for m in _linear_layers(model).values()}
+    numel = {name: linear_numel.get(id(p), p.numel()) for name, p in model.named_parameters()}
+    return WeightCounts(
+        total=sum(numel.values()),
+        language_model=sum(count for name, count in numel.items() if name.startswith(prefixes)),
+        linear=sum(linear_numel.values()),
+    )
+
+
+def _bytes_per_value(dtype: str) -> int:
+    """Return the bytes of an activation: nf4 computes in bfloat16."""
+    return 4 if dtype == "float32" else 2
+
+
+def _base_weights(config: TrainConfig, weights: WeightCounts) -> MemoryItem:
+    num_nf4 = weights.linear if config.dtype == "nf4" else 0
+    num_bytes = int((weights.total - num_nf4) * _bytes_per_value(config.dtype) + num_nf4 * NF4_BYTES_PER_WEIGHT)
+    return MemoryItem("base weights", num_bytes, f"{weights.total:,} x {config.dtype}")
+
+
+def _roles_and_separate_bases(config: TrainConfig) -> tuple[list[str], list[MemoryItem]]:
+    """Return the adapters on the policy's base, and the separate bases of reward models."""
+    if not isinstance(config, PPOConfig):
+        return [type(config).__name__.removesuffix("Config").lower()], []
+    paths = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()] or ["-"]
+    separate_bases = {path: base for path in paths if (base := _separate_base(path, config)) is not None}
+    items = []
+    for path, (base, dtype) in separate_bases.items():
+        count = sum(p.numel() for p in build_meta_model(base).parameters())
+        bytes_per_weight = NF4_BYTES_PER_WEIGHT if dtype == "nf4" else _bytes_per_value(dtype)
+        items.append(MemoryItem(f"base of {path}", int(count * bytes_per_weight), f"{count:,} x {dtype}: not the policy's base"))
+    num_shared = len(paths) - len(separate_bases)
+    rewards = [f"reward_{i}" if i else "reward" for i in range(num_shared)]
+    return ["policy", *(["value"] if config.has_critic else []), *rewards], items
+
+
+def _trained_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, roles: list[str]) -> list[MemoryItem]:
+    """Return adapters, and gradients with AdamW's moments: 12 bytes per trained float32 weight."""
+    num_lora = sum(
+        (m.in_features + m.out_features) * config.lora_r
+        for name, m in _linear_layers(model).items()
+        if _is_lora_target(name, config.lora_target_modules)
+    )
+    items = []
+    if isinstance(config, SFTConfig) and config.tuning == "full":
+        num_trained, trained_part = weights.language_model, "the language model"
+    else:
+        calculation = f"{', '.join(roles)}: {num_lora:,} x float32 each"
+        items.append(MemoryItem("adapters", num_lora * 4 * len(roles), calculation))
+        trained_roles = [role for role in roles if not role.startswith("reward")] or roles
+        num_trained, trained_part = num_lora * len(trained_roles), ", ".join(trained_roles)
+    return [*items, MemoryItem("gradients and AdamW", num_trained * 12, f"{trained_part}: 12 bytes per weight")]
+
+
+@dataclass(frozen=True)
+class MicroBatchLengths:
+    """Lengths in tokens, and how many prompts and answers run at a time."""
+
+    image: int
+    prompt: int
+    answer: int
+    num_prompts: int
+    num_answers: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompts * self.prompt + self.num_answers * self.answer
+
+
+def _micro_batch_lengths(config: TrainConfig, model: PreTrainedModel) -> MicroBatchLengths:
+    """Return the lengths of a full micro-batch, as `micro_batch_tokens` allows it."""
     image_length = num_image_tokens(model)
-    prompt_length, group_size = image_length + PROMPT_TOKENS, 1
-    answer_length, batch_size = ANSWER_TOKENS, config.per_device_train_batch_size
+    prompt_length, answer_length, group_size = image_length + PROMPT_TOKENS, ANSWER_TOKENS, 1
     if isinstance(config, RewardConfig):
         group_size = 2
     if isinstance(config, PPOConfig):
         group_size, answer_length = config.num_generations, config.response_length
     group_length = prompt_length + group_size * answer_length
-    num_prompts = max(1, min(batch_size, config.micro_batch_tokens // group_length))
-    num_answers = (
-        num_prompts * group_size
-        if group_length <= config.micro_batch_tokens
-        else max(1, (config.micro_batch_tokens - prompt_length) // answer_length)
-    )
-    num_tokens = num_prompts * prompt_length + num_answers * answer_length
+    num_prompts = max(1, min(config.per_device_train_batch_size, config.micro_batch_tokens // group_length))
+    if group_length <= config.micro_batch_tokens:
+        num_answers = num_prompts * group_size
+    else:  # the answers to one prompt are split
+        num_answers = max(1, (config.micro_batch_tokens - prompt_length) // answer_length)
+    return MicroBatchLengths(image_length, prompt_length, answer_length, num_prompts, num_answers)
 
-    feature_bytes = min(batch_size * image_length * hidden_size * bytes_per_value, int(config.feature_memory_gib * GIB))
-    items.append(
-        MemoryItem(
-            "picture features of a step",
-            feature_bytes,
-            f"{batch_size} x {image_length} tokens x {hidden_size}; the cache may grow to feature_memory_gib",
-        )
+
+def _image_features(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
+    hidden_size, batch_size = int(model.config.get_text_config().hidden_size), config.per_device_train_batch_size
+    num_bytes = batch_size * lengths.image * hidden_size * _bytes_per_value(config.dtype)
+    return MemoryItem(
+        "image features of a step",
+        min(num_bytes, int(config.feature_memory_gib * GIB)),
+        f"{batch_size} x {lengths.image} tokens x {hidden_size}; the cache may grow to feature_memory_gib",
     )
-    num_kv_heads = int(getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads)
-    head_dim = int(getattr(text_config, "head_dim", None) or hidden_size // text_config.num_attention_heads)
-    kv_bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * bytes_per_value
-    kv_cache_bytes = (num_prompts * prompt_length + num_answers * (prompt_length + answer_length)) * kv_bytes_per_token
-    items.append(
-        MemoryItem(
-            "keys and values",
-            kv_cache_bytes,
-            f"{num_prompts} prompts, {num_answers} answers with a copy of theirs each; {kv_bytes_per_token:,} bytes a token",
-        )
+
+
+def _kv_width(model: PreTrainedModel) -> int:
+    """Return the values of a token's keys and values in one layer."""
+    config = model.config.get_text_config()
+    num_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    head_dim = int(getattr(config, "head_dim", None) or int(config.hidden_size) // config.num_attention_heads)
+    return 2 * num_heads * head_dim
+
+
+def _keys_and_values(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
+    num_layers = int(model.config.get_text_config().num_hidden_layers)
+    bytes_per_token = num_layers * _kv_width(model) * _bytes_per_value(config.dtype)
+    num_tokens = lengths.num_prompts * lengths.prompt + lengths.num_answers * (lengths.prompt + lengths.answer)
+    return MemoryItem(
+        "keys and values",
+        num_tokens * bytes_per_token,
+        f"{lengths.num_prompts} prompts and {lengths.num_answers} answers, each with a copy of its prompt's; "
+        f"{bytes_per_token:,} bytes per token",
     )
-    values_per_token = 8 * hidden_size + 2 * num_kv_heads * head_dim + 4 * int(text_config.intermediate_size)
-    layer_bytes = num_tokens * values_per_token * bytes_per_value
-    if config.activation_checkpointing:
-        items.append(
-            MemoryItem(
-                "activations",
-                layer_bytes + num_tokens * num_layers * hidden_size * bytes_per_value,
-                f"{num_tokens:,} tokens: one layer whole, of {num_layers} the input",
-            )
-        )
-    else:
-        items.append(
-            MemoryItem(
-                "activations",
-                layer_bytes * num_layers,
-                f"{num_tokens:,} tokens x {num_layers} layers x {values_per_token:,} values",
-            )
-        )
-    items.append(MemoryItem("logits", 3 * MAX_LOGITS * 4, "one chunk, its log-probs and its gradient"))
-    return items
+
+
+def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
+    """Return what backward needs: per layer 8 hidden vectors, keys and values, and 4 of the MLP."""
+    text_config = model.config.get_text_config()
+    hidden_size, num_layers = int(text_config.hidden_size), int(text_config.num_hidden_layers)
+    values_per_token = 8 * hidden_size + _kv_width(model) + 4 * int(text_config.intermediate_size)
+    layer_bytes = lengths.num_tokens * values_per_token * _bytes_per_value(config.dtype)
+    if not config.activation_checkpointing:
+        calculation = f"{lengths.num_tokens:,} tokens x {num_layers} layers x {values_per_token:,} values"
+        return MemoryItem("activations", layer_bytes * num_layers, calculation)
+    inputs_bytes = lengths.num_tokens * num_layers * hidden_size * _bytes_per_value(config.dtype)
+    calculation = f"{lengths.num_tokens:,} tokens: one layer in full, the inputs of {num_layers}"
+    return MemoryItem("activations", layer_bytes + inputs_bytes, calculation)
 
 
 def _separate_base(path: str, config: PPOConfig) -> tuple[str, str] | None:
-    """The base and precision of a reward model that does not run on the policy's; None where it does, or is not there yet."""
+    """Return base and dtype of a reward model that does not share the policy's base.
+
+    None if it shares it, or does not exist yet.
+    """
     metadata_file = Path(path) / "reward.json"
     if not metadata_file.is_file():
         return None
@@ -192,7 +245,7 @@ def _separate_base(path: str, config: PPOConfig) -> tuple[str, str] | None:
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The language model's linear layers by name, without the head."""
+    """Return the language model's linear layers by name, without the output head."""
     decoder = model.base_model.get_decoder()
     return {n: m for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
 
@@ -202,7 +255,7 @@ def _is_lora_target(name: str, target_modules: str) -> bool:
 
 
 def peak_memory() -> int:
-    """Most bytes that were in use so far: on the GPU, or, without one, by the whole process."""
+    """Return the peak of bytes in use: on the GPU or, without one, of the whole process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

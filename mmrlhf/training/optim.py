@@ -1,4 +1,4 @@
-"""What every training stage does alike: the order of rows, the learning rate, and one optimiser step."""
+"""What training stages share: the order of rows, the learning rate, and one optimiser step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from mmrlhf.config import TrainConfig
 
 
 def total_steps(config: TrainConfig, num_rows: int, num_processes: int = 1) -> int:
-    """Steps that the configuration asks for; a last step that would be short is left out, unless it is the only one."""
+    """Return the number of steps; an incomplete last one is dropped, unless it is the only one."""
     if config.max_steps > 0:
         return config.max_steps
     return max(1, int(config.num_train_epochs * num_rows / (config.per_device_train_batch_size * num_processes)))
 
 
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
-    """The row numbers of one step: epochs of a seeded shuffle, laid end to end. A function of the step alone, so that a
-    run that resumes needs no sampler's state."""
+    """Return the row indices of one step: seeded shuffles of the epochs, one after another.
+
+    A function of the step alone, so a resumed run needs no sampler state.
+    """
     indices = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, offset = divmod(position, num_rows)
@@ -42,7 +44,10 @@ _shuffle_cache: dict[tuple[int, int, int], np.ndarray] = {}
 
 
 def lr_multiplier(config: TrainConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up to 1, then constant, or falling to a tenth along a line or half a cosine."""
+    """Return the learning rate's factor: linear warm-up to 1, then constant, linear or cosine.
+
+    Linear and cosine decay end at a tenth of the peak.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.lr_scheduler_type == "constant":
@@ -53,7 +58,7 @@ def lr_multiplier(config: TrainConfig, step: int, num_steps: int) -> float:
 
 
 def split_minibatches(rows: Sequence, num_minibatches: int) -> Iterable[Sequence]:
-    """At most `count` contiguous pieces, as equal as can be, none empty."""
+    """Yield at most `num_minibatches` contiguous, non-empty slices of nearly equal length."""
     for indices in np.array_split(np.arange(len(rows)), min(num_minibatches, len(rows))):
         yield rows[indices[0] : indices[-1] + 1]
 
@@ -61,10 +66,11 @@ def split_minibatches(rows: Sequence, num_minibatches: int) -> Iterable[Sequence
 def optimizer_step(
     accelerator: Accelerator, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_grad_norm: float
 ) -> float:
-    """Add up the gradients of all processes, clip, step, clear. Returns the norm before clipping.
+    """Sum the gradients of all processes, clip, step, and clear. Return the norm before clipping.
 
-    Losses are already divided by global counts, so gradients are summed, not averaged. The model is called without a DDP
-    wrapper (forwards enter below it), which is why they are reduced here. A step whose gradients are not finite is refused.
+    Losses are already divided by global counts, so gradients are summed, not averaged. Forwards
+    enter below any DDP wrapper, which therefore cannot reduce them. Raise RuntimeError if the
+    gradient is not finite, before anything is changed.
     """
     if accelerator.num_processes > 1:
         for p in parameters:

@@ -1,17 +1,18 @@
-"""The run directory: what a stage writes while it works, and how it goes on after it was killed.
+"""The run directory: what a stage writes while it works, and how it resumes after a kill.
 
-    config.yaml     the resolved configuration; a run of another one does not get in
-    metrics.jsonl   one line a step
-    samples.jsonl   answers with their scores, now and then
-    ledger.jsonl    of every answer that ppo sampled, what each term of the reward gave it
-    warnings.jsonl    what a person should look at, if anything
-    checkpoints/    the newest two, step-000123/{state.safetensors,state.json}
-    finished.json       the result; it is there when, and only when, the stage is finished
+    config.yaml      the resolved configuration; a run with another one is refused
+    metrics.jsonl    one line per step
+    samples.jsonl    answers with their scores, at logging steps
+    ledger.jsonl     for every answer that ppo sampled, what each reward function gave it
+    warnings.jsonl   what a person should look at, if anything
+    checkpoints/     the newest two, step-000123/{state.safetensors,state.json}
+    finished.json    the result; it exists if and only if the stage is finished
 
-Nothing is written before the first step is done, so that a run which fails on its input leaves nothing behind. A file
-appears whole or not at all: written beside its place, synced, renamed. A checkpoint is a directory that appears the same
-way. Lines are only ever added; what was logged after the checkpoint that a run resumes from is cut off, so
-that a killed run ends with the lines of one that was not. No pickle: tensors are safetensors, all else is JSON.
+Nothing is written before the first step is done, so a run that fails on its input leaves nothing
+behind. A file appears whole or not at all: it is written under a temporary name, synced and
+renamed. A checkpoint is a directory that appears the same way. Lines are only appended. On resume,
+lines after the checkpoint are cut off, so a killed run ends with the same lines as one that was
+not. No pickle: tensors are safetensors, everything else is JSON.
 """
 
 from __future__ import annotations
@@ -42,22 +43,25 @@ from mmrlhf.records import InputError
 from mmrlhf.report.progress import ProgressBar, _format_number, _format_numbers, progress
 
 RESUMABLE_CHANGES = ("logging_steps", "save_steps", "max_length", "output_dir", *EngineConfig.__dataclass_fields__)
-"""Settings that change nothing that is learnt: a row over max_length is refused, never cut; how a model is run (smaller micro-batches after
-a GPU was out of memory, say) changes the last bits at most. The directory is the run wherever it was moved, whatever names it."""
+"""Settings that may differ between a run and its resumption, because they do not change what is
+learnt: a row over max_length is refused, never cut, and how a model is run (say, smaller
+micro-batches after a GPU ran out of memory) changes the last bits at most. A run directory may be
+moved or renamed."""
 MAX_CHECKPOINTS = 2
 MAX_PRINTED_CHARACTERS = 300
-"""So much of a sample's text is printed; samples.jsonl has all of it."""
+"""Characters of a sample's text that are printed; samples.jsonl has the whole text."""
 
 
 class Run:
-    """One stage's directory. Call `finished` first, then `resume`, and log only after that.
+    """One stage's run directory. Check `finished` first, then call `resume`, then log.
 
-    On a process that is not the main one everything can be called, reads give the same, and nothing is written or
-    printed. Raises InputError when the directory cannot be used or holds a run with other settings.
+    Every method can be called on every process: reads return the same, and only the main process
+    writes and prints. Raise InputError if the directory cannot be used or holds a run with other
+    settings.
     """
 
     def __init__(self, output_dir: str, config: Any, *, main_process: bool = True) -> None:
-        """config: a dataclass, written to config.yaml as it was resolved."""
+        """Open the directory. `config` is a dataclass, written to config.yaml as resolved."""
         self.path = Path(output_dir)
         self.main_process = main_process
         self.console = Console(quiet=not main_process)
@@ -72,18 +76,23 @@ class Run:
             self.begin()
 
     def begin(self) -> None:
-        """Make the directory, with the configuration in it, or tidy up what a killed run left. What is written calls it."""
+        """Create the directory with its configuration, or clean up what a killed run left behind.
+
+        Called by everything that writes.
+        """
         if self._started or not self.main_process:
             return
         self._started = True
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover_file in self.path.glob(".*.*"):
-            if leftover_file.suffix[1:].isdecimal() and leftover_file.is_file():  # as write_whole and settings.save name them
+            if (
+                leftover_file.suffix[1:].isdecimal() and leftover_file.is_file()
+            ):  # temporary names of write_atomic and save_config
                 leftover_file.unlink()
         for leftover_checkpoint in self.path.glob("checkpoints/.step-*"):
             shutil.rmtree(leftover_checkpoint)
         config_loader.save_config(self._config, self.path / "config.yaml")
-        if self.finished is not None:  # killed between the result and the end
+        if self.finished is not None:  # killed between writing the result and exiting
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         for name, lines in self._pending_lines:
             self._append_lines(name, lines)
@@ -102,18 +111,18 @@ class Run:
                 "give another --output_dir or remove this one"
             )
 
-    # ---- going on ----------------------------------------------------------------------------------------------------
+    # ---- resuming --------------------------------------------------------------------------------
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """The result of a finished run, None if it is not."""
+        """The result of a finished run, or None."""
         result_file = self.path / "finished.json"
         return json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else None
 
     def resume(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest complete checkpoint as (step, tensors on the CPU, state), or None: start from the beginning.
+        """Return the newest complete checkpoint as (step, tensors on the CPU, state), or None.
 
-        Cuts the files of lines back to that step. Not for a finished run, whose lines are all wanted.
+        Cut the .jsonl files back to that step. Must not be called on a finished run.
         """
         assert self.finished is None, f"{self.path} is finished: there is nothing to resume"
         checkpoint = next((loaded for path in self._checkpoints() if (loaded := self._load_checkpoint(path))), None)
@@ -124,7 +133,7 @@ class Run:
         return checkpoint
 
     def _checkpoints(self) -> list[Path]:
-        """Newest first."""
+        """Return the checkpoints' directories, newest first."""
         return sorted(self.path.glob("checkpoints/step-*"), key=_checkpoint_step, reverse=True)
 
     def _load_checkpoint(self, path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
@@ -132,13 +141,13 @@ class Run:
             tensors = load_file(path / "state.safetensors")
             return _checkpoint_step(path), tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
-            self.console.print(Text(f"warning: {path} does not load ({error}); an older checkpoint is taken", "yellow"))
+            self.console.print(Text(f"warning: {path} does not load ({error}); trying an older checkpoint", "yellow"))
             return None
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write a checkpoint from which `resume` goes on after `step` steps; keeps the newest two.
+        """Write a checkpoint after `step` steps and delete all but the newest two.
 
-        tensors: any shapes and types, none sharing memory with another. state: what JSON can hold.
+        `tensors` may have any shape and type but must not share memory. `state` must be JSON.
         """
         if not self.main_process:
             return
@@ -155,23 +164,23 @@ class Run:
             shutil.rmtree(checkpoint_dir)
         temporary_dir.rename(checkpoint_dir)
         fsync(checkpoint_dir.parent)
-        # A later step can only be one that did not load, or it would have been resumed from.
+        # A later step is one that did not load: otherwise this run would have resumed from it.
         kept_checkpoints = [path for path in self._checkpoints() if _checkpoint_step(path) <= step][:MAX_CHECKPOINTS]
         for path in self._checkpoints():
             if path not in kept_checkpoints:
                 shutil.rmtree(path)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result; the checkpoints have served."""
+        """Write the result and delete the checkpoints."""
         if self.main_process:
             self.begin()
             write_atomic(self.path / "finished.json", json.dumps(to_jsonable(result), indent=2, allow_nan=False) + "\n")
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
-    # ---- saying ------------------------------------------------------------------------------------------------------
+    # ---- logging ---------------------------------------------------------------------------------
 
     def log(self, step: int, metrics: Mapping[str, float], *, show: bool = False) -> None:
-        """Add a step's metrics to metrics.jsonl; `show` prints as many of them as fit on a line, in their order."""
+        """Append a step's metrics to metrics.jsonl; `show` prints as many as fit on a line."""
         if not self.main_process:
             return
         metrics = to_jsonable(metrics)
@@ -186,7 +195,7 @@ class Run:
             self.console.print(line, soft_wrap=True)
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to samples.jsonl and print them: texts one a line and cut short, then the numbers."""
+        """Append rows to samples.jsonl and print them: shortened texts by line, then numbers."""
         if not self.main_process:
             return
         json_rows = [{"step": step, **to_jsonable(row)} for row in rows]
@@ -204,28 +213,32 @@ class Run:
                 self.console.print(Text(f"sample at step {step}\n").append_text(sample_text), soft_wrap=True)
 
     def log_ledger(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to ledger.jsonl."""
+        """Append rows to ledger.jsonl."""
         if self.main_process:
             self._append_rows("ledger.jsonl", step, [{"step": step, **to_jsonable(row)} for row in rows])
 
     def print(self, text: str) -> None:
-        """A line on the screen, of the main process."""
+        """Print a line, on the main process."""
         self.console.print(Text(text), soft_wrap=True)
 
     def warn(self, step: int, text: str) -> None:
-        """Something that a person should look at; kept in warnings.jsonl."""
+        """Print a warning and append it to warnings.jsonl."""
         if self.main_process:
             self._append_rows("warnings.jsonl", step, [{"step": step, "warning": text}])
         self.console.print(Text(f"warning: step {step}: {text}", "yellow"), soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int, start: int, description: str) -> Iterator[ProgressBar]:
-        """A bar from `start` to `total` steps with the time gone and left; `advance` moves it."""
+        """Show a progress bar from `start` to `total` with elapsed and remaining time."""
         with progress(total, description, start=start, console=self.console, visible=self.main_process) as progress_bar:
             yield progress_bar
 
     def _append_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """What is known before the first step waits for it: until then the input may still prove unusable."""
+        """Append rows to a file.
+
+        Rows of step 0 wait until the first step is done: if the input proves unusable before that,
+        nothing is left behind.
+        """
         lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         if step > 0:
             self.begin()
@@ -235,27 +248,28 @@ class Run:
             self._pending_lines.append((name, lines))
 
     def _append_lines(self, name: str, lines: str) -> None:
-        """In one write, so that no other line gets in between."""
+        """Append in one write, so that lines of other writers cannot interleave."""
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(lines)
 
 
-# ---- optimisers ------------------------------------------------------------------------------------------------------
+# ---- optimisers ----------------------------------------------------------------------------------
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as `optim.{parameter}.{name}` (AdamW: exp_avg, exp_avg_sq, step), parameters in order.
+    """Return the optimiser's state as `optim.{index}.{name}` (AdamW: exp_avg, exp_avg_sq, step).
 
-    Learning rates and the like are not in it: they follow from the configuration and the step.
+    Parameters are numbered in order. Learning rates are left out: they follow from the
+    configuration and the step.
     """
     state = optimizer.state_dict()["state"]
     return {f"optim.{i}.{name}": tensor for i, parameter_state in state.items() for name, tensor in parameter_state.items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; other names in `tensors` are left alone.
+    """Restore what `optimizer_tensors` returned; other names in `tensors` are ignored.
 
-    Raises ValueError when the state is of other parameters: another number of them, or other shapes.
+    Raise ValueError if the state belongs to other parameters: another number, or other shapes.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -267,16 +281,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
             if tensor.dim() and tensor.shape != parameters[int(i)].shape:
                 parameter_shape = tuple(parameters[int(i)].shape)
                 raise ValueError(f"{key} has the shape {tuple(tensor.shape)}, and its parameter {parameter_shape}")
-            # A copy: the optimiser writes in place, and what was handed in stays as it is.
+            # Clone: the optimiser updates its state in place; the caller's tensors must not change.
             state.setdefault(int(i), {})[name] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def _truncate_after(path: Path, last_step: int) -> None:
-    """Keep the lines of steps up to `last`."""
+    """Keep only the lines of steps up to `last_step`."""
     before = path.read_bytes()
     kept_rows = [row for row in read_jsonl(path) if row["step"] <= last_step]
     after = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept_rows).encode()
@@ -288,10 +302,10 @@ def _checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-# ---- values ----------------------------------------------------------------------------------------------------------
+# ---- printing ------------------------------------------------------------------------------------
 
 
 def _printable_line(text: str) -> str:
-    """On one line and short; what a model wrote must not reach the terminal as control codes."""
+    """Return a text on one line, shortened, without control codes that a model may have written."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
     return line if len(line) <= MAX_PRINTED_CHARACTERS else line[: MAX_PRINTED_CHARACTERS - 1] + "…"

@@ -40,7 +40,12 @@ def test_estimate_memory_terms_match_hand_computation(tiny_llava):
     model = build_meta_model(tiny_llava)
     found = planned_bytes(
         ppo_config(
-            tiny_llava, lora_r=4, lora_target_modules="q_proj", num_generations=4, response_length=10, per_device_train_batch_size=2
+            tiny_llava,
+            lora_r=4,
+            lora_target_modules="q_proj",
+            num_generations=4,
+            response_length=10,
+            per_device_train_batch_size=2,
         ),
         model,
     )
@@ -49,7 +54,7 @@ def test_estimate_memory_terms_match_hand_computation(tiny_llava):
     # q_proj is 64 -> 64 in 4 layers: (64 + 64) x r 4 x 4 = 2,048 weights an adapter; three of them in float32, two of them learn.
     assert found["adapters"] == 2048 * 4 * 3 and found["gradients and AdamW"] == 2048 * 2 * 12
     # A picture is 16 tokens of 64 float32 values, two prompts.
-    assert num_image_tokens(model) == 16 and found["picture features of a step"] == 2 * 16 * 64 * 4
+    assert num_image_tokens(model) == 16 and found["image features of a step"] == 2 * 16 * 64 * 4
     # Keys and values: 2 x 4 layers x 2 heads x 16 x 4 bytes = 1,024 a token; prompts of 16 + 128, answers of 10 with a copy each.
     assert found["keys and values"] == (2 * 144 + 8 * 154) * 1024
     # 2 x 144 + 8 x 10 = 368 tokens, 4 layers, 8 x 64 + 2 x 32 + 4 x 128 = 1,088 values.
@@ -69,7 +74,7 @@ def test_estimate_memory_each_field_moves_its_term(tiny_llava):
     assert after(activation_checkpointing=True)["activations"] < before["activations"]
     assert after(micro_batch_tokens=500)["activations"] < before["activations"]
     assert after(response_length=128)["keys and values"] > before["keys and values"]
-    assert after(feature_memory_gib=1e-6)["picture features of a step"] < before["picture features of a step"]
+    assert after(feature_memory_gib=1e-6)["image features of a step"] < before["image features of a step"]
     linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
     assert after(dtype="nf4")["base weights"] == pytest.approx(
         before["base weights"] / 2 - linear * (2 - NF4_BYTES_PER_WEIGHT), abs=1
@@ -84,7 +89,7 @@ def test_estimate_memory_each_field_moves_its_term(tiny_llava):
 def test_estimate_memory_command_prints_a_table(tiny_llava, capsys):
     assert main(["plan", "ppo", "--model_name_or_path", tiny_llava]) == 0
     said = capsys.readouterr().out
-    assert "base weights" in said and "in all" in said and "fits: main memory" in said
+    assert "base weights" in said and "total" in said and "fits: main memory" in said
 
 
 def test_estimate_memory_command_takes_stage_from_recipe(tiny_llava, tmp_path, capsys):
@@ -102,7 +107,9 @@ def test_estimate_memory_counts_every_reward_model(tiny_llava, tmp_path):
     build_checkpoint("qwen2_5_vl", tmp_path / "base")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "reward.json").write_text(json.dumps({"base": str(tmp_path / "base"), "dtype": "float32"}))
-    other = planned_bytes(dataclasses.replace(ppo_config(tiny_llava), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny_llava))
+    other = planned_bytes(
+        dataclasses.replace(ppo_config(tiny_llava), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny_llava)
+    )
     weights = sum(p.numel() for p in hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").parameters())
     assert other[f"base of {tmp_path / 'r'}"] == 4 * weights and other["adapters"] == one["adapters"] / 3 * 2
 

@@ -1,0 +1,85 @@
+"""Advantages and token rewards, against arithmetic that fits on paper."""
+
+import math
+
+import pytest
+import torch
+from torch import tensor
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.training import advantages
+
+
+def test_token_rewards_put_kl_on_every_token_and_score_on_last():
+    kl, mask = tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]]), tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    rewards = advantages.token_rewards(tensor([10.0, 20.0]), kl, mask, kl_coef=0.5)
+    assert rewards.tolist() == [[-0.5, 9.0, 0.0], [18.0, 0.0, 0.0]]
+
+
+def test_gae_matches_hand_computation():
+    # gamma 0.5, lambda 0.5: delta_1 = 4 - 2 = 2; delta_0 = 1 + 0.5 * 2 - 1 = 1; A_0 = 1 + 0.25 * 2
+    mask = tensor([[1.0, 1.0, 0.0]])
+    estimated, returns = advantages.gae(tensor([[1.0, 4.0, 7.0]]), tensor([[1.0, 2.0, 7.0]]), mask, 0.5, 0.5)
+    assert estimated.tolist() == [[1.5, 2.0, 0.0]]
+    assert returns.tolist() == [[2.5, 4.0, 0.0]]
+
+
+def test_gae_with_lambda_one_is_reward_to_go_minus_value():
+    rewards, values = tensor([[1.0, 2.0, 3.0]]), tensor([[0.5, 0.5, 0.5]])
+    estimated, _ = advantages.gae(rewards, values, torch.ones(1, 3), 1.0, 1.0)
+    assert estimated.tolist() == [[5.5, 4.5, 2.5]]
+
+
+def test_estimate_gae_without_critic_is_reward_to_go():
+    mask = tensor([[1.0, 1.0, 0.0]])
+    estimated, returns = advantages.estimate(
+        "gae", tensor([[1.0, 2.0, 9.0]]), torch.zeros(1, 3), mask, group_size=1, gamma=1.0, lam=1.0
+    )
+    assert estimated.tolist() == [[3.0, 2.0, 0.0]]
+    assert torch.equal(estimated, returns)
+
+
+def test_estimate_grpo_compares_sums_within_groups():
+    # Sums 1 and 3 (mean 2, standard deviation sqrt 2), and 5 and 5.
+    rewards = tensor([[0.0, 1.0], [3.0, 0.0], [5.0, 0.0], [2.0, 3.0]])
+    mask = tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    estimated, returns = advantages.estimate("grpo", rewards, torch.zeros(4, 2), mask, group_size=2, gamma=1.0, lam=0.95)
+    scaled = 1 / (math.sqrt(2) + 1e-4)
+    expected = [[-scaled, -scaled], [scaled, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert estimated.flatten().tolist() == pytest.approx([x for row in expected for x in row])
+    assert returns.eq(0).all()
+
+
+def test_masked_whiten_matches_hand_computation():
+    white = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]))
+    assert white.tolist()[0] == pytest.approx([-1, 1, 0])  # mean 2, standard deviation 1
+    kept = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]), keep_mean=True)
+    assert kept.tolist()[0] == pytest.approx([1, 3, 0])
+
+
+def test_group_advantages_match_hand_computation():
+    # Mean 2, standard deviation 1 (unbiased): -1, 0, 1. Equal scores say nothing.
+    found = advantages.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+    assert torch.allclose(found[0], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-3) and torch.equal(found[1], torch.zeros(3))
+    assert torch.equal(advantages.group_advantages(torch.tensor([[4.0]])), torch.zeros(1, 1))
+
+
+def test_explained_variance_matches_hand_computation():
+    # Returns 1, 3 (mean 2, squares 2); values off by 1 and 0 (squares 1): 1 - 1/2. What is masked counts for nothing.
+    values, returns = torch.tensor([[2.0, 3.0, 9.0]]), torch.tensor([[1.0, 3.0, 0.0]])
+    assert advantages.explained_variance(values, returns, torch.tensor([[1.0, 1.0, 0.0]])) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_critic", "kl_in_loss"),
+    [
+        ({}, True, False),
+        ({"advantage_estimator": "grpo"}, False, True),
+        ({"use_critic": False}, False, False),
+        ({"advantage_estimator": "grpo", "kl_penalty": "reward"}, False, False),
+        ({"kl_penalty": "loss"}, True, True),
+    ],
+)
+def test_critic_kl_and_estimator_are_separate_settings(settings, has_critic, kl_in_loss):
+    config = PPOConfig(model_name_or_path="m", dataset_name="d", output_dir="o", **settings)
+    assert (config.has_critic, config.kl_in_loss) == (has_critic, kl_in_loss)
