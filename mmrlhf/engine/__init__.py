@@ -1,2 +1,1 @@
-"""Sample and score answers: a prompt runs once, and all of its answers run on its keys and values."""
-and values."""
+"""Sample and score answers: a prompt runs once, and its answers run on its keys and values."""
