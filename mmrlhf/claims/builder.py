@@ -15,6 +15,8 @@ from mmrlhf.records import Claim
 
 MAX_AMENDABLE_CLAIMS = 40
 """Claims that a phrase may still change."""
+TO_SENTENCE_END = 10**9
+"""`negated_until` of a negation that holds for the rest of its sentence."""
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmrlhf.claims.builder import ClaimBuilder
+from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
     ABSENCE_WORDS,
     ANIMATE_ACTIONS,
@@ -64,9 +64,9 @@ def process_verb(
         and state.actors[0].antecedent is None
         and all(phrase.is_negated for phrase in state.actors)
     ):
-        state.negated_until = 10**9
+        state.negated_until = TO_SENTENCE_END
     if state.pending_negation == "neither":
-        state.negated_until = 10**9
+        state.negated_until = TO_SENTENCE_END
     state.pending_negation = ""
     state.verb, state.verb_index, state.has_finite_verb = word, index, True
     state.conjuncts, state.conjunct_role = [], "verb"
@@ -196,7 +196,7 @@ def process_adjective(
             for phrase in state.actors:
                 builder.negate(phrase)
             if word == "nowhere":
-                state.negated_until = 10**9
+                state.negated_until = TO_SENTENCE_END
         elif state.is_hedged and index - state.hedge_index <= 3:
             for phrase in state.actors:
                 builder.hedge(phrase)

@@ -1,0 +1,289 @@
+"""What a noun phrase or a pronoun is in its sentence: subject, object, target of a relation, predicate."""
+
+from __future__ import annotations
+
+from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
+from mmrlhf.claims.grammar import COPULAS, DEPICTIONS, DIRECTED_ACTIONS, MAX_CONJUNCTS, PICTURE_NOUNS, POSSESSIVES
+from mmrlhf.claims.noun_phrases import Phrase
+from mmrlhf.claims.predicates import is_animate
+from mmrlhf.claims.relations import attach_target, resolve_fronted
+from mmrlhf.claims.tags import COORDINATION_TAGS, DESCRIPTIVE_TAGS, FINITE_VERB_TAGS, PARTICIPLE_TAGS, PREPOSITION_TAGS
+
+
+def process_of_phrase(builder: ClaimBuilder, phrase: Phrase, head_phrase: Phrase) -> None:
+    """Add a phrase after `of`: a cup of coffee holds coffee, a statue of a lion is not a lion."""
+    if head_phrase.noun in DEPICTIONS or head_phrase.noun in PICTURE_NOUNS:
+        return
+    if head_phrase.is_negated or builder.is_negated(head_phrase):
+        phrase.is_negated = phrase.is_negated or (not phrase.is_definite and head_phrase.is_negated)
+    builder.add_phrase(phrase)
+    if builder.state.conjunct_role == "target" and not head_phrase.name:
+        attach_target(builder, phrase)
+
+
+def process_phrase(
+    builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_coordinated: bool, next_tag: str, possessor: Phrase | None
+) -> None:
+    """Add a phrase's claims and give it its role.
+
+    `is_coordinated` says that a comma or `and` comes before it; `possessor` is whose it is.
+    """
+    state, tokens = builder.state, builder.tokens
+    if possessor is not None:
+        phrase.is_definite = True
+        # The dog's *colour* is the dog's attribute.
+        if phrase.noun in ("color", "colour"):
+            phrase.antecedent = possessor
+    if _is_camera(builder, phrase, previous_tag):
+        return
+    starts_clause = state.has_finite_verb and (
+        next_tag in FINITE_VERB_TAGS or _has_relative_clause_in_list(builder, phrase, next_tag)
+    )
+
+    # ---- negation ------------------------------------------------------------------------------
+    if state.conjunct_role == "denied" and state.open_relation is not None:
+        state.conjunct_role, state.pending_negation = "", ""  # a man without a hat on a *beach*
+    _negate_phrase(builder, phrase, previous_tag, is_coordinated, next_tag)
+
+    # ---- predicates ----------------------------------------------------------------------------
+    if _add_predicate_attributes(builder, phrase, is_coordinated):
+        return
+    builder.add_phrase(phrase)
+    if state.conjunct_role == "denied" and state.open_relation is None:
+        state.conjuncts = [phrase]
+        return
+    # A truck, its *bumper* bent, stops near a gate.
+    if (
+        is_coordinated
+        and next_tag in DESCRIPTIVE_TAGS
+        and tokens.words[phrase.start] in POSSESSIVES
+        and tokens.words[phrase.start - 1] == ","
+        and tokens.attribute_rank[phrase.end]
+    ):
+        builder.add_attribute(phrase, tokens.words[phrase.end], phrase.end, phrase.end + 1)
+        state.conjuncts, state.conjunct_role = state.subjects, "subject"
+        return
+
+    # ---- targets and coordination --------------------------------------------------------------
+    # A couch or *sofa*: another name for the phrase before.
+    if is_coordinated and previous_tag == "?" and state.conjunct_role in ("target", "object") and not phrase.is_definite:
+        return
+    # A dog on a *couch*.
+    if state.open_relation is not None:
+        attach_target(builder, phrase)
+        return
+    # A man in a hat and a *woman* are ...: the second subject, not another hat.
+    if (
+        is_coordinated
+        and next_tag in FINITE_VERB_TAGS
+        and not state.has_finite_verb
+        and state.subjects
+        and state.conjuncts
+        and state.conjunct_role != "subject"
+    ):
+        animacy = [is_animate(builder, other) for other in (state.subjects[-1], state.conjuncts[-1], phrase)]
+        if animacy == [True, False, True]:
+            state.subjects = state.actors = state.conjuncts = [*state.subjects, phrase]
+            state.conjunct_role = "subject"
+            return
+    if is_coordinated and state.conjuncts and not starts_clause and _join_conjuncts(builder, phrase, next_tag):
+        return
+
+    # ---- subjects and objects ------------------------------------------------------------------
+    # A dog sits on a couch and a *cat* is ...
+    if starts_clause and is_coordinated:
+        state.verb, state.verb_index = "", -1
+        state.negated_until, state.has_finite_verb, state.last_relation, state.last_target = -1, False, None, None
+    elif state.verb_index >= 0:
+        _set_object(builder, phrase)
+        return
+    phrases = [phrase]
+    state.subjects, state.actors, state.conjuncts, state.conjunct_role = phrases, phrases, phrases, "subject"
+    resolve_fronted(builder)
+
+
+def _is_camera(builder: ClaimBuilder, phrase: Phrase, previous_tag: str) -> bool:
+    """Return whether a phrase is the camera that took the image: a girl smiling at the *camera*."""
+    state = builder.state
+    if not phrase.is_definite:
+        return False
+    if (
+        builder.tokens.words[phrase.head] in ("camera", "viewer", "photographer")
+        and previous_tag in PREPOSITION_TAGS
+        and (state.verb in DIRECTED_ACTIONS or state.verb in ("posing", "poses", "pose", "facing", "faces"))
+    ):
+        state.open_relation = None
+        return True
+    return phrase.name == "camera" and state.verb in ("facing", "faces")
+
+
+def _has_relative_clause_in_list(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> bool:
+    """Return whether a phrase begins a clause after `, and`: ..., and the *silo*, which is tall, is ..."""
+    tags = builder.tokens.tags
+    return (
+        next_tag == ","
+        and phrase.is_definite
+        and tags[phrase.start - 2 : phrase.start] == [",", "C"]
+        and tags[phrase.end + 1 : phrase.end + 2] == ["W"]
+    )
+
+
+def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_coordinated: bool, next_tag: str) -> None:
+    """Negate a phrase that `not`, `without` or `neither` reaches, or end their reach."""
+    state, words = builder.state, builder.tokens.words
+    # The crate holds no apples, just *pears*.
+    is_correction = is_coordinated and previous_tag != "L" and words[phrase.start - 1] in ("only", "just")
+    if is_correction:
+        state.pending_negation, state.negated_until, state.conjunct_role = "", -1, ""
+    # There aren't many *boats*: some are there.
+    if words[phrase.start] in ("many", "much") and builder.is_negated_at(phrase.start):
+        state.negated_until = -1
+    is_indefinite_start = phrase.is_bare or phrase.is_negated
+    if state.pending_negation:
+        # without a hat or *gloves*; but: without a hat, the *man*
+        goes_on = previous_tag in COORDINATION_TAGS and (is_indefinite_start or words[phrase.start] in ("any", "a", "an"))
+        if is_coordinated and previous_tag != "L" and not goes_on:
+            state.pending_negation = ""
+        elif not phrase.is_definite:
+            phrase.is_negated = True
+    elif (
+        # no dogs or *cats*
+        is_coordinated
+        and not is_correction
+        and state.conjuncts
+        and state.conjuncts[-1].is_negated
+        and not phrase.is_definite
+        and (is_indefinite_start or words[phrase.start] == "any")
+        and next_tag not in FINITE_VERB_TAGS
+    ):
+        phrase.is_negated = True
+
+
+def _add_predicate_attributes(builder: ClaimBuilder, phrase: Phrase, is_coordinated: bool) -> bool:
+    """Add what a predicate says of its subject; return False if the phrase is not such a predicate."""
+    state, words = builder.state, builder.tokens.words
+    if state.verb not in COPULAS or not state.actors or is_coordinated or state.open_relation is not None:
+        return False
+    # The table is dark *wood*.
+    if phrase.is_bare and phrase.end - phrase.head <= 2 and words[phrase.end - 1] in builder.lexicon.word_sets["materials"]:
+        value = " ".join([*(value.split(" ")[0] for value, _ in phrase.attributes), words[phrase.end - 1]])
+        for actor in state.actors:
+            builder.add_attribute(actor, value, phrase.start, phrase.end)
+        return True
+    # The dog is a young *dog*.
+    if not phrase.is_negated and phrase.name and phrase.name == state.actors[0].referent.name and phrase.start > state.verb_index:
+        for value, index in phrase.attributes:
+            builder.add_attribute(state.actors[0], value, index, phrase.end)
+        return True
+    return False
+
+
+def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> bool:
+    """Join a phrase to those that `and` connects it with; return False if they take no other."""
+    state, tags = builder.state, builder.tokens.tags
+    if state.conjunct_role == "target" and state.last_relation is not None:
+        # A dog next to a couch and a *lamp* is next to both; not so after `, and`, or before a verb.
+        is_separate = len(state.conjuncts) == 1 and tags[max(0, phrase.start - 2) : phrase.start] == [",", "C"]
+        last_conjunct = state.conjuncts[-1]
+        has_same_form = phrase.determiner_kind == last_conjunct.determiner_kind or last_conjunct.antecedent is not None
+        if next_tag not in PARTICIPLE_TAGS and has_same_form and not is_separate:
+            relation, located, index = state.last_relation
+            builder.add_relation(located, relation, phrase, index)
+            state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
+        else:
+            state.conjuncts, state.conjunct_role = [phrase], "object"
+        return True
+    if state.conjunct_role not in ("subject", "object", "with"):
+        return False
+    state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
+    if state.conjunct_role == "subject":
+        state.subjects = state.actors = state.conjuncts
+    return True
+
+
+def _set_object(builder: ClaimBuilder, phrase: Phrase) -> None:
+    """Make a phrase after the verb the object, or the subject if there is none yet."""
+    state, phrases = builder.state, [phrase]
+    # It is a *dog*: what follows is about the dog.
+    if (
+        state.verb in ("is", "are", "was", "were", "be", "'s")
+        and state.subjects
+        and state.conjunct_role == "subject"
+        and state.subjects[0].antecedent is None
+        and not state.subjects[0].name
+        and not phrase.is_definite
+    ):
+        state.subjects = state.actors = phrases
+    state.conjuncts, state.conjunct_role = phrases, "with" if state.conjunct_role == "with" else "object"
+    # To the left of the lamp is a *chair*.
+    if state.fronted_relation is not None:
+        state.subjects = state.actors = phrases
+        resolve_fronted(builder)
+    elif not state.subjects:
+        state.subjects = state.actors = phrases
+
+
+# ---- pronouns ----------------------------------------------------------------------------------
+
+
+def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
+    """Resolve a pronoun and give it its role."""
+    state = builder.state
+    antecedent = _find_antecedent(builder, word)
+    phrase = Phrase(index, index, index + 1, "", word, word in ("they", "them"), True, False)
+    if antecedent is not None:
+        phrase.antecedent, phrase.is_plural, phrase.is_negated = antecedent, antecedent.is_plural, antecedent.is_negated
+    if state.open_relation is not None:
+        _attach_pronoun(builder, phrase, word)
+        return
+    if state.verb_index >= 0 and next_tag not in FINITE_VERB_TAGS:
+        state.conjuncts, state.conjunct_role = [phrase], "object"
+        return
+    if previous_tag in COORDINATION_TAGS:
+        state.negated_until, state.pending_negation = -1, ""
+    if word == "none":
+        state.negated_until = TO_SENTENCE_END
+    state.subjects = state.actors = state.conjuncts = [phrase]
+    state.conjunct_role, state.verb, state.verb_index, state.has_finite_verb = "subject", "", -1, False
+
+
+def _find_antecedent(builder: ClaimBuilder, word: str) -> Phrase | None:
+    if word in ("he", "she", "him", "her", "himself", "herself"):
+        return builder.last_person
+    if word in ("it", "itself", "this", "that"):
+        return builder.last_singular
+    if word in ("they", "them", "themselves", "these", "those", "none"):
+        return builder.last_plural or builder.last_singular
+    return None
+
+
+def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
+    """Make a pronoun the target of the open relation; drop the relation if it stands for nothing."""
+    state = builder.state
+    assert state.open_relation is not None
+    _, _, open_located, is_fronted = state.open_relation
+    located = [] if is_fronted else open_located
+    if word in ("it", "itself", "them") and state.last_relation is not None:
+        # A box on a table with a cat in *it*: the latest target, or what it is a target of, and
+        # never what is located itself.
+        latest_target = [state.last_target] if state.last_target else []
+        last_located = state.last_relation[1]
+        candidates = [*latest_target, *last_located] if state.conjunct_role == "with" else [*last_located, *latest_target]
+        for candidate in candidates:
+            referent = candidate.referent
+            if referent.name and all(referent is not other.referent for other in located):
+                phrase.antecedent = referent
+                break
+    elif (
+        # The room has a table with a vase on *it*.
+        word in ("it", "itself")
+        and state.conjunct_role == "with"
+        and state.possessor is not None
+        and state.possessor.name
+        and not state.possessor.is_negated
+    ):
+        phrase.antecedent = state.possessor
+    if phrase.antecedent is not None:
+        attach_target(builder, phrase)
+    else:
+        state.open_relation = None
