@@ -21,36 +21,42 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Task, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, Task, first_valid
 from mmrlhf.files.rows import read_json
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text import lemmatize
 from mmrlhf.text.answer_parsing import parse_yes_no
 
-VERSION, LICENSE = "1", "Apache-2.0"
-HEADLINE, DIRECTION, CLUSTER = "amber_score", "higher", "image"
-ANSWER = ("id", "response")
-KNOWN = {
+KNOWN_VERSIONS = {
     "db22a436c4836fbb295e60b4e80d519573077579fb7032f01b193c1bd022b797": "AMBER's annotations, 15220",
     "c4c1491e9bbc3209abc1888c12a1bf8413bdbab8a0d8be04b990a2e7680cf23e": "AMBER's relations",
     "f92cf1123f4578a2630832fac3e6ac4de36212ea55859d3bed4fd233723f4043": "AMBER's safe words",
     "127680ae61f7d4a92d2f7f07a8deaec07f0689b194d2c7c0f41ead7bd2c5bcf5": "AMBER's queries",
 }
+
 PART_OF_TYPE = {
     "generative": "generative", "discriminative-attribute-state": "state", "discriminative-attribute-number": "number",
     "discriminative-attribute-action": "action", "discriminative-hallucination": "existence",
 }  # fmt: skip
+
 """Parts by the annotations' type; any other is a relation."""
+
 METRIC_GROUPS = {
     "": ("existence", "state", "number", "action", "relation"), "existence_": ("existence",), "attribute_": ("state", "number", "action"),
     "state_": ("state",), "number_": ("number",), "action_": ("action",), "relation_": ("relation",),
 }  # fmt: skip
+
 """Figures of yes/no questions by the beginning of their names, and the parts that each is over."""
+
 YES_NO_PARTS = METRIC_GROUPS[""]
+
 SIMILARITY_THRESHOLD = 0.8
+
 """Words whose similarity is greater are one thing."""
+
 EPSILON = 0.001
+
 """With which each of the script's denominators begins."""
 
 
@@ -64,53 +70,91 @@ class Options:
     """A line after each yes/no question; `none` asks it as it stands."""
 
 
-# ---- questions -------------------------------------------------------------------------------------------------------
+class Amber(Benchmark):
+    """TODO."""
 
+    version = "1"
+    license = "Apache-2.0"
+    headline = "amber_score"
+    direction = "higher"
+    cluster = "image"
+    answer_fields = ("id", "response")
+    known_versions = KNOWN_VERSIONS
+    options_type = Options
 
-def load(task: Task) -> list[Example]:
-    """The annotations in their order, with the queries where they are there."""
-    path = task.path / "annotations.json"
-    queries = {str(q["id"]): q for q in read_json(_queries_path(task))} if _queries_path(task).exists() else {}
-    relation = _load_vocabulary(task.data or "")[0]
-    examples = []
-    for number, row in enumerate(read_json(path)[: task.limit], 1):
-        try:
-            id_, type_, truth = str(row["id"]), row["type"], row["truth"]
-        except (KeyError, TypeError):
-            raise InputError(f"{path} row {number}: an annotation needs id, type and truth: give AMBER's file") from None
-        part = PART_OF_TYPE.get(type_, "relation")
-        query = queries.get(id_, {})
-        image = query.get("image", f"AMBER_{id_}.jpg" if part == "generative" else "")
-        meta = {
-            "part": part,
-            "truth": truth,
-            "hallu": row.get("hallu", []),
-            "image": image or id_,
-            "query": query.get("query", ""),
-        }
-        if part == "generative" and (unknown_words := [w for w in [*truth, *meta["hallu"]] if w not in relation]):
-            raise InputError(f"{path} row {number}: {unknown_words[0]} is not in relation.json: give files of one version")
-        question = (
-            f"{query['query']}\n{task.options.suffix}"
-            if query and task.options.suffix and part != "generative"
-            else meta["query"]
-        )
-        examples.append(
-            Example(
-                id_,
-                (ImageSource(path=str(task.image_root / image)),),
-                (Message("user", question),) if question else (),
-                meta=meta,
+    def load(self, task: Task) -> list[Example]:
+        """The annotations in their order, with the queries where they are there."""
+        path = task.path / "annotations.json"
+        queries = {str(q["id"]): q for q in read_json(_queries_path(task))} if _queries_path(task).exists() else {}
+        relation = _load_vocabulary(task.data or "")[0]
+        examples = []
+        for number, row in enumerate(read_json(path)[: task.limit], 1):
+            try:
+                id_, type_, truth = str(row["id"]), row["type"], row["truth"]
+            except (KeyError, TypeError):
+                raise InputError(f"{path} row {number}: an annotation needs id, type and truth: give AMBER's file") from None
+            part = PART_OF_TYPE.get(type_, "relation")
+            query = queries.get(id_, {})
+            image = query.get("image", f"AMBER_{id_}.jpg" if part == "generative" else "")
+            meta = {
+                "part": part,
+                "truth": truth,
+                "hallu": row.get("hallu", []),
+                "image": image or id_,
+                "query": query.get("query", ""),
+            }
+            if part == "generative" and (unknown_words := [w for w in [*truth, *meta["hallu"]] if w not in relation]):
+                raise InputError(f"{path} row {number}: {unknown_words[0]} is not in relation.json: give files of one version")
+            question = (
+                f"{query['query']}\n{task.options.suffix}"
+                if query and task.options.suffix and part != "generative"
+                else meta["query"]
             )
-        )
-    return examples
+            examples.append(
+                Example(
+                    id_,
+                    (ImageSource(path=str(task.image_root / image)),),
+                    (Message("user", question),) if question else (),
+                    meta=meta,
+                )
+            )
+        return examples
 
+    def files(self, task: Task) -> list[Path]:
+        """Annotations, relations, safe words, queries."""
+        return [task.path / n for n in ("annotations.json", "relation.json", "safe_words.txt")] + [
+            q for q in (_queries_path(task),) if q.exists()
+        ]
 
-def files(task: Task) -> list[Path]:
-    """Annotations, relations, safe words, queries."""
-    return [task.path / n for n in ("annotations.json", "relation.json", "safe_words.txt")] + [
-        q for q in (_queries_path(task),) if q.exists()
-    ]
+    def match_rows(self, rows: Sequence[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
+        """Rows without an id (VLMEvalKit's) with that of the question on their picture; where one is asked twice, the k-th row takes the k-th id."""
+        ids, num_seen, matched = _ids_by_query(_queries_path(task)), Counter[tuple[str, str]](), []
+        for fields in rows:
+            image = Path(str(fields.get("image_path") or fields.get("image") or "")).name
+            key = image, str(fields.get("question") or fields.get("query") or "").split("\n")[0].strip()
+            if fields.get("id") is None and key in ids:
+                fields = {**fields, "id": ids[key][num_seen[key] % len(ids[key])]}
+                num_seen[key] += 1
+            matched.append(fields)
+        return matched
+
+    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
+        """A row's id, which `match_rows` may have found."""
+        return next((str(fields[k]) for k in ("id", "question_id", "index") if fields.get(k) is not None), None)
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """Of a reply what it says; of a description the sums that metrics are made of, by the script's way and by ours."""
+        if example.meta["part"] != "generative":
+            parsed = parse_yes_no(answers[0], example.meta["query"])
+            return {"truth": example.meta["truth"], "said": parsed, "unparsed": parsed is None}
+        is_similar = _similarity_test(task.options.similarity)
+        official = _match_official(example, answers[0], task, is_similar) if is_similar else None
+        robust = _match_robust(example, answers[0], task, is_similar or (lambda a, b: a == b))
+        return {"official": official, "robust": robust, "right": not robust["false"]}
+
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """All figures in columns: descriptions, then replies of each part."""
+        return {"official": _official_stats(rows, task), "robust": _robust_stats(rows, task)}
 
 
 def _queries_path(task: Task) -> Path:
@@ -127,24 +171,6 @@ def _load_vocabulary(data: str) -> tuple[dict[str, list[str]], frozenset[str], f
         raise InputError(f"{path} does not exist: --data must be AMBER's data folder")
     safe = frozenset(line.split("\n")[0] for line in path.read_text(encoding="utf-8").splitlines())
     return relation, frozenset(relation) | {w for words in relation.values() for w in words}, safe
-
-
-def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
-    """A row's id, which `match_rows` may have found."""
-    return next((str(fields[k]) for k in ("id", "question_id", "index") if fields.get(k) is not None), None)
-
-
-def match_rows(rows: Sequence[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
-    """Rows without an id (VLMEvalKit's) with that of the question on their picture; where one is asked twice, the k-th row takes the k-th id."""
-    ids, num_seen, matched = _ids_by_query(_queries_path(task)), Counter[tuple[str, str]](), []
-    for fields in rows:
-        image = Path(str(fields.get("image_path") or fields.get("image") or "")).name
-        key = image, str(fields.get("question") or fields.get("query") or "").split("\n")[0].strip()
-        if fields.get("id") is None and key in ids:
-            fields = {**fields, "id": ids[key][num_seen[key] % len(ids[key])]}
-            num_seen[key] += 1
-        matched.append(fields)
-    return matched
 
 
 @functools.cache
@@ -178,20 +204,6 @@ def _similarity_test(table_path: str | None) -> Callable[[str, str], bool] | Non
 
 
 NO_SIMILARITY = "the official script compares words by spaCy's en_core_web_lg, which is not installed: install it, or give --similarity TABLE.json"
-
-
-# ---- scores ----------------------------------------------------------------------------------------------------------
-
-
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """Of a reply what it says; of a description the sums that metrics are made of, by the script's way and by ours."""
-    if example.meta["part"] != "generative":
-        parsed = parse_yes_no(answers[0], example.meta["query"])
-        return {"truth": example.meta["truth"], "said": parsed, "unparsed": parsed is None}
-    is_similar = _similarity_test(task.options.similarity)
-    official = _match_official(example, answers[0], task, is_similar) if is_similar else None
-    robust = _match_robust(example, answers[0], task, is_similar or (lambda a, b: a == b))
-    return {"official": official, "robust": robust, "right": not robust["false"]}
 
 
 def _match_official(example: Example, answer: str, task: Task, is_similar: Callable[[str, str], bool]) -> dict[str, Any]:
@@ -252,12 +264,8 @@ def _match_robust(example: Example, answer: str, task: Task, is_similar: Callabl
 NUM_DESCRIPTION_COLUMNS = (
     8  # hallucinated nouns, nouns, covered, true words, thought, words one may think of, clean descriptions, descriptions
 )
+
 NUM_REPLY_COLUMNS = 5  # right, questions, right no, said no, is no
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """All figures in columns: descriptions, then replies of each part."""
-    return {"official": _official_stats(rows, task), "robust": _robust_stats(rows, task)}
 
 
 def _official_stats(rows: list[dict[str, Any]], task: Task) -> SufficientStats:

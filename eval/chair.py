@@ -21,18 +21,15 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Task
+from mmrlhf.evaluation.benchmark import Benchmark, Task
 from mmrlhf.files.rows import read_json
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text import coco_objects
 from mmrlhf.text import lemmatize as lemmatize
 
-VERSION, LICENSE = "1", "BSD-2-Clause (words), CC-BY-4.0 (COCO's annotations)"
-HEADLINE, DIRECTION, CLUSTER = "chair_s", "lower", "image"
-ANSWER = ("image_id", "caption")
-COMPLETE = False  # whoever measures chooses the pictures
 MentionsAndLength = tuple[list[tuple[str, str]], int]
+
 """Mentions, each the word and its object, and the caption's length."""
 
 
@@ -46,54 +43,97 @@ class Options:
     """How a description is asked for."""
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+class Chair(Benchmark):
+    """TODO."""
 
+    version = "1"
+    license = "BSD-2-Clause (words), CC-BY-4.0 (COCO's annotations)"
+    headline = "chair_s"
+    direction = "lower"
+    cluster = "image"
+    answer_fields = ("image_id", "caption")
+    requires_all_answers = False
+    options_type = Options
 
-def load(task: Task) -> list[Example]:
-    """A picture an example, with its objects and, where they come from COCO, its five captions."""
-    if task.path.is_file():
-        objects_by_image = read_json(task.path)
-        if not isinstance(objects_by_image, dict) or not all(
-            isinstance(v, list) and all(isinstance(o, str) for o in v) for v in objects_by_image.values()
-        ):
-            raise InputError(f"--data {task.path} must map image ids to lists of objects, or be COCO's annotation folder")
-        nodes = coco_objects.object_by_synonym()
-        images = {
-            str(id_): (
-                f"COCO_val2014_{int(id_):012d}.jpg" if id_.isdecimal() else id_,
-                [nodes.get(o.lower(), o) for o in objects],
-                [],
+    def load(self, task: Task) -> list[Example]:
+        """A picture an example, with its objects and, where they come from COCO, its five captions."""
+        if task.path.is_file():
+            objects_by_image = read_json(task.path)
+            if not isinstance(objects_by_image, dict) or not all(
+                isinstance(v, list) and all(isinstance(o, str) for o in v) for v in objects_by_image.values()
+            ):
+                raise InputError(f"--data {task.path} must map image ids to lists of objects, or be COCO's annotation folder")
+            nodes = coco_objects.object_by_synonym()
+            images = {
+                str(id_): (
+                    f"COCO_val2014_{int(id_):012d}.jpg" if id_.isdecimal() else id_,
+                    [nodes.get(o.lower(), o) for o in objects],
+                    [],
+                )
+                for id_, objects in objects_by_image.items()
+            }
+        else:
+            images = _read_coco(task.path)
+        return [
+            Example(
+                id_, (ImageSource(path=str(task.image_root / name)),), (Message("user", task.options.prompt),),
+                meta={"objects": tuple(dict.fromkeys(objects)), "captions": tuple(captions)},
             )
-            for id_, objects in objects_by_image.items()
-        }
-    else:
-        images = _read_coco(task.path)
-    return [
-        Example(
-            id_, (ImageSource(path=str(task.image_root / name)),), (Message("user", task.options.prompt),),
-            meta={"objects": tuple(dict.fromkeys(objects)), "captions": tuple(captions)},
+            for id_, (name, objects, captions) in list(images.items())[: task.limit]
+        ]  # fmt: skip
+
+    def files(self, task: Task) -> list[Path]:
+        """The map, or COCO's files."""
+        return [task.path] if task.path.is_file() else _annotation_files(task.path)
+
+    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
+        """The image id of a row: a number, or what a file's name ends in."""
+        image = next(
+            (fields[k] for k in ("image_id", "image", "image_path", "id", "question_id") if fields.get(k) is not None), None
         )
-        for id_, (name, objects, captions) in list(images.items())[: task.limit]
-    ]  # fmt: skip
+        number = re.search(r"(\d+)(?:\.\w+)?$", str(image))
+        return None if image is None else str(image) if str(image) in task.examples or not number else str(int(number.group(1)))
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """The first answer, by both readings."""
+        official = _compare_objects(answers[0], example, task.options.lineage)
+        robust = official if task.options.lineage == "portable" else _compare_objects(answers[0], example, "portable")
+        return {"official": official, "robust": robust, "right": not robust["false"]}
+
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """CHAIRs and CHAIRi over all captions, of a picture as many as there are. To the scripts an unknown picture is an empty one."""
+        answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
+        official = [r["official"] if "official" in r else _compare_objects(r["answers"][0], None, task.options.lineage)
+                    for r in rows if r["status"] != "null"]  # fmt: skip
+        has_null = any(r["status"] == "null" for r in rows)
+        reason = "the official script raises AttributeError on a caption that is null" if has_null else ""
+        return {
+            "official": _sufficient_stats(
+                [r["id"] for r in rows if r["status"] != "null"], official, undefined_if_empty=True, reason=reason
+            ),
+            "robust": _sufficient_stats(
+                [r["id"] for r in answered_rows], [r["robust"] for r in answered_rows], undefined_if_empty=False
+            ),
+        }
 
 
-def files(task: Task) -> list[Path]:
-    """The map, or COCO's files."""
-    if task.path.is_file():
-        return [task.path]
-    paths_by_kind = {kind: sorted(task.path.glob(f"{kind}_*.json")) for kind in ("instances", "captions")}
-    for kind, paths in paths_by_kind.items():
-        if not paths:
+def _annotation_files(folder: Path) -> list[Path]:
+    """Return COCO's files of objects, then those of captions. Raise InputError if a kind is missing."""
+    paths: list[Path] = []
+    for kind in ("instances", "captions"):
+        matching = sorted(folder.glob(f"{kind}_*.json"))
+        if not matching:
             raise InputError(
-                f"--data {task.path} has no {kind}_*.json: give COCO's annotation folder, or a map of image id to objects"
+                f"--data {folder} has no {kind}_*.json: give COCO's annotation folder, or a map of image id to objects"
             )
-    return [*paths_by_kind["instances"], *paths_by_kind["captions"]]
+        paths += matching
+    return paths
 
 
 def _read_coco(folder: Path) -> dict[str, tuple[str, list[str], list[str]]]:
     """File name, objects and captions by image id."""
     images: dict[str, tuple[str, list[str], list[str]]] = {}
-    for path in files(Task(str(folder))):
+    for path in _annotation_files(folder):
         annotations = read_json(path)
         try:
             for image in annotations["images"]:
@@ -110,13 +150,6 @@ def _read_coco(folder: Path) -> dict[str, tuple[str, list[str], list[str]]]:
                 f"{path}: not an annotation file of COCO's ({error} is missing or unknown): give the original"
             ) from None
     return images
-
-
-def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
-    """The image id of a row: a number, or what a file's name ends in."""
-    image = next((fields[k] for k in ("image_id", "image", "image_path", "id", "question_id") if fields.get(k) is not None), None)
-    number = re.search(r"(\d+)(?:\.\w+)?$", str(image))
-    return None if image is None else str(image) if str(image) in task.examples or not number else str(int(number.group(1)))
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -152,30 +185,6 @@ def _compare_objects(caption: str, example: Example | None, lineage: str) -> dic
         "hit": sorted(named_objects),
         "there": len(true_objects),
         "length": length,
-    }
-
-
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """The first answer, by both readings."""
-    official = _compare_objects(answers[0], example, task.options.lineage)
-    robust = official if task.options.lineage == "portable" else _compare_objects(answers[0], example, "portable")
-    return {"official": official, "robust": robust, "right": not robust["false"]}
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """CHAIRs and CHAIRi over all captions, of a picture as many as there are. To the scripts an unknown picture is an empty one."""
-    answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
-    official = [r["official"] if "official" in r else _compare_objects(r["answers"][0], None, task.options.lineage)
-                for r in rows if r["status"] != "null"]  # fmt: skip
-    has_null = any(r["status"] == "null" for r in rows)
-    reason = "the official script raises AttributeError on a caption that is null" if has_null else ""
-    return {
-        "official": _sufficient_stats(
-            [r["id"] for r in rows if r["status"] != "null"], official, undefined_if_empty=True, reason=reason
-        ),
-        "robust": _sufficient_stats(
-            [r["id"] for r in answered_rows], [r["robust"] for r in answered_rows], undefined_if_empty=False
-        ),
     }
 
 

@@ -17,36 +17,77 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.evaluation.benchmark import Task, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, Task, first_valid
 from mmrlhf.files.rows import read_json, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
-VERSION, LICENSE = "1", "not stated"
-HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"
-ANSWER = ("img_id", "response")
 FILES = {"no": "dash_benchmark_neg.json", "yes": "dash_benchmark_pos.json"}
 
 
-def load(task: Task) -> list[Example]:
-    """Questions with ids OBJECT/PICTURE, negatives first. Without --data they are those that the answers' file says were asked."""
-    if task.data is None and task.answers is not None:
-        rows = read_json_objects(Path(task.answers))
-        examples = [_make_example(task, *(str(row.require(name)) for name in ("gt", "object_name", "img_id"))) for row in rows]
-        return list({e.id: e for e in examples}.values())
-    questions = []
-    for label, path in zip(FILES, files(task), strict=True):
-        data_sets = read_json(path)
-        if not (isinstance(data_sets, dict) and all(isinstance(objects_by_name, dict) for objects_by_name in data_sets.values())):
-            raise InputError(f"{path} must hold {{data set: {{object: [pictures]}}}}")
-        for data_set, objects_by_name in data_sets.items():
-            questions += [
-                _make_example(task, label, object_name, image, data_set)
-                for object_name, images in objects_by_name.items()
-                for image in images
+class DashB(Benchmark):
+    """TODO."""
+
+    version = "1"
+    license = "not stated"
+    headline = "accuracy"
+    direction = "higher"
+    cluster = "image"
+    answer_fields = ("img_id", "response")
+
+    def load(self, task: Task) -> list[Example]:
+        """Questions with ids OBJECT/PICTURE, negatives first. Without --data they are those that the answers' file says were asked."""
+        if task.data is None and task.answers is not None:
+            rows = read_json_objects(Path(task.answers))
+            examples = [
+                _make_example(task, *(str(row.require(name)) for name in ("gt", "object_name", "img_id"))) for row in rows
             ]
-    return questions[: task.limit]
+            return list({e.id: e for e in examples}.values())
+        questions = []
+        for label, path in zip(FILES, self.files(task), strict=True):
+            data_sets = read_json(path)
+            if not (
+                isinstance(data_sets, dict) and all(isinstance(objects_by_name, dict) for objects_by_name in data_sets.values())
+            ):
+                raise InputError(f"{path} must hold {{data set: {{object: [pictures]}}}}")
+            for data_set, objects_by_name in data_sets.items():
+                questions += [
+                    _make_example(task, label, object_name, image, data_set)
+                    for object_name, images in objects_by_name.items()
+                    for image in images
+                ]
+        return questions[: task.limit]
+
+    def files(self, task: Task) -> list[Path]:
+        """The negatives and the positives."""
+        if not task.path.is_dir():
+            raise InputError(f"--data {task.path} must be the folder with {' and '.join(FILES.values())}")
+        return [
+            next((p for p in (task.path / name, task.path / "images" / name) if p.is_file()), task.path / name)
+            for name in FILES.values()
+        ]
+
+    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
+        """By object and picture."""
+        return f"{fields['object_name']}/{fields['img_id']}" if {"object_name", "img_id"} <= fields.keys() else fields.get("id")
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """What the first answer says, by the script's rule and by ours."""
+        parsed = parse_yes_no(answers[0], example.meta["question"])
+        return {
+            "label": example.meta["label"],
+            "official": parse_official(answers[0]),
+            "said": parsed,
+            "unparsed": parsed is None,
+        }
+
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """Accuracy on both kinds and on each. The script counts the answers of its own run, so that none is missing or given twice."""
+        return {
+            "official": _sufficient_stats(rows, task, "official"),
+            "robust": _sufficient_stats(first_valid(rows), task, "said"),
+        }
 
 
 def _make_example(task: Task, label: str, object_name: str, image: str, data_set: str = "") -> Example:
@@ -58,35 +99,9 @@ def _make_example(task: Task, label: str, object_name: str, image: str, data_set
     return Example(f"{object_name}/{image}", images, (Message("user", question),), meta=meta)
 
 
-def files(task: Task) -> list[Path]:
-    """The negatives and the positives."""
-    if not task.path.is_dir():
-        raise InputError(f"--data {task.path} must be the folder with {' and '.join(FILES.values())}")
-    return [
-        next((p for p in (task.path / name, task.path / "images" / name) if p.is_file()), task.path / name)
-        for name in FILES.values()
-    ]
-
-
-def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
-    """By object and picture."""
-    return f"{fields['object_name']}/{fields['img_id']}" if {"object_name", "img_id"} <= fields.keys() else fields.get("id")
-
-
 def parse_official(answer: str) -> str | None:
     """What the official script reads: `know` has a no in it."""
     return "yes" if "yes" in answer.lower() else "no" if "no" in answer.lower() else None
-
-
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """What the first answer says, by the script's rule and by ours."""
-    parsed = parse_yes_no(answers[0], example.meta["question"])
-    return {"label": example.meta["label"], "official": parse_official(answers[0]), "said": parsed, "unparsed": parsed is None}
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """Accuracy on both kinds and on each. The script counts the answers of its own run, so that none is missing or given twice."""
-    return {"official": _sufficient_stats(rows, task, "official"), "robust": _sufficient_stats(first_valid(rows), task, "said")}
 
 
 def _sufficient_stats(rows: list[dict[str, Any]], task: Task, field: str) -> SufficientStats:

@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from mmrlhf.config import STRICT
 from mmrlhf.evaluation.benchmark import (
     DUPLICATES_REASON,
+    Benchmark,
     JudgeRequest,
     Task,
     fill_template,
@@ -33,10 +34,8 @@ from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_verdict
 
-VERSION, LICENSE = "1", "CC-BY-4.0"
-HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "image"
-KNOWN = {"6c88c8d6eb6d0a98881ec3e50ae52b5919247b53a47b7c723819603621b838b4": "HaloQuest evaluation, 608"}
 FIELDS = ("image_name", "image type", "hallucination type", "question", "groundtruth responses")
+
 TEMPLATE = """Is this answer to a question about a picture right? The references, divided by semicolons, are all right.
 
 Question: {question}
@@ -47,6 +46,8 @@ Where the references say that something is not in the picture or cannot be seen,
 takes it for granted, and is wrong. An answer that declines to answer is wrong. A count must be the same.
 Reply with one word: correct or incorrect."""
 
+KNOWN_VERSIONS = {"6c88c8d6eb6d0a98881ec3e50ae52b5919247b53a47b7c723819603621b838b4": "HaloQuest evaluation, 608"}
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Options:
@@ -56,83 +57,99 @@ class Options:
     """File with another template for the judge: {question}, {references}, {answer}."""
 
 
-def load(task: Task) -> list[Example]:
-    """Questions by the number in the file's first column."""
-    with open_binary(task.path) as file:
-        try:
-            text = file.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{task.path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    if missing := [name for name in FIELDS if name not in (rows.fieldnames or ())]:
-        raise InputError(f"{task.path} lacks the columns {', '.join(missing)}: give HaloQuest's CSV")
-    examples = []
-    for number, row in enumerate(rows):
-        meta = {name: row[name] or "" for name in FIELDS}
-        image_path = task.image_root / meta["image_name"]
-        examples.append(
-            Example(
-                row.get("") or str(number), (ImageSource(path=str(image_path)),), (Message("user", meta["question"]),), meta=meta
+class HaloQuest(Benchmark):
+    """TODO."""
+
+    version = "1"
+    license = "CC-BY-4.0"
+    headline = "accuracy"
+    direction = "higher"
+    cluster = "image"
+    known_versions = KNOWN_VERSIONS
+    options_type = Options
+
+    def load(self, task: Task) -> list[Example]:
+        """Questions by the number in the file's first column."""
+        with open_binary(task.path) as file:
+            try:
+                text = file.read().decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{task.path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if missing := [name for name in FIELDS if name not in (rows.fieldnames or ())]:
+            raise InputError(f"{task.path} lacks the columns {', '.join(missing)}: give HaloQuest's CSV")
+        examples = []
+        for number, row in enumerate(rows):
+            meta = {name: row[name] or "" for name in FIELDS}
+            image_path = task.image_root / meta["image_name"]
+            examples.append(
+                Example(
+                    row.get("") or str(number),
+                    (ImageSource(path=str(image_path)),),
+                    (Message("user", meta["question"]),),
+                    meta=meta,
+                )
             )
+        return examples[: task.limit]
+
+    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
+        """By number, or by picture and question."""
+        for name in ("id", "question_id", "index", ""):
+            if str(fields.get(name)) in task.examples:
+                return str(fields[name])
+        image_and_question = (fields.get("image_name"), fields.get("question"))
+        return next(
+            (e.id for e in task.examples.values() if (e.meta["image_name"], e.meta["question"]) == image_and_question), None
         )
-    return examples[: task.limit]
 
+    def judge_requests(self, answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
+        """Of each answer whether it is right."""
+        template_text = load_template(task.options.judge_prompt, TEMPLATE)
+        for id_, answers in answers_by_id.items():
+            meta = task.examples[id_].meta
+            prompt = fill_template(
+                template_text, question=meta["question"], references=meta["groundtruth responses"], answer=answers[0]
+            )
+            yield JudgeRequest(id_, prompt, template_text)
 
-def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
-    """By number, or by picture and question."""
-    for name in ("id", "question_id", "index", ""):
-        if str(fields.get(name)) in task.examples:
-            return str(fields[name])
-    image_and_question = (fields.get("image_name"), fields.get("question"))
-    return next((e.id for e in task.examples.values() if (e.meta["image_name"], e.meta["question"]) == image_and_question), None)
-
-
-def categories(example: Example) -> list[str]:
-    """Kind of question and of picture."""
-    return [example.meta["hallucination type"], example.meta["image type"]]
-
-
-def judge_requests(answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
-    """Of each answer whether it is right."""
-    template_text = load_template(task.options.judge_prompt, TEMPLATE)
-    for id_, answers in answers_by_id.items():
-        meta = task.examples[id_].meta
-        prompt = fill_template(
-            template_text, question=meta["question"], references=meta["groundtruth responses"], answer=answers[0]
+    def rule(self, key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
+        """A judge without a model: an answer is right if it holds a reference word for word, or a reference holds it."""
+        answer = " ".join(answers_by_id[key][0].lower().split()).strip(". ")
+        references = [
+            " ".join(r.lower().split()).strip(". ") for r in task.examples[key].meta["groundtruth responses"].split(";")
+        ]
+        return (
+            "correct"
+            if any(r and (r in answer or (len(answer.split()) > 1 and answer in r)) for r in references)
+            else "incorrect"
         )
-        yield JudgeRequest(id_, prompt, template_text)
 
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """What the judge says; None where it failed or what it says is neither."""
+        reply = task.replies.get(example.id, {}).get("text")
+        is_right = None if reply is None else parse_verdict(reply)
+        return {"right": is_right, "judged": reply is not None, "unparsed": reply is not None and is_right is None}
 
-def rule(key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
-    """A judge without a model: an answer is right if it holds a reference word for word, or a reference holds it."""
-    answer = " ".join(answers_by_id[key][0].lower().split()).strip(". ")
-    references = [" ".join(r.lower().split()).strip(". ") for r in task.examples[key].meta["groundtruth responses"].split(";")]
-    return "correct" if any(r and (r in answer or (len(answer.split()) > 1 and answer in r)) for r in references) else "incorrect"
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """Accuracy, and that of each kind of question and picture."""
+        first_rows = first_valid(rows)
+        judged_rows = [r for r in first_rows if r["judged"]]
+        num_unjudged = len(first_rows) - len(judged_rows)
+        reason = (
+            f"{num_unjudged} answers have no judgment"
+            if num_unjudged
+            else DUPLICATES_REASON
+            if has_duplicates(rows)
+            else "there are no answers"
+        )
+        return {
+            "official": _sufficient_stats([] if num_unjudged or has_duplicates(rows) else judged_rows, task, reason),
+            "robust": _sufficient_stats(judged_rows, task, reason),
+        }
 
-
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """What the judge says; None where it failed or what it says is neither."""
-    reply = task.replies.get(example.id, {}).get("text")
-    is_right = None if reply is None else parse_verdict(reply)
-    return {"right": is_right, "judged": reply is not None, "unparsed": reply is not None and is_right is None}
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """Accuracy, and that of each kind of question and picture."""
-    first_rows = first_valid(rows)
-    judged_rows = [r for r in first_rows if r["judged"]]
-    num_unjudged = len(first_rows) - len(judged_rows)
-    reason = (
-        f"{num_unjudged} answers have no judgment"
-        if num_unjudged
-        else DUPLICATES_REASON
-        if has_duplicates(rows)
-        else "there are no answers"
-    )
-    return {
-        "official": _sufficient_stats([] if num_unjudged or has_duplicates(rows) else judged_rows, task, reason),
-        "robust": _sufficient_stats(judged_rows, task, reason),
-    }
+    def categories(self, example: Example) -> list[str]:
+        """Kind of question and of picture."""
+        return [example.meta["hallucination type"], example.meta["image type"]]
 
 
 def _sufficient_stats(rows: list[dict[str, Any]], task: Task, reason: str) -> SufficientStats:

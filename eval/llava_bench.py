@@ -21,6 +21,7 @@ import numpy as np
 
 from mmrlhf.evaluation.benchmark import (
     DUPLICATES_REASON,
+    Benchmark,
     JudgeRequest,
     Prediction,
     Task,
@@ -32,9 +33,6 @@ from mmrlhf.files.rows import Row, read_json, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 
-VERSION, LICENSE = "1", "Apache-2.0"
-HEADLINE, DIRECTION, CLUSTER = "score", "higher", "image"
-ANSWER = ("question_id", "text")
 FILES = {
     "questions": ("qa90_questions.jsonl", "questions.jsonl"),
     "context": ("caps_boxes_coco2014_val_80.jsonl", "context.jsonl"),
@@ -43,38 +41,114 @@ FILES = {
 }
 
 
-# ---- questions -------------------------------------------------------------------------------------------------------
+class LlavaBench(Benchmark):
+    """TODO."""
 
+    version = "1"
+    license = "Apache-2.0"
+    headline = "score"
+    direction = "higher"
+    cluster = "image"
+    answer_fields = ("question_id", "text")
 
-def load(task: Task) -> list[Example]:
-    """Questions by number. Without --data, those that reviews are of."""
-    if _has_reviews(task):
-        rows = read_json_objects(Path(str(task.answers)))
-        kinds = {str(row.require("question_id")): str(row.fields.get("category", "")) for row in rows}
-        return [Example(id_, (), (), meta={"part": kind, "image": id_, "review": True}) for id_, kind in kinds.items()]
-    references = {
-        str(row.require("question_id")): row.require("text") for row in read_json_objects(_find_file(task, "reference"))
-    }
-    contexts = {str(row.require("image")): row.fields for row in read_json_objects(_find_file(task, "context"))}
-    examples = []
-    for row in read_json_objects(_find_file(task, "questions"))[: task.limit]:
-        id_, image, question, kind = (str(row.require(name)) for name in ("question_id", "image", "text", "category"))
-        if image not in contexts or id_ not in references:
-            row.fail(f"question {id_} has no context or no reference answer: give the files of one set")
-        meta = {
-            "part": kind,
-            "image": image,
-            "question": question,
-            "reference": references[id_],
-            "context": _context(contexts[image]),
+    def load(self, task: Task) -> list[Example]:
+        """Questions by number. Without --data, those that reviews are of."""
+        if _has_reviews(task):
+            rows = read_json_objects(Path(str(task.answers)))
+            kinds = {str(row.require("question_id")): str(row.fields.get("category", "")) for row in rows}
+            return [Example(id_, (), (), meta={"part": kind, "image": id_, "review": True}) for id_, kind in kinds.items()]
+        references = {
+            str(row.require("question_id")): row.require("text") for row in read_json_objects(_find_file(task, "reference"))
         }
-        examples.append(Example(id_, (ImageSource(path=str(task.image_root / image)),), (Message("user", question),), meta=meta))
-    return examples
+        contexts = {str(row.require("image")): row.fields for row in read_json_objects(_find_file(task, "context"))}
+        examples = []
+        for row in read_json_objects(_find_file(task, "questions"))[: task.limit]:
+            id_, image, question, kind = (str(row.require(name)) for name in ("question_id", "image", "text", "category"))
+            if image not in contexts or id_ not in references:
+                row.fail(f"question {id_} has no context or no reference answer: give the files of one set")
+            meta = {
+                "part": kind,
+                "image": image,
+                "question": question,
+                "reference": references[id_],
+                "context": _context(contexts[image]),
+            }
+            examples.append(
+                Example(id_, (ImageSource(path=str(task.image_root / image)),), (Message("user", question),), meta=meta)
+            )
+        return examples
 
+    def files(self, task: Task) -> list[Path]:
+        """Questions, context, reference answers and rules."""
+        return [_find_file(task, kind) for kind in FILES]
 
-def files(task: Task) -> list[Path]:
-    """Questions, context, reference answers and rules."""
-    return [_find_file(task, kind) for kind in FILES]
+    def read(self, path: Path, task: Task) -> list[Prediction] | None:
+        """Reviews take the place of answers."""
+        if not _has_reviews(task):
+            return None
+        return [
+            Prediction(str(row.require("question_id")), ["{} {}".format(*_rating_pair(row))]) for row in read_json_objects(path)
+        ]
+
+    def judge_requests(self, answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
+        """Of each answer how it compares with the reference, by the rule of its category."""
+        if _has_reviews(task):
+            return
+        rules = read_json(_find_file(task, "rules"))
+        for id_, answers in answers_by_id.items():
+            meta = task.examples[id_].meta
+            rule = rules.get(meta["part"]) or rules.get("default")
+            if not isinstance(rule, dict):
+                raise InputError(f"{_find_file(task, 'rules')} has no rule for {meta['part']}")
+            role = rule["role"]
+            sides = "".join(
+                f"[{role} {n}]\n{text}\n\n[End of {role} {n}]\n\n" for n, text in ((1, meta["reference"]), (2, answers[0]))
+            )
+            prompt = f"[Context]\n{meta['context']}\n\n[Question]\n{meta['question']}\n\n{sides}[System]\n{rule['prompt']}\n\n"
+            yield JudgeRequest(id_, prompt, rule["prompt"])
+
+    def read_judgments(self, rows: Iterable[Row], said: Mapping[str, list[str]], task: Task) -> dict[str, str]:
+        """Reviews as the authors' script saves them."""
+        reviews = {}
+        for row in rows:
+            text = row.fields.get("content")
+            reviews[str(row.require("question_id"))] = (
+                str(text) if text is not None else " ".join(f"{v:g}" for v in _rating_pair(row))
+            )
+        return reviews
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """The pair of ratings, the reference's first; None where there is no review."""
+        if "review" in example.meta:
+            pair = official_ratings(answers[0])
+            return {"official": pair, "pair": None if pair == [-1, -1] else pair, "unparsed": pair == [-1, -1]}
+        reply = task.replies.get(example.id, {}).get("text")
+        pair = None if reply is None else robust_ratings(reply)
+        return {
+            "official": None if reply is None else official_ratings(reply),
+            "pair": pair,
+            "unparsed": reply is not None and pair is None,
+        }
+
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """Scores in all and by category."""
+        answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
+        num_unjudged = sum(r["official"] is None for r in answered_rows)
+        if not _has_reviews(task) and has_duplicates(rows):
+            answered_rows, num_unjudged = [], 0
+        reason = (
+            f"{num_unjudged} answers have no judgment"
+            if num_unjudged
+            else DUPLICATES_REASON
+            if not answered_rows and rows
+            else "the reference's mean is 0, or there are no answers"
+        )
+        official = [] if num_unjudged else [(r["id"], r["official"]) for r in answered_rows]
+        robust = [(r["id"], r["pair"]) for r in first_valid(rows) if r["pair"] is not None]
+        return {
+            "official": _sufficient_stats(official, task, reason),
+            "robust": _sufficient_stats(robust, task, "no answer has a rating"),
+        }
 
 
 def _find_file(task: Task, kind: str) -> Path:
@@ -98,47 +172,8 @@ def _rating_pair(row: Row) -> list[float]:
     return [float(v) for v in pair]
 
 
-def read(path: Path, task: Task) -> list[Prediction] | None:
-    """Reviews take the place of answers."""
-    if not _has_reviews(task):
-        return None
-    return [Prediction(str(row.require("question_id")), ["{} {}".format(*_rating_pair(row))]) for row in read_json_objects(path)]
-
-
 def _has_reviews(task: Task) -> bool:
     return is_self_describing(task, "question_id", "tuple")
-
-
-# ---- the judge -------------------------------------------------------------------------------------------------------
-
-
-def judge_requests(answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
-    """Of each answer how it compares with the reference, by the rule of its category."""
-    if _has_reviews(task):
-        return
-    rules = read_json(_find_file(task, "rules"))
-    for id_, answers in answers_by_id.items():
-        meta = task.examples[id_].meta
-        rule = rules.get(meta["part"]) or rules.get("default")
-        if not isinstance(rule, dict):
-            raise InputError(f"{_find_file(task, 'rules')} has no rule for {meta['part']}")
-        role = rule["role"]
-        sides = "".join(
-            f"[{role} {n}]\n{text}\n\n[End of {role} {n}]\n\n" for n, text in ((1, meta["reference"]), (2, answers[0]))
-        )
-        prompt = f"[Context]\n{meta['context']}\n\n[Question]\n{meta['question']}\n\n{sides}[System]\n{rule['prompt']}\n\n"
-        yield JudgeRequest(id_, prompt, rule["prompt"])
-
-
-def read_judgments(rows: Iterable[Row], said: Mapping[str, list[str]], task: Task) -> dict[str, str]:
-    """Reviews as the authors' script saves them."""
-    reviews = {}
-    for row in rows:
-        text = row.fields.get("content")
-        reviews[str(row.require("question_id"))] = (
-            str(text) if text is not None else " ".join(f"{v:g}" for v in _rating_pair(row))
-        )
-    return reviews
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -162,41 +197,6 @@ def robust_ratings(review: str) -> list[float] | None:
     line = re.sub(r"(?i)\b(?:assistant|answer|response)\s*\d\b", " ", re.sub(r"/\s*10\b", " ", line))
     numbers = [float(n) for n in _NUMBER.findall(line)]
     return numbers if len(numbers) == 2 else None
-
-
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """The pair of ratings, the reference's first; None where there is no review."""
-    if "review" in example.meta:
-        pair = official_ratings(answers[0])
-        return {"official": pair, "pair": None if pair == [-1, -1] else pair, "unparsed": pair == [-1, -1]}
-    reply = task.replies.get(example.id, {}).get("text")
-    pair = None if reply is None else robust_ratings(reply)
-    return {
-        "official": None if reply is None else official_ratings(reply),
-        "pair": pair,
-        "unparsed": reply is not None and pair is None,
-    }
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """Scores in all and by category."""
-    answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
-    num_unjudged = sum(r["official"] is None for r in answered_rows)
-    if not _has_reviews(task) and has_duplicates(rows):
-        answered_rows, num_unjudged = [], 0
-    reason = (
-        f"{num_unjudged} answers have no judgment"
-        if num_unjudged
-        else DUPLICATES_REASON
-        if not answered_rows and rows
-        else "the reference's mean is 0, or there are no answers"
-    )
-    official = [] if num_unjudged else [(r["id"], r["official"]) for r in answered_rows]
-    robust = [(r["id"], r["pair"]) for r in first_valid(rows) if r["pair"] is not None]
-    return {
-        "official": _sufficient_stats(official, task, reason),
-        "robust": _sufficient_stats(robust, task, "no answer has a rating"),
-    }
 
 
 def _sufficient_stats(ratings: list[tuple[str, list[float]]], task: Task, reason: str) -> SufficientStats:
@@ -225,4 +225,5 @@ def _sufficient_stats(ratings: list[tuple[str, list[float]]], task: Task, reason
 
 
 _round_to_thousandth = np.vectorize(lambda value: round(float(value), 3), otypes=[float])
+
 """To three decimals as Python does; NumPy multiplies first."""

@@ -22,21 +22,26 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Prediction, Task, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, first_valid
 from mmrlhf.files.rows import open_binary
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
-VERSION, LICENSE = "1", "research only"
-HEADLINE, DIRECTION, CLUSTER = "score", "higher", "image"
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
 HALLUCINATION = PERCEPTION[:4]
+
 GROUPS = {"perception": PERCEPTION, "cognition": COGNITION, "hallucination": HALLUCINATION}
+
 ENDINGS = (".jpg", ".png", ".jpeg")
+
 _LINE_BREAKS = re.compile(r"\r\n|[\t\r\n]")
+
 ImageResult = tuple[str, list[bool]]
+
 """A picture, and which of its questions were answered right."""
 
 
@@ -48,39 +53,99 @@ class Options:
     """All fourteen tasks, or the four on hallucination."""
 
 
+class MME(Benchmark):
+    """TODO."""
+
+    version = "1"
+    license = "research only"
+    headline = "score"
+    direction = "higher"
+    cluster = "image"
+    options_type = Options
+
+    def load(self, task: Task) -> list[Example]:
+        """Questions with ids TASK/PICTURE/NUMBER, of each task that the folder has."""
+        root = task.path if task.data is not None or task.answers is None else Path(task.answers)
+        if not root.is_dir():
+            raise InputError(f"{root} is no folder: MME's questions are files TASK.txt, or folders TASK, in one")
+        examples = []
+        for name in _task_names(task):
+            rows, num_questions = _questions(root, name), Counter[str]()
+            for location, image, question, label in rows[: task.limit]:
+                if label.strip().lower() not in ("yes", "no"):
+                    raise InputError(f"{location}: the answer must be Yes or No, not {label[:40]!r}")
+                meta = {"part": name, "image": image, "label": label.strip().lower(), "question": question}
+                id_ = f"{name}/{image}/{num_questions[image]}"
+                num_questions[image] += 1
+                image_root = Path(task.image_folder) if task.image_folder else root
+                candidates = [image_root / name / image, image_root / name / "images" / image]
+                image_path = next((p for p in candidates if p.is_file()), candidates[0])
+                examples.append(Example(id_, (ImageSource(path=str(image_path)),), (Message("user", question),), meta=meta))
+        if not examples:
+            raise InputError(f"{root} holds none of MME's tasks: it should hold existence.txt, or a folder existence, and so on")
+        return examples
+
+    def files(self, task: Task) -> list[Path]:
+        """The texts that questions are read from."""
+        return [p for name in _task_names(task) for p in _question_files(task.path, name)]
+
+    def read(self, path: Path, task: Task) -> list[Prediction] | None:
+        """The official layout: TASK.txt with the response in a fourth column, which may run over several lines."""
+        if not path.is_dir() or not any((path / f"{name}.txt").is_file() for name in _task_names(task)):
+            return None
+        responses: list[tuple[str, str]] = []
+        for name in _task_names(task):
+            num_questions = Counter[str]()
+            for line in _read_lines(path / f"{name}.txt") if (path / f"{name}.txt").is_file() else ():
+                cells = line.split("\t", 3)
+                if len(cells) == 4 and cells[2].strip().lower() in ("yes", "no"):
+                    responses.append((f"{name}/{cells[0]}/{num_questions[cells[0]]}", cells[3]))
+                    num_questions[cells[0]] += 1
+                elif num_questions:
+                    responses[-1] = (responses[-1][0], responses[-1][1] + line)
+        return [Prediction(id_, [response.removesuffix("\n")]) for id_, response in responses]
+
+    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
+        """The example with this picture and question, of the task that the row names, if it names one."""
+        image = str(fields.get("question_id") or fields.get("image_path") or fields.get("image") or fields.get("id") or "")
+        if image in task.examples:
+            return image
+        question = str(fields.get("question") or fields.get("prompt") or "").strip()
+        kind = str(fields.get("category") or fields.get("file") or image.partition("/")[0])
+        for example in task.examples.values():
+            kinds = {example.meta["part"]} if kind in PERCEPTION + COGNITION else {kind}
+            is_same_question = question == example.meta["question"] or question.startswith(
+                example.meta["question"].partition(" Please answer")[0]
+            )
+            if is_same_question and Path(image).stem == Path(example.meta["image"]).stem and kind in kinds:
+                return example.id
+        return image or None
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """What the first answer says, by the script's rule and by ours."""
+        parsed = parse_yes_no(answers[0], example.meta["question"])
+        return {
+            "label": example.meta["label"],
+            "official": parse_official(answers[0]),
+            "said": parsed,
+            "unparsed": parsed is None,
+        }
+
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """Scores by task and by group of tasks."""
+        official, reasons = _official_results(rows, task)
+        robust: dict[str, list[ImageResult]] = {}
+        for name in _task_names(task):
+            right_by_image: dict[str, list[bool]] = {}
+            for row in first_valid(rows):
+                if (example := task.examples[row["id"]]).meta["part"] == name:
+                    right_by_image.setdefault(example.meta["image"], []).append(row["said"] == row["label"])
+            robust[name] = list(right_by_image.items())
+        return {"official": _sufficient_stats(official, reasons), "robust": _sufficient_stats(robust, {})}
+
+
 def _task_names(task: Task) -> tuple[str, ...]:
     return HALLUCINATION if task.options.subset == "hallucination" else PERCEPTION + COGNITION
-
-
-# ---- questions -------------------------------------------------------------------------------------------------------
-
-
-def load(task: Task) -> list[Example]:
-    """Questions with ids TASK/PICTURE/NUMBER, of each task that the folder has."""
-    root = task.path if task.data is not None or task.answers is None else Path(task.answers)
-    if not root.is_dir():
-        raise InputError(f"{root} is no folder: MME's questions are files TASK.txt, or folders TASK, in one")
-    examples = []
-    for name in _task_names(task):
-        rows, num_questions = _questions(root, name), Counter[str]()
-        for location, image, question, label in rows[: task.limit]:
-            if label.strip().lower() not in ("yes", "no"):
-                raise InputError(f"{location}: the answer must be Yes or No, not {label[:40]!r}")
-            meta = {"part": name, "image": image, "label": label.strip().lower(), "question": question}
-            id_ = f"{name}/{image}/{num_questions[image]}"
-            num_questions[image] += 1
-            image_root = Path(task.image_folder) if task.image_folder else root
-            candidates = [image_root / name / image, image_root / name / "images" / image]
-            image_path = next((p for p in candidates if p.is_file()), candidates[0])
-            examples.append(Example(id_, (ImageSource(path=str(image_path)),), (Message("user", question),), meta=meta))
-    if not examples:
-        raise InputError(f"{root} holds none of MME's tasks: it should hold existence.txt, or a folder existence, and so on")
-    return examples
-
-
-def files(task: Task) -> list[Path]:
-    """The texts that questions are read from."""
-    return [p for name in _task_names(task) for p in _question_files(task.path, name)]
 
 
 def _question_files(root: Path, name: str) -> list[Path]:
@@ -118,43 +183,6 @@ def _read_lines(path: Path) -> list[str]:
     return list(io.StringIO(text, newline=None))
 
 
-# ---- answers ---------------------------------------------------------------------------------------------------------
-
-
-def read(path: Path, task: Task) -> list[Prediction] | None:
-    """The official layout: TASK.txt with the response in a fourth column, which may run over several lines."""
-    if not path.is_dir() or not any((path / f"{name}.txt").is_file() for name in _task_names(task)):
-        return None
-    responses: list[tuple[str, str]] = []
-    for name in _task_names(task):
-        num_questions = Counter[str]()
-        for line in _read_lines(path / f"{name}.txt") if (path / f"{name}.txt").is_file() else ():
-            cells = line.split("\t", 3)
-            if len(cells) == 4 and cells[2].strip().lower() in ("yes", "no"):
-                responses.append((f"{name}/{cells[0]}/{num_questions[cells[0]]}", cells[3]))
-                num_questions[cells[0]] += 1
-            elif num_questions:
-                responses[-1] = (responses[-1][0], responses[-1][1] + line)
-    return [Prediction(id_, [response.removesuffix("\n")]) for id_, response in responses]
-
-
-def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
-    """The example with this picture and question, of the task that the row names, if it names one."""
-    image = str(fields.get("question_id") or fields.get("image_path") or fields.get("image") or fields.get("id") or "")
-    if image in task.examples:
-        return image
-    question = str(fields.get("question") or fields.get("prompt") or "").strip()
-    kind = str(fields.get("category") or fields.get("file") or image.partition("/")[0])
-    for example in task.examples.values():
-        kinds = {example.meta["part"]} if kind in PERCEPTION + COGNITION else {kind}
-        is_same_question = question == example.meta["question"] or question.startswith(
-            example.meta["question"].partition(" Please answer")[0]
-        )
-        if is_same_question and Path(image).stem == Path(example.meta["image"]).stem and kind in kinds:
-            return example.id
-    return image or None
-
-
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -162,25 +190,6 @@ def parse_official(answer: str) -> Literal["yes", "no", "other"]:
     """What the official script reads: yes, then no, within the first four characters, blanks included."""
     prefix = answer.lower() if answer.lower() in ("yes", "no") else answer.lower()[:4]
     return "yes" if "yes" in prefix else "no" if "no" in prefix else "other"
-
-
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """What the first answer says, by the script's rule and by ours."""
-    parsed = parse_yes_no(answers[0], example.meta["question"])
-    return {"label": example.meta["label"], "official": parse_official(answers[0]), "said": parsed, "unparsed": parsed is None}
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """Scores by task and by group of tasks."""
-    official, reasons = _official_results(rows, task)
-    robust: dict[str, list[ImageResult]] = {}
-    for name in _task_names(task):
-        right_by_image: dict[str, list[bool]] = {}
-        for row in first_valid(rows):
-            if (example := task.examples[row["id"]]).meta["part"] == name:
-                right_by_image.setdefault(example.meta["image"], []).append(row["said"] == row["label"])
-        robust[name] = list(right_by_image.items())
-    return {"official": _sufficient_stats(official, reasons), "robust": _sufficient_stats(robust, {})}
 
 
 def _official_results(rows: list[dict[str, Any]], task: Task) -> tuple[dict[str, list[ImageResult]], dict[str, str]]:

@@ -26,6 +26,7 @@ from pydantic.dataclasses import dataclass
 from mmrlhf.config import STRICT
 from mmrlhf.evaluation.benchmark import (
     DUPLICATES_REASON,
+    Benchmark,
     JudgeRequest,
     Task,
     fill_template,
@@ -33,6 +34,7 @@ from mmrlhf.evaluation.benchmark import (
     has_duplicates,
     load_benchmark,
     load_template,
+    parse_options,
 )
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
@@ -41,15 +43,16 @@ from mmrlhf.text import coco_objects
 from mmrlhf.text import lemmatize as lemmatize
 from mmrlhf.text.answer_parsing import normalise
 
-VERSION, LICENSE = "1", "CC-BY-NC-4.0 (prompts), CC-BY-4.0 (COCO's annotations)"
-HEADLINE, DIRECTION, CLUSTER = "response_rate", "lower", "image"
-ANSWER = ("image_id", "answer", "caption")
-COMPLETE = False  # the 300 pictures are the user's file
 EXTRA_WORDS = {"brother": "person", "pedestrian": "person", "coffee table": "dining table", "remote control": "remote"}
+
 UNBLOCKED_WORDS = ("motor bike", "cheesecake")
+
 """Words that RLHF-V's list has beside CHAIR's, and those that it has cleared of a leading blank."""
+
 MAX_UNJUDGED_WORDS = 3
+
 """Words up to which a description is not worth a judge."""
+
 TEMPLATE = """Someone described a picture. List every visible object that the description names: things only, without colour, material or other properties, and
 nothing that it does not name. Reply with a JSON list of strings on one line, such as ["dog", "wine glass"], or [] if there are none.
 
@@ -69,33 +72,113 @@ class Options:
     """File with another template for the judge: {question}, {answer}."""
 
 
-def load(task: Task) -> list[Example]:
-    """A picture an example, with its objects and captions."""
-    chair = load_benchmark("chair")
-    examples_by_id = {e.id: e for e in chair.load(Task(task.data, task.image_folder, options=chair.Options()))}
-    if task.options.prompts is None:
-        return list(examples_by_id.values())[: task.limit]
-    examples = []
-    for row in read_json_objects(Path(task.options.prompts))[: task.limit]:
-        id_ = chair.match_id(row.fields, task) if not {"image_id", "image"}.isdisjoint(row.fields) else None
-        if id_ not in examples_by_id:
-            row.fail(f"picture {id_} is not in --data: give the annotations that it belongs to")
-        source = examples_by_id[id_]
-        question = str(row.require(row.require_any("question", "prompt")))
-        examples.append(Example(source.id, source.images, (Message("user", question),), meta=source.meta))
-    return examples
+class ObjectHalBench(Benchmark):
+    """TODO."""
+
+    version = "1"
+    license = "CC-BY-NC-4.0 (prompts), CC-BY-4.0 (COCO's annotations)"
+    headline = "response_rate"
+    direction = "lower"
+    cluster = "image"
+    answer_fields = ("image_id", "answer", "caption")
+    requires_all_answers = False
+    options_type = Options
+
+    def load(self, task: Task) -> list[Example]:
+        """A picture an example, with its objects and captions."""
+        chair_task = Task(task.data, task.image_folder, options=parse_options(_chair(), {}))
+        examples_by_id = {e.id: e for e in _chair().load(chair_task)}
+        if task.options.prompts is None:
+            return list(examples_by_id.values())[: task.limit]
+        examples = []
+        for row in read_json_objects(Path(task.options.prompts))[: task.limit]:
+            id_ = _chair().match_id(row.fields, task) if not {"image_id", "image"}.isdisjoint(row.fields) else None
+            if id_ not in examples_by_id:
+                row.fail(f"picture {id_} is not in --data: give the annotations that it belongs to")
+            source = examples_by_id[id_]
+            question = str(row.require(row.require_any("question", "prompt")))
+            examples.append(Example(source.id, source.images, (Message("user", question),), meta=source.meta))
+        return examples
+
+    def files(self, task: Task) -> list[Path]:
+        """The annotations, and the prompts."""
+        prompt_files = [Path(task.options.prompts)] if task.options.prompts else []
+        return [*_chair().files(task), *prompt_files]
+
+    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
+        """The image id of a row: a number, or what a file's name ends in."""
+        return _chair().match_id(fields, task)
+
+    def judge_requests(self, answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
+        """The objects of each description that is longer than three words."""
+        if task.options.extract == "words":
+            return
+        template_text = load_template(task.options.judge_prompt, TEMPLATE)
+        for id_, answers in answers_by_id.items():
+            if len(answers[0].split()) > MAX_UNJUDGED_WORDS:
+                yield JudgeRequest(
+                    id_,
+                    fill_template(template_text, question=task.examples[id_].prompt[-1].content, answer=answers[0]),
+                    template_text,
+                )
+
+    def rule(self, key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
+        """A judge without a model: the words that are found in the text."""
+        return json.dumps(list(dict.fromkeys(word for word, _ in coco_objects.find_objects(answers_by_id[key][0]))))
+
+    def read_judgments(self, rows: Iterable[Row], answers_by_id: Mapping[str, list[str]], task: Task) -> dict[str, str]:
+        """Lists that the authors' script has kept: `image_id` and `extract_objs`."""
+        return {str(self.match_id(row.fields, task)): json.dumps(row.require("extract_objs")) for row in rows}
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """What the first answer names, by both readings; None where its objects were not listed."""
+        text = answers[0]
+        if task.options.extract == "words":
+            robust = coco_objects.find_objects(text)
+            return {
+                "official": _compare_objects(text_mentions(text), example, text),
+                "robust": _compare_objects(robust, example, text),
+                "judged": True,
+            }
+        reply = "[]" if len(text.split()) <= MAX_UNJUDGED_WORDS else task.replies.get(example.id, {}).get("text")
+        names = None if reply is None else parse_object_list(reply)
+        row: dict[str, Any] = {
+            "judged": reply is not None,
+            "unparsed": reply is not None and names is None,
+            "official": None,
+            "robust": None,
+        }
+        if names is not None:
+            robust_mentions = dict.fromkeys(pair for name in names for pair in coco_objects.find_objects(name))
+            row["robust"] = _compare_objects(list(robust_mentions), example, text)
+            if _load_spacy() is not None:
+                official_words = dict.fromkeys(word for name in names for word in spacy_phrase_words(name))
+                row["official"] = _compare_objects(_mentions(list(official_words)), example, text)
+        return row
+
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """Rates over all descriptions."""
+        answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
+        num_unparsed = sum(r["official"] is None for r in answered_rows)
+        reason = ""
+        if task.options.extract == "judge" and has_duplicates(rows):
+            reason = DUPLICATES_REASON
+        elif any(r["robust"] is None for r in answered_rows):
+            reason = f"the objects of {sum(r['robust'] is None for r in answered_rows)} descriptions were not listed: ask a judge, or add --recorded_judgments"
+        elif num_unparsed:
+            reason = "the official script takes phrases apart with spaCy's en_core_web_trf, which is not installed"
+        official = [] if reason else answered_rows
+        robust = [r for r in first_valid(rows) if r["robust"] is not None]
+        return {
+            "official": _sufficient_stats(official, "official", reason),
+            "robust": _sufficient_stats(robust, "robust", "no description was judged"),
+        }
 
 
-def files(task: Task) -> list[Path]:
-    """The annotations, and the prompts."""
-    prompt_files = [Path(task.options.prompts)] if task.options.prompts else []
-    return [*load_benchmark("chair").files(task), *prompt_files]
-
-
-def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
-    """The image id of a row: a number, or what a file's name ends in."""
-    image_id: str | None = load_benchmark("chair").match_id(fields, task)
-    return image_id
+@functools.cache
+def _chair() -> Benchmark:
+    """Return the CHAIR benchmark, whose images, objects and ids these are."""
+    return load_benchmark("chair")
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -176,33 +259,6 @@ def parse_object_list(reply: str) -> list[str] | None:
     return None
 
 
-# ---- the judge -------------------------------------------------------------------------------------------------------
-
-
-def judge_requests(answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
-    """The objects of each description that is longer than three words."""
-    if task.options.extract == "words":
-        return
-    template_text = load_template(task.options.judge_prompt, TEMPLATE)
-    for id_, answers in answers_by_id.items():
-        if len(answers[0].split()) > MAX_UNJUDGED_WORDS:
-            yield JudgeRequest(
-                id_,
-                fill_template(template_text, question=task.examples[id_].prompt[-1].content, answer=answers[0]),
-                template_text,
-            )
-
-
-def rule(key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
-    """A judge without a model: the words that are found in the text."""
-    return json.dumps(list(dict.fromkeys(word for word, _ in coco_objects.find_objects(answers_by_id[key][0]))))
-
-
-def read_judgments(rows: Iterable[Row], answers_by_id: Mapping[str, list[str]], task: Task) -> dict[str, str]:
-    """Lists that the authors' script has kept: `image_id` and `extract_objs`."""
-    return {str(match_id(row.fields, task)): json.dumps(row.require("extract_objs")) for row in rows}
-
-
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,52 +278,6 @@ def _compare_objects(mentions: list[tuple[str, str]], example: Example, text: st
         "hit": sorted({node for _, node in mentions} & true_objects),
         "there": len(true_objects),
         "length": len(text.strip().split(" ")),
-    }
-
-
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """What the first answer names, by both readings; None where its objects were not listed."""
-    text = answers[0]
-    if task.options.extract == "words":
-        robust = coco_objects.find_objects(text)
-        return {
-            "official": _compare_objects(text_mentions(text), example, text),
-            "robust": _compare_objects(robust, example, text),
-            "judged": True,
-        }
-    reply = "[]" if len(text.split()) <= MAX_UNJUDGED_WORDS else task.replies.get(example.id, {}).get("text")
-    names = None if reply is None else parse_object_list(reply)
-    row: dict[str, Any] = {
-        "judged": reply is not None,
-        "unparsed": reply is not None and names is None,
-        "official": None,
-        "robust": None,
-    }
-    if names is not None:
-        robust_mentions = dict.fromkeys(pair for name in names for pair in coco_objects.find_objects(name))
-        row["robust"] = _compare_objects(list(robust_mentions), example, text)
-        if _load_spacy() is not None:
-            official_words = dict.fromkeys(word for name in names for word in spacy_phrase_words(name))
-            row["official"] = _compare_objects(_mentions(list(official_words)), example, text)
-    return row
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """Rates over all descriptions."""
-    answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
-    num_unparsed = sum(r["official"] is None for r in answered_rows)
-    reason = ""
-    if task.options.extract == "judge" and has_duplicates(rows):
-        reason = DUPLICATES_REASON
-    elif any(r["robust"] is None for r in answered_rows):
-        reason = f"the objects of {sum(r['robust'] is None for r in answered_rows)} descriptions were not listed: ask a judge, or add --recorded_judgments"
-    elif num_unparsed:
-        reason = "the official script takes phrases apart with spaCy's en_core_web_trf, which is not installed"
-    official = [] if reason else answered_rows
-    robust = [r for r in first_valid(rows) if r["robust"] is not None]
-    return {
-        "official": _sufficient_stats(official, "official", reason),
-        "robust": _sufficient_stats(robust, "robust", "no description was judged"),
     }
 
 

@@ -22,20 +22,21 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Task, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, Task, first_valid
 from mmrlhf.files.rows import open_binary, parse_json, read_json
 from mmrlhf.metrics.intervals import SufficientStats, wilson
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no, pope_official
 
-VERSION, LICENSE = "1", "MIT"
-HEADLINE, DIRECTION, CLUSTER = "f1", "higher", "image"
-ANSWER = ("question_id", "answer")
 SPLITS = ("random", "popular", "adversarial")
+
 NUM_COLUMNS, COLUMN_OF = 6, {("yes", "yes"): 0, ("no", "yes"): 1, ("no", "no"): 2, ("yes", "no"): 3}
+
 """Columns of a part: TP, FP, TN, FN, yes positive, by label and answer; two more, which are the mode's own."""
+
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-KNOWN = {
+
+KNOWN_VERSIONS = {
     "420b3407db1fa9f1187a805dca41cb7b97fd91504e6c2179706188c107fb8ef8": "POPE adversarial, 3000",
     "72c1a8ad45d0c13514f5f22598261df41d3b533854d29682e924db50ed8aa753": "POPE popular, 3000",
     "ac25245170b975a5bdf9080b23fd431dfe6be458bc038259c1f4f09a6bef7994": "POPE random, 3000",
@@ -63,19 +64,80 @@ class Options:
     """Whose script `official` is: POPE's, or RePOPE's, which looks for the letters yes and no by question id and drops what has neither."""
 
 
-# ---- questions -------------------------------------------------------------------------------------------------------
+class Pope(Benchmark):
+    """TODO."""
 
+    version = "1"
+    license = "MIT"
+    headline = "f1"
+    direction = "higher"
+    cluster = "image"
+    answer_fields = ("question_id", "answer")
+    known_versions = KNOWN_VERSIONS
+    options_type = Options
 
-def load(task: Task) -> list[Example]:
-    """Questions of a file, or of every split in a folder, with ids `17` or `adversarial/17`."""
-    if task.path.is_file():
-        return _load_questions(task, task.path, "")
-    return [e for split, path in _splits(task.path).items() for e in _load_questions(task, path, split)]
+    def load(self, task: Task) -> list[Example]:
+        """Questions of a file, or of every split in a folder, with ids `17` or `adversarial/17`."""
+        if task.path.is_file():
+            return _load_questions(task, task.path, "")
+        return [e for split, path in _splits(task.path).items() for e in _load_questions(task, path, split)]
 
+    def files(self, task: Task) -> list[Path]:
+        """The question files."""
+        return [task.path] if task.path.is_file() else list(_splits(task.path).values())
 
-def files(task: Task) -> list[Path]:
-    """The question files."""
-    return [task.path] if task.path.is_file() else list(_splits(task.path).values())
+    def match_rows(self, rows: list[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
+        """Rows, each with the id it is `about`: an example's, or an unknown one where its own question, picture or split is another.
+
+        Rows that say their split, or whose file's name does, are of it. Others are cut into blocks where ids begin anew, and a block is of the split
+        whose questions it asks. Where ids do not fit the questions, a block that asks all of a split's in their order is found by its text.
+        """
+        is_file = task.path.is_file()
+        file_split, parts, questions = (_split_in_text(task.path.stem) if is_file else None), _parts(task), _QuestionIndex(task)
+        row_groups: dict[tuple[str, str | None], list[int]] = {}
+        for number, row in enumerate(rows):
+            row_groups.setdefault((str(row.get("file", "")), _row_split(row)), []).append(number)
+        matched_ids: dict[int, str] = {}
+        num_other_questions = 0
+        for (_, stated_split), numbers in row_groups.items():
+            if is_file:
+                candidates, default_split = (
+                    ([""], "") if None in (stated_split, file_split) or stated_split == file_split else ([], stated_split)
+                )
+            else:
+                candidates, default_split = (
+                    (parts, None) if stated_split is None else ([stated_split] if stated_split in parts else [], stated_split)
+                )
+            group_ids, split_of_row = _assign_ids(rows, numbers, candidates, questions) if candidates else ({}, {})
+            matched_ids |= group_ids
+            for number in (n for n in numbers if n not in group_ids):
+                row = rows[number]
+                possible_parts = [split_of_row[number]] if number in split_of_row else candidates
+                num_other_questions += bool(_row_question(row)) and any(
+                    _row_id(row) is None or questions.find_by_id(row, p) for p in possible_parts
+                )
+                if (unknown_id := _unknown_id(row, split_of_row.get(number, default_split), task)) is not None:
+                    matched_ids[number] = unknown_id
+        if num_other_questions:
+            print(
+                f"note: {num_other_questions} answers are to other questions than the data's: is it another version?",
+                file=sys.stderr,
+            )
+        return [{**row, "about": matched_ids.get(number)} for number, row in enumerate(rows)]
+
+    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
+        """Which question a row of answers is about, as `match_rows` has found."""
+        return fields.get("about")
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """What the first answer says, by the script's rule and by ours."""
+        parsed = parse_yes_no(answers[0], example.meta["question"])
+        return {"label": example.meta["label"], "official": pope_official(answers[0]), "said": parsed, "unparsed": parsed is None}
+
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """Figures flat for a file, per split and as their mean for a folder."""
+        official = _official_stats(rows, task) if task.options.rule == "pope" else _repope_stats(rows, task)
+        return {"official": official, "robust": _robust_stats(rows, task)}
 
 
 def _splits(folder: Path) -> dict[str, Path]:
@@ -118,53 +180,6 @@ def _read_rows(path: Path) -> list[Any]:
     if content.lstrip()[:1] == b"[":
         return list(read_json(path))
     return [parse_json(line, f"{path} line {n}") for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
-
-
-# ---- answers ---------------------------------------------------------------------------------------------------------
-
-
-def match_id(fields: Mapping[str, Any], task: Task) -> str | None:
-    """Which question a row of answers is about, as `match_rows` has found."""
-    return fields.get("about")
-
-
-def match_rows(rows: list[Mapping[str, Any]], task: Task) -> list[Mapping[str, Any]]:
-    """Rows, each with the id it is `about`: an example's, or an unknown one where its own question, picture or split is another.
-
-    Rows that say their split, or whose file's name does, are of it. Others are cut into blocks where ids begin anew, and a block is of the split
-    whose questions it asks. Where ids do not fit the questions, a block that asks all of a split's in their order is found by its text.
-    """
-    is_file = task.path.is_file()
-    file_split, parts, questions = (_split_in_text(task.path.stem) if is_file else None), _parts(task), _QuestionIndex(task)
-    row_groups: dict[tuple[str, str | None], list[int]] = {}
-    for number, row in enumerate(rows):
-        row_groups.setdefault((str(row.get("file", "")), _row_split(row)), []).append(number)
-    matched_ids: dict[int, str] = {}
-    num_other_questions = 0
-    for (_, stated_split), numbers in row_groups.items():
-        if is_file:
-            candidates, default_split = (
-                ([""], "") if None in (stated_split, file_split) or stated_split == file_split else ([], stated_split)
-            )
-        else:
-            candidates, default_split = (
-                (parts, None) if stated_split is None else ([stated_split] if stated_split in parts else [], stated_split)
-            )
-        group_ids, split_of_row = _assign_ids(rows, numbers, candidates, questions) if candidates else ({}, {})
-        matched_ids |= group_ids
-        for number in (n for n in numbers if n not in group_ids):
-            row = rows[number]
-            possible_parts = [split_of_row[number]] if number in split_of_row else candidates
-            num_other_questions += bool(_row_question(row)) and any(
-                _row_id(row) is None or questions.find_by_id(row, p) for p in possible_parts
-            )
-            if (unknown_id := _unknown_id(row, split_of_row.get(number, default_split), task)) is not None:
-                matched_ids[number] = unknown_id
-    if num_other_questions:
-        print(
-            f"note: {num_other_questions} answers are to other questions than the data's: is it another version?", file=sys.stderr
-        )
-    return [{**row, "about": matched_ids.get(number)} for number, row in enumerate(rows)]
 
 
 class _QuestionIndex:
@@ -328,21 +343,6 @@ def _normalise_question(text: str) -> str:
     match = re.search(r"[^\n.:?!]{1,300}\?", text)
     words = re.findall(r"\w+", (match[0] if match else text.split("\n")[0]).lower())
     return " ".join({"an": "a", "imange": "image"}.get(w, w) for w in words)
-
-
-# ---- scores ----------------------------------------------------------------------------------------------------------
-
-
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """What the first answer says, by the script's rule and by ours."""
-    parsed = parse_yes_no(answers[0], example.meta["question"])
-    return {"label": example.meta["label"], "official": pope_official(answers[0]), "said": parsed, "unparsed": parsed is None}
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """Figures flat for a file, per split and as their mean for a folder."""
-    official = _official_stats(rows, task) if task.options.rule == "pope" else _repope_stats(rows, task)
-    return {"official": official, "robust": _robust_stats(rows, task)}
 
 
 def _parts(task: Task) -> list[str]:

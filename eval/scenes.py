@@ -9,32 +9,107 @@ true one earns nothing, and leaving one out costs coverage. Intervals are 95%, b
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from mmrlhf import scenes
-from mmrlhf.evaluation.benchmark import Task
+from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task
 from mmrlhf.metrics.diversity import distinct_n, ead
 from mmrlhf.metrics.intervals import SufficientStats, bootstrap, fold_interval
 from mmrlhf.records import Example, InputError, Message
 
-VERSION = "2"
-LICENSE = "Apache-2.0"
-HEADLINE = "chair_s"
-DIRECTION = "lower"
-CLUSTER = "scene"
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
+
 FALSE_CLAIM_PENALTY = 4.0
+
 SEED = 0
 
 
-def load(task: Task) -> list[Example]:
-    """Prompts on the splits named in --data (comma-separated; held_out if not given); `limit` scenes each, 1,000 if not given."""
-    return prompts(task.data, task.limit)
+class SceneDescriptions(Benchmark):
+    """TODO."""
 
+    version = "2"
+    license = "Apache-2.0"
+    headline = "chair_s"
+    direction = "lower"
+    cluster = "scene"
 
-def files(task: Task) -> list[str]:
-    """None: scenes are drawn."""
-    return []
+    def load(self, task: Task) -> list[Example]:
+        """Prompts on the splits named in --data (comma-separated; held_out if not given); `limit` scenes each, 1,000 if not given."""
+        return prompts(task.data, task.limit)
+
+    def files(self, task: Task) -> list[Path]:
+        """Return no files: scenes are generated."""
+        return []
+
+    def score(self, example: Example, answers: list[str], task: Task | None = None) -> dict:
+        """What the graph says of each answer to one prompt."""
+        scene = scenes.generate_scene(example.meta["split"], example.meta["index"], SEED)
+        row = {**example.meta, "answers": answers}
+        if example.meta["kind"] == "yes_no":
+            parsed = [_parse_yes_no(a) for a in answers]
+            return row | {"said": parsed, "unparsed": "unparsed" in parsed, "right": all(s == row["truth"] for s in parsed)}
+        verdicts = [scenes.verify_answer(scene, a) for a in answers]
+        row["right"] = not any(j.false_claims for j in verdicts)
+        kinds = ("object", "attribute", "count", "relation")
+        return row | {
+            "true": [len(j.true_claims) for j in verdicts],
+            "cooccurrence_errors": [len(j.cooccurrence_errors) for j in verdicts],
+            "perception_errors": [len(j.perception_errors) for j in verdicts],
+            "covered": [j.num_covered for j in verdicts],
+            "owed": [j.num_canonical for j in verdicts],
+            "false_by_type": [[sum(c.kind == k for c in j.false_claims) for k in kinds] for j in verdicts],
+            "claims_by_type": [[sum(c.kind == k for c in j.false_claims | j.true_claims) for k in kinds] for j in verdicts],
+            "length": [len(a.split()) for a in answers],
+        }
+
+    def aggregate(self, rows: list[dict], task: Task) -> dict[str, SufficientStats]:
+        """`by_split` as columns. This script is the official one, and its parser knows what it does not know."""
+        rows = [r for r in rows if r["status"] == "ok"]
+        splits = list(dict.fromkeys(r["split"] for r in rows))
+        clusters, columns = [], []
+        for number, split in enumerate(splits):
+            for row in (r for r in rows if r["split"] == split):
+                row_columns = np.zeros((len(splits), NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS))
+                if row["kind"] == "describe":
+                    row_columns[number, :NUM_DESCRIPTION_COLUMNS] = _description_columns([row])[0]
+                else:
+                    row_columns[number, NUM_DESCRIPTION_COLUMNS:] = _yes_no_columns([row])[0]
+                clusters.append(f"{split}/{row['index']}")
+                columns.append(row_columns.ravel())
+
+        def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+            values = {}
+            for number, split in enumerate(splits):
+                split_sums = sums[
+                    ...,
+                    number * (NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS) : (number + 1)
+                    * (NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS),
+                ]
+                split_metrics = _description_metrics(split_sums[..., :NUM_DESCRIPTION_COLUMNS]) | _yes_no_metrics(
+                    split_sums[..., NUM_DESCRIPTION_COLUMNS:]
+                )
+                values |= {f"{split}/{name}": value for name, value in split_metrics.items()}
+            return values
+
+        extra = {
+            f"{split}/{name}": leaf
+            for split, values in by_split(rows, task.seed).items()
+            for name, leaf in _extra_metrics(values).items()
+        }
+        stats = SufficientStats(
+            clusters, np.array(columns).reshape(len(columns), -1), metrics, {"": "nothing was asked that says so"}, extra=extra
+        )
+        return {"official": stats}
+
+    def false_spans(self, example: Example, row: ScoreRow, task: Task) -> list[tuple[int, int]]:
+        """Return the spans of the first answer's claims that the scene graph contradicts."""
+        if example.meta["kind"] == "yes_no":
+            return []
+        scene = scenes.generate_scene(example.meta["split"], example.meta["index"], SEED)
+        claims = scenes.parse_claims(str(row["answers"][0]))
+        return [claim.span for claim in claims if scenes.verify_claim(scene, claim).value == "contradicted"]
 
 
 def prompts(data: str | None = None, limit: int | None = None) -> list[Example]:
@@ -73,79 +148,9 @@ def yes_no_truth(split: scenes.Split, index: int) -> str:
     return _parse_yes_no(_yes_no_question(scenes.generate_scene(split, index, SEED), index).answer)
 
 
-def score(example: Example, answers: list[str], task: Task | None = None) -> dict:
-    """What the graph says of each answer to one prompt."""
-    scene = scenes.generate_scene(example.meta["split"], example.meta["index"], SEED)
-    row = {**example.meta, "answers": answers}
-    if example.meta["kind"] == "yes_no":
-        parsed = [_parse_yes_no(a) for a in answers]
-        return row | {"said": parsed, "unparsed": "unparsed" in parsed, "right": all(s == row["truth"] for s in parsed)}
-    verdicts = [scenes.verify_answer(scene, a) for a in answers]
-    row["right"] = not any(j.false_claims for j in verdicts)
-    kinds = ("object", "attribute", "count", "relation")
-    return row | {
-        "true": [len(j.true_claims) for j in verdicts],
-        "cooccurrence_errors": [len(j.cooccurrence_errors) for j in verdicts],
-        "perception_errors": [len(j.perception_errors) for j in verdicts],
-        "covered": [j.num_covered for j in verdicts],
-        "owed": [j.num_canonical for j in verdicts],
-        "false_by_type": [[sum(c.kind == k for c in j.false_claims) for k in kinds] for j in verdicts],
-        "claims_by_type": [[sum(c.kind == k for c in j.false_claims | j.true_claims) for k in kinds] for j in verdicts],
-        "length": [len(a.split()) for a in answers],
-    }
-
-
 def _parse_yes_no(answer: str) -> str:
     first_word = answer.strip().lower().split(",")[0].split(" ")[0].strip(".")
     return first_word if first_word in ("yes", "no") else "unparsed"
-
-
-def false_spans(example: Example, answer: str, task: Task) -> list[tuple[int, int]]:
-    """Where an answer makes false claims."""
-    if example.meta["kind"] == "yes_no":
-        return []
-    scene = scenes.generate_scene(example.meta["split"], example.meta["index"], SEED)
-    return [claim.span for claim in scenes.parse_claims(answer) if scenes.verify_claim(scene, claim).value == "contradicted"]
-
-
-def aggregate(rows: list[dict], task: Task) -> dict[str, SufficientStats]:
-    """`by_split` as columns. This script is the official one, and its parser knows what it does not know."""
-    rows = [r for r in rows if r["status"] == "ok"]
-    splits = list(dict.fromkeys(r["split"] for r in rows))
-    clusters, columns = [], []
-    for number, split in enumerate(splits):
-        for row in (r for r in rows if r["split"] == split):
-            row_columns = np.zeros((len(splits), NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS))
-            if row["kind"] == "describe":
-                row_columns[number, :NUM_DESCRIPTION_COLUMNS] = _description_columns([row])[0]
-            else:
-                row_columns[number, NUM_DESCRIPTION_COLUMNS:] = _yes_no_columns([row])[0]
-            clusters.append(f"{split}/{row['index']}")
-            columns.append(row_columns.ravel())
-
-    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        values = {}
-        for number, split in enumerate(splits):
-            split_sums = sums[
-                ...,
-                number * (NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS) : (number + 1)
-                * (NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS),
-            ]
-            split_metrics = _description_metrics(split_sums[..., :NUM_DESCRIPTION_COLUMNS]) | _yes_no_metrics(
-                split_sums[..., NUM_DESCRIPTION_COLUMNS:]
-            )
-            values |= {f"{split}/{name}": value for name, value in split_metrics.items()}
-        return values
-
-    extra = {
-        f"{split}/{name}": leaf
-        for split, values in by_split(rows, task.seed).items()
-        for name, leaf in _extra_metrics(values).items()
-    }
-    stats = SufficientStats(
-        clusters, np.array(columns).reshape(len(columns), -1), metrics, {"": "nothing was asked that says so"}, extra=extra
-    )
-    return {"official": stats}
 
 
 def _extra_metrics(values: dict) -> dict:
@@ -167,6 +172,7 @@ def by_split(rows: list[dict], seed: int = 0) -> dict[str, dict]:
 
 
 NUM_DESCRIPTION_COLUMNS = 12
+
 NUM_YES_NO_COLUMNS = 4
 
 
@@ -249,4 +255,5 @@ def _split_metrics(rows: list[dict], seed: int) -> dict:
 
 
 VOCABULARY_SIZE = 80
+
 """Words that the world's language has, for the expectation in EAD."""

@@ -24,16 +24,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Prediction, Task, first_valid, is_self_describing
+from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, first_valid, is_self_describing
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message, Preference
 from mmrlhf.text.answer_parsing import normalise
 
-VERSION, LICENSE = "1", "not stated"
-HEADLINE, DIRECTION, CLUSTER = "accuracy", "higher", "pair"
 GROUPS = ("general", "hallucination", "reasoning")
+
 VOTE_COUNTS, SEED, EPSILON = (1, 3, 5, 7, 9), 1234, 1e-6
+
 TEMPLATE = """Two answers were given to a question about the picture. Which is better: which is true to the picture, answers what was asked, and reasons soundly?
 
 Question: {question}
@@ -53,28 +53,84 @@ class Options:
     """Judgments of each pair; they differ where --temperature is above 0, or by the order."""
 
 
-# ---- pairs -----------------------------------------------------------------------------------------------------------
+class VLRewardBench(Benchmark):
+    """TODO."""
 
+    version = "1"
+    license = "not stated"
+    headline = "accuracy"
+    direction = "higher"
+    cluster = "pair"
+    options_type = Options
 
-def load(task: Task) -> list[Example]:
-    """A vote for each pair and number, with ids PAIR/NUMBER. Without --data, the votes that a file of results holds."""
-    if _is_results_file(task):
-        return _recorded_votes(task)
-    examples = []
-    for row in read_json_objects(task.path)[: task.limit]:
-        meta = _pair_meta(row, "human_ranking")
-        image = row.fields.get("image_path", row.fields.get("image"))
-        images = (ImageSource(path=str(task.image_root / str(image))),) if isinstance(image, str) else ()
-        for vote in range(task.options.votes):
-            swapped = int(random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5)
-            shown_answers = meta["response"][::-1] if swapped else meta["response"]
-            text = TEMPLATE.format(
-                question=meta["query"].replace("<image>\n", ""), first=shown_answers[0], second=shown_answers[1]
+    def load(self, task: Task) -> list[Example]:
+        """A vote for each pair and number, with ids PAIR/NUMBER. Without --data, the votes that a file of results holds."""
+        if _is_results_file(task):
+            return _recorded_votes(task)
+        examples = []
+        for row in read_json_objects(task.path)[: task.limit]:
+            meta = _pair_meta(row, "human_ranking")
+            image = row.fields.get("image_path", row.fields.get("image"))
+            images = (ImageSource(path=str(task.image_root / str(image))),) if isinstance(image, str) else ()
+            for vote in range(task.options.votes):
+                swapped = int(random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5)
+                shown_answers = meta["response"][::-1] if swapped else meta["response"]
+                text = TEMPLATE.format(
+                    question=meta["query"].replace("<image>\n", ""), first=shown_answers[0], second=shown_answers[1]
+                )
+                examples.append(
+                    Example(f"{meta['pair']}/{vote}", images, (Message("user", text),), meta={**meta, "swapped": swapped})
+                )
+        return examples
+
+    def read(self, path: Path, task: Task) -> list[Prediction] | None:
+        """Results of the authors' script take the place of answers where there is no --data."""
+        return [Prediction(e.id, [e.meta["reply"]]) for e in task.examples.values()] if _is_results_file(task) else None
+
+    def pairs(self, task: Task) -> list[Preference]:
+        """The pairs for a reward model."""
+        preferences = []
+        for example in task.examples.values():
+            chosen_index = example.meta["ranking"].index(0)
+            query = (Message("user", example.meta["query"].replace("<image>\n", "")),)
+            preferences.append(
+                Preference.from_pair(
+                    example.id,
+                    example.images,
+                    query,
+                    example.meta["response"][chosen_index],
+                    example.meta["response"][1 - chosen_index],
+                )
             )
-            examples.append(
-                Example(f"{meta['pair']}/{vote}", images, (Message("user", text),), meta={**meta, "swapped": swapped})
-            )
-    return examples
+        return preferences
+
+    def preference_reply(self, example: Example, chosen: float, rejected: float) -> str:
+        """What a reward model says, in the words of a judge."""
+        if chosen == rejected:
+            return "Both are equal."
+        rejected_position = example.meta["ranking"].index(0 if example.meta["swapped"] else 1) + 1
+        return f"Overall Judgment: Answer {3 - rejected_position if chosen > rejected else rejected_position} is better."
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """Which answer a vote prefers, and whether people do. `rejected` is the place at which the worse answer was shown."""
+        ranking, swapped = example.meta["ranking"], example.meta["swapped"]
+        rejected_position = ranking.index(0 if swapped else 1) + 1
+        official_number, choice = official_choice(answers[0]), robust_choice(answers[0])
+        official = "doesntMatch" if official_number is None else "reject" if official_number == rejected_position else "agree"
+        return {
+            "official": official,
+            "choice": choice,
+            "right": None if choice is None else choice != rejected_position,
+            "unparsed": choice is None,
+        }
+
+    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
+        """Accuracy by group for each k, and of all votes."""
+        return {"official": _official_stats(rows, task), "robust": _robust_stats(first_valid(rows), task)}
+
+    def categories(self, example: Example) -> list[str]:
+        """The group."""
+        return [pair_group(example.meta["pair"])]
 
 
 def _is_results_file(task: Task) -> bool:
@@ -105,42 +161,12 @@ def _recorded_votes(task: Task) -> list[Example]:
     return examples
 
 
-def read(path: Path, task: Task) -> list[Prediction] | None:
-    """Results of the authors' script take the place of answers where there is no --data."""
-    return [Prediction(e.id, [e.meta["reply"]]) for e in task.examples.values()] if _is_results_file(task) else None
-
-
-def pairs(task: Task) -> list[Preference]:
-    """The pairs for a reward model."""
-    preferences = []
-    for example in task.examples.values():
-        chosen_index = example.meta["ranking"].index(0)
-        query = (Message("user", example.meta["query"].replace("<image>\n", "")),)
-        preferences.append(
-            Preference.from_pair(
-                example.id,
-                example.images,
-                query,
-                example.meta["response"][chosen_index],
-                example.meta["response"][1 - chosen_index],
-            )
-        )
-    return preferences
-
-
-def preference_reply(example: Example, chosen: float, rejected: float) -> str:
-    """What a reward model says, in the words of a judge."""
-    if chosen == rejected:
-        return "Both are equal."
-    rejected_position = example.meta["ranking"].index(0 if example.meta["swapped"] else 1) + 1
-    return f"Overall Judgment: Answer {3 - rejected_position if chosen > rejected else rejected_position} is better."
-
-
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 _OFFICIAL = re.compile(
     r"(?:Overall Judgment|Therefore)\s*.*\s*-*\s*Answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*)?better", re.IGNORECASE
 )
+
 _ROBUST = re.compile(r"(?:answer|response)\W*(\d+)\W+(?:is|as)\W+(?:(?:the|slightly|much|clearly|overall)\W+)*better|better (?:answer|response)\W+(?:is\W+)?(?:answer|response)?\W*(\d+)", re.IGNORECASE)  # fmt: skip
 
 
@@ -156,34 +182,10 @@ def robust_choice(reply: str) -> int | None:
     return choices[-1] if choices and choices[-1] in (1, 2) else None
 
 
-def score(example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-    """Which answer a vote prefers, and whether people do. `rejected` is the place at which the worse answer was shown."""
-    ranking, swapped = example.meta["ranking"], example.meta["swapped"]
-    rejected_position = ranking.index(0 if swapped else 1) + 1
-    official_number, choice = official_choice(answers[0]), robust_choice(answers[0])
-    official = "doesntMatch" if official_number is None else "reject" if official_number == rejected_position else "agree"
-    return {
-        "official": official,
-        "choice": choice,
-        "right": None if choice is None else choice != rejected_position,
-        "unparsed": choice is None,
-    }
-
-
 def pair_group(id_: str) -> str:
     """The group that cal.py puts a pair in, by what stands before the first `-` or `_` of its id."""
     prefix = re.split(r"[_-]", id_)[0]
     return {"RLAIF": "hallucination", "RLHF": "hallucination", "povid": "hallucination", "hallucination": "hallucination", "mathverse": "reasoning", "mmmu": "reasoning"}.get(prefix, "general")  # fmt: skip
-
-
-def categories(example: Example) -> list[str]:
-    """The group."""
-    return [pair_group(example.meta["pair"])]
-
-
-def aggregate(rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-    """Accuracy by group for each k, and of all votes."""
-    return {"official": _official_stats(rows, task), "robust": _robust_stats(first_valid(rows), task)}
 
 
 def _official_stats(rows: list[dict[str, Any]], task: Task) -> SufficientStats:

@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmrlhf.cli_parser import Command, Parser, add_flag, load_named_config, make_config_parser, non_negative_int, parse_config
 from mmrlhf.config import EvalConfig, PPOConfig, RewardConfig, SFTConfig
@@ -18,6 +18,7 @@ from mmrlhf.files import bundled
 from mmrlhf.records import InputError
 
 if TYPE_CHECKING:
+    from mmrlhf.evaluation.benchmark import Benchmark
     from mmrlhf.evaluation.suites import Suite
 
 TRAINING_CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
@@ -58,23 +59,24 @@ def run_plan(command: Command, argv: list[str]) -> None:
 
 
 def run_eval(command: Command, argv: list[str]) -> None:
+    from mmrlhf.evaluation.benchmark import load_benchmark
     from mmrlhf.evaluation.suites import expand_runs
 
     suite = _parse_benchmarks(argv)
     # Loaded before torch is imported, so that a wrong name fails at once.
-    modules = {name: bundled.load_module(bundled.find("eval", name)) for name in suite.benchmarks}
+    benchmarks = {name: load_benchmark(name) for name in suite.benchmarks}
     multi_value_fields = ("model_name_or_path", "answers", "data")
     parser = make_config_parser(EvalConfig, command, "BENCHMARK [BENCHMARK ...]", multi_value_fields)
     benchmark_names = ", ".join(name for name in bundled.names("eval") if "/" not in name)
     help_text = f"one or more of {benchmark_names}; paths that end in .py; or a suite, a path that ends in .yaml"
     parser.add_argument("benchmark", metavar="BENCHMARK", nargs="+", help=help_text)
-    flag_owners = _add_benchmark_options(parser, modules)
+    flag_owners = _add_benchmark_options(parser, benchmarks)
     args = parser.parse(argv)
     del args["benchmark"]
     flags = {name: value for name, value in args.items() if name not in flag_owners}
     options = {
         name: {option: args[option] for option, owners in flag_owners.items() if name in owners and option in args}
-        for name in modules
+        for name in benchmarks
     }
     runs = expand_runs(suite, flags, options, lambda values: load_named_config(EvalConfig, values))
     if len(runs) == 1:
@@ -98,12 +100,12 @@ def _parse_benchmarks(argv: list[str]) -> Suite:
     return Suite({name: {} for name in names})
 
 
-def _add_benchmark_options(parser: Parser, modules: Mapping[str, Any]) -> dict[str, list[str]]:
+def _add_benchmark_options(parser: Parser, benchmarks: Mapping[str, Benchmark]) -> dict[str, list[str]]:
     """Add the flags of the benchmarks' own options; return the benchmarks that have each option."""
     flag_owners: dict[str, list[str]] = {}
-    for name, module in modules.items():
+    for name, benchmark in benchmarks.items():
         group = parser.add_argument_group(f"options of {name}")
-        for field in config_fields(module.Options).values() if hasattr(module, "Options") else ():
+        for field in config_fields(benchmark.options_type).values() if benchmark.options_type else ():
             if field.name not in flag_owners:
                 add_flag(group, field)
             flag_owners.setdefault(field.name, []).append(name)

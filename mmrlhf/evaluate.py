@@ -1,92 +1,127 @@
-"""`mmrlhf eval NAME`: a benchmark as files, predictions.jsonl -> judgments.jsonl -> scores.jsonl + result.json.
+"""`mmrlhf eval NAME`: run a benchmark, file by file: predictions -> judgments -> scores -> result.
 
-Each is made from those before it and continued where it ends; only the first needs a model, and none of the others torch.
+    predictions.jsonl   answers of a model, a server or a reward model, or read from a file
+    judgments.jsonl     replies of an LLM judge about them, for benchmarks that ask one
+    scores.jsonl        one row for each answer, with everything that decides its score
+    result.json         metrics with confidence intervals, and what they depend on
+
+Each file is made from those before it, and an interrupted run is continued. Only the first step
+needs a model, and the other steps do not import torch.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mmrlhf.config import EvalConfig
 from mmrlhf.config_loader import load_config
-from mmrlhf.evaluation.benchmark import Prediction, Task, benchmark_metadata, data_hashes, load_benchmark, parse_options
+from mmrlhf.evaluation.benchmark import (
+    Benchmark,
+    Prediction,
+    ScoreRow,
+    Task,
+    data_hashes,
+    first_valid,
+    load_benchmark,
+    parse_options,
+    text_sha256,
+)
 from mmrlhf.evaluation.judges import collect_judgments
 from mmrlhf.evaluation.predict import ModelCache, collect_predictions, prompt_key
 from mmrlhf.evaluation.suites import EvalRun, expand_runs, make_suite
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import json_line, to_jsonable
 from mmrlhf.metrics.intervals import SufficientStats, unflatten, with_intervals
-from mmrlhf.records import Example, InputError
+from mmrlhf.records import InputError
 
 PACKAGES = ("mmrlhf", "torch", "transformers", "peft", "numpy", "nltk", "spacy")
+"""Packages whose versions result.json records."""
 SCHEMA_VERSION = 1
+"""Version of the layout of result.json."""
+STRICT_COUNTS = {
+    "missing": "missing",
+    "unknown_ids": "of unknown ids",
+    "duplicate": "repeated",
+    "null": "null",
+    "judge_errors": "not judged",
+}
+"""Counts that --strict requires to be 0, and what its message calls them."""
 
 
 def evaluate(
-    benchmark: str, config: EvalConfig, options: Mapping[str, Any] | None = None, model_cache: ModelCache | None = None
+    benchmark: str,
+    config: EvalConfig,
+    options: Mapping[str, Any] | None = None,
+    model_cache: ModelCache | None = None,
 ) -> dict[str, Any]:
-    """Run a benchmark, or score answers with it, and return what result.json says. What an earlier call has done is not done again.
+    """Run a benchmark, or score existing answers with it, and return the contents of result.json.
 
-    options: the benchmark's own (`{"lineage": "a"}`). loaded: where the model is kept for the next call. Raises InputError; when a judge has given
-    up, after what it has said and what it has not are in result.json.
+    benchmark: a name of `eval/`, or a path that ends in .py. options: its own settings
+    (`{"lineage": "a"}`). model_cache: keeps the model for the next call. Steps that an earlier call
+    finished are not repeated.
+
+    Raise InputError if the data, answers or settings cannot be used, and if the judge gives up; in
+    the latter case result.json is complete for the judgments there are.
     """
-    if config.recorded_judgments is not None and not (config.answers or config.model_name_or_path or config.reward_model_path):
-        config = replace(config, answers=config.recorded_judgments)  # records of some scripts hold the answers, too
-    module = load_benchmark(benchmark)
-    meta = benchmark_metadata(module, benchmark)
-    if config.recorded_judgments is not None and not hasattr(module, "judge_requests"):
-        raise InputError(f"--recorded_judgments {config.recorded_judgments}: {benchmark} asks no judge: leave it out")
-    task, hashes = open_task(benchmark, module, config, options or {})
-    folder = Path(config.output_dir)
-    refuse_unwritable(folder, "output_dir")
-    try:
-        predictions, source = collect_predictions(benchmark, meta["VERSION"], module, task, config, hashes, model_cache)
-        judge_error = None
-        if hasattr(module, "judge_requests"):
-            replies, judge_error = _judge_answers(module, task, predictions, config)
-            task = replace(task, replies=replies)
-        rows = score_predictions(module, task, predictions)
-        write_atomic(folder / "scores.jsonl", "".join(map(json_line, rows)))
-        result = {"benchmark": benchmark, **_build_result(module, meta, task, config, hashes, rows), **source}
+    if config.recorded_judgments and not (config.answers or config.model_name_or_path or config.reward_model_path):
+        # The records of some official scripts hold the answers as well.
+        config = replace(config, answers=config.recorded_judgments)
+    loaded = load_benchmark(benchmark)
+    if config.recorded_judgments is not None and not loaded.uses_judge:
+        raise InputError(f"--recorded_judgments {config.recorded_judgments}: {benchmark} does not ask a judge: leave it out")
+    task, hashes = open_task(loaded, config, options or {})
+    output_dir = Path(config.output_dir)
+    refuse_unwritable(output_dir, "output_dir")
+    with _os_errors_as_input_errors(output_dir):
+        predictions, source = collect_predictions(loaded, task, config, hashes, model_cache)
+        task, judge_error = judge_predictions(loaded, task, predictions, config)
+        rows = score_predictions(loaded, task, predictions)
+        write_atomic(output_dir / "scores.jsonl", "".join(map(json_line, rows)))
+        result = build_result(loaded, task, rows, hashes) | source
         if config.strict:
             if judge_error:
                 raise judge_error
             _require_complete(result["counts"])
-        write_atomic(folder / "result.json", json.dumps(to_jsonable(result), indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        if error.errno is None or isinstance(error, ConnectionError):  # a library's, not the system's on a file
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{folder} is on a full disk: make room; the same command goes on from what is written") from None
-        raise InputError(
-            f"{error.filename or folder}: {error.strerror}: correct it or give another --out; the same command goes on from what is written"
-        ) from None
-    _print_result(result)
+        text = json.dumps(to_jsonable(result), indent=1, ensure_ascii=False)
+        write_atomic(output_dir / "result.json", text + "\n")
+    print_result(result)
     if judge_error:
         raise judge_error
     return result
 
 
 def evaluate_all(
-    benchmarks: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]], output_dir: str, **common: Any
+    benchmarks: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, Mapping[str, Any]],
+    output_dir: str,
+    **common: Any,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every benchmark on every model, as a suite has them: settings and options by benchmark (`{"chair": {"data": ..., "lineage": "a"}}`), by model
-    (`{"tuned": {"model": ..., "adapter": ...}}`), and of all. Gives results by model and benchmark. Raises InputError."""
+    """Run every benchmark on every model, like a suite file, and return results by model and
+    benchmark.
+
+    benchmarks: settings and options by benchmark (`{"chair": {"data": ..., "lineage": "a"}}`).
+    models: settings by model (`{"tuned": {"model": ..., "adapter": ...}}`). common: settings of
+    all. Raise InputError.
+    """
     suite = make_suite(benchmarks, models, common)
-    return run_all(expand_runs(suite, {"output_dir": output_dir}, {}, lambda values: load_config(EvalConfig, None, values)))
+    runs = expand_runs(suite, {"output_dir": output_dir}, {}, lambda values: load_config(EvalConfig, None, values))
+    return run_all(runs)
 
 
 def run_all(runs: Sequence[EvalRun]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Planned runs one after another, a model loaded once for those that follow on it; results by model and benchmark."""
+    """Run a list of evaluations and return results by model and benchmark.
+
+    Consecutive runs of one model load it once.
+    """
     model_cache = ModelCache()
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for run in runs:
@@ -97,77 +132,93 @@ def run_all(runs: Sequence[EvalRun]) -> dict[str, dict[str, dict[str, Any]]]:
     return results
 
 
-def open_task(name: str, module: ModuleType, config: EvalConfig, options: Mapping[str, Any]) -> tuple[Task, dict[str, str]]:
-    """The task with its examples, and the hashes of its data."""
-    task = Task(config.data, config.image_folder, config.answers, parse_options(module, options), config.limit, config.seed)
+def open_task(benchmark: Benchmark, config: EvalConfig, options: Mapping[str, Any]) -> tuple[Task, dict[str, str]]:
+    """Load a benchmark's examples, and return them in its task, with the hashes of its data by file
+    name."""
+    parsed_options = parse_options(benchmark, options)
+    task = Task(config.data, config.image_folder, config.answers, parsed_options, config.limit, config.seed)
     try:
-        examples: Sequence[Example] = module.load(task)
-        hashes = data_hashes(module, task)
+        examples = benchmark.load(task)
+        hashes = data_hashes(benchmark, task)
     except FileNotFoundError as error:
-        raise InputError(f"benchmark {name}: its data {error.filename} does not exist: correct --data") from None
-    by_id = {e.id: e for e in examples}
+        raise InputError(f"benchmark {benchmark.name}: its data {error.filename} does not exist: correct --data") from None
+    by_id = {example.id: example for example in examples}
     if len(by_id) < len(examples):
         raise InputError(
-            f"benchmark {name}: {len(examples) - len(by_id)} examples share an id with another: load must give each its own"
+            f"benchmark {benchmark.name}: {len(examples) - len(by_id)} examples share an id with another: "
+            "load must give each its own"
         )
-    known_versions: Mapping[str, str] = getattr(module, "KNOWN", {})
-    for file, digest in hashes.items():
-        if known_versions and digest not in known_versions:
-            versions = ", ".join(dict.fromkeys(known_versions.values()))
-            print(f"note: {file} (sha256 {digest[:12]}) is no version that is known; known are {versions}", file=sys.stderr)
+    _warn_about_unknown_versions(benchmark, hashes)
     return replace(task, examples=by_id), hashes
 
 
-# ---- answers ---------------------------------------------------------------------------------------------------------
+def _warn_about_unknown_versions(benchmark: Benchmark, hashes: Mapping[str, str]) -> None:
+    if not benchmark.known_versions:
+        return
+    versions = ", ".join(dict.fromkeys(benchmark.known_versions.values()))
+    for file, digest in hashes.items():
+        if digest not in benchmark.known_versions:
+            print(f"note: {file} (sha256 {digest[:12]}) is not a known version; known are {versions}", file=sys.stderr)
 
 
-# ---- judgments -------------------------------------------------------------------------------------------------------
+# ---- judgments -----------------------------------------------------------------------------------
 
 
-def _judge_answers(
-    module: ModuleType, task: Task, predictions: Sequence[Prediction], config: EvalConfig
-) -> tuple[dict[str, dict[str, Any]], InputError | None]:
-    """Replies to what the benchmark asks a judge, by key, and why it gave up; of an example that is answered twice, about the first answers."""
+def judge_predictions(
+    benchmark: Benchmark, task: Task, predictions: Sequence[Prediction], config: EvalConfig
+) -> tuple[Task, InputError | None]:
+    """Return the task with the judge's replies, and the error that made the judge give up, if one
+    did.
+
+    If an example is answered twice, the judge reads its first answers only.
+    """
+    if not benchmark.uses_judge:
+        return task, None
     answers_by_id: dict[str, list[str]] = {}
     for prediction in predictions:
-        if prediction.id in task.examples and prediction.answers and None not in prediction.answers:
-            answers_by_id.setdefault(prediction.id, [a for a in prediction.answers if a is not None])
-    return collect_judgments(module, task, answers_by_id, config)
+        answers = [answer for answer in prediction.answers if answer is not None]
+        if prediction.id in task.examples and answers and len(answers) == len(prediction.answers):
+            answers_by_id.setdefault(prediction.id, answers)
+    replies, judge_error = collect_judgments(benchmark, task, answers_by_id, config)
+    return replace(task, replies=replies), judge_error
 
 
-# ---- scores ----------------------------------------------------------------------------------------------------------
+# ---- scores --------------------------------------------------------------------------------------
 
 
-def score_predictions(module: ModuleType, task: Task, predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """A row for each answer in the order they were given: id, status, answers, and what `score` says of those that can be scored.
+def score_predictions(benchmark: Benchmark, task: Task, predictions: Sequence[Prediction]) -> list[ScoreRow]:
+    """Return a row for each prediction, in order: id, status, answers, and what `score` returns if
+    it can be scored.
 
-    status: ok; duplicate (an earlier row answers the same); unknown (no such id); null (no answer).
+    status: ok; duplicate (an earlier row answers the same example); unknown (no example has this
+    id); null (an answer is missing).
     """
-    rows, seen_ids = [], set()
+    rows, answered_ids = [], set[str]()
     for prediction in predictions:
-        example = task.examples.get(prediction.id)
-        status = (
-            "unknown"
-            if example is None
-            else "null"
-            if None in prediction.answers or not prediction.answers
-            else "duplicate"
-            if prediction.id in seen_ids
-            else "ok"
-        )
-        row: dict[str, Any] = {"id": prediction.id, "status": status, "answers": prediction.answers}
-        if example is not None and status in ("ok", "duplicate"):
-            row |= module.score(example, prediction.answers, task)
-            seen_ids.add(prediction.id)
+        status = _status_of(prediction, task, answered_ids)
+        row: ScoreRow = {"id": prediction.id, "status": status, "answers": prediction.answers}
+        if status in ("ok", "duplicate"):
+            answers = [answer for answer in prediction.answers if answer is not None]
+            row |= benchmark.score(task.examples[prediction.id], answers, task)
+            answered_ids.add(prediction.id)
         rows.append(row)
     return rows
 
 
-def compute_metrics(module: ModuleType, task: Task, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics by mode with their intervals, nested by part, and the reasons for those that have no value."""
+def _status_of(prediction: Prediction, task: Task, answered_ids: set[str]) -> str:
+    if prediction.id not in task.examples:
+        return "unknown"
+    if not prediction.answers or None in prediction.answers:
+        return "null"
+    return "duplicate" if prediction.id in answered_ids else "ok"
+
+
+def compute_metrics(benchmark: Benchmark, task: Task, rows: list[ScoreRow]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return metrics by mode with their intervals, nested by part, and why metrics are undefined,
+    nested alike."""
     metrics: dict[str, Any] = {"official": {}, "robust": {}}
     reasons: dict[str, Any] = {"official": {}, "robust": {}}
-    for mode, stats in module.aggregate(rows, task).items():
+    for mode, stats in benchmark.aggregate(rows, task).items():
         if isinstance(stats, SufficientStats):
             flat_metrics, flat_reasons = with_intervals(stats, task.seed)
             metrics[mode], reasons[mode] = unflatten(flat_metrics), unflatten(flat_reasons)
@@ -176,67 +227,91 @@ def compute_metrics(module: ModuleType, task: Task, rows: list[dict[str, Any]]) 
     return metrics, reasons
 
 
-def _build_result(
-    module: ModuleType, meta: Mapping[str, str], task: Task, config: EvalConfig, hashes: Mapping[str, str], rows: list[dict[str, Any]]
-) -> dict[str, Any]:  # fmt: skip
-    metrics, reasons = compute_metrics(module, task, rows)
-    ok_rows = [r for r in rows if r["status"] == "ok"]
-    yes_no_answers = [r["said"] for r in ok_rows if r.get("said") in ("yes", "no")]
-    texts = [a for r in ok_rows for a in r["answers"]]
-    digest = next(iter(hashes.values())) if len(hashes) == 1 else _sha256(json.dumps(sorted(hashes.items()))) if hashes else None
-    known_versions: Mapping[str, str] = getattr(module, "KNOWN", {})
-    return {
-        "schema": SCHEMA_VERSION, "version": meta["VERSION"], "license": meta["LICENSE"], "headline": meta["HEADLINE"],
-        "direction": meta["DIRECTION"], "cluster": meta["CLUSTER"],
-        "data": task.data, "data_sha256": digest, "files": dict(hashes), "data_version": {f: known_versions.get(h) for f, h in hashes.items()},
-        "image_folder": task.image_folder, "limit": task.limit, "seed": task.seed, "options": vars(task.options) if task.options is not None else {},
-        "n": len(ok_rows), "examples": len(task.examples), "metrics": metrics, "reasons": reasons, "counts": _count_issues(module, task, rows),
-        "yes_ratio": yes_no_answers.count("yes") / len(yes_no_answers) if yes_no_answers else None,
-        "mean_length": sum(len(t.split()) for t in texts) / len(texts) if texts else None,
-        "prompt_sha256": _sha256(json.dumps(sorted(prompt_key(e) for e in task.examples.values()))),
-        "judge": _judge_info(task), "packages": _package_versions(),
-    }  # fmt: skip
+# ---- the result ----------------------------------------------------------------------------------
 
 
-def _count_issues(module: ModuleType, task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """What is wrong with answers. A part of which nothing was answered is not missing: its metrics are null, with that reason."""
-    answered_ids = {r["id"] for r in rows if r["status"] == "ok"}
-    parts = {task.examples[i].meta.get("part") for i in answered_ids}
-    expected_ids = (
-        [e.id for e in task.examples.values() if e.meta.get("part") in parts] if getattr(module, "COMPLETE", True) else []
-    )
-    count_status: Callable[[str], int] = [r["status"] for r in rows].count
+def build_result(benchmark: Benchmark, task: Task, rows: list[ScoreRow], hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Return the contents of result.json, apart from where the answers come from."""
+    metrics, reasons = compute_metrics(benchmark, task, rows)
+    valid_rows = first_valid(rows)
+    verdicts = [row["said"] for row in valid_rows if row.get("said") in ("yes", "no")]
+    lengths = [len(answer.split()) for row in valid_rows for answer in row["answers"]]
     return {
-        "missing": sum(i not in answered_ids for i in expected_ids),
-        "unknown_ids": count_status("unknown"),
-        "duplicate": count_status("duplicate"),
-        "null": count_status("null"),
-        "unparsed": sum(bool(r.get("unparsed")) for r in rows if r["status"] == "ok"),
+        "benchmark": benchmark.name,
+        "schema": SCHEMA_VERSION,
+        "version": benchmark.version,
+        "license": benchmark.license,
+        "headline": benchmark.headline,
+        "direction": benchmark.direction,
+        "cluster": benchmark.cluster,
+        "data": task.data,
+        "data_sha256": _combined_hash(hashes),
+        "files": dict(hashes),
+        "data_version": {file: benchmark.known_versions.get(digest) for file, digest in hashes.items()},
+        "image_folder": task.image_folder,
+        "limit": task.limit,
+        "seed": task.seed,
+        "options": vars(task.options) if task.options is not None else {},
+        "n": len(valid_rows),
+        "examples": len(task.examples),
+        "metrics": metrics,
+        "reasons": reasons,
+        "counts": count_issues(benchmark, task, rows),
+        "yes_ratio": verdicts.count("yes") / len(verdicts) if verdicts else None,
+        "mean_length": sum(lengths) / len(lengths) if lengths else None,
+        "prompt_sha256": text_sha256(json.dumps(sorted(map(prompt_key, task.examples.values())))),
+        "judge": _judge_info(task),
+        "packages": _package_versions(),
+    }
+
+
+def count_issues(benchmark: Benchmark, task: Task, rows: Sequence[ScoreRow]) -> dict[str, int]:
+    """Count what is wrong with the answers.
+
+    An example is missing only if another example of its part is answered: a part without answers
+    has null metrics, with that reason.
+    """
+    valid_rows = first_valid(rows)
+    answered_ids = {row["id"] for row in valid_rows}
+    answered_parts = {task.examples[id_].meta.get("part") for id_ in answered_ids}
+    num_missing = 0
+    if benchmark.requires_all_answers:
+        expected = [e for e in task.examples.values() if e.meta.get("part") in answered_parts]
+        num_missing = sum(example.id not in answered_ids for example in expected)
+    statuses = Counter(row["status"] for row in rows)
+    return {
+        "missing": num_missing,
+        "unknown_ids": statuses["unknown"],
+        "duplicate": statuses["duplicate"],
+        "null": statuses["null"],
+        "unparsed": sum(bool(row.get("unparsed")) for row in valid_rows),
         "judge_errors": sum(reply.get("status", "ok") != "ok" for reply in task.replies.values()),
     }
 
 
 def _require_complete(counts: Mapping[str, int]) -> None:
-    labels = {
-        "missing": "missing",
-        "unknown_ids": "of unknown ids",
-        "duplicate": "repeated",
-        "null": "null",
-        "judge_errors": "not judged",
-    }
-    problems = [f"{counts[key]} are {label}" for key, label in labels.items() if counts[key]]
+    problems = [f"{counts[key]} are {label}" for key, label in STRICT_COUNTS.items() if counts[key]]
     if problems:
         raise InputError(f"--strict: of the answers {', '.join(problems)}: complete and correct them, or leave --strict out")
 
 
+def _combined_hash(hashes: Mapping[str, str]) -> str | None:
+    """Return the hash of the one data file, or a hash of all hashes; None without data files."""
+    if not hashes:
+        return None
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return text_sha256(json.dumps(sorted(hashes.items())))
+
+
 def _judge_info(task: Task) -> dict[str, Any] | None:
+    """Return which models judged, which were asked for, and the hashes of the prompt templates;
+    None without replies."""
     if not task.replies:
         return None
-    names = {
-        key: sorted({str(r[key]) for r in task.replies.values() if r.get(key)})
-        for key in ("requested", "model", "template_sha256")
-    }
-    return {"models": names["model"], "requested": names["requested"], "templates": names["template_sha256"]}
+    keys = {"models": "model", "requested": "requested", "templates": "template_sha256"}
+    replies = task.replies.values()
+    return {name: sorted({str(reply[key]) for reply in replies if reply.get(key)}) for name, key in keys.items()}
 
 
 def _package_versions() -> dict[str, str]:
@@ -249,24 +324,56 @@ def _package_versions() -> dict[str, str]:
     return versions
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+# ---- messages ------------------------------------------------------------------------------------
 
 
-def _print_result(result: Mapping[str, Any]) -> None:
+@contextmanager
+def _os_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
+    """Turn the operating system's errors on files (full disk, permissions) into InputErrors that
+    say what to do."""
+    try:
+        yield
+    except OSError as error:
+        # Libraries raise OSErrors of their own, without an errno, and connections fail with ones
+        # that are not about files.
+        if error.errno is None or isinstance(error, ConnectionError):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"{output_dir} is on a full disk: make room; the same command continues from what is written"
+            ) from None
+        raise InputError(
+            f"{error.filename or output_dir}: {error.strerror}: correct it or give another --out; "
+            "the same command continues from what is written"
+        ) from None
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Print the metrics, one line for each mode and part, the reasons for undefined ones, and the
+    counts."""
     for mode, metrics in result["metrics"].items():
-        top_level = {k: v for k, v in metrics.items() if v is None or "value" in v}
-        parts = {k: v for k, v in metrics.items() if k not in top_level}
-        for part, values in {**({"": top_level} if top_level else {}), **parts}.items():
-            cells = [
-                f"{name} none" if v is None else f"{name} {v['value']:.4g} [{v['low']:.4g}, {v['high']:.4g}]"
-                for name, v in values.items() if v is None or "value" in v
-            ]  # fmt: skip
+        top_level = {name: leaf for name, leaf in metrics.items() if _is_leaf(leaf)}
+        parts = {name: values for name, values in metrics.items() if name not in top_level}
+        if top_level:
+            parts = {"": top_level, **parts}
+        for part, values in parts.items():
+            cells = [_format_metric(name, leaf) for name, leaf in values.items() if _is_leaf(leaf)]
             print(f"{mode} {part}".rstrip(), "  ".join(cells))
         for reason in dict.fromkeys(_iter_reasons(result["reasons"].get(mode, {}))):
             print(f"{mode}: none where {reason}")
     print(f"answered {result['n']} of {result['examples']}")
-    print("counts", "  ".join(f"{k} {v}" for k, v in result["counts"].items()))
+    print("counts", "  ".join(f"{name} {count}" for name, count in result["counts"].items()))
+
+
+def _is_leaf(value: Any) -> bool:
+    """Return whether a node of the nested metrics is a metric (None if undefined), not a part."""
+    return value is None or "value" in value
+
+
+def _format_metric(name: str, leaf: Mapping[str, float] | None) -> str:
+    if leaf is None:
+        return f"{name} none"
+    return f"{name} {leaf['value']:.4g} [{leaf['low']:.4g}, {leaf['high']:.4g}]"
 
 
 def _iter_reasons(reasons: Any) -> Iterator[str]:

@@ -33,7 +33,7 @@ def test_bootstrap_interval_covers_the_true_rate():
 
 
 def test_scenes_metrics_match_hand_computation():
-    module = load_benchmark("scenes")
+    module = load_benchmark("scenes").module
     row = {"split": "held_out", "kind": "describe", "false_by_type": [[0] * 4], "claims_by_type": [[1] * 4], "length": [10]}
     rows = [
         row
@@ -49,7 +49,7 @@ def test_scenes_metrics_match_hand_computation():
 
 def test_scenes_benchmark_shares_its_utility_with_the_demo():
     world = load_config(ScenesConfig, find("configs", "demo/scenes"), {})
-    assert world.false_claim_penalty == load_benchmark("scenes").FALSE_CLAIM_PENALTY
+    assert world.false_claim_penalty == load_benchmark("scenes").module.FALSE_CLAIM_PENALTY
     assert world == ScenesConfig()  # one set of values, in the file for people and in the class for programs
 
 
@@ -72,7 +72,7 @@ from mmrlhf.records import Example, Message
 import numpy as np
 VERSION = LICENSE = HEADLINE = CLUSTER = "1"
 DIRECTION = "higher"
-ANSWER = ("id", "answer")
+ANSWER_FIELDS = ("id", "answer")
 
 def load(task):
     return [Example(str(i), (), (Message("user", f"{i}?"),), meta={"truth": "yes"}) for i in range(4)]
@@ -116,5 +116,5 @@ def test_evaluate_custom_benchmark_and_its_refusals(tiny_vlm_path, tmp_path):
     with pytest.raises(InputError, match="does not state its VERSION"):
         evaluate(str(tmp_path / "asks.py"), config)
     (tmp_path / "bad.py").write_text("VERSION='1'")
-    with pytest.raises(InputError, match="no function"):
+    with pytest.raises(InputError, match="it defines no load and no score and no aggregate"):
         evaluate(str(tmp_path / "bad.py"), config)

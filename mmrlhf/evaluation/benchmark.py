@@ -1,35 +1,53 @@
-"""Benchmarks: one small file each, found by name in `eval/` or by path; what such a file is given, and what it gives back.
+"""Benchmarks: one file each, found by name in `eval/` or by path.
 
-It states VERSION, LICENSE, HEADLINE (the metric to report), DIRECTION ("higher" or "lower" is better) and CLUSTER (what its intervals are
-resampled over), and has `load(task)`, `score(example, answers, task)` and `aggregate(rows, task)`; `eval/README.md` shows one. No torch.
+A file defines a subclass of `Benchmark`, whose methods and attributes are documented here, or, with
+less ceremony, module-level functions of the same names and the attributes in capitals (`VERSION`,
+`ANSWER_FIELDS`; `Options` for `options_type`). `load_benchmark` makes both the same.
+`eval/README.md` shows a complete example. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from types import FunctionType, ModuleType
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from mmrlhf.config_loader import load_config
 from mmrlhf.files.bundled import find, load_module
-from mmrlhf.files.rows import read_json_objects
-from mmrlhf.records import Example, ImageSource, InputError
+from mmrlhf.files.rows import Row, open_binary, read_json_objects
+from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.records import Example, ImageSource, InputError, Preference
 
-METADATA_FIELDS = ("VERSION", "LICENSE", "HEADLINE", "DIRECTION", "CLUSTER")
+Fields = Mapping[str, Any]
+"""A row of somebody's answer file, before anyone knows which example it answers."""
+ScoreRow = dict[str, Any]
+"""A line of scores.jsonl: id, status, answers, and what `score` returned."""
+AnswersById = Mapping[str, list[str]]
+"""The answers that a judge is asked about, by the id of their example."""
+
+ID_FIELDS = ("id", "question_id", "index", "doc_id")
+"""Names under which answer files give the id of an example, in order of preference."""
 
 
 class Prediction(NamedTuple):
-    """Answers to one prompt as a file gave them, in its order. `answers` holds None for a null."""
+    """The answers to one prompt, as a file gives them and in its order.
+
+    `answers` holds None for a null.
+    """
 
     id: str
     answers: list[str | None]
 
 
 class JudgeRequest(NamedTuple):
-    """A question to a judge. `key` names it in judgments.jsonl; `template` is what its text was filled into."""
+    """A question to a judge.
+
+    `key` names it in judgments.jsonl; `template` is what `prompt` was filled into.
+    """
 
     key: str
     prompt: str
@@ -39,11 +57,13 @@ class JudgeRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """What a benchmark file works on: the user's data and settings, and what stages before have found.
+    """What a benchmark works on: the user's data and settings, and what earlier steps of `evaluate`
+    have added.
 
-    answers: the file of answers that are scored, for a benchmark whose official files of answers say what was asked.
-    options: the file's own `Options`, checked. examples: by id, in their order, once loaded. replies: judgments by the key of their `Ask`,
-    each with `text` (None where the judge failed) and `status`.
+    answers: the file of answers to score, for a benchmark whose answer files say themselves what
+    was asked. options: an instance of the benchmark's `options_type`. examples: by id, in order,
+    once loaded. replies: judgments by the key of their `JudgeRequest`, each with `text` (None where
+    the judge failed) and `status`.
     """
 
     data: str | None = None
@@ -57,7 +77,7 @@ class Task:
 
     @property
     def path(self) -> Path:
-        """The data. Raises InputError when none was given or it is not there."""
+        """Return the path of the data. Raise InputError if none was given or it does not exist."""
         if self.data is None:
             raise InputError("this benchmark needs its data: add --data PATH")
         path = Path(self.data)
@@ -67,66 +87,334 @@ class Task:
 
     @property
     def image_root(self) -> Path:
-        """Where relative paths of pictures start: --image_folder, or else the data's own folder."""
-        return Path(self.image_folder) if self.image_folder else self.path if self.path.is_dir() else self.path.parent
+        """Return the folder that image paths are relative to: --image_folder, else the folder of
+        the data."""
+        if self.image_folder:
+            return Path(self.image_folder)
+        return self.path if self.path.is_dir() else self.path.parent
 
 
-def load_benchmark(name: str) -> ModuleType:
-    """`name` is a file of `eval/` without its ending, or a path that ends in .py. Raises InputError for neither."""
+# ---- the protocol --------------------------------------------------------------------------------
+
+
+class Benchmark:
+    """A benchmark: its data, how an answer is scored, and which metrics follow from the scores.
+
+    A subclass sets the five attributes without a default and defines `load`, `score` and
+    `aggregate`. Everything else has a default. Methods get the `Task` they work on, so that an
+    instance holds no state.
+    """
+
+    name: str
+    """The name or path it was loaded by. `load_benchmark` sets it."""
+    module: ModuleType
+    """The file that defines it, for what that offers beyond this protocol.
+
+    `load_benchmark` sets it.
+    """
+
+    version: ClassVar[str]
+    """Raise it whenever results change: files of another version are not continued."""
+    license: ClassVar[str]
+    """License of the data."""
+    headline: ClassVar[str]
+    """Name of the metric to report."""
+    direction: ClassVar[Literal["higher", "lower"]]
+    """Which values of the headline metric are better."""
+    cluster: ClassVar[str]
+    """What confidence intervals resample: "image" where the questions about one image are not
+    independent."""
+
+    options_type: ClassVar[type[Any] | None] = None
+    """A pydantic dataclass of settings of its own.
+
+    They become command-line flags, and `task.options` holds them.
+    """
+    answer_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of the official answer format: the id, the answer, and other names of the answer."""
+    known_versions: ClassVar[Mapping[str, str]] = {}
+    """Known versions of the data by sha256. Any other file gets a note that lists them."""
+    requires_all_answers: ClassVar[bool] = True
+    """Whether an example without an answer counts as missing.
+
+    False where users choose what to evaluate on.
+    """
+
+    # ---- required ----
+
+    def load(self, task: Task) -> Sequence[Example]:
+        """Return the examples, each with an id of its own.
+
+        An example's `meta` may hold anything that `score` needs. `meta["part"]` names its split: a
+        split without any answer has no metrics, but its examples are not missing. `meta["image"]`
+        is used to group by image.
+        """
+        raise NotImplementedError
+
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """Return a JSON-able row with everything that decides the score of the answers to one
+        example.
+
+        `unparsed` (bool) is counted. `right` (bool), or `said` and `label` (or `truth`), say
+        whether the answer is right as a whole, for McNemar's test, categories and flipped examples
+        in `mmrlhf compare`.
+        """
+        raise NotImplementedError
+
+    def aggregate(self, rows: list[ScoreRow], task: Task) -> Mapping[str, SufficientStats | dict[str, Any]]:
+        """Return the metrics of all rows by mode: `official` as the authors' script counts,
+        `robust` as one should.
+
+        `rows` holds every answer in the order of the file; `first_valid(rows)` are those that count
+        by default. Intervals and paired comparisons follow from `SufficientStats`.
+        """
+        raise NotImplementedError
+
+    # ---- data and answer files ----
+
+    def files(self, task: Task) -> Sequence[Path]:
+        """Return the data files that `load` reads, for hashes in result.json.
+
+        Default: the file, or all in the folder.
+        """
+        if task.path.is_file():
+            return [task.path]
+        return sorted(path for path in task.path.iterdir() if path.is_file())
+
+    def read(self, path: Path, task: Task) -> list[Prediction] | None:
+        """Read an answer file in the official format, or return None if it is not in that format.
+
+        Default: None.
+
+        Only formats that `answer_fields` and `match_id` cannot describe need it.
+        """
+        return None
+
+    def match_rows(self, rows: list[Fields], task: Task) -> list[Fields]:
+        """Return the rows of an answer file with what `match_id` needs to see all of them for.
+
+        Default: as they are.
+        """
+        return rows
+
+    def match_id(self, fields: Fields, task: Task) -> str | None:
+        """Return the id of the example that a row of an answer file is about, None if it does not
+        say. Default: its id field."""
+        return first_present(fields, self.answer_fields[:1] + ID_FIELDS)
+
+    # ---- a judge ----
+
+    def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
+        """Yield the questions to a judge.
+
+        Their replies are in `task.replies` by key in `score` and `aggregate`.
+        """
+        raise NotImplementedError
+
+    def rule(self, key: str, answers_by_id: AnswersById, task: Task) -> str | None:
+        """Return what `--judge rules` replies to the request `key`, None if it has no reply."""
+        raise NotImplementedError
+
+    def read_judgments(self, rows: Sequence[Row], answers_by_id: AnswersById, task: Task) -> Mapping[str, str | None]:
+        """Return replies by key from judgments that other scripts recorded.
+
+        Default: raise InputError for all of them.
+        """
+        next(row for row in rows if "key" not in row.fields).require("key", "use the judgments.jsonl of a run")
+        return {}
+
+    @property
+    def uses_judge(self) -> bool:
+        """Whether the benchmark defines `judge_requests`."""
+        return self._overrides("judge_requests")
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether the benchmark defines `rule`."""
+        return self._overrides("rule")
+
+    # ---- a reward model ----
+
+    def pairs(self, task: Task) -> list[Preference]:
+        """Return the examples as pairs of answers for a reward model to score."""
+        raise NotImplementedError
+
+    def preference_reply(self, example: Example, chosen: float, rejected: float) -> str:
+        """Return a reward model's scores of a pair in the words of a judge, to be scored like a
+        judge's answer."""
+        raise NotImplementedError
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the benchmark defines `pairs`, so that a reward model can take it."""
+        return self._overrides("pairs")
+
+    # ---- comparing two runs ----
+
+    def categories(self, example: Example) -> list[str]:
+        """Return the categories that `mmrlhf compare` breaks accuracy down by.
+
+        Default: its part, category, kind and label.
+        """
+        names = [str(example.meta[key]) for key in ("part", "category", "kind") if example.meta.get(key)]
+        return names + [f"{key} {example.meta[key]}" for key in ("label", "truth") if isinstance(example.meta.get(key), str)]
+
+    def false_spans(self, example: Example, row: ScoreRow, task: Task) -> list[tuple[int, int]]:
+        """Return where the first answer makes false claims, as (start, end).
+
+        Default: the words that `score` lists as `false`.
+        """
+        details = row["robust"] if isinstance(row.get("robust"), dict) else row
+        words = [w[0] if isinstance(w, list) else w for w in details.get("false", []) if isinstance(w, list | str)]
+        # The listed words are singular; the answer may hold their plural.
+        patterns = [rf"\b{re.escape(str(word))}(?:e?s)?\b" for word in dict.fromkeys(words)]
+        return [match.span() for pattern in patterns for match in re.finditer(pattern, str(row["answers"][0]), re.I)]
+
+    def _overrides(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(Benchmark, method)
+
+
+REQUIRED_ATTRIBUTES = ("version", "license", "headline", "direction", "cluster")
+OPTIONAL_ATTRIBUTES = ("answer_fields", "known_versions", "requires_all_answers")
+REQUIRED_METHODS = ("load", "score", "aggregate")
+
+
+def load_benchmark(name: str) -> Benchmark:
+    """Load a benchmark: the name of a file in `eval/`, or a path that ends in .py.
+
+    Raise InputError if there is no such file, or it lacks something that every benchmark must have.
+    """
     path = find("eval", name)
     module = load_module(path)
-    missing = [f for f in ("load", "score", "aggregate") if not callable(getattr(module, f, None))]
+    classes = [value for value in vars(module).values() if _is_benchmark_class(value, module)]
+    if len(classes) > 1:
+        raise InputError(f"{path} defines {len(classes)} benchmarks ({', '.join(c.__name__ for c in classes)}): leave one")
+    benchmark = classes[0]() if classes else _benchmark_of_functions(module)
+    missing = [method for method in REQUIRED_METHODS if not benchmark._overrides(method)]
     if missing:
-        raise InputError(f"{path} is no benchmark: it has no function {' and no '.join(missing)}")
-    return module
+        raise InputError(f"{path} is not a benchmark: it defines no {' and no '.join(missing)}")
+    for attribute in REQUIRED_ATTRIBUTES:
+        # Files of functions state them in capitals.
+        label = attribute if classes else attribute.upper()
+        if not isinstance(getattr(benchmark, attribute, None), str):
+            hint = ", and raise it when results change" if attribute == "version" else ""
+            raise InputError(f'benchmark {name} does not state its {label}: add {label} = "..."{hint}')
+        if attribute == "direction" and benchmark.direction not in ("higher", "lower"):
+            raise InputError(f'benchmark {name}: {label} must be "higher" or "lower", not {benchmark.direction!r}')
+    benchmark.name, benchmark.module = name, module
+    return benchmark
 
 
-def benchmark_metadata(module: ModuleType, name: str) -> dict[str, str]:
-    """What the file says of itself. Raises InputError for what it leaves out."""
-    metadata = {key: getattr(module, key, None) for key in METADATA_FIELDS}
-    for key, value in metadata.items():
-        if not isinstance(value, str):
-            hint = ", and raise it when results change" if key == "VERSION" else ""
-            raise InputError(f'benchmark {name} does not state its {key}: add {key} = "..."{hint}')
-    if metadata["DIRECTION"] not in ("higher", "lower"):
-        raise InputError(f'benchmark {name}: DIRECTION must be "higher" or "lower", not {metadata["DIRECTION"]!r}')
-    return {key: str(value) for key, value in metadata.items()}
+def _is_benchmark_class(value: Any, module: ModuleType) -> bool:
+    return isinstance(value, type) and issubclass(value, Benchmark) and value.__module__ == module.__name__
 
 
-def parse_options(module: ModuleType, values: Mapping[str, Any]) -> Any:
-    """The file's own options, checked like a stage's settings; None where it has none. Raises InputError."""
-    if not hasattr(module, "Options"):
+def _benchmark_of_functions(module: ModuleType) -> Benchmark:
+    """Make a Benchmark of a file of functions: its functions become static methods, its constants
+    attributes."""
+    members: dict[str, Any] = {"options_type": getattr(module, "Options", None)}
+    for name, default in vars(Benchmark).items():
+        if isinstance(default, FunctionType) and not name.startswith("_") and callable(getattr(module, name, None)):
+            members[name] = staticmethod(getattr(module, name))
+    for name in REQUIRED_ATTRIBUTES + OPTIONAL_ATTRIBUTES:
+        if hasattr(module, name.upper()):
+            members[name] = getattr(module, name.upper())
+    benchmark: Benchmark = type(module.__name__, (Benchmark,), members)()
+    return benchmark
+
+
+def parse_options(benchmark: Benchmark, values: Mapping[str, Any]) -> Any:
+    """Return the benchmark's own options, validated like a stage's settings; None if it has none.
+
+    Raise InputError.
+    """
+    if benchmark.options_type is None:
         if values:
             raise InputError(f"this benchmark has no option {', '.join(values)}")
         return None
-    return load_config(module.Options, None, values)
+    return load_config(benchmark.options_type, None, values)
 
 
-def data_hashes(module: ModuleType, task: Task) -> dict[str, str]:
-    """The sha256 of every file of the data that the benchmark reads, by name."""
+def data_hashes(benchmark: Benchmark, task: Task) -> dict[str, str]:
+    """Return the sha256 of every data file that the benchmark reads, by file name."""
     if task.data is None:
         return {}
-    if hasattr(module, "files"):
-        paths = module.files(task)
-    else:
-        paths = [task.path] if task.path.is_file() else sorted(p for p in task.path.iterdir() if p.is_file())
     digests = {}
-    for path in paths:
-        with Path(path).open("rb") as file:
-            digests[Path(path).name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in map(Path, benchmark.files(task)):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 
+# ---- rows of scores ------------------------------------------------------------------------------
+
+DUPLICATES_REASON = "an example is answered twice, and only its first answer was judged"
+
+
+def first_valid(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Return the rows that count by default: the first answer to each known example, if it is not
+    null."""
+    return [row for row in rows if row["status"] == "ok"]
+
+
+def answered(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Return the rows that were scored: `first_valid` rows, and further answers to the same
+    examples."""
+    return [row for row in rows if row["status"] in ("ok", "duplicate")]
+
+
+def has_duplicates(rows: Sequence[ScoreRow]) -> bool:
+    """Return whether an example has several answers, of which a judge has read only the first."""
+    return any(row["status"] == "duplicate" for row in rows)
+
+
+# ---- help for benchmark files --------------------------------------------------------------------
+
+
+def first_present(fields: Fields, names: Iterable[str]) -> str | None:
+    """Return the first of these fields that is not null, as text; None if all are."""
+    return next((str(fields[name]) for name in names if fields.get(name) is not None), None)
+
+
 def is_self_describing(task: Task, *fields: str) -> bool:
-    """Whether the answers are a file whose rows, by these fields, say themselves what was asked."""
+    """Return whether the answers are a file whose rows say themselves what was asked, in these
+    fields."""
     path = Path(task.answers) if task.answers is not None else None
     if path is None or path.suffix not in (".json", ".jsonl") or not path.is_file():
         return False
     return any({*fields} <= row.fields.keys() for row in read_json_objects(path)[:1])
 
 
+def contains_yes_no(answer: str) -> Literal["yes", "no"] | None:
+    """Return the yes or no whose letters occur anywhere in an answer, yes first: `know` is a no.
+
+    None without either.
+    """
+    lower = answer.lower()
+    if "yes" in lower:
+        return "yes"
+    return "no" if "no" in lower else None
+
+
+def decode_text(content: bytes, path: Path, encoding: str = "utf-8") -> str:
+    """Decode the content of a file. Raise InputError if it is not UTF-8."""
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Return the text of a file. Raise InputError if it cannot be read or is not UTF-8."""
+    with open_binary(path) as file:
+        return decode_text(file.read(), path, encoding)
+
+
 def load_template(path: str | None, default: str) -> str:
-    """A judge's template: the user's file, or the benchmark's own. Raises InputError."""
+    """Return a judge's prompt template: the user's file, or else the benchmark's own.
+
+    Raise InputError.
+    """
     if path is None:
         return default
     try:
@@ -136,7 +424,10 @@ def load_template(path: str | None, default: str) -> str:
 
 
 def fill_template(template: str, **fields: str) -> str:
-    """A template with its fields, by name or, as `{}`, in their order. Raises InputError for a template that asks for others."""
+    """Fill a template's fields, by name or, as `{}`, in their order.
+
+    Raise InputError if it has other fields.
+    """
     try:
         return template.format(*fields.values(), **fields)
     except (KeyError, IndexError, ValueError) as error:
@@ -144,14 +435,6 @@ def fill_template(template: str, **fields: str) -> str:
         raise InputError(f"--judge_prompt cannot be filled in ({type(error).__name__}: {error}): it may hold {names}") from None
 
 
-def first_valid(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that count where a script's habits do not: of ids that are known, the first answer, if it is one."""
-    return [row for row in rows if row["status"] == "ok"]
-
-
-DUPLICATES_REASON = "an example is answered twice, and only its first answer was judged"
-
-
-def has_duplicates(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether an example has several answers, where a judge has seen the first."""
-    return any(row["status"] == "duplicate" for row in rows)
+def text_sha256(text: str) -> str:
+    """Return the sha256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()

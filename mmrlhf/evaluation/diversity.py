@@ -1,54 +1,65 @@
-"""Whether models say many things: distinct n-grams and EAD over the answers to many prompts, and over several answers to one."""
+"""Diversity of answers: distinct n-grams and EAD, across prompts and within one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from mmrlhf.evaluation.benchmark import first_valid
 from mmrlhf.evaluation.results import Result
 from mmrlhf.metrics.diversity import distinct_n, ead
 from mmrlhf.metrics.intervals import fold_interval
 from mmrlhf.records import Example
 
 FOLD_SIZE = 50
-"""Answers that are measured together: the measures depend on how many there are."""
+"""Answers that are measured together: the measures depend on their number, so that folds must have
+one size."""
 EAD_NOTE = (
-    "EAD: distinct words over those that as many words drawn evenly from the vocabulary would hold. The vocabulary is all that these models say "
-    "there, not a language's, so EAD can be above 1 and compares within a table alone."
+    "EAD: distinct words over the number that as many words drawn uniformly from the vocabulary would give. The vocabulary "
+    "is all words that these models use there, not a language's, so EAD can be above 1 and compares only within a table."
 )
-"""What a reader must know of the table."""
+"""What a reader of the table must know."""
 MIN_MEAN_WORDS = 4
-"""Mean length from which answers are worth measuring: yes and no say nothing."""
+"""Mean length from which diversity means anything: answers of yes and no are not diverse."""
 
 
 def diversity(results: Sequence[Result], examples: dict[str, Example], ids: set[str]) -> list[dict[str, Any]]:
-    """By part of the benchmark (splits in and out of distribution, kinds of questions) and model; `across` prompts, and `within` one where several
-    answers were sampled. Empty for short answers. The vocabulary of EAD is all that any of the models says there."""
+    """Return table rows of diversity by part of the benchmark and model, on these examples.
+
+    A part is a split in or out of distribution, or a kind of question. `_within` metrics are over
+    several sampled answers to one prompt, the others across prompts. The vocabulary of EAD is all
+    words of all these models in the part. Parts with short answers are left out.
+    """
     ids_by_part: dict[str, list[str]] = {}
-    for i in examples:
-        if i in ids:
-            meta = examples[i].meta
-            ids_by_part.setdefault(" ".join(str(meta[k]) for k in ("split", "part", "kind") if meta.get(k)), []).append(i)
+    for id_, example in examples.items():
+        if id_ in ids:
+            part = " ".join(str(example.meta[key]) for key in ("split", "part", "kind") if example.meta.get(key))
+            ids_by_part.setdefault(part, []).append(id_)
+    answers_by_model = [{row["id"]: row["answers"] for row in first_valid(result.rows)} for result in results]
     table_rows = []
     for part, part_ids in ids_by_part.items():
-        answers_by_model = [{r["id"]: r["answers"] for r in result.rows if r["status"] == "ok"} for result in results]
-        words = [w for answers_by_id in answers_by_model for i in part_ids for a in answers_by_id[i] for w in a.lower().split()]
-        num_answers = sum(len(answers_by_id[i]) for answers_by_id in answers_by_model for i in part_ids)
-        if not num_answers or len(words) / num_answers < MIN_MEAN_WORDS:
+        texts = [text for answers_by_id in answers_by_model for id_ in part_ids for text in answers_by_id[id_]]
+        words = [word for text in texts for word in text.lower().split()]
+        if not texts or len(words) / len(texts) < MIN_MEAN_WORDS:
             continue
         vocabulary_size = max(2, len(set(words)))
         for result, answers_by_id in zip(results, answers_by_model, strict=True):
-            first_answers = [answers_by_id[i][0] for i in part_ids]
-            folds = [first_answers[k : k + FOLD_SIZE] for k in range(0, len(first_answers) - FOLD_SIZE + 1, FOLD_SIZE)] or [
-                first_answers
-            ]
-            row: dict[str, Any] = {"part": part, "name": result.name, "n": len(part_ids)}
-            row |= fold_interval("distinct_2", [distinct_n(f, 2) for f in folds]) | fold_interval(
-                "ead", [ead(f, vocabulary_size) for f in folds]
-            )
-            row |= fold_interval("length", [len(a.split()) for a in first_answers])
-            if all(len(answers_by_id[i]) > 1 for i in part_ids):
-                row |= fold_interval("distinct_2_within", [distinct_n(answers_by_id[i], 2) for i in part_ids])
-                row |= fold_interval("ead_within", [ead(answers_by_id[i], vocabulary_size) for i in part_ids])
-            table_rows.append(row)
+            answers = [answers_by_id[id_] for id_ in part_ids]
+            row = {"part": part, "name": result.name, "n": len(part_ids)}
+            table_rows.append(row | _diversity_metrics(answers, vocabulary_size))
     return table_rows
+
+
+def _diversity_metrics(answers: list[list[str]], vocabulary_size: int) -> dict[str, Any]:
+    """Return metrics of the answers to each of several prompts, with their intervals."""
+    first_answers = [texts[0] for texts in answers]
+    # Only whole folds, unless there is not even one.
+    starts = range(0, len(first_answers) - FOLD_SIZE + 1, FOLD_SIZE)
+    folds = [first_answers[start : start + FOLD_SIZE] for start in starts] or [first_answers]
+    metrics = fold_interval("distinct_2", [distinct_n(fold, 2) for fold in folds])
+    metrics |= fold_interval("ead", [ead(fold, vocabulary_size) for fold in folds])
+    metrics |= fold_interval("length", [len(answer.split()) for answer in first_answers])
+    if all(len(texts) > 1 for texts in answers):
+        metrics |= fold_interval("distinct_2_within", [distinct_n(texts, 2) for texts in answers])
+        metrics |= fold_interval("ead_within", [ead(texts, vocabulary_size) for texts in answers])
+    return metrics

@@ -1,21 +1,20 @@
-"""Answers to a benchmark's questions, from whoever is asked: a checkpoint, a server, or a reward model that prefers one of two.
+"""Answers to a benchmark's questions: from a checkpoint, a server, a reward model that prefers one
+of two, or a file.
 
-torch is imported where a checkpoint is loaded.
+torch is imported only where a checkpoint is loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from mmrlhf.config import EngineConfig, EvalConfig
-from mmrlhf.evaluation.benchmark import Prediction, Task
+from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, text_sha256
 from mmrlhf.evaluation.openai_client import endpoint_answers, is_url, make_endpoint, resolve_model_name
 from mmrlhf.evaluation.prediction_files import read_predictions
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
@@ -27,167 +26,6 @@ if TYPE_CHECKING:
     from mmrlhf.models.vlm import VLM
 
 ENGINE_FIELDS = tuple(EngineConfig.__dataclass_fields__)
-
-
-class ModelCache:
-    """The model that was asked last, for the next benchmark of a call: with it come the pictures that it has encoded."""
-
-    def __init__(self) -> None:
-        self._stack, self._key, self._vlm = ExitStack(), "", cast("VLM", None)
-
-    def get_policy(self, config: EvalConfig) -> VLM:
-        """The configuration's model, loaded if it is another than the last one."""
-        key = json.dumps(
-            [config.model_name_or_path, config.adapter_path, config.dtype, *(getattr(config, k) for k in ENGINE_FIELDS)]
-        )
-        if key != self._key:
-            from mmrlhf.models.policy import load_policy
-
-            self.close()
-            self._vlm = self._stack.enter_context(
-                load_policy(str(config.model_name_or_path), config.adapter_path, config.dtype, config)
-            )
-            self._key = key
-        return self._vlm
-
-    def close(self) -> None:
-        """Let go of the model."""
-        self._stack.close()
-        self._key, self._vlm = "", cast("VLM", None)
-
-
-class AnswerCache:
-    """Answers of one model under one setting in a file of lines, for every benchmark and run that asks the same of the same pictures.
-
-    The key is the prompt and the pictures' content (where answers are sampled, the row's id as well, which draws follow from); the file's name is
-    the model, its adapter and how answers are generated.
-    """
-
-    def __init__(self, folder: str, subject: Sequence[Any]) -> None:
-        """subject: everything but prompt and pictures that answers depend on. Raises InputError for a folder that cannot be written."""
-        refuse_unwritable(Path(folder), "answer_cache_dir")
-        digest = hashlib.sha256(json.dumps(subject, default=repr).encode()).hexdigest()[:16]
-        self._path = Path(folder) / f"{digest}.jsonl"
-        rows = read_jsonl(self._path) if self._path.exists() else []
-        if rows and not self._path.read_bytes().endswith(b"\n"):  # a killed run left a line torn
-            write_atomic(self._path, "".join(map(json_line, rows)))
-        self.model_info: dict[str, Any] = next((r["about"] for r in rows if "about" in r), {})
-        self._answers = {r["key"]: r["answers"] for r in rows if "key" in r}
-
-    def get(self, example: Example, is_sampled: bool) -> list[str] | None:
-        """What was answered, None if it was never asked."""
-        return self._answers.get(self._key(example, is_sampled))
-
-    def add(self, example: Example, answers: list[str], is_sampled: bool, model_info: dict[str, Any]) -> None:
-        """Keep an answer."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        header = "" if self._path.exists() else json_line({"about": model_info})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(header + json_line({"key": self._key(example, is_sampled), "answers": answers}))
-
-    @staticmethod
-    def _key(example: Example, is_sampled: bool) -> str:
-        content = [
-            [[m.role, m.content] for m in example.prompt],
-            [i.key for i in example.images],
-            example.id if is_sampled else "",
-        ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-@contextmanager
-def open_predictions(
-    module: ModuleType,
-    task: Task,
-    examples: Sequence[Example],
-    config: EvalConfig,
-    name: str,
-    num_done: int,
-    model_cache: ModelCache | None,
-) -> Iterator[tuple[Iterator[tuple[Example, list[str]]], dict[str, Any]]]:
-    """Answers as they come, and what a result says of whoever gives them: a reward model, a server, or a checkpoint."""
-    if config.reward_model_path is not None:
-        yield _reward_preferences(module, task, examples, config), {"reward_model": config.reward_model_path}
-        return
-    assert config.model_name_or_path is not None
-    if is_url(config.model_name_or_path):
-        endpoint = resolve_model_name(make_endpoint(config.model_name_or_path, config.served_model, config))
-        sampling_params: dict[str, Any] = {
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "max_tokens": config.response_length,
-        }
-        if config.stop:
-            sampling_params["stop"] = [config.stop]
-        yield (
-            endpoint_answers(endpoint, examples, sampling_params, config.num_generations, config.seed),
-            {"endpoint": endpoint.display_url, "served_model": endpoint.model},
-        )
-        return
-    own_cache = ModelCache()
-    try:
-        vlm = (model_cache or own_cache).get_policy(config)
-        yield _model_answers(vlm, examples, config, name, num_done), _model_info(vlm)
-    finally:
-        own_cache.close()
-
-
-def _reward_preferences(
-    module: ModuleType, task: Task, examples: Sequence[Example], config: EvalConfig
-) -> Iterator[tuple[Example, list[str]]]:
-    """What a reward model prefers of each pair, in a judge's words."""
-    from mmrlhf.rewards.checkpoint import load_reward_model
-    from mmrlhf.rewards.reward_model import AnswerGroup
-
-    model = load_reward_model(str(config.reward_model_path), engine=config)
-    examples_by_id = {e.id: e for e in examples}
-    pairs = [pair for pair in module.pairs(task) if pair.id in examples_by_id]
-    for start in range(0, len(pairs), config.batch_size):
-        batch = pairs[start : start + config.batch_size]
-        groups = [AnswerGroup(p.images, p.prompt, (p.chosen, p.rejected), p.facts, p.id) for p in batch]
-        for pair, scores in zip(batch, model.score(groups), strict=True):
-            yield examples_by_id[pair.id], [module.preference_reply(examples_by_id[pair.id], *map(float, scores))]
-
-
-def _model_answers(
-    vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str, num_done: int
-) -> Iterator[tuple[Example, list[str]]]:
-    """Examples with their answers as they come; those of one picture stand together, so that it is encoded once."""
-    from mmrlhf.engine.rollout import generate_batches
-    from mmrlhf.engine.sampling import make_sampling_params
-    from mmrlhf.report.progress import progress
-
-    with progress(num_done + len(examples), f"eval {name}", start=num_done) as progress_bar:
-        for example_and_answers in generate_batches(
-            vlm, examples, make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations,
-        ):  # fmt: skip
-            progress_bar.advance()
-            yield example_and_answers
-
-
-def _model_info(vlm: VLM) -> dict[str, Any]:
-    """What a result says of its model: hashes of weights and chat template."""
-    template = getattr(vlm.tokenizer, "chat_template", None) or getattr(vlm.processor, "chat_template", None) or ""
-    return {"model_sha256": vlm.fingerprint, "template_sha256": hashlib.sha256(json.dumps(template).encode()).hexdigest()}
-
-
-def require_images(examples: Sequence[Example]) -> None:
-    """All at once, before a model is loaded. Raises InputError."""
-    paths = dict.fromkeys(i.path for e in examples for i in e.images if i.path is not None)
-    missing = [p for p in paths if not Path(p).is_file()]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(paths)} pictures are missing ({', '.join(missing)}): correct --image_folder or put them there"
-        )
-
-
-def prompt_key(example: Example) -> str:
-    """What was asked, in twelve letters: the turns, and the pictures by name."""
-    turns = [[m.role, m.content] for m in example.prompt]
-    image_names = [Path(i.path).name if i.path is not None else i.key for i in example.images]
-    return hashlib.sha256(json.dumps([turns, image_names]).encode()).hexdigest()[:12]
-
-
 GENERATION_SETTINGS = (
     "temperature",
     "top_p",
@@ -199,109 +37,349 @@ GENERATION_SETTINGS = (
     "seed",
     "dtype",
 )
-"""Settings that answers depend on."""
+"""Settings that answers depend on. They are part of an output directory's run key."""
+AnswerStream = Iterator[tuple[Example, list[str]]]
+"""Examples with their answers, in the order in which they are answered."""
 
 
 def collect_predictions(
-    name: str,
-    version: str,
-    module: ModuleType,
+    benchmark: Benchmark,
     task: Task,
     config: EvalConfig,
     hashes: Mapping[str, str],
     model_cache: ModelCache | None,
 ) -> tuple[list[Prediction], dict[str, Any]]:
-    """The answers in their order, and where they come from. They are in predictions.jsonl afterwards."""
-    folder = Path(config.output_dir)
-    predictions_path = folder / "predictions.jsonl"
-    subject: list[Any] = [name, version, dict(hashes)]
+    """Return the answers, and what result.json says about where they come from. predictions.jsonl
+    holds them afterwards.
+
+    Raise InputError if there is nothing to answer with, or the output directory holds answers of
+    something else.
+    """
+    run_key: list[Any] = [benchmark.name, benchmark.version, dict(hashes)]
     if config.answers is not None:
-        predictions, format_ = read_predictions(config.answers, module, task, config.format)
-        source: dict[str, Any] = {
-            "answers": {"path": config.answers, "format": format_},
-            "model": config.model_name_or_path,
-            "adapters": [],
-            "generation": None,  # a file does not say how its answers came about
-            "template_sha256": None,
-        }
-        claim_output_dir(folder, [*subject, file_signature(config.answers)])
-        write_atomic(predictions_path, "".join(json_line({"id": g.id, "answers": g.answers}) for g in predictions))
-        return predictions, source
-    if config.reward_model_path is not None:
-        if not hasattr(module, "pairs"):
-            raise InputError(f"{name} is no benchmark of reward models: give --model DIR")
-        if config.model_name_or_path is not None:
-            raise InputError("--model and --reward_model_path were both given: give one")
-    elif config.model_name_or_path is None:
-        raise InputError("there is nothing to measure: give --model DIR, or --answers FILE to score answers that exist")
-    settings = {key: getattr(config, key) for key in GENERATION_SETTINGS}
-    subject += [file_signature(config.model_name_or_path), file_signature(config.adapter_path), settings]
-    subject += (
-        [file_signature(config.reward_model_path)]
-        if config.reward_model_path
-        else [config.served_model]
-        if config.served_model
-        else []
-    )
-    _check_same_subject(folder, subject)
-    rows = [r for r in (read_jsonl(predictions_path) if predictions_path.exists() else []) if r["id"] in task.examples]
-    prompt_keys = {id_: prompt_key(e) for id_, e in task.examples.items()}
-    if changed_ids := [r["id"] for r in rows if r.get("key") != prompt_keys[r["id"]]]:
-        raise InputError(
-            f"{folder} holds answers to other prompts ({changed_ids[0]} and {len(changed_ids) - 1} more): give another --out"
-        )
-    answers = {r["id"]: r["answers"] for r in rows}
-    missing = [e for e in task.examples.values() if e.id not in answers]
-    model_info_path = folder / "model.json"
-    if promptless_id := next((e.id for e in missing if not e.prompt), None):
-        raise InputError(
-            f"benchmark {name}: its data does not say how {promptless_id} is asked: add the file of its queries to --data"
-        )
+        return _import_answers(benchmark, task, config, run_key)
+    _require_one_model(benchmark, config)
+    return _generate_answers(benchmark, task, config, run_key, model_cache)
+
+
+def _import_answers(
+    benchmark: Benchmark, task: Task, config: EvalConfig, run_key: list[Any]
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """Read the user's file of answers, and write them to predictions.jsonl."""
+    assert config.answers is not None
+    predictions, format_ = read_predictions(config.answers, benchmark, task, config.format)
+    output_dir = Path(config.output_dir)
+    claim_output_dir(output_dir, [*run_key, file_signature(config.answers)])
+    lines = [json_line({"id": prediction.id, "answers": prediction.answers}) for prediction in predictions]
+    write_atomic(output_dir / "predictions.jsonl", "".join(lines))
+    return predictions, {
+        "answers": {"path": config.answers, "format": format_},
+        "model": config.model_name_or_path,
+        "adapters": [],
+        # A file does not say how its answers were generated.
+        "generation": None,
+        "template_sha256": None,
+    }
+
+
+def _require_one_model(benchmark: Benchmark, config: EvalConfig) -> None:
+    if config.reward_model_path is None:
+        if config.model_name_or_path is None:
+            raise InputError("there is nothing to measure: give --model DIR, or --answers FILE to score existing answers")
+        return
+    if not benchmark.has_pairs:
+        raise InputError(f"{benchmark.name} is not a benchmark for reward models: give --model DIR")
+    if config.model_name_or_path is not None:
+        raise InputError("--model and --reward_model_path were both given: give one")
+
+
+def _generate_answers(
+    benchmark: Benchmark,
+    task: Task,
+    config: EvalConfig,
+    run_key: list[Any],
+    model_cache: ModelCache | None,
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """Answer what predictions.jsonl and the answer cache lack, writing each answer as it comes."""
+    output_dir = Path(config.output_dir)
+    model_info_path = output_dir / "model.json"
+    settings = {name: getattr(config, name) for name in GENERATION_SETTINGS}
+    generation_key = [file_signature(config.model_name_or_path), file_signature(config.adapter_path), settings]
+    if config.reward_model_path:
+        generation_key.append(file_signature(config.reward_model_path))
+    elif config.served_model:
+        generation_key.append(config.served_model)
+    run_key = [*run_key, *generation_key]
+    _check_same_run_key(output_dir, run_key)
+    file = _PredictionsFile(output_dir, task)
+    missing = [example for example in task.examples.values() if example.id not in file.answers]
+    _require_prompts(benchmark, missing)
     require_images(missing)
-    cache, cached_answers, is_sampled = None, {}, config.temperature > 0
+
+    cache, is_sampled, num_cached = None, config.temperature > 0, 0
     if config.answer_cache_dir and config.model_name_or_path and not is_url(config.model_name_or_path):
-        cache = AnswerCache(config.answer_cache_dir, subject[3:])
-        cached_answers = {e.id: hit for e in missing if (hit := cache.get(e, is_sampled)) is not None}
-        answers, missing = answers | cached_answers, [e for e in missing if e.id not in cached_answers]
-
-    def prediction_line(id_: str) -> str:
-        return json_line({"id": id_, "answers": answers[id_], "key": prompt_keys[id_]})
-
+        cache = AnswerCache(config.answer_cache_dir, generation_key)
+        cached = {e.id: hit for e in missing if (hit := cache.get(e, is_sampled)) is not None}
+        missing = [example for example in missing if example.id not in cached]
+        file.answers |= cached
+        num_cached = len(cached)
     if missing:
-        with open_predictions(module, task, missing, config, name, len(answers), model_cache) as (answer_stream, model_info):
-            first_answers = list(islice(answer_stream, 1))  # nothing is written before model and pictures have proved usable
-            answer_stream = chain(first_answers, answer_stream)
-            claim_output_dir(folder, subject)
+        num_done = len(file.answers)
+        with open_predictions(benchmark, task, missing, config, num_done, model_cache) as (stream, model_info):
+            # Nothing is written before the first answer has shown that model and images are usable.
+            first_answers = list(islice(stream, 1))
+            claim_output_dir(output_dir, run_key)
             write_atomic(model_info_path, json.dumps(model_info))
-            write_atomic(predictions_path, "".join(map(prediction_line, answers)))  # without the line that a killed run left torn
-            with predictions_path.open("a", encoding="utf-8") as file:
-                for example, example_answers in answer_stream:
-                    answers[example.id] = example_answers
-                    file.write(prediction_line(example.id))
-                    file.flush()
-                    if cache is not None:
-                        cache.add(example, example_answers, is_sampled, model_info)
+            for example, answers in file.append(chain(first_answers, stream)):
+                if cache is not None:
+                    cache.add(example, answers, is_sampled, model_info)
     else:
-        claim_output_dir(folder, subject)
-        if cache is not None and cached_answers:
+        claim_output_dir(output_dir, run_key)
+        if cache is not None and num_cached:
             write_atomic(model_info_path, json.dumps(cache.model_info))
-            write_atomic(predictions_path, "".join(map(prediction_line, answers)))
+            file.rewrite()
     source = {
-        "model": config.model_name_or_path, "adapters": [config.adapter_path] if config.adapter_path else [], "generation": settings,
+        "model": config.model_name_or_path,
+        "adapters": [config.adapter_path] if config.adapter_path else [],
+        "generation": settings,
         **(json.loads(model_info_path.read_text()) if model_info_path.exists() else {}),
-    }  # fmt: skip
-    return [Prediction(id_, answers.get(id_, [None])) for id_ in task.examples], source
+    }
+    return [Prediction(id_, file.answers.get(id_, [None])) for id_ in task.examples], source
 
 
-def _check_same_subject(folder: Path, subject: Sequence[Any]) -> None:
-    subject_path = folder / "run_key.json"
-    if subject_path.exists() and json.loads(subject_path.read_text()) != json.loads(json.dumps(subject)):
+class _PredictionsFile:
+    """The answers in an output directory's predictions.jsonl, by id."""
+
+    def __init__(self, output_dir: Path, task: Task) -> None:
+        """Read the answers of an interrupted run.
+
+        Raise InputError if they are to other prompts than the task's.
+        """
+        self._path = output_dir / "predictions.jsonl"
+        self._prompt_keys = {id_: prompt_key(example) for id_, example in task.examples.items()}
+        rows = read_jsonl(self._path) if self._path.exists() else []
+        rows = [row for row in rows if row["id"] in task.examples]
+        changed = [row["id"] for row in rows if row.get("key") != self._prompt_keys[row["id"]]]
+        if changed:
+            raise InputError(
+                f"{output_dir} holds answers to other prompts ({changed[0]} and {len(changed) - 1} more): give another --out"
+            )
+        self.answers: dict[str, list[str | None]] = {row["id"]: row["answers"] for row in rows}
+
+    def rewrite(self) -> None:
+        """Write the file anew: with cached answers, and without the line that a killed run left
+        torn."""
+        write_atomic(self._path, "".join(map(self._line, self.answers)))
+
+    def append(self, stream: AnswerStream) -> AnswerStream:
+        """Write each answer to disk as it comes, and pass it on."""
+        self.rewrite()
+        with self._path.open("a", encoding="utf-8") as file:
+            for example, answers in stream:
+                self.answers[example.id] = list(answers)
+                file.write(self._line(example.id))
+                file.flush()
+                yield example, answers
+
+    def _line(self, id_: str) -> str:
+        return json_line({"id": id_, "answers": self.answers[id_], "key": self._prompt_keys[id_]})
+
+
+def _require_prompts(benchmark: Benchmark, examples: Sequence[Example]) -> None:
+    without_prompt = next((example.id for example in examples if not example.prompt), None)
+    if without_prompt is not None:
         raise InputError(
-            f"{folder} holds answers of another benchmark, data, model, adapter or generation setting: give another --out"
+            f"benchmark {benchmark.name}: its data does not say how {without_prompt} is asked: "
+            "add the file of its queries to --data"
         )
 
 
-def claim_output_dir(folder: Path, subject: Sequence[Any]) -> None:
-    """Make the directory, with what its answers are of. Raises InputError when it holds others."""
-    _check_same_subject(folder, subject)
-    write_atomic(folder / "run_key.json", json.dumps(subject))
+def require_images(examples: Sequence[Example]) -> None:
+    """Raise InputError that names all missing images at once, before a model is loaded."""
+    paths = dict.fromkeys(image.path for example in examples for image in example.images if image.path is not None)
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(paths)} images are missing ({', '.join(missing)}): correct --image_folder or put them there"
+        )
+
+
+def prompt_key(example: Example) -> str:
+    """Return a hash of what was asked, in twelve hexadecimal digits: the turns, and the images by
+    file name."""
+    turns = [[turn.role, turn.content] for turn in example.prompt]
+    image_names = [Path(image.path).name if image.path is not None else image.key for image in example.images]
+    return text_sha256(json.dumps([turns, image_names]))[:12]
+
+
+def _check_same_run_key(output_dir: Path, run_key: Sequence[Any]) -> None:
+    path = output_dir / "run_key.json"
+    # The JSON round trip turns tuples into lists, as the file has them.
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(run_key)):
+        raise InputError(
+            f"{output_dir} holds answers of another benchmark, data, model, adapter or generation setting: give another --out"
+        )
+
+
+def claim_output_dir(output_dir: Path, run_key: Sequence[Any]) -> None:
+    """Record in the output directory what its answers depend on.
+
+    Raise InputError if it holds answers of something else.
+    """
+    _check_same_run_key(output_dir, run_key)
+    write_atomic(output_dir / "run_key.json", json.dumps(run_key))
+
+
+# ---- who answers ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_predictions(
+    benchmark: Benchmark,
+    task: Task,
+    examples: Sequence[Example],
+    config: EvalConfig,
+    num_done: int,
+    model_cache: ModelCache | None,
+) -> Iterator[tuple[AnswerStream, dict[str, Any]]]:
+    """Give the answers to these examples as they come, and what a result says about the model that
+    gives them.
+
+    The model is the configuration's: a reward model, a server, or a checkpoint. num_done: examples
+    that are answered already, for the progress bar.
+    """
+    if config.reward_model_path is not None:
+        yield _reward_preferences(benchmark, task, examples, config), {"reward_model": config.reward_model_path}
+        return
+    assert config.model_name_or_path is not None
+    if is_url(config.model_name_or_path):
+        endpoint = resolve_model_name(make_endpoint(config.model_name_or_path, config.served_model, config))
+        sampling_params: dict[str, Any] = {
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_tokens": config.response_length,
+        }
+        if config.stop:
+            sampling_params["stop"] = [config.stop]
+        stream = endpoint_answers(endpoint, examples, sampling_params, config.num_generations, config.seed)
+        yield stream, {"endpoint": endpoint.display_url, "served_model": endpoint.model}
+        return
+    own_cache = ModelCache()
+    try:
+        vlm = (model_cache or own_cache).get_policy(config)
+        yield _model_answers(vlm, examples, config, benchmark.name, num_done), _model_info(vlm)
+    finally:
+        own_cache.close()
+
+
+def _reward_preferences(benchmark: Benchmark, task: Task, examples: Sequence[Example], config: EvalConfig) -> AnswerStream:
+    """Yield which answer of each pair a reward model prefers, in a judge's words."""
+    from mmrlhf.rewards.checkpoint import load_reward_model
+    from mmrlhf.rewards.reward_model import AnswerGroup
+
+    model = load_reward_model(str(config.reward_model_path), engine=config)
+    examples_by_id = {example.id: example for example in examples}
+    pairs = [pair for pair in benchmark.pairs(task) if pair.id in examples_by_id]
+    for start in range(0, len(pairs), config.batch_size):
+        batch = pairs[start : start + config.batch_size]
+        groups = [AnswerGroup(p.images, p.prompt, (p.chosen, p.rejected), p.facts, p.id) for p in batch]
+        for pair, (chosen, rejected) in zip(batch, model.score(groups), strict=True):
+            example = examples_by_id[pair.id]
+            yield example, [benchmark.preference_reply(example, float(chosen), float(rejected))]
+
+
+def _model_answers(vlm: VLM, examples: Sequence[Example], config: EvalConfig, name: str, num_done: int) -> AnswerStream:
+    """Yield the answers of a model in this process, batch by batch, with a progress bar."""
+    from mmrlhf.engine.rollout import generate_batches
+    from mmrlhf.engine.sampling import make_sampling_params
+    from mmrlhf.report.progress import progress
+
+    with progress(num_done + len(examples), f"eval {name}", start=num_done) as progress_bar:
+        for example, answers in generate_batches(
+            vlm,
+            examples,
+            make_sampling_params(config),
+            batch_size=config.batch_size,
+            num_generations=config.num_generations,
+        ):
+            progress_bar.advance()
+            yield example, answers
+
+
+def _model_info(vlm: VLM) -> dict[str, Any]:
+    """Return what a result says about its model: hashes of weights and chat template."""
+    template = getattr(vlm.tokenizer, "chat_template", None) or getattr(vlm.processor, "chat_template", None) or ""
+    return {"model_sha256": vlm.fingerprint, "template_sha256": text_sha256(json.dumps(template))}
+
+
+# ---- caches --------------------------------------------------------------------------------------
+
+
+class ModelCache:
+    """Keeps the last model, with the images it has encoded, for the next benchmark of the same
+    call."""
+
+    def __init__(self) -> None:
+        self._stack, self._key, self._vlm = ExitStack(), "", cast("VLM", None)
+
+    def get_policy(self, config: EvalConfig) -> VLM:
+        """Return the configuration's model.
+
+        Load it if it is not the last one, which is closed first.
+        """
+        settings = [getattr(config, name) for name in ENGINE_FIELDS]
+        key = json.dumps([config.model_name_or_path, config.adapter_path, config.dtype, *settings])
+        if key != self._key:
+            from mmrlhf.models.policy import load_policy
+
+            self.close()
+            policy = load_policy(str(config.model_name_or_path), config.adapter_path, config.dtype, config)
+            self._vlm = self._stack.enter_context(policy)
+            self._key = key
+        return self._vlm
+
+    def close(self) -> None:
+        """Release the model."""
+        self._stack.close()
+        self._key, self._vlm = "", cast("VLM", None)
+
+
+class AnswerCache:
+    """Answers of one model under one setting, in a JSONL file that all benchmarks and runs share.
+
+    The key of an answer is its prompt and the content of its images; for sampled answers also the
+    example's id, which seeds them. The name of the file is a hash of the model, its adapter and the
+    generation settings.
+    """
+
+    def __init__(self, folder: str, generation_key: Sequence[Any]) -> None:
+        """Read the file. Raise InputError if the folder cannot be written to.
+
+        generation_key: everything that answers depend on beside prompt and images.
+        """
+        refuse_unwritable(Path(folder), "answer_cache_dir")
+        digest = text_sha256(json.dumps(generation_key, default=repr))[:16]
+        self._path = Path(folder) / f"{digest}.jsonl"
+        rows = read_jsonl(self._path) if self._path.exists() else []
+        if rows and not self._path.read_bytes().endswith(b"\n"):
+            # A killed run left its last line torn.
+            write_atomic(self._path, "".join(map(json_line, rows)))
+        self.model_info: dict[str, Any] = next((row["about"] for row in rows if "about" in row), {})
+        self._answers: dict[str, list[str | None]] = {row["key"]: row["answers"] for row in rows if "key" in row}
+
+    def get(self, example: Example, is_sampled: bool) -> list[str | None] | None:
+        """Return the answers to an example, None if it has not been asked."""
+        return self._answers.get(self._key(example, is_sampled))
+
+    def add(self, example: Example, answers: list[str], is_sampled: bool, model_info: dict[str, Any]) -> None:
+        """Append the answers to an example to the file."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        header = "" if self._path.exists() else json_line({"about": model_info})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(header + json_line({"key": self._key(example, is_sampled), "answers": answers}))
+
+    @staticmethod
+    def _key(example: Example, is_sampled: bool) -> str:
+        turns = [[turn.role, turn.content] for turn in example.prompt]
+        image_keys = [image.key for image in example.images]
+        return text_sha256(json.dumps([turns, image_keys, example.id if is_sampled else ""]))

@@ -58,11 +58,11 @@ def test_evaluate_runs_benchmark_on_tiny_model(run_benchmark, tiny_vlm_path, tmp
     judged = name in (*RULE_JUDGED, "mmhal_bench", "llava_bench")
     if name in RULE_JUDGED:
         assert result["counts"]["judge_errors"] == 0
-        assert result["judge"]["requested"] == [f"rules of version {load_benchmark(name).VERSION}"]
+        assert result["judge"]["requested"] == [f"rules of version {load_benchmark(name).version}"]
     elif judged:
         assert metric_value(result, "score") is None  # nobody judged
     else:
-        assert metric_value(result, load_benchmark(name).HEADLINE, "robust") >= 0
+        assert metric_value(result, load_benchmark(name).headline, "robust") >= 0
 
 
 # ---- MME -------------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_mme_metrics_match_hand_computation(run_benchmark):
     ("answer", "said"), [("yes", "yes"), ("   yes", "other"), (" Yes.", "yes"), ("none", "no"), ("noyes", "no"), ("nyes", "yes"), ("", "other")]
 )  # fmt: skip
 def test_mme_parse_official_reads_four_characters(answer, said):
-    assert load_benchmark("mme").parse_official(answer) == said
+    assert load_benchmark("mme").module.parse_official(answer) == said
 
 
 def test_mme_official_crash_becomes_a_reason(run_benchmark, tmp_path):
@@ -199,7 +199,7 @@ def test_hallusionbench_builds_ids_from_sheet_columns(run_benchmark, swapped):
 
 
 def test_hallusionbench_parses_verdicts_like_official_script():
-    module = load_benchmark("hallusionbench")
+    module = load_benchmark("hallusionbench").module
     said = {"not correct": 1, "CORRECT": 1, "Incorrect.": 0, "partially correct, but incorrect": 0, "": 2, "right": 2, None: None}
     assert {text: module._parse_verdict(text) for text in said} == said
 
@@ -222,7 +222,7 @@ def test_hallusionbench_parses_verdicts_like_official_script():
     ],
 )
 def test_mmhal_bench_parses_ratings(reply, official, robust):
-    module = load_benchmark("mmhal_bench")
+    module = load_benchmark("mmhal_bench").module
     assert (module.parse_official_rating(reply), module.parse_rating(reply, 6)) == (official, robust)
 
 
@@ -262,11 +262,11 @@ def test_llava_bench_metrics_match_hand_computation(run_benchmark, tmp_path):
 
 
 def test_llava_bench_judge_prompt_matches_the_authors(run_benchmark, tmp_path):
-    module, root = load_benchmark("llava_bench"), tmp_path / "asked"
+    benchmark, root = load_benchmark("llava_bench"), tmp_path / "asked"
     root.mkdir()
     task = Task(**fake_data.llava_bench(root))
-    task = Task(task.data, examples={e.id: e for e in module.load(task)})
-    (ask,) = module.judge_requests({"0": ["A cat."]}, task)
+    task = Task(task.data, examples={e.id: e for e in benchmark.load(task)})
+    (ask,) = benchmark.judge_requests({"0": ["A cat."]}, task)
     assert ask.prompt == (
         "[Context]\nA star.\n\nstar: [0, 0, 1, 1]\n\n[Question]\nWhat is it?\n\n[Assistant 1]\nA star.\n\n[End of Assistant 1]\n\n"
         "[Assistant 2]\nA cat.\n\n[End of Assistant 2]\n\n[System]\nTwo numbers, please.\n\n"
@@ -289,15 +289,15 @@ def test_llava_bench_judge_prompt_matches_the_authors(run_benchmark, tmp_path):
     ],
 )
 def test_vl_rewardbench_parses_choices(reply, official, robust):
-    module = load_benchmark("vl_rewardbench")
+    module = load_benchmark("vl_rewardbench").module
     assert (module.official_choice(reply), module.robust_choice(reply)) == (official, robust)
 
 
 def test_vl_rewardbench_metrics_match_hand_computation(run_benchmark):
-    module = load_benchmark("vl_rewardbench")
+    benchmark = load_benchmark("vl_rewardbench")
     data = run_benchmark("vl_rewardbench", {"VLFeedback-0/0": "?"})["data"]
-    options = module.Options(votes=3)
-    examples = {e.id: e for e in module.load(Task(data, options=options))}
+    options = benchmark.options_type(votes=3)
+    examples = {e.id: e for e in benchmark.load(Task(data, options=options))}
     assert {e.meta["swapped"] for e in examples.values()} == {0, 1} and len(examples) == 9
 
     def better(e, right):
@@ -374,7 +374,7 @@ def test_object_halbench_reads_captions(run_benchmark):
     ],
 )
 def test_object_halbench_parses_object_lists(reply, names):
-    assert load_benchmark("object_halbench").parse_object_list(reply) == names
+    assert load_benchmark("object_halbench").module.parse_object_list(reply) == names
 
 
 def test_benchmarks_refuse_foreign_data(run_benchmark, tmp_path):
@@ -398,5 +398,5 @@ def test_reward_preferences_answers_preference_benchmarks(run_benchmark, monkeyp
     result = run_benchmark(name, reward_model_path="rm")
     assert metric_value(result, "accuracy", "robust") == 0  # "A star." is the better one, and longer than "A cat."
     assert result["reward_model"] == "rm"
-    with pytest.raises(InputError, match="no benchmark of reward models"):
+    with pytest.raises(InputError, match="not a benchmark for reward models"):
         run_benchmark("dash_b", reward_model_path="rm")

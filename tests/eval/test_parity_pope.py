@@ -41,4 +41,4 @@ def test_pope_reads_every_version_of_the_questions(shared_data, tmp_path, capsys
     version = next(iter(result["data_version"].values()))
     count = {"random_2910": 2910, "repope": 2727, "popev2": 1000, "seem": 3000}
     assert result["counts"]["missing"] + result["n"] == next(n for part, n in count.items() if part in name) and version
-    assert "no version that is known" not in capsys.readouterr().err
+    assert "is not a known version" not in capsys.readouterr().err

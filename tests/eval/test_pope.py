@@ -346,12 +346,12 @@ def test_pope_accepts_a_megabyte_answer(tmp_path):
 def test_pope_warns_about_unknown_data_version(tmp_path, capsys):
     evaluate_pope(tmp_path, ["Yes"] * 6)
     said = capsys.readouterr().err
-    assert "no version that is known" in said and "RePOPE random, 2774" in said and "coco_pope_random.json (sha256" in said
+    assert "is not a known version" in said and "RePOPE random, 2774" in said and "coco_pope_random.json (sha256" in said
 
 
 def test_pope_names_all_missing_images_at_once(tiny_vlm_path, tmp_path):
     data = write_questions(tmp_path / "coco_pope_random.json")
-    with pytest.raises(InputError, match=r"3 of 3 pictures are missing \(.*0\.jpg, .*1\.jpg, .*2\.jpg\)"):
+    with pytest.raises(InputError, match=r"3 of 3 images are missing \(.*0\.jpg, .*1\.jpg, .*2\.jpg\)"):
         evaluate("pope", EvalConfig(model_name_or_path=tiny_vlm_path, data=str(data), output_dir=str(tmp_path / "out")))
 
 
@@ -409,7 +409,7 @@ def test_read_predictions_accepts_or_refuses_any_file(tmp_path, content, ending)
     if not data.exists():
         write_questions(data)
     module = load_benchmark("pope")
-    task = Task(str(data), options=module.Options())
+    task = Task(str(data), options=module.options_type())
     task = replace(task, examples={e.id: e for e in module.load(task)})
     try:
         found, _ = read_predictions(str(path), module, task)

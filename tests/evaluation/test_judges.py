@@ -86,7 +86,7 @@ def test_collect_judgments_unreachable_judge_keeps_what_was_judged(evaluate_judg
         with pytest.raises(InputError, match="refuses the key"):
             evaluate_judged("other", judge=server.url)
         assert [r["status"] for r in read_jsonl(evaluate_judged.root / "other" / "judgments.jsonl")] == ["ok", "http"]
-    with pytest.raises(InputError, match="neither an address nor a model"):
+    with pytest.raises(InputError, match="neither a server URL nor a model"):
         evaluate_judged("third", judge="no/such-model-anywhere")
     assert not (evaluate_judged.root / "third" / "result.json").exists()
 

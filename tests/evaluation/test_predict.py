@@ -148,5 +148,5 @@ def test_evaluate_recorded_answers_have_no_generation_settings(benchmark_dir, tm
     config = EvalConfig(answers=str(answers), data=str(benchmark_dir / "chair"), output_dir=str(tmp_path / "out"))
     result = evaluate("chair", config, {"lineage": "portable"})
     assert result["generation"] is result["template_sha256"] is None and {"generation", "template_sha256"} <= result.keys()
-    with pytest.raises(InputError, match="chair asks no judge"):
+    with pytest.raises(InputError, match="chair does not ask a judge"):
         evaluate("chair", replace(config, recorded_judgments=str(answers)), {"lineage": "portable"})
