@@ -1,1 +1,1 @@
-"""Commands other than the pipeline's stages: data files, features, memory, scores, calibration, comparison."""
+"""Commands that are not stages of the pipeline."""

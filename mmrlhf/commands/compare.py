@@ -1,4 +1,4 @@
-"""The comparison as Markdown, JSON, and one HTML page that opens offline."""
+"""`mmrlhf compare`: compare runs of eval, as Markdown, JSON, and an HTML page for offline use."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from mmrlhf.models.images import open_image
 from mmrlhf.records import ImageSource, InputError
 
 THUMBNAIL_PIXELS = 320
-"""Pixels of a picture's longer side on the page."""
+"""Longer side, in pixels, of an image on the page."""
 
 
 def compare(runs: Sequence[str], out: str, force: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Compare every run with the first, benchmark by benchmark; write compare.md, compare.json and compare.html, and return what the JSON says.
+    """Compare every run with the first one, benchmark by benchmark.
 
-    Raises InputError where results cannot stand side by side; with `force` that is a warning in all three.
+    Write compare.md, compare.json and compare.html, and return the content of the JSON file. Raises
+    InputError if results are not comparable; with `force` that is a warning in all three files.
     """
     results_by_benchmark = read_runs(runs)
     refuse_unwritable(Path(out), "out")
@@ -39,7 +40,7 @@ def compare(runs: Sequence[str], out: str, force: bool = False, seed: int = 0) -
     write_atomic(Path(out) / "compare.md", markdown)
     write_atomic(Path(out) / "compare.html", html)
     print(markdown.split("\n### Flipped")[0])
-    print(f"{Path(out) / 'compare.html'} has the rest")
+    print(f"{Path(out) / 'compare.html'} has the flipped answers")
     return report
 
 
@@ -49,34 +50,40 @@ def _compare_benchmark(results: Sequence[Result], force: bool, seed: int) -> dic
         if problems := differences(baseline, other):
             text = f"{baseline.folder} and {other.folder} differ in {'; '.join(problems)}"
             if not force:
-                raise InputError(f"{text}: measure both in one way, or add --force")
+                raise InputError(f"{text}: measure both in the same way, or add --force")
             warnings.append(text)
         if unstated := unstated_settings(baseline, other):
-            warnings.append(f"{baseline.folder} or {other.folder} does not say its {', '.join(unstated)}: they may differ")
+            warnings.append(f"{baseline.folder} or {other.folder} does not state its {', '.join(unstated)}: they may differ")
     for text in warnings:
         print(f"warning: {text}", file=sys.stderr)
-    ids = set.intersection(*(r.answered_ids for r in results))
+    ids = set.intersection(*(result.answered_ids for result in results))
     if not ids:
-        raise InputError(f"{', '.join(str(r.folder) for r in results)} have no answered example in common")
+        raise InputError(f"{', '.join(str(result.folder) for result in results)} have no answered example in common")
     _, task, _ = open_result(baseline, ids)
     summary = baseline.summary
     return {
-        "headline": summary["headline"], "direction": summary["direction"], "cluster": summary.get("cluster", "example"), "n": len(ids), "warnings": warnings,
-        "models": [r.name for r in results],
+        "headline": summary["headline"],
+        "direction": summary["direction"],
+        "cluster": summary.get("cluster", "example"),
+        "n": len(ids),
+        "warnings": warnings,
+        "models": [result.name for result in results],
         "pairs": [{"a": baseline.name, "b": other.name, **compare_pair(baseline, other, ids, seed)} for other in results[1:]],
         "diversity": diversity(results, dict(task.examples), ids),
-    }  # fmt: skip
+    }
 
 
-# ---- Markdown --------------------------------------------------------------------------------------------------------
+# ---- Markdown ------------------------------------------------------------------------------------
 
 
 def _format_number(value: Any) -> str:
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def metric_rows(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapping[str, Any] | None]]:
-    """Differences with their names, parts in front."""
+    """Flatten nested differences into rows; the name of a part becomes a prefix."""
     flat_rows: list[tuple[str, Mapping[str, Any] | None]] = []
     for name, value in metrics.items():
         if value is None or "difference" in value:
@@ -102,49 +109,67 @@ def _difference_cells(value: Mapping[str, Any] | None) -> list[Any]:
     return [value["a"], value["b"], value["difference"], interval, value["p"], value["detectable"]]
 
 
+def _diversity_names(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in row if name not in ("part", "name", "n") and not name.endswith("_ci")]
+
+
 def _markdown(benchmarks: Mapping[str, Any]) -> str:
     parts = ["# Comparison"]
     for name, comparison in benchmarks.items():
-        parts.append(f"## {name}")
-        parts.append(
-            f"{comparison['n']} examples that all have answered; headline `{comparison['headline']}`, {comparison['direction']} is better."
-        )
-        parts += [f"**Warning:** {w}." for w in comparison["warnings"]]
-        for pair in comparison["pairs"]:
-            parts.append(f"### {pair['b']} against {pair['a']}")
-            header = ["metric", pair["a"], pair["b"], "difference", "95% interval", "p", "detectable"]
-            for mode, metrics in pair["metrics"].items():
-                if metrics:
-                    parts.append(
-                        _markdown_table([f"{mode}", *header[1:]], [[n, *_difference_cells(v)] for n, v in metric_rows(metrics)])
-                    )
-            if mcnemar_test := pair["mcnemar"]:
-                parts.append(
-                    f"Right in {pair['a']} alone: {mcnemar_test['only_a']}; in {pair['b']} alone: {mcnemar_test['only_b']}; in both: {mcnemar_test['both']}; "
-                    f"McNemar's exact p {_format_number(mcnemar_test['p'])}."
-                )
-            if pair["categories"]:
-                parts.append(
-                    _markdown_table(
-                        ["share right", "n", *header[1:]],
-                        [[c["name"], c["n"], *_difference_cells(c if "difference" in c else None)] for c in pair["categories"]],
-                    )
-                )
-        parts.append(
-            f"Intervals: paired bootstrap over {comparison['cluster']}s. Detectable: the difference that such data would show in 80% of trials."
-        )
-        if comparison["diversity"]:
-            names = [k for k in comparison["diversity"][0] if k not in ("part", "name", "n") and not k.endswith("_ci")]
-            rows = [[d["part"], d["name"], d["n"], *(_format_interval(d, k) for k in names)] for d in comparison["diversity"]]
-            parts += ["### Diversity", _markdown_table(["part", "model", "n", *names], rows), EAD_NOTE]
-        for pair in comparison["pairs"]:
-            if pair["flipped"]:
-                parts.append(f"### Flipped, {pair['b']} against {pair['a']}")
-                parts.append(
-                    _markdown_table(["id", "asked", "truth", pair["a"], pair["b"]],
-                           [[f["id"], f["asked"][:200], f["truth"] or "", *(a["text"][:300] for a in f["answers"])] for f in pair["flipped"]])
-                )  # fmt: skip
+        parts += [f"## {name}", *_markdown_benchmark(comparison)]
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_benchmark(comparison: Mapping[str, Any]) -> list[str]:
+    headline = f"headline `{comparison['headline']}`, {comparison['direction']} is better"
+    parts = [f"{comparison['n']} examples that all have answered; {headline}."]
+    parts += [f"**Warning:** {warning}." for warning in comparison["warnings"]]
+    for pair in comparison["pairs"]:
+        parts += _markdown_pair(pair)
+    parts.append(
+        f"Intervals: paired bootstrap over {comparison['cluster']}s. Detectable: the difference that such data would show "
+        "in 80% of trials."
+    )
+    if comparison["diversity"]:
+        names = _diversity_names(comparison["diversity"][0])
+        rows = [
+            [row["part"], row["name"], row["n"], *(_format_interval(row, name) for name in names)]
+            for row in comparison["diversity"]
+        ]
+        parts += ["### Diversity", _markdown_table(["part", "model", "n", *names], rows), EAD_NOTE]
+    for pair in comparison["pairs"]:
+        if pair["flipped"]:
+            parts += [f"### Flipped, {pair['b']} against {pair['a']}", _markdown_flipped(pair)]
+    return parts
+
+
+def _markdown_pair(pair: Mapping[str, Any]) -> list[str]:
+    parts = [f"### {pair['b']} against {pair['a']}"]
+    header = [pair["a"], pair["b"], "difference", "95% interval", "p", "detectable"]
+    for mode, metrics in pair["metrics"].items():
+        if metrics:
+            rows = [[name, *_difference_cells(value)] for name, value in metric_rows(metrics)]
+            parts.append(_markdown_table([mode, *header], rows))
+    if test := pair["mcnemar"]:
+        parts.append(
+            f"Right in {pair['a']} alone: {test['only_a']}; in {pair['b']} alone: {test['only_b']}; in both: {test['both']}; "
+            f"McNemar's exact p {_format_number(test['p'])}."
+        )
+    if pair["categories"]:
+        rows = [
+            [category["name"], category["n"], *_difference_cells(category if "difference" in category else None)]
+            for category in pair["categories"]
+        ]
+        parts.append(_markdown_table(["share right", "n", *header], rows))
+    return parts
+
+
+def _markdown_flipped(pair: Mapping[str, Any]) -> str:
+    rows = [
+        [flip["id"], flip["asked"][:200], flip["truth"] or "", *(answer["text"][:300] for answer in flip["answers"])]
+        for flip in pair["flipped"]
+    ]
+    return _markdown_table(["id", "asked", "truth", pair["a"], pair["b"]], rows)
 
 
 def _format_interval(row: Mapping[str, Any], name: str) -> str:
@@ -154,21 +179,32 @@ def _format_interval(row: Mapping[str, Any], name: str) -> str:
     return f"{_format_number(row[name])} [{_format_number(low)}, {_format_number(high)}]"
 
 
-# ---- the page --------------------------------------------------------------------------------------------------------
+# ---- HTML ----------------------------------------------------------------------------------------
 
 
 def _html_page(benchmarks: Mapping[str, Any]) -> str:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template("compare.html.j2").render(
-        benchmarks=benchmarks, number=_format_number, apart=_difference_cells, rows_of=metric_rows, pieces=_split_by_claims, picture=_thumbnail_url, interval=_format_interval,
-        diversity_note=EAD_NOTE, figure=lambda d: [k for k in d if k not in ("part", "name", "n") and not k.endswith("_ci")],
-    )  # fmt: skip
+        benchmarks=benchmarks,
+        number=_format_number,
+        difference_cells=_difference_cells,
+        metric_rows=metric_rows,
+        split_by_claims=_split_by_claims,
+        thumbnail_url=_thumbnail_url,
+        interval=_format_interval,
+        diversity_names=_diversity_names,
+        diversity_note=EAD_NOTE,
+    )
 
 
 def _split_by_claims(answer: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """An answer's text in pieces, each with whether it is a false claim."""
+    """Split the text of an answer into pieces, each with whether it is a false claim."""
     pieces, position, text = [], 0, answer["text"][:2000]
     for start, end in answer["false"]:
         if start >= position and end <= len(text):
@@ -178,7 +214,7 @@ def _split_by_claims(answer: Mapping[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _thumbnail_url(path: str | None) -> str:
-    """A small copy as a data address; empty where the picture is not there or does not open."""
+    """Return a thumbnail as a data URL, "" if the image is missing or cannot be opened."""
     if path is None or not Path(path).is_file():
         return ""
     try:

@@ -1,4 +1,4 @@
-"""`mmrlhf data convert FILE --to FORMAT`: preferences from any format into any other."""
+"""`mmrlhf data convert FILE --to FORMAT`: convert preferences from any format to any other."""
 
 from __future__ import annotations
 
@@ -22,34 +22,41 @@ from mmrlhf.records import ImageSource, InputError, Preference
 
 
 def convert(
-    path: str, target_format: str, output_file: str, image_folder: str | None = None, facts_file: str | None = None,
-    should_balance: bool = False, seed: int = 0, split: str = "train",
-) -> None:  # fmt: skip
-    """Write a file's preferences as rows of the format `to`, whole or not at all, and say what was left out.
+    path: str,
+    target_format: str,
+    output_file: str,
+    image_folder: str | None = None,
+    facts_file: str | None = None,
+    should_balance: bool = False,
+    seed: int = 0,
+    split: str = "train",
+) -> None:
+    """Write a file's preferences as rows of `target_format`, and print what was left out.
 
-    JSON keeps pictures that are files as paths, and has others in base64; parquet holds them all. Fields that nothing was made of
-    are not carried over. Raises InputError when the file or a row cannot be read, or nothing is left to write.
+    The output appears when it is complete. JSON keeps the paths of image files and embeds other
+    images in base64; parquet embeds all images. Fields that mmrlhf does not read are dropped.
+    Raises InputError if the file or a row cannot be read, or no row is left to write.
     """
     if target_format not in FORMATS:
         raise InputError(f"there is no format {target_format}: {suggestion(target_format, FORMATS)}")
     output_path = Path(output_file)
     if output_path.suffix not in WRITERS:
-        raise InputError(f"output_file {output_path} must end in {', '.join(WRITERS)}: what it is called says how it is written")
+        raise InputError(f"output_file {output_path} must end in {', '.join(WRITERS)}: the ending decides the format of the file")
     refuse_output_file(output_path)
     if not has_preferences(path, split):
-        raise InputError(
-            f"{path} holds no preferences, and convert writes nothing else: stages read prompts and answers as they are"
-        )
+        raise InputError(f"{path} has no preferences to convert: stages read prompts and answers as they are")
     preferences = read_preferences(path, split, image_folder, read_facts(facts_file) if facts_file else None)
-    image_root, skipped, row_format = row_context(path, image_folder).image_folder, Counter[str](), FORMATS[target_format]
+    image_root = row_context(path, image_folder).image_folder
+    row_format = FORMATS[target_format]
+    skipped = Counter[str]()
 
     def representable() -> Iterator[Preference]:
-        """What the format holds, in order, the same each time."""
-        skipped.clear()
+        """Yield the preferences that the format can hold, in the same order on every call."""
+        skipped.clear()  # each pass over the data counts them again
         for preference in preferences:
             for candidate in [preference] if row_format.supports_rankings else to_pairs(preference):
                 if unsupported := row_format.unsupported_feature(candidate):
-                    skipped[f"{unsupported}, which {target_format} has no place for"] += 1
+                    skipped[f"{unsupported}, which {target_format} cannot hold"] += 1
                 else:
                     yield candidate
 
@@ -58,42 +65,40 @@ def convert(
 
     def iter_rows(with_images: bool = True) -> Iterator[dict[str, Any]]:
         for index, preference in enumerate(representable()):
-            if kept_indices is None or index in kept_indices:
-                yield row_format.to_row(
-                    preference,
-                    [_image_value(source, image_root, embed_images) if with_images else {} for source in preference.images],
-                )
-            else:
+            if kept_indices is not None and index not in kept_indices:
                 skipped["pairs for balance"] += 1
+                continue
+            images = [_image_value(source, image_root, embed_images) if with_images else {} for source in preference.images]
+            yield row_format.to_row(preference, images)
 
+    # A first pass without images finds the columns, and every bad row before anything is written.
     fields: set[str] = set()
     num_written = 0
     for row in iter_rows(with_images=False):
         fields |= row.keys()
         num_written += 1
     if not num_written:
-        raise InputError(f"{path} has nothing that is left to write: {_format_skipped(skipped)}")
+        raise InputError(f"{path} has no rows left to write: {_format_skipped(skipped)}")
     column_types = {name: column_type for name, column_type in row_format.column_types.items() if name in fields}
     try:
         with atomic(output_path) as temp_path:
             WRITERS[output_path.suffix](temp_path, iter_rows(), column_types)
     except OSError as error:
-        raise InputError(
-            f"output_file {output_path} cannot be written ({error.strerror}): free some space or name another"
-        ) from None
-    path_note = (
-        "" if embed_images or image_root is None else f"; image paths start from {image_root} (--image_folder {image_root})"
-    )
-    print(
-        f"{output_path}: {num_written} rows as {target_format}{path_note}{'; left out: ' * bool(skipped)}{_format_skipped(skipped)}"
-    )
+        message = f"output_file {output_path} cannot be written ({error.strerror}): free some space or name another"
+        raise InputError(message) from None
+    notes = [f"{num_written} rows as {target_format}"]
+    if not embed_images and image_root is not None:
+        notes.append(f"image paths start from {image_root} (--image_folder {image_root})")
+    if skipped:
+        notes.append(f"left out: {_format_skipped(skipped)}")
+    print(f"{output_path}: {'; '.join(notes)}")
 
 
 def _format_skipped(skipped: Counter[str]) -> str:
     return "; ".join(f"{count} {reason}" for reason, count in skipped.items())
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 IMAGE_SIGNATURES = {
     b"\x89PNG": "png",
@@ -104,9 +109,11 @@ IMAGE_SIGNATURES = {
     b"II*": "tiff",
     b"MM\0*": "tiff",
 }
+"""MIME subtypes by the first bytes of a file."""
 
 
 def _image_value(source: ImageSource, image_root: str | None, embed: bool) -> Any:
+    """Return an image as a field: bytes if embedded, else its path, else a data URL."""
     if embed:
         return {"bytes": read_image_bytes(source), "path": os.path.basename(source.path) if source.path else None}
     if source.path is not None:
@@ -116,7 +123,7 @@ def _image_value(source: ImageSource, image_root: str | None, embed: bool) -> An
     return f"data:image/{image_type};base64,{base64.b64encode(data).decode()}"
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]], _: dict[str, Any]) -> None:
@@ -136,7 +143,7 @@ def _to_json(row: dict[str, Any]) -> str:
 
 
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], column_types: dict[str, Any]) -> None:
-    """Pictures as `datasets` has them, in row groups small enough to be read by number."""
+    """Write images as `datasets` does, in row groups small enough for random access."""
     import datasets
     import pyarrow
     from pyarrow import parquet
@@ -146,7 +153,7 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], column_types: dic
             return datasets.List(to_feature(column_type[0]))
         if isinstance(column_type, dict):
             return {name: to_feature(inner_type) for name, inner_type in column_type.items()}
-        return datasets.Image() if column_type == "picture" else datasets.Value(column_type)
+        return datasets.Image() if column_type == "image" else datasets.Value(column_type)
 
     schema = datasets.Features(to_feature(column_types)).arrow_schema
     row_iterator = iter(rows)

@@ -1,4 +1,4 @@
-"""`mmrlhf data stats FILE`: what a file holds, and whether the length of an answer gives its label away."""
+"""`mmrlhf data stats FILE`: summarise a file, and measure whether length predicts the label."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.tables import read_rows
+from mmrlhf.metrics.intervals import wilson
 from mmrlhf.records import Example, Preference
 
 StatsDict = dict[str, Any]
 MAX_SOURCES_SHOWN = 6
-"""In the printed table; stats.json has all."""
+"""Sources in the printed table; stats.json has all."""
 
 
 def stats(
@@ -33,26 +34,22 @@ def stats(
     output_dir: str = "runs/stats",
     split: str = "train",
 ) -> StatsDict:
-    """Read a file once, print what it holds, and write stats.json and stats.png; returns what stats.json says.
+    """Read a file once, print a summary, and write stats.json and stats.png.
 
-    Raises InputError on the first row that cannot be used.
+    Return the content of stats.json. Raises InputError on the first bad row.
     """
     output_path = Path(output_dir)
     refuse_unwritable(output_path, "output_dir")
     context = row_context(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
-    overall, by_source, has_preferences, format_name = (
-        DatasetSummary(),
-        defaultdict[str, DatasetSummary](DatasetSummary),
-        None,
-        "",
-    )
+    overall = DatasetSummary()
+    by_source = defaultdict[str, DatasetSummary](DatasetSummary)
+    has_preferences, format_name = None, ""
+    record: Example | Preference
     for raw_row in read_rows(path, split):
         row = raw_row.parse()
-        if has_preferences is None:
+        if has_preferences is None:  # the first row decides for the whole file
             has_preferences, format_name = is_preference(row), detect_format(row)
-        record: Example | Preference = (
-            parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
-        )
+        record = parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
         overall.add(record)
         if isinstance(record, Preference):
             by_source[record.source or "not said"].add(record)
@@ -66,7 +63,10 @@ def stats(
 
 
 def summary_stats(summary: DatasetSummary) -> StatsDict:
-    """What a summary says, as JSON has it; null where there is nothing to say it of. docs/metrics.md explains each."""
+    """Return the statistics of a summary as JSON, None for those that are undefined.
+
+    docs/metrics.md explains each.
+    """
     return {
         "rows": summary.num_rows,
         "pictures": len(summary.rows_per_image),
@@ -91,20 +91,23 @@ def _histogram(counts: Mapping[int, int]) -> dict[str, int]:
 
 
 def _chosen_longer(summary: DatasetSummary) -> StatsDict | None:
-    """Of the pairs whose answers differ in length, the share whose chosen one is longer, with Wilson's interval."""
-    from scipy.stats import binomtest
+    """Return how often the chosen answer is the longer one, with Wilson's interval.
 
+    Pairs with answers of equal length do not count.
+    """
     length_diffs = np.subtract(summary.word_counts["chosen"], summary.word_counts["rejected"], dtype=float)
     num_unequal = int(np.count_nonzero(length_diffs))
     if not num_unequal:
         return None
-    test = binomtest(int((length_diffs > 0).sum()), num_unequal)
-    low, high = test.proportion_ci(method="wilson")
-    return {"share": float(test.statistic), "ci": [float(low), float(high)], "of": num_unequal}
+    num_longer = int((length_diffs > 0).sum())
+    return {"share": num_longer / num_unequal, "ci": list(wilson(num_longer, num_unequal)), "of": num_unequal}
 
 
 def _length_label_correlation(summary: DatasetSummary) -> StatsDict | None:
-    """Point-biserial, over answers: 1 for a chosen and 0 for a rejected one against their lengths; Fisher's interval."""
+    """Return the correlation of an answer's length with its label, with Fisher's interval.
+
+    It is point-biserial: chosen answers count as 1, rejected ones as 0.
+    """
     from scipy.stats import pearsonr
 
     chosen, rejected = summary.word_counts["chosen"], summary.word_counts["rejected"]
@@ -113,13 +116,13 @@ def _length_label_correlation(summary: DatasetSummary) -> StatsDict | None:
         return None
     test = pearsonr(np.repeat([1.0, 0.0], [len(chosen), len(rejected)]), lengths)
     r = float(test.statistic)
-    if abs(r) > 1 - 1e-12:  # Fisher's transform ends there
+    if abs(r) > 1 - 1e-12:  # Fisher's transform is infinite at 1
         return {"r": r, "ci": [r, r], "of": len(lengths)}
     low, high = test.confidence_interval()
     return {"r": r, "ci": [float(low), float(high)], "of": len(lengths)}
 
 
-# ---- shown -----------------------------------------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------
 
 
 def _print_table(results: StatsDict) -> None:
@@ -157,7 +160,7 @@ CHOSEN_COLOUR, REJECTED_COLOUR, INK_COLOUR = "#2f6fa8", "#c8553a", "#333333"
 
 
 def _plot_lengths(summary: DatasetSummary, path: Path) -> None:
-    """How long chosen and rejected answers are, and how much longer the chosen one is; or how long the answers of examples are."""
+    """Plot the lengths of answers and, for preferences, how much longer the chosen one is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -182,14 +185,7 @@ def _plot_lengths(summary: DatasetSummary, path: Path) -> None:
     if any(len(values) for _, values, _ in series):
         length_axes.legend(frameon=False, fontsize=8)
     for axes in diff_axes:
-        length_diffs = chosen - rejected
-        axes.hist(_clip_to_bins(length_diffs, _bin_edges(length_diffs)), _bin_edges(length_diffs), color="#8a8f98")
-        axes.axvline(0, color=INK_COLOUR, linewidth=1)
-        axes.axvline(
-            length_diffs.mean(), color=CHOSEN_COLOUR, linestyle="--", linewidth=1.2, label=f"mean {length_diffs.mean():+.1f}"
-        )
-        axes.set(title="How much longer the chosen answer is", xlabel="words, chosen less rejected", ylabel="pairs")
-        axes.legend(frameon=False, fontsize=8)
+        _plot_length_diffs(axes, chosen - rejected)
     for axes in (length_axes, *diff_axes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.get_major_locator().set_params(integer=True)
@@ -198,9 +194,21 @@ def _plot_lengths(summary: DatasetSummary, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def _plot_length_diffs(axes: Any, length_diffs: np.ndarray) -> None:
+    edges, mean = _bin_edges(length_diffs), length_diffs.mean()
+    axes.hist(_clip_to_bins(length_diffs, edges), edges, color="#8a8f98")
+    axes.axvline(0, color=INK_COLOUR, linewidth=1)
+    axes.axvline(mean, color=CHOSEN_COLOUR, linestyle="--", linewidth=1.2, label=f"mean {mean:+.1f}")
+    axes.set(title="How much longer the chosen answer is", xlabel="words, chosen minus rejected", ylabel="pairs")
+    axes.legend(frameon=False, fontsize=8)
+
+
 def _bin_edges(values: np.ndarray) -> np.ndarray:
-    """Of bins of whole words, at most 40 of them; what is longer than nearly all is put into the last (`_inside`), so that one
-    tale does not hide the rest."""
+    """Return the edges of at most 40 bins of whole words.
+
+    They cover the central 99% of values; `_clip_to_bins` puts outliers into the outer bins, so that
+    one long answer does not hide the others.
+    """
     if not len(values):
         return np.arange(2.0)
     low, high = np.floor(np.quantile(values, 0.005)), np.ceil(np.quantile(values, 0.995))
