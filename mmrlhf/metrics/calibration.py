@@ -1,7 +1,8 @@
-"""How far a certainty can be believed: temperature, expected calibration error, AUROC, intervals of shares.
+"""Calibration of probabilities: temperature, Platt scaling, expected calibration error, AUROC,
+reliability diagrams.
 
-A reward model takes the first of two answers to be the better one with probability sigmoid((first - second) / temperature); a verifier takes a
-claim to be true with a probability of its own.
+A reward model takes the first of two answers to be better with probability sigmoid((first - second)
+/ temperature). A verifier takes a claim to be true with a probability of its own.
 """
 
 from __future__ import annotations
@@ -13,38 +14,41 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq, minimize, minimize_scalar
 from scipy.special import expit
-from scipy.stats import binomtest, mannwhitneyu, norm
+from scipy.stats import mannwhitneyu
+
+from mmrlhf.metrics.intervals import Z_95, wilson
 
 NUM_BINS = 10
-
-
-def interval(num_right: int, total: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927); all of [0, 1] for none."""
-    if total == 0:
-        return 0.0, 1.0
-    result = binomtest(num_right, total).proportion_ci(method="wilson")
-    return float(result.low), float(result.high)
+"""Bins of a reliability diagram, of equal width in probability."""
 
 
 def proportion(outcomes: np.ndarray) -> dict[str, float | int | None]:
-    """A share of booleans as reports have it: value, interval, and of how many; None of none."""
-    low, high = interval(int(outcomes.sum()), len(outcomes))
+    """Return the share of true outcomes, its 95% interval and their number; the value is None
+    without outcomes."""
+    low, high = wilson(int(outcomes.sum()), len(outcomes))
     return {"value": float(outcomes.mean()) if len(outcomes) else None, "low": low, "high": high, "n": len(outcomes)}
 
 
 def fit_temperature(margins: np.ndarray) -> float:
-    """The temperature that makes comparisons likeliest, given the better answer's score less the worse one's [C]. Guo et al. 2017, section 4.2."""
+    """Return the maximum-likelihood temperature of C comparisons (Guo et al. 2017, section 4.2); 1
+    without any.
+
+    margins: the score of the better answer minus that of the worse one [C].
+    """
     if not len(margins):
         return 1.0
-    result = minimize_scalar(
-        lambda log_temperature: np.logaddexp(0, -margins / np.exp(log_temperature)).mean(), bounds=(-5, 5), method="bounded"
-    )
-    return float(np.exp(result.x))
+
+    def negative_log_likelihood(log_temperature: float) -> float:
+        # -log sigmoid(x) = log(1 + exp(-x))
+        return float(np.logaddexp(0, -margins / np.exp(log_temperature)).mean())
+
+    return float(np.exp(minimize_scalar(negative_log_likelihood, bounds=(-5, 5), method="bounded").x))
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Comparisons or claims of similar certainty: how sure the model was on average, and how often right."""
+    """Comparisons or claims of similar probability: its mean, how often they were right (with a 95%
+    interval), their number."""
 
     confidence: float
     accuracy: float
@@ -54,29 +58,35 @@ class Bin:
 
 
 def preference_bins(margins: np.ndarray, temperature: float) -> list[Bin]:
-    """Bins in the probability of the answer that the model prefers, 0.5 to 1."""
+    """Return bins in the probability of the answer that the model prefers, which is from 0.5 to 1."""
     return reliability_bins(expit(np.abs(margins) / temperature), margins > 0, 0.5)
 
 
 def reliability_bins(probabilities: np.ndarray, outcomes: np.ndarray, min_probability: float = 0.0) -> list[Bin]:
-    """Bins of equal width in a probability from `lowest` to 1, with how often it came true; empty ones are left out."""
-    bin_indices = np.minimum(((probabilities - min_probability) / (1 - min_probability) * NUM_BINS).astype(int), NUM_BINS - 1)
+    """Return bins of equal width in a probability from `min_probability` to 1, without the empty
+    ones."""
+    positions = (probabilities - min_probability) / (1 - min_probability) * NUM_BINS
+    bin_indices = np.minimum(positions.astype(int), NUM_BINS - 1)  # a probability of 1 belongs to the last bin
     bins = []
     for bin_index in range(NUM_BINS):
-        if (in_bin := bin_indices == bin_index).any():
-            low, high = interval(int(outcomes[in_bin].sum()), int(in_bin.sum()))
-            bins.append(Bin(float(probabilities[in_bin].mean()), float(outcomes[in_bin].mean()), low, high, int(in_bin.sum())))
+        in_bin = bin_indices == bin_index
+        n = int(in_bin.sum())
+        if n:
+            low, high = wilson(int(outcomes[in_bin].sum()), n)
+            bins.append(Bin(float(probabilities[in_bin].mean()), float(outcomes[in_bin].mean()), low, high, n))
     return bins
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """The mean over comparisons or claims of |right - sure| of their bin. Naeini et al. 2015."""
+    """Return the mean of |accuracy - confidence| over bins, weighted by their size (Naeini et al.
+    2015)."""
     total = sum(bin_.n for bin_ in bins)
     return sum(bin_.n * abs(bin_.accuracy - bin_.confidence) for bin_ in bins) / total if total else 0.0
 
 
 def draw_reliability(axes: Any, bins: Sequence[Bin], min_probability: float = 0.0) -> None:
-    """A reliability diagram with 95% intervals, on axes of matplotlib's; certainty begins at `lowest`."""
+    """Draw a reliability diagram with 95% intervals on matplotlib axes, for probabilities from
+    `min_probability`."""
     x, y = [bin_.confidence for bin_ in bins], np.array([bin_.accuracy for bin_ in bins])
     errors = np.abs(np.array([[bin_.low for bin_ in bins], [bin_.high for bin_ in bins]]) - y)
     axes.plot([min_probability, 1], [min_probability, 1], color="0.6", linewidth=0.8)
@@ -84,9 +94,12 @@ def draw_reliability(axes: Any, bins: Sequence[Bin], min_probability: float = 0.
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """How often a true one has the higher number than a false one, ties counting half, with its 95% interval; nan without both.
+    """Return the area under the ROC curve with its 95% interval; NaN unless there are true and
+    false labels.
 
-    The interval is the score-like one of Newcombe 2006 (method 5), which has a width where the two are parted without fault.
+    It is the probability that a true example scores higher than a false one, ties counting half.
+    The interval is the score-type one of Newcombe 2006 (method 5), which has a width even if the
+    scores separate the labels perfectly.
     """
     num_true, num_false = int(labels.sum()), int((~labels).sum())
     if not num_true or not num_false:
@@ -95,23 +108,30 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
     effective_size = (num_true + num_false) / 2 - 1
 
     def residual(candidate: float, sign: int) -> float:
+        """Return how far a candidate bound is from `auc`, less Z_95 of the standard errors that it
+        would have itself."""
         variance = (
             candidate
             * (1 - candidate)
             * (1 + effective_size * (1 - candidate) / (2 - candidate) + effective_size * candidate / (1 + candidate))
             / (num_true * num_false)
         )
-        return candidate - auc - sign * float(norm.ppf(0.975)) * float(np.sqrt(variance))
+        return candidate - auc - sign * Z_95 * float(np.sqrt(variance))
 
-    # Where the two are parted without fault the area itself solves the equation, besides the bound that is meant.
+    # An area of 0 or 1 solves the equation itself, beside the bound that we want: keep the search
+    # off it.
     low = 0.0 if auc == 0 else float(brentq(residual, 0, min(auc, 1 - 1e-9), args=(-1,)))
     high = 1.0 if auc == 1 else float(brentq(residual, max(auc, 1e-9), 1, args=(1,)))
     return auc, low, high
 
 
 def fit_logistic(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """a and b that make `true` likeliest under sigmoid(a x + b), x having been scaled to unit variance and a penalised by 0.001 a², so that
-    numbers which part the two without fault still give finite ones. Platt 1999."""
+    """Return the a and b that maximise the likelihood of the labels under sigmoid(a * score + b)
+    (Platt 1999).
+
+    Scores are standardised first, and a is penalised by 0.001 a², so that scores which separate the
+    labels perfectly still give finite values.
+    """
     mean, scale = float(scores.mean()), float(scores.std()) or 1.0
     scaled = (scores - mean) / scale
 

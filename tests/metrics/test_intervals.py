@@ -1,4 +1,4 @@
-"""Intervals that a reader can check."""
+"""Intervals and tests against published values and computation by hand."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,9 @@ import pytest
 from mmrlhf.metrics.intervals import SufficientStats, mcnemar, paired_bootstrap, unflatten, wilson, with_intervals
 
 
-def proportion_statistics(clusters, hits, **more):
-    return SufficientStats(
-        clusters, np.array([[h, 1] for h in hits], float).reshape(-1, 2), lambda s: {"share": s[..., 0] / s[..., 1]}, **more
-    )
+def proportion_statistics(clusters, hits, **fields):
+    columns = np.array([[hit, 1] for hit in hits], float).reshape(-1, 2)
+    return SufficientStats(clusters, columns, lambda sums: {"share": sums[..., 0] / sums[..., 1]}, **fields)
 
 
 def test_wilson_matches_published_values():
@@ -20,53 +19,56 @@ def test_wilson_matches_published_values():
 
 def test_with_intervals_resamples_by_cluster():
     hits = [1, 0] * 50
-    alone = with_intervals(proportion_statistics(range(100), hits), 0)[0]["share"]
-    alike = with_intervals(proportion_statistics([i // 10 for i in range(100)], sorted(hits)), 0)[0]["share"]
-    assert alone["value"] == alike["value"] == 0.5
-    assert alike["high"] - alike["low"] > 2 * (alone["high"] - alone["low"])  # ten draws, not a hundred
+    independent = with_intervals(proportion_statistics(range(100), hits), 0)[0]["share"]
+    tens = [i // 10 for i in range(100)]
+    clustered = with_intervals(proportion_statistics(tens, sorted(hits)), 0)[0]["share"]
+    assert independent["value"] == clustered["value"] == 0.5
+    # ten independent draws, not a hundred
+    assert clustered["high"] - clustered["low"] > 2 * (independent["high"] - independent["low"])
 
 
 def test_with_intervals_uses_wilson_when_every_cluster_is_a_row():
-    found = with_intervals(proportion_statistics(range(10), [1] * 10, proportions={"share": (0, 1)}), 0)[0]["share"]
-    assert found["high"] == pytest.approx(1) and found["low"] == pytest.approx(1 - 0.2775328, abs=1e-6)
-    assert (
-        with_intervals(proportion_statistics([0, 0], [1, 1], proportions={"share": (0, 1)}), 0)[0]["share"]["low"] == 1
-    )  # a bootstrap of one picture
+    stats = proportion_statistics(range(10), [1] * 10, proportions={"share": (0, 1)})
+    share = with_intervals(stats, 0)[0]["share"]
+    assert share["high"] == pytest.approx(1) and share["low"] == pytest.approx(1 - 0.2775328, abs=1e-6)
+    # two rows of one image: a bootstrap of one cluster has no width
+    stats = proportion_statistics([0, 0], [1, 1], proportions={"share": (0, 1)})
+    assert with_intervals(stats, 0)[0]["share"]["low"] == 1
 
 
 def test_with_intervals_gives_reason_for_undefined_value():
-    found, reasons = with_intervals(proportion_statistics([], [], undefined={"": "nothing was asked"}), 0)
-    assert found == {"share": None} and reasons == {"share": "nothing was asked"}
+    metrics, reasons = with_intervals(proportion_statistics([], [], undefined={"": "nothing was asked"}), 0)
+    assert metrics == {"share": None} and reasons == {"share": "nothing was asked"}
     assert unflatten({"a/x": 1, "b": 2}) == {"a": {"x": 1}, "b": 2}
 
 
 def test_paired_bootstrap_removes_shared_variance():
     rng = np.random.default_rng(0)
-    hard = rng.random(400)
-    a, b = hard > 0.5, hard > 0.45  # b is right wherever a is, and on a few more
-    found = paired_bootstrap(proportion_statistics(range(400), a), proportion_statistics(range(400), b), 0)["share"]
-    assert found["difference"] == pytest.approx(b.mean() - a.mean()) and found["difference"] > 0
-    assert 0 < found["low"] <= found["difference"] <= found["high"] and found["p"] < 0.01
-    apart = with_intervals(proportion_statistics(range(400), a), 0)[0]["share"]
-    assert found["high"] - found["low"] < 0.5 * (apart["high"] - apart["low"])
-    assert found["detectable"] == pytest.approx(2.8 * np.std(b.astype(float) - a) / 20, rel=0.1)
-    back = paired_bootstrap(proportion_statistics(range(400), b), proportion_statistics(range(400), a), 0)["share"]
-    assert back["difference"] == -found["difference"] and back["high"] == pytest.approx(-found["low"])
+    difficulty = rng.random(400)
+    a, b = difficulty > 0.5, difficulty > 0.45  # b is right wherever a is, and on a few more
+    comparison = paired_bootstrap(proportion_statistics(range(400), a), proportion_statistics(range(400), b), 0)["share"]
+    assert comparison["difference"] == pytest.approx(b.mean() - a.mean()) and comparison["difference"] > 0
+    assert 0 < comparison["low"] <= comparison["difference"] <= comparison["high"] and comparison["p"] < 0.01
+    unpaired = with_intervals(proportion_statistics(range(400), a), 0)[0]["share"]
+    assert comparison["high"] - comparison["low"] < 0.5 * (unpaired["high"] - unpaired["low"])
+    assert comparison["detectable"] == pytest.approx(2.8 * np.std(b.astype(float) - a) / 20, rel=0.1)
+    reverse = paired_bootstrap(proportion_statistics(range(400), b), proportion_statistics(range(400), a), 0)["share"]
+    assert reverse["difference"] == -comparison["difference"] and reverse["high"] == pytest.approx(-comparison["low"])
 
 
 def test_paired_bootstrap_equal_rates_are_not_significant():
     rng = np.random.default_rng(1)
-    found = paired_bootstrap(
+    comparison = paired_bootstrap(
         proportion_statistics(range(300), rng.random(300) < 0.5), proportion_statistics(range(300), rng.random(300) < 0.5), 0
     )["share"]
-    assert found["low"] < 0 < found["high"] and found["p"] > 0.05
+    assert comparison["low"] < 0 < comparison["high"] and comparison["p"] > 0.05
     assert paired_bootstrap(proportion_statistics([0], [1]), proportion_statistics([0], [1]), 0)["share"]["p"] == 1
 
 
 def test_paired_bootstrap_joins_clusters_by_name():
     a, b = proportion_statistics(["x", "y"], [1, 0]), proportion_statistics(["y", "x"], [0, 1])
-    found = paired_bootstrap(a, b, 0)["share"]
-    assert found["difference"] == found["low"] == found["high"] == 0
+    comparison = paired_bootstrap(a, b, 0)["share"]
+    assert comparison["difference"] == comparison["low"] == comparison["high"] == 0
 
 
 def test_mcnemar_matches_hand_computation():
