@@ -1,7 +1,12 @@
-"""What an answer says about the picture: visual claims with their places in the text.
+"""Visual claims of an answer: what it says about the image, with spans in the text.
 
-Each module imports only those before it: `grammar`, `lexicon`, `chair` (CHAIR's own matching, on the same lexicon), `tagging`, `choosing`, `phrases`, `made`,
-`predicates`, `places`, `extraction`.
+Modules in the order of their imports:
+
+- words: `grammar` (word lists), `tags` (the tag set), `lexicon`, `chair` (CHAIR's matching)
+- one tag per word: `tagging`, `verb_forms`, `word_context`, `verb_or_other`, `content_words`,
+  `disambiguation`
+- claims of a sentence: `noun_phrases`, `builder`, `predicates`, `relations`, `phrase_roles`,
+  `connectives`, `extraction`
 """
 
 from mmrlhf.claims.chair import Mention, find_mentions, load_synonyms
@@ -9,6 +14,6 @@ from mmrlhf.claims.extraction import extract_claims
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 
 VERSION = 1
-"""Of what is extracted: a file of claims that another version began is not continued."""
+"""Version of the rules. A file of claims that another version began is not resumed."""
 
 __all__ = ["VERSION", "Lexicon", "Mention", "extract_claims", "find_mentions", "load_lexicon", "load_synonyms"]

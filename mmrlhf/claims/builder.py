@@ -1,4 +1,7 @@
-"""What a text is found to claim: phrases become claims, under what their sentence denies and doubts; and who pronouns stand for."""
+"""Collect a text's claims, negated or hedged as the state of their sentence requires.
+
+Also keeps the phrases that pronouns can refer to.
+"""
 
 from __future__ import annotations
 
@@ -14,70 +17,78 @@ from mmrlhf.claims.tags import LABEL_START_TAGS
 from mmrlhf.records import Claim
 
 MAX_AMENDABLE_CLAIMS = 40
-"""Claims that a phrase may still change."""
+"""How many of the latest claims a later phrase can negate or hedge."""
+MAX_RELATION_TOKENS = 40
+"""Span of a relation; a longer one begins at the relation, not at the phrase."""
 TO_SENTENCE_END = 10**9
 """`negated_until` of a negation that holds for the rest of its sentence."""
 
 
 @dataclass(slots=True)
 class SentenceState:
-    """What a sentence has said so far."""
+    """What the pass over a sentence has read so far. Indices are token indices."""
 
     subjects: list[Phrase] = field(default_factory=list)
     actors: list[Phrase] = field(default_factory=list)
-    """Who does what the latest verb says."""
+    """The phrases that the latest verb, participle or adjective is about."""
     conjuncts: list[Phrase] = field(default_factory=list)
-    """The latest phrases that `and` joins."""
+    """The latest phrases, joined by `and`."""
     conjunct_role: str = ""
-    """What that group is: subject, object, target, with."""
+    """Role of `conjuncts`: subject, object, target (of a relation), with (after `with`), denied (after
+    `without` or `, not`), held (of a place that names no object), verb (none since the verb) or ""."""
     verb: str = ""
     verb_index: int = -1
     has_finite_verb: bool = False
     open_relation: tuple[str, int, list[Phrase], bool] | None = None
-    """A relation that waits for its target: how, where, figures, whether it stands before its subject."""
+    """A relation without its target yet: name, index, located phrases, whether it precedes its subject."""
     fronted_relation: tuple[str, list[Phrase], int] | None = None
+    """A relation that precedes its subject: name, targets, index."""
     last_relation: tuple[str, list[Phrase], int] | None = None
-    """The latest relation and its figures, for targets that `and` adds."""
+    """The latest complete relation, for targets that `and` adds: name, located phrases, index."""
     negated_until: int = -1
-    """Before this token everything indefinite is denied."""
+    """Indefinite phrases and predicates before this index are negated."""
     pending_negation: str = ""
+    """A negation of the next phrases only: word (after not or without), neither or ""."""
     last_target: Phrase | None = None
-    """The latest target."""
     possessor: Phrase | None = None
-    """What the latest `with` says something of."""
+    """The phrase before the latest `with`."""
     is_hedged: bool = False
     hedge_index: int = -9
     in_relative_clause: bool = False
     outer_subjects: list[Phrase] | None = None
+    """Subjects of the main clause, while a relative clause is read."""
 
 
 class ClaimBuilder:
-    """The claims of a text, as they are found."""
+    """Collects the claims of a text."""
 
     def __init__(self, tokens: Tokens, lexicon: Lexicon) -> None:
         self.tokens, self.lexicon, self.state = tokens, lexicon, SentenceState()
         self.ranked_claims: list[tuple[int, int, Claim]] = []
+        """Start of the phrase's head, rank of the kind, claim: claims are sorted by the first two."""
         self.last_singular: Phrase | None = None
         self.last_person: Phrase | None = None
         self.last_plural: Phrase | None = None
         self.nouns_with_others: set[str] = set()
-        """Nouns of which there is another."""
+        """Nouns that are said to have more of their kind: another dog."""
         self.mentioned_nouns: set[str] = set()
         self._last_singular_is_subject = False
 
     def claims(self) -> list[Claim]:
+        """Return the distinct claims in the order of the text.
+
+        A count of one is left out where it counts one of several: one dog ..., the other dog ...
+        """
         counted_values = {(c.subject, c.value) for _, _, c in self.ranked_claims if c.kind == "count"}
         partially_counted = {noun for noun, value in counted_values if value != "1"} | self.nouns_with_others
         words, tags = self.tokens.words, self.tokens.tags
         has_other = "other" in words and any(
             word == "other" and tags[index + 1 : index + 2] not in (["N"], ["J"]) for index, word in enumerate(words)
-        )  # one ..., the other ...
+        )  # one is black, the other is white
         ordered_claims = [
             claim
             for _, _, claim in sorted(self.ranked_claims, key=itemgetter(0, 1))
-            if not (
-                claim.kind == "count" and claim.value == "1" and (has_other or claim.subject in partially_counted)
-            )  # one of them, and no number of all
+            if not (claim.kind == "count" and claim.value == "1" and (has_other or claim.subject in partially_counted))
         ]
         return list(dict.fromkeys(ordered_claims))
 
@@ -85,6 +96,7 @@ class ClaimBuilder:
         return index < self.state.negated_until
 
     def is_negated(self, phrase: Phrase) -> bool:
+        """Return whether a phrase is negated, by itself or by its sentence."""
         return phrase.is_negated or (
             self.is_negated_at(phrase.start)
             and not phrase.is_definite
@@ -96,20 +108,24 @@ class ClaimBuilder:
         state = self.state
         if not state.is_hedged:
             return False
-        if phrase.is_definite and not (
+        # What the text takes for granted is not hedged, unless the hedge is right before it: it is
+        # possibly the dog.
+        is_right_after_hedge = (
             phrase.start == state.hedge_index + 1
             and state.hedge_index > 0
             and self.tokens.tags[state.hedge_index - 1] in (",", "B")
-        ):
+        )
+        if phrase.is_definite and not is_right_after_hedge:
             return False
         return phrase.start > state.hedge_index
 
     def add_phrase(self, phrase: Phrase) -> None:
-        """The claims that a phrase makes by itself: that it is there, how many, how it looks."""
+        """Add the claims that a phrase makes by itself: existence, number and attributes."""
         tokens, state = self.tokens, self.state
         words = tokens.words
         if words[phrase.end - 1] in NEGATIVE_PRONOUNS:
             phrase.is_negated = True
+        # playing *baseball*, in *light*: not objects
         if phrase.is_bare and not phrase.is_plural and (phrase.name in BALL_SPORTS or phrase.name == "light"):
             phrase.name = ""
         if not phrase.name:
@@ -118,10 +134,11 @@ class ClaimBuilder:
             phrase.is_negated = True
         if phrase.start < phrase.head and not ADDITIVE_WORDS.isdisjoint(words[phrase.start : phrase.head]):
             if phrase.name in self.mentioned_nouns:
-                phrase.count = None  # two more, and not two of them all
+                phrase.count = None  # two more dogs: not two in all
             self.nouns_with_others.add(phrase.name)
         self.mentioned_nouns.add(phrase.name)
         is_hedged = self._is_hedged(phrase)
+        # a dog or a *cat*; a *dog* or a cat
         if (
             words[phrase.start - 1] == "or"
             and tokens.tags[phrase.start - 1] == "C"
@@ -138,7 +155,7 @@ class ClaimBuilder:
             is_hedged = True
         self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)
         if phrase.count == 1 and phrase.is_negated:
-            phrase.count = None  # not a single one
+            phrase.count = None  # not a single *dog*
         if (
             phrase.count is not None
             and not (phrase.count == 2 and phrase.noun in PAIRED_NOUNS and words[phrase.count_index] == "pair")
@@ -158,10 +175,11 @@ class ClaimBuilder:
         self._update_antecedents(phrase)
 
     def add_count(self, phrase: Phrase, stop: int) -> None:
-        """How many there are, where the number stands behind."""
+        """Add the count of a phrase whose number follows it: dogs: 2."""
         self._add_claim("count", phrase, phrase.start, stop, value=str(phrase.count), negated=phrase.is_negated, hedged=False)
 
     def _update_antecedents(self, phrase: Phrase) -> None:
+        """Remember a phrase for later pronouns; subjects take precedence."""
         category = self.lexicon.coco_class(phrase.name)
         is_subject = self.state.verb_index < 0 or not self.state.subjects
         if category == "person":
@@ -185,6 +203,7 @@ class ClaimBuilder:
         self.ranked_claims.append((tokens.starts[phrase.head], CLAIM_ORDER[kind], claim))
 
     def add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:
+        """Add an attribute that tokens `index` to `stop` give to a phrase elsewhere."""
         if not phrase.referent.name:
             return
         start, end = min(phrase.start if phrase.antecedent else phrase.head, index), max(phrase.end, stop)
@@ -199,6 +218,7 @@ class ClaimBuilder:
         )
 
     def add_relation(self, phrases: list[Phrase], relation: str, target: Phrase, index: int) -> None:
+        """Add a relation, at token `index`, of each phrase to a target."""
         state = self.state
         target_referent = target.referent
         if not target_referent.name:
@@ -212,7 +232,7 @@ class ClaimBuilder:
             ):
                 continue
             start, stop = min(phrase.head, index, target.head), max(phrase.end, target.end)
-            if stop - start > 40:
+            if stop - start > MAX_RELATION_TOKENS:
                 start = min(index, target.head)
             negated = phrase.is_negated or self.is_negated_at(index)
             hedged = state.is_hedged and (index > state.hedge_index or phrase.start > state.hedge_index)
@@ -221,11 +241,11 @@ class ClaimBuilder:
             )
 
     def negate(self, phrase: Phrase) -> None:
-        """What was named is then said not to be there."""
+        """Negate a phrase's claims after the fact: the left pedal is *missing*."""
         self._amend(phrase, {"negated": True})
 
     def hedge(self, phrase: Phrase) -> None:
-        """What was named is then said to be there perhaps."""
+        """Hedge a phrase's claims after the fact: a cat is possibly *present*."""
         self._amend(phrase, {"hedged": True})
 
     def _amend(self, phrase: Phrase, changes: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Noun phrases: what a description names, with what it says of it right there."""
+"""Parse noun phrases: an object's name, with its determiner, number and attributes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,21 @@ PHRASE_PATTERN = re.compile(
     r"[^DZ?RJK#NXUu]|(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
     re.DOTALL,
 )
-"""A noun phrase, or one tag; most of those that begin no phrase are known by themselves."""
+"""A noun phrase (group np) or a single tag.
+
+The first alternative takes tags that cannot begin a phrase, which are most. In a phrase, a comma or
+`and` may only stand between adjectives, so that it must be followed by adjectives up to a noun. All
+repetitions have bounds, which keeps the time linear in the number of tags.
+"""
 
 
 @dataclass(slots=True)
 class Phrase:
-    """A noun phrase. Places are token numbers: `start` to `end`, of which `head` to `end` is the thing's name.
+    """A noun phrase of tokens `start` to `end`, of which `head` to `end` are the object's name.
 
-    `name` is what claims call it, "" for what is no object. `it` is the phrase that a pronoun stands for.
+    `name` is what claims call the object, or "" if the noun is not one; `noun` is the last noun in
+    the singular. `antecedent` is the phrase that a pronoun stands for. `attributes` are values with
+    their token indices.
     """
 
     start: int
@@ -62,24 +69,21 @@ class Phrase:
 
     @property
     def determiner_kind(self) -> str:
-        """What it begins with; phrases that `and` joins mostly begin alike."""
-        return (
-            "the"
-            if self.is_definite
-            else "bare"
-            if self.is_bare
-            else "#"
-            if self.count is not None and self.count_index == self.start
-            else "a"
-        )
+        """How the phrase begins (the, bare, #, a); joined phrases mostly begin in the same way."""
+        if self.is_definite:
+            return "the"
+        if self.is_bare:
+            return "bare"
+        return "#" if self.count is not None and self.count_index == self.start else "a"
 
     @property
     def referent(self) -> Phrase:
+        """The phrase itself or, of a pronoun, its antecedent."""
         return self.antecedent or self
 
 
 def parse_phrase(tokens: Tokens, start: int, end: int, lexicon: Lexicon) -> Phrase:
-    """The phrase of tokens `start` to `end`, as `ITEM` found it."""
+    """Return the phrase of tokens `start` to `end`, a match of `PHRASE_PATTERN`."""
     tags, words = tokens.tags, tokens.words
     head = end
     while head > start and tags[head - 1] in NOMINAL_TAGS:
@@ -107,7 +111,7 @@ def parse_phrase(tokens: Tokens, start: int, end: int, lexicon: Lexicon) -> Phra
 
 
 def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: Lexicon) -> int:
-    """Gives a phrase its name, and says where that begins."""
+    """Set a phrase's name and return the index at which it begins."""
     tags, words, nouns = tokens.tags, tokens.words, tokens.nouns
     word_sets = lexicon.word_sets
     last_index = end - 1
@@ -119,6 +123,8 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
         if name in compounds:
             name = lexicon.canonical_name(name)
             if name not in word_sets["not objects"]:
+                # Nouns before the compound belong to the name, unless they say what it is made of
+                # or nothing visible: baby *fire hydrant*, but plastic *trash can*.
                 extra = [
                     words[k]
                     for k in range(head, begin)
@@ -134,16 +140,20 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
         and nouns[last_index] in word_sets["not objects"]
         and nouns[last_index] not in word_sets["objects"]
     ):
+        # pizza *slices*
         if nouns[last_index] in PART_NOUNS and last_index > head and tags[last_index - 1] == "N":
             phrase.end = last_index
             phrase.noun = nouns[last_index - 1]
             return _resolve_name(tokens, phrase, head, last_index, lexicon)
+        # yellow *stripes*
         if nouns[last_index] in COLOURED_MARKS and last_index > phrase.start and words[last_index - 1] in word_sets["colours"]:
             phrase.name = nouns[last_index]
             return last_index
+        # on a *swing*
         if last_index == head and nouns[last_index] in OCCUPIED_OBJECTS and words[max(0, phrase.start - 1)] == "on":
             phrase.name = nouns[last_index]
             return last_index
+        # parking *area*
         is_described = last_index > head or (
             last_index > phrase.start and tags[last_index - 1] == "J" and tokens.attribute_rank[last_index - 1]
         )
@@ -182,24 +192,23 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
 
 
 def _singular_of_glasses(tokens: Tokens, index: int) -> str:
-    """What glasses are: those of something, or two of them, are for drinking."""
+    """Return glass for drinking glasses (two glasses, glasses of wine), else glasses."""
     next_word = tokens.words[index + 1] if index + 1 < len(tokens.words) else ""
     previous_word = tokens.words[index - 1] if index else ""
     drink_modifiers = ("wine", "water", "shot", "champagne", "drinking", "beer", "cocktail")
-    return (
-        "glass"
-        if next_word == "of" or tokens.tags[index - 1 : index] == ["#"] or previous_word in drink_modifiers
-        else tokens.nouns[index]
-    )
+    is_for_drinking = next_word == "of" or tokens.tags[index - 1 : index] == ["#"] or previous_word in drink_modifiers
+    return "glass" if is_for_drinking else tokens.nouns[index]
 
 
 def word_to_number(word: str) -> int | None:
-    """A word's number, of at most six digits; None for what is no number."""
-    return int(word) if word.isascii() and word.isdecimal() and len(word) < 7 else NUMBER_VALUES.get(word)
+    """Return the value of a number in digits (at most six) or words, or None."""
+    if word.isascii() and word.isdecimal() and len(word) < 7:
+        return int(word)
+    return NUMBER_VALUES.get(word)
 
 
 def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> None:
-    """What stands before the name: numbers, and words for how it looks."""
+    """Read the number and the attributes from the words before the name."""
     tags, words = tokens.tags, tokens.words
     if words[start] == "both" and phrase.is_plural and phrase.noun not in PAIRED_NOUNS:
         phrase.count, phrase.count_index = 2, start
@@ -209,7 +218,7 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
         if tag == "#":
             number = word_to_number(word)
             if number is not None and (number > 0):
-                if phrase.count and number in (100, 12):
+                if phrase.count and number in (100, 12):  # two *dozen*
                     number *= phrase.count
                 phrase.count, phrase.count_index = number, k
         elif tag == "?":
@@ -219,10 +228,9 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
         if word in ("left", "right") and phrase.noun in LATERAL_BODY_PARTS:
             phrase.attributes.append((word, k))
         elif tag in DESCRIPTIVE_TAGS and (tokens.attribute_rank[k] or word in COLOUR_MODIFIERS):
-            value = word
+            # light *blue*
             if k + 1 < head and word in COLOUR_MODIFIERS and tags[k + 1] == "J" and words[k + 1] in MODIFIABLE_COLOURS:
-                value = f"{word} {words[k + 1]}"
-                phrase.attributes.append((value, k))
+                phrase.attributes.append((f"{word} {words[k + 1]}", k))
                 k += 2
                 continue
             if k + 1 <= head and word in ("stainless", "wrought", "cast") and words[k + 1 : k + 2] in (["steel"], ["iron"]):
@@ -232,14 +240,14 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
             if not tokens.attribute_rank[k]:
                 k += 1
                 continue
-            phrase.attributes.append((value.removesuffix("-colored").removesuffix("-coloured"), k))
+            phrase.attributes.append((word.removesuffix("-colored").removesuffix("-coloured"), k))
         elif tag in NOUN_TAGS and tokens.attribute_rank[k]:
             phrase.attributes.append((word, k))
         k += 1
 
 
 def continues_list(tags: str, comma_index: int, end: int) -> bool:
-    """Whether a comma is one of a list's."""
+    """Return whether a comma separates items of a list, not parts of a sentence."""
     match = PHRASE_PATTERN.match(tags, comma_index + 1, end)
     if match is None or match.lastgroup != "np":
         return (
@@ -253,7 +261,7 @@ def continues_list(tags: str, comma_index: int, end: int) -> bool:
 
 
 def is_wall_art(words: list[str], begin: int, phrase_start: int, end: int) -> bool:
-    """Whether a picture is one that a thing bears, or a wall."""
+    """Return whether a picture is an object on a wall or on something, not the image itself."""
     return words[phrase_start - 1 : phrase_start] == ["with"] or any(
         word in WALL_ART_WORDS for word in words[begin : min(end, begin + 40)]
     )

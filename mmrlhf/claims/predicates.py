@@ -1,4 +1,6 @@
-"""What verbs, participles and adjectives do to a sentence: who acts, how things look, what is denied or doubted after all."""
+"""Process verbs, participles and adjectives: who acts, attributes of the subject, negation after the
+fact.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,10 @@ from mmrlhf.claims.verb_forms import base_form
 def process_verb(
     builder: ClaimBuilder, index: int, tag: str, word: str, previous_tag: str, next_tag: str, tags: str, end: int
 ) -> None:
+    """Update the state for a finite verb."""
     state = builder.state
     state.open_relation = None
+    # The dog *appears* to sleep.
     if (
         tag == "V"
         and base_form(word) in SEEM_VERBS
@@ -41,11 +45,13 @@ def process_verb(
         and (next_tag in ("I", "J") or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E")))
     ):
         state.is_hedged, state.hedge_index = True, index
+    # might *be*: the verb goes on
     if tag == "B" and word in ("be", "been", "being") and state.verb_index >= 0 and previous_tag not in COORDINATION_TAGS:
         state.verb, state.verb_index = word, index
         return
     if tag == "V" and word in ("suggests", "suggest", "resembles", "resemble"):
         state.is_hedged, state.hedge_index = True, index
+    # Who acts: in a relative clause the phrase before it, then the subject of the main clause.
     if state.in_relative_clause:
         state.in_relative_clause = False
     elif state.outer_subjects is not None and (previous_tag == "," or state.verb_index >= 0):
@@ -58,6 +64,7 @@ def process_verb(
         state.actors = state.subjects or state.actors
     elif previous_tag in COORDINATION_TAGS or (state.conjunct_role == "with" and state.subjects):
         state.actors = state.subjects
+    # No dog *is* on the couch: what the verb says of nobody is negated.
     if (
         state.actors
         and state.actors[0].is_negated
@@ -75,6 +82,7 @@ def process_verb(
 def process_participle(
     builder: ClaimBuilder, index: int, tag: str, word: str, previous_tag: str, next_tag: str, tags: str, end: int
 ) -> None:
+    """Update the state for an -ing or -ed form that is not part of a noun phrase."""
     state, tokens = builder.state, builder.tokens
     state.open_relation = None
     if word in OPENNESS_ADJECTIVES and previous_tag in BEFORE_OPENNESS and _is_possession(builder):
@@ -82,6 +90,7 @@ def process_participle(
         return
     if state.in_relative_clause:
         state.in_relative_clause = False
+    # a man with a bag *walking*: not the bag
     if (
         previous_tag == "N"
         and state.conjunct_role in ("with", "target", "object")
@@ -104,6 +113,7 @@ def process_participle(
         state.actors = state.conjuncts
     if word in ("suggesting", "indicating", "implying", "resembling"):
         state.is_hedged, state.hedge_index = True, index
+    # No: a dog is not *seen*. Perhaps: a dog can possibly be *seen*.
     if word in ABSENCE_WORDS or (word in PRESENCE_WORDS and builder.is_negated_at(index)):
         for phrase in state.actors:
             builder.negate(phrase)
@@ -116,15 +126,14 @@ def process_participle(
         elif word == "made" and previous_tag in BEFORE_MADE_OF:
             _add_materials(builder, index, tags, end)
         elif (
-            (
-                previous_tag in BEFORE_PREDICATE_PARTICIPLE
-                and tokens.attribute_rank[index]
-                and next_tag != "I"
-                and (
-                    next_tag not in AFTER_ACTION_PARTICIPLE
-                    or (next_tag == "A" and word in CLUTTER_PARTICIPLES)
-                    or (next_tag == "P" and word in ("closed", "broken"))
-                )
+            # The door is *closed*; the desk is *cluttered* with books.
+            previous_tag in BEFORE_PREDICATE_PARTICIPLE
+            and tokens.attribute_rank[index]
+            and next_tag != "I"
+            and (
+                next_tag not in AFTER_ACTION_PARTICIPLE
+                or (next_tag == "A" and word in CLUTTER_PARTICIPLES)
+                or (next_tag == "P" and word in ("closed", "broken"))
             )
             and state.verb_index >= 0
             and tokens.words[state.verb_index] in ("is", "are", "was", "were", "be", "'s")
@@ -136,7 +145,7 @@ def process_participle(
 
 
 def _add_painted_colours(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
-    """`painted light blue and white`."""
+    """Add the colours after `painted`, with their modifiers: painted light blue and white."""
     tokens, k = builder.tokens, index + 1
     while k < end and tags[k] == "R":
         k += 1
@@ -145,9 +154,10 @@ def _add_painted_colours(builder: ClaimBuilder, index: int, tags: str, end: int)
         for phrase in builder.state.actors:
             builder.add_attribute(phrase, " ".join(tokens.words[k : k + 1 + has_modifier]), index, k + 1 + has_modifier)
         k += 1 + has_modifier
-        last_colour_word = (
-            k + 1 + (tokens.words[k + 1 : k + 2] != [] and tokens.words[k + 1] in COLOUR_MODIFIERS)
-        )  # the next colour's last word
+        # The list goes on only if the next colour is not an adjective of a noun: painted blue and
+        # white walls.
+        next_has_modifier = tokens.words[k + 1 : k + 2] != [] and tokens.words[k + 1] in COLOUR_MODIFIERS
+        last_colour_word = k + 1 + next_has_modifier
         if (
             tags[k : k + 1] not in COORDINATION_TAGS
             or tags[k + 1 : last_colour_word + 1].strip("J")
@@ -158,13 +168,17 @@ def _add_painted_colours(builder: ClaimBuilder, index: int, tags: str, end: int)
 
 
 def _add_materials(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
-    """`made of dark wood and metal`: materials, which are no things then."""
+    """Add the materials after `made of`, and mark their nouns as not objects.
+
+    Made of dark wood and metal: two attributes.
+    """
     tokens, materials = builder.tokens, builder.lexicon.word_sets["materials"]
     k = index + 2 if tags[index + 1 : index + 2] in ("F", "A") else end
     while k < end:
         while k < end and tags[k] in ("R", "J") and tokens.words[k] not in materials:
             k += 1
-        stop = k + 1 + (tokens.words[k : k + 1] in (["stainless"], ["wrought"], ["cast"]) and k + 1 < end)
+        is_metal_compound = tokens.words[k : k + 1] in (["stainless"], ["wrought"], ["cast"]) and k + 1 < end
+        stop = k + 1 + is_metal_compound  # stainless steel, wrought iron
         value = " ".join(tokens.words[k:stop])
         if k >= end or value not in materials or tags[stop : min(stop + 1, end)] in COMMON_NOUN_TAGS:
             return
@@ -176,11 +190,12 @@ def _add_materials(builder: ClaimBuilder, index: int, tags: str, end: int) -> No
 
 
 def is_animate(builder: ClaimBuilder, phrase: Phrase) -> bool:
+    """Return whether a phrase names a person or an animal."""
     return builder.lexicon.coco_class(phrase.referent.name) in ANIMATE_CLASSES
 
 
 def _is_possession(builder: ClaimBuilder) -> bool:
-    """Whether the latest phrase is what somebody has, and no subject: with his mouth (open)."""
+    """Return whether the latest phrase is what somebody has: with his *mouth* open."""
     state = builder.state
     is_owned = state.conjunct_role == "with" or (state.conjunct_role == "object" and state.verb in POSSESSION_VERBS)
     return is_owned and bool(state.conjuncts) and state.conjuncts[-1].is_definite
@@ -189,8 +204,9 @@ def _is_possession(builder: ClaimBuilder) -> bool:
 def process_adjective(
     builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str, tags: str, end: int
 ) -> None:
-    """One that stands by itself: `is brown and large`."""
+    """Add the attribute of an adjective outside a noun phrase: the dog is *brown* and *large*."""
     state, tokens = builder.state, builder.tokens
+    # A dog is not *visible*.
     if word in PRESENCE_WORDS or word in ABSENCE_WORDS:
         if builder.is_negated_at(index) or word in ABSENCE_WORDS:
             for phrase in state.actors:
@@ -204,6 +220,7 @@ def process_adjective(
     if word in OPENNESS_ADJECTIVES and previous_tag in BEFORE_OPENNESS and _is_possession(builder):
         builder.add_attribute(state.conjuncts[-1], word, index, index + 1)
         return
+    # Not a visible attribute of the subject: taller than ..., it is not *clear* what ...
     if (
         state.verb_index < 0
         or not (tokens.attribute_rank[index] or word in COLOUR_MODIFIERS)
@@ -211,7 +228,7 @@ def process_adjective(
         or (next_tag == "W" and state.actors[0].antecedent is not None)
         or tokens.words[index + 1 : index + 2] == ["than"]
     ):
-        return  # also of `it is not clear what ...`
+        return
     governing_verb = state.verb
     is_linking = governing_verb in ("is", "are", "was", "were", "be", "been", "'s", "'re") or base_form(governing_verb) in (
         "look",
@@ -222,12 +239,13 @@ def process_adjective(
         "become",
         *(("sit", "stand", "lie", "hang") if word in OPENNESS_ADJECTIVES or word in ("empty", "upright") else ()),
     )
+    # Part of a noun phrase, or about an object: with a *red* ..., finds it *empty*.
     if not is_linking or state.conjunct_role == "with" or previous_tag in BEFORE_ATTRIBUTIVE:
         return
-    if previous_tag in ("P",) or (state.conjuncts is not state.actors and state.conjunct_role in ("object", "target")):
+    if previous_tag == "P" or (state.conjuncts is not state.actors and state.conjunct_role in ("object", "target")):
         return
     if index > 0 and tags[index - 1] == "J" and tokens.words[index - 1] in COLOUR_MODIFIERS:
-        return
+        return  # done with its modifier
     value, stop = word, index + 1
     if word in COLOUR_MODIFIERS and tags[index + 1 : index + 2] == "J" and index + 1 < end:
         value, stop = f"{word} {tokens.words[index + 1]}", index + 2

@@ -1,4 +1,8 @@
-"""Who is where: a word of place finds its figures before it (or after, where it stands in front) and then its target."""
+"""Spatial relations: a preposition of place gets the phrases it locates, then its target.
+
+The located phrases come before it, or after the target if the relation opens its sentence (fronted):
+to the left of the lamp is a chair.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +31,10 @@ from mmrlhf.claims.verb_forms import verb_stem
 
 
 def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
-    """A place begins: who is there, as far as one can say yet."""
+    """Start a relation at a preposition of place; collect the phrases it locates so far."""
     state = builder.state
+    # ---- not a place ----
+    # talking *on* a phone
     if (
         state.verb in ("talking", "talks", "talk", "speaking", "chatting")
         and word in ("on", "over", "into")
@@ -36,11 +42,14 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     ):
         state.open_relation = None
         return
+    # looking *at* a dog
     if state.verb == "looking" and word in ("at", "towards", "toward", "out"):
         return
+    # facing *towards* the sea, but: walking *towards* the sea
     if word in ("toward", "towards") and state.verb not in MOTION_VERBS:
         state.open_relation = None
         return
+    # smiling *at* a dog
     if (
         word in ("at", "toward", "towards", "on", "through", "over", "into", "around")
         and state.verb in DIRECTED_ACTIONS
@@ -48,10 +57,13 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     ):
         state.open_relation = None
         return
+    # dressed *in* black
     if state.verb in NON_LOCATIVE_VERBS and previous_tag in VERB_FORM_TAGS and word in ("in", "on", "against", "with"):
         return
+    # pulled *by* a horse, but: parked *by* a house
     if word == "by" and previous_tag == "E" and state.verb not in STATIVE_PARTICIPLES:
         return
+    # ---- who is there ----
     if word == "during" or not (state.conjuncts or state.actors):
         state.open_relation = (word, index, [], True)
         return
@@ -96,7 +108,7 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
 
 
 def _is_fronted(tags: list[str], index: int) -> bool:
-    """Whether what is named after this word of place is followed by who is there: `and behind the car is a bus`."""
+    """Return whether the relation's target is followed by its subject: and *behind* the car is a bus."""
     position = index + 1
     while position < min(len(tags), index + 9) and tags[position] in FRONTED_TARGET_TAGS:
         position += 1
@@ -104,13 +116,14 @@ def _is_fronted(tags: list[str], index: int) -> bool:
 
 
 def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
-    """A relation gets its target."""
+    """Complete the open relation with its target."""
     state = builder.state
     assert state.open_relation is not None or state.last_relation is not None
     if state.open_relation is None:
         return
     relation, index, located, is_fronted = state.open_relation
     state.open_relation = None
+    # The target is not an object: on the *side*. Before `of` the relation waits for the next phrase.
     if not phrase.name and phrase.antecedent is None:
         if phrase.end < len(builder.tokens.tags) and builder.tokens.tags[phrase.end] == "F":
             state.open_relation = (relation, index, located, is_fronted)
@@ -119,6 +132,7 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
         else:
             state.conjuncts, state.conjunct_role, state.last_relation = [], "", None
         return
+    # Nobody is there yet: in the *kitchen*, a woman ...
     if not located or is_fronted:
         state.fronted_relation = (
             relation,
@@ -135,17 +149,17 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
     if relation == "in" and referent.noun in COLOURED_MARKS:
         return  # written in red letters
     place_nouns = builder.lexicon.word_sets["places"]
-    if relation.endswith(" side of"):  # of a table it is on it, of a man beside him
-        relation = (
-            "on"
-            if referent.name in place_nouns or referent.noun in place_nouns or referent.noun in ROOMS
-            else relation.replace(" side", "")
-        )
+    # The left side of the road is on the road, of a man it is beside him.
+    if relation.endswith(" side of"):
+        has_sides_within = referent.name in place_nouns or referent.noun in place_nouns or referent.noun in ROOMS
+        relation = "on" if has_sides_within else relation.replace(" side", "")
     if relation == "on" and referent.noun in ROOMS:
         relation = "in"  # on the left side of the room
+    # a man in a *hat*
     if relation == "in" and (referent.name in CLOTHES or referent.noun in CLOTHES):
         state.conjuncts, state.conjunct_role = [phrase], "with"
         return
+    # ---- who is at the target: what the verb acts on, or who acts ----
     is_location = relation in ("at", "past", "along", "across", "through", "down") or (
         relation in LOCATION_PREPOSITIONS and (referent.name in place_nouns or referent.noun in place_nouns)
     )
@@ -156,7 +170,8 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
         and all(other.referent.name in place_nouns for other in located)
     )  # crosses the road in front of a bus
     if is_action_object and (is_location or is_passing) and referent.noun not in BODY_PARTS:
-        located = state.actors  # a man eats an apple in the park: he is there; he holds it in his hand: it is
+        # A man eats an apple in the *park*: he is there. He holds it in his *hand*: the apple is.
+        located = state.actors
     if state.conjunct_role == "with" and phrase.antecedent is not None and state.actors and state.conjuncts:
         located = state.conjuncts
     elif (
@@ -166,12 +181,10 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
         and (relation in LOCATION_PREPOSITIONS or relation == "at")
         and referent.noun not in BODY_PARTS
     ):
-        container = state.subjects[0].name  # a pizza with mushrooms on a plate
-        located = (
-            state.subjects
-            if container not in place_nouns and state.conjuncts and state.conjuncts[0].name != container
-            else located
-        )
+        # A pizza with mushrooms on a *plate*: the pizza is there.
+        container = state.subjects[0].name
+        if container not in place_nouns and state.conjuncts and state.conjuncts[0].name != container:
+            located = state.subjects
     builder.add_relation(located, relation, phrase, index)
     state.conjuncts, state.conjunct_role, state.last_relation, state.last_target = (
         [phrase],
@@ -182,7 +195,7 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
 
 
 def resolve_fronted(builder: ClaimBuilder) -> None:
-    """A relation that stood before its subject finds it."""
+    """Add the relations that came before their subject, now that it is known."""
     state = builder.state
     if state.fronted_relation is None:
         return

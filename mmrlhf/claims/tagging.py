@@ -1,12 +1,4 @@
-"""From text to tokens, each with the tags that it may have.
-
-Tags are letters, so that a sentence's tags are a string and phrases are found in it by regular expressions:
-
-    N noun one can see   X other noun   U unknown word   J adjective   K comparative   R adverb   # number
-    V verb   G its -ing form   E its -ed form   B be   H have   M modal or do   I to
-    D determiner   Z no   S 's   Q pronoun   T there   W which, who, that   P where (on, next to)   A other preposition   F of
-    C and, or   Y but, while, because   O not   L neither, nor   ? maybe   , : . punctuation
-"""
+"""Split a text into tokens, each with all tags that it may have (see `tags`)."""
 
 from __future__ import annotations
 
@@ -31,26 +23,37 @@ TOKEN_PATTERN = re.compile(
     r"|[A-Za-z]+(?=n['’]t\b)|n['’]t\b|['’](?:s|re|m|ve|ll|d)\b|['’](?=\s)|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|%|s)?\b"
     r"|[A-Za-zÀ-ɏ]+(?:['’](?!(?:s|re|m|ve|ll|d)\b)[A-Za-z]+)?(?:-[A-Za-zÀ-ɏ0-9]+)*|[.!?]+|[,;:()|—–&]|\n|[^\sA-Za-z0-9])"
 )
-"""A token; its first line finds by itself what most are: a word of plain letters with no sign after it that could go on with it."""
+"""A token. The first alternative is a fast path for most: ASCII letters that no apostrophe, hyphen or
+accented letter follows. The others are words before n't, n't, other clitics, a possessive
+apostrophe, numbers, words with accents, inner apostrophes or hyphens, and signs.
+"""
 QUOTED_OR_MARKUP = re.compile(
     r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`|\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”"
     r"|'(?<![A-Za-z]')(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])|‘(?<![A-Za-z]‘)(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
     r"|https?://\S+|<[^<>\n]{1,200}>|!\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)|\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
     re.DOTALL,
 )
-"""What is quoted or marked up. Each way begins with a sign of its own, so that `re` looks for these and tries nothing else."""
+"""Code, quotations, URLs, tags and links. Each alternative begins with a sign of its own, so that `re`
+only tries one where its sign is; lengths are bounded to keep the time linear.
+"""
 TIMES_SIGN = re.compile(r"(?<=\d)( ?[x×]) (?=[a-z])")
 """The sign in `3 x apple`."""
 QUOTE_MARKERS = ("`", '"', "“", "'", "‘", "<", "[", "~~~", "://")
-"""Without any of these there is nothing for `MASKED`."""
+"""`QUOTED_OR_MARKUP` matches nothing in a text without one of these."""
 CODE_LINE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
-"""A line of a program: prose has no such signs."""
+"""A line of a program, by signs that prose does not have: ` = `, `x.f(`, `x[i]`."""
 BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3}[.)][ \t]+|\(?[a-zA-Z][.)][ \t]+|\|)+")
+"""Bullets, numbers and heading marks at the start of a line."""
 
 
 @dataclass(slots=True)
 class Tokens:
-    """A text's tokens, side by side: where they are, in lower case, their tags, and the noun each would be."""
+    """A text's tokens as parallel lists.
+
+    `starts` and `ends` are positions in the text, `words` are in lower case, `tags` are all possible
+    tags, the likeliest first, until `disambiguation.tag_text` leaves one. `nouns` are the singulars
+    that the words are as nouns, `attribute_rank` is that of `lexicon.Word`.
+    """
 
     text: str
     starts: list[int]
@@ -63,13 +66,13 @@ class Tokens:
 
 
 MAX_CACHED_WORDS = 200_000
-"""Words that a lexicon remembers: text that never repeats must not fill the memory."""
+"""Size limit of a lexicon's token cache, so that text that never repeats does not fill memory."""
 CONTEXT_TAGS = frozenset(("\n", "'", "S", "u"))
-"""Tags that hang on what stands before."""
+"""Tags that depend on the token before."""
 
 
 def _analyze_token(surface: str, lexicon: Lexicon) -> tuple[str, str, str, bool, int]:
-    """A token by itself: in lower case, its possible tags, its noun, whether that is a plural, and whether it says how something looks."""
+    """Return a token's word, possible tags, noun, whether it is a plural, and attribute rank."""
     lower, first_char = surface.lower().replace("’", "'"), surface[0]
     if (tag := CLOSED_CLASS_TAGS.get(lower)) is not None:
         return lower, tag, lower, lower == "others", 0
@@ -89,18 +92,25 @@ def _analyze_token(surface: str, lexicon: Lexicon) -> tuple[str, str, str, bool,
         word = lexicon.analyze(lower)
         is_name = first_char.isupper() and word.tags == "U" and surface[1:].islower()
         return lower, "u" if is_name else word.tags, word.noun, word.is_plural, word.attribute_rank
-    tag = "\n" if first_char == "\n" else "." if first_char in ".!?" else ":" if first_char in ":;" else ","
+    tag = {"\n": "\n", ".": ".", "!": ".", "?": ".", ":": ":", ";": ":"}.get(first_char, ",")
     return lower, tag, lower, False, 0
 
 
 def _mask(match: re.Match[str]) -> str:
-    """Dots, so that no phrase reaches across, or spaces for what is quoted: it is read, not seen."""
+    """Return as many blanks for a quotation, which is read rather than seen, and dots for the rest.
+
+    Dots keep a noun phrase from reaching across.
+    """
     masked = match.group()
-    return (" " if len(masked) > 1 and masked[0] in "\"“'‘<" else ".") * len(masked)
+    is_quotation = len(masked) > 1 and masked[0] in "\"“'‘<"
+    return (" " if is_quotation else ".") * len(masked)
 
 
 def tokenize(text: str, lexicon: Lexicon) -> Tokens:
-    """A text's tokens, each with all its tags, with Markdown, code and quotations passed over. Time grows with the text's length and no faster."""
+    """Return a text's tokens with all their tags; Markdown, code and quotations are left out.
+
+    Takes time linear in the length of the text.
+    """
     masked_text = text
     stripped = text.strip()
     if (
@@ -108,7 +118,8 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
         and stripped[0] + stripped[-1] in ('""', "''", "“”", "‘’")
         and not any(char in stripped[1:-1] for char in stripped[0] + stripped[-1])
     ):
-        masked_text = text.replace(stripped[0], " ").replace(stripped[-1], " ")  # an answer in quotation marks is no quotation
+        # An answer that is in quotation marks as a whole is not a quotation.
+        masked_text = text.replace(stripped[0], " ").replace(stripped[-1], " ")
     if any(marker in text for marker in QUOTE_MARKERS):
         masked_text = QUOTED_OR_MARKUP.sub(_mask, masked_text)
     if "=" in text or "(" in text or "[" in text:
@@ -145,7 +156,7 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
             elif tag == "S" and previous_tag in ("Q", "T", "W"):
                 entry = ("'s", "B", *entry[2:])
             elif tag == "u" and previous_tag in SENTENCE_BREAK_TAGS:
-                entry = (entry[0], "U", *entry[2:])  # a sentence's first word has a capital anyhow
+                entry = (entry[0], "U", *entry[2:])  # a capital at the start is not a name's
         spans.append(match.span())
         entries.append(entry)
     if not entries:
@@ -156,15 +167,16 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
 
 
 def _line_break_tag(text: str, position: int) -> str:
-    """A line's end is a sentence's, unless the next line goes on with it."""
-    text_before, text_after = text[max(0, position - 3) : position].rstrip(" "), text[position + 1 : position + 40].lstrip(" ")
+    """Return the tag of a line break: a full stop, or "" if the next line goes on with the sentence."""
+    text_before = text[max(0, position - 3) : position].rstrip(" ")
+    text_after = text[position + 1 : position + 40].lstrip(" ")
     if text_before and (text_before[-1].isalnum() or text_before[-1] == ",") and text_after[:1].islower():
         return ""
     return "."
 
 
 def _merge_multiword_terms(tokens: Tokens) -> None:
-    """Phrases of several words that are one thing to grammar become one token."""
+    """Merge terms of several words, such as `in front of`, into one token each."""
     words = tokens.words
     merged_indices: list[int] = []
     last_index = -1
@@ -174,6 +186,7 @@ def _merge_multiword_terms(tokens: Tokens) -> None:
         for phrase in MULTIWORD_TERMS_BY_PREFIX[first_words]:
             if words[i : i + len(phrase)] == phrase:
                 tag, term = MULTIWORD_TERMS[" ".join(phrase)]
+                # closer *to the left of*: not a relation
                 if term.endswith("t of") and i and words[i - 1] in ("closer", "nearer", "close", "near", "the"):
                     continue
                 last_index = i + len(phrase) - 1
@@ -200,12 +213,13 @@ def _merge_multiword_terms(tokens: Tokens) -> None:
 
 
 def split_sentences(tokens: Tokens, tags: str) -> list[tuple[int, int]]:
-    """Where sentences begin and end, those left out that ask, and those that are not English."""
+    """Return start and end of each sentence, without questions and text that is not English."""
     spans, begin, num_tags = [], 0, len(tags)
     while begin < num_tags:
         period = tags.find(".", begin)
         end = num_tags if period < 0 else period + 1
         is_question = period >= 0 and "?" in tokens.words[period]
+        # A third of unknown words in a short sentence, or a quarter in a longer one, is too many.
         num_unknown = tags.count("U", begin, end) + tags.count("u", begin, end)
         if not is_question and num_unknown * (3 if end - begin < 10 else 4) <= end - begin:
             spans.append((begin, end))
