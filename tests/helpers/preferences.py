@@ -9,6 +9,18 @@ from PIL import Image
 from mmrlhf.datasets import FORMATS, to_pairs
 from mmrlhf.records import Message, Preference
 
+PREFERENCE_SAMPLES = (
+    "trl_preference.jsonl",
+    "trl_preference.parquet",
+    "llava_rlhf_preference.json",
+    "rlhf_v.parquet",
+    "rlaif_v.jsonl",
+    "mm_rlhf.jsonl",
+    "vlfeedback.jsonl",
+    "rankings.jsonl",
+)
+"""Files of data/samples with preferences, one or more per format."""
+
 
 def make_pair(num_chosen_words, num_rejected_words, is_tie=False):
     """Build a pair whose answers have these lengths."""
