@@ -1,10 +1,11 @@
-"""Pictures a second from file to features: the engine against a plain loop of processor and tower, at batch 1 and at its best batch.
+"""Time images from file to features: the engine against a loop of processor and tower.
 
     python eval/speed/encode.py CHECKPOINT [--images 64] [--size 640x480] [--rounds 3]
 
-All ways encode the same JPEG files in turn, A B C A B C. `tower_share` is the tower's own time on ready batches over the engine's whole
-time: 1 means that decoding and preprocessing cost nothing. `second_epoch` is how much faster pictures come when they are known. Last line:
-one JSON object.
+The loop runs at several batch sizes. All variants encode the same JPEG files in turn, A B C A B C.
+`tower_share` is the time of the tower alone on prepared batches over the engine's total time: 1
+means that decoding and preprocessing cost nothing. `second_epoch` is the speed-up once features are
+cached. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,25 +30,27 @@ from mmrlhf.records import ImageSource
 
 
 def make_photographs(folder: Path, count: int, width: int, height: int) -> list[ImageSource]:
-    """JPEG files that are no two alike: smooth colours under some noise, as a photograph's."""
+    """Write distinct JPEG files with smooth colours and some noise, like photographs."""
     rng = np.random.default_rng(0)
     sources = []
-    for i in range(count):
+    for index in range(count):
         small = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
         smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
         noisy = (smooth + rng.integers(-20, 20, smooth.shape)).clip(0, 255).astype(np.uint8)
-        path = folder / f"{i}.jpg"
+        path = folder / f"{index}.jpg"
         Image.fromarray(noisy).save(path, quality=90)
         sources.append(ImageSource(str(path)))
     return sources
 
 
 def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def time_call(work: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
     synchronize()
     start = time.perf_counter()
     work()
@@ -56,19 +60,19 @@ def time_call(work: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def baseline_loop(vlm: VLM, sources: list[ImageSource], batch: int) -> None:
-    """What a script does that has no engine: open, process, encode, batch after batch."""
+    """Open, process and encode batch after batch, as a script without the engine does."""
     text, base = vlm.encoder._prompt_texts[1], vlm.model.base_model
     names = vlm.encoder._tower_input_names()
     for start in range(0, len(sources), batch):
-        images = [open_image(s) for s in sources[start : start + batch]]
-        inputs, _ = vlm.encoder.process([text] * len(images), [[p] for p in images])
-        tensors = {k: inputs[k].to(vlm.device) for k in names if k in inputs}
+        images = [open_image(source) for source in sources[start : start + batch]]
+        inputs, _ = vlm.encoder.process([text] * len(images), [[image] for image in images])
+        tensors = {name: inputs[name].to(vlm.device) for name in names if name in inputs}
         tensors["pixel_values"] = tensors["pixel_values"].to(vlm.encoder.dtype)
         base.get_image_features(**tensors, return_dict=True)
 
 
 def clear_feature_cache(vlm: VLM) -> None:
-    """Forget every picture."""
+    """Remove all features from the cache."""
     for tier in vlm.encoder.cache.tiers:
         tier.entries.clear()
         tier.num_bytes = 0
@@ -87,27 +91,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sources = make_photographs(Path(folder), args.images, width, height)
         baseline_loop(vlm, sources[:4], 2)  # warm-up
-        prepared = [vlm.encoder._preprocess(vlm.encoder._key(s, 1), (s, 1)) for s in sources]
-        size = 16 if vlm.device.type == "cuda" else 4
-        batches = [prepared[i : i + size] for i in range(0, len(prepared), size)]
+        prepared = [vlm.encoder._preprocess(vlm.encoder._key(source, 1), (source, 1)) for source in sources]
+        tower_batch_size = 16 if vlm.device.type == "cuda" else 4
+        batches = [prepared[start : start + tower_batch_size] for start in range(0, len(prepared), tower_batch_size)]
+
+        def engine() -> None:
+            vlm.encoder.get_features([(source,) for source in sources])
+
+        variants: dict[str, Callable[[], object]] = {
+            "engine": engine,
+            "second epoch": engine,
+            "tower": lambda: [vlm.encoder._run_tower(tower_batch) for tower_batch in batches],
+        }
         loop_batch_sizes = (1, 2, 4, 8, 16)
-        times: dict[str, list[float]] = {}
+        variants |= {f"loop of {size}": partial(baseline_loop, vlm, sources, size) for size in loop_batch_sizes}
+        times: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(args.rounds):
             clear_feature_cache(vlm)
-            variants: dict[str, Callable[[], object]] = {"engine": lambda: vlm.encoder.get_features([(s,) for s in sources])}
-            variants |= {"second epoch": variants["engine"], "tower": lambda: [vlm.encoder._run_tower(b) for b in batches]}
-            variants |= {f"loop of {b}": (lambda b=b: baseline_loop(vlm, sources, b)) for b in loop_batch_sizes}
             for name, work in variants.items():
-                times.setdefault(name, []).append(time_call(work))
-    median_seconds = {name: statistics.median(run_seconds) for name, run_seconds in times.items()}
-    best = min((f"loop of {b}" for b in loop_batch_sizes), key=median_seconds.__getitem__)
-    for name, run_seconds in times.items():
-        print(f"{name:<14}" + "".join(f"{args.images / s:10.1f}" for s in run_seconds) + "  images/s")
-    print(json.dumps({
-        "images_per_s": round(args.images / median_seconds["engine"], 2), "over_batch_1": round(median_seconds["loop of 1"] / median_seconds["engine"], 3),
-        "over_best": round(median_seconds[best] / median_seconds["engine"], 3), "best": best, "tower_share": round(median_seconds["tower"] / median_seconds["engine"], 3),
-        "second_epoch": round(median_seconds["engine"] / median_seconds["second epoch"], 1), "round_s": {k: [round(s, 4) for s in v] for k, v in times.items()},
-    }))  # fmt: skip
+                times[name].append(time_call(work))
+    seconds = {name: statistics.median(round_seconds) for name, round_seconds in times.items()}
+    best = min((f"loop of {size}" for size in loop_batch_sizes), key=seconds.__getitem__)
+    for name, round_seconds in times.items():
+        print(f"{name:<14}" + "".join(f"{args.images / value:10.1f}" for value in round_seconds) + "  images/s")
+    results = {
+        "images_per_s": round(args.images / seconds["engine"], 2),
+        "over_batch_1": round(seconds["loop of 1"] / seconds["engine"], 3),
+        "over_best": round(seconds[best] / seconds["engine"], 3),
+        "best": best,
+        "tower_share": round(seconds["tower"] / seconds["engine"], 3),
+        "second_epoch": round(seconds["engine"] / seconds["second epoch"], 1),
+        "round_s": {name: [round(value, 4) for value in round_seconds] for name, round_seconds in times.items()},
+    }
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

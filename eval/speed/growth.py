@@ -1,9 +1,10 @@
-"""How the time of a round grows: with answers to a prompt, with their length, with prompts, with pictures of a prompt.
+"""Measure how the time of an RL round grows with answers, their length, prompts and images.
 
-    python eval/speed/growth.py CHECKPOINT --out docs
+    python eval/speed/growth.py CHECKPOINT --out docs/assets
 
-A round is `rl_step.py`'s for grpo with one pass. The plain way (`share_prefix: off`: every answer with its whole prompt and its own encoding)
-stands beside the engine where it ends within the minute. Writes growth.png and growth.json, and prints the latter.
+A round is that of `rl_step.py` for grpo with one pass. The naive path (`share_prefix: off`: every
+answer with its whole prompt and its own encoding) is measured, too, where a round takes less than a
+minute. Writes growth.png and growth.json, and prints the latter.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).parent))
 from rl_step import measure_round_seconds
 
+# The keys are those of growth.json, and arguments of `measure_round_seconds`.
 AXES = {
-    "generations": ("answers to a prompt", (1, 2, 4, 8, 16, 32)),
-    "tokens": ("tokens of an answer", (16, 32, 48, 96, 192)),
-    "prompts": ("prompts in a round", (1, 2, 4, 8)),
-    "pictures": ("pictures of a prompt", (1, 2, 3, 4)),
+    "generations": ("answers per prompt", (1, 2, 4, 8, 16, 32)),
+    "tokens": ("tokens per answer", (16, 32, 48, 96, 192)),
+    "prompts": ("prompts per round", (1, 2, 4, 8)),
+    "pictures": ("images per prompt", (1, 2, 3, 4)),
 }
 DEFAULT_SIZES = {"prompts": 2, "generations": 8, "tokens": 48, "pictures": 1}
 BASELINE_VALUES = {"generations": (1, 2, 4, 8)}
+"""Where the naive path is measured."""
 
 
 def median_seconds(checkpoint: str, prefix: str, **overrides: int) -> float:
-    return statistics.median(
-        measure_round_seconds(checkpoint, "grpo", iterations=1, rounds=3, prefix=prefix, **(DEFAULT_SIZES | overrides))
-    )
+    sizes = DEFAULT_SIZES | overrides
+    return statistics.median(measure_round_seconds(checkpoint, "grpo", iterations=1, rounds=3, prefix=prefix, **sizes))
 
 
 def main() -> None:
@@ -45,19 +47,19 @@ def main() -> None:
     args = parser.parse_args()
     seconds_by_axis: dict[str, dict[str, dict[str, float]]] = {}
     for axis, (_, values) in AXES.items():
-        seconds_by_axis[axis] = {
-            "engine": {str(v): round(median_seconds(args.checkpoint, "auto", **{axis: v}), 3) for v in values}
-        }
+        variants = {"engine": ("auto", values)}
         if axis in BASELINE_VALUES:
-            seconds_by_axis[axis]["plain"] = {
-                str(v): round(median_seconds(args.checkpoint, "off", **{axis: v}), 3) for v in BASELINE_VALUES[axis]
-            }
+            variants["plain"] = ("off", BASELINE_VALUES[axis])
+        seconds_by_axis[axis] = {
+            name: {str(value): round(median_seconds(args.checkpoint, prefix, **{axis: value}), 3) for value in axis_values}
+            for name, (prefix, axis_values) in variants.items()
+        }
         print(axis, seconds_by_axis[axis], flush=True)
     figure, panels = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
     for panel, (axis, (label, _)) in zip(panels, AXES.items(), strict=True):
         for variant, points in seconds_by_axis[axis].items():
-            panel.plot([int(v) for v in points], list(points.values()), marker="o", label=variant)
-        panel.set(xlabel=label, ylabel="seconds a round", ylim=(0, None))
+            panel.plot([int(value) for value in points], list(points.values()), marker="o", label=variant)
+        panel.set(xlabel=label, ylabel="seconds per round", ylim=(0, None))
         panel.grid(alpha=0.3)
     panels[0].legend()
     figure.savefig(args.out / "growth.png", dpi=110)

@@ -1,10 +1,12 @@
-"""Where the time goes: encoding, sampling, learning, memory, and one PPO step by phases, each with the share of the device's limit it reaches.
+"""Time encoding, sampling, training and a PPO step by phases, as shares of the device's limit.
 
-    python eval/speed/phases.py --shape llava-1.5-7b|llava-10m|qwen2.5-vl-3b|toy|CHECKPOINT [--prompts 8] [--generations 8] [--tokens 128] [--out DIR]
+    python eval/speed/phases.py --shape llava-1.5-7b|llava-10m|qwen2.5-vl-3b|toy|CHECKPOINT
+        [--prompts 8] [--generations 8] [--tokens 128] [--images 64] [--out DIR]
 
-The named shapes have random weights made on the device; bfloat16 on a GPU, float32 on a CPU. FLOPs are those of the matrix products and the
-attention that torch counts while a phase runs once more (LoRA: no weight gradients of the base); the limit is what one large matrix product
-reaches here. Writes DIR/SHAPE.json.
+The named shapes have random weights created on the device; bfloat16 on a GPU, float32 on a CPU.
+FLOPs are those of the matrix products and the attention that torch counts while a phase runs once
+more (LoRA: no weight gradients of the base); the limit is what one large matrix product reaches
+here. Writes DIR/SHAPE.json.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmrlhf.config import EngineConfig
+from mmrlhf.engine.completions import SampledCompletions
 from mmrlhf.engine.prefill import max_logp_gap
 from mmrlhf.engine.rollout import LocalEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams
@@ -39,10 +43,13 @@ from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.training import advantages, losses
 
 LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
+"""Rank, alpha, seed and target modules."""
+
+# ---- models --------------------------------------------------------------------------------------
 
 
 def build_tokenizer(*extra_tokens: str, **named_tokens: str) -> Any:
-    """A byte-level tokenizer: what it knows does not matter here, only that its special tokens are right."""
+    """Build a byte-level tokenizer. Only its special tokens matter here."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special_tokens = ["<unk>", "<pad>", "<s>", "</s>", *extra_tokens]
@@ -71,11 +78,12 @@ LLAVA_SHAPES = {
     "llava-10m": (336, (192, 768, 6, 6), (256, 704, 6, 8, 4096)),
     "toy": (56, (32, 64, 2, 2), (64, 128, 2, 4, 512)),
 }
-"""Pixels a side; width, inner width, layers and heads of the tower, and of the language model with its vocabulary."""
+"""Pixels per side; hidden size, MLP size, layers and heads of the vision tower; the same of the
+language model, with its vocabulary size."""
 
 
 def build_llava(shape: str) -> tuple[Any, Any]:
-    """LLaVA-1.5-7B: CLIP-L/14 at 336 pixels, Vicuna-7B, 576 image tokens; or smaller ones of its make."""
+    """Build LLaVA-1.5-7B (CLIP-L/14, 336 pixels, Vicuna-7B, 576 image tokens) or a smaller one."""
     tokenizer = build_tokenizer("<image>", image_token="<image>")
     image_size, tower_sizes, language_sizes = LLAVA_SHAPES[shape]
     processor = transformers.LlavaProcessor(
@@ -94,7 +102,7 @@ def build_llava(shape: str) -> tuple[Any, Any]:
 
 
 def build_qwen() -> tuple[Any, Any]:
-    """Qwen2.5-VL-3B: about 400 image tokens for a picture of 560 x 560."""
+    """Build Qwen2.5-VL-3B: about 400 image tokens for an image of 560 x 560."""
     names = {
         "vision_start": "<|vision_start|>",
         "vision_end": "<|vision_end|>",
@@ -117,6 +125,7 @@ def build_qwen() -> tuple[Any, Any]:
 
 
 def build_vlm(shape: str, device: str, dtype: torch.dtype) -> VLM:
+    """Load a checkpoint folder, or build a named shape with random weights."""
     if Path(shape).is_dir():
         return load(shape, str(dtype).removeprefix("torch."), device)
     previous_dtype = torch.get_default_dtype()
@@ -130,18 +139,23 @@ def build_vlm(shape: str, device: str, dtype: torch.dtype) -> VLM:
     return wrap(model.to(device), processor, shape, EngineConfig(micro_batch_tokens=65536))
 
 
-def noise_examples(count: int, image_size: int, first: int = 0) -> list[Example]:
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def noise_examples(count: int, image_size: int, first_seed: int = 0) -> list[Example]:
+    """Create prompts about images of noise, each seeded with its number."""
     examples = []
-    for i in range(first, first + count):
+    for seed in range(first_seed, first_seed + count):
+        pixels = np.random.default_rng(seed).integers(0, 255, (image_size, image_size, 3), dtype=np.uint8)
         file = io.BytesIO()
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (image_size, image_size, 3), dtype=np.uint8)).save(
-            file, "JPEG", quality=90
-        )
-        examples.append(Example(f"row-{i}", (ImageSource(data=file.getvalue()),), (Message("user", "Describe the image."),)))
+        Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        prompt = (Message("user", "Describe the image."),)
+        examples.append(Example(f"row-{seed}", (ImageSource(data=file.getvalue()),), prompt))
     return examples
 
 
 def time_call(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds that a call takes, and its result."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -152,23 +166,181 @@ def time_call(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def count_flops(work: Callable[[], Any]) -> float:
-    """FLOPs of work, run once more."""
+    """Run `work` once more and return its FLOPs."""
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
 
 
 def peak_flops_per_s(device: str, dtype: torch.dtype) -> float:
-    """FLOPs a second of a large matrix product."""
+    """Return the FLOPs per second of a large matrix product."""
     side = 8192 if device == "cuda" else 1024
     a = torch.randn(side, side, device=device, dtype=dtype)
     best = min(time_call(lambda: a @ a)[0] for _ in range(10))
     return 2 * side**3 / best
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What every measurement needs."""
+
+    vlm: VLM
+    args: argparse.Namespace
+    image_size: int
+    peak_flops: float
+    """FLOPs per second of a large matrix product."""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.vlm.device.type == "cuda"
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the number of sampled tokens of a rollout."""
+        return int(self.args.prompts * self.args.generations * self.args.tokens)
+
+
+def measure_encoding(setup: Setup) -> dict[str, float]:
+    """Measure encoding from files to features, and the tower alone against the limit."""
+    encoder, num_images = setup.vlm.encoder, setup.args.images
+    image_rows = [(example.images[0],) for example in noise_examples(num_images + 8, setup.image_size)]
+    encoder.get_features(image_rows[:8])  # warm-up
+    seconds, _ = time_call(lambda: encoder.get_features(image_rows[8:]))
+    prepared = [encoder._preprocess(encoder._key(source, 1), (source, 1)) for (source,) in image_rows[8:]]
+    tower_seconds, _ = time_call(lambda: encoder._run_tower(prepared))
+    flops = count_flops(lambda: encoder._run_tower(prepared))
+    return {
+        "images_per_s": num_images / seconds,
+        "tower_images_per_s": num_images / tower_seconds,
+        "tower_of_limit": flops / tower_seconds / setup.peak_flops,
+    }
+
+
+def sample_rollout(setup: Setup, policy: Role, examples: list[Example]) -> SampledCompletions:
+    params = SamplingParams(setup.args.tokens, min_tokens=setup.args.tokens)
+    return LocalEngine(policy).sample(prompts_from_examples(setup.vlm, examples), setup.args.generations, params)
+
+
+@torch.no_grad()
+def hf_generate(setup: Setup, policy: Role, examples: list[Example]) -> Any:
+    """Sample as many tokens for the same prompts with the model's own `generate`."""
+    vlm, num_tokens = setup.vlm, setup.args.tokens
+    texts = [vlm.apply_chat_template(example.prompt, 1, generation_prompt=True) for example in examples]
+    batch, _ = vlm.encoder.process(texts, [[open_image(example.images[0])] for example in examples])
+    batch = {
+        name: tensor.to(vlm.device, vlm.model.dtype if tensor.is_floating_point() else None) for name, tensor in batch.items()
+    }
+    # Image placeholders must not be sampled; rows beyond the tokenizer (400 tokens) do no harm.
+    bad_words_ids = [[token_id] for token_id in vlm.suppressed_tokens.tolist() if token_id < 400]
+    options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": True, "top_k": 0}
+    with policy.active():
+        return vlm.model.generate(**batch, num_return_sequences=setup.args.generations, bad_words_ids=bad_words_ids, **options)
+
+
+def measure_rollout(setup: Setup, policy: Role, examples: list[Example]) -> tuple[dict[str, float], SampledCompletions]:
+    """Measure sampling against `generate` on the same prompts. Returns the completions, too."""
+    sample_rollout(setup, policy, examples)  # warm-up
+    seconds, completions = time_call(lambda: sample_rollout(setup, policy, examples))
+    hf_generate(setup, policy, examples)  # warm-up
+    generate_seconds, _ = time_call(lambda: hf_generate(setup, policy, examples))
+    rates = {
+        "tokens_per_s": setup.num_tokens / seconds,
+        "generate_tokens_per_s": setup.num_tokens / generate_seconds,
+        "times_generate": generate_seconds / seconds,
+    }
+    return rates, completions
+
+
+def measure_update(setup: Setup, policy: Role, completions: SampledCompletions) -> dict[str, float]:
+    """Measure forward and backward of the completions' log-probabilities."""
+
+    def backward_pass() -> None:
+        setup.vlm.model.zero_grad(set_to_none=True)
+        for indices, hidden in hidden_states(policy, completions):
+            (-logps(policy, completions, hidden, indices).sum() / completions.mask_NT.sum()).backward()
+
+    backward_pass()  # warm-up
+    seconds, _ = time_call(backward_pass)
+    return {"tokens_per_s": setup.num_tokens / seconds, "mfu": count_flops(backward_pass) / seconds / setup.peak_flops}
+
+
+@dataclass(frozen=True)
+class PPORoles:
+    """The four roles of PPO, all on one base, and the optimizer of the two that train."""
+
+    policy: Role
+    value: Role
+    reward: RewardModel
+    reference: Role
+    optimizer: torch.optim.Optimizer
+
+
+def add_ppo_roles(setup: Setup, policy: Role, adapters: Adapters) -> PPORoles:
+    for name in ("value", "reward"):
+        adapters.add(name, *LORA)
+    hidden_size, device = setup.vlm.hidden_size, setup.vlm.device
+    value = Role(adapters, "value", scalar_head(torch.zeros(hidden_size, device=device)))
+    reward = Role(adapters, "reward", scalar_head(torch.randn(hidden_size, device=device)))
+    optimizer = torch.optim.AdamW(policy.parameters() + value.parameters(), lr=1e-6)
+    return PPORoles(policy, value, RewardModel(reward, "none", "before"), Role(adapters, None), optimizer)
+
+
+def ppo_step(setup: Setup, roles: PPORoles, examples: list[Example], with_flops: bool) -> dict[str, dict[str, float]]:
+    """Run one PPO step and return seconds, TFLOPs and share of the limit of each phase."""
+    phases: dict[str, dict[str, float]] = {}
+
+    def phase(name: str, work: Callable[[], Any], has_flops: bool = True) -> Any:
+        seconds, result = time_call(work)
+        flops = count_flops(work) if with_flops and has_flops else 0.0
+        phases[name] = {"seconds": seconds, "tflop": flops / 1e12, "of_limit": flops / seconds / setup.peak_flops}
+        return result
+
+    encoder, num_generations = setup.vlm.encoder, setup.args.generations
+    rows = [(example.images[0], 1) for example in examples]
+    phase("encode", lambda: encoder.encode({encoder._key(*row): row for row in rows}), has_flops=False)
+    completions = phase("rollout", lambda: sample_rollout(setup, roles.policy, examples))
+    groups = []
+    for index, example in enumerate(examples):
+        answers = completions.texts[index * num_generations : (index + 1) * num_generations]
+        groups.append(AnswerGroup(example.images, example.prompt, tuple(answers)))
+    phase("reward", lambda: roles.reward.score(groups))
+    reference_logps = phase("reference", lambda: in_micro_batches(logps, roles.reference, completions))
+    old_values = phase("values", lambda: in_micro_batches(values, roles.value, completions))
+    old_logps, mask = completions.logps_NT, completions.mask_NT.float()
+    advantages_NT, returns = advantages.gae(-0.05 * (old_logps - reference_logps), old_values, mask, 1.0, 0.95)
+    num_tokens = mask.sum()
+
+    def policy_gradients() -> None:
+        for indices, hidden in hidden_states(roles.policy, completions):
+            new_logps = logps(roles.policy, completions, hidden, indices)
+            loss, _ = losses.ppo_policy(new_logps, old_logps[indices], advantages_NT[indices], mask[indices], 0.2, num_tokens)
+            loss.backward()
+
+    def value_gradients() -> None:
+        for indices, hidden in hidden_states(roles.value, completions):
+            new_values = values(roles.value, completions, hidden, indices)
+            loss, _ = losses.ppo_value(new_values, old_values[indices], returns[indices], mask[indices], 0.2, num_tokens)
+            loss.backward()
+
+    phase("policy update", policy_gradients)
+    phase("value update", value_gradients)
+    phase("optimiser", roles.optimizer.step, has_flops=False)
+    roles.optimizer.zero_grad(set_to_none=True)
+    return phases
+
+
+def measure_ppo_step(setup: Setup, roles: PPORoles) -> dict[str, dict[str, float]]:
+    """Measure one PPO step on new images by phases, after one to warm up."""
+    ppo_step(setup, roles, noise_examples(setup.args.prompts, setup.image_size, 3000), with_flops=False)
+    phases = ppo_step(setup, roles, noise_examples(setup.args.prompts, setup.image_size, 2000), with_flops=True)
+    seconds = sum(phase["seconds"] for phase in phases.values())
+    tflop = sum(phase["tflop"] for phase in phases.values())
+    return phases | {"whole": {"seconds": seconds, "tflop": tflop, "of_limit": 1e12 * tflop / seconds / setup.peak_flops}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="toy", help="llava-1.5-7b, llava-10m, qwen2.5-vl-3b, toy, or a checkpoint directory")
+    parser.add_argument("--shape", default="toy", help="llava-1.5-7b, llava-10m, qwen2.5-vl-3b, toy, or a checkpoint folder")
     for name, default in (("prompts", 8), ("generations", 8), ("tokens", 128), ("images", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, default=Path())
@@ -176,158 +348,35 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     image_size = {"qwen2.5-vl-3b": 560, "toy": 56}.get(args.shape, 336)
-    vlm, peak_flops = build_vlm(args.shape, device, dtype), peak_flops_per_s(device, dtype)
+    setup = Setup(build_vlm(args.shape, device, dtype), args, image_size, peak_flops_per_s(device, dtype))
     results: dict[str, Any] = {
-        "shape": args.shape, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "dtype": str(dtype),
-        "torch": torch.__version__, "transformers": transformers.__version__, "sizes": {k: v for k, v in vars(args).items() if k != "out"},
-        "matmul_tflops": peak_flops / 1e12,
-    }  # fmt: skip
-
-    # Encoding, from files to features, and the tower's share of the limit
-    image_rows = [(e.images[0],) for e in noise_examples(args.images + 8, image_size)]
-    vlm.encoder.get_features(image_rows[:8])
-    seconds, _ = time_call(lambda: vlm.encoder.get_features(image_rows[8:]))
-    prepared = [vlm.encoder._preprocess(vlm.encoder._key(s, 1), (s, 1)) for (s,) in image_rows[8:]]
-    tower_seconds, _ = time_call(lambda: vlm.encoder._run_tower(prepared))
-    flops = count_flops(lambda: vlm.encoder._run_tower(prepared))
-    results["encode"] = {
-        "images_per_s": args.images / seconds,
-        "tower_images_per_s": args.images / tower_seconds,
-        "tower_of_limit": flops / tower_seconds / peak_flops,
+        "shape": args.shape,
+        "device": torch.cuda.get_device_name() if setup.on_gpu else "cpu",
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "sizes": {name: value for name, value in vars(args).items() if name != "out"},
+        "matmul_tflops": setup.peak_flops / 1e12,
+        "encode": measure_encoding(setup),
     }
+    # The engine against the naive path on one prompt, in nats.
+    (example,) = noise_examples(1, image_size)
+    results["difference"] = max_logp_gap(setup.vlm, setup.vlm.build_prompts([(example.prompt, example.images)])[0])
 
-    # The two paths on one prompt, in nats
-    results["difference"] = max_logp_gap(vlm, vlm.build_prompts([(e.prompt, e.images) for e in noise_examples(1, image_size)])[0])
-
-    # Sampling, against generate on the same prompts
-    adapters = Adapters(vlm)
+    adapters = Adapters(setup.vlm)
     adapters.add("policy", *LORA)
-    examples, sampling_params = (
-        noise_examples(args.prompts, image_size, 1000),
-        SamplingParams(args.tokens, min_tokens=args.tokens),
-    )
     policy = Role(adapters, "policy")
-    engine = LocalEngine(policy)
-    num_tokens = args.prompts * args.generations * args.tokens
-
-    def sample_rollout() -> Any:
-        return engine.sample(prompts_from_examples(vlm, examples), args.generations, sampling_params)
-
-    if device == "cuda":
+    if setup.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    sample_rollout()
-    rollout_seconds, completions = time_call(sample_rollout)
+    results["rollout"], completions = measure_rollout(setup, policy, noise_examples(args.prompts, image_size, 1000))
+    results["update"] = measure_update(setup, policy, completions)
+    one_policy_bytes = torch.cuda.max_memory_allocated() if setup.on_gpu else 0
 
-    def hf_generate() -> Any:
-        texts = [vlm.apply_chat_template(e.prompt, 1, generation_prompt=True) for e in examples]
-        batch, _ = vlm.encoder.process(texts, [[open_image(e.images[0])] for e in examples])
-        batch = {k: v.to(vlm.device, vlm.model.dtype if v.is_floating_point() else None) for k, v in batch.items()}
-        options = {"max_new_tokens": args.tokens, "min_new_tokens": args.tokens, "do_sample": True, "top_k": 0}
-        bad_words_ids = [
-            [i] for i in vlm.suppressed_tokens.tolist() if i < 400
-        ]  # the placeholders; rows beyond the tokenizer are harmless to generate
-        with policy.active(), torch.no_grad():
-            return vlm.model.generate(**batch, num_return_sequences=args.generations, bad_words_ids=bad_words_ids, **options)
-
-    hf_generate()
-    generate_seconds, _ = time_call(hf_generate)
-    results["rollout"] = {
-        "tokens_per_s": num_tokens / rollout_seconds,
-        "generate_tokens_per_s": num_tokens / generate_seconds,
-        "times_generate": generate_seconds / rollout_seconds,
-    }
-
-    # Learning, with what one LoRA policy takes at its peak
-    def backward_pass(role: Role) -> None:
-        vlm.model.zero_grad(set_to_none=True)
-        for indices, hidden in hidden_states(role, completions):
-            (-logps(role, completions, hidden, indices).sum() / completions.mask_NT.sum()).backward()
-
-    backward_pass(policy)
-    update_seconds, _ = time_call(lambda: backward_pass(policy))
-    flops = count_flops(lambda: backward_pass(policy))
-    results["update"] = {"tokens_per_s": num_tokens / update_seconds, "mfu": flops / update_seconds / peak_flops}
-    one_policy_bytes = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-
-    # Four roles: one PPO step by phases
-    for name in ("value", "reward"):
-        adapters.add(name, *LORA)
-    value = Role(adapters, "value", scalar_head(torch.zeros(vlm.hidden_size, device=device)))
-    reward = RewardModel(Role(adapters, "reward", scalar_head(torch.randn(vlm.hidden_size, device=device))), "none", "before")
-    reference, num_generations = Role(adapters, None), args.generations
-    parameters = policy.parameters() + value.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6)
-    phases: dict[str, dict[str, float]] = {}
-    if device == "cuda":
+    roles = add_ppo_roles(setup, policy, adapters)
+    if setup.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    for is_warmup in (True, False):
-        examples = noise_examples(args.prompts, image_size, 2000 + 1000 * is_warmup)
-
-        def phase(name: str, work: Callable[[], Any], count_again: bool = not is_warmup) -> Any:
-            seconds, result = time_call(work)
-            flops = count_flops(work) if count_again else 0.0
-            phases[name] = {"seconds": seconds, "tflop": flops / 1e12, "of_limit": flops / seconds / peak_flops}
-            return result
-
-        sources = [(e.images[0], 1) for e in examples]
-        phase(
-            "encode",
-            lambda sources=sources: vlm.encoder.encode({vlm.encoder._key(s, n): (s, n) for s, n in sources}),
-            count_again=False,
-        )
-        completions = phase("rollout", sample_rollout)
-        groups = [
-            AnswerGroup(e.images, e.prompt, tuple(completions.texts[i * num_generations : (i + 1) * num_generations]))
-            for i, e in enumerate(examples)
-        ]
-        phase("reward", lambda groups=groups: reward.score(groups))
-        reference_logps = phase("reference", lambda completions=completions: in_micro_batches(logps, reference, completions))
-        old_values = phase("values", lambda completions=completions: in_micro_batches(values, value, completions))
-        old_logps, mask = completions.logps_NT, completions.mask_NT.float()
-        advantages_NT, returns = advantages.gae(-0.05 * (old_logps - reference_logps), old_values, mask, 1.0, 0.95)
-        tokens = mask.sum()
-
-        def policy_gradients(
-            completions: Any = completions,
-            old_logps: Any = old_logps,
-            mask: Any = mask,
-            advantages_NT: Any = advantages_NT,
-            tokens: Any = tokens,
-        ) -> None:
-            for indices, hidden in hidden_states(policy, completions):
-                loss, _ = losses.ppo_policy(
-                    logps(policy, completions, hidden, indices),
-                    old_logps[indices],
-                    advantages_NT[indices],
-                    mask[indices],
-                    0.2,
-                    tokens,
-                )
-                loss.backward()
-
-        def value_gradients(
-            completions: Any = completions,
-            old_logps: Any = old_values,
-            mask: Any = mask,
-            returns: Any = returns,
-            tokens: Any = tokens,
-        ) -> None:
-            for indices, hidden in hidden_states(value, completions):
-                loss, _ = losses.ppo_value(
-                    values(value, completions, hidden, indices), old_logps[indices], returns[indices], mask[indices], 0.2, tokens
-                )
-                loss.backward()
-
-        phase("policy update", policy_gradients)
-        phase("value update", value_gradients)
-        phase("optimiser", optimizer.step, count_again=False)
-        optimizer.zero_grad(set_to_none=True)
-    total_seconds = sum(p["seconds"] for p in phases.values())
-    flops = sum(p["tflop"] for p in phases.values())
-    results["ppo_step"] = phases | {
-        "whole": {"seconds": total_seconds, "tflop": flops, "of_limit": 1e12 * flops / total_seconds / peak_flops}
-    }
-    if device == "cuda":
+    results["ppo_step"] = measure_ppo_step(setup, roles)
+    if setup.on_gpu:
         four_roles_bytes = torch.cuda.max_memory_allocated()
         results["peak_gib"] = {
             "one_policy": one_policy_bytes / 2**30,

@@ -1,10 +1,13 @@
-"""Questions a second on pictures that are each asked about several times: the engine against a plain loop of processor and generate.
+"""Time several yes/no questions per image: the engine against a loop of processor and generate.
 
-    python eval/speed/pope.py CHECKPOINT [--images 100] [--questions 6] [--tokens 4] [--batches 1,8,32] [--rounds 3]
+    python eval/speed/pope.py CHECKPOINT [--images 100] [--questions 6] [--tokens 4]
+        [--batches 1,8,32] [--rounds 3]
 
-Both answer the same yes/no questions on the same JPEG files, greedily, with the same tokens banned, in turn, A B C A B C, and must say the same.
-The plain loop opens, processes and generates batch after batch, with every question its picture; of its batch sizes the best counts. The engine
-starts without features each time. `cpu_s` is the process's own time, which a busy machine changes less. Last line: one JSON object.
+Both answer the same questions about the same JPEG files greedily, with the same tokens suppressed,
+in turn, A B C A B C, and must give the same answers. The loop opens, processes and generates batch
+after batch, with an image per question; its best batch size counts. The engine starts each round
+without features. `cpu_s` is the CPU time of the process, which depends less on the machine's load.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,19 +51,19 @@ OBJECTS = (
 
 
 def make_questions(sources: list[ImageSource], questions_per_image: int) -> list[Example]:
-    """So many questions about each picture, as POPE asks them."""
-    return [
-        Example(
-            f"{i}-{k}", (source,),
-            (Message("user", f"Is there a {OBJECTS[(i + k) % len(OBJECTS)]} in the image?"),),
-        )
-        for i, source in enumerate(sources) for k in range(questions_per_image)
-    ]  # fmt: skip
+    """Create POPE-style questions about each image."""
+    examples = []
+    for index, source in enumerate(sources):
+        for question in range(questions_per_image):
+            name = OBJECTS[(index + question) % len(OBJECTS)]
+            prompt = (Message("user", f"Is there a {name} in the image?"),)
+            examples.append(Example(f"{index}-{question}", (source,), prompt))
+    return examples
 
 
 @torch.no_grad()
 def baseline_loop(vlm: VLM, rows: list[Example], tokens: int, batch: int) -> list[str]:
-    """What a script does that has no engine."""
+    """Answer batch after batch, as a script without the engine does."""
     config = GenerationConfig(
         max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=list(vlm.eos), suppress_tokens=vlm.suppressed_tokens.tolist(),
         pad_token_id=int(vlm.tokenizer.pad_token_id),
@@ -67,10 +71,9 @@ def baseline_loop(vlm: VLM, rows: list[Example], tokens: int, batch: int) -> lis
     answers = []
     for start in range(0, len(rows), batch):
         batch_rows = rows[start : start + batch]
-        texts = [vlm.apply_chat_template(e.prompt, 1, generation_prompt=True) for e in batch_rows]
-        inputs = vlm.processor(
-            text=texts, images=[[open_image(e.images[0])] for e in batch_rows], return_tensors="pt", padding=True
-        )
+        texts = [vlm.apply_chat_template(row.prompt, 1, generation_prompt=True) for row in batch_rows]
+        images = [[open_image(row.images[0])] for row in batch_rows]
+        inputs = vlm.processor(text=texts, images=images, return_tensors="pt", padding=True)
         inputs = inputs.to(vlm.device, vlm.model.dtype)
         completions = vlm.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
         answers += [vlm.decode(ids) for ids in completions]
@@ -87,7 +90,7 @@ def main() -> None:
     parser.add_argument("checkpoint")
     for name, default in (("images", 100), ("questions", 6), ("tokens", 4), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--batches", default="1,8,32", help="batch sizes of the plain loop")
+    parser.add_argument("--batches", default="1,8,32", help="batch sizes of the loop")
     parser.add_argument("--size", default="640x480", help="pixels of the files")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()
@@ -95,10 +98,11 @@ def main() -> None:
     vlm = load(args.checkpoint, args.dtype)
     with tempfile.TemporaryDirectory() as folder:
         rows = make_questions(make_photographs(Path(folder), args.images, width, height), args.questions)
-        engine_answers(vlm, rows[: args.questions], args.tokens)  # warm-up, and the check that decides how prompts are run
+        engine_answers(vlm, rows[: args.questions], args.tokens)  # warm-up, which includes the self-check of prefix sharing
         baseline_loop(vlm, rows[:2], args.tokens, 2)
-        variants: dict[str, Callable[[], list[str]]] = {"engine": lambda: engine_answers(vlm, rows, args.tokens)}
-        variants |= {f"loop of {b}": (lambda b=int(b): baseline_loop(vlm, rows, args.tokens, b)) for b in args.batches.split(",")}
+        variants: dict[str, Callable[[], list[str]]] = {"engine": partial(engine_answers, vlm, rows, args.tokens)}
+        for size in args.batches.split(","):
+            variants[f"loop of {size}"] = partial(baseline_loop, vlm, rows, args.tokens, int(size))
         wall_seconds: dict[str, list[float]] = {name: [] for name in variants}
         cpu_seconds: dict[str, list[float]] = {name: [] for name in variants}
         answers: dict[str, list[str]] = {}
@@ -110,20 +114,25 @@ def main() -> None:
                 synchronize()
                 wall_seconds[name].append(time.perf_counter() - start)
                 cpu_seconds[name].append(time.process_time() - start_cpu)
-    baseline_answers = answers["loop of " + args.batches.split(",")[0]]
-    num_same = sum(a == b for a, b in zip(answers["engine"], baseline_answers, strict=True))
-    best = {
-        clock: min(statistics.median(v) for k, v in times.items() if k != "engine")
-        for clock, times in (("wall", wall_seconds), ("cpu", cpu_seconds))
-    }
+    loop_answers = answers["loop of " + args.batches.split(",")[0]]
+    wall = {name: statistics.median(seconds) for name, seconds in wall_seconds.items()}
+    cpu = {name: statistics.median(seconds) for name, seconds in cpu_seconds.items()}
+    best_wall = min(seconds for name, seconds in wall.items() if name != "engine")
+    best_cpu = min(seconds for name, seconds in cpu.items() if name != "engine")
     for name in variants:
-        rate, cpu_rate = len(rows) / statistics.median(wall_seconds[name]), len(rows) / statistics.median(cpu_seconds[name])
-        print(f"{name:<12}{rate:10.2f} questions/s{cpu_rate:10.2f} a second of CPU")
-    print(json.dumps({
-        "questions_per_s": round(len(rows) / statistics.median(wall_seconds["engine"]), 2), "over_best": round(best["wall"] / statistics.median(wall_seconds["engine"]), 2),
-        "over_best_cpu": round(best["cpu"] / statistics.median(cpu_seconds["engine"]), 2), "questions": len(rows), "same_answers": num_same, "shared": vlm.engine.share_prefix_across_prompts,
-        "wall_s": {k: [round(s, 3) for s in v] for k, v in wall_seconds.items()}, "cpu_s": {k: [round(s, 3) for s in v] for k, v in cpu_seconds.items()},
-    }))  # fmt: skip
+        rate, cpu_rate = len(rows) / wall[name], len(rows) / cpu[name]
+        print(f"{name:<12}{rate:10.2f} questions/s{cpu_rate:10.2f} per second of CPU time")
+    results = {
+        "questions_per_s": round(len(rows) / wall["engine"], 2),
+        "over_best": round(best_wall / wall["engine"], 2),
+        "over_best_cpu": round(best_cpu / cpu["engine"], 2),
+        "questions": len(rows),
+        "same_answers": sum(ours == theirs for ours, theirs in zip(answers["engine"], loop_answers, strict=True)),
+        "shared": vlm.engine.share_prefix_across_prompts == "on",
+        "wall_s": {name: [round(value, 3) for value in seconds] for name, seconds in wall_seconds.items()},
+        "cpu_s": {name: [round(value, 3) for value in seconds] for name, seconds in cpu_seconds.items()},
+    }
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Preference pairs scored a second, against the naive way: each answer a whole forward with its own encoding of the picture.
+"""Time scoring preference pairs: the reward model against a whole forward pass per answer.
 
-    python eval/speed/reward.py [--shape llava-10m|CHECKPOINT] [--pairs 8] [--tokens 100] [--rounds 3] [--seeds 1] [--out DIR]
+    python eval/speed/reward.py [--shape llava-10m|CHECKPOINT] [--pairs 8] [--tokens 100]
+        [--rounds 3] [--seeds 1] [--out DIR]
 
-Random weights in a shape of phases.py; all of them but the toy show 576 tokens a picture. Pictures are new noise, facts and answers together have
-about `tokens` tokens. In turn: the naive way at batch 1 and at the best of some batches, ours cold (features encoded in the time), ours
-with features cached. fp32. Scores are compared. Last line: one JSON object.
+Random weights in a shape of phases.py; all but the toy have 576 tokens per image. Images are new
+noise; facts and an answer have about `tokens` tokens together. In turn: the naive path, which
+encodes the image for each answer, at several batch sizes; the engine cold (encoding included); and
+the engine with features cached. fp32. Scores are compared. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,38 +34,36 @@ from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, reward_message
 
 
 def make_groups(vlm: VLM, pairs: int, tokens: int, side: int, seed: int) -> list[AnswerGroup]:
-    """Pairs on a picture each; facts and an answer have about `tokens` tokens together."""
+    """Create a pair per image; facts and an answer have about `tokens` tokens together."""
     rng = np.random.default_rng(seed)
     vocabulary = ["red", "blue", "cup", "dog", "table", "left", "of", "the", "a", "small", "is", "near"]
     pair_groups = []
     for row in noise_examples(pairs, side, 1000 * seed):
         facts = [Fact("object", f"{rng.choice(vocabulary)} {rng.choice(vocabulary)}") for _ in range(4)]
         answers = ["A", "The"]
-        for i in range(2):
-            while vlm.count_tokens(answers[i] + " ".join(f.text for f in facts)) < tokens - 30:
-                answers[i] += f" {rng.choice(vocabulary)}"
+        facts_text = " ".join(fact.text for fact in facts)
+        for index in range(2):
+            while vlm.count_tokens(answers[index] + facts_text) < tokens - 30:
+                answers[index] += f" {rng.choice(vocabulary)}"
         pair_groups.append(AnswerGroup(row.images, row.prompt, tuple(answers), tuple(facts), row.id))
     return pair_groups
 
 
 @torch.no_grad()
 def naive_scores(model: RewardModel, pair_groups: list[AnswerGroup], batch: int) -> list[float]:
-    """The processor and the whole model on each answer, `batch` at a time."""
+    """Run the processor and the whole model on each answer, `batch` at a time."""
     vlm, role = model.role.vlm, model.role
-    group_answers = [(g, answer) for g in pair_groups for answer in g.answers]
+    group_answers = [(group, answer) for group in pair_groups for answer in group.answers]
     scores: list[float] = []
     for start in range(0, len(group_answers), batch):
         batch_answers = group_answers[start : start + batch]
-        texts = [
-            vlm.apply_chat_template(
-                reward_messages(g.prompt, answer, model.facts_text(g.prompt, g.facts), "before"), 1, generation_prompt=True
-            )
-            for g, answer in batch_answers
-        ]
+        texts = []
+        for group, answer in batch_answers:
+            messages = reward_messages(group.prompt, answer, model.facts_text(group.prompt, group.facts), "before")
+            texts.append(vlm.apply_chat_template(messages, 1, generation_prompt=True))
         vlm.processor.tokenizer.padding_side = "right"
-        inputs = vlm.processor(
-            text=texts, images=[[open_image(g.images[0])] for g, _ in batch_answers], padding=True, return_tensors="pt"
-        )
+        images = [[open_image(group.images[0])] for group, _ in batch_answers]
+        inputs = vlm.processor(text=texts, images=images, padding=True, return_tensors="pt")
         with role.active():
             hidden = vlm.model.base_model(**inputs).last_hidden_state
         last_hidden = hidden[torch.arange(len(batch_answers)), inputs["attention_mask"].sum(1) - 1]
@@ -72,7 +73,7 @@ def naive_scores(model: RewardModel, pair_groups: list[AnswerGroup], batch: int)
 
 
 def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:
-    """Pairs a second of every way, as medians of rounds in turn, and the largest difference of a score."""
+    """Return pairs per second of each variant (medians) and the largest score difference."""
     torch.manual_seed(seed)
     adapters = Adapters(build_vlm(args.shape, "cpu", torch.float32))
     vlm = adapters.vlm
@@ -82,22 +83,24 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:
             parameter.add_(0.02 * torch.randn_like(parameter))
     head = scalar_head(0.1 * torch.randn(vlm.hidden_size))
     model = RewardModel(Role(adapters, "reward", head), "given", "before")
-    pair_groups = make_groups(
-        vlm, args.pairs, args.tokens, LLAVA_SHAPES[args.shape][0] if args.shape in LLAVA_SHAPES else 336, seed
-    )
+    image_size = LLAVA_SHAPES[args.shape][0] if args.shape in LLAVA_SHAPES else 336
+    pair_groups = make_groups(vlm, args.pairs, args.tokens, image_size, seed)
 
     def engine_scores(cold: bool) -> list[float]:
         if cold:
             vlm.encoder.cache = FeatureCache(vlm.device)
-        return [s for scores in model.score(pair_groups) for s in scores]
+        return [score for scores in model.score(pair_groups) for score in scores]
 
     variants: dict[str, Callable[[], list[float]]] = {
-        f"naive, batch {b}": lambda b=b: naive_scores(model, pair_groups, b) for b in (1, 4, 16)
-    }  # type: ignore[misc]
-    variants |= {"ours, cold": lambda: engine_scores(True), "ours, features cached": lambda: engine_scores(False)}
-    scores_by_variant = {name: variant() for name, variant in variants.items()}  # warm-up, and the same scores
+        f"naive, batch {batch}": partial(naive_scores, model, pair_groups, batch) for batch in (1, 4, 16)
+    }
+    variants |= {"ours, cold": partial(engine_scores, True), "ours, features cached": partial(engine_scores, False)}
+    scores_by_variant = {name: variant() for name, variant in variants.items()}  # also the warm-up
+    expected_scores = scores_by_variant["naive, batch 1"]
     max_difference = max(
-        abs(a - b) for name in variants for a, b in zip(scores_by_variant[name], scores_by_variant["naive, batch 1"], strict=True)
+        abs(score - expected)
+        for scores in scores_by_variant.values()
+        for score, expected in zip(scores, expected_scores, strict=True)
     )
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(args.rounds):
@@ -106,11 +109,17 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:
             variant()
             seconds[name].append(time.perf_counter() - start)
     pairs_per_s = {name: args.pairs / statistics.median(times) for name, times in seconds.items()}
-    best = max(v for name, v in pairs_per_s.items() if name.startswith("naive"))
-    for name, value in pairs_per_s.items():
-        print(f"{name:<24} {value:6.2f} pairs a second, {value / best:5.2f} x the best naive way", flush=True)
-    return {"seed": seed, "pairs_per_s": pairs_per_s, "cold": pairs_per_s["ours, cold"] / best, "cached": pairs_per_s["ours, features cached"] / best,
-            "largest_difference": max_difference, "seconds": seconds}  # fmt: skip
+    best_naive = max(rate for name, rate in pairs_per_s.items() if name.startswith("naive"))
+    for name, rate in pairs_per_s.items():
+        print(f"{name:<24} {rate:6.2f} pairs per second, {rate / best_naive:5.2f} x the best naive variant", flush=True)
+    return {
+        "seed": seed,
+        "pairs_per_s": pairs_per_s,
+        "cold": pairs_per_s["ours, cold"] / best_naive,
+        "cached": pairs_per_s["ours, features cached"] / best_naive,
+        "largest_difference": max_difference,
+        "seconds": seconds,
+    }
 
 
 def main() -> None:
@@ -118,7 +127,7 @@ def main() -> None:
     parser.add_argument("--shape", default="llava-10m")
     for name, default in (("pairs", 8), ("tokens", 100), ("rounds", 3), ("seeds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", metavar="DIR", help="keeps each seed's figures, which are then not measured again")
+    parser.add_argument("--out", metavar="DIR", help="save each seed's results there, and skip seeds that have some")
     args = parser.parse_args()
     results = []
     for seed in range(args.seeds):

@@ -1,10 +1,13 @@
-"""Seconds of one RL round, by the stage that trains: a rollout of `prompts` x `generations` answers of `tokens` tokens and `iterations` passes.
+"""Time one RL round of the PPO stage: a rollout and `iterations` passes over it.
 
-    python eval/speed/rl_step.py CHECKPOINT [--algo grpo|ppo] [--prompts 2] [--generations 8] [--tokens 48] [--iterations 2]
+    python eval/speed/rl_step.py CHECKPOINT [--algo grpo|ppo] [--prompts 2] [--generations 8]
+        [--tokens 48] [--iterations 2]
 
-From the checkpoint alone: fp32, LoRA r=16 on the language model's q, k, v and o, new pictures of noise each round (their encoding is in
-the round's time), end of sequence suppressed, reference on, optimiser steps. `grpo` has random rewards; `ppo` a critic, and a reward
-adapter of random weights that reads facts. The first round is warm-up. Last line: one JSON object.
+A rollout has `prompts` x `generations` answers of `tokens` tokens. Only the checkpoint is needed.
+fp32, LoRA r=16 on q, k, v and o of the language model, new images of noise in each round (their
+encoding is timed, too), end of sequence suppressed, with a reference and optimizer steps. `grpo`
+has random rewards; `ppo` has a critic, and a reward adapter of random weights that reads facts. The
+first round is warm-up. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ FACTS = (
 
 
 def noise_examples(count: int, size: int, images_per_prompt: int = 1) -> list[Example]:
-    """Prompts on pictures of noise, each its own, with facts."""
+    """Create prompts with facts about images of noise, no two alike."""
     rng = np.random.default_rng(0)
 
     def noise_image() -> ImageSource:
@@ -54,21 +57,24 @@ def noise_examples(count: int, size: int, images_per_prompt: int = 1) -> list[Ex
         return ImageSource(data=file.getvalue())
 
     prompt = (Message("user", "Describe the image."),)
-    return [
-        Example(f"row-{i}", tuple(noise_image() for _ in range(images_per_prompt)), prompt, facts=FACTS) for i in range(count)
-    ]
+    examples = []
+    for index in range(count):
+        images = tuple(noise_image() for _ in range(images_per_prompt))
+        examples.append(Example(f"row-{index}", images, prompt, facts=FACTS))
+    return examples
 
 
 def save_random_reward_model(checkpoint: str, directory: Path) -> None:
-    """An adapter and a head of random weights, saved as the reward stage saves its own."""
+    """Save an adapter and a head with random weights in the format of the reward stage."""
     adapters = Adapters(load(checkpoint))
     adapters.add("reward", 16, 32.0, 0, LORA["lora_target_modules"])  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in adapters.parameters("reward").values():
             parameter.add_(0.02 * torch.randn_like(parameter))
     head = scalar_head(0.1 * torch.randn(adapters.vlm.hidden_size, device=adapters.vlm.device))
-    reference_groups = [AnswerGroup(e.images, e.prompt, ("A red circle.",), e.facts, e.id) for e in noise_examples(1, 336)]
-    save_reward_model(RewardModel(Role(adapters, "reward", head), "given", "before"), directory, reference_groups)
+    (example,) = noise_examples(1, 336)
+    reference_group = AnswerGroup(example.images, example.prompt, ("A red circle.",), example.facts, example.id)
+    save_reward_model(RewardModel(Role(adapters, "reward", head), "given", "before"), directory, [reference_group])
 
 
 def random_scores(samples: Sequence[Sample]) -> list[float]:
@@ -79,10 +85,10 @@ def measure_round_seconds(
     checkpoint: str, algo: str, prompts: int, generations: int, tokens: int, iterations: int, rounds: int, size: int = 336,
     pictures: int = 1, prefix: str = "auto",
 ) -> list[float]:  # fmt: skip
-    """Seconds of each round but the first."""
+    """Return the seconds of each round but the first."""
     ticks: list[float] = []
 
-    def tick(_: VLM) -> dict[str, float]:
+    def tick(_: VLM) -> dict[str, float]:  # called as the evaluation before the first and after each step
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         ticks.append(time.perf_counter())
@@ -90,13 +96,10 @@ def measure_round_seconds(
 
     with tempfile.TemporaryDirectory() as folder:
         reward_model_dir = Path(folder) / "reward"
+        reward_settings = {"reward_terms": "random=1"}
         if algo == "ppo":
             save_random_reward_model(checkpoint, reward_model_dir)
-        reward_settings = (
-            {"reward_terms": "fact_rm=1", "reward_model_path": str(reward_model_dir)}
-            if algo == "ppo"
-            else {"reward_terms": "random=1"}
-        )
+            reward_settings = {"reward_terms": "fact_rm=1", "reward_model_path": str(reward_model_dir)}
         config = PPOConfig(
             model_name_or_path=checkpoint, dataset_name="noise", output_dir=f"{folder}/run",
             per_device_train_batch_size=prompts, num_generations=generations, response_length=tokens, min_new_tokens=tokens,
@@ -116,11 +119,14 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     args = vars(parser.parse_args())
     seconds = measure_round_seconds(**args)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({
-        "who": "mmrlhf", "algo": args["algo"], "round_s": [round(s, 2) for s in seconds],
-        "samples_per_s": round(args["prompts"] * args["generations"] / statistics.median(seconds), 3), "peak_gib": round(peak, 2),
-    }))  # fmt: skip
+    results = {
+        "who": "mmrlhf",
+        "algo": args["algo"],
+        "round_s": [round(value, 2) for value in seconds],
+        "samples_per_s": round(args["prompts"] * args["generations"] / statistics.median(seconds), 3),
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks run, at toy size: what they measure is no test's business."""
+"""The speed benchmarks run at toy size. What they measure is not tested."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ SPEED_DIR = folder("eval") / "speed"
 
 @pytest.fixture
 def run_script(monkeypatch, capsys):
-    """Run a script of eval/speed with arguments; gives the JSON object that it prints last."""
+    """Run a script of eval/speed with arguments and return the JSON object that it prints last."""
     monkeypatch.syspath_prepend(str(SPEED_DIR))
 
     def run(name, *arguments):
@@ -28,31 +28,31 @@ def run_script(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("algo", ["grpo", "ppo"])
-def test_rl_step_runs_at_toy_size(script, tmp_path, algo):
+def test_rl_step_runs_at_toy_size(run_script, tmp_path, algo):
     build_checkpoint("llava", tmp_path / "model")
     sizes = {"prompts": 1, "generations": 2, "tokens": 4, "iterations": 2, "rounds": 3, "size": 56}
-    said = script("rl_step", tmp_path / "model", "--algo", algo, *(word for k, v in sizes.items() for word in (f"--{k}", v)))
-    assert (
-        (said["who"], said["algo"], len(said["round_s"])) == ("mmrlhf", algo, 2)
-        and said["samples_per_s"] > 0
-        and said["peak_gib"] > 0
-    )
+    options = [word for name, size in sizes.items() for word in (f"--{name}", size)]
+    results = run_script("rl_step", tmp_path / "model", "--algo", algo, *options)
+    assert (results["who"], results["algo"], len(results["round_s"])) == ("mmrlhf", algo, 2)
+    assert results["samples_per_s"] > 0 and results["peak_gib"] > 0
 
 
-def test_encode_runs_at_toy_size(script, tmp_path):
+def test_encode_runs_at_toy_size(run_script, tmp_path):
     build_checkpoint("qwen2_5_vl", tmp_path / "model")
-    said = script("encode", tmp_path / "model", "--images", 6, "--size", "80x60", "--rounds", 1)
-    assert said["images_per_s"] > 0 and said["second_epoch"] > 1
+    results = run_script("encode", tmp_path / "model", "--images", 6, "--size", "80x60", "--rounds", 1)
+    assert results["images_per_s"] > 0 and results["second_epoch"] > 1
 
 
-def test_phases_runs_at_toy_size(script, tmp_path):
+def test_phases_runs_at_toy_size(run_script, tmp_path):
     arguments = ("--prompts", 2, "--generations", 2, "--tokens", 4, "--images", 4, "--out", tmp_path)
-    said = script("phases", "--shape", "toy", *arguments)
-    assert said["difference"] < 1e-4 and said["ppo_step"]["whole"]["tflop"] > 0
-    assert json.loads((tmp_path / "toy.json").read_text()) == said
+    results = run_script("phases", "--shape", "toy", *arguments)
+    assert results["difference"] < 1e-4 and results["ppo_step"]["whole"]["tflop"] > 0
+    assert json.loads((tmp_path / "toy.json").read_text()) == results
 
 
-def test_pope_runs_at_toy_size(script, tmp_path):
+def test_pope_runs_at_toy_size(run_script, tmp_path):
     build_checkpoint("llava", tmp_path / "model")
-    said = script("pope", tmp_path / "model", "--images", 2, "--questions", 3, "--batches", "2", "--rounds", 1, "--size", "80x60")
-    assert said["questions"] == said["same_answers"] == 6 and said["questions_per_s"] > 0
+    results = run_script(
+        "pope", tmp_path / "model", "--images", 2, "--questions", 3, "--batches", "2", "--rounds", 1, "--size", "80x60"
+    )
+    assert results["questions"] == results["same_answers"] == 6 and results["questions_per_s"] > 0
