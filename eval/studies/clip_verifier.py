@@ -32,7 +32,7 @@ from mmrlhf.metrics.calibration import auroc
 from mmrlhf.records import Claim
 from mmrlhf.scenes.vocabulary import SHAPES
 from mmrlhf.verifiers import AnswerClaims
-from mmrlhf.verifiers.base import CLAIM_KINDS, fit_platt_scaling, save_calibration
+from mmrlhf.verifiers.base import CLAIM_KINDS, PlattScaling, save_calibration
 from mmrlhf.verifiers.clip import CALIBRATION_FILE, TEMPLATE, ClipVerifier, load_clip, save_clip
 from mmrlhf.verifiers.verbalize import claim_phrase
 
@@ -93,10 +93,10 @@ def train_clip(directory: Path, seed: int, num_steps: int, num_scenes: int) -> N
     temporary_dir = directory.with_name(f".{directory.name}")
     save_clip(temporary_dir, model, MODEL_CONFIG)
     metadata = {"nouns": list(SHAPES), "groups": EXCLUSIVE_VALUES}
-    save_calibration(fit_platt_scaling([]), temporary_dir / CALIBRATION_FILE, **metadata)
+    save_calibration(PlattScaling.fit([]), temporary_dir / CALIBRATION_FILE, **metadata)
     rows = score_claims(load_clip(str(temporary_dir), lexicon), "selection", NUM_CALIBRATION_SCENES, seed)
     save_calibration(
-        fit_platt_scaling((r["kind"], r["margin"], r["true"]) for r in rows), temporary_dir / CALIBRATION_FILE, **metadata
+        PlattScaling.fit((r["kind"], r["margin"], r["true"]) for r in rows), temporary_dir / CALIBRATION_FILE, **metadata
     )
     temporary_dir.rename(directory)
 

@@ -28,7 +28,7 @@ from mmrlhf.metrics.calibration import expected_calibration_error, reliability_b
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
 from mmrlhf.verifiers import AnswerClaims
-from mmrlhf.verifiers.base import CLAIM_KINDS, PlattScaling, fit_platt_scaling
+from mmrlhf.verifiers.base import CLAIM_KINDS, PlattScaling
 from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
 
 
@@ -84,7 +84,7 @@ def run_study(output_dir: Path, num_scenes: int, seed: int) -> dict[str, Any]:
     def compute() -> dict[str, Any]:
         vlm = load(str(folder("data") / "tiny_vlm"))
         verifier = VLMVerifier(Role(Adapters(vlm), None), load_scene_lexicon(), UNCALIBRATED)
-        platt_scaling = fit_platt_scaling(
+        platt_scaling = PlattScaling.fit(
             (r["kind"], r["x"], r["true"]) for r in score_claims(verifier, "selection", num_scenes, seed)
         )
         return {

@@ -1,6 +1,10 @@
-"""Facts: typed evidence on a picture, read from files and written into a reward model's prompt.
+"""Facts: typed evidence on an image, read from files and written into a reward model's prompt.
 
-Each module imports only those before it: `lists`, `annotations`, `reading`, `rendering`.
+parse          the facts of a data file's row
+annotations    facts from COCO's instances and from scene graphs
+load           files of facts, recognised by their content
+render         facts as text
+corrupt        facts dropped, swapped and negated
 """
 
 from mmrlhf.facts.load import FactsFile, facts_for_image, read_facts, read_facts_file

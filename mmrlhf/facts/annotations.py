@@ -1,4 +1,4 @@
-"""Facts from annotations made for other ends: COCO's instances, and the scene graphs of GQA and Visual Genome."""
+"""Facts from annotations: COCO's instances, and the scene graphs of GQA and Visual Genome."""
 
 from __future__ import annotations
 
@@ -11,19 +11,27 @@ from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.records import Fact
 
 FactsByImage = dict[str, tuple[Fact, ...]]
+"""Facts by image name or row id."""
+Relation = tuple[str, str, str]
+"""Subject's id, predicate, target's id."""
 
 
 def is_coco(value: Any) -> bool:
+    """Return whether a JSON value is a file of COCO's instances."""
     return isinstance(value, dict) and {"images", "annotations", "categories"} <= set(value)
 
 
 def is_scene_graph(value: Any) -> bool:
-    """One picture's graph."""
+    """Return whether a JSON value is the scene graph of one image."""
     return isinstance(value, dict) and "objects" in value and ("relationships" in value or isinstance(value["objects"], dict))
 
 
 def parse_coco(path: str, value: Mapping[str, Any], source: str) -> FactsByImage:
-    """Each instance with its box, and how many there are of a category. A crowd is there, and leaves its category uncounted."""
+    """Return the facts of a file of COCO's instances: each with its box, and a count per category.
+
+    A crowd is an object without a box, and its image gets no count of that category. Raises
+    InputError.
+    """
     root = Row(path, 0, value)
     category_names = {}
     for index, category in enumerate(read_list(root, "categories"), 1):
@@ -39,31 +47,36 @@ def parse_coco(path: str, value: Mapping[str, Any], source: str) -> FactsByImage
     crowds: set[tuple[str, str]] = set()
     for index, annotation in enumerate(read_list(root, "annotations"), 1):
         row = _as_row(path, annotation, f"annotations[{index}]")
-        if (image := _read_id(row, "image_id")) not in images:
-            row.fail(f"`image_id` is {preview(image)}, and `images` has none of that id: add it, or drop the annotation")
-        if (category := _read_id(row, "category_id")) not in category_names:
-            row.fail(
-                f"`category_id` is {preview(category)}, and `categories` has none of that id: add it, or drop the annotation"
-            )
-        (name, size), noun = images[image], category_names[category]
+        image_id = _read_id(row, "image_id")
+        if image_id not in images:
+            row.fail(f"`image_id` is {preview(image_id)}, and `images` has no such id: add it, or drop the annotation")
+        category_id = _read_id(row, "category_id")
+        if category_id not in category_names:
+            row.fail(f"`category_id` is {preview(category_id)}, and `categories` has no such id: add it, or drop the annotation")
+        (name, size), noun = images[image_id], category_names[category_id]
         if row.fields.get("iscrowd"):
             objects[name].append(Fact("object", noun, source))
             crowds.add((name, noun))
             continue
         objects[name].append(Fact("object", noun, source, box=_read_box(row, row.require("bbox"), "bbox", size)))
         counts[name][noun] += 1
-    return {
-        name: (*facts, *(count_fact(count, noun, source) for noun, count in counts[name].items() if (name, noun) not in crowds))
-        for name, facts in objects.items()
-    }
+    facts_by_image = {}
+    for name, object_facts in objects.items():
+        counted = [(count, noun) for noun, count in counts[name].items() if (name, noun) not in crowds]
+        facts_by_image[name] = (*object_facts, *(count_fact(count, noun, source) for count, noun in counted))
+    return facts_by_image
 
 
 def parse_scene_graphs(path: str, graphs: Mapping[str, Any], source: str) -> FactsByImage:
-    """Objects with attributes and boxes, and relations between them. What a graph leaves out is unknown: nothing is counted."""
+    """Return the facts of scene graphs by image: objects with attributes and boxes, and relations.
+
+    A graph may leave objects out, so nothing is counted. Raises InputError.
+    """
     return {name: _parse_scene_graph(_as_row(path, graph, preview(name)), source) for name, graph in graphs.items()}
 
 
 def _parse_scene_graph(row: Row, source: str) -> tuple[Fact, ...]:
+    """Return one image's facts. GQA's `objects` are a map by id, Visual Genome's a list."""
     objects = row.fields.get("objects", {})
     if not isinstance(objects, dict | list):
         row.fail(f"`objects` must be an object or a list, not {type_name(objects)}")
@@ -73,48 +86,57 @@ def _parse_scene_graph(row: Row, source: str) -> tuple[Fact, ...]:
         size = tuple(_read_number(row, row.fields[side], side, minimum=1) for side in ("width", "height"))
     nouns: dict[str, str] = {}
     facts: list[Fact] = []
-    relations: list[tuple[str, str, str]] = []
+    relations: list[Relation] = []
     for index, (object_id, value) in enumerate(entries, 1):
-        object_row = _as_row(
-            row.location, value, f"`objects[{index}]`" if object_id is None else f"`objects.{preview(object_id)[1:-1]}`"
-        )
+        # `preview` quotes the id; the quotes are cut off.
+        location = f"`objects[{index}]`" if object_id is None else f"`objects.{preview(object_id)[1:-1]}`"
+        object_row = _as_row(row.location, value, location)
         if object_id is None:
             object_id = str(_read_id(object_row, "object_id"))
-        object_names = object_row.fields.get("names")
-        noun = read_line(
-            object_row, object_names[0] if isinstance(object_names, list) and object_names else object_row.require("name"), "name"
-        )
-        nouns[object_id] = noun
-        attributes = [read_line(object_row, word, "attributes") for word in read_list(object_row, "attributes")]
-        coordinates = [object_row.fields.get(side) for side in "xywh"]
-        object_box = _read_box(object_row, coordinates, "x, y, w, h", size) if size and None not in coordinates else None
-        facts.append(Fact("object", " ".join([*attributes, noun]), source, box=object_box))
+        fact = _parse_graph_object(object_row, size, source)
+        nouns[object_id] = _read_object_name(object_row)
+        facts.append(fact)
         for relation in read_list(object_row, "relations"):
             relation_row = _as_row(object_row.location, relation, "`relations`")
-            relations.append(
-                (object_id, read_line(relation_row, relation_row.require("name"), "name"), str(_read_id(relation_row, "object")))
-            )
+            predicate = read_line(relation_row, relation_row.require("name"), "name")
+            relations.append((object_id, predicate, str(_read_id(relation_row, "object"))))
     for index, value in enumerate(read_list(row, "relationships"), 1):
         relation_row = _as_row(row.location, value, f"`relationships[{index}]`")
-        endpoints = [str(_endpoint_id(relation_row, name)) for name in ("subject", "object")]
-        relations.append((endpoints[0], read_line(relation_row, relation_row.require("predicate"), "predicate"), endpoints[1]))
+        subject, target = (str(_endpoint_id(relation_row, name)) for name in ("subject", "object"))
+        relations.append((subject, read_line(relation_row, relation_row.require("predicate"), "predicate"), target))
     for subject, predicate, target in relations:
-        if (missing_id := next((endpoint for endpoint in (subject, target) if endpoint not in nouns), None)) is not None:
-            row.fail(
-                f"a relation speaks of object {preview(missing_id)}, and `objects` has none of that id: add it, or drop the relation"
-            )
+        for object_id in (subject, target):
+            if object_id not in nouns:
+                row.fail(
+                    f"a relation names object {preview(object_id)}, and `objects` has no such id: add it, or drop the relation"
+                )
         facts.append(Fact("relation", f"{nouns[subject]} {predicate.lower()} {nouns[target]}", source))
     return tuple(facts)
 
 
+def _parse_graph_object(row: Row, size: tuple[float, ...] | None, source: str) -> Fact:
+    noun = _read_object_name(row)
+    attributes = [read_line(row, word, "attributes") for word in read_list(row, "attributes")]
+    coordinates = [row.fields.get(side) for side in "xywh"]
+    box = _read_box(row, coordinates, "x, y, w, h", size) if size and None not in coordinates else None
+    return Fact("object", " ".join([*attributes, noun]), source, box=box)
+
+
+def _read_object_name(row: Row) -> str:
+    """Return `names[0]`, as Visual Genome has it, or `name`, as GQA has it."""
+    names = row.fields.get("names")
+    return read_line(row, names[0] if isinstance(names, list) and names else row.require("name"), "name")
+
+
 def _endpoint_id(row: Row, name: str) -> int | str:
-    """Visual Genome has an id in one release and the whole object in another."""
+    """Return the id of a relation's subject or object.
+
+    Visual Genome has the id in one release and the whole object in another.
+    """
     endpoint = row.fields.get(name)
-    return (
-        _read_id(_as_row(row.location, endpoint, f"`{name}`"), "object_id")
-        if isinstance(endpoint, dict)
-        else _read_id(row, f"{name}_id")
-    )
+    if isinstance(endpoint, dict):
+        return _read_id(_as_row(row.location, endpoint, f"`{name}`"), "object_id")
+    return _read_id(row, f"{name}_id")
 
 
 def _as_row(location: str, value: Any, name: str) -> Row:
@@ -138,7 +160,10 @@ def _read_number(row: Row, value: Any, name: str, minimum: float = 0) -> float:
 
 
 def _read_box(row: Row, value: Any, name: str, size: tuple[float, ...]) -> Box | None:
-    """x, y, width and height in pixels as shares of the picture, cut at its edges; None for a box of no area."""
+    """Return x, y, width, height in pixels as corners in shares of the image, clipped to it.
+
+    None for a box without area.
+    """
     if not isinstance(value, list) or len(value) != 4:
         row.fail(f"`{name}` must be a list of 4, not {preview(value)}")
     x, y, w, h = (_read_number(row, v, name, minimum=-1e9) for v in value)

@@ -1,6 +1,7 @@
-"""Facts that are fewer, or wrong: for training that must not lean on them, and to measure what happens if it does.
+"""Corrupt facts: fewer, or wrong ones.
 
-Every function takes a generator and changes nothing in place; the order of the facts stays.
+They train reward models not to rely on facts, and measure how far one does. Every function takes a
+random generator, changes nothing in place, and keeps the order of the facts.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ _COUNT = re.compile(rf"({'|'.join(NUMBER_WORDS)}|\d+) (.+)", re.IGNORECASE)
 
 
 def drop_facts(facts: Sequence[Fact], keep_probability: float, rng: np.random.Generator) -> tuple[Fact, ...]:
-    """Each with probability `share`."""
+    """Keep each fact with probability `keep_probability`."""
     return tuple(fact for fact in facts if rng.random() < keep_probability)
 
 
 def swap_facts(
     facts: Sequence[Fact], other_facts: Sequence[Fact], probability: float, rng: np.random.Generator
 ) -> tuple[Fact, ...]:
-    """Each replaced with probability `share` by a fact of its kind on other pictures that is none of this picture's, where there is one."""
+    """Replace each fact with probability `probability` by another image's of the same kind.
+
+    A fact that this image has, too, is never drawn; without a candidate the fact stays.
+    """
     known = {(fact.kind, fact.text) for fact in facts}
     swapped = []
     for fact in facts:
@@ -42,8 +46,11 @@ def swap_facts(
 
 
 def negate_facts(facts: Sequence[Fact], probability: float, rng: np.random.Generator) -> tuple[tuple[Fact, ...], int]:
-    """Each turned into its contrary with probability `share`: another number, colour or size, the opposite relation; and how many were.
-    What has no contrary (a caption, a bare noun) stays."""
+    """Negate each fact with probability `probability`; also return how many changed.
+
+    The opposite is another number, colour or size, or the opposite relation. A fact without one (a
+    caption, a bare noun) stays.
+    """
     negated = tuple(_negate_fact(fact, rng) if rng.random() < probability else fact for fact in facts)
     return negated, sum(a is not b for a, b in zip(facts, negated, strict=True))
 
@@ -51,39 +58,67 @@ def negate_facts(facts: Sequence[Fact], probability: float, rng: np.random.Gener
 def augment_facts(
     facts: Sequence[Fact], other_facts: Sequence[Fact], dropout: float, noise: float, rng: np.random.Generator
 ) -> tuple[Fact, ...]:
-    """As training shows them: with probability `dropout` only a part is left, any share from none on; each is another picture's with
-    probability `noise`."""
+    """Augment facts for training.
+
+    With probability `dropout` only a uniformly random share of them is kept; each is then another
+    image's with probability `noise`.
+    """
     if rng.random() < dropout:
         facts = drop_facts(facts, rng.random(), rng)
     return swap_facts(facts, other_facts, noise, rng) if noise else tuple(facts)
 
 
 def split_relation(relation: str) -> tuple[str, str, str] | None:
-    """A relation's text as what, how and to what; None where the how is not one of `OPPOSITES`."""
+    """Return subject, relation and target; None if the relation is not in `OPPOSITE_RELATIONS`."""
     match = _RELATION.fullmatch(relation)
     return (match[1], match[2], match[3]) if match else None
 
 
 def _negate_fact(fact: Fact, rng: np.random.Generator) -> Fact:
-    if fact.kind == "count" and (match := _COUNT.fullmatch(fact.text)):
-        count_text, noun = match[1].lower(), match[2]
-        count = int(count_text) if count_text.isdecimal() else NUMBER_WORDS.index(count_text)
-        new_count = count + 1 if count <= 1 else count + int(rng.choice([-1, 1]))
-        new_count_text = str(new_count) if count_text.isdecimal() or new_count >= len(NUMBER_WORDS) else NUMBER_WORDS[new_count]
-        singular = noun if count == 1 else singularize(noun)
-        return replace(fact, text=f"{new_count_text} {singular if new_count == 1 else pluralize(singular)}")
-    if fact.kind == "relation" and (parts := split_relation(fact.text)):
-        subject, relation, target = parts
-        return replace(fact, text=f"{subject} {OPPOSITE_RELATIONS[relation.lower()]} {target}")
-    if fact.kind in ("object", "attribute"):
-        words = fact.text.split(" ")
-        for alternatives in (BASIC_COLOURS, OPPOSITE_SIZES):
-            for i, word in enumerate(words):
-                if word.lower() in alternatives:
-                    replacements = (
-                        [w for w in alternatives if w != word.lower()]
-                        if alternatives is BASIC_COLOURS
-                        else [OPPOSITE_SIZES[word.lower()]]
-                    )
-                    return replace(fact, text=" ".join([*words[:i], str(rng.choice(replacements)), *words[i + 1 :]]))
-    return fact
+    """Return the opposite of a fact, or the fact itself if it has none."""
+    if fact.kind == "count":
+        text = _negate_count(fact.text, rng)
+    elif fact.kind == "relation":
+        text = _negate_relation(fact.text)
+    elif fact.kind in ("object", "attribute"):
+        text = _negate_attribute(fact.text, rng)
+    else:
+        return fact
+    return fact if text is None else replace(fact, text=text)
+
+
+def _negate_count(text: str, rng: np.random.Generator) -> str | None:
+    """Return `two cups` with a neighbouring number of at least one; None if it is not a count."""
+    match = _COUNT.fullmatch(text)
+    if not match:
+        return None
+    count_text, noun = match[1].lower(), match[2]
+    count = int(count_text) if count_text.isdecimal() else NUMBER_WORDS.index(count_text)
+    new_count = count + 1 if count <= 1 else count + int(rng.choice([-1, 1]))
+    in_digits = count_text.isdecimal() or new_count >= len(NUMBER_WORDS)
+    new_count_text = str(new_count) if in_digits else NUMBER_WORDS[new_count]
+    singular = noun if count == 1 else singularize(noun)
+    return f"{new_count_text} {singular if new_count == 1 else pluralize(singular)}"
+
+
+def _negate_relation(text: str) -> str | None:
+    parts = split_relation(text)
+    if not parts:
+        return None
+    subject, relation, target = parts
+    return f"{subject} {OPPOSITE_RELATIONS[relation.lower()]} {target}"
+
+
+def _negate_attribute(text: str, rng: np.random.Generator) -> str | None:
+    """Return a text with its first colour, else its first size, replaced; None without either."""
+    words = text.split(" ")
+    for alternatives in (BASIC_COLOURS, OPPOSITE_SIZES):
+        for i, word in enumerate(words):
+            if word.lower() not in alternatives:
+                continue
+            if alternatives is BASIC_COLOURS:
+                replacements = [colour for colour in BASIC_COLOURS if colour != word.lower()]
+            else:
+                replacements = [OPPOSITE_SIZES[word.lower()]]
+            return " ".join([*words[:i], str(rng.choice(replacements)), *words[i + 1 :]])
+    return None

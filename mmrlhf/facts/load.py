@@ -1,4 +1,4 @@
-"""Files of facts, told apart by what they hold."""
+"""Load files of facts; their content says which format they have."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from mmrlhf.records import Fact, InputError
 
 
 def read_facts(path: str | Path) -> FactsByImage:
-    """Facts by picture name (or row id), from JSONL with the fields of `LISTS`, LLaVA-RLHF's map to captions, COCO's instances, or the
-    scene graphs of GQA or Visual Genome.
+    """Return facts by image name or row id.
 
-    Raises InputError with the place and field that cannot be used.
+    The file is JSONL with the fields of `FACT_FIELDS`, LLaVA-RLHF's map from images to captions,
+    COCO's instances, or scene graphs of GQA or Visual Genome. Raises InputError with place and
+    field.
     """
     facts_by_image: FactsByImage = {}
     for name, facts in _iter_facts(Path(path), require_name=True):
@@ -30,31 +31,32 @@ def read_facts(path: str | Path) -> FactsByImage:
 
 @dataclass(frozen=True)
 class FactsFile:
-    """A file of facts, for answers that name their picture and for answers that stand in its rows' order."""
+    """A file of facts, for answers that name their image and for answers in its rows' order."""
 
     path: str
     by_name: Mapping[str, tuple[Fact, ...]]
     by_row: Sequence[tuple[Fact, ...]]
-    """Empty for a file that has no order: a map, or annotations."""
+    """Empty for a file without an order: a map, or annotations."""
 
     def lookup(self, image: str | None, row_number: int, location: str) -> tuple[Fact, ...]:
-        """What is known of an answer's picture: by its name if it has one and the file has names, else by its row, counted from 1.
+        """Return the facts of an answer's image.
 
-        Raises InputError where neither leads anywhere.
+        They are looked up by the image's name if both answer and file have names, else by the
+        answer's row, counted from 1. Raises InputError if the file has no such row.
         """
         if image is not None and self.by_name:
             return facts_for_image(self.by_name, image)
         if not self.by_row:
-            raise InputError(f"{location}: `image` is missing, and {self.path} has facts by name: add it")
+            raise InputError(f"{location}: `image` is missing, and {self.path} has facts by image name: add it")
         if row_number > len(self.by_row):
             raise InputError(
-                f"{location}: {self.path} has {len(self.by_row)} rows, and no facts for this one: add a row, or name the `image` in both"
+                f"{location}: {self.path} has only {len(self.by_row)} rows: add one for this answer, or name the `image` in both"
             )
         return self.by_row[row_number - 1]
 
 
 def read_facts_file(path: str) -> FactsFile:
-    """The same files as `read_facts` reads, and JSONL whose rows name no picture. Raises InputError."""
+    """Read the files of `read_facts`, and JSONL whose rows name no image. Raises InputError."""
     by_name: FactsByImage = {}
     by_row = []
     for name, facts in _iter_facts(Path(path), require_name=False):
@@ -65,6 +67,7 @@ def read_facts_file(path: str) -> FactsFile:
 
 
 def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, tuple[Fact, ...]]]:
+    """Yield image names and facts; a row without a name gives None, unless `require_name`."""
     value: Any = read_json(path) if path.suffix == ".json" else None
     if is_coco(value):
         yield from parse_coco(str(path), value, path.name).items()
@@ -83,13 +86,19 @@ def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, tu
         row = raw_row.parse()
         name = row.fields.get("image", row.fields.get("id"))
         if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-            row.fail(f"`{'image' if 'image' in row.fields else 'id'}` must be a picture's name or an id, not {type_name(name)}")
+            row.fail(f"`{'image' if 'image' in row.fields else 'id'}` must be an image name or an id, not {type_name(name)}")
         if name is None and require_name:
             name = row.require("image")
         yield None if name is None else str(name), parse_fact_fields(row, path.name)
 
 
 def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[Fact, ...]:
-    """What is known of a picture: by its name as it is given, else without folders, else without the suffix (scene graphs have ids)."""
+    """Return an image's facts by its full name, else its file name, else that without its suffix.
+
+    Scene graphs name images by ids, which are file names without a suffix.
+    """
     basename = os.path.basename(name)
-    return next((facts[key] for key in (name, basename, os.path.splitext(basename)[0]) if facts.get(key)), ())
+    for key in (name, basename, os.path.splitext(basename)[0]):
+        if facts.get(key):
+            return facts[key]
+    return ()

@@ -1,4 +1,4 @@
-"""Facts as the rows of a data file give them: typed ones, and lists with a field for each kind."""
+"""Parse the facts of a data file's row: typed facts, and lists with one field per kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Box = tuple[float, float, float, float]
 
 
 def parse_typed_facts(row: Row) -> tuple[Fact, ...]:
-    """A row's own `facts`: a list of {kind, text} with optional source, confidence and box. Raises InputError."""
+    """Return a row's `facts`, a list of {kind, text} with optional source, confidence and box.
+
+    Raises InputError.
+    """
     facts = []
     for index, fact in enumerate(read_list(row, "facts"), 1):
         name = f"facts[{index}]"
@@ -31,25 +34,25 @@ def parse_typed_facts(row: Row) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-# ---- facts as lists, one field for each kind ---------------------------------------------------
+# ---- facts as lists, one field per kind --------------------------------------------------------
 
 FACT_FIELDS: dict[str, FactKind] = {
     "captions": "caption",  # text
     "objects": "object",  # [name, count or null, colour or null, box or null]
     "attributes": "attribute",  # [name, value]
     "relations": "relation",  # [name, relation, name]
-    "ocr": "ocr",  # text in the picture
+    "ocr": "ocr",  # text in the image
     "qa": "qa",  # [question, answer]
     "rationales": "rationale",  # text
-    "absent": "absent",  # name of what is not there
+    "absent": "absent",  # name of an object that is not there
 }
 
 
 def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
-    """A row's facts in the fields of `LISTS`, and its typed ones. Raises InputError."""
+    """Return a row's facts in `FACT_FIELDS`, then its typed facts. Raises InputError."""
     for field in row.fields:
         if field not in FACT_FIELDS and (suggestion := difflib.get_close_matches(field, FACT_FIELDS, n=1, cutoff=0.75)):
-            row.fail(f"`{preview(field)[1:-1]}` is not a field of facts: rename it to {suggestion[0]}")
+            row.fail(f"`{preview(field)[1:-1]}` is not a field of facts: rename it to {suggestion[0]}")  # without the quotes
     facts: list[Fact] = []
     for field, fact_kind in FACT_FIELDS.items():
         for index, value in enumerate(read_list(row, field), 1):
@@ -57,19 +60,20 @@ def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
             if field == "objects":
                 facts += _parse_object(row, value, name, source)
             elif field in ("attributes", "relations", "qa"):
-                parts = [
-                    read_line(row, part, name) for part in _read_fixed_list(row, value, 3 if field == "relations" else 2, name)
-                ]
-                facts.append(Fact(fact_kind, " ".join(reversed(parts) if field == "attributes" else parts), source))
+                size = 3 if field == "relations" else 2
+                parts = [read_line(row, part, name) for part in _read_fixed_list(row, value, size, name)]
+                if field == "attributes":
+                    parts.reverse()  # [name, value] reads "value name"
+                facts.append(Fact(fact_kind, " ".join(parts), source))
             else:
                 facts.append(Fact(fact_kind, read_line(row, value, name), source))
     return tuple(facts) + parse_typed_facts(row)
 
 
 def _parse_object(row: Row, value: Any, name: str, source: str) -> list[Fact]:
-    """An object and its count are two facts, so that a claim on one of them meets the fact on it."""
+    """Return an object and its count as two facts, since claims about them are separate."""
     if isinstance(value, list) and 0 < len(value) < 4:
-        value = [*value, None, None, None][:4]
+        value = [*value, None, None, None][:4]  # what is left out is null
     noun, count, colour, box = _read_fixed_list(row, value, 4, name)
     noun = read_line(row, noun, name)
     object_box = None if box is None else parse_box(row, box, name)
@@ -82,16 +86,16 @@ def _parse_object(row: Row, value: Any, name: str, source: str) -> list[Fact]:
 
 
 def count_fact(count: int, noun: str, source: str) -> Fact:
-    """`two dogs`, for a noun in the singular."""
+    """Return a count fact, such as `two dogs`, for a noun in the singular."""
     count_text = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
     return Fact("count", f"{count_text} {noun if count == 1 else pluralize(noun)}", source)
 
 
 def parse_box(row: Row, value: Any, name: str) -> Box:
-    """Four shares of width and height: x0, y0, x1, y1. Raises InputError."""
+    """Return a box x0, y0, x1, y1 in shares of width and height. Raises InputError."""
     has_four_items = isinstance(value, list) and len(value) == 4
     if not has_four_items or any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= 1 for v in value):
-        row.fail(f"`{name}` must have a box of four shares from 0 to 1, x0, y0, x1, y1, not {preview(value)}")
+        row.fail(f"`{name}` must have a box of four numbers from 0 to 1 (x0, y0, x1, y1), not {preview(value)}")
     x0, y0, x1, y1 = map(float, value)
     if x0 >= x1 or y0 >= y1:
         row.fail(f"`{name}` must have a box whose x0 is left of x1 and y0 above y1, not {preview(value)}")
@@ -103,7 +107,7 @@ NUMBER_WORDS = words.NUMBER_WORDS[:13]
 
 
 def read_list(row: Row, field: str) -> list[Any]:
-    """A field that must be a list; an empty one where there is none. Raises InputError."""
+    """Return a field that must be a list, empty if it is missing. Raises InputError."""
     value = row.fields.get(field, [])
     if not isinstance(value, list):
         row.fail(f"`{field}` must be a list, not {type_name(value)}")
@@ -117,7 +121,7 @@ def _read_fixed_list(row: Row, value: Any, size: int, name: str) -> list[Any]:
 
 
 def read_line(row: Row, value: Any, name: str) -> str:
-    """A text on one line. Raises InputError where it is none, or empty."""
+    """Return a text on one line. Raises InputError for an empty text or another type."""
     text = " ".join(row.require_text(value, name).split())
     if not text:
         row.fail(f"`{name}` is empty: fill it in or remove it")

@@ -19,17 +19,23 @@ def render_facts(
     max_tokens: int | None = None,
     count_tokens: Callable[[str], int] = lambda text: len(text.split()),
 ) -> str:
-    """Typed evidence as text, "" without facts: `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`
+    """Return facts as text, "" without facts.
 
-    The order is seeded, so that both answers of a pair (all answers of a prompt) read the same text; None keeps the given order.
-    `template` is `typed`, `captions` (a dash and a line for each, as LLaVA-RLHF has it), or the text of a Jinja template (`template_text`),
-    which is given `facts`. What is more than `budget` tokens, as `count` counts them, is left out fact by fact: the least confident first, and of equals the
-    last. Runs of white space become one space: a fact stays on its line whatever its file says. Raises InputError for a template.
+    Typed, it is `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`
+
+    The order is shuffled by `order_seed`, so that all answers to a prompt read the same text; None
+    keeps the given order. `template` is `typed`, `captions` (a dash and a line per fact, as in
+    LLaVA-RLHF), or the text of a Jinja template (`load_facts_template`), which gets `facts`. Above
+    `max_tokens`, as `count_tokens` counts, facts are dropped one by one: the least confident first,
+    and of equals the last. Runs of white space become one space, so that a fact stays on its line.
+
+    Raises InputError for a template that fails.
     """
     order = np.arange(len(facts)) if order_seed is None else np.random.default_rng(order_seed).permutation(len(facts))
     included = [facts[i] for i in order]
     to_text = _renderer(template)
     while included and max_tokens is not None and count_tokens(to_text(included)) > max_tokens:
+        # Least confident first; -i makes the last of equals the smallest.
         included.pop(min(range(len(included)), key=lambda i: (included[i].confidence, -i)))
     return to_text(included) if included else ""
 
@@ -43,17 +49,20 @@ def _renderer(template: str) -> Callable[[Sequence[Fact]], str]:
 
 
 def load_facts_template(name: str) -> str:
-    """What `render` is given for a setting: `typed`, `captions`, or the text of the Jinja file of that path, so that whatever keeps it
-    needs the file no more. Raises InputError for a path that is none, or a template that cannot be used."""
+    """Return what `render_facts` takes: `typed`, `captions`, or the text of a Jinja file.
+
+    With the text, a saved reward model does not need the file. Raises InputError for a missing file
+    and for a template that fails.
+    """
     if name in ("typed", "captions"):
         return name
     if not Path(name).is_file():
-        raise InputError(f"facts_template {name}: there is typed, captions, or the path of a Jinja file")
+        raise InputError(f"facts_template {name} does not exist: use typed, captions, or the path of a Jinja file")
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"facts_template {name} cannot be read ({error}): give a Jinja file in UTF-8") from None
-    _render_jinja(text, (Fact("object", "dog"),))
+    _render_jinja(text, (Fact("object", "dog"),))  # fails now rather than in the middle of training
     return text
 
 
@@ -74,12 +83,10 @@ def _render_captions(facts: Sequence[Fact]) -> str:
 
 
 def _render_jinja(template: str, facts: Sequence[Fact]) -> str:
-    """The user's own template. What facts say is data to it, never part of it."""
+    """Render a user's template in a sandbox. Facts are data to it, never template text."""
     environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     try:
         return environment.from_string(template).render(facts=list(facts))
     except (TemplateError, ValueError, TypeError, ArithmeticError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(
-            f"facts_template cannot be used ({reason}): correct it; it is given `facts`, with kind and text"
-        ) from None
+        raise InputError(f"facts_template fails ({reason}): correct it; it gets `facts`, with kind and text") from None

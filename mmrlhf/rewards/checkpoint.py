@@ -1,9 +1,12 @@
-"""The reward model on disk, with what it takes to trust it: loading scores a few kept rows again, and refuses other scores.
+"""The reward model on disk, with what it takes to trust it.
 
-adapter_model.safetensors, adapter_config.json    the adapter in PEFT's format; or model/, a whole checkpoint
+Loading scores a few saved rows again, and refuses a model whose scores differ.
+
+adapter_model.safetensors, adapter_config.json    the adapter in PEFT's format, or
+model/                                            a full checkpoint
 head.safetensors                                  the scalar head
-reward.json                                       base, fingerprints, how facts are read, scale, calibration, accuracy
-reference.jsonl                                   a few rows, pictures and all, with the scores they had
+reward.json                                       base, fingerprints, settings, scale, accuracy
+reference.jsonl                                   a few rows with their images and scores
 """
 
 from __future__ import annotations
@@ -35,14 +38,19 @@ from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
 NUM_REFERENCE_ROWS = 4
-"""Rows that are kept with their scores."""
+"""Rows saved with their scores."""
 SCORE_TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
-"""By how many standard deviations a kept row's score may differ where it is loaded: another device, or another version of a kernel."""
+"""Standard deviations by which a saved row's score may differ on another device or kernel."""
+
+
+# ---- saving ------------------------------------------------------------------------------------
 
 
 def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[AnswerGroup]) -> None:
-    """Weights, card and the first few of the `reference` rows, of which there is one at least. A model whose base was trained is written
-    whole."""
+    """Save weights, metadata, and a few of `groups` as reference rows; there must be at least one.
+
+    A model without an adapter is saved with its whole base.
+    """
     role = model.role
     assert role.head is not None and groups
     directory.mkdir(parents=True, exist_ok=True)
@@ -54,21 +62,10 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
             "base_fingerprint": role.vlm.fingerprint,
         }
     else:
-        temporary_dir, model_dir = directory / ".model", directory / "model"
-        shutil.rmtree(temporary_dir, ignore_errors=True)
-        role.vlm.model.save_pretrained(temporary_dir)
-        role.vlm.processor.save_pretrained(temporary_dir)
-        shutil.rmtree(model_dir, ignore_errors=True)
-        temporary_dir.rename(model_dir)
+        _save_base(role.vlm, directory)
         base_metadata = {"base": "model", "base_fingerprint": fingerprint(role.vlm.model.state_dict().items())}
     save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, directory / "head.safetensors")
-    reference_groups = sorted(groups[: 4 * NUM_REFERENCE_ROWS], key=lambda g: sum(len(i.read()) for i in g.images))[
-        :NUM_REFERENCE_ROWS
-    ]
-    scored_groups = zip(reference_groups, model.score(reference_groups), strict=True)
-    write_atomic(
-        directory / "reference.jsonl", "".join(json_line(_group_to_json(group, scores)) for group, scores in scored_groups)
-    )
+    _save_reference_rows(model, directory, groups)
     metadata = {
         **base_metadata,
         "template_fingerprint": template_fingerprint(role.vlm),
@@ -84,13 +81,39 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
         "accuracy": model.accuracy,
         "probes": model.probes,
     }
+    # The checksum covers the files above, so reward.json is written last.
     write_atomic(directory / "reward.json", json.dumps(metadata | {"seal": _checksum(directory, metadata)}, indent=1))
 
 
+def _save_base(vlm: VLM, directory: Path) -> None:
+    """Write the full model to model/ through a temporary folder, so that it is never partial."""
+    temporary_dir, model_dir = directory / ".model", directory / "model"
+    shutil.rmtree(temporary_dir, ignore_errors=True)
+    vlm.model.save_pretrained(temporary_dir)
+    vlm.processor.save_pretrained(temporary_dir)
+    shutil.rmtree(model_dir, ignore_errors=True)
+    temporary_dir.rename(model_dir)
+
+
+def _save_reference_rows(model: RewardModel, directory: Path, groups: Sequence[AnswerGroup]) -> None:
+    """Write the rows with the smallest images among the first few, with their scores."""
+    candidates = groups[: 4 * NUM_REFERENCE_ROWS]
+    by_image_bytes = sorted(candidates, key=lambda g: sum(len(image.read()) for image in g.images))
+    reference_groups = by_image_bytes[:NUM_REFERENCE_ROWS]
+    lines = [
+        json_line(_group_to_json(group, scores))
+        for group, scores in zip(reference_groups, model.score(reference_groups), strict=True)
+    ]
+    write_atomic(directory / "reference.jsonl", "".join(lines))
+
+
 def _checksum(directory: Path, metadata: dict[str, Any]) -> str:
-    """A hash of all that scores follow from: what was changed or exchanged by hand does not pass for what was trained. Where the base lies
-    is left out: it may move."""
-    digest = hashlib.sha256(json.dumps({k: v for k, v in metadata.items() if k not in ("base", "seal")}, sort_keys=True).encode())
+    """Return a hash of everything that determines scores, to notice a file changed by hand.
+
+    The path of the base is left out: it may move.
+    """
+    hashed_metadata = {k: v for k, v in metadata.items() if k not in ("base", "seal")}
+    digest = hashlib.sha256(json.dumps(hashed_metadata, sort_keys=True).encode())
     for name in ("head.safetensors", "adapter_model.safetensors", "adapter_config.json", "reference.jsonl"):
         if (directory / name).is_file():
             digest.update(name.encode() + hashlib.sha256((directory / name).read_bytes()).digest())
@@ -98,9 +121,12 @@ def _checksum(directory: Path, metadata: dict[str, Any]) -> str:
 
 
 def template_fingerprint(vlm: VLM) -> str:
-    """A hash of the chat template and of what is done to pictures before the tower."""
+    """Return a hash of the chat template and of the image preprocessing."""
     parts = (str(vlm.processor.chat_template), vlm.processor.image_processor.to_json_string())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+# ---- loading -----------------------------------------------------------------------------------
 
 
 def load_reward_model(
@@ -111,29 +137,23 @@ def load_reward_model(
     engine: EngineConfig | None = None,
     adapter_name: str = "reward",
 ) -> RewardModel:
-    """A saved reward model: on `adapters`' base, as the adapter `name`, where it belongs to that base in that precision, else on its own.
+    """Load a saved reward model.
 
-    Raises InputError when the directory is no reward model or was changed since, its base is gone or has changed, or it scores its kept
-    rows otherwise than when it was saved.
+    It becomes the adapter `adapter_name` on the base of `adapters` if that is the base and the
+    precision it was trained with; otherwise it gets a base of its own.
+
+    Raises InputError if the directory is not a reward model or was changed since it was saved, if
+    its base is missing or has changed, or if it scores its reference rows differently than before.
     """
     directory = Path(path)
     if not (directory / "reward.json").is_file():
         raise InputError(f"reward model {path} does not exist: give the output_dir of a finished `mmrlhf reward` run")
     try:
         metadata = json.loads((directory / "reward.json").read_text())
-        if metadata["review"] != YES_NO_QUESTION:
-            raise InputError(f"reward model {path} was trained with another review turn: train it again with this version")
-        if metadata["seal"] != _checksum(directory, metadata):
-            raise InputError(
-                f"reward model {path} is not as it was saved, a file of it was changed: copy it again, or train it again"
-            )
+        _check_metadata(path, metadata)
         is_full_checkpoint = metadata["base"] == "model"
-        if adapters is not None and (is_full_checkpoint or adapters.vlm.fingerprint != metadata["base_fingerprint"]):
-            adapters = None
-        elif adapters is not None and adapters.vlm.dtype != metadata["dtype"]:
-            print(f"note: reward model {path} was calibrated in {metadata['dtype']}: it runs in that, on a base of its own")
-            adapters = None
-        adapters = adapters or _load_own_base(path, metadata, device, engine)
+        if adapters is None or not _fits_base(path, metadata, adapters.vlm):
+            adapters = _load_own_base(path, metadata, device, engine)
         if not is_full_checkpoint:
             adapters.load(adapter_name, directory, trainable=False)
         head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
@@ -141,12 +161,16 @@ def load_reward_model(
         head.requires_grad_(False)
         model = RewardModel(
             role=Role(adapters, None if is_full_checkpoint else adapter_name, head),
+            facts=metadata["facts"],
+            facts_position=metadata["facts_position"],
+            facts_template=metadata["facts_template"],
+            max_facts_tokens=metadata["max_facts_tokens"],
+            mean=metadata["mean"],
+            std=metadata["std"],
+            temperature=metadata["temperature"],
+            accuracy=metadata["accuracy"],
+            probes=metadata["probes"],
             max_length=max_length,
-            **{
-                k: metadata[k]
-                for k in ("facts", "facts_position", "facts_template", "max_facts_tokens", "mean", "std", "temperature")
-            },
-            **{k: metadata[k] for k in ("accuracy", "probes")},
         )
         _verify_reference_scores(model, path, metadata, read_jsonl(directory / "reference.jsonl"))
         return model
@@ -157,32 +181,54 @@ def load_reward_model(
         raise InputError(f"reward model {path} cannot be loaded ({reason}): copy it again, or train it again") from None
 
 
+def _check_metadata(path: str, metadata: dict[str, Any]) -> None:
+    """Raise InputError if the yes/no question differs, or a file changed since it was saved."""
+    if metadata["review"] != YES_NO_QUESTION:
+        raise InputError(f"reward model {path} was trained with another yes/no question: train it again with this version")
+    if metadata["seal"] != _checksum(Path(path), metadata):
+        raise InputError(f"reward model {path} has a file that changed since it was saved: copy it again, or train it again")
+
+
+def _fits_base(path: str, metadata: dict[str, Any], vlm: VLM) -> bool:
+    """Return whether `vlm` is the model's base; print a note if only the precision differs."""
+    if metadata["base"] == "model" or vlm.fingerprint != metadata["base_fingerprint"]:
+        return False
+    if vlm.dtype != metadata["dtype"]:
+        print(f"note: reward model {path} was calibrated in {metadata['dtype']}: it runs in that precision, on its own base")
+        return False
+    return True
+
+
 def _load_own_base(path: str, metadata: dict[str, Any], device: Any, engine: EngineConfig | None) -> Adapters:
+    """Load the base of a reward model. Raises InputError if it is missing or has changed."""
     base = str(Path(path) / "model") if metadata["base"] == "model" else metadata["base"]
     try:
         adapters = Adapters(load_vlm(base, metadata["dtype"], device, engine))
     except InputError as error:
-        raise InputError(f"reward model {path} needs the base it was trained on, and that {error}") from None
+        raise InputError(f"reward model {path} needs the base it was trained on: {error}") from None
     if adapters.vlm.fingerprint != metadata["base_fingerprint"]:
         raise InputError(f"reward model {path} was trained on another base than {base} now holds: restore that base")
     return adapters
 
 
 def _verify_reference_scores(model: RewardModel, path: str, metadata: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Score the kept rows again. Raises InputError when a score is another: then no score of this model can be trusted."""
+    """Raise InputError if a reference row scores differently now: then no score can be trusted."""
     if template_fingerprint(model.role.vlm) != metadata["template_fingerprint"]:
         raise InputError(
-            f"reward model {path} was trained with another chat template or image processor than {model.role.vlm.name} now has: "
+            f"reward model {path} was trained with another chat template or image processor than {model.role.vlm.name} has now: "
             "restore them, or train it again"
         )
-    new_scores = replace(model, max_length=1 << 30).score([_group_from_json(row) for row in rows])
+    # The rows fitted when they were saved; a smaller max_length now must not refuse them.
+    unlimited_model = replace(model, max_length=1 << 30)
+    new_scores = unlimited_model.score([_group_from_json(row) for row in rows])
     tolerance = SCORE_TOLERANCE[model.role.vlm.dtype]
     for row, scores in zip(rows, new_scores, strict=True):
         max_difference = max(abs(a - b) for a, b in zip(scores, row["scores"], strict=True))
-        if not max_difference <= tolerance:
+        if not max_difference <= tolerance:  # `not <=` also catches NaN
             raise InputError(
-                f"reward model {path} scores row {row['id']} of its reference.jsonl {max_difference:.2g} standard deviations from what it did when "
-                f"it was saved (at most {tolerance:g}): use the versions and the precision it was trained with, or train it again"
+                f"reward model {path} scores row {row['id']} of its reference.jsonl {max_difference:.2g} standard deviations "
+                f"away from its saved score (tolerance {tolerance:g}): use the package versions and the precision it was "
+                "trained with, or train it again"
             )
 
 
@@ -203,30 +249,41 @@ def _group_from_json(row: dict[str, Any]) -> AnswerGroup:
     return AnswerGroup(images, tuple(Message(**m) for m in row["prompt"]), tuple(row["answers"]), facts, row["id"])
 
 
+# ---- for ppo -----------------------------------------------------------------------------------
+
+
 def reward_model_paths(config: PPOConfig) -> list[str]:
+    """Return the directories in `reward_model_path`, which are separated by commas."""
     return [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
 
 
 def load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
-    """Those that the term fact_rm reads; none where it is not asked for. Raises InputError for one that fails too many probes."""
+    """Load the models of the reward function fact_rm; none if `reward_terms` does not name it.
+
+    Raises InputError if no path is given, a model cannot be loaded, or one fails too many probes.
+    """
     if "fact_rm" not in parse_reward_spec(config.reward_terms):
         return []
-    if not reward_model_paths(config):
+    paths = reward_model_paths(config)
+    if not paths:
         raise InputError("reward_terms names fact_rm: give --reward_model_path, or leave fact_rm out")
     reward_models = []
-    for index, path in enumerate(reward_model_paths(config)):
+    for index, path in enumerate(paths):
         adapter_name = "reward" if index == 0 else f"reward_{index}"
         reward_model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, adapter_name)
-        if config.min_probe_detection_rate and not reward_model.probes:
-            print(
-                f"note: reward model {path} was never probed for false claims: it was trained without facts that such claims are made of"
-            )
-        for kind, detection_rate in reward_model.probes.items():
-            if detection_rate < config.min_probe_detection_rate:
-                raise InputError(
-                    f"reward model {path} lowers its score for {detection_rate:.0%} of planted false claims of type {kind}, less than "
-                    f"min_probe_detection_rate {config.min_probe_detection_rate:g}: a policy would learn to make them; train it on such pairs, or lower "
-                    "--min_probe_detection_rate"
-                )
+        _check_probes(path, reward_model, config.min_probe_detection_rate)
         reward_models.append(reward_model)
     return reward_models
+
+
+def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None:
+    """Raise InputError if the model misses too many false claims of a kind; note one unprobed."""
+    if min_rate and not reward_model.probes:
+        print(f"note: reward model {path} was never probed for false claims: its training data had no facts to make them from")
+    for kind, detection_rate in reward_model.probes.items():
+        if detection_rate < min_rate:
+            raise InputError(
+                f"reward model {path} lowers its score for {detection_rate:.0%} of injected false claims of kind {kind}, less "
+                f"than min_probe_detection_rate {min_rate:g}: a policy would learn to make them; train it on such pairs, or "
+                "lower --min_probe_detection_rate"
+            )

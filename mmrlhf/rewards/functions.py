@@ -1,4 +1,4 @@
-"""The reward functions that ship: each maps samples to a number, or to numbers for spans of the answer."""
+"""Built-in reward functions. Each maps a sample to a number, or to numbers for spans of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from mmrlhf.text.answer_parsing import leading_yes_no, parse_choice, parse_numbe
 
 
 def correctness(samples: Sequence[Sample]) -> list[float]:
-    """1 for an answer that says what the row's own answer says (yes/no, a letter of multiple choice, a number, or the same words), else 0.
+    """Give 1 to an answer that agrees with the row's reference (`is_correct`), else 0.
 
-    A row without an answer gets 0. One with LLaVA-RLHF's `caption_type` is judged as Sun et al. 2023 do: a letter 1 or 0; a question
-    whose answer is no 0.5 for no and -0.5 for yes; one whose answer is yes always 0, against a bias to yes.
+    A row without a reference gets 0. A row with LLaVA-RLHF's `caption_type` is scored as in Sun et
+    al. 2023: a letter gets 1 or 0; a question whose answer is no gets 0.5 for no and -0.5 for yes;
+    one whose answer is yes always gets 0, against a bias to yes.
     """
     return [
         _score_by_caption_type(s) if "caption_type" in s.meta else float(is_correct(s.answer, s.reference, s.prompt[-1].content))
@@ -23,17 +24,17 @@ def correctness(samples: Sequence[Sample]) -> list[float]:
 
 
 def length(samples: Sequence[Sample]) -> list[float]:
-    """Tokens as a share of the most there may be, times the row's `length_bonus` (1 if it has none). LLaVA-RLHF."""
+    """Give the share of max_tokens used, times the row's `length_bonus` (1 if none): LLaVA-RLHF."""
     return [s.num_tokens / s.max_tokens * float(s.meta.get("length_bonus", 1.0)) for s in samples]
 
 
 def missing_eos(samples: Sequence[Sample]) -> list[float]:
-    """1 for an answer that was cut off before its end, else 0."""
+    """Give 1 to an answer that was cut off before its end, else 0."""
     return [float(not s.finished) for s in samples]
 
 
 def repetition(samples: Sequence[Sample]) -> list[float]:
-    """The share of an answer's runs of four words that it has said before."""
+    """Give the share of an answer's word 4-grams that repeat an earlier one."""
     shares = []
     for sample in samples:
         words = sample.answer.lower().split()
@@ -43,7 +44,7 @@ def repetition(samples: Sequence[Sample]) -> list[float]:
 
 
 def question_mark(samples: Sequence[Sample]) -> list[float]:
-    """1 for an answer that asks something, else 0. LLaVA-RLHF counts such an answer as one that did not end."""
+    """Give 1 to an answer with a question mark, else 0. LLaVA-RLHF treats it as unfinished."""
     return [float("?" in s.answer) for s in samples]
 
 
@@ -54,13 +55,17 @@ REWARD_FUNCTIONS: dict[str, RewardFunction] = {
     "question_mark": question_mark,
     "repetition": repetition,
 }
+"""Reward functions by the name that `reward_terms` uses.
+
+To add one, write it above and add it here. One that needs the claims of an answer belongs into
+`claim_rewards.CLAIM_REWARDS`; one that needs a loaded model is passed to `ppo`, as `fact_rm` is.
+"""
 
 
 CAPTION_TYPE_LETTERS = {2: "A", 3: "B", 4: "C", 5: "D"}
-
-
+"""LLaVA-RLHF's `caption_type` of a multiple-choice question, and its right letter."""
 CAPTION_TYPE_NO, CAPTION_TYPE_YES = 6, 7
-"""LLaVA-RLHF's `caption_type`."""
+"""LLaVA-RLHF's `caption_type` of a question with the right answer no, and of one with yes."""
 
 
 def _score_by_caption_type(sample: Sample) -> float:
@@ -71,7 +76,11 @@ def _score_by_caption_type(sample: Sample) -> float:
 
 
 def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
-    """Whether an answer says what `truth` says: its yes or no, its letter, its number (as `answers` reads them), or its words."""
+    """Return whether an answer agrees with `reference`, by the first of these that it is.
+
+    A yes or no, a letter of multiple choice or a number (parsed by `text.answer_parsing`), else its
+    words without case, spacing and the last full stop. Without a reference no answer is correct.
+    """
     if reference is None:
         return False
     expected = reference.strip().rstrip(".").strip()

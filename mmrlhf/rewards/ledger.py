@@ -1,8 +1,9 @@
-"""The reward that a policy is trained on: a weighted list of named terms, and the ledger of what each gave to each answer.
+"""The weighted list of reward functions of a run, and the ledger of what each gave to each answer.
 
-A term is a plain function from samples to one value each: a number for the whole answer, or a list of `(start, end, value)` for spans of
-its characters. Terms come from here (`TERMS`), from the stage (`fact_rm`), or from a Python file of the user's. A term that fails stops
-the run: it never counts as zero.
+A reward function maps samples to one value each: a number for the whole answer, or a list of
+`(start, end, value)` for spans of its characters. It is built in (`functions.REWARD_FUNCTIONS`),
+passed by the stage (`fact_rm`, claim rewards), or loaded from a Python file of the user's. One that
+fails stops the run: a failure never counts as zero.
 """
 
 from __future__ import annotations
@@ -18,56 +19,74 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mmrlhf.config_loader import renamed
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.records import InputError
 from mmrlhf.rewards.functions import REWARD_FUNCTIONS
 from mmrlhf.rewards.types import RewardFunction, RewardSpan, Sample
 
-# ---- terms -----------------------------------------------------------------------------------------------------------
+# ---- reward_terms -------------------------------------------------------------------------------
 
-
-# ---- the list --------------------------------------------------------------------------------------------------------
+RENAMED_REWARDS = {"clip": "verifier_score"}
+"""Old names of reward functions with the new ones. They are refused, not accepted as aliases."""
 
 
 @dataclass(frozen=True)
 class WeightedReward:
+    """A reward function with its name in `reward_terms` and its weight."""
+
     name: str
     weight: float
     function: RewardFunction
 
 
 def parse_reward_spec(reward_terms: str) -> dict[str, float]:
-    """`fact_rm=1, missing_eos=-1, my_terms.py:polite=0.5` as weights by name. Raises InputError."""
+    """Return weights by name of a list such as `fact_rm=1, length=-1, my_rewards.py:polite=0.5`.
+
+    Raises InputError for an entry without a name or a finite weight, a repeated name, and an empty
+    list.
+    """
     weights: dict[str, float] = {}
     for part in filter(None, (p.strip() for p in reward_terms.split(","))):
+        # From the right: a file's path may have an equals sign.
         name, equals, weight_text = (word.strip() for word in part.rpartition("="))
         try:
             value = float(weight_text)
         except ValueError:
             value = math.nan
         if not equals or not name or not math.isfinite(value):
-            raise InputError(f"reward_terms has {part!r}: write NAME=WEIGHT, such as length=-0.5, with commas between")
+            raise InputError(f"reward_terms has {part!r}: write NAME=WEIGHT, such as length=-0.5, separated by commas")
+        reward_name, at_sign, verifier_name = name.partition("@")
+        if new_name := RENAMED_REWARDS.get(reward_name):
+            raise InputError(f"reward_terms: {renamed(name, f'{new_name}{at_sign}{verifier_name}')}")
         if name in weights:
             raise InputError(f"reward_terms names {name} twice: keep one")
         weights[name] = value
     if not weights:
-        raise InputError("reward_terms names no term: write fact_rm=1, for one")
+        raise InputError("reward_terms is empty: write, for example, fact_rm=1")
     return weights
 
 
 def resolve_rewards(reward_terms: str, extra: Mapping[str, RewardFunction]) -> list[WeightedReward]:
-    """The terms of a list, `more` among those it may name. Raises InputError for one that is nowhere."""
+    """Return the reward functions of a list: built-in ones, those in `extra`, and `FILE.py:NAME`.
+
+    Raises InputError for a name that is none of these.
+    """
     available = {**REWARD_FUNCTIONS, **extra}
     weighted_rewards = []
     for name, weight in parse_reward_spec(reward_terms).items():
         if name not in available and ".py:" not in name:
-            raise InputError(f"reward_terms names {name}: there is {', '.join(sorted(available))}, or FILE.py:NAME")
-        weighted_rewards.append(WeightedReward(name, weight, available[name] if name in available else _load_from_file(name)))
+            raise InputError(
+                f"reward_terms names {name}, which does not exist: use {', '.join(sorted(available))}, or FILE.py:NAME"
+            )
+        function = available[name] if name in available else _load_from_file(name)
+        weighted_rewards.append(WeightedReward(name, weight, function))
     return weighted_rewards
 
 
 def _load_from_file(name: str) -> RewardFunction:
+    """Import `FILE.py:NAME`. Raises InputError if file or function are missing, or it fails."""
     path, _, attribute = name.rpartition(":")
     file = Path(path)
     if not file.is_file():
@@ -75,10 +94,10 @@ def _load_from_file(name: str) -> RewardFunction:
     spec = importlib.util.spec_from_file_location(f"mmrlhf_term_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there for their module
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code
+    except Exception as error:  # the user's code may raise anything
         raise InputError(f"reward_terms names {name}: {path} cannot be imported ({type(error).__name__}: {error})") from error
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -86,40 +105,50 @@ def _load_from_file(name: str) -> RewardFunction:
     return function  # type: ignore[no-any-return]
 
 
-# ---- the ledger ------------------------------------------------------------------------------------------------------
+# ---- the ledger --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RewardBreakdown:
-    """What each term gave an answer, weights counted in: for the whole of it, and for spans of its characters."""
+    """What each reward function gave an answer, weights included.
+
+    `terms` has every function's total; `spans` the spans of those that pay by span.
+    """
 
     terms: dict[str, float]
     spans: dict[str, list[RewardSpan]]
 
     @property
     def answer_total(self) -> float:
-        """What the answer as a whole is worth: the terms that are not spread over spans."""
+        """Return the sum over reward functions that pay for the whole answer, not for spans."""
         return sum(value for name, value in self.terms.items() if name not in self.spans)
 
     @property
     def total(self) -> float:
+        """Return the sum over all reward functions."""
         return sum(self.terms.values())
 
 
 def score_samples(
     weighted_rewards: Sequence[WeightedReward], samples: Sequence[Sample], failure_file: Path
 ) -> list[RewardBreakdown]:
-    """Every term's value of every sample. Raises InputError for a term that fails, with its name and the first sample it fails on,
-    which is kept in the file `replay`."""
+    """Return what every reward function gives every sample.
+
+    Raises InputError if a function raises, returns the wrong number of values, or returns anything
+    but finite numbers and spans within the answer. The message names the function and the first
+    sample it fails on, which is written to `failure_file`.
+    """
     breakdowns = [RewardBreakdown({}, {}) for _ in samples]
     for weighted_reward in weighted_rewards:
-        for breakdown, value in zip(breakdowns, _call_reward_function(weighted_reward, samples, failure_file), strict=True):
+        name, weight = weighted_reward.name, weighted_reward.weight
+        values = _call_reward_function(weighted_reward, samples, failure_file)
+        for breakdown, value in zip(breakdowns, values, strict=True):
             if isinstance(value, Real):
-                breakdown.terms[weighted_reward.name] = weighted_reward.weight * float(value)
+                breakdown.terms[name] = weight * float(value)
             else:
-                spans = [(start, end, weighted_reward.weight * span_reward) for start, end, span_reward in value]
-                breakdown.spans[weighted_reward.name] = spans
-                breakdown.terms[weighted_reward.name] = math.fsum(span_reward for *_, span_reward in spans)
+                spans = [(start, end, weight * span_reward) for start, end, span_reward in value]
+                breakdown.spans[name] = spans
+                breakdown.terms[name] = math.fsum(span_reward for *_, span_reward in spans)
     return breakdowns
 
 
@@ -129,31 +158,49 @@ def ledger_rows(
     total_rewards: Sequence[float],
     claim_rows: Sequence[Sequence[Any]] | None,
 ) -> list[dict[str, Any]]:
-    """What each answer was paid, by term; `kl` is the rest, so that the terms and it add up to `total`, which was trained on. `claims` are
-    its claims with their verdicts, where there is someone who judges."""
-    return [
-        {"id": s.id, "answer": s.answer, "terms": e.terms, "kl": total - e.total, "total": total}
-        | ({"spans": e.spans} if e.spans else {})
-        | ({"images": [image.name for image in s.images], "claims": claims} if claim_rows is not None else {})
-        for s, e, total, claims in zip(samples, breakdowns, total_rewards, claim_rows or [()] * len(samples), strict=True)
-    ]
+    """Return a ledger row per answer: what each function gave, and the `total` it was trained on.
+
+    `kl` is the difference, so that the terms and it add up to `total`. `claim_rows` holds each
+    answer's claims with their verdicts, or is None in a run that verifies no claims.
+    """
+    rows = []
+    for sample, breakdown, total, claims in zip(
+        samples, breakdowns, total_rewards, claim_rows or [()] * len(samples), strict=True
+    ):
+        row = {
+            "id": sample.id,
+            "answer": sample.answer,
+            "terms": breakdown.terms,
+            "kl": total - breakdown.total,
+            "total": total,
+        }
+        if breakdown.spans:
+            row["spans"] = breakdown.spans
+        if claim_rows is not None:
+            row |= {"images": [image.name for image in sample.images], "claims": claims}
+        rows.append(row)
+    return rows
+
+
+# ---- failures ----------------------------------------------------------------------------------
 
 
 def _call_reward_function(weighted_reward: WeightedReward, samples: Sequence[Sample], failure_file: Path) -> list[Any]:
+    """Return a checked value for each sample. Raises InputError as `score_samples` says."""
     try:
-        values = [v.item() if hasattr(v, "item") else v for v in weighted_reward.function(samples)]  # scalars of torch and NumPy
+        # `item` turns scalars of torch and NumPy into Python numbers.
+        values = [v.item() if hasattr(v, "item") else v for v in weighted_reward.function(samples)]
     except Exception as error:
+        # A built-in function's InputError already says what is wrong with the input. The one of a
+        # user's function needs its name added.
         if isinstance(error, InputError) and ".py:" not in weighted_reward.name:
-            raise  # it names what is wrong with the input; a user's own code may meet one, too
-        _raise_reward_error(
-            weighted_reward,
-            _first_failing_sample(weighted_reward, samples),
-            f"raised {type(error).__name__}: {error}",
-            failure_file,
-            error,
-        )
+            raise
+        failing_sample = _first_failing_sample(weighted_reward, samples)
+        _raise_reward_error(weighted_reward, failing_sample, f"raised {type(error).__name__}: {error}", failure_file, error)
     if len(values) != len(samples):
-        _raise_reward_error(weighted_reward, samples[0], f"gave {len(values)} values for {len(samples)} samples", failure_file)
+        _raise_reward_error(
+            weighted_reward, samples[0], f"returned {len(values)} values for {len(samples)} samples", failure_file
+        )
     for sample, value in zip(samples, values, strict=True):
         if problem := _find_problem(value, sample):
             _raise_reward_error(weighted_reward, sample, problem, failure_file)
@@ -161,24 +208,26 @@ def _call_reward_function(weighted_reward: WeightedReward, samples: Sequence[Sam
 
 
 def _find_problem(value: Any, sample: Sample) -> str:
+    """Return what is wrong with a sample's value, as the end of a sentence, or "" if nothing is."""
     if isinstance(value, Real):
-        return "" if math.isfinite(value) else f"gave {float(value)}"
+        return "" if math.isfinite(value) else f"returned {float(value)}"
     try:
         for start, end, span_reward in value:
             if not (0 <= start < end <= len(sample.answer)):
-                return f"gave the span {start}..{end} of an answer of {len(sample.answer)} characters"
+                return f"returned the span {start}..{end} of an answer of {len(sample.answer)} characters"
             if not math.isfinite(span_reward):
-                return f"gave {span_reward} for the span {start}..{end}"
+                return f"returned {span_reward} for the span {start}..{end}"
     except (TypeError, ValueError):
-        return f"gave {value!r}, neither a number nor a list of (start, end, value)"
+        return f"returned {value!r}, which is neither a number nor a list of (start, end, value)"
     return ""
 
 
 def _first_failing_sample(weighted_reward: WeightedReward, samples: Sequence[Sample]) -> Sample:
+    """Return the first sample that fails by itself; `samples[0]` if none does."""
     for sample in samples:
         try:
             weighted_reward.function([sample])
-        except Exception:  # looked for
+        except Exception:  # the failure that is looked for
             return sample
     return samples[0]
 
@@ -186,6 +235,7 @@ def _first_failing_sample(weighted_reward: WeightedReward, samples: Sequence[Sam
 def _raise_reward_error(
     weighted_reward: WeightedReward, sample: Sample, problem: str, failure_file: Path, error: Exception | None = None
 ) -> NoReturn:
+    """Write the sample to `failure_file` and raise InputError."""
     record = {
         "term": weighted_reward.name,
         "problem": problem,
@@ -203,8 +253,5 @@ def _raise_reward_error(
     write_atomic(failure_file, json_line(record))
     location = f"on an answer to row {sample.id}" if sample.id else "on an answer"
     raise InputError(
-        f"reward term {weighted_reward.name} {problem} {location}, which is kept in {failure_file}: correct the term"
+        f"reward function {weighted_reward.name} {problem} {location}, which is saved in {failure_file}: correct the function"
     ) from error
-
-
-# ---- guards ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Signs of reward hacking: refusals, yes-saying, length, answers without claims. Measured in every step, paid for in none."""
+"""Signs of reward hacking: refusals, yes-saying, length, silence. Measured, never paid for."""
 
 from __future__ import annotations
 
@@ -17,42 +17,51 @@ REFUSAL_PATTERN = re.compile(
     r"\W*(?:(?:i am|i'm|i’m) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can't|can’t|won't|won’t|do not|don't|don’t) "
     r"(?:see|help|answer|describe|tell|determine|know|provide|assist|have)|as an ai\b|unfortunately\b|it is not possible to)"
 )
-"""How an answer that gives none begins."""
+"""Matches the beginning of a lower-cased refusal."""
 
 
 def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], num_generations: int) -> dict[str, float]:
-    """What shows a reward that is gamed: shares of answers that refuse, say yes, say no, and the correlation of length and reward among
-    the answers to one prompt (among all, where prompts have one)."""
+    """Return the shares of answers that refuse, say yes, say no, and the length-reward correlation.
+
+    The correlation is among the answers to one prompt, which are adjacent in `samples`; with one
+    answer per prompt it is among all of them. It is 0 where length or reward does not vary.
+    """
     yes_no_answers = [leading_yes_no(s.answer) for s in samples]
-    group_size = num_generations if num_generations > 1 else len(samples)  # one answer to each prompt: among all of them
-    lengths, grouped_rewards = (
-        np.array(v, dtype=float).reshape(-1, group_size) for v in ([s.num_tokens for s in samples], total_rewards)
-    )
-    centered_lengths, centered_rewards = (v - v.mean(1, keepdims=True) for v in (lengths, grouped_rewards))
+    group_size = num_generations if num_generations > 1 else len(samples)
+    lengths = np.array([s.num_tokens for s in samples], dtype=float).reshape(-1, group_size)
+    grouped_rewards = np.array(total_rewards, dtype=float).reshape(-1, group_size)
+    # Centred within each prompt, so that differences between prompts do not count.
+    centered_lengths = lengths - lengths.mean(1, keepdims=True)
+    centered_rewards = grouped_rewards - grouped_rewards.mean(1, keepdims=True)
     norm_product = math.sqrt(float((centered_lengths**2).sum() * (centered_rewards**2).sum()))
+    correlation = float((centered_lengths * centered_rewards).sum()) / norm_product if norm_product > 1e-12 else 0.0
     return {
         "hacking/refusal_rate": float(np.mean([bool(REFUSAL_PATTERN.match(s.answer.lower())) for s in samples])),
         "hacking/says_yes": yes_no_answers.count("yes") / len(yes_no_answers),
         "hacking/says_no": yes_no_answers.count("no") / len(yes_no_answers),
-        "hacking/length_reward_correlation": float((centered_lengths * centered_rewards).sum()) / norm_product
-        if norm_product > 1e-12
-        else 0.0,
+        "hacking/length_reward_correlation": correlation,
     }
 
 
 def hacking_warnings(means: Mapping[str, float]) -> list[str]:
-    """A line for each guard that is out of bounds, given the means over some steps: what the policy may have found out of the reward."""
+    """Return a line for each hacking metric that is out of bounds, given means over some steps."""
     messages = []
-    if (refusal_rate := means["hacking/refusal_rate"]) > 0.2:
+    refusal_rate = means["hacking/refusal_rate"]
+    if refusal_rate > 0.2:
         messages.append(f"{refusal_rate:.0%} of answers refuse: does the reward pay for saying nothing?")
-    if (zero_claim_rate := means.get("hacking/zero_claim_rate", 0.0)) > 0.5:
-        messages.append(f"{zero_claim_rate:.0%} of answers claim nothing of their picture: does the reward pay for silence?")
-    if (hedged_share := means.get("hacking/vagueness", 0.0)) > 0.3:
+    zero_claim_rate = means.get("hacking/zero_claim_rate", 0.0)
+    if zero_claim_rate > 0.5:
+        messages.append(f"{zero_claim_rate:.0%} of answers claim nothing about their image: does the reward pay for silence?")
+    hedged_share = means.get("hacking/vagueness", 0.0)
+    if hedged_share > 0.3:
         messages.append(f"{hedged_share:.0%} of claims are hedged: does the reward pay for vagueness?")
     yes_share, no_share = means["hacking/says_yes"], means["hacking/says_no"]
-    if yes_share + no_share > 0.05 and not 0.1 <= (yes_rate := yes_share / (yes_share + no_share)) <= 0.9:
-        messages.append(f"{yes_rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?")
-    if abs(correlation := means["hacking/length_reward_correlation"]) > 0.8:
+    if yes_share + no_share > 0.05:  # with fewer yes/no answers their ratio says little
+        yes_rate = yes_share / (yes_share + no_share)
+        if not 0.1 <= yes_rate <= 0.9:
+            messages.append(f"{yes_rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?")
+    correlation = means["hacking/length_reward_correlation"]
+    if abs(correlation) > 0.8:
         messages.append(
             f"length and reward correlate by {correlation:+.2f} among a prompt's answers: does the reward pay for length?"
         )
@@ -60,16 +69,16 @@ def hacking_warnings(means: Mapping[str, float]) -> list[str]:
 
 
 def claim_hacking_metrics(answer_claims: Sequence[AnswerClaims]) -> dict[str, float]:
-    """What shows that silence or vagueness pays: answers that claim nothing, and claims that are hedged."""
-    hedged = [claim.hedged for answer in answer_claims for claim in answer.claims]
+    """Return the shares of answers without claims and of hedged claims."""
+    is_hedged = [claim.hedged for answer in answer_claims for claim in answer.claims]
     return {
         "hacking/zero_claim_rate": float(np.mean([not answer.claims for answer in answer_claims])),
-        "hacking/vagueness": float(np.mean(hedged)) if hedged else 0.0,
+        "hacking/vagueness": float(np.mean(is_hedged)) if is_hedged else 0.0,
     }
 
 
 def verdict_rates(verdicts: Sequence[Sequence[Verdict]], verifier_name: str) -> dict[str, float]:
-    """Shares of claims that a verifier finds contradicted, and that it knows nothing of; and supported ones an answer."""
+    """Return the shares of contradicted and unknown claims, and supported claims per answer."""
     values = [v.value for answer_verdicts in verdicts for v in answer_verdicts]
     num_claims = max(1, len(values))
     return {

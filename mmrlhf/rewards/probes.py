@@ -1,8 +1,9 @@
-"""The contradiction probe: one false claim is added to a good answer, and its reward must fall.
+"""Probes: a false claim is added to a good answer, and its reward must fall.
 
-The false claim is made from facts: an object of another picture, or a fact of this one contradicted. Beside it stands a control, the
-same sentence made from a true fact, which tells a reward model that knows false from true from one that dislikes the sentence.
-In other words, planted claims can be trained on, too (`learnt`).
+The false claim comes from facts: an object of another image, or a fact of this one turned into its
+opposite. Each probe has a control, the same sentence made from a true fact. It tells a reward model
+that knows false from true from one that dislikes the sentence. With other templates, injected
+claims also make training pairs (`make_training_pair`).
 """
 
 from __future__ import annotations
@@ -27,18 +28,22 @@ PROBE_TEMPLATES: Templates = {
     "count": "Altogether one counts {}.",
     "relation": "The {} stands {} the {}.",
 }
-"""How a probe says it. Nothing is ever trained on these words."""
+"""The sentences of probes. No reward model is ever trained on these words."""
 TRAIN_TEMPLATES: Templates = {
     "object": "There is {} as well.",
     "attribute": "The {} is {}.",
     "count": "I count {}.",
     "relation": "The {} is {} the {}.",
 }
+"""The sentences of training pairs."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A good answer (`group` has it, and the row's facts) with a false claim added, and with a true one made the same way."""
+    """A good answer with a false claim added, and with a true claim in the same words.
+
+    `group` has the good answer alone, with the row's facts.
+    """
 
     kind: ProbeKind
     group: AnswerGroup
@@ -49,29 +54,44 @@ class Probe:
 def make_probes(
     preferences: Sequence[Preference], true_facts: Mapping[str, Sequence[Fact]] | None = None, seed: int = 0
 ) -> list[Probe]:
-    """One probe of each kind for each row whose facts allow it. `truths` by row id are what is true of a picture, where more is known
-    than the reward model is given."""
-    facts_by_id = {p.id: tuple((true_facts or {}).get(p.id, p.facts)) for p in preferences}
+    """Return one probe of each kind for each row whose facts allow it.
+
+    `true_facts` by row id are all that is true of an image, where more is known than the facts that
+    the reward model reads.
+    """
+    facts_by_id = {row.id: tuple((true_facts or {}).get(row.id, row.facts)) for row in preferences}
     other_facts = [fact for facts in facts_by_id.values() for fact in facts]
     probes = []
-    for p in preferences:
-        rng = np.random.default_rng([seed, zlib.crc32(p.id.encode())])
-        group = AnswerGroup(p.images, p.prompt, (p.chosen,), p.facts, p.id)
+    for row in preferences:
+        rng = np.random.default_rng([seed, zlib.crc32(row.id.encode())])
+        group = AnswerGroup(row.images, row.prompt, (row.chosen,), row.facts, row.id)
         for kind in PROBE_KINDS:
-            if sentences := _false_and_true_sentence(kind, PROBE_TEMPLATES, facts_by_id[p.id], other_facts, p.chosen, rng):
-                probes.append(Probe(kind, group, *(f"{p.chosen.rstrip()} {sentence}" for sentence in sentences)))
+            sentences = _false_and_true_sentence(kind, PROBE_TEMPLATES, facts_by_id[row.id], other_facts, row.chosen, rng)
+            if sentences:
+                false_sentence, true_sentence = sentences
+                answer = row.chosen.rstrip()
+                probes.append(Probe(kind, group, f"{answer} {false_sentence}", f"{answer} {true_sentence}"))
     return probes
 
 
 def make_training_pair(row: Preference, other_facts: Sequence[Fact], rng: np.random.Generator) -> Preference | None:
-    """A pair to train on in place of the row: its best answer with a false claim of a drawn kind is worse than with a true one, or
-    (drawn) than without. None where the row's facts allow no claim. As right as the facts are."""
+    """Return a pair to train on in place of the row; None if the row's facts allow no claim.
+
+    The worse answer is the row's best with a false claim of a random kind. The better one is, with
+    equal odds, the same with a true claim, or the row's best itself. Labels are as right as facts.
+    """
     for kind in rng.permutation(PROBE_KINDS):
-        if sentences := _false_and_true_sentence(kind, TRAIN_TEMPLATES, row.facts, other_facts, row.chosen, rng):
-            false_answer, true_answer = (f"{row.chosen.rstrip()} {sentence}" for sentence in sentences)
+        sentences = _false_and_true_sentence(kind, TRAIN_TEMPLATES, row.facts, other_facts, row.chosen, rng)
+        if sentences:
+            false_sentence, true_sentence = sentences
+            false_answer = f"{row.chosen.rstrip()} {false_sentence}"
+            true_answer = f"{row.chosen.rstrip()} {true_sentence}"
             better_answer = true_answer if rng.random() < 0.5 else row.chosen
             return replace(row, answers=(better_answer, false_answer), ranks=(1, 2), ratings=())
     return None
+
+
+# ---- sentences -----------------------------------------------------------------------------------
 
 
 def _false_and_true_sentence(
@@ -82,36 +102,48 @@ def _false_and_true_sentence(
     answer: str,
     rng: np.random.Generator,
 ) -> tuple[str, str] | None:
-    """A false sentence and a true one of the same make; None where the facts give neither."""
+    """Return a false and a true sentence from one template; None if the facts do not give both."""
     if kind == "object":
-        known_words = " ".join([answer, *(f.text for f in facts)]).lower().split()
-        known_stems = {word.strip(".,;").rstrip("s") for word in known_words}
-        absent_objects = [
-            f for f in other_facts if f.kind == "object" and f.text.lower().split()[-1].rstrip("s") not in known_stems
-        ]
-        present_objects = [f for f in facts if f.kind == "object"]
-        if not absent_objects or not present_objects:
-            return None
-        return tuple(
-            templates[kind].format(_with_article(f.text))
-            for f in (_draw_fact(absent_objects, rng), _draw_fact(present_objects, rng))
-        )  # type: ignore[return-value]
+        return _object_sentences(templates[kind], facts, other_facts, answer, rng)
     source_kinds: tuple[str, ...] = ("object", "attribute") if kind == "attribute" else (kind,)
-    for fact in (f for i in rng.permutation(len(facts)) if (f := facts[i]).kind in source_kinds):
+    for index in rng.permutation(len(facts)):
+        fact = facts[index]
+        if fact.kind not in source_kinds:
+            continue
         (negated_fact,), num_negated = negate_facts((fact,), 1.0, rng)
-        # Another thing of that name may well look like that.
+        if not num_negated:
+            continue
+        # "The cup is blue" may be true although a fact says "red cup": of a second, blue cup.
         claimed_words = {negated_fact.text.split()[-1], *(set(negated_fact.text.split()) - set(fact.text.split()))}
-        if num_negated and not (kind == "attribute" and any(claimed_words <= set(f.text.split()) for f in facts)):
-            false_sentence, true_sentence = (
-                _fill_template(kind, templates[kind], *pair) for pair in ((negated_fact, fact), (fact, negated_fact))
-            )
-            if false_sentence and true_sentence:
-                return false_sentence, true_sentence
+        if kind == "attribute" and any(claimed_words <= set(f.text.split()) for f in facts):
+            continue
+        false_sentence = _fill_template(kind, templates[kind], negated_fact, fact)
+        true_sentence = _fill_template(kind, templates[kind], fact, negated_fact)
+        if false_sentence and true_sentence:
+            return false_sentence, true_sentence
     return None
 
 
+def _object_sentences(
+    template: str, facts: Sequence[Fact], other_facts: Sequence[Fact], answer: str, rng: np.random.Generator
+) -> tuple[str, str] | None:
+    """Return sentences on an object of another image and on one of this image."""
+    # Neither facts nor answer may name the absent object, be it in the singular or the plural.
+    known_words = " ".join([answer, *(f.text for f in facts)]).lower().split()
+    known_stems = {word.strip(".,;").rstrip("s") for word in known_words}
+    absent_objects = [f for f in other_facts if f.kind == "object" and f.text.lower().split()[-1].rstrip("s") not in known_stems]
+    present_objects = [f for f in facts if f.kind == "object"]
+    if not absent_objects or not present_objects:
+        return None
+    absent, present = _draw_fact(absent_objects, rng), _draw_fact(present_objects, rng)
+    return template.format(_with_article(absent.text)), template.format(_with_article(present.text))
+
+
 def _fill_template(kind: ProbeKind, template: str, fact: Fact, contrast: Fact) -> str:
-    """A fact in a sentence's words; `beside` is the same with one word changed."""
+    """Return a fact as a sentence, "" if it does not fit the template.
+
+    `contrast` is the fact with one word changed: of an attribute, that word is the value.
+    """
     if kind == "count":
         return template.format(fact.text)
     if kind == "relation":
@@ -119,7 +151,8 @@ def _fill_template(kind: ProbeKind, template: str, fact: Fact, contrast: Fact) -
         return template.format(*parts) if parts else ""
     words, contrast_words = fact.text.split(), contrast.text.split()
     value = next((a for a, b in zip(words, contrast_words, strict=False) if a != b), "")
-    return template.format(words[-1], value) if value and value != words[-1] else ""
+    noun = words[-1]
+    return template.format(noun, value) if value and value != noun else ""
 
 
 def _with_article(noun: str) -> str:
@@ -130,8 +163,11 @@ def _draw_fact(facts: Sequence[Fact], rng: np.random.Generator) -> Fact:
     return facts[int(rng.integers(len(facts)))]
 
 
+# ---- scores --------------------------------------------------------------------------------------
+
+
 def score_probes(model: RewardModel, probes: Sequence[Probe]) -> dict[ProbeKind, np.ndarray]:
-    """Scores [n, 3] of each kind's probes: of the good answer, with the false claim, and with the true one."""
+    """Return scores [n, 3] by kind: the good answer's, with the false and with the true claim."""
     groups = [replace(p.group, answers=(p.group.answers[0], p.false_answer, p.true_answer)) for p in probes]
     scores = model.score(groups)
     return {
@@ -140,6 +176,6 @@ def score_probes(model: RewardModel, probes: Sequence[Probe]) -> dict[ProbeKind,
 
 
 def probe_rates(model: RewardModel, probes: Sequence[Probe]) -> dict[str, float]:
-    """The share of false claims that lower the score, by kind; kinds without a probe are left out."""
+    """Return the share of false claims that lower the score, by kind; omit kinds without probes."""
     scores_by_kind = score_probes(model, probes)
     return {kind: float((s[:, 1] < s[:, 0]).mean()) for kind, s in scores_by_kind.items() if len(s)}

@@ -1,4 +1,4 @@
-"""What a reward model says an answer is worth: its prompt, its first head, and scores. `artefact` keeps it on disk."""
+"""The reward model: its prompt, its scalar head, its scores. `checkpoint` saves and loads it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from mmrlhf.engine.scoring import GROUPS_PER_BATCH, last_hidden_states
 from mmrlhf.facts import render_facts
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.heads import YES_NO_QUESTION
+from mmrlhf.models.vlm import Prompt
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.rewards.types import RewardFunction, Sample
 
+# ---- the prompt ---------------------------------------------------------------------------------
+
 
 def reward_messages(prompt: Sequence[Message], answer: str, facts: str, position: FactsPosition) -> tuple[Message, ...]:
-    """The conversation a reward model reads: prompt, answer, review; the facts before the question or in the review.
+    """Return the conversation that a reward model reads: prompt, answer, question, and facts.
 
-    `before` puts them at the head of the last user turn, so that all answers of a prompt share them; `after` puts them
-    into the turn after the answer (LLaVA-RLHF).
+    `before` puts the facts at the head of the last user turn, so that all answers to a prompt share
+    them; `after` puts them into the question that follows the answer (LLaVA-RLHF).
     """
     question = prepend_facts(facts, YES_NO_QUESTION) if position == "after" else YES_NO_QUESTION
     prompt_messages = prompt_with_facts(prompt, facts) if position == "before" else prompt
@@ -32,18 +35,28 @@ def reward_messages(prompt: Sequence[Message], answer: str, facts: str, position
 
 
 def prompt_with_facts(prompt: Sequence[Message], facts: str) -> tuple[Message, ...]:
-    """The prompt with facts at the head of its last turn."""
+    """Return the prompt with the facts at the head of its last turn."""
     *earlier, last = prompt
     return (*earlier, Message(last.role, prepend_facts(facts, last.content)))
 
 
 def prepend_facts(facts: str, text: str) -> str:
-    return f"{facts}{chr(10) if chr(10) in facts else ' '}{text}" if facts else text
+    """Put facts in front of a text: on their own lines if they have several, else on its line."""
+    if not facts:
+        return text
+    separator = "\n" if "\n" in facts else " "
+    return f"{facts}{separator}{text}"
+
+
+# ---- the model ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class AnswerGroup:
-    """Answers to one prompt on the same pictures, scored together; `facts` is what is known of the pictures, `id` the row's."""
+    """Answers to one prompt on the same images, scored together.
+
+    `facts` are those known of the images, and `id` is the row's.
+    """
 
     images: tuple[ImageSource, ...]
     prompt: tuple[Message, ...]
@@ -54,10 +67,12 @@ class AnswerGroup:
 
 @dataclass
 class RewardModel:
-    """A role with a scalar head that reads images, text and facts; scores are (raw - mean) / std of a reference set.
+    """A role with a scalar head that reads images, text and facts.
 
-    `temperature` calibrates: the first of two answers is the better one with probability sigmoid((first - second) / temperature).
-    `accuracy` is of held-out pairs; `probes`, the share of planted false claims that lower the score, by claim type, of the reference set.
+    Scores are (raw - mean) / std, with `mean` and `std` from a reference set. By `temperature`, the
+    first of two answers is better with probability sigmoid((first - second) / temperature).
+    `accuracy` is on held-out pairs. `probes` is the share of injected false claims that lower the
+    score, by kind of claim, on the reference set.
     """
 
     role: Role
@@ -73,41 +88,56 @@ class RewardModel:
     max_length: int = 2048
 
     def raw_scores(self, groups: Sequence[AnswerGroup]) -> Iterator[tuple[list[int], Tensor]]:
-        """Scores before normalisation, of as many groups at a time as the budget allows: the groups' numbers, and the scores [n] of all
-        of their answers in order. Inside, the caller may call `backward`.
+        """Yield scores before normalisation, a micro-batch of groups at a time.
 
-        The score is read where the review turn has been asked and its answer would begin.
+        Each item is the indices of its groups and the scores [n] of all their answers, in order. A
+        score is read where the answer to the yes/no question would begin. It is a generator because
+        a caller that trains calls `backward` on each item before the next, so that only one
+        micro-batch's activations exist ("Backward inside the loop" in engine/scoring.py).
+
+        Raises InputError for an answer that exceeds max_length together with its prompt.
         """
-        vlm = self.role.vlm
         conversations: list[tuple[list[Message], tuple[ImageSource, ...]]] = []
         answer_ids: list[list[Tensor]] = []
         for group in groups:
-            facts_text = self.facts_text(group.prompt, group.facts)
-            *prompt_messages, _, _ = reward_messages(group.prompt, "", facts_text, self.facts_position)
+            prompt_messages, group_answer_ids = self._tokenize_group(group)
             conversations.append((prompt_messages, group.images))
-            questions = [reward_messages(group.prompt, answer, facts_text, self.facts_position)[-1] for answer in group.answers]
-            answers_and_questions = zip(group.answers, questions, strict=True)
-            answer_ids.append(
-                [
-                    vlm.answer_token_ids(prompt_messages, answer, len(group.images), following_turns=[question], row_id=group.id)
-                    for answer, question in answers_and_questions
-                ]
-            )
+            answer_ids.append(group_answer_ids)
         group_ids = [group.id for group in groups]
-        prompts = vlm.build_prompts(conversations, self.max_length, group_ids if all(group_ids) else None)
-        for group_id, prompt, prompt_answers in zip(group_ids, prompts, answer_ids, strict=True):
-            if prompt_answers and len(prompt.token_ids) + max(map(len, prompt_answers)) > self.max_length:
-                raise InputError(
-                    f"an answer of row {group_id} has {max(map(len, prompt_answers))} tokens with its review, its prompt {len(prompt.token_ids)}: "
-                    f"more than max_length {self.max_length} together; raise max_length or drop the row"
-                )
+        prompts = self.role.vlm.build_prompts(conversations, self.max_length, group_ids if all(group_ids) else None)
+        self._check_lengths(group_ids, prompts, answer_ids)
         head = self.role.head
         assert head is not None
         for group_indices, last_hidden_ND in last_hidden_states(self.role, prompts, answer_ids):
             yield group_indices, head(last_hidden_ND.float())[:, 0]
 
+    def _tokenize_group(self, group: AnswerGroup) -> tuple[list[Message], list[Tensor]]:
+        """Return the turns before the answers, and each answer's token ids with the question's."""
+        facts_text = self.facts_text(group.prompt, group.facts)
+        *prompt_messages, _, question = reward_messages(group.prompt, "", facts_text, self.facts_position)
+        group_answer_ids = [
+            self.role.vlm.answer_token_ids(
+                prompt_messages, answer, len(group.images), following_turns=[question], row_id=group.id
+            )
+            for answer in group.answers
+        ]
+        return prompt_messages, group_answer_ids
+
+    def _check_lengths(self, group_ids: Sequence[str], prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]]) -> None:
+        for group_id, prompt, group_answer_ids in zip(group_ids, prompts, answer_ids, strict=True):
+            longest = max(map(len, group_answer_ids), default=0)
+            if group_answer_ids and len(prompt.token_ids) + longest > self.max_length:
+                raise InputError(
+                    f"an answer of row {group_id} has {longest} tokens with the question after it and its prompt has "
+                    f"{len(prompt.token_ids)}, together more than max_length {self.max_length}: raise max_length or drop the row"
+                )
+
     def facts_text(self, prompt: Sequence[Message], facts: Sequence[Fact]) -> str:
-        """The facts as this model reads them. One order for all answers of a prompt, decided by the prompt itself: scores repeat."""
+        """Return the facts as this model reads them.
+
+        Their order is seeded by the prompt and the facts, so that all answers to a prompt read the
+        same text and scores repeat.
+        """
         if self.facts == "none":
             return ""
         seed = zlib.crc32(repr((prompt, facts)).encode())
@@ -115,10 +145,11 @@ class RewardModel:
 
     @torch.no_grad()
     def score(self, groups: Sequence[AnswerGroup]) -> list[list[float]]:
-        """Normalised scores of each group's answers."""
+        """Return the normalised scores of each group's answers."""
 
         def score_batch(batch: Sequence[AnswerGroup]) -> list[list[float]]:
             scores_by_group: dict[int, list[float]] = {}
+            # Micro-batches take groups in any order; scores follow their group indices.
             for group_indices, raw_scores_N in self.raw_scores(batch):
                 scores = iter(((raw_scores_N - self.mean) / self.std).tolist())
                 scores_by_group |= {i: [next(scores) for _ in batch[i].answers] for i in group_indices}
@@ -128,10 +159,14 @@ class RewardModel:
         return [scores for batch in batches for scores in self.role.vlm.budget.retry_on_oom(score_batch, batch)]
 
 
-def make_fact_rm(reward_models: Sequence[RewardModel], uncertainty_penalty: float = 0.0) -> RewardFunction:
-    """The reward model as a term; of several models the mean, less `uncertainty_penalty` times their standard deviation (Coste et al. 2024).
+# ---- as a reward function ----------------------------------------------------------------------
 
-    Answers to one prompt that stand side by side share its run.
+
+def make_fact_rm(reward_models: Sequence[RewardModel], uncertainty_penalty: float = 0.0) -> RewardFunction:
+    """Return the reward function `fact_rm`: the models' mean score, less a disagreement penalty.
+
+    The penalty is `uncertainty_penalty` times the standard deviation over models (Coste et al.
+    2024). Adjacent samples of one prompt are scored as one group.
     """
 
     def reward_function(samples: Sequence[Sample]) -> list[float]:
@@ -140,14 +175,13 @@ def make_fact_rm(reward_models: Sequence[RewardModel], uncertainty_penalty: floa
         ]
 
         def model_scores(reward_model: RewardModel) -> list[float]:
-            escape = (
-                reward_model.role.vlm.escape_control_tokens
-            )  # a policy may spell what stands for a picture; each base has its own words for that
+            # A policy may spell out an image token; each base has its own.
+            escape = reward_model.role.vlm.escape_control_tokens
             groups = [
                 AnswerGroup(g[0].images, g[0].prompt, tuple(escape(s.answer) for s in g), g[0].facts, g[0].id)
                 for g in grouped_samples
             ]
-            return [score for group in reward_model.score(groups) for score in group]
+            return [score for group_scores in reward_model.score(groups) for score in group_scores]
 
         scores_MN = torch.tensor([model_scores(reward_model) for reward_model in reward_models])
         std_N = scores_MN.std(0, correction=0)

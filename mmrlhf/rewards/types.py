@@ -1,4 +1,4 @@
-"""What a reward function is given and what it returns."""
+"""What a reward function takes and returns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from mmrlhf.records import Fact, ImageSource, Message
 
 @dataclass(frozen=True)
 class Sample:
-    """One sampled answer as terms see it. `truth` is the row's own answer, if it has one; `meta` the row's other fields; `tokens` how
-    many the answer has of the `most` it may have; `ended` whether it came to its end."""
+    """One sampled answer, as reward functions see it.
+
+    `reference` is the row's own answer, if it has one, and `meta` holds the row's other fields. The
+    answer has `num_tokens` of the `max_tokens` allowed; `finished` is False if it was cut off.
+    """
 
     id: str
     images: tuple[ImageSource, ...]
@@ -27,10 +30,8 @@ class Sample:
 
 
 RewardSpan = tuple[int, int, float]
-"""Characters from, up to, and what they are worth."""
-
-
+"""First character, character after the last, and the value of what lies between."""
 RewardValue = float | Sequence[RewardSpan]
-
-
+"""One number for the whole answer, or values for spans of it."""
 RewardFunction = Callable[[Sequence[Sample]], Sequence[RewardValue]]
+"""Maps samples to one value each, in their order."""

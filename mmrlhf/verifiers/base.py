@@ -1,4 +1,4 @@
-"""What a verifier is, and how sure one is of a number that it has measured."""
+"""What a verifier is, and Platt scaling, which makes its scores probabilities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLAIM_KINDS = ("object", "attribute", "count", "relation")
 
 @dataclass(frozen=True)
 class AnswerClaims:
-    """Claims of one answer, with the pictures that it is about and what is known of them."""
+    """The claims of one answer, with the images it is about and the facts known of them."""
 
     images: tuple[ImageSource, ...]
     facts: tuple[Fact, ...]
@@ -28,15 +28,19 @@ class AnswerClaims:
 
 
 Verifier = Callable[[Sequence[AnswerClaims]], list[list[Verdict]]]
-"""A verdict for each claim of each answer, in their order."""
+"""Maps answers to a verdict for each of their claims, in order."""
 
 
 def unknown_verdict(claim: Claim, evidence: str = "") -> Verdict:
+    """Return the verdict of a verifier that cannot judge a claim; `evidence` may say why."""
     return Verdict(claim, "unknown", evidence, None)
 
 
 def strip_negation(claim: Claim) -> tuple[Claim, bool]:
-    """The claim that can be looked for, and whether what is found of it must be turned round: "no dog" is asked as "a dog"."""
+    """Return a claim's positive form, and whether the verdict on that must be flipped.
+
+    "No dog" is verified as "a dog"; a count of zero is a negated object.
+    """
     if claim.kind == "count" and claim.value == "0":
         return replace(claim, kind="object", value="", negated=False), not claim.negated
     return replace(claim, negated=False), claim.negated
@@ -44,50 +48,59 @@ def strip_negation(claim: Claim) -> tuple[Claim, bool]:
 
 @dataclass(frozen=True)
 class PlattScaling:
-    """The probability that a claim is true, sigmoid(a x + b), from a number x that a verifier measures: a and b by kind of claim. Of a kind that
-    is not there nobody knows. Between `low` and `high` the verdict is unknown."""
+    """Maps a verifier's score x to the probability sigmoid(a x + b) of a claim (Platt 1999).
+
+    `coefficients` are a and b by kind of claim; a kind without any cannot be judged. From `low` to
+    `high`, both excluded, the verdict is unknown.
+    """
 
     coefficients: Mapping[str, tuple[float, float]]
     low: float = 0.3
     high: float = 0.7
 
+    @classmethod
+    def fit(cls, measurements: Iterable[tuple[str, float, bool]], low: float = 0.3, high: float = 0.7) -> PlattScaling:
+        """Fit the coefficients by maximum likelihood on labelled claims.
+
+        A measurement is a claim's kind, its score, and whether it is true. A kind with only true or
+        only false claims is left out.
+        """
+        samples = list(measurements)
+        coefficients = {}
+        for kind in CLAIM_KINDS:
+            scores = np.array([score for sample_kind, score, _ in samples if sample_kind == kind])
+            labels = np.array([is_true for sample_kind, _, is_true in samples if sample_kind == kind], dtype=bool)
+            if 0 < labels.sum() < len(labels):
+                coefficients[kind] = fit_logistic(scores, labels)
+        return cls(coefficients, low, high)
+
     def probability(self, kind: str, score: float) -> float | None:
+        """Return the probability that a claim is true; None for a kind without coefficients."""
         if kind not in self.coefficients:
             return None
         a, b = self.coefficients[kind]
         logit = a * score + b
-        return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
+        return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0  # exp(710) overflows
 
     def verdict(self, claim: Claim, score: float, evidence: str) -> Verdict:
-        """Of a claim, given x of its positive form."""
+        """Return the verdict on a claim, given the score of its positive form."""
         positive_claim, is_flipped = strip_negation(claim)
         probability = self.probability(positive_claim.kind, score)
         if probability is None:
             return unknown_verdict(claim, f"{evidence}; not calibrated for claims of kind {positive_claim.kind}")
         probability = 1 - probability if is_flipped else probability
-        value = "supported" if probability >= self.high else "contradicted" if probability <= self.low else "unknown"
-        return Verdict(claim, value, evidence, probability)  # type: ignore[arg-type]
+        if probability >= self.high:
+            return Verdict(claim, "supported", evidence, probability)
+        if probability <= self.low:
+            return Verdict(claim, "contradicted", evidence, probability)
+        return Verdict(claim, "unknown", evidence, probability)
 
 
-def fit_platt_scaling(measurements: Iterable[tuple[str, float, bool]], low: float = 0.3, high: float = 0.7) -> PlattScaling:
-    """By maximum likelihood on labelled claims: their kind, what was measured, whether they are true. A kind of which only true or
-    only false ones are there is left out."""
-    samples = list(measurements)
-    coefficients = {}
-    for kind in CLAIM_KINDS:
-        scores, labels = (
-            np.array([sample[1] for sample in samples if sample[0] == kind]),
-            np.array([sample[2] for sample in samples if sample[0] == kind], dtype=bool),
-        )
-        if 0 < labels.sum() < len(labels):
-            coefficients[kind] = fit_logistic(scores, labels)
-    return PlattScaling(coefficients, low, high)
-
-
-# ---- on disk -----------------------------------------------------------------------------------------------------------
+# ---- on disk -----------------------------------------------------------------------------------
 
 
 def save_calibration(calibration: PlattScaling, path: Path, **metadata: Any) -> None:
+    """Write a calibration and what else is worth keeping with it, as JSON."""
     content = {
         "certainty": {kind: list(pair) for kind, pair in calibration.coefficients.items()},
         "unknown_between": [calibration.low, calibration.high],
@@ -96,7 +109,10 @@ def save_calibration(calibration: PlattScaling, path: Path, **metadata: Any) -> 
 
 
 def load_calibration(path: Path) -> tuple[PlattScaling, dict[str, Any]]:
-    """What `save` wrote, and what else it was given. Raises InputError."""
+    """Return a calibration and its metadata, as `save_calibration` wrote them.
+
+    Raises InputError for a file that is missing, malformed, or has coefficients out of range.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         coefficients = {str(kind): (float(a), float(b)) for kind, (a, b) in content.pop("certainty").items()}
@@ -110,6 +126,7 @@ def load_calibration(path: Path) -> tuple[PlattScaling, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"calibration {path} cannot be read ({reason}): it has `certainty`, for each kind of claim [a, b], and `unknown_between` [low, high]"
+            f"calibration {path} cannot be read ({reason}): it needs `certainty`, with [a, b] for each kind of claim, and "
+            "`unknown_between` [low, high]"
         ) from None
     return PlattScaling(coefficients, low, high), content

@@ -1,4 +1,4 @@
-"""Verifiers put together, and one that remembers."""
+"""Combine verifiers: a cascade in which the first known verdict decides, and a cache."""
 
 from __future__ import annotations
 
@@ -6,62 +6,69 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mmrlhf.claims import Lexicon
-from mmrlhf.records import Claim, Verdict
+from mmrlhf.records import Claim, ImageSource, Verdict
 from mmrlhf.verifiers.base import AnswerClaims, Verifier, unknown_verdict
 from mmrlhf.verifiers.facts import verify_against_facts
 
 MAX_CACHED_VERDICTS = 200_000
-"""Verdicts that are kept; then all are forgotten."""
+"""Verdicts that a cache may hold; above that it is emptied."""
 
 
 def facts_verifier(lexicon: Lexicon) -> Verifier:
-    """The verifier that asks what is known of the pictures."""
+    """Return the verifier that compares claims with their answer's facts."""
     return lambda answers: [verify_against_facts(answer.claims, answer.facts, lexicon) for answer in answers]
 
 
 def cascade(verifiers: Sequence[Verifier]) -> Verifier:
-    """Each claim goes to the next verifier while those before do not know; the first that does decides."""
+    """Return a verifier that passes each claim on until a verifier's verdict is not unknown."""
 
     def verify(answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
-        all_verdicts: list[list[Verdict]] = [[unknown_verdict(c) for c in answer.claims] for answer in answers]
+        all_verdicts = [[unknown_verdict(claim) for claim in answer.claims] for answer in answers]
         for verifier in verifiers:
-            open_claims = [[i for i, v in enumerate(verdicts) if v.value == "unknown"] for verdicts in all_verdicts]
-            open_answers = [index for index, indices in enumerate(open_claims) if indices]
-            if not open_answers:
+            # Only unknown claims go to the next verifier, and only answers that have any.
+            unknown_claims = [[i for i, v in enumerate(verdicts) if v.value == "unknown"] for verdicts in all_verdicts]
+            remaining = [n for n, claim_indices in enumerate(unknown_claims) if claim_indices]
+            if not remaining:
                 break
-            remaining = [
-                replace(answers[index], claims=tuple(answers[index].claims[i] for i in open_claims[index]))
-                for index in open_answers
+            remaining_answers = [
+                replace(answers[n], claims=tuple(answers[n].claims[i] for i in unknown_claims[n])) for n in remaining
             ]
-            for index, verdicts in zip(open_answers, verifier(remaining), strict=True):
-                for i, verdict in zip(open_claims[index], verdicts, strict=True):
-                    all_verdicts[index][i] = verdict
+            for n, verdicts in zip(remaining, verifier(remaining_answers), strict=True):
+                for i, verdict in zip(unknown_claims[n], verdicts, strict=True):
+                    all_verdicts[n][i] = verdict
         return all_verdicts
 
     return verify
 
 
 def cached(verifier: Verifier) -> Verifier:
-    """For one that looks at pictures alone: a claim on the same pictures is judged once, whichever answer makes it."""
+    """Return a verifier that judges a claim on the same images once, whichever answer makes it.
+
+    Only for verifiers that look at nothing but images: facts are not part of the cache's key.
+    """
     cache: dict[tuple[tuple[str, ...], Claim], Verdict] = {}
 
     def verify(answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
         if len(cache) > MAX_CACHED_VERDICTS:
             cache.clear()
         image_keys = [tuple(image.key for image in answer.images) for answer in answers]
+        # Dictionaries keep the order of first mention and drop repeats.
         new_claims: dict[tuple[str, ...], dict[Claim, None]] = {}
-        images = {}
+        images: dict[tuple[str, ...], tuple[ImageSource, ...]] = {}
         for key, answer in zip(image_keys, answers, strict=True):
             images[key] = answer.images
             for claim in answer.claims:
+                # A hedged claim is verified as stated: it shares the unhedged claim's verdict.
                 unhedged = replace(claim, hedged=False)
                 if (key, unhedged) not in cache:
                     new_claims.setdefault(key, {})[unhedged] = None
         new_answers = [AnswerClaims(images[key], (), tuple(claims)) for key, claims in new_claims.items()]
-        for key, answer, verdicts in zip(new_claims, new_answers, verifier(new_answers) if new_answers else [], strict=True):
+        new_verdicts = verifier(new_answers) if new_answers else []
+        for key, answer, verdicts in zip(new_claims, new_answers, new_verdicts, strict=True):
             cache.update({(key, claim): verdict for claim, verdict in zip(answer.claims, verdicts, strict=True)})
+        # Verdicts come back with each answer's own claim: its span and hedging differ.
         return [
-            [replace(cache[key, replace(c, hedged=False)], claim=c) for c in answer.claims]
+            [replace(cache[key, replace(claim, hedged=False)], claim=claim) for claim in answer.claims]
             for key, answer in zip(image_keys, answers, strict=True)
         ]
 

@@ -1,8 +1,9 @@
-"""Claims against a picture by open_clip: the claim in words against its foils in the same words.
+"""A verifier that is an open_clip model: it compares a claim in words with its distractors.
 
-What is measured is by how much the picture is nearer to the claim than to its foils; a calibration, which stands beside the checkpoint
-or is named, makes a probability of it (`verifier.Certainty`). Pictures and phrases are encoded once. CLIP knows things and colours, and
-little of numbers and of what is left of what: an honest calibration leaves those unknown.
+The score is the margin by which the image is nearer to the claim than to its distractors. A
+calibration, in the checkpoint's folder or given by name, makes it a probability
+(`base.PlattScaling`). Images and phrases are encoded once. CLIP knows objects and colours, but
+little of numbers and of left and right: an honest calibration leaves those unknown.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ from mmrlhf.verifiers.verbalize import DistractorPool, claim_phrase, distractors
 
 TEMPLATE = "a photo of {}"
 BATCH_SIZE = 64
-"""Pictures and, four times as many, phrases that are encoded at a time."""
+"""Images encoded at a time; phrases are encoded four times as many at a time."""
 MAX_CACHED_FEATURES = 200_000
-"""Features that are kept of pictures, and of phrases; then all are forgotten."""
+"""Features that each of the two caches may hold; above that it is emptied."""
 CALIBRATION_FILE = "calibration.json"
-"""Its name beside a checkpoint."""
+"""Name of a calibration in a checkpoint's folder."""
 CONFIG_FILE = "open_clip_config.json"
 
 
 @dataclass
 class ClipVerifier:
-    """An open_clip model as a verifier. `certainty` says what its margins are worth, `against` what claims are held against."""
+    """An open_clip model as a verifier.
+
+    `calibration` turns its margins into probabilities; `distractor_pool` is what claims are
+    compared with. Text features are None for a phrase that the tokenizer would cut.
+    """
 
     name: str
     model: Any
@@ -58,6 +63,7 @@ class ClipVerifier:
         return next(self.model.parameters()).device
 
     def __call__(self, answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
+        """Return a verdict for each claim of each answer."""
         return [
             [self._verdict(claim, *margin) for claim, margin in zip(answer.claims, answer_margins, strict=True)]
             for answer, answer_margins in zip(answers, self.margins(answers), strict=True)
@@ -67,45 +73,48 @@ class ClipVerifier:
         return unknown_verdict(claim, evidence) if margin is None else self.calibration.verdict(claim, margin, evidence)
 
     def margins(self, answers: Sequence[AnswerClaims]) -> list[list[tuple[float | None, str]]]:
-        """For each claim's positive form by how many logits its picture is nearer to it than to its foils, and in words what was compared; None
-        and why where nothing can be. Of several pictures the one that is nearest counts."""
+        """Return for each claim's positive form its margin in logits, and the comparison in words.
+
+        The margin is the logit of the claim minus the log-sum-exp of its distractors'; of several
+        images the one with the highest counts. Where nothing can be compared it is None, with the
+        reason in words.
+        """
         claim_texts = [[self._claim_texts(strip_negation(claim)[0]) for claim in answer.claims] for answer in answers]
         self._encode_images([image for answer in answers if answer.claims for image in answer.images])
         self._encode_texts([text for answer_texts in claim_texts for texts in answer_texts for text in texts])
         scale = float(self.model.logit_scale.exp())
         margins = []
         for answer, answer_texts in zip(answers, claim_texts, strict=True):
-            images_ID = (
-                torch.stack([self._image_features[source.key] for source in answer.images])
-                if answer.images and answer.claims
-                else torch.empty(0)
-            )
+            if answer.images and answer.claims:
+                images_ID = torch.stack([self._image_features[source.key] for source in answer.images])
+            else:
+                images_ID = torch.empty(0)
             margins.append([self._margin(images_ID, texts, scale) for texts in answer_texts])
         return margins
 
     def _claim_texts(self, claim: Claim) -> list[str]:
-        """A claim and its foils, the claim first, as the model reads them."""
-        return [
-            self.template.format(claim_phrase(candidate, self.lexicon))
-            for candidate in (claim, *distractors(claim, self.distractor_pool, self.lexicon))
-        ]
+        """Return a claim and its distractors, the claim first, as the model reads them."""
+        candidates = (claim, *distractors(claim, self.distractor_pool, self.lexicon))
+        return [self.template.format(claim_phrase(candidate, self.lexicon)) for candidate in candidates]
 
     def _margin(self, images_ID: Tensor, texts: Sequence[str], scale: float) -> tuple[float | None, str]:
+        """Return the margin of the first text over the others, or None, and the evidence for it."""
         if not len(images_ID):
-            return None, "there is no picture"
+            return None, "there is no image"
         if self._text_features[texts[0]] is None:
             return None, f"{self.name} reads {self.tokenizer.context_length} tokens, too few for {texts[0]!r}"
-        texts = [text for text in texts if self._text_features[text] is not None]
+        features = {text: self._text_features[text] for text in texts}
+        texts = [text for text in texts if features[text] is not None]
         if len(texts) == 1:
-            return None, "nothing is known to be its contrary"
-        logits_IT = (
-            scale * images_ID @ torch.stack([features for text in texts if (features := self._text_features[text]) is not None]).T
-        )
+            return None, "there is no distractor to compare it with"
+        texts_TD = torch.stack([vector for text in texts if (vector := features[text]) is not None])
+        logits_IT = scale * images_ID @ texts_TD.T
         margins_I = logits_IT[:, 0] - logits_IT[:, 1:].logsumexp(1)
         best = int(margins_I.argmax())
-        nearest = int(logits_IT[best, 1:].argmax())
-        gap = float(logits_IT[best, 0] - logits_IT[best, 1 + nearest])
-        return float(margins_I[best]), f"open_clip: {texts[0]!r} by {gap:+.1f} against {texts[1 + nearest]!r}"
+        # The evidence names the one distractor that comes nearest.
+        nearest = 1 + int(logits_IT[best, 1:].argmax())
+        gap = float(logits_IT[best, 0] - logits_IT[best, nearest])
+        return float(margins_I[best]), f"open_clip: {texts[0]!r} by {gap:+.1f} against {texts[nearest]!r}"
 
     @torch.no_grad()
     def _encode_images(self, images: Sequence[ImageSource]) -> None:
@@ -135,18 +144,22 @@ class ClipVerifier:
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Ids [N, T] and whether a text was cut [N]: with room for one more token it would have been written otherwise."""
+    """Return token ids [N, T], and whether a text was cut [N].
+
+    A text was cut if its ids would differ with room for one more token: the tokenizer itself
+    truncates without a sign.
+    """
     context_length = int(tokenizer.context_length)
     token_ids, longer_ids = tokenizer(list(texts)), tokenizer(list(texts), context_length=context_length + 1)
     pad_id = tokenizer([""], context_length=context_length + 1)[0, -1]
     return token_ids, (token_ids != longer_ids[:, :context_length]).any(1) | (longer_ids[:, context_length] != pad_id)
 
 
-# ---- on disk -------------------------------------------------------------------------------------------------------------
+# ---- on disk -----------------------------------------------------------------------------------
 
 
 def save_clip(directory: Path, model: Any, model_cfg: Mapping[str, Any]) -> None:
-    """In open_clip's own format, which `local-dir:` names there."""
+    """Save a model in open_clip's own format, which its `local-dir:` names read."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(
         {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, directory / "open_clip_model.safetensors"
@@ -160,25 +173,46 @@ def save_clip(directory: Path, model: Any, model_cfg: Mapping[str, Any]) -> None
 def load_clip(
     name: str, lexicon: Lexicon, calibration_file: str | None = None, device: torch.device | str = "cpu"
 ) -> ClipVerifier:
-    """A directory with open_clip_config.json and weights, or one of open_clip's models with a tag or a file of weights,
-    `ViT-B-32:laion2b_s34b_b79k`. Weights are safetensors.
+    """Load an open_clip model as a verifier.
 
-    Without a calibration every verdict is unknown. Raises InputError.
+    `name` is a directory with open_clip_config.json and weights, or an architecture of open_clip's
+    with a tag or a file of weights, as in `ViT-B-32:laion2b_s34b_b79k`. Weights are safetensors.
+    The calibration is `calibration_file`, or else calibration.json in the directory; without one
+    every verdict is unknown.
+
+    Raises InputError for a model or calibration that is missing, malformed or unsafe to load.
     """
     directory = Path(name)
-    default_calibration = directory / CALIBRATION_FILE if directory.is_dir() else None
-    metadata: dict[str, Any] = {}
-    calibration = PlattScaling({})
-    if calibration_file is not None or (default_calibration is not None and default_calibration.exists()):
-        calibration, metadata = load_calibration(Path(calibration_file) if calibration_file is not None else default_calibration)  # type: ignore[arg-type]
+    calibration, metadata = _find_calibration(directory, calibration_file)
     if directory.is_dir():
         _refuse_foreign_code(directory)
         architecture, weights = f"local-dir:{name}", _find_weights(directory)
     else:
         architecture, weights = _resolve_pretrained(name)
+    model, tokenizer, preprocess = _create_model(name, architecture, weights)
+    model.requires_grad_(False).eval().to(device)
+    template = metadata.get("template", TEMPLATE)
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise InputError(f"calibration: `template` must be a text with {{}} once, not {template!r}")
+    distractor_pool = DistractorPool.from_lexicon(lexicon, metadata)
+    return ClipVerifier(name, model, preprocess, tokenizer, lexicon, distractor_pool, calibration, template)
+
+
+def _find_calibration(directory: Path, calibration_file: str | None) -> tuple[PlattScaling, dict[str, Any]]:
+    """Return a calibration and its metadata: the given one, the directory's, or an empty one."""
+    if calibration_file is not None:
+        return load_calibration(Path(calibration_file))
+    if directory.is_dir() and (directory / CALIBRATION_FILE).exists():
+        return load_calibration(directory / CALIBRATION_FILE)
+    return PlattScaling({}), {}
+
+
+def _create_model(name: str, architecture: str, weights: Path) -> tuple[Any, Any, Any]:
+    """Return model, tokenizer and preprocessing. Raises InputError if the weights do not fit."""
     log_level = logging.getLogger().level
     try:
-        logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random before they are loaded
+        # Else open_clip warns that weights are random before they are loaded.
+        logging.getLogger().setLevel(logging.ERROR)
         model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False, device="cpu")
         open_clip.load_checkpoint(model, str(weights), strict=True)
         tokenizer = open_clip.get_tokenizer(architecture)
@@ -186,28 +220,24 @@ def load_clip(
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:120].rstrip(".: ")
         raise InputError(
-            f"open_clip model {name} cannot be loaded ({reason}): weights must be those of the architecture, and all files on this machine"
+            f"open_clip model {name} cannot be loaded ({reason}): its weights must fit the architecture, and all its files "
+            "must be on this machine"
         ) from None
     finally:
         logging.getLogger().setLevel(log_level)
-    model.requires_grad_(False).eval().to(device)
-    template = metadata.get("template", TEMPLATE)
-    if not isinstance(template, str) or template.count("{}") != 1:
-        raise InputError(f"calibration: `template` must have {{}} once, not be {template!r}")
-    return ClipVerifier(
-        name, model, preprocess, tokenizer, lexicon, DistractorPool.from_lexicon(lexicon, metadata), calibration, template
-    )
+    return model, tokenizer, preprocess
 
 
 def _refuse_foreign_code(directory: Path) -> None:
+    """Raise InputError for a checkpoint without a configuration, or with one that runs code."""
     config = directory / CONFIG_FILE
     if not config.is_file():
         raise InputError(
-            f"open_clip model {directory}: the directory holds no {CONFIG_FILE}; give a checkpoint that open_clip saved"
+            f"open_clip model {directory}: the directory has no {CONFIG_FILE}; give a checkpoint that open_clip saved"
         )
     try:
         if "trust_remote_code" in json.dumps(json.loads(config.read_text(encoding="utf-8"))):
-            raise InputError(f"open_clip model {directory}: {CONFIG_FILE} asks for code of its own to be run, which is refused")
+            raise InputError(f"open_clip model {directory}: {CONFIG_FILE} asks to run its own code, which is refused")
     except (OSError, RecursionError) as error:
         raise InputError(f"{config} cannot be read ({error})") from None
     except ValueError as error:
@@ -217,17 +247,22 @@ def _refuse_foreign_code(directory: Path) -> None:
 
 
 def _find_weights(directory: Path) -> Path:
+    """Return a directory's safetensors file. Raises InputError if there is none, or several."""
     files = sorted(directory.glob("*.safetensors"))
     if len(files) != 1:
         count_text = f"{len(files)} files" if files else "no file"
         raise InputError(
-            f"open_clip model {directory} holds {count_text} of weights in safetensors: leave one (pickles are never loaded)"
+            f"open_clip model {directory} has {count_text} of weights in safetensors: keep exactly one (pickles are never loaded)"
         )
     return files[0]
 
 
 def _resolve_pretrained(name: str) -> tuple[str, Path]:
-    """Architecture and file of `NAME:TAG` or `NAME:FILE`."""
+    """Return architecture and weights file of `NAME:TAG` or `NAME:FILE`.
+
+    Raises InputError for an unknown name or tag, and for weights that are pickles or cannot be
+    fetched.
+    """
     architecture, separator, tag = name.partition(":")
     if architecture not in open_clip.list_models():
         raise InputError(f"open_clip has no model {architecture}, and there is no such directory: see open_clip.list_models()")
@@ -235,31 +270,32 @@ def _resolve_pretrained(name: str) -> tuple[str, Path]:
         raise InputError(
             f"open_clip model {name}: write {architecture}:TAG, or :FILE with weights; its tags are {_format_tags(architecture)}"
         )
-    if Path(tag).is_file():
-        file = Path(tag)
-    else:
-        entry = open_clip.get_pretrained_cfg(architecture, tag)
-        if not entry:
-            available_tags = _format_tags(architecture)
-            raise InputError(
-                f"open_clip model {architecture} has no tag {tag}, and there is no such file: its tags are {available_tags}"
-            )
-        if not entry.get("hf_hub"):
-            raise InputError(f"open_clip model {name} is published as a pickle only, which is never loaded: take another tag")
-        try:
-            file = Path(open_clip.download_pretrained(entry))
-        except Exception as error:  # whatever a network does
-            reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:160]
-            raise InputError(
-                f"open_clip model {name} is not on this machine and cannot be fetched ({reason}): fetch it where there is a network, or "
-                "give a directory"
-            ) from None
+    file = Path(tag) if Path(tag).is_file() else _download_weights(name, architecture, tag)
     if file.suffix != ".safetensors":
         raise InputError(f"open_clip model {name}: {file.name} is not in safetensors, and pickles are never loaded: convert it")
     return architecture, file
 
 
+def _download_weights(name: str, architecture: str, tag: str) -> Path:
+    """Fetch the weights of a tag, or find them in the cache. Raises InputError if that fails."""
+    entry = open_clip.get_pretrained_cfg(architecture, tag)
+    if not entry:
+        raise InputError(
+            f"open_clip model {architecture} has no tag {tag}, and there is no such file: its tags are {_format_tags(architecture)}"
+        )
+    if not entry.get("hf_hub"):
+        raise InputError(f"open_clip model {name} is published as a pickle only, which is never loaded: use another tag")
+    try:
+        return Path(open_clip.download_pretrained(entry))
+    except Exception as error:  # a download may raise anything
+        reason = " ".join((str(error).splitlines() or [type(error).__name__])[0].split())[:160]
+        raise InputError(
+            f"open_clip model {name} is not on this machine and cannot be fetched ({reason}): fetch it on a machine with a "
+            "network, or give a directory"
+        ) from None
+
+
 def _format_tags(architecture: str) -> str:
-    """The first of an architecture's tags, and how many more there are."""
+    """Return the first of an architecture's tags, and how many more there are."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     return (", ".join(tags[:6]) or "none") + (f" and {len(tags) - 6} more" if len(tags) > 6 else "")

@@ -1,7 +1,8 @@
-"""Claims against facts: supported, contradicted, or unknown.
+"""A verifier that compares claims with facts: supported, contradicted, or unknown.
 
-What no fact lists is unknown. A claim is contradicted only by a fact that cannot be true beside it: a thing listed as absent, another
-number, another colour of the one thing of that name, the opposite relation. Where facts disagree the verdict is unknown.
+What no fact lists is unknown. A claim is contradicted only by a fact that excludes it: an object
+listed as absent, another number, another colour of the only object of that name, the opposite
+relation. If facts disagree, the verdict is unknown.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from mmrlhf.records import Claim, Fact, Verdict
 from mmrlhf.text.words import COLOUR_SHADES, COLOURS
 
 Evidence = list[tuple[str, float]]
-"""What facts say, as they are shown, and how sure they are."""
+"""Facts as reports show them, each with its confidence."""
+
+# ---- word lists ---------------------------------------------------------------------------------
 
 VALUE_SYNONYMS = {
     "gray": "grey", "golden": "gold", "wood": "wooden", "blond": "blonde", "big": "large", "huge": "large", "giant": "large",
     "little": "small", "tiny": "small", "coloured": "colored", "multicoloured": "multicolored", "colourful": "colorful", "shut": "closed",
     "metallic": "metal", "woolen": "wool", "old": "old", "elderly": "old", "aged": "old", "vacant": "empty",
 }  # fmt: skip
+"""Attribute values by another name for them; facts are indexed by the latter."""
 MATERIALS = word_set("wooden metal steel plastic glass leather stone brick concrete marble paper cardboard rubber ceramic")
 COMPATIBLE_VALUES = [
     word_set(names)
@@ -35,29 +39,48 @@ COMPATIBLE_VALUES = [
         "metal steel", "stone marble", "stone brick", "stone concrete", "paper cardboard", "plastic rubber",
     )
 ]  # fmt: skip
-"""Values of which one may call the other's thing: neither contradicts the other."""
+"""Values that may describe the same object: none of a set contradicts another."""
 EXCLUSIVE_VALUES = [
     {"open", "closed"}, {"empty", "full", "crowded", "packed"}, {"wet", "dry"}, {"clean", "dirty"}, {"young", "old"}, {"tall", "short"},
     {"long", "short"}, {"large", "small"}, {"round", "square", "rectangular"}, {"dark", "bright"}, {"male", "female"},
     {"cloudy", "clear", "overcast", "sunny"}, {"raw", "cooked"}, {"new", "old"}, {"striped", "plain", "checkered"},
 ]  # fmt: skip
+"""Values of which an object has at most one."""
 NEAR_SYNONYMS = {name: "near" for name in ("near", "next to", "beside", "by", "close to", "alongside", "adjacent to", "near to")}
 RELATION_SYNONYMS = NEAR_SYNONYMS | {
     "on top of": "on", "atop": "on", "upon": "on", "onto": "on", "inside": "in", "within": "in", "into": "in", "inside of": "in",
     "over": "above", "underneath": "under", "beneath": "under", "below": "under", "to the left of": "left of",
     "to the right of": "right of", "in between": "between", "outside of": "outside", "in back of": "behind", "surrounding": "around",
 }  # fmt: skip
+"""Relations by another name for them; facts are indexed by the latter."""
 INVERSE_RELATIONS = {"left of": "right of", "above": "under", "in front of": "behind", "near": "near"}
 INVERSE_RELATIONS |= {b: a for a, b in INVERSE_RELATIONS.items()}
-EXCLUSIVE_RELATIONS = {"left of": {"right of"}, "right of": {"left of"}, "above": {"under"}, "under": {"above", "on"}, "on": {"under"},
-            "in front of": {"behind"}, "behind": {"in front of"}, "in": {"outside"}, "outside": {"in"}}  # fmt: skip
+"""Relations with the one that holds in the other direction."""
+EXCLUSIVE_RELATIONS = {
+    "left of": {"right of"},
+    "right of": {"left of"},
+    "above": {"under"},
+    "under": {"above", "on"},
+    "on": {"under"},
+    "in front of": {"behind"},
+    "behind": {"in front of"},
+    "in": {"outside"},
+    "outside": {"in"},
+}
+"""Relations with those that cannot hold at the same time."""
 HYPERNYM_CLASSES = word_set("person bird cat dog horse sheep cow bear")
-"""COCO's classes that hold all that they name: where there is no dog there is no puppy."""
+"""COCO's classes that include all their synonyms: where there is no dog there is no puppy."""
+
+# ---- index and entry point ----------------------------------------------------------------------
 
 
 @dataclass
 class FactIndex:
-    """What facts say of a picture, sorted for claims to be looked up in."""
+    """The facts about an image, indexed to look up claims.
+
+    Keys are canonical nouns, or pairs of subject and target; below them are numbers, values or
+    relations.
+    """
 
     objects: dict[str, Evidence] = field(default_factory=lambda: defaultdict(list))
     absent: dict[str, Evidence] = field(default_factory=lambda: defaultdict(list))
@@ -71,7 +94,10 @@ class FactIndex:
 
 
 def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon: Lexicon | None = None) -> list[Verdict]:
-    """A verdict for each claim, in their order. The probability is how sure the facts are that decided; 0.5 where none does."""
+    """Return a verdict for each claim, in order.
+
+    The probability follows from the confidence of the facts that decide; it is 0.5 if none does.
+    """
     lexicon = lexicon or load_lexicon()
     fact_index = _index_facts(tuple(facts), lexicon)
     return [_verify_claim(claim, fact_index, lexicon) for claim in claims]
@@ -91,7 +117,7 @@ def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
 
 
 def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
-    """The claims that a fact makes; none for what can only be read, and for what it only thinks possible."""
+    """Yield the claims that a fact makes, without hedged ones. Text read by OCR makes none."""
     if fact.kind == "ocr":
         return
     text = fact.text
@@ -99,9 +125,9 @@ def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
         text = _question_to_statement(text)
     claims = [claim for claim in extract_claims(text, lexicon) if not claim.hedged]
     if fact.kind == "absent":
-        if attribute_claims := [
-            c for c in claims if c.kind == "attribute"
-        ]:  # no red car is there: of another colour there may be one
+        attribute_claims = [c for c in claims if c.kind == "attribute"]
+        if attribute_claims:
+            # "Red car" is absent: a car of another colour may be there.
             yield from (replace(claim, negated=True) for claim in attribute_claims)
             return
         nouns = [c.subject for c in claims if c.kind == "object"] or [lexicon.canonical_name(_singularize(text, lexicon))]
@@ -115,7 +141,7 @@ def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
 
 
 def _claim_from_remainder(fact: Fact, claims: Sequence[Claim]) -> list[Claim]:
-    """The value of `dog: brown`, `dogs 2`: what a text of two parts has beside its noun."""
+    """Return the claim of a text with a noun and a value, such as `dog: brown` or `dogs 2`."""
     if len(claims) != 1 or claims[0].kind != "object":
         return []
     start, end = claims[0].span
@@ -123,7 +149,9 @@ def _claim_from_remainder(fact: Fact, claims: Sequence[Claim]) -> list[Claim]:
     if fact.kind == "count":
         number = word_to_number(value)
         return [] if number is None else [replace(claims[0], kind="count", value=str(number))]
-    return [replace(claims[0], kind="attribute", value=value)] if value.replace(" ", "").isalpha() else []
+    if not value.replace(" ", "").isalpha():
+        return []
+    return [replace(claims[0], kind="attribute", value=value)]
 
 
 def _singularize(text: str, lexicon: Lexicon) -> str:
@@ -140,7 +168,7 @@ _COLOUR_QUESTION = re.compile(r"what colou?r (?:is|are) (.+?)\?\s*(.+)", re.IGNO
 
 
 def _question_to_statement(text: str) -> str:
-    """A question and its answer as a statement; only the answer where the question is of no known form."""
+    """Return a question and its answer as a statement; only the answer to an unknown question."""
     text = " ".join(text.split())
     if match := _EXISTENCE_QUESTION.fullmatch(text):
         noun = re.sub(r"^(?:an?|any|some) ", "", match[1], flags=re.IGNORECASE)
@@ -148,20 +176,22 @@ def _question_to_statement(text: str) -> str:
     if match := _COUNT_QUESTION.fullmatch(text):
         return f"There are {match[2]} {match[1]}."
     if match := _COLOUR_QUESTION.fullmatch(text):
+        # An answer of more than three words is a sentence of its own.
         return match[2] if len(match[2].split()) > 3 else f"{match[1]} is {match[2].strip('. ').lower()}."
     return text.rpartition("?")[2]
 
 
 def _add_claim(fact_index: FactIndex, claim: Claim, evidence: tuple[str, float]) -> None:
+    """Add a fact's claim to the index; a relation also in its inverse direction."""
     noun = claim.subject
     if claim.kind == "object":
-        (fact_index.absent if claim.negated else fact_index.objects)[noun].append(evidence)
+        objects = fact_index.absent if claim.negated else fact_index.objects
+        objects[noun].append(evidence)
     elif claim.kind == "count" and not claim.negated:
         fact_index.counts[noun][int(claim.value)].append(evidence)
     elif claim.kind == "attribute":
-        (fact_index.negated_attributes if claim.negated else fact_index.attributes)[noun][_canonical_value(claim.value)].append(
-            evidence
-        )
+        attributes = fact_index.negated_attributes if claim.negated else fact_index.attributes
+        attributes[noun][_canonical_value(claim.value)].append(evidence)
     elif claim.kind == "relation":
         relation = RELATION_SYNONYMS.get(claim.relation, claim.relation)
         relations = fact_index.negated_relations if claim.negated else fact_index.relations
@@ -193,11 +223,12 @@ def _verify_claim(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> Verd
 
 
 def _is_a(specific: str, general: str, lexicon: Lexicon) -> bool:
-    """Whether what is called `kind` may be called `noun`: a puppy a dog, a coffee table a table, and no hot dog a dog."""
+    """Return whether one noun includes another: a puppy is a dog, a coffee table is a table."""
     if specific == general:
         return True
-    if general in lexicon.coco_category and lexicon.coco_category[general] == general and lexicon.coco_class(specific) == general:
+    if lexicon.coco_category.get(general) == general and lexicon.coco_class(specific) == general:
         return True
+    # A compound is its last noun, unless the lexicon ("hot dog") or COCO says otherwise.
     if not specific.endswith(f" {general}") or specific in lexicon.word_sets["no category"]:
         return False
     return lexicon.coco_class(specific) in ("", lexicon.coco_class(general))
@@ -208,7 +239,7 @@ def _evidence_for(evidence_by_noun: dict[str, Evidence], noun: str, lexicon: Lex
 
 
 def _absence_evidence(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> Evidence:
-    """Facts by which there is no such thing."""
+    """Return the facts that say that there is no such object."""
     evidence = [
         item for absent_noun, items in fact_index.absent.items() if _is_absent(noun, absent_noun, lexicon) for item in items
     ]
@@ -218,9 +249,13 @@ def _absence_evidence(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> Evi
 
 
 def _is_absent(noun: str, absent_noun: str, lexicon: Lexicon) -> bool:
+    """Return whether the absence of `absent_noun` means that of `noun`: no dog means no puppy."""
     return noun == absent_noun or (
         lexicon.coco_class(noun) == absent_noun in HYPERNYM_CLASSES and _is_a(noun, absent_noun, lexicon)
     )
+
+
+# Each of these returns the evidence for a claim's positive form, and the evidence against it.
 
 
 def _object_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
@@ -231,13 +266,14 @@ def _count_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tu
     number = int(claim.value)
     counts = fact_index.counts.get(claim.subject, {})
     contradicting = [item for other_number, evidence in counts.items() if other_number != number for item in evidence]
+    # Absence contradicts any number but zero.
     if number and not _evidence_for(fact_index.objects, claim.subject, lexicon):
         contradicting += _absence_evidence(claim.subject, fact_index, lexicon)
     return counts.get(number, []), contradicting
 
 
 def _is_unique(noun: str, fact_index: FactIndex) -> bool:
-    """Whether facts know of no second thing of that name."""
+    """Return whether no fact counts more than one object of that name."""
     return not any(number > 1 for number in fact_index.counts.get(noun, {}))
 
 
@@ -248,7 +284,7 @@ def _canonical_value(value: str) -> str:
 
 
 def mutually_exclusive(value: str, groups: Sequence[Set[str]] = (COLOURS, MATERIALS, *EXCLUSIVE_VALUES)) -> set[str]:
-    """Values of its groups that a thing that has this one has not."""
+    """Return the values that an object with this one cannot have, of the groups that it is in."""
     compatible = {value}.union(*(names for names in COMPATIBLE_VALUES if value in names))
     return {other for group in groups if value in group for other in group} - compatible
 
@@ -258,11 +294,12 @@ def _attribute_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -
     tables = [table for name, table in fact_index.attributes.items() if _is_a(name, claim.subject, lexicon)]
     supporting = [item for table in tables for item in table.get(value, [])]
     contradicting = list(fact_index.negated_attributes.get(claim.subject, {}).get(value, []))
+    # Another value contradicts only if there is one such object: a second one may have this value.
     if claim.subject in fact_index.attributes and _is_unique(claim.subject, fact_index) and not supporting:
         own_values = fact_index.attributes[claim.subject]
         contradicting += [item for exclusive in mutually_exclusive(value) for item in own_values.get(exclusive, [])]
     elif supporting and 1 in fact_index.counts.get(claim.subject, {}) and value in COLOURS | MATERIALS:
-        # One thing that two facts give two colours: they disagree, unless one of them says both.
+        # Facts that give one object two colours disagree, unless a single fact says both.
         texts = {text for text, _ in supporting}
         contradicting += [
             entry

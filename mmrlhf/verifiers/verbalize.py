@@ -1,4 +1,4 @@
-"""Claims in words: as a phrase for open_clip, as a question for a model, and what a claim is held against."""
+"""Claims in words: phrases for open_clip, questions for a model, and distractors."""
 
 from __future__ import annotations
 
@@ -22,27 +22,31 @@ from mmrlhf.verifiers.facts import (
 
 NUMBER_WORDS = ("no", *words.NUMBER_WORDS[1:11])
 OPPOSITE_RELATIONS = {relation: words.OPPOSITE_RELATIONS[relation] for relation in ("above", "below")}
-"""Where another word is nearer than the one that facts are sorted under."""
+"""Relations whose usual opposite differs from the canonical one that facts are indexed by."""
 MAX_COUNT_OFFSET = 2
-"""A count's foils are the numbers up to so far away."""
+"""Distractors of a count are the numbers up to this far away."""
 
 
 def claim_phrase(claim: Claim, lexicon: Lexicon) -> str:
-    """A claim as a noun phrase, whether it is negated or not: "a red ring", "three rings", "a cat on a couch"."""
+    """Return a claim as a noun phrase, without its negation: "three rings", "a cat on a couch"."""
     if claim.kind == "count":
         return _count_phrase(claim)
-    noun = _with_article(f"{claim.value} {claim.subject}" if claim.kind == "attribute" else claim.subject, lexicon)
-    return f"{noun} {claim.relation} {_with_article(claim.target, lexicon)}" if claim.kind == "relation" else noun
+    if claim.kind == "attribute":
+        return _with_article(f"{claim.value} {claim.subject}", lexicon)
+    subject = _with_article(claim.subject, lexicon)
+    if claim.kind == "relation":
+        return f"{subject} {claim.relation} {_with_article(claim.target, lexicon)}"
+    return subject
 
 
 def display(claim: Claim, lexicon: Lexicon) -> str:
-    """A claim as reports show it."""
+    """Return a claim as reports show it."""
     text = claim_phrase(claim, lexicon)
     return f"{'not ' if claim.negated else ''}{text}{' (hedged)' if claim.hedged else ''}"
 
 
 def claim_question(claim: Claim, lexicon: Lexicon) -> str:
-    """Whether a claim is true, negated or not, as a question to be answered yes or no."""
+    """Return the yes/no question whether a claim, without its negation, is true."""
     is_plural = claim.subject in lexicon.word_sets["plural only"] if claim.kind != "count" else claim.value != "1"
     exactly = "exactly " if claim.kind == "count" else ""
     return f"{'Are' if is_plural else 'Is'} there {exactly}{claim_phrase(claim, lexicon)} in the picture?"
@@ -56,22 +60,26 @@ def _with_article(noun: str, lexicon: Lexicon) -> str:
 
 def _count_phrase(claim: Claim) -> str:
     number = int(claim.value)
-    return f"{NUMBER_WORDS[number] if number < len(NUMBER_WORDS) else number} {claim.subject if number == 1 else pluralize(claim.subject)}"
+    number_text = NUMBER_WORDS[number] if number < len(NUMBER_WORDS) else str(number)
+    return f"{number_text} {claim.subject if number == 1 else pluralize(claim.subject)}"
 
 
-# ---- foils -------------------------------------------------------------------------------------
+# ---- distractors -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class DistractorPool:
-    """What else might be: nouns for a noun, and groups of values of which a thing has one."""
+    """What distractors are made of: nouns, and groups of values that exclude each other."""
 
     nouns: tuple[str, ...]
     groups: tuple[frozenset[str], ...]
 
     @classmethod
     def from_lexicon(cls, lexicon: Lexicon, metadata: Mapping[str, Any] | None = None) -> DistractorPool:
-        """Those of a lexicon, COCO's classes and the groups that facts are judged by, or what a calibration kept. Raises InputError."""
+        """Return a calibration's pool; by default COCO's classes and exclusive values.
+
+        Raises InputError for metadata that is not words.
+        """
         metadata = metadata or {}
         nouns = metadata.get("nouns", sorted(set(lexicon.coco_category.values())))
         groups = metadata.get("groups", [COLOURS, MATERIALS, *EXCLUSIVE_VALUES])
@@ -83,27 +91,22 @@ class DistractorPool:
 
 
 def distractors(claim: Claim, pool: DistractorPool, lexicon: Lexicon) -> list[Claim]:
-    """Claims of which none is true where this one is (of a noun: probably none). Empty where nothing is known to be its contrary."""
+    """Return claims that are false where this one is true (of nouns: probably false).
+
+    They differ in one part from the claim. The list is empty if no contrary is known.
+    """
     if claim.kind == "object":
-        return [
-            replace(claim, subject=alternative)
-            for alternative in pool.nouns
-            if not _may_corefer(alternative, claim.subject, lexicon)
-        ]
+        nouns = [noun for noun in pool.nouns if not _may_corefer(noun, claim.subject, lexicon)]
+        return [replace(claim, subject=noun) for noun in nouns]
     if claim.kind == "attribute":
-        return [
-            replace(claim, value=alternative_value) for alternative_value in sorted(mutually_exclusive(claim.value, pool.groups))
-        ]
+        return [replace(claim, value=value) for value in sorted(mutually_exclusive(claim.value, pool.groups))]
     if claim.kind == "count":
         number = int(claim.value)
-        return [
-            replace(claim, value=str(alternative))
-            for alternative in range(max(0, number - MAX_COUNT_OFFSET), number + MAX_COUNT_OFFSET + 1)
-            if alternative != number
-        ]
+        numbers = range(max(0, number - MAX_COUNT_OFFSET), number + MAX_COUNT_OFFSET + 1)
+        return [replace(claim, value=str(other)) for other in numbers if other != number]
     relation = RELATION_SYNONYMS.get(claim.relation, claim.relation)
     if INVERSE_RELATIONS.get(relation) == relation:
-        return []  # as true the other way round
+        return []  # symmetric: the swapped claim is as true
     swapped = [] if claim.subject == claim.target else [replace(claim, subject=claim.target, target=claim.subject)]
     opposite = OPPOSITE_RELATIONS.get(claim.relation) or INVERSE_RELATIONS.get(relation)
     alternatives = {opposite} if opposite else EXCLUSIVE_RELATIONS.get(relation, set())
@@ -111,5 +114,5 @@ def distractors(claim: Claim, pool: DistractorPool, lexicon: Lexicon) -> list[Cl
 
 
 def _may_corefer(a: str, b: str, lexicon: Lexicon) -> bool:
-    """Whether one thing may have both names."""
+    """Return whether one object may have both names."""
     return a == b or a.endswith(f" {b}") or b.endswith(f" {a}") or lexicon.coco_class(a) == lexicon.coco_class(b) != ""

@@ -1,8 +1,8 @@
-"""Claims put to the vision-language model itself as questions, its adapters off: what it says Yes to, and how sure it is.
+"""A verifier that asks the vision-language model itself, with its adapters off.
 
-All claims on the same pictures stand on one run of the prompt: a turn that shows the pictures and has been answered, and then, for each
-claim, its question. What is measured is log P(Yes) - log P(No) where the answer would begin. A negated claim is asked without its
-negation.
+All claims on the same images share one prefill: a turn that shows the images and a reply to it.
+After it comes each claim's question. The score is log P(Yes) - log P(No) where the answer would
+begin. A negated claim is asked without its negation.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from mmrlhf.claims import Lexicon
 from mmrlhf.engine.scoring import last_hidden_states
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.heads import yes_no_head
-from mmrlhf.records import Message, Verdict
+from mmrlhf.records import Claim, Message, Verdict
 from mmrlhf.verifiers.base import CLAIM_KINDS, AnswerClaims, PlattScaling, strip_negation, unknown_verdict
 from mmrlhf.verifiers.verbalize import claim_question
 
 IMAGE_PROMPT, IMAGE_REPLY = "Look at the picture.", "I see it."
-"""The turn that all claims share, and its answer."""
+"""The turn that all claims share, and the reply to it."""
 UNCALIBRATED = PlattScaling({kind: (1.0, 0.0) for kind in CLAIM_KINDS}, 0.2, 0.8)
-"""A model that is taken at its word."""
+"""Takes the model's own probability of Yes as it is."""
 PROMPTS_PER_BATCH = 64
-"""Prompts that are made ready at a time."""
+"""Prompts that are prepared at a time."""
 
 
 @dataclass
 class VLMVerifier:
-    """A model as a verifier. `certainty` says what its log-odds are worth."""
+    """A vision-language model as a verifier; `calibration` maps its log-odds to probabilities."""
 
     role: Role
     lexicon: Lexicon
@@ -44,34 +44,35 @@ class VLMVerifier:
         self._head.requires_grad_(False)
 
     def __call__(self, answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
+        """Return a verdict for each claim of each answer."""
         return [self._verdicts(answer, log_odds) for answer, log_odds in zip(answers, self.log_odds(answers), strict=True)]
 
     def _verdicts(self, answer: AnswerClaims, log_odds: Sequence[float | None]) -> list[Verdict]:
         if not answer.images:
-            return [unknown_verdict(claim, "there is no picture") for claim in answer.claims]
+            return [unknown_verdict(claim, "there is no image") for claim in answer.claims]
         verdicts = []
         for claim, score in zip(answer.claims, log_odds, strict=True):
-            question_text = claim_question(strip_negation(claim)[0], self.lexicon)
             if score is None:
                 verdicts.append(unknown_verdict(claim, f"the question is longer than max_length {self.max_length}"))
-            else:
-                evidence = (
-                    f"{self.role.vlm.name} says {'yes' if score > 0 else 'no'} to {question_text!r} (log-odds {score:+.1f})"
-                )
-                verdicts.append(self.calibration.verdict(claim, score, evidence))
+                continue
+            yes_or_no = "yes" if score > 0 else "no"
+            evidence = f"{self.role.vlm.name} says {yes_or_no} to {self._question(claim).content!r} (log-odds {score:+.1f})"
+            verdicts.append(self.calibration.verdict(claim, score, evidence))
         return verdicts
 
     @torch.no_grad()
     def log_odds(self, answers: Sequence[AnswerClaims]) -> list[list[float | None]]:
-        """Of Yes against No for each claim's positive form, None where its question does not fit into `max_length`; nothing for answers without
-        a picture. Raises InputError for pictures that do not fit."""
+        """Return the log-odds of Yes against No for each claim's positive form.
+
+        A claim whose question does not fit into `max_length` gets None; an answer without images
+        gets an empty list. Raises InputError for images that do not fit.
+        """
         indices = [index for index, answer in enumerate(answers) if answer.images and answer.claims]
         scores: list[list[float | None]] = [[] for _ in answers]
         for start in range(0, len(indices), PROMPTS_PER_BATCH):
             batch = indices[start : start + PROMPTS_PER_BATCH]
-            for index, answer_scores in zip(
-                batch, self.role.vlm.budget.retry_on_oom(self._score_batch, [answers[index] for index in batch]), strict=True
-            ):
+            batch_scores = self.role.vlm.budget.retry_on_oom(self._score_batch, [answers[index] for index in batch])
+            for index, answer_scores in zip(batch, batch_scores, strict=True):
                 scores[index] = answer_scores
         return scores
 
@@ -80,30 +81,30 @@ class VLMVerifier:
             [([Message("user", IMAGE_PROMPT)], answer.images) for answer in answers], self.max_length
         )
         question_ids = [self.question_ids(answer) for answer in answers]
+        # Per answer the claims whose question fits; answers without any are not run.
         fitting = [
             [i for i, ids in enumerate(answer_questions) if len(prompt.token_ids) + len(ids) <= self.max_length]
             for prompt, answer_questions in zip(prompts, question_ids, strict=True)
         ]
         scores: list[list[float | None]] = [[None] * len(answer_questions) for answer_questions in question_ids]
-        indices = [index for index, answer_questions in enumerate(fitting) if answer_questions]
-        for batch, last_ND in last_hidden_states(
-            self.role,
-            [prompts[index] for index in indices],
-            [[question_ids[index][i] for i in fitting[index]] for index in indices],
-        ):
-            batch_odds = iter(self._head(last_ND.float())[:, 0].tolist())
-            for index in (indices[position] for position in batch):
+        to_run = [index for index, claim_indices in enumerate(fitting) if claim_indices]
+        fitting_ids = [[question_ids[index][i] for i in fitting[index]] for index in to_run]
+        for positions, last_ND in last_hidden_states(self.role, [prompts[index] for index in to_run], fitting_ids):
+            # `positions` point into `to_run`; the states follow them, claim by claim.
+            log_odds = iter(self._head(last_ND.float())[:, 0].tolist())
+            for index in (to_run[position] for position in positions):
                 for i in fitting[index]:
-                    scores[index][i] = next(batch_odds)
+                    scores[index][i] = next(log_odds)
         return scores
 
     def question_ids(self, answer: AnswerClaims) -> list[Tensor]:
-        """What follows the shared prompt: its answer, and a claim's question up to where it would be answered."""
-        image_turn, texts = (
-            [Message("user", IMAGE_PROMPT)],
-            [claim_question(strip_negation(claim)[0], self.lexicon) for claim in answer.claims],
-        )
+        """Return for each claim the token ids after the shared turn: the reply and the question."""
+        image_turn = [Message("user", IMAGE_PROMPT)]
         return [
-            self.role.vlm.answer_token_ids(image_turn, IMAGE_REPLY, len(answer.images), following_turns=[Message("user", text)])
-            for text in texts
+            self.role.vlm.answer_token_ids(image_turn, IMAGE_REPLY, len(answer.images), following_turns=[self._question(claim)])
+            for claim in answer.claims
         ]
+
+    def _question(self, claim: Claim) -> Message:
+        positive_claim, _ = strip_negation(claim)
+        return Message("user", claim_question(positive_claim, self.lexicon))

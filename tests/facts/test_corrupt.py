@@ -1,4 +1,4 @@
-"""Facts made fewer and wrong, with a pencil and with wild ones."""
+"""Facts dropped, swapped and negated: by hand, and for any facts that hypothesis finds."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,15 @@ def rng():
 
 
 def negate_one(kind, text):
-    (found,), changed = negate_facts((Fact(kind, text, "me", 0.5),), 1.0, rng())
-    assert changed == (found.text != text) and (found.kind, found.source, found.confidence) == (kind, "me", 0.5)
-    return found.text
+    """Return the negated text; the count of changes and the fact's other fields must be right."""
+    (negated,), num_changed = negate_facts((Fact(kind, text, "me", 0.5),), 1.0, rng())
+    assert num_changed == (negated.text != text)
+    assert (negated.kind, negated.source, negated.confidence) == (kind, "me", 0.5)
+    return negated.text
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "contraries"),
+    ("kind", "text", "opposites"),
     [
         ("count", "one cup", {"two cups"}),
         ("count", "three cups", {"two cups", "four cups"}),
@@ -36,13 +38,15 @@ def negate_one(kind, text):
         ("relation", "dog chases cat", {"dog chases cat"}),
     ],
 )
-def test_negate_facts_matches_hand_examples(kind, text, contraries):
-    assert negate_one(kind, text) in contraries
+def test_negate_facts_matches_hand_examples(kind, text, opposites):
+    assert negate_one(kind, text) in opposites
 
 
 def test_negate_facts_picks_another_colour():
-    said = {negate_facts((Fact("object", "small red cup"),), 1.0, np.random.default_rng(i))[0][0].text for i in range(40)}
-    assert "small red cup" not in said and len(said) > 5 and all(s.startswith("small ") and s.endswith(" cup") for s in said)
+    red_cup = (Fact("object", "small red cup"),)
+    texts = {negate_facts(red_cup, 1.0, np.random.default_rng(seed))[0][0].text for seed in range(40)}
+    assert "small red cup" not in texts and len(texts) > 5
+    assert all(text.startswith("small ") and text.endswith(" cup") for text in texts)
 
 
 def test_drop_swap_and_augment_facts_respect_rates():
@@ -50,9 +54,9 @@ def test_drop_swap_and_augment_facts_respect_rates():
     others = (*(Fact("object", f"other {i}") for i in range(9)), Fact("count", "one other"))
     assert drop_facts(facts, 1.0, rng()) == facts and drop_facts(facts, 0.0, rng()) == ()
     assert 180 < len(drop_facts(facts, 0.2, rng())) < 220
-    changed = swap_facts(facts, others, 0.2, rng())
-    assert 160 < sum(a != b for a, b in zip(facts, changed, strict=True)) < 240
-    assert {f.kind for f in changed} == {"object"} and swap_facts(facts, facts, 1.0, rng()) == facts
+    swapped = swap_facts(facts, others, 0.2, rng())
+    assert 160 < sum(a != b for a, b in zip(facts, swapped, strict=True)) < 240
+    assert {f.kind for f in swapped} == {"object"} and swap_facts(facts, facts, 1.0, rng()) == facts
     sizes = [len(augment_facts(facts, others, 0.5, 0.0, np.random.default_rng(i))) for i in range(200)]
     assert 70 < sum(s == 1000 for s in sizes) < 130 and min(sizes) < 50
 
@@ -74,6 +78,6 @@ def test_singularize_inverts_pluralize(noun):
     st.lists(st.builds(Fact, st.sampled_from(["object", "count", "relation", "attribute", "ocr"]), st.text())), st.integers(0, 9)
 )
 def test_corrupt_functions_accept_any_facts(facts, seed):
-    found, changed = negate_facts(facts, 1.0, np.random.default_rng(seed))
-    assert len(found) == len(facts) and changed <= len(facts)
+    negated, num_changed = negate_facts(facts, 1.0, np.random.default_rng(seed))
+    assert len(negated) == len(facts) and num_changed <= len(facts)
     assert len(augment_facts(facts, facts, 0.5, 0.5, np.random.default_rng(seed))) <= len(facts)

@@ -1,4 +1,4 @@
-"""A tiny open_clip checkpoint with random weights, and a picture."""
+"""A tiny open_clip checkpoint with random weights, and random images."""
 
 import io
 import logging
@@ -20,6 +20,7 @@ CONFIG = {
 
 
 def save_tiny_clip(directory, **overrides):
+    """Write a checkpoint of `CONFIG` with `overrides` to `directory`, and return it."""
     logging.getLogger().setLevel(logging.ERROR)
     torch.manual_seed(0)
     config = {**CONFIG, **overrides}
@@ -30,6 +31,7 @@ def save_tiny_clip(directory, **overrides):
 
 
 def random_image(seed=0, size=40):
+    """Return a square PNG of noise, the same for the same seed."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)).save(buffer, "PNG")
     return ImageSource(data=buffer.getvalue())

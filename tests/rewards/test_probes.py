@@ -1,50 +1,65 @@
-"""False claims that are planted: false, told from a true one of the same make, and scored with it."""
+"""Probes: a false claim and a true one in the same words, and rates by hand."""
 
 import numpy as np
 
 from mmrlhf.records import Fact, Message, Preference
-from mmrlhf.rewards.probes import PROBE_KINDS, make_probes, probe_rates
+from mmrlhf.rewards.probes import PROBE_KINDS, make_probes, make_training_pair, probe_rates
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 FACTS = (Fact("object", "small red cup"), Fact("count", "two spoons"), Fact("relation", "cup left of spoon"))
+GREEN_HAT = Fact("object", "green hat")
 
 
-def make_preference(id_, facts=FACTS, answer="A cup."):
-    return Preference.from_pair(id_, (), (Message("user", "?"),), answer, "No.", facts)
+def make_preference(row_id, facts=FACTS, answer="A cup."):
+    return Preference.from_pair(row_id, (), (Message("user", "?"),), answer, "No.", facts)
 
 
 def test_make_probes_gives_false_claims_with_true_controls():
-    rows = [make_preference("a"), make_preference("b", (Fact("object", "green hat"), Fact("object", "blue cups")))]
-    found = {(p.group.id, p.kind): (p.false_answer, p.true_answer) for p in make_probes(rows)}
-    assert found["a", "object"] == ("A cup. It also has a green hat.", "A cup. It also has a small red cup.")
-    false, true = found["a", "attribute"]
-    assert true in ("A cup. Its cup looks red.", "A cup. Its cup looks small.")
-    assert false.startswith("A cup. Its cup looks ") and false != true
-    assert found["a", "count"][1] == "A cup. Altogether one counts two spoons."
-    assert found["a", "count"][0] in ("A cup. Altogether one counts one spoon.", "A cup. Altogether one counts three spoons.")
-    assert found["a", "relation"] == ("A cup. The cup stands right of the spoon.", "A cup. The cup stands left of the spoon.")
-    assert ("b", "count") not in found and ("b", "relation") not in found
+    rows = [make_preference("a"), make_preference("b", (GREEN_HAT, Fact("object", "blue cups")))]
+    answers = {(p.group.id, p.kind): (p.false_answer, p.true_answer) for p in make_probes(rows)}
+    assert answers["a", "object"] == ("A cup. It also has a green hat.", "A cup. It also has a small red cup.")
+    false_answer, true_answer = answers["a", "attribute"]
+    assert true_answer in ("A cup. Its cup looks red.", "A cup. Its cup looks small.")
+    assert false_answer.startswith("A cup. Its cup looks ") and false_answer != true_answer
+    false_answer, true_answer = answers["a", "count"]
+    assert true_answer == "A cup. Altogether one counts two spoons."
+    assert false_answer in ("A cup. Altogether one counts one spoon.", "A cup. Altogether one counts three spoons.")
+    assert answers["a", "relation"] == (
+        "A cup. The cup stands right of the spoon.",
+        "A cup. The cup stands left of the spoon.",
+    )
+    assert ("b", "count") not in answers and ("b", "relation") not in answers
     assert make_probes(rows) == make_probes(rows)
-    assert ("c", "object") not in {(p.group.id, p.kind) for p in make_probes([make_preference("c")])}  # no other picture
+    assert "object" not in {p.kind for p in make_probes([make_preference("c")])}  # there is no other image
 
 
 def test_make_probes_respects_additional_truths():
-    truths = {"a": (*FACTS, Fact("object", "green hat"))}
-    rows = [make_preference("a"), make_preference("b", (Fact("object", "green hat"),))]
-    assert "object" not in {p.kind for p in make_probes(rows, truths) if p.group.id == "a"}
-    assert all(p.group.facts == FACTS for p in make_probes(rows, truths) if p.group.id == "a")
+    true_facts = {"a": (*FACTS, GREEN_HAT)}
+    probes_of_a = [
+        p for p in make_probes([make_preference("a"), make_preference("b", (GREEN_HAT,))], true_facts) if p.group.id == "a"
+    ]
+    assert "object" not in {p.kind for p in probes_of_a}
+    assert probes_of_a and all(p.group.facts == FACTS for p in probes_of_a)
+
+
+def test_make_training_pair_prefers_an_answer_without_the_false_claim():
+    row = make_preference("a", FACTS, "A cup.  ")
+    pairs = [make_training_pair(row, (GREEN_HAT,), np.random.default_rng(seed)) for seed in range(20)]
+    better, worse = {p.chosen for p in pairs}, {p.rejected for p in pairs}
+    assert row.chosen in better and len(better) > 2  # with a true claim, and as it was
+    assert all(answer.startswith("A cup. ") for answer in worse) and not better & worse
+    assert "A cup. There is a green hat as well." in worse and "A cup. There is a small red cup as well." in better
+    assert make_training_pair(make_preference("a", ()), (GREEN_HAT,), np.random.default_rng(0)) is None
 
 
 class LetterCountReward:
-    """A reward model that counts the letters r of an answer, downwards."""
+    """A reward model that gives minus the number of letters r in an answer."""
 
     def score(self, groups: list[AnswerGroup]):
-        return [[-float(a.count("r")) for a in g.answers] for g in groups]
+        return [[-float(answer.count("r")) for answer in group.answers] for group in groups]
 
 
 def test_probe_rates_match_hand_computation():
-    found = probe_rates(
-        LetterCountReward(), make_probes([make_preference("a"), make_preference("b", (Fact("object", "green hat"),))])
-    )
-    assert set(found) <= set(PROBE_KINDS) and found["relation"] == 1.0  # "right of" has one more than nothing
-    assert np.isin(list(found.values()), [0.0, 0.5, 1.0]).all()
+    rates = probe_rates(LetterCountReward(), make_probes([make_preference("a"), make_preference("b", (GREEN_HAT,))]))
+    assert set(rates) <= set(PROBE_KINDS) and rates["relation"] == 1.0  # "right" has an r, the good answer has none
+    assert np.isin(list(rates.values()), [0.0, 0.5, 1.0]).all()

@@ -1,4 +1,4 @@
-"""The first verifier that knows decides, and one that has judged a claim does not judge it again."""
+"""A cascade uses the first known verdict, and a cache verifies no claim twice."""
 
 from mmrlhf.claims import load_lexicon
 from mmrlhf.records import Claim, Fact, ImageSource, Verdict
@@ -10,23 +10,32 @@ DOG, CAT, COW = (Claim("object", n) for n in ("dog", "cat", "cow"))
 IMAGE_A, IMAGE_B = ImageSource(data=b"a"), ImageSource(data=b"b")
 
 
-def table_verifier(table, asked):
-    def judge(said):
-        asked.append([[c.subject for c in s.claims] for s in said])
+def table_verifier(values, calls):
+    """Return a verifier with fixed verdicts by subject; it adds each call's subjects to `calls`."""
+
+    def verify(answers):
+        calls.append([[claim.subject for claim in answer.claims] for answer in answers])
         return [
-            [Verdict(c, table[c.subject], "told", 0.9) if c.subject in table else unknown_verdict(c) for c in s.claims]
-            for s in said
+            [Verdict(c, values[c.subject], "table", 0.9) if c.subject in values else unknown_verdict(c) for c in answer.claims]
+            for answer in answers
         ]
 
-    return judge
+    return verify
+
+
+def values_of(verdicts):
+    return [[verdict.value for verdict in row] for row in verdicts]
 
 
 def test_cascade_uses_first_known_verdict():
-    first, second = [], []
-    both = cascade(
-        [table_verifier({"dog": "contradicted"}, first), table_verifier({"dog": "supported", "cat": "supported"}, second)]
+    first_calls, second_calls = [], []
+    verify = cascade(
+        [
+            table_verifier({"dog": "contradicted"}, first_calls),
+            table_verifier({"dog": "supported", "cat": "supported"}, second_calls),
+        ]
     )
-    found = both(
+    verdicts = verify(
         [
             AnswerClaims((IMAGE_A,), (), (DOG, CAT)),
             AnswerClaims((IMAGE_A,), (), (DOG,)),
@@ -34,39 +43,34 @@ def test_cascade_uses_first_known_verdict():
             AnswerClaims((IMAGE_B,), (), ()),
         ]
     )
-    assert [[v.value for v in row] for row in found] == [
-        ["contradicted", "supported"],
-        ["contradicted"],
-        ["unknown", "supported"],
-        [],
-    ]
-    assert first == [[["dog", "cat"], ["dog"], ["cow", "cat"]]]  # an answer without claims is not asked about
-    assert second == [[["cat"], ["cow", "cat"]]]
-    assert [[v.claim for v in row] for row in found] == [[DOG, CAT], [DOG], [COW, CAT], []]
+    assert values_of(verdicts) == [["contradicted", "supported"], ["contradicted"], ["unknown", "supported"], []]
+    assert first_calls == [[["dog", "cat"], ["dog"], ["cow", "cat"]]]  # the answer without claims is left out
+    assert second_calls == [[["cat"], ["cow", "cat"]]]
+    assert [[v.claim for v in row] for row in verdicts] == [[DOG, CAT], [DOG], [COW, CAT], []]
 
 
 def test_facts_verifier_uses_each_answers_own_facts():
-    judge = facts_verifier(load_lexicon())
+    verify = facts_verifier(load_lexicon())
     facts = (Fact("object", "brown dog"), Fact("absent", "cat"))
-    (known, none) = judge([AnswerClaims((IMAGE_A,), facts, (DOG, CAT)), AnswerClaims((IMAGE_A,), (), (DOG,))])
-    assert [v.value for v in known] == ["supported", "contradicted"] and none[0].value == "unknown"
+    verdicts = verify([AnswerClaims((IMAGE_A,), facts, (DOG, CAT)), AnswerClaims((IMAGE_A,), (), (DOG,))])
+    assert values_of(verdicts) == [["supported", "contradicted"], ["unknown"]]
 
 
 def test_cached_verifies_each_claim_on_an_image_once():
-    asked = []
-    judge = cached(table_verifier({"dog": "supported", "cat": "contradicted"}, asked))
-    later = Claim("object", "dog", span=(7, 10), hedged=True)
-    found = judge(
+    calls = []
+    verify = cached(table_verifier({"dog": "supported", "cat": "contradicted"}, calls))
+    hedged_dog = Claim("object", "dog", span=(7, 10), hedged=True)
+    verdicts = verify(
         [
             AnswerClaims((IMAGE_A,), (), (DOG, CAT)),
-            AnswerClaims((IMAGE_A,), (Fact("object", "dog"),), (later,)),
+            AnswerClaims((IMAGE_A,), (Fact("object", "dog"),), (hedged_dog,)),
             AnswerClaims((IMAGE_B,), (), (DOG,)),
         ]
     )
-    assert asked == [[["dog", "cat"], ["dog"]]]
-    assert [[v.value for v in row] for row in found] == [["supported", "contradicted"], ["supported"], ["supported"]]
-    assert found[1][0].claim.span == (7, 10) and found[1][0].claim.hedged  # each answer's own place and words
-    judge([AnswerClaims((IMAGE_B,), (), (DOG, COW))])
-    assert asked[1:] == [[["cow"]]]
-    judge([AnswerClaims((ImageSource(data=b"a"),), (), (DOG,))])  # the same picture under another name
-    assert len(asked) == 2
+    assert calls == [[["dog", "cat"], ["dog"]]]
+    assert values_of(verdicts) == [["supported", "contradicted"], ["supported"], ["supported"]]
+    assert verdicts[1][0].claim.span == (7, 10) and verdicts[1][0].claim.hedged  # each answer keeps its own claim
+    verify([AnswerClaims((IMAGE_B,), (), (DOG, COW))])
+    assert calls[1:] == [[["cow"]]]
+    verify([AnswerClaims((ImageSource(data=b"a"),), (), (DOG,))])  # the same image under another name
+    assert len(calls) == 2

@@ -1,4 +1,4 @@
-"""The open_clip verifier: its margins by hand, what it encodes, and what it says of checkpoints that are none."""
+"""The open_clip verifier: its margins by hand, what it encodes, and the checkpoints it refuses."""
 
 import json
 import math
@@ -26,81 +26,100 @@ def clip_checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def clip_verifier(directory):
-    found = load_clip(str(directory), LEXICON)
-    found.calibration = PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
-    return found
+def clip_verifier(clip_checkpoint):
+    verifier = load_clip(str(clip_checkpoint), LEXICON)
+    verifier.calibration = PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
+    return verifier
 
 
-def with_known_features(clip):
-    """Features that a pencil can multiply; ten logits to a unit of likeness."""
-    clip.distractor_pool = DistractorPool(("dog", "cat"), (frozenset({"red", "blue", "green"}),))
+@pytest.fixture
+def known_features(clip_verifier):
+    """The verifier with features to multiply by hand; a logit is ten times the similarity."""
+    clip_verifier.distractor_pool = DistractorPool(("dog", "cat"), (frozenset({"red", "blue", "green"}),))
     with torch.no_grad():
-        clip.model.logit_scale.fill_(math.log(10))
-    clip._text_features = {f"a photo of {k}": torch.tensor(v) for k, v in {
-        "two dogs": [1.0, 0.0], "no dogs": [0.0, 1.0], "one dog": [0.0, 1.0], "three dogs": [0.0, 1.0], "four dogs": [0.0, 1.0],
-        "a dog": [1.0, 0.0], "a cat": [0.0, 1.0], "a red dog": [1.0, 0.0], "a blue dog": [0.0, 1.0], "a green dog": [-0.6, 0.8],
-    }.items()}  # fmt: skip
-    clip._image_features = {random_image(0).key: torch.tensor([0.8, 0.6]), random_image(1).key: torch.tensor([0.6, 0.8])}
-    return clip
+        clip_verifier.model.logit_scale.fill_(math.log(10))
+    features = {
+        "a dog": [1.0, 0.0],
+        "a cat": [0.0, 1.0],
+        "a red dog": [1.0, 0.0],
+        "a blue dog": [0.0, 1.0],
+        "a green dog": [-0.6, 0.8],
+        "two dogs": [1.0, 0.0],
+        "no dogs": [0.0, 1.0],
+        "one dog": [0.0, 1.0],
+        "three dogs": [0.0, 1.0],
+        "four dogs": [0.0, 1.0],
+    }
+    clip_verifier._text_features = {f"a photo of {phrase}": torch.tensor(vector) for phrase, vector in features.items()}
+    clip_verifier._image_features = {
+        random_image(0).key: torch.tensor([0.8, 0.6]),
+        random_image(1).key: torch.tensor([0.6, 0.8]),
+    }
+    return clip_verifier
 
 
-def test_clip_verifier_margins_match_hand_computation(clip):
-    clip = with_known_features(clip)
-    no_dog, red = Claim("object", "dog", negated=True), Claim("attribute", "dog", "red")
-    ((dog, none, colour),) = clip([AnswerClaims((random_image(0),), (), (DOG, no_dog, red))])
-    assert dog.probability == pytest.approx(1 / (1 + math.exp(-2))) and dog.value == "supported"  # 10 x (.8 - .6)
-    assert none.probability == pytest.approx(1 / (1 + math.exp(2))) and none.value == "contradicted"
+def test_clip_verifier_margins_match_hand_computation(known_features):
+    no_dog, red_dog = Claim("object", "dog", negated=True), Claim("attribute", "dog", "red")
+    ((is_dog, is_no_dog, is_red),) = known_features([AnswerClaims((random_image(0),), (), (DOG, no_dog, red_dog))])
+    assert is_dog.probability == pytest.approx(1 / (1 + math.exp(-2))) and is_dog.value == "supported"  # 10 x (.8 - .6)
+    assert is_no_dog.probability == pytest.approx(1 / (1 + math.exp(2))) and is_no_dog.value == "contradicted"
     # 8 against log(e^6 + e^0): .8 x -.6 + .6 x .8 = 0
-    assert colour.probability == pytest.approx(1 / (1 + math.exp(math.log(math.exp(6) + 1) - 8)))
-    assert dog.evidence == "open_clip: 'a photo of a dog' by +2.0 against 'a photo of a cat'"
-    ((other,), (either,)) = clip(
+    assert is_red.probability == pytest.approx(1 / (1 + math.exp(math.log(math.exp(6) + 1) - 8)))
+    assert is_dog.evidence == "open_clip: 'a photo of a dog' by +2.0 against 'a photo of a cat'"
+    ((other,), (both,)) = known_features(
         [AnswerClaims((random_image(1),), (), (DOG,)), AnswerClaims((random_image(1), random_image(0)), (), (DOG,))]
     )
-    assert other.value == "contradicted" and either.probability == pytest.approx(dog.probability)  # of two the one that shows it
+    assert other.value == "contradicted"
+    assert both.probability == pytest.approx(is_dog.probability)  # of two images the one that shows it counts
 
 
-def test_clip_verifier_unverifiable_claims_are_unknown(clip):
-    clip = with_known_features(clip)
-    happy, two = Claim("attribute", "dog", "happy"), Claim("count", "dog", "2")
-    ((a, b), (c,)) = clip([AnswerClaims((random_image(0),), (), (happy, two)), AnswerClaims((), (), (DOG,))])
-    assert (a.value, a.probability, a.evidence) == ("unknown", None, "nothing is known to be its contrary")
-    assert (b.value, b.probability) == ("unknown", None) and "not calibrated" in b.evidence
-    assert (c.value, c.evidence) == ("unknown", "there is no picture")
-    assert clip([AnswerClaims((random_image(0),), (), ())]) == [[]] and clip([]) == []
+def test_clip_verifier_unverifiable_claims_are_unknown(known_features):
+    happy_dog, two_dogs = Claim("attribute", "dog", "happy"), Claim("count", "dog", "2")
+    ((happy, two), (without_image,)) = known_features(
+        [AnswerClaims((random_image(0),), (), (happy_dog, two_dogs)), AnswerClaims((), (), (DOG,))]
+    )
+    no_distractor = "there is no distractor to compare it with"
+    assert (happy.value, happy.probability, happy.evidence) == ("unknown", None, no_distractor)
+    assert (two.value, two.probability) == ("unknown", None) and "not calibrated" in two.evidence
+    assert (without_image.value, without_image.evidence) == ("unknown", "there is no image")
+    assert known_features([AnswerClaims((random_image(0),), (), ())]) == [[]] and known_features([]) == []
 
 
-def test_clip_verifier_truncated_claim_is_unknown(clip):
-    long = Claim("object", " ".join(["very"] * 20) + " dog")
-    (((verdict),),) = clip([AnswerClaims((random_image(0),), (), (long,))])
+def test_clip_verifier_truncated_claim_is_unknown(clip_verifier):
+    long_claim = Claim("object", " ".join(["very"] * 20) + " dog")
+    ((verdict,),) = clip_verifier([AnswerClaims((random_image(0),), (), (long_claim,))])
     assert verdict.value == "unknown" and "reads 16 tokens, too few for 'a photo of a very" in verdict.evidence
-    fits, cut = "a " * 14, "a " * 15  # with the two ends 16 and 17 tokens
-    assert tokenize(clip.tokenizer, ["", fits, cut, cut + "a a"])[1].tolist() == [False, False, True, True]
 
 
-def test_clip_verifier_encodes_images_and_phrases_once(clip, monkeypatch):
-    seen = {"image": 0, "text": 0}
-    for name in seen:
-        real = getattr(clip.model, f"encode_{name}")
+def test_tokenize_tells_which_texts_were_cut(clip_verifier):
+    fits, cut = "a " * 14, "a " * 15  # with the start and end tokens 16 and 17
+    assert tokenize(clip_verifier.tokenizer, ["", fits, cut, cut + "a a"])[1].tolist() == [False, False, True, True]
 
-        def counted(batch, normalize, name=name, real=real):
-            seen[name] += len(batch)
-            return real(batch, normalize=normalize)
 
-        monkeypatch.setattr(clip.model, f"encode_{name}", counted)
-    said = [
+def test_clip_verifier_encodes_images_and_phrases_once(clip_verifier, monkeypatch):
+    num_encoded = {"image": 0, "text": 0}
+    for name in num_encoded:
+        encode = getattr(clip_verifier.model, f"encode_{name}")
+
+        def counting_encode(batch, normalize, name=name, encode=encode):
+            num_encoded[name] += len(batch)
+            return encode(batch, normalize=normalize)
+
+        monkeypatch.setattr(clip_verifier.model, f"encode_{name}", counting_encode)
+    answers = [
         AnswerClaims((random_image(0),), (), (DOG,)),
         AnswerClaims((random_image(0), random_image(1)), (), (DOG, Claim("object", "cat"))),
     ]
-    first = clip(said)
-    assert seen["image"] == 2 and seen["text"] == 80  # COCO's classes are each other's foils
-    assert clip(said) == first and seen == {"image": 2, "text": 80}
-    alone = load_clip(clip.name, LEXICON)  # nobody else's company changes a margin
-    assert alone.margins([said[1]])[0][0][0] == pytest.approx(clip.margins(said)[1][0][0], abs=1e-4)
+    verdicts = clip_verifier(answers)
+    assert num_encoded == {"image": 2, "text": 80}  # COCO's classes are each other's distractors
+    assert clip_verifier(answers) == verdicts and num_encoded == {"image": 2, "text": 80}
+    fresh_verifier = load_clip(clip_verifier.name, LEXICON)  # other answers in the batch do not change a margin
+    margin = fresh_verifier.margins([answers[1]])[0][0][0]
+    assert margin == pytest.approx(clip_verifier.margins(answers)[1][0][0], abs=1e-4)
 
 
-def test_load_clip_reads_calibration_beside_checkpoint(directory, tmp_path):
-    shutil.copytree(directory, tmp_path / "clip")
+def test_load_clip_reads_calibration_beside_checkpoint(clip_checkpoint, tmp_path):
+    shutil.copytree(clip_checkpoint, tmp_path / "clip")
     save_calibration(
         PlattScaling({"object": (3.0, 1.0)}),
         tmp_path / "clip/calibration.json",
@@ -108,48 +127,45 @@ def test_load_clip_reads_calibration_beside_checkpoint(directory, tmp_path):
         groups=[["red", "cyan"]],
         template="{}",
     )
-    found = load_clip(str(tmp_path / "clip"), LEXICON)
-    assert (
-        found.calibration.coefficients == {"object": (3.0, 1.0)}
-        and found.distractor_pool.nouns == ("ring",)
-        and found.template == "{}"
-    )
+    verifier = load_clip(str(tmp_path / "clip"), LEXICON)
+    assert verifier.calibration.coefficients == {"object": (3.0, 1.0)}
+    assert verifier.distractor_pool.nouns == ("ring",) and verifier.template == "{}"
     save_calibration(PlattScaling({"count": (1.0, 0.0)}), tmp_path / "other.json")
-    assert set(load_clip(str(tmp_path / "clip"), LEXICON, str(tmp_path / "other.json")).calibration.coefficients) == {"count"}
-    assert (
-        load_clip(str(directory), LEXICON)([AnswerClaims((random_image(0),), (), (DOG,))])[0][0].value == "unknown"
-    )  # without one nobody knows
+    verifier = load_clip(str(tmp_path / "clip"), LEXICON, str(tmp_path / "other.json"))
+    assert set(verifier.calibration.coefficients) == {"count"}
+    uncalibrated_verifier = load_clip(str(clip_checkpoint), LEXICON)
+    assert uncalibrated_verifier([AnswerClaims((random_image(0),), (), (DOG,))])[0][0].value == "unknown"
     save_calibration(PlattScaling({}), tmp_path / "other.json", template="a photo")
     with pytest.raises(InputError, match="template"):
-        load_clip(str(directory), LEXICON, str(tmp_path / "other.json"))
+        load_clip(str(clip_checkpoint), LEXICON, str(tmp_path / "other.json"))
 
 
-def test_load_clip_refuses_invalid_checkpoints(directory, tmp_path):
-    def refused(name, sentence):
-        with pytest.raises(InputError, match=sentence) as caught:
+def test_load_clip_refuses_invalid_checkpoints(clip_checkpoint, tmp_path):
+    def refused(name, message):
+        with pytest.raises(InputError, match=message) as caught:
             load_clip(str(name), LEXICON)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
     def copy(name):
-        shutil.copytree(directory, tmp_path / name)
+        shutil.copytree(clip_checkpoint, tmp_path / name)
         return tmp_path / name
 
-    other = copy("other")
+    mismatched = copy("other")
     config = {"model_cfg": {**CONFIG, "embed_dim": 24}, "preprocess_cfg": {}}
-    (other / "open_clip_config.json").write_text(json.dumps(config))
-    refused(other, r"other cannot be loaded .*must be those of the architecture")
-    (other / "open_clip_config.json").write_text("{")
-    refused(other, "is not JSON")
-    (other / "open_clip_config.json").write_text("{}")
-    refused(other, "cannot be loaded")
+    (mismatched / "open_clip_config.json").write_text(json.dumps(config))
+    refused(mismatched, r"other cannot be loaded .*must fit the architecture")
+    (mismatched / "open_clip_config.json").write_text("{")
+    refused(mismatched, "is not JSON")
+    (mismatched / "open_clip_config.json").write_text("{}")
+    refused(mismatched, "cannot be loaded")
     code = {"model_cfg": {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "tokenizer_kwargs": {"trust_remote_code": True}}}}
-    (other / "open_clip_config.json").write_text(json.dumps(code))
-    refused(other, "asks for code of its own")
-    (other / "open_clip_config.json").unlink()
-    refused(other, "holds no open_clip_config.json")
+    (mismatched / "open_clip_config.json").write_text(json.dumps(code))
+    refused(mismatched, "asks to run its own code")
+    (mismatched / "open_clip_config.json").unlink()
+    refused(mismatched, "has no open_clip_config.json")
     pickled = copy("pickled")
     (pickled / "open_clip_model.safetensors").rename(pickled / "open_clip_pytorch_model.bin")
-    refused(pickled, "no file of weights in safetensors.*pickles are never loaded")
+    refused(pickled, "has no file of weights in safetensors.*pickles are never loaded")
     torn = copy("torn")
     (torn / "open_clip_model.safetensors").write_bytes((torn / "open_clip_model.safetensors").read_bytes()[:1000])
     refused(torn, "torn cannot be loaded")
@@ -168,10 +184,10 @@ def test_load_clip_refuses_tag_that_cannot_be_fetched(monkeypatch):
         load_clip("ViT-B-32:laion2b_s34b_b79k", LEXICON)
 
 
-def test_load_clip_accepts_named_architecture_with_weights_file(directory, tmp_path, monkeypatch):
-    """One of open_clip's own names, here a tiny one that is told to it."""
+def test_load_clip_accepts_named_architecture_with_weights_file(clip_checkpoint, tmp_path, monkeypatch):
+    """An architecture that open_clip knows by name, here a tiny one that the test registers."""
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": CONFIG, "other": {**CONFIG, "embed_dim": 24}})
-    weights = directory / "open_clip_model.safetensors"
+    weights = clip_checkpoint / "open_clip_model.safetensors"
     assert load_clip(f"tiny:{weights}", LEXICON).model.visual.image_size == (32, 32)
     with pytest.raises(InputError, match=r"other:.* cannot be loaded"):
         load_clip(f"other:{weights}", LEXICON)

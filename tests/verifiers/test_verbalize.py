@@ -1,4 +1,4 @@
-"""Claims in words, and what they are held against."""
+"""Claims in words, and their distractors."""
 
 import pytest
 
@@ -12,7 +12,7 @@ CAT_ON_COUCH = Claim("relation", "cat", relation="on", target="couch")
 
 
 @pytest.mark.parametrize(
-    ("claim", "said", "asked"),
+    ("claim", "phrase", "question"),
     [
         (Claim("object", "dog"), "a dog", "Is there a dog in the picture?"),
         (Claim("object", "orange"), "an orange", "Is there an orange in the picture?"),
@@ -24,8 +24,8 @@ CAT_ON_COUCH = Claim("relation", "cat", relation="on", target="couch")
         (CAT_ON_COUCH, "a cat on a couch", "Is there a cat on a couch in the picture?"),
     ],
 )
-def test_claim_phrase_and_question_match_hand_examples(claim, said, asked):
-    assert claim_phrase(claim, LEXICON) == said and claim_question(claim, LEXICON) == asked
+def test_claim_phrase_and_question_match_hand_examples(claim, phrase, question):
+    assert claim_phrase(claim, LEXICON) == phrase and claim_question(claim, LEXICON) == question
 
 
 def test_display_marks_negated_and_hedged_claims():
@@ -34,25 +34,27 @@ def test_display_marks_negated_and_hedged_claims():
 
 
 def test_distractors_match_hand_examples():
-    def against(claim):
+    def distractor_phrases(claim):
         return [claim_phrase(c, LEXICON) for c in distractors(claim, FEW_DISTRACTORS, LEXICON)]
 
-    assert against(Claim("object", "dog")) == ["a cat", "a couch"]
-    assert against(Claim("object", "puppy")) == ["a cat", "a couch"]  # a dog may be one
-    assert against(Claim("attribute", "dog", "red")) == ["a blue dog", "a green dog"]
-    assert against(Claim("attribute", "dog", "happy")) == []
-    assert against(Claim("count", "dog", "2")) == ["no dogs", "one dog", "three dogs", "four dogs"]
-    assert against(CAT_ON_COUCH) == ["a couch on a cat", "a cat under a couch"]
-    assert against(Claim("relation", "cat", relation="left of", target="dog")) == ["a dog left of a cat", "a cat right of a dog"]
-    assert against(Claim("relation", "cat", relation="near", target="dog")) == []  # as true the other way round
+    assert distractor_phrases(Claim("object", "dog")) == ["a cat", "a couch"]
+    assert distractor_phrases(Claim("object", "puppy")) == ["a cat", "a couch"]  # a dog may be a puppy
+    assert distractor_phrases(Claim("attribute", "dog", "red")) == ["a blue dog", "a green dog"]
+    assert distractor_phrases(Claim("attribute", "dog", "happy")) == []
+    assert distractor_phrases(Claim("count", "dog", "2")) == ["no dogs", "one dog", "three dogs", "four dogs"]
+    assert distractor_phrases(CAT_ON_COUCH) == ["a couch on a cat", "a cat under a couch"]
+    assert distractor_phrases(Claim("relation", "cat", relation="left of", target="dog")) == [
+        "a dog left of a cat",
+        "a cat right of a dog",
+    ]
+    assert distractor_phrases(Claim("relation", "cat", relation="near", target="dog")) == []  # symmetric
 
 
 def test_distractor_pool_reads_and_validates_calibration():
-    found = DistractorPool.from_lexicon(LEXICON, {"nouns": ["ring"], "groups": [["red", "cyan"]]})
-    assert found == DistractorPool(("ring",), (frozenset({"red", "cyan"}),))
-    assert "zebra" in DistractorPool.from_lexicon(LEXICON).nouns and any(
-        "red" in g for g in DistractorPool.from_lexicon(LEXICON).groups
-    )
-    for kept in ({"nouns": 3}, {"nouns": [3]}, {"groups": [3]}, {"groups": "red"}):
+    pool = DistractorPool.from_lexicon(LEXICON, {"nouns": ["ring"], "groups": [["red", "cyan"]]})
+    assert pool == DistractorPool(("ring",), (frozenset({"red", "cyan"}),))
+    default_pool = DistractorPool.from_lexicon(LEXICON)
+    assert "zebra" in default_pool.nouns and any("red" in group for group in default_pool.groups)
+    for metadata in ({"nouns": 3}, {"nouns": [3]}, {"groups": [3]}, {"groups": "red"}):
         with pytest.raises(InputError, match="must be words"):
-            DistractorPool.from_lexicon(LEXICON, kept)
+            DistractorPool.from_lexicon(LEXICON, metadata)

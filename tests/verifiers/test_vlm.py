@@ -1,4 +1,4 @@
-"""The model asked about claims: what it reads, and that sharing a prompt changes nothing."""
+"""The vision-language model as a verifier: its log-odds match the naive forward."""
 
 import numpy as np
 import pytest
@@ -21,19 +21,19 @@ def vlm_verifier(vlm):
     return VLMVerifier(Role(Adapters(vlm), None), LEXICON)
 
 
-def test_vlm_verifier_log_odds_match_naive_forward(asking, examples):
-    vlm = asking.role.vlm
+def test_vlm_verifier_log_odds_match_naive_forward(vlm_verifier, examples):
+    vlm = vlm_verifier.role.vlm
     claims = [Claim("object", "ring"), Claim("attribute", "star", "blue", negated=True), Claim("count", "moon", "2")]
     questions = ["Is there a ring", "Is there a blue star", "Are there exactly two moons"]
-    said = [
+    answers = [
         AnswerClaims(examples[0].images, (), tuple(claims)),
         AnswerClaims((), (), (claims[0],)),
         AnswerClaims(examples[1].images, (), (claims[0],)),
     ]
-    found = asking.log_odds(said)
-    assert [len(row) for row in found] == [3, 0, 1]
+    log_odds = vlm_verifier.log_odds(answers)
+    assert [len(row) for row in log_odds] == [3, 0, 1]
 
-    def naive(images, question):
+    def naive_log_odds(images, question):
         turns = [Message("user", IMAGE_PROMPT), Message("assistant", IMAGE_REPLY), Message("user", f"{question} in the picture?")]
         text = vlm.apply_chat_template(turns, 1, generation_prompt=True)
         inputs = vlm.processor(text=text, images=[open_image(images[0])], return_tensors="pt")
@@ -42,65 +42,72 @@ def test_vlm_verifier_log_odds_match_naive_forward(asking, examples):
         yes, no = (vlm.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
         return float(logits[yes] - logits[no])
 
-    assert found[0] == pytest.approx([naive(examples[0].images, q) for q in questions], abs=1e-3)
-    assert found[2] == pytest.approx([naive(examples[1].images, questions[0])], abs=1e-3)
+    assert log_odds[0] == pytest.approx([naive_log_odds(examples[0].images, q) for q in questions], abs=1e-3)
+    assert log_odds[2] == pytest.approx([naive_log_odds(examples[1].images, questions[0])], abs=1e-3)
 
 
-def test_vlm_verifier_disables_adapters(asking, examples):
-    said = [AnswerClaims(examples[0].images, (), (Claim("object", "ring"),))]
-    before = asking.log_odds(said)
-    adapters = asking.role.adapters
+def test_vlm_verifier_disables_adapters(vlm_verifier, examples):
+    answers = [AnswerClaims(examples[0].images, (), (Claim("object", "ring"),))]
+    before = vlm_verifier.log_odds(answers)
+    adapters = vlm_verifier.role.adapters
     adapters.add("policy", 4, 8, seed=0)
     with torch.no_grad():
         for parameter in adapters.parameters("policy").values():
             parameter.add_(0.1)
     with adapters.use("policy"):
-        assert asking.log_odds(said)[0] == pytest.approx(before[0], abs=1e-5)
+        assert vlm_verifier.log_odds(answers)[0] == pytest.approx(before[0], abs=1e-5)
 
 
-def test_vlm_verifier_calibrates_and_flips_negated_claims(asking, examples):
-    ring, none = Claim("object", "ring"), Claim("object", "ring", negated=True)
-    asking.calibration = PlattScaling({"object": (2.0, 1.0)}, 0.4, 0.6)
-    said = [AnswerClaims(examples[0].images, (), (ring, none, Claim("count", "ring", "2"))), AnswerClaims((), (), (ring,))]
-    ((a, b, c), (d,)) = asking(said)
-    x = asking.log_odds(said)[0][0]
-    assert a.probability == pytest.approx(1 / (1 + np.exp(-2 * x - 1)), abs=1e-6) and b.probability == pytest.approx(
-        1 - a.probability
-    )
-    assert {a.value, b.value} == {"supported", "contradicted"}
-    assert ("yes" if x > 0 else "no") in a.evidence and "'Is there a ring in the picture?'" in b.evidence
-    assert c.value == "unknown" and (d.value, d.evidence) == ("unknown", "there is no picture")
+def test_vlm_verifier_calibrates_and_flips_negated_claims(vlm_verifier, examples):
+    ring, no_ring = Claim("object", "ring"), Claim("object", "ring", negated=True)
+    two_rings = Claim("count", "ring", "2")
+    vlm_verifier.calibration = PlattScaling({"object": (2.0, 1.0)}, 0.4, 0.6)
+    answers = [AnswerClaims(examples[0].images, (), (ring, no_ring, two_rings)), AnswerClaims((), (), (ring,))]
+    ((is_ring, is_no_ring, uncalibrated), (without_image,)) = vlm_verifier(answers)
+    log_odds = vlm_verifier.log_odds(answers)[0][0]
+    assert is_ring.probability == pytest.approx(1 / (1 + np.exp(-2 * log_odds - 1)), abs=1e-6)
+    assert is_no_ring.probability == pytest.approx(1 - is_ring.probability)
+    assert {is_ring.value, is_no_ring.value} == {"supported", "contradicted"}
+    assert ("yes" if log_odds > 0 else "no") in is_ring.evidence
+    assert "'Is there a ring in the picture?'" in is_no_ring.evidence
+    assert uncalibrated.value == "unknown"
+    assert (without_image.value, without_image.evidence) == ("unknown", "there is no image")
 
 
-def test_vlm_verifier_shipped_base_knows_objects_and_colours(asking):
-    said, true = [], []
+def test_vlm_verifier_shipped_base_knows_objects_and_colours(vlm_verifier):
+    answers = []
     for index in range(40):
         scene = scenes.generate_scene("selection", index, 0)
-        thing, shapes = scene.objects[0], {t.shape for t in scene.objects}
-        colours = {t.colour for t in scene.objects if t.shape == thing.shape}
-        absent = next(s for s in scenes.vocabulary.SHAPES[index % 5 :] + scenes.vocabulary.SHAPES if s not in shapes)
-        other = next(c for c in scenes.vocabulary.COLOURS if c not in colours)
-        said.append(AnswerClaims((scene.image_source(),), (), (
-            Claim("object", thing.shape), Claim("object", absent),
-            Claim("attribute", thing.shape, thing.colour), Claim("attribute", thing.shape, other),
-        )))  # fmt: skip
-        true.append([True, False, True, False])
-    right = (np.array(asking.log_odds(said)) > 0) == np.array(true)
-    assert right[:, :2].mean() > 0.9 and right[:, 2:].mean() > 0.8
+        scene_object, shapes = scene.objects[0], {o.shape for o in scene.objects}
+        colours = {o.colour for o in scene.objects if o.shape == scene_object.shape}
+        # Start at another shape each time, so that absent shapes vary.
+        candidates = scenes.vocabulary.SHAPES[index % 5 :] + scenes.vocabulary.SHAPES
+        absent_shape = next(shape for shape in candidates if shape not in shapes)
+        other_colour = next(colour for colour in scenes.vocabulary.COLOURS if colour not in colours)
+        claims = (
+            Claim("object", scene_object.shape),
+            Claim("object", absent_shape),
+            Claim("attribute", scene_object.shape, scene_object.colour),
+            Claim("attribute", scene_object.shape, other_colour),
+        )
+        answers.append(AnswerClaims((scene.image_source(),), (), claims))
+    is_correct = (np.array(vlm_verifier.log_odds(answers)) > 0) == np.array([True, False, True, False])
+    assert is_correct[:, :2].mean() > 0.9 and is_correct[:, 2:].mean() > 0.8
 
 
-def test_vlm_verifier_respects_token_budget_and_max_length(asking, examples):
-    said = [AnswerClaims(e.images, (), tuple(Claim("count", "ring", str(n)) for n in range(1, 6))) for e in examples[:3]]
-    expected = asking.log_odds(said)
-    asking.role.vlm.budget.tokens = 64
-    for row, again in zip(expected, asking.log_odds(said), strict=True):
-        assert again == pytest.approx(row, abs=1e-4)
-    asking.max_length = 60
-    long = Claim("object", " ".join(["very"] * 60) + " ring")
-    ((a, b),) = asking([AnswerClaims(examples[0].images, (), (said[0].claims[0], long))])
-    assert a.probability is not None and (b.value, b.probability, b.evidence) == (
-        "unknown", None, "the question is longer than max_length 60",
-    )  # fmt: skip
-    asking.max_length = 5
+def test_vlm_verifier_respects_token_budget_and_max_length(vlm_verifier, examples):
+    counts = tuple(Claim("count", "ring", str(n)) for n in range(1, 6))
+    answers = [AnswerClaims(e.images, (), counts) for e in examples[:3]]
+    expected = vlm_verifier.log_odds(answers)
+    vlm_verifier.role.vlm.budget.tokens = 64
+    for row, expected_row in zip(vlm_verifier.log_odds(answers), expected, strict=True):
+        assert row == pytest.approx(expected_row, abs=1e-4)
+    vlm_verifier.max_length = 60
+    long_claim = Claim("object", " ".join(["very"] * 60) + " ring")
+    ((fitting, too_long),) = vlm_verifier([AnswerClaims(examples[0].images, (), (counts[0], long_claim))])
+    assert fitting.probability is not None
+    assert (too_long.value, too_long.probability) == ("unknown", None)
+    assert too_long.evidence == "the question is longer than max_length 60"
+    vlm_verifier.max_length = 5
     with pytest.raises(InputError, match="more than the 5 that max_length leaves it"):
-        asking.log_odds(said)
+        vlm_verifier.log_odds(answers)

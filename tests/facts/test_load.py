@@ -1,0 +1,46 @@
+"""Files of facts: their formats, rows merged by image, lookups by name and by row."""
+
+import pytest
+
+from mmrlhf.facts import facts_for_image, read_facts, read_facts_file
+from mmrlhf.records import Fact, InputError
+
+
+def test_read_facts_reads_llava_rlhf_map(write_facts):
+    path = write_facts("image_to_caption.json", {"a.jpg": ["A dog\n on grass."], "b.jpg": []})
+    assert read_facts(path) == {"a.jpg": (Fact("caption", "A dog on grass.", path.name),), "b.jpg": ()}
+
+
+def test_read_facts_merges_lines_of_one_image(write_facts):
+    path = write_facts("f.jsonl", {"image": "a", "ocr": ["x"]}, {"id": 7, "ocr": ["y"]}, {"image": "a", "ocr": ["z"]})
+    assert {name: [fact.text for fact in facts] for name, facts in read_facts(path).items()} == {
+        "a": ["x", "z"],
+        "7": ["y"],
+    }
+
+
+def test_read_facts_refuses_missing_or_malformed_file(tmp_path, write_facts, facts_error):
+    assert "facts.jsonl does not exist: correct the path" in facts_error(tmp_path / "facts.jsonl")
+    assert "map.json does not exist: correct the path" in facts_error(tmp_path / "map.json")
+    assert "map.json, 'a.jpg': `captions` must be a list, not text" in facts_error(write_facts("map.json", {"a.jpg": "A dog."}))
+
+
+def test_facts_file_looks_up_by_name_and_by_row(write_facts):
+    path = write_facts("facts.jsonl", {"ocr": ["x"]}, {"ocr": ["y"]})
+    facts_file = read_facts_file(str(path))
+    assert [fact.text for fact in facts_file.lookup(None, 2, "answer 2")] == ["y"]
+    with pytest.raises(InputError, match=r"answer 3: .*facts.jsonl has only 2 rows"):
+        facts_file.lookup(None, 3, "answer 3")
+    captions = read_facts_file(str(write_facts("map.json", {"a.jpg": ["A dog."]})))
+    assert [fact.text for fact in captions.lookup("images/a.jpg", 1, "answer 1")] == ["A dog."]
+    with pytest.raises(InputError, match=r"answer 1: `image` is missing, and .*map.json has facts by image name"):
+        captions.lookup(None, 1, "answer 1")
+
+
+def test_facts_for_image_falls_back_to_file_name_and_id():
+    dog, cat, cow = ((Fact("object", noun),) for noun in ("dog", "cat", "cow"))
+    facts = {"train/a.jpg": dog, "a.jpg": cat, "b": cow}
+    assert facts_for_image(facts, "train/a.jpg") == dog
+    assert facts_for_image(facts, "val/a.jpg") == cat
+    assert facts_for_image(facts, "val/b.jpg") == cow
+    assert facts_for_image(facts, "c.jpg") == ()

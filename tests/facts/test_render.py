@@ -1,0 +1,38 @@
+"""Facts as text: one line each, in an order that a seed decides."""
+
+import pytest
+
+from mmrlhf.facts import load_facts_template, render_facts
+from mmrlhf.records import Fact, InputError
+
+FACTS = tuple(Fact("object", name) for name in ("plate", "fork", "cup", "spoon", "bowl"))
+
+
+def test_load_facts_template_returns_a_users_template(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{% for f in facts %}<{{ f.text }}>{% endfor %}")
+    text = load_facts_template(str(tmp_path / "mine.jinja"))
+    (tmp_path / "mine.jinja").unlink()
+    assert render_facts(FACTS[:2], template=text) == "<plate><fork>" and load_facts_template("captions") == "captions"
+    with pytest.raises(InputError, match="does not exist: use typed, captions, or the path of a Jinja file"):
+        load_facts_template(str(tmp_path / "mine.jinja"))
+    (tmp_path / "bad.jinja").write_text("{{ fact.text }}")
+    with pytest.raises(InputError, match=r"facts_template fails .*it gets `facts`"):
+        load_facts_template(str(tmp_path / "bad.jinja"))
+
+
+def test_render_facts_is_one_line_in_seeded_order():
+    text = render_facts((Fact("caption", "A\n\n dog"), Fact("absent", "cat")))
+    assert text == "Facts: caption A dog; absent cat."
+    assert render_facts(()) == render_facts((), 3) == ""
+    assert render_facts(FACTS, 3) == render_facts(FACTS, 3)
+    orders = {render_facts(FACTS, seed) for seed in range(20)}
+    assert len(orders) > 10
+    assert all(sorted(text[7:-1].split("; ")) == sorted(f"object {fact.text}" for fact in FACTS) for text in orders)
+
+
+def test_render_facts_drops_the_least_confident_above_max_tokens():
+    facts = (Fact("object", "plate", confidence=0.5), Fact("object", "fork"), Fact("object", "cup", confidence=0.5))
+    # "Facts: object plate; object fork." has five words; of the unsure facts the last goes first
+    assert render_facts(facts, max_tokens=5) == "Facts: object plate; object fork."
+    assert render_facts(facts, max_tokens=3) == "Facts: object fork."
+    assert render_facts(facts, max_tokens=2) == ""
