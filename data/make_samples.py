@@ -1,4 +1,7 @@
-"""Draw the sample pictures and write the sample files: `python data/make_samples.py` rebuilds data/samples."""
+"""Draw the sample images and write a file of each format.
+
+`python data/make_samples.py` rebuilds data/samples.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ WALL, TABLE, WOOD, METAL = "#e9e2d0", "#b98a5a", "#7a5230", "#9aa0a6"
 RED, GREEN, BLUE, YELLOW, WHITE, BLACK = "#c8322b", "#3f8f46", "#2f5fa8", "#e8b92e", "#fafafa", "#222222"
 
 Pen = ImageDraw.ImageDraw
+
+# ---- images: the name of a function is the name of its file --------------------------------------
 
 
 def red_mug(pen: Pen) -> None:
@@ -76,7 +81,7 @@ def umbrella(pen: Pen) -> None:
 
 @dataclass(frozen=True)
 class SampleImage:
-    """What is drawn, what is known of it, and a grounded and a hallucinating description."""
+    """An image with facts about it, and a grounded and a hallucinated description."""
 
     draw: Callable[[Pen], None]
     caption: str
@@ -148,12 +153,15 @@ SAMPLE_IMAGES = (
     ),
 )
 
+# ---- rows ----------------------------------------------------------------------------------------
+
 DESCRIBE = "Describe the image."
 QUESTIONS = (
     (SAMPLE_IMAGES[1], "How many apples are there?", "There are three apples.", "There are four apples."),
     (SAMPLE_IMAGES[3], "Is there a dog in the picture?", "No, there is no dog.", "Yes, a dog lies on the sofa."),
 )
-PAIRS = (*((picture, DESCRIBE, picture.chosen, picture.rejected) for picture in SAMPLE_IMAGES), *QUESTIONS)
+PAIRS = (*((sample, DESCRIBE, sample.chosen, sample.rejected) for sample in SAMPLE_IMAGES), *QUESTIONS)
+"""(image, question, chosen, rejected)"""
 
 
 def make_turn(role: str, content: Any) -> dict[str, Any]:
@@ -165,6 +173,7 @@ def llava_turn(role: str, value: str) -> dict[str, str]:
 
 
 def trl_preference() -> list[dict[str, Any]]:
+    """Build TRL preference pairs."""
     return [
         {
             "id": f"pair-{number}",
@@ -178,7 +187,7 @@ def trl_preference() -> list[dict[str, Any]]:
 
 
 def sft() -> list[dict[str, Any]]:
-    """One conversation each, in parts; the last row has no picture."""
+    """Build a conversation per image, with content in parts, and one without an image."""
     rows = [
         {
             "id": f"sft-{number}",
@@ -195,7 +204,7 @@ def sft() -> list[dict[str, Any]]:
 
 
 def llava_rlhf_preference() -> list[dict[str, Any]]:
-    """The better answer is the first output in odd rows and the second in even ones."""
+    """Build LLaVA-RLHF pairs. The better output is the first in odd rows, the second in even."""
     rows = []
     for number, (sample, question, chosen, rejected) in enumerate(PAIRS, 1):
         output_1, output_2 = (chosen, rejected) if number % 2 else (rejected, chosen)
@@ -213,11 +222,12 @@ def llava_rlhf_preference() -> list[dict[str, Any]]:
 
 
 def llava_rlhf_ppo() -> list[dict[str, Any]]:
-    rows = [
-        (sample, DESCRIBE if number % 2 else f"{DESCRIBE} Keep it short.", 1, -0.5 if number % 2 else 1.0)
-        for number, sample in enumerate(SAMPLE_IMAGES, 1)
-    ]
-    rows.append((SAMPLE_IMAGES[3], "Is there a dog in the picture?", 6, 1.0))  # 6: the right answer is no
+    """Build LLaVA-RLHF prompts for PPO."""
+    rows = []
+    for number, sample in enumerate(SAMPLE_IMAGES, 1):
+        question, length_bonus = (DESCRIBE, -0.5) if number % 2 else (f"{DESCRIBE} Keep it short.", 1.0)
+        rows.append((sample, question, 1, length_bonus))
+    rows.append((SAMPLE_IMAGES[3], "Is there a dog in the picture?", 6, 1.0))  # type 6: the right answer is no
     return [
         {
             "id": f"prompt-{number}",
@@ -232,7 +242,7 @@ def llava_rlhf_ppo() -> list[dict[str, Any]]:
 
 
 def rlhf_v() -> list[dict[str, Any]]:
-    """As on the Hub: the texts as JSON in one column, and where the picture came from beside it."""
+    """Build RLHF-V pairs as on the Hub: texts as JSON in one column, the image with its origin."""
     return [
         {
             "ds_name": "samples",
@@ -248,7 +258,7 @@ def rlhf_v() -> list[dict[str, Any]]:
 
 
 def rlaif_v() -> list[dict[str, Any]]:
-    """The pictures in base64, one in each way to write it."""
+    """Build RLAIF-V pairs with images in base64, written in each of the accepted ways."""
     encodings: tuple[Callable[[str], Any], ...] = (
         lambda text: f"data:image/png;base64,{text}",
         lambda text: {"bytes": text},
@@ -271,7 +281,7 @@ def rlaif_v() -> list[dict[str, Any]]:
 
 
 def mm_rlhf() -> list[dict[str, Any]]:
-    """The last row is a tie of two good answers."""
+    """Build MM-RLHF pairs. The last row is a tie of two good answers."""
     rows = [
         {
             "id": f"pair-{number}",
@@ -297,42 +307,47 @@ def mm_rlhf() -> list[dict[str, Any]]:
 
 
 RATINGS = ((5, 4), (3, 4), (2, 1))
-"""Helpfulness and faithfulness of the chosen, the plain and the rejected answer."""
+"""Helpfulness and faithfulness of the chosen answer, the caption, and the rejected answer."""
 
 
 def vlfeedback() -> list[dict[str, Any]]:
-    """Three answers with ratings of each aspect, one of which does not apply, as text."""
+    """Build VLFeedback rankings: three answers rated by aspect, one of which does not apply."""
 
     def completion(text: str, helpfulness: int, faithfulness: int) -> dict[str, Any]:
         ratings = {"Helpfulness": str(helpfulness), "Ethical Considerations": "N/A", "Visual Faithfulness": str(faithfulness)}
-        aspect_ratings = {name: {"Rating": rating, "Rationale": "Made up for this sample."} for name, rating in ratings.items()}
-        return {"annotations": aspect_ratings, "model": "none", "response": text}
+        annotations = {name: {"Rating": rating, "Rationale": "Made up for this sample."} for name, rating in ratings.items()}
+        return {"annotations": annotations, "model": "none", "response": text}
 
-    return [
-        {
+    rows = []
+    for number, sample in enumerate(SAMPLE_IMAGES, 1):
+        answers = (sample.chosen, sample.caption, sample.rejected)
+        order = (1, 2, 0) if number % 2 else (2, 0, 1)
+        row = {
             "id": f"rated-{number}",
             "prompt": DESCRIBE,
             "models": ["none"] * 3,
-            "completions": [completion(text, *RATINGS[index]) for index, text in zip(order, texts, strict=True)],
+            "completions": [completion(answers[index], *RATINGS[index]) for index in order],
             "img_path": f"images/{sample.file_name}",
         }
-        for number, sample in enumerate(SAMPLE_IMAGES, 1)
-        for order in [(1, 2, 0) if number % 2 else (2, 0, 1)]
-        for texts in [[(sample.chosen, sample.caption, sample.rejected)[index] for index in order]]
-    ]
+        rows.append(row)
+    return rows
 
 
 def rankings() -> list[dict[str, Any]]:
-    """Three answers each, the better two of them as good as each other in every other row; the last two rows are rated instead."""
+    """Build rankings of three answers. Every other one has a tie, and the last two have ratings."""
     rows: list[dict[str, Any]] = []
     for number, sample in enumerate(SAMPLE_IMAGES, 1):
         answers = [sample.rejected, sample.chosen, sample.caption]
         row = {"id": f"ranking-{number}", "prompt": DESCRIBE, "images": [f"images/{sample.file_name}"], "answers": answers}
-        rows.append({**row, "ranks": [3, 1, 1 + number % 2]} if number < 5 else {**row, "ratings": [1.0, 4.5, 3.0]})
+        if number < 5:
+            rows.append({**row, "ranks": [3, 1, 1 + number % 2]})
+        else:
+            rows.append({**row, "ratings": [1.0, 4.5, 3.0]})
     return rows
 
 
 def facts() -> list[dict[str, Any]]:
+    """Build typed facts by image."""
     return [
         {
             "image": sample.file_name,
@@ -345,6 +360,9 @@ def facts() -> list[dict[str, Any]]:
     ]
 
 
+# ---- files ---------------------------------------------------------------------------------------
+
+
 def write_jsonl(name: str, rows: list[dict[str, Any]]) -> None:
     (SAMPLES / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
@@ -354,18 +372,18 @@ def write_json(name: str, value: Any) -> None:
 
 
 def write_parquet(name: str, rows: list[dict[str, Any]]) -> None:
-    """Pictures in the table, as `push_to_hub` stores them."""
+    """Write a table with its images inside, as `push_to_hub` stores them."""
     import datasets
 
-    def to_stored(paths: Any) -> Any:
-        if isinstance(paths, list):
-            return [to_stored(path) for path in paths]
-        return {"bytes": (SAMPLES / paths).read_bytes(), "path": Path(paths).name}
+    def embed(path: Any) -> Any:
+        if isinstance(path, list):
+            return [embed(item) for item in path]
+        return {"bytes": (SAMPLES / path).read_bytes(), "path": Path(path).name}
 
     datasets.disable_progress_bars()
     field_name = "images" if "images" in rows[0] else "image"
     feature = datasets.List(datasets.Image()) if field_name == "images" else datasets.Image()
-    table = datasets.Dataset.from_list([{**row, field_name: to_stored(row[field_name])} for row in rows])
+    table = datasets.Dataset.from_list([{**row, field_name: embed(row[field_name])} for row in rows])
     table.cast_column(field_name, feature).to_parquet(SAMPLES / name)
 
 
