@@ -1,1 +1,1 @@
-"""The vision-language model: loading, adapters and heads, image features, KV caches, micro-batches."""
+"""The vision-language model: loading, adapters, heads, image features, KV caches, micro-batches."""

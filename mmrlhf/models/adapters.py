@@ -1,8 +1,9 @@
-"""One base, several roles: named LoRA adapters in the language model, and scalar heads.
+"""Several roles on one base model: named LoRA adapters in the language model, and scalar heads.
 
-`policy`, `value` and `reward` are adapters on one copy of the model; `reference` is no adapter at all. Switching a role sets
-which adapter is active and nothing else: PEFT's own `set_adapter` and `disable_adapter` also flip `requires_grad`, which
-would freeze one role whenever another ran.
+`policy`, `value` and `reward` are adapters on one copy of the model; `reference` is the base
+without an adapter. Switching roles sets which adapter is active and nothing else. PEFT's own
+`set_adapter` and `disable_adapter` also flip `requires_grad`, which would freeze one role whenever
+another runs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from mmrlhf.records import InputError
 
 
 class Adapters:
-    """The named adapters on one model. `peft` is the wrapper that saves and merges; forwards go to `vlm.model`."""
+    """The named adapters on one model.
+
+    `peft_model` is PEFT's wrapper, which saves and merges; forwards go to `vlm.model`.
+    """
 
     def __init__(self, vlm: VLM):
         self.vlm = vlm
@@ -35,8 +39,12 @@ class Adapters:
         self._lora_layers: list[BaseTunerLayer] = []
 
     def target_pattern(self, target_modules: str = "all-linear") -> str:
-        """A regular expression for the linear layers of the language model, all or those of the names given, and none of the vision
-        tower: a list of suffixes such as `q_proj` would also hit the tower's. Raises InputError for a name that no layer has."""
+        """Return a regular expression for linear layers of the language model: all of them, or
+        those named.
+
+        PEFT also takes a list of suffixes, but `q_proj` would then match the vision tower's layers,
+        too. Raises InputError for a name that no layer has.
+        """
         linear_names = self._linear_names
         if target_modules != "all-linear":
             linear_names = {name.strip() for name in target_modules.split(",")}
@@ -46,7 +54,8 @@ class Adapters:
         return re.escape(self._decoder_name) + r"\..*\.(" + "|".join(sorted(linear_names)) + ")"
 
     def add(self, name: str, r: int, alpha: float, seed: int, target_modules: str = "all-linear") -> None:
-        """A fresh adapter (zero change) on the layers of `targets`, trainable, in float32."""
+        """Add an adapter that changes nothing yet to the layers of `target_modules`: trainable, in
+        float32."""
         torch.manual_seed(seed)
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self.target_pattern(target_modules))
         if self.peft_model is None:
@@ -58,7 +67,7 @@ class Adapters:
         self._lora_layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
 
     def load(self, name: str, directory: Path, *, trainable: bool) -> None:
-        """An adapter that was saved; raises InputError when it is missing or belongs to another model."""
+        """Load a saved adapter. Raises InputError if it is missing or belongs to another model."""
         if not (directory / "adapter_model.safetensors").is_file():
             raise InputError(f"adapter {directory} does not exist: give the directory of a finished run's adapter")
         config = LoraConfig.from_pretrained(str(directory))
@@ -78,11 +87,12 @@ class Adapters:
 
     @staticmethod
     def _saved_name(key: str, name: str) -> str:
-        """A parameter's name as PEFT stores it: without the adapter's name."""
+        """Return a parameter's name as PEFT stores it, without the adapter's name."""
         return "base_model.model." + key.replace(f".{name}.", ".")
 
     def save(self, name: str, directory: Path) -> None:
-        """In PEFT's own format, so that `PeftModel.from_pretrained(base, directory)` reads it."""
+        """Save an adapter in PEFT's format: `PeftModel.from_pretrained(base, directory)` reads
+        it."""
         from safetensors.torch import save_file
 
         assert self.peft_model is not None
@@ -92,27 +102,31 @@ class Adapters:
         self.peft_model.peft_config[name].save_pretrained(str(directory))
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """An adapter's parameters by their name in `vlm.model`."""
+        """Return an adapter's parameters by their names in `vlm.model`."""
         return {k: p for k, p in self.vlm.model.named_parameters() if f".{name}." in k and "lora_" in k}
 
     @contextlib.contextmanager
     def use(self, name: str | None) -> Iterator[None]:
-        """Run under one adapter, or None: the base alone. `requires_grad` stays as it is."""
-        previous = [(m._active_adapter, m._disable_adapters) for m in self._lora_layers]
-        for m in self._lora_layers:
-            m._active_adapter, m._disable_adapters = ([name] if name else m._active_adapter), name is None
+        """Run under one adapter, or the base alone (None). Leaves `requires_grad` as it is."""
+        # PEFT's layers read these two attributes in forward; its public setters touch
+        # requires_grad.
+        previous = [(layer._active_adapter, layer._disable_adapters) for layer in self._lora_layers]
+        for layer in self._lora_layers:
+            layer._active_adapter = [name] if name else layer._active_adapter
+            layer._disable_adapters = name is None
         try:
             yield
         finally:
-            for m, (active, disabled) in zip(self._lora_layers, previous, strict=True):
-                m._active_adapter, m._disable_adapters = active, disabled
+            for layer, (active, disabled) in zip(self._lora_layers, previous, strict=True):
+                layer._active_adapter, layer._disable_adapters = active, disabled
 
 
 @dataclass
 class Role:
-    """A model under one adapter (None: the base alone, with what of it trains), with a scalar head for `value` and `reward`.
+    """A model under one adapter, with a scalar head if it is a value or reward role.
 
-    Roles need not share a model: a reward role may stand on a larger one, and is then given images and text.
+    `adapter` None is the base alone, with those of its own weights that are trainable. Roles need
+    not share a model: a reward model may have a larger base, and then receives images and text.
     """
 
     adapters: Adapters
@@ -124,25 +138,28 @@ class Role:
         return self.adapters.vlm
 
     def active(self) -> contextlib.AbstractContextManager[None]:
+        """Run the model in this role inside a `with` block."""
         return self.adapters.use(self.adapter)
 
     def _named_parameters(self) -> dict[str, nn.Parameter]:
-        """Its weights: the adapter's, or those of the base that are trained."""
+        """Return the role's weights: the adapter's, or the trainable ones of the base."""
         if self.adapter:
             return self.adapters.parameters(self.adapter)
         return {k: p for k, p in self.vlm.model.named_parameters() if p.requires_grad and "lora_" not in k}
 
     def parameters(self) -> list[nn.Parameter]:
+        """Return the role's weights, its head's included."""
         return list(self._named_parameters().values()) + (list(self.head.parameters()) if self.head else [])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of this role."""
+        """Return what a checkpoint keeps of this role; the tensors are not copied."""
         tensors = {k: p.detach() for k, p in self._named_parameters().items()}
-        return tensors | (
-            {f"{self.adapter or 'base'}_head.{k}": v for k, v in self.head.state_dict().items()} if self.head else {}
-        )
+        if self.head is not None:
+            tensors |= {f"{self.adapter or 'base'}_head.{k}": v for k, v in self.head.state_dict().items()}
+        return tensors
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Copy a checkpoint's tensors into the role's weights."""
         with torch.no_grad():
             for key, tensor in self.state_dict().items():
                 tensor.copy_(state_dict[key])

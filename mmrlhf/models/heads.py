@@ -1,4 +1,4 @@
-"""Scalar heads on the hidden states: for values and for rewards."""
+"""Scalar heads on hidden states, for values and for rewards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from mmrlhf.records import InputError, Message
 
 
 def scalar_head(weight_D: Tensor) -> nn.Linear:
-    """hidden [D] -> 1 in float32 with these first weights (zeros for a critic) and no bias yet."""
+    """Return a head from hidden states [D] to a scalar, in float32: these weights, bias 0.
+
+    A critic starts from zeros.
+    """
     head = nn.Linear(len(weight_D), 1, device=weight_D.device)
     with torch.no_grad():
         head.weight.copy_(weight_D[None])
@@ -21,23 +24,30 @@ def scalar_head(weight_D: Tensor) -> nn.Linear:
 
 
 def random_head(vlm: VLM, seed: int) -> nn.Linear:
-    """A head of normal weights with standard deviation 1 / sqrt(hidden size + 1). Stiennon et al. 2020; Huang et al. 2024, detail 7."""
+    """Return a head with normal weights of standard deviation 1 / sqrt(hidden size + 1).
+
+    Stiennon et al. 2020; Huang et al. 2024, detail 7.
+    """
     weight_D = torch.randn(vlm.hidden_size, generator=torch.Generator().manual_seed(seed))
     return scalar_head((weight_D / math.sqrt(vlm.hidden_size + 1)).to(vlm.device))
 
 
 def yes_no_head(vlm: VLM) -> nn.Linear:
-    """The reward's first head: by how much the model would rather begin its review with "Yes" than with "No".
+    """Return the head that reads the logit of "Yes" minus the logit of "No" after YES_NO_QUESTION.
 
-    So a reward model starts from what its base can already judge, and not from a random direction. Raises InputError where both
-    answers begin with the same token.
+    A reward model starts from what its base can already judge instead of a random direction. Raises
+    InputError if both words begin with the same token.
     """
     yes_id, no_id = (int(vlm.answer_token_ids([Message("user", YES_NO_QUESTION)], word, 0)[0]) for word in ("Yes", "No"))
     if yes_id == no_id:
-        raise InputError(f'{vlm.name}: its tokenizer begins "Yes" and "No" with the same token, so its review cannot be read')
+        raise InputError(
+            f'{vlm.name}: its tokenizer begins "Yes" and "No" with the same token, so it cannot start from them: set head_init to random'
+        )
     output_embeddings = vlm.model.get_output_embeddings().weight.detach().float()
     return scalar_head(output_embeddings[yes_id] - output_embeddings[no_id])
 
 
 YES_NO_QUESTION = "Is all of this true of the picture?"
-"""The turn after an answer at whose end the reward is read: a question that a vision-language model can already answer."""
+"""The user turn behind an answer, at whose end the reward is read: a question that a
+vision-language model can answer before any training. Part of trained reward models: do not change
+it."""

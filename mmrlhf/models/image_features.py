@@ -1,7 +1,9 @@
-"""What a frozen vision tower made of pictures, kept: on the GPU, in main memory, on disk, each within a byte budget.
+"""Cache the features of a frozen vision tower: on the GPU, in main memory and on disk, each within
+a byte budget.
 
-A key names the picture's content and everything that had a hand in its features (processor, tower, precision, decoder), so
-that features of another model, or of a file that has changed, are never found. Files are safetensors, written whole.
+A key names the image's content and everything else that its features follow from (processor, tower,
+precision, image decoder). Features of another model, or of a file that has changed, are never
+returned. Files are safetensors, written atomically.
 """
 
 from __future__ import annotations
@@ -24,28 +26,35 @@ from torch import Tensor
 from mmrlhf.records import InputError
 
 GIB = 1 << 30
+ABANDONED_AFTER_SECONDS = 3600.0
+"""Age at which an unfinished file counts as left by a killed run."""
+EVICT_TO = 0.9
+"""Share of the disk budget that remains in use after an eviction. Listing the folder takes time, so
+it is not done for every file."""
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """One picture as the language model sees it.
-
-    `columns` holds the projected features, then deepstack layers if the family has them; each is a list of units [tokens, dim], one
-    a picture or tile. `stacked` says whether the model wants units as one tensor. `text` is what the processor writes in the
-    place of the picture's placeholder, None where that cannot be told; `grid` [1, 3] its layout for the positions (Qwen).
-    """
+    """One image as the language model receives it."""
 
     levels: list[list[Tensor]]
+    """Projected features, then deepstack features if the family has them. Each level is a list of
+    units [tokens, dim]: one per image, or one per tile."""
     is_stacked: bool
+    """Whether the model takes the units of a batch as one tensor."""
     placeholder_text: str | None
+    """What the processor writes in place of the image's placeholder; None if it does not say."""
     grid_thw: Tensor | None
+    """Layout [1, 3] (time, height, width) for rotary positions (Qwen)."""
 
     @property
     def num_bytes(self) -> int:
+        """Size of the features in memory."""
         return sum(unit.numel() * unit.element_size() for level in self.levels for unit in level)
 
     def to(self, device: torch.device) -> ImageFeatures:
-        """On a device; in main memory pinned where there is a GPU to copy to."""
+        """Copy to a device. Copies in main memory are pinned if there is a GPU, for asynchronous
+        transfers."""
         should_pin = device.type == "cpu" and torch.cuda.is_available()
 
         def move(unit: Tensor) -> Tensor:
@@ -56,17 +65,19 @@ class ImageFeatures:
 
 @dataclass
 class CacheCounters:
-    """`encodes` pictures through the tower, `again` those of them that had been encoded before and were pushed out; `hits` by memory,
-    `disk_hits` by disk."""
+    """What the cache has done so far, in images."""
 
     encodes: int = 0
+    """Encoded by the tower."""
     reencodes: int = 0
+    """Of these, encoded before and evicted since."""
     memory_hits: int = 0
     disk_hits: int = 0
 
 
 class MemoryTier:
-    """The most recently used pictures on one device, within a byte budget; the newest always stays."""
+    """The most recently used images on one device, within a byte budget; the newest always
+    stays."""
 
     def __init__(self, device: torch.device, max_bytes: int):
         self.device, self.max_bytes, self.num_bytes = device, max_bytes, 0
@@ -78,7 +89,7 @@ class MemoryTier:
         return self.entries.get(key)
 
     def put(self, key: str, features: ImageFeatures) -> Iterator[tuple[str, ImageFeatures]]:
-        """Keep a picture; yields those that had to go."""
+        """Store an image's features; yield the entries that were evicted for them."""
         if key not in self.entries:
             self.entries[key] = features.to(self.device)
             self.num_bytes += features.num_bytes
@@ -89,8 +100,11 @@ class MemoryTier:
 
 
 class DiskTier:
-    """A folder of safetensors files, a subfolder for each tower. What cannot be read is encoded again; what cannot be written is
-    said once, and work goes on without it."""
+    """A folder of safetensors files with a subfolder per tower.
+
+    A file that cannot be read is encoded again. If the folder cannot be written, a note says so
+    once and work goes on without it.
+    """
 
     def __init__(self, folder: Path, max_bytes: int):
         self.folder, self.max_bytes = folder, max_bytes
@@ -113,7 +127,7 @@ class DiskTier:
             with safe_open(path, "pt") as file:
                 metadata = json.loads(file.metadata()["picture"])
                 if metadata["key"] != key:
-                    raise ValueError("it holds another picture")
+                    raise ValueError("it holds another image")
                 levels = [[file.get_tensor(f"{c}.{u}") for u in range(n)] for c, n in enumerate(metadata["units"])]
                 grid_thw = file.get_tensor("grid") if metadata["grid"] else None
             if _checksum(levels) != metadata["checksum"]:
@@ -122,7 +136,7 @@ class DiskTier:
                 os.utime(path)  # recently used
             return ImageFeatures(levels, metadata["stacked"], metadata["text"], grid_thw)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            print(f"note: {path} is no whole feature file ({str(error).splitlines()[0]}): the picture is encoded again")
+            print(f"note: {path} is not a complete feature file ({str(error).splitlines()[0]}): encoding the image again")
             return None
 
     def put(self, key: str, features: ImageFeatures) -> None:
@@ -144,7 +158,8 @@ class DiskTier:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # A power cut may leave a torn file; it is then read as one (above). Waiting for the disk at each would cost more.
+            # No fsync: it would cost more than encoding again what a power cut tears. `get` detects
+            # that.
             temporary.write_bytes(data)
             os.replace(temporary, path)
         except OSError as error:
@@ -158,19 +173,22 @@ class DiskTier:
             self._evict(kept_path=path)
 
     def _evict(self, kept_path: Path) -> None:
-        """Remove the files that were used longest ago until a tenth of the budget is free."""
+        """Remove the least recently used files until EVICT_TO of the budget is left."""
         files = sorted(self._files())
         self.num_bytes = sum(size for _, size, _ in files)
         for _, size, file in files:
-            if self.num_bytes <= 0.9 * self.max_bytes:
+            if self.num_bytes <= EVICT_TO * self.max_bytes:
                 break
             if file != kept_path:
-                with contextlib.suppress(OSError):  # another process may have been quicker
+                with contextlib.suppress(OSError):  # another process may have removed it
                     file.unlink()
                 self.num_bytes -= size
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """When each file was last used, its bytes, and its path; those of killed runs go, files that vanish meanwhile do not count."""
+        """Yield each file's time of last use, size and path.
+
+        Removes unfinished files of killed runs, and skips files that vanish meanwhile.
+        """
         for file in self.folder.rglob("*.safetensors*"):
             with contextlib.suppress(OSError):
                 status = file.stat()
@@ -180,11 +198,8 @@ class DiskTier:
                     file.unlink()
 
 
-ABANDONED_AFTER_SECONDS = 3600.0
-"""Seconds after which a file that was being written is nobody's."""
-
-
 def _checksum(levels: list[list[Tensor]]) -> int:
+    """Return a CRC-32 of all values; safetensors checks a file's length, but not its content."""
     checksum = 0
     for unit in (u for level in levels for u in level):
         checksum = zlib.crc32(unit.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), checksum)
@@ -192,8 +207,11 @@ def _checksum(levels: list[list[Tensor]]) -> int:
 
 
 class FeatureCache:
-    """GPU memory (where the model is on one), then main memory, then disk (where a folder is given). What one tier has no room for
-    goes to the next."""
+    """Tiers of memory: the GPU (if the model is on one), main memory, and a disk folder (if given).
+
+    Entries evicted from one memory tier move to the next. The disk holds everything that was
+    encoded.
+    """
 
     def __init__(self, device: torch.device, memory_gib: float = 2.0, folder: str | None = None, disk_gib: float = 100.0):
         devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
@@ -204,10 +222,11 @@ class FeatureCache:
         self._encoded_keys: set[str] = set()
 
     def get(self, key: str) -> ImageFeatures | None:
+        """Return features on the model's device, or None if no tier has them."""
         for level, tier in enumerate(self.tiers):
             if (features := tier.get(key)) is not None:
                 self.counters.memory_hits += 1
-                if level:
+                if level > 0:  # used again: back to the first tier
                     self._store(key, features)
                 return features.to(self.device)
         if self.disk is not None and (features := self.disk.get(key)) is not None:
@@ -217,24 +236,25 @@ class FeatureCache:
         return None
 
     def put(self, key: str, features: ImageFeatures) -> None:
-        """Keep what has just been encoded."""
+        """Store what has just been encoded, in memory and on disk."""
         self.counters.encodes += 1
         if key in self._encoded_keys:
             self.counters.reencodes += 1
             if self.counters.reencodes == 1:
                 hint = " or give feature_cache_dir" * (self.disk is None)
-                print(f"note: pictures are encoded again, memory for features is full: raise feature_memory_gib{hint}")
+                print(f"note: images are encoded again because the feature memory is full: raise feature_memory_gib{hint}")
         self._encoded_keys.add(key)
         self._store(key, features)
         if self.disk is not None:
             self.disk.put(key, features)
 
     def _store(self, key: str, features: ImageFeatures) -> None:
+        """Put features into the first tier, and what each tier evicts into the next."""
         entries = [(key, features)]
         for tier in self.tiers:
-            entries = [evicted for k, p in entries for evicted in tier.put(k, p)]
+            entries = [evicted for entry in entries for evicted in tier.put(*entry)]
 
     @property
     def num_bytes(self) -> int:
-        """In memory, all tiers."""
+        """Bytes in memory, all tiers together."""
         return sum(tier.num_bytes for tier in self.tiers)

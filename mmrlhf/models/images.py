@@ -1,4 +1,4 @@
-"""Pictures: opened with care, because a file's name and size say nothing of what is in it."""
+"""Open images with care: a file's name and size say nothing about what is in it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from PIL import Image, ImageOps
 from mmrlhf.records import ImageSource, InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What Pillow may take a file for; its other decoders are seldom used and seldom hardened."""
-
-
+"""Formats that Pillow may try. Its other decoders are rarely used and rarely hardened."""
 MAX_BYTES_PER_PIXEL = 8
-"""The most that a file spends: four channels of 16 bits, as they are."""
+"""The most a file needs: four uncompressed channels of 16 bits."""
 MAX_METADATA_BYTES = 16 << 20
-"""Room for a file's metadata."""
+"""Allowance for a file's metadata."""
 
 
 def read_image_bytes(source: ImageSource, max_pixels: int = 40_000_000) -> bytes:
-    """The encoded bytes. Raises InputError for a file that no picture of so many pixels takes on a disk: a path may lead anywhere."""
+    """Return the encoded bytes.
+
+    Raises InputError if the file is larger than any image of `max_pixels` could be: the path may
+    point at anything.
+    """
     if source.path is not None and os.path.isfile(source.path):
         size, max_bytes = os.path.getsize(source.path), MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
         if size > max_bytes:
@@ -33,16 +35,17 @@ def read_image_bytes(source: ImageSource, max_pixels: int = 40_000_000) -> bytes
 
 
 def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | None = None) -> Image.Image:
-    """The picture, upright, in 8-bit RGB, transparency on white; from `data` where its bytes have been read already.
+    """Return the image upright, in 8-bit RGB, with transparency on white.
 
-    Raises InputError when it is empty, damaged, animated, of another format, or larger than `max_pixels`.
+    `data` are its bytes if they have been read already. Raises InputError if the image is empty,
+    damaged, animated, in another format, or larger than `max_pixels`.
     """
     data = read_image_bytes(source, max_pixels) if data is None else data
     if not data:
         raise InputError(f"image {source.name} is empty (0 bytes): replace the file or drop the row")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata: judged below
+            warnings.simplefilter("ignore")  # about large images, checked below, and odd metadata
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_header(image, source.name, max_pixels)
             image.load()
@@ -56,16 +59,17 @@ def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | 
             f"image {source.name} is damaged, or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file: "
             "replace the file or drop the row"
         ) from None
-    except Exception as error:  # on broken bytes the decoders raise whatever they stumble over
+    except Exception as error:  # on broken bytes, decoders raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"image {source.name} is truncated or damaged ({reason}): replace the file or drop the row") from None
 
 
 def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
-    """Judge size and frames before a pixel is decoded."""
+    """Check size and frames before any pixel is decoded. Raises InputError."""
     if image.width * image.height > max_pixels:
         raise InputError(_too_large_message(name, f"{image.width} x {image.height}, more than", max_pixels))
-    # A phone's JPEG may carry a depth map or a thumbnail as a second frame (MPO): its first is the picture.
+    # A phone's JPEG may carry a depth map or a thumbnail as a second frame (MPO). The first is the
+    # image.
     num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1 and image.format != "MPO":
         raise InputError(f"image {name} has {num_frames} frames or pages: save the one that is meant as PNG, or drop the row")
@@ -76,9 +80,11 @@ def _too_large_message(name: str, size: str, max_pixels: int) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to 8-bit RGB. Raises ValueError for floating-point samples, which have no
+    range."""
     if image.mode == "F":
         raise ValueError("it holds floating-point samples; save it with 8 bits a channel")
-    if image.mode.startswith("I"):  # Pillow's own conversion clips 16 bits to 8: almost all of it white
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips them to 255, almost all white
         samples = np.asarray(image).astype(np.int64).clip(0, 65535) // 257
         image = Image.fromarray(samples.astype(np.uint8))
     if image.has_transparency_data:

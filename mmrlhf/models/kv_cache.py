@@ -1,16 +1,23 @@
-"""Keys and values of prompts and answers: cache layers that transformers' models write to, in five shapes.
+"""Cache layers for prompts and answers, written to by transformers' models, in five kinds.
 
-`Joined` and `JoinedState` never write what they were given: an answer's keys are joined to its prompt's in a new tensor, so that
-autograd flows back into the prompt, and a layer that is recomputed in backward finds the same prefix again. `Growing` and
-`GrowingState` are for sampling: written in place, and cut to the answers that are still being written; `Fixed` keeps its shape. The `State` pair is for
-linear attention (Qwen3.5), whose layers keep a state instead of keys. Layers that share another's keys (Gemma 4) keep nothing.
+|  | attention | linear attention (Qwen3.5) |
+|---|---|---|
+| scoring and training: never written in place | `FrozenPrefixLayer` | `FrozenPrefixState` |
+| sampling: written in place, rows can be dropped | `PreallocatedLayer` | `RecurrentState` |
+| sampling in fixed shapes (CUDA graphs) | `StaticLayer` | |
 
-Sliding windows are in the mask that the model makes, so that their layers keep every key here.
+A frozen layer joins an answer's keys to its prompt's in a new tensor. Gradients flow back into the
+prompt that way, and a layer that is recomputed in backward (activation checkpointing) finds the
+prefix unchanged. Linear attention keeps a state of fixed size instead of keys. Layers that share
+another's keys (Gemma 4) keep nothing and stay transformers' own `DummyLayer`.
+
+Sliding windows are applied by the mask that the model makes, so their layers keep every key here.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +27,12 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLay
 
 from mmrlhf.models.families import family_of
 
+# ---- layers that are never written in place ----------------------------------------------------
+
 
 class FrozenPrefixLayer(DynamicLayer):
-    """Attention with a prefix that is never written; `parts` are the keys and values that the last forward saw."""
+    """Attention on a prefix [rows, heads, L, dim] that stays as it is; without one, on a new
+    prompt."""
 
     def __init__(self, keys: Tensor | None = None, values: Tensor | None = None):
         super().__init__()
@@ -31,10 +41,12 @@ class FrozenPrefixLayer(DynamicLayer):
         self.is_initialized = keys is not None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return the prefix's keys and values with the new ones behind them."""
         if self.keys is not None and self.values is not None:
             key_states = torch.cat([self.keys, key_states], -2)
             value_states = torch.cat([self.values, value_states], -2)
-        if self.updated is None:  # a layer that is recomputed comes here twice: the first time counts
+        # A recomputed layer updates twice. The first time counts: its tensors carry the graph.
+        if self.updated is None:
             self.updated = key_states, value_states
         return key_states, value_states
 
@@ -43,28 +55,32 @@ class FrozenPrefixLayer(DynamicLayer):
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
+        """Keys and values that the last forward saw; empty if the layer did not run."""
         return self.updated or ()
 
 
 class FrozenPrefixState(LinearAttentionLayer):
-    """Linear attention with a state that is never written; `parts` are the convolution's inputs and the state after the forward."""
+    """Linear attention on a state that stays as it is: convolution inputs and a recurrent state."""
 
     def __init__(self, conv_state: Tensor | None = None, recurrent_state: Tensor | None = None):
         super().__init__()
         self.updated: dict[str, Tensor] = {}
         if conv_state is not None and recurrent_state is not None:
-            self.conv_states[0], self.recurrent_states[0], self.conv_kernel_size[0] = (
-                conv_state,
-                recurrent_state,
-                conv_state.shape[-1],
-            )
+            # The base class keeps lists, for layers with several states; these have one.
+            self.conv_states[0], self.recurrent_states[0] = conv_state, recurrent_state
+            self.conv_kernel_size[0] = conv_state.shape[-1]
             self.dtype, self.device = conv_state.dtype, conv_state.device
-            self.has_previous_state[0] = self.is_conv_states_initialized[0] = self.is_recurrent_states_initialized[0] = True
+            self.has_previous_state[0] = True
+            self.is_conv_states_initialized[0] = self.is_recurrent_states_initialized[0] = True
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any) -> Tensor:
+        """Return the prefix's last inputs with the new ones behind them, and record the last of
+        these."""
         previous = self.conv_states[0]
         full_states = conv_states if previous is None else torch.cat([previous, conv_states], -1)
         kernel_size = conv_kernel_size or self.conv_kernel_size[0]
+        # The next token's convolution needs the last `kernel_size` inputs; a short prompt has zeros
+        # before it.
         new_state = torch.nn.functional.pad(full_states, (max(kernel_size - full_states.shape[-1], 0), 0))[..., -kernel_size:]
         self.updated.setdefault("conv", new_state)
         return full_states
@@ -75,11 +91,16 @@ class FrozenPrefixState(LinearAttentionLayer):
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
+        """Convolution inputs and state after the last forward; empty if the layer did not run."""
         return tuple(self.updated.values())
 
 
+# ---- layers for sampling -----------------------------------------------------------------------
+
+
 class PreallocatedLayer(DynamicLayer):
-    """Attention with room for an answer: one token's keys are written in place, nothing is joined."""
+    """Attention with room for an answer: new keys are written in place, without a copy of the old
+    ones."""
 
     def __init__(self, keys: Tensor, values: Tensor, max_new_tokens: int):
         super().__init__()
@@ -94,10 +115,11 @@ class PreallocatedLayer(DynamicLayer):
         return buffer
 
     def _set_views(self) -> None:
-        """Cross-attention (Mllama) reads these without writing."""
+        """Show what is written so far: cross-attention (Mllama) reads these without an `update`."""
         self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values behind the old ones and return all that are written."""
         end = self.length + key_states.shape[-2]
         self._keys[:, :, self.length : end], self._values[:, :, self.length : end] = key_states, value_states
         self.length = end
@@ -108,19 +130,25 @@ class PreallocatedLayer(DynamicLayer):
         return self.length
 
     def select(self, row_indices: Tensor) -> None:
+        """Keep these rows of the batch only."""
         self._keys, self._values = self._keys[row_indices], self._values[row_indices]
         self._set_views()
 
 
 class StaticLayer(PreallocatedLayer):
-    """The same in shapes that never change, for steps that are captured once and replayed: all of the room is always shown, what is not
-    written yet hidden by the caller's mask, and `at` [columns] says where the next keys go."""
+    """The same in shapes that never change, for steps that are captured once and replayed.
+
+    All of the room is always shown, and the caller's mask hides what is not written yet.
+    `cache_position` [columns] says where the next keys go; it is a tensor, so that a replay can
+    move it.
+    """
 
     cache_position: Tensor
 
     @staticmethod
     def _preallocate(states: Tensor, max_new_tokens: int) -> Tensor:
-        return torch.nn.functional.pad(states, (0, 0, 0, max_new_tokens))  # zeros: what is hidden is still multiplied
+        # Zeros, not `empty`: masked values are still multiplied, and 0 x NaN is NaN.
+        return torch.nn.functional.pad(states, (0, 0, 0, max_new_tokens))
 
     def _set_views(self) -> None:
         self.keys, self.values = self._keys, self._values
@@ -132,10 +160,10 @@ class StaticLayer(PreallocatedLayer):
 
 
 class RecurrentState(FrozenPrefixState):
-    """Linear attention whose state each token replaces."""
+    """Linear attention whose state every token replaces."""
 
     def __init__(self, conv_state: Tensor, recurrent_state: Tensor):
-        super().__init__(conv_state.clone(), recurrent_state.clone())
+        super().__init__(conv_state.clone(), recurrent_state.clone())  # the prefix serves other answers, too
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any) -> Tensor:
         full_states = super().update_conv_state(conv_states, state_idx, conv_kernel_size)
@@ -147,15 +175,20 @@ class RecurrentState(FrozenPrefixState):
         return recurrent_states
 
     def select(self, row_indices: Tensor) -> None:
-        self.conv_states[0], self.recurrent_states[0] = self.conv_states[0][row_indices], self.recurrent_states[0][row_indices]
+        """Keep these rows of the batch only."""
+        self.conv_states[0] = self.conv_states[0][row_indices]
+        self.recurrent_states[0] = self.recurrent_states[0][row_indices]
 
+
+# ---- caches ------------------------------------------------------------------------------------
 
 KV = list[tuple[Tensor, ...] | None]
-"""The parts of each layer; None for a layer that keeps nothing."""
+"""The parts of each layer, one row per prompt; None for a layer that keeps nothing."""
 
 
 def new_cache(model: PreTrainedModel) -> Cache:
-    """A cache for a prompt."""
+    """Return an empty cache for prompts, with the layers that the model's configuration asks
+    for."""
 
     def new_layer(default_layer: Any) -> Any:
         if isinstance(default_layer, DummyLayer):
@@ -166,23 +199,29 @@ def new_cache(model: PreTrainedModel) -> Cache:
 
 
 def cache_kwargs(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
-    """How a model's forward is handed a cache: transformers renames the keyword."""
+    """Return the keywords that hand a cache to the model's forward; transformers renames them."""
     parameters = inspect.signature(model.base_model.forward).parameters
     return {"cache" if "cache" in parameters else "past_key_values": cache, "use_cache": True}
 
 
 def cache_parts(cache: Cache) -> KV:
-    """What a forward has left in a cache. Raises RuntimeError when the model has dropped it: log-probs would be wrong."""
+    """Return what a forward has left in a cache.
+
+    Raises RuntimeError if the model has dropped the cache: answers would not see their prompt.
+    """
     layer_parts: KV = [None if isinstance(layer, DummyLayer) else layer.parts for layer in cache.layers]
-    # A cross-attention layer that has seen no picture keeps nothing.
+    # One layer may be empty: a cross-attention layer without an image keeps nothing.
     if not any(layer_parts):
         raise RuntimeError("the model dropped its cache: log-probs would be wrong")
     return [part or None for part in layer_parts]
 
 
 def supports_packing(model: PreTrainedModel) -> bool:
-    """Whether answers to a prompt may stand beside one another in one sequence, kept apart by a mask of our own: where every layer
-    attends to everything, by attention that takes such a mask."""
+    """Return whether several answers to a prompt may share a sequence behind a mask of our own.
+
+    Every layer must attend to all tokens (no windows, states or cross-attention), and the attention
+    must take such a mask.
+    """
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     is_full_attention = (
@@ -194,28 +233,60 @@ def supports_packing(model: PreTrainedModel) -> bool:
     return is_full_attention and has_only_dynamic_layers and config._attn_implementation in ("sdpa", "eager")
 
 
-def _build_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor, is_frozen: bool, max_new_tokens: int = 0) -> Cache:
-    layers: list[Any] = []
-    group_size = _group_size(prompt_index_N, next(len(part[0]) for part in kv if part))
-    for part, template_layer in zip(kv, cache_template.layers, strict=True):
-        if part is None:
-            layers.append(type(template_layer)())
-            continue
-        expanded = [_expand_rows(t, prompt_index_N, group_size) for t in part]
+def frozen_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor) -> Cache:
+    """Return a cache with a row per answer that is never written: run answers on it with
+    gradients."""
+
+    def new_layer(template_layer: Any, parts: list[Tensor]) -> Any:
         is_linear = isinstance(template_layer, FrozenPrefixState)
-        if is_frozen:
-            layers.append(FrozenPrefixState(*expanded) if is_linear else FrozenPrefixLayer(*expanded))
-        else:
-            layers.append(
-                RecurrentState(expanded[0], expanded[1])
-                if is_linear
-                else PreallocatedLayer(expanded[0], expanded[1], max_new_tokens)
-            )
+        return FrozenPrefixState(*parts) if is_linear else FrozenPrefixLayer(*parts)
+
+    return Cache(layers=_build_layers(kv, cache_template, prompt_index_N, new_layer))
+
+
+def preallocated_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor, max_new_tokens: int) -> Cache:
+    """Return a cache with a row per answer, to sample on, with room for `max_new_tokens` each."""
+
+    def new_layer(template_layer: Any, parts: list[Tensor]) -> Any:
+        if isinstance(template_layer, FrozenPrefixState):
+            return RecurrentState(*parts)
+        return PreallocatedLayer(parts[0], parts[1], max_new_tokens)
+
+    return Cache(layers=_build_layers(kv, cache_template, prompt_index_N, new_layer))
+
+
+def static_cache(kv: KV, prompt_index_N: Tensor, max_new_tokens: int) -> Cache:
+    """Return the same in fixed shapes, for a model that `supports_packing`: all layers have
+    keys."""
+    group_size = _group_size(prompt_index_N, _num_prompts(kv))
+    layers = []
+    for part in kv:
+        if part:
+            keys, values = (_expand_rows(t, prompt_index_N, group_size) for t in part)
+            layers.append(StaticLayer(keys, values, max_new_tokens))
     return Cache(layers=layers)
 
 
+def _build_layers(
+    kv: KV, cache_template: Cache, prompt_index_N: Tensor, new_layer: Callable[[Any, list[Tensor]], Any]
+) -> list[Any]:
+    """Build a layer from each layer's parts, expanded to a row per answer."""
+    layers: list[Any] = []
+    group_size = _group_size(prompt_index_N, _num_prompts(kv))
+    for part, template_layer in zip(kv, cache_template.layers, strict=True):
+        if part is None:
+            layers.append(type(template_layer)())
+        else:
+            layers.append(new_layer(template_layer, [_expand_rows(t, prompt_index_N, group_size) for t in part]))
+    return layers
+
+
+def _num_prompts(kv: KV) -> int:
+    return next(len(part[0]) for part in kv if part)
+
+
 def _group_size(prompt_index_N: Tensor, num_prompts: int) -> int:
-    """How many rows each prompt has, if it is as many for all of them, in order; else 0."""
+    """Return the number of rows per prompt if it is the same for all prompts, in order; else 0."""
     group_size = len(prompt_index_N) // max(1, num_prompts)
     is_even = group_size * num_prompts == len(prompt_index_N) and torch.equal(
         prompt_index_N, torch.arange(num_prompts, device=prompt_index_N.device).repeat_interleave(group_size)
@@ -224,37 +295,13 @@ def _group_size(prompt_index_N: Tensor, num_prompts: int) -> int:
 
 
 def _expand_rows(tensor: Tensor, prompt_index_N: Tensor, group_size: int) -> Tensor:
-    """A row of a tensor for each answer. By expansion where that does: its backward is a sum, and an index's a slow scatter."""
+    """Repeat each prompt's row for its answers: `tensor[prompt_index_N]`.
+
+    By `expand` if all prompts have `group_size` answers: its backward is a sum, an index's a slow
+    scatter.
+    """
     if group_size == 1:
         return tensor
-    return (
-        tensor[:, None].expand(-1, group_size, *tensor.shape[1:]).flatten(0, 1)
-        if group_size
-        else tensor.index_select(0, prompt_index_N)
-    )
-
-
-def frozen_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor) -> Cache:
-    """Prompts' parts, one row for each answer, to run answers on with gradients."""
-    return _build_cache(kv, cache_template, prompt_index_N, True)
-
-
-def preallocated_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor, max_new_tokens: int) -> Cache:
-    """The same to sample on, with room for so many tokens."""
-    return _build_cache(kv, cache_template, prompt_index_N, False, max_new_tokens)
-
-
-def static_cache(kv: KV, prompt_index_N: Tensor, max_new_tokens: int) -> Cache:
-    """The same in fixed shapes, of a model whose every layer attends to everything."""
-    group_size = _group_size(prompt_index_N, next(len(part[0]) for part in kv if part))
-    return Cache(
-        layers=[
-            StaticLayer(
-                _expand_rows(part[0], prompt_index_N, group_size),
-                _expand_rows(part[1], prompt_index_N, group_size),
-                max_new_tokens,
-            )
-            for part in kv
-            if part
-        ]
-    )
+    if group_size == 0:
+        return tensor.index_select(0, prompt_index_N)
+    return tensor[:, None].expand(-1, group_size, *tensor.shape[1:]).flatten(0, 1)

@@ -1,4 +1,5 @@
-"""A checkpoint, or a model that is there already, made into a `VLM`: frozen, in its precision, with what it may say and where it ends."""
+"""Load a checkpoint as a `VLM`, or wrap a model that exists already: frozen, in its precision, with
+the tokens that it may sample and those that end an answer."""
 
 from __future__ import annotations
 
@@ -12,18 +13,22 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmrlhf.config import EngineConfig
+from mmrlhf.models.chat_template import apply_chat_template
+from mmrlhf.models.engine_state import EngineState
+from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.image_features import FeatureCache
 from mmrlhf.models.kv_cache import supports_packing
 from mmrlhf.models.micro_batch import Budget
-from mmrlhf.models.vision_encoder import Encoder, fingerprint
-from mmrlhf.models.vlm import VLM, EngineState, apply_chat_template
+from mmrlhf.models.vision_encoder import Encoder
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError, Message
 
 
 def load(name: str, dtype: str = "float32", device: torch.device | str | None = None, engine: EngineConfig | None = None) -> VLM:
-    """A checkpoint directory or Hub id, frozen, in eval mode (dropout off); on the GPU where there is one, unless told otherwise.
+    """Load a checkpoint directory or Hub id, frozen, in eval mode (dropout off).
 
-    Raises InputError when it is not there or holds no image-text-to-text model.
+    The default device is the GPU if there is one. Raises InputError if the checkpoint is missing,
+    holds no image-text-to-text model, lacks weights, or has no chat template.
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -50,16 +55,21 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     if getattr(processor, "chat_template", None) is None:
         raise InputError(f"model {name} has no chat template: put a chat_template.jinja beside its config.json")
     vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
-    vlm.dtype = dtype  # nf4 is more than the model's own says
+    vlm.dtype = dtype  # the model's own dtype does not tell nf4 from bfloat16
     return vlm
 
 
 def _precision_kwargs(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
-    """How transformers is told of a precision: 4 bits for the language model's layers (QLoRA, Dettmers et al. 2023), the rest in bfloat16."""
+    """Return the arguments of `from_pretrained` for a precision.
+
+    nf4 is 4 bits for the language model's linear layers and bfloat16 for the rest (QLoRA, Dettmers
+    et al. 2023). Raises InputError if it needs bitsandbytes, which is not installed.
+    """
     if dtype != "nf4":
         return {"dtype": getattr(torch, dtype)}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("dtype nf4 needs bitsandbytes: pip install 'mmrlhf[quantization]'")
+    # Which layers stay unquantised is named by module: a model without weights tells the names.
     with torch.device("meta"):
         meta_model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
     decoder = meta_model.base_model.get_decoder()
@@ -77,17 +87,18 @@ def _precision_kwargs(name: str, dtype: str, device: torch.device) -> dict[str, 
 
 
 def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig | None = None) -> VLM:
-    """A model that is there already, on its device, with its processor: frozen and in eval mode from here on."""
+    """Wrap a model that is on its device already, with its processor. Freezes it and sets eval
+    mode."""
     model.requires_grad_(False).eval()
-    tokenizer, engine = processor.tokenizer, engine or EngineConfig()
+    tokenizer, config = processor.tokenizer, engine or EngineConfig()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    cache = FeatureCache(model.device, engine.feature_memory_gib, engine.feature_cache_dir, engine.feature_disk_gib)
+    cache = FeatureCache(model.device, config.feature_memory_gib, config.feature_cache_dir, config.feature_disk_gib)
     one_image_text, two_image_text = (
         apply_chat_template(processor, [Message("user", "?")], num_images, generation_prompt=True) for num_images in (1, 2)
     )
     eos = _eos_token_ids(model, tokenizer) | _end_of_turn_ids(processor)
-    if engine.activation_checkpointing:
+    if config.activation_checkpointing:
         _enable_activation_checkpointing(model)
     return VLM(
         name=name,
@@ -96,9 +107,9 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
         suppressed_tokens=torch.tensor(_suppressed_token_ids(model, tokenizer, eos), device=model.device),
         eos=tuple(sorted(eos)),
         encoder=Encoder(model, processor, cache, one_image_text, two_image_text),
-        budget=Budget(engine.micro_batch_tokens),
+        budget=Budget(config.micro_batch_tokens),
         engine=EngineState(
-            share_prefix=engine.share_prefix,
+            share_prefix=config.share_prefix,
             supports_packing=supports_packing(model),
             use_cuda_graphs=model.device.type == "cuda" and supports_packing(model),
         ),
@@ -108,22 +119,28 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
 
 
 def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute the language model's layers in backward. transformers drops the cache when it checkpoints, and log-probs with it,
-    unless a layer says that it can do with one: ours are written so that a layer may run twice (`kv.Joined`)."""
-    model.base_model.get_decoder().train()  # checkpointing acts in train mode only; dropout is 0 in every layer, or refused here
-    dropout_rates = {m.p for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Dropout)}
-    if dropout_rates := (dropout_rates | {getattr(model.config.get_text_config(), "attention_dropout", 0.0)}) - {0.0}:
+    """Recompute the language model's layers in backward. Raises InputError if the model has
+    dropout."""
+    decoder = model.base_model.get_decoder()
+    decoder.train()  # checkpointing needs train mode, which would also turn dropout on
+    dropout_rates = {module.p for module in decoder.modules() if isinstance(module, torch.nn.Dropout)}
+    dropout_rates.add(getattr(model.config.get_text_config(), "attention_dropout", 0.0))
+    if max(dropout_rates) > 0:
         raise InputError(
             f"activation_checkpointing needs a language model without dropout, and this one has {max(dropout_rates)}"
         )
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    for module in model.base_model.get_decoder().modules():
+    # transformers drops the cache when it checkpoints, and with it the prompt that answers attend
+    # to, unless a layer declares that it can handle one. Ours can: `kv_cache.FrozenPrefixLayer` may
+    # run twice.
+    for module in decoder.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module._can_checkpoint_with_cache = True
 
 
 def _require_checkpoint(name: str) -> None:
-    """What is given instead, most often: a path that is not there, or the directory of the run that made the model."""
+    """Raise InputError for what is often given by mistake: a missing path, or the directory of a
+    run."""
     path = Path(name)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -135,6 +152,7 @@ def _require_checkpoint(name: str) -> None:
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
+    """Return the end-of-sequence ids of the tokenizer and both configurations."""
     token_ids: set[int] = set()
     for value in (tokenizer.eos_token_id, model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id):
         token_ids |= set(value) if isinstance(value, (list, tuple)) else {value}
@@ -142,8 +160,12 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
 
 
 def _end_of_turn_ids(processor: Any) -> set[int]:
-    """The special token that the chat template writes after an assistant's turn: some checkpoints leave it out of their lists of
-    ends, and a policy that is kept from saying it could never stop."""
+    """Return the special token that the chat template writes after an assistant's turn, if there is
+    one.
+
+    Some checkpoints do not list it as an end. It would be suppressed then, and a policy could never
+    stop.
+    """
     answer = Message("assistant", "\N{BULLET}")
     text = apply_chat_template(processor, [Message("user", "?"), answer], 0, generation_prompt=False)
     following_ids = processor.tokenizer(text[text.rindex(answer.content) + 1 :], add_special_tokens=False)["input_ids"]
@@ -152,9 +174,11 @@ def _end_of_turn_ids(processor: Any) -> set[int]:
 
 
 def _suppressed_token_ids(model: PreTrainedModel, tokenizer: Any, eos: set[int]) -> list[int]:
-    """Special added tokens, every id that a config names, and rows of the embedding beyond the tokenizer; minus each EOS.
+    """Return the ids that must not be sampled: special tokens, ids that a configuration names, and
+    rows of the embedding beyond the tokenizer; without the ids that end an answer.
 
-    A sampled image placeholder would make the next forward fail, or silently read another picture's features.
+    A sampled image placeholder would make the next forward fail, or silently read another image's
+    features.
     """
     token_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     for config in (model.config, model.config.get_text_config()):

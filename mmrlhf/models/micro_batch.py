@@ -1,4 +1,5 @@
-"""How much runs at a time: micro-batches by tokens, not by rows, and half as many where a GPU's memory does not hold them."""
+"""Split work into micro-batches by tokens instead of rows, and halve them if a GPU runs out of
+memory."""
 
 from __future__ import annotations
 
@@ -10,43 +11,57 @@ import torch
 
 T = TypeVar("T")
 MAX_PADDING = 0.15
-"""Share of a piece that may be padding."""
+"""Share of a micro-batch that may be padding."""
 MIN_SPLIT_TOKENS = 512
-"""Tokens of a piece from which on padding is not borne for company."""
+"""Micro-batches with at least this many real tokens are split rather than padded beyond
+MAX_PADDING. Smaller ones run faster together, padding included."""
+MIN_BUDGET = 64
+"""Tokens at which a budget is no longer halved."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some prompts that run together, and their answers in batches, one after another on the same prefix. Both are numbers."""
+    """Prompts that are prefilled together, and their answers in batches that run one after
+    another."""
 
     prompt_indices: list[int]
+    """Sorted."""
     answer_batches: list[list[int]]
+    """Indices of answers, counted through all prompts."""
 
 
 @dataclass
 class Budget:
-    """Most tokens that run at a time: each prompt of a piece as long as its longest, once, and each answer as its longest."""
+    """Maximum padded tokens per micro-batch.
+
+    Each prompt counts once at the longest prompt's length, each answer at the longest answer's.
+    """
 
     max_tokens: int
 
     def retry_on_oom(self, work: Callable[..., T], *args: Any) -> T:
-        """`work(*args)`, which plans itself by this budget; when a GPU runs out of memory, again with half of it. The work must clear what
-        an attempt that failed has left (gradients)."""
+        """Run `work(*args)`; on CUDA out-of-memory halve the budget and retry.
+
+        `work` plans its micro-batches by this budget. It must be safe to rerun: it clears gradients
+        left by a failed attempt. Raises torch.OutOfMemoryError if MIN_BUDGET does not fit either.
+        """
         while True:
             try:
                 return work(*args)
             except torch.OutOfMemoryError:
-                if self.max_tokens <= 64:
+                if self.max_tokens <= MIN_BUDGET:
                     raise
                 self.max_tokens //= 2
                 torch.cuda.empty_cache()
                 print(f"note: out of GPU memory: going on with micro-batches of {self.max_tokens:,} tokens")
 
     def micro_batches(self, prompt_lengths: Sequence[int], answer_lengths: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
-        """Pieces of all prompts, those with short answers first, from the lengths of prompts and, for each, of its answers; answers are
-        numbered through. A piece ends where the next prompt is over the budget, or would make too much of it padding.
+        """Yield micro-batches that cover all prompts and answers, those with short answers first.
 
-        Only where one prompt with its answers is over the budget are the answers split into batches, of one at least.
+        `answer_lengths` holds the lengths of each prompt's answers. A micro-batch ends if the next
+        prompt would exceed the budget or pad too much. Answers are split into several batches only
+        if a single prompt with all of its answers exceeds the budget; a batch has at least one
+        answer.
         """
         first_answer_index, num_answers = [], 0
         for group in answer_lengths:
@@ -60,15 +75,20 @@ class Budget:
         def real_tokens(selected: Sequence[int]) -> int:
             return sum(prompt_lengths[p] + sum(answer_lengths[p]) for p in selected)
 
+        def should_split(selected: Sequence[int], p: int) -> bool:
+            padded_size = padded_tokens([*selected, p])
+            if padded_size > self.max_tokens:
+                return True
+            is_large = real_tokens(selected) >= MIN_SPLIT_TOKENS
+            return is_large and real_tokens([*selected, p]) < (1 - MAX_PADDING) * padded_size
+
+        # Similar lengths next to each other: little padding.
+        order = sorted(range(len(prompt_lengths)), key=lambda p: (max(answer_lengths[p], default=0), prompt_lengths[p]))
         selected: list[int] = []
-        for p in sorted(range(len(prompt_lengths)), key=lambda p: (max(answer_lengths[p], default=0), prompt_lengths[p])):
-            if selected:
-                padded_size = padded_tokens([*selected, p])
-                if padded_size > self.max_tokens or (
-                    real_tokens(selected) >= MIN_SPLIT_TOKENS and real_tokens([*selected, p]) < (1 - MAX_PADDING) * padded_size
-                ):
-                    yield self._micro_batch(selected, prompt_lengths, answer_lengths, first_answer_index)
-                    selected = []
+        for p in order:
+            if selected and should_split(selected, p):
+                yield self._micro_batch(selected, prompt_lengths, answer_lengths, first_answer_index)
+                selected = []
             selected.append(p)
         if selected:
             yield self._micro_batch(selected, prompt_lengths, answer_lengths, first_answer_index)
@@ -80,6 +100,8 @@ class Budget:
         answer_lengths: Sequence[Sequence[int]],
         first_answer_index: list[int],
     ) -> MicroBatch:
+        """Build a micro-batch of these prompts; a lone prompt's answers are split to fit the
+        budget."""
         selected = sorted(selected)
         answer_indices = [first_answer_index[p] + i for p in selected for i in range(len(answer_lengths[p]))]
         max_answer_length = max((n for p in selected for n in answer_lengths[p]), default=0)

@@ -1,4 +1,4 @@
-"""Load a policy: a base model, under the adapter of a PPO run if there is one."""
+"""Load a policy: a base model, under the adapter of a PPO run if one is given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from mmrlhf.records import InputError
 def load_policy(
     model_name_or_path: str, adapter_path: str | None, dtype: str = "float32", engine: EngineConfig | None = None
 ) -> Iterator[VLM]:
-    """A model to ask, under the adapter if one is given. Raises InputError when the adapter belongs to another base."""
+    """Load a model and yield it under its adapter, if one is given.
+
+    Raises InputError if the adapter is missing, damaged, or belongs to another base.
+    """
     if adapter_path is not None:
         _check_is_adapter(Path(adapter_path))
     vlm = load(model_name_or_path, dtype, engine=engine)
@@ -41,7 +44,8 @@ def load_policy(
 
 
 def _check_is_adapter(path: Path) -> None:
-    """What is given instead, most often: a ppo run's own directory, or a reward model's."""
+    """Raise InputError for what is often given by mistake: a ppo run's directory, or a reward
+    model's."""
     if (path / "reward.json").is_file():
         raise InputError(f"adapter {path} is a reward model, which scores answers and gives none: give a ppo run's policy folder")
     if not (path / "adapter_model.safetensors").is_file():
@@ -51,7 +55,11 @@ def _check_is_adapter(path: Path) -> None:
 
 
 def _check_same_base(path: Path, vlm: VLM) -> None:
-    """Equal shapes are no proof: the adapter of another model of this architecture would load, and answer nonsense."""
+    """Raise InputError if the adapter was trained on other weights.
+
+    Equal shapes are not enough: an adapter of another model of the same architecture would load,
+    and answer nonsense.
+    """
     base_file = path / "base.json"
     if not base_file.is_file():
         print(f"note: adapter {path} does not say which weights it was trained on (no base.json): only shapes can be compared")
@@ -62,4 +70,4 @@ def _check_same_base(path: Path, vlm: VLM) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{base_file} cannot be read as the ppo stage wrote it: copy the adapter again") from None
     if trained_fingerprint != vlm.fingerprint:
-        raise InputError(f"adapter {path} was trained on {base_name}, whose weights {vlm.name} does not hold: give that model")
+        raise InputError(f"adapter {path} was trained on {base_name}, and {vlm.name} holds other weights: give that model")

@@ -1,8 +1,10 @@
-"""Pictures to features: decoded and preprocessed on threads while the frozen tower runs on those before them, each distinct one once.
+"""Encode images to features, each distinct one once.
 
-Preprocessing is the model's own processor, on the GPU where the model is on one; there, pictures whose tensors have one shape go through
-the tower together. A family's placeholder text is learnt from its processor (`Picture.text`), so that a prompt about a picture that is
-known needs no pixels.
+Threads decode and preprocess images while the frozen tower runs on earlier ones. Preprocessing is
+the model's own processor, on the GPU if the model is on one. There, images whose tensors have the
+same shape go through the tower together. The processor also says what it writes for an image's
+placeholder (`ImageFeatures.placeholder_text`), so that a prompt about a known image needs no
+pixels.
 """
 
 from __future__ import annotations
@@ -10,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any
 
 import PIL
 import torch
@@ -26,53 +27,64 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmrlhf.models.families import family_of
+from mmrlhf.models.fingerprints import full_fingerprint, language_parameter_prefixes
 from mmrlhf.models.image_features import FeatureCache, ImageFeatures
 from mmrlhf.models.images import open_image
+from mmrlhf.models.prefetch import map_ahead
 from mmrlhf.records import ImageSource, InputError
 
 MAX_ELEMENTS_GPU = 1 << 26
-"""Most elements of pixel tensors in a pass of the tower on a GPU: 198 pictures of 336 x 336."""
+"""Maximum elements of pixel tensors per pass of the tower on a GPU: 198 images of 336 x 336."""
 MAX_ELEMENTS_CPU = 1 << 19
-"""The same on a core, where only small pictures gain from company: 18 of 96 x 96, one of 336 x 336."""
+"""The same per CPU core, where batching only speeds up small images: 18 of 96 x 96, one of 336 x
+336."""
 IMAGES_PER_WORKER = 16
-"""Most pictures that a core takes at a time."""
-MissingImages = dict[str, tuple[ImageSource, int]]
-"""Pictures by key, and how many stand in the prompt of each."""
-MissingImage = tuple[str, tuple[ImageSource, int]]
+"""Maximum number of images that a core takes at a time."""
+MAX_GPU_WORKERS = 8
+"""Threads that preprocess for a GPU."""
 NON_VISION_CONFIG = ("text_config", "architectures", "dtype", "transformers_version", "_name_or_path")
-"""Settings of a model that its pictures' features do not follow from."""
-S = TypeVar("S")
-T = TypeVar("T")
+"""Entries of a model's configuration that have no influence on image features."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
-"""What a processor returns of the text."""
+"""What a processor returns for the text."""
+MissingImages = dict[str, tuple[ImageSource, int]]
+"""Images by key, each with the number of images in its prompt."""
+MissingImage = tuple[str, tuple[ImageSource, int]]
 
 
 @dataclass(frozen=True)
 class PreprocessedImage:
-    """One picture, preprocessed: the tensors that the tower takes (of `copies` of it), its number of placeholders, and their text; `ready`
-    when a GPU's side stream has them."""
+    """One image, preprocessed."""
 
     key: str
     name: str
     tensors: dict[str, Tensor]
+    """What the tower takes, of `num_copies` of the image."""
     num_copies: int
+    """2 for an image that the processor treats as one of several, else 1."""
     num_placeholders: int
+    """Image tokens of one copy."""
     placeholder_text: str | None
     grid_thw: Tensor | None
     ready_event: torch.cuda.Event | None = None
+    """Recorded on the side stream that moves `tensors` to a GPU."""
 
     @property
     def shape(self) -> tuple:
-        """Pictures of one shape may stand in one batch."""
+        """A key that is equal for images that fit into one batch."""
         return tuple((k, tuple(t.shape[1:])) for k, t in sorted(self.tensors.items()))
 
     @property
     def num_elements(self) -> int:
+        """Number of pixel values."""
         return self.tensors["pixel_values"].numel()
 
 
 class Encoder:
-    """A model's tower and projector with their cache. `single` is a prompt's text with one placeholder, `several` one with two."""
+    """A model's tower and projector with their cache.
+
+    The two texts are prompts with one and with two placeholders: a processor wants text with an
+    image.
+    """
 
     def __init__(self, model: PreTrainedModel, processor: Any, cache: FeatureCache, one_image_text: str, two_image_text: str):
         self.model, self.processor, self.cache = model, processor, cache
@@ -82,20 +94,33 @@ class Encoder:
         self.vision_parameters = [p for _, p in self._named_vision_parameters]
         self.family = family_of(model.config)
         self._fingerprint = ""
-        self._lock = threading.Lock()  # who asks for a picture that is being encoded waits, and then finds it
+        self._lock = threading.Lock()  # a caller waits for images that another one is encoding
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything but the picture that its features follow from."""
+        """A hash of everything that features follow from, except the image."""
         if not self._fingerprint:
             image_processor = self.processor.image_processor
             vision_config = {k: v for k, v in self.model.config.to_dict().items() if k not in NON_VISION_CONFIG}
+            processor_settings = {
+                k: v for k, v in vars(self.processor).items() if isinstance(v, int | str | bool) and k != "chat_template"
+            }
+            # The order is part of the hash, and so of the keys of caches on disk.
             parts = [
-                _full_fingerprint(self._named_vision_parameters), type(self.model).__name__, vision_config, metadata.version("torchvision"),
-                type(self.processor).__name__, type(image_processor).__name__, image_processor.to_json_string(), self.dtype, self.model.device.type,
-                PIL.__version__, transformers.__version__, torch.__version__.split("+")[0],
-                {k: v for k, v in vars(self.processor).items() if isinstance(v, int | str | bool) and k != "chat_template"},
-            ]  # fmt: skip
+                full_fingerprint(self._named_vision_parameters),
+                type(self.model).__name__,
+                vision_config,
+                metadata.version("torchvision"),
+                type(self.processor).__name__,
+                type(image_processor).__name__,
+                image_processor.to_json_string(),
+                self.dtype,
+                self.model.device.type,
+                PIL.__version__,
+                transformers.__version__,
+                torch.__version__.split("+")[0],
+                processor_settings,
+            ]
             self._fingerprint = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:20]
         return self._fingerprint
 
@@ -104,7 +129,7 @@ class Encoder:
         return self.vision_parameters[0].dtype
 
     def get_features(self, image_rows: Sequence[tuple[ImageSource, ...]]) -> list[tuple[ImageFeatures, ...]]:
-        """The pictures of each row, encoded where the cache does not hold them."""
+        """Return the features of each row's images, encoding those that the cache does not hold."""
         pinned_rows = [[source.pinned() for source in row] for row in image_rows]
         keyed_rows = [[(self._key(s, len(row)), s) for s in row] for row in pinned_rows]
         with self._lock:
@@ -122,31 +147,42 @@ class Encoder:
         return [tuple(features_by_key[key] for key, _ in row) for row in keyed_rows]
 
     def encode(self, missing: MissingImages) -> dict[str, ImageFeatures]:
-        """Encode pictures by key (with how many stand in their prompt) and put them into the cache."""
+        """Encode images, put them into the cache and return them by key.
+
+        Raises RuntimeError if the tower or the projector is trainable, InputError for an image that
+        cannot be read or that the processor refuses.
+        """
         if not missing:
             return {}
         if any(p.requires_grad for p in self.vision_parameters):
             raise RuntimeError(
-                "the vision tower or the projector is trainable: features of a tower that changes cannot be kept; "
+                "the vision tower or the projector is trainable: features of a tower that changes cannot be cached; "
                 "freeze both (requires_grad_(False))"
             )
         features_by_key: dict[str, ImageFeatures] = {}
-        for key, features in self._encode_gpu(missing) if self.model.device.type == "cuda" else self._encode_cpu(missing):
+        encode = self._encode_gpu if self.model.device.type == "cuda" else self._encode_cpu
+        for key, features in encode(missing):
             self.cache.put(key, features)
             features_by_key[key] = features
         return features_by_key
 
     def _key(self, source: ImageSource, num_images: int) -> str:
-        return f"{self.fingerprint}/{source.key}" + ("-several" if self.family.tiles_only_lone_images and num_images > 1 else "")
+        """Return the cache key of an image in a prompt with `num_images` images."""
+        suffix = "-several" if self.family.tiles_only_lone_images and num_images > 1 else ""
+        return f"{self.fingerprint}/{source.key}{suffix}"
 
-    # ---- from a file to features -----------------------------------------------------------------------------------
+    # ---- from a file to features ---------------------------------------------------------------
 
     def _encode_cpu(self, missing: MissingImages) -> Iterator[tuple[str, ImageFeatures]]:
-        """On a CPU: each core takes pictures from their files to their features. A tower's products gain less from a second core than
-        other pictures do."""
+        """Encode on a CPU: each core takes images from their files to their features.
+
+        A second core speeds up another image more than it speeds up the tower's matrix products.
+        """
         items, num_workers = list(missing.items()), os.cpu_count() or 1
-        num_rounds = -(-len(items) // (IMAGES_PER_WORKER * num_workers))
-        chunk_size = -(-len(items) // (num_rounds * num_workers))  # so that every lane has as much to do
+        # As few rounds as IMAGES_PER_WORKER allows, with equal chunks, so that all workers end
+        # together.
+        num_rounds = math.ceil(len(items) / (IMAGES_PER_WORKER * num_workers))
+        chunk_size = math.ceil(len(items) / (num_rounds * num_workers))
 
         def encode_chunk(chunk: list[MissingImage]) -> list[tuple[str, ImageFeatures]]:
             return [
@@ -155,13 +191,14 @@ class Encoder:
                 for encoded in self._encode_batch(batch)
             ]
 
-        for encoded_chunk in _map_ahead(
+        for encoded_chunk in map_ahead(
             num_workers, encode_chunk, [items[i : i + chunk_size] for i in range(0, len(items), chunk_size)]
         ):
             yield from encoded_chunk
 
     def _encode_gpu(self, missing: MissingImages) -> Iterator[tuple[str, ImageFeatures]]:
-        """On a GPU: large batches on the device, while threads prepare those that follow, and a side stream takes them there."""
+        """Encode on a GPU in large batches, while threads prepare the next ones and a side stream
+        moves them."""
         side_stream = torch.cuda.Stream(self.model.device) if self.model.device.type == "cuda" else None
 
         def preprocess(item: MissingImage) -> PreprocessedImage:
@@ -172,12 +209,12 @@ class Encoder:
                 device_tensors = {k: self._on_device(t) for k, t in image.tensors.items()}
                 return replace(image, tensors=device_tensors, ready_event=side_stream.record_event())
 
-        preprocessed = _map_ahead(min(8, os.cpu_count() or 1), preprocess, list(missing.items()))
+        preprocessed = map_ahead(min(MAX_GPU_WORKERS, os.cpu_count() or 1), preprocess, list(missing.items()))
         for batch in _batch_by_shape(preprocessed, MAX_ELEMENTS_GPU):
             yield from self._encode_batch(batch)
 
     def _encode_batch(self, batch: list[PreprocessedImage]) -> list[tuple[str, ImageFeatures]]:
-        """A batch's pictures by key; in halves where a GPU has no room for all."""
+        """Return a batch's features with their keys; in halves if the GPU runs out of memory."""
         try:
             return list(zip((p.key for p in batch), self._run_tower(batch), strict=True))
         except torch.OutOfMemoryError:
@@ -185,18 +222,19 @@ class Encoder:
                 raise
         torch.cuda.empty_cache()
         half = len(batch) // 2
-        print(f"note: out of GPU memory: going on with {half} pictures at a time in the tower")
+        print(f"note: out of GPU memory: going on with {half} images at a time in the tower")
         return self._encode_batch(batch[:half]) + self._encode_batch(batch[half:])
 
     def _preprocess(self, key: str, source_and_count: tuple[ImageSource, int]) -> PreprocessedImage:
+        """Open an image and run the processor on it. Raises InputError if either refuses it."""
         source, num_images = source_and_count
         image = open_image(source)
-        num_copies = (
-            2 if self.family.tiles_only_lone_images and num_images > 1 else 1
-        )  # the first of two is what each of several becomes
+        # One of several images is preprocessed as the first of two copies: that is how the
+        # processor treats each of several.
+        num_copies = 2 if self.family.tiles_only_lone_images and num_images > 1 else 1
         try:
             batch, texts = self.process([self._prompt_texts[num_copies]], [[image] * num_copies], offsets=True)
-        except (ValueError, ZeroDivisionError, RuntimeError) as error:  # a strip of 5,000 x 1, say
+        except (ValueError, ZeroDivisionError, RuntimeError) as error:  # a strip of 5,000 x 1, for example
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             width, height = image.size
             raise InputError(
@@ -212,86 +250,120 @@ class Encoder:
     def process(
         self, texts: list[str], images: list[list[Any]], *, offsets: bool = False
     ) -> tuple[dict[str, Any], list[list[str]]]:
-        """The processor's tensors for rows with their pictures, left-padded, and what it wrote for each placeholder if it says so."""
-        device_kwargs = (
-            {"device": self.model.device} if self.model.device.type == "cuda" and _uses_torchvision(self.processor) else {}
-        )
-        tokenizer = self.processor.tokenizer
+        """Run the processor on texts with their images, left-padded.
+
+        Returns its tensors and, with `offsets`, what it wrote for each image's placeholder if it
+        says so.
+        """
+        options: dict[str, Any] = {}
+        if self.model.device.type == "cuda" and _uses_torchvision(self.processor):
+            options["device"] = self.model.device
+        if offsets:
+            options["return_text_replacement_offsets"] = True
+        bos = self.processor.tokenizer.bos_token
         batch = dict(
             self.processor(
-                text=list(texts), images=images if any(images) else None, padding=True, padding_side="left", return_tensors="pt",
-                add_special_tokens=not any(tokenizer.bos_token and t.startswith(tokenizer.bos_token) for t in texts),
-                **({"return_text_replacement_offsets": True} if offsets else {}), **device_kwargs,
+                text=list(texts),
+                images=images if any(images) else None,
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+                add_special_tokens=not any(bos and text.startswith(bos) for text in texts),  # not a second <s>
+                **options,
             )
-        )  # fmt: skip
+        )
         replacements = batch.pop("text_replacement_offsets", None) or []
         return batch, [
             [replacement["replacement"] for replacement in row if replacement["type"] == "image"] for row in replacements
         ]
 
     def _tower_input_names(self) -> list[str]:
+        """Return the names of the processor's outputs that the tower takes."""
         if self.family.uses_cross_attention:
             return ["pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"]
         return [k for k in inspect.signature(self.model.base_model.get_image_features).parameters if k not in TEXT_INPUTS]
 
-    # ---- the tower -------------------------------------------------------------------------------------------------
+    # ---- the tower -----------------------------------------------------------------------------
 
     @torch.no_grad()
     def _run_tower(self, batch: list[PreprocessedImage]) -> list[ImageFeatures]:
+        """Run the tower and the projector on images of one shape."""
         for image in batch:
-            if image.ready_event is not None:  # made on another stream: waited for, and not freed there while this one reads it
-                torch.cuda.current_stream().wait_event(image.ready_event)
-                for tensor in image.tensors.values():
-                    tensor.record_stream(torch.cuda.current_stream())
+            _wait_until_ready(image)
         tensors = {k: torch.cat([p.tensors[k] for p in batch]).to(self.model.device) for k in batch[0].tensors}
         tensors["pixel_values"] = tensors["pixel_values"].to(self.dtype)
-        base_model = self.model.base_model
-        if self.family.uses_cross_attention:  # cross-attention states [tiles x patches, dim] of each picture
-            vision_states = base_model.vision_model(**tensors).last_hidden_state
-            states = base_model.multi_modal_projector(vision_states).reshape(
-                len(batch), -1, base_model.multi_modal_projector.out_features
-            )
-            return [ImageFeatures([[s.clone()]], True, None, None) for s in states]
-        encoded = base_model.get_image_features(**tensors, return_dict=True)
+        if self.family.uses_cross_attention:
+            return self._cross_attention_features(tensors, len(batch))
+        encoded = self.model.base_model.get_image_features(**tensors, return_dict=True)
         levels = [list(encoded.pooler_output)] + [list(f) for f in getattr(encoded, "deepstack_features", None) or []]
-        is_stacked = torch.is_tensor(encoded.pooler_output)
-        # Idefics3 and SmolVLM leave an empty unit for what is no picture.
+        # Idefics3 and SmolVLM pad to a number of tiles, and return an empty unit for each that is
+        # padding.
         non_empty = [i for i, unit in enumerate(levels[0]) if len(unit)]
         levels = [[level[i] for i in non_empty] for level in levels]
-        features, position = [], 0
-        for image in batch:
-            start, remaining = position, image.num_placeholders * image.num_copies
-            while remaining > 0 and position < len(levels[0]):
-                remaining -= len(levels[0][position])
-                position += 1
-            if remaining:
-                raise InputError(
-                    f"image {image.name}: the processor writes {image.num_placeholders} image tokens for it and the model's tower gives another "
-                    "number; load model and processor from one checkpoint"
-                )
-            end = start + (position - start) // image.num_copies
-            # Cloned: a view would keep the whole batch's output alive.
-            features.append(
-                ImageFeatures(
-                    [[u.clone() for u in level[start:end]] for level in levels],
-                    is_stacked,
-                    image.placeholder_text,
-                    image.grid_thw,
-                )
-            )
-        if position != len(levels[0]):
-            raise InputError(
-                f"image {batch[0].name}: the model's tower gives more features than the processor writes image tokens; "
-                "load model and processor from one checkpoint"
-            )
-        return features
+        return _split_by_image(batch, levels, is_stacked=torch.is_tensor(encoded.pooler_output))
+
+    def _cross_attention_features(self, tensors: dict[str, Tensor], num_images: int) -> list[ImageFeatures]:
+        """Return Mllama's cross-attention states [tiles x patches, dim] of each image."""
+        base_model = self.model.base_model
+        projector = base_model.multi_modal_projector
+        vision_states = base_model.vision_model(**tensors).last_hidden_state
+        states = projector(vision_states).reshape(num_images, -1, projector.out_features)
+        return [ImageFeatures([[image_states.clone()]], True, None, None) for image_states in states]
 
     def _on_device(self, tensor: Tensor) -> Tensor:
+        """Move a tensor to the model's device without waiting for it."""
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if tensor.device.type == "cpu" else tensor
 
 
+def _wait_until_ready(image: PreprocessedImage) -> None:
+    """Make the current stream wait for tensors that another stream has moved, and keep them
+    allocated."""
+    if image.ready_event is None:
+        return
+    current_stream = torch.cuda.current_stream()
+    current_stream.wait_event(image.ready_event)
+    for tensor in image.tensors.values():
+        # The allocator only knows the stream that made a tensor: without this it could hand the
+        # memory on there while the current stream still reads it.
+        tensor.record_stream(current_stream)
+
+
+def _split_by_image(batch: list[PreprocessedImage], levels: list[list[Tensor]], *, is_stacked: bool) -> list[ImageFeatures]:
+    """Divide the tower's units among the images of a batch, by the processor's number of image
+    tokens.
+
+    Raises InputError if tower and processor disagree on that number.
+    """
+    num_units = len(levels[0])
+    features, position = [], 0
+    for image in batch:
+        start, remaining = position, image.num_placeholders * image.num_copies
+        while remaining > 0 and position < num_units:
+            remaining -= len(levels[0][position])
+            position += 1
+        if remaining != 0:
+            raise InputError(
+                f"image {image.name}: the processor writes {image.num_placeholders} image tokens for it and the model's tower "
+                "gives another number; load model and processor from one checkpoint"
+            )
+        end = start + (position - start) // image.num_copies  # the first copy's units
+        # Cloned: a view would keep the whole batch's output alive.
+        image_levels = [[unit.clone() for unit in level[start:end]] for level in levels]
+        features.append(ImageFeatures(image_levels, is_stacked, image.placeholder_text, image.grid_thw))
+    if position != num_units:
+        raise InputError(
+            f"image {batch[0].name}: the model's tower gives more features than the processor writes image tokens; "
+            "load model and processor from one checkpoint"
+        )
+    return features
+
+
 def _batch_by_shape(preprocessed: Iterable[PreprocessedImage], max_elements: int) -> Iterator[list[PreprocessedImage]]:
-    """Pictures of one shape, of as many elements as `limit` allows together, one at least; twice that of all shapes may wait."""
+    """Yield batches of images of one shape, with at most `max_elements` together but at least one
+    image.
+
+    At most twice `max_elements` wait for company, all shapes together; then the largest batch goes.
+    """
     pending: dict[tuple, list[PreprocessedImage]] = {}
 
     def num_elements(group: list[PreprocessedImage]) -> int:
@@ -307,49 +379,8 @@ def _batch_by_shape(preprocessed: Iterable[PreprocessedImage], max_elements: int
     yield from pending.values()
 
 
-def _map_ahead(num_workers: int, work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
-    """What `work` makes of each item, in order; threads are a few items ahead of what has been asked for. What one raises, is raised."""
-    with ThreadPoolExecutor(min(num_workers, len(items)), "pictures", lambda: torch.set_num_threads(1)) as pool:
-        futures: deque[Future[T]] = deque()
-        try:
-            for item in items:
-                futures.append(pool.submit(work, item))
-                if len(futures) > 2 * num_workers:
-                    yield futures.popleft().result()
-            while futures:
-                yield futures.popleft().result()
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def language_parameter_prefixes(model: PreTrainedModel) -> tuple[str, ...]:
-    """What the names of the language model's and its head's parameters begin with."""
-    decoder, head = model.base_model.get_decoder(), model.get_output_embeddings()
-    return tuple(n + "." for n, m in model.named_modules() if m is decoder or m is head)
-
-
 def _uses_torchvision(processor: Any) -> bool:
-    """Whether pictures are preprocessed by torchvision, which can do it on a GPU."""
+    """Return whether images are preprocessed by torchvision, which can run on a GPU."""
     from transformers.image_processing_backends import TorchvisionBackend
 
     return isinstance(processor.image_processor, TorchvisionBackend)
-
-
-def _full_fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of every value: features are kept for longer than a tower's few sampled values could vouch for."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(parameters, key=lambda item: item[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of every tensor's name, shape and up to 64 of its values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(parameters, key=lambda item: item[0]):
-        flat = tensor.detach().reshape(-1)
-        sampled = flat[:: max(1, flat.numel() // 64)][:64].float().cpu().to(torch.bfloat16).float()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sampled.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,7 +1,10 @@
 """A vision-language model as the stages see it: conversations in, hidden states and log-probs out.
 
-Any Hugging Face image-text-to-text model with `get_image_features` and `mm_encoder_outputs` fits (transformers 5.18 on), and Mllama.
-The vision tower and the projector are frozen, so that a picture is encoded once and its features serve every role and epoch.
+Any Hugging Face image-text-to-text model with `get_image_features` and `mm_encoder_outputs` fits
+(transformers 5.18 and later), and Mllama. The vision tower and the projector are frozen, so an
+image is encoded once and its features serve every role and epoch.
+
+Shape suffixes: P prompts, Q queries, K keys, N rows, T answer tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from mmrlhf.models.chat_template import apply_chat_template
+from mmrlhf.models.engine_state import EngineState
 from mmrlhf.models.families import Family
 from mmrlhf.models.image_features import ImageFeatures
 from mmrlhf.models.images import open_image
@@ -27,53 +32,38 @@ from mmrlhf.models.vision_encoder import Encoder
 from mmrlhf.records import ImageSource, InputError, Message
 
 Conversation = tuple[Sequence[Message], tuple[ImageSource, ...]]
+"""Messages up to the last user turn, and the images that the first user turn shows."""
 PER_TOKEN_INPUTS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
-"""What else than ids a processor may return for each token of a prompt."""
+"""What a processor may return for each token of a prompt besides its id."""
 MAX_LOGITS = 1 << 24
-"""Most logits [tokens, vocabulary] that exist at a time, in float32: 64 MiB."""
+"""Maximum number of logits [tokens, vocabulary] that exist at a time: 64 MiB in float32."""
+ORDINARY_SPECIAL_TOKENS = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+"""Special tokens whose marks, such as <s>, also occur in ordinary text and are let through."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt ready for the model. `ids` [L]; `extras` the processor's other per-token rows [L, ...]; `pictures` encoded, in order;
-    `text` and `images` what it was made of."""
+    """A prompt ready for the model, with what it was built from."""
 
     token_ids: Tensor
+    """[L], image placeholders included."""
     extras: dict[str, Tensor]
+    """The processor's other per-token inputs [L, ...], see PER_TOKEN_INPUTS."""
     image_features: tuple[ImageFeatures, ...]
+    """The encoded images, in order."""
     text: str
+    """The conversation in the chat template, with one placeholder per image."""
     images: tuple[ImageSource, ...]
     id: str = ""
+    """The id of the row that it belongs to. Sampling noise follows from it."""
 
 
 @dataclass
 class EncoderOutput(ModelOutput):
-    """Picture features in the shape in which models take them."""
+    """Image features in the form that a model's forward takes as `mm_encoder_outputs`."""
 
     pooler_output: Any = None
     deepstack_features: Any = None
-
-
-@dataclass
-class EngineState:
-    """How the engine runs a model, and what its self-checks have settled so far.
-
-    Set from the configuration at load; a check narrows it on the first prompts of a run
-    (`prefill.is_verified`, `shared_prefix.is_supported`) and never widens it again.
-    """
-
-    share_prefix: Literal["auto", "on", "off"] = "auto"
-    """Whether a prompt is prefilled once for all of its answers. "auto": not checked yet. "off": every
-    answer runs with its whole prompt, on the naive path."""
-    supports_packing: bool = False
-    """Whether several answers to a prompt may share a sequence behind a mask (`kv_cache`)."""
-    use_cuda_graphs: bool = False
-    """Whether decode steps have fixed shapes, so that they can be captured as a CUDA graph."""
-    is_verified_on_text: bool = False
-    """Whether the check has passed on a prompt without images. A prompt with images is still to come, so
-    `share_prefix` remains "auto"."""
-    share_prefix_across_prompts: Literal["auto", "on", "off"] = "auto"
-    """Whether what several prompts have in common is prefilled once (`shared_prefix`)."""
 
 
 @dataclass
@@ -95,7 +85,7 @@ class VLM:
     dtype: str = "float32"
     """The precision it was loaded in: "float32", "bfloat16" or "nf4"."""
     fingerprint: str = ""
-    """A hash of sampled weights (`vision_encoder.fingerprint`)."""
+    """A hash of sampled weights (`fingerprints.fingerprint`)."""
     _extras_by_token_id: dict[str, dict[int, int]] | None = field(default=None, repr=False)
     """Per-token extras by token id, once prompts are known to be writable without the processor."""
     _needs_processor: bool = False
@@ -120,25 +110,31 @@ class VLM:
 
     @property
     def image_encodes(self) -> int:
-        """Pictures that the tower has encoded."""
+        """Number of images that the tower has encoded."""
         return self.encoder.cache.counters.encodes
 
-    # ---- text ----------------------------------------------------------------------------------------------------
+    # ---- text ----------------------------------------------------------------------------------
 
     def apply_chat_template(self, messages: Sequence[Message], num_images: int, *, generation_prompt: bool) -> str:
-        """The conversation in the model's chat template; the pictures stand before the first user text."""
+        """Write a conversation in the model's chat template; images go before the first user
+        text."""
         return apply_chat_template(self.processor, messages, num_images, generation_prompt=generation_prompt)
 
     def answer_token_ids(
         self, messages: Sequence[Message], answer: str, num_images: int, following_turns: Sequence[Message] = (), row_id: str = ""
     ) -> Tensor:
-        """Token ids [T] that follow the prompt when `answer` is said: the answer, the template's end of turn, and further
-        turns up to the next generation prompt, if any. Raises InputError, naming the row, for a text that holds a control token."""
+        """Return the token ids [T] that follow the prompt if the model says `answer`.
+
+        These are the answer, the template's end of turn, and `following_turns` up to the next
+        generation prompt, if any. Raises InputError, naming the row, if a text holds a control
+        token.
+        """
         for text in (answer, *(m.content for m in following_turns)):
             if match := self._control_token_pattern.search(text):
+                row = f"row {row_id}: " if row_id else ""
                 raise InputError(
-                    f"{f'row {row_id}: ' if row_id else ''}an answer or what follows it holds {match[0]}, which the model takes for a control "
-                    "token: remove it from the text"
+                    f"{row}an answer or what follows it holds {match[0]}, which the model takes for a control token: "
+                    "remove it from the text"
                 )
         prompt = self.apply_chat_template(messages, num_images, generation_prompt=True)
         full_text = self.apply_chat_template(
@@ -146,8 +142,8 @@ class VLM:
         )
         if not full_text.startswith(prompt):
             raise InputError(
-                f"{self.name}: its chat template renders an assistant turn differently from its generation prompt, so "
-                "the tokens of an answer cannot be told; use a template whose generation prompt begins every assistant turn"
+                f"{self.name}: its chat template renders an assistant turn differently from its generation prompt, so the "
+                "tokens of an answer are unknown; use a template whose generation prompt begins every assistant turn"
             )
         text = full_text[len(prompt) :]
         if not following_turns:
@@ -156,37 +152,40 @@ class VLM:
 
     @cached_property
     def _control_token_pattern(self) -> re.Pattern[str]:
-        """What no text may hold: special tokens that stand for pictures or turns. Marks such as <s>, which texts have, too, are let through."""
-        allowed_tokens = {
-            str(t)
-            for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
-            if (t := getattr(self.tokenizer, f"{name}_token", None))
-        }
+        """Match what no text may hold: special tokens that stand for images or turns."""
+        ordinary_tokens = {getattr(self.tokenizer, f"{name}_token", None) for name in ORDINARY_SPECIAL_TOKENS}
+        suppressed = set(self.suppressed_tokens.tolist())
         tokens = {
-            str(t)
-            for i, t in self.tokenizer.added_tokens_decoder.items()
-            if t.special and i in set(self.suppressed_tokens.tolist())
+            str(token)
+            for token_id, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special and token_id in suppressed
         }
-        tokens |= {t for n in ("image_token", "video_token") if isinstance(t := getattr(self.processor, n, None), str)}
-        return re.compile("|".join(map(re.escape, sorted(tokens - allowed_tokens, key=len, reverse=True))) or r"(?!)")
+        placeholders = (getattr(self.processor, name, None) for name in ("image_token", "video_token"))
+        tokens |= {token for token in placeholders if isinstance(token, str)}
+        # Longest first: an alternation takes the first match. (?!) matches nothing.
+        longest_first = sorted(tokens - ordinary_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def escape_control_tokens(self, text: str) -> str:
-        """A text that a model has written, with whatever it spells like a control token broken up."""
+        """Break up whatever reads as a control token in a text that a model has written."""
         return self._control_token_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def _truncate_after_end(self, text: str) -> str:
-        """White space that a template writes after the end-of-turn token is no part of an answer."""
+        """Cut white space that a template writes behind the end-of-turn token; add that token if
+        missing."""
         end_tokens = [self.tokenizer.convert_ids_to_tokens(i) for i in self.eos]
-        end = max((text.rfind(e) + len(e) for e in end_tokens if e and e in text), default=0)
+        end = max((text.rfind(token) + len(token) for token in end_tokens if token and token in text), default=0)
         return text[:end] if end else text + str(self.tokenizer.eos_token)
 
     def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text by itself."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, token_ids: Tensor) -> str:
+        """Return the text of token ids [T], without special tokens and outer white space."""
         return str(self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)).strip()
 
-    # ---- prompts and pictures --------------------------------------------------------------------------------------
+    # ---- prompts and images --------------------------------------------------------------------
 
     def build_prompts(
         self,
@@ -194,57 +193,67 @@ class VLM:
         max_length: int | Sequence[int] | None = None,
         row_ids: Sequence[str] | None = None,
     ) -> list[Prompt]:
-        """Prompts with their picture features; each distinct picture is encoded once while the cache holds it.
+        """Build prompts with their image features; each image is encoded once while the cache holds
+        it.
 
-        Raises InputError for a prompt of more than `max_length` tokens, one limit for all or one for each (its name, or else its
-        number, and its first picture are told): cutting it could cut through a picture.
+        `max_length` is one limit of tokens for all prompts, or one for each. `row_ids` become the
+        prompts' ids. Raises InputError, naming the row (or its number) and its first image, if a
+        text holds a control token or a prompt is too long: cutting it could cut through an image.
         """
         conversations = [(messages, tuple(image.pinned() for image in images)) for messages, images in conversations]
+        images = [row_images for _, row_images in conversations]
         limits = max_length if isinstance(max_length, Sequence) else [max_length] * len(conversations)
-        texts = [self.apply_chat_template(messages, len(images), generation_prompt=True) for messages, images in conversations]
-
-        def describe_row(i: int) -> str:
-            images = conversations[i][1]
-            name = f"the prompt of row {row_ids[i]}" if row_ids else f"prompt {i + 1} of this batch"
-            return f"{name}{f', on image {images[0].name},' if images else ''}"
-
-        image_token = getattr(self.processor, "image_token", None)
-        for i, (text, (messages, images)) in enumerate(zip(texts, conversations, strict=True)):
-            control_tokens = [
-                match[0] for m in messages if (match := self._control_token_pattern.search(m.content)) and match[0] != image_token
-            ]
-            if control_tokens:
-                raise InputError(
-                    f"{describe_row(i)} holds {control_tokens[0]}, which the model takes for a control token: remove it from its text"
-                )
-            if image_token and text.count(image_token) != len(images):
-                raise InputError(
-                    f"{describe_row(i)} would show the model {text.count(image_token)} pictures and has {len(images)}: remove {image_token} from its text, "
-                    "or use a chat template that places pictures"
-                )
-        image_features = self.encoder.get_features([images for _, images in conversations])
+        texts = [self.apply_chat_template(messages, len(row), generation_prompt=True) for messages, row in conversations]
+        names = [
+            (f"the prompt of row {row_ids[i]}" if row_ids else f"prompt {i + 1} of this batch")
+            + (f", on image {row_images[0].name}," if row_images else "")
+            for i, row_images in enumerate(images)
+        ]
+        for name, text, conversation in zip(names, texts, conversations, strict=True):
+            self._check_control_tokens(name, text, conversation)
+        image_features = self.encoder.get_features(images)
         prompts = []
-        for i, (token_ids, extras) in enumerate(self._tokenize(texts, image_features, [images for _, images in conversations])):
-            if (limit := limits[i]) is not None and len(token_ids) > limit:
-                raise InputError(
-                    f"{describe_row(i)} has {len(token_ids)} tokens with its images, more than the {max(0, limit)} that max_length leaves it: "
-                    "raise max_length or drop the row; prompts are never cut"
-                )
-            if (max_positions := getattr(self.model.config.get_text_config(), "max_position_embeddings", None)) and len(
-                token_ids
-            ) > max_positions:
-                raise InputError(
-                    f"{describe_row(i)} has {len(token_ids)} tokens with its images, and the model has {max_positions} positions: drop the row"
-                )
-            prompts.append(
-                Prompt(token_ids, extras, image_features[i], texts[i], conversations[i][1], row_ids[i] if row_ids else "")
-            )
+        for i, (token_ids, extras) in enumerate(self._tokenize(texts, image_features, images)):
+            self._check_length(names[i], len(token_ids), limits[i])
+            row_id = row_ids[i] if row_ids else ""
+            prompts.append(Prompt(token_ids, extras, image_features[i], texts[i], images[i], row_id))
         return prompts
+
+    def _check_control_tokens(self, name: str, text: str, conversation: Conversation) -> None:
+        """Raise InputError if a message holds a control token, or the text too many or few image
+        tokens."""
+        messages, images = conversation
+        image_token = getattr(self.processor, "image_token", None)
+        for message in messages:
+            match = self._control_token_pattern.search(message.content)
+            if match and match[0] != image_token:  # image tokens are counted below
+                raise InputError(f"{name} holds {match[0]}, which the model takes for a control token: remove it from its text")
+        if image_token and text.count(image_token) != len(images):
+            raise InputError(
+                f"{name} would show the model {text.count(image_token)} images and has {len(images)}: "
+                f"remove {image_token} from its text, or use a chat template that places images"
+            )
+
+    def _check_length(self, name: str, num_tokens: int, limit: int | None) -> None:
+        """Raise InputError if a prompt exceeds its limit or the model's positions."""
+        if limit is not None and num_tokens > limit:
+            raise InputError(
+                f"{name} has {num_tokens} tokens with its images, more than the {max(0, limit)} that max_length leaves it: "
+                "raise max_length or drop the row; prompts are never cut"
+            )
+        max_positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if max_positions and num_tokens > max_positions:
+            raise InputError(
+                f"{name} has {num_tokens} tokens with its images, and the model has {max_positions} positions: drop the row"
+            )
 
     def _tokenize(
         self, texts: list[str], image_features: list[tuple[ImageFeatures, ...]], images: list[tuple[ImageSource, ...]]
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """Ids and per-token extras of each row: by the tokenizer alone, once that has been seen to give what the processor gives."""
+        """Return token ids and extras of each row.
+
+        Uses the tokenizer alone once it has been seen to give what the processor gives.
+        """
         if self._extras_by_token_id is None and not self._needs_processor:
             first_with_images = next((i for i, row in enumerate(image_features) if row), None)
             if first_with_images is not None:
@@ -257,35 +266,38 @@ class VLM:
         ]
 
     def _tokenize_with_processor(self, text: str, images: tuple[ImageSource, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """By the processor, which wants pixels even of pictures whose features are known."""
+        """Tokenize with the processor, which wants pixels even of images whose features are
+        known."""
         try:
             batch, _ = self.encoder.process([text], [[open_image(i) for i in images]])
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{self.name}: its processor refuses a prompt with {len(images)} pictures ({error})") from None
+            raise InputError(f"{self.name}: its processor refuses a prompt with {len(images)} images ({error})") from None
         return batch["input_ids"][0].cpu(), {k: batch[k][0].cpu() for k in PER_TOKEN_INPUTS if k in batch}
 
     def _expand_placeholders(
         self, text: str, image_features: tuple[ImageFeatures, ...], extras_by_token_id: dict[str, dict[int, int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """By the tokenizer, each placeholder replaced by what the processor once wrote for its picture."""
+        """Tokenize with the tokenizer, each placeholder replaced by what the processor writes for
+        its image."""
         if image_features:
-            segments = text.split(self.processor.image_token)
-            text = segments[0] + "".join(
-                str(p.placeholder_text) + segment for p, segment in zip(image_features, segments[1:], strict=True)
-            )
+            first_segment, *segments = text.split(self.processor.image_token)
+            expansions = [str(features.placeholder_text) for features in image_features]
+            text = first_segment + "".join(e + segment for e, segment in zip(expansions, segments, strict=True))
         bos = self.tokenizer.bos_token
         token_ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
         extras = {k: torch.tensor([by_id.get(i, 0) for i in token_ids]) for k, by_id in extras_by_token_id.items()}
         return torch.tensor(token_ids), extras
 
     def _learn_placeholders(self, text: str, image_features: tuple[ImageFeatures, ...], images: tuple[ImageSource, ...]) -> None:
-        """Write one prompt both ways; unless they agree, the processor is asked for every prompt (PaliGemma, Mllama)."""
+        """Tokenize one prompt both ways; unless they agree, every prompt needs the processor."""
         token_ids, extras = self._tokenize_with_processor(text, images)
+        # A type per token id is enough if the extras have one value per token and images have their
+        # own ids.
         extras_by_token_id = {
-            k: {i: t for i, t in zip(token_ids.tolist(), row.tolist(), strict=True) if t}
-            for k, row in extras.items()
+            name: {i: value for i, value in zip(token_ids.tolist(), row.tolist(), strict=True) if value}
+            for name, row in extras.items()
             if row.dim() == 1
         }
         if len(extras_by_token_id) == len(extras) and all(p.placeholder_text is not None for p in image_features):
@@ -295,28 +307,36 @@ class VLM:
         self._needs_processor = self._extras_by_token_id is None
 
     def image_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """The pictures of a batch of prompts as the model's forward takes them; empty without pictures."""
+        """Return the images of a batch of prompts as the model's forward takes them; empty without
+        images."""
         image_features = [features for prompt in prompts for features in prompt.image_features]
         if not image_features:
             return {}
         if self.family.uses_cross_attention:
-            # Tokens in front of a picture look at all of them alike: a row's pictures are repeated whole to be as many as another's,
-            # so that their mean stays. Those of a row without any are zeros, which add nothing.
-            num_images = math.lcm(*(len(p.image_features) for p in prompts if p.image_features))
-            blank = torch.zeros_like(image_features[0].levels[0][0])
-            states_per_prompt = [
-                [p.levels[0][0] for p in prompt.image_features] * (num_images // max(1, len(prompt.image_features)))
-                for prompt in prompts
-            ]
-            return {
-                "cross_attention_states": torch.stack([torch.cat(states or [blank] * num_images) for states in states_per_prompt])
-            }
+            return {"cross_attention_states": self._cross_attention_states(prompts)}
         pooled, *deepstack = [[u for p in image_features for u in p.levels[k]] for k in range(len(image_features[0].levels))]
         output = EncoderOutput(torch.stack(pooled) if image_features[0].is_stacked else pooled, deepstack or None)
         return {"mm_encoder_outputs": {"image": output}}
 
+    @staticmethod
+    def _cross_attention_states(prompts: Sequence[Prompt]) -> Tensor:
+        """Return Mllama's states [P, images x tiles x patches, D], each prompt's images in a row.
+
+        Tokens in front of an image attend to all images of the row alike. Rows with fewer images
+        repeat theirs, whole, to keep that mean: the common multiple makes this possible for all
+        rows. A row without images gets zeros, which add nothing.
+        """
+        num_images = math.lcm(*(len(p.image_features) for p in prompts if p.image_features))
+        blank = torch.zeros_like(next(f for p in prompts for f in p.image_features).levels[0][0])
+        rows = []
+        for prompt in prompts:
+            states = [features.levels[0][0] for features in prompt.image_features]
+            rows.append(torch.cat(states * (num_images // len(states)) if states else [blank] * num_images))
+        return torch.stack(rows)
+
     def build_attention_mask(self, visible_PQK: Tensor) -> Tensor:
-        """Which keys each query sees [P, queries, keys], as the model's attention takes it."""
+        """Turn booleans, which keys each query sees, into the mask [P, 1, Q, K] that the attention
+        takes."""
         if self.model.config.get_text_config()._attn_implementation == "sdpa":
             return visible_PQK[:, None]
         dtype = self.model.dtype
@@ -324,10 +344,11 @@ class VLM:
             ~visible_PQK, torch.finfo(dtype).min
         )[:, None]
 
-    # ---- log-probs -------------------------------------------------------------------------------------------------
+    # ---- log-probs -----------------------------------------------------------------------------
 
     def logits(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits [N, V] of the next token in float32, -inf for banned ids: of the distribution that is sampled from."""
+        """Return the logits [N, V] that tokens are sampled from: float32, -inf for suppressed
+        ids."""
         head = self.model.get_output_embeddings()
         logits = head(hidden_ND.to(head.weight.dtype)).float()
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
@@ -336,45 +357,44 @@ class VLM:
         return self.process_logits(logits, temperature)
 
     def process_logits(self, logits_NV: Tensor, temperature: float) -> Tensor:
-        """What the model's own logits become before anything is drawn from them."""
-        return (logits_NV / temperature if temperature != 1 else logits_NV).index_fill(-1, self.suppressed_tokens, float("-inf"))
+        """Apply temperature and suppressed ids to the model's own logits."""
+        if temperature != 1:
+            logits_NV = logits_NV / temperature
+        return logits_NV.index_fill(-1, self.suppressed_tokens, float("-inf"))
 
     def log_softmax(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-probs [N, V] of the next token."""
+        """Return the log-probs [N, V] of the next token."""
         return self.logits(hidden_ND, temperature).log_softmax(-1)
 
     def token_logps(
         self, hidden_NTD: Tensor, token_ids_NT: Tensor, mask_NT: Tensor, temperature: float = 1.0, min_tokens: int = 0
     ) -> Tensor:
-        """Log-prob [N, T] of each token, 0 on padding; no answer could end before `min_tokens`. Only real tokens reach the head, in
-        chunks; where there are several, backward makes each chunk's logits anew, so that those of the batch never exist together."""
+        """Return the log-prob [N, T] of each token, 0 on padding; no answer can end before
+        `min_tokens`.
+
+        Column t of `hidden_NTD` predicts token t. Only real tokens reach the head, in chunks of at
+        most MAX_LOGITS. With several chunks, backward recomputes each chunk's logits, so that the
+        logits of the whole batch never exist together.
+        """
         is_token_NT = mask_NT.bool()
         is_early_NT = (torch.arange(token_ids_NT.shape[1], device=token_ids_NT.device) < min_tokens).expand_as(is_token_NT)
         chunk_size = max(1, MAX_LOGITS // self.model.get_output_embeddings().weight.shape[0])
         eos_ids = torch.tensor(self.eos, device=token_ids_NT.device)
 
-        def logps(hidden: Tensor, token_ids: Tensor, is_early: Tensor) -> Tensor:
+        def chunk_logps(hidden: Tensor, token_ids: Tensor, is_early: Tensor) -> Tensor:
             logits = self.logits(hidden, temperature)
             if min_tokens:
-                logits = logits.index_add(-1, eos_ids, torch.where(is_early, -torch.inf, 0.0)[:, None].expand(-1, len(eos_ids)))
+                end_penalty = torch.where(is_early, -torch.inf, 0.0)[:, None].expand(-1, len(eos_ids))
+                logits = logits.index_add(-1, eos_ids, end_penalty)
             return -torch.nn.functional.cross_entropy(logits, token_ids, reduction="none")
 
-        chunks = list(zip(*(t[is_token_NT].split(chunk_size) for t in (hidden_NTD, token_ids_NT, is_early_NT)), strict=True))
-        should_recompute = torch.is_grad_enabled() and len(chunks) > 1
-        chunk_logps = [
-            checkpoint(logps, *chunk_inputs, use_reentrant=False) if should_recompute else logps(*chunk_inputs)
-            for chunk_inputs in chunks
-        ]
+        # Masking flattens [N, T] to the n real tokens, in the order in which masked_scatter puts
+        # them back.
+        hidden_chunks = hidden_NTD[is_token_NT].split(chunk_size)
+        id_chunks, early_chunks = (t[is_token_NT].split(chunk_size) for t in (token_ids_NT, is_early_NT))
+        should_recompute = torch.is_grad_enabled() and len(hidden_chunks) > 1
+        logps = []
+        for chunk in zip(hidden_chunks, id_chunks, early_chunks, strict=True):
+            logps.append(checkpoint(chunk_logps, *chunk, use_reentrant=False) if should_recompute else chunk_logps(*chunk))
         zeros = torch.zeros(token_ids_NT.shape, dtype=torch.float32, device=token_ids_NT.device)
-        return zeros.masked_scatter(is_token_NT, torch.cat(chunk_logps)) if int(is_token_NT.sum()) else zeros
-
-
-def apply_chat_template(processor: Any, messages: Sequence[Message], num_images: int, *, generation_prompt: bool) -> str:
-    """A conversation in a processor's chat template; the pictures stand before the first user text."""
-    turns, images_placed = [], False
-    for message in messages:
-        content: list[dict[str, str]] = [{"type": "text", "text": message.content}]
-        if message.role == "user" and not images_placed:
-            content, images_placed = [{"type": "image"}] * num_images + content, True
-        turns.append({"role": message.role, "content": content})
-    return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt))
+        return zeros.masked_scatter(is_token_NT, torch.cat(logps)) if bool(is_token_NT.any()) else zeros

@@ -29,9 +29,9 @@ from mmrlhf.config import EngineConfig, PPOConfig
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
 from mmrlhf.models.loading import load as load_vlm
-from mmrlhf.models.vision_encoder import fingerprint
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.rewards.ledger import parse_reward_spec

@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, TrainConfig
 from mmrlhf.models.families import family_of
+from mmrlhf.models.fingerprints import language_parameter_prefixes
 from mmrlhf.models.image_features import GIB
-from mmrlhf.models.vision_encoder import language_parameter_prefixes
 from mmrlhf.models.vlm import MAX_LOGITS
 from mmrlhf.records import InputError
 

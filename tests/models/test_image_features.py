@@ -69,7 +69,7 @@ def test_feature_cache_discards_truncated_file(tmp_path, capsys, cut):
     path = tmp_path / "tower" / "one.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
     assert FeatureCache(CPU, folder=str(tmp_path)).get("tower/one") is None
-    assert "one.safetensors is no whole feature file" in capsys.readouterr().out
+    assert "one.safetensors is not a complete feature file" in capsys.readouterr().out
 
 
 def test_feature_cache_discards_damaged_file(tmp_path, capsys):

@@ -173,7 +173,7 @@ def test_encoder_refuses_huge_image_by_its_header(checkpoints, tmp_path):
 
 
 def test_prompts_placeholder_in_text_is_refused(checkpoints, tmp_path):
-    with pytest.raises(InputError, match=r"the prompt of row r1, .* would show the model 2 pictures and has 1: remove <image>"):
+    with pytest.raises(InputError, match=r"the prompt of row r1, .* would show the model 2 images and has 1: remove <image>"):
         text = (Message("user", "what is <image> here"),)
         load(str(checkpoints / "llava")).build_prompts([(text, (save_image(tmp_path / "a.png"),))], row_ids=["r1"])
 
@@ -215,4 +215,4 @@ def test_encode_gpu_halves_batch_on_oom(checkpoints, tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(encoder, "_run_tower", tight)
     found = dict(encoder._encode_gpu({encoder._key(s, 1): (s, 1) for s in sources}))
-    assert len(found) == 4 and "going on with 2 pictures at a time" in capsys.readouterr().out
+    assert len(found) == 4 and "going on with 2 images at a time" in capsys.readouterr().out
