@@ -1,11 +1,11 @@
-"""`mmrlhf claims`: lines in, lines out, with facts by name or by row, killed and gone on with."""
+"""`mmrlhf claims`: one output line per input line, facts by name or by row, resuming."""
 
 import json
 
 import pytest
 
 from mmrlhf.cli import main
-from mmrlhf.commands import claims as command_module
+from mmrlhf.commands import claims as claims_module
 
 
 def read_rows(path):
@@ -13,7 +13,7 @@ def read_rows(path):
 
 
 def run_extract_claims(tmp_path, content, *flags, facts=None):
-    """The command's exit code and the lines that it wrote."""
+    """Run the command; return its exit code and the rows that it wrote, None without a file."""
     (tmp_path / "in.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     if facts is not None:
         (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
@@ -24,37 +24,41 @@ def run_extract_claims(tmp_path, content, *flags, facts=None):
 
 
 def test_extract_claims_writes_one_row_per_line(tmp_path):
-    rows = [
+    lines = [
         "Two dogs.",
         "",
         json.dumps({"text": "A cat.", "image": "a.jpg", "more": 1}),
         json.dumps({"id": 3, "answer": "No\ndog."}),
         "{a brace}",
     ]
-    code, found = run_extract_claims(tmp_path, "\n".join(rows) + "\n")
-    assert code == 0 and [row["text"] for row in found] == ["Two dogs.", "", "A cat.", "No\ndog.", "{a brace}"]
-    assert [set(row) for row in found] == [{"text", "claims"}] * 5
-    assert found[0]["claims"] == [
+    code, entries = run_extract_claims(tmp_path, "\n".join(lines) + "\n")
+    assert code == 0 and [entry["text"] for entry in entries] == ["Two dogs.", "", "A cat.", "No\ndog.", "{a brace}"]
+    assert [set(entry) for entry in entries] == [{"text", "claims"}] * 5
+    assert entries[0]["claims"] == [
         {"kind": "object", "object": "dog", "category": "dog", "span": [4, 8], "negated": False, "hedged": False},
         {"kind": "count", "object": "dog", "value": 2, "category": "dog", "span": [0, 8], "negated": False, "hedged": False},
     ]
-    assert found[1]["claims"] == []
+    assert entries[1]["claims"] == []
 
 
 def test_extract_claims_keys_depend_on_kind(tmp_path):
-    _, found = run_extract_claims(tmp_path, "A brown lamp on a couch.")
-    assert {c["kind"]: set(c) - {"kind", "object", "span", "negated", "hedged"} for c in found[0]["claims"] if c["object"] == "lamp"} == {
-        "object": set(), "attribute": {"value"}, "relation": {"relation", "target"},
-    }  # fmt: skip
+    _, entries = run_extract_claims(tmp_path, "A brown lamp on a couch.")
+    common_keys = {"kind", "object", "span", "negated", "hedged"}
+    lamp_claims = [claim for claim in entries[0]["claims"] if claim["object"] == "lamp"]
+    assert {claim["kind"]: set(claim) - common_keys for claim in lamp_claims} == {
+        "object": set(),
+        "attribute": {"value"},
+        "relation": {"relation", "target"},
+    }
 
 
 def test_extract_claims_accepts_bom_and_crlf(tmp_path):
-    code, found = run_extract_claims(tmp_path, b"\xef\xbb\xbfA dog.\r\nA caf\xc3\xa9 table.\r\n")
-    assert code == 0 and [row["text"] for row in found] == ["A dog.", "A café table."]
+    code, entries = run_extract_claims(tmp_path, b"\xef\xbb\xbfA dog.\r\nA caf\xc3\xa9 table.\r\n")
+    assert code == 0 and [row["text"] for row in entries] == ["A dog.", "A café table."]
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"),
+    ("content", "message"),
     [
         (b"A dog.\nA \xff cat.\n", "in.txt, line 2: not UTF-8 (byte 2): write it as UTF-8"),
         ('{"txt": "A dog."}', "in.txt, line 1: `text` is missing: rename `txt` to it"),
@@ -63,9 +67,9 @@ def test_extract_claims_accepts_bom_and_crlf(tmp_path):
         ('{"text": "A \\ud800 dog."}', "in.txt, line 1: `text` is not valid Unicode: remove the unpaired surrogate"),
     ],
 )
-def test_extract_claims_refuses_unusable_lines(tmp_path, capsys, content, complaint):
-    code, found = run_extract_claims(tmp_path, content)
-    assert code == 2 and found is None and complaint in capsys.readouterr().err
+def test_extract_claims_refuses_unusable_lines(tmp_path, capsys, content, message):
+    code, entries = run_extract_claims(tmp_path, content)
+    assert code == 2 and entries is None and message in capsys.readouterr().err
 
 
 def test_extract_claims_matches_facts_by_name_or_row(tmp_path):
@@ -75,19 +79,20 @@ def test_extract_claims_matches_facts_by_name_or_row(tmp_path):
         json.dumps({"text": "A dog."}),
         json.dumps({"text": "A cat.", "image": "c.jpg"}),
     ]
-    _, found = run_extract_claims(tmp_path, "\n".join(rows), facts=facts)
-    claims = [row["claims"][0] for row in found]
-    assert [c["verdict"] for c in claims] == ["contradicted", "contradicted", "unknown"]
+    _, entries = run_extract_claims(tmp_path, "\n".join(rows), facts=facts)
+    claims = [entry["claims"][0] for entry in entries]
+    assert [claim["verdict"] for claim in claims] == ["contradicted", "contradicted", "unknown"]
     assert claims[0]["evidence"] == "absent: dog (facts.jsonl)" and "evidence" not in claims[2]
 
 
 def test_extract_claims_matches_unnamed_facts_by_row(tmp_path, capsys):
     facts = [{"absent": ["dog"]}, {"captions": ["A dog."]}]
-    code, found = run_extract_claims(tmp_path, "A dog.\nA dog.", facts=facts)
-    assert code == 0 and [row["claims"][0]["verdict"] for row in found] == ["contradicted", "supported"]
+    code, entries = run_extract_claims(tmp_path, "A dog.\nA dog.", facts=facts)
+    assert code == 0 and [row["claims"][0]["verdict"] for row in entries] == ["contradicted", "supported"]
     (tmp_path / "out.jsonl").unlink()
-    code, found = run_extract_claims(tmp_path, "A dog.\n\nA dog.", facts=facts)
-    assert code == 2 and found is None and "line 3: " in (said := capsys.readouterr().err) and "has 2 rows" in said
+    code, entries = run_extract_claims(tmp_path, "A dog.\n\nA dog.", facts=facts)
+    error = capsys.readouterr().err
+    assert code == 2 and entries is None and "line 3: " in error and "has only 2 rows" in error
 
 
 def test_extract_claims_map_of_facts_needs_image_names(tmp_path, capsys):
@@ -98,25 +103,29 @@ def test_extract_claims_map_of_facts_needs_image_names(tmp_path, capsys):
 
 
 def test_extract_claims_resumes_after_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(command_module, "LINES_PER_WRITE", 2)
+    monkeypatch.setattr(claims_module, "LINES_PER_WRITE", 2)
     content = "\n".join(f"{n} dogs." for n in range(2, 9))
-    whole = run_extract_claims(tmp_path, content)[1]
+    uninterrupted = run_extract_claims(tmp_path, content)[1]
     (tmp_path / "out.jsonl").unlink()
     command = ["claims", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out.jsonl")]
-    made = []
+    extract_claims = claims_module.extract_claims
+    extracted_texts = []
 
-    def dies(text, *_):
-        if len(made) == 5:
+    def interrupt_after_five(text, lexicon):
+        if len(extracted_texts) == 5:
             raise KeyboardInterrupt
-        made.append(text)
-        return extract_claims(text)
+        extracted_texts.append(text)
+        return extract_claims(text, lexicon)
 
-    extract_claims = command_module.extract_claims
-    monkeypatch.setattr(command_module, "extract_claims", dies)
+    def record(text, lexicon):
+        extracted_texts.append(text)
+        return extract_claims(text, lexicon)
+
+    monkeypatch.setattr(claims_module, "extract_claims", interrupt_after_five)
     assert main(command) == 130 and not (tmp_path / "out.jsonl").exists()
-    monkeypatch.setattr(command_module, "extract_claims", lambda text, *_: made.append(text) or extract_claims(text))
-    assert main(command) == 0 and read_rows(tmp_path / "out.jsonl") == whole
-    assert made[5:] == ["6 dogs.", "7 dogs.", "8 dogs."]  # two pairs of lines were kept
+    monkeypatch.setattr(claims_module, "extract_claims", record)
+    assert main(command) == 0 and read_rows(tmp_path / "out.jsonl") == uninterrupted
+    assert extracted_texts[5:] == ["6 dogs.", "7 dogs.", "8 dogs."]  # two writes of two lines were kept
 
 
 def test_extract_claims_writes_to_stdout_and_refuses_bad_paths(tmp_path, capsys):

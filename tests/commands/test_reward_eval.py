@@ -1,4 +1,4 @@
-"""reward-eval on a reward model that has learnt something, and its figures by hand."""
+"""reward-eval on a trained reward model, and its metrics by hand."""
 
 import dataclasses
 import json
@@ -11,10 +11,19 @@ from mmrlhf.commands.reward_eval import accuracy, compute_metrics, length_bin, r
 from mmrlhf.config import RewardConfig, RewardEvalConfig
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model
+from mmrlhf.rewards.reward_model import RewardModel
 
 
-def make_pair(id_, better, worse, **more):
-    return Preference.from_pair(id_, (), (), better, worse, **more)
+def make_pair(id_, better, worse, **fields):
+    return Preference.from_pair(id_, (), (), better, worse, **fields)
+
+
+def with_false_answer(example, source=""):
+    """Build a pair of an example's answer and a false one."""
+    false_answer = "There is a pink ring. That makes nine objects."
+    return Preference.from_pair(
+        example.id, example.images, example.prompt, example.answer, false_answer, example.facts, source=source
+    )
 
 
 def test_reward_eval_metrics_match_hand_computation():
@@ -25,52 +34,56 @@ def test_reward_eval_metrics_match_hand_computation():
         Preference("d", (), (), ("p", "q"), (1, 1)),
     ]
     scores = [[2.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.1, 0.2]]
-    found = compute_metrics(rows, scores, 1.0)
-    assert found["accuracy"]["value"] == pytest.approx(2 / 3) and found["accuracy"]["n"] == 3
-    assert {k: v["value"] for k, v in found["by_source"].items()} == {"x": 0.5, "y": 1.0}
-    assert {k: v["value"] for k, v in found["by_hallucinated"].items()} == {"no": 0.0, "unknown": 1.0, "yes": 1.0}
-    assert {k: v["value"] for k, v in found["by_length"].items()} == {
+    metrics = compute_metrics(rows, scores, 1.0)
+    assert metrics["accuracy"]["value"] == pytest.approx(2 / 3) and metrics["accuracy"]["n"] == 3
+    assert {name: group["value"] for name, group in metrics["by_source"].items()} == {"x": 0.5, "y": 1.0}
+    assert {name: group["value"] for name, group in metrics["by_hallucinated"].items()} == {"no": 0.0, "unknown": 1.0, "yes": 1.0}
+    assert {name: group["value"] for name, group in metrics["by_length"].items()} == {
         "1 much shorter": 0.0,
         "3 as long": 1.0,
         "5 much longer": 1.0,
     }
-    assert found["ties"] == pytest.approx({"n": 1, "mean_gap": 0.1, "mean_gap_of_others": 3.5 / 3, "auroc": 1.0})
-    assert accuracy(rows, [[1.0, 1.0]] * 4)["value"] == 0.0  # the same score is no judgement
+    assert metrics["ties"] == pytest.approx({"n": 1, "mean_gap": 0.1, "mean_gap_of_others": 3.5 / 3, "auroc": 1.0})
+    assert accuracy(rows, [[1.0, 1.0]] * 4)["value"] == 0.0  # equal scores are wrong
     assert length_bin("a b c d e f g h i j", "a b c d e f g h i") == "4 longer"
 
 
 def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_path, capsys, monkeypatch):
-    rows = [pair_of for e in examples for pair_of in [
-        Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring. That makes nine objects.", e.facts, source="world")
-    ]]  # fmt: skip
+    rows = [with_false_answer(example, source="world") for example in examples]
     rows.append(dataclasses.replace(rows[0], id="tie", ranks=(1, 1)))
-    path = train_reward_model(
-        RewardConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path / "reward"), learning_rate=2e-3, lora_r=4,
-                     per_device_train_batch_size=6, max_steps=4, injected_claim_rate=0.3, fact_noise=0.1), rows[:-1], rows[:-1],
-    )  # fmt: skip
-    card = json.loads((path / "reward.json").read_text())
-    assert set(card["probes"]) <= {"object", "attribute", "count", "relation"} and card["temperature"] > 0
+    reward_config = RewardConfig(
+        model_name_or_path=tiny_vlm_path,
+        dataset_name="x",
+        output_dir=str(tmp_path / "reward"),
+        learning_rate=2e-3,
+        lora_r=4,
+        per_device_train_batch_size=6,
+        max_steps=4,
+        injected_claim_rate=0.3,
+        fact_noise=0.1,
+    )
+    path = train_reward_model(reward_config, rows[:-1], rows[:-1])
+    metadata = json.loads((path / "reward.json").read_text())
+    assert set(metadata["probes"]) <= {"object", "attribute", "count", "relation"} and metadata["temperature"] > 0
     config = RewardEvalConfig(
         reward_model_path=str(path), dataset_name="x", output_dir=str(tmp_path / "bench"), probes=6, batch_size=4
     )
-    from mmrlhf.rewards.reward_model import RewardModel
+    score = RewardModel.score
+    batch_sizes = []
 
-    real, calls = RewardModel.score, []
-
-    def killed(self, groups):
-        calls.append(len(groups))
-        if len(calls) == 6:
+    def interrupt_sixth_call(self, groups):
+        batch_sizes.append(len(groups))
+        if len(batch_sizes) == 6:
             raise KeyboardInterrupt
-        return real(self, groups)
+        return score(self, groups)
 
-    monkeypatch.setattr(RewardModel, "score", killed)
+    monkeypatch.setattr(RewardModel, "score", interrupt_sixth_call)
     with pytest.raises(KeyboardInterrupt):
         reward_eval(config, rows)
-    before = len(calls)
+    num_calls = len(batch_sizes)
     result = reward_eval(config, rows)
-    assert calls[before + 1] < 13 and list(
-        (tmp_path / "bench" / "scores").glob("as_given.*.jsonl")
-    )  # what was scored is not again
+    assert batch_sizes[num_calls + 1] < 13  # finished scores are not computed again
+    assert list((tmp_path / "bench" / "scores").glob("as_given.*.jsonl"))
     assert result["n"] == 13 and result["accuracy"]["n"] == 12 and result["ties"]["n"] == 1
     assert set(result["facts_curve"]) == {
         "as given",
@@ -89,19 +102,25 @@ def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_pat
 
 
 def test_reward_eval_does_not_reuse_scores_of_other_rows(tiny_vlm_path, examples, tmp_path):
-    rows = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in examples[:6]]
-    how = {"learning_rate": 2e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 1}
-    path = train_reward_model(
-        RewardConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path / "r"), **how), rows
+    rows = [with_false_answer(example) for example in examples[:6]]
+    reward_config = RewardConfig(
+        model_name_or_path=tiny_vlm_path,
+        dataset_name="x",
+        output_dir=str(tmp_path / "r"),
+        learning_rate=2e-3,
+        lora_r=4,
+        per_device_train_batch_size=6,
+        max_steps=1,
     )
+    path = train_reward_model(reward_config, rows)
     data = tmp_path / "rows.jsonl"
     config = RewardEvalConfig(
         reward_model_path=str(path), dataset_name=str(data), output_dir=str(tmp_path / "bench"), probes=0, batch_size=4
     )
     data.write_text("first")
     first = reward_eval(config, rows)
-    data.write_text("turned round")
-    turned = [dataclasses.replace(p, answers=p.answers[::-1]) for p in rows[:4]]
-    second = reward_eval(config, turned)
+    data.write_text("flipped")
+    flipped = [dataclasses.replace(row, answers=row.answers[::-1]) for row in rows[:4]]
+    second = reward_eval(config, flipped)
     assert first["n"] == 6 and second["n"] == 4
     assert second["accuracy"]["value"] != first["accuracy"]["value"] or first["accuracy"]["value"] == 0.5
