@@ -92,6 +92,9 @@ RENAMED_TEXT: dict[str, str] = {
     r"chair_s_sight": "chair_s_perception",
     r"\bguard/": "hacking/",
     r"(?<![+@])\bclip(?==)": "verifier_score",
+    r"^there is no picture$": "there is no image",
+    r"^nothing is known to be its contrary$": "there is no distractor to compare it with",
+    r"of answers claim nothing of their picture": "of answers claim nothing about their image",
 }
 """Pattern to new text, applied anywhere in old values."""
 
