@@ -95,6 +95,7 @@ RENAMED_TEXT: dict[str, str] = {
     r"^there is no picture$": "there is no image",
     r"^nothing is known to be its contrary$": "there is no distractor to compare it with",
     r"of answers claim nothing of their picture": "of answers claim nothing about their image",
+    r"distinct pictures": "distinct images  ",
 }
 """Pattern to new text, applied anywhere in old values."""
 
