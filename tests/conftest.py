@@ -20,7 +20,7 @@ def tiny_vlm_path() -> str:
 
 @pytest.fixture
 def vlm(tiny_vlm_path):
-    """The tiny model, loaded anew for each test."""
+    """The tiny model, loaded again for each test."""
     from mmrlhf.models.loading import load
 
     return load(tiny_vlm_path)
@@ -49,3 +49,21 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("needs test data that is not in the repository: set MMRLHF_SHARED to its folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def pairs(examples):
+    """Preferences: each scene's description over one with two false claims."""
+    from mmrlhf.records import Preference
+
+    rejected = "There is a pink ring. That makes nine objects."
+    return [Preference.from_pair(e.id, e.images, e.prompt, e.answer, rejected, e.facts) for e in examples]
+
+
+@pytest.fixture(scope="session")
+def reward_dir(tiny_vlm_path, pairs, tmp_path_factory):
+    """A reward model trained on the pairs."""
+    from mmrlhf.reward_model import train_reward_model
+    from tests.helpers.stages import reward_config
+
+    return train_reward_model(reward_config(tiny_vlm_path, tmp_path_factory.mktemp("reward")), pairs, pairs)

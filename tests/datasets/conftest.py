@@ -1,3 +1,5 @@
+"""Fixtures of the dataset tests: a folder with an image, and a table with one."""
+
 import pytest
 
 from tests.helpers.rows import assistant_turn, content_parts, make_data_dir, png_bytes, user_turn

@@ -33,7 +33,7 @@ def source_files(folder):
 
 @pytest.fixture(scope="module")
 def hatchling_path(tmp_path_factory):
-    """The PYTHONPATH to find hatchling in: empty if it is installed, else a folder to download it to."""
+    """The PYTHONPATH for hatchling: empty if it is installed, else the folder of a download."""
     if importlib.util.find_spec("hatchling"):
         return ""
     folder = tmp_path_factory.mktemp("hatchling")
@@ -66,12 +66,12 @@ def wheel(sdist, hatchling_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The bin folder of a fresh environment with the wheel and this environment's dependencies."""
+    """The bin folder of a new environment with the wheel and this one's dependencies."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True, with_pip=False)
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    # Paths in a .pth file are searched last, and .pth files found there, such as that of an editable
-    # install of this repository, are not read.
+    # Paths in a .pth file are searched last, and the .pth files in them are not read, so that an
+    # editable install of this repository has no effect.
     dependencies = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
