@@ -34,13 +34,14 @@ class SentenceState:
     conjuncts: list[Phrase] = field(default_factory=list)
     """The latest phrases, joined by `and`."""
     conjunct_role: str = ""
-    """Role of `conjuncts`: subject, object, target (of a relation), with (after `with`), denied (after
-    `without` or `, not`), held (of a place that names no object), verb (none since the verb) or ""."""
+    """Role of `conjuncts`: subject, object, target (of a relation), with (after `with`), denied
+    (after `without` or `, not`), held (in a place that is not an object), verb (none since the
+    verb) or ""."""
     verb: str = ""
     verb_index: int = -1
     has_finite_verb: bool = False
     open_relation: tuple[str, int, list[Phrase], bool] | None = None
-    """A relation without its target yet: name, index, located phrases, whether it precedes its subject."""
+    """A relation without its target: name, index, located phrases, whether it is fronted."""
     fronted_relation: tuple[str, list[Phrase], int] | None = None
     """A relation that precedes its subject: name, targets, index."""
     last_relation: tuple[str, list[Phrase], int] | None = None
@@ -65,7 +66,7 @@ class ClaimBuilder:
     def __init__(self, tokens: Tokens, lexicon: Lexicon) -> None:
         self.tokens, self.lexicon, self.state = tokens, lexicon, SentenceState()
         self.ranked_claims: list[tuple[int, int, Claim]] = []
-        """Start of the phrase's head, rank of the kind, claim: claims are sorted by the first two."""
+        """Start of the phrase's head, rank of the kind, claim. The first two give the order."""
         self.last_singular: Phrase | None = None
         self.last_person: Phrase | None = None
         self.last_plural: Phrase | None = None

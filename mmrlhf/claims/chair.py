@@ -1,4 +1,4 @@
-"""CHAIR's matching of COCO's objects in a caption (Rohrbach et al. 2018), on the claims' own lexicon.
+"""CHAIR's matching of COCO's objects in a caption (Rohrbach et al. 2018), on the claims' lexicon.
 
 It looks up words and pairs of words and has no grammar. As in the original, an object that is
 negated or hedged counts as mentioned; `extraction.extract_claims` makes that distinction.

@@ -40,7 +40,7 @@ class _SentencePass:
     def __init__(self, builder: ClaimBuilder, tags: str, begin: int, end: int) -> None:
         self.builder, self.tags, self.begin, self.end = builder, tags, begin, end
         self.quantifier: Phrase | None = None
-        """A phrase before `of` that only counts or measures the next one: a couple of, a slice of."""
+        """A phrase before `of` that only counts or measures the next: a couple of, a slice of."""
         self.of_head: Phrase | None = None
         """A phrase before `of` that is an object itself: a cup of."""
         self.possessor: Phrase | None = None

@@ -1,8 +1,11 @@
-"""Words that grammar needs by name: the small ones, each with its tag, and the few whose meaning decides what a phrase belongs to."""
+"""Word lists of the grammar: function words with their tags, and words whose meaning decides what a
+phrase belongs to.
+"""
 
 from __future__ import annotations
 
 from mmrlhf.text import words
+from mmrlhf.text.coco_objects import COCO_ANIMALS
 from mmrlhf.text.words import BASIC_COLOURS
 
 
@@ -12,26 +15,28 @@ def word_set(text: str) -> frozenset[str]:
 
 
 PARTICIPLES = word_set(
-    "hanging standing sitting lying leaning working leading facing holding wearing filling flying walking running looking playing riding "
-    "reading covering featuring showing having being making taking giving getting leaving carrying eating waiting talking smiling casting overlapping browsing"
+    "hanging standing sitting lying leaning working leading facing holding wearing filling flying walking "
+    "running looking playing riding reading covering featuring showing having being making taking giving getting "
+    "leaving carrying eating waiting talking smiling casting overlapping browsing"
 )
-"""Nouns to a dictionary, and hardly ever in a description."""
+"""Words that the dictionary has as nouns and captions use as verbs."""
 POSITION_WORDS = word_set("left right center top bottom middle upper lower side hand most mid front back rear")
-"""Parts of words that say only where."""
+"""Parts of hyphenated words that only give a position: left-hand."""
 CLITIC_TAGS = {"s": "S", "re": "B", "m": "B", "ve": "H", "ll": "M", "d": "M"}
-"""What follows an apostrophe, and its tag."""
+"""Tag of each clitic, without its apostrophe."""
 PERSON_PRONOUNS = dict.fromkeys(word_set("someone somebody anyone anybody everyone everybody nobody"), "person")
-"""Pronouns that are persons."""
+"""Pronouns that name a person."""
 NEGATIVE_PRONOUNS = frozenset(("nobody", "no one", "none", "nothing"))
-"""Pronouns that deny."""
+"""Pronouns that negate."""
 SEEM_VERBS = word_set("appear seem")
 COMMON_VERBS = word_set(
-    "stand sit lie walk ride hold hang look watch play fly run lead rest lean wait carry wear show feature hit swing catch throw jump swim "
-    "face cross cover surround fill contain read pull push serve stare drive eat drink cook cut talk smile pose rise climb dance sleep sell "
-    "capture bend graze float perch stop reach line drip grow shine sway glow stretch rise lay rust gather guard spell bend hide board fish "
-    "paddle soar face arch slice spray surround walk"
+    "stand sit lie walk ride hold hang look watch play fly run lead rest lean wait carry wear show feature hit "
+    "swing catch throw jump swim face cross cover surround fill contain read pull push serve stare drive eat "
+    "drink cook cut talk smile pose rise climb dance sleep sell capture bend graze float perch stop reach line "
+    "drip grow shine sway glow stretch rise lay rust gather guard spell bend hide board fish paddle soar face "
+    "arch slice spray surround walk"
 )
-"""Words that are verbs more than nouns where either could stand."""
+"""Words that are likelier verbs than nouns where both fit."""
 VERBS_BY_PARTICLE = {
     "up": word_set("hold pick put set lift throw show pull give warm raise wash dress open blow hang"),
     "on": word_set("put try turn switch carry"),
@@ -40,17 +45,17 @@ VERBS_BY_PARTICLE = {
     "over": word_set("take turn hand"),
     "in": word_set("take plug"),
 }
-"""Verbs with which a word of place is no place: she puts on a hat."""
+"""Verbs with which a preposition is a particle, not a place: she puts *on* a hat."""
 PARTICLE_PREPOSITIONS = word_set("up down over off around by past in out on through along")
-"""Words of place that a verb may have for its own."""
+"""Prepositions of place that can be a verb's particle."""
 NUMBER_APPROXIMATORS = word_set("about around over nearly almost")
-"""Words that make a number one of many, where one follows."""
+"""Words that make a number after them approximate."""
 NUMBER_BOUNDS = frozenset(("at least", "at most", "more than", "less than", "fewer than", "up to"))
 VAGUE_QUALIFIERS = NUMBER_BOUNDS | {"approximately", "roughly", "looks like", "look like"}
-"""Words that make a number one of many, or what is said one of several things, wherever they stand."""
+"""Words that always make a number approximate or a statement vague."""
 HEDGING_MODALS = word_set("could may might would")
 AMBIGUOUS_COLOUR_MODIFIERS = word_set("neon navy olive sky royal lime hot baby forest mint off")
-"""Words that make one colour of two, and are something else elsewhere."""
+"""Words that modify a colour after them and have other uses: navy blue, navy."""
 AMBIGUOUS_FUNCTION_WORDS = (
     AMBIGUOUS_COLOUR_MODIFIERS
     | PARTICLE_PREPOSITIONS
@@ -59,31 +64,32 @@ AMBIGUOUS_FUNCTION_WORDS = (
     | HEDGING_MODALS
     | word_set("yes that her one no 's can")
 )
-"""Words of one tag which is another in some places."""
+"""Words with a fixed tag that some contexts change."""
 COLOUR_NOUNS = word_set("cream orange peach olive mint gold silver")
-"""Colours that are things, too."""
+"""Colours that are objects as well."""
 SHADED_COLOURS = (frozenset(BASIC_COLOURS) - {"black", "white"}) | {"violet", "gray", "beige", "tan"}
-"""Colours that light and dark stand before."""
+"""Colours that light, dark and other shades modify."""
 NUMBER_VALUES = (
     words.NUMBER_VALUES
     | {f"{ten}-{one}": value + words.NUMBER_VALUES[one] for ten, value in words.TENS.items() for one in words.NUMBER_WORDS[1:10]}
     | {"hundred": 100, "dozen": 12}
 )
-"""Value of each word that is a number by itself."""
+"""Value of each number word, with compounds such as twenty-one."""
 CLOSED_CLASS_TAGS: dict[str, str] = {}
-"""Words that are what they are wherever they stand, and their tags."""
+"""Tag of each function word, which does not depend on the context."""
 for _tag, _words in {
-    "D": "a an the this these those his her its their my your our whose each every another any some both all several many few much "
-    "various numerous multiple more most fewer less",
+    "D": "a an the this these those his her its their my your our whose each every another any some both all several "
+    "many few much various numerous multiple more most fewer less",
     "Z": "no",
     "J": "other same such nowhere",
     "X": "others none nothing something anything everything",
-    "Q": "it he she they him them i you we me us himself herself itself themselves each-other one-another his/her theirs mine hers",
+    "Q": "it he she they him them i you we me us himself herself itself themselves each-other one-another his/her "
+    "theirs mine hers",
     "T": "there",
     "W": "which who whom that where what",
     "F": "of",
-    "A": "with for from to-wards than like as during per via without including despite except featuring since regarding concerning about "
-    "until till before after besides lacks lacking",
+    "A": "with for from to-wards than like as during per via without including despite except featuring since "
+    "regarding concerning about until till before after besides lacks lacking",
     "C": "and or & nor/or plus",
     "L": "neither nor",
     "Y": "but while although though because when whereas if unless so yet however whether once",
@@ -92,180 +98,184 @@ for _tag, _words in {
     "H": "has have had having",
     "M": "can could may might must will would shall should do does did ca wo sha ai",
     "I": "to",
-    "P": "off on in inside within under underneath beneath below above over beside behind between among amongst near by at against "
-    "around along across through throughout onto into atop past opposite outside down up toward towards alongside beyond amid amidst aboard upon",
+    "P": "off on in inside within under underneath beneath below above over beside behind between among amongst near "
+    "by at against around along across through throughout onto into atop past opposite outside down up toward "
+    "towards alongside beyond amid amidst aboard upon",
     "?": "possibly probably perhaps maybe likely presumably apparently potentially seemingly supposedly conceivably",
-    "R": "also just only very quite rather too still together here then now often always usually even almost nearly completely fully "
-    "partially partly slightly mostly mainly clearly closely directly not-only additionally furthermore moreover apart away ahead "
-    "overall meanwhile elsewhere nearby well again else forth out aside",
+    "R": "also just only very quite rather too still together here then now often always usually even almost nearly "
+    "completely fully partially partly slightly mostly mainly clearly closely directly not-only additionally "
+    "furthermore moreover apart away ahead overall meanwhile elsewhere nearby well again else forth out aside",
 }.items():
     CLOSED_CLASS_TAGS |= dict.fromkeys(_words.split(), _tag)
 MULTIWORD_TERMS: dict[str, tuple[str, str]] = {}
-"""Several words that are one to grammar: tag and name."""
+"""Tag and name of each term of several words; a name after a colon replaces the term."""
 for _tag, _phrases in {
-    "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;hanging from;hangs from:hanging from;"
-    "hung from:hanging from;hang from:hanging from;in between;inside of;outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"
-    "on opposite sides of:on both sides of;at the foot of:at;at the base of:at;"
-    "all over:over;all around:around",
-    "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;far from;in case of;as part of;"
-    "instead of;rather than;free of;free from;devoid of;lack of;absence of;void of;empty of;other than;apart from;aside from;"
-    "except for;based on;compared to;similar to;belonging to;focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;"
-    "interested in;involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;more than;less than;fewer than;"
-    "up to;ready to;prior to;thanks to;related to",
-    "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;in action;by hand;in order;"
-    "on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;up close;as if;as though;face to face;on foot;at a time;"
-    "in total;in particular;one by one;to and fro;back and forth;up and down;face down;face up;upside down;not only",
+    "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;"
+    "hanging from;hangs from:hanging from;hung from:hanging from;hang from:hanging from;in between;inside of;"
+    "outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"
+    "on opposite sides of:on both sides of;at the foot of:at;at the base of:at;all over:over;all around:around",
+    "A": "along with;together with;as well as;such as;in addition to;because of;due to;according to;away from;"
+    "far from;in case of;as part of;instead of;rather than;free of;free from;devoid of;lack of;absence of;"
+    "void of;empty of;other than;apart from;aside from;except for;based on;compared to;similar to;belonging to;"
+    "focused on;focus on;focuses on;engaged in;participating in;dressed in;clad in;covered in;interested in;"
+    "involved in;participate in;known as;working on;relying on;for example;for instance;at least;at most;"
+    "more than;less than;fewer than;up to;ready to;prior to;thanks to;related to",
+    "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;"
+    "in action;by hand;in order;on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;"
+    "up close;as if;as though;face to face;on foot;at a time;in total;in particular;one by one;to and fro;"
+    "back and forth;up and down;face down;face up;upside down;not only",
     "C": "as well as",
     "?": "looks like;look like;looking like;looked like;it is possible that;it's possible that;it is likely that;it seems that;"
     "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
     "N": "no one:nobody;none of the above:nothing",
-    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;one of them:they;each of them:they;both of them:they;"
-    "none of which:none;none of whom:none;one of which:they;one of whom:they;some of which:they;some of whom:they;all of which:they;all of whom:they;both of which:they;both of whom:they;most of which:they;most of whom:they;each of which:they;each of whom:they",
+    "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;"
+    "one of them:they;each of them:they;both of them:they;none of which:none;none of whom:none;one of which:they;"
+    "one of whom:they;some of which:they;some of whom:they;all of which:they;all of whom:they;both of which:they;"
+    "both of whom:they;most of which:they;most of whom:they;each of which:they;each of whom:they",
 }.items():
     for _phrase in _phrases.split(";"):
         _words_of, _, _name = _phrase.partition(":")
         MULTIWORD_TERMS[_words_of] = (_tag, _name or _words_of)
-SIDE_PREPOSITIONS = {
-    f"{start}{side}{middle} of": f"{side} of"
-    for start in (
-        "to the ",
-        "on the ",
-        "to the immediate ",
-        "to the far ",
-        "just to the ",
-        "slightly to the ",
-        "directly to the ",
-        "",
-    )
-    for side in ("left", "right")
-    for middle in (("", " side") if start.startswith("to") else ("",))
-}
-SIDE_PREPOSITIONS |= {f"{start} the {side} side of": f"{side} side of" for start in ("on", "at") for side in ("left", "right")}
+SIDE_PREPOSITIONS: dict[str, str] = {}
+"""`left of` or `right of` for each way to say it, `left side of` for `on the left side of`."""
+for _side in ("left", "right"):
+    for _start in ("to the ", "to the immediate ", "to the far "):
+        SIDE_PREPOSITIONS |= dict.fromkeys((f"{_start}{_side} of", f"{_start}{_side} side of"), f"{_side} of")
+    for _start in ("on the ", "just to the ", "slightly to the ", "directly to the ", ""):
+        SIDE_PREPOSITIONS[f"{_start}{_side} of"] = f"{_side} of"
+    for _start in ("on the ", "at the "):
+        SIDE_PREPOSITIONS[f"{_start}{_side} side of"] = f"{_side} side of"
 MULTIWORD_TERMS |= {phrase: ("P", name) for phrase, name in SIDE_PREPOSITIONS.items()}
 MULTIWORD_TERMS_BY_PREFIX: dict[tuple[str, str], list[list[str]]] = {}
-"""Phrases by their first two words, the longest first."""
+"""Terms of several words by their first two, the longest first."""
 for _phrase in sorted(MULTIWORD_TERMS, key=lambda p: -p.count(" ")):
     _first, _second = _phrase.split(" ")[:2]
     MULTIWORD_TERMS_BY_PREFIX.setdefault((_first, _second), []).append(_phrase.split(" "))
 TRACE_NOUNS = word_set("sign trace")
-"""Nouns that are no thing where there is none: no sign of a dog."""
+"""Nouns that name no object when negated: no *sign* of a dog."""
 OCCUPIED_OBJECTS = word_set("swing")
-"""Nouns that name a thing if somebody is on it."""
+"""Nouns that name an object if somebody is on it: on a *swing*."""
 POSSESSIVES = word_set("his her its their")
-"""Words that say whose."""
+"""Possessive determiners."""
 COLOURED_MARKS = word_set("line stripe mark spot letter")
-"""Nouns that name a thing if they have a colour."""
+"""Nouns that name an object if a colour describes them: yellow *stripes*."""
 NEGATIVE_PREPOSITIONS = word_set("without lacks lacking") | frozenset(
     ("free of", "free from", "devoid of", "void of", "lack of", "absence of", "instead of", "rather than", "empty of")
 )
-"""Words of the tag A whose thing is not there."""
+"""Prepositions whose object is absent."""
 EXCEPTIVE_PREPOSITIONS = frozenset(("except", "except for", "besides", "apart from", "aside from", "other than"))
-"""Words of the tag A whose thing is there, whatever was denied."""
+"""Prepositions whose object is present although the sentence is negated."""
 DEFINITE_DETERMINERS = word_set("the this these those his her its their my your our whose both")
-"""Words before what the text takes for granted."""
+"""Determiners of what the text takes for granted."""
 MEASURE_NOUNS = word_set(
     "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
     "strip scoop splash sea clump patch ball cloud dollop drop touch tangle jumble"
 )
-"""Nouns that are no thing of their own before `of`: a herd of cows is cows."""
+"""Nouns that only measure what follows `of`: a *herd* of cows is cows."""
 PART_NOUNS = word_set(
     "slice piece corner side edge top bottom end scene surface group pile row stack half section part bunch view pattern"
 )
-"""Last words of compounds that leave the word before them as the thing: pizza slices are pizza."""
+"""Last words of compounds whose first word is the object: pizza *slices* are pizza."""
 DEPICTIONS = word_set("statue painting picture drawing portrait sculpture mural figurine sketch poster bust")
-"""Things that show others, which are not there."""
+"""Objects that depict others, which are not there."""
 PAIRED_NOUNS = word_set("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight")
-"""Things of which a pair is one of each side, and no number."""
+"""Objects that come in pairs, so that a pair of them is not a count of two."""
 LATERAL_BODY_PARTS = word_set("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
-"""Parts of which there is a left and a right one."""
+"""Body parts of which there is a left and a right one."""
 MODIFIABLE_COLOURS = SHADED_COLOURS | {"teal", "turquoise", "white", "wood", "wooden", "blonde"}
-"""What light and dark may stand before."""
-PEER_RELATIONS = frozenset(
-    ("next to", "beside", "near", "behind", "in front of", "left of", "right of", "above", "below", "under", "close to", "between", "over",
-     "underneath", "beneath", "alongside", "across from", "adjacent to", "opposite", "by", "around", "in between", "among", "amongst"))  # fmt: skip
-"""Relations of things of one rank: a cat on a bed next to a laptop is next to the laptop, and not the bed."""
+"""Words that shades and other colour modifiers modify."""
+PEER_RELATIONS = frozenset((
+    "next to", "beside", "near", "behind", "in front of", "left of", "right of", "above", "below", "under", "close to", "between",
+    "over", "underneath", "beneath", "alongside", "across from", "adjacent to", "opposite", "by", "around", "in between", "among",
+    "amongst",
+))  # fmt: skip
+"""Relations between equals: in `a cat on a bed next to a laptop` the cat, not the bed, is next to
+the laptop.
+"""
 EXISTENCE_VERBS = word_set(
-    "has have had having with shows show features feature includes include contains contain sees see depicts depict captures displays "
-    "showing featuring displaying containing including is are was were be 's 're been"
+    "has have had having with shows show features feature includes include contains contain sees see depicts "
+    "depict captures displays showing featuring displaying containing including is are was were be 's 're been"
 )
-"""Verbs whose object is where it is said to be; of others the one who acts is."""
+"""Verbs whose object is what the place after it locates; with others it is the one who acts."""
 POSSESSION_VERBS = word_set("has have had having contains contain features feature includes include including")
-"""Verbs whose last object alone has the place that follows."""
+"""Verbs whose last object alone is located by the place that follows."""
 LOCATION_PREPOSITIONS = word_set("in on inside along down through across up atop") | {"on top of"}
-"""Where those who do something may be."""
+"""Prepositions of a place in which an action happens."""
 DIRECTED_ACTIONS = word_set(
-    "looking looks look looked staring stares stare stared smiling smiles smile gazing gazes pointing points aiming aims glancing glances "
-    "laughing waving waves focused focusing peering peers barking barks growling yelling shouting"
+    "looking looks look looked staring stares stare stared smiling smiles smile gazing gazes pointing points "
+    "aiming aims glancing glances laughing waving waves focused focusing peering peers barking barks growling "
+    "yelling shouting"
 )
-"""What one does at or towards something without being there."""
+"""Actions at or towards something in which one is not there."""
 STATIVE_PARTICIPLES = word_set(
-    "parked seated positioned located placed situated standing sitting lying perched docked moored gathered mounted hung displayed "
-    "arranged stacked piled set tied leaned stopped anchored stationed scattered"
+    "parked seated positioned located placed situated standing sitting lying perched docked moored gathered "
+    "mounted hung displayed arranged stacked piled set tied leaned stopped anchored stationed scattered"
 )
-"""Participles after which `by` is a place."""
+"""Participles after which `by` gives a place."""
 CLOTHES = word_set(
-    "shirt t-shirt jacket coat suit dress uniform hat cap helmet shorts pants jeans skirt sweater hoodie vest outfit costume glasses "
-    "sunglasses glove boot shoe robe apron gown tie scarf wetsuit raincoat poncho blouse clothing clothes attire gear jersey swimsuit "
-    "bikini tuxedo overalls pajamas tutu kimono sweatshirt hood trunks cardigan sari leggings tights turban bandana mask wig cape veil "
-    "sock heel armor goggles"
+    "shirt t-shirt jacket coat suit dress uniform hat cap helmet shorts pants jeans skirt sweater hoodie vest "
+    "outfit costume glasses sunglasses glove boot shoe robe apron gown tie scarf wetsuit raincoat poncho blouse "
+    "clothing clothes attire gear jersey swimsuit bikini tuxedo overalls pajamas tutu kimono sweatshirt hood "
+    "trunks cardigan sari leggings tights turban bandana mask wig cape veil sock heel armor goggles"
 ) | {"tank top"}
-"""What one is in without being in a place."""
+"""What one can be `in` without being in a place."""
 NON_LOCATIVE_VERBS = word_set(
     "dressed covered wrapped clad engaged interested involved participating focused focus focuses based working engages competing"
 )
-"""Words after which `in` and `on` say no place."""
+"""Words after which `in` and `on` give no place."""
 BODY_PARTS = word_set(
     "hand arm mouth head neck back shoulder lap face wrist finger leg foot ear nose beak paw waist hair chest body eye"
 )
-"""Parts of a body that hold what one has."""
+"""Body parts that hold what somebody has."""
 ROOMS = word_set("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage")
-"""Places that have sides within them."""
+"""Places whose sides are inside them."""
 COPULAS = word_set("is are was were be been 's 're")
-"""Verbs that join a thing and how it looks."""
+"""Verbs that connect a subject and its attributes."""
 BALL_SPORTS = word_set(
     "baseball basketball football volleyball softball rugby handball dodgeball racquetball badminton paintball"
 )
-"""Games that are named as their balls are."""
+"""Sports with the name of their ball."""
 AIMING_VERBS = word_set("spray hit throw swing aim kick toss shoot point direct")
-"""What one does to one thing at another."""
+"""Actions on one object at another: throws a ball at a wall."""
 ADDITIVE_WORDS = word_set("other another second more additional")
-"""Words that leave open how many there are in all."""
+"""Words that leave the total open: two *more* dogs."""
 MAX_CONJUNCTS = 15
-"""Phrases that `and` joins and a relation may be of."""
+"""How many phrases joined by `and` a relation can hold for."""
 APPROXIMATE_NUMBER_WORDS = NUMBER_APPROXIMATORS | NUMBER_BOUNDS | {"approximately", "roughly"}
-"""Words that make a number one of many."""
+"""All words that make a number approximate."""
 PICTURE_NOUNS = word_set("picture photo photograph")
-"""Things on a wall in a sentence that has a word of `HUNG`, and else what is looked at."""
+"""Objects in a sentence with a word of `WALL_ART_WORDS`, otherwise the image itself."""
 WALL_ART_WORDS = word_set("hang hangs hanging hung framed wall walls")
 CAN_MODIFIERS = word_set("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
-"""Words before a can that is a thing."""
+"""Words before a can that is an object."""
 CLAIM_ORDER = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
-"""Order of the claims that a phrase makes."""
+"""Order of a phrase's claims."""
 OPENNESS_ADJECTIVES = word_set("open closed shut")
-"""How something is that one has, where it stands after that."""
+"""States that follow what somebody has: with his mouth *open*."""
 ABSENCE_WORDS = word_set("absent missing nowhere")
-"""Words that say that something is not there."""
+"""Predicates that say that the subject is absent."""
 PRESENCE_WORDS = word_set("visible present seen shown depicted pictured there")
-"""Words that only say that something is there."""
+"""Predicates that only say that the subject is present."""
 ANIMATE_ACTIONS = word_set(
-    "sitting standing walking riding lying running eating looking holding wearing playing skiing surfing jumping posing waiting laying "
-    "sleeping swimming skateboarding snowboarding talking crossing drinking resting kneeling leaning smiling watching"
+    "sitting standing walking riding lying running eating looking holding wearing playing skiing surfing jumping "
+    "posing waiting laying sleeping swimming skateboarding snowboarding talking crossing drinking resting "
+    "kneeling leaning smiling watching"
 )
-"""What living things do, after whatever they have with them."""
-ANIMATE_CLASSES = word_set("person bird cat dog horse sheep cow elephant bear zebra giraffe")
-"""COCO's classes of what lives."""
+"""Actions of living beings, even when a phrase with something they have comes between."""
+ANIMATE_CLASSES = frozenset(("person", *COCO_ANIMALS))
+"""COCO's classes of living beings."""
 MOTION_VERBS = word_set(
-    "walking walks walk running runs run heading heads driving drives moving moves riding rides flying flies swimming jumping going goes coming "
-    "sailing crawling climbing rolling skiing skating jogging marching"
+    "walking walks walk running runs run heading heads driving drives moving moves riding rides flying flies "
+    "swimming jumping going goes coming sailing crawling climbing rolling skiing skating jogging marching"
 )
-"""What makes `towards` a place."""
+"""Verbs with which `towards` gives a place."""
 CLUTTER_PARTICIPLES = word_set("cluttered crowded packed littered overgrown")
-"""Participles that say how a place looks by what is in it."""
+"""Participles that describe a place by what is in it."""
 CONTENTS_WORDS = word_set("with filled topped covered loaded decorated packed stacked piled")
-"""What comes before things that are where the thing is that has them."""
+"""Words before contents, which are where their container is: *filled* with."""
 BARE_INFINITIVE_VERBS = word_set("watch watches watching see sees seeing let lets help helps helping make makes")
-"""Verbs after which a noun is followed by what it does."""
+"""Verbs with a bare infinitive: *watching* the boy play."""
 COLOUR_MODIFIERS = AMBIGUOUS_COLOUR_MODIFIERS | frozenset(words.COLOUR_SHADES)
-"""Words that make one colour of two."""
+"""Words that modify a colour after them: light blue."""
 PAINT_PARTICIPLES = word_set("painted colored coloured dyed tinted")
-"""Participles that a colour follows."""
+"""Participles that a colour can follow."""

@@ -1,4 +1,6 @@
-"""What words are: a dictionary made from WordNet (`words.txt`), and what claims are made of (`lexicon.txt`, which a user's file adds to)."""
+"""What words can be, by a dictionary made from WordNet (`words.txt`), and which of them name
+objects and attributes (`lexicon.txt`, to which a user's file can add).
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,11 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Word:
-    """What a word may be. `uses` has a letter for each, the likeliest first: N a noun that names something one can see, X another
-    noun, J adjective, V verb, G its -ing form, E its -ed form, R adverb, U not in any dictionary.
+    """What a word can be.
 
-    `noun` is its singular, `many` whether it is a plural; `looks` whether it says how something looks: 1 by the dictionary, 2 by the lexicon.
+    `tags` has a letter for each use (see `tags`), the likeliest first; `noun` is the singular that
+    the word is as a noun. `attribute_rank` is 2 for an attribute by the lexicon, 1 for an adjective
+    of the dictionary, 0 for a word that does not describe how something looks.
     """
 
     tags: str
@@ -33,31 +36,36 @@ class Word:
 
 @dataclass(eq=False)
 class Lexicon:
-    """Nouns are in the singular and in lower case; compounds are words with spaces between them."""
+    """Words and their classes. Nouns are singular and in lower case; compounds have blanks."""
 
     coco_category: dict[str, str] = field(default_factory=dict)
-    """A noun's class among COCO's 80."""
+    """The COCO class (of 80) of each noun that has one."""
     canonical: dict[str, str] = field(default_factory=dict)
-    """Other names of a thing, and the one it is given."""
+    """The name that claims use for each synonym."""
     word_sets: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SECTIONS})
+    """Words of each section without a structure of its own."""
     dictionary: Mapping[str, str] = field(default_factory=dict)
+    """Uses of each word, the most frequent first: N visible noun, n other noun, v verb, a adjective,
+    r adverb.
+    """
     irregular_nouns: Mapping[str, str] = field(default_factory=dict)
     irregular_verbs: Mapping[str, str] = field(default_factory=dict)
+    """Base of each irregular form."""
     max_compound_words: int = 4
-    """Words of the longest compound."""
+    """Number of words of the longest compound."""
     compounds_by_last_word: dict[str, set[str]] = field(default_factory=dict)
-    """All names of several words, by the last of them."""
+    """All names of several words, by their last word."""
     coco_class_cache: dict[str, str] = field(default_factory=dict)
-    """What `of_coco` has found."""
+    """Results of `coco_class`."""
     token_cache: dict[str, tuple[str, str, str, bool, int]] = field(default_factory=dict)
-    """What `tagging` has found of words as they are written."""
+    """Analyses of tokens in `tagging`, by their spelling."""
 
     def canonical_name(self, noun: str) -> str:
-        """The name that a thing is given."""
+        """Return the name that claims use for a noun."""
         return self.canonical.get(noun, noun)
 
     def coco_class(self, noun: str) -> str:
-        """A noun's class among COCO's 80, of a compound its last word's; "" where it has none."""
+        """Return a noun's COCO class, for a compound that of its last word; "" if it has none."""
         coco_class = self.coco_class_cache.get(noun)
         if coco_class is None:
             coco_class = self._find_coco_class(noun)
@@ -66,6 +74,7 @@ class Lexicon:
         return coco_class
 
     def _find_coco_class(self, noun: str) -> str:
+        # Drops words from the left: kitchen dining table, dining table, table.
         while noun:
             if noun in self.coco_category:
                 return self.coco_category[noun]
@@ -76,14 +85,19 @@ class Lexicon:
         return ""
 
     def is_object(self, noun: str) -> bool:
+        """Return whether a noun names something visible that claims can be about."""
         if noun in self.word_sets["objects"] or noun in self.coco_category or noun in self.word_sets["plural only"]:
             return True
         return noun not in self.word_sets["not objects"] and "N" in self.dictionary.get(noun, "")
 
-    # ---- forms of words ----------------------------------------------------------------------------------------------
+    # ---- forms of words ------------------------------------------------------------------------
 
     def singular(self, word: str) -> tuple[str, bool] | None:
-        """A noun's singular and whether it is a plural; None for what no dictionary has as a noun."""
+        """Return a noun's singular and whether the word is a plural; None for what is not a noun.
+
+        Only a singular that the dictionary or the lexicon knows counts, so that bus stays bus and
+        dogs becomes dog.
+        """
         if word in self.word_sets["plural only"]:
             return word, True
         if word in self.word_sets["objects"] and not word.endswith("s") and word != "people":
@@ -94,6 +108,7 @@ class Lexicon:
             return "person", True
         if word.endswith("men") and self._is_noun(candidate := f"{word[:-3]}man"):
             return candidate, True
+        # Words in -ss, -us and -is are mostly singulars; the branches below have their plurals.
         if word.endswith("s") and len(word) > 2 and word[-2] not in "sui":
             is_sibilant = word.endswith(("ches", "shes", "sses", "xes", "zes"))
             for suffix, replacement in (
@@ -123,30 +138,32 @@ class Lexicon:
         )
 
     def _verb_form(self, word: str) -> tuple[str, str] | None:
-        """A verb's form and its base."""
+        """Return a verb's form (V, G or E) and its base, or None for a word that is not a verb."""
         if word in self.irregular_verbs and self.dictionary.get(word, "v")[0] not in "Nn":
             return ("G" if word.endswith("ing") else "E"), self.irregular_verbs[word]
         endings = (("V", ""), ("V", "s"), ("V", "es"), ("V", "ies"), ("E", "d"), ("E", "ed"), ("E", "ied"), ("G", "ing"))
         for form, suffix in endings:
             if word.endswith(suffix):
                 stem = word[: len(word) - len(suffix)]
+                # -d comes after a base in -e: baked; -ed after agreed is not one.
                 if suffix == "d" and (not stem.endswith("e") or stem.endswith("ee")):
                     continue
                 if form in "EG" and len(stem) < 3 and word not in ("tied", "dyed", "lying", "tying", "dying", "used", "iced"):
                     continue
-                for base in (
-                    (stem + "y",)
-                    if suffix[:2] == "ie"
-                    else (stem, stem + "e", stem[:-1])
-                    if form == "G" or suffix == "ed"
-                    else (stem,)
-                ):
-                    if len(base) > 1 and "v" in self.dictionary.get(base, "") and (base != stem[:-1] or stem[-1:] == stem[-2:-1]):
+                bases: tuple[str, ...] = (stem,)
+                if suffix[:2] == "ie":
+                    bases = (stem + "y",)  # carries
+                elif form == "G" or suffix == "ed":
+                    bases = (stem, stem + "e", stem[:-1])  # walking, riding, sitting
+                for base in bases:
+                    has_doubled_consonant = stem[-1:] == stem[-2:-1]
+                    is_known_verb = len(base) > 1 and "v" in self.dictionary.get(base, "")
+                    if is_known_verb and (base != stem[:-1] or has_doubled_consonant):
                         return form, base
         return None
 
     def analyze(self, word: str) -> Word:
-        """What a word in lower case may be."""
+        """Return what a word in lower case can be."""
         code = self.dictionary.get(word, "")
         noun = self.singular(word)
         base, is_plural = noun or (word, False)
@@ -159,6 +176,7 @@ class Lexicon:
             return Word("J", base, attribute_rank=2)
         if word in PARTICIPLES:
             return Word("GJ", base, attribute_rank=2 * (word in word_sets["attributes"]))
+        # Translate the dictionary's classes, in its order of frequency, to tags.
         tags = ""
         for letter in (pos_order if not is_plural else base_code) or "n":
             if letter in "Nn" and noun:
@@ -176,12 +194,10 @@ class Lexicon:
             tags = tags + verb[0] if verb[0] == "G" and "N" in tags and "J" not in tags else verb[0] + tags
         if verb and verb[0] == "V" and "V" not in tags and "v" in self.dictionary.get(verb[1], ""):
             tags += "V"
+        # Nouns that describe, such as materials: adjective first only where the noun is unlikely.
         if attribute_rank and "J" not in tags and not set("GE") & set(tags):
-            tags = (
-                "J" + tags
-                if word in word_sets["colours"] or not noun or ("-" in word and not self.is_object(base))
-                else tags + "J"
-            )
+            prefers_adjective = word in word_sets["colours"] or not noun or ("-" in word and not self.is_object(base))
+            tags = "J" + tags if prefers_adjective else tags + "J"
         if not tags:
             tags = self._guess_tags(word)
             if word.endswith("s") and not word.endswith("ss") and tags == "U":
@@ -189,6 +205,7 @@ class Lexicon:
         return Word(tags, base, is_plural, attribute_rank)
 
     def _attribute_rank(self, word: str, code: str) -> int:
+        """Return how surely a word describes how something looks (see `Word`)."""
         word_sets = self.word_sets
         if word in word_sets["colours"] or word in word_sets["materials"] or word in word_sets["attributes"]:
             return 2
@@ -196,7 +213,8 @@ class Lexicon:
             return 0
         if "-" in word:
             return int(not POSITION_WORDS.issuperset(word.split("-")))
-        for suffix in ("er", "est"):  # a comparative says nothing by itself
+        # A comparative describes nothing by itself: larger.
+        for suffix in ("er", "est"):
             if word.endswith(suffix):
                 stem = word.removesuffix(suffix)
                 if any(
@@ -208,7 +226,7 @@ class Lexicon:
         return int("a" in code)
 
     def _guess_tags(self, word: str) -> str:
-        """What a word that no dictionary has is by its looks."""
+        """Return the tags that an unknown word's hyphens and endings suggest, or U."""
         if "-" in word:
             last = word.rpartition("-")[2]
             last_tags = self.analyze(last).tags if last else "U"
@@ -225,12 +243,12 @@ class Lexicon:
             for stem in (word.removesuffix("er"), word.removesuffix("est")):
                 for base in (stem, stem[:-1], stem + "e", stem[:-1] + "y"):
                     if base != word and "a" in self.dictionary.get(base, ""):
-                        return "K"  # a comparative says nothing by itself
+                        return "K"
         return "U"
 
 
 def _read_entries(path: Path) -> Iterator[tuple[str, str, int]]:
-    """Section, line and its number."""
+    """Yield section, entry line and line number of a lexicon file. Raises InputError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -244,12 +262,12 @@ def _read_entries(path: Path) -> Iterator[tuple[str, str, int]]:
             section = line.strip("[]").strip()
             if section not in SECTIONS:
                 raise InputError(
-                    f"lexicon {path}, line {line_number}: there is no section [{section}], but {', '.join(SECTIONS)}"
+                    f"lexicon {path}, line {line_number}: there is no section [{section}]; use one of {', '.join(SECTIONS)}"
                 )
         elif line:
             if not section:
                 raise InputError(
-                    f"lexicon {path}, line {line_number}: an entry stands before any section: begin with [coco] or another"
+                    f"lexicon {path}, line {line_number}: an entry comes before any section: begin with [coco] or another"
                 )
             yield section, line.lower(), line_number
 
@@ -259,12 +277,13 @@ def _split_names(text: str) -> list[str]:
 
 
 def _add_file(lexicon: Lexicon, path: Path) -> None:
+    """Add the entries of a lexicon file. Raises InputError."""
     for section, line, line_number in _read_entries(path):
         if section in ("coco", "same thing"):
             name, separator, rest = line.partition(":")
             name = name.strip()
             if not separator:
-                raise InputError(f"lexicon {path}, line {line_number}: [{section}] has lines of the form `name: other names`")
+                raise InputError(f"lexicon {path}, line {line_number}: [{section}] needs lines of the form `name: other names`")
             synonyms, _, subtypes = rest.partition("|")
             lexicon.canonical.update(dict.fromkeys(_split_names(synonyms), name))
             if section == "coco":
@@ -272,6 +291,7 @@ def _add_file(lexicon: Lexicon, path: Path) -> None:
             lexicon.word_sets["objects"].update([name, *_split_names(synonyms), *_split_names(subtypes)])
         else:
             lexicon.word_sets[section].update(_split_names(line))
+            # A later file overrides an earlier one.
             if section in ("objects", "not objects"):
                 lexicon.word_sets["not objects" if section == "objects" else "objects"].difference_update(_split_names(line))
     lexicon.compounds_by_last_word = {}
@@ -283,6 +303,7 @@ def _add_file(lexicon: Lexicon, path: Path) -> None:
 
 @functools.cache
 def _load_dictionary() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Return classes by word, and bases of irregular noun and verb forms, from words.txt."""
     words: dict[str, str] = {}
     irregular_forms: dict[str, dict[str, str]] = {"nouns": {}, "verbs": {}}
     for line in (DATA_DIR / "words.txt").read_text(encoding="ascii").splitlines():
@@ -297,7 +318,7 @@ def _load_dictionary() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
 
 @functools.cache
 def load_lexicon(path: str | None = None) -> Lexicon:
-    """The lexicon that comes with the package, with a file's entries added. Raises InputError with the line that is wrong."""
+    """Return the package's lexicon with a file's entries added. Raises InputError with the line."""
     words, irregular_nouns, irregular_verbs = _load_dictionary()
     lexicon = Lexicon(dictionary=words, irregular_nouns=irregular_nouns, irregular_verbs=irregular_verbs)
     files: Iterable[Path] = [DATA_DIR / "lexicon.txt", *([Path(path)] if path else [])]

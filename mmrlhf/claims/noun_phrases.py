@@ -32,7 +32,12 @@ from mmrlhf.claims.tags import (
 )
 
 PHRASE_PATTERN = re.compile(
-    r"[^DZ?RJK#NXUu]|(?P<np>(?:DJC(?=DJ+N))?(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}[NXUu]{1,8})|.",
+    r"[^DZ?RJK#NXUu]"
+    r"|(?P<np>(?:DJC(?=DJ+N))?"  # the first of `a red and a blue car`
+    r"(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?"  # determiners, about
+    r"(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}"  # adjectives, numbers
+    r"[NXUu]{1,8})"  # nouns
+    r"|.",
     re.DOTALL,
 )
 """A noun phrase (group np) or a single tag.
@@ -117,7 +122,8 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
     last_index = end - 1
     singular = nouns[last_index] if words[last_index] != "glasses" else _singular_of_glasses(tokens, last_index)
     compounds: Collection[str] = lexicon.compounds_by_last_word.get(singular, ())
-    # The longest known compound that ends here, adjectives and all ("hot dog"), or else all nouns in a row.
+    # The longest known compound that ends here, adjectives included (hot dog), goes first; without
+    # one, all nouns in a row are the name.
     for begin in range(max(phrase.start, end - lexicon.max_compound_words), last_index) if compounds else ():
         name = " ".join([*words[begin:last_index], singular])
         if name in compounds:

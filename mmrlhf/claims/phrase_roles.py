@@ -1,4 +1,4 @@
-"""What a noun phrase or a pronoun is in its sentence: subject, object, target of a relation, predicate."""
+"""Roles of noun phrases and pronouns: subject, object, target of a relation, predicate."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _is_camera(builder: ClaimBuilder, phrase: Phrase, previous_tag: str) -> bool
 
 
 def _has_relative_clause_in_list(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> bool:
-    """Return whether a phrase begins a clause after `, and`: ..., and the *silo*, which is tall, is ..."""
+    """Return whether a phrase begins a clause: ..., and the *silo*, which is tall, is ..."""
     tags = builder.tokens.tags
     return (
         next_tag == ","
@@ -160,7 +160,7 @@ def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_
 
 
 def _add_predicate_attributes(builder: ClaimBuilder, phrase: Phrase, is_coordinated: bool) -> bool:
-    """Add what a predicate says of its subject; return False if the phrase is not such a predicate."""
+    """Add the attributes that a predicate gives its subject; return False if it gives none."""
     state, words = builder.state, builder.tokens.words
     if state.verb not in COPULAS or not state.actors or is_coordinated or state.open_relation is not None:
         return False
@@ -182,7 +182,8 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
     """Join a phrase to those that `and` connects it with; return False if they take no other."""
     state, tags = builder.state, builder.tokens.tags
     if state.conjunct_role == "target" and state.last_relation is not None:
-        # A dog next to a couch and a *lamp* is next to both; not so after `, and`, or before a verb.
+        # A dog next to a couch and a *lamp* is next to both; after `, and` or before a participle
+        # it is not.
         is_separate = len(state.conjuncts) == 1 and tags[max(0, phrase.start - 2) : phrase.start] == [",", "C"]
         last_conjunct = state.conjuncts[-1]
         has_same_form = phrase.determiner_kind == last_conjunct.determiner_kind or last_conjunct.antecedent is not None
@@ -258,7 +259,7 @@ def _find_antecedent(builder: ClaimBuilder, word: str) -> Phrase | None:
 
 
 def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
-    """Make a pronoun the target of the open relation; drop the relation if it stands for nothing."""
+    """Make a pronoun the target of the open relation; without an antecedent drop the relation."""
     state = builder.state
     assert state.open_relation is not None
     _, _, open_located, is_fronted = state.open_relation

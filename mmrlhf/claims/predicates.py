@@ -1,6 +1,4 @@
-"""Process verbs, participles and adjectives: who acts, attributes of the subject, negation after the
-fact.
-"""
+"""Process verbs, participles and adjectives: who acts, and what is said of the subject."""
 
 from __future__ import annotations
 

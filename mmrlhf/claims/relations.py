@@ -1,7 +1,7 @@
 """Spatial relations: a preposition of place gets the phrases it locates, then its target.
 
-The located phrases come before it, or after the target if the relation opens its sentence (fronted):
-to the left of the lamp is a chair.
+The located phrases come before it, or after the target if the relation opens its sentence
+(fronted): to the left of the lamp is a chair.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
 
 
 def _is_fronted(tags: list[str], index: int) -> bool:
-    """Return whether the relation's target is followed by its subject: and *behind* the car is a bus."""
+    """Return whether a relation's subject follows its target: and *behind* the car is a bus."""
     position = index + 1
     while position < min(len(tags), index + 9) and tags[position] in FRONTED_TARGET_TAGS:
         position += 1
@@ -123,7 +123,7 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
         return
     relation, index, located, is_fronted = state.open_relation
     state.open_relation = None
-    # The target is not an object: on the *side*. Before `of` the relation waits for the next phrase.
+    # The target is not an object: on the *side*. Before `of` the relation waits for the next one.
     if not phrase.name and phrase.antecedent is None:
         if phrase.end < len(builder.tokens.tags) and builder.tokens.tags[phrase.end] == "F":
             state.open_relation = (relation, index, located, is_fronted)

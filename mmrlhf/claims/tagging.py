@@ -19,22 +19,25 @@ from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tags import NOUN_TAGS, SENTENCE_BREAK_TAGS
 
 TOKEN_PATTERN = re.compile(
-    r"(?=[^ ])(?:[A-Za-z]++(?![-'’À-ɏ])"
-    r"|[A-Za-z]+(?=n['’]t\b)|n['’]t\b|['’](?:s|re|m|ve|ll|d)\b|['’](?=\s)|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|%|s)?\b"
-    r"|[A-Za-zÀ-ɏ]+(?:['’](?!(?:s|re|m|ve|ll|d)\b)[A-Za-z]+)?(?:-[A-Za-zÀ-ɏ0-9]+)*|[.!?]+|[,;:()|—–&]|\n|[^\sA-Za-z0-9])"
+    r"(?=[^ ])(?:[A-Za-z]++(?![-'’À-ɏ])"  # fast path for most words: only ASCII letters
+    r"|[A-Za-z]+(?=n['’]t\b)|n['’]t\b"  # does|n't
+    r"|['’](?:s|re|m|ve|ll|d)\b|['’](?=\s)"  # other clitics; dogs' collars
+    r"|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|%|s)?\b"  # numbers
+    r"|[A-Za-zÀ-ɏ]+(?:['’](?!(?:s|re|m|ve|ll|d)\b)[A-Za-z]+)?(?:-[A-Za-zÀ-ɏ0-9]+)*"  # o'clock, red-haired
+    r"|[.!?]+|[,;:()|—–&]|\n|[^\sA-Za-z0-9])"  # signs
 )
-"""A token. The first alternative is a fast path for most: ASCII letters that no apostrophe, hyphen or
-accented letter follows. The others are words before n't, n't, other clitics, a possessive
-apostrophe, numbers, words with accents, inner apostrophes or hyphens, and signs.
-"""
 QUOTED_OR_MARKUP = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`|\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”"
-    r"|'(?<![A-Za-z]')(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])|‘(?<![A-Za-z]‘)(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
-    r"|https?://\S+|<[^<>\n]{1,200}>|!\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)|\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
+    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`"
+    r"|\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”"
+    # Single quotation marks must not be apostrophes: no letter before the first or after the last.
+    r"|'(?<![A-Za-z]')(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
+    r"|‘(?<![A-Za-z]‘)(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
+    r"|https?://\S+|<[^<>\n]{1,200}>"
+    r"|!\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)|\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
     re.DOTALL,
 )
-"""Code, quotations, URLs, tags and links. Each alternative begins with a sign of its own, so that `re`
-only tries one where its sign is; lengths are bounded to keep the time linear.
+"""Code, quotations, URLs, tags and links. Each alternative begins with a sign of its own, so that
+`re` only tries one where its sign is; lengths are bounded to keep the time linear.
 """
 TIMES_SIGN = re.compile(r"(?<=\d)( ?[x×]) (?=[a-z])")
 """The sign in `3 x apple`."""
@@ -50,9 +53,9 @@ BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3
 class Tokens:
     """A text's tokens as parallel lists.
 
-    `starts` and `ends` are positions in the text, `words` are in lower case, `tags` are all possible
-    tags, the likeliest first, until `disambiguation.tag_text` leaves one. `nouns` are the singulars
-    that the words are as nouns, `attribute_rank` is that of `lexicon.Word`.
+    `starts` and `ends` are positions in the text, `words` are in lower case, `tags` are all
+    possible tags, the likeliest first, until `disambiguation.tag_text` leaves one. `nouns` are the
+    singulars that the words are as nouns, `attribute_rank` is that of `lexicon.Word`.
     """
 
     text: str
@@ -167,7 +170,7 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
 
 
 def _line_break_tag(text: str, position: int) -> str:
-    """Return the tag of a line break: a full stop, or "" if the next line goes on with the sentence."""
+    """Return the tag of a line break: ".", or "" if the next line goes on with the sentence."""
     text_before = text[max(0, position - 3) : position].rstrip(" ")
     text_after = text[position + 1 : position + 40].lstrip(" ")
     if text_before and (text_before[-1].isalnum() or text_before[-1] == ",") and text_after[:1].islower():

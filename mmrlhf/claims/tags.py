@@ -54,7 +54,7 @@ CLAUSE_BREAK_TAGS = tag_set(".:Y,")
 CLAUSE_START_TAGS = tag_set(".:YW")
 """Borders of a clause when only words and full stops count."""
 
-# ---- parts of a noun phrase ----------------------------------------------------------------------
+# ---- parts of a noun phrase --------------------------------------------------------------------
 
 NOUN_PHRASE_TAGS = tag_set("DZ#JNXU")
 """Tags that begin a noun phrase or go on with it."""
@@ -72,7 +72,7 @@ LABEL_START_TAGS = tag_set("DNJ#")
 NEGATED_PHRASE_START_TAGS = tag_set("DNJ#UX")
 """Tags that begin what `not` denies: not a dog, not two."""
 
-# ---- neighbours that decide a word's tag ---------------------------------------------------------
+# ---- neighbours that decide a word's tag -------------------------------------------------------
 
 BEFORE_COMPOUND = tag_set("DJ#CPF,")
 """Tags before a compound whose first word is a verb elsewhere: *a* cruise ship."""
@@ -117,7 +117,7 @@ AFTER_COORDINATED_VERB = tag_set("DZPQRI")
 AFTER_LISTED_ADJECTIVE = tag_set("NXUJEC,")
 """Tags after an adjective in a list of adjectives: a red, *round* ball."""
 
-# ---- neighbours that decide what a word does to its sentence --------------------------------------
+# ---- neighbours that decide what a word does to its sentence -----------------------------------
 
 STANDALONE_TAGS = tag_set("PC,YWLOBHVGE?AI:J")
 """Tags of words that change the state of a sentence by themselves."""
