@@ -1,0 +1,39 @@
+"""Configurations of tiny training runs, which the tests of the stages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.config import PPOConfig, RewardConfig
+
+
+def reward_config(model: str, output_dir: Path, **settings: Any) -> RewardConfig:
+    """Return the configuration of a reward model that learns twelve pairs in four steps."""
+    return RewardConfig(
+        model_name_or_path=model,
+        dataset_name="x",
+        output_dir=str(output_dir),
+        **{"learning_rate": 2e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 4, **settings},
+    )
+
+
+def ppo_config(model: str, reward_model: Path | str | None, output_dir: Path, **settings: Any) -> PPOConfig:
+    """Return the configuration of three PPO steps on three prompts with two answers each."""
+    defaults = {
+        "learning_rate": 1e-3,
+        "lora_r": 4,
+        "per_device_train_batch_size": 3,
+        "num_generations": 2,
+        "response_length": 10,
+        "min_probe_detection_rate": 0,
+        "max_steps": 3,
+        "save_steps": 1,
+    }
+    return PPOConfig(
+        model_name_or_path=model,
+        dataset_name="x",
+        output_dir=str(output_dir),
+        reward_model_path=None if reward_model is None else str(reward_model),
+        **{**defaults, **settings},
+    )
