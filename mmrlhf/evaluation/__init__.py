@@ -1,1 +1,2 @@
-"""Benchmarks: the protocol of a benchmark file, predictions, judges, and paired comparison of results."""
+"""Benchmarks: the protocol of a benchmark file, predictions, judges, and paired comparison of
+results."""

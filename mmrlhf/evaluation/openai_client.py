@@ -1,7 +1,10 @@
-"""A model behind an OpenAI-compatible address: one question, one reply, whatever the server does. No torch.
+"""A client of OpenAI-compatible servers: one reply to each question, even if the server misbehaves.
 
-A failure is a reply without text that says what went wrong; it is tried again a bounded number of times where that may help. Keys come from an
-environment variable, go into one header and nowhere else.
+No torch.
+
+A failure is a reply without text and with a reason. Failures that may be temporary are retried a
+bounded number of times. The API key comes from an environment variable, and goes into one header
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -26,20 +29,26 @@ from mmrlhf.records import Example, ImageSource, InputError, Message
 
 ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-"""HTTP statuses that may be gone a moment later."""
+"""HTTP statuses that are worth a retry."""
 MAX_REPLY_BYTES = 8 << 20
-"""Bytes of a reply that are read."""
+"""Largest reply that is read, in bytes."""
 MAX_INITIAL_FAILURES = 8
-"""So many failures before the first success end a run: the server or the settings are wrong, not the question."""
+"""Failures before the first success that end a run: then the server or the settings are wrong, not
+the questions."""
 MAX_QUOTED_CHARS = 120
-"""Characters of a strange reply that a reason quotes."""
+"""Characters of an unusable reply that a reason quotes."""
 _VERSION_SUFFIX = r"(?:-\d{4}(?:-?\d\d){0,2}(?:-preview)?|[:@].*)"
-"""What a server adds to a model's name: -0613, -2024-08-06, -20240620, -1106-preview, :latest."""
+"""What servers add to a model's name: -0613, -2024-08-06, -20240620, -1106-preview, :latest."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back. `text` is None unless `status` is ok or other_model; `model` as the server names it; `reason` for a failure."""
+    """A server's reply to one request.
+
+    `text` is None unless `status` is ok or other_model (the server answered with a model that was
+    not asked for). `model` is the server's name of its model. `reason` describes a failure.
+    `seconds` covers all attempts.
+    """
 
     text: str | None
     status: ReplyStatus
@@ -52,13 +61,18 @@ class Reply:
 
     @property
     def total_tokens(self) -> int:
+        """Tokens of prompt and reply that the server counted."""
         return (self.input_tokens or 0) + (self.output_tokens or 0)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is asked, and how patiently. `timeout` in seconds for a whole reply; `back_off` seconds before the first retry, twice as long
-    before each further one; `key_variable` names the environment variable that holds the key, if there is one."""
+    """A server and its model, and how patiently to ask.
+
+    `timeout` is in seconds for a whole reply. The first retry waits `initial_backoff` seconds, each
+    further one twice as long as the one before. `api_key_env` names the environment variable that
+    may hold an API key.
+    """
 
     base_url: str
     model: str
@@ -71,16 +85,16 @@ class Endpoint:
     def __post_init__(self) -> None:
         url = httpx2.URL(self.base_url)
         if url.scheme not in ("http", "https") or not url.host:
-            raise InputError(f"{self.base_url} is no address of a server: write http://HOST:PORT/v1")
+            raise InputError(f"{self.base_url} is not a server URL: use http://HOST:PORT/v1")
 
     @property
     def display_url(self) -> str:
-        """Its address without a password."""
+        """The URL without user name and password."""
         return str(httpx2.URL(self.base_url).copy_with(username=None, password=None))
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine, where no proxy stands in between."""
+        """Whether the server is on this machine, so that no proxy may be used."""
         host = httpx2.URL(self.base_url).host
         try:
             return host == "localhost" or ip_address(host).is_loopback
@@ -89,19 +103,22 @@ class Endpoint:
 
 
 def is_url(name: str) -> bool:
-    """Whether a model's name is where it is served."""
+    """Return whether a model's name is a server URL."""
     return name.startswith(("http://", "https://"))
 
 
 def make_endpoint(base_url: str, model: str | None, config: EvalConfig) -> Endpoint:
-    """An address with a configuration's patience."""
+    """Return an endpoint with the timeout, retries and concurrency of a configuration."""
     return Endpoint(
         base_url, model or "", config.endpoint_timeout, config.endpoint_retries, concurrency=config.endpoint_concurrency
     )
 
 
 def resolve_model_name(endpoint: Endpoint) -> Endpoint:
-    """The same, with the name of the one model that the server has where none was given. Raises InputError for several, or none."""
+    """Return the endpoint with a model: its own, or else the only one that the server lists.
+
+    Raise InputError if the server cannot be reached, or lists several models or none.
+    """
     if endpoint.model:
         return endpoint
     try:
@@ -109,13 +126,12 @@ def resolve_model_name(endpoint: Endpoint) -> Endpoint:
             entries = client.get(f"{endpoint.base_url.rstrip('/')}/models").json()["data"]
         models = [str(entry["id"]) for entry in entries]
     except httpx2.ConnectError as error:
-        raise InputError(f"{endpoint.display_url} cannot be reached ({error}): start the server or correct the address") from None
+        raise InputError(f"{endpoint.display_url} cannot be reached ({error}): start the server or correct the URL") from None
     except (httpx2.HTTPError, ValueError, KeyError, TypeError):
         models = []
     if len(models) != 1:
-        raise InputError(
-            f"{endpoint.display_url} serves {', '.join(models[:8]) or 'no models that it names'}: say which by its name"
-        )
+        listed = ", ".join(models[:8]) or "no models that it lists"
+        raise InputError(f"{endpoint.display_url} serves {listed}: give the name of one")
     return replace(endpoint, model=models[0])
 
 
@@ -126,32 +142,39 @@ def _http_client(endpoint: Endpoint) -> httpx2.Client:
 
 
 def chat_message(text: str, images: Sequence[ImageSource] = (), role: str = "user") -> dict[str, Any]:
-    """A chat message; pictures stand before its text, as base64."""
+    """Return a chat message, with images before its text, in base64."""
     if not images:
         return {"role": role, "content": text}
-    urls = [f"data:{_mime_type(data := image.read())};base64,{base64.b64encode(data).decode()}" for image in images]
-    return {
-        "role": role,
-        "content": [{"type": "image_url", "image_url": {"url": url}} for url in urls] + [{"type": "text", "text": text}],
-    }
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
+    return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
 
 
 def chat_messages(prompt: Sequence[Message], images: Sequence[ImageSource]) -> list[dict[str, Any]]:
-    """A conversation as an endpoint takes it: pictures stand in its first user turn."""
+    """Return a conversation in the API's format, with the images in its first user turn."""
     first_user_turn = next((i for i, turn in enumerate(prompt) if turn.role == "user"), None)
     return [chat_message(turn.content, images if i == first_user_turn else (), turn.role) for i, turn in enumerate(prompt)]
+
+
+def _data_url(image: ImageSource) -> str:
+    data = image.read()
+    return f"data:{_mime_type(data)};base64,{base64.b64encode(data).decode()}"
 
 
 def _mime_type(data: bytes) -> str:
     if data[:3] == b"\xff\xd8\xff":
         return "image/jpeg"
-    return "image/webp" if data[8:12] == b"WEBP" else "image/gif" if data[:3] == b"GIF" else "image/png"
+    if data[8:12] == b"WEBP":
+        return "image/webp"
+    return "image/gif" if data[:3] == b"GIF" else "image/png"
 
 
 def request_reply(
     endpoint: Endpoint, chat: Sequence[Mapping[str, Any]], sampling_params: Mapping[str, Any], client: httpx2.Client
 ) -> Reply:
-    """One reply to one conversation, after at most `retries` further tries. `sampling`: temperature, max_tokens and what else goes along."""
+    """Return the reply to one conversation, after at most `max_retries` retries.
+
+    sampling_params: further fields of the request, such as temperature and max_tokens.
+    """
     body = {"model": endpoint.model, "messages": list(chat), **sampling_params}
     start_time = time.monotonic()
     for attempt in range(endpoint.max_retries + 1):
@@ -163,7 +186,9 @@ def request_reply(
 
 
 def _try_request(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Client) -> tuple[Reply, bool, float]:
-    """A reply, whether to try again, and how many seconds the server asks to wait for."""
+    """Return a reply, whether a retry may help, and how many seconds the server asks to wait before
+    it."""
+    # httpx limits the time between two chunks; a slow server could still trickle a reply for ever.
     deadline, content = time.monotonic() + endpoint.timeout, bytearray()
     try:
         with client.stream("POST", f"{endpoint.base_url.rstrip('/')}/chat/completions", json=body) as response:
@@ -175,7 +200,7 @@ def _try_request(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Cli
                     return Reply(None, "malformed", f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB"), False, 0.0
     except httpx2.TimeoutException as error:
         if isinstance(error, httpx2.ConnectTimeout):
-            return Reply(None, "unreachable", "it takes no connection in time"), True, 0.0
+            return Reply(None, "unreachable", "it accepts no connection in time"), True, 0.0
         return Reply(None, "timeout", f"no whole reply in {endpoint.timeout:g} s"), True, 0.0
     except httpx2.ConnectError as error:
         return Reply(None, "unreachable", str(error) or "no connection"), True, 0.0
@@ -183,11 +208,8 @@ def _try_request(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Cli
         return Reply(None, "cut", f"the connection broke ({type(error).__name__})"), True, 0.0
     if response.status_code != 200:
         reason = f"HTTP {response.status_code}: {_quote(content)}"
-        return (
-            Reply(None, "http", reason),
-            response.status_code in RETRY_STATUS,
-            _retry_after_seconds(response.headers.get("retry-after")),
-        )
+        retry_after = _retry_after_seconds(response.headers.get("retry-after"))
+        return Reply(None, "http", reason), response.status_code in RETRY_STATUS, retry_after
     reply = _parse_completion(bytes(content), endpoint.model)
     return reply, reply.status in ("malformed", "empty"), 0.0
 
@@ -195,12 +217,12 @@ def _try_request(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Cli
 def _retry_after_seconds(header: str | None) -> float:
     try:
         return float(header or 0)
-    except ValueError:  # a date
+    except ValueError:  # the header may also be a date
         return 0.0
 
 
 def _parse_completion(content: bytes, requested: str) -> Reply:
-    """What a reply of status 200 holds."""
+    """Return the reply that a response of status 200 holds."""
     try:
         body = json.loads(content)
         choices, usage = body["choices"], body.get("usage") or {}
@@ -208,7 +230,7 @@ def _parse_completion(content: bytes, requested: str) -> Reply:
         model = body.get("model")
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return Reply(None, "malformed", f"the reply is no chat completion: {_quote(content)}")
+        return Reply(None, "malformed", f"the reply is not a chat completion: {_quote(content)}")
     if not isinstance(text, str) or not text.strip():
         return Reply(None, "empty", "the reply holds no text")
     input_tokens, output_tokens = (count if isinstance(count, int) else None for count in counts)
@@ -219,23 +241,31 @@ def _parse_completion(content: bytes, requested: str) -> Reply:
 
 
 def _is_same_model(returned: str, requested: str) -> bool:
-    """Whether a server speaks of the model that was asked for: by its name, or by a dated or tagged form of it."""
+    """Return whether a server names the requested model: by its name, or with a date or tag
+    added."""
     return returned == requested or re.fullmatch(re.escape(requested) + _VERSION_SUFFIX, returned) is not None
 
 
 def _quote(content: bytes | bytearray) -> str:
     text = " ".join(bytes(content[: 4 * MAX_QUOTED_CHARS]).decode("utf-8", "replace").split())
-    return text[:MAX_QUOTED_CHARS] + ("…" if len(text) > MAX_QUOTED_CHARS else "") if text else "nothing"
+    if not text:
+        return "nothing"
+    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}…"
 
 
 def request_replies(
-    endpoint: Endpoint, chats: Sequence[tuple[str, Callable[[], list[dict[str, Any]]]]], sampling_params: Mapping[str, Any],
-    *, max_total_tokens: int | None = None,
-) -> Iterator[tuple[str, Reply]]:  # fmt: skip
-    """Replies by the key of each conversation, as they come, several under way at a time; a conversation is made when its turn comes.
+    endpoint: Endpoint,
+    chats: Sequence[tuple[str, Callable[[], list[dict[str, Any]]]]],
+    sampling_params: Mapping[str, Any],
+    *,
+    max_total_tokens: int | None = None,
+) -> Iterator[tuple[str, Reply]]:
+    """Yield replies by the key of their conversation, in the order in which they arrive.
 
-    Stops asking once replies have used `most_tokens`; what is under way then is still given, what is left is not. Raises InputError for a server
-    that cannot be reached or refuses the key, and after `FUTILE` failures without a success.
+    Several requests are in flight at a time, and a conversation is built only when its turn comes.
+    No more requests are sent once replies have used `max_total_tokens`; those in flight are still
+    yielded. Raise InputError if the server cannot be reached or refuses the key, and after
+    `MAX_INITIAL_FAILURES` failures without a success.
     """
     pending_chats, tokens_used, num_failed, has_succeeded = iter(chats), 0, 0, False
     client = _http_client(endpoint)
@@ -253,7 +283,7 @@ def request_replies(
                 tokens_used += reply.total_tokens
                 has_succeeded = has_succeeded or reply.status == "ok"
                 num_failed += reply.status != "ok"
-                yield key, reply  # whoever asked has it before the run ends
+                yield key, reply  # before an error ends the run, so that it can be saved
                 _raise_if_unusable(endpoint, reply, too_many_failures=not has_succeeded and num_failed >= MAX_INITIAL_FAILURES)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -264,20 +294,26 @@ def _raise_if_unusable(endpoint: Endpoint, reply: Reply, too_many_failures: bool
     server = f"{endpoint.model} at {endpoint.display_url}"
     if reply.status == "unreachable":
         raise InputError(
-            f"{server} cannot be reached ({reply.reason}): start the server or correct the address, and give the same command again; what has been answered is kept"
+            f"{server} cannot be reached ({reply.reason}): start the server or correct the URL, "
+            "and run the same command again; what has been answered is kept"
         )
     if reply.status == "http" and reply.reason.startswith(("HTTP 401", "HTTP 403")):
         raise InputError(f"{server} refuses the key ({reply.reason}): set the environment variable {endpoint.api_key_env}")
     if too_many_failures:
         raise InputError(
-            f"{server}: the first {MAX_INITIAL_FAILURES} replies all failed (the last: {reply.reason}): correct the server or the model's name"
+            f"{server}: the first {MAX_INITIAL_FAILURES} replies all failed (the last: {reply.reason}): "
+            "correct the server or the model's name"
         )
 
 
 def endpoint_answers(
     endpoint: Endpoint, examples: Sequence[Example], sampling_params: Mapping[str, Any], num_generations: int, seed: int
 ) -> Iterator[tuple[Example, list[str]]]:
-    """Examples with their answers, each as soon as it has all of them; one that has failed is left out. Raises InputError as `ask_all` does."""
+    """Yield each example with its answers as soon as it has all of them, leaving out examples with
+    a failed answer.
+
+    Raise InputError as `request_replies` does.
+    """
     examples_by_key = {
         f"{number}/{sample}": example for number, example in enumerate(examples) for sample in range(num_generations)
     }

@@ -8,7 +8,7 @@
       tuned: {model: runs/sft/model, adapter_path: runs/ppo/policy}
     response_length: 64
 
-What stands beside `benchmarks` and `models` holds for all; flags win over it.
+Settings outside `benchmarks` and `models` hold for all of them. Flags override the file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from mmrlhf.config_loader import config_fields, read_yaml, renamed, renamed_fiel
 from mmrlhf.records import InputError
 
 ALIASES = {"model": "model_name_or_path", "adapter": "adapter_path", "out": "output_dir"}
+"""Short names that settings may have in a suite."""
+LoadConfig = Callable[[dict[str, Any]], EvalConfig]
+"""Validates settings; raises InputError."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What to measure: settings by benchmark and by model, and those of all."""
+    """Settings by benchmark, by model, and common to all."""
 
     benchmarks: Mapping[str, Mapping[str, Any]]
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -36,7 +39,7 @@ class Suite:
 
 
 class EvalRun(NamedTuple):
-    """One benchmark on one model: what `evaluate` is called with, and the model's label."""
+    """One benchmark on one model: the label of the model, and the arguments of `evaluate`."""
 
     model: str
     benchmark: str
@@ -45,7 +48,7 @@ class EvalRun(NamedTuple):
 
 
 def read_suite(path: Path) -> Suite:
-    """A suite's file. Raises InputError."""
+    """Read a suite from a YAML file. Raise InputError."""
     values = read_yaml(path)
     sections: dict[str, dict[str, Mapping[str, Any]]] = {}
     for section in ("benchmarks", "models"):
@@ -63,7 +66,7 @@ def read_suite(path: Path) -> Suite:
 def make_suite(
     benchmarks: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]], common: Mapping[Any, Any]
 ) -> Suite:
-    """Of settings that may go by their short names."""
+    """Make a suite of settings that may have their short names."""
     return Suite(
         {k: _expand_aliases(v) for k, v in benchmarks.items()},
         {k: _expand_aliases(v) for k, v in models.items()},
@@ -76,49 +79,71 @@ def _expand_aliases(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def expand_runs(
-    suite: Suite, flags: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], load: Callable[[dict[str, Any]], EvalConfig]
+    suite: Suite, flags: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], load: LoadConfig
 ) -> list[EvalRun]:
-    """Every benchmark on every model, each with its folder: --out itself for one, --out/MODEL/BENCHMARK for several.
+    """Return a run of every benchmark on every model, each with an output directory of its own.
 
-    given: flags, of which model_name_or_path, answers and data may be lists; `NAME=PATH` says which model (its label) or benchmark is meant.
-    Raises InputError.
+    A single run writes to --out itself, several write to --out/MODEL/BENCHMARK. flags: settings of
+    the command line; model_name_or_path, answers and data may be lists, where `LABEL=PATH` names
+    the model or the benchmark that a path is for. options: the benchmarks' own options, by
+    benchmark. Raise InputError.
     """
     flags = dict(flags)
     model_paths, answer_files = flags.pop("model_name_or_path", []), flags.pop("answers", [])
-    data, output_dir = flags.pop("data", []), flags.pop("output_dir", suite.common.get("output_dir"))
+    data_paths, output_dir = flags.pop("data", []), flags.pop("output_dir", suite.common.get("output_dir"))
     if answer_files and len(model_paths) > 1:
         raise InputError("--answers are of one model: give one --model, or leave it out")
-    model_settings = dict(zip(["model_name_or_path"], model_paths, strict=False))
-    answers_by_benchmark = {
-        label: path for label, path in map(_split_label, answer_files) if label in map(_benchmark_name, suite.benchmarks)
-    }
-    if answers_by_benchmark:
-        models: Mapping[str, Mapping[str, Any]] = {_default_label(model_paths[0]) if model_paths else "model": model_settings}
-    elif answer_files:
-        models = {label: {**model_settings, "answers": path} for label, path in _paths_by_label(answer_files).items()}
-    elif model_paths:
-        models = {label: {"model_name_or_path": path} for label, path in _paths_by_label(model_paths).items()}
-    else:
-        models = suite.models or {"model": {}}
+    models, answers_by_benchmark = _expand_models(suite, model_paths, answer_files)
     is_single_run = len(models) * len(suite.benchmarks) == 1
-    runs, known_settings = [], config_fields(EvalConfig)
-    for label, model_overrides in models.items():
-        for name, benchmark_overrides in suite.benchmarks.items():
-            values = {**suite.common, **model_overrides, **benchmark_overrides, **flags}
-            if _benchmark_name(name) in answers_by_benchmark:
-                values["answers"] = answers_by_benchmark[_benchmark_name(name)]
-            if data:
-                values["data"] = _data_path(data, _benchmark_name(name), len(suite.benchmarks))
+    runs = []
+    for label, model_settings in models.items():
+        for benchmark, benchmark_settings in suite.benchmarks.items():
+            name = _benchmark_name(benchmark)
+            values = {**suite.common, **model_settings, **benchmark_settings, **flags}
+            if name in answers_by_benchmark:
+                values["answers"] = answers_by_benchmark[name]
+            if data_paths:
+                values["data"] = _data_path(data_paths, name, len(suite.benchmarks))
             if output_dir is not None:
-                values["output_dir"] = str(output_dir if is_single_run else Path(str(output_dir)) / label / _benchmark_name(name))
-            for key in values:
-                if new_name := renamed_field(key, known_settings):
-                    raise InputError(renamed(key, new_name))
-            benchmark_options = {k: values.pop(k) for k in list(values) if k not in known_settings and k != "config"} | dict(
-                options.get(name, {})
-            )
-            runs.append(EvalRun(label, name, load(values), benchmark_options))
+                values["output_dir"] = str(output_dir if is_single_run else Path(str(output_dir)) / label / name)
+            settings, own_options = _split_options(values)
+            own_options |= options.get(benchmark, {})
+            runs.append(EvalRun(label, benchmark, load(settings), own_options))
     return runs
+
+
+def _expand_models(
+    suite: Suite, model_paths: Sequence[str], answer_files: Sequence[str]
+) -> tuple[Mapping[str, Mapping[str, Any]], dict[str, str]]:
+    """Return settings by model label, and files of answers by benchmark.
+
+    The labels of --answers name the benchmarks of one model, or else models.
+    """
+    model_settings = {"model_name_or_path": model_paths[0]} if model_paths else {}
+    benchmark_names = [_benchmark_name(benchmark) for benchmark in suite.benchmarks]
+    labelled_answers = [_split_label(value) for value in answer_files]
+    answers_by_benchmark = {label: path for label, path in labelled_answers if label in benchmark_names}
+    if answers_by_benchmark:
+        label = _default_label(model_paths[0]) if model_paths else "model"
+        return {label: model_settings}, answers_by_benchmark
+    if answer_files:
+        return {label: {**model_settings, "answers": path} for label, path in _paths_by_label(answer_files).items()}, {}
+    if model_paths:
+        return {label: {"model_name_or_path": path} for label, path in _paths_by_label(model_paths).items()}, {}
+    return suite.models or {"model": {}}, {}
+
+
+def _split_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split settings of EvalConfig from a benchmark's own options.
+
+    Raise InputError for a setting's old name.
+    """
+    known_settings = config_fields(EvalConfig)
+    for key in values:
+        if new_name := renamed_field(key, known_settings):
+            raise InputError(renamed(key, new_name))
+    settings = {key: value for key, value in values.items() if key in known_settings or key == "config"}
+    return settings, {key: value for key, value in values.items() if key not in settings}
 
 
 def _benchmark_name(benchmark: str) -> str:
@@ -126,7 +151,10 @@ def _benchmark_name(benchmark: str) -> str:
 
 
 def _paths_by_label(values: Sequence[str]) -> dict[str, str]:
-    """Paths by label: what stands before `=`, else what the path itself says, with a number where two say the same."""
+    """Return paths by label: as in `LABEL=PATH`, or else taken from the path.
+
+    A number tells equal labels apart.
+    """
     labelled: dict[str, str] = {}
     for label, path in map(_split_label, values):
         label = label or _default_label(path)
@@ -135,29 +163,40 @@ def _paths_by_label(values: Sequence[str]) -> dict[str, str]:
 
 
 def _split_label(value: str) -> tuple[str, str]:
-    """`NAME=PATH` in its two parts; a path that exists is a path, whatever it holds."""
+    """Return label and path of `LABEL=PATH`; the label is empty if there is none, or if the whole
+    value is a path."""
     label, separator, path = value.partition("=")
-    return (label, path) if separator and not Path(value).exists() and re.fullmatch(r"[\w.-]+", label) else ("", value)
+    if separator and re.fullmatch(r"[\w.-]+", label) and not Path(value).exists():
+        return label, path
+    return "", value
 
 
 def _default_label(path: str) -> str:
-    """A folder's name for a model: `runs/sft/model` is sft."""
-    parts = [p for p in Path(path).parts if p not in ("/", "model", "policy", ".", "..")]
-    stem = parts[-1] if parts else "model"
-    return re.sub(r"[^\w.-]+", "-", Path(stem).stem if Path(path).is_file() else stem)
+    """Return a label for a model or a file of answers: `runs/sft/model` is sft."""
+    parts = [part for part in Path(path).parts if part not in ("/", "model", "policy", ".", "..")]
+    label = parts[-1] if parts else "model"
+    return re.sub(r"[^\w.-]+", "-", Path(label).stem if Path(path).is_file() else label)
 
 
 def _data_path(values: Sequence[str], benchmark: str, num_benchmarks: int) -> str:
-    """A benchmark's data, of several benchmarks: `NAME=PATH`, else the folder of its name in the one folder that holds all."""
+    """Return a benchmark's data: its `NAME=PATH`, or else the subfolder with its name in the folder
+    that was given."""
     paths_by_name = dict(map(_split_label, values))
     if benchmark in paths_by_name:
         return paths_by_name[benchmark]
-    if "" in paths_by_name and num_benchmarks == 1:
+    if "" not in paths_by_name:
+        raise InputError(f"--data does not name {benchmark}: add --data {benchmark}=PATH")
+    root = Path(paths_by_name[""])
+    if num_benchmarks == 1:
         return paths_by_name[""]
-    root = Path(paths_by_name.get("", ""))
-    if "" in paths_by_name and root.is_dir():
-        subfolders = {re.sub(r"\W|_", "", p.name).lower(): p for p in root.iterdir() if p.is_dir()}
-        if (normalised := re.sub(r"\W|_", "", benchmark).lower()) in subfolders:
-            return str(subfolders[normalised])
+    if not root.is_dir():
+        raise InputError(f"--data does not name {benchmark}: add --data {benchmark}=PATH")
+    subfolders = {_normalise(path.name): path for path in root.iterdir() if path.is_dir()}
+    if _normalise(benchmark) not in subfolders:
         raise InputError(f"--data {root} has no folder for {benchmark}: add --data {benchmark}=PATH")
-    raise InputError(f"--data says nothing of {benchmark}: add --data {benchmark}=PATH")
+    return str(subfolders[_normalise(benchmark)])
+
+
+def _normalise(name: str) -> str:
+    """Return a name in lower case without punctuation, so that MMHal-Bench is mmhal_bench."""
+    return re.sub(r"\W|_", "", name).lower()

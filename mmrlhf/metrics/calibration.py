@@ -58,7 +58,8 @@ class Bin:
 
 
 def preference_bins(margins: np.ndarray, temperature: float) -> list[Bin]:
-    """Return bins in the probability of the answer that the model prefers, which is from 0.5 to 1."""
+    """Return bins in the probability of the answer that the model prefers, which is from 0.5 to
+    1."""
     return reliability_bins(expit(np.abs(margins) / temperature), margins > 0, 0.5)
 
 

@@ -96,7 +96,7 @@ def test_pope_official_yes_ratio_counts_all_answers(tmp_path):
 def test_pope_notes_answers_on_another_questions_line(tmp_path, capsys):
     result = evaluate_pope(tmp_path, ["No", "Yes", "Yes", "No", "Yes", "No"], ids=[2, 1, 3, 4, 5, 6])
     told = result["metrics"]["official"]["other_line"]
-    note = "official pairs by line; 2 of 6 answers stand on another question's line"
+    note = "official pairs by line; 2 of 6 answers are on another question's line"
     assert told["value"] == 2 / 6 and told["note"] == note and note in capsys.readouterr().err
     evaluate_pope(tmp_path, ["Yes", "No"] * 2)
     assert "by line" not in capsys.readouterr().err  # a file that ends early is in order
