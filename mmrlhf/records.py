@@ -37,7 +37,7 @@ class ImageSource:
     path: str | None = None
     data: bytes | None = None
     expected_sha256: str | None = field(default=None, compare=False)
-    _digests: dict[FileState | None, str] = field(default_factory=dict, repr=False, compare=False)
+    _digests: dict[FileState | None, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The content's sha256 by the state of the file when it was hashed; bytes have no state."""
 
     @property
@@ -67,7 +67,9 @@ class ImageSource:
         """Return the same image with its current hash as `expected_sha256`."""
         if self.data is not None or self.expected_sha256 is not None:
             return self
-        return replace(self, expected_sha256=self.key)  # the copy shares `_digests`: nothing is hashed twice
+        copy = replace(self, expected_sha256=self.key)
+        copy._digests.update(self._digests)  # the copy need not hash the file again
+        return copy
 
     @property
     def key(self) -> str:

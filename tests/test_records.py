@@ -1,0 +1,58 @@
+"""Image sources are identified by their content, which is hashed once per state of the file."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from mmrlhf.records import ImageSource, InputError
+
+
+def count_hashed_files(monkeypatch):
+    """Return a list that gets an entry for each file that is hashed."""
+    calls, file_digest = [], hashlib.file_digest
+
+    def counting_file_digest(file, digest):
+        calls.append(file.name)
+        return file_digest(file, digest)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting_file_digest)
+    return calls
+
+
+def test_image_key_hashes_a_file_once_until_it_changes(tmp_path, monkeypatch):
+    calls = count_hashed_files(monkeypatch)
+    path = tmp_path / "a.png"
+    path.write_bytes(b"first")
+    source = ImageSource(str(path))
+    assert source.key == source.key == ImageSource(data=b"first").key == hashlib.sha256(b"first").hexdigest()
+    assert len(calls) == 1
+    path.write_bytes(b"the second")
+    assert source.key == hashlib.sha256(b"the second").hexdigest() and len(calls) == 2
+
+
+def test_image_pinned_hashes_once_and_refuses_changed_file(tmp_path, monkeypatch):
+    calls = count_hashed_files(monkeypatch)
+    path = tmp_path / "a.png"
+    path.write_bytes(b"first")
+    pinned = ImageSource(str(path)).pinned()
+    assert pinned.key == pinned.expected_sha256 and pinned.pinned() is pinned and len(calls) == 1
+    path.write_bytes(b"the second")
+    with pytest.raises(InputError, match="changed while it was being used"):
+        pinned.read()
+
+
+def test_image_equality_and_repr_ignore_cached_hashes(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"first")
+    hashed, fresh = ImageSource(str(tmp_path / "a.png")), ImageSource(str(tmp_path / "a.png"))
+    assert hashed.key and hashed == fresh and hash(hashed) == hash(fresh) and repr(hashed) == repr(fresh)
+
+
+def test_image_replaced_data_has_another_key():
+    source = ImageSource(data=b"first")
+    assert source.key != replace(source, data=b"second").key == hashlib.sha256(b"second").hexdigest()
+
+
+def test_image_key_of_missing_file_raises(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        _ = ImageSource(str(tmp_path / "none.png")).key
