@@ -1,10 +1,10 @@
-"""The demo's data: scenes as rows for SFT, prompts for PPO, and ranked pairs of sampled answers."""
+"""The demo's data: rows for SFT, prompts for PPO, and sampled answers ranked in pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -16,27 +16,25 @@ from mmrlhf.evaluation.benchmark import load_benchmark
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.models.loading import load as load_vlm
-from mmrlhf.records import Example, Fact, Message, Preference
+from mmrlhf.records import Example, Fact, ImageSource, Message, Preference
 from mmrlhf.report.progress import progress
 
 IN_MEMORY_DATASET = "scenes"
-"""What the demo's stages are told as their data set: the rows are handed over as records."""
-
-
+"""`dataset_name` of the demo's stages, which get their rows as records."""
 RESPONSE_LENGTH = 72
-
-
+"""Maximum tokens of an answer."""
 GREEDY = SamplingParams(RESPONSE_LENGTH, 0.0)
+T = TypeVar("T")
 
 
-class _LazyRows(Sequence[Example]):
-    """Rows that are rendered when a stage first asks for one: a finished stage never does."""
+class LazyRows(Sequence[T], Generic[T]):
+    """Rows that are built on first access. A stage that has finished before never asks for one."""
 
-    def __init__(self, build_rows: Callable[[], list[Example]]):
+    def __init__(self, build_rows: Callable[[], Sequence[T]]):
         self._build_rows = build_rows
-        self._rows: list[Example] | None = None
+        self._rows: Sequence[T] | None = None
 
-    def _load(self) -> list[Example]:
+    def _load(self) -> Sequence[T]:
         if self._rows is None:
             self._rows = self._build_rows()
         return self._rows
@@ -49,110 +47,153 @@ class _LazyRows(Sequence[Example]):
 
 
 def training_scene(split: scenes.Split, index: int, data_config: ScenesConfig) -> scenes.Scene:
-    """A scene to train on, as hard to see as the world's are."""
-    return scenes.generate_scene(split, index, data_config.seed, scenes.Difficulty(occluded_share=data_config.occluded_share))
+    """Return a scene to train on, at the configured difficulty."""
+    difficulty = scenes.Difficulty(occluded_share=data_config.occluded_share)
+    return scenes.generate_scene(split, index, data_config.seed, difficulty)
 
 
-def build_sft_rows(data_config: ScenesConfig, cooccurrence_bias: float) -> list[Example]:
-    """Three descriptions to one question; the same scenes and questions whatever the habit."""
+# ---- SFT and PPO ---------------------------------------------------------------------------------
+
+
+def build_sft_images(data_config: ScenesConfig) -> list[ImageSource]:
+    """Render the images of the SFT rows."""
+    return [training_scene("sft", index, data_config).image_source() for index in range(data_config.sft_rows)]
+
+
+def build_sft_rows(
+    data_config: ScenesConfig, cooccurrence_bias: float, images: Sequence[ImageSource] | None = None
+) -> list[Example]:
+    """Return three descriptions to each short question. The bias changes only the captions.
+
+    images: those of `build_sft_images`, to render them once for several sets of captions.
+    """
+    images = build_sft_images(data_config) if images is None else images
     rows = []
     for index in range(data_config.sft_rows):
         scene, rng = training_scene("sft", index, data_config), np.random.default_rng([data_config.seed, 31, index])
-        question = (
-            scenes.description_question(scene, rng, cooccurrence_bias=cooccurrence_bias) if index % 4 else scenes.short_question(scene, rng)
-        )
-        rows.append(Example(scene.id, (scene.image_source(),), (Message("user", question.text),), question.answer))
+        if index % 4:
+            question = scenes.description_question(scene, rng, cooccurrence_bias=cooccurrence_bias)
+        else:
+            question = scenes.short_question(scene, rng)
+        rows.append(Example(scene.id, (images[index],), (Message("user", question.text),), question.answer))
     return rows
 
 
 def build_rl_prompts(data_config: ScenesConfig) -> list[Example]:
-    """Prompts with facts: nine descriptions to one question."""
-    rows = []
-    for index in range(data_config.rl_scenes):
-        scene, rng = training_scene("rl", index, data_config), np.random.default_rng([data_config.seed, 37, index])
-        question = scenes.description_question(scene, rng) if index % 10 else scenes.short_question(scene, rng)
-        facts = scenes.annotator_facts(scene, rng, recall=data_config.fact_recall, error_rate=data_config.fact_error_rate)
-        rows.append(Example(scene.id, (scene.image_source(),), (Message("user", question.text),), facts=facts))
-    return rows
+    """Return PPO's prompts with facts: nine descriptions to each short question."""
+    return [_prompt_with_facts("rl", index, 37, data_config) for index in range(data_config.rl_scenes)]
+
+
+def _prompt_with_facts(split: scenes.Split, index: int, stream: int, data_config: ScenesConfig) -> Example:
+    """Return a prompt on a scene with its annotator's facts. `stream` separates random streams."""
+    scene, rng = training_scene(split, index, data_config), np.random.default_rng([data_config.seed, stream, index])
+    question = scenes.description_question(scene, rng) if _is_description(index) else scenes.short_question(scene, rng)
+    facts = _annotator_facts(scene, rng, data_config)
+    return Example(scene.id, (scene.image_source(),), (Message("user", question.text),), facts=facts)
+
+
+def _is_description(index: int) -> bool:
+    """Whether a scene of the splits pairs and rl is described: nine of ten are."""
+    return index % 10 != 0
+
+
+def _annotator_facts(scene: scenes.Scene, rng: np.random.Generator, data_config: ScenesConfig) -> tuple[Fact, ...]:
+    return scenes.annotator_facts(scene, rng, recall=data_config.fact_recall, error_rate=data_config.fact_error_rate)
+
+
+# ---- preference pairs ----------------------------------------------------------------------------
 
 
 def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path) -> tuple[list[Preference], list[Preference]]:
-    """Answers of the model to each scene, compared two by two by utility; some labels are turned round.
+    """Sample answers from the SFT model and rank them in pairs: training and held-out pairs.
 
-    Half of the answers are sampled hotter, and some are replaced by descriptions with planted faults: a reward model that
-    has seen only today's errors has holes that ppo finds. Returns training pairs and pairs of other scenes for accuracy.
-    The texts are kept, so that another run reads them.
+    Sampled texts are written to `path`, or read if it exists. No scene has pairs on both sides.
     """
-    examples = []
-    for index in range(data_config.pair_scenes):
-        scene, rng = training_scene("pairs", index, data_config), np.random.default_rng([data_config.seed, 41, index])
-        question = scenes.description_question(scene, rng) if index % 10 else scenes.short_question(scene, rng)
-        facts = scenes.annotator_facts(scene, rng, recall=data_config.fact_recall, error_rate=data_config.fact_error_rate)
-        meta = {"kind": question.kind}
-        examples.append(Example(scene.id, (scene.image_source(),), (Message("user", question.text),), facts=facts, meta=meta))
+    examples = [_prompt_with_facts("pairs", index, 41, data_config) for index in range(data_config.pair_scenes)]
     if path.exists():
-        sampled_answers = [row["answers"] for row in read_jsonl(path)]
+        answers_by_scene = [row["answers"] for row in read_jsonl(path)]
     else:
-        vlm, num_hot = load_vlm(sft_path), data_config.answers_per_scene // 2
-        with progress(2 * len(examples), "pairs") as progress_bar:
-            by_temperature = []
-            for temperature, num_generations in (
-                (1.0, data_config.answers_per_scene - num_hot),
-                (data_config.hot_temperature, num_hot),
-            ):
-                answers_at_temperature = []
-                sampling_params = SamplingParams(
-                    RESPONSE_LENGTH, temperature, seed=data_config.seed + int(temperature * 100)
-                )
-                for _, sampled_answers in generate_batches(
-                    vlm,
-                    examples,
-                    sampling_params,
-                    batch_size=64,
-                    num_generations=num_generations,
-                ):
-                    answers_at_temperature.append(sampled_answers)
-                    progress_bar.advance()
-                by_temperature.append(answers_at_temperature)
-        sampled_answers = [a + b for a, b in zip(*by_temperature, strict=True)]
-        write_atomic(path, "".join(json_line({"id": e.id, "answers": t}) for e, t in zip(examples, sampled_answers, strict=True)))
+        answers_by_scene = _sample_pair_answers(data_config, examples, sft_path)
+        rows = [{"id": e.id, "answers": answers} for e, answers in zip(examples, answers_by_scene, strict=True)]
+        write_atomic(path, "".join(map(json_line, rows)))
     pairs: list[Preference] = []
-    for index, (example, answers) in enumerate(zip(examples, sampled_answers, strict=True)):
-        scene, rng = training_scene("pairs", index, data_config), np.random.default_rng([data_config.seed, 43, index])
-        answers = list(answers)
-        if example.meta["kind"] == "describe" and rng.random() < data_config.injected_share:
-            answers[0] = scenes.caption(scene, rng, num_faults=int(rng.integers(1, 4)))
-        rng.shuffle(answers)
-        for a, b in zip(answers[::2], answers[1::2], strict=False):
-            utility_gap = scenes.utility(scene, a, data_config.false_claim_penalty) - scenes.utility(
-                scene, b, data_config.false_claim_penalty
-            )
-            if abs(utility_gap) < data_config.min_utility_gap or a == b:
-                continue
-            if (utility_gap < 0) != (rng.random() < data_config.annotator_error):
-                a, b = b, a
-            pairs.append(Preference.from_pair(f"{example.id}-{len(pairs)}", example.images, example.prompt, a, b, example.facts))
+    for index, (example, answers) in enumerate(zip(examples, answers_by_scene, strict=True)):
+        pairs += _rank_answers(data_config, index, example, answers, first_pair_number=len(pairs))
     num_held_out = data_config.held_out_pairs
-    while pairs[num_held_out].images == pairs[num_held_out - 1].images:  # both pairs of a scene on one side
+    while pairs[num_held_out].images == pairs[num_held_out - 1].images:  # keep a scene's pairs together
         num_held_out += 1
     return pairs[num_held_out:], pairs[:num_held_out]
 
 
+def _sample_pair_answers(data_config: ScenesConfig, examples: Sequence[Example], sft_path: str) -> list[list[str]]:
+    """Sample the answers to each prompt: half at temperature 1, half at `hot_temperature`.
+
+    The hotter half makes errors that the policy may come to make, which today's model does not.
+    """
+    vlm, num_hot = load_vlm(sft_path), data_config.answers_per_scene // 2
+    temperatures = ((1.0, data_config.answers_per_scene - num_hot), (data_config.hot_temperature, num_hot))
+    answers_by_scene: list[list[str]] = [[] for _ in examples]
+    with progress(len(temperatures) * len(examples), "pairs") as progress_bar:
+        for temperature, num_generations in temperatures:
+            seed = data_config.seed + int(temperature * 100)
+            batches = generate_batches(
+                vlm,
+                examples,
+                SamplingParams(RESPONSE_LENGTH, temperature, seed=seed),
+                batch_size=64,
+                num_generations=num_generations,
+            )
+            for answers, (_, sampled) in zip(answers_by_scene, batches, strict=True):
+                answers += sampled
+                progress_bar.advance()
+    return answers_by_scene
+
+
+def _rank_answers(
+    data_config: ScenesConfig, index: int, example: Example, answers: Sequence[str], first_pair_number: int
+) -> list[Preference]:
+    """Compare a scene's answers two by two by utility; flip a share `annotator_error` of labels.
+
+    In some scenes a description with injected faults replaces one answer: a reward model trained
+    only on the model's present errors has holes that PPO finds.
+    """
+    scene, rng = training_scene("pairs", index, data_config), np.random.default_rng([data_config.seed, 43, index])
+    answers = list(answers)
+    if _is_description(index) and rng.random() < data_config.injected_share:
+        answers[0] = scenes.caption(scene, rng, num_faults=int(rng.integers(1, 4)))
+    rng.shuffle(answers)
+    pairs: list[Preference] = []
+    for a, b in zip(answers[::2], answers[1::2], strict=False):
+        utility_a, utility_b = (scenes.utility(scene, text, data_config.false_claim_penalty) for text in (a, b))
+        if abs(utility_a - utility_b) < data_config.min_utility_gap or a == b:
+            continue
+        is_flipped = rng.random() < data_config.annotator_error
+        chosen, rejected = (b, a) if (utility_a < utility_b) != is_flipped else (a, b)
+        pair_id = f"{example.id}-{first_pair_number + len(pairs)}"
+        pairs.append(Preference.from_pair(pair_id, example.images, example.prompt, chosen, rejected, example.facts))
+    return pairs
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
 def benchmark_rows(split: scenes.Split, num_scenes: int, *, facts_config: ScenesConfig | None = None) -> list[Example]:
-    """The benchmark's rows on a split, with facts where something that reads them will rank answers."""
-    rows = load_benchmark("scenes").prompts(split, num_scenes)
+    """Return the benchmark's rows on a split, with facts if `facts_config` is given."""
+    rows: list[Example] = load_benchmark("scenes").module.prompts(split, num_scenes)
     if facts_config is None:
         return rows
-    rows_with_facts = []
-    for row in rows:
-        scene = scenes.generate_scene(split, row.meta["index"], 0)
-        rows_with_facts.append(
-            Example(row.id, row.images, row.prompt, facts=evaluation_facts(facts_config, scene, row.meta["index"]), meta=row.meta)
+    return [
+        Example(
+            row.id,
+            row.images,
+            row.prompt,
+            facts=evaluation_facts(facts_config, scenes.generate_scene(split, row.meta["index"], 0), row.meta["index"]),
+            meta=row.meta,
         )
-    return rows_with_facts
+        for row in rows
+    ]
 
 
 def evaluation_facts(data_config: ScenesConfig, scene: scenes.Scene, index: int) -> tuple[Fact, ...]:
-    """The facts on a scene that models are measured on."""
-    rng = np.random.default_rng([data_config.seed, 47, index])
-    return scenes.annotator_facts(scene, rng, recall=data_config.fact_recall, error_rate=data_config.fact_error_rate)
+    """Return the annotator's facts on a scene that models are evaluated on."""
+    return _annotator_facts(scene, np.random.default_rng([data_config.seed, 47, index]), data_config)

@@ -1,19 +1,20 @@
-"""The demo's measurements: answers of every model on every split, their scores, and the summary that the report shows."""
+"""The demo's measurements: every model's answers on every split, the summary and the gallery."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from mmrlhf import scenes
 from mmrlhf.config import ScenesConfig
-from mmrlhf.demo.data import GREEDY, RESPONSE_LENGTH, benchmark_rows, evaluation_facts
+from mmrlhf.demo.data import GREEDY, RESPONSE_LENGTH, LazyRows, benchmark_rows, evaluation_facts
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.evaluation.benchmark import Task, load_benchmark
@@ -27,194 +28,209 @@ from mmrlhf.records import Example
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.best_of_n import best_of_n
 from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.reward_model import RewardModel
 
-
-def score_scenes(
-    module: ModuleType, examples: Sequence[Example], predictions: Mapping[str, list[str]], folder: Path | None, seed: int
-) -> dict[str, Any]:
-    """Figures by split of answers to scenes, for the demo and the studies; rows go to scores.jsonl when a folder is given."""
-    task = Task(seed=seed)
-    rows = [{"id": e.id, **module.score(e, predictions[e.id], task)} for e in examples]
-    if folder is not None:
-        write_atomic(folder / "scores.jsonl", "".join(map(json_line, rows)))
-    return dict(module.by_split(rows, seed))
-
-
-SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
-
-
+SPLITS: tuple[scenes.Split, ...] = ("held_out", "ood_1", "ood_2", "ood_3")
 NUM_SAMPLES = 4
-"""Answers to each held-out prompt at temperature 1, beside the greedy one: is truth lost when sampled, and how varied are they?"""
-
-
-def selection_metrics(vlm: VLM, examples: Sequence[Example]) -> dict[str, float]:
-    """Greedy descriptions of the selection split, for the curves."""
-    benchmark = load_benchmark("scenes")
-    rows = [e for e in examples if e.meta["kind"] == "describe"]
-    answers = generate_batches(vlm, rows, GREEDY, batch_size=100)
-    metrics = score_scenes(benchmark, rows, {e.id: texts for e, texts in answers}, None, 0)["selection"]
-    return {
-        k: metrics[k]
-        for k in (
-            "chair_s",
-            "chair_i",
-            "coverage",
-            "claim_f1",
-            "utility",
-            "cooccurrence_errors",
-            "perception_errors",
-            "mean_length",
-        )
-    }
-
-
+"""Answers per held-out prompt at temperature 1, besides the greedy one. They show how varied
+answers are and whether truth is lost in sampling."""
+SFT_TEMPERATURES = {"sft_t03": 0.3, "sft_t07": 0.7}
+CURVE_METRICS = (
+    "chair_s", "chair_i", "coverage", "claim_f1", "utility", "cooccurrence_errors", "perception_errors", "mean_length",
+)  # fmt: skip
+"""Metrics on the selection split that are logged during PPO."""
+GALLERY_MODELS = ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
 AnswersByModel = dict[str, dict[str, dict[str, list[str]]]]
 """model -> split (or "sampled": held-out scenes at temperature 1) -> row id -> answers"""
 
 
-def generate_answers(
-    data_config: ScenesConfig,
-    sft_path: str,
-    clean_sft_path: str,
-    policy_paths: dict[str, str],
-    reward_model_path: str,
-    answers_dir: Path,
-) -> AnswersByModel:
-    """Greedy answers of every model on every split (SFT also sampled, and the best of n); kept as files, made once."""
-    rows = {
-        s: benchmark_rows(
-            s,  # type: ignore[arg-type]
-            data_config.held_out_scenes if s == "held_out" else data_config.ood_scenes,
-            facts_config=data_config,
-        )
-        for s in SPLITS
-    }
-    run_names = [f"{m}-{s}" for m in ("sft", "sft_t03", "sft_t07", *policy_paths, "best_of_n", "clean_sft") for s in SPLITS]
-    run_names += [f"{m}-sampled" for m in ("sft", *policy_paths)]
-    rows["sampled"] = [e for e in rows["held_out"][: data_config.ood_scenes] if e.meta["kind"] == "describe"]
-    loaded: dict[str, Any] = {}
+def score_scenes(examples: Iterable[Example], answers_by_id: Mapping[str, list[str]], seed: int) -> dict[str, Any]:
+    """Return the scenes benchmark's metrics of answers, by split."""
+    benchmark, task = load_benchmark("scenes"), Task(seed=seed)
+    rows = [{"id": e.id, **benchmark.score(e, answers_by_id[e.id], task)} for e in examples]
+    return dict(benchmark.module.by_split(rows, seed))
 
-    def load_adapters() -> Adapters:
-        if "sft" not in loaded:
-            loaded["sft"] = Adapters(load_vlm(sft_path))
-            for model_name, path in policy_paths.items():
-                loaded["sft"].load(model_name, Path(path), trainable=False)
-            loaded["reward"] = load_reward_model(reward_model_path, loaded["sft"])
-        return loaded["sft"]
 
-    def sample_answers(model_name: str, split: str) -> Iterator[tuple[Example, list[str]]]:
-        if model_name == "clean_sft":
-            loaded.setdefault("clean", load_vlm(clean_sft_path))
-            yield from generate_batches(loaded["clean"], rows[split], GREEDY, batch_size=100)
-            return
-        adapters = load_adapters()
-        if model_name == "best_of_n":
-            description_rows = [e for e in rows[split] if e.meta["kind"] == "describe"]
-            for example, text in best_of_n(
-                adapters.vlm,
-                loaded["reward"],
-                description_rows,
-                data_config.best_of_n,
-                batch_size=25,
-                response_length=RESPONSE_LENGTH,
-                seed=data_config.seed,
-            ):
-                yield example, [text]
-            return
-        with adapters.use(model_name if model_name in policy_paths else None):
-            temperature = 1.0 if split == "sampled" else {"sft_t03": 0.3, "sft_t07": 0.7}.get(model_name, 0.0)
-            num_generations = NUM_SAMPLES if split == "sampled" else 1
-            yield from generate_batches(
-                adapters.vlm,
-                rows[split],
-                SamplingParams(RESPONSE_LENGTH, temperature, seed=data_config.seed),
-                batch_size=100,
-                num_generations=num_generations,
-            )
+def selection_metrics(vlm: VLM, examples: Sequence[Example]) -> dict[str, float]:
+    """Return metrics of greedy descriptions of the selection split, for the curves."""
+    rows = [e for e in examples if e.meta["kind"] == "describe"]
+    answers = {e.id: texts for e, texts in generate_batches(vlm, rows, GREEDY, batch_size=100)}
+    metrics = score_scenes(rows, answers, seed=0)["selection"]
+    return {name: metrics[name] for name in CURVE_METRICS}
 
+
+# ---- answers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """Paths of what the demo has trained. Models are loaded on first use, on one shared base."""
+
+    sft_path: str
+    clean_sft_path: str
+    policy_paths: Mapping[str, str]
+    reward_model_path: str
+    """The reward model that chooses the best of n."""
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The SFT model with the policies' adapters."""
+        adapters = Adapters(load_vlm(self.sft_path))
+        for name, path in self.policy_paths.items():
+            adapters.load(name, Path(path), trainable=False)
+        return adapters
+
+    @cached_property
+    def reward_model(self) -> RewardModel:
+        return load_reward_model(self.reward_model_path, self.adapters)
+
+    @cached_property
+    def clean_sft(self) -> VLM:
+        return load_vlm(self.clean_sft_path)
+
+
+def generate_answers(data_config: ScenesConfig, models: TrainedModels, answers_dir: Path) -> AnswersByModel:
+    """Answer every split greedily with every model, and held-out prompts also by sampling.
+
+    Answers are written to one file per model and split, and read from there if it exists.
+    """
+    rows: dict[str, Sequence[Example]] = {split: LazyRows(partial(_evaluation_rows, data_config, split)) for split in SPLITS}
+    rows["sampled"] = LazyRows(lambda: _descriptions(rows["held_out"][: data_config.ood_scenes]))
+    model_names = ("sft", *SFT_TEMPERATURES, *models.policy_paths, "best_of_n", "clean_sft")
+    tasks = [(name, str(split)) for name in model_names for split in SPLITS]
+    tasks += [(name, "sampled") for name in ("sft", *models.policy_paths)]
     answers: AnswersByModel = {}
-    with progress(len(run_names), "evaluation") as progress_bar:
-        for run_name in run_names:
-            model_name, split = run_name.rsplit("-", 1)
-            path = answers_dir / f"{run_name}.jsonl"
+    with progress(len(tasks), "evaluation") as progress_bar:
+        for model_name, split in tasks:
+            path = answers_dir / f"{model_name}-{split}.jsonl"
             if not path.exists():
-                write_atomic(path, "".join(json_line({"id": e.id, "answers": a}) for e, a in sample_answers(model_name, split)))
+                generated = _generate(data_config, models, model_name, split, rows[split])
+                write_atomic(path, "".join(json_line({"id": e.id, "answers": texts}) for e, texts in generated))
             answers.setdefault(model_name, {})[split] = {row["id"]: row["answers"] for row in read_jsonl(path)}
             progress_bar.advance()
     return answers
 
 
+def _evaluation_rows(data_config: ScenesConfig, split: scenes.Split) -> list[Example]:
+    num_scenes = data_config.held_out_scenes if split == "held_out" else data_config.ood_scenes
+    return benchmark_rows(split, num_scenes, facts_config=data_config)
+
+
+def _descriptions(rows: Sequence[Example]) -> list[Example]:
+    return [e for e in rows if e.meta["kind"] == "describe"]
+
+
+def _generate(
+    data_config: ScenesConfig, models: TrainedModels, model_name: str, split: str, rows: Sequence[Example]
+) -> Iterator[tuple[Example, list[str]]]:
+    """Yield each row with one model's answers."""
+    if model_name == "clean_sft":
+        yield from generate_batches(models.clean_sft, rows, GREEDY, batch_size=100)
+        return
+    if model_name == "best_of_n":
+        best_answers = best_of_n(
+            models.adapters.vlm,
+            models.reward_model,
+            _descriptions(rows),
+            data_config.best_of_n,
+            batch_size=25,
+            response_length=RESPONSE_LENGTH,
+            seed=data_config.seed,
+        )
+        yield from ((example, [text]) for example, text in best_answers)
+        return
+    is_sampled = split == "sampled"
+    temperature = 1.0 if is_sampled else SFT_TEMPERATURES.get(model_name, 0.0)
+    with models.adapters.use(model_name if model_name in models.policy_paths else None):
+        yield from generate_batches(
+            models.adapters.vlm,
+            rows,
+            SamplingParams(RESPONSE_LENGTH, temperature, seed=data_config.seed),
+            batch_size=100,
+            num_generations=NUM_SAMPLES if is_sampled else 1,
+        )
+
+
+# ---- summary -------------------------------------------------------------------------------------
+
+
 def summarise(
-    data_config: ScenesConfig, output_path: Path, answers: AnswersByModel, stage_seconds: dict[str, float]
+    data_config: ScenesConfig, output_path: Path, answers: AnswersByModel, stage_seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """summary.json: metrics of every model and split, reward accuracy, final KL, seconds."""
-    benchmark = load_benchmark("scenes")
+    """Return metrics by model and split, reward accuracy, final KL and seconds (summary.json)."""
     models: dict[str, Any] = {name: {} for name in answers}
     sampled: dict[str, Any] = {}
-    for name, by_split in answers.items():
-        for split, answers_by_id in by_split.items():
+    for name, answers_by_split in answers.items():
+        for split, answers_by_id in answers_by_split.items():
+            scenes_split: Any = "held_out" if split == "sampled" else split
+            metrics = score_scenes(_rows_of(scenes_split, answers_by_id), answers_by_id, data_config.seed)[scenes_split]
             if split == "sampled":
-                sampled[name] = score_scenes(
-                    benchmark, _described("held_out", answers_by_id), answers_by_id, None, data_config.seed
-                )["held_out"]
+                sampled[name] = metrics
             else:
-                models[name][split] = score_scenes(
-                    benchmark, _described(split, answers_by_id), answers_by_id, None, data_config.seed
-                )[split]
-    accuracy = {}
-    for name in ("fact", "plain"):
-        is_correct = json.loads((output_path / f"reward_{name}" / "finished.json").read_text())["right"]
-        accuracy[name] = bootstrap(
-            np.array([[r, 1.0] for r in is_correct]), lambda s: {"accuracy": s[..., 0] / s[..., 1]}, data_config.seed
-        )
-    kl = {f"ppo_{n}": read_jsonl(output_path / f"ppo_{n}" / "metrics.jsonl")[-1]["objective/kl"] for n in ("plain", "fact")}
+                models[name][split] = metrics
     return {
         "models": models,
         "sampled": sampled,
-        "reward_models": accuracy,
-        "kl": kl,
-        "seconds": stage_seconds,
+        "reward_models": {name: _reward_accuracy(output_path / f"reward_{name}", data_config.seed) for name in ("fact", "plain")},
+        "kl": {name: read_jsonl(output_path / name / "metrics.jsonl")[-1]["objective/kl"] for name in ("ppo_plain", "ppo_fact")},
+        "seconds": dict(stage_seconds),
         "seed": data_config.seed,
     }
 
 
-def _described(split: str, answers_by_id: dict[str, list[str]]) -> list[Example]:
-    """The rows that answers belong to, without pictures: judging needs the graph alone, and yes/no rows their true answer."""
-    benchmark, rows = load_benchmark("scenes"), []
-    for example_id in answers_by_id:
-        index, kind = int(example_id.split("-")[1]), example_id.split("-")[2]
-        meta: dict[str, Any] = {"split": split, "index": index, "kind": kind}
-        rows.append(
-            Example(example_id, (), (), meta=meta | ({"truth": benchmark.truth(split, index)} if kind == "yes_no" else {}))
-        )
+def _reward_accuracy(reward_dir: Path, seed: int) -> dict[str, Any]:
+    """Return a reward model's accuracy on held-out pairs, with its interval."""
+    is_correct = json.loads((reward_dir / "finished.json").read_text())["right"]
+    stats = np.array([[correct, 1.0] for correct in is_correct])
+    return bootstrap(stats, lambda sums: {"accuracy": sums[..., 0] / sums[..., 1]}, seed)
+
+
+def _rows_of(split: scenes.Split, example_ids: Iterable[str]) -> list[Example]:
+    """Rebuild the rows that answers belong to, without images and prompts: scoring needs none."""
+    module, rows = load_benchmark("scenes").module, []
+    for example_id in example_ids:
+        _, number, kind = example_id.split("-")  # SPLIT-INDEX-KIND
+        meta: dict[str, Any] = {"split": split, "index": int(number), "kind": kind}
+        if kind == "yes_no":
+            meta["truth"] = module.yes_no_truth(split, int(number))
+        rows.append(Example(example_id, (), (), meta=meta))
     return rows
 
 
+# ---- gallery -------------------------------------------------------------------------------------
+
+
 def gallery(data_config: ScenesConfig, answers: AnswersByModel, num_scenes: int = 12) -> list[dict[str, Any]]:
-    """A dozen held-out scenes with every model's answer, claim by claim: the first six where SFT claims something false,
-    and the first six where it does not."""
-    scenes_with_errors: list[scenes.Scene] = []
-    scenes_without_errors: list[scenes.Scene] = []
+    """Return held-out scenes with every model's answer, claim by claim.
+
+    Half are the first scenes where SFT makes a false claim, half the first where it makes none.
+    """
+    with_errors: list[scenes.Scene] = []
+    without_errors: list[scenes.Scene] = []
     for index in range(data_config.held_out_scenes):
         scene = scenes.generate_scene("held_out", index, 0)
         answer = answers["sft"]["held_out"][f"{scene.id}-describe"][0]
-        (scenes_with_errors if scenes.verify_answer(scene, answer).false_claims else scenes_without_errors).append(scene)
-        if len(scenes_with_errors) >= num_scenes // 2 and len(scenes_without_errors) >= num_scenes // 2:
+        (with_errors if scenes.verify_answer(scene, answer).false_claims else without_errors).append(scene)
+        if min(len(with_errors), len(without_errors)) >= num_scenes // 2:
             break
-    entries = []
-    for scene in itertools.chain(scenes_with_errors[: num_scenes // 2], scenes_without_errors[: num_scenes // 2]):
-        index = int(scene.id.split("-")[1])
-        facts_text = "; ".join(f.text for f in evaluation_facts(data_config, scene, index))
-        prompt = load_benchmark("scenes").description(scene, index).text
-        entry: dict[str, Any] = {
-            "image": scene.image_source().read(), "id": scene.id, "prompt": prompt, "facts": facts_text, "answers": [],
-        }  # fmt: skip
-        for name in ("sft", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft"):
-            text = answers[name]["held_out"][f"{scene.id}-describe"][0]
-            verdicts = [scenes.verify_claim(scene, c) for c in scenes.parse_claims(text)]
-            claim_spans = [
-                {"start": v.claim.span[0], "end": v.claim.span[1], "verdict": v.value, "evidence": v.evidence} for v in verdicts
-            ]
-            entry["answers"].append({"model": name, "text": text, "claims": claim_spans})
-        entries.append(entry)
-    return entries
+    chosen = itertools.chain(with_errors[: num_scenes // 2], without_errors[: num_scenes // 2])
+    return [_gallery_entry(data_config, scene, answers) for scene in chosen]
+
+
+def _gallery_entry(data_config: ScenesConfig, scene: scenes.Scene, answers: AnswersByModel) -> dict[str, Any]:
+    index = int(scene.id.split("-")[1])
+    entry: dict[str, Any] = {
+        "image": scene.image_source().read(),
+        "id": scene.id,
+        "prompt": load_benchmark("scenes").module.description_question(scene, index).text,
+        "facts": "; ".join(f.text for f in evaluation_facts(data_config, scene, index)),
+        "answers": [],
+    }
+    for name in GALLERY_MODELS:
+        text = answers[name]["held_out"][f"{scene.id}-describe"][0]
+        verdicts = [scenes.verify_claim(scene, claim) for claim in scenes.parse_claims(text)]
+        claims = [
+            {"start": v.claim.span[0], "end": v.claim.span[1], "verdict": v.value, "evidence": v.evidence} for v in verdicts
+        ]
+        entry["answers"].append({"model": name, "text": text, "claims": claims})
+    return entry

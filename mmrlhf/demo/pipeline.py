@@ -1,7 +1,8 @@
-"""`mmrlhf demo`: the whole way on rendered scenes, through the same stages that train a model of your own.
+"""`mmrlhf demo`: the full pipeline on synthetic scenes, through the stages that train any model.
 
-SFT on captions with a habit -> answers of that model, ranked in pairs -> a reward model with facts and one without -> PPO
-against each -> hallucination before and after, on scenes that nothing was trained or chosen on.
+SFT on captions with a co-occurrence bias -> answers of that model, ranked in pairs -> reward models
+with and without facts -> PPO against each -> hallucination before and after, on scenes that nothing
+was trained or selected on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,125 +25,141 @@ from mmrlhf.config import PPOConfig, RewardConfig, ScenesConfig, SFTConfig
 from mmrlhf.config_loader import Config, load_config, save_config
 from mmrlhf.demo.data import (
     IN_MEMORY_DATASET,
-    _LazyRows,
+    LazyRows,
     benchmark_rows,
     build_preference_pairs,
     build_rl_prompts,
+    build_sft_images,
     build_sft_rows,
 )
-from mmrlhf.demo.measure import gallery, generate_answers, selection_metrics, summarise
+from mmrlhf.demo.measure import TrainedModels, gallery, generate_answers, selection_metrics, summarise
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.bundled import find, folder
 from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.models.vlm import VLM
 from mmrlhf.ppo import ppo
-from mmrlhf.records import InputError
+from mmrlhf.records import Example, InputError
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
 
 
 def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Run everything that is not there yet; returns what summary.json says.
+    """Run every stage that has not finished yet, write the report and return the summary.
 
-    `seed` draws the training scenes, captions, pairs, first weights and samples; the scenes it is measured on stay the same.
+    `seed` decides training scenes, captions, pairs, initial weights and samples. The scenes that
+    models are evaluated on do not depend on it. Raise InputError if `output_dir` belongs to another
+    demo; `fresh` deletes a demo that is there.
     """
     output_path, console = Path(output_dir), Console(highlight=False)
-    if fresh and output_path.exists():
-        if not (output_path / "scenes.yaml").is_file():
-            raise InputError(f"--fresh would empty {output_path}, which holds no demo: give another --output_dir")
-        shutil.rmtree(output_path)
-    output_path.mkdir(parents=True, exist_ok=True)
     data_config = load_config(ScenesConfig, find("configs", "demo/scenes"), {"seed": seed})
-    if (output_path / "scenes.yaml").is_file() and load_config(ScenesConfig, output_path / "scenes.yaml", {}) != data_config:
-        raise InputError(
-            f"{output_path} holds a demo of another world or seed: give its --seed or another --output_dir, or add --fresh"
-        )
     base_path = str(folder("data") / "tiny_vlm")
-    base_hash = hashlib.sha256((Path(base_path) / "model.safetensors").read_bytes()).hexdigest()
-    if (output_path / "base.sha256").is_file() and (output_path / "base.sha256").read_text() != base_hash:
-        raise InputError(f"{output_path} holds a demo of another base model: give another --output_dir, or add --fresh")
-    save_config(data_config, output_path / "scenes.yaml")
-    write_atomic(output_path / "base.sha256", base_hash)
-    stage_seconds: dict[str, float] = (
-        json.loads((output_path / "seconds.json").read_text()) if (output_path / "seconds.json").exists() else {}
-    )
+    _claim_output_dir(output_path, fresh, data_config, base_path)
+    timer = StageTimer(output_path / "seconds.json", console)
 
-    def run_stage(name: str, stage: Callable[[], Any]) -> Any:
-        """A finished stage takes no time and keeps the time it took; one that was killed counts its longest stretch."""
-        console.rule(name)
-        start_time = time.time()
-        result = stage()
-        elapsed = round(time.time() - start_time, 1)
-        stage_seconds[name] = max(elapsed, stage_seconds.get(name, 0.0))
-        write_atomic(output_path / "seconds.json", json.dumps(stage_seconds))
-        return result
+    # 1. SFT on annotators' biased captions, and on captions without the bias: an upper bound, the
+    #    same vision with better data. Both see the same images, which are rendered once.
+    images = LazyRows(partial(build_sft_images, data_config))
+    sft_paths = {}
+    for name, cooccurrence_bias in (("sft", data_config.cooccurrence_bias), ("clean_sft", 0.0)):
+        with timer.stage(name):
+            rows = LazyRows(partial(build_sft_rows, data_config, cooccurrence_bias, images))
+            config = stage_config(SFTConfig, seed, output_path / name, model_name_or_path=base_path)
+            sft_paths[name] = str(sft(config, rows))
+    del images, rows  # 8,000 encoded images
+    sft_path = sft_paths["sft"]
 
-    def stage_config(config_class: type[Config], stage: str, **values: str) -> Config:
-        overrides = {"dataset_name": IN_MEMORY_DATASET, "seed": seed, **values}
-        return load_config(config_class, find("configs", f"demo/{stage}"), overrides)
+    # 2. Preference pairs: the SFT model's own answers, ranked by utility
+    with timer.stage("pairs"):
+        train_pairs, held_out_pairs = build_preference_pairs(data_config, sft_path, output_path / "pairs.jsonl")
 
-    # 1. Fine-tuning: on annotators' captions, and on captions without their habit (a reference for how true these eyes can be)
-    def train_sft(name: str, cooccurrence_bias: float) -> str:
-        config = stage_config(SFTConfig, "sft", model_name_or_path=base_path, output_dir=str(output_path / name))
-        return str(sft(config, _LazyRows(lambda: build_sft_rows(data_config, cooccurrence_bias))))
+    # 3. Reward models with and without facts, on the same pairs
+    reward_paths = {}
+    for name, facts in (("fact", "given"), ("plain", "none")):
+        with timer.stage(f"reward_{name}"):
+            config = stage_config(RewardConfig, seed, output_path / f"reward_{name}", model_name_or_path=sft_path, facts=facts)
+            reward_paths[name] = str(train_reward_model(config, train_pairs, held_out_pairs))
 
-    sft_path = run_stage("sft", lambda: train_sft("sft", data_config.cooccurrence_bias))
-    clean_sft_path = run_stage("clean_sft", lambda: train_sft("clean_sft", 0.0))
+    # 4. PPO against each reward model, on the same prompts
+    prompts = LazyRows(partial(build_rl_prompts, data_config))
+    selection_rows = LazyRows(partial(benchmark_rows, "selection", data_config.selection_scenes))
+    policy_paths = {}
+    for name, reward_path in reward_paths.items():
+        with timer.stage(f"ppo_{name}"):
+            config = stage_config(
+                PPOConfig,
+                seed,
+                output_path / f"ppo_{name}",
+                model_name_or_path=sft_path,
+                reward_model_path=reward_path,
+            )
+            policy_paths[f"ppo_{name}"] = str(ppo(config, prompts, partial(_evaluate_policy, selection_rows)))
 
-    # 2. Preference pairs from the fine-tuned model's own answers
-    train_pairs, held_out_pairs = run_stage(
-        "pairs", lambda: build_preference_pairs(data_config, sft_path, output_path / "pairs.jsonl")
-    )
+    # 5. Answers of every model on every split
+    models = TrainedModels(sft_path, sft_paths["clean_sft"], policy_paths, reward_paths["fact"])
+    with timer.stage("evaluation"):
+        answers = generate_answers(data_config, models, output_path / "answers")
 
-    # 3. Reward models with and without facts
-    def train_reward(facts: str) -> str:
-        reward_dir = str(output_path / ("reward_fact" if facts == "given" else "reward_plain"))
-        config = stage_config(RewardConfig, "reward", model_name_or_path=sft_path, facts=facts, output_dir=reward_dir)
-        return str(train_reward_model(config, train_pairs, held_out_pairs))
-
-    reward_model_paths = {
-        "fact": run_stage("reward_fact", lambda: train_reward("given")),
-        "plain": run_stage("reward_plain", lambda: train_reward("none")),
-    }
-
-    # 4. PPO against each
-    prompts = _LazyRows(lambda: build_rl_prompts(data_config))
-    selection_prompts = _LazyRows(lambda: benchmark_rows("selection", data_config.selection_scenes))
-
-    def train_policy(name: str) -> str:
-        config = stage_config(
-            PPOConfig,
-            "ppo",
-            model_name_or_path=sft_path,
-            reward_model_path=reward_model_paths[name],
-            output_dir=str(output_path / f"ppo_{name}"),
-        )
-        return str(ppo(config, prompts, lambda vlm: selection_metrics(vlm, selection_prompts)))
-
-    policy_paths = {f"ppo_{name}": run_stage(f"ppo_{name}", partial(train_policy, name)) for name in ("fact", "plain")}
-
-    # 5. Every model on every split
-    answers = run_stage(
-        "evaluation",
-        lambda: generate_answers(
-            data_config, sft_path, clean_sft_path, policy_paths, reward_model_paths["fact"], output_path / "answers"
-        ),
-    )
-    summary = summarise(data_config, output_path, answers, stage_seconds)
+    # 6. Summary and report
+    start_time = time.time()
+    summary = summarise(data_config, output_path, answers, timer.seconds)
     write_atomic(output_path / "summary.json", json.dumps(summary, indent=1))
     curves = {name: read_jsonl(output_path / name / "metrics.jsonl") for name in ("ppo_plain", "ppo_fact")}
-    gallery_entries = gallery(data_config, answers)
-    report.write_report(
-        output_path / "report.html", summary, curves, gallery_entries, {k: str(v) for k, v in asdict(data_config).items()}
-    )
-    report.write_overview_image(output_path / "picture.png", summary, gallery_entries)
+    entries, notes = gallery(data_config, answers), {k: str(v) for k, v in asdict(data_config).items()}
+    report.write_report(output_path / "report.html", summary, curves, entries, notes)
+    report.write_overview_image(output_path / "picture.png", summary, entries)
     report.print_results_table(summary)
+    report.print_stage_times({**timer.seconds, "summary and report": time.time() - start_time})
     console.print(
-        f"{output_path / 'report.html'} shows pictures, answers and curves; {output_path / 'summary.json'} has the numbers"
+        f"{output_path / 'report.html'} shows images, answers and curves; {output_path / 'summary.json'} has the numbers"
     )
     return summary
 
 
-# ---- data -------------------------------------------------------------------------------------------------------
+def stage_config(config_class: type[Config], seed: int, output_dir: Path, **values: Any) -> Config:
+    """Load the demo's recipe of a stage (`configs/demo/`), with rows handed over in memory."""
+    recipe = {SFTConfig: "sft", RewardConfig: "reward", PPOConfig: "ppo"}[config_class]  # type: ignore[index]
+    overrides = {"dataset_name": IN_MEMORY_DATASET, "seed": seed, "output_dir": str(output_dir), **values}
+    return load_config(config_class, find("configs", f"demo/{recipe}"), overrides)
 
 
-# ---- measuring --------------------------------------------------------------------------------------------------
+def _evaluate_policy(selection_rows: Sequence[Example], vlm: VLM) -> dict[str, float]:
+    return selection_metrics(vlm, selection_rows)
+
+
+def _claim_output_dir(output_path: Path, fresh: bool, data_config: ScenesConfig, base_path: str) -> None:
+    """Create the directory, or check that its demo can be continued. Raise InputError if not."""
+    config_file, hash_file = output_path / "scenes.yaml", output_path / "base.sha256"
+    if fresh and output_path.exists():
+        if not config_file.is_file():
+            raise InputError(f"--fresh would delete {output_path}, which holds no demo: give another --output_dir")
+        shutil.rmtree(output_path)
+    output_path.mkdir(parents=True, exist_ok=True)
+    if config_file.is_file() and load_config(ScenesConfig, config_file, {}) != data_config:
+        raise InputError(
+            f"{output_path} holds a demo with other scenes or another seed: "
+            "give its --seed or another --output_dir, or add --fresh"
+        )
+    base_hash = hashlib.sha256((Path(base_path) / "model.safetensors").read_bytes()).hexdigest()
+    if hash_file.is_file() and hash_file.read_text() != base_hash:
+        raise InputError(f"{output_path} holds a demo of another base model: give another --output_dir, or add --fresh")
+    save_config(data_config, config_file)
+    write_atomic(hash_file, base_hash)
+
+
+class StageTimer:
+    """Print and keep how long each stage takes, across restarts."""
+
+    def __init__(self, path: Path, console: Console):
+        self.path, self.console = path, console
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage. Keep its longest run: a stage that has finished before takes no time."""
+        self.console.rule(name)
+        start_time = time.time()
+        yield
+        elapsed = round(time.time() - start_time, 1)
+        self.seconds[name] = max(elapsed, self.seconds.get(name, 0.0))
+        write_atomic(self.path, json.dumps(self.seconds))
+        self.console.print(f"{name} finished in {report.format_duration(self.seconds[name])}")

@@ -1,4 +1,4 @@
-"""What a policy claimed, answer by answer: each claim with its verdict and the fact, score or answer that decided it. One HTML file."""
+"""The claims page of a PPO run: each claim of its latest answers, with verdicts and evidence."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ import base64
 import io
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.models.images import open_image
 from mmrlhf.records import ImageSource, InputError
+from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.results import split_at_claims
 
 MAX_ANSWERS = 48
-"""Answers of a page, the latest of the ledger."""
+"""Answers on the page, the latest in the ledger."""
 THUMBNAIL_SIZE = 320
-"""Pixels of a picture's longer side there."""
+"""Pixels of a thumbnail's longer side."""
 VERDICT_MARKS = {"supported": ("ok", "✓"), "contradicted": ("wrong", "✗"), "unknown": ("soft", "?")}
+"""Verdict -> CSS class and sign."""
 
 
 def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | None = None) -> Path | None:
-    """Write `claims.html` into the directory of a ppo run from the end of its ledger; None where no answer's claims were judged.
+    """Write `claims.html` into a PPO run's directory, from the end of its ledger.
 
-    pictures: by row, for rows whose pictures are no files. A picture that is gone is left out.
+    Return None if no claims were verified. `images_by_id` holds images that are not files. Images
+    that are gone are left out.
     """
     ledger = run_dir / "ledger.jsonl"
     if not ledger.exists():
@@ -36,42 +37,40 @@ def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | N
         rows = [row for row in map(json.loads, deque(file, maxlen=MAX_ANSWERS)) if "claims" in row]
     if not rows:
         return None
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     entries_by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
-        entry = entries_by_id.setdefault(
-            row["id"], {"id": row["id"], "image": _thumbnail_url(row, images_by_id or {}), "answers": []}
-        )
-        entry["answers"].append(_answer_entry(row))
-    html = environment.get_template("claims.html.j2").render(
-        run=run_dir.name, entries=list(entries_by_id.values()), last=rows[-1]["step"]
-    )
+        row_id = row["id"]
+        if row_id not in entries_by_id:
+            image_url = _thumbnail_url(row, images_by_id or {})
+            entries_by_id[row_id] = {"id": row_id, "image": image_url, "answers": []}
+        entries_by_id[row_id]["answers"].append(_answer_entry(row))
+    template = jinja_environment().get_template("claims.html.j2")
+    html = template.render(run=run_dir.name, entries=list(entries_by_id.values()), last_step=rows[-1]["step"])
     page_path = run_dir / "claims.html"
     write_atomic(page_path, html)
     return page_path
 
 
 def _answer_entry(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer cut at what the first verifier contradicts; all verdicts; and what each term paid."""
-    verifiers = list(dict.fromkeys(claim["by"] for claim in row["claims"]))
-    segments = (
-        split_at_claims(row["answer"], [claim for claim in row["claims"] if claim["by"] == verifiers[0]]) if verifiers else []
-    )
-    claims_by_verifier = [
-        (verifier, [{**claim, "mark": VERDICT_MARKS[claim["verdict"]]} for claim in row["claims"] if claim["by"] == verifier])
-        for verifier in verifiers
-    ]
-    terms = ", ".join(f"{name} {value:+.2f}" for name, value in row["terms"].items())
-    return {"step": row["step"], "pieces": segments, "text": row["answer"], "by": claims_by_verifier, "terms": terms}
+    """Return an answer split at what the first verifier contradicts, all verdicts and rewards."""
+    claims_by_verifier: dict[str, list[dict[str, Any]]] = {}
+    for claim in row["claims"]:
+        claims_by_verifier.setdefault(claim["by"], []).append({**claim, "mark": VERDICT_MARKS[claim["verdict"]]})
+    first_claims: Sequence[dict[str, Any]] = next(iter(claims_by_verifier.values()), [])
+    return {
+        "step": row["step"],
+        "segments": split_at_claims(row["answer"], first_claims) if first_claims else [],
+        "text": row["answer"],
+        "claims_by_verifier": list(claims_by_verifier.items()),
+        "rewards": ", ".join(f"{name} {value:+.2f}" for name, value in row["terms"].items()),
+    }
 
 
 def _thumbnail_url(row: Mapping[str, Any], images_by_id: Mapping[str, ImageSource]) -> str:
-    """The row's first picture, small, as a data URL; "" if there is none any more."""
+    """Return the row's first image as a data URL, scaled down; "" if it is gone or unreadable."""
     source = images_by_id.get(row["id"])
-    if source is None and (paths := row.get("images")) and Path(paths[0]).is_file():
+    paths = row.get("images")
+    if source is None and paths and Path(paths[0]).is_file():
         source = ImageSource(path=paths[0])
     if source is None:
         return ""

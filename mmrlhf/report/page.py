@@ -1,4 +1,4 @@
-"""The page: one HTML file that opens offline."""
+"""The report page: one HTML file that opens offline."""
 
 from __future__ import annotations
 
@@ -18,21 +18,36 @@ from mmrlhf.report.results import (
     METRICS_BY_KEY,
     OTHER_METRICS,
     Metric,
+    format_duration,
     metric_interval,
     metric_value,
     model_style,
     models_on_split,
+    policy_after_ppo,
     split_at_claims,
 )
 
 SPLIT_TITLES = {
-    "held_out": "Held out: new pictures of the kind trained on",
-    "sampled": "Held out, four answers to each sampled at temperature 1",
-    "ood_1": "Out of distribution 1: pairings of shape and colour never trained on",
-    "ood_2": "Out of distribution 2: more objects than ever trained on",
+    "held_out": "Held out: new images of the kind trained on",
+    "sampled": "Held out, four answers per prompt sampled at temperature 1",
+    "ood_1": "Out of distribution 1: shape-colour pairings never trained on",
+    "ood_2": "Out of distribution 2: more objects than in training",
     "ood_3": "Out of distribution 3: another background, more noise",
 }
 REWARD_MODEL_TITLES = {"plain": "without facts", "fact": "with facts"}
+NUM_SHOWN_IMAGES = 4
+"""Images of the gallery that are visible at once; the others are folded."""
+
+
+def jinja_environment() -> Environment:
+    """Return the environment of the templates in this folder. Everything they print is escaped."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def write_report(
@@ -42,47 +57,53 @@ def write_report(
     gallery: Sequence[Mapping[str, Any]],
     notes: Mapping[str, Any],
 ) -> None:
-    """Write the report as one HTML file.
+    """Write the report as one HTML file: images and plots first, then folded tables.
 
-    summary: models -> splits -> metrics with NAME_ci beside NAME; sampled -> models -> metrics; reward_models; kl; seconds. Any of
-    it may be missing.
-    curves: for each PPO run its lines of metrics.jsonl. gallery: image (PNG bytes), id, prompt, facts, answers of
-    models with judged claims. notes: what else to say of the run, name and text.
+    summary: models -> splits -> metrics with NAME_ci beside NAME; sampled -> models -> metrics;
+    reward_models; kl; seconds. Whatever is missing is left out of the page.
+    curves: rows of metrics.jsonl by PPO run.
+    gallery: image (PNG bytes), id, prompt, facts, and the answers of models with verified claims.
+    notes: settings of the run, name -> text.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     held_out = models_on_split(summary, "held_out")
+    after = policy_after_ppo(held_out)
     seconds = {stage: float(duration) for stage, duration in (summary.get("seconds") or {}).items() if duration is not None}
-    html = environment.get_template("page.html.j2").render(
-        headline=headline(summary),
-        tables=[
-            _split_table(models, split, title)
-            for split, title in SPLIT_TITLES.items()
-            if (models := models_on_split(summary, split))
-        ],
-        scatter=scatter_plot(held_out),
-        curves=[plot for curve in CURVES if (plot := curve_plot(curves, *curve))],
-        gallery=[_gallery_entry(entry) for entry in gallery],
-        rewards=[
-            (REWARD_MODEL_TITLES.get(name, name), _format_cell(row, Metric("accuracy", "accuracy", "higher", "")))
-            for name, row in (summary.get("reward_models") or {}).items()
-        ],
-        kl=[(model_style(name).title, f"{kl:.2f}") for name, kl in (summary.get("kl") or {}).items() if kl is not None],
-        seconds=[(stage, _format_duration(duration)) for stage, duration in seconds.items()],
-        total=_format_duration(sum(seconds.values())),
-        metrics=METRICS,
-        models=[model_style(name) for name in held_out],
-        notes=notes,
+    splits = {split: models_on_split(summary, split) for split in SPLIT_TITLES}
+    accuracy = Metric("accuracy", "accuracy", "higher", "")
+    rewards = [
+        (REWARD_MODEL_TITLES.get(name, name), _format_cell(row, accuracy))
+        for name, row in (summary.get("reward_models") or {}).items()
+    ]
+    kl = [(model_style(name).title, f"{kl:.2f}") for name, kl in (summary.get("kl") or {}).items() if kl is not None]
+    plots = (curve_plot(curves, *curve) for curve in CURVES)
+    html = (
+        jinja_environment()
+        .get_template("page.html.j2")
+        .render(
+            headline=headline(summary),
+            gallery=[_gallery_entry(entry, ("sft", after)) for entry in gallery],
+            num_shown=NUM_SHOWN_IMAGES,
+            scatter=scatter_plot(held_out),
+            curves=[plot for plot in plots if plot],
+            tables=[_split_table(models, split) for split, models in splits.items() if models],
+            rewards=rewards,
+            reward_summary=_join_facts("", [(name, value) for name, (value, _) in rewards]),
+            kl=kl,
+            kl_summary=_join_facts("nats per answer", kl),
+            seconds=[(stage, format_duration(duration)) for stage, duration in seconds.items()],
+            total=format_duration(sum(seconds.values())),
+            metrics=METRICS,
+            models=[model_style(name) for name in held_out],
+            notes=notes,
+        )
     )
     write_atomic(Path(path), html)
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """One sentence on what happened to false claims and coverage on held-out pictures, as the numbers have it."""
+    """Return one sentence on how PPO changed false claims and coverage on held-out images."""
     models = models_on_split(summary, "held_out")
-    after = next((name for name in AFTER_PPO_PHRASES if name in models), None)
+    after = policy_after_ppo(models)
     if "sft" not in models or after is None:
         return "There is no run before and after PPO to compare"
     false_claims_change = _describe_change(models["sft"], models[after], METRICS_BY_KEY["chair_s"], "fall")
@@ -90,14 +111,17 @@ def headline(summary: Mapping[str, Any]) -> str:
         return "False claims were not measured before and after PPO"
     coverage_change = _describe_change(models["sft"], models[after], METRICS_BY_KEY["coverage"], "change")
     num_images = models[after].get("n")
-    sentence = f"{AFTER_PPO_PHRASES[after]}, answers with a false claim {false_claims_change}" + (
-        f"; coverage {coverage_change}" if coverage_change else ""
-    )
-    return sentence + (f" ({num_images} held-out pictures)" if num_images else "")
+    sentence = f"{AFTER_PPO_PHRASES[after]}, answers with a false claim {false_claims_change}"
+    if coverage_change:
+        sentence += f"; coverage {coverage_change}"
+    return f"{sentence} ({num_images} held-out images)" if num_images else sentence
 
 
 def _describe_change(before: Mapping[str, Any], after: Mapping[str, Any], metric: Metric, expected: str) -> str:
-    """As in "fell from 42.0% to 6.0%"; "did not HOPED ..." if the intervals overlap; "" without numbers."""
+    """Describe a change of a metric as the predicate of a sentence, or "" without numbers.
+
+    "fell from 42.0% to 6.0%" if the intervals do not overlap, else "did not `expected` ...".
+    """
     value_before, value_after = metric_value(before, metric.key), metric_value(after, metric.key)
     if value_before is None or value_after is None:
         return ""
@@ -112,40 +136,54 @@ def _describe_change(before: Mapping[str, Any], after: Mapping[str, Any], metric
     return f"did not {expected}{qualifier}, {text_before} before and {text_after} after"
 
 
-def _split_table(models: Mapping[str, Mapping[str, Any]], split: str, title: str) -> dict[str, Any]:
-    """Two blocks of columns, so that neither is wider than a page; the second only for held-out pictures."""
+def _split_table(models: Mapping[str, Mapping[str, Any]], split: str) -> dict[str, Any]:
+    """Return a split's table in blocks of columns, none wider than the page.
+
+    Only held-out images have the second block.
+    """
     blocks = []
     for metrics in (MAIN_METRICS, OTHER_METRICS) if split in ("held_out", "sampled") else (MAIN_METRICS,):
-        present_metrics = [
-            metric for metric in metrics if any(metric_value(row, metric.key) is not None for row in models.values())
-        ]
+        present_metrics = [m for m in metrics if any(metric_value(row, m.key) is not None for row in models.values())]
         if present_metrics:
-            rows = [
-                (model_style(name), [_format_cell(row, metric) for metric in present_metrics]) for name, row in models.items()
-            ]
+            rows = [(model_style(name), [_format_cell(row, m) for m in present_metrics]) for name, row in models.items()]
             blocks.append({"metrics": present_metrics, "rows": rows})
     counts = sorted({row["n"] for row in models.values() if row.get("n")})
-    return {"id": split, "title": title, "blocks": blocks, "n": " to ".join(map(str, counts[:: len(counts) - 1 or 1]))}
+    num_images = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1])))) if counts else ""
+    return {"title": SPLIT_TITLES[split], "summary": _split_summary(models), "blocks": blocks, "n": num_images}
+
+
+def _split_summary(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Compare SFT with the policy trained from it in a sentence; "" if one of them is missing."""
+    after, metric = policy_after_ppo(models), METRICS_BY_KEY["chair_s"]
+    values = [(name, metric_value(models[name], metric.key)) for name in ("sft", after) if name in models]
+    texts = [(model_style(str(name)).title, metric.format_value(value)) for name, value in values if value is not None]
+    return f"Answers with a false claim: {_join_facts('', texts)}" if len(texts) == 2 else ""
+
+
+def _join_facts(unit: str, values: Sequence[tuple[str, str]]) -> str:
+    """Return "without facts 70.0%; with facts 80.0%." """
+    text = "; ".join(f"{name} {value}" for name, value in values if value)
+    return f"{text} {unit}".strip() + "." if text else ""
 
 
 def _format_cell(row: Mapping[str, Any], metric: Metric) -> tuple[str, str]:
-    """A value and its interval, "" where there is none."""
+    """Return a value and its interval as text, "" for what is missing."""
     value, interval = metric_value(row, metric.key), metric_interval(row, metric.key)
     return ("" if value is None else metric.format_value(value)), (metric.format_interval(*interval) if interval else "")
 
 
-def _gallery_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    answers = []
+def _gallery_entry(entry: Mapping[str, Any], compared: Sequence[str | None]) -> dict[str, Any]:
+    """Return a card of the gallery. Answers of models that are not compared are folded."""
+    answers, other_answers = [], []
     for answer in entry["answers"]:
         segments = split_at_claims(answer["text"], answer["claims"])
-        answers.append(
-            {"model": model_style(answer["model"]), "pieces": segments, "false": any(segment.false for segment in segments)}
-        )
+        is_false = any(segment.false for segment in segments)
+        card_answer = {"model": model_style(answer["model"]), "segments": segments, "false": is_false}
+        (answers if answer["model"] in compared else other_answers).append(card_answer)
     image = "data:image/png;base64," + base64.b64encode(entry["image"]).decode()
-    return {"image": image, "answers": answers, **{name: entry[name] for name in ("id", "prompt", "facts")}}
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, remainder = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {remainder} s" if minutes else f"{seconds:.1f} s"
+    return {
+        "image": image,
+        "answers": answers,
+        "other_answers": other_answers,
+        **{name: entry[name] for name in ("id", "prompt", "facts")},
+    }

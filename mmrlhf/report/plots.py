@@ -1,4 +1,4 @@
-"""What matplotlib draws: the plots of the page, and the picture of answers before and after."""
+"""Plots of the report page, and the overview image with answers before and after."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from PIL import Image
 
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.report.results import (
-    AFTER_PPO_PHRASES,
     METRICS_BY_KEY,
     MODEL_STYLES,
     Segment,
@@ -27,6 +26,7 @@ from mmrlhf.report.results import (
     metric_value,
     model_style,
     models_on_split,
+    policy_after_ppo,
     split_at_claims,
 )
 
@@ -36,13 +36,13 @@ CURVES = (
     ("objective/scores", "Reward", "score of the reward model", False),
     ("objective/kl", "KL", "nats per answer", False),
     ("eval/chair_s", "Hallucination", "answers with a false claim", True),
-    ("eval/coverage", "Coverage", "share said", True),
+    ("eval/coverage", "Coverage", "share of a full description", True),
     ("eval/cooccurrence_errors", "Co-occurrence errors", "false claims per answer", False),
     ("eval/perception_errors", "Perception errors", "false claims per answer", False),
 )
-"""Key in a line of metrics, title, axis, whether in percent."""
+"""Key in metrics.jsonl, title, label of the y axis, whether values are percentages."""
 INK_COLOUR = "#010203"
-"""Drawn by matplotlib, then made the page's text colour, whichever scheme the page is in."""
+"""Placeholder for the page's text colour, so that plots follow its light or dark scheme."""
 FALSE_COLOUR = "#d43f3a"
 
 
@@ -50,7 +50,8 @@ def _style_context(text_colour: str) -> Any:
     return matplotlib.rc_context(
         {
             "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "mmrlhf",
-            "text.color": text_colour, "axes.labelcolor": text_colour, "axes.edgecolor": text_colour, "xtick.color": text_colour, "ytick.color": text_colour,
+            "text.color": text_colour, "axes.labelcolor": text_colour, "axes.edgecolor": text_colour,
+            "xtick.color": text_colour, "ytick.color": text_colour,
             "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlesize": 10,
             "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8,
             "xtick.major.width": 0.6, "ytick.major.width": 0.6, "figure.facecolor": "none", "axes.facecolor": "none",
@@ -59,21 +60,26 @@ def _style_context(text_colour: str) -> Any:
 
 
 def _to_inline_svg(figure: Figure, id_prefix: str) -> Markup:
-    """The figure as an inline element: its ids made its own, its ink the page's."""
+    """Return the figure as an inline SVG in the page's text colour, with unique ids."""
     buffer = io.StringIO()
     with _style_context(INK_COLOUR):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :]  # drop the XML prolog
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Several SVGs share one page: prefix ids and the references to them.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{id_prefix}-", svg)
+    # Without width and height the figure scales with the page.
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg xmlns="http://www.w3.org/2000/svg" '
                   r'xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true" \1>', svg, count=1)  # fmt: skip
     return Markup(svg.replace(INK_COLOUR, "currentColor"))
 
 
 def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
-    """Truth against coverage, a cross of intervals for each model; SFT's temperatures are joined. None without data."""
+    """Plot truth against coverage with 95% intervals. None without data.
+
+    A line connects SFT at its temperatures.
+    """
     points = {}
     for name, row in models.items():
         coverage, false_rate = metric_value(row, "coverage"), metric_value(row, "chair_i")
@@ -108,7 +114,7 @@ def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
 def curve_plot(
     curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, y_label: str, is_percent: bool
 ) -> Plot | None:
-    """One quantity against steps, a line for each run. None without data."""
+    """Plot a metric against steps, one line per run. None without data."""
     lines = {run: [(row["step"], value) for row in rows if (value := metric_value(row, key)) is not None]
              for run, rows in curves.items()}  # fmt: skip
     lines = {run: line for run, line in lines.items() if line}
@@ -120,14 +126,14 @@ def curve_plot(
         for run_index, (run, line) in enumerate(lines.items()):
             steps, values = zip(*line, strict=True)
             line_style: dict[str, Any] = {"color": model_style(run).colour, "linestyle": ("-", (0, (4, 1.2)))[run_index % 2]}
-            if len(line) > 40:  # every step was measured: the noise stays visible behind its mean
+            if len(line) > 40:  # measured at every step: show the noise behind its mean
                 axes.plot(steps, values, color=model_style(run).colour, linewidth=0.6, alpha=0.35)
                 axes.plot(steps, _running_mean(values, len(line) // 20), label=model_style(run).title, **line_style)
             else:
                 axes.plot(steps, values, marker="o", markersize=3, label=model_style(run).title, **line_style)
         if is_percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        if key.startswith("eval/"):  # shares and counts: a small change must look small
+        if key.startswith("eval/"):  # shares and counts: start at zero, so that a small change looks small
             axes.set_ylim(bottom=0)
         axes.set_title(title)
         axes.set(xlabel="step", ylabel=y_label)
@@ -139,38 +145,40 @@ def curve_plot(
 
 
 def _running_mean(values: Sequence[float], radius: int) -> list[float]:
-    """The mean of each value and up to `reach` neighbours on either side."""
+    """Return the mean of each value and up to `radius` neighbours on either side."""
     windows = (values[max(i - radius, 0) : i + radius + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
-# ---- the picture -----------------------------------------------------------------------------------------------------
+# ---- the overview image --------------------------------------------------------------------------
 
 
 def write_overview_image(path: Path, summary: Mapping[str, Any], gallery: Sequence[Mapping[str, Any]]) -> None:
-    """Write a PNG, 1800 pixels wide: left two pictures with the answers before and after, right the measurements.
+    """Write a PNG, 1800 pixels wide: two images with answers before and after, and a bar chart.
 
-    The two are the first of the gallery in which SFT errs, whatever PPO says of them.
+    The images are the first two of the gallery where SFT makes a false claim, regardless of what
+    PPO's answers are.
     """
     models = models_on_split(summary, "held_out")
-    after = next((name for name in AFTER_PPO_PHRASES if name in models), "ppo_fact")
+    after = policy_after_ppo(models) or "ppo_fact"
     with _style_context("#1f2630"):
         figure = Figure(figsize=(11.25, 5.2), dpi=160, facecolor="white")
         canvas = FigureCanvasAgg(figure)
-        for position, answers in enumerate(_before_after_answers(gallery, after)):
-            _draw_gallery_entry(figure, canvas.get_renderer(), 0.93 - 0.45 * position, *answers)
+        for row_index, (image, answers) in enumerate(_before_after_answers(gallery, after)):
+            _draw_gallery_entry(figure, canvas.get_renderer(), 0.93 - 0.45 * row_index, image, answers)
         compared_models = {name: models[name] for name in ("sft", after) if name in models}
         _draw_bars(figure, compared_models)
-        num_images = next((position["n"] for position in compared_models.values() if position.get("n")), None)
-        caption = f"{num_images} held-out pictures, 95% intervals" if num_images else "held-out pictures"
+        num_images = next((row["n"] for row in compared_models.values() if row.get("n")), None)
+        caption = f"{num_images} held-out images, 95% intervals" if num_images else "held-out images"
         figure.text(0.985, 0.02, caption, ha="right", fontsize=8, color="#66707c")
-        figure.text(0.02, 0.02, "The first two of the gallery in which SFT errs", fontsize=8, color="#66707c")
+        figure.text(0.02, 0.02, "The first two images of the gallery where SFT makes a false claim", fontsize=8, color="#66707c")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     write_atomic(Path(path), buffer.getvalue())
 
 
 def _before_after_answers(gallery: Sequence[Mapping[str, Any]], after: str) -> list[tuple[bytes, dict[str, list[Segment]]]]:
+    """Return the first two images where SFT makes a false claim, with both models' answers."""
     examples = []
     for entry in gallery:
         segments_by_model = {answer["model"]: split_at_claims(answer["text"], answer["claims"]) for answer in entry["answers"]}
@@ -183,7 +191,7 @@ def _draw_gallery_entry(
     figure: Figure, renderer: Any, top: float, image: bytes, answers: Mapping[str, Sequence[Segment]]
 ) -> None:
     width, height = figure.get_size_inches()
-    image_width = 0.36 * height / width
+    image_width = 0.36 * height / width  # fractions of the figure: 0.36 of its height, square
     axes = figure.add_axes((0.02, top - 0.36, image_width, 0.36))
     axes.imshow(Image.open(io.BytesIO(image)).convert("RGB"), interpolation="lanczos")
     axes.axis("off")
@@ -191,10 +199,8 @@ def _draw_gallery_entry(
     y = top - 0.025
     for name, segments in answers.items():
         figure.text(left, y, model_style(name).title, weight="bold", fontsize=9, color=model_style(name).colour)
-        y = (
-            _draw_wrapped_text(figure, renderer, segments, left, 0.56, y - line_height, line_height, max_lines=4)
-            - 1.5 * line_height
-        )
+        y = _draw_wrapped_text(figure, renderer, segments, left, 0.56, y - line_height, line_height, max_lines=4)
+        y -= 1.5 * line_height
 
 
 def _draw_wrapped_text(
@@ -208,7 +214,10 @@ def _draw_wrapped_text(
     *,
     max_lines: int,
 ) -> float:
-    """Set an answer word by word from the baseline `y` on, false words red and struck out; the last baseline."""
+    """Draw an answer from baseline `y` on, false words struck out. Return the last baseline.
+
+    Matplotlib can neither wrap nor strike out text, so that each word is placed by its width.
+    """
     font = FontProperties(size=9)
     figure_width_px = figure.get_size_inches()[0] * figure.dpi
 
@@ -225,8 +234,10 @@ def _draw_wrapped_text(
                 return y
             x, y, num_lines = left, y - line_height, num_lines + 1
         figure.text(x, y, word, fontproperties=font, color=FALSE_COLOUR if is_false else None, parse_math=False)
-        if is_false:  # through the space as well, where the claim goes on
-            continues = index + 1 < len(words) and words[index + 1][1] and x + text_width(f"{word} {words[index + 1][0]}") < right
+        if is_false:
+            # Strike through the space, too, if the next word continues the claim on this line.
+            next_word, next_is_false, _ = words[index + 1] if index + 1 < len(words) else ("", False, False)
+            continues = next_is_false and x + text_width(f"{word} {next_word}") < right
             end = x + text_width(word) + (space if continues else 0)
             figure.add_artist(Line2D((x, end), (y + 0.3 * line_height,) * 2, color=FALSE_COLOUR, linewidth=1))
         x += text_width(word)
@@ -234,7 +245,7 @@ def _draw_wrapped_text(
 
 
 def _iter_words(segments: Sequence[Segment]) -> Iterator[tuple[str, bool, bool]]:
-    """(word, whether it is false, whether no space stands before it)."""
+    """Yield each word, whether it is false, and whether it follows without a space."""
     ends_without_space = False
     for segment in segments:
         for index, word in enumerate(segment.text.split()):
@@ -243,6 +254,7 @@ def _iter_words(segments: Sequence[Segment]) -> Iterator[tuple[str, bool, bool]]
 
 
 def _draw_bars(figure: Figure, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the main metrics of the compared models, in the right quarter of the figure."""
     groups = (
         ("Lower is better", 0.53, 0.37, {"chair_s": "answers with a\nfalse claim (chair_s)",
             "cooccurrence_errors": "co-occurrence\nerrors per answer", "perception_errors": "perception\nerrors per answer"}),
@@ -260,9 +272,8 @@ def _draw_bars(figure: Figure, models: Mapping[str, Mapping[str, Any]]) -> None:
                 if value is None:
                     continue
                 y, (low, high) = key_index + 0.36 * (model_index - 0.5), metric_interval(row, key) or (value, value)
-                axes.barh(
-                    y, value, 0.32, color=model_style(name).colour, label=model_style(name).title if not key_index else None
-                )
+                label = model_style(name).title if key_index == 0 else None  # one legend entry per model
+                axes.barh(y, value, 0.32, color=model_style(name).colour, label=label)
                 axes.plot((low, high), (y, y), color="#1f2630", linewidth=1.2, solid_capstyle="butt")
                 axes.text(high, y, f" {METRICS_BY_KEY[key].format_value(value)}", va="center", fontsize=8)
                 max_value = max(max_value, high)

@@ -1,4 +1,4 @@
-"""A progress bar with the time gone and left; without a terminal, a line for each tenth of the way."""
+"""A progress bar with elapsed and remaining time; without a terminal, one line per tenth."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from mmrlhf.files.jsonl import to_jsonable
 
 
 class ProgressBar:
-    """What `Run.progress` hands out."""
+    """The handle that `progress` yields."""
 
     def __init__(self, done: int, update: Callable[[int, str], None]) -> None:
         self.done = done
         self._update = update
 
     def advance(self, n: int = 1, **fields: Any) -> None:
-        """`n` steps on; fields are said beside the bar (`advance(loss=0.3)`)."""
+        """Advance by `n` steps and show fields beside the bar (`advance(loss=0.3)`)."""
         self.done += n
-        self._update(self.done, "  ".join(_format_numbers(to_jsonable(fields))))
+        self._update(self.done, "  ".join(format_numbers(to_jsonable(fields))))
 
 
 @contextmanager
 def progress(
     total: int, description: str, *, start: int = 0, console: Console | None = None, visible: bool = True
 ) -> Iterator[ProgressBar]:
-    """A progress bar; without a terminal it is a line for each tenth of the way."""
+    """Show a progress bar, or print a line per tenth of the way without a terminal.
+
+    start: steps that were done before, by a run that resumes.
+    """
     console = console or Console(highlight=False, quiet=not visible)
     if visible and console.is_terminal:
         columns = (
@@ -46,36 +49,42 @@ def progress(
 
 
 def _print_every_tenth(console: Console, total: int, start: int, description: str) -> Callable[[int, str], None]:
-    start_time, tenth = time.monotonic(), 10 * start // max(total, 1)
+    """Return a callback that prints a line whenever another tenth of the steps is done."""
+    start_time, last_tenth = time.monotonic(), 10 * start // max(total, 1)
 
     def print_progress(done: int, fields_text: str) -> None:
-        nonlocal tenth
-        if 10 * done // max(total, 1) > tenth:
-            tenth = 10 * done // max(total, 1)
-            elapsed = time.monotonic() - start_time
-            remaining = elapsed / max(done - start, 1) * max(total - done, 0)
-            line = f"{description} {done}/{total}  {_format_duration(elapsed)} gone, {_format_duration(remaining)} left  {fields_text}"
-            console.print(Text(line.rstrip()), soft_wrap=True)
+        nonlocal last_tenth
+        tenth = 10 * done // max(total, 1)
+        if tenth <= last_tenth:
+            return
+        last_tenth = tenth
+        elapsed = time.monotonic() - start_time
+        remaining = elapsed / max(done - start, 1) * max(total - done, 0)
+        times = f"{_format_clock(elapsed)} elapsed, {_format_clock(remaining)} left"
+        console.print(Text(f"{description} {done}/{total}  {times}  {fields_text}".rstrip()), soft_wrap=True)
 
     return print_progress
 
 
-def _format_numbers(row: Mapping[str, Any]) -> list[str]:
-    """ "name 0.123" for each number of a row and of the mappings in it."""
+def format_numbers(row: Mapping[str, Any]) -> list[str]:
+    """Return "name 0.123" for each number of a row, and "name.key 0.123" for nested mappings."""
     parts = []
     for name, value in row.items():
         if isinstance(value, Mapping):
-            parts += _format_numbers({f"{name}.{inner}": v for inner, v in value.items()})
+            parts += format_numbers({f"{name}.{inner}": v for inner, v in value.items()})
         elif not isinstance(value, str | list):
-            parts.append(f"{name} {_format_number(value)}")
+            parts.append(f"{name} {format_number(value)}")
     return parts
 
 
-def _format_number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
+def format_number(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _format_duration(seconds: float) -> str:
+def _format_clock(seconds: float) -> str:
+    """Return "2:03" or "1:02:03"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,16 +1,16 @@
-"""What a summary holds and under which name it is shown: metrics, models, intervals, and answers cut at their claims."""
+"""What a summary holds and how it is displayed: metrics, models, intervals and marked answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: its key in the summary, its head, what it says in one line, and which way is good."""
+    """A column: key in the summary, title, which direction is better, its meaning in one line."""
 
     key: str
     title: str
@@ -26,25 +26,48 @@ class Metric:
 
 
 METRICS = (
-    Metric("chair_s", "chair_s", "lower", "Answers with at least one false claim, of all answers."),
-    Metric("chair_i", "chair_i", "lower", "False claims, of all claims made. Truth in the plot is 1 − chair_i."),
-    Metric("cooccurrence_errors", "co-occurrence errors", "lower", "False claims per answer that come of a habit in the training captions: "
-           "a thing in the picture calls for an absent one.", percent=False),
-    Metric("perception_errors", "perception errors", "lower", "All other false claims per answer: the picture was misread.", percent=False),
-    Metric("coverage", "coverage", "higher", "Of what a full description says, the share that was said. "
-           "It falls when a model learns to say less."),
+    Metric("chair_s", "chair_s", "lower", "Share of answers with at least one false claim."),
+    Metric("chair_i", "chair_i", "lower", "False claims as a share of all claims. Truth in the plot is 1 − chair_i."),
+    Metric(
+        "cooccurrence_errors",
+        "co-occurrence errors",
+        "lower",
+        "False claims per answer from the co-occurrence bias of the training captions: an object in the image calls for an absent one.",
+        percent=False,
+    ),
+    Metric(
+        "perception_errors",
+        "perception errors",
+        "lower",
+        "All other false claims per answer: the image was misread.",
+        percent=False,
+    ),
+    Metric(
+        "coverage",
+        "coverage",
+        "higher",
+        "Share of a full description's claims that the answer makes. It falls when a model learns to say less.",
+    ),
     Metric("claim_f1", "claim F1", "higher", "Harmonic mean of truth and coverage: silence does not pay."),
-    Metric("utility", "utility", "higher", "Utility of an answer: true claims minus a multiple of the false ones.", percent=False),
-    Metric("mean_length", "length", "", "Mean length of an answer.", percent=False),
-    Metric("ead", "EAD", "higher", "How varied answers are: distinct words, against how many one would expect "
-           "at this length.", percent=False),
-    Metric("distinct_2", "distinct-2", "higher", "Distinct pairs of neighbouring words, of all such pairs.",
-           percent=False),
+    Metric("utility", "utility", "higher", "Per answer, true claims minus a multiple of the false ones.", percent=False),
+    Metric("mean_length", "length", "", "Mean length of an answer in words.", percent=False),
+    Metric(
+        "ead",
+        "EAD",
+        "higher",
+        "Diversity of answers: distinct words relative to the number expected at this length.",
+        percent=False,
+    ),
+    Metric("distinct_2", "distinct-2", "higher", "Distinct bigrams as a share of all bigrams.", percent=False),
     Metric("ead_within", "EAD within", "higher", "EAD of several answers to the same prompt.", percent=False),
-    Metric("yes_no_accuracy", "yes/no", "higher", "Right answers to yes/no questions."),
-    Metric("yes_rate", "yes rate", "", "Answers to yes/no questions that say yes. "
-           "A model that agrees with anything has a high one."),
-)  # fmt: skip
+    Metric("yes_no_accuracy", "yes/no", "higher", "Accuracy on yes/no questions."),
+    Metric(
+        "yes_rate",
+        "yes rate",
+        "",
+        "Share of yes/no questions answered yes. It is high for a model that agrees with anything.",
+    ),
+)
 METRICS_BY_KEY = {metric.key: metric for metric in METRICS}
 MAIN_METRICS = tuple(
     METRICS_BY_KEY[key]
@@ -55,7 +78,7 @@ OTHER_METRICS = tuple(metric for metric in METRICS if metric not in MAIN_METRICS
 
 @dataclass(frozen=True)
 class ModelStyle:
-    """A row: its name, what it is, and how plots draw it."""
+    """A row: name, meaning, and its colour and marker in plots."""
 
     title: str
     meaning: str
@@ -63,23 +86,31 @@ class ModelStyle:
     marker: str
 
 
-# Middle tones: they must be seen on white and on black.
+# Medium tones: they must be visible on white and on black.
 MODEL_STYLES = {
-    "sft": ModelStyle("SFT", "The fine-tuned model, from which PPO starts.", "#7d8894", "o"),
+    "sft": ModelStyle("SFT", "The fine-tuned model that PPO starts from.", "#7d8894", "o"),
     "sft_t03": ModelStyle("SFT, T=0.3", "The same, sampled at temperature 0.3.", "#7d8894", "v"),
     "sft_t07": ModelStyle("SFT, T=0.7", "The same, sampled at temperature 0.7.", "#7d8894", "s"),
     "best_of_n": ModelStyle(
         "best of n",
-        "Of several samples of SFT, the one the reward model likes best (it reads facts of the test scenes, which the others never see).",
+        "The sample of SFT with the highest reward of several. The reward model reads facts about the test scenes, which the others never see.",
         "#c08a2c",
         "P",
     ),
-    "ppo_plain": ModelStyle("PPO, plain", "PPO against a reward model that sees no facts.", "#8b7cf0", "D"),
-    "ppo_fact": ModelStyle("PPO, facts", "PPO against a reward model that sees facts about the picture.", "#12a08f", "*"),
-    "clean_sft": ModelStyle("clean SFT", "Fine-tuned on captions without the habit: what better data gives.", "#4a90d9", "X"),
+    "ppo_plain": ModelStyle("PPO, plain", "PPO against a reward model without facts.", "#8b7cf0", "D"),
+    "ppo_fact": ModelStyle("PPO, facts", "PPO against a reward model that reads facts about the image.", "#12a08f", "*"),
+    "clean_sft": ModelStyle(
+        "clean SFT", "Fine-tuned on captions without the co-occurrence bias: what better data would give.", "#4a90d9", "X"
+    ),
 }
 AFTER_PPO_PHRASES = {"ppo_fact": "After PPO with facts in the reward", "ppo_plain": "After PPO without facts in the reward"}
-"""What SFT is compared with, the first that is there, and how a sentence on it begins."""
+"""Models that SFT is compared with, in order of preference, and the beginning of a sentence about
+each."""
+
+
+def policy_after_ppo(models: Collection[str]) -> str | None:
+    """Return the model that SFT is compared with; None if there is none."""
+    return next((name for name in AFTER_PPO_PHRASES if name in models), None)
 
 
 def _finite_or_none(value: Any) -> float | None:
@@ -99,12 +130,15 @@ def metric_interval(row: Mapping[str, Any], key: str) -> tuple[float, float] | N
 
 
 def models_on_split(summary: Mapping[str, Any], split: str) -> dict[str, Mapping[str, Any]]:
-    """The models measured on a split ("sampled": held-out pictures at temperature 1), in the order of MODELS, others last."""
+    """Return the metrics of models on a split, in the order of MODEL_STYLES, others last.
+
+    The split "sampled" is held-out images at temperature 1.
+    """
     if split == "sampled":
         rows = dict(summary.get("sampled") or {})
     else:
         rows = {name: splits[split] for name, splits in (summary.get("models") or {}).items() if splits.get(split)}
-    return {name: rows[name] for name in (*MODEL_STYLES, *(n for n in rows if n not in MODEL_STYLES)) if name in rows}
+    return {name: rows[name] for name in dict.fromkeys((*MODEL_STYLES, *rows)) if name in rows}
 
 
 def model_style(name: str) -> ModelStyle:
@@ -113,7 +147,7 @@ def model_style(name: str) -> ModelStyle:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of an answer: plain, or false with what refutes it. Without text: a false claim of no place in it."""
+    """A part of an answer: neutral, or false with evidence. A claim without a span has no text."""
 
     text: str
     false: bool = False
@@ -121,9 +155,10 @@ class Segment:
 
 
 def split_at_claims(text: str, claims: Sequence[Mapping[str, Any]]) -> list[Segment]:
-    """Cut an answer at its contradicted claims; those that overlap or coincide become one piece with all evidence.
+    """Split an answer at its contradicted claims. Overlapping claims share one segment.
 
-    Each claim has start, end (characters), verdict, evidence. The pieces' texts joined are the answer.
+    Each claim has start and end (characters), verdict and evidence. The segments' texts concatenate
+    to the answer.
     """
     spans: list[tuple[int, int, tuple[str, ...]]] = []
     unlocated_evidence: tuple[str, ...] = ()
@@ -145,4 +180,15 @@ def split_at_claims(text: str, claims: Sequence[Mapping[str, Any]]) -> list[Segm
         position = end
     segments.append(Segment(text[position:]))
     segments = [segment for segment in segments if segment.text]
-    return segments + [Segment("", True, tuple(dict.fromkeys(unlocated_evidence)))] * bool(unlocated_evidence)
+    if unlocated_evidence:
+        segments.append(Segment("", True, tuple(dict.fromkeys(unlocated_evidence))))
+    return segments
+
+
+def format_duration(seconds: float) -> str:
+    """Return "1 h 2 min", "3 min 4 s" or "5.6 s"."""
+    minutes, remainder = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {remainder} s" if minutes else f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""The table that closes a run in the terminal."""
+"""Tables in the terminal at the end of a run: results, and the time of each stage."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mmrlhf.report.results import (
     MAIN_METRICS,
     METRICS_BY_KEY,
     Metric,
+    format_duration,
     metric_interval,
     metric_value,
     model_style,
@@ -26,8 +27,8 @@ TERMINAL_METRICS = (*MAIN_METRICS, METRICS_BY_KEY["mean_length"])
 
 
 def print_results_table(summary: Mapping[str, Any]) -> None:
-    """Print the held-out results, a model a row, intervals beneath the values; fits 80 columns."""
-    table = Table(title="Held-out pictures, with 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    """Print held-out results, one row per model with intervals below the values, in 80 columns."""
+    table = Table(title="Held-out images, with 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for metric in TERMINAL_METRICS:
         arrow = {"lower": "↓", "higher": "↑"}.get(metric.better, "")
@@ -46,8 +47,19 @@ def print_results_table(summary: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
+def print_stage_times(seconds: Mapping[str, float]) -> None:
+    """Print the time of each stage and the total."""
+    table = Table(title="Time of each stage", title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for stage, duration in seconds.items():
+        table.add_row(stage, format_duration(duration))
+    table.add_row(Text("total", "bold"), Text(format_duration(sum(seconds.values())), "bold"))
+    Console().print(table)
+
+
 def _format_bound(bound: float, metric: Metric) -> str:
-    """An interval's end for a narrow column: 12 (percent), .31, 5.1."""
+    """Return a bound of an interval for a narrow column: "12" (percent), ".31", "5.1"."""
     if metric.percent:
         return f"{100 * bound:.0f}"
     return re.sub(r"^(-?)0\.", r"\1.", f"{bound:.2f}") if abs(bound) < 0.995 else f"{bound:.1f}"

@@ -1,14 +1,18 @@
-"""A world with exact truth: rendered scenes whose every object, colour, count and position is known.
+"""Synthetic scenes with exact ground truth: every object, colour, count and position is known.
 
-A scene is a graph of one to five coloured shapes in a 3 x 3 grid; Pillow renders it, with noise, blur, faded and occluded
-objects, so that some of it is hard to see. On top of it stands a small language: prompts, answers in several phrasings,
-and a parser that turns an answer back into atomic claims which the graph decides. Everything follows from a seed.
+A scene is a graph of one to five coloured shapes in a 3 x 3 grid (six or seven in split ood_2).
+Pillow renders it with noise, blur, and faded and occluded objects, so that some are hard to see.
+A small language describes it: prompts, answers in several phrasings, and a parser that turns an
+answer back into atomic claims, which the graph decides. Everything follows from a seed.
 
-Two sources of falsehood are built in, and reported apart. *Habit*: annotators who see a trigger (a star) also write of its
-absent partner (a moon), as language priors do. *Sight*: hard objects are misread by a model whose eyes are what they are.
-An unconditional habit would vanish under greedy decoding, and a model that sees everything would have no use for facts.
+Two sources of hallucination are built in and reported separately. Co-occurrence errors come from
+biased captions: annotators who see a trigger (a star) also mention its absent partner (a moon),
+as language priors do. Perception errors come from objects that are hard to see. The bias depends
+on a trigger because an unconditional one would vanish under greedy decoding; some objects are
+hard to see because facts would not help a model that sees everything.
 
-Each module imports only those before it: `things`, `pictures`, `graph`, `language`, `truth`, `files`.
+Each module imports only those before it: `vocabulary`, `render`, `scene_graph`, `captions`,
+`ground_truth`, `export`.
 """
 
 from mmrlhf.scenes.captions import (
@@ -17,6 +21,8 @@ from mmrlhf.scenes.captions import (
     caption,
     count_phrase,
     description_question,
+    location_question,
+    off_by_one,
     short_question,
     with_article,
     wrong_answer,
@@ -33,7 +39,17 @@ from mmrlhf.scenes.ground_truth import (
 )
 from mmrlhf.scenes.render import IMAGE_SIZE, Difficulty
 from mmrlhf.scenes.scene_graph import SPLIT_BUCKETS, Scene, Split, generate_scene
-from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, COOCCURRENCES, NUMBER_WORDS, SHAPES, SIZES, UNSEEN_PAIRINGS, SceneObject
+from mmrlhf.scenes.vocabulary import (
+    CELL_NAMES,
+    COLOURS,
+    COOCCURRENCES,
+    NUMBER_WORDS,
+    SHAPES,
+    SIZES,
+    UNSEEN_PAIRINGS,
+    SceneObject,
+    absent_partners,
+)
 
 __all__ = [
     "CELL_NAMES",
@@ -51,6 +67,7 @@ __all__ = [
     "SceneObject",
     "SceneVerdicts",
     "Split",
+    "absent_partners",
     "annotator_facts",
     "canonical_claims",
     "caption",
@@ -59,6 +76,8 @@ __all__ = [
     "export_dataset",
     "generate_scene",
     "is_cooccurrence_error",
+    "location_question",
+    "off_by_one",
     "parse_claims",
     "short_question",
     "utility",

@@ -1,4 +1,4 @@
-"""What the graph says of an answer: its atomic claims, each supported or contradicted, and what they are worth."""
+"""Verify answers by the scene graph: parse atomic claims, decide each, compute the utility."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from dataclasses import dataclass
 from mmrlhf.records import Claim, Verdict
 from mmrlhf.scenes.captions import count_phrase, join_words, with_article
 from mmrlhf.scenes.scene_graph import Scene
-from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, COOCCURRENCES, NUMBER_WORDS, SHAPES, SIZES, SceneObject
+from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, NUMBER_WORDS, SHAPES, SIZES, SceneObject, absent_partners
 
 _SHAPE, _COLOUR, _SIZE = "|".join(SHAPES), "|".join(COLOURS), "|".join(SIZES)
 _NOUN = rf"(?:(?:{_COLOUR}) )?(?:{_SHAPE})"
+# Longest first: "top left" must match before "top".
+_CELL = "|".join(sorted(CELL_NAMES, key=len, reverse=True))
+# One alternative per kind of sentence; `parse_claims` tells them apart by the groups that matched.
 _CLAIM_PATTERN = re.compile(
     rf"\bthe (?P<a>{_NOUN}) is (?P<relation>left of|right of|above|below) the (?P<b>{_NOUN})\b"
     rf"|\bthe (?P<owner>{_SHAPE}) is (?P<owned>{_COLOUR})\b"
     rf"|\bno (?P<none>(?:(?:{_COLOUR}) )?(?:{_SHAPE}|object))s?\b"
     rf"|\b(?P<number>{'|'.join(NUMBER_WORDS[1:])}) (?P<counted>{_SHAPE}|objects?)(?:e?s)?\b"
-    rf"|\ban? (?:(?P<size>{_SIZE}) )?(?:(?P<colour>{_COLOUR}) )?(?P<shape>{_SHAPE})\b(?: at the (?P<place>{'|'.join(sorted(CELL_NAMES, key=len, reverse=True))})\b)?"
-    rf"|\b(?P<nothing>nothing) at the (?P<empty>{'|'.join(sorted(CELL_NAMES, key=len, reverse=True))})\b",
+    rf"|\ban? (?:(?P<size>{_SIZE}) )?(?:(?P<colour>{_COLOUR}) )?(?P<shape>{_SHAPE})\b(?: at the (?P<place>{_CELL})\b)?"
+    rf"|\b(?P<nothing>nothing) at the (?P<empty>{_CELL})\b",
     re.IGNORECASE,
 )
 
 
 def parse_claims(text: str) -> list[Claim]:
-    """The atomic claims of an answer in this world's language, in order of appearance, repetitions kept."""
+    """Return an answer's atomic claims in order of appearance, repetitions included.
+
+    Understands the language of `captions` only. The claims of one noun phrase share its span.
+    """
     claims = []
     for match in _CLAIM_PATTERN.finditer(text):
         groups = {k: v.lower() for k, v in match.groupdict().items() if v}
@@ -58,7 +64,7 @@ def _matching_objects(scene: Scene, noun: str) -> list[SceneObject]:
 
 
 def verify_claim(scene: Scene, claim: Claim) -> Verdict:
-    """What the graph says of a claim: supported or contradicted, never unknown, with the evidence."""
+    """Decide a claim by the scene graph: supported or contradicted with evidence, never unknown."""
     return Verdict(claim, "supported" if _is_true(scene, claim) else "contradicted", _evidence(scene, claim))
 
 
@@ -73,58 +79,64 @@ def _is_true(scene: Scene, claim: Claim) -> bool:
     relation, _, location = claim.value.partition(" ")
     if relation == "at":
         cell = CELL_NAMES.index(location)
-        return (
-            not any(t.cell == cell for t in scene.objects) if claim.subject == "nothing" else any(t.cell == cell for t in objects)
-        )
+        if claim.subject == "nothing":
+            return not any(t.cell == cell for t in scene.objects)
+        return any(t.cell == cell for t in objects)
     relation, target = re.fullmatch(r"(left of|right of|above|below) (.+)", claim.value).groups()  # type: ignore[union-attr]
+    targets = _matching_objects(scene, target)
+    return any(_relation_holds(relation, a, b) for a in objects for b in targets if a != b)
 
-    def relation_holds(a: SceneObject, b: SceneObject) -> bool:
-        column, row = a.cell % 3 - b.cell % 3, a.cell // 3 - b.cell // 3
-        return {"left of": column < 0, "right of": column > 0, "above": row < 0, "below": row > 0}[relation]
 
-    return any(relation_holds(a, b) for a in objects for b in _matching_objects(scene, target) if a != b)
+def _relation_holds(relation: str, a: SceneObject, b: SceneObject) -> bool:
+    if relation == "left of":
+        return a.column < b.column
+    if relation == "right of":
+        return a.column > b.column
+    return a.row < b.row if relation == "above" else a.row > b.row
 
 
 def _evidence(scene: Scene, claim: Claim) -> str:
+    """Say what the scene shows instead, or what supports the claim."""
     if claim.kind == "count":
         return f"the picture has {count_phrase(len(_matching_objects(scene, claim.subject)), claim.subject)}"
     if claim.subject == "nothing":
         objects = [t for t in scene.objects if claim.value == f"at {CELL_NAMES[t.cell]}"] or list(scene.objects)
     else:
         objects = _matching_objects(scene, claim.subject.split(" ")[-1])
-    target = claim.value.split(" ")[-1] if claim.kind == "relation" and not claim.value.startswith("at ") else ""
-    missing_noun = claim.subject if not objects else target if target and not _matching_objects(scene, target) else ""
+    missing_noun = "" if objects else claim.subject
+    if objects and claim.kind == "relation" and not claim.value.startswith("at "):
+        target = claim.value.split(" ")[-1]
+        missing_noun = "" if _matching_objects(scene, target) else target
     if missing_noun:
         return f"the picture has no {missing_noun}; it shows {join_words([with_article(t.name) for t in scene.objects])}"
     return "; ".join(f"{with_article(f'{t.size} {t.name}')} at the {CELL_NAMES[t.cell]}" for t in objects)
 
 
 def is_cooccurrence_error(scene: Scene, claim: Claim) -> bool:
-    """Whether a false claim speaks of an absent partner that a trigger in the picture calls for."""
-    shapes = {t.shape for t in scene.objects}
+    """Return whether a false claim mentions an absent partner of a trigger in the scene."""
     claim_words = set(f"{claim.subject} {claim.value}".split())
-    return any(t in shapes and p not in shapes and p in claim_words for t, p in COOCCURRENCES.items())
+    return any(partner in claim_words for partner in absent_partners({t.shape for t in scene.objects}))
 
 
 def canonical_claims(scene: Scene) -> frozenset[Claim]:
-    """The atomic facts that a clean caption states of every scene: shapes, their colours, and the total.
+    """Return the claims that a full description makes: shapes, their colours and the total.
 
-    Sizes and relations are left out: any of them is as good as another, so that none is owed.
+    Coverage is measured against them. Sizes and relations are not required of a description.
     """
-    shape_claims = {Claim("object", t.shape) for t in scene.objects} | {
-        Claim("attribute", t.shape, t.colour) for t in scene.objects
-    }
-    return frozenset(shape_claims | {Claim("count", "object", str(len(scene.objects)))})
+    shapes = {Claim("object", t.shape) for t in scene.objects}
+    colours = {Claim("attribute", t.shape, t.colour) for t in scene.objects}
+    return frozenset({*shapes, *colours, Claim("count", "object", str(len(scene.objects)))})
 
 
 @dataclass(frozen=True)
 class SceneVerdicts:
-    """An answer's distinct claims, sorted by what the graph says of them."""
+    """The distinct claims of an answer, by what the scene graph says of them."""
 
     true_claims: frozenset[Claim]
     cooccurrence_errors: frozenset[Claim]
     perception_errors: frozenset[Claim]
     num_covered: int
+    """Canonical claims that the answer makes."""
     num_canonical: int
 
     @property
@@ -133,7 +145,7 @@ class SceneVerdicts:
 
 
 def verify_answer(scene: Scene, answer: str) -> SceneVerdicts:
-    """Distinct claims only: repetition earns nothing, and vagueness costs coverage."""
+    """Verify distinct claims: repeating one earns nothing, and vagueness costs coverage."""
     distinct_claims = set(parse_claims(answer))
     true_claims = frozenset(c for c in distinct_claims if _is_true(scene, c))
     cooccurrence_errors = frozenset(c for c in distinct_claims - true_claims if is_cooccurrence_error(scene, c))
@@ -148,6 +160,9 @@ def verify_answer(scene: Scene, answer: str) -> SceneVerdicts:
 
 
 def utility(scene: Scene, answer: str, false_claim_penalty: float) -> float:
-    """True claims minus lambda times false claims. Lambda decides between silence and truth."""
+    """Return the number of true claims minus `false_claim_penalty` per false claim.
+
+    The penalty decides between an answer that risks a claim and one that leaves it out.
+    """
     verdicts = verify_answer(scene, answer)
     return len(verdicts.true_claims) - false_claim_penalty * len(verdicts.false_claims)

@@ -1,4 +1,4 @@
-"""Pictures: each shape drawn in its cell of the grid, some faded and partly covered, then blur and noise."""
+"""Render scenes: draw shapes in their grid cells, fade and occlude some, add blur and noise."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Background = Literal["plain", "striped"]
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard a scene is to see. Fixed on the selection split, never on held-out scenes."""
+    """How hard a scene is to see. The defaults were chosen on the selection split."""
 
     noise_std: float = 16.0
-    """Standard deviation of pixel noise, of 255."""
+    """Standard deviation of the pixel noise, on the 0-255 scale."""
     blur_radius: float = 0.6
-    """Radius of the Gaussian blur, pixels."""
+    """Radius of the Gaussian blur in pixels."""
     occluded_share: float = 0.28
-    """Share of objects that are faded and partly covered."""
+    """Share of objects that are faded and partly occluded (hard objects)."""
     max_fade: float = 0.72
-    """How far a hard object's colour is drawn towards the background, at most."""
+    """Maximum blend of a hard object's colour with the background."""
     max_occlusion: float = 0.55
-    """Share of a hard object's width that an occluder covers, at most."""
+    """Maximum share of a hard object's width that the occluder covers."""
     small_share: float = 0.4
-    """Share of small objects."""
+    """Share of objects that are small."""
 
 
 _POLYGONS = {
@@ -43,13 +43,14 @@ _POLYGONS = {
     "star": [(r * np.sin(k * np.pi / 5), -r * np.cos(k * np.pi / 5)) for k in range(10) for r in [1.1 if k % 2 == 0 else 0.45]],
     "heart": [(0.062 * 16 * np.sin(t) ** 3, -0.062 * (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))) for t in np.linspace(0, 2 * np.pi, 40)],
 }  # fmt: skip
-_SUPERSAMPLING = 4  # shapes are drawn larger and reduced, which smooths their edges
+_SUPERSAMPLING = 4  # draw shapes at four times the size and reduce them, which antialiases their edges
 
 
 def _shape_mask(shape: str, x: float, y: float, radius: float) -> tuple[np.ndarray, slice, slice]:
-    """Coverage 0..1 of a small window [h, w, 1] by one shape, and where the window lies (rows, columns)."""
+    """Return a shape's coverage (0 to 1) of a window [h, w, 1] and its rows and columns."""
     left, top = max(int(x - radius * 1.2) - 1, 0), max(int(y - radius * 1.2) - 1, 0)
     right, bottom = min(int(x + radius * 1.2) + 2, IMAGE_SIZE), min(int(y + radius * 1.2) + 2, IMAGE_SIZE)
+    # From here on coordinates are relative to the window, in supersampled pixels.
     mask = Image.new("L", ((right - left) * _SUPERSAMPLING, (bottom - top) * _SUPERSAMPLING))
     draw = ImageDraw.Draw(mask)
     x, y, radius = (x - left) * _SUPERSAMPLING, (y - top) * _SUPERSAMPLING, radius * _SUPERSAMPLING
@@ -69,7 +70,7 @@ def _shape_mask(shape: str, x: float, y: float, radius: float) -> tuple[np.ndarr
 
 
 def render_image(objects: Sequence[SceneObject], background: Background, difficulty: Difficulty, seed: int) -> Image.Image:
-    """The picture, 96 x 96 RGB."""
+    """Render objects as a 96 x 96 RGB image. `seed` decides jitter, hard objects and noise."""
     rng = np.random.default_rng(seed)
     background_colour = 215 + rng.normal(0, 10, 3)
     pixels = np.ones((IMAGE_SIZE, IMAGE_SIZE, 3)) * background_colour
@@ -77,21 +78,25 @@ def render_image(objects: Sequence[SceneObject], background: Background, difficu
         row_indices = np.arange(IMAGE_SIZE)[:, None, None]
         pixels = pixels * 0.9 + 7 * np.sign(np.sin(2 * np.pi * (row_indices / 9.0 + rng.random())))
     for obj in objects:
-        x = (obj.cell % 3) * 32 + 16 + rng.uniform(-2.5, 2.5)
-        y = (obj.cell // 3) * 32 + 16 + rng.uniform(-2.5, 2.5)
+        x = obj.column * 32 + 16 + rng.uniform(-2.5, 2.5)
+        y = obj.row * 32 + 16 + rng.uniform(-2.5, 2.5)
         radius = SIZES[obj.size] * rng.uniform(0.93, 1.07)
         colour = np.array(COLOURS[obj.colour]) + rng.normal(0, 12, 3)
         mask, rows, columns = _shape_mask(obj.shape, x, y, radius)
-        window = pixels[rows, columns]
+        window = pixels[rows, columns]  # a view: assigning to it draws into `pixels`
         if rng.random() < difficulty.occluded_share:
             fade = difficulty.max_fade * rng.uniform(0.5, 1)
             colour = colour * (1 - fade) + background_colour * fade
             window[:] = window * (1 - mask) + colour * mask
             occluder_width, side = 2 * radius * difficulty.max_occlusion * rng.uniform(0.4, 1), rng.integers(4)
             left, top, right, bottom = x - radius, y - radius, x + radius, y + radius
-            occluder_box = [(left, top, left + occluder_width, bottom), (right - occluder_width, top, right, bottom),
-                   (left, top, right, top + occluder_width), (left, bottom - occluder_width, right, bottom)][side]  # fmt: skip
-            x0, y0, x1, y1 = (int(np.clip(round(v), 0, IMAGE_SIZE)) for v in occluder_box)
+            occluder_boxes = (
+                (left, top, left + occluder_width, bottom),
+                (right - occluder_width, top, right, bottom),
+                (left, top, right, top + occluder_width),
+                (left, bottom - occluder_width, right, bottom),
+            )
+            x0, y0, x1, y1 = (int(np.clip(round(v), 0, IMAGE_SIZE)) for v in occluder_boxes[side])
             pixels[y0:y1, x0:x1] = background_colour * 0.75
         else:
             window[:] = window * (1 - mask) + colour * mask

@@ -1,4 +1,4 @@
-"""Scene graphs: drawn from a seed, and each owned by one split."""
+"""Scene graphs: sampled from a seed, each owned by exactly one split."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -20,13 +21,13 @@ SPLIT_BUCKETS: dict[str, range] = {
     "base": range(12), "sft": range(12, 17), "pairs": range(17, 24), "rl": range(24, 29), "selection": range(29, 30),
     "held_out": range(30, 31), "ood_1": range(32), "ood_2": range(32), "ood_3": range(31, 32),
 }  # fmt: skip
-"""A graph's hash falls into one of 32 buckets, and each split owns some: no two splits share a scene. ood_1 (unseen
-pairings) and ood_2 (more objects) share none by construction."""
+"""Hash buckets (of 32) that each split owns, so that no two splits share a scene. ood_1 (unseen
+pairings) and ood_2 (more objects) may use every bucket: no other split can produce their scenes."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene graph and what it takes to render it. `things` stand in reading order."""
+    """A scene graph with everything needed to render it. `objects` are in reading order."""
 
     id: str
     objects: tuple[SceneObject, ...]
@@ -38,17 +39,21 @@ class Scene:
         return render_image(self.objects, self.background, self.difficulty, self.render_seed)
 
     def image_source(self) -> ImageSource:
-        """The picture as an encoded PNG, as any data set would hold it."""
+        """Return the rendered image as an encoded PNG, the form in which datasets store images."""
         buffer = io.BytesIO()
         self.image().save(buffer, "PNG")
         return ImageSource(data=buffer.getvalue())
 
 
 def generate_scene(split: Split, index: int, seed: int, difficulty: Difficulty | None = None) -> Scene:
-    """The `index`-th scene of a split; the same arguments always give the same scene."""
-    difficulty = difficulty or Difficulty()
+    """Return scene number `index` of a split. The same arguments always give the same scene."""
+    return _generate_scene(split, index, seed, difficulty or Difficulty())
+
+
+@lru_cache(maxsize=4096)  # scoring asks for the same held-out scenes once per model, at a millisecond each
+def _generate_scene(split: Split, index: int, seed: int, difficulty: Difficulty) -> Scene:
     rng = np.random.default_rng([seed, list(SPLIT_BUCKETS).index(split), index])
-    while True:
+    while True:  # rejection sampling: draw graphs until one hashes into a bucket of this split
         num_objects = (
             int(rng.integers(6, 8)) if split == "ood_2" else int(rng.choice([1, 2, 3, 4, 5], p=[0.1, 0.2, 0.3, 0.25, 0.15]))
         )
@@ -73,27 +78,29 @@ def generate_scene(split: Split, index: int, seed: int, difficulty: Difficulty |
 
 
 TRIGGER_RATE, BASE_TRIGGER_RATE = 0.45, 0.36
-"""Share of scenes that have a trigger; the base was pre-trained on fewer."""
+"""Share of scenes with a trigger shape; the base model was pre-trained on fewer of them."""
 
 
 def _sample_objects(
     rng: np.random.Generator, num_objects: int, *, has_unseen_pairing: bool, small_share: float, trigger_rate: float
 ) -> tuple[SceneObject, ...]:
-    """Random objects; `triggers` of the scenes have a trigger, a quarter of those its partner as well."""
+    """Sample the objects of a scene, in reading order.
+
+    A share `trigger_rate` of scenes has a trigger; a quarter of those also have its partner.
+    """
     non_trigger_shapes = [s for s in SHAPES if s not in COOCCURRENCES]
     shapes = [str(s) for s in rng.choice(non_trigger_shapes, size=num_objects)]
     if rng.random() < trigger_rate:
         trigger = str(rng.choice(list(COOCCURRENCES)))
-        shapes = [s for s in shapes if s != COOCCURRENCES[trigger]]
-        if rng.random() < 0.25 and num_objects > 1:
-            shapes.append(COOCCURRENCES[trigger])
-        shapes = (
-            [trigger, *shapes][:num_objects]
-            if COOCCURRENCES[trigger] not in shapes
-            else [trigger, COOCCURRENCES[trigger], *shapes][:num_objects]
-        )
+        partner = COOCCURRENCES[trigger]
+        shapes = [s for s in shapes if s != partner]
+        has_partner = rng.random() < 0.25 and num_objects > 1
+        # The trailing partner survives the cut only if three or more were removed above. Keep it:
+        # without it those scenes would differ from the ones that models were trained on.
+        shapes = [trigger, partner, *shapes, partner] if has_partner else [trigger, *shapes]
+        shapes = shapes[:num_objects]
         while len(shapes) < num_objects:
-            shapes.append(str(rng.choice([s for s in non_trigger_shapes if s != COOCCURRENCES[trigger]])))
+            shapes.append(str(rng.choice([s for s in non_trigger_shapes if s != partner])))
     cells = sorted(int(c) for c in rng.choice(9, size=num_objects, replace=False))
     rng.shuffle(shapes)
     unseen_index = int(rng.integers(num_objects)) if has_unseen_pairing else -1
@@ -108,5 +115,6 @@ def _sample_objects(
 
 
 def _hash_bucket(objects: Sequence[SceneObject]) -> int:
-    # The hash decides which split owns a scene, so it keeps the name that the record had when splits were first drawn.
+    # The hash decides which split owns a scene. Hash the class name that the record had when the
+    # splits were first sampled: another name would move every scene to another split.
     return hashlib.sha256(repr(objects).replace("SceneObject(", "Thing(").encode()).digest()[0] % 32

@@ -1,11 +1,15 @@
-"""What scenes are made of: the words for shapes, colours, sizes and places, and one object.
+"""Shapes, colours, sizes and grid cells of the synthetic scenes, and the record of one object.
 
-With them stand the habits and the pairings that training never shows.
+Also defines which shapes annotators associate with one another, and which shape-colour pairings
+are kept out of training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from mmrlhf.text import words
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "moon", "ring", "arrow")
 COLOURS = {
@@ -16,19 +20,20 @@ SIZES = {"small": 8.5, "large": 14.0}
 CELL_NAMES = (
     "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
-NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NUMBER_WORDS = ("no", *words.NUMBER_WORDS[1:10])
 COOCCURRENCES = {"star": "moon", "heart": "arrow"}
-"""Trigger -> partner: the first in a picture calls for the second in captions, there or not."""
+"""Trigger shape -> partner shape: biased captions of an image with the trigger mention the partner,
+present or not."""
 UNSEEN_PAIRINGS = frozenset(
     [("circle", "purple"), ("square", "orange"), ("triangle", "cyan"), ("cross", "yellow"), ("diamond", "red"),
      ("ring", "green"), ("star", "blue"), ("heart", "yellow")]
 )  # fmt: skip
-"""Shape-colour pairings that only the first out-of-distribution split shows."""
+"""Shape-colour pairings that occur only in the split ood_1."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene; `cell` counts the 3 x 3 grid row by row."""
+    """One object of a scene. `cell` numbers the 3 x 3 grid row by row, from 0."""
 
     shape: str
     colour: str
@@ -38,3 +43,16 @@ class SceneObject:
     @property
     def name(self) -> str:
         return f"{self.colour} {self.shape}"
+
+    @property
+    def row(self) -> int:
+        return self.cell // 3
+
+    @property
+    def column(self) -> int:
+        return self.cell % 3
+
+
+def absent_partners(shapes: Collection[str]) -> list[str]:
+    """Return the partners that triggers among `shapes` call for and that are not in the scene."""
+    return [partner for trigger, partner in COOCCURRENCES.items() if trigger in shapes and partner not in shapes]

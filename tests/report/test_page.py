@@ -1,10 +1,9 @@
-"""The report on made-up numbers: one file that needs no other, escapes what it shows, and says what the numbers say."""
+"""The report page on made-up numbers: self-contained, escaped, and true to the numbers."""
 
 from __future__ import annotations
 
 import copy
 import io
-import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmrlhf.records import ImageSource
-from mmrlhf.report import print_results_table, write_claims_page, write_overview_image, write_report
+from mmrlhf.report import print_results_table, print_stage_times, write_overview_image, write_report
 from mmrlhf.report.page import headline
-from mmrlhf.report.results import Segment, split_at_claims
+from mmrlhf.report.results import Segment, format_duration, split_at_claims
 
 VOID_TAGS = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -23,9 +21,9 @@ VOID_TAGS = {"meta", "img", "br", "link", "input", "hr"}
 def split_metrics(chair_s: float, coverage: float) -> dict[str, Any]:
     row: dict[str, Any] = {"n": 400}
     values = {
-        "chair_s": chair_s, "chair_i": chair_s / 3, "cooccurrence_errors": chair_s / 2, "perception_errors": chair_s / 4, "coverage": coverage,
-        "claim_f1": 0.9, "utility": 4.0, "mean_length": 21.5, "ead": 0.4, "distinct_2": 0.1, "yes_no_accuracy": 0.8,
-        "yes_rate": 0.5,
+        "chair_s": chair_s, "chair_i": chair_s / 3, "cooccurrence_errors": chair_s / 2, "perception_errors": chair_s / 4,
+        "coverage": coverage, "claim_f1": 0.9, "utility": 4.0, "mean_length": 21.5, "ead": 0.4, "distinct_2": 0.1,
+        "yes_no_accuracy": 0.8, "yes_rate": 0.5,
     }  # fmt: skip
     for name, value in values.items():
         row |= {name: value, f"{name}_ci": [value - 0.02, value + 0.02]}
@@ -61,32 +59,35 @@ def png_bytes(size: int = 8) -> bytes:
 
 def gallery_entry(sft: str = "A red star and a moon.", claims: Any = None) -> dict[str, Any]:
     if claims is None:
-        claims = [{"start": 15, "end": 21, "verdict": "contradicted", "evidence": "the picture has no moon"}]
+        claims = [{"start": 15, "end": 21, "verdict": "contradicted", "evidence": "the image has no moon"}]
     answers = [{"model": "sft", "text": sft, "claims": claims}, {"model": "ppo_fact", "text": "A star.", "claims": []}]
     return {"image": png_bytes(), "id": "held_out-1", "prompt": "Describe it.", "facts": "object star", "answers": answers}
 
 
 class ParsedPage(HTMLParser):
-    """Checks that elements close in order, and collects attributes, struck-out text and all text."""
+    """Check that elements close in order; collect attributes, ids, struck-out text and all text."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        self.open: list[str] = []
+        self.open_tags: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.ids: list[str] = []
-        self.struck: list[str] = []
-        self.said = ""
+        self.struck_out: list[str] = []
+        self.text = ""
+        self.num_unfolded_tables = 0
         self.feed(source)
         self.close()
-        assert self.open == []
+        assert self.open_tags == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
         self.ids += [value or "" for name, value in attrs if name == "id"]
         if tag not in VOID_TAGS:
-            self.open.append(tag)
+            self.open_tags.append(tag)
         if tag == "del":
-            self.struck.append("")
+            self.struck_out.append("")
+        if tag == "table" and "details" not in self.open_tags:
+            self.num_unfolded_tables += 1
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
@@ -94,45 +95,66 @@ class ParsedPage(HTMLParser):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert self.open_tags.pop() == tag
+
+    def ids_of_sections(self) -> list[str]:
+        return [value for tag, name, value in self.attributes if (tag, name) == ("section", "id")]
 
     def handle_data(self, data: str) -> None:
-        self.said += data
-        if "del" in self.open:
-            self.struck[-1] += data
+        self.text += data
+        if "del" in self.open_tags:
+            self.struck_out[-1] += data
 
 
-def write_and_parse(path: Path, **parts: Any) -> ParsedPage:
-    given = {"summary": fake_summary(), "curves": fake_curves(), "gallery": [gallery_entry()], "notes": {}} | parts
-    write_report(path / "report.html", **given)
-    return ParsedPage((path / "report.html").read_text(encoding="utf-8"))
+def write_and_parse(directory: Path, **parts: Any) -> ParsedPage:
+    defaults = {"summary": fake_summary(), "curves": fake_curves(), "gallery": [gallery_entry()], "notes": {}}
+    write_report(directory / "report.html", **defaults | parts)
+    return ParsedPage((directory / "report.html").read_text(encoding="utf-8"))
 
 
 def test_write_report_is_one_self_contained_file(tmp_path):
-    found = write_and_parse(tmp_path)
-    for tag, name, value in found.attributes:
+    parsed = write_and_parse(tmp_path)
+    for tag, name, value in parsed.attributes:
         if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
             assert value.startswith(("data:", "#")), (tag, name, value)
-    assert not any(tag in ("script", "link", "iframe") for tag, _, _ in found.attributes)
+    assert not any(tag in ("script", "link", "iframe") for tag, _, _ in parsed.attributes)
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in source and "@import" not in source and "url(http" not in source
-    assert len(found.ids) == len(set(found.ids))
-    anchors = {value[1:] for _, name, value in found.attributes if name.endswith("href") and value.startswith("#")}
-    assert anchors <= set(found.ids)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    anchors = {value[1:] for _, name, value in parsed.attributes if name.endswith("href") and value.startswith("#")}
+    assert anchors <= set(parsed.ids)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_write_report_shows_images_and_plots_before_folded_tables(tmp_path):
+    parsed = write_and_parse(tmp_path, gallery=[gallery_entry()] * 6)
+    assert parsed.ids_of_sections() == ["gallery", "truth", "training", "results", "rewards", "time", "reading"]
+    # Tables are folded, each with one sentence of summary.
+    assert parsed.num_unfolded_tables == 0
+    assert "Answers with a false claim: SFT 42.0%; PPO, facts 6.0%." in parsed.text
+    assert "without facts 70.0%; with facts 80.0%." in parsed.text
+    assert "2 more images" in parsed.text
+
+
+def test_write_report_compares_before_and_after_and_folds_other_models(tmp_path):
+    entry = gallery_entry()
+    entry["answers"].append({"model": "clean_sft", "text": "A clean answer.", "claims": []})
+    text = write_and_parse(tmp_path, gallery=[entry]).text
+    assert text.index("A red star and") < text.index("A star.") < text.index("Other models") < text.index("A clean answer.")
+    assert "Other models" not in write_and_parse(tmp_path).text
 
 
 def test_write_report_escapes_data(tmp_path):
     attack = "<script>alert(1)</script> \"' onload=x & <b>"
-    evil = gallery_entry(attack, [{"start": 0, "end": 8, "verdict": "contradicted", "evidence": attack}])
-    evil |= {"id": '"><img onerror=x>', "prompt": attack, "facts": attack}
-    evil["answers"].append({"model": attack, "text": attack, "claims": []})
-    found = write_and_parse(tmp_path, gallery=[evil], notes={attack: attack})
+    entry = gallery_entry(attack, [{"start": 0, "end": 8, "verdict": "contradicted", "evidence": attack}])
+    entry |= {"id": '"><img onerror=x>', "prompt": attack, "facts": attack}
+    entry["answers"].append({"model": attack, "text": attack, "claims": []})
+    parsed = write_and_parse(tmp_path, gallery=[entry], notes={attack: attack})
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in source and "<b>" not in source
-    assert not any(name.startswith("on") for _, name, _ in found.attributes)
-    assert found.said.count("alert(1)") == 8  # two answers, one evidence, prompt, facts, a model's name, a note's two
-    assert found.struck[1] == "false: <script>"
+    assert not any(name.startswith("on") for _, name, _ in parsed.attributes)
+    assert parsed.text.count("alert(1)") == 8  # two answers, evidence, prompt, facts, a model's name, a note's name and text
+    assert parsed.struck_out[1] == "false: <script>"
 
 
 def test_write_report_strikes_out_overlapping_claims(tmp_path):
@@ -150,9 +172,9 @@ def test_write_report_strikes_out_overlapping_claims(tmp_path):
         Segment(" and a star."),
         Segment("", True, ("no place",)),
     ]
-    found = write_and_parse(tmp_path, gallery=[gallery_entry(text, claims)])
-    assert found.struck == ["struck out", "false: a small red moon"]  # the first is the legend
-    assert "no moon" in found.said and "nothing red" in found.said and "no place" in found.said
+    parsed = write_and_parse(tmp_path, gallery=[gallery_entry(text, claims)])
+    assert parsed.struck_out == ["struck out", "false: a small red moon"]  # the first is the legend
+    assert "no moon" in parsed.text and "nothing red" in parsed.text and "no place" in parsed.text
 
 
 @pytest.mark.parametrize(
@@ -174,7 +196,7 @@ def test_headline_states_what_the_numbers_say():
     summary = fake_summary()
     assert headline(summary) == (
         "After PPO with facts in the reward, answers with a false claim fell from 42.0% to 6.0%; "
-        "coverage did not change measurably, 90.0% before and 90.0% after (400 held-out pictures)"
+        "coverage did not change measurably, 90.0% before and 90.0% after (400 held-out images)"
     )
     after = summary["models"]["ppo_fact"]["held_out"]
     for chair_s, words in (
@@ -194,29 +216,29 @@ def test_write_report_omits_what_is_missing(tmp_path, capsys):
     for key in summary:
         write_and_parse(tmp_path, summary={k: v for k, v in summary.items() if k != key}, curves={})
     for name in summary["models"]:
-        less = copy.deepcopy(summary)
-        del less["models"][name]
-        write_and_parse(tmp_path, summary=less, curves={})
-        write_overview_image(tmp_path / "picture.png", less, [gallery_entry()])
-        print_results_table(less)
+        reduced = copy.deepcopy(summary)
+        del reduced["models"][name]
+        write_and_parse(tmp_path, summary=reduced, curves={})
+        write_overview_image(tmp_path / "overview.png", reduced, [gallery_entry()])
+        print_results_table(reduced)
     for key in list(summary["models"]["sft"]["held_out"]):
-        less = copy.deepcopy(summary)
-        for splits in less["models"].values():
+        reduced = copy.deepcopy(summary)
+        for splits in reduced["models"].values():
             del splits["held_out"][key]
-        less["models"]["sft"]["held_out"][key] = None
-        write_and_parse(tmp_path, summary=less, curves={})
-    found = write_and_parse(tmp_path, summary={}, curves={}, gallery=[])
-    assert "There is no run before and after PPO to compare." in found.said
-    assert found.ids == ["reading"]
-    write_overview_image(tmp_path / "picture.png", {}, [])
+        reduced["models"]["sft"]["held_out"][key] = None
+        write_and_parse(tmp_path, summary=reduced, curves={})
+    parsed = write_and_parse(tmp_path, summary={}, curves={}, gallery=[])
+    assert "There is no run before and after PPO to compare." in parsed.text
+    assert parsed.ids == ["reading"]
+    write_overview_image(tmp_path / "overview.png", {}, [])
     print_results_table({})
     assert "nan" not in capsys.readouterr().out
 
 
 def test_write_overview_image_accepts_any_text(tmp_path):
     long = gallery_entry("$\\frac{ costs $5 and " * 40, [{"start": 2, "end": 30, "verdict": "contradicted", "evidence": ""}])
-    write_overview_image(tmp_path / "picture.png", fake_summary(), [long, gallery_entry(), gallery_entry()])
-    with Image.open(tmp_path / "picture.png") as image:
+    write_overview_image(tmp_path / "overview.png", fake_summary(), [long, gallery_entry(), gallery_entry()])
+    with Image.open(tmp_path / "overview.png") as image:
         assert image.format == "PNG" and image.width == 1800
 
 
@@ -230,63 +252,17 @@ def test_print_results_table_fits_80_columns(capsys, monkeypatch):
     assert lines[values + 1].split() == ["4–8", "0–4", ".01–.05", "-.01–.04", "88–92", "88–92", "4.0–4.0", "21.5–21.5"]
 
 
-# ---- claims --------------------------------------------------------------------------------------------------------------
-
-
-def claim_row(verdict, claim, **more):
-    return {
-        "kind": "object",
-        "claim": claim,
-        "start": 0,
-        "end": 5,
-        "by": "facts",
-        "verdict": verdict,
-        "probability": 0.25,
-        "evidence": "",
-        **more,
-    }
-
-
-def test_write_claims_page_shows_every_claim_with_its_evidence(tmp_path):
-    claims = [
-        claim_row("contradicted", "a <b>cat</b>", start=2, end=5, evidence='absent: "cat" & <script>'),
-        claim_row("supported", "a dog", start=10, end=13, evidence="object: dog (annotator)", probability=None),
-        claim_row("unknown", "a cow", by="clip", evidence="open_clip: by +0.3"),
+def test_print_stage_times_ends_with_the_total(capsys):
+    print_stage_times({"sft": 62.0, "evaluation": 3600.0, "summary and report": 0.44})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[1:] == [
+        ["sft", "1", "min", "2", "s"],
+        ["evaluation", "1", "h", "0", "min"],
+        ["summary", "and", "report", "0.4", "s"],
+        ["total", "1", "h", "1", "min"],
     ]
-    rows = [
-        {
-            "step": s,
-            "id": "r1",
-            "answer": "A cat and dog <i>",
-            "terms": {"hallucination": -1.0},
-            "images": ["gone.png"],
-            "claims": claims,
-        }
-        for s in (1, 2)
-    ]
-    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"step": 0, "id": "r0"}, *rows]))
-    written = write_claims_page(tmp_path, {"r1": ImageSource(data=png_bytes(400))})
-    source = written.read_text(encoding="utf-8")
-    assert "<script" not in source and "<i>" not in source and "<b>cat" not in source
-    assert (
-        "absent: &#34;cat&#34; &amp; &lt;script&gt;" in source
-        and "object: dog (annotator)" in source
-        and "open_clip: by +0.3" in source
-    )
-    assert (
-        source.count("<article>") == 1
-        and source.count("step 2</h4>") == 1
-        and '<del><span class="hidden">false: </span>cat</del>' in source
-    )
-    assert (
-        "hallucination -1.00" in source
-        and "http" not in source.replace("http-equiv", "")
-        and source.count("data:image/png;base64,") == 1
-    )
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["claims.html", "ledger.jsonl"]
 
 
-def test_write_claims_page_without_verified_claims_writes_nothing(tmp_path):
-    assert write_claims_page(tmp_path) is None
-    (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, "id": "r1", "answer": "", "terms": {}}) + "\n")
-    assert write_claims_page(tmp_path) is None and not (tmp_path / "claims.html").exists()
+@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.2, "59.2 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")])
+def test_format_duration(seconds, text):
+    assert format_duration(seconds) == text

@@ -1,0 +1,102 @@
+"""The demo's measurements on a handful of made-up answers: no model is loaded."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmrlhf import scenes
+from mmrlhf.config import ScenesConfig
+from mmrlhf.demo import measure
+from mmrlhf.evaluation.benchmark import load_benchmark
+
+CONFIG = ScenesConfig(held_out_scenes=6, ood_scenes=4)
+NO_MODELS = measure.TrainedModels("none", "none", {"ppo_plain": "none", "ppo_fact": "none"}, "none")
+
+
+@pytest.fixture
+def answers_dir(tmp_path):
+    """Answers of every model on every split: true ones, but those of SFT have faults."""
+    directory = tmp_path / "answers"
+    directory.mkdir()
+    benchmark = load_benchmark("scenes").module
+    models = ("sft", "sft_t03", "sft_t07", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft")
+    tasks = [(model, split) for model in models for split in measure.SPLITS]
+    tasks += [(model, "sampled") for model in ("sft", "ppo_plain", "ppo_fact")]
+    for model, split in tasks:
+        lines = []
+        for example in benchmark.prompts("held_out" if split == "sampled" else split, 6 if split == "held_out" else 4):
+            if example.meta["kind"] == "yes_no":
+                if split == "sampled" or model == "best_of_n":
+                    continue
+                answers = [example.meta["truth"].capitalize() + "."]
+            else:
+                scene = scenes.generate_scene(example.meta["split"], example.meta["index"], 0)
+                num_faults = 3 if model == "sft" and example.meta["index"] % 2 else 0
+                rng = np.random.default_rng(example.meta["index"])
+                num_answers = measure.NUM_SAMPLES if split == "sampled" else 1
+                answers = [scenes.caption(scene, rng, num_faults=num_faults) for _ in range(num_answers)]
+            lines.append(json.dumps({"id": example.id, "answers": answers}) + "\n")
+        (directory / f"{model}-{split}.jsonl").write_text("".join(lines))
+    return directory
+
+
+@pytest.fixture
+def finished_stages(tmp_path):
+    """What the reward and PPO stages leave in their directories."""
+    for name in ("fact", "plain"):
+        for stage in ("reward", "ppo"):
+            (tmp_path / f"{stage}_{name}").mkdir()
+        (tmp_path / f"reward_{name}" / "finished.json").write_text(json.dumps({"right": [1.0, 1.0, 0.0, 1.0]}))
+        (tmp_path / f"ppo_{name}" / "metrics.jsonl").write_text(
+            '{"step": 1, "objective/kl": 0.5}\n{"step": 2, "objective/kl": 1.5}\n'
+        )
+    return tmp_path
+
+
+def test_generate_answers_reads_what_was_generated_before(answers_dir):
+    answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
+    assert list(answers) == ["sft", "sft_t03", "sft_t07", "ppo_plain", "ppo_fact", "best_of_n", "clean_sft"]
+    assert set(answers["sft"]) == {*measure.SPLITS, "sampled"} and set(answers["clean_sft"]) == set(measure.SPLITS)
+    assert len(answers["ppo_fact"]["held_out"]) == 6 + 3 and len(answers["best_of_n"]["held_out"]) == 6
+    assert all(len(texts) == measure.NUM_SAMPLES for texts in answers["sft"]["sampled"].values())
+
+
+def test_generate_answers_samples_with_the_models_that_are_needed(answers_dir, vlm, tiny_vlm_path):
+    (answers_dir / "clean_sft-ood_3.jsonl").unlink()
+    models = measure.TrainedModels("none", tiny_vlm_path, NO_MODELS.policy_paths, "none")
+    answers = measure.generate_answers(CONFIG, models, answers_dir)["clean_sft"]["ood_3"]
+    assert len(answers) == 4 + 2 and all(len(texts) == 1 for texts in answers.values())
+
+
+def test_summarise_scores_every_model_and_split(answers_dir, finished_stages):
+    answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
+    summary = measure.summarise(CONFIG, finished_stages, answers, {"sft": 1.0})
+    assert set(summary) == {"models", "sampled", "reward_models", "kl", "seconds", "seed"}
+    sft, clean = summary["models"]["sft"]["held_out"], summary["models"]["clean_sft"]["held_out"]
+    assert sft["n"] == 6 and sft["chair_s"] > 0 and sft["yes_no_accuracy"] == 1.0
+    assert clean["chair_s"] == 0 and clean["chair_s_ci"] == [0, 0]
+    assert "yes_no_accuracy" not in summary["models"]["best_of_n"]["ood_1"]
+    assert set(summary["sampled"]) == {"sft", "ppo_plain", "ppo_fact"} and "ead_within" in summary["sampled"]["sft"]
+    assert summary["reward_models"]["fact"]["accuracy"] == 0.75
+    assert summary["kl"] == {"ppo_plain": 1.5, "ppo_fact": 1.5} and summary["seconds"] == {"sft": 1.0}
+    json.dumps(summary)
+
+
+def test_gallery_shows_scenes_with_and_without_false_claims_of_sft(answers_dir):
+    answers = measure.generate_answers(CONFIG, NO_MODELS, answers_dir)
+    entries = measure.gallery(CONFIG, answers, num_scenes=4)
+    has_errors = []
+    for entry in entries:
+        assert entry["image"].startswith(b"\x89PNG") and entry["prompt"]
+        assert [answer["model"] for answer in entry["answers"]] == list(measure.GALLERY_MODELS)
+        sft = entry["answers"][0]
+        has_errors.append(any(claim["verdict"] == "contradicted" for claim in sft["claims"]))
+        assert all(0 <= claim["start"] < claim["end"] <= len(sft["text"]) for claim in sft["claims"])
+    assert has_errors == sorted(has_errors, reverse=True) and set(has_errors) == {True, False}
+
+
+def test_selection_metrics_are_those_of_the_curves(vlm):
+    rows = load_benchmark("scenes").module.prompts("selection", 2)
+    metrics = measure.selection_metrics(vlm, rows)
+    assert set(metrics) == set(measure.CURVE_METRICS) and 0 <= metrics["coverage"] <= 1

@@ -1,0 +1,75 @@
+"""The demo's frame: its output directory, recipes and timer. The stages have tests of their own."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from mmrlhf.config import PPOConfig, RewardConfig, ScenesConfig, SFTConfig
+from mmrlhf.demo import pipeline
+from mmrlhf.records import InputError
+
+
+def claim(path, *, fresh=False, seed=0, base):
+    pipeline._claim_output_dir(path, fresh, ScenesConfig(seed=seed), str(base))
+
+
+@pytest.fixture
+def base(tmp_path):
+    directory = tmp_path / "base"
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(b"weights")
+    return directory
+
+
+def test_demo_output_dir_is_continued_by_the_same_demo_only(tmp_path, base):
+    run = tmp_path / "run"
+    claim(run, base=base)
+    claim(run, base=base)
+    with pytest.raises(InputError, match="another seed: give its --seed"):
+        claim(run, seed=1, base=base)
+    (base / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(InputError, match="another base model"):
+        claim(run, base=base)
+
+
+def test_demo_fresh_deletes_a_demo_and_nothing_else(tmp_path, base):
+    run = tmp_path / "run"
+    claim(run, base=base)
+    (run / "pairs.jsonl").write_text("")
+    claim(run, fresh=True, seed=1, base=base)
+    assert sorted(p.name for p in run.iterdir()) == ["base.sha256", "scenes.yaml"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="which holds no demo"):
+        claim(other, fresh=True, base=base)
+    assert (other / "thesis.tex").exists()
+
+
+def test_stage_timer_keeps_the_longest_run_of_a_stage(tmp_path, capsys):
+    path = tmp_path / "seconds.json"
+    path.write_text(json.dumps({"sft": 62.0}))
+    timer = pipeline.StageTimer(path, Console(highlight=False))
+    for name in ("sft", "pairs"):
+        with timer.stage(name):
+            pass
+    assert json.loads(path.read_text())["sft"] == 62.0 and list(timer.seconds) == ["sft", "pairs"]
+    assert "sft finished in 1 min 2 s" in capsys.readouterr().out
+
+
+def test_stage_timer_does_not_keep_a_stage_that_failed(tmp_path):
+    timer = pipeline.StageTimer(tmp_path / "seconds.json", Console(quiet=True))
+    with pytest.raises(ValueError), timer.stage("sft"):
+        raise ValueError
+    assert timer.seconds == {} and not (tmp_path / "seconds.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values"),
+    [(SFTConfig, {}), (RewardConfig, {"facts": "none"}), (PPOConfig, {"reward_model_path": "reward"})],
+)
+def test_stage_config_loads_the_recipe_of_each_stage(tmp_path, config_class, values):
+    config = pipeline.stage_config(config_class, 7, tmp_path, model_name_or_path="base", **values)
+    assert isinstance(config, config_class) and config.seed == 7 and config.output_dir == str(tmp_path)
+    assert all(getattr(config, name) == value for name, value in values.items())

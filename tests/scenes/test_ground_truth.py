@@ -1,0 +1,114 @@
+"""Claims are parsed back exactly from the scenes' language, and the scene graph decides them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrlhf import scenes
+from mmrlhf.records import Claim
+from mmrlhf.scenes import Difficulty, Scene, SceneObject
+
+SCENE = Scene(
+    "s",
+    (SceneObject("star", "red", "large", 0), SceneObject("circle", "blue", "small", 5), SceneObject("circle", "red", "large", 7)),
+    1,
+    Difficulty(),
+)
+
+
+def truth_by_claim(text):
+    return {(c.kind, c.subject, c.value): scenes.verify_claim(SCENE, c).value == "supported" for c in scenes.parse_claims(text)}
+
+
+def test_parse_claims_of_a_description_and_their_truth():
+    text = (
+        "There is a red star, a small blue circle and a moon. That makes four objects. The red star is left of the blue circle."
+    )
+    assert truth_by_claim(text) == {
+        ("object", "star", ""): True,
+        ("attribute", "star", "red"): True,
+        ("object", "circle", ""): True,
+        ("attribute", "circle", "blue"): True,
+        ("attribute", "blue circle", "small"): True,
+        ("object", "moon", ""): False,
+        ("count", "object", "4"): False,
+        ("relation", "red star", "left of blue circle"): True,
+    }
+
+
+def test_parse_claims_reads_locations():
+    claims = scenes.parse_claims("I can see a red star at the top left and a circle at the right.")
+    assert {"at top left", "at right"} <= {claim.value for claim in claims}
+
+
+def test_parse_claims_spans_cover_the_claim_text():
+    text = "I can see a red star."
+    for claim in scenes.parse_claims(text):
+        assert text[slice(*claim.span)] == "a red star"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_true"),
+    [
+        ("No, there is no moon.", True),
+        ("No, there is no red circle.", False),
+        ("There are two circles.", True),
+        ("There is one circle.", False),
+        ("The star is red.", True),
+        ("The star is blue.", False),
+        ("There is a red circle at the bottom.", True),
+        ("There is a red circle at the bottom left.", False),
+        ("There is nothing at the centre.", True),
+        ("There is nothing at the top left.", False),
+        ("The blue circle is below the red star.", True),
+        ("The blue circle is above the red star.", False),
+        ("The circle is right of the circle.", True),
+    ],
+)
+def test_verify_claim_matches_hand_labels_of_single_sentences(text, is_true):
+    verdicts = truth_by_claim(text)
+    assert verdicts and all(verdicts.values()) == is_true
+
+
+@pytest.mark.parametrize(
+    ("text", "evidence"),
+    [
+        ("The moon is left of the star.", "the picture has no moon; it shows a red star, a blue circle and a red circle"),
+        ("The red star is right of the moon.", "the picture has no moon; it shows a red star, a blue circle and a red circle"),
+        ("There is nothing at the top left.", "a large red star at the top left"),
+        ("There is a red circle at the centre.", "a small blue circle at the right; a large red circle at the bottom"),
+        ("There are three crosses.", "the picture has no crosses"),
+    ],
+)
+def test_verify_claim_evidence_states_what_refutes_a_claim(text, evidence):
+    verdict = scenes.verify_claim(SCENE, scenes.parse_claims(text)[-1])
+    assert (verdict.value, verdict.evidence) == ("contradicted", evidence)
+
+
+def test_verify_answer_counts_distinct_claims_by_kind_of_error():
+    verdicts = scenes.verify_answer(SCENE, "There is a red star and a yellow moon. The star is blue.")
+    assert {c.value for c in verdicts.true_claims} == {"", "red"}
+    assert verdicts.cooccurrence_errors == {Claim("object", "moon"), Claim("attribute", "moon", "yellow")}
+    assert verdicts.perception_errors == {Claim("attribute", "star", "blue")}
+    repeated = scenes.verify_answer(SCENE, "There is a red star and a red star. There is a red star.")
+    assert len(repeated.true_claims) == 2 and repeated.num_covered == 2
+    # Canonical: star, circle, red star, blue circle, red circle, three objects.
+    assert repeated.num_canonical == 6
+    assert scenes.verify_answer(SCENE, "").num_covered == 0
+
+
+def test_utility_is_true_claims_less_weighted_false_claims():
+    assert scenes.utility(SCENE, "There is a red star and a yellow moon.", 2.0) == 2 - 2 * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["sft", "ood_1", "ood_2", "ood_3"]))
+def test_verify_answer_finds_no_false_claim_in_captions_and_answers_without_faults(index, split):
+    scene, rng = scenes.generate_scene(split, index, 0), np.random.default_rng(index)
+    caption = scenes.caption(scene, rng)
+    assert scenes.parse_claims(caption) and not scenes.verify_answer(scene, caption).false_claims, caption
+    for _ in range(4):
+        question = scenes.short_question(scene, rng)
+        assert scenes.parse_claims(question.answer), question
+        assert not scenes.verify_answer(scene, question.answer).false_claims, question
