@@ -79,7 +79,7 @@ def printed(*words: str, **fields: Any) -> list[str]:
     """Return a command's exit code and the lines it prints, without clocks and memory sizes."""
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
         code = run(*words, may_refuse=True, **fields)
-    lines = [line.rstrip() for line in said.getvalue().splitlines() if " gone, " not in line]
+    lines = [line.rstrip() for line in said.getvalue().splitlines() if " gone, " not in line and " elapsed, " not in line]
     return [f"exit code {code}", *(re.sub(r"has [\d.]+ GiB", "has SOME GiB", line) for line in lines)]
 
 

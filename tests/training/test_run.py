@@ -1,4 +1,4 @@
-"""The run directory: what is left of a killed run, and that a resumed one is the same run."""
+"""The run directory: what a killed run leaves behind, and exact resumption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 @dataclass(frozen=True)
 class FakeConfig:
-    """As a stage's configuration is: flat, with some of what a run may change its mind about."""
+    """A flat configuration like a stage's, with some settings that a resumed run may change."""
 
     output_dir: str = "here"
     learning_rate: float = 1e-5
@@ -35,7 +35,7 @@ def open_run(path: Path, **settings: object) -> Run:
     return Run(str(path), FakeConfig(**settings))  # type: ignore[arg-type]
 
 
-# ---- configuration ---------------------------------------------------------------------------------------------------
+# ---- configuration -------------------------------------------------------------------------------
 
 
 def test_run_refuses_changed_settings_by_name_and_value(tmp_path):
@@ -70,7 +70,7 @@ def test_run_refuses_unusable_output_dir(tmp_path):
 def test_run_writes_nothing_before_the_first_step(tmp_path):
     run = open_run(tmp_path / "new" / "run")
     assert run.resume() is None
-    run.log(0, {"eval/u": 1.0})
+    run.log(0, {"eval/utility": 1.0})
     run.log_samples(0, [{"answer": "a"}])
     assert list(tmp_path.iterdir()) == []
     run.log(1, {"loss": 2.0})
@@ -78,7 +78,7 @@ def test_run_writes_nothing_before_the_first_step(tmp_path):
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "metrics.jsonl", "samples.jsonl"]
 
 
-# ---- killed, and on again --------------------------------------------------------------------------------------------
+# ---- resuming after a kill -----------------------------------------------------------------------
 
 
 def test_resume_truncates_logs_to_the_checkpoint(tmp_path):
@@ -149,7 +149,7 @@ run = open_run(Path(sys.argv[1]))
 run.resume()
 for step in range(1, 5):
     run.log(step, {"loss": float(step)})
-    if step == 4:  # dies when the second checkpoint is written and not yet in its place
+    if step == 4:  # dies when the second checkpoint is written but not renamed yet
         module.fsync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
     if step % 2 == 0:
         run.save_checkpoint(step, {"w": torch.full((3,), float(step))}, {"step": step})
@@ -217,7 +217,7 @@ def test_load_optimizer_refuses_other_parameters():
         load_optimizer(torch.optim.AdamW([model.bias, model.weight]), tensors)
 
 
-# ---- finished --------------------------------------------------------------------------------------------------------
+# ---- finished runs -------------------------------------------------------------------------------
 
 
 def test_finish_leaves_result_and_no_checkpoints(tmp_path):
@@ -228,12 +228,12 @@ def test_finish_leaves_result_and_no_checkpoints(tmp_path):
     run.finish({"accuracy": torch.tensor(0.5), "kl": float("nan")})
     assert open_run(tmp_path).finished == {"accuracy": 0.5, "kl": None}
     assert not (tmp_path / "checkpoints").exists()
-    with pytest.raises(AssertionError):  # it would cut the lines of a finished run
+    with pytest.raises(AssertionError):  # resuming would cut the lines of a finished run
         run.resume()
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
 
 
-# ---- saying ----------------------------------------------------------------------------------------------------------
+# ---- logging and printing ------------------------------------------------------------------------
 
 
 def test_log_writes_null_for_non_finite_metrics(tmp_path, capsys):
@@ -264,7 +264,7 @@ def test_progress_without_terminal_prints_every_tenth(tmp_path, capsys):
             bar.advance(loss=0.25)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["60/100", "70/100", "80/100", "90/100", "100/100"]
-    assert lines[-1] == "ppo 100/100  0:00 gone, 0:00 left  loss 0.25"
+    assert lines[-1] == "ppo 100/100  0:00 elapsed, 0:00 left  loss 0.25"
 
 
 def test_run_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
