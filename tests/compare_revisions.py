@@ -109,7 +109,7 @@ IGNORED_KEYS = re.compile(
 """Wall-clock, memory and versions; and a reward model's seal, a hash over its card's names."""
 
 IGNORED_FILES = re.compile(r"(.*/)?(subject|run_key)\.json|(.*/)?\..*")
-"""`subject.json`, now `run_key.json`, holds when files were written; hidden files are unfinished ones."""
+"""`subject.json`, now `run_key.json`, holds modification times; hidden files are unfinished."""
 
 ONLY_THERE = {".png", ".html"}
 """Of these only the presence is compared."""

@@ -1,4 +1,4 @@
-"""The package is read from top to bottom: a folder imports only folders below it, and no stage imports another."""
+"""Imports point down: a folder imports only folders below it, and no stage imports another."""
 
 import ast
 from pathlib import Path
@@ -19,17 +19,17 @@ WITHOUT_TORCH = ("datasets", "facts", "claims", "scenes", "text", "metrics", "fi
 
 
 def layered_modules() -> list[Path]:
-    """Every module of the package, without the content that a wheel carries."""
+    """Return every module of the package, without the content bundled in a wheel."""
     return [path for path in sorted(ROOT.rglob("*.py")) if "_content" not in path.parts and path != ROOT / "__init__.py"]
 
 
 def part_of(path: Path) -> str:
-    """The file or folder at the top of the package that a module belongs to."""
+    """Return the top-level file or folder that a module belongs to."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imported_modules(path: Path) -> list[str]:
-    """Dotted names that a module imports, anywhere in it; `from mmrlhf import ppo` counts as mmrlhf.ppo."""
+    """Return the dotted names that a module imports; `from mmrlhf import ppo` is mmrlhf.ppo."""
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

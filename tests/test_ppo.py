@@ -103,8 +103,8 @@ def test_ppo_with_grpo_has_no_critic_and_raises_reward(tiny_vlm_path, examples, 
 
 
 def test_ppo_ledger_matches_the_rewards_trained_on(tiny_vlm_path, examples, reward_dir, tmp_path, monkeypatch):
-    """Reward functions and KL of an answer add up to the rewards that advantages were estimated from,
-    and span rewards are on their tokens."""
+    """An answer's reward functions and KL add up to the rewards that advantages come from, and span
+    rewards are on their tokens."""
     paid = []
     real = advantages.gae
     monkeypatch.setattr(advantages, "gae", lambda rewards, *rest: paid.append(rewards.clone()) or real(rewards, *rest))

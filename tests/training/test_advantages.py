@@ -65,7 +65,8 @@ def test_group_advantages_match_hand_computation():
 
 
 def test_explained_variance_matches_hand_computation():
-    # Returns 1, 3 (mean 2, squares 2); values off by 1 and 0 (squares 1): 1 - 1/2. What is masked counts for nothing.
+    # Returns 1 and 3: mean 2, squared deviations 2. Values are off by 1 and 0: squared errors 1.
+    # 1 - 1/2; the masked column does not count.
     values, returns = torch.tensor([[2.0, 3.0, 9.0]]), torch.tensor([[1.0, 3.0, 0.0]])
     assert advantages.explained_variance(values, returns, torch.tensor([[1.0, 1.0, 0.0]])) == pytest.approx(0.5)
 

@@ -1,4 +1,4 @@
-"""Every loss and estimator against numbers that a pencil gives; a flipped sign fails one of them."""
+"""Losses against hand-computed numbers; a flipped sign fails a test."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a stage will hold in memory, with a pencil, and the recipes for real models on the meta device."""
+"""Memory estimates by hand, and the recipes for real models on the meta device."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 
-from mmrlhf import config_loader as settings_
+from mmrlhf import config_loader
 from mmrlhf.cli import main
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.files.bundled import folder
@@ -22,23 +22,23 @@ STAGES = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
 
 @pytest.fixture(scope="module")
 def tiny_llava(tmp_path_factory):
-    """LLaVA's shape: width 64, 4 layers, inner width 128, 2 key heads of 16, 16 image tokens."""
-    place = tmp_path_factory.mktemp("plan") / "llava"
-    build_checkpoint("llava", place)
-    return str(place)
+    """A LLaVA of width 64: 4 layers, MLP width 128, 2 KV heads of 16, 16 image tokens."""
+    path = tmp_path_factory.mktemp("plan") / "llava"
+    build_checkpoint("llava", path)
+    return str(path)
 
 
-def ppo_config(model, **more):
-    return PPOConfig(model_name_or_path=model, dataset_name="-", output_dir="-", reward_model_path="-", **more)
+def ppo_config(model, **settings):
+    return PPOConfig(model_name_or_path=model, dataset_name="-", output_dir="-", reward_model_path="-", **settings)
 
 
-def planned_bytes(config, model):
+def estimated_bytes(config, model):
     return {item.name: item.num_bytes for item in estimate_memory(config, model)}
 
 
 def test_estimate_memory_terms_match_hand_computation(tiny_llava):
     model = build_meta_model(tiny_llava)
-    found = planned_bytes(
+    estimate = estimated_bytes(
         ppo_config(
             tiny_llava,
             lora_r=4,
@@ -50,23 +50,25 @@ def test_estimate_memory_terms_match_hand_computation(tiny_llava):
         model,
     )
     real = hf.AutoModelForImageTextToText.from_pretrained(tiny_llava)
-    assert found["base weights"] == 4 * sum(p.numel() for p in real.parameters())
-    # q_proj is 64 -> 64 in 4 layers: (64 + 64) x r 4 x 4 = 2,048 weights an adapter; three of them in float32, two of them learn.
-    assert found["adapters"] == 2048 * 4 * 3 and found["gradients and AdamW"] == 2048 * 2 * 12
-    # A picture is 16 tokens of 64 float32 values, two prompts.
-    assert num_image_tokens(model) == 16 and found["image features of a step"] == 2 * 16 * 64 * 4
-    # Keys and values: 2 x 4 layers x 2 heads x 16 x 4 bytes = 1,024 a token; prompts of 16 + 128, answers of 10 with a copy each.
-    assert found["keys and values"] == (2 * 144 + 8 * 154) * 1024
+    assert estimate["base weights"] == 4 * sum(p.numel() for p in real.parameters())
+    # q_proj is 64 -> 64 in 4 layers: (64 + 64) x rank 4 x 4 layers = 2,048 weights per adapter.
+    # Three adapters in float32, two of them train.
+    assert estimate["adapters"] == 2048 * 4 * 3 and estimate["gradients and AdamW"] == 2048 * 2 * 12
+    # Two prompts with an image of 16 tokens of 64 float32 values each.
+    assert num_image_tokens(model) == 16 and estimate["image features of a step"] == 2 * 16 * 64 * 4
+    # Keys and values: 2 x 4 layers x 2 heads x 16 x 4 bytes = 1,024 per token; two prompts of
+    # 16 + 128 tokens, eight answers of 10 with a copy of their prompt's.
+    assert estimate["keys and values"] == (2 * 144 + 8 * 154) * 1024
     # 2 x 144 + 8 x 10 = 368 tokens, 4 layers, 8 x 64 + 2 x 32 + 4 x 128 = 1,088 values.
-    assert found["activations"] == 368 * 4 * 1088 * 4
+    assert estimate["activations"] == 368 * 4 * 1088 * 4
 
 
 def test_estimate_memory_each_field_moves_its_term(tiny_llava):
     model, base = build_meta_model(tiny_llava), ppo_config(tiny_llava, num_generations=4, response_length=64)
-    before = planned_bytes(base, model)
+    before = estimated_bytes(base, model)
 
     def after(**changed):
-        return planned_bytes(dataclasses.replace(base, **changed), model)
+        return estimated_bytes(dataclasses.replace(base, **changed), model)
 
     assert after(dtype="bfloat16")["base weights"] == before["base weights"] / 2
     assert after(lora_r=32)["adapters"] == 2 * before["adapters"]
@@ -81,15 +83,15 @@ def test_estimate_memory_each_field_moves_its_term(tiny_llava):
     )
     full = SFTConfig(model_name_or_path=tiny_llava, dataset_name="-", output_dir="-", tuning="full")
     assert (
-        "adapters" not in planned_bytes(full, model)
-        and planned_bytes(full, model)["gradients and AdamW"] > before["gradients and AdamW"]
+        "adapters" not in estimated_bytes(full, model)
+        and estimated_bytes(full, model)["gradients and AdamW"] > before["gradients and AdamW"]
     )
 
 
 def test_estimate_memory_command_prints_a_table(tiny_llava, capsys):
     assert main(["plan", "ppo", "--model_name_or_path", tiny_llava]) == 0
-    said = capsys.readouterr().out
-    assert "base weights" in said and "total" in said and "fits: main memory" in said
+    printed = capsys.readouterr().out
+    assert "base weights" in printed and "total" in printed and "fits: main memory" in printed
 
 
 def test_estimate_memory_command_takes_stage_from_recipe(tiny_llava, tmp_path, capsys):
@@ -100,14 +102,14 @@ def test_estimate_memory_command_takes_stage_from_recipe(tiny_llava, tmp_path, c
 
 
 def test_estimate_memory_counts_every_reward_model(tiny_llava, tmp_path):
-    """Two on the policy's base are two adapters; one on another base brings that."""
-    one = planned_bytes(ppo_config(tiny_llava), build_meta_model(tiny_llava))
-    two = planned_bytes(dataclasses.replace(ppo_config(tiny_llava), reward_model_path="a, b"), build_meta_model(tiny_llava))
+    """Two reward models on the policy's base are two adapters; another base is counted in full."""
+    one = estimated_bytes(ppo_config(tiny_llava), build_meta_model(tiny_llava))
+    two = estimated_bytes(dataclasses.replace(ppo_config(tiny_llava), reward_model_path="a, b"), build_meta_model(tiny_llava))
     assert two["adapters"] == one["adapters"] / 3 * 4
     build_checkpoint("qwen2_5_vl", tmp_path / "base")
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "reward.json").write_text(json.dumps({"base": str(tmp_path / "base"), "dtype": "float32"}))
-    other = planned_bytes(
+    other = estimated_bytes(
         dataclasses.replace(ppo_config(tiny_llava), reward_model_path=str(tmp_path / "r")), build_meta_model(tiny_llava)
     )
     weights = sum(p.numel() for p in hf.AutoModelForImageTextToText.from_pretrained(tmp_path / "base").parameters())
@@ -120,11 +122,11 @@ def test_estimate_memory_command_refuses_what_cannot_be_planned(tmp_path, capsys
     assert main(["plan", "pppo"]) == 2 and "needs a stage (sft, reward, ppo) or a recipe" in capsys.readouterr().err
 
 
-# ---- recipes ---------------------------------------------------------------------------------------------------------
+# ---- recipes -------------------------------------------------------------------------------------
 
 
 def published_architecture(name):
-    """The architecture of a recipe's model, from the sizes in its config.json, and how many weights it is said to have."""
+    """Return the architecture of a recipe's model, from its config.json, and its published size."""
     vicuna = {
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -182,10 +184,10 @@ def test_recipe_loads_and_its_model_can_be_planned(name, stage):
     with torch.device("meta"):
         model = hf.AutoModelForImageTextToText.from_config(settings)
     cls = STAGES[stage]
-    dummies = {n: "-" for n, f in settings_.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
-    config = settings_.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
-    found = planned_bytes(config, model)
+    dummies = {n: "-" for n, f in config_loader.config_fields(cls).items() if f.is_required and n != "model_name_or_path"}
+    config = config_loader.load_config(cls, CONFIGS / name / f"{stage}.yaml", dummies)
+    estimate = estimated_bytes(config, model)
     linear = sum(m.weight.numel() for m in model.base_model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
-    held = 2 * weights - (linear * (2 - NF4_BYTES_PER_WEIGHT) if config.dtype == "nf4" else 0)
-    assert found["base weights"] == pytest.approx(held, rel=0.03) and min(found.values()) > 0
+    expected = 2 * weights - (linear * (2 - NF4_BYTES_PER_WEIGHT) if config.dtype == "nf4" else 0)
+    assert estimate["base weights"] == pytest.approx(expected, rel=0.03) and min(estimate.values()) > 0
     assert f"--config {name}/{stage}" in (CONFIGS / name / f"{stage}.yaml").read_text()
