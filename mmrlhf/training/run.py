@@ -40,7 +40,7 @@ from mmrlhf.config import EngineConfig
 from mmrlhf.files.atomic import fsync, refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
 from mmrlhf.records import InputError
-from mmrlhf.report.progress import ProgressBar, _format_number, _format_numbers, progress
+from mmrlhf.report.progress import ProgressBar, format_number, format_numbers, progress
 
 RESUMABLE_CHANGES = ("logging_steps", "save_steps", "max_length", "output_dir", *EngineConfig.__dataclass_fields__)
 """Settings that may differ between a run and its resumption, because they do not change what is
@@ -188,10 +188,10 @@ class Run:
         if show:
             line = Text.assemble((f"step {step}", "bold"))
             for name, value in metrics.items():
-                entry = f"  {name} {_format_number(value)}"
+                entry = f"  {name} {format_number(value)}"
                 if len(line) + len(entry) > max(self.console.width, 80):
                     break
-                line.append(f"  {name} ", "dim").append(_format_number(value))
+                line.append(f"  {name} ", "dim").append(format_number(value))
             self.console.print(line, soft_wrap=True)
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -205,7 +205,7 @@ class Run:
             for name, value in row.items():
                 if isinstance(value, str):
                     sample_text.append(f"{name}: ", "dim").append(f"{_printable_line(value)}\n")
-            sample_text.append("  ".join(_format_numbers({name: value for name, value in row.items() if name != "step"})))
+            sample_text.append("  ".join(format_numbers({name: value for name, value in row.items() if name != "step"})))
             sample_text.rstrip()
             if self.console.is_terminal:
                 self.console.print(Panel(sample_text, title=f"step {step}", title_align="left", border_style="dim"))
