@@ -92,7 +92,7 @@ def broken_image(kind: str) -> bytes:
         ]
         chunks = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in [*parts, (b"IEND", b"")])
         return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-    return {"text": b"no picture", "empty": b"", "truncated": good[: len(good) // 2]}[kind]
+    return {"text": b"not an image", "empty": b"", "truncated": good[: len(good) // 2]}[kind]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -235,7 +235,7 @@ def test_generate_refuses_incomplete_checkpoint(refusal_of, tiny_vlm_path, fault
         ("no config", "cannot be loaded (Can't find 'adapter_config.json'"),
         ("cut", "cannot be loaded ("),
         ("bad base.json", "base.json cannot be read as the ppo stage wrote it"),
-        ("other base", "whose weights "),
+        ("other base", "holds other weights: give that model"),
     ],
 )
 def test_generate_refuses_foreign_adapter(refusal_of, tiny_vlm_path, trained_runs, fault, message, tmp_path_factory):
