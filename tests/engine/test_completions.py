@@ -1,4 +1,5 @@
-"""From characters of an answer to its tokens, for every kind of tokenizer: what is paid for a span lies on the token that completes it."""
+"""From characters of an answer to its tokens, for every kind of tokenizer: what is paid for a span
+lies on the token that completes it."""
 
 import json
 from types import SimpleNamespace
@@ -49,7 +50,8 @@ TOKENIZERS = {"bytes": build_tokenizer, "bytes in pieces": byte_fallback_tokeniz
 
 
 def tokens_by_offsets(tokens, text):
-    """The same, by what the tokenizer says of where its tokens stand: the last token that holds a character completes it."""
+    """The same, by what the tokenizer says of where its tokens stand: the last token that holds a
+    character completes it."""
     found = tokens(text, add_special_tokens=False, return_offsets_mapping=True)
     at = [0] * len(text)
     for t, (start, end) in enumerate(found["offset_mapping"]):
@@ -93,7 +95,8 @@ def test_char_to_token_matches_offsets_for_shipped_base():
 
 
 def test_char_to_token_ignores_outer_white_space_and_eos():
-    """Decoding strips it: characters are counted from the first that is none; end-of-sequence tokens say nothing."""
+    """Decoding strips it: characters are counted from the first that is none; end-of-sequence
+    tokens say nothing."""
     ids = BYTE_TOKENIZER("  a red circle \n</s>", add_special_tokens=False)["input_ids"]
     assert BYTE_TOKENIZER.decode(ids, skip_special_tokens=True).strip() == "a red circle"
     at = char_to_token(SimpleNamespace(tokenizer=BYTE_TOKENIZER), torch.tensor(ids), "a red circle")

@@ -1,54 +1,112 @@
-"""Which path a model takes, and what stands between a prompt and its answers."""
+"""Prefill once against the naive forward, the choice between the two paths, and the backward in two
+stages."""
 
 import pytest
 import torch
 
 from mmrlhf.config import EngineConfig
-from mmrlhf.engine import prefill as prefix_
+from mmrlhf.engine import prefill as prefill_module
+from mmrlhf.engine.completions import pad_right
 from mmrlhf.engine.prefill import NaivePrefix, Prefix, prefill, two_stage_backward
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.models.adapters import Adapters
+from mmrlhf.models.images import open_image
 from mmrlhf.models.loading import load
 
 
-def encode_prompts(vlm, examples):
-    return vlm.build_prompts([(e.prompt, e.images) for e in examples[:3]])
+@pytest.fixture
+def perturbed_adapters(vlm):
+    """Two adapters that change the base's outputs."""
+    adapters = Adapters(vlm)
+    for seed, name in enumerate(("policy", "value")):
+        adapters.add(name, 4, 8, seed)
+        torch.manual_seed(seed)
+        for parameter in adapters.parameters(name).values():
+            with torch.no_grad():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return adapters
+
+
+def naive_logps(vlm, example, token_ids):
+    """Run one row: the processor on pixels, the whole sequence, no cache, the model's own
+    positions."""
+    text = vlm.apply_chat_template(example.prompt, 1, generation_prompt=True)
+    batch = dict(vlm.processor(text=[text], images=[[open_image(example.images[0])]], return_tensors="pt"))
+    prompt_length = batch["input_ids"].shape[1]
+    batch["input_ids"] = torch.cat([batch["input_ids"], token_ids[None]], 1)
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    logits = vlm.model(**batch).logits[0, prompt_length - 1 : -1].float()
+    logits[:, vlm.suppressed_tokens] = float("-inf")
+    return logits.log_softmax(-1).gather(1, token_ids[:, None])[:, 0]
+
+
+def fast_logps(vlm, examples, answers, prompt_indices):
+    token_ids, mask = pad_right(answers, 1, vlm.device)
+    prefix = prefill(vlm, prompts_from_examples(vlm, examples))
+    hidden = prefix.extend(torch.tensor(prompt_indices), token_ids[:, :-1], mask[:, :-1])
+    return vlm.token_logps(hidden, token_ids, mask), mask
+
+
+def test_prefill_logps_and_lora_gradients_match_naive_forward(perturbed_adapters, examples):
+    vlm, prompt_indices = perturbed_adapters.vlm, [0, 0, 1, 1]
+    texts = ["A star.", examples[0].answer, "There is a ring.", "No."]
+    answers = [vlm.answer_token_ids(examples[p].prompt, text, 1) for p, text in zip(prompt_indices, texts, strict=True)]
+    with perturbed_adapters.use("policy"):
+        fast, mask = fast_logps(vlm, examples[:2], answers, prompt_indices)
+        fast.sum().backward()
+        gradients = {k: p.grad.clone() for k, p in perturbed_adapters.parameters("policy").items()}
+        vlm.model.zero_grad()
+        naive = [naive_logps(vlm, examples[p], ids) for p, ids in zip(prompt_indices, answers, strict=True)]
+        sum(logps.sum() for logps in naive).backward()
+    for i, logps in enumerate(naive):
+        assert torch.allclose(fast[i][mask[i].bool()], logps, atol=1e-4)
+    for k, p in perturbed_adapters.parameters("policy").items():
+        assert torch.allclose(gradients[k], p.grad, atol=1e-3 * float(p.grad.abs().max()) + 1e-6), k
+    assert all(p.grad is None for p in perturbed_adapters.parameters("value").values())
+
+
+# ---- which path --------------------------------------------------------------------------------
 
 
 def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys):
-    """As a model would be whose positions the engine gets wrong."""
-    fast = sample_completions(vlm, prompts_from_examples(vlm, examples[:3]), 1, SamplingParams(12)).texts
-    real = prefix_._prompt_position_ids
+    """As for a model whose positions the engine gets wrong."""
+    params = SamplingParams(12)
+    expected = sample_completions(vlm, prompts_from_examples(vlm, examples[:3]), 1, params).texts
+    real = prefill_module._prompt_position_ids
 
-    def wrong(vlm, inputs):
-        positions, start = real(vlm, inputs)
-        return positions, start + 7
+    def wrong_start(vlm, inputs):
+        position_ids, start_position = real(vlm, inputs)
+        return position_ids, start_position + 7
 
     other = load(vlm.name)
-    monkeypatch.setattr(prefix_, "_prompt_position_ids", wrong)
-    said = sample_completions(other, prompts_from_examples(other, examples[:3]), 1, SamplingParams(12)).texts
-    assert other.engine.share_prefix == "off" and said == fast
-    assert "runs on the naive path, each answer with its whole prompt (log-probs differ by" in capsys.readouterr().out
+    monkeypatch.setattr(prefill_module, "_prompt_position_ids", wrong_start)
+    actual = sample_completions(other, prompts_from_examples(other, examples[:3]), 1, params).texts
+    assert other.engine.share_prefix == "off" and actual == expected
+    printed = capsys.readouterr().out
+    assert "runs on the naive path, each answer with its whole prompt (log-probs differ by" in printed
 
 
 def test_prefill_falls_back_when_the_model_fails(vlm, examples, monkeypatch, capsys):
-    def broken(model):
+    def fail(model):
         raise NotImplementedError("no such cache")
 
-    monkeypatch.setattr("mmrlhf.models.kv_cache.new_cache", broken)
-    assert isinstance(prefill(vlm, encode_prompts(vlm, examples)), NaivePrefix) and vlm.engine.share_prefix == "off"
+    monkeypatch.setattr("mmrlhf.models.kv_cache.new_cache", fail)
+    prefix = prefill(vlm, prompts_from_examples(vlm, examples[:3]))
+    assert isinstance(prefix, NaivePrefix) and vlm.engine.share_prefix == "off"
     assert "NotImplementedError: no such cache" in capsys.readouterr().out
 
 
 def test_prefill_off_skips_the_self_check(tiny_vlm_path, examples):
     vlm = load(tiny_vlm_path, engine=EngineConfig(share_prefix="off"))
-    assert isinstance(prefill(vlm, encode_prompts(vlm, examples)), NaivePrefix) and vlm.image_encodes == 3
+    prefix = prefill(vlm, prompts_from_examples(vlm, examples[:3]))
+    assert isinstance(prefix, NaivePrefix) and vlm.image_encodes == 3
 
 
 def test_prefill_text_only_prompt_does_not_settle_the_self_check(vlm, examples):
     (text_only,) = vlm.build_prompts([(examples[0].prompt, ())])
     assert isinstance(prefill(vlm, [text_only]), Prefix) and vlm.engine.share_prefix == "auto"
-    prefill(vlm, encode_prompts(vlm, examples))
+    prefill(vlm, prompts_from_examples(vlm, examples[:3]))
     assert vlm.engine.share_prefix == "on"
 
 
@@ -57,23 +115,28 @@ def test_prefill_raises_when_the_model_drops_its_cache(vlm, examples):
     vlm.model.gradient_checkpointing_enable({"use_reentrant": False})
     vlm.model.train()
     with pytest.raises(RuntimeError, match="the model dropped its cache"):
-        prefill(vlm, encode_prompts(vlm, examples))
+        prefill(vlm, prompts_from_examples(vlm, examples[:3]))
+
+
+# ---- training ----------------------------------------------------------------------------------
 
 
 def test_two_stage_backward_matches_single_backward(vlm, examples):
-    """Two batches of answers call backward inside; the prompt's own backward runs once, on leaving."""
+    """Two batches of answers call backward inside; the prompt's own backward runs once, on
+    leaving."""
     vlm.engine.share_prefix = "on"
     vlm.model.base_model.get_decoder().requires_grad_(True)
     weight = vlm.model.base_model.get_decoder().layers[0].self_attn.k_proj.weight
-    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    rows, mask = torch.tensor([0, 1]), torch.ones_like(ids)
-    made = encode_prompts(vlm, examples)[:2]
-    prefill(vlm, made).extend(rows, ids, mask).square().sum().backward()
-    whole, weight.grad = weight.grad.clone(), None
+    token_ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    prompt_index, mask = torch.tensor([0, 1]), torch.ones_like(token_ids)
+    prompts = prompts_from_examples(vlm, examples[:2])
+    prefill(vlm, prompts).extend(prompt_index, token_ids, mask).square().sum().backward()
+    single, weight.grad = weight.grad.clone(), None
     vlm.model.zero_grad()
-    with two_stage_backward(prefill(vlm, made)) as cut:
+    with two_stage_backward(prefill(vlm, prompts)) as prefix:
         for i in (0, 1):
-            cut.extend(rows[i : i + 1], ids[i : i + 1], mask[i : i + 1]).square().sum().backward()
-        inside = weight.grad.clone()
-    assert torch.allclose(weight.grad, whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
-    assert not torch.allclose(inside, whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+            prefix.extend(prompt_index[i : i + 1], token_ids[i : i + 1], mask[i : i + 1]).square().sum().backward()
+        gradient_inside = weight.grad.clone()
+    tolerance = {"rtol": 1e-3, "atol": 1e-3 * float(single.abs().max())}
+    assert torch.allclose(weight.grad, single, **tolerance)
+    assert not torch.allclose(gradient_inside, single, **tolerance)

@@ -1,4 +1,5 @@
-"""The engine that a trainer talks to: the local one, and what another one must provide."""
+"""The engine that a trainer talks to, local or another one, and the noise that samples follow
+from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from mmrlhf.engine.completions import SampledCompletions, pad_right
-from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, prompts_from_examples, sample_completions
+from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, prompts_from_examples, sample_completions, sampling_noise
 from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.vlm import VLM, Prompt
@@ -75,8 +76,36 @@ def test_step_seed_differs_for_every_seed_and_step():
     assert len({step_seed(seed, step) for seed in range(4) for step in range(4)}) == 16
 
 
+def test_sample_completions_do_not_depend_on_batch(vlm, examples):
+    prompts, params = prompts_from_examples(vlm, examples[:5]), SamplingParams(24, seed=3)
+    together, alone = sample_completions(vlm, prompts, 2, params), sample_completions(vlm, prompts[3:4], 2, params)
+    assert together.texts[6:8] == alone.texts
+    assert len(set(together.texts)) > 5
+    other_seed = sample_completions(vlm, prompts[:2], 2, replace(params, seed=4))
+    assert other_seed.texts != together.texts[:4]
+
+
+def test_sample_completions_do_not_depend_on_token_budget(vlm, examples):
+    prompts, params = prompts_from_examples(vlm, examples[:5]), SamplingParams(20, seed=1)
+    one_batch = sample_completions(vlm, prompts, 3, params)
+    vlm.budget.max_tokens = 70
+    micro_batches = sample_completions(vlm, prompts, 3, params)
+    assert one_batch.texts == micro_batches.texts
+    assert torch.allclose(one_batch.logps_NT, micro_batches.logps_NT, atol=1e-4)
+
+
+def test_sampling_noise_differs_by_row_answer_step_and_seed():
+    noise = sampling_noise(["a", "b"], 2, 3, seed=0)
+    assert len({tuple(row) for row in noise.tolist()}) == 4
+    assert not torch.equal(noise, sampling_noise(["a", "b"], 2, 3, seed=step_seed(0, 1)))
+    assert not torch.equal(noise, sampling_noise(["a", "b"], 2, 3, seed=1))
+
+
+# ---- another engine ----------------------------------------------------------------------------
+
+
 class FixedAnswerEngine:
-    """An engine without a model: says the same to every prompt."""
+    """An engine without a model: gives the same answer to every prompt."""
 
     def __init__(self, vlm: VLM, text: str):
         self.vlm, self.text = vlm, text

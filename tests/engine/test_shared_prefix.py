@@ -16,7 +16,8 @@ SUPPORTS_SHARING = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama", "pa
 
 @pytest.fixture(autouse=True)
 def share_small_prefixes(monkeypatch):
-    """The pictures of these models are of a dozen tokens, which alone would not be worth sharing."""
+    """The pictures of these models are of a dozen tokens, which alone would not be worth
+    sharing."""
     monkeypatch.setattr(shared_prefix, "MAX_PACK_RATIO", 100)
 
 

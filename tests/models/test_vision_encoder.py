@@ -216,3 +216,11 @@ def test_encode_gpu_halves_batch_on_oom(checkpoints, tmp_path, monkeypatch, caps
     monkeypatch.setattr(encoder, "_run_tower", tight)
     found = dict(encoder._encode_gpu({encoder._key(s, 1): (s, 1) for s in sources}))
     assert len(found) == 4 and "going on with 2 images at a time" in capsys.readouterr().out
+
+
+def test_full_feature_cache_evicts_and_reencodes(vlm, examples):
+    vlm.encoder.cache.tiers[0].max_bytes = 1
+    conversations = [(e.prompt, e.images) for e in examples[:4]]
+    for order in (conversations, conversations[::-1]):
+        assert all(p.image_features for p in vlm.build_prompts(order))
+    assert vlm.image_encodes > 4
