@@ -68,9 +68,7 @@ def test_main_parses_boolean_flags(stub_stage, flags, value):
 def test_main_eval_takes_benchmark_and_config(stub_stage, tmp_path):
     calls = stub_stage("evaluate", "evaluate")
     benchmark = tmp_path / "mine.py"
-    benchmark.write_text(
-        'VERSION = LICENSE = HEADLINE = CLUSTER = "1"\nDIRECTION = "higher"\nload = score = aggregate = print\n'
-    )
+    benchmark.write_text('VERSION = LICENSE = HEADLINE = CLUSTER = "1"\nDIRECTION = "higher"\nload = score = aggregate = print\n')
     flags = ["--model_name_or_path", "base", "--output_dir", "out", "--limit", "5"]
     assert main(["eval", str(benchmark), *flags]) == 0
     assert calls[0][0] == str(benchmark)
