@@ -6,13 +6,7 @@ from __future__ import annotations
 
 from mmrlhf.text import words
 from mmrlhf.text.coco_objects import COCO_ANIMALS
-from mmrlhf.text.words import BASIC_COLOURS
-
-
-def word_set(text: str) -> frozenset[str]:
-    """Return the set of the words in `text`, which blanks separate."""
-    return frozenset(text.split())
-
+from mmrlhf.text.words import BASIC_COLOURS, word_set
 
 PARTICIPLES = word_set(
     "hanging standing sitting lying leaning working leading facing holding wearing filling flying walking "

@@ -45,8 +45,8 @@ class Lexicon:
     word_sets: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SECTIONS})
     """Words of each section without a structure of its own."""
     dictionary: Mapping[str, str] = field(default_factory=dict)
-    """Uses of each word, the most frequent first: N visible noun, n other noun, v verb, a adjective,
-    r adverb.
+    """Uses of each word, the most frequent first: N visible noun, n other noun, v verb,
+    a adjective, r adverb.
     """
     irregular_nouns: Mapping[str, str] = field(default_factory=dict)
     irregular_verbs: Mapping[str, str] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""English text: reading answers, COCO objects, plurals and lemmas."""
+"""English text: word lists, answers, COCO objects, plurals and lemmas."""

@@ -1,7 +1,9 @@
-"""What a free-form answer says: yes or no, a letter, a number. What cannot be told is `unparsed` (None), and never counts as either.
+"""Parse free-form answers: yes or no, a letter, a number, a judge's verdict or rating.
 
-`yes_no`, `choice` and `number` are the project's own readers, measured in `tests/text/test_answer_parsing.py` on answers labelled by hand. `pope_says` is the
-rule of POPE's script (AoiDragon/POPE evaluate.py), odd as it is, for figures that stand beside published ones. No torch.
+An answer that cannot be parsed is None and never counts as either. `parse_yes_no`, `parse_choice`
+and `parse_number` are the project's own; `tests/text/test_answer_parsing.py` measures them on
+answers labelled by hand. `pope_official` is the rule of POPE's script (AoiDragon/POPE evaluate.py),
+odd as it is, for figures that are comparable with published ones. No torch.
 """
 
 from __future__ import annotations
@@ -12,34 +14,43 @@ from collections.abc import Mapping
 from typing import Literal
 
 from mmrlhf.text.coco_objects import object_by_synonym
-from mmrlhf.text.words import NUMBER_VALUES, NUMBER_WORDS, TENS
+from mmrlhf.text.words import NUMBER_VALUES, NUMBER_WORDS, TENS, word_set
 
 YesNo = Literal["yes", "no"]
 MAX_READ_CHARS = 2000
-"""Characters that are read from either end of a longer answer: a verdict stands at its beginning or at its end."""
+"""Characters read from either end of a longer answer; the verdict is at its beginning or end."""
 
 
 def pope_official(answer: str) -> YesNo:
-    """POPE's own rule: `no` if a word of the first sentence is exactly No, no or not; else `yes`, whatever it says (an empty answer too)."""
+    """Parse yes or no as POPE's script does.
+
+    An answer is `no` if a word of its first sentence is exactly No, no or not, and otherwise `yes`,
+    even if it is empty.
+    """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
-# ---- plain text ------------------------------------------------------------------------------------------------------
+# ---- normalisation -----------------------------------------------------------------------------
 
 _MARKUP = re.compile(r"[*`_#>|~]+|\\boxed|\\text|<image>|</?answer>", re.IGNORECASE)
 
 
 def normalise(answer: str) -> str:
-    """An answer without its thoughts (`<think>`), markup, invisible characters and typographic quotes; long ones without their middle."""
+    """Return an answer without reasoning (`<think>`), markup, invisible characters, curly quotes.
+
+    A long answer also loses its middle (see `MAX_READ_CHARS`).
+    """
     text = answer
     if (end := text.rfind("</think>")) >= 0:
         text = text[end + len("</think>") :]
-    elif (begin := text.find("<think>")) >= 0:  # cut off before it said anything
+    elif (begin := text.find("<think>")) >= 0:  # cut off before the answer
         text = text[:begin]
     text = text.strip()
     if len(text) > 2 * MAX_READ_CHARS:
         text = f"{text[:MAX_READ_CHARS]}\n{text[-MAX_READ_CHARS:]}"
+    # NFKC unifies full-width and other compatibility forms; Cf are invisible format characters, Mn
+    # combining marks. Marks that are letters of their script stay.
     text = "".join(
         char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) not in ("Cf", "Mn") or char.isalpha()
     )
@@ -47,7 +58,7 @@ def normalise(answer: str) -> str:
     return re.sub(r"[^\S\n]+", " ", _MARKUP.sub(" ", text)).strip()
 
 
-# ---- yes or no -------------------------------------------------------------------------------------------------------
+# ---- yes or no ---------------------------------------------------------------------------------
 
 _YES = r"yes|yeah|yep|yup|oui|sí|si|sì|ja|да|sim|tak|evet|نعم"
 _NO = r"no|nope|nah|non|nein|nee|nej|нет|não|nao|nie|hayır|لا"
@@ -55,69 +66,113 @@ _YES_PREFIX = ("是", "有", "对", "はい", "예", "네", "हाँ", "✅", 
 _NO_PREFIX = ("否", "不", "没", "沒", "无", "いいえ", "아니", "नहीं", "❌", "✖", "👎", "🚫")
 _LEADING_YES_NO = re.compile(rf"[^\w✅✔👍❌✖👎🚫]*(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b")
 _CONCLUSION = re.compile(
-    rf"\b(?:(?:answer|verdict|conclusion|response|a)\b\W*(?:is|would be|must be|should be)?\W*|(?:but|so|therefore|thus|hence)\W+)"
+    rf"\b(?:(?:answer|verdict|conclusion|response|a)\b\W*(?:is|would be|must be|should be)?\W*|(?:but|so|therefore"
+    rf"|thus|hence)\W+)"
     rf"(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b(?!\s+(?:other|longer|more)\b)(?=\W*(?:$|[.,:;!\n\"'}}\])-]))"
 )
-"""Where an answer states its conclusion. What follows must end there: "but no dog" is no verdict on what was asked."""
+"""A stated conclusion. It must end there: "but no dog" is not a verdict on the question."""
 _STANDALONE = re.compile(
-    rf"(?:[,:;—–%]|\s-|\b(?:say|well|oh|probably|likely|think|actually))\s*[\"']?(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b(?=[\"']?\s*(?:$|[.,:;!—–]))"
+    rf"(?:[,:;—–%]|\s-|\b(?:say|well|oh|probably|likely|think|actually))\s*[\"']?(?:(?P<yes>{_YES})"
+    rf"|(?P<no>{_NO}))\b(?=[\"']?\s*(?:$|[.,:;!—–]))"
 )
-"""A yes or no that stands alone in a sentence, after something: "Based on the picture, yes." """
+"""A yes or no set off at the end of a sentence: "Based on the picture, yes." """
 _YES_AND_NO = re.compile(r"\b(?:both )?(?:yes(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)no|no(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)yes)\b")
+"""Both answers at once, which is neither."""
 _IDIOM = re.compile(
-    r"\bno (?:doubt|problem|question|wonder|matter|idea|clue)\b|\bwithout (?:a |any )?(?:doubt|question)\b|\bnot only\b|\bwhy not\b"
+    r"\bno (?:doubt|problem|question|wonder|matter|idea|clue)\b|\bwithout (?:a |any )?(?:doubt|question)\b"
+    r"|\bnot only\b|\bwhy not\b"
 )
+"""Phrases with no or not that negate nothing."""
 _CERTAIN = re.compile(r"^\W*(?:no doubt|without (?:a |any )?(?:doubt|question))\W*$")
+"""An idiom as a whole sentence, which affirms."""
 
 _UNSURE = re.compile(
-    r"\b(?:not (?:\d+% )?(?:sure|certain|clear|possible to|able to(?! (?:see|find|spot|detect)))|unsure|uncertain|unclear|no idea|no clue|unknown"
+    r"\b(?:not (?:\d+% )?(?:sure|certain|clear|possible to|able to(?! (?:see|find|spot|detect)))|unsure|uncertain"
+    r"|unclear|no idea|no clue|unknown"
     r"|unable(?! to (?:see|find|spot|detect))|impossible to|maybe|perhaps|possibly"
     r"|(?:hard|difficult|not easy) to (?:say|tell|determine|see)|(?:too \w+ to)|either .+ or"
     r"|(?:can't|cannot|can not|couldn't|could not|don't|do not|doesn't|does not) "
     r"(?:\w+ )?(?:tell|determine|know|say|answer|view|help|assist|confirm|be determined)"
     r"|(?:could|might|may) (?:also )?(?:be|look))\b|不确定|不知道"
 )
+"""Says that it cannot tell."""
 _ASSENT = re.compile(
-    r"^\W*(?:(?:that(?:'s| is) )?(?:correct|right|true)|indeed|sure(?!,? but)|of course|absolutely|definitely|certainly|exactly|affirmative"
+    r"^\W*(?:(?:that(?:'s| is) )?(?:correct|right|true)|indeed|sure(?!,? but)|of course|absolutely|definitely"
+    r"|certainly|exactly|affirmative"
     r"|you(?:'re| are) right|(?:it|there|they|he|she|this|that)(?: (?:is|are|does|do|has|have|was|can)|'s)(?= *(?:$|[.!]))"
     r"|i (?:think|believe|guess|suppose) so|(?:it )?(?:appears|seems|looks) (?:so|like it|that way))\b"
 )
+"""Agrees with the question without a yes."""
 _DISSENT = re.compile(
-    r"^\W*(?:(?:that(?:'s| is) )?(?:incorrect|wrong|false)|negative|none|nothing|never|neither|not\b(?! (?:\d+% )?(?:sure|certain|clear))"
-    r"|(?:i(?:'m| am) afraid|probably|likely|apparently|of course|absolutely|definitely|certainly|surely|it (?:seems|appears)) (?:not|no)\b|i doubt\b|i (?:don't|do not) (?:think|believe) so|it (?:doesn't|does not) (?:appear|seem|look) (?:so|like it)"
+    r"^\W*(?:(?:that(?:'s| is) )?(?:incorrect|wrong|false)|negative|none|nothing|never|neither"
+    r"|not\b(?! (?:\d+% )?(?:sure|certain|clear))"
+    r"|(?:i(?:'m| am) afraid|probably|likely|apparently|of course|absolutely|definitely|certainly|surely|it (?:seems"
+    r"|appears)) (?:not|no)\b|i doubt\b|i (?:don't|do not) (?:think|believe) so|it (?:doesn't|does not) (?:appear"
+    r"|seem|look) (?:so|like it)"
     r"|(?:it|there|they|he|she|this|that) ?(?:is|are|does|do|has|have|was|can)(?:n't| not)(?= *(?:$|[.!])))"
 )
+"""Disagrees with the question without a no."""
 _NOT_SEEN = re.compile(
-    r"\bi (?:see|find|spot|detect|notice) (?:no|none)\b|\b(?:don't|do not|can't|cannot|can not|didn't|did not|couldn't|could not) "
+    r"\bi (?:see|find|spot|detect|notice) (?:no|none)\b|\b(?:don't|do not|can't|cannot|can not|didn't|did not"
+    r"|couldn't|could not) "
     r"(?:actually )?(?:see|find|spot|detect|notice) (?:any|one|it|them|that|such)\b|\bthere(?:'s| is| are) none\b"
 )
+"""Does not see what was asked for."""
 _DOUBTED_EXISTENCE = re.compile(
-    r"\b(?:it|i|we) (?:doesn't|does not|don't|do not) (?:appear|seem|look|think|believe)(?: that| like| as if| as though)? there (?:is|are)\b(?! no\b| not\b|n't)"
+    r"\b(?:it|i|we) (?:doesn't|does not|don't|do not) (?:appear|seem|look|think|believe)(?: that| like| as if"
+    r"| as though)? there (?:is|are)\b(?! no\b| not\b|n't)"
     r"|\bthere(?:'s| is) nothing (?:that )?(?:like|looks? like|resembling|resembles)\b"
 )
-"""Other words for "there is not", whose denial would stand in another clause than what was asked."""
+"""Ways to say "there is not" that put the negation into another clause than the object."""
 _NONE_EXIST = re.compile(
-    r"^\W*(?:(?:i|we) (?:think|believe|guess|suppose)(?: that)?,? )?there (?:isn't|is not|aren't|are not) (?:one|any)(?= *(?:$|[.!]))"
+    r"^\W*(?:(?:i|we) (?:think|believe|guess|suppose)(?: that)?,? )?there (?:isn't|is not|aren't|are not) (?:one"
+    r"|any)(?= *(?:$|[.!]))"
 )
-_TRUTH_STATEMENT = re.compile(r"\b(?:statement|claim|assertion|description|that|this|it)(?: is|'s)(?P<not> not|n't)? (?:(?P<yes>true|correct|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b")  # fmt: skip
+"""Says that there is not one, without its name."""
+_TRUTH_STATEMENT = re.compile(
+    r"\b(?:statement|claim|assertion|description|that|this|it)(?: is|'s)(?P<not> not|n't)? (?:(?P<yes>true|correct"
+    r"|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b"
+)
+"""Judges a statement in the question."""
 _NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing)\b|n't\b")
+"""Negators of a whole clause."""
 _PRECEDING_NEGATOR = re.compile(r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely)\b")
-"""These deny what follows them: "a dog without a collar" is a dog."""
-_CLAUSE_BOUNDARY = re.compile(r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b|\bwho\b|\band (?=no\b|not\b)")  # fmt: skip
+"""Negators of what follows them: "a dog without a collar" is a dog."""
+_CLAUSE_BOUNDARY = re.compile(
+    r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b"
+    r"|\bwho\b|\band (?=no\b|not\b)"
+)
+"""Borders that a negation does not cross."""
 _MISSING_APOSTROPHE = re.compile(r"\b(is|are|was|were|do|does|did|ca|could|wo|would|has|have)nt\b")
-_STOP_WORD_LIST = """a an the is are was were be there any some in on of at to with and or do does did can could you i we see this that these those it its image
-picture photo photograph scene visible shown appear appears present have has please answer yes no only just using single word phrase question following
-statement right correct true based find as your place number total between"""
-_STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
-_STATES_EXISTENCE = re.compile(r"\bthere(?:'s| is| are| appears?| seems?)\b|\b(?:i|you|we|one) (?:can |could )?(?:clearly )?see\b|\b(?:is|are) (?:visible|present|shown|seen|there|included|depicted)\b|\b(?:shows?|contains?|depicts?|includes?|features?)\b")  # fmt: skip
-_DENIES_EXISTENCE = re.compile(r"\bthere(?:'s| is| are)(?: not|n't)? (?:no\b|not\b|any\b)|\bthere (?:isn't|aren't)|(?:\bnot|n't) (?:\w+ )?(?:visible|present|shown|seen|see|contain|show|depict|include|in)\b|\bcannot see\b|\bno \w+(?: \w+)? (?:is|are|can|in)\b|\bsee no\b")  # fmt: skip
+"""Spellings such as isnt."""
+_STOP_WORDS = word_set(
+    "a an the is are was were be there any some in on of at to with and or do does did can could you i we see "
+    "this that these those it its image picture photo photograph scene visible shown appear appears present "
+    "have has please answer yes no only just using single word phrase question following statement right "
+    "correct true based find as your place number total between"
+)
+"""Words of a question that do not name what is asked."""
+_STATES_EXISTENCE = re.compile(
+    r"\bthere(?:'s| is| are| appears?| seems?)\b|\b(?:i|you|we|one) (?:can |could )?(?:clearly )?see\b|\b(?:is"
+    r"|are) (?:visible|present|shown|seen|there|included|depicted)\b|\b(?:shows?|contains?|depicts?|includes?"
+    r"|features?)\b"
+)
+"""States that something is there; used only without a question."""
+_DENIES_EXISTENCE = re.compile(
+    r"\bthere(?:'s| is| are)(?: not|n't)? (?:no\b|not\b|any\b)|\bthere (?:isn't|aren't)|(?:\bnot"
+    r"|n't) (?:\w+ )?(?:visible|present|shown|seen|see|contain|show|depict|include|in)\b|\bcannot see\b"
+    r"|\bno \w+(?: \w+)? (?:is|are|can|in)\b|\bsee no\b"
+)
+"""States that something is not there; used only without a question."""
 
 
 def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
-    """What an answer says to a yes/no question, or None. The question, if given, tells statements on what was asked from others.
+    """Return an answer's yes or no, or None.
 
-    In this order: a stated conclusion ("the answer is no"); the first sentence with a yes or no that begins it or is set off in it; the first
-    that agrees, denies, or states or denies what was asked. An answer that says it cannot tell is None, unless a yes or no follows.
+    With the question, statements about other objects than the one asked for do not count. Looks
+    for, in this order: a stated conclusion ("the answer is no"); the first sentence that begins
+    with yes or no or has one set off in it; the first sentence that agrees, disagrees, or states or
+    negates what was asked. An answer that says it cannot tell is None, unless a yes or no follows.
     """
     text = normalise(answer).lower()
     question_text = normalise(question).lower()
@@ -147,7 +202,7 @@ def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
 
 
 def leading_yes_no(text: str) -> YesNo | None:
-    """The yes or no that a text begins with, in whichever of the better-known languages."""
+    """Return the yes or no that a text begins with, in English or another common language."""
     text = text.lower()
     stripped = text.lstrip(" \"'([{-:,.\n\t*")
     if stripped.startswith(_YES_PREFIX):
@@ -155,11 +210,13 @@ def leading_yes_no(text: str) -> YesNo | None:
     if stripped.startswith(_NO_PREFIX):
         return "no"
     match = None if _IDIOM.match(stripped) else _LEADING_YES_NO.match(text)
-    return None if match is None else "yes" if match["yes"] else "no"
+    if match is None:
+        return None
+    return "yes" if match["yes"] else "no"
 
 
 def _polarity(sentence: str, question_words: list[str]) -> YesNo | None:
-    """What a sentence that does not begin with yes or no says of what was asked."""
+    """Return what a sentence that does not begin with yes or no says about the question."""
     if _CERTAIN.match(sentence):
         return "yes"
     sentence = _IDIOM.sub(" ", sentence)
@@ -171,23 +228,24 @@ def _polarity(sentence: str, question_words: list[str]) -> YesNo | None:
     if _ASSENT.match(sentence):
         return "yes"
     if not question_words:
-        return "no" if _DENIES_EXISTENCE.search(sentence) else "yes" if _STATES_EXISTENCE.search(sentence) else None
+        if _DENIES_EXISTENCE.search(sentence):
+            return "no"
+        return "yes" if _STATES_EXISTENCE.search(sentence) else None
     clauses = _CLAUSE_BOUNDARY.split(sentence)
+    # Synonyms of the object come second, so that its own name takes precedence.
     canonical_clauses = [" ".join(_canonicalise_objects(clause, question_words)) for clause in clauses]
-    return next(
-        (
-            polarity
-            for clause in (*clauses, *canonical_clauses)
-            if (polarity := _clause_polarity(clause, question_words)) is not None
-        ),
-        None,
-    )
+    for clause in (*clauses, *canonical_clauses):
+        polarity = _clause_polarity(clause, question_words)
+        if polarity is not None:
+            return polarity
+    return None
 
 
 def _clause_polarity(clause: str, question_words: list[str]) -> YesNo | None:
+    """Return yes or no if a clause states or negates what the question's words name."""
     words = [_singularize(word) for word in _WORD.findall(clause)]
     mentioned = [word for word in question_words if word in words]
-    # "It is red" answers "Is the car red?": a pronoun stands for the first thing that was asked about.
+    # "It is red" answers "Is the car red?": a pronoun can replace the first word.
     is_full_match = mentioned == question_words or (
         len(question_words) > 1 and mentioned == question_words[1:] and words[0] in ("it", "they", "he", "she")
     )
@@ -202,18 +260,23 @@ def _clause_polarity(clause: str, question_words: list[str]) -> YesNo | None:
 
 _WORD = re.compile(r"[^\W_]+(?:'t)?")
 _PERSON_WORDS = {"people", "someone", "somebody", "anyone", "anybody", "everyone"}
-_IRREGULAR_PLURALS = {"people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose", "feet": "foot", "teeth": "tooth",
-        "knives": "knife", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "sheep": "sheep"}  # fmt: skip
+_IRREGULAR_PLURALS = {
+    "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose", "feet": "foot",
+    "teeth": "tooth", "knives": "knife", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "sheep": "sheep",
+}  # fmt: skip
 
 
 def _content_words(question: str) -> list[str]:
-    """The words that say what is asked: of "Is there a dog in the image?", dog."""
+    """Return the words that name what is asked: dog, of "Is there a dog in the image?"."""
     first_line = re.split(r"[?\n]", question)[0]
     return [_singularize(word) for word in dict.fromkeys(_WORD.findall(first_line)) if word not in _STOP_WORDS]
 
 
 def _canonicalise_objects(clause: str, question_words: list[str]) -> list[str]:
-    """A clause's words, other names of one of COCO's objects that was asked for by its own name turned into that: "a man" is a person."""
+    """Return a clause's words with synonyms of the COCO object in question replaced by its name.
+
+    To "Is there a person?", "a man" names a person.
+    """
     canonical_words, words = [], _WORD.findall(re.sub(r"\b(?:nobody|no one)\b", "no person", clause))
     names_by_synonym = object_by_synonym()
     i = 0
@@ -232,7 +295,10 @@ def _canonicalise_objects(clause: str, question_words: list[str]) -> list[str]:
 
 
 def _singularize(word: str) -> str:
-    """A word without its plural, well enough to find it again."""
+    """Return a word without its plural ending.
+
+    Question and answer pass through the same rule, so that a wrong singular still matches itself.
+    """
     if word in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[word]
     if word.endswith("ies") and len(word) > 4:
@@ -242,20 +308,22 @@ def _singularize(word: str) -> str:
     return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
 
 
-# ---- letters ---------------------------------------------------------------------------------------------------------
+# ---- letters -----------------------------------------------------------------------------------
 
 
 def parse_choice(answer: str, letters: str = "ABCD", options: Mapping[str, str] | None = None) -> str | None:
-    """The letter of `letters` that an answer chooses, or None. `options` are their texts: an answer may repeat one instead of its letter.
+    """Return the one of `letters` that an answer chooses, or None.
 
-    A stated conclusion comes first, then a letter that the answer begins with or that stands alone in it. Two that differ are none. A lone
-    "A" in front of a word in lower case is the article.
+    `options` are the texts of the letters, which an answer can give instead. A stated conclusion
+    takes precedence over a letter that the answer begins with or that stands alone in it. Two
+    different letters are None. "A" before a word in lower case is the article.
     """
     text = normalise(answer)
     letter_pattern = f"[{letters}{letters.lower()}]"
     word_end = r"(?![\w'’])"
     matches = re.findall(
-        rf"(?i:\b(?:answer|option|choice|choose|pick|select)(?:s|ed)?\b(?: (?:is|would be|must be))?\W*(?:(?:option|choice) )?)\W*({letter_pattern}){word_end}({_ARTICLE_CONTEXT})?",
+        rf"(?i:\b(?:answer|option|choice|choose|pick|select)(?:s|ed)?\b(?: (?:is|would be|must be))?\W*(?:(?:option"
+        rf"|choice) )?)\W*({letter_pattern}){word_end}({_ARTICLE_CONTEXT})?",
         text,
     )
     conclusions = [letter for letter, phrase in matches if not (phrase and letter in "AaIi")]
@@ -278,28 +346,31 @@ def parse_choice(answer: str, letters: str = "ABCD", options: Mapping[str, str] 
 
 
 _ARTICLE_CONTEXT = r"\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z]"
-"""What follows an article."""
+"""What follows an article, or the pronoun I."""
 
 
 def _standalone_letters(text: str, letters: str) -> set[str]:
-    """Capital letters that stand alone, but no article, no pronoun I, and none that is denied ("not A")."""
+    """Return the capital letters that stand alone, without articles, the pronoun I and "not A"."""
     matches = re.finditer(rf"(?<!\bnot )(?<![\w'])([{letters}])(?![\w'])(?P<phrase>{_ARTICLE_CONTEXT})?", text)
     return {match[1] for match in matches if not (match["phrase"] and match[1] in "AI")}
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------
 
 _NUMBER_VALUES = NUMBER_VALUES | {"none": 0, "no": 0}
 _NUMBER = re.compile(
-    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)|\b(?:{'|'.join(TENS)})(?:[ -](?:{'|'.join(NUMBER_WORDS[1:10])}))?\b|\b(?:{'|'.join(NUMBER_WORDS)}|none)\b(?![ -](?:hundred|thousand|million|dozen))|\bno\b(?= \w)"
+    rf"(?<![\w.])-?\d+(?:,\d{{3}})*(?:\.\d+)?(?![\w]*\w)"
+    rf"|\b(?:{'|'.join(TENS)})(?:[ -](?:{'|'.join(NUMBER_WORDS[1:10])}))?\b|\b(?:{'|'.join(NUMBER_WORDS)}"
+    rf"|none)\b(?![ -](?:hundred|thousand|million|dozen))|\bno\b(?= \w)"
 )
 _CONCLUSION_PREFIX = re.compile(r"(?:\b(?:answer|total|result)\b(?: is| of|:)?|=|\b(?:so|therefore|thus|no)\b)\W*$")
 
 
 def parse_number(answer: str) -> float | None:
-    """The number that an answer gives, in digits or in words, or None. "No chairs" is 0.
+    """Return the number that an answer gives in digits or words, or None. "No chairs" is 0.
 
-    If it has several, the last that stands after "answer", "total", "=", "so" or a correction ("3, no, 4"); None if none does.
+    Of several different numbers, the last after "answer", "total", "=", "so" or a correction ("3,
+    no, 4") counts; None if there is no such number.
     """
     text = normalise(answer).lower()
     matches = list(_NUMBER.finditer(text))
@@ -315,11 +386,14 @@ def _number_value(text: str) -> float:
     return float(sum(_NUMBER_VALUES[word] for word in re.split(r"[ -]", text)))
 
 
-# ---- judgments -------------------------------------------------------------------------------------------------------
+# ---- judgments ---------------------------------------------------------------------------------
 
 
 def parse_verdict(reply: str, positive_word: str = "correct", negative_word: str = "incorrect") -> bool | None:
-    """Whether a judge's reply says `right` (True) or `wrong` (False), as a word of its own and not denied; None for both, or neither."""
+    """Return whether a judge's reply has the positive word (True) or the negative one (False).
+
+    A negated word counts as the other; None if the reply has both, or neither.
+    """
     text = normalise(reply).lower()
     verdicts = set()
     for match in re.finditer(
@@ -330,7 +404,10 @@ def parse_verdict(reply: str, positive_word: str = "correct", negative_word: str
 
 
 def parse_rating(reply: str, max_rating: int) -> int | None:
-    """The whole number up to `most` that a judge's reply gives as its rating (the last, if it says so several times); None if there is none."""
+    """Return the integer rating of a judge's reply, the last if it gives several.
+
+    None if there is none, or if it exceeds `max_rating`.
+    """
     text = normalise(reply).lower()
     ratings = re.findall(r"\b(?:rating|score|rate)\b(?:[^\w\n]|is\b|of\b|:)*(\d+)(?![\d.]*\d)", text)
     if not ratings and re.fullmatch(r"\W*\d+\W*", text):

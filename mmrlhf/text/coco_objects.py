@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 OBJECT_SYNONYMS = """
-person: girl boy man woman kid child chef baker people adult rider children baby worker passenger sister biker policeman cop officer lady
-    cowboy bride groom male female guy traveler mother father gentleman pitcher player skier snowboarder skater skateboarder foreigner
-    caller offender coworker trespasser patient politician soldier grandchild serviceman walker drinker doctor bicyclist thief buyer
-    teenager student camper driver solider hunter shopper villager
+person: girl boy man woman kid child chef baker people adult rider children baby worker passenger sister biker
+    policeman cop officer lady cowboy bride groom male female guy traveler mother father gentleman pitcher
+    player skier snowboarder skater skateboarder foreigner caller offender coworker trespasser patient
+    politician soldier grandchild serviceman walker drinker doctor bicyclist thief buyer teenager student
+    camper driver solider hunter shopper villager
 bicycle: bike unicycle minibike trike
 car: automobile van minivan sedan suv hatchback cab jeep coupe taxicab limo taxi
 motorcycle: scooter motor_bike motor_cycle motorbike moped
@@ -22,20 +23,23 @@ airplane: jetliner plane air_plane monoplane aircraft jet airbus biplane seaplan
 bus: minibus trolley
 train: locomotive tramway caboose
 truck: pickup lorry hauler firetruck
-boat: ship liner sailboat motorboat dinghy powerboat speedboat canoe skiff yacht kayak catamaran pontoon houseboat vessel rowboat trawler
-    ferryboat watercraft tugboat schooner barge ferry sailboard paddleboat lifeboat freighter steamboat riverboat battleship steamship
+boat: ship liner sailboat motorboat dinghy powerboat speedboat canoe skiff yacht kayak catamaran pontoon
+    houseboat vessel rowboat trawler ferryboat watercraft tugboat schooner barge ferry sailboard paddleboat
+    lifeboat freighter steamboat riverboat battleship steamship
 traffic_light: street_light traffic_signal stop_light streetlight stoplight
 fire_hydrant: hydrant
 stop_sign:
 parking_meter:
 bench: pew
-bird: ostrich owl seagull goose duck parakeet falcon robin pelican waterfowl heron hummingbird mallard finch pigeon sparrow seabird osprey
-    blackbird fowl shorebird woodpecker egret chickadee quail bluebird kingfisher buzzard willet gull swan bluejay flamingo cormorant
-    parrot loon gosling waterbird pheasant rooster sandpiper crow raven turkey oriole cowbird warbler magpie peacock cockatiel lorikeet
-    puffin vulture condor macaw peafowl cockatoo songbird
+bird: ostrich owl seagull goose duck parakeet falcon robin pelican waterfowl heron hummingbird mallard finch
+    pigeon sparrow seabird osprey blackbird fowl shorebird woodpecker egret chickadee quail bluebird
+    kingfisher buzzard willet gull swan bluejay flamingo cormorant parrot loon gosling waterbird pheasant
+    rooster sandpiper crow raven turkey oriole cowbird warbler magpie peacock cockatiel lorikeet puffin
+    vulture condor macaw peafowl cockatoo songbird
 cat: kitten feline tabby
-dog: puppy beagle pup chihuahua schnauzer dachshund rottweiler canine pitbull collie pug terrier poodle labrador doggie doberman mutt
-    doggy spaniel bulldog sheepdog weimaraner corgi cocker greyhound retriever brindle hound whippet husky
+dog: puppy beagle pup chihuahua schnauzer dachshund rottweiler canine pitbull collie pug terrier poodle
+    labrador doggie doberman mutt doggy spaniel bulldog sheepdog weimaraner corgi cocker greyhound retriever
+    brindle hound whippet husky
 horse: colt pony racehorse stallion equine mare foal palomino mustang clydesdale bronc bronco
 sheep: lamb ram goat ewe
 cow: cattle oxen ox calf holstein heifer buffalo bull zebu bison
@@ -136,7 +140,7 @@ def compound_names() -> dict[str, str]:
 
 
 def merge_compounds(words: Sequence[str], compounds: Mapping[str, str]) -> list[tuple[int, int, str]]:
-    """Merge pairs of words that are keys of `compounds`; return start, end and word of each unit."""
+    """Merge pairs of words that are keys of `compounds`; return each unit's start, end and word."""
     units, start = [], 0
     while start < len(words):
         compound = compounds.get(" ".join(words[start : start + 2]))
@@ -167,9 +171,9 @@ def _matchable_synonyms() -> dict[str, str]:
 
 
 def chair_mentions(words: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
-    """Return CHAIR's (word, object) mentions in a caption's singular words, and the caption's length.
+    """Return CHAIR's (word, object) mentions among singular words, and the number of words.
 
-    The length counts a merged pair as one word.
+    The number counts a merged pair as one word.
     """
     mentions = [(word, name) for _, _, word, name in match_objects(words, _matchable_synonyms())]
     return mentions, len(merge_compounds(words, compound_names()))
@@ -216,7 +220,7 @@ def find_objects(text: str) -> list[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _lookup(words: str) -> str | None:
-    """Return the listed name that these words are, as they are or as a plural; None if there is none.
+    """Return the listed name that these words are, as a singular or plural, or None.
 
     Tries every ending that English plurals have: the list decides which singular exists, so that
     unlike in `answer_parsing._singularize` no rule has to.

@@ -1,7 +1,9 @@
-"""Words of English captions as the scripts of benchmarks find them, habits included: their figures hang on each.
+"""Lemmas of English captions exactly as the benchmarks' scripts find them, quirks included.
 
-`singular` is the rule of `pattern.en`, which CHAIR's first script used; `lemmas` and `nouns` are NLTK's tokenizer, tagger and WordNet. No torch;
-NLTK is imported when it is first needed.
+Published figures depend on every quirk, so the word lists here are not shared with the rest of the
+package. `pattern_singularize` is the rule of `pattern.en`, which CHAIR's first script used;
+`lemmas`, `nouns` and `noun_lemmas` use NLTK's tokenizer, tagger and WordNet. No torch; NLTK is
+imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -11,12 +13,11 @@ import re
 from typing import Any
 
 from mmrlhf.records import InputError
+from mmrlhf.text.words import word_set
 
-_split_words = str.split
+# ---- pattern.en --------------------------------------------------------------------------------
 
-# ---- pattern.en ------------------------------------------------------------------------------------------------------
-
-_INVARIANT = _split_words(
+_INVARIANT = word_set(
     "bison bream breeches britches carp chassis christmas clippers cod contretemps corps debris diabetes djinn eland elk "
     "flounder gallows georgia graffiti headquarters herpes high-jinks homework innings jackanapes mackerel measles mews "
     "mumps news pincers pliers proceedings rabies salmon scissors series shears species swine swiss trout tuna whiting "
@@ -24,55 +25,60 @@ _INVARIANT = _split_words(
     "ketchup knowledge love luggage mathematics mayonnaise meat mustard progress research rice sand software understanding "
     "water"
 )
-"""Words that have no plural. So has whatever one of them ends in: a habit of the rule."""
+"""Words without a plural. The rule also keeps every word that one of these ends in."""
 _PLURALS_IN_IES = tuple(
     f"{word}s"
-    for word in _split_words(
+    for word in word_set(
         "alergie auntie beanie birdie bogie bombie collie cookie cutie doggie eyrie freebie goonie groupie hankie hippie hoagie "
         "hottie indie junkie laddie laramie lingerie meanie newbie nightie oldie pixie quickie reverie rookie softie sortie "
         "stoolie sweetie techie toughie valkyrie veggie weenie yuppie zombie"
     )
 )
-"""Plurals that the rule knows, and leaves as they are."""
+"""Plurals that the rule knows and keeps."""
 _IRREGULAR_PLURALS = {
-    "atlantes": "atlas", "atlases": "atlas", "axes": "axe", "beeves": "beef", "brethren": "brother", "children": "child",
-    "corpora": "corpus", "corpuses": "corpus", "ephemerides": "ephemeris", "feet": "foot", "ganglia": "ganglion", "geese": "goose",
-    "genera": "genus", "genii": "genie", "graffiti": "graffito", "helves": "helve", "kine": "cow", "leaves": "leaf", "loaves": "loaf",
-    "men": "man", "mongooses": "mongoose", "monies": "money", "moves": "move", "mythoi": "mythos", "numena": "numen",
-    "occipita": "occiput", "octopodes": "octopus", "opera": "opus", "opuses": "opus", "our": "my", "oxen": "ox", "penes": "penis",
-    "penises": "penis", "people": "person", "sexes": "sex", "soliloquies": "soliloquy", "teeth": "tooth", "testes": "testis",
-    "trilbys": "trilby", "turves": "turf", "zoa": "zoon",
+    "atlantes": "atlas", "atlases": "atlas", "axes": "axe", "beeves": "beef", "brethren": "brother",
+    "children": "child", "corpora": "corpus", "corpuses": "corpus", "ephemerides": "ephemeris", "feet": "foot",
+    "ganglia": "ganglion", "geese": "goose", "genera": "genus", "genii": "genie", "graffiti": "graffito",
+    "helves": "helve", "kine": "cow", "leaves": "leaf", "loaves": "loaf", "men": "man", "mongooses": "mongoose",
+    "monies": "money", "moves": "move", "mythoi": "mythos", "numena": "numen", "occipita": "occiput",
+    "octopodes": "octopus", "opera": "opus", "opuses": "opus", "our": "my", "oxen": "ox", "penes": "penis",
+    "penises": "penis", "people": "person", "sexes": "sex", "soliloquies": "soliloquy", "teeth": "tooth",
+    "testes": "testis", "trilbys": "trilby", "turves": "turf", "zoa": "zoon",
 }  # fmt: skip
-"""By ending, the first that fits."""
+"""Singulars by the ending of the plural; the first that fits is used."""
 _SINGULAR_RULES = [
     (re.compile(pattern), one)
     for pattern, one in (
         ("(?i)(.)ae$", r"\1a"), ("(?i)(.)itis$", r"\1itis"), ("(?i)(.)eaux$", r"\1eau"), ("(?i)(quiz)zes$", r"\1"),
-        ("(?i)(matr)ices$", r"\1ix"), ("(?i)(ap|vert|ind)ices$", r"\1ex"), ("(?i)^(ox)en", r"\1"), ("(?i)(alias|status)es$", r"\1"),
-        ("(?i)([octop|vir])i$", r"\1us"), ("(?i)(cris|ax|test)es$", r"\1is"), ("(?i)(shoe)s$", r"\1"), ("(?i)(o)es$", r"\1"),
-        ("(?i)(bus)es$", r"\1"), ("(?i)([m|l])ice$", r"\1ouse"), ("(?i)(x|ch|ss|sh)es$", r"\1"), ("(?i)(m)ovies$", r"\1ovie"),
-        ("(?i)(.)ombies$", r"\1ombie"), ("(?i)(s)eries$", r"\1eries"), ("(?i)([^aeiouy]|qu)ies$", r"\1y"), ("([aeo]l)ves$", r"\1f"),
-        ("([^d]ea)ves$", r"\1f"), ("arves$", "arf"), ("erves$", "erve"), ("([nlw]i)ves$", r"\1fe"), ("(?i)([lr])ves$", r"\1f"),
-        ("([aeo])ves$", r"\1ve"), ("(?i)(sive)s$", r"\1"), ("(?i)(tive)s$", r"\1"), ("(?i)(hive)s$", r"\1"), ("(?i)([^f])ves$", r"\1fe"),
-        ("(?i)(^analy)ses$", r"\1sis"), ("(?i)((a)naly|(b)a|(d)iagno|(p)arenthe|(p)rogno|(s)ynop|(t)he)ses$", r"\1\2sis"),
+        ("(?i)(matr)ices$", r"\1ix"), ("(?i)(ap|vert|ind)ices$", r"\1ex"), ("(?i)^(ox)en", r"\1"),
+        ("(?i)(alias|status)es$", r"\1"), ("(?i)([octop|vir])i$", r"\1us"), ("(?i)(cris|ax|test)es$", r"\1is"),
+        ("(?i)(shoe)s$", r"\1"), ("(?i)(o)es$", r"\1"), ("(?i)(bus)es$", r"\1"), ("(?i)([m|l])ice$", r"\1ouse"),
+        ("(?i)(x|ch|ss|sh)es$", r"\1"), ("(?i)(m)ovies$", r"\1ovie"), ("(?i)(.)ombies$", r"\1ombie"),
+        ("(?i)(s)eries$", r"\1eries"), ("(?i)([^aeiouy]|qu)ies$", r"\1y"), ("([aeo]l)ves$", r"\1f"),
+        ("([^d]ea)ves$", r"\1f"), ("arves$", "arf"), ("erves$", "erve"), ("([nlw]i)ves$", r"\1fe"),
+        ("(?i)([lr])ves$", r"\1f"), ("([aeo])ves$", r"\1ve"), ("(?i)(sive)s$", r"\1"), ("(?i)(tive)s$", r"\1"),
+        ("(?i)(hive)s$", r"\1"), ("(?i)([^f])ves$", r"\1fe"), ("(?i)(^analy)ses$", r"\1sis"),
+        ("(?i)((a)naly|(b)a|(d)iagno|(p)arenthe|(p)rogno|(s)ynop|(t)he)ses$", r"\1\2sis"),
         ("(?i)(.)opses$", r"\1opsis"), ("(?i)(.)yses$", r"\1ysis"), ("(?i)(h|d|r|o|n|b|cl|p)oses$", r"\1ose"),
         ("(?i)(fruct|gluc|galact|lact|ket|malt|rib|sacchar|cellul)ose$", r"\1ose"), ("(?i)(.)oses$", r"\1osis"),
         ("(?i)([ti])a$", r"\1um"), ("(?i)(n)ews$", r"\1ews"), ("(?i)s$", ""),
     )
 ]  # fmt: skip
-"""The first that fits is applied. The brackets of some were meant to be parentheses; they are as they are."""
-_PREPOSITIONS = frozenset(
-    _split_words(
-        "about above across after among around at athwart before behind below beneath beside besides between betwixt beyond but "
-        "by during except for from in into near of off on onto out over since till to under until unto upon with"
-    )
+"""Patterns and replacements; the first that fits is used. The brackets of some were meant to be
+parentheses; they are as published figures have them.
+"""
+_PREPOSITIONS = word_set(
+    "about above across after among around at athwart before behind below beneath beside besides between betwixt beyond but "
+    "by during except for from in into near of off on onto out over since till to under until unto upon with"
 )
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def pattern_singularize(word: str) -> str:
-    """A noun's singular as `pattern.en.singularize` has it (De Smedt & Daelemans 2012; endings after Ferrer's Inflector): `buses` is bus, and
-    `bus` is bu."""
+    """Return a noun's singular as `pattern.en.singularize` does: `buses` is bus, and `bus` is bu.
+
+    Source: De Smedt and Daelemans 2012; endings after Ferrer's Inflector.
+    """
     parts = word.split("-")
     if len(parts) > 1 and parts[1] in _PREPOSITIONS:
         return f"{pattern_singularize(parts[0])}-{'-'.join(parts[1:])}"
@@ -88,6 +94,7 @@ def pattern_singularize(word: str) -> str:
             return re.sub(f"(?i){plural}$", replacement, word)
     for pattern, replacement in _SINGULAR_RULES:
         if match := pattern.search(word):
+            # Groups that did not match are replaced by nothing.
             for group_index, group in enumerate(match.groups(), 1):
                 if group is None:
                     replacement = replacement.replace(f"\\{group_index}", "")
@@ -95,12 +102,12 @@ def pattern_singularize(word: str) -> str:
     return word
 
 
-# ---- NLTK ------------------------------------------------------------------------------------------------------------
+# ---- NLTK --------------------------------------------------------------------------------------
 
 
 @functools.cache
 def _nltk() -> Any:
-    """NLTK, with the data that is used. Raises InputError where it is not there."""
+    """Return NLTK once its data is there. Raises InputError if some is missing."""
     import nltk
 
     data = {
@@ -119,7 +126,8 @@ def _nltk() -> Any:
                 missing.append(name)
     if missing:
         raise InputError(
-            f"NLTK's data lacks {', '.join(missing)}: run `python -m nltk.downloader {' '.join(missing)}`, or set NLTK_DATA to where they are"
+            f"NLTK's data lacks {', '.join(missing)}: run `python -m nltk.downloader {' '.join(missing)}`, "
+            "or set NLTK_DATA to where they are"
         )
     return nltk
 
@@ -139,7 +147,10 @@ def _lemmatiser() -> Any:
 
 @functools.cache
 def _tokenizer() -> Any:
-    """NLTK's word tokenizer as it was up to 3.9.2, when published figures were made: later ones part words at dashes, and clitics otherwise."""
+    """Return NLTK's word tokenizer as it was up to 3.9.2, with which published figures were made.
+
+    Later ones split words at dashes, and clitics in another way.
+    """
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     tokenizer = NLTKWordTokenizer()
@@ -150,21 +161,21 @@ def _tokenizer() -> Any:
 
 
 def tokens(text: str) -> list[str]:
-    """NLTK's words and signs. Raises InputError without its data."""
+    """Return NLTK's tokens, words and signs. Raises InputError without its data."""
     return [token for sentence in _nltk().sent_tokenize(text) for token in _tokenizer().tokenize(sentence)]
 
 
 def lemmas(text: str) -> list[str]:
-    """Every token as WordNet has it, by the part of speech that the tagger says (a noun where WordNet has none such)."""
+    """Return each token's lemma by its tagged part of speech; other tags count as nouns."""
     pos_of_tag = {"J": "a", "V": "v", "N": "n", "R": "r"}
     return [_lemmatise(word, pos_of_tag.get(tag[:1], "n")) for word, tag in _nltk().pos_tag(tokens(text))]
 
 
 def nouns(text: str) -> list[str]:
-    """The lemmas of tokens that the tagger takes for nouns, their case kept."""
+    """Return the lemmas of the tokens tagged as nouns, in their own case."""
     return [_lemmatise(word, "n") for word, tag in _nltk().pos_tag(tokens(text)) if tag.startswith("NN")]
 
 
 def noun_lemmas(text: str) -> list[str]:
-    """Every token as WordNet has it as a noun, whatever it is."""
+    """Return each token's lemma as a noun, whatever its part of speech."""
     return [_lemmatise(word, "n") for word in tokens(text)]

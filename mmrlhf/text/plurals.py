@@ -1,4 +1,4 @@
-"""One and many of English nouns, by `inflect`, and the pairs and masses that it does not know."""
+"""Plurals and singulars of English nouns, by `inflect`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import functools
 import inflect
 
 INVARIANT_NOUNS = ("broccoli", "glasses", "jeans", "pants", "shorts", "skis", "sunglasses", "trousers")
+"""Nouns without a number of their own that `inflect` does not know."""
 
 
 @functools.cache
 def pluralize(noun: str) -> str:
-    """`traffic light` -> `traffic lights`; only the last word changes."""
+    """Return a noun's plural; of several words only the last changes: traffic lights."""
     head, space, last = noun.rpartition(" ")
     return noun if last in INVARIANT_NOUNS or not last.isalpha() else f"{head}{space}{_inflect_engine().plural(last)}"
 
 
 @functools.cache
 def singularize(noun: str) -> str:
-    """Back from `plural_of`; a noun that is singular stays."""
+    """Return a noun's singular; one that is singular stays as it is."""
     head, space, last = noun.rpartition(" ")
     singular = False if last in INVARIANT_NOUNS or not last.isalpha() else _inflect_engine().singular_noun(last)
     return f"{head}{space}{singular}" if singular else noun

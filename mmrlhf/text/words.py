@@ -7,11 +7,17 @@ each colour and size of the synthetic scenes its RGB value or radius.
 
 from __future__ import annotations
 
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the set of the words in `text`, which blanks separate."""
+    return frozenset(text.split())
+
+
 # ---- numbers -----------------------------------------------------------------------------------
 
 NUMBER_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
-    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
 """Number words in order: the word at index n means n."""
 TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
-from mmrlhf.claims.grammar import word_set
 from mmrlhf.claims.noun_phrases import word_to_number
 from mmrlhf.records import Claim, Fact, Verdict
-from mmrlhf.text.words import COLOUR_SHADES, COLOURS
+from mmrlhf.text.words import COLOUR_SHADES, COLOURS, word_set
 
 Evidence = list[tuple[str, float]]
 """Facts as reports show them, each with its confidence."""

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from mmrlhf.claims import extract_claims, find_mentions, load_lexicon, load_synonyms
 from mmrlhf.claims.chair import match_objects
-from mmrlhf.claims.grammar import word_set
 from mmrlhf.records import InputError
+from mmrlhf.text.words import word_set
 
 HERE = Path(__file__).parent
 MIN_RATES = {"object": 0.95, "attribute": 0.90, "count": 0.90, "relation": 0.85, "negated": 0.95}
@@ -192,9 +192,9 @@ def test_load_lexicon_user_file_adds_words(tmp_path):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("dog\n", "line 1: an entry stands before any section"),
+        ("dog\n", "line 1: an entry comes before any section"),
         ("[cocoa]\n", "line 1: there is no section [cocoa]"),
-        ("[coco]\n\ndog, puppy\n", "line 3: [coco] has lines of the form"),
+        ("[coco]\n\ndog, puppy\n", "line 3: [coco] needs lines of the form"),
     ],
 )
 def test_load_lexicon_refuses_malformed_user_file(tmp_path, content, complaint):
