@@ -1,13 +1,14 @@
-"""Claims of answers: 522 sentences with their claims by hand, and what may be thrown at the extractor.
+"""Claims of answers: 522 sentences with hand-labelled claims, single rules, and adversarial input.
 
-`claims_tuned.jsonl` was in sight while the extractor was written; `claims_held_out.jsonl` was not. `claims_fresh.jsonl` was written for the
-extractor as it was, measured, and then learnt from. A claim is
-written short: `dog` an object, `dog=brown` an attribute, `dog#2` a count, `dog>on>couch` a relation; `!` before it is negated,
-`?` hedged, and `~` one that may be made or left out (two readings are right).
+The extractor was tuned on `claims_tuned.jsonl`, not on `claims_held_out.jsonl`. The sentences of
+`claims_fresh.jsonl` were written for the finished extractor, measured once, and then used for
+tuning as well. Claims have a short notation: `dog` is an object, `dog=brown` an attribute, `dog#2`
+a count and `dog>on>couch` a relation. A prefix `!` means negated, `?` hedged, and `~` optional
+(both readings are right).
 """
 
 import json
-import time
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,18 +16,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmrlhf.claims import extract_claims, find_mentions, load_lexicon, load_synonyms
-from mmrlhf.claims.chair import match_objects
-from mmrlhf.records import InputError
+from mmrlhf.claims import extract_claims, load_lexicon
+from mmrlhf.claims.grammar import MAX_CONJUNCTS
 from mmrlhf.text.words import word_set
 
 HERE = Path(__file__).parent
 MIN_RATES = {"object": 0.95, "attribute": 0.90, "count": 0.90, "relation": 0.85, "negated": 0.95}
+"""Least precision and recall by kind of claim."""
 
 
 def parse_short_claim(short):
-    """Whether it may be left out, and the claim's fields."""
-    free, rest = short.startswith("~"), short.lstrip("~")
+    """Return whether a claim in short notation is optional, and the claim's fields."""
+    is_optional, rest = short.startswith("~"), short.lstrip("~")
     body = rest.lstrip("!?")
     marks = rest[: len(rest) - len(body)]
     if ">" in body:
@@ -40,30 +41,41 @@ def parse_short_claim(short):
         fields = ("attribute", subject, value, "", "")
     else:
         fields = ("object", body, "", "", "")
-    return free, (*fields, "!" in marks, "?" in marks)
+    return is_optional, (*fields, "!" in marks, "?" in marks)
 
 
-def claim_fields(text, words=None):
-    return {(c.kind, c.subject, c.value, c.relation, c.target, c.negated, c.hedged) for c in extract_claims(text, words)}
+def claim_fields(text):
+    return {(c.kind, c.subject, c.value, c.relation, c.target, c.negated, c.hedged) for c in extract_claims(text)}
 
 
-def expected_claims(*claims_of):
-    return {parse_short_claim(claim)[1] for claim in claims_of}
+def expected_claims(*short_claims):
+    return {parse_short_claim(short)[1] for short in short_claims}
 
 
 def precision_and_recall(path):
-    """Precision and recall by kind, and of negated claims."""
-    right, wrong, missed = Counter(), Counter(), Counter()
+    """Return precision and recall by kind, and of negated claims."""
+    true_positives, false_positives, false_negatives = Counter(), Counter(), Counter()
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        by_hand = [parse_short_claim(claim) for claim in row["claims"]]
-        owed, free = ({c for is_free, c in by_hand if is_free is kind} for kind in (False, True))
-        made = claim_fields(row["text"])
-        for found, counter in ((owed & made, right), (made - owed - free, wrong), (owed - made, missed)):
-            for kind, *_, negated, _hedged in found:
+        labels = [parse_short_claim(short) for short in row["claims"]]
+        required = {fields for is_optional, fields in labels if not is_optional}
+        optional = {fields for is_optional, fields in labels if is_optional}
+        extracted = claim_fields(row["text"])
+        for claims, counter in (
+            (required & extracted, true_positives),
+            (extracted - required - optional, false_positives),
+            (required - extracted, false_negatives),
+        ):
+            for kind, *_, negated, _hedged in claims:
                 counter[kind] += 1
                 counter["negated"] += negated
-    return {k: (right[k] / max(1, right[k] + wrong[k]), right[k] / max(1, right[k] + missed[k])) for k in MIN_RATES}
+    return {
+        kind: (
+            true_positives[kind] / max(1, true_positives[kind] + false_positives[kind]),
+            true_positives[kind] / max(1, true_positives[kind] + false_negatives[kind]),
+        )
+        for kind in MIN_RATES
+    }
 
 
 def test_short_claim_notation_is_parsed():
@@ -72,13 +84,13 @@ def test_short_claim_notation_is_parsed():
     assert len(claim_fields("A dog and a cat.") & expected_claims("dog", "bird")) == 1
 
 
-@pytest.mark.parametrize("kept", ["tuned", "held_out", "fresh"])
-def test_extract_claims_precision_and_recall_on_labelled_sentences(kept):
-    found = precision_and_recall(HERE / f"claims_{kept}.jsonl")
-    assert {kind: rate for kind, rate in found.items() if min(rate) < MIN_RATES[kind]} == {}
+@pytest.mark.parametrize("part", ["tuned", "held_out", "fresh"])
+def test_extract_claims_precision_and_recall_on_labelled_sentences(part):
+    rates = precision_and_recall(HERE / f"claims_{part}.jsonl")
+    assert {kind: rate for kind, rate in rates.items() if min(rate) < MIN_RATES[kind]} == {}
 
 
-# ---- one thing at a time -------------------------------------------------------------------------------------------------
+# ---- single rules ------------------------------------------------------------------------------
 
 SENTENCE_CLAIMS = {
     "A hot dog next to a fire hydrant.": {"hot dog", "fire hydrant", "hot dog>next to>fire hydrant"},
@@ -161,51 +173,20 @@ def test_extract_claims_spans_cover_the_claim_text():
 
 
 def test_extract_claims_keep_subject_name_and_category():
-    found = {
-        c.subject: c.category for c in extract_claims("A man on a sofa with a puppy, a hot dog and a toy car beside a giraffe.")
-    }
-    assert found == {"man": "person", "couch": "couch", "puppy": "dog", "hot dog": "hot dog", "toy car": "", "giraffe": "giraffe"}
+    claims = extract_claims("A man on a sofa with a puppy, a hot dog and a toy car beside a giraffe.")
+    assert {c.subject: c.category for c in claims} == {
+        "man": "person", "couch": "couch", "puppy": "dog", "hot dog": "hot dog", "toy car": "", "giraffe": "giraffe",
+    }  # fmt: skip
 
 
 def test_extract_claims_name_every_coco_class():
     assert len(set(load_lexicon().coco_category.values())) == 80
     for name in set(load_lexicon().coco_category.values()):
-        made = extract_claims(f"There is one {name} here." if not name.endswith("s") else f"There are {name} here.")
-        assert [(c.subject, c.category) for c in made if c.kind == "object"] == [(name, name)], name
+        claims = extract_claims(f"There is one {name} here." if not name.endswith("s") else f"There are {name} here.")
+        assert [(c.subject, c.category) for c in claims if c.kind == "object"] == [(name, name)], name
 
 
-def test_load_lexicon_user_file_adds_words(tmp_path):
-    path = tmp_path / "more.txt"
-    path.write_text(
-        "[coco]\nbird: | gryphon  # a kind\n[same thing]\nhippogriff: hippogryph\n[not objects]\nlamp\n[compounds]\nblue moon\n"
-    )
-    words = load_lexicon(str(path))
-    found = extract_claims("A gryphon, a hippogryph and a lamp under a blue moon.", words)
-    assert {(c.subject, c.category) for c in found if c.kind == "object"} == {
-        ("gryphon", "bird"),
-        ("hippogriff", ""),
-        ("blue moon", ""),
-    }
-    assert ("lamp", "") in {(c.subject, c.category) for c in extract_claims("A lamp.")}  # the lexicon that ships is as it was
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("dog\n", "line 1: an entry comes before any section"),
-        ("[cocoa]\n", "line 1: there is no section [cocoa]"),
-        ("[coco]\n\ndog, puppy\n", "line 3: [coco] needs lines of the form"),
-    ],
-)
-def test_load_lexicon_refuses_malformed_user_file(tmp_path, content, complaint):
-    path = tmp_path / "more.txt"
-    path.write_text(content)
-    with pytest.raises(InputError) as caught:
-        load_lexicon(str(path))
-    assert complaint in str(caught.value)
-
-
-# ---- what is no caption ----------------------------------------------------------------------------------------------------
+# ---- text that is not a plain caption ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,28 +223,48 @@ def test_extract_claims_ignore_unclosed_quote_and_truncated_word():
     assert claim_fields("There is a dog next to a refrigerat") == expected_claims("dog")
 
 
-def test_extract_claims_of_long_text_take_seconds():
+# ---- time and random text ----------------------------------------------------------------------
+
+
+def test_extract_claims_of_long_text():
     text = "A dog sits on a couch, (and \"a cat' - `no bird` * " * 5_000
-    began = time.process_time()
-    found = extract_claims(text)
-    assert {c.subject for c in found} >= {"dog", "couch", "cat"} and len(found) < 50
-    assert time.process_time() - began < 30
-    extract_claims("x" * 1_000_000)
+    claims = extract_claims(text)
+    assert {c.subject for c in claims} >= {"dog", "couch", "cat"} and len(claims) < 50
+    assert extract_claims("x" * 1_000_000) == []
+
+
+def executed_lines(text):
+    """Return how many lines of Python the extraction of a text executes."""
+    count = 0
+
+    def count_line(frame, event, arg):
+        nonlocal count
+        count += event == "line"
+        return count_line
+
+    tracer = sys.gettrace()
+    sys.settrace(count_line)
+    try:
+        extract_claims(text)
+    finally:
+        sys.settrace(tracer)
+    return count
 
 
 @pytest.mark.parametrize(
     "part",
-    ['"', "[", "`", "'a ", "<", "a, ", "no ", "dog ", "dogs and ", "red ", "red, ", "very ", "next to ", "a dog on a ", "it is on it and ",
-     "\n", "- ", "5 ", "a dog walks ", "Foo ", "in the middle of "],
+    ['"', "[", "`", "'a ", "<", "a, ", "no ", "dog ", "dogs and ", "red ", "red, ", "very ", "next to ", "a dog on a ",
+     "it is on it and ", "\n", "- ", "5 ", "a dog walks ", "Foo ", "in the middle of "],
 )  # fmt: skip
-def test_extract_claims_runtime_is_subquadratic(part):
-    def took(times):
-        began = time.process_time()
-        extract_claims(part * times)
-        return time.process_time() - began
+def test_extract_claims_work_is_linear_in_length(part):
+    extract_claims(part * 10)  # fills the caches
+    # Six times the text; quadratic work would be 36 times as much.
+    assert executed_lines(part * 3000) < 7 * executed_lines(part * 500)
 
-    took(100)
-    assert took(3000) < 30 * took(500) + 0.3  # with the square it would be 36 times as much
+
+def test_extract_claims_bounds_conjuncts_of_a_relation():
+    claims = extract_claims("dogs and " * 100 + "cats on a bed")
+    assert 1 < sum(c.kind == "relation" for c in claims) <= MAX_CONJUNCTS + 1
 
 
 RANDOM_WORDS = sorted(word_set(
@@ -276,27 +277,8 @@ RANDOM_WORDS = sorted(word_set(
 @given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(RANDOM_WORDS), max_size=30).map(" ".join)))
 @example("KB0B:")
 def test_extract_claims_are_deterministic_with_valid_spans(text):
-    found = extract_claims(text)
-    assert found == extract_claims(text) and len(found) == len(set(found))
-    for claim in found:
+    claims = extract_claims(text)
+    assert claims == extract_claims(text) and len(claims) == len(set(claims))
+    for claim in claims:
         start, end = claim.span
         assert 0 <= start < end <= len(text) and claim.subject and (claim.kind != "relation" or claim.target)
-
-
-# ---- CHAIR ---------------------------------------------------------------------------------------------------------------
-
-
-def test_find_mentions_counts_words_despite_negation():
-    found = find_mentions("No dogs, a wine glass and the toilet seat near a sofa. A hot dog!")
-    assert [(m.word, m.node) for m in found] == [
-        ("dog", "dog"), ("wine glass", "wine glass"), ("toilet", "toilet"), ("sofa", "couch"),
-        ("hot dog", "hot dog"),
-    ]  # fmt: skip
-
-
-def test_match_objects_matches_official_chair_scripts(shared_data):
-    table = load_synonyms(shared_data / "benchdata/CHAIR/synonyms.txt")
-    official = shared_data / "parity/CHAIR/synthetic"
-    for lineage in "AB":  # the two ways of finding singulars that are in use
-        for row in json.loads((official / f"official_{lineage}_sentences.json").read_text())["sentences"]:
-            assert [node for *_, node in match_objects(row["words"], table)] == row["mscoco_generated_words"], row["caption"]
