@@ -63,8 +63,8 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     for name, cooccurrence_bias in (("sft", data_config.cooccurrence_bias), ("clean_sft", 0.0)):
         with timer.stage(name):
             rows = LazyRows(partial(build_sft_rows, data_config, cooccurrence_bias, images))
-            config = stage_config(SFTConfig, seed, output_path / name, model_name_or_path=base_path)
-            sft_paths[name] = str(sft(config, rows))
+            sft_config = stage_config(SFTConfig, seed, output_path / name, model_name_or_path=base_path)
+            sft_paths[name] = str(sft(sft_config, rows))
     del images, rows  # 8,000 encoded images
     sft_path = sft_paths["sft"]
 
@@ -76,8 +76,10 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     reward_paths = {}
     for name, facts in (("fact", "given"), ("plain", "none")):
         with timer.stage(f"reward_{name}"):
-            config = stage_config(RewardConfig, seed, output_path / f"reward_{name}", model_name_or_path=sft_path, facts=facts)
-            reward_paths[name] = str(train_reward_model(config, train_pairs, held_out_pairs))
+            reward_config = stage_config(
+                RewardConfig, seed, output_path / f"reward_{name}", model_name_or_path=sft_path, facts=facts
+            )
+            reward_paths[name] = str(train_reward_model(reward_config, train_pairs, held_out_pairs))
 
     # 4. PPO against each reward model, on the same prompts
     prompts = LazyRows(partial(build_rl_prompts, data_config))
@@ -85,14 +87,14 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     policy_paths = {}
     for name, reward_path in reward_paths.items():
         with timer.stage(f"ppo_{name}"):
-            config = stage_config(
+            ppo_config = stage_config(
                 PPOConfig,
                 seed,
                 output_path / f"ppo_{name}",
                 model_name_or_path=sft_path,
                 reward_model_path=reward_path,
             )
-            policy_paths[f"ppo_{name}"] = str(ppo(config, prompts, partial(_evaluate_policy, selection_rows)))
+            policy_paths[f"ppo_{name}"] = str(ppo(ppo_config, prompts, partial(_evaluate_policy, selection_rows)))
 
     # 5. Answers of every model on every split
     models = TrainedModels(sft_path, sft_paths["clean_sft"], policy_paths, reward_paths["fact"])

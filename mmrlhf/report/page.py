@@ -155,8 +155,8 @@ def _split_table(models: Mapping[str, Mapping[str, Any]], split: str) -> dict[st
 def _split_summary(models: Mapping[str, Mapping[str, Any]]) -> str:
     """Compare SFT with the policy trained from it in a sentence; "" if one of them is missing."""
     after, metric = policy_after_ppo(models), METRICS_BY_KEY["chair_s"]
-    values = [(name, metric_value(models[name], metric.key)) for name in ("sft", after) if name in models]
-    texts = [(model_style(str(name)).title, metric.format_value(value)) for name, value in values if value is not None]
+    values = [(name, metric_value(models[name], metric.key)) for name in ("sft", after) if name and name in models]
+    texts = [(model_style(name).title, metric.format_value(value)) for name, value in values if value is not None]
     return f"Answers with a false claim: {_join_facts('', texts)}" if len(texts) == 2 else ""
 
 
@@ -174,7 +174,8 @@ def _format_cell(row: Mapping[str, Any], metric: Metric) -> tuple[str, str]:
 
 def _gallery_entry(entry: Mapping[str, Any], compared: Sequence[str | None]) -> dict[str, Any]:
     """Return a card of the gallery. Answers of models that are not compared are folded."""
-    answers, other_answers = [], []
+    answers: list[dict[str, Any]] = []
+    other_answers: list[dict[str, Any]] = []
     for answer in entry["answers"]:
         segments = split_at_claims(answer["text"], answer["claims"])
         is_false = any(segment.false for segment in segments)
