@@ -1,5 +1,7 @@
-"""From characters of an answer to its tokens, for every kind of tokenizer: what is paid for a span
-lies on the token that completes it."""
+"""From characters of an answer to its tokens, for every kind of tokenizer.
+
+A span's reward goes to the token that completes it.
+"""
 
 import json
 from types import SimpleNamespace
@@ -27,60 +29,58 @@ ANSWERS = (
 
 
 def byte_fallback_tokenizer():
-    """As Llama's: words begin with a mark, what is unknown is spelled in bytes."""
+    """Build one as Llama's: words begin with a mark, unknown characters are spelled in bytes."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(TOKENIZER_CORPUS, trainers.BpeTrainer(vocab_size=160, special_tokens=["<unk>", "<pad>", "</s>"]))
     model = json.loads(trained.to_str())["model"]
     vocabulary = model["vocab"] | {f"<0x{b:02X}>": len(model["vocab"]) + b for b in range(256)}
     merges = [tuple(pair) for pair in model["merges"]]
-    found = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    found.pre_tokenizer = pre_tokenizers.Metaspace()
-    found.decoder = decoders.Sequence(
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return hf.PreTrainedTokenizerFast(tokenizer_object=found, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
 
 
 def shipped_tokenizer():
     return hf.AutoTokenizer.from_pretrained(folder("data") / "tiny_vlm")
 
 
-TOKENIZERS = {"bytes": build_tokenizer, "bytes in pieces": byte_fallback_tokenizer, "shipped": shipped_tokenizer}
+BYTE_TOKENIZER = build_tokenizer()
 
 
-def tokens_by_offsets(tokens, text):
-    """The same, by what the tokenizer says of where its tokens stand: the last token that holds a
-    character completes it."""
-    found = tokens(text, add_special_tokens=False, return_offsets_mapping=True)
-    at = [0] * len(text)
-    for t, (start, end) in enumerate(found["offset_mapping"]):
-        at[start:end] = [t] * (end - start)
-    return found["input_ids"], at
+def char_to_token_by_offsets(tokenizer, text):
+    """Return token ids and each character's token by the tokenizer's own offsets.
+
+    The last token whose span holds a character completes it.
+    """
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    token_indices = [0] * len(text)
+    for t, (start, end) in enumerate(encoding["offset_mapping"]):
+        token_indices[start:end] = [t] * (end - start)
+    return encoding["input_ids"], token_indices
 
 
-def matches_offsets(tokens, text):
-    ids, expected = tokens_by_offsets(tokens, text)
-    decoded = tokens.decode(ids, skip_special_tokens=True)
-    if decoded.strip() != text:  # what a tokenizer cannot write, no policy says
+def matches_offsets(tokenizer, text):
+    """Assert that both ways agree; return False if the tokenizer cannot write the text."""
+    token_ids, expected = char_to_token_by_offsets(tokenizer, text)
+    if tokenizer.decode(token_ids, skip_special_tokens=True).strip() != text:
         return False
-    assert char_to_token(SimpleNamespace(tokenizer=tokens), torch.tensor(ids), text) == expected, text
+    assert char_to_token(SimpleNamespace(tokenizer=tokenizer), torch.tensor(token_ids), text) == expected, text
     return True
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_char_to_token_matches_offsets_for_every_family(family):
-    """Whatever tokenizer a family's processor has."""
-    tokens = FAMILIES[family]()[0].tokenizer
-    assert sum(matches_offsets(tokens, text) for text in ANSWERS) >= 6
+    processor, _ = FAMILIES[family]()
+    assert sum(matches_offsets(processor.tokenizer, text) for text in ANSWERS) >= 6
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bytes in pieces"])
-def test_char_to_token_matches_offsets_for_byte_tokenizers(kind):
-    assert sum(matches_offsets(TOKENIZERS[kind](), text) for text in ANSWERS) >= 4
-
-
-BYTE_TOKENIZER = build_tokenizer()
+@pytest.mark.parametrize("build", [build_tokenizer, byte_fallback_tokenizer])
+def test_char_to_token_matches_offsets_for_byte_tokenizers(build):
+    assert sum(matches_offsets(build(), text) for text in ANSWERS) >= 4
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,11 +95,12 @@ def test_char_to_token_matches_offsets_for_shipped_base():
 
 
 def test_char_to_token_ignores_outer_white_space_and_eos():
-    """Decoding strips it: characters are counted from the first that is none; end-of-sequence
-    tokens say nothing."""
-    ids = BYTE_TOKENIZER("  a red circle \n</s>", add_special_tokens=False)["input_ids"]
-    assert BYTE_TOKENIZER.decode(ids, skip_special_tokens=True).strip() == "a red circle"
-    at = char_to_token(SimpleNamespace(tokenizer=BYTE_TOKENIZER), torch.tensor(ids), "a red circle")
-    whole = [BYTE_TOKENIZER.decode(ids[: t + 1], skip_special_tokens=True).strip() for t in range(len(ids))]
-    for i in range(len("a red circle")):
-        assert len(whole[at[i]]) > i and (at[i] == 0 or len(whole[at[i] - 1]) <= i)
+    """Decoded answers are stripped: characters count from the first that is not a space."""
+    text = "a red circle"
+    token_ids = BYTE_TOKENIZER(f"  {text} \n</s>", add_special_tokens=False)["input_ids"]
+    assert BYTE_TOKENIZER.decode(token_ids, skip_special_tokens=True).strip() == text
+    token_indices = char_to_token(SimpleNamespace(tokenizer=BYTE_TOKENIZER), torch.tensor(token_ids), text)
+    partial_texts = [BYTE_TOKENIZER.decode(token_ids[: t + 1], skip_special_tokens=True).strip() for t in range(len(token_ids))]
+    assert len(token_indices) == len(text)
+    for i, t in enumerate(token_indices):
+        assert len(partial_texts[t]) > i and (t == 0 or len(partial_texts[t - 1]) <= i)
