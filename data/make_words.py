@@ -1,9 +1,12 @@
-"""Writes mmrlhf/claims/words.txt, the dictionary that claims are read with, from the files of WordNet 3.0 (as NLTK lays them out).
+"""Write mmrlhf/claims/words.txt, the dictionary of the claim extractor, from WordNet 3.0.
 
     python data/make_words.py WORDNET_FOLDER
 
-A line is a class and the words in it. A class has a letter for each part of speech that a word is used as, the most frequent first:
-N a noun that names something one can see, n another noun, v a verb, a an adjective, r an adverb. `one=many` lines are irregular forms.
+The folder has WordNet's files in NLTK's layout.
+
+Each line has a class and its words. A class has a letter for each part of speech that its words are
+used as, the most frequent first: N noun that names something visible, n other noun, v verb, a
+adjective, r adverb. The last two lines have irregular forms as `base=form`.
 """
 
 from __future__ import annotations
@@ -14,27 +17,27 @@ from collections import defaultdict
 from pathlib import Path
 
 VISIBLE_CATEGORIES = {"animal", "artifact", "body", "food", "object", "person", "plant", "substance"}
-"""Lexicographers' files of nouns that name what one can see."""
+"""WordNet's lexicographer files of nouns that name something visible."""
 PARTS_OF_SPEECH = {"noun": ("n", 1), "verb": ("v", 2), "adj": ("a", 3), "adv": ("r", 4)}
 MIN_USE_RATIO = 1 / 40
-"""A part of speech that a word is used as less often than this, by its uses as another, is left out."""
+"""A part of speech is left out if its uses are below this share of the most frequent one's."""
 
 
 def words_by_class(folder: Path) -> dict[str, list[str]]:
-    """Words by their class."""
+    """Return the words of each class."""
     category_names = [line.split()[1] for line in (folder / "lexnames").read_text().splitlines()]
     use_counts = {}
     for line in (folder / "cntlist.rev").read_text().splitlines():
         key, number, count = line.split()
         lemma, _, rest = key.partition("%")
-        pos_number = int(rest[0]) if rest[0] != "5" else 3
+        pos_number = int(rest[0]) if rest[0] != "5" else 3  # 5 is a satellite adjective
         use_counts[lemma, pos_number, int(number)] = int(count)
     category_by_offset, lowercase_nouns = {}, set()
     for line in (folder / "data.noun").open():
         if not line.startswith(" "):
             offset, number, _, size, *rest = line.split(" ")
             category_by_offset[offset] = category_names[int(number)].removeprefix("noun.")
-            lowercase_nouns.update(rest[: 2 * int(size, 16) : 2])  # as they are spelt: names have capitals
+            lowercase_nouns.update(rest[: 2 * int(size, 16) : 2])  # names have capitals here
     counts_by_lemma: dict[str, dict[str, int]] = defaultdict(dict)
     for name, (letter, pos_number) in PARTS_OF_SPEECH.items():
         for line in (folder / f"index.{name}").open():
@@ -50,9 +53,8 @@ def words_by_class(folder: Path) -> dict[str, list[str]]:
             if letter == "n":
                 is_visible = [category_by_offset[offset] in VISIBLE_CATEGORIES for offset in fields[-senses:]]
                 visible_uses = sum(n for n, visible in zip(sense_counts, is_visible, strict=True) if visible)
-                is_container = (
-                    any(is_visible) and category_by_offset[fields[-senses]] == "quantity"
-                )  # a carton is first of all how much it holds
+                # The first sense of carton is the quantity that it holds.
+                is_container = any(is_visible) and category_by_offset[fields[-senses]] == "quantity"
                 class_letter = "N" if is_visible[0] or is_container or 2 * visible_uses >= sum(sense_counts) > 0 else "n"
             else:
                 class_letter = letter
@@ -70,6 +72,7 @@ def words_by_class(folder: Path) -> dict[str, list[str]]:
 
 
 def irregular_forms(folder: Path, name: str) -> list[str]:
+    """Return the irregular forms of a part of speech as `base=form`."""
     pairs = (line.split()[:2] for line in (folder / f"{name}.exc").read_text().splitlines())
     return sorted({f"{singular}={plural}" for plural, singular in pairs if re.fullmatch("[a-z]+ [a-z]+", f"{singular} {plural}")})
 

@@ -1,10 +1,11 @@
-"""How many answers a second one core reads claims from, and how many claims it judges by facts.
+"""Measure claim extraction, in answers per second, and verification against facts, on one core.
 
     python eval/speed/claims.py [--answers 4000] [--seed 0]
 
-Answers are made of sentences of `tests/claims/claims_tuned.jsonl`, drawn with a seed: captions of about 20 words, and descriptions of about 90.
-Every answer is another text, and words are looked up in a dictionary that is warm, as it is after a second of any run. Time is the
-process's own (CPU), so that a busy machine says little less. Prints one JSON line last.
+Answers consist of sentences of `tests/claims/claims_tuned.jsonl`, drawn with a seed: captions of
+about 20 words and descriptions of about 90. All answers differ, and the token cache is warm, as it
+is after the first second of any run. Times are CPU times, so that other load on the machine hardly
+changes them. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -24,32 +25,36 @@ SENTENCES = Path(__file__).parents[2] / "tests/claims/claims_tuned.jsonl"
 
 
 def make_answers(count: int, num_words: int, rng: np.random.Generator) -> list[str]:
-    """Texts of about as many words each, of whole sentences."""
+    """Return `count` texts of whole sentences, each about `num_words` words long."""
     sentences = [json.loads(line)["text"] for line in SENTENCES.read_text(encoding="utf-8").splitlines()]
     sentences = [s for s in sentences if s.endswith(".") and "\n" not in s]
     lengths = np.array([len(s.split()) for s in sentences])
     texts = []
     for _ in range(count):
         order = rng.permutation(len(sentences))
+        # As many sentences as bring the length nearest to num_words.
         num_sentences = int(np.searchsorted(np.cumsum(lengths[order]), num_words - lengths.mean() / 2)) + 1
         texts.append(" ".join(sentences[i] for i in order[:num_sentences]))
     return texts
 
 
 def extraction_rate(texts: list[str]) -> dict[str, float]:
-    """Answers, words and claims a second."""
+    """Return answers, words and claims per second."""
     start = time.process_time()
     num_claims = sum(len(extract_claims(text)) for text in texts)
     elapsed = time.process_time() - start
     num_words = sum(len(text.split()) for text in texts)
     return {
-        "answers_per_s": round(len(texts) / elapsed), "words_per_s": round(num_words / elapsed), "claims_per_s": round(num_claims / elapsed),
-        "words_per_answer": round(num_words / len(texts), 1), "claims_per_answer": round(num_claims / len(texts), 1),
-    }  # fmt: skip
+        "answers_per_s": round(len(texts) / elapsed),
+        "words_per_s": round(num_words / elapsed),
+        "claims_per_s": round(num_claims / elapsed),
+        "words_per_answer": round(num_words / len(texts), 1),
+        "claims_per_answer": round(num_claims / len(texts), 1),
+    }
 
 
 def verification_rate(texts: list[str]) -> int:
-    """Claims judged a second by facts that another answer gives, read anew for each."""
+    """Return verified claims per second. Each answer's facts are another answer, never cached."""
     claims_per_text = [extract_claims(text) for text in texts]
     facts_per_text = [(Fact("caption", text),) for text in [*texts[1:], texts[0]]]
     start = time.process_time()

@@ -146,7 +146,9 @@ SENTENCE_CLAIMS = {
     "There is a small ottoman, and a crib.": {"ottoman", "ottoman=small", "crib"},
     "A woman in a green skirt beside a cow.": {"woman", "skirt", "skirt=green", "cow", "woman>beside>cow"},
     "Two letters are left on the mat.": {"mat"},
-    "A boy is painting near a wall. There is icing on the cake.": {"boy", "wall", "boy>near>wall", "icing", "cake", "icing>on>cake"},
+    "A boy is painting near a wall. There is icing on the cake.": {
+        "boy", "wall", "boy>near>wall", "icing", "cake", "icing>on>cake",
+    },
     "The attic has a trunk with a lamp on it.": {"attic", "trunk", "lamp", "lamp>on>trunk"},
     "A boy is on a swing and a golfer takes a swing.": {"boy", "swing", "boy>on>swing", "golfer"},
     "A poster with a title in blue letters.": {"poster", "letter", "letter=blue"},
@@ -193,7 +195,8 @@ def test_extract_claims_name_every_coco_class():
     "text",
     [
         "", " ", "\n\n", "...", "🐶🐱", "2", "Yes.", "No", "Red",
-        "Un chien brun est assis sur un canapé rouge.", "Ein Hund sitzt auf dem Sofa.", "一只狗在沙发上。", "كلب على الأريكة", "Собака на диване",
+        "Un chien brun est assis sur un canapé rouge.", "Ein Hund sitzt auf dem Sofa.", "一只狗在沙发上。",
+        "كلب على الأريكة", "Собака на диване",
         "Au premier plan, une image montre un grand bus rouge dans la rue.", "Die Frau hat die Hand in die Tasche gesteckt.",
         "SELECT dog FROM cats WHERE color = 'brown';", "for i in range(10): print(table[i])", "System.out.println(dog)",
         "```python\ndog = cat + bird\n```",
@@ -268,8 +271,9 @@ def test_extract_claims_bounds_conjuncts_of_a_relation():
 
 
 RANDOM_WORDS = sorted(word_set(
-    "a the no two not without neither nor or and but dog dogs brown sofa on under next to in front of is are there it they which with "
-    "might appears to be sitting left side image , . : \n - \" ' ( ) n't 's Somebody nobody of one red-haired 10 zzz hanging painted blue made"
+    "a the no two not without neither nor or and but dog dogs brown sofa on under next to in front of is are there it they "
+    "which with might appears to be sitting left side image , . : \n - \" ' ( ) n't 's Somebody nobody of one red-haired 10 "
+    "zzz hanging painted blue made"
 ))  # fmt: skip
 
 

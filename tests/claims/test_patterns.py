@@ -8,8 +8,8 @@ from mmrlhf.claims.tagging import QUOTED_OR_MARKUP
 
 @pytest.mark.parametrize(
     ("opening", "closing", "limit"),
-    [("`", "`", 300), ('"', '"', 200), ("“", "”", 200), ("'", "'", 120), ("‘", "’", 120), ("<", ">", 200), ("[", "](a)", 200),
-     ("![", "](a)", 200), ("[a](", ")", 300), ("![a](", ")", 300)],
+    [("`", "`", 300), ('"', '"', 200), ("“", "”", 200), ("'", "'", 120), ("‘", "’", 120), ("<", ">", 200),
+     ("[", "](a)", 200), ("![", "](a)", 200), ("[a](", ")", 300), ("![a](", ")", 300)],
 )  # fmt: skip
 def test_quoted_or_markup_reaches_only_to_its_limit(opening, closing, limit):
     def matches(length):

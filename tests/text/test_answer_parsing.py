@@ -1,4 +1,4 @@
-"""Readers of answers, measured on answers labelled by hand (`answers.jsonl`), and POPE's own rule held against its script."""
+"""Answer parsers on hand-labelled answers (`answers.jsonl`), and POPE's rule against its script."""
 
 import json
 from collections import Counter
@@ -15,14 +15,14 @@ OPTIONS = {"A": "a cup", "B": "a plate", "C": "a book", "D": "a lamp"}
 
 
 def parse_row(row):
-    """What the reader of a row's kind makes of it; `unparsed` if nothing."""
+    """Return what the parser for a row's kind reads, or `unparsed`."""
     if row["kind"] == "yes_no":
-        said = parse_yes_no(row["answer"], row["question"])
+        parsed = parse_yes_no(row["answer"], row["question"])
     elif row["kind"] == "choice":
-        said = parse_choice(row["answer"], "ABCD", OPTIONS)
+        parsed = parse_choice(row["answer"], "ABCD", OPTIONS)
     else:
-        said = parse_number(row["answer"])
-    return "unparsed" if said is None else said
+        parsed = parse_number(row["answer"])
+    return "unparsed" if parsed is None else parsed
 
 
 @pytest.mark.parametrize("part", ["tuned on", "kept apart"])
@@ -30,9 +30,9 @@ def test_answer_parsers_match_hand_labels(part):
     rows = [r for r in LABELLED_ANSWERS if r["part"] == part]
     wrong = [(r["answer"], r["label"], parse_row(r)) for r in rows if parse_row(r) != r["label"]]
     labelled = [r for r in rows if r["label"] != "unparsed"]
-    unparsed = sum(parse_row(r) == "unparsed" for r in labelled) / len(labelled)
+    unparsed_rate = sum(parse_row(r) == "unparsed" for r in labelled) / len(labelled)
     assert len(wrong) <= 0.02 * len(rows), wrong
-    assert unparsed <= 0.05
+    assert unparsed_rate <= 0.05
 
 
 def test_labelled_answers_cover_every_verdict():
@@ -41,7 +41,7 @@ def test_labelled_answers_cover_every_verdict():
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "expected"),
     [
         ("There is no cat but there is a dog.", "yes"),
         ("I don't see a dog, but there is a cat.", "no"),
@@ -49,17 +49,17 @@ def test_labelled_answers_cover_every_verdict():
         ("Well, no.", "no"),
         ("No idea", None),
         ("There might be a dog", None),
-        ("There is a cat.", None),  # says nothing of what was asked
+        ("There is a cat.", None),  # not about the question
         ("i cant see a dog", "no"),
         ("y", "yes"),
         ('{"answer": "no"}', "no"),
-        ("<think>Yes, there is", None),  # cut off before it said anything
+        ("<think>Yes, there is", None),  # cut off before the answer
         ("dog - no", "no"),
         ("Of course not.", "no"),
         ("Definitely no.", "no"),
         ("Sure, but I can't see the image.", None),
         ("Hardly any dog is visible.", "no"),
-        ("Two puppies are asleep.", "yes"),  # another name of COCO's dog
+        ("Two puppies are asleep.", "yes"),  # a synonym of COCO's dog
         ("There is a puppy-shaped cloud, but no dog.", "no"),
         ("It does not appear that there is a dog.", "no"),
         ("It does not appear that there is a cat.", None),
@@ -72,24 +72,24 @@ def test_labelled_answers_cover_every_verdict():
         ("I see a dog, but there isn't any on the left.", "yes"),
     ],
 )
-def test_parse_yes_no_matches_hand_labels(answer, said):
-    assert parse_yes_no(answer, "Is there a dog in the image?") == said
+def test_parse_yes_no_matches_hand_labels(answer, expected):
+    assert parse_yes_no(answer, "Is there a dog in the image?") == expected
 
 
 @pytest.mark.parametrize(
-    ("question", "answer", "said"),
+    ("question", "answer", "expected"),
     [
         ("Is there a person in the image?", "A man is riding a bike.", "yes"),
         ("Is there a person in the image?", "Nobody is here.", "no"),
-        ("Is there a man in the image?", "There is a woman.", None),  # both are persons, and only one was asked for
+        ("Is there a man in the image?", "There is a woman.", None),  # both are persons, but the question names one
         ("Is there a dining table in the image?", "There is no dining table, but there is a desk.", "no"),
         ("Is the number of dogs two?", "There are two dogs.", "yes"),
         ("Is the car red?", "It is red.", "yes"),
         ("Is the car red?", "It is blue.", None),
     ],
 )
-def test_parse_yes_no_understands_synonyms(question, answer, said):
-    assert parse_yes_no(answer, question) == said
+def test_parse_yes_no_understands_synonyms(question, answer, expected):
+    assert parse_yes_no(answer, question) == expected
 
 
 def test_parse_yes_no_without_question_is_stricter():
@@ -115,8 +115,9 @@ def test_parse_choice_matches_hand_labels(answer, letter):
 
 
 @pytest.mark.parametrize(
-    ("answer", "value"), [("nine hundred", None), ("5 dogs and 3 cats", None), ("I count 1, 2, 3, so 3", 3), ("forty-two", 42), ("1/2", None)]
-)  # fmt: skip
+    ("answer", "value"),
+    [("nine hundred", None), ("5 dogs and 3 cats", None), ("I count 1, 2, 3, so 3", 3), ("forty-two", 42), ("1/2", None)],
+)
 def test_parse_number_matches_hand_labels(answer, value):
     assert parse_number(answer) == value
 
@@ -152,6 +153,8 @@ def test_pope_official_matches_official_script(shared_data):
         assert [pope_official(a) for a in answers] == (folder / "official_parsed.txt").read_text().split()
 
 
-@pytest.mark.parametrize(("answer", "said"), [("", "yes"), ("No!", "yes"), ("It is not clear, but yes", "no"), ("A. No", "yes")])
-def test_pope_official_matches_hand_labels(answer, said):
-    assert pope_official(answer) == said
+@pytest.mark.parametrize(
+    ("answer", "expected"), [("", "yes"), ("No!", "yes"), ("It is not clear, but yes", "no"), ("A. No", "yes")]
+)
+def test_pope_official_matches_hand_labels(answer, expected):
+    assert pope_official(answer) == expected
