@@ -1,8 +1,9 @@
-"""Tiny random checkpoints of fourteen model families, each with its real processor: what the engine is tested on.
+"""Build tiny random checkpoints of fourteen model families, each with its real processor.
 
-Under a million parameters each, four language layers, and whatever makes the family troublesome: windows shorter than the prompts, linear
-attention, shared keys, tiles, deepstack features, three-dimensional positions, cross-attention. Weights are drawn so large that an
-untrained model's answer depends on its picture and its text.
+Under a million parameters each, four language layers, and what makes the family difficult: windows
+shorter than the prompts, linear attention, shared keys, tiles, deepstack features,
+three-dimensional positions, cross-attention. Weights are large enough for an untrained model's
+answer to depend on its image and its text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 HIDDEN_SIZE, NUM_LAYERS = 64, 4
 VISION_CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-"""Of every vision tower."""
+"""Common to all vision towers."""
 TILE_SIZES = [[56, 112], [112, 56], [112, 112]]
 IMAGE_SIZE = {"height": 56, "width": 56}
 TOKENIZER_CORPUS = [
@@ -26,7 +27,8 @@ TOKENIZER_CORPUS = [
 
 
 def build_tokenizer(*special_tokens: str, **named_tokens: str) -> Any:
-    """A byte-level BPE with these special tokens; `named` are those that a processor looks up by name."""
+    """Build a byte-level BPE with these special tokens; a processor looks `named_tokens` up by
+    name."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -43,7 +45,8 @@ def build_tokenizer(*special_tokens: str, **named_tokens: str) -> Any:
 
 
 def build_chat_template(image_text: str) -> str:
-    """Turns as `role: text`, an assistant's ended by </s>; `image` is what the family writes for a picture."""
+    """Build a template of `role: text` turns, an assistant's ended by </s>; an image is
+    `image_text`."""
     content = (
         "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
         "{% if c['type'] == 'image' %}" + image_text + "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
@@ -54,7 +57,7 @@ def build_chat_template(image_text: str) -> str:
 
 
 def build_text_config(config_class: Any, hf_tokenizer: Any, **overrides: Any) -> Any:
-    """A language model's configuration, with rows of its embedding beyond the tokenizer."""
+    """Build a language model's configuration, with embedding rows beyond the tokenizer."""
     return config_class(**{
         "vocab_size": len(hf_tokenizer) + 8, "hidden_size": HIDDEN_SIZE, "intermediate_size": 128, "num_hidden_layers": NUM_LAYERS, "head_dim": 16,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "pad_token_id": 1, "bos_token_id": 2,
@@ -63,7 +66,7 @@ def build_text_config(config_class: Any, hf_tokenizer: Any, **overrides: Any) ->
 
 
 ProcessorAndModel = tuple[Any, Any]
-"""A processor and a model."""
+"""What a family's builder returns."""
 
 
 def llava() -> ProcessorAndModel:
@@ -124,7 +127,7 @@ def build_qwen_tokenizer() -> tuple[Any, dict[str, int], str]:
 
 
 def build_rope_parameters(*sections: int, **overrides: Any) -> dict[str, Any]:
-    """Rotary positions on three axes."""
+    """Build the configuration of rotary positions on three axes."""
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections), **overrides}
 
 
@@ -254,7 +257,7 @@ def paligemma() -> ProcessorAndModel:
     hf_tokenizer = build_tokenizer("<image>", image_token="<image>")
     image_processor = hf.SiglipImageProcessor(size=IMAGE_SIZE)
     image_processor.image_seq_length = 16
-    # Its processor puts <s> after the pictures by itself.
+    # Its processor puts <s> behind the images by itself.
     processor = hf.PaliGemmaProcessor(
         image_processor=image_processor, tokenizer=hf_tokenizer, chat_template=build_chat_template("<image>").removeprefix("<s>")
     )
@@ -356,17 +359,17 @@ FAMILIES: dict[str, Callable[[], ProcessorAndModel]] = {
     for f in (llava, qwen2_5_vl, gemma3, qwen3_5, mllama, llava_next, llava_onevision, qwen3_vl, gemma4, paligemma, idefics3, smolvlm,
               internvl, mistral3)
 }  # fmt: skip
-"""The five kinds of trouble first."""
+"""Builders by name; the first five cover the main difficulties."""
 
 
 def build_checkpoint(family: str, directory: Path) -> None:
-    """Write the family's checkpoint, weights and processor; the same each time."""
+    """Write a family's checkpoint, weights and processor; the same ones every time."""
     torch.manual_seed(0)
     processor, model = FAMILIES[family]()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gate" in name and parameter.numel() == 1:
-                parameter.fill_(0.7)  # Mllama's are closed at first
+                parameter.fill_(0.7)  # Mllama's cross-attention gates are closed (0) in a new model
             elif "image_newline" in name:
                 parameter.normal_()
             elif parameter.dim() >= 2 and not any(part in name for part in ("language_model", "text_model", "lm_head")):

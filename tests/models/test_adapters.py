@@ -1,49 +1,47 @@
-"""Roles on one base: switching changes outputs and nothing else; gradients go to the role that ran."""
+"""Roles on one base: switching changes outputs and nothing else, gradients go to the role that
+ran."""
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from mmrlhf.engine.prefill import prefill
+from mmrlhf.engine.rollout import prompts_from_examples
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
+from mmrlhf.models.images import open_image
+from mmrlhf.models.loading import load
 from mmrlhf.records import InputError
 
 
 @pytest.fixture
 def adapters(vlm):
-    found = Adapters(vlm)
+    """Three adapters that change the base's outputs, each in another way."""
+    adapters = Adapters(vlm)
     for seed, name in enumerate(("policy", "value", "reward")):
-        found.add(name, 4, 8, seed)
+        adapters.add(name, 4, 8, seed)
         with torch.no_grad():
-            for p in found.parameters(name).values():
-                p.add_(0.02 * (seed + 1))
-    return found
+            for parameter in adapters.parameters(name).values():
+                parameter.add_(0.02 * (seed + 1))
+    return adapters
 
 
 def prompt_hidden_states(vlm, examples):
-    return prefill(vlm, vlm.build_prompts([(e.prompt, e.images) for e in examples[:2]])).last_hidden_PD
+    return prefill(vlm, prompts_from_examples(vlm, examples[:2])).last_hidden_PD
 
 
-def test_adapters_use_restores_base_and_touches_no_flag(vlm, examples, tiny_vlm_path):
-    from mmrlhf.models.loading import load
-
-    plain = prompt_hidden_states(load(tiny_vlm_path), examples)
-    adapters = Adapters(vlm)
-    for seed, name in enumerate(("policy", "value")):
-        adapters.add(name, 4, 8, seed)
-        with torch.no_grad():
-            for p in adapters.parameters(name).values():
-                p.add_(0.02 * (seed + 1))
-    flags = {k: p.requires_grad for k, p in vlm.model.named_parameters()}
+def test_adapters_use_restores_base_and_touches_no_flag(adapters, examples, tiny_vlm_path):
+    expected = prompt_hidden_states(load(tiny_vlm_path), examples)
+    flags = {k: p.requires_grad for k, p in adapters.vlm.model.named_parameters()}
     outputs = {}
     for name in ("policy", "value", None):
         with adapters.use(name):
-            outputs[name] = prompt_hidden_states(vlm, examples)
-    assert flags == {k: p.requires_grad for k, p in vlm.model.named_parameters()}
-    assert torch.equal(outputs[None], plain)
-    assert not torch.allclose(outputs["policy"], plain, atol=1e-3)
+            outputs[name] = prompt_hidden_states(adapters.vlm, examples)
+    assert flags == {k: p.requires_grad for k, p in adapters.vlm.model.named_parameters()}
+    assert torch.equal(outputs[None], expected)
+    assert not torch.allclose(outputs["policy"], expected, atol=1e-3)
     assert not torch.allclose(outputs["policy"], outputs["value"], atol=1e-3)
 
 
@@ -56,43 +54,41 @@ def test_adapters_are_in_the_language_model_only(adapters):
 def test_adapters_gradients_reach_only_active_roles(adapters, examples):
     policy, value = Role(adapters, "policy"), Role(adapters, "value", scalar_head(torch.ones(adapters.vlm.hidden_size)))
     with policy.active():
-        a = prompt_hidden_states(adapters.vlm, examples).square().sum()
+        policy_loss = prompt_hidden_states(adapters.vlm, examples).square().sum()
     with value.active():
-        b = value.head(prompt_hidden_states(adapters.vlm, examples)).sum()
-    (a + b).backward()
-    moved = {k for k, p in adapters.vlm.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert any(".policy." in k for k in moved) and any(".value." in k for k in moved)
-    assert all(".policy." in k or ".value." in k for k in moved)
+        value_loss = value.head(prompt_hidden_states(adapters.vlm, examples)).sum()
+    (policy_loss + value_loss).backward()
+    trained = {k for k, p in adapters.vlm.model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(".policy." in k for k in trained) and any(".value." in k for k in trained)
+    assert all(".policy." in k or ".value." in k for k in trained)
 
 
 def test_adapters_save_writes_peft_format(adapters, examples, tmp_path, tiny_vlm_path):
     with adapters.use("policy"):
-        ours = prompt_hidden_states(adapters.vlm, examples)
+        expected = prompt_hidden_states(adapters.vlm, examples)
     adapters.save("policy", tmp_path)
-    theirs = PeftModel.from_pretrained(
+    peft_model = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(tiny_vlm_path, dtype=torch.float32), str(tmp_path)
     ).eval()
-    text = [adapters.vlm.apply_chat_template(e.prompt, 1, generation_prompt=True) for e in examples[:2]]
-    from mmrlhf.models.images import open_image
-
+    texts = [adapters.vlm.apply_chat_template(e.prompt, 1, generation_prompt=True) for e in examples[:2]]
     batch = adapters.vlm.processor(
-        text=text,
+        text=texts,
         images=[[open_image(e.images[0])] for e in examples[:2]],
         padding=True,
         padding_side="left",
         return_tensors="pt",
     )
-    out = theirs.base_model.model.model(**batch).last_hidden_state[:, -1]
-    assert torch.allclose(out, ours, atol=1e-3)
+    actual = peft_model.base_model.model.model(**batch).last_hidden_state[:, -1]
+    assert torch.allclose(actual, expected, atol=1e-3)
 
 
 def test_adapters_load_copies_reward_adapter_to_critic(adapters, examples, tmp_path):
     adapters.save("reward", tmp_path)
     adapters.load("critic", tmp_path, trainable=True)
     with adapters.use("reward"):
-        a = prompt_hidden_states(adapters.vlm, examples)
+        expected = prompt_hidden_states(adapters.vlm, examples)
     with adapters.use("critic"):
-        assert torch.equal(a, prompt_hidden_states(adapters.vlm, examples))
+        assert torch.equal(expected, prompt_hidden_states(adapters.vlm, examples))
 
 
 def test_adapters_add_targets_the_named_layers(vlm, tmp_path):
@@ -109,8 +105,6 @@ def test_adapters_add_targets_the_named_layers(vlm, tmp_path):
 
 
 def test_adapters_load_refuses_another_shape(adapters, tmp_path, tiny_vlm_path):
-    from safetensors.torch import load_file, save_file
-
     adapters.save("policy", tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     save_file({k: v for k, v in list(load_file(path).items())[1:]}, path)

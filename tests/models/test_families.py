@@ -1,11 +1,13 @@
 """Every model family: the engine against a forward that shares nothing with it.
 
-Naive here means: the processor on pixels, prompt and answer of one row in one sequence, no cache, the
-model's own positions. Each family is a tiny random checkpoint with its real processor
+Naive here means: the processor on pixels, prompt and answer of one row in one sequence, no cache,
+the model's own positions. Each family is a tiny random checkpoint with its real processor
 (`tests/helpers/tiny_models.py`). Rows with one image, two and none, of different sizes, are mixed.
 
-    python -m tests.models.test_families --device cpu                    # the table of docs/supported_models.md
-    python -m tests.models.test_families --device cuda --dtype bfloat16  # exits 1 beyond TOLERANCE
+    python -m tests.models.test_families --device cpu
+    python -m tests.models.test_families --device cuda --dtype bfloat16
+
+The first prints the table of docs/supported_models.md. Both exit with 1 beyond TOLERANCE.
 """
 
 import argparse
@@ -44,10 +46,11 @@ from tests.helpers.tiny_models import FAMILIES, build_checkpoint
 IMAGE_REQUIRED = {"paligemma"}
 """Their processors refuse a prompt without an image."""
 TOLERANCE = {"float32": (1e-4, 1e-4, 1e-3), "bfloat16": (0.1, 0.1, 0.15)}
-"""Largest allowed differences: log-probs in nats, values in standard deviations, gradients as a share
-of a tensor's largest entry."""
+"""Largest allowed differences: log-probs in nats, values in standard deviations, gradients as a
+share of a tensor's largest entry."""
 SUPPORTS_PACKING = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama"}
-"""Every layer attends to everything, so that a prompt's answers may share a sequence behind a mask."""
+"""Every layer attends to everything, so that a prompt's answers may share a sequence behind a
+mask."""
 
 
 def random_image(width: int, height: int, seed: int) -> ImageSource:
@@ -141,7 +144,8 @@ def family(request, tmp_path_factory) -> FamilySetup:
 
 
 def naive_run(f: FamilySetup) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Return log-probs and values of every answer, and the policy's gradients of their mean log-prob."""
+    """Return log-probs and values of every answer, and the policy's gradients of their mean
+    log-prob."""
     completions = f.completions()
     with f.adapters.use("policy"):
         answers = [
@@ -153,7 +157,8 @@ def naive_run(f: FamilySetup) -> tuple[list[torch.Tensor], list[torch.Tensor], d
 
 
 def engine_run(f: FamilySetup, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Do the same with the engine, `max_tokens` tokens at a time; log-probs and values are [N, T]."""
+    """Do the same with the engine, `max_tokens` tokens at a time; log-probs and values are [N,
+    T]."""
     completions = f.completions()
     logps_NT, values_NT = (torch.zeros(completions.token_ids_NT.shape, device=f.vlm.device) for _ in range(2))
     f.vlm.budget.max_tokens = max_tokens
@@ -205,7 +210,8 @@ def test_max_logp_gap_is_small(family):
 
 
 def test_packed_answers_match_separate_rows(family, monkeypatch):
-    """Scored, trained and sampled (with answers that end) in one sequence per prompt or a row each."""
+    """Scored, trained and sampled (with answers that end) in one sequence per prompt or a row
+    each."""
     params, num_generations = SamplingParams(24), 5
     monkeypatch.setattr(family.vlm, "eos", (3, *range(40, 80)))  # an untrained model seldom ends
     runs = {}
@@ -381,7 +387,8 @@ def test_stages_run_one_step(family, tmp_path):
 
 
 def test_nf4_base_runs_and_learns(tmp_path):
-    """bitsandbytes on the CPU: the same engine in another precision, which the reward model remembers."""
+    """bitsandbytes on the CPU: the same engine in another precision, which the reward model
+    remembers."""
     pytest.importorskip("bitsandbytes")
     build_checkpoint("llava", tmp_path / "base")
     vlm = load(str(tmp_path / "base"), "nf4")

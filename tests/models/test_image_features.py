@@ -1,4 +1,5 @@
-"""The tiers of the feature cache: budgets, what is pushed out, what a disk may do, and keys that never lie."""
+"""The tiers of the feature cache: budgets, evictions, failing disks, and files under a wrong
+key."""
 
 import errno
 import os
@@ -14,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def make_features(value: float, tokens: int = 4) -> ImageFeatures:
-    """Of 16 bytes a token: 4 float32 values."""
+    """Build features of 16 bytes per token: 4 float32 values."""
     return ImageFeatures([[torch.full((tokens, 4), float(value))]], False, "<image>" * tokens, torch.tensor([[1, 2, 2]]))
 
 
@@ -34,12 +35,12 @@ def test_memory_keeps_oversized_image_until_the_next():
 
 def test_feature_cache_moves_evicted_entries_to_next_tier():
     cache = FeatureCache(CPU)
-    cache.tiers = [MemoryTier(CPU, 64), MemoryTier(CPU, 128)]  # as a GPU's and the machine's
+    cache.tiers = [MemoryTier(CPU, 64), MemoryTier(CPU, 128)]  # like a GPU's and main memory
     for name in "abc":
         cache.put(name, make_features(ord(name)))
     assert list(cache.tiers[0].entries) == ["c"] and list(cache.tiers[1].entries) == ["a", "b"]
-    found = cache.get("a")
-    assert found is not None and found.levels[0][0][0, 0] == ord("a") and "a" in cache.tiers[0].entries
+    features = cache.get("a")
+    assert features is not None and features.levels[0][0][0, 0] == ord("a") and "a" in cache.tiers[0].entries
     assert cache.counters.encodes == 3 and cache.counters.memory_hits == 1 and cache.num_bytes <= 64 + 128
 
 
@@ -52,22 +53,19 @@ def test_feature_cache_counts_reencodes():
 
 def test_feature_cache_disk_round_trip(tmp_path):
     FeatureCache(CPU, folder=str(tmp_path)).put("tower/one", make_features(0.5))
-    found = FeatureCache(CPU, folder=str(tmp_path)).get("tower/one")
-    assert found is not None and torch.equal(found.levels[0][0], make_features(0.5).levels[0][0])
-    assert (
-        found.placeholder_text == "<image>" * 4
-        and found.is_stacked is False
-        and torch.equal(found.grid_thw, torch.tensor([[1, 2, 2]]))
-    )
+    features = FeatureCache(CPU, folder=str(tmp_path)).get("tower/one")
+    assert features is not None and torch.equal(features.levels[0][0], make_features(0.5).levels[0][0])
+    assert features.placeholder_text == "<image>" * 4 and features.is_stacked is False
+    assert torch.equal(features.grid_thw, torch.tensor([[1, 2, 2]]))
     assert FeatureCache(CPU, folder=str(tmp_path)).get("other-tower/one") is None
 
 
-@pytest.mark.parametrize("cut", [0, 7, 100])
-def test_feature_cache_discards_truncated_file(tmp_path, capsys, cut):
+@pytest.mark.parametrize("length", [0, 7, 100])
+def test_feature_cache_discards_truncated_file(tmp_path, capsys, length):
     cache = FeatureCache(CPU, folder=str(tmp_path))
     cache.put("tower/one", make_features(1))
     path = tmp_path / "tower" / "one.safetensors"
-    path.write_bytes(path.read_bytes()[:cut])
+    path.write_bytes(path.read_bytes()[:length])
     assert FeatureCache(CPU, folder=str(tmp_path)).get("tower/one") is None
     assert "one.safetensors is not a complete feature file" in capsys.readouterr().out
 
@@ -77,7 +75,7 @@ def test_feature_cache_discards_damaged_file(tmp_path, capsys):
     cache.put("tower/one", make_features(1))
     path = tmp_path / "tower" / "one.safetensors"
     data = bytearray(path.read_bytes())
-    data[-8:] = bytes(8)  # whole by its header, as after a power cut
+    data[-8:] = bytes(8)  # the header is intact, as after a power cut
     path.write_bytes(data)
     assert FeatureCache(CPU, folder=str(tmp_path)).get("tower/one") is None
     assert "its content is damaged" in capsys.readouterr().out
@@ -86,11 +84,11 @@ def test_feature_cache_discards_damaged_file(tmp_path, capsys):
 def test_feature_cache_tolerates_stray_files(tmp_path):
     FeatureCache(CPU, folder=str(tmp_path)).put("tower/one", make_features(1))
     (tmp_path / "tower" / "gone.safetensors").symlink_to(tmp_path / "nowhere")
-    left = tmp_path / "tower" / ".two.safetensors.123"
-    left.write_bytes(b"half")
-    os.utime(left, (0, 0))
+    abandoned = tmp_path / "tower" / ".two.safetensors.123"
+    abandoned.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
     cache = FeatureCache(CPU, folder=str(tmp_path))
-    assert cache.get("tower/one") is not None and not left.exists()
+    assert cache.get("tower/one") is not None and not abandoned.exists()
 
 
 def test_feature_cache_ignores_file_under_another_key(tmp_path):
@@ -103,14 +101,14 @@ def test_feature_cache_ignores_file_under_another_key(tmp_path):
 def test_feature_cache_full_disk_is_reported_once(tmp_path, capsys, monkeypatch):
     cache = FeatureCache(CPU, folder=str(tmp_path))
 
-    def full(self, data):
+    def fail_when_full(self, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", fail_when_full)
     for name in "ab":
         cache.put(f"tower/{name}", make_features(1))
-    said = capsys.readouterr().out
-    assert said.count("No space left on device): going on without it") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("No space left on device): going on without it") == 1
     assert cache.get("tower/a") is not None and not list(tmp_path.rglob("*.safetensors*"))
 
 

@@ -1,4 +1,4 @@
-"""`open_image` gives an upright RGB picture, or one sentence on why not."""
+"""`open_image` returns an upright RGB image, or raises one sentence that says why not."""
 
 import io
 
@@ -27,7 +27,7 @@ def open_error(source: ImageSource, **options: int) -> str:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_open_image_reads_every_format_under_any_name(tmp_path, kind):
-    path = tmp_path / "picture.txt"
+    path = tmp_path / "image.txt"
     path.write_bytes(encode_image(Image.new("RGB", (6, 4), (200, 30, 40)), kind).read())
     image = open_image(ImageSource(str(path)))
     assert (image.mode, image.size) == ("RGB", (6, 4))
@@ -44,7 +44,7 @@ def test_open_image_applies_exif_orientation():
     image = Image.new("RGB", (4, 2), "white")
     image.putpixel((0, 0), (0, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera's right-hand side is the top: turn clockwise
+    exif[0x0112] = 6  # the camera's right-hand side is the top: rotate clockwise
     upright = open_image(encode_image(image, "PNG", exif=exif))
     assert upright.size == (2, 4) and upright.getpixel((1, 0)) == (0, 0, 0)
 
@@ -125,7 +125,7 @@ def test_open_image_refuses_oversized_file_unread(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(encode_image(Image.new("1", (8, 8)), "PNG").read())
     with path.open("ab") as file:
-        file.truncate(8 * 64 + (16 << 20))  # a hole: it takes no room on the disk
+        file.truncate(8 * 64 + (16 << 20))  # sparse: it takes no room on the disk
     assert open_image(ImageSource(str(path)), max_pixels=64).size == (8, 8)
     monkeypatch.setattr(ImageSource, "read", lambda self: pytest.fail("read"))
     assert "is a file of 16,777,728 bytes, over 16,777,720: replace the file" in open_error(ImageSource(str(path)), max_pixels=63)

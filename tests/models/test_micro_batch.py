@@ -1,4 +1,4 @@
-"""Micro-batches by tokens."""
+"""Micro-batches by tokens: the plan, and halving when a GPU runs out of memory."""
 
 import pytest
 import torch
@@ -9,19 +9,21 @@ from mmrlhf.models.micro_batch import Budget, MicroBatch
 
 
 def test_plan_batches_prompts_while_they_fit():
-    # Two prompts of 10 with answers of 5, 5 and 5: 2 x 10 + 3 x 5 = 35. A third prompt would make 3 x 10 + 4 x 5 = 50.
-    found = list(Budget(40).micro_batches([10, 10, 10], [[5, 5], [5], [5]]))
-    assert found == [MicroBatch([0, 1], [[0, 1, 2]]), MicroBatch([2], [[3]])]
+    # Two prompts of 10 with answers of 5, 5 and 5: 2 x 10 + 3 x 5 = 35 tokens. A third prompt would
+    # make it 3 x 10 + 4 x 5 = 50.
+    micro_batches = list(Budget(40).micro_batches([10, 10, 10], [[5, 5], [5], [5]]))
+    assert micro_batches == [MicroBatch([0, 1], [[0, 1, 2]]), MicroBatch([2], [[3]])]
 
 
 def test_plan_separates_short_answers_from_long_ones():
-    # Twelve answers of 5 on prompts of 60 are 780 tokens; beside one of 100 they would be padded to 13 x 160 = 2,080.
-    found = list(Budget(100_000).micro_batches([60] * 13, [[5]] * 6 + [[100]] + [[5]] * 6))
-    assert [piece.prompt_indices for piece in found] == [[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12], [6]]
+    # Twelve answers of 5 to prompts of 60 are 780 tokens; with one of 100 they would be padded to
+    # 13 x 160 = 2,080.
+    micro_batches = Budget(100_000).micro_batches([60] * 13, [[5]] * 6 + [[100]] + [[5]] * 6)
+    assert [m.prompt_indices for m in micro_batches] == [[0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12], [6]]
 
 
 def test_plan_keeps_small_batches_together():
-    assert [piece.prompt_indices for piece in Budget(100_000).micro_batches([10, 10], [[5], [100]])] == [[0, 1]]
+    assert [m.prompt_indices for m in Budget(100_000).micro_batches([10, 10], [[5], [100]])] == [[0, 1]]
 
 
 def test_plan_splits_many_answers_to_one_prompt():
@@ -38,33 +40,31 @@ def test_plan_runs_oversized_answer_alone():
     tokens=st.integers(1, 400),
 )
 def test_plan_covers_every_answer_once(rows, tokens):
-    prompts, answers = [p for p, _ in rows], [a for _, a in rows]
-    pieces = list(Budget(tokens).micro_batches(prompts, answers))
-    assert sorted(p for piece in pieces for p in piece.prompt_indices) == list(range(len(rows)))
-    owner = [p for p, group in enumerate(answers) for _ in group]
-    for piece in pieces:
-        numbers = [i for batch in piece.answer_batches for i in batch]
-        assert piece.prompt_indices == sorted(piece.prompt_indices) and numbers == [
-            i for i, p in enumerate(owner) if p in piece.prompt_indices
-        ]
-    lengths = [n for a in answers for n in a]
-    for piece in pieces:
-        longest = max(prompts[p] for p in piece.prompt_indices)
-        for batch in piece.answer_batches:
-            cost = len(piece.prompt_indices) * longest + len(batch) * max(lengths[i] for i in batch)
-            assert cost <= tokens or (len(piece.prompt_indices) == 1 and len(batch) == 1)
+    prompt_lengths, answer_lengths = [prompt for prompt, _ in rows], [answers for _, answers in rows]
+    micro_batches = list(Budget(tokens).micro_batches(prompt_lengths, answer_lengths))
+    assert sorted(p for m in micro_batches for p in m.prompt_indices) == list(range(len(rows)))
+    prompt_of_answer = [p for p, answers in enumerate(answer_lengths) for _ in answers]
+    flat_lengths = [length for answers in answer_lengths for length in answers]
+    for m in micro_batches:
+        expected = [i for i, p in enumerate(prompt_of_answer) if p in m.prompt_indices]
+        assert m.prompt_indices == sorted(m.prompt_indices)
+        assert [i for batch in m.answer_batches for i in batch] == expected
+        longest_prompt = max(prompt_lengths[p] for p in m.prompt_indices)
+        for batch in m.answer_batches:
+            padded = len(m.prompt_indices) * longest_prompt + len(batch) * max(flat_lengths[i] for i in batch)
+            assert padded <= tokens or (len(m.prompt_indices) == 1 and len(batch) == 1)
 
 
 def test_retry_on_oom_halves_the_token_budget(capsys):
-    budget, asked = Budget(1000), []
+    budget, tried = Budget(1000), []
 
     def work(name):
-        asked.append(budget.max_tokens)
+        tried.append(budget.max_tokens)
         if budget.max_tokens > 300:
             raise torch.OutOfMemoryError
         return name
 
-    assert budget.retry_on_oom(work, "done") == "done" and asked == [1000, 500, 250]
+    assert budget.retry_on_oom(work, "done") == "done" and tried == [1000, 500, 250]
     assert "out of GPU memory: going on with micro-batches of 250 tokens" in capsys.readouterr().out
 
 

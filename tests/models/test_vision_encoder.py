@@ -1,4 +1,4 @@
-"""From a file to features: each picture once, whoever asks, and never a wrong one."""
+"""From a file to features: each image is encoded once, and never mistaken for another."""
 
 import io
 import threading
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mmrlhf.config import EngineConfig
+from mmrlhf.engine.prefill import prefill
 from mmrlhf.models.loading import load
 from mmrlhf.records import ImageSource, InputError, Message
 from tests.helpers.tiny_models import build_checkpoint
@@ -18,7 +19,7 @@ PROMPT = (Message("user", "what is it"),)
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Checkpoints of families whose processors do unlike things."""
+    """Checkpoints of two families: images of one size, and images of any size."""
     root = tmp_path_factory.mktemp("families")
     for family in ("llava", "qwen2_5_vl"):
         build_checkpoint(family, root / family)
@@ -33,7 +34,7 @@ def save_image(path, width=56, height=56, seed=0, mode="RGB", **options):
 
 def test_encoder_encodes_each_image_once_across_epochs(checkpoints, tmp_path):
     vlm = load(str(checkpoints / "llava"))
-    sources = [save_image(tmp_path / f"{i}.png", seed=i % 3) for i in range(6)]  # three pictures under six names
+    sources = [save_image(tmp_path / f"{i}.png", seed=i % 3) for i in range(6)]  # three images under six names
     for text in ("what is it", "describe the image"):
         for _ in range(2):
             vlm.build_prompts([((Message("user", text),), (s,)) for s in sources])
@@ -68,28 +69,29 @@ def test_encoder_features_do_not_depend_on_batch(checkpoints, tmp_path):
         together = load(str(checkpoints / family)).encoder.get_features([(s,) for s in sources])
         alone = [load(str(checkpoints / family)).encoder.get_features([(s,)])[0] for s in sources]
         for (a,), (b,) in zip(together, alone, strict=True):
-            assert (
-                all(torch.equal(x, y) for x, y in zip(a.levels[0], b.levels[0], strict=True))
-                and a.placeholder_text == b.placeholder_text
-            )
+            assert a.placeholder_text == b.placeholder_text
+            assert all(torch.equal(x, y) for x, y in zip(a.levels[0], b.levels[0], strict=True))
 
 
 def test_encode_gpu_batches_hold_one_shape_and_match_encode_cpu(checkpoints, tmp_path, monkeypatch):
-    """The GPU's way, run on the CPU: batches by shape within a budget."""
+    """The GPU's batches, by shape and within a limit, run on the CPU."""
     sources = [save_image(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
     for family in ("llava", "qwen2_5_vl"):
         encoder = load(str(checkpoints / family)).encoder
         largest = max(encoder._preprocess(encoder._key(s, 1), (s, 1)).num_elements for s in sources[:2])
         monkeypatch.setattr("mmrlhf.models.vision_encoder.MAX_ELEMENTS_GPU", 3 * largest)
         missing = {encoder._key(s, 1): (s, 1) for s in sources}
-        sizes, real = [], encoder._run_tower
-        monkeypatch.setattr(
-            encoder, "_run_tower", lambda batch, sizes=sizes, real=real: (sizes.append(len(batch)), real(batch))[1]
-        )
+        sizes, run_tower = [], encoder._run_tower
+
+        def record_size(batch, sizes=sizes, run_tower=run_tower):
+            sizes.append(len(batch))
+            return run_tower(batch)
+
+        monkeypatch.setattr(encoder, "_run_tower", record_size)
         batched = dict(encoder._encode_gpu(missing))
         assert set(batched) == set(missing) and max(sizes) > 1 and sum(sizes) == 7
-        for key, picture in encoder._encode_cpu(missing):
-            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(picture.levels[0], batched[key].levels[0], strict=True))
+        for key, features in encoder._encode_cpu(missing):
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features.levels[0], batched[key].levels[0], strict=True))
 
 
 def test_encoder_refuses_trainable_tower(checkpoints, tmp_path):
@@ -100,29 +102,28 @@ def test_encoder_refuses_trainable_tower(checkpoints, tmp_path):
 
 
 def test_encoder_fingerprint_covers_tower_processor_and_dtype(checkpoints):
-    prints = {
+    unchanged = {
         load(str(checkpoints / "llava")).encoder.fingerprint,
         load(str(checkpoints / "qwen2_5_vl")).encoder.fingerprint,
         load(str(checkpoints / "llava"), "bfloat16").encoder.fingerprint,
     }
-    other = load(str(checkpoints / "llava"))
-    other.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
-    tuned = load(str(checkpoints / "llava"))
+    processor = load(str(checkpoints / "llava"))
+    processor.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    projector = load(str(checkpoints / "llava"))
     with torch.no_grad():
-        tuned.model.base_model.multi_modal_projector.linear_1.weight.add_(1.0)
+        projector.model.base_model.multi_modal_projector.linear_1.weight.add_(1.0)
     language = load(str(checkpoints / "llava"))
     with torch.no_grad():
         language.model.get_output_embeddings().weight.add_(1.0)
-    slightly = load(str(checkpoints / "llava"))
-    with torch.no_grad():
-        slightly.model.base_model.multi_modal_projector.linear_1.weight.view(-1)[1] += (
-            1.0  # any value, not some that are looked at
-        )
+    one_value = load(str(checkpoints / "llava"))
+    with torch.no_grad():  # any value counts, not only sampled ones
+        one_value.model.base_model.multi_modal_projector.linear_1.weight.view(-1)[1] += 1.0
     layer = load(str(checkpoints / "llava"))
     layer.model.config.vision_feature_layer = -1 if layer.model.config.vision_feature_layer != -1 else -2
-    changed = {v.encoder.fingerprint for v in (other, tuned, slightly, layer)}
-    assert len(prints | changed) == 7
-    assert language.encoder.fingerprint in prints  # features of a fine-tuned language model's tower are the base's own
+    changed = {v.encoder.fingerprint for v in (processor, projector, one_value, layer)}
+    assert len(unchanged | changed) == 7
+    # Features of a model with a fine-tuned language model are those of its base.
+    assert language.encoder.fingerprint in unchanged
 
 
 def test_prompts_mismatched_processor_is_refused(checkpoints, tmp_path):
@@ -145,23 +146,23 @@ def test_encoder_reads_unusual_images(checkpoints, tmp_path, family):
     exif = Image.Exif()
     exif[0x0112] = 6
     sources = [
-        save_image(tmp_path / "dot.png", 1, 1),
-        save_image(tmp_path / "ink.jpg", mode="CMYK"),
-        save_image(tmp_path / "deep.png", mode="I;16"),
-        save_image(tmp_path / "turned.jpg", 80, 40, exif=exif),
+        save_image(tmp_path / "one_pixel.png", 1, 1),
+        save_image(tmp_path / "cmyk.jpg", mode="CMYK"),
+        save_image(tmp_path / "16_bits.png", mode="I;16"),
+        save_image(tmp_path / "rotated.jpg", 80, 40, exif=exif),
     ]
     prompts = load(str(checkpoints / family)).build_prompts([(PROMPT, (s,)) for s in sources])
     assert all(p.image_features and torch.isfinite(p.image_features[0].levels[0][0]).all() for p in prompts)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"not a picture"])
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"not an image"])
 def test_encoder_refuses_invalid_image_from_any_thread(checkpoints, tmp_path, data):
     (tmp_path / "bad.png").write_bytes(data)
     good = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(6)]
     vlm = load(str(checkpoints / "llava"))
     with pytest.raises(InputError, match=r"bad\.png is (empty|damaged|truncated)"):
         vlm.encoder.get_features([(s,) for s in [*good[:3], ImageSource(str(tmp_path / "bad.png")), *good[3:]]])
-    assert len(vlm.encoder.get_features([(s,) for s in good])) == 6  # and nothing is broken by it
+    assert len(vlm.encoder.get_features([(s,) for s in good])) == 6  # the encoder still works
 
 
 def test_encoder_refuses_huge_image_by_its_header(checkpoints, tmp_path):
@@ -182,18 +183,17 @@ def test_feature_cache_dir_serves_only_its_own_model(checkpoints, tmp_path):
     sources = [(save_image(tmp_path / f"{i}.png", seed=i),) for i in range(3)]
     engine = EngineConfig(feature_cache_dir=str(tmp_path / "cache"))
     load(str(checkpoints / "llava"), engine=engine).encoder.get_features(sources)
-    again = load(str(checkpoints / "llava"), engine=engine)
-    again.encoder.get_features(sources)
-    other = load(str(checkpoints / "qwen2_5_vl"), engine=engine)
-    other.encoder.get_features(sources)
-    assert again.image_encodes == 0 and again.encoder.cache.counters.disk_hits == 3 and other.image_encodes == 3
+    same_model = load(str(checkpoints / "llava"), engine=engine)
+    same_model.encoder.get_features(sources)
+    other_model = load(str(checkpoints / "qwen2_5_vl"), engine=engine)
+    other_model.encoder.get_features(sources)
+    assert same_model.image_encodes == 0 and same_model.encoder.cache.counters.disk_hits == 3
+    assert other_model.image_encodes == 3
 
 
 def test_prefill_refuses_image_changed_after_encoding(checkpoints, tmp_path):
-    """The plain way, and processors that want pixels, open the file again: another picture there is refused, not read."""
-    from mmrlhf.config import EngineConfig
-    from mmrlhf.engine.prefill import prefill
-
+    """The naive path, and processors that want pixels, open the file again and refuse another
+    image."""
     vlm = load(str(checkpoints / "llava"), engine=EngineConfig(share_prefix="off"))
     source = save_image(tmp_path / "a.png", seed=1)
     prompts = vlm.build_prompts([(PROMPT, (source,))])
@@ -206,16 +206,16 @@ def test_prefill_refuses_image_changed_after_encoding(checkpoints, tmp_path):
 def test_encode_gpu_halves_batch_on_oom(checkpoints, tmp_path, monkeypatch, capsys):
     encoder = load(str(checkpoints / "llava")).encoder
     sources = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(4)]
-    real = encoder._run_tower
+    run_tower = encoder._run_tower
 
-    def tight(batch):
+    def fit_one_image(batch):
         if len(batch) > 1:
             raise torch.OutOfMemoryError
-        return real(batch)
+        return run_tower(batch)
 
-    monkeypatch.setattr(encoder, "_run_tower", tight)
-    found = dict(encoder._encode_gpu({encoder._key(s, 1): (s, 1) for s in sources}))
-    assert len(found) == 4 and "going on with 2 images at a time" in capsys.readouterr().out
+    monkeypatch.setattr(encoder, "_run_tower", fit_one_image)
+    features_by_key = dict(encoder._encode_gpu({encoder._key(s, 1): (s, 1) for s in sources}))
+    assert len(features_by_key) == 4 and "going on with 2 images at a time" in capsys.readouterr().out
 
 
 def test_full_feature_cache_evicts_and_reencodes(vlm, examples):
