@@ -182,7 +182,9 @@ def load_reward_model(
 
 
 def _check_metadata(path: str, metadata: dict[str, Any]) -> None:
-    """Raise InputError if the yes/no question differs, or a file changed since it was saved."""
+    """Raise InputError if the version or the yes/no question differs, or a file changed."""
+    if "facts_budget" in metadata:
+        raise InputError(f"reward model {path} was saved by mmrlhf 0.1, whose format has changed: train it again")
     if metadata["review"] != YES_NO_QUESTION:
         raise InputError(f"reward model {path} was trained with another yes/no question: train it again with this version")
     if metadata["seal"] != _checksum(Path(path), metadata):

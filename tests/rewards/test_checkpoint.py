@@ -48,6 +48,8 @@ def test_load_reward_model_detects_damage(untrained_reward_model, groups, tmp_pa
 
     (tmp_path / "reward.json").write_text(json.dumps(metadata | {"base": str(tmp_path / "gone")}))
     refused(r"needs the base it was trained on: model .*gone")
+    (tmp_path / "reward.json").write_text(json.dumps(metadata | {"facts_budget": None}))
+    refused("was saved by mmrlhf 0.1, whose format has changed: train it again")
     (tmp_path / "reward.json").write_text("{")
     refused("cannot be loaded")
 
