@@ -17,21 +17,22 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, first_present, first_valid
+from mmrlhf.files.bundled import load_module
 from mmrlhf.files.rows import read_json
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.text import lemmatize
 from mmrlhf.text.answer_parsing import parse_yes_no
 
+amber_words = load_module(Path(__file__).with_name("_amber_words.py"))
 KNOWN_VERSIONS = {
     "db22a436c4836fbb295e60b4e80d519573077579fb7032f01b193c1bd022b797": "AMBER's annotations, 15220",
     "c4c1491e9bbc3209abc1888c12a1bf8413bdbab8a0d8be04b990a2e7680cf23e": "AMBER's relations",
@@ -57,18 +58,12 @@ METRIC_GROUPS = {
 }
 """Parts that the yes/no metrics are over, by the prefix of the metrics' names."""
 YES_NO_PARTS = METRIC_GROUPS[""]
-SIMILARITY_THRESHOLD = 0.8
-"""Words with a greater similarity mean the same."""
-DEFAULT_SIMILARITY = 0.3
-"""Similarity of pairs that the user's table lacks."""
 EPSILON = 0.001
 """What the official script adds to each denominator."""
 NO_SIMILARITY_REASON = (
     "the official script compares words by spaCy's en_core_web_lg, which is not installed: "
     "install it, or give --similarity TABLE.json"
 )
-SimilarityTest = Callable[[str, str], bool]
-"""Returns whether two words mean the same."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -100,7 +95,7 @@ class Amber(Benchmark):
         """Return the annotations in order, with their prompts if there is a file of queries."""
         path, queries_path = task.path / "annotations.json", _queries_path(task)
         queries = {str(query["id"]): query for query in read_json(queries_path)} if queries_path.exists() else {}
-        relation = _load_vocabulary(task.data or "").relation
+        relation = _vocabulary(task).relation
         examples = []
         for number, row in enumerate(read_json(path)[: task.limit], 1):
             try:
@@ -163,9 +158,9 @@ class Amber(Benchmark):
         if example.meta["part"] != "generative":
             parsed = parse_yes_no(answers[0], example.meta["query"])
             return {"truth": example.meta["truth"], "said": parsed, "unparsed": parsed is None}
-        is_similar = _similarity_test(task.options.similarity)
+        is_similar = amber_words.similarity_test(task.options.similarity)
         official = _score_official(example, answers[0], task)
-        robust = _match_robust(example, answers[0], task, is_similar or str.__eq__)
+        robust = amber_words.match_robust(example, answers[0], _vocabulary(task), is_similar or str.__eq__)
         return {"official": official, "robust": robust, "right": not robust["false"]}
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
@@ -174,26 +169,6 @@ class Amber(Benchmark):
 
 
 # ---- files ---------------------------------------------------------------------------------------
-
-
-class _Vocabulary(NamedTuple):
-    relation: dict[str, list[str]]
-    """Words that also stand for an annotated word."""
-    words: frozenset[str]
-    """All words that are looked at."""
-    safe_words: frozenset[str]
-    """Words that are never hallucinations."""
-
-
-@functools.cache
-def _load_vocabulary(data: str) -> _Vocabulary:
-    relation = read_json(Path(data) / "relation.json")
-    path = Path(data) / "safe_words.txt"
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: --data must be AMBER's data folder")
-    safe_words = frozenset(line.split("\n")[0] for line in path.read_text(encoding="utf-8").splitlines())
-    words = frozenset(relation) | {word for related in relation.values() for word in related}
-    return _Vocabulary(relation, words, safe_words)
 
 
 def _queries_path(task: Task) -> Path:
@@ -210,94 +185,17 @@ def _ids_by_query(path: Path) -> dict[tuple[str, str], list[str]]:
     return ids
 
 
-# ---- matching words ------------------------------------------------------------------------------
-
-
-@functools.cache
-def _similarity_test(table_path: str | None) -> SimilarityTest | None:
-    """Return a test by the user's table, or else by spaCy; None without either."""
-    if table_path is not None:
-        similarities = read_json(Path(table_path))
-        if not isinstance(similarities, dict) or not all(isinstance(v, int | float) for v in similarities.values()):
-            raise InputError(f'--similarity {table_path} must be a JSON object of "A|B": number')
-
-        def is_similar(a: str, b: str) -> bool:
-            similarity = similarities.get("|".join(sorted((a, b))), DEFAULT_SIMILARITY)
-            return a == b or bool(similarity > SIMILARITY_THRESHOLD)
-
-        return is_similar
-    try:
-        import spacy
-
-        model = spacy.load("en_core_web_lg")
-    except (ImportError, OSError):
-        return None
-    parse = functools.cache(model)
-    return functools.cache(lambda a, b: bool(parse(a).similarity(parse(b)) > SIMILARITY_THRESHOLD))
-
-
 def _score_official(example: Example, answer: str, task: Task) -> dict[str, Any] | None:
-    is_similar = _similarity_test(task.options.similarity)
-    return None if is_similar is None else _match_official(example, answer, task, is_similar)
+    """Return the script's counts of a description, None without a way to compare words."""
+    is_similar = amber_words.similarity_test(task.options.similarity)
+    if is_similar is None:
+        return None
+    counts: dict[str, Any] = amber_words.match_official(example, answer, _vocabulary(task), is_similar)
+    return counts
 
 
-def _match_official(example: Example, answer: str, task: Task, is_similar: SimilarityTest) -> dict[str, Any]:
-    """Count words as inference.py does.
-
-    A noun covers only the first true word that it stands for, and related words are compared before
-    the annotated words themselves.
-    """
-    relation, vocabulary, safe_words = _load_vocabulary(task.data or "")
-    nouns = [noun for noun in lemmatize.nouns(answer) if noun in vocabulary]
-
-    def with_related(words: Sequence[str]) -> list[tuple[str, int]]:
-        """Return the words to compare with, each with the index of the annotated word that it
-        stands for."""
-        related = [(word, index) for index, annotated in enumerate(words) for word in relation[annotated]]
-        return related + [(word, index) for index, word in enumerate(words)]
-
-    truth, hallucinations = with_related(example.meta["truth"]), with_related(example.meta["hallu"])
-    covered, cognition_hits, false_nouns = set(), set(), []
-    for noun in nouns:
-        if noun in safe_words:
-            continue
-        exact = next((index for word, index in truth if word == noun), None)
-        if exact is not None:
-            covered.add(exact)
-            continue
-        # The script looks for an equal and for a similar word, and counts both, also for a noun
-        # similar to a true word.
-        cognition_hits.add(next((index for word, index in hallucinations if word == noun), None))
-        cognition_hits.add(next((index for word, index in hallucinations if is_similar(noun, word)), None))
-        similar = next((index for word, index in truth if is_similar(noun, word)), None)
-        if similar is not None:
-            covered.add(similar)
-        else:
-            false_nouns.append(noun)
-    num_cognition = len(cognition_hits - {None})
-    return {"nouns": len(nouns), "false": false_nouns, "covered": len(covered), "thought": num_cognition}
-
-
-def _match_robust(example: Example, answer: str, task: Task, is_similar: SimilarityTest) -> dict[str, Any]:
-    """Count words by our rules.
-
-    Nouns are in lower case, safe words do not count at all, and a noun covers the equal true word
-    if there is one, before words that it is related or similar to.
-    """
-    relation, vocabulary, safe_words = _load_vocabulary(task.data or "")
-    nouns = [noun for noun in lemmatize.nouns(answer.lower()) if noun in vocabulary and noun not in safe_words]
-
-    def matches(noun: str, words: Sequence[str]) -> set[int]:
-        """Return the indices of the annotated words that a noun stands for."""
-        equal = {index for index, word in enumerate(words) if word == noun}
-        related = {index for index, word in enumerate(words) if noun in relation[word]}
-        return equal or related or {index for index, word in enumerate(words) if is_similar(noun, word)}
-
-    truth_matches = [matches(noun, example.meta["truth"]) for noun in nouns]
-    false_nouns = [noun for noun, matched in zip(nouns, truth_matches, strict=True) if not matched]
-    covered: set[int] = set().union(*truth_matches)
-    cognition_hits: set[int] = set().union(*(matches(noun, example.meta["hallu"]) for noun in false_nouns))
-    return {"nouns": len(nouns), "false": false_nouns, "covered": len(covered), "thought": len(cognition_hits)}
+def _vocabulary(task: Task) -> Any:
+    return amber_words.load_vocabulary(task.data or "")
 
 
 # ---- metrics -------------------------------------------------------------------------------------

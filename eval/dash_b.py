@@ -1,33 +1,39 @@
-"""DASH-B: pictures that make models see an object that is not there, and pictures where it is (Augustin et al. 2025).
+"""DASH-B: images that make models see an object that is not there, and images that show it
+(Augustin et al. 2025).
 
     mmrlhf eval dash_b --model runs/sft/model --data DASH-B --out runs/dash_b
     mmrlhf eval dash_b --answers Paligemma-3b_answers.json --out runs/dash_b
 
---data is the folder with dash_benchmark_neg.json and dash_benchmark_pos.json, --image_folder the one with `neg` and `pos`.
-The authors' files of answers say themselves what was asked. `official` looks for the
-letters `yes`, then `no`, anywhere in an answer, and counts what has neither as wrong; so does `robust`, which reads answers with
-`mmrlhf.text.answer_parsing.yes_no`. Fractions: `accuracy`, `tnr` where the object is absent, `tpr` where it is there, their `harmonic_mean`.
+--data is the folder with dash_benchmark_neg.json and dash_benchmark_pos.json, --image_folder the
+one with `neg` and `pos`. The authors' answer files say themselves what was asked, and need no
+--data.
+
+`official` looks for the letters `yes`, then `no`, anywhere in an answer, and counts answers with
+neither as wrong. So does `robust`, which reads answers with
+`mmrlhf.text.answer_parsing.parse_yes_no`. Metrics are fractions: `accuracy`, `tnr` where the object
+is absent, `tpr` where it is present, and their `harmonic_mean`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmrlhf.evaluation.benchmark import Benchmark, Task, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, answered, contains_yes_no, first_valid
 from mmrlhf.files.rows import read_json, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
 FILES = {"no": "dash_benchmark_neg.json", "yes": "dash_benchmark_pos.json"}
+"""Files of images by the right answer."""
+IMAGE_FOLDERS = {"no": "neg", "yes": "pos"}
 
 
 class DashB(Benchmark):
-    """TODO."""
+    """DASH-B."""
 
     version = "1"
     license = "not stated"
@@ -37,92 +43,93 @@ class DashB(Benchmark):
     answer_fields = ("img_id", "response")
 
     def load(self, task: Task) -> list[Example]:
-        """Questions with ids OBJECT/PICTURE, negatives first. Without --data they are those that the answers' file says were asked."""
+        """Return the questions, absent objects first, with ids OBJECT/IMAGE.
+
+        Without --data, they are those that the answer file says were asked.
+        """
         if task.data is None and task.answers is not None:
-            rows = read_json_objects(Path(task.answers))
-            examples = [
-                _make_example(task, *(str(row.require(name)) for name in ("gt", "object_name", "img_id"))) for row in rows
-            ]
-            return list({e.id: e for e in examples}.values())
-        questions = []
+            examples = []
+            for row in read_json_objects(Path(task.answers)):
+                label, object_name, image = (str(row.require(name)) for name in ("gt", "object_name", "img_id"))
+                examples.append(_make_example(task, label, object_name, image, data_set=""))
+            return list({example.id: example for example in examples}.values())
+        examples = []
         for label, path in zip(FILES, self.files(task), strict=True):
             data_sets = read_json(path)
-            if not (
-                isinstance(data_sets, dict) and all(isinstance(objects_by_name, dict) for objects_by_name in data_sets.values())
-            ):
-                raise InputError(f"{path} must hold {{data set: {{object: [pictures]}}}}")
-            for data_set, objects_by_name in data_sets.items():
-                questions += [
-                    _make_example(task, label, object_name, image, data_set)
-                    for object_name, images in objects_by_name.items()
-                    for image in images
-                ]
-        return questions[: task.limit]
+            if not isinstance(data_sets, dict) or not all(isinstance(objects, dict) for objects in data_sets.values()):
+                raise InputError(f"{path} must hold {{data set: {{object: [images]}}}}")
+            for data_set, images_by_object in data_sets.items():
+                for object_name, images in images_by_object.items():
+                    examples += [_make_example(task, label, object_name, image, data_set) for image in images]
+        return examples[: task.limit]
 
     def files(self, task: Task) -> list[Path]:
-        """The negatives and the positives."""
+        """Return the files of images without and with the object, which may be in a subfolder
+        `images`."""
         if not task.path.is_dir():
             raise InputError(f"--data {task.path} must be the folder with {' and '.join(FILES.values())}")
-        return [
-            next((p for p in (task.path / name, task.path / "images" / name) if p.is_file()), task.path / name)
-            for name in FILES.values()
-        ]
+        paths = []
+        for name in FILES.values():
+            nested_path = task.path / "images" / name
+            use_nested = nested_path.is_file() and not (task.path / name).is_file()
+            paths.append(nested_path if use_nested else task.path / name)
+        return paths
 
-    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
-        """By object and picture."""
-        return f"{fields['object_name']}/{fields['img_id']}" if {"object_name", "img_id"} <= fields.keys() else fields.get("id")
+    def match_id(self, fields: Fields, task: Task) -> str | None:
+        """Return the id of the question about a row's object and image."""
+        if {"object_name", "img_id"} <= fields.keys():
+            return f"{fields['object_name']}/{fields['img_id']}"
+        return fields.get("id")
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """What the first answer says, by the script's rule and by ours."""
+        """Return whether the first answer says yes or no, by the script's rule and by ours."""
         parsed = parse_yes_no(answers[0], example.meta["question"])
         return {
             "label": example.meta["label"],
-            "official": parse_official(answers[0]),
+            "official": contains_yes_no(answers[0]),
             "said": parsed,
             "unparsed": parsed is None,
         }
 
-    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-        """Accuracy on both kinds and on each. The script counts the answers of its own run, so that none is missing or given twice."""
+    def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
+        """Return accuracy on all questions and on either kind.
+
+        The script counts the answers of its own run, where none is missing or repeated.
+        """
         return {
-            "official": _sufficient_stats(rows, task, "official"),
+            "official": _sufficient_stats(answered(rows), task, "official"),
             "robust": _sufficient_stats(first_valid(rows), task, "said"),
         }
 
 
-def _make_example(task: Task, label: str, object_name: str, image: str, data_set: str = "") -> Example:
+def _make_example(task: Task, label: str, object_name: str, image: str, data_set: str) -> Example:
     question = f"Can you see a {object_name} in this image? Please answer only with yes or no."
-    images = ()
+    images: tuple[ImageSource, ...] = ()
     if task.data is not None:
-        images = (ImageSource(path=str(task.image_root / ("neg" if label == "no" else "pos") / data_set / object_name / image)),)
+        folder = IMAGE_FOLDERS[label]
+        images = (ImageSource(path=str(task.image_root / folder / data_set / object_name / image)),)
     meta = {"label": label, "object": object_name, "image": image, "set": data_set, "question": question}
     return Example(f"{object_name}/{image}", images, (Message("user", question),), meta=meta)
 
 
-def parse_official(answer: str) -> str | None:
-    """What the official script reads: `know` has a no in it."""
-    return "yes" if "yes" in answer.lower() else "no" if "no" in answer.lower() else None
-
-
-def _sufficient_stats(rows: list[dict[str, Any]], task: Task, field: str) -> SufficientStats:
-    """Columns: right and asked with the object absent, right and asked with it there."""
-    rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
+def _sufficient_stats(rows: list[ScoreRow], task: Task, verdict_field: str) -> SufficientStats:
+    """Return statistics of four columns: right answers and questions about absent objects, and
+    about present ones."""
     columns = np.zeros((len(rows), 4))
-    for i, row in enumerate(rows):
+    for row_columns, row in zip(columns, rows, strict=True):
         start = 2 * (row["label"] == "yes")
-        columns[i, start : start + 2] = row[field] == row["label"], 1
+        row_columns[start : start + 2] = row[verdict_field] == row["label"], 1
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        true_no, no, true_yes, yes = np.moveaxis(sums, -1, 0)
-        tnr, tpr = true_no / no, true_yes / yes
+        right_absent, num_absent, right_present, num_present = np.moveaxis(sums, -1, 0)
+        tnr, tpr = right_absent / num_absent, right_present / num_present
         return {
-            "accuracy": (true_no + true_yes) / (no + yes),
+            "accuracy": (right_absent + right_present) / (num_absent + num_present),
             "tnr": tnr,
             "tpr": tpr,
             "harmonic_mean": 2 * (tpr * tnr) / (tpr + tnr),
         }
 
-    image_names = [task.examples[r["id"]].meta["image"] for r in rows]
-    return SufficientStats(
-        image_names, columns, metrics, {"": "nothing to divide by: the official script raises ZeroDivisionError"}
-    )
+    clusters = [task.examples[row["id"]].meta["image"] for row in rows]
+    reasons = {"": "nothing to divide by: the official script raises ZeroDivisionError"}
+    return SufficientStats(clusters, columns, metrics, reasons)

@@ -1,37 +1,44 @@
-"""HallusionBench: questions on charts, maps, illusions and the like, on the picture, on an edited one and without one (Guan et al. 2023).
+"""HallusionBench: questions on charts, maps, illusions and more, about an image, an edited image,
+or no image (Guan et al. 2023).
 
     mmrlhf eval hallusionbench --model runs/sft/model --data HallusionBench.json --image_folder hallusion_bench --judge URL --out runs/hallusion
     mmrlhf eval hallusionbench --answers HallusionBench_result.json --data HallusionBench.json --recorded_judgments judge_log.jsonl --out runs/hallusion
 
-A judge compares each answer with a reference (`official` reads its reply as HallusionBench's script does: `incorrect`, else `correct`, else
-unclear; "not correct" is correct), and is asked of answers to one question whether they agree, for the diagnosis of errors. `robust` needs no judge:
-it reads yes or no out of an answer; what cannot be read is wrong, except that without a picture it is right, as there. Recorded judgments are
-judgments.jsonl of a run, the script's own output (`gpt4v_output_gpt_check`, `same`), or a log of `prompt` and `reply` in the script's wording.
+A judge compares each answer with a reference, and says whether answers to the same question about
+two images agree, which serves to diagnose errors. `official` reads its replies as HallusionBench's
+script does: `incorrect`, else `correct`, else unclear ("not correct" is correct). `robust` needs no
+judge and reads yes or no from an answer; unreadable answers are wrong, except that without an image
+they are right, as in the script. Recorded judgments are a run's judgments.jsonl, the script's own
+output (`gpt4v_output_gpt_check`, `same`), or a log of `prompt` and `reply` in the script's wording.
 
-In percent: `a_acc` of questions; `q_acc` of questions right on all their pictures; `f_acc` of pictures with all questions right; `easy_acc` and
-`hard_acc` of questions right wherever no picture, or the original, or wherever an edited one is shown. `pct_diff` (fraction): how much oftener yes is said than true; `fp_ratio`
-(fraction): wrong answers whose truth is no. `consistency_*`: pictures; `lh`, `vi`, `mixed`: errors put down to language, vision, and either.
+In percent: `a_acc` of questions; `q_acc` of questions that are right on all their images; `f_acc`
+of images with all questions right; `easy_acc` and `hard_acc` of questions that are right wherever
+the original or no image, or wherever an edited image is shown. As fractions: `pct_diff`, how much
+more often yes is said than true, and `fp_ratio`, wrong answers whose truth is no. `consistency_*`
+are images; `lh`, `vi` and `mixed` are errors attributed to language, to vision, and to either.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Benchmark, JudgeRequest, Task, first_valid
+from mmrlhf.evaluation.benchmark import AnswersById, Benchmark, Fields, JudgeRequest, ScoreRow, Task, answered, first_valid
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
 
 ID_FIELDS = ("category", "subcategory", "set_id", "figure_id", "question_id")
-
+REQUIRED_FIELDS = (*ID_FIELDS, "visual_input", "question", "gt_answer", "gt_answer_details")
+KNOWN_VERSIONS = {"ca6e0fb677dd56e5fb0e2700d06c58d01f8a6ae66e0f1773b2ac48c0a095d051": "HallusionBench of 2023, 1129"}
 CORRECT_TEMPLATE = """A model was asked about a picture. Compare its answer with the reference.
 
 Question: {question}
@@ -39,29 +46,37 @@ Reference: {reference}
 Answer: {answer}
 
 Reply with one word: correct if the answer agrees with the reference, incorrect if it contradicts it, unclear if it cannot be told what it claims."""
-
 SAME_TEMPLATE = """Two answers were given to one question. Could both be true at once?
 
 First: {answer}
 Second: {other}
 
 Reply with one word: same if they agree, different if they contradict each other."""
-
 RIGHT, WRONG, UNCLEAR = 1, 0, 2
-
-KNOWN_VERSIONS = {"ca6e0fb677dd56e5fb0e2700d06c58d01f8a6ae66e0f1773b2ac48c0a095d051": "HallusionBench of 2023, 1129"}
+"""The script's codes of a verdict."""
+VERDICT_OF_CODE = {"0": "incorrect", "1": "correct", "2": "unclear"}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Options:
-    """How questions are put."""
+    """How questions are asked."""
 
     suffix: str | None = None
-    """A line after each question, such as `Answer yes or no.`."""
+    """A line to add to each question, such as `Answer yes or no.`."""
+
+
+class Judgment(NamedTuple):
+    """RIGHT, WRONG or UNCLEAR, and whether the answer agrees with the one on the original image.
+
+    None where there is no reply, or nothing was asked.
+    """
+
+    verdict: int | None
+    is_same: bool | None
 
 
 class HallusionBench(Benchmark):
-    """TODO."""
+    """HallusionBench."""
 
     version = "1"
     license = "BSD-3-Clause"
@@ -73,261 +88,303 @@ class HallusionBench(Benchmark):
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
-        """Questions, 178 of them without a picture, with ids such as VD/illusion/0/1/2."""
+        """Return the questions, some of them without an image, with ids like VD/illusion/0/1/2."""
         examples = []
         for row in read_json_objects(task.path)[: task.limit]:
-            for name in (*ID_FIELDS, "visual_input", "question", "gt_answer", "gt_answer_details"):
-                row.require(name)
-            if str(row.fields["gt_answer"]) not in ("0", "1"):
+            meta = {name: str(row.require(name)) for name in REQUIRED_FIELDS}
+            if meta["gt_answer"] not in ("0", "1"):
                 row.fail(f"`gt_answer` must be 0 or 1, not {row.fields['gt_answer']!r}")
-            meta = {
-                name: str(row.fields[name]) for name in (*ID_FIELDS, "visual_input", "question", "gt_answer", "gt_answer_details")
-            }
-            name = row.fields.get("filename")
-            images = (ImageSource(path=str(task.image_root / str(name).removeprefix("./"))),) if name else ()
-            question = f"{meta['question']}\n{task.options.suffix}" if task.options.suffix else meta["question"]
-            examples.append(Example("/".join(meta[n] for n in ID_FIELDS), images, (Message("user", question),), meta=meta))
+            name = str(row.fields.get("filename") or "").removeprefix("./")
+            images = [ImageSource(path=str(task.image_root / name))] if name else []
+            prompt = f"{meta['question']}\n{task.options.suffix}" if task.options.suffix else meta["question"]
+            examples.append(Example(_join_id(meta), tuple(images), (Message("user", prompt),), meta=meta))
         return examples
 
-    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
-        """By the five parts of an id, of which VLMEvalKit calls the subcategory `category` and the category `l2-category`; a row without them by its
-        question and picture."""
-        category, subcategory = fields.get("category"), fields.get("subcategory")
+    def match_id(self, fields: Fields, task: Task) -> str | None:
+        """Return the id of a row's question: by the five parts of an id, or else by its question
+        and image.
+
+        VLMEvalKit calls the subcategory `category`, and the category `l2-category`; some of its
+        sheets have them swapped.
+        """
         if all(fields.get(name) is not None for name in ID_FIELDS):
-            return "/".join(str(fields[name]) for name in ID_FIELDS)
+            return _join_id(fields)
         if all(fields.get(name) is not None for name in ("l2-category", "category", *ID_FIELDS[2:])):
-            pair, numbers = (str(fields["l2-category"]), str(category)), [str(fields[name]) for name in ID_FIELDS[2:]]
-            for id_ in ("/".join([*pair, *numbers]), "/".join([*pair[::-1], *numbers])):
+            category, subcategory = str(fields["l2-category"]), str(fields["category"])
+            numbers = [str(fields[name]) for name in ID_FIELDS[2:]]
+            for id_ in ("/".join([category, subcategory, *numbers]), "/".join([subcategory, category, *numbers])):
                 if id_ in task.examples:
                     return id_
-        question, image = (
-            str(fields.get("question") or ""),
-            Path(str(fields.get("image_path") or fields.get("filename") or "")).name,
-        )
-        for example in task.examples.values():
-            example_image = Path(example.images[0].path or "").name if example.images else ""
-            example_categories = (example.meta["category"], example.meta["subcategory"])
-            if (
-                question == example.meta["question"]
-                and example_image == image
-                and (category in (None, *example_categories) or subcategory in example_categories)
-            ):
-                return example.id
-        return None if fields.get("id") is None else str(fields["id"])
+        return _find_by_question(fields, task) or fields.get("id")
 
-    def judge_requests(self, answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
-        """Of each answer whether it is right, and whether it agrees with the one on the original."""
+    def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
+        """Ask whether each answer is right, and whether it agrees with the one on the original
+        image."""
         for id_, answers in answers_by_id.items():
-            example = task.examples[id_]
-            prompt = CORRECT_TEMPLATE.format(
-                question=example.meta["question"], reference=example.meta["gt_answer_details"], answer=answers[0]
-            )
+            meta, answer = task.examples[id_].meta, answers[0]
+            prompt = CORRECT_TEMPLATE.format(question=meta["question"], reference=meta["gt_answer_details"], answer=answer)
             yield JudgeRequest(f"{id_}/correct", prompt, CORRECT_TEMPLATE)
-            if example.meta["figure_id"] != "0" and _original_id(example) in answers_by_id:
-                yield JudgeRequest(
-                    f"{id_}/same",
-                    SAME_TEMPLATE.format(answer=answers[0], other=answers_by_id[_original_id(example)][0]),
-                    SAME_TEMPLATE,
-                )
+            original_id = _original_id(task.examples[id_])
+            if meta["figure_id"] != "0" and original_id in answers_by_id:
+                prompt = SAME_TEMPLATE.format(answer=answer, other=answers_by_id[original_id][0])
+                yield JudgeRequest(f"{id_}/same", prompt, SAME_TEMPLATE)
 
-    def rule(self, key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
-        """A judge without a model: by yes and no."""
-        id_, _, question_type = key.rpartition("/")
+    def rule(self, key: str, answers_by_id: AnswersById, task: Task) -> str:
+        """Return a verdict by yes and no, without a model."""
+        id_, _, request_kind = key.rpartition("/")
         example = task.examples[id_]
         parsed = parse_yes_no(answers_by_id[id_][0], example.meta["question"])
-        if question_type == "correct":
-            return "unclear" if parsed is None else "correct" if parsed == _truth(example) else "incorrect"
-        return (
-            "same" if parsed == parse_yes_no(answers_by_id[_original_id(example)][0], example.meta["question"]) else "different"
-        )
+        if request_kind == "correct":
+            if parsed is None:
+                return "unclear"
+            return "correct" if parsed == _truth(example) else "incorrect"
+        original = answers_by_id[_original_id(example)][0]
+        return "same" if parsed == parse_yes_no(original, example.meta["question"]) else "different"
 
-    def read_judgments(self, rows: Iterable[Row], answers_by_id: Mapping[str, list[str]], task: Task) -> dict[str, str]:
-        """Replies by key, out of records of the official script: its own output, or what it sent to its judge and got back."""
-        keys_by_content: dict[tuple[str, ...], list[str]] = {}
-        for id_, answers in answers_by_id.items():
-            example = task.examples[id_]
-            keys_by_content.setdefault((example.meta["question"], example.meta["gt_answer_details"], answers[0]), []).append(
-                f"{id_}/correct"
-            )
-            if _original_id(example) in answers_by_id:
-                keys_by_content.setdefault((answers[0], answers_by_id[_original_id(example)][0]), []).append(f"{id_}/same")
+    def read_judgments(self, rows: Sequence[Row], answers_by_id: AnswersById, task: Task) -> dict[str, str]:
+        """Return replies by key from the official script's output, or from a log of its judge's
+        prompts and replies."""
         replies: dict[str, str] = {}
+        keys_by_content = _keys_by_content(answers_by_id, task)
         for row in rows:
             if "prompt" in row.fields:
-                text = str(row.require("reply"))
-                match = _OFFICIAL_CORRECT_PROMPT.search(str(row.fields["prompt"])) or _OFFICIAL_SAME_PROMPT.search(
-                    str(row.fields["prompt"])
-                )
-                replies |= dict.fromkeys(keys_by_content.get(match.groups(), []) if match else [], text)
-            else:
-                id_ = "/".join(str(row.require(name)) for name in ID_FIELDS)
-                verdict = {"0": "incorrect", "1": "correct", "2": "unclear"}.get(str(row.require("gpt4v_output_gpt_check")))
-                if verdict is None:
-                    row.fail("`gpt4v_output_gpt_check` must be 0, 1 or 2")
-                replies[f"{id_}/correct"] = verdict
-                if "same" in row.fields:
-                    replies[f"{id_}/same"] = "same" if str(row.fields["same"]) == "1" else "different"
+                reply = str(row.require("reply"))
+                for key in keys_by_content.get(_prompt_content(str(row.fields["prompt"])), []):
+                    replies[key] = reply
+                continue
+            id_ = "/".join(str(row.require(name)) for name in ID_FIELDS)
+            verdict = VERDICT_OF_CODE.get(str(row.require("gpt4v_output_gpt_check")))
+            if verdict is None:
+                row.fail("`gpt4v_output_gpt_check` must be 0, 1 or 2")
+            replies[f"{id_}/correct"] = verdict
+            if "same" in row.fields:
+                replies[f"{id_}/same"] = "same" if str(row.fields["same"]) == "1" else "different"
         return replies
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """The judge's verdict (None where there is none), whether it found the answer to agree with that on the original, and what it says."""
-        replies = [task.replies.get(f"{example.id}/{question_type}", {}).get("text") for question_type in ("correct", "same")]
-        parsed = parse_yes_no(answers[0], example.meta["question"])
-        same = None if replies[1] is None else "same" in replies[1].lower()
-        verdict = _parse_verdict(replies[0])
-        is_right = _is_right(example, verdict) if verdict is not None else parsed == _truth(example)
-        return {"verdict": verdict, "same": same, "said": parsed, "unparsed": parsed is None, "right": is_right}
-
-    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-        """Figures by the judge's verdicts, and by yes and no."""
-        first_rows = first_valid(rows)
-        verdicts = {r["id"]: (r["verdict"], r["same"]) for r in first_rows}
-        reason = ""
-        if any(r["status"] == "null" for r in rows):
-            reason = "the official script raises TypeError on an answer that is null"
-        elif len(first_rows) < sum(r["status"] in ("ok", "duplicate") for r in rows):
-            reason = "the official script raises AssertionError on a question that is answered twice"
-        elif num_unjudged := sum(v is None for v, _ in verdicts.values()):
-            reason = f"{num_unjudged} answers have no judgment: add them to the judgments, or ask a judge"
-        elif unpaired_ids := [i for i in verdicts if _original_id(task.examples[i]) not in verdicts]:
-            reason = f"the official script raises KeyError where the original of a question is not answered ({unpaired_ids[0]})"
-        robust_verdicts = {
-            r["id"]: (UNCLEAR if r["said"] is None else int(r["said"] == _truth(task.examples[r["id"]])), None)
-            for r in first_rows
-        }
-        official = _sufficient_stats(task, {} if reason else verdicts, reason or "there are no answers", with_causes=True)
+        """Return the judge's verdict, and what the first answer says."""
+        correct, same = (task.replies.get(f"{example.id}/{kind}", {}).get("text") for kind in ("correct", "same"))
+        verdict, parsed = _parse_verdict(correct), parse_yes_no(answers[0], example.meta["question"])
         return {
-            "official": official,
-            "robust": _sufficient_stats(task, robust_verdicts, "there are no answers", with_causes=False),
+            "verdict": verdict,
+            "same": None if same is None else "same" in same.lower(),
+            "said": parsed,
+            "unparsed": parsed is None,
+            "right": parsed == _truth(example) if verdict is None else _is_right(example, verdict),
         }
 
     def categories(self, example: Example) -> list[str]:
-        """Category and subcategory."""
+        """Return category and subcategory."""
         return [example.meta["category"], example.meta["subcategory"]]
 
+    def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
+        """Return metrics by the judge's verdicts, and by yes and no."""
+        reason = _script_failure(rows, task)
+        valid_rows = first_valid(rows)
+        official: dict[str, Judgment] = {}
+        if not reason:
+            official = {row["id"]: Judgment(row["verdict"], row["same"]) for row in valid_rows}
+        robust = {}
+        for row in valid_rows:
+            is_true = int(row["said"] == _truth(task.examples[row["id"]]))
+            robust[row["id"]] = Judgment(UNCLEAR if row["said"] is None else is_true, None)
+        reason = reason or "there are no answers"
+        return {
+            "official": _sufficient_stats(task, official, reason, with_causes=True),
+            "robust": _sufficient_stats(task, robust, "there are no answers", with_causes=False),
+        }
 
-# ---- the judge -------------------------------------------------------------------------------------------------------
+
+# ---- questions -----------------------------------------------------------------------------------
+
+
+def _join_id(fields: Mapping[str, Any]) -> str:
+    return "/".join(str(fields[name]) for name in ID_FIELDS)
 
 
 def _original_id(example: Example) -> str:
-    """The id of the same question on the figure 0 of its set."""
-    return "/".join([*(example.meta[n] for n in ID_FIELDS[:3]), "0", example.meta["question_id"]])
-
-
-_OFFICIAL_CORRECT_PROMPT = re.compile(r"\n *Question:(.*)\nReference answer: (.*)\nPrediction answer:(.*)\nOutput:$", re.DOTALL)
-
-_OFFICIAL_SAME_PROMPT = re.compile(r"\n *response1:(.*)\nresponse2: (.*)\nOutput:$", re.DOTALL)
-
-
-def _parse_verdict(text: str | None) -> int | None:
-    """How the script reads a reply: `incorrect` anywhere is wrong, else `correct` anywhere is right, all else is unclear."""
-    if text is None:
-        return None
-    return WRONG if "incorrect" in text.lower() else RIGHT if "correct" in text.lower() else UNCLEAR
+    """Return the id of the same question on figure 0 of its set, the original image (or, in VS, no
+    image)."""
+    return _join_id({**example.meta, "figure_id": "0"})
 
 
 def _truth(example: Example) -> str:
     return "yes" if example.meta["gt_answer"] == "1" else "no"
 
 
+def _find_by_question(fields: Fields, task: Task) -> str | None:
+    """Return the first example with a row's question and image, in its category if the row has
+    one."""
+    question = str(fields.get("question") or "")
+    image = Path(str(fields.get("image_path") or fields.get("filename") or "")).name
+    category, subcategory = fields.get("category"), fields.get("subcategory")
+    for example in task.examples.values():
+        example_image = Path(example.images[0].path or "").name if example.images else ""
+        if question != example.meta["question"] or image != example_image:
+            continue
+        example_categories = (example.meta["category"], example.meta["subcategory"])
+        if category in (None, *example_categories) or subcategory in example_categories:
+            return example.id
+    return None
+
+
+# ---- judgments -----------------------------------------------------------------------------------
+
+_OFFICIAL_CORRECT_PROMPT = re.compile(r"\n *Question:(.*)\nReference answer: (.*)\nPrediction answer:(.*)\nOutput:$", re.DOTALL)
+_OFFICIAL_SAME_PROMPT = re.compile(r"\n *response1:(.*)\nresponse2: (.*)\nOutput:$", re.DOTALL)
+
+
+def _prompt_content(prompt: str) -> tuple[str, ...]:
+    """Return what a prompt of the official script was filled with; empty for any other prompt."""
+    match = _OFFICIAL_CORRECT_PROMPT.search(prompt) or _OFFICIAL_SAME_PROMPT.search(prompt)
+    return match.groups() if match else ()
+
+
+def _keys_by_content(answers_by_id: AnswersById, task: Task) -> dict[tuple[str, ...], list[str]]:
+    """Return request keys by what the script's prompts hold, which several requests may share."""
+    keys: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for id_, answers in answers_by_id.items():
+        meta, original_id = task.examples[id_].meta, _original_id(task.examples[id_])
+        keys[meta["question"], meta["gt_answer_details"], answers[0]].append(f"{id_}/correct")
+        if original_id in answers_by_id:
+            keys[answers[0], answers_by_id[original_id][0]].append(f"{id_}/same")
+    return keys
+
+
+def _parse_verdict(text: str | None) -> int | None:
+    """Read a reply as the script does: `incorrect` anywhere is wrong, else `correct` is right, and
+    all else is unclear."""
+    if text is None:
+        return None
+    if "incorrect" in text.lower():
+        return WRONG
+    return RIGHT if "correct" in text.lower() else UNCLEAR
+
+
+def _script_failure(rows: list[ScoreRow], task: Task) -> str:
+    """Return why the official script would stop, or has no judgments to read; empty if it runs."""
+    verdicts = {row["id"]: row["verdict"] for row in first_valid(rows)}
+    if any(row["status"] == "null" for row in rows):
+        return "the official script raises TypeError on an answer that is null"
+    if len(answered(rows)) > len(verdicts):
+        return "the official script raises AssertionError on a question that is answered twice"
+    num_unjudged = sum(verdict is None for verdict in verdicts.values())
+    if num_unjudged:
+        return f"{num_unjudged} answers have no judgment: add them to the judgments, or ask a judge"
+    for id_ in verdicts:
+        if _original_id(task.examples[id_]) not in verdicts:
+            return f"the official script raises KeyError where the original of a question is not answered ({id_})"
+    return ""
+
+
 def _is_right(example: Example, verdict: int | None) -> bool:
-    """Not to know is right where there is no picture."""
+    """Return whether a verdict counts as right. Without an image, an unclear answer does, too."""
     has_no_image = example.meta["category"] == "VS" and example.meta["figure_id"] == "0"
     return verdict == RIGHT or (has_no_image and verdict == UNCLEAR)
 
 
-def _error_cause(example: Example, verdict: int | None, original: int | None, same: bool | None) -> str:
-    """What an error is put down to: `lh` language, `vi` vision, `mixed` either; the script's decision table. `unknown` where the answers
-    were not compared."""
+def _error_cause(
+    example: Example, judgment: Judgment, original_verdict: int | None
+) -> Literal["", "lh", "vi", "mixed", "unknown"]:
+    """Attribute an error to language (`lh`), vision (`vi`) or either (`mixed`), by the script's
+    decision table.
+
+    Empty if the answer is right, `unknown` if it was not compared with the one on the original
+    image.
+    """
+    verdict, is_same = judgment
     if _is_right(example, verdict):
         return ""
     is_original = example.meta["figure_id"] == "0"
-    if not is_original and verdict == WRONG and same is None:
+    if not is_original and verdict == WRONG and is_same is None:
         return "unknown"
+    # The same wrong answer as on the original: the model did not look at the edited image.
+    repeats_itself = verdict == WRONG and bool(is_same)
     if example.meta["category"] == "VD":
-        return "mixed" if not is_original and original == RIGHT and verdict == WRONG and same else "vi"
+        return "mixed" if not is_original and original_verdict == RIGHT and repeats_itself else "vi"
     if is_original:
         return "lh"
-    if original == WRONG:
-        return "lh" if verdict == WRONG and same else "mixed"
+    if original_verdict == WRONG:
+        return "lh" if repeats_itself else "mixed"
     is_edited = example.meta["visual_input"] == "2"
-    return "lh" if original == RIGHT and verdict == WRONG and is_edited and same else "vi"
+    return "lh" if original_verdict == RIGHT and is_edited and repeats_itself else "vi"
 
+
+# ---- metrics -------------------------------------------------------------------------------------
 
 COLUMNS = (
     "right", "asked", "q_right", "q", "f_right", "f_wrong", "f", "easy_right", "easy", "hard_right", "hard",
     "said_yes", "true_yes", "wrong", "wrong_no", "lh", "vi", "mixed", "unknown",
 )  # fmt: skip
+"""What is summed in each set of images.
+
+`q`, `f`, `easy` and `hard` count groups of questions, `X_right` those that are all right.
+"""
+CAUSES = ("lh", "vi", "mixed")
+CONSISTENCIES = ("consistency_correct", "consistency_inconsistent", "consistency_wrong")
+DIAGNOSTIC_METRICS = ("pct_diff", "fp_ratio", *CONSISTENCIES, *CAUSES)
+"""The second table of the script.
+
+It divides by the number of errors, so that it stops without one.
+"""
 
 
-def _sufficient_stats(
-    task: Task, verdicts: Mapping[str, tuple[int | None, bool | None]], reason: str, with_causes: bool
-) -> SufficientStats:
-    """A row of sums for each set of pictures: what counts as right together stands in one set."""
+def _sufficient_stats(task: Task, judgments: Mapping[str, Judgment], reason: str, with_causes: bool) -> SufficientStats:
+    """Return statistics with a row for each set of images: answers that must be right together are
+    in one set."""
     sums: dict[str, dict[str, float]] = {}
-    groups: dict[tuple[str, ...], list[bool]] = {}
-    for id_, (verdict, same) in verdicts.items():
+    groups: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
+    for id_, judgment in judgments.items():
         example = task.examples[id_]
-        meta, is_right = example.meta, _is_right(example, verdict)
-        set_id = "/".join(meta[n] for n in ID_FIELDS[:3])
+        meta, is_right = example.meta, _is_right(example, judgment.verdict)
+        is_yes = meta["gt_answer"] == "1"
+        set_id = "/".join(meta[name] for name in ID_FIELDS[:3])
         set_sums = sums.setdefault(set_id, dict.fromkeys(COLUMNS, 0.0))
-        truth = meta["gt_answer"] == "1"
         set_sums["right"] += is_right
         set_sums["asked"] += 1
-        set_sums["said_yes"] += is_right == truth
-        set_sums["true_yes"] += truth
+        set_sums["said_yes"] += is_right == is_yes
+        set_sums["true_yes"] += is_yes
         set_sums["wrong"] += not is_right
-        set_sums["wrong_no"] += not is_right and not truth
-        if with_causes and (cause := _error_cause(example, verdict, verdicts[_original_id(example)][0], same)):
-            set_sums[cause] += 1
+        set_sums["wrong_no"] += not is_right and not is_yes
+        if with_causes:
+            cause = _error_cause(example, judgment, judgments[_original_id(example)].verdict)
+            if cause:
+                set_sums[cause] += 1
         figure, question = meta["figure_id"], meta["question_id"]
-        groups.setdefault((set_id, "q", question), []).append(is_right)
-        groups.setdefault((set_id, "hard" if meta["visual_input"] == "2" else "easy", question), []).append(is_right)
-        if not (meta["category"] == "VS" and figure == "0"):
-            groups.setdefault((set_id, "f", figure), []).append(is_right)
-    for (set_id, kind, _), is_right in groups.items():
+        groups[set_id, "q", question].append(is_right)
+        groups[set_id, "hard" if meta["visual_input"] == "2" else "easy", question].append(is_right)
+        if not (meta["category"] == "VS" and figure == "0"):  # this figure is no image
+            groups[set_id, "f", figure].append(is_right)
+    for (set_id, kind, _), outcomes in groups.items():
         sums[set_id][kind] += 1
-        sums[set_id][f"{kind}_right"] += all(is_right)
+        sums[set_id][f"{kind}_right"] += all(outcomes)
         if kind == "f":
-            sums[set_id]["f_wrong"] += not any(is_right)
+            sums[set_id]["f_wrong"] += not any(outcomes)
     columns = np.array([[row[name] for name in COLUMNS] for row in sums.values()]).reshape(len(sums), len(COLUMNS))
-    cause = reason if not verdicts else "nothing to divide by"
-    reasons = {"": cause}
-    if verdicts and with_causes:
+    reasons = {"": "nothing to divide by" if judgments else reason}
+    if judgments and with_causes:
         reasons |= dict.fromkeys(DIAGNOSTIC_METRICS, "no answer is wrong: the official script raises ZeroDivisionError")
         if columns[:, COLUMNS.index("unknown")].any():
-            reasons |= dict.fromkeys(DIAGNOSTIC_METRICS[-3:], "some answers were not compared with those on the original")
+            reasons |= dict.fromkeys(CAUSES, "some answers were not compared with those on the original")
     return SufficientStats(list(sums), columns, _official_metrics if with_causes else _robust_metrics, reasons)
-
-
-DIAGNOSTIC_METRICS = (
-    "pct_diff",
-    "fp_ratio",
-    "consistency_correct",
-    "consistency_inconsistent",
-    "consistency_wrong",
-    "lh",
-    "vi",
-    "mixed",
-)
-
-"""The second table that the script prints; dividing by the number of errors, it stops where there is none."""
 
 
 def _official_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     metrics = _metrics(sums)
-    return {
-        k: np.where(np.isfinite(metrics["fp_ratio"]), v, np.nan) if k in DIAGNOSTIC_METRICS else v for k, v in metrics.items()
-    }
+    has_errors = np.isfinite(metrics["fp_ratio"])
+    for name in DIAGNOSTIC_METRICS:
+        metrics[name] = np.where(has_errors, metrics[name], np.nan)
+    return metrics
 
 
 def _robust_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    return {k: v for k, v in _metrics(sums).items() if k not in ("lh", "vi", "mixed")}
+    return {name: value for name, value in _metrics(sums).items() if name not in CAUSES}
 
 
 def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     columns = dict(zip(COLUMNS, np.moveaxis(sums, -1, 0), strict=True))
-    errors = np.where(columns["unknown"] > 0, np.nan, columns["lh"] + columns["vi"] + columns["mixed"])
+    num_errors = np.where(columns["unknown"] > 0, np.nan, columns["lh"] + columns["vi"] + columns["mixed"])
+    num_mixed_figures = columns["f"] - columns["f_right"] - columns["f_wrong"]
     return {
         "a_acc": 100 * columns["right"] / columns["asked"],
         "q_acc": 100 * columns["q_right"] / columns["q"],
@@ -337,9 +394,7 @@ def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         "pct_diff": columns["said_yes"] / columns["asked"] - columns["true_yes"] / columns["asked"],
         "fp_ratio": columns["wrong_no"] / columns["wrong"],
         "consistency_correct": 100 * columns["f_right"] / columns["f"],
-        "consistency_inconsistent": 100 * (columns["f"] - columns["f_right"] - columns["f_wrong"]) / columns["f"],
+        "consistency_inconsistent": 100 * num_mixed_figures / columns["f"],
         "consistency_wrong": 100 * columns["f_wrong"] / columns["f"],
-        "lh": 100 * columns["lh"] / errors,
-        "vi": 100 * columns["vi"] / errors,
-        "mixed": 100 * columns["mixed"] / errors,
+        **{cause: 100 * columns[cause] / num_errors for cause in CAUSES},
     }

@@ -1,41 +1,46 @@
-"""HaloQuest: questions on a false premise, on what is hard to see, or on what the picture does not tell (Wang et al. 2024).
+"""HaloQuest: questions with a false premise, on hard-to-see details, or beyond what the image shows
+(Wang et al. 2024).
 
     mmrlhf eval haloquest --model runs/sft/model --data haloquest-eval.csv --image_folder images --judge http://127.0.0.1:8000/v1 --out runs/haloquest
 
-A judge compares each answer with the reference answers. The authors' judge (Gemini, asked for a yes or no by a library of theirs) leaves no
-text to read: their figure is the share of answers it calls correct, and `official` is that share of whatever judge replied, null while a
-judgment is missing. `robust` is the same over the answers that were judged; a reply that is neither is unparsed and counts as wrong. Percent:
-`accuracy`, and of each kind of question and picture.
+A judge compares each answer with the reference answers. The authors' judge (Gemini, asked for a yes
+or no through their own library) leaves no text to read: their metric is the share of answers it
+calls correct. `official` is that share for whichever judge replied, and null while a judgment is
+missing. `robust` is the share of the answers that were judged, where a reply that is neither is
+unparsed and counts as wrong. In percent: `accuracy`, also by type of question and of image.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
 from mmrlhf.evaluation.benchmark import (
     DUPLICATES_REASON,
+    AnswersById,
     Benchmark,
+    Fields,
     JudgeRequest,
+    ScoreRow,
     Task,
     fill_template,
     first_valid,
     has_duplicates,
     load_template,
+    read_text,
 )
-from mmrlhf.files.rows import open_binary
-from mmrlhf.metrics.intervals import SufficientStats
+from mmrlhf.metrics.intervals import SufficientStats, accuracy_by_group
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_verdict
 
-FIELDS = ("image_name", "image type", "hallucination type", "question", "groundtruth responses")
-
+KNOWN_VERSIONS = {"6c88c8d6eb6d0a98881ec3e50ae52b5919247b53a47b7c723819603621b838b4": "HaloQuest evaluation, 608"}
+TYPE_FIELDS = ("hallucination type", "image type")
+FIELDS = ("image_name", *TYPE_FIELDS, "question", "groundtruth responses")
 TEMPLATE = """Is this answer to a question about a picture right? The references, divided by semicolons, are all right.
 
 Question: {question}
@@ -46,19 +51,17 @@ Where the references say that something is not in the picture or cannot be seen,
 takes it for granted, and is wrong. An answer that declines to answer is wrong. A count must be the same.
 Reply with one word: correct or incorrect."""
 
-KNOWN_VERSIONS = {"6c88c8d6eb6d0a98881ec3e50ae52b5919247b53a47b7c723819603621b838b4": "HaloQuest evaluation, 608"}
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Options:
     """How answers are judged."""
 
     judge_prompt: str | None = None
-    """File with another template for the judge: {question}, {references}, {answer}."""
+    """File with another prompt template for the judge: {question}, {references}, {answer}."""
 
 
 class HaloQuest(Benchmark):
-    """TODO."""
+    """HaloQuest."""
 
     version = "1"
     license = "CC-BY-4.0"
@@ -69,106 +72,92 @@ class HaloQuest(Benchmark):
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
-        """Questions by the number in the file's first column."""
-        with open_binary(task.path) as file:
-            try:
-                text = file.read().decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{task.path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        if missing := [name for name in FIELDS if name not in (rows.fieldnames or ())]:
+        """Return the questions, with the number in the file's first column as id."""
+        rows = csv.DictReader(io.StringIO(read_text(task.path, "utf-8-sig"), newline=""))
+        missing = [name for name in FIELDS if name not in (rows.fieldnames or ())]
+        if missing:
             raise InputError(f"{task.path} lacks the columns {', '.join(missing)}: give HaloQuest's CSV")
         examples = []
         for number, row in enumerate(rows):
             meta = {name: row[name] or "" for name in FIELDS}
-            image_path = task.image_root / meta["image_name"]
-            examples.append(
-                Example(
-                    row.get("") or str(number),
-                    (ImageSource(path=str(image_path)),),
-                    (Message("user", meta["question"]),),
-                    meta=meta,
-                )
-            )
+            source = ImageSource(path=str(task.image_root / meta["image_name"]))
+            id_ = row.get("") or str(number)  # the first column has no name
+            examples.append(Example(id_, (source,), (Message("user", meta["question"]),), meta=meta))
         return examples[: task.limit]
 
-    def match_id(self, fields: Mapping[str, Any], task: Task) -> str | None:
-        """By number, or by picture and question."""
+    def match_id(self, fields: Fields, task: Task) -> str | None:
+        """Return the id of a row's question: by number, or by image and question."""
         for name in ("id", "question_id", "index", ""):
             if str(fields.get(name)) in task.examples:
                 return str(fields[name])
-        image_and_question = (fields.get("image_name"), fields.get("question"))
-        return next(
-            (e.id for e in task.examples.values() if (e.meta["image_name"], e.meta["question"]) == image_and_question), None
-        )
+        image_and_question = fields.get("image_name"), fields.get("question")
+        for example in task.examples.values():
+            if (example.meta["image_name"], example.meta["question"]) == image_and_question:
+                return example.id
+        return None
 
-    def judge_requests(self, answers_by_id: Mapping[str, list[str]], task: Task) -> Iterable[JudgeRequest]:
-        """Of each answer whether it is right."""
-        template_text = load_template(task.options.judge_prompt, TEMPLATE)
+    def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
+        """Ask whether each answer is right."""
+        template = load_template(task.options.judge_prompt, TEMPLATE)
         for id_, answers in answers_by_id.items():
             meta = task.examples[id_].meta
-            prompt = fill_template(
-                template_text, question=meta["question"], references=meta["groundtruth responses"], answer=answers[0]
-            )
-            yield JudgeRequest(id_, prompt, template_text)
+            references = meta["groundtruth responses"]
+            prompt = fill_template(template, question=meta["question"], references=references, answer=answers[0])
+            yield JudgeRequest(id_, prompt, template)
 
-    def rule(self, key: str, answers_by_id: Mapping[str, list[str]], task: Task) -> str:
-        """A judge without a model: an answer is right if it holds a reference word for word, or a reference holds it."""
-        answer = " ".join(answers_by_id[key][0].lower().split()).strip(". ")
-        references = [
-            " ".join(r.lower().split()).strip(". ") for r in task.examples[key].meta["groundtruth responses"].split(";")
-        ]
-        return (
-            "correct"
-            if any(r and (r in answer or (len(answer.split()) > 1 and answer in r)) for r in references)
-            else "incorrect"
-        )
+    def rule(self, key: str, answers_by_id: AnswersById, task: Task) -> str:
+        """Return a verdict without a model: right if the answer holds a reference word for word, or
+        the reverse."""
+        answer = _normalise(answers_by_id[key][0])
+        references = map(_normalise, task.examples[key].meta["groundtruth responses"].split(";"))
+        # A single word says too little to be right only because a reference has it.
+        is_long = len(answer.split()) > 1
+        is_right = any(text and (text in answer or (is_long and answer in text)) for text in references)
+        return "correct" if is_right else "incorrect"
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """What the judge says; None where it failed or what it says is neither."""
+        """Return the judge's verdict, None if it failed or its reply is neither."""
         reply = task.replies.get(example.id, {}).get("text")
         is_right = None if reply is None else parse_verdict(reply)
         return {"right": is_right, "judged": reply is not None, "unparsed": reply is not None and is_right is None}
 
-    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-        """Accuracy, and that of each kind of question and picture."""
-        first_rows = first_valid(rows)
-        judged_rows = [r for r in first_rows if r["judged"]]
-        num_unjudged = len(first_rows) - len(judged_rows)
-        reason = (
-            f"{num_unjudged} answers have no judgment"
-            if num_unjudged
-            else DUPLICATES_REASON
-            if has_duplicates(rows)
-            else "there are no answers"
-        )
+    def categories(self, example: Example) -> list[str]:
+        """Return the types of question and image."""
+        return [example.meta[name] for name in TYPE_FIELDS]
+
+    def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
+        """Return accuracy, also by type of question and of image."""
+        valid_rows = first_valid(rows)
+        judged_rows = [row for row in valid_rows if row["judged"]]
+        num_unjudged = len(valid_rows) - len(judged_rows)
+        reason = "there are no answers"
+        if num_unjudged:
+            reason = f"{num_unjudged} answers have no judgment"
+        elif has_duplicates(rows):
+            reason = DUPLICATES_REASON
+        is_official = not num_unjudged and not has_duplicates(rows)
         return {
-            "official": _sufficient_stats([] if num_unjudged or has_duplicates(rows) else judged_rows, task, reason),
+            "official": _sufficient_stats(judged_rows if is_official else [], task, reason),
             "robust": _sufficient_stats(judged_rows, task, reason),
         }
 
-    def categories(self, example: Example) -> list[str]:
-        """Kind of question and of picture."""
-        return [example.meta["hallucination type"], example.meta["image type"]]
+
+def _normalise(text: str) -> str:
+    return " ".join(text.lower().split()).strip(". ")
 
 
-def _sufficient_stats(rows: list[dict[str, Any]], task: Task, reason: str) -> SufficientStats:
-    """Columns: right and asked, in all and of each kind."""
-    kinds = ["", *sorted({e.meta[name] for e in task.examples.values() for name in ("hallucination type", "image type")})]
-    columns = np.zeros((len(rows), len(kinds), 2))
-    for i, row in enumerate(rows):
-        meta = task.examples[row["id"]].meta
-        for kind in ("", meta["hallucination type"], meta["image type"]):
-            columns[i, kinds.index(kind)] = row["right"] is True, 1
+def _sufficient_stats(rows: list[ScoreRow], task: Task, reason: str) -> SufficientStats:
+    metas = [task.examples[row["id"]].meta for row in rows]
+    all_types = sorted({example.meta[name] for example in task.examples.values() for name in TYPE_FIELDS})
+    return accuracy_by_group(
+        [meta["image_name"] for meta in metas],
+        [row["right"] is True for row in rows],
+        [[_metric_part(meta[name]) for name in TYPE_FIELDS] for meta in metas],
+        list(map(_metric_part, all_types)),
+        reason,
+        scale=100,
+    )
 
-    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-        right_and_total = sums.reshape(*sums.shape[:-1], len(kinds), 2)
-        return {
-            f"{kind.replace(' ', '_')}/accuracy" if kind else "accuracy": 100
-            * right_and_total[..., i, 0]
-            / right_and_total[..., i, 1]
-            for i, kind in enumerate(kinds)
-        }
 
-    image_names = [task.examples[r["id"]].meta["image_name"] for r in rows]
-    return SufficientStats(image_names, columns.reshape(len(rows), 2 * len(kinds)), metrics, {"": reason})
+def _metric_part(type_: str) -> str:
+    return type_.replace(" ", "_")

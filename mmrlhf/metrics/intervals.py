@@ -117,6 +117,37 @@ def wilson(hits: float, trials: float, z: float = Z_95) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
+def accuracy_by_group(
+    clusters: Sequence[Hashable],
+    outcomes: Sequence[bool],
+    groups: Sequence[Sequence[str]],
+    all_groups: Sequence[str],
+    reason: str,
+    scale: float = 1.0,
+) -> SufficientStats:
+    """Return statistics of accuracy: over all rows as `accuracy`, over each group as
+    `GROUP/accuracy`.
+
+    outcomes: whether each row is right. groups: the groups that each row belongs to. reason: why an
+    accuracy is undefined. scale: 100 for percent.
+    """
+    names = ["", *all_groups]
+    columns_RG2 = np.zeros((len(outcomes), len(names), 2))  # right answers, and answers
+    for row, (outcome, row_groups) in enumerate(zip(outcomes, groups, strict=True)):
+        for name in ("", *row_groups):
+            columns_RG2[row, names.index(name)] = outcome, 1
+
+    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        counts = sums.reshape(*sums.shape[:-1], len(names), 2)
+        return {
+            f"{name}/accuracy" if name else "accuracy": scale * counts[..., i, 0] / counts[..., i, 1]
+            for i, name in enumerate(names)
+        }
+
+    columns_RK = columns_RG2.reshape(len(outcomes), 2 * len(names))
+    return SufficientStats(clusters, columns_RK, metrics, {"": reason})
+
+
 def bootstrap(
     columns_RK: np.ndarray, metrics: MetricsOfSums, seed: int, num_resamples: int = NUM_RESAMPLES
 ) -> dict[str, float | list[float]]:
