@@ -1,11 +1,13 @@
-"""What do claims add to the reward, and does it matter where they are paid?
+"""What do claims add to the reward, and does it matter where they are credited?
 
     python eval/studies/claims.py --out runs/studies [--seeds 3] [--clip DIR]
 
-Policies in the demo's world, all with missing_eos: the reward model with facts paid at the end; with a penalty on the words of each claim that facts
-contradict (dense), or the same penalty at the end; with coverage besides; with open_clip's alignment besides; and claims alone, without any
-reward model. Facts are the annotator's, among them for half of the absent shapes that they are absent, wrong as often as his others. DIR holds
-clip_world.py's checkpoints; without it the seeds' are trained here. Greedy answers on 300 held-out scenes, judged by the whole graph: truth is the
+Policies on the demo's scenes, all with missing_eos: the reward model with facts, credited at the
+end; with a penalty on the tokens of each claim that facts contradict (dense), or the same penalty
+at the end; with coverage added; with open_clip's verdicts added; and claims alone, without a
+reward model. Facts are the annotator's, and for half of the absent shapes include that they are
+absent, with the usual error rate. DIR holds checkpoints of clip_verifier.py; without it they are
+trained here. Greedy answers on 300 held-out scenes, verified by the scene graph: truth is the
 share of claims that are true. Differences are within a seed.
 """
 
@@ -19,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clip_world import ensure_checkpoint
-from world import Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
+from clip_verifier import ensure_checkpoint
+from common import Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf import scenes
 from mmrlhf.demo import data
-from mmrlhf.demo.measure import score_scenes
-from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.evaluation.benchmark import load_benchmark
-from mmrlhf.models.policy import load_policy
 from mmrlhf.records import Example, Fact
 from mmrlhf.scenes.vocabulary import SHAPES
 
@@ -46,18 +45,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "claims alone": (f"{HALLUCINATION_TERM}, {COVERAGE_TERM}, {MISSING_EOS_TERM}", {}),
 }
 METRICS = {"truth": True, "coverage": True, "chair_s": True, "utility": False, "mean_length": False, "zero_claim_rate": True}
-"""Figures, and whether they are shown in percent."""
+"""Metrics, and whether they are percentages."""
 ABSENT_FACT_RATE = 0.5
 
 
 def build_prompts(experiment: Experiment) -> list[Example]:
-    """The demo's, with absences among the facts."""
+    """Return the demo's prompts, with absences among the facts."""
     rows = []
     for index, row in enumerate(data.build_rl_prompts(experiment.data_config)):
-        rng, present_shapes = (
-            np.random.default_rng([experiment.seed, 59, index]),
-            {t.shape for t in data.training_scene("rl", index, experiment.data_config).objects},
-        )
+        rng = np.random.default_rng([experiment.seed, 59, index])
+        scene = data.training_scene("rl", index, experiment.data_config)
+        present_shapes = {t.shape for t in scene.objects}
         absent_facts = []
         for shape in SHAPES:
             if rng.random() < ABSENT_FACT_RATE and (shape not in present_shapes or rng.random() < experiment.fact_error_rate):
@@ -67,29 +65,26 @@ def build_prompts(experiment: Experiment) -> list[Example]:
 
 
 def evaluate_policy(experiment: Experiment, adapter_path: str | None, num_scenes: int) -> dict[str, float]:
-    """Greedy answers on held-out scenes, judged by the graph."""
-    benchmark = load_benchmark("scenes")
-    rows = [e for e in benchmark.prompts("held_out", num_scenes) if e.meta["kind"] == "describe"]
-    with load_policy(experiment.sft_path, adapter_path) as vlm:
-        answers = {e.id: texts for e, texts in generate_batches(vlm, rows, data.GREEDY, batch_size=100)}
-    metrics = score_scenes(benchmark, rows, answers, None, experiment.seed)["held_out"]
+    """Return metrics of greedy answers on held-out scenes, verified by the scene graph."""
+    rows = [e for e in load_benchmark("scenes").module.prompts("held_out", num_scenes) if e.meta["kind"] == "describe"]
+    metrics, answers = experiment.greedy_metrics(adapter_path, rows)
     zero_claim_rate = np.mean([not scenes.parse_claims(text) for texts in answers.values() for text in texts])
-    float_metrics = {k: v for k, v in metrics.items() if isinstance(v, float)}
-    return float_metrics | {"truth": 1 - float_metrics["chair_i"], "zero_claim_rate": float(zero_claim_rate)}
+    return metrics | {"truth": 1 - metrics["chair_i"], "zero_claim_rate": float(zero_claim_rate)}
 
 
 def train_variant(experiment: Experiment, variant: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train the policy of a variant and return its metrics."""
     reward_terms, overrides = VARIANTS[variant]
+    overrides = dict(overrides)
     if "verifier_score=" in reward_terms:
-        overrides = overrides | {
-            "clip_model": str(ensure_checkpoint(args.clip or args.out, experiment.seed, args.clip_steps, args.clip_scenes))
-        }
+        checkpoint = ensure_checkpoint(args.clip or args.out, experiment.seed, args.clip_steps, args.clip_scenes)
+        overrides["clip_model"] = str(checkpoint)
     if REWARD_MODEL_TERM in reward_terms:
-        overrides = overrides | {
-            "reward_model_path": experiment.train_reward("claims", facts="given", fact_dropout=0.2, injected_claim_rate=0.3)
-        }
+        overrides["reward_model_path"] = experiment.train_reward(
+            "claims", facts="given", fact_dropout=0.2, injected_claim_rate=0.3
+        )
     if args.max_steps:
-        overrides = overrides | {"max_steps": args.max_steps}
+        overrides["max_steps"] = args.max_steps
     adapter_path = experiment.train_policy(
         f"claims_{variant.replace(' ', '_')}",
         build_prompts(experiment),
@@ -101,26 +96,25 @@ def train_variant(experiment: Experiment, variant: str, args: argparse.Namespace
 
 
 def run_study(args: argparse.Namespace, experiment: Experiment) -> dict[str, dict[str, Any]]:
-    results = {
-        "SFT": cached_result(
-            experiment.output_dir, f"claims-{experiment.seed}-sft", lambda: evaluate_policy(experiment, None, args.held_out)
-        )
-    }
+    prefix = f"claims-{experiment.seed}"
+    measure_sft = partial(evaluate_policy, experiment, None, args.held_out)
+    results = {"SFT": cached_result(experiment.output_dir, f"{prefix}-sft", measure_sft)}
     for variant in args.only or VARIANTS:
-        results[variant] = cached_result(
-            experiment.output_dir,
-            f"claims-{experiment.seed}-{variant.replace(' ', '_')}",
-            partial(train_variant, experiment, variant, args),
-        )
+        name = f"{prefix}-{variant.replace(' ', '_')}"
+        results[variant] = cached_result(experiment.output_dir, name, partial(train_variant, experiment, variant, args))
     return results
 
 
 def main() -> None:
-    int_option = {"type": int}
     args = parse_args(
-        __doc__, clip={"type": Path, "metavar": "DIR"}, clip_steps=int_option | {"default": 4000}, clip_scenes=int_option | {"default": 20000},
-        held_out=int_option | {"default": 300}, max_steps=int_option, only={"nargs": "*", "choices": list(VARIANTS)},
-    )  # fmt: skip
+        __doc__,
+        clip={"type": Path, "metavar": "DIR"},
+        clip_steps={"type": int, "default": 4000},
+        clip_scenes={"type": int, "default": 20000},
+        held_out={"type": int, "default": 300},
+        max_steps={"type": int},
+        only={"nargs": "*", "choices": list(VARIANTS)},
+    )
     by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], partial(run_study, args), args.workers)
     names = list(by_seed[0])
     table_rows = [

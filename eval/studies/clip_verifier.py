@@ -1,12 +1,15 @@
-"""How well does an open_clip model judge claims about the rendered world, by kind of claim?
+"""How well does an open_clip model verify claims about synthetic scenes, by kind of claim?
 
-    python eval/studies/clip_verifier.py --out runs/clip [--seeds 3] [--steps 4000] [--scenes 20000] [--held_out 1000]
+    python eval/studies/clip_verifier.py --out runs/clip [--seeds 3] [--steps 4000] [--scenes 20000]
+                                         [--held_out 1000]
 
-A small open_clip model is trained from scratch with open_clip's own loss on pictures and what is true of their scenes in words ("a photo of a red
-ring", "a photo of a red ring and a blue star and a moon"), and calibrated on scenes it was not trained on. Measured on held-out scenes against hard
-false claims (labelled.py): AUROC by kind, the share it leaves unknown, how often it is right of the rest, and claims a second, pictures encoded in
-the time and before. Contrastive models know things and colours; numbers and places are what they are weak at. Each seed's checkpoint,
-OUT/clip-SEED, serves `--clip_model`.
+A small open_clip model is trained from scratch with open_clip's own loss, on images and true text
+about their scenes ("a photo of a red ring", "a photo of a red ring and a blue star and a moon"),
+and calibrated on scenes it was not trained on. Measured on held-out scenes against hard false
+claims (labelled_claims.py): AUROC by kind, share left unknown, accuracy of the rest, and claims
+per second with images encoded in that time or before. Contrastive models know objects and
+colours; numbers and locations are their weakness. Each seed's checkpoint, OUT/clip-SEED, works as
+`--clip_model`.
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from labelled import EXCLUSIVE_VALUES, load_scene_lexicon, sample_labelled_claims
+from common import cached_result, format_mean, markdown_table, parse_args
+from labelled_claims import EXCLUSIVE_VALUES, load_scene_lexicon, sample_claims, sample_labelled_claims
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from world import cached_result, format_mean, markdown_table, parse_args
 
 from mmrlhf import scenes
 from mmrlhf.claims import Lexicon
@@ -43,24 +46,24 @@ MODEL_CONFIG = {
 }
 BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS = 128, 1e-3, 100
 MAX_OBJECTS_PER_CAPTION = 3
-"""Most things that one sentence of the training names."""
+"""Objects that one training caption names, at most."""
 NUM_CALIBRATION_SCENES = 400
-"""Scenes of the selection split that calibrate."""
+"""Scenes of the selection split used for calibration."""
 
 
 def training_captions(scene: scenes.Scene, rng: np.random.Generator, lexicon: Lexicon) -> list[str]:
-    """What is true of a scene: a thing, one and its colour, any claim, and some of the things together."""
+    """Return true captions: an object, an object with its colour, any claim, several objects."""
     true_claims = [c.claim for c in sample_labelled_claims(scene, rng) if c.is_true]
-    single_claims = [
-        claim_phrase(c, lexicon) for c in (true_claims[0], true_claims[1], true_claims[int(rng.integers(len(true_claims)))])
-    ]
+    # The first two are an object and its colour.
+    chosen_claims = (true_claims[0], true_claims[1], true_claims[int(rng.integers(len(true_claims)))])
+    single_claims = [claim_phrase(c, lexicon) for c in chosen_claims]
     objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:MAX_OBJECTS_PER_CAPTION]]
     joint_caption = " and ".join(claim_phrase(Claim("attribute", t.shape, t.colour), lexicon) for t in objects)
     return [TEMPLATE.format(text) for text in (*single_claims, joint_caption)]
 
 
 def train_clip(directory: Path, seed: int, num_steps: int, num_scenes: int) -> None:
-    """A checkpoint in `directory`, with what its margins are worth."""
+    """Train and calibrate a model, and write its checkpoint to `directory`."""
     torch.manual_seed(seed)
     rng, lexicon = np.random.default_rng([seed, 61]), load_scene_lexicon()
     model = open_clip.CLIP(**MODEL_CONFIG)
@@ -78,9 +81,8 @@ def train_clip(directory: Path, seed: int, num_steps: int, num_scenes: int) -> N
         caption_batches = zip(*(training_captions(train_scenes[i], rng, lexicon) for i in indices), strict=True)
         image_BD = model.encode_image(pixels[indices].float(), normalize=True)
         logit_scale = model.logit_scale.exp()
-        mean_loss = torch.stack(
-            [loss_fn(image_BD, model.encode_text(tokenizer(list(t)), normalize=True), logit_scale) for t in caption_batches]
-        ).mean()
+        text_batches = (model.encode_text(tokenizer(list(texts)), normalize=True) for texts in caption_batches)
+        mean_loss = torch.stack([loss_fn(image_BD, text_BD, logit_scale) for text_BD in text_batches]).mean()
         optimizer.zero_grad()
         mean_loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -102,7 +104,7 @@ def train_clip(directory: Path, seed: int, num_steps: int, num_scenes: int) -> N
 
 
 def score_claims(clip: ClipVerifier, split: scenes.Split, num_scenes: int, seed: int) -> list[dict[str, Any]]:
-    """Claims on a split's scenes with what the model measures and says of them."""
+    """Return the claims about a split's scenes with the model's margins and verdicts."""
     rows = []
     for index in range(num_scenes):
         scene = scenes.generate_scene(split, index, seed)
@@ -111,12 +113,13 @@ def score_claims(clip: ClipVerifier, split: scenes.Split, num_scenes: int, seed:
         (margins,), (verdicts,) = clip.margins([answer_claims]), clip([answer_claims])
         for labelled_claim, (margin, _), verdict in zip(claims, margins, verdicts, strict=True):
             row = {"kind": labelled_claim.claim.kind, "true": labelled_claim.is_true, "margin": margin, "verdict": verdict.value}
-            rows += [row | {"probability": verdict.probability}] if margin is not None else []
+            if margin is not None:
+                rows.append(row | {"probability": verdict.probability})
     return rows
 
 
 def ensure_checkpoint(output_dir: Path, seed: int, num_steps: int, num_scenes: int) -> Path:
-    """The seed's checkpoint, trained if it is not there."""
+    """Return the seed's checkpoint; train it if it does not exist."""
     directory = output_dir / f"clip-{seed}"
     if not directory.exists():
         train_clip(directory, seed, num_steps, num_scenes)
@@ -124,7 +127,7 @@ def ensure_checkpoint(output_dir: Path, seed: int, num_steps: int, num_scenes: i
 
 
 def metrics_by_kind(rows: list[dict[str, Any]], score_key: str) -> dict[str, dict[str, float]]:
-    """AUROC with its half width, share unknown, and how often a verdict that is given is right."""
+    """Return AUROC with half width, share unknown and accuracy of the rest, by kind of claim."""
     metrics = {}
     for kind in CLAIM_KINDS:
         kind_rows = [r for r in rows if r["kind"] == kind]
@@ -145,16 +148,15 @@ def metrics_by_kind(rows: list[dict[str, Any]], score_key: str) -> dict[str, dic
 
 
 def measure_throughput(clip: ClipVerifier, seed: int) -> dict[str, float]:
-    """Claims a second of the process's own time, eight a picture: pictures and phrases new to the model, and both known."""
+    """Return claims per second of CPU time, eight per image, with nothing and with all cached."""
     answer_claims = []
     for index in range(64):
         scene = scenes.generate_scene("held_out", index, seed)
-        claims = [c.claim for r in range(4) for c in sample_labelled_claims(scene, np.random.default_rng([seed, 71, index, r]))][
-            :8
-        ]
-        answer_claims.append(AnswerClaims((scene.image_source(),), (), tuple(claims)))
+        claims = sample_claims(scene, [seed, 71, index], num_claims=8)
+        answer_claims.append(AnswerClaims((scene.image_source(),), (), claims))
     num_claims, throughput = sum(len(s.claims) for s in answer_claims), {}
-    clip._image_features.clear(), clip._text_features.clear()
+    clip._image_features.clear()
+    clip._text_features.clear()
     for name in ("claims_per_s_new", "claims_per_s_known"):
         start_time = time.process_time()
         clip(answer_claims)

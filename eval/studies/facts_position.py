@@ -1,11 +1,12 @@
-"""Where should facts stand, and should the critic read them? Two ablations on the world.
+"""Where should facts be, and should the critic read them? Two ablations on synthetic scenes.
 
     python eval/studies/facts_position.py --out runs/studies [--seeds 3]
 
-`before` puts facts in front of the question, shared by all answers; `after` into the review turn, as LLaVA-RLHF does; `none` is a reward model
-that reads none. Accuracy is of held-out pairs as labelled (90% at most). Each trains a policy, and `before` a second one whose critic reads facts,
-too. `explained` is the critic's share of explained variance over the second half of the steps, the rest is of greedy answers on 300
-held-out scenes.
+`before` puts facts before the question, shared by all answers; `after` puts them into the review
+turn, as LLaVA-RLHF does; `none` is a reward model without facts. Accuracy is of held-out pairs as
+labelled (90% at most). Each trains a policy, and `before` a second one whose critic reads facts,
+too. `explained` is the critic's explained variance over the second half of the steps; the rest is
+of greedy answers on 300 held-out scenes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from world import Experiment, cached_results, format_mean, markdown_table, parse_args, run_parallel
+from common import Experiment, cached_results, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf.files.jsonl import read_jsonl
 
@@ -48,9 +49,8 @@ def measure_setting(experiment: Experiment, setting: str) -> dict[str, Any]:
     )
     step_metrics = read_jsonl(Path(policy_path).parent / "metrics.jsonl")
     explained_variances = [row["critic/vf_explained_var"] for row in step_metrics if "critic/vf_explained_var" in row]
-    return {"accuracy": accuracy, "explained": fmean(explained_variances[len(explained_variances) // 2 :])} | experiment.evaluate(
-        policy_path
-    )
+    second_half = explained_variances[len(explained_variances) // 2 :]
+    return {"accuracy": accuracy, "explained": fmean(second_half)} | experiment.evaluate(policy_path)
 
 
 def run_study(experiment: Experiment) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""How good must facts be? Reward models and policies with facts missing, wrong, or another picture's.
+"""How good must facts be? Reward models and policies with facts missing, wrong, or swapped.
 
     python eval/studies/facts_quality.py --out runs/studies [--seeds 3]
 
-Of what is true of a scene, a share is listed, and of that a share is wrong; `swapped` gives every row another row's facts. Facts are of the
-same quality in training, on held-out pairs and in PPO. Accuracy is of held-out pairs as labelled (90% at most), the rest of greedy
-answers on 300 held-out scenes. Differences are within a seed.
+A share of what is true of a scene is listed, and a share of that is wrong; `swapped` gives every
+row the facts of another row. Facts have the same quality in training, on held-out pairs and in
+PPO. Accuracy is of held-out pairs as labelled (90% at most), the rest of greedy answers on 300
+held-out scenes. Differences are within a seed.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from world import Experiment, cached_results, format_mean, markdown_table, parse_args, run_parallel
+from common import Experiment, cached_results, format_mean, markdown_table, parse_args, run_parallel, slug
 
 from mmrlhf import scenes
 from mmrlhf.commands.reward_eval import accuracy
 from mmrlhf.demo import data
-from mmrlhf.records import Example, Fact, Preference
+from mmrlhf.records import Fact, Preference
 from mmrlhf.reward_model import to_answer_group
 from mmrlhf.rewards.checkpoint import load_reward_model
 
@@ -31,7 +32,7 @@ QUALITIES = {
     "30% wrong": (1.0, 0.3, False),
     "swapped": (1.0, 0.0, True),
 }
-"""Share listed, share of those wrong, and whether they are another row's."""
+"""Share listed, share of those wrong, and whether they are those of another row."""
 METRICS = {"accuracy": True, "utility": False, "chair_s": True, "coverage": True}
 
 
@@ -47,19 +48,16 @@ def build_facts(experiment: Experiment, split: scenes.Split, row_id: str, qualit
 
 
 def measure_quality(experiment: Experiment, quality: str) -> dict[str, Any]:
-    name = "facts_" + "".join(c if c.isalnum() else "_" for c in quality)
+    name = f"facts_{slug(quality)}"
 
     def with_facts(row: Preference) -> Preference:
         return replace(row, facts=build_facts(experiment, "pairs", row.id, quality))
 
     reward_model_path = experiment.train_reward(name, with_facts, fact_dropout=0.0)
     held_out = [with_facts(p) for p in experiment.pairs[1]]
-    metrics = {
-        "accuracy": accuracy(held_out, load_reward_model(reward_model_path).score([to_answer_group(p) for p in held_out]))[
-            "value"
-        ]
-    }
-    prompts: list[Example] = [
+    scores = load_reward_model(reward_model_path).score([to_answer_group(p) for p in held_out])
+    metrics = {"accuracy": accuracy(held_out, scores)["value"]}
+    prompts = [
         replace(e, facts=build_facts(experiment, "rl", e.id, quality)) for e in data.build_rl_prompts(experiment.data_config)
     ]
     return metrics | experiment.evaluate(experiment.train_policy(name, prompts, reward_model_path=reward_model_path))
@@ -80,15 +78,8 @@ def main() -> None:
     baseline = results["none listed"]
     for quality in (q for q in QUALITIES if q != "none listed"):
         differences = [[c[m] - b[m] for c, b in zip(results[quality], baseline, strict=True)] for m in METRICS]
-        rows.append(
-            (
-                f"{quality} - none listed",
-                *(
-                    format_mean(metric_differences, p, "+")
-                    for metric_differences, p in zip(differences, METRICS.values(), strict=True)
-                ),
-            )
-        )
+        cells = (format_mean(values, p, "+") for values, p in zip(differences, METRICS.values(), strict=True))
+        rows.append((f"{quality} - none listed", *cells))
     print(markdown_table(("facts", *METRICS), rows) + "\n")
     print(json.dumps({"study": "facts_quality", "seeds": args.seeds, "cells": results}))
 

@@ -1,7 +1,8 @@
-"""Claims about scenes that are known to be true or false, the false ones hard: one thing in them is other than in the picture.
+"""Labelled claims about scenes. The false ones are hard: one thing in each differs from the image.
 
-An absent shape (the partner that a habit calls for, where there is one), the colour of another thing of the scene, a number one off, a
-relation turned round. As many true as false ones of each kind in a scene.
+An absent shape (the absent partner of a trigger, if there is one), the colour of another object
+of the scene, a number that is off by one, or the opposite relation. A scene has as many true as
+false claims of each kind.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from mmrlhf import scenes
 from mmrlhf.claims import Lexicon, load_lexicon
 from mmrlhf.records import Claim
 from mmrlhf.scenes.captions import OPPOSITE_RELATION, sample_relation
-from mmrlhf.scenes.vocabulary import COLOURS, COOCCURRENCES, SHAPES, SIZES
+from mmrlhf.scenes.vocabulary import COLOURS, SHAPES, SIZES
 
 EXCLUSIVE_VALUES = [sorted(COLOURS), sorted(SIZES)]
 
 
 def load_scene_lexicon() -> Lexicon:
-    """The lexicon with the world's nouns."""
+    """Return the lexicon with the nouns of the scenes."""
     return load_lexicon(str(Path(scenes.__file__).parent / "lexicon.txt"))
 
 
@@ -32,19 +33,18 @@ class LabelledClaim:
 
 
 def is_claim_true(scene: scenes.Scene, claim: Claim) -> bool:
-    """What the graph says of a claim that the general extractor would make."""
+    """Verify a claim, in the form of the general extractor, by the scene graph."""
     if claim.kind == "relation":
         claim = replace(claim, value=f"{claim.relation} {claim.target}", relation="", target="")
     return scenes.verify_claim(scene, claim).value == "supported"
 
 
 def sample_labelled_claims(scene: scenes.Scene, rng: np.random.Generator) -> list[LabelledClaim]:
-    """Claims of all kinds on a scene."""
+    """Sample true and false claims of all kinds about a scene."""
     pairs: list[tuple[Claim, Claim]] = []
     shapes = sorted({t.shape for t in scene.objects})
     obj = scene.objects[int(rng.integers(len(scene.objects)))]
-    absent_partners = [p for t, p in COOCCURRENCES.items() if t in shapes and p not in shapes]
-    absent_shapes = absent_partners or [s for s in SHAPES if s not in shapes]
+    absent_shapes = scenes.absent_partners(shapes) or [s for s in SHAPES if s not in shapes]
     pairs.append((Claim("object", obj.shape), Claim("object", str(rng.choice(absent_shapes)))))
     other_colours = {t.colour for t in scene.objects} - {obj.colour} or set(COLOURS) - {obj.colour}
     claim = Claim("attribute", obj.shape, obj.colour)
@@ -52,8 +52,7 @@ def sample_labelled_claims(scene: scenes.Scene, rng: np.random.Generator) -> lis
     claim = Claim("count", "object", str(len(scene.objects)))
     if rng.random() < 0.5:
         claim = Claim("count", obj.shape, str(sum(t.shape == obj.shape for t in scene.objects)))
-    wrong_count = int(claim.value) + (1 if claim.value == "1" else int(rng.choice([-1, 1])))
-    pairs.append((claim, replace(claim, value=str(wrong_count))))
+    pairs.append((claim, replace(claim, value=str(scenes.off_by_one(int(claim.value), rng)))))
     if len(scene.objects) > 1:
         a, b = (scene.objects[i] for i in rng.choice(len(scene.objects), 2, replace=False))
         claim = Claim("relation", a.shape, relation=sample_relation(a, b, rng), target=b.shape)
@@ -63,3 +62,9 @@ def sample_labelled_claims(scene: scenes.Scene, rng: np.random.Generator) -> lis
         if is_claim_true(scene, true_claim) and not is_claim_true(scene, false_claim):
             labelled_claims += [LabelledClaim(true_claim, True), LabelledClaim(false_claim, False)]
     return labelled_claims
+
+
+def sample_claims(scene: scenes.Scene, seed: list[int], num_claims: int) -> tuple[Claim, ...]:
+    """Return up to `num_claims` claims about a scene, true and false ones, from four samples."""
+    samples = (sample_labelled_claims(scene, np.random.default_rng([*seed, repeat])) for repeat in range(4))
+    return tuple(labelled.claim for sample in samples for labelled in sample)[:num_claims]

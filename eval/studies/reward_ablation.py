@@ -1,21 +1,24 @@
-"""What do the parts of LLaVA-RLHF's reward do, each apart? A full factorial, which was never published.
+"""What does each part of LLaVA-RLHF's reward do? A full factorial, which was never published.
 
     python eval/studies/reward_ablation.py --out runs/studies [--seeds 3]
 
-Four parts, on or off, 16 policies a seed: facts in the reward model, correctness (yes/no questions, weight 2), length (weight -10 times the share of the
-room that an answer takes) and missing_eos (-8), with the published weights. The reward models are normalised, so that 1 is a standard
-deviation of their scores. A third of the prompts are questions. Greedy answers on 300 held-out scenes; effects are means of
-differences between a part on and off, over the other parts, within a seed.
+Four parts, on or off, 16 policies per seed, with the published weights: facts in the reward
+model, correctness (yes/no questions, weight 2), length (weight -10 times the fraction of the
+maximum length that an answer takes) and missing_eos (-8). Reward models are normalised: 1 is a
+standard deviation of their scores. A third of the prompts are yes/no questions. Greedy answers on
+300 held-out scenes. Effects are mean differences between a part on and off, over the other parts,
+within a seed.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
-from world import Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
+from common import Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf import scenes
 from mmrlhf.demo import data
@@ -23,21 +26,18 @@ from mmrlhf.records import Example, Message
 
 REWARD_PARTS = {"facts": "", "correctness": "correctness=2", "length": "length=-10", "missing_eos": "missing_eos=-8"}
 METRICS = {"chair_s": True, "coverage": True, "utility": False, "mean_length": False, "yes_rate": True, "yes_no_accuracy": True}
-"""Names in the benchmark, and whether they are shown in percent."""
+"""Metrics of the benchmark, and whether they are percentages."""
 
 
 def build_prompts(experiment: Experiment) -> list[Example]:
-    """Two descriptions to one question, whose true answer correctness is judged by."""
+    """Return two descriptions to each yes/no question, whose reference correctness reads."""
     rows = []
     for index in range(experiment.data_config.rl_scenes):
-        scene, rng = (
-            data.training_scene("rl", index, experiment.data_config),
-            np.random.default_rng([experiment.seed, 53, index]),
-        )
+        scene = data.training_scene("rl", index, experiment.data_config)
+        rng = np.random.default_rng([experiment.seed, 53, index])
         question = scenes.description_question(scene, rng)
-        if index % 3 == 0:
-            while (question := scenes.short_question(scene, rng)).kind != "yes_no":
-                pass
+        while index % 3 == 0 and question.kind != "yes_no":
+            question = scenes.short_question(scene, rng)
         facts = scenes.annotator_facts(scene, rng, recall=experiment.fact_recall, error_rate=experiment.fact_error_rate)
         reference = question.answer if question.kind == "yes_no" else None
         rows.append(Example(scene.id, (scene.image_source(),), (Message("user", question.text),), reference, facts))
@@ -45,6 +45,7 @@ def build_prompts(experiment: Experiment) -> list[Example]:
 
 
 def train_combination(experiment: Experiment, enabled: tuple[str, ...]) -> dict[str, Any]:
+    """Train the policy with some parts of the reward and return its metrics."""
     facts = "given" if "facts" in enabled else "none"
     reward_model_path = experiment.train_reward(
         "facts" if facts == "given" else "none",
@@ -62,23 +63,17 @@ def train_combination(experiment: Experiment, enabled: tuple[str, ...]) -> dict[
     return experiment.evaluate(policy_path)
 
 
-COMBINATIONS = [on for k in range(len(REWARD_PARTS) + 1) for on in itertools.combinations(REWARD_PARTS, k)]
+COMBINATIONS = [parts for k in range(len(REWARD_PARTS) + 1) for parts in itertools.combinations(REWARD_PARTS, k)]
 
 
 def run_study(experiment: Experiment) -> list[dict[str, Any]]:
-    """SFT, and a policy for each of `ON`."""
-    sft_result = cached_result(experiment.output_dir, f"rewards-{experiment.seed}-sft", lambda: experiment.evaluate(None))
-    return [
-        sft_result,
-        *(
-            cached_result(
-                experiment.output_dir,
-                f"rewards-{experiment.seed}-{'-'.join(enabled) or 'rm'}",
-                lambda o=enabled: train_combination(experiment, o),
-            )
-            for enabled in COMBINATIONS
-        ),  # type: ignore[misc]
-    ]
+    """Return the results of SFT and of each of COMBINATIONS."""
+    prefix = f"rewards-{experiment.seed}"
+    results = [cached_result(experiment.output_dir, f"{prefix}-sft", partial(experiment.evaluate, None))]
+    for enabled in COMBINATIONS:
+        name = f"{prefix}-{'-'.join(enabled) or 'rm'}"
+        results.append(cached_result(experiment.output_dir, name, partial(train_combination, experiment, enabled)))
+    return results
 
 
 def main() -> None:
@@ -94,25 +89,21 @@ def main() -> None:
     print(markdown_table(("terms", *METRICS), rows) + "\n")
     effects = []
     for part in REWARD_PARTS:
-        per_seed = {
-            m: [
-                np.mean([(1 if part in enabled else -1) * seed_results[s][m] for enabled, seed_results in results.items()]) * 2
-                for s in range(args.seeds)
+        cells = []
+        for metric, as_percent in METRICS.items():
+            # Twice the mean of signed results is the mean difference between on and off.
+            effect_by_seed = [
+                np.mean(
+                    [(1 if part in enabled else -1) * seed_results[seed][metric] for enabled, seed_results in results.items()]
+                )
+                * 2
+                for seed in range(args.seeds)
             ]
-            for m in METRICS
-        }
-        effects.append((part, *(format_mean(per_seed[m], p, "+") for m, p in METRICS.items())))
+            cells.append(format_mean(effect_by_seed, as_percent, "+"))
+        effects.append((part, *cells))
     print(markdown_table(("effect of", *METRICS), effects) + "\n")
-    print(
-        json.dumps(
-            {
-                "study": "rewards",
-                "seeds": args.seeds,
-                "sft": sft_results,
-                "cells": {" + ".join(enabled) or "rm": c for enabled, c in results.items()},
-            }
-        )
-    )
+    cells_by_name = {" + ".join(enabled) or "rm": seed_results for enabled, seed_results in results.items()}
+    print(json.dumps({"study": "rewards", "seeds": args.seeds, "sft": sft_results, "cells": cells_by_name}))
 
 
 if __name__ == "__main__":

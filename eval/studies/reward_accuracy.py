@@ -1,20 +1,23 @@
-"""Do facts make a better judge? Reward models with facts and without on the world's held-out pairs, at three difficulties.
+"""Do facts make a better reward model? With and without, on held-out pairs, at three difficulties.
 
-    python eval/studies/reward_accuracy.py --out runs/studies [--seeds 3] [--difficulties demo easier harder]
+    python eval/studies/reward_accuracy.py --out runs/studies [--seeds 3]
+                                           [--difficulties demo easier harder]
 
-Both models see the same pairs, planted claims included, each once; labels are wrong in 10% of pairs, held-out ones included, so that 90% is the
-most. `clean` is against what the scenes say, also by what decides a pair. Then what becomes of accuracy at the demo's difficulty when facts are missing, another picture's,
-or contradicted; and the contradiction probe, by an injector of this study alone: other sentences than any that were trained on, made from the
-scene itself and put in front of a clean caption.
+Both models see the same pairs once, injected claims included. 10% of labels are wrong, held-out
+ones included, so that 90% is the maximum. `clean` is accuracy against the scenes, also by what
+decides a pair. Then, at the demo's difficulty: accuracy when facts are missing, of another image,
+or contradicted; and a probe with false claims that only this study makes: sentences unlike any in
+training, built from the scene and put before a clean caption.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
-from world import DIFFICULTIES, Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
+from common import DIFFICULTIES, Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf import scenes
 from mmrlhf.commands.reward_eval import SCORE_TOLERANCE, accuracy, perturbed_facts
@@ -32,31 +35,39 @@ FACTS_SETTINGS = {"facts": {"facts": "given", "fact_dropout": 0.2}, "none": {"fa
 
 
 def probe_sentences(scene: scenes.Scene, kind: str, rng: np.random.Generator) -> tuple[str, str] | None:
-    """A false claim on a scene and a true one in the same words."""
+    """Return a false and a true claim in the same words; None if the scene has none of the kind."""
     obj = scene.objects[int(rng.integers(len(scene.objects)))]
     if kind == "object":
         shape = str(rng.choice([s for s in scenes.SHAPES if s not in {t.shape for t in scene.objects}]))
         absent_object = f"{rng.choice(list(scenes.COLOURS))} {shape}"
-        return tuple(f"Somewhere in it you find {scenes.with_article(n)}." for n in (absent_object, obj.name))  # type: ignore[return-value]
+        template, false_value, true_value = "Somewhere in it you find {}.", absent_object, obj.name
+        return template.format(scenes.with_article(false_value)), template.format(scenes.with_article(true_value))
     if kind == "attribute":
         present_colours = {t.colour for t in scene.objects if t.shape == obj.shape}
-        colours = (str(rng.choice([c for c in scenes.COLOURS if c not in present_colours])), obj.colour)
-        return tuple(f"Colour of the {obj.shape}: {c}." for c in colours)  # type: ignore[return-value]
+        wrong_colour = str(rng.choice([c for c in scenes.COLOURS if c not in present_colours]))
+        return f"Colour of the {obj.shape}: {wrong_colour}.", f"Colour of the {obj.shape}: {obj.colour}."
     if kind == "count":
         count = len(scene.objects)
-        wrong_count = count + 1 if count == 1 else count + int(rng.choice([-1, 1]))
-        return tuple(f"Someone put {scenes.count_phrase(n, 'object')} in it." for n in (wrong_count, count))  # type: ignore[return-value]
-    if len({t.name for t in scene.objects}) < max(2, len(scene.objects)):  # two of a name make a relation true both ways
+        wrong_count = scenes.off_by_one(count, rng)
+        template = "Someone put {} in it."
+        return template.format(scenes.count_phrase(wrong_count, "object")), template.format(scenes.count_phrase(count, "object"))
+    # With two objects of one name a relation may hold in both directions.
+    if len({t.name for t in scene.objects}) < max(2, len(scene.objects)):
         return None
     a, b = (scene.objects[i] for i in rng.choice(len(scene.objects), 2, replace=False))
     relation = sample_relation(a, b, rng)
-    return tuple(f"You find the {a.name} {r} the {b.name}." for r in (OPPOSITE_RELATION[relation], relation))  # type: ignore[return-value]
+    template = f"You find the {a.name} {{}} the {b.name}."
+    return template.format(OPPOSITE_RELATION[relation]), template.format(relation)
 
 
 def measure_probes(experiment: Experiment, model: RewardModel) -> dict[str, dict[str, float]]:
-    """By kind of claim, the share of clean captions whose score a false claim lowers, and whose false claim scores below a true one."""
+    """Return how often claims change the score of a clean caption, by kind of claim.
+
+    Shares of captions whose score a false claim lowers, whose score a true one lowers, and whose
+    false claim scores below the true one.
+    """
     metrics = {}
-    for kind in ("object", "attribute", "count", "relation"):
+    for kind in CLAIM_KINDS:
         groups = []
         for index in range(NUM_PROBE_SCENES):
             scene, rng = scenes.generate_scene("selection", index, 0), np.random.default_rng([61, index])
@@ -67,38 +78,39 @@ def measure_probes(experiment: Experiment, model: RewardModel) -> dict[str, dict
                 groups.append(AnswerGroup((scene.image_source(),), (Message("user", question.text),), answers, facts, scene.id))
         clean_scores, false_scores, true_scores = np.array(model.score(groups)).T
         metrics[kind] = {
-            "lowers": float((false_scores < clean_scores).mean()), "true_lowers": float((true_scores < clean_scores).mean()), "below_true": float((false_scores < true_scores).mean())
-        }  # fmt: skip
+            "lowers": float((false_scores < clean_scores).mean()),
+            "true_lowers": float((true_scores < clean_scores).mean()),
+            "below_true": float((false_scores < true_scores).mean()),
+        }
     return metrics
 
 
+CLAIM_KINDS = ("object", "attribute", "count", "relation")
 DECIDING_FACTORS = ("perception_errors", "cooccurrence_errors", "completeness")
 
 
 def clean_accuracy(experiment: Experiment, rows: list[Preference], scores: list[list[float]]) -> dict[str, float]:
-    """Accuracy against what the scenes say, turned labels turned back: of all pairs, and by what decides them: one answer misreads more
-    (`sight`) or says more out of habit, all else alike, or both are as false and one tells more (`completeness`)."""
+    """Return accuracy against the scenes, not the labels: of all pairs, and by what decides a pair.
+
+    Either only the number of perception errors differs, or only that of co-occurrence errors, or
+    neither differs and one answer says more (completeness).
+    """
+    penalty = experiment.data_config.false_claim_penalty
     outcomes_by_kind: dict[str, list[bool]] = {"clean": [], **{kind: [] for kind in DECIDING_FACTORS}}
     for row, (first_score, second_score) in zip(rows, scores, strict=True):
         scene = data.training_scene("pairs", int(row.id.split("-")[1]), experiment.data_config)
         a, b = (scenes.verify_answer(scene, answer) for answer in row.answers)
-        utility_gap = (
-            len(a.true_claims)
-            - len(b.true_claims)
-            - experiment.data_config.false_claim_penalty * (len(a.false_claims) - len(b.false_claims))
-        )
+        utility_gap = len(a.true_claims) - len(b.true_claims) - penalty * (len(a.false_claims) - len(b.false_claims))
         is_correct = (utility_gap > 0) == (first_score > second_score + SCORE_TOLERANCE)
-        perception_gap, cooccurrence_gap = (
-            len(a.perception_errors) - len(b.perception_errors),
-            len(a.cooccurrence_errors) - len(b.cooccurrence_errors),
-        )
-        kinds = (
-            ["perception_errors"] * bool(perception_gap and not cooccurrence_gap)
-            + ["cooccurrence_errors"] * bool(cooccurrence_gap and not perception_gap)
-            + ["completeness"] * (not perception_gap and not cooccurrence_gap)
-        )
-        for kind in ("clean", *kinds):
-            outcomes_by_kind[kind].append(is_correct)
+        perception_differs = len(a.perception_errors) != len(b.perception_errors)
+        cooccurrence_differs = len(a.cooccurrence_errors) != len(b.cooccurrence_errors)
+        outcomes_by_kind["clean"].append(is_correct)
+        if perception_differs and not cooccurrence_differs:
+            outcomes_by_kind["perception_errors"].append(is_correct)
+        elif cooccurrence_differs and not perception_differs:
+            outcomes_by_kind["cooccurrence_errors"].append(is_correct)
+        elif not perception_differs:
+            outcomes_by_kind["completeness"].append(is_correct)
     return {kind: float(np.mean(outcomes)) for kind, outcomes in outcomes_by_kind.items()}
 
 
@@ -116,12 +128,9 @@ def evaluate_reward_model(experiment: Experiment, name: str) -> dict[str, Any]:
 
 
 def run_study(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    prefix = f"reward_accuracy-{experiment.difficulty}-{experiment.seed}"
     return {
-        name: cached_result(
-            experiment.output_dir,
-            f"reward_accuracy-{experiment.difficulty}-{experiment.seed}-{name}",
-            lambda n=name: evaluate_reward_model(experiment, n),
-        )  # type: ignore[misc]
+        name: cached_result(experiment.output_dir, f"{prefix}-{name}", partial(evaluate_reward_model, experiment, name))
         for name in FACTS_SETTINGS
     }
 
@@ -146,13 +155,12 @@ def main() -> None:
         print(
             markdown_table(("facts", "accuracy %"), [(s, format_mean((c[s] for c in demo_results), True)) for s in states]) + "\n"
         )
-    kinds = ("object", "attribute", "count", "relation")
     table = [
-        (difficulty, name, probe_name, *(format_mean((c["probes"][k][key] for c in seed_results), True) for k in kinds))
+        (difficulty, name, probe_name, *(format_mean((c["probes"][k][key] for c in seed_results), True) for k in CLAIM_KINDS))
         for difficulty, models in results.items() for name, seed_results in models.items()
         for probe_name, key in (("false lowers", "lowers"), ("true lowers", "true_lowers"), ("false below true", "below_true"))
     ]  # fmt: skip
-    print(markdown_table(("difficulty", "reward model", "probe %", *kinds), table) + "\n")
+    print(markdown_table(("difficulty", "reward model", "probe %", *CLAIM_KINDS), table) + "\n")
     print(json.dumps({"study": "reward_accuracy", "seeds": args.seeds, "cells": results}))
 
 

@@ -1,10 +1,12 @@
-"""What does a model asked yes or no know of claims, how sure may it be, and what does sharing a prompt save?
+"""How well does a VLM verify claims by yes/no questions, and what does sharing a prompt save?
 
     python eval/studies/vlm_verifier.py --out runs/asking [--seeds 3] [--scenes 400]
 
-The world's small base is asked about hard true and false claims on held-out scenes (labelled.py): AUROC, accuracy of yes and no, and the
-expected calibration error of its probabilities by kind of claim, as it says them and after a calibration on other scenes. Speed: claims a second of
-the process's own time with all claims of a picture on one prompt, eight a picture, against a prompt for each.
+The demo's tiny VLM is asked about hard true and false claims on held-out scenes
+(labelled_claims.py). By kind of claim: AUROC, accuracy of yes and no, and the expected
+calibration error of its probabilities, raw and after calibration on other scenes. Speed: claims
+per second of CPU time with all claims about an image on one prompt, eight per image, against one
+prompt per claim.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from clip_world import metrics_by_kind
-from labelled import load_scene_lexicon, sample_labelled_claims
+from clip_verifier import metrics_by_kind
+from common import cached_result, format_mean, markdown_table, parse_args
+from labelled_claims import load_scene_lexicon, sample_claims, sample_labelled_claims
 from scipy.special import expit
-from world import cached_result, format_mean, markdown_table, parse_args
 
 from mmrlhf import scenes
 from mmrlhf.files.bundled import folder
@@ -40,11 +42,11 @@ def score_claims(verifier: VLMVerifier, split: scenes.Split, num_scenes: int, se
         answer_claims.append(AnswerClaims((scene.image_source(),), (), tuple(c.claim for c in claims)))
         labelled_claims += claims
     log_odds = [x for claim_log_odds in verifier.log_odds(answer_claims) for x in claim_log_odds]
-    return [{"kind": c.claim.kind, "true": c.true, "x": x} for c, x in zip(labelled_claims, log_odds, strict=True)]
+    return [{"kind": c.claim.kind, "true": c.is_true, "x": x} for c, x in zip(labelled_claims, log_odds, strict=True)]
 
 
 def evaluate_calibration(rows: list[dict[str, Any]], platt_scaling: PlattScaling) -> dict[str, Any]:
-    """By kind: AUROC, accuracy, and calibration error as the model says it and calibrated."""
+    """Return AUROC, accuracy and calibration error, raw and calibrated, by kind of claim."""
     for row in rows:
         row["verdict"] = "supported" if row["x"] > 0 else "contradicted"
     metrics = metrics_by_kind(rows, "x")
@@ -61,14 +63,15 @@ def evaluate_calibration(rows: list[dict[str, Any]], platt_scaling: PlattScaling
 
 
 def measure_throughput(verifier: VLMVerifier, seed: int, num_images: int = 24, claims_per_image: int = 8) -> dict[str, float]:
-    """Features are there already in both ways."""
+    """Return claims per second of CPU time with shared and with separate prompts.
+
+    Image features are cached before both are timed.
+    """
     shared_prompts = []
     for index in range(num_images):
         scene = scenes.generate_scene("held_out", index, seed)
-        claims = [c.claim for r in range(4) for c in sample_labelled_claims(scene, np.random.default_rng([seed, 79, index, r]))][
-            :claims_per_image
-        ]
-        shared_prompts.append(AnswerClaims((scene.image_source(),), (), tuple(claims)))
+        claims = sample_claims(scene, [seed, 79, index], claims_per_image)
+        shared_prompts.append(AnswerClaims((scene.image_source(),), (), claims))
     separate_prompts = [replace(s, claims=(claim,)) for s in shared_prompts for claim in s.claims]
     verifier.log_odds(shared_prompts[:2])
     throughput = {}
@@ -96,7 +99,7 @@ def run_study(output_dir: Path, num_scenes: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = parse_args(__doc__, scenes={"type": int, "default": 400, "help": "scenes that calibrate, and as many held-out ones"})
+    args = parse_args(__doc__, scenes={"type": int, "default": 400, "help": "scenes for calibration, and as many held-out ones"})
     torch.set_num_threads(1)
     results = [run_study(args.out, args.scenes, seed) for seed in range(args.seeds)]
     table_rows = []
@@ -111,9 +114,10 @@ def main() -> None:
                 *ece,
             )
         )
-    print(markdown_table(("claims", "AUROC", "accuracy, %", "ECE as said", "ECE calibrated"), table_rows) + "\n")
+    print(markdown_table(("claims", "AUROC", "accuracy, %", "ECE raw", "ECE calibrated"), table_rows) + "\n")
     print(
-        f"shared prompt: {format_mean(f['speedup'] for f in results)} times the claims a second of a prompt for each, 8 claims a picture\n"
+        f"shared prompt: {format_mean(f['speedup'] for f in results)} times the claims per second "
+        "of separate prompts, 8 claims per image\n"
     )
     print(json.dumps({"study": "asking", "seeds": args.seeds, "cells": results}))
 
