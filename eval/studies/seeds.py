@@ -57,7 +57,7 @@ def main(paths: list[str]) -> None:
         accuracy = np.array([run["reward_models"][name]["accuracy"] for run in runs])
         print(f"Reward model ({name}): {format_mean(accuracy, as_percent=True)}% of held-out pairs ranked as labelled.")
     for name in ("ppo_fact", "ppo_plain"):
-        print(f"{name}: KL {format_mean(np.array([run['kl'][name] for run in runs]), as_percent=False)} nats an answer.")
+        print(f"{name}: KL {format_mean(np.array([run['kl'][name] for run in runs]), as_percent=False)} nats per answer.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo: the whole pipeline on synthetic scenes, and the tiny VLM that it starts from."""
+"""The demo: the full pipeline on synthetic scenes, and the tiny VLM that it starts from."""
 
 from mmrlhf.demo.pipeline import demo
 

@@ -1,0 +1,68 @@
+"""The studies import, their settings are valid, and their claims and tables are right."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmrlhf import scenes
+
+STUDIES = Path(__file__).parents[2] / "eval" / "studies"
+
+
+@pytest.fixture
+def load_study(monkeypatch):
+    """Import a study as its command does, from its own folder."""
+    pytest.importorskip("open_clip")
+    monkeypatch.syspath_prepend(str(STUDIES))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))
+def test_study_imports_and_says_how_to_run_it(load_study, name):
+    module = load_study(name)
+    if name not in ("common", "labelled_claims"):
+        assert f"python eval/studies/{name}.py" in module.__doc__ and callable(module.main)
+
+
+def test_experiment_settings_are_fields_of_the_demo_configuration(load_study, tmp_path):
+    common = load_study("common")
+    config = common.Experiment(tmp_path, 3, "harder", fact_recall=0.5).data_config
+    assert (config.seed, config.occluded_share, config.fact_recall) == (3, common.DIFFICULTIES["harder"], 0.5)
+
+
+def test_cached_result_is_computed_once(load_study, tmp_path):
+    cached_result, calls = load_study("common").cached_result, []
+    for _ in range(2):
+        result = cached_result(tmp_path, "cell", lambda: calls.append("computed") or {"accuracy": 0.5})
+        assert result["accuracy"] == 0.5
+    assert calls == ["computed"]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([], "-"), ([0.5], "0.50"), ([1.0, 3.0], "2.00 ± 12.71"), ([2.0, 2.0, 2.0], "2.00 ± 0.00")],
+)
+def test_format_mean(load_study, values, text):
+    assert load_study("common").format_mean(values) == text  # 12.71: t of one degree of freedom, times 1
+
+
+def test_sample_labelled_claims_are_labelled_as_the_scene_graph_decides(load_study):
+    module = load_study("labelled_claims")
+    for index in range(50):
+        scene = scenes.generate_scene("held_out", index, 0)
+        labelled = module.sample_labelled_claims(scene, np.random.default_rng(index))
+        assert labelled and sum(c.is_true for c in labelled) == len(labelled) / 2
+        assert all(module.is_claim_true(scene, c.claim) == c.is_true for c in labelled)
+    assert len(module.sample_claims(scene, [0], num_claims=5)) == 5
+
+
+def test_probe_sentences_are_a_false_and_a_true_claim(load_study):
+    module = load_study("reward_accuracy")
+    scene = scenes.generate_scene("held_out", 0, 0)
+    names, count = {t.name for t in scene.objects}, len(scene.objects)
+    false_text, true_text = module.probe_sentences(scene, "object", np.random.default_rng(0))
+    assert any(name in true_text for name in names) and not any(name in false_text for name in names)
+    false_text, true_text = module.probe_sentences(scene, "count", np.random.default_rng(0))
+    assert scenes.count_phrase(count, "object") in true_text and false_text != true_text
