@@ -65,7 +65,7 @@ def process_phrase(
         return
 
     # ---- targets and coordination --------------------------------------------------------------
-    # A couch or *sofa*: another name for the phrase before.
+    # A couch, or perhaps *loveseat*: another name for the phrase before.
     if is_coordinated and previous_tag == "?" and state.conjunct_role in ("target", "object") and not phrase.is_definite:
         return
     # A dog on a *couch*.
