@@ -124,7 +124,7 @@ def _roles_and_separate_bases(config: TrainConfig) -> tuple[list[str], list[Memo
     if not isinstance(config, PPOConfig):
         return [type(config).__name__.removesuffix("Config").lower()], []
     paths = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()] or ["-"]
-    separate_bases = {path: base for path in paths if (base := _separate_base(path, config)) is not None}
+    separate_bases = {path: found for path in paths if (found := _separate_base(path, config)) is not None}
     items = []
     for path, (base, dtype) in separate_bases.items():
         count = sum(p.numel() for p in build_meta_model(base).parameters())
