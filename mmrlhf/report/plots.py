@@ -70,8 +70,8 @@ def _to_inline_svg(figure: Figure, id_prefix: str) -> Markup:
     # Several SVGs share one page: prefix ids and the references to them.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{id_prefix}-", svg)
     # Without width and height the figure scales with the page.
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg xmlns="http://www.w3.org/2000/svg" '
-                  r'xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true" \1>', svg, count=1)  # fmt: skip
+    svg_tag = r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true" \1>'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', svg_tag, svg, count=1)
     return Markup(svg.replace(INK_COLOUR, "currentColor"))
 
 
@@ -115,9 +115,12 @@ def curve_plot(
     curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, y_label: str, is_percent: bool
 ) -> Plot | None:
     """Plot a metric against steps, one line per run. None without data."""
-    lines = {run: [(row["step"], value) for row in rows if (value := metric_value(row, key)) is not None]
-             for run, rows in curves.items()}  # fmt: skip
-    lines = {run: line for run, line in lines.items() if line}
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for run, rows in curves.items():
+        measured = ((row["step"], metric_value(row, key)) for row in rows)
+        line = [(step, value) for step, value in measured if value is not None]
+        if line:
+            lines[run] = line
     if not lines:
         return None
     with _style_context(INK_COLOUR):
