@@ -43,8 +43,8 @@ from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.verifiers import verify_against_facts
 from mmrlhf.verifiers.base import PlattScaling, save_calibration
 from tests.helpers import fake_data, tiny_clip
+from tests.helpers.family_setup import FamilySetup, engine_run, naive_run
 from tests.helpers.tiny_models import FAMILIES
-from tests.models.test_families import FamilySetup, engine_run, naive_run
 
 BASE = "data/tiny_vlm"
 SAMPLES = Path("data/samples")

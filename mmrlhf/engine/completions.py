@@ -29,7 +29,7 @@ class Completions:
 
 @dataclass(frozen=True)
 class SampledCompletions(Completions):
-    """Sampled answers, as many to each prompt."""
+    """Sampled answers, the same number for each prompt."""
 
     logps_NT: Tensor
     """Log-prob of each token when it was sampled, 0 on padding."""

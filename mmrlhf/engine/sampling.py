@@ -27,7 +27,7 @@ COMPACT_BELOW = 0.6
 the whole cache, so it does not pay for every answer that ends."""
 
 EMPTY_SLOT = -1
-"""Stands in for an answer's index where a sequence has fewer answers than the widest one."""
+"""Replaces an answer's index where a sequence has fewer answers than the widest one."""
 
 PADDING_COLUMN = -2
 """Owner of a column of keys that holds padding. Differs from every answer and from EMPTY_SLOT, so

@@ -41,7 +41,8 @@ def yes_no_head(vlm: VLM) -> nn.Linear:
     yes_id, no_id = (int(vlm.answer_token_ids([Message("user", YES_NO_QUESTION)], word, 0)[0]) for word in ("Yes", "No"))
     if yes_id == no_id:
         raise InputError(
-            f'{vlm.name}: its tokenizer begins "Yes" and "No" with the same token, so it cannot start from them: set head_init to random'
+            f'{vlm.name}: its tokenizer begins "Yes" and "No" with the same token, so a head cannot start from them: '
+            "set head_init to random"
         )
     output_embeddings = vlm.model.get_output_embeddings().weight.detach().float()
     return scalar_head(output_embeddings[yes_id] - output_embeddings[no_id])

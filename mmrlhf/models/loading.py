@@ -49,8 +49,8 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
         ) from None
     if bad_keys := sorted({*loading_info["missing_keys"], *(key for key, *_ in loading_info["mismatched_keys"])}):
         raise InputError(
-            f"model {name} lacks {len(bad_keys)} of its weights or has them in another shape, {bad_keys[0]} first: config.json and "
-            "weights do not belong together, copy the checkpoint again"
+            f"model {name} lacks {len(bad_keys)} of its weights or has them in another shape, {bad_keys[0]} first: "
+            "config.json and weights do not belong together, copy the checkpoint again"
         )
     if getattr(processor, "chat_template", None) is None:
         raise InputError(f"model {name} has no chat template: put a chat_template.jinja beside its config.json")

@@ -1,4 +1,4 @@
-"""Run work on threads, a few items ahead of whoever consumes it."""
+"""Run work on threads, a few items ahead of the consumer."""
 
 from __future__ import annotations
 

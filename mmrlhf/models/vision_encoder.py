@@ -238,7 +238,8 @@ class Encoder:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             width, height = image.size
             raise InputError(
-                f"image {source.name} ({width} x {height}) is refused by the model's processor ({reason}): change its size or drop the row"
+                f"image {source.name} ({width} x {height}) is refused by the model's processor ({reason}): "
+                "change its size or drop the row"
             ) from None
         tensors = {k: batch[k] for k in self._tower_input_names() if k in batch}
         num_placeholders = int((batch["input_ids"] == self.model.config.image_token_id).sum()) // num_copies
@@ -362,7 +363,7 @@ def _batch_by_shape(preprocessed: Iterable[PreprocessedImage], max_elements: int
     """Yield batches of images of one shape, with at most `max_elements` together but at least one
     image.
 
-    At most twice `max_elements` wait for company, all shapes together; then the largest batch goes.
+    At most twice `max_elements` wait for more of their shape; then the largest batch is yielded.
     """
     pending: dict[tuple, list[PreprocessedImage]] = {}
 

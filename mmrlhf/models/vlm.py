@@ -152,7 +152,7 @@ class VLM:
 
     @cached_property
     def _control_token_pattern(self) -> re.Pattern[str]:
-        """Match what no text may hold: special tokens that stand for images or turns."""
+        """Match what no text may hold: special tokens that mark images or turns."""
         ordinary_tokens = {getattr(self.tokenizer, f"{name}_token", None) for name in ORDINARY_SPECIAL_TOKENS}
         suppressed = set(self.suppressed_tokens.tolist())
         tokens = {

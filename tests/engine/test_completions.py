@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mmrlhf.engine.completions import char_to_token
 from mmrlhf.files.bundled import folder
-from tests.helpers.tiny_models import FAMILIES, TOKENIZER_CORPUS, build_tokenizer
+from tests.helpers.tiny_models import FAMILIES
+from tests.helpers.tiny_parts import TOKENIZER_CORPUS, build_tokenizer
 
 ANSWERS = (
     "A red circle, and a blue square.",

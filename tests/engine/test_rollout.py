@@ -119,10 +119,16 @@ class FixedAnswerEngine:
         num_answers = n * len(prompts)
         token_ids_NT, mask_NT = pad_right([token_ids] * num_answers, int(self.vlm.tokenizer.pad_token_id), self.vlm.device)
         return SampledCompletions(
-            prompts=list(prompts), prompt_index_N=torch.arange(len(prompts)).repeat_interleave(n), token_ids_NT=token_ids_NT,
-            mask_NT=mask_NT, logps_NT=torch.zeros(token_ids_NT.shape), entropy_NT=torch.zeros(token_ids_NT.shape),
-            finished_N=torch.ones(num_answers, dtype=torch.bool), texts=[self.text] * num_answers, sampling_params=params,
-        )  # fmt: skip
+            prompts=list(prompts),
+            prompt_index_N=torch.arange(len(prompts)).repeat_interleave(n),
+            token_ids_NT=token_ids_NT,
+            mask_NT=mask_NT,
+            logps_NT=torch.zeros(token_ids_NT.shape),
+            entropy_NT=torch.zeros(token_ids_NT.shape),
+            finished_N=torch.ones(num_answers, dtype=torch.bool),
+            texts=[self.text] * num_answers,
+            sampling_params=params,
+        )
 
     def free(self) -> None: ...
 

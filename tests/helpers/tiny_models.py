@@ -14,72 +14,37 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-HIDDEN_SIZE, NUM_LAYERS = 64, 4
-VISION_CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-"""Common to all vision towers."""
-TILE_SIZES = [[56, 112], [112, 56], [112, 112]]
-IMAGE_SIZE = {"height": 56, "width": 56}
-TOKENIZER_CORPUS = [
-    "describe the image in detail there is a red circle in the top left and a blue square what colour is it user assistant Yes No"
-] * 50
-
-
-def build_tokenizer(*special_tokens: str, **named_tokens: str) -> Any:
-    """Build a byte-level BPE with these special tokens; a processor looks `named_tokens` up by
-    name."""
-    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    all_special_tokens = ["<unk>", "<pad>", "<s>", "</s>", *special_tokens]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        TOKENIZER_CORPUS,
-        trainers.BpeTrainer(vocab_size=420 + len(special_tokens), special_tokens=all_special_tokens, initial_alphabet=alphabet),
-    )
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left",
-        extra_special_tokens=named_tokens,
-    )  # fmt: skip
-
-
-def build_chat_template(image_text: str) -> str:
-    """Build a template of `role: text` turns, an assistant's ended by </s>; an image is
-    `image_text`."""
-    content = (
-        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-        "{% if c['type'] == 'image' %}" + image_text + "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-    )
-    end = "{% if m['role'] == 'assistant' %}</s>{% else %} {% endif %}"
-    turn = "{% for m in messages %}{{ m['role'] }}: " + content + end + "{% endfor %}"
-    return "<s>" + turn + "{% if add_generation_prompt %}assistant: {% endif %}"
-
-
-def build_text_config(config_class: Any, hf_tokenizer: Any, **overrides: Any) -> Any:
-    """Build a language model's configuration, with embedding rows beyond the tokenizer."""
-    return config_class(**{
-        "vocab_size": len(hf_tokenizer) + 8, "hidden_size": HIDDEN_SIZE, "intermediate_size": 128, "num_hidden_layers": NUM_LAYERS, "head_dim": 16,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "pad_token_id": 1, "bos_token_id": 2,
-        "eos_token_id": 3, "initializer_range": 0.1, "tie_word_embeddings": False, **overrides,
-    })  # fmt: skip
-
-
-ProcessorAndModel = tuple[Any, Any]
-"""What a family's builder returns."""
+from tests.helpers.tiny_parts import (
+    HIDDEN_SIZE,
+    IMAGE_SIZE,
+    TILE_SIZES,
+    VISION_CONFIG,
+    ProcessorAndModel,
+    build_chat_template,
+    build_text_config,
+    build_tokenizer,
+)
+from tests.helpers.tiny_qwen import qwen2_5_vl, qwen3_5, qwen3_vl
 
 
 def llava() -> ProcessorAndModel:
     hf_tokenizer = build_tokenizer("<image>", image_token="<image>")
     image_processor = hf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=IMAGE_SIZE)
     processor = hf.LlavaProcessor(
-        image_processor=image_processor, tokenizer=hf_tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        image_processor=image_processor,
+        tokenizer=hf_tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=build_chat_template("<image>\n"),
-    )  # fmt: skip
+    )
     config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(image_size=56, patch_size=14, **VISION_CONFIG), text_config=build_text_config(hf.LlamaConfig, hf_tokenizer),
-        image_token_index=hf_tokenizer.image_token_id, image_seq_length=16,
-    )  # fmt: skip
+        vision_config=hf.CLIPVisionConfig(image_size=56, patch_size=14, **VISION_CONFIG),
+        text_config=build_text_config(hf.LlamaConfig, hf_tokenizer),
+        image_token_index=hf_tokenizer.image_token_id,
+        image_seq_length=16,
+    )
     return processor, hf.LlavaForConditionalGeneration(config)
 
 
@@ -89,116 +54,52 @@ def llava_next() -> ProcessorAndModel:
         size={"shortest_edge": 56}, crop_size=IMAGE_SIZE, image_grid_pinpoints=TILE_SIZES
     )
     processor = hf.LlavaNextProcessor(
-        image_processor=image_processor, tokenizer=hf_tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        image_processor=image_processor,
+        tokenizer=hf_tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=build_chat_template("<image>\n"),
-    )  # fmt: skip
+    )
     config = hf.LlavaNextConfig(
-        vision_config=hf.CLIPVisionConfig(image_size=56, patch_size=14, **VISION_CONFIG), text_config=build_text_config(hf.LlamaConfig, hf_tokenizer),
-        image_token_index=hf_tokenizer.image_token_id, image_seq_length=16, image_grid_pinpoints=TILE_SIZES,
-    )  # fmt: skip
+        vision_config=hf.CLIPVisionConfig(image_size=56, patch_size=14, **VISION_CONFIG),
+        text_config=build_text_config(hf.LlamaConfig, hf_tokenizer),
+        image_token_index=hf_tokenizer.image_token_id,
+        image_seq_length=16,
+        image_grid_pinpoints=TILE_SIZES,
+    )
     return processor, hf.LlavaNextForConditionalGeneration(config)
 
 
 def llava_onevision() -> ProcessorAndModel:
     hf_tokenizer = build_tokenizer("<image>", "<video>", image_token="<image>", video_token="<video>")
     processor = hf.LlavaOnevisionProcessor(
-        image_processor=hf.LlavaOnevisionImageProcessor(size=IMAGE_SIZE, image_grid_pinpoints=TILE_SIZES), tokenizer=hf_tokenizer,
-        video_processor=hf.LlavaOnevisionVideoProcessor(size=IMAGE_SIZE), num_image_tokens=16, vision_feature_select_strategy="full",
+        image_processor=hf.LlavaOnevisionImageProcessor(size=IMAGE_SIZE, image_grid_pinpoints=TILE_SIZES),
+        tokenizer=hf_tokenizer,
+        video_processor=hf.LlavaOnevisionVideoProcessor(size=IMAGE_SIZE),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
         chat_template=build_chat_template("<image>\n"),
-    )  # fmt: skip
+    )
     config = hf.LlavaOnevisionConfig(
         vision_config=hf.SiglipVisionConfig(image_size=56, patch_size=14, vision_use_head=False, **VISION_CONFIG),
-        text_config=build_text_config(hf.Qwen2Config, hf_tokenizer), image_token_index=hf_tokenizer.image_token_id, video_token_index=hf_tokenizer.video_token_id,
+        text_config=build_text_config(hf.Qwen2Config, hf_tokenizer),
+        image_token_index=hf_tokenizer.image_token_id,
+        video_token_index=hf_tokenizer.video_token_id,
         image_grid_pinpoints=TILE_SIZES,
-    )  # fmt: skip
+    )
     return processor, hf.LlavaOnevisionForConditionalGeneration(config)
 
 
-def build_qwen_tokenizer() -> tuple[Any, dict[str, int], str]:
-    names = {
-        "vision_start": "<|vision_start|>",
-        "vision_end": "<|vision_end|>",
-        "image": "<|image_pad|>",
-        "video": "<|video_pad|>",
-    }
-    hf_tokenizer = build_tokenizer(*names.values(), **{f"{k}_token": v for k, v in names.items()})
-    token_ids = {f"{k}_token_id": hf_tokenizer.convert_tokens_to_ids(v) for k, v in names.items()}
-    return hf_tokenizer, token_ids, build_chat_template("<|vision_start|><|image_pad|><|vision_end|>")
-
-
-def build_rope_parameters(*sections: int, **overrides: Any) -> dict[str, Any]:
-    """Build the configuration of rotary positions on three axes."""
-    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections), **overrides}
-
-
-def qwen2_5_vl() -> ProcessorAndModel:
-    hf_tokenizer, token_ids, chat_template = build_qwen_tokenizer()
-    image_processor = hf.Qwen2VLImageProcessor(
-        patch_size=14, merge_size=2, size={"shortest_edge": 28 * 28 * 2, "longest_edge": 28 * 28 * 24}
-    )
-    processor = hf.Qwen2_5_VLProcessor(
-        image_processor=image_processor,
-        tokenizer=hf_tokenizer,
-        video_processor=hf.Qwen2VLVideoProcessor(),
-        chat_template=chat_template,
-    )
-    text_config_class = type(hf.Qwen2_5_VLConfig().text_config)
-    config = hf.Qwen2_5_VLConfig(
-        text_config=build_text_config(text_config_class, hf_tokenizer, rope_parameters=build_rope_parameters(2, 3, 3)).to_dict(), **token_ids,
-        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": HIDDEN_SIZE,
-                       "fullatt_block_indexes": [1], "window_size": 56},
-    )  # fmt: skip
-    return processor, hf.Qwen2_5_VLForConditionalGeneration(config)
-
-
-def build_qwen3_processor(hf_tokenizer: Any, chat_template: str) -> Any:
-    image_processor = hf.Qwen2VLImageProcessor(
-        patch_size=16, merge_size=2, size={"shortest_edge": 32 * 32 * 2, "longest_edge": 32 * 32 * 24}, image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )  # fmt: skip
-    return hf.Qwen3VLProcessor(
-        image_processor=image_processor,
-        tokenizer=hf_tokenizer,
-        video_processor=hf.Qwen3VLVideoProcessor(),
-        chat_template=chat_template,
-    )
-
-
-QWEN3_VISION_CONFIG = {
-    "depth": 3,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_heads": 2,
-    "out_hidden_size": HIDDEN_SIZE,
-    "num_position_embeddings": 64,
-}
-
-
-def qwen3_vl() -> ProcessorAndModel:
-    hf_tokenizer, token_ids, chat_template = build_qwen_tokenizer()
-    config = hf.Qwen3VLConfig(
-        text_config=build_text_config(hf.Qwen3VLTextConfig, hf_tokenizer, rope_parameters=build_rope_parameters(4, 2, 2, mrope_interleaved=True)).to_dict(), **token_ids,
-        vision_config={**QWEN3_VISION_CONFIG, "deepstack_visual_indexes": [0, 1]},
-    )  # fmt: skip
-    return build_qwen3_processor(hf_tokenizer, chat_template), hf.Qwen3VLForConditionalGeneration(config)
-
-
-def qwen3_5() -> ProcessorAndModel:
-    from transformers.models.qwen3_5 import Qwen3_5Config, Qwen3_5TextConfig
-
-    hf_tokenizer, token_ids, chat_template = build_qwen_tokenizer()
-    text_config = build_text_config(
-        Qwen3_5TextConfig, hf_tokenizer, rope_parameters=build_rope_parameters(2, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.5),
-        linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
-        layer_types=["linear_attention"] * 3 + ["full_attention"],
-    )  # fmt: skip
-    config = Qwen3_5Config(text_config=text_config.to_dict(), vision_config=QWEN3_VISION_CONFIG, **token_ids)
-    return build_qwen3_processor(hf_tokenizer, chat_template), hf.Qwen3_5ForConditionalGeneration(config)
-
-
 def gemma3() -> ProcessorAndModel:
-    hf_tokenizer = build_tokenizer("<start_of_image>", "<end_of_image>", "<image_soft_token>", image_token="<image_soft_token>",
-                       boi_token="<start_of_image>", eoi_token="<end_of_image>")  # fmt: skip
+    hf_tokenizer = build_tokenizer(
+        "<start_of_image>",
+        "<end_of_image>",
+        "<image_soft_token>",
+        image_token="<image_soft_token>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+    )
     image_processor = hf.Gemma3ImageProcessor(size=IMAGE_SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processor = hf.Gemma3Processor(
         image_processor=image_processor,
@@ -214,10 +115,13 @@ def gemma3() -> ProcessorAndModel:
         layer_types=["sliding_attention"] * 3 + ["full_attention"],
     )
     config = hf.Gemma3Config(
-        text_config=text_config, vision_config=hf.SiglipVisionConfig(image_size=56, patch_size=14, vision_use_head=False, **VISION_CONFIG),
-        mm_tokens_per_image=4, boi_token_index=hf_tokenizer.boi_token_id, eoi_token_index=hf_tokenizer.eoi_token_id,
+        text_config=text_config,
+        vision_config=hf.SiglipVisionConfig(image_size=56, patch_size=14, vision_use_head=False, **VISION_CONFIG),
+        mm_tokens_per_image=4,
+        boi_token_index=hf_tokenizer.boi_token_id,
+        eoi_token_index=hf_tokenizer.eoi_token_id,
         image_token_index=hf_tokenizer.image_token_id,
-    )  # fmt: skip
+    )
     return processor, hf.Gemma3ForConditionalGeneration(config)
 
 
@@ -235,21 +139,38 @@ def gemma4() -> ProcessorAndModel:
     hf_tokenizer = build_tokenizer(*names.values(), "<|video|>", **{f"{k}_token": v for k, v in names.items()})
     token_to_id = hf_tokenizer.convert_tokens_to_ids
     processor = hf.Gemma4Processor(
-        feature_extractor=hf.Gemma4AudioFeatureExtractor(), video_processor=hf.Gemma4VideoProcessor(), tokenizer=hf_tokenizer,
-        image_processor=hf.Gemma4ImageProcessor(patch_size=16, pooling_kernel_size=3, max_soft_tokens=70), image_seq_length=70,
+        feature_extractor=hf.Gemma4AudioFeatureExtractor(),
+        video_processor=hf.Gemma4VideoProcessor(),
+        tokenizer=hf_tokenizer,
+        image_processor=hf.Gemma4ImageProcessor(patch_size=16, pooling_kernel_size=3, max_soft_tokens=70),
+        image_seq_length=70,
         chat_template=build_chat_template("<|image|>"),
-    )  # fmt: skip
+    )
     text_config = build_text_config(
-        Gemma4TextConfig, hf_tokenizer, global_head_dim=16, num_global_key_value_heads=2, sliding_window=12, num_kv_shared_layers=2,
-        layer_types=["sliding_attention", "full_attention"] * 2, vocab_size_per_layer_input=len(hf_tokenizer) + 8,
-        hidden_size_per_layer_input=8, use_bidirectional_attention="vision", final_logit_softcapping=30.0,
-    )  # fmt: skip
+        Gemma4TextConfig,
+        hf_tokenizer,
+        global_head_dim=16,
+        num_global_key_value_heads=2,
+        sliding_window=12,
+        num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        vocab_size_per_layer_input=len(hf_tokenizer) + 8,
+        hidden_size_per_layer_input=8,
+        use_bidirectional_attention="vision",
+        final_logit_softcapping=30.0,
+    )
     config = Gemma4Config(
-        text_config=text_config, vision_config=Gemma4VisionConfig(head_dim=16, num_key_value_heads=2, **VISION_CONFIG), audio_config=None,
-        boi_token_id=token_to_id(names["boi"]), eoi_token_id=token_to_id(names["eoi"]), image_token_id=token_to_id(names["image"]),
-        boa_token_id=token_to_id(names["boa"]), eoa_token_index=token_to_id(names["eoa"]), audio_token_id=token_to_id(names["audio"]),
+        text_config=text_config,
+        vision_config=Gemma4VisionConfig(head_dim=16, num_key_value_heads=2, **VISION_CONFIG),
+        audio_config=None,
+        boi_token_id=token_to_id(names["boi"]),
+        eoi_token_id=token_to_id(names["eoi"]),
+        image_token_id=token_to_id(names["image"]),
+        boa_token_id=token_to_id(names["boa"]),
+        eoa_token_index=token_to_id(names["eoa"]),
+        audio_token_id=token_to_id(names["audio"]),
         video_token_id=token_to_id("<|video|>"),
-    )  # fmt: skip
+    )
     return processor, hf.Gemma4ForConditionalGeneration(config)
 
 
@@ -265,9 +186,15 @@ def paligemma() -> ProcessorAndModel:
         image_size=56, patch_size=14, vision_use_head=False, projection_dim=HIDDEN_SIZE, **VISION_CONFIG
     )
     config = hf.PaliGemmaConfig(
-        text_config=build_text_config(hf.GemmaConfig, hf_tokenizer).to_dict(), vision_config=vision_config.to_dict(), projection_dim=HIDDEN_SIZE, hidden_size=HIDDEN_SIZE,
-        image_token_index=hf_tokenizer.image_token_id, pad_token_id=1, bos_token_id=2, eos_token_id=3,
-    )  # fmt: skip
+        text_config=build_text_config(hf.GemmaConfig, hf_tokenizer).to_dict(),
+        vision_config=vision_config.to_dict(),
+        projection_dim=HIDDEN_SIZE,
+        hidden_size=HIDDEN_SIZE,
+        image_token_index=hf_tokenizer.image_token_id,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
     return processor, hf.PaliGemmaForConditionalGeneration(config)
 
 
@@ -275,17 +202,27 @@ def build_idefics(
     processor_class: Any, image_processor_class: Any, config_class: Any, model_class: Any, **processor_kwargs: Any
 ) -> ProcessorAndModel:
     tile_tokens = [f"<row_{r + 1}_col_{c + 1}>" for r in range(6) for c in range(6)]
-    names = {"fake_image": "<fake_token_around_image>", "image": "<image>", "end_of_utterance": "<end_of_utterance>",
-             "global_image": "<global-img>"}  # fmt: skip
+    names = {
+        "fake_image": "<fake_token_around_image>",
+        "image": "<image>",
+        "end_of_utterance": "<end_of_utterance>",
+        "global_image": "<global-img>",
+    }
     hf_tokenizer = build_tokenizer(*names.values(), *tile_tokens, **{f"{k}_token": v for k, v in names.items()})
     hf_processor = processor_class(
-        image_processor=image_processor_class(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}), tokenizer=hf_tokenizer, image_seq_len=4,
-        chat_template=build_chat_template("<image>"), **processor_kwargs,
-    )  # fmt: skip
+        image_processor=image_processor_class(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}),
+        tokenizer=hf_tokenizer,
+        image_seq_len=4,
+        chat_template=build_chat_template("<image>"),
+        **processor_kwargs,
+    )
     model_config = config_class(
-        vision_config={"image_size": 56, "patch_size": 14, **VISION_CONFIG}, text_config=build_text_config(hf.LlamaConfig, hf_tokenizer), scale_factor=2,
-        image_token_id=hf_tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=1,
-    )  # fmt: skip
+        vision_config={"image_size": 56, "patch_size": 14, **VISION_CONFIG},
+        text_config=build_text_config(hf.LlamaConfig, hf_tokenizer),
+        scale_factor=2,
+        image_token_id=hf_tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=1,
+    )
     return hf_processor, model_class(model_config)
 
 
@@ -308,26 +245,36 @@ def internvl() -> ProcessorAndModel:
     names = {"start_image": "<img>", "end_image": "</img>", "context_image": "<IMG_CONTEXT>", "video": "<video>"}
     hf_tokenizer = build_tokenizer(*names.values(), **{f"{k}_token": v for k, v in names.items()})
     processor = hf.InternVLProcessor(
-        image_processor=hf.GotOcr2ImageProcessor(size=IMAGE_SIZE, crop_to_patches=True, min_patches=1, max_patches=4), tokenizer=hf_tokenizer,
-        video_processor=hf.InternVLVideoProcessor(size=IMAGE_SIZE), image_seq_length=4, chat_template=build_chat_template("<IMG_CONTEXT>\n"),
-    )  # fmt: skip
+        image_processor=hf.GotOcr2ImageProcessor(size=IMAGE_SIZE, crop_to_patches=True, min_patches=1, max_patches=4),
+        tokenizer=hf_tokenizer,
+        video_processor=hf.InternVLVideoProcessor(size=IMAGE_SIZE),
+        image_seq_length=4,
+        chat_template=build_chat_template("<IMG_CONTEXT>\n"),
+    )
     config = hf.InternVLConfig(
-        vision_config={"image_size": (56, 56), "patch_size": (14, 14), **VISION_CONFIG}, text_config=build_text_config(hf.Qwen2Config, hf_tokenizer),
-        image_token_id=hf_tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=4,
-    )  # fmt: skip
+        vision_config={"image_size": (56, 56), "patch_size": (14, 14), **VISION_CONFIG},
+        text_config=build_text_config(hf.Qwen2Config, hf_tokenizer),
+        image_token_id=hf_tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
     return processor, hf.InternVLForConditionalGeneration(config)
 
 
 def mistral3() -> ProcessorAndModel:
     hf_tokenizer = build_tokenizer("[IMG]", "[IMG_BREAK]", "[IMG_END]", image_token="[IMG]")
     processor = hf.PixtralProcessor(
-        image_processor=hf.PixtralImageProcessor(size={"longest_edge": 84}, patch_size={"height": 28, "width": 28}), tokenizer=hf_tokenizer,
-        patch_size=14, spatial_merge_size=2, chat_template=build_chat_template("[IMG]"),
-    )  # fmt: skip
+        image_processor=hf.PixtralImageProcessor(size={"longest_edge": 84}, patch_size={"height": 28, "width": 28}),
+        tokenizer=hf_tokenizer,
+        patch_size=14,
+        spatial_merge_size=2,
+        chat_template=build_chat_template("[IMG]"),
+    )
     config = hf.Mistral3Config(
         vision_config=hf.PixtralVisionConfig(image_size=84, patch_size=14, head_dim=16, **VISION_CONFIG),
-        text_config=build_text_config(hf.MistralConfig, hf_tokenizer, sliding_window=None), image_token_index=hf_tokenizer.image_token_id, spatial_merge_size=2,
-    )  # fmt: skip
+        text_config=build_text_config(hf.MistralConfig, hf_tokenizer, sliding_window=None),
+        image_token_index=hf_tokenizer.image_token_id,
+        spatial_merge_size=2,
+    )
     return processor, hf.Mistral3ForConditionalGeneration(config)
 
 
@@ -347,18 +294,40 @@ def mllama() -> ProcessorAndModel:
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     vision_config = MllamaVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_global_layers=1, attention_heads=2, image_size=56, patch_size=14,
-        max_num_tiles=4, vision_output_dim=HIDDEN_SIZE, intermediate_layers_indices=[0],
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_global_layers=1,
+        attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        max_num_tiles=4,
+        vision_output_dim=HIDDEN_SIZE,
+        intermediate_layers_indices=[0],
+    )
     config = hf.MllamaConfig(vision_config=vision_config, text_config=text_config, image_token_index=hf_tokenizer.image_token_id)
     return processor, hf.MllamaForConditionalGeneration(config)
 
 
 FAMILIES: dict[str, Callable[[], ProcessorAndModel]] = {
     f.__name__: f
-    for f in (llava, qwen2_5_vl, gemma3, qwen3_5, mllama, llava_next, llava_onevision, qwen3_vl, gemma4, paligemma, idefics3, smolvlm,
-              internvl, mistral3)
-}  # fmt: skip
+    for f in (
+        llava,
+        qwen2_5_vl,
+        gemma3,
+        qwen3_5,
+        mllama,
+        llava_next,
+        llava_onevision,
+        qwen3_vl,
+        gemma4,
+        paligemma,
+        idefics3,
+        smolvlm,
+        internvl,
+        mistral3,
+    )
+}
 """Builders by name; the first five cover the main difficulties."""
 
 
