@@ -1,7 +1,9 @@
 """AMBER: descriptions and yes/no questions on 1,004 images, without a judge (Wang et al. 2023).
 
-    mmrlhf eval amber --model runs/sft/model --data AMBER/data --image_folder AMBER/image --out runs/amber
-    mmrlhf eval amber --answers answers.json --data AMBER/data --similarity table.json --out runs/amber
+    mmrlhf eval amber --model runs/sft/model --data AMBER/data --image_folder AMBER/image
+        --out runs/amber
+    mmrlhf eval amber --answers answers.json --data AMBER/data --similarity table.json
+        --out runs/amber
 
 --data is a folder with annotations.json, relation.json and safe_words.txt, and with query_all.json
 (here or in query/) to ask a model. Answers are a JSON list of {"id", "response"}.

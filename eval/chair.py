@@ -1,7 +1,8 @@
 """CHAIR: how many of the objects that a caption names are not in the image (Rohrbach et al. 2018),
 besides recall and length.
 
-    mmrlhf eval chair --model runs/sft/model --data coco/annotations --image_folder coco/val2014 --limit 500 --out runs/chair
+    mmrlhf eval chair --model runs/sft/model --data coco/annotations --image_folder coco/val2014
+        --limit 500 --out runs/chair
     mmrlhf eval chair --answers captions.jsonl --data coco/annotations --lineage a --out runs/chair
 
 --data is COCO's annotation folder (instances_*.json and captions_*.json), or a JSON map of image id

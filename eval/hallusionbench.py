@@ -1,8 +1,10 @@
 """HallusionBench: questions on charts, maps, illusions and more, about an image, an edited image,
 or no image (Guan et al. 2023).
 
-    mmrlhf eval hallusionbench --model runs/sft/model --data HallusionBench.json --image_folder hallusion_bench --judge URL --out runs/hallusion
-    mmrlhf eval hallusionbench --answers HallusionBench_result.json --data HallusionBench.json --recorded_judgments judge_log.jsonl --out runs/hallusion
+    mmrlhf eval hallusionbench --model runs/sft/model --data HallusionBench.json
+        --image_folder hallusion_bench --judge URL --out runs/hallusion
+    mmrlhf eval hallusionbench --answers HallusionBench_result.json --data HallusionBench.json
+        --recorded_judgments judge_log.jsonl --out runs/hallusion
 
 A judge compares each answer with a reference, and says whether answers to the same question about
 two images agree, which serves to diagnose errors. `official` reads its replies as HallusionBench's

@@ -1,7 +1,8 @@
 """HaloQuest: questions with a false premise, on hard-to-see details, or beyond what the image shows
 (Wang et al. 2024).
 
-    mmrlhf eval haloquest --model runs/sft/model --data haloquest-eval.csv --image_folder images --judge http://127.0.0.1:8000/v1 --out runs/haloquest
+    mmrlhf eval haloquest --model runs/sft/model --data haloquest-eval.csv --image_folder images
+        --judge http://127.0.0.1:8000/v1 --out runs/haloquest
 
 A judge compares each answer with the reference answers. The authors' judge (Gemini, asked for a yes
 or no through their own library) leaves no text to read: their metric is the share of answers it

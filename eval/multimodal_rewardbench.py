@@ -2,8 +2,10 @@
 
 The model under test judges, or a reward model scores (Yasunaga et al. 2025).
 
-    mmrlhf eval multimodal_rewardbench --model runs/sft/model --data all_data.json --image_folder data --out runs/mrb
-    mmrlhf eval multimodal_rewardbench --reward_model_path runs/reward --data all_data.json --image_folder data --out runs/mrb
+    mmrlhf eval multimodal_rewardbench --model runs/sft/model --data all_data.json
+        --image_folder data --out runs/mrb
+    mmrlhf eval multimodal_rewardbench --reward_model_path runs/reward --data all_data.json
+        --image_folder data --out runs/mrb
     mmrlhf eval multimodal_rewardbench --answers gpt4o.jsonl --out runs/mrb
 
 Results of the authors' script (`ID`, `Label`, `Meta`, `output`) say themselves what was asked, and

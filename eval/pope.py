@@ -2,7 +2,8 @@
 
 Six questions per image, three of them on absent objects (Li et al. 2023).
 
-    mmrlhf eval pope --model runs/sft/model --data POPE/coco_pope_adversarial.json --image_folder val2014 --out runs/pope
+    mmrlhf eval pope --model runs/sft/model --data POPE/coco_pope_adversarial.json
+        --image_folder val2014 --out runs/pope
     mmrlhf eval pope --answers answers.jsonl --data POPE/coco_pope_adversarial.json --out runs/pope
 
 --data is a file of questions, or a folder with a file for each of random, popular and adversarial;

@@ -1,33 +1,43 @@
-"""The project's own benchmark: descriptions of rendered scenes, judged claim by claim against the scene graph.
+"""The project's own benchmark: descriptions of synthetic scenes, checked claim by claim against the
+scene graph.
 
     mmrlhf eval scenes --model_name_or_path runs/demo/sft/model --output_dir runs/eval --limit 1000
     mmrlhf eval scenes ... --data held_out,ood_1,ood_2,ood_3
 
-Every scene is described once; every second one is also asked a yes/no question. Claims are atomic and distinct: repeating a
-true one earns nothing, and leaving one out costs coverage. Intervals are 95%, by bootstrap over scenes.
+Each scene is described once, and every other one is also asked a yes/no question. Claims are atomic
+and distinct: repeating a true one gains nothing, and leaving one out costs coverage. Intervals are
+95%, by bootstrap over scenes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmrlhf import scenes
-from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task
+from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
 from mmrlhf.metrics.diversity import distinct_n, ead
 from mmrlhf.metrics.intervals import SufficientStats, bootstrap, fold_interval
-from mmrlhf.records import Example, InputError, Message
+from mmrlhf.records import Claim, Example, InputError, Message
 
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
-
+DEFAULT_NUM_SCENES = 1000
 FALSE_CLAIM_PENALTY = 4.0
-
+"""True claims that a false claim costs in `utility`."""
 SEED = 0
+CLAIM_KINDS = ("object", "attribute", "count", "relation")
+FOLD_SIZE = 50
+"""Answers that diversity is measured over: it depends on their number, so that all folds must have
+one size."""
+VOCABULARY_SIZE = 80
+"""Words of the scenes' language, for the expectation in EAD."""
 
 
 class SceneDescriptions(Benchmark):
-    """TODO."""
+    """Descriptions of synthetic scenes, and yes/no questions about them."""
 
     version = "2"
     license = "Apache-2.0"
@@ -36,72 +46,34 @@ class SceneDescriptions(Benchmark):
     cluster = "scene"
 
     def load(self, task: Task) -> list[Example]:
-        """Prompts on the splits named in --data (comma-separated; held_out if not given); `limit` scenes each, 1,000 if not given."""
+        """Return prompts on the splits in --data (comma-separated; default held_out), for `limit`
+        scenes of each."""
         return prompts(task.data, task.limit)
 
     def files(self, task: Task) -> list[Path]:
         """Return no files: scenes are generated."""
         return []
 
-    def score(self, example: Example, answers: list[str], task: Task | None = None) -> dict:
-        """What the graph says of each answer to one prompt."""
+    def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
+        """Return the scene graph's verdicts on each answer."""
         scene = scenes.generate_scene(example.meta["split"], example.meta["index"], SEED)
         row = {**example.meta, "answers": answers}
         if example.meta["kind"] == "yes_no":
-            parsed = [_parse_yes_no(a) for a in answers]
-            return row | {"said": parsed, "unparsed": "unparsed" in parsed, "right": all(s == row["truth"] for s in parsed)}
-        verdicts = [scenes.verify_answer(scene, a) for a in answers]
-        row["right"] = not any(j.false_claims for j in verdicts)
-        kinds = ("object", "attribute", "count", "relation")
+            parsed = [_parse_yes_no(answer) for answer in answers]
+            is_right = all(verdict == row["truth"] for verdict in parsed)
+            return row | {"said": parsed, "unparsed": "unparsed" in parsed, "right": is_right}
+        verdicts = [scenes.verify_answer(scene, answer) for answer in answers]
         return row | {
-            "true": [len(j.true_claims) for j in verdicts],
-            "cooccurrence_errors": [len(j.cooccurrence_errors) for j in verdicts],
-            "perception_errors": [len(j.perception_errors) for j in verdicts],
-            "covered": [j.num_covered for j in verdicts],
-            "owed": [j.num_canonical for j in verdicts],
-            "false_by_type": [[sum(c.kind == k for c in j.false_claims) for k in kinds] for j in verdicts],
-            "claims_by_type": [[sum(c.kind == k for c in j.false_claims | j.true_claims) for k in kinds] for j in verdicts],
-            "length": [len(a.split()) for a in answers],
+            "right": not any(v.false_claims for v in verdicts),
+            "true": [len(v.true_claims) for v in verdicts],
+            "cooccurrence_errors": [len(v.cooccurrence_errors) for v in verdicts],
+            "perception_errors": [len(v.perception_errors) for v in verdicts],
+            "covered": [v.num_covered for v in verdicts],
+            "owed": [v.num_canonical for v in verdicts],
+            "false_by_type": [_count_kinds(v.false_claims) for v in verdicts],
+            "claims_by_type": [_count_kinds(v.false_claims | v.true_claims) for v in verdicts],
+            "length": [len(answer.split()) for answer in answers],
         }
-
-    def aggregate(self, rows: list[dict], task: Task) -> dict[str, SufficientStats]:
-        """`by_split` as columns. This script is the official one, and its parser knows what it does not know."""
-        rows = [r for r in rows if r["status"] == "ok"]
-        splits = list(dict.fromkeys(r["split"] for r in rows))
-        clusters, columns = [], []
-        for number, split in enumerate(splits):
-            for row in (r for r in rows if r["split"] == split):
-                row_columns = np.zeros((len(splits), NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS))
-                if row["kind"] == "describe":
-                    row_columns[number, :NUM_DESCRIPTION_COLUMNS] = _description_columns([row])[0]
-                else:
-                    row_columns[number, NUM_DESCRIPTION_COLUMNS:] = _yes_no_columns([row])[0]
-                clusters.append(f"{split}/{row['index']}")
-                columns.append(row_columns.ravel())
-
-        def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-            values = {}
-            for number, split in enumerate(splits):
-                split_sums = sums[
-                    ...,
-                    number * (NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS) : (number + 1)
-                    * (NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS),
-                ]
-                split_metrics = _description_metrics(split_sums[..., :NUM_DESCRIPTION_COLUMNS]) | _yes_no_metrics(
-                    split_sums[..., NUM_DESCRIPTION_COLUMNS:]
-                )
-                values |= {f"{split}/{name}": value for name, value in split_metrics.items()}
-            return values
-
-        extra = {
-            f"{split}/{name}": leaf
-            for split, values in by_split(rows, task.seed).items()
-            for name, leaf in _extra_metrics(values).items()
-        }
-        stats = SufficientStats(
-            clusters, np.array(columns).reshape(len(columns), -1), metrics, {"": "nothing was asked that says so"}, extra=extra
-        )
-        return {"official": stats}
 
     def false_spans(self, example: Example, row: ScoreRow, task: Task) -> list[tuple[int, int]]:
         """Return the spans of the first answer's claims that the scene graph contradicts."""
@@ -111,18 +83,62 @@ class SceneDescriptions(Benchmark):
         claims = scenes.parse_claims(str(row["answers"][0]))
         return [claim.span for claim in claims if scenes.verify_claim(scene, claim).value == "contradicted"]
 
+    def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
+        """Return the metrics of `by_split`.
+
+        This script is the official one, and there is no other reading of answers.
+        """
+        rows = first_valid(rows)
+        splits = list(dict.fromkeys(row["split"] for row in rows))
+        clusters, columns = [], []
+        for number, split in enumerate(splits):
+            for row in rows:
+                if row["split"] != split:
+                    continue
+                row_columns = np.zeros((len(splits), NUM_COLUMNS))
+                if row["kind"] == "describe":
+                    row_columns[number, :NUM_DESCRIPTION_COLUMNS] = _description_columns([row])[0]
+                else:
+                    row_columns[number, NUM_DESCRIPTION_COLUMNS:] = _yes_no_columns([row])[0]
+                clusters.append(f"{split}/{row['index']}")
+                columns.append(row_columns.ravel())
+
+        def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+            values: dict[str, np.ndarray] = {}
+            for number, split in enumerate(splits):
+                split_sums = sums[..., NUM_COLUMNS * number : NUM_COLUMNS * (number + 1)]
+                split_values = _description_metrics(split_sums[..., :NUM_DESCRIPTION_COLUMNS])
+                split_values |= _yes_no_metrics(split_sums[..., NUM_DESCRIPTION_COLUMNS:])
+                values |= {f"{split}/{name}": value for name, value in split_values.items()}
+            return values
+
+        extra = {
+            f"{split}/{name}": leaf
+            for split, values in by_split(rows, task.seed).items()
+            for name, leaf in _extra_metrics(values).items()
+        }
+        table = np.array(columns).reshape(len(columns), -1)
+        reasons = {"": "no question that was asked measures it"}
+        return {"official": SufficientStats(clusters, table, metrics, reasons, extra=extra)}
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
 
 def prompts(data: str | None = None, limit: int | None = None) -> list[Example]:
-    """`load` for the demo and the studies."""
+    """Return the prompts on comma-separated splits, for `limit` scenes of each.
+
+    Raise InputError for unknown splits.
+    """
     examples = []
     for split in (data or "held_out").split(","):
         if split not in scenes.SPLIT_BUCKETS:
-            raise InputError(f"--data {split}: no such split; there are {', '.join(scenes.SPLIT_BUCKETS)}")
-        for index in range(limit or 1000):
+            raise InputError(f"--data {split} is not a split: the splits are {', '.join(scenes.SPLIT_BUCKETS)}")
+        for index in range(limit or DEFAULT_NUM_SCENES):
             scene = scenes.generate_scene(split, index, SEED)  # type: ignore[arg-type]
             source = scene.image_source()
             question = description_question(scene, index)
-            meta: dict = {"split": split, "index": index, "kind": "describe"}
+            meta: dict[str, Any] = {"split": split, "index": index, "kind": "describe"}
             examples.append(Example(f"{scene.id}-describe", (source,), (Message("user", question.text),), meta=meta))
             if index % 2 == 0:
                 question = _yes_no_question(scene, index)
@@ -132,19 +148,20 @@ def prompts(data: str | None = None, limit: int | None = None) -> list[Example]:
 
 
 def description_question(scene: scenes.Scene, index: int) -> scenes.Question:
-    """How a scene's description is asked for."""
+    """Return the question that asks for a scene's description."""
     return scenes.description_question(scene, np.random.default_rng([SEED, 23, index]))
 
 
 def _yes_no_question(scene: scenes.Scene, index: int) -> scenes.Question:
     rng = np.random.default_rng([SEED, 29, index])
-    while (question := scenes.short_question(scene, rng)).kind != "yes_no":
-        pass
-    return question
+    while True:
+        question = scenes.short_question(scene, rng)
+        if question.kind == "yes_no":
+            return question
 
 
 def yes_no_truth(split: scenes.Split, index: int) -> str:
-    """The right answer to a scene's yes/no question."""
+    """Return the right answer to a scene's yes/no question."""
     return _parse_yes_no(_yes_no_question(scenes.generate_scene(split, index, SEED), index).answer)
 
 
@@ -153,107 +170,138 @@ def _parse_yes_no(answer: str) -> str:
     return first_word if first_word in ("yes", "no") else "unparsed"
 
 
-def _extra_metrics(values: dict) -> dict:
-    """Of `{"ead": 1, "ead_ci": [0, 2]}` what `_of_described` does not sum up, as `{"ead": {"value": 1, "low": 0, "high": 2}}`."""
-    by_type = {f"chair_i_{k}": v for k, v in values["chair_i_by_type"].items()}
-    values = {k: v for k, v in values.items() if k.startswith(("ead", "distinct"))} | by_type
-    return {
-        k: {"value": values[k], "low": values[f"{k}_ci"][0], "high": values[f"{k}_ci"][1]}
-        for k in values
-        if not k.endswith("_ci")
-    }
+def _count_kinds(claims: frozenset[Claim]) -> list[int]:
+    return [sum(claim.kind == kind for claim in claims) for kind in CLAIM_KINDS]
 
 
-def by_split(rows: list[dict], seed: int = 0) -> dict[str, dict]:
-    """Metrics by split, `NAME_ci` beside each. Rates are fractions; cooccurrence, perception and u are per answer; length in words."""
-    return {
-        split: _split_metrics([r for r in rows if r["split"] == split], seed) for split in dict.fromkeys(r["split"] for r in rows)
-    }
+# ---- metrics -------------------------------------------------------------------------------------
 
-
+SUMMED_FIELDS = ("true", "cooccurrence_errors", "perception_errors", "covered", "owed", "length")
+ERROR_FIELDS = {
+    "chair_s": ("cooccurrence_errors", "perception_errors"),
+    "chair_s_cooccurrence": ("cooccurrence_errors",),
+    "chair_s_perception": ("perception_errors",),
+}
+"""Errors that CHAIR_s counts, by the name of the metric."""
 NUM_DESCRIPTION_COLUMNS = 12
-
 NUM_YES_NO_COLUMNS = 4
+NUM_COLUMNS = NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS
 
 
-def _description_columns(rows: list[dict]) -> np.ndarray:
-    """Of every described scene what adds up [R, DESCRIBED]."""
-    columns = {
-        k: np.array([np.sum(r[k]) for r in rows], dtype=float)
-        for k in ("true", "cooccurrence_errors", "perception_errors", "covered", "owed", "length")
+def by_split(rows: list[ScoreRow], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Return metrics by split, each `NAME` with an interval `NAME_ci`.
+
+    Rates are fractions; errors and utility are per answer; length is in words.
+    """
+    splits = dict.fromkeys(row["split"] for row in rows)
+    return {split: _split_metrics([row for row in rows if row["split"] == split], seed) for split in splits}
+
+
+def _split_metrics(rows: list[ScoreRow], seed: int) -> dict[str, Any]:
+    descriptions = [row for row in rows if row["kind"] == "describe"]
+    metrics: dict[str, Any] = bootstrap(_description_columns(descriptions), _description_metrics, seed)
+    metrics |= _diversity_metrics([row["answers"] for row in descriptions])
+    counts = np.array(
+        [[*np.sum(row["false_by_type"], 0), *np.sum(row["claims_by_type"], 0)] for row in descriptions], dtype=float
+    )
+    metrics["chair_i_by_type"] = bootstrap(counts, _chair_i_by_type, seed)
+    yes_no_rows = [row for row in rows if row["kind"] == "yes_no"]
+    if yes_no_rows:
+        metrics |= bootstrap(_yes_no_columns(yes_no_rows), _yes_no_metrics, seed)
+    return metrics | {"n": len(descriptions)}
+
+
+def _diversity_metrics(answers: list[list[str]]) -> dict[str, Any]:
+    """Return the diversity of first answers across prompts, and of several answers within a
+    prompt."""
+    first_answers = [texts[0] for texts in answers]
+    # Only whole folds, unless there is not even one.
+    starts = range(0, len(first_answers) - FOLD_SIZE + 1, FOLD_SIZE)
+    folds = [first_answers[start : start + FOLD_SIZE] for start in starts] or [first_answers]
+    metrics = fold_interval("ead", [ead(fold, VOCABULARY_SIZE) for fold in folds])
+    metrics |= fold_interval("distinct_2", [distinct_n(fold, 2) for fold in folds])
+    if all(len(texts) > 1 for texts in answers):
+        metrics |= fold_interval("ead_within", [ead(texts, VOCABULARY_SIZE) for texts in answers])
+        metrics |= fold_interval("distinct_2_within", [distinct_n(texts, 2) for texts in answers])
+    return metrics
+
+
+def _extra_metrics(values: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the metrics of a split that are not functions of its sums: `{"ead": 1, "ead_ci": [0,
+    2]}` as a leaf."""
+    by_type = {f"chair_i_{kind}": value for kind, value in values["chair_i_by_type"].items()}
+    extra = {name: value for name, value in values.items() if name.startswith(("ead", "distinct"))} | by_type
+    return {
+        name: {"value": value, "low": extra[f"{name}_ci"][0], "high": extra[f"{name}_ci"][1]}
+        for name, value in extra.items()
+        if not name.endswith("_ci")
     }
-    answers = np.array([len(r["answers"]) for r in rows], dtype=float)
-    has_false = {
-        name: np.array([sum(sum(r[k][i] for k in kinds) > 0 for i in range(len(r["answers"]))) for r in rows], dtype=float)
-        for name, kinds in {
-            "chair_s": ("cooccurrence_errors", "perception_errors"),
-            "chair_s_cooccurrence": ("cooccurrence_errors",),
-            "chair_s_perception": ("perception_errors",),
-        }.items()
-    }
-    num_false = columns["cooccurrence_errors"] + columns["perception_errors"]
-    num_claims = columns["true"] + num_false
-    return np.stack([num_false, num_claims, columns["covered"], columns["owed"], answers, columns["true"], columns["cooccurrence_errors"], columns["perception_errors"],
-                     columns["length"], *has_false.values()], 1)  # fmt: skip
+
+
+def _description_columns(rows: Sequence[ScoreRow]) -> np.ndarray:
+    """Return what adds up of R described scenes [R, NUM_DESCRIPTION_COLUMNS]."""
+    summed = {name: np.array([np.sum(row[name]) for row in rows], dtype=float) for name in SUMMED_FIELDS}
+    num_answers = np.array([len(row["answers"]) for row in rows], dtype=float)
+    num_false = summed["cooccurrence_errors"] + summed["perception_errors"]
+    num_hallucinated = [
+        np.array([_count_answers_with(row, fields) for row in rows], dtype=float) for fields in ERROR_FIELDS.values()
+    ]
+    columns = [
+        num_false,
+        summed["true"] + num_false,
+        summed["covered"],
+        summed["owed"],
+        num_answers,
+        summed["true"],
+        summed["cooccurrence_errors"],
+        summed["perception_errors"],
+        summed["length"],
+        *num_hallucinated,
+    ]
+    return np.stack(columns, 1)
+
+
+def _count_answers_with(row: ScoreRow, error_fields: Sequence[str]) -> int:
+    """Return the number of answers with any of these errors."""
+    return sum(any(row[name][i] > 0 for name in error_fields) for i in range(len(row["answers"])))
 
 
 def _description_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
-    (
-        num_false,
-        num_claims,
-        covered,
-        num_expected,
-        n,
-        num_true,
-        cooccurrence,
-        perception,
-        length,
-        s,
-        s_cooccurrence,
-        s_perception,
-    ) = np.moveaxis(sums, -1, 0)
-    chair_i, coverage = num_false / np.maximum(num_claims, 1), covered / num_expected
+    columns = np.moveaxis(sums, -1, 0)
+    num_false, num_claims, num_covered, num_canonical, n, num_true, cooccurrence, perception, length = columns[:9]
+    with_error, with_cooccurrence, with_perception = columns[9:]
+    chair_i, coverage = num_false / np.maximum(num_claims, 1), num_covered / num_canonical
     precision = 1 - chair_i
     return {
-        "chair_s": s / n, "chair_i": chair_i, "coverage": coverage,
+        "chair_s": with_error / n,
+        "chair_i": chair_i,
+        "coverage": coverage,
         "claim_f1": 2 * precision * coverage / np.maximum(precision + coverage, 1e-9),
-        "utility": (num_true - FALSE_CLAIM_PENALTY * num_false) / n, "cooccurrence_errors": cooccurrence / n, "perception_errors": perception / n,
-        "chair_s_cooccurrence": s_cooccurrence / n, "chair_s_perception": s_perception / n, "mean_length": length / n,
-    }  # fmt: skip
+        "utility": (num_true - FALSE_CLAIM_PENALTY * num_false) / n,
+        "cooccurrence_errors": cooccurrence / n,
+        "perception_errors": perception / n,
+        "chair_s_cooccurrence": with_cooccurrence / n,
+        "chair_s_perception": with_perception / n,
+        "mean_length": length / n,
+    }
 
 
-def _yes_no_columns(rows: list[dict]) -> np.ndarray:
-    """Of every scene that was asked about shares of right, yes and unread answers, and 1 [R, ASKED]."""
-    return np.array([[np.mean([s == r["truth"] for s in r["said"]]), np.mean([s == "yes" for s in r["said"]]),
-                      np.mean([s == "unparsed" for s in r["said"]]), 1.0] for r in rows])  # fmt: skip
+def _chair_i_by_type(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the share of false claims of each kind, of sums of false claims and of claims by kind
+    [..., 2 * kinds]."""
+    num_false, num_claims = np.split(sums, 2, axis=-1)
+    return {kind: num_false[..., i] / np.maximum(num_claims[..., i], 1) for i, kind in enumerate(CLAIM_KINDS)}
+
+
+def _yes_no_columns(rows: Sequence[ScoreRow]) -> np.ndarray:
+    """Return, of R yes/no questions, the shares of right, of yes and of unread answers, and 1 [R,
+    NUM_YES_NO_COLUMNS]."""
+    columns = []
+    for row in rows:
+        verdicts = np.array(row["said"])
+        columns.append([np.mean(verdicts == row["truth"]), np.mean(verdicts == "yes"), np.mean(verdicts == "unparsed"), 1.0])
+    return np.array(columns)
 
 
 def _yes_no_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
     return {name: sums[..., i] / sums[..., 3] for i, name in enumerate(("yes_no_accuracy", "yes_rate", "unparsed"))}
-
-
-def _split_metrics(rows: list[dict], seed: int) -> dict:
-    description_rows = [r for r in rows if r["kind"] == "describe"]
-    metrics = bootstrap(_description_columns(description_rows), _description_metrics, seed)
-    # Diversity across prompts: of the first answer to each, in folds of 50 so that sizes are alike everywhere.
-    first_answers = [r["answers"][0] for r in description_rows]
-    folds = [first_answers[i : i + 50] for i in range(0, len(first_answers) - 49, 50)] or [first_answers]
-    metrics |= fold_interval("ead", [ead(f, VOCABULARY_SIZE) for f in folds])
-    metrics |= fold_interval("distinct_2", [distinct_n(f, 2) for f in folds])
-    if all(len(r["answers"]) > 1 for r in description_rows):
-        metrics |= fold_interval("ead_within", [ead(r["answers"], VOCABULARY_SIZE) for r in description_rows])
-        metrics |= fold_interval("distinct_2_within", [distinct_n(r["answers"], 2) for r in description_rows])
-    kinds = ("object", "attribute", "count", "relation")
-    by_type = np.array([[*np.sum(r["false_by_type"], 0), *np.sum(r["claims_by_type"], 0)] for r in description_rows], dtype=float)
-    metrics["chair_i_by_type"] = bootstrap(
-        by_type, lambda s: {k: s[..., i] / np.maximum(s[..., i + len(kinds)], 1) for i, k in enumerate(kinds)}, seed
-    )
-    yes_no_rows = [r for r in rows if r["kind"] == "yes_no"]
-    if yes_no_rows:
-        metrics |= bootstrap(_yes_no_columns(yes_no_rows), _yes_no_metrics, seed)
-    return metrics | {"n": len(description_rows)}
-
-
-VOCABULARY_SIZE = 80
-
-"""Words that the world's language has, for the expectation in EAD."""

@@ -1,13 +1,20 @@
-"""VL-RewardBench: which of two answers to a question about a picture is better? The model under test is the judge (Li et al. 2024).
+"""VL-RewardBench: which of two answers to a question about an image is better?
 
-    mmrlhf eval vl_rewardbench --model runs/sft/model --data VL_RewardBench.jsonl --image_folder images --votes 9 --temperature 0.2 --out runs/vl
+The model under test is the judge (Li et al. 2024).
+
+    mmrlhf eval vl_rewardbench --model runs/sft/model --data VL_RewardBench.jsonl
+        --image_folder images --votes 9 --temperature 0.2 --out runs/vl
     mmrlhf eval vl_rewardbench --answers infer_results.jsonl --out runs/vl
 
-A pair is judged several times, in an order that is drawn for each vote. Results as the authors' script saves them (`ranking`, `meta.random_number`,
-`meta.filter_choice`) say themselves what was asked, and need no --data. A reward model (--reward_model_path) is asked once. Percent.
-`official` is cal.py: of each pair the first k votes of a seeded shuffle, k = 1, 3, ... 9 (`k9` stands for itself, too, without a part); pairs
-without a majority, and replies that name no answer, are left out, and "Answer 3" agrees. `robust`: all votes, the last answer that a reply calls
-better, only 1 or 2; what has no majority counts as wrong.
+A pair is judged several times, each vote with a random order of the answers. Results as the
+authors' script saves them (`ranking`, `meta.random_number`, `meta.filter_choice`) say themselves
+what was asked, and need no --data. A reward model (--reward_model_path) is asked once. Metrics are
+in percent.
+
+`official` is cal.py: of each pair, it takes the first k votes of a seeded shuffle, for k = 1, 3,
+... 9 (k = 9 is also given without a part); pairs without a majority and replies that name no answer
+are left out, and "Answer 3" agrees. `robust` takes all votes, and of each the last answer that it
+calls better, if that is 1 or 2; a pair without a majority counts as wrong.
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,16 +31,28 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, first_valid, is_self_describing
+from mmrlhf.evaluation.benchmark import Benchmark, Prediction, ScoreRow, Task, answered, first_valid, is_self_describing
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message, Preference
 from mmrlhf.text.answer_parsing import normalise
 
 GROUPS = ("general", "hallucination", "reasoning")
-
-VOTE_COUNTS, SEED, EPSILON = (1, 3, 5, 7, 9), 1234, 1e-6
-
+GROUP_OF_PREFIX = {
+    "RLAIF": "hallucination",
+    "RLHF": "hallucination",
+    "povid": "hallucination",
+    "hallucination": "hallucination",
+    "mathverse": "reasoning",
+    "mmmu": "reasoning",
+}
+"""Groups of cal.py by the prefix of a pair's id. All other pairs are general."""
+VOTE_COUNTS = (1, 3, 5, 7, 9)
+SHUFFLE_SEED, EPSILON = 1234, 1e-6
+"""cal.py's seed, and what it adds to the denominators of its rates."""
+VERDICTS = ("agree", "reject", "doesntMatch")
+"""cal.py's words for a vote: for the better answer, for the worse one, for none."""
+IMAGE_TOKEN = "<image>\n"
 TEMPLATE = """Two answers were given to a question about the picture. Which is better: which is true to the picture, answers what was asked, and reasons soundly?
 
 Question: {question}
@@ -50,11 +69,14 @@ class Options:
     """How pairs are judged."""
 
     votes: Annotated[int, Field(ge=1, le=100)] = 1
-    """Judgments of each pair; they differ where --temperature is above 0, or by the order."""
+    """Judgments of each pair.
+
+    They differ in the order of the answers, and if --temperature is above 0.
+    """
 
 
 class VLRewardBench(Benchmark):
-    """TODO."""
+    """VL-RewardBench."""
 
     version = "1"
     license = "not stated"
@@ -64,59 +86,55 @@ class VLRewardBench(Benchmark):
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
-        """A vote for each pair and number, with ids PAIR/NUMBER. Without --data, the votes that a file of results holds."""
+        """Return each vote on each pair, with ids PAIR/NUMBER.
+
+        Without --data, they are the votes of a results file.
+        """
         if _is_results_file(task):
             return _recorded_votes(task)
         examples = []
         for row in read_json_objects(task.path)[: task.limit]:
             meta = _pair_meta(row, "human_ranking")
             image = row.fields.get("image_path", row.fields.get("image"))
-            images = (ImageSource(path=str(task.image_root / str(image))),) if isinstance(image, str) else ()
+            images = (ImageSource(path=str(task.image_root / image)),) if isinstance(image, str) else ()
             for vote in range(task.options.votes):
-                swapped = int(random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5)
-                shown_answers = meta["response"][::-1] if swapped else meta["response"]
-                text = TEMPLATE.format(
-                    question=meta["query"].replace("<image>\n", ""), first=shown_answers[0], second=shown_answers[1]
-                )
-                examples.append(
-                    Example(f"{meta['pair']}/{vote}", images, (Message("user", text),), meta={**meta, "swapped": swapped})
-                )
+                is_swapped = int(random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5)
+                first, second = meta["response"][::-1] if is_swapped else meta["response"]
+                prompt = TEMPLATE.format(question=_question(meta), first=first, second=second)
+                vote_meta = {**meta, "swapped": is_swapped}
+                examples.append(Example(f"{meta['pair']}/{vote}", images, (Message("user", prompt),), meta=vote_meta))
         return examples
 
     def read(self, path: Path, task: Task) -> list[Prediction] | None:
-        """Results of the authors' script take the place of answers where there is no --data."""
-        return [Prediction(e.id, [e.meta["reply"]]) for e in task.examples.values()] if _is_results_file(task) else None
+        """Return the replies of a results file, which `load` has read."""
+        if not _is_results_file(task):
+            return None
+        return [Prediction(example.id, [example.meta["reply"]]) for example in task.examples.values()]
 
     def pairs(self, task: Task) -> list[Preference]:
-        """The pairs for a reward model."""
+        """Return the pairs for a reward model."""
         preferences = []
         for example in task.examples.values():
-            chosen_index = example.meta["ranking"].index(0)
-            query = (Message("user", example.meta["query"].replace("<image>\n", "")),)
-            preferences.append(
-                Preference.from_pair(
-                    example.id,
-                    example.images,
-                    query,
-                    example.meta["response"][chosen_index],
-                    example.meta["response"][1 - chosen_index],
-                )
-            )
+            prompt = (Message("user", _question(example.meta)),)
+            responses, better = example.meta["response"], example.meta["ranking"].index(0)
+            preferences.append(Preference.from_pair(example.id, example.images, prompt, responses[better], responses[1 - better]))
         return preferences
 
     def preference_reply(self, example: Example, chosen: float, rejected: float) -> str:
-        """What a reward model says, in the words of a judge."""
+        """Return a reward model's preference in the words of a judge."""
         if chosen == rejected:
             return "Both are equal."
-        rejected_position = example.meta["ranking"].index(0 if example.meta["swapped"] else 1) + 1
-        return f"Overall Judgment: Answer {3 - rejected_position if chosen > rejected else rejected_position} is better."
+        worse = _rejected_position(example)
+        return f"Overall Judgment: Answer {3 - worse if chosen > rejected else worse} is better."
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Which answer a vote prefers, and whether people do. `rejected` is the place at which the worse answer was shown."""
-        ranking, swapped = example.meta["ranking"], example.meta["swapped"]
-        rejected_position = ranking.index(0 if swapped else 1) + 1
+        """Return which answer a vote prefers, and whether people do, too."""
+        rejected_position = _rejected_position(example)
         official_number, choice = official_choice(answers[0]), robust_choice(answers[0])
-        official = "doesntMatch" if official_number is None else "reject" if official_number == rejected_position else "agree"
+        if official_number is None:
+            official = "doesntMatch"
+        else:
+            official = "reject" if official_number == rejected_position else "agree"
         return {
             "official": official,
             "choice": choice,
@@ -124,102 +142,126 @@ class VLRewardBench(Benchmark):
             "unparsed": choice is None,
         }
 
-    def aggregate(self, rows: list[dict[str, Any]], task: Task) -> dict[str, SufficientStats]:
-        """Accuracy by group for each k, and of all votes."""
-        return {"official": _official_stats(rows, task), "robust": _robust_stats(first_valid(rows), task)}
-
     def categories(self, example: Example) -> list[str]:
-        """The group."""
+        """Return the group."""
         return [pair_group(example.meta["pair"])]
+
+    def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
+        """Return accuracy by group: for each k, and of all votes."""
+        return {"official": _official_stats(answered(rows), task), "robust": _robust_stats(first_valid(rows), task)}
+
+
+# ---- pairs ---------------------------------------------------------------------------------------
 
 
 def _is_results_file(task: Task) -> bool:
     return is_self_describing(task, "ranking", "response", "meta")
 
 
-def _pair_meta(row: Row, ranking: str) -> dict[str, Any]:
-    response, ranks = row.require("response"), row.require(row.require_any(ranking, "human_ranking", "ranking"))
-    if not (isinstance(response, list) and len(response) == 2 and isinstance(ranks, list) and sorted(ranks) == [0, 1]):
+def _pair_meta(row: Row, ranking_field: str) -> dict[str, Any]:
+    response = row.require("response")
+    ranking = row.require(row.require_any(ranking_field, "human_ranking", "ranking"))
+    is_pair = isinstance(response, list) and len(response) == 2
+    if not (is_pair and isinstance(ranking, list) and sorted(ranking) == [0, 1]):
         row.fail("a pair needs two responses, and a ranking that is [0, 1] or [1, 0]")
-    return {"pair": str(row.require("id")), "query": str(row.require("query")), "response": response, "ranking": ranks}
+    return {"pair": str(row.require("id")), "query": str(row.require("query")), "response": response, "ranking": ranking}
+
+
+def _question(meta: Mapping[str, Any]) -> str:
+    return str(meta["query"]).replace(IMAGE_TOKEN, "")
 
 
 def _recorded_votes(task: Task) -> list[Example]:
-    examples, votes = [], Counter[str]()
+    examples, num_votes = [], Counter[str]()
     for row in read_json_objects(Path(str(task.answers))):
-        meta = _pair_meta(row, "ranking")
-        row_meta = row.require("meta")
-        if not (
-            isinstance(row_meta, dict)
-            and row_meta.get("random_number") in (0, 1)
-            and isinstance(row_meta.get("filter_choice"), str)
-        ):
+        meta, vote = _pair_meta(row, "ranking"), row.require("meta")
+        is_vote = isinstance(vote, dict) and vote.get("random_number") in (0, 1)
+        if not (is_vote and isinstance(vote.get("filter_choice"), str)):
             row.fail("`meta` needs random_number (0 or 1) and filter_choice")
-        meta |= {"swapped": row_meta["random_number"], "reply": row_meta["filter_choice"]}
-        examples.append(Example(f"{meta['pair']}/{votes[meta['pair']]}", (), (), meta=meta))
-        votes[meta["pair"]] += 1
+        meta |= {"swapped": vote["random_number"], "reply": vote["filter_choice"]}
+        examples.append(Example(f"{meta['pair']}/{num_votes[meta['pair']]}", (), (), meta=meta))
+        num_votes[meta["pair"]] += 1
     return examples
 
 
-# ---- scores ----------------------------------------------------------------------------------------------------------
+def _rejected_position(example: Example) -> int:
+    """Return the position, 1 or 2, at which the worse answer was shown."""
+    return int(example.meta["ranking"].index(0 if example.meta["swapped"] else 1)) + 1
+
+
+def pair_group(id_: str) -> str:
+    """Return the group that cal.py puts a pair in, by the prefix of its id."""
+    return GROUP_OF_PREFIX.get(re.split(r"[_-]", id_)[0], "general")
+
+
+# ---- votes ---------------------------------------------------------------------------------------
 
 _OFFICIAL = re.compile(
-    r"(?:Overall Judgment|Therefore)\s*.*\s*-*\s*Answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*)?better", re.IGNORECASE
+    r"(?:Overall Judgment|Therefore)\s*.*\s*-*\s*Answer\s*(\d+)\s*is\s*(?:the\s*)?(?:slightly\s*)?better",
+    re.IGNORECASE,
 )
-
-_ROBUST = re.compile(r"(?:answer|response)\W*(\d+)\W+(?:is|as)\W+(?:(?:the|slightly|much|clearly|overall)\W+)*better|better (?:answer|response)\W+(?:is\W+)?(?:answer|response)?\W*(\d+)", re.IGNORECASE)  # fmt: skip
+"""cal.py's own pattern."""
+_ROBUST = re.compile(
+    # Answer 2 is the better ...
+    r"(?:answer|response)\W*(\d+)\W+(?:is|as)\W+(?:(?:the|slightly|much|clearly|overall)\W+)*better"
+    # The better answer is Answer 2
+    r"|better (?:answer|response)\W+(?:is\W+)?(?:answer|response)?\W*(\d+)",
+    re.IGNORECASE,
+)
 
 
 def official_choice(reply: str) -> int | None:
-    """The number that cal.py reads."""
+    """Return the number of the answer that cal.py reads."""
     match = _OFFICIAL.search(reply.replace("\n", "").replace("*", ""))
     return int(match[1]) if match else None
 
 
 def robust_choice(reply: str) -> int | None:
-    """The last answer that a reply calls better; None unless it is 1 or 2."""
-    choices = [int(m[1] or m[2]) for m in _ROBUST.finditer(normalise(reply))]
+    """Return the last answer that a reply calls better, None unless it is 1 or 2."""
+    choices = [int(match[1] or match[2]) for match in _ROBUST.finditer(normalise(reply))]
     return choices[-1] if choices and choices[-1] in (1, 2) else None
 
 
-def pair_group(id_: str) -> str:
-    """The group that cal.py puts a pair in, by what stands before the first `-` or `_` of its id."""
-    prefix = re.split(r"[_-]", id_)[0]
-    return {"RLAIF": "hallucination", "RLHF": "hallucination", "povid": "hallucination", "hallucination": "hallucination", "mathverse": "reasoning", "mmmu": "reasoning"}.get(prefix, "general")  # fmt: skip
+# ---- metrics -------------------------------------------------------------------------------------
 
 
-def _official_stats(rows: list[dict[str, Any]], task: Task) -> SufficientStats:
-    """Every k reads the results anew, and shuffles them with the same generator."""
-    rng = random.Random(SEED)
-    answered_rows = [r for r in rows if r["status"] in ("ok", "duplicate")]
+def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
+    """Return statistics with a row for each pair: 1, then the majorities for each k, group and
+    verdict.
+
+    For every k, cal.py reads the results again, and shuffles them with the same generator.
+    """
+    rng = random.Random(SHUFFLE_SEED)
+    # cal.py takes votes with equal ids, questions and answers for votes on one pair.
     pair_keys = {e.id: e.meta["pair"] + e.meta["query"] + "\t".join(sorted(e.meta["response"])) for e in task.examples.values()}
-    pair_index = {pair: i for i, pair in enumerate(dict.fromkeys(pair_keys[r["id"]] for r in answered_rows))}
-    columns = np.zeros((len(pair_index), len(VOTE_COUNTS), len(GROUPS), 3))
+    group_of_pair = {pair_keys[row["id"]]: pair_group(task.examples[row["id"]].meta["pair"]) for row in rows}
+    pair_index = {pair: index for index, pair in enumerate(group_of_pair)}
+    majorities = np.zeros((len(pair_index), len(VOTE_COUNTS), len(GROUPS), len(VERDICTS)))
     reasons = {}
-    groups = {pair_keys[r["id"]]: pair_group(task.examples[r["id"]].meta["pair"]) for r in answered_rows}
     for i, k in enumerate(VOTE_COUNTS):
-        votes: dict[str, list[str]] = {}
-        for row in _official_shuffle(answered_rows, rng):
-            if len(counted_votes := votes.setdefault(pair_keys[row["id"]], [])) < k:
-                counted_votes.append(row["official"])
+        votes: dict[str, list[str]] = {pair: [] for pair in pair_index}
+        for row in _official_shuffle(rows, rng):
+            pair_votes = votes[pair_keys[row["id"]]]
+            if len(pair_votes) < k:
+                pair_votes.append(row["official"])
         for pair, pair_votes in votes.items():
-            majority = [pair_votes.count(word) > len(pair_votes) / 2 for word in ("agree", "reject", "doesntMatch")]
-            columns[pair_index[pair], i, GROUPS.index(groups[pair])] = majority
-        empty_groups = [g for j, g in enumerate(GROUPS) if not columns[:, i, j, :2].any()]
-        reasons[f"k{k}"] = (
-            f"no pair of {', '.join(empty_groups)} has a majority: the official script raises ZeroDivisionError"
-            if empty_groups
-            else ""
-        )
+            majority = [pair_votes.count(verdict) > len(pair_votes) / 2 for verdict in VERDICTS]
+            majorities[pair_index[pair], i, GROUPS.index(group_of_pair[pair])] = majority
+        empty_groups = [group for j, group in enumerate(GROUPS) if not majorities[:, i, j, :2].any()]
+        reasons[f"k{k}"] = ""
+        if empty_groups:
+            reasons[f"k{k}"] = (
+                f"no pair of {', '.join(empty_groups)} has a majority: the official script raises ZeroDivisionError"
+            )
     reasons[""] = reasons[f"k{VOTE_COUNTS[-1]}"] or "there are no answers"
-    flat = np.concatenate(
-        [np.ones((len(pair_index), 1)), columns.reshape(len(pair_index), 3 * len(VOTE_COUNTS) * len(GROUPS))], 1
-    )
-    return SufficientStats(list(pair_index), flat, _metrics_by_k, reasons)
+    flat = majorities.reshape(len(pair_index), len(VOTE_COUNTS) * len(GROUPS) * len(VERDICTS))
+    columns = np.concatenate([np.ones((len(pair_index), 1)), flat], 1)
+    return SufficientStats(list(pair_index), columns, _metrics_by_k, reasons)
 
 
-def _official_shuffle(rows: Sequence[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
-    """Every place in turn is swapped with one drawn from all."""
+def _official_shuffle(rows: Sequence[ScoreRow], rng: random.Random) -> list[ScoreRow]:
+    """Shuffle as cal.py does: swap each row in turn with one drawn from all rows, which is not
+    uniform."""
     shuffled = list(rows)
     for i in range(len(shuffled)):
         j = rng.randint(0, len(shuffled) - 1)
@@ -228,38 +270,40 @@ def _official_shuffle(rows: Sequence[dict[str, Any]], rng: random.Random) -> lis
 
 
 def _metrics_by_k(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """What cal.py prints for each k: the rates are fractions of all pairs, `normalized_` ones of those with a majority for an answer."""
-    metrics = {}
-    pairs, by_k = sums[..., 0] + EPSILON, sums[..., 1:].reshape(*sums.shape[:-1], len(VOTE_COUNTS), len(GROUPS), 3)
+    """Return what cal.py prints for each k, and for the largest k also without a part.
+
+    Rates are fractions of all pairs; those with `normalized_` are of pairs with a majority for an
+    answer.
+    """
+    num_pairs = sums[..., 0] + EPSILON
+    by_k = sums[..., 1:].reshape(*sums.shape[:-1], len(VOTE_COUNTS), len(GROUPS), len(VERDICTS))
+    metrics: dict[str, np.ndarray] = {}
+    last: dict[str, np.ndarray] = {}
     for i, k in enumerate(VOTE_COUNTS):
         agree, reject, unmatched = np.moveaxis(by_k[..., i, :, :], -1, 0)
         values = _accuracies(agree, agree + reject)
-        values = {name: np.where(np.isfinite(values["macro_accuracy"]), v, np.nan) for name, v in values.items()}
+        # cal.py stops, and prints nothing, if a group is empty.
+        is_defined = np.isfinite(values["macro_accuracy"])
+        values = {name: np.where(is_defined, value, np.nan) for name, value in values.items()}
         num_decided = (agree + reject).sum(-1) + EPSILON
-        rates = {"agree_rate": agree, "reject_rate": reject, "doesnt_match_rate": unmatched}
-        values |= {name: count.sum(-1) / pairs for name, count in rates.items()}
-        values |= {"normalized_agree_rate": agree.sum(-1) / num_decided, "normalized_reject_rate": reject.sum(-1) / num_decided}
-        metrics |= {f"k{k}/{name}": v for name, v in values.items()}
-    return {name: metrics[f"k{VOTE_COUNTS[-1]}/{name}"] for name in values} | metrics
+        values["agree_rate"] = agree.sum(-1) / num_pairs
+        values["reject_rate"] = reject.sum(-1) / num_pairs
+        values["doesnt_match_rate"] = unmatched.sum(-1) / num_pairs
+        values["normalized_agree_rate"] = agree.sum(-1) / num_decided
+        values["normalized_reject_rate"] = reject.sum(-1) / num_decided
+        metrics |= {f"k{k}/{name}": value for name, value in values.items()}
+        last = values
+    return last | metrics
 
 
-def _accuracies(right: np.ndarray, total: np.ndarray) -> dict[str, np.ndarray]:
-    """Of counts by group [..., 3]: accuracy, its mean over groups, and each group's."""
-    group_accuracies = 100 * right / total
-    return {
-        "accuracy": 100 * right.sum(-1) / total.sum(-1),
-        "macro_accuracy": group_accuracies.mean(-1),
-        **{g: group_accuracies[..., i] for i, g in enumerate(GROUPS)},
-    }
-
-
-def _robust_stats(rows: list[dict[str, Any]], task: Task) -> SufficientStats:
+def _robust_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
     votes: dict[str, list[bool | None]] = {}
     for row in rows:
         votes.setdefault(task.examples[row["id"]].meta["pair"], []).append(row["right"])
     columns = np.zeros((len(votes), len(GROUPS), 2))
-    for i, (pair, pair_votes) in enumerate(votes.items()):
-        columns[i, GROUPS.index(pair_group(pair))] = pair_votes.count(True) > pair_votes.count(False), 1
+    for pair_columns, (pair, pair_votes) in zip(columns, votes.items(), strict=True):
+        is_right = pair_votes.count(True) > pair_votes.count(False)
+        pair_columns[GROUPS.index(pair_group(pair))] = is_right, 1
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         by_group = sums.reshape(*sums.shape[:-1], len(GROUPS), 2)
@@ -267,3 +311,14 @@ def _robust_stats(rows: list[dict[str, Any]], task: Task) -> SufficientStats:
 
     reasons = dict.fromkeys(GROUPS, "there are no pairs of this group") | {"": "a group has no pairs"}
     return SufficientStats(list(votes), columns.reshape(len(votes), 2 * len(GROUPS)), metrics, reasons)
+
+
+def _accuracies(right: np.ndarray, total: np.ndarray) -> dict[str, np.ndarray]:
+    """Return accuracy, its mean over groups, and that of each group, from counts by group [...,
+    GROUPS]."""
+    group_accuracies = 100 * right / total
+    return {
+        "accuracy": 100 * right.sum(-1) / total.sum(-1),
+        "macro_accuracy": group_accuracies.mean(-1),
+        **{group: group_accuracies[..., i] for i, group in enumerate(GROUPS)},
+    }
