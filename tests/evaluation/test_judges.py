@@ -1,4 +1,4 @@
-"""Judges: what is asked, kept, replayed and asked again; against a server that fails, a model in this process, and a real server."""
+"""Judges: requests, records and replays, with a failing server, a local model, and a real server."""
 
 import json
 
@@ -17,27 +17,30 @@ CORRECT_REPLY = (200, chat_completion("correct"))
 
 @pytest.fixture
 def evaluate_judged(tmp_path):
-    """HaloQuest's two made-up questions with answers given, judged as settings say; the result and the lines of judgments.jsonl."""
+    """Return a function that judges two answers to HaloQuest's fake data.
+
+    It returns the result, and the rows of judgments.jsonl.
+    """
     data = tmp_path / "data"
     data.mkdir()
     fake_data.haloquest(data)
     answers = fake_data.write_jsonl(tmp_path / "answers.jsonl", [{"id": i, "answers": [t]} for i, t in ANSWERS.items()])
 
-    def judged(out="out", options=None, **more):
-        more = {"endpoint_retries": 0, "endpoint_timeout": 5.0, "endpoint_concurrency": 1, **more}
-        config = EvalConfig(answers=str(answers), data=str(data / "h.csv"), output_dir=str(tmp_path / out), **more)
+    def judge(out="out", options=None, **settings):
+        settings = {"endpoint_retries": 0, "endpoint_timeout": 30.0, "endpoint_concurrency": 1, **settings}
+        config = EvalConfig(answers=str(answers), data=str(data / "h.csv"), output_dir=str(tmp_path / out), **settings)
         result = evaluate("haloquest", config, options)
         path = tmp_path / out / "judgments.jsonl"
         return result, read_jsonl(path) if path.exists() else []
 
-    judged.answers = answers
-    judged.root = tmp_path
-    return judged
+    judge.answers = answers
+    judge.root = tmp_path
+    return judge
 
 
 def accuracy_value(result, mode="official"):
-    found = result["metrics"][mode]["accuracy"]
-    return None if found is None else found["value"]
+    metric = result["metrics"][mode]["accuracy"]
+    return None if metric is None else metric["value"]
 
 
 def test_collect_judgments_records_request_and_reply(evaluate_judged):
@@ -123,8 +126,9 @@ def test_collect_judgments_refuses_to_mix_judges(evaluate_judged):
 
 def test_collect_judgments_dry_run_and_token_budget(evaluate_judged, capsys):
     result, rows = evaluate_judged(dry_run=True, judge="http://127.0.0.1:1/v1")
-    said = capsys.readouterr().out
-    assert "2 judgments to ask for" in said and "at most 1024 tokens of replies; nothing was asked" in said and rows == []
+    output = capsys.readouterr().out
+    assert "2 judgments to ask for" in output and rows == []
+    assert "at most 1024 tokens of replies; nothing was asked" in output
     with scripted_server(CORRECT_REPLY) as server:
         result, rows = evaluate_judged("budget", judge=server.url, judge_token_budget=7)
         assert len(rows) == len(server.requests) == 1 and "budget of 7 tokens is used up; 1 answers" in capsys.readouterr().err
@@ -149,11 +153,11 @@ def test_collect_judgments_uses_custom_template(evaluate_judged):
 def test_local_judge_runs_in_process(evaluate_judged, tiny_vlm_path, tmp_path):
     result, rows = evaluate_judged(judge=tiny_vlm_path, judge_max_tokens=4)
     assert len(rows) == 2 and {r["judge"] for r in rows} == {"in process"} and rows[0]["requested"] == tiny_vlm_path
-    assert result["counts"]["unparsed"] + sum(r["status"] != "ok" for r in rows) == 2  # it knows scenes, not this
+    assert result["counts"]["unparsed"] + sum(r["status"] != "ok" for r in rows) == 2  # it was trained on scenes only
 
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    words = AutoTokenizer.from_pretrained(tiny_vlm_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_vlm_path)
     sizes = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -161,25 +165,32 @@ def test_local_judge_runs_in_process(evaluate_judged, tiny_vlm_path, tmp_path):
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
     }
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "lm")
-    words.save_pretrained(tmp_path / "lm")
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
     _, rows = evaluate_judged("lm", judge=str(tmp_path / "lm"), judge_max_tokens=3)
     assert len(rows) == 2 and {r["status"] for r in rows} <= {"ok", "empty"}
 
 
-def test_endpoint_judge_works_with_transformers_serve(evaluate_judged, tiny_vlm_path, tmp_path, monkeypatch):
+def test_endpoint_judge_works_with_transformers_serve(evaluate_judged, tiny_vlm_path, tmp_path):
     data = tmp_path / "policy"
     data.mkdir()
-    made = fake_data.dash_b(data)
+    paths = fake_data.dash_b(data)
     with transformers_serve(tiny_vlm_path, tmp_path / "serve.log") as address:
         _, rows = evaluate_judged(judge=address, judge_max_tokens=4, endpoint_timeout=60.0)
         assert [r["model"] for r in rows] == [tiny_vlm_path] * 2 and all(r["input_tokens"] > 10 for r in rows)
-        asked = {"output_dir": str(tmp_path / "served"), "response_length": 12, "endpoint_timeout": 60.0, **made}
-        served = evaluate("dash_b", EvalConfig(model_name_or_path=address, **asked))
-    here = evaluate("dash_b", EvalConfig(model_name_or_path=tiny_vlm_path, **{**asked, "output_dir": str(tmp_path / "here")}))
-    said = [[r["answers"][0].strip() for r in read_jsonl(tmp_path / at / "predictions.jsonl")] for at in ("served", "here")]
-    assert said[0] == said[1]  # the same weights, looked at through a socket and without one
-    assert served["served_model"] == tiny_vlm_path and served["endpoint"] == address and served["metrics"] == here["metrics"]
+        settings = {"response_length": 12, "endpoint_timeout": 60.0, **paths}
+        config = EvalConfig(model_name_or_path=address, output_dir=str(tmp_path / "served"), **settings)
+        served = evaluate("dash_b", config)
+    config = EvalConfig(model_name_or_path=tiny_vlm_path, output_dir=str(tmp_path / "local"), **settings)
+    local = evaluate("dash_b", config)
+    # A server's answers are written as they arrive, in any order.
+    served_answers, local_answers = (
+        {row["id"]: row["answers"][0].strip() for row in read_jsonl(tmp_path / name / "predictions.jsonl")}
+        for name in ("served", "local")
+    )
+    assert served_answers == local_answers and len(local_answers) == 2
+    assert served["served_model"] == tiny_vlm_path and served["endpoint"] == address
+    assert served["metrics"] == local["metrics"]
 
 
 def test_predictions_of_failing_endpoint_are_completed_on_next_run(tmp_path):
@@ -189,8 +200,8 @@ def test_predictions_of_failing_endpoint_are_completed_on_next_run(tmp_path):
     with scripted_server((200, chat_completion("No")), (500, b"no"), (200, chat_completion("Yes"))) as server:
         first = evaluate("dash_b", EvalConfig(model_name_or_path=server.url, **config))
         assert first["counts"]["missing"] == 1 and first["n"] == 1
-        pictures = json.dumps(server.requests[0]["messages"])
-        assert "data:image/png;base64," in pictures and "Can you see a star" in pictures
+        messages = json.dumps(server.requests[0]["messages"])
+        assert "data:image/png;base64," in messages and "Can you see a star" in messages
         second = evaluate("dash_b", EvalConfig(model_name_or_path=server.url, **config))
         assert second["counts"]["missing"] == 0 and len(server.requests) == 3
         assert second["metrics"]["robust"]["accuracy"]["value"] == 1

@@ -1,4 +1,4 @@
-"""Servers for tests, on loopback: one that does as it is told, whatever that is, and `transformers serve` with the small model."""
+"""Servers for tests on this machine: a scripted one, and `transformers serve` with the tiny VLM."""
 
 import json
 import os
@@ -28,11 +28,14 @@ def chat_completion(text, model=FAKE_MODEL, **extra):
 
 
 class ScriptedHandler(BaseHTTPRequestHandler):
-    """Does what `server.script` says, one entry a request, the last one for ever: (status, body, headers), a callable of the request, or a fault
-    by name (`cut`, `slow`)."""
+    """Answers each request by the next entry of `server.script`, and all later ones by the last.
+
+    An entry is (status, body, headers), a function of the request that returns one, or the name of
+    a fault: `cut` breaks the connection, `slow` never answers.
+    """
 
     def do_GET(self):
-        self._send(200, {"data": [{"id": name} for name in self.server.reward_models]})
+        self._send(200, {"data": [{"id": name} for name in self.server.models]})
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -50,7 +53,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
         elif entry == "slow":
-            time.sleep(0.6)
+            self.server.closing.wait()
         else:
             self._send(*entry)
 
@@ -69,16 +72,18 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def scripted_server(*script, models=(FAKE_MODEL,)) -> Iterator[ThreadingHTTPServer]:
-    """A server whose `.url` can be asked; `.requests` are what it was asked."""
+    """Start a server with a `.url`; `.requests` are the requests that it got."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     server.daemon_threads = True
-    server.script, server.requests, server.reward_models, server.lock = list(script), [], models, threading.Lock()
+    server.script, server.requests, server.models, server.lock = list(script), [], models, threading.Lock()
+    server.closing = threading.Event()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield server
     finally:
+        server.closing.set()
         server.shutdown()
         server.server_close()
         thread.join(5)
@@ -92,7 +97,7 @@ def free_port() -> int:
 
 @contextmanager
 def transformers_serve(model: str, log_path: Path, timeout_s: float = 300) -> Iterator[str]:
-    """The address of `transformers serve`, which is gone afterwards; skips where its packages are not installed."""
+    """Start `transformers serve` and give its URL; skip the test if its packages are missing."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason="transformers serve needs it")
     port = free_port()
