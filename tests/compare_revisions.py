@@ -97,6 +97,11 @@ RENAMED_TEXT: dict[str, str] = {
     r"of answers claim nothing of their picture": "of answers claim nothing about their image",
     r"^EAD: distinct words over .*": "EAD",
     r"distinct pictures": "distinct images  ",
+    r"asserts 96 answers, and these are": "asserts 96 answers, and there are",
+    r"script takes phrases apart with": "script splits phrases with",
+    r"answers stand on another question's line": "answers are on another question's line",
+    r"or the pictures hold none": "or the images hold none",
+    r"^nothing was asked that says so$": "no question that was asked measures it",
 }
 """Pattern to new text, applied anywhere in old values."""
 
