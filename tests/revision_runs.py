@@ -1,11 +1,11 @@
-"""What a comparison of two revisions runs: the commands, tiny and seeded, on the CPU in float32.
+"""Run every command, tiny and seeded, on the CPU in float32, to compare two revisions.
 
     python -m tests.revision_runs OUT_DIR
 
-Start it in the root of a revision. It uses that revision's own names, so a change that renames
-something edits this file as well. `tests/compare_revisions.py` runs it in two revisions and
-compares what they wrote: JSON, JSONL, YAML, parquet, safetensors and text. What a command prints
-is kept only where printing is all it does.
+Must be started in the root of a revision. It uses that revision's own names: change this file
+together with any name in it. `tests/compare_revisions.py` runs it in two revisions and compares the
+files they write (JSON, JSONL, YAML, parquet, safetensors and text). Printed output is saved only
+for commands that write no files.
 """
 
 from __future__ import annotations
@@ -46,87 +46,91 @@ from tests.helpers import fake_data, tiny_clip
 from tests.helpers.family_setup import FamilySetup, engine_run, naive_run
 from tests.helpers.tiny_models import FAMILIES
 
-BASE = "data/tiny_vlm"
+BASE_MODEL = "data/tiny_vlm"
 SAMPLES = Path("data/samples")
-PREFERENCES = (
+PREFERENCE_FILES = (
     "trl_preference.jsonl", "trl_preference.parquet", "llava_rlhf_preference.json", "rlhf_v.parquet",
     "rlaif_v.jsonl", "mm_rlhf.jsonl", "vlfeedback.jsonl", "rankings.jsonl",
 )  # fmt: skip
-WORDS = "mmrlhf/scenes/lexicon.txt"
-SCENES = 12
-RULED = ("hallusionbench", "haloquest", "object_halbench")
-"""Benchmarks whose judge may be rules; where only a model could judge, nothing does."""
-KNOWN = (
+SCENES_LEXICON = "mmrlhf/scenes/lexicon.txt"
+NUM_SCENES = 12
+RULE_JUDGED_BENCHMARKS = ("hallusionbench", "haloquest", "object_halbench")
+"""Benchmarks that rules can judge. Those that need a model as a judge run without one."""
+COMMON_FACTS = (
     Fact("object", "brown dog"), Fact("count", "two people"), Fact("absent", "cat"), Fact("absent", "umbrella"),
     Fact("attribute", "red car"), Fact("relation", "dog on couch"), Fact("qa", "Is there a horse? No."),
 )  # fmt: skip
-"""Beside these, each sentence is judged by the sentence before it, as a caption of its picture."""
+"""Facts for every sentence; its other fact is the sentence before it, as a caption."""
 
 
 # ---- helpers -------------------------------------------------------------------------------------
 
 
-def run(*words: str, may_refuse: bool = False, **fields: Any) -> int:
-    """Run one command, its settings given as fields, and return its exit code."""
-    flags = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    code = main([*words, *flags])
-    if code and not may_refuse:
-        raise SystemExit(f"mmrlhf {' '.join([*words, *flags])} gave exit code {code}")
+def run(*arguments: str, may_fail: bool = False, **settings: Any) -> int:
+    """Run an mmrlhf command and return its exit code.
+
+    `settings` become flags: `seed=7` is `--seed 7`. Exits if the command fails, unless `may_fail`.
+    """
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    code = main([*arguments, *flags])
+    if code and not may_fail:
+        raise SystemExit(f"mmrlhf {' '.join([*arguments, *flags])} failed with exit code {code}")
     return code
 
 
-def printed(*words: str, **fields: Any) -> list[str]:
-    """Return a command's exit code and the lines it prints, without clocks and memory sizes."""
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
-        code = run(*words, may_refuse=True, **fields)
-    lines = [line.rstrip() for line in said.getvalue().splitlines() if " gone, " not in line and " elapsed, " not in line]
+def run_captured(*arguments: str, **settings: Any) -> list[str]:
+    """Return a command's exit code and the lines it prints, without times and memory sizes."""
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(output):
+        code = run(*arguments, may_fail=True, **settings)
+    # `gone` was the word for elapsed time in older revisions.
+    lines = [line.rstrip() for line in output.getvalue().splitlines() if " gone, " not in line and " elapsed, " not in line]
     return [f"exit code {code}", *(re.sub(r"has [\d.]+ GiB", "has SOME GiB", line) for line in lines)]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, with the folder it belongs to."""
+    """Write a value as JSON; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write tensors by name, each in memory of its own."""
+    """Write tensors by name; creates the folder. Copies them, as safetensors allows no sharing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def shared() -> Path | None:
-    """Find the test data that is not part of the project, where the tests find it."""
+def find_shared_data() -> Path | None:
+    """Return the folder of test data outside the repository, found as the tests find it."""
     path = Path(os.environ.get("MMRLHF_SHARED", Path(__file__).parents[2] / "shared"))
     return path.resolve() if path.is_dir() else None
 
 
 def first_word(samples: Sequence[Any]) -> list[list[tuple[int, int, float]]]:
-    """Pay for an answer's first word: a term of the reward from a file, on a span of characters."""
+    """Reward the first word of each answer: a custom reward function on spans of characters."""
     return [[(0, len(sample.answer.split()[0]), 1.0)] if sample.answer.split() else [] for sample in samples]
 
 
 # ---- training ------------------------------------------------------------------------------------
 
 
-def train(out: Path, stage: str, name: str, **fields: Any) -> None:
-    """Run a training stage for a few steps on the world's base and its scenes."""
-    common = {"model_name_or_path": BASE, "output_dir": out / name, "per_device_train_batch_size": 4, "lora_r": 4,
-              "max_steps": 3, "learning_rate": 2e-3, "logging_steps": 1}  # fmt: skip
-    run(stage, **{**common, **fields})
+def train(out: Path, stage: str, name: str, **settings: Any) -> None:
+    """Run a training stage for a few steps, by default on the tiny base model."""
+    defaults = {"model_name_or_path": BASE_MODEL, "output_dir": out / name, "per_device_train_batch_size": 4, "lora_r": 4,
+                "max_steps": 3, "learning_rate": 2e-3, "logging_steps": 1}  # fmt: skip
+    run(stage, **{**defaults, **settings})
 
 
 def run_sft(out: Path) -> None:
-    """Fine-tune an adapter on scenes, and the whole language model on the sample rows."""
+    """Fine-tune an adapter on scenes, and the full language model on the sample rows."""
     train(out, "sft", "sft", dataset_name=out / "scenes/sft.jsonl", warmup_steps=1)
     train(out, "sft", "sft_full", dataset_name=SAMPLES / "sft.jsonl", tuning="full", max_steps=1)
 
 
 def run_reward(out: Path) -> None:
-    """Train reward models: damaged facts and planted claims, late facts, other losses."""
+    """Train reward models: noisy facts with injected claims, facts after the answer, all losses."""
     pairs = out / "scenes/pairs.jsonl"
-    damaged = {"fact_dropout": 0.4, "fact_noise": 0.3, "injected_claim_rate": 0.5}
-    train(out, "reward", "reward", dataset_name=pairs, eval_dataset_name=pairs, max_steps=3, **damaged)
+    noise = {"fact_dropout": 0.4, "fact_noise": 0.3, "injected_claim_rate": 0.5}
+    train(out, "reward", "reward", dataset_name=pairs, eval_dataset_name=pairs, max_steps=3, **noise)
     train(out, "reward", "reward_after", dataset_name=pairs, facts_position="after", head_init="random",
           loss_type="bt_label_smoothing", facts_template="captions", max_facts_tokens=24)  # fmt: skip
     facts = {"facts_file": SAMPLES / "facts.jsonl", "max_steps": 1}
@@ -135,7 +139,7 @@ def run_reward(out: Path) -> None:
 
 
 def run_ppo(out: Path) -> None:
-    """Train policies: with a critic and spans, with claims judged by models, without a critic."""
+    """Train policies: with a critic and span rewards, with models as verifiers, with GRPO."""
     prompts = {
         "dataset_name": out / "scenes/doubted.jsonl",
         "min_probe_detection_rate": 0,
@@ -155,19 +159,19 @@ def run_ppo(out: Path) -> None:
           **{**prompts, "dataset_name": SAMPLES / "llava_rlhf_ppo.json"})  # fmt: skip
 
 
-# ---- models asked --------------------------------------------------------------------------------
+# ---- inference -----------------------------------------------------------------------------------
 
 
 def run_generate(out: Path) -> None:
-    """Sample several answers under the policy, and say one greedily without it."""
-    common = {"model_name_or_path": BASE, "dataset_name": out / "scenes/prompts.jsonl", "response_length": 24}
+    """Sample several answers with the policy's adapter, and decode greedily without it."""
+    common = {"model_name_or_path": BASE_MODEL, "dataset_name": out / "scenes/prompts.jsonl", "response_length": 24}
     run("generate", **common, output_file=out / "generate/sampled.jsonl", adapter_path=out / "ppo/policy", temperature=1.0,
         top_p=0.9, top_k=40, num_generations=3, min_new_tokens=3, seed=7)  # fmt: skip
     run("generate", **common, output_file=out / "generate/greedy.jsonl", stop=".", batch_size=3)
 
 
 def run_score(out: Path) -> None:
-    """Score answers and pairs, measure the reward model, and choose the best of several answers."""
+    """Score answers and pairs, evaluate the reward models, and choose the best of three answers."""
     model = {"reward_model_path": out / "reward"}
     scenes = {"image_folder": out / "scenes"}
     run("score", **model, **scenes, dataset_name=out / "generate/sampled.jsonl", output_file=out / "score/answers.jsonl")
@@ -175,37 +179,39 @@ def run_score(out: Path) -> None:
     run("reward-eval", **model, dataset_name=out / "scenes/pairs.jsonl", output_dir=out / "reward_bench")
     run("reward-eval", reward_model_path=out / "reward_after", dataset_name=SAMPLES / "rankings.jsonl",
         facts_file=SAMPLES / "facts.jsonl", output_dir=out / "reward_bench_rankings")  # fmt: skip
-    judge = load_reward_model(str(out / "reward"))
+    reward_model = load_reward_model(str(out / "reward"))
     rows = read_examples(str(out / "scenes/prompts.jsonl"))[:3]
-    best = best_of_n(judge.role.vlm, judge, rows, 3, batch_size=3, response_length=16, seed=0)
+    best = best_of_n(reward_model.role.vlm, reward_model, rows, 3, batch_size=3, response_length=16, seed=0)
     write_json(out / "score/best_of_n.json", [[example.id, text] for example, text in best])
 
 
 def run_calibrate(out: Path) -> None:
-    """Calibrate the base as a judge of claims; a random open_clip gets its numbers by hand."""
+    """Calibrate the base model as a verifier; a random open_clip gets a calibration by hand."""
     rows = []
     for index in range(16):
-        drawn = scenes.generate_scene("selection", index, 0)
+        scene = scenes.generate_scene("selection", index, 0)
+        # An arbitrary image: calibration does not need it to show the scene.
         fake_data.write_image(out / f"calibrate/{index}.png", index)
-        there = {thing.shape for thing in drawn.objects}
-        facts = [{"kind": "object" if shape in there else "absent", "text": shape} for shape in scenes.vocabulary.SHAPES]
+        present_shapes = {thing.shape for thing in scene.objects}
+        facts = [{"kind": "object" if shape in present_shapes else "absent", "text": shape} for shape in scenes.vocabulary.SHAPES]
         rows.append({"image": f"{index}.png", "prompt": "?", "facts": facts})
     data = fake_data.write_jsonl(out / "calibrate/rows.jsonl", rows)
-    common = {"dataset_name": data, "claim_source": "facts", "held_out": 0.4, "lexicon_file": WORDS}
-    run("calibrate", "vlm", **common, model_name_or_path=BASE, output_file=out / "calibrate/vlm.json")
+    common = {"dataset_name": data, "claim_source": "facts", "held_out": 0.4, "lexicon_file": SCENES_LEXICON}
+    run("calibrate", "vlm", **common, model_name_or_path=BASE_MODEL, output_file=out / "calibrate/vlm.json")
     tiny_clip.save_tiny_clip(out / "clip")
-    refused = printed("calibrate", "clip", **common, clip_model=out / "clip", output_file=out / "calibrate/clip.json")
-    write_json(out / "calibrate/clip_refused.json", refused)
-    by_hand = PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
-    save_calibration(by_hand, out / "clip/calibration.json", nouns=["ring", "star", "moon"])
+    # A random model does not separate true claims from false ones, which the command refuses.
+    refusal = run_captured("calibrate", "clip", **common, clip_model=out / "clip", output_file=out / "calibrate/clip.json")
+    write_json(out / "calibrate/clip_refused.json", refusal)
+    calibration = PlattScaling({"object": (1.0, 0.0), "attribute": (1.0, 0.0)})
+    save_calibration(calibration, out / "clip/calibration.json", nouns=["ring", "star", "moon"])
 
 
 def run_families(out: Path) -> None:
-    """Dump what each model family says of fixed rows, with shared prompts and without."""
+    """Save each model family's outputs for fixed rows, with and without prefix sharing."""
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as directory:
             fixture = FamilySetup(family, Path(directory))
-            tensors = paths_of(fixture)
+            tensors = model_outputs(fixture)
             prompts = prompts_from_examples(fixture.vlm, fixture.examples)
             sampled = sample_completions(fixture.vlm, prompts, 2, SamplingParams(10, 0.8, 0.95, seed=3))
         tensors |= {"sampled/ids": sampled.token_ids_NT, "sampled/mask": sampled.mask_NT, "sampled/log_probs": sampled.logps_NT,
@@ -214,42 +220,40 @@ def run_families(out: Path) -> None:
         write_json(out / f"families/{family}.json", {"texts": sampled.texts, "share_prefix": fixture.vlm.engine.share_prefix})
 
 
-def paths_of(fixture: FamilySetup) -> dict[str, torch.Tensor]:
-    """Return log-probs, values, gradients and hidden states of both paths."""
-    found: dict[str, torch.Tensor] = {}
-    for name, tokens in (("shared", 100_000), ("shared_small", 1)):
-        log_probs, values, gradients = engine_run(fixture, tokens)
-        found |= {f"{name}/log_probs": log_probs, f"{name}/values": values}
-        found |= {f"{name}/gradients/{key}": gradient for key, gradient in gradients.items()}
+def model_outputs(fixture: FamilySetup) -> dict[str, torch.Tensor]:
+    """Return log-probs, values, gradients and hidden states of the engine and the naive path."""
+    outputs: dict[str, torch.Tensor] = {}
+    for name, micro_batch_tokens in (("shared", 100_000), ("shared_small", 1)):
+        log_probs, values, gradients = engine_run(fixture, micro_batch_tokens)
+        outputs |= {f"{name}/log_probs": log_probs, f"{name}/values": values}
+        outputs |= {f"{name}/gradients/{key}": gradient for key, gradient in gradients.items()}
     log_probs, values, gradients = naive_run(fixture)
-    found |= {f"naive/log_probs/{i}": tensor for i, tensor in enumerate(log_probs)}
-    found |= {f"naive/values/{i}": tensor for i, tensor in enumerate(values)}
-    found |= {f"naive/gradients/{key}": gradient for key, gradient in gradients.items()}
-    given = fixture.completions()
+    outputs |= {f"naive/log_probs/{i}": tensor for i, tensor in enumerate(log_probs)}
+    outputs |= {f"naive/values/{i}": tensor for i, tensor in enumerate(values)}
+    outputs |= {f"naive/gradients/{key}": gradient for key, gradient in gradients.items()}
+    completions = fixture.completions()
+    prompts, tokens, mask = completions.prompts, completions.token_ids_NT, completions.mask_NT
     with torch.no_grad(), fixture.adapters.use("value"):
-        found["shared/hidden"] = prefill(fixture.vlm, given.prompts).extend(
-            given.prompt_index_N, given.token_ids_NT, given.mask_NT
-        )
-        rows = given.prompt_index_N.tolist()
-        found["plain/hidden"] = naive.hidden_states(fixture.vlm, given.prompts, rows, given.token_ids_NT, given.mask_NT)
-    return found
+        outputs["shared/hidden"] = prefill(fixture.vlm, prompts).extend(completions.prompt_index_N, tokens, mask)
+        outputs["plain/hidden"] = naive.hidden_states(fixture.vlm, prompts, completions.prompt_index_N.tolist(), tokens, mask)
+    return outputs
 
 
 # ---- claims and data -----------------------------------------------------------------------------
 
 
 def run_claims(out: Path) -> None:
-    """Extract the claims of the sentences that the tests hold, and judge them by facts."""
+    """Extract the claims of the tests' labelled sentences, and verify them against facts."""
     for name in ("tuned", "fresh", "held_out"):
         path = Path(f"tests/claims/claims_{name}.jsonl")
         texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
         run("claims", str(path), out=out / f"claims/{name}.jsonl")
-        found = [extract_claims(text) for text in texts]
-        write_json(out / f"claims/{name}_fields.json", [[asdict(claim) for claim in of_one] for of_one in found])
-        before = ["A dog and two cats on a red couch.", *texts]
+        claims_per_text = [extract_claims(text) for text in texts]
+        write_json(out / f"claims/{name}_fields.json", [[asdict(claim) for claim in claims] for claims in claims_per_text])
+        captions = ["A dog and two cats on a red couch.", *texts[:-1]]
         verdicts = [
-            [asdict(verdict) for verdict in verify_against_facts(of_one, [*KNOWN, Fact("caption", caption)])]
-            for of_one, caption in zip(found, before, strict=False)
+            [asdict(verdict) for verdict in verify_against_facts(claims, [*COMMON_FACTS, Fact("caption", caption)])]
+            for claims, caption in zip(claims_per_text, captions, strict=True)
         ]
         write_json(out / f"claims/{name}_verdicts.json", verdicts)
     rows = [json.dumps({"text": fact["captions"][0] + " A cat and three dogs.", "image": fact["image"]})
@@ -259,15 +263,18 @@ def run_claims(out: Path) -> None:
 
 
 def run_data(out: Path) -> None:
-    """Convert, count and check every sample; formats that have no place for its rows are named."""
+    """Convert, count and check every sample file, and print the plan of each stage.
+
+    Exit codes tell which formats cannot hold a file's rows.
+    """
     facts = {"facts_file": SAMPLES / "facts.jsonl"}
     codes = {}
-    for name in PREFERENCES:
+    for name in PREFERENCE_FILES:
         for to in FORMATS:
             for suffix in ("jsonl", "parquet"):
                 file = out / f"convert/{name}/{to}.{suffix}"
                 codes[f"{name} as {to}"] = run(
-                    "data", "convert", str(SAMPLES / name), may_refuse=True, to=to, output_file=file, **facts
+                    "data", "convert", str(SAMPLES / name), may_fail=True, to=to, output_file=file, **facts
                 )
     write_json(out / "convert/exit_codes.json", codes)
     run(
@@ -278,24 +285,23 @@ def run_data(out: Path) -> None:
         to="trl",
         output_file=out / "convert/balanced.jsonl",
     )
-    checked = {}
-    for name in (*PREFERENCES, "sft.jsonl", "llava_rlhf_ppo.json"):
+    lines_by_file = {}
+    for name in (*PREFERENCE_FILES, "sft.jsonl", "llava_rlhf_ppo.json"):
         run("data", "stats", str(SAMPLES / name), **facts, output_dir=out / f"stats/{name}")
-        checked[name] = printed("data", "check", str(SAMPLES / name), **facts)
-    write_json(out / "check.json", checked)
+        lines_by_file[name] = run_captured("data", "check", str(SAMPLES / name), **facts)
+    write_json(out / "check.json", lines_by_file)
     stages = {"sft": {}, "reward": {}, "ppo": {"num_generations": 8}}
-    write_json(
-        out / "plan.json", {stage: printed("plan", stage, model_name_or_path=BASE, **how) for stage, how in stages.items()}
-    )
+    plans = {stage: run_captured("plan", stage, model_name_or_path=BASE_MODEL, **settings) for stage, settings in stages.items()}
+    write_json(out / "plan.json", plans)
 
 
 def run_scenes(out: Path) -> None:
-    """Draw the scenes that the other parts read; half of the prompts get facts that deny all."""
-    run("data", "scenes", output_dir=out / "scenes", rows=SCENES)
+    """Write the scenes that later parts read, and prompts of which half deny every shape."""
+    run("data", "scenes", output_dir=out / "scenes", rows=NUM_SCENES)
     rows = [json.loads(line) for line in (out / "scenes/prompts.jsonl").read_text(encoding="utf-8").splitlines()]
-    nothing = [{"kind": "absent", "text": shape} for shape in scenes.vocabulary.SHAPES]
+    all_absent = [{"kind": "absent", "text": shape} for shape in scenes.vocabulary.SHAPES]
     fake_data.write_jsonl(
-        out / "scenes/doubted.jsonl", [row | {"facts": nothing} if i % 2 else row for i, row in enumerate(rows)]
+        out / "scenes/doubted.jsonl", [row | {"facts": all_absent} if i % 2 else row for i, row in enumerate(rows)]
     )
 
 
@@ -303,8 +309,8 @@ def run_scenes(out: Path) -> None:
 
 
 def run_eval(out: Path) -> None:
-    """Ask the base about made-up data of each benchmark, and compare two runs on scenes."""
-    common = {"model_name_or_path": BASE, "response_length": 16, "batch_size": 8}
+    """Evaluate the base model on fake data of each benchmark, and compare two runs on scenes."""
+    common = {"model_name_or_path": BASE_MODEL, "response_length": 16, "batch_size": 8}
     for seed in (0, 1):
         run(
             "eval",
@@ -318,23 +324,26 @@ def run_eval(out: Path) -> None:
         )
     run("compare", str(out / "eval/scenes_0"), str(out / "eval/scenes_1"), "--force", out=out / "eval/compare")
     codes = {}
-    for name, make in fake_data.DATASET_WRITERS.items():
-        (data := out / f"made_up/{name}").mkdir(parents=True)
-        how = {**common, **make(data), "output_dir": out / f"eval/{name}", **({"judge": "rules"} if name in RULED else {})}
-        codes[name] = run("eval", name, may_refuse=True, **how)
+    for name, write_dataset in fake_data.DATASET_WRITERS.items():
+        data_dir = out / f"made_up/{name}"
+        data_dir.mkdir(parents=True)
+        settings = {**common, **write_dataset(data_dir), "output_dir": out / f"eval/{name}"}
+        if name in RULE_JUDGED_BENCHMARKS:
+            settings["judge"] = "rules"
+        codes[name] = run("eval", name, may_fail=True, **settings)
     write_json(out / "eval/exit_codes.json", codes)
 
 
-def parity_cases(place: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return the answers of which official figures are known: benchmark and settings by name."""
-    parity, data = place / "parity", place / "benchdata"
+def parity_cases(shared: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return benchmark and settings, by name, of answers that official scripts have scored."""
+    parity, data = shared / "parity", shared / "benchdata"
     cases: dict[str, tuple[str, dict[str, Any]]] = {}
     chair, captions = parity / "CHAIR/synthetic", data / "CHAIR"
     amber = parity / "AMBER/discriminative_exact/input.json"
     cases["amber"] = ("amber", {"answers": amber, "data": data / "AMBER"})
     for lineage in ("a", "b"):
-        known = {"data": chair / "annotations", "lineage": lineage}
-        cases[f"chair_{lineage}"] = ("chair", {"answers": chair / "input.jsonl", **known})
+        settings = {"data": chair / "annotations", "lineage": lineage}
+        cases[f"chair_{lineage}"] = ("chair", {"answers": chair / "input.jsonl", **settings})
         cases[f"chair_{lineage}_real"] = ("chair", {"answers": captions / "opera_captions/minigpt4_greedy.jsonl", "lineage": lineage,
                                                     "data": captions / "coco_gt_objects_opera_lessismore.json"})  # fmt: skip
     cases["chair_unknown"] = (
@@ -359,12 +368,13 @@ def parity_cases(place: Path) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def run_parity(out: Path) -> None:
-    """Score the answers of which official figures are known, where that test data lies."""
-    if (place := shared()) is None:
-        print("note: the parity cases are left out: they need the shared test data (MMRLHF_SHARED)")
+    """Score answers that official scripts have scored, if the shared test data is available."""
+    shared = find_shared_data()
+    if shared is None:
+        print("note: skipping the parity cases, which need the shared test data (MMRLHF_SHARED)")
         return
-    os.environ["NLTK_DATA"] = str(place / "nltk_data")
-    for name, (benchmark, settings) in parity_cases(place).items():
+    os.environ["NLTK_DATA"] = str(shared / "nltk_data")
+    for name, (benchmark, settings) in parity_cases(shared).items():
         run("eval", benchmark, **settings, output_dir=out / f"parity/{name}")
 
 
@@ -372,16 +382,16 @@ PARTS: tuple[Callable[[Path], None], ...] = (
     run_scenes, run_claims, run_data, run_families, run_calibrate, run_sft, run_reward, run_ppo, run_generate, run_score, run_eval,
     run_parity,
 )  # fmt: skip
-"""In this order: later parts read what earlier ones wrote."""
+"""The order matters: later parts read files that earlier ones write."""
 
 
 def run_all(out: Path) -> None:
-    """Run every part, and say how long each took."""
+    """Run every part, and print the seconds that each takes."""
     torch.set_num_threads(1)
     for part in PARTS:
-        began = time.monotonic()
+        start = time.monotonic()
         part(out)
-        print(f"{part.__name__}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+        print(f"{part.__name__}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
