@@ -205,8 +205,7 @@ def _join_id(fields: Mapping[str, Any]) -> str:
 
 
 def _original_id(example: Example) -> str:
-    """Return the id of the same question on figure 0 of its set, the original image (or, in VS, no
-    image)."""
+    """Return the id of the same question on figure 0 of its set: the original image, or none."""
     return _join_id({**example.meta, "figure_id": "0"})
 
 
@@ -215,8 +214,7 @@ def _truth(example: Example) -> str:
 
 
 def _find_by_question(fields: Fields, task: Task) -> str | None:
-    """Return the first example with a row's question and image, in its category if the row has
-    one."""
+    """Return the first example with a row's question, image and, if it has one, category."""
     question = str(fields.get("question") or "")
     image = Path(str(fields.get("image_path") or fields.get("filename") or "")).name
     category, subcategory = fields.get("category"), fields.get("subcategory")

@@ -29,12 +29,11 @@ from mmrlhf.evaluation.benchmark import (
     JudgeRequest,
     ScoreRow,
     Task,
-    fill_template,
     first_valid,
     has_duplicates,
-    load_template,
-    read_text,
 )
+from mmrlhf.evaluation.judge_prompts import fill_template, load_template
+from mmrlhf.files.rows import read_text
 from mmrlhf.metrics.intervals import SufficientStats, accuracy_by_group
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_verdict

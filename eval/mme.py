@@ -28,7 +28,8 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, ScoreRow, Task, answered, first_valid, read_text
+from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, ScoreRow, Task, answered, first_valid
+from mmrlhf.files.rows import read_text
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no

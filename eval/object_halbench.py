@@ -43,13 +43,12 @@ from mmrlhf.evaluation.benchmark import (
     ScoreRow,
     Task,
     answered,
-    fill_template,
     first_valid,
     has_duplicates,
     load_benchmark,
-    load_template,
     parse_options,
 )
+from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, Message

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from mmrlhf.config_loader import load_config
 from mmrlhf.files.bundled import find, load_module
-from mmrlhf.files.rows import Row, open_binary, read_json_objects
+from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Preference
 
@@ -126,10 +126,7 @@ class Benchmark:
     independent."""
 
     options_type: ClassVar[type[Any] | None] = None
-    """A pydantic dataclass of settings of its own.
-
-    They become command-line flags, and `task.options` holds them.
-    """
+    """A pydantic dataclass of settings of its own, which become flags and `task.options`."""
     answer_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of the official answer format: the id, the answer, and other names of the answer."""
     known_versions: ClassVar[Mapping[str, str]] = {}
@@ -394,45 +391,6 @@ def contains_yes_no(answer: str) -> Literal["yes", "no"] | None:
     if "yes" in lower:
         return "yes"
     return "no" if "no" in lower else None
-
-
-def decode_text(content: bytes, path: Path, encoding: str = "utf-8") -> str:
-    """Decode the content of a file. Raise InputError if it is not UTF-8."""
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
-
-
-def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Return the text of a file. Raise InputError if it cannot be read or is not UTF-8."""
-    with open_binary(path) as file:
-        return decode_text(file.read(), path, encoding)
-
-
-def load_template(path: str | None, default: str) -> str:
-    """Return a judge's prompt template: the user's file, or else the benchmark's own.
-
-    Raise InputError.
-    """
-    if path is None:
-        return default
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--judge_prompt {path} cannot be read ({error}): give a text file") from None
-
-
-def fill_template(template: str, **fields: str) -> str:
-    """Fill a template's fields, by name or, as `{}`, in their order.
-
-    Raise InputError if it has other fields.
-    """
-    try:
-        return template.format(*fields.values(), **fields)
-    except (KeyError, IndexError, ValueError) as error:
-        names = ", ".join(f"{{{name}}}" for name in fields)
-        raise InputError(f"--judge_prompt cannot be filled in ({type(error).__name__}: {error}): it may hold {names}") from None
 
 
 def text_sha256(text: str) -> str:

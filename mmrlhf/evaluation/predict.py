@@ -355,7 +355,7 @@ class AnswerCache:
     def __init__(self, folder: str, generation_key: Sequence[Any]) -> None:
         """Read the file. Raise InputError if the folder cannot be written to.
 
-        generation_key: everything that answers depend on beside prompt and images.
+        generation_key: everything that answers depend on besides prompt and images.
         """
         refuse_unwritable(Path(folder), "answer_cache_dir")
         digest = text_sha256(json.dumps(generation_key, default=repr))[:16]

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.evaluation.benchmark import ID_FIELDS, Benchmark, Fields, Prediction, Task, decode_text, first_present
-from mmrlhf.files.rows import open_binary, parse_json, type_name
+from mmrlhf.evaluation.benchmark import ID_FIELDS, Benchmark, Fields, Prediction, Task, first_present
+from mmrlhf.files.rows import decode_text, open_binary, parse_json, type_name
 from mmrlhf.records import InputError
 
 FORMATS = ("predictions", "official", "llava", "lmms-eval", "vlmevalkit")

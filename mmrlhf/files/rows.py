@@ -15,7 +15,7 @@ from mmrlhf.records import InputError
 
 @dataclass(frozen=True)
 class Row:
-    """A row's fields, without null ones, and its location for messages."""
+    """A row's fields, and its location for messages. `RawRow.parse` leaves out null fields."""
 
     location: str
     number: int
@@ -45,7 +45,7 @@ class Row:
             if name in self.fields:
                 return name
         for name in names:
-            others = [field for field in self.fields if field[:-1] != name[:-1]]  # output_1 is not a typo of output_2
+            others = [field for field in self.fields if field[:-1] != name[:-1]]  # output_1 is no typo of output_2
             typos = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
             if typos:
                 self.fail(f"`{name}` is missing: rename `{preview(typos[0])[1:-1]}` to it")
@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RawRow:
-    """An unparsed row. It is parsed only when it is used, so that one bad line is one bad row."""
+    """An unparsed row. It is parsed only when it is used, so a bad line affects no other row."""
 
     location: str
     number: int
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_objects(path: Path) -> list[Row]:
-    """Return the rows of a JSON list or JSONL, nulls kept. Raises InputError for a non-object."""
+    """Return the rows of a JSON list or JSONL, with null fields. Raises InputError for a bad one."""
     with open_binary(path) as file:
         content = file.read()
     if content.lstrip()[:1] == b"[":
@@ -132,8 +132,22 @@ def open_binary(path: Path) -> io.BufferedReader:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a file") from None
 
 
+def decode_text(content: bytes, path: Path, encoding: str = "utf-8") -> str:
+    """Decode the content of a file. Raise InputError if it is not UTF-8."""
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): write it as UTF-8") from None
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Return the text of a file. Raise InputError if it cannot be read or is not UTF-8."""
+    with open_binary(path) as file:
+        return decode_text(file.read(), path, encoding)
+
+
 def _drop_nulls(value: Any) -> Any:
-    """Remove null fields, which Arrow adds until all objects of a column have the same keys."""
+    """Remove null fields, which Arrow adds to give all objects of a column the same keys."""
     if isinstance(value, dict):
         return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

@@ -119,7 +119,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
         )
         return candidate - auc - sign * Z_95 * float(np.sqrt(variance))
 
-    # An area of 0 or 1 solves the equation itself, beside the bound that we want: keep the search
+    # An area of 0 or 1 solves the equation, as does the bound that we want: keep the search
     # off it.
     low = 0.0 if auc == 0 else float(brentq(residual, 0, min(auc, 1 - 1e-9), args=(-1,)))
     high = 1.0 if auc == 1 else float(brentq(residual, max(auc, 1e-9), 1, args=(1,)))

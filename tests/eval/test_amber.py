@@ -1,4 +1,7 @@
-"""AMBER on annotations that a reader can count. Nouns are handed in: what NLTK finds is tested with its data (test_parity_amber)."""
+"""AMBER on annotations that a reader can count.
+
+Every word is a noun: what NLTK finds is tested with its data (test_parity_amber).
+"""
 
 import json
 
@@ -28,21 +31,21 @@ def every_word_is_a_noun(monkeypatch):
 
 @pytest.fixture
 def amber_dir(tmp_path):
-    place = tmp_path / "AMBER"
-    place.mkdir()
-    (place / "annotations.json").write_text(json.dumps(ANNOTATIONS))
-    (place / "relation.json").write_text(json.dumps(RELATION))
-    (place / "safe_words.txt").write_text("orange\n")
-    return place
+    amber_dir = tmp_path / "AMBER"
+    amber_dir.mkdir()
+    (amber_dir / "annotations.json").write_text(json.dumps(ANNOTATIONS))
+    (amber_dir / "relation.json").write_text(json.dumps(RELATION))
+    (amber_dir / "safe_words.txt").write_text("orange\n")
+    return amber_dir
 
 
-def evaluate_amber(amber_dir, responses, table=None, **how):
+def evaluate_amber(amber_dir, responses, table=None, **settings):
     answers = amber_dir.parent / "answers.json"
     rows = responses if isinstance(responses, list) else [{"id": i, "response": r} for i, r in responses.items()]
     answers.write_text(json.dumps(rows))
     (amber_dir.parent / "table.json").write_text(json.dumps(table or {}))
     out = amber_dir.parent / f"out{len(list(amber_dir.parent.iterdir()))}"
-    config = EvalConfig(answers=str(answers), data=str(amber_dir), output_dir=str(out), **how)
+    config = EvalConfig(answers=str(answers), data=str(amber_dir), output_dir=str(out), **settings)
     return evaluate("amber", config, {"similarity": str(amber_dir.parent / "table.json")})
 
 
@@ -51,7 +54,8 @@ def metric_value(result, name, mode="official"):
 
 
 def test_amber_generative_metrics_match_hand_computation(amber_dir):
-    # unicorn is no word of AMBER's; orange never counts but is a noun; puppy covers dog; kitten is thought of; tree is nowhere
+    # unicorn is no word of AMBER's; orange never counts but is a noun; puppy covers dog; kitten is
+    # a cognition hit; tree is in no list
     result = evaluate_amber(amber_dir, {1: "unicorn puppy orange tree", 2: "dog kitten"})
     assert metric_value(result, "chair") == pytest.approx(100 * 2 / 5.001) and metric_value(result, "cover") == pytest.approx(
         100 * 2 / 3.001
@@ -64,10 +68,13 @@ def test_amber_generative_metrics_match_hand_computation(amber_dir):
 
 def test_amber_similarity_must_exceed_threshold(amber_dir):
     response = {1: "tree", 2: ""}
-    near, at = evaluate_amber(amber_dir, response, {"grass|tree": 0.81}), evaluate_amber(amber_dir, response, {"grass|tree": 0.8})
-    assert metric_value(near, "chair") == 0 and metric_value(near, "cover") == pytest.approx(100 / 3.001)
-    assert metric_value(at, "chair") == pytest.approx(100 / 1.001) and metric_value(at, "cover") == 0
-    assert metric_value(at, "hal") == pytest.approx(100 - 100 / 2.001)  # an empty description is clean
+    above, equal = (
+        evaluate_amber(amber_dir, response, {"grass|tree": 0.81}),
+        evaluate_amber(amber_dir, response, {"grass|tree": 0.8}),
+    )
+    assert metric_value(above, "chair") == 0 and metric_value(above, "cover") == pytest.approx(100 / 3.001)
+    assert metric_value(equal, "chair") == pytest.approx(100 / 1.001) and metric_value(equal, "cover") == 0
+    assert metric_value(equal, "hal") == pytest.approx(100 - 100 / 2.001)  # an empty description is clean
 
 
 def test_amber_official_cog_counts_word_similar_to_truth(amber_dir):
@@ -88,7 +95,7 @@ def test_amber_discriminative_metrics_match_hand_computation(amber_dir):
         result, "precision"
     ) == pytest.approx(100 * 1 / 2.001)
     assert metric_value(result, "recall") == pytest.approx(100 * 1 / 3.001)
-    # of rounded figures, 50.0 and 33.3; of existence 99.9 and 50.0
+    # of rounded values, 50.0 and 33.3; of existence 99.9 and 50.0
     assert metric_value(result, "f1") == pytest.approx(2 * 0.5 * 0.333 / (0.5 + 0.333 + 0.0001) * 100, abs=1e-9)
     assert metric_value(result, "existence_f1") == pytest.approx(2 * 0.999 * 0.5 / (0.999 + 0.5 + 0.001) * 100, abs=1e-9)
     assert metric_value(result, "attribute_accuracy") == 0 and metric_value(result, "attribute_accuracy", "robust") == 50
@@ -115,8 +122,8 @@ def test_amber_unknown_and_duplicate_ids(amber_dir):
 
 
 def test_amber_repeated_question_takes_its_ids_in_order(amber_dir):
-    asked = [{"id": i, "image": "AMBER_9.jpg", "query": "Is there a cat?"} for i in (3, 4)]
-    (amber_dir / "query_all.json").write_text(json.dumps(asked))
+    queries = [{"id": i, "image": "AMBER_9.jpg", "query": "Is there a cat?"} for i in (3, 4)]
+    (amber_dir / "query_all.json").write_text(json.dumps(queries))
     sheet = [
         {"index": i, "image_path": "AMBER_9.jpg", "question": "Is there a cat?", "prediction": p}
         for i, p in enumerate(["No", "Yes"])

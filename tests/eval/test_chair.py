@@ -8,17 +8,18 @@ from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate
 from mmrlhf.records import InputError
-from mmrlhf.text import coco_objects
-from mmrlhf.text import lemmatize as lemmatize
+from mmrlhf.text import coco_objects, lemmatize
 
 
-def evaluate_chair(tmp_path, captions, there, lineage="portable", **how):
-    """Captions of pictures 1, 2, ... (or by id), with the objects that are there."""
+def evaluate_chair(tmp_path, captions, objects, lineage="portable", **settings):
+    """Evaluate captions of images 1, 2, ... (or by id) against the objects in each image."""
     rows = captions.items() if isinstance(captions, dict) else enumerate(captions, 1)
     (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps({"image_id": i, "caption": c}) for i, c in rows))
-    (tmp_path / "there.json").write_text(json.dumps(there))
+    (tmp_path / "there.json").write_text(json.dumps(objects))
     out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
-    config = EvalConfig(answers=str(tmp_path / "captions.jsonl"), data=str(tmp_path / "there.json"), output_dir=str(out), **how)
+    config = EvalConfig(
+        answers=str(tmp_path / "captions.jsonl"), data=str(tmp_path / "there.json"), output_dir=str(out), **settings
+    )
     return evaluate("chair", config, {"lineage": lineage})
 
 
@@ -27,7 +28,7 @@ def metric_value(result, name, mode="official"):
 
 
 def test_chair_metrics_match_hand_computation(tmp_path):
-    # a dog and a cat (the cat is not there); two cars (there): 1 of 2 captions, 1 of 3 mentions, 2 of 4 objects named
+    # a dog and an absent cat; two cars: 1 of 2 captions, 1 of 3 mentions, 2 of 4 objects named
     result = evaluate_chair(tmp_path, ["A dog and a cat.", "Two cars"], {"1": ["dog", "person"], "2": ["car", "bus"]})
     for mode in ("official", "robust"):
         assert metric_value(result, "chair_s", mode) == 50 and metric_value(result, "chair_i", mode) == pytest.approx(100 / 3)
@@ -38,9 +39,10 @@ def test_chair_metrics_match_hand_computation(tmp_path):
 
 
 def test_chair_object_map_accepts_synonyms(tmp_path):
-    # bicycle and person are there as bike and man, the dog with a capital; of three captions the cat's alone is wrong, 1 of 4 mentions
-    there = {"1": ["bike", "man"], "2": ["Dog"], "3": []}
-    result = evaluate_chair(tmp_path, ["A man on a bicycle.", "A puppy.", "A cat."], there)
+    # bicycle and person are there as bike and man, the dog with a capital; only the cat's caption
+    # of three is wrong, 1 of 4 mentions
+    objects = {"1": ["bike", "man"], "2": ["Dog"], "3": []}
+    result = evaluate_chair(tmp_path, ["A man on a bicycle.", "A puppy.", "A cat."], objects)
     assert (
         metric_value(result, "chair_s") == pytest.approx(100 / 3)
         and metric_value(result, "chair_i") == 25
@@ -94,7 +96,7 @@ def test_chair_reads_coco_annotations_and_captions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "names"),
     [
         ("Two men, three buses, a bus and some knives", ["person", "bus", "bus", "knife"]),
         ("A stove top oven by the motor bike; cheesecakes.", ["oven", "motorcycle", "cake"]),
@@ -107,8 +109,8 @@ def test_chair_reads_coco_annotations_and_captions(tmp_path):
         ("", []),
     ],
 )
-def test_find_objects_matches_hand_labels(text, found):
-    assert [node for _, node in coco_objects.find_objects(text)] == found
+def test_find_objects_matches_hand_labels(text, names):
+    assert [node for _, node in coco_objects.find_objects(text)] == names
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every benchmark that compares, judges or pairs answers: on the small model with made-up data, and its rules by hand."""
+"""Benchmarks that compare, judge or pair answers: on the tiny VLM with fake data, and by hand."""
 
 import json
 import random
@@ -14,12 +14,13 @@ from tests.helpers import fake_data
 
 @pytest.fixture
 def run_benchmark(tmp_path):
-    """A benchmark on made-up data and answers given by hand; what it says."""
+    """Return a function that runs a benchmark on fake data, with these answers or a model's, and
+    returns its result."""
 
-    def scored(name, answers=None, options=None, **more):
+    def run(name, answers=None, options=None, **settings):
         root = tmp_path / name
         root.mkdir(exist_ok=True)
-        config = {**fake_data.DATASET_WRITERS[name](root), **more}
+        config = {**fake_data.DATASET_WRITERS[name](root), **settings}
         if answers is not None:
             pairs = answers.items() if isinstance(answers, dict) else answers
             rows = [pair if isinstance(pair, dict) else {"id": pair[0], "answers": [pair[1]]} for pair in pairs]
@@ -27,17 +28,17 @@ def run_benchmark(tmp_path):
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         return evaluate(name, EvalConfig(output_dir=str(out), **config), options)
 
-    return scored
+    return run
 
 
 def metric_value(result, name, mode="official"):
-    found = result["metrics"][mode]
+    metric = result["metrics"][mode]
     for part in name.split("/"):
-        found = found[part]
-    return None if found is None else found["value"]
+        metric = metric[part]
+    return None if metric is None else metric["value"]
 
 
-# ---- on the small model ----------------------------------------------------------------------------------------------
+# ---- on the tiny VLM -----------------------------------------------------------------------------
 
 RULE_JUDGED = ("hallusionbench", "haloquest", "object_halbench")
 
@@ -60,12 +61,12 @@ def test_evaluate_runs_benchmark_on_tiny_model(run_benchmark, tiny_vlm_path, tmp
         assert result["counts"]["judge_errors"] == 0
         assert result["judge"]["requested"] == [f"rules of version {load_benchmark(name).version}"]
     elif judged:
-        assert metric_value(result, "score") is None  # nobody judged
+        assert metric_value(result, "score") is None  # there is no judge
     else:
         assert metric_value(result, load_benchmark(name).headline, "robust") >= 0
 
 
-# ---- MME -------------------------------------------------------------------------------------------------------------
+# ---- MME -----------------------------------------------------------------------------------------
 
 
 def test_mme_metrics_match_hand_computation(run_benchmark):
@@ -106,7 +107,8 @@ def test_mme_official_crash_becomes_a_reason(run_benchmark, tmp_path):
 
 
 def test_mme_metrics_do_not_depend_on_answer_format(run_benchmark, tmp_path):
-    # of two pictures: one with blanks before its yes, which the script takes for neither, one all right, with a text after its no
+    # of two pictures: one with blanks before its yes, which the script takes for neither, one all
+    # right, with a text after its no
     said = [
         ("0.jpg", "star", "Yes", "  yes"),
         ("0.jpg", "cat", "No", "No"),
@@ -129,23 +131,27 @@ def test_mme_metrics_do_not_depend_on_answer_format(run_benchmark, tmp_path):
         assert result["metrics"]["official"]["existence"] == official and result["counts"]["unknown_ids"] == 0
 
 
-# ---- HallusionBench --------------------------------------------------------------------------------------------------
+# ---- HallusionBench ------------------------------------------------------------------------------
 
 QUESTION_IDS = ["VD/map/0/0/0", "VD/map/0/0/1", "VD/map/0/1/0", "VD/map/0/1/1", "VS/ocr/0/0/0", "VS/ocr/0/1/0"]
 
 
-def write_verdicts(tmp_path, *said):
-    """Records of a judge: 0 wrong, 1 right, 2 unclear, in the order of `IDS`; edited figures are said to have the same answer."""
+def write_verdicts(tmp_path, *verdicts):
+    """Write a judge's records: 0 wrong, 1 right, 2 unclear, in the order of QUESTION_IDS.
+
+    Answers on edited figures agree with the original's.
+    """
     names = ("category", "subcategory", "set_id", "figure_id", "question_id")
     rows = [
         {**dict(zip(names, id_.split("/"), strict=True)), "gpt4v_output_gpt_check": str(v), "same": "1"}
-        for id_, v in zip(QUESTION_IDS, said, strict=True)
+        for id_, v in zip(QUESTION_IDS, verdicts, strict=True)
     ]
     return str(fake_data.write_jsonl(tmp_path / "verdicts.jsonl", rows))
 
 
 def test_hallusionbench_metrics_match_hand_computation(run_benchmark, tmp_path):
-    # figure 0 all right; figure 1 one wrong; without a picture unclear, which is right; with it wrong
+    # figure 0 all right; figure 1 one wrong; without a picture unclear, which is right; with it
+    # wrong
     result = run_benchmark(
         "hallusionbench", dict.fromkeys(QUESTION_IDS, "Yes"), recorded_judgments=write_verdicts(tmp_path, 1, 1, 1, 0, 2, 0)
     )
@@ -154,7 +160,8 @@ def test_hallusionbench_metrics_match_hand_computation(run_benchmark, tmp_path):
     assert metric_value(result, "f_acc") == pytest.approx(100 / 3)  # the figure without a picture is none
     assert (metric_value(result, "easy_acc"), metric_value(result, "hard_acc")) == (100, pytest.approx(100 / 3))
     assert metric_value(result, "consistency_wrong") == pytest.approx(100 / 3)
-    # the edited map, with the same answer as the original, may be either's fault; the star is vision's, since nothing was claimed without it
+    # the edited map, with the same answer as the original, may be either's fault; the star is
+    # vision's, since nothing was claimed without it
     assert (metric_value(result, "lh"), metric_value(result, "vi"), metric_value(result, "mixed")) == (0, 50, 50)
     assert metric_value(result, "fp_ratio") == 0  # both errors are where yes is true
     # said yes: the right answers to yes and the wrong ones to no, 2 of 6; true: 4 of 6
@@ -186,7 +193,8 @@ def test_hallusionbench_official_is_null_where_script_fails(run_benchmark, tmp_p
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_hallusionbench_builds_ids_from_sheet_columns(run_benchmark, swapped):
-    # VLMEvalKit's names; the two questions on one star differ by their figure alone, which its picture does not tell
+    # VLMEvalKit's names; the two questions on one star differ by their figure alone, which its
+    # picture does not tell
     parts = [id_.split("/") for id_ in QUESTION_IDS]
     names = ("category", "l2-category") if swapped else ("l2-category", "category")
     rows = [
@@ -204,7 +212,7 @@ def test_hallusionbench_parses_verdicts_like_official_script():
     assert {text: module._parse_verdict(text) for text in said} == said
 
 
-# ---- ratings ---------------------------------------------------------------------------------------------------------
+# ---- ratings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -255,7 +263,8 @@ def test_llava_bench_metrics_match_hand_computation(run_benchmark, tmp_path):
         tmp_path / "r.jsonl", [{"question_id": i, "content": r, "tuple": [0, 0]} for i, r in enumerate(reviews)]
     )
     result = run_benchmark("llava_bench", {str(i): "A star." for i in range(6)}, recorded_judgments=str(path))
-    # to the script, "9, 7" and "nothing" are -1 and -1: (4 - 1 + 5 - 1 + 8 + 10) / (8 - 1 + 10 - 1 + 8 + 10)
+    # to the script, "9, 7" and "nothing" are -1 and -1: (4 - 1 + 5 - 1 + 8 + 10) / (8 - 1 + 10 - 1
+    # + 8 + 10)
     assert metric_value(result, "score") == pytest.approx(100 * round(25 / 6, 3) / round(34 / 6, 3))
     assert metric_value(result, "score", "robust") == pytest.approx(100 * 34 / 45)
     assert metric_value(result, "conv/score") == pytest.approx(100 * 3 / 7) and result["counts"]["unparsed"] == 1
@@ -273,7 +282,7 @@ def test_llava_bench_judge_prompt_matches_the_authors(run_benchmark, tmp_path):
     )
 
 
-# ---- pairs -----------------------------------------------------------------------------------------------------------
+# ---- pairs ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -332,7 +341,7 @@ def test_multimodal_rewardbench_reads_reward_scores(run_benchmark, tmp_path):
     assert metric_value(result, "accuracy", "robust") == 2 / 4 and result["counts"]["unparsed"] == 1
 
 
-# ---- others ----------------------------------------------------------------------------------------------------------
+# ---- others --------------------------------------------------------------------------------------
 
 
 def test_dash_b_metrics_match_hand_computation(run_benchmark):
@@ -386,7 +395,7 @@ def test_benchmarks_refuse_foreign_data(run_benchmark, tmp_path):
 
 
 class ShortAnswerReward:
-    """A reward model by the letter count."""
+    """A reward model that prefers the shorter answer."""
 
     def score(self, groups):
         return [[-float(len(answer)) for answer in group.answers] for group in groups]

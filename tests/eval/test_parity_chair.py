@@ -20,15 +20,17 @@ def nltk_data(shared_data, monkeypatch):
     lemmatize._nltk.cache_clear()
 
 
-@pytest.mark.parametrize(("lineage", "case"), [("a", ""), ("b", ""), ("a", "_unknown_image")])
-def test_chair_matches_official_output(shared_data, tmp_path, lineage, case):
-    place = shared_data / "parity" / "CHAIR" / "synthetic"
-    config = EvalConfig(answers=str(place / f"input{case}.jsonl"), data=str(place / "annotations"), output_dir=str(tmp_path))
+@pytest.mark.parametrize(("lineage", "suffix"), [("a", ""), ("b", ""), ("a", "_unknown_image")])
+def test_chair_matches_official_output(shared_data, tmp_path, lineage, suffix):
+    case = shared_data / "parity" / "CHAIR" / "synthetic"
+    config = EvalConfig(answers=str(case / f"input{suffix}.jsonl"), data=str(case / "annotations"), output_dir=str(tmp_path))
     official = evaluate("chair", config, {"lineage": lineage})["metrics"]["official"]
-    printed = dict(re.findall(r"^(\w+) *: ([\d.]+)$", (place / f"official_{lineage.upper()}{case}_output.txt").read_text(), re.M))
+    printed = dict(
+        re.findall(r"^(\w+) *: ([\d.]+)$", (case / f"official_{lineage.upper()}{suffix}_output.txt").read_text(), re.M)
+    )
     assert {name: f"{official[METRIC_NAMES[name]]['value']:.1f}" for name in printed} == printed and len(printed) >= 3
-    if not case:
-        sentences = json.loads((place / f"official_{lineage.upper()}_sentences.json").read_text())["sentences"]
+    if not suffix:
+        sentences = json.loads((case / f"official_{lineage.upper()}_sentences.json").read_text())["sentences"]
         rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
         for theirs, row in zip(sentences, rows, strict=True):
             ours = row["official"]
@@ -45,9 +47,9 @@ def test_chair_matches_official_output(shared_data, tmp_path, lineage, case):
     ],
 )  # fmt: skip
 def test_chair_matches_published_results_of_real_models(shared_data, tmp_path, lineage, captions, figures):
-    place = shared_data / "benchdata" / "CHAIR"
-    data = place / "coco_gt_objects_opera_lessismore.json"
-    config = EvalConfig(answers=str(place / f"{captions}.jsonl"), data=str(data), output_dir=str(tmp_path))
+    case = shared_data / "benchdata" / "CHAIR"
+    data = case / "coco_gt_objects_opera_lessismore.json"
+    config = EvalConfig(answers=str(case / f"{captions}.jsonl"), data=str(data), output_dir=str(tmp_path))
     official = evaluate("chair", config, {"lineage": lineage})["metrics"]["official"]
     assert round(official["chair_s"]["value"], 1) == figures[0]
     assert figures[1] is None or round(official["chair_i"]["value"], 1) == figures[1]

@@ -15,16 +15,16 @@ METRIC_NAMES = {"Accuracy": "accuracy", "Precision": "precision", "Recall": "rec
 @pytest.mark.parametrize("case", ["adversarial_clean", "adversarial_odd", "degenerate_all_no", "degenerate_shorter_than_labels"])
 def test_pope_matches_official_output(shared_data, tmp_path, case):
     split = "popular" if case.startswith("degenerate") else "adversarial"
-    place = shared_data / "parity" / "POPE" / case
+    case_dir = shared_data / "parity" / "POPE" / case
     data = shared_data / "benchdata" / "POPE" / f"coco_pope_{split}.json"
-    result = evaluate("pope", EvalConfig(answers=str(place / "input.jsonl"), data=str(data), output_dir=str(tmp_path)))
-    printed = dict(re.findall(r"^([\w ]+): ([\d.]+)$", (place / "official_output.txt").read_text(), re.M))
+    result = evaluate("pope", EvalConfig(answers=str(case_dir / "input.jsonl"), data=str(data), output_dir=str(tmp_path)))
+    printed = dict(re.findall(r"^([\w ]+): ([\d.]+)$", (case_dir / "official_output.txt").read_text(), re.M))
     for label, name in METRIC_NAMES.items():
-        figure = result["metrics"]["official"][name]
-        assert (figure is None and label not in printed) if not printed else str(figure["value"]) == printed[label]
-    if (place / "official_parsed.txt").exists():
+        metric = result["metrics"]["official"][name]
+        assert (metric is None and label not in printed) if not printed else str(metric["value"]) == printed[label]
+    if (case_dir / "official_parsed.txt").exists():
         rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
-        assert [r["official"] for r in rows] == (place / "official_parsed.txt").read_text().split()
+        assert [r["official"] for r in rows] == (case_dir / "official_parsed.txt").read_text().split()
 
 
 def test_pope_official_matches_parse_table(shared_data):

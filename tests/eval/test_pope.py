@@ -1,4 +1,4 @@
-"""POPE on questions that a reader can count: three pictures, two questions each."""
+"""POPE on questions that a reader can count: three images, two questions each."""
 
 import json
 import re
@@ -21,12 +21,12 @@ from mmrlhf.records import InputError
 LABELS = ["yes", "no"] * 3
 
 
-def write_questions(path: Path, things: str = "dog cat") -> Path:
+def write_questions(path: Path, objects: str = "dog cat") -> Path:
     rows = [
         {
             "question_id": i + 1,
             "image": f"{i // 2}.jpg",
-            "text": f"Is there a {things.split()[i % 2]} in the image?",
+            "text": f"Is there a {objects.split()[i % 2]} in the image?",
             "label": label,
         }
         for i, label in enumerate(LABELS)
@@ -41,11 +41,11 @@ def write_answers(path: Path, texts, ids=None, **more) -> Path:
     return path
 
 
-def evaluate_pope(tmp_path, texts, ids=None, options=None, **how):
+def evaluate_pope(tmp_path, texts, ids=None, options=None, **settings):
     answers = write_answers(tmp_path / "answers.jsonl", texts, ids)
     data = write_questions(tmp_path / "coco_pope_random.json")
     out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
-    return evaluate("pope", EvalConfig(answers=str(answers), data=str(data), output_dir=str(out), **how), options)
+    return evaluate("pope", EvalConfig(answers=str(answers), data=str(data), output_dir=str(out), **settings), options)
 
 
 def metric_value(result, name, mode="official"):
@@ -67,7 +67,7 @@ def test_pope_official_pairs_by_line_and_robust_by_id(tmp_path):
     texts = ["No", "Yes", "Yes", "No", "Yes", "No"]
     result = evaluate_pope(tmp_path, texts, ids=[2, 1, 3, 4, 5, 6])
     assert metric_value(result, "accuracy") == 4 / 6 and metric_value(result, "accuracy", "robust") == 1
-    # a repeated and an unknown id push all that follow by two lines
+    # a repeated and an unknown id move all that follow by two lines
     result = evaluate_pope(tmp_path, ["Yes", "Yes", "Yes", "No", "Yes", "No"], ids=[1, 1, 77, 2, 3, 4])
     assert result["counts"] == {"missing": 2, "unknown_ids": 1, "duplicate": 1, "null": 0, "unparsed": 0, "judge_errors": 0}
     assert metric_value(result, "accuracy") == 5 / 6 and metric_value(result, "accuracy", "robust") == 1 and result["n"] == 4
@@ -75,14 +75,15 @@ def test_pope_official_pairs_by_line_and_robust_by_id(tmp_path):
 
 def test_pope_official_yes_ratio_counts_all_answers(tmp_path):
     right = ["Yes", "No"] * 3
-    # a repeated first answer moves all by a line: yes yes no yes no yes|no, TP 1+0+0, FP 3-1, ...; 4 labels of 6 are missed
+    # a repeated first answer moves all by a line: yes yes no yes no yes|no, TP 1+0+0, FP 3-1, ...;
+    # 4 labels of 6 are missed
     result = evaluate_pope(tmp_path, ["Yes", *right], ids=[1, 1, 2, 3, 4, 5, 6])
     assert (
         metric_value(result, "accuracy") == 1 / 6
         and metric_value(result, "yes_ratio") == 4 / 7
         and metric_value(result, "yes_ratio", "robust") == 0.5
     )
-    # what trails after the labels is in no other figure
+    # answers after the last label count in no other metric
     result = evaluate_pope(tmp_path, [*right, "Yes", "Yes"], ids=[*range(1, 7), 98, 99])
     assert (
         metric_value(result, "accuracy") == 1
@@ -95,15 +96,15 @@ def test_pope_official_yes_ratio_counts_all_answers(tmp_path):
 
 def test_pope_notes_answers_on_another_questions_line(tmp_path, capsys):
     result = evaluate_pope(tmp_path, ["No", "Yes", "Yes", "No", "Yes", "No"], ids=[2, 1, 3, 4, 5, 6])
-    told = result["metrics"]["official"]["other_line"]
+    alignment = result["metrics"]["official"]["other_line"]
     note = "official pairs by line; 2 of 6 answers are on another question's line"
-    assert told["value"] == 2 / 6 and told["note"] == note and note in capsys.readouterr().err
+    assert alignment["value"] == 2 / 6 and alignment["note"] == note and note in capsys.readouterr().err
     evaluate_pope(tmp_path, ["Yes", "No"] * 2)
-    assert "by line" not in capsys.readouterr().err  # a file that ends early is in order
+    assert "by line" not in capsys.readouterr().err  # a file may end early
 
 
 def write_answers_with_questions(path: Path, rows) -> Path:
-    """Answers of (id, question, answer)."""
+    """Write rows of (id, question, answer) as JSON lines."""
     path.write_text("\n".join(json.dumps({"question_id": i, "question": q, "answer": t}) for i, q, t in rows))
     return path
 
@@ -124,13 +125,13 @@ def test_pope_drops_answers_to_other_questions(tmp_path, capsys):
     assert result["n"] == 5 and result["counts"]["unknown_ids"] == result["counts"]["missing"] == 1
     assert (
         metric_value(result, "accuracy", "robust") == 1 and metric_value(result, "accuracy") == 5 / 6
-    )  # the script looks at no question
+    )  # the script does not read questions
     assert "note: 1 answers are to other questions than the data's: is it another version?" in capsys.readouterr().err
-    # how it is spelt and framed makes none
+    # spelling and instructions make no other question
     framed = "<image>\nIS there an {} in the imange?\nAnswer briefly."
     rows = [(i + 1, framed.format(("dog", "cat")[i % 2]), "Yes") for i in range(6)]
     assert evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", rows))["n"] == 6
-    # two of three questions are others: not this file's answers, whatever the rest says
+    # two of three questions are others: none of these answers is to this file
     rows = [(i + 1, QUESTIONS[0], "Yes") if i < 2 else (i + 1, "Is there a bus in the image?", "Yes") for i in range(6)]
     result = evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", rows))
     assert result["n"] == 0 and "6 answers are to other questions" in capsys.readouterr().err
@@ -149,7 +150,7 @@ def test_pope_selects_split_from_log_of_all_splits(tmp_path):
         and metric_value(result, "yes_ratio") == 0.5
     )
     assert result["counts"]["unknown_ids"] == 12 and result["counts"]["duplicate"] == 0
-    # as a table without ids, with pictures and without
+    # as a table without ids, with images and without
     for columns in (["image_path", "question", "category", "prediction"], ["question", "category", "prediction"]):
         lines = ["\t".join(columns)]
         for i, row in enumerate(rows):
@@ -169,20 +170,24 @@ def test_pope_reads_all_splits_from_one_file_in_any_order(tmp_path):
     for split, thing in (("random", "cat"), ("popular", "bus"), ("adversarial", "car")):
         write_questions(data / f"coco_pope_{split}.json", f"dog {thing}")
     # adversarial is right, popular says yes to all, random is wrong: 1, 1/2, 0
-    told = [("car", ["Yes", "No"]), ("bus", ["Yes", "Yes"]), ("cat", ["No", "Yes"])]
-    asks = [(f"Is there a {('dog', thing)[i % 2]} in the image?", says[i % 2]) for thing, says in told for i in range(6)]
+    answers_by_object = [("car", ["Yes", "No"]), ("bus", ["Yes", "Yes"]), ("cat", ["No", "Yes"])]
+    questions_and_answers = [
+        (f"Is there a {('dog', thing)[i % 2]} in the image?", says[i % 2]) for thing, says in answers_by_object for i in range(6)
+    ]
     for ids in (lambda n: n % 6 + 1, lambda n: n):  # restarting, and unique over the whole file
-        path = write_answers_with_questions(tmp_path / "a.jsonl", [(ids(n), q, t) for n, (q, t) in enumerate(asks)])
+        path = write_answers_with_questions(
+            tmp_path / "a.jsonl", [(ids(n), q, t) for n, (q, t) in enumerate(questions_and_answers)]
+        )
         result = evaluate_file(tmp_path, path, data)
         robust = result["metrics"]["robust"]
         assert [robust[s]["accuracy"]["value"] for s in ("adversarial", "popular", "random")] == [1, 0.5, 0], ids(7)
         assert result["counts"]["unknown_ids"] == result["counts"]["duplicate"] == 0 and result["n"] == 18
         assert result["metrics"]["official"]["adversarial"]["accuracy"]["value"] == 1
-    # an answer that stands there twice moves nothing to another split
-    twice = [(n % 6 + 1, q, t) for n, (q, t) in enumerate(asks)]
+    # a repeated answer moves no other to another split
+    twice = [(n % 6 + 1, q, t) for n, (q, t) in enumerate(questions_and_answers)]
     result = evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", [*twice[:6], twice[5], *twice[6:]]), data)
     assert result["counts"]["duplicate"] == 1 and result["metrics"]["robust"]["popular"]["accuracy"]["value"] == 0.5
-    # and questions of none of the splits are nobody's
+    # questions of no split are unknown
     none = [(n, "Is there a bear in the image?", "Yes") for n in range(1, 7)]
     result = evaluate_file(tmp_path, write_answers_with_questions(tmp_path / "a.jsonl", none), data)
     assert result["n"] == 0 and result["counts"]["unknown_ids"] == 6
@@ -194,7 +199,7 @@ def test_pope_questions_a_model_left_out_are_null(tmp_path, monkeypatch):
         (tmp_path / f"{name}.jpg").write_bytes(b"x")
 
     @contextmanager
-    def flaky(module, task, missing, *rest):
+    def flaky(benchmark, task, missing, *rest):
         yield ((e, ["Yes" if e.meta["label"] == "yes" else "No"]) for e in missing if e.id != "1"), {}
 
     monkeypatch.setattr("mmrlhf.evaluation.predict.open_predictions", flaky)
@@ -209,7 +214,7 @@ def test_pope_unparsed_answer_is_neither_yes_nor_no(tmp_path):
     assert result["counts"]["unparsed"] == 2
     assert metric_value(result, "accuracy", "robust") == 4 / 6 and metric_value(result, "recall", "robust") == 2 / 3
     assert metric_value(result, "precision", "robust") == 1 and metric_value(result, "yes_ratio", "robust") == 2 / 4
-    assert metric_value(result, "yes_ratio") == 4 / 6  # the script takes both for yes
+    assert metric_value(result, "yes_ratio") == 4 / 6  # the script reads both as yes
 
 
 def test_pope_official_is_null_where_script_fails(tmp_path):
@@ -248,9 +253,9 @@ def test_pope_folder_gives_three_splits_and_their_mean(tmp_path):
     assert official["popular"]["f1"]["value"] == 1 and official["random"]["f1"]["value"] == pytest.approx(2 / 3)
     assert official["adversarial"]["f1"] is None and official["mean"]["f1"] is None
     assert "no answers to this split" in result["reasons"]["official"]["adversarial"]["f1"] and result["counts"]["missing"] == 0
-    # a file that says no split is of the one whose questions it asks
-    asks = [f"Is there a {('dog', 'car')[i % 2]} in the image?" for i in range(6)]
-    lines = [json.dumps({"question_id": i + 1, "question": asks[i], "answer": t}) for i, t in enumerate(right)]
+    # a file that does not name its split is of the one whose questions it asks
+    questions = [f"Is there a {('dog', 'car')[i % 2]} in the image?" for i in range(6)]
+    lines = [json.dumps({"question_id": i + 1, "question": questions[i], "answer": t}) for i, t in enumerate(right)]
     (tmp_path / "alone.jsonl").write_text("\n".join(lines))
     alone = evaluate(
         "pope", EvalConfig(answers=str(tmp_path / "alone.jsonl"), data=str(data), output_dir=str(tmp_path / "alone"))
@@ -300,9 +305,9 @@ def test_read_predictions_accepts_logs_of_other_harnesses(tmp_path):
         ],
         "predictions": [{"id": str(i + 1), "answers": [t]} for i, t in enumerate(right)],
     }
-    for name, of in rows.items():
+    for name, format_rows in rows.items():
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps(of[::-1]))
+        path.write_text(json.dumps(format_rows[::-1]))
         result = evaluate("pope", EvalConfig(answers=str(path), data=data, output_dir=str(tmp_path / name)))
         assert result["answers"]["format"] == name and metric_value(result, "accuracy", "robust") == 1, name
     import openpyxl
@@ -317,7 +322,7 @@ def test_read_predictions_accepts_logs_of_other_harnesses(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b'{"question_id": 1, "answer": "Yes\xff"}\n', "line 1: not JSON"),
         (b'{"question_id": 1, "answer": 3}', "row 1: an answer must be text, not a number"),
@@ -329,13 +334,13 @@ def test_read_predictions_accepts_logs_of_other_harnesses(tmp_path):
         (b'{"question_id": 1, "answer": "\\ud800"}', "unpaired surrogate"),
     ],
 )
-def test_read_predictions_refuses_unusable_files(tmp_path, capsys, content, told):
+def test_read_predictions_refuses_unusable_files(tmp_path, capsys, content, message):
     (tmp_path / "a.jsonl").write_bytes(content)
     data = write_questions(tmp_path / "coco_pope_random.json")
     line = ["eval", "pope", "--answers", str(tmp_path / "a.jsonl"), "--data", str(data), "--out", str(tmp_path / "out")]
     assert main(line) == 2
-    said = capsys.readouterr().err
-    assert told in said and said.count("error:") == 1 and not (tmp_path / "out").exists()
+    stderr = capsys.readouterr().err
+    assert message in stderr and stderr.count("error:") == 1 and not (tmp_path / "out").exists()
 
 
 def test_pope_accepts_a_megabyte_answer(tmp_path):
@@ -345,8 +350,8 @@ def test_pope_accepts_a_megabyte_answer(tmp_path):
 
 def test_pope_warns_about_unknown_data_version(tmp_path, capsys):
     evaluate_pope(tmp_path, ["Yes"] * 6)
-    said = capsys.readouterr().err
-    assert "is not a known version" in said and "RePOPE random, 2774" in said and "coco_pope_random.json (sha256" in said
+    stderr = capsys.readouterr().err
+    assert "is not a known version" in stderr and "RePOPE random, 2774" in stderr and "coco_pope_random.json (sha256" in stderr
 
 
 def test_pope_names_all_missing_images_at_once(tiny_vlm_path, tmp_path):
@@ -387,8 +392,8 @@ def test_evaluate_all_runs_a_suite_from_python(tmp_path):
     data = write_questions(tmp_path / "coco_pope_random.json")
     a, b = write_answers(tmp_path / "a.jsonl", ["Yes"] * 6), write_answers(tmp_path / "b.jsonl", ["Yes", "No"] * 3)
     models = {"one": {"answers": str(a)}, "two": {"answers": str(b)}}
-    found = evaluate_all({"pope": {"data": str(data), "rule": "repope"}}, models, str(tmp_path / "out"), seed=3)
-    assert found["two"]["pope"]["metrics"]["official"]["accuracy"]["value"] == 1 and found["one"]["pope"]["seed"] == 3
+    results = evaluate_all({"pope": {"data": str(data), "rule": "repope"}}, models, str(tmp_path / "out"), seed=3)
+    assert results["two"]["pope"]["metrics"]["official"]["accuracy"]["value"] == 1 and results["one"]["pope"]["seed"] == 3
     assert (tmp_path / "out" / "one" / "pope" / "result.json").exists()
 
 
@@ -408,15 +413,15 @@ def test_read_predictions_accepts_or_refuses_any_file(tmp_path, content, ending)
     data = tmp_path / "coco_pope_random.json"
     if not data.exists():
         write_questions(data)
-    module = load_benchmark("pope")
-    task = Task(str(data), options=module.options_type())
-    task = replace(task, examples={e.id: e for e in module.load(task)})
+    benchmark = load_benchmark("pope")
+    task = Task(str(data), options=benchmark.options_type())
+    task = replace(task, examples={e.id: e for e in benchmark.load(task)})
     try:
-        found, _ = read_predictions(str(path), module, task)
+        predictions, _ = read_predictions(str(path), benchmark, task)
     except InputError as error:
         assert "\n" not in str(error)
     else:
-        assert all(isinstance(g.id, str) for g in found)
+        assert all(isinstance(p.id, str) for p in predictions)
 
 
 def test_readme_benchmark_example_works(tmp_path):

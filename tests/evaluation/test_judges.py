@@ -1,4 +1,5 @@
-"""Judges: requests, records and replays, with a failing server, a local model, and a real server."""
+"""Judges: requests, records and replays, with a failing server, a local model, and a real
+server."""
 
 import json
 

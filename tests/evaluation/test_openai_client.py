@@ -1,4 +1,5 @@
-"""The client of OpenAI-compatible servers, against a local server that fails in every way it can."""
+"""The client of OpenAI-compatible servers, against a local server that fails in every way it
+can."""
 
 import threading
 

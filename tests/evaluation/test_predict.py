@@ -1,4 +1,5 @@
-"""Benchmarks on the small model and pictures that are drawn: several in one call, resumed, and on a disk that is full."""
+"""Benchmarks on the tiny VLM and synthetic images: several in one call, resumed, and on a full
+disk."""
 
 import errno
 import json
@@ -16,7 +17,7 @@ from tests.helpers.fake_data import write_image, write_jsonl
 
 @pytest.fixture
 def benchmark_dir(tmp_path):
-    """POPE, CHAIR and AMBER in a folder each, of two pictures."""
+    """Write POPE, CHAIR and AMBER, each in a folder with two images."""
     root = tmp_path / "data"
     for name in ("pope", "chair", "amber"):
         (root / name).mkdir(parents=True)
@@ -24,9 +25,11 @@ def benchmark_dir(tmp_path):
         write_image(root / "pope" / f"{i}.jpg", i)
         write_image(root / "chair" / f"COCO_val2014_{i:012d}.jpg", i)
         write_image(root / "amber" / f"AMBER_{i}.jpg", i)
-    asked = [{"image": f"{i}.jpg", "text": f"Is there a {t} in the image?"} for i in range(2) for t in ("star", "ring", "square")]
+    questions = [
+        {"image": f"{i}.jpg", "text": f"Is there a {t} in the image?"} for i in range(2) for t in ("star", "ring", "square")
+    ]
     for split in ("random", "popular", "adversarial"):
-        rows = [{"question_id": n, "label": ("yes", "no")[n % 2], **row} for n, row in enumerate(asked, 1)]
+        rows = [{"question_id": n, "label": ("yes", "no")[n % 2], **row} for n, row in enumerate(questions, 1)]
         write_jsonl(root / "pope" / f"coco_pope_{split}.json", rows)
     images = {"images": [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg"} for i in range(2)]}
     boxes = {"categories": [{"id": 1, "name": "dog"}], "annotations": [{"image_id": 0, "category_id": 1}]}
@@ -62,7 +65,7 @@ def test_evaluate_runs_several_benchmarks_with_one_model(tiny_vlm_path, benchmar
         str(tmp_path / "out"),
     ]
     line += ["--lineage", "portable", "--response_length", "6"]
-    assert main(line) == 0 and opened == [tiny_vlm_path]  # one model for all
+    assert main(line) == 0 and opened == [tiny_vlm_path]  # one model for all benchmarks
     results = {n: json.loads((tmp_path / "out" / "small" / n / "result.json").read_text()) for n in ("pope", "chair", "amber")}
     assert results["pope"]["n"] == 18 and set(results["pope"]["metrics"]["robust"]) == {
         "random",
@@ -76,7 +79,7 @@ def test_evaluate_runs_several_benchmarks_with_one_model(tiny_vlm_path, benchmar
             result["model"] == tiny_vlm_path and result["model_sha256"] and result["template_sha256"] and result["prompt_sha256"]
         )
         assert result["generation"]["response_length"] == 6 and result["packages"]["torch"] and result["counts"]["missing"] == 0
-    assert main(line) == 0 and opened == [tiny_vlm_path]  # nothing is left to ask
+    assert main(line) == 0 and opened == [tiny_vlm_path]  # everything is answered
     again = json.loads((tmp_path / "out" / "small" / "pope" / "result.json").read_text())
     assert again == results["pope"]
 
@@ -88,8 +91,8 @@ def test_evaluate_refuses_answers_of_other_prompt_or_settings(tiny_vlm_path, ben
         evaluate("chair", EvalConfig(**config, response_length=3, limit=1), {"lineage": "portable", "prompt": "Look!"})
     with pytest.raises(InputError, match="generation setting"):
         evaluate("chair", EvalConfig(**config, response_length=4, limit=1), {"lineage": "portable"})
-    more = evaluate("chair", EvalConfig(**config, response_length=3), {"lineage": "portable"})
-    assert more["n"] == 2 and len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
+    resumed = evaluate("chair", EvalConfig(**config, response_length=3), {"lineage": "portable"})
+    assert resumed["n"] == 2 and len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
 
 
 def test_answer_cache_avoids_repeated_generation(tiny_vlm_path, benchmark_dir, tmp_path, monkeypatch):
@@ -97,19 +100,19 @@ def test_answer_cache_avoids_repeated_generation(tiny_vlm_path, benchmark_dir, t
 
     opened, policy = [], mmrlhf.models.policy.load_policy
     monkeypatch.setattr(mmrlhf.models.policy, "load_policy", lambda *a: opened.append(a[0]) or policy(*a))
-    how = {"model_name_or_path": tiny_vlm_path, "response_length": 3, "answer_cache_dir": str(tmp_path / "cache")}
+    settings = {"model_name_or_path": tiny_vlm_path, "response_length": 3, "answer_cache_dir": str(tmp_path / "cache")}
     first = evaluate(
-        "pope", EvalConfig(**how, data=str(benchmark_dir / "pope" / "coco_pope_random.json"), output_dir=str(tmp_path / "a"))
+        "pope", EvalConfig(**settings, data=str(benchmark_dir / "pope" / "coco_pope_random.json"), output_dir=str(tmp_path / "a"))
     )
-    # the other splits ask the same; a killed run has left a line torn
+    # The other splits have the same questions. A killed run has left a torn line.
     file = next((tmp_path / "cache").iterdir())
     file.write_bytes(file.read_bytes() + b'{"key": "x')
-    second = evaluate("pope", EvalConfig(**how, data=str(benchmark_dir / "pope"), output_dir=str(tmp_path / "b")))
+    second = evaluate("pope", EvalConfig(**settings, data=str(benchmark_dir / "pope"), output_dir=str(tmp_path / "b")))
     assert opened == [tiny_vlm_path] and second["n"] == 18 and second["model_sha256"] == first["model_sha256"]
-    lines_ = [json.loads(line) for line in (tmp_path / "b" / "predictions.jsonl").read_text().splitlines()]
-    assert lines_[0]["answers"] == json.loads((tmp_path / "a" / "predictions.jsonl").read_text().splitlines()[0])["answers"]
-    write_image(benchmark_dir / "pope" / "0.jpg", 7)  # another picture by the same name
-    evaluate("pope", EvalConfig(**how, data=str(benchmark_dir / "pope"), output_dir=str(tmp_path / "c")))
+    lines = [json.loads(line) for line in (tmp_path / "b" / "predictions.jsonl").read_text().splitlines()]
+    assert lines[0]["answers"] == json.loads((tmp_path / "a" / "predictions.jsonl").read_text().splitlines()[0])["answers"]
+    write_image(benchmark_dir / "pope" / "0.jpg", 7)  # another image of the same name
+    evaluate("pope", EvalConfig(**settings, data=str(benchmark_dir / "pope"), output_dir=str(tmp_path / "c")))
     assert opened == [tiny_vlm_path, tiny_vlm_path]
 
 
@@ -118,12 +121,12 @@ def test_evaluate_full_disk_is_reported_and_files_are_kept(benchmark_dir, tmp_pa
     config = EvalConfig(answers=str(answers), data=str(benchmark_dir / "chair"), output_dir=str(tmp_path / "out"))
     write = stage.write_atomic
 
-    def full(path, content):
+    def fail_on_result(path, content):
         if path.name == "result.json":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(stage, "write_atomic", full)
+    monkeypatch.setattr(stage, "write_atomic", fail_on_result)
     with pytest.raises(InputError, match="is on a full disk: make room"):
         evaluate("chair", config, {"lineage": "portable"})
     assert (tmp_path / "out" / "scores.jsonl").exists()
@@ -135,10 +138,10 @@ def test_evaluate_file_size_limit_is_reported(benchmark_dir, tmp_path, monkeypat
     answers = write_jsonl(tmp_path / "a.jsonl", [{"image_id": 0, "caption": "a dog"}])
     config = EvalConfig(answers=str(answers), data=str(benchmark_dir / "chair"), output_dir=str(tmp_path / "out"))
 
-    def limited(path, content):
+    def fail(path, content):
         raise OSError(errno.EFBIG, "File too large")
 
-    monkeypatch.setattr(stage, "write_atomic", limited)
+    monkeypatch.setattr(stage, "write_atomic", fail)
     with pytest.raises(InputError, match="out: File too large: correct it or give another --out"):
         evaluate("chair", config, {"lineage": "portable"})
 

@@ -1,4 +1,5 @@
-"""A few rows of made-up data for benchmarks whose own cannot be shipped, on pictures that the project draws."""
+"""Small fake datasets for benchmarks whose data cannot be shipped, on images of synthetic
+scenes."""
 
 import csv
 import json
@@ -19,7 +20,8 @@ def write_jsonl(path: Path, rows) -> Path:
 
 
 def mme(root: Path) -> dict:
-    """The four tasks on hallucination in the two layouts: a text for all pictures, and a text beside each picture."""
+    """Write the four hallucination tasks in both layouts: one text for all images, and one per
+    image."""
     for i in range(2):
         write_image(root / "color" / "images" / f"{i}.png", i)
         question_file = root / "color" / "questions_answers_YN" / f"{i}.txt"
@@ -40,7 +42,8 @@ def mme(root: Path) -> dict:
 
 
 def hallusionbench_rows(figures=((1, "1"), (1, "0"))):
-    """A set of two figures and two questions on a chart (VD), and one question with (VS) and without its picture."""
+    """Return two figures with two questions each (VD), and one question with and without its image
+    (VS)."""
     base = {"sample_note": "", "gt_answer_details": "The star is red."}
     rows = [
         {"category": "VD", "subcategory": "map", "visual_input": str(1 + f), "set_id": "0", "figure_id": str(f), "question_id": str(q),

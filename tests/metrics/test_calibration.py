@@ -25,7 +25,8 @@ def test_proportion_matches_hand_computation():
 
 
 def test_fit_temperature_matches_hand_computation():
-    """Three of four comparisons of margin 2 are right: sigmoid(2 / T) is 3/4 where T = 2 / log 3."""
+    """Three of four comparisons of margin 2 are right: sigmoid(2 / T) is 3/4 where T = 2 / log
+    3."""
     margins = np.array([2.0, 2.0, 2.0, -2.0] * 50)
     temperature = fit_temperature(margins)
     assert temperature == pytest.approx(2 / math.log(3), rel=1e-3)

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from mmrlhf.metrics.intervals import SufficientStats, mcnemar, paired_bootstrap, unflatten, wilson, with_intervals
+from mmrlhf.metrics.intervals import (
+    SufficientStats,
+    accuracy_by_group,
+    bootstrap,
+    mcnemar,
+    paired_bootstrap,
+    unflatten,
+    wilson,
+    with_intervals,
+)
 
 
 def proportion_statistics(clusters, hits, **fields):
@@ -42,6 +51,15 @@ def test_with_intervals_gives_reason_for_undefined_value():
     assert unflatten({"a/x": 1, "b": 2}) == {"a": {"x": 1}, "b": 2}
 
 
+def test_bootstrap_interval_covers_the_true_rate():
+    outcomes = np.random.default_rng(0).random(400) < 0.3
+    columns = np.stack([outcomes, np.ones(400)], 1)
+    metrics = bootstrap(columns, lambda s: {"rate": s[..., 0] / s[..., 1]}, 0)
+    low, high = metrics["rate_ci"]
+    assert metrics["rate"] == outcomes.mean() and low < 0.3 < high
+    assert high - low == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 400) ** 0.5, rel=0.15)
+
+
 def test_paired_bootstrap_removes_shared_variance():
     rng = np.random.default_rng(0)
     difficulty = rng.random(400)
@@ -74,3 +92,11 @@ def test_paired_bootstrap_joins_clusters_by_name():
 def test_mcnemar_matches_hand_computation():
     assert mcnemar(0, 0) == 1 and mcnemar(5, 5) == 1
     assert mcnemar(0, 5) == pytest.approx(2 / 32) and mcnemar(1, 5) == pytest.approx(2 * 7 / 64)
+
+
+def test_accuracy_by_group_counts_each_row_in_its_groups():
+    stats = accuracy_by_group("abc", [True, False, True], [["x"], ["x", "y"], []], ["x", "y", "z"], "no rows", scale=100)
+    metrics, reasons = with_intervals(stats, 0)
+    values = {name: metric and metric["value"] for name, metric in metrics.items()}
+    assert values == {"accuracy": pytest.approx(200 / 3), "x/accuracy": 50, "y/accuracy": 0, "z/accuracy": None}
+    assert reasons == {"z/accuracy": "no rows"}
