@@ -1,7 +1,7 @@
 """mmrlhf: reduce object hallucination in vision-language models with RLHF.
 
-`import mmrlhf` is fast: every name below is imported on first access. A stage is a function in the
-module of its name, such as `mmrlhf.sft.sft(SFTConfig(...))`; `mmrlhf.sft` is always the module.
+`import mmrlhf` is fast: every name below is imported on first access. A stage is a function in a
+module, such as `mmrlhf.sft.sft(SFTConfig(...))`; `mmrlhf.sft` is always the module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m mmrlhf`, and with several processes `torchrun -m mmrlhf`."""
+"""Run `python -m mmrlhf`, or `torchrun -m mmrlhf` for several processes."""
 
 import sys
 

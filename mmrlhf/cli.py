@@ -123,7 +123,7 @@ def _command_group(name: str, commands: Mapping[str, Command], description: str,
 
 
 def _by_last_word(*commands: Command) -> dict[str, Command]:
-    """Return commands by the word that chooses between them: `check` for `data check`."""
+    """Return commands by the last word of their names: `check` for `data check`."""
     return {command.name.split()[-1]: command for command in commands}
 
 
@@ -159,7 +159,7 @@ CALIBRATE_COMMANDS = _by_last_word(
         "calibrate vlm",
         CalibrateVLMConfig,
         "mmrlhf.commands.calibrate:calibrate",
-        "the VLM itself, asked yes or no",
+        "the VLM itself, from its answers to yes/no questions",
         "--model_name_or_path runs/sft/model --dataset_name pairs.jsonl --output_file calibration.json",
     ),
 )
@@ -234,7 +234,7 @@ COMMANDS = _by_last_word(
     ),
     Command(
         "claims",
-        "extract the claims of answers, and verify them against facts",
+        "extract the claims in answers, and verify them against facts",
         "answers.jsonl --facts facts.jsonl --out claims.jsonl",
         run_claims,
     ),

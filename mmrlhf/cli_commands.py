@@ -1,6 +1,6 @@
-"""Commands whose arguments are more than the fields of one configuration.
+"""Run the commands that take more arguments than the fields of one configuration.
 
-Each function parses its arguments, and imports what it runs only once they are valid.
+Each function parses its arguments first, and imports the command's module only once they are valid.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def run_eval(command: Command, argv: list[str]) -> None:
 
 
 def _parse_benchmarks(argv: list[str]) -> Suite:
-    """Read the benchmarks in front of the first flag: names, comma-separated names, or a suite."""
+    """Read the benchmarks before the first flag: names, comma-separated names, or a suite."""
     from mmrlhf.evaluation.suites import Suite, read_suite
 
     leading_args = itertools.takewhile(lambda word: not word.startswith("-"), argv)
@@ -101,7 +101,7 @@ def _parse_benchmarks(argv: list[str]) -> Suite:
 
 
 def _add_benchmark_options(parser: Parser, benchmarks: Mapping[str, Benchmark]) -> dict[str, list[str]]:
-    """Add the flags of the benchmarks' own options; return the benchmarks that have each option."""
+    """Add a flag for each option of the benchmarks; return the benchmarks that have each option."""
     flag_owners: dict[str, list[str]] = {}
     for name, benchmark in benchmarks.items():
         group = parser.add_argument_group(f"options of {name}")
@@ -117,7 +117,7 @@ def run_compare(command: Command, argv: list[str]) -> None:
     help_text = "output folder of eval, or a folder of them; the first run is the baseline"
     parser.add_argument("runs", metavar="RUN", nargs="+", help=help_text)
     parser.add_argument("--out", metavar="DIR", default="runs/compare", help="folder to write (default runs/compare)")
-    help_text = "compare results of different data, prompts, parsers, judges or settings, with a warning"
+    help_text = "compare runs that differ in data, prompts, parser, judge or settings, with a warning"
     parser.add_argument("--force", action="store_true", help=help_text)
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="seed of the bootstrap (default 0)")
     args = parser.parse(argv)
@@ -140,7 +140,7 @@ def run_demo(command: Command, argv: list[str]) -> None:
 
 def run_claims(command: Command, argv: list[str]) -> None:
     parser = Parser(command, "FILE [--facts FACTS] [--out FILE] [--lexicon FILE]")
-    parser.add_argument("file", metavar="FILE", help="one answer per line, as text or as JSON with `text` or `answer`")
+    parser.add_argument("file", metavar="FILE", help="one answer per line, as text or as a JSON object with `text` or `answer`")
     parser.add_argument("--facts", metavar="FACTS", help="facts by `image`, or one row per line: adds a verdict to each claim")
     parser.add_argument("--out", metavar="FILE", help="JSONL file to write (default: standard output)")
     parser.add_argument("--lexicon", metavar="FILE", help="additional words, in the format of mmrlhf/claims/lexicon.txt")

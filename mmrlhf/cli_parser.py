@@ -1,7 +1,7 @@
 """Parse the arguments of a command: flags from a configuration, and errors in one sentence.
 
-argparse only splits the line; `config_loader.load_config` checks flags and file alike, with the
-same messages. So a field of a configuration needs no second declaration here.
+argparse only splits the command line; `config_loader.load_config` checks values from flags and from
+files, with the same messages. Configuration fields are therefore not declared again here.
 """
 
 from __future__ import annotations
@@ -102,9 +102,10 @@ def parse_config(cls: type[Config], command: Command, argv: list[str]) -> Config
 
 
 def load_named_config(cls: type[Config], flag_values: dict[str, Any]) -> Config:
-    """Build a configuration from flags, of which `config` names a file. Raises InputError.
+    """Build a configuration from flags, and from the file that the flag `config` names, if given.
 
-    A config file is a path, or the name of one that comes with the package (`demo/sft`).
+    The file is a path, or the name of one that comes with the package (`demo/sft`). Raises
+    InputError.
     """
     name = flag_values.pop("config", None)
     if name is None:
@@ -132,9 +133,9 @@ def make_config_parser(cls: type, command: Command, usage: str = "", multi_value
 
 
 def add_flag(group: argparse._ArgumentGroup, field: ConfigField, **kwargs: Any) -> None:
-    """Add a flag that takes any text, which `load_config` checks later.
+    """Add a flag that accepts any text, which `load_config` checks later.
 
-    The flag of a boolean may stand alone, or as --no-FIELD.
+    A boolean flag needs no value, and its negation is --no-FIELD.
     """
     hints = [field.bounds.removeprefix("of ")] if field.bounds else []
     if not field.is_required:

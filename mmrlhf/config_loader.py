@@ -1,8 +1,8 @@
 """Load configurations from files and flags, and report what is wrong in one sentence.
 
-pydantic checks the types because it reports all errors at once and as data, so that the sentence
-can name the file or the flag. tyro, jsonargparse and OmegaConf report finished text, the latter two
-only for the first error.
+pydantic checks the types because it reports all errors at once, as data from which the message can
+name the file or the flag. tyro, jsonargparse and OmegaConf report finished text, and the latter two
+only the first error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RENAMED_VALUES = {
 
 @dataclasses.dataclass(frozen=True)
 class ConfigField:
-    """What a field accepts, for messages and `--help`; `choices` lists the words of a Literal."""
+    """What a field accepts, for messages and `--help`; `choices` holds the values of a Literal."""
 
     name: str
     value_type: Literal["integer", "number", "text", "boolean"]
@@ -113,7 +113,7 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     """Return the end of a message on an unknown name: the nearest valid name, or all of them."""
     valid = sorted(valid)
     matches = difflib.get_close_matches(name, valid, n=1)
-    return f"did you mean {matches[0]}?" if matches else f"there is {', '.join(valid) or 'none'}"
+    return f"did you mean {matches[0]}?" if matches else f"the choices are {', '.join(valid) or 'none'}"
 
 
 def renamed(old: str, new: str) -> str:
@@ -194,7 +194,7 @@ def read_yaml(file: Path) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):
             node_type = "sequence" if isinstance(node, yaml.SequenceNode) else "scalar"
             raise InputError(f"{file} must hold `field: value` lines, not a {node_type}")
-        # The loader keeps the last of several equal keys, so they are looked for among the nodes.
+        # The loader silently keeps the last of several equal keys, so search the nodes for them.
         keys = [key.value for key, _ in node.value]
         if duplicates := sorted({str(key) for key in keys if keys.count(key) > 1}):
             raise InputError(f"{file} gives {', '.join(duplicates)} more than once")
@@ -244,8 +244,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 for _yaml in (_Loader, _Dumper):
-    # Scientific notation with an optional point and an optional sign of the exponent. The last
-    # argument lists the characters that such a number may begin with.
+    # Scientific notation, with an optional decimal point and an optional sign of the exponent. The
+    # last argument lists the characters that such a number may begin with.
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )

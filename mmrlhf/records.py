@@ -1,8 +1,8 @@
 """The records that every part of the package exchanges: examples, preferences, facts, claims.
 
-All are frozen and hold what a file says, not what a model computes, so this module needs no torch.
-Records of tensors are defined next to the code that makes them (`models.vlm.Prompt`,
-`engine.prefill.Prefix`, `engine.completions.Completions`).
+All are frozen, and none holds tensors, so this module does not need torch. Records of tensors are
+defined next to the code that creates them (`models.vlm.Prompt`, `engine.prefill.Prefix`,
+`engine.completions.Completions`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ FileState = tuple[int, int, int, int]
 
 
 class InputError(ValueError):
-    """Raise for input that cannot be used, in one sentence: file, row, field, and what to do.
+    """An error in the user's input.
 
-    The command line prints the message after `error:` and exits with 2, without a traceback.
+    The message is one sentence that names the file, row and field, and says what to do. The command
+    line prints it after `error:` and exits with 2, without a traceback.
     """
 
 
@@ -38,11 +39,11 @@ class ImageSource:
     data: bytes | None = None
     expected_sha256: str | None = field(default=None, compare=False)
     _digests: dict[FileState | None, str] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """The content's sha256 by the state of the file when it was hashed; bytes have no state."""
+    """sha256 of the content, by the file's state when it was hashed (None for bytes)."""
 
     @property
     def name(self) -> str:
-        """Return the image's name in messages."""
+        """Return the name that messages give to the image."""
         return self.path if self.path is not None else f"<{len(self.data or b'')} bytes>"
 
     def read(self) -> bytes:
@@ -73,9 +74,9 @@ class ImageSource:
 
     @property
     def key(self) -> str:
-        """Return the sha256 of the content: copies of an image under two names share a key.
+        """Return the sha256 of the content; copies of an image under different names share it.
 
-        A file is hashed again only after it has been written to.
+        A file is hashed again only if it has changed.
         """
         state = self._file_state()
         if state not in self._digests:
@@ -93,7 +94,7 @@ class ImageSource:
 
     def _digest(self) -> str:
         if self.path is not None:
-            # Hashed in blocks: the path may point at a file of any size.
+            # Hash in blocks, because the file may have any size.
             with contextlib.suppress(OSError), open(self.path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         return hashlib.sha256(self.read()).hexdigest()
@@ -115,7 +116,7 @@ FactKind = Literal["caption", "object", "attribute", "count", "relation", "ocr",
 
 @dataclass(frozen=True)
 class Fact:
-    """A piece of evidence about one image. What no fact lists is unknown, not contradicted.
+    """A piece of evidence about one image. Claims that no fact covers are unknown, not false.
 
     `box` is x0, y0, x1, y1 from the top left corner, as fractions of the image's width and height.
     """
@@ -208,9 +209,9 @@ class Claim:
 
     `subject` is the object the claim is about, in the singular. `value` is the attribute or the
     number. A relation has its name in `relation` and its other object in `target`; claims of
-    synthetic scenes have both in `value`. `negated` claims that it is not so, `hedged` that it may
-    be. `category` is the subject's COCO class and `span` the characters of the answer that make the
-    claim; neither counts for equality.
+    synthetic scenes have both in `value`. A `negated` claim says that something is not so, a
+    `hedged` one that it may be so. `category` is the subject's COCO class, and `span` the range of
+    characters in the answer that makes the claim; equality ignores both.
     """
 
     kind: Literal["object", "attribute", "count", "relation"]

@@ -1,4 +1,4 @@
-"""The types of settings, and the settings that several commands share."""
+"""Types of settings, and the settings that several commands share."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class EngineConfig:
     """How a model runs; none of these settings changes results."""
 
     share_prefix: Literal["auto", "off"] = "auto"
-    """`auto` runs each prompt once for all its answers if a check agrees with the naive forward
-    pass; `off` never does."""
+    """`auto` runs each prompt once for all its answers, if a check finds that the results agree
+    with the naive forward pass; `off` never does."""
     micro_batch_tokens: Count = 16384
     """Maximum tokens per forward pass; a prompt counts once for all its answers. Halved when a GPU
     runs out of memory."""
@@ -51,7 +51,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FactsConfig(DatasetConfig):
-    """A dataset whose facts may come from a file of their own."""
+    """A dataset with an optional facts file."""
 
     facts_file: str | None = None
     """Facts by image name: LLaVA-RLHF's image_to_caption.json, or JSONL with `image`, `captions`,
@@ -73,7 +73,7 @@ class SamplingConfig:
     stop: str | None = None
     """Text that ends an answer; it is not part of the answer."""
     num_generations: Count = 1
-    """Answers per prompt; diversity within a prompt needs several."""
+    """Answers per prompt; measuring diversity within a prompt needs several."""
     response_length: Count = 128
     """Maximum tokens of an answer."""
 

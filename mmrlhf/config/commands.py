@@ -23,7 +23,7 @@ from mmrlhf.config.base import (
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig):
-    """Answers to prompts, as JSONL."""
+    """Write a model's answers to prompts, as JSONL."""
 
     model_name_or_path: str
     """Checkpoint directory or Hub id."""
@@ -59,7 +59,7 @@ class EncodeConfig(DatasetConfig, EngineConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ScoreConfig(RewardModelConfig):
-    """Scores of answers under a reward model, as JSONL."""
+    """Score answers with a reward model, and write the scores as JSONL."""
 
     dataset_name: str
     """Rows with a prompt, images and an `answer` (or `completion`), or `chosen` and `rejected`."""
@@ -69,8 +69,8 @@ class ScoreConfig(RewardModelConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RewardEvalConfig(RewardModelConfig):
-    """How reliable a reward model is: accuracy by group, calibration, injected false claims,
-    corrupted facts."""
+    """Measure how reliable a reward model is: accuracy by group, calibration, injected false
+    claims, corrupted facts."""
 
     dataset_name: str
     """Preferences that the reward model was not trained on."""
@@ -102,8 +102,8 @@ class CalibrateConfig(FactsConfig):
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     """Fraction of images held out to measure the calibration on."""
     min_labels: Count = 20
-    """Minimum true claims, and minimum false ones, to fit a kind of claim; a kind with fewer stays
-    unknown."""
+    """Minimum number of true claims, and of false claims, to fit a kind of claim; a kind with fewer
+    stays unknown."""
     limit: Count | None = None
     """Use only the first rows."""
     batch_size: Count = 64
@@ -139,7 +139,7 @@ class CalibrateVLMConfig(CalibrateConfig, EngineConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvalConfig(SamplingConfig, EngineConfig):
-    """A benchmark on a model, or on existing answers."""
+    """Measure a model on a benchmark, or score existing answers."""
 
     output_dir: str
     """Folder for predictions.jsonl, judgments.jsonl, scores.jsonl and result.json."""

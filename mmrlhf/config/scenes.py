@@ -16,7 +16,7 @@ class ScenesConfig:
     answer."""
 
     seed: int = 0
-    """Seed of scenes, captions, facts and preferences. Reported, not selected."""
+    """Seed of scenes, captions, facts and preferences. It was not tuned."""
     occluded_share: Fraction = 0.28
     """Fraction of objects in training scenes that are faded and partly covered."""
     sft_rows: Count = 8000
@@ -29,12 +29,12 @@ class ScenesConfig:
     """Answers per compared scene, sampled from the SFT model: half at temperature 1, half at
     hot_temperature."""
     hot_temperature: Positive = 1.5
-    """Sampling temperature of the second half."""
+    """Sampling temperature of the second half of the answers."""
     injected_share: Fraction = 0.3
     """Fraction of scenes where a description with injected errors replaces one answer."""
     false_claim_penalty: NonNegative = 4.0
-    """Weight of a false claim against a true one in the utility that ranks answers; silence scores
-    between the two."""
+    """Weight of a false claim relative to a true one in the utility that ranks answers; making no
+    claim scores between the two."""
     min_utility_gap: NonNegative = 1.0
     """Minimum difference in utility; closer pairs are dropped."""
     annotator_error: Fraction = 0.1

@@ -45,9 +45,9 @@ class TrainConfig(FactsConfig, EngineConfig):
     per_device_train_batch_size: Count = 8
     """Rows (ppo: prompts) per process and step."""
     num_train_epochs: Positive = 1.0
-    """Passes over the data; max_steps wins if it is set."""
+    """Passes over the data; ignored if max_steps is set."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
-    """Steps to train; -1: as many as num_train_epochs takes."""
+    """Steps to train; -1: until num_train_epochs are complete."""
     max_length: Count = 2048
     """Maximum tokens of prompt plus answer, image tokens included. A longer row is an error; rows
     are never cut."""
@@ -71,7 +71,7 @@ class TrainConfig(FactsConfig, EngineConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SFTConfig(TrainConfig):
-    """Supervised fine-tuning on `messages`, `prompt` + `completion`, or LLaVA conversations."""
+    """Fine-tune a model on `messages`, `prompt` + `completion`, or LLaVA conversations."""
 
     tuning: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter and merges it at the end; `full` trains the language model. Both
@@ -80,7 +80,7 @@ class SFTConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RewardConfig(TrainConfig):
-    """Reward model trained on `prompt`, `chosen`, `rejected`, or another format of preferences."""
+    """Train a reward model on `prompt`, `chosen`, `rejected`, or another format of preferences."""
 
     tuning: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter; `full` trains the language model, so the reward model has its own
@@ -102,11 +102,11 @@ class RewardConfig(TrainConfig):
     """Fraction of facts swapped in training for facts of another image, so that the model does not
     trust every fact."""
     injected_claim_rate: Fraction = 0.0
-    """Fraction of training rows replaced by their better answer with and without a false claim
-    built from the facts."""
+    """Fraction of training rows replaced by a pair: their better answer with and without a false
+    claim built from the facts."""
     loss_type: Literal["bradley_terry", "bt_margin", "bt_label_smoothing", "rao_kupper"] = "bradley_terry"
-    """`bt_margin` asks for the margins of the rows, `bt_label_smoothing` assumes that
-    label_smoothing of the labels are flipped, `rao_kupper` also learns from ties."""
+    """`bt_margin` subtracts each row's margin from the reward gap, `bt_label_smoothing` assumes
+    that label_smoothing of the labels are flipped, `rao_kupper` also learns from ties."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Assumed fraction of flipped labels, for loss_type bt_label_smoothing."""
     tie_threshold: Positive = 0.5
@@ -125,16 +125,16 @@ class RewardConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PPOConfig(TrainConfig):
-    """Proximal policy optimisation: rows with a `prompt` and images; policies never see facts."""
+    """Optimise a policy with PPO on rows with a `prompt` and images; policies never see facts."""
 
     reward_model_path: str | None = None
     """Directory that the reward stage wrote, for fact_rm; several, separated by commas, form an
     ensemble."""
     reward_terms: str = "fact_rm=1, missing_eos=-1"
     """Reward functions with their weights, summed: fact_rm, correctness, length, missing_eos,
-    repetition, FILE.py:NAME, and the claim rewards hallucination, coverage and verifier_score.
-    Add @VERIFIER (facts, clip, vlm, or several joined by +) to a claim reward to change its
-    verifier (default facts; clip for verifier_score)."""
+    question_mark, repetition, FILE.py:NAME, and the claim rewards hallucination, coverage and
+    verifier_score. Add @VERIFIER (facts, clip, vlm, or several joined by +) to a claim reward to
+    change its verifier (default facts; clip for verifier_score)."""
     span_credit: Literal["token", "last_token"] = "token"
     """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
     the answer."""
@@ -173,8 +173,8 @@ class PPOConfig(TrainConfig):
     """How rewards become advantages: `gae`, generalised advantage estimation (PPO), or `grpo`,
     relative to the other answers to the prompt."""
     use_critic: bool | None = None
-    """Train a critic; by default gae does and grpo does not. gae without one takes every value as 0
-    (reward-to-go), grpo has no use for one."""
+    """Train a critic; by default for gae and not for grpo. Without one, gae takes every value as 0
+    (reward-to-go); grpo cannot use one."""
     kl_penalty: Literal["reward", "loss"] | None = None
     """Where the KL to the reference is penalised: in each token's `reward` (estimate k1) or in the
     `loss` (k3); by default in the reward for gae and in the loss for grpo."""
@@ -206,17 +206,17 @@ class PPOConfig(TrainConfig):
 
     @property
     def has_critic(self) -> bool:
-        """Whether values are estimated, so that advantages are relative to them."""
+        """Return whether a critic estimates values, to which advantages are relative."""
         return self.advantage_estimator == "gae" if self.use_critic is None else self.use_critic
 
     @property
     def kl_in_loss(self) -> bool:
-        """Whether the KL is a term of the policy's loss instead of the rewards."""
+        """Return whether the KL is a term of the policy's loss instead of the rewards."""
         if self.kl_penalty is None:
             return self.advantage_estimator == "grpo"
         return self.kl_penalty == "loss"
 
     @property
     def credits_spans(self) -> bool:
-        """Whether span rewards go to their own tokens; grpo rewards whole answers only."""
+        """Return whether span rewards go to their own tokens; grpo rewards only full answers."""
         return self.span_credit == "token" and self.advantage_estimator == "gae"

@@ -1,6 +1,6 @@
 """Dataset formats: parse rows of preferences, prompts and conversations into records, and back.
 
-A row's format follows from its own fields and is declared nowhere:
+A row's format is not declared, but recognised by its fields:
 
     LLaVA             conversations
     LLaVA-RLHF        conversations with output_1, output_2, preference; a prompt for PPO has
@@ -11,7 +11,7 @@ A row's format follows from its own fields and is declared nowhere:
     TRL               messages; prompt with completion, or alone; prompt with chosen and rejected
     RLAIF-V, MM-RLHF  TRL's pairs with question, and with is_tie, ls_factor and reasons
 
-Turns carry text only: the position of an image among them is not kept. Each module imports only
+Turns hold text only; the position of an image among them is not recorded. Each module imports only
 those before it: `conversations`, `image_fields`, `preferences`, `examples`, `load`, `write`.
 """
 
@@ -33,4 +33,4 @@ __all__ = [
     "read_preferences",
     "row_context",
     "to_pairs",
-]  # fmt: skip
+]

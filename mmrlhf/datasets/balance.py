@@ -9,7 +9,8 @@ import numpy as np
 from mmrlhf.records import InputError, Preference
 
 MAX_BINS = 10
-"""Bins of length gaps, equally filled; fewer if a bin would have under MIN_PAIRS_PER_BIN."""
+"""Maximum number of bins of length gaps, which are about equally full. There are fewer if a bin
+would have under MIN_PAIRS_PER_BIN pairs."""
 MIN_PAIRS_PER_BIN = 20
 
 
@@ -18,7 +19,7 @@ def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
 
     Annotators and models favour long answers, and a reward model learns that first. Pairs are
     binned by the difference of their lengths in words, as a fraction of the longer. In each bin, a
-    seeded draw keeps equally many pairs with the longer answer chosen and with it rejected. Ties
+    seeded draw keeps equal numbers of pairs with the longer answer chosen and rejected. Ties
     and pairs of equal length are kept. Raises InputError for a ranking of more than two answers.
     """
     length_gaps = []
@@ -33,7 +34,7 @@ def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
     gap_N = np.array(length_gaps)
     (unequal_indices,) = np.nonzero(gap_N)
     kept_indices = [np.flatnonzero(gap_N == 0)]
-    rng = np.random.default_rng([seed, 29])
+    rng = np.random.default_rng([seed, 29])  # 29 separates this stream from other draws with the seed
     for bin_indices in _quantile_bins(np.abs(gap_N[unequal_indices])):
         rows = unequal_indices[bin_indices]
         sides = [rows[gap_N[rows] > 0], rows[gap_N[rows] < 0]]  # longer answer chosen, longer answer rejected

@@ -19,7 +19,7 @@ class Turn:
     role: Role
     text: str
     num_images: int = 0
-    """How many images the text or the parts have placeholders for."""
+    """Number of image placeholders in the text or the parts."""
     has_parts: bool = False
     """Whether the content is a list of parts, which must then include the images."""
 
@@ -54,10 +54,8 @@ def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
         if part_type == "image":
             num_images += 1
         elif part_type == "text":
-            row.require_text(
-                part.get("text"), f"{name}[{number}].text"
-            )  # checked, but kept as written: parts join without separators
-            texts.append(part["text"])
+            row.require_text(part.get("text"), f"{name}[{number}].text")
+            texts.append(part["text"])  # not stripped, because parts are joined without separators
         else:
             row.fail(f"`{name}[{number}]` must be a part of type text or image, not {preview(part)}")
     text, num_placeholders = _strip_placeholders("".join(texts))
@@ -73,8 +71,8 @@ def _strip_placeholders(text: str) -> tuple[str, int]:
 def parse_turns(row: Row, value: Any, name: str, role_key: str = "role", content_key: str = "content") -> list[Turn]:
     """Parse a non-empty list of turns. Raises InputError."""
     if not isinstance(value, list) or not value:
-        or_text = "" if name in ("messages", "conversations") else "text or "
-        row.fail(f"`{name}` must be {or_text}a list of turns, not {'an empty one' if value == [] else type_name(value)}")
+        text_or = "" if name in ("messages", "conversations") else "text or "
+        row.fail(f"`{name}` must be {text_or}a list of turns, not {'an empty one' if value == [] else type_name(value)}")
     return [parse_turn(row, turn, f"{name}[{number}]", role_key, content_key) for number, turn in enumerate(value, 1)]
 
 
@@ -123,7 +121,7 @@ def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Mess
         if not turn.text and not turn.num_images:
             row.fail(f"turn {number} of the prompt is empty: fill it in or drop the row")
     num_placeholders = sum(turn.num_images for turn in turns)
-    # Plain text needs no placeholders. Parts, LLaVA's turns, and text with any must have them all.
+    # Plain text needs no placeholders. Parts, LLaVA's turns, and text with any need one per image.
     must_match = num_placeholders > 0 or "conversations" in row.fields or any(turn.has_parts for turn in turns)
     if must_match and num_placeholders != num_images:
         row.fail(

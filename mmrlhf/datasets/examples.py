@@ -1,4 +1,4 @@
-"""Parse rows into Examples. Rows that compare answers give only their prompt."""
+"""Parse rows into Examples. A row that compares answers becomes an Example without an answer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
 
 
 def is_ppo_prompt(row: Row) -> bool:
-    """Return whether the row is one of LLaVA-RLHF's prompts: only its first human turn is used."""
+    """Return whether the row is a PPO prompt of LLaVA-RLHF; only its first human turn is used."""
     return any(field in row.fields for field in ("caption_type", "length_bonus", "captions"))
 
 

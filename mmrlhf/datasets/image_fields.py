@@ -21,13 +21,13 @@ FactsByName = Mapping[str, tuple[Fact, ...]]
 
 @dataclass(frozen=True)
 class RowContext:
-    """What is needed to parse a row: where its images may be, and known facts."""
+    """The context that parsing a row needs: where its images may be, and known facts."""
 
     image_folder: str | None
     """Absolute path; None for a Hub dataset without --image_folder."""
     allow_external_links: bool
-    """Whether symlinks may leave the folder: yes if the user named it and so trusts it, no for the
-    data file's own folder, whose symlinks came with the data."""
+    """Whether symlinks may leave the folder: yes if the user named it and therefore trusts it, no
+    for the data file's own folder, because its symlinks came with the data."""
     facts: FactsByName
 
 
@@ -45,7 +45,7 @@ def parse_images(row: Row, context: RowContext) -> tuple[ImageSource, ...]:
 
 
 PATH_FIELDS = ("image_path", "img_path")
-"""RLHF-V's and VLFeedback's: the image, or next to `image` a note on its origin."""
+"""Fields of RLHF-V and VLFeedback with the image or, next to `image`, a note on its origin."""
 
 
 def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
@@ -93,7 +93,7 @@ def _parse_image(row: Row, value: Any, name: str, context: RowContext) -> ImageS
     if image_folder is None:
         row.fail(f"`{name}` is a path, {preview(path)}: give --image_folder, the folder it is relative to")
     # Resolve `..` as text, before any symlink is followed: `a/../../b` is outside even if `a` is a
-    # symlink to a folder from which it would not be.
+    # symlink to a nested folder, from which `../../b` would be inside.
     full_path = os.path.normpath(os.path.join(image_folder, path))
     if not Path(full_path).is_relative_to(image_folder):
         row.fail(f"`{name}` is outside the image folder {image_folder}: {preview(path)}; move the image or give --image_folder")

@@ -19,8 +19,8 @@ class Records(Sequence[Record]):
     """The records of a table. A slice is a view and reads nothing.
 
     The constructor parses every row once, so that a bad row is found before hours of training.
-    After that a record is parsed from its row on each access; records of one row are equal. Access
-    raises InputError if the file has changed.
+    After that, each access parses the row again and returns an equal record. Access raises
+    InputError if the file has changed.
     """
 
     def __init__(self, name: str, rows: Table, parse_row: Callable[[Row], Record]) -> None:
@@ -69,7 +69,7 @@ def read_examples(
     facts: FactsByName | None = None,
     require_answer: bool = False,
 ) -> Records[Example]:
-    """Load a dataset's prompts, and their answers if there are any. Preferences give only prompts.
+    """Load a dataset's prompts, and their answers if it has any. Preferences give only prompts.
 
     Raises InputError on the first row that cannot be used or lacks a required answer.
     """
@@ -88,7 +88,7 @@ def read_preferences(
 
 
 FACTS_CHECK_ROWS = 1000
-"""How many of the first rows to search for one with facts, if a facts file is given."""
+"""Number of rows from the start to search for facts, if a facts file is given."""
 
 
 def _check_facts_match(records: Records[Record], dataset_name: str, facts: FactsByName | None) -> Records[Record]:

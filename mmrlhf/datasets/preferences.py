@@ -26,8 +26,8 @@ SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question
 PAIR_FIELDS = SHARED_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
 RANKING_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
 MAX_RANK = 1_000_000
-# A row with `text` and any of these has another format.
 NON_RLHF_V_FIELDS = ("prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers")
+"""A row with `text` and any of these fields has another format."""
 
 
 def parse_preference(row: Row, context: RowContext) -> Preference:
@@ -49,7 +49,7 @@ def parse_preference(row: Row, context: RowContext) -> Preference:
 
 
 def is_preference(row: Row) -> bool:
-    """Return whether the row compares answers. Ambiguous names count only with their companions."""
+    """Return whether the row compares answers. `answers` counts only with `ranks` or `ratings`."""
     fields = row.fields
     if is_rlhf_v(row) or any(name in fields for name in ("chosen", "rejected", "output_1", "output_2", "preference")):
         return True
@@ -67,6 +67,7 @@ def is_vlfeedback(row: Row) -> bool:
 
 
 def is_rlhf_v(row: Row) -> bool:
+    """Return whether `text` holds the question and the answers, as in RLHF-V."""
     return "text" in row.fields and not any(name in row.fields for name in NON_RLHF_V_FIELDS)
 
 
@@ -94,7 +95,7 @@ def parse_id(row: Row) -> str:
 
 
 def unused_fields(row: Row, used_fields: frozenset[str]) -> dict[str, Any]:
-    """Return the fields that no record field was made from."""
+    """Return the row's fields that no field of the record comes from."""
     fallback_fields = set()
     if "id" not in row.fields:
         fallback_fields.add("idx")
@@ -146,7 +147,7 @@ def parse_trl_pair(row: Row) -> tuple[list[Turn], str, str]:
     """Return the prompt, the chosen and the rejected answer. Raises InputError."""
     chosen, rejected = row.require("chosen"), row.require("rejected")
     are_conversations = isinstance(chosen, list) and isinstance(rejected, list) and min(len(chosen), len(rejected)) > 1
-    if are_conversations and not isinstance(row.fields.get("prompt"), list):  # they repeat a prompt that is text
+    if are_conversations and not isinstance(row.fields.get("prompt"), list):  # they contain any prompt that is text
         return _parse_implicit_prompt(row)
     prompt = parse_prompt(row, row.require_any("prompt", "question"))
     return prompt, parse_answer(row, "chosen"), parse_answer(row, "rejected")
@@ -246,7 +247,7 @@ def _parse_vlfeedback(row: Row) -> _RankedAnswers:
 
 
 def _list_completions(row: Row) -> list[Any]:
-    """Return the completions as a list. `datasets` stores them as an object of nested columns."""
+    """Return the completions as a list; `datasets` stores them as an object of nested columns."""
     value = row.fields["completions"]
     if isinstance(value, dict):
         responses = value.get("response")
@@ -268,7 +269,7 @@ def _select_from_columns(row: Row, value: Any, index: int, name: str) -> Any:
 
 
 def _mean_rating(row: Row, completion: dict[str, Any], name: str) -> float | None:
-    """Return the mean over aspects rated with a number (not "N/A"), or None if no aspect is."""
+    """Return the mean over aspects that are rated with a number (not "N/A"); None without any."""
     annotations = completion.get("annotations", {})
     if not isinstance(annotations, dict):
         row.fail(f"`{name}.annotations` must be an object, not {type_name(annotations)}")

@@ -16,8 +16,8 @@ class DatasetSummary:
 
     rows_per_image: number of rows that show an image, by the hash of its content.
     row_fingerprints: number of rows with the same prompt, answers and images.
-    word_counts: answer lengths in words; of preferences the `chosen` and the `rejected` answer, if
-        the best and the worst are not tied.
+    word_counts: answer lengths in words; in preferences, those of the best (`chosen`) and the worst
+        answer (`rejected`), unless the two are tied.
     num_against_ranks: preferences with a rating that contradicts its rank.
     """
 
@@ -34,7 +34,7 @@ class DatasetSummary:
 
     def register_image(self, source: ImageSource) -> str:
         """Return an image's hash. The image counts as distinct even if its row is bad."""
-        self.rows_per_image[source.key] += 0
+        self.rows_per_image[source.key] += 0  # adds the key
         return source.key
 
     def add(self, record: Example | Preference) -> None:

@@ -1,4 +1,4 @@
-"""Write preferences as rows of each format. Features that a format lacks are reported."""
+"""Build rows of each format from preferences, and name the features that a format lacks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _common_fields(preference: Preference, source_field: str = "source") -> RowD
 
 
 def _image_fields(images: Sequence[Any]) -> RowDict:
-    """Return the image field of formats with one image per row; other numbers become a list."""
+    """Return `image` for one image, else `images` as a list, for formats with one image per row."""
     return {"image": images[0]} if len(images) == 1 else {"images": list(images)}
 
 
@@ -108,7 +108,7 @@ def _content_parts(text: str, num_images: int = 0) -> list[RowDict]:
 
 def _message_dicts(preference: Preference, num_images: int) -> list[RowDict]:
     turns_with_counts = zip(preference.prompt, _images_per_turn(preference, num_images), strict=True)
-    return [{"role": turn.role, "content": _content_parts(turn.content, num_images)} for turn, num_images in turns_with_counts]
+    return [{"role": turn.role, "content": _content_parts(turn.content, count)} for turn, count in turns_with_counts]
 
 
 TEXT_COLUMNS = {"id": "string", "source": "string", "hallucination": "bool"}
@@ -178,7 +178,10 @@ def _to_vlfeedback(preference: Preference, images: Sequence[Any]) -> RowDict:
 
 
 def _consistent_ratings(preference: Preference) -> Sequence[float]:
-    """Return the ratings if they agree with the ranks, else the number of ranks at or below."""
+    """Return the ratings if they agree with the ranks, else ratings derived from the ranks.
+
+    The derived rating of an answer is the number of distinct ranks that are no better than its own.
+    """
     margins = [(comparison.is_tie, comparison.margin) for comparison in preference.comparisons if comparison.margin is not None]
     if margins and all(margin == 0 if is_tie else margin > 0 for is_tie, margin in margins):
         return preference.ratings

@@ -1,1 +1,1 @@
-"""Atomic writes, JSONL, resumable output, bundled resources, and rows with their location."""
+"""Atomic writes, JSONL, resumable output, bundled resources, and tables of rows with locations."""

@@ -24,7 +24,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temp_path
         fsync(temp_path)
         os.replace(temp_path, path)
-        fsync(path.parent)  # makes the rename durable, too
+        fsync(path.parent)  # makes the rename durable as well
     finally:
         temp_path.unlink(missing_ok=True)
 
@@ -36,9 +36,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def refuse_unwritable(folder: Path, setting: str) -> None:
-    """Check that a file can be written in a folder, before any work is done. Leaves no trace.
+    """Check that a file can be written in a folder, before any work is done, and leave no trace.
 
-    Raises InputError that names the setting the folder came from.
+    Raises InputError that names the setting with the folder.
     """
     missing_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -48,7 +48,7 @@ def refuse_unwritable(folder: Path, setting: str) -> None:
         raise InputError(f"{setting} {folder} cannot be written ({error.strerror}): give another --{setting}") from None
     finally:
         for path in missing_folders:
-            with suppress(OSError):  # mkdir failed before it, or another process has written to it
+            with suppress(OSError):  # it was never created, or another process has written to it
                 path.rmdir()
 
 

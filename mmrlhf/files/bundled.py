@@ -1,7 +1,7 @@
 """Find bundled recipes (`configs/`), samples (`data/`) and benchmarks (`eval/`) by name.
 
-They are in the repository root, and a wheel carries a copy inside the package. Their code is loaded
-by path only, so that a user's own benchmark is a file like any other.
+They are in the repository root, and a wheel has a copy inside the package. Code is loaded by path
+only, so a user's own benchmark is loaded in the same way as a bundled one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUFFIXES = {"configs": ".yaml", "data": "", "eval": ".py"}
 
 
 def folder(kind: ResourceKind) -> Path:
-    """Return the folder inside the installed wheel, else the one in the repository."""
+    """Return the folder of one kind: inside the installed wheel, else in the repository."""
     package = Path(__file__).parents[1]
     bundled = package / "_content" / kind
     return bundled if bundled.is_dir() else package.parent / kind
@@ -37,7 +37,7 @@ def names(kind: ResourceKind) -> list[str]:
 
 
 def find(kind: ResourceKind, name: str) -> Path:
-    """Return the bundled file (or `data` folder) of a name: `pope`, `demo/sft`.
+    """Return the bundled file (or `data` folder) with a name such as `pope` or `demo/sft`.
 
     A name that ends in `.py` is a path. Raises InputError that suggests the nearest name.
     """
@@ -51,22 +51,22 @@ def find(kind: ResourceKind, name: str) -> Path:
     path = folder(kind) / f"{short_name}{SUFFIXES[kind]}"
     if short_name and (path.is_file() or (kind == "data" and path.is_dir())):
         return path
-    normalized = _normalize_name(short_name)
-    matches = [candidate for candidate in names(kind) if kind == "eval" and _normalize_name(candidate) == normalized]
+    normalised = _normalise_name(short_name)
+    matches = [candidate for candidate in names(kind) if kind == "eval" and _normalise_name(candidate) == normalised]
     if len(matches) == 1:  # MMHal-Bench, mmhal and mmhal_bench are the same benchmark
         return folder(kind) / f"{matches[0]}{SUFFIXES[kind]}"
     raise InputError(f"there is no {name} in {kind}: {suggestion(short_name, names(kind))}")
 
 
-def _normalize_name(name: str) -> str:
-    """Reduce a benchmark's name to the part that all of its spellings share."""
+def _normalise_name(name: str) -> str:
+    """Reduce a benchmark's name to what all of its spellings have in common."""
     return re.sub(r"[^a-z0-9/]", "", name.lower()).removesuffix("bench")
 
 
 def load_module(path: Path) -> ModuleType:
     """Import a Python file under a unique module name, so that equal file names never collide.
 
-    Passes on what the file raises, and then leaves no module behind.
+    If the file raises an exception, it is passed on and no module is left behind.
     """
     path_digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"mmrlhf_content_{path.stem}_{path_digest}"

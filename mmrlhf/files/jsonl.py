@@ -25,7 +25,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         row = _parse_object(line)
         if row is not None:
             rows.append(row)
-        elif line.strip() and number < len(lines):  # after the last newline: incomplete or empty
+        elif line.strip() and number < len(lines):  # text after the last newline may be incomplete
             raise InputError(f"{path} line {number} is not a JSON object: correct or remove the line")
     return rows
 

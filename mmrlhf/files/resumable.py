@@ -1,4 +1,4 @@
-"""Output files that take hours to write: they appear once complete, and a killed run resumes."""
+"""Write output files that take hours: they appear once complete, and a killed run resumes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mmrlhf.files.atomic import refuse_output_file
 
 
 def file_signature(path: str | None) -> list[Any]:
-    """Return a model's or dataset's name, and for a local one the sizes and times of its files.
+    """Return the name of a model or dataset and, if it is local, the sizes and times of its files.
 
-    Retrained weights therefore get another signature.
+    Retrained weights therefore have another signature.
     """
     if path is None or not Path(path).exists():
         return [path]
-    files = [Path(path)] if Path(path).is_file() else sorted(f for f in Path(path).iterdir() if f.is_file())
-    return [path, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
+    files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).iterdir() if file.is_file())
+    return [path, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
 
 
 def digest_of(run_key: Sequence[Any]) -> str:
@@ -31,11 +31,11 @@ def digest_of(run_key: Sequence[Any]) -> str:
 class ResumableWriter:
     """Collect lines in a hidden file next to `path`, and rename it on `finish`.
 
-    `num_done` lines of an earlier, killed run were kept.
+    `num_done` is the number of lines kept from an earlier, killed run.
 
-    run_key: everything that the lines depend on. Lines of another key are not resumed.
+    run_key: everything that the lines depend on. Lines written under another key are not kept.
     group_size: how many lines belong together; an incomplete group of a killed run is dropped.
-    setting: the flag that named the file, for messages.
+    setting: the flag that names the file, for messages.
     """
 
     def __init__(self, path: Path, run_key: Sequence[Any], group_size: int = 1, setting: str = "output_file"):
@@ -45,14 +45,14 @@ class ResumableWriter:
         complete_lines = self._partial_path.read_bytes().split(b"\n")[:-1] if self._partial_path.exists() else []
         self.num_done = len(complete_lines) // group_size * group_size
         self._valid_bytes = sum(len(line) + 1 for line in complete_lines[: self.num_done])
-        self._has_torn_tail = self._partial_path.exists()
+        self._needs_truncation = self._partial_path.exists()
 
     def append(self, lines: Sequence[str]) -> None:
         """Append lines that end with a newline. The first call creates the folder and the file."""
         self._partial_path.parent.mkdir(parents=True, exist_ok=True)
-        if self._has_torn_tail:
+        if self._needs_truncation:  # a killed run may have left part of a line or group
             os.truncate(self._partial_path, self._valid_bytes)
-            self._has_torn_tail = False
+            self._needs_truncation = False
         with self._partial_path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
 

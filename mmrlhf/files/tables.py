@@ -1,13 +1,13 @@
 """Open datasets of every kind as tables: iterate once from start to end, then index by row number.
 
-Only the positions of rows are kept, so a file may be larger than memory; a JSON list is a single
-value and is kept whole. A file that changes after it was opened is refused, since its rows may have
-moved. Images stay encoded.
+Only the positions of rows are held in memory, so a file may be larger than memory; a JSON list,
+which is a single value, must fit into it. A file that changes after it was opened is refused, since
+its rows may have moved. Images stay encoded.
 
-JSON is read with `json`: Arrow's reader guesses types, so that an answer "2024-01-01" would become
-a date and "3" a number, and one broken line fails the file without a line number. Parquet, saved
-`datasets` folders and the Hub have types of their own, which `datasets` handles; local files are
-read in place, so that no cached copy goes stale.
+JSON is read with `json`, because Arrow's reader guesses types (the answer "2024-01-01" would become
+a date, "3" a number) and refuses a file with one broken line without giving its number. Parquet,
+saved `datasets` folders and the Hub have types of their own, which `datasets` handles; local files
+are read in place, so no cached copy can be out of date.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mmrlhf.records import InputError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 ROWS_PER_BATCH = 64
-"""Rows to decode at a time while iterating, so that a large table is not in memory twice."""
+"""Rows to decode at a time while iterating, so that a large table is never in memory twice."""
 
 
 class Table(Protocol):
@@ -78,7 +78,7 @@ def dataset_folder(dataset_name: str) -> Path | None:
 
 
 class _ChangeGuard:
-    """Remembers the state of files. Calling it raises InputError if one has changed since."""
+    """The state of files at one time. A call raises InputError if a file has changed since then."""
 
     def __init__(self, files: Sequence[str | Path]) -> None:
         self._initial_states = {str(file): self._file_state(file) for file in files}
@@ -101,7 +101,7 @@ class _ChangeGuard:
 
 
 class _JsonlTable:
-    """One object per line. Blank lines are skipped, but count for the line numbers in messages."""
+    """One object per line. Blank lines are skipped, but count in the line numbers of messages."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._check_unchanged = path, _ChangeGuard([path])
@@ -182,7 +182,7 @@ def _open_arrow_table(name: str, split: str) -> Table:
 
 
 def _resolve_split(name: str, split: str, splits: Mapping[str, Any]) -> str:
-    """Return the requested split, or the only one. Raises InputError if there is no such split."""
+    """Return the requested split, or the only one. Raises InputError if it is not among several."""
     if split not in splits and len(splits) > 1:
         raise InputError(f"{name} has no split {split}: {suggestion(split, map(str, splits))}")
     return split if split in splits else next(iter(splits))
@@ -236,8 +236,8 @@ class _ParquetTable:
                     num_rows += file.metadata.row_group(number).num_rows
 
     def __iter__(self) -> Iterator[RawRow]:
-        # pyarrow's batches, not a stream of `datasets`: its threads outlive an iteration that stops
-        # early, as it does at a bad row, and Python then hangs or aborts on exit.
+        # Batches come from pyarrow, not from a stream of `datasets`, whose threads outlive an
+        # iteration that stops early, as at a bad row; Python then hangs or aborts on exit.
         import pyarrow
 
         batch_start = 0

@@ -37,7 +37,7 @@ def test_find_prefers_bundled_copy(repository):
 def test_find_suggests_nearest_name(repository):
     with pytest.raises(InputError, match=r"there is no popee in eval: did you mean pope\?"):
         bundled.find("eval", "popee")
-    with pytest.raises(InputError, match="there is no zzz in configs: there is demo/sft"):
+    with pytest.raises(InputError, match="there is no zzz in configs: the choices are demo/sft"):
         bundled.find("configs", "zzz")
     with pytest.raises(InputError):
         bundled.find("eval", "")
