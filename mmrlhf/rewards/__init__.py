@@ -1,13 +1,13 @@
-"""Rewards: what a policy is trained on, and how to tell whether it games it.
+"""Rewards that a policy is trained on, and checks for policies that game them.
 
-types            what a reward function takes and returns
-functions        built-in reward functions of an answer; their table
-claim_rewards    built-in reward functions of an answer's claims; their table
-ledger           the weighted list of a run, and what each function gave to each answer
-credit           which token is paid for a span of an answer
-monitors         signs of reward hacking, measured but never paid for
-reward_model     the learned reward model: prompt, head, scores
-checkpoint       the reward model on disk
-probes           false claims that a reward model must punish
-best_of_n        the best of n samples by a reward model, the baseline of any RL
+types            the input and output types of reward functions
+functions        built-in reward functions of answers
+claim_rewards    built-in reward functions of the claims in answers
+ledger           a run's weighted reward functions, and the value each gave to each answer
+credit           the token that is credited with the reward of a span
+monitors         signs of reward hacking, logged but never rewarded
+reward_model     the learned reward model: prompt, head and scores
+checkpoint       save and load a reward model
+probes           false claims that a reward model must penalise
+best_of_n        the best of n samples by a reward model, a baseline for RL
 """

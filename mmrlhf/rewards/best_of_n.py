@@ -1,4 +1,7 @@
-"""Best-of-n: the sample that a reward model scores highest, RL's baseline (Nakano et al. 2021)."""
+"""Best-of-n: choose the sample that a reward model scores highest (Nakano et al. 2021).
+
+It is the baseline that RL has to beat.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def best_of_n(
 ) -> Iterator[tuple[Example, str]]:
     """Yield each example with the best of `n` answers sampled at temperature 1.
 
-    The base model samples, its adapters off. The reward model reads the example's facts.
+    The base model samples with its adapters off. The reward model also reads the example's facts.
     """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]

@@ -1,6 +1,7 @@
-"""The reward model on disk, with what it takes to trust it.
+"""Save and load a reward model.
 
-Loading scores a few saved rows again, and refuses a model whose scores differ.
+Loading scores a few saved rows again, and rejects the model if the scores differ. The directory
+has:
 
 adapter_model.safetensors, adapter_config.json    the adapter in PEFT's format, or
 model/                                            a full checkpoint
@@ -38,18 +39,19 @@ from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
 NUM_REFERENCE_ROWS = 4
-"""Rows saved with their scores."""
+"""Number of rows saved with their scores."""
 SCORE_TOLERANCE = {"float32": 0.02, "bfloat16": 0.3, "nf4": 0.5}
-"""Standard deviations by which a saved row's score may differ on another device or kernel."""
+"""By precision, how far a saved row's score may move on another device or kernel, in standard
+deviations."""
 
 
 # ---- saving ------------------------------------------------------------------------------------
 
 
 def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[AnswerGroup]) -> None:
-    """Save weights, metadata, and a few of `groups` as reference rows; there must be at least one.
+    """Save weights, metadata, and a few of `groups` as reference rows. `groups` must not be empty.
 
-    A model without an adapter is saved with its whole base.
+    If the model has no adapter, its full base model is saved too.
     """
     role = model.role
     assert role.head is not None and groups
@@ -86,7 +88,7 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
 
 
 def _save_base(vlm: VLM, directory: Path) -> None:
-    """Write the full model to model/ through a temporary folder, so that it is never partial."""
+    """Write the full model to model/, through a temporary folder so that it is never incomplete."""
     temporary_dir, model_dir = directory / ".model", directory / "model"
     shutil.rmtree(temporary_dir, ignore_errors=True)
     vlm.model.save_pretrained(temporary_dir)
@@ -96,7 +98,7 @@ def _save_base(vlm: VLM, directory: Path) -> None:
 
 
 def _save_reference_rows(model: RewardModel, directory: Path, groups: Sequence[AnswerGroup]) -> None:
-    """Write the rows with the smallest images among the first few, with their scores."""
+    """Of the first few rows, write those with the smallest images, with their scores."""
     candidates = groups[: 4 * NUM_REFERENCE_ROWS]
     by_image_bytes = sorted(candidates, key=lambda g: sum(len(image.read()) for image in g.images))
     reference_groups = by_image_bytes[:NUM_REFERENCE_ROWS]
@@ -108,9 +110,9 @@ def _save_reference_rows(model: RewardModel, directory: Path, groups: Sequence[A
 
 
 def _checksum(directory: Path, metadata: dict[str, Any]) -> str:
-    """Return a hash of everything that determines scores, to notice a file changed by hand.
+    """Return a hash of everything that determines scores, to detect files changed by hand.
 
-    The path of the base is left out: it may move.
+    It leaves out the path of the base, which may move.
     """
     hashed_metadata = {k: v for k, v in metadata.items() if k not in ("base", "seal")}
     digest = hashlib.sha256(json.dumps(hashed_metadata, sort_keys=True).encode())
@@ -139,11 +141,11 @@ def load_reward_model(
 ) -> RewardModel:
     """Load a saved reward model.
 
-    It becomes the adapter `adapter_name` on the base of `adapters` if that is the base and the
-    precision it was trained with; otherwise it gets a base of its own.
+    If `adapters` has the base and the precision that the reward model was trained with, it is
+    loaded there as the adapter `adapter_name`. Otherwise it is loaded on its own copy of its base.
 
-    Raises InputError if the directory is not a reward model or was changed since it was saved, if
-    its base is missing or has changed, or if it scores its reference rows differently than before.
+    Raises InputError if the directory is not a reward model or has changed since it was saved, if
+    its base is missing or has changed, or if its reference rows now score differently.
     """
     directory = Path(path)
     if not (directory / "reward.json").is_file():
@@ -182,7 +184,7 @@ def load_reward_model(
 
 
 def _check_metadata(path: str, metadata: dict[str, Any]) -> None:
-    """Raise InputError if the version or the yes/no question differs, or a file changed."""
+    """Raise InputError if the version or the yes/no question differs, or a file has changed."""
     if "facts_budget" in metadata:
         raise InputError(f"reward model {path} was saved by mmrlhf 0.1, whose format has changed: train it again")
     if metadata["review"] != YES_NO_QUESTION:
@@ -209,18 +211,18 @@ def _load_own_base(path: str, metadata: dict[str, Any], device: Any, engine: Eng
     except InputError as error:
         raise InputError(f"reward model {path} needs the base it was trained on: {error}") from None
     if adapters.vlm.fingerprint != metadata["base_fingerprint"]:
-        raise InputError(f"reward model {path} was trained on another base than {base} now holds: restore that base")
+        raise InputError(f"reward model {path} was trained on a different base from the one now in {base}: restore its base")
     return adapters
 
 
 def _verify_reference_scores(model: RewardModel, path: str, metadata: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Raise InputError if a reference row scores differently now: then no score can be trusted."""
+    """Raise InputError if a reference row now scores differently: no score can be trusted then."""
     if template_fingerprint(model.role.vlm) != metadata["template_fingerprint"]:
         raise InputError(
-            f"reward model {path} was trained with another chat template or image processor than {model.role.vlm.name} has now: "
-            "restore them, or train it again"
+            f"reward model {path} was trained with a different chat template or image processor from those of "
+            f"{model.role.vlm.name} now: restore them, or train it again"
         )
-    # The rows fitted when they were saved; a smaller max_length now must not refuse them.
+    # The rows fitted when they were saved; a smaller max_length now must not reject them.
     unlimited_model = replace(model, max_length=1 << 30)
     new_scores = unlimited_model.score([_group_from_json(row) for row in rows])
     tolerance = SCORE_TOLERANCE[model.role.vlm.dtype]
@@ -260,7 +262,7 @@ def reward_model_paths(config: PPOConfig) -> list[str]:
 
 
 def load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
-    """Load the models of the reward function fact_rm; none if `reward_terms` does not name it.
+    """Load the models that `fact_rm` uses; return none if `reward_terms` does not name it.
 
     Raises InputError if no path is given, a model cannot be loaded, or one fails too many probes.
     """
@@ -279,7 +281,10 @@ def load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accel
 
 
 def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None:
-    """Raise InputError if the model misses too many false claims of a kind; note one unprobed."""
+    """Raise InputError if the model misses too many false claims of a kind.
+
+    Prints a note if the model was never probed.
+    """
     if min_rate and not reward_model.probes:
         print(f"note: reward model {path} was never probed for false claims: its training data had no facts to make them from")
     for kind, detection_rate in reward_model.probes.items():

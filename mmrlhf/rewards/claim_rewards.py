@@ -1,12 +1,12 @@
-"""Reward functions of an answer's claims: each pays claim by claim, at the characters that make it.
+"""Reward functions of an answer's claims: they reward each claim at the characters that state it.
 
     hallucination     1 per contradicted claim: give it a negative weight
     coverage          1 per distinct supported claim that is neither negated nor hedged
     verifier_score    the mean over claims of 2p - 1, p being the probability that a claim is true
 
-`NAME@VERIFIER` in `reward_terms` says who verifies: facts, clip, vlm, or several joined by `+`, of
-which the first with a known verdict decides. The default is facts, and clip for verifier_score. An
-unknown claim costs nothing and earns nothing.
+`NAME@VERIFIER` in `reward_terms` chooses the verifier: facts, clip, vlm, or several joined by `+`,
+where the first known verdict decides. The default is facts, or clip for verifier_score. An unknown
+claim costs nothing and earns nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from mmrlhf.verifiers.verbalize import display
 def hallucination(verdicts: Sequence[Verdict]) -> list[RewardSpan]:
     """Give 1 to each contradicted claim that is not hedged.
 
-    If an object is absent, only the claim that it exists counts, not those of its colour, number or
-    place.
+    For an absent object, only the claim that it exists counts, not claims about its colour, number
+    or place.
     """
     contradicted = [v for v in verdicts if v.value == "contradicted" and not v.claim.hedged]
     absent_subjects = {v.claim.subject for v in contradicted if v.claim.kind == "object" and not v.claim.negated}
@@ -61,7 +61,7 @@ def verifier_score(verdicts: Sequence[Verdict]) -> list[RewardSpan]:
 
 @dataclass(frozen=True)
 class ClaimReward:
-    """A reward function of one answer's verdicts, and the verifier it uses if none is named."""
+    """A reward function of one answer's verdicts, with its default verifier."""
 
     function: Callable[[Sequence[Verdict]], list[RewardSpan]]
     default_verifier: str
@@ -72,9 +72,9 @@ CLAIM_REWARDS: dict[str, ClaimReward] = {
     "coverage": ClaimReward(coverage, "facts"),
     "verifier_score": ClaimReward(verifier_score, "clip"),
 }
-"""Claim rewards by the name that `reward_terms` uses.
+"""Claim rewards by their name in `reward_terms`.
 
-To add one, write it above and add it here. Verifiers are in `verifiers.build.VERIFIERS`.
+To add one, write its function above and list it here. Verifiers are in `verifiers.build.VERIFIERS`.
 """
 
 
@@ -82,7 +82,7 @@ To add one, write it above and add it here. Verifiers are in `verifiers.build.VE
 
 
 def verifier_for(name: str) -> str:
-    """Return the verifier of an entry of `reward_terms`, "" for one that is not a claim reward.
+    """Return the verifier of an entry in `reward_terms`, or "" if it is not a claim reward.
 
     Raises InputError for an unknown verifier.
     """
@@ -95,15 +95,15 @@ def verifier_for(name: str) -> str:
 
 
 def claim_reward_verifiers(reward_terms: str) -> dict[str, str]:
-    """Return the claim rewards of a list with their verifiers. Raises InputError for a bad one."""
+    """Return the verifier of each claim reward in a list. Raises InputError if it is unknown."""
     verifiers = {name: verifier_for(name) for name in parse_reward_spec(reward_terms)}
     return {name: verifier_name for name, verifier_name in verifiers.items() if verifier_name}
 
 
 def monitor_verifiers(verifier_list: str | None, reward_verifiers: Sequence[str], allow_reward_verifiers: bool) -> list[str]:
-    """Return the verifiers that only measure, from a list separated by commas.
+    """Return the verifiers in a comma-separated list, which measure without giving rewards.
 
-    Raises InputError for an unknown one, and, unless `allow_reward_verifiers`, for one that the
+    Raises InputError for an unknown verifier and, unless `allow_reward_verifiers`, for one that the
     reward uses.
     """
     names = [validate_verifier(part.strip(), "monitor_verifiers") for part in (verifier_list or "").split(",") if part.strip()]
@@ -113,14 +113,14 @@ def monitor_verifiers(verifier_list: str | None, reward_verifiers: Sequence[str]
         if overlap and not allow_reward_verifiers:
             raise InputError(
                 f"monitor_verifiers names {', '.join(sorted(overlap))}, which the reward uses: a measure that is optimised "
-                "cannot tell whether the goal is met; monitor another verifier, or give "
+                "cannot tell whether the goal is met; monitor with another verifier, or give "
                 "--allow_monitoring_reward_verifiers true"
             )
     return list(dict.fromkeys(names))
 
 
 def _single_verifiers(verifier_names: Sequence[str]) -> set[str]:
-    """Return the verifiers that names such as `facts+clip` are made of."""
+    """Return the single verifiers in names such as `facts+clip`."""
     return {part for name in verifier_names for part in name.split("+")}
 
 
@@ -131,14 +131,14 @@ def _single_verifiers(verifier_names: Sequence[str]) -> set[str]:
 class ClaimScorer:
     """Extracts claims from answers and verifies them.
 
-    Results for the latest samples are kept: several reward functions and monitors need the same.
+    It caches the results for the latest samples, which several reward functions and monitors share.
     """
 
     lexicon: Lexicon
     verifiers: Mapping[str, Verifier]
     """Single verifiers by name."""
     verifier_names: tuple[str, ...] = ()
-    """What verifies every answer for ledger and metrics: verifiers, or several joined by `+`."""
+    """Verifiers, or several joined by `+`, that judge every answer for the ledger and metrics."""
     _samples: Sequence[Sample] = field(default=(), repr=False)
     _answer_claims: list[AnswerClaims] = field(default_factory=list, repr=False)
     _verdicts: dict[str, list[list[Verdict]]] = field(default_factory=dict, repr=False)
@@ -166,7 +166,7 @@ class ClaimScorer:
         return lambda samples: [claim_reward.function(verdicts) for verdicts in self.verdicts(samples, verifier_name)]
 
     def reward_functions(self, reward_terms: str) -> dict[str, RewardFunction]:
-        """Return the claim rewards of a list, by the names it gives them."""
+        """Return the claim rewards in a list, by their names there."""
         return {
             name: self.reward_function(name, verifier_name)
             for name, verifier_name in claim_reward_verifiers(reward_terms).items()
@@ -199,9 +199,9 @@ class ClaimScorer:
 
 
 def build_claim_scorer(config: PPOConfig, adapters: Adapters) -> ClaimScorer | None:
-    """Build what verifies claims for rewards and monitors; None in a run that needs neither.
+    """Build the claim scorer for a run's rewards and monitors; return None if it needs neither.
 
-    Raises InputError for a verifier that is unknown, cannot be built, or must not be monitored.
+    Raises InputError for a verifier that is unknown, cannot be built, or may not be a monitor.
     """
     reward_verifiers = list(claim_reward_verifiers(config.reward_terms).values())
     monitors = monitor_verifiers(config.monitor_verifiers, reward_verifiers, config.allow_monitoring_reward_verifiers)

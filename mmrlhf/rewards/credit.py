@@ -1,4 +1,4 @@
-"""Credit assignment: put the rewards of character spans on tokens."""
+"""Credit assignment: map the rewards of character spans to tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from mmrlhf.rewards.ledger import RewardBreakdown
 
 
 def span_rewards(vlm: VLM, completions: SampledCompletions, breakdowns: Sequence[RewardBreakdown]) -> Tensor:
-    """Return the rewards of spans [N, T], each on the token that completes its span.
+    """Return span rewards as token rewards [N, T], each on the token that completes its span.
 
-    That token is the first whose sampling decided the whole span: a false claim is penalised where
-    it is finished, not at the end of the answer.
+    A false claim is thus penalised where it was completed, not at the end of the answer.
     """
     rewards_NT = torch.zeros_like(completions.logps_NT)
     for n, breakdown in enumerate(breakdowns):

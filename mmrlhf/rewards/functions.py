@@ -1,4 +1,4 @@
-"""Built-in reward functions. Each maps a sample to a number, or to numbers for spans of it."""
+"""Built-in reward functions. Each maps samples to one number per answer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def correctness(samples: Sequence[Sample]) -> list[float]:
     """Give 1 to an answer that agrees with the row's reference (`is_correct`), else 0.
 
     A row without a reference gets 0. A row with LLaVA-RLHF's `caption_type` is scored as in Sun et
-    al. 2023: a letter gets 1 or 0; a question whose answer is no gets 0.5 for no and -0.5 for yes;
-    one whose answer is yes always gets 0, against a bias to yes.
+    al. 2023: a multiple-choice letter gets 1 or 0. If the right answer is no, no gets 0.5 and yes
+    -0.5. If it is yes, every answer gets 0, to counter a bias towards yes.
     """
     return [
         _score_by_caption_type(s) if "caption_type" in s.meta else float(is_correct(s.answer, s.reference, s.prompt[-1].content))
@@ -24,7 +24,7 @@ def correctness(samples: Sequence[Sample]) -> list[float]:
 
 
 def length(samples: Sequence[Sample]) -> list[float]:
-    """Give the share of max_tokens used, times the row's `length_bonus` (1 if none): LLaVA-RLHF."""
+    """Give the share of max_tokens used, times the row's `length_bonus` (default 1; LLaVA-RLHF)."""
     return [s.num_tokens / s.max_tokens * float(s.meta.get("length_bonus", 1.0)) for s in samples]
 
 
@@ -44,7 +44,7 @@ def repetition(samples: Sequence[Sample]) -> list[float]:
 
 
 def question_mark(samples: Sequence[Sample]) -> list[float]:
-    """Give 1 to an answer with a question mark, else 0. LLaVA-RLHF treats it as unfinished."""
+    """Give 1 to an answer with a question mark, which LLaVA-RLHF treats as unfinished, else 0."""
     return [float("?" in s.answer) for s in samples]
 
 
@@ -55,17 +55,17 @@ REWARD_FUNCTIONS: dict[str, RewardFunction] = {
     "question_mark": question_mark,
     "repetition": repetition,
 }
-"""Reward functions by the name that `reward_terms` uses.
+"""Reward functions by their name in `reward_terms`.
 
-To add one, write it above and add it here. One that needs the claims of an answer belongs into
+To add one, write it above and list it here. One that needs the claims of an answer belongs in
 `claim_rewards.CLAIM_REWARDS`; one that needs a loaded model is passed to `ppo`, as `fact_rm` is.
 """
 
 
 CAPTION_TYPE_LETTERS = {2: "A", 3: "B", 4: "C", 5: "D"}
-"""LLaVA-RLHF's `caption_type` of a multiple-choice question, and its right letter."""
+"""LLaVA-RLHF's `caption_type` of a multiple-choice question -> the right letter."""
 CAPTION_TYPE_NO, CAPTION_TYPE_YES = 6, 7
-"""LLaVA-RLHF's `caption_type` of a question with the right answer no, and of one with yes."""
+"""LLaVA-RLHF's `caption_type` of questions with the right answer no, and with yes."""
 
 
 def _score_by_caption_type(sample: Sample) -> float:
@@ -76,10 +76,11 @@ def _score_by_caption_type(sample: Sample) -> float:
 
 
 def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
-    """Return whether an answer agrees with `reference`, by the first of these that it is.
+    """Return whether an answer agrees with `reference`; without one, no answer does.
 
-    A yes or no, a letter of multiple choice or a number (parsed by `text.answer_parsing`), else its
-    words without case, spacing and the last full stop. Without a reference no answer is correct.
+    If the reference is yes or no, a multiple-choice letter or a number, the answer is parsed by
+    `text.answer_parsing`. Otherwise the words must match, apart from case, spacing and a final full
+    stop.
     """
     if reference is None:
         return False

@@ -1,8 +1,8 @@
-"""The weighted list of reward functions of a run, and the ledger of what each gave to each answer.
+"""A run's weighted reward functions, and the ledger of the value each gave to each answer.
 
 A reward function maps samples to one value each: a number for the whole answer, or a list of
 `(start, end, value)` for spans of its characters. It is built in (`functions.REWARD_FUNCTIONS`),
-passed by the stage (`fact_rm`, claim rewards), or loaded from a Python file of the user's. One that
+passed by the stage (`fact_rm`, claim rewards), or loaded from a user's Python file. A function that
 fails stops the run: a failure never counts as zero.
 """
 
@@ -29,7 +29,7 @@ from mmrlhf.rewards.types import RewardFunction, RewardSpan, Sample
 # ---- reward_terms -------------------------------------------------------------------------------
 
 RENAMED_REWARDS = {"clip": "verifier_score"}
-"""Old names of reward functions with the new ones. They are refused, not accepted as aliases."""
+"""Old name of a reward function -> new name, which the error for the old name suggests."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class WeightedReward:
 
 
 def parse_reward_spec(reward_terms: str) -> dict[str, float]:
-    """Return weights by name of a list such as `fact_rm=1, length=-1, my_rewards.py:polite=0.5`.
+    """Parse a list such as `fact_rm=1, length=-1, my_rewards.py:polite=0.5` into weights by name.
 
-    Raises InputError for an entry without a name or a finite weight, a repeated name, and an empty
-    list.
+    Raises InputError for an entry without a name or a finite weight, a repeated or renamed name, or
+    an empty list.
     """
     weights: dict[str, float] = {}
     for part in filter(None, (p.strip() for p in reward_terms.split(","))):
-        # From the right: a file's path may have an equals sign.
+        # Split at the last equals sign: a file's path may contain one.
         name, equals, weight_text = (word.strip() for word in part.rpartition("="))
         try:
             value = float(weight_text)
@@ -69,9 +69,9 @@ def parse_reward_spec(reward_terms: str) -> dict[str, float]:
 
 
 def resolve_rewards(reward_terms: str, extra: Mapping[str, RewardFunction]) -> list[WeightedReward]:
-    """Return the reward functions of a list: built-in ones, those in `extra`, and `FILE.py:NAME`.
+    """Return the reward functions in a list: built-in ones, those in `extra`, and `FILE.py:NAME`.
 
-    Raises InputError for a name that is none of these.
+    Raises InputError for any other name, or if a file's function cannot be loaded.
     """
     available = {**REWARD_FUNCTIONS, **extra}
     weighted_rewards = []
@@ -86,7 +86,7 @@ def resolve_rewards(reward_terms: str, extra: Mapping[str, RewardFunction]) -> l
 
 
 def _load_from_file(name: str) -> RewardFunction:
-    """Import `FILE.py:NAME`. Raises InputError if file or function are missing, or it fails."""
+    """Import `FILE.py:NAME`. Raises InputError if either is missing or the import fails."""
     path, _, attribute = name.rpartition(":")
     file = Path(path)
     if not file.is_file():
@@ -110,9 +110,9 @@ def _load_from_file(name: str) -> RewardFunction:
 
 @dataclass(frozen=True)
 class RewardBreakdown:
-    """What each reward function gave an answer, weights included.
+    """The value that each reward function gave an answer, weights included.
 
-    `terms` has every function's total; `spans` the spans of those that pay by span.
+    `terms` has every function's total, and `spans` the spans of those that reward spans.
     """
 
     terms: dict[str, float]
@@ -120,7 +120,7 @@ class RewardBreakdown:
 
     @property
     def answer_total(self) -> float:
-        """Return the sum over reward functions that pay for the whole answer, not for spans."""
+        """Return the sum over reward functions that score the whole answer, not spans."""
         return sum(value for name, value in self.terms.items() if name not in self.spans)
 
     @property
@@ -132,7 +132,7 @@ class RewardBreakdown:
 def score_samples(
     weighted_rewards: Sequence[WeightedReward], samples: Sequence[Sample], failure_file: Path
 ) -> list[RewardBreakdown]:
-    """Return what every reward function gives every sample.
+    """Evaluate every reward function on every sample.
 
     Raises InputError if a function raises, returns the wrong number of values, or returns anything
     but finite numbers and spans within the answer. The message names the function and the first
@@ -158,9 +158,9 @@ def ledger_rows(
     total_rewards: Sequence[float],
     claim_rows: Sequence[Sequence[Any]] | None,
 ) -> list[dict[str, Any]]:
-    """Return a ledger row per answer: what each function gave, and the `total` it was trained on.
+    """Return a ledger row per answer: each function's value, and the `total` used in training.
 
-    `kl` is the difference, so that the terms and it add up to `total`. `claim_rows` holds each
+    `kl` is the difference between `total` and the sum of the values. `claim_rows` holds each
     answer's claims with their verdicts, or is None in a run that verifies no claims.
     """
     rows = []
@@ -186,13 +186,13 @@ def ledger_rows(
 
 
 def _call_reward_function(weighted_reward: WeightedReward, samples: Sequence[Sample], failure_file: Path) -> list[Any]:
-    """Return a checked value for each sample. Raises InputError as `score_samples` says."""
+    """Return a validated value for each sample. Raises InputError as `score_samples` does."""
     try:
         # `item` turns scalars of torch and NumPy into Python numbers.
         values = [v.item() if hasattr(v, "item") else v for v in weighted_reward.function(samples)]
     except Exception as error:
-        # A built-in function's InputError already says what is wrong with the input. The one of a
-        # user's function needs its name added.
+        # The InputError of a built-in function already explains the problem. That of a user's
+        # function needs the function's name.
         if isinstance(error, InputError) and ".py:" not in weighted_reward.name:
             raise
         failing_sample = _first_failing_sample(weighted_reward, samples)
@@ -208,7 +208,7 @@ def _call_reward_function(weighted_reward: WeightedReward, samples: Sequence[Sam
 
 
 def _find_problem(value: Any, sample: Sample) -> str:
-    """Return what is wrong with a sample's value, as the end of a sentence, or "" if nothing is."""
+    """Return what is wrong with a value, as the predicate of a sentence, or "" if it is valid."""
     if isinstance(value, Real):
         return "" if math.isfinite(value) else f"returned {float(value)}"
     try:
@@ -223,11 +223,11 @@ def _find_problem(value: Any, sample: Sample) -> str:
 
 
 def _first_failing_sample(weighted_reward: WeightedReward, samples: Sequence[Sample]) -> Sample:
-    """Return the first sample that fails by itself; `samples[0]` if none does."""
+    """Return the first sample that fails on its own, or `samples[0]` if none does."""
     for sample in samples:
         try:
             weighted_reward.function([sample])
-        except Exception:  # the failure that is looked for
+        except Exception:  # any error of the user's code
             return sample
     return samples[0]
 

@@ -1,4 +1,4 @@
-"""Signs of reward hacking: refusals, yes-saying, length, silence. Measured, never paid for."""
+"""Signs of reward hacking (refusals, yes-saying, length, silence), measured but never rewarded."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ REFUSAL_PATTERN = re.compile(
 
 
 def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], num_generations: int) -> dict[str, float]:
-    """Return the shares of answers that refuse, say yes, say no, and the length-reward correlation.
+    """Return the shares of answers that refuse, say yes or say no, and how reward follows length.
 
-    The correlation is among the answers to one prompt, which are adjacent in `samples`; with one
-    answer per prompt it is among all of them. It is 0 where length or reward does not vary.
+    The correlation is computed within the answers to each prompt, which are adjacent in `samples`,
+    or over all answers if each prompt has one. It is 0 if length or reward does not vary.
     """
     yes_no_answers = [leading_yes_no(s.answer) for s in samples]
     group_size = num_generations if num_generations > 1 else len(samples)
     lengths = np.array([s.num_tokens for s in samples], dtype=float).reshape(-1, group_size)
     grouped_rewards = np.array(total_rewards, dtype=float).reshape(-1, group_size)
     # Centred within each prompt, so that differences between prompts do not count.
-    centered_lengths = lengths - lengths.mean(1, keepdims=True)
-    centered_rewards = grouped_rewards - grouped_rewards.mean(1, keepdims=True)
-    norm_product = math.sqrt(float((centered_lengths**2).sum() * (centered_rewards**2).sum()))
-    correlation = float((centered_lengths * centered_rewards).sum()) / norm_product if norm_product > 1e-12 else 0.0
+    centred_lengths = lengths - lengths.mean(1, keepdims=True)
+    centred_rewards = grouped_rewards - grouped_rewards.mean(1, keepdims=True)
+    norm_product = math.sqrt(float((centred_lengths**2).sum() * (centred_rewards**2).sum()))
+    correlation = float((centred_lengths * centred_rewards).sum()) / norm_product if norm_product > 1e-12 else 0.0
     return {
         "hacking/refusal_rate": float(np.mean([bool(REFUSAL_PATTERN.match(s.answer.lower())) for s in samples])),
         "hacking/says_yes": yes_no_answers.count("yes") / len(yes_no_answers),
@@ -44,7 +44,7 @@ def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], n
 
 
 def hacking_warnings(means: Mapping[str, float]) -> list[str]:
-    """Return a line for each hacking metric that is out of bounds, given means over some steps."""
+    """Return a warning for each hacking metric out of bounds, given its mean over some steps."""
     messages = []
     refusal_rate = means["hacking/refusal_rate"]
     if refusal_rate > 0.2:
@@ -63,7 +63,7 @@ def hacking_warnings(means: Mapping[str, float]) -> list[str]:
     correlation = means["hacking/length_reward_correlation"]
     if abs(correlation) > 0.8:
         messages.append(
-            f"length and reward correlate by {correlation:+.2f} among a prompt's answers: does the reward pay for length?"
+            f"length and reward have a correlation of {correlation:+.2f} within a prompt's answers: does the reward pay for length?"
         )
     return messages
 

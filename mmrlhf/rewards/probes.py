@@ -1,9 +1,9 @@
-"""Probes: a false claim is added to a good answer, and its reward must fall.
+"""Probes: add a false claim to a good answer, and check that the reward falls.
 
-The false claim comes from facts: an object of another image, or a fact of this one turned into its
-opposite. Each probe has a control, the same sentence made from a true fact. It tells a reward model
-that knows false from true from one that dislikes the sentence. With other templates, injected
-claims also make training pairs (`make_training_pair`).
+The false claim is made from facts: an object of another image, or the opposite of a fact about this
+one. Each probe has a control, the same sentence made from a true fact, which tells a reward model
+that detects falsehood from one that dislikes the sentence. Injected claims also make training pairs
+(`make_training_pair`), with other templates.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TRAIN_TEMPLATES: Templates = {
 class Probe:
     """A good answer with a false claim added, and with a true claim in the same words.
 
-    `group` has the good answer alone, with the row's facts.
+    `group` has only the good answer, with the row's facts.
     """
 
     kind: ProbeKind
@@ -56,8 +56,8 @@ def make_probes(
 ) -> list[Probe]:
     """Return one probe of each kind for each row whose facts allow it.
 
-    `true_facts` by row id are all that is true of an image, where more is known than the facts that
-    the reward model reads.
+    `true_facts` holds, by row id, everything that is true of an image, if more is known than the
+    facts that the reward model reads.
     """
     facts_by_id = {row.id: tuple((true_facts or {}).get(row.id, row.facts)) for row in preferences}
     other_facts = [fact for facts in facts_by_id.values() for fact in facts]
@@ -75,10 +75,11 @@ def make_probes(
 
 
 def make_training_pair(row: Preference, other_facts: Sequence[Fact], rng: np.random.Generator) -> Preference | None:
-    """Return a pair to train on in place of the row; None if the row's facts allow no claim.
+    """Return a training pair that replaces the row, or None if the row's facts allow no claim.
 
-    The worse answer is the row's best with a false claim of a random kind. The better one is, with
-    equal odds, the same with a true claim, or the row's best itself. Labels are as right as facts.
+    The worse answer is the row's chosen answer with a false claim of a random kind added. The
+    better one is, with equal odds, the chosen answer with a true claim added, or unchanged. The
+    labels are only as reliable as the facts.
     """
     for kind in rng.permutation(PROBE_KINDS):
         sentences = _false_and_true_sentence(kind, TRAIN_TEMPLATES, row.facts, other_facts, row.chosen, rng)
@@ -102,7 +103,7 @@ def _false_and_true_sentence(
     answer: str,
     rng: np.random.Generator,
 ) -> tuple[str, str] | None:
-    """Return a false and a true sentence from one template; None if the facts do not give both."""
+    """Return a false and a true sentence from one template, or None if the facts lack either."""
     if kind == "object":
         return _object_sentences(templates[kind], facts, other_facts, answer, rng)
     source_kinds: tuple[str, ...] = ("object", "attribute") if kind == "attribute" else (kind,)
@@ -113,7 +114,7 @@ def _false_and_true_sentence(
         (negated_fact,), num_negated = negate_facts((fact,), 1.0, rng)
         if not num_negated:
             continue
-        # "The cup is blue" may be true although a fact says "red cup": of a second, blue cup.
+        # "The cup is blue" may be true although a fact says "red cup": there may be two cups.
         claimed_words = {negated_fact.text.split()[-1], *(set(negated_fact.text.split()) - set(fact.text.split()))}
         if kind == "attribute" and any(claimed_words <= set(f.text.split()) for f in facts):
             continue
@@ -127,8 +128,8 @@ def _false_and_true_sentence(
 def _object_sentences(
     template: str, facts: Sequence[Fact], other_facts: Sequence[Fact], answer: str, rng: np.random.Generator
 ) -> tuple[str, str] | None:
-    """Return sentences on an object of another image and on one of this image."""
-    # Neither facts nor answer may name the absent object, be it in the singular or the plural.
+    """Return a sentence about an object of another image, and one about an object of this image."""
+    # Neither facts nor answer may name the absent object, in the singular or in the plural.
     known_words = " ".join([answer, *(f.text for f in facts)]).lower().split()
     known_stems = {word.strip(".,;").rstrip("s") for word in known_words}
     absent_objects = [f for f in other_facts if f.kind == "object" and f.text.lower().split()[-1].rstrip("s") not in known_stems]
@@ -140,9 +141,9 @@ def _object_sentences(
 
 
 def _fill_template(kind: ProbeKind, template: str, fact: Fact, contrast: Fact) -> str:
-    """Return a fact as a sentence, "" if it does not fit the template.
+    """Return a fact as a sentence, or "" if it does not fit the template.
 
-    `contrast` is the fact with one word changed: of an attribute, that word is the value.
+    `contrast` is the same fact with one word changed. In an attribute, that word is the value.
     """
     if kind == "count":
         return template.format(fact.text)
@@ -167,7 +168,7 @@ def _draw_fact(facts: Sequence[Fact], rng: np.random.Generator) -> Fact:
 
 
 def score_probes(model: RewardModel, probes: Sequence[Probe]) -> dict[ProbeKind, np.ndarray]:
-    """Return scores [n, 3] by kind: the good answer's, with the false and with the true claim."""
+    """Return scores [n, 3] by kind: of the good answer, with a false claim, with a true claim."""
     groups = [replace(p.group, answers=(p.group.answers[0], p.false_answer, p.true_answer)) for p in probes]
     scores = model.score(groups)
     return {

@@ -1,4 +1,4 @@
-"""The reward model: its prompt, its scalar head, its scores. `checkpoint` saves and loads it."""
+"""The reward model: its prompt, scalar head and scores. `checkpoint` saves and loads it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from mmrlhf.rewards.types import RewardFunction, Sample
 def reward_messages(prompt: Sequence[Message], answer: str, facts: str, position: FactsPosition) -> tuple[Message, ...]:
     """Return the conversation that a reward model reads: prompt, answer, question, and facts.
 
-    `before` puts the facts at the head of the last user turn, so that all answers to a prompt share
-    them; `after` puts them into the question that follows the answer (LLaVA-RLHF).
+    `before` puts the facts at the start of the last user turn, where all answers to a prompt share
+    them. `after` puts them in the question that follows the answer, as LLaVA-RLHF does.
     """
     question = prepend_facts(facts, YES_NO_QUESTION) if position == "after" else YES_NO_QUESTION
     prompt_messages = prompt_with_facts(prompt, facts) if position == "before" else prompt
@@ -35,13 +35,13 @@ def reward_messages(prompt: Sequence[Message], answer: str, facts: str, position
 
 
 def prompt_with_facts(prompt: Sequence[Message], facts: str) -> tuple[Message, ...]:
-    """Return the prompt with the facts at the head of its last turn."""
+    """Return the prompt with the facts at the start of its last turn."""
     *earlier, last = prompt
     return (*earlier, Message(last.role, prepend_facts(facts, last.content)))
 
 
 def prepend_facts(facts: str, text: str) -> str:
-    """Put facts in front of a text: on their own lines if they have several, else on its line."""
+    """Put facts before a text: on lines of their own if they span several, else on its line."""
     if not facts:
         return text
     separator = "\n" if "\n" in facts else " "
@@ -55,7 +55,7 @@ def prepend_facts(facts: str, text: str) -> str:
 class AnswerGroup:
     """Answers to one prompt on the same images, scored together.
 
-    `facts` are those known of the images, and `id` is the row's.
+    `facts` are the known facts about the images, and `id` is the row's id.
     """
 
     images: tuple[ImageSource, ...]
@@ -69,10 +69,10 @@ class AnswerGroup:
 class RewardModel:
     """A role with a scalar head that reads images, text and facts.
 
-    Scores are (raw - mean) / std, with `mean` and `std` from a reference set. By `temperature`, the
-    first of two answers is better with probability sigmoid((first - second) / temperature).
-    `accuracy` is on held-out pairs. `probes` is the share of injected false claims that lower the
-    score, by kind of claim, on the reference set.
+    Scores are (raw - mean) / std, with `mean` and `std` from a reference set. The first of two
+    answers is better with probability sigmoid((first - second) / temperature). `accuracy` is
+    measured on held-out pairs. `probes` is the share of injected false claims that lower the score,
+    by kind of claim, on the reference set.
     """
 
     role: Role
@@ -88,14 +88,14 @@ class RewardModel:
     max_length: int = 2048
 
     def raw_scores(self, groups: Sequence[AnswerGroup]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield scores before normalisation, a micro-batch of groups at a time.
+        """Yield scores before normalisation, one micro-batch of groups at a time.
 
-        Each item is the indices of its groups and the scores [n] of all their answers, in order. A
-        score is read where the answer to the yes/no question would begin. It is a generator because
-        a caller that trains calls `backward` on each item before the next, so that only one
-        micro-batch's activations exist ("Backward inside the loop" in engine/scoring.py).
+        Each item holds the indices of its groups, and the scores [n] of all their answers in order.
+        A score is read where the reply to the yes/no question would begin. Training calls
+        `backward` on each item before it takes the next, so only one micro-batch's activations are
+        in memory ("Backward inside the loop" in engine/scoring.py).
 
-        Raises InputError for an answer that exceeds max_length together with its prompt.
+        Raises InputError if an answer and its prompt together exceed max_length.
         """
         conversations: list[tuple[list[Message], tuple[ImageSource, ...]]] = []
         answer_ids: list[list[Tensor]] = []
@@ -112,7 +112,7 @@ class RewardModel:
             yield group_indices, head(last_hidden_ND.float())[:, 0]
 
     def _tokenize_group(self, group: AnswerGroup) -> tuple[list[Message], list[Tensor]]:
-        """Return the turns before the answers, and each answer's token ids with the question's."""
+        """Return the turns before the answers, and token ids of each answer with the question."""
         facts_text = self.facts_text(group.prompt, group.facts)
         *prompt_messages, _, question = reward_messages(group.prompt, "", facts_text, self.facts_position)
         group_answer_ids = [
@@ -135,8 +135,8 @@ class RewardModel:
     def facts_text(self, prompt: Sequence[Message], facts: Sequence[Fact]) -> str:
         """Return the facts as this model reads them.
 
-        Their order is seeded by the prompt and the facts, so that all answers to a prompt read the
-        same text and scores repeat.
+        The prompt and the facts seed their order: all answers to a prompt get the same text, and
+        scores are reproducible.
         """
         if self.facts == "none":
             return ""
@@ -163,7 +163,7 @@ class RewardModel:
 
 
 def make_fact_rm(reward_models: Sequence[RewardModel], uncertainty_penalty: float = 0.0) -> RewardFunction:
-    """Return the reward function `fact_rm`: the models' mean score, less a disagreement penalty.
+    """Return the reward function `fact_rm`: the models' mean score minus a disagreement penalty.
 
     The penalty is `uncertainty_penalty` times the standard deviation over models (Coste et al.
     2024). Adjacent samples of one prompt are scored as one group.
@@ -175,7 +175,7 @@ def make_fact_rm(reward_models: Sequence[RewardModel], uncertainty_penalty: floa
         ]
 
         def model_scores(reward_model: RewardModel) -> list[float]:
-            # A policy may spell out an image token; each base has its own.
+            # A policy may write an image token as text, and each base has its own.
             escape = reward_model.role.vlm.escape_control_tokens
             groups = [
                 AnswerGroup(g[0].images, g[0].prompt, tuple(escape(s.answer) for s in g), g[0].facts, g[0].id)

@@ -1,4 +1,4 @@
-"""What a reward function takes and returns."""
+"""The input and output types of reward functions."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Sample:
 
 
 RewardSpan = tuple[int, int, float]
-"""First character, character after the last, and the value of what lies between."""
+"""Start and end (exclusive) of a span of characters, and its value."""
 RewardValue = float | Sequence[RewardSpan]
 """One number for the whole answer, or values for spans of it."""
 RewardFunction = Callable[[Sequence[Sample]], Sequence[RewardValue]]
-"""Maps samples to one value each, in their order."""
+"""Maps samples to one value each, in order."""

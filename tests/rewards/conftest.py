@@ -1,4 +1,4 @@
-"""A reward model that has learned nothing, and answers for it to score."""
+"""An untrained reward model, and answers for it to score."""
 
 import pytest
 

@@ -22,7 +22,7 @@ def test_reward_messages_place_question_and_facts():
 
 
 def test_reward_model_untrained_score_is_base_yes_no_log_odds(vlm, untrained_reward_model, groups):
-    """The score is the log-odds of Yes against No as the reply's first word, by a plain forward."""
+    """The score is the log-odds of Yes against No as the reply's first word, in a plain forward."""
     facts_free = [dataclasses.replace(g, facts=()) for g in groups]
     raw_scores = [s for _, scores in untrained_reward_model.raw_scores(facts_free) for s in scores.tolist()]
     expected = []
