@@ -105,6 +105,9 @@ RENAMED_TEXT: dict[str, str] = {
     r"answers stand on another question's line": "answers are on another question's line",
     r"or the pictures hold none": "or the images hold none",
     r"^nothing was asked that says so$": "no question that was asked measures it",
+    r"false claims that it measures, ": "false claims with a score, ",
+    r"its numbers do not tell true from false claims": "its scores do not separate true from false claims",
+    r"examples that all have answered": "examples answered in every run",
 }
 """Patterns and their replacements, applied anywhere in old values."""
 

@@ -1,9 +1,9 @@
 """`mmrlhf calibrate clip|vlm`: fit probabilities to a verifier's scores on claims that facts label.
 
-The claims are those of the dataset's answers, or those of its facts, each paired with a false one.
-Facts label them as true or false. Claims that facts leave unknown are not used, repeated claims
-about the same images count once, and negated ones are scored without their negation. The
-calibration is fitted on most images and evaluated on the others, which are held out.
+The claims come from the dataset's answers, or from its facts, each paired with a false one. Facts
+label them as true or false. Claims that facts leave unknown are not used, repeated claims about the
+same images count once, and negated ones are scored without their negation. The calibration is
+fitted on most images and evaluated on the others, which are held out.
 """
 
 from __future__ import annotations
@@ -46,19 +46,20 @@ from mmrlhf.verifiers.clip import load_clip
 from mmrlhf.verifiers.vlm import VLMVerifier
 
 ScoreFn = Callable[[Sequence[AnswerClaims]], Sequence[Sequence[float | None]]]
-"""Returns a score for each claim of each answer, None where the verifier has none."""
+"""Returns a score for each claim of each answer, None for claims that the verifier cannot score."""
 
 
 def calibrate(config: CalibrateConfig, rows: Rows | None = None) -> dict[str, Any]:
     """Label claims, score them, fit, and write the calibration with a reliability diagram.
 
-    Return the report that the file also holds. Raises InputError if the data gives too few labels,
-    before a model is loaded, or if the verifier cannot tell true from false claims of any kind.
+    Return the report, which is saved with the calibration. Raises InputError if the data gives too
+    few labels, before a model is loaded, or if the verifier's scores separate true from false
+    claims of no kind.
     """
     out = Path(config.output_file)
     refuse_output_file(out)
     if out.suffix != ".json":
-        raise InputError(f"output_file {out} must end in .json: a plot of the same name is saved next to it")
+        raise InputError(f"output_file {out} must end in .json: a plot with the same name is saved next to it")
     lexicon = load_lexicon(config.lexicon_file)
     if rows is None:
         rows = _load_rows(config)
@@ -94,10 +95,10 @@ def calibrate(config: CalibrateConfig, rows: Rows | None = None) -> dict[str, An
     print_table(report)
     plot_path = plot_reliability(report["measured"], out.with_suffix(".png"))
     save_calibration(calibration, out, **to_jsonable(report))
-    evaluated = f"the table and {plot_path} are of" if plot_path else "the table is of"
+    evaluated = f"the table and {plot_path} cover" if plot_path else "the table covers"
     print(
         f"{out}: fitted on {len(train)} claims about {len(train_images)} images; "
-        f"{evaluated} {len(test)} claims about {len(test_images)} others"
+        f"{evaluated} {len(test)} claims about {len(test_images)} held-out images"
     )
     return report
 
@@ -109,7 +110,7 @@ def _load_rows(config: CalibrateConfig) -> Rows:
 
 
 def _build_verifier(config: CalibrateConfig, lexicon: Lexicon) -> tuple[ScoreFn, dict[str, Any]]:
-    """Return the function that scores claims, and a description of it for the file.
+    """Return the function that scores claims, and a description of it to save.
 
     The description of an open_clip model includes its distractors, because margins depend on them.
     """
@@ -166,9 +167,9 @@ def fit_platt(labels: Sequence[LabelledClaim], min_labels: int) -> tuple[PlattSc
         auc, low, high = auroc(scores, is_true)
         num_true, num_false = is_true.sum(), (~is_true).sum()
         if min(num_true, num_false) < min_labels:
-            left_out[kind] = f"{num_true} true and {num_false} false claims that it measures, {min_labels} of each are needed"
+            left_out[kind] = f"{num_true} true and {num_false} false claims with a score, {min_labels} of each are needed"
         elif low <= 0.5:
-            left_out[kind] = f"its numbers do not tell true from false claims, AUROC {auc:.2f} ({low:.2f}-{high:.2f})"
+            left_out[kind] = f"its scores do not separate true from false claims, AUROC {auc:.2f} ({low:.2f}-{high:.2f})"
     return PlattScaling.fit(
         (label.claim.kind, label.score, label.is_true)
         for label in scored
@@ -183,8 +184,8 @@ def _to_arrays(labels: Sequence[LabelledClaim]) -> tuple[np.ndarray, np.ndarray]
 def evaluate(labels: Sequence[LabelledClaim], calibration: PlattScaling, include_uncalibrated: bool) -> dict[str, Any]:
     """Return metrics by kind of claim, from labels that the calibration was not fitted on.
 
-    They are the counts, AUROC, the fraction left unknown, the accuracy of the other verdicts, and
-    the expected calibration error with its bins. With `include_uncalibrated`, also the error of
+    They are the counts, AUROC, the fraction left unknown, the accuracy of the other verdicts, the
+    expected calibration error with its bins, and, with `include_uncalibrated`, the error of
     sigmoid(score).
     """
     metrics_by_kind: dict[str, Any] = {}
@@ -198,6 +199,7 @@ def evaluate(labels: Sequence[LabelledClaim], calibration: PlattScaling, include
             if label.score is not None
         ]
         is_right = [(value == "supported") == truth for value, truth in verdicts if value != "unknown"]
+        # `proportion` takes one value per claim, in any order.
         is_unknown = np.arange(len(kind_labels)) < len(kind_labels) - len(is_right)
         metrics: dict[str, Any] = {**counts, "auroc": dict(zip(("value", "low", "high"), auroc(scores, is_true), strict=True))}
         metrics |= {"unknown": proportion(is_unknown), "right": proportion(np.array(is_right, dtype=bool))}
@@ -261,7 +263,7 @@ def _format_error(metrics: dict[str, Any], name: str) -> str:
 
 
 def plot_reliability(metrics_by_kind: dict[str, Any], path: Path) -> Path | None:
-    """Plot a reliability diagram per calibrated kind; return its path, None if there is none."""
+    """Plot a reliability diagram of each calibrated kind; return the path, None without a plot."""
     from matplotlib.figure import Figure
 
     kinds = [kind for kind, metrics in metrics_by_kind.items() if "bins" in metrics]
@@ -273,6 +275,6 @@ def plot_reliability(metrics_by_kind: dict[str, Any], path: Path) -> Path | None
         axes.set(
             xlabel="predicted probability", ylabel="fraction true", title=f"{kind}, error {metrics_by_kind[kind]['ece']:.3f}"
         )
-    with atomic(path) as temporary_path:
-        figure.savefig(temporary_path, format="png", dpi=140)
+    with atomic(path) as temp_path:
+        figure.savefig(temp_path, format="png", dpi=140)
     return path

@@ -1,4 +1,4 @@
-"""`mmrlhf data check FILE`: count the good rows, and report what is wrong with the others."""
+"""`mmrlhf data check FILE`: count the good rows, and report the errors of the others."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ LabelledImage = tuple[ImageGroup, list[LabelledClaim]]
 
 
 def group_by_image(rows: Rows, name: str) -> list[ImageGroup]:
-    """Group facts and answers by the images that they are about, in the order of the rows.
+    """Group the rows' facts and answers by image, in the order of the rows.
 
     Raises InputError if no row has images, or no row has facts.
     """
@@ -57,7 +57,7 @@ def group_by_image(rows: Rows, name: str) -> list[ImageGroup]:
         group.facts.update(dict.fromkeys(row.facts))
         group.answers.update(dict.fromkeys(_answers(row)))
     if not groups:
-        raise InputError(f"{name} has no images: a verifier is calibrated on claims about images, so give rows that have some")
+        raise InputError(f"{name} has no images: a verifier is calibrated on claims about images, so give rows with images")
     if not any(group.facts for group in groups.values()):
         raise InputError(f"{name} has no facts to label claims with: add `facts` to its rows, or give --facts_file")
     return list(groups.values())
@@ -91,13 +91,13 @@ def label_claims(groups: Sequence[ImageGroup], lexicon: Lexicon, claim_source: s
             progress_bar.advance()
     if not labelled_images:
         raise InputError(
-            f"{name}: its facts verify none of the claims of its {claim_source}: give facts about more objects, or other {claim_source}"
+            f"the facts of {name} verify none of the claims of its {claim_source}: give facts about more objects, or other {claim_source}"
         )
     return labelled_images
 
 
 def label_with_facts(claims: Iterable[Claim], facts: tuple[Fact, ...], lexicon: Lexicon) -> list[LabelledClaim]:
-    """Return the distinct claims that facts know about, in positive form, with their labels."""
+    """Label the distinct claims, without their negation, that facts support or contradict."""
     positive_claims = list(dict.fromkeys(replace(strip_negation(claim)[0], hedged=False) for claim in claims))
     return [
         LabelledClaim(verdict.claim, verdict.value == "supported")
@@ -107,7 +107,7 @@ def label_with_facts(claims: Iterable[Claim], facts: tuple[Fact, ...], lexicon: 
 
 
 def negatives_for(labels: Sequence[LabelledClaim], group: ImageGroup, lexicon: Lexicon, seed: int) -> list[LabelledClaim]:
-    """Pair each true claim with a false one that facts contradict, so that both are equally many.
+    """Pair each true claim with a claim that facts contradict, so that the labels are balanced.
 
     A true claim without a false counterpart is left out.
     """
@@ -127,10 +127,10 @@ def negatives_for(labels: Sequence[LabelledClaim], group: ImageGroup, lexicon: L
 def train_test_split(
     labelled_images: Sequence[LabelledImage], held_out: float, seed: int
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """Split into images to fit on and held-out images, of which there is at least one.
+    """Split the images into a part to fit on and a held-out part, which has at least one image.
 
-    The split depends on image contents, not on their order or names. A group with images of both
-    sides is in neither.
+    The split depends on the content of images, not on their order or names. A group with images
+    from both parts is in neither.
     """
     order = sorted({key for group, _ in labelled_images for key in group.keys}, key=lambda key: _digest(f"{seed} {key}"))
     test_keys = set(order[: max(1, round(held_out * len(order)))])
@@ -157,6 +157,6 @@ def require_labels(labels: Sequence[LabelledClaim], min_labels: int, claim_sourc
     available = ", ".join(f"{kind} {count['true']} true and {count['false']} false" for kind, count in counts.items())
     hint = ", or --claim_source facts" if claim_source == "answers" else ""
     raise InputError(
-        f"{name} gives too few claims that facts label ({available or 'none'}, without held-out images): {min_labels} true "
-        f"and {min_labels} false ones of a kind are needed, so give more rows{hint}"
+        f"{name} gives too few claims that facts label ({available or 'none'}, without held-out images): one kind needs "
+        f"{min_labels} true and {min_labels} false claims, so give more rows{hint}"
     )

@@ -16,7 +16,7 @@ from mmrlhf.records import Claim, InputError, Verdict
 from mmrlhf.verifiers import verify_against_facts
 
 LINES_PER_WRITE = 256
-"""Lines that are written to disk together."""
+"""Number of lines that are written to disk together."""
 
 
 def extract(path: str, facts_file: str | None = None, out: str | None = None, lexicon_file: str | None = None) -> None:
@@ -59,7 +59,7 @@ def _write_to_stdout(path: str, facts: FactsFile | None, lexicon: Lexicon) -> No
 
 
 def _output_lines(path: str, facts_file: FactsFile | None, lexicon: Lexicon, num_done: int) -> Iterator[tuple[int, str]]:
-    """Yield the number and the output of each line after the first `num_done`."""
+    """Yield the number and the output line of each input line after the first `num_done`."""
     with open_binary(Path(path)) as file:
         for line_number, line in enumerate(file, 1):
             if line_number <= num_done:
@@ -103,7 +103,7 @@ def read_answer(location: str, line_number: int, line: bytes) -> tuple[str, str 
 
 
 def claim_to_json(claim: Claim, verdict: Verdict | None = None) -> dict[str, Any]:
-    """Return a claim as JSON; keys that do not apply to its kind are left out."""
+    """Return a claim as a JSON object, without keys that do not apply to its kind."""
     entry: dict[str, Any] = {"kind": claim.kind, "object": claim.subject}
     if claim.kind == "count":
         entry["value"] = int(claim.value)

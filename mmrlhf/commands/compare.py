@@ -28,7 +28,7 @@ def compare(runs: Sequence[str], out: str, force: bool = False, seed: int = 0) -
     """Compare every run with the first one, benchmark by benchmark.
 
     Write compare.md, compare.json and compare.html, and return the content of the JSON file. Raises
-    InputError if results are not comparable; with `force` that is a warning in all three files.
+    InputError if results are not comparable; with `force`, all three files have a warning instead.
     """
     results_by_benchmark = read_runs(runs)
     refuse_unwritable(Path(out), "out")
@@ -94,7 +94,7 @@ def metric_rows(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str,
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *([_markdown_cell(c) for c in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *([_markdown_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -122,7 +122,7 @@ def _markdown(benchmarks: Mapping[str, Any]) -> str:
 
 def _markdown_benchmark(comparison: Mapping[str, Any]) -> list[str]:
     headline = f"headline `{comparison['headline']}`, {comparison['direction']} is better"
-    parts = [f"{comparison['n']} examples that all have answered; {headline}."]
+    parts = [f"{comparison['n']} examples answered in every run; {headline}."]
     parts += [f"**Warning:** {warning}." for warning in comparison["warnings"]]
     for pair in comparison["pairs"]:
         parts += _markdown_pair(pair)
@@ -204,7 +204,7 @@ def _html_page(benchmarks: Mapping[str, Any]) -> str:
 
 
 def _split_by_claims(answer: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """Split the text of an answer into pieces, each with whether it is a false claim."""
+    """Split an answer's text into pieces, each with a flag that marks a false claim."""
     pieces, position, text = [], 0, answer["text"][:2000]
     for start, end in answer["false"]:
         if start >= position and end <= len(text):
@@ -214,7 +214,7 @@ def _split_by_claims(answer: Mapping[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _thumbnail_url(path: str | None) -> str:
-    """Return a thumbnail as a data URL, "" if the image is missing or cannot be opened."""
+    """Return a thumbnail as a data URL, or "" if the image is missing or cannot be opened."""
     if path is None or not Path(path).is_file():
         return ""
     try:

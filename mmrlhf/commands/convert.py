@@ -50,7 +50,7 @@ def convert(
     row_format = FORMATS[target_format]
     skipped = Counter[str]()
 
-    def representable() -> Iterator[Preference]:
+    def representable_preferences() -> Iterator[Preference]:
         """Yield the preferences that the format can hold, in the same order on every call."""
         skipped.clear()  # each pass over the data counts them again
         for preference in preferences:
@@ -60,18 +60,18 @@ def convert(
                 else:
                     yield candidate
 
-    kept_indices = set(balance_lengths(representable(), seed)) if should_balance else None
+    kept_indices = set(balance_lengths(representable_preferences(), seed)) if should_balance else None
     embed_images = output_path.suffix == ".parquet"
 
     def iter_rows(with_images: bool = True) -> Iterator[dict[str, Any]]:
-        for index, preference in enumerate(representable()):
+        for index, preference in enumerate(representable_preferences()):
             if kept_indices is not None and index not in kept_indices:
-                skipped["pairs for balance"] += 1
+                skipped["pairs to balance lengths"] += 1
                 continue
             images = [_image_value(source, image_root, embed_images) if with_images else {} for source in preference.images]
             yield row_format.to_row(preference, images)
 
-    # A first pass without images finds the columns, and every bad row before anything is written.
+    # A first pass without images finds the columns, and any bad row before anything is written.
     fields: set[str] = set()
     num_written = 0
     for row in iter_rows(with_images=False):

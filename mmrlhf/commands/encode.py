@@ -17,7 +17,7 @@ ROWS_PER_BATCH = 256
 
 
 def cache_features(config: EncodeConfig) -> dict[str, float]:
-    """Encode every image that the folder does not hold yet; return the printed statistics.
+    """Encode every image that is not in the folder yet; return the printed statistics.
 
     If the command is killed, the same command resumes. Raises InputError if the folder cannot be
     written.

@@ -1,4 +1,4 @@
-"""`mmrlhf env`: versions and devices, for a bug report."""
+"""`mmrlhf env`: print versions and devices, for a bug report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_environment() -> None:
 def _describe_cuda() -> str:
     try:
         import torch
-    except (ImportError, OSError) as error:  # the report matters most when torch does not load
+    except (ImportError, OSError) as error:  # the report is most useful when torch does not load
         return f"unknown, torch does not load: {error}"
     if not torch.cuda.is_available():
         return "not available"

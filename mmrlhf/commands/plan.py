@@ -17,7 +17,7 @@ from mmrlhf.training.memory import MemoryItem, build_meta_model, estimate_memory
 
 
 def available_memory() -> tuple[int, str]:
-    """Return the bytes of memory of the device that a stage would run on, and its name."""
+    """Return the memory in bytes of the device that a stage would run on, and the device's name."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return int(properties.total_memory), str(properties.name)

@@ -1,8 +1,8 @@
 """`mmrlhf reward-eval`: measure how reliable a reward model is on held-out preferences.
 
-It reports accuracy (overall, by source, by hallucination flag, by length, on ties), calibration,
-the effect of injected false claims, and the accuracy with facts that are missing, of another image,
-or contradicted. Intervals are 95% (Wilson).
+It reports accuracy (overall, by source, by hallucination flag, by length), how well scores separate
+ties, calibration, the effect of injected false claims, and accuracy with facts that are missing,
+about another image, or contradicted. Intervals are 95% (Wilson).
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from mmrlhf.training.run import Run
 LENGTH_GAP_EDGES = (-0.25, -0.05, 0.05, 0.25)
 """Edges of the length bins: difference in words, better minus worse, over the longer answer."""
 FACT_FRACTIONS = (0.75, 0.5, 0.25, 0.0)
-"""Fractions of facts to keep."""
+"""Fractions of each row's facts to keep."""
 SCORE_TOLERANCE = 1e-9
 """Scores closer than this count as equal."""
 
 
 def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | None = None) -> dict[str, Any]:
-    """Score, compute metrics and plot; return the content of result.json.
+    """Score the rows, compute metrics, and plot them; return the content of result.json.
 
     If the command is killed, the same command resumes. Raises InputError if all rows are ties.
     """
@@ -95,7 +95,7 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     write_atomic(run.path / "result.json", json.dumps(result, indent=1))
     plot_results(result, run.path / "reward-eval.png")
     print_table(result)
-    print(f"{run.path / 'result.json'} has the numbers, {run.path / 'reward-eval.png'} the plots")
+    print(f"{run.path / 'result.json'} has the numbers, and {run.path / 'reward-eval.png'} the plots")
     return result
 
 
@@ -115,7 +115,7 @@ def _score_groups(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> list[list[float]]:
-    """Score groups into a file that a killed command continues, and return the file's scores."""
+    """Write the groups' scores to a file, which a killed command continues, and return them."""
     if path.exists():
         advance(len(groups))
         return [row["scores"] for row in read_jsonl(path)]
@@ -136,7 +136,8 @@ def _score_groups(
 def perturbed_facts(rows: Sequence[Preference], seed: int) -> dict[str, list[tuple[Fact, ...]]]:
     """Return corrupted facts of every row, by condition.
 
-    They are: fewer facts, the facts of the next row with another image, and contradicted facts.
+    The conditions are fewer facts, the facts of the next row with another image, and contradicted
+    facts.
     """
     conditions = {}
     for fraction in FACT_FRACTIONS:
@@ -155,7 +156,7 @@ def perturbed_facts(rows: Sequence[Preference], seed: int) -> dict[str, list[tup
 
 
 def accuracy(rows: Sequence[Preference], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return the proportion of comparisons, without ties, whose better answer scores higher."""
+    """Return how often the better answer scores higher, in comparisons that are not ties."""
     is_correct = [
         row_scores[comparison.better] > row_scores[comparison.worse] + SCORE_TOLERANCE
         for _, row_scores, comparison in _comparisons(rows, scores)
@@ -204,13 +205,13 @@ def compute_metrics(rows: Sequence[Preference], scores: Sequence[Sequence[float]
 
 
 def _hallucination_label(row: Preference, comparison: Comparison) -> str:
-    # The flag of a row is about its worst answer only, which is the last one.
+    # A row's flag describes only its worst answer, which is the last one.
     is_about_worst = comparison.worse == len(row.answers) - 1
     return {True: "yes", False: "no", None: "unknown"}[row.hallucinated if is_about_worst else None]
 
 
 def length_bin(better: str, worse: str) -> str:
-    """Return the bin of how much longer, in words, the better answer is."""
+    """Return the length bin of a comparison: how much longer, in words, the better answer is."""
     num_better, num_worse = len(better.split()), len(worse.split())
     gap = (num_better - num_worse) / max(num_better, num_worse, 1)
     names = ("1 much shorter", "2 shorter", "3 as long", "4 longer", "5 much longer")
@@ -218,7 +219,7 @@ def length_bin(better: str, worse: str) -> str:
 
 
 def _tie_metrics(tie_gaps: np.ndarray, other_gaps: np.ndarray) -> dict[str, float] | None:
-    """Return how well score gaps separate ties from other pairs: AUROC 1 if ties are closer."""
+    """Return how well score gaps separate ties from other pairs: AUROC is 1 if ties are closer."""
     if not len(tie_gaps) or not len(other_gaps):
         return None
     # Mann-Whitney: the rank sum of the other gaps, less its minimum, over the number of pairs.
@@ -235,8 +236,8 @@ def _tie_metrics(tie_gaps: np.ndarray, other_gaps: np.ndarray) -> dict[str, floa
 def probe_metrics(probes: Sequence[Probe], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Return, by kind of claim, how an injected claim changes the score.
 
-    `false_lowers` and `true_lowers` are how often a false or a true claim lowers it,
-    `false_below_true` how often the false one scores below the true one.
+    `false_lowers` and `true_lowers` are how often a false or a true claim lowers the score, and
+    `false_below_true` is how often the false one scores below the true one.
     """
     metrics: dict[str, Any] = {}
     for kind in PROBE_KINDS:
@@ -281,9 +282,7 @@ def print_table(result: dict[str, Any]) -> None:
     ece, uncalibrated_ece = result["calibration"]["ece"], result["calibration"]["ece_uncalibrated"]
     console.print(f"expected calibration error {ece:.3f} (without temperature {uncalibrated_ece:.3f})", soft_wrap=True)
     if result["ties"]:
-        console.print(
-            f"ties: their scores are closer than those of other pairs, AUROC {result['ties']['auroc']:.2f}", soft_wrap=True
-        )
+        console.print(f"ties have closer scores than other pairs with AUROC {result['ties']['auroc']:.2f}", soft_wrap=True)
 
 
 def plot_results(result: dict[str, Any], path: Path) -> None:

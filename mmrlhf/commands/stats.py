@@ -24,7 +24,7 @@ from mmrlhf.records import Example, Preference
 
 StatsDict = dict[str, Any]
 MAX_SOURCES_SHOWN = 6
-"""Sources in the printed table; stats.json has all."""
+"""Maximum number of sources in the printed table; stats.json has all."""
 
 
 def stats(
@@ -58,12 +58,12 @@ def stats(
     write_atomic(output_path / "stats.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _plot_lengths(overall, output_path / "stats.png")
     _print_table(results)
-    print(f"{output_path / 'stats.json'} and {output_path / 'stats.png'}")
+    print(f"wrote {output_path / 'stats.json'} and {output_path / 'stats.png'}")
     return results
 
 
 def summary_stats(summary: DatasetSummary) -> StatsDict:
-    """Return the statistics of a summary as JSON, None for those that are undefined.
+    """Return the statistics of a summary as a JSON object; undefined ones are None.
 
     docs/metrics.md explains each.
     """
@@ -106,7 +106,7 @@ def _chosen_longer(summary: DatasetSummary) -> StatsDict | None:
 def _length_label_correlation(summary: DatasetSummary) -> StatsDict | None:
     """Return the correlation of an answer's length with its label, with Fisher's interval.
 
-    It is point-biserial: chosen answers count as 1, rejected ones as 0.
+    The correlation is point-biserial: chosen answers have the value 1, rejected ones 0.
     """
     from scipy.stats import pearsonr
 
@@ -206,8 +206,8 @@ def _plot_length_diffs(axes: Any, length_diffs: np.ndarray) -> None:
 def _bin_edges(values: np.ndarray) -> np.ndarray:
     """Return the edges of at most 40 bins of whole words.
 
-    They cover the central 99% of values; `_clip_to_bins` puts outliers into the outer bins, so that
-    one long answer does not hide the others.
+    They cover the central 99% of values, so that one long answer does not squeeze all others into
+    one bin; `_clip_to_bins` puts outliers into the outer bins.
     """
     if not len(values):
         return np.arange(2.0)

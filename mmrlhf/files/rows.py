@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_objects(path: Path) -> list[Row]:
-    """Return the rows of a JSON list or JSONL, with null fields. Raises InputError for a bad one."""
+    """Return the rows of a JSON list or JSONL, null fields included. Raises InputError."""
     with open_binary(path) as file:
         content = file.read()
     if content.lstrip()[:1] == b"[":

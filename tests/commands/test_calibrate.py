@@ -130,17 +130,17 @@ def test_fit_platt_matches_hand_computation():
     counts = [LabelledClaim(Claim("count", "dog", "2"), n < 19, float(n < 19)) for n in range(60)]
     calibration, left_out = fit_platt([*logistic_labels(), *counts], 20)
     assert calibration.coefficients == {"object": pytest.approx((math.log(3), 0), abs=0.05)}
-    assert left_out["count"] == "19 true and 41 false claims that it measures, 20 of each are needed"
+    assert left_out["count"] == "19 true and 41 false claims with a score, 20 of each are needed"
     assert set(left_out) == {"attribute", "count", "relation"}
     calibration, left_out = fit_platt(logistic_labels(sign=-1), 20)  # true claims have the lower scores
     assert calibration.coefficients == {} and left_out["object"].startswith(
-        "its numbers do not tell true from false claims, AUROC 0.37"
+        "its scores do not separate true from false claims, AUROC 0.37"
     )
     without_true = [
         LabelledClaim(label.claim, label.is_true, None if label.is_true else label.score) for label in logistic_labels()
     ]
     _, left_out = fit_platt(without_true, 20)
-    assert left_out["object"].startswith("0 true and 75 false claims that it measures")
+    assert left_out["object"].startswith("0 true and 75 false claims with a score")
 
 
 def test_evaluate_matches_hand_computation():
@@ -229,7 +229,7 @@ def test_calibrate_clip_end_to_end(clip_checkpoint, clip_dataset, tmp_path, caps
     opposite = {"object": "absent", "absent": "object"}
     flipped = [{**row, "facts": [{**fact, "kind": opposite[fact["kind"]]} for fact in row["facts"]]} for row in rows]
     assert main([*command, "--data", write_rows(folder, flipped), "--out", str(tmp_path / "flipped.json")]) == 2
-    assert "object (its numbers do not tell true from false claims, AUROC 0.00" in capsys.readouterr().err
+    assert "object (its scores do not separate true from false claims, AUROC 0.00" in capsys.readouterr().err
     assert not (tmp_path / "flipped.json").exists()
 
 
@@ -291,13 +291,13 @@ ROW = {"prompt": "?", "answer": "There is a dog and a cat.", "facts": FACTS}
         ({"facts": None}, (), "rows.jsonl has no facts to label claims with: add `facts` to its rows, or give --facts_file"),
         ({"image": None, "images": []}, (), "rows.jsonl has no images"),
         ({"answer": None}, (), "has no answers to extract claims from: give rows with `chosen` and `rejected`, `answer` or"),
-        ({"answer": "A lamp."}, (), "its facts verify none of the claims of its answers"),
-        ({"facts": FACTS[1:]}, ("--claim_source", "facts"), "its facts verify none of the claims of its facts"),
+        ({"answer": "A lamp."}, (), "rows.jsonl verify none of the claims of its answers"),
+        ({"facts": FACTS[1:]}, ("--claim_source", "facts"), "rows.jsonl verify none of the claims of its facts"),
         ({"answer": "There is a dog."}, (), "too few claims that facts label (object 4 true and 0 false, without held-out"),
         (
             {},
             ("--min_labels", "5"),
-            "(object 4 true and 4 false, without held-out images): 5 true and 5 false ones of a kind are needed",
+            "(object 4 true and 4 false, without held-out images): one kind needs 5 true and 5 false claims",
         ),
         ({}, ("--out", "OUT/calibration.txt"), "calibration.txt must end in .json"),
         ({}, ("--out", "OUT"), "is a directory: name a file in it"),
@@ -347,5 +347,5 @@ def test_calibrate_counts_unscored_claims_as_unknown(clip_checkpoint, clip_datas
     metrics = calibrate_module.calibrate(config)["measured"]["object"]
     assert metrics["unknown"]["value"] == pytest.approx(0.1) and metrics["right"]["n"] == 36 and metrics["right"]["value"] == 1
     monkeypatch.setattr(calibrate_module, "_build_verifier", lambda config, lexicon: (score_none, {}))
-    with pytest.raises(InputError, match=r"nothing can be calibrated: object \(0 true and 0 false claims that it measures"):
+    with pytest.raises(InputError, match=r"nothing can be calibrated: object \(0 true and 0 false claims with a score"):
         calibrate_module.calibrate(config)

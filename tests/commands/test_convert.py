@@ -115,6 +115,6 @@ def test_convert_balance_lengths_flag_is_seeded(tmp_path, capsys):
     for name, seed in (("seed 1", "1"), ("seed 1 again", "1"), ("seed 2", "2")):
         assert main([*line, str(tmp_path / f"{name}.jsonl"), "--balance_lengths", "--seed", seed]) == 0
         printed = capsys.readouterr().out
-        assert "25 rows as trl" in printed and printed.endswith("left out: 10 pairs for balance\n")
+        assert "25 rows as trl" in printed and printed.endswith("left out: 10 pairs to balance lengths\n")
         outputs[name] = (tmp_path / f"{name}.jsonl").read_text()
     assert outputs["seed 1"] == outputs["seed 1 again"] != outputs["seed 2"]
