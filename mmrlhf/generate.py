@@ -20,7 +20,7 @@ from mmrlhf.report.progress import progress
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
     """Write one line per answer (id, images, prompt, answer, facts) and return the file's path.
 
-    The file appears when all answers are there. After a kill the same call continues.
+    The file appears once all answers are written. After a kill, the same call resumes.
     """
     sources = (config.model_name_or_path, config.adapter_path, config.dataset_name)
     writer = ResumableWriter(Path(config.output_file), [config, *map(file_signature, sources)], config.num_generations)
@@ -31,7 +31,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     if embedded_ids:
         print(
             f"note: the images of {len(embedded_ids)} rows are embedded in {config.dataset_name}; "
-            "their answers are written without them"
+            "their answers are written without images"
         )
     num_done = writer.num_done // config.num_generations
     with (

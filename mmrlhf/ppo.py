@@ -1,14 +1,15 @@
-"""Policy optimisation of a vision-language policy against an image-text reward: PPO and GRPO.
+"""Optimise a vision-language policy against an image-text reward: PPO and GRPO.
 
-InstructGPT's third step (Ouyang et al. 2022) with the clipped objective of Schulman et al. 2017, on
-one base model: `policy` and `value` are adapters that train, `reward` is an adapter that does not,
-and the reference is the base alone. Policy and critic see the image and the prompt. Facts are read
-by the reward model, and by the critic if `critic_sees_facts`: a baseline may know more than the
-policy and stays unbiased (Pinto et al. 2018). The reward is a weighted sum of reward functions, and
-the ledger keeps each one's value for every answer. The critic starts from the reward adapter with a
-zero head. GRPO (Shao et al. 2024, DeepSeekMath) compares the answers to one prompt instead of
-training a critic, and puts the KL into the loss. Each prompt runs once per role for all of its
-answers. Left out: adaptive KL, entropy bonus, pre-training mix.
+This is InstructGPT's third step (Ouyang et al. 2022) with the clipped objective of Schulman et al.
+2017. The roles share one base model: `policy` and `value` are adapters that train, `reward` is a
+frozen adapter, and the reference is the base without an adapter. Policy and critic see the image
+and the prompt. The reward model also reads the facts, and with `critic_sees_facts` so does the
+critic: a baseline may know more than the policy without adding bias (Pinto et al. 2018). The reward
+is a weighted sum of reward functions, and the ledger records each function's value for every
+answer. The critic starts from the reward adapter with a zero head. GRPO (Shao et al. 2024,
+DeepSeekMath) compares the answers to one prompt instead of training a critic, and puts the KL into
+the loss. In each role, a prompt runs once for all of its answers. Not implemented: adaptive KL, an
+entropy bonus, a pre-training mix.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from mmrlhf.training.ppo_roles import PPORoles, critic_prompts_with_facts, load_
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 EvalFunction = Callable[[VLM], Mapping[str, float]]
-"""Called every `eval_steps` under the policy adapter. Its result is logged and decides nothing."""
+"""Called under the policy adapter every `eval_steps` steps. Its result is logged, nothing more."""
 
 
 def ppo(
@@ -57,8 +58,8 @@ def ppo(
 ) -> Path:
     """Train on prompts from `examples`, or from the configured dataset; return the adapter folder.
 
-    `extra_reward_functions` are functions that `reward_terms` may name besides the built-in ones.
-    Raise InputError if settings, data or the reward model cannot be used.
+    `reward_terms` may name the functions in `extra_reward_functions` besides the built-in ones.
+    Raises InputError if settings, data or the reward model cannot be used.
     """
     _check_config(config)
     accelerator = Accelerator()
@@ -114,6 +115,7 @@ def ppo(
                 param_group["lr"] = param_group["peak"] * lr_factor
             updates: list[dict[str, float]] = []
             for epoch in range(config.num_ppo_epochs):
+                # A new permutation of the prompts for every step and epoch.
                 prompt_order = batch_indices(0, len(local_rows), len(local_rows), config.seed + 1000 * step + epoch)
                 for prompt_indices in split_minibatches(prompt_order, config.num_mini_batches):
                     minibatch = batch.select(prompt_indices)
@@ -123,7 +125,7 @@ def ppo(
                     )
                     update = ppo_metrics.sum_over_processes(accelerator, sums, vlm.device)
                     if not updates and config.dtype == "float32":
-                        # Nothing has been updated yet, so sampling and scoring must agree exactly.
+                        # Nothing has been updated yet, so sampling and scoring must agree.
                         assert abs(update["val/ratio"] - 1) < 1e-3, f"first ratio {update['val/ratio']:.4f} is not 1"
                     parameters = [p for role in roles.trained for p in role.parameters()]
                     update["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)
@@ -173,7 +175,7 @@ def collect_batch(
 ) -> PPOBatch:
     """Sample answers to the prompts of a step, reward them, and estimate their advantages.
 
-    A reward function that fails stops the run; the sample it failed on goes to `failure_file`.
+    If a reward function fails, the run stops, and `failure_file` records what it failed on.
     """
     vlm, critic = roles.vlm, roles.critic
     # 1. Prompts
@@ -188,12 +190,12 @@ def collect_batch(
     engine.free()
     mask_NT = completions.mask_NT.float()
 
-    # 3. Rewards of answers, by function
+    # 3. Rewards of answers, by reward function
     samples = build_samples(rows, completions, config.num_generations, config.response_length)
     breakdowns = score_samples(roles.weighted_rewards, samples, failure_file)
     scores_N = torch.tensor([breakdown.total for breakdown in breakdowns], device=vlm.device)
 
-    # 4. Log-probs of policy and reference. In float32 the rollout's own are the policy's. In
+    # 4. Log-probs of policy and reference. In float32 the policy's are those of the rollout. In
     # bfloat16 the decoding kernels differ from the update's by hundredths of a nat: recompute.
     old_logps_NT = completions.logps_NT
     if config.dtype != "float32":
@@ -223,7 +225,7 @@ def collect_batch(
         config.advantage_estimator, shaped_NT, values_NT, mask_NT,
         group_size=config.num_generations, gamma=config.gamma, lam=config.lam,
     )  # fmt: skip
-    if config.advantage_estimator == "gae":  # grpo's are scaled within their group already
+    if config.advantage_estimator == "gae":  # GRPO's are already normalised within their group
         advantages_NT = advantages.whiten(accelerator, advantages_NT, mask_NT)
     return PPOBatch(
         samples=samples,
@@ -251,8 +253,8 @@ def _accumulate_gradients(
     """Accumulate a minibatch's gradients, a micro-batch of answers at a time; return metric sums.
 
     `num_tokens` is the minibatch's token count over all processes. Safe to rerun when out of
-    memory: it starts by clearing the gradients. A backward here goes through the answers' tokens
-    only; `hidden_states` runs the backward through their prompts, once, after the last answer.
+    memory: it starts by clearing the gradients. Each `backward` here covers the answers' tokens
+    only; `hidden_states` runs the prompts' own once, after their last answer.
     """
     optimizer.zero_grad(set_to_none=True)
     metric_sums: Counter[str] = Counter()

@@ -3,9 +3,9 @@
 Facts are typed evidence before the question, or in the review turn after the answer (Sun et al.
 2023, LLaVA-RLHF), with the same text and order for all answers to a prompt. `facts: none` is the
 ablation. In training, some rows' facts are dropped or replaced, so that the model works with few
-facts and does not trust all of them. A ranking of K answers is one row: each of its comparisons has
-weight one over their number (Ouyang et al. 2022, section 3.5). The reward is a scalar head on the
-last token of the review turn; it starts from the model's own preference for "Yes" over "No".
+facts and does not trust all of them. A ranking of K answers is one row, and each of its comparisons
+is weighted by one over their number (Ouyang et al. 2022, section 3.5). The reward is a scalar head
+on the last token of the review turn; it starts from the model's own preference for "Yes" over "No".
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, 
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 NUM_PROBE_ROWS = 100
-"""Rows that false claims are injected into, to probe the model."""
+"""Number of rows that are probed with injected false claims."""
 NUM_NOISE_ROWS = 512
-"""Rows whose facts serve as noise: facts of other images."""
+"""Number of rows that supply facts about other images, to use as noise."""
 
 
 def to_answer_group(preference: Preference) -> AnswerGroup:
-    """Return a row's answers as a reward model scores them."""
+    """Return a row as the group of answers that a reward model scores."""
     return AnswerGroup(preference.images, preference.prompt, preference.answers, preference.facts, preference.id)
 
 
@@ -54,10 +54,10 @@ def preference_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss and the metrics of some preferences, both summed over preferences.
 
-    `raw_scores_N` are the rewards of all their answers in order. Each of the K (K - 1) / 2
-    comparisons of a preference weighs one over their number. Ties contribute to the loss for
-    rao_kupper only, and never to the metrics, which are to be divided by `ranked`, the weight of
-    untied comparisons. Raise InputError if loss_type needs margins and a row has none.
+    `raw_scores_N` holds the rewards of all their answers, in order. Each of the K (K - 1) / 2
+    comparisons of a preference has a weight of one over their number. Ties count towards the loss
+    for rao_kupper only, and never towards the other metrics: divide those by `ranked`, the total
+    weight of untied comparisons. Raises InputError if loss_type needs margins and a row has none.
     """
     better_indices, worse_indices, ties, margins, weights, offset = [], [], [], [], [], 0
     for p in preferences:
@@ -101,7 +101,7 @@ def train_reward_model(
 ) -> Path:
     """Train on `preferences`, or on the configured dataset; return the reward model's directory.
 
-    Accuracy is reported on `held_out` (or eval_dataset_name); nothing is selected on it. Raise
+    Accuracy is reported on `held_out` (or eval_dataset_name); nothing is selected on it. Raises
     InputError if settings or data cannot be used.
     """
     accelerator = Accelerator()
@@ -176,14 +176,17 @@ def train_reward_model(
 
 
 def _select_preferences(config: RewardConfig, preferences: Sequence[Preference]) -> Sequence[Preference]:
-    """Balance lengths if asked to. Raise InputError if settings and data do not fit each other."""
+    """Balance lengths if configured. Raises InputError if settings and data do not fit together."""
     if config.tuning == "full" and config.dtype != "float32":
         raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
     if config.balance_lengths:
-        kept = balance_lengths(preferences, config.seed)
-        if not kept:
+        kept_indices = balance_lengths(preferences, config.seed)
+        if not kept_indices:
             raise InputError(f"{config.dataset_name}: balance_lengths leaves no row; leave it out")
-        preferences = preferences.subset(kept) if isinstance(preferences, Records) else [preferences[i] for i in kept]
+        if isinstance(preferences, Records):
+            preferences = preferences.subset(kept_indices)
+        else:
+            preferences = [preferences[i] for i in kept_indices]
     first_rows = (preferences[i] for i in range(min(len(preferences), NUM_NOISE_ROWS)))
     if config.loss_type != "rao_kupper" and all(c.is_tie for row in first_rows for c in row.comparisons):
         raise InputError(
@@ -203,8 +206,8 @@ def _accumulate_gradients(
 ) -> dict[str, float]:
     """Accumulate the gradients of this process's rows, a few groups at a time; return mean metrics.
 
-    The answers of a row share one run of their prompt, and its backward. Safe to rerun when out of
-    memory: it starts by clearing the gradients.
+    The answers of a row share one forward and one backward pass of their prompt. Safe to rerun when
+    out of memory: it starts by clearing the gradients.
     """
     optimizer.zero_grad(set_to_none=True)
     metric_sums: Counter[str] = Counter()
@@ -223,9 +226,9 @@ def _calibrate_and_save(
     num_steps: int,
     config: RewardConfig,
 ) -> None:
-    """Set scale, temperature, accuracy and probe rates on reference rows; save the reward model.
+    """Set scale, temperature and probe rates from the reference rows, and save the reward model.
 
-    Accuracy is only set if the rows were not trained on.
+    Also sets the accuracy, if the rows were held out.
     """
     groups = [to_answer_group(p) for p in reference_rows]
     scores = model.score(groups)

@@ -2,8 +2,8 @@
 
 The loss is on answer tokens only. `lora` trains an adapter and merges it at the end; `full` trains
 the language model. Both write an ordinary checkpoint, so in later stages "adapters off" is exactly
-this model. The vision tower and the projector stay frozen. Left out: packing several rows into one
-sequence.
+this model. The vision tower and the projector stay frozen. Not implemented: packing several rows
+into one sequence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     """Train on `examples`, or on the configured dataset; return the checkpoint, `output_dir/model`.
 
-    Raise InputError if settings or data cannot be used.
+    Raises InputError if settings or data cannot be used.
     """
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process)

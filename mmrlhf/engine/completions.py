@@ -1,4 +1,4 @@
-"""Answers as token ids: given ones, and sampled ones with their log-probs.
+"""Answers as token ids: given answers, and sampled answers with their log-probs.
 
 Shape suffixes: P prompts, N answers, T answer tokens (right-padded).
 """
@@ -21,7 +21,7 @@ class Completions:
 
     prompts: list[Prompt]
     prompt_index_N: Tensor
-    """Index into `prompts` of each row's prompt."""
+    """Index of each row's prompt in `prompts`."""
     token_ids_NT: Tensor
     mask_NT: Tensor
     """1 on real tokens."""
@@ -34,23 +34,21 @@ class SampledCompletions(Completions):
     logps_NT: Tensor
     """Log-prob of each token when it was sampled, 0 on padding."""
     entropy_NT: Tensor
-    """Entropy of the distribution that it was sampled from, in nats, 0 on padding."""
+    """Entropy of the distribution that each token was sampled from, in nats, 0 on padding."""
     finished_N: Tensor
     """Whether an answer ended by itself, not at `max_tokens`."""
     texts: list[str]
-    """The decoded answers, cut before a stop string."""
+    """The decoded answers, cut before the first stop string."""
     sampling_params: SamplingParams
 
     @property
     def finish_reasons(self) -> list[str]:
-        """ "stop" for an answer that ended by itself, "length" for one cut at `max_tokens`, as
-        vLLM."""
+        """Why each answer ended, as in vLLM: by itself ("stop") or at `max_tokens` ("length")."""
         return ["stop" if finished else "length" for finished in self.finished_N.tolist()]
 
 
 def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int]) -> tuple[SampledCompletions, Tensor]:
-    """Return the answers to some prompts, and their indices [n] in `completions`; the order is
-    kept."""
+    """Return the answers to some prompts in their original order, and their row indices [n]."""
     selected = sorted(prompt_indices)
     selected_P = torch.tensor(selected, device=completions.prompt_index_N.device)
     is_selected_N = torch.isin(completions.prompt_index_N, selected_P)

@@ -1,11 +1,11 @@
-"""Run one decode step: the next token of every answer, on sequences that several answers share.
+"""Run one decoding step: the next token of every answer, on sequences that several answers share.
 
-On a GPU, launching a step's kernels takes longer than the kernels. Its shapes are therefore fixed
-there, and it is captured as a CUDA graph that one launch replays. A step that cannot be captured,
-or whose replay differs, runs kernel by kernel.
+On a GPU, launching a step's kernels takes longer than running them. The step therefore has fixed
+shapes there, and is captured as a CUDA graph that a single launch replays. If the capture fails or
+the replay differs, the step runs kernel by kernel.
 
-Shape suffixes: S sequences, G tokens per sequence in this step, C columns that a sequence has grown
-by (this step's included), L prompt tokens, D hidden.
+Shape suffixes: S sequences, G tokens per sequence in this step, C columns added to a sequence so
+far (this step's included), L prompt tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mmrlhf.engine.prefill import Prefix
 from mmrlhf.models import kv_cache
 
 REPLAY_TOLERANCE = 1e-2
-"""Largest difference of a replay from the captured step, as a share of the largest entry."""
+"""Largest allowed difference between a replay and the step, as a share of the largest entry."""
 
 
 class DecodeStep:
     """Runs the next tokens of all answers, in a cache with room for `max_new_tokens` per sequence.
 
-    `prompt_index_S` names each sequence's prompt.
+    `prompt_index_S` holds the index of each sequence's prompt.
     """
 
     def __init__(self, prefix: Prefix, prompt_index_S: Tensor, max_new_tokens: int):
@@ -34,11 +34,10 @@ class DecodeStep:
         self.cache = kv_cache.preallocated_cache(prefix.kv, prefix.cache_template, prompt_index_S, max_new_tokens)
 
     def __call__(self, offsets_SG: Tensor, token_ids_SG: Tensor, visible_SGC: Tensor) -> Tensor:
-        """Return the hidden states [S, G, D] of these tokens, and keep their keys as the last G
-        columns.
+        """Run these tokens and return their hidden states [S, G, D].
 
-        `offsets_SG` counts a token's place behind its prompt; `visible_SGC` marks the columns that
-        it attends to, besides its prompt.
+        Their keys become the last G columns of the cache. `offsets_SG` is each token's place after
+        its prompt; `visible_SGC` marks the columns that it attends to besides its prompt.
         """
         return self._forward(
             token_ids_SG,
@@ -47,14 +46,14 @@ class DecodeStep:
         )
 
     def select(self, sequence_indices: Tensor) -> None:
-        """Keep these sequences only."""
+        """Keep only these sequences."""
         for layer in self.cache.layers:
             layer.select(sequence_indices)
         self.prompt_index_S = self.prompt_index_S[sequence_indices]
         self.prompt_mask_SL = self.prompt_mask_SL[sequence_indices]
 
     def _visible_keys(self, visible_SGC: Tensor) -> Tensor:
-        """Put the prompt's mask in front: [S, G, L + C]."""
+        """Prepend the prompt's mask and return [S, G, L + C]."""
         return torch.cat([self.prompt_mask_SL[:, None].expand(-1, visible_SGC.shape[1], -1), visible_SGC], -1)
 
     def _forward(self, token_ids_SG: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
@@ -67,10 +66,10 @@ class DecodeStep:
 
 
 class CudaGraphDecodeStep(DecodeStep):
-    """The same in fixed shapes. The first step of a shape runs as it is, the second is captured,
-    and all that follow replay the capture.
+    """A `DecodeStep` with fixed shapes.
 
-    Nothing is captured on a CPU, where this class serves to test the rest.
+    The first step of a shape runs as usual, the second is captured, and all later ones replay the
+    capture. On a CPU nothing is captured, and the class is used in tests only.
     """
 
     def __init__(self, prefix: Prefix, prompt_index_S: Tensor, max_new_tokens: int):
@@ -110,8 +109,10 @@ class CudaGraphDecodeStep(DecodeStep):
         return self._forward(*self._static_inputs[:3])
 
     def _capture(self) -> Callable[[], Tensor]:
-        """Return a function that replays the step, or runs it if it cannot be captured (noted
-        once)."""
+        """Return a function that replays the step.
+
+        If the step cannot be captured, print a note once and return a function that runs it.
+        """
         vlm = self.prefix.vlm
         if vlm.device.type != "cuda" or not vlm.engine.use_cuda_graphs:
             return self._run
@@ -126,10 +127,10 @@ class CudaGraphDecodeStep(DecodeStep):
 
 
 def _capture_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Capture `run` as a CUDA graph; the returned function's result is overwritten by its next
-    call.
+    """Capture `run` as a CUDA graph and return a function that replays it.
 
-    Raises RuntimeError if `run` cannot be captured, or if a replay differs from it.
+    Each call of that function overwrites the result of the previous one. Raises RuntimeError if
+    `run` cannot be captured, or if a replay differs from it.
     """
     # Capture needs a side stream, and warm-up runs there first: libraries allocate workspaces and
     # pick kernels on a first call, which is not allowed while a graph is captured.
@@ -145,7 +146,7 @@ def _capture_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     graph.replay()
     max_difference = REPLAY_TOLERANCE * expected.abs().max()
     if not (output - expected).abs().max() <= max_difference:  # `not <=` also catches NaN
-        raise RuntimeError("its replay gives another result")
+        raise RuntimeError("its replay gives a different result")
 
     def replay() -> Tensor:
         graph.replay()

@@ -1,8 +1,8 @@
-"""The naive path: each answer goes through the model with its whole prompt and its pixels.
+"""The naive path: run each answer with its whole prompt, pixels included.
 
-Nothing is shared and nothing is cached. The fast path is compared with it at the start of a run,
-and it takes over if the two differ or if `share_prefix: off` asks for it. The model computes its
-own positions and masks; sampling is transformers' `generate`.
+Nothing is shared or cached. A run starts by comparing the fast path with this one, which takes over
+if the two differ or if `share_prefix` is off. The model computes its own positions and masks;
+sampling is transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def processor_inputs(vlm: VLM, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
 
 
 def _group_by_image_count(prompts: Sequence[Prompt], prompt_indices: Sequence[int]) -> list[list[int]]:
-    """Group answers whose prompts have equally many images.
+    """Group answers by the number of images in their prompts.
 
-    A processor may refuse a mixture, and Mllama's tokens in front of an image would attend to the
-    blanks that pad shorter rows.
+    A processor may refuse a mixture, and Mllama's tokens before an image would attend to the blanks
+    that pad shorter rows.
     """
     image_counts = [len(prompts[p].images) for p in prompt_indices]
     return [[i for i, image_count in enumerate(image_counts) if image_count == count] for count in sorted(set(image_counts))]
@@ -42,8 +42,10 @@ def _group_by_image_count(prompts: Sequence[Prompt], prompt_indices: Sequence[in
 def hidden_states(
     vlm: VLM, prompts: Sequence[Prompt], prompt_indices: Sequence[int], token_ids_NT: Tensor, mask_NT: Tensor
 ) -> Tensor:
-    """Return hidden states [N, T + 1, D] of answers to `prompts[prompt_indices]`, as
-    `Prefix.extend`."""
+    """Return the answers' hidden states [N, T + 1, D], as `Prefix.extend` does.
+
+    Answer i belongs to `prompts[prompt_indices[i]]`.
+    """
     groups = _group_by_image_count(prompts, prompt_indices)
     outputs = [
         _group_hidden_states(vlm, [prompts[prompt_indices[i]] for i in indices], token_ids_NT[indices], mask_NT[indices])
@@ -54,7 +56,7 @@ def hidden_states(
 
 
 def _group_hidden_states(vlm: VLM, prompts: Sequence[Prompt], token_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Append the answers to the processor's batch of prompts and run all of it."""
+    """Append the answers to the processor's batch of prompts and run both together."""
     batch = processor_inputs(vlm, prompts)
     prompt_length, width = batch["input_ids"].shape[1], token_ids_NT.shape[1]
     batch["input_ids"] = torch.cat([batch["input_ids"], token_ids_NT], 1)
@@ -67,16 +69,16 @@ def _group_hidden_states(vlm: VLM, prompts: Sequence[Prompt], token_ids_NT: Tens
         prompt_mask = batch["cross_attention_mask"]
         answer_mask = prompt_mask[:, -1:].expand(-1, width, -1, -1)
         batch["cross_attention_mask"] = torch.cat([prompt_mask, answer_mask], 1)
-    # Prompts are left-padded: their last tokens share a column, and the answers begin behind it.
+    # Prompts are left-padded: their last tokens share a column, and the answers begin after it.
     return vlm.model.base_model(**batch, use_cache=False).last_hidden_state[:, prompt_length - 1 :]
 
 
 TokenChooser = Callable[[Tensor, Tensor, int], Tensor]
-"""(logits [n, V] of some answers, their indices [n], t) -> token t of each [n]"""
+"""Takes logits [n, V] of some answers, their indices [n], and t; returns token t of each [n]."""
 
 
 class ForcedTokens(LogitsProcessor):
-    """Leaves only the token that `choose_tokens` picks, so that `generate` must take it."""
+    """Forces `generate` to take the token that `choose_tokens` picks."""
 
     def __init__(self, prompt_length: int, answer_indices: Tensor, choose_tokens: TokenChooser):
         self.prompt_length, self.answer_indices, self.choose_tokens = prompt_length, answer_indices, choose_tokens
@@ -89,13 +91,14 @@ class ForcedTokens(LogitsProcessor):
 def generate(
     vlm: VLM, prompts: Sequence[Prompt], prompt_indices: Sequence[int], max_tokens: int, choose_tokens: TokenChooser
 ) -> None:
-    """Generate answers to `prompts[prompt_indices]`, token by token as `choose_tokens` says.
+    """Generate answers to `prompts[prompt_indices]` from the tokens that `choose_tokens` picks.
 
-    The caller keeps what it chose. An answer ends at its end-of-sequence token.
+    Returns nothing: `choose_tokens` must record its picks. An answer ends at its end-of-sequence
+    token.
     """
     for answer_indices in _group_by_image_count(prompts, prompt_indices):
         batch = processor_inputs(vlm, [prompts[prompt_indices[i]] for i in answer_indices])
-        generation_config = GenerationConfig(  # a checkpoint's own may hold penalties and temperatures
+        generation_config = GenerationConfig(  # the checkpoint's own may set penalties and temperatures
             max_new_tokens=max_tokens,
             do_sample=False,
             repetition_penalty=1.0,

@@ -1,12 +1,12 @@
 """Run a prompt once, then sample, score and train on any number of answers to it.
 
-A VLM prompt is hundreds of image tokens, an answer dozens of tokens. The prompt's keys and values
-are expanded to its answers by index, so that gradients flow back through them, and the answers run
-on top. The result equals the naive forward (tests check it for every family), and the first prompt
-of a run compares the two: a model that differs runs on the naive path.
+A VLM prompt has hundreds of image tokens, an answer dozens of tokens. The prompt's keys and values
+are expanded to its answers by indexing, so gradients flow back through them, and the answers run on
+top. The result equals that of the naive path (tests check it for every family). A run compares the
+two paths on its first prompt; if they differ, the model runs on the naive path.
 
 Shape suffixes: P prompts, L prompt tokens (left-padded), N answers, T answer tokens (right-padded),
-D hidden, V vocabulary. `prompt_index_N` names the prompt of each answer.
+D hidden, V vocabulary. `prompt_index_N` holds the index of each answer's prompt.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from mmrlhf.models import kv_cache
 from mmrlhf.models.vlm import VLM, Prompt
 
 LOGP_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
-"""How much log-probs of the two paths may differ, in nats. In 14 families they differ by 4e-5 in
-float32 and by 0.05 in bfloat16."""
+"""How much the log-probs of the two paths may differ, in nats. Across 14 families they differ by
+4e-5 in float32 and by 0.05 in bfloat16."""
 
 MAX_PACK_RATIO = 3
-"""A prompt's answers share a sequence as long as they have at most this many times its tokens.
-Measured on two cores with 590 prompt tokens: 32 answers of 48 tokens take 0.81 of the time of a row
-each, 16 of 96 as long (0.98), 8 of 192 a little longer (1.04)."""
+"""A prompt's answers share a sequence if together they have at most this many times its tokens.
+Time on two cores with 590 prompt tokens, as a share of the time with one row per answer: 0.81 for
+32 answers of 48 tokens, 0.98 for 16 of 96, and 1.04 for 8 of 192."""
 
 
 @dataclass
 class Prefix:
-    """Prompts after their one forward."""
+    """Prompts that have run once, ready to be extended by answers."""
 
     vlm: VLM
     kv: kv_cache.KV
     """Keys and values (or states) of each layer, one row per prompt."""
     cache_template: Cache
-    """The prompts' cache, for the kind of each layer."""
+    """The prompts' cache; it gives the kind of each layer."""
     last_hidden_PD: Tensor
     """Hidden states at the prompts' last tokens: they predict each answer's first token."""
     mask_PL: Tensor
@@ -53,11 +53,11 @@ class Prefix:
     """Further per-token inputs of the prompts that answers need too (`extra_inputs`)."""
 
     def extend(self, prompt_index_N: Tensor, token_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """Return hidden states [N, T + 1, D]: column 0 is after the prompt, column t after t answer
-        tokens.
+        """Run answers on their prompts and return hidden states [N, T + 1, D].
 
-        Column t predicts token t + 1. Log-probs of T tokens therefore need the first T columns
-        (leave the last token out), and a reward at the last real token reads column `mask.sum()`.
+        Column 0 is after the prompt, column t after t answer tokens; each predicts the next token.
+        Log-probs of T tokens therefore need the first T columns (leave the last token out), and a
+        reward at the last real token reads column `mask.sum()`.
         """
         first_hidden_ND = self.last_hidden_PD[prompt_index_N, None]
         width = token_ids_NT.shape[1]
@@ -77,11 +77,10 @@ class Prefix:
         return torch.cat([first_hidden_ND, outputs.last_hidden_state[:, :width]], 1)
 
     def should_pack(self, num_answers: int, num_tokens: int) -> bool:
-        """Return whether `num_answers` answers of `num_tokens` tokens to a prompt should share a
-        sequence.
+        """Return whether this many answers to a prompt, of this length, should share a sequence.
 
-        They then attend to the prompt's keys without copies of them. But each token also meets the
-        other answers' keys behind the mask, which does not pay once those far outnumber the
+        They then attend to the prompt's keys without copying them. But attention is also computed
+        over the other answers' masked keys, which does not pay once those far outnumber the
         prompt's.
         """
         if not self.vlm.engine.supports_packing or num_answers <= 1:
@@ -91,7 +90,7 @@ class Prefix:
     def _group_size(self, prompt_index_N: Tensor, width: int) -> int:
         """Return the number of answers per prompt if they should be packed, else 0.
 
-        Packing needs equally many answers to each prompt, in adjacent rows.
+        Packing needs the same number of answers to each prompt, in adjacent rows.
         """
         if not self.vlm.engine.supports_packing:
             return 0
@@ -101,8 +100,10 @@ class Prefix:
         return group_size if is_even and self.should_pack(group_size, width) else 0
 
     def _extend_packed(self, prompt_index_N: Tensor, token_ids_NT: Tensor, group_size: int) -> Tensor:
-        """Run answers [P x G, T] as P sequences of G x T tokens; return hidden states [P x G, T,
-        D]."""
+        """Run answers [P x G, T] as P sequences of G x T tokens.
+
+        Returns their hidden states [P x G, T, D].
+        """
         width, device = token_ids_NT.shape[1], token_ids_NT.device
         prompt_indices = prompt_index_N[::group_size]
         # Every token sees its prompt's real tokens and, by one causal block per answer on the
@@ -128,27 +129,30 @@ class Prefix:
         return self.position_ids(prompt_index_N, offsets.expand(len(prompt_index_N), -1))
 
     def position_ids(self, prompt_index_N: Tensor, offset_NT: Tensor) -> Tensor:
-        """Return position ids [N, T] (or [3, N, T]) of tokens `offset_NT` places behind their
-        prompts."""
+        """Return position ids of tokens `offset_NT` places after their prompts.
+
+        Their shape is [N, T], or [3, N, T] for rotary axes.
+        """
         position_ids = self.start_position_P[prompt_index_N, None] + offset_NT
         return position_ids.expand(3, -1, -1) if _has_rope_axes(self.vlm) else position_ids
 
     def extra_inputs(self, prompt_index_N: Tensor, num_tokens: int) -> dict[str, Tensor]:
-        """Return the extras of answer tokens: they attend to the images of the prompt's last token
-        (Mllama)."""
+        """Return the extras of answer tokens.
+
+        In Mllama, they attend to the same images as the prompt's last token.
+        """
         return {k: v[prompt_index_N][:, -1:].expand(-1, num_tokens, -1, -1) for k, v in self.extras.items()}
 
 
 @dataclass
 class NaivePrefix:
-    """Prompts that run again with each of their answers, where `Prefix` would be wrong or is turned
-    off."""
+    """Prompts that run again with each answer, where `Prefix` would be wrong or is turned off."""
 
     vlm: VLM
     prompts: Sequence[Prompt]
 
     def extend(self, prompt_index_N: Tensor, token_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        """Return hidden states as `Prefix.extend`."""
+        """Return hidden states as `Prefix.extend` does."""
         return naive.hidden_states(self.vlm, self.prompts, prompt_index_N.tolist(), token_ids_NT, mask_NT)
 
     @property
@@ -159,7 +163,7 @@ class NaivePrefix:
         return naive.hidden_states(self.vlm, self.prompts, prompt_indices, no_tokens, no_tokens)[:, 0]
 
 
-# ---- the prompts' forward ----------------------------------------------------------------------
+# ---- running prompts ---------------------------------------------------------------------------
 
 
 def prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix | NaivePrefix:
@@ -198,7 +202,7 @@ def run_prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
 
 
 def _left_pad(rows: Sequence[Tensor], pad_value: int = 0) -> Tensor:
-    """Stack tensors [l, ...] of different lengths l into [P, L, ...], padded in front."""
+    """Stack tensors [l, ...] of different lengths l into [P, L, ...], padded at the start."""
     max_length = max(len(row) for row in rows)
     # `pad` takes (before, after) pairs from the last axis to the first; only the first axis grows.
     unpadded_axes = [0, 0] * (rows[0].dim() - 1)
@@ -208,16 +212,15 @@ def _left_pad(rows: Sequence[Tensor], pad_value: int = 0) -> Tensor:
 
 
 def _extra_names(prompts: Sequence[Prompt]) -> list[str]:
-    """Return the names of the extras that any prompt has; Mllama gives a prompt without images
-    none."""
+    """Return the names of all prompts' extras; Mllama's prompts without images have none."""
     return list(dict.fromkeys(name for p in prompts for name in p.extras))
 
 
 def _pad_image_axis(rows: Sequence[Tensor | None]) -> list[Tensor]:
-    """Widen Mllama's masks [L, images, tiles] to one number of images, with images that nothing
-    attends to.
+    """Pad Mllama's masks [L, images, tiles] to the same number of images.
 
-    The number is that of `VLM.image_inputs`. Extras without an image axis are returned as they are.
+    Nothing attends to the added images. Their number matches `VLM.image_inputs`. Extras without an
+    image axis are returned unchanged.
     """
     present = [row for row in rows if row is not None]
     if present[0].dim() == 1:
@@ -233,15 +236,14 @@ def _has_rope_axes(vlm: VLM) -> bool:
 
 
 def _prompt_position_ids(vlm: VLM, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the prompts' position ids, and the first position id behind each prompt [P]."""
+    """Return the prompts' position ids, and the first position id after each prompt [P]."""
     if _has_rope_axes(vlm):
         get_rope_index = vlm.model.base_model.get_rope_index
         parameters = inspect.signature(get_rope_index).parameters
         position_ids = get_rope_index(**{k: inputs[k] for k in parameters if k in inputs})[0]
-        # An image spans fewer positions than it has tokens: an answer goes on behind the largest
-        # one.
+        # An image spans fewer positions than tokens: an answer continues after the largest one.
         return position_ids, position_ids.amax((0, 2)) + 1
-    # Left padding gets position 0 (it is masked), the first real token the family's first position.
+    # The first real token gets the family's first position; that of left padding does not matter.
     position_ids = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + vlm.family.first_position_id
     return position_ids, position_ids.amax(1) + 1
 
@@ -251,11 +253,11 @@ def prompt_lengths(prompts: Sequence[Prompt]) -> list[int]:
     return [len(p.token_ids) for p in prompts]
 
 
-# ---- which path --------------------------------------------------------------------------------
+# ---- choosing a path ---------------------------------------------------------------------------
 
 
 def is_verified(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
-    """Return whether prompts may run on the fast path, checking it first if need be.
+    """Return whether prompts may run on the fast path, after checking it if necessary.
 
     A check on a prompt without images holds for such prompts only; the next one with images is
     checked as well.
@@ -284,23 +286,20 @@ def _choose_path(vlm: VLM, prompts: Sequence[Prompt]) -> None:
 
 
 def _paths_agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:
-    """Return whether the two paths agree on a prompt, and the difference or the failure in
-    words."""
+    """Return whether the two paths agree on a prompt, and a description of the gap or failure."""
     try:
         gap = max_logp_gap(vlm, prompt)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # an untested family may fail in any way: the naive path is there for it
+    except Exception as error:  # an untested family may fail in any way; the naive path is the fallback
         return False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return gap <= LOGP_TOLERANCE[vlm.model.dtype], f"log-probs differ by {gap:.2g} nats"
 
 
 @torch.no_grad()
 def max_logp_gap(vlm: VLM, prompt: Prompt) -> float:
-    """Return the largest difference between the two paths' log-probs of two short answers, in
-    nats."""
-    # Three tokens of the prompt itself, forwards and backwards: ids that the model knows and may
-    # sample.
+    """Return the two paths' largest log-prob difference on two short answers, in nats."""
+    # Three of the prompt's own tokens, forwards and backwards: the model knows and may sample them.
     suppressed = set(vlm.suppressed_tokens.tolist())
     allowed_ids = [i for i in dict.fromkeys(prompt.token_ids.tolist()) if i not in suppressed] or list(vlm.eos)
     probe_ids = (allowed_ids * 3)[-3:]
@@ -321,13 +320,12 @@ def max_finite_gap(reference: Tensor, actual: Tensor) -> float:
 
 @contextlib.contextmanager
 def two_stage_backward(prefix: Prefix | NaivePrefix) -> Iterator[Prefix | NaivePrefix]:
-    """Let batches of answers call `backward` inside, and run the prompts' own backward once, on
-    leaving.
+    """Let batches of answers call `backward` inside the block; run the prompts' own once, on exit.
 
-    The prefix that is yielded has leaves in place of the prompts' keys, values and last hidden
-    states. Each `backward` inside stops there, frees its own activations, and adds to the leaves'
-    gradients. On leaving, these go through the prompts' forward. Without gradients, and on the
-    naive path, the prefix is yielded as it is.
+    The yielded prefix has detached leaves in place of the prompts' keys, values and last hidden
+    states. Each `backward` inside the block stops there, frees its own activations, and adds to the
+    leaves' gradients. On exit, these are propagated through the prompts' forward pass. Without
+    gradients, and on the naive path, the prefix is yielded unchanged.
     """
     if isinstance(prefix, NaivePrefix) or not torch.is_grad_enabled() or not prefix.last_hidden_PD.requires_grad:
         yield prefix

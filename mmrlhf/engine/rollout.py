@@ -1,5 +1,4 @@
-"""Sample answers to prompts, for a trainer (`RolloutEngine`) and for everybody else
-(`generate_batches`)."""
+"""Sample answers to prompts: in training (`RolloutEngine`) and elsewhere (`generate_batches`)."""
 
 from __future__ import annotations
 
@@ -31,10 +30,10 @@ class RolloutEngine(Protocol):
     run. `sample` may be called several times in a step. An engine that runs elsewhere (vLLM,
     SGLang):
 
-    - receives the policy as a PEFT adapter directory. It must load each version under a name of its
-      own (`policy-v{version}`), before the first answer of that version is sampled: an engine
-      that already knows a name keeps serving the old weights without a word.
-    - takes `Prompt.token_ids` as they are and either `Prompt.image_features` or `Prompt.images`.
+    - receives the policy as a PEFT adapter directory. It must load each version under a new name
+      (`policy-v{version}`) before it samples from it: an engine that already knows a name silently
+      keeps serving the old weights.
+    - takes `Prompt.token_ids` unchanged, and either `Prompt.image_features` or `Prompt.images`.
       Image features are cached under `ImageSource.key` plus the encoder's fingerprint, never under
       a file or row name.
     - samples from the distribution that `VLM.token_logps` describes: temperature applied,
@@ -57,8 +56,8 @@ class RolloutEngine(Protocol):
 
         `token_ids_NT` includes the end-of-sequence token of a finished answer. `entropy_NT` is 0
         where the engine does not report it. The same prompts, `params` (with its seed) and policy
-        version give the same answers as far as the engine's kernels are deterministic, and prompts
-        with equal ids get independent samples.
+        version give the same answers if the engine's kernels are deterministic. Prompts with equal
+        ids get independent samples.
         """
         ...
 
@@ -67,7 +66,7 @@ class RolloutEngine(Protocol):
         ...
 
     def wake(self) -> None:
-        """Take that memory again. Called before the first rollout, too."""
+        """Take that memory again. Also called before the first rollout."""
         ...
 
     def close(self) -> None:
@@ -83,7 +82,7 @@ class LocalEngine:
         self.policy_version = 0
 
     def set_policy(self, version: int, adapter: Path | None = None) -> None:
-        """Record the version: the weights are shared. Raises ValueError if given an adapter."""
+        """Record the version; the weights are shared. Raises ValueError if given an adapter."""
         if adapter is not None:
             raise ValueError(f"LocalEngine shares its weights with the trainer and loads no adapter, but got {adapter}")
         self.policy_version = version
@@ -94,7 +93,7 @@ class LocalEngine:
             return sample_completions(self.policy.vlm, prompts, n, params)
 
     def free(self) -> None:
-        """Do nothing: nothing outlives a call of `sample`."""
+        """Do nothing: `sample` leaves nothing in memory."""
 
     def wake(self) -> None:
         """Do nothing."""
@@ -109,9 +108,9 @@ class LocalEngine:
 def sampling_noise(prompt_ids: Sequence[str], num_generations: int, max_tokens: int, seed: int) -> Tensor:
     """Return uniform noise [N, max_tokens] in float64, one row per answer in prompt order.
 
-    A row follows from the seed, the prompt's id and the answer's number alone. Neither the batch
-    nor earlier samples matter, so a resumed run needs no generator state. A repeated id gets fresh
-    noise at every occurrence in `prompt_ids`.
+    A row depends only on the seed, the prompt's id and the answer's number, not on the batch or on
+    earlier samples, so a resumed run needs no generator state. A repeated id gets fresh noise at
+    every occurrence in `prompt_ids`.
     """
     occurrences: Counter[str] = Counter()
     noise_keys = []
@@ -135,8 +134,7 @@ def _noise_for(vlm: VLM, prompts: Sequence[Prompt], num_generations: int, params
 
 
 def prompts_from_examples(vlm: VLM, examples: Sequence[Example], max_length: int | None = None) -> list[Prompt]:
-    """Build the prompts of examples; the row ids become the prompts' ids. Raises as
-    `VLM.build_prompts`."""
+    """Build the prompts of examples, with the rows' ids. Raises as `VLM.build_prompts` does."""
     return vlm.build_prompts([(e.prompt, e.images) for e in examples], max_length, [e.id for e in examples])
 
 
@@ -207,8 +205,8 @@ def generate_batches(
 ) -> Iterator[tuple[Example, list[str]]]:
     """Yield each example with its answers, in order, sampling `batch_size` prompts at a time.
 
-    With one answer per prompt, prompts about the same images share the prefill of what they have in
-    common, where the model allows it (`shared_prefix`).
+    With one answer per prompt, prompts about the same images share the prefill of their common
+    prefix, where the model allows it (`shared_prefix`).
     """
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]

@@ -1,8 +1,7 @@
 """Sample answers token by token, on prompts that were prefilled once.
 
 Shape suffixes: N answers, T answer tokens (right-padded), V vocabulary, S sequences, G answers
-packed into a sequence (fewer in some: see EMPTY_SLOT), C columns that a sequence has grown by so
-far.
+packed into a sequence (fewer in some: see EMPTY_SLOT), C columns added to a sequence so far.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from mmrlhf.models import kv_cache
 from mmrlhf.models.vlm import VLM, Prompt
 
 COMPACT_BELOW = 0.6
-"""Finished answers leave the batch once less than this share of it is unfinished. Leaving copies
-the whole cache, so it does not pay for every answer that ends."""
+"""Finished answers are dropped from the batch once less than this share of it is unfinished. This
+copies the whole cache, so it does not pay for every answer that ends."""
 
 EMPTY_SLOT = -1
 """Replaces an answer's index where a sequence has fewer answers than the widest one."""
 
 PADDING_COLUMN = -2
-"""Owner of a column of keys that holds padding. Differs from every answer and from EMPTY_SLOT, so
-that nothing sees it."""
+"""Owner of a column of keys that holds padding. It equals no answer's index and not EMPTY_SLOT, so
+no token attends to the column."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,8 @@ class SamplingParams:
     """How to sample answers.
 
     `temperature` 0 is greedy decoding; `top_p` 1 and `top_k` 0 keep every token. An answer has at
-    least `min_tokens` and at most `max_tokens` tokens, and ends at the first string of `stop`. The
-    noise of an answer follows from `seed`, its prompt's id and its number among that prompt's
-    answers.
+    least `min_tokens` and at most `max_tokens` tokens, and ends where any string of `stop` occurs.
+    An answer's noise depends on `seed`, its prompt's id and its number among that prompt's answers.
     """
 
     max_tokens: int
@@ -61,7 +59,7 @@ class SamplingParams:
 def step_seed(seed: int, step: int) -> int:
     """Return the sampling seed of a training step, different for every step of a run.
 
-    The step is the upper half of 64 bits, so seeds below 2^32 of different runs never meet.
+    The step is the upper half of 64 bits, so runs with different seeds below 2^32 never share one.
     """
     return seed + (step << 32)
 
@@ -127,8 +125,7 @@ def sample(
 
 
 def _decode_unpacked(prefix: Prefix, prompt_index_N: Tensor, state: DecodeState) -> None:
-    """Decode one row per answer, each on its own copy of its prompt's keys. Works for every
-    family."""
+    """Decode one row per answer, on its own copy of the prompt's keys; works for every family."""
     vlm, max_tokens = prefix.vlm, state.params.max_tokens
     cache = kv_cache.preallocated_cache(prefix.kv, prefix.cache_template, prompt_index_N, max_tokens)
     active = torch.arange(len(prompt_index_N), device=vlm.device)  # the answer of each row of the batch
@@ -156,8 +153,7 @@ def _decode_unpacked(prefix: Prefix, prompt_index_N: Tensor, state: DecodeState)
 
 
 class Suffixes(NamedTuple):
-    """Prompt tokens between a shared prefix and each answer [N, T], right-padded, at least one
-    each."""
+    """What follows a shared prefix in each answer's prompt [N, T]: right-padded, never empty."""
 
     token_ids_NT: Tensor
     mask_NT: Tensor
@@ -166,7 +162,7 @@ class Suffixes(NamedTuple):
 def decode_packed(
     prefix: Prefix, prompt_index_N: Tensor, sequence_index_N: Tensor, state: DecodeState, suffixes: Suffixes | None = None
 ) -> None:
-    """Decode several answers per sequence, on keys of the prompt that are not copied.
+    """Decode several answers per sequence, without copying the prompt's keys.
 
     Answers with the same `sequence_index_N` (and so the same prompt) share a sequence. At step t
     each of them appends one token to it, side by side: a sequence grows by G columns of keys, and
@@ -182,7 +178,7 @@ def decode_packed(
     decode_step = step_class(prefix, prompt_index_N[answer_index_SG[:, 0]], (max_tokens + suffix_width) * num_slots)
     next_token_N = torch.zeros_like(prompt_index_N)
     # `column_owner_SC` names the answer that each column of keys belongs to. `hidden` [n, D] holds
-    # the state behind the last token of each active answer, in the order of `active`.
+    # the state after the last token of each active answer, in the order of `active`.
     if suffixes is None:
         column_owner_SC = answer_index_SG[:, :0]
         hidden = prefix.last_hidden_PD[prompt_index_N[active]]
@@ -196,8 +192,8 @@ def decode_packed(
         if not is_unfinished.any() or t + 1 == max_tokens:
             return
         if is_unfinished.float().mean() < COMPACT_BELOW:
-            # Drop finished answers' slots, and sequences without answers. A dropped answer's
-            # columns stay in a sequence that goes on, where no other answer sees them.
+            # Drop finished answers' slots, and sequences without answers. In a sequence that goes
+            # on, a dropped answer's columns stay, but no other answer attends to them.
             active = active[is_unfinished]
             remaining_sequences, answer_index_SG = _pack_rows(sequence_index_N, active)
             kept_indices = torch.isin(sequences, remaining_sequences).nonzero()[:, 0]
@@ -208,13 +204,13 @@ def decode_packed(
         # `[is_filled_SG]` drops it and flattens the rest in the order of `active`.
         is_filled_SG, gather_index_SG = answer_index_SG != EMPTY_SLOT, answer_index_SG.clamp(min=0)
         token_ids_SG = torch.where(is_filled_SG, next_token_N[gather_index_SG], pad_token_id)
-        # An empty slot sees its prompt and empty slots; what comes out of it is dropped.
+        # An empty slot sees its prompt and empty slots; its output is dropped.
         visible_SGC = column_owner_SC[:, None] == answer_index_SG[:, :, None]
         hidden = decode_step(suffix_length_N[gather_index_SG] + t, token_ids_SG, visible_SGC)[is_filled_SG]
 
 
 def _pack_rows(sequence_index_N: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sequences [S] of the answers `active`, and each one's answers [S, G].
+    """Return the sequences [S] of the `active` answers, and the answers [S, G] of each sequence.
 
     `active` is grouped by sequence; rows with fewer than G answers end in EMPTY_SLOT.
     """
@@ -228,16 +224,15 @@ def _pack_rows(sequence_index_N: Tensor, active: Tensor) -> tuple[Tensor, Tensor
 def _prefill_suffixes(decode_step: DecodeStep, answer_index_SG: Tensor, suffixes: Suffixes) -> tuple[Tensor, Tensor, Tensor]:
     """Run each answer's suffix in its sequence, all in one forward.
 
-    Returns the owners of the new columns [S, G x T], the hidden states [n, D] behind each suffix in
+    Returns the owners of the new columns [S, G x T], the hidden states [n, D] after each suffix in
     the order of the filled slots, and the suffixes' lengths [N].
     """
     token_ids_NT, mask_NT = suffixes
     (num_sequences, num_slots), width = answer_index_SG.shape, token_ids_NT.shape[1]
     num_columns = num_slots * width
     is_filled_SG, gather_index_SG = answer_index_SG != EMPTY_SLOT, answer_index_SG.clamp(min=0)
-    # Slot after slot, `width` columns each. Inside the forward a column's owner is its slot's
-    # answer, padding included: the causal mask already hides right padding from the tokens before
-    # it.
+    # Slot after slot, `width` columns each. In this forward pass a column's owner is its slot's
+    # answer, even if it is padding: the causal mask hides right padding from the tokens before it.
     column_owner_SC = answer_index_SG[..., None].expand(-1, -1, width).flatten(1)
     is_causal = torch.ones(num_columns, num_columns, dtype=torch.bool, device=token_ids_NT.device).tril()
     visible_SCC = (column_owner_SC[:, None] == column_owner_SC[:, :, None]) & is_causal
@@ -247,7 +242,7 @@ def _prefill_suffixes(decode_step: DecodeStep, answer_index_SG: Tensor, suffixes
     suffix_hidden = hidden.unflatten(1, (num_slots, width))[is_filled_SG]
     last_index = suffix_length_N[answer_index_SG[is_filled_SG]] - 1
     last_hidden = suffix_hidden[torch.arange(len(suffix_hidden), device=suffix_hidden.device), last_index]
-    # Later tokens come after the padding, where causality no longer hides it.
+    # Later tokens come after the padding, so causality no longer hides it from them: mark it.
     is_token = (mask_NT.bool()[gather_index_SG] & is_filled_SG[..., None]).flatten(1)
     return torch.where(is_token, column_owner_SC, PADDING_COLUMN), last_hidden, suffix_length_N
 
@@ -256,7 +251,7 @@ def _prefill_suffixes(decode_step: DecodeStep, answer_index_SG: Tensor, suffixes
 
 
 class DecodeState:
-    """Decoding state: tokens, log-probs, and which answers are unfinished."""
+    """The tokens and log-probs sampled so far, and which answers are unfinished."""
 
     def __init__(self, vlm: VLM, num_answers: int, params: SamplingParams, noise_NT: Tensor | None):
         self.vlm, self.params, self.noise_NT = vlm, params, noise_NT
@@ -269,11 +264,10 @@ class DecodeState:
         self.eos = torch.tensor(vlm.eos, device=vlm.device)
 
     def step(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
-        """Choose token `t` of the answers `active` [n] from their logits [n, V], record it, return
-        it.
+        """Choose, record and return token `t` of answers `active` [n] from their logits [n, V].
 
-        The temperature is applied to the logits already. Finished answers that are still in the
-        batch get a token as well, which is not recorded.
+        The temperature has already been applied to the logits. Finished answers that are still in
+        the batch also get a token, which is not recorded.
         """
         if t < self.params.min_tokens:
             logits = logits.index_fill(-1, self.eos, float("-inf"))
@@ -292,16 +286,16 @@ class DecodeState:
         return next_tokens
 
     def step_from_raw_logits(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
-        """Do the same from the model's own logits, for `naive.generate`.
+        """Do the same from the model's unprocessed logits, for `naive.generate`.
 
-        Answers that had finished before get an end-of-sequence token, so that `generate` ends.
+        Answers that had already finished get an end-of-sequence token, so that `generate` ends.
         """
         is_unfinished = self.unfinished[active].clone()
         next_tokens = self.step(self.vlm.process_logits(logits, self.params.temperature or 1.0), active, t)
         return torch.where(is_unfinished, next_tokens, self.eos[0])
 
     def _choose_tokens(self, logps: Tensor, probabilities: Tensor, active: Tensor, t: int) -> Tensor:
-        """Return a token [n] per answer: the likeliest, or the one that the noise points at."""
+        """Return a token [n] per answer: the likeliest, or the one that its noise selects."""
         if self.params.temperature == 0:
             return logps.argmax(-1)
         assert self.noise_NT is not None
@@ -315,9 +309,8 @@ class DecodeState:
         return torch.searchsorted(cumulative, threshold[:, None])[:, 0].clamp(max=cumulative.shape[-1] - 1)
 
     def _finish_at_stop_strings(self, indices: Tensor, t: int) -> None:
-        """Finish the answers whose last tokens decode to a text with a stop string in it."""
-        # A token holds at least one byte, so a stop string lies within as many tokens as it has
-        # bytes.
+        """Mark these answers as finished if their last tokens contain a stop string."""
+        # A token holds at least one byte, so a stop string of n bytes lies within n tokens.
         max_stop_tokens = max(len(s.encode()) for s in self.params.stop)
         for i in indices.tolist():
             recent_ids = self.token_ids_NT[i, max(0, t - max_stop_tokens) : t + 1].tolist()
@@ -326,7 +319,7 @@ class DecodeState:
                 self.unfinished[i] = False
 
     def result(self) -> SampleOutput:
-        """Return what was sampled, as wide as the longest answer and one token at least."""
+        """Return what was sampled, cut to the longest answer but at least one token wide."""
         width = max(int(self.mask_NT.sum(1).max()), 1)
         return SampleOutput(
             token_ids_NT=self.token_ids_NT[:, :width],
@@ -338,16 +331,14 @@ class DecodeState:
 
 
 def _filter_top_k_top_p(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Zero all but the `top_k` likeliest tokens, then all but the fewest of these that reach
-    `top_p`.
+    """Keep the `top_k` likeliest tokens, then the fewest of them that reach `top_p`; zero the rest.
 
     `top_p` is a share of the mass that top-k left. The result is not renormalised.
     """
     sorted_probabilities, token_ids = probabilities.sort(-1, descending=True)
     if top_k:
         sorted_probabilities[:, top_k:] = 0
-    # A token stays if the tokens before it have not reached top_p yet: the one that crosses it is
-    # kept.
+    # A token stays if those before it have not reached top_p yet: the one that crosses it stays.
     preceding_mass = sorted_probabilities.cumsum(-1) - sorted_probabilities
     sorted_probabilities[preceding_mass >= top_p * sorted_probabilities.sum(-1, keepdim=True)] = 0
     return torch.zeros_like(probabilities).scatter(-1, token_ids, sorted_probabilities)

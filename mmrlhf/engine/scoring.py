@@ -1,17 +1,17 @@
 """Score given answers: hidden states, log-probs and values, one micro-batch at a time.
 
-Backward inside the loop. `hidden_states` and `last_hidden_states` are generators, and a caller that
-trains calls `backward` on each item before it asks for the next:
+`hidden_states` and `last_hidden_states` are generators. A caller that trains calls `backward` on
+each item inside the loop, before it asks for the next:
 
     for indices, hidden_NTD in hidden_states(policy, completions):
         loss = loss_of(logps(policy, completions, hidden_NTD, indices), indices)
         loss.backward()
 
-Only one micro-batch's activations exist at a time. What the micro-batches' gradients say about a
-prompt is summed, and goes through the prompt's own forward once, when the generator moves on to the
-next prompts (`prefill.two_stage_backward`). Two rules follow: run the loop to its end, or the last
-prompts learn nothing; and do not keep an item's graph for a later `backward`, which would not reach
-the prompt. The adapter of the role is active inside the loop.
+Only one micro-batch's activations exist at a time. The micro-batches' gradients of a prompt are
+summed, and go through the prompt's own forward pass once, when the generator moves on to the next
+prompts (`prefill.two_stage_backward`). Two rules follow: run the loop to its end, or the last
+prompts get no gradients; and do not keep an item's graph for a later `backward`, which would not
+reach the prompt. The role's adapter is active inside the loop.
 
 A loss that couples answers (DPO's pairs) needs all of their log-probs before the first `backward`.
 Take them without gradients from `sequence_logps`, derive each answer's coefficient, and run the
@@ -33,7 +33,7 @@ from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import Prompt
 
 GROUPS_PER_BATCH = 64
-"""Prompts whose images and tokens are prepared at a time when a long list is scored."""
+"""Number of prompts to prepare (images and tokens) at a time when a long list is scored."""
 
 C = TypeVar("C", bound=Completions)
 """What a token-level function reads: given answers, or sampled ones."""
@@ -43,7 +43,7 @@ C = TypeVar("C", bound=Completions)
 
 
 def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield answer indices [n] and hidden states [n, T, D] in front of each of their tokens.
+    """Yield answer indices [n] and the hidden states [n, T, D] before each of their tokens.
 
     Micro-batches follow the token budget; T is the longest of their answers. Call `backward` inside
     the loop only (see the module's docstring).
@@ -59,8 +59,7 @@ def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor
             with two_stage_backward(prefill(vlm, [completions.prompts[p] for p in micro_batch.prompt_indices])) as prefix:
                 for answer_indices in micro_batch.answer_batches:
                     indices = torch.tensor(answer_indices, device=vlm.device)
-                    # `extend` adds the column after the prompt, and nothing is predicted from the
-                    # last token.
+                    # `extend` adds the column after the prompt; the last token predicts nothing.
                     width = max(lengths[i] for i in answer_indices) - 1
                     # The prompts of a micro-batch are sorted, so a search finds their place in it.
                     local_prompt_index = torch.searchsorted(prompt_indices, completions.prompt_index_N[indices])
@@ -71,8 +70,7 @@ def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor
 def last_hidden_states(
     role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield prompt indices and the hidden states [n, D] at the last token of all of their answers,
-    in order.
+    """Yield prompt indices, and the hidden states [n, D] at the last tokens of all their answers.
 
     `answer_ids` holds the token ids [T] of each prompt's answers. Call `backward` inside the loop
     only (see the module's docstring).
@@ -94,7 +92,7 @@ def last_hidden_states(
                 yield micro_batch.prompt_indices, torch.cat(last_states)
 
 
-# ---- what is read from them --------------------------------------------------------------------
+# ---- log-probs and values ----------------------------------------------------------------------
 
 
 def token_logps(
@@ -102,7 +100,7 @@ def token_logps(
 ) -> Tensor:
     """Return the log-probs [n, T] of the tokens of answers `indices`, 0 on padding.
 
-    They are of the distribution at `temperature` in which no answer can end before `min_tokens`.
+    The distribution is that at `temperature` in which no answer can end before `min_tokens`.
     """
     width = hidden.shape[1]
     token_ids, mask = completions.token_ids_NT[indices, :width], completions.mask_NT[indices, :width]
@@ -110,11 +108,10 @@ def token_logps(
 
 
 def logps(role: Role, completions: SampledCompletions, hidden: Tensor, indices: Tensor) -> Tensor:
-    """Return the log-probs [n, T] of sampled tokens, under the parameters that they were sampled
-    with.
+    """Return the log-probs [n, T] of sampled tokens under their own sampling parameters.
 
-    Raises ValueError if top-p, top-k or greedy decoding chose them: they come from another
-    distribution then, and a ratio of the two means nothing.
+    Raises ValueError if top-p, top-k or greedy decoding chose them: they then come from another
+    distribution, and a ratio of the two means nothing.
     """
     params = completions.sampling_params
     if not params.is_full_distribution:
@@ -123,15 +120,14 @@ def logps(role: Role, completions: SampledCompletions, hidden: Tensor, indices: 
 
 
 def values(role: Role, completions: Completions, hidden: Tensor, indices: Tensor) -> Tensor:
-    """Return the scalar head's values [n, T] in front of each token, 0 on padding."""
+    """Return the scalar head's values [n, T] before each token, 0 on padding."""
     assert role.head is not None
     return role.head(hidden.float())[..., 0] * completions.mask_NT[indices, : hidden.shape[1]]
 
 
 @torch.no_grad()
 def in_micro_batches(compute: Callable[[Role, C, Tensor, Tensor], Tensor], role: Role, completions: C) -> Tensor:
-    """Return `compute` (`logps`, `values`, `token_logps`) of all answers [N, T], without
-    gradients."""
+    """Apply `compute` (such as `logps` or `values`) to all answers, without gradients: [N, T]."""
 
     def compute_all() -> Tensor:
         result_NT = torch.zeros(completions.token_ids_NT.shape, device=role.vlm.device)

@@ -1,10 +1,10 @@
 """Share the prefill of several prompts about the same images.
 
-A benchmark asks six questions about an image of 576 tokens, and a question has twenty. The
-beginning that prompts have in common, images included, is prefilled once. The rest of a prompt, its
-suffix, runs on top, as the first tokens of an answer that nobody had to choose. The first group of
-a run is compared with whole prompts. A model that differs (PaliGemma attends in both directions
-within its prompt) prefills every prompt by itself.
+A benchmark may ask six questions of twenty tokens about an image of 576. The prefix that the
+prompts have in common, images included, is prefilled once. The rest of each prompt, its suffix,
+runs on top, like the first tokens of an answer but given instead of sampled. A run compares its
+first group of prompts with separate prefills. If they differ (PaliGemma attends in both directions
+within its prompt), every prompt is prefilled by itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def group_by_prefix(vlm: VLM, prompts: Sequence[Prompt], params: SamplingParams)
 
 
 def _group_size(vlm: VLM, prompts: Sequence[Prompt], params: SamplingParams) -> int:
-    """Return how many of these prompts should share a sequence (see MAX_PACK_RATIO)."""
+    """Return the number of these prompts that should share a sequence (see MAX_PACK_RATIO)."""
     prefix_length = _common_prefix_length(prompts)
     if prefix_length == 0 or _has_image_token(vlm, [p.token_ids[prefix_length:] for p in prompts]):
         return 1  # a suffix runs without image features
@@ -60,7 +60,7 @@ def _has_image_token(vlm: VLM, token_ids: Sequence[Tensor]) -> bool:
 def _common_prefix_length(prompts: Sequence[Prompt]) -> int:
     """Return the number of leading tokens that are equal in all prompts.
 
-    At least one token of every prompt is left over: an answer needs the hidden state behind it.
+    At least one token of every prompt is left over: an answer needs the hidden state after it.
     """
     max_length = min(len(p.token_ids) for p in prompts) - 1
     is_same = torch.stack([p.token_ids[:max_length] for p in prompts]) == prompts[0].token_ids[:max_length]
@@ -68,7 +68,7 @@ def _common_prefix_length(prompts: Sequence[Prompt]) -> int:
 
 
 def is_supported(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
-    """Return whether this model may share prefixes; settled by the first group of a run."""
+    """Return whether this model may share prefixes; a run's first group of prompts decides."""
     if not prefill.is_verified(vlm, prompts) or not vlm.engine.supports_packing:
         return False
     if vlm.engine.share_prefix_across_prompts == "auto":
@@ -86,8 +86,10 @@ def is_supported(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
 
 @torch.no_grad()
 def max_logp_gap(vlm: VLM, prompts: Sequence[Prompt]) -> float:
-    """Return the largest difference, in nats, between log-probs of an answer's first token after a
-    shared prefix and after whole prompts."""
+    """Return the largest log-prob difference between a shared and separate prefills, in nats.
+
+    The log-probs are those of each answer's first token.
+    """
     common_prefix, suffixes = _prefill_shared(vlm, [list(prompts)])
     prompt_index_N = torch.zeros(len(prompts), dtype=torch.long, device=vlm.device)
     hidden = common_prefix.extend(prompt_index_N, *suffixes)
@@ -97,8 +99,7 @@ def max_logp_gap(vlm: VLM, prompts: Sequence[Prompt]) -> float:
 
 
 def _prefill_shared(vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]]) -> tuple[Prefix, Suffixes]:
-    """Prefill the common prefix of each group; return it with the suffixes of all prompts, in
-    order."""
+    """Prefill each group's common prefix; return it, and the suffixes of all prompts in order."""
     common_prefixes, suffix_ids = [], []
     for group in prompt_groups:
         length, first = _common_prefix_length(group), group[0]
@@ -113,8 +114,10 @@ def _prefill_shared(vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]]) -> tupl
 def sample(
     vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]], params: SamplingParams, noise_NT: Tensor | None = None
 ) -> SampleOutput:
-    """Sample an answer to each prompt, in the order of the groups; `noise_NT` as in
-    `sampling.sample`."""
+    """Sample an answer to each prompt, in the order of the groups.
+
+    `noise_NT` is as in `sampling.sample`.
+    """
     common_prefix, suffixes = _prefill_shared(vlm, prompt_groups)
     group_indices = [g for g, group in enumerate(prompt_groups) for _ in group]
     group_index_N = torch.tensor(group_indices, device=vlm.device)

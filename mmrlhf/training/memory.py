@@ -47,7 +47,7 @@ class MemoryItem:
 def build_meta_model(name: str) -> PreTrainedModel:
     """Build a model without weights from the config.json of a checkpoint directory or Hub id.
 
-    Raise InputError if the architecture cannot be read.
+    Raises InputError if the architecture cannot be read.
     """
     try:
         config = AutoConfig.from_pretrained(name)

@@ -69,7 +69,7 @@ def optimizer_step(
     """Sum the gradients of all processes, clip, step, and clear. Return the norm before clipping.
 
     Losses are already divided by global counts, so gradients are summed, not averaged. Forwards
-    enter below any DDP wrapper, which therefore cannot reduce them. Raise RuntimeError if the
+    enter below any DDP wrapper, which therefore cannot reduce them. Raises RuntimeError if the
     gradient is not finite, before anything is changed.
     """
     if accelerator.num_processes > 1:

@@ -58,7 +58,7 @@ def load_roles(
 ) -> PPORoles:
     """Load reward models and add the adapters of policy and critic to the base.
 
-    Raise InputError if a reward function does not exist or a reward model cannot be used.
+    Raises InputError if a reward function does not exist or a reward model cannot be used.
     """
     adapters = Adapters(vlm)
     reward_models = load_reward_models(config, adapters, accelerator)

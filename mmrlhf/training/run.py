@@ -56,7 +56,7 @@ class Run:
     """One stage's run directory. Check `finished` first, then call `resume`, then log.
 
     Every method can be called on every process: reads return the same, and only the main process
-    writes and prints. Raise InputError if the directory cannot be used or holds a run with other
+    writes and prints. Raises InputError if the directory cannot be used or holds a run with other
     settings.
     """
 
@@ -269,7 +269,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restore what `optimizer_tensors` returned; other names in `tensors` are ignored.
 
-    Raise ValueError if the state belongs to other parameters: another number, or other shapes.
+    Raises ValueError if the state belongs to other parameters: another number, or other shapes.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}

@@ -1,8 +1,9 @@
-"""Every model family: the engine against a forward that shares nothing with it.
+"""Every model family: compare the engine with a naive forward pass, which shares no code with it.
 
-Naive here means: the processor on pixels, prompt and answer of one row in one sequence, no cache,
-the model's own positions. Each family is a tiny random checkpoint with its real processor
-(`tests/helpers/tiny_models.py`). Rows with one image, two and none, of different sizes, are mixed.
+The naive pass runs one row at a time: pixels through the processor, prompt and answer in one
+sequence, no cache, the model's own positions. Each family is a tiny random checkpoint with its real
+processor (`tests/helpers/tiny_models.py`). Rows with one image, two and none are mixed, and images
+of different sizes.
 
     python -m tests.models.test_families --device cpu
     python -m tests.models.test_families --device cuda --dtype bfloat16
@@ -50,8 +51,7 @@ from tests.helpers.family_setup import (
 from tests.helpers.tiny_models import FAMILIES, build_checkpoint
 
 SUPPORTS_PACKING = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama"}
-"""Every layer attends to everything, so that a prompt's answers may share a sequence behind a
-mask."""
+"""Families with full attention in every layer: a prompt's answers may share a masked sequence."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -82,8 +82,7 @@ def test_max_logp_gap_is_small(family):
 
 
 def test_packed_answers_match_separate_rows(family, monkeypatch):
-    """Scored, trained and sampled (with answers that end) in one sequence per prompt or a row
-    each."""
+    """Score, train and sample (with answers that end) in one sequence per prompt or per answer."""
     params, num_generations = SamplingParams(24), 5
     monkeypatch.setattr(family.vlm, "eos", (3, *range(40, 80)))  # an untrained model seldom ends
     runs = {}
@@ -122,7 +121,7 @@ def test_gradients_reach_only_the_active_role(family):
 
 def test_activation_checkpointing_changes_nothing(family):
     expected_logps, _, expected_grads = engine_run(family, 100_000)
-    other = FamilySetup.__new__(FamilySetup)  # the same, on another copy of the model
+    other = FamilySetup.__new__(FamilySetup)  # the same setup on another copy of the model
     other.__dict__ |= family.__dict__
     other.vlm = load(str(family.directory), engine=EngineConfig(activation_checkpointing=True))
     other.adapters = Adapters(other.vlm)
@@ -149,7 +148,7 @@ def test_sample_logps_match_recomputed_logps(family):
             assert torch.allclose(recomputed, sampled.logps_NT[indices], atol=1e-4)
 
 
-def test_naive_prefix_samples_and_scores_alike(family):
+def test_naive_prefix_samples_and_scores_the_same(family):
     prompts, indices, params = family.prompts(), list(range(len(family.examples))), SamplingParams(8)
     noise = torch.rand(len(prompts), 8, generator=torch.Generator().manual_seed(1))
     with family.adapters.use("policy"):
@@ -188,7 +187,7 @@ def test_control_tokens_in_text_are_refused(family):
         assert token not in escaped and vlm.answer_token_ids(question, escaped, 0) is not None
         with pytest.raises(InputError, match=rf"{message} its text|would show the model"):
             vlm.build_prompts([((Message("user", f"What is {token}?"),), family.examples[0].images)])
-    vlm.answer_token_ids(question, "An <s>old</s> <b>one</b>.", 0)  # marks that ordinary text has, too
+    vlm.answer_token_ids(question, "An <s>old</s> <b>one</b>.", 0)  # tags that ordinary text also has
 
 
 def test_prompts_encode_images_once_in_any_order(family):
@@ -200,7 +199,7 @@ def test_prompts_encode_images_once_in_any_order(family):
         alone = torch.cat([prefill(vlm, vlm.build_prompts([row])).last_hidden_PD for row in conversations])
         reversed_order = prefill(vlm, vlm.build_prompts(conversations[::-1])).last_hidden_PD.flip(0)
     assert torch.allclose(together, alone, atol=1e-4) and torch.allclose(together, reversed_order, atol=1e-4)
-    # LLaVA-OneVision preprocesses an image that is one of several in another way than a lone one.
+    # LLaVA-OneVision preprocesses an image differently if it is one of several.
     assert vlm.image_encodes == (4 if family.family == "llava_onevision" else 3)
 
 
@@ -259,8 +258,7 @@ def test_stages_run_one_step(family, tmp_path):
 
 
 def test_nf4_base_runs_and_learns(tmp_path):
-    """bitsandbytes on the CPU: the same engine in another precision, which the reward model
-    remembers."""
+    """Run bitsandbytes on the CPU; the saved reward model records its precision."""
     pytest.importorskip("bitsandbytes")
     build_checkpoint("llava", tmp_path / "base")
     vlm = load(str(tmp_path / "base"), "nf4")
@@ -283,7 +281,7 @@ def test_nf4_base_runs_and_learns(tmp_path):
 
 
 def bfloat16_logp_gap(f: FamilySetup) -> float:
-    """Return how far log-probs of decoding are from the update's own, in nats."""
+    """Return the largest difference between log-probs of decoding and of the update, in nats."""
     vlm = load(str(f.directory), "bfloat16", f.vlm.device)
     sampled = sample_completions(vlm, prompts_from_examples(vlm, f.examples), 3, SamplingParams(20))
     recomputed = in_micro_batches(logps, Role(Adapters(vlm), None), sampled)
@@ -291,10 +289,10 @@ def bfloat16_logp_gap(f: FamilySetup) -> float:
 
 
 def family_table(dtype: str = "float32", device: str = "cpu") -> tuple[str, list[str]]:
-    """Measure every family; return a table with a row each, and the families beyond TOLERANCE."""
+    """Measure every family; return a table of them, and the families beyond TOLERANCE."""
     beyond = []
     lines = [
-        "| family | log-probs | values | LoRA gradients | bfloat16 | answers to a prompt | prompt written by "
+        "| family | log-probs | values | LoRA gradients | bfloat16 | answers to a prompt | prompt tokenized by "
         "| rows without an image |",
         "|---|---|---|---|---|---|---|---|",
     ]
