@@ -1,4 +1,4 @@
-"""Draw the sample images and write a file of each format.
+"""Draw the sample images, and write a file in each format.
 
 `python data/make_samples.py` rebuilds data/samples.
 """
@@ -21,7 +21,7 @@ RED, GREEN, BLUE, YELLOW, WHITE, BLACK = "#c8322b", "#3f8f46", "#2f5fa8", "#e8b9
 
 Pen = ImageDraw.ImageDraw
 
-# ---- images: the name of a function is the name of its file --------------------------------------
+# ---- images: the function's name is the file's name ----------------------------------------------
 
 
 def red_mug(pen: Pen) -> None:
@@ -187,7 +187,7 @@ def trl_preference() -> list[dict[str, Any]]:
 
 
 def sft() -> list[dict[str, Any]]:
-    """Build a conversation per image, with content in parts, and one without an image."""
+    """Build one conversation per image, with content in parts, and one without an image."""
     rows = [
         {
             "id": f"sft-{number}",
@@ -204,7 +204,7 @@ def sft() -> list[dict[str, Any]]:
 
 
 def llava_rlhf_preference() -> list[dict[str, Any]]:
-    """Build LLaVA-RLHF pairs. The better output is the first in odd rows, the second in even."""
+    """Build LLaVA-RLHF pairs. The better output is the first in odd rows, else the second."""
     rows = []
     for number, (sample, question, chosen, rejected) in enumerate(PAIRS, 1):
         output_1, output_2 = (chosen, rejected) if number % 2 else (rejected, chosen)
@@ -242,7 +242,7 @@ def llava_rlhf_ppo() -> list[dict[str, Any]]:
 
 
 def rlhf_v() -> list[dict[str, Any]]:
-    """Build RLHF-V pairs as on the Hub: texts as JSON in one column, the image with its origin."""
+    """Build RLHF-V pairs as on the Hub: texts as JSON in one column, the image, and its origin."""
     return [
         {
             "ds_name": "samples",
@@ -311,7 +311,7 @@ RATINGS = ((5, 4), (3, 4), (2, 1))
 
 
 def vlfeedback() -> list[dict[str, Any]]:
-    """Build VLFeedback rankings: three answers rated by aspect, one of which does not apply."""
+    """Build VLFeedback rankings: three answers, rated by aspect; one aspect does not apply."""
 
     def completion(text: str, helpfulness: int, faithfulness: int) -> dict[str, Any]:
         ratings = {"Helpfulness": str(helpfulness), "Ethical Considerations": "N/A", "Visual Faithfulness": str(faithfulness)}
@@ -334,7 +334,7 @@ def vlfeedback() -> list[dict[str, Any]]:
 
 
 def rankings() -> list[dict[str, Any]]:
-    """Build rankings of three answers. Every other one has a tie, and the last two have ratings."""
+    """Build rankings of three answers: four with ranks (two have a tie), and two with ratings."""
     rows: list[dict[str, Any]] = []
     for number, sample in enumerate(SAMPLE_IMAGES, 1):
         answers = [sample.rejected, sample.chosen, sample.caption]
@@ -388,6 +388,7 @@ def write_parquet(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    """Write all files, replacing those of an earlier run."""
     shutil.rmtree(SAMPLES, ignore_errors=True)
     (SAMPLES / "images").mkdir(parents=True)
     for sample in SAMPLE_IMAGES:

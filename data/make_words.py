@@ -2,11 +2,11 @@
 
     python data/make_words.py WORDNET_FOLDER
 
-The folder has WordNet's files in NLTK's layout.
+The folder holds WordNet's files in NLTK's layout.
 
-Each line has a class and its words. A class has a letter for each part of speech that its words are
-used as, the most frequent first: N noun that names something visible, n other noun, v verb, a
-adjective, r adverb. The last two lines have irregular forms as `base=form`.
+Each line of the output is a class, followed by its words. A class has one letter for each part of
+speech of its words, the most frequent first: N noun that names something visible, n other noun, v
+verb, a adjective, r adverb. The last two lines are irregular forms, as `base=form`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections import defaultdict
 from pathlib import Path
 
 VISIBLE_CATEGORIES = {"animal", "artifact", "body", "food", "object", "person", "plant", "substance"}
-"""WordNet's lexicographer files of nouns that name something visible."""
+"""Names of WordNet's lexicographer files with nouns that name something visible."""
 PARTS_OF_SPEECH = {"noun": ("n", 1), "verb": ("v", 2), "adj": ("a", 3), "adv": ("r", 4)}
 MIN_USE_RATIO = 1 / 40
-"""A part of speech is left out if its uses are below this share of the most frequent one's."""
+"""A part of speech is left out if it has fewer uses than this fraction of the most frequent one."""
 
 
 def words_by_class(folder: Path) -> dict[str, list[str]]:
-    """Return the words of each class."""
+    """Return WordNet's words by class."""
     category_names = [line.split()[1] for line in (folder / "lexnames").read_text().splitlines()]
     use_counts = {}
     for line in (folder / "cntlist.rev").read_text().splitlines():
@@ -37,7 +37,7 @@ def words_by_class(folder: Path) -> dict[str, list[str]]:
         if not line.startswith(" "):
             offset, number, _, size, *rest = line.split(" ")
             category_by_offset[offset] = category_names[int(number)].removeprefix("noun.")
-            lowercase_nouns.update(rest[: 2 * int(size, 16) : 2])  # names have capitals here
+            lowercase_nouns.update(rest[: 2 * int(size, 16) : 2])  # proper names are capitalised here
     counts_by_lemma: dict[str, dict[str, int]] = defaultdict(dict)
     for name, (letter, pos_number) in PARTS_OF_SPEECH.items():
         for line in (folder / f"index.{name}").open():
@@ -52,7 +52,7 @@ def words_by_class(folder: Path) -> dict[str, list[str]]:
             sense_counts = [use_counts.get((lemma, pos_number, i + 1), 0) for i in range(senses)]
             if letter == "n":
                 is_visible = [category_by_offset[offset] in VISIBLE_CATEGORIES for offset in fields[-senses:]]
-                visible_uses = sum(n for n, visible in zip(sense_counts, is_visible, strict=True) if visible)
+                visible_uses = sum(count for count, visible in zip(sense_counts, is_visible, strict=True) if visible)
                 # The first sense of carton is the quantity that it holds.
                 is_container = any(is_visible) and category_by_offset[fields[-senses]] == "quantity"
                 class_letter = "N" if is_visible[0] or is_container or 2 * visible_uses >= sum(sense_counts) > 0 else "n"
@@ -63,9 +63,9 @@ def words_by_class(folder: Path) -> dict[str, list[str]]:
     for lemma, part_counts in counts_by_lemma.items():
         max_count = max(part_counts.values())
         kept_letters = [
-            class_key
-            for class_key in sorted(part_counts, key=lambda class_key: (-part_counts[class_key], "aNnvr".index(class_key)))
-            if part_counts[class_key] >= max_count * MIN_USE_RATIO
+            letter
+            for letter in sorted(part_counts, key=lambda letter: (-part_counts[letter], "aNnvr".index(letter)))
+            if part_counts[letter] >= max_count * MIN_USE_RATIO
         ]
         lemmas_by_class["".join(kept_letters)].append(lemma)
     return lemmas_by_class
@@ -74,13 +74,13 @@ def words_by_class(folder: Path) -> dict[str, list[str]]:
 def irregular_forms(folder: Path, name: str) -> list[str]:
     """Return the irregular forms of a part of speech as `base=form`."""
     pairs = (line.split()[:2] for line in (folder / f"{name}.exc").read_text().splitlines())
-    return sorted({f"{singular}={plural}" for plural, singular in pairs if re.fullmatch("[a-z]+ [a-z]+", f"{singular} {plural}")})
+    return sorted({f"{base}={form}" for form, base in pairs if re.fullmatch("[a-z]+ [a-z]+", f"{base} {form}")})
 
 
 if __name__ == "__main__":
     source = Path(sys.argv[1])
     licence = [f"# {line.rstrip()}".rstrip() for line in (source / "LICENSE").read_text().splitlines()]
     lines = ["# Made from WordNet 3.0 by data/make_words.py. Its licence:", "#", *licence]
-    lines += [f"{code} {' '.join(sorted(members))}" for code, members in sorted(words_by_class(source).items())]
+    lines += [f"{letters} {' '.join(sorted(words))}" for letters, words in sorted(words_by_class(source).items())]
     lines += [f"{name}s {' '.join(irregular_forms(source, name))}" for name in ("noun", "verb")]
     (Path(__file__).parents[1] / "mmrlhf/claims/words.txt").write_text("\n".join(lines) + "\n")

@@ -53,8 +53,8 @@ def calibrate(config: CalibrateConfig, rows: Rows | None = None) -> dict[str, An
     """Label claims, score them, fit, and write the calibration with a reliability diagram.
 
     Return the report, which is saved with the calibration. Raises InputError if the data gives too
-    few labels, before a model is loaded, or if the verifier's scores separate true from false
-    claims of no kind.
+    few labels, before a model is loaded, or if the verifier's scores do not separate true from
+    false claims of any kind.
     """
     out = Path(config.output_file)
     refuse_output_file(out)

@@ -1,4 +1,4 @@
-"""Calibrating a verifier: labels, the fit and its metrics by hand, and the command."""
+"""Claims are labelled and fitted as computed by hand, and calibrate works end to end."""
 
 import json
 import math
@@ -179,9 +179,10 @@ def clip_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip_dataset(clip_checkpoint, tmp_path_factory):
-    """Return images, and rows whose facts are the objects with a margin above the median.
+    """Write images; return their folder, and rows with facts that agree with a random model.
 
-    The margins are those of a random model, so it can tell true from false claims.
+    An object is present if the model's margin for it is above the median, so the model's scores
+    separate true claims from false ones.
     """
     folder = tmp_path_factory.mktemp("clip_dataset")
     images = [random_image(n) for n in range(20)]

@@ -11,7 +11,7 @@ SAMPLES = bundled.find("data", "samples")
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """A folder with an image, `a.png`."""
+    """Create a folder with an image, `a.png`."""
     return make_data_dir(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""`mmrlhf claims`: one output line per input line, facts by name or by row, resuming."""
+"""`mmrlhf claims` writes one line per input line, matches facts by name or row, and resumes."""
 
 import json
 
@@ -13,7 +13,7 @@ def read_rows(path):
 
 
 def run_extract_claims(tmp_path, content, *flags, facts=None):
-    """Run the command; return its exit code and the rows that it wrote, None without a file."""
+    """Run the command; return its exit code and the rows of its output file, None without one."""
     (tmp_path / "in.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
     if facts is not None:
         (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))

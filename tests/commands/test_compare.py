@@ -1,4 +1,4 @@
-"""Comparing runs: what differs, what flipped, and what must not be compared."""
+"""compare reports differences and flipped answers, and refuses runs that are not comparable."""
 
 import json
 

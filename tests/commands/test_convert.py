@@ -1,4 +1,4 @@
-"""Converting preferences between formats: round trips, what is left out, and refusals."""
+"""convert preserves preferences in every format, and reports or refuses the rest."""
 
 import base64
 import json

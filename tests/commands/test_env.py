@@ -1,4 +1,4 @@
-"""`mmrlhf env`: the report names the versions of what is installed, and of what is not."""
+"""`mmrlhf env` reports the versions of installed packages, and which are missing."""
 
 import mmrlhf
 from mmrlhf.cli import main

@@ -1,4 +1,4 @@
-"""reward-eval on a trained reward model, and its metrics by hand."""
+"""reward-eval measures a trained reward model and resumes; its metrics match hand computation."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_reward_eval_metrics_match_hand_computation():
 
 
 def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_path, capsys, monkeypatch):
-    rows = [with_false_answer(example, source="world") for example in examples]
+    rows = [with_false_answer(example, source="scenes") for example in examples]
     rows.append(dataclasses.replace(rows[0], id="tie", ranks=(1, 1)))
     reward_config = RewardConfig(
         model_name_or_path=tiny_vlm_path,

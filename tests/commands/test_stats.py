@@ -1,4 +1,4 @@
-"""Statistics of a data file: the numbers by hand, the bundled samples, and undefined values."""
+"""Statistics match hand computation, cover the bundled samples, and are null where undefined."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Bad TRL pairs and bad images: a change to a good row, and a pattern its error must match."""
+"""Bad TRL pairs and images: changes to a good row, with patterns that their errors must match."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""Bad rows of the other formats: a change to a good row, and a pattern its error must match."""
+"""Bad rows of other formats: changes to good rows, with patterns that their errors must match."""
 
 import json
 
@@ -55,7 +55,7 @@ SFT = {"id": "p", "images": ["a.png"], "messages": [user_turn("What is it?"), as
 
 
 def changed_text(**change):
-    """Change fields in RLHF-V's `text`."""
+    """Return a change to fields in RLHF-V's `text`."""
     text_fields = {**RLHF_V["text"], **change}
     return {"text": {name: value for name, value in text_fields.items() if value is not REMOVED}}
 

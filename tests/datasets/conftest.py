@@ -7,13 +7,13 @@ from tests.helpers.rows import assistant_turn, content_parts, make_data_dir, png
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """A folder with an image, `a.png`, and another image outside it, `../secret.png`."""
+    """Create a folder with an image, `a.png`, and another image outside it, `../secret.png`."""
     return make_data_dir(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def image_table():
-    """A `datasets` table of one TRL pair with its image in the table."""
+    """Build a `datasets` table of one TRL pair, with its image in the table."""
     import datasets
 
     row = {

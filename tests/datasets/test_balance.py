@@ -1,4 +1,4 @@
-"""Balancing removes what answer lengths say about preferences, and nothing else."""
+"""Balancing makes answer lengths uninformative about preferences, and keeps all other pairs."""
 
 import numpy as np
 
@@ -9,7 +9,9 @@ from tests.helpers.preferences import make_pair
 def test_balance_lengths_uses_one_bin_for_few_pairs():
     pairs = [make_pair(4, 2), make_pair(6, 3), make_pair(9, 4), make_pair(2, 4), make_pair(5, 5), make_pair(9, 1, is_tie=True)]
     kept = balance_lengths(pairs, seed=0)
-    assert {3, 4, 5} < set(kept) and len(kept) == 4  # the pair with the longer answer rejected, and one of three against it
+    assert {3, 4, 5} < set(kept) and len(
+        kept
+    ) == 4  # the one pair with the longer answer rejected, and one of three with it chosen
     assert balance_lengths(iter(pairs), seed=0) == kept
     assert {tuple(balance_lengths(pairs, seed)) for seed in range(20)} == {(0, 3, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)}
 

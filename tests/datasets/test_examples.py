@@ -1,4 +1,4 @@
-"""Rows of prompts, with and without an answer, become Examples, and errors name row and field."""
+"""Prompts, with or without an answer, become Examples, and errors name the row and field."""
 
 import pytest
 

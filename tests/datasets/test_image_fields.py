@@ -1,4 +1,4 @@
-"""Images are read in every encoding, and only from the image folder; facts go by their names."""
+"""Images are read in every encoding, only from the image folder; their names select the facts."""
 
 import base64
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_read_examples_reads_zero_and_several_images(data_dir):
 @pytest.mark.parametrize("field", ["image", "image_path", "img_path", "images"])
 @pytest.mark.parametrize("encoding", ["path", "object", "uri", "bytes", "base64", "bare", "wrapped", "list"])
 def test_read_preferences_accepts_every_image_encoding(data_dir, field, encoding):
-    image_bytes = png_bytes() + b"\0" * 300  # long enough to be told from a path
+    image_bytes = png_bytes() + b"\0" * 300  # longer than any path
     (data_dir / "n.png").write_bytes(image_bytes)
     text = base64.b64encode(image_bytes).decode()
     value = {
@@ -105,7 +105,7 @@ def test_read_examples_link_may_leave_only_explicit_folder(data_dir):
         assert f"line 1: `image` leaves {data_dir} through a symlink: {image!r}; if you trust it, give --image_folder" in error
         assert read_examples(path, image_folder=str(data_dir))[0].images[0].read() == png_bytes("blue")
     assert read_examples(write_jsonl(data_dir, {"image": "inner.png", "prompt": "What is it?"}))
-    # A symlink does not get around the rule on `..`, which is resolved before any link is followed.
+    # A symlink cannot circumvent the check of `..`, which is resolved before links are followed.
     path = write_jsonl(data_dir, {"image": "up/../../secret.png", "prompt": "What is it?"})
     assert "is outside the image folder" in error_of(read_examples, path, image_folder=str(data_dir))
 

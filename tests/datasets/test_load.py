@@ -1,4 +1,4 @@
-"""Datasets are loaded from every kind of file, and unusable files are refused in one sentence."""
+"""Datasets load from every kind of file, and unusable files are refused in one sentence."""
 
 import json
 import os
@@ -218,7 +218,7 @@ def test_read_examples_refuses_random_bytes(data_dir, data):
 
 
 def comparable_pairs(pairs):
-    """Reduce pairs to what TRL and LLaVA-RLHF files have in common."""
+    """Reduce pairs to the fields that TRL and LLaVA-RLHF files have in common."""
     return [replace(pair, id="", images=tuple(image.key for image in pair.images), hallucinated=None, meta={}) for pair in pairs]
 
 
@@ -232,7 +232,7 @@ def test_samples_are_equal_in_every_format():
     assert len(read_examples(str(SAMPLES / "sft.jsonl"), require_answer=True)) == 7
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs: MMRLHF_SHARED names the folder that holds photos/")
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs: set MMRLHF_SHARED to the folder that contains photos/")
 def test_photos_give_equal_pairs_in_both_formats(capsys):
     facts = read_facts(PHOTOS / "facts.jsonl")
     trl, llava = (read_preferences(str(PHOTOS / name), facts=facts) for name in ("pairs.jsonl", "llava_rlhf_preference.json"))

@@ -1,4 +1,4 @@
-"""Rows of preferences in every format become the same record, and errors name line and field."""
+"""Preferences in every format become the same record, and errors name the line and field."""
 
 import json
 
@@ -142,7 +142,7 @@ def test_read_preferences_sorts_ranking_and_keeps_ties(data_dir, ratings):
         }
         for text, rating in zip(row["answers"], ratings, strict=True)
     ]
-    # Of equal answers the first counts.
+    # Of repeated answers, the first one counts.
     repeated = {**completions[0], "response": " A cat.", "annotations": rating_annotations(Helpfulness="5")}
     feedback = {"id": 1, "prompt": "What is it?", "completions": [*completions, repeated], "img_path": "a.png"}
     table = {"response": [c["response"] for c in completions], "model": ["m"] * 3}

@@ -10,7 +10,7 @@ from mmrlhf.records import InputError
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository with one file of each kind, around a fake package folder."""
+    """Create a repository with one file of each kind, around a fake package folder."""
     for name in ("mmrlhf/files/bundled.py", "configs/demo/sft.yaml", "data/cards/one.jsonl", "eval/pope.py", "eval/_part.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

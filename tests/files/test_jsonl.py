@@ -1,4 +1,4 @@
-"""JSONL is read as written, and non-finite numbers become null."""
+"""JSONL is read back as it was written, and non-finite numbers become null."""
 
 import json
 

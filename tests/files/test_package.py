@@ -1,4 +1,4 @@
-"""The sdist and the wheel build, and an installed wheel finds everything it brings along."""
+"""The sdist and the wheel build, and an installed wheel finds all of its bundled files."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*command, cwd, **env):
-    """Run a command outside the repository's import path and return what it prints."""
+    """Run a command without the repository on the import path, and return its output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | env
     completed = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stdout + completed.stderr
@@ -33,7 +33,7 @@ def source_files(folder):
 
 @pytest.fixture(scope="module")
 def hatchling_path(tmp_path_factory):
-    """The PYTHONPATH for hatchling: empty if it is installed, else the folder of a download."""
+    """Return the PYTHONPATH for hatchling: empty if it is installed, else a folder to download to."""
     if importlib.util.find_spec("hatchling"):
         return ""
     folder = tmp_path_factory.mktemp("hatchling")
@@ -54,7 +54,7 @@ def sdist(hatchling_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, hatchling_path, tmp_path_factory):
-    """The wheel, built from the sdist as an installer without a wheel would."""
+    """Build the wheel from the sdist, as an installer that finds no wheel does."""
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
@@ -66,11 +66,11 @@ def wheel(sdist, hatchling_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The bin folder of a new environment with the wheel and this one's dependencies."""
+    """Install the wheel into a new environment with this one's dependencies; return its bin."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True, with_pip=False)
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    # Paths in a .pth file are searched last, and the .pth files in them are not read, so that an
+    # Paths in a .pth file are searched last, and .pth files in those paths are not read, so an
     # editable install of this repository has no effect.
     dependencies = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies))

@@ -1,4 +1,4 @@
-"""A resumable file appears only when complete, and continues after a kill for the same run key."""
+"""A resumable file appears only when complete, and a killed run with the same key continues it."""
 
 import json
 
@@ -64,14 +64,14 @@ def test_generate_resumes_after_kill(tiny_vlm_path, examples, tmp_path, monkeypa
     calls = []
     generate_batches = stage.generate_batches
 
-    def killed_after_three(vlm, rows, sampling_params, **options):
+    def interrupt_after_three(vlm, rows, sampling_params, **options):
         calls.append(len(rows))
         for number, batch in enumerate(generate_batches(vlm, rows, sampling_params, **options)):
             if len(calls) == 1 and number == 3:
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(stage, "generate_batches", killed_after_three)
+    monkeypatch.setattr(stage, "generate_batches", interrupt_after_three)
     with pytest.raises(KeyboardInterrupt):
         stage.generate(config, examples[:6])
     assert not output_file.exists()
@@ -99,13 +99,13 @@ def test_score_resumes_after_kill(vlm, examples, tmp_path, monkeypatch):
     output_file.unlink()
     score_groups, calls = RewardModel.score, []
 
-    def killed_at_the_second_row(self, groups, **options):
+    def interrupt_at_second_row(self, groups, **options):
         calls.append(1)
         if len(calls) == 3:  # loading the reward model makes the first call
             raise KeyboardInterrupt
         return score_groups(self, groups, **options)
 
-    monkeypatch.setattr(RewardModel, "score", killed_at_the_second_row)
+    monkeypatch.setattr(RewardModel, "score", interrupt_at_second_row)
     with pytest.raises(KeyboardInterrupt):
         score(config)
     assert not output_file.exists()

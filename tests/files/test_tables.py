@@ -168,4 +168,4 @@ def test_records_release_parquet_row_groups(tmp_path):
     for record in records:
         assert len(record.images[0].data) == size
         peak = max(peak, pyarrow.total_allocated_bytes() - allocated_before)
-    assert peak < 25 * size  # two groups of five rows, and what reading one takes; not all sixty
+    assert peak < 25 * size  # two groups of five rows, and the overhead of reading one, but not all sixty
