@@ -14,6 +14,6 @@ from mmrlhf.claims.extraction import extract_claims
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 
 VERSION = 1
-"""Version of the rules. A file of claims that another version began is not resumed."""
+"""Version of the rules. A claims file that another version began cannot be resumed."""
 
 __all__ = ["VERSION", "Lexicon", "Mention", "extract_claims", "find_mentions", "load_lexicon", "load_synonyms"]

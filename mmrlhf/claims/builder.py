@@ -1,6 +1,6 @@
-"""Collect a text's claims, negated or hedged as the state of their sentence requires.
+"""Collect a text's claims; the state of the sentence decides whether they are negated or hedged.
 
-Also keeps the phrases that pronouns can refer to.
+Also tracks the phrases that pronouns can refer to.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mmrlhf.claims.tags import LABEL_START_TAGS
 from mmrlhf.records import Claim
 
 MAX_AMENDABLE_CLAIMS = 40
-"""How many of the latest claims a later phrase can negate or hedge."""
+"""Number of the latest claims that a later word can negate or hedge."""
 MAX_RELATION_TOKENS = 40
-"""Span of a relation; a longer one begins at the relation, not at the phrase."""
+"""Longest span of a relation in tokens; a longer one starts at the preposition instead."""
 TO_SENTENCE_END = 10**9
 """`negated_until` of a negation that holds for the rest of its sentence."""
 
@@ -35,8 +35,9 @@ class SentenceState:
     """The latest phrases, joined by `and`."""
     conjunct_role: str = ""
     """Role of `conjuncts`: subject, object, target (of a relation), with (after `with`), denied
-    (after `without` or `, not`), held (in a place that is not an object), verb (none since the
-    verb) or ""."""
+    (after `without` or `, not`), located (at something that is not an object), verb (no phrase
+    since the verb) or "".
+    """
     verb: str = ""
     verb_index: int = -1
     has_finite_verb: bool = False
@@ -49,7 +50,7 @@ class SentenceState:
     negated_until: int = -1
     """Indefinite phrases and predicates before this index are negated."""
     pending_negation: str = ""
-    """A negation of the next phrases only: word (after not or without), neither or ""."""
+    """A negation that reaches only the next phrases: word (after not, without), neither or ""."""
     last_target: Phrase | None = None
     possessor: Phrase | None = None
     """The phrase before the latest `with`."""
@@ -71,14 +72,14 @@ class ClaimBuilder:
         self.last_person: Phrase | None = None
         self.last_plural: Phrase | None = None
         self.nouns_with_others: set[str] = set()
-        """Nouns that are said to have more of their kind: another dog."""
+        """Nouns of phrases that imply more of their kind: another dog."""
         self.mentioned_nouns: set[str] = set()
         self._last_singular_is_subject = False
 
     def claims(self) -> list[Claim]:
         """Return the distinct claims in the order of the text.
 
-        A count of one is left out where it counts one of several: one dog ..., the other dog ...
+        A count of one is left out if it counts one of several: one dog ..., the other dog ...
         """
         counted_values = {(c.subject, c.value) for _, _, c in self.ranked_claims if c.kind == "count"}
         partially_counted = {noun for noun, value in counted_values if value != "1"} | self.nouns_with_others
@@ -109,8 +110,8 @@ class ClaimBuilder:
         state = self.state
         if not state.is_hedged:
             return False
-        # What the text takes for granted is not hedged, unless the hedge is right before it: it is
-        # possibly the dog.
+        # A definite phrase is not hedged, unless the hedge is right before it: it is possibly the
+        # dog.
         is_right_after_hedge = (
             phrase.start == state.hedge_index + 1
             and state.hedge_index > 0
@@ -139,20 +140,21 @@ class ClaimBuilder:
             self.nouns_with_others.add(phrase.name)
         self.mentioned_nouns.add(phrase.name)
         is_hedged = self._is_hedged(phrase)
-        # a dog or a *cat*; a *dog* or a cat
-        if (
-            words[phrase.start - 1] == "or"
+        # a dog or a *cat*
+        is_last_alternative = (
+            phrase.start > 0
+            and words[phrase.start - 1] == "or"
             and tokens.tags[phrase.start - 1] == "C"
-            and phrase.start
-            and not phrase.is_negated
             and state.conjuncts
             and state.conjunct_role != ""
-        ) or (
+        )
+        # a *dog* or a cat
+        is_first_alternative = (
             words[phrase.end : phrase.end + 1] == ["or"]
-            and not phrase.is_negated
             and tokens.tags[phrase.end + 1 : phrase.end + 2]
             and tokens.tags[phrase.end + 1][0] in LABEL_START_TAGS
-        ):
+        )
+        if not phrase.is_negated and (is_last_alternative or is_first_alternative):
             is_hedged = True
         self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)
         if phrase.count == 1 and phrase.is_negated:
@@ -204,7 +206,7 @@ class ClaimBuilder:
         self.ranked_claims.append((tokens.starts[phrase.head], CLAIM_ORDER[kind], claim))
 
     def add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:
-        """Add an attribute that tokens `index` to `stop` give to a phrase elsewhere."""
+        """Add an attribute, tokens `index` to `stop`, of a phrase elsewhere in the sentence."""
         if not phrase.referent.name:
             return
         start, end = min(phrase.start if phrase.antecedent else phrase.head, index), max(phrase.end, stop)
@@ -219,7 +221,7 @@ class ClaimBuilder:
         )
 
     def add_relation(self, phrases: list[Phrase], relation: str, target: Phrase, index: int) -> None:
-        """Add a relation, at token `index`, of each phrase to a target."""
+        """Add a relation between each phrase and a target; its preposition is token `index`."""
         state = self.state
         target_referent = target.referent
         if not target_referent.name:

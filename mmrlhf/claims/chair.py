@@ -1,7 +1,7 @@
-"""CHAIR's matching of COCO's objects in a caption (Rohrbach et al. 2018), on the claims' lexicon.
+"""Match COCO's objects in a caption as CHAIR does (Rohrbach et al. 2018), with claims' lexicon.
 
-It looks up words and pairs of words and has no grammar. As in the original, an object that is
-negated or hedged counts as mentioned; `extraction.extract_claims` makes that distinction.
+It looks up words and pairs of words, without grammar. As in the original, negated and hedged
+objects count as mentioned; `extraction.extract_claims` marks them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Mention:
 def load_synonyms(path: str | Path) -> dict[str, str]:
     """Read the class of each word from a file like CHAIR's synonyms.txt. Raises InputError.
 
-    A line has a class and then its synonyms, separated by commas. Names are kept as CHAIR keeps
-    them: one with a capital or a second blank before it, and its file has both, never matches.
+    A line has a class and then its synonyms, separated by commas. As in CHAIR, names are not
+    cleaned: one with a capital or an extra blank before it never matches. CHAIR's file has both.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"synonyms {path} cannot be read ({error}): give a text file with a class a line") from None
+        raise InputError(f"synonyms {path} cannot be read ({error}): give a text file with one class per line") from None
     node_by_word: dict[str, str] = {}
     for line in lines:
         if line.strip():
@@ -63,7 +63,7 @@ def find_mentions(text: str, node_by_word: Mapping[str, str] | None = None, lexi
 
 
 def _singularize(word: str, lexicon: Lexicon) -> str:
-    """Return a word's singular; one that the lexicon does not know as a noun loses a final s."""
+    """Return a word's singular; a word that the lexicon does not list as a noun loses a final s."""
     singular = lexicon.singular(word)
     if singular is not None:
         return singular[0]

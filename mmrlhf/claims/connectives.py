@@ -1,4 +1,4 @@
-"""What prepositions, conjunctions, negation and punctuation do to the state of a sentence."""
+"""Update the state of a sentence at prepositions, conjunctions, negations and punctuation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmrlhf.claims.tags import (
 def process_connective(
     builder: ClaimBuilder, index: int, tag: str, word: str, previous_tag: str, next_tag: str, tags: str, end: int
 ) -> None:
-    """Update the state for a word that names nothing itself."""
+    """Update the state for a word that is not a noun phrase, verb or adjective."""
     state = builder.state
     if tag == "O":
         _process_not(state, word, previous_tag, next_tag)
@@ -76,7 +76,7 @@ def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None
 
 
 def _process_preposition(state: SentenceState, index: int, word: str) -> None:
-    """Process a preposition that is not one of place: with, without, except."""
+    """Process a preposition that does not give a place: with, without, except."""
     state.open_relation = None
     # a man *without* a hat
     if word in NEGATIVE_PREPOSITIONS:

@@ -1,8 +1,7 @@
 """Choose the tag of a word with several uses: noun, verb, adjective, -ing or -ed form.
 
-Rules run in a fixed order and the first that applies decides. They know the tags already chosen to
-the left and all possible tags to the right. Comments give an example, the word in question in
-*stars*.
+Rules run in a fixed order, and the first that applies decides. They see the tags already chosen to
+the left and all possible tags to the right. Comments give an example with the word in *stars*.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from mmrlhf.claims.word_context import WordContext, starts_noun_phrase
 
 
 def choose_tag(tokens: Tokens, index: int, possible_tags: str, previous_tag: str, next_tags: str, phrase_start: int) -> str:
-    """Return the one of a word's possible tags that fits its surroundings."""
+    """Return the possible tag that fits a word's surroundings best."""
     text, tags = tokens.words[index], tokens.tags
     if text in ("left", "right"):
         return _choose_left_or_right(text, previous_tag, next_tags)
@@ -100,7 +99,7 @@ def _choose_left_or_right(text: str, previous_tag: str, next_tags: str) -> str:
 
 
 def _match_fixed_pattern(word: WordContext) -> str:
-    """Return the tag of a word in a pattern that names words, or "" if it is in none."""
+    """Return the tag that a pattern of certain words requires, or "" if no pattern matches."""
     text, tags, index, previous_tag = word.text, word.tokens.tags, word.index, word.previous_tag
     # watching the boy *play* baseball
     if (
@@ -171,7 +170,7 @@ def _choose_ing_tag(word: WordContext) -> str:
     # a red and *shining* car
     if previous_tag == "C" and word.head_follows and word.attribute_rank:
         return "J"
-    # Otherwise the likeliest use, unless it is a noun where a verb has its object.
+    # Otherwise the likeliest use, unless that is a noun and an object shows a verb.
     if word.possible_tags[0] == "N" and not (previous_tag in ("B", "N") and next_tag in OBJECT_START_TAGS):
         return "N"
     if word.possible_tags[0] == "J" and word.head_follows:

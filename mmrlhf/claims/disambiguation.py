@@ -1,4 +1,4 @@
-"""Tag a text: give each token the one tag that fits the words around it."""
+"""Tag a text: choose for each token the tag that fits the words around it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def tag_text(text: str, lexicon: Lexicon) -> Tokens:
     tags = tokens.tags
     phrase_start = -1  # where the noun phrase of the previous token began
     previous_tag = "."
-    # `tags` changes on the way: left of i are single tags, from i on all possible ones. The copy
-    # in zip still has the possible tags of the next word, which do not change before its turn.
+    # `tags` changes in the loop: before i it has single tags, from i on all possible ones. The next
+    # word's tags can come from a copy, since they do not change before its turn.
     for i, (possible_tags, next_tags, word) in enumerate(zip(tags, [*tags[1:], "."], tokens.words, strict=False)):
         tag = possible_tags
         if len(possible_tags) == 1 and possible_tags not in VERB_FORM_TAGS:
@@ -67,7 +67,7 @@ def tag_text(text: str, lexicon: Lexicon) -> Tokens:
 
 
 def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, next_tags: str) -> str:
-    """Return the tag that a function word has in its place, by default the one it always has."""
+    """Return a function word's tag in its context, which is `tag` by default."""
     word, words, tags = tokens.words[i], tokens.words, tokens.tags
     next_tag = next_tags[0]
     if word == "yes":
@@ -90,7 +90,7 @@ def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, ne
         next_is_adjective = not {"X", "J"}.isdisjoint(next_tags) and i + 2 < len(tags) and "N" in tags[i + 2]
         return "#" if "N" in next_tags or next_tag in ("J", "U") or next_is_adjective else "X"
     elif tag == "Z":
-        # `No, there is a dog.` answers and negates nothing by itself.
+        # In `No, there is a dog.` it answers a question and negates nothing.
         if next_tags in PUNCTUATION_TAGS or (next_tags == "T" and previous_tag == "."):
             return ","
     elif tag == "P" and word in PARTICLE_PREPOSITIONS:

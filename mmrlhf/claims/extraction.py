@@ -1,4 +1,4 @@
-"""Extract the claims of a text: what there is, how many, what it looks like, where it is.
+"""Extract the claims of a text about objects, their counts, attributes and spatial relations.
 
 A single pass goes over the phrases of each sentence from left to right. Its state (see
 `builder.SentenceState`) holds the subject, the latest verb, and what is negated or hedged.
@@ -40,7 +40,7 @@ class _SentencePass:
     def __init__(self, builder: ClaimBuilder, tags: str, begin: int, end: int) -> None:
         self.builder, self.tags, self.begin, self.end = builder, tags, begin, end
         self.quantifier: Phrase | None = None
-        """A phrase before `of` that only counts or measures the next: a couple of, a slice of."""
+        """A phrase before `of` that counts or measures the next one: a couple of, a slice of."""
         self.of_head: Phrase | None = None
         """A phrase before `of` that is an object itself: a cup of."""
         self.possessor: Phrase | None = None
@@ -48,13 +48,13 @@ class _SentencePass:
         self.previous_tag = "."
         self.is_coordinated = False
         """Whether a comma or `and` comes just before."""
-        self.num_consumed = begin
-        """Tokens before this one are done."""
+        self.next_index = begin
+        """The first token that has not been processed yet."""
 
     def run(self) -> None:
         for match in PHRASE_PATTERN.finditer(self.tags, self.begin, self.end):
             start, stop = match.span()
-            if start < self.num_consumed:
+            if start < self.next_index:
                 continue
             next_tag = self.tags[stop] if stop < self.end else "."
             if match.lastgroup == "np":
@@ -80,13 +80,13 @@ class _SentencePass:
             elif phrase.noun != "dozen":
                 phrase.count = None
             self.quantifier = phrase
-            self.num_consumed, self.previous_tag = stop + 1, "F"
+            self.next_index, self.previous_tag = stop + 1, "F"
             return
         # the *dog*'s collar
         if next_tag == "S":
             builder.add_phrase(phrase)
             self.possessor = phrase
-            self.num_consumed, self.previous_tag = stop + 1, "S"
+            self.next_index, self.previous_tag = stop + 1, "S"
             return
         if self.previous_tag == "F" and self.of_head is not None:
             process_of_phrase(builder, phrase, self.of_head)
@@ -122,7 +122,7 @@ class _SentencePass:
             # `two of the dogs` leaves open how many there are in all.
             if words[index + 2 : index + 3] not in (["the"], ["these"], ["those"], ["them"]):
                 self.quantifier.count, self.quantifier.count_index = word_to_number(word), index
-            self.num_consumed, self.previous_tag = index + 2, "F"
+            self.next_index, self.previous_tag = index + 2, "F"
             return
         if tag == "Q":
             process_pronoun(self.builder, index, word, self.previous_tag, next_tag)

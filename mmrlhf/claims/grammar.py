@@ -1,5 +1,5 @@
-"""Word lists of the grammar: function words with their tags, and words whose meaning decides what a
-phrase belongs to.
+"""Word lists of the grammar: function words with their tags, and words that decide the role of the
+phrases around them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PARTICIPLES = word_set(
     "running looking playing riding reading covering featuring showing having being making taking giving getting "
     "leaving carrying eating waiting talking smiling casting overlapping browsing"
 )
-"""Words that the dictionary has as nouns and captions use as verbs."""
+"""Words that the dictionary lists as nouns but captions use as verbs."""
 POSITION_WORDS = word_set("left right center top bottom middle upper lower side hand most mid front back rear")
 """Parts of hyphenated words that only give a position: left-hand."""
 CLITIC_TAGS = {"s": "S", "re": "B", "m": "B", "ve": "H", "ll": "M", "d": "M"}
@@ -39,7 +39,7 @@ VERBS_BY_PARTICLE = {
     "over": word_set("take turn hand"),
     "in": word_set("take plug"),
 }
-"""Verbs with which a preposition is a particle, not a place: she puts *on* a hat."""
+"""Verbs after which a preposition is a particle and gives no place: she puts *on* a hat."""
 PARTICLE_PREPOSITIONS = word_set("up down over off around by past in out on through along")
 """Prepositions of place that can be a verb's particle."""
 NUMBER_APPROXIMATORS = word_set("about around over nearly almost")
@@ -160,7 +160,7 @@ NEGATIVE_PREPOSITIONS = word_set("without lacks lacking") | frozenset(
 EXCEPTIVE_PREPOSITIONS = frozenset(("except", "except for", "besides", "apart from", "aside from", "other than"))
 """Prepositions whose object is present although the sentence is negated."""
 DEFINITE_DETERMINERS = word_set("the this these those his her its their my your our whose both")
-"""Determiners of what the text takes for granted."""
+"""Determiners of phrases that refer to something already known."""
 MEASURE_NOUNS = word_set(
     "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
     "strip scoop splash sea clump patch ball cloud dollop drop touch tangle jumble"
@@ -171,11 +171,11 @@ PART_NOUNS = word_set(
 )
 """Last words of compounds whose first word is the object: pizza *slices* are pizza."""
 DEPICTIONS = word_set("statue painting picture drawing portrait sculpture mural figurine sketch poster bust")
-"""Objects that depict others, which are not there."""
+"""Depictions: what follows `of` is not in the image itself, as in a *statue* of a lion."""
 PAIRED_NOUNS = word_set("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight")
-"""Objects that come in pairs, so that a pair of them is not a count of two."""
+"""Objects that come in pairs; `a pair of` and `both` do not count them."""
 LATERAL_BODY_PARTS = word_set("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
-"""Body parts of which there is a left and a right one."""
+"""Body parts that are either left or right."""
 MODIFIABLE_COLOURS = SHADED_COLOURS | {"teal", "turquoise", "white", "wood", "wooden", "blonde"}
 """Words that shades and other colour modifiers modify."""
 PEER_RELATIONS = frozenset((
@@ -190,17 +190,17 @@ EXISTENCE_VERBS = word_set(
     "has have had having with shows show features feature includes include contains contain sees see depicts "
     "depict captures displays showing featuring displaying containing including is are was were be 's 're been"
 )
-"""Verbs whose object is what the place after it locates; with others it is the one who acts."""
+"""Verbs whose object is located by a place that follows; other verbs' places locate the actor."""
 POSSESSION_VERBS = word_set("has have had having contains contain features feature includes include including")
-"""Verbs whose last object alone is located by the place that follows."""
+"""Verbs after which a place locates only the last object."""
 LOCATION_PREPOSITIONS = word_set("in on inside along down through across up atop") | {"on top of"}
-"""Prepositions of a place in which an action happens."""
+"""Prepositions that say where an action happens."""
 DIRECTED_ACTIONS = word_set(
     "looking looks look looked staring stares stare stared smiling smiles smile gazing gazes pointing points "
     "aiming aims glancing glances laughing waving waves focused focusing peering peers barking barks growling "
     "yelling shouting"
 )
-"""Actions at or towards something in which one is not there."""
+"""Actions directed at something from elsewhere: *looking* at a dog."""
 STATIVE_PARTICIPLES = word_set(
     "parked seated positioned located placed situated standing sitting lying perched docked moored gathered "
     "mounted hung displayed arranged stacked piled set tied leaned stopped anchored stationed scattered"
@@ -212,7 +212,7 @@ CLOTHES = word_set(
     "clothing clothes attire gear jersey swimsuit bikini tuxedo overalls pajamas tutu kimono sweatshirt hood "
     "trunks cardigan sari leggings tights turban bandana mask wig cape veil sock heel armor goggles"
 ) | {"tank top"}
-"""What one can be `in` without being in a place."""
+"""Things to wear, after which `in` gives no place: a man in a *hat*."""
 NON_LOCATIVE_VERBS = word_set(
     "dressed covered wrapped clad engaged interested involved participating focused focus focuses based working engages competing"
 )
@@ -220,9 +220,9 @@ NON_LOCATIVE_VERBS = word_set(
 BODY_PARTS = word_set(
     "hand arm mouth head neck back shoulder lap face wrist finger leg foot ear nose beak paw waist hair chest body eye"
 )
-"""Body parts that hold what somebody has."""
+"""Body parts that carry something: he holds it in his *hand*."""
 ROOMS = word_set("room bathroom bedroom kitchen office classroom restaurant store shop hall forest library gym garage")
-"""Places whose sides are inside them."""
+"""Places that include their sides: what is on the left side of a *room* is in it."""
 COPULAS = word_set("is are was were be been 's 're")
 """Verbs that connect a subject and its attributes."""
 BALL_SPORTS = word_set(
@@ -234,11 +234,11 @@ AIMING_VERBS = word_set("spray hit throw swing aim kick toss shoot point direct"
 ADDITIVE_WORDS = word_set("other another second more additional")
 """Words that leave the total open: two *more* dogs."""
 MAX_CONJUNCTS = 15
-"""How many phrases joined by `and` a relation can hold for."""
+"""Maximum number of phrases joined by `and` that share a relation."""
 APPROXIMATE_NUMBER_WORDS = NUMBER_APPROXIMATORS | NUMBER_BOUNDS | {"approximately", "roughly"}
 """All words that make a number approximate."""
 PICTURE_NOUNS = word_set("picture photo photograph")
-"""Objects in a sentence with a word of `WALL_ART_WORDS`, otherwise the image itself."""
+"""Nouns for the image itself, or for an object if the sentence has one of `WALL_ART_WORDS`."""
 WALL_ART_WORDS = word_set("hang hangs hanging hung framed wall walls")
 CAN_MODIFIERS = word_set("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
 """Words before a can that is an object."""
@@ -255,18 +255,18 @@ ANIMATE_ACTIONS = word_set(
     "posing waiting laying sleeping swimming skateboarding snowboarding talking crossing drinking resting "
     "kneeling leaning smiling watching"
 )
-"""Actions of living beings, even when a phrase with something they have comes between."""
+"""Actions of living beings: in `a man with a bag walking` the man walks."""
 ANIMATE_CLASSES = frozenset(("person", *COCO_ANIMALS))
 """COCO's classes of living beings."""
 MOTION_VERBS = word_set(
     "walking walks walk running runs run heading heads driving drives moving moves riding rides flying flies "
     "swimming jumping going goes coming sailing crawling climbing rolling skiing skating jogging marching"
 )
-"""Verbs with which `towards` gives a place."""
+"""Verbs after which `towards` gives a place."""
 CLUTTER_PARTICIPLES = word_set("cluttered crowded packed littered overgrown")
 """Participles that describe a place by what is in it."""
 CONTENTS_WORDS = word_set("with filled topped covered loaded decorated packed stacked piled")
-"""Words before contents, which are where their container is: *filled* with."""
+"""Words before contents, which share the place of their container: *filled* with."""
 BARE_INFINITIVE_VERBS = word_set("watch watches watching see sees seeing let lets help helps helping make makes")
 """Verbs with a bare infinitive: *watching* the boy play."""
 COLOUR_MODIFIERS = AMBIGUOUS_COLOUR_MODIFIERS | frozenset(words.COLOUR_SHADES)

@@ -1,5 +1,5 @@
-"""What words can be, by a dictionary made from WordNet (`words.txt`), and which of them name
-objects and attributes (`lexicon.txt`, to which a user's file can add).
+"""Look up the possible uses of words in a dictionary made from WordNet (`words.txt`), and the words
+for objects and attributes in `lexicon.txt`, to which a user's file can add.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Word:
-    """What a word can be.
+    """The possible uses of a word.
 
-    `tags` has a letter for each use (see `tags`), the likeliest first; `noun` is the singular that
-    the word is as a noun. `attribute_rank` is 2 for an attribute by the lexicon, 1 for an adjective
-    of the dictionary, 0 for a word that does not describe how something looks.
+    `tags` has a letter for each use (see the module `tags`), the likeliest first; `noun` is the
+    singular of the word as a noun. `attribute_rank` is 2 for an attribute of the lexicon, 1 for an
+    adjective of the dictionary, 0 for a word that does not describe how something looks.
     """
 
     tags: str
@@ -69,7 +69,7 @@ class Lexicon:
         coco_class = self.coco_class_cache.get(noun)
         if coco_class is None:
             coco_class = self._find_coco_class(noun)
-            if len(self.coco_class_cache) < 200_000:  # text that never repeats must not fill the memory
+            if len(self.coco_class_cache) < 200_000:  # a bound for text that never repeats
                 self.coco_class_cache[noun] = coco_class
         return coco_class
 
@@ -93,10 +93,9 @@ class Lexicon:
     # ---- forms of words ------------------------------------------------------------------------
 
     def singular(self, word: str) -> tuple[str, bool] | None:
-        """Return a noun's singular and whether the word is a plural; None for what is not a noun.
+        """Return a noun's singular and whether the word is a plural, or None if it is not a noun.
 
-        Only a singular that the dictionary or the lexicon knows counts, so that bus stays bus and
-        dogs becomes dog.
+        A singular must be in the dictionary or the lexicon: dogs becomes dog, but bus stays bus.
         """
         if word in self.word_sets["plural only"]:
             return word, True
@@ -108,7 +107,7 @@ class Lexicon:
             return "person", True
         if word.endswith("men") and self._is_noun(candidate := f"{word[:-3]}man"):
             return candidate, True
-        # Words in -ss, -us and -is are mostly singulars; the branches below have their plurals.
+        # Words in -ss, -us and -is are mostly singulars; their plurals come in the branches below.
         if word.endswith("s") and len(word) > 2 and word[-2] not in "sui":
             is_sibilant = word.endswith(("ches", "shes", "sses", "xes", "zes"))
             for suffix, replacement in (
@@ -163,7 +162,7 @@ class Lexicon:
         return None
 
     def analyze(self, word: str) -> Word:
-        """Return what a word in lower case can be."""
+        """Return the possible uses of a word in lower case."""
         code = self.dictionary.get(word, "")
         noun = self.singular(word)
         base, is_plural = noun or (word, False)
@@ -190,7 +189,7 @@ class Lexicon:
         if noun and not set("NX") & set(tags):
             tags += "N" if self.is_object(self.canonical_name(base)) else "X"
         if verb and verb[0] in "GE" and verb[0] not in tags:
-            # A noun in -ing (building, painting) is one until its surroundings say otherwise.
+            # A noun in -ing (building, painting) is a noun unless its surroundings say otherwise.
             tags = tags + verb[0] if verb[0] == "G" and "N" in tags and "J" not in tags else verb[0] + tags
         if verb and verb[0] == "V" and "V" not in tags and "v" in self.dictionary.get(verb[1], ""):
             tags += "V"
@@ -205,7 +204,7 @@ class Lexicon:
         return Word(tags, base, is_plural, attribute_rank)
 
     def _attribute_rank(self, word: str, code: str) -> int:
-        """Return how surely a word describes how something looks (see `Word`)."""
+        """Return how likely a word describes how something looks (see `Word`)."""
         word_sets = self.word_sets
         if word in word_sets["colours"] or word in word_sets["materials"] or word in word_sets["attributes"]:
             return 2
@@ -303,7 +302,7 @@ def _add_file(lexicon: Lexicon, path: Path) -> None:
 
 @functools.cache
 def _load_dictionary() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """Return classes by word, and bases of irregular noun and verb forms, from words.txt."""
+    """Read words.txt: the classes of each word, and the bases of irregular nouns and verbs."""
     words: dict[str, str] = {}
     irregular_forms: dict[str, dict[str, str]] = {"nouns": {}, "verbs": {}}
     for line in (DATA_DIR / "words.txt").read_text(encoding="ascii").splitlines():
@@ -318,7 +317,7 @@ def _load_dictionary() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
 
 @functools.cache
 def load_lexicon(path: str | None = None) -> Lexicon:
-    """Return the package's lexicon with a file's entries added. Raises InputError with the line."""
+    """Return the package's lexicon and the entries of a user's file. Raises InputError."""
     words, irregular_nouns, irregular_verbs = _load_dictionary()
     lexicon = Lexicon(dictionary=words, irregular_nouns=irregular_nouns, irregular_verbs=irregular_verbs)
     files: Iterable[Path] = [DATA_DIR / "lexicon.txt", *([Path(path)] if path else [])]

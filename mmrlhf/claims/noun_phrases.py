@@ -42,19 +42,19 @@ PHRASE_PATTERN = re.compile(
 )
 """A noun phrase (group np) or a single tag.
 
-The first alternative takes tags that cannot begin a phrase, which are most. In a phrase, a comma or
-`and` may only stand between adjectives, so that it must be followed by adjectives up to a noun. All
-repetitions have bounds, which keeps the time linear in the number of tags.
+The first alternative matches tags that cannot begin a phrase, the most frequent case. In a phrase,
+a comma or `and` may only come between adjectives: adjectives and a noun must follow it. All
+repetitions are bounded to keep the time linear in the number of tags.
 """
 
 
 @dataclass(slots=True)
 class Phrase:
-    """A noun phrase of tokens `start` to `end`, of which `head` to `end` are the object's name.
+    """A noun phrase: tokens `start` to `end`; the object's name is tokens `head` to `end`.
 
-    `name` is what claims call the object, or "" if the noun is not one; `noun` is the last noun in
-    the singular. `antecedent` is the phrase that a pronoun stands for. `attributes` are values with
-    their token indices.
+    `name` is the object's name in claims, or "" if the phrase names none; `noun` is the last noun
+    in the singular. A bare phrase has no determiner or number. `antecedent` is the phrase that a
+    pronoun refers to. `attributes` are values with their token indices.
     """
 
     start: int
@@ -129,8 +129,8 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
         if name in compounds:
             name = lexicon.canonical_name(name)
             if name not in word_sets["not objects"]:
-                # Nouns before the compound belong to the name, unless they say what it is made of
-                # or nothing visible: baby *fire hydrant*, but plastic *trash can*.
+                # Nouns before the compound belong to the name, unless they name a material or
+                # nothing visible: baby *fire hydrant*, but plastic *trash can*.
                 extra = [
                     words[k]
                     for k in range(head, begin)
@@ -223,7 +223,7 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
         tag, word = tags[k], words[k]
         if tag == "#":
             number = word_to_number(word)
-            if number is not None and (number > 0):
+            if number is not None and number > 0:
                 if phrase.count and number in (100, 12):  # two *dozen*
                     number *= phrase.count
                 phrase.count, phrase.count_index = number, k
@@ -267,7 +267,7 @@ def continues_list(tags: str, comma_index: int, end: int) -> bool:
 
 
 def is_wall_art(words: list[str], begin: int, phrase_start: int, end: int) -> bool:
-    """Return whether a picture is an object on a wall or on something, not the image itself."""
+    """Return whether a picture is an object, such as one on a wall, and not the image itself."""
     return words[phrase_start - 1 : phrase_start] == ["with"] or any(
         word in WALL_ART_WORDS for word in words[begin : min(end, begin + 40)]
     )

@@ -26,7 +26,8 @@ def process_phrase(
 ) -> None:
     """Add a phrase's claims and give it its role.
 
-    `is_coordinated` says that a comma or `and` comes before it; `possessor` is whose it is.
+    `is_coordinated` tells whether a comma or `and` comes before it; `possessor` is the phrase
+    before `'s`.
     """
     state, tokens = builder.state, builder.tokens
     if possessor is not None:
@@ -65,7 +66,7 @@ def process_phrase(
         return
 
     # ---- targets and coordination --------------------------------------------------------------
-    # A couch, or perhaps *loveseat*: another name for the phrase before.
+    # A couch, or perhaps *loveseat*: another name for the previous phrase.
     if is_coordinated and previous_tag == "?" and state.conjunct_role in ("target", "object") and not phrase.is_definite:
         return
     # A dog on a *couch*.
@@ -129,7 +130,7 @@ def _has_relative_clause_in_list(builder: ClaimBuilder, phrase: Phrase, next_tag
 
 
 def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_coordinated: bool, next_tag: str) -> None:
-    """Negate a phrase that `not`, `without` or `neither` reaches, or end their reach."""
+    """Negate a phrase in the scope of `not`, `without` or `neither`, or end that scope."""
     state, words = builder.state, builder.tokens.words
     # The crate holds no apples, just *pears*.
     is_correction = is_coordinated and previous_tag != "L" and words[phrase.start - 1] in ("only", "just")
@@ -179,7 +180,7 @@ def _add_predicate_attributes(builder: ClaimBuilder, phrase: Phrase, is_coordina
 
 
 def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> bool:
-    """Join a phrase to those that `and` connects it with; return False if they take no other."""
+    """Join a phrase to the conjuncts before it; return False if their role allows no more."""
     state, tags = builder.state, builder.tokens.tags
     if state.conjunct_role == "target" and state.last_relation is not None:
         # A dog next to a couch and a *lamp* is next to both; after `, and` or before a participle
@@ -259,14 +260,14 @@ def _find_antecedent(builder: ClaimBuilder, word: str) -> Phrase | None:
 
 
 def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
-    """Make a pronoun the target of the open relation; without an antecedent drop the relation."""
+    """Make a pronoun the target of the open relation, or drop it if there is no antecedent."""
     state = builder.state
     assert state.open_relation is not None
     _, _, open_located, is_fronted = state.open_relation
     located = [] if is_fronted else open_located
     if word in ("it", "itself", "them") and state.last_relation is not None:
-        # A box on a table with a cat in *it*: the latest target, or what it is a target of, and
-        # never what is located itself.
+        # A box on a table with a cat in *it*: the latest target or what is located there, but never
+        # what this relation locates.
         latest_target = [state.last_target] if state.last_target else []
         last_located = state.last_relation[1]
         candidates = [*latest_target, *last_located] if state.conjunct_role == "with" else [*last_located, *latest_target]

@@ -1,4 +1,4 @@
-"""Process verbs, participles and adjectives: who acts, and what is said of the subject."""
+"""Process verbs, participles and adjectives: who acts, and the subject's attributes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def process_verb(
         and (next_tag in ("I", "J") or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E")))
     ):
         state.is_hedged, state.hedge_index = True, index
-    # might *be*: the verb goes on
+    # might *be*: continues the verb
     if tag == "B" and word in ("be", "been", "being") and state.verb_index >= 0 and previous_tag not in COORDINATION_TAGS:
         state.verb, state.verb_index = word, index
         return
@@ -62,7 +62,7 @@ def process_verb(
         state.actors = state.subjects or state.actors
     elif previous_tag in COORDINATION_TAGS or (state.conjunct_role == "with" and state.subjects):
         state.actors = state.subjects
-    # No dog *is* on the couch: what the verb says of nobody is negated.
+    # No dog *is* on the couch: a negated subject negates the predicate.
     if (
         state.actors
         and state.actors[0].is_negated
@@ -111,7 +111,7 @@ def process_participle(
         state.actors = state.conjuncts
     if word in ("suggesting", "indicating", "implying", "resembling"):
         state.is_hedged, state.hedge_index = True, index
-    # No: a dog is not *seen*. Perhaps: a dog can possibly be *seen*.
+    # Negated: a dog is not *seen*. Hedged: a dog can possibly be *seen*.
     if word in ABSENCE_WORDS or (word in PRESENCE_WORDS and builder.is_negated_at(index)):
         for phrase in state.actors:
             builder.negate(phrase)
@@ -152,8 +152,7 @@ def _add_painted_colours(builder: ClaimBuilder, index: int, tags: str, end: int)
         for phrase in builder.state.actors:
             builder.add_attribute(phrase, " ".join(tokens.words[k : k + 1 + has_modifier]), index, k + 1 + has_modifier)
         k += 1 + has_modifier
-        # The list goes on only if the next colour is not an adjective of a noun: painted blue and
-        # white walls.
+        # The list ends where the next colour describes a noun: painted blue and white walls.
         next_has_modifier = tokens.words[k + 1 : k + 2] != [] and tokens.words[k + 1] in COLOUR_MODIFIERS
         last_colour_word = k + 1 + next_has_modifier
         if (
@@ -193,7 +192,7 @@ def is_animate(builder: ClaimBuilder, phrase: Phrase) -> bool:
 
 
 def _is_possession(builder: ClaimBuilder) -> bool:
-    """Return whether the latest phrase is what somebody has: with his *mouth* open."""
+    """Return whether the latest phrase is something that somebody has: with his *mouth* open."""
     state = builder.state
     is_owned = state.conjunct_role == "with" or (state.conjunct_role == "object" and state.verb in POSSESSION_VERBS)
     return is_owned and bool(state.conjuncts) and state.conjuncts[-1].is_definite
@@ -243,7 +242,7 @@ def process_adjective(
     if previous_tag == "P" or (state.conjuncts is not state.actors and state.conjunct_role in ("object", "target")):
         return
     if index > 0 and tags[index - 1] == "J" and tokens.words[index - 1] in COLOUR_MODIFIERS:
-        return  # done with its modifier
+        return  # already added together with its modifier
     value, stop = word, index + 1
     if word in COLOUR_MODIFIERS and tags[index + 1 : index + 2] == "J" and index + 1 < end:
         value, stop = f"{word} {tokens.words[index + 1]}", index + 2

@@ -1,7 +1,7 @@
-"""Spatial relations: a preposition of place gets the phrases it locates, then its target.
+"""Extract spatial relations: a preposition of place, the phrases that it locates, and its target.
 
-The located phrases come before it, or after the target if the relation opens its sentence
-(fronted): to the left of the lamp is a chair.
+The located phrases come before the preposition. In a fronted relation, which opens its sentence,
+they come after the target: to the left of the lamp is a chair.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mmrlhf.claims.verb_forms import verb_stem
 
 
 def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
-    """Start a relation at a preposition of place; collect the phrases it locates so far."""
+    """Start a relation at a preposition of place, with the phrases that it locates, if known."""
     state = builder.state
     # ---- not a place ----
     # talking *on* a phone
@@ -63,7 +63,7 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     # pulled *by* a horse, but: parked *by* a house
     if word == "by" and previous_tag == "E" and state.verb not in STATIVE_PARTICIPLES:
         return
-    # ---- who is there ----
+    # ---- located phrases ----
     if word == "during" or not (state.conjuncts or state.actors):
         state.open_relation = (word, index, [], True)
         return
@@ -123,16 +123,16 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
         return
     relation, index, located, is_fronted = state.open_relation
     state.open_relation = None
-    # The target is not an object: on the *side*. Before `of` the relation waits for the next one.
+    # The target is not an object: on the *side*. Before `of` the next phrase may be the target.
     if not phrase.name and phrase.antecedent is None:
         if phrase.end < len(builder.tokens.tags) and builder.tokens.tags[phrase.end] == "F":
             state.open_relation = (relation, index, located, is_fronted)
         elif located:
-            state.conjuncts, state.conjunct_role, state.last_relation = located, "held", None
+            state.conjuncts, state.conjunct_role, state.last_relation = located, "located", None
         else:
             state.conjuncts, state.conjunct_role, state.last_relation = [], "", None
         return
-    # Nobody is there yet: in the *kitchen*, a woman ...
+    # The located phrases are yet to come: in the *kitchen*, a woman ...
     if not located or is_fronted:
         state.fronted_relation = (
             relation,
@@ -149,7 +149,7 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
     if relation == "in" and referent.noun in COLOURED_MARKS:
         return  # written in red letters
     place_nouns = builder.lexicon.word_sets["places"]
-    # The left side of the road is on the road, of a man it is beside him.
+    # The left side of a road is on the road, but the left side of a man is beside him.
     if relation.endswith(" side of"):
         has_sides_within = referent.name in place_nouns or referent.noun in place_nouns or referent.noun in ROOMS
         relation = "on" if has_sides_within else relation.replace(" side", "")
@@ -159,7 +159,7 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
     if relation == "in" and (referent.name in CLOTHES or referent.noun in CLOTHES):
         state.conjuncts, state.conjunct_role = [phrase], "with"
         return
-    # ---- who is at the target: what the verb acts on, or who acts ----
+    # ---- choose what is at the target: the verb's object or the actor ----
     is_location = relation in ("at", "past", "along", "across", "through", "down") or (
         relation in LOCATION_PREPOSITIONS and (referent.name in place_nouns or referent.noun in place_nouns)
     )

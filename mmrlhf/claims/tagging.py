@@ -36,15 +36,17 @@ QUOTED_OR_MARKUP = re.compile(
     r"|!\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)|\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
     re.DOTALL,
 )
-"""Code, quotations, URLs, tags and links. Each alternative begins with a sign of its own, so that
-`re` only tries one where its sign is; lengths are bounded to keep the time linear.
+"""Code, quotations, URLs, tags and links.
+
+Each alternative begins with its own character, without which `re` does not try it; lengths are
+bounded to keep the time linear.
 """
 TIMES_SIGN = re.compile(r"(?<=\d)( ?[x×]) (?=[a-z])")
 """The sign in `3 x apple`."""
 QUOTE_MARKERS = ("`", '"', "“", "'", "‘", "<", "[", "~~~", "://")
 """`QUOTED_OR_MARKUP` matches nothing in a text without one of these."""
 CODE_LINE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
-"""A line of a program, by signs that prose does not have: ` = `, `x.f(`, `x[i]`."""
+"""A line of a program, recognised by what prose does not have: ` = `, `x.f(`, `x[i]`."""
 BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3}[.)][ \t]+|\(?[a-zA-Z][.)][ \t]+|\|)+")
 """Bullets, numbers and heading marks at the start of a line."""
 
@@ -53,9 +55,9 @@ BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3
 class Tokens:
     """A text's tokens as parallel lists.
 
-    `starts` and `ends` are positions in the text, `words` are in lower case, `tags` are all
-    possible tags, the likeliest first, until `disambiguation.tag_text` leaves one. `nouns` are the
-    singulars that the words are as nouns, `attribute_rank` is that of `lexicon.Word`.
+    `starts` and `ends` are positions in the text. `words` are in lower case. `tags` are all
+    possible tags, the likeliest first, until `disambiguation.tag_text` chooses one. `nouns` are the
+    singulars of the words as nouns. `attribute_rank` is that of `lexicon.Word`.
     """
 
     text: str
@@ -69,7 +71,7 @@ class Tokens:
 
 
 MAX_CACHED_WORDS = 200_000
-"""Size limit of a lexicon's token cache, so that text that never repeats does not fill memory."""
+"""Size limit of a lexicon's token cache, for text that never repeats."""
 CONTEXT_TAGS = frozenset(("\n", "'", "S", "u"))
 """Tags that depend on the token before."""
 
@@ -100,19 +102,19 @@ def _analyze_token(surface: str, lexicon: Lexicon) -> tuple[str, str, str, bool,
 
 
 def _mask(match: re.Match[str]) -> str:
-    """Return as many blanks for a quotation, which is read rather than seen, and dots for the rest.
+    """Replace quotations and tags with blanks, and code and links with dots, of the same length.
 
-    Dots keep a noun phrase from reaching across.
+    No noun phrase can extend across dots.
     """
-    masked = match.group()
-    is_quotation = len(masked) > 1 and masked[0] in "\"“'‘<"
-    return (" " if is_quotation else ".") * len(masked)
+    text = match.group()
+    is_quotation_or_tag = len(text) > 1 and text[0] in "\"“'‘<"
+    return (" " if is_quotation_or_tag else ".") * len(text)
 
 
 def tokenize(text: str, lexicon: Lexicon) -> Tokens:
-    """Return a text's tokens with all their tags; Markdown, code and quotations are left out.
+    """Return a text's tokens with all their tags, without Markdown, code and quotations.
 
-    Takes time linear in the length of the text.
+    The time is linear in the length of the text.
     """
     masked_text = text
     stripped = text.strip()
@@ -121,7 +123,7 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
         and stripped[0] + stripped[-1] in ('""', "''", "“”", "‘’")
         and not any(char in stripped[1:-1] for char in stripped[0] + stripped[-1])
     ):
-        # An answer that is in quotation marks as a whole is not a quotation.
+        # An answer that is entirely in quotation marks is not a quotation.
         masked_text = text.replace(stripped[0], " ").replace(stripped[-1], " ")
     if any(marker in text for marker in QUOTE_MARKERS):
         masked_text = QUOTED_OR_MARKUP.sub(_mask, masked_text)
@@ -159,7 +161,7 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
             elif tag == "S" and previous_tag in ("Q", "T", "W"):
                 entry = ("'s", "B", *entry[2:])
             elif tag == "u" and previous_tag in SENTENCE_BREAK_TAGS:
-                entry = (entry[0], "U", *entry[2:])  # a capital at the start is not a name's
+                entry = (entry[0], "U", *entry[2:])  # a sentence begins with a capital, name or not
         spans.append(match.span())
         entries.append(entry)
     if not entries:
@@ -170,7 +172,7 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
 
 
 def _line_break_tag(text: str, position: int) -> str:
-    """Return the tag of a line break: ".", or "" if the next line goes on with the sentence."""
+    """Return the tag of a line break: ".", or "" if the next line continues the sentence."""
     text_before = text[max(0, position - 3) : position].rstrip(" ")
     text_after = text[position + 1 : position + 40].lstrip(" ")
     if text_before and (text_before[-1].isalnum() or text_before[-1] == ",") and text_after[:1].islower():
@@ -222,7 +224,7 @@ def split_sentences(tokens: Tokens, tags: str) -> list[tuple[int, int]]:
         period = tags.find(".", begin)
         end = num_tags if period < 0 else period + 1
         is_question = period >= 0 and "?" in tokens.words[period]
-        # A third of unknown words in a short sentence, or a quarter in a longer one, is too many.
+        # More than a third of unknown words, in long sentences a quarter, means another language.
         num_unknown = tags.count("U", begin, end) + tags.count("u", begin, end)
         if not is_question and num_unknown * (3 if end - begin < 10 else 4) <= end - begin:
             spans.append((begin, end))

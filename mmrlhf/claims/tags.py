@@ -15,7 +15,7 @@ A sentence's tags form a string, in which regular expressions find phrases. The 
     , comma or another sign               : colon or semicolon
     . end of a sentence
 
-Groups are sets of letters, so that an empty slice of a tag string is in none of them.
+Groups are sets, not strings, as an empty slice of a tag string would be in any string.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ PREPOSITION_TAGS = tag_set("PAI")
 COORDINATION_TAGS = tag_set("C,")
 PUNCTUATION_TAGS = tag_set(",.:")
 
-# ---- borders -----------------------------------------------------------------------------------
+# ---- boundaries --------------------------------------------------------------------------------
 
 SENTENCE_BREAK_TAGS = tag_set(".:")
 CLAUSE_END_TAGS = tag_set(".,")
 CLAUSE_BREAK_TAGS = tag_set(".:Y,")
-"""Borders of a clause when a comma counts as one."""
+"""Boundaries of a clause if commas count."""
 CLAUSE_START_TAGS = tag_set(".:YW")
-"""Borders of a clause when only words and full stops count."""
+"""Boundaries of a clause if commas do not count."""
 
 # ---- parts of a noun phrase --------------------------------------------------------------------
 
 NOUN_PHRASE_TAGS = tag_set("DZ#JNXU")
-"""Tags that begin a noun phrase or go on with it."""
+"""Tags that begin or continue a noun phrase."""
 PHRASE_FILLER_TAGS = tag_set("CR")
 """Tags that do not end a noun phrase: a red *and* very large bus."""
 INNER_PHRASE_TAGS = tag_set("DZ#SJK")
@@ -67,7 +67,7 @@ FRONTED_TARGET_TAGS = tag_set("DJ#RKNXU")
 OBJECT_START_TAGS = tag_set("DZQ")
 """Tags that begin a verb's object and nothing else."""
 HEAD_START_TAGS = tag_set("NXUJ")
-"""Tags that go on with a noun phrase after an adjective."""
+"""Tags that continue a noun phrase after an adjective."""
 LABEL_START_TAGS = tag_set("DNJ#")
 NEGATED_PHRASE_START_TAGS = tag_set("DNJ#UX")
 """Tags that begin what `not` denies: not a dog, not two."""
@@ -92,7 +92,7 @@ PREFERS_NOUN_BEFORE = tag_set("D#SPFAVGHZ")
 AFTER_PHRASE_HEAD = tag_set("BVPWF")
 """Tags after a noun phrase that ends: the *orange* is ..."""
 AFTER_PARTICLE = tag_set(".,:CAPIWYFR")
-"""Tags after a word of place that belongs to its verb or stands alone: looks *up*."""
+"""Tags after a word of place that belongs to its verb or has no object: looks *up*."""
 AFTER_PRONOUN_ONE = tag_set("FBAPW,.")
 """Tags after `one` that is a pronoun: one *of*, one *is*."""
 AFTER_POSSESSIVE_HER = tag_set("NXJEGU#")
@@ -125,14 +125,14 @@ COORDINATION_KEEPING_TAGS = tag_set("RD?")
 """Tags between `and` and the phrase that it joins: and *also* a dog."""
 AFTER_VERB_OR_ADVERB = tag_set("VGER")
 BEFORE_PLACE_OF_ACTOR = tag_set("VGEBRJOH?")
-"""Tags before a place where the one who acts is: stands *on*."""
+"""Tags before a preposition that locates the actor: stands *on*."""
 BEFORE_OPENNESS = tag_set("NRJ")
 """Tags before `open` that describes what somebody has: with its mouth *wide* open."""
 BEFORE_PREDICATE_PARTICIPLE = tag_set("BRC")
 BEFORE_MADE_OF = tag_set("BCN,RO")
-"""Tags before `made` that says what a thing consists of."""
+"""Tags before `made` that introduces a material: *is* made of wood."""
 AFTER_ACTION_PARTICIPLE = tag_set("PAR")
-"""Tags after a participle that tells an action or place, not a look: is covered *with* snow."""
+"""Tags after a participle of an action or a place, not of a look: is covered *with* snow."""
 BEFORE_ATTRIBUTIVE = tag_set("NHDZ")
 """Tags after which an adjective belongs to a noun phrase."""
 AFTER_PREDICATE_NEITHER = tag_set("JRBHMV")

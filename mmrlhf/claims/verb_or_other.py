@@ -1,6 +1,6 @@
 """Choose between a verb and a noun or an adjective, such as stands, plays, open, light.
 
-As in `content_words`, the first rule that applies decides, and examples have the word in *stars*.
+As in `content_words`, the first rule that applies decides. Examples have the word in *stars*.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def choose_verb_or_other(word: WordContext) -> str:
 
 
 def _is_verb_after_function_word(word: WordContext) -> bool:
-    """Return whether a function word before makes a verb of the word."""
+    """Return whether the function word before it makes the word a verb."""
     text, tags, index = word.text, word.tokens.tags, word.index
     previous_tag, previous_word = word.previous_tag, word.tokens.words[word.index - 1]
     is_noun_subject = bool(word.noun_tag) and word.next_tag in ("B", "V")
@@ -113,7 +113,7 @@ def _is_verb_after_function_word(word: WordContext) -> bool:
 
 
 def _choose_after_subject(word: WordContext) -> str:
-    """Choose between verb and noun after a noun: whether they agree in number decides."""
+    """Choose between a verb and a noun after a noun, by whether they agree in number."""
     tokens, index, possible_tags, noun_tag = word.tokens, word.index, word.possible_tags, word.noun_tag
     next_tag, phrase_start = word.next_tag, word.phrase_start
     base = base_form(word.text)
@@ -125,7 +125,7 @@ def _choose_after_subject(word: WordContext) -> str:
         and (next_tag in DETERMINER_TAGS or (next_tag in AFTER_COORDINATED_SUBJECT_VERB and is_common_verb))
     )
     is_singular_subject = not tokens.is_plural[index - 1] and not ends_plural_subject
-    # In `the trees play ...` the object or adverbial that follows shows a verb.
+    # An object or adverbial after the word suggests a verb: the boys *play* the drums.
     has_object = next_tag in OBJECT_START_TAGS or (noun_tag == "X" and next_tag in AFTER_VERB_ADVERBIAL)
     if word.text.endswith("s") and not word.text.endswith("ss"):
         if not is_singular_subject:
@@ -134,7 +134,7 @@ def _choose_after_subject(word: WordContext) -> str:
         # the bus *stops* of the city, but: the meal *consists* of rice
         if next_tag == "F" and base != "consist":
             return noun_tag or "V"
-        # A man *stands*: after a single thing, -s is the verb's.
+        # A man *stands*: after a singular, -s is a verb's ending.
         if _is_singular_phrase(word):
             return "V"
         if is_common_verb and next_tag in AFTER_SINGULAR_COMMON_VERB and not has_verb(tokens, index):
@@ -162,7 +162,7 @@ def _choose_after_subject(word: WordContext) -> str:
 
 
 def _is_singular_phrase(word: WordContext) -> bool:
-    """Return whether the noun phrase before the word begins with a determiner of one thing."""
+    """Return whether the noun phrase before the word begins with a singular determiner."""
     if word.phrase_start < 0:
         return False
     opening_tag, opening_word = word.tokens.tags[word.phrase_start], word.tokens.words[word.phrase_start]

@@ -1,4 +1,4 @@
-"""A word with several possible tags, in the context that the rules for its tag look at."""
+"""The context of a word with several possible tags, which the rules for its tag examine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WordContext:
     in_phrase: bool
     """Whether the previous word leaves a noun phrase without a head."""
     head_follows: bool
-    """Whether the next word can go on with a noun phrase."""
+    """Whether the next word can continue a noun phrase."""
 
     @property
     def attribute_rank(self) -> int:
@@ -43,7 +43,7 @@ class WordContext:
         return self.tokens.is_plural[self.index]
 
     def word_at(self, offset: int) -> str:
-        """Return the word that many places away, or "" outside the text."""
+        """Return the word `offset` places away, or "" outside the text."""
         index = self.index + offset
         return self.tokens.words[index] if 0 <= index < len(self.tokens.words) else ""
 
@@ -51,7 +51,7 @@ class WordContext:
         return self.tokens.words[max(0, self.index - count) : self.index]
 
     def prefers_adjective(self) -> bool:
-        """Return whether the adjective is a likelier use of the word than the noun."""
+        """Return whether the word is likelier an adjective than a noun."""
         return self.possible_tags.index("J") < self.possible_tags.index(self.noun_tag)
 
 
@@ -59,9 +59,9 @@ class WordContext:
 
 
 def starts_noun_phrase(tags: list[str], comma_index: int) -> bool:
-    """Return whether a comma or `and` is followed by another thing, not another adjective.
+    """Return whether a noun phrase, not an adjective, follows a comma or `and`.
 
-    It is in `a round ottoman, and a lamp`.
+    One does in `a round ottoman, and a lamp`.
     """
     is_comma_and = tags[comma_index] == "," and tags[comma_index + 1 : comma_index + 2] == ["C"]
     index = comma_index + (2 if is_comma_and else 1)

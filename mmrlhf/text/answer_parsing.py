@@ -1,9 +1,10 @@
 """Parse free-form answers: yes or no, a letter, a number, a judge's verdict or rating.
 
-An answer that cannot be parsed is None and never counts as either. `parse_yes_no`, `parse_choice`
-and `parse_number` are the project's own; `tests/text/test_answer_parsing.py` measures them on
-answers labelled by hand. `pope_official` is the rule of POPE's script (AoiDragon/POPE evaluate.py),
-odd as it is, for figures that are comparable with published ones. No torch.
+An answer that cannot be parsed gives None, which never counts as yes or no. `parse_yes_no`,
+`parse_choice` and `parse_number` are the project's own; `tests/text/test_answer_parsing.py`
+measures them on answers labelled by hand. `pope_official` is the rule of POPE's script
+(AoiDragon/POPE evaluate.py), odd as it is, for figures that are comparable with published ones. No
+torch.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ _MARKUP = re.compile(r"[*`_#>|~]+|\\boxed|\\text|<image>|</?answer>", re.IGNOREC
 
 
 def normalise(answer: str) -> str:
-    """Return an answer without reasoning (`<think>`), markup, invisible characters, curly quotes.
+    """Return an answer without reasoning (`<think>`), markup and invisible characters.
 
-    A long answer also loses its middle (see `MAX_READ_CHARS`).
+    Curly quotes become straight, and a long answer loses its middle (see `MAX_READ_CHARS`).
     """
     text = answer
     if (end := text.rfind("</think>")) >= 0:
@@ -70,14 +71,14 @@ _CONCLUSION = re.compile(
     rf"|thus|hence)\W+)"
     rf"(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b(?!\s+(?:other|longer|more)\b)(?=\W*(?:$|[.,:;!\n\"'}}\])-]))"
 )
-"""A stated conclusion. It must end there: "but no dog" is not a verdict on the question."""
+"""A stated conclusion. Nothing may follow it: "but no dog" is not a verdict on the question."""
 _STANDALONE = re.compile(
     rf"(?:[,:;—–%]|\s-|\b(?:say|well|oh|probably|likely|think|actually))\s*[\"']?(?:(?P<yes>{_YES})"
     rf"|(?P<no>{_NO}))\b(?=[\"']?\s*(?:$|[.,:;!—–]))"
 )
 """A yes or no set off at the end of a sentence: "Based on the picture, yes." """
 _YES_AND_NO = re.compile(r"\b(?:both )?(?:yes(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)no|no(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)yes)\b")
-"""Both answers at once, which is neither."""
+"""Both answers at once, which count as neither."""
 _IDIOM = re.compile(
     r"\bno (?:doubt|problem|question|wonder|matter|idea|clue)\b|\bwithout (?:a |any )?(?:doubt|question)\b"
     r"|\bnot only\b|\bwhy not\b"
@@ -117,18 +118,18 @@ _NOT_SEEN = re.compile(
     r"|couldn't|could not) "
     r"(?:actually )?(?:see|find|spot|detect|notice) (?:any|one|it|them|that|such)\b|\bthere(?:'s| is| are) none\b"
 )
-"""Does not see what was asked for."""
+"""Does not see the object in question."""
 _DOUBTED_EXISTENCE = re.compile(
     r"\b(?:it|i|we) (?:doesn't|does not|don't|do not) (?:appear|seem|look|think|believe)(?: that| like| as if"
     r"| as though)? there (?:is|are)\b(?! no\b| not\b|n't)"
     r"|\bthere(?:'s| is) nothing (?:that )?(?:like|looks? like|resembling|resembles)\b"
 )
-"""Ways to say "there is not" that put the negation into another clause than the object."""
+"""Ways to say "there is not" with the negation in another clause than the object."""
 _NONE_EXIST = re.compile(
     r"^\W*(?:(?:i|we) (?:think|believe|guess|suppose)(?: that)?,? )?there (?:isn't|is not|aren't|are not) (?:one"
     r"|any)(?= *(?:$|[.!]))"
 )
-"""Says that there is not one, without its name."""
+"""Says that there is none, without naming it."""
 _TRUTH_STATEMENT = re.compile(
     r"\b(?:statement|claim|assertion|description|that|this|it)(?: is|'s)(?P<not> not|n't)? (?:(?P<yes>true|correct"
     r"|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b"
@@ -142,7 +143,7 @@ _CLAUSE_BOUNDARY = re.compile(
     r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b"
     r"|\bwho\b|\band (?=no\b|not\b)"
 )
-"""Borders that a negation does not cross."""
+"""Boundaries that a negation does not cross."""
 _MISSING_APOSTROPHE = re.compile(r"\b(is|are|was|were|do|does|did|ca|could|wo|would|has|have)nt\b")
 """Spellings such as isnt."""
 _STOP_WORDS = word_set(
@@ -151,7 +152,7 @@ _STOP_WORDS = word_set(
     "have has please answer yes no only just using single word phrase question following statement right "
     "correct true based find as your place number total between"
 )
-"""Words of a question that do not name what is asked."""
+"""Words of a question that do not name what it is about."""
 _STATES_EXISTENCE = re.compile(
     r"\bthere(?:'s| is| are| appears?| seems?)\b|\b(?:i|you|we|one) (?:can |could )?(?:clearly )?see\b|\b(?:is"
     r"|are) (?:visible|present|shown|seen|there|included|depicted)\b|\b(?:shows?|contains?|depicts?|includes?"
@@ -169,10 +170,10 @@ _DENIES_EXISTENCE = re.compile(
 def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
     """Return an answer's yes or no, or None.
 
-    With the question, statements about other objects than the one asked for do not count. Looks
-    for, in this order: a stated conclusion ("the answer is no"); the first sentence that begins
-    with yes or no or has one set off in it; the first sentence that agrees, disagrees, or states or
-    negates what was asked. An answer that says it cannot tell is None, unless a yes or no follows.
+    If the question is given, statements about other objects do not count. Looks for, in this order:
+    a stated conclusion ("the answer is no"); the first sentence that begins with yes or no or has
+    one set off in it; the first sentence that agrees, disagrees, or states or negates what was
+    asked. An answer that says it cannot tell gives None, unless a yes or no follows.
     """
     text = normalise(answer).lower()
     question_text = normalise(question).lower()
@@ -216,7 +217,7 @@ def leading_yes_no(text: str) -> YesNo | None:
 
 
 def _polarity(sentence: str, question_words: list[str]) -> YesNo | None:
-    """Return what a sentence that does not begin with yes or no says about the question."""
+    """Return the yes or no that a sentence implies without beginning with it, or None."""
     if _CERTAIN.match(sentence):
         return "yes"
     sentence = _IDIOM.sub(" ", sentence)
@@ -267,7 +268,7 @@ _IRREGULAR_PLURALS = {
 
 
 def _content_words(question: str) -> list[str]:
-    """Return the words that name what is asked: dog, of "Is there a dog in the image?"."""
+    """Return the words that a question is about: dog in "Is there a dog in the image?"."""
     first_line = re.split(r"[?\n]", question)[0]
     return [_singularize(word) for word in dict.fromkeys(_WORD.findall(first_line)) if word not in _STOP_WORDS]
 
@@ -297,7 +298,7 @@ def _canonicalise_objects(clause: str, question_words: list[str]) -> list[str]:
 def _singularize(word: str) -> str:
     """Return a word without its plural ending.
 
-    Question and answer pass through the same rule, so that a wrong singular still matches itself.
+    Question and answer pass through the same rule, so a wrong singular still matches itself.
     """
     if word in _IRREGULAR_PLURALS:
         return _IRREGULAR_PLURALS[word]
@@ -315,8 +316,8 @@ def parse_choice(answer: str, letters: str = "ABCD", options: Mapping[str, str] 
     """Return the one of `letters` that an answer chooses, or None.
 
     `options` are the texts of the letters, which an answer can give instead. A stated conclusion
-    takes precedence over a letter that the answer begins with or that stands alone in it. Two
-    different letters are None. "A" before a word in lower case is the article.
+    takes precedence over a letter at the beginning or on its own. Two different letters give None.
+    "A" before a word in lower case is the article.
     """
     text = normalise(answer)
     letter_pattern = f"[{letters}{letters.lower()}]"
@@ -346,7 +347,7 @@ def parse_choice(answer: str, letters: str = "ABCD", options: Mapping[str, str] 
 
 
 _ARTICLE_CONTEXT = r"\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z]"
-"""What follows an article, or the pronoun I."""
+"""Text after an A that is an article or an I that is a pronoun."""
 
 
 def _standalone_letters(text: str, letters: str) -> set[str]:
@@ -369,8 +370,8 @@ _CONCLUSION_PREFIX = re.compile(r"(?:\b(?:answer|total|result)\b(?: is| of|:)?|=
 def parse_number(answer: str) -> float | None:
     """Return the number that an answer gives in digits or words, or None. "No chairs" is 0.
 
-    Of several different numbers, the last after "answer", "total", "=", "so" or a correction ("3,
-    no, 4") counts; None if there is no such number.
+    If there are several different numbers, the last one after "answer", "total", "=", "so" or a
+    correction ("3, no, 4") counts; without such a number the result is None.
     """
     text = normalise(answer).lower()
     matches = list(_NUMBER.finditer(text))
@@ -390,9 +391,9 @@ def _number_value(text: str) -> float:
 
 
 def parse_verdict(reply: str, positive_word: str = "correct", negative_word: str = "incorrect") -> bool | None:
-    """Return whether a judge's reply has the positive word (True) or the negative one (False).
+    """Return True for a judge's reply with the positive word, False for one with the negative word.
 
-    A negated word counts as the other; None if the reply has both, or neither.
+    A negated word counts as the other. A reply with both or neither gives None.
     """
     text = normalise(reply).lower()
     verdicts = set()
@@ -404,9 +405,9 @@ def parse_verdict(reply: str, positive_word: str = "correct", negative_word: str
 
 
 def parse_rating(reply: str, max_rating: int) -> int | None:
-    """Return the integer rating of a judge's reply, the last if it gives several.
+    """Return the integer rating of a judge's reply, or the last of several.
 
-    None if there is none, or if it exceeds `max_rating`.
+    Returns None if there is no rating or if it exceeds `max_rating`.
     """
     text = normalise(reply).lower()
     ratings = re.findall(r"\b(?:rating|score|rate)\b(?:[^\w\n]|is\b|of\b|:)*(\d+)(?![\d.]*\d)", text)

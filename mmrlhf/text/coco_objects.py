@@ -1,7 +1,7 @@
-"""Words by which captions name COCO's 80 objects, and CHAIR's matching (Rohrbach et al. 2018).
+"""Find COCO's 80 objects in captions: synonyms, CHAIR's matching (Rohrbach et al. 2018), our own.
 
-`chair_mentions` looks words up as CHAIR's scripts do; the caller provides them in the singular, and
-`find_objects` is the project's own matching, which takes the text itself. No torch.
+`chair_mentions` looks up singular words, which the caller provides, as CHAIR's scripts do.
+`find_objects` is the project's own matching, which takes a text. No torch.
 """
 
 from __future__ import annotations
@@ -107,13 +107,14 @@ toothbrush:
 """Each object's name and its synonyms; `_` stands for a blank. The misspellings are CHAIR's."""
 COCO_ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
 UNMATCHED_SYNONYMS = frozenset({"motor bike", "cheesecake", "iphone", "stove top oven"})
-"""Words that CHAIR's scripts list and never match: in their file two begin with a blank and one has
-a capital, and one has three parts."""
+"""Words that CHAIR's scripts list but never match: in their file two begin with a blank, one has a
+capital, and one has three parts.
+"""
 
 
 @functools.cache
 def object_by_synonym() -> dict[str, str]:
-    """Return the object that each word names; an object's own name is among the words."""
+    """Return the object that each word names; the words include the objects' own names."""
     names = {}
     for line in OBJECT_SYNONYMS.strip().replace("\n    ", " ").split("\n"):
         object_name, _, synonyms = line.partition(":")
@@ -127,12 +128,12 @@ def object_by_synonym() -> dict[str, str]:
 
 @functools.cache
 def compound_names() -> dict[str, str]:
-    """Return the pairs of words that CHAIR treats as one word, each with that word.
+    """Return the word that CHAIR puts in the place of each pair of words.
 
-    `baby bird` becomes bird, so that it is not a person and a bird.
+    `baby bird` becomes bird, since it is not a person and a bird.
     """
     compounds = [word for word in object_by_synonym() if word.count(" ") == 1 and word != "dining table"]
-    # These two name no object: they hide a plate and a train.
+    # The last two name no object: they keep `plate` and `train` from being matched.
     names = {word: word for word in [*compounds, "home plate", "train track"]}
     names |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in (*COCO_ANIMALS, "animal", "cub")}
     names |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
@@ -173,7 +174,7 @@ def _matchable_synonyms() -> dict[str, str]:
 def chair_mentions(words: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
     """Return CHAIR's (word, object) mentions among singular words, and the number of words.
 
-    The number counts a merged pair as one word.
+    A merged pair counts as one word.
     """
     mentions = [(word, name) for _, _, word, name in match_objects(words, _matchable_synonyms())]
     return mentions, len(merge_compounds(words, compound_names()))
@@ -190,8 +191,8 @@ _MAX_NAME_WORDS = 3
 def find_objects(text: str) -> list[tuple[str, str]]:
     """Return the (word, object) mentions in a text, in order.
 
-    Unlike CHAIR it forms plurals as English does, prefers the longest name, and skips objects that
-    are negated ("no cat").
+    Unlike CHAIR, it follows the rules of English plurals, prefers the longest name, and skips
+    negated objects ("no cat").
     """
     objects = []
     for sentence in _SENTENCE_END.split(text.lower()):
@@ -201,7 +202,7 @@ def find_objects(text: str) -> list[tuple[str, str]]:
             for length in range(min(_MAX_NAME_WORDS, len(words) - i), 0, -1):
                 name_words = words[i : i + length]
                 surface = sentence[name_words[0].start() : name_words[-1].end()]
-                # Only a blank or a hyphen may stand between the words of one name.
+                # Only a blank or a hyphen may separate the words of a name.
                 if length > 1 and not re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)*", surface):
                     continue
                 word = _lookup(" ".join(match.group() for match in name_words))
@@ -220,10 +221,10 @@ def find_objects(text: str) -> list[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _lookup(words: str) -> str | None:
-    """Return the listed name that these words are, as a singular or plural, or None.
+    """Return the listed name that the words are a singular or plural form of, or None.
 
-    Tries every ending that English plurals have: the list decides which singular exists, so that
-    unlike in `answer_parsing._singularize` no rule has to.
+    Tries all English plural endings and takes the first singular that is listed. Without a list,
+    `answer_parsing._singularize` needs stricter rules.
     """
     head, space, last = words.rpartition(" ")
     singulars = [last]

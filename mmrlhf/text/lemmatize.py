@@ -1,4 +1,4 @@
-"""Lemmas of English captions exactly as the benchmarks' scripts find them, quirks included.
+"""Lemmatize English captions exactly as the benchmarks' scripts do, quirks included.
 
 Published figures depend on every quirk, so the word lists here are not shared with the rest of the
 package. `pattern_singularize` is the rule of `pattern.en`, which CHAIR's first script used;
@@ -25,7 +25,7 @@ _INVARIANT = word_set(
     "ketchup knowledge love luggage mathematics mayonnaise meat mustard progress research rice sand software understanding "
     "water"
 )
-"""Words without a plural. The rule also keeps every word that one of these ends in."""
+"""Words without a plural. The rule also leaves any word unchanged that is an ending of one."""
 _PLURALS_IN_IES = tuple(
     f"{word}s"
     for word in word_set(
@@ -34,7 +34,7 @@ _PLURALS_IN_IES = tuple(
         "stoolie sweetie techie toughie valkyrie veggie weenie yuppie zombie"
     )
 )
-"""Plurals that the rule knows and keeps."""
+"""Plurals that the rule leaves unchanged, words that end in one included."""
 _IRREGULAR_PLURALS = {
     "atlantes": "atlas", "atlases": "atlas", "axes": "axe", "beeves": "beef", "brethren": "brother",
     "children": "child", "corpora": "corpus", "corpuses": "corpus", "ephemerides": "ephemeris", "feet": "foot",
@@ -45,7 +45,7 @@ _IRREGULAR_PLURALS = {
     "penises": "penis", "people": "person", "sexes": "sex", "soliloquies": "soliloquy", "teeth": "tooth",
     "testes": "testis", "trilbys": "trilby", "turves": "turf", "zoa": "zoon",
 }  # fmt: skip
-"""Singulars by the ending of the plural; the first that fits is used."""
+"""Singulars by the ending of the plural; the first that matches is used."""
 _SINGULAR_RULES = [
     (re.compile(pattern), one)
     for pattern, one in (
@@ -64,8 +64,8 @@ _SINGULAR_RULES = [
         ("(?i)([ti])a$", r"\1um"), ("(?i)(n)ews$", r"\1ews"), ("(?i)s$", ""),
     )
 ]  # fmt: skip
-"""Patterns and replacements; the first that fits is used. The brackets of some were meant to be
-parentheses; they are as published figures have them.
+"""Patterns and replacements; the first that matches is used. Some brackets were meant to be
+parentheses, but published figures depend on them.
 """
 _PREPOSITIONS = word_set(
     "about above across after among around at athwart before behind below beneath beside besides between betwixt beyond but "
@@ -107,7 +107,7 @@ def pattern_singularize(word: str) -> str:
 
 @functools.cache
 def _nltk() -> Any:
-    """Return NLTK once its data is there. Raises InputError if some is missing."""
+    """Import NLTK and check that its data is installed. Raises InputError if some is missing."""
     import nltk
 
     data = {
@@ -127,18 +127,18 @@ def _nltk() -> Any:
     if missing:
         raise InputError(
             f"NLTK's data lacks {', '.join(missing)}: run `python -m nltk.downloader {' '.join(missing)}`, "
-            "or set NLTK_DATA to where they are"
+            "or set NLTK_DATA to the folder that has them"
         )
     return nltk
 
 
 @functools.cache
-def _lemmatise(word: str, pos: str) -> str:
-    return str(_lemmatiser().lemmatize(word, pos=pos))
+def _lemmatize(word: str, pos: str) -> str:
+    return str(_lemmatizer().lemmatize(word, pos=pos))
 
 
 @functools.cache
-def _lemmatiser() -> Any:
+def _lemmatizer() -> Any:
     from nltk.stem import WordNetLemmatizer
 
     _nltk()
@@ -147,9 +147,9 @@ def _lemmatiser() -> Any:
 
 @functools.cache
 def _tokenizer() -> Any:
-    """Return NLTK's word tokenizer as it was up to 3.9.2, with which published figures were made.
+    """Return NLTK's word tokenizer as it was up to 3.9.2, which published figures depend on.
 
-    Later ones split words at dashes, and clitics in another way.
+    Later versions split words at dashes, and clitics in another way.
     """
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
@@ -161,21 +161,21 @@ def _tokenizer() -> Any:
 
 
 def tokens(text: str) -> list[str]:
-    """Return NLTK's tokens, words and signs. Raises InputError without its data."""
+    """Return NLTK's tokens: words and punctuation. Raises InputError if NLTK's data is missing."""
     return [token for sentence in _nltk().sent_tokenize(text) for token in _tokenizer().tokenize(sentence)]
 
 
 def lemmas(text: str) -> list[str]:
     """Return each token's lemma by its tagged part of speech; other tags count as nouns."""
     pos_of_tag = {"J": "a", "V": "v", "N": "n", "R": "r"}
-    return [_lemmatise(word, pos_of_tag.get(tag[:1], "n")) for word, tag in _nltk().pos_tag(tokens(text))]
+    return [_lemmatize(word, pos_of_tag.get(tag[:1], "n")) for word, tag in _nltk().pos_tag(tokens(text))]
 
 
 def nouns(text: str) -> list[str]:
-    """Return the lemmas of the tokens tagged as nouns, in their own case."""
-    return [_lemmatise(word, "n") for word, tag in _nltk().pos_tag(tokens(text)) if tag.startswith("NN")]
+    """Return the lemmas of the tokens tagged as nouns, without changing their case."""
+    return [_lemmatize(word, "n") for word, tag in _nltk().pos_tag(tokens(text)) if tag.startswith("NN")]
 
 
 def noun_lemmas(text: str) -> list[str]:
     """Return each token's lemma as a noun, whatever its part of speech."""
-    return [_lemmatise(word, "n") for word in tokens(text)]
+    return [_lemmatize(word, "n") for word in tokens(text)]

@@ -1,15 +1,15 @@
 """Word lists that several parts of the package share: numbers, colours, sizes and opposites.
 
-A part that needs fewer or other words derives them from these and says why. Two lists stay where
-they are: `lemmatize` reproduces the word lists of official scripts, and `scenes.vocabulary` gives
-each colour and size of the synthetic scenes its RGB value or radius.
+A module that needs fewer or other words derives them from these and says why. Two others have lists
+of their own: `lemmatize` reproduces those of official scripts, and `scenes.vocabulary` gives each
+colour and size of the synthetic scenes its RGB value or radius.
 """
 
 from __future__ import annotations
 
 
 def word_set(text: str) -> frozenset[str]:
-    """Return the set of the words in `text`, which blanks separate."""
+    """Return the set of the words in `text`, separated by blanks."""
     return frozenset(text.split())
 
 
@@ -43,4 +43,4 @@ OPPOSITE_RELATIONS = {
     "above": "below", "below": "above", "over": "under", "on": "under", "under": "on", "on top of": "underneath",
     "underneath": "on top of", "in front of": "behind", "behind": "in front of", "inside": "outside", "outside": "inside",
 }  # fmt: skip
-"""A relation that cannot hold at the same time between the same two things, in matching style."""
+"""The relation that excludes each relation between the same two objects, in the same style."""
