@@ -1,4 +1,4 @@
-"""The command line: what it passes to a stage, what it refuses, and that it does both quickly."""
+"""The command line passes the right arguments to each command, refuses bad ones, and is fast."""
 
 import shlex
 import subprocess

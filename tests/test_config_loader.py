@@ -1,4 +1,4 @@
-"""`load_config` returns a configuration, or raises one sentence that a user can act on."""
+"""`load_config` returns a configuration, or raises an error that a user can act on."""
 
 import dataclasses
 import math
@@ -118,7 +118,8 @@ def test_load_config_suggests_a_new_name_only_where_the_class_has_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "old", "new"), [(field, *pair) for field, values in RENAMED_VALUES.items() for pair in values.items()]
+    ("field", "old", "new"),
+    [(field, old, new) for field, values in RENAMED_VALUES.items() for old, new in values.items()],
 )
 def test_load_config_refuses_every_old_value_with_the_new_one(tmp_path, field, old, new):
     cls = next(cls for cls in CONFIGS if field in config_fields(cls))
@@ -137,7 +138,7 @@ def test_config_fields_help_is_one_paragraph():
     ]
 
 
-def test_load_config_out_of_range_value_states_the_whole_range(tmp_path):
+def test_load_config_out_of_range_value_states_range():
     with pytest.raises(InputError, match=r"--lam must be a number from 0 to 1, not '1\.5'"):
         load_config(PPOConfig, None, {**REQUIRED, "reward_model_path": "r", "lam": "1.5"})
 

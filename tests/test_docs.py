@@ -1,4 +1,4 @@
-"""The glossary of metrics explains every metric that is written."""
+"""docs/metrics.md explains every metric that is written."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The documents name only commands, flags, files and names that exist."""
+"""The documents mention only commands, flags, files and Python objects that exist."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 CURRENT_DOCUMENTS = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
-"""The changelog also names what is gone."""
+"""The changelog also mentions what was removed."""
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 FENCE = re.compile(r"^```.*?^```", re.M | re.S)
 TOP_FOLDERS = "mmrlhf|tests|eval|docs|configs|data|examples"
@@ -29,15 +29,16 @@ def document_id(path: Path) -> str:
 
 
 class ParsedError(Exception):
-    """Raised in place of running a command whose arguments are valid."""
+    """Raised instead of running a command, once its arguments have proved valid."""
 
 
 def commands_in(text: str) -> list[str]:
-    """Return the command lines of a text, one string each, without comments and placeholders."""
-    text = re.sub(r"\\\n[#\s]*", " ", text)
+    """Return the command lines in a text, one string each, without comments and placeholders."""
+    text = re.sub(r"\\\n[#\s]*", " ", text)  # join continued lines
     lines = re.findall(r"^(?:#\s+|for .*; do )?mmrlhf (.+)$", text, re.M)
     lines = [re.sub(r"(?:\s#.*|; done.*)$", "", line) for line in lines]
-    lines = [re.sub(r"\s\.\.\.", "", re.sub(r"\$\w+", "0", line)) for line in lines]
+    lines = [re.sub(r"\$\w+", "0", line) for line in lines]  # shell variables hold numbers
+    lines = [re.sub(r"\s\.\.\.", "", line) for line in lines]
     return [" ".join(line.split()) for line in lines]
 
 
@@ -47,7 +48,7 @@ def commands_in_document(path: Path) -> list[str]:
 
 
 def parse_command(command: str) -> None:
-    """Parse a command line with its own parser. Raises ParsedError if it is valid."""
+    """Parse a command's arguments with the parser of the command. Raises ParsedError if valid."""
     argv = shlex.split(command)
     name = "mmrlhf"
     commands = cli.COMMANDS
@@ -60,7 +61,7 @@ def parse_command(command: str) -> None:
 
 @pytest.fixture
 def parse_only(monkeypatch, tmp_path):
-    """Let a command stop once its arguments are parsed, wherever it would write."""
+    """Stop every command once its arguments are parsed, so that it writes nothing."""
     parse = Parser.parse
 
     def parse_and_stop(parser, argv):
@@ -75,7 +76,7 @@ def parse_only(monkeypatch, tmp_path):
 @pytest.mark.parametrize("path", [*DOCUMENTS, *RECIPES], ids=document_id)
 def test_commands_in_documents_parse(path, parse_only):
     for command in commands_in_document(path):
-        if command.split()[0].isupper() or command.startswith("-"):  # `mmrlhf STAGE --help`
+        if command.split()[0].isupper() or command.startswith("-"):  # such as `mmrlhf STAGE --help`
             continue
         with pytest.raises(ParsedError):
             parse_command(command)
@@ -92,13 +93,13 @@ def test_parse_command_refuses_unknown_flags(parse_only):
 
 
 def headings(path: Path) -> set[str]:
-    """Return the anchors of a document's headings, as GitHub makes them."""
+    """Return the anchors that GitHub gives to a document's headings."""
     titles = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=document_id)
-def test_links_lead_somewhere(path):
+def test_links_have_targets(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text(encoding="utf-8"))):
         if target.startswith(("http://", "https://")):
             continue
@@ -118,7 +119,7 @@ def test_named_paths_exist(path):
 
 
 def top_level_names(module: Path) -> set[str]:
-    """Return what a module defines or imports."""
+    """Return the names that a module defines or imports."""
     names: set[str] = set()
     for node in ast.parse(module.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -134,10 +135,11 @@ def top_level_names(module: Path) -> set[str]:
 @pytest.mark.parametrize("path", CURRENT_DOCUMENTS, ids=document_id)
 def test_named_python_objects_exist(path):
     for dotted in re.findall(r"`(mmrlhf(?:\.\w+)+)[(`]", path.read_text(encoding="utf-8")):
-        place, words = ROOT / "mmrlhf", dotted.split(".")[1:]
-        while words and (place / words[0]).is_dir():
-            place /= words.pop(0)
-        if words and (place / f"{words[0]}.py").is_file():
-            place /= f"{words.pop(0)}.py"
-        module = place if place.is_file() else place / "__init__.py"
-        assert not words or words[0] in top_level_names(module), f"{dotted} does not exist"
+        module, names = ROOT / "mmrlhf", dotted.split(".")[1:]
+        while names and (module / names[0]).is_dir():
+            module /= names.pop(0)
+        if names and (module / f"{names[0]}.py").is_file():
+            module /= f"{names.pop(0)}.py"
+        if module.is_dir():
+            module /= "__init__.py"
+        assert not names or names[0] in top_level_names(module), f"{dotted} does not exist"

@@ -10,16 +10,17 @@ import mmrlhf
 ROOT = Path(mmrlhf.__file__).parent
 STAGES = ("sft", "reward_model", "ppo", "generate", "evaluate")
 ORDER = [
-    "__main__", "cli", "cli_commands", "cli_parser", "demo", *STAGES, "commands", "evaluation", "training", "rewards", "datasets", "verifiers", "facts", "report",
-    "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader", "config", "records",
+    "__main__", "cli", "cli_commands", "cli_parser", "demo", *STAGES, "commands", "evaluation", "training", "rewards", "datasets",
+    "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader",
+    "config", "records",
 ]  # fmt: skip
-"""Files and folders from top to bottom. A folder may import what comes after it."""
+"""Files and folders from top to bottom. Each may import those after it."""
 WITHOUT_TORCH = ("datasets", "facts", "claims", "scenes", "text", "metrics", "files", "config_loader", "config", "records")
-"""Folders that must not import torch, so that commands on files start at once."""
+"""Files and folders that must not import torch, so that commands on files start fast."""
 
 
 def layered_modules() -> list[Path]:
-    """Return every module of the package, without the content bundled in a wheel."""
+    """Return every module of the package, except those bundled in a wheel."""
     return [path for path in sorted(ROOT.rglob("*.py")) if "_content" not in path.parts and path != ROOT / "__init__.py"]
 
 
@@ -29,7 +30,7 @@ def part_of(path: Path) -> str:
 
 
 def imported_modules(path: Path) -> list[str]:
-    """Return the dotted names that a module imports; `from mmrlhf import ppo` is mmrlhf.ppo."""
+    """Return the dotted names that a module imports; `from mmrlhf import ppo` gives mmrlhf.ppo."""
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -51,18 +52,23 @@ def test_imports_point_down(path):
         if not name.startswith("mmrlhf."):
             continue
         other = name.split(".")[1]
-        if other not in ORDER or other == part:  # a name of mmrlhf/__init__.py, or the folder itself
+        if other not in ORDER or other == part:  # a name in mmrlhf/__init__.py, or the folder itself
             continue
         assert ORDER.index(other) > ORDER.index(part), f"{path.name} imports {name}, which is above it"
         assert not (part in STAGES and other in STAGES), f"stage {part} imports stage {other}"
 
 
 def test_modules_import_each_other_in_one_direction():
+    def module_of(name: str) -> str:
+        """Return the module of an imported name, which is a module or something defined in one."""
+        is_module = (ROOT.parent / Path(*name.split("."))).with_suffix(".py").is_file()
+        return name if is_module else name.rpartition(".")[0]
+
     graph: dict[str, set[str]] = {}
     for path in layered_modules():
         name = ".".join(["mmrlhf", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
-        graph[name] = {i if (ROOT.parent / Path(*i.split("."))).with_suffix(".py").is_file() else i.rpartition(".")[0]
-                       for i in imported_modules(path) if i.startswith("mmrlhf.")} - {name, "mmrlhf"}  # fmt: skip
+        imported = {module_of(imported_name) for imported_name in imported_modules(path) if imported_name.startswith("mmrlhf.")}
+        graph[name] = imported - {name, "mmrlhf"}
     finished: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -77,7 +83,9 @@ def test_modules_import_each_other_in_one_direction():
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in layered_modules() if part_of(p) in WITHOUT_TORCH], ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    [path for path in layered_modules() if part_of(path) in WITHOUT_TORCH],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_file_commands_need_no_torch(path):
     assert not {name.split(".")[0] for name in imported_modules(path)} & {"torch", "transformers", "peft"}

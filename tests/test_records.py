@@ -1,4 +1,4 @@
-"""Image sources are identified by their content, which is hashed once per state of the file."""
+"""Image sources are identified by their content, which is hashed again only if the file changes."""
 
 import hashlib
 from dataclasses import replace
@@ -9,7 +9,7 @@ from mmrlhf.records import ImageSource, InputError
 
 
 def count_hashed_files(monkeypatch):
-    """Return a list that gets an entry for each file that is hashed."""
+    """Return a list to which every hashed file adds an entry."""
     calls, file_digest = [], hashlib.file_digest
 
     def counting_file_digest(file, digest):

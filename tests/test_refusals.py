@@ -23,7 +23,7 @@ SHORT_RUN = ("--max_steps", "1", "--per_device_train_batch_size", "2", "--lora_r
 
 
 def make_row(stage: str, **changed: object) -> dict[str, object]:
-    """Return a valid row for a stage with some fields changed; None removes a field."""
+    """Return a valid row for a stage, with some fields changed; None removes a field."""
     answer_fields = {
         "sft": {"completion": "A bowl."},
         "reward": {"chosen": "A bowl.", "rejected": "A cat."},
@@ -35,7 +35,7 @@ def make_row(stage: str, **changed: object) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def trained_runs(tiny_vlm_path, tmp_path_factory) -> Path:
-    """Return a folder with a finished reward run and a finished ppo run."""
+    """Train a reward model and a policy for one step; return the folder of both runs."""
     runs = tmp_path_factory.mktemp("trained")
     common = ["--model_name_or_path", tiny_vlm_path, *SHORT_RUN]
     pairs, prompts = str(SAMPLES / "trl_preference.jsonl"), str(SAMPLES / "llava_rlhf_ppo.json")
@@ -58,7 +58,7 @@ def refusal_of(tiny_vlm_path, trained_runs, tmp_path, capsys):
             data = rows[0]
         else:
             data = folder_of_rows / "rows.jsonl"
-            data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+            data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         out = tmp_path / "out"
         line: list[object] = [stage, "--dataset_name", data]
         if stage == "score":
@@ -201,7 +201,7 @@ def test_generate_refuses_run_folder_as_model(refusal_of, tiny_vlm_path, tmp_pat
         ("cut", "cannot be loaded ("),
         ("other sizes", "lacks 18 of its weights or has them in another shape"),
         ("one less", "lacks 1 of its weights"),
-        ("no template", "has no chat template: put a chat_template.jinja beside its config.json"),
+        ("no template", "has no chat template: put a chat_template.jinja next to its config.json"),
         ("text only", "give the directory or Hub id of an image-text-to-text model"),
     ],
 )
@@ -231,7 +231,7 @@ def test_generate_refuses_incomplete_checkpoint(refusal_of, tiny_vlm_path, fault
     [
         ("nothing", "holds no adapter_model.safetensors: give the policy folder of a finished ppo run"),
         ("ppo", "holds no adapter_model.safetensors: give "),
-        ("reward", "is a reward model, which scores answers and gives none"),
+        ("reward", "is a reward model, which scores answers but cannot write them"),
         ("no config", "cannot be loaded (Can't find 'adapter_config.json'"),
         ("cut", "cannot be loaded ("),
         ("bad base.json", "base.json cannot be read as the ppo stage wrote it"),
@@ -290,7 +290,7 @@ def test_eval_refuses_missing_model_adapter_or_split(tiny_vlm_path, flags, messa
 
 
 def test_generate_loads_hub_id_like_local_path(tiny_vlm_path, tmp_path):
-    """From a cache in the layout of the Hub's client, with the network off."""
+    """The model is in a cache that is laid out like the Hub client's, and the network is off."""
     hub = tmp_path / "home" / "hub" / "models--owner--tiny"
     (hub / "refs").mkdir(parents=True)
     (hub / "refs" / "main").write_text("c0ffee")

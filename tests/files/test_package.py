@@ -33,7 +33,7 @@ def source_files(folder):
 
 @pytest.fixture(scope="module")
 def hatchling_path(tmp_path_factory):
-    """Return the PYTHONPATH for hatchling: empty if it is installed, else a folder to download to."""
+    """Return the PYTHONPATH for hatchling: empty if it is installed, else a download's folder."""
     if importlib.util.find_spec("hatchling"):
         return ""
     folder = tmp_path_factory.mktemp("hatchling")
