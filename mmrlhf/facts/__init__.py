@@ -1,10 +1,10 @@
-"""Facts: typed evidence on an image, read from files and written into a reward model's prompt.
+"""Facts: typed evidence about an image, read from files and put into a reward model's prompt.
 
 parse          the facts of a data file's row
-annotations    facts from COCO's instances and from scene graphs
+annotations    facts from COCO instances and from scene graphs
 load           files of facts, recognised by their content
 render         facts as text
-corrupt        facts dropped, swapped and negated
+corrupt        drop, swap and negate facts
 """
 
 from mmrlhf.facts.load import FactsFile, facts_for_image, read_facts, read_facts_file

@@ -1,4 +1,4 @@
-"""Facts from annotations: COCO's instances, and the scene graphs of GQA and Visual Genome."""
+"""Facts from annotations: COCO instances, and the scene graphs of GQA and Visual Genome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Relation = tuple[str, str, str]
 
 
 def is_coco(value: Any) -> bool:
-    """Return whether a JSON value is a file of COCO's instances."""
+    """Return whether a JSON value is a COCO instances file."""
     return isinstance(value, dict) and {"images", "annotations", "categories"} <= set(value)
 
 
@@ -27,10 +27,10 @@ def is_scene_graph(value: Any) -> bool:
 
 
 def parse_coco(path: str, value: Mapping[str, Any], source: str) -> FactsByImage:
-    """Return the facts of a file of COCO's instances: each with its box, and a count per category.
+    """Return the facts in a COCO instances file: each object with its box, and category counts.
 
-    A crowd is an object without a box, and its image gets no count of that category. Raises
-    InputError.
+    A crowd becomes an object without a box, and its image gets no count of that category. Raises
+    InputError for malformed annotations.
     """
     root = Row(path, 0, value)
     category_names = {}
@@ -70,7 +70,7 @@ def parse_coco(path: str, value: Mapping[str, Any], source: str) -> FactsByImage
 def parse_scene_graphs(path: str, graphs: Mapping[str, Any], source: str) -> FactsByImage:
     """Return the facts of scene graphs by image: objects with attributes and boxes, and relations.
 
-    A graph may leave objects out, so nothing is counted. Raises InputError.
+    A graph may leave objects out, so nothing is counted. Raises InputError for a malformed graph.
     """
     return {name: _parse_scene_graph(_as_row(path, graph, preview(name)), source) for name, graph in graphs.items()}
 
@@ -88,7 +88,7 @@ def _parse_scene_graph(row: Row, source: str) -> tuple[Fact, ...]:
     facts: list[Fact] = []
     relations: list[Relation] = []
     for index, (object_id, value) in enumerate(entries, 1):
-        # `preview` quotes the id; the quotes are cut off.
+        # `preview` quotes the id: drop the quotes.
         location = f"`objects[{index}]`" if object_id is None else f"`objects.{preview(object_id)[1:-1]}`"
         object_row = _as_row(row.location, value, location)
         if object_id is None:
@@ -123,7 +123,7 @@ def _parse_graph_object(row: Row, size: tuple[float, ...] | None, source: str) -
 
 
 def _read_object_name(row: Row) -> str:
-    """Return `names[0]`, as Visual Genome has it, or `name`, as GQA has it."""
+    """Return an object's name: `names[0]` in Visual Genome, `name` in GQA."""
     names = row.fields.get("names")
     return read_line(row, names[0] if isinstance(names, list) and names else row.require("name"), "name")
 
@@ -131,7 +131,7 @@ def _read_object_name(row: Row) -> str:
 def _endpoint_id(row: Row, name: str) -> int | str:
     """Return the id of a relation's subject or object.
 
-    Visual Genome has the id in one release and the whole object in another.
+    One release of Visual Genome gives the id, another the full object.
     """
     endpoint = row.fields.get(name)
     if isinstance(endpoint, dict):
@@ -160,9 +160,9 @@ def _read_number(row: Row, value: Any, name: str, minimum: float = 0) -> float:
 
 
 def _read_box(row: Row, value: Any, name: str, size: tuple[float, ...]) -> Box | None:
-    """Return x, y, width, height in pixels as corners in shares of the image, clipped to it.
+    """Convert x, y, width, height in pixels to corners as shares of the image, clipped to it.
 
-    None for a box without area.
+    Returns None for a box without area.
     """
     if not isinstance(value, list) or len(value) != 4:
         row.fail(f"`{name}` must be a list of 4, not {preview(value)}")

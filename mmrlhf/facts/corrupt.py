@@ -1,7 +1,8 @@
-"""Corrupt facts: fewer, or wrong ones.
+"""Corrupt facts: drop some, or make some wrong.
 
-They train reward models not to rely on facts, and measure how far one does. Every function takes a
-random generator, changes nothing in place, and keeps the order of the facts.
+Corrupted facts train reward models not to trust facts blindly, and measure how much a model relies
+on them. Every function that draws takes a random generator, changes nothing in place, and keeps
+the order of the facts.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def drop_facts(facts: Sequence[Fact], keep_probability: float, rng: np.random.Ge
 def swap_facts(
     facts: Sequence[Fact], other_facts: Sequence[Fact], probability: float, rng: np.random.Generator
 ) -> tuple[Fact, ...]:
-    """Replace each fact with probability `probability` by another image's of the same kind.
+    """Replace each fact, with probability `probability`, by another image's fact of its kind.
 
-    A fact that this image has, too, is never drawn; without a candidate the fact stays.
+    A fact that this image also has is never drawn. A fact without a candidate stays.
     """
     known = {(fact.kind, fact.text) for fact in facts}
     swapped = []
@@ -48,8 +49,8 @@ def swap_facts(
 def negate_facts(facts: Sequence[Fact], probability: float, rng: np.random.Generator) -> tuple[tuple[Fact, ...], int]:
     """Negate each fact with probability `probability`; also return how many changed.
 
-    The opposite is another number, colour or size, or the opposite relation. A fact without one (a
-    caption, a bare noun) stays.
+    The negated fact has another number, colour or size, or the opposite relation. A fact without
+    any of these (a caption, a bare noun) stays.
     """
     negated = tuple(_negate_fact(fact, rng) if rng.random() < probability else fact for fact in facts)
     return negated, sum(a is not b for a, b in zip(facts, negated, strict=True))
@@ -60,8 +61,8 @@ def augment_facts(
 ) -> tuple[Fact, ...]:
     """Augment facts for training.
 
-    With probability `dropout` only a uniformly random share of them is kept; each is then another
-    image's with probability `noise`.
+    With probability `dropout`, keep only a uniformly random share of them. Then replace each, with
+    probability `noise`, by another image's.
     """
     if rng.random() < dropout:
         facts = drop_facts(facts, rng.random(), rng)
@@ -88,7 +89,7 @@ def _negate_fact(fact: Fact, rng: np.random.Generator) -> Fact:
 
 
 def _negate_count(text: str, rng: np.random.Generator) -> str | None:
-    """Return `two cups` with a neighbouring number of at least one; None if it is not a count."""
+    """Change a count such as `two cups` by one, to one or more; return None for other texts."""
     match = _COUNT.fullmatch(text)
     if not match:
         return None
@@ -110,7 +111,7 @@ def _negate_relation(text: str) -> str | None:
 
 
 def _negate_attribute(text: str, rng: np.random.Generator) -> str | None:
-    """Return a text with its first colour, else its first size, replaced; None without either."""
+    """Replace the first colour, or else the first size; return None for a text without either."""
     words = text.split(" ")
     for alternatives in (BASIC_COLOURS, OPPOSITE_SIZES):
         for i, word in enumerate(words):

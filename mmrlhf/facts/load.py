@@ -1,4 +1,4 @@
-"""Load files of facts; their content says which format they have."""
+"""Load files of facts, whose format is recognised by their content."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def read_facts(path: str | Path) -> FactsByImage:
     """Return facts by image name or row id.
 
     The file is JSONL with the fields of `FACT_FIELDS`, LLaVA-RLHF's map from images to captions,
-    COCO's instances, or scene graphs of GQA or Visual Genome. Raises InputError with place and
-    field.
+    COCO instances, or scene graphs of GQA or Visual Genome. Raises InputError that names the place
+    and the field of a mistake.
     """
     facts_by_image: FactsByImage = {}
     for name, facts in _iter_facts(Path(path), require_name=True):
@@ -31,18 +31,18 @@ def read_facts(path: str | Path) -> FactsByImage:
 
 @dataclass(frozen=True)
 class FactsFile:
-    """A file of facts, for answers that name their image and for answers in its rows' order."""
+    """A file of facts, for answers that name their image or that are in the order of its rows."""
 
     path: str
     by_name: Mapping[str, tuple[Fact, ...]]
     by_row: Sequence[tuple[Fact, ...]]
-    """Empty for a file without an order: a map, or annotations."""
+    """Empty for a file without rows: a map, or annotations."""
 
     def lookup(self, image: str | None, row_number: int, location: str) -> tuple[Fact, ...]:
         """Return the facts of an answer's image.
 
-        They are looked up by the image's name if both answer and file have names, else by the
-        answer's row, counted from 1. Raises InputError if the file has no such row.
+        They are looked up by image name if both the answer and the file have names, else by the
+        answer's row number, counted from 1. Raises InputError if neither is possible.
         """
         if image is not None and self.by_name:
             return facts_for_image(self.by_name, image)
@@ -56,7 +56,10 @@ class FactsFile:
 
 
 def read_facts_file(path: str) -> FactsFile:
-    """Read the files of `read_facts`, and JSONL whose rows name no image. Raises InputError."""
+    """Read a file as `read_facts` does, or JSONL with rows that name no image.
+
+    Raises InputError for a malformed file.
+    """
     by_name: FactsByImage = {}
     by_row = []
     for name, facts in _iter_facts(Path(path), require_name=False):
@@ -67,7 +70,7 @@ def read_facts_file(path: str) -> FactsFile:
 
 
 def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, tuple[Fact, ...]]]:
-    """Yield image names and facts; a row without a name gives None, unless `require_name`."""
+    """Yield image names and facts. A missing name is None, or an error if `require_name`."""
     value: Any = read_json(path) if path.suffix == ".json" else None
     if is_coco(value):
         yield from parse_coco(str(path), value, path.name).items()
@@ -93,7 +96,7 @@ def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, tu
 
 
 def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[Fact, ...]:
-    """Return an image's facts by its full name, else its file name, else that without its suffix.
+    """Look up an image's facts by full name, else by file name, else by file name without suffix.
 
     Scene graphs name images by ids, which are file names without a suffix.
     """

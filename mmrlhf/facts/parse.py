@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 def parse_typed_facts(row: Row) -> tuple[Fact, ...]:
     """Return a row's `facts`, a list of {kind, text} with optional source, confidence and box.
 
-    Raises InputError.
+    Raises InputError for a malformed fact.
     """
     facts = []
     for index, fact in enumerate(read_list(row, "facts"), 1):
@@ -49,7 +49,10 @@ FACT_FIELDS: dict[str, FactKind] = {
 
 
 def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
-    """Return a row's facts in `FACT_FIELDS`, then its typed facts. Raises InputError."""
+    """Return a row's facts in `FACT_FIELDS`, then its typed facts.
+
+    Raises InputError for a malformed fact or a misspelt field.
+    """
     for field in row.fields:
         if field not in FACT_FIELDS and (suggestion := difflib.get_close_matches(field, FACT_FIELDS, n=1, cutoff=0.75)):
             row.fail(f"`{preview(field)[1:-1]}` is not a field of facts: rename it to {suggestion[0]}")  # without the quotes
@@ -73,7 +76,7 @@ def parse_fact_fields(row: Row, source: str) -> tuple[Fact, ...]:
 def _parse_object(row: Row, value: Any, name: str, source: str) -> list[Fact]:
     """Return an object and its count as two facts, since claims about them are separate."""
     if isinstance(value, list) and 0 < len(value) < 4:
-        value = [*value, None, None, None][:4]  # what is left out is null
+        value = [*value, None, None, None][:4]  # omitted items are null
     noun, count, colour, box = _read_fixed_list(row, value, 4, name)
     noun = read_line(row, noun, name)
     object_box = None if box is None else parse_box(row, box, name)
@@ -92,13 +95,13 @@ def count_fact(count: int, noun: str, source: str) -> Fact:
 
 
 def parse_box(row: Row, value: Any, name: str) -> Box:
-    """Return a box x0, y0, x1, y1 in shares of width and height. Raises InputError."""
+    """Return a box x0, y0, x1, y1 as shares of width and height. Raises InputError."""
     has_four_items = isinstance(value, list) and len(value) == 4
     if not has_four_items or any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= 1 for v in value):
         row.fail(f"`{name}` must have a box of four numbers from 0 to 1 (x0, y0, x1, y1), not {preview(value)}")
     x0, y0, x1, y1 = map(float, value)
     if x0 >= x1 or y0 >= y1:
-        row.fail(f"`{name}` must have a box whose x0 is left of x1 and y0 above y1, not {preview(value)}")
+        row.fail(f"`{name}` must have a box with x0 < x1 and y0 < y1, not {preview(value)}")
     return x0, y0, x1, y1
 
 
@@ -121,7 +124,7 @@ def _read_fixed_list(row: Row, value: Any, size: int, name: str) -> list[Any]:
 
 
 def read_line(row: Row, value: Any, name: str) -> str:
-    """Return a text on one line. Raises InputError for an empty text or another type."""
+    """Return a text as one line. Raises InputError for an empty text or another type."""
     text = " ".join(row.require_text(value, name).split())
     if not text:
         row.fail(f"`{name}` is empty: fill it in or remove it")

@@ -1,4 +1,4 @@
-"""Facts as text for a reward model's prompt."""
+"""Render facts as text for a reward model's prompt."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ def render_facts(
     max_tokens: int | None = None,
     count_tokens: Callable[[str], int] = lambda text: len(text.split()),
 ) -> str:
-    """Return facts as text, "" without facts.
+    """Return facts as text, or "" if there are none.
 
-    Typed, it is `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`
+    `template` is one of:
 
-    The order is shuffled by `order_seed`, so that all answers to a prompt read the same text; None
-    keeps the given order. `template` is `typed`, `captions` (a dash and a line per fact, as in
-    LLaVA-RLHF), or the text of a Jinja template (`load_facts_template`), which gets `facts`. Above
-    `max_tokens`, as `count_tokens` counts, facts are dropped one by one: the least confident first,
-    and of equals the last. Runs of white space become one space, so that a fact stays on its line.
+    typed       `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`
+    captions    a line per fact, as in LLaVA-RLHF
+    TEXT        the text of a Jinja template (`load_facts_template`), which gets `facts`
+
+    `order_seed` shuffles the facts, in the same order for every answer to a prompt; None keeps the
+    given order. Above `max_tokens`, as `count_tokens` counts, facts are dropped one by one: the
+    least confident first, and the last of several equals. The first two templates collapse white
+    space, which keeps each fact on one line.
 
     Raises InputError for a template that fails.
     """
@@ -49,10 +52,10 @@ def _renderer(template: str) -> Callable[[Sequence[Fact]], str]:
 
 
 def load_facts_template(name: str) -> str:
-    """Return what `render_facts` takes: `typed`, `captions`, or the text of a Jinja file.
+    """Return a template for `render_facts`: `typed`, `captions`, or the text of a Jinja file.
 
-    With the text, a saved reward model does not need the file. Raises InputError for a missing file
-    and for a template that fails.
+    A saved reward model holds the text, so it does not need the file. Raises InputError for a
+    missing file or a template that fails.
     """
     if name in ("typed", "captions"):
         return name

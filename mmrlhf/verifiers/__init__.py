@@ -1,15 +1,15 @@
 """Verifiers of claims: each gives a verdict with its evidence.
 
-    base         claims of an answer, what a verifier is, and Platt scaling of its scores
-    facts        a verifier that compares claims with facts
+    base         the type of a verifier, its input, and Platt scaling of its scores
+    facts        verify claims by comparing them with facts
     verbalize    claims as phrases and questions, and distractors to compare them with
-    cascade      verifiers one after the other, and one with a cache
-    clip         a verifier that is an open_clip model
-    vlm          a verifier that asks the vision-language model itself
-    build        verifiers by name; add one there
+    cascade      ask several verifiers in turn, and cache their verdicts
+    clip         verify claims with an open_clip model
+    vlm          verify claims by asking the vision-language model itself
+    build        verifiers by name; add new ones there
 
-`clip`, `vlm` and `build` import torch. Import them by their full names, so that commands that do
-without them start at once.
+`clip`, `vlm` and `build` import torch. Import them by their full names, which keeps commands that
+do not need them quick to start.
 """
 
 from mmrlhf.verifiers.base import AnswerClaims, Verifier

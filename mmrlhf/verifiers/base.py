@@ -1,4 +1,4 @@
-"""What a verifier is, and Platt scaling, which makes its scores probabilities."""
+"""The type of a verifier, and Platt scaling, which turns its scores into probabilities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLAIM_KINDS = ("object", "attribute", "count", "relation")
 
 @dataclass(frozen=True)
 class AnswerClaims:
-    """The claims of one answer, with the images it is about and the facts known of them."""
+    """The claims of one answer, with the images it is about and the known facts about them."""
 
     images: tuple[ImageSource, ...]
     facts: tuple[Fact, ...]
@@ -37,7 +37,7 @@ def unknown_verdict(claim: Claim, evidence: str = "") -> Verdict:
 
 
 def strip_negation(claim: Claim) -> tuple[Claim, bool]:
-    """Return a claim's positive form, and whether the verdict on that must be flipped.
+    """Return a claim's positive form, and whether the verdict on it must be flipped.
 
     "No dog" is verified as "a dog"; a count of zero is a negated object.
     """
@@ -50,7 +50,7 @@ def strip_negation(claim: Claim) -> tuple[Claim, bool]:
 class PlattScaling:
     """Maps a verifier's score x to the probability sigmoid(a x + b) of a claim (Platt 1999).
 
-    `coefficients` are a and b by kind of claim; a kind without any cannot be judged. From `low` to
+    `coefficients` are (a, b) by kind of claim; other kinds cannot be judged. Between `low` and
     `high`, both excluded, the verdict is unknown.
     """
 
@@ -100,7 +100,7 @@ class PlattScaling:
 
 
 def save_calibration(calibration: PlattScaling, path: Path, **metadata: Any) -> None:
-    """Write a calibration and what else is worth keeping with it, as JSON."""
+    """Write a calibration and its metadata as JSON."""
     content = {
         "certainty": {kind: list(pair) for kind, pair in calibration.coefficients.items()},
         "unknown_between": [calibration.low, calibration.high],
@@ -118,7 +118,7 @@ def load_calibration(path: Path) -> tuple[PlattScaling, dict[str, Any]]:
         coefficients = {str(kind): (float(a), float(b)) for kind, (a, b) in content.pop("certainty").items()}
         low, high = (float(value) for value in content.pop("unknown_between"))
         if unknown_kinds := [name for name in coefficients if name not in CLAIM_KINDS]:
-            raise ValueError(f"there is no kind {unknown_kinds[0]}")
+            raise ValueError(f"unknown kind of claim {unknown_kinds[0]}")
         if not all(math.isfinite(value) for pair in coefficients.values() for value in pair) or not 0 <= low <= high <= 1:
             raise ValueError("numbers out of range")
     except FileNotFoundError:

@@ -47,17 +47,17 @@ VERIFIERS: dict[str, VerifierBuilder] = {
     "clip": build_clip_verifier,
     "vlm": build_vlm_verifier,
 }
-"""Verifiers by the name that `reward_terms` and `monitor_verifiers` use.
+"""Verifiers by their name in `reward_terms` and `monitor_verifiers`.
 
 To add one, write a function from `AnswerClaims` to verdicts (`base.Verifier`) in a module of its
-own and a builder above, and add it here. Wrap it in `cached` if it only looks at images.
+own, write a builder above, and list it here. Wrap it in `cached` if it reads nothing but images.
 """
 
 
 def validate_verifier(verifier_name: str, location: str) -> str:
-    """Return a verifier's name, or several joined by `+`, without spaces.
+    """Return the name of a verifier, or of several joined by `+`, without spaces.
 
-    Raises InputError, which begins with `location`, for an unknown or repeated name.
+    Raises InputError for an unknown or repeated name. The message begins with `location`.
     """
     parts = [part.strip() for part in verifier_name.split("+")]
     for part in parts:

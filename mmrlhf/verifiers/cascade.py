@@ -1,4 +1,4 @@
-"""Combine verifiers: a cascade in which the first known verdict decides, and a cache."""
+"""Wrap verifiers: in a cascade, where the first known verdict decides, and in a cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmrlhf.verifiers.base import AnswerClaims, Verifier, unknown_verdict
 from mmrlhf.verifiers.facts import verify_against_facts
 
 MAX_CACHED_VERDICTS = 200_000
-"""Verdicts that a cache may hold; above that it is emptied."""
+"""Verdicts that a cache may hold. Beyond that it is emptied."""
 
 
 def facts_verifier(lexicon: Lexicon) -> Verifier:
@@ -20,21 +20,21 @@ def facts_verifier(lexicon: Lexicon) -> Verifier:
 
 
 def cascade(verifiers: Sequence[Verifier]) -> Verifier:
-    """Return a verifier that passes each claim on until a verifier's verdict is not unknown."""
+    """Return a verifier that asks `verifiers` in turn until one gives a known verdict on a claim."""
 
     def verify(answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
         all_verdicts = [[unknown_verdict(claim) for claim in answer.claims] for answer in answers]
         for verifier in verifiers:
             # Only unknown claims go to the next verifier, and only answers that have any.
-            unknown_claims = [[i for i, v in enumerate(verdicts) if v.value == "unknown"] for verdicts in all_verdicts]
-            remaining = [n for n, claim_indices in enumerate(unknown_claims) if claim_indices]
-            if not remaining:
+            unknown_indices = [[i for i, v in enumerate(verdicts) if v.value == "unknown"] for verdicts in all_verdicts]
+            answer_indices = [n for n, claim_indices in enumerate(unknown_indices) if claim_indices]
+            if not answer_indices:
                 break
             remaining_answers = [
-                replace(answers[n], claims=tuple(answers[n].claims[i] for i in unknown_claims[n])) for n in remaining
+                replace(answers[n], claims=tuple(answers[n].claims[i] for i in unknown_indices[n])) for n in answer_indices
             ]
-            for n, verdicts in zip(remaining, verifier(remaining_answers), strict=True):
-                for i, verdict in zip(unknown_claims[n], verdicts, strict=True):
+            for n, verdicts in zip(answer_indices, verifier(remaining_answers), strict=True):
+                for i, verdict in zip(unknown_indices[n], verdicts, strict=True):
                     all_verdicts[n][i] = verdict
         return all_verdicts
 
@@ -42,9 +42,9 @@ def cascade(verifiers: Sequence[Verifier]) -> Verifier:
 
 
 def cached(verifier: Verifier) -> Verifier:
-    """Return a verifier that judges a claim on the same images once, whichever answer makes it.
+    """Return a verifier that judges each claim about the same images only once.
 
-    Only for verifiers that look at nothing but images: facts are not part of the cache's key.
+    Use it only for verifiers that read nothing but images: facts are not part of the cache key.
     """
     cache: dict[tuple[tuple[str, ...], Claim], Verdict] = {}
 

@@ -1,9 +1,9 @@
-"""A verifier that is an open_clip model: it compares a claim in words with its distractors.
+"""Verify claims with an open_clip model, which compares each claim in words with distractors.
 
-The score is the margin by which the image is nearer to the claim than to its distractors. A
-calibration, in the checkpoint's folder or given by name, makes it a probability
-(`base.PlattScaling`). Images and phrases are encoded once. CLIP knows objects and colours, but
-little of numbers and of left and right: an honest calibration leaves those unknown.
+The score is the margin by which the image is closer to the claim than to its distractors. A
+calibration, from the checkpoint's folder or a given file, turns it into a probability
+(`base.PlattScaling`). Images and phrases are encoded only once. CLIP is good at objects and
+colours, but weak at numbers and at left and right: a sound calibration leaves those unknown.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ TEMPLATE = "a photo of {}"
 BATCH_SIZE = 64
 """Images encoded at a time; phrases are encoded four times as many at a time."""
 MAX_CACHED_FEATURES = 200_000
-"""Features that each of the two caches may hold; above that it is emptied."""
+"""Features that each of the two caches may hold. Beyond that it is emptied."""
 CALIBRATION_FILE = "calibration.json"
-"""Name of a calibration in a checkpoint's folder."""
+"""File name of the calibration in a checkpoint's folder."""
 CONFIG_FILE = "open_clip_config.json"
 
 
@@ -43,8 +43,8 @@ CONFIG_FILE = "open_clip_config.json"
 class ClipVerifier:
     """An open_clip model as a verifier.
 
-    `calibration` turns its margins into probabilities; `distractor_pool` is what claims are
-    compared with. Text features are None for a phrase that the tokenizer would cut.
+    `calibration` turns its margins into probabilities. Claims are compared with distractors from
+    `distractor_pool`. The text features of a phrase are None if the tokenizer would truncate it.
     """
 
     name: str
@@ -73,11 +73,11 @@ class ClipVerifier:
         return unknown_verdict(claim, evidence) if margin is None else self.calibration.verdict(claim, margin, evidence)
 
     def margins(self, answers: Sequence[AnswerClaims]) -> list[list[tuple[float | None, str]]]:
-        """Return for each claim's positive form its margin in logits, and the comparison in words.
+        """Return the margin in logits of each claim's positive form, with evidence in words.
 
-        The margin is the logit of the claim minus the log-sum-exp of its distractors'; of several
-        images the one with the highest counts. Where nothing can be compared it is None, with the
-        reason in words.
+        The margin is the claim's logit minus the log-sum-exp of its distractors' logits; with
+        several images, the highest one counts. If no comparison is possible it is None, and the
+        evidence gives the reason.
         """
         claim_texts = [[self._claim_texts(strip_negation(claim)[0]) for claim in answer.claims] for answer in answers]
         self._encode_images([image for answer in answers if answer.claims for image in answer.images])
@@ -98,7 +98,7 @@ class ClipVerifier:
         return [self.template.format(claim_phrase(candidate, self.lexicon)) for candidate in candidates]
 
     def _margin(self, images_ID: Tensor, texts: Sequence[str], scale: float) -> tuple[float | None, str]:
-        """Return the margin of the first text over the others, or None, and the evidence for it."""
+        """Return the margin of the first text over the others (or None), and its evidence."""
         if not len(images_ID):
             return None, "there is no image"
         if self._text_features[texts[0]] is None:
@@ -111,7 +111,7 @@ class ClipVerifier:
         logits_IT = scale * images_ID @ texts_TD.T
         margins_I = logits_IT[:, 0] - logits_IT[:, 1:].logsumexp(1)
         best = int(margins_I.argmax())
-        # The evidence names the one distractor that comes nearest.
+        # The evidence names only the nearest distractor.
         nearest = 1 + int(logits_IT[best, 1:].argmax())
         gap = float(logits_IT[best, 0] - logits_IT[best, nearest])
         return float(margins_I[best]), f"open_clip: {texts[0]!r} by {gap:+.1f} against {texts[nearest]!r}"
@@ -129,7 +129,7 @@ class ClipVerifier:
 
     @torch.no_grad()
     def _encode_texts(self, texts: Sequence[str]) -> None:
-        """Phrases to features; None for one that the tokenizer would cut."""
+        """Cache the features of phrases: None for one that the tokenizer would truncate."""
         if len(self._text_features) > MAX_CACHED_FEATURES:
             self._text_features.clear()
         missing = [text for text in dict.fromkeys(texts) if text not in self._text_features]
@@ -144,10 +144,10 @@ class ClipVerifier:
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return token ids [N, T], and whether a text was cut [N].
+    """Return token ids [N, T], and whether each text was truncated [N].
 
-    A text was cut if its ids would differ with room for one more token: the tokenizer itself
-    truncates without a sign.
+    The tokenizer truncates silently. A text was truncated if its ids differ when there is room for
+    one more token.
     """
     context_length = int(tokenizer.context_length)
     token_ids, longer_ids = tokenizer(list(texts)), tokenizer(list(texts), context_length=context_length + 1)
@@ -159,7 +159,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def save_clip(directory: Path, model: Any, model_cfg: Mapping[str, Any]) -> None:
-    """Save a model in open_clip's own format, which its `local-dir:` names read."""
+    """Save a model in open_clip's own format, which open_clip loads as `local-dir:DIRECTORY`."""
     directory.mkdir(parents=True, exist_ok=True)
     save_file(
         {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, directory / "open_clip_model.safetensors"
@@ -175,10 +175,10 @@ def load_clip(
 ) -> ClipVerifier:
     """Load an open_clip model as a verifier.
 
-    `name` is a directory with open_clip_config.json and weights, or an architecture of open_clip's
-    with a tag or a file of weights, as in `ViT-B-32:laion2b_s34b_b79k`. Weights are safetensors.
-    The calibration is `calibration_file`, or else calibration.json in the directory; without one
-    every verdict is unknown.
+    `name` is a directory with open_clip_config.json and weights, or an open_clip architecture with
+    a tag or a weights file, such as `ViT-B-32:laion2b_s34b_b79k`. Weights must be safetensors. The
+    calibration is `calibration_file`, or else calibration.json in the directory. Without one, every
+    verdict is unknown.
 
     Raises InputError for a model or calibration that is missing, malformed or unsafe to load.
     """
@@ -211,7 +211,7 @@ def _create_model(name: str, architecture: str, weights: Path) -> tuple[Any, Any
     """Return model, tokenizer and preprocessing. Raises InputError if the weights do not fit."""
     log_level = logging.getLogger().level
     try:
-        # Else open_clip warns that weights are random before they are loaded.
+        # Silence open_clip's warning that the weights are random: they are loaded next.
         logging.getLogger().setLevel(logging.ERROR)
         model = open_clip.create_model(architecture, load_weights=False, pretrained_text=False, device="cpu")
         open_clip.load_checkpoint(model, str(weights), strict=True)
@@ -258,9 +258,9 @@ def _find_weights(directory: Path) -> Path:
 
 
 def _resolve_pretrained(name: str) -> tuple[str, Path]:
-    """Return architecture and weights file of `NAME:TAG` or `NAME:FILE`.
+    """Return the architecture and the weights file of `NAME:TAG` or `NAME:FILE`.
 
-    Raises InputError for an unknown name or tag, and for weights that are pickles or cannot be
+    Raises InputError for an unknown name or tag, or for weights that are pickles or cannot be
     fetched.
     """
     architecture, separator, tag = name.partition(":")
@@ -296,6 +296,6 @@ def _download_weights(name: str, architecture: str, tag: str) -> Path:
 
 
 def _format_tags(architecture: str) -> str:
-    """Return the first of an architecture's tags, and how many more there are."""
+    """Return the first tags of an architecture, and the number of others."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     return (", ".join(tags[:6]) or "none") + (f" and {len(tags) - 6} more" if len(tags) > 6 else "")

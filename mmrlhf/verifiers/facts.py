@@ -1,8 +1,8 @@
-"""A verifier that compares claims with facts: supported, contradicted, or unknown.
+"""Verify claims by comparing them with facts: supported, contradicted, or unknown.
 
-What no fact lists is unknown. A claim is contradicted only by a fact that excludes it: an object
-listed as absent, another number, another colour of the only object of that name, the opposite
-relation. If facts disagree, the verdict is unknown.
+A claim that no fact mentions is unknown. It is contradicted only by a fact that excludes it: an
+object listed as absent, another number, another colour of the only object with that name, or the
+opposite relation. If facts disagree, the verdict is unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmrlhf.records import Claim, Fact, Verdict
 from mmrlhf.text.words import COLOUR_SHADES, COLOURS, word_set
 
 Evidence = list[tuple[str, float]]
-"""Facts as reports show them, each with its confidence."""
+"""Facts as text for reports, each with its confidence."""
 
 # ---- word lists ---------------------------------------------------------------------------------
 
@@ -28,7 +28,7 @@ VALUE_SYNONYMS = {
     "little": "small", "tiny": "small", "coloured": "colored", "multicoloured": "multicolored", "colourful": "colorful", "shut": "closed",
     "metallic": "metal", "woolen": "wool", "old": "old", "elderly": "old", "aged": "old", "vacant": "empty",
 }  # fmt: skip
-"""Attribute values by another name for them; facts are indexed by the latter."""
+"""Synonym of an attribute value -> the canonical value by which facts are indexed."""
 MATERIALS = word_set("wooden metal steel plastic glass leather stone brick concrete marble paper cardboard rubber ceramic")
 COMPATIBLE_VALUES = [
     word_set(names)
@@ -38,23 +38,23 @@ COMPATIBLE_VALUES = [
         "metal steel", "stone marble", "stone brick", "stone concrete", "paper cardboard", "plastic rubber",
     )
 ]  # fmt: skip
-"""Values that may describe the same object: none of a set contradicts another."""
+"""Sets of values that may describe the same object, and do not contradict each other."""
 EXCLUSIVE_VALUES = [
     {"open", "closed"}, {"empty", "full", "crowded", "packed"}, {"wet", "dry"}, {"clean", "dirty"}, {"young", "old"}, {"tall", "short"},
     {"long", "short"}, {"large", "small"}, {"round", "square", "rectangular"}, {"dark", "bright"}, {"male", "female"},
     {"cloudy", "clear", "overcast", "sunny"}, {"raw", "cooked"}, {"new", "old"}, {"striped", "plain", "checkered"},
 ]  # fmt: skip
-"""Values of which an object has at most one."""
+"""Sets of values that exclude each other."""
 NEAR_SYNONYMS = {name: "near" for name in ("near", "next to", "beside", "by", "close to", "alongside", "adjacent to", "near to")}
 RELATION_SYNONYMS = NEAR_SYNONYMS | {
     "on top of": "on", "atop": "on", "upon": "on", "onto": "on", "inside": "in", "within": "in", "into": "in", "inside of": "in",
     "over": "above", "underneath": "under", "beneath": "under", "below": "under", "to the left of": "left of",
     "to the right of": "right of", "in between": "between", "outside of": "outside", "in back of": "behind", "surrounding": "around",
 }  # fmt: skip
-"""Relations by another name for them; facts are indexed by the latter."""
+"""Synonym of a relation -> the canonical relation by which facts are indexed."""
 INVERSE_RELATIONS = {"left of": "right of", "above": "under", "in front of": "behind", "near": "near"}
 INVERSE_RELATIONS |= {b: a for a, b in INVERSE_RELATIONS.items()}
-"""Relations with the one that holds in the other direction."""
+"""Relation -> the one that holds in the other direction."""
 EXCLUSIVE_RELATIONS = {
     "left of": {"right of"},
     "right of": {"left of"},
@@ -66,9 +66,9 @@ EXCLUSIVE_RELATIONS = {
     "in": {"outside"},
     "outside": {"in"},
 }
-"""Relations with those that cannot hold at the same time."""
+"""Relation -> those that cannot hold at the same time."""
 HYPERNYM_CLASSES = word_set("person bird cat dog horse sheep cow bear")
-"""COCO's classes that include all their synonyms: where there is no dog there is no puppy."""
+"""COCO classes that include all their synonyms: without a dog there is no puppy."""
 
 # ---- index and entry point ----------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ HYPERNYM_CLASSES = word_set("person bird cat dog horse sheep cow bear")
 class FactIndex:
     """The facts about an image, indexed to look up claims.
 
-    Keys are canonical nouns, or pairs of subject and target; below them are numbers, values or
+    Keys are canonical nouns, or pairs of subject and target. Inner keys are numbers, values or
     relations.
     """
 
@@ -95,7 +95,7 @@ class FactIndex:
 def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon: Lexicon | None = None) -> list[Verdict]:
     """Return a verdict for each claim, in order.
 
-    The probability follows from the confidence of the facts that decide; it is 0.5 if none does.
+    The probability follows from the confidence of the facts that decide, and is 0.5 if none does.
     """
     lexicon = lexicon or load_lexicon()
     fact_index = _index_facts(tuple(facts), lexicon)
@@ -116,7 +116,7 @@ def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
 
 
 def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
-    """Yield the claims that a fact makes, without hedged ones. Text read by OCR makes none."""
+    """Yield the claims that a fact makes, except hedged ones. OCR text makes none."""
     if fact.kind == "ocr":
         return
     text = fact.text
@@ -140,7 +140,7 @@ def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
 
 
 def _claim_from_remainder(fact: Fact, claims: Sequence[Claim]) -> list[Claim]:
-    """Return the claim of a text with a noun and a value, such as `dog: brown` or `dogs 2`."""
+    """Return the claim, if any, of a noun with a value, such as `dog: brown` or `dogs 2`."""
     if len(claims) != 1 or claims[0].kind != "object":
         return []
     start, end = claims[0].span
@@ -167,7 +167,7 @@ _COLOUR_QUESTION = re.compile(r"what colou?r (?:is|are) (.+?)\?\s*(.+)", re.IGNO
 
 
 def _question_to_statement(text: str) -> str:
-    """Return a question and its answer as a statement; only the answer to an unknown question."""
+    """Return a question and its answer as a statement, or the answer if no pattern matches."""
     text = " ".join(text.split())
     if match := _EXISTENCE_QUESTION.fullmatch(text):
         noun = re.sub(r"^(?:an?|any|some) ", "", match[1], flags=re.IGNORECASE)
@@ -181,7 +181,7 @@ def _question_to_statement(text: str) -> str:
 
 
 def _add_claim(fact_index: FactIndex, claim: Claim, evidence: tuple[str, float]) -> None:
-    """Add a fact's claim to the index; a relation also in its inverse direction."""
+    """Add a fact's claim to the index; add a relation in its inverse direction, too."""
     noun = claim.subject
     if claim.kind == "object":
         objects = fact_index.absent if claim.negated else fact_index.objects
@@ -222,7 +222,7 @@ def _verify_claim(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> Verd
 
 
 def _is_a(specific: str, general: str, lexicon: Lexicon) -> bool:
-    """Return whether one noun includes another: a puppy is a dog, a coffee table is a table."""
+    """Return whether one noun implies another: a puppy is a dog, a coffee table is a table."""
     if specific == general:
         return True
     if lexicon.coco_category.get(general) == general and lexicon.coco_class(specific) == general:
@@ -238,7 +238,7 @@ def _evidence_for(evidence_by_noun: dict[str, Evidence], noun: str, lexicon: Lex
 
 
 def _absence_evidence(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> Evidence:
-    """Return the facts that say that there is no such object."""
+    """Return the facts that say there is no such object."""
     evidence = [
         item for absent_noun, items in fact_index.absent.items() if _is_absent(noun, absent_noun, lexicon) for item in items
     ]
@@ -248,7 +248,7 @@ def _absence_evidence(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> Evi
 
 
 def _is_absent(noun: str, absent_noun: str, lexicon: Lexicon) -> bool:
-    """Return whether the absence of `absent_noun` means that of `noun`: no dog means no puppy."""
+    """Return whether the absence of `absent_noun` implies that of `noun`: no dog, no puppy."""
     return noun == absent_noun or (
         lexicon.coco_class(noun) == absent_noun in HYPERNYM_CLASSES and _is_a(noun, absent_noun, lexicon)
     )
@@ -283,7 +283,7 @@ def _canonical_value(value: str) -> str:
 
 
 def mutually_exclusive(value: str, groups: Sequence[Set[str]] = (COLOURS, MATERIALS, *EXCLUSIVE_VALUES)) -> set[str]:
-    """Return the values that an object with this one cannot have, of the groups that it is in."""
+    """Return the values, among `value`'s groups, that an object with `value` cannot have."""
     compatible = {value}.union(*(names for names in COMPATIBLE_VALUES if value in names))
     return {other for group in groups if value in group for other in group} - compatible
 

@@ -22,9 +22,9 @@ from mmrlhf.verifiers.facts import (
 
 NUMBER_WORDS = ("no", *words.NUMBER_WORDS[1:11])
 OPPOSITE_RELATIONS = {relation: words.OPPOSITE_RELATIONS[relation] for relation in ("above", "below")}
-"""Relations whose usual opposite differs from the canonical one that facts are indexed by."""
+"""Opposites for phrases, where `INVERSE_RELATIONS` has a less usual name (`under`, not `below`)."""
 MAX_COUNT_OFFSET = 2
-"""Distractors of a count are the numbers up to this far away."""
+"""Distractors of a count differ from it by at most this much."""
 
 
 def claim_phrase(claim: Claim, lexicon: Lexicon) -> str:
@@ -46,7 +46,7 @@ def display(claim: Claim, lexicon: Lexicon) -> str:
 
 
 def claim_question(claim: Claim, lexicon: Lexicon) -> str:
-    """Return the yes/no question whether a claim, without its negation, is true."""
+    """Return a yes/no question that asks whether a claim, without its negation, is true."""
     is_plural = claim.subject in lexicon.word_sets["plural only"] if claim.kind != "count" else claim.value != "1"
     exactly = "exactly " if claim.kind == "count" else ""
     return f"{'Are' if is_plural else 'Is'} there {exactly}{claim_phrase(claim, lexicon)} in the picture?"
@@ -69,16 +69,16 @@ def _count_phrase(claim: Claim) -> str:
 
 @dataclass(frozen=True)
 class DistractorPool:
-    """What distractors are made of: nouns, and groups of values that exclude each other."""
+    """The parts of distractors: nouns, and groups of values that exclude each other."""
 
     nouns: tuple[str, ...]
     groups: tuple[frozenset[str], ...]
 
     @classmethod
     def from_lexicon(cls, lexicon: Lexicon, metadata: Mapping[str, Any] | None = None) -> DistractorPool:
-        """Return a calibration's pool; by default COCO's classes and exclusive values.
+        """Return the pool in a calibration's metadata, or COCO's classes and exclusive values.
 
-        Raises InputError for metadata that is not words.
+        Raises InputError for metadata that is not lists of words.
         """
         metadata = metadata or {}
         nouns = metadata.get("nouns", sorted(set(lexicon.coco_category.values())))
@@ -91,9 +91,9 @@ class DistractorPool:
 
 
 def distractors(claim: Claim, pool: DistractorPool, lexicon: Lexicon) -> list[Claim]:
-    """Return claims that are false where this one is true (of nouns: probably false).
+    """Return claims that differ from this one in one part, and are false if it is true.
 
-    They differ in one part from the claim. The list is empty if no contrary is known.
+    Claims with another noun are only probably false. The list is empty if no opposite is known.
     """
     if claim.kind == "object":
         nouns = [noun for noun in pool.nouns if not _may_corefer(noun, claim.subject, lexicon)]
@@ -114,5 +114,5 @@ def distractors(claim: Claim, pool: DistractorPool, lexicon: Lexicon) -> list[Cl
 
 
 def _may_corefer(a: str, b: str, lexicon: Lexicon) -> bool:
-    """Return whether one object may have both names."""
+    """Return whether the same object may have both names."""
     return a == b or a.endswith(f" {b}") or b.endswith(f" {a}") or lexicon.coco_class(a) == lexicon.coco_class(b) != ""

@@ -1,8 +1,8 @@
-"""A verifier that asks the vision-language model itself, with its adapters off.
+"""Verify claims by asking the vision-language model itself, with its adapters off.
 
-All claims on the same images share one prefill: a turn that shows the images and a reply to it.
-After it comes each claim's question. The score is log P(Yes) - log P(No) where the answer would
-begin. A negated claim is asked without its negation.
+All claims about the same images share one prefill, the turn that shows the images. After it come
+the model's reply and each claim's question. The score is log P(Yes) - log P(No) where the answer
+would begin. A negated claim is asked without its negation.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mmrlhf.verifiers.verbalize import claim_question
 IMAGE_PROMPT, IMAGE_REPLY = "Look at the picture.", "I see it."
 """The turn that all claims share, and the reply to it."""
 UNCALIBRATED = PlattScaling({kind: (1.0, 0.0) for kind in CLAIM_KINDS}, 0.2, 0.8)
-"""Takes the model's own probability of Yes as it is."""
+"""Uses the model's own probability of Yes unchanged."""
 PROMPTS_PER_BATCH = 64
-"""Prompts that are prepared at a time."""
+"""Prompts prepared at a time."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class VLMVerifier:
             [([Message("user", IMAGE_PROMPT)], answer.images) for answer in answers], self.max_length
         )
         question_ids = [self.question_ids(answer) for answer in answers]
-        # Per answer the claims whose question fits; answers without any are not run.
+        # For each answer, the claims with a question that fits; answers without any are not run.
         fitting = [
             [i for i, ids in enumerate(answer_questions) if len(prompt.token_ids) + len(ids) <= self.max_length]
             for prompt, answer_questions in zip(prompts, question_ids, strict=True)
@@ -90,7 +90,7 @@ class VLMVerifier:
         to_run = [index for index, claim_indices in enumerate(fitting) if claim_indices]
         fitting_ids = [[question_ids[index][i] for i in fitting[index]] for index in to_run]
         for positions, last_ND in last_hidden_states(self.role, [prompts[index] for index in to_run], fitting_ids):
-            # `positions` point into `to_run`; the states follow them, claim by claim.
+            # `positions` index `to_run`; the states are in their order, claim by claim.
             log_odds = iter(self._head(last_ND.float())[:, 0].tolist())
             for index in (to_run[position] for position in positions):
                 for i in fitting[index]:
@@ -98,7 +98,7 @@ class VLMVerifier:
         return scores
 
     def question_ids(self, answer: AnswerClaims) -> list[Tensor]:
-        """Return for each claim the token ids after the shared turn: the reply and the question."""
+        """Return each claim's token ids after the shared turn: the reply and the question."""
         image_turn = [Message("user", IMAGE_PROMPT)]
         return [
             self.role.vlm.answer_token_ids(image_turn, IMAGE_REPLY, len(answer.images), following_turns=[self._question(claim)])

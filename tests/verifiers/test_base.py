@@ -63,7 +63,7 @@ def test_calibration_file_round_trip_and_refusals(tmp_path):
         "{": "cannot be read",
         "[]": "cannot be read",
         '{"certainty": {}}': "unknown_between",
-        '{"certainty": {"thing": [1, 0]}, "unknown_between": [0.3, 0.7]}': "no kind thing",
+        '{"certainty": {"thing": [1, 0]}, "unknown_between": [0.3, 0.7]}': "unknown kind of claim thing",
         '{"certainty": {"object": [1, NaN]}, "unknown_between": [0.3, 0.7]}': "out of range",
         '{"certainty": {"object": [1]}, "unknown_between": [0.3, 0.7]}': "cannot be read",
         '{"certainty": {}, "unknown_between": [0.7, 0.3]}': "out of range",

@@ -1,4 +1,4 @@
-"""The vision-language model as a verifier: its log-odds match the naive forward."""
+"""The vision-language model as a verifier: its log-odds match a naive forward pass."""
 
 import numpy as np
 import pytest
