@@ -63,7 +63,7 @@ def run_eval(command: Command, argv: list[str]) -> None:
     from mmrlhf.evaluation.suites import expand_runs
 
     suite = _parse_benchmarks(argv)
-    # Loaded before torch is imported, so that a wrong name fails at once.
+    # Benchmarks load before torch is imported, so a wrong name fails at once.
     benchmarks = {name: load_benchmark(name) for name in suite.benchmarks}
     multi_value_fields = ("model_name_or_path", "answers", "data")
     parser = make_config_parser(EvalConfig, command, "BENCHMARK [BENCHMARK ...]", multi_value_fields)

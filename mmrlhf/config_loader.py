@@ -110,14 +110,14 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
-    """Return the end of a message on an unknown name: the nearest valid name, or all of them."""
+    """Return the end of a message about an unknown name: the nearest valid name, or all of them."""
     valid = sorted(valid)
     matches = difflib.get_close_matches(name, valid, n=1)
     return f"did you mean {matches[0]}?" if matches else f"the choices are {', '.join(valid) or 'none'}"
 
 
 def renamed(old: str, new: str) -> str:
-    """Return the message on a name that is no longer used."""
+    """Return the message about a name that is no longer used."""
     return f"`{old}` was renamed: use `{new}`"
 
 

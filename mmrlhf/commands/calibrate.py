@@ -156,7 +156,7 @@ def _score_labels(
 
 
 def fit_platt(labels: Sequence[LabelledClaim], min_labels: int) -> tuple[PlattScaling, dict[str, str]]:
-    """Fit the kinds with enough labels whose scores separate true from false claims.
+    """Fit each kind that has enough labels, and scores that separate true from false claims.
 
     Return the calibration, and the reason for each kind that is left out.
     """

@@ -79,7 +79,7 @@ def _process_line(location: str, line_number: int, line: bytes, facts_file: Fact
 
 
 def read_answer(location: str, line_number: int, line: bytes) -> tuple[str, str | None]:
-    """Return the answer of a line and the name of its image, if the line gives one.
+    """Return the answer in a line, and the name of its image if the line gives one.
 
     Raises InputError for a line that is neither text nor a row with an answer.
     """

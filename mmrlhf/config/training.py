@@ -206,7 +206,7 @@ class PPOConfig(TrainConfig):
 
     @property
     def has_critic(self) -> bool:
-        """Return whether a critic estimates values, to which advantages are relative."""
+        """Return whether the run trains a critic."""
         return self.advantage_estimator == "gae" if self.use_critic is None else self.use_critic
 
     @property

@@ -1,4 +1,4 @@
-"""Select pairs so that the longer answer is as often rejected as chosen."""
+"""Select pairs in which the longer answer is chosen and rejected equally often."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
 
 
 def _quantile_bins(values: np.ndarray) -> list[np.ndarray]:
-    """Return the indices of each quantile bin, about equally filled; equal values share a bin."""
+    """Return the indices of each quantile bin; bins are about equally full, equal values share one."""
     num_bins = min(MAX_BINS, max(1, len(values) // MIN_PAIRS_PER_BIN))
     if not len(values):
         return []

@@ -64,7 +64,7 @@ def _normalise_name(name: str) -> str:
 
 
 def load_module(path: Path) -> ModuleType:
-    """Import a Python file under a unique module name, so that equal file names never collide.
+    """Import a Python file under a unique module name, because file names may be equal.
 
     If the file raises an exception, it is passed on and no module is left behind.
     """
