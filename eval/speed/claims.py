@@ -1,11 +1,11 @@
-"""Measure claim extraction, in answers per second, and verification against facts, on one core.
+"""Measure the speed of claim extraction and of verification against facts, on one core.
 
     python eval/speed/claims.py [--answers 4000] [--seed 0]
 
 Answers consist of sentences of `tests/claims/claims_tuned.jsonl`, drawn with a seed: captions of
 about 20 words and descriptions of about 90. All answers differ, and the token cache is warm, as it
-is after the first second of any run. Times are CPU times, so that other load on the machine hardly
-changes them. The last line printed is JSON.
+is after the first second of any run. Times are CPU times, which other load on the machine hardly
+changes. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_answers(count: int, num_words: int, rng: np.random.Generator) -> list[s
     texts = []
     for _ in range(count):
         order = rng.permutation(len(sentences))
-        # As many sentences as bring the length nearest to num_words.
+        # The number of sentences that brings the length closest to num_words.
         num_sentences = int(np.searchsorted(np.cumsum(lengths[order]), num_words - lengths.mean() / 2)) + 1
         texts.append(" ".join(sentences[i] for i in order[:num_sentences]))
     return texts
@@ -54,7 +54,10 @@ def extraction_rate(texts: list[str]) -> dict[str, float]:
 
 
 def verification_rate(texts: list[str]) -> int:
-    """Return verified claims per second. Each answer's facts are another answer, never cached."""
+    """Return verified claims per second.
+
+    Each answer's only fact is another answer, which is not in the cache of parsed facts.
+    """
     claims_per_text = [extract_claims(text) for text in texts]
     facts_per_text = [(Fact("caption", text),) for text in [*texts[1:], texts[0]]]
     start = time.process_time()

@@ -1,13 +1,13 @@
-"""Measure how many claims per second a VLM verifies: with a shared prompt, or one for each claim.
+"""Measure how many claims per second a VLM verifies, with shared and with separate prompts.
 
-The claims of an image share the prompt, up to the claim itself.
+Shared means that all claims on an image share their prompt, up to the claim itself.
 
     python eval/speed/claims_vlm.py [--shape llava-10m|CHECKPOINT] [--pictures 4] [--claims 8]
         [--rounds 3] [--seeds 1] [--out DIR]
 
 Uses random weights in a shape of phases.py; all but the toy shape have 576 tokens per image. Image
-features are cached either way. fp32, CPU time. Also compares the log-odds of both. The last line
-printed is JSON.
+features are cached in both cases. fp32, CPU time. Also compares the log-odds of the two. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ from mmrlhf.verifiers.vlm import VLMVerifier
 
 
 def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:
+    """Return claims per second of both variants (medians) and the largest log-odds difference."""
     torch.manual_seed(seed)
     verifier = VLMVerifier(Role(Adapters(build_vlm(args.shape, "cpu", torch.float32)), None), load_lexicon())
     nouns = sorted(set(load_lexicon().coco_category.values()))
     image_size = LLAVA_SHAPES[args.shape][0] if args.shape in LLAVA_SHAPES else 336
     claims = tuple(Claim("object", nouns[(7 * i) % len(nouns)]) for i in range(args.claims))
     shared_prompts = [AnswerClaims(row.images, (), claims) for row in noise_examples(args.pictures, image_size, 1000 * seed)]
-    variants = {"shared": shared_prompts, "apart": [replace(s, claims=(c,)) for s in shared_prompts for c in s.claims]}
-    # This first pass is the warm-up as well.
+    separate_prompts = [replace(answer, claims=(claim,)) for answer in shared_prompts for claim in answer.claims]
+    variants = {"shared": shared_prompts, "apart": separate_prompts}
+    # The first pass is also the warm-up.
     log_odds = {name: [x for odds in verifier.log_odds(answer_claims) for x in odds] for name, answer_claims in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(args.rounds):
@@ -50,7 +52,8 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:
     claims_per_s = {name: num_claims / statistics.median(times) for name, times in seconds.items()}
     speedup = claims_per_s["shared"] / claims_per_s["apart"]
     print(
-        f"shared {claims_per_s['shared']:.1f}, apart {claims_per_s['apart']:.1f} claims per second: {speedup:.2f} x", flush=True
+        f"shared {claims_per_s['shared']:.1f}, separate {claims_per_s['apart']:.1f} claims per second: {speedup:.2f} x",
+        flush=True,
     )
     max_difference = max(abs(a - b) for a, b in zip(log_odds["shared"], log_odds["apart"], strict=True))
     return {
@@ -67,7 +70,7 @@ def main() -> None:
     parser.add_argument("--shape", default="llava-10m")
     for name, default in (("pictures", 4), ("claims", 8), ("rounds", 3), ("seeds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", metavar="DIR", help="save the figures of each seed here, and do not measure saved ones again")
+    parser.add_argument("--out", metavar="DIR", help="save each seed's results there, and skip seeds that have some")
     args = parser.parse_args()
     results = []
     for seed in range(args.seeds):

@@ -1,11 +1,11 @@
-"""Time images from file to features: the engine against a loop of processor and tower.
+"""Time encoding images, from files to features: the engine against a loop of processor and tower.
 
     python eval/speed/encode.py CHECKPOINT [--images 64] [--size 640x480] [--rounds 3]
 
 The loop runs at several batch sizes. All variants encode the same JPEG files in turn, A B C A B C.
-`tower_share` is the time of the tower alone on prepared batches over the engine's total time: 1
-means that decoding and preprocessing cost nothing. `second_epoch` is the speed-up once features are
-cached. The last line is one JSON object.
+`tower_share` is the time of the tower alone, on prepared batches, divided by the engine's total
+time: 1 means that decoding and preprocessing cost nothing. `second_epoch` is the speed-up once
+features are cached. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def time_call(work: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def baseline_loop(vlm: VLM, sources: list[ImageSource], batch: int) -> None:
-    """Open, process and encode batch after batch, as a script without the engine does."""
+    """Open, process and encode one batch after another, as a script without the engine does."""
     text, base = vlm.encoder._prompt_texts[1], vlm.model.base_model
     names = vlm.encoder._tower_input_names()
     for start in range(0, len(sources), batch):
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--size", default="640x480", help="pixels of the files")
+    parser.add_argument("--size", default="640x480", help="width and height of the images in pixels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()

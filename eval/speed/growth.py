@@ -2,8 +2,8 @@
 
     python eval/speed/growth.py CHECKPOINT --out docs/assets
 
-A round is that of `rl_step.py` for grpo with one pass. The naive path (`share_prefix: off`: every
-answer with its whole prompt and its own encoding) is measured, too, where a round takes less than a
+A round is that of `rl_step.py` for grpo with one pass. The naive path (`share_prefix: off`, which
+encodes image and prompt anew for each answer) is also measured, where a round takes less than a
 minute. Writes growth.png and growth.json, and prints the latter.
 """
 
@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).parent))
 from rl_step import measure_round_seconds
 
-# The keys are those of growth.json, and arguments of `measure_round_seconds`.
+# The keys appear in growth.json and are arguments of `measure_round_seconds`.
 AXES = {
     "generations": ("answers per prompt", (1, 2, 4, 8, 16, 32)),
     "tokens": ("tokens per answer", (16, 32, 48, 96, 192)),
@@ -32,10 +32,11 @@ AXES = {
 }
 DEFAULT_SIZES = {"prompts": 2, "generations": 8, "tokens": 48, "pictures": 1}
 BASELINE_VALUES = {"generations": (1, 2, 4, 8)}
-"""Where the naive path is measured."""
+"""Values at which the naive path is measured."""
 
 
 def median_seconds(checkpoint: str, prefix: str, **overrides: int) -> float:
+    """Return the median seconds of a round of the default sizes, some overridden."""
     sizes = DEFAULT_SIZES | overrides
     return statistics.median(measure_round_seconds(checkpoint, "grpo", iterations=1, rounds=3, prefix=prefix, **sizes))
 

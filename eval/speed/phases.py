@@ -1,12 +1,12 @@
-"""Time encoding, sampling, training and a PPO step by phases, as shares of the device's limit.
+"""Time encoding, sampling, training and the phases of a PPO step, against the device's limit.
 
     python eval/speed/phases.py --shape llava-1.5-7b|llava-10m|qwen2.5-vl-3b|toy|CHECKPOINT
         [--prompts 8] [--generations 8] [--tokens 128] [--images 64] [--out DIR]
 
-The named shapes have random weights created on the device; bfloat16 on a GPU, float32 on a CPU.
-FLOPs are those of the matrix products and the attention that torch counts while a phase runs once
-more (LoRA: no weight gradients of the base); the limit is what one large matrix product reaches
-here. Writes DIR/SHAPE.json.
+The named shapes have random weights, created on the device in bfloat16 on a GPU and in float32 on a
+CPU. FLOPs are those of matrix products and attention, which torch counts while a phase runs once
+more (with LoRA, the base has no weight gradients). The limit is the rate of one large matrix
+product on the same device. Writes DIR/SHAPE.json.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
 
 
 def build_tokenizer(*extra_tokens: str, **named_tokens: str) -> Any:
-    """Build a byte-level tokenizer. Only its special tokens matter here."""
+    """Build a byte-level tokenizer, of which only the special tokens matter."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special_tokens = ["<unk>", "<pad>", "<s>", "</s>", *extra_tokens]
@@ -78,8 +78,9 @@ LLAVA_SHAPES = {
     "llava-10m": (336, (192, 768, 6, 6), (256, 704, 6, 8, 4096)),
     "toy": (56, (32, 64, 2, 2), (64, 128, 2, 4, 512)),
 }
-"""Pixels per side; hidden size, MLP size, layers and heads of the vision tower; the same of the
-language model, with its vocabulary size."""
+"""Pixels per side; hidden size, MLP size, layers and heads of the vision tower; the same for the
+language model, and its vocabulary size.
+"""
 
 
 def build_llava(shape: str) -> tuple[Any, Any]:
@@ -143,7 +144,7 @@ def build_vlm(shape: str, device: str, dtype: torch.dtype) -> VLM:
 
 
 def noise_examples(count: int, image_size: int, first_seed: int = 0) -> list[Example]:
-    """Create prompts about images of noise, each seeded with its number."""
+    """Create prompts about images of noise, seeded with `first_seed` and the numbers after it."""
     examples = []
     for seed in range(first_seed, first_seed + count):
         pixels = np.random.default_rng(seed).integers(0, 255, (image_size, image_size, 3), dtype=np.uint8)
@@ -182,7 +183,7 @@ def peak_flops_per_s(device: str, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Setup:
-    """What every measurement needs."""
+    """The model, sizes and device limit that all measurements use."""
 
     vlm: VLM
     args: argparse.Namespace
@@ -196,7 +197,7 @@ class Setup:
 
     @property
     def num_tokens(self) -> int:
-        """Return the number of sampled tokens of a rollout."""
+        """Return the number of tokens that a rollout samples."""
         return int(self.args.prompts * self.args.generations * self.args.tokens)
 
 
@@ -223,14 +224,14 @@ def sample_rollout(setup: Setup, policy: Role, examples: list[Example]) -> Sampl
 
 @torch.no_grad()
 def hf_generate(setup: Setup, policy: Role, examples: list[Example]) -> Any:
-    """Sample as many tokens for the same prompts with the model's own `generate`."""
+    """Sample the same number of tokens for the same prompts with the model's own `generate`."""
     vlm, num_tokens = setup.vlm, setup.args.tokens
     texts = [vlm.apply_chat_template(example.prompt, 1, generation_prompt=True) for example in examples]
     batch, _ = vlm.encoder.process(texts, [[open_image(example.images[0])] for example in examples])
     batch = {
         name: tensor.to(vlm.device, vlm.model.dtype if tensor.is_floating_point() else None) for name, tensor in batch.items()
     }
-    # Image placeholders must not be sampled; rows beyond the tokenizer (400 tokens) do no harm.
+    # Image placeholders must not be sampled; ids beyond the tokenizer's 400 tokens do no harm.
     bad_words_ids = [[token_id] for token_id in vlm.suppressed_tokens.tolist() if token_id < 400]
     options = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": True, "top_k": 0}
     with policy.active():
@@ -238,7 +239,7 @@ def hf_generate(setup: Setup, policy: Role, examples: list[Example]) -> Any:
 
 
 def measure_rollout(setup: Setup, policy: Role, examples: list[Example]) -> tuple[dict[str, float], SampledCompletions]:
-    """Measure sampling against `generate` on the same prompts. Returns the completions, too."""
+    """Measure sampling against `generate` on the same prompts; also return the completions."""
     sample_rollout(setup, policy, examples)  # warm-up
     seconds, completions = time_call(lambda: sample_rollout(setup, policy, examples))
     hf_generate(setup, policy, examples)  # warm-up
@@ -252,7 +253,7 @@ def measure_rollout(setup: Setup, policy: Role, examples: list[Example]) -> tupl
 
 
 def measure_update(setup: Setup, policy: Role, completions: SampledCompletions) -> dict[str, float]:
-    """Measure forward and backward of the completions' log-probabilities."""
+    """Measure the forward and backward pass of the completions' log-probabilities."""
 
     def backward_pass() -> None:
         setup.vlm.model.zero_grad(set_to_none=True)
@@ -266,7 +267,7 @@ def measure_update(setup: Setup, policy: Role, completions: SampledCompletions) 
 
 @dataclass(frozen=True)
 class PPORoles:
-    """The four roles of PPO, all on one base, and the optimizer of the two that train."""
+    """The four roles of PPO, which share one base model, and the optimizer of the trained two."""
 
     policy: Role
     value: Role
@@ -286,7 +287,7 @@ def add_ppo_roles(setup: Setup, policy: Role, adapters: Adapters) -> PPORoles:
 
 
 def ppo_step(setup: Setup, roles: PPORoles, examples: list[Example], with_flops: bool) -> dict[str, dict[str, float]]:
-    """Run one PPO step and return seconds, TFLOPs and share of the limit of each phase."""
+    """Run one PPO step; return each phase's seconds, TFLOPs and share of the limit."""
     phases: dict[str, dict[str, float]] = {}
 
     def phase(name: str, work: Callable[[], Any], has_flops: bool = True) -> Any:
@@ -330,7 +331,7 @@ def ppo_step(setup: Setup, roles: PPORoles, examples: list[Example], with_flops:
 
 
 def measure_ppo_step(setup: Setup, roles: PPORoles) -> dict[str, dict[str, float]]:
-    """Measure one PPO step on new images by phases, after one to warm up."""
+    """Measure the phases of one PPO step on new images, after a warm-up step on others."""
     ppo_step(setup, roles, noise_examples(setup.args.prompts, setup.image_size, 3000), with_flops=False)
     phases = ppo_step(setup, roles, noise_examples(setup.args.prompts, setup.image_size, 2000), with_flops=True)
     seconds = sum(phase["seconds"] for phase in phases.values())
@@ -359,7 +360,7 @@ def main() -> None:
         "matmul_tflops": setup.peak_flops / 1e12,
         "encode": measure_encoding(setup),
     }
-    # The engine against the naive path on one prompt, in nats.
+    # Largest difference between the engine's and the naive path's log-probs on one prompt, in nats.
     (example,) = noise_examples(1, image_size)
     results["difference"] = max_logp_gap(setup.vlm, setup.vlm.build_prompts([(example.prompt, example.images)])[0])
 

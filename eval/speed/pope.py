@@ -4,10 +4,10 @@
         [--batches 1,8,32] [--rounds 3]
 
 Both answer the same questions about the same JPEG files greedily, with the same tokens suppressed,
-in turn, A B C A B C, and must give the same answers. The loop opens, processes and generates batch
-after batch, with an image per question; its best batch size counts. The engine starts each round
-without features. `cpu_s` is the CPU time of the process, which depends less on the machine's load.
-The last line is one JSON object.
+in turn, A B C A B C, and must give the same answers. The loop opens, processes and generates one
+batch after another, with an image per question; its best batch size counts. The engine starts each
+round without cached features. `cpu_s` is the CPU time of the process, which depends less on other
+load. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def make_questions(sources: list[ImageSource], questions_per_image: int) -> list
 
 @torch.no_grad()
 def baseline_loop(vlm: VLM, rows: list[Example], tokens: int, batch: int) -> list[str]:
-    """Answer batch after batch, as a script without the engine does."""
+    """Answer one batch after another, as a script without the engine does."""
     config = GenerationConfig(
         max_new_tokens=tokens, do_sample=False, repetition_penalty=1.0, eos_token_id=list(vlm.eos), suppress_tokens=vlm.suppressed_tokens.tolist(),
         pad_token_id=int(vlm.tokenizer.pad_token_id),
@@ -81,6 +81,7 @@ def baseline_loop(vlm: VLM, rows: list[Example], tokens: int, batch: int) -> lis
 
 
 def engine_answers(vlm: VLM, rows: list[Example], tokens: int) -> list[str]:
+    """Answer with the engine, without cached features."""
     clear_feature_cache(vlm)
     return [texts[0] for _, texts in generate_batches(vlm, rows, SamplingParams(tokens, 0.0), batch_size=96)]
 
@@ -91,7 +92,7 @@ def main() -> None:
     for name, default in (("images", 100), ("questions", 6), ("tokens", 4), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--batches", default="1,8,32", help="batch sizes of the loop")
-    parser.add_argument("--size", default="640x480", help="pixels of the files")
+    parser.add_argument("--size", default="640x480", help="width and height of the images in pixels")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))

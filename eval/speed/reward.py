@@ -1,12 +1,13 @@
-"""Time scoring preference pairs: the reward model against a whole forward pass per answer.
+"""Time scoring preference pairs: the reward model against a full forward pass per answer.
 
     python eval/speed/reward.py [--shape llava-10m|CHECKPOINT] [--pairs 8] [--tokens 100]
         [--rounds 3] [--seeds 1] [--out DIR]
 
-Random weights in a shape of phases.py; all but the toy have 576 tokens per image. Images are new
-noise; facts and an answer have about `tokens` tokens together. In turn: the naive path, which
-encodes the image for each answer, at several batch sizes; the engine cold (encoding included); and
-the engine with features cached. fp32. Scores are compared. The last line is one JSON object.
+Uses random weights in a shape of phases.py; all but the toy shape have 576 tokens per image. Images
+are noise; facts and an answer have about `tokens` tokens together. Runs in turn: the naive path,
+which encodes the image for each answer, at several batch sizes; the engine cold (encoding
+included); and the engine with cached features. fp32. Also compares the scores of all variants. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, reward_message
 
 
 def make_groups(vlm: VLM, pairs: int, tokens: int, side: int, seed: int) -> list[AnswerGroup]:
-    """Create a pair per image; facts and an answer have about `tokens` tokens together."""
+    """Create a pair for each image; facts and an answer have about `tokens` tokens together."""
     rng = np.random.default_rng(seed)
     vocabulary = ["red", "blue", "cup", "dog", "table", "left", "of", "the", "a", "small", "is", "near"]
     pair_groups = []
@@ -51,7 +52,7 @@ def make_groups(vlm: VLM, pairs: int, tokens: int, side: int, seed: int) -> list
 
 @torch.no_grad()
 def naive_scores(model: RewardModel, pair_groups: list[AnswerGroup], batch: int) -> list[float]:
-    """Run the processor and the whole model on each answer, `batch` at a time."""
+    """Run the processor and the full model on each answer, `batch` at a time."""
     vlm, role = model.role.vlm, model.role
     group_answers = [(group, answer) for group in pair_groups for answer in group.answers]
     scores: list[float] = []

@@ -3,11 +3,11 @@
     python eval/speed/rl_step.py CHECKPOINT [--algo grpo|ppo] [--prompts 2] [--generations 8]
         [--tokens 48] [--iterations 2]
 
-A rollout has `prompts` x `generations` answers of `tokens` tokens. Only the checkpoint is needed.
-fp32, LoRA r=16 on q, k, v and o of the language model, new images of noise in each round (their
-encoding is timed, too), end of sequence suppressed, with a reference and optimizer steps. `grpo`
-has random rewards; `ppo` has a critic, and a reward adapter of random weights that reads facts. The
-first round is warm-up. The last line is one JSON object.
+A rollout has `prompts` x `generations` answers of `tokens` tokens, without an end-of-sequence
+token. Needs only the checkpoint. Trains in fp32, LoRA r=16 on q, k, v and o of the language model,
+with a reference model. Each round has new images of noise, whose encoding is part of the time.
+`grpo` has random rewards; `ppo` has a critic, and a reward adapter with random weights that reads
+facts. The first round is the warm-up. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FACTS = (
 
 
 def noise_examples(count: int, size: int, images_per_prompt: int = 1) -> list[Example]:
-    """Create prompts with facts about images of noise, no two alike."""
+    """Create prompts, with facts, about images of noise that are all different."""
     rng = np.random.default_rng(0)
 
     def noise_image() -> ImageSource:
@@ -85,10 +85,11 @@ def measure_round_seconds(
     checkpoint: str, algo: str, prompts: int, generations: int, tokens: int, iterations: int, rounds: int, size: int = 336,
     pictures: int = 1, prefix: str = "auto",
 ) -> list[float]:  # fmt: skip
-    """Return the seconds of each round but the first."""
+    """Return the seconds of each round except the first."""
     ticks: list[float] = []
 
-    def tick(_: VLM) -> dict[str, float]:  # called as the evaluation before the first and after each step
+    # Takes the place of the evaluation, which runs before the first step and after each step.
+    def tick(_: VLM) -> dict[str, float]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         ticks.append(time.perf_counter())

@@ -1,4 +1,4 @@
-"""CHAIR's matching on the claims' lexicon."""
+"""CHAIR's matching with the lexicon of claim extraction."""
 
 from mmrlhf.claims import find_mentions
 

@@ -1,10 +1,10 @@
-"""Claims of answers: 522 sentences with hand-labelled claims, single rules, and adversarial input.
+"""Claim extraction: 522 sentences with hand-labelled claims, single rules, and adversarial input.
 
 The extractor was tuned on `claims_tuned.jsonl`, not on `claims_held_out.jsonl`. The sentences of
-`claims_fresh.jsonl` were written for the finished extractor, measured once, and then used for
-tuning as well. Claims have a short notation: `dog` is an object, `dog=brown` an attribute, `dog#2`
-a count and `dog>on>couch` a relation. A prefix `!` means negated, `?` hedged, and `~` optional
-(both readings are right).
+`claims_fresh.jsonl` were written for the finished extractor, measured once, and then also used for
+tuning. Claims have a short notation: `dog` is an object, `dog=brown` an attribute, `dog#2` a count
+and `dog>on>couch` a relation. The prefix `!` means negated, `?` hedged, and `~` optional (both
+readings are right).
 """
 
 import json
@@ -22,7 +22,7 @@ from mmrlhf.text.words import word_set
 
 HERE = Path(__file__).parent
 MIN_RATES = {"object": 0.95, "attribute": 0.90, "count": 0.90, "relation": 0.85, "negated": 0.95}
-"""Least precision and recall by kind of claim."""
+"""Minimum precision and recall by kind of claim."""
 
 
 def parse_short_claim(short):
@@ -53,7 +53,7 @@ def expected_claims(*short_claims):
 
 
 def precision_and_recall(path):
-    """Return precision and recall by kind, and of negated claims."""
+    """Return precision and recall for each kind of claim and for negated claims."""
     true_positives, false_positives, false_negatives = Counter(), Counter(), Counter()
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -237,7 +237,7 @@ def test_extract_claims_of_long_text():
 
 
 def executed_lines(text):
-    """Return how many lines of Python the extraction of a text executes."""
+    """Return the number of Python lines that claim extraction executes for a text."""
     count = 0
 
     def count_line(frame, event, arg):
@@ -261,7 +261,7 @@ def executed_lines(text):
 )  # fmt: skip
 def test_extract_claims_work_is_linear_in_length(part):
     extract_claims(part * 10)  # fills the caches
-    # Six times the text; quadratic work would be 36 times as much.
+    # The text is six times as long; quadratic work would grow 36-fold.
     assert executed_lines(part * 3000) < 7 * executed_lines(part * 500)
 
 

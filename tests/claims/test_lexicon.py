@@ -1,4 +1,4 @@
-"""The lexicon of the claims: user files and their errors."""
+"""The lexicon of claim extraction: user files and their errors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Bounds of the patterns: an attempt that can reach any distance makes the work quadratic."""
+"""Bounds of the patterns: an attempt of unbounded length would make the work quadratic."""
 
 import pytest
 

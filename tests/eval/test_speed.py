@@ -1,4 +1,4 @@
-"""The speed benchmarks run at toy size. What they measure is not tested."""
+"""Check that the speed benchmarks run at toy size, not what they measure."""
 
 import json
 import sys

@@ -15,7 +15,7 @@ OPTIONS = {"A": "a cup", "B": "a plate", "C": "a book", "D": "a lamp"}
 
 
 def parse_row(row):
-    """Return what the parser for a row's kind reads, or `unparsed`."""
+    """Return the result of the parser for a row's kind, or `unparsed`."""
     if row["kind"] == "yes_no":
         parsed = parse_yes_no(row["answer"], row["question"])
     elif row["kind"] == "choice":
@@ -81,7 +81,7 @@ def test_parse_yes_no_matches_hand_labels(answer, expected):
     [
         ("Is there a person in the image?", "A man is riding a bike.", "yes"),
         ("Is there a person in the image?", "Nobody is here.", "no"),
-        ("Is there a man in the image?", "There is a woman.", None),  # both are persons, but the question names one
+        ("Is there a man in the image?", "There is a woman.", None),  # both are persons, but not synonyms
         ("Is there a dining table in the image?", "There is no dining table, but there is a desk.", "no"),
         ("Is the number of dogs two?", "There are two dogs.", "yes"),
         ("Is the car red?", "It is red.", "yes"),
@@ -103,7 +103,7 @@ def test_parse_yes_no_without_question_is_stricter():
     ("answer", "letter"),
     [
         ("B\n\nA is wrong because it is empty.", "B"),
-        ("The answer is a plate", "B"),  # by its text: `a` is the article
+        ("The answer is a plate", "B"),  # the option's text; `a` is an article
         ("It is not B, it is C.", "C"),
         ("C, D", None),
         ("not A", None),
