@@ -44,7 +44,7 @@ def balance_lengths(preferences: Iterable[Preference], seed: int) -> list[int]:
 
 
 def _quantile_bins(values: np.ndarray) -> list[np.ndarray]:
-    """Return the indices in each quantile bin. Bins are about equally full; equal values share one."""
+    """Return the indices in each quantile bin. Bins are about equally full; ties share a bin."""
     num_bins = min(MAX_BINS, max(1, len(values) // MIN_PAIRS_PER_BIN))
     if not len(values):
         return []
