@@ -20,7 +20,7 @@ from mmrlhf.records import Example, Fact, ImageSource, Message, Preference
 from mmrlhf.report.progress import progress
 
 IN_MEMORY_DATASET = "scenes"
-"""`dataset_name` of the demo's stages, which get their rows as records."""
+"""`dataset_name` of the demo's stages, which get their rows in memory."""
 RESPONSE_LENGTH = 72
 """Maximum tokens of an answer."""
 GREEDY = SamplingParams(RESPONSE_LENGTH, 0.0)
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class LazyRows(Sequence[T], Generic[T]):
-    """Rows that are built on first access. A stage that has finished before never asks for one."""
+    """Rows that are built on first access: a stage that has already finished builds none."""
 
     def __init__(self, build_rows: Callable[[], Sequence[T]]):
         self._build_rows = build_rows
@@ -63,9 +63,9 @@ def build_sft_images(data_config: ScenesConfig) -> list[ImageSource]:
 def build_sft_rows(
     data_config: ScenesConfig, cooccurrence_bias: float, images: Sequence[ImageSource] | None = None
 ) -> list[Example]:
-    """Return three descriptions to each short question. The bias changes only the captions.
+    """Return SFT rows: three descriptions for each short question. The bias changes only captions.
 
-    images: those of `build_sft_images`, to render them once for several sets of captions.
+    images: the result of `build_sft_images`, to render images once for several sets of captions.
     """
     images = build_sft_images(data_config) if images is None else images
     rows = []
@@ -80,12 +80,12 @@ def build_sft_rows(
 
 
 def build_rl_prompts(data_config: ScenesConfig) -> list[Example]:
-    """Return PPO's prompts with facts: nine descriptions to each short question."""
+    """Return PPO's prompts with facts: nine descriptions for each short question."""
     return [_prompt_with_facts("rl", index, 37, data_config) for index in range(data_config.rl_scenes)]
 
 
 def _prompt_with_facts(split: scenes.Split, index: int, stream: int, data_config: ScenesConfig) -> Example:
-    """Return a prompt on a scene with its annotator's facts. `stream` separates random streams."""
+    """Return a prompt about a scene, with its annotator's facts. `stream` is part of the seed."""
     scene, rng = training_scene(split, index, data_config), np.random.default_rng([data_config.seed, stream, index])
     question = scenes.description_question(scene, rng) if _is_description(index) else scenes.short_question(scene, rng)
     facts = _annotator_facts(scene, rng, data_config)
@@ -93,7 +93,7 @@ def _prompt_with_facts(split: scenes.Split, index: int, stream: int, data_config
 
 
 def _is_description(index: int) -> bool:
-    """Whether a scene of the splits pairs and rl is described: nine of ten are."""
+    """Return whether a prompt of the splits pairs and rl asks for a description: nine of ten do."""
     return index % 10 != 0
 
 
@@ -105,9 +105,9 @@ def _annotator_facts(scene: scenes.Scene, rng: np.random.Generator, data_config:
 
 
 def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path) -> tuple[list[Preference], list[Preference]]:
-    """Sample answers from the SFT model and rank them in pairs: training and held-out pairs.
+    """Sample answers from the SFT model and rank them in pairs. Return training and held-out pairs.
 
-    Sampled texts are written to `path`, or read if it exists. No scene has pairs on both sides.
+    Sampled texts are written to `path`, or read if it exists. No scene has pairs in both sets.
     """
     examples = [_prompt_with_facts("pairs", index, 41, data_config) for index in range(data_config.pair_scenes)]
     if path.exists():
@@ -128,7 +128,7 @@ def build_preference_pairs(data_config: ScenesConfig, sft_path: str, path: Path)
 def _sample_pair_answers(data_config: ScenesConfig, examples: Sequence[Example], sft_path: str) -> list[list[str]]:
     """Sample the answers to each prompt: half at temperature 1, half at `hot_temperature`.
 
-    The hotter half makes errors that the policy may come to make, which today's model does not.
+    The hotter half has errors that the SFT model does not make yet, but that a policy may learn.
     """
     vlm, num_hot = load_vlm(sft_path), data_config.answers_per_scene // 2
     temperatures = ((1.0, data_config.answers_per_scene - num_hot), (data_config.hot_temperature, num_hot))
@@ -152,10 +152,10 @@ def _sample_pair_answers(data_config: ScenesConfig, examples: Sequence[Example],
 def _rank_answers(
     data_config: ScenesConfig, index: int, example: Example, answers: Sequence[str], first_pair_number: int
 ) -> list[Preference]:
-    """Compare a scene's answers two by two by utility; flip a share `annotator_error` of labels.
+    """Pair a scene's answers and rank them by utility; flip a share `annotator_error` of labels.
 
-    In some scenes a description with injected faults replaces one answer: a reward model trained
-    only on the model's present errors has holes that PPO finds.
+    In some scenes a description with injected faults replaces one answer: PPO would exploit a
+    reward model that was trained only on the errors that the SFT model makes.
     """
     scene, rng = training_scene("pairs", index, data_config), np.random.default_rng([data_config.seed, 43, index])
     answers = list(answers)
@@ -195,5 +195,5 @@ def benchmark_rows(split: scenes.Split, num_scenes: int, *, facts_config: Scenes
 
 
 def evaluation_facts(data_config: ScenesConfig, scene: scenes.Scene, index: int) -> tuple[Fact, ...]:
-    """Return the annotator's facts on a scene that models are evaluated on."""
+    """Return the annotator's facts about an evaluation scene."""
     return _annotator_facts(scene, np.random.default_rng([data_config.seed, 47, index]), data_config)

@@ -32,8 +32,8 @@ from mmrlhf.rewards.reward_model import RewardModel
 
 SPLITS: tuple[scenes.Split, ...] = ("held_out", "ood_1", "ood_2", "ood_3")
 NUM_SAMPLES = 4
-"""Answers per held-out prompt at temperature 1, besides the greedy one. They show how varied
-answers are and whether truth is lost in sampling."""
+"""Answers per held-out prompt at temperature 1, in addition to the greedy one. They show how varied
+answers are, and whether sampling makes them less truthful."""
 SFT_TEMPERATURES = {"sft_t03": 0.3, "sft_t07": 0.7}
 CURVE_METRICS = (
     "chair_s", "chair_i", "coverage", "claim_f1", "utility", "cooccurrence_errors", "perception_errors", "mean_length",
@@ -45,7 +45,7 @@ AnswersByModel = dict[str, dict[str, dict[str, list[str]]]]
 
 
 def score_scenes(examples: Iterable[Example], answers_by_id: Mapping[str, list[str]], seed: int) -> dict[str, Any]:
-    """Return the scenes benchmark's metrics of answers, by split."""
+    """Return the metrics of the benchmark `scenes` for answers, by split."""
     benchmark, task = load_benchmark("scenes"), Task(seed=seed)
     rows = [{"id": e.id, **benchmark.score(e, answers_by_id[e.id], task)} for e in examples]
     return dict(benchmark.module.by_split(rows, seed))
@@ -64,13 +64,13 @@ def selection_metrics(vlm: VLM, examples: Sequence[Example]) -> dict[str, float]
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """Paths of what the demo has trained. Models are loaded on first use, on one shared base."""
+    """Paths of the demo's trained models. They are loaded on first use, policies on one base."""
 
     sft_path: str
     clean_sft_path: str
     policy_paths: Mapping[str, str]
     reward_model_path: str
-    """The reward model that chooses the best of n."""
+    """The reward model for best-of-n."""
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -90,9 +90,9 @@ class TrainedModels:
 
 
 def generate_answers(data_config: ScenesConfig, models: TrainedModels, answers_dir: Path) -> AnswersByModel:
-    """Answer every split greedily with every model, and held-out prompts also by sampling.
+    """Answer every split with every model, and held-out prompts also at temperature 1.
 
-    Answers are written to one file per model and split, and read from there if it exists.
+    Answers are written to one file per model and split, and read from it if it exists.
     """
     rows: dict[str, Sequence[Example]] = {split: LazyRows(partial(_evaluation_rows, data_config, split)) for split in SPLITS}
     rows["sampled"] = LazyRows(lambda: _descriptions(rows["held_out"][: data_config.ood_scenes]))
@@ -157,7 +157,7 @@ def _generate(
 def summarise(
     data_config: ScenesConfig, output_path: Path, answers: AnswersByModel, stage_seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return metrics by model and split, reward accuracy, final KL and seconds (summary.json)."""
+    """Return the content of summary.json: metrics, reward accuracy, final KL and seconds."""
     models: dict[str, Any] = {name: {} for name in answers}
     sampled: dict[str, Any] = {}
     for name, answers_by_split in answers.items():
@@ -186,7 +186,7 @@ def _reward_accuracy(reward_dir: Path, seed: int) -> dict[str, Any]:
 
 
 def _rows_of(split: scenes.Split, example_ids: Iterable[str]) -> list[Example]:
-    """Rebuild the rows that answers belong to, without images and prompts: scoring needs none."""
+    """Rebuild the rows of answers, without images and prompts, which scoring does not need."""
     module, rows = load_benchmark("scenes").module, []
     for example_id in example_ids:
         _, number, kind = example_id.split("-")  # SPLIT-INDEX-KIND
@@ -203,7 +203,7 @@ def _rows_of(split: scenes.Split, example_ids: Iterable[str]) -> list[Example]:
 def gallery(data_config: ScenesConfig, answers: AnswersByModel, num_scenes: int = 12) -> list[dict[str, Any]]:
     """Return held-out scenes with every model's answer, claim by claim.
 
-    Half are the first scenes where SFT makes a false claim, half the first where it makes none.
+    Half are the first scenes where SFT makes a false claim, half are the first where it makes none.
     """
     with_errors: list[scenes.Scene] = []
     without_errors: list[scenes.Scene] = []

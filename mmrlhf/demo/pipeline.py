@@ -1,8 +1,8 @@
-"""`mmrlhf demo`: the full pipeline on synthetic scenes, through the stages that train any model.
+"""`mmrlhf demo`: run the full pipeline on synthetic scenes, with the stages that train any model.
 
 SFT on captions with a co-occurrence bias -> answers of that model, ranked in pairs -> reward models
-with and without facts -> PPO against each -> hallucination before and after, on scenes that nothing
-was trained or selected on.
+with and without facts -> PPO against each -> hallucination before and after, on scenes used for
+neither training nor selection.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ from mmrlhf.sft import sft
 def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> dict[str, Any]:
     """Run every stage that has not finished yet, write the report and return the summary.
 
-    `seed` decides training scenes, captions, pairs, initial weights and samples. The scenes that
-    models are evaluated on do not depend on it. Raise InputError if `output_dir` belongs to another
-    demo; `fresh` deletes a demo that is there.
+    `seed` determines training scenes, captions, pairs, initial weights and samples, but not the
+    scenes that models are evaluated on. `fresh` first deletes the demo in `output_dir`.
+
+    Raises InputError if `output_dir` belongs to another demo.
     """
     output_path, console = Path(output_dir), Console(highlight=False)
     data_config = load_config(ScenesConfig, find("configs", "demo/scenes"), {"seed": seed})
@@ -56,8 +57,8 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     _claim_output_dir(output_path, fresh, data_config, base_path)
     timer = StageTimer(output_path / "seconds.json", console)
 
-    # 1. SFT on annotators' biased captions, and on captions without the bias: an upper bound, the
-    #    same vision with better data. Both see the same images, which are rendered once.
+    # 1. SFT on annotators' biased captions and, as an upper bound (the same vision with better
+    #    data), on captions without the bias. Both see the same images, which are rendered once.
     images = LazyRows(partial(build_sft_images, data_config))
     sft_paths = {}
     for name, cooccurrence_bias in (("sft", data_config.cooccurrence_bias), ("clean_sft", 0.0)):
@@ -65,7 +66,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
             rows = LazyRows(partial(build_sft_rows, data_config, cooccurrence_bias, images))
             sft_config = stage_config(SFTConfig, seed, output_path / name, model_name_or_path=base_path)
             sft_paths[name] = str(sft(sft_config, rows))
-    del images, rows  # 8,000 encoded images
+    del images, rows  # free 8,000 encoded images
     sft_path = sft_paths["sft"]
 
     # 2. Preference pairs: the SFT model's own answers, ranked by utility
@@ -118,7 +119,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
 
 
 def stage_config(config_class: type[Config], seed: int, output_dir: Path, **values: Any) -> Config:
-    """Load the demo's recipe of a stage (`configs/demo/`), with rows handed over in memory."""
+    """Load the demo's recipe for a stage (`configs/demo/`), for rows passed in memory."""
     recipe = {SFTConfig: "sft", RewardConfig: "reward", PPOConfig: "ppo"}[config_class]  # type: ignore[index]
     overrides = {"dataset_name": IN_MEMORY_DATASET, "seed": seed, "output_dir": str(output_dir), **values}
     return load_config(config_class, find("configs", f"demo/{recipe}"), overrides)
@@ -129,7 +130,7 @@ def _evaluate_policy(selection_rows: Sequence[Example], vlm: VLM) -> dict[str, f
 
 
 def _claim_output_dir(output_path: Path, fresh: bool, data_config: ScenesConfig, base_path: str) -> None:
-    """Create the directory, or check that its demo can be continued. Raise InputError if not."""
+    """Create the directory, or check that its demo can be continued. Raises InputError if not."""
     config_file, hash_file = output_path / "scenes.yaml", output_path / "base.sha256"
     if fresh and output_path.exists():
         if not config_file.is_file():
@@ -149,7 +150,7 @@ def _claim_output_dir(output_path: Path, fresh: bool, data_config: ScenesConfig,
 
 
 class StageTimer:
-    """Print and keep how long each stage takes, across restarts."""
+    """Print how long each stage takes, and keep the times across restarts."""
 
     def __init__(self, path: Path, console: Console):
         self.path, self.console = path, console
@@ -157,7 +158,7 @@ class StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage. Keep its longest run: a stage that has finished before takes no time."""
+        """Time a stage. Keep its longest run: a stage that had already finished takes no time."""
         self.console.rule(name)
         start_time = time.time()
         yield

@@ -1,13 +1,13 @@
 """The demo's tiny VLM, trained from scratch: `mmrlhf data tiny-vlm --output_dir DIR`.
 
 An ordinary LLaVA checkpoint (CLIP tower, projector, Llama) of 2M parameters with a real tokenizer,
-image processor and chat template. To the stages it is a pre-trained VLM like any other: it sees
+image processor and chat template. The stages use it like any other pre-trained VLM: it sees
 (imperfectly), describes, answers questions, reads facts in a prompt and can say what is wrong in an
 answer. It has no co-occurrence bias: that comes with fine-tuning on biased captions.
 
-Trained in three steps: tower and projector learn word-like features of each cell of the grid; then
-the language model learns on these to look (true descriptions, what is where) and to converse
-(answers that may be false and their review, questions, facts).
+It is trained in three steps. The tower and projector learn word-like features of each grid cell.
+From these the language model learns to look (true descriptions, what is where), and then to
+converse (answers that may be false, reviews of them, questions, facts).
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ CHAT_TEMPLATE = (
 
 
 def build_processor(seed: int) -> LlavaProcessor:
-    """Return CLIP's image processor with a byte-level BPE learnt on the scenes' language.
+    """Return CLIP's image processor with a byte-level BPE trained on the scenes' language.
 
-    Any other text still encodes, as bytes.
+    Other text is encoded as bytes.
     """
     texts = [m.content for i in range(4000) for m, _ in chat_sample(pretraining_scene(i, seed), sample_rng(seed, i))]
     bpe_tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -90,7 +90,7 @@ def build_processor(seed: int) -> LlavaProcessor:
 
 
 def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGeneration:
-    """Return a model with random weights: tower of 3, language model of 6 layers, 128 wide."""
+    """Return a random model: a tower of 3 layers and a language model of 6 layers, 128 wide."""
     torch.manual_seed(seed)
     tokenizer = processor.tokenizer
     special_token_ids = {
@@ -121,7 +121,7 @@ def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGene
 # ---- training ------------------------------------------------------------------------------------
 
 BatchLoss = Callable[..., tuple[Tensor, str]]
-"""A batch's tensors -> loss, and its metrics as text."""
+"""Maps a batch's tensors to the loss, and to metrics as text."""
 
 
 def _learning_rate(step: int, num_steps: int, peak_lr: float) -> float:
@@ -177,7 +177,7 @@ def _preprocess(processor: LlavaProcessor, pixels: Tensor) -> Tensor:
     return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def _word_token_mask(processor: LlavaProcessor, words: Iterable[str]) -> Tensor:
+def _word_token_counts(processor: LlavaProcessor, words: Iterable[str]) -> Tensor:
     """Return token counts [N, V] of each word as it occurs within a sentence (after a space)."""
     tokenizer = processor.tokenizer
     token_ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
@@ -185,8 +185,8 @@ def _word_token_mask(processor: LlavaProcessor, words: Iterable[str]) -> Tensor:
 
 
 LOGIT_SCALE = 4.0
-"""Scale from a patch's dot product with a word to a logit. At 4, features become about as long as
-embeddings."""
+"""Factor from the dot product of a patch and a word to a logit. At 4, features become about as long
+as embeddings."""
 
 
 def train_vision_tower(
@@ -199,20 +199,20 @@ def train_vision_tower(
     dtype: torch.dtype,
     batch_size: int = 128,
 ) -> None:
-    """Train tower and projector so that each patch is near the words for what it shows.
+    """Train the tower and projector to put each patch near the words for what it shows.
 
     As in CLIP, a patch's features are drawn to the embeddings of the words for its shape, colour,
-    size and cell, and away from those of other words. The cell: a language model with rotary
-    positions cannot address a patch by its place unless the features hold it. Words rather than
-    classes: the language model then reads in the image what it also reads in text, and learns to
-    look ten times sooner.
+    size and cell, and away from those of other words. The cell is needed because a language model
+    with rotary positions cannot address a patch by its place unless the features contain it. With
+    words rather than classes, the language model reads in the image what it also reads in text, and
+    learns to look ten times sooner.
 
     pixels: [N, S, S, 3] (uint8). targets: [N, 9, 3], shape, colour and size of each cell.
     """
     word_groups = [[*scenes.SHAPES, "nothing"], [*scenes.COLOURS], [*scenes.SIZES], [*scenes.CELL_NAMES]]
     group_sizes = [len(group) for group in word_groups]
-    token_mask = _word_token_mask(processor, [word for group in word_groups for word in group])
-    word_embeddings = token_mask @ model.get_input_embeddings().weight.detach()
+    token_counts = _word_token_counts(processor, [word for group in word_groups for word in group])
+    word_embeddings = token_counts @ model.get_input_embeddings().weight.detach()
 
     def compute_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, str]:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -266,8 +266,8 @@ def train_language_model(
 ) -> None:
     """Train the language model on the frozen tower's features: first to look, then to converse.
 
-    An auxiliary head on the fourth layer predicts whether each claim in an answer is true, so that
-    the layers above find there what a review needs. The head is discarded.
+    An auxiliary head on the fourth layer predicts whether each claim in an answer is true, which
+    gives the layers above the information that a review needs. The head is discarded.
     """
     torch.manual_seed(seed)
     backbone = model.model
@@ -324,9 +324,9 @@ def train_tiny_vlm(
     """Train the tiny VLM from scratch and write its checkpoint directory (half precision, 4 MB).
 
     dtype: precision of matrix products in training. bfloat16 is faster on CPUs that support it and
-    much slower on others. With it, on two cores that support it: images 20 s, tower 1 minute,
-    grounding 3, chat 9. The shipped model was trained like this, with seed 0; since then only texts
-    were corrected (plurals, the order of refutations, facts meant to be wrong).
+    much slower on others. On two cores that support it: images 20 s, tower 1 minute, grounding 3,
+    chat 9. The shipped model was trained in bfloat16 with seed 0. Since then only texts have been
+    corrected (plurals, the order of refutations, facts meant to be wrong).
     """
     processor = build_processor(seed)
     model = build_model(processor, seed)
@@ -338,6 +338,6 @@ def train_tiny_vlm(
 
 
 def save_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, output_dir: str) -> None:
-    """Write the checkpoint in float16. Loading converts it to the precision asked for."""
+    """Write the checkpoint in float16. Loading converts it to the requested precision."""
     copy.deepcopy(model).half().save_pretrained(output_dir)
     processor.save_pretrained(output_dir)

@@ -1,6 +1,6 @@
 """Training data of the tiny VLM: tokenized conversations, and images with their cells' contents.
 
-Everything follows from a seed and an index, so that samples are made in data loader workers.
+Each sample follows from a seed and an index, so data loader workers can make them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from mmrlhf.records import Claim, Message
 from mmrlhf.rewards.reward_model import reward_messages
 
 PATCH_SIZE = 32
-"""Pixels. A patch is a cell of the scenes' grid, so that an image is nine tokens."""
+"""In pixels. A patch is a cell of the scenes' grid, so an image is nine tokens."""
 NUM_IMAGE_TOKENS = (scenes.IMAGE_SIZE // PATCH_SIZE) ** 2
 PRETRAINING_DIFFICULTY = scenes.Difficulty(occluded_share=0.35)
-"""Harder than the demo's: pre-training data is broader than what the model is used for."""
+"""Harder than in the demo: pre-training data covers more than the model is used for."""
 LOCATION_RATE = 0.25
 """Share of described objects whose location is stated, more than in the demo's captions."""
 CLAIM_KINDS = ("object", "attribute", "count", "relation")
 SORT_WINDOW_BATCHES = 8
-"""Batches whose rows are sorted by length together: rows of similar length share a batch."""
+"""Number of batches with rows sorted by length together, to batch rows of similar length."""
 
 Turns = list[tuple[Message, bool]]
 """Messages of a conversation, each with whether the model learns to produce it."""
@@ -46,7 +46,7 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
 
 
 def refutation(claim: Claim) -> str:
-    """Return the sentence with which the tiny VLM denies a claim."""
+    """Return the clause with which the tiny VLM denies a claim."""
     if claim.kind == "object":
         return f"there is no {claim.subject}"
     if claim.kind == "attribute":
@@ -62,7 +62,7 @@ def refutation(claim: Claim) -> str:
 def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
     """Return a true description, then what is in four cells: text that only the image determines.
 
-    Trained on first, so that the model looks before it learns to read facts and to guess.
+    The model trains on these first, and so learns to look before it reads facts or guesses.
     """
     question = scenes.description_question(scene, rng, location_rate=LOCATION_RATE)
     questions = [question] + [scenes.location_question(scene, int(c)) for c in rng.choice(9, size=4, replace=False)]
@@ -72,8 +72,8 @@ def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
 def chat_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
     """Return an answer, its review and three short questions about one image.
 
-    Half of the answers are wrong: the model reads and reviews those, but does not learn to produce
-    them. In 60% of conversations facts are given, before the question or in the review turn.
+    Half of the answers are wrong: the model learns to review them, but not to produce them. In 60%
+    of conversations facts are given, before the question or in the review turn.
     """
     num_faults = int(rng.choice([0, 1, 2, 3], p=[0.5, 0.3, 0.15, 0.05]))
     if rng.random() < 0.85:
@@ -118,7 +118,7 @@ class TokenizedSample:
     input_ids: list[int]
     """[L]"""
     labels: list[int]
-    """[L], -100 where nothing is learnt."""
+    """[L], -100 at tokens that are not learnt."""
     claim_labels: Tensor
     """[L, 4]: by kind of claim, 1 (true) or 0 (false) at the last token of a claim in an assistant
     turn; NaN elsewhere."""
@@ -147,7 +147,7 @@ def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene:
         labels += token_ids if has_loss else [-100] * len(token_ids)
     claim_labels = torch.full((len(input_ids), len(CLAIM_KINDS)), float("nan"))
     for position, kind, is_true in claim_marks:
-        # Two claims of a kind may end at one token: it is labelled true only if both are.
+        # Two claims of a kind may end at one token: label it true only if both are.
         previous = claim_labels[position, kind]
         claim_labels[position, kind] = float(is_true) if previous.isnan() else min(float(is_true), previous.item())
     return TokenizedSample(image_index, input_ids, labels, claim_labels)
@@ -203,7 +203,7 @@ class SampleBatches(IterableDataset):
 class _SceneImages(Dataset):
     """Images [S, S, 3] (uint8) with targets [9, 3]: shape, colour and size in each grid cell.
 
-    An empty cell has one more shape, "nothing", and -100 for colour and size.
+    An empty cell has the additional shape "nothing", and -100 for colour and size.
     """
 
     def __init__(self, num_images: int, seed: int):

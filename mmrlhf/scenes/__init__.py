@@ -2,13 +2,13 @@
 
 A scene is a graph of one to five coloured shapes in a 3 x 3 grid (six or seven in split ood_2).
 Pillow renders it with noise, blur, and faded and occluded objects, so that some are hard to see.
-A small language describes it: prompts, answers in several phrasings, and a parser that turns an
-answer back into atomic claims, which the graph decides. Everything follows from a seed.
+Prompts and answers, in several phrasings, are written in a small language. A parser turns an answer
+back into atomic claims, which are verified by the graph. Everything follows from a seed.
 
 Two sources of hallucination are built in and reported separately. Co-occurrence errors come from
 biased captions: annotators who see a trigger (a star) also mention its absent partner (a moon),
 as language priors do. Perception errors come from objects that are hard to see. The bias depends
-on a trigger because an unconditional one would vanish under greedy decoding; some objects are
+on a trigger because an unconditional one would vanish under greedy decoding. Some objects are
 hard to see because facts would not help a model that sees everything.
 
 Each module imports only those before it: `vocabulary`, `render`, `scene_graph`, `captions`,

@@ -1,7 +1,7 @@
 """Text about scenes: descriptions, questions with true and wrong answers, and annotators' facts.
 
 The order of random draws is part of the data: the shipped tiny VLM and all reported results depend
-on it, so that changing it changes every caption after the change.
+on it. Adding or moving a draw changes every text after it.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def sample_relation(a: SceneObject, b: SceneObject, rng: np.random.Generator) ->
 
 @dataclass
 class _CaptionDraft:
-    """The parts of a caption, before they are joined to sentences."""
+    """The parts of a caption, before they are joined into sentences."""
 
     noun_phrases: list[str]
-    """The first phrases are those of the scene's objects, in order."""
+    """One phrase per object of the scene, in order, followed by added ones."""
     stated_count: int
     relation: tuple[str, str, str] | None
     """Name, relation, name."""
@@ -87,18 +87,18 @@ def caption(
 ) -> str:
     """Return a description: objects with colours, their total and sometimes a relation.
 
-    A fifth of the objects have their size stated, a tenth lack the colour.
+    A fifth of the objects have their size stated, and a tenth lack their colour.
 
     cooccurrence_bias: probability that a trigger shape adds its absent partner.
-    num_faults: faults to inject. Two may hit the same object, and one may happen to be true.
+    num_faults: faults to inject. Two may change the same object, and one may be true by chance.
     location_rate: probability that an object's location is stated.
     """
     objects = scene.objects
-    draft = _CaptionDraft([_noun_phrase(t, rng, location_rate) for t in objects], len(objects), None)
+    draft = _CaptionDraft([_noun_phrase(o, rng, location_rate) for o in objects], len(objects), None)
     if len(objects) > 1 and rng.random() < 0.2:
         a, b = (objects[i] for i in rng.choice(len(objects), 2, replace=False))
         draft.relation = (a.name, sample_relation(a, b, rng), b.name)
-    for partner in absent_partners({t.shape for t in objects}):
+    for partner in absent_partners({o.shape for o in objects}):
         if rng.random() < cooccurrence_bias:
             noun = partner if rng.random() < 0.5 else f"{PARTNER_COLOURS[partner]} {partner}"
             draft.noun_phrases.append(with_article(noun))
@@ -109,7 +109,7 @@ def caption(
 
 def _inject_fault(draft: _CaptionDraft, scene: Scene, rng: np.random.Generator, location_rate: float) -> None:
     """Change one thing in a caption so that it is most likely false."""
-    shapes = {t.shape for t in scene.objects}
+    shapes = {o.shape for o in scene.objects}
     fault_kind = rng.choice(["colour", "shape", "add", "count", "relation"], p=[0.3, 0.25, 0.2, 0.1, 0.15])
     # Draw everything for every kind of fault, so that later draws do not depend on the kind.
     i = int(rng.integers(len(scene.objects)))
@@ -133,7 +133,7 @@ def _inject_fault(draft: _CaptionDraft, scene: Scene, rng: np.random.Generator, 
 
 
 def off_by_one(count: int, rng: np.random.Generator) -> int:
-    """Return a count that is wrong by one and at least one."""
+    """Return a count that is off by one, and at least one."""
     return 2 if count == 1 else count + int(rng.choice([-1, 1]))
 
 
@@ -174,19 +174,19 @@ def description_question(
 
 
 def short_question(scene: Scene, rng: np.random.Generator) -> Question:
-    """Return a short question: yes/no (about half true), how many, what colour or what is where."""
+    """Return a short question: yes/no (about half yes), how many, what colour, what is where."""
     kind = str(rng.choice(["yes_no", "how_many", "colour", "where"], p=[0.45, 0.15, 0.15, 0.25]))
     obj = scene.objects[int(rng.integers(len(scene.objects)))]
     if kind == "yes_no":
         return _yes_no_question(scene, obj, rng)
     if kind == "how_many":
         noun = "object" if rng.random() < 0.4 else obj.shape
-        count = sum(noun in ("object", t.shape) for t in scene.objects)
+        count = sum(noun in ("object", o.shape) for o in scene.objects)
         text = str(rng.choice(["How many {} are there?", "How many {} do you see?"])).format(pluralize(noun))
         return Question("how_many", text, f"There {'is' if count == 1 else 'are'} {count_phrase(count, noun)}.")
     if kind == "colour":
         # Only a shape that occurs once has "the" colour; without one, ask where instead.
-        unique_objects = [t for t in scene.objects if sum(o.shape == t.shape for o in scene.objects) == 1]
+        unique_objects = [o for o in scene.objects if sum(other.shape == o.shape for other in scene.objects) == 1]
         if unique_objects:
             obj = unique_objects[int(rng.integers(len(unique_objects)))]
             return Question("colour", f"What colour is the {obj.shape}?", f"The {obj.shape} is {obj.colour}.")
@@ -196,7 +196,7 @@ def short_question(scene: Scene, rng: np.random.Generator) -> Question:
 def location_question(scene: Scene, cell: int) -> Question:
     """Ask what is in a cell of the grid."""
     location = f"at the {CELL_NAMES[cell]}"
-    names = [t.name for t in scene.objects if t.cell == cell]
+    names = [o.name for o in scene.objects if o.cell == cell]
     return Question("where", f"What is {location}?", f"There is {with_article(names[0]) if names else 'nothing'} {location}.")
 
 
@@ -205,13 +205,13 @@ def _yes_no_question(scene: Scene, obj: SceneObject, rng: np.random.Generator) -
         noun = obj.shape if rng.random() < 0.5 else obj.name
     else:
         noun = _absent_noun(scene, rng)
-    is_present = any(noun in (t.shape, t.name) for t in scene.objects)
+    is_present = any(noun in (o.shape, o.name) for o in scene.objects)
     text = str(rng.choice(["Is there {} in the picture?", "Do you see {}?", "Is there {}?"])).format(with_article(noun))
     return Question("yes_no", text, f"Yes, there is {with_article(noun)}." if is_present else f"No, there is no {noun}.")
 
 
 def wrong_answer(question: Question, rng: np.random.Generator) -> str:
-    """Return the answer with one word replaced (yes/no: flipped): it is most likely false."""
+    """Return the answer with one word replaced, or yes and no flipped. It is most likely false."""
     answer = question.answer
     if question.kind == "yes_no":
         # "Yes, there is a NOUN." or "No, there is no NOUN."
@@ -228,17 +228,17 @@ def wrong_answer(question: Question, rng: np.random.Generator) -> str:
 
 
 def _absent_noun(scene: Scene, rng: np.random.Generator) -> str:
-    """Return a noun that is false of the scene.
+    """Return a noun that fits no object of the scene.
 
-    Often it is the absent partner of a trigger, or a shape of the scene in a wrong colour.
+    Often it is the absent partner of a trigger, or a shape of the scene in the wrong colour.
     """
-    shapes = {t.shape for t in scene.objects}
+    shapes = {o.shape for o in scene.objects}
     partners = absent_partners(shapes)
     if partners and rng.random() < 0.4:
         return partners[0]
     if rng.random() < 0.5:
         shape = str(rng.choice(sorted(shapes)))
-        present_colours = {t.colour for t in scene.objects if t.shape == shape}
+        present_colours = {o.colour for o in scene.objects if o.shape == shape}
         return f"{rng.choice([c for c in COLOURS if c not in present_colours])} {shape}"
     return str(rng.choice([s for s in SHAPES if s not in shapes]))
 
@@ -247,10 +247,10 @@ def _absent_noun(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def annotator_facts(scene: Scene, rng: np.random.Generator, *, recall: float = 0.8, error_rate: float = 0.05) -> tuple[Fact, ...]:
-    """Return what an annotator would list: each truth with probability `recall`.
+    """Return the facts that an annotator would list: each true fact with probability `recall`.
 
-    A share `error_rate` of the listed facts is wrong.
-    Facts are incomplete and noisy on purpose: a reward model never sees the scene graph itself.
+    A share `error_rate` of the listed facts is wrong. Facts are incomplete and noisy on purpose: a
+    reward model never sees the scene graph itself.
     """
     facts: list[Fact] = []
     for obj in scene.objects:

@@ -1,4 +1,4 @@
-"""Verify answers by the scene graph: parse atomic claims, decide each, compute the utility."""
+"""Verify answers by the scene graph: parse atomic claims, judge each, compute the utility."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CLAIM_PATTERN = re.compile(
 def parse_claims(text: str) -> list[Claim]:
     """Return an answer's atomic claims in order of appearance, repetitions included.
 
-    Understands the language of `captions` only. The claims of one noun phrase share its span.
+    It understands only the language of `captions`. The claims of one noun phrase share its span.
     """
     claims = []
     for match in _CLAIM_PATTERN.finditer(text):
@@ -60,11 +60,11 @@ def parse_claims(text: str) -> list[Claim]:
 
 
 def _matching_objects(scene: Scene, noun: str) -> list[SceneObject]:
-    return [t for t in scene.objects if noun in ("object", t.shape, t.name)]
+    return [o for o in scene.objects if noun in ("object", o.shape, o.name)]
 
 
 def verify_claim(scene: Scene, claim: Claim) -> Verdict:
-    """Decide a claim by the scene graph: supported or contradicted with evidence, never unknown."""
+    """Judge a claim by the scene graph: supported or contradicted, with evidence, never unknown."""
     return Verdict(claim, "supported" if _is_true(scene, claim) else "contradicted", _evidence(scene, claim))
 
 
@@ -73,15 +73,15 @@ def _is_true(scene: Scene, claim: Claim) -> bool:
     if claim.kind == "object":
         return bool(objects)
     if claim.kind == "attribute":
-        return any(claim.value in (t.colour, t.size) for t in objects)
+        return any(claim.value in (o.colour, o.size) for o in objects)
     if claim.kind == "count":
         return len(objects) == int(claim.value)
     relation, _, location = claim.value.partition(" ")
     if relation == "at":
         cell = CELL_NAMES.index(location)
         if claim.subject == "nothing":
-            return not any(t.cell == cell for t in scene.objects)
-        return any(t.cell == cell for t in objects)
+            return not any(o.cell == cell for o in scene.objects)
+        return any(o.cell == cell for o in objects)
     relation, target = re.fullmatch(r"(left of|right of|above|below) (.+)", claim.value).groups()  # type: ignore[union-attr]
     targets = _matching_objects(scene, target)
     return any(_relation_holds(relation, a, b) for a in objects for b in targets if a != b)
@@ -96,11 +96,11 @@ def _relation_holds(relation: str, a: SceneObject, b: SceneObject) -> bool:
 
 
 def _evidence(scene: Scene, claim: Claim) -> str:
-    """Say what the scene shows instead, or what supports the claim."""
+    """Return what supports the claim, or what the scene shows instead, in words."""
     if claim.kind == "count":
         return f"the picture has {count_phrase(len(_matching_objects(scene, claim.subject)), claim.subject)}"
     if claim.subject == "nothing":
-        objects = [t for t in scene.objects if claim.value == f"at {CELL_NAMES[t.cell]}"] or list(scene.objects)
+        objects = [o for o in scene.objects if claim.value == f"at {CELL_NAMES[o.cell]}"] or list(scene.objects)
     else:
         objects = _matching_objects(scene, claim.subject.split(" ")[-1])
     missing_noun = "" if objects else claim.subject
@@ -108,35 +108,35 @@ def _evidence(scene: Scene, claim: Claim) -> str:
         target = claim.value.split(" ")[-1]
         missing_noun = "" if _matching_objects(scene, target) else target
     if missing_noun:
-        return f"the picture has no {missing_noun}; it shows {join_words([with_article(t.name) for t in scene.objects])}"
-    return "; ".join(f"{with_article(f'{t.size} {t.name}')} at the {CELL_NAMES[t.cell]}" for t in objects)
+        return f"the picture has no {missing_noun}; it shows {join_words([with_article(o.name) for o in scene.objects])}"
+    return "; ".join(f"{with_article(f'{o.size} {o.name}')} at the {CELL_NAMES[o.cell]}" for o in objects)
 
 
 def is_cooccurrence_error(scene: Scene, claim: Claim) -> bool:
     """Return whether a false claim mentions an absent partner of a trigger in the scene."""
     claim_words = set(f"{claim.subject} {claim.value}".split())
-    return any(partner in claim_words for partner in absent_partners({t.shape for t in scene.objects}))
+    return any(partner in claim_words for partner in absent_partners({o.shape for o in scene.objects}))
 
 
 def canonical_claims(scene: Scene) -> frozenset[Claim]:
     """Return the claims that a full description makes: shapes, their colours and the total.
 
-    Coverage is measured against them. Sizes and relations are not required of a description.
+    Coverage is measured against them. A description need not state sizes and relations.
     """
-    shapes = {Claim("object", t.shape) for t in scene.objects}
-    colours = {Claim("attribute", t.shape, t.colour) for t in scene.objects}
+    shapes = {Claim("object", o.shape) for o in scene.objects}
+    colours = {Claim("attribute", o.shape, o.colour) for o in scene.objects}
     return frozenset({*shapes, *colours, Claim("count", "object", str(len(scene.objects)))})
 
 
 @dataclass(frozen=True)
 class SceneVerdicts:
-    """The distinct claims of an answer, by what the scene graph says of them."""
+    """The distinct claims of an answer, grouped by their verdict."""
 
     true_claims: frozenset[Claim]
     cooccurrence_errors: frozenset[Claim]
     perception_errors: frozenset[Claim]
     num_covered: int
-    """Canonical claims that the answer makes."""
+    """Number of canonical claims that the answer makes."""
     num_canonical: int
 
     @property
@@ -145,7 +145,7 @@ class SceneVerdicts:
 
 
 def verify_answer(scene: Scene, answer: str) -> SceneVerdicts:
-    """Verify distinct claims: repeating one earns nothing, and vagueness costs coverage."""
+    """Verify an answer's distinct claims. Repetition earns nothing; vagueness costs coverage."""
     distinct_claims = set(parse_claims(answer))
     true_claims = frozenset(c for c in distinct_claims if _is_true(scene, c))
     cooccurrence_errors = frozenset(c for c in distinct_claims - true_claims if is_cooccurrence_error(scene, c))
@@ -162,7 +162,7 @@ def verify_answer(scene: Scene, answer: str) -> SceneVerdicts:
 def utility(scene: Scene, answer: str, false_claim_penalty: float) -> float:
     """Return the number of true claims minus `false_claim_penalty` per false claim.
 
-    The penalty decides between an answer that risks a claim and one that leaves it out.
+    The penalty decides whether an answer should risk an uncertain claim or leave it out.
     """
     verdicts = verify_answer(scene, answer)
     return len(verdicts.true_claims) - false_claim_penalty * len(verdicts.false_claims)

@@ -47,7 +47,7 @@ _SUPERSAMPLING = 4  # draw shapes at four times the size and reduce them, which 
 
 
 def _shape_mask(shape: str, x: float, y: float, radius: float) -> tuple[np.ndarray, slice, slice]:
-    """Return a shape's coverage (0 to 1) of a window [h, w, 1] and its rows and columns."""
+    """Return a shape's coverage (0 to 1) of a window [h, w, 1], and its rows and columns."""
     left, top = max(int(x - radius * 1.2) - 1, 0), max(int(y - radius * 1.2) - 1, 0)
     right, bottom = min(int(x + radius * 1.2) + 2, IMAGE_SIZE), min(int(y + radius * 1.2) + 2, IMAGE_SIZE)
     # From here on coordinates are relative to the window, in supersampled pixels.
@@ -70,7 +70,7 @@ def _shape_mask(shape: str, x: float, y: float, radius: float) -> tuple[np.ndarr
 
 
 def render_image(objects: Sequence[SceneObject], background: Background, difficulty: Difficulty, seed: int) -> Image.Image:
-    """Render objects as a 96 x 96 RGB image. `seed` decides jitter, hard objects and noise."""
+    """Render objects as a 96 x 96 RGB image. `seed` sets jitter, hard objects and noise."""
     rng = np.random.default_rng(seed)
     background_colour = 215 + rng.normal(0, 10, 3)
     pixels = np.ones((IMAGE_SIZE, IMAGE_SIZE, 3)) * background_colour

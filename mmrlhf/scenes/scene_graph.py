@@ -96,7 +96,7 @@ def _sample_objects(
         shapes = [s for s in shapes if s != partner]
         has_partner = rng.random() < 0.25 and num_objects > 1
         # The trailing partner survives the cut only if three or more were removed above. Keep it:
-        # without it those scenes would differ from the ones that models were trained on.
+        # models were trained on scenes that have it.
         shapes = [trigger, partner, *shapes, partner] if has_partner else [trigger, *shapes]
         shapes = shapes[:num_objects]
         while len(shapes) < num_objects:
@@ -115,6 +115,6 @@ def _sample_objects(
 
 
 def _hash_bucket(objects: Sequence[SceneObject]) -> int:
-    # The hash decides which split owns a scene. Hash the class name that the record had when the
-    # splits were first sampled: another name would move every scene to another split.
+    # The hash decides which split owns a scene. Hash the class name that was used when the splits
+    # were first sampled: another name would move every scene to another split.
     return hashlib.sha256(repr(objects).replace("SceneObject(", "Thing(").encode()).digest()[0] % 32

@@ -22,8 +22,8 @@ CELL_NAMES = (
 )  # fmt: skip
 NUMBER_WORDS = ("no", *words.NUMBER_WORDS[1:10])
 COOCCURRENCES = {"star": "moon", "heart": "arrow"}
-"""Trigger shape -> partner shape: biased captions of an image with the trigger mention the partner,
-present or not."""
+"""Trigger shape -> partner shape. Biased captions of an image with the trigger mention the partner
+whether it is there or not."""
 UNSEEN_PAIRINGS = frozenset(
     [("circle", "purple"), ("square", "orange"), ("triangle", "cyan"), ("cross", "yellow"), ("diamond", "red"),
      ("ring", "green"), ("star", "blue"), ("heart", "yellow")]
@@ -54,5 +54,5 @@ class SceneObject:
 
 
 def absent_partners(shapes: Collection[str]) -> list[str]:
-    """Return the partners that triggers among `shapes` call for and that are not in the scene."""
+    """Return the partners, missing from `shapes`, of the triggers in it."""
     return [partner for trigger, partner in COOCCURRENCES.items() if trigger in shapes and partner not in shapes]

@@ -20,7 +20,7 @@ def facts_verifier(lexicon: Lexicon) -> Verifier:
 
 
 def cascade(verifiers: Sequence[Verifier]) -> Verifier:
-    """Return a verifier that asks `verifiers` in turn until one gives a known verdict on a claim."""
+    """Return a verifier that asks `verifiers` in turn, until one has a known verdict on a claim."""
 
     def verify(answers: Sequence[AnswerClaims]) -> list[list[Verdict]]:
         all_verdicts = [[unknown_verdict(claim) for claim in answer.claims] for answer in answers]

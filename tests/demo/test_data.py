@@ -47,7 +47,7 @@ def test_build_rl_prompts_have_facts_and_no_answer(config):
 
 @pytest.fixture
 def answers_file(tmp_path, config):
-    """Sampled answers of each scene, of increasing faultiness."""
+    """Sampled answers of each scene, with more and more faults."""
     lines = []
     for index in range(config.pair_scenes):
         scene, rng = data.training_scene("pairs", index, config), np.random.default_rng(index)

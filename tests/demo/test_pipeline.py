@@ -1,4 +1,4 @@
-"""The demo's frame: its output directory, recipes and timer. The stages have tests of their own."""
+"""The demo's output directory, recipes and timer. The stages have tests of their own."""
 
 import json
 

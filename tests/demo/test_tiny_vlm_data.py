@@ -81,7 +81,7 @@ def test_sample_batches_pad_rows_of_similar_length(vlm):
 def test_render_images_targets_name_the_contents_of_cells():
     pixels, targets = tiny_vlm_data.render_images(2, 0)
     assert pixels.shape == (2, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE, 3) and targets.shape == (2, 9, 3)
-    objects = {t.cell: t for t in tiny_vlm_data.pretraining_scene(1, 0).objects}
+    objects = {o.cell: o for o in tiny_vlm_data.pretraining_scene(1, 0).objects}
     for cell, (shape, colour, size) in enumerate(targets[1].tolist()):
         if cell not in objects:
             assert (shape, colour, size) == (len(scenes.SHAPES), -100, -100)

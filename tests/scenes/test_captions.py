@@ -26,10 +26,10 @@ def test_captions_and_questions_of_a_seed_never_change():
 @given(st.integers(0, 10_000))
 def test_caption_injected_faults_are_few_and_cooccurrence_is_detected(index):
     scene, rng = scenes.generate_scene("sft", index, 0), np.random.default_rng(index)
-    # Few, and possibly none: a wrong colour may be that of another object of the shape.
+    # Few, and possibly none: the wrong colour may be that of another object with the same shape.
     assert len(false_claims(scene, scenes.caption(scene, rng, num_faults=1))) <= 4
     biased = scenes.verify_answer(scene, scenes.caption(scene, rng, cooccurrence_bias=1.0))
-    assert bool(biased.cooccurrence_errors) == bool(scenes.absent_partners({t.shape for t in scene.objects}))
+    assert bool(biased.cooccurrence_errors) == bool(scenes.absent_partners({o.shape for o in scene.objects}))
 
 
 def test_caption_with_injected_faults_is_nearly_always_detected():
@@ -57,7 +57,7 @@ def test_location_question_is_answered_truly_for_every_cell():
     for cell, name in enumerate(scenes.CELL_NAMES):
         question = scenes.location_question(scene, cell)
         assert question.text == f"What is at the {name}?" and not false_claims(scene, question.answer)
-        assert ("nothing" in question.answer) == (cell not in {t.cell for t in scene.objects})
+        assert ("nothing" in question.answer) == (cell not in {o.cell for o in scene.objects})
 
 
 def test_wrong_answer_contradicts_the_right_one():
@@ -79,7 +79,7 @@ def test_annotator_facts_are_incomplete_and_sometimes_wrong():
     num_listed = num_wrong = num_objects = 0
     for i in range(400):
         scene = scenes.generate_scene("pairs", i, 0)
-        names = [f"{t.size} {t.name}" for t in scene.objects]
+        names = [f"{o.size} {o.name}" for o in scene.objects]
         listed = [f.text for f in scenes.annotator_facts(scene, np.random.default_rng(i)) if f.kind == "object"]
         num_listed, num_objects = num_listed + len(listed), num_objects + len(names)
         num_wrong += sum(text not in names for text in listed)

@@ -20,13 +20,13 @@ def test_scene_splits_share_no_scene():
         for i in range(150):
             scene = scenes.generate_scene(split, i, 0)
             assert split_by_objects.setdefault(scene.objects, split) == split
-            pairings = {(t.shape, t.colour) for t in scene.objects}
+            pairings = {(o.shape, o.colour) for o in scene.objects}
             assert bool(pairings & scenes.UNSEEN_PAIRINGS) == (split == "ood_1")
             assert (len(scene.objects) > 5) == (split == "ood_2")
 
 
 def test_scene_trigger_is_common_and_its_partner_mostly_absent():
-    shapes_by_scene = [{t.shape for t in scenes.generate_scene("sft", i, 0).objects} for i in range(1000)]
+    shapes_by_scene = [{o.shape for o in scenes.generate_scene("sft", i, 0).objects} for i in range(1000)]
     triggered = [shapes for shapes in shapes_by_scene if shapes & set(scenes.COOCCURRENCES)]
     without_partner = [shapes for shapes in triggered if scenes.absent_partners(shapes)]
     assert 0.39 < len(triggered) / 1000 < 0.51 and 0.6 < len(without_partner) / len(triggered) < 0.9
