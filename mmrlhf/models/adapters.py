@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmrlhf.models.vlm import VLM
@@ -27,7 +27,7 @@ from mmrlhf.records import InputError
 class Adapters:
     """The named adapters on one model.
 
-    `peft_model` is PEFT's wrapper, which saves and merges; forwards go to `vlm.model`.
+    `peft_model` is PEFT's wrapper, used to save and merge; forward passes go to `vlm.model`.
     """
 
     def __init__(self, vlm: VLM):
@@ -39,11 +39,10 @@ class Adapters:
         self._lora_layers: list[BaseTunerLayer] = []
 
     def target_pattern(self, target_modules: str = "all-linear") -> str:
-        """Return a regular expression for linear layers of the language model: all of them, or
-        those named.
+        """Return a regular expression for the language model's linear layers, all or those named.
 
-        PEFT also takes a list of suffixes, but `q_proj` would then match the vision tower's layers,
-        too. Raises InputError for a name that no layer has.
+        PEFT also accepts a list of suffixes, but `q_proj` would then match the vision tower's
+        layers too. Raises InputError for a name that no layer has.
         """
         linear_names = self._linear_names
         if target_modules != "all-linear":
@@ -54,8 +53,7 @@ class Adapters:
         return re.escape(self._decoder_name) + r"\..*\.(" + "|".join(sorted(linear_names)) + ")"
 
     def add(self, name: str, r: int, alpha: float, seed: int, target_modules: str = "all-linear") -> None:
-        """Add an adapter that changes nothing yet to the layers of `target_modules`: trainable, in
-        float32."""
+        """Add a trainable float32 adapter to `target_modules`; it changes no outputs at first."""
         torch.manual_seed(seed)
         config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self.target_pattern(target_modules))
         if self.peft_model is None:
@@ -91,10 +89,7 @@ class Adapters:
         return "base_model.model." + key.replace(f".{name}.", ".")
 
     def save(self, name: str, directory: Path) -> None:
-        """Save an adapter in PEFT's format: `PeftModel.from_pretrained(base, directory)` reads
-        it."""
-        from safetensors.torch import save_file
-
+        """Save an adapter in PEFT's format, for `PeftModel.from_pretrained(base, directory)`."""
         assert self.peft_model is not None
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {self._saved_name(k, name): p.detach().cpu().contiguous() for k, p in self.parameters(name).items()}
@@ -107,9 +102,8 @@ class Adapters:
 
     @contextlib.contextmanager
     def use(self, name: str | None) -> Iterator[None]:
-        """Run under one adapter, or the base alone (None). Leaves `requires_grad` as it is."""
-        # PEFT's layers read these two attributes in forward; its public setters touch
-        # requires_grad.
+        """Run under one adapter, or the base alone (None). Leaves `requires_grad` unchanged."""
+        # PEFT's layers read these two attributes; its public setters also change requires_grad.
         previous = [(layer._active_adapter, layer._disable_adapters) for layer in self._lora_layers]
         for layer in self._lora_layers:
             layer._active_adapter = [name] if name else layer._active_adapter
@@ -125,8 +119,9 @@ class Adapters:
 class Role:
     """A model under one adapter, with a scalar head if it is a value or reward role.
 
-    `adapter` None is the base alone, with those of its own weights that are trainable. Roles need
-    not share a model: a reward model may have a larger base, and then receives images and text.
+    If `adapter` is None, the role is the base alone, and trains the base's own trainable weights.
+    Roles need not share a model: a reward model may have a larger base, which then receives images
+    and text.
     """
 
     adapters: Adapters
@@ -148,11 +143,11 @@ class Role:
         return {k: p for k, p in self.vlm.model.named_parameters() if p.requires_grad and "lora_" not in k}
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the role's weights, its head's included."""
+        """Return the role's weights, including its head's."""
         return list(self._named_parameters().values()) + (list(self.head.parameters()) if self.head else [])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps of this role; the tensors are not copied."""
+        """Return the role's tensors for a checkpoint, without copying them."""
         tensors = {k: p.detach() for k, p in self._named_parameters().items()}
         if self.head is not None:
             tensors |= {f"{self.adapter or 'base'}_head.{k}": v for k, v in self.head.state_dict().items()}

@@ -18,11 +18,11 @@ class EngineState:
     """Whether a prompt is prefilled once for all of its answers. "auto": not checked yet. "off":
     every answer runs with its whole prompt, on the naive path."""
     supports_packing: bool = False
-    """Whether several answers to a prompt may share a sequence behind a mask (`kv_cache`)."""
+    """Whether several answers to a prompt may share a masked sequence (`kv_cache`)."""
     use_cuda_graphs: bool = False
     """Whether decode steps have fixed shapes, so that they can be captured as a CUDA graph."""
     is_verified_on_text: bool = False
-    """Whether the check has passed on a prompt without images. A prompt with images is still to
-    come, so `share_prefix` remains "auto"."""
+    """Whether the check has passed on a prompt without images. `share_prefix` stays "auto" until a
+    prompt with images has been checked."""
     share_prefix_across_prompts: Literal["auto", "on", "off"] = "auto"
-    """Whether what several prompts have in common is prefilled once (`shared_prefix`)."""
+    """Whether the common prefix of several prompts is prefilled once (`shared_prefix`)."""

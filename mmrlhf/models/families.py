@@ -1,9 +1,8 @@
-"""What sets model families apart, in one table.
+"""The quirks of model families, in one table.
 
-Most of it follows from a model's configuration and methods (tiles, deepstack features, rotary axes,
-windows, soft caps) and needs no entry. The table holds what does not. A family that is not listed
-has no quirks, or none that anybody knows of: the self-check of a run (`engine.prefill.is_verified`)
-finds out.
+Most differences follow from a model's configuration and methods (tiles, deepstack features, rotary
+axes, windows, soft caps) and need no entry. The table holds the others. A family that is not listed
+has no known quirks; a run's self-check (`engine.prefill.is_verified`) notices unknown ones.
 
 Adding a family: load it, run `python -m tests.models.test_families` with a builder for it in
 `tests/helpers/tiny_models.py`, and add an entry here if the table shows a difference.
@@ -22,17 +21,17 @@ class Family:
 
     uses_cross_attention: bool = False
     """Image features enter through cross-attention layers as one sequence of states per prompt,
-    instead of replacing placeholder tokens. Its answers cannot share a sequence."""
+    instead of replacing placeholder tokens. Answers to a prompt cannot share a sequence."""
     tiles_only_lone_images: bool = False
-    """The processor cuts an image into tiles only if it is the only one of its prompt. The same
-    image then has other features where there are several."""
+    """The processor cuts an image into tiles only if it is its prompt's only image. The same image
+    therefore has other features in a prompt with several."""
     first_position_id: int = 0
     """Position id of a prompt's first token."""
     answer_token_type_id: int = 0
     """Value of `token_type_ids` on answer tokens."""
     has_one_token_per_patch: bool = False
-    """An image takes one placeholder per patch of the tower. Lets `mmrlhf plan` count image tokens
-    where the configuration does not name their number."""
+    """An image takes one placeholder per patch of the tower. `mmrlhf plan` then counts patches if
+    the configuration does not give the number of image tokens."""
 
 
 FAMILIES = {

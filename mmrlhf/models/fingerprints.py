@@ -1,4 +1,4 @@
-"""Hash a model's weights, and tell the language model's from the vision tower's."""
+"""Hash a model's weights, and separate the language model's from the vision tower's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_SAMPLED_VALUES = 64
 def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
     """Return a hash of every tensor's name, shape and up to NUM_SAMPLED_VALUES of its values.
 
-    Values are rounded to bfloat16, so that a model has the same hash in both precisions.
+    Values are rounded to bfloat16, so a model has the same hash in float32 and in bfloat16.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(parameters, key=lambda item: item[0]):
@@ -28,7 +28,7 @@ def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def full_fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """Return a hash of every value, for caches on disk: they outlive the model."""
+    """Return a hash of every value, for caches on disk, which outlive the model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(parameters, key=lambda item: item[0]):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -12,9 +12,9 @@ from mmrlhf.records import InputError, Message
 
 
 def scalar_head(weight_D: Tensor) -> nn.Linear:
-    """Return a head from hidden states [D] to a scalar, in float32: these weights, bias 0.
+    """Return a float32 head from hidden states [D] to a scalar, with these weights and bias 0.
 
-    A critic starts from zeros.
+    A critic starts from zero weights.
     """
     head = nn.Linear(len(weight_D), 1, device=weight_D.device)
     with torch.no_grad():
@@ -35,8 +35,8 @@ def random_head(vlm: VLM, seed: int) -> nn.Linear:
 def yes_no_head(vlm: VLM) -> nn.Linear:
     """Return the head that reads the logit of "Yes" minus the logit of "No" after YES_NO_QUESTION.
 
-    A reward model starts from what its base can already judge instead of a random direction. Raises
-    InputError if both words begin with the same token.
+    A reward model then starts from what its base can already judge, not from a random direction.
+    Raises InputError if both words begin with the same token.
     """
     yes_id, no_id = (int(vlm.answer_token_ids([Message("user", YES_NO_QUESTION)], word, 0)[0]) for word in ("Yes", "No"))
     if yes_id == no_id:
@@ -49,6 +49,5 @@ def yes_no_head(vlm: VLM) -> nn.Linear:
 
 
 YES_NO_QUESTION = "Is all of this true of the picture?"
-"""The user turn behind an answer, at whose end the reward is read: a question that a
-vision-language model can answer before any training. Part of trained reward models: do not change
-it."""
+"""The user turn after an answer; the reward is read at its end. A vision-language model can answer
+this question before any training. Trained reward models depend on the wording: do not change it."""

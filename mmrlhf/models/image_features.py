@@ -1,9 +1,9 @@
 """Cache the features of a frozen vision tower: on the GPU, in main memory and on disk, each within
 a byte budget.
 
-A key names the image's content and everything else that its features follow from (processor, tower,
-precision, image decoder). Features of another model, or of a file that has changed, are never
-returned. Files are safetensors, written atomically.
+A key identifies the image's content and everything else that determines its features (processor,
+tower, precision, image decoder). Features of another model, or of a file that has changed, are
+never returned. Files are safetensors, written atomically.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ GIB = 1 << 30
 ABANDONED_AFTER_SECONDS = 3600.0
 """Age at which an unfinished file counts as left by a killed run."""
 EVICT_TO = 0.9
-"""Share of the disk budget that remains in use after an eviction. Listing the folder takes time, so
-it is not done for every file."""
+"""Share of the disk budget that remains in use after an eviction. The margin avoids listing the
+folder, which takes time, for every new file."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ImageFeatures:
     is_stacked: bool
     """Whether the model takes the units of a batch as one tensor."""
     placeholder_text: str | None
-    """What the processor writes in place of the image's placeholder; None if it does not say."""
+    """What the processor writes in place of the image's placeholder; None if it does not report it."""
     grid_thw: Tensor | None
     """Layout [1, 3] (time, height, width) for rotary positions (Qwen)."""
 
@@ -53,8 +53,10 @@ class ImageFeatures:
         return sum(unit.numel() * unit.element_size() for level in self.levels for unit in level)
 
     def to(self, device: torch.device) -> ImageFeatures:
-        """Copy to a device. Copies in main memory are pinned if there is a GPU, for asynchronous
-        transfers."""
+        """Copy to a device.
+
+        If there is a GPU, copies in main memory are pinned for asynchronous transfers.
+        """
         should_pin = device.type == "cpu" and torch.cuda.is_available()
 
         def move(unit: Tensor) -> Tensor:
@@ -65,19 +67,21 @@ class ImageFeatures:
 
 @dataclass
 class CacheCounters:
-    """What the cache has done so far, in images."""
+    """What the cache has done so far, counted in images."""
 
     encodes: int = 0
-    """Encoded by the tower."""
+    """Images encoded by the tower."""
     reencodes: int = 0
-    """Of these, encoded before and evicted since."""
+    """Those of them that had been encoded before and evicted since."""
     memory_hits: int = 0
     disk_hits: int = 0
 
 
 class MemoryTier:
-    """The most recently used images on one device, within a byte budget; the newest always
-    stays."""
+    """The most recently used images on one device, within a byte budget.
+
+    The newest image always stays, even if it exceeds the budget.
+    """
 
     def __init__(self, device: torch.device, max_bytes: int):
         self.device, self.max_bytes, self.num_bytes = device, max_bytes, 0
@@ -102,8 +106,8 @@ class MemoryTier:
 class DiskTier:
     """A folder of safetensors files with a subfolder per tower.
 
-    A file that cannot be read is encoded again. If the folder cannot be written, a note says so
-    once and work goes on without it.
+    If a file cannot be read, its image is encoded again. If the folder cannot be written, a note
+    says so once, and the run goes on without it.
     """
 
     def __init__(self, folder: Path, max_bytes: int):
@@ -128,7 +132,10 @@ class DiskTier:
                 metadata = json.loads(file.metadata()["picture"])
                 if metadata["key"] != key:
                     raise ValueError("it holds another image")
-                levels = [[file.get_tensor(f"{c}.{u}") for u in range(n)] for c, n in enumerate(metadata["units"])]
+                levels = [
+                    [file.get_tensor(f"{level}.{unit}") for unit in range(num_units)]
+                    for level, num_units in enumerate(metadata["units"])
+                ]
                 grid_thw = file.get_tensor("grid") if metadata["grid"] else None
             if _checksum(levels) != metadata["checksum"]:
                 raise ValueError("its content is damaged")
@@ -142,7 +149,11 @@ class DiskTier:
     def put(self, key: str, features: ImageFeatures) -> None:
         if not self.writable:
             return
-        tensors = {f"{c}.{u}": t.cpu().contiguous() for c, level in enumerate(features.levels) for u, t in enumerate(level)}
+        tensors = {
+            f"{level}.{unit}": tensor.cpu().contiguous()
+            for level, units in enumerate(features.levels)
+            for unit, tensor in enumerate(units)
+        }
         if features.grid_thw is not None:
             tensors["grid"] = features.grid_thw.cpu()
         metadata = {
@@ -158,8 +169,8 @@ class DiskTier:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # No fsync: it would cost more than encoding again what a power cut tears. `get` detects
-            # that.
+            # No fsync: it would cost more than re-encoding what a power cut damages. `get` detects
+            # damage.
             temporary.write_bytes(data)
             os.replace(temporary, path)
         except OSError as error:
@@ -209,7 +220,7 @@ def _checksum(levels: list[list[Tensor]]) -> int:
 class FeatureCache:
     """Tiers of memory: the GPU (if the model is on one), main memory, and a disk folder (if given).
 
-    Entries evicted from one memory tier move to the next. The disk holds everything that was
+    Entries evicted from one memory tier move to the next. The disk stores everything that was
     encoded.
     """
 
@@ -226,7 +237,7 @@ class FeatureCache:
         for level, tier in enumerate(self.tiers):
             if (features := tier.get(key)) is not None:
                 self.counters.memory_hits += 1
-                if level > 0:  # used again: back to the first tier
+                if level > 0:  # used again: move it to the first tier
                     self._store(key, features)
                 return features.to(self.device)
         if self.disk is not None and (features := self.disk.get(key)) is not None:
@@ -236,12 +247,12 @@ class FeatureCache:
         return None
 
     def put(self, key: str, features: ImageFeatures) -> None:
-        """Store what has just been encoded, in memory and on disk."""
+        """Store newly encoded features, in memory and on disk."""
         self.counters.encodes += 1
         if key in self._encoded_keys:
             self.counters.reencodes += 1
             if self.counters.reencodes == 1:
-                hint = " or give feature_cache_dir" * (self.disk is None)
+                hint = " or give feature_cache_dir" if self.disk is None else ""
                 print(f"note: images are encoded again because the feature memory is full: raise feature_memory_gib{hint}")
         self._encoded_keys.add(key)
         self._store(key, features)

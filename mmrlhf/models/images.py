@@ -1,4 +1,4 @@
-"""Open images with care: a file's name and size say nothing about what is in it."""
+"""Open images with care: a file's name and size say nothing about its content."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from PIL import Image, ImageOps
 from mmrlhf.records import ImageSource, InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Formats that Pillow may try. Its other decoders are rarely used and rarely hardened."""
+"""Formats that Pillow may try. Its other decoders are rarely used and not well hardened."""
 MAX_BYTES_PER_PIXEL = 8
-"""The most a file needs: four uncompressed channels of 16 bits."""
+"""The most that a file needs: four uncompressed channels of 16 bits."""
 MAX_METADATA_BYTES = 16 << 20
 """Allowance for a file's metadata."""
 
 
 def read_image_bytes(source: ImageSource, max_pixels: int = 40_000_000) -> bytes:
-    """Return the encoded bytes.
+    """Return an image's encoded bytes.
 
     Raises InputError if the file is larger than any image of `max_pixels` could be: the path may
-    point at anything.
+    point to anything.
     """
     if source.path is not None and os.path.isfile(source.path):
         size, max_bytes = os.path.getsize(source.path), MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
@@ -37,7 +37,7 @@ def read_image_bytes(source: ImageSource, max_pixels: int = 40_000_000) -> bytes
 def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | None = None) -> Image.Image:
     """Return the image upright, in 8-bit RGB, with transparency on white.
 
-    `data` are its bytes if they have been read already. Raises InputError if the image is empty,
+    `data` holds its bytes if they have already been read. Raises InputError if the image is empty,
     damaged, animated, in another format, or larger than `max_pixels`.
     """
     data = read_image_bytes(source, max_pixels) if data is None else data
@@ -68,8 +68,7 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     """Check size and frames before any pixel is decoded. Raises InputError."""
     if image.width * image.height > max_pixels:
         raise InputError(_too_large_message(name, f"{image.width} x {image.height}, more than", max_pixels))
-    # A phone's JPEG may carry a depth map or a thumbnail as a second frame (MPO). The first is the
-    # image.
+    # A phone's JPEG may carry a depth map or thumbnail as a second frame (MPO); the first counts.
     num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1 and image.format != "MPO":
         raise InputError(f"image {name} has {num_frames} frames or pages: save the one that is meant as PNG, or drop the row")
@@ -80,8 +79,7 @@ def _too_large_message(name: str, size: str, max_pixels: int) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB. Raises ValueError for floating-point samples, which have no
-    range."""
+    """Convert any mode to 8-bit RGB. Raises ValueError for floats, whose range is unknown."""
     if image.mode == "F":
         raise ValueError("it holds floating-point samples; save it with 8 bits a channel")
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips them to 255, almost all white

@@ -1,4 +1,4 @@
-"""Cache layers for prompts and answers, written to by transformers' models, in five kinds.
+"""Five kinds of cache layer for prompts and answers, which transformers' models write to.
 
 |  | attention | linear attention (Qwen3.5) |
 |---|---|---|
@@ -6,12 +6,12 @@
 | sampling: written in place, rows can be dropped | `PreallocatedLayer` | `RecurrentState` |
 | sampling in fixed shapes (CUDA graphs) | `StaticLayer` | |
 
-A frozen layer joins an answer's keys to its prompt's in a new tensor. Gradients flow back into the
-prompt that way, and a layer that is recomputed in backward (activation checkpointing) finds the
-prefix unchanged. Linear attention keeps a state of fixed size instead of keys. Layers that share
-another's keys (Gemma 4) keep nothing and stay transformers' own `DummyLayer`.
+A frozen layer joins an answer's keys to its prompt's in a new tensor. Gradients can therefore flow
+back into the prompt, and a layer that is recomputed in backward (activation checkpointing) finds
+the prefix unchanged. Linear attention stores a state of fixed size instead of keys. Layers that
+share another layer's keys (Gemma 4) store nothing and stay transformers' own `DummyLayer`.
 
-Sliding windows are applied by the mask that the model makes, so their layers keep every key here.
+The model's mask applies sliding windows, so layers with a window store every key here.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from mmrlhf.models.families import family_of
 
 
 class FrozenPrefixLayer(DynamicLayer):
-    """Attention on a prefix [rows, heads, L, dim] that stays as it is; without one, on a new
-    prompt."""
+    """Attention on a fixed prefix [rows, heads, L, dim] or, without one, on a new prompt."""
 
     def __init__(self, keys: Tensor | None = None, values: Tensor | None = None):
         super().__init__()
@@ -41,7 +40,7 @@ class FrozenPrefixLayer(DynamicLayer):
         self.is_initialized = keys is not None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return the prefix's keys and values with the new ones behind them."""
+        """Return the prefix's keys and values, followed by the new ones."""
         if self.keys is not None and self.values is not None:
             key_states = torch.cat([self.keys, key_states], -2)
             value_states = torch.cat([self.values, value_states], -2)
@@ -60,7 +59,7 @@ class FrozenPrefixLayer(DynamicLayer):
 
 
 class FrozenPrefixState(LinearAttentionLayer):
-    """Linear attention on a state that stays as it is: convolution inputs and a recurrent state."""
+    """Linear attention on a fixed state: convolution inputs and a recurrent state."""
 
     def __init__(self, conv_state: Tensor | None = None, recurrent_state: Tensor | None = None):
         super().__init__()
@@ -74,13 +73,11 @@ class FrozenPrefixState(LinearAttentionLayer):
             self.is_conv_states_initialized[0] = self.is_recurrent_states_initialized[0] = True
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any) -> Tensor:
-        """Return the prefix's last inputs with the new ones behind them, and record the last of
-        these."""
+        """Return the prefix's last inputs followed by the new ones; record the last of both."""
         previous = self.conv_states[0]
         full_states = conv_states if previous is None else torch.cat([previous, conv_states], -1)
         kernel_size = conv_kernel_size or self.conv_kernel_size[0]
-        # The next token's convolution needs the last `kernel_size` inputs; a short prompt has zeros
-        # before it.
+        # The next token's convolution needs the last `kernel_size` inputs, after zeros if too few.
         new_state = torch.nn.functional.pad(full_states, (max(kernel_size - full_states.shape[-1], 0), 0))[..., -kernel_size:]
         self.updated.setdefault("conv", new_state)
         return full_states
@@ -99,8 +96,7 @@ class FrozenPrefixState(LinearAttentionLayer):
 
 
 class PreallocatedLayer(DynamicLayer):
-    """Attention with room for an answer: new keys are written in place, without a copy of the old
-    ones."""
+    """Attention with room for an answer: new keys are written in place, old ones are not copied."""
 
     def __init__(self, keys: Tensor, values: Tensor, max_new_tokens: int):
         super().__init__()
@@ -115,11 +111,11 @@ class PreallocatedLayer(DynamicLayer):
         return buffer
 
     def _set_views(self) -> None:
-        """Show what is written so far: cross-attention (Mllama) reads these without an `update`."""
+        """Expose what is written so far: Mllama's cross-attention reads it without an `update`."""
         self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values behind the old ones and return all that are written."""
+        """Write the new keys and values after the old ones and return all of them."""
         end = self.length + key_states.shape[-2]
         self._keys[:, :, self.length : end], self._values[:, :, self.length : end] = key_states, value_states
         self.length = end
@@ -136,11 +132,11 @@ class PreallocatedLayer(DynamicLayer):
 
 
 class StaticLayer(PreallocatedLayer):
-    """The same in shapes that never change, for steps that are captured once and replayed.
+    """A `PreallocatedLayer` whose shapes never change, for steps that are captured and replayed.
 
-    All of the room is always shown, and the caller's mask hides what is not written yet.
-    `cache_position` [columns] says where the next keys go; it is a tensor, so that a replay can
-    move it.
+    It always returns the full room, and the caller's mask hides what is not written yet.
+    `cache_position` [columns] says where the next keys go. It is a tensor so that a replay can move
+    it.
     """
 
     cache_position: Tensor
@@ -160,7 +156,7 @@ class StaticLayer(PreallocatedLayer):
 
 
 class RecurrentState(FrozenPrefixState):
-    """Linear attention whose state every token replaces."""
+    """Linear attention on a state that each new token replaces."""
 
     def __init__(self, conv_state: Tensor, recurrent_state: Tensor):
         super().__init__(conv_state.clone(), recurrent_state.clone())  # the prefix serves other answers, too
@@ -183,12 +179,11 @@ class RecurrentState(FrozenPrefixState):
 # ---- caches ------------------------------------------------------------------------------------
 
 KV = list[tuple[Tensor, ...] | None]
-"""The parts of each layer, one row per prompt; None for a layer that keeps nothing."""
+"""The parts of each layer, one row per prompt; None for a layer that stores nothing."""
 
 
 def new_cache(model: PreTrainedModel) -> Cache:
-    """Return an empty cache for prompts, with the layers that the model's configuration asks
-    for."""
+    """Return an empty cache for prompts, with the layers that the model's configuration needs."""
 
     def new_layer(default_layer: Any) -> Any:
         if isinstance(default_layer, DummyLayer):
@@ -199,28 +194,28 @@ def new_cache(model: PreTrainedModel) -> Cache:
 
 
 def cache_kwargs(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
-    """Return the keywords that hand a cache to the model's forward; transformers renames them."""
+    """Return the arguments that pass a cache to the model; transformers versions rename them."""
     parameters = inspect.signature(model.base_model.forward).parameters
     return {"cache" if "cache" in parameters else "past_key_values": cache, "use_cache": True}
 
 
 def cache_parts(cache: Cache) -> KV:
-    """Return what a forward has left in a cache.
+    """Return what a forward pass has left in a cache.
 
     Raises RuntimeError if the model has dropped the cache: answers would not see their prompt.
     """
     layer_parts: KV = [None if isinstance(layer, DummyLayer) else layer.parts for layer in cache.layers]
-    # One layer may be empty: a cross-attention layer without an image keeps nothing.
+    # Some layers may be empty: a cross-attention layer without an image stores nothing.
     if not any(layer_parts):
         raise RuntimeError("the model dropped its cache: log-probs would be wrong")
     return [part or None for part in layer_parts]
 
 
 def supports_packing(model: PreTrainedModel) -> bool:
-    """Return whether several answers to a prompt may share a sequence behind a mask of our own.
+    """Return whether several answers to a prompt may share a sequence under our own mask.
 
     Every layer must attend to all tokens (no windows, states or cross-attention), and the attention
-    must take such a mask.
+    must accept such a mask.
     """
     config = model.config.get_text_config()
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -234,8 +229,7 @@ def supports_packing(model: PreTrainedModel) -> bool:
 
 
 def frozen_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor) -> Cache:
-    """Return a cache with a row per answer that is never written: run answers on it with
-    gradients."""
+    """Return a cache with a row per answer, never written in place, to run answers on."""
 
     def new_layer(template_layer: Any, parts: list[Tensor]) -> Any:
         is_linear = isinstance(template_layer, FrozenPrefixState)
@@ -245,7 +239,7 @@ def frozen_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor) -> Cache
 
 
 def preallocated_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor, max_new_tokens: int) -> Cache:
-    """Return a cache with a row per answer, to sample on, with room for `max_new_tokens` each."""
+    """Return a cache to sample on: a row per answer, with room for `max_new_tokens` each."""
 
     def new_layer(template_layer: Any, parts: list[Tensor]) -> Any:
         if isinstance(template_layer, FrozenPrefixState):
@@ -256,8 +250,10 @@ def preallocated_cache(kv: KV, cache_template: Cache, prompt_index_N: Tensor, ma
 
 
 def static_cache(kv: KV, prompt_index_N: Tensor, max_new_tokens: int) -> Cache:
-    """Return the same in fixed shapes, for a model that `supports_packing`: all layers have
-    keys."""
+    """Return the same in fixed shapes, for a model that `supports_packing`.
+
+    Such a model's layers have keys only, no linear-attention states.
+    """
     group_size = _group_size(prompt_index_N, _num_prompts(kv))
     layers = []
     for part in kv:
@@ -297,8 +293,8 @@ def _group_size(prompt_index_N: Tensor, num_prompts: int) -> int:
 def _expand_rows(tensor: Tensor, prompt_index_N: Tensor, group_size: int) -> Tensor:
     """Repeat each prompt's row for its answers: `tensor[prompt_index_N]`.
 
-    By `expand` if all prompts have `group_size` answers: its backward is a sum, an index's a slow
-    scatter.
+    Uses `expand` if all prompts have `group_size` answers: its backward is a sum, that of indexing
+    a slow scatter.
     """
     if group_size == 1:
         return tensor

@@ -1,5 +1,7 @@
-"""Load a checkpoint as a `VLM`, or wrap a model that exists already: frozen, in its precision, with
-the tokens that it may sample and those that end an answer."""
+"""Load a checkpoint as a frozen `VLM`, or wrap a model that is already loaded.
+
+Also finds the tokens that the model may not sample and those that end an answer.
+"""
 
 from __future__ import annotations
 
@@ -53,23 +55,23 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
             "config.json and weights do not belong together, copy the checkpoint again"
         )
     if getattr(processor, "chat_template", None) is None:
-        raise InputError(f"model {name} has no chat template: put a chat_template.jinja beside its config.json")
+        raise InputError(f"model {name} has no chat template: put a chat_template.jinja next to its config.json")
     vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
-    vlm.dtype = dtype  # the model's own dtype does not tell nf4 from bfloat16
+    vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
     return vlm
 
 
 def _precision_kwargs(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` for a precision.
 
-    nf4 is 4 bits for the language model's linear layers and bfloat16 for the rest (QLoRA, Dettmers
-    et al. 2023). Raises InputError if it needs bitsandbytes, which is not installed.
+    nf4 means 4 bits for the language model's linear layers and bfloat16 for the rest (QLoRA,
+    Dettmers et al. 2023). Raises InputError if it is chosen and bitsandbytes is not installed.
     """
     if dtype != "nf4":
         return {"dtype": getattr(torch, dtype)}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("dtype nf4 needs bitsandbytes: pip install 'mmrlhf[quantization]'")
-    # Which layers stay unquantised is named by module: a model without weights tells the names.
+    # bitsandbytes takes the layers to skip by name; a model without weights has the same names.
     with torch.device("meta"):
         meta_model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
     decoder = meta_model.base_model.get_decoder()
@@ -87,8 +89,7 @@ def _precision_kwargs(name: str, dtype: str, device: torch.device) -> dict[str, 
 
 
 def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig | None = None) -> VLM:
-    """Wrap a model that is on its device already, with its processor. Freezes it and sets eval
-    mode."""
+    """Wrap a model that is already on its device; freeze it and set eval mode."""
     model.requires_grad_(False).eval()
     tokenizer, config = processor.tokenizer, engine or EngineConfig()
     if tokenizer.pad_token_id is None:
@@ -119,8 +120,7 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
 
 
 def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute the language model's layers in backward. Raises InputError if the model has
-    dropout."""
+    """Recompute the language model's layers in backward. Raises InputError if it has dropout."""
     decoder = model.base_model.get_decoder()
     decoder.train()  # checkpointing needs train mode, which would also turn dropout on
     dropout_rates = {module.p for module in decoder.modules() if isinstance(module, torch.nn.Dropout)}
@@ -130,17 +130,16 @@ def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
             f"activation_checkpointing needs a language model without dropout, and this one has {max(dropout_rates)}"
         )
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    # transformers drops the cache when it checkpoints, and with it the prompt that answers attend
-    # to, unless a layer declares that it can handle one. Ours can: `kv_cache.FrozenPrefixLayer` may
-    # run twice.
+    # When it checkpoints, transformers drops the cache, and with it the prompt that answers attend
+    # to, unless a layer declares that it can handle a cache. Ours can: `kv_cache.FrozenPrefixLayer`
+    # may run twice.
     for module in decoder.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module._can_checkpoint_with_cache = True
 
 
 def _require_checkpoint(name: str) -> None:
-    """Raise InputError for what is often given by mistake: a missing path, or the directory of a
-    run."""
+    """Raise InputError for common mistakes: a missing path, or the directory of a run."""
     path = Path(name)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -160,11 +159,10 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
 
 
 def _end_of_turn_ids(processor: Any) -> set[int]:
-    """Return the special token that the chat template writes after an assistant's turn, if there is
-    one.
+    """Return the special token, if any, that the chat template writes after an assistant's turn.
 
-    Some checkpoints do not list it as an end. It would be suppressed then, and a policy could never
-    stop.
+    Some checkpoints do not list it as an end-of-sequence token. It would then be suppressed, and a
+    policy could never stop.
     """
     answer = Message("assistant", "\N{BULLET}")
     text = apply_chat_template(processor, [Message("user", "?"), answer], 0, generation_prompt=False)
@@ -174,11 +172,11 @@ def _end_of_turn_ids(processor: Any) -> set[int]:
 
 
 def _suppressed_token_ids(model: PreTrainedModel, tokenizer: Any, eos: set[int]) -> list[int]:
-    """Return the ids that must not be sampled: special tokens, ids that a configuration names, and
-    rows of the embedding beyond the tokenizer; without the ids that end an answer.
+    """Return the ids that must never be sampled.
 
-    A sampled image placeholder would make the next forward fail, or silently read another image's
-    features.
+    These are special tokens, ids that a configuration names, and rows of the embedding beyond the
+    tokenizer, except ids that end an answer. A sampled image placeholder would make the next
+    forward pass fail, or silently read another image's features.
     """
     token_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     for config in (model.config, model.config.get_text_config()):

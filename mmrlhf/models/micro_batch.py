@@ -1,5 +1,4 @@
-"""Split work into micro-batches by tokens instead of rows, and halve them if a GPU runs out of
-memory."""
+"""Split work into micro-batches by tokens, not rows; halve them if a GPU runs out of memory."""
 
 from __future__ import annotations
 
@@ -16,18 +15,17 @@ MIN_SPLIT_TOKENS = 512
 """Micro-batches with at least this many real tokens are split rather than padded beyond
 MAX_PADDING. Smaller ones run faster together, padding included."""
 MIN_BUDGET = 64
-"""Tokens at which a budget is no longer halved."""
+"""A budget of this many tokens or fewer is not halved again."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Prompts that are prefilled together, and their answers in batches that run one after
-    another."""
+    """Prompts that are prefilled together, and their answers in batches that run in turn."""
 
     prompt_indices: list[int]
     """Sorted."""
     answer_batches: list[list[int]]
-    """Indices of answers, counted through all prompts."""
+    """Indices of answers, numbered across all prompts."""
 
 
 @dataclass
@@ -82,7 +80,7 @@ class Budget:
             is_large = real_tokens(selected) >= MIN_SPLIT_TOKENS
             return is_large and real_tokens([*selected, p]) < (1 - MAX_PADDING) * padded_size
 
-        # Similar lengths next to each other: little padding.
+        # Put similar lengths next to each other, for little padding.
         order = sorted(range(len(prompt_lengths)), key=lambda p: (max(answer_lengths[p], default=0), prompt_lengths[p]))
         selected: list[int] = []
         for p in order:
@@ -100,8 +98,7 @@ class Budget:
         answer_lengths: Sequence[Sequence[int]],
         first_answer_index: list[int],
     ) -> MicroBatch:
-        """Build a micro-batch of these prompts; a lone prompt's answers are split to fit the
-        budget."""
+        """Build a micro-batch of these prompts; split a lone prompt's answers to fit the budget."""
         selected = sorted(selected)
         answer_indices = [first_answer_index[p] + i for p in selected for i in range(len(answer_lengths[p]))]
         max_answer_length = max((n for p in selected for n in answer_lengths[p]), default=0)

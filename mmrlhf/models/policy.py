@@ -44,10 +44,11 @@ def load_policy(
 
 
 def _check_is_adapter(path: Path) -> None:
-    """Raise InputError for what is often given by mistake: a ppo run's directory, or a reward
-    model's."""
+    """Raise InputError for common mistakes: a ppo run's directory, or a reward model's."""
     if (path / "reward.json").is_file():
-        raise InputError(f"adapter {path} is a reward model, which scores answers and gives none: give a ppo run's policy folder")
+        raise InputError(
+            f"adapter {path} is a reward model, which scores answers but cannot write them: give a ppo run's policy folder"
+        )
     if not (path / "adapter_model.safetensors").is_file():
         policy_dir = path / "policy"
         suggestion = policy_dir if policy_dir.is_dir() else "the policy folder of a finished ppo run"
@@ -57,8 +58,8 @@ def _check_is_adapter(path: Path) -> None:
 def _check_same_base(path: Path, vlm: VLM) -> None:
     """Raise InputError if the adapter was trained on other weights.
 
-    Equal shapes are not enough: an adapter of another model of the same architecture would load,
-    and answer nonsense.
+    Equal shapes are not enough: an adapter of another model with the same architecture would load
+    and produce nonsense.
     """
     base_file = path / "base.json"
     if not base_file.is_file():

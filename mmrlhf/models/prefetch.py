@@ -16,7 +16,7 @@ T = TypeVar("T")
 def map_ahead(num_workers: int, work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
     """Yield `work(item)` for each item, in order, on threads that run a few items ahead.
 
-    Raises what `work` raises, and cancels the items behind it.
+    Raises what `work` raises, and cancels the remaining items.
     """
     # One torch thread per worker: the workers themselves use the cores.
     with ThreadPoolExecutor(min(num_workers, len(items)), "images", lambda: torch.set_num_threads(1)) as pool:

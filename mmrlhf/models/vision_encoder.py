@@ -1,9 +1,9 @@
-"""Encode images to features, each distinct one once.
+"""Encode each distinct image once.
 
-Threads decode and preprocess images while the frozen tower runs on earlier ones. Preprocessing is
-the model's own processor, on the GPU if the model is on one. There, images whose tensors have the
-same shape go through the tower together. The processor also says what it writes for an image's
-placeholder (`ImageFeatures.placeholder_text`), so that a prompt about a known image needs no
+Threads decode and preprocess images while the frozen tower runs on earlier ones. The model's own
+processor does the preprocessing, on the GPU if the model is on one. There, images with tensors of
+the same shape go through the tower together. The processor also reports the text that it writes for
+an image's placeholder (`ImageFeatures.placeholder_text`), so a prompt about a known image needs no
 pixels.
 """
 
@@ -45,24 +45,25 @@ MAX_GPU_WORKERS = 8
 NON_VISION_CONFIG = ("text_config", "architectures", "dtype", "transformers_version", "_name_or_path")
 """Entries of a model's configuration that have no influence on image features."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "text_replacement_offsets")
-"""What a processor returns for the text."""
+"""Outputs of a processor that belong to the text."""
 MissingImages = dict[str, tuple[ImageSource, int]]
 """Images by key, each with the number of images in its prompt."""
 MissingImage = tuple[str, tuple[ImageSource, int]]
+"""An item of `MissingImages`."""
 
 
 @dataclass(frozen=True)
 class PreprocessedImage:
-    """One image, preprocessed."""
+    """An image, ready for the tower."""
 
     key: str
     name: str
     tensors: dict[str, Tensor]
-    """What the tower takes, of `num_copies` of the image."""
+    """The tower's inputs for `num_copies` copies of the image."""
     num_copies: int
     """2 for an image that the processor treats as one of several, else 1."""
     num_placeholders: int
-    """Image tokens of one copy."""
+    """Number of image tokens of one copy."""
     placeholder_text: str | None
     grid_thw: Tensor | None
     ready_event: torch.cuda.Event | None = None
@@ -70,7 +71,7 @@ class PreprocessedImage:
 
     @property
     def shape(self) -> tuple:
-        """A key that is equal for images that fit into one batch."""
+        """A key that images have in common if they fit into one batch."""
         return tuple((k, tuple(t.shape[1:])) for k, t in sorted(self.tensors.items()))
 
     @property
@@ -82,8 +83,8 @@ class PreprocessedImage:
 class Encoder:
     """A model's tower and projector with their cache.
 
-    The two texts are prompts with one and with two placeholders: a processor wants text with an
-    image.
+    `one_image_text` and `two_image_text` are prompts with one and two placeholders, because a
+    processor needs text with its images.
     """
 
     def __init__(self, model: PreTrainedModel, processor: Any, cache: FeatureCache, one_image_text: str, two_image_text: str):
@@ -98,7 +99,7 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that features follow from, except the image."""
+        """A hash of everything that determines the features, except the image."""
         if not self._fingerprint:
             image_processor = self.processor.image_processor
             vision_config = {k: v for k, v in self.model.config.to_dict().items() if k not in NON_VISION_CONFIG}
@@ -176,11 +177,10 @@ class Encoder:
     def _encode_cpu(self, missing: MissingImages) -> Iterator[tuple[str, ImageFeatures]]:
         """Encode on a CPU: each core takes images from their files to their features.
 
-        A second core speeds up another image more than it speeds up the tower's matrix products.
+        Giving each core its own images is faster than sharing one image's matrix products.
         """
         items, num_workers = list(missing.items()), os.cpu_count() or 1
-        # As few rounds as IMAGES_PER_WORKER allows, with equal chunks, so that all workers end
-        # together.
+        # Use as few rounds as IMAGES_PER_WORKER allows, in equal chunks: all workers end together.
         num_rounds = math.ceil(len(items) / (IMAGES_PER_WORKER * num_workers))
         chunk_size = math.ceil(len(items) / (num_rounds * num_workers))
 
@@ -197,8 +197,11 @@ class Encoder:
             yield from encoded_chunk
 
     def _encode_gpu(self, missing: MissingImages) -> Iterator[tuple[str, ImageFeatures]]:
-        """Encode on a GPU in large batches, while threads prepare the next ones and a side stream
-        moves them."""
+        """Encode on a GPU in large batches.
+
+        Meanwhile, threads prepare the next images, and a side stream moves them to the GPU. Tests
+        call this on a CPU.
+        """
         side_stream = torch.cuda.Stream(self.model.device) if self.model.device.type == "cuda" else None
 
         def preprocess(item: MissingImage) -> PreprocessedImage:
@@ -229,8 +232,8 @@ class Encoder:
         """Open an image and run the processor on it. Raises InputError if either refuses it."""
         source, num_images = source_and_count
         image = open_image(source)
-        # One of several images is preprocessed as the first of two copies: that is how the
-        # processor treats each of several.
+        # One of several images is preprocessed as the first of two copies of itself, because the
+        # processor treats it differently from a single image.
         num_copies = 2 if self.family.tiles_only_lone_images and num_images > 1 else 1
         try:
             batch, texts = self.process([self._prompt_texts[num_copies]], [[image] * num_copies], offsets=True)
@@ -253,8 +256,8 @@ class Encoder:
     ) -> tuple[dict[str, Any], list[list[str]]]:
         """Run the processor on texts with their images, left-padded.
 
-        Returns its tensors and, with `offsets`, what it wrote for each image's placeholder if it
-        says so.
+        Returns its tensors and, with `offsets`, what it wrote for each image's placeholder, if it
+        reports that.
         """
         options: dict[str, Any] = {}
         if self.model.device.type == "cuda" and _uses_torchvision(self.processor):
@@ -297,8 +300,7 @@ class Encoder:
             return self._cross_attention_features(tensors, len(batch))
         encoded = self.model.base_model.get_image_features(**tensors, return_dict=True)
         levels = [list(encoded.pooler_output)] + [list(f) for f in getattr(encoded, "deepstack_features", None) or []]
-        # Idefics3 and SmolVLM pad to a number of tiles, and return an empty unit for each that is
-        # padding.
+        # Idefics3 and SmolVLM pad to a number of tiles; each padding tile gives an empty unit.
         non_empty = [i for i, unit in enumerate(levels[0]) if len(unit)]
         levels = [[level[i] for i in non_empty] for level in levels]
         return _split_by_image(batch, levels, is_stacked=torch.is_tensor(encoded.pooler_output))
@@ -317,21 +319,19 @@ class Encoder:
 
 
 def _wait_until_ready(image: PreprocessedImage) -> None:
-    """Make the current stream wait for tensors that another stream has moved, and keep them
-    allocated."""
+    """Make the current stream wait for an image's tensors, and keep them allocated."""
     if image.ready_event is None:
         return
     current_stream = torch.cuda.current_stream()
     current_stream.wait_event(image.ready_event)
     for tensor in image.tensors.values():
-        # The allocator only knows the stream that made a tensor: without this it could hand the
-        # memory on there while the current stream still reads it.
+        # The allocator only knows the stream that made a tensor. Without this, it could reuse the
+        # memory on that stream while the current one still reads it.
         tensor.record_stream(current_stream)
 
 
 def _split_by_image(batch: list[PreprocessedImage], levels: list[list[Tensor]], *, is_stacked: bool) -> list[ImageFeatures]:
-    """Divide the tower's units among the images of a batch, by the processor's number of image
-    tokens.
+    """Divide the tower's units among a batch's images, by the processor's image token counts.
 
     Raises InputError if tower and processor disagree on that number.
     """
@@ -360,10 +360,10 @@ def _split_by_image(batch: list[PreprocessedImage], levels: list[list[Tensor]], 
 
 
 def _batch_by_shape(preprocessed: Iterable[PreprocessedImage], max_elements: int) -> Iterator[list[PreprocessedImage]]:
-    """Yield batches of images of one shape, with at most `max_elements` together but at least one
-    image.
+    """Yield batches of images of one shape, with at most `max_elements` or a single image.
 
-    At most twice `max_elements` wait for more of their shape; then the largest batch is yielded.
+    At most twice `max_elements` wait for more of their shape; beyond that, the largest batch is
+    yielded.
     """
     pending: dict[tuple, list[PreprocessedImage]] = {}
 

@@ -1,8 +1,8 @@
 """A vision-language model as the stages see it: conversations in, hidden states and log-probs out.
 
-Any Hugging Face image-text-to-text model with `get_image_features` and `mm_encoder_outputs` fits
-(transformers 5.18 and later), and Mllama. The vision tower and the projector are frozen, so an
-image is encoded once and its features serve every role and epoch.
+Mllama works, and so does any Hugging Face image-text-to-text model with `get_image_features` and
+`mm_encoder_outputs` (transformers 5.18 and later). The vision tower and the projector are frozen,
+so an image is encoded once and its features serve every role and epoch.
 
 Shape suffixes: P prompts, Q queries, K keys, N rows, T answer tokens, D hidden, V vocabulary.
 """
@@ -38,7 +38,7 @@ PER_TOKEN_INPUTS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask
 MAX_LOGITS = 1 << 24
 """Maximum number of logits [tokens, vocabulary] that exist at a time: 64 MiB in float32."""
 ORDINARY_SPECIAL_TOKENS = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
-"""Special tokens whose marks, such as <s>, also occur in ordinary text and are let through."""
+"""Special tokens that may also occur in ordinary text, such as <s>; they are let through."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Prompt:
     """The conversation in the chat template, with one placeholder per image."""
     images: tuple[ImageSource, ...]
     id: str = ""
-    """The id of the row that it belongs to. Sampling noise follows from it."""
+    """The id of the row that it belongs to. Sampling noise depends on it."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class EncoderOutput(ModelOutput):
 
 @dataclass
 class VLM:
-    """A model with its processor and everything that the stages ask of it."""
+    """A model with its processor and everything that the stages need from it."""
 
     name: str
     """The directory or Hub id that it was loaded from, for messages."""
@@ -87,9 +87,9 @@ class VLM:
     fingerprint: str = ""
     """A hash of sampled weights (`fingerprints.fingerprint`)."""
     _extras_by_token_id: dict[str, dict[int, int]] | None = field(default=None, repr=False)
-    """Per-token extras by token id, once prompts are known to be writable without the processor."""
+    """Per-token extras by token id, once prompts are known not to need the processor."""
     _needs_processor: bool = False
-    """Whether `_learn_placeholders` has found that they are not."""
+    """Whether `_learn_placeholders` has found that every prompt needs the processor."""
 
     @property
     def family(self) -> Family:
@@ -116,8 +116,7 @@ class VLM:
     # ---- text ----------------------------------------------------------------------------------
 
     def apply_chat_template(self, messages: Sequence[Message], num_images: int, *, generation_prompt: bool) -> str:
-        """Write a conversation in the model's chat template; images go before the first user
-        text."""
+        """Write a conversation in the model's chat template, images before the first user text."""
         return apply_chat_template(self.processor, messages, num_images, generation_prompt=generation_prompt)
 
     def answer_token_ids(
@@ -152,7 +151,7 @@ class VLM:
 
     @cached_property
     def _control_token_pattern(self) -> re.Pattern[str]:
-        """Match what no text may hold: special tokens that mark images or turns."""
+        """A pattern for what no text may contain: special tokens that mark images or turns."""
         ordinary_tokens = {getattr(self.tokenizer, f"{name}_token", None) for name in ORDINARY_SPECIAL_TOKENS}
         suppressed = set(self.suppressed_tokens.tolist())
         tokens = {
@@ -167,12 +166,11 @@ class VLM:
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def escape_control_tokens(self, text: str) -> str:
-        """Break up whatever reads as a control token in a text that a model has written."""
+        """Break up each control token in a text that a model has written, with a space."""
         return self._control_token_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def _truncate_after_end(self, text: str) -> str:
-        """Cut white space that a template writes behind the end-of-turn token; add that token if
-        missing."""
+        """Cut what a template writes after the end-of-turn token; add an end token if missing."""
         end_tokens = [self.tokenizer.convert_ids_to_tokens(i) for i in self.eos]
         end = max((text.rfind(token) + len(token) for token in end_tokens if token and token in text), default=0)
         return text[:end] if end else text + str(self.tokenizer.eos_token)
@@ -193,10 +191,9 @@ class VLM:
         max_length: int | Sequence[int] | None = None,
         row_ids: Sequence[str] | None = None,
     ) -> list[Prompt]:
-        """Build prompts with their image features; each image is encoded once while the cache holds
-        it.
+        """Build prompts with their image features, encoding only images that the cache lacks.
 
-        `max_length` is one limit of tokens for all prompts, or one for each. `row_ids` become the
+        `max_length` is one token limit for all prompts, or one for each. `row_ids` become the
         prompts' ids. Raises InputError, naming the row (or its number) and its first image, if a
         text holds a control token or a prompt is too long: cutting it could cut through an image.
         """
@@ -252,7 +249,7 @@ class VLM:
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """Return token ids and extras of each row.
 
-        Uses the tokenizer alone once it has been seen to give what the processor gives.
+        Uses the tokenizer alone once its output has matched the processor's.
         """
         if self._extras_by_token_id is None and not self._needs_processor:
             first_with_images = next((i for i, row in enumerate(image_features) if row), None)
@@ -266,8 +263,7 @@ class VLM:
         ]
 
     def _tokenize_with_processor(self, text: str, images: tuple[ImageSource, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tokenize with the processor, which wants pixels even of images whose features are
-        known."""
+        """Tokenize with the processor, which needs pixels even if the features are known."""
         try:
             batch, _ = self.encoder.process([text], [[open_image(i) for i in images]])
         except ValueError as error:
@@ -279,8 +275,7 @@ class VLM:
     def _expand_placeholders(
         self, text: str, image_features: tuple[ImageFeatures, ...], extras_by_token_id: dict[str, dict[int, int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tokenize with the tokenizer, each placeholder replaced by what the processor writes for
-        its image."""
+        """Tokenize without the processor, writing what it would for each image's placeholder."""
         if image_features:
             first_segment, *segments = text.split(self.processor.image_token)
             expansions = [str(features.placeholder_text) for features in image_features]
@@ -293,7 +288,7 @@ class VLM:
     def _learn_placeholders(self, text: str, image_features: tuple[ImageFeatures, ...], images: tuple[ImageSource, ...]) -> None:
         """Tokenize one prompt both ways; unless they agree, every prompt needs the processor."""
         token_ids, extras = self._tokenize_with_processor(text, images)
-        # A type per token id is enough if the extras have one value per token and images have their
+        # One value per token id is enough if extras have one value per token and images have their
         # own ids.
         extras_by_token_id = {
             name: {i: value for i, value in zip(token_ids.tolist(), row.tolist(), strict=True) if value}
@@ -307,8 +302,7 @@ class VLM:
         self._needs_processor = self._extras_by_token_id is None
 
     def image_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Return the images of a batch of prompts as the model's forward takes them; empty without
-        images."""
+        """Return a batch's images as arguments of the model's forward; empty without images."""
         image_features = [features for prompt in prompts for features in prompt.image_features]
         if not image_features:
             return {}
@@ -322,9 +316,9 @@ class VLM:
     def _cross_attention_states(prompts: Sequence[Prompt]) -> Tensor:
         """Return Mllama's states [P, images x tiles x patches, D], each prompt's images in a row.
 
-        Tokens in front of an image attend to all images of the row alike. Rows with fewer images
-        repeat theirs, whole, to keep that mean: the common multiple makes this possible for all
-        rows. A row without images gets zeros, which add nothing.
+        Tokens before an image attend equally to all images of the row. Rows with fewer images
+        repeat theirs, which keeps that mean; with the least common multiple of the counts, every
+        row repeats a whole number of times. A row without images gets zeros, which add nothing.
         """
         num_images = math.lcm(*(len(p.image_features) for p in prompts if p.image_features))
         blank = torch.zeros_like(next(f for p in prompts for f in p.image_features).levels[0][0])
@@ -335,8 +329,7 @@ class VLM:
         return torch.stack(rows)
 
     def build_attention_mask(self, visible_PQK: Tensor) -> Tensor:
-        """Turn booleans, which keys each query sees, into the mask [P, 1, Q, K] that the attention
-        takes."""
+        """Turn the keys that each query sees (booleans) into an attention mask [P, 1, Q, K]."""
         if self.model.config.get_text_config()._attn_implementation == "sdpa":
             return visible_PQK[:, None]
         dtype = self.model.dtype
@@ -347,8 +340,7 @@ class VLM:
     # ---- log-probs -----------------------------------------------------------------------------
 
     def logits(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
-        """Return the logits [N, V] that tokens are sampled from: float32, -inf for suppressed
-        ids."""
+        """Return the float32 logits [N, V] to sample tokens from, -inf for suppressed ids."""
         head = self.model.get_output_embeddings()
         logits = head(hidden_ND.to(head.weight.dtype)).float()
         softcap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
@@ -373,8 +365,8 @@ class VLM:
         `min_tokens`.
 
         Column t of `hidden_NTD` predicts token t. Only real tokens reach the head, in chunks of at
-        most MAX_LOGITS. With several chunks, backward recomputes each chunk's logits, so that the
-        logits of the whole batch never exist together.
+        most MAX_LOGITS. With several chunks, backward recomputes each chunk's logits, so the logits
+        of the whole batch never exist at once.
         """
         is_token_NT = mask_NT.bool()
         is_early_NT = (torch.arange(token_ids_NT.shape[1], device=token_ids_NT.device) < min_tokens).expand_as(is_token_NT)
@@ -388,8 +380,7 @@ class VLM:
                 logits = logits.index_add(-1, eos_ids, end_penalty)
             return -torch.nn.functional.cross_entropy(logits, token_ids, reduction="none")
 
-        # Masking flattens [N, T] to the n real tokens, in the order in which masked_scatter puts
-        # them back.
+        # Masking flattens [N, T] to the n real tokens; masked_scatter restores the same order.
         hidden_chunks = hidden_NTD[is_token_NT].split(chunk_size)
         id_chunks, early_chunks = (t[is_token_NT].split(chunk_size) for t in (token_ids_NT, is_early_NT))
         should_recompute = torch.is_grad_enabled() and len(hidden_chunks) > 1
