@@ -94,8 +94,9 @@ def read_answer(location: str, line_number: int, line: bytes) -> tuple[str, str 
     except (ValueError, RecursionError):
         return content, None  # a sentence may begin with a brace
     row = Row(location, line_number, {name: field for name, field in value.items() if field is not None})
-    text = row.fields[row.require_any("text", "answer", hint="put the answer of the row there, or under `answer`")]
-    row.require_text(text, "text")
+    name = row.require_any("text", "answer", hint="put the answer of the row there, or under `answer`")
+    text = row.fields[name]
+    row.require_text(text, name)
     image = row.fields.get("image")
     if image is not None and not isinstance(image, str):
         row.fail(f"`image` must be text, not {type_name(image)}")

@@ -63,6 +63,7 @@ def test_extract_claims_accepts_bom_and_crlf(tmp_path):
         (b"A dog.\nA \xff cat.\n", "in.txt, line 2: not UTF-8 (byte 2): write it as UTF-8"),
         ('{"txt": "A dog."}', "in.txt, line 1: `text` is missing: rename `txt` to it"),
         ('{"text": 3}', "in.txt, line 1: `text` must be text, not a number"),
+        ('{"answer": 3}', "in.txt, line 1: `answer` must be text, not a number"),
         ('{"text": "A dog.", "image": 3}', "in.txt, line 1: `image` must be text, not a number"),
         ('{"text": "A \\ud800 dog."}', "in.txt, line 1: `text` is not valid Unicode: remove the unpaired surrogate"),
     ],
