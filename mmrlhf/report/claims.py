@@ -17,18 +17,18 @@ from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.results import split_at_claims
 
 MAX_ANSWERS = 48
-"""Answers on the page, the latest in the ledger."""
+"""Number of answers on the page, the latest in the ledger."""
 THUMBNAIL_SIZE = 320
 """Pixels of a thumbnail's longer side."""
 VERDICT_MARKS = {"supported": ("ok", "✓"), "contradicted": ("wrong", "✗"), "unknown": ("soft", "?")}
-"""Verdict -> CSS class and sign."""
+"""Verdict -> CSS class and mark."""
 
 
 def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | None = None) -> Path | None:
     """Write `claims.html` into a PPO run's directory, from the end of its ledger.
 
-    Return None if no claims were verified. `images_by_id` holds images that are not files. Images
-    that are gone are left out.
+    Returns None if no claims were verified. `images_by_id` provides images that are not files.
+    Missing images are left out.
     """
     ledger = run_dir / "ledger.jsonl"
     if not ledger.exists():
@@ -52,7 +52,7 @@ def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | N
 
 
 def _answer_entry(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an answer split at what the first verifier contradicts, all verdicts and rewards."""
+    """Return an answer, split at what the first verifier contradicts, with verdicts and rewards."""
     claims_by_verifier: dict[str, list[dict[str, Any]]] = {}
     for claim in row["claims"]:
         claims_by_verifier.setdefault(claim["by"], []).append({**claim, "mark": VERDICT_MARKS[claim["verdict"]]})
@@ -67,7 +67,7 @@ def _answer_entry(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _thumbnail_url(row: Mapping[str, Any], images_by_id: Mapping[str, ImageSource]) -> str:
-    """Return the row's first image as a data URL, scaled down; "" if it is gone or unreadable."""
+    """Return the row's first image as a small data URL, or "" if it is missing or unreadable."""
     source = images_by_id.get(row["id"])
     paths = row.get("images")
     if source is None and paths and Path(paths[0]).is_file():

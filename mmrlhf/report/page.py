@@ -40,7 +40,7 @@ NUM_SHOWN_IMAGES = 4
 
 
 def jinja_environment() -> Environment:
-    """Return the environment of the templates in this folder. Everything they print is escaped."""
+    """Return the environment of the templates in this folder. It escapes everything they print."""
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -59,8 +59,8 @@ def write_report(
 ) -> None:
     """Write the report as one HTML file: images and plots first, then folded tables.
 
-    summary: models -> splits -> metrics with NAME_ci beside NAME; sampled -> models -> metrics;
-    reward_models; kl; seconds. Whatever is missing is left out of the page.
+    summary: models -> splits -> metrics, each NAME with its interval NAME_ci; sampled -> models ->
+    metrics; reward_models; kl; seconds. Anything missing is left out of the page.
     curves: rows of metrics.jsonl by PPO run.
     gallery: image (PNG bytes), id, prompt, facts, and the answers of models with verified claims.
     notes: settings of the run, name -> text.
@@ -87,9 +87,9 @@ def write_report(
             curves=[plot for plot in plots if plot],
             tables=[_split_table(models, split) for split, models in splits.items() if models],
             rewards=rewards,
-            reward_summary=_join_facts("", [(name, value) for name, (value, _) in rewards]),
+            reward_summary=_join_values("", [(name, value) for name, (value, _) in rewards]),
             kl=kl,
-            kl_summary=_join_facts("nats per answer", kl),
+            kl_summary=_join_values("nats per answer", kl),
             seconds=[(stage, format_duration(duration)) for stage, duration in seconds.items()],
             total=format_duration(sum(seconds.values())),
             metrics=METRICS,
@@ -118,9 +118,9 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def _describe_change(before: Mapping[str, Any], after: Mapping[str, Any], metric: Metric, expected: str) -> str:
-    """Describe a change of a metric as the predicate of a sentence, or "" without numbers.
+    """Describe a change of a metric as the predicate of a sentence, or return "" without numbers.
 
-    "fell from 42.0% to 6.0%" if the intervals do not overlap, else "did not `expected` ...".
+    It is "fell from 42.0% to 6.0%" if the intervals do not overlap, else "did not `expected` ...".
     """
     value_before, value_after = metric_value(before, metric.key), metric_value(after, metric.key)
     if value_before is None or value_after is None:
@@ -153,27 +153,27 @@ def _split_table(models: Mapping[str, Mapping[str, Any]], split: str) -> dict[st
 
 
 def _split_summary(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Compare SFT with the policy trained from it in a sentence; "" if one of them is missing."""
+    """Compare SFT and the policy trained from it in a sentence, or return "" if one is missing."""
     after, metric = policy_after_ppo(models), METRICS_BY_KEY["chair_s"]
     values = [(name, metric_value(models[name], metric.key)) for name in ("sft", after) if name and name in models]
     texts = [(model_style(name).title, metric.format_value(value)) for name, value in values if value is not None]
-    return f"Answers with a false claim: {_join_facts('', texts)}" if len(texts) == 2 else ""
+    return f"Answers with a false claim: {_join_values('', texts)}" if len(texts) == 2 else ""
 
 
-def _join_facts(unit: str, values: Sequence[tuple[str, str]]) -> str:
-    """Return "without facts 70.0%; with facts 80.0%." """
+def _join_values(unit: str, values: Sequence[tuple[str, str]]) -> str:
+    """Join names and values, as in `without facts 70.0%; with facts 80.0%.`"""
     text = "; ".join(f"{name} {value}" for name, value in values if value)
     return f"{text} {unit}".strip() + "." if text else ""
 
 
 def _format_cell(row: Mapping[str, Any], metric: Metric) -> tuple[str, str]:
-    """Return a value and its interval as text, "" for what is missing."""
+    """Return a value and its interval as text, each "" if missing."""
     value, interval = metric_value(row, metric.key), metric_interval(row, metric.key)
     return ("" if value is None else metric.format_value(value)), (metric.format_interval(*interval) if interval else "")
 
 
 def _gallery_entry(entry: Mapping[str, Any], compared: Sequence[str | None]) -> dict[str, Any]:
-    """Return a card of the gallery. Answers of models that are not compared are folded."""
+    """Return a card of the gallery. Models not in `compared` are put among the folded answers."""
     answers: list[dict[str, Any]] = []
     other_answers: list[dict[str, Any]] = []
     for answer in entry["answers"]:

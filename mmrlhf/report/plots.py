@@ -60,7 +60,7 @@ def _style_context(text_colour: str) -> Any:
 
 
 def _to_inline_svg(figure: Figure, id_prefix: str) -> Markup:
-    """Return the figure as an inline SVG in the page's text colour, with unique ids."""
+    """Return a figure as an inline SVG in the page's text colour, with unique ids."""
     buffer = io.StringIO()
     with _style_context(INK_COLOUR):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -76,7 +76,7 @@ def _to_inline_svg(figure: Figure, id_prefix: str) -> Markup:
 
 
 def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
-    """Plot truth against coverage with 95% intervals. None without data.
+    """Plot truth against coverage with 95% intervals. Returns None without data.
 
     A line connects SFT at its temperatures.
     """
@@ -114,7 +114,7 @@ def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
 def curve_plot(
     curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, y_label: str, is_percent: bool
 ) -> Plot | None:
-    """Plot a metric against steps, one line per run. None without data."""
+    """Plot a metric against steps, one line per run. Returns None without data."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for run, rows in curves.items():
         measured = ((row["step"], metric_value(row, key)) for row in rows)
@@ -136,7 +136,7 @@ def curve_plot(
                 axes.plot(steps, values, marker="o", markersize=3, label=model_style(run).title, **line_style)
         if is_percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        if key.startswith("eval/"):  # shares and counts: start at zero, so that a small change looks small
+        if key.startswith("eval/"):  # shares and counts: start at zero to keep small changes small
             axes.set_ylim(bottom=0)
         axes.set_title(title)
         axes.set(xlabel="step", ylabel=y_label)
@@ -159,8 +159,8 @@ def _running_mean(values: Sequence[float], radius: int) -> list[float]:
 def write_overview_image(path: Path, summary: Mapping[str, Any], gallery: Sequence[Mapping[str, Any]]) -> None:
     """Write a PNG, 1800 pixels wide: two images with answers before and after, and a bar chart.
 
-    The images are the first two of the gallery where SFT makes a false claim, regardless of what
-    PPO's answers are.
+    The images are the first two of the gallery where SFT makes a false claim, regardless of PPO's
+    answers.
     """
     models = models_on_split(summary, "held_out")
     after = policy_after_ppo(models) or "ppo_fact"
@@ -217,9 +217,9 @@ def _draw_wrapped_text(
     *,
     max_lines: int,
 ) -> float:
-    """Draw an answer from baseline `y` on, false words struck out. Return the last baseline.
+    """Draw an answer from baseline `y` on, with false words struck out. Return the last baseline.
 
-    Matplotlib can neither wrap nor strike out text, so that each word is placed by its width.
+    Matplotlib can neither wrap nor strike out text, so each word is placed by its width.
     """
     font = FontProperties(size=9)
     figure_width_px = figure.get_size_inches()[0] * figure.dpi

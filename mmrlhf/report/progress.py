@@ -31,9 +31,9 @@ class ProgressBar:
 def progress(
     total: int, description: str, *, start: int = 0, console: Console | None = None, visible: bool = True
 ) -> Iterator[ProgressBar]:
-    """Show a progress bar, or print a line per tenth of the way without a terminal.
+    """Show a progress bar, or without a terminal print a line per tenth of the steps.
 
-    start: steps that were done before, by a run that resumes.
+    start: steps already done, if the run resumes.
     """
     console = console or Console(highlight=False, quiet=not visible)
     if visible and console.is_terminal:

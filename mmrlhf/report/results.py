@@ -1,4 +1,4 @@
-"""What a summary holds and how it is displayed: metrics, models, intervals and marked answers."""
+"""The parts of a summary and how to display them: metrics, models, intervals, marked answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: key in the summary, title, which direction is better, its meaning in one line."""
+    """A column: its key in the summary, title, better direction, and meaning in one line."""
 
     key: str
     title: str
@@ -78,7 +78,7 @@ OTHER_METRICS = tuple(metric for metric in METRICS if metric not in MAIN_METRICS
 
 @dataclass(frozen=True)
 class ModelStyle:
-    """A row: name, meaning, and its colour and marker in plots."""
+    """A row: its title and meaning, and its colour and marker in plots."""
 
     title: str
     meaning: str
@@ -132,7 +132,7 @@ def metric_interval(row: Mapping[str, Any], key: str) -> tuple[float, float] | N
 def models_on_split(summary: Mapping[str, Any], split: str) -> dict[str, Mapping[str, Any]]:
     """Return the metrics of models on a split, in the order of MODEL_STYLES, others last.
 
-    The split "sampled" is held-out images at temperature 1.
+    The split "sampled" has held-out images, answered at temperature 1.
     """
     if split == "sampled":
         rows = dict(summary.get("sampled") or {})
