@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the tiny model, synthetic scenes, and data from outside the repository."""
+"""Fixtures that all tests share: the tiny model, synthetic scenes, data outside the repository."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def pairs(examples):
-    """Preferences: each scene's description over one with two false claims."""
+    """Preferences for each scene's description over one with two false claims."""
     from mmrlhf.records import Preference
 
     rejected = "There is a pink ring. That makes nine objects."

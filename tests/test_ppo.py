@@ -23,7 +23,7 @@ from mmrlhf.training import advantages
 from tests.helpers.stages import ppo_config, reward_config
 
 KILLED_SCRIPT = """
-import os, sys, pickle
+import os, sys
 from mmrlhf import ppo as stage
 from mmrlhf.training import run
 from mmrlhf.config import PPOConfig
@@ -45,12 +45,13 @@ import numpy as np
 from mmrlhf import scenes
 from mmrlhf.records import Example, Message
 def rows():
-    found = []
+    examples = []
     for i in range(12):
         scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
-        asked = scenes.description_question(scene, rng)
-        found.append(Example(scene.id, (scene.image_source(),), (Message("user", asked.text),), asked.answer, scenes.annotator_facts(scene, rng)))
-    return found
+        question = scenes.description_question(scene, rng)
+        prompt = (Message("user", question.text),)
+        examples.append(Example(scene.id, (scene.image_source(),), prompt, question.answer, scenes.annotator_facts(scene, rng)))
+    return examples
 """
 
 
@@ -67,7 +68,7 @@ def test_ppo_starts_on_policy_and_trains_only_its_adapters(tiny_vlm_path, exampl
 
 
 def test_ppo_metrics_do_not_depend_on_engine_settings(tiny_vlm_path, examples, reward_dir, tmp_path):
-    """The naive path, small micro-batches and recomputed layers change figures by rounding only."""
+    """The naive path, small micro-batches and recomputed layers change metrics by rounding only."""
     settings_by_name = {
         "default": {},
         "naive": {"share_prefix": "off"},
@@ -86,7 +87,7 @@ def test_ppo_metrics_do_not_depend_on_engine_settings(tiny_vlm_path, examples, r
 
 
 def test_ppo_with_grpo_has_no_critic_and_raises_reward(tiny_vlm_path, examples, tmp_path):
-    """The reward is an answer's length, so answers get longer."""
+    """The reward is the length of an answer, so answers get longer."""
 
     def longer(samples):
         return [float(len(s.answer)) for s in samples]
@@ -103,11 +104,10 @@ def test_ppo_with_grpo_has_no_critic_and_raises_reward(tiny_vlm_path, examples, 
 
 
 def test_ppo_ledger_matches_the_rewards_trained_on(tiny_vlm_path, examples, reward_dir, tmp_path, monkeypatch):
-    """An answer's reward functions and KL add up to the rewards that advantages come from, and span
-    rewards are on their tokens."""
-    paid = []
+    """The ledger adds up to the rewards behind the advantages; spans' rewards are on their tokens."""
+    token_rewards = []
     real = advantages.gae
-    monkeypatch.setattr(advantages, "gae", lambda rewards, *rest: paid.append(rewards.clone()) or real(rewards, *rest))
+    monkeypatch.setattr(advantages, "gae", lambda rewards, *rest: token_rewards.append(rewards.clone()) or real(rewards, *rest))
 
     def first_word(samples):
         return [[(0, len(s.answer.split()[0]), 1.0)] if s.answer.split() else [] for s in samples]
@@ -117,12 +117,12 @@ def test_ppo_ledger_matches_the_rewards_trained_on(tiny_vlm_path, examples, rewa
     ppo(config, examples, extra_reward_functions={"first_word": first_word})
     rows = read_jsonl(tmp_path / "ledger.jsonl")
     assert len(rows) == 2 * 6 and [r["step"] for r in rows] == [1] * 6 + [2] * 6
-    assert [r["total"] for r in rows] == pytest.approx([float(v) for t in paid for v in t.sum(1)], abs=1e-5)
+    assert [r["total"] for r in rows] == pytest.approx([float(v) for t in token_rewards for v in t.sum(1)], abs=1e-5)
     for row in rows:
         assert set(row["terms"]) == {"fact_rm", "missing_eos", "length", "repetition", "first_word"}
         assert sum(row["terms"].values()) + row["kl"] == pytest.approx(row["total"], abs=1e-5)
         assert row["terms"]["first_word"] == 0.5 * bool(row["answer"].split())
-    assert any(float(t[n, 0]) > 0.4 for t in paid for n in range(6))  # on the token that ends the first word
+    assert any(float(t[n, 0]) > 0.4 for t in token_rewards for n in range(6))  # on the token that ends the first word
     logged = read_jsonl(tmp_path / "metrics.jsonl")[1]
     mean = sum(r["terms"]["fact_rm"] for r in rows[:6]) / 6
     assert logged["rewards/fact_rm/mean"] == pytest.approx(mean, abs=1e-5) and "hacking/refusal_rate" in logged
@@ -139,10 +139,11 @@ def test_ppo_critic_sees_facts_changes_only_the_values(tiny_vlm_path, examples, 
             read_jsonl(tmp_path / str(sees_facts) / "ledger.jsonl"),
             read_jsonl(tmp_path / str(sees_facts) / "metrics.jsonl"),
         )
-    (without, low), (with_, high) = runs[False], runs[True]
-    assert [r["answer"] for r in without[:6]] == [r["answer"] for r in with_[:6]]
-    assert low[1]["critic/vf_explained_var"] == high[1]["critic/vf_explained_var"]  # the head starts at zero
-    assert low[2]["loss/value_avg"] != high[2]["loss/value_avg"]
+    (ledger_without, metrics_without), (ledger_with, metrics_with) = runs[False], runs[True]
+    assert [r["answer"] for r in ledger_without[:6]] == [r["answer"] for r in ledger_with[:6]]
+    # The head starts at zero.
+    assert metrics_without[1]["critic/vf_explained_var"] == metrics_with[1]["critic/vf_explained_var"]
+    assert metrics_without[2]["loss/value_avg"] != metrics_with[2]["loss/value_avg"]
 
 
 def test_ppo_refuses_reward_model_that_misses_false_claims(tiny_vlm_path, examples, reward_dir, tmp_path):
@@ -187,7 +188,7 @@ def test_ppo_uncertainty_penalty_lowers_disputed_scores(tiny_vlm_path, examples,
 
 
 def test_ppo_accepts_reward_model_of_another_family(tiny_vlm_path, examples, pairs, tmp_path):
-    """A reward model of another architecture and tokenizer is given images and text."""
+    """A reward model of another architecture and tokenizer receives images and text."""
     from tests.helpers.tiny_models import build_checkpoint
 
     build_checkpoint("qwen2_5_vl", tmp_path / "qwen")
@@ -212,24 +213,26 @@ def test_ppo_missing_eos_penalty_is_in_the_reward(tiny_vlm_path, examples, rewar
 def test_ppo_resumes_exactly_after_kill(tiny_vlm_path, examples, reward_dir, tmp_path):
     from mmrlhf.config_loader import save_config
 
-    whole = ppo_config(tiny_vlm_path, reward_dir, tmp_path / "whole", max_steps=4)
-    ppo(whole, examples)
-    killed = dataclasses.replace(whole, output_dir=str(tmp_path / "killed"))
+    uninterrupted = ppo_config(tiny_vlm_path, reward_dir, tmp_path / "uninterrupted", max_steps=4)
+    ppo(uninterrupted, examples)
+    killed = dataclasses.replace(uninterrupted, output_dir=str(tmp_path / "killed"))
     save_config(killed, tmp_path / "killed.yaml")
     (tmp_path / "conftest_rows.py").write_text(ROWS_MODULE)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", KILLED_SCRIPT, tmp_path / "killed.yaml", tmp_path], env=os.environ, capture_output=True
     )
-    assert done.returncode == -9, done.stderr.decode()[-2000:]
+    assert process.returncode == -9, process.stderr.decode()[-2000:]
     ppo(killed, examples)
-    same = [("loss/policy_avg", "loss/value_avg", "objective/scores", "objective/kl")] * 2
-    a, b = (
-        [{k: r.get(k) for k in keys} for r in read_jsonl(tmp_path / n / "metrics.jsonl")]
-        for n, keys in zip(("whole", "killed"), same, strict=True)
+    names = ("loss/policy_avg", "loss/value_avg", "objective/scores", "objective/kl")
+    expected, resumed = (
+        [{name: row.get(name) for name in names} for row in read_jsonl(tmp_path / run / "metrics.jsonl")]
+        for run in ("uninterrupted", "killed")
     )
-    assert a == b and len(a) == 5
-    one, two = (load_file(tmp_path / n / "policy" / "adapter_model.safetensors") for n in ("whole", "killed"))
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert expected == resumed and len(expected) == 5
+    expected, resumed = (
+        load_file(tmp_path / run / "policy" / "adapter_model.safetensors") for run in ("uninterrupted", "killed")
+    )
+    assert all(torch.equal(expected[k], resumed[k]) for k in expected)
 
 
 def test_ppo_refuses_run_with_other_settings(tiny_vlm_path, examples, reward_dir, tmp_path):

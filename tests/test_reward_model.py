@@ -1,4 +1,4 @@
-"""Training of the reward model: what it learns from, its losses, and what it refuses."""
+"""Training the reward model: its data, its losses, and what it refuses."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ from tests.helpers.stages import ppo_config, reward_config
 
 
 def test_train_reward_model_does_not_depend_on_micro_batches(tiny_vlm_path, examples, pairs, tmp_path):
-    found = []
+    losses = []
     for tokens in (16384, 200):
         config = reward_config(tiny_vlm_path, tmp_path / str(tokens), micro_batch_tokens=tokens)
         train_reward_model(config, pairs)
-        found.append([r["loss"] for r in read_jsonl(tmp_path / str(tokens) / "metrics.jsonl")])
-    assert found[0] == pytest.approx(found[1], abs=2e-4)
+        losses.append([r["loss"] for r in read_jsonl(tmp_path / str(tokens) / "metrics.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
 
 
 def test_train_reward_model_learns_and_scores_standalone(tiny_vlm_path, pairs, reward_dir):
@@ -51,7 +51,7 @@ def test_reward_model_uses_facts_only_when_given(tiny_vlm_path, pairs, tmp_path,
 
 
 def test_train_reward_model_with_full_tuning_brings_its_own_base(tiny_vlm_path, examples, pairs, tmp_path):
-    """A fully tuned reward model has its own base, and a policy on another base learns from it."""
+    """A fully tuned reward model has its own base, and a policy on another base can train on it."""
     config = dataclasses.replace(
         reward_config(tiny_vlm_path, tmp_path / "reward"), tuning="full", learning_rate=3e-4, save_steps=2
     )
@@ -69,7 +69,7 @@ def test_train_reward_model_with_full_tuning_brings_its_own_base(tiny_vlm_path, 
 
 @pytest.mark.parametrize("loss_type", ["bt_margin", "bt_label_smoothing", "rao_kupper"])
 def test_train_reward_model_learns_with_other_losses_and_rankings(tiny_vlm_path, examples, tmp_path, loss_type):
-    """Three answers, two of them tied; without ratings, bt_margin refuses the rows."""
+    """Rank three answers, two of them tied; without ratings, bt_margin refuses the rows."""
     rows = [
         Preference(e.id, e.images, e.prompt, (e.answer, "There is a pink ring.", "That makes nine objects."), (1, 2, 2), (2.0, 0.5, 0.5), e.facts)
         for e in examples
@@ -84,7 +84,7 @@ def test_train_reward_model_learns_with_other_losses_and_rankings(tiny_vlm_path,
 
 
 def test_preference_loss_weighs_a_ranking_like_a_pair():
-    """The comparisons of a row of K answers weigh 1 / C(K, 2) each."""
+    """Each comparison in a row of K answers has weight 1 / C(K, 2)."""
     config = reward_config("x", "x", center_rewards_coefficient=0.0)
     three = Preference("a", (), (), ("1", "2", "3"), (1, 2, 3))
     two = Preference.from_pair("b", (), (), "1", "2")
@@ -93,13 +93,13 @@ def test_preference_loss_weighs_a_ranking_like_a_pair():
     gaps = [math.log(4 / 3), math.log(10 / 9), math.log(4 / 3)]  # sigmoid of log 3, log 9, log 3
     assert loss.item() == pytest.approx(sum(gaps) / 3 + math.log(4 / 3)) and metrics["accuracy"] == pytest.approx(2.0)
     tie = Preference("c", (), (), ("1", "2"), (1, 1))
-    assert (
-        preference_loss(config, [tie], torch.tensor([5.0, 0.0]))[0].item() == 0.0
-    )  # ties are left out unless the loss models them
-    partly = Preference("d", (), (), ("1", "2", "3"), (1, 1, 3))
-    loss, metrics = preference_loss(config, [partly, tie], torch.tensor([0.0, 5.0, 0.0, 9.0, 0.0]))
-    assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(-5))) / 3)  # a tie keeps its share of the row's weight
-    assert metrics["accuracy"] / metrics["ranked"] == pytest.approx(0.5)  # and counts as neither right nor wrong
+    # Ties are left out unless the loss models them.
+    assert preference_loss(config, [tie], torch.tensor([5.0, 0.0]))[0].item() == 0.0
+    partly_tied = Preference("d", (), (), ("1", "2", "3"), (1, 1, 3))
+    loss, metrics = preference_loss(config, [partly_tied, tie], torch.tensor([0.0, 5.0, 0.0, 9.0, 0.0]))
+    # A tie keeps its share of the row's weight, and counts as neither right nor wrong.
+    assert loss.item() == pytest.approx((math.log(2) + math.log1p(math.exp(-5))) / 3)
+    assert metrics["accuracy"] / metrics["ranked"] == pytest.approx(0.5)
 
 
 def test_train_reward_model_refuses_rows_that_teach_nothing(tiny_vlm_path, examples, tmp_path):

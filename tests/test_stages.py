@@ -1,4 +1,4 @@
-"""Stages together: from files to scores, on photos, and over two processes."""
+"""The stages together: from files to scores, on photos, and over two processes."""
 
 import json
 import os
@@ -36,15 +36,16 @@ base, out, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])
 rows = []
 for i in range(12):
     scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
-    asked = scenes.description_question(scene, rng)
-    rows.append(Example(scene.id, (scene.image_source(),), (Message("user", asked.text),), asked.answer, scenes.annotator_facts(scene, rng)))
+    question = scenes.description_question(scene, rng)
+    prompt = (Message("user", question.text),)
+    rows.append(Example(scene.id, (scene.image_source(),), prompt, question.answer, scenes.annotator_facts(scene, rng)))
 pairs = [Preference.from_pair(e.id, e.images, e.prompt, e.answer, "There is a pink ring.", e.facts) for e in rows]
-same = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3,
-            per_device_train_batch_size=4 // processes)
-sft(SFTConfig(output_dir=f"{out}/sft", **same), rows)
-model = train_reward_model(RewardConfig(output_dir=f"{out}/reward", **same), pairs)
+common = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, learning_rate=2e-3,
+              per_device_train_batch_size=4 // processes)
+sft(SFTConfig(output_dir=f"{out}/sft", **common), rows)
+model = train_reward_model(RewardConfig(output_dir=f"{out}/reward", **common), pairs)
 ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=str(model), num_generations=2, response_length=10, num_ppo_epochs=1,
-              num_mini_batches=1, min_probe_detection_rate=0, **same), rows)
+              num_mini_batches=1, min_probe_detection_rate=0, **common), rows)
 """
 
 
@@ -59,12 +60,12 @@ def test_generate_refuses_adapter_of_another_base(tiny_vlm_path, examples, rewar
             ),
             examples,
         )
-    # A reward model, however, may have a base of its own: it is given images and text.
+    # A reward model, however, may have its own base, because it receives images and text.
     ppo(ppo_config(str(other), reward_dir, tmp_path / "q", max_steps=1), examples)
 
 
 def test_stages_run_from_files_to_scores(tiny_vlm_path, tmp_path):
-    """Stages read data files: LLaVA-RLHF's rows, with facts in a file of their own."""
+    """Stages read data files: LLaVA-RLHF's rows, with facts in a separate file."""
     common = {
         "model_name_or_path": tiny_vlm_path,
         "image_folder": str(SAMPLES),
@@ -73,18 +74,18 @@ def test_stages_run_from_files_to_scores(tiny_vlm_path, tmp_path):
         "lora_r": 4,
     }
     facts = str(SAMPLES / "image_to_caption.json")
-    trained = train_reward_model(
+    reward_dir = train_reward_model(
         RewardConfig(
             dataset_name=str(SAMPLES / "llava_rlhf_preference.json"), facts_file=facts, output_dir=str(tmp_path / "r"), **common
         )
     )
     policy = ppo(PPOConfig(dataset_name=str(SAMPLES / "llava_rlhf_ppo.json"), facts_file=facts, output_dir=str(tmp_path / "p"),
-                           reward_model_path=str(trained), num_generations=2, response_length=8, **common))  # fmt: skip
+                           reward_model_path=str(reward_dir), num_generations=2, response_length=8, **common))  # fmt: skip
     out = generate(GenerateConfig(model_name_or_path=tiny_vlm_path, adapter_path=str(policy), dataset_name=str(SAMPLES / "llava_rlhf_ppo.json"),
                                   image_folder=str(SAMPLES), output_file=str(tmp_path / "answers.jsonl"), response_length=8))  # fmt: skip
     rows = read_jsonl(out)
     assert rows and all(r["answer"] and r["images"] for r in rows)
-    scores = read_jsonl(score(ScoreConfig(reward_model_path=str(trained), dataset_name=str(out), image_folder=str(SAMPLES),
+    scores = read_jsonl(score(ScoreConfig(reward_model_path=str(reward_dir), dataset_name=str(out), image_folder=str(SAMPLES),
                                           output_file=str(tmp_path / "scores.jsonl"))))  # fmt: skip
     assert len(scores) == len(rows) and all(isinstance(s["score"], float) for s in scores)
 
@@ -94,17 +95,17 @@ def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared_data, tmp_path
     subprocess.run([sys.executable, shared_data / "speed" / "tiny_llava.py", tmp_path / "llava"], check=True, capture_output=True)
     common = {"model_name_or_path": str(tmp_path / "llava"), "image_folder": str(shared_data / "photos"), "max_steps": 1,
               "per_device_train_batch_size": 2, "lora_r": 4}  # fmt: skip
-    trained = train_reward_model(RewardConfig(dataset_name=str(shared_data / "photos" / "pairs.jsonl"), facts_file=str(shared_data / "photos" / "facts.jsonl"),
+    reward_dir = train_reward_model(RewardConfig(dataset_name=str(shared_data / "photos" / "pairs.jsonl"), facts_file=str(shared_data / "photos" / "facts.jsonl"),
                                   output_dir=str(tmp_path / "r"), **common))  # fmt: skip
     ppo(PPOConfig(dataset_name=str(shared_data / "photos" / "pairs.jsonl"), facts_file=str(shared_data / "photos" / "facts.jsonl"),
-                  output_dir=str(tmp_path / "p"), reward_model_path=str(trained), num_generations=2, response_length=6, min_probe_detection_rate=0, **common))  # fmt: skip
+                  output_dir=str(tmp_path / "p"), reward_model_path=str(reward_dir), num_generations=2, response_length=6, min_probe_detection_rate=0, **common))  # fmt: skip
     row = read_jsonl(tmp_path / "p" / "metrics.jsonl")[1]
     assert abs(row["objective/kl"]) < 1e-4 and abs(row["val/ratio_first"] - 1) < 1e-4
     assert json.loads((tmp_path / "r" / "reward.json").read_text())["base"] == str(tmp_path / "llava")
 
 
 def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
-    """Two processes log the same losses, gradient norms, KL and rewards as one."""
+    """Two processes log the same losses, gradient norms, KL and rewards as a single one."""
     (tmp_path / "stages.py").write_text(STAGES_SCRIPT)
     logged = []
     for processes in (1, 2):
@@ -115,12 +116,12 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
             env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder("data").parent)},
         )  # fmt: skip
         logged.append({name: read_jsonl(tmp_path / str(processes) / name / "metrics.jsonl") for name in ("sft", "reward", "ppo")})
-    same = {
+    compared_metrics = {
         "sft": ("loss", "num_tokens", "grad_norm"),
         "reward": ("loss", "accuracy", "margin", "grad_norm"),
         "ppo": ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "grad_norm", "val/num_eos_tokens"),
     }
-    for name, figures in same.items():
-        for one, two in zip(logged[0][name], logged[1][name], strict=True):
-            for figure in figures:
-                assert one.get(figure, 0) == pytest.approx(two.get(figure, 0), rel=2e-3, abs=2e-4), (name, figure)
+    for stage, metrics in compared_metrics.items():
+        for one, two in zip(logged[0][stage], logged[1][stage], strict=True):
+            for metric in metrics:
+                assert one.get(metric, 0) == pytest.approx(two.get(metric, 0), rel=2e-3, abs=2e-4), (stage, metric)

@@ -43,7 +43,7 @@ class ImageFeatures:
     is_stacked: bool
     """Whether the model takes the units of a batch as one tensor."""
     placeholder_text: str | None
-    """What the processor writes in place of the image's placeholder; None if it does not report it."""
+    """What the processor writes for the image's placeholder; None if it does not report this."""
     grid_thw: Tensor | None
     """Layout [1, 3] (time, height, width) for rotary positions (Qwen)."""
 

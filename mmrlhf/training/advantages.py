@@ -1,8 +1,9 @@
-"""From rewards to advantages: token rewards, GAE, group-relative advantages, whitening.
+"""Turn rewards into advantages: token rewards, GAE, group-relative advantages, whitening.
 
-Pure functions on tensors; `whiten` alone talks to other processes. Shape suffixes: N answers,
-P prompts, G answers to a prompt, T tokens of an answer. `mask_NT` is 1 on the tokens of an answer
-and 0 on padding.
+These are pure functions on tensors; only `whiten` talks to other processes.
+
+Shape suffixes: N answers, P prompts, G answers to a prompt, T tokens of an answer. `mask_NT` is 1
+on the tokens of an answer and 0 on padding.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def estimate(
     gamma: float,
     lam: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return advantages and returns [N, T] of answers that stand in groups of `group_size`.
+    """Return advantages and returns [N, T] of answers in consecutive groups of `group_size`.
 
-    `values_NT` are zeros where there is no critic. An estimator decides how rewards become
-    advantages, and nothing else: whether a critic exists and where the KL goes are other settings.
+    `values_NT` holds zeros if there is no critic. An estimator only decides how rewards become
+    advantages: whether a critic exists and where the KL goes are separate settings.
     """
     if estimator == "gae":
         return gae(rewards_NT, values_NT, mask_NT, gamma, lam)
@@ -59,8 +60,8 @@ def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, la
     next_value_N = torch.zeros_like(running_advantage_N)
     for t in range(rewards_NT.shape[1] - 1, -1, -1):
         delta_N = rewards_NT[:, t] + gamma * next_value_N - values_NT[:, t]
-        # Padding is to the right of an answer: nothing is carried over it, and the next value
-        # stays 0 until the loop reaches the answer's last token.
+        # Padding follows the answer: nothing carries over from it, and the next value stays 0
+        # until the loop reaches the answer's last token.
         running_advantage_N = (delta_N + gamma * lam * running_advantage_N) * mask_NT[:, t]
         next_value_N = values_NT[:, t] * mask_NT[:, t]
         advantages_NT[:, t] = running_advantage_N
@@ -70,7 +71,7 @@ def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, la
 def group_advantages(scores_PG: Tensor) -> Tensor:
     """Return (score - group mean) / (group standard deviation + 1e-4) [P, G].
 
-    Shao et al. 2024 (DeepSeekMath), section 4.1.2. The only answer to a prompt has advantage 0.
+    Shao et al. 2024 (DeepSeekMath), section 4.1.2. A prompt's only answer has advantage 0.
     """
     if scores_PG.shape[1] == 1:
         return torch.zeros_like(scores_PG)

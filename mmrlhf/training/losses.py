@@ -40,7 +40,7 @@ def bradley_terry(better_B: Tensor, worse_B: Tensor) -> Tensor:
 def bradley_terry_margin(better_B: Tensor, worse_B: Tensor, margin_B: Tensor) -> Tensor:
     """Return -log sigmoid(better - worse - margin) [B].
 
-    Surer annotators (a larger margin) ask for rewards further apart. Touvron et al. 2023
+    A larger margin (surer annotators) pushes the rewards further apart. Touvron et al. 2023
     (Llama 2), equation 2.
     """
     return -F.logsigmoid(better_B - worse_B - margin_B)
@@ -62,7 +62,7 @@ def rao_kupper(better_B: Tensor, worse_B: Tensor, tie_B: Tensor, threshold: floa
     """
     margin_B = better_B - worse_B
     # With a = margin - t and b = -margin - t, P(tie) = 1 - sigmoid(a) - sigmoid(b)
-    # = (e^2t - 1) sigmoid(a) sigmoid(b). The product has no cancellation, the difference would.
+    # = (e^2t - 1) sigmoid(a) sigmoid(b). Unlike the difference, the product avoids cancellation.
     log_p_better_B, log_p_worse_B = F.logsigmoid(margin_B - threshold), F.logsigmoid(-margin_B - threshold)
     return -torch.where(tie_B, math.log(math.expm1(2 * threshold)) + log_p_better_B + log_p_worse_B, log_p_better_B)
 
@@ -83,7 +83,7 @@ def kl_k1(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
 def kl_k3(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
     """Return q/p - 1 - log q/p per sampled token: Schulman's k3.
 
-    Never negative, and of lower variance than k1.
+    It is never negative, and has a lower variance than k1.
     """
     log_ratio_BT = ref_logps_BT - logps_BT
     return log_ratio_BT.exp() - 1 - log_ratio_BT
@@ -117,8 +117,8 @@ def ppo_value(
 ) -> tuple[Tensor, Metrics]:
     """Return half the squared error of the values, the larger of clipped and unclipped.
 
-    Summed and divided as in `ppo_policy`. `cliprange` is in the units of the returns. OpenAI
-    Baselines' PPO2.
+    It is summed and divided as in `ppo_policy`. `cliprange` is in the units of the returns. From
+    OpenAI Baselines' PPO2.
     """
     clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange, cliprange)
     unclipped_BT, clipped_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2

@@ -1,7 +1,7 @@
-"""A training stage's memory: estimated before it runs, and measured while it does.
+"""Estimate a training stage's memory before it runs, and measure its peak.
 
 Weights, adapters and optimiser state are exact. Activations are an estimate, and so is everything
-that depends on the length of rows: a prompt is taken to be one image and `PROMPT_TOKENS` of text.
+that depends on the length of rows: a prompt is assumed to be one image and `PROMPT_TOKENS` of text.
 Not included: the CUDA context, fragmentation, and the vision tower's own forward pass (a few
 hundred MiB).
 """
@@ -25,11 +25,11 @@ from mmrlhf.models.vlm import MAX_LOGITS
 from mmrlhf.records import InputError
 
 PROMPT_TOKENS = 128
-"""Text tokens of a prompt, facts included."""
+"""Assumed text tokens of a prompt, facts included."""
 DEFAULT_IMAGE_TOKENS = 1024
-"""Tokens of an image where the architecture does not say."""
+"""Assumed tokens of an image if the architecture does not give their number."""
 ANSWER_TOKENS = 256
-"""Tokens of an answer in sft and reward."""
+"""Assumed tokens of an answer in sft and reward."""
 NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 """Bytes of a 4-bit weight: half a byte, and a float32 scale per block of 64 weights (Dettmers et
 al. 2023, without double quantisation)."""
@@ -37,7 +37,7 @@ al. 2023, without double quantisation)."""
 
 @dataclass(frozen=True)
 class MemoryItem:
-    """A part of the memory, its bytes, and how they are computed."""
+    """One part of the memory: its name, its bytes, and how they are computed."""
 
     name: str
     num_bytes: int
@@ -61,7 +61,7 @@ def build_meta_model(name: str) -> PreTrainedModel:
 
 
 def num_image_tokens(model: PreTrainedModel) -> int:
-    """Return the tokens of one image, where every image has the same number."""
+    """Return the number of tokens of an image, or a default if it depends on the image."""
     config = model.config
     if num_tokens := getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None):
         return int(num_tokens)
@@ -72,7 +72,7 @@ def num_image_tokens(model: PreTrainedModel) -> int:
 
 
 def estimate_memory(config: TrainConfig, model: PreTrainedModel) -> list[MemoryItem]:
-    """Return what each part of a stage's memory takes."""
+    """Return the parts of a stage's memory."""
     weights = _count_weights(model)
     roles, separate_bases = _roles_and_separate_bases(config)
     lengths = _micro_batch_lengths(config, model)
@@ -109,7 +109,7 @@ def _count_weights(model: PreTrainedModel) -> WeightCounts:
 
 
 def _bytes_per_value(dtype: str) -> int:
-    """Return the bytes of an activation: nf4 computes in bfloat16."""
+    """Return the bytes of one value; nf4 computes in bfloat16."""
     return 4 if dtype == "float32" else 2
 
 
@@ -124,10 +124,10 @@ def _roles_and_separate_bases(config: TrainConfig) -> tuple[list[str], list[Memo
     if not isinstance(config, PPOConfig):
         return [type(config).__name__.removesuffix("Config").lower()], []
     paths = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()] or ["-"]
-    separate_bases = {path: found for path in paths if (found := _separate_base(path, config)) is not None}
+    separate_bases = {path: base for path in paths if (base := _separate_base(path, config)) is not None}
     items = []
-    for path, (base, dtype) in separate_bases.items():
-        count = sum(p.numel() for p in build_meta_model(base).parameters())
+    for path, (base_name, dtype) in separate_bases.items():
+        count = sum(p.numel() for p in build_meta_model(base_name).parameters())
         bytes_per_weight = NF4_BYTES_PER_WEIGHT if dtype == "nf4" else _bytes_per_value(dtype)
         items.append(MemoryItem(f"base of {path}", int(count * bytes_per_weight), f"{count:,} x {dtype}: not the policy's base"))
     num_shared = len(paths) - len(separate_bases)
@@ -136,7 +136,7 @@ def _roles_and_separate_bases(config: TrainConfig) -> tuple[list[str], list[Memo
 
 
 def _trained_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, roles: list[str]) -> list[MemoryItem]:
-    """Return adapters, and gradients with AdamW's moments: 12 bytes per trained float32 weight."""
+    """Return adapters, and gradients with AdamW's moments (12 bytes per trained float32 weight)."""
     num_lora = sum(
         (m.in_features + m.out_features) * config.lora_r
         for name, m in _linear_layers(model).items()
@@ -155,7 +155,7 @@ def _trained_weights(config: TrainConfig, model: PreTrainedModel, weights: Weigh
 
 @dataclass(frozen=True)
 class MicroBatchLengths:
-    """Lengths in tokens, and how many prompts and answers run at a time."""
+    """Lengths in tokens, and the numbers of prompts and answers that run at a time."""
 
     image: int
     prompt: int
@@ -169,7 +169,7 @@ class MicroBatchLengths:
 
 
 def _micro_batch_lengths(config: TrainConfig, model: PreTrainedModel) -> MicroBatchLengths:
-    """Return the lengths of a full micro-batch, as `micro_batch_tokens` allows it."""
+    """Return the lengths of the largest micro-batch that `micro_batch_tokens` allows."""
     image_length = num_image_tokens(model)
     prompt_length, answer_length, group_size = image_length + PROMPT_TOKENS, ANSWER_TOKENS, 1
     if isinstance(config, RewardConfig):
@@ -196,7 +196,7 @@ def _image_features(config: TrainConfig, model: PreTrainedModel, lengths: MicroB
 
 
 def _kv_width(model: PreTrainedModel) -> int:
-    """Return the values of a token's keys and values in one layer."""
+    """Return the number of scalars in a token's keys and values in one layer."""
     config = model.config.get_text_config()
     num_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     head_dim = int(getattr(config, "head_dim", None) or int(config.hidden_size) // config.num_attention_heads)
@@ -216,7 +216,7 @@ def _keys_and_values(config: TrainConfig, model: PreTrainedModel, lengths: Micro
 
 
 def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatchLengths) -> MemoryItem:
-    """Return what backward needs: per layer 8 hidden vectors, keys and values, and 4 of the MLP."""
+    """Return what backward needs: per layer, 8 hidden vectors, keys and values, 4 MLP vectors."""
     text_config = model.config.get_text_config()
     hidden_size, num_layers = int(text_config.hidden_size), int(text_config.num_hidden_layers)
     values_per_token = 8 * hidden_size + _kv_width(model) + 4 * int(text_config.intermediate_size)
@@ -230,9 +230,9 @@ def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatc
 
 
 def _separate_base(path: str, config: PPOConfig) -> tuple[str, str] | None:
-    """Return base and dtype of a reward model that does not share the policy's base.
+    """Return the base and dtype of a reward model that does not share the policy's base.
 
-    None if it shares it, or does not exist yet.
+    Returns None if it shares that base, or does not exist yet.
     """
     metadata_file = Path(path) / "reward.json"
     if not metadata_file.is_file():
@@ -255,7 +255,7 @@ def _is_lora_target(name: str, target_modules: str) -> bool:
 
 
 def peak_memory() -> int:
-    """Return the peak of bytes in use: on the GPU or, without one, of the whole process."""
+    """Return the peak number of bytes in use: on the GPU or, without one, by this process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What training stages share: the order of rows, the learning rate, and one optimiser step."""
+"""The order of rows, the learning rate and the optimiser step, shared by all training stages."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mmrlhf.config import TrainConfig
 
 
 def total_steps(config: TrainConfig, num_rows: int, num_processes: int = 1) -> int:
-    """Return the number of steps; an incomplete last one is dropped, unless it is the only one."""
+    """Return the number of steps; an incomplete last step is dropped unless it is the only one."""
     if config.max_steps > 0:
         return config.max_steps
     return max(1, int(config.num_train_epochs * num_rows / (config.per_device_train_batch_size * num_processes)))
 
 
 def batch_indices(step: int, batch_size: int, num_rows: int, seed: int) -> list[int]:
-    """Return the row indices of one step: seeded shuffles of the epochs, one after another.
+    """Return the row indices of one step; each epoch is a seeded shuffle of all rows.
 
-    A function of the step alone, so a resumed run needs no sampler state.
+    They depend on the step, not on earlier calls, so a resumed run needs no sampler state.
     """
     indices = []
     for position in range(step * batch_size, (step + 1) * batch_size):
@@ -44,7 +44,7 @@ _shuffle_cache: dict[tuple[int, int, int], np.ndarray] = {}
 
 
 def lr_multiplier(config: TrainConfig, step: int, num_steps: int) -> float:
-    """Return the learning rate's factor: linear warm-up to 1, then constant, linear or cosine.
+    """Return the factor of the learning rate: linear warm-up to 1, then constant or a decay.
 
     Linear and cosine decay end at a tenth of the peak.
     """
@@ -68,9 +68,9 @@ def optimizer_step(
 ) -> float:
     """Sum the gradients of all processes, clip, step, and clear. Return the norm before clipping.
 
-    Losses are already divided by global counts, so gradients are summed, not averaged. Forwards
-    enter below any DDP wrapper, which therefore cannot reduce them. Raises RuntimeError if the
-    gradient is not finite, before anything is changed.
+    Losses are already divided by global counts, so gradients are summed, not averaged. Forward
+    passes bypass any DDP wrapper, which therefore cannot reduce the gradients. Raises RuntimeError
+    if the gradient is not finite, before it changes anything.
     """
     if accelerator.num_processes > 1:
         for p in parameters:

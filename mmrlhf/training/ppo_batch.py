@@ -1,4 +1,4 @@
-"""One PPO step's answers with everything that their updates need."""
+"""The answers of one PPO step, with everything that its updates need."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmrlhf.rewards.types import Sample
 
 @dataclass(frozen=True)
 class PPOBatch:
-    """Sampled answers [N, T], what they were paid, and what the losses read.
+    """Sampled answers [N, T], their rewards, and the inputs of the losses.
 
-    `samples`, `breakdowns` and `scores_N` are the answers as reward functions see them, the value
-    of each function, and their weighted sums. `old_logps_NT` are log-probs under the policy that
-    sampled the answers, `ref_logps_NT` under the reference. `rewards_NT` is what was paid for each
-    token, before whitening. `values_NT` and `returns_NT` are zeros without a critic;
+    `samples` are the answers as reward functions see them, `breakdowns` the values of each
+    function, and `scores_N` their weighted sums. `old_logps_NT` are log-probs under the policy that
+    sampled the answers, `ref_logps_NT` under the reference. `rewards_NT` holds the reward of each
+    token, before whitening. `values_NT` is zero without a critic, and `returns_NT` with GRPO.
     `critic_prompts` are the prompts that the critic reads.
     """
 

@@ -1,4 +1,4 @@
-"""What PPO logs for each step, in TRL's names where it has one. docs/metrics.md explains each."""
+"""The metrics that PPO logs at each step, named as in TRL if it has them; see docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def step_metrics(
 
 
 def rollout_metrics(batch: PPOBatch, kl_coef: float) -> dict[str, Tensor]:
-    """Return the means over a process's answers: KL, entropy, scores, lengths."""
+    """Return means over this process's answers: KL, entropy, scores, lengths."""
     mask_NT, entropy_NT = batch.mask_NT, batch.completions.entropy_NT
     kl_NT = losses.kl_k1(batch.old_logps_NT, batch.ref_logps_NT)
     kl = (kl_NT * mask_NT).sum(1).mean()
@@ -79,17 +79,17 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
 
 
 def sum_over_processes(accelerator: Accelerator, sums: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Add up sums of a minibatch. Each is over the global token count, so the result is a mean."""
+    """Sum a minibatch's metrics, each already divided by the global token count: their means."""
     return {k: float(accelerator.reduce(torch.tensor(v, device=device), "sum")) for k, v in sums.items()}
 
 
 def mean_hacking_metrics(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the means of `hacking/...` over some steps, which warnings are based on."""
+    """Return the means of `hacking/...` over some steps, for warnings."""
     return {k: fmean(step[k] for step in steps) for k in steps[-1] if k.startswith("hacking/")}
 
 
 def sample_rows(samples: Sequence[Sample], scores_N: Tensor, num_rows: int) -> list[dict[str, Any]]:
-    """Return evenly spaced answers of a step with their scores, to print and to keep."""
+    """Return evenly spaced answers of a step with their scores, to print and to log."""
     indices = list(range(0, len(samples), max(1, len(samples) // num_rows)))[:num_rows]
     return [
         {
@@ -103,7 +103,7 @@ def sample_rows(samples: Sequence[Sample], scores_N: Tensor, num_rows: int) -> l
 
 
 def system_metrics(vlm: VLM, estimated_bytes: int) -> dict[str, float]:
-    """Return how many images were encoded, and the peak memory beside its estimate."""
+    """Return the number of encoded images, and the peak memory with its estimate."""
     return {
         "image_encodes": float(vlm.image_encodes),
         "image_reencodes": float(vlm.encoder.cache.counters.reencodes),
@@ -121,11 +121,11 @@ def log_step(
     step: int,
     is_last: bool,
 ) -> None:
-    """Write metrics and ledger; at logging steps also samples and reward-hacking warnings."""
+    """Write metrics and ledger and, at logging steps, samples and reward-hacking warnings."""
     run.log(step + 1, recent_metrics[-1])
     claim_rows = roles.claim_scorer.ledger_rows(batch.samples) if roles.claim_scorer is not None else None
-    paid = batch.rewards_NT.sum(1).tolist()
-    run.log_ledger(step + 1, gather_object(ledger_rows(batch.samples, batch.breakdowns, paid, claim_rows)))
+    answer_rewards = batch.rewards_NT.sum(1).tolist()
+    run.log_ledger(step + 1, gather_object(ledger_rows(batch.samples, batch.breakdowns, answer_rewards, claim_rows)))
     is_logging_step = (step + 1) % config.logging_steps == 0
     if is_logging_step or is_last:
         for warning in hacking_warnings(mean_hacking_metrics(recent_metrics)):

@@ -25,11 +25,11 @@ from mmrlhf.rewards.types import RewardFunction
 
 @dataclass(frozen=True)
 class PPORoles:
-    """What a PPO run trains and asks.
+    """The models and reward functions of a PPO run.
 
-    `policy` and `critic` train; the critic is None where the advantages need no values. `reference`
-    is the base without an adapter. `weighted_rewards` is the reward; `claim_scorer` extracts claims
-    and gets verdicts on them, for the reward and for the metrics.
+    `policy` and `critic` train; the critic is None if the advantages need no values. `reference` is
+    the base without an adapter. `weighted_rewards` makes up the reward. `claim_scorer` extracts
+    claims and gets verdicts on them, for the reward and for the metrics.
     """
 
     adapters: Adapters
@@ -46,7 +46,7 @@ class PPORoles:
 
     @property
     def trained(self) -> list[Role]:
-        """The roles whose parameters the optimiser steps."""
+        """The roles that the optimiser trains."""
         return [self.policy] if self.critic is None else [self.policy, self.critic]
 
 
@@ -97,7 +97,8 @@ def critic_prompts_with_facts(
 ) -> list[Prompt]:
     """Build the prompts of a critic that reads facts.
 
-    Facts are written as for the first reward model that reads them, or typed if none does.
+    The facts are formatted as for the first reward model that reads them, or else by
+    `render_facts`.
     """
     reader = next((model for model in reward_models if model.facts == "given"), None)
     conversations = []

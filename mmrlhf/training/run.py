@@ -1,18 +1,19 @@
 """The run directory: what a stage writes while it works, and how it resumes after a kill.
 
-    config.yaml      the resolved configuration; a run with another one is refused
+    config.yaml      the resolved configuration; a run with other settings is refused
     metrics.jsonl    one line per step
     samples.jsonl    answers with their scores, at logging steps
-    ledger.jsonl     for every answer that ppo sampled, what each reward function gave it
-    warnings.jsonl   what a person should look at, if anything
+    ledger.jsonl     the value of each reward function, for every answer that ppo sampled
+    warnings.jsonl   warnings that a person should look at, if there are any
     checkpoints/     the newest two, step-000123/{state.safetensors,state.json}
     finished.json    the result; it exists if and only if the stage is finished
 
 Nothing is written before the first step is done, so a run that fails on its input leaves nothing
-behind. A file appears whole or not at all: it is written under a temporary name, synced and
-renamed. A checkpoint is a directory that appears the same way. Lines are only appended. On resume,
-lines after the checkpoint are cut off, so a killed run ends with the same lines as one that was
-not. No pickle: tensors are safetensors, everything else is JSON.
+behind. A file appears complete or not at all: it is written under a temporary name, synced and
+renamed. A checkpoint is a directory that appears the same way. The .jsonl files are only appended
+to; on resume, the lines after the checkpoint are cut off, so a killed run ends with the same lines
+as an uninterrupted one. Nothing is pickled: tensors are stored as safetensors, everything else as
+JSON or YAML.
 """
 
 from __future__ import annotations
@@ -44,20 +45,20 @@ from mmrlhf.report.progress import ProgressBar, format_number, format_numbers, p
 
 RESUMABLE_CHANGES = ("logging_steps", "save_steps", "max_length", "output_dir", *EngineConfig.__dataclass_fields__)
 """Settings that may differ between a run and its resumption, because they do not change what is
-learnt: a row over max_length is refused, never cut, and how a model is run (say, smaller
-micro-batches after a GPU ran out of memory) changes the last bits at most. A run directory may be
-moved or renamed."""
+learnt: a row over max_length is refused, never cut, and engine settings (say, smaller micro-batches
+after a GPU ran out of memory) change the last bits at most. A run directory may be moved or
+renamed."""
 MAX_CHECKPOINTS = 2
 MAX_PRINTED_CHARACTERS = 300
-"""Characters of a sample's text that are printed; samples.jsonl has the whole text."""
+"""Characters of a sample's text that are printed; samples.jsonl has the full text."""
 
 
 class Run:
     """One stage's run directory. Check `finished` first, then call `resume`, then log.
 
-    Every method can be called on every process: reads return the same, and only the main process
-    writes and prints. Raises InputError if the directory cannot be used or holds a run with other
-    settings.
+    Every method can be called on every process: all of them read the same, and only the main
+    process writes and prints. Raises InputError if the directory cannot be used or holds a run with
+    other settings.
     """
 
     def __init__(self, output_dir: str, config: Any, *, main_process: bool = True) -> None:
@@ -67,7 +68,7 @@ class Run:
         self.console = Console(quiet=not main_process)
         self._config = config
         self._started = False
-        self._pending_lines: list[tuple[str, str]] = []  # lines of step 0, each with its file
+        self._pending_lines: list[tuple[str, str]] = []  # (file name, lines) of step 0
         if main_process:
             refuse_unwritable(self.path, "output_dir")
         config_file = self.path / "config.yaml"
@@ -85,9 +86,8 @@ class Run:
         self._started = True
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover_file in self.path.glob(".*.*"):
-            if (
-                leftover_file.suffix[1:].isdecimal() and leftover_file.is_file()
-            ):  # temporary names of write_atomic and save_config
+            # write_atomic and save_config end temporary names in a process id.
+            if leftover_file.suffix[1:].isdecimal() and leftover_file.is_file():
                 leftover_file.unlink()
         for leftover_checkpoint in self.path.glob("checkpoints/.step-*"):
             shutil.rmtree(leftover_checkpoint)
@@ -180,7 +180,7 @@ class Run:
     # ---- logging ---------------------------------------------------------------------------------
 
     def log(self, step: int, metrics: Mapping[str, float], *, show: bool = False) -> None:
-        """Append a step's metrics to metrics.jsonl; `show` prints as many as fit on a line."""
+        """Append a step's metrics to metrics.jsonl; with `show`, print those that fit on a line."""
         if not self.main_process:
             return
         metrics = to_jsonable(metrics)
@@ -195,7 +195,7 @@ class Run:
             self.console.print(line, soft_wrap=True)
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows to samples.jsonl and print them: shortened texts by line, then numbers."""
+        """Append rows to samples.jsonl and print them: a shortened line per text, then numbers."""
         if not self.main_process:
             return
         json_rows = [{"step": step, **to_jsonable(row)} for row in rows]
@@ -218,7 +218,7 @@ class Run:
             self._append_rows("ledger.jsonl", step, [{"step": step, **to_jsonable(row)} for row in rows])
 
     def print(self, text: str) -> None:
-        """Print a line, on the main process."""
+        """Print a line on the main process."""
         self.console.print(Text(text), soft_wrap=True)
 
     def warn(self, step: int, text: str) -> None:
@@ -248,7 +248,7 @@ class Run:
             self._pending_lines.append((name, lines))
 
     def _append_lines(self, name: str, lines: str) -> None:
-        """Append in one write, so that lines of other writers cannot interleave."""
+        """Append lines in a single write, so other writers' lines cannot interleave."""
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(lines)
 

@@ -1,6 +1,6 @@
-"""From characters of an answer to its tokens, for every kind of tokenizer.
+"""Mapping an answer's characters to its tokens, for every kind of tokenizer.
 
-A span's reward goes to the token that completes it.
+A span's reward goes to the token that completes the span.
 """
 
 import json
@@ -30,7 +30,7 @@ ANSWERS = (
 
 
 def byte_fallback_tokenizer():
-    """Build one as Llama's: words begin with a mark, unknown characters are spelled in bytes."""
+    """Build a tokenizer like Llama's: words begin with a mark, unknown characters become bytes."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(TOKENIZER_CORPUS, trainers.BpeTrainer(vocab_size=160, special_tokens=["<unk>", "<pad>", "</s>"]))
@@ -53,9 +53,9 @@ BYTE_TOKENIZER = build_tokenizer()
 
 
 def char_to_token_by_offsets(tokenizer, text):
-    """Return token ids and each character's token by the tokenizer's own offsets.
+    """Return token ids and each character's token, from the tokenizer's own offsets.
 
-    The last token whose span holds a character completes it.
+    A character belongs to the last token with a span that includes it.
     """
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     token_indices = [0] * len(text)
@@ -65,7 +65,7 @@ def char_to_token_by_offsets(tokenizer, text):
 
 
 def matches_offsets(tokenizer, text):
-    """Assert that both ways agree; return False if the tokenizer cannot write the text."""
+    """Assert that both mappings agree; return False if the tokenizer cannot represent the text."""
     token_ids, expected = char_to_token_by_offsets(tokenizer, text)
     if tokenizer.decode(token_ids, skip_special_tokens=True).strip() != text:
         return False
@@ -96,7 +96,7 @@ def test_char_to_token_matches_offsets_for_shipped_base():
 
 
 def test_char_to_token_ignores_outer_white_space_and_eos():
-    """Decoded answers are stripped: characters count from the first that is not a space."""
+    """Decoded answers are stripped, so characters count from the first that is not a space."""
     text = "a red circle"
     token_ids = BYTE_TOKENIZER(f"  {text} \n</s>", add_special_tokens=False)["input_ids"]
     assert BYTE_TOKENIZER.decode(token_ids, skip_special_tokens=True).strip() == text

@@ -1,5 +1,4 @@
-"""Prefill once against the naive forward, the choice between the two paths, and the backward in two
-stages."""
+"""Shared prefill against the naive forward pass, choosing a path, and the two-stage backward."""
 
 import pytest
 import torch
@@ -29,8 +28,7 @@ def perturbed_adapters(vlm):
 
 
 def naive_logps(vlm, example, token_ids):
-    """Run one row: the processor on pixels, the whole sequence, no cache, the model's own
-    positions."""
+    """Run one row naively: pixels, the full sequence, no cache, the model's own positions."""
     text = vlm.apply_chat_template(example.prompt, 1, generation_prompt=True)
     batch = dict(vlm.processor(text=[text], images=[[open_image(example.images[0])]], return_tensors="pt"))
     prompt_length = batch["input_ids"].shape[1]
@@ -66,11 +64,11 @@ def test_prefill_logps_and_lora_gradients_match_naive_forward(perturbed_adapters
     assert all(p.grad is None for p in perturbed_adapters.parameters("value").values())
 
 
-# ---- which path --------------------------------------------------------------------------------
+# ---- choosing a path ---------------------------------------------------------------------------
 
 
 def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys):
-    """As for a model whose positions the engine gets wrong."""
+    """The engine gets this model's positions wrong."""
     params = SamplingParams(12)
     expected = sample_completions(vlm, prompts_from_examples(vlm, examples[:3]), 1, params).texts
     real = prefill_module._prompt_position_ids
@@ -122,8 +120,7 @@ def test_prefill_raises_when_the_model_drops_its_cache(vlm, examples):
 
 
 def test_two_stage_backward_matches_single_backward(vlm, examples):
-    """Two batches of answers call backward inside; the prompt's own backward runs once, on
-    leaving."""
+    """Two batches of answers call backward inside; the prompts' own runs once, on exit."""
     vlm.engine.share_prefix = "on"
     vlm.model.base_model.get_decoder().requires_grad_(True)
     weight = vlm.model.base_model.get_decoder().layers[0].self_attn.k_proj.weight

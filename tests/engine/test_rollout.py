@@ -1,5 +1,4 @@
-"""The engine that a trainer talks to, local or another one, and the noise that samples follow
-from."""
+"""The engine that a trainer samples with, local or external, and the noise behind the samples."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -101,11 +100,11 @@ def test_sampling_noise_differs_by_row_answer_step_and_seed():
     assert not torch.equal(noise, sampling_noise(["a", "b"], 2, 3, seed=1))
 
 
-# ---- another engine ----------------------------------------------------------------------------
+# ---- an external engine ------------------------------------------------------------------------
 
 
 class FixedAnswerEngine:
-    """An engine without a model: gives the same answer to every prompt."""
+    """An engine without a model that gives the same answer to every prompt."""
 
     def __init__(self, vlm: VLM, text: str):
         self.vlm, self.text = vlm, text
@@ -137,7 +136,7 @@ class FixedAnswerEngine:
     def close(self) -> None: ...
 
 
-def test_another_engine_satisfies_the_protocol(vlm, examples):
+def test_external_engine_satisfies_the_protocol(vlm, examples):
     fake = FixedAnswerEngine(vlm, "A star.")
     engine: RolloutEngine = fake  # mypy compares the signatures here
     engine.set_policy(3, Path("policy-v3"))

@@ -45,7 +45,7 @@ def test_sample_greedy_matches_hf_generate(vlm, examples):
 
 
 def test_sample_follows_the_distribution(vlm, examples):
-    """The first token's frequencies over many samples against its probabilities."""
+    """The first token's frequencies over many samples match its probabilities."""
     prompts = prompts_from_examples(vlm, examples[:1])
     expected = vlm.log_softmax(prefill(vlm, prompts).last_hidden_PD).exp()[0]
     noise = torch.rand(4000, 1, generator=torch.Generator().manual_seed(0))
@@ -97,8 +97,7 @@ def test_sample_ends_at_stop_string(vlm, examples):
 
 
 def test_sample_stops_at_spaces_and_multi_token_characters(vlm, examples, monkeypatch):
-    """The answer is forced token by token; stop strings are two spaces and a character of three
-    bytes."""
+    """Force the answer token by token, and stop at two spaces or a character of three bytes."""
     for text, stop in (
         ("one two  three four", "  "),
         ("one \N{CJK UNIFIED IDEOGRAPH-4E2D} two", "\N{CJK UNIFIED IDEOGRAPH-4E2D}"),

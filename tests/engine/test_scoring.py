@@ -1,5 +1,4 @@
-"""Log-probs of given answers against the naive forward, by hand, and with gradients inside the
-loop."""
+"""Log-probs of given answers: against the naive path, by hand, and with gradients in the loop."""
 
 import pytest
 import torch
@@ -31,7 +30,7 @@ def completions(vlm, examples):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("max_tokens", [100_000, 1])
 def test_sequence_logps_match_naive_forward(role, completions, temperature, max_tokens):
-    """All at once, and answer by answer."""
+    """Answers run all at once, and one by one."""
     role.vlm.budget.max_tokens = max_tokens
     actual = sequence_logps(role, completions, temperature)
     rows = completions.prompt_index_N.tolist()
@@ -44,7 +43,7 @@ def test_sequence_logps_match_naive_forward(role, completions, temperature, max_
 
 
 def test_sequence_logps_of_one_token_by_hand(role, examples):
-    """log softmax: the token's logit minus the log of the summed exponentials, at temperature 2."""
+    """Log softmax at temperature 2: the token's logit minus the log of the summed exponentials."""
     vlm = role.vlm
     prompts = prompts_from_examples(vlm, examples[:1])
     token_id = int(vlm.tokenizer("A", add_special_tokens=False)["input_ids"][0])
@@ -62,7 +61,7 @@ def test_logps_of_sampled_answers_are_token_logps_at_their_parameters(role, exam
     sampled = sample_completions(vlm, prompts_from_examples(vlm, examples[:3]), 2, params)
     recomputed = in_micro_batches(logps, role, sampled)
     assert torch.allclose(recomputed, sampled.logps_NT, atol=1e-4)
-    # An answer could not end before token 4: without that its tokens are less likely.
+    # No answer could end before token 4. Without that minimum, the tokens are less likely.
     assert bool((sequence_logps(role, sampled, 0.7) < recomputed.sum(1)).all())
 
 
@@ -73,8 +72,7 @@ def test_logps_refuse_a_truncated_distribution(role, examples):
 
 
 def test_coefficients_inside_the_loop_give_the_gradient_of_a_coupled_loss(vlm, completions):
-    """DPO's recipe: -log sigmoid(l0 - l1) has the gradient of c * (l0 - l1) with c = -sigmoid(l1 -
-    l0)."""
+    """In DPO, -log sigmoid(a - b) has the gradient of c * (a - b), where c = -sigmoid(b - a)."""
     adapters = Adapters(vlm)
     adapters.add("policy", 4, 8, 0)
     policy = Role(adapters, "policy")

@@ -1,4 +1,4 @@
-"""Questions about the same image get the answers that they get alone."""
+"""Questions that share an image's prefill get the same answers as alone."""
 
 import pytest
 
@@ -11,18 +11,18 @@ from tests.helpers.tiny_models import FAMILIES, build_checkpoint
 
 QUESTIONS = ("Is there a star?", "Is there a ring in the image, or a square?", "What is it?")
 SUPPORTS_SHARING = set(FAMILIES) - {"gemma3", "gemma4", "qwen3_5", "mllama", "paligemma"}
-"""Every layer attends to everything, in one direction: PaliGemma attends in both in its prompt."""
+"""Families with full causal attention in every layer: PaliGemma's prompts are bidirectional."""
 GREEDY = SamplingParams(4, 0.0)
 
 
 @pytest.fixture(autouse=True)
 def share_small_prefixes(monkeypatch):
-    """Images of these models have a dozen tokens, too few to be worth sharing otherwise."""
+    """Share even these models' images, which have only a dozen tokens."""
     monkeypatch.setattr(shared_prefix, "MAX_PACK_RATIO", 100)
 
 
 def make_questions(examples, num_images=3):
-    """Build three questions about each of some images, and a single one about another image."""
+    """Build three questions about each of `num_images` images, and one about another image."""
     questions = [
         Example(f"{e.id}-{i}", e.images, (Message("user", question),))
         for e in examples[:num_images]
@@ -38,7 +38,7 @@ def answers_in_batches(vlm, questions, params):
 @pytest.mark.parametrize("use_cuda_graphs", [False, True])
 @pytest.mark.parametrize("params", [SamplingParams(6, 0.0), SamplingParams(6, 1.0, seed=3), SamplingParams(1, 0.0)])
 def test_shared_prefix_answers_match_full_prompts(vlm, examples, params, use_cuda_graphs):
-    """Also with the fixed shapes that a GPU captures."""
+    """Runs with and without the fixed shapes that a GPU captures."""
     questions = make_questions(examples)
     expected = sample_completions(vlm, prompts_from_examples(vlm, questions), 1, params).texts
     vlm.engine.use_cuda_graphs = use_cuda_graphs

@@ -1,4 +1,4 @@
-"""A family's tiny checkpoint with rows, and the two runs that tests compare: engine and naive."""
+"""A family's tiny checkpoint with rows, and the engine and naive runs that tests compare."""
 
 import io
 from pathlib import Path
@@ -20,7 +20,7 @@ from mmrlhf.records import Example, ImageSource, Message
 from tests.helpers.tiny_models import build_checkpoint
 
 IMAGE_REQUIRED = {"paligemma"}
-"""Their processors refuse a prompt without an image."""
+"""Families with a processor that refuses a prompt without an image."""
 TOLERANCE = {"float32": (1e-4, 1e-4, 1e-3), "bfloat16": (0.1, 0.1, 0.15)}
 """Largest allowed differences: log-probs in nats, values in standard deviations, gradients as a
 share of a tensor's largest entry."""
@@ -38,7 +38,7 @@ ANSWERS = ("A red circle.", "There is a blue square in the top left, and a red c
 
 
 def family_examples(family: str) -> list[Example]:
-    """Build prompts of different lengths about one image, another, two, and none."""
+    """Build prompts of different lengths about one image, another one, two images, and none."""
     questions = [
         ("Describe the image.", (IMAGE_A,)),
         ("what colour is the red circle in the top left and the blue square", (IMAGE_B,)),
@@ -105,15 +105,14 @@ class FamilySetup:
         return logits.log_softmax(-1).gather(1, token_ids[:, None])[:, 0], self.head(hidden.float())[:, 0]
 
     def pop_gradients(self, name: str = "policy") -> dict[str, torch.Tensor]:
-        """Return an adapter's gradients and clear all."""
+        """Return an adapter's gradients, and clear those of all parameters."""
         gradients = {k: p.grad.clone() for k, p in self.adapters.parameters(name).items()}
         self.vlm.model.zero_grad()
         return gradients
 
 
 def naive_run(f: FamilySetup) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Return log-probs and values of every answer, and the policy's gradients of their mean
-    log-prob."""
+    """Return every answer's log-probs and values, and the gradients of the mean log-prob."""
     completions = f.completions()
     with f.adapters.use("policy"):
         answers = [
@@ -125,8 +124,7 @@ def naive_run(f: FamilySetup) -> tuple[list[torch.Tensor], list[torch.Tensor], d
 
 
 def engine_run(f: FamilySetup, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Do the same with the engine, `max_tokens` tokens at a time; log-probs and values are [N,
-    T]."""
+    """Do the same with the engine and a token budget; log-probs and values are [N, T]."""
     completions = f.completions()
     logps_NT, values_NT = (torch.zeros(completions.token_ids_NT.shape, device=f.vlm.device) for _ in range(2))
     f.vlm.budget.max_tokens = max_tokens
@@ -142,7 +140,7 @@ def engine_run(f: FamilySetup, max_tokens: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def max_differences(f: FamilySetup, fast, naive) -> tuple[float, float, float]:
-    """Return the largest differences of log-probs (nats), values and gradients (shares)."""
+    """Return the largest differences in log-probs, values and gradients, in TOLERANCE's units."""
     (fast_logps, fast_values, fast_grads), (naive_logps, naive_values, naive_grads) = fast, naive
     mask = f.completions().mask_NT.bool()
     logp_gap = max(float((fast_logps[i][mask[i]] - expected).abs().max()) for i, expected in enumerate(naive_logps))

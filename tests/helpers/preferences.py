@@ -1,4 +1,4 @@
-"""Preferences to convert, and what every format keeps of them."""
+"""Preferences to convert, and the fields that every format preserves."""
 
 import base64
 import io
@@ -19,11 +19,11 @@ PREFERENCE_SAMPLES = (
     "vlfeedback.jsonl",
     "rankings.jsonl",
 )
-"""Files of data/samples with preferences, one or more per format."""
+"""Files in data/samples with preferences, one or more per format."""
 
 
 def make_pair(num_chosen_words, num_rejected_words, is_tie=False):
-    """Build a pair whose answers have these lengths."""
+    """Build a pair with answers of these lengths."""
     prompt = (Message("user", "?"),)
     pair = Preference.from_pair("p", (), prompt, "a " * num_chosen_words, "b " * num_rejected_words)
     return replace(pair, ranks=(1, 1)) if is_tie else pair
@@ -37,7 +37,7 @@ def png_field(colour):
 
 
 def comparable_fields(preference):
-    """Return what every format keeps. Gaps in ranks are closed: 1, 3 means no more than 1, 2."""
+    """Return the fields that every format preserves, without gaps in ranks: 1, 3 becomes 0, 1."""
     distinct_ranks = sorted(set(preference.ranks))
     return (
         [image.key for image in preference.images],

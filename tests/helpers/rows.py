@@ -11,7 +11,7 @@ from mmrlhf.records import InputError, Message
 QUESTION = Message("user", "What is it?")
 ONE_IMAGE = {"images": ["a.png"]}
 REMOVED = object()
-"""As a field's value in a change to a row: the row loses the field."""
+"""The value that marks a field as removed, in changes to a row."""
 
 
 def user_turn(content):
@@ -31,7 +31,7 @@ def gpt_turn(value):
 
 
 def content_parts(*texts):
-    """Build the content of a turn with one image before the texts."""
+    """Build the content of a turn: an image, then the texts."""
     return [{"type": "image"}, *({"type": "text", "text": text} for text in texts)]
 
 
@@ -60,21 +60,21 @@ def make_data_dir(parent):
 
 
 def write_jsonl(folder, *rows, name="rows.jsonl"):
-    """Write rows, each an object or a line of text, and return the file's path as text."""
+    """Write rows, each an object or a line of text, and return the file's path as a string."""
     path = folder / name
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
     return str(path)
 
 
 def write_json(folder, *rows):
-    """Write rows as a JSON list and return the file's path as text."""
+    """Write rows as a JSON list and return the file's path as a string."""
     path = folder / "rows.json"
     path.write_text(json.dumps(rows, indent=1))
     return str(path)
 
 
 def error_of(function, path, **options):
-    """Return the message of the InputError that a function raises, which must be one line."""
+    """Return the message of the InputError that a function must raise: a single line."""
     with pytest.raises(InputError) as caught:
         function(path, **options)
     assert "\n" not in str(caught.value)

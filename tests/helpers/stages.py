@@ -1,4 +1,4 @@
-"""Configurations of tiny training runs, which the tests of the stages share."""
+"""Configurations of tiny training runs for the tests of the stages."""
 
 from __future__ import annotations
 

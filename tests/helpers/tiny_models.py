@@ -1,9 +1,9 @@
 """Build tiny random checkpoints of fourteen model families, each with its real processor.
 
-Under a million parameters each, four language layers, and what makes the family difficult: windows
-shorter than the prompts, linear attention, shared keys, tiles, deepstack features,
-three-dimensional positions, cross-attention. Weights are large enough for an untrained model's
-answer to depend on its image and its text.
+Each has under a million parameters, four language layers, and what makes its family difficult:
+windows shorter than the prompts, linear attention, shared keys, tiles, deepstack features,
+three-dimensional positions, or cross-attention. Weights are large enough for an untrained model's
+answers to depend on its image and its text.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def paligemma() -> ProcessorAndModel:
     hf_tokenizer = build_tokenizer("<image>", image_token="<image>")
     image_processor = hf.SiglipImageProcessor(size=IMAGE_SIZE)
     image_processor.image_seq_length = 16
-    # Its processor puts <s> behind the images by itself.
+    # Its processor adds <s> after the images.
     processor = hf.PaliGemmaProcessor(
         image_processor=image_processor, tokenizer=hf_tokenizer, chat_template=build_chat_template("<image>").removeprefix("<s>")
     )
@@ -332,7 +332,7 @@ FAMILIES: dict[str, Callable[[], ProcessorAndModel]] = {
 
 
 def build_checkpoint(family: str, directory: Path) -> None:
-    """Write a family's checkpoint, weights and processor; the same ones every time."""
+    """Write a family's checkpoint, with the same weights and processor every time."""
     torch.manual_seed(0)
     processor, model = FAMILIES[family]()
     with torch.no_grad():

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 HIDDEN_SIZE, NUM_LAYERS = 64, 4
 VISION_CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-"""Common to all vision towers."""
+"""Settings of all vision towers."""
 TILE_SIZES = [[56, 112], [112, 56], [112, 112]]
 IMAGE_SIZE = {"height": 56, "width": 56}
 TOKENIZER_CORPUS = [
@@ -18,8 +18,7 @@ TOKENIZER_CORPUS = [
 
 
 def build_tokenizer(*special_tokens: str, **named_tokens: str) -> Any:
-    """Build a byte-level BPE with these special tokens; a processor looks `named_tokens` up by
-    name."""
+    """Build a byte-level BPE tokenizer; a processor looks up `named_tokens` by name."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -41,8 +40,10 @@ def build_tokenizer(*special_tokens: str, **named_tokens: str) -> Any:
 
 
 def build_chat_template(image_text: str) -> str:
-    """Build a template of `role: text` turns, an assistant's ended by </s>; an image is
-    `image_text`."""
+    """Build a template of `role: text` turns.
+
+    An assistant's turn ends in </s>, and an image is written as `image_text`.
+    """
     content = (
         "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
         "{% if c['type'] == 'image' %}" + image_text + "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"

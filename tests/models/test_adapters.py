@@ -1,5 +1,4 @@
-"""Roles on one base: switching changes outputs and nothing else, gradients go to the role that
-ran."""
+"""Roles on one base: switching changes only outputs, and gradients reach only active roles."""
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from mmrlhf.records import InputError
 
 @pytest.fixture
 def adapters(vlm):
-    """Three adapters that change the base's outputs, each in another way."""
+    """Three adapters that change the base's outputs, each in a different way."""
     adapters = Adapters(vlm)
     for seed, name in enumerate(("policy", "value", "reward")):
         adapters.add(name, 4, 8, seed)

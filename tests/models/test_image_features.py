@@ -1,5 +1,4 @@
-"""The tiers of the feature cache: budgets, evictions, failing disks, and files under a wrong
-key."""
+"""The tiers of the feature cache: budgets, evictions, failing disks, files under a wrong key."""
 
 import errno
 import os

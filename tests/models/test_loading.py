@@ -1,4 +1,4 @@
-"""What `load` refuses. Damaged checkpoints are in tests/test_refusals.py."""
+"""`load` refuses paths without a checkpoint; tests/test_refusals.py covers damaged checkpoints."""
 
 import pytest
 

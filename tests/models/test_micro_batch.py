@@ -1,4 +1,4 @@
-"""Micro-batches by tokens: the plan, and halving when a GPU runs out of memory."""
+"""Micro-batches by tokens: planning them, and halving them when a GPU runs out of memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""From a file to features: each image is encoded once, and never mistaken for another."""
+"""Encoding image files to features: each image once, and none mistaken for another."""
 
 import io
 import threading
@@ -74,7 +74,7 @@ def test_encoder_features_do_not_depend_on_batch(checkpoints, tmp_path):
 
 
 def test_encode_gpu_batches_hold_one_shape_and_match_encode_cpu(checkpoints, tmp_path, monkeypatch):
-    """The GPU's batches, by shape and within a limit, run on the CPU."""
+    """Run the GPU's batches, by shape and within a limit, on the CPU."""
     sources = [save_image(tmp_path / f"{i}.png", 56 + 28 * (i % 2), 56, seed=i) for i in range(7)]
     for family in ("llava", "qwen2_5_vl"):
         encoder = load(str(checkpoints / family)).encoder
@@ -192,8 +192,7 @@ def test_feature_cache_dir_serves_only_its_own_model(checkpoints, tmp_path):
 
 
 def test_prefill_refuses_image_changed_after_encoding(checkpoints, tmp_path):
-    """The naive path, and processors that want pixels, open the file again and refuse another
-    image."""
+    """The naive path, and processors that need pixels, reopen the file and refuse a changed one."""
     vlm = load(str(checkpoints / "llava"), engine=EngineConfig(share_prefix="off"))
     source = save_image(tmp_path / "a.png", seed=1)
     prompts = vlm.build_prompts([(PROMPT, (source,))])

@@ -1,4 +1,4 @@
-"""Prompts with their limits, suppressed tokens, and log-probs of tokens."""
+"""Prompts and their limits, suppressed tokens, and log-probs of tokens."""
 
 import pytest
 import torch

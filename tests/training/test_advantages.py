@@ -51,16 +51,16 @@ def test_estimate_grpo_compares_sums_within_groups():
 
 
 def test_masked_whiten_matches_hand_computation():
-    white = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]))
-    assert white.tolist()[0] == pytest.approx([-1, 1, 0])  # mean 2, standard deviation 1
-    kept = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]), keep_mean=True)
-    assert kept.tolist()[0] == pytest.approx([1, 3, 0])
+    whitened = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]))
+    assert whitened.tolist()[0] == pytest.approx([-1, 1, 0])  # mean 2, standard deviation 1
+    with_mean = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]), keep_mean=True)
+    assert with_mean.tolist()[0] == pytest.approx([1, 3, 0])
 
 
 def test_group_advantages_match_hand_computation():
     # Mean 2, standard deviation 1 (unbiased): -1, 0, 1. Equal scores say nothing.
-    found = advantages.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
-    assert torch.allclose(found[0], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-3) and torch.equal(found[1], torch.zeros(3))
+    estimated = advantages.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
+    assert torch.allclose(estimated[0], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-3) and torch.equal(estimated[1], torch.zeros(3))
     assert torch.equal(advantages.group_advantages(torch.tensor([[4.0]])), torch.zeros(1, 1))
 
 

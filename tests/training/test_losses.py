@@ -84,7 +84,7 @@ def test_ppo_policy_gradient_raises_good_tokens():
 
 
 def test_ppo_value_takes_worse_of_clipped_and_unclipped():
-    # moved from 0 to 3 with the target at 4: plain error 1, clipped to 1 error 9
+    # The value moved from 0 to 3, and the target is 4: squared error 1, or 9 when clipped to 1.
     loss, metrics = losses.ppo_value(tensor([[3.0]]), tensor([[0.0]]), tensor([[4.0]]), tensor([[1.0]]), 1.0, 1)
     assert loss.item() == 4.5 and metrics["val/clipfrac_avg"] == 1
     loss, metrics = losses.ppo_value(tensor([[0.5]]), tensor([[0.0]]), tensor([[4.0]]), tensor([[1.0]]), 1.0, 1)

@@ -1,4 +1,4 @@
-"""Memory estimates by hand, and the recipes for real models on the meta device."""
+"""Memory estimates, checked by hand and, for the recipes' real models, on the meta device."""
 
 import dataclasses
 import json
@@ -102,7 +102,7 @@ def test_estimate_memory_command_takes_stage_from_recipe(tiny_llava, tmp_path, c
 
 
 def test_estimate_memory_counts_every_reward_model(tiny_llava, tmp_path):
-    """Two reward models on the policy's base are two adapters; another base is counted in full."""
+    """Reward models on the policy's base are adapters; a separate base is counted in full."""
     one = estimated_bytes(ppo_config(tiny_llava), build_meta_model(tiny_llava))
     two = estimated_bytes(dataclasses.replace(ppo_config(tiny_llava), reward_model_path="a, b"), build_meta_model(tiny_llava))
     assert two["adapters"] == one["adapters"] / 3 * 4
@@ -126,7 +126,7 @@ def test_estimate_memory_command_refuses_what_cannot_be_planned(tmp_path, capsys
 
 
 def published_architecture(name):
-    """Return the architecture of a recipe's model, from its config.json, and its published size."""
+    """Return the configuration of a recipe's model, as in its config.json, and its size."""
     vicuna = {
         "hidden_size": 4096,
         "intermediate_size": 11008,

@@ -1,4 +1,4 @@
-"""The run directory: what a killed run leaves behind, and exact resumption."""
+"""The run directory: leftovers of killed runs, and exact resumption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 @dataclass(frozen=True)
 class FakeConfig:
-    """A flat configuration like a stage's, with some settings that a resumed run may change."""
+    """A flat configuration like that of a stage; a resumed run may change some of its settings."""
 
     output_dir: str = "here"
     learning_rate: float = 1e-5
@@ -187,8 +187,8 @@ def take_steps(model: torch.nn.Linear, optimizer: torch.optim.AdamW, steps: rang
 
 
 def test_resume_is_bit_exact(tmp_path):
-    straight, optimizer = new_model()
-    take_steps(straight, optimizer, range(10))
+    uninterrupted, optimizer = new_model()
+    take_steps(uninterrupted, optimizer, range(10))
 
     first, optimizer = new_model()
     take_steps(first, optimizer, range(5))
@@ -202,7 +202,7 @@ def test_resume_is_bit_exact(tmp_path):
     load_optimizer(optimizer, tensors)
     before = tensors["optim.0.exp_avg"].clone()
     take_steps(second, optimizer, range(step, 10))
-    assert torch.equal(second.weight, straight.weight) and torch.equal(second.bias, straight.bias)
+    assert torch.equal(second.weight, uninterrupted.weight) and torch.equal(second.bias, uninterrupted.bias)
     assert torch.equal(tensors["optim.0.exp_avg"], before)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.02]
 
