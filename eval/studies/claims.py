@@ -1,14 +1,16 @@
-"""What do claims add to the reward, and does it matter where they are credited?
+"""What do claims add to the reward, and does it matter which tokens are credited?
 
     python eval/studies/claims.py --out runs/studies [--seeds 3] [--clip DIR]
 
-Policies on the demo's scenes, all with missing_eos: the reward model with facts, credited at the
-end; with a penalty on the tokens of each claim that facts contradict (dense), or the same penalty
-at the end; with coverage added; with open_clip's verdicts added; and claims alone, without a
-reward model. Facts are the annotator's, and for half of the absent shapes include that they are
-absent, with the usual error rate. DIR holds checkpoints of clip_verifier.py; without it they are
-trained here. Greedy answers on 300 held-out scenes, verified by the scene graph: truth is the
-share of claims that are true. Differences are within a seed.
+Trains policies on the demo's scenes, all with missing_eos. `terminal` is the reward model with
+facts, credited at the end of the answer. `dense` adds a penalty on the tokens of each claim that
+facts contradict, and `at end` adds the same penalty at the end. Further policies add coverage, and
+open_clip's verdicts. `claims alone` has no reward model.
+
+Facts are the annotator's. They list half of the absent shapes as absent, with the usual error rate.
+DIR has checkpoints of clip_verifier.py, which are trained if it is not given. Metrics are of greedy
+answers on 300 held-out scenes, verified by the scene graph; truth is the share of claims that are
+true. Differences are taken within a seed.
 """
 
 from __future__ import annotations
@@ -50,12 +52,12 @@ ABSENT_FACT_RATE = 0.5
 
 
 def build_prompts(experiment: Experiment) -> list[Example]:
-    """Return the demo's prompts, with absences among the facts."""
+    """Return the demo's prompts, with facts about absent shapes added."""
     rows = []
     for index, row in enumerate(data.build_rl_prompts(experiment.data_config)):
         rng = np.random.default_rng([experiment.seed, 59, index])
         scene = data.training_scene("rl", index, experiment.data_config)
-        present_shapes = {t.shape for t in scene.objects}
+        present_shapes = {o.shape for o in scene.objects}
         absent_facts = []
         for shape in SHAPES:
             if rng.random() < ABSENT_FACT_RATE and (shape not in present_shapes or rng.random() < experiment.fact_error_rate):
@@ -123,9 +125,10 @@ def main() -> None:
     print(markdown_table(("reward", *METRICS), table_rows) + "\n")
     comparisons = [(name, "terminal") for name in names if name not in ("SFT", "terminal")] + [("dense", "at end")]
     difference_rows = [
-        (f"{a} - {b}", *(format_mean((f[a][m] - f[b][m] for f in by_seed), p, "+") for m, p in METRICS.items()))
-        for a, b in comparisons if {a, b} <= set(names)
-    ]  # fmt: skip
+        (f"{a} - {b}", *(format_mean((results[a][m] - results[b][m] for results in by_seed), p, "+") for m, p in METRICS.items()))
+        for a, b in comparisons
+        if {a, b} <= set(names)
+    ]
     print(markdown_table(("difference", *METRICS), difference_rows) + "\n")
     print(json.dumps({"study": "claims", "seeds": args.seeds, "cells": by_seed}))
 

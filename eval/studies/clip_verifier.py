@@ -5,11 +5,10 @@
 
 A small open_clip model is trained from scratch with open_clip's own loss, on images and true text
 about their scenes ("a photo of a red ring", "a photo of a red ring and a blue star and a moon"),
-and calibrated on scenes it was not trained on. Measured on held-out scenes against hard false
-claims (labelled_claims.py): AUROC by kind, share left unknown, accuracy of the rest, and claims
-per second with images encoded in that time or before. Contrastive models know objects and
-colours; numbers and locations are their weakness. Each seed's checkpoint, OUT/clip-SEED, works as
-`--clip_model`.
+and calibrated on other scenes. It is measured on held-out scenes with hard false claims
+(labelled_claims.py): AUROC by kind, share left unknown, accuracy of the rest, and claims per second
+with nothing and with everything cached. Contrastive models are good at objects and colours, and
+weak at numbers and locations. Each seed's checkpoint, OUT/clip-SEED, can be used as `--clip_model`.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ MODEL_CONFIG = {
 }
 BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS = 128, 1e-3, 100
 MAX_OBJECTS_PER_CAPTION = 3
-"""Objects that one training caption names, at most."""
+"""Maximum number of objects that a training caption names."""
 NUM_CALIBRATION_SCENES = 400
 """Scenes of the selection split used for calibration."""
 
@@ -58,7 +57,7 @@ def training_captions(scene: scenes.Scene, rng: np.random.Generator, lexicon: Le
     chosen_claims = (true_claims[0], true_claims[1], true_claims[int(rng.integers(len(true_claims)))])
     single_claims = [claim_phrase(c, lexicon) for c in chosen_claims]
     objects = [scene.objects[i] for i in rng.permutation(len(scene.objects))[:MAX_OBJECTS_PER_CAPTION]]
-    joint_caption = " and ".join(claim_phrase(Claim("attribute", t.shape, t.colour), lexicon) for t in objects)
+    joint_caption = " and ".join(claim_phrase(Claim("attribute", o.shape, o.colour), lexicon) for o in objects)
     return [TEMPLATE.format(text) for text in (*single_claims, joint_caption)]
 
 
@@ -127,7 +126,7 @@ def ensure_checkpoint(output_dir: Path, seed: int, num_steps: int, num_scenes: i
 
 
 def metrics_by_kind(rows: list[dict[str, Any]], score_key: str) -> dict[str, dict[str, float]]:
-    """Return AUROC with half width, share unknown and accuracy of the rest, by kind of claim."""
+    """Return AUROC with half width, share unknown, and accuracy of the rest, by kind of claim."""
     metrics = {}
     for kind in CLAIM_KINDS:
         kind_rows = [r for r in rows if r["kind"] == kind]
@@ -148,7 +147,7 @@ def metrics_by_kind(rows: list[dict[str, Any]], score_key: str) -> dict[str, dic
 
 
 def measure_throughput(clip: ClipVerifier, seed: int) -> dict[str, float]:
-    """Return claims per second of CPU time, eight per image, with nothing and with all cached."""
+    """Return claims per second of CPU time, eight per image, with nothing or everything cached."""
     answer_claims = []
     for index in range(64):
         scene = scenes.generate_scene("held_out", index, seed)
@@ -186,7 +185,7 @@ def main() -> None:
         results = list(pool.map(partial(run_study, args.out, args.steps, args.scenes, args.held_out), range(args.seeds)))
     rows = []
     for kind in CLAIM_KINDS:
-        kind_metrics = [f["by_kind"][kind] for f in results if kind in f["by_kind"]]
+        kind_metrics = [result["by_kind"][kind] for result in results if kind in result["by_kind"]]
         rows.append(
             (
                 kind,

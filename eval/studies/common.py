@@ -1,9 +1,9 @@
-"""What the studies share: the demo's experiment per seed, cached results, and tables over seeds.
+"""Shared parts of the studies: the demo's experiment per seed, cached results, tables over seeds.
 
 A study takes `--seeds N` (0 to N-1), `--out DIR` and `--workers N`. It builds everything in DIR,
-continues where it was killed, and prints Markdown and then one line of JSON. Intervals are 95%
-t-intervals over seeds. Models this small gain little from a second core: each worker process has
-one core and one experiment.
+resumes where it was interrupted, and prints Markdown followed by one line of JSON. Intervals are
+95% t-intervals over seeds. Models this small gain little from a second core, so each worker process
+has one core and one experiment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import sft
 
 POLICY_BUDGET = {"per_device_train_batch_size": 24, "max_steps": 16}
-"""Budget of a policy: a third of the demo's answers, because studies train dozens."""
+"""Budget of a policy: a third of the demo's answers, because studies train dozens of policies."""
 DIFFICULTIES = {"easier": 0.1, "demo": 0.28, "harder": 0.5}
 """Share of objects that are faded and partly occluded."""
 
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 
 def run_parallel(experiments: Sequence[Experiment], run: Callable[[Experiment], T], num_workers: int) -> list[T]:
-    """Return the result of `run`, a function of a module, for each experiment."""
+    """Return the result of `run`, a module-level function or a partial of one, per experiment."""
     with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(run, experiments))
 
@@ -90,7 +90,7 @@ def cached_results(
 
 
 def slug(text: str) -> str:
-    """Return a text as part of a file name."""
+    """Return a text in the form of a file name."""
     return "".join(c if c.isalnum() else "_" for c in text)
 
 
@@ -178,14 +178,14 @@ class Experiment:
 
 
 def mean_and_half_width(values: Iterable[float]) -> tuple[float, float]:
-    """Return the mean and the half width of its 95% t-interval, NaN for a single value."""
+    """Return the mean and the half width of its 95% t-interval, which is NaN for a single value."""
     array = np.array(list(values), dtype=float)
     half_width = float(stats.t.ppf(0.975, len(array) - 1) * stats.sem(array)) if len(array) > 1 else float("nan")
     return float(array.mean()), half_width
 
 
 def format_mean(values: Iterable[float], as_percent: bool = False, sign: str = "") -> str:
-    """Return "mean ± half width", without the width for one value; "-" for none."""
+    """Return "mean ± half width", or the mean of a single value, or "-" without values."""
     samples = list(values)
     scale, digits = (100, 1) if as_percent else (1, 2)
     if not samples:

@@ -1,12 +1,12 @@
-"""Where should facts be, and should the critic read them? Two ablations on synthetic scenes.
+"""Where should facts go, and should the critic read them? Two ablations on synthetic scenes.
 
     python eval/studies/facts_position.py --out runs/studies [--seeds 3]
 
-`before` puts facts before the question, shared by all answers; `after` puts them into the review
-turn, as LLaVA-RLHF does; `none` is a reward model without facts. Accuracy is of held-out pairs as
-labelled (90% at most). Each trains a policy, and `before` a second one whose critic reads facts,
-too. `explained` is the critic's explained variance over the second half of the steps; the rest is
-of greedy answers on 300 held-out scenes.
+`before` puts facts in the prompt, shared by all answers; `after` puts them in the question that
+follows the answer, as LLaVA-RLHF does; `none` is a reward model without facts. Each trains a
+policy, and `before` trains a second one with a critic that reads facts, too. Accuracy is on
+held-out pairs as labelled (90% at most). `explained` is the critic's explained variance over the
+second half of the steps. The other metrics are of greedy answers on 300 held-out scenes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], run_study, args.workers)
     results = dict(zip(SETTINGS, zip(*by_seed, strict=True), strict=True))
     rows = [
-        (setting, *(format_mean((c[m] for c in seed_results), p) for m, p in METRICS.items()))
+        (setting, *(format_mean((result[m] for result in seed_results), p) for m, p in METRICS.items()))
         for setting, seed_results in results.items()
     ]
     for treatment, baseline in (("before, critic reads them", "before"), ("before", "after"), ("before", "none")):

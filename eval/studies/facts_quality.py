@@ -2,10 +2,10 @@
 
     python eval/studies/facts_quality.py --out runs/studies [--seeds 3]
 
-A share of what is true of a scene is listed, and a share of that is wrong; `swapped` gives every
-row the facts of another row. Facts have the same quality in training, on held-out pairs and in
-PPO. Accuracy is of held-out pairs as labelled (90% at most), the rest of greedy answers on 300
-held-out scenes. Differences are within a seed.
+Facts list a share of what is true of a scene, and a share of the list is wrong; `swapped` gives
+every row the facts of another row. Facts have the same quality in training, on held-out pairs and
+in PPO. Accuracy is on held-out pairs as labelled (90% at most), the other metrics are of greedy
+answers on 300 held-out scenes. Differences are taken within a seed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUALITIES = {
     "30% wrong": (1.0, 0.3, False),
     "swapped": (1.0, 0.0, True),
 }
-"""Share listed, share of those wrong, and whether they are those of another row."""
+"""Share of true facts listed, share of the list that is wrong, and whether rows swap facts."""
 METRICS = {"accuracy": True, "utility": False, "chair_s": True, "coverage": True}
 
 
@@ -72,12 +72,12 @@ def main() -> None:
     by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], run_study, args.workers)
     results = dict(zip(QUALITIES, zip(*by_seed, strict=True), strict=True))
     rows = [
-        (quality, *(format_mean((c[m] for c in seed_results), p) for m, p in METRICS.items()))
+        (quality, *(format_mean((result[m] for result in seed_results), p) for m, p in METRICS.items()))
         for quality, seed_results in results.items()
     ]
     baseline = results["none listed"]
     for quality in (q for q in QUALITIES if q != "none listed"):
-        differences = [[c[m] - b[m] for c, b in zip(results[quality], baseline, strict=True)] for m in METRICS]
+        differences = [[result[m] - base[m] for result, base in zip(results[quality], baseline, strict=True)] for m in METRICS]
         cells = (format_mean(values, p, "+") for values, p in zip(differences, METRICS.values(), strict=True))
         rows.append((f"{quality} - none listed", *cells))
     print(markdown_table(("facts", *METRICS), rows) + "\n")

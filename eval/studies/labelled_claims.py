@@ -1,8 +1,8 @@
-"""Labelled claims about scenes. The false ones are hard: one thing in each differs from the image.
+"""Labelled claims about scenes. The false ones are hard: each differs from the image in one part.
 
-An absent shape (the absent partner of a trigger, if there is one), the colour of another object
-of the scene, a number that is off by one, or the opposite relation. A scene has as many true as
-false claims of each kind.
+It has an absent shape (the absent partner of a trigger, if there is one), the colour of another
+object of the scene, a number that is off by one, or the opposite relation. A scene has equal
+numbers of true and false claims of each kind.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LabelledClaim:
 
 
 def is_claim_true(scene: scenes.Scene, claim: Claim) -> bool:
-    """Verify a claim, in the form of the general extractor, by the scene graph."""
+    """Verify a claim, in the form that the general extractor gives, by the scene graph."""
     if claim.kind == "relation":
         claim = replace(claim, value=f"{claim.relation} {claim.target}", relation="", target="")
     return scenes.verify_claim(scene, claim).value == "supported"
@@ -42,16 +42,16 @@ def is_claim_true(scene: scenes.Scene, claim: Claim) -> bool:
 def sample_labelled_claims(scene: scenes.Scene, rng: np.random.Generator) -> list[LabelledClaim]:
     """Sample true and false claims of all kinds about a scene."""
     pairs: list[tuple[Claim, Claim]] = []
-    shapes = sorted({t.shape for t in scene.objects})
+    shapes = sorted({o.shape for o in scene.objects})
     obj = scene.objects[int(rng.integers(len(scene.objects)))]
     absent_shapes = scenes.absent_partners(shapes) or [s for s in SHAPES if s not in shapes]
     pairs.append((Claim("object", obj.shape), Claim("object", str(rng.choice(absent_shapes)))))
-    other_colours = {t.colour for t in scene.objects} - {obj.colour} or set(COLOURS) - {obj.colour}
+    other_colours = {o.colour for o in scene.objects} - {obj.colour} or set(COLOURS) - {obj.colour}
     claim = Claim("attribute", obj.shape, obj.colour)
     pairs.append((claim, replace(claim, value=str(rng.choice(sorted(other_colours))))))
     claim = Claim("count", "object", str(len(scene.objects)))
     if rng.random() < 0.5:
-        claim = Claim("count", obj.shape, str(sum(t.shape == obj.shape for t in scene.objects)))
+        claim = Claim("count", obj.shape, str(sum(o.shape == obj.shape for o in scene.objects)))
     pairs.append((claim, replace(claim, value=str(scenes.off_by_one(int(claim.value), rng)))))
     if len(scene.objects) > 1:
         a, b = (scene.objects[i] for i in rng.choice(len(scene.objects), 2, replace=False))
@@ -65,6 +65,6 @@ def sample_labelled_claims(scene: scenes.Scene, rng: np.random.Generator) -> lis
 
 
 def sample_claims(scene: scenes.Scene, seed: list[int], num_claims: int) -> tuple[Claim, ...]:
-    """Return up to `num_claims` claims about a scene, true and false ones, from four samples."""
+    """Return up to `num_claims` true and false claims about a scene, from four samples."""
     samples = (sample_labelled_claims(scene, np.random.default_rng([*seed, repeat])) for repeat in range(4))
     return tuple(labelled.claim for sample in samples for labelled in sample)[:num_claims]

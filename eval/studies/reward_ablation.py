@@ -2,12 +2,12 @@
 
     python eval/studies/reward_ablation.py --out runs/studies [--seeds 3]
 
-Four parts, on or off, 16 policies per seed, with the published weights: facts in the reward
-model, correctness (yes/no questions, weight 2), length (weight -10 times the fraction of the
-maximum length that an answer takes) and missing_eos (-8). Reward models are normalised: 1 is a
-standard deviation of their scores. A third of the prompts are yes/no questions. Greedy answers on
-300 held-out scenes. Effects are mean differences between a part on and off, over the other parts,
-within a seed.
+Four parts are on or off, which gives 16 policies per seed. The weights are the published ones:
+facts in the reward model, correctness (yes/no questions, weight 2), length (weight -10 times the
+fraction of the maximum length that an answer uses) and missing_eos (-8). Reward models are
+normalised: 1 is a standard deviation of their scores. A third of the prompts are yes/no questions.
+Metrics are of greedy answers on 300 held-out scenes. Effects are mean differences between a part
+on and off, over the other parts, within a seed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METRICS = {"chair_s": True, "coverage": True, "utility": False, "mean_length": F
 
 
 def build_prompts(experiment: Experiment) -> list[Example]:
-    """Return two descriptions to each yes/no question, whose reference correctness reads."""
+    """Return two descriptions for each yes/no question, which has a reference for correctness."""
     rows = []
     for index in range(experiment.data_config.rl_scenes):
         scene = data.training_scene("rl", index, experiment.data_config)
@@ -67,7 +67,7 @@ COMBINATIONS = [parts for k in range(len(REWARD_PARTS) + 1) for parts in itertoo
 
 
 def run_study(experiment: Experiment) -> list[dict[str, Any]]:
-    """Return the results of SFT and of each of COMBINATIONS."""
+    """Return the results of SFT and of each combination."""
     prefix = f"rewards-{experiment.seed}"
     results = [cached_result(experiment.output_dir, f"{prefix}-sft", partial(experiment.evaluate, None))]
     for enabled in COMBINATIONS:
@@ -81,9 +81,12 @@ def main() -> None:
     by_seed = run_parallel([Experiment(args.out, seed) for seed in range(args.seeds)], run_study, args.workers)
     sft_results, *combination_results = zip(*by_seed, strict=True)
     results = dict(zip(COMBINATIONS, combination_results, strict=True))
-    rows = [("SFT", *(format_mean((c[m] for c in sft_results), p) for m, p in METRICS.items()))]
+    rows = [("SFT", *(format_mean((result[m] for result in sft_results), p) for m, p in METRICS.items()))]
     rows += [
-        (" + ".join(enabled) or "reward model alone", *(format_mean((c[m] for c in seed_results), p) for m, p in METRICS.items()))
+        (
+            " + ".join(enabled) or "reward model alone",
+            *(format_mean((result[m] for result in seed_results), p) for m, p in METRICS.items()),
+        )
         for enabled, seed_results in results.items()
     ]
     print(markdown_table(("terms", *METRICS), rows) + "\n")

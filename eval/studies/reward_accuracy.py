@@ -1,13 +1,13 @@
-"""Do facts make a better reward model? With and without, on held-out pairs, at three difficulties.
+"""Do facts make a reward model better? Compare on held-out pairs, at three difficulties.
 
     python eval/studies/reward_accuracy.py --out runs/studies [--seeds 3]
                                            [--difficulties demo easier harder]
 
-Both models see the same pairs once, injected claims included. 10% of labels are wrong, held-out
-ones included, so that 90% is the maximum. `clean` is accuracy against the scenes, also by what
-decides a pair. Then, at the demo's difficulty: accuracy when facts are missing, of another image,
-or contradicted; and a probe with false claims that only this study makes: sentences unlike any in
-training, built from the scene and put before a clean caption.
+The models with and without facts see the same pairs once, injected claims included. 10% of labels
+are wrong, also in held-out pairs, so 90% is the maximum. `clean` is accuracy against the scenes,
+also by what decides a pair. A probe puts a false claim, made from the scene in words unlike any in
+training, before a clean caption. At the demo's difficulty, accuracy is also measured with facts
+that are missing, of another image, or contradicted.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ FACTS_SETTINGS = {"facts": {"facts": "given", "fact_dropout": 0.2}, "none": {"fa
 
 
 def probe_sentences(scene: scenes.Scene, kind: str, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Return a false and a true claim in the same words; None if the scene has none of the kind."""
+    """Return a false and a true claim in the same words, or None if the scene allows none."""
     obj = scene.objects[int(rng.integers(len(scene.objects)))]
     if kind == "object":
-        shape = str(rng.choice([s for s in scenes.SHAPES if s not in {t.shape for t in scene.objects}]))
+        shape = str(rng.choice([s for s in scenes.SHAPES if s not in {o.shape for o in scene.objects}]))
         absent_object = f"{rng.choice(list(scenes.COLOURS))} {shape}"
         template, false_value, true_value = "Somewhere in it you find {}.", absent_object, obj.name
         return template.format(scenes.with_article(false_value)), template.format(scenes.with_article(true_value))
     if kind == "attribute":
-        present_colours = {t.colour for t in scene.objects if t.shape == obj.shape}
+        present_colours = {o.colour for o in scene.objects if o.shape == obj.shape}
         wrong_colour = str(rng.choice([c for c in scenes.COLOURS if c not in present_colours]))
         return f"Colour of the {obj.shape}: {wrong_colour}.", f"Colour of the {obj.shape}: {obj.colour}."
     if kind == "count":
@@ -52,7 +52,7 @@ def probe_sentences(scene: scenes.Scene, kind: str, rng: np.random.Generator) ->
         template = "Someone put {} in it."
         return template.format(scenes.count_phrase(wrong_count, "object")), template.format(scenes.count_phrase(count, "object"))
     # With two objects of one name a relation may hold in both directions.
-    if len({t.name for t in scene.objects}) < max(2, len(scene.objects)):
+    if len({o.name for o in scene.objects}) < max(2, len(scene.objects)):
         return None
     a, b = (scene.objects[i] for i in rng.choice(len(scene.objects), 2, replace=False))
     relation = sample_relation(a, b, rng)
@@ -61,10 +61,10 @@ def probe_sentences(scene: scenes.Scene, kind: str, rng: np.random.Generator) ->
 
 
 def measure_probes(experiment: Experiment, model: RewardModel) -> dict[str, dict[str, float]]:
-    """Return how often claims change the score of a clean caption, by kind of claim.
+    """Return how a claim put before a clean caption changes its score, by kind of claim.
 
-    Shares of captions whose score a false claim lowers, whose score a true one lowers, and whose
-    false claim scores below the true one.
+    `lowers` and `true_lowers` are the shares of captions that score lower with a false and with a
+    true claim. `below_true` is the share that score lower with the false claim than with the true.
     """
     metrics = {}
     for kind in CLAIM_KINDS:
@@ -90,10 +90,10 @@ DECIDING_FACTORS = ("perception_errors", "cooccurrence_errors", "completeness")
 
 
 def clean_accuracy(experiment: Experiment, rows: list[Preference], scores: list[list[float]]) -> dict[str, float]:
-    """Return accuracy against the scenes, not the labels: of all pairs, and by what decides a pair.
+    """Return accuracy against the scenes, not the labels: on all pairs, and by what decides a pair.
 
-    Either only the number of perception errors differs, or only that of co-occurrence errors, or
-    neither differs and one answer says more (completeness).
+    A pair is decided by perception errors or by co-occurrence errors if only their number differs,
+    and by completeness if neither number differs.
     """
     penalty = experiment.data_config.false_claim_penalty
     outcomes_by_kind: dict[str, list[bool]] = {"clean": [], **{kind: [] for kind in DECIDING_FACTORS}}
@@ -145,7 +145,7 @@ def main() -> None:
     rows, keys = [], ("accuracy", "clean", *DECIDING_FACTORS, "ece")
     for difficulty, models in results.items():
         for name, seed_results in models.items():
-            rows.append([difficulty, name, *(format_mean((c[k] for c in seed_results), k != "ece") for k in keys)])
+            rows.append([difficulty, name, *(format_mean((result[k] for result in seed_results), k != "ece") for k in keys)])
         pairs = list(zip(models["facts"], models["none"], strict=True))
         rows.append([difficulty, "difference", *(format_mean((a[k] - b[k] for a, b in pairs), k != "ece", "+") for k in keys)])
     print(markdown_table(("difficulty", "reward model", *(f"{k} %" for k in keys[:-1]), "calibration error"), rows) + "\n")
@@ -153,13 +153,22 @@ def main() -> None:
         demo_results = results["demo"]["facts"]
         states = [k for k in demo_results[0] if k.endswith("left") or k in ("another picture's", "contradicted")]
         print(
-            markdown_table(("facts", "accuracy %"), [(s, format_mean((c[s] for c in demo_results), True)) for s in states]) + "\n"
+            markdown_table(
+                ("facts", "accuracy %"), [(s, format_mean((result[s] for result in demo_results), True)) for s in states]
+            )
+            + "\n"
         )
     table = [
-        (difficulty, name, probe_name, *(format_mean((c["probes"][k][key] for c in seed_results), True) for k in CLAIM_KINDS))
-        for difficulty, models in results.items() for name, seed_results in models.items()
+        (
+            difficulty,
+            name,
+            probe_name,
+            *(format_mean((result["probes"][k][key] for result in seed_results), True) for k in CLAIM_KINDS),
+        )
+        for difficulty, models in results.items()
+        for name, seed_results in models.items()
         for probe_name, key in (("false lowers", "lowers"), ("true lowers", "true_lowers"), ("false below true", "below_true"))
-    ]  # fmt: skip
+    ]
     print(markdown_table(("difficulty", "reward model", "probe %", *CLAIM_KINDS), table) + "\n")
     print(json.dumps({"study": "reward_accuracy", "seeds": args.seeds, "cells": results}))
 

@@ -1,4 +1,4 @@
-"""The demo's claims over seeds: every model on held-out scenes, and differences seed by seed.
+"""Aggregate the demo's results over seeds: every model on every split, and differences by seed.
 
     for seed in 0 1 2; do mmrlhf demo --seed $seed --output_dir runs/seed$seed; done
     python eval/studies/seeds.py runs/seed0 runs/seed1 runs/seed2
@@ -32,7 +32,7 @@ COMPARISONS = (("ppo_fact", "sft"), ("ppo_plain", "sft"), ("ppo_fact", "ppo_plai
 
 
 def split_table(runs: list[dict], split: str) -> str:
-    """Return a table of models and then of differences, by metric, on one split."""
+    """Return a table of models, and of differences between models, by metric on one split."""
     values = {
         (model, metric): np.array([run["models"][model][split][metric] for run in runs])
         for model in runs[0]["models"]

@@ -1,12 +1,12 @@
-"""How well does a VLM verify claims by yes/no questions, and what does sharing a prompt save?
+"""How well does a VLM verify claims by yes/no questions, and how much faster is a shared prompt?
 
     python eval/studies/vlm_verifier.py --out runs/asking [--seeds 3] [--scenes 400]
 
 The demo's tiny VLM is asked about hard true and false claims on held-out scenes
-(labelled_claims.py). By kind of claim: AUROC, accuracy of yes and no, and the expected
-calibration error of its probabilities, raw and after calibration on other scenes. Speed: claims
-per second of CPU time with all claims about an image on one prompt, eight per image, against one
-prompt per claim.
+(labelled_claims.py). Reports, by kind of claim, AUROC, the accuracy of yes and no, and the expected
+calibration error of its probabilities, raw and after calibration on other scenes. Speed is claims
+per second of CPU time with one prompt for all eight claims about an image, compared with one prompt
+per claim.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def evaluate_calibration(rows: list[dict[str, Any]], platt_scaling: PlattScaling
 def measure_throughput(verifier: VLMVerifier, seed: int, num_images: int = 24, claims_per_image: int = 8) -> dict[str, float]:
     """Return claims per second of CPU time with shared and with separate prompts.
 
-    Image features are cached before both are timed.
+    Image features are cached before either is timed.
     """
     shared_prompts = []
     for index in range(num_images):
@@ -99,12 +99,14 @@ def run_study(output_dir: Path, num_scenes: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = parse_args(__doc__, scenes={"type": int, "default": 400, "help": "scenes for calibration, and as many held-out ones"})
+    args = parse_args(
+        __doc__, scenes={"type": int, "default": 400, "help": "scenes for calibration, and the same number of held-out ones"}
+    )
     torch.set_num_threads(1)
     results = [run_study(args.out, args.scenes, seed) for seed in range(args.seeds)]
     table_rows = []
     for kind in CLAIM_KINDS:
-        kind_metrics = [f["by_kind"][kind] for f in results if kind in f["by_kind"]]
+        kind_metrics = [result["by_kind"][kind] for result in results if kind in result["by_kind"]]
         ece = [format_mean(m[k] for m in kind_metrics if k in m) for k in ("ece_as_said", "ece_calibrated")]
         table_rows.append(
             (
@@ -116,7 +118,7 @@ def main() -> None:
         )
     print(markdown_table(("claims", "AUROC", "accuracy, %", "ECE raw", "ECE calibrated"), table_rows) + "\n")
     print(
-        f"shared prompt: {format_mean(f['speedup'] for f in results)} times the claims per second "
+        f"shared prompt: {format_mean(result['speedup'] for result in results)} times the claims per second "
         "of separate prompts, 8 claims per image\n"
     )
     print(json.dumps({"study": "asking", "seeds": args.seeds, "cells": results}))

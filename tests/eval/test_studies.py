@@ -20,7 +20,7 @@ def load_study(monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))
-def test_study_imports_and_says_how_to_run_it(load_study, name):
+def test_study_imports_and_documents_its_command(load_study, name):
     module = load_study(name)
     if name not in ("common", "labelled_claims"):
         assert f"python eval/studies/{name}.py" in module.__doc__ and callable(module.main)
@@ -61,7 +61,7 @@ def test_sample_labelled_claims_are_labelled_as_the_scene_graph_decides(load_stu
 def test_probe_sentences_are_a_false_and_a_true_claim(load_study):
     module = load_study("reward_accuracy")
     scene = scenes.generate_scene("held_out", 0, 0)
-    names, count = {t.name for t in scene.objects}, len(scene.objects)
+    names, count = {o.name for o in scene.objects}, len(scene.objects)
     false_text, true_text = module.probe_sentences(scene, "object", np.random.default_rng(0))
     assert any(name in true_text for name in names) and not any(name in false_text for name in names)
     false_text, true_text = module.probe_sentences(scene, "count", np.random.default_rng(0))
