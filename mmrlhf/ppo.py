@@ -292,7 +292,8 @@ def _check_config(config: PPOConfig) -> None:
         )
     if config.critic_sees_facts and not config.has_critic:
         raise InputError(
-            f"critic_sees_facts: advantage_estimator {config.advantage_estimator} has no critic; leave one of them out"
+            "critic_sees_facts needs a critic, which these settings turn off: "
+            "leave it out, or use advantage_estimator gae with use_critic true"
         )
     if config.advantage_estimator == "grpo" and config.use_critic:
-        raise InputError("use_critic: advantage_estimator grpo has no use for a critic; leave one of them out")
+        raise InputError("use_critic: advantage_estimator grpo does not use a critic; leave one of them out")

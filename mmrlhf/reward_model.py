@@ -115,7 +115,7 @@ def train_reward_model(
             held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
     preferences = _select_preferences(config, preferences)
 
-    # 1. The role: an adapter, or the whole language model, with a scalar head
+    # 1. The role: an adapter, or the full language model, with a scalar head
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     adapters = Adapters(vlm)
     if config.tuning == "lora":

@@ -107,7 +107,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
                 run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, {})
 
-    # 4. Checkpoint of the whole model, written under a temporary name and renamed
+    # 4. Checkpoint of the complete model, written under a temporary name and renamed
     if accelerator.is_main_process:
         model = adapters.peft_model.merge_and_unload() if config.tuning == "lora" else vlm.model  # type: ignore[union-attr]
         temporary_dir = run.path / ".model"

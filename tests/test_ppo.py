@@ -104,7 +104,7 @@ def test_ppo_with_grpo_has_no_critic_and_raises_reward(tiny_vlm_path, examples, 
 
 
 def test_ppo_ledger_matches_the_rewards_trained_on(tiny_vlm_path, examples, reward_dir, tmp_path, monkeypatch):
-    """The ledger adds up to the rewards behind the advantages; spans' rewards are on their tokens."""
+    """The ledger adds up to the rewards trained on, and span rewards are on their own tokens."""
     token_rewards = []
     real = advantages.gae
     monkeypatch.setattr(advantages, "gae", lambda rewards, *rest: token_rewards.append(rewards.clone()) or real(rewards, *rest))

@@ -65,7 +65,7 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def make_sampling_params(config: GenerateConfig | EvalConfig) -> SamplingParams:
-    """Return the sampling parameters that a configuration asks for."""
+    """Return the sampling parameters of a configuration."""
     return SamplingParams(
         max_tokens=config.response_length,
         temperature=config.temperature,
@@ -106,7 +106,7 @@ def sample(
     """Sample an answer to `prompts[p]` for every p of `prompt_indices`, under the active adapter.
 
     `noise_NT` (uniform, [N, max_tokens]; None for greedy decoding) decides each token by its
-    inverse cumulative distribution, so that an answer does not depend on the batch it is in.
+    inverse cumulative distribution, so an answer does not depend on its batch.
     Finished answers leave the batch.
     """
     state = DecodeState(vlm, len(prompt_indices), params, noise_NT)
@@ -302,9 +302,9 @@ class DecodeState:
         if self.params.top_k or self.params.top_p < 1:
             probabilities = _filter_top_k_top_p(probabilities, self.params.top_k, self.params.top_p)
         cumulative = probabilities.cumsum(-1)
-        # 1 - u is in (0, 1] (in float64, before rounding), so the first id whose cumulative mass
-        # reaches it has a probability above 0. Scaling by the total renormalises what top-k and
-        # top-p left.
+        # 1 - u is in (0, 1] (in float64, before rounding), so the first id at which the cumulative
+        # mass reaches it has a probability above 0. Scaling by the total renormalises what top-k
+        # and top-p left.
         threshold = (1 - self.noise_NT[active, t]).to(cumulative) * cumulative[:, -1]
         return torch.searchsorted(cumulative, threshold[:, None])[:, 0].clamp(max=cumulative.shape[-1] - 1)
 

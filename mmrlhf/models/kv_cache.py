@@ -132,7 +132,7 @@ class PreallocatedLayer(DynamicLayer):
 
 
 class StaticLayer(PreallocatedLayer):
-    """A `PreallocatedLayer` whose shapes never change, for steps that are captured and replayed.
+    """A `PreallocatedLayer` of constant shapes, for steps that are captured once and replayed.
 
     It always returns the full room, and the caller's mask hides what is not written yet.
     `cache_position` [columns] says where the next keys go. It is a tensor so that a replay can move

@@ -348,7 +348,7 @@ def _split_by_image(batch: list[PreprocessedImage], levels: list[list[Tensor]], 
                 "gives another number; load model and processor from one checkpoint"
             )
         end = start + (position - start) // image.num_copies  # the first copy's units
-        # Cloned: a view would keep the whole batch's output alive.
+        # Clone: a view would keep the batch's full output in memory.
         image_levels = [[unit.clone() for unit in level[start:end]] for level in levels]
         features.append(ImageFeatures(image_levels, is_stacked, image.placeholder_text, image.grid_thw))
     if position != num_units:

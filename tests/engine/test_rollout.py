@@ -16,7 +16,7 @@ from mmrlhf.models.vlm import VLM, Prompt
 
 @pytest.fixture
 def policy(vlm):
-    """A policy whose adapter changes what the base says."""
+    """A policy with an adapter that changes the base's answers."""
     adapters = Adapters(vlm)
     adapters.add("policy", 4, 64, 0)
     with torch.no_grad():

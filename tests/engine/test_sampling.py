@@ -14,7 +14,7 @@ def test_filter_top_k_top_p_matches_hand_computation():
     # 0.4 does not reach 0.5, 0.7 does.
     assert torch.equal(_filter_top_k_top_p(p, 0, 0.5), torch.tensor([[0.0, 0.4, 0.0, 0.3]]))
     assert torch.equal(_filter_top_k_top_p(p, 0, 0.4), torch.tensor([[0.0, 0.4, 0.0, 0.0]]))
-    # Top-k leaves 0.9, of which 0.7 is less than a share of 0.9.
+    # Top-k leaves a mass of 0.9. top_p is then 0.9 * 0.9 = 0.81, which 0.7 does not reach.
     assert torch.equal(_filter_top_k_top_p(p, 3, 0.9), torch.tensor([[0.0, 0.4, 0.2, 0.3]]))
 
 

@@ -1,5 +1,4 @@
-"""Small fake datasets for benchmarks whose data cannot be shipped, on images of synthetic
-scenes."""
+"""Small fake datasets for benchmarks with data that cannot be shipped, on synthetic scenes."""
 
 import csv
 import json
@@ -20,8 +19,7 @@ def write_jsonl(path: Path, rows) -> Path:
 
 
 def mme(root: Path) -> dict:
-    """Write the four hallucination tasks in both layouts: one text for all images, and one per
-    image."""
+    """Write the four hallucination tasks in both layouts: one text file for all images, or each."""
     for i in range(2):
         write_image(root / "color" / "images" / f"{i}.png", i)
         question_file = root / "color" / "questions_answers_YN" / f"{i}.txt"
@@ -42,8 +40,10 @@ def mme(root: Path) -> dict:
 
 
 def hallusionbench_rows(figures=((1, "1"), (1, "0"))):
-    """Return two figures with two questions each (VD), and one question with and without its image
-    (VS)."""
+    """Return rows of both categories.
+
+    Two figures have two questions each (VD); one question comes with and without its image (VS).
+    """
     base = {"sample_note": "", "gt_answer_details": "The star is red."}
     rows = [
         {"category": "VD", "subcategory": "map", "visual_input": str(1 + f), "set_id": "0", "figure_id": str(f), "question_id": str(q),

@@ -1,4 +1,4 @@
-"""Servers for tests on this machine: a scripted one, and `transformers serve` with the tiny VLM."""
+"""Local servers for tests: a scripted one, and `transformers serve` with the tiny VLM."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def chat_completion(text, model=FAKE_MODEL, **extra):
 
 
 class ScriptedHandler(BaseHTTPRequestHandler):
-    """Answers each request by the next entry of `server.script`, and all later ones by the last.
+    """Answers each request with the next entry of `server.script`, repeating the last one.
 
     An entry is (status, body, headers), a function of the request that returns one, or the name of
     a fault: `cut` breaks the connection, `slow` never answers.
@@ -72,7 +72,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def scripted_server(*script, models=(FAKE_MODEL,)) -> Iterator[ThreadingHTTPServer]:
-    """Start a server with a `.url`; `.requests` are the requests that it got."""
+    """Start a server at `.url` that answers from `script`; it records what it gets in `.requests`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     server.daemon_threads = True
     server.script, server.requests, server.models, server.lock = list(script), [], models, threading.Lock()
@@ -97,7 +97,7 @@ def free_port() -> int:
 
 @contextmanager
 def transformers_serve(model: str, log_path: Path, timeout_s: float = 300) -> Iterator[str]:
-    """Start `transformers serve` and give its URL; skip the test if its packages are missing."""
+    """Start `transformers serve` and yield its URL; skip the test if a package is missing."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason="transformers serve needs it")
     port = free_port()

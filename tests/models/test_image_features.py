@@ -121,5 +121,5 @@ def test_feature_cache_respects_disk_budget(tmp_path):
     cache = FeatureCache(CPU, folder=str(tmp_path), disk_gib=3000 / 2**30)
     for number in range(12):
         cache.put(f"tower/{number}", make_features(number, tokens=16))
-    kept = sorted(int(p.stem) for p in tmp_path.rglob("*.safetensors"))
-    assert sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors")) <= 3000 and kept[-1] == 11 and len(kept) > 1
+    remaining = sorted(int(p.stem) for p in tmp_path.rglob("*.safetensors"))
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*.safetensors")) <= 3000 and remaining[-1] == 11 and len(remaining) > 1
