@@ -98,6 +98,7 @@ def train_variant(experiment: Experiment, variant: str, args: argparse.Namespace
 
 
 def run_study(args: argparse.Namespace, experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Return the metrics of SFT and of each variant."""
     prefix = f"claims-{experiment.seed}"
     measure_sft = partial(evaluate_policy, experiment, None, args.held_out)
     results = {"SFT": cached_result(experiment.output_dir, f"{prefix}-sft", measure_sft)}

@@ -39,6 +39,7 @@ METRICS = {
 
 
 def measure_setting(experiment: Experiment, setting: str) -> dict[str, Any]:
+    """Train the reward model and the policy of a setting, and return their metrics."""
     name, overrides, critic_sees_facts = SETTINGS[setting]
     reward_model_path = experiment.train_reward(name, **overrides)
     accuracy = json.loads((Path(reward_model_path) / "finished.json").read_text())["accuracy"]

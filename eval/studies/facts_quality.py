@@ -37,6 +37,7 @@ METRICS = {"accuracy": True, "utility": False, "chair_s": True, "coverage": True
 
 
 def build_facts(experiment: Experiment, split: scenes.Split, row_id: str, quality: str) -> tuple[Fact, ...]:
+    """Return facts of a quality for a row, or those of the next row if they are swapped."""
     recall, error_rate, is_swapped = QUALITIES[quality]
     index = int(row_id.split("-")[1]) + (1 if is_swapped else 0)
     return scenes.annotator_facts(
@@ -48,6 +49,8 @@ def build_facts(experiment: Experiment, split: scenes.Split, row_id: str, qualit
 
 
 def measure_quality(experiment: Experiment, quality: str) -> dict[str, Any]:
+    """Train a reward model and a policy on facts of a quality, and return their metrics."""
+
     name = f"facts_{slug(quality)}"
 
     def with_facts(row: Preference) -> Preference:

@@ -115,6 +115,7 @@ def clean_accuracy(experiment: Experiment, rows: list[Preference], scores: list[
 
 
 def evaluate_reward_model(experiment: Experiment, name: str) -> dict[str, Any]:
+    """Train a reward model of FACTS_SETTINGS; return its metrics on held-out pairs and probes."""
     _, held_out = experiment.pairs
     model = load_reward_model(experiment.train_reward(name, injected_claim_rate=INJECTED_CLAIM_RATE, **FACTS_SETTINGS[name]))
     scores = model.score([to_answer_group(p) for p in held_out])

@@ -35,6 +35,7 @@ from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
 
 
 def score_claims(verifier: VLMVerifier, split: scenes.Split, num_scenes: int, seed: int) -> list[dict[str, Any]]:
+    """Return labelled claims about a split's scenes, with the model's log-odds as `x`."""
     answer_claims, labelled_claims = [], []
     for index in range(num_scenes):
         scene = scenes.generate_scene(split, index, seed)

@@ -30,7 +30,7 @@ def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], n
     group_size = num_generations if num_generations > 1 else len(samples)
     lengths = np.array([s.num_tokens for s in samples], dtype=float).reshape(-1, group_size)
     grouped_rewards = np.array(total_rewards, dtype=float).reshape(-1, group_size)
-    # Centred within each prompt, so that differences between prompts do not count.
+    # Centre within each prompt: differences between prompts must not count.
     centred_lengths = lengths - lengths.mean(1, keepdims=True)
     centred_rewards = grouped_rewards - grouped_rewards.mean(1, keepdims=True)
     norm_product = math.sqrt(float((centred_lengths**2).sum() * (centred_rewards**2).sum()))

@@ -31,7 +31,7 @@ from mmrlhf.verifiers.verbalize import DistractorPool, claim_phrase, distractors
 
 TEMPLATE = "a photo of {}"
 BATCH_SIZE = 64
-"""Images encoded at a time; phrases are encoded four times as many at a time."""
+"""Number of images encoded at a time, and a quarter of the number of phrases."""
 MAX_CACHED_FEATURES = 200_000
 """Features that each of the two caches may hold. Beyond that it is emptied."""
 CALIBRATION_FILE = "calibration.json"

@@ -43,7 +43,7 @@ def answers_dir(tmp_path):
 
 @pytest.fixture
 def finished_stages(tmp_path):
-    """What the reward and PPO stages leave in their directories."""
+    """The files that the reward and PPO stages leave in their directories."""
     for name in ("fact", "plain"):
         for stage in ("reward", "ppo"):
             (tmp_path / f"{stage}_{name}").mkdir()

@@ -1,4 +1,4 @@
-"""The reward model on disk: it scores as before, and damage is refused."""
+"""The saved reward model: once loaded it scores as before, and a damaged one is refused."""
 
 import json
 

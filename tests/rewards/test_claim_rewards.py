@@ -1,4 +1,4 @@
-"""Claim rewards: what each verdict pays and where, the verifiers they use, and a run of ppo."""
+"""Claim rewards: their values and spans by verdict, the verifiers they use, and runs of ppo."""
 
 import dataclasses
 import json

@@ -72,7 +72,7 @@ def test_missing_eos_and_question_mark_match_hand_computation():
 
 
 def test_repetition_matches_hand_computation():
-    # "a b c d a b c d": five 4-grams, of which the last repeats the first
+    # "a b c d a b c d" has five 4-grams, and the last repeats the first
     assert repetition([make_sample("a b c d A b c d"), make_sample("a b c")]) == [pytest.approx(0.2), 0.0]
 
 

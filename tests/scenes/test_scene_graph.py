@@ -10,7 +10,7 @@ def test_generate_scene_is_determined_by_its_seed():
     assert scenes.generate_scene("rl", 3, 1) != a and scenes.generate_scene("rl", 4, 0) != a
 
 
-def test_generate_scene_assigns_the_same_scenes_to_splits_as_ever():
+def test_generate_scene_keeps_the_pinned_scenes_of_each_split():
     assert {split: scenes.generate_scene(split, 0, 0).objects for split in ("base", "held_out", "ood_2")} == PINNED_OBJECTS
 
 

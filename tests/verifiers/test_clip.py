@@ -33,8 +33,8 @@ def clip_verifier(clip_checkpoint):
 
 
 @pytest.fixture
-def known_features(clip_verifier):
-    """The verifier with features to multiply by hand; a logit is ten times the similarity."""
+def verifier_with_known_features(clip_verifier):
+    """A verifier with features to multiply by hand. A logit is ten times the similarity."""
     clip_verifier.distractor_pool = DistractorPool(("dog", "cat"), (frozenset({"red", "blue", "green"}),))
     with torch.no_grad():
         clip_verifier.model.logit_scale.fill_(math.log(10))
@@ -58,31 +58,34 @@ def known_features(clip_verifier):
     return clip_verifier
 
 
-def test_clip_verifier_margins_match_hand_computation(known_features):
+def test_clip_verifier_margins_match_hand_computation(verifier_with_known_features):
     no_dog, red_dog = Claim("object", "dog", negated=True), Claim("attribute", "dog", "red")
-    ((is_dog, is_no_dog, is_red),) = known_features([AnswerClaims((random_image(0),), (), (DOG, no_dog, red_dog))])
+    ((is_dog, is_no_dog, is_red),) = verifier_with_known_features([AnswerClaims((random_image(0),), (), (DOG, no_dog, red_dog))])
     assert is_dog.probability == pytest.approx(1 / (1 + math.exp(-2))) and is_dog.value == "supported"  # 10 x (.8 - .6)
     assert is_no_dog.probability == pytest.approx(1 / (1 + math.exp(2))) and is_no_dog.value == "contradicted"
     # 8 against log(e^6 + e^0): .8 x -.6 + .6 x .8 = 0
     assert is_red.probability == pytest.approx(1 / (1 + math.exp(math.log(math.exp(6) + 1) - 8)))
     assert is_dog.evidence == "open_clip: 'a photo of a dog' by +2.0 against 'a photo of a cat'"
-    ((other,), (both,)) = known_features(
+    ((other,), (both,)) = verifier_with_known_features(
         [AnswerClaims((random_image(1),), (), (DOG,)), AnswerClaims((random_image(1), random_image(0)), (), (DOG,))]
     )
     assert other.value == "contradicted"
-    assert both.probability == pytest.approx(is_dog.probability)  # of two images the one that shows it counts
+    assert both.probability == pytest.approx(is_dog.probability)  # of two images, the one that shows a dog counts
 
 
-def test_clip_verifier_unverifiable_claims_are_unknown(known_features):
+def test_clip_verifier_unverifiable_claims_are_unknown(verifier_with_known_features):
     happy_dog, two_dogs = Claim("attribute", "dog", "happy"), Claim("count", "dog", "2")
-    ((happy, two), (without_image,)) = known_features(
+    ((happy, two), (without_image,)) = verifier_with_known_features(
         [AnswerClaims((random_image(0),), (), (happy_dog, two_dogs)), AnswerClaims((), (), (DOG,))]
     )
     no_distractor = "there is no distractor to compare it with"
     assert (happy.value, happy.probability, happy.evidence) == ("unknown", None, no_distractor)
     assert (two.value, two.probability) == ("unknown", None) and "not calibrated" in two.evidence
     assert (without_image.value, without_image.evidence) == ("unknown", "there is no image")
-    assert known_features([AnswerClaims((random_image(0),), (), ())]) == [[]] and known_features([]) == []
+    assert (
+        verifier_with_known_features([AnswerClaims((random_image(0),), (), ())]) == [[]]
+        and verifier_with_known_features([]) == []
+    )
 
 
 def test_clip_verifier_truncated_claim_is_unknown(clip_verifier):
@@ -91,8 +94,8 @@ def test_clip_verifier_truncated_claim_is_unknown(clip_verifier):
     assert verdict.value == "unknown" and "reads 16 tokens, too few for 'a photo of a very" in verdict.evidence
 
 
-def test_tokenize_tells_which_texts_were_cut(clip_verifier):
-    fits, cut = "a " * 14, "a " * 15  # with the start and end tokens 16 and 17
+def test_tokenize_reports_truncated_texts(clip_verifier):
+    fits, cut = "a " * 14, "a " * 15  # 16 and 17 tokens with the start and end tokens
     assert tokenize(clip_verifier.tokenizer, ["", fits, cut, cut + "a a"])[1].tolist() == [False, False, True, True]
 
 
