@@ -1,9 +1,8 @@
-"""Cache the features of a frozen vision tower: on the GPU, in main memory and on disk, each within
-a byte budget.
+"""Cache the features of a frozen vision tower on the GPU, in main memory and on disk.
 
-A key identifies the image's content and everything else that determines its features (processor,
-tower, precision, image decoder). Features of another model, or of a file that has changed, are
-never returned. Files are safetensors, written atomically.
+Each of these tiers has a byte budget. A key identifies the image's content and everything else that
+determines its features (processor, tower, precision, image decoder). Features of another model, or
+of a file that has changed, are never returned. Files are safetensors, written atomically.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ from mmrlhf.records import ImageSource, InputError
 MAX_ELEMENTS_GPU = 1 << 26
 """Maximum elements of pixel tensors per pass of the tower on a GPU: 198 images of 336 x 336."""
 MAX_ELEMENTS_CPU = 1 << 19
-"""The same per CPU core, where batching only speeds up small images: 18 of 96 x 96, one of 336 x
-336."""
+"""The same per CPU core, where batching only helps small images: 18 of 96 x 96, 1 of 336 x 336."""
 IMAGES_PER_WORKER = 16
 """Maximum number of images that a core takes at a time."""
 MAX_GPU_WORKERS = 8

@@ -217,8 +217,7 @@ class VLM:
         return prompts
 
     def _check_control_tokens(self, name: str, text: str, conversation: Conversation) -> None:
-        """Raise InputError if a message holds a control token, or the text too many or few image
-        tokens."""
+        """Raise InputError for a control token in a message, or a wrong number of image tokens."""
         messages, images = conversation
         image_token = getattr(self.processor, "image_token", None)
         for message in messages:
@@ -361,12 +360,11 @@ class VLM:
     def token_logps(
         self, hidden_NTD: Tensor, token_ids_NT: Tensor, mask_NT: Tensor, temperature: float = 1.0, min_tokens: int = 0
     ) -> Tensor:
-        """Return the log-prob [N, T] of each token, 0 on padding; no answer can end before
-        `min_tokens`.
+        """Return the log-prob [N, T] of each token, 0 on padding.
 
-        Column t of `hidden_NTD` predicts token t. Only real tokens reach the head, in chunks of at
-        most MAX_LOGITS. With several chunks, backward recomputes each chunk's logits, so the logits
-        of the whole batch never exist at once.
+        Column t of `hidden_NTD` predicts token t. No answer can end before `min_tokens`. Only real
+        tokens reach the head, in chunks of at most MAX_LOGITS. With several chunks, backward
+        recomputes each chunk's logits, so the batch's logits never all exist at once.
         """
         is_token_NT = mask_NT.bool()
         is_early_NT = (torch.arange(token_ids_NT.shape[1], device=token_ids_NT.device) < min_tokens).expand_as(is_token_NT)

@@ -19,7 +19,7 @@ def write_jsonl(path: Path, rows) -> Path:
 
 
 def mme(root: Path) -> dict:
-    """Write the four hallucination tasks in both layouts: one text file for all images, or each."""
+    """Write the four hallucination tasks, with one text file per task or one per image."""
     for i in range(2):
         write_image(root / "color" / "images" / f"{i}.png", i)
         question_file = root / "color" / "questions_answers_YN" / f"{i}.txt"

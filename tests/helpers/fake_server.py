@@ -72,7 +72,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def scripted_server(*script, models=(FAKE_MODEL,)) -> Iterator[ThreadingHTTPServer]:
-    """Start a server at `.url` that answers from `script`; it records what it gets in `.requests`."""
+    """Start a server at `.url` that answers from `script` and records its `.requests`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     server.daemon_threads = True
     server.script, server.requests, server.models, server.lock = list(script), [], models, threading.Lock()
