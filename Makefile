@@ -1,4 +1,4 @@
-# Requires Python 3.11 or newer and git. Everything else is installed into .venv, and again when pyproject.toml changes.
+# Requires Python 3.11 or newer and git. Dependencies are installed into .venv, again whenever pyproject.toml changes.
 
 PYTHON ?= python3
 BIN := .venv/bin

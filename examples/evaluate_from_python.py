@@ -1,4 +1,4 @@
-"""Evaluate two models on a benchmark and compare them, with paired intervals.
+"""Evaluate two models on a benchmark and compare them with paired intervals.
 
 Run it with `python examples/evaluate_from_python.py [OUTPUT_DIR]`.
 """
@@ -16,7 +16,7 @@ BASE = str(Path(__file__).resolve().parents[1] / "data" / "tiny_vlm")
 
 
 def main(output_dir: Path) -> None:
-    """Fine-tune the tiny model on biased captions for a few steps, and measure both."""
+    """Fine-tune the tiny model on captions for a few steps, then compare it with its base."""
     export_dataset(str(output_dir / "scenes"), num_rows=64)
     tuned = sft(
         SFTConfig(

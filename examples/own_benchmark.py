@@ -1,8 +1,8 @@
-"""Write a benchmark of your own: one file with a subclass of `Benchmark`.
+"""Write your own benchmark: one file with a subclass of `Benchmark`.
 
 Run it with `python examples/own_benchmark.py [OUTPUT_DIR]`. From the command line:
 
-    mmrlhf eval examples/own_benchmark.py --model runs/sft/model --limit 100 --out runs/own_benchmark
+    mmrlhf eval examples/own_benchmark.py --model runs/sft/model --limit 100 --out runs/own
 """
 
 import sys
@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class ShapePresence(Benchmark):
-    """Is there a SHAPE? One question per scene, half of them about a shape that is absent."""
+    """Asks one question per scene, "Is there a SHAPE?"; half of the shapes are absent."""
 
     version, license = "1", "Apache-2.0"
     headline, direction, cluster = "accuracy", "higher", "image"
 
     def load(self, task):
-        """Return the questions. A benchmark with a data file reads `task.path` here."""
+        """Return the questions. A benchmark with a data file would read `task.path` here."""
         examples = []
         for i in range(task.limit or 100):
             scene = generate_scene("selection", i, seed=0)
@@ -38,12 +38,12 @@ class ShapePresence(Benchmark):
         return examples
 
     def score(self, example, answers, task):
-        """Return everything that decides the score: it becomes a line of scores.jsonl."""
+        """Return everything that determines the score; it becomes a line of scores.jsonl."""
         said = parse_yes_no(answers[0])
         return {"said": said, "unparsed": said is None, "right": said == example.meta["label"]}
 
     def aggregate(self, rows, task):
-        """Return the metric as a function of column sums; its interval follows."""
+        """Return the metric as a function of column sums, from which its interval follows."""
         rows = first_valid(rows)
         columns = np.array([[row["right"], 1] for row in rows]).reshape(-1, 2)
         return {"robust": SufficientStats([row["id"] for row in rows], columns, lambda s: {"accuracy": s[..., 0] / s[..., 1]})}

@@ -1,4 +1,4 @@
-"""Bring your own data: write rows, check them, and train a reward model that reads their facts.
+"""Use your own data: write rows, check them, and train a reward model that reads their facts.
 
 Run it with `python examples/own_data.py [OUTPUT_DIR]`.
 """
@@ -19,7 +19,7 @@ COLOURS = ("red", "blue", "green", "orange")
 
 
 def write_pairs(path: Path) -> None:
-    """Write TRL's preference rows, an image each, with `facts` about it as an additional field."""
+    """Write TRL preference rows, each with an image and, as an additional field, its `facts`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for colour, other in zip(COLOURS, COLOURS[1:] + COLOURS[:1], strict=True):
@@ -38,7 +38,7 @@ def write_pairs(path: Path) -> None:
 
 
 def main(output_dir: Path) -> None:
-    """Check the rows as `mmrlhf data check` does, look at one, and train for two steps."""
+    """Check the rows as `mmrlhf data check` does, print one, and train for two steps."""
     pairs = output_dir / "pairs.jsonl"
     write_pairs(pairs)
     check(str(pairs))

@@ -1,4 +1,4 @@
-"""Train with a reward function of your own. It needs no registration: name it as FILE.py:NAME.
+"""Train with your own reward function. It needs no registration: name it as FILE.py:NAME.
 
 Run it with `python examples/own_reward_function.py [OUTPUT_DIR]`. From the command line:
 
@@ -21,12 +21,12 @@ COLOUR_PATTERN = re.compile(rf"\b({'|'.join(COLOURS)})\b")
 
 
 def colour_words(samples: Sequence[Sample]) -> list[list[RewardSpan]]:
-    """Give 1 to every colour word, at its own characters. Numbers would score whole answers."""
+    """Give 1 to each colour word, at its characters. Numbers would score whole answers instead."""
     return [[(*match.span(), 1.0) for match in COLOUR_PATTERN.finditer(sample.answer)] for sample in samples]
 
 
 def main(output_dir: Path) -> None:
-    """Take two PPO steps without a reward model, and print what an answer earned."""
+    """Take two PPO steps without a reward model, and print the reward of an answer."""
     export_dataset(str(output_dir / "scenes"), num_rows=8)
     config = PPOConfig(
         model_name_or_path=str(ROOT / "data" / "tiny_vlm"), dataset_name=str(output_dir / "scenes" / "prompts.jsonl"),

@@ -1,4 +1,4 @@
-"""Train a reward model and a policy against it from Python, with a metric of your own in between.
+"""Train a reward model and a policy against it from Python, with your own metric during PPO.
 
 Run it with `python examples/ppo_from_python.py [OUTPUT_DIR]`.
 """
@@ -19,7 +19,7 @@ BASE = str(Path(__file__).resolve().parents[1] / "data" / "tiny_vlm")
 
 
 def main(output_dir: Path) -> None:
-    """Train for a few steps and print the KL against the reference and the mean answer length."""
+    """Train for a few steps, and print the KL to the reference and the mean answer length."""
     scenes = output_dir / "scenes"
     export_dataset(str(scenes), num_rows=24)
     reward_model = train_reward_model(
@@ -30,14 +30,14 @@ def main(output_dir: Path) -> None:
     prompts = read_examples(str(scenes / "prompts.jsonl"))
 
     def mean_words(vlm):
-        """Measure greedy answers. The result is logged as eval/NAME and decides nothing."""
+        """Measure greedy answers. The result is logged as eval/NAME and has no other effect."""
         answers = [texts[0] for _, texts in generate_batches(vlm, prompts[:4], SamplingParams(40), batch_size=4)]
         return {"mean_words": sum(len(answer.split()) for answer in answers) / len(answers)}
 
     config = PPOConfig(
         model_name_or_path=BASE, dataset_name=str(scenes / "prompts.jsonl"), reward_model_path=str(reward_model),
         output_dir=str(output_dir / "ppo"), max_steps=2, per_device_train_batch_size=4, num_generations=2, response_length=40,
-        min_probe_detection_rate=0,  # three steps do not make a reward model that passes the probes
+        min_probe_detection_rate=0,  # a reward model trained for three steps does not pass the probes
     )  # fmt: skip
     adapter = ppo(config, prompts, eval_function=mean_words)
     last = read_jsonl(output_dir / "ppo" / "metrics.jsonl")[-1]
