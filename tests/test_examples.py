@@ -1,4 +1,4 @@
-"""The examples run, and the notebook holds the outputs of its own cells."""
+"""The examples run, and the notebook contains the outputs of its own cells."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ LAST_LINES = {
     "own_reward_function": "colour words, reward ",
     "ppo_from_python": " words per answer",
 }
-"""What the last line of each script's output contains."""
+"""Text in the last line that each script prints."""
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
