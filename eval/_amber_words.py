@@ -1,5 +1,4 @@
-"""Which annotated words of AMBER the nouns of a description stand for, by the official script's
-rules and by ours."""
+"""Match the nouns of a description to AMBER's annotated words, by official rules and by ours."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from mmrlhf.records import Example, InputError
 from mmrlhf.text import lemmatize
 
 SIMILARITY_THRESHOLD = 0.8
-"""Words with a greater similarity mean the same."""
+"""Words with a greater similarity count as equal."""
 DEFAULT_SIMILARITY = 0.3
 """Similarity of pairs that the user's table lacks."""
 SimilarityTest = Callable[[str, str], bool]
@@ -24,9 +23,9 @@ class Vocabulary(NamedTuple):
     """AMBER's word lists."""
 
     relation: dict[str, list[str]]
-    """Words that also stand for an annotated word."""
+    """The words that also stand for each annotated word."""
     words: frozenset[str]
-    """All words that are looked at."""
+    """All words that are compared; other nouns are ignored."""
     safe_words: frozenset[str]
     """Words that are never hallucinations."""
 
@@ -45,7 +44,7 @@ def load_vocabulary(data: str) -> Vocabulary:
 
 @functools.cache
 def similarity_test(table_path: str | None) -> SimilarityTest | None:
-    """Return a test by the user's table, or else by spaCy; None without either."""
+    """Return a test by the user's table, else by spaCy, or None if spaCy is not installed."""
     if table_path is not None:
         similarities = read_json(Path(table_path))
         if not isinstance(similarities, dict) or not all(isinstance(v, int | float) for v in similarities.values()):
@@ -75,8 +74,7 @@ def match_official(example: Example, answer: str, vocabulary: Vocabulary, is_sim
     nouns = [noun for noun in lemmatize.nouns(answer) if noun in vocabulary.words]
 
     def with_related(words: Sequence[str]) -> list[tuple[str, int]]:
-        """Return the words to compare with, each with the index of the annotated word that it
-        stands for."""
+        """Return the words to compare with, each with the index of its annotated word."""
         related = [(word, index) for index, annotated in enumerate(words) for word in vocabulary.relation[annotated]]
         return related + [(word, index) for index, word in enumerate(words)]
 
@@ -89,8 +87,8 @@ def match_official(example: Example, answer: str, vocabulary: Vocabulary, is_sim
         if exact is not None:
             covered.add(exact)
             continue
-        # The script looks for an equal and for a similar word, and counts both, also for a noun
-        # similar to a true word.
+        # The script looks for an equal and for a similar word and counts both, even for a noun that
+        # is similar to a true word.
         cognition_hits.add(next((index for word, index in hallucinations if word == noun), None))
         cognition_hits.add(next((index for word, index in hallucinations if is_similar(noun, word)), None))
         similar = next((index for word, index in truth if is_similar(noun, word)), None)
@@ -105,8 +103,8 @@ def match_official(example: Example, answer: str, vocabulary: Vocabulary, is_sim
 def match_robust(example: Example, answer: str, vocabulary: Vocabulary, is_similar: SimilarityTest) -> dict[str, Any]:
     """Count words by our rules.
 
-    Nouns are in lower case, safe words do not count at all, and a noun covers the equal true word
-    if there is one, before words that it is related or similar to.
+    Nouns are in lower case, and safe words do not count at all. A noun covers the equal true word
+    if there is one, else related words, else similar words.
     """
     nouns = [noun for noun in lemmatize.nouns(answer.lower()) if noun in vocabulary.words and noun not in vocabulary.safe_words]
 

@@ -1,8 +1,8 @@
-"""Which question of POPE a row of an answer file is about.
+"""Find the question of POPE that a row of an answer file is about.
 
 POPE's ids are line numbers: they begin again in every split, and other versions of the data give
-them to other questions. So an id is trusted only if the row does not contradict it with its
-question, image or split.
+them to other questions. So an id is trusted only if the row's question, image and split do not
+contradict it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from mmrlhf.evaluation.benchmark import Task
 
 SPLITS = ("random", "popular", "adversarial")
 MIN_MATCH_RATE, MIN_MATCH_RATE_ONLY_PART = 0.9, 0.75
-"""Share of a block's rows that must match a part's questions, where there are several parts, and
-where there is one."""
+"""Minimum share of a block's rows that match a part's questions, if there are several parts, and if
+there is one.
+"""
 SPELLINGS = {"an": "a", "imange": "image"}
-"""Words that differ between the two versions of POPE, and how both are compared."""
+"""Words that differ between the two versions of POPE, and the spelling for comparisons."""
 AnswerRow = Mapping[str, Any]
 
 
 def match_rows(rows: list[AnswerRow], task: Task) -> list[AnswerRow]:
-    """Return the rows, each with the id it is `about`; None for a row that says nothing.
+    """Return the rows with the id of their example under `about`, or None without id and question.
 
-    The id is an example's, or an unknown one for a row whose own question, image or split is not
-    the data's. Rows that name their split, or whose file does, are of that split. Others are cut
-    into blocks where ids begin again, and a block is of the split whose questions it asks. Where
-    ids do not fit the questions, a block that asks all questions of a split in order is recognised
-    by its text.
+    The id is an unknown one if a row's question, image or split is not in the data. If a row or its
+    file names a split, it belongs to that split. Other rows are cut into blocks where ids begin
+    again, and a block belongs to the split with its questions. If ids do not fit the questions, a
+    block with all questions of a split in order is recognised by its text.
     """
     questions = _QuestionIndex(task)
     row_groups: dict[tuple[str, str | None], list[int]] = {}
@@ -56,15 +56,14 @@ def match_rows(rows: list[AnswerRow], task: Task) -> list[AnswerRow]:
                 matched_ids[number] = unknown_id
     if num_other_questions:
         print(
-            f"note: {num_other_questions} answers are to other questions than the data's: is it another version?",
+            f"note: {num_other_questions} answers are to questions that --data does not have: is it another version?",
             file=sys.stderr,
         )
     return [{**row, "about": matched_ids.get(number)} for number, row in enumerate(rows)]
 
 
 def _candidate_parts(stated_split: str | None, task: Task, parts: list[str]) -> tuple[list[str], str | None]:
-    """Return the parts of the data that rows of a stated split may be about, and the split of their
-    unknown ids.
+    """Return the parts that rows of a stated split may be about, and the split of unknown ids.
 
     Data in one file has a single part without a name; a folder has a part for each split.
     """
@@ -87,7 +86,7 @@ class _QuestionIndex:
         """Ids and questions of each part, in order."""
         self.image_stems: set[str] = set()
         self._ids: dict[tuple[str, str, str], set[str]] = {}
-        """Ids by part, image and question. A version of POPE asks some questions twice."""
+        """Ids by part, image and question. One version of POPE has some questions twice."""
         for example in task.examples.values():
             question, image_stem = _normalise_question(example.meta["question"]), Path(example.meta["image"]).stem
             part = example.meta["part"]
@@ -106,14 +105,14 @@ class _QuestionIndex:
     def find_match(self, row: AnswerRow, part: str) -> str | None:
         """Return the example of a part that the row is about.
 
-        It is the one with the row's id, unless question or image contradict it: then the one with
-        this question and image, if there is only one.
+        It is the one with the row's id, unless question or image contradict it; then it is the only
+        one with this question and image.
         """
         example_id, question, image_stem = self.find_by_id(row, part), _row_question(row), _image_stem(row)
         if not question:
             return example_id
         if example_id is not None and self.by_part[part][example_id] == question:
-            # Some logs name images in a way of their own, which says nothing against the id.
+            # Some logs have their own names for images, which do not contradict the id.
             is_same_image = Path(self.examples[example_id].meta["image"]).stem == image_stem
             if is_same_image or image_stem not in self.image_stems:
                 return example_id
@@ -124,20 +123,18 @@ class _QuestionIndex:
 def _assign_ids(
     rows: list[AnswerRow], numbers: list[int], parts: list[str], questions: _QuestionIndex
 ) -> tuple[dict[int, str], dict[int, str]]:
-    """Return the ids of one file's rows that may be of these parts, and the parts of rows whose
-    block has one."""
+    """Return the ids of rows in these parts, and the part of each row in a recognised block."""
     is_only_part = len(parts) == 1
     min_match_rate = MIN_MATCH_RATE_ONLY_PART if is_only_part else MIN_MATCH_RATE
     used_parts: list[str] = []
     matched_ids: dict[int, str] = {}
     part_of_row: dict[int, str] = {}
-    # Large blocks first: they leave less doubt about their part.
+    # Large blocks first, as their part is less doubtful.
     blocks = [numbers] if is_only_part else sorted(_split_blocks(rows, numbers), key=len, reverse=True)
     for block in blocks:
         ids_by_part = {part: _find_matches(rows, block, part, questions) for part in parts}
         match_rates = {part: _match_rate(rows, block, part, ids_by_part[part], questions, is_only_part) for part in parts}
-        # Half of the questions are the same in all splits, so that a block may match several of
-        # them.
+        # Half of the questions are the same in all splits, so a block may match several splits.
         best_rate = max(match_rates.values())
         best_parts = [part for part in parts if match_rates[part] == best_rate >= min_match_rate]
         if len(best_parts) == 1:
@@ -158,7 +155,7 @@ def _assign_ids(
 
 
 def _find_matches(rows: list[AnswerRow], block: list[int], part: str, questions: _QuestionIndex) -> dict[int, str]:
-    """Return the examples of a part that rows of a block are about, by the number of the row."""
+    """Return the example of a part that each row of a block is about, by the row's number."""
     matches = {number: questions.find_match(rows[number], part) for number in block}
     return {number: id_ for number, id_ in matches.items() if id_ is not None}
 
@@ -171,10 +168,10 @@ def _match_rate(
     questions: _QuestionIndex,
     is_only_part: bool,
 ) -> float:
-    """Return the share of a block's rows that are about a part, of those that could be.
+    """Return the share of a block's rows that match a part, among those that could.
 
-    Rows with an id that the part does not have are left out: they are unknown in any case. Without
-    any question to go by, ids are trusted if there is only one part.
+    Rows with an id that the part lacks are left out: they are unknown in any case. In a block
+    without questions, ids are trusted if there is only one part.
     """
     with_question = [number for number in block if _row_question(rows[number])]
     counted = [
@@ -188,8 +185,7 @@ def _match_rate(
 
 
 def _split_blocks(rows: list[AnswerRow], numbers: list[int]) -> list[list[int]]:
-    """Cut rows where ids begin again: at the block's first id, or at an id that now has another
-    question.
+    """Cut rows where ids begin again: at the block's first id, or an id with another question.
 
     A repeated id with the same question is a duplicate answer, and stays in its block.
     """
@@ -215,10 +211,9 @@ def _align_by_text(
     index: _QuestionIndex,
     used_parts: list[str],
 ) -> dict[int, str]:
-    """Return ids for rows that ask all questions of an unused part one after another; add these
-    parts to `used_parts`.
+    """Return ids for rows with all questions of an unused part in order.
 
-    If there is only one part, rows that ask its first questions are enough.
+    Adds these parts to `used_parts`. If there is only one part, its first questions are enough.
     """
     texts = [_row_question(rows[number]) for number in block]
     matched_ids: dict[int, str] = {}
@@ -236,8 +231,7 @@ def _align_by_text(
 
 
 def _unknown_id(row: AnswerRow, split: str | None, task: Task) -> str | None:
-    """Return an id that no example has, for a row that is about none; None for a row that says
-    nothing."""
+    """Return an id that no example has, or None for a row without id and question."""
     id_, question = _row_id(row), _question_text(row).strip().split("\n")[0]
     if id_ is None:
         return "/".join(filter(None, (split, _image_stem(row), question))) if question else None
@@ -258,7 +252,7 @@ def _row_id(row: AnswerRow) -> str | None:
 
 
 def _row_split(row: AnswerRow) -> str | None:
-    """Return the split that a row names, or else its file."""
+    """Return the split that a row names, or else the one that its file names."""
     split, _, rest = str(row.get("question_id", "")).partition("/")
     if split in SPLITS and rest:
         return split
@@ -285,11 +279,9 @@ def _row_question(row: AnswerRow) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def _normalise_question(text: str) -> str:
-    """Return the words of the question in a prompt, as both versions of POPE spell them; empty if
-    it has none."""
+    """Return the words of a prompt's question, in one spelling for both versions of POPE."""
     text = text.replace("<image>", "\n").strip()
-    # The first sentence that ends in a question mark: instructions before and after it do not
-    # count.
+    # The first sentence that ends in a question mark, without instructions before and after it.
     match = re.search(r"[^\n.:?!]{1,300}\?", text)
     words = re.findall(r"\w+", (match[0] if match else text.split("\n")[0]).lower())
     return " ".join(SPELLINGS.get(word, word) for word in words)

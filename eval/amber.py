@@ -8,11 +8,11 @@
 --data is a folder with annotations.json, relation.json and safe_words.txt, and with query_all.json
 (here or in query/) to ask a model. Answers are a JSON list of {"id", "response"}.
 
-`official` is inference.py: nouns by NLTK in their own case, words that mean the same at a
-similarity above 0.8, replies that are exactly Yes or No, 0.001 in every denominator, F1 of rounded
-values, `no` as the positive class; a part without answers is null. `robust` reads replies with
-`mmrlhf.text.answer_parsing.parse_yes_no`, and nouns in lower case. Metrics are in percent.
-`amber_score` is (100 - chair + f1) / 2, which is in the paper only.
+`official` follows inference.py: nouns by NLTK without changing their case, words that count as
+equal at a similarity above 0.8, replies that are exactly Yes or No, 0.001 in every denominator, F1
+of rounded values, `no` as the positive class; a part without answers is null. `robust` reads
+replies with `mmrlhf.text.answer_parsing.parse_yes_no`, and nouns in lower case. Metrics are in
+percent. `amber_score` is (100 - chair + f1) / 2, which only the paper defines.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ METRIC_GROUPS = {
     "action_": ("action",),
     "relation_": ("relation",),
 }
-"""Parts that the yes/no metrics are over, by the prefix of the metrics' names."""
+"""Parts that yes/no metrics cover, by the prefix of the metrics' names."""
 YES_NO_PARTS = METRIC_GROUPS[""]
 EPSILON = 0.001
-"""What the official script adds to each denominator."""
+"""The official script adds this to each denominator."""
 NO_SIMILARITY_REASON = (
     "the official script compares words by spaCy's en_core_web_lg, which is not installed: "
     "install it, or give --similarity TABLE.json"
@@ -133,10 +133,9 @@ class Amber(Benchmark):
         return [*paths, _queries_path(task)] if _queries_path(task).exists() else paths
 
     def match_rows(self, rows: list[Fields], task: Task) -> list[Fields]:
-        """Return the rows, giving those without an id (VLMEvalKit's) the id of the same question on
-        the same image.
+        """Return the rows; those without an id (VLMEvalKit's) get that of their question and image.
 
-        Where a question occurs several times, the k-th row takes the k-th id.
+        If a question occurs several times, the k-th row takes the k-th id.
         """
         ids, num_seen = _ids_by_query(_queries_path(task)), Counter[tuple[str, str]]()
         matched = []
@@ -155,8 +154,7 @@ class Amber(Benchmark):
         return first_present(fields, ("id", "question_id", "index"))
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Return what a reply says, or the word counts of a description by the script's rules and
-        by ours."""
+        """Return a reply's yes or no, or a description's word counts by both sets of rules."""
         if example.meta["part"] != "generative":
             parsed = parse_yes_no(answers[0], example.meta["query"])
             return {"truth": example.meta["truth"], "said": parsed, "unparsed": parsed is None}
@@ -188,7 +186,7 @@ def _ids_by_query(path: Path) -> dict[tuple[str, str], list[str]]:
 
 
 def _score_official(example: Example, answer: str, task: Task) -> dict[str, Any] | None:
-    """Return the script's counts of a description, None without a way to compare words."""
+    """Return the script's counts of a description, or None if words cannot be compared."""
     is_similar = amber_words.similarity_test(task.options.similarity)
     if is_similar is None:
         return None
@@ -203,27 +201,29 @@ def _vocabulary(task: Task) -> Any:
 # ---- metrics -------------------------------------------------------------------------------------
 
 NUM_DESCRIPTION_COLUMNS = 8
-"""False nouns, nouns, covered words, true words, cognition hits, words one may hallucinate, clean
-descriptions, descriptions."""
+"""False nouns, nouns, covered words, true words, cognition hits, words likely to be hallucinated,
+clean descriptions, descriptions.
+"""
 NUM_REPLY_COLUMNS = 5
-"""For each part: right replies, questions, replies that are rightly no, replies of no, questions
-whose truth is no."""
+"""For each part: right replies, questions, right replies of no, replies of no, questions with the
+true answer no.
+"""
 NUM_COLUMNS = NUM_DESCRIPTION_COLUMNS + NUM_REPLY_COLUMNS * len(YES_NO_PARTS)
 
 
 def _reply_start(part: str) -> int:
-    """Return the first of the columns of a yes/no part."""
+    """Return the index of the first column of a yes/no part."""
     return NUM_DESCRIPTION_COLUMNS + NUM_REPLY_COLUMNS * YES_NO_PARTS.index(part)
 
 
 def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
-    """Count every row of the file, also repeated ones. An unknown id stops the script."""
+    """Count every row of the file, including repeated ones. An unknown id stops the script."""
     examples = list(task.examples.values())
     clusters, columns, reason = [], [], ""
     for row in rows:
         example, text = task.examples.get(row["id"]), row["answers"][0]
         if example is None:
-            # The script takes the id as an index that starts at 1, and Python counts negative
+            # The script uses the id as an index that starts at 1, and Python counts negative
             # indices from the end.
             index = int(row["id"]) if row["id"].lstrip("-").isdecimal() else None
             if index is None or not -len(examples) < index <= 0:
@@ -235,7 +235,7 @@ def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
             if text is None:
                 reason = f"the official script raises TypeError on the response of id {row['id']}, which is null"
                 break
-            # A row of an unknown id, which the script takes for a known one, has not been scored.
+            # A row with an unknown id that the script takes for a known one has not been scored.
             description = row.get("official") or _score_official(example, text, task)
             columns.append(_description_columns(example, description))
         else:
@@ -260,7 +260,7 @@ def _robust_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
 def _description_columns(example: Example, counts: Mapping[str, Any] | None) -> np.ndarray:
     columns = np.zeros(NUM_COLUMNS)
     if counts is None:
-        columns[:NUM_DESCRIPTION_COLUMNS] = np.nan  # makes every sum that it is part of unknown
+        columns[:NUM_DESCRIPTION_COLUMNS] = np.nan  # every sum with this row becomes unknown
         return columns
     columns[:NUM_DESCRIPTION_COLUMNS] = (
         len(counts["false"]),
@@ -324,11 +324,11 @@ def _description_metrics(sums: np.ndarray, epsilon: float, is_unknown: bool) -> 
 
 
 def _yes_no_metrics(sums: np.ndarray, prefix: str, parts: Sequence[str], epsilon: float) -> dict[str, np.ndarray]:
-    """Return accuracy, and precision, recall and F1 of `no`, over some parts."""
+    """Return accuracy, and precision, recall and F1 of `no`, over several parts."""
     right, num_questions, right_no, said_no, true_no = (
         sum(sums[..., _reply_start(part) + column] for part in parts) for column in range(NUM_REPLY_COLUMNS)
     )
-    # For attributes, the script adds up the denominators of its three parts.
+    # For attributes, the script adds up the denominators of three parts.
     start = epsilon * (3 if prefix == "attribute_" else 1)
     percent = np.where(num_questions > 0, 100.0, np.nan)
     precision, recall = right_no / (said_no + start) * percent, right_no / (true_no + start) * percent
@@ -351,7 +351,7 @@ def _round_to_tenth(value: float) -> float:
 
 
 def _rounded_f1(precision: np.ndarray, recall: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return the script's F1, which is of rounded values."""
+    """Return the script's F1, which it computes from rounded values."""
     p, r = _round_to_tenth(precision) / 100, _round_to_tenth(recall) / 100
     return 2 * p * r / (p + r + epsilon) * 100
 

@@ -1,5 +1,5 @@
-"""CHAIR: how many of the objects that a caption names are not in the image (Rohrbach et al. 2018),
-besides recall and length.
+"""CHAIR: the share of objects in captions that the image lacks, recall and length (Rohrbach et al.
+2018).
 
     mmrlhf eval chair --model runs/sft/model --data coco/annotations --image_folder coco/val2014
         --limit 500 --out runs/chair
@@ -8,11 +8,11 @@ besides recall and length.
 --data is COCO's annotation folder (instances_*.json and captions_*.json), or a JSON map of image id
 to the objects in the image.
 
-`official` is one of two scripts, whose results differ: --lineage a is the original (singulars by
-`pattern.en`; also in Maxlinn's standalone script), b uses NLTK's tagger and WordNet (OPERA,
+`official` follows one of two scripts with different results: --lineage a is the original (singulars
+by `pattern.en`; also in Maxlinn's standalone script), b uses NLTK's tagger and WordNet (OPERA,
 less-is-more, lmms-eval). Both need NLTK's data. `robust`, and everything with --lineage portable,
-uses `mmrlhf.text.coco_objects.find_objects`, which needs nothing: English plurals, no denied
-objects ("no cat"), no unknown images. Metrics are in percent, length in words.
+uses `mmrlhf.text.coco_objects.find_objects`, which needs no data: English plurals, without negated
+objects ("no cat") and unknown images. Metrics are in percent, length in words.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ class Chair(Benchmark):
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
-        """Return an example for each image, with its objects and, for COCO's annotations, its
-        captions."""
+        """Return an example for each image, with its objects and COCO's captions, if available."""
         images = _read_object_map(task.path) if task.path.is_file() else _read_coco(task.path)
         return [
             Example(
@@ -81,8 +80,7 @@ class Chair(Benchmark):
         return [task.path] if task.path.is_file() else _annotation_files(task.path)
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the image id of a row: the one it names, or the number at the end of an image's
-        name."""
+        """Return the image id of a row: its own, or the number at the end of the image's name."""
         image = first_present(fields, ("image_id", "image", "image_path", "id", "question_id"))
         if image is None or image in task.examples:
             return image
@@ -90,8 +88,7 @@ class Chair(Benchmark):
         return str(int(number[1])) if number else image
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Compare the objects of the first answer with those of the image, by the script's rules
-        and by ours."""
+        """Compare the objects of the first answer and the image, by the script's rules and ours."""
         official = _compare_objects(answers[0], example, task.options.lineage)
         robust = official
         if task.options.lineage != "portable":
@@ -101,7 +98,7 @@ class Chair(Benchmark):
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
         """Return metrics over all captions, including several of one image.
 
-        The scripts take an unknown image for one without objects.
+        For the scripts, an unknown image has no objects.
         """
         with_answer = [row for row in rows if row["status"] != "null"]
         official = [
@@ -208,10 +205,10 @@ def _compare_objects(caption: str, example: Example | None, lineage: str) -> dic
 
 
 def compare_mentions(mentions: list[tuple[str, str]], true_objects: set[str], length: int) -> dict[str, Any]:
-    """Return what scores.jsonl says about the mentions of a text.
+    """Return the fields of scores.jsonl for a text's mentions.
 
-    `said` counts mentions, `false` lists those of absent objects, `hit` the present objects that
-    are named, `there` counts the present objects.
+    `said` counts mentions, `false` lists those of absent objects, `hit` lists the present objects
+    that are named, and `there` counts the present objects.
     """
     return {
         "said": len(mentions),
@@ -241,9 +238,9 @@ def _metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _official_stats(ids: list[str], comparisons: list[dict[str, Any]], reason: str) -> SufficientStats:
-    """Return statistics that are undefined, except the length, where the script stops.
+    """Return statistics that are undefined, except the length, if the script stops.
 
-    It divides by the numbers of mentions and of objects. reason: why else it stops, if it does.
+    It stops if there are no mentions or no objects to divide by, or for a given `reason`.
     """
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,17 +1,16 @@
-"""DASH-B: images that make models see an object that is not there, and images that show it
+"""DASH-B: images in which models see an object that is not there, and images that show it
 (Augustin et al. 2025).
 
     mmrlhf eval dash_b --model runs/sft/model --data DASH-B --out runs/dash_b
     mmrlhf eval dash_b --answers Paligemma-3b_answers.json --out runs/dash_b
 
 --data is the folder with dash_benchmark_neg.json and dash_benchmark_pos.json, --image_folder the
-one with `neg` and `pos`. The authors' answer files say themselves what was asked, and need no
---data.
+one with `neg` and `pos`. The authors' answer files contain the questions and need no --data.
 
-`official` looks for the letters `yes`, then `no`, anywhere in an answer, and counts answers with
-neither as wrong. So does `robust`, which reads answers with
-`mmrlhf.text.answer_parsing.parse_yes_no`. Metrics are fractions: `accuracy`, `tnr` where the object
-is absent, `tpr` where it is present, and their `harmonic_mean`.
+`official` looks for the letters `yes`, then `no`, anywhere in an answer; `robust` reads answers
+with `mmrlhf.text.answer_parsing.parse_yes_no`. Both count answers with neither as wrong. Metrics
+are fractions: `accuracy`, `tnr` on absent objects, `tpr` on present objects, and the
+`harmonic_mean` of these two.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class DashB(Benchmark):
     def load(self, task: Task) -> list[Example]:
         """Return the questions, absent objects first, with ids OBJECT/IMAGE.
 
-        Without --data, they are those that the answer file says were asked.
+        Without --data, the questions come from the answer file.
         """
         if task.data is None and task.answers is not None:
             examples = []
@@ -64,8 +63,7 @@ class DashB(Benchmark):
         return examples[: task.limit]
 
     def files(self, task: Task) -> list[Path]:
-        """Return the files of images without and with the object, which may be in a subfolder
-        `images`."""
+        """Return the files of absent and of present objects, which a folder `images` may hold."""
         if not task.path.is_dir():
             raise InputError(f"--data {task.path} must be the folder with {' and '.join(FILES.values())}")
         paths = []
@@ -92,9 +90,9 @@ class DashB(Benchmark):
         }
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
-        """Return accuracy on all questions and on either kind.
+        """Return accuracy on all questions and on each kind.
 
-        The script counts the answers of its own run, where none is missing or repeated.
+        The script counts the answers of its own run, without missing or repeated ones.
         """
         return {
             "official": _sufficient_stats(answered(rows), task, "official"),
@@ -113,8 +111,7 @@ def _make_example(task: Task, label: str, object_name: str, image: str, data_set
 
 
 def _sufficient_stats(rows: list[ScoreRow], task: Task, verdict_field: str) -> SufficientStats:
-    """Return statistics of four columns: right answers and questions about absent objects, and
-    about present ones."""
+    """Return statistics: right answers and questions on absent, then on present objects."""
     columns = np.zeros((len(rows), 4))
     for row_columns, row in zip(columns, rows, strict=True):
         start = 2 * (row["label"] == "yes")

@@ -1,23 +1,24 @@
-"""HallusionBench: questions on charts, maps, illusions and more, about an image, an edited image,
-or no image (Guan et al. 2023).
+"""HallusionBench: questions on charts, maps, illusions and more, with an image, an edited image or
+no image (Guan et al. 2023).
 
     mmrlhf eval hallusionbench --model runs/sft/model --data HallusionBench.json
         --image_folder hallusion_bench --judge URL --out runs/hallusion
     mmrlhf eval hallusionbench --answers HallusionBench_result.json --data HallusionBench.json
         --recorded_judgments judge_log.jsonl --out runs/hallusion
 
-A judge compares each answer with a reference, and says whether answers to the same question about
-two images agree, which serves to diagnose errors. `official` reads its replies as HallusionBench's
-script does: `incorrect`, else `correct`, else unclear ("not correct" is correct). `robust` needs no
-judge and reads yes or no from an answer; unreadable answers are wrong, except that without an image
-they are right, as in the script. Recorded judgments are a run's judgments.jsonl, the script's own
-output (`gpt4v_output_gpt_check`, `same`), or a log of `prompt` and `reply` in the script's wording.
+A judge compares each answer with a reference. To diagnose errors, it also decides whether answers
+to the same question about two images agree. `official` reads its replies as HallusionBench's script
+does: `incorrect`, else `correct`, else unclear ("not correct" is correct). `robust` needs no judge
+and reads yes or no from an answer; unreadable answers are wrong, except that without an image they
+are right, as in the script. Recorded judgments are a run's judgments.jsonl, the script's own output
+(`gpt4v_output_gpt_check`, `same`), or a log of `prompt` and `reply` in the script's wording.
 
-In percent: `a_acc` of questions; `q_acc` of questions that are right on all their images; `f_acc`
-of images with all questions right; `easy_acc` and `hard_acc` of questions that are right wherever
-the original or no image, or wherever an edited image is shown. As fractions: `pct_diff`, how much
-more often yes is said than true, and `fp_ratio`, wrong answers whose truth is no. `consistency_*`
-are images; `lh`, `vi` and `mixed` are errors attributed to language, to vision, and to either.
+In percent: `a_acc`, right questions; `q_acc`, questions that are right on all their images;
+`f_acc`, images with all questions right; `easy_acc`, questions that are right with the original and
+without an image; `hard_acc`, questions that are right on all edited images. As fractions:
+`pct_diff`, the rate of yes in answers minus that in the truth; `fp_ratio`, the share of wrong
+answers to questions with the truth no. `consistency_*` are shares of images; `lh`, `vi` and `mixed`
+are shares of errors attributed to language, to vision, and to either, in percent.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Options:
 class Judgment(NamedTuple):
     """RIGHT, WRONG or UNCLEAR, and whether the answer agrees with the one on the original image.
 
-    None where there is no reply, or nothing was asked.
+    Either is None if there is no reply.
     """
 
     verdict: int | None
@@ -103,8 +104,7 @@ class HallusionBench(Benchmark):
         return examples
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the id of a row's question: by the five parts of an id, or else by its question
-        and image.
+        """Return the id of a row's question by its five parts, or else by its question and image.
 
         VLMEvalKit calls the subcategory `category`, and the category `l2-category`; some of its
         sheets have them swapped.
@@ -120,8 +120,7 @@ class HallusionBench(Benchmark):
         return _find_by_question(fields, task) or fields.get("id")
 
     def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
-        """Ask whether each answer is right, and whether it agrees with the one on the original
-        image."""
+        """Ask whether each answer is right and agrees with the one on the original image."""
         for id_, answers in answers_by_id.items():
             meta, answer = task.examples[id_].meta, answers[0]
             prompt = CORRECT_TEMPLATE.format(question=meta["question"], reference=meta["gt_answer_details"], answer=answer)
@@ -132,7 +131,7 @@ class HallusionBench(Benchmark):
                 yield JudgeRequest(f"{id_}/same", prompt, SAME_TEMPLATE)
 
     def rule(self, key: str, answers_by_id: AnswersById, task: Task) -> str:
-        """Return a verdict by yes and no, without a model."""
+        """Return a verdict from the answers' yes or no, without a model."""
         id_, _, request_kind = key.rpartition("/")
         example = task.examples[id_]
         parsed = parse_yes_no(answers_by_id[id_][0], example.meta["question"])
@@ -144,8 +143,7 @@ class HallusionBench(Benchmark):
         return "same" if parsed == parse_yes_no(original, example.meta["question"]) else "different"
 
     def read_judgments(self, rows: Sequence[Row], answers_by_id: AnswersById, task: Task) -> dict[str, str]:
-        """Return replies by key from the official script's output, or from a log of its judge's
-        prompts and replies."""
+        """Return replies by key from the official script's output, or from a log of its judge."""
         replies: dict[str, str] = {}
         keys_by_content = _keys_by_content(answers_by_id, task)
         for row in rows:
@@ -164,7 +162,7 @@ class HallusionBench(Benchmark):
         return replies
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Return the judge's verdict, and what the first answer says."""
+        """Return the judge's verdict, and the first answer's yes or no."""
         correct, same = (task.replies.get(f"{example.id}/{kind}", {}).get("text") for kind in ("correct", "same"))
         verdict, parsed = _parse_verdict(correct), parse_yes_no(answers[0], example.meta["question"])
         return {
@@ -180,7 +178,7 @@ class HallusionBench(Benchmark):
         return [example.meta["category"], example.meta["subcategory"]]
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
-        """Return metrics by the judge's verdicts, and by yes and no."""
+        """Return metrics from the judge's verdicts, and from yes and no."""
         reason = _script_failure(rows, task)
         valid_rows = first_valid(rows)
         official: dict[str, Judgment] = {}
@@ -235,13 +233,13 @@ _OFFICIAL_SAME_PROMPT = re.compile(r"\n *response1:(.*)\nresponse2: (.*)\nOutput
 
 
 def _prompt_content(prompt: str) -> tuple[str, ...]:
-    """Return what a prompt of the official script was filled with; empty for any other prompt."""
+    """Return the texts that fill a prompt of the official script, or () for any other prompt."""
     match = _OFFICIAL_CORRECT_PROMPT.search(prompt) or _OFFICIAL_SAME_PROMPT.search(prompt)
     return match.groups() if match else ()
 
 
 def _keys_by_content(answers_by_id: AnswersById, task: Task) -> dict[tuple[str, ...], list[str]]:
-    """Return request keys by what the script's prompts hold, which several requests may share."""
+    """Return request keys by the texts in the script's prompts; several keys may share them."""
     keys: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for id_, answers in answers_by_id.items():
         meta, original_id = task.examples[id_].meta, _original_id(task.examples[id_])
@@ -252,8 +250,10 @@ def _keys_by_content(answers_by_id: AnswersById, task: Task) -> dict[tuple[str, 
 
 
 def _parse_verdict(text: str | None) -> int | None:
-    """Read a reply as the script does: `incorrect` anywhere is wrong, else `correct` is right, and
-    all else is unclear."""
+    """Read a reply as the script does: `incorrect` anywhere is wrong, else `correct` is right.
+
+    All other replies are unclear.
+    """
     if text is None:
         return None
     if "incorrect" in text.lower():
@@ -262,7 +262,7 @@ def _parse_verdict(text: str | None) -> int | None:
 
 
 def _script_failure(rows: list[ScoreRow], task: Task) -> str:
-    """Return why the official script would stop, or has no judgments to read; empty if it runs."""
+    """Return why the official script would stop, or what it lacks; empty if it would run."""
     verdicts = {row["id"]: row["verdict"] for row in first_valid(rows)}
     if any(row["status"] == "null" for row in rows):
         return "the official script raises TypeError on an answer that is null"
@@ -286,11 +286,10 @@ def _is_right(example: Example, verdict: int | None) -> bool:
 def _error_cause(
     example: Example, judgment: Judgment, original_verdict: int | None
 ) -> Literal["", "lh", "vi", "mixed", "unknown"]:
-    """Attribute an error to language (`lh`), vision (`vi`) or either (`mixed`), by the script's
-    decision table.
+    """Attribute an error to language (`lh`), vision (`vi`) or either (`mixed`), as the script does.
 
-    Empty if the answer is right, `unknown` if it was not compared with the one on the original
-    image.
+    Returns "" if the answer is right, `unknown` if it was not compared with the answer on the
+    original image.
     """
     verdict, is_same = judgment
     if _is_right(example, verdict):
@@ -316,22 +315,19 @@ COLUMNS = (
     "right", "asked", "q_right", "q", "f_right", "f_wrong", "f", "easy_right", "easy", "hard_right", "hard",
     "said_yes", "true_yes", "wrong", "wrong_no", "lh", "vi", "mixed", "unknown",
 )  # fmt: skip
-"""What is summed in each set of images.
+"""Sums over each set of images.
 
-`q`, `f`, `easy` and `hard` count groups of questions, `X_right` those that are all right.
+`q`, `f`, `easy` and `hard` count groups of questions, `X_right` the groups with all questions
+right.
 """
 CAUSES = ("lh", "vi", "mixed")
 CONSISTENCIES = ("consistency_correct", "consistency_inconsistent", "consistency_wrong")
 DIAGNOSTIC_METRICS = ("pct_diff", "fp_ratio", *CONSISTENCIES, *CAUSES)
-"""The second table of the script.
-
-It divides by the number of errors, so that it stops without one.
-"""
+"""The second table of the script, which divides by the number of errors and stops without one."""
 
 
 def _sufficient_stats(task: Task, judgments: Mapping[str, Judgment], reason: str, with_causes: bool) -> SufficientStats:
-    """Return statistics with a row for each set of images: answers that must be right together are
-    in one set."""
+    """Return statistics with a row for each set of images, which contains whole groups."""
     sums: dict[str, dict[str, float]] = {}
     groups: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
     for id_, judgment in judgments.items():

@@ -6,8 +6,8 @@
 
 A judge compares each answer with the reference answers. The authors' judge (Gemini, asked for a yes
 or no through their own library) leaves no text to read: their metric is the share of answers it
-calls correct. `official` is that share for whichever judge replied, and null while a judgment is
-missing. `robust` is the share of the answers that were judged, where a reply that is neither is
+calls correct. `official` is that share for the judge in use, and null while a judgment is missing.
+`robust` is the share among judged answers; a reply that is neither correct nor incorrect is
 unparsed and counts as wrong. In percent: `accuracy`, also by type of question and of image.
 """
 
@@ -106,17 +106,18 @@ class HaloQuest(Benchmark):
             yield JudgeRequest(id_, prompt, template)
 
     def rule(self, key: str, answers_by_id: AnswersById, task: Task) -> str:
-        """Return a verdict without a model: right if the answer holds a reference word for word, or
-        the reverse."""
+        """Return a verdict without a model: correct if the answer contains a reference, or vice
+        versa.
+        """
         answer = _normalise(answers_by_id[key][0])
         references = map(_normalise, task.examples[key].meta["groundtruth responses"].split(";"))
-        # A single word says too little to be right only because a reference has it.
+        # A single word is not right merely because a reference contains it.
         is_long = len(answer.split()) > 1
         is_right = any(text and (text in answer or (is_long and answer in text)) for text in references)
         return "correct" if is_right else "incorrect"
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Return the judge's verdict, None if it failed or its reply is neither."""
+        """Return the judge's verdict, or None if it failed or its reply cannot be parsed."""
         reply = task.replies.get(example.id, {}).get("text")
         is_right = None if reply is None else parse_verdict(reply)
         return {"right": is_right, "judged": reply is not None, "unparsed": reply is not None and is_right is None}

@@ -1,5 +1,5 @@
-"""LLaVA-Bench: answers rated next to those of GPT-4, by a judge that reads captions and boxes (Liu
-et al. 2023).
+"""LLaVA-Bench: answers rated against GPT-4's, by a judge that reads captions and boxes (Liu et al.
+2023).
 
     mmrlhf eval llava_bench --model runs/sft/model --data LLaVA-Bench-COCO --image_folder val2014
         --judge http://127.0.0.1:8000/v1 --out runs/llava_bench
@@ -7,13 +7,14 @@ et al. 2023).
 
 --data is a folder with questions, context, reference answers and rules: qa90_* of COCO, or
 questions.jsonl, context.jsonl, answers_gpt4.jsonl and rule.json of LLaVA-Bench (In-the-Wild). The
-judge is asked as there, with the instructions of `rule.json`. Reviews as the authors' script saves
-them (`tuple` of two ratings, `category`) are all that is needed, without --data.
+judge gets the authors' prompt, with the instructions of `rule.json`. Reviews as the authors' script
+saves them (`tuple` of two ratings, `category`) need no --data.
 
-`score` is the mean rating in percent of the reference's, as in the authors' table: means are
-rounded to three decimals first. `official` reads two numbers with one blank or comma between them
-as the first line of a review, and -1 and -1 from all other reviews, which count in the means.
-`robust` reads any two numbers of the first line with numbers, and leaves out reviews without them.
+`score` is the mean rating in percent of the reference's mean rating, as in the authors' table: both
+means are rounded to three decimals first. `official` reads a review that begins with a line of two
+numbers with one blank or comma between them; for all other reviews it reads -1 and -1, which count
+in the means. `robust` reads two numbers anywhere on the first line with digits, and leaves out
+reviews without them.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ FILES = {
     "reference": ("qa90_gpt4_answer.jsonl", "answers_gpt4.jsonl"),
     "rules": ("rule.json",),
 }
-"""Names of the data files on COCO, and in the wild."""
+"""Names of the data files for COCO, and for In-the-Wild."""
 UNREAD_RATINGS = [-1.0, -1.0]
-"""What the authors' script takes an unreadable review for."""
+"""Ratings of an unreadable review in the authors' script."""
 
 
 class LlavaBench(Benchmark):
@@ -64,10 +65,7 @@ class LlavaBench(Benchmark):
     answer_fields = ("question_id", "text")
 
     def load(self, task: Task) -> list[Example]:
-        """Return the questions by number.
-
-        Without --data, they are those that the reviews are of.
-        """
+        """Return the questions by number; without --data, those of the reviews."""
         if _has_reviews(task):
             rows = read_json_objects(Path(str(task.answers)))
             categories = {str(row.require("question_id")): str(row.fields.get("category", "")) for row in rows}
@@ -109,7 +107,7 @@ class LlavaBench(Benchmark):
         return predictions
 
     def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
-        """Ask how each answer compares with the reference, by the rule of its category."""
+        """Ask for a comparison of each answer with the reference, by the rule of its category."""
         if _has_reviews(task):
             return
         rules = read_json(_data_file(task, "rules"))
@@ -137,8 +135,7 @@ class LlavaBench(Benchmark):
         return reviews
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Return the pair of ratings, the reference's first, by the script's rule and by ours; None
-        without a review."""
+        """Return the ratings of reference and answer, by the script's rule and by ours, or None."""
         if "review" in example.meta:
             pair = official_ratings(answers[0])
             is_unread = pair == UNREAD_RATINGS
@@ -179,7 +176,7 @@ def _data_file(task: Task, kind: str) -> Path:
 
 
 def _format_context(fields: Mapping[str, Any]) -> str:
-    """Return captions, and boxes with their names, as the judge is shown them."""
+    """Return captions and labelled boxes in the format of the judge's prompt."""
     captions = fields.get("captions") or ([fields["caption"]] if "caption" in fields else [])
     boxes = [f"{instance['category']}: {instance['bbox']}" for instance in fields.get("instances", ())]
     return "\n\n".join("\n".join(map(str, lines)) for lines in (captions, boxes) if lines)
@@ -199,12 +196,14 @@ def _rating_pair(row: Row) -> list[float]:
 # ---- ratings -------------------------------------------------------------------------------------
 
 _RATING = re.compile(r"(?<![\w.])(?:10|\d)(?:\.\d+)?(?!\w)(?!\.\d)")
-"""A number up to 10 that is no part of a word or of a longer number."""
+"""A number up to 10 that is not part of a word or of a longer number."""
 
 
 def official_ratings(review: str) -> list[float]:
-    """Read ratings as the authors' script does: two numbers, divided by one blank or comma, as the
-    whole first line."""
+    """Read ratings as the authors' script does.
+
+    The first line must be two numbers with one blank or comma between them.
+    """
     cells = review.split("\n")[0].replace(",", " ").split(" ")
     try:
         return [float(cells[0]), float(cells[1])] if len(cells) == 2 else list(UNREAD_RATINGS)
@@ -213,9 +212,9 @@ def official_ratings(review: str) -> list[float]:
 
 
 def robust_ratings(review: str) -> list[float] | None:
-    """Return the two ratings on the first line with digits, None if there are not two.
+    """Return the two ratings on the first line with digits, or None if there are not two.
 
-    "8/10 7/10" and "Assistant 1: 8, Assistant 2: 7" are 8 and 7.
+    "8/10 7/10" and "Assistant 1: 8, Assistant 2: 7" both give 8 and 7.
     """
     line = next((line for line in review.split("\n") if re.search(r"\d", line)), "")
     line = re.sub(r"/\s*10\b", " ", line)
@@ -228,8 +227,7 @@ def robust_ratings(review: str) -> list[float] | None:
 
 
 def _sufficient_stats(ratings: list[tuple[str, list[float]]], task: Task, reason: str) -> SufficientStats:
-    """Return statistics of three columns, over all answers and for each category: both ratings, and
-    the count."""
+    """Return statistics of three columns, for all answers and each category: two ratings, count."""
     categories = ["", *sorted({example.meta["part"] for example in task.examples.values()} - {""})]
     columns = np.zeros((len(ratings), len(categories), 3))
     for row, (id_, pair) in zip(columns, ratings, strict=True):
@@ -253,4 +251,4 @@ def _sufficient_stats(ratings: list[tuple[str, list[float]]], task: Task, reason
 
 
 _round_to_thousandth = np.vectorize(lambda value: round(float(value), 3), otypes=[float])
-"""Rounds to three decimals as Python does. NumPy multiplies first, which may round otherwise."""
+"""Rounds to three decimals as Python does. NumPy multiplies first, which may round differently."""

@@ -1,4 +1,4 @@
-"""MME: two questions per image in fourteen tasks, one whose answer is yes and one whose answer is
+"""MME: two questions per image in fourteen tasks, one with the answer yes and one with the answer
 no (Fu et al. 2023).
 
     mmrlhf eval mme --model runs/sft/model --data MME --subset hallucination --out runs/mme
@@ -6,12 +6,12 @@ no (Fu et al. 2023).
 
 --data is a folder with TASK.txt (`image TAB question TAB answer`), or with the release's TASK
 folders of images and texts. Answers in the official layout, TASK.txt with the response in a fourth
-column, say themselves what was asked, and need no --data.
+column, contain the questions and need no --data.
 
 A task's `score` is its accuracy plus the share of images with both questions right, in percent (at
 most 200). `perception`, `cognition` and `hallucination` (existence, count, position, color) are
-sums over their tasks, and `score` over all that were asked. `official` looks for yes, then no, in
-the first four characters of an answer; `robust` reads it with
+sums over their tasks, and `score` is the sum over all tasks of the subset. `official` looks for
+yes, then no, in the first four characters of an answer; `robust` reads it with
 `mmrlhf.text.answer_parsing.parse_yes_no`.
 """
 
@@ -86,12 +86,14 @@ class MME(Benchmark):
         return examples
 
     def files(self, task: Task) -> list[Path]:
-        """Return the texts that questions are read from."""
+        """Return the text files of questions."""
         return [path for name in _task_names(task) for path in _question_files(task.path, name)]
 
     def read(self, path: Path, task: Task) -> list[Prediction] | None:
-        """Read the official layout: TASK.txt with the response in a fourth column, which may run
-        over several lines."""
+        """Read the official layout: TASK.txt with the response in a fourth column.
+
+        A response may have several lines.
+        """
         files = {name: path / f"{name}.txt" for name in _task_names(task)}
         if not path.is_dir() or not any(file.is_file() for file in files.values()):
             return None
@@ -103,14 +105,13 @@ class MME(Benchmark):
                 if len(cells) == 4 and cells[2].strip().lower() in ("yes", "no"):
                     responses.append((f"{name}/{cells[0]}/{num_questions[cells[0]]}", cells[3]))
                     num_questions[cells[0]] += 1
-                elif num_questions:  # the previous response goes on
+                elif num_questions:  # continues the previous response
                     id_, response = responses[-1]
                     responses[-1] = id_, response + line
         return [Prediction(id_, [response.removesuffix("\n")]) for id_, response in responses]
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the example with a row's image and question, of the task that the row names, if it
-        names one."""
+        """Return the example with a row's image and question, and its task if the row names one."""
         image_fields = ("question_id", "image_path", "image", "id")
         image = next((str(fields[name]) for name in image_fields if fields.get(name)), "")
         if image in task.examples:
@@ -170,7 +171,7 @@ def _questions(root: Path, name: str) -> list[Question]:
         is_task_file = path.parent == root
         for number, line in enumerate(_read_lines(path), 1):
             cells = line.rstrip("\r\n").split("\t")
-            if not is_task_file:  # a text for each image, which does not name it
+            if not is_task_file:  # a text file per image, which does not name the image
                 cells = [_image_of_text(path), *cells]
             if len(cells) >= 3:
                 rows.append((f"{path} line {number}", cells[0], cells[1], cells[2]))
@@ -180,7 +181,7 @@ def _questions(root: Path, name: str) -> list[Question]:
 
 
 def _image_of_text(path: Path) -> str:
-    """Return the name of the image that a text of questions is about."""
+    """Return the name of the image that a file of questions is about."""
     folder = path.parent.parent / "images" if path.parent.name == "questions_answers_YN" else path.parent
     for suffix in IMAGE_SUFFIXES:
         if (folder / (path.stem + suffix)).is_file():
@@ -203,8 +204,10 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def parse_official(answer: str) -> Literal["yes", "no", "other"]:
-    """Read an answer as the official script does: yes, then no, in the first four characters, with
-    blanks."""
+    """Read an answer as the official script does: yes, then no, in its first four characters.
+
+    Leading blanks count as characters.
+    """
     answer = answer.lower()
     prefix = answer if answer in ("yes", "no") else answer[:4]
     if "yes" in prefix:
@@ -213,10 +216,10 @@ def parse_official(answer: str) -> Literal["yes", "no", "other"]:
 
 
 def _official_results(rows: list[ScoreRow], task: Task) -> tuple[dict[str, list[ImageResult]], dict[str, str]]:
-    """Return what the script makes of each task's file of answers, and why it stops at one.
+    """Return the script's results for each task's file of answers, and the reasons why it stops.
 
-    The files are the user's own, or those that these answers would make in the order of the data,
-    each on a line of four columns, where tabs and line breaks within an answer become blanks.
+    The files are the user's own. Without them, the answers are put on lines of four columns in the
+    order of the data; tabs and line breaks within an answer become blanks.
     """
     names = _task_names(task)
     if task.answers and any((Path(task.answers) / f"{name}.txt").is_file() for name in names):
@@ -239,8 +242,10 @@ def _official_results(rows: list[ScoreRow], task: Task) -> tuple[dict[str, list[
 
 
 def _run_official_script(lines: Sequence[str]) -> tuple[list[ImageResult], str]:
-    """Return images as the script sees them, two consecutive lines each; none of them, with a
-    reason, if it stops."""
+    """Return the result of each image, which is two consecutive lines, as the script does.
+
+    If the script would stop, returns no results and the reason.
+    """
     if not lines:
         return [], "there are no answers to this task: the official script raises FileNotFoundError"
     results = []
@@ -261,8 +266,9 @@ def _run_official_script(lines: Sequence[str]) -> tuple[list[ImageResult], str]:
 
 
 def _sufficient_stats(results: Mapping[str, list[ImageResult]], reasons: Mapping[str, str]) -> SufficientStats:
-    """Return statistics of four columns for each task: right answers, questions, images with both
-    right, images."""
+    """Return statistics of four columns per task: right answers, questions, images with both right,
+    images.
+    """
     names = list(results)
     clusters, columns = [], []
     for number, name in enumerate(names):
@@ -291,7 +297,7 @@ def _sufficient_stats(results: Mapping[str, list[ImageResult]], reasons: Mapping
 
 
 def _groups_of(names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the groups whose tasks were all asked."""
+    """Yield the groups with all their tasks among `names`."""
     return ((group, members) for group, members in GROUPS.items() if set(members) <= set(names))
 
 

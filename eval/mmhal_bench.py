@@ -1,20 +1,20 @@
-"""MMHal-Bench: 96 questions of eight types, rated from 0 to 6 by a judge that knows what the image
-shows (Sun et al. 2023).
+"""MMHal-Bench: 96 questions of eight types, rated from 0 to 6 by a judge that knows the image's
+contents (Sun et al. 2023).
 
     mmrlhf eval mmhal_bench --model runs/sft/model --data mmhal-bench.json --image_folder images
         --judge http://127.0.0.1:8000/v1 --out runs/mmhal
     mmrlhf eval mmhal_bench --answers answers.json --data mmhal-bench.json
         --recorded_judgments responses.json --out runs/mmhal
 
---data is the authors' template of answers (JSON), which says what each image shows; answers are the
-same file with `model_answer` filled in. The authors' own instructions to the judge go with
---judge_prompt FILE; results of other judges or prompts cannot be compared with GPT-4's. Judgments
+--data is the authors' template of answers (JSON), which lists each image's contents; answers are
+the same file with `model_answer` filled in. --judge_prompt FILE gives the judge the authors' own
+instructions; results of other judges or prompts are not comparable with GPT-4's. Recorded judgments
 may be the responses that the authors' script saves, in the order of the questions.
 
-`score` is the mean rating, `hallucination_rate` the share (a fraction) rated below 3,
-`informativeness` (percent) RLHF-V's measure of how much is said. `official` rates 0 where a reply
-does not say `rating: N` with exactly one N from 0 to 6, tells types by position, and asserts 96
-answers. `robust` reads the last rating of a reply, and leaves out replies without one.
+`score` is the mean rating, `hallucination_rate` the share rated below 3 (a fraction), and
+`informativeness` RLHF-V's measure of how informative answers are (in percent). `official` reads the
+rating 0 unless a reply has `rating: N` with exactly one N from 0 to 6, tells types by position, and
+requires 96 answers. `robust` reads the last rating of a reply, and leaves out replies without one.
 """
 
 from __future__ import annotations
@@ -112,8 +112,7 @@ class MMHalBench(Benchmark):
             yield JudgeRequest(id_, prompt, template)
 
     def read_judgments(self, rows: Sequence[Row], answers_by_id: AnswersById, task: Task) -> dict[str, str]:
-        """Return the replies that the authors' script saves: chat completions in the order of the
-        questions."""
+        """Return the replies saved by the authors' script: chat completions in question order."""
         if len(rows) != len(task.examples):
             rows[0].fail(
                 f"the file holds {len(rows)} responses to {len(task.examples)} questions, "
@@ -128,7 +127,7 @@ class MMHalBench(Benchmark):
         return replies
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Return the rating by the script's rule and by ours, None without one."""
+        """Return the rating by the script's rule and by ours, or None if there is none."""
         reply = task.replies.get(example.id, {}).get("text")
         if reply is None:
             return {"official": None, "rating": None, "unparsed": False}
@@ -163,7 +162,7 @@ class MMHalBench(Benchmark):
 
 
 def _image_path(task: Task, name: str, id_: str) -> Path:
-    """Return where an image is: under its original name, or under its id."""
+    """Return the path of an image: by its original name, or by its id."""
     candidates = [task.image_root / candidate for candidate in (name, f"{id_}.jpg", f"{id_}.png")]
     return next((path for path in candidates if path.is_file()), candidates[0])
 
@@ -186,7 +185,7 @@ def _sufficient_stats(ratings: list[tuple[str, str, int]], reason: str) -> Suffi
     columns = np.zeros((len(ratings), 4 + 2 * len(TYPES)))
     for row, (_, question_type, rating) in zip(columns, ratings, strict=True):
         is_hallucinated = rating < MIN_TRUTHFUL_RATING
-        # Ratings 0, 1, 2 and 3, 4, 5 are equally informative, without and with hallucinations.
+        # 0, 1, 2 (with hallucinations) and 3, 4, 5 (without) are the same steps of informativeness.
         row[:4] = rating, is_hallucinated, rating if is_hallucinated else rating - MIN_TRUTHFUL_RATING, 1
         if question_type in TYPES:
             start = 4 + 2 * TYPES.index(question_type)

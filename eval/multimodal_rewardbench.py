@@ -1,6 +1,6 @@
 """Multimodal RewardBench: which of two answers is better?
 
-The model under test judges, or a reward model scores (Yasunaga et al. 2025).
+The model under test is the judge, or a reward model scores the answers (Yasunaga et al. 2025).
 
     mmrlhf eval multimodal_rewardbench --model runs/sft/model --data all_data.json
         --image_folder data --out runs/mrb
@@ -8,11 +8,11 @@ The model under test judges, or a reward model scores (Yasunaga et al. 2025).
         --image_folder data --out runs/mrb
     mmrlhf eval multimodal_rewardbench --answers gpt4o.jsonl --out runs/mrb
 
-Results of the authors' script (`ID`, `Label`, `Meta`, `output`) say themselves what was asked, and
-need no --data. `accuracy` is a fraction, over all pairs and by category, with safety and reasoning
-split by id.
+Results of the authors' script (`ID`, `Label`, `Meta`, `output`) contain the questions and need no
+--data. `accuracy` is a fraction, over all pairs and by category; safety and reasoning are split by
+id.
 
-`official` looks for `[[A]]`, then `[[B]]`; an answer with neither is A or B by a coin with seed
+`official` looks for `[[A]]`, then `[[B]]`; for an answer with neither it tosses a coin, with seed
 123. `robust` takes the last of the two, and an answer with neither is wrong. Tied scores of a
 reward model are neither.
 """
@@ -122,8 +122,7 @@ class MultimodalRewardBench(Benchmark):
 
 
 def _meta(row: Row) -> dict[str, Any]:
-    """Return category, label and image of a comparison; results of the authors' script nest them in
-    `Meta`."""
+    """Return category, label and image of a comparison, which result files nest in `Meta`."""
     nested_fields = row.fields.get("Meta")
     fields = {**nested_fields, **row.fields} if isinstance(nested_fields, dict) else row.fields
     id_, label = str(row.require("ID")), fields.get("Label") or LABEL_OF_BETTER.get(str(fields.get("Better")))
@@ -131,7 +130,7 @@ def _meta(row: Row) -> dict[str, Any]:
         row.fail("`Label` must be A or B, or `Better` Output1 or Output2")
     category = fields.get("Category")
     if not isinstance(category, str):
-        row.fail("`Category` is missing (of the row, or of its `Meta`): add it")
+        row.fail("`Category` is missing (in the row, or in its `Meta`): add it")
     return {"kind": _category(id_, category), "label": label, "image": str(fields.get("Image", id_))}
 
 
@@ -145,8 +144,7 @@ def _make_example(row: Row, task: Task) -> Example:
 
 
 def _category(id_: str, category: str) -> str:
-    """Return the category that metrics are reported for; the prefix of an id tells parts of safety
-    and reasoning."""
+    """Return the category for metrics; the id's prefix tells the parts of safety and reasoning."""
     if category == "safety":
         return "safety/bias" if id_.lower().startswith("pairs") else "safety/toxicity"
     if category == "reasoning":

@@ -1,5 +1,5 @@
-"""Object HalBench: how many of the objects that a detailed description names are not in the image
-(Yu et al. 2024, RLHF-V).
+"""Object HalBench: how often detailed descriptions name objects that the image lacks (Yu et al.
+2024, RLHF-V).
 
     mmrlhf eval object_halbench --model runs/sft/model --data halbench --image_folder val2014
         --judge http://127.0.0.1:8000/v1 --out runs/halbench
@@ -7,18 +7,19 @@
         --out runs/halbench
 
 --data is COCO's annotation folder or a JSON map of image id to the objects in the image, as for
-CHAIR. With a file of prompts (--prompts: `image_id` or `image`, `question`) only their images are
-asked about.
+CHAIR. With a file of prompts (--prompts: `image_id` or `image`, `question`) only its images are
+used.
 
 --extract judge: a judge lists the objects of each description of more than three words, in JSON.
---extract words: they are found in the text, as the authors' script does without --use_gpt. --judge
-rules lists the words that are found in the text. With a judge, `official` needs spaCy's
-en_core_web_trf to split the listed phrases into words, and is null where that is not installed;
-`robust` splits them by English plurals.
+--extract words: objects are found in the text, as by the authors' script without --use_gpt. --judge
+rules: the judge's list is the words that are found in the text. With a judge, `official` needs
+spaCy's en_core_web_trf to split the listed phrases into words, and is null if that is not
+installed; `robust` finds the objects in the phrases itself.
 
-In percent: `response_rate`, descriptions with an absent object, of those that name any of COCO's
-objects; `mention_rate`, mentions of absent objects, of all mentions (each word once where a judge
-lists them); `recall`; `chair_s`, descriptions with an absent object, of all. `length` is in words.
+In percent: `response_rate`, descriptions with an absent object among those that name any of COCO's
+objects; `mention_rate`, mentions of absent objects among all mentions (each word counts once if a
+judge lists them); `recall`; `chair_s`, descriptions with an absent object among all. `length` is in
+words.
 """
 
 from __future__ import annotations
@@ -60,10 +61,9 @@ Mention = tuple[str, str]
 EXTRA_WORDS = {"brother": "person", "pedestrian": "person", "coffee table": "dining table", "remote control": "remote"}
 """Words that RLHF-V's list has in addition to CHAIR's, and their objects."""
 UNBLOCKED_WORDS = ("motor bike", "cheesecake")
-"""Words that CHAIR's list cannot match because of a leading blank, which RLHF-V's list has
-removed."""
+"""Words that CHAIR's list cannot match because of a leading blank, which RLHF-V's list lacks."""
 MAX_UNJUDGED_WORDS = 3
-"""Descriptions up to this length are not judged, and name no object."""
+"""Descriptions of at most this length are not judged, and count as naming no object."""
 TEMPLATE = """Someone described a picture. List every visible object that the description names: things only, without colour, material or other properties, and
 nothing that it does not name. Reply with a JSON list of strings on one line, such as ["dog", "wine glass"], or [] if there are none.
 
@@ -144,8 +144,7 @@ class ObjectHalBench(Benchmark):
         return {str(self.match_id(row.fields, task)): json.dumps(row.require("extract_objs")) for row in rows}
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Compare the objects of the first answer with those of the image, by the script's rules
-        and by ours.
+        """Compare the objects of the first answer and the image, by the script's rules and ours.
 
         A comparison is None if the objects were not listed.
         """
@@ -193,7 +192,7 @@ class ObjectHalBench(Benchmark):
 
 @functools.cache
 def _chair() -> Benchmark:
-    """Return the CHAIR benchmark, whose images, objects and ids these are."""
+    """Return the CHAIR benchmark, which provides images, objects and ids."""
     return load_benchmark("chair")
 
 
@@ -211,13 +210,13 @@ def _object_of_word() -> dict[str, str]:
 
 @functools.cache
 def _compounds() -> dict[str, str]:
-    """Return how pairs of words that name one thing are written."""
+    """Return the name that replaces each pair of words."""
     two_word_names = [word for word in _object_of_word() if word.count(" ") == 1]
     return {**{word: word for word in two_word_names}, **coco_objects.compound_names(), "dining table": "dining table"}
 
 
 def _mentions(words: Sequence[str]) -> list[Mention]:
-    """Return the words that name an object. The seat of a toilet does not."""
+    """Return the words that name an object, with it. The seat of a toilet is left out."""
     if "toilet" in words and "seat" in words:
         words = [word for word in words if word != "seat"]
     blocked_words = coco_objects.UNMATCHED_SYNONYMS.difference(UNBLOCKED_WORDS)
@@ -242,17 +241,16 @@ def _join_compounds(words: Sequence[str], compounds_only: bool) -> list[str]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def text_mentions(text: str) -> list[Mention]:
-    """Return mentions in a text as the script finds them without its judge, and always in COCO's
-    captions.
+    """Return mentions in a text as the script finds them without a judge, or in COCO's captions.
 
-    Every token is taken for a noun, and read in the singular.
+    It lemmatizes every token as a noun.
     """
     return _mentions(_join_compounds(lemmatize.noun_lemmas(text.lower()), compounds_only=False))
 
 
 @functools.cache
 def _load_spacy() -> Any:
-    """Return the pipeline that the script splits phrases with, None if it is not installed."""
+    """Return the pipeline that the script uses to split phrases, or None if not installed."""
     try:
         import spacy
 
@@ -277,8 +275,10 @@ def spacy_phrase_words(phrase: str) -> list[str]:
 
 
 def parse_object_list(reply: str) -> list[str] | None:
-    """Return the JSON list in a judge's reply: in a fenced block, or on the last line that is one;
-    None without one."""
+    """Return the JSON list in a judge's reply, or None.
+
+    It may be in a fenced block; otherwise the last line with a list counts.
+    """
     fenced = re.search(r"```(?:json)?\n(.*?)\n```", reply, re.DOTALL)
     candidates = [fenced[1]] if fenced else []
     candidates += reversed(normalise(reply).split("\n"))

@@ -7,13 +7,13 @@ Six questions per image, three of them on absent objects (Li et al. 2023).
     mmrlhf eval pope --answers answers.jsonl --data POPE/coco_pope_adversarial.json --out runs/pope
 
 --data is a file of questions, or a folder with a file for each of random, popular and adversarial;
-then all metrics are given by split, and as the mean of the splits. RePOPE's labels, SEEM's
-questions on A-OKVQA and GQA, and POPEv2's annotations are such files, too.
+for a folder, all metrics are given by split and as the mean of the splits. RePOPE's labels, SEEM's
+questions on A-OKVQA and GQA, and POPEv2's annotations have the same format.
 
 `official` is what evaluate.py of AoiDragon/POPE prints: it pairs answers with labels line by line,
 until the shorter file ends, and reads a yes unless the first sentence has the word no or not.
-`robust` joins by id and reads answers with `mmrlhf.text.answer_parsing.parse_yes_no`: what it
-cannot read counts as wrong, and as neither yes nor no. Metrics are fractions.
+`robust` joins by id and reads answers with `mmrlhf.text.answer_parsing.parse_yes_no`; an unreadable
+answer counts as wrong, and as neither yes nor no. Metrics are fractions.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ COLUMN_OF: dict[tuple[str, str | None], int] = {
     ("no", "no"): 2,  # true negative
     ("yes", "no"): 3,  # false negative
 }
-"""Column of the counts of a part, by label and answer."""
+"""Column of a part's counts, by label and answer."""
 NUM_COLUMNS = 6
-"""Columns of a part: those four, and two with a meaning of their own in each mode."""
+"""Columns of a part: these four, and two more that depend on the mode."""
 NO_ANSWERS = "there are no answers to this split"
 KNOWN_VERSIONS = {
     "420b3407db1fa9f1187a805dca41cb7b97fd91504e6c2179706188c107fb8ef8": "POPE adversarial, 3000",
@@ -89,8 +89,7 @@ class Pope(Benchmark):
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
-        """Return the questions of a file, or of every split in a folder, with ids `17` or
-        `adversarial/17`."""
+        """Return the questions of a file (ids like `17`) or a folder (`adversarial/17`)."""
         if task.path.is_file():
             return _load_questions(task, task.path, "")
         return [example for split, path in _split_files(task.path).items() for example in _load_questions(task, path, split)]
@@ -100,7 +99,7 @@ class Pope(Benchmark):
         return [task.path] if task.path.is_file() else list(_split_files(task.path).values())
 
     def match_rows(self, rows: list[Fields], task: Task) -> list[Fields]:
-        """Return the rows with the id of the question that they are `about`."""
+        """Return the rows, each with the id of its question under `about`."""
         matched: list[Fields] = pope_rows.match_rows(rows, task)
         return matched
 
@@ -119,7 +118,7 @@ class Pope(Benchmark):
         }
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
-        """Return metrics: flat for a file, by split and as their mean for a folder."""
+        """Return metrics: flat for a file, or by split and their mean for a folder."""
         official = _official_stats(rows, task) if task.options.rule == "pope" else _repope_stats(rows, task)
         return {"official": official, "robust": _robust_stats(rows, task)}
 
@@ -130,7 +129,7 @@ class Pope(Benchmark):
 def _split_files(folder: Path) -> dict[str, Path]:
     """Return the question file of each split in a folder.
 
-    Raise InputError if a split has several, or none has one.
+    Raise InputError if a split has several files, or no split has any.
     """
     paths = {}
     for split in SPLITS:
@@ -178,15 +177,15 @@ def _read_rows(path: Path) -> list[Any]:
 
 
 def _parts(task: Task) -> list[str]:
-    """Return the splits of a folder, or the one part without a name of a file."""
+    """Return the splits of a folder; a file has a single part without a name."""
     return list(dict.fromkeys(example.meta["part"] for example in task.examples.values()))
 
 
 def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
     """Pair labels and answers line by line, as POPE's evaluate.py zips its two files.
 
-    Two columns of a part are the answers that say yes, and all answers: the script's yes ratio is
-    that of all answers, also of those past the last label.
+    The last two columns of a part count the answers that say yes, and all answers: the script's yes
+    ratio covers all answers, including those past the last label.
     """
     clusters: list[str] = []
     columns: list[np.ndarray] = []
@@ -231,8 +230,7 @@ def _belongs_to_part(id_: str, part: str, task: Task) -> bool:
 
 
 def _misalignment(num_misaligned: int, num_answers: int, part: str) -> dict[str, Any]:
-    """Return the share of answers that the script compares with another question's label, with
-    Wilson's interval."""
+    """Return the share of answers that the script pairs with other questions, and its interval."""
     note = f"official pairs by line; {num_misaligned} of {num_answers} answers are on another question's line"
     print(f"note: {f'{part}: ' if part else ''}{note}", file=sys.stderr)
     low, high = wilson(num_misaligned, num_answers)
@@ -240,8 +238,7 @@ def _misalignment(num_misaligned: int, num_answers: int, part: str) -> dict[str,
 
 
 def _official_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what the script prints for counts [..., 6]; NaN where it would divide by zero, and so
-    prints nothing."""
+    """Return what the script prints for counts [..., 6]; NaN where it would divide by zero."""
     tp, fp, tn, fn, said_yes, num_answers = np.moveaxis(counts, -1, 0)
     precision, recall = tp / (tp + fp), tp / (tp + fn)
     f1 = 2 * precision * recall / (precision + recall)
@@ -256,7 +253,7 @@ def _official_metrics(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _undefined_reason(counts: np.ndarray, has_answers: bool) -> str:
-    """Return where the script stops; empty if it does not."""
+    """Return why the script stops, or "" if it does not."""
     tp, fp, _, fn = counts[:4]
     if not has_answers:
         return NO_ANSWERS
@@ -274,8 +271,9 @@ def _undefined_reason(counts: np.ndarray, has_answers: bool) -> str:
 def _metrics_by_part(
     parts: list[str], compute: Callable[[np.ndarray], dict[str, np.ndarray]]
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Return a function of the sums of all parts: flat for one part without a name, else by part
-    and as their mean."""
+    """Return a metric function over all parts: flat for one part without a name, else by part and
+    as their mean.
+    """
 
     def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
         by_part = {part: compute(sums[..., NUM_COLUMNS * i : NUM_COLUMNS * (i + 1)]) for i, part in enumerate(parts)}
@@ -291,8 +289,10 @@ def _metrics_by_part(
 
 
 def _repope_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
-    """Count as RePOPE's script does: by id, by the letters yes or no anywhere in an answer, without
-    any other answers."""
+    """Count as RePOPE's script does: by id, and by the letters yes or no anywhere in an answer.
+
+    Other answers are left out.
+    """
     verdicts = {row["id"]: contains_yes_no(row["answers"][0]) for row in first_valid(rows)}
     return _stats_by_id(task, {id_: verdict for id_, verdict in verdicts.items() if verdict is not None})
 
@@ -304,9 +304,8 @@ def _robust_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
 def _stats_by_id(task: Task, verdicts: Mapping[str, str | None]) -> SufficientStats:
     """Return statistics of yes, no or unread answers by id.
 
-    Unread ones are wrong, and neither yes nor no.
-
-    Two columns of a part are unread answers to questions whose label is yes, and no.
+    An unread answer is wrong, and neither yes nor no. The last two columns of a part count unread
+    answers to questions with the label yes, and with the label no.
     """
     parts = _parts(task)
     examples = [example for example in task.examples.values() if example.id in verdicts]

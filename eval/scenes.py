@@ -1,12 +1,13 @@
-"""The project's own benchmark: descriptions of synthetic scenes, checked claim by claim against the
-scene graph.
+"""Descriptions of synthetic scenes, verified claim by claim against the scene graph.
+
+This is the project's own benchmark.
 
     mmrlhf eval scenes --model_name_or_path runs/demo/sft/model --output_dir runs/eval --limit 1000
     mmrlhf eval scenes ... --data held_out,ood_1,ood_2,ood_3
 
-Each scene is described once, and every other one is also asked a yes/no question. Claims are atomic
-and distinct: repeating a true one gains nothing, and leaving one out costs coverage. Intervals are
-95%, by bootstrap over scenes.
+The model describes each scene, and also answers a yes/no question about every other one. Claims are
+atomic and distinct: repeating a true claim gains nothing, and leaving one out costs coverage.
+Intervals are 95%, by bootstrap over scenes.
 """
 
 from __future__ import annotations
@@ -26,14 +27,13 @@ from mmrlhf.records import Claim, Example, InputError, Message
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
 DEFAULT_NUM_SCENES = 1000
 FALSE_CLAIM_PENALTY = 4.0
-"""True claims that a false claim costs in `utility`."""
+"""Number of true claims that one false claim cancels in `utility`."""
 SEED = 0
 CLAIM_KINDS = ("object", "attribute", "count", "relation")
 FOLD_SIZE = 50
-"""Answers that diversity is measured over: it depends on their number, so that all folds must have
-one size."""
+"""Number of answers in a fold for diversity, which depends on their number."""
 VOCABULARY_SIZE = 80
-"""Words of the scenes' language, for the expectation in EAD."""
+"""Number of words in the scenes' language, for the expectation in EAD."""
 
 
 class SceneDescriptions(Benchmark):
@@ -46,8 +46,7 @@ class SceneDescriptions(Benchmark):
     cluster = "scene"
 
     def load(self, task: Task) -> list[Example]:
-        """Return prompts on the splits in --data (comma-separated; default held_out), for `limit`
-        scenes of each."""
+        """Return prompts for `limit` scenes of each split in --data (default: held_out)."""
         return prompts(task.data, task.limit)
 
     def files(self, task: Task) -> list[Path]:
@@ -84,10 +83,7 @@ class SceneDescriptions(Benchmark):
         return [claim.span for claim in claims if scenes.verify_claim(scene, claim).value == "contradicted"]
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
-        """Return the metrics of `by_split`.
-
-        This script is the official one, and there is no other reading of answers.
-        """
+        """Return the metrics of `by_split`, as `official` only: there is no other script."""
         rows = first_valid(rows)
         splits = list(dict.fromkeys(row["split"] for row in rows))
         clusters, columns = [], []
@@ -182,16 +178,16 @@ ERROR_FIELDS = {
     "chair_s_cooccurrence": ("cooccurrence_errors",),
     "chair_s_perception": ("perception_errors",),
 }
-"""Errors that CHAIR_s counts, by the name of the metric."""
+"""Errors that each variant of CHAIR_s counts."""
 NUM_DESCRIPTION_COLUMNS = 12
 NUM_YES_NO_COLUMNS = 4
 NUM_COLUMNS = NUM_DESCRIPTION_COLUMNS + NUM_YES_NO_COLUMNS
 
 
 def by_split(rows: list[ScoreRow], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Return metrics by split, each `NAME` with an interval `NAME_ci`.
+    """Return metrics by split; each `NAME` has an interval `NAME_ci`.
 
-    Rates are fractions; errors and utility are per answer; length is in words.
+    Rates are fractions, errors and utility are per answer, and length is in words.
     """
     splits = dict.fromkeys(row["split"] for row in rows)
     return {split: _split_metrics([row for row in rows if row["split"] == split], seed) for split in splits}
@@ -212,10 +208,9 @@ def _split_metrics(rows: list[ScoreRow], seed: int) -> dict[str, Any]:
 
 
 def _diversity_metrics(answers: list[list[str]]) -> dict[str, Any]:
-    """Return the diversity of first answers across prompts, and of several answers within a
-    prompt."""
+    """Return the diversity of first answers across prompts, and of several answers to a prompt."""
     first_answers = [texts[0] for texts in answers]
-    # Only whole folds, unless there is not even one.
+    # Only full folds, unless there is none.
     starts = range(0, len(first_answers) - FOLD_SIZE + 1, FOLD_SIZE)
     folds = [first_answers[start : start + FOLD_SIZE] for start in starts] or [first_answers]
     metrics = fold_interval("ead", [ead(fold, VOCABULARY_SIZE) for fold in folds])
@@ -227,8 +222,7 @@ def _diversity_metrics(answers: list[list[str]]) -> dict[str, Any]:
 
 
 def _extra_metrics(values: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the metrics of a split that are not functions of its sums: `{"ead": 1, "ead_ci": [0,
-    2]}` as a leaf."""
+    """Return a split's metrics that are not functions of its sums, with value and interval."""
     by_type = {f"chair_i_{kind}": value for kind, value in values["chair_i_by_type"].items()}
     extra = {name: value for name, value in values.items() if name.startswith(("ead", "distinct"))} | by_type
     return {
@@ -239,7 +233,7 @@ def _extra_metrics(values: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _description_columns(rows: Sequence[ScoreRow]) -> np.ndarray:
-    """Return what adds up of R described scenes [R, NUM_DESCRIPTION_COLUMNS]."""
+    """Return the additive columns of R described scenes [R, NUM_DESCRIPTION_COLUMNS]."""
     summed = {name: np.array([np.sum(row[name]) for row in rows], dtype=float) for name in SUMMED_FIELDS}
     num_answers = np.array([len(row["answers"]) for row in rows], dtype=float)
     num_false = summed["cooccurrence_errors"] + summed["perception_errors"]
@@ -287,15 +281,19 @@ def _description_metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _chair_i_by_type(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the share of false claims of each kind, of sums of false claims and of claims by kind
-    [..., 2 * kinds]."""
+    """Return the share of false claims of each kind.
+
+    `sums` [..., 2 * kinds] are false claims by kind, then all claims by kind.
+    """
     num_false, num_claims = np.split(sums, 2, axis=-1)
     return {kind: num_false[..., i] / np.maximum(num_claims[..., i], 1) for i, kind in enumerate(CLAIM_KINDS)}
 
 
 def _yes_no_columns(rows: Sequence[ScoreRow]) -> np.ndarray:
-    """Return, of R yes/no questions, the shares of right, of yes and of unread answers, and 1 [R,
-    NUM_YES_NO_COLUMNS]."""
+    """Return the additive columns of R yes/no questions [R, NUM_YES_NO_COLUMNS].
+
+    They are the shares of right, of yes and of unread answers, and 1.
+    """
     columns = []
     for row in rows:
         verdicts = np.array(row["said"])

@@ -6,15 +6,15 @@ The model under test is the judge (Li et al. 2024).
         --image_folder images --votes 9 --temperature 0.2 --out runs/vl
     mmrlhf eval vl_rewardbench --answers infer_results.jsonl --out runs/vl
 
-A pair is judged several times, each vote with a random order of the answers. Results as the
-authors' script saves them (`ranking`, `meta.random_number`, `meta.filter_choice`) say themselves
-what was asked, and need no --data. A reward model (--reward_model_path) is asked once. Metrics are
-in percent.
+A pair is judged --votes times, each time with a random order of the answers. Results as the
+authors' script saves them (`ranking`, `meta.random_number`, `meta.filter_choice`) contain the
+questions and need no --data. A reward model (--reward_model_path) scores each pair once. Metrics
+are in percent.
 
-`official` is cal.py: of each pair, it takes the first k votes of a seeded shuffle, for k = 1, 3,
-... 9 (k = 9 is also given without a part); pairs without a majority and replies that name no answer
-are left out, and "Answer 3" agrees. `robust` takes all votes, and of each the last answer that it
-calls better, if that is 1 or 2; a pair without a majority counts as wrong.
+`official` follows cal.py: it takes the first k votes on each pair from a seeded shuffle, for k = 1,
+3, ... 9 (metrics without a prefix are those of k = 9); pairs without a majority and replies that
+name no answer are left out, and "Answer 3" agrees. `robust` takes all votes, and from each reply
+the last answer that it calls better, if that is 1 or 2; a pair without a majority counts as wrong.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ GROUP_OF_PREFIX = {
 """Groups of cal.py by the prefix of a pair's id. All other pairs are general."""
 VOTE_COUNTS = (1, 3, 5, 7, 9)
 SHUFFLE_SEED, EPSILON = 1234, 1e-6
-"""cal.py's seed, and what it adds to the denominators of its rates."""
+"""cal.py's seed, and the term that it adds to the denominators of its rates."""
 VERDICTS = ("agree", "reject", "doesntMatch")
-"""cal.py's words for a vote: for the better answer, for the worse one, for none."""
+"""cal.py's words for votes for the better answer, for the worse one, and for none."""
 IMAGE_TOKEN = "<image>\n"
 TEMPLATE = """Two answers were given to a question about the picture. Which is better: which is true to the picture, answers what was asked, and reasons soundly?
 
@@ -86,10 +86,7 @@ class VLRewardBench(Benchmark):
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
-        """Return each vote on each pair, with ids PAIR/NUMBER.
-
-        Without --data, they are the votes of a results file.
-        """
+        """Return each vote on each pair, from --data or a results file, with ids PAIR/NUMBER."""
         if _is_results_file(task):
             return _recorded_votes(task)
         examples = []
@@ -128,7 +125,7 @@ class VLRewardBench(Benchmark):
         return f"Overall Judgment: Answer {3 - worse if chosen > rejected else worse} is better."
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
-        """Return which answer a vote prefers, and whether people do, too."""
+        """Return which answer a vote prefers, and whether that agrees with people."""
         rejected_position = _rejected_position(example)
         official_number, choice = official_choice(answers[0]), robust_choice(answers[0])
         if official_number is None:
@@ -147,7 +144,7 @@ class VLRewardBench(Benchmark):
         return [pair_group(example.meta["pair"])]
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
-        """Return accuracy by group: for each k, and of all votes."""
+        """Return accuracy by group: for each k, and for all votes."""
         return {"official": _official_stats(answered(rows), task), "robust": _robust_stats(first_valid(rows), task)}
 
 
@@ -185,7 +182,7 @@ def _recorded_votes(task: Task) -> list[Example]:
 
 
 def _rejected_position(example: Example) -> int:
-    """Return the position, 1 or 2, at which the worse answer was shown."""
+    """Return the position, 1 or 2, of the worse answer in the prompt."""
     return int(example.meta["ranking"].index(0 if example.meta["swapped"] else 1)) + 1
 
 
@@ -211,13 +208,13 @@ _ROBUST = re.compile(
 
 
 def official_choice(reply: str) -> int | None:
-    """Return the number of the answer that cal.py reads."""
+    """Return the number of the answer that cal.py reads, or None."""
     match = _OFFICIAL.search(reply.replace("\n", "").replace("*", ""))
     return int(match[1]) if match else None
 
 
 def robust_choice(reply: str) -> int | None:
-    """Return the last answer that a reply calls better, None unless it is 1 or 2."""
+    """Return the last answer that a reply calls better, or None if that is not 1 or 2."""
     choices = [int(match[1] or match[2]) for match in _ROBUST.finditer(normalise(reply))]
     return choices[-1] if choices and choices[-1] in (1, 2) else None
 
@@ -226,13 +223,12 @@ def robust_choice(reply: str) -> int | None:
 
 
 def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
-    """Return statistics with a row for each pair: 1, then the majorities for each k, group and
-    verdict.
+    """Return statistics with a row for each pair: 1, then a majority flag by k, group and verdict.
 
-    For every k, cal.py reads the results again, and shuffles them with the same generator.
+    For every k, cal.py reads the results again and shuffles them with the same generator.
     """
     rng = random.Random(SHUFFLE_SEED)
-    # cal.py takes votes with equal ids, questions and answers for votes on one pair.
+    # For cal.py, votes with equal ids, questions and answers are votes on one pair.
     pair_keys = {e.id: e.meta["pair"] + e.meta["query"] + "\t".join(sorted(e.meta["response"])) for e in task.examples.values()}
     group_of_pair = {pair_keys[row["id"]]: pair_group(task.examples[row["id"]].meta["pair"]) for row in rows}
     pair_index = {pair: index for index, pair in enumerate(group_of_pair)}
@@ -260,8 +256,7 @@ def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
 
 
 def _official_shuffle(rows: Sequence[ScoreRow], rng: random.Random) -> list[ScoreRow]:
-    """Shuffle as cal.py does: swap each row in turn with one drawn from all rows, which is not
-    uniform."""
+    """Shuffle as cal.py does: swap each row with one drawn from all rows, which is not uniform."""
     shuffled = list(rows)
     for i in range(len(shuffled)):
         j = rng.randint(0, len(shuffled) - 1)
@@ -270,10 +265,9 @@ def _official_shuffle(rows: Sequence[ScoreRow], rng: random.Random) -> list[Scor
 
 
 def _metrics_by_k(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """Return what cal.py prints for each k, and for the largest k also without a part.
+    """Return what cal.py prints for each k, and for the largest k also without a prefix.
 
-    Rates are fractions of all pairs; those with `normalized_` are of pairs with a majority for an
-    answer.
+    Rates are fractions of all pairs, `normalized_` rates of pairs with a majority for an answer.
     """
     num_pairs = sums[..., 0] + EPSILON
     by_k = sums[..., 1:].reshape(*sums.shape[:-1], len(VOTE_COUNTS), len(GROUPS), len(VERDICTS))
@@ -314,8 +308,7 @@ def _robust_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
 
 
 def _accuracies(right: np.ndarray, total: np.ndarray) -> dict[str, np.ndarray]:
-    """Return accuracy, its mean over groups, and that of each group, from counts by group [...,
-    GROUPS]."""
+    """Return accuracy, its mean over groups, and each group's, from counts [..., GROUPS]."""
     group_accuracies = 100 * right / total
     return {
         "accuracy": 100 * right.sum(-1) / total.sum(-1),

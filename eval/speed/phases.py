@@ -49,7 +49,7 @@ LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
 
 
 def build_tokenizer(*extra_tokens: str, **named_tokens: str) -> Any:
-    """Build a byte-level tokenizer, of which only the special tokens matter."""
+    """Build a byte-level tokenizer; only its special tokens matter."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special_tokens = ["<unk>", "<pad>", "<s>", "</s>", *extra_tokens]

@@ -5,7 +5,7 @@
 
 A rollout has `prompts` x `generations` answers of `tokens` tokens, without an end-of-sequence
 token. Needs only the checkpoint. Trains in fp32, LoRA r=16 on q, k, v and o of the language model,
-with a reference model. Each round has new images of noise, whose encoding is part of the time.
+with a reference model. Each round has new images of noise and includes the time to encode them.
 `grpo` has random rewards; `ppo` has a critic, and a reward adapter with random weights that reads
 facts. The first round is the warm-up. The last line is one JSON object.
 """
