@@ -22,14 +22,13 @@ from mmrlhf import scenes
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
 from mmrlhf.metrics.diversity import distinct_n, ead
 from mmrlhf.metrics.intervals import SufficientStats, bootstrap, fold_interval
-from mmrlhf.records import Claim, Example, InputError, Message
+from mmrlhf.records import CLAIM_KINDS, Claim, Example, InputError, Message
 
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
 DEFAULT_NUM_SCENES = 1000
 FALSE_CLAIM_PENALTY = 4.0
 """Number of true claims that one false claim cancels in `utility`."""
 SEED = 0
-CLAIM_KINDS = ("object", "attribute", "count", "relation")
 FOLD_SIZE = 50
 """Number of answers in a fold for diversity, which depends on their number."""
 VOCABULARY_SIZE = 80

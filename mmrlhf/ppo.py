@@ -42,7 +42,7 @@ from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, losses, ppo_metrics
 from mmrlhf.training.memory import estimate_memory, peak_memory
 from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, split_minibatches, total_steps
-from mmrlhf.training.ppo_batch import PPOBatch, build_samples, check_policy_is_reference
+from mmrlhf.training.ppo_batch import PPOBatch, build_samples, check_first_ratio, check_policy_is_reference
 from mmrlhf.training.ppo_roles import PPORoles, critic_prompts_with_facts, load_roles
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
@@ -126,7 +126,7 @@ def ppo(
                     update = ppo_metrics.sum_over_processes(accelerator, sums, vlm.device)
                     if not updates and config.dtype == "float32":
                         # Nothing has been updated yet, so sampling and scoring must agree.
-                        assert abs(update["val/ratio"] - 1) < 1e-3, f"first ratio {update['val/ratio']:.4f} is not 1"
+                        check_first_ratio(update["val/ratio"])
                     parameters = [p for role in roles.trained for p in role.parameters()]
                     update["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)
                     updates.append(update)

@@ -203,6 +203,9 @@ class Preference:
         return pairs
 
 
+CLAIM_KINDS = ("object", "attribute", "count", "relation")
+
+
 @dataclass(frozen=True)
 class Claim:
     """One atomic visual claim of an answer. Equal claims are equal records.

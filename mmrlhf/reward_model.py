@@ -187,8 +187,7 @@ def _select_preferences(config: RewardConfig, preferences: Sequence[Preference])
             preferences = preferences.subset(kept_indices)
         else:
             preferences = [preferences[i] for i in kept_indices]
-    first_rows = (preferences[i] for i in range(min(len(preferences), NUM_NOISE_ROWS)))
-    if config.loss_type != "rao_kupper" and all(c.is_tie for row in first_rows for c in row.comparisons):
+    if config.loss_type != "rao_kupper" and all(c.is_tie for row in preferences for c in row.comparisons):
         raise InputError(
             f"{config.dataset_name} has ties only, and only loss_type rao_kupper learns from ties: use it, or other rows"
         )

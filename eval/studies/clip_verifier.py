@@ -31,10 +31,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from mmrlhf import scenes
 from mmrlhf.claims import Lexicon
 from mmrlhf.metrics.calibration import auroc
-from mmrlhf.records import Claim
+from mmrlhf.records import CLAIM_KINDS, Claim
 from mmrlhf.scenes.vocabulary import SHAPES
 from mmrlhf.verifiers import AnswerClaims
-from mmrlhf.verifiers.base import CLAIM_KINDS, PlattScaling, save_calibration
+from mmrlhf.verifiers.base import PlattScaling, save_calibration
 from mmrlhf.verifiers.clip import CALIBRATION_FILE, TEMPLATE, ClipVerifier, load_clip, save_clip
 from mmrlhf.verifiers.verbalize import claim_phrase
 

@@ -23,7 +23,7 @@ from mmrlhf import scenes
 from mmrlhf.commands.reward_eval import SCORE_TOLERANCE, accuracy, perturbed_facts
 from mmrlhf.demo import data
 from mmrlhf.metrics.calibration import expected_calibration_error, preference_bins
-from mmrlhf.records import Message, Preference
+from mmrlhf.records import CLAIM_KINDS, Message, Preference
 from mmrlhf.reward_model import score_margins, to_answer_group
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
@@ -85,7 +85,6 @@ def measure_probes(experiment: Experiment, model: RewardModel) -> dict[str, dict
     return metrics
 
 
-CLAIM_KINDS = ("object", "attribute", "count", "relation")
 DECIDING_FACTORS = ("perception_errors", "cooccurrence_errors", "completeness")
 
 

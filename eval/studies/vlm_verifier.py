@@ -29,8 +29,9 @@ from mmrlhf.files.bundled import folder
 from mmrlhf.metrics.calibration import expected_calibration_error, reliability_bins
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
+from mmrlhf.records import CLAIM_KINDS
 from mmrlhf.verifiers import AnswerClaims
-from mmrlhf.verifiers.base import CLAIM_KINDS, PlattScaling
+from mmrlhf.verifiers.base import PlattScaling
 from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
 
 

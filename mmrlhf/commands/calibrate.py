@@ -38,10 +38,10 @@ from mmrlhf.files.jsonl import to_jsonable
 from mmrlhf.metrics.calibration import Bin, auroc, draw_reliability, expected_calibration_error, proportion, reliability_bins
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
-from mmrlhf.records import InputError
+from mmrlhf.records import CLAIM_KINDS, InputError
 from mmrlhf.report.progress import progress
 from mmrlhf.verifiers import AnswerClaims
-from mmrlhf.verifiers.base import CLAIM_KINDS, PlattScaling, save_calibration
+from mmrlhf.verifiers.base import PlattScaling, save_calibration
 from mmrlhf.verifiers.clip import load_clip
 from mmrlhf.verifiers.vlm import VLMVerifier
 

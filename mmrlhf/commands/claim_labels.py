@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mmrlhf.claims import Lexicon, extract_claims
-from mmrlhf.records import Claim, Example, Fact, InputError, Preference
+from mmrlhf.records import CLAIM_KINDS, Claim, Example, Fact, InputError, Preference
 from mmrlhf.report.progress import progress
 from mmrlhf.verifiers import verify_against_facts
-from mmrlhf.verifiers.base import CLAIM_KINDS, strip_negation
+from mmrlhf.verifiers.base import strip_negation
 from mmrlhf.verifiers.facts import claims_of_fact
 from mmrlhf.verifiers.verbalize import DistractorPool, distractors
 

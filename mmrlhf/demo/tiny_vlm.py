@@ -34,7 +34,6 @@ from transformers import (
 
 from mmrlhf import scenes
 from mmrlhf.demo.tiny_vlm_data import (
-    CLAIM_KINDS,
     NUM_IMAGE_TOKENS,
     PATCH_SIZE,
     SampleBatches,
@@ -44,6 +43,7 @@ from mmrlhf.demo.tiny_vlm_data import (
     render_images,
     sample_rng,
 )
+from mmrlhf.records import CLAIM_KINDS
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() }}: {% if m['content'] is string %}{{ m['content'] }}"

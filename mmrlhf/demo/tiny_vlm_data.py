@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmrlhf import scenes
 from mmrlhf.facts import render_facts
-from mmrlhf.records import Claim, Message
+from mmrlhf.records import CLAIM_KINDS, Claim, Message
 from mmrlhf.rewards.reward_model import reward_messages
 
 PATCH_SIZE = 32
@@ -26,7 +26,6 @@ PRETRAINING_DIFFICULTY = scenes.Difficulty(occluded_share=0.35)
 """Harder than in the demo: pre-training data covers more than the model is used for."""
 LOCATION_RATE = 0.25
 """Share of described objects whose location is stated, more than in the demo's captions."""
-CLAIM_KINDS = ("object", "attribute", "count", "relation")
 SORT_WINDOW_BATCHES = 8
 """Number of batches with rows sorted by length together, to batch rows of similar length."""
 

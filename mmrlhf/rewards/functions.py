@@ -64,8 +64,8 @@ To add one, write it above and list it here. One that needs the claims of an ans
 
 CAPTION_TYPE_LETTERS = {2: "A", 3: "B", 4: "C", 5: "D"}
 """LLaVA-RLHF's `caption_type` of a multiple-choice question -> the right letter."""
-CAPTION_TYPE_NO, CAPTION_TYPE_YES = 6, 7
-"""LLaVA-RLHF's `caption_type` of questions with the right answer no, and with yes."""
+CAPTION_TYPE_NO = 6
+"""LLaVA-RLHF's `caption_type` of a question with the right answer no."""
 
 
 def _score_by_caption_type(sample: Sample) -> float:

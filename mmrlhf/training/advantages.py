@@ -93,10 +93,11 @@ def whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep
     """Apply `masked_whiten` with the mean and variance over all processes."""
     if accelerator.num_processes == 1:
         return masked_whiten(values_NT, mask_NT, keep_mean=keep_mean)
-    sums = torch.stack([mask_NT.sum(), (values_NT * mask_NT).sum(), (values_NT**2 * mask_NT).sum()])
-    count, total, sum_of_squares = accelerator.reduce(sums, "sum")
+    count, total = accelerator.reduce(torch.stack([mask_NT.sum(), (values_NT * mask_NT).sum()]), "sum")
     mean = total / count
-    whitened_NT = (values_NT - mean) * torch.rsqrt(sum_of_squares / count - mean**2 + 1e-8)
+    # Two passes: E[x^2] - E[x]^2 would cancel where the mean is large against the deviation.
+    variance = accelerator.reduce(((values_NT - mean) ** 2 * mask_NT).sum(), "sum") / count
+    whitened_NT = (values_NT - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened_NT + mean if keep_mean else whitened_NT) * mask_NT
 
 

@@ -143,7 +143,7 @@ def _trained_weights(config: TrainConfig, model: PreTrainedModel, weights: Weigh
         if _is_lora_target(name, config.lora_target_modules)
     )
     items = []
-    if isinstance(config, SFTConfig) and config.tuning == "full":
+    if isinstance(config, SFTConfig | RewardConfig) and config.tuning == "full":
         num_trained, trained_part = weights.language_model, "the language model"
     else:
         calculation = f"{', '.join(roles)}: {num_lora:,} x float32 each"

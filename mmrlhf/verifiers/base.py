@@ -13,9 +13,7 @@ import numpy as np
 
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.metrics.calibration import fit_logistic
-from mmrlhf.records import Claim, Fact, ImageSource, InputError, Verdict
-
-CLAIM_KINDS = ("object", "attribute", "count", "relation")
+from mmrlhf.records import CLAIM_KINDS, Claim, Fact, ImageSource, InputError, Verdict
 
 
 @dataclass(frozen=True)

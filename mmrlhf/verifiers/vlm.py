@@ -17,8 +17,8 @@ from mmrlhf.claims import Lexicon
 from mmrlhf.engine.scoring import last_hidden_states
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.heads import yes_no_head
-from mmrlhf.records import Claim, Message, Verdict
-from mmrlhf.verifiers.base import CLAIM_KINDS, AnswerClaims, PlattScaling, strip_negation, unknown_verdict
+from mmrlhf.records import CLAIM_KINDS, Claim, Message, Verdict
+from mmrlhf.verifiers.base import AnswerClaims, PlattScaling, strip_negation, unknown_verdict
 from mmrlhf.verifiers.verbalize import claim_question
 
 IMAGE_PROMPT, IMAGE_REPLY = "Look at the picture.", "I see it."

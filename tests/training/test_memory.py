@@ -88,6 +88,16 @@ def test_estimate_memory_each_field_moves_its_term(tiny_llava):
     )
 
 
+@pytest.mark.parametrize("config_class", [SFTConfig, RewardConfig])
+def test_estimate_memory_with_full_tuning_trains_the_language_model(tiny_llava, config_class):
+    model = build_meta_model(tiny_llava)
+    config = config_class(model_name_or_path=tiny_llava, dataset_name="-", output_dir="-", tuning="full")
+    estimate = estimated_bytes(config, model)
+    trained = {*model.base_model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
+    assert "adapters" not in estimate
+    assert estimate["gradients and AdamW"] == 12 * sum(p.numel() for p in trained)
+
+
 def test_estimate_memory_command_prints_a_table(tiny_llava, capsys):
     assert main(["plan", "ppo", "--model_name_or_path", tiny_llava]) == 0
     printed = capsys.readouterr().out
