@@ -36,7 +36,7 @@ from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import read_text
 from mmrlhf.metrics.intervals import SufficientStats, accuracy_by_group
 from mmrlhf.records import Example, ImageSource, InputError, Message
-from mmrlhf.text.answer_parsing import parse_verdict
+from mmrlhf.text.judge_parsing import parse_verdict
 
 KNOWN_VERSIONS = {"6c88c8d6eb6d0a98881ec3e50ae52b5919247b53a47b7c723819603621b838b4": "HaloQuest evaluation, 608"}
 TYPE_FIELDS = ("hallucination type", "image type")

@@ -42,7 +42,7 @@ from mmrlhf.evaluation.judge_prompts import fill_template, load_template
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message
-from mmrlhf.text.answer_parsing import parse_rating
+from mmrlhf.text.judge_parsing import parse_rating
 
 KNOWN_VERSIONS = {"28ed24e19ffef292597c35f1dad37760b2e0a088b3b40ca3b50f105fc1b951bb": "MMHal-Bench, 96"}
 FIELDS = ("image_id", "question_type", "image_content", "question", "gt_answer")
