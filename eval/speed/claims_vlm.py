@@ -17,13 +17,12 @@ import json
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from _seeds import measure_seeds, parse_args
 from phases import LLAVA_SHAPES, build_vlm, noise_examples
 
 from mmrlhf.claims import load_lexicon
-from mmrlhf.files.atomic import write_atomic
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.records import Claim
 from mmrlhf.verifiers import AnswerClaims
@@ -66,22 +65,9 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="llava-10m")
-    for name, default in (("pictures", 4), ("claims", 8), ("rounds", 3), ("seeds", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", metavar="DIR", help="save each seed's results there, and skip seeds that have some")
-    args = parser.parse_args()
-    results = []
-    for seed in range(args.seeds):
-        result_path = Path(args.out) / f"claims_vlm-{args.shape.replace('/', '_')}-{seed}.json" if args.out else None
-        if result_path is not None and result_path.exists():
-            results.append(json.loads(result_path.read_text()))
-            continue
-        results.append(measure(args, seed))
-        if result_path is not None:
-            write_atomic(result_path, json.dumps(results[-1]))
-    speedup = statistics.median(float(str(result["speedup"])) for result in results)
+    args = parse_args(__doc__, {"pictures": 4, "claims": 8, "rounds": 3, "seeds": 1})
+    results = measure_seeds("claims_vlm", args, measure)
+    speedup = statistics.median(result["speedup"] for result in results)
     print(json.dumps({"shape": args.shape, "claims": args.claims, "speedup": speedup, "seeds": results}))
 
 

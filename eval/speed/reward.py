@@ -18,13 +18,12 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
+from _seeds import measure_seeds, parse_args
 from phases import LLAVA_SHAPES, build_vlm, noise_examples
 
-from mmrlhf.files.atomic import write_atomic
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
 from mmrlhf.models.image_features import FeatureCache
@@ -124,21 +123,8 @@ def measure(args: argparse.Namespace, seed: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="llava-10m")
-    for name, default in (("pairs", 8), ("tokens", 100), ("rounds", 3), ("seeds", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--out", metavar="DIR", help="save each seed's results there, and skip seeds that have some")
-    args = parser.parse_args()
-    results = []
-    for seed in range(args.seeds):
-        result_path = Path(args.out) / f"reward-{args.shape.replace('/', '_')}-{seed}.json" if args.out else None
-        if result_path is not None and result_path.exists():
-            results.append(json.loads(result_path.read_text()))
-            continue
-        results.append(measure(args, seed))
-        if result_path is not None:
-            write_atomic(result_path, json.dumps(results[-1]))
+    args = parse_args(__doc__, {"pairs": 8, "tokens": 100, "rounds": 3, "seeds": 1})
+    results = measure_seeds("reward", args, measure)
     ratios = {name: statistics.median(result[name] for result in results) for name in ("cold", "cached")}
     print(json.dumps({"shape": args.shape, "tokens": args.tokens, **ratios, "seeds": results}))
 
