@@ -35,7 +35,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mmrlhf.config_loader import RENAMED_FIELDS
+
 RENAMED_KEYS: dict[str, str] = {
+    **RENAMED_FIELDS,
     "guard/": "hacking/",
     "habit": "cooccurrence_errors",
     "sight": "perception_errors",
@@ -45,18 +48,6 @@ RENAMED_KEYS: dict[str, str] = {
     "image_encodes_again": "image_reencodes",
     "alarm": "warning",
     "clip": "verifier_score",
-    "prefix": "share_prefix",
-    "train": "tuning",
-    "facts_budget": "max_facts_tokens",
-    "planted_claims": "injected_claim_rate",
-    "spans_paid": "span_credit",
-    "watch_verifiers": "monitor_verifiers",
-    "same_verifier": "allow_monitoring_reward_verifiers",
-    "min_probe_rate": "min_probe_detection_rate",
-    "claims_from": "claim_source",
-    "judgments": "recorded_judgments",
-    "judge_tokens": "judge_max_tokens",
-    "judge_budget": "judge_token_budget",
     "vocab > u": "vocab > u",  # a token of the tokenizer, not the metric u
     "rewards/clip/": "rewards/verifier_score/",
     "bins > sure": "bins > confidence",
@@ -332,7 +323,7 @@ def compare_values(comparison: Comparison, name: str, old: dict[str, Any], new: 
     for key_path in {**old, **new}:
         comparison.num_figures += 1
         old_value, new_value = old.get(key_path, MISSING), new.get(key_path, MISSING)
-        if name in TABLE_FILES:
+        if name in TABLE_FILES and MISSING not in (old_value, new_value):
             old_value, new_value = numbers_in(old_value), numbers_in(new_value)
         may_round = ROUNDED_BOUNDS.fullmatch(key_path) and isinstance(old_value, float) and isinstance(new_value, float)
         if may_round and math.isclose(old_value, new_value, rel_tol=1e-15, abs_tol=1e-15):
