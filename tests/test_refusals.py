@@ -277,7 +277,7 @@ def test_stages_refuse_missing_reward_model(refusal_of):
     [
         (["--model_name_or_path", "/no/such"], "no such directory"),
         (["--adapter_path", "/no/such"], "holds no adapter_model.safetensors"),
-        (["--data", "held"], "--data held: no such split"),
+        (["--data", "held"], "--data held is not a split"),
     ],
 )
 def test_eval_refuses_missing_model_adapter_or_split(tiny_vlm_path, flags, message, tmp_path, capsys):

@@ -425,7 +425,9 @@ def test_read_predictions_accepts_or_refuses_any_file(tmp_path, content, ending)
 
 
 def test_readme_benchmark_example_works(tmp_path):
-    (tmp_path / "mine.py").write_text(re.findall(r"```python\n(.*?)```", (folder("eval") / "README.md").read_text(), re.S)[0])
+    blocks = re.findall(r"```python\n(.*?)```", (folder("eval") / "README.md").read_text(), re.S)
+    (example,) = (block for block in blocks if "(Benchmark):" in block)
+    (tmp_path / "mine.py").write_text(example)
     (tmp_path / "rows.jsonl").write_text('{"id": "a", "image": "a.png", "question": "A cat?", "label": "yes"}\n')
     (tmp_path / "answers.jsonl").write_text('{"id": "a", "answer": "Yes, a cat."}\n')
     config = EvalConfig(
