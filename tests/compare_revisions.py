@@ -50,6 +50,10 @@ RENAMED_KEYS: dict[str, str] = {
     "clip": "verifier_score",
     "vocab > u": "vocab > u",  # a token of the tokenizer, not the metric u
     "rewards/clip/": "rewards/verifier_score/",
+    "pictures": "images",
+    "pictures_in_several_rows": "images_in_several_rows",
+    "not said": "not stated",
+    "another picture's": "another image's",
     "bins > sure": "bins > confidence",
     "bins > right": "bins > accuracy",
 }

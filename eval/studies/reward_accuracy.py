@@ -151,7 +151,7 @@ def main() -> None:
     print(markdown_table(("difficulty", "reward model", *(f"{k} %" for k in keys[:-1]), "calibration error"), rows) + "\n")
     if "demo" in results:
         demo_results = results["demo"]["facts"]
-        states = [k for k in demo_results[0] if k.endswith("left") or k in ("another picture's", "contradicted")]
+        states = [k for k in demo_results[0] if k.endswith("left") or k in ("another image's", "contradicted")]
         print(
             markdown_table(
                 ("facts", "accuracy %"), [(s, format_mean((result[s] for result in demo_results), True)) for s in states]

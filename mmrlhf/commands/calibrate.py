@@ -87,9 +87,9 @@ def calibrate(config: CalibrateConfig, rows: Rows | None = None) -> dict[str, An
         **verifier_info,
         "data": config.dataset_name,
         "claim_source": config.claim_source,
-        "fitted_on": {"pictures": len(train_images), "claims": count_labels(train)},
+        "fitted_on": {"images": len(train_images), "claims": count_labels(train)},
         "left_out": left_out,
-        "measured_on": {"pictures": len(test_images), "claims": count_labels(test)},
+        "measured_on": {"images": len(test_images), "claims": count_labels(test)},
         "measured": evaluate(test, calibration, include_uncalibrated=isinstance(config, CalibrateVLMConfig)),
     }
     print_table(report)

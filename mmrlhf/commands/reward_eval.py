@@ -148,7 +148,7 @@ def perturbed_facts(rows: Sequence[Preference], seed: int) -> dict[str, list[tup
     for index, row in enumerate(rows):
         candidates = (rows[(index + offset) % len(rows)] for offset in range(1, len(rows)))
         other_facts.append(next((other.facts for other in candidates if other.facts and other.images != row.images), ()))
-    conditions["another picture's"] = other_facts
+    conditions["another image's"] = other_facts
     conditions["contradicted"] = [
         negate_facts(row.facts, 1.0, np.random.default_rng([seed, 6, index]))[0] for index, row in enumerate(rows)
     ]

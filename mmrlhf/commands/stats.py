@@ -52,7 +52,7 @@ def stats(
         record = parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
         overall.add(record)
         if isinstance(record, Preference):
-            by_source[record.source or "not said"].add(record)
+            by_source[record.source or "not stated"].add(record)
     results: StatsDict = {"file": path, "layout": format_name, **summary_stats(overall)}
     results["by_source"] = {name: summary_stats(summary) for name, summary in sorted(by_source.items())}
     write_atomic(output_path / "stats.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -69,7 +69,7 @@ def summary_stats(summary: DatasetSummary) -> StatsDict:
     """
     return {
         "rows": summary.num_rows,
-        "pictures": len(summary.rows_per_image),
+        "images": len(summary.rows_per_image),
         "images_per_row": _histogram(summary.images_per_row),
         "answers_per_row": _histogram(summary.answers_per_row),
         "rows_with_facts": sum(count > 0 for count in summary.facts_per_row),
@@ -77,9 +77,9 @@ def summary_stats(summary: DatasetSummary) -> StatsDict:
         "rows_with_ratings": len(summary.margins),
         "mean_margin": fmean(summary.margins) if summary.margins else None,
         "ratings_against_ranks": summary.num_against_ranks,
-        "hallucinated": {name: summary.hallucinated[key] for name, key in (("yes", True), ("no", False), ("not said", None))},
+        "hallucinated": {name: summary.hallucinated[key] for name, key in (("yes", True), ("no", False), ("not stated", None))},
         "rows_repeated": sum(count - 1 for count in summary.row_fingerprints.values()),
-        "pictures_in_several_rows": sum(count > 1 for count in summary.rows_per_image.values()),
+        "images_in_several_rows": sum(count > 1 for count in summary.rows_per_image.values()),
         **{f"{name}_mean_words": fmean(lengths) if lengths else None for name, lengths in summary.word_counts.items()},
         "chosen_longer": _chosen_longer(summary),
         "length_label_correlation": _length_label_correlation(summary),
@@ -151,7 +151,7 @@ def _format_cell(value: Any) -> str:
         estimate = value.get("share", value.get("r"))
         low, high = value["ci"]
         return f"{estimate:.2f} ({low:.2f} to {high:.2f})"
-    if "not said" in value and not value["yes"] + value["no"]:
+    if "not stated" in value and not value["yes"] + value["no"]:
         return ""
     return ", ".join(f"{count} x {name}" for name, count in value.items() if count)
 

@@ -109,7 +109,7 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     curves = {name: read_jsonl(output_path / name / "metrics.jsonl") for name in ("ppo_plain", "ppo_fact")}
     entries, notes = gallery(data_config, answers), {k: str(v) for k, v in asdict(data_config).items()}
     report.write_report(output_path / "report.html", summary, curves, entries, notes)
-    report.write_overview_image(output_path / "picture.png", summary, entries)
+    report.write_overview_image(output_path / "overview.png", summary, entries)
     report.print_results_table(summary)
     report.print_stage_times({**timer.seconds, "summary and report": time.time() - start_time})
     console.print(

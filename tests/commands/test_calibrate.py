@@ -206,7 +206,7 @@ def test_calibrate_clip_end_to_end(clip_checkpoint, clip_dataset, tmp_path, caps
     assert main(line) == 0
     output = capsys.readouterr().out
     report = json.loads(out.read_text())
-    assert report["verifier"] == "clip" and report["fitted_on"]["pictures"] == 16 and report["measured_on"]["pictures"] == 4
+    assert report["verifier"] == "clip" and report["fitted_on"]["images"] == 16 and report["measured_on"]["images"] == 4
     metrics = report["measured"]["object"]
     assert metrics["true"] + metrics["false"] == 40 and metrics["auroc"]["value"] == 1 and metrics["right"]["value"] > 0.9
     assert "1.00 (" in output and "count: left out of the calibration" in output

@@ -91,7 +91,7 @@ def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_pat
         "50% left",
         "25% left",
         "0% left",
-        "another picture's",
+        "another image's",
         "contradicted",
     }
     assert json.loads((tmp_path / "bench" / "result.json").read_text()) == json.loads(json.dumps(result))

@@ -33,7 +33,7 @@ def test_stats_match_hand_computation(tmp_path, capsys):
     expected = {
         "layout": "TRL preference pairs",
         "rows": 5,
-        "pictures": 1,
+        "images": 1,
         "images_per_row": {"0": 1, "1": 4},
         "answers_per_row": {"2": 5},
         "rows_with_facts": 1,
@@ -41,9 +41,9 @@ def test_stats_match_hand_computation(tmp_path, capsys):
         "rows_with_ratings": 2,
         "mean_margin": 0.5,
         "ratings_against_ranks": 1,
-        "hallucinated": {"yes": 1, "no": 0, "not said": 4},
+        "hallucinated": {"yes": 1, "no": 0, "not stated": 4},
         "rows_repeated": 1,
-        "pictures_in_several_rows": 1,
+        "images_in_several_rows": 1,
         "chosen_mean_words": 9 / 4,
         "rejected_mean_words": 6 / 4,
         "answer_mean_words": None,
@@ -65,7 +65,7 @@ def test_stats_match_hand_computation(tmp_path, capsys):
 @pytest.mark.parametrize("name", [*PREFERENCE_SAMPLES, "sft.jsonl", "llava_rlhf_ppo.json"])
 def test_stats_cover_bundled_samples(name, tmp_path, capsys):
     statistics = stats(str(SAMPLES / name), facts_file=str(SAMPLES / "facts.jsonl"), output_dir=str(tmp_path))
-    assert statistics["rows_with_facts"] > 5 and statistics["pictures"] == 6
+    assert statistics["rows_with_facts"] > 5 and statistics["images"] == 6
     assert json.loads((tmp_path / "stats.json").read_text()) == statistics
 
 
