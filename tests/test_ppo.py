@@ -24,6 +24,7 @@ from tests.helpers.stages import ppo_config, reward_config
 
 KILLED_SCRIPT = """
 import os, sys
+import torch
 from mmrlhf import ppo as stage
 from mmrlhf.training import run
 from mmrlhf.config import PPOConfig
@@ -36,6 +37,7 @@ run.Run.save_checkpoint = save
 sys.path.insert(0, sys.argv[2])
 from conftest_rows import rows
 from pathlib import Path
+torch.set_num_threads(int(sys.argv[3]))  # the number of threads decides the order of sums
 stage.ppo(load_config(PPOConfig, Path(sys.argv[1]), {}), rows())
 """
 
@@ -219,7 +221,9 @@ def test_ppo_resumes_exactly_after_kill(tiny_vlm_path, examples, reward_dir, tmp
     save_config(killed, tmp_path / "killed.yaml")
     (tmp_path / "conftest_rows.py").write_text(ROWS_MODULE)
     process = subprocess.run(
-        [sys.executable, "-c", KILLED_SCRIPT, tmp_path / "killed.yaml", tmp_path], env=os.environ, capture_output=True
+        [sys.executable, "-c", KILLED_SCRIPT, tmp_path / "killed.yaml", tmp_path, str(torch.get_num_threads())],
+        env=os.environ,
+        capture_output=True,
     )
     assert process.returncode == -9, process.stderr.decode()[-2000:]
     ppo(killed, examples)

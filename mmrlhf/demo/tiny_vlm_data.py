@@ -171,7 +171,8 @@ class SampleBatches(IterableDataset):
         self.num_steps, self.batch_size, self.seed = num_steps, batch_size, seed
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        torch.set_num_threads(1)  # runs in a worker process: leave the other cores to training
+        if torch.utils.data.get_worker_info() is not None:
+            torch.set_num_threads(1)  # leave the other cores to training
         for first_step in range(0, self.num_steps, SORT_WINDOW_BATCHES):
             num_batches = min(SORT_WINDOW_BATCHES, self.num_steps - first_step)
             first_sample, num_samples = first_step * self.batch_size, num_batches * self.batch_size
