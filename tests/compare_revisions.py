@@ -66,6 +66,7 @@ A name that ends in `/` or `.` is a prefix of longer names, replaced at their st
 RENAMED_FILES: dict[str, str] = {
     r"(.*)/done\.json": r"\1/finished.json",
     r"(.*)/alarms\.jsonl": r"\1/warnings.jsonl",
+    r"(.*)/another_picture's\.jsonl": r"\1/another_image's.jsonl",
     r"(.*)/reward-bench\.png": r"\1/reward-eval.png",
 }
 """Patterns that match an old path below the output folder entirely, with the new paths, for
@@ -94,6 +95,7 @@ RENAMED_TEXT: dict[str, str] = {
     r"^nothing is known to be its contrary$": "there is no distractor to compare it with",
     r"of answers claim nothing of their picture": "of answers claim nothing about their image",
     r"^EAD: distinct words over .*": "EAD",
+    r"length and reward correlate by (\S+) among": r"length and reward have a correlation of \1 within",
     r"distinct pictures": "distinct images  ",
     r"asserts 96 answers, and these are": "asserts 96 answers, and there are",
     r"script takes phrases apart with": "script splits phrases with",
