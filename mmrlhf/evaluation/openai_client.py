@@ -259,8 +259,11 @@ def request_replies(
     sampling_params: Mapping[str, Any],
     *,
     max_total_tokens: int | None = None,
+    seed_of: Callable[[str], int] | None = None,
 ) -> Iterator[tuple[str, Reply]]:
     """Yield replies by the key of their conversation, in the order in which they arrive.
+
+    `seed_of` gives the sampling seed for a key; without it, requests carry no seed.
 
     Several requests are in flight at a time, and a conversation is built only when its turn comes.
     No more requests are sent once replies have used `max_total_tokens`; those in flight are still
@@ -275,7 +278,8 @@ def request_replies(
         while True:
             if max_total_tokens is None or tokens_used < max_total_tokens:
                 for key, chat in islice(pending_chats, endpoint.concurrency - len(in_flight)):
-                    in_flight[pool.submit(request_reply, endpoint, chat(), sampling_params, client)] = key
+                    params = {**sampling_params, "seed": seed_of(key)} if seed_of else sampling_params
+                    in_flight[pool.submit(request_reply, endpoint, chat(), params, client)] = key
             if not in_flight:
                 return
             for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
@@ -318,9 +322,14 @@ def endpoint_answers(
         f"{number}/{sample}": example for number, example in enumerate(examples) for sample in range(num_generations)
     }
     chats = [(key, lambda e=example: chat_messages(e.prompt, e.images)) for key, example in examples_by_key.items()]
-    request_params = {**sampling_params, "seed": seed} if sampling_params.get("temperature") else dict(sampling_params)
+
+    def seed_of(key: str) -> int:
+        """Return a seed per answer of an example: equal seeds would give equal answers."""
+        return seed + int(key.partition("/")[2])
+
+    is_sampled = bool(sampling_params.get("temperature"))
     answers_by_example: dict[str, list[str]] = {}
-    for key, reply in request_replies(endpoint, chats, request_params):
+    for key, reply in request_replies(endpoint, chats, sampling_params, seed_of=seed_of if is_sampled else None):
         if reply.status != "ok" or reply.text is None:
             print(f"note: {examples_by_key[key].id} got no answer ({reply.reason}); the same command asks again", file=sys.stderr)
             continue

@@ -10,10 +10,11 @@ from mmrlhf.evaluation.openai_client import (
     Endpoint,
     _is_same_model,
     chat_message,
+    endpoint_answers,
     request_replies,
     resolve_model_name,
 )
-from mmrlhf.records import ImageSource, InputError
+from mmrlhf.records import Example, ImageSource, InputError, Message
 from tests.helpers.fake_server import chat_completion, free_port, scripted_server
 
 GOOD_REPLY = (200, chat_completion("yes"))
@@ -159,3 +160,13 @@ def test_chat_message_embeds_images_as_data_urls():
             {"type": "text", "text": "What?"},
         ],
     }
+
+
+@pytest.mark.parametrize(("temperature", "seeds"), [(1.0, [3, 4, 3, 4]), (0.0, [None] * 4)])
+def test_endpoint_answers_seed_each_answer_of_an_example(temperature, seeds):
+    examples = [Example(name, (), (Message("user", f"{name}?"),)) for name in ("a", "b")]
+    with scripted_server(lambda request: (200, chat_completion(f"seed {request.get('seed')}"))) as server:
+        endpoint = Endpoint(server.url, "stub", timeout=30.0, max_retries=0, initial_backoff=0.01, concurrency=1)
+        answers = {e.id: texts for e, texts in endpoint_answers(endpoint, examples, {"temperature": temperature}, 2, 3)}
+    assert answers == {name: [f"seed {seed}" for seed in seeds[:2]] for name in ("a", "b")}
+    assert [request.get("seed") for request in server.requests] == seeds
