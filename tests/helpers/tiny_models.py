@@ -28,17 +28,21 @@ from tests.helpers.tiny_parts import (
 from tests.helpers.tiny_qwen import qwen2_5_vl, qwen3_5, qwen3_vl
 
 
+def _llava_processor_settings(hf_tokenizer: Any) -> dict[str, Any]:
+    """Return what the processors of LLaVA and LLaVA-NeXT share."""
+    return {
+        "tokenizer": hf_tokenizer,
+        "patch_size": 14,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "chat_template": build_chat_template("<image>\n"),
+    }
+
+
 def llava() -> ProcessorAndModel:
     hf_tokenizer = build_tokenizer("<image>", image_token="<image>")
     image_processor = hf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=IMAGE_SIZE)
-    processor = hf.LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=hf_tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=build_chat_template("<image>\n"),
-    )
+    processor = hf.LlavaProcessor(image_processor=image_processor, **_llava_processor_settings(hf_tokenizer))
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(image_size=56, patch_size=14, **VISION_CONFIG),
         text_config=build_text_config(hf.LlamaConfig, hf_tokenizer),
@@ -53,14 +57,7 @@ def llava_next() -> ProcessorAndModel:
     image_processor = hf.LlavaNextImageProcessor(
         size={"shortest_edge": 56}, crop_size=IMAGE_SIZE, image_grid_pinpoints=TILE_SIZES
     )
-    processor = hf.LlavaNextProcessor(
-        image_processor=image_processor,
-        tokenizer=hf_tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=build_chat_template("<image>\n"),
-    )
+    processor = hf.LlavaNextProcessor(image_processor=image_processor, **_llava_processor_settings(hf_tokenizer))
     config = hf.LlavaNextConfig(
         vision_config=hf.CLIPVisionConfig(image_size=56, patch_size=14, **VISION_CONFIG),
         text_config=build_text_config(hf.LlamaConfig, hf_tokenizer),
