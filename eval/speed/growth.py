@@ -3,7 +3,7 @@
     python eval/speed/growth.py CHECKPOINT --out docs/assets
 
 A round is that of `rl_step.py` for grpo with one pass. The naive path (`share_prefix: off`, which
-encodes image and prompt anew for each answer) is also measured, where a round takes less than a
+encodes image and prompt again for each answer) is also measured, where a round takes less than a
 minute. Writes growth.png and growth.json, and prints the latter.
 """
 

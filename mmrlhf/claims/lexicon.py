@@ -12,6 +12,9 @@ from pathlib import Path
 from mmrlhf.claims.grammar import PARTICIPLES, POSITION_WORDS
 from mmrlhf.records import InputError
 
+MAX_CACHED_WORDS = 200_000
+"""Size limit of each of a lexicon's caches, for text that never repeats."""
+
 DATA_DIR = Path(__file__).parent
 SECTIONS = (
     "coco", "same thing", "no category", "plural only", "not objects", "objects", "compounds", "not attributes", "attributes",
@@ -69,7 +72,7 @@ class Lexicon:
         coco_class = self.coco_class_cache.get(noun)
         if coco_class is None:
             coco_class = self._find_coco_class(noun)
-            if len(self.coco_class_cache) < 200_000:  # a bound for text that never repeats
+            if len(self.coco_class_cache) < MAX_CACHED_WORDS:
                 self.coco_class_cache[noun] = coco_class
         return coco_class
 

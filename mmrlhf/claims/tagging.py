@@ -15,7 +15,7 @@ from mmrlhf.claims.grammar import (
     NUMBER_VALUES,
     PERSON_PRONOUNS,
 )
-from mmrlhf.claims.lexicon import Lexicon
+from mmrlhf.claims.lexicon import MAX_CACHED_WORDS, Lexicon
 from mmrlhf.claims.tags import NOUN_TAGS, SENTENCE_BREAK_TAGS
 
 TOKEN_PATTERN = re.compile(
@@ -70,8 +70,6 @@ class Tokens:
     attribute_rank: list[int]
 
 
-MAX_CACHED_WORDS = 200_000
-"""Size limit of a lexicon's token cache, for text that never repeats."""
 CONTEXT_TAGS = frozenset(("\n", "'", "S", "u"))
 """Tags that depend on the token before."""
 

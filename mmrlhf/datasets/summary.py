@@ -22,7 +22,7 @@ class DatasetSummary:
     """
 
     def __init__(self) -> None:
-        self.num_rows = self.num_preferences = self.num_tied = self.num_against_ranks = 0
+        self.num_rows = self.num_tied = self.num_against_ranks = 0
         self.rows_per_image: Counter[str] = Counter()
         self.row_fingerprints: Counter[bytes] = Counter()
         self.images_per_row: Counter[int] = Counter()
@@ -55,7 +55,6 @@ class DatasetSummary:
         self.row_fingerprints[hashlib.blake2b(row_text.encode(errors="replace"), digest_size=16).digest()] += 1
 
     def _add_preference(self, record: Preference) -> None:
-        self.num_preferences += 1
         self.hallucinated[record.hallucinated] += 1
         comparisons = record.comparisons
         self.num_tied += any(comparison.is_tie for comparison in comparisons)

@@ -361,7 +361,7 @@ def answered(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
 
 
 def has_duplicates(rows: Sequence[ScoreRow]) -> bool:
-    """Return whether an example has several answers, of which a judge has read only the first."""
+    """Return whether an example has several answers. A judge has read only the first."""
     return any(row["status"] == "duplicate" for row in rows)
 
 

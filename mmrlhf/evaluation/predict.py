@@ -167,7 +167,7 @@ class _PredictionsFile:
         self.answers: dict[str, list[str | None]] = {row["id"]: row["answers"] for row in rows}
 
     def rewrite(self) -> None:
-        """Write the file anew: with cached answers, and without the line that a killed run left
+        """Rewrite the file: with cached answers, and without the line that a killed run left
         torn."""
         write_atomic(self._path, "".join(map(self._line, self.answers)))
 
