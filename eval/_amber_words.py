@@ -32,7 +32,7 @@ class Vocabulary(NamedTuple):
 
 @functools.cache
 def load_vocabulary(data: str) -> Vocabulary:
-    """Read the word lists of AMBER's data folder. Raise InputError if one is missing."""
+    """Read the word lists of AMBER's data folder. Raises InputError if one is missing."""
     relation = read_json(Path(data) / "relation.json")
     path = Path(data) / "safe_words.txt"
     if not path.is_file():

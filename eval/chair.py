@@ -136,7 +136,7 @@ def _read_object_map(path: Path) -> dict[str, ImageInfo]:
 def _annotation_files(folder: Path) -> list[Path]:
     """Return COCO's files of objects, then those of captions.
 
-    Raise InputError if either kind is missing.
+    Raises InputError if either kind is missing.
     """
     paths: list[Path] = []
     for kind in ("instances", "captions"):
@@ -150,7 +150,7 @@ def _annotation_files(folder: Path) -> list[Path]:
 
 
 def _read_coco(folder: Path) -> dict[str, ImageInfo]:
-    """Read COCO's annotations by image id. Raise InputError for files in another format."""
+    """Read COCO's annotations by image id. Raises InputError for files in another format."""
     images: dict[str, ImageInfo] = {}
     object_of = coco_objects.object_by_synonym()
     for path in _annotation_files(folder):

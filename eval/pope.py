@@ -129,7 +129,7 @@ class Pope(Benchmark):
 def _split_files(folder: Path) -> dict[str, Path]:
     """Return the question file of each split in a folder.
 
-    Raise InputError if a split has several files, or no split has any.
+    Raises InputError if a split has several files, or no split has any.
     """
     paths = {}
     for split in SPLITS:

@@ -123,7 +123,7 @@ class SceneDescriptions(Benchmark):
 def prompts(data: str | None = None, limit: int | None = None) -> list[Example]:
     """Return the prompts on comma-separated splits, for `limit` scenes of each.
 
-    Raise InputError for unknown splits.
+    Raises InputError for unknown splits.
     """
     examples = []
     for split in (data or "held_out").split(","):

@@ -69,7 +69,7 @@ def evaluate(
     (`{"lineage": "a"}`). model_cache: keeps the model for the next call. Steps that an earlier call
     finished are not repeated.
 
-    Raise InputError if the data, answers or settings cannot be used, and if the judge gives up; in
+    Raises InputError if the data, answers or settings cannot be used, and if the judge gives up; in
     the latter case result.json is complete for the judgments there are.
     """
     if config.recorded_judgments and not (config.answers or config.model_name_or_path or config.reward_model_path):
@@ -110,7 +110,7 @@ def evaluate_all(
 
     benchmarks: settings and options by benchmark (`{"chair": {"data": ..., "lineage": "a"}}`).
     models: settings by model (`{"tuned": {"model": ..., "adapter": ...}}`). common: settings of
-    all. Raise InputError.
+    all. Raises InputError.
     """
     suite = make_suite(benchmarks, models, common)
     runs = expand_runs(suite, {"output_dir": output_dir}, {}, lambda values: load_config(EvalConfig, None, values))

@@ -77,7 +77,7 @@ class Task:
 
     @property
     def path(self) -> Path:
-        """Return the path of the data. Raise InputError if none was given or it does not exist."""
+        """Return the path of the data. Raises InputError if none was given or it does not exist."""
         if self.data is None:
             raise InputError("this benchmark needs its data: add --data PATH")
         path = Path(self.data)
@@ -279,7 +279,7 @@ REQUIRED_METHODS = ("load", "score", "aggregate")
 def load_benchmark(name: str) -> Benchmark:
     """Load a benchmark: the name of a file in `eval/`, or a path that ends in .py.
 
-    Raise InputError if there is no such file, or it lacks something that every benchmark must have.
+    Raises InputError if there is no such file, or it lacks what every benchmark must have.
     """
     path = find("eval", name)
     module = load_module(path)
@@ -323,7 +323,7 @@ def _benchmark_of_functions(module: ModuleType) -> Benchmark:
 def parse_options(benchmark: Benchmark, values: Mapping[str, Any]) -> Any:
     """Return the benchmark's own options, validated like a stage's settings; None if it has none.
 
-    Raise InputError.
+    Raises InputError.
     """
     if benchmark.options_type is None:
         if values:

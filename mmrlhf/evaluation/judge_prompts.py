@@ -10,7 +10,7 @@ from mmrlhf.records import InputError
 def load_template(path: str | None, default: str) -> str:
     """Return a judge's prompt template: the user's file, or else the benchmark's own.
 
-    Raise InputError.
+    Raises InputError.
     """
     if path is None:
         return default
@@ -23,7 +23,7 @@ def load_template(path: str | None, default: str) -> str:
 def fill_template(template: str, **fields: str) -> str:
     """Fill a template's fields, by name or, as `{}`, in their order.
 
-    Raise InputError if it has other fields.
+    Raises InputError if it has other fields.
     """
     try:
         return template.format(*fields.values(), **fields)

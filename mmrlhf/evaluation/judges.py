@@ -47,7 +47,7 @@ def collect_judgments(
     """Return the judgments on these answers, and the error that made the judge give up, if one did.
 
     judgments.jsonl holds them afterwards. Judgments that it holds already are not asked for again,
-    unless they failed. Raise InputError, also if the judge gives up before its first reply.
+    unless they failed. Raises InputError, also if the judge gives up before its first reply.
     """
     requests = {request.key: request for request in benchmark.judge_requests(answers_by_id, task)}
     path = Path(config.output_dir) / "judgments.jsonl"

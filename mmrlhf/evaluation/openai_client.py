@@ -117,7 +117,7 @@ def make_endpoint(base_url: str, model: str | None, config: EvalConfig) -> Endpo
 def resolve_model_name(endpoint: Endpoint) -> Endpoint:
     """Return the endpoint with a model: its own, or else the only one that the server lists.
 
-    Raise InputError if the server cannot be reached, or lists several models or none.
+    Raises InputError if the server cannot be reached, or lists several models or none.
     """
     if endpoint.model:
         return endpoint
@@ -267,7 +267,7 @@ def request_replies(
 
     Several requests are in flight at a time, and a conversation is built only when its turn comes.
     No more requests are sent once replies have used `max_total_tokens`; those in flight are still
-    yielded. Raise InputError if the server cannot be reached or refuses the key, and after
+    yielded. Raises InputError if the server cannot be reached or refuses the key, and after
     `MAX_INITIAL_FAILURES` failures without a success.
     """
     pending_chats, tokens_used, num_failed, has_succeeded = iter(chats), 0, 0, False
@@ -316,7 +316,7 @@ def endpoint_answers(
     """Yield each example with its answers as soon as it has all of them, leaving out examples with
     a failed answer.
 
-    Raise InputError as `request_replies` does.
+    Raises InputError as `request_replies` does.
     """
     examples_by_key = {
         f"{number}/{sample}": example for number, example in enumerate(examples) for sample in range(num_generations)

@@ -52,7 +52,7 @@ def collect_predictions(
     """Return the answers, and what result.json says about where they come from. predictions.jsonl
     holds them afterwards.
 
-    Raise InputError if there is nothing to answer with, or the output directory holds answers of
+    Raises InputError if there is nothing to answer with, or the output directory holds answers of
     something else.
     """
     run_key: list[Any] = [benchmark.name, benchmark.version, dict(hashes)]
@@ -153,7 +153,7 @@ class _PredictionsFile:
     def __init__(self, output_dir: Path, task: Task) -> None:
         """Read the answers of an interrupted run.
 
-        Raise InputError if they are to other prompts than the task's.
+        Raises InputError if they are to other prompts than the task's.
         """
         self._path = output_dir / "predictions.jsonl"
         self._prompt_keys = {id_: prompt_key(example) for id_, example in task.examples.items()}
@@ -195,7 +195,7 @@ def _require_prompts(benchmark: Benchmark, examples: Sequence[Example]) -> None:
 
 
 def require_images(examples: Sequence[Example]) -> None:
-    """Raise InputError that names all missing images at once, before a model is loaded."""
+    """Raises InputError that names all missing images at once, before a model is loaded."""
     paths = dict.fromkeys(image.path for example in examples for image in example.images if image.path is not None)
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
@@ -224,7 +224,7 @@ def _check_same_run_key(output_dir: Path, run_key: Sequence[Any]) -> None:
 def claim_output_dir(output_dir: Path, run_key: Sequence[Any]) -> None:
     """Record in the output directory what its answers depend on.
 
-    Raise InputError if it holds answers of something else.
+    Raises InputError if it holds answers of something else.
     """
     _check_same_run_key(output_dir, run_key)
     write_atomic(output_dir / "run_key.json", json.dumps(run_key))
@@ -353,7 +353,7 @@ class AnswerCache:
     """
 
     def __init__(self, folder: str, generation_key: Sequence[Any]) -> None:
-        """Read the file. Raise InputError if the folder cannot be written to.
+        """Read the file. Raises InputError if the folder cannot be written to.
 
         generation_key: everything that answers depend on besides prompt and images.
         """

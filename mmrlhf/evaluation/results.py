@@ -50,7 +50,7 @@ def read_runs(paths: Sequence[str]) -> dict[str, list[Result]]:
     """Return the results of the benchmarks that at least two runs have, by benchmark, in the order
     of the runs.
 
-    A path is a run, or a folder of runs (MODEL/BENCHMARK). Raise InputError.
+    A path is a run, or a folder of runs (MODEL/BENCHMARK). Raises InputError.
     """
     results_by_benchmark: dict[str, list[Result]] = {}
     for path in paths:
@@ -125,7 +125,7 @@ def unstated_settings(a: Result, b: Result) -> list[str]:
 def open_result(result: Result, ids: set[str]) -> tuple[Benchmark, Task, list[ScoreRow]]:
     """Return a result's benchmark, task and rows, restricted to these examples.
 
-    Raise InputError if the data is gone or has changed.
+    Raises InputError if the data is gone or has changed.
     """
     summary = result.summary
     benchmark = load_benchmark(result.benchmark)

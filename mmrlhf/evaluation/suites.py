@@ -48,7 +48,7 @@ class EvalRun(NamedTuple):
 
 
 def read_suite(path: Path) -> Suite:
-    """Read a suite from a YAML file. Raise InputError."""
+    """Read a suite from a YAML file. Raises InputError."""
     values = read_yaml(path)
     sections: dict[str, dict[str, Mapping[str, Any]]] = {}
     for section in ("benchmarks", "models"):
@@ -86,7 +86,7 @@ def expand_runs(
     A single run writes to --out itself, several write to --out/MODEL/BENCHMARK. flags: settings of
     the command line; model_name_or_path, answers and data may be lists, where `LABEL=PATH` names
     the model or the benchmark that a path is for. options: the benchmarks' own options, by
-    benchmark. Raise InputError.
+    benchmark. Raises InputError.
     """
     flags = dict(flags)
     model_paths, answer_files = flags.pop("model_name_or_path", []), flags.pop("answers", [])
@@ -136,7 +136,7 @@ def _expand_models(
 def _split_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split settings of EvalConfig from a benchmark's own options.
 
-    Raise InputError for a setting's old name.
+    Raises InputError for a setting's old name.
     """
     known_settings = config_fields(EvalConfig)
     for key in values:

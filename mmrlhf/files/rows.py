@@ -22,7 +22,7 @@ class Row:
     fields: Mapping[str, Any]
 
     def fail(self, problem: str) -> NoReturn:
-        """Raise InputError with the row's location."""
+        """Raises InputError with the row's location."""
         raise InputError(f"{self.location}: {problem}")
 
     def require_text(self, value: Any, name: str) -> str:
@@ -133,7 +133,7 @@ def open_binary(path: Path) -> io.BufferedReader:
 
 
 def decode_text(content: bytes, path: Path, encoding: str = "utf-8") -> str:
-    """Decode the content of a file. Raise InputError if it is not UTF-8."""
+    """Decode the content of a file. Raises InputError if it is not UTF-8."""
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -141,7 +141,7 @@ def decode_text(content: bytes, path: Path, encoding: str = "utf-8") -> str:
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """Return the text of a file. Raise InputError if it cannot be read or is not UTF-8."""
+    """Return the text of a file. Raises InputError if it cannot be read or is not UTF-8."""
     with open_binary(path) as file:
         return decode_text(file.read(), path, encoding)
 

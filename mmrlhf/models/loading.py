@@ -139,7 +139,7 @@ def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
 
 
 def _require_checkpoint(name: str) -> None:
-    """Raise InputError for common mistakes: a missing path, or the directory of a run."""
+    """Raises InputError for common mistakes: a missing path, or the directory of a run."""
     path = Path(name)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:

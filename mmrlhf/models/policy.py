@@ -44,7 +44,7 @@ def load_policy(
 
 
 def _check_is_adapter(path: Path) -> None:
-    """Raise InputError for common mistakes: a ppo run's directory, or a reward model's."""
+    """Raises InputError for common mistakes: a ppo run's directory, or a reward model's."""
     if (path / "reward.json").is_file():
         raise InputError(
             f"adapter {path} is a reward model, which scores answers but cannot write them: give a ppo run's policy folder"
@@ -56,7 +56,7 @@ def _check_is_adapter(path: Path) -> None:
 
 
 def _check_same_base(path: Path, vlm: VLM) -> None:
-    """Raise InputError if the adapter was trained on other weights.
+    """Raises InputError if the adapter was trained on other weights.
 
     Equal shapes are not enough: an adapter of another model with the same architecture would load
     and produce nonsense.

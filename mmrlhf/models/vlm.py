@@ -217,7 +217,7 @@ class VLM:
         return prompts
 
     def _check_control_tokens(self, name: str, text: str, conversation: Conversation) -> None:
-        """Raise InputError for a control token in a message, or a wrong number of image tokens."""
+        """Raises InputError for a control token in a message, or a wrong number of image tokens."""
         messages, images = conversation
         image_token = getattr(self.processor, "image_token", None)
         for message in messages:
@@ -231,7 +231,7 @@ class VLM:
             )
 
     def _check_length(self, name: str, num_tokens: int, limit: int | None) -> None:
-        """Raise InputError if a prompt exceeds its limit or the model's positions."""
+        """Raises InputError if a prompt exceeds its limit or the model's positions."""
         if limit is not None and num_tokens > limit:
             raise InputError(
                 f"{name} has {num_tokens} tokens with its images, more than the {max(0, limit)} that max_length leaves it: "
