@@ -38,7 +38,7 @@ VOCABULARY_SIZE = 80
 class SceneDescriptions(Benchmark):
     """Descriptions of synthetic scenes, and yes/no questions about them."""
 
-    version = "2"
+    version = "3"
     license = "Apache-2.0"
     headline = "chair_s"
     direction = "lower"
@@ -78,8 +78,8 @@ class SceneDescriptions(Benchmark):
         if example.meta["kind"] == "yes_no":
             return []
         scene = scenes.generate_scene(example.meta["split"], example.meta["index"], SEED)
-        claims = scenes.parse_claims(str(row["answers"][0]))
-        return [claim.span for claim in claims if scenes.verify_claim(scene, claim).value == "contradicted"]
+        verdicts = scenes.verify_description(scene, str(row["answers"][0]))
+        return [verdict.claim.span for verdict in verdicts if verdict.value == "contradicted"]
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
         """Return the metrics of `by_split`, as `official` only: there is no other script."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,7 +25,7 @@ from mmrlhf.metrics.intervals import bootstrap
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
-from mmrlhf.records import Example
+from mmrlhf.records import Example, Fact
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.best_of_n import best_of_n
 from mmrlhf.rewards.checkpoint import load_reward_model
@@ -223,14 +224,25 @@ def _gallery_entry(data_config: ScenesConfig, scene: scenes.Scene, answers: Answ
         "image": scene.image_source().read(),
         "id": scene.id,
         "prompt": load_benchmark("scenes").module.description_question(scene, index).text,
-        "facts": "; ".join(f.text for f in evaluation_facts(data_config, scene, index)),
+        "facts": "; ".join(_fact_text(scene, fact) for fact in evaluation_facts(data_config, scene, index)),
         "answers": [],
     }
     for name in GALLERY_MODELS:
         text = answers[name]["held_out"][f"{scene.id}-describe"][0]
-        verdicts = [scenes.verify_claim(scene, claim) for claim in scenes.parse_claims(text)]
+        verdicts = scenes.verify_description(scene, text)
         claims = [
             {"start": v.claim.span[0], "end": v.claim.span[1], "verdict": v.value, "evidence": v.evidence} for v in verdicts
         ]
         entry["answers"].append({"model": name, "text": text, "claims": claims})
     return entry
+
+
+def _fact_text(scene: scenes.Scene, fact: Fact) -> str:
+    """Return an annotator's fact, with "(wrong)" if the scene contradicts it."""
+    sentence = scenes.with_article(fact.text)
+    if fact.kind == "count":
+        sentence = fact.text
+    elif fact.kind == "relation":
+        sentence = re.sub(r"(.+) (left of|right of|above|below) (.+)", r"the \1 is \2 the \3", fact.text)
+    is_wrong = any(verdict.value == "contradicted" for verdict in scenes.verify_description(scene, sentence))
+    return f"{fact.text} (wrong)" if is_wrong else fact.text

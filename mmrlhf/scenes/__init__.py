@@ -36,6 +36,7 @@ from mmrlhf.scenes.ground_truth import (
     utility,
     verify_answer,
     verify_claim,
+    verify_description,
 )
 from mmrlhf.scenes.render import IMAGE_SIZE, Difficulty
 from mmrlhf.scenes.scene_graph import SPLIT_BUCKETS, Scene, Split, generate_scene
@@ -83,6 +84,7 @@ __all__ = [
     "utility",
     "verify_answer",
     "verify_claim",
+    "verify_description",
     "with_article",
     "wrong_answer",
 ]  # fmt: skip

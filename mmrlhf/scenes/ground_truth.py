@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mmrlhf.records import Claim, Verdict
 from mmrlhf.scenes.captions import count_phrase, join_words, with_article
@@ -24,6 +30,9 @@ _CLAIM_PATTERN = re.compile(
     rf"|\b(?P<nothing>nothing) at the (?P<empty>{_CELL})\b",
     re.IGNORECASE,
 )
+
+_KINDS = [("shape", *names) for size in (3, 2, 1, 0) for names in itertools.combinations(("size", "colour", "place"), size)]
+"""The properties by which objects are of one kind, the narrowest kinds first."""
 
 
 def parse_claims(text: str) -> list[Claim]:
@@ -112,6 +121,72 @@ def _evidence(scene: Scene, claim: Claim) -> str:
     return "; ".join(f"{with_article(f'{o.size} {o.name}')} at the {CELL_NAMES[o.cell]}" for o in objects)
 
 
+def verify_description(scene: Scene, text: str) -> list[Verdict]:
+    """Judge each claim of a text, and the objects that its sentences name together.
+
+    Two mentions in one sentence are two objects: "a ring and a ring" needs two rings.
+    """
+    verdicts = [verify_claim(scene, claim) for claim in parse_claims(text)]
+    return verdicts + [Verdict(claim, "contradicted", evidence) for claim, evidence in _surplus_mentions(scene, text)]
+
+
+def _surplus_mentions(scene: Scene, text: str) -> Iterator[tuple[Claim, str]]:
+    """Yield a claim, with evidence, for each mention that has no object of its own in the scene.
+
+    A mention is a phrase such as "a small orange ring"; one with a false claim of its own is left
+    out, since it is already counted.
+    """
+    for sentence in re.finditer(r"[^.!?]+", text):
+        mentions: list[dict[str, str]] = []
+        spans: list[tuple[int, int]] = []
+        for match in _CLAIM_PATTERN.finditer(text, *sentence.span()):
+            mention = {k: v.lower() for k, v in match.groupdict().items() if v}
+            if "shape" in mention and all(_is_true(scene, claim) for claim in parse_claims(match[0])):
+                mentions.append(mention)
+                spans.append(match.span())
+        fits = np.array([[_fits(o, mention) for o in scene.objects] for mention in mentions], dtype=bool)
+        if not mentions:
+            continue
+        object_of = maximum_bipartite_matching(csr_matrix(fits), perm_type="column")
+        for mention, span, index in zip(mentions, spans, object_of, strict=True):
+            if index < 0:
+                yield _surplus_claim(scene, mention, mentions, span)
+
+
+def _fits(scene_object: SceneObject, mention: Mapping[str, str]) -> bool:
+    properties = {
+        "shape": scene_object.shape,
+        "colour": scene_object.colour,
+        "size": scene_object.size,
+        "place": CELL_NAMES[scene_object.cell],
+    }
+    return all(properties[name] == value for name, value in mention.items())
+
+
+def _surplus_claim(
+    scene: Scene, mention: Mapping[str, str], mentions: Sequence[Mapping[str, str]], span: tuple[int, int]
+) -> tuple[Claim, str]:
+    """Return the claim that the sentence names so many of a kind, by the narrowest kind of which
+    there are fewer, with evidence."""
+    for names in _KINDS:
+        kind = {name: mention[name] for name in names if name in mention}
+        num_named = sum(kind.items() <= other.items() for other in mentions)
+        num_objects = sum(_fits(o, kind) for o in scene.objects)
+        if num_named > num_objects:
+            count = count_phrase(num_objects, _noun_of(kind)) + _place_of(kind)
+            return Claim("count", _noun_of(kind) + _place_of(kind), str(num_named), span), f"the picture has {count}"
+    # Each word is true of an object, but all of them of none that is left.
+    return Claim("object", _noun_of(mention) + _place_of(mention), "", span), _evidence(scene, Claim("object", mention["shape"]))
+
+
+def _noun_of(mention: Mapping[str, str]) -> str:
+    return " ".join(mention[name] for name in ("size", "colour", "shape") if name in mention)
+
+
+def _place_of(mention: Mapping[str, str]) -> str:
+    return f" at the {mention['place']}" if "place" in mention else ""
+
+
 def is_cooccurrence_error(scene: Scene, claim: Claim) -> bool:
     """Return whether a false claim mentions an absent partner of a trigger in the scene."""
     claim_words = set(f"{claim.subject} {claim.value}".split())
@@ -145,15 +220,19 @@ class SceneVerdicts:
 
 
 def verify_answer(scene: Scene, answer: str) -> SceneVerdicts:
-    """Verify an answer's distinct claims. Repetition earns nothing; vagueness costs coverage."""
+    """Verify an answer's distinct claims. Repetition earns nothing; vagueness costs coverage.
+
+    A sentence that names more objects of a kind than the scene has makes a false claim.
+    """
     distinct_claims = set(parse_claims(answer))
+    surplus_claims = {claim for claim, _ in _surplus_mentions(scene, answer)}
     true_claims = frozenset(c for c in distinct_claims if _is_true(scene, c))
     cooccurrence_errors = frozenset(c for c in distinct_claims - true_claims if is_cooccurrence_error(scene, c))
     expected_claims = canonical_claims(scene)
     return SceneVerdicts(
         true_claims,
         cooccurrence_errors,
-        frozenset(distinct_claims - true_claims - cooccurrence_errors),
+        frozenset((distinct_claims - true_claims - cooccurrence_errors) | surplus_claims),
         len(true_claims & expected_claims),
         len(expected_claims),
     )

@@ -9,6 +9,7 @@ from mmrlhf import scenes
 from mmrlhf.config import ScenesConfig
 from mmrlhf.demo import measure
 from mmrlhf.evaluation.benchmark import load_benchmark
+from mmrlhf.records import Fact
 
 CONFIG = ScenesConfig(held_out_scenes=6, ood_scenes=4)
 NO_MODELS = measure.TrainedModels("none", "none", {"ppo_plain": "none", "ppo_fact": "none"}, "none")
@@ -100,3 +101,21 @@ def test_selection_metrics_are_those_of_the_curves(vlm):
     rows = load_benchmark("scenes").module.prompts("selection", 2)
     metrics = measure.selection_metrics(vlm, rows)
     assert set(metrics) == set(measure.CURVE_METRICS) and 0 <= metrics["coverage"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "is_wrong"),
+    [
+        ("object", "small orange ring", False),
+        ("object", "large orange ring", True),
+        ("object", "large yellow moon", True),
+        ("count", "two objects", False),
+        ("count", "three objects", True),
+        ("relation", "orange ring above blue star", False),
+        ("relation", "orange ring below blue star", True),
+    ],
+)
+def test_wrong_facts_are_marked_in_the_gallery(kind, text, is_wrong):
+    objects = (scenes.SceneObject("ring", "orange", "small", 1), scenes.SceneObject("star", "blue", "large", 4))
+    scene = scenes.Scene("s", objects, 1, scenes.Difficulty())
+    assert measure._fact_text(scene, Fact(kind, text, "annotator")) == text + " (wrong)" * is_wrong

@@ -98,6 +98,57 @@ def test_verify_answer_counts_distinct_claims_by_kind_of_error():
     assert scenes.verify_answer(SCENE, "").num_covered == 0
 
 
+# Rings: orange and small at the top, blue and large at the left. One yellow moon.
+RINGS = Scene(
+    "r",
+    (
+        SceneObject("ring", "orange", "small", 1),
+        SceneObject("ring", "blue", "large", 3),
+        SceneObject("moon", "yellow", "large", 4),
+    ),
+    1,
+    Difficulty(),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "false_claims"),
+    [
+        ("I can see an orange ring and an orange ring.", {("orange ring", "2")}),
+        ("I can see an orange ring, an orange ring and an orange ring.", {("orange ring", "3")}),
+        ("I can see a moon and a moon.", {("moon", "2")}),
+        ("I can see a moon and a yellow moon.", {("moon", "2")}),
+        ("I can see a ring, a ring and a ring.", {("ring", "3")}),
+        ("I can see a small ring and a small orange ring.", {("small ring", "2")}),
+        ("I can see a large orange ring.", {("orange ring", "large")}),
+        ("I can see a small ring at the left.", {("small ring at the left", "1")}),
+        ("I can see a ring at the left and a ring at the left.", {("ring at the left", "2")}),
+        ("I can see an orange ring and a blue ring.", set()),
+        ("I can see a ring and an orange ring.", set()),
+        ("I can see an orange ring and a ring.", set()),
+        ("I can see a blue ring, a moon and a ring.", set()),
+        # The false colour is counted once, not as a third ring, too.
+        ("I can see an orange ring, a blue ring and a green ring.", {("ring", "green")}),
+        # A sentence may speak of an object again.
+        ("I can see an orange ring. I can see an orange ring.", set()),
+        ("There is a moon. The moon is below the orange ring.", set()),
+    ],
+)
+def test_a_sentence_that_names_more_of_a_kind_than_there_are_is_false(text, false_claims):
+    found = {(c.subject, c.value) for c in scenes.verify_answer(RINGS, text).false_claims}
+    assert found == false_claims
+    verdicts = [v for v in scenes.verify_description(RINGS, text) if v.value == "contradicted"]
+    assert {(v.claim.subject, v.claim.value) for v in verdicts} == found
+
+
+def test_a_surplus_mention_has_its_own_span_and_the_true_number_as_evidence():
+    text = "I can see an orange ring and an orange ring. That makes three objects."
+    (verdict,) = [v for v in scenes.verify_description(RINGS, text) if v.value == "contradicted"]
+    assert text[slice(*verdict.claim.span)] == "an orange ring"
+    assert verdict.evidence == "the picture has one orange ring"
+    assert scenes.utility(RINGS, text, 4.0) == 3 - 4
+
+
 def test_utility_is_true_claims_less_weighted_false_claims():
     assert scenes.utility(SCENE, "There is a red star and a yellow moon.", 2.0) == 2 - 2 * 2
 
