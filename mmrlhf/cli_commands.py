@@ -140,8 +140,8 @@ def run_demo(command: Command, argv: list[str]) -> None:
 
 def run_claims(command: Command, argv: list[str]) -> None:
     parser = Parser(command, "FILE [--facts FACTS] [--out FILE] [--lexicon FILE]")
-    parser.add_argument("file", metavar="FILE", help="one answer per line, as text or as a JSON object with `text` or `answer`")
-    parser.add_argument("--facts", metavar="FACTS", help="facts by `image`, or one row per line: adds a verdict to each claim")
+    parser.add_argument("file", metavar="FILE", help="answers: JSON rows (of generate, eval, ...), or one per line as text")
+    parser.add_argument("--facts", metavar="FACTS", help="facts by image name or row id: adds a verdict to each claim")
     parser.add_argument("--out", metavar="FILE", help="JSONL file to write (default: standard output)")
     parser.add_argument("--lexicon", metavar="FILE", help="additional words, in the format of mmrlhf/claims/lexicon.txt")
     args = parser.parse(argv)

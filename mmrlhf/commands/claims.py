@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmrlhf.claims import VERSION, Lexicon, extract_claims, load_lexicon
+from mmrlhf.commands.claim_inputs import Answer, read_answers
 from mmrlhf.facts import FactsFile, read_facts_file
 from mmrlhf.files.resumable import ResumableWriter, file_signature
-from mmrlhf.files.rows import Row, open_binary, type_name
-from mmrlhf.records import Claim, InputError, Verdict
+from mmrlhf.files.rows import open_binary
+from mmrlhf.records import Claim, Fact, InputError, Verdict
 from mmrlhf.verifiers import verify_against_facts
 
 LINES_PER_WRITE = 256
@@ -20,36 +22,44 @@ LINES_PER_WRITE = 256
 
 
 def extract(path: str, facts_file: str | None = None, out: str | None = None, lexicon_file: str | None = None) -> None:
-    """Write one line of JSON for each line of a file, in order, to standard output or a file.
+    """Write one line of JSON for each answer of a file, in order, to standard output or a file.
 
-    A line is an answer, or a JSON object with the answer under `text` or `answer`. An output file
-    appears when it is complete; if the command is killed, the same command resumes. Raises
-    InputError if the file, a line, the facts or the lexicon cannot be used.
+    `claim_inputs.read_answers` says what the file may hold. An output file appears when it is
+    complete; if the command is killed, the same command resumes. Raises InputError if the file, a
+    row, the facts or the lexicon cannot be used.
     """
     lexicon = load_lexicon(lexicon_file)
-    facts = read_facts_file(facts_file) if facts_file is not None else None
+    facts = FactsJoin(read_facts_file(facts_file)) if facts_file is not None else None
     open_binary(Path(path)).close()
     if out is None:
         _write_to_stdout(path, facts, lexicon)
-        return
-    if Path(out).exists() and Path(out).samefile(path):
+    else:
+        _write_to_file(
+            path, facts, lexicon, Path(out), ["claims", *map(file_signature, (path, facts_file, lexicon_file)), VERSION]
+        )
+    if facts is not None:
+        facts.print_notes()
+
+
+def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Path, run_key: Sequence[Any]) -> None:
+    if out.exists() and out.samefile(path):
         raise InputError(f"--out {out} is the input file: name another")
-    file = ResumableWriter(Path(out), ["claims", *map(file_signature, (path, facts_file, lexicon_file)), VERSION], setting="out")
+    file = ResumableWriter(out, run_key, setting="out")
     pending_lines: list[str] = []
-    line_number = file.num_done
-    for line_number, line in _output_lines(path, facts, lexicon, file.num_done):
+    count = file.num_done
+    for count, line in _output_lines(path, facts, lexicon, file.num_done):
         pending_lines.append(line)
         if len(pending_lines) == LINES_PER_WRITE:
             file.append(pending_lines)
             pending_lines.clear()
             if sys.stderr.isatty():
-                print(f"\r{line_number} lines", end="", file=sys.stderr)
+                print(f"\r{count} answers", end="", file=sys.stderr)
     file.append(pending_lines)
     file.finish()
-    print(f"{out}: {line_number} lines", file=sys.stderr)
+    print(f"{out}: {count} answers", file=sys.stderr)
 
 
-def _write_to_stdout(path: str, facts: FactsFile | None, lexicon: Lexicon) -> None:
+def _write_to_stdout(path: str, facts: FactsJoin | None, lexicon: Lexicon) -> None:
     try:
         for _, line in _output_lines(path, facts, lexicon, 0):
             sys.stdout.write(line)
@@ -58,49 +68,57 @@ def _write_to_stdout(path: str, facts: FactsFile | None, lexicon: Lexicon) -> No
         sys.stderr.close()
 
 
-def _output_lines(path: str, facts_file: FactsFile | None, lexicon: Lexicon, num_done: int) -> Iterator[tuple[int, str]]:
-    """Yield the number and the output line of each input line after the first `num_done`."""
-    with open_binary(Path(path)) as file:
-        for line_number, line in enumerate(file, 1):
-            if line_number <= num_done:
-                continue
-            entry = _process_line(f"{path}, line {line_number}", line_number, line, facts_file, lexicon)
-            yield line_number, json.dumps(entry, ensure_ascii=False) + "\n"
+def _output_lines(path: str, facts: FactsJoin | None, lexicon: Lexicon, num_done: int) -> Iterator[tuple[int, str]]:
+    """Yield the number and the output line of each answer after the first `num_done`."""
+    for number, answer in enumerate(read_answers(path), 1):
+        known_facts = facts.lookup(answer) if facts is not None else None
+        if number > num_done:
+            yield number, json.dumps(_answer_entry(answer, known_facts, lexicon), ensure_ascii=False) + "\n"
 
 
-def _process_line(location: str, line_number: int, line: bytes, facts_file: FactsFile | None, lexicon: Lexicon) -> dict[str, Any]:
-    text, image = read_answer(location, line_number, line)
-    extracted = extract_claims(text, lexicon)
-    if facts_file is None:
-        return {"text": text, "claims": [claim_to_json(claim) for claim in extracted]}
-    known_facts = facts_file.lookup(image, line_number, location) if extracted else ()
+def _answer_entry(answer: Answer, known_facts: tuple[Fact, ...] | None, lexicon: Lexicon) -> dict[str, Any]:
+    """Return an answer's output line, with verdicts if its image has facts."""
+    entry = ({} if answer.id is None else {"id": answer.id}) | {"text": answer.text}
+    extracted = extract_claims(answer.text, lexicon)
+    if known_facts is None:
+        return entry | {"claims": [claim_to_json(claim) for claim in extracted]}
     verdicts = verify_against_facts(extracted, known_facts, lexicon)
-    return {"text": text, "claims": [claim_to_json(verdict.claim, verdict) for verdict in verdicts]}
+    return entry | {"claims": [claim_to_json(verdict.claim, verdict) for verdict in verdicts]}
 
 
-def read_answer(location: str, line_number: int, line: bytes) -> tuple[str, str | None]:
-    """Return the answer in a line, and the name of its image if the line gives one.
+@dataclass
+class FactsJoin:
+    """A file of facts, and how the answers found theirs in it."""
 
-    Raises InputError for a line that is neither text nor a row with an answer.
-    """
-    try:
-        content = line.decode("utf-8-sig" if line_number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{location}: not UTF-8 (byte {error.start}): write it as UTF-8") from None
-    if not content.lstrip().startswith("{"):
-        return content, None
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return content, None  # a sentence may begin with a brace
-    row = Row(location, line_number, {name: field for name, field in value.items() if field is not None})
-    name = row.require_any("text", "answer", hint="put the answer of the row there, or under `answer`")
-    text = row.fields[name]
-    row.require_text(text, name)
-    image = row.fields.get("image")
-    if image is not None and not isinstance(image, str):
-        row.fail(f"`image` must be text, not {type_name(image)}")
-    return text, image
+    facts_file: FactsFile
+    num_answers: int = 0
+    num_by_row: int = 0
+    num_without: int = 0
+
+    def lookup(self, answer: Answer) -> tuple[Fact, ...]:
+        """Return the facts of an answer's images, and count how they were found.
+
+        Raises InputError if nothing says which facts are the answer's.
+        """
+        facts, is_by_row = self.facts_file.lookup(answer.images, answer.id, answer.number, answer.location)
+        self.num_answers += 1
+        self.num_by_row += is_by_row
+        self.num_without += not facts
+        return facts
+
+    def print_notes(self) -> None:
+        """Say on standard error how many answers have no facts, or were joined by row."""
+        path = self.facts_file.path
+        if self.num_by_row:
+            num_rows = len(self.facts_file.by_row)
+            print(
+                f"note: {self.num_by_row} answers were joined with the {num_rows} rows of {path} by row number", file=sys.stderr
+            )
+        if self.num_without:
+            print(
+                f"note: {path} has no facts about the images of {self.num_without} of {self.num_answers} answers: their claims are unknown",
+                file=sys.stderr,
+            )
 
 
 def claim_to_json(claim: Claim, verdict: Verdict | None = None) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def read_facts(path: str | Path) -> FactsByImage:
     and the field of a mistake.
     """
     facts_by_image: FactsByImage = {}
-    for name, facts in _iter_facts(Path(path), require_name=True):
+    for image, id_, facts in _iter_facts(Path(path), require_name=True):
+        name = image if image is not None else id_
         assert name is not None
         facts_by_image[name] = facts_by_image.get(name, ()) + facts
     return facts_by_image
@@ -31,28 +32,37 @@ def read_facts(path: str | Path) -> FactsByImage:
 
 @dataclass(frozen=True)
 class FactsFile:
-    """A file of facts, for answers that name their image or that are in the order of its rows."""
+    """A file of facts, for answers that name their image or row, or that are in the order of its
+    rows.
+
+    by_row: empty for a file without rows: a map, or annotations.
+    """
 
     path: str
-    by_name: Mapping[str, tuple[Fact, ...]]
+    by_image: Mapping[str, tuple[Fact, ...]]
+    by_id: Mapping[str, tuple[Fact, ...]]
     by_row: Sequence[tuple[Fact, ...]]
-    """Empty for a file without rows: a map, or annotations."""
 
-    def lookup(self, image: str | None, row_number: int, location: str) -> tuple[Fact, ...]:
-        """Return the facts of an answer's image.
+    def lookup(self, images: Sequence[str], id_: Any, row_number: int, location: str) -> tuple[tuple[Fact, ...], bool]:
+        """Return the facts of an answer's images, and whether they are those of its row number.
 
-        They are looked up by image name if both the answer and the file have names, else by the
-        answer's row number, counted from 1. Raises InputError if neither is possible.
+        Images are looked up by name, then the answer's row by id. Its row number, counted from 1,
+        says what its facts are only if the file names no images and does not know its id. Raises
+        InputError if nothing says it.
         """
-        if image is not None and self.by_name:
-            return facts_for_image(self.by_name, image)
-        if not self.by_row:
+        if images and self.by_image:
+            return _facts_for_images(self.by_image, images), False
+        if id_ is not None and str(id_) in self.by_id:
+            return self.by_id[str(id_)], False
+        if self.by_image:
             raise InputError(f"{location}: `image` is missing, and {self.path} has facts by image name: add it")
+        if self.by_id and (images or id_ is not None):  # ids of scene graphs are names of images
+            return _facts_for_images(self.by_id, images), False
         if row_number > len(self.by_row):
             raise InputError(
                 f"{location}: {self.path} has only {len(self.by_row)} rows: add one for this answer, or name the `image` in both"
             )
-        return self.by_row[row_number - 1]
+        return self.by_row[row_number - 1], True
 
 
 def read_facts_file(path: str) -> FactsFile:
@@ -60,39 +70,65 @@ def read_facts_file(path: str) -> FactsFile:
 
     Raises InputError for a malformed file.
     """
-    by_name: FactsByImage = {}
+    by_image: FactsByImage = {}
+    by_id: FactsByImage = {}
     by_row = []
-    for name, facts in _iter_facts(Path(path), require_name=False):
+    for image, id_, facts in _iter_facts(Path(path), require_name=False):
         by_row.append(facts)
-        if name is not None:
-            by_name[name] = by_name.get(name, ()) + facts
-    return FactsFile(path, by_name, () if Path(path).suffix == ".json" else by_row)
+        for names, name in ((by_image, image), (by_id, id_)):
+            if name is not None:
+                names[name] = names.get(name, ()) + facts
+    return FactsFile(path, by_image, by_id, by_row)
 
 
-def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, tuple[Fact, ...]]]:
-    """Yield image names and facts. A missing name is None, or an error if `require_name`."""
+def _iter_facts(path: Path, require_name: bool) -> Iterator[tuple[str | None, str | None, tuple[Fact, ...]]]:
+    """Yield image names, row ids and facts. A missing name or id is None.
+
+    Raises InputError if both are missing and `require_name`.
+    """
     value: Any = read_json(path) if path.suffix == ".json" else None
+    if not isinstance(value, dict) and not _is_graph_list(value):
+        for raw_row in read_rows(str(path)):
+            row = raw_row.parse()
+            image, id_ = _row_name(row, "image"), _row_name(row, "id")
+            if image is None and id_ is None and require_name:
+                row.require("image")
+            yield image, id_, parse_fact_fields(row, path.name)
+        return
+    for name, facts in _facts_of_annotations(path, value):
+        yield name, None, facts
+
+
+def _row_name(row: Row, field: str) -> str | None:
+    """Return a row's image name or id as text, None without one, or with several images."""
+    value = row.fields.get(field)
+    if field == "image" and value is None and isinstance(images := row.fields.get("images"), list) and len(images) == 1:
+        value = images[0]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        row.fail(f"`{field}` must be an image name or an id, not {type_name(value)}")
+    return None if value is None else str(value)
+
+
+def _is_graph_list(value: Any) -> bool:
+    """Return whether a JSON list holds scene graphs that name their images."""
+    return isinstance(value, list) and bool(value) and all(is_scene_graph(graph) and "image_id" in graph for graph in value)
+
+
+def _facts_of_annotations(path: Path, value: Any) -> Iterator[tuple[str, tuple[Fact, ...]]]:
+    """Yield image names and facts of COCO's annotations, scene graphs, or a map to captions."""
     if is_coco(value):
         yield from parse_coco(str(path), value, path.name).items()
-        return
-    if isinstance(value, list) and value and all(is_scene_graph(graph) and "image_id" in graph for graph in value):
+    elif isinstance(value, list):
         yield from parse_scene_graphs(str(path), {str(graph["image_id"]): graph for graph in value}, path.name).items()
-        return
-    if isinstance(value, dict) and value and all(map(is_scene_graph, value.values())):
+    elif value and all(map(is_scene_graph, value.values())):
         yield from parse_scene_graphs(str(path), value, path.name).items()
-        return
-    if isinstance(value, dict):
+    else:
         for name, captions in value.items():
             yield name, parse_fact_fields(Row(f"{path}, {preview(name)}", 0, {"captions": captions}), path.name)
-        return
-    for raw_row in read_rows(str(path)):
-        row = raw_row.parse()
-        name = row.fields.get("image", row.fields.get("id"))
-        if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-            row.fail(f"`{'image' if 'image' in row.fields else 'id'}` must be an image name or an id, not {type_name(name)}")
-        if name is None and require_name:
-            name = row.require("image")
-        yield None if name is None else str(name), parse_fact_fields(row, path.name)
+
+
+def _facts_for_images(facts: Mapping[str, tuple[Fact, ...]], images: Sequence[str]) -> tuple[Fact, ...]:
+    return tuple(dict.fromkeys(fact for image in images for fact in facts_for_image(facts, image)))
 
 
 def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[Fact, ...]:

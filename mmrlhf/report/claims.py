@@ -1,4 +1,5 @@
-"""The claims page of a PPO run: each claim of its latest answers, with verdicts and evidence."""
+"""The claims page of a PPO run: each claim of the worst of its latest answers, with verdicts and
+evidence."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.results import split_at_claims
 
 MAX_ANSWERS = 48
-"""Number of answers on the page, the latest in the ledger."""
+"""Number of answers on the page."""
+LATEST_ANSWERS = 1000
+"""Number of answers, the latest in the ledger, from which the worst are chosen."""
 THUMBNAIL_SIZE = 320
 """Pixels of a thumbnail's longer side."""
 VERDICT_MARKS = {"supported": ("ok", "✓"), "contradicted": ("wrong", "✗"), "unknown": ("soft", "?")}
@@ -27,28 +30,44 @@ VERDICT_MARKS = {"supported": ("ok", "✓"), "contradicted": ("wrong", "✗"), "
 def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | None = None) -> Path | None:
     """Write `claims.html` into a PPO run's directory, from the end of its ledger.
 
-    Returns None if no claims were verified. `images_by_id` provides images that are not files.
-    Missing images are left out.
+    It shows the answers with the most contradicted claims, worst first. Returns None if no claims
+    were verified. `images_by_id` provides images that are not files. Missing images are left out.
     """
     ledger = run_dir / "ledger.jsonl"
     if not ledger.exists():
         return None
     with open(ledger, encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, deque(file, maxlen=MAX_ANSWERS)) if "claims" in row]
-    if not rows:
+        latest = [row for row in map(json.loads, deque(file, maxlen=LATEST_ANSWERS)) if "claims" in row]
+    if not latest:
         return None
+    rows = sorted(latest, key=_rank_of_badness)[:MAX_ANSWERS]
     entries_by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
         row_id = row["id"]
         if row_id not in entries_by_id:
             image_url = _thumbnail_url(row, images_by_id or {})
-            entries_by_id[row_id] = {"id": row_id, "image": image_url, "answers": []}
+            entries_by_id[row_id] = {"id": row_id, "image": image_url, "question": row.get("question", ""), "answers": []}
         entries_by_id[row_id]["answers"].append(_answer_entry(row))
     template = jinja_environment().get_template("claims.html.j2")
-    html = template.render(run=run_dir.name, entries=list(entries_by_id.values()), last_step=rows[-1]["step"])
+    html = template.render(
+        run=run_dir.name,
+        entries=list(entries_by_id.values()),
+        num_shown=len(rows),
+        num_latest=len(latest),
+        first_step=latest[0]["step"],
+        last_step=latest[-1]["step"],
+    )
     page_path = run_dir / "claims.html"
     write_atomic(page_path, html)
     return page_path
+
+
+def _rank_of_badness(row: Mapping[str, Any]) -> tuple[int, float, int]:
+    """Return a sort key: first the most contradicted claims, then the least reward, then the latest
+    step."""
+    verdicts = [claim["verdict"] for claim in row["claims"]]
+    total = row.get("total")
+    return -verdicts.count("contradicted"), float(total) if total is not None else 0.0, -int(row["step"])
 
 
 def _answer_entry(row: Mapping[str, Any]) -> dict[str, Any]:

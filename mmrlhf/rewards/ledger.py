@@ -161,7 +161,8 @@ def ledger_rows(
     """Return a ledger row per answer: each function's value, and the `total` used in training.
 
     `kl` is the difference between `total` and the sum of the values. `claim_rows` holds each
-    answer's claims with their verdicts, or is None in a run that verifies no claims.
+    answer's claims with their verdicts, or is None in a run that verifies no claims; with claims, a
+    row also has the paths of its images and the prompt's last question.
     """
     rows = []
     for sample, breakdown, total, claims in zip(
@@ -177,7 +178,9 @@ def ledger_rows(
         if breakdown.spans:
             row["spans"] = breakdown.spans
         if claim_rows is not None:
-            row |= {"images": [image.name for image in sample.images], "claims": claims}
+            images = [image.name if image.path is None else image.path for image in sample.images]
+            question = next((message.content for message in reversed(sample.prompt) if message.role == "user"), "")
+            row |= {"images": images, "question": question, "claims": claims}
         rows.append(row)
     return rows
 

@@ -33,7 +33,7 @@ def test_extract_claims_writes_one_row_per_line(tmp_path):
     ]
     code, entries = run_extract_claims(tmp_path, "\n".join(lines) + "\n")
     assert code == 0 and [entry["text"] for entry in entries] == ["Two dogs.", "", "A cat.", "No\ndog.", "{a brace}"]
-    assert [set(entry) for entry in entries] == [{"text", "claims"}] * 5
+    assert [set(entry) - {"text", "claims"} for entry in entries] == [set(), set(), set(), {"id"}, set()]
     assert entries[0]["claims"] == [
         {"kind": "object", "object": "dog", "category": "dog", "span": [4, 8], "negated": False, "hedged": False},
         {"kind": "count", "object": "dog", "value": 2, "category": "dog", "span": [0, 8], "negated": False, "hedged": False},
@@ -73,17 +73,95 @@ def test_extract_claims_refuses_unusable_lines(tmp_path, capsys, content, messag
     assert code == 2 and entries is None and message in capsys.readouterr().err
 
 
-def test_extract_claims_matches_facts_by_name_or_row(tmp_path):
+def test_extract_claims_matches_facts_by_image(tmp_path, capsys):
     facts = [{"image": "b.jpg", "objects": [["cat", 2, None, None]]}, {"image": "a.jpg", "absent": ["dog"]}]
-    rows = [
-        json.dumps({"text": "A dog.", "image": "dir/a.jpg"}),
-        json.dumps({"text": "A dog."}),
-        json.dumps({"text": "A cat.", "image": "c.jpg"}),
-    ]
-    _, entries = run_extract_claims(tmp_path, "\n".join(rows), facts=facts)
+    rows = [{"text": "A dog.", "image": "dir/a.jpg"}, {"text": "A cat.", "image": "c.jpg"}]
+    _, entries = run_extract_claims(tmp_path, "\n".join(map(json.dumps, rows)), facts=facts)
     claims = [entry["claims"][0] for entry in entries]
-    assert [claim["verdict"] for claim in claims] == ["contradicted", "contradicted", "unknown"]
-    assert claims[0]["evidence"] == "absent: dog (facts.jsonl)" and "evidence" not in claims[2]
+    assert [claim["verdict"] for claim in claims] == ["contradicted", "unknown"]
+    assert claims[0]["evidence"] == "absent: dog (facts.jsonl)" and "evidence" not in claims[1]
+    assert "facts.jsonl has no facts about the images of 1 of 2 answers" in capsys.readouterr().err
+    (tmp_path / "out.jsonl").unlink()
+    code, entries = run_extract_claims(tmp_path, "A dog.\n", facts=facts)  # row 1 of the facts is another image
+    assert code == 2 and entries is None and "line 1: `image` is missing, and" in capsys.readouterr().err
+
+
+def test_extract_claims_judges_answers_of_generate_by_their_images(tmp_path):
+    """The facts are in another order than the answers, and there are two answers to each prompt."""
+    facts = [{"image": "dogs.jpg", "absent": ["bus"]}, {"image": "buses.jpg", "objects": [["bus", 2, None]]}]
+    rows = [
+        {"id": "r1", "images": ["coco/buses.jpg"], "prompt": [], "answer": f"{n} buses.", "facts": []} for n in ("Two", "Three")
+    ]
+    rows.append({"id": "r2", "images": ["coco/dogs.jpg"], "prompt": [], "answer": "A bus.", "facts": []})
+    code, entries = run_extract_claims(tmp_path, "\n".join(map(json.dumps, rows)), facts=facts)
+    assert code == 0 and [entry["id"] for entry in entries] == ["r1", "r1", "r2"]
+    verdicts = [[claim["verdict"] for claim in entry["claims"]] for entry in entries]
+    assert verdicts == [["supported", "supported"], ["supported", "contradicted"], ["contradicted"]]
+
+
+def read_texts(tmp_path, name, content):
+    """Run the command on a file of this name; return its exit code and the texts of its rows."""
+    (tmp_path / name).write_text(content)
+    code = main(["claims", str(tmp_path / name), "--out", str(tmp_path / "out.jsonl")])
+    rows = read_rows(tmp_path / "out.jsonl") if code == 0 else []
+    (tmp_path / "out.jsonl").unlink(missing_ok=True)
+    return code, [row["text"] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.txt", "rows"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_extract_claims_reads_a_json_list(tmp_path, name, indent):
+    rows = [{"answer": "A dog."}, "A cat.", {"answers": ["One cup.", None, "Two cups."]}]
+    assert read_texts(tmp_path, name, json.dumps(rows, indent=indent)) == (0, ["A dog.", "A cat.", "One cup.", "", "Two cups."])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "1", "answers": ["A dog."], "key": "k"},
+        {"question_id": 1, "prompt": "What?", "text": "A dog."},
+        {"text": "Is there a dog?", "answer": "A dog."},
+        {"image_id": 1, "caption": "A dog."},
+        {"question": "What?", "response": "A dog."},
+        {"index": 1, "prediction": "A dog."},
+    ],
+)
+def test_extract_claims_reads_the_usual_names_of_answers(tmp_path, row):
+    assert read_texts(tmp_path, "a.jsonl", json.dumps(row)) == (0, ["A dog."])
+    assert read_texts(tmp_path, "a.json", json.dumps(row, indent=1)) == (0, ["A dog."])
+
+
+def test_extract_claims_reads_a_map_of_images(tmp_path):
+    (tmp_path / "map.json").write_text(json.dumps({"a.jpg": "A dog.", "b.jpg": "A dog."}, indent=1))
+    (tmp_path / "facts.json").write_text(json.dumps({"b.jpg": ["A dog on grass."], "a.jpg": ["A cat."]}))
+    command = ["claims", str(tmp_path / "map.json"), "--facts", str(tmp_path / "facts.json"), "--out", str(tmp_path / "o")]
+    assert main(command) == 0
+    assert [row["claims"][0]["verdict"] for row in read_rows(tmp_path / "o")] == ["unknown", "supported"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[{"answer": "A dog."}', "a.json: not JSON"),
+        ("a.txt", '[{"answer": "A dog."}\n', "a.txt: not JSON"),
+        ("a.txt", 'A dog.\n{"answer": "A cat."\n', "a.txt, line 2: not JSON"),
+        ("a.jsonl", "A dog.\n", "a.jsonl, line 1: not JSON"),
+        ("a.jsonl", '{"answers": "A dog."}', "line 1: `answers` must be a list of texts, not text"),
+        ("a.jsonl", '{"answers": [3]}', "line 1: `answers` must be text, not a number"),
+        ("a.jsonl", '{"answer": "A dog.", "images": [3]}', "line 1: `images` must be names of images, not a number"),
+        ("a.jsonl", '{"chosen": "A dog.", "rejected": "A cat."}', "line 1: `text` is missing: put the answer"),
+        ("a.json", "[3]", "a.json, row 1: a row must be an object with fields, not a number"),
+        ("a.json", "[]", "a.json has no rows"),
+    ],
+)
+def test_extract_claims_never_reads_broken_rows_as_prose(tmp_path, capsys, name, content, message):
+    assert read_texts(tmp_path, name, content) == (2, [])
+    assert message in capsys.readouterr().err
+
+
+def test_extract_claims_reads_prose_with_brackets(tmp_path):
+    prose = ["[1] A dog.", "{a brace}", "[A cat] sits."]
+    assert read_texts(tmp_path, "a.txt", "\n".join(prose)) == (0, prose)
 
 
 def test_extract_claims_matches_unnamed_facts_by_row(tmp_path, capsys):

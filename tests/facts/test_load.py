@@ -25,16 +25,43 @@ def test_read_facts_refuses_missing_or_malformed_file(tmp_path, write_facts, fac
     assert "map.json, 'a.jpg': `captions` must be a list, not text" in facts_error(write_facts("map.json", {"a.jpg": "A dog."}))
 
 
+def texts(found):
+    """Return the texts of the facts that a lookup found, and whether they are its row's."""
+    facts, is_by_row = found
+    return [fact.text for fact in facts], is_by_row
+
+
 def test_facts_file_looks_up_by_name_and_by_row(write_facts):
     path = write_facts("facts.jsonl", {"ocr": ["x"]}, {"ocr": ["y"]})
     facts_file = read_facts_file(str(path))
-    assert [fact.text for fact in facts_file.lookup(None, 2, "answer 2")] == ["y"]
+    assert texts(facts_file.lookup((), None, 2, "answer 2")) == (["y"], True)
+    assert texts(facts_file.lookup(("b.jpg",), 9, 2, "answer 2")) == (["y"], True)
     with pytest.raises(InputError, match=r"answer 3: .*facts.jsonl has only 2 rows"):
-        facts_file.lookup(None, 3, "answer 3")
+        facts_file.lookup((), None, 3, "answer 3")
     captions = read_facts_file(str(write_facts("map.json", {"a.jpg": ["A dog."]})))
-    assert [fact.text for fact in captions.lookup("images/a.jpg", 1, "answer 1")] == ["A dog."]
+    assert texts(captions.lookup(("images/a.jpg",), None, 1, "answer 1")) == (["A dog."], False)
     with pytest.raises(InputError, match=r"answer 1: `image` is missing, and .*map.json has facts by image name"):
-        captions.lookup(None, 1, "answer 1")
+        captions.lookup((), None, 1, "answer 1")
+
+
+def test_facts_file_never_joins_named_facts_by_row(write_facts):
+    rows = ({"id": "r1", "images": ["a.jpg"], "ocr": ["a"]}, {"id": "r2", "image": "b.jpg", "ocr": ["b"]})
+    facts_file = read_facts_file(str(write_facts("facts.jsonl", *rows)))
+    assert texts(facts_file.lookup(("dir/b.jpg",), "r1", 1, "answer 1")) == (["b"], False)  # the image decides
+    assert texts(facts_file.lookup(("b.jpg", "a.jpg"), None, 1, "answer 1")) == (["b", "a"], False)
+    assert texts(facts_file.lookup((), "r2", 1, "answer 1")) == (["b"], False)
+    assert texts(facts_file.lookup(("c.jpg",), None, 1, "answer 1")) == ([], False)
+    for id_ in (None, "r3"):
+        with pytest.raises(InputError, match=r"answer 1: `image` is missing"):
+            facts_file.lookup((), id_, 1, "answer 1")
+
+
+def test_facts_file_with_ids_alone_looks_up_rows_and_scene_graphs(write_facts):
+    facts_file = read_facts_file(str(write_facts("facts.jsonl", {"id": 7, "ocr": ["x"]}, {"id": 8, "ocr": ["y"]})))
+    assert texts(facts_file.lookup((), 8, 1, "answer 1")) == (["y"], False)
+    assert texts(facts_file.lookup(("8.jpg",), None, 1, "answer 1")) == (["y"], False)
+    assert texts(facts_file.lookup(("9.jpg",), None, 1, "answer 1")) == ([], False)  # another image, not row 1
+    assert texts(facts_file.lookup((), None, 1, "answer 1")) == (["x"], True)
 
 
 def test_facts_for_image_falls_back_to_file_name_and_id():

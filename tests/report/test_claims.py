@@ -7,8 +7,13 @@ import json
 
 from PIL import Image
 
-from mmrlhf.records import ImageSource
+from mmrlhf.datasets.image_fields import parse_images, row_context
+from mmrlhf.files.rows import Row
+from mmrlhf.records import ImageSource, Message
+from mmrlhf.report import claims as claims_page
 from mmrlhf.report import write_claims_page
+from mmrlhf.rewards.ledger import RewardBreakdown, ledger_rows
+from mmrlhf.rewards.types import Sample
 
 
 def png_bytes() -> bytes:
@@ -51,6 +56,40 @@ def test_write_claims_page_shows_every_claim_with_its_evidence(tmp_path):
     assert "hallucination -1.00" in source and source.count("data:image/png;base64,") == 1
     assert "http" not in source.replace("http-equiv", "")
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["claims.html", "ledger.jsonl"]
+
+
+def ledger_line(step, id_, verdicts, total=0.0, **fields):
+    claims = [claim_row(verdict, "a dog") for verdict in verdicts]
+    row = {"step": step, "id": id_, "answer": f"Answer {step} to {id_}.", "terms": {}, "total": total, "claims": claims}
+    return json.dumps(row | fields) + "\n"
+
+
+def test_write_claims_page_shows_the_worst_of_the_latest_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims_page, "MAX_ANSWERS", 3)
+    lines = [
+        ledger_line(1, "a", ["contradicted", "contradicted"]),
+        ledger_line(1, "b", ["contradicted"], total=-1.0),
+        ledger_line(2, "c", ["contradicted"], total=2.0),
+        ledger_line(3, "d", ["supported"], total=-9.0),
+        ledger_line(3, "e", ["unknown"]),
+    ]
+    (tmp_path / "ledger.jsonl").write_text("".join(lines))
+    source = write_claims_page(tmp_path).read_text(encoding="utf-8")
+    positions = [source.find(f"r {step} to {id_}.") for step, id_ in ((1, "a"), (1, "b"), (2, "c"))]
+    assert -1 not in positions and positions == sorted(positions) and "to d." not in source and "to e." not in source
+    assert "The 3 answers with the most contradicted claims, worst first, among 5 of steps 1 to 3." in source
+
+
+def test_write_claims_page_shows_image_files_and_questions_of_a_ledger(tmp_path):
+    """The paths are those that `ledger_rows` writes for images that come from a data file's row."""
+    (tmp_path / "a.png").write_bytes(png_bytes())
+    images = parse_images(Row("rows.jsonl, line 3", 3, {"image": "a.png"}), row_context("rows.jsonl", str(tmp_path)))
+    prompt = (Message("user", "What is <here>?"), Message("assistant", "A"))
+    sample = Sample("r1", images, prompt, "A dog.")
+    (ledger_row,) = ledger_rows([sample], [RewardBreakdown({}, {})], [0.0], [[claim_row("supported", "a dog")]])
+    (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, **ledger_row}) + "\n")
+    source = write_claims_page(tmp_path).read_text(encoding="utf-8")
+    assert source.count("data:image/png;base64,") == 1 and "<b>What is &lt;here&gt;?</b>" in source
 
 
 def test_write_claims_page_without_verified_claims_writes_nothing(tmp_path):

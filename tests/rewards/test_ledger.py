@@ -112,6 +112,6 @@ def test_ledger_rows_add_up_to_total(tmp_path):
     (row,) = ledger_rows([sample], breakdowns, [1.5], [[{"claim": "a dog"}]])
     assert row["terms"] == {"whole": 3.0, "spans": -1.25} and row["kl"] == -0.25 and row["total"] == 1.5
     assert row["spans"] == {"spans": [(0, 3, -1.0), (4, 7, -0.25)]}
-    assert row["images"] == ["a.png"] and row["claims"] == [{"claim": "a dog"}]
+    assert row["images"] == ["a.png"] and row["question"] == "?" and row["claims"] == [{"claim": "a dog"}]
     (row,) = ledger_rows([sample], score_samples([WHOLE], [sample], tmp_path / "unused.json"), [3.0], None)
     assert set(row) == {"id", "answer", "terms", "kl", "total"}

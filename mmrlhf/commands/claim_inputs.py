@@ -1,0 +1,137 @@
+"""Read the answers that `mmrlhf claims` extracts claims from: text, rows, and the images they are
+about."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.files.rows import RawRow, Row, open_binary, parse_json, type_name
+from mmrlhf.files.tables import read_rows
+from mmrlhf.records import InputError
+
+ANSWER_FIELDS = ("answers", "answer", "text", "response", "caption", "prediction", "output", "completion")
+"""Names of an answer in the files of this and other projects, in order of preference. `answers` is
+a list."""
+TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
+_LIST_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*[\[{\"]")
+"""How a JSON list of rows or texts begins. Prose may begin with a bracket, but not like this."""
+_OBJECT_START = re.compile(r"\s*\{\s*\"")
+"""How a JSON object begins."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and what its row says of it.
+
+    location: where it is, for messages. number: of its line or row, counted from 1. images: names.
+    id: of its row, as it is there.
+    """
+
+    location: str
+    number: int
+    text: str
+    images: tuple[str, ...] = ()
+    id: Any = None
+
+
+def read_answers(path: str) -> Iterator[Answer]:
+    """Yield the answers of a file, in order.
+
+    A .json, .jsonl or .parquet file holds rows: objects, or texts. A .json file may also map image
+    names to answers. Every other file holds an answer per line, as text or as an object; or one
+    JSON list. Raises InputError for a file or row that cannot be read, with its place.
+    """
+    file = Path(path)
+    if file.suffix not in TABLE_SUFFIXES:
+        yield from _text_lines(path)
+        return
+    if file.suffix == ".json" and isinstance(value := _json_object(file), dict):
+        yield from _answers_of_object(value, path)
+        return
+    for row in read_rows(path):
+        yield from _answers_of_row(row)
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    """Return the object that a file holds, None if it holds a list or lines."""
+    with open_binary(path) as file:
+        content = file.read()
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
+        return None
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):  # lines, or broken: the reader of rows says where
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _answers_of_object(value: dict[str, Any], path: str) -> Iterator[Answer]:
+    """Yield the answer of a single row, or those of a map from image names to answers."""
+    if value and not value.keys() & {*ANSWER_FIELDS} and all(isinstance(text, str) for text in value.values()):
+        for number, (name, text) in enumerate(value.items(), 1):
+            yield Answer(f"{path}, row {number}", number, text, (name,))
+        return
+    yield from _answers_of_row(RawRow(f"{path}, row 1", 1, value))
+
+
+def _text_lines(path: str) -> Iterator[Answer]:
+    with open_binary(Path(path)) as file:
+        is_list = _LIST_START.match(file.peek(4096)) is not None
+        if is_list:
+            values = parse_json(file.read(), path)
+            for number, value in enumerate(values, 1):
+                yield from _answers_of_row(RawRow(f"{path}, row {number}", number, value))
+            return
+        for number, line in enumerate(file, 1):
+            yield from _answers_of_line(f"{path}, line {number}", number, line)
+
+
+def _answers_of_line(location: str, number: int, line: bytes) -> Iterator[Answer]:
+    """Yield the answers of a line of text. Raises InputError if it is not UTF-8 or a broken row."""
+    try:
+        content = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{location}: not UTF-8 (byte {error.start}): write it as UTF-8") from None
+    if _OBJECT_START.match(content):  # prose may begin with a brace, but no quotation follows it
+        yield from _answers_of_row(RawRow(location, number, parse_json(content.encode(), location)))
+    else:
+        yield Answer(location, number, content)
+
+
+def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:
+    """Yield the answers of a row: a text, or an object with one of `ANSWER_FIELDS`."""
+    location, number, content = raw_row.location, raw_row.number, raw_row.content
+    if isinstance(content, bytes):
+        content = parse_json(content, location)
+    if isinstance(content, str):
+        Row(location, number, {}).require_text(content, "the answer")
+        yield Answer(location, number, content)
+        return
+    row = RawRow(location, number, content).parse()
+    present = [field for field in ANSWER_FIELDS if field in row.fields]
+    name = present[0] if present else row.require_any("text", *ANSWER_FIELDS, hint="put the answer of the row there")
+    value = row.fields[name]
+    if name == "answers" and not isinstance(value, list):
+        row.fail(f"`answers` must be a list of texts, not {type_name(value)}")
+    images = _image_names(row)
+    for text in value if name == "answers" else [value]:
+        if text is not None:
+            row.require_text(text, name)
+        yield Answer(location, number, text or "", images, row.fields.get("id"))
+
+
+def _image_names(row: Row) -> tuple[str, ...]:
+    """Return the names in a row's `images` or `image`. Embedded images have none."""
+    name = "images" if "images" in row.fields else "image"
+    value = row.fields.get(name)
+    images = value if isinstance(value, list) else [] if value is None else [value]
+    names = [image.get("path") if isinstance(image, dict) else image for image in images]
+    for image in names:
+        if image is not None and not isinstance(image, str):
+            row.fail(f"`{name}` must be {'text' if name == 'image' else 'names of images'}, not {type_name(image)}")
+    return tuple(image for image in names if image)
