@@ -5,15 +5,18 @@
 
 The named shapes have random weights, created on the device in bfloat16 on a GPU and in float32 on a
 CPU. FLOPs are those of matrix products and attention, which torch counts while a phase runs once
-more (with LoRA, the base has no weight gradients). The limit is the rate of one large matrix
-product on the same device. Writes DIR/SHAPE.json.
+more (with LoRA, the base has no weight gradients), without CUDA graphs: their replays cannot be
+counted. The limit is the rate of one large matrix product on the same device. Writes DIR/SHAPE.json
+after every measurement, so that a run that is cut short leaves what it measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +36,7 @@ from mmrlhf.engine.prefill import max_logp_gap
 from mmrlhf.engine.rollout import LocalEngine, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
+from mmrlhf.files.atomic import write_atomic
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
 from mmrlhf.models.images import open_image
@@ -42,6 +46,8 @@ from mmrlhf.records import Example, ImageSource, Message
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.training import advantages, losses
 
+MICRO_BATCH_TOKENS = 8192
+"""Enough to keep a GPU busy, and at 7 billion parameters about 13 GiB of activations."""
 LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
 """Rank, alpha, seed and target modules."""
 
@@ -137,7 +143,7 @@ def build_vlm(shape: str, device: str, dtype: torch.dtype) -> VLM:
     finally:
         torch.set_default_dtype(previous_dtype)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 1, 3
-    return wrap(model.to(device), processor, shape, EngineConfig(micro_batch_tokens=65536))
+    return wrap(model.to(device), processor, shape, EngineConfig(micro_batch_tokens=MICRO_BATCH_TOKENS))
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -166,10 +172,14 @@ def time_call(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def count_flops(work: Callable[[], Any]) -> float:
-    """Run `work` once more and return its FLOPs."""
-    with FlopCounterMode(display=False) as counter:
-        work()
+def count_flops(vlm: VLM, work: Callable[[], Any]) -> float:
+    """Run `work` once more, without CUDA graphs, and return its FLOPs."""
+    use_cuda_graphs, vlm.engine.use_cuda_graphs = vlm.engine.use_cuda_graphs, False
+    try:
+        with FlopCounterMode(display=False) as counter:
+            work()
+    finally:
+        vlm.engine.use_cuda_graphs = use_cuda_graphs
     return float(counter.get_total_flops())
 
 
@@ -209,7 +219,7 @@ def measure_encoding(setup: Setup) -> dict[str, float]:
     seconds, _ = time_call(lambda: encoder.get_features(image_rows[8:]))
     prepared = [encoder._preprocess(encoder._key(source, 1), (source, 1)) for (source,) in image_rows[8:]]
     tower_seconds, _ = time_call(lambda: encoder._run_tower(prepared))
-    flops = count_flops(lambda: encoder._run_tower(prepared))
+    flops = count_flops(setup.vlm, lambda: encoder._run_tower(prepared))
     return {
         "images_per_s": num_images / seconds,
         "tower_images_per_s": num_images / tower_seconds,
@@ -260,9 +270,9 @@ def measure_update(setup: Setup, policy: Role, completions: SampledCompletions) 
         for indices, hidden in hidden_states(policy, completions):
             (-logps(policy, completions, hidden, indices).sum() / completions.mask_NT.sum()).backward()
 
-    backward_pass()  # warm-up
+    setup.vlm.budget.retry_on_oom(backward_pass)  # warm-up
     seconds, _ = time_call(backward_pass)
-    return {"tokens_per_s": setup.num_tokens / seconds, "mfu": count_flops(backward_pass) / seconds / setup.peak_flops}
+    return {"tokens_per_s": setup.num_tokens / seconds, "mfu": count_flops(setup.vlm, backward_pass) / seconds / setup.peak_flops}
 
 
 @dataclass(frozen=True)
@@ -286,13 +296,18 @@ def add_ppo_roles(setup: Setup, policy: Role, adapters: Adapters) -> PPORoles:
     return PPORoles(policy, value, RewardModel(reward, "none", "before"), Role(adapters, None), optimizer)
 
 
+def clear_gradients(role: Role) -> None:
+    for parameter in role.parameters():
+        parameter.grad = None
+
+
 def ppo_step(setup: Setup, roles: PPORoles, examples: list[Example], with_flops: bool) -> dict[str, dict[str, float]]:
     """Run one PPO step; return each phase's seconds, TFLOPs and share of the limit."""
     phases: dict[str, dict[str, float]] = {}
 
     def phase(name: str, work: Callable[[], Any], has_flops: bool = True) -> Any:
         seconds, result = time_call(work)
-        flops = count_flops(work) if with_flops and has_flops else 0.0
+        flops = count_flops(setup.vlm, work) if with_flops and has_flops else 0.0
         phases[name] = {"seconds": seconds, "tflop": flops / 1e12, "of_limit": flops / seconds / setup.peak_flops}
         return result
 
@@ -311,20 +326,23 @@ def ppo_step(setup: Setup, roles: PPORoles, examples: list[Example], with_flops:
     advantages_NT, returns = advantages.gae(-0.05 * (old_logps - reference_logps), old_values, mask, 1.0, 0.95)
     num_tokens = mask.sum()
 
+    # Both start by clearing their gradients, because they run again if a GPU is out of memory.
     def policy_gradients() -> None:
+        clear_gradients(roles.policy)
         for indices, hidden in hidden_states(roles.policy, completions):
             new_logps = logps(roles.policy, completions, hidden, indices)
             loss, _ = losses.ppo_policy(new_logps, old_logps[indices], advantages_NT[indices], mask[indices], 0.2, num_tokens)
             loss.backward()
 
     def value_gradients() -> None:
+        clear_gradients(roles.value)
         for indices, hidden in hidden_states(roles.value, completions):
             new_values = values(roles.value, completions, hidden, indices)
             loss, _ = losses.ppo_value(new_values, old_values[indices], returns[indices], mask[indices], 0.2, num_tokens)
             loss.backward()
 
-    phase("policy update", policy_gradients)
-    phase("value update", value_gradients)
+    phase("policy update", lambda: setup.vlm.budget.retry_on_oom(policy_gradients))
+    phase("value update", lambda: setup.vlm.budget.retry_on_oom(value_gradients))
     phase("optimiser", roles.optimizer.step, has_flops=False)
     roles.optimizer.zero_grad(set_to_none=True)
     return phases
@@ -358,35 +376,40 @@ def main() -> None:
         "transformers": transformers.__version__,
         "sizes": {name: value for name, value in vars(args).items() if name != "out"},
         "matmul_tflops": setup.peak_flops / 1e12,
-        "encode": measure_encoding(setup),
     }
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    def save(**measurements: Any) -> None:
+        results.update(measurements)
+        write_atomic(args.out / f"{Path(args.shape).name}.json", json.dumps(results, indent=1) + "\n")
+
+    save(encode=measure_encoding(setup))
     # Largest difference between the engine's and the naive path's log-probs on one prompt, in nats.
     (example,) = noise_examples(1, image_size)
-    results["difference"] = max_logp_gap(setup.vlm, setup.vlm.build_prompts([(example.prompt, example.images)])[0])
+    save(difference=max_logp_gap(setup.vlm, setup.vlm.build_prompts([(example.prompt, example.images)])[0]))
 
     adapters = Adapters(setup.vlm)
     adapters.add("policy", *LORA)
     policy = Role(adapters, "policy")
     if setup.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    results["rollout"], completions = measure_rollout(setup, policy, noise_examples(args.prompts, image_size, 1000))
-    results["update"] = measure_update(setup, policy, completions)
+    rollout, completions = measure_rollout(setup, policy, noise_examples(args.prompts, image_size, 1000))
+    save(rollout=rollout, engine=dataclasses.asdict(setup.vlm.engine))
+    save(update=measure_update(setup, policy, completions))
     one_policy_bytes = torch.cuda.max_memory_allocated() if setup.on_gpu else 0
 
     roles = add_ppo_roles(setup, policy, adapters)
     if setup.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    results["ppo_step"] = measure_ppo_step(setup, roles)
+    save(ppo_step=measure_ppo_step(setup, roles))
     if setup.on_gpu:
         four_roles_bytes = torch.cuda.max_memory_allocated()
-        results["peak_gib"] = {
-            "one_policy": one_policy_bytes / 2**30,
-            "four_roles": four_roles_bytes / 2**30,
-            "ratio": four_roles_bytes / one_policy_bytes,
-        }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{Path(args.shape).name}.json").write_text(json.dumps(results, indent=1) + "\n")
+        peak_gib = {"one_policy": one_policy_bytes / 2**30, "four_roles": four_roles_bytes / 2**30}
+        save(peak_gib=peak_gib | {"ratio": four_roles_bytes / one_policy_bytes})
     print(json.dumps(results))
+    engine = setup.vlm.engine
+    if setup.on_gpu and not (engine.share_prefix == "on" and engine.supports_packing and engine.use_cuda_graphs):
+        sys.exit(f"the engine fell back to a slower path, so these figures are not its own: {engine}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ class DecodeStep:
     `prompt_index_S` holds the index of each sequence's prompt.
     """
 
+    is_captured = False
+    """Whether a step is captured once per shape, so that dropping sequences is expensive."""
+
     def __init__(self, prefix: Prefix, prompt_index_S: Tensor, max_new_tokens: int):
         self.prefix, self.prompt_index_S, self.max_new_tokens = prefix, prompt_index_S, max_new_tokens
         self.prompt_mask_SL = prefix.mask_PL[prompt_index_S].bool()
@@ -71,6 +74,8 @@ class CudaGraphDecodeStep(DecodeStep):
     The first step of a shape runs as usual, the second is captured, and all later ones replay the
     capture. On a CPU nothing is captured, and the class is used in tests only.
     """
+
+    is_captured = True
 
     def __init__(self, prefix: Prefix, prompt_index_S: Tensor, max_new_tokens: int):
         self.prefix, self.prompt_index_S, self.max_new_tokens = prefix, prompt_index_S, max_new_tokens
@@ -141,7 +146,8 @@ def _capture_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         expected = run()
     current_stream.wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # "thread_local": the threads that preprocess images may call CUDA meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = run()
     graph.replay()
     max_difference = REPLAY_TOLERANCE * expected.abs().max()

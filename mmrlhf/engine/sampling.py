@@ -25,6 +25,13 @@ COMPACT_BELOW = 0.6
 """Finished answers are dropped from the batch once less than this share of it is unfinished. This
 copies the whole cache, so it does not pay for every answer that ends."""
 
+COMPACT_CAPTURED_BELOW = 0.3
+"""The same for steps captured as a CUDA graph: every new shape costs another capture."""
+
+GPU_CHECK_INTERVAL = 8
+"""Tokens between two looks at which answers are unfinished, on a GPU, because a look makes the host
+wait for the device. In between, finished answers stay in the batch, and nothing is recorded."""
+
 EMPTY_SLOT = -1
 """Replaces an answer's index where a sequence has fewer answers than the widest one."""
 
@@ -92,6 +99,11 @@ class SampleOutput:
     """Whether an answer ended by itself, not at `max_tokens`."""
 
 
+def check_interval(device: torch.device) -> int:
+    """Return every how many tokens decoding looks at which answers are unfinished."""
+    return GPU_CHECK_INTERVAL if device.type == "cuda" else 1
+
+
 # ---- decoding ----------------------------------------------------------------------------------
 
 
@@ -106,7 +118,8 @@ def sample(
     """Sample an answer to `prompts[p]` for every p of `prompt_indices`, under the active adapter.
 
     `noise_NT` (uniform, [N, max_tokens]; None for greedy decoding) decides each token by its
-    inverse cumulative distribution, so an answer does not depend on its batch.
+    inverse cumulative distribution, so in float32 an answer does not depend on its batch. In
+    bfloat16, kernels of another batch size may round a log-prob across a token's boundary.
     Finished answers leave the batch.
     """
     state = DecodeState(vlm, len(prompt_indices), params, noise_NT)
@@ -134,11 +147,11 @@ def _decode_unpacked(prefix: Prefix, prompt_index_N: Tensor, state: DecodeState)
     prompt_length = prefix.mask_PL.shape[1]
     for t in range(max_tokens):
         next_tokens = state.step(vlm.logits(hidden, state.params.temperature or 1.0), active, t)
-        is_unfinished = state.unfinished[active]
-        if not is_unfinished.any() or t + 1 == max_tokens:
+        share_unfinished = state.share_unfinished(active, t)
+        if share_unfinished == 0 or t + 1 == max_tokens:
             return
-        if is_unfinished.float().mean() < COMPACT_BELOW:
-            kept_rows = is_unfinished.nonzero()[:, 0]
+        if share_unfinished < COMPACT_BELOW:
+            kept_rows = state.unfinished[active].nonzero()[:, 0]
             for layer in cache.layers:
                 if hasattr(layer, "select"):  # layers that share another's keys keep nothing
                     layer.select(kept_rows)
@@ -172,6 +185,7 @@ def decode_packed(
     vlm, max_tokens = prefix.vlm, state.params.max_tokens
     active = torch.argsort(sequence_index_N, stable=True)  # unfinished answers, grouped by sequence
     sequences, answer_index_SG = _pack_rows(sequence_index_N, active)
+    is_filled_SG, filled_slots = _filled_slots(answer_index_SG)
     num_slots = answer_index_SG.shape[1]
     suffix_width = 0 if suffixes is None else suffixes.token_ids_NT.shape[1]
     step_class = CudaGraphDecodeStep if vlm.engine.use_cuda_graphs else DecodeStep
@@ -185,28 +199,39 @@ def decode_packed(
         suffix_length_N = torch.zeros_like(prompt_index_N)
     else:
         column_owner_SC, hidden, suffix_length_N = _prefill_suffixes(decode_step, answer_index_SG, suffixes)
-    pad_token_id = state.token_ids_NT.new_tensor(vlm.tokenizer.pad_token_id)
+    compact_below = COMPACT_CAPTURED_BELOW if decode_step.is_captured else COMPACT_BELOW
     for t in range(max_tokens):
         next_token_N[active] = state.step(vlm.logits(hidden, state.params.temperature or 1.0), active, t)
-        is_unfinished = state.unfinished[active]
-        if not is_unfinished.any() or t + 1 == max_tokens:
+        share_unfinished = state.share_unfinished(active, t)
+        if share_unfinished == 0 or t + 1 == max_tokens:
             return
-        if is_unfinished.float().mean() < COMPACT_BELOW:
+        if share_unfinished < compact_below:
             # Drop finished answers' slots, and sequences without answers. In a sequence that goes
             # on, a dropped answer's columns stay, but no other answer attends to them.
-            active = active[is_unfinished]
+            active = active[state.unfinished[active]]
             remaining_sequences, answer_index_SG = _pack_rows(sequence_index_N, active)
+            is_filled_SG, filled_slots = _filled_slots(answer_index_SG)
             kept_indices = torch.isin(sequences, remaining_sequences).nonzero()[:, 0]
             decode_step.select(kept_indices)
             sequences, column_owner_SC = sequences[kept_indices], column_owner_SC[kept_indices]
         column_owner_SC = torch.cat([column_owner_SC, answer_index_SG], 1)
         # An empty slot runs as padding (gathered from answer 0 to keep the index valid);
-        # `[is_filled_SG]` drops it and flattens the rest in the order of `active`.
-        is_filled_SG, gather_index_SG = answer_index_SG != EMPTY_SLOT, answer_index_SG.clamp(min=0)
-        token_ids_SG = torch.where(is_filled_SG, next_token_N[gather_index_SG], pad_token_id)
+        # `[filled_slots]` drops it and leaves the rest in the order of `active`.
+        gather_index_SG = answer_index_SG.clamp(min=0)
+        token_ids_SG = torch.where(is_filled_SG, next_token_N[gather_index_SG], state.pad_token_id)
         # An empty slot sees its prompt and empty slots; its output is dropped.
         visible_SGC = column_owner_SC[:, None] == answer_index_SG[:, :, None]
-        hidden = decode_step(suffix_length_N[gather_index_SG] + t, token_ids_SG, visible_SGC)[is_filled_SG]
+        hidden_SGD = decode_step(suffix_length_N[gather_index_SG] + t, token_ids_SG, visible_SGC)
+        hidden = hidden_SGD.flatten(0, 1)[filled_slots]
+
+
+def _filled_slots(answer_index_SG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which slots hold an answer [S, G], and their indices among all S x G slots.
+
+    Selecting by indices does not make the host wait for a GPU, as selecting by booleans does.
+    """
+    is_filled_SG = answer_index_SG != EMPTY_SLOT
+    return is_filled_SG, is_filled_SG.flatten().nonzero()[:, 0]
 
 
 def _pack_rows(sequence_index_N: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,8 +280,9 @@ class DecodeState:
 
     def __init__(self, vlm: VLM, num_answers: int, params: SamplingParams, noise_NT: Tensor | None):
         self.vlm, self.params, self.noise_NT = vlm, params, noise_NT
-        pad_token_id = int(vlm.tokenizer.pad_token_id)
-        self.token_ids_NT = torch.full((num_answers, params.max_tokens), pad_token_id, device=vlm.device)
+        self.pad_token_id = int(vlm.tokenizer.pad_token_id)
+        self.check_interval = check_interval(vlm.device)
+        self.token_ids_NT = torch.full((num_answers, params.max_tokens), self.pad_token_id, device=vlm.device)
         self.mask_NT = torch.zeros_like(self.token_ids_NT)
         self.logps_NT = torch.zeros(self.token_ids_NT.shape, device=vlm.device)
         self.entropy_NT = torch.zeros_like(self.logps_NT)
@@ -274,16 +300,24 @@ class DecodeState:
         logps = logits.log_softmax(-1)
         probabilities = logps.exp()
         next_tokens = self._choose_tokens(logps, probabilities, active, t)
+        # Rows of finished answers are overwritten with padding rather than left out: choosing rows
+        # by a boolean mask would make the host wait for a GPU.
         is_unfinished = self.unfinished[active]
-        unfinished_indices = active[is_unfinished]
-        self.token_ids_NT[unfinished_indices, t] = next_tokens[is_unfinished]
-        self.mask_NT[unfinished_indices, t] = 1
-        self.logps_NT[unfinished_indices, t] = logps.gather(-1, next_tokens[:, None])[is_unfinished, 0]
-        self.entropy_NT[unfinished_indices, t] = torch.special.entr(probabilities).sum(-1)[is_unfinished]
-        self.unfinished[unfinished_indices] = ~torch.isin(next_tokens[is_unfinished], self.eos)
+        self.token_ids_NT[active, t] = next_tokens.where(is_unfinished, self.pad_token_id)
+        self.mask_NT[active, t] = is_unfinished.to(self.mask_NT.dtype)
+        self.logps_NT[active, t] = logps.gather(-1, next_tokens[:, None])[:, 0].where(is_unfinished, 0.0)
+        self.entropy_NT[active, t] = torch.special.entr(probabilities).sum(-1).where(is_unfinished, 0.0)
+        self.unfinished[active] = is_unfinished & (next_tokens[:, None] != self.eos).all(-1)
         if self.params.stop:
-            self._finish_at_stop_strings(unfinished_indices, t)
+            self._finish_at_stop_strings(active[is_unfinished], t)
         return next_tokens
+
+    def share_unfinished(self, active: Tensor, t: int) -> float:
+        """Return the share of answers `active` that is unfinished after token `t`.
+
+        Returns 1 without looking where the interval has not passed yet.
+        """
+        return float(self.unfinished[active].float().mean()) if (t + 1) % self.check_interval == 0 else 1.0
 
     def step_from_raw_logits(self, logits: Tensor, active: Tensor, t: int) -> Tensor:
         """Do the same from the model's unprocessed logits, for `naive.generate`.

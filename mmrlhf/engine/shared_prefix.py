@@ -95,7 +95,7 @@ def max_logp_gap(vlm: VLM, prompts: Sequence[Prompt]) -> float:
     hidden = common_prefix.extend(prompt_index_N, *suffixes)
     last_hidden = hidden[torch.arange(len(prompts), device=vlm.device), suffixes.mask_NT.sum(1)]
     full_hidden = prefill.run_prefill(vlm, prompts).last_hidden_PD
-    return prefill.max_finite_gap(vlm.log_softmax(full_hidden), vlm.log_softmax(last_hidden))
+    return prefill.max_logp_difference(vlm.log_softmax(full_hidden), vlm.log_softmax(last_hidden))
 
 
 def _prefill_shared(vlm: VLM, prompt_groups: Sequence[Sequence[Prompt]]) -> tuple[Prefix, Suffixes]:

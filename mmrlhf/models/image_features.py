@@ -52,13 +52,10 @@ class ImageFeatures:
         return sum(unit.numel() * unit.element_size() for level in self.levels for unit in level)
 
     def to(self, device: torch.device) -> ImageFeatures:
-        """Copy to a device.
-
-        If there is a GPU, copies in main memory are pinned for asynchronous transfers.
-        """
-        should_pin = device.type == "cpu" and torch.cuda.is_available()
+        """Copy to a device; copies from a GPU are pinned, so that they return fast."""
 
         def move(unit: Tensor) -> Tensor:
+            should_pin = device.type == "cpu" and unit.is_cuda
             return unit.to(device).pin_memory() if should_pin else unit.to(device, non_blocking=True)
 
         return replace(self, levels=[[move(u) for u in level] for level in self.levels])

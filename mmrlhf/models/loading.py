@@ -91,6 +91,10 @@ def _precision_kwargs(name: str, dtype: str, device: torch.device) -> dict[str, 
 def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig | None = None) -> VLM:
     """Wrap a model that is already on its device; freeze it and set eval mode."""
     model.requires_grad_(False).eval()
+    if model.device.type == "cuda":
+        # cuDNN's attention plans a kernel for every new shape, about half a second each, and its
+        # gradients can be NaN under an explicit mask on Hopper (pytorch#196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer, config = processor.tokenizer, engine or EngineConfig()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -49,9 +49,10 @@ class Budget:
             except torch.OutOfMemoryError:
                 if self.max_tokens <= MIN_BUDGET:
                     raise
-                self.max_tokens //= 2
-                torch.cuda.empty_cache()
-                print(f"note: out of GPU memory: going on with micro-batches of {self.max_tokens:,} tokens")
+            # Not within `except`: the traceback keeps the failed attempt's tensors alive.
+            self.max_tokens //= 2
+            torch.cuda.empty_cache()
+            print(f"note: out of GPU memory: going on with micro-batches of {self.max_tokens:,} tokens")
 
     def micro_batches(self, prompt_lengths: Sequence[int], answer_lengths: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
         """Yield micro-batches that cover all prompts and answers, those with short answers first.

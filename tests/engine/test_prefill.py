@@ -1,12 +1,14 @@
 """Shared prefill against the naive forward pass, choosing a path, and the two-stage backward."""
 
+import math
+
 import pytest
 import torch
 
 from mmrlhf.config import EngineConfig
 from mmrlhf.engine import prefill as prefill_module
 from mmrlhf.engine.completions import pad_right
-from mmrlhf.engine.prefill import NaivePrefix, Prefix, prefill, two_stage_backward
+from mmrlhf.engine.prefill import NaivePrefix, Prefix, max_logp_difference, prefill, two_stage_backward
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.models.adapters import Adapters
@@ -83,6 +85,28 @@ def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys
     assert other.engine.share_prefix == "off" and actual == expected
     printed = capsys.readouterr().out
     assert "runs on the naive path, each answer with its whole prompt (log-probs differ by" in printed
+
+
+def test_prefill_falls_back_when_left_padding_breaks_the_model(vlm, examples, monkeypatch, capsys):
+    """A kernel may return NaN where a row of the mask is empty, as left padding makes them."""
+    real = prefill_module.run_prefill
+
+    def nan_when_padded(vlm, prompts):
+        prefix = real(vlm, prompts)
+        prefix.last_hidden_PD[prefix.mask_PL[:, 0] == 0] = torch.nan
+        return prefix
+
+    monkeypatch.setattr(prefill_module, "run_prefill", nan_when_padded)
+    assert isinstance(prefill(vlm, prompts_from_examples(vlm, examples[:1])), NaivePrefix)
+    assert "log-probs differ by nan nats" in capsys.readouterr().out
+
+
+def test_max_logp_difference_ignores_unlikely_tokens_but_not_nan():
+    # Token 1 is below e^-10 on both sides and suppressed token 2 is -inf; token 3 only on one.
+    reference = torch.tensor([-0.5, -14.0, -torch.inf, -11.0])
+    assert max_logp_difference(reference, torch.tensor([-0.625, -15.0, -torch.inf, -10.5])) == 0.125
+    assert max_logp_difference(reference, torch.tensor([-0.5, -14.0, -torch.inf, -9.0])) == 2.0
+    assert math.isnan(max_logp_difference(reference, torch.tensor([-0.5, torch.nan, -torch.inf, -11.0])))
 
 
 def test_prefill_falls_back_when_the_model_fails(vlm, examples, monkeypatch, capsys):

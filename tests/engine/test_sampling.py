@@ -1,7 +1,9 @@
 """Which tokens are sampled, and when an answer ends."""
 
+import pytest
 import torch
 
+from mmrlhf.engine import sampling
 from mmrlhf.engine.prefill import prefill
 from mmrlhf.engine.rollout import prompts_from_examples, sample_completions
 from mmrlhf.engine.sampling import SamplingParams, _filter_top_k_top_p, sample
@@ -52,6 +54,23 @@ def test_sample_follows_the_distribution(vlm, examples):
     token_ids = sample(vlm, prompts, [0] * 4000, SamplingParams(1), noise).token_ids_NT
     frequencies = torch.bincount(token_ids[:, 0], minlength=len(expected)) / 4000
     assert (frequencies - expected).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("use_cuda_graphs", [False, True])
+@pytest.mark.parametrize("num_answers", [2, 40])  # packed, and too many to pack
+def test_sample_is_the_same_if_it_rarely_looks_what_has_finished(vlm, examples, monkeypatch, use_cuda_graphs, num_answers):
+    prompts = prompts_from_examples(vlm, examples[:2])
+    indices = [p for p in range(2) for _ in range(num_answers)]
+    noise = torch.rand(len(indices), 20, generator=torch.Generator().manual_seed(3))
+    expected = sample(vlm, prompts, indices, SamplingParams(20), noise)
+    assert len(set(expected.mask_NT.sum(1).tolist())) > 1  # some end before others
+    monkeypatch.setattr(sampling, "check_interval", lambda device: 8)
+    vlm.engine.use_cuda_graphs = use_cuda_graphs
+    actual = sample(vlm, prompts, indices, SamplingParams(20), noise)
+    assert torch.equal(actual.token_ids_NT, expected.token_ids_NT) and torch.equal(actual.mask_NT, expected.mask_NT)
+    assert torch.allclose(actual.logps_NT, expected.logps_NT, atol=1e-5)
+    assert torch.allclose(actual.entropy_NT, expected.entropy_NT, atol=1e-5)
+    assert torch.equal(actual.finished_N, expected.finished_N)
 
 
 def test_sample_handles_single_token_and_extreme_noise(vlm, examples):

@@ -23,7 +23,7 @@ def run_script(monkeypatch, capsys):
         return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
     yield run
-    for name in ("encode", "phases", "pope", "rl_step"):
+    for name in ("encode", "gpu_smoke", "phases", "pope", "rl_step"):
         sys.modules.pop(name, None)
 
 
@@ -48,6 +48,23 @@ def test_phases_runs_at_toy_size(run_script, tmp_path):
     results = run_script("phases", "--shape", "toy", *arguments)
     assert results["difference"] < 1e-4 and results["ppo_step"]["whole"]["tflop"] > 0
     assert json.loads((tmp_path / "toy.json").read_text()) == results
+
+
+def test_gpu_smoke_passes_on_a_cpu(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SPEED_DIR))
+    __import__("gpu_smoke").main(["--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("ok") for line in lines) == 16 and lines[-1] == "all checks passed"
+
+
+def test_gpu_smoke_fails_if_the_update_has_other_log_probs(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SPEED_DIR))
+    gpu_smoke = __import__("gpu_smoke")
+    in_micro_batches = gpu_smoke.in_micro_batches
+    monkeypatch.setattr(gpu_smoke, "in_micro_batches", lambda *args: in_micro_batches(*args) * float("nan"))
+    with pytest.raises(SystemExit, match="2 checks failed"):
+        gpu_smoke.main(["--device", "cpu"])
+    assert "FAILED float32: the update has decoding's log-probs (nan nats)" in capsys.readouterr().out
 
 
 def test_pope_runs_at_toy_size(run_script, tmp_path):

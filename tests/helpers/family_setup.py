@@ -143,11 +143,11 @@ def max_differences(f: FamilySetup, fast, naive) -> tuple[float, float, float]:
     """Return the largest differences in log-probs, values and gradients, in TOLERANCE's units."""
     (fast_logps, fast_values, fast_grads), (naive_logps, naive_values, naive_grads) = fast, naive
     mask = f.completions().mask_NT.bool()
-    logp_gap = max(float((fast_logps[i][mask[i]] - expected).abs().max()) for i, expected in enumerate(naive_logps))
-    value_gap = max(float((fast_values[i][mask[i]] - expected).abs().max()) for i, expected in enumerate(naive_values))
+    # torch's max is NaN if any gap is; Python's drops it.
+    logp_gap = torch.stack([(fast_logps[i][mask[i]] - expected).abs().max() for i, expected in enumerate(naive_logps)]).max()
+    value_gap = torch.stack([(fast_values[i][mask[i]] - expected).abs().max() for i, expected in enumerate(naive_values)]).max()
     assert set(fast_grads) == set(naive_grads)
-    gradient_gap = max(
-        float((fast_grads[k] - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-        for k, expected in naive_grads.items()
-    )
-    return logp_gap, value_gap, gradient_gap
+    gradient_gap = torch.stack(
+        [(fast_grads[k] - expected).abs().max() / expected.abs().max().clamp(min=1e-12) for k, expected in naive_grads.items()]
+    ).max()
+    return float(logp_gap), float(value_gap), float(gradient_gap)

@@ -1,5 +1,7 @@
 """Micro-batches by tokens: planning them, and halving them when a GPU runs out of memory."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,6 +68,23 @@ def test_retry_on_oom_halves_the_token_budget(capsys):
 
     assert budget.retry_on_oom(work, "done") == "done" and tried == [1000, 500, 250]
     assert "out of GPU memory: going on with micro-batches of 250 tokens" in capsys.readouterr().out
+
+
+def test_retry_on_oom_frees_the_failed_attempt_before_it_empties_the_cache(monkeypatch):
+    budget, attempts, alive = Budget(1000), [], []
+
+    class Activations:
+        pass
+
+    def work():
+        activations = Activations()
+        attempts.append(weakref.ref(activations))
+        if len(attempts) == 1:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(attempts[0]() is not None))
+    budget.retry_on_oom(work)
+    assert alive == [False]
 
 
 def test_retry_on_oom_raises_when_nothing_fits():

@@ -141,6 +141,18 @@ def test_prompts_image_refused_by_processor_is_named(checkpoints, tmp_path):
         vlm.build_prompts([(PROMPT, (save_image(tmp_path / "strip.png", 2000, 1),))])
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_encoder_does_not_blame_an_image_for_the_device(checkpoints, tmp_path, monkeypatch, error):
+    vlm = load(str(checkpoints / "llava"))
+
+    def fail(*args, **kwargs):
+        raise error("the device's fault")
+
+    monkeypatch.setattr(vlm.encoder, "process", fail)
+    with pytest.raises(error, match="the device's fault"):
+        vlm.build_prompts([(PROMPT, (save_image(tmp_path / "a.png"),))])
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_encoder_reads_unusual_images(checkpoints, tmp_path, family):
     exif = Image.Exif()
