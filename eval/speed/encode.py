@@ -101,7 +101,7 @@ def main() -> None:
         variants: dict[str, Callable[[], object]] = {
             "engine": engine,
             "second epoch": engine,
-            "tower": lambda: [vlm.encoder._run_tower(tower_batch) for tower_batch in batches],
+            "tower": lambda: [vlm.encoder.run_tower(tower_batch) for tower_batch in batches],
         }
         loop_batch_sizes = (1, 2, 4, 8, 16)
         variants |= {f"loop of {size}": partial(baseline_loop, vlm, sources, size) for size in loop_batch_sizes}

@@ -218,8 +218,8 @@ def measure_encoding(setup: Setup) -> dict[str, float]:
     encoder.get_features(image_rows[:8])  # warm-up
     seconds, _ = time_call(lambda: encoder.get_features(image_rows[8:]))
     prepared = [encoder._preprocess(encoder._key(source, 1), (source, 1)) for (source,) in image_rows[8:]]
-    tower_seconds, _ = time_call(lambda: encoder._run_tower(prepared))
-    flops = count_flops(setup.vlm, lambda: encoder._run_tower(prepared))
+    tower_seconds, _ = time_call(lambda: encoder.run_tower(prepared))
+    flops = count_flops(setup.vlm, lambda: encoder.run_tower(prepared))
     return {
         "images_per_s": num_images / seconds,
         "tower_images_per_s": num_images / tower_seconds,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from mmrlhf.records import ImageSource, InputError
 
@@ -62,6 +63,49 @@ def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | 
     except Exception as error:  # on broken bytes, decoders raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"image {source.name} is truncated or damaged ({reason}): replace the file or drop the row") from None
+
+
+def read_image_size(source: ImageSource, max_pixels: int = 40_000_000) -> tuple[int, int]:
+    """Return the width and height that `open_image` would give, from the header alone.
+
+    No pixel is decoded, so a file that is cut off after its header passes. Raises InputError for
+    what a header shows: no image, another format, several frames, or more than `max_pixels`.
+    """
+    if source.path is None or not os.path.isfile(source.path):
+        return _size_of_header(io.BytesIO(source.read()), source.name, max_pixels)
+    with open(source.path, "rb") as file:
+        return _size_of_header(file, source.name, max_pixels)
+
+
+def _size_of_header(file: IO[bytes], name: str, max_pixels: int) -> tuple[int, int]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=FORMATS)
+            _check_header(image, name, max_pixels)
+            width, height = image.size
+            return (height, width) if _orientation(image) in SIDEWAYS_ORIENTATIONS else (width, height)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(_too_large_message(name, "far more than", max_pixels)) from None
+    except Exception as error:  # on broken bytes, decoders raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"image {name} is damaged ({reason}): replace the file or drop the row") from None
+
+
+SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)
+"""Values of EXIF's orientation that swap width and height."""
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Return EXIF's orientation. For a PNG, only what stands before its pixels is read."""
+    if image.format == "TIFF":
+        return None  # Pillow has already swapped the sides
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return None  # `getexif` would decode the image to look behind its pixels
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return orientation if isinstance(orientation, int) else None
 
 
 def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import PIL
 import torch
 import transformers
+from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -219,7 +220,7 @@ class Encoder:
     def _encode_batch(self, batch: list[PreprocessedImage]) -> list[tuple[str, ImageFeatures]]:
         """Return a batch's features with their keys; in halves if the GPU runs out of memory."""
         try:
-            return list(zip((p.key for p in batch), self._run_tower(batch), strict=True))
+            return list(zip((p.key for p in batch), self.run_tower(batch), strict=True))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -231,7 +232,10 @@ class Encoder:
     def _preprocess(self, key: str, source_and_count: tuple[ImageSource, int]) -> PreprocessedImage:
         """Open an image and run the processor on it. Raises InputError if either refuses it."""
         source, num_images = source_and_count
-        image = open_image(source)
+        return self.preprocess(open_image(source), num_images, source.name, key)
+
+    def preprocess(self, image: Image, num_images: int, name: str, key: str = "") -> PreprocessedImage:
+        """Run the processor on an image of a prompt with `num_images`. Raises InputError."""
         # One of several images is preprocessed as the first of two copies of itself, because the
         # processor treats it differently from a single image.
         num_copies = 2 if self.family.tiles_only_lone_images and num_images > 1 else 1
@@ -243,15 +247,13 @@ class Encoder:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             width, height = image.size
             raise InputError(
-                f"image {source.name} ({width} x {height}) is refused by the model's processor ({reason}): "
+                f"image {name} ({width} x {height}) is refused by the model's processor ({reason}): "
                 "change its size or drop the row"
             ) from None
         tensors = {k: batch[k] for k in self._tower_input_names() if k in batch}
         num_placeholders = int((batch["input_ids"] == self.model.config.image_token_id).sum()) // num_copies
         grid_thw = batch["image_grid_thw"].cpu() if "image_grid_thw" in batch else None
-        return PreprocessedImage(
-            key, source.name, tensors, num_copies, num_placeholders, texts[0][0] if texts else None, grid_thw
-        )
+        return PreprocessedImage(key, name, tensors, num_copies, num_placeholders, texts[0][0] if texts else None, grid_thw)
 
     def process(
         self, texts: list[str], images: list[list[Any]], *, offsets: bool = False
@@ -292,7 +294,7 @@ class Encoder:
     # ---- the tower -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _run_tower(self, batch: list[PreprocessedImage]) -> list[ImageFeatures]:
+    def run_tower(self, batch: list[PreprocessedImage]) -> list[ImageFeatures]:
         """Run the tower and the projector on images of one shape."""
         for image in batch:
             _wait_until_ready(image)

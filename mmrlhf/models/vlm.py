@@ -207,7 +207,7 @@ class VLM:
             for i, row_images in enumerate(images)
         ]
         for name, text, conversation in zip(names, texts, conversations, strict=True):
-            self._check_control_tokens(name, text, conversation)
+            self.check_control_tokens(name, text, conversation)
         image_features = self.encoder.get_features(images)
         prompts = []
         for i, (token_ids, extras) in enumerate(self._tokenize(texts, image_features, images)):
@@ -216,7 +216,7 @@ class VLM:
             prompts.append(Prompt(token_ids, extras, image_features[i], texts[i], images[i], row_id))
         return prompts
 
-    def _check_control_tokens(self, name: str, text: str, conversation: Conversation) -> None:
+    def check_control_tokens(self, name: str, text: str, conversation: Conversation) -> None:
         """Raises InputError for a control token in a message, or a wrong number of image tokens."""
         messages, images = conversation
         image_token = getattr(self.processor, "image_token", None)
@@ -279,10 +279,15 @@ class VLM:
             first_segment, *segments = text.split(self.processor.image_token)
             expansions = [str(features.placeholder_text) for features in image_features]
             text = first_segment + "".join(e + segment for e, segment in zip(expansions, segments, strict=True))
-        bos = self.tokenizer.bos_token
-        token_ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        token_ids = self.tokenize_expanded(text)
         extras = {k: torch.tensor([by_id.get(i, 0) for i in token_ids]) for k, by_id in extras_by_token_id.items()}
         return torch.tensor(token_ids), extras
+
+    def tokenize_expanded(self, text: str) -> list[int]:
+        """Return the ids of a prompt whose image placeholders are written out."""
+        bos = self.tokenizer.bos_token
+        token_ids: list[int] = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        return token_ids
 
     def _learn_placeholders(self, text: str, image_features: tuple[ImageFeatures, ...], images: tuple[ImageSource, ...]) -> None:
         """Tokenize one prompt both ways; unless they agree, every prompt needs the processor."""

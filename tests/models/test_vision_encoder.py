@@ -81,13 +81,13 @@ def test_encode_gpu_batches_hold_one_shape_and_match_encode_cpu(checkpoints, tmp
         largest = max(encoder._preprocess(encoder._key(s, 1), (s, 1)).num_elements for s in sources[:2])
         monkeypatch.setattr("mmrlhf.models.vision_encoder.MAX_ELEMENTS_GPU", 3 * largest)
         missing = {encoder._key(s, 1): (s, 1) for s in sources}
-        sizes, run_tower = [], encoder._run_tower
+        sizes, run_tower = [], encoder.run_tower
 
         def record_size(batch, sizes=sizes, run_tower=run_tower):
             sizes.append(len(batch))
             return run_tower(batch)
 
-        monkeypatch.setattr(encoder, "_run_tower", record_size)
+        monkeypatch.setattr(encoder, "run_tower", record_size)
         batched = dict(encoder._encode_gpu(missing))
         assert set(batched) == set(missing) and max(sizes) > 1 and sum(sizes) == 7
         for key, features in encoder._encode_cpu(missing):
@@ -217,14 +217,14 @@ def test_prefill_refuses_image_changed_after_encoding(checkpoints, tmp_path):
 def test_encode_gpu_halves_batch_on_oom(checkpoints, tmp_path, monkeypatch, capsys):
     encoder = load(str(checkpoints / "llava")).encoder
     sources = [save_image(tmp_path / f"{i}.png", seed=i) for i in range(4)]
-    run_tower = encoder._run_tower
+    run_tower = encoder.run_tower
 
     def fit_one_image(batch):
         if len(batch) > 1:
             raise torch.OutOfMemoryError
         return run_tower(batch)
 
-    monkeypatch.setattr(encoder, "_run_tower", fit_one_image)
+    monkeypatch.setattr(encoder, "run_tower", fit_one_image)
     features_by_key = dict(encoder._encode_gpu({encoder._key(s, 1): (s, 1) for s in sources}))
     assert len(features_by_key) == 4 and "going on with 2 images at a time" in capsys.readouterr().out
 
