@@ -39,6 +39,7 @@ from mmrlhf.config import (
     ScoreConfig,
     SFTConfig,
 )
+from mmrlhf.config.other_trainers import OTHER_COMMANDS
 from mmrlhf.config_loader import renamed, suggestion
 from mmrlhf.records import InputError
 
@@ -96,7 +97,8 @@ def _dispatch(prog: str, commands: Mapping[str, Command], argv: list[str], descr
         return commands[name].run(commands[name], argv[1:]) or 0
     if new_name := RENAMED_COMMANDS.get(f"{prog} {name}"):
         raise InputError(renamed(f"{prog} {name}", new_name))
-    raise InputError(f"{prog} has no command {name}: {suggestion(name, commands)}")
+    hint = OTHER_COMMANDS.get(name) if prog == "mmrlhf" else None
+    raise InputError(f"{prog} has no command {name}: {hint or suggestion(name.replace('_', '-'), commands)}")
 
 
 # ---- kinds of commands ---------------------------------------------------------------------------

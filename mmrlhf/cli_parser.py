@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from mmrlhf.config_loader import ConfigField, config_fields, load_config, renamed, renamed_field, suggestion
+from mmrlhf.config_loader import ConfigField, config_fields, load_config, renamed, renamed_field, unknown_setting
 from mmrlhf.files import bundled
 from mmrlhf.records import InputError
 
@@ -54,21 +54,30 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """Return the arguments that were given or have a default. Raises InputError."""
-        args, unknown = self.parse_known_args(argv)
+        args, unknown = self.parse_known_args([self._with_underscores(argument) for argument in argv])
         if unknown:
             raise InputError(self._unknown_argument_message(unknown[0]))
         return vars(args)
+
+    def _with_underscores(self, argument: str) -> str:
+        """Return a flag written with hyphens (--learning-rate) as it is spelled here."""
+        flag, equals, value = argument.partition("=")
+        dashes = "--no-" if flag.startswith("--no-") else "--"
+        respelled = dashes + flag.removeprefix(dashes).replace("-", "_")
+        return respelled + equals + value if flag.startswith("--") and respelled in self._option_string_actions else argument
 
     def _unknown_argument_message(self, argument: str) -> str:
         if not argument.startswith("-"):
             return f"{self.prog} does not expect {argument!r} here: flags are written --name value"
         flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        names = [flag.removeprefix("--") for flag in flags]
         flag = argument.partition("=")[0]
-        dashes = "--no-" if flag.startswith("--no-") else "--"
-        new_name = renamed_field(flag.removeprefix(dashes), (known.removeprefix("--") for known in flags))
-        if new_name is not None:
+        dashes = "--no-" if flag.startswith("--no-") else "--" if flag.startswith("--") else "-"
+        name = flag.removeprefix(dashes)
+        if (new_name := renamed_field(name, names)) is not None:
             return renamed(flag, f"{dashes}{new_name}")
-        return f"{self.prog} has no flag {flag}: {suggestion(flag, flags)}"
+        hint = unknown_setting(name, names, "--") or f"`{self.prog} --help` lists its flags"
+        return f"{self.prog} has no flag {flag}: {hint}"
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}")
@@ -119,17 +128,22 @@ def make_config_parser(cls: type, command: Command, usage: str = "", multi_value
     description = " ".join((cls.__doc__ or "").split())
     parser = Parser(command, f"{usage} [--config FILE] [--FIELD VALUE ...]".strip(), description)
     parser.add_argument("--config", metavar="FILE", help="YAML with `field: value` lines; flags win over it")
+    fields = config_fields(cls)
     required_group = parser.add_argument_group("required, as a flag or in the config file")
-    own_group = parser.add_argument_group("optional")
-    shared_group = parser.add_argument_group("optional, shared with other commands")
-    own_fields = inspect.get_annotations(cls)
-    for field in config_fields(cls).values():
-        group = own_group if field.name in own_fields else shared_group
-        if field.is_required:
-            group = required_group
-        kwargs = {"nargs": "+", "action": "extend"} if field.name in multi_value_fields else {}
-        add_flag(group, field, **kwargs)
+    for name in [name for name, field in fields.items() if field.is_required]:
+        _add_config_flag(required_group, fields.pop(name), multi_value_fields)
+    # The command's own settings first, then those that it shares, the most general ones last.
+    for owner in cls.__mro__:
+        own_fields = [fields.pop(name) for name in inspect.get_annotations(owner) if name in fields]
+        docstring = " ".join((owner.__doc__ or "").split()).rstrip(".")
+        group = parser.add_argument_group("optional" if owner is cls else f"optional: {docstring[:1].lower()}{docstring[1:]}")
+        for field in own_fields:
+            _add_config_flag(group, field, multi_value_fields)
     return parser
+
+
+def _add_config_flag(group: argparse._ArgumentGroup, field: ConfigField, multi_value_fields: Sequence[str]) -> None:
+    add_flag(group, field, **({"nargs": "+", "action": "extend"} if field.name in multi_value_fields else {}))
 
 
 def add_flag(group: argparse._ArgumentGroup, field: ConfigField, **kwargs: Any) -> None:

@@ -19,8 +19,13 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, OTHER_VALUES, SAME_SETTINGS
 from mmrlhf.records import InputError
 
+SIMILAR = 0.75
+"""Similarity (difflib's ratio) from which a valid name is suggested for an unknown one."""
+MAX_CHOICES_LISTED = 40
+"""Number of valid names up to which a message lists them all."""
 RENAMED_FIELDS = {
     "train": "tuning",
     "prefix": "share_prefix",
@@ -111,9 +116,32 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the nearest valid name, or all of them."""
-    valid = sorted(valid)
-    matches = difflib.get_close_matches(name, valid, n=1)
-    return f"did you mean {matches[0]}?" if matches else f"the choices are {', '.join(valid) or 'none'}"
+    names = sorted(valid)
+    if nearest := nearest_name(name, names):
+        return f"did you mean {nearest}?"
+    return f"the choices are {', '.join(names[:MAX_CHOICES_LISTED]) or 'none'}" + ", ..." * (len(names) > MAX_CHOICES_LISTED)
+
+
+def nearest_name(name: str, valid: Iterable[str]) -> str | None:
+    """Return the valid name most similar to an unknown one; None if none is similar enough."""
+    names = sorted(valid)
+    transposed = [other for other in names if sorted(other) == sorted(name)]
+    return next(iter(transposed or difflib.get_close_matches(name, names, n=1, cutoff=SIMILAR)), None)
+
+
+def unknown_setting(name: str, valid: Iterable[str], dashes: str = "") -> str | None:
+    """Return what to use instead of a setting that is unknown here; None if nothing is known of it.
+
+    It may be a setting of another tool, or a misspelt one. `dashes` is put in front of the name of
+    a setting, as on the command line.
+    """
+    names, key = set(valid), name.replace("-", "_")
+    if SAME_SETTINGS.get(key) in names:
+        return f"use {dashes}{SAME_SETTINGS[key]}"
+    if key in EXPLAINED_SETTINGS:
+        return EXPLAINED_SETTINGS[key]
+    nearest = nearest_name(key, names)
+    return f"did you mean {dashes}{nearest}?" if nearest else None
 
 
 def renamed(old: str, new: str) -> str:
@@ -221,18 +249,21 @@ def _unknown_field_message(name: str, dashes: str, fields: Mapping[str, ConfigFi
     new_name = renamed_field(name, fields)
     if new_name is not None:
         return renamed(f"{dashes}{name}", f"{dashes}{new_name}")
-    return f"{dashes}{name} is unknown: {suggestion(f'{dashes}{name}', (f'{dashes}{valid}' for valid in fields))}"
+    hint = unknown_setting(name, fields, dashes) or "leave it out (the command's --help lists its settings)"
+    return f"{dashes}{name} is unknown: {hint}"
 
 
 def _invalid_value_message(label: str, field: ConfigField, value: Any) -> str:
     new_value = RENAMED_VALUES.get(field.name, {}).get(value) if isinstance(value, str) else None
     if new_value is not None:
         return f"{label}: {renamed(str(value), new_value)}"
+    other_value = OTHER_VALUES.get(field.name, {}).get(str(value).lower()) if field.choices else None
+    hint = f": use {other_value}" if other_value in field.choices else ""
     literal_names = {None: "null", True: "true", False: "false"}
     value_text = literal_names[value] if value is None or isinstance(value, bool) else repr(value)
     value_text = value_text if len(value_text) <= 80 else value_text[:77] + "..."
     needs_quotes = field.value_type == "text" and not field.choices and not isinstance(value, str | list | dict | None)
-    return f"{label} must be {field.expected}, not {value_text}" + " (put it in quotes)" * needs_quotes
+    return f"{label} must be {field.expected}, not {value_text}" + " (put it in quotes)" * needs_quotes + hint
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,7 +10,9 @@ import pytest
 
 import mmrlhf
 from mmrlhf.cli import CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, main
-from mmrlhf.config import SFTConfig
+from mmrlhf.config import EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, OTHER_COMMANDS, SAME_SETTINGS
+from mmrlhf.config_loader import config_fields
 from mmrlhf.records import InputError
 
 ROOT = Path(mmrlhf.__file__).parents[1]
@@ -134,6 +136,71 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        # TRL
+        ("ppo --lr 1e-5", "has no flag --lr: use --learning_rate"),
+        ("ppo --gradient_accumulation_steps 4", "--gradient_accumulation_steps: micro_batch_tokens does it: "),
+        ("sft --bf16", "has no flag --bf16: use dtype bfloat16"),
+        ("sft --bf16 true", "has no flag --bf16: use dtype bfloat16"),
+        ("sft --report_to wandb", "has no flag --report_to: every metric is in metrics.jsonl"),
+        ("sft --load_in_4bit", "has no flag --load_in_4bit: dtype nf4 loads the base in 4 bits"),
+        ("sft --lora-dropout 0.05", "has no flag --lora-dropout: there is no dropout"),
+        ("ppo --beta 0.1", "has no flag --beta: use --kl_coef"),
+        ("sft --no-packing", "has no flag --no-packing: answers to one prompt are packed"),
+        # LLaMA-Factory, ms-swift, verl
+        ("sft --deepspeed ds.json", "has no flag --deepspeed: weights are not sharded"),
+        ("sft --stage sft", "has no flag --stage: the stage is the command"),
+        ("sft --cutoff_len 2048", "has no flag --cutoff_len: use --max_length"),
+        ("reward --lora_rank 8", "has no flag --lora_rank: use --lora_r"),
+        ("ppo --adv_estimator=grpo", "has no flag --adv_estimator: use --advantage_estimator"),
+        # lmms-eval
+        ("eval pope --tasks pope", "has no flag --tasks: benchmarks are the first arguments"),
+        # values and commands
+        ("sft --dtype bf16", "--dtype must be float32 or bfloat16 or nf4, not 'bf16': use bfloat16"),
+        ("dpo --dataset_name x", "mmrlhf has no command dpo: there is no DPO: `mmrlhf reward` and `mmrlhf ppo`"),
+        ("grpo", "mmrlhf has no command grpo: use `mmrlhf ppo --advantage_estimator grpo`"),
+        ("rloo_trainer", "mmrlhf has no command rloo_trainer: the choices are calibrate, claims, "),
+        ("reward_eval", "mmrlhf has no command reward_eval: did you mean reward-eval?"),
+        # nothing is like it: neither a far-fetched suggestion nor all flags
+        ("sft --frobnicate 1", "has no flag --frobnicate: `mmrlhf sft --help` lists its flags"),
+    ],
+)
+def test_main_says_what_takes_the_place_of_another_tools_setting(capsys, line, message):
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_settings_of_other_tools_name_settings_that_exist():
+    configs = (SFTConfig, RewardConfig, PPOConfig, GenerateConfig, EvalConfig)
+    fields = {name for cls in configs for name in config_fields(cls)}
+    assert set(SAME_SETTINGS.values()) <= fields
+    assert not SAME_SETTINGS.keys() & EXPLAINED_SETTINGS.keys()
+    assert not OTHER_COMMANDS.keys() & COMMANDS.keys()
+
+
+def test_main_accepts_hyphens_in_flags(stub_stage):
+    calls = stub_stage("ppo", "ppo")
+    required = [word.replace("_", "-") for word in REQUIRED]
+    assert main(["ppo", *required, "--no-whiten-rewards", "--learning-rate=1e-3", "--image-folder", "my-images"]) == 0
+    config = calls[0][0]
+    assert (config.whiten_rewards, config.learning_rate, config.image_folder) == (False, 1e-3, "my-images")
+
+
+def test_help_lists_the_settings_of_a_stage_before_those_of_the_engine(capsys):
+    with pytest.raises(SystemExit):
+        main(["sft", "--help"])
+    output = capsys.readouterr().out
+    assert (
+        output.index("--tuning")
+        < output.index("--learning_rate")
+        < output.index("--image_folder")
+        < output.index("--share_prefix")
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,16 @@ def test_load_config_none_flag_clears_only_optional_fields(tmp_path):
 def test_load_config_unknown_key_suggests_nearest(tmp_path):
     file = write_config(tmp_path, "learning_rte: 1")
     assert load_error(file, **REQUIRED) == f"{file}: learning_rte is unknown: did you mean learning_rate?"
-    assert load_error(**REQUIRED, lora_rank="1").startswith("--lora_rank is unknown: did you mean --lora_r")
+    assert load_error(**REQUIRED, lora_rank="1") == "--lora_rank is unknown: use --lora_r"
+
+
+def test_load_config_explains_the_settings_of_a_recipe_of_another_tool(tmp_path):
+    file = write_config(tmp_path, "stage: sft\nlora_rank: 8\nbf16: true\nzzz: 1")
+    assert load_error(file, **REQUIRED) == (
+        f"{file}: stage is unknown: the stage is the command: `mmrlhf sft`, `mmrlhf reward` or `mmrlhf ppo`; "
+        "lora_rank is unknown: use lora_r; bf16 is unknown: use dtype bfloat16; "
+        "zzz is unknown: leave it out (the command's --help lists its settings)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,7 @@ def test_load_config_unknown_key_suggests_nearest(tmp_path):
         ("lora_r", "0", "an integer of at least 1", "0"),
         ("lora_r", "2.5", "an integer of at least 1", "2.5"),
         ("lora_r", "", "an integer of at least 1", "null"),
-        ("tuning", "qlora", "lora or full", "'qlora'"),
+        ("tuning", "qlora", "lora or full", "'qlora': use lora"),
         ("output_dir", "2026", "non-empty text", "2026 (put it in quotes)"),
         ("output_dir", "''", "non-empty text", "''"),
         ("image_folder", "[a]", "non-empty text or none", "['a']"),
