@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples
-from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, prompts_from_examples
+from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, numbered_ids, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
 from mmrlhf.facts import read_facts
@@ -41,7 +41,7 @@ from mmrlhf.rewards.ledger import score_samples
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, losses, ppo_metrics
 from mmrlhf.training.memory import estimate_memory, peak_memory
-from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, split_minibatches, total_steps
+from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, random_minibatches, total_steps
 from mmrlhf.training.ppo_batch import PPOBatch, build_samples, check_first_ratio, check_policy_is_reference
 from mmrlhf.training.ppo_roles import PPORoles, critic_prompts_with_facts, load_roles
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
@@ -82,10 +82,13 @@ def ppo(
         param_groups.append({"params": critic.parameters(), "peak": peak})
     optimizer = torch.optim.AdamW(param_groups, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
 
-    batch_size = config.per_device_train_batch_size * accelerator.num_processes
-    num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
+    num_processes = accelerator.num_processes
+    batch_size = config.per_device_train_batch_size * num_processes
+    num_steps, start_step = total_steps(config, len(examples), num_processes), 0
+    recent_metrics: list[dict[str, float]] = []  # since the last logging step, for warnings
     if resumed := run.resume():
-        start_step, tensors, _ = resumed
+        start_step, tensors, state = resumed
+        recent_metrics = state.get("recent_metrics", [])
         for role in roles.trained:
             role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
@@ -99,15 +102,13 @@ def ppo(
     if start_step == 0:
         run.log(0, run_eval())
 
-    recent_metrics: list[dict[str, float]] = []
     with run.progress(num_steps, start_step, "ppo") as progress_bar:
         for step in range(start_step, num_steps):
             start_time = time.time()
             rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
-            local_rows = rows[accelerator.process_index :: accelerator.num_processes]
 
             # 1-5. Prompts, rollout, rewards, log-probs, advantages
-            batch = collect_batch(config, accelerator, roles, engine, local_rows, step, run.path / "failed_term.json")
+            batch = collect_batch(config, accelerator, roles, engine, rows, step, run.path / "failed_term.json")
 
             # 6. Epochs of minibatches
             lr_factor = lr_multiplier(config, step, num_steps)
@@ -115,15 +116,16 @@ def ppo(
                 param_group["lr"] = param_group["peak"] * lr_factor
             updates: list[dict[str, float]] = []
             for epoch in range(config.num_ppo_epochs):
-                # A new permutation of the prompts for every step and epoch.
-                prompt_order = batch_indices(0, len(local_rows), len(local_rows), config.seed + 1000 * step + epoch)
-                for prompt_indices in split_minibatches(prompt_order, config.num_mini_batches):
-                    minibatch = batch.select(prompt_indices)
+                # New groups of the prompts in every epoch, the same on any number of processes
+                for group in random_minibatches(len(rows), config.num_mini_batches, config.seed + 1000 * step + epoch):
+                    minibatch = batch.select(
+                        [i // num_processes for i in group if i % num_processes == accelerator.process_index]
+                    )
                     num_tokens = accelerator.reduce(minibatch.mask_NT.sum(), "sum")
                     sums = vlm.budget.retry_on_oom(
                         _accumulate_gradients, config, accelerator, optimizer, roles, minibatch, num_tokens
                     )
-                    update = ppo_metrics.sum_over_processes(accelerator, sums, vlm.device)
+                    update = ppo_metrics.sum_over_processes(sums)
                     if not updates and config.dtype == "float32":
                         # Nothing has been updated yet, so sampling and scoring must agree.
                         check_first_ratio(update["val/ratio"])
@@ -153,7 +155,9 @@ def ppo(
             # 8. Save
             if (step + 1) % config.save_steps == 0 and not is_last:
                 role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
-                run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer)}, {})
+                run.save_checkpoint(
+                    step + 1, {**role_tensors, **optimizer_tensors(optimizer)}, {"recent_metrics": recent_metrics}
+                )
 
     engine.close()
     if accelerator.is_main_process:
@@ -173,14 +177,21 @@ def collect_batch(
     step: int,
     failure_file: Path,
 ) -> PPOBatch:
-    """Sample answers to the prompts of a step, reward them, and estimate their advantages.
+    """Sample answers to this process's share of a step's rows, reward them, estimate advantages.
 
-    If a reward function fails, the run stops, and `failure_file` records what it failed on.
+    `rows` are the step's rows over all processes; number i belongs to process i modulo theirs. If a
+    reward function fails, the run stops, and `failure_file` records what it failed on.
     """
     vlm, critic = roles.vlm, roles.critic
-    # 1. Prompts
+    # 1. Prompts. A row that occurs twice in a step gets other answers the second time, also if the
+    # two are on different processes.
     max_prompt_length = config.max_length - config.response_length
-    prompts = prompts_from_examples(vlm, rows, max_prompt_length)
+    local = slice(accelerator.process_index, None, accelerator.num_processes)
+    prompt_ids, rows = numbered_ids([row.id for row in rows])[local], rows[local]
+    prompts = [
+        replace(prompt, id=prompt_id)
+        for prompt, prompt_id in zip(prompts_from_examples(vlm, rows, max_prompt_length), prompt_ids, strict=True)
+    ]
 
     # 2. Rollout
     params = SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrlhf.config import PPOConfig
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
@@ -19,7 +20,8 @@ from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards import checkpoint
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
-from mmrlhf.training import advantages
+from mmrlhf.training import advantages, ppo_metrics
+from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config, reward_config
 
 KILLED_SCRIPT = """
@@ -237,6 +239,33 @@ def test_ppo_resumes_exactly_after_kill(tiny_vlm_path, examples, reward_dir, tmp
         load_file(tmp_path / run / "policy" / "adapter_model.safetensors") for run in ("uninterrupted", "killed")
     )
     assert all(torch.equal(expected[k], resumed[k]) for k in expected)
+
+
+def test_ppo_warnings_after_a_kill_cover_the_same_steps(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    """Warnings at a logging step are about all steps since the last, those before the kill too."""
+    warned = []
+    monkeypatch.setattr(ppo_metrics, "hacking_warnings", lambda means: warned.append(means) or [f"{len(warned[-1])} metrics"])
+
+    def config(name: str) -> PPOConfig:
+        settings = {"reward_terms": "length=1", "logging_steps": 3, "max_steps": 4, "save_steps": 2}
+        return ppo_config(tiny_vlm_path, None, tmp_path / name, **settings)
+
+    ppo(config("uninterrupted"), examples)
+    uninterrupted = list(warned)
+    save = Run.save_checkpoint
+
+    def save_and_stop(self, *rest):
+        save(self, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        ppo(config("killed"), examples)
+    warned.clear()
+    monkeypatch.setattr(Run, "save_checkpoint", save)
+    ppo(config("killed"), examples)
+    assert warned == uninterrupted and len(warned) == 2
+    assert (tmp_path / "killed/warnings.jsonl").read_text() == (tmp_path / "uninterrupted/warnings.jsonl").read_text()
 
 
 def test_ppo_refuses_run_with_other_settings(tiny_vlm_path, examples, reward_dir, tmp_path):

@@ -45,7 +45,7 @@ common = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, 
 sft(SFTConfig(output_dir=f"{out}/sft", **common), rows)
 model = train_reward_model(RewardConfig(output_dir=f"{out}/reward", **common), pairs)
 ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=str(model), num_generations=2, response_length=10, num_ppo_epochs=1,
-              num_mini_batches=1, min_probe_detection_rate=0, **common), rows)
+              num_mini_batches=2, min_probe_detection_rate=0, **common), rows[:3])  # one row twice in every step
 """
 
 
@@ -105,7 +105,11 @@ def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared_data, tmp_path
 
 
 def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
-    """Two processes log the same losses, gradient norms, KL and rewards as a single one."""
+    """Two processes log the same losses, gradient norms, KL and rewards as a single one.
+
+    ppo's minibatches are the same groups of prompts, and a row that stands on both processes gets
+    the draws that its two occurrences get on one.
+    """
     (tmp_path / "stages.py").write_text(STAGES_SCRIPT)
     logged = []
     for processes in (1, 2):

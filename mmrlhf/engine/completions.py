@@ -50,7 +50,7 @@ class SampledCompletions(Completions):
 def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int]) -> tuple[SampledCompletions, Tensor]:
     """Return the answers to some prompts in their original order, and their row indices [n]."""
     selected = sorted(prompt_indices)
-    selected_P = torch.tensor(selected, device=completions.prompt_index_N.device)
+    selected_P = torch.tensor(selected, dtype=torch.long, device=completions.prompt_index_N.device)
     is_selected_N = torch.isin(completions.prompt_index_N, selected_P)
     selected_completions = replace(
         completions,

@@ -105,6 +105,16 @@ class LocalEngine:
 # ---- sampling ----------------------------------------------------------------------------------
 
 
+def numbered_ids(ids: Sequence[str]) -> list[str]:
+    """Return ids that differ: a repeated one ends in the number of its earlier occurrences."""
+    occurrences: Counter[str] = Counter()
+    numbered = []
+    for row_id in ids:
+        numbered.append(f"{row_id}#{occurrences[row_id]}" if occurrences[row_id] else row_id)
+        occurrences[row_id] += 1
+    return numbered
+
+
 def sampling_noise(prompt_ids: Sequence[str], num_generations: int, max_tokens: int, seed: int) -> Tensor:
     """Return uniform noise [N, max_tokens] in float64, one row per answer in prompt order.
 
@@ -112,11 +122,7 @@ def sampling_noise(prompt_ids: Sequence[str], num_generations: int, max_tokens: 
     earlier samples, so a resumed run needs no generator state. A repeated id gets fresh noise at
     every occurrence in `prompt_ids`.
     """
-    occurrences: Counter[str] = Counter()
-    noise_keys = []
-    for prompt_id in prompt_ids:
-        noise_keys.append(f"{prompt_id}#{occurrences[prompt_id]}" if occurrences[prompt_id] else prompt_id)
-        occurrences[prompt_id] += 1
+    noise_keys = numbered_ids(prompt_ids)
     # Philox is counter-based: its 128-bit key selects a stream, here (id and answer number, seed).
     noise = [
         np.random.Generator(np.random.Philox(key=[zlib.crc32(key.encode()) + (g << 32), seed])).random(max_tokens)

@@ -8,6 +8,7 @@ on the tokens of an answer and 0 on padding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -71,10 +72,13 @@ def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, la
 def group_advantages(scores_PG: Tensor) -> Tensor:
     """Return (score - group mean) / (group standard deviation + 1e-4) [P, G].
 
-    Shao et al. 2024 (DeepSeekMath), section 4.1.2. A prompt's only answer has advantage 0.
+    Shao et al. 2024 (DeepSeekMath), section 4.1.2. A prompt's only answer has advantage 0, and so
+    have equal answers, exactly.
     """
     if scores_PG.shape[1] == 1:
         return torch.zeros_like(scores_PG)
+    # In float32 the mean of eight times 100.1 is not 100.1. Differences from the first are exact 0.
+    scores_PG = scores_PG - scores_PG[:, :1]
     return (scores_PG - scores_PG.mean(1, keepdim=True)) / (scores_PG.std(1, keepdim=True) + 1e-4)
 
 
@@ -83,22 +87,23 @@ def masked_whiten(values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False
 
     Padding becomes 0.
     """
-    mean = masked_mean(values_NT, mask_NT)
-    variance = masked_mean((values_NT - mean) ** 2, mask_NT)
-    whitened_NT = (values_NT - mean) * torch.rsqrt(variance + 1e-8)
-    return (whitened_NT + mean if keep_mean else whitened_NT) * mask_NT
+    return _whiten(values_NT, mask_NT, lambda total: total, keep_mean)
 
 
 def whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:
     """Apply `masked_whiten` with the mean and variance over all processes."""
-    if accelerator.num_processes == 1:
-        return masked_whiten(values_NT, mask_NT, keep_mean=keep_mean)
-    count, total = accelerator.reduce(torch.stack([mask_NT.sum(), (values_NT * mask_NT).sum()]), "sum")
+    return _whiten(values_NT, mask_NT, lambda total: accelerator.reduce(total, "sum"), keep_mean)
+
+
+def _whiten(values_NT: Tensor, mask_NT: Tensor, sum_over_processes: Callable[[Tensor], Tensor], keep_mean: bool) -> Tensor:
+    # Sums in float64: in float32 the mean of equal values is not that value, and their difference,
+    # a rounding error, would be scaled up. Two passes, because E[x^2] - E[x]^2 cancels as well.
+    values_64, mask_64 = values_NT.double(), mask_NT.double()
+    count, total = sum_over_processes(torch.stack([mask_64.sum(), (values_64 * mask_64).sum()]))
     mean = total / count
-    # Two passes: E[x^2] - E[x]^2 would cancel where the mean is large against the deviation.
-    variance = accelerator.reduce(((values_NT - mean) ** 2 * mask_NT).sum(), "sum") / count
-    whitened_NT = (values_NT - mean) * torch.rsqrt(variance + 1e-8)
-    return (whitened_NT + mean if keep_mean else whitened_NT) * mask_NT
+    variance = sum_over_processes(((values_64 - mean) ** 2 * mask_64).sum()) / count
+    whitened_64 = (values_64 - mean) * torch.rsqrt(variance + 1e-8)
+    return ((whitened_64 + mean if keep_mean else whitened_64) * mask_64).to(values_NT.dtype)
 
 
 def explained_variance(values_NT: Tensor, returns_NT: Tensor, mask_NT: Tensor) -> Tensor:

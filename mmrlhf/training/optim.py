@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -57,10 +57,18 @@ def lr_multiplier(config: TrainConfig, step: int, num_steps: int) -> float:
     return 0.1 + 0.9 * decay
 
 
-def split_minibatches(rows: Sequence, num_minibatches: int) -> Iterable[Sequence]:
-    """Yield at most `num_minibatches` contiguous, non-empty slices of nearly equal length."""
-    for indices in np.array_split(np.arange(len(rows)), min(num_minibatches, len(rows))):
-        yield rows[indices[0] : indices[-1] + 1]
+def random_minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[list[int]]:
+    """Split the rows of a step, over all processes, into at most `num_minibatches` random groups.
+
+    Row i belongs to process i modulo their number, and the groups do not depend on that number, so
+    several processes train as one does. The order is i -> (a * i + b) modulo `num_rows`, with a
+    random b and a random a without a common divisor: neighbours in it then belong to different
+    processes, and each process has nearly the same share of every group.
+    """
+    rng = np.random.default_rng([seed, 19])
+    factors = [factor for factor in range(1, num_rows + 1) if math.gcd(factor, num_rows) == 1]
+    order = (int(rng.choice(factors)) * np.arange(num_rows) + int(rng.integers(num_rows))) % num_rows
+    return [group.tolist() for group in np.array_split(order, min(num_minibatches, num_rows))]
 
 
 def optimizer_step(

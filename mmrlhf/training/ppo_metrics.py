@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -78,9 +79,15 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
     return metrics
 
 
-def sum_over_processes(accelerator: Accelerator, sums: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Sum a minibatch's metrics, each already divided by the global token count: their means."""
-    return {k: float(accelerator.reduce(torch.tensor(v, device=device), "sum")) for k, v in sums.items()}
+def sum_over_processes(sums: Mapping[str, float]) -> dict[str, float]:
+    """Sum a minibatch's metrics, each already divided by the global token count: their means.
+
+    A process without a prompt in the minibatch has none.
+    """
+    totals: Counter[str] = Counter()
+    for process_sums in gather_object([dict(sums)]):
+        totals.update(process_sums)
+    return dict(totals)
 
 
 def mean_hacking_metrics(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

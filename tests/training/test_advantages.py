@@ -57,6 +57,19 @@ def test_masked_whiten_matches_hand_computation():
     assert with_mean.tolist()[0] == pytest.approx([1, 3, 0])
 
 
+@pytest.mark.parametrize("score", [100.1, 1000.1, 12345.6, -0.3, 1e30])
+def test_equal_scores_have_no_advantage(score):
+    scores = torch.full((2, 8), score)
+    assert torch.equal(advantages.group_advantages(scores), torch.zeros(2, 8))
+    assert torch.equal(advantages.masked_whiten(scores, torch.ones(2, 8)), torch.zeros(2, 8))
+    assert torch.equal(advantages.masked_whiten(scores, torch.ones(2, 8), keep_mean=True), scores)
+
+
+def test_group_advantages_do_not_depend_on_a_common_offset():
+    scores = torch.tensor([[1.0, 2.0, 4.0]])
+    assert torch.equal(advantages.group_advantages(scores + 1024), advantages.group_advantages(scores))
+
+
 def test_group_advantages_match_hand_computation():
     # Mean 2, standard deviation 1 (unbiased): -1, 0, 1. Equal scores say nothing.
     estimated = advantages.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
