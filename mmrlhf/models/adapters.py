@@ -24,6 +24,25 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
 
 
+class MasterWeightLinear(nn.Linear):
+    """A linear layer with float32 weights that computes in its input's precision.
+
+    PEFT would cast the inputs of a float32 adapter on a bfloat16 base to float32 and keep the copies
+    for the backward pass. The optimiser still updates float32 weights.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> MasterWeightLinear:
+        """Return a layer with the same parameters."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return nn.functional.linear(input, self.weight.to(input.dtype), bias)
+
+
 class Adapters:
     """The named adapters on one model.
 
@@ -63,6 +82,8 @@ class Adapters:
         for parameter in self.parameters(name).values():
             parameter.requires_grad_(True)
         self._lora_layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in self._lora_layers:
+            _compute_in_input_precision(layer, name)
 
     def load(self, name: str, directory: Path, *, trainable: bool) -> None:
         """Load a saved adapter. Raises InputError if it is missing or belongs to another model."""
@@ -113,6 +134,14 @@ class Adapters:
         finally:
             for layer, (active, disabled) in zip(self._lora_layers, previous, strict=True):
                 layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def _compute_in_input_precision(layer: BaseTunerLayer, name: str) -> None:
+    """Let an adapter of a layer compute in the precision of the layer's inputs."""
+    layer.cast_input_dtype_enabled = False
+    for factors in (layer.lora_A, layer.lora_B):
+        if name in factors:  # an adapter need not target every layer
+            factors[name] = MasterWeightLinear.from_linear(factors[name])
 
 
 @dataclass

@@ -62,6 +62,26 @@ def test_adapters_gradients_reach_only_active_roles(adapters, examples):
     assert all(".policy." in k or ".value." in k for k in trained)
 
 
+def test_adapters_compute_in_the_bases_precision_and_train_in_float32(tiny_vlm_path, examples):
+    vlm = load(tiny_vlm_path, "bfloat16")
+    adapters = Adapters(vlm)
+    adapters.add("policy", 4, 8, 0)
+    saved_types = []
+
+    def record(tensor):
+        saved_types.append(tensor.dtype)
+        return tensor
+
+    layer = vlm.model.base_model.get_decoder().layers[0].self_attn.q_proj
+    inputs = torch.randn(3, layer.in_features, dtype=torch.bfloat16)
+    with adapters.use("policy"), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        layer(inputs).sum().backward()
+    assert saved_types and torch.float32 not in saved_types  # PEFT's own forward keeps float32 copies of the inputs
+    parameters = adapters.parameters("policy").values()
+    assert {p.dtype for p in parameters} == {torch.float32}
+    assert {p.grad.dtype for p in parameters if p.grad is not None} == {torch.float32}
+
+
 def test_adapters_save_writes_peft_format(adapters, examples, tmp_path, tiny_vlm_path):
     with adapters.use("policy"):
         expected = prompt_hidden_states(adapters.vlm, examples)
