@@ -27,8 +27,8 @@ from mmrlhf.records import InputError
 class MasterWeightLinear(nn.Linear):
     """A linear layer with float32 weights that computes in its input's precision.
 
-    PEFT would cast the inputs of a float32 adapter on a bfloat16 base to float32 and keep the copies
-    for the backward pass. The optimiser still updates float32 weights.
+    PEFT would cast the inputs of a float32 adapter on a bfloat16 base to float32 and keep the
+    copies for the backward pass. The optimiser still updates float32 weights.
     """
 
     @classmethod
