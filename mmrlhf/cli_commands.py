@@ -113,17 +113,19 @@ def _add_benchmark_options(parser: Parser, benchmarks: Mapping[str, Benchmark]) 
 
 
 def run_compare(command: Command, argv: list[str]) -> None:
-    parser = Parser(command, "RUN RUN [RUN ...] [--out DIR] [--force] [--seed N]")
+    parser = Parser(command, "RUN RUN [RUN ...] [--out DIR] [--force] [--seed N] [--benchmark_file FILE ...]")
     help_text = "output folder of eval, or a folder of them; the first run is the baseline"
     parser.add_argument("runs", metavar="RUN", nargs="+", help=help_text)
     parser.add_argument("--out", metavar="DIR", default="runs/compare", help="folder to write (default runs/compare)")
     help_text = "compare runs that differ in data, prompts, parser, judge or settings, with a warning"
     parser.add_argument("--force", action="store_true", help=help_text)
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="seed of the bootstrap (default 0)")
+    help_text = "a benchmark of your own that the runs are of: the file that they name is not run"
+    parser.add_argument("--benchmark_file", metavar="FILE", nargs="+", default=[], help=help_text)
     args = parser.parse(argv)
     from mmrlhf.commands.compare import compare
 
-    compare(args["runs"], args["out"], args.get("force", False), args["seed"])
+    compare(args["runs"], args["out"], args.get("force", False), args["seed"], args["benchmark_file"])
 
 
 def run_demo(command: Command, argv: list[str]) -> None:

@@ -6,15 +6,17 @@ import base64
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mmrlhf.evaluation.benchmark import Benchmark
 from mmrlhf.evaluation.diversity import EAD_NOTE, diversity
 from mmrlhf.evaluation.paired import compare_pair
-from mmrlhf.evaluation.results import Result, differences, open_result, read_runs, unstated_settings
+from mmrlhf.evaluation.results import Result, differences, load_benchmark_of, open_result, read_runs, unstated_settings
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import to_jsonable
 from mmrlhf.models.images import open_image
@@ -24,15 +26,22 @@ THUMBNAIL_PIXELS = 320
 """Longer side, in pixels, of an image on the page."""
 
 
-def compare(runs: Sequence[str], out: str, force: bool = False, seed: int = 0) -> dict[str, Any]:
+def compare(
+    runs: Sequence[str], out: str, force: bool = False, seed: int = 0, benchmark_files: Sequence[str] = ()
+) -> dict[str, Any]:
     """Compare every run with the first one, benchmark by benchmark.
 
-    Write compare.md, compare.json and compare.html, and return the content of the JSON file. Raises
-    InputError if results are not comparable; with `force`, all three files have a warning instead.
+    Write compare.md, compare.json and compare.html, and return the content of the JSON file.
+    benchmark_files: the user's own benchmarks, which results may be of. Raises InputError if
+    results are damaged or not comparable; with `force`, differences are warnings in all three files
+    instead.
     """
     results_by_benchmark = read_runs(runs)
     refuse_unwritable(Path(out), "out")
-    benchmarks = {name: _compare_benchmark(results, force, seed) for name, results in results_by_benchmark.items()}
+    benchmarks = {
+        name: _compare_benchmark(results, load_benchmark_of(results[0], benchmark_files), force, seed)
+        for name, results in results_by_benchmark.items()
+    }
     report = {"runs": list(runs), "benchmarks": benchmarks}
     markdown = _markdown(benchmarks)
     html = _html_page(benchmarks)
@@ -44,7 +53,7 @@ def compare(runs: Sequence[str], out: str, force: bool = False, seed: int = 0) -
     return report
 
 
-def _compare_benchmark(results: Sequence[Result], force: bool, seed: int) -> dict[str, Any]:
+def _compare_benchmark(results: Sequence[Result], benchmark: Benchmark, force: bool, seed: int) -> dict[str, Any]:
     baseline, warnings = results[0], []
     for other in results[1:]:
         if problems := differences(baseline, other):
@@ -59,7 +68,28 @@ def _compare_benchmark(results: Sequence[Result], force: bool, seed: int) -> dic
     ids = set.intersection(*(result.answered_ids for result in results))
     if not ids:
         raise InputError(f"{', '.join(str(result.folder) for result in results)} have no answered example in common")
-    _, task, _ = open_result(baseline, ids)
+    with _damage_as_input_errors(results):
+        return _measure_differences(results, benchmark, ids, warnings, seed)
+
+
+@contextmanager
+def _damage_as_input_errors(results: Sequence[Result]) -> Iterator[None]:
+    """Turn the errors of a benchmark on rows that it did not write into one InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        files = " or ".join(str(result.folder / "scores.jsonl") for result in results)
+        raise InputError(f"{files} does not hold what the benchmark writes ({reason}): run eval again") from error
+
+
+def _measure_differences(
+    results: Sequence[Result], benchmark: Benchmark, ids: set[str], warnings: list[str], seed: int
+) -> dict[str, Any]:
+    baseline = results[0]
+    task, _ = open_result(baseline, benchmark, ids)
     summary = baseline.summary
     return {
         "headline": summary["headline"],
@@ -68,7 +98,9 @@ def _compare_benchmark(results: Sequence[Result], force: bool, seed: int) -> dic
         "n": len(ids),
         "warnings": warnings,
         "models": [result.name for result in results],
-        "pairs": [{"a": baseline.name, "b": other.name, **compare_pair(baseline, other, ids, seed)} for other in results[1:]],
+        "pairs": [
+            {"a": baseline.name, "b": other.name, **compare_pair(baseline, other, benchmark, ids, seed)} for other in results[1:]
+        ],
         "diversity": diversity(results, dict(task.examples), ids),
     }
 
@@ -153,7 +185,7 @@ def _markdown_pair(pair: Mapping[str, Any]) -> list[str]:
     if test := pair["mcnemar"]:
         parts.append(
             f"Right in {pair['a']} alone: {test['only_a']}; in {pair['b']} alone: {test['only_b']}; in both: {test['both']}; "
-            f"McNemar's exact p {_format_number(test['p'])}."
+            f"McNemar's exact p {_format_number(test['p'])}." + _repeated_note(test)
         )
     if pair["categories"]:
         rows = [
@@ -162,6 +194,13 @@ def _markdown_pair(pair: Mapping[str, Any]) -> list[str]:
         ]
         parts.append(_markdown_table(["share right", "n", *header], rows))
     return parts
+
+
+def _repeated_note(test: Mapping[str, Any]) -> str:
+    """Return a sentence on questions that several examples ask, or ""."""
+    if not test["repeated"]:
+        return ""
+    return f" Each of {test['questions']} questions counts once; {test['repeated']} examples ask one of them again."
 
 
 def _markdown_flipped(pair: Mapping[str, Any]) -> str:
@@ -198,6 +237,7 @@ def _html_page(benchmarks: Mapping[str, Any]) -> str:
         split_by_claims=_split_by_claims,
         thumbnail_url=_thumbnail_url,
         interval=_format_interval,
+        repeated_note=_repeated_note,
         diversity_names=_diversity_names,
         diversity_note=EAD_NOTE,
     )

@@ -3,7 +3,7 @@ flipped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,15 @@ MAX_FLIPPED = 8
 """Flipped examples to show, in each direction."""
 
 
-def compare_pair(a: Result, b: Result, ids: set[str], seed: int) -> dict[str, Any]:
+def compare_pair(a: Result, b: Result, benchmark: Benchmark, ids: set[str], seed: int) -> dict[str, Any]:
     """Compare b with a on these examples: metrics by mode, McNemar's test, categories, flipped
-    examples."""
-    benchmark, task_a, rows_a = open_result(a, ids)
-    _, task_b, rows_b = open_result(b, ids)
+    examples.
+
+    A question that several examples ask, as POPE's splits do, counts once in the last three, with
+    the first of its answers.
+    """
+    task_a, rows_a = open_result(a, benchmark, ids)
+    task_b, rows_b = open_result(b, benchmark, ids)
     stats_by_mode_b = benchmark.aggregate(rows_b, task_b)
     metrics = {}
     for mode, stats_a in benchmark.aggregate(rows_a, task_a).items():
@@ -29,7 +33,8 @@ def compare_pair(a: Result, b: Result, ids: set[str], seed: int) -> dict[str, An
         if isinstance(stats_a, SufficientStats) and isinstance(stats_b, SufficientStats):
             metrics[mode] = unflatten(paired_bootstrap(stats_a, stats_b, seed))
     right_a, right_b = _right_by_id(rows_a), _right_by_id(rows_b)
-    shared_ids = [id_ for id_ in task_a.examples if id_ in right_a and id_ in right_b]
+    answered_ids = [id_ for id_ in task_a.examples if id_ in right_a and id_ in right_b]
+    shared_ids = _first_of_each_question(task_a, answered_ids)
     only_a = [id_ for id_ in shared_ids if right_a[id_] and not right_b[id_]]
     only_b = [id_ for id_ in shared_ids if right_b[id_] and not right_a[id_]]
     mcnemar_test = {
@@ -37,6 +42,8 @@ def compare_pair(a: Result, b: Result, ids: set[str], seed: int) -> dict[str, An
         "only_b": len(only_b),
         "both": sum(right_a[id_] and right_b[id_] for id_ in shared_ids),
         "p": mcnemar(len(only_a), len(only_b)),
+        "questions": len(shared_ids),
+        "repeated": len(answered_ids) - len(shared_ids),
     }
     by_id_a = {row["id"]: row for row in first_valid(rows_a)}
     by_id_b = {row["id"]: row for row in first_valid(rows_b)}
@@ -44,12 +51,24 @@ def compare_pair(a: Result, b: Result, ids: set[str], seed: int) -> dict[str, An
     return {
         "metrics": metrics,
         "mcnemar": mcnemar_test if shared_ids else None,
-        "categories": _compare_categories(benchmark, task_a, right_a, right_b, shared_ids, seed),
+        "categories": _compare_categories(benchmark, task_a, right_a, right_b, answered_ids, seed),
         "flipped": [
             _flipped_example(benchmark, task_a.examples[id_], by_id_a[id_], by_id_b[id_], task_a, improved)
             for improved, id_ in flipped
         ],
     }
+
+
+def _first_of_each_question(task: Task, ids: list[str]) -> list[str]:
+    """Return the first of the examples that ask the same of the same image."""
+    first_ids: dict[Hashable, str] = {}
+    for id_ in ids:
+        example = task.examples[id_]
+        image = str(example.meta.get("image", ""))
+        is_known = bool(example.prompt and (example.images or image))
+        question: Hashable = (example.images, image, example.prompt) if is_known else id_
+        first_ids.setdefault(question, id_)
+    return list(first_ids.values())
 
 
 def is_right(row: Mapping[str, Any]) -> bool | None:
@@ -76,16 +95,17 @@ def _compare_categories(
     task: Task,
     right_a: Mapping[str, bool],
     right_b: Mapping[str, bool],
-    shared_ids: list[str],
+    answered_ids: list[str],
     seed: int,
 ) -> list[dict[str, Any]]:
     """Return accuracies by category, with their paired difference."""
     ids_by_category: dict[str, list[str]] = {}
-    for id_ in shared_ids:
+    for id_ in answered_ids:
         for category in benchmark.categories(task.examples[id_]):
             ids_by_category.setdefault(category, []).append(id_)
     table_rows = []
-    for category, ids in sorted(ids_by_category.items()):
+    for category, category_ids in sorted(ids_by_category.items()):
+        ids = _first_of_each_question(task, category_ids)
         clusters = [task.examples[id_].meta.get("image", id_) for id_ in ids]
         stats_a, stats_b = (
             SufficientStats(clusters, np.array([[right[id_], 1] for id_ in ids]), _accuracy) for right in (right_a, right_b)

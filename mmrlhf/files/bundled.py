@@ -49,7 +49,8 @@ def find(kind: ResourceKind, name: str) -> Path:
         raise InputError(f"{name} does not exist" + (f": {suggestion(name, candidates)}" if candidates else ""))
     short_name = name.removeprefix(f"{kind}/").removesuffix(SUFFIXES[kind])
     path = folder(kind) / f"{short_name}{SUFFIXES[kind]}"
-    if short_name and (path.is_file() or (kind == "data" and path.is_dir())):
+    is_inside = path.resolve().is_relative_to(folder(kind).resolve())  # not ../name, nor /name
+    if short_name and is_inside and (path.is_file() or (kind == "data" and path.is_dir())):
         return path
     normalised = _normalise_name(short_name)
     matches = [candidate for candidate in names(kind) if kind == "eval" and _normalise_name(candidate) == normalised]

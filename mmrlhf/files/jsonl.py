@@ -33,7 +33,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 def _parse_object(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deeply
         return None
     return row if isinstance(row, dict) else None
 

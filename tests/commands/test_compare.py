@@ -47,7 +47,7 @@ def test_compare_reports_differences_and_flips(question_file, tmp_path, capsys):
     accuracy = pair["metrics"]["robust"]["accuracy"]
     assert (accuracy["a"], accuracy["b"]) == (0.5, 17 / 20) and accuracy["difference"] == pytest.approx(0.35)
     assert accuracy["low"] > 0 and accuracy["detectable"] > 0
-    assert pair["mcnemar"] == {"only_a": 1, "only_b": 8, "both": 9, "p": pytest.approx(20 / 512)}
+    assert pair["mcnemar"] == {"only_a": 1, "only_b": 8, "both": 9, "p": pytest.approx(20 / 512), "questions": 20, "repeated": 0}
     categories = {category["name"]: category for category in pair["categories"]}
     assert categories["label no"]["n"] == 10 and categories["label no"]["difference"] == pytest.approx(0.8)
     assert [flip["id"] for flip in pair["flipped"] if not flip["better"]] == ["19"]
@@ -57,6 +57,36 @@ def test_compare_reports_differences_and_flips(question_file, tmp_path, capsys):
     assert "<b>maybe" not in page and "accuracy" in (tmp_path / "out" / "compare.md").read_text()
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["benchmarks"]["pope"]["n"] == 20
     assert "McNemar" in capsys.readouterr().out
+
+
+def test_compare_counts_a_question_of_several_splits_once(tmp_path):
+    """Of 3 splits with 2 questions each, 4 are distinct: one of them is right in b alone, not 3."""
+    data = tmp_path / "POPE"
+    data.mkdir()
+    shared = {"image": "1.png", "text": "Is there a cup?", "label": "yes"}
+    for split in ("random", "popular", "adversarial"):
+        own = {"image": "2.png", "text": f"Is there a {split}?", "label": "no"}
+        (data / f"coco_pope_{split}.json").write_text(
+            "\n".join(map(json.dumps, [shared | {"question_id": 1}, own | {"question_id": 2}]))
+        )
+    runs = []
+    for name, cup in (("a", "No"), ("b", "Yes")):
+        rows = [
+            {"id": f"{split}/{n}", "answers": [cup if n == 1 else "No"]}
+            for split in ("random", "popular", "adversarial")
+            for n in (1, 2)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        evaluate("pope", EvalConfig(answers=str(tmp_path / f"{name}.jsonl"), data=str(data), output_dir=str(tmp_path / name)))
+        runs.append(str(tmp_path / name))
+    pair = compare(runs, str(tmp_path / "out"))["benchmarks"]["pope"]["pairs"][0]
+    assert pair["mcnemar"] == {"only_a": 0, "only_b": 1, "both": 3, "p": 1.0, "questions": 4, "repeated": 2}
+    assert {c["name"]: c["n"] for c in pair["categories"]} == {
+        "adversarial": 2, "popular": 2, "random": 2, "label yes": 1, "label no": 3,
+    }  # fmt: skip
+    assert len(pair["flipped"]) == 1 and pair["metrics"]["robust"]["mean"]["accuracy"]["difference"] == 0.5
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    assert "Each of 4 questions counts once; 2 examples ask one of them again." in markdown
 
 
 def test_compare_refuses_different_options_unless_forced(question_file, tmp_path, capsys):
