@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from mmrlhf.claims.grammar import ADDITIVE_WORDS, BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
+from mmrlhf.claims.grammar import BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tagging import Tokens
@@ -84,9 +84,10 @@ class ClaimBuilder:
         counted_values = {(c.subject, c.value) for _, _, c in self.ranked_claims if c.kind == "count"}
         partially_counted = {noun for noun, value in counted_values if value != "1"} | self.nouns_with_others
         words, tags = self.tokens.words, self.tokens.tags
-        has_other = "other" in words and any(
-            word == "other" and tags[index + 1 : index + 2] not in (["N"], ["J"]) for index, word in enumerate(words)
-        )  # one is black, the other is white
+        has_other = ("other" in words or "one" in words) and any(
+            (word == "other" and tags[index + 1 : index + 2] not in (["N"], ["J"])) or (word == "one" and tags[index] == "X")
+            for index, word in enumerate(words)
+        )  # one dog is black, the other is white; one is grey
         ordered_claims = [
             claim
             for _, _, claim in sorted(self.ranked_claims, key=itemgetter(0, 1))
@@ -134,7 +135,11 @@ class ClaimBuilder:
             return
         if phrase.start < state.negated_until and state.open_relation is None and self.is_negated(phrase):
             phrase.is_negated = True
-        if phrase.start < phrase.head and not ADDITIVE_WORDS.isdisjoint(words[phrase.start : phrase.head]):
+        if phrase.is_additive and phrase.is_negated:
+            # no *other* people: these are there; nobody *else*
+            phrase.name = ""
+            return
+        if phrase.is_additive:
             if phrase.name in self.mentioned_nouns:
                 phrase.count = None  # two more dogs: not two in all
             self.nouns_with_others.add(phrase.name)
@@ -155,7 +160,7 @@ class ClaimBuilder:
             and tokens.tags[phrase.end + 1][0] in LABEL_START_TAGS
         )
         if not phrase.is_negated and (is_last_alternative or is_first_alternative):
-            is_hedged = True
+            is_hedged = phrase.is_alternative = True
         self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)
         if phrase.count == 1 and phrase.is_negated:
             phrase.count = None  # not a single *dog*
@@ -237,8 +242,12 @@ class ClaimBuilder:
             start, stop = min(phrase.head, index, target.head), max(phrase.end, target.end)
             if stop - start > MAX_RELATION_TOKENS:
                 start = min(index, target.head)
-            negated = phrase.is_negated or self.is_negated_at(index)
-            hedged = state.is_hedged and (index > state.hedge_index or phrase.start > state.hedge_index)
+            # He does not notice the dog behind him: the verb denies nothing about its object.
+            is_given_object = phrase.is_definite and 0 <= state.verb_index < phrase.start
+            negated = phrase.is_negated or (self.is_negated_at(index) and not is_given_object)
+            hedged = (state.is_hedged and (index > state.hedge_index or phrase.start > state.hedge_index)) or (
+                target.is_alternative or phrase.is_alternative
+            )
             self._add_claim(
                 "relation", phrase, start, stop, relation=relation, target=target_referent.name, negated=negated, hedged=hedged
             )
@@ -246,6 +255,15 @@ class ClaimBuilder:
     def negate(self, phrase: Phrase) -> None:
         """Negate a phrase's claims after the fact: the left pedal is *missing*."""
         self._amend(phrase, {"negated": True})
+
+    def withdraw(self, phrase: Phrase) -> None:
+        """Drop a phrase's negated claims: no people *except* a man."""
+        head_start = self.tokens.starts[phrase.head]
+        self.ranked_claims = [
+            entry
+            for entry in self.ranked_claims
+            if not (entry[2].negated and entry[2].subject == phrase.referent.name and entry[0] == head_start)
+        ]
 
     def hedge(self, phrase: Phrase) -> None:
         """Hedge a phrase's claims after the fact: a cat is possibly *present*."""

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
-from mmrlhf.claims.grammar import APPROXIMATE_NUMBER_WORDS, EXCEPTIVE_PREPOSITIONS, NEGATIVE_PREPOSITIONS
+from mmrlhf.claims.grammar import (
+    APPROXIMATE_NUMBER_WORDS,
+    COPULAS,
+    DOUBT_ADJECTIVES,
+    EXCEPTIVE_PREPOSITIONS,
+    NEGATIVE_PREPOSITIONS,
+    UNDENYING_WORDS,
+)
 from mmrlhf.claims.noun_phrases import continues_list, word_to_number
 from mmrlhf.claims.tags import (
     AFTER_PREDICATE_NEITHER,
     AFTER_REDUCED_CONJUNCTION,
     CLAUSE_END_TAGS,
+    CLAUSE_LINK_TAGS,
+    FINITE_VERB_TAGS,
+    LIST_ITEM_START_TAGS,
     NEGATED_PHRASE_START_TAGS,
 )
 
@@ -19,7 +29,9 @@ def process_connective(
     """Update the state for a word that is not a noun phrase, verb or adjective."""
     state = builder.state
     if tag == "O":
-        _process_not(state, word, previous_tag, next_tag)
+        _process_not(builder, index, previous_tag, next_tag)
+    elif tag == "T":
+        _process_there(state, previous_tag, next_tag)
     elif tag == "L":
         # neither is it red; neither a dog nor a cat
         if next_tag in AFTER_PREDICATE_NEITHER:
@@ -34,26 +46,36 @@ def process_connective(
     elif tag == "Y":
         _process_conjunction(state, word, next_tag)
     elif tag == "W":
+        _end_denied_judgement(builder, index, previous_tag)
         # A man, *who* wears a hat, ...: until its verb, the clause is about the latest phrases.
         if state.conjuncts and previous_tag in ("N", ","):
             state.outer_subjects, state.actors, state.in_relative_clause = state.subjects, list(state.conjuncts), True
     elif tag == "A":
-        _process_preposition(state, index, word)
+        _process_preposition(builder, index, word, previous_tag)
     elif tag == ",":
         state.open_relation = None
-        if state.is_hedged and not continues_list(tags, index, end):
+        # may be held back, *such as* in a lake
+        if state.is_hedged and not continues_list(tags, index, end) and next_tag not in ("A", "P"):
             state.is_hedged = False
+        # No cars are visible, *with* a bicycle nearby; but: it is not red, *or* blue
+        if state.negated_until > index and next_tag not in LIST_ITEM_START_TAGS and not continues_list(tags, index, end):
+            state.negated_until = -1
         if state.conjunct_role == "denied":
             state.conjunct_role, state.conjuncts = "", []
     elif tag in ("C", "I"):
         state.open_relation = None
+        if tag == "I":
+            _end_denied_judgement(builder, index, previous_tag)
     elif tag == ":":
         _process_label(builder, index, tags, end)
         builder.state = SentenceState()
 
 
-def _process_not(state: SentenceState, word: str, previous_tag: str, next_tag: str) -> None:
-    if word == "not only":
+def _process_not(builder: ClaimBuilder, index: int, previous_tag: str, next_tag: str) -> None:
+    state, words = builder.state, builder.tokens.words
+    next_word = words[index + 1] if index + 1 < len(words) else ""
+    # You do not *often* see a horse here; it does not *only* show a dog.
+    if next_word in UNDENYING_WORDS:
         return
     # The bus is red, *not* a car. A dog and *not* a cat.
     if next_tag in NEGATED_PHRASE_START_TAGS and previous_tag not in ("B", "M"):
@@ -63,6 +85,34 @@ def _process_not(state: SentenceState, word: str, previous_tag: str, next_tag: s
     # The dog is *not* brown.
     else:
         state.negated_until = TO_SENTENCE_END
+
+
+def _process_there(state: SentenceState, previous_tag: str, next_tag: str) -> None:
+    """Begin a clause at `there`: no dog is visible, but *there* is a cat."""
+    is_clause = next_tag in FINITE_VERB_TAGS or next_tag in ("?", "R")
+    if not is_clause or previous_tag not in CLAUSE_LINK_TAGS:
+        return
+    if previous_tag == "C":
+        state.is_hedged = False
+    state.negated_until, state.pending_negation, state.open_relation, state.has_finite_verb = -1, "", None, False
+    state.subjects, state.actors, state.conjuncts, state.conjunct_role = [], [], [], ""
+    state.verb, state.verb_index, state.last_relation, state.last_target = "", -1, None, None
+
+
+def _end_denied_judgement(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
+    """End a negation that denies a judgement only: it is not common *to* see a cat.
+
+    A judgement is an adjective or a noun after `it is not`; after `clear` and `sure`, what follows
+    is in doubt.
+    """
+    state, words = builder.state, builder.tokens.words
+    if not builder.is_negated_at(index) or state.verb not in COPULAS:
+        return
+    is_expletive = len(state.subjects) == 1 and state.subjects[0].noun in ("it", "this", "that")
+    if previous_tag in ("J", "R") and words[index - 1] in DOUBT_ADJECTIVES:
+        state.negated_until, state.is_hedged, state.hedge_index = -1, True, index
+    elif is_expletive and previous_tag in ("J", "X", "N", "R"):
+        state.negated_until = -1
 
 
 def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None:
@@ -75,16 +125,26 @@ def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None
         state.verb_index, state.verb = -1, ""
 
 
-def _process_preposition(state: SentenceState, index: int, word: str) -> None:
+def _process_preposition(builder: ClaimBuilder, index: int, word: str, previous_tag: str) -> None:
     """Process a preposition that does not give a place: with, without, except."""
+    state = builder.state
     state.open_relation = None
+    # not complete *without* a hat: two negations
+    if word in NEGATIVE_PREPOSITIONS and builder.is_negated_at(index):
+        state.negated_until = -1
     # a man *without* a hat
-    if word in NEGATIVE_PREPOSITIONS:
+    elif word in NEGATIVE_PREPOSITIONS:
         state.pending_negation, state.conjunct_role, state.conjuncts = "word", "denied", []
         return
-    # nothing in the drawer *except* a spoon
+    # nothing in the drawer *except* a spoon; no people *except* a man: there is somebody
     if word in EXCEPTIVE_PREPOSITIONS:
+        for phrase in [*state.subjects, *state.conjuncts]:
+            if phrase.is_negated:
+                builder.withdraw(phrase)
         state.negated_until, state.pending_negation = -1, ""
+    # It is not common *for* a cat to swim.
+    if word == "for":
+        _end_denied_judgement(builder, index, previous_tag)
     state.possessor = state.conjuncts[-1] if state.conjuncts and word == "with" else None
     state.conjuncts, state.conjunct_role = [], "with"
     if state.verb_index < 0:

@@ -104,7 +104,7 @@ def _match_fixed_pattern(word: WordContext) -> str:
     # watching the boy *play* baseball
     if (
         "V" in word.possible_tags
-        and previous_tag == "N"
+        and previous_tag in NOUN_TAGS
         and word.next_tag in AFTER_BARE_INFINITIVE
         and text in COMMON_VERBS
         and not BARE_INFINITIVE_VERBS.isdisjoint(word.words_before(4))

@@ -62,7 +62,8 @@ def tag_text(text: str, lexicon: Lexicon) -> Tokens:
                 phrase_start = i
         elif tag not in PHRASE_FILLER_TAGS:
             phrase_start = -1
-        tags[i] = previous_tag = tag
+        tags[i] = tag
+        previous_tag = "N" if tag == "%" else tag
     return tokens
 
 
@@ -83,6 +84,12 @@ def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, ne
             return "Q"
     elif word == "her":
         return "D" if next_tag in AFTER_POSSESSIVE_HER else "Q"
+    elif word == "only":
+        # the *only* dog
+        return "J" if previous_tag == "D" else tag
+    elif word == "between":
+        # *between* five and seven birds: no place
+        return "?" if next_tags == "#" and tags[i + 2 : i + 4] == ["C", "#"] else tag
     elif word == "one":
         # *one* of them; *one* dog; *one* brown dog
         if previous_tag in ("D", "Z", "J") or next_tags in AFTER_PRONOUN_ONE:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
 from mmrlhf.claims.connectives import process_connective
 from mmrlhf.claims.disambiguation import tag_text
-from mmrlhf.claims.grammar import MEASURE_NOUNS, PICTURE_NOUNS, TRACE_NOUNS
+from mmrlhf.claims.grammar import ADVICE_VERBS, ADVISING_MODALS, MEASURE_NOUNS, PICTURE_NOUNS, PLURAL_MODIFIERS, TRACE_NOUNS
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, is_wall_art, parse_phrase, word_to_number
 from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase, process_pronoun
 from mmrlhf.claims.predicates import process_adjective, process_participle, process_verb
 from mmrlhf.claims.relations import begin_relation
-from mmrlhf.claims.tagging import split_sentences
-from mmrlhf.claims.tags import COORDINATION_KEEPING_TAGS, COORDINATION_TAGS, MAIN_VERB_TAGS, PARTICIPLE_TAGS, STANDALONE_TAGS
+from mmrlhf.claims.tagging import Tokens, split_sentences
+from mmrlhf.claims.tags import COORDINATION_KEEPING_TAGS, COORDINATION_TAGS, DETERMINER_TAGS, MAIN_VERB_TAGS, PARTICIPLE_TAGS, STANDALONE_TAGS
 from mmrlhf.records import Claim
 
 
@@ -30,6 +30,7 @@ def extract_claims(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
     tags = "".join(builder.tokens.tags)
     for begin, end in split_sentences(builder.tokens, tags):
         builder.state = SentenceState()
+        end = _find_advice(builder.tokens, begin, end)
         _SentencePass(builder, tags, begin, end).run()
     return builder.claims()
 
@@ -66,7 +67,9 @@ class _SentencePass:
 
     def _visit_phrase(self, start: int, stop: int, next_tag: str) -> None:
         builder, words = self.builder, self.builder.tokens.words
+        stop, match_stop = _end_before_clause(builder.tokens, start, stop, next_tag), stop
         phrase = parse_phrase(builder.tokens, start, stop, builder.lexicon)
+        self.next_index = match_stop
         is_unnamed_picture = phrase.noun in PICTURE_NOUNS and not phrase.name and not phrase.is_definite
         if is_unnamed_picture and is_wall_art(words, self.begin, start, self.end):
             phrase.name = phrase.noun  # an object on a wall, not the image itself
@@ -75,10 +78,10 @@ class _SentencePass:
             self.quantifier = None
         # a *couple* of dogs, a *slice* of pizza
         if next_tag == "F" and _is_quantifier(phrase):
-            if phrase.noun in ("couple", "pair"):
+            if phrase.noun in ("couple", "pair") and not phrase.is_plural and not phrase.count:
                 phrase.count, phrase.count_index = 2, stop - 1
             elif phrase.noun != "dozen":
-                phrase.count = None
+                phrase.count = None  # three *pairs* of shoes
             self.quantifier = phrase
             self.next_index, self.previous_tag = stop + 1, "F"
             return
@@ -102,6 +105,8 @@ class _SentencePass:
         if quantifier.count and not phrase.count and counts_objects:
             phrase.count, phrase.count_index = quantifier.count, quantifier.count_index
             phrase.start, phrase.is_approximate = quantifier.start, quantifier.is_approximate
+        elif quantifier.count and phrase.count in (12, 100) and counts_objects:
+            phrase.count, phrase.is_approximate = quantifier.count * phrase.count, True  # a couple of dozen
         phrase.is_negated = phrase.is_negated or quantifier.is_negated
         phrase.is_bare = phrase.is_bare and quantifier.is_bare
         if quantifier.is_negated:
@@ -114,6 +119,10 @@ class _SentencePass:
     def _visit_token(self, index: int, next_tag: str) -> None:
         words = self.builder.tokens.words
         tag, word = self.tags[index], words[index]
+        # dog *(2)*
+        if tag == "%":
+            self._count_previous_phrase(index, word)
+            return
         if tag == "W":
             self.quantifier = None  # six nuns, two of whom
         # *two* of them
@@ -137,6 +146,22 @@ class _SentencePass:
         if tag != "F":
             self.of_head = None
 
+    def _count_previous_phrase(self, index: int, word: str) -> None:
+        """Give the phrase right before a number in brackets that number, unless it is a label."""
+        conjuncts = self.builder.state.conjuncts
+        number = word_to_number(word.strip("() x×–—-"))
+        if not conjuncts or conjuncts[-1].end != index or number is None:
+            return
+        phrase = conjuncts[-1]
+        is_label = self.tags[phrase.start] in DETERMINER_TAGS  # the man (1) and the woman (2)
+        if not phrase.name or phrase.count or is_label:
+            return
+        if number:
+            phrase.count = number
+            self.builder.add_count(phrase, index + 1)
+        else:
+            self.builder.negate(phrase)
+
     def _process_token(self, index: int, tag: str, word: str, next_tag: str) -> None:
         builder, previous_tag, tags, end = self.builder, self.previous_tag, self.tags, self.end
         if tag == "P":
@@ -149,6 +174,44 @@ class _SentencePass:
             process_adjective(builder, index, word, previous_tag, next_tag, tags, end)
         else:
             process_connective(builder, index, tag, word, previous_tag, next_tag, tags, end)
+
+
+def _end_before_clause(tokens: Tokens, start: int, stop: int, next_tag: str) -> int:
+    """Return where a phrase ends before a relative clause: the tools | professionals use."""
+    if next_tag != "V" or stop - start < 2 or tokens.tags[stop - 2] != "N" or not tokens.is_plural[stop - 2]:
+        return stop
+    return stop if tokens.words[stop - 2] in PLURAL_MODIFIERS or not tokens.is_plural[stop - 1] else stop - 1
+
+
+def _find_advice(tokens: Tokens, begin: int, end: int) -> int:
+    """Return where a sentence begins to advise, which claims nothing, or its end.
+
+    Consider adding a lamp. You could *add* a lamp. To make it better, *place* a vase here.
+    """
+    words, tags = tokens.words, tokens.tags
+    first = begin
+    while first < end and (tags[first] in "RYC,?" or words[first] in ("please", "next", "finally", "first")):
+        first += 1
+    if first < end and _is_imperative(tokens, first, end):
+        return first
+    if first < end and tags[first] == "I" and "," in tags[first:end]:
+        comma = tags.index(",", first, end)
+        if comma + 1 < end and _is_imperative(tokens, comma + 1, end):
+            return begin
+    for index in range(begin, end - 2):
+        if words[index] == "you" and words[index + 1] in ADVISING_MODALS:
+            if not ADVICE_VERBS.isdisjoint(words[index + 2 : index + 5]):
+                return index
+        elif words[index] in ("recommend", "suggest", "advise") and words[max(begin, index - 2)] in ("i", "i'd", "would"):
+            return index
+    return end
+
+
+def _is_imperative(tokens: Tokens, index: int, end: int) -> bool:
+    """Return whether a verb without a subject advises something: *add* a lamp."""
+    if tokens.words[index] not in ADVICE_VERBS or index + 1 >= end:
+        return False
+    return tokens.tags[index + 1] in ("D", "#", "G", "Q") or tokens.words[index] in ("consider", "ensure", "avoid", "remember")
 
 
 def _is_quantifier(phrase: Phrase) -> bool:

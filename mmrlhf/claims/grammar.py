@@ -44,7 +44,29 @@ PARTICLE_PREPOSITIONS = word_set("up down over off around by past in out on thro
 """Prepositions of place that can be a verb's particle."""
 NUMBER_APPROXIMATORS = word_set("about around over nearly almost")
 """Words that make a number after them approximate."""
-NUMBER_BOUNDS = frozenset(("at least", "at most", "more than", "less than", "fewer than", "up to"))
+NUMBER_BOUNDS = frozenset((
+    "at least", "at most", "more than", "less than", "fewer than", "up to", "no more than", "no less than", "no fewer than",
+    "not more than", "not less than", "not fewer than",
+))  # fmt: skip
+"""Bounds of a number: the number itself is not claimed."""
+DESIGNATORS = word_set(
+    "number no type model size version route gate platform room pier formula level grade channel highway interstate area figure "
+    "page chapter section lane track terminal unit exit class series generation phase stage bus line"
+)
+"""Words that a number after them names: *number* 7, *platform* 3."""
+COUNTED_PARTS = word_set(
+    "seat seater wheel wheeler wheeled wheels tier tiered layer layered door piece legged sided drawer burner lane panel masted story "
+    "storey level armed pointed bladed engine"
+)
+"""Parts that a number counts in a description: 3-*tier*."""
+UNIT_WORDS = word_set(
+    "year years month months week weeks day days hour hours minute minutes second seconds inch inches foot feet meter meters metre "
+    "metres mile miles pound pounds kilo kilos kg g gram grams liter liters litre litres cm mm km m ft lb lbs oz ounce ounces star "
+    "percent degree degrees dollar dollars cent cents euro euros mph k d p am pm st nd rd th s speed megapixel gallon story storey"
+)
+"""Units of measurement: a number before one counts no object."""
+INVARIANT_NOUNS = word_set("sheep fish deer aircraft moose bison salmon trout series species cattle police offspring broccoli swine")
+"""Nouns that have the same form in the plural."""
 VAGUE_QUALIFIERS = NUMBER_BOUNDS | {"approximately", "roughly", "looks like", "look like"}
 """Words that always make a number approximate or a statement vague."""
 HEDGING_MODALS = word_set("could may might would")
@@ -56,7 +78,7 @@ AMBIGUOUS_FUNCTION_WORDS = (
     | NUMBER_APPROXIMATORS
     | VAGUE_QUALIFIERS
     | HEDGING_MODALS
-    | word_set("yes that her one no 's can")
+    | word_set("yes that her one no 's can only between")
 )
 """Words with a fixed tag that some contexts change."""
 COLOUR_NOUNS = word_set("cream orange peach olive mint gold silver")
@@ -66,7 +88,7 @@ SHADED_COLOURS = (frozenset(BASIC_COLOURS) - {"black", "white"}) | {"violet", "g
 NUMBER_VALUES = (
     words.NUMBER_VALUES
     | {f"{ten}-{one}": value + words.NUMBER_VALUES[one] for ten, value in words.TENS.items() for one in words.NUMBER_WORDS[1:10]}
-    | {"hundred": 100, "dozen": 12}
+    | {"hundred": 100, "dozen": 12, "half a dozen": 6, "half-dozen": 6}
 )
 """Value of each number word, with compounds such as twenty-one."""
 CLOSED_CLASS_TAGS: dict[str, str] = {}
@@ -116,12 +138,15 @@ for _tag, _phrases in {
     "more than;less than;fewer than;up to;ready to;prior to;thanks to;related to",
     "R": "no longer;at night;in general;of course;at all;no doubt;for now;in use;on display;in motion;in mid-air;"
     "in action;by hand;in order;on the other hand;in place;at work;a bit;a little bit;side by side;hand in hand;"
+    "not just:not only;not merely:not only;not simply:not only;not solely:not only;not necessarily:not only;"
     "up close;as if;as though;face to face;on foot;at a time;in total;in particular;one by one;to and fro;"
     "back and forth;up and down;face down;face up;upside down;not only",
     "C": "as well as",
-    "?": "looks like;look like;looking like;looked like;it is possible that;it's possible that;it is likely that;it seems that;"
+    "?": "looks like;look like;looking like;looked like;hardly any;barely any;scarcely any;it is possible that;it's possible that;it is likely that;it seems that;"
+    "no more than;no less than;no fewer than;not more than;not less than;not fewer than;"
     "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
     "N": "no one:nobody;none of the above:nothing",
+    "#": "half a dozen;half dozen:half a dozen",
     "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;"
     "one of them:they;each of them:they;both of them:they;none of which:none;none of whom:none;one of which:they;"
     "one of whom:they;some of which:they;some of whom:they;all of which:they;all of whom:they;both of which:they;"
@@ -145,6 +170,25 @@ MULTIWORD_TERMS_BY_PREFIX: dict[tuple[str, str], list[list[str]]] = {}
 for _phrase in sorted(MULTIWORD_TERMS, key=lambda p: -p.count(" ")):
     _first, _second = _phrase.split(" ")[:2]
     MULTIWORD_TERMS_BY_PREFIX.setdefault((_first, _second), []).append(_phrase.split(" "))
+UNDENYING_WORDS = word_set(
+    "often always usually typically normally commonly frequently everyday every all many much everyone only just merely simply quite"
+)
+"""Words after `not` with which it denies no object: not *often*, not *only*, not *all*."""
+DOUBT_ADJECTIVES = word_set("sure certain clear evident obvious known confirmed possible")
+"""Adjectives that, denied, leave a statement open: it is not *clear* that ..."""
+UNDENIED_OBJECT_VERBS = word_set(
+    "notice see mind care watch look face realize realise acknowledge react bother disturb touch reach block obstruct interact "
+    "interfere overlap distract detract affect miss ignore overlook forget deny know pay seem approach"
+)
+"""Verbs whose object is there although they are denied: he does not *notice* the dog."""
+SPEAKERS = word_set("i we you one")
+"""Subjects that see the image itself: what *we* do not see is absent."""
+ADVICE_VERBS = word_set(
+    "consider add try place put use choose ensure avoid remember opt incorporate arrange install keep move replace remove include "
+    "hang paint bring make set start invest introduce create swap switch position organize organise"
+)
+"""Verbs that, as imperatives or after `you could`, advise what is not there: *consider* adding a lamp."""
+ADVISING_MODALS = word_set("could can might may should would must")
 TRACE_NOUNS = word_set("sign trace")
 """Nouns that name no object when negated: no *sign* of a dog."""
 OCCUPIED_OBJECTS = word_set("swing")
@@ -174,6 +218,8 @@ DEPICTIONS = word_set("statue painting picture drawing portrait sculpture mural 
 """Depictions: what follows `of` is not in the image itself, as in a *statue* of a lion."""
 PAIRED_NOUNS = word_set("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight")
 """Objects that come in pairs; `a pair of` and `both` do not count them."""
+PLURAL_MODIFIERS = word_set("sports clothes glasses goods arms news games sales arts savings systems parks electronics women men ladies")
+"""Plurals that begin compounds: *sports* car."""
 LATERAL_BODY_PARTS = word_set("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
 """Body parts that are either left or right."""
 MODIFIABLE_COLOURS = SHADED_COLOURS | {"teal", "turquoise", "white", "wood", "wooden", "blonde"}
@@ -187,7 +233,7 @@ PEER_RELATIONS = frozenset((
 the laptop.
 """
 EXISTENCE_VERBS = word_set(
-    "has have had having with shows show features feature includes include contains contain sees see depicts "
+    "has have had having with shows show features feature includes include contains contain sees see find finds depicts "
     "depict captures displays showing featuring displaying containing including is are was were be 's 're been"
 )
 """Verbs whose object is located by a place that follows; other verbs' places locate the actor."""
@@ -201,6 +247,8 @@ DIRECTED_ACTIONS = word_set(
     "yelling shouting"
 )
 """Actions directed at something from elsewhere: *looking* at a dog."""
+DIRECTED_VERBS = word_set("look stare gaze point aim glance peer bark growl yell shout listen talk speak wave watch observe face smile laugh")
+"""Verbs whose object may be elsewhere: listen to the man in the *chair*."""
 STATIVE_PARTICIPLES = word_set(
     "parked seated positioned located placed situated standing sitting lying perched docked moored gathered "
     "mounted hung displayed arranged stacked piled set tied leaned stopped anchored stationed scattered"
@@ -231,11 +279,12 @@ BALL_SPORTS = word_set(
 """Sports with the name of their ball."""
 AIMING_VERBS = word_set("spray hit throw swing aim kick toss shoot point direct")
 """Actions on one object at another: throws a ball at a wall."""
-ADDITIVE_WORDS = word_set("other another second more additional")
+ADDITIVE_WORDS = word_set("other another second more additional further extra else")
 """Words that leave the total open: two *more* dogs."""
+VERTICAL_RELATIONS = word_set("above below over under beneath underneath")
 MAX_CONJUNCTS = 15
 """Maximum number of phrases joined by `and` that share a relation."""
-APPROXIMATE_NUMBER_WORDS = NUMBER_APPROXIMATORS | NUMBER_BOUNDS | {"approximately", "roughly"}
+APPROXIMATE_NUMBER_WORDS = NUMBER_APPROXIMATORS | NUMBER_BOUNDS | {"approximately", "roughly", "between"}
 """All words that make a number approximate."""
 PICTURE_NOUNS = word_set("picture photo photograph")
 """Nouns for the image itself, or for an object if the sentence has one of `WALL_ART_WORDS`."""
@@ -248,7 +297,7 @@ OPENNESS_ADJECTIVES = word_set("open closed shut")
 """States that follow what somebody has: with his mouth *open*."""
 ABSENCE_WORDS = word_set("absent missing nowhere")
 """Predicates that say that the subject is absent."""
-PRESENCE_WORDS = word_set("visible present seen shown depicted pictured there")
+PRESENCE_WORDS = word_set("visible present seen shown depicted pictured there found captured observed")
 """Predicates that only say that the subject is present."""
 ANIMATE_ACTIONS = word_set(
     "sitting standing walking riding lying running eating looking holding wearing playing skiing surfing jumping "

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmrlhf.claims.grammar import PARTICIPLES, POSITION_WORDS
+from mmrlhf.claims.grammar import PARTICIPLES, POSITION_WORDS, UNIT_WORDS
 from mmrlhf.records import InputError
 
 MAX_CACHED_WORDS = 200_000
@@ -60,6 +60,8 @@ class Lexicon:
     """All names of several words, by their last word."""
     coco_class_cache: dict[str, str] = field(default_factory=dict)
     """Results of `coco_class`."""
+    verb_base_cache: dict[str, str] = field(default_factory=dict)
+    """Results of `verb_base`."""
     token_cache: dict[str, tuple[str, str, str, bool, int]] = field(default_factory=dict)
     """Analyses of tokens in `tagging`, by their spelling."""
 
@@ -164,6 +166,16 @@ class Lexicon:
                         return form, base
         return None
 
+    def verb_base(self, word: str) -> str:
+        """Return the base of a verb's form: riding -> ride, worn -> wear."""
+        base = self.verb_base_cache.get(word)
+        if base is None:
+            form = self._verb_form(word)
+            base = form[1] if form else word
+            if len(self.verb_base_cache) < MAX_CACHED_WORDS:
+                self.verb_base_cache[word] = base
+        return base
+
     def analyze(self, word: str) -> Word:
         """Return the possible uses of a word in lower case."""
         code = self.dictionary.get(word, "")
@@ -203,7 +215,7 @@ class Lexicon:
         if not tags:
             tags = self._guess_tags(word)
             if word.endswith("s") and not word.endswith("ss") and tags == "U":
-                base, is_plural = word[:-1], True
+                base, is_plural = _singular_of_unknown(word), True
         return Word(tags, base, is_plural, attribute_rank)
 
     def _attribute_rank(self, word: str, code: str) -> int:
@@ -214,7 +226,8 @@ class Lexicon:
         if word in word_sets["not attributes"]:
             return 0
         if "-" in word:
-            return int(not POSITION_WORDS.issuperset(word.split("-")))
+            parts = word.split("-")
+            return int(not POSITION_WORDS.issuperset(parts) and UNIT_WORDS.isdisjoint(parts))
         # A comparative describes nothing by itself: larger.
         for suffix in ("er", "est"):
             if word.endswith(suffix):
@@ -247,6 +260,13 @@ class Lexicon:
                     if base != word and "a" in self.dictionary.get(base, ""):
                         return "K"
         return "U"
+
+
+def _singular_of_unknown(word: str) -> str:
+    """Return the singular of a plural that no dictionary has: checkboxes -> checkbox."""
+    if word.endswith(("xes", "ches", "shes", "sses", "zzes")):
+        return word[:-2]
+    return f"{word[:-3]}y" if word.endswith("ies") and len(word) > 4 else word[:-1]
 
 
 def _read_entries(path: Path) -> Iterator[tuple[str, str, int]]:

@@ -7,27 +7,33 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from mmrlhf.claims.grammar import (
+    ADDITIVE_WORDS,
     APPROXIMATE_NUMBER_WORDS,
     COLOUR_MODIFIERS,
     COLOURED_MARKS,
     DEFINITE_DETERMINERS,
+    INVARIANT_NOUNS,
     LATERAL_BODY_PARTS,
     MODIFIABLE_COLOURS,
     NUMBER_VALUES,
     OCCUPIED_OBJECTS,
     PAIRED_NOUNS,
     PART_NOUNS,
+    UNIT_WORDS,
     WALL_ART_WORDS,
 )
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.tagging import Tokens
 from mmrlhf.claims.tags import (
+    CLAUSE_BREAK_TAGS,
     COORDINATION_TAGS,
     DESCRIPTIVE_TAGS,
     DETERMINER_TAGS,
+    FINITE_VERB_TAGS,
     NOMINAL_TAGS,
     NOUN_TAGS,
     QUANTIFIER_TAGS,
+    SENTENCE_BREAK_TAGS,
     UNKNOWN_TAGS,
 )
 
@@ -71,6 +77,10 @@ class Phrase:
     count_index: int = 0
     attributes: list[tuple[str, int]] = field(default_factory=list)
     antecedent: Phrase | None = None
+    is_additive: bool = False
+    """Whether it implies more of its kind: no other dog, two more dogs, nobody else."""
+    is_alternative: bool = False
+    """Whether it is one of two alternatives: a dog or a cat."""
 
     @property
     def determiner_kind(self) -> str:
@@ -105,10 +115,14 @@ def parse_phrase(tokens: Tokens, start: int, end: int, lexicon: Lexicon) -> Phra
         tags[start] not in QUANTIFIER_TAGS,
         tags[start] == "Z",
     )
-    if start > 1 and words[start - 1] in ("or", "to") and tags[start - 2] == "#":
-        phrase.is_approximate = True  # four or five people
-    elif start and words[start - 1] in APPROXIMATE_NUMBER_WORDS:
+    phrase.is_additive = not ADDITIVE_WORDS.isdisjoint(words[start:head]) or words[end : end + 1] == ["else"]
+    if start > 1 and tags[start - 2] == "#" and _joins_numbers(tokens, start - 1):
         phrase.is_approximate = True
+    elif start and words[start - 1] in APPROXIMATE_NUMBER_WORDS and words[start - 1] != "between":
+        phrase.is_approximate = True
+    # 6 foot tall
+    if phrase.noun in UNIT_WORDS and end - start > 1 and tags[end - 2] == "#" and tags[end : end + 1] == ["J"]:
+        return phrase
     head = _resolve_name(tokens, phrase, head, end, lexicon)
     phrase.head = head
     _parse_modifiers(tokens, phrase, start, head)
@@ -175,6 +189,10 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
     if tags[last_index] in UNKNOWN_TAGS:
         if end == len(tags) and tokens.text.rstrip()[-1:].isalnum():
             return head  # a word that may have been cut short
+        # a heading in another language: Hash tagit
+        is_heading = phrase.is_bare and last_index > head and phrase.start == head and tags[end : end + 1] in ([], ["."])
+        if is_heading and (phrase.start == 0 or tags[phrase.start - 1] == "."):
+            return head
         if (
             last_index == head
             and (tags[last_index] == "u" or (phrase.is_bare and not phrase.count))
@@ -186,15 +204,43 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
     if last_index == head:
         phrase.name = lexicon.canonical_name(singular)
         return head
+    # the actor | *Joe Smith*; South Korea
+    name_start = _find_proper_name(tokens, phrase, head, end)
+    if name_start == head:
+        return head
+    if name_start < end:
+        phrase.end, phrase.noun = name_start, nouns[name_start - 1]
+        return _resolve_name(tokens, phrase, head, name_start, lexicon)
     begin = head
     while begin < last_index and (
-        words[begin] in word_sets["materials"]
+        (words[begin] in UNIT_WORDS and tags[begin - 1] == "#")
+        or words[begin] in word_sets["materials"]
         or words[begin] in word_sets["colours"]
         or words[begin] in word_sets["not attributes"]
     ):
         begin += 1
     phrase.name = lexicon.canonical_name(" ".join([*words[begin:last_index], singular]))
     return begin
+
+
+def _has_capital(tokens: Tokens, index: int) -> bool:
+    return tokens.text[tokens.starts[index]].isupper()
+
+
+def _find_proper_name(tokens: Tokens, phrase: Phrase, head: int, end: int) -> int:
+    """Return where a name at the end of a phrase begins, or `end`: the actor | *Joe Smith*.
+
+    A name has capitals and an unknown word. Without one as its last word it needs to be bare: the
+    Eiffel *Tower* is a tower.
+    """
+    tags = tokens.tags
+    start = end
+    while start > head and _has_capital(tokens, start - 1):
+        start -= 1
+    if UNKNOWN_TAGS.isdisjoint(tags[start:end]):
+        return end
+    is_title = start == head and start == 0
+    return end if tags[end - 1] in NOUN_TAGS and (not phrase.is_bare and start == head or is_title and end - start < 2) else start
 
 
 def _singular_of_glasses(tokens: Tokens, index: int) -> str:
@@ -213,17 +259,50 @@ def word_to_number(word: str) -> int | None:
     return NUMBER_VALUES.get(word)
 
 
+def _joins_numbers(tokens: Tokens, index: int) -> bool:
+    """Return whether a word joins two numbers: four *or* five, 5*-*7, between five *and* seven."""
+    words = tokens.words
+    return words[index] in ("or", "to", "-", "–", "—") or (words[index] == "and" and words[max(0, index - 2)] == "between")
+
+
+def _counts_phrase(tokens: Tokens, phrase: Phrase, index: int, number: int) -> bool:
+    """Return whether a number says how many there are: not in 12 year old, a 747 plane."""
+    next_word = tokens.words[index + 1]
+    if next_word in UNIT_WORDS and index + 1 < phrase.end - 1:
+        return False
+    # 2 x fork
+    if tokens.starts[index + 1] > tokens.ends[index] + 1:
+        return True
+    return number == 1 or phrase.is_plural or phrase.noun in INVARIANT_NOUNS or tokens.tags[phrase.end - 1] in UNKNOWN_TAGS
+
+
+def _both_joins_phrases(tokens: Tokens, start: int, end: int) -> bool:
+    """Return whether `both` means this phrase and the next one: *both* men and women."""
+    words, tags = tokens.words, tokens.tags
+    for index in range(start + 1, min(len(words), end + 8)):
+        if words[index] in ("and", "&", "as well as"):
+            return True
+        if index >= end and tags[index] in CLAUSE_BREAK_TAGS | FINITE_VERB_TAGS:
+            return False
+    return False
+
+
 def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> None:
     """Read the number and the attributes from the words before the name."""
     tags, words = tokens.tags, tokens.words
-    if words[start] == "both" and phrase.is_plural and phrase.noun not in PAIRED_NOUNS:
+    if (
+        words[start] == "both"
+        and phrase.is_plural
+        and phrase.noun not in PAIRED_NOUNS
+        and not _both_joins_phrases(tokens, start, phrase.end)
+    ):
         phrase.count, phrase.count_index = 2, start
     k = start + (tags[start] in DETERMINER_TAGS)
     while k < head:
         tag, word = tags[k], words[k]
         if tag == "#":
             number = word_to_number(word)
-            if number is not None and number > 0:
+            if number is not None and number > 0 and _counts_phrase(tokens, phrase, k, number):
                 if phrase.count and number in (100, 12):  # two *dozen*
                     number *= phrase.count
                 phrase.count, phrase.count_index = number, k
@@ -250,6 +329,8 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
         elif tag in NOUN_TAGS and tokens.attribute_rank[k]:
             phrase.attributes.append((word, k))
         k += 1
+    if phrase.count == 1 and phrase.is_approximate:
+        phrase.count = None  # more than one
 
 
 def continues_list(tags: str, comma_index: int, end: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
-from mmrlhf.claims.grammar import COPULAS, DEPICTIONS, DIRECTED_ACTIONS, MAX_CONJUNCTS, PICTURE_NOUNS, POSSESSIVES
+from mmrlhf.claims.grammar import COPULAS, DEPICTIONS, DIRECTED_ACTIONS, MAX_CONJUNCTS, PICTURE_NOUNS, POSSESSIVES, VERTICAL_RELATIONS
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.predicates import is_animate
 from mmrlhf.claims.relations import attach_target, resolve_fronted
@@ -133,7 +133,9 @@ def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_
     """Negate a phrase in the scope of `not`, `without` or `neither`, or end that scope."""
     state, words = builder.state, builder.tokens.words
     # The crate holds no apples, just *pears*.
-    is_correction = is_coordinated and previous_tag != "L" and words[phrase.start - 1] in ("only", "just")
+    is_correction = (
+        is_coordinated and previous_tag != "L" and not {"only", "just"}.isdisjoint(words[phrase.start - 1 : phrase.start + 1])
+    )
     if is_correction:
         state.pending_negation, state.negated_until, state.conjunct_role = "", -1, ""
     # There aren't many *boats*: some are there.
@@ -158,6 +160,7 @@ def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_
         and next_tag not in FINITE_VERB_TAGS
     ):
         phrase.is_negated = True
+        phrase.is_additive = phrase.is_additive or state.conjuncts[-1].is_additive
 
 
 def _add_predicate_attributes(builder: ClaimBuilder, phrase: Phrase, is_coordinated: bool) -> bool:
@@ -273,7 +276,8 @@ def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
         candidates = [*latest_target, *last_located] if state.conjunct_role == "with" else [*last_located, *latest_target]
         for candidate in candidates:
             referent = candidate.referent
-            if referent.name and all(referent is not other.referent for other in located):
+            is_person = word != "them" and builder.lexicon.coco_class(referent.name) == "person"
+            if referent.name and not is_person and all(referent is not other.referent for other in located):
                 phrase.antecedent = referent
                 break
     elif (
@@ -285,6 +289,10 @@ def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
         and not state.possessor.is_negated
     ):
         phrase.antecedent = state.possessor
+        # A vanity with a countertop and a mirror above *it*: the mirror is above the countertop.
+        if len(state.conjuncts) == 2 and state.open_relation[0] in VERTICAL_RELATIONS:
+            phrase.antecedent = state.conjuncts[0]
+            state.open_relation = (*state.open_relation[:2], state.conjuncts[1:], state.open_relation[3])
     if phrase.antecedent is not None:
         attach_target(builder, phrase)
     else:

@@ -14,10 +14,13 @@ from mmrlhf.claims.grammar import (
     POSSESSION_VERBS,
     PRESENCE_WORDS,
     SEEM_VERBS,
+    SPEAKERS,
+    UNDENIED_OBJECT_VERBS,
 )
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tags import (
     AFTER_ACTION_PARTICIPLE,
+    AFTER_SEEN,
     BEFORE_ATTRIBUTIVE,
     BEFORE_MADE_OF,
     BEFORE_OPENNESS,
@@ -49,6 +52,13 @@ def process_verb(
         return
     if tag == "V" and word in ("suggests", "suggest", "resembles", "resemble"):
         state.is_hedged, state.hedge_index = True, index
+    # It is not red and *has* a roof; but: it does not sit or *stand*
+    is_third_person = tag in ("B", "H") or word.endswith("s")
+    if previous_tag == "C" and is_third_person and builder.is_negated_at(index) and builder.tokens.words[index - 1] == "and":
+        state.negated_until = -1
+    # The man does not *notice* the dog: it is there.
+    if tag == "V" and builder.is_negated_at(index) and _is_undenied_object_verb(builder, base_form(word)):
+        state.negated_until = -1
     # Who acts: in a relative clause the phrase before it, then the subject of the main clause.
     if state.in_relative_clause:
         state.in_relative_clause = False
@@ -75,6 +85,16 @@ def process_verb(
     state.pending_negation = ""
     state.verb, state.verb_index, state.has_finite_verb = word, index, True
     state.conjuncts, state.conjunct_role = [], "verb"
+
+
+def _is_undenied_object_verb(builder: ClaimBuilder, base: str) -> bool:
+    """Return whether a denied verb leaves its object: he does not *notice* the dog.
+
+    What `we` do not see is not in the image.
+    """
+    if base not in UNDENIED_OBJECT_VERBS:
+        return False
+    return not any(phrase.noun in SPEAKERS for phrase in builder.state.subjects) or base in ("miss", "ignore", "overlook", "forget")
 
 
 def process_participle(
@@ -109,13 +129,16 @@ def process_participle(
         state.actors = state.subjects
     elif previous_tag == "," and state.conjuncts and not state.subjects:
         state.actors = state.conjuncts
+    if tag == "G" and builder.is_negated_at(index) and _is_undenied_object_verb(builder, builder.lexicon.verb_base(word)):
+        state.negated_until = -1
     if word in ("suggesting", "indicating", "implying", "resembling"):
         state.is_hedged, state.hedge_index = True, index
     # Negated: a dog is not *seen*. Hedged: a dog can possibly be *seen*.
-    if word in ABSENCE_WORDS or (word in PRESENCE_WORDS and builder.is_negated_at(index)):
+    is_presence = word in PRESENCE_WORDS or _is_spotted(builder, index, word, next_tag)
+    if word in ABSENCE_WORDS or (is_presence and builder.is_negated_at(index)):
         for phrase in state.actors:
             builder.negate(phrase)
-    elif word in PRESENCE_WORDS and state.is_hedged and state.hedge_index < index and index - state.hedge_index <= 3:
+    elif is_presence and state.is_hedged and state.hedge_index < index and index - state.hedge_index <= 3:
         for phrase in state.actors:
             builder.hedge(phrase)
     if tag == "E":
@@ -126,6 +149,7 @@ def process_participle(
         elif (
             # The door is *closed*; the desk is *cluttered* with books.
             previous_tag in BEFORE_PREDICATE_PARTICIPLE
+            and not is_presence
             and tokens.attribute_rank[index]
             and next_tag != "I"
             and (
@@ -140,6 +164,11 @@ def process_participle(
                 builder.add_attribute(phrase, word, index, index + 1)
     state.verb, state.verb_index = word, index
     state.conjuncts, state.conjunct_role = [], "verb"
+
+
+def _is_spotted(builder: ClaimBuilder, index: int, word: str, next_tag: str) -> bool:
+    """Return whether `spotted` means seen: cups can be *spotted*, a plane is *spotted* flying."""
+    return word == "spotted" and (next_tag in AFTER_SEEN or builder.tokens.words[index - 1] in ("be", "been"))
 
 
 def _add_painted_colours(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
@@ -204,7 +233,7 @@ def process_adjective(
     """Add the attribute of an adjective outside a noun phrase: the dog is *brown* and *large*."""
     state, tokens = builder.state, builder.tokens
     # A dog is not *visible*.
-    if word in PRESENCE_WORDS or word in ABSENCE_WORDS:
+    if word in PRESENCE_WORDS or word in ABSENCE_WORDS or _is_spotted(builder, index, word, next_tag):
         if builder.is_negated_at(index) or word in ABSENCE_WORDS:
             for phrase in state.actors:
                 builder.negate(phrase)

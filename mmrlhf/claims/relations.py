@@ -15,6 +15,7 @@ from mmrlhf.claims.grammar import (
     CONTENTS_WORDS,
     COPULAS,
     DIRECTED_ACTIONS,
+    DIRECTED_VERBS,
     EXISTENCE_VERBS,
     LOCATION_PREPOSITIONS,
     MAX_CONJUNCTS,
@@ -24,6 +25,7 @@ from mmrlhf.claims.grammar import (
     POSSESSION_VERBS,
     ROOMS,
     STATIVE_PARTICIPLES,
+    VERTICAL_RELATIONS,
 )
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tags import AFTER_VERB_OR_ADVERB, BEFORE_PLACE_OF_ACTOR, COORDINATION_TAGS, FRONTED_TARGET_TAGS, VERB_FORM_TAGS
@@ -85,9 +87,8 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     elif previous_tag == "N" and state.conjunct_role == "denied" and next_tag != "Q":
         located = state.actors or state.conjuncts  # a man without a hat on a beach
     elif previous_tag == "N" and state.conjunct_role == "target" and state.last_relation is not None:
-        is_vertical = word in ("above", "below", "over", "under", "beneath", "underneath")
         located = (
-            state.last_relation[1] if word in PEER_RELATIONS and not (is_vertical and state.verb in COPULAS) else state.conjuncts
+            state.last_relation[1] if word in PEER_RELATIONS and not (word in VERTICAL_RELATIONS and state.verb in COPULAS) else state.conjuncts
         )
     elif previous_tag == ",":
         located = state.actors or state.conjuncts
@@ -169,7 +170,9 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
         and relation in ("in front of", "behind", "near", "next to")
         and all(other.referent.name in place_nouns for other in located)
     )  # crosses the road in front of a bus
-    if is_action_object and (is_location or is_passing) and referent.noun not in BODY_PARTS:
+    # Children listen to the man in the *chair*: the object is there.
+    is_directed = is_action_object and state.conjuncts[-1].is_definite and builder.lexicon.verb_base(state.verb) in DIRECTED_VERBS
+    if is_action_object and not is_directed and (is_location or is_passing) and referent.noun not in BODY_PARTS:
         # A man eats an apple in the *park*: he is there. He holds it in his *hand*: the apple is.
         located = state.actors
     if state.conjunct_role == "with" and phrase.antecedent is not None and state.actors and state.conjuncts:

@@ -10,45 +10,32 @@ from typing import Any
 from mmrlhf.claims.grammar import (
     CLITIC_TAGS,
     CLOSED_CLASS_TAGS,
+    COUNTED_PARTS,
+    DESIGNATORS,
     MULTIWORD_TERMS,
     MULTIWORD_TERMS_BY_PREFIX,
     NUMBER_VALUES,
     PERSON_PRONOUNS,
 )
 from mmrlhf.claims.lexicon import MAX_CACHED_WORDS, Lexicon
-from mmrlhf.claims.tags import NOUN_TAGS, SENTENCE_BREAK_TAGS
+from mmrlhf.claims.markup import mask_markup
+from mmrlhf.claims.tags import HEAD_START_TAGS, NOMINAL_TAGS, NOUN_TAGS, SENTENCE_BREAK_TAGS, UNKNOWN_TAGS
 
 TOKEN_PATTERN = re.compile(
-    r"(?=[^ ])(?:[A-Za-z]++(?![-'’À-ɏ])"  # fast path for most words: only ASCII letters
+    r"(?=[^ ])(?:[A-Za-z]++(?![-'’À-ɏ0-9])"  # fast path for most words: only ASCII letters
     r"|[A-Za-z]+(?=n['’]t\b)|n['’]t\b"  # does|n't
     r"|['’](?:s|re|m|ve|ll|d)\b|['’](?=\s)"  # other clitics; dogs' collars
-    r"|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|%|s)?\b"  # numbers
+    r"|\((?:[x×] ?)?(?:\d{1,3}|one|two|three|four|five|six|seven|eight|nine|ten)(?: ?[x×])?\)"  # dog (2)
+    r"|(?:(?<=[a-z)] )[x×]|×) {0,40}\d{1,3}\b(?! ?[x×])"  # dog x2
+    r"|(?<=[a-z] )[-–—] {1,3}\d{1,3}(?= *(?:\n|\Z))"  # dogs - 2
+    r"|\d+(?:[.,]\d+)?(?:-?[A-Za-z]+)(?:-[A-Za-z]+)*+"  # 12-year-old, 3D
+    r"|[A-Za-z]+\d[A-Za-z\d]*+"  # S4
+    r"|\d+(?:[.,:/]\d+)*%?"  # numbers
     r"|[A-Za-zÀ-ɏ]+(?:['’](?!(?:s|re|m|ve|ll|d)\b)[A-Za-z]+)?(?:-[A-Za-zÀ-ɏ0-9]+)*"  # o'clock, red-haired
     r"|[.!?]+|[,;:()|—–&]|\n|[^\sA-Za-z0-9])"  # signs
 )
-QUOTED_OR_MARKUP = re.compile(
-    r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]{1,300}`"
-    r"|\"[^\"\n]{1,200}\"|“[^”\n]{1,200}”"
-    # Single quotation marks must not be apostrophes: no letter before the first or after the last.
-    r"|'(?<![A-Za-z]')(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
-    r"|‘(?<![A-Za-z]‘)(?=\S)[^'’\n]{1,120}(?<=\S)['’](?![A-Za-z])"
-    r"|https?://\S+|<[^<>\n]{1,200}>"
-    r"|!\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)|\[[^\[\]\n]{0,200}\]\([^()\n]{1,300}\)",
-    re.DOTALL,
-)
-"""Code, quotations, URLs, tags and links.
-
-Each alternative begins with its own character, without which `re` does not try it; lengths are
-bounded to keep the time linear.
-"""
-TIMES_SIGN = re.compile(r"(?<=\d)( ?[x×]) (?=[a-z])")
-"""The sign in `3 x apple`."""
-QUOTE_MARKERS = ("`", '"', "“", "'", "‘", "<", "[", "~~~", "://")
-"""`QUOTED_OR_MARKUP` matches nothing in a text without one of these."""
-CODE_LINE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
-"""A line of a program, recognised by what prose does not have: ` = `, `x.f(`, `x[i]`."""
-BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3}[.)][ \t]+|\(?[a-zA-Z][.)][ \t]+|\|)+")
-"""Bullets, numbers and heading marks at the start of a line."""
+NUMBER_AFTER_NOUN = re.compile(r"[x–—-] *\d{1,3}")
+"""A number after its noun: dog *x2*."""
 
 
 @dataclass(slots=True)
@@ -70,7 +57,7 @@ class Tokens:
     attribute_rank: list[int]
 
 
-CONTEXT_TAGS = frozenset(("\n", "'", "S", "u"))
+CONTEXT_TAGS = frozenset(("\n", "'", "S", "u", "%"))
 """Tags that depend on the token before."""
 
 
@@ -81,6 +68,10 @@ def _analyze_token(surface: str, lexicon: Lexicon) -> tuple[str, str, str, bool,
         return lower, tag, lower, lower == "others", 0
     if lower in NUMBER_VALUES:
         return lower, "#", lower, lower != "one", 0
+    if (first_char == "(" and len(lower) > 1) or first_char == "×" or NUMBER_AFTER_NOUN.fullmatch(lower):
+        return lower, "%", lower, False, 0
+    if first_char.isdigit() and lower[-1].isalpha():
+        return lower, "J", lower, False, int(lower.rpartition("-")[2] in COUNTED_PARTS)
     if first_char.isdigit():
         return lower, "#" if (lower.isascii() and lower.isdecimal()) else "X", lower, True, 0
     if lower == "'":
@@ -99,42 +90,12 @@ def _analyze_token(surface: str, lexicon: Lexicon) -> tuple[str, str, str, bool,
     return lower, tag, lower, False, 0
 
 
-def _mask(match: re.Match[str]) -> str:
-    """Replace quotations and tags with blanks, and code and links with dots, of the same length.
-
-    No noun phrase can extend across dots.
-    """
-    text = match.group()
-    is_quotation_or_tag = len(text) > 1 and text[0] in "\"“'‘<"
-    return (" " if is_quotation_or_tag else ".") * len(text)
-
-
 def tokenize(text: str, lexicon: Lexicon) -> Tokens:
     """Return a text's tokens with all their tags, without Markdown, code and quotations.
 
     The time is linear in the length of the text.
     """
-    masked_text = text
-    stripped = text.strip()
-    if (
-        len(stripped) > 2
-        and stripped[0] + stripped[-1] in ('""', "''", "“”", "‘’")
-        and not any(char in stripped[1:-1] for char in stripped[0] + stripped[-1])
-    ):
-        # An answer that is entirely in quotation marks is not a quotation.
-        masked_text = text.replace(stripped[0], " ").replace(stripped[-1], " ")
-    if any(marker in text for marker in QUOTE_MARKERS):
-        masked_text = QUOTED_OR_MARKUP.sub(_mask, masked_text)
-    if "=" in text or "(" in text or "[" in text:
-        masked_text = CODE_LINE.sub(_mask, masked_text)
-    if "\n" in text or text[:1] in "-*+•|#>(0123456789":
-        masked_text = BULLET.sub(
-            lambda match: "\n" + " " * (len(match.group()) - 1) if match.start() else " " * len(match.group()), masked_text
-        )
-    if "x " in masked_text or "×" in masked_text:
-        masked_text = TIMES_SIGN.sub(lambda match: " " * len(match.group()), masked_text)
-    for marker in "*_~":
-        masked_text = masked_text.replace(marker, " ")
+    masked_text = mask_markup(text)
     spans: list[tuple[int, int]] = []
     entries: list[tuple[str, str, str, bool, int]] = []
     cache = lexicon.token_cache
@@ -156,6 +117,9 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
                 if previous_tag[0] not in NOUN_TAGS:
                     continue
                 entry = ("'s", "S", *entry[2:])
+            elif tag == "%":
+                if previous_tag == "#":
+                    continue  # two (2) dogs
             elif tag == "S" and previous_tag in ("Q", "T", "W"):
                 entry = ("'s", "B", *entry[2:])
             elif tag == "u" and previous_tag in SENTENCE_BREAK_TAGS:
@@ -166,7 +130,58 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
         return Tokens(text, [], [], [], [], [], [], [])
     tokens = Tokens(text, *map(list, zip(*spans, strict=True)), *map(list, zip(*entries, strict=True)))
     _merge_multiword_terms(tokens)
+    if any(map(_has_digit, tokens.words)):
+        _merge_designations(tokens)
     return tokens
+
+
+_has_digit = re.compile(r"\D?\d").match
+"""Finds a digit among a word's first two characters."""
+
+
+def _merge_designations(tokens: Tokens) -> None:
+    """Merge a number that belongs to a name into the word before it: Boeing 747, number 7, S4.
+
+    Before a noun the name becomes an adjective, which describes nothing: a Boeing 747 plane.
+    """
+    words, tags, starts = tokens.words, tokens.tags, tokens.starts
+    keep_mask = [True] * len(words)
+    for i in range(len(words) - 1, -1, -1):
+        word = words[i]
+        is_model = word[0].isalpha() and word[-1].isdigit()
+        if not is_model and not (tags[i] == "#" and word.isdecimal()):
+            continue
+        named = i - 1 if i and starts[i] == tokens.ends[i - 1] + 1 and _is_designated(tokens, i - 1) else i if is_model else -1
+        if named < 0:
+            continue
+        if named < i:
+            keep_mask[i], tokens.ends[named] = False, tokens.ends[i]
+        next_tags = tags[i + 1] if i + 1 < len(tags) else "."
+        is_head = next_tags[0] in HEAD_START_TAGS or ("N" in next_tags and not tokens.is_plural[i + 1])
+        if not is_head:
+            has_determiner = named > 0 and tags[named - 1] == "D"
+            if tokens.words[named] not in DESIGNATORS and _has_capital(tokens, named) and not has_determiner:
+                tags[named] = "u"  # Windows 10 is no window
+            continue
+        while named >= 0 and (tags[named][0] in NOMINAL_TAGS or tags[named] == "R"):
+            tags[named], tokens.attribute_rank[named] = "J", 0
+            is_preceded_by_name = named and (tags[named - 1] in UNKNOWN_TAGS or tokens.text[starts[named - 1]].isupper())
+            if not is_preceded_by_name:
+                break
+            named -= 1
+    _keep(tokens, keep_mask)
+
+
+def _is_designated(tokens: Tokens, index: int) -> bool:
+    """Return whether a number after a word belongs to its name: a capital, or a word like `type`."""
+    if tokens.words[index] in DESIGNATORS or tokens.tags[index] in UNKNOWN_TAGS:
+        return True
+    begins_sentence = index == 0 or tokens.tags[index - 1] in SENTENCE_BREAK_TAGS
+    return _has_capital(tokens, index) and tokens.tags[index][0] in NOMINAL_TAGS and not begins_sentence
+
+
+def _has_capital(tokens: Tokens, index: int) -> bool:
+    return not tokens.text[tokens.starts[index] : tokens.ends[index]].islower()
 
 
 def _line_break_tag(text: str, position: int) -> str:
@@ -202,10 +217,15 @@ def _merge_multiword_terms(tokens: Tokens) -> None:
     keep_mask = [True] * len(words)
     for i in merged_indices:
         keep_mask[i] = False
+    _keep(tokens, keep_mask)
+
+
+def _keep(tokens: Tokens, keep_mask: list[bool]) -> None:
+    """Drop the tokens for which the mask is false."""
     columns: tuple[list[Any], ...] = (
         tokens.starts,
         tokens.ends,
-        words,
+        tokens.words,
         tokens.tags,
         tokens.nouns,
         tokens.is_plural,

@@ -13,7 +13,7 @@ A sentence's tags form a string, in which regular expressions find phrases. The 
     F of                                  C and, or          Y but, while, because
     O not                                 L neither, nor     ? maybe
     , comma or another sign               : colon or semicolon
-    . end of a sentence
+    . end of a sentence                   % number after its noun: dog (2)
 
 Groups are sets, not strings, as an empty slice of a tag string would be in any string.
 """
@@ -51,6 +51,8 @@ SENTENCE_BREAK_TAGS = tag_set(".:")
 CLAUSE_END_TAGS = tag_set(".,")
 CLAUSE_BREAK_TAGS = tag_set(".:Y,")
 """Boundaries of a clause if commas count."""
+CLAUSE_LINK_TAGS = tag_set(".:,YCN?RJXT")
+"""Tags before a `there` that begins a clause."""
 CLAUSE_START_TAGS = tag_set(".:YW")
 """Boundaries of a clause if commas do not count."""
 
@@ -69,6 +71,8 @@ OBJECT_START_TAGS = tag_set("DZQ")
 HEAD_START_TAGS = tag_set("NXUJ")
 """Tags that continue a noun phrase after an adjective."""
 LABEL_START_TAGS = tag_set("DNJ#")
+LIST_ITEM_START_TAGS = tag_set("JCLORE?KG")
+"""Tags after a comma that does not end what a negation denies: not red, *or* blue."""
 NEGATED_PHRASE_START_TAGS = tag_set("DNJ#UX")
 """Tags that begin what `not` denies: not a dog, not two."""
 
@@ -103,12 +107,12 @@ AFTER_IRREGULAR_PARTICIPLE = tag_set("PRIA.,")
 """Tags after cut, set or spread that is a participle: a pizza cut *into* slices."""
 AFTER_LEFT_PARTICIPLE = tag_set("PRIG")
 """Tags after `left` that is a participle: is left *on* the table."""
-AFTER_BARE_INFINITIVE = tag_set("NXDP")
+AFTER_BARE_INFINITIVE = tag_set("NXDPRIAJ.,QG")
 """Tags after the verb in: watching the boy play *baseball*."""
 AFTER_NOUN_OF_VERB_FORM = tag_set("FBV")
 """Tags that show the word before them to be a noun: the stops *of* a bus."""
 AFTER_VERB_ADVERBIAL = tag_set("PRI")
-AFTER_SINGULAR_COMMON_VERB = tag_set("DZPQRIAGE,#J.CLOXN")
+AFTER_SINGULAR_COMMON_VERB = tag_set("DZPQRIAGE,#J.CLOXNu")
 AFTER_SINGULAR_VERB = tag_set("DZPQRIA#JLO")
 AFTER_PLURAL_VERB = tag_set("DZPQRIAGE#,.YJLO")
 AFTER_COORDINATED_SUBJECT_VERB = tag_set("PQRIAJ")
@@ -119,7 +123,7 @@ AFTER_LISTED_ADJECTIVE = tag_set("NXUJEC,")
 
 # ---- neighbours that decide what a word does to its sentence -----------------------------------
 
-STANDALONE_TAGS = tag_set("PC,YWLOBHVGE?AI:J")
+STANDALONE_TAGS = tag_set("PC,YWLOBHVGE?AI:JT")
 """Tags of words that change the state of a sentence by themselves."""
 COORDINATION_KEEPING_TAGS = tag_set("RD?")
 """Tags between `and` and the phrase that it joins: and *also* a dog."""
@@ -133,6 +137,8 @@ BEFORE_MADE_OF = tag_set("BCN,RO")
 """Tags before `made` that introduces a material: *is* made of wood."""
 AFTER_ACTION_PARTICIPLE = tag_set("PAR")
 """Tags after a participle of an action or a place, not of a look: is covered *with* snow."""
+AFTER_SEEN = tag_set("GEPAIR")
+"""Tags after `spotted` that means seen: is spotted *flying*."""
 BEFORE_ATTRIBUTIVE = tag_set("NHDZ")
 """Tags after which an adjective belongs to a noun phrase."""
 AFTER_PREDICATE_NEITHER = tag_set("JRBHMV")

@@ -3,7 +3,7 @@
 import pytest
 
 from mmrlhf.claims.noun_phrases import PHRASE_PATTERN
-from mmrlhf.claims.tagging import QUOTED_OR_MARKUP
+from mmrlhf.claims.markup import QUOTED_OR_MARKUP
 
 
 @pytest.mark.parametrize(
