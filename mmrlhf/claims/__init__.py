@@ -3,7 +3,7 @@
 Modules in the order of their imports:
 
 - words: `grammar` (word lists), `tags` (the tag set), `lexicon`, `chair` (CHAIR's matching)
-- one tag per word: `tagging`, `verb_forms`, `word_context`, `verb_or_other`, `content_words`,
+- one tag per word: `markup` (masking), `tagging`, `verb_forms`, `word_context`, `verb_or_other`, `content_words`,
   `disambiguation`
 - claims of a sentence: `noun_phrases`, `builder`, `predicates`, `relations`, `phrase_roles`,
   `connectives`, `extraction`

@@ -16,7 +16,14 @@ from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase, proces
 from mmrlhf.claims.predicates import process_adjective, process_participle, process_verb
 from mmrlhf.claims.relations import begin_relation
 from mmrlhf.claims.tagging import Tokens, split_sentences
-from mmrlhf.claims.tags import COORDINATION_KEEPING_TAGS, COORDINATION_TAGS, DETERMINER_TAGS, MAIN_VERB_TAGS, PARTICIPLE_TAGS, STANDALONE_TAGS
+from mmrlhf.claims.tags import (
+    COORDINATION_KEEPING_TAGS,
+    COORDINATION_TAGS,
+    DETERMINER_TAGS,
+    MAIN_VERB_TAGS,
+    PARTICIPLE_TAGS,
+    STANDALONE_TAGS,
+)
 from mmrlhf.records import Claim
 
 

@@ -65,7 +65,9 @@ UNIT_WORDS = word_set(
     "percent degree degrees dollar dollars cent cents euro euros mph k d p am pm st nd rd th s speed megapixel gallon story storey"
 )
 """Units of measurement: a number before one counts no object."""
-INVARIANT_NOUNS = word_set("sheep fish deer aircraft moose bison salmon trout series species cattle police offspring broccoli swine")
+INVARIANT_NOUNS = word_set(
+    "sheep fish deer aircraft moose bison salmon trout series species cattle police offspring broccoli swine"
+)
 """Nouns that have the same form in the plural."""
 VAGUE_QUALIFIERS = NUMBER_BOUNDS | {"approximately", "roughly", "looks like", "look like"}
 """Words that always make a number approximate or a statement vague."""
@@ -187,7 +189,7 @@ ADVICE_VERBS = word_set(
     "consider add try place put use choose ensure avoid remember opt incorporate arrange install keep move replace remove include "
     "hang paint bring make set start invest introduce create swap switch position organize organise"
 )
-"""Verbs that, as imperatives or after `you could`, advise what is not there: *consider* adding a lamp."""
+"""Imperatives, or verbs after `you could`, that advise what is not there: *consider* a lamp."""
 ADVISING_MODALS = word_set("could can might may should would must")
 TRACE_NOUNS = word_set("sign trace")
 """Nouns that name no object when negated: no *sign* of a dog."""
@@ -218,7 +220,9 @@ DEPICTIONS = word_set("statue painting picture drawing portrait sculpture mural 
 """Depictions: what follows `of` is not in the image itself, as in a *statue* of a lion."""
 PAIRED_NOUNS = word_set("shoe boot sock glove mitten earring sandal slipper sneaker chopstick eye hand leg ear foot headlight")
 """Objects that come in pairs; `a pair of` and `both` do not count them."""
-PLURAL_MODIFIERS = word_set("sports clothes glasses goods arms news games sales arts savings systems parks electronics women men ladies")
+PLURAL_MODIFIERS = word_set(
+    "sports clothes glasses goods arms news games sales arts savings systems parks electronics women men ladies"
+)
 """Plurals that begin compounds: *sports* car."""
 LATERAL_BODY_PARTS = word_set("hand arm foot leg eye ear paw wing shoulder knee ankle wrist elbow cheek")
 """Body parts that are either left or right."""
@@ -247,7 +251,9 @@ DIRECTED_ACTIONS = word_set(
     "yelling shouting"
 )
 """Actions directed at something from elsewhere: *looking* at a dog."""
-DIRECTED_VERBS = word_set("look stare gaze point aim glance peer bark growl yell shout listen talk speak wave watch observe face smile laugh")
+DIRECTED_VERBS = word_set(
+    "look stare gaze point aim glance peer bark growl yell shout listen talk speak wave watch observe face smile laugh"
+)
 """Verbs whose object may be elsewhere: listen to the man in the *chair*."""
 STATIVE_PARTICIPLES = word_set(
     "parked seated positioned located placed situated standing sitting lying perched docked moored gathered "

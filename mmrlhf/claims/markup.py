@@ -138,7 +138,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _row_as_list_item(line: str, titles: list[str]) -> str:
-    """Return a row as `cup × 3 : white`: of the same length, each bar with the meaning of its cell."""
+    """Return a row as `cup × 3 : white`, of the same length: each bar says what its cell means."""
     parts = line.split("|")
     first = next((i for i, part in enumerate(parts) if part.strip()), 0)
     row = parts[0]

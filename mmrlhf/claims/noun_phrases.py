@@ -33,7 +33,6 @@ from mmrlhf.claims.tags import (
     NOMINAL_TAGS,
     NOUN_TAGS,
     QUANTIFIER_TAGS,
-    SENTENCE_BREAK_TAGS,
     UNKNOWN_TAGS,
 )
 
@@ -116,9 +115,9 @@ def parse_phrase(tokens: Tokens, start: int, end: int, lexicon: Lexicon) -> Phra
         tags[start] == "Z",
     )
     phrase.is_additive = not ADDITIVE_WORDS.isdisjoint(words[start:head]) or words[end : end + 1] == ["else"]
-    if start > 1 and tags[start - 2] == "#" and _joins_numbers(tokens, start - 1):
-        phrase.is_approximate = True
-    elif start and words[start - 1] in APPROXIMATE_NUMBER_WORDS and words[start - 1] != "between":
+    if (start > 1 and tags[start - 2] == "#" and _joins_numbers(tokens, start - 1)) or (
+        start and words[start - 1] in APPROXIMATE_NUMBER_WORDS and words[start - 1] != "between"
+    ):
         phrase.is_approximate = True
     # 6 foot tall
     if phrase.noun in UNIT_WORDS and end - start > 1 and tags[end - 2] == "#" and tags[end : end + 1] == ["J"]:
@@ -240,7 +239,11 @@ def _find_proper_name(tokens: Tokens, phrase: Phrase, head: int, end: int) -> in
     if UNKNOWN_TAGS.isdisjoint(tags[start:end]):
         return end
     is_title = start == head and start == 0
-    return end if tags[end - 1] in NOUN_TAGS and (not phrase.is_bare and start == head or is_title and end - start < 2) else start
+    return (
+        end
+        if tags[end - 1] in NOUN_TAGS and ((not phrase.is_bare and start == head) or (is_title and end - start < 2))
+        else start
+    )
 
 
 def _singular_of_glasses(tokens: Tokens, index: int) -> str:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
-from mmrlhf.claims.grammar import COPULAS, DEPICTIONS, DIRECTED_ACTIONS, MAX_CONJUNCTS, PICTURE_NOUNS, POSSESSIVES, VERTICAL_RELATIONS
+from mmrlhf.claims.grammar import (
+    COPULAS,
+    DEPICTIONS,
+    DIRECTED_ACTIONS,
+    MAX_CONJUNCTS,
+    PICTURE_NOUNS,
+    POSSESSIVES,
+    VERTICAL_RELATIONS,
+)
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.predicates import is_animate
 from mmrlhf.claims.relations import attach_target, resolve_fronted

@@ -94,7 +94,12 @@ def _is_undenied_object_verb(builder: ClaimBuilder, base: str) -> bool:
     """
     if base not in UNDENIED_OBJECT_VERBS:
         return False
-    return not any(phrase.noun in SPEAKERS for phrase in builder.state.subjects) or base in ("miss", "ignore", "overlook", "forget")
+    return not any(phrase.noun in SPEAKERS for phrase in builder.state.subjects) or base in (
+        "miss",
+        "ignore",
+        "overlook",
+        "forget",
+    )
 
 
 def process_participle(

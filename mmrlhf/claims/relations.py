@@ -88,7 +88,9 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
         located = state.actors or state.conjuncts  # a man without a hat on a beach
     elif previous_tag == "N" and state.conjunct_role == "target" and state.last_relation is not None:
         located = (
-            state.last_relation[1] if word in PEER_RELATIONS and not (word in VERTICAL_RELATIONS and state.verb in COPULAS) else state.conjuncts
+            state.last_relation[1]
+            if word in PEER_RELATIONS and not (word in VERTICAL_RELATIONS and state.verb in COPULAS)
+            else state.conjuncts
         )
     elif previous_tag == ",":
         located = state.actors or state.conjuncts

@@ -173,7 +173,7 @@ def _merge_designations(tokens: Tokens) -> None:
 
 
 def _is_designated(tokens: Tokens, index: int) -> bool:
-    """Return whether a number after a word belongs to its name: a capital, or a word like `type`."""
+    """Return whether a number after a word belongs to its name: after a capital, or `type`."""
     if tokens.words[index] in DESIGNATORS or tokens.tags[index] in UNKNOWN_TAGS:
         return True
     begins_sentence = index == 0 or tokens.tags[index - 1] in SENTENCE_BREAK_TAGS

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmrlhf.claims.noun_phrases import PHRASE_PATTERN
 from mmrlhf.claims.markup import QUOTED_OR_MARKUP
+from mmrlhf.claims.noun_phrases import PHRASE_PATTERN
 
 
 @pytest.mark.parametrize(
