@@ -3,8 +3,8 @@
 Modules in the order of their imports:
 
 - words: `grammar` (word lists), `tags` (the tag set), `lexicon`, `chair` (CHAIR's matching)
-- one tag per word: `markup` (masking), `tagging`, `verb_forms`, `word_context`, `verb_or_other`, `content_words`,
-  `disambiguation`
+- one tag per word: `markup` (what is not prose), `tagging`, `verb_forms`, `word_context`,
+  `verb_or_other`, `content_words`, `disambiguation`
 - claims of a sentence: `noun_phrases`, `builder`, `predicates`, `relations`, `phrase_roles`,
   `connectives`, `extraction`
 """
@@ -13,7 +13,7 @@ from mmrlhf.claims.chair import Mention, find_mentions, load_synonyms
 from mmrlhf.claims.extraction import extract_claims
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 
-VERSION = 1
+VERSION = 2
 """Version of the rules. A claims file that another version began cannot be resumed."""
 
 __all__ = ["VERSION", "Lexicon", "Mention", "extract_claims", "find_mentions", "load_lexicon", "load_synonyms"]
