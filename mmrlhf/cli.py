@@ -42,6 +42,7 @@ from mmrlhf.config import (
 from mmrlhf.config.other_trainers import OTHER_COMMANDS
 from mmrlhf.config_loader import renamed, suggestion
 from mmrlhf.records import InputError
+from mmrlhf.text.printable import printable
 
 DESCRIPTION = """Train vision-language models with feedback, so that they claim only what the image shows.
 
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch("mmrlhf", COMMANDS, arguments, DESCRIPTION)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = printable(str(error), keep="\n")  # it may quote data or a server
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from what is already written", file=sys.stderr)

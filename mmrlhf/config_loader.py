@@ -26,6 +26,15 @@ SIMILAR = 0.75
 """Similarity (difflib's ratio) from which a valid name is suggested for an unknown one."""
 MAX_CHOICES_LISTED = 40
 """Number of valid names up to which a message lists them all."""
+MAX_YAML_DEPTH = 16
+"""Levels of nesting in a file; a suite needs three."""
+_OPENING_TOKENS = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING_TOKENS = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 RENAMED_FIELDS = {
     "train": "tuning",
     "prefix": "share_prefix",
@@ -215,7 +224,9 @@ def save_config(config: Any, path: Path) -> None:
 def read_yaml(file: Path) -> dict[Any, Any]:
     """Return the top-level mapping of a YAML file; empty for an empty file. Raises InputError."""
     try:
-        loader = _Loader(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        _refuse_costly_yaml(file, text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return {}
@@ -237,8 +248,29 @@ def read_yaml(file: Path) -> dict[Any, Any]:
         raise InputError(f"{file} is not valid YAML{location}: {error.problem}") from None
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # not UTF-8, a date such as 2026-13-01, a list as a key
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _refuse_costly_yaml(file: Path, text: str) -> None:
+    """Raises InputError for anchors, tags and deep nesting.
+
+    No setting needs them, and a few hundred bytes of nested aliases expand to more than memory
+    holds.
+    """
+    depth = 0
+    for token in yaml.scan(text, Loader=_Loader):
+        line = token.start_mark.line + 1
+        if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
+            raise InputError(f"{file} line {line} uses a YAML anchor, alias or tag: write the value itself")
+        if isinstance(token, _OPENING_TOKENS):
+            depth += 1
+        elif isinstance(token, _CLOSING_TOKENS):
+            depth -= 1
+        if depth > MAX_YAML_DEPTH:
+            raise InputError(
+                f"{file} line {line} is nested more than {MAX_YAML_DEPTH} levels deep: a file holds `field: value` lines"
+            )
 
 
 def _accepts_none(fields: Mapping[str, ConfigField], name: str) -> bool:

@@ -294,3 +294,11 @@ def test_package_exports_public_names_lazily():
     assert run_python("-c", code).stdout == "SFTConfig Preference False\n"
     with pytest.raises(AttributeError, match="sfft"):
         _ = mmrlhf.sfft
+
+
+def test_cli_prints_no_control_code_of_a_config(tmp_path, capsys):
+    file = tmp_path / "esc.yaml"
+    file.write_text('"\\e[31m\\u202Eabc": 1\n')
+    assert main(["sft", "--config", str(file)]) == 2
+    printed = capsys.readouterr().err
+    assert "\ufffd[31m\ufffdabc is unknown" in printed and "\x1b" not in printed and "\u202e" not in printed

@@ -20,7 +20,7 @@ from mmrlhf.config import (
     ScoreConfig,
     SFTConfig,
 )
-from mmrlhf.config_loader import RENAMED_FIELDS, RENAMED_VALUES, config_fields, load_config, save_config
+from mmrlhf.config_loader import RENAMED_FIELDS, RENAMED_VALUES, config_fields, load_config, read_yaml, save_config
 from mmrlhf.records import InputError
 
 REQUIRED = {"model_name_or_path": "base", "dataset_name": "rows.jsonl", "output_dir": "out"}
@@ -170,7 +170,7 @@ def test_load_config_reports_all_problems_at_once(tmp_path):
         ("seed: 1\nseed: 2", "gives seed more than once"),
         ("seed: 2026-13-01", "is not valid YAML: month must be in 1..12"),
         ("seed: \x01", "is not valid YAML: unacceptable character"),
-        ("seed: !!python/object:os.system {}", "is not valid YAML at line 1, column 7"),
+        ("seed: !!python/object:os.system {}", "uses a YAML anchor, alias or tag"),
     ],
 )
 def test_load_config_refuses_invalid_yaml(tmp_path, text, message):
@@ -212,3 +212,26 @@ def test_save_and_load_config_round_trip(output_dir, image_folder, rate):
     with tempfile.TemporaryDirectory() as folder:
         save_config(config, Path(folder) / "config.yaml")
         assert load_config(SFTConfig, Path(folder) / "config.yaml", {}) == config
+
+
+NESTED_ALIASES = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NESTED_ALIASES + "seed: *i\n", "line 1 uses a YAML anchor, alias or tag"),
+        ("seed: 1\noutput_dir: *x\n", "line 2 uses a YAML anchor, alias or tag"),
+        ("seed: !!timestamp x\n", "line 1 uses a YAML anchor, alias or tag"),
+        ("seed: !!python/object/apply:os.system [ls]\n", "line 1 uses a YAML anchor, alias or tag"),
+        ("seed: " + "[" * 100_000 + "\n", "nested more than 16 levels deep"),
+        ("seed:\n" + "".join("  " * i + "- \n" for i in range(1, 40)), "nested more than 16 levels deep"),
+        ("[1, 2]: 3\n", "is not valid YAML"),
+        ("{a: b}: 3\n", "is not valid YAML"),
+    ],
+)
+def test_load_config_refuses_yaml_that_costs_much_or_is_no_setting(tmp_path, text, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_yaml(file)

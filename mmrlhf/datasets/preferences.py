@@ -26,6 +26,8 @@ SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question
 PAIR_FIELDS = SHARED_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
 RANKING_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
 MAX_RANK = 1_000_000
+MAX_ANSWERS = 64
+"""Answers to one prompt; K of them make K (K - 1) / 2 comparisons."""
 NON_RLHF_V_FIELDS = ("prompt", "question", "messages", "chosen", "rejected", "conversations", "completions", "answers")
 """A row with `text` and any of these fields has another format."""
 
@@ -206,7 +208,13 @@ def _list_field(row: Row, name: str) -> list[Any]:
     value = row.require(name) if name == "answers" else row.fields.get(name, [])
     if not isinstance(value, list):
         row.fail(f"`{name}` must be a list, not {type_name(value)}")
-    return value
+    return _check_num_answers(row, value, name)
+
+
+def _check_num_answers(row: Row, values: list[Any], name: str) -> list[Any]:
+    if len(values) > MAX_ANSWERS:
+        row.fail(f"`{name}` has {len(values)} entries, and a row may compare {MAX_ANSWERS} answers: split it into several rows")
+    return values
 
 
 def _ranks_from_ratings(ratings: list[float]) -> list[int]:
@@ -253,10 +261,11 @@ def _list_completions(row: Row) -> list[Any]:
         responses = value.get("response")
         if not isinstance(responses, list):
             row.fail(f"`completions.response` must be a list, not {type_name(responses)}")
+        _check_num_answers(row, responses, "completions.response")
         return [_select_from_columns(row, value, index, "completions") for index in range(len(responses))]
     if not isinstance(value, list):
         row.fail(f"`completions` must be a list, not {type_name(value)}")
-    return value
+    return _check_num_answers(row, value, "completions")
 
 
 def _select_from_columns(row: Row, value: Any, index: int, name: str) -> Any:

@@ -272,7 +272,12 @@ def _lm_replies(model_name: str, requests: Sequence[JudgeRequest], config: EvalC
             f"--judge {model_name} cannot see images, which this benchmark shows its judge: give a vision-language model"
         )
     tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=getattr(torch, config.dtype)).eval()
+    dtype = getattr(torch, config.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype, use_safetensors=True).eval()
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--judge {model_name} cannot be loaded ({reason}): give a checkpoint in safetensors") from None
     for request in requests:
         chat = [{"role": "user", "content": request.prompt}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -3,8 +3,8 @@
 No torch.
 
 A failure is a reply without text and with a reason. Failures that may be temporary are retried a
-bounded number of times. The API key comes from an environment variable, and goes into one header
-and nowhere else.
+bounded number of times. The API key comes from an environment variable and goes into one header.
+Where a server repeats it, or the password of its URL, it is replaced before anything is kept.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import httpx2
 
 from mmrlhf.config import EvalConfig
 from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.text.printable import printable
 
 ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
 RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -37,6 +38,8 @@ MAX_INITIAL_FAILURES = 8
 the questions."""
 MAX_QUOTED_CHARS = 120
 """Characters of an unusable reply that a reason quotes."""
+MIN_SECRET_CHARS = 4
+"""Shorter keys and passwords are not searched for in replies: they occur in ordinary text."""
 _VERSION_SUFFIX = r"(?:-\d{4}(?:-?\d\d){0,2}(?:-preview)?|[:@].*)"
 """What servers add to a model's name: -0613, -2024-08-06, -20240620, -1106-preview, :latest."""
 
@@ -93,6 +96,24 @@ class Endpoint:
         return str(httpx2.URL(self.base_url).copy_with(username=None, password=None))
 
     @property
+    def api_key(self) -> str:
+        """The API key, empty without one."""
+        return os.environ.get(self.api_key_env, "")
+
+    def redact(self, text: str) -> str:
+        """Replace the API key, and the URL's user name and password, wherever a text repeats them.
+
+        Lone surrogates, which JSON can escape but no file can hold, are replaced too.
+        """
+        url = httpx2.URL(self.base_url)
+        credentials = f"{url.username}:{url.password}" if url.password else ""
+        encoded = base64.b64encode(credentials.encode()).decode()
+        for secret in (self.api_key, credentials, encoded, url.password):
+            if len(secret) >= MIN_SECRET_CHARS:
+                text = text.replace(secret, "[redacted]")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+    @property
     def is_local(self) -> bool:
         """Whether the server is on this machine, so that no proxy may be used."""
         host = httpx2.URL(self.base_url).host
@@ -105,6 +126,11 @@ class Endpoint:
 def is_url(name: str) -> bool:
     """Return whether a model's name is a server URL."""
     return name.startswith(("http://", "https://"))
+
+
+def display_name(name: str | None) -> str | None:
+    """Return a model's name as files may show it: a URL without user name and password."""
+    return Endpoint(name, "").display_url if name is not None and is_url(name) else name
 
 
 def make_endpoint(base_url: str, model: str | None, config: EvalConfig) -> Endpoint:
@@ -122,22 +148,42 @@ def resolve_model_name(endpoint: Endpoint) -> Endpoint:
     if endpoint.model:
         return endpoint
     try:
-        with _http_client(endpoint) as client:
-            entries = client.get(f"{endpoint.base_url.rstrip('/')}/models").json()["data"]
-        models = [str(entry["id"]) for entry in entries]
+        with _http_client(endpoint) as client, client.stream("GET", f"{endpoint.base_url.rstrip('/')}/models") as response:
+            entries = json.loads(_read_body(response, endpoint.timeout))["data"]
+        models = [endpoint.redact(str(entry["id"])) for entry in entries]
     except httpx2.ConnectError as error:
-        raise InputError(f"{endpoint.display_url} cannot be reached ({error}): start the server or correct the URL") from None
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        reason = endpoint.redact(str(error))
+        raise InputError(f"{endpoint.display_url} cannot be reached ({reason}): start the server or correct the URL") from None
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError, RecursionError):
         models = []
     if len(models) != 1:
-        listed = ", ".join(models[:8]) or "no models that it lists"
+        listed = ", ".join(printable(model[:MAX_QUOTED_CHARS]) for model in models[:8]) or "no models that it lists"
         raise InputError(f"{endpoint.display_url} serves {listed}: give the name of one")
     return replace(endpoint, model=models[0])
 
 
+class _ReplyTooLong(ValueError):
+    """A response is longer than MAX_REPLY_BYTES."""
+
+
+def _read_body(response: httpx2.Response, timeout: float) -> bytes:
+    """Return a response's body, decompressed.
+
+    Raises ReadTimeout if it takes longer than `timeout` seconds in all, since httpx limits only the
+    time between two chunks, and _ReplyTooLong.
+    """
+    deadline, content = time.monotonic() + timeout, bytearray()
+    for chunk in response.iter_bytes():
+        content += chunk
+        if time.monotonic() > deadline:
+            raise httpx2.ReadTimeout("")
+        if len(content) > MAX_REPLY_BYTES:
+            raise _ReplyTooLong
+    return bytes(content)
+
+
 def _http_client(endpoint: Endpoint) -> httpx2.Client:
-    api_key = os.environ.get(endpoint.api_key_env, "")
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
     return httpx2.Client(timeout=endpoint.timeout, headers=headers, trust_env=not endpoint.is_local)
 
 
@@ -188,29 +234,24 @@ def request_reply(
 def _try_request(endpoint: Endpoint, body: Mapping[str, Any], client: httpx2.Client) -> tuple[Reply, bool, float]:
     """Return a reply, whether a retry may help, and how many seconds the server asks to wait before
     it."""
-    # httpx limits the time between two chunks; a slow server could still trickle a reply for ever.
-    deadline, content = time.monotonic() + endpoint.timeout, bytearray()
     try:
         with client.stream("POST", f"{endpoint.base_url.rstrip('/')}/chat/completions", json=body) as response:
-            for chunk in response.iter_bytes():
-                content += chunk
-                if time.monotonic() > deadline:
-                    raise httpx2.ReadTimeout("")
-                if len(content) > MAX_REPLY_BYTES:
-                    return Reply(None, "malformed", f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB"), False, 0.0
+            content = _read_body(response, endpoint.timeout)
+    except _ReplyTooLong:
+        return Reply(None, "malformed", f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB"), False, 0.0
     except httpx2.TimeoutException as error:
         if isinstance(error, httpx2.ConnectTimeout):
             return Reply(None, "unreachable", "it accepts no connection in time"), True, 0.0
         return Reply(None, "timeout", f"no whole reply in {endpoint.timeout:g} s"), True, 0.0
     except httpx2.ConnectError as error:
-        return Reply(None, "unreachable", str(error) or "no connection"), True, 0.0
+        return Reply(None, "unreachable", endpoint.redact(str(error)) or "no connection"), True, 0.0
     except httpx2.HTTPError as error:
         return Reply(None, "cut", f"the connection broke ({type(error).__name__})"), True, 0.0
     if response.status_code != 200:
-        reason = f"HTTP {response.status_code}: {_quote(content)}"
+        reason = f"HTTP {response.status_code}: {_quote(content, endpoint)}"
         retry_after = _retry_after_seconds(response.headers.get("retry-after"))
         return Reply(None, "http", reason), response.status_code in RETRY_STATUS, retry_after
-    reply = _parse_completion(bytes(content), endpoint.model)
+    reply = _parse_completion(content, endpoint)
     return reply, reply.status in ("malformed", "empty"), 0.0
 
 
@@ -221,7 +262,7 @@ def _retry_after_seconds(header: str | None) -> float:
         return 0.0
 
 
-def _parse_completion(content: bytes, requested: str) -> Reply:
+def _parse_completion(content: bytes, endpoint: Endpoint) -> Reply:
     """Return the reply that a response of status 200 holds."""
     try:
         body = json.loads(content)
@@ -230,14 +271,15 @@ def _parse_completion(content: bytes, requested: str) -> Reply:
         model = body.get("model")
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return Reply(None, "malformed", f"the reply is not a chat completion: {_quote(content)}")
+        return Reply(None, "malformed", f"the reply is not a chat completion: {_quote(content, endpoint)}")
     if not isinstance(text, str) or not text.strip():
         return Reply(None, "empty", "the reply holds no text")
+    text, model = endpoint.redact(text), endpoint.redact(model) if isinstance(model, str) else None
     input_tokens, output_tokens = (count if isinstance(count, int) else None for count in counts)
-    if isinstance(model, str) and not _is_same_model(model, requested):
-        reason = f"asked for {requested}, {model} answered"
+    if model is not None and not _is_same_model(model, endpoint.model):
+        reason = f"asked for {endpoint.model}, {printable(model[:MAX_QUOTED_CHARS])} answered"
         return Reply(text, "other_model", reason, model, input_tokens, output_tokens)
-    return Reply(text, "ok", "", model if isinstance(model, str) else None, input_tokens, output_tokens)
+    return Reply(text, "ok", "", model, input_tokens, output_tokens)
 
 
 def _is_same_model(returned: str, requested: str) -> bool:
@@ -246,8 +288,10 @@ def _is_same_model(returned: str, requested: str) -> bool:
     return returned == requested or re.fullmatch(re.escape(requested) + _VERSION_SUFFIX, returned) is not None
 
 
-def _quote(content: bytes | bytearray) -> str:
-    text = " ".join(bytes(content[: 4 * MAX_QUOTED_CHARS]).decode("utf-8", "replace").split())
+def _quote(content: bytes, endpoint: Endpoint) -> str:
+    """Return the beginning of a reply for a message, without secrets and control codes."""
+    # Redact before cutting: the cut could leave the first half of a key.
+    text = printable(" ".join(endpoint.redact(content.decode("utf-8", "replace")).split()))
     if not text:
         return "nothing"
     return text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}…"
@@ -331,7 +375,8 @@ def endpoint_answers(
     answers_by_example: dict[str, list[str]] = {}
     for key, reply in request_replies(endpoint, chats, sampling_params, seed_of=seed_of if is_sampled else None):
         if reply.status != "ok" or reply.text is None:
-            print(f"note: {examples_by_key[key].id} got no answer ({reply.reason}); the same command asks again", file=sys.stderr)
+            row_id = printable(examples_by_key[key].id)
+            print(f"note: {row_id} got no answer ({reply.reason}); the same command asks again", file=sys.stderr)
             continue
         answers = answers_by_example.setdefault(key.partition("/")[0], [])
         answers.append(reply.text)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mmrlhf.config import EngineConfig, EvalConfig
 from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, text_sha256
-from mmrlhf.evaluation.openai_client import endpoint_answers, is_url, make_endpoint, resolve_model_name
+from mmrlhf.evaluation.openai_client import display_name, endpoint_answers, is_url, make_endpoint, resolve_model_name
 from mmrlhf.evaluation.prediction_files import read_predictions
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -74,7 +74,7 @@ def _import_answers(
     write_atomic(output_dir / "predictions.jsonl", "".join(lines))
     return predictions, {
         "answers": {"path": config.answers, "format": format_},
-        "model": config.model_name_or_path,
+        "model": display_name(config.model_name_or_path),
         "adapters": [],
         # A file does not say how its answers were generated.
         "generation": None,
@@ -139,7 +139,7 @@ def _generate_answers(
             write_atomic(model_info_path, json.dumps(cache.model_info))
             file.rewrite()
     source = {
-        "model": config.model_name_or_path,
+        "model": display_name(config.model_name_or_path),
         "adapters": [config.adapter_path] if config.adapter_path else [],
         "generation": settings,
         **(json.loads(model_info_path.read_text()) if model_info_path.exists() else {}),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mmrlhf.records import InputError
+
+MAX_LINE_BYTES = 64 << 20
+"""Longest line of a JSONL file. Parsed, a line can take twenty times its size."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,18 @@ class RawRow:
             raise InputError(f"{self.location}: nested too deeply: correct it") from None
 
 
+def read_lines(file: io.BufferedReader, path: Path) -> Iterator[bytes]:
+    """Yield the lines of an open file. Raises InputError at a line above MAX_LINE_BYTES."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(
+                f"{path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB: write one row per line, and images as files"
+            )
+        yield line
+
+
 def read_json(path: Path) -> Any:
     """Return the JSON value of a file. Raises InputError if it cannot be read or is not JSON."""
     with open_binary(path) as file:
@@ -83,12 +98,11 @@ def read_json(path: Path) -> Any:
 def read_json_objects(path: Path) -> list[Row]:
     """Return the rows of a JSON list or JSONL, null fields included. Raises InputError."""
     with open_binary(path) as file:
-        content = file.read()
-    if content.lstrip()[:1] == b"[":
-        located_values = [(f"{path} row {n}", value) for n, value in enumerate(parse_json(content, str(path)), 1)]
-    else:
-        lines = enumerate(content.split(b"\n"), 1)
-        located_values = [(f"{path} line {n}", parse_json(line, f"{path} line {n}")) for n, line in lines if line.strip()]
+        if file.peek(1).lstrip()[:1] == b"[":
+            located_values = [(f"{path} row {n}", value) for n, value in enumerate(parse_json(file.read(), str(path)), 1)]
+        else:
+            lines = enumerate(read_lines(file, path), 1)
+            located_values = [(f"{path} line {n}", parse_json(line, f"{path} line {n}")) for n, line in lines if line.strip()]
     for location, value in located_values:
         if not isinstance(value, dict):
             raise InputError(f"{location}: a row must be an object with fields, not {type_name(value)}")

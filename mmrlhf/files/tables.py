@@ -24,12 +24,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrlhf.config_loader import suggestion
-from mmrlhf.files.rows import RawRow, open_binary, parse_json
+from mmrlhf.files.rows import RawRow, open_binary, parse_json, read_lines
 from mmrlhf.records import InputError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 ROWS_PER_BATCH = 64
 """Rows to decode at a time while iterating, so that a large table is never in memory twice."""
+MAX_ROW_GROUP_BYTES = 2 << 30
+"""Largest row group of a parquet file, uncompressed: one is read at a time, and compressed it may
+have a thousandth of that."""
+MAX_CELL_BYTES = 64 << 20
+"""Largest text or encoded image of a row."""
 
 
 class Table(Protocol):
@@ -110,7 +115,7 @@ class _JsonlTable:
     def __iter__(self) -> Iterator[RawRow]:
         self._offsets, self._line_numbers, offset = array("Q"), array("Q"), 0
         with open_binary(self._path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(read_lines(file, self._path), 1):
                 if line.strip():
                     self._offsets.append(offset)
                     self._line_numbers.append(number)
@@ -232,8 +237,14 @@ class _ParquetTable:
         for path in files:
             with self._open_parquet(path) as file:
                 for number in range(file.metadata.num_row_groups):
+                    group = file.metadata.row_group(number)
+                    if group.total_byte_size > MAX_ROW_GROUP_BYTES:
+                        raise InputError(
+                            f"{path}: row group {number + 1} holds {group.total_byte_size / (1 << 30):.1f} GiB, and one is read at "
+                            f"a time: write the file with row groups of at most {MAX_ROW_GROUP_BYTES >> 30} GiB"
+                        )
                     self._groups.append(_RowGroup(path, number, num_rows))
-                    num_rows += file.metadata.row_group(number).num_rows
+                    num_rows += group.num_rows
 
     def __iter__(self) -> Iterator[RawRow]:
         # Batches come from pyarrow, not from a stream of `datasets`, whose threads outlive an
@@ -280,11 +291,32 @@ def _raw_row(name: str, index: int, row: Any) -> RawRow:
 
 
 def _decode_rows(rows: Any, features: Any = None) -> list[dict[str, Any]]:
-    """Convert an Arrow table to Python rows: JSON columns parsed, images as bytes or paths."""
+    """Convert an Arrow table to Python rows: JSON columns parsed, images as bytes or paths.
+
+    Raises ValueError for a value above MAX_CELL_BYTES: as a Python object it takes several times
+    its size.
+    """
     import datasets
 
+    largest = max((_largest_value(column) for column in rows.columns), default=0)
+    if largest > MAX_CELL_BYTES:
+        raise ValueError(f"a value has {largest >> 20} MiB, more than {MAX_CELL_BYTES >> 20}")
     features = _without_image_decoding(datasets.Features.from_arrow_schema(rows.schema)) if features is None else features
     return [features.decode_example(row) for row in rows.to_pylist()]
+
+
+def _largest_value(column: Any) -> int:
+    """Return the size in bytes of a column's largest text or binary value, also inside lists."""
+    from pyarrow import compute, types
+
+    kind = column.type
+    if any(test(kind) for test in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)):
+        return compute.max(compute.binary_length(column)).as_py() or 0
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _largest_value(compute.list_flatten(column))
+    if types.is_struct(kind):
+        return max((_largest_value(compute.struct_field(column, i)) for i in range(kind.num_fields)), default=0)
+    return 0
 
 
 def _without_image_decoding(features: Any) -> Any:

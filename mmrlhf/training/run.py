@@ -42,6 +42,7 @@ from mmrlhf.files.atomic import fsync, refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
 from mmrlhf.records import InputError
 from mmrlhf.report.progress import ProgressBar, format_number, format_numbers, progress
+from mmrlhf.text.printable import printable
 
 RESUMABLE_CHANGES = ("logging_steps", "save_steps", "max_length", "output_dir", *EngineConfig.__dataclass_fields__)
 """Settings that may differ between a run and its resumption, because they do not change what is
@@ -307,5 +308,5 @@ def _checkpoint_step(path: Path) -> int:
 
 def _printable_line(text: str) -> str:
     """Return a text on one line, shortened, without control codes that a model may have written."""
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_PRINTED_CHARACTERS else line[: MAX_PRINTED_CHARACTERS - 1] + "…"

@@ -211,6 +211,7 @@ VLFEEDBACK_CASES = [
         {"completions": {"response": ["a", "b"], "annotations": {"Helpfulness": {"Rating": "4"}}}},
         r"`completions.annotations.Helpfulness.Rating` must be a list with a value for each response, not '4'",
     ),
+    ({"completions": {"response": ["a"] * 65}}, r"`completions.response` has 65 entries, and a row may compare 64"),
     ({"completions": {"response": ["a", "b"]}}, r"`completions` has 0 distinct rated answers"),
     ({"prompt": REMOVED}, r"`prompt` is missing: add it"),
     ({"prompt": 3}, r"`prompt` must be text or a list of turns, not a number"),
@@ -220,6 +221,7 @@ VLFEEDBACK_CASES = [
 ]
 
 RANKING_CASES = [
+    ({"answers": [str(n) for n in range(65)]}, r"`answers` has 65 entries, and a row may compare 64 answers: split it"),
     ({"answers": REMOVED}, r"`answers` is missing: add it"),
     ({"answers": "A cup."}, r"`answers` must be a list, not text"),
     ({"answers": []}, r"`answers` has 0: a ranking needs at least 2, so add some or drop the row"),

@@ -1,15 +1,18 @@
 """The client of OpenAI-compatible servers, against a local server that fails in every way it
 can."""
 
+import gzip
 import threading
 
 import pytest
 
+from mmrlhf.evaluation import openai_client
 from mmrlhf.evaluation.openai_client import (
     MAX_INITIAL_FAILURES,
     Endpoint,
     _is_same_model,
     chat_message,
+    display_name,
     endpoint_answers,
     request_replies,
     resolve_model_name,
@@ -170,3 +173,53 @@ def test_endpoint_answers_seed_each_answer_of_an_example(temperature, seeds):
         answers = {e.id: texts for e, texts in endpoint_answers(endpoint, examples, {"temperature": temperature}, 2, 3)}
     assert answers == {name: [f"seed {seed}" for seed in seeds[:2]] for name in ("a", "b")}
     assert [request.get("seed") for request in server.requests] == seeds
+
+
+@pytest.mark.parametrize(
+    ("entry", "status"),
+    [
+        ((500, b"key sk-secret-123 of user:hunter22 is unknown"), "http"),
+        ((500, b"x" * 100 + b" sk-secret-123"), "http"),  # the quote would be cut in the middle of the key
+        ((200, b"not json, sk-secret-123, hunter22"), "malformed"),
+        ((200, chat_completion("you sent sk-secret-123 and dXNlcjpodW50ZXIyMg==")), "ok"),
+        ((200, chat_completion("yes", model="sk-secret-123")), "other_model"),
+    ],
+)
+def test_request_replies_keep_no_secret_that_a_server_repeats(monkeypatch, entry, status):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123")
+    with scripted_server(entry) as server:
+        server.url = server.url.replace("http://", "http://user:hunter22@")
+        (reply,) = ask_server(server, max_retries=0)
+    kept = repr(reply)
+    assert reply.status == status and "[redacted]" in kept
+    assert not any(secret in kept for secret in ("sk-secret", "hunter22", "dXNlcjpodW50ZXIyMg=="))
+
+
+def test_request_replies_replace_what_no_file_or_terminal_can_hold(monkeypatch):
+    completion = b'{"model": "stub", "choices": [{"message": {"content": "a \\ud800 cat \\ud83d\\udc08"}}]}'
+    with scripted_server((200, completion), (500, "\x1b[2J\u202eoh no".encode())) as server:
+        first, second = ask_server(server, num_questions=2, max_retries=0)
+    assert first.text == "a \ufffd cat \N{CAT}" and second.reason == "HTTP 500: \ufffd[2J\ufffdoh no"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_resolve_model_name_reads_a_bounded_list(monkeypatch, compressed):
+    body = b'{"data": [{"id": "' + b"a" * 20_000 + b'"}]}'
+    headers = [("content-encoding", "gzip")] if compressed else []
+    monkeypatch.setattr(openai_client, "MAX_REPLY_BYTES", 10_000)
+    with scripted_server(GOOD_REPLY) as server:
+        server.models_response = (200, gzip.compress(body) if compressed else body, headers)
+        with pytest.raises(InputError, match="serves no models that it lists"):
+            resolve_model_name(Endpoint(server.url, ""))
+
+
+def test_resolve_model_name_prints_no_control_code():
+    with scripted_server(GOOD_REPLY) as server:
+        server.models = ["\x1b[31mred", "blue"]
+        with pytest.raises(InputError, match="serves \ufffd\\[31mred, blue: give the name of one"):
+            resolve_model_name(Endpoint(server.url, ""))
+
+
+def test_display_name_leaves_out_the_password():
+    assert display_name("http://user:hunter22@host:8000/v1") == "http://host:8000/v1"
+    assert display_name("runs/model") == "runs/model" and display_name(None) is None

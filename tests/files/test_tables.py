@@ -7,9 +7,11 @@ import random
 import tracemalloc
 from pathlib import Path
 
+import datasets
 import pytest
 
 from mmrlhf.datasets import Records, read_examples, read_preferences
+from mmrlhf.files import rows, tables
 from mmrlhf.files.tables import open_table
 from mmrlhf.records import InputError
 
@@ -35,10 +37,8 @@ def write_rows(path, count, size=64):
 
 
 def image_table(count, size=64):
-    import datasets
-
-    rows = [{**make_row(n), "image": {"bytes": image_bytes(n, size), "path": f"{n}.png"}} for n in range(count)]
-    return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    values = [{**make_row(n), "image": {"bytes": image_bytes(n, size), "path": f"{n}.png"}} for n in range(count)]
+    return datasets.Dataset.from_list(values).cast_column("image", datasets.Image())
 
 
 def rewrite(path, content):
@@ -169,3 +169,34 @@ def test_records_release_parquet_row_groups(tmp_path):
         assert len(record.images[0].data) == size
         peak = max(peak, pyarrow.total_allocated_bytes() - allocated_before)
     assert peak < 25 * size  # two groups of five rows, and the overhead of reading one, but not all sixty
+
+
+def test_table_refuses_a_long_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 1000)
+    file = tmp_path / "long.jsonl"
+    file.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "a" * 1000}) + "\n")
+    with pytest.raises(InputError, match=r"long\.jsonl, line 2 is longer than"):
+        list(open_table(str(file)))
+    with pytest.raises(InputError, match=r"long\.jsonl, line 2 is longer than"):
+        rows.read_json_objects(file)
+
+
+def test_table_refuses_a_large_parquet_row_group(tmp_path, monkeypatch):
+    file = tmp_path / "large.parquet"
+    datasets.Dataset.from_dict({"prompt": ["a" * 2000]}).to_parquet(str(file))
+    monkeypatch.setattr(tables, "MAX_ROW_GROUP_BYTES", 1000)
+    with pytest.raises(InputError, match=r"large\.parquet: row group 1 holds .* write the file with row groups of at most"):
+        open_table(str(file))
+
+
+@pytest.mark.parametrize("value", ["a" * 2000, {"bytes": b"a" * 2000}, [{"bytes": b"a" * 2000}], ["a" * 2000]])
+@pytest.mark.parametrize("is_parquet", [True, False])
+def test_table_refuses_a_large_cell(tmp_path, monkeypatch, value, is_parquet):
+    dataset = datasets.Dataset.from_dict({"prompt": ["short"], "value": [value]})
+    path = tmp_path / ("cell.parquet" if is_parquet else "saved")
+    (dataset.to_parquet if is_parquet else dataset.save_to_disk)(str(path))
+    monkeypatch.setattr(tables, "MAX_CELL_BYTES", 1999)
+    with pytest.raises(InputError, match=r"cannot be read \(a value has 0 MiB, more than 0\)"):
+        list(open_table(str(path)))
+    monkeypatch.setattr(tables, "MAX_CELL_BYTES", 2000)
+    assert len(list(open_table(str(path)))) == 1

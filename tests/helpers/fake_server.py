@@ -35,7 +35,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
     """
 
     def do_GET(self):
-        self._send(200, {"data": [{"id": name} for name in self.server.models]})
+        self._send(*(self.server.models_response or (200, {"data": [{"id": name} for name in self.server.models]})))
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -76,7 +76,7 @@ def scripted_server(*script, models=(FAKE_MODEL,)) -> Iterator[ThreadingHTTPServ
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
     server.daemon_threads = True
     server.script, server.requests, server.models, server.lock = list(script), [], models, threading.Lock()
-    server.closing = threading.Event()
+    server.closing, server.models_response = threading.Event(), None
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

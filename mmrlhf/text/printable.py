@@ -1,0 +1,12 @@
+"""Make text that came with data or from a server safe to show on a terminal."""
+
+from __future__ import annotations
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Replace characters that a terminal would act on, except those in `keep`.
+
+    These are control codes, among them the start of an escape sequence, and Unicode's marks that
+    change the direction of the text after them. Lone surrogates are replaced too.
+    """
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
