@@ -84,7 +84,7 @@ class Options:
 class Amber(Benchmark):
     """AMBER's generative and discriminative tasks."""
 
-    version = "1"
+    version = "2"
     license = "Apache-2.0"
     headline = "amber_score"
     direction = "higher"

@@ -34,7 +34,7 @@ IMAGE_FOLDERS = {"no": "neg", "yes": "pos"}
 class DashB(Benchmark):
     """DASH-B."""
 
-    version = "1"
+    version = "2"
     license = "not stated"
     headline = "accuracy"
     direction = "higher"

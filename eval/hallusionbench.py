@@ -81,7 +81,7 @@ class Judgment(NamedTuple):
 class HallusionBench(Benchmark):
     """HallusionBench."""
 
-    version = "1"
+    version = "2"
     license = "BSD-3-Clause"
     headline = "a_acc"
     direction = "higher"

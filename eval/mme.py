@@ -57,7 +57,7 @@ class Options:
 class MME(Benchmark):
     """MME."""
 
-    version = "1"
+    version = "2"
     license = "research only"
     headline = "score"
     direction = "higher"

@@ -79,7 +79,7 @@ class Options:
 class Pope(Benchmark):
     """POPE and the data sets in its format."""
 
-    version = "1"
+    version = "2"
     license = "MIT"
     headline = "f1"
     direction = "higher"

@@ -14,8 +14,10 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Literal
 
-from mmrlhf.text.coco_objects import object_by_synonym
-from mmrlhf.text.words import NUMBER_VALUES, NUMBER_WORDS, TENS, word_set
+from mmrlhf.text.answer_words import WORD, canonicalise_objects, content_words, singularize
+from mmrlhf.text.chinese_answers import chinese_yes_no, is_chinese
+from mmrlhf.text.count_answers import count_verdict
+from mmrlhf.text.words import NUMBER_VALUES, NUMBER_WORDS, TENS
 
 YesNo = Literal["yes", "no"]
 MAX_READ_CHARS = 2000
@@ -63,8 +65,8 @@ def normalise(answer: str) -> str:
 
 _YES = r"yes|yeah|yep|yup|oui|sí|si|sì|ja|да|sim|tak|evet|نعم"
 _NO = r"no|nope|nah|non|nein|nee|nej|нет|não|nao|nie|hayır|لا"
-_YES_PREFIX = ("是", "有", "对", "はい", "예", "네", "हाँ", "✅", "✔", "👍")
-_NO_PREFIX = ("否", "不", "没", "沒", "无", "いいえ", "아니", "नहीं", "❌", "✖", "👎", "🚫")
+_YES_PREFIX = ("はい", "예", "네", "हाँ", "✅", "✔", "👍")
+_NO_PREFIX = ("いいえ", "아니", "नहीं", "❌", "✖", "👎", "🚫")
 _LEADING_YES_NO = re.compile(rf"[^\w✅✔👍❌✖👎🚫]*(?:(?P<yes>{_YES})|(?P<no>{_NO}))\b")
 _CONCLUSION = re.compile(
     rf"\b(?:(?:answer|verdict|conclusion|response|a)\b\W*(?:is|would be|must be|should be)?\W*|(?:but|so|therefore"
@@ -81,7 +83,7 @@ _YES_AND_NO = re.compile(r"\b(?:both )?(?:yes(?:\s+and\s+|\s+or\s+|\s*/\s*|\s+)n
 """Both answers at once, which count as neither."""
 _IDIOM = re.compile(
     r"\bno (?:doubt|problem|question|wonder|matter|idea|clue)\b|\bwithout (?:a |any )?(?:doubt|question)\b"
-    r"|\bnot only\b|\bwhy not\b"
+    r"|\bnot only\b|\bwhy not\b|\bno (?:other|fewer|less)\b"
 )
 """Phrases with no or not that negate nothing."""
 _CERTAIN = re.compile(r"^\W*(?:no doubt|without (?:a |any )?(?:doubt|question))\W*$")
@@ -94,7 +96,7 @@ _UNSURE = re.compile(
     r"|(?:hard|difficult|not easy) to (?:say|tell|determine|see)|(?:too \w+ to)|either .+ or"
     r"|(?:can't|cannot|can not|couldn't|could not|don't|do not|doesn't|does not) "
     r"(?:\w+ )?(?:tell|determine|know|say|answer|view|help|assist|confirm|be determined)"
-    r"|(?:could|might|may) (?:also )?(?:be|look))\b|不确定|不知道"
+    r"|(?:could|might|may) (?:also )?(?:be|look))\b"
 )
 """Says that it cannot tell."""
 _ASSENT = re.compile(
@@ -130,6 +132,17 @@ _NONE_EXIST = re.compile(
     r"|any)(?= *(?:$|[.!]))"
 )
 """Says that there is none, without naming it."""
+_ABSENT = re.compile(
+    r"^\W*(?:(?:it|they|that|this|he|she|one)(?:'s|'re| is| are| was| were) )?(?:completely |entirely |clearly )?"
+    r"(?:absent|missing|lacking|nowhere(?: to be (?:seen|found))?|non-?existent|unseen|invisible|zero|none"
+    r"|not (?:present|there|visible|shown|seen|found|included|in the (?:image|picture|photo|scene)))\b(?= *(?:$|[.!,]| in | from ))"
+)
+"""A whole sentence that says of the thing in question that it is not there."""
+_PRESENT = re.compile(
+    r"^\W*(?:(?:it|they|that|this|he|she|one)(?:'s|'re| is| are) )?(?:clearly |definitely )?(?:present|visible|seen|shown|there"
+    r"|included)\b(?= *(?:$|[.!,]| in ))|^\W*(?:it|one) exists?\b"
+)
+"""A whole sentence that says of it that it is there."""
 _TRUTH_STATEMENT = re.compile(
     r"\b(?:statement|claim|assertion|description|that|this|it)(?: is|'s)(?P<not> not|n't)? (?:(?P<yes>true|correct"
     r"|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b"
@@ -137,8 +150,12 @@ _TRUTH_STATEMENT = re.compile(
 """Judges a statement in the question."""
 _NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing)\b|n't\b")
 """Negators of a whole clause."""
-_PRECEDING_NEGATOR = re.compile(r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely)\b")
-"""Negators of what follows them: "a dog without a collar" is a dog."""
+_PRECEDING_NEGATOR = re.compile(
+    r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely|rather than|instead of|as opposed to|in place of|devoid of"
+    r"|free of|unlike)\b"
+)
+"""Negators of what follows them: "a dog without a collar" is a dog, "a truck rather than a bus" no
+bus."""
 _CLAUSE_BOUNDARY = re.compile(
     r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b"
     r"|\bwho\b|\band (?=no\b|not\b)"
@@ -146,13 +163,6 @@ _CLAUSE_BOUNDARY = re.compile(
 """Boundaries that a negation does not cross."""
 _MISSING_APOSTROPHE = re.compile(r"\b(is|are|was|were|do|does|did|ca|could|wo|would|has|have)nt\b")
 """Spellings such as isnt."""
-_STOP_WORDS = word_set(
-    "a an the is are was were be there any some in on of at to with and or do does did can could you i we see "
-    "this that these those it its image picture photo photograph scene visible shown appear appears present "
-    "have has please answer yes no only just using single word phrase question following statement right "
-    "correct true based find as your place number total between"
-)
-"""Words of a question that do not name what it is about."""
 _STATES_EXISTENCE = re.compile(
     r"\bthere(?:'s| is| are| appears?| seems?)\b|\b(?:i|you|we|one) (?:can |could )?(?:clearly )?see\b|\b(?:is"
     r"|are) (?:visible|present|shown|seen|there|included|depicted)\b|\b(?:shows?|contains?|depicts?|includes?"
@@ -181,7 +191,7 @@ def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
         text = text.replace(question_text, " ")
     sentences = [
         part
-        for part in re.split(r"(?<=[.!?])(?=[\s\"')]|$)|(?<=[。！？])|\n+", text)
+        for part in re.split(r"(?<=[.!?])(?=[\s\"')\u4e00-\u9fff]|$)|(?<=[。！？])|\n+", text)
         if part.strip() and not part.strip().endswith("?")
     ]
     text = _MISSING_APOSTROPHE.sub(r"\1n't", _YES_AND_NO.sub(" ", "\n".join(part.strip() for part in sentences)))
@@ -189,8 +199,16 @@ def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
         return "yes" if "y" in text else "no"
     if conclusions := list(_CONCLUSION.finditer(text)):
         return "yes" if conclusions[-1]["yes"] else "no"
-    is_unsure, implied, question_words = False, None, _content_words(question_text)
+    is_unsure, implied, question_words = False, None, content_words(question_text)
     for sentence in text.split("\n"):
+        if is_chinese(sentence):
+            verdict, certainty = chinese_yes_no(sentence, question_text)
+            if certainty == "stated":
+                return verdict
+            is_unsure = is_unsure or certainty == "unsure"
+            if implied is None and not is_unsure:
+                implied = verdict
+            continue
         if (leading := leading_yes_no(sentence)) is not None:
             return leading
         if standalone := _STANDALONE.search(sentence):
@@ -198,7 +216,7 @@ def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
         if _UNSURE.search(sentence):
             is_unsure = True
         elif not is_unsure and implied is None:
-            implied = _polarity(sentence, question_words)
+            implied = _polarity(sentence, question_words, question_text)
     return implied
 
 
@@ -206,6 +224,8 @@ def leading_yes_no(text: str) -> YesNo | None:
     """Return the yes or no that a text begins with, in English or another common language."""
     text = text.lower()
     stripped = text.lstrip(" \"'([{-:,.\n\t*")
+    if is_chinese(first_words := re.split(r"[,.，。!！;；\n]", stripped)[0]):
+        return chinese_yes_no(first_words)[0]
     if stripped.startswith(_YES_PREFIX):
         return "yes"
     if stripped.startswith(_NO_PREFIX):
@@ -216,7 +236,7 @@ def leading_yes_no(text: str) -> YesNo | None:
     return "yes" if match["yes"] else "no"
 
 
-def _polarity(sentence: str, question_words: list[str]) -> YesNo | None:
+def _polarity(sentence: str, question_words: list[str], question: str) -> YesNo | None:
     """Return the yes or no that a sentence implies without beginning with it, or None."""
     if _CERTAIN.match(sentence):
         return "yes"
@@ -228,13 +248,19 @@ def _polarity(sentence: str, question_words: list[str]) -> YesNo | None:
         return "no"
     if _ASSENT.match(sentence):
         return "yes"
+    if (absent := _ABSENT.match(sentence)) or _PRESENT.match(sentence):
+        # "Missing" affirms a question after what is missing.
+        return "no" if absent and not _NEGATOR.search(question) else "yes"
     if not question_words:
         if _DENIES_EXISTENCE.search(sentence):
             return "no"
         return "yes" if _STATES_EXISTENCE.search(sentence) else None
     clauses = _CLAUSE_BOUNDARY.split(sentence)
+    for clause in clauses:
+        if (verdict := count_verdict(clause, question)) is not None:
+            return verdict
     # Synonyms of the object come second, so that its own name takes precedence.
-    canonical_clauses = [" ".join(_canonicalise_objects(clause, question_words)) for clause in clauses]
+    canonical_clauses = [" ".join(canonicalise_objects(clause, question_words)) for clause in clauses]
     for clause in (*clauses, *canonical_clauses):
         polarity = _clause_polarity(clause, question_words)
         if polarity is not None:
@@ -244,69 +270,20 @@ def _polarity(sentence: str, question_words: list[str]) -> YesNo | None:
 
 def _clause_polarity(clause: str, question_words: list[str]) -> YesNo | None:
     """Return yes or no if a clause states or negates what the question's words name."""
-    words = [_singularize(word) for word in _WORD.findall(clause)]
+    words = [singularize(word) for word in WORD.findall(clause)]
     mentioned = [word for word in question_words if word in words]
     # "It is red" answers "Is the car red?": a pronoun can replace the first word.
     is_full_match = mentioned == question_words or (
         len(question_words) > 1 and mentioned == question_words[1:] and words[0] in ("it", "they", "he", "she")
     )
-    if _NEGATOR.search(clause) and (is_full_match or mentioned[-1:] == question_words[-1:]):
+    negators = {match[0] for match in _NEGATOR.finditer(clause)} - {*question_words}
+    if negators and (is_full_match or mentioned[-1:] == question_words[-1:]):
         return "no"
     if is_full_match:
         negator = _PRECEDING_NEGATOR.search(clause)
-        first_mention = min(clause.find(word) for word in mentioned)
-        return "no" if negator and negator.start() < first_mention else "yes"
+        first_mentions = [clause.find(word) for word in mentioned]
+        return "no" if negator and any(mention > negator.start() for mention in first_mentions) else "yes"
     return None
-
-
-_WORD = re.compile(r"[^\W_]+(?:'t)?")
-_PERSON_WORDS = {"people", "someone", "somebody", "anyone", "anybody", "everyone"}
-_IRREGULAR_PLURALS = {
-    "people": "person", "men": "man", "women": "woman", "children": "child", "mice": "mouse", "geese": "goose", "feet": "foot",
-    "teeth": "tooth", "knives": "knife", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "sheep": "sheep",
-}  # fmt: skip
-
-
-def _content_words(question: str) -> list[str]:
-    """Return the words that a question is about: dog in "Is there a dog in the image?"."""
-    first_line = re.split(r"[?\n]", question)[0]
-    return [_singularize(word) for word in dict.fromkeys(_WORD.findall(first_line)) if word not in _STOP_WORDS]
-
-
-def _canonicalise_objects(clause: str, question_words: list[str]) -> list[str]:
-    """Return a clause's words with synonyms of the COCO object in question replaced by its name.
-
-    To "Is there a person?", "a man" names a person.
-    """
-    canonical_words, words = [], _WORD.findall(re.sub(r"\b(?:nobody|no one)\b", "no person", clause))
-    names_by_synonym = object_by_synonym()
-    i = 0
-    while i < len(words):
-        for length in (2, 1):
-            candidate = " ".join([*words[i : i + length - 1], _singularize(words[min(i + length, len(words)) - 1])])
-            object_name = "person" if candidate in _PERSON_WORDS else names_by_synonym.get(candidate)
-            if object_name is not None and set(object_name.split()) <= set(question_words):
-                canonical_words.append(object_name)
-                i += length
-                break
-        else:
-            canonical_words.append(words[i])
-            i += 1
-    return canonical_words
-
-
-def _singularize(word: str) -> str:
-    """Return a word without its plural ending.
-
-    Question and answer pass through the same rule, so a wrong singular still matches itself.
-    """
-    if word in _IRREGULAR_PLURALS:
-        return _IRREGULAR_PLURALS[word]
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if word.endswith(("ches", "shes", "xes", "sses")):
-        return word[:-2]
-    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
 
 
 # ---- letters -----------------------------------------------------------------------------------

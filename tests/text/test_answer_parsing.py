@@ -92,6 +92,49 @@ def test_parse_yes_no_understands_synonyms(question, answer, expected):
     assert parse_yes_no(answer, question) == expected
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("Is there a dog in the image?", "There is a dog, with no other animals visible.", "yes"),
+        ("Is there a dog in the image?", "No other animals besides a dog are visible.", "yes"),
+        ("Is there a dog in the image?", "No dog.", "no"),
+        ("Is there a dog in the image?", "No dogs, only cats", "no"),
+        ("Is there a cat and a dog?", "I see a dog and no cat.", None),
+        ("Is there a dog in the image?", "There are two dogs.", "yes"),
+        ("Is there a dog in the image?", "Absent", "no"),
+        ("Is there a dog in the image?", "Absent.", "no"),
+        ("Is there a dog in the image?", "It is absent.", "no"),
+        ("Is there a dog in the image?", "The dog is absent.", "no"),
+        ("Is there a dog in the image?", "Not present", "no"),
+        ("Is there a dog in the image?", "Present", "yes"),
+        ("Is there a dog in the image?", "Missing", "no"),
+        ("Is a leg missing?", "Missing.", "yes"),
+        ("Is the leg missing?", "The leg is missing.", "yes"),
+        ("Is the leg missing?", "The leg is not missing.", "no"),
+        ("Is there a dog in the image?", "Not there.", "no"),
+        ("Is there a dog in the image?", "Nowhere to be seen", "no"),
+        ("Is there a dog in the image?", "Non-existent", "no"),
+        ("Is there a dog in the image?", "None.", "no"),
+        ("Is there a dog in the image?", "It exists.", "yes"),
+        ("Is there a dog in the image?", "Nonexistent in this picture", "no"),
+        ("Is there a bus in the image?", "It shows a truck rather than a bus.", "no"),
+        ("Is there a bus in the image?", "a truck rather than a bus", "no"),
+        ("Is there a bus in the image?", "There is a truck instead of a bus.", "no"),
+        ("Is there a bus in the image?", "There is a bus rather than a truck.", "yes"),
+        ("Is there a bus in the image?", "A truck, not a bus.", "no"),
+        ("Is there a bus in the image?", "This is a truck, as opposed to a bus", "no"),
+        ("Is the bus red?", "The bus is blue rather than red.", "no"),
+        ("Is there a dog with a collar?", "A dog without a collar", "no"),
+        ("Does the dog have a collar?", "The dog has no collar.", "no"),
+        ("Is there a dog in the image?", "a dog without a collar", "yes"),
+        ("Is there a bus in the image?", "The vehicle is a truck rather than a bus, which is not visible.", "no"),
+        ("Is there a bus in the image?", "I see several buses.", "yes"),
+    ],
+)
+def test_parse_yes_no_reads_absence_and_contrast(question, answer, expected):
+    assert parse_yes_no(answer, question) == expected
+
+
 def test_parse_yes_no_without_question_is_stricter():
     assert parse_yes_no("A dog.", "Is there a dog?") == "yes"
     assert parse_yes_no("A dog.") is None
