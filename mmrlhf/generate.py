@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+
+from rich.console import Console
 
 from mmrlhf.config import GenerateConfig
 from mmrlhf.datasets import read_examples
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import make_sampling_params
+from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter, file_signature
 from mmrlhf.models.policy import load_policy
+from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example
 from mmrlhf.report.progress import progress
+from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
 
 
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
@@ -24,7 +30,11 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     """
     sources = (config.model_name_or_path, config.adapter_path, config.dataset_name)
     writer = ResumableWriter(Path(config.output_file), [config, *map(file_signature, sources)], config.num_generations)
+    rows_file = writer.path.with_name(f".{writer.path.name}.rows.json")
+    unsaved_checks: list[str] = []  # written with the first answers
+    kept = None
     if examples is None:
+        kept = KeptChecks(rows_file, lambda _, text: unsaved_checks.append(text))
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
     image_root = Path(config.image_folder or Path(config.dataset_name).parent)
     embedded_ids = [e.id for e in examples if any(i.path is None for i in e.images)]
@@ -34,10 +44,19 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
             "their answers are written without images"
         )
     num_done = writer.num_done // config.num_generations
-    with (
-        load_policy(config.model_name_or_path, config.adapter_path, config.dtype, config) as vlm,
-        progress(len(examples), "generate", start=num_done) as progress_bar,
-    ):
+    with ExitStack() as stack:
+        vlm = stack.enter_context(load_policy(config.model_name_or_path, config.adapter_path, config.dtype, config))
+        lengths = PromptLengths(vlm)
+        examples = usable_rows(
+            examples,
+            config,
+            config.dataset_name,
+            lambda example: [Length(lengths.count(example.prompt, example.images), lengths.limit(config.max_length))],
+            lengths,
+            Console(highlight=False),
+            kept,
+        )
+        progress_bar = stack.enter_context(progress(len(examples), "generate", start=num_done))
         for example, texts in generate_batches(
             vlm, examples[num_done:], make_sampling_params(config), batch_size=config.batch_size, num_generations=config.num_generations,
             max_length=config.max_length,
@@ -49,8 +68,11 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
             }
             facts = [{"kind": f.kind, "text": f.text, "source": f.source} for f in example.facts]
             writer.append([json_line({**row, "answer": text, "facts": facts}) for text in texts])
+            if unsaved_checks:
+                write_atomic(rows_file, unsaved_checks.pop())
             progress_bar.advance()
     writer.finish()
+    rows_file.unlink(missing_ok=True)
     print(
         f"{config.output_file}: {len(examples) * config.num_generations} answers; image paths are relative to {image_root} "
         f"(--image_folder {image_root} to score them)"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,16 +34,19 @@ from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
+from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
-from mmrlhf.records import Example, InputError
+from mmrlhf.records import Example, InputError, Message
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import score_samples
+from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, losses, ppo_metrics
 from mmrlhf.training.memory import estimate_memory, peak_memory
 from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, random_minibatches, total_steps
 from mmrlhf.training.ppo_batch import PPOBatch, build_samples, check_first_ratio, check_policy_is_reference
-from mmrlhf.training.ppo_roles import PPORoles, critic_prompts_with_facts, load_roles
+from mmrlhf.training.ppo_roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
+from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 EvalFunction = Callable[[VLM], Mapping[str, float]]
@@ -67,7 +70,9 @@ def ppo(
     adapter_dir = run.path / "policy"
     if run.finished:
         return adapter_dir
+    kept = None
     if examples is None:
+        kept = KeptChecks(run.path / "rows.json", run.add_file)
         facts = read_facts(config.facts_file) if config.facts_file else None
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
 
@@ -75,6 +80,7 @@ def ppo(
     estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model))
     roles = load_roles(config, vlm, accelerator, extra_reward_functions)
     policy, critic = roles.policy, roles.critic
+    examples = _usable_examples(config, roles, examples, run, kept)
     engine = LocalEngine(policy)
     param_groups = [{"params": policy.parameters(), "peak": config.learning_rate}]
     if critic is not None:
@@ -166,6 +172,32 @@ def ppo(
         run.finish({"steps": num_steps, "kl": metrics["objective/kl"] if num_steps > start_step else None})
     accelerator.wait_for_everyone()
     return adapter_dir
+
+
+def _usable_examples(
+    config: PPOConfig, roles: PPORoles, examples: Sequence[Example], run: Run, kept: KeptChecks | None
+) -> Sequence[Example]:
+    """Return the examples with prompts that leave room for an answer, for each of the models.
+
+    Raises InputError as `usable_rows` does.
+    """
+    lengths = PromptLengths(roles.vlm)
+    lengths_by_base = {id(roles.vlm): lengths}
+
+    def lengths_of(example: Example) -> Iterator[Length]:
+        def length(prompt: Sequence[Message]) -> Length:
+            return Length(lengths.count(prompt, example.images) + config.response_length, lengths.limit(config.max_length))
+
+        yield length(example.prompt)
+        if roles.critic is not None and config.critic_sees_facts:
+            yield length(critic_messages(example, roles.reward_models))
+        for model in roles.reward_models:
+            base_lengths = lengths_by_base.setdefault(id(model.role.vlm), PromptLengths(model.role.vlm))
+            empty_answer = AnswerGroup(example.images, example.prompt, ("",), example.facts, example.id)
+            reward_length = group_length(model, base_lengths, empty_answer)
+            yield replace(reward_length, num_tokens=reward_length.num_tokens + config.response_length)
+
+    return usable_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept)
 
 
 def collect_batch(

@@ -30,12 +30,14 @@ from mmrlhf.metrics.calibration import fit_temperature
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import random_head, yes_no_head
 from mmrlhf.models.loading import load
+from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards import checkpoint
 from mmrlhf.rewards.probes import make_probes, make_training_pair, probe_rates
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.training import losses
 from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, total_steps
+from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 NUM_PROBE_ROWS = 100
@@ -108,7 +110,10 @@ def train_reward_model(
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
     if run.finished:
         return run.path
+    kept, kept_held_out = None, None
     if preferences is None:
+        kept = KeptChecks(run.path / "rows.json", run.add_file)
+        kept_held_out = KeptChecks(run.path / "eval_rows.json", run.add_file)
         facts = read_facts(config.facts_file) if config.facts_file else None
         preferences = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
         if config.eval_dataset_name:
@@ -132,6 +137,15 @@ def train_reward_model(
         config.max_facts_tokens,
         max_length=config.max_length,
     )
+    lengths = PromptLengths(vlm)
+
+    def lengths_of(row: Preference) -> list[Length]:
+        return [group_length(model, lengths, to_answer_group(row))]
+
+    preferences = usable_rows(preferences, config, config.dataset_name, lengths_of, lengths, run.console, kept)
+    if held_out:
+        name = config.eval_dataset_name or "the held-out rows"
+        held_out = usable_rows(held_out, config, name, lengths_of, lengths, run.console, kept_held_out)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     other_facts = [fact for i in range(min(len(preferences), NUM_NOISE_ROWS)) for fact in preferences[i].facts]
 
@@ -148,11 +162,14 @@ def train_reward_model(
     with run.progress(num_steps, start_step, description) as progress_bar:
         for step in range(start_step, num_steps):
             rows = [preferences[i] for i in batch_indices(step, batch_size, len(preferences), config.seed)]
-            local_rows = [
-                _maybe_inject_claim(config, p, other_facts, step)
-                for p in rows[accelerator.process_index :: accelerator.num_processes]
-            ]
-            groups = [replace(to_answer_group(p), facts=_augment_facts(config, p, other_facts, step)) for p in local_rows]
+            local_rows, groups = [], []
+            for p in rows[accelerator.process_index :: accelerator.num_processes]:
+                row = _maybe_inject_claim(config, p, other_facts, step)
+                group = replace(to_answer_group(row), facts=_augment_facts(config, row, other_facts, step))
+                if (config.fact_noise or row is not p) and group_length(model, lengths, group).is_over:
+                    row, group = p, to_answer_group(p)  # other facts or an added claim made it too long
+                local_rows.append(row)
+                groups.append(group)
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
             sums = vlm.budget.retry_on_oom(
@@ -238,7 +255,8 @@ def _calibrate_and_save(
     model.temperature = fit_temperature(margins)
     if is_held_out:
         model.accuracy = float(is_correct.mean()) if len(is_correct) else None
-    model.probes = probe_rates(model, make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed))
+    unlimited_model = replace(model, max_length=1 << 30)  # an added claim must not end a run that is done
+    model.probes = probe_rates(unlimited_model, make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed))
     checkpoint.save_reward_model(model, run.path, groups)
     result = {"steps": num_steps, "accuracy": model.accuracy, "temperature": model.temperature, "probes": model.probes}
     run.finish(result | {"right": is_correct.astype(float).tolist() if is_held_out else None})

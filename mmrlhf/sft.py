@@ -23,9 +23,12 @@ from mmrlhf.engine.scoring import hidden_states
 from mmrlhf.facts import read_facts
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
+from mmrlhf.models.prompt_lengths import PromptLengths
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.training import losses
 from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, total_steps
+from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
 from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
 
 
@@ -39,7 +42,9 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     model_dir = run.path / "model"
     if run.finished:
         return model_dir
+    kept = None
     if examples is None:
+        kept = KeptChecks(run.path / "rows.json", run.add_file)
         examples = read_examples(
             config.dataset_name,
             config.dataset_train_split,
@@ -56,6 +61,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             "sft writes a whole model, which 4 bits cannot hold exactly: use dtype bfloat16, and nf4 from the reward model on"
         )
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
+    examples = _usable_examples(config, vlm, examples, run, kept)
     if config.tuning == "lora":
         adapters = Adapters(vlm)
         adapters.add("sft", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
@@ -119,6 +125,19 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         run.finish({"steps": num_steps})
     accelerator.wait_for_everyone()
     return model_dir
+
+
+def _usable_examples(
+    config: SFTConfig, vlm: VLM, examples: Sequence[Example], run: Run, kept: KeptChecks | None
+) -> Sequence[Example]:
+    """Return the examples that the model can learn. Raises InputError as `usable_rows` does."""
+    lengths = PromptLengths(vlm)
+
+    def lengths_of(example: Example) -> list[Length]:
+        answer_ids = vlm.answer_token_ids(example.prompt, example.answer or "", len(example.images), row_id=example.id)
+        return [Length(lengths.count(example.prompt, example.images) + len(answer_ids), lengths.limit(config.max_length))]
+
+    return usable_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept)
 
 
 def _accumulate_gradients(

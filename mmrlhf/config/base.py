@@ -15,6 +15,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "nf4"]
+Overlong = Literal["drop", "error"]
 FactsPosition = Literal["before", "after"]
 
 

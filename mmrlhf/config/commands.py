@@ -15,6 +15,7 @@ from mmrlhf.config.base import (
     EngineConfig,
     FactsConfig,
     NonNegativeInt,
+    Overlong,
     Positive,
     RewardModelConfig,
     SamplingConfig,
@@ -37,6 +38,9 @@ class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig):
     """Prompts per batch."""
     max_length: Count = 2048
     """Maximum tokens of a prompt, image tokens included."""
+    overlong: Overlong = "error"
+    """What becomes of prompts over max_length, which are found before the first answer: `error`, or
+    `drop` to leave them out."""
     dtype: Dtype = "float32"
     """Precision of the weights."""
     seed: NonNegativeInt = 0

@@ -17,6 +17,7 @@ from mmrlhf.config.base import (
     Fraction,
     NonNegative,
     NonNegativeInt,
+    Overlong,
     Positive,
 )
 
@@ -49,8 +50,10 @@ class TrainConfig(FactsConfig, EngineConfig):
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """Steps to train; -1: until num_train_epochs are complete."""
     max_length: Count = 2048
-    """Maximum tokens of prompt plus answer, image tokens included. A longer row is an error; rows
-    are never cut."""
+    """Maximum tokens of prompt plus answer, image tokens included. Rows are never cut."""
+    overlong: Overlong = "error"
+    """What becomes of rows over max_length, which are found before the first step: `error`, or
+    `drop` to train without them."""
     lora_r: Count = 16
     """Rank of the LoRA adapter (language model only; vision tower and projector stay frozen)."""
     lora_target_modules: str = "all-linear"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 from mmrlhf.datasets.examples import parse_example
 from mmrlhf.datasets.image_fields import FactsByName, row_context
 from mmrlhf.datasets.preferences import is_preference, parse_preference
+from mmrlhf.files.row_errors import RowErrors
 from mmrlhf.files.rows import Row, preview
 from mmrlhf.files.tables import Table, checked_rows, open_table, read_rows
 from mmrlhf.records import Example, InputError, Preference
@@ -18,7 +19,7 @@ Record = TypeVar("Record", Example, Preference)
 class Records(Sequence[Record]):
     """The records of a table. A slice is a view and reads nothing.
 
-    The constructor parses every row once, so that a bad row is found before hours of training.
+    The constructor parses every row once, so that all bad rows are found before hours of training.
     After that, each access parses the row again and returns an equal record. Access raises
     InputError if the file has changed.
     """
@@ -26,11 +27,7 @@ class Records(Sequence[Record]):
     def __init__(self, name: str, rows: Table, parse_row: Callable[[Row], Record]) -> None:
         self._rows = rows
         self._parse_row: Callable[[Row], Record] = parse_row
-        num_rows = 0
-        for raw_row in checked_rows(name, rows):
-            parse_row(raw_row.parse())
-            num_rows += 1
-        self._indices: Sequence[int] = range(num_rows)
+        self._indices: Sequence[int] = range(_parse_all(name, rows, parse_row))
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -62,6 +59,29 @@ class Records(Sequence[Record]):
         return f"<{len(self)} records>"
 
 
+def _parse_all(name: str, rows: Table, parse_row: Callable[[Row], Any]) -> int:
+    """Parse every row and return their number.
+
+    Raises InputError: the message of a lone bad row, or the causes of all, with counts.
+    """
+    errors, num_rows, first_message = RowErrors(), 0, ""
+    for raw_row in checked_rows(name, rows):
+        num_rows += 1
+        try:
+            parse_row(raw_row.parse())
+        except InputError as error:
+            first_message = first_message or str(error)
+            errors.add(raw_row.location.removeprefix(f"{name}, "), str(error), raw_row.location)
+    if errors.count == 1:
+        raise InputError(first_message)
+    if errors.count:
+        raise InputError(
+            f"{name}: {errors.count} of {num_rows} rows cannot be used (`mmrlhf data check` writes them to a file): "
+            f"{errors.summary()}"
+        )
+    return num_rows
+
+
 def read_examples(
     dataset_name: str,
     split: str = "train",
@@ -71,7 +91,7 @@ def read_examples(
 ) -> Records[Example]:
     """Load a dataset's prompts, and their answers if it has any. Preferences give only prompts.
 
-    Raises InputError on the first row that cannot be used or lacks a required answer.
+    Raises InputError if rows cannot be used or lack a required answer.
     """
     context = row_context(dataset_name, image_folder, facts)
     records = Records(dataset_name, open_table(dataset_name, split), lambda row: parse_example(row, context, require_answer))
@@ -81,7 +101,7 @@ def read_examples(
 def read_preferences(
     dataset_name: str, split: str = "train", image_folder: str | None = None, facts: FactsByName | None = None
 ) -> Records[Preference]:
-    """Load a dataset's preferences. Raises InputError on the first row that cannot be used."""
+    """Load a dataset's preferences. Raises InputError if rows cannot be used."""
     context = row_context(dataset_name, image_folder, facts)
     records = Records(dataset_name, open_table(dataset_name, split), lambda row: parse_preference(row, context))
     return _check_facts_match(records, dataset_name, facts)

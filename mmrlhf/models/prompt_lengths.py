@@ -20,10 +20,13 @@ a blank image of its size: what they refuse is small or narrow."""
 
 
 class PromptLengths:
-    """The lengths that `VLM.build_prompts` will find, and the images that it will refuse."""
+    """The lengths that `VLM.build_prompts` will find, and the images that it will refuse.
 
-    def __init__(self, vlm: VLM) -> None:
-        self._vlm = vlm
+    `num_shrunk` counts the images with more than `max_pixels`, which the processor shrinks.
+    """
+
+    def __init__(self, vlm: VLM, max_pixels: int | None = None) -> None:
+        self._vlm, self._max_pixels, self.num_shrunk = vlm, max_pixels, 0
         self._image_tokens: dict[bool, ImageTokens] = {}
         self._refusals: dict[tuple[Size, bool], str] = {}
         self._refusals_by_shape: dict[tuple, str] = {}
@@ -43,6 +46,7 @@ class PromptLengths:
             size = read_image_size(image)
             if reason := self._refusal(size, len(images)):
                 raise InputError(f"image {image.name} ({size[0]} x {size[1]}) {reason}: change its size or drop the row")
+            self.num_shrunk += self._max_pixels is not None and size[0] * size[1] > self._max_pixels
             sizes.append(size)
         if sizes and self._needs_processor is None:
             self._needs_processor = any(
@@ -60,6 +64,11 @@ class PromptLengths:
         if is_one_of_several not in self._image_tokens:
             self._image_tokens[is_one_of_several] = ImageTokens(self._vlm.encoder, num_images)
         return self._image_tokens[is_one_of_several]
+
+    def limit(self, max_length: int) -> int:
+        """Return the most tokens that the model reads: `max_length`, or its positions if fewer."""
+        max_positions = getattr(self._vlm.model.config.get_text_config(), "max_position_embeddings", None)
+        return min(max_length, max_positions) if max_positions else max_length
 
     # ---- two ways to count ---------------------------------------------------------------------
 

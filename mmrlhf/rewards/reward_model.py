@@ -100,7 +100,7 @@ class RewardModel:
         conversations: list[tuple[list[Message], tuple[ImageSource, ...]]] = []
         answer_ids: list[list[Tensor]] = []
         for group in groups:
-            prompt_messages, group_answer_ids = self._tokenize_group(group)
+            prompt_messages, group_answer_ids = self.tokenize_group(group)
             conversations.append((prompt_messages, group.images))
             answer_ids.append(group_answer_ids)
         group_ids = [group.id for group in groups]
@@ -111,7 +111,7 @@ class RewardModel:
         for group_indices, last_hidden_ND in last_hidden_states(self.role, prompts, answer_ids):
             yield group_indices, head(last_hidden_ND.float())[:, 0]
 
-    def _tokenize_group(self, group: AnswerGroup) -> tuple[list[Message], list[Tensor]]:
+    def tokenize_group(self, group: AnswerGroup) -> tuple[list[Message], list[Tensor]]:
         """Return the turns before the answers, and token ids of each answer with the question."""
         facts_text = self.facts_text(group.prompt, group.facts)
         *prompt_messages, _, question = reward_messages(group.prompt, "", facts_text, self.facts_position)

@@ -15,7 +15,7 @@ from mmrlhf.facts import render_facts
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
 from mmrlhf.models.vlm import VLM, Prompt
-from mmrlhf.records import Example
+from mmrlhf.records import Example, Message
 from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
 from mmrlhf.rewards.claim_rewards import ClaimScorer, build_claim_scorer
 from mmrlhf.rewards.ledger import WeightedReward, resolve_rewards
@@ -95,17 +95,19 @@ def _add_critic(config: PPOConfig, adapters: Adapters, reward_models: Sequence[R
 def critic_prompts_with_facts(
     vlm: VLM, rows: Sequence[Example], max_length: int, reward_models: Sequence[RewardModel]
 ) -> list[Prompt]:
-    """Build the prompts of a critic that reads facts.
+    """Build the prompts of a critic that reads facts."""
+    conversations = [(critic_messages(row, reward_models), row.images) for row in rows]
+    return vlm.build_prompts(conversations, max_length, [row.id for row in rows])
 
-    The facts are formatted as for the first reward model that reads them, or else by
-    `render_facts`.
+
+def critic_messages(row: Example, reward_models: Sequence[RewardModel]) -> tuple[Message, ...]:
+    """Return a row's prompt with its facts.
+
+    They are formatted as for the first reward model that reads them, or else by `render_facts`.
     """
     reader = next((model for model in reward_models if model.facts == "given"), None)
-    conversations = []
-    for row in rows:
-        if reader is not None:
-            facts_text = reader.facts_text(row.prompt, row.facts)
-        else:
-            facts_text = render_facts(row.facts, zlib.crc32(repr((row.prompt, row.facts)).encode()))
-        conversations.append((prompt_with_facts(row.prompt, facts_text), row.images))
-    return vlm.build_prompts(conversations, max_length, [row.id for row in rows])
+    if reader is not None:
+        facts_text = reader.facts_text(row.prompt, row.facts)
+    else:
+        facts_text = render_facts(row.facts, zlib.crc32(repr((row.prompt, row.facts)).encode()))
+    return prompt_with_facts(row.prompt, facts_text)

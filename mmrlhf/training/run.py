@@ -70,6 +70,7 @@ class Run:
         self._config = config
         self._started = False
         self._pending_lines: list[tuple[str, str]] = []  # (file name, lines) of step 0
+        self._pending_files: list[tuple[str, str]] = []  # (file name, content)
         if main_process:
             refuse_unwritable(self.path, "output_dir")
         config_file = self.path / "config.yaml"
@@ -95,8 +96,17 @@ class Run:
         config_loader.save_config(self._config, self.path / "config.yaml")
         if self.finished is not None:  # killed between writing the result and exiting
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for name, content in self._pending_files:
+            write_atomic(self.path / name, content)
         for name, lines in self._pending_lines:
             self._append_lines(name, lines)
+
+    def add_file(self, name: str, content: str) -> None:
+        """Write a file, which waits until the first step is done, as rows of step 0 do."""
+        if self._started and self.main_process:
+            write_atomic(self.path / name, content)
+        else:
+            self._pending_files.append((name, content))
 
     def _check_same_config(self, saved: Mapping[Any, Any], requested: Mapping[str, Any]) -> None:
         def display(values: Mapping[Any, Any], name: str) -> str:

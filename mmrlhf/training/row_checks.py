@@ -1,0 +1,175 @@
+"""Check every row against the model before the first step: what it refuses, and what is too long.
+
+Only the headers of images are read. A run keeps the result in its directory with a signature of
+everything that it depends on, so a resumed run does not check again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+from rich.console import Console
+from rich.text import Text
+
+from mmrlhf.config import EngineConfig
+from mmrlhf.datasets import Records
+from mmrlhf.files.resumable import digest_of, file_signature
+from mmrlhf.files.row_errors import MAX_ROWS_NAMED, RowErrors
+from mmrlhf.models.prompt_lengths import PromptLengths
+from mmrlhf.records import Example, InputError, Preference
+from mmrlhf.report.progress import progress
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+
+Record = TypeVar("Record", Example, Preference)
+IRRELEVANT_SETTINGS = {"output_dir", "output_file", "logging_steps", "save_steps", *EngineConfig.__dataclass_fields__}
+"""Settings that no row's verdict depends on."""
+MIN_ROWS_FOR_BAR = 1000
+FILE_SETTINGS = ("model_name_or_path", "dataset_name", "eval_dataset_name", "facts_file", "reward_model_path", "facts_template")
+"""Settings that name files, whose sizes and times count."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """The tokens of something that the model reads for a row, and how many it may have."""
+
+    num_tokens: int
+    limit: int
+
+    @property
+    def is_over(self) -> bool:
+        return self.num_tokens > self.limit
+
+
+LengthsOf = Callable[[Any], Iterable[Length]]
+"""Return the lengths of a row. Raises InputError if the model refuses the row."""
+
+
+def group_length(model: RewardModel, lengths: PromptLengths, group: AnswerGroup) -> Length:
+    """Return the tokens of a group's prompt with its longest answer, and the question after it."""
+    prompt_messages, answer_ids = model.tokenize_group(group)
+    num_tokens = lengths.count(prompt_messages, group.images) + max(map(len, answer_ids), default=0)
+    return Length(num_tokens, lengths.limit(model.max_length))
+
+
+@dataclass(frozen=True)
+class RowChecks:
+    """What was found about a dataset's rows."""
+
+    num_rows: int
+    overlong: list[int] = field(default_factory=list)
+    """Indices of the rows with more tokens than allowed."""
+    first_overlong: list[str] = field(default_factory=list)
+    """Ids of the first of them."""
+    longest: int = 0
+    """Most tokens of any row."""
+    limit: int = 0
+    """Tokens that the longest row may have."""
+    num_shrunk: int = 0
+    """Images with more pixels than max_pixels, which the processor shrinks."""
+
+    @property
+    def overlong_text(self) -> str:
+        """The rows that are too long, in words."""
+        ids = ", ".join(self.first_overlong) + (", ..." if len(self.overlong) > len(self.first_overlong) else "")
+        return (
+            f"{len(self.overlong)} of {self.num_rows} rows are too long (ids {ids}; "
+            f"the longest has {self.longest} tokens with its images, and may have {self.limit})"
+        )
+
+
+def check_rows(rows: Sequence[Record], name: str, lengths_of: LengthsOf, lengths: PromptLengths, console: Console) -> RowChecks:
+    """Measure every row. Raises InputError with all rows that the model refuses, by cause."""
+    errors, overlong, ids, longest = RowErrors(), [], [], Length(0, 0)
+    lengths.num_shrunk = 0
+    bar_console = console if len(rows) >= MIN_ROWS_FOR_BAR else Console(quiet=True)
+    with progress(len(rows), f"check rows of {name}", console=bar_console) as progress_bar:
+        for index, row in enumerate(rows):
+            progress_bar.advance()
+            try:
+                measured = max(lengths_of(row), key=lambda length: length.num_tokens - length.limit)
+            except InputError as error:
+                errors.add(f"row {row.id}", str(error), f"row {row.id}")
+                continue
+            longest = max(longest, measured, key=lambda length: length.num_tokens)
+            if measured.is_over:
+                overlong.append(index)
+                ids.append(row.id)
+    if errors.count:
+        raise InputError(f"{name}: the model refuses {errors.count} of {len(rows)} rows: {errors.summary()}")
+    return RowChecks(len(rows), overlong, ids[:MAX_ROWS_NAMED], longest.num_tokens, longest.limit, lengths.num_shrunk)
+
+
+class KeptChecks:
+    """A file that keeps a dataset's checks; `save` takes its name and text."""
+
+    def __init__(self, path: Path, save: Callable[[str, str], None]) -> None:
+        self.path, self._save = path, save
+
+    def read(self) -> tuple[str, RowChecks] | None:
+        """Return the signature and the checks, None if there are none that can be read."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            return str(content["signature"]), RowChecks(**content["checks"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, signature: str, checks: RowChecks) -> None:
+        """Keep checks under a signature."""
+        self._save(self.path.name, json.dumps({"signature": signature, "checks": asdict(checks)}) + "\n")
+
+
+def signature_of(config: Any) -> str:
+    """Return a hash of the settings and files that the checks of a dataset depend on."""
+    settings = {name: value for name, value in asdict(config).items() if name not in IRRELEVANT_SETTINGS}
+    files = [file_signature(value) for name, value in settings.items() if isinstance(value, str) and name in FILE_SETTINGS]
+    return digest_of([type(config).__name__, settings, transformers.__version__, files])
+
+
+def usable_rows(
+    rows: Sequence[Record],
+    config: Any,
+    name: str,
+    lengths_of: LengthsOf,
+    lengths: PromptLengths,
+    console: Console,
+    kept: KeptChecks | None = None,
+) -> Sequence[Record]:
+    """Return the rows that the model can read, in their order; print what is dropped or shrunk.
+
+    `kept` holds the checks of an earlier call, which are valid for the same settings and files.
+    Raises InputError for rows that the model refuses, for overlong rows unless the settings drop
+    them, and if a run that dropped rows would now drop others.
+    """
+    signature, earlier = signature_of(config), kept.read() if kept else None
+    is_known = earlier is not None and earlier[0] == signature
+    checks = earlier[1] if is_known and earlier else check_rows(rows, name, lengths_of, lengths, console)
+    if checks.overlong and config.overlong == "error":
+        raise InputError(f"{name}: {checks.overlong_text}: raise max_length, or leave these rows out with --overlong drop")
+    if kept and earlier and earlier[1].overlong != checks.overlong:
+        raise InputError(
+            f"{kept.path.parent} was begun without {len(earlier[1].overlong)} overlong rows, and now {len(checks.overlong)} "
+            "would be left out: give it the max_length that it was begun with"
+        )
+    if kept and not is_known:
+        kept.write(signature, checks)
+    if len(checks.overlong) == len(rows):
+        raise InputError(f"{name}: {checks.overlong_text}: raise max_length")
+    if checks.overlong:
+        console.print(Text(f"note: {name}: {checks.overlong_text}; they are left out"), soft_wrap=True)
+    if checks.num_shrunk:
+        note = f"note: {name}: {checks.num_shrunk} images have more pixels than max_pixels, and are shrunk"
+        console.print(Text(note), soft_wrap=True)
+    return _without(rows, checks.overlong)
+
+
+def _without(rows: Sequence[Record], dropped: Sequence[int]) -> Sequence[Record]:
+    if not dropped:
+        return rows
+    dropped_set = set(dropped)
+    indices = [index for index in range(len(rows)) if index not in dropped_set]
+    return rows.subset(indices) if isinstance(rows, Records) else [rows[index] for index in indices]

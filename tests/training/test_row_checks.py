@@ -1,0 +1,122 @@
+"""Rows that the model cannot read are known before the first step: all of them, by cause."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mmrlhf.config import GenerateConfig, RewardConfig, SFTConfig
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.generate import generate
+from mmrlhf.records import InputError
+from mmrlhf.reward_model import train_reward_model
+from mmrlhf.sft import sft
+from mmrlhf.training import row_checks
+from mmrlhf.training.run import Run
+from tests.helpers.rows import make_data_dir, write_jsonl
+
+LONG = "a red circle " * 60
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Create a folder with an image, `a.png`."""
+    return make_data_dir(tmp_path)
+
+
+def sft_row(index, answer="A red circle."):
+    return {"id": f"r{index}", "image": "a.png", "prompt": f"What is in picture {index}?", "completion": answer}
+
+
+def sft_config(model, path, out, **settings):
+    defaults = {"max_length": 120, "max_steps": 4, "per_device_train_batch_size": 3, "lora_r": 4, "save_steps": 1}
+    return SFTConfig(model_name_or_path=model, dataset_name=path, output_dir=str(out), **{**defaults, **settings})
+
+
+def losses(out):
+    return [row["loss"] for row in read_jsonl(Path(out) / "metrics.jsonl")]
+
+
+def test_overlong_rows_are_counted_before_the_first_step(tiny_vlm_path, folder, tmp_path):
+    path = write_jsonl(folder, *[sft_row(i, LONG if i in (2, 5) else "A red circle.") for i in range(8)])
+    with pytest.raises(InputError, match=r"2 of 8 rows are too long \(ids r2, r5; the longest has \d+ tokens .*may have 120\)"):
+        sft(sft_config(tiny_vlm_path, path, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_dropping_rows_trains_as_on_a_file_without_them(tiny_vlm_path, folder, tmp_path, capsys):
+    rows = [sft_row(i, LONG if i in (2, 5) else "A red circle." if i % 2 else "Two blue squares.") for i in range(8)]
+    path = write_jsonl(folder, *rows)
+    clean = write_jsonl(folder, *[row for row in rows if row["completion"] != LONG], name="clean.jsonl")
+    sft(sft_config(tiny_vlm_path, path, tmp_path / "run", overlong="drop"))
+    assert "2 of 8 rows are too long (ids r2, r5;" in capsys.readouterr().out.replace("\n", " ")
+    sft(sft_config(tiny_vlm_path, clean, tmp_path / "clean"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "clean")
+
+
+def test_a_resumed_run_checks_nothing_again_and_keeps_its_rows(tiny_vlm_path, folder, tmp_path, monkeypatch):
+    path = write_jsonl(folder, *[sft_row(i, LONG if i == 2 else "A red circle.") for i in range(8)])
+    config = sft_config(tiny_vlm_path, path, tmp_path / "whole", overlong="drop")
+    sft(config)
+
+    class Killed(Exception):
+        """Raised instead of a kill."""
+
+    original = Run.save_checkpoint
+
+    def save_and_die(self, step, *args):
+        original(self, step, *args)
+        if step == 2:
+            raise Killed
+
+    killed = sft_config(tiny_vlm_path, path, tmp_path / "killed", overlong="drop")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "save_checkpoint", save_and_die)
+        sft(killed)
+    with pytest.raises(InputError, match="was begun without 1 overlong rows, and now 0 would be left out"):
+        sft(sft_config(tiny_vlm_path, path, tmp_path / "killed", overlong="drop", max_length=400))
+    with monkeypatch.context() as patch:
+        patch.setattr(row_checks, "check_rows", None)  # a call would fail
+        sft(killed)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_refused_rows_are_named_by_cause(tiny_vlm_path, folder, tmp_path):
+    rows = [sft_row(i) for i in range(9)]
+    for i in (1, 4, 6):
+        rows[i]["prompt"] = [{"role": "user", "content": f"In HTML, {i}, <image><image>?"}]
+        rows[i]["images"] = ["a.png", "a.png"]
+        del rows[i]["image"]
+    rows[3]["prompt"] = "What <|user|> is it?"
+    (folder / "cut.png").write_bytes(b"\x89PNG")
+    rows[7]["image"] = "cut.png"
+    with pytest.raises(InputError) as error:
+        sft(sft_config(tiny_vlm_path, write_jsonl(folder, *rows), tmp_path / "run"))
+    assert re.search(r"the model refuses \d of 9 rows: .*\(row r7\)", str(error.value)), error.value
+    assert "\n" not in str(error.value)
+
+
+def test_generate_leaves_overlong_prompts_out(tiny_vlm_path, folder, tmp_path, capsys):
+    rows = [{"id": f"r{i}", "image": "a.png", "prompt": LONG if i == 1 else "What is it?"} for i in range(4)]
+    settings = {"model_name_or_path": tiny_vlm_path, "dataset_name": write_jsonl(folder, *rows), "response_length": 4}
+    out = tmp_path / "answers.jsonl"
+    with pytest.raises(InputError, match=r"1 of 4 rows are too long \(ids r1;"):
+        generate(GenerateConfig(**settings, output_file=str(out), max_length=120))
+    assert list(tmp_path.glob("*answers*")) == []
+    generate(GenerateConfig(**settings, output_file=str(out), max_length=120, overlong="drop"))
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["r0", "r2", "r3"]
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_facts_that_noise_makes_too_long_are_left_as_they_are(tiny_vlm_path, pairs, tmp_path):
+    config = RewardConfig(
+        model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path), max_length=1, lora_r=4, max_steps=2,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"12 of 12 rows are too long .* the longest has (\d+) tokens") as error:
+        train_reward_model(config, pairs)
+    longest = int(re.search(r"the longest has (\d+)", str(error.value))[1])
+    settings = {"max_length": longest, "fact_noise": 1.0, "injected_claim_rate": 0.5, "lora_r": 4, "max_steps": 3}
+    train_reward_model(
+        RewardConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path), **settings), pairs
+    )
