@@ -8,18 +8,19 @@
 --data is a folder with questions, context, reference answers and rules: qa90_* of COCO, or
 questions.jsonl, context.jsonl, answers_gpt4.jsonl and rule.json of LLaVA-Bench (In-the-Wild). The
 judge gets the authors' prompt, with the instructions of `rule.json`. Reviews as the authors' script
-saves them (`tuple` of two ratings, `category`) need no --data.
+saves them (`tuple` of two ratings, also named `score`; `category`) need no --data.
 
 `score` is the mean rating in percent of the reference's mean rating, as in the authors' table: both
 means are rounded to three decimals first. `official` reads a review that begins with a line of two
 numbers with one blank or comma between them; for all other reviews it reads -1 and -1, which count
-in the means. `robust` reads two numbers anywhere on the first line with digits, and leaves out
-reviews without them.
+in the means (a note says how many). `robust` reads two numbers anywhere on the first line with
+digits, and leaves out reviews without them.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ UNREAD_RATINGS = [-1.0, -1.0]
 class LlavaBench(Benchmark):
     """LLaVA-Bench, on COCO's images or in the wild."""
 
-    version = "1"
+    version = "2"
     license = "Apache-2.0"
     headline = "score"
     direction = "higher"
@@ -158,6 +159,12 @@ class LlavaBench(Benchmark):
             reason = f"{num_unjudged} answers have no judgment"
         else:
             official = [(row["id"], row["official"]) for row in scored]
+            if num_unread := sum(pair == UNREAD_RATINGS for _, pair in official):
+                print(
+                    f"note: {num_unread} reviews give no ratings: official counts them as -1 and -1, as the script does, "
+                    "and robust leaves them out",
+                    file=sys.stderr,
+                )
         robust = [(row["id"], row["pair"]) for row in first_valid(rows) if row["pair"] is not None]
         return {
             "official": _sufficient_stats(official, task, reason),
@@ -182,15 +189,20 @@ def _format_context(fields: Mapping[str, Any]) -> str:
     return "\n\n".join("\n".join(map(str, lines)) for lines in (captions, boxes) if lines)
 
 
+RATING_FIELDS = ("tuple", "score", "scores")
+"""Names of the two ratings in a review."""
+
+
 def _has_reviews(task: Task) -> bool:
-    return is_self_describing(task, "question_id", "tuple")
+    return any(is_self_describing(task, "question_id", name) for name in RATING_FIELDS)
 
 
 def _rating_pair(row: Row) -> list[float]:
-    pair = row.require("tuple")
-    if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(rating, int | float) for rating in pair)):
-        row.fail("`tuple` must be two numbers")
-    return [float(rating) for rating in pair]
+    name = row.require_any(*RATING_FIELDS)
+    pair = row.fields[name]
+    if isinstance(pair, list) and len(pair) == 2 and all(isinstance(rating, int | float) for rating in pair):
+        return [float(rating) for rating in pair]
+    row.fail(f"`{name}` must be two numbers: the reference's rating and the answer's")
 
 
 # ---- ratings -------------------------------------------------------------------------------------

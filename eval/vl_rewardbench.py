@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,16 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Benchmark, Prediction, ScoreRow, Task, answered, first_valid, is_self_describing
+from mmrlhf.evaluation.benchmark import (
+    Benchmark,
+    Prediction,
+    ScoreRow,
+    Task,
+    answered,
+    first_valid,
+    is_self_describing,
+    text_sha256,
+)
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message, Preference
@@ -78,7 +88,7 @@ class Options:
 class VLRewardBench(Benchmark):
     """VL-RewardBench."""
 
-    version = "1"
+    version = "2"
     license = "not stated"
     headline = "accuracy"
     direction = "higher"
@@ -89,18 +99,23 @@ class VLRewardBench(Benchmark):
         """Return each vote on each pair, from --data or a results file, with ids PAIR/NUMBER."""
         if _is_results_file(task):
             return _recorded_votes(task)
-        examples = []
-        for row in read_json_objects(task.path)[: task.limit]:
-            meta = _pair_meta(row, "human_ranking")
+        rows = read_json_objects(task.path)
+        metas = _label_pairs([_pair_meta(row, "human_ranking") for row in rows])
+        num_pairs = len({meta["pair"] for meta in metas})
+        if num_pairs < len(rows):
+            print(f"note: {len(rows) - num_pairs} rows of {task.path} hold a pair again, and are left out", file=sys.stderr)
+        examples: dict[str, Example] = {}
+        for row, meta in list(zip(rows, metas, strict=True))[: task.limit]:
             image = row.fields.get("image_path", row.fields.get("image"))
             images = (ImageSource(path=str(task.image_root / image)),) if isinstance(image, str) else ()
             for vote in range(task.options.votes):
                 is_swapped = int(random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5)
                 first, second = meta["response"][::-1] if is_swapped else meta["response"]
                 prompt = TEMPLATE.format(question=_question(meta), first=first, second=second)
+                id_ = f"{meta['pair']}/{vote}"
                 vote_meta = {**meta, "swapped": is_swapped}
-                examples.append(Example(f"{meta['pair']}/{vote}", images, (Message("user", prompt),), meta=vote_meta))
-        return examples
+                examples.setdefault(id_, Example(id_, images, (Message("user", prompt),), meta=vote_meta))
+        return list(examples.values())
 
     def read(self, path: Path, task: Task) -> list[Prediction] | None:
         """Return the replies of a results file, which `load` has read."""
@@ -141,7 +156,7 @@ class VLRewardBench(Benchmark):
 
     def categories(self, example: Example) -> list[str]:
         """Return the group."""
-        return [pair_group(example.meta["pair"])]
+        return [pair_group(example.meta["id"])]
 
     def aggregate(self, rows: list[ScoreRow], task: Task) -> dict[str, SufficientStats]:
         """Return accuracy by group: for each k, and for all votes."""
@@ -161,7 +176,27 @@ def _pair_meta(row: Row, ranking_field: str) -> dict[str, Any]:
     is_pair = isinstance(response, list) and len(response) == 2
     if not (is_pair and isinstance(ranking, list) and sorted(ranking) == [0, 1]):
         row.fail("a pair needs two responses, and a ranking that is [0, 1] or [1, 0]")
-    return {"pair": str(row.require("id")), "query": str(row.require("query")), "response": response, "ranking": ranking}
+    return {"id": str(row.require("id")), "query": str(row.require("query")), "response": response, "ranking": ranking}
+
+
+def _pair_key(meta: Mapping[str, Any]) -> str:
+    """Return what identifies a pair for cal.py."""
+    return str(meta["id"] + meta["query"] + "\t".join(sorted(map(str, meta["response"]))))
+
+
+def _label_pairs(metas: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the pairs' fields with a label of their own under `pair`: the id, and a hash behind it
+    if other pairs share the id."""
+    keys_of_id: dict[str, set[str]] = {}
+    for meta in metas:
+        keys_of_id.setdefault(meta["id"], set()).add(_pair_key(meta))
+    num_shared = sum(len(keys) > 1 for keys in keys_of_id.values())
+    if num_shared:
+        print(f"note: {num_shared} ids name several pairs, which are told apart by question and answers", file=sys.stderr)
+    return [
+        {**meta, "pair": meta["id"] if len(keys_of_id[meta["id"]]) == 1 else f"{meta['id']}~{text_sha256(_pair_key(meta))[:8]}"}
+        for meta in metas
+    ]
 
 
 def _question(meta: Mapping[str, Any]) -> str:
@@ -170,8 +205,9 @@ def _question(meta: Mapping[str, Any]) -> str:
 
 def _recorded_votes(task: Task) -> list[Example]:
     examples, num_votes = [], Counter[str]()
-    for row in read_json_objects(Path(str(task.answers))):
-        meta, vote = _pair_meta(row, "ranking"), row.require("meta")
+    rows = read_json_objects(Path(str(task.answers)))
+    for row, meta in zip(rows, _label_pairs([_pair_meta(row, "ranking") for row in rows]), strict=True):
+        vote = row.require("meta")
         is_vote = isinstance(vote, dict) and vote.get("random_number") in (0, 1)
         if not (is_vote and isinstance(vote.get("filter_choice"), str)):
             row.fail("`meta` needs random_number (0 or 1) and filter_choice")
@@ -229,8 +265,8 @@ def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
     """
     rng = random.Random(SHUFFLE_SEED)
     # For cal.py, votes with equal ids, questions and answers are votes on one pair.
-    pair_keys = {e.id: e.meta["pair"] + e.meta["query"] + "\t".join(sorted(e.meta["response"])) for e in task.examples.values()}
-    group_of_pair = {pair_keys[row["id"]]: pair_group(task.examples[row["id"]].meta["pair"]) for row in rows}
+    pair_keys = {example.id: _pair_key(example.meta) for example in task.examples.values()}
+    group_of_pair = {pair_keys[row["id"]]: pair_group(task.examples[row["id"]].meta["id"]) for row in rows}
     pair_index = {pair: index for index, pair in enumerate(group_of_pair)}
     majorities = np.zeros((len(pair_index), len(VOTE_COUNTS), len(GROUPS), len(VERDICTS)))
     reasons = {}

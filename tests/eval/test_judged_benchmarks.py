@@ -324,6 +324,52 @@ def test_vl_rewardbench_metrics_match_hand_computation(run_benchmark):
     assert metric_value(unread, "accuracy", "robust") == 0 and unread["counts"]["unparsed"] == 9
 
 
+def vl_pair(answers, **fields):
+    return {"id": "mathverse_1", "query": "What is shown?", "response": [f"{a} car." for a in answers], **fields}
+
+
+def test_vl_rewardbench_tells_pairs_that_share_an_id_apart(run_benchmark, tmp_path, capsys):
+    """One pair has three right votes, the other two wrong ones and a right one: 1 of 2 pairs."""
+    votes = [vl_pair(["red", "blue"], ranking=[0, 1])] * 3 + [vl_pair(["old", "new"], ranking=[0, 1])] * 3
+    rows = [
+        vote | {"meta": {"random_number": 0, "filter_choice": f"Overall Judgment: Answer {choice} is better."}}
+        for vote, choice in zip(votes, (1, 1, 1, 2, 2, 1), strict=True)
+    ]
+    (tmp_path / "results.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = EvalConfig(answers=str(tmp_path / "results.jsonl"), output_dir=str(tmp_path / "out"))
+    result = evaluate("vl_rewardbench", config)
+    assert metric_value(result, "reasoning", "robust") == 50 and metric_value(result, "k3/agree_rate") == pytest.approx(
+        0.5, abs=1e-5
+    )
+    assert "1 ids name several pairs" in capsys.readouterr().err
+    data = [vl_pair(pair, human_ranking=[0, 1]) for pair in (["red", "blue"], ["old", "new"], ["red", "blue"])]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, data)))
+    benchmark = load_benchmark("vl_rewardbench")
+    examples = benchmark.load(Task(str(tmp_path / "data.jsonl"), options=benchmark.options_type(votes=2)))
+    assert len({example.id for example in examples}) == len(examples) == 4
+    assert all(example.id.startswith("mathverse_1~") and benchmark.categories(example) == ["reasoning"] for example in examples)
+    assert "1 rows of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tuple", "score", "scores"])
+def test_llava_bench_reads_reviews_by_the_names_of_their_ratings(tmp_path, capsys, name):
+    """Means 8.5 and 7.5 without the unread review; 5.333 and 4.667 with its -1 and -1."""
+    ratings = [[9.0, 7.0], [-1, -1], [8.0, 8.0]]
+    rows = [{"question_id": number, name: pair} for number, pair in enumerate(ratings)]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = evaluate("llava_bench", EvalConfig(answers=str(tmp_path / "r.jsonl"), output_dir=str(tmp_path / "out")))
+    assert metric_value(result, "score", "robust") == pytest.approx(7.5 / 8.5 * 100)
+    assert metric_value(result, "score") == pytest.approx(4.667 / 5.333 * 100)
+    assert "1 reviews give no ratings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pair", [8, [8], [8, "9"], "8 9", None])
+def test_llava_bench_refuses_reviews_without_two_ratings(tmp_path, pair):
+    (tmp_path / "r.jsonl").write_text(json.dumps({"question_id": 0, "score": pair}))
+    with pytest.raises(InputError, match=r"r.jsonl line 1: `score` must be two numbers"):
+        evaluate("llava_bench", EvalConfig(answers=str(tmp_path / "r.jsonl"), output_dir=str(tmp_path / "out")))
+
+
 def test_multimodal_rewardbench_metrics_match_hand_computation(run_benchmark):
     said = {"math_1": "[[A]]", "code_1": "[[B]] and [[A]]", "pairs_1": "[[A]] no, [[B]]", "nocaps_1": "neither"}
     result = run_benchmark("multimodal_rewardbench", said)
