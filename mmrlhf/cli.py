@@ -7,6 +7,7 @@ torch with it, is imported only once its arguments are valid, so help and errors
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -41,6 +42,7 @@ from mmrlhf.config import (
 )
 from mmrlhf.config.other_trainers import OTHER_COMMANDS
 from mmrlhf.config_loader import renamed, suggestion
+from mmrlhf.files.paths import require_paths
 from mmrlhf.records import InputError
 from mmrlhf.text.printable import printable
 
@@ -75,6 +77,8 @@ def _silence_libraries(argv: list[str]) -> None:
     Warnings and errors stay. Download bars stay on a terminal, except in the demo, which downloads
     nothing.
     """
+    # PEFT imports bitsandbytes, which advises on an optional kernel.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # PEFT uses a name that transformers has deprecated: the user cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -99,8 +103,8 @@ def _dispatch(prog: str, commands: Mapping[str, Command], argv: list[str], descr
         return commands[name].run(commands[name], argv[1:]) or 0
     if new_name := RENAMED_COMMANDS.get(f"{prog} {name}"):
         raise InputError(renamed(f"{prog} {name}", new_name))
-    hint = OTHER_COMMANDS.get(name) if prog == "mmrlhf" else None
-    raise InputError(f"{prog} has no command {name}: {hint or suggestion(name.replace('_', '-'), commands)}")
+    place = OTHER_COMMANDS.get(name) if prog == "mmrlhf" else None
+    raise InputError(f"{prog} has no command {name}: {place or suggestion(name.replace('_', '-'), commands)}")
 
 
 # ---- kinds of commands ---------------------------------------------------------------------------
@@ -111,6 +115,7 @@ def _config_command(name: str, config_class: type[Any], function: str, summary: 
 
     def run(command: Command, argv: list[str]) -> None:
         config = parse_config(config_class, command, argv)
+        require_paths(config)
         module_name, _, function_name = function.partition(":")
         getattr(importlib.import_module(module_name), function_name)(config)
 

@@ -15,6 +15,7 @@ from mmrlhf.cli_parser import Command, Parser, add_flag, load_named_config, make
 from mmrlhf.config import EvalConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config_loader import config_fields
 from mmrlhf.files import bundled
+from mmrlhf.files.paths import require_paths
 from mmrlhf.records import InputError
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ TRAINING_CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
 
 def run_ppo(command: Command, argv: list[str]) -> None:
     config = parse_config(PPOConfig, command, argv)
+    require_paths(config)
     from mmrlhf.ppo import ppo
-    from mmrlhf.report import write_claims_page
+    from mmrlhf.report.claims import write_claims_page
 
     ppo(config)
     if os.environ.get("RANK", "0") == "0" and (page := write_claims_page(Path(config.output_dir))):
@@ -79,6 +81,8 @@ def run_eval(command: Command, argv: list[str]) -> None:
         for name in benchmarks
     }
     runs = expand_runs(suite, flags, options, lambda values: load_named_config(EvalConfig, values))
+    for run in runs:
+        require_paths(run.config)
     if len(runs) == 1:
         from mmrlhf.evaluate import evaluate
 

@@ -16,7 +16,8 @@ from mmrlhf.config_loader import config_fields
 from mmrlhf.records import InputError
 
 ROOT = Path(mmrlhf.__file__).parents[1]
-REQUIRED = ["--model_name_or_path", "base", "--dataset_name", "rows", "--output_dir", "out"]
+MODEL, ROWS = str(ROOT / "data" / "tiny_vlm"), str(ROOT / "data" / "samples" / "rankings.jsonl")
+REQUIRED = ["--model_name_or_path", MODEL, "--dataset_name", ROWS, "--output_dir", "out"]
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_main_merges_config_file_and_flags(stub_stage, tmp_path):
     calls = stub_stage("sft", "sft")
     (tmp_path / "recipe.yaml").write_text("seed: 3\nlora_r: 4")
     assert main(["sft", "--config", str(tmp_path / "recipe.yaml"), *REQUIRED, "--lora_r", "8"]) == 0
-    assert calls == [(SFTConfig(model_name_or_path="base", dataset_name="rows", output_dir="out", seed=3, lora_r=8),)]
+    assert calls == [(SFTConfig(model_name_or_path=MODEL, dataset_name=ROWS, output_dir="out", seed=3, lora_r=8),)]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_main_merges_config_file_and_flags(stub_stage, tmp_path):
 )
 def test_main_parses_boolean_flags(stub_stage, flags, value):
     calls = stub_stage("ppo", "ppo")
-    assert main(["ppo", *REQUIRED, "--reward_model_path", "r", *flags, "--max_steps", "-1"]) == 0
+    assert main(["ppo", *REQUIRED, *flags, "--max_steps", "-1"]) == 0
     assert calls[0][0].whiten_rewards is value
 
 
@@ -71,7 +72,7 @@ def test_main_eval_takes_benchmark_and_config(stub_stage, tmp_path):
     calls = stub_stage("evaluate", "evaluate")
     benchmark = tmp_path / "mine.py"
     benchmark.write_text('VERSION = LICENSE = HEADLINE = CLUSTER = "1"\nDIRECTION = "higher"\nload = score = aggregate = print\n')
-    flags = ["--model_name_or_path", "base", "--output_dir", "out", "--limit", "5"]
+    flags = ["--model_name_or_path", MODEL, "--output_dir", "out", "--limit", "5"]
     assert main(["eval", str(benchmark), *flags]) == 0
     assert calls[0][0] == str(benchmark)
     assert calls[0][1].limit == 5
@@ -185,10 +186,10 @@ def test_settings_of_other_tools_name_settings_that_exist():
 
 def test_main_accepts_hyphens_in_flags(stub_stage):
     calls = stub_stage("ppo", "ppo")
-    required = [word.replace("_", "-") for word in REQUIRED]
-    assert main(["ppo", *required, "--no-whiten-rewards", "--learning-rate=1e-3", "--image-folder", "my-images"]) == 0
+    required = [word.replace("_", "-") if word.startswith("--") else word for word in REQUIRED]
+    assert main(["ppo", *required, "--no-whiten-rewards", "--learning-rate=1e-3", "--image-folder", str(ROOT)]) == 0
     config = calls[0][0]
-    assert (config.whiten_rewards, config.learning_rate, config.image_folder) == (False, 1e-3, "my-images")
+    assert (config.whiten_rewards, config.learning_rate, config.image_folder) == (False, 1e-3, str(ROOT))
 
 
 def test_help_lists_the_settings_of_a_stage_before_those_of_the_engine(capsys):
@@ -274,6 +275,38 @@ def test_help_lists_every_command(capsys):
     output = capsys.readouterr().out
     assert all(command.example in output for command in COMMANDS.values())
     assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sft --model runs/none --data x.jsonl --out o", "model_name_or_path runs/none does not exist: give the directory or"),
+        ("sft --model owner/name --data x.jsonl --out o", "error: dataset_name x.jsonl does not exist: give a file, a"),
+        (
+            "sft --model data/none --data owner/x.parquet --out o",
+            "data/none does not exist: give the directory or the Hub id of a model; ",
+        ),
+        (
+            "ppo --model o/m --data o/d --out o --reward_model_path a,b",
+            "reward_model_path a does not exist: give the directory that the reward stage wrote; reward_model_path b",
+        ),
+        ("generate --model o/m --data o/d --out o.jsonl --adapter_path ./none", "adapter_path ./none does not exist"),
+        ("score --reward_model_path none --data o/d --out o.jsonl --image_folder no", "image_folder no does not exist"),
+        ("reward --model o/m --data o/d --out o --facts_file no.jsonl", "facts_file no.jsonl does not exist: correct the path"),
+        ("reward --model o/m --data o/d --out o --eval_dataset_name no.jsonl", "eval_dataset_name no.jsonl does not exist"),
+        ("eval scenes --model data/none --out o", "model_name_or_path data/none does not exist"),
+        ("eval scenes --answers none.jsonl --out o", "answers none.jsonl does not exist"),
+    ],
+)
+def test_missing_paths_are_reported_before_anything_heavy_is_imported(line, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for module in ("sft", "ppo", "reward_model", "generate", "commands.score", "evaluate"):
+        monkeypatch.setitem(sys.modules, f"mmrlhf.{module}", None)  # an import would fail
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_help_imports_no_heavy_packages():

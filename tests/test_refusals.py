@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from mmrlhf.cli import main
 from mmrlhf.files.bundled import folder
+from mmrlhf.models.loading import load
+from mmrlhf.records import InputError
 
 SAMPLES = folder("data") / "samples"
 STAGES = ("sft", "reward", "ppo", "generate", "score")
@@ -179,9 +181,10 @@ def test_generate_refuses_broken_image_in_table(refusal_of, tmp_path):
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "generate"])
 def test_stages_refuse_missing_checkpoint(refusal_of, stage):
-    assert "model /no/such: no such directory; give a checkpoint directory or" in refusal_of(
-        stage, make_row(stage), model="/no/such"
-    )
+    error = refusal_of(stage, make_row(stage), model="/no/such")
+    assert "model_name_or_path /no/such does not exist: give the directory or the Hub id of a model" in error
+    with pytest.raises(InputError, match="model /no/such: no such directory; give a checkpoint directory or"):
+        load("/no/such")  # from Python
 
 
 def test_generate_missing_relative_checkpoint_may_be_hub_id(refusal_of):
@@ -229,7 +232,7 @@ def test_generate_refuses_incomplete_checkpoint(refusal_of, tiny_vlm_path, fault
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("nothing", "holds no adapter_model.safetensors: give the policy folder of a finished ppo run"),
+        ("nothing", "adapter_path /no/such does not exist"),
         ("ppo", "holds no adapter_model.safetensors: give "),
         ("reward", "is a reward model, which scores answers but cannot write them"),
         ("no config", "cannot be loaded (Can't find 'adapter_config.json'"),
@@ -266,8 +269,10 @@ def test_ppo_refuses_old_reward_function_with_the_new_one(refusal_of, reward_ter
 
 
 def test_stages_refuse_missing_reward_model(refusal_of):
-    assert "reward model /no/such does not exist" in refusal_of("ppo", make_row("ppo"), extra=("--reward_model_path", "/no/such"))
-    assert "reward model /no/such does not exist" in refusal_of(
+    assert "reward_model_path /no/such does not exist" in refusal_of(
+        "ppo", make_row("ppo"), extra=("--reward_model_path", "/no/such")
+    )
+    assert "reward_model_path /no/such does not exist" in refusal_of(
         "score", make_row("score"), extra=("--reward_model_path", "/no/such")
     )
 
@@ -275,8 +280,8 @@ def test_stages_refuse_missing_reward_model(refusal_of):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model_name_or_path", "/no/such"], "no such directory"),
-        (["--adapter_path", "/no/such"], "holds no adapter_model.safetensors"),
+        (["--model_name_or_path", "/no/such"], "model_name_or_path /no/such does not exist"),
+        (["--adapter_path", "/no/such"], "adapter_path /no/such does not exist"),
         (["--data", "held"], "--data held is not a split"),
     ],
 )

@@ -20,7 +20,6 @@ from typing import Any
 
 from rich.console import Console
 
-from mmrlhf import report
 from mmrlhf.config import PPOConfig, RewardConfig, ScenesConfig, SFTConfig
 from mmrlhf.config_loader import Config, load_config, save_config
 from mmrlhf.demo.data import (
@@ -39,6 +38,10 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.vlm import VLM
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, InputError
+from mmrlhf.report.page import write_report
+from mmrlhf.report.plots import write_overview_image
+from mmrlhf.report.results import format_duration
+from mmrlhf.report.terminal import print_results_table, print_stage_times
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
 
@@ -108,10 +111,10 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
     write_atomic(output_path / "summary.json", json.dumps(summary, indent=1))
     curves = {name: read_jsonl(output_path / name / "metrics.jsonl") for name in ("ppo_plain", "ppo_fact")}
     entries, notes = gallery(data_config, answers), {k: str(v) for k, v in asdict(data_config).items()}
-    report.write_report(output_path / "report.html", summary, curves, entries, notes)
-    report.write_overview_image(output_path / "overview.png", summary, entries)
-    report.print_results_table(summary)
-    report.print_stage_times({**timer.seconds, "summary and report": time.time() - start_time})
+    write_report(output_path / "report.html", summary, curves, entries, notes)
+    write_overview_image(output_path / "overview.png", summary, entries)
+    print_results_table(summary)
+    print_stage_times({**timer.seconds, "summary and report": time.time() - start_time})
     console.print(
         f"{output_path / 'report.html'} shows images, answers and curves; {output_path / 'summary.json'} has the numbers"
     )
@@ -165,4 +168,4 @@ class StageTimer:
         elapsed = round(time.time() - start_time, 1)
         self.seconds[name] = max(elapsed, self.seconds.get(name, 0.0))
         write_atomic(self.path, json.dumps(self.seconds))
-        self.console.print(f"{name} finished in {report.format_duration(self.seconds[name])}")
+        self.console.print(f"{name} finished in {format_duration(self.seconds[name])}")

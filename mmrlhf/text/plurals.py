@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-import inflect
+if TYPE_CHECKING:
+    import inflect
 
 INVARIANT_NOUNS = ("broccoli", "glasses", "jeans", "pants", "shorts", "skis", "sunglasses", "trousers")
 """Nouns with the same singular and plural that `inflect` does not know."""
@@ -27,4 +29,6 @@ def singularize(noun: str) -> str:
 
 @functools.cache
 def _inflect_engine() -> inflect.engine:
+    import inflect  # takes over a second
+
     return inflect.engine()

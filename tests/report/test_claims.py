@@ -11,7 +11,7 @@ from mmrlhf.datasets.image_fields import parse_images, row_context
 from mmrlhf.files.rows import Row
 from mmrlhf.records import ImageSource, Message
 from mmrlhf.report import claims as claims_page
-from mmrlhf.report import write_claims_page
+from mmrlhf.report.claims import write_claims_page
 from mmrlhf.rewards.ledger import RewardBreakdown, ledger_rows
 from mmrlhf.rewards.types import Sample
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmrlhf.report import print_results_table, print_stage_times, write_overview_image, write_report
-from mmrlhf.report.page import headline
+from mmrlhf.report.page import headline, write_report
+from mmrlhf.report.plots import write_overview_image
 from mmrlhf.report.results import Segment, format_duration, split_at_claims
+from mmrlhf.report.terminal import print_results_table, print_stage_times
 
 VOID_TAGS = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -1,0 +1,59 @@
+"""Check the paths in a configuration before anything heavy is imported or loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.files.tables import HUB_ID
+from mmrlhf.records import InputError
+
+_MODEL = "give the directory or the Hub id of a model"
+_DATASET = "give a file, a `datasets` folder, or a Hub id such as owner/name"
+_RUN = "give the directory that the reward stage wrote"
+_FILE = "correct the path"
+PATH_FIELDS = {
+    "model_name_or_path": _MODEL,
+    "dataset_name": _DATASET,
+    "eval_dataset_name": _DATASET,
+    "reward_model_path": _RUN,
+    "adapter_path": "give the policy folder of a finished ppo run",
+    "image_folder": "give the folder that the rows' image paths start from",
+    "facts_file": _FILE,
+    "lexicon_file": _FILE,
+    "clip_calibration": _FILE,
+    "vlm_calibration": _FILE,
+    "answers": _FILE,
+    "recorded_judgments": _FILE,
+}
+"""Fields that name a file or a folder to read, with what to do if there is none."""
+HUB_FIELDS = ("model_name_or_path", "dataset_name", "eval_dataset_name", "adapter_path")
+"""Fields that may be a Hub id instead."""
+
+
+def require_paths(config: Any) -> None:
+    """Raises InputError if files or folders that a configuration names do not exist, all at once.
+
+    A name such as owner/name is taken for a Hub id, unless there is a local folder `owner`.
+    """
+    problems = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in PATH_FIELDS or value is None or re.match(r"https?://", value):
+            continue
+        names = value.split(",") if field.name == "reward_model_path" else [value]
+        missing = [name.strip() for name in names if not _exists(name.strip(), field.name in HUB_FIELDS)]
+        problems += [f"{field.name} {name} does not exist: {PATH_FIELDS[field.name]}" for name in missing]
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def _exists(name: str, may_be_hub_id: bool) -> bool:
+    if Path(name).exists():
+        return True
+    # The Hub's ids have no suffix of a data file, and a local folder's name is no owner.
+    is_file_name = Path(name).suffix in (".json", ".jsonl", ".parquet", ".csv", ".tsv")
+    is_hub_id = HUB_ID.fullmatch(name) is not None and not is_file_name and not Path(Path(name).parts[0]).is_dir()
+    return may_be_hub_id and is_hub_id
