@@ -17,8 +17,6 @@ percent. `amber_score` is (100 - chair + f1) / 2, which only the paper defines.
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,8 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, first_present, first_valid
+from mmrlhf.evaluation.answer_rows import fold
+from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
 from mmrlhf.files.bundled import load_module
 from mmrlhf.files.rows import read_json
 from mmrlhf.metrics.intervals import SufficientStats
@@ -120,7 +119,7 @@ class Amber(Benchmark):
                 "truth": truth,
                 "hallu": hallucinations,
                 "image": image or id_,
-                "query": question,
+                "question": question,
             }
             prompt = f"{question}\n{task.options.suffix}" if query and task.options.suffix and not is_description else question
             source = ImageSource(path=str(task.image_root / image))
@@ -132,31 +131,15 @@ class Amber(Benchmark):
         paths = [task.path / name for name in ("annotations.json", "relation.json", "safe_words.txt")]
         return [*paths, _queries_path(task)] if _queries_path(task).exists() else paths
 
-    def match_rows(self, rows: list[Fields], task: Task) -> list[Fields]:
-        """Return the rows; those without an id (VLMEvalKit's) get that of their question and image.
-
-        If a question occurs several times, the k-th row takes the k-th id.
-        """
-        ids, num_seen = _ids_by_query(_queries_path(task)), Counter[tuple[str, str]]()
-        matched = []
-        for fields in rows:
-            image = Path(str(fields.get("image_path") or fields.get("image") or "")).name
-            question = str(fields.get("question") or fields.get("query") or "").split("\n")[0].strip()
-            key = image, question
-            if fields.get("id") is None and key in ids:
-                fields = {**fields, "id": ids[key][num_seen[key] % len(ids[key])]}
-                num_seen[key] += 1
-            matched.append(fields)
-        return matched
-
-    def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return a row's id, which may come from `match_rows`."""
-        return first_present(fields, ("id", "question_id", "index"))
+    def question_key(self, text: str) -> str:
+        """Return a question without regard to blanks and case; the same for all requests to
+        describe, which every harness words in its own way."""
+        return fold(text) if "?" in text else "describe"
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         """Return a reply's yes or no, or a description's word counts by both sets of rules."""
         if example.meta["part"] != "generative":
-            parsed = parse_yes_no(answers[0], example.meta["query"])
+            parsed = parse_yes_no(answers[0], example.meta["question"])
             return {"truth": example.meta["truth"], "said": parsed, "unparsed": parsed is None}
         is_similar = amber_words.similarity_test(task.options.similarity)
         official = _score_official(example, answers[0], task)
@@ -174,15 +157,6 @@ class Amber(Benchmark):
 def _queries_path(task: Task) -> Path:
     nested_path = task.path / "query" / "query_all.json"
     return nested_path if nested_path.exists() else task.path / "query_all.json"
-
-
-@functools.cache
-def _ids_by_query(path: Path) -> dict[tuple[str, str], list[str]]:
-    """Return ids by image and question."""
-    ids: dict[tuple[str, str], list[str]] = {}
-    for query in read_json(path) if path.exists() else ():
-        ids.setdefault((query["image"], query["query"]), []).append(str(query["id"]))
-    return ids
 
 
 def _score_official(example: Example, answer: str, task: Task) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, answered, contains_yes_no, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, answered, contains_yes_no, first_present, first_valid
 from mmrlhf.files.rows import read_json, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
@@ -77,7 +77,7 @@ class DashB(Benchmark):
         """Return the id of the question about a row's object and image."""
         if {"object_name", "img_id"} <= fields.keys():
             return f"{fields['object_name']}/{fields['img_id']}"
-        return fields.get("id")
+        return first_present(fields, ("id", "question_id"))
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         """Return whether the first answer says yes or no, by the script's rule and by ours."""

@@ -26,14 +26,23 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import AnswersById, Benchmark, Fields, JudgeRequest, ScoreRow, Task, answered, first_valid
+from mmrlhf.evaluation.benchmark import (
+    AnswersById,
+    Benchmark,
+    Fields,
+    JudgeRequest,
+    ScoreRow,
+    Task,
+    answered,
+    first_present,
+    first_valid,
+)
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, Message
@@ -41,6 +50,7 @@ from mmrlhf.text.answer_parsing import parse_yes_no
 
 ID_FIELDS = ("category", "subcategory", "set_id", "figure_id", "question_id")
 REQUIRED_FIELDS = (*ID_FIELDS, "visual_input", "question", "gt_answer", "gt_answer_details")
+INDEX = re.compile(r"(?:hb_)?(V[DS])_(\w+?)_(\d+)_(\d+)_(\d+)")
 KNOWN_VERSIONS = {"ca6e0fb677dd56e5fb0e2700d06c58d01f8a6ae66e0f1773b2ac48c0a095d051": "HallusionBench of 2023, 1129"}
 CORRECT_TEMPLATE = """A model was asked about a picture. Compare its answer with the reference.
 
@@ -104,20 +114,26 @@ class HallusionBench(Benchmark):
         return examples
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the id of a row's question by its five parts, or else by its question and image.
+        """Return the id of a row's question by its five parts, which the files of LLaVA and
+        VLMEvalKit have in one field (`hb_VS_chart_0_1_0`).
 
-        VLMEvalKit calls the subcategory `category`, and the category `l2-category`; some of its
-        sheets have them swapped.
+        VLMEvalKit's sheets may call the subcategory `category`, and the category `l2-category`, or
+        the other way round.
         """
         if all(fields.get(name) is not None for name in ID_FIELDS):
             return _join_id(fields)
         if all(fields.get(name) is not None for name in ("l2-category", "category", *ID_FIELDS[2:])):
-            category, subcategory = str(fields["l2-category"]), str(fields["category"])
+            category, subcategory = (str(fields[name]).rpartition("_")[2] for name in ("l2-category", "category"))
             numbers = [str(fields[name]) for name in ID_FIELDS[2:]]
-            for id_ in ("/".join([category, subcategory, *numbers]), "/".join([subcategory, category, *numbers])):
-                if id_ in task.examples:
-                    return id_
-        return _find_by_question(fields, task) or fields.get("id")
+            ids = ["/".join([*names, *numbers]) for names in ((category, subcategory), (subcategory, category))]
+            return next((id_ for id_ in ids if id_ in task.examples), ids[0])
+        id_ = first_present(fields, ("id", "question_id", "index"))
+        parts = INDEX.fullmatch(id_) if id_ is not None else None
+        return "/".join(parts.groups()) if parts else id_
+
+    def identity(self, example: Example) -> tuple[str, str]:
+        """Return the question, and the name of the image, which repeats in every subcategory."""
+        return example.meta["question"], example.images[0].path or "" if example.images else ""
 
     def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
         """Ask whether each answer is right and agrees with the one on the original image."""
@@ -209,21 +225,6 @@ def _original_id(example: Example) -> str:
 
 def _truth(example: Example) -> str:
     return "yes" if example.meta["gt_answer"] == "1" else "no"
-
-
-def _find_by_question(fields: Fields, task: Task) -> str | None:
-    """Return the first example with a row's question, image and, if it has one, category."""
-    question = str(fields.get("question") or "")
-    image = Path(str(fields.get("image_path") or fields.get("filename") or "")).name
-    category, subcategory = fields.get("category"), fields.get("subcategory")
-    for example in task.examples.values():
-        example_image = Path(example.images[0].path or "").name if example.images else ""
-        if question != example.meta["question"] or image != example_image:
-            continue
-        example_categories = (example.meta["category"], example.meta["subcategory"])
-        if category in (None, *example_categories) or subcategory in example_categories:
-            return example.id
-    return None
 
 
 # ---- judgments -----------------------------------------------------------------------------------

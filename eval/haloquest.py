@@ -29,6 +29,7 @@ from mmrlhf.evaluation.benchmark import (
     JudgeRequest,
     ScoreRow,
     Task,
+    first_present,
     first_valid,
     has_duplicates,
 )
@@ -86,15 +87,12 @@ class HaloQuest(Benchmark):
         return examples[: task.limit]
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the id of a row's question: by number, or by image and question."""
-        for name in ("id", "question_id", "index", ""):
-            if str(fields.get(name)) in task.examples:
-                return str(fields[name])
-        image_and_question = fields.get("image_name"), fields.get("question")
-        for example in task.examples.values():
-            if (example.meta["image_name"], example.meta["question"]) == image_and_question:
-                return example.id
-        return None
+        """Return a question's number. The first column of the authors' file has no name."""
+        return first_present(fields, ("id", "question_id", "", "index", "doc_id"))
+
+    def identity(self, example: Example) -> tuple[str, str]:
+        """Return question and image name."""
+        return example.meta["question"], example.meta["image_name"]
 
     def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
         """Ask whether each answer is right."""

@@ -28,6 +28,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
+from mmrlhf.evaluation.answer_rows import fold
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, ScoreRow, Task, answered, first_valid
 from mmrlhf.files.rows import read_text
 from mmrlhf.metrics.intervals import SufficientStats
@@ -109,6 +110,10 @@ class MME(Benchmark):
                     id_, response = responses[-1]
                     responses[-1] = id_, response + line
         return [Prediction(id_, [response.removesuffix("\n")]) for id_, response in responses]
+
+    def question_key(self, text: str) -> str:
+        """Return a question without the instruction at its end, which some harnesses replace."""
+        return fold(text).partition(" please answer")[0]
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
         """Return the example with a row's image and question, and its task if the row names one."""

@@ -93,9 +93,14 @@ class MMHalBench(Benchmark):
             meta = {name: row.require(name) for name in FIELDS}
             id_ = str(meta["image_id"])
             name = Path(str(row.fields.get("image_src") or f"{id_}.jpg")).name
+            meta["image_src"] = name
             source = ImageSource(path=str(_image_path(task, name, id_)))
             examples.append(Example(id_, (source,), (Message("user", str(meta["question"])),), meta=meta))
         return examples
+
+    def identity(self, example: Example) -> tuple[str, str]:
+        """Return the question, and the image's original name."""
+        return str(example.meta["question"]), str(example.meta["image_src"])
 
     def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
         """Ask for a rating of each answer."""

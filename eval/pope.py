@@ -18,6 +18,7 @@ answer counts as wrong, and as neither yes nor no. Metrics are fractions.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,15 +28,16 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
-from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, contains_yes_no, first_valid
-from mmrlhf.files.bundled import load_module
+from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, contains_yes_no, first_valid
+from mmrlhf.evaluation.join import OTHER_SPLIT
 from mmrlhf.files.rows import open_binary, parse_json, read_json
 from mmrlhf.metrics.intervals import SufficientStats, wilson
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no, pope_official
 
-pope_rows = load_module(Path(__file__).with_name("_pope_rows.py"))
-SPLITS: tuple[str, ...] = pope_rows.SPLITS
+SPLITS = ("random", "popular", "adversarial")
+SPELLINGS = {"an": "a", "imange": "image"}
+"""Words that differ between the two versions of POPE, and the spelling for comparisons."""
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 COLUMN_OF: dict[tuple[str, str | None], int] = {
     ("yes", "yes"): 0,  # true positive: label and answer are yes
@@ -85,6 +87,7 @@ class Pope(Benchmark):
     direction = "higher"
     cluster = "image"
     answer_fields = ("question_id", "answer")
+    splits = SPLITS
     known_versions = KNOWN_VERSIONS
     options_type = Options
 
@@ -98,14 +101,12 @@ class Pope(Benchmark):
         """Return the question files."""
         return [task.path] if task.path.is_file() else list(_split_files(task.path).values())
 
-    def match_rows(self, rows: list[Fields], task: Task) -> list[Fields]:
-        """Return the rows, each with the id of its question under `about`."""
-        matched: list[Fields] = pope_rows.match_rows(rows, task)
-        return matched
-
-    def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the id that `match_rows` found."""
-        return fields.get("about")
+    def question_key(self, text: str) -> str:
+        """Return the words of a prompt's question, in one spelling for both versions of POPE."""
+        # The first sentence that ends in a question mark, without instructions before and after it.
+        match = re.search(r"[^\n.:?!]{1,300}\?", text)
+        words = re.findall(r"\w+", (match[0] if match else text.split("\n")[0]).lower())
+        return " ".join(SPELLINGS.get(word, word) for word in words)
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         """Return whether the first answer says yes or no, by the script's rule and by ours."""
@@ -226,7 +227,7 @@ def _belongs_to_part(id_: str, part: str, task: Task) -> bool:
     if part:
         return split == part
     # The data is a single file: all answers but those of other splits.
-    return id_ in task.examples or split not in SPLITS
+    return id_ in task.examples or split not in (*SPLITS, OTHER_SPLIT)
 
 
 def _misalignment(num_misaligned: int, num_answers: int, part: str) -> dict[str, Any]:

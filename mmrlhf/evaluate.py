@@ -87,6 +87,8 @@ def evaluate(
         rows = score_predictions(loaded, task, predictions)
         write_atomic(output_dir / "scores.jsonl", "".join(map(json_line, rows)))
         result = build_result(loaded, task, rows, hashes) | source
+        if config.answers is not None and (note := _coverage_note(result["n"], result["counts"]["missing"])):
+            result["answers"]["notes"].append(note)
         if config.strict:
             if judge_error:
                 raise judge_error
@@ -287,6 +289,15 @@ def count_issues(benchmark: Benchmark, task: Task, rows: Sequence[ScoreRow]) -> 
         "unparsed": sum(bool(row.get("unparsed")) for row in valid_rows),
         "judge_errors": sum(reply.get("status", "ok") != "ok" for reply in task.replies.values()),
     }
+
+
+def _coverage_note(num_answered: int, num_missing: int) -> str:
+    """Return what to say of answers that do not cover the data, as when a run broke off, or ""."""
+    if not num_missing or not num_answered:
+        return ""
+    note = f"the answers cover {num_answered} of {num_answered + num_missing} questions, and all figures are of these"
+    print(f"note: {note}", file=sys.stderr)
+    return note
 
 
 def _require_complete(counts: Mapping[str, int]) -> None:

@@ -17,20 +17,18 @@ from types import FunctionType, ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from mmrlhf.config_loader import load_config
+from mmrlhf.evaluation.answer_rows import ID_FIELDS, fold
+from mmrlhf.evaluation.answer_rows import Fields as Fields
+from mmrlhf.evaluation.answer_rows import first_present as first_present
 from mmrlhf.files.bundled import find, load_module
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Preference
 
-Fields = Mapping[str, Any]
-"""A row of somebody's answer file, before anyone knows which example it answers."""
 ScoreRow = dict[str, Any]
 """A line of scores.jsonl: id, status, answers, and what `score` returned."""
 AnswersById = Mapping[str, list[str]]
 """The answers that a judge is asked about, by the id of their example."""
-
-ID_FIELDS = ("id", "question_id", "index", "doc_id")
-"""Names under which answer files give the id of an example, in order of preference."""
 
 
 class Prediction(NamedTuple):
@@ -129,6 +127,8 @@ class Benchmark:
     """A pydantic dataclass of settings of its own, which become flags and `task.options`."""
     answer_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of the official answer format: the id, the answer, and other names of the answer."""
+    splits: ClassVar[tuple[str, ...]] = ()
+    """Names of parts in which ids begin again. Answer files may mix them, and name them or not."""
     known_versions: ClassVar[Mapping[str, str]] = {}
     """Known versions of the data by sha256. Any other file gets a note that lists them."""
     requires_all_answers: ClassVar[bool] = True
@@ -187,17 +187,21 @@ class Benchmark:
         """
         return None
 
-    def match_rows(self, rows: list[Fields], task: Task) -> list[Fields]:
-        """Return the rows of an answer file with what `match_id` needs to see all of them for.
-
-        Default: as they are.
-        """
-        return rows
-
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the id of the example that a row of an answer file is about, None if it does not
-        say. Default: its id field."""
+        """Return the id of the example that a row of an answer file names, None if it names none.
+
+        Default: its id field. Question and image are compared besides, by `identity`.
+        """
         return first_present(fields, self.answer_fields[:1] + ID_FIELDS)
+
+    def identity(self, example: Example) -> tuple[str, str]:
+        """Return the question and image name by which rows of other programs are told; "" for
+        what they cannot be compared by. Default: those in `meta`."""
+        return str(example.meta.get("question") or ""), str(example.meta.get("image") or "")
+
+    def question_key(self, text: str) -> str:
+        """Return the form in which questions are compared. Default: with single blanks, no case."""
+        return fold(text)
 
     # ---- a judge ----
 
@@ -272,7 +276,7 @@ class Benchmark:
 
 
 REQUIRED_ATTRIBUTES = ("version", "license", "headline", "direction", "cluster")
-OPTIONAL_ATTRIBUTES = ("answer_fields", "known_versions", "requires_all_answers")
+OPTIONAL_ATTRIBUTES = ("answer_fields", "splits", "known_versions", "requires_all_answers")
 REQUIRED_METHODS = ("load", "score", "aggregate")
 
 
@@ -366,11 +370,6 @@ def has_duplicates(rows: Sequence[ScoreRow]) -> bool:
 
 
 # ---- help for benchmark files --------------------------------------------------------------------
-
-
-def first_present(fields: Fields, names: Iterable[str]) -> str | None:
-    """Return the first of these fields that is not null, as text; None if all are."""
-    return next((str(fields[name]) for name in names if fields.get(name) is not None), None)
 
 
 def is_self_describing(task: Task, *fields: str) -> bool:

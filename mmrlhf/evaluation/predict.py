@@ -7,6 +7,7 @@ torch is imported only where a checkpoint is loaded.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
@@ -67,13 +68,15 @@ def _import_answers(
 ) -> tuple[list[Prediction], dict[str, Any]]:
     """Read the user's file of answers, and write them to predictions.jsonl."""
     assert config.answers is not None
-    predictions, format_ = read_predictions(config.answers, benchmark, task, config.format)
+    predictions, format_, notes = read_predictions(config.answers, benchmark, task, config.format)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     output_dir = Path(config.output_dir)
     claim_output_dir(output_dir, [*run_key, file_signature(config.answers)])
     lines = [json_line({"id": prediction.id, "answers": prediction.answers}) for prediction in predictions]
     write_atomic(output_dir / "predictions.jsonl", "".join(lines))
     return predictions, {
-        "answers": {"path": config.answers, "format": format_},
+        "answers": {"path": config.answers, "format": format_, "notes": notes},
         "model": display_name(config.model_name_or_path),
         "adapters": [],
         # A file does not say how its answers were generated.

@@ -7,30 +7,66 @@ of the first row tell the format. No torch.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mmrlhf.evaluation.benchmark import ID_FIELDS, Benchmark, Fields, Prediction, Task, first_present
-from mmrlhf.files.rows import decode_text, open_binary, parse_json, type_name
+from mmrlhf.evaluation.answer_rows import (
+    ID_FIELDS,
+    IMAGE_FIELDS,
+    QUESTION_FIELDS,
+    first_present,
+    image_key,
+    lmms_eval_answer,
+    lmms_eval_fields,
+    read_facts,
+    splits_in,
+)
+from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, Task
+from mmrlhf.evaluation.join import Joined, join_rows
+from mmrlhf.evaluation.row_matching import Target
+from mmrlhf.files.rows import open_binary, parse_json, preview, type_name
+from mmrlhf.files.sheets import read_sheet
 from mmrlhf.records import InputError
 
-FORMATS = ("predictions", "official", "llava", "lmms-eval", "vlmevalkit")
+FORMATS = ("predictions", "official", "llava", "lmms-eval", "vlmevalkit", "plain")
+HARNESS_FORMATS = ("lmms-eval", "vlmevalkit")
+"""Formats of programs with data files of their own, whose order is not the authors'."""
 SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 DEFAULT_ANSWER_FIELDS = ("id", "answer")
 """What an answer file should hold for a benchmark without an official format."""
+PLAIN_FIELDS = (
+    "prediction", "response", "model_answer", "model_response", "model_prediction", "output", "generated_text", "caption", "answer",
+    "text",
+)  # fmt: skip
+"""Usual names of an answer. `answer` and `text` come last: they may be the reference or the
+question."""
+WRAPPERS = ("imgToEval", "logs", "answers", "sentences", "predictions", "responses", "results", "outputs", "samples", "data")
+"""Fields of a JSON object that hold the rows."""
+NO_ANSWER = "Failed to obtain answer"
+"""How VLMEvalKit begins what it writes in place of an answer that it did not get."""
+Located = tuple[str, Fields]
+"""A row with its location for messages."""
 
 
-def read_predictions(path: str, benchmark: Benchmark, task: Task, format_: str | None = None) -> tuple[list[Prediction], str]:
-    """Return the answers in the file's order, each with the id of the example it answers, and the
-    format of the file.
+class AnswerFile(NamedTuple):
+    """Answers in the order in which they are scored, the format of their file, and notes on what is
+    odd about it."""
 
-    The benchmark's own `read` is tried first. In all other formats but `predictions`, its
-    `match_id` tells which example a row is about, after `match_rows` has seen all rows. Raise
-    InputError.
+    predictions: list[Prediction]
+    format: str
+    notes: list[str]
+
+
+def read_predictions(path: str, benchmark: Benchmark, task: Task, format_: str | None = None) -> AnswerFile:
+    """Return the answers of a file, each with the id of the example it answers.
+
+    They are in the file's order; those of other harnesses in the data's order, with what is unknown
+    at the end. The benchmark's own `read` is tried first. In all other formats but `predictions`,
+    rows are joined to examples by id, question, image and order.
+
+    Raises InputError if the file cannot be read, or a row says nothing about its question.
     """
     answers_path = Path(path)
     if not answers_path.exists():
@@ -40,23 +76,51 @@ def read_predictions(path: str, benchmark: Benchmark, task: Task, format_: str |
     if format_ in (None, "official"):
         own_predictions = benchmark.read(answers_path, task)
         if own_predictions is not None:
-            return own_predictions, "official"
-    rows = list(_read_rows(answers_path))
+            return AnswerFile(own_predictions, "official", [])
+    notes: list[str] = []
+    rows = list(_read_rows(answers_path, notes))
     if not rows:
         raise InputError(f"--answers {path} holds no answers")
     format_ = format_ or _require_format(*rows[0], benchmark)
+    if format_ == "lmms-eval":
+        rows = _in_doc_order(rows)
     parsed_rows = [_parse_answer_row(location, row, format_, benchmark) for location, row in rows]
     match_fields = [fields for fields, _ in parsed_rows]
     if format_ == "predictions":
-        ids = [first_present(fields, _answer_fields(benchmark)[:1] + ID_FIELDS) for fields in match_fields]
+        named = (first_present(fields, _answer_fields(benchmark)[:1] + ID_FIELDS) for fields in match_fields)
+        joined = Joined([() if id_ is None else (id_,) for id_ in named], [])
     else:
-        ids = [benchmark.match_id(fields, task) for fields in benchmark.match_rows(match_fields, task)]
+        joined = _join(benchmark, match_fields, task)
     predictions = []
-    for (location, _), id_, (_, answers) in zip(rows, ids, parsed_rows, strict=True):
-        if id_ is None:
+    for (location, _), ids, (_, answers) in zip(rows, joined.ids, parsed_rows, strict=True):
+        if not ids:
             raise InputError(f"{location}: nothing says which question is answered: add {_answer_fields(benchmark)[0]}")
-        predictions.append(Prediction(str(id_), answers))
-    return predictions, format_
+        predictions += [Prediction(_check_id(location, id_), answers) for id_ in ids]
+    notes += joined.notes
+    if format_ == "vlmevalkit":
+        predictions = _without_failures(predictions, notes)
+    if format_ in HARNESS_FORMATS:
+        position = {id_: number for number, id_ in enumerate(task.examples)}
+        predictions.sort(key=lambda prediction: position.get(prediction.id, len(position)))
+    return AnswerFile(predictions, format_, notes)
+
+
+def _join(benchmark: Benchmark, rows: list[Fields], task: Task) -> Joined:
+    """Return the ids of the examples that each row answers, and notes about them."""
+    splits = benchmark.splits
+    facts = [read_facts(row, lambda fields: benchmark.match_id(fields, task), benchmark.question_key, splits) for row in rows]
+    targets = []
+    for example in task.examples.values():
+        question, image = benchmark.identity(example)
+        split = str(example.meta.get("part") or "") if splits else ""
+        local_id = example.id.removeprefix(f"{split}/") if split else example.id
+        key = benchmark.question_key(question) if question else ""
+        targets.append(Target(example.id, local_id, key, image_key(image), split))
+    of_file = splits_in(task.path.stem, splits) if splits and task.data is not None and task.path.is_file() else ()
+    return join_rows(facts, targets, bool(splits), of_file[0] if of_file else None)
+
+
+# ---- formats -------------------------------------------------------------------------------------
 
 
 def _answer_fields(benchmark: Benchmark) -> tuple[str, ...]:
@@ -66,7 +130,7 @@ def _answer_fields(benchmark: Benchmark) -> tuple[str, ...]:
 def _require_format(location: str, row: Fields, benchmark: Benchmark) -> str:
     format_ = _detect_format(row, benchmark)
     if format_ is None:
-        present = ", ".join(list(row)[:12]) or "none"
+        present = ", ".join(preview(name)[1:-1] for name in list(row)[:12]) or "none"
         expected = " and ".join(_answer_fields(benchmark)[:2])
         raise InputError(
             f"--answers {location}: the format is not a known one (its fields are {present}): write {expected}, or id and answers"
@@ -85,7 +149,10 @@ def _detect_format(row: Fields, benchmark: Benchmark) -> str | None:
             return "official"
     if {"question_id", "text"} <= row.keys():
         return "llava"
-    return "vlmevalkit" if "prediction" in row else None
+    if "prediction" in row:
+        return "vlmevalkit"
+    names_question = not {*ID_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS}.isdisjoint(row)
+    return "plain" if names_question and not row.keys().isdisjoint(PLAIN_FIELDS) else None
 
 
 def _parse_answer_row(location: str, row: Fields, format_: str, benchmark: Benchmark) -> tuple[Fields, list[str | None]]:
@@ -94,15 +161,9 @@ def _parse_answer_row(location: str, row: Fields, format_: str, benchmark: Bench
         answers = row.get("answers", row.get("answer"))
         return row, [_check_text(location, answer) for answer in (answers if isinstance(answers, list) else [answers])]
     if format_ == "lmms-eval":
-        doc = row.get("doc") if isinstance(row.get("doc"), dict) else {}
-        response: Any = row.get("resps", row.get("filtered_resps"))
-        # A list of generations, each of which may be a list of one.
-        while isinstance(response, list):
-            response = response[0] if response else None
-        return {"doc_id": row.get("doc_id"), **(doc or {})}, [_check_text(location, response)]
-    text_fields = _answer_fields(benchmark)[1:]
-    own_field = next((name for name in text_fields if name in row), text_fields[0])
-    text_field = {"official": own_field, "llava": "text", "vlmevalkit": "prediction"}[format_]
+        return lmms_eval_fields(row), [_check_text(location, lmms_eval_answer(row))]
+    names = {"llava": ("text",), "vlmevalkit": ("prediction",), "plain": PLAIN_FIELDS}.get(format_, _answer_fields(benchmark)[1:])
+    text_field = next((name for name in names if name in row), names[0])
     if text_field not in row:
         raise InputError(f"{location}: `{text_field}` is missing, which {format_} answers have: add it, or give --format")
     return row, [_check_text(location, row[text_field])]
@@ -113,14 +174,47 @@ def _check_text(location: str, value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         raise InputError(f"{location}: an answer must be text, not {type_name(value)}")
+    return _check_unicode(location, "answer", value)
+
+
+def _check_id(location: str, value: str) -> str:
+    return _check_unicode(location, "id", value)
+
+
+def _check_unicode(location: str, what: str, text: str) -> str:
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:  # JSON can escape an unpaired surrogate, which no file can hold
-        raise InputError(f"{location}: the answer is not valid Unicode: remove the unpaired surrogate") from None
-    return value
+        raise InputError(f"{location}: the {what} is not valid Unicode: remove the unpaired surrogate") from None
+    return text
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, Fields]]:
+def _in_doc_order(rows: list[Located]) -> list[Located]:
+    """Return the samples of an lmms-eval log in its data's order: several GPUs write in turn."""
+    numbers = [row.get("doc_id") for _, row in rows]
+    if not all(isinstance(number, int) for number in numbers):
+        return rows
+    files = {row.get("file"): None for _, row in rows}
+    order = {file: number for number, file in enumerate(files)}
+    return sorted(rows, key=lambda row: (order[row[1].get("file")], row[1]["doc_id"]))
+
+
+def _without_failures(predictions: list[Prediction], notes: list[str]) -> list[Prediction]:
+    """Return VLMEvalKit's predictions, with null where it got no answer."""
+    kept = [
+        Prediction(id_, [None if answer is not None and answer.startswith(NO_ANSWER) else answer for answer in answers])
+        for id_, answers in predictions
+    ]
+    num_failed = sum(before != after for before, after in zip(predictions, kept, strict=True))
+    if num_failed:
+        notes.append(f'{num_failed} answers are "{NO_ANSWER}" in VLMEvalKit\'s words, and count as missing')
+    return kept
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _read_rows(path: Path, notes: list[str]) -> Iterator[Located]:
     """Yield rows with their locations.
 
     A row of a folder also has the name of its `file`, without the ending.
@@ -130,58 +224,59 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Fields]]:
         if not files:
             raise InputError(f"--answers {path} holds no {', '.join(SUFFIXES)} file")
         for file in files:
-            for location, row in _read_rows(file):
+            for location, row in _read_rows(file, notes):
                 yield location, {"file": file.stem, **row}
         return
-    for number, row in enumerate(_read_contents(path), 1):
+    for number, row in enumerate(_read_contents(path, notes), 1):
         location = f"{path} row {number}"
         if not isinstance(row, dict):
             raise InputError(f"{location}: an answer must be an object with fields, not {type_name(row)}")
         yield location, row
 
 
-def _read_contents(path: Path) -> list[Any]:
-    """Return the values of a file: rows of a table, a JSON list, JSON lines, or the rows inside a
+def _read_contents(path: Path, notes: list[str]) -> list[Any]:
+    """Return the values of a file: rows of a sheet, a JSON list, JSON lines, or the rows inside a
     JSON object."""
-    if path.suffix == ".xlsx":
-        return _read_xlsx(path)
+    if path.suffix in (".tsv", ".csv", ".xlsx"):
+        return read_sheet(path)
     with open_binary(path) as file:
         content = file.read()
-    if path.suffix in (".tsv", ".csv"):
-        text = decode_text(content, path, "utf-8-sig")
-        # Answers may be long, and tables of this kind hold images; csv refuses fields above 128 KiB
-        # by default.
-        csv.field_size_limit(1 << 30)
-        delimiter = "\t" if path.suffix == ".tsv" else ","
-        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
-        # Several values, one a line; or a broken file, which parse_json reports with the line.
-        lines = enumerate(content.split(b"\n"), 1)
-        return [parse_json(line, f"{path} line {number}") for number, line in lines if line.strip()]
+        return _read_lines(path, content, notes)
     if isinstance(value, list):
         return value
-    if isinstance(value, dict) and "id" not in value:  # with an id it is a single answer, not a wrapper
-        for wrapper in ("imgToEval", "logs", "answers", "sentences"):
-            inner = value.get(wrapper)
-            if isinstance(inner, dict):
-                return list(inner.values())
-            if isinstance(inner, list):
-                return inner
+    return _unwrap(value) if isinstance(value, dict) else [value]
+
+
+def _read_lines(path: Path, content: bytes, notes: list[str]) -> list[Any]:
+    """Return JSON values, one a line, without a last line that a killed process left torn."""
+    lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    values = []
+    for position, (number, line) in enumerate(lines):
+        try:
+            values.append(parse_json(line, f"{path} line {number}"))
+        except InputError:
+            if not values or position < len(lines) - 1 or content.endswith(b"\n"):
+                raise
+            notes.append(f"{path} line {number} is torn, and is left out")
+    return values
+
+
+def _unwrap(value: dict[str, Any]) -> list[Any]:
+    """Return the rows of a JSON object: inside it, from id to row or to text, or itself one row."""
+    row_fields = {*ID_FIELDS, *QUESTION_FIELDS, *IMAGE_FIELDS}
+    if not row_fields.isdisjoint(value):  # a single answer, not a wrapper
+        return [value]
+    for wrapper in WRAPPERS:
+        inner = value.get(wrapper)
+        if isinstance(inner, dict):
+            return list(inner.values())
+        if isinstance(inner, list):
+            return inner
+    if len(value) > 1 and all(isinstance(inner, str) for inner in value.values()):
+        return [{"id": id_, "answer": text} for id_, text in value.items()]
+    if value and all(isinstance(inner, dict) for inner in value.values()):
+        return [{"id": id_, **inner} for id_, inner in value.items()]
     return [value]
-
-
-def _read_xlsx(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of the first sheet of a workbook, with cells as text."""
-    from zipfile import BadZipFile
-
-    from openpyxl import load_workbook
-    from openpyxl.utils.exceptions import InvalidFileException
-
-    try:
-        rows = load_workbook(path, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)
-        columns = [str(name) for name in next(rows, ())]
-        return [{name: "" if cell is None else str(cell) for name, cell in zip(columns, row, strict=False)} for row in rows]
-    except (OSError, BadZipFile, InvalidFileException, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as XLSX ({error}): save it again, or as TSV") from None

@@ -417,7 +417,7 @@ def test_read_predictions_accepts_or_refuses_any_file(tmp_path, content, ending)
     task = Task(str(data), options=benchmark.options_type())
     task = replace(task, examples={e.id: e for e in benchmark.load(task)})
     try:
-        predictions, _ = read_predictions(str(path), benchmark, task)
+        predictions = read_predictions(str(path), benchmark, task).predictions
     except InputError as error:
         assert "\n" not in str(error)
     else:

@@ -1,0 +1,304 @@
+"""Join the rows of an answer file to the examples that they answer.
+
+A row may name an example by id, by question and image, or by its place in the file. Where its id
+and its question disagree, the question decides. Rows that name no id of the data are joined by a
+constant distance between their numbers and the examples' positions, or by order, only if the
+questions agree all along. What cannot be told is unknown. Everything that is not plainly an id is
+counted and put into words.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice, pairwise
+from typing import NamedTuple
+
+from mmrlhf.evaluation.answer_rows import RowFacts
+from mmrlhf.evaluation.row_matching import MIN_MATCH_RATE, ExampleIndex, Match, Target, best_match, match_by_id
+
+MIN_MATCH_RATE_ONLY_SPLIT = 0.75
+"""Minimum share of rows that fit the questions, if all of them can only be of one split. Else it is
+MIN_MATCH_RATE, as splits share half of their questions."""
+
+OTHER_SPLIT = "another split"
+"""What stands for the split of rows that are not of the only one in the data."""
+
+
+class Joined(NamedTuple):
+    """The ids of the examples that each row answers, and notes on how they were found.
+
+    A row has several ids if it names several splits, one that no example has if it is unknown, and
+    none if it says nothing about its question.
+    """
+
+    ids: list[tuple[str, ...]]
+    notes: list[str]
+
+
+def join_rows(
+    rows: Sequence[RowFacts], targets: Sequence[Target], has_splits: bool = False, only_split: str | None = None
+) -> Joined:
+    """Return the example of each row.
+
+    targets: all examples in order; those with a split have ids that begin again in every split.
+    has_splits: whether rows may be of several splits, even if the targets are of one. only_split:
+    the split that targets without one belong to, so that rows of others are unknown.
+    """
+    index = ExampleIndex(targets)
+    report = _Report(rows, index)
+    groups: dict[tuple[str, str | None], list[int]] = {}
+    for number, row in enumerate(rows):
+        for split in row.splits or (None,):
+            groups.setdefault((row.file if has_splits else "", split), []).append(number)
+    found: dict[int, list[str]] = {}
+    split_of: dict[int, str | None] = {}
+    possible: dict[int, list[str]] = {}
+    for (_, stated), numbers in groups.items():
+        splits, default = _possible_splits(stated, only_split, index)
+        assigned, block_splits = _assign(rows, numbers, splits, has_splits, index, report) if splits else ({}, {})
+        for number in numbers:
+            split_of[number] = block_splits.get(number, default)
+            possible.setdefault(number, []).extend([block_splits[number]] if number in block_splits else splits)
+            if number in assigned:
+                found.setdefault(number, []).append(assigned[number])
+    ids = []
+    for number, row in enumerate(rows):
+        known = tuple(dict.fromkeys(found.get(number, ())))
+        unknown = None if known else _name_unknown(row, split_of[number])
+        if unknown is not None and unknown in index.examples:
+            unknown = f"{unknown}/{row.asked.strip()[:200] or 'unknown'}"
+        ids.append(known or (() if unknown is None else (unknown,)))
+    return Joined(ids, report.notes(ids, [possible[number] for number in range(len(rows))]))
+
+
+def _name_unknown(row: RowFacts, split: str | None) -> str | None:
+    """Return what to call a question that the data lacks; None without id and question."""
+    own = row.id
+    if own is None:
+        question = row.asked.strip().split("\n")[0]
+        own = "/".join(filter(None, (row.image, question))) if question else None
+    return own if own is None or not split else f"{split}/{own}"
+
+
+def _possible_splits(stated: str | None, only_split: str | None, index: ExampleIndex) -> tuple[list[str], str | None]:
+    """Return the splits that rows with a stated split may be about, and the one of unknown ids."""
+    if list(index.by_split) != [""]:
+        if stated is None:
+            return list(index.by_split), None
+        return ([stated] if stated in index.by_split else []), stated
+    if stated is None or only_split is None or stated == only_split:
+        return [""], ""
+    return [], stated
+
+
+# ---- several splits ------------------------------------------------------------------------------
+
+
+def _assign(
+    rows: Sequence[RowFacts], numbers: list[int], splits: list[str], has_splits: bool, index: ExampleIndex, report: _Report
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Return the ids of rows in these splits, and the split of each row in a recognised block."""
+    is_only = len(splits) == 1
+    used: list[str] = []
+    ids: dict[int, str] = {}
+    split_of: dict[int, str] = {}
+    rejected: list[list[int]] = []
+    # Large blocks first, as their split is less doubtful.
+    blocks = [numbers]
+    if has_splits and any(rows[number].wordings for number in numbers):
+        blocks = sorted(_blocks(rows, numbers, len(index.examples)), key=len, reverse=True)
+    min_rate = MIN_MATCH_RATE_ONLY_SPLIT if is_only and len(blocks) == 1 else MIN_MATCH_RATE
+    for block in blocks:
+        if not is_only and not any(rows[number].wordings for number in block):
+            continue
+        matches = {split: best_match(rows, block, split, index, min_rate) for split in splits}
+        # Half of the questions are the same in all splits, so a block may fit several splits.
+        sizes = {split: len(set(match.ids.values())) for split, match in matches.items() if match is not None}
+        best = [split for split in sizes if sizes[split] == max(sizes.values())]
+        if not is_only and max(sizes.values(), default=0) < len(block):
+            runs = _segments(rows, block, splits, index, used)
+            if len(runs) > max(sizes.values(), default=0):
+                ids |= runs
+                used += {index.examples[id_].split for id_ in runs.values()}
+                report.count_joined(Match(runs, 1.0, "order"), None)
+                continue
+        remaining = best if len(best) == 1 else [split for split in best if split not in used]
+        if len(remaining) == 1:
+            match = matches[remaining[0]]
+            assert match is not None
+            used.append(remaining[0])
+            ids |= match.ids
+            split_of |= dict.fromkeys(block, remaining[0])
+            report.count_joined(match, remaining[0])
+        elif best:
+            report.leave_open(block)
+        else:
+            rejected.append(block)
+    for block in rejected:
+        if is_only and used:
+            # Other blocks are of this split, so this one is of another.
+            split_of |= dict.fromkeys(block, OTHER_SPLIT)
+        elif is_only:
+            trusted = match_by_id(rows, block, splits[0], index).ids
+            ids |= {number: id_ for number, id_ in trusted.items() if not rows[number].wordings}
+        report.reject(block, splits, is_other_split=is_only and bool(used))
+    return ids, split_of
+
+
+def _blocks(rows: Sequence[RowFacts], numbers: list[int], num_examples: int) -> list[list[int]]:
+    """Cut rows where ids begin again, at the block's first id or an id with another question, and
+    where they leave a gap of more than all examples.
+
+    A repeated id with the same question is a duplicate answer, and stays in its block.
+    """
+    blocks: list[list[int]] = []
+    for cluster in _clusters(rows, numbers, num_examples):
+        blocks.append([])
+        question_of_id: dict[str, str] = {}
+        for number in cluster:
+            row = rows[number]
+            if row.id is not None:
+                question = row.wordings[0] if row.wordings else ""
+                is_first = row.id == next(iter(question_of_id), None)
+                if row.id in question_of_id and (is_first or question_of_id[row.id] != question):
+                    blocks.append([])
+                    question_of_id = {}
+                question_of_id[row.id] = question
+            blocks[-1].append(number)
+    return blocks
+
+
+def _clusters(rows: Sequence[RowFacts], numbers: list[int], max_gap: int) -> list[list[int]]:
+    """Group rows by ranges of ids, such as 1 to 3000 and 10000001 to 10003000."""
+    ordered = sorted({value for number in numbers if (value := rows[number].number) is not None})
+    starts = [after for before, after in pairwise(ordered) if after - before > max_gap]
+    clusters: dict[int, list[int]] = {}
+    for number in numbers:
+        clusters.setdefault(bisect.bisect_right(starts, rows[number].number or 0), []).append(number)
+    return list(clusters.values())
+
+
+def _segments(
+    rows: Sequence[RowFacts], block: list[int], splits: list[str], index: ExampleIndex, used: list[str]
+) -> dict[int, str]:
+    """Return ids for runs of rows with all questions of an unused split in order, and for a last
+    run that broke off after them."""
+    ids: dict[int, str] = {}
+    left = [split for split in splits if split not in used]
+    start, follows_run = 0, True
+    while start < len(block):
+        fitting = []
+        for split in left:
+            targets = index.by_split[split][: len(block) - start]
+            is_whole = len(targets) == len(index.by_split[split])
+            if (is_whole or follows_run) and _agree_in_order(rows, islice(block, start, None), targets, index):
+                fitting.append(split)
+        follows_run = len(fitting) == 1
+        if follows_run:
+            targets = index.by_split[fitting[0]]
+            left.remove(fitting[0])
+            ids |= {number: target.id for number, target in zip(islice(block, start, None), targets, strict=False)}
+            start += len(targets)
+        else:
+            start += 1
+    return ids
+
+
+def _agree_in_order(rows: Sequence[RowFacts], numbers: Iterable[int], targets: Iterable[Target], index: ExampleIndex) -> bool:
+    return all(
+        rows[number].wordings and index.agrees(rows[number], target) for number, target in zip(numbers, targets, strict=False)
+    )
+
+
+# ---- notes ---------------------------------------------------------------------------------------
+
+SENTENCES = {
+    "other id": "{n} rows have the id of another question, and their own question decides ({example})",
+    "no such id": "{n} rows have an id that --data does not have, and are joined by their question ({example})",
+    "distance": "{n} rows have ids at a constant distance from those of their questions, and are joined so ({example})",
+    "order": "{n} rows have no id of the data but its questions in its order, and are joined by order",
+    "position": "{n} rows say nothing but a position, as many as --data has examples, and are joined by it",
+    "question": "{n} rows name neither id nor image of the data, and are joined by their question",
+    "other question": "{n} answers are to questions that --data does not have: is it another version?",
+    "other split": "{n} answers are to questions of another split than --data",
+    "unclear": "{n} rows have questions that --data has several times, and nothing tells which one they answer",
+    "several splits": "{n} rows fit several splits, and nothing tells which: add `category` to them",
+    "unknown": "{n} rows answer no question that is known, and count in no robust figure",
+    "repeated": "{n} rows answer a question again, and robust figures have its first answer",
+    "counted again": "{n} rows name several splits, and count in each of them",
+    "backwards": "{n} rows stand after a row that --data has later, which matters where an official script goes by order",
+}
+"""What is said of rows that are not joined by an id of their own, in this order."""
+
+
+class _Report:
+    """Counts what is worth a note about how rows were joined."""
+
+    def __init__(self, rows: Sequence[RowFacts], index: ExampleIndex) -> None:
+        self._rows, self._index = rows, index
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._reasons: dict[int, str] = {}
+        """Why rows are unknown, where it is not their own question."""
+
+    def count_joined(self, match: Match, split: str | None) -> None:
+        """Count rows that were joined by something else than an id of their own."""
+        for number, id_ in match.ids.items():
+            row = self._rows[number]
+            named = None if split is None else self._index.named(row, split)
+            if named is not None and named.id == id_:
+                continue
+            kind = match.way
+            if kind in ("id", "question"):
+                if row.id is not None and not row.is_position:
+                    kind = "no such id" if named is None else "other id"
+                elif self._index.has_known_image(row):
+                    continue
+                else:
+                    kind = "question"
+            self._counts[kind] += 1
+            self._examples.setdefault(kind, f"as {row.id}, which is {id_}")
+
+    def reject(self, block: Sequence[int], splits: Sequence[str], is_other_split: bool) -> None:
+        """Note that a block's rows fit no split well enough."""
+        if is_other_split:
+            self._reasons |= dict.fromkeys(block, "other split")
+            return
+        asked = [self._rows[number] for number in block if self._rows[number].wordings]
+        if any(not self._index.candidates(row, split) for row in asked for split in splits):
+            self._reasons |= dict.fromkeys(block, "other question")
+
+    def leave_open(self, block: Sequence[int]) -> None:
+        """Note that a block's rows fit several splits."""
+        self._reasons |= dict.fromkeys(block, "several splits")
+
+    def notes(self, ids: Sequence[tuple[str, ...]], possible_splits: Sequence[Sequence[str]]) -> list[str]:
+        """Return a sentence for each kind. possible_splits: those that each row may be about."""
+        examples, positions = self._index.examples, self._index.positions
+        for number, (row, row_ids, splits) in enumerate(zip(self._rows, ids, possible_splits, strict=True)):
+            if row_ids and row_ids[0] in examples:
+                self._counts["counted again"] += len(row_ids) > 1
+                continue
+            self._counts["unknown"] += 1
+            reason = self._reasons.get(number)
+            if reason is None and row.wordings:
+                if any(self._index.candidates(row, split) for split in splits):
+                    reason = "unclear"
+                elif row.id is None or any(self._index.named(row, split) for split in splits):
+                    reason = "other question"
+            if reason is not None and row.wordings:
+                self._counts[reason] += 1
+        known = [id_ for row_ids in ids for id_ in row_ids if id_ in examples]
+        self._counts["repeated"] = len(known) - len(set(known))
+        last: dict[str, int] = {}
+        for id_ in dict.fromkeys(known):
+            split = examples[id_].split
+            self._counts["backwards"] += positions[id_] < last.get(split, -1)
+            last[split] = positions[id_]
+        return [
+            text.format(n=self._counts[kind], example=self._examples.get(kind, ""))
+            for kind, text in SENTENCES.items()
+            if self._counts[kind]
+        ]

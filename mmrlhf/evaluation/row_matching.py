@@ -1,0 +1,198 @@
+"""Ways to find the examples that a block of rows answers: by id, by question and image, by a
+constant distance between their numbers and the examples' positions, by order."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mmrlhf.evaluation.answer_rows import RowFacts, fold
+
+MIN_MATCH_RATE = 0.9
+"""Minimum share of rows that fit where numbers at a constant distance are taken for ids."""
+MIN_WORDS_INSIDE = 12
+"""Length of the shortest question, in characters, that is looked for inside a longer prompt."""
+
+
+class Target(NamedTuple):
+    """An example, by what rows may say about it. Empty texts are never compared."""
+
+    id: str
+    local_id: str
+    """The id without its split."""
+    question: str
+    image: str
+    split: str
+
+
+class ExampleIndex:
+    """Examples by split, id, question and image."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.examples = {target.id: target for target in targets}
+        self.by_split: dict[str, list[Target]] = {}
+        self.by_id: dict[tuple[str, str], Target] = {}
+        self.positions: dict[str, int] = {}
+        """Positions in their split, by id."""
+        self.by_question: dict[tuple[str, str], list[Target]] = defaultdict(list)
+        self.by_content: dict[tuple[str, str, str], list[Target]] = defaultdict(list)
+        self.by_image: dict[tuple[str, str], list[Target]] = defaultdict(list)
+        self.splits_with_questions = {target.split for target in targets if target.question}
+        self.images = {target.image for target in targets if target.image}
+        for target in targets:
+            split = self.by_split.setdefault(target.split, [])
+            self.positions[target.id] = len(split)
+            split.append(target)
+            self.by_id[target.split, target.local_id] = target
+            self.by_question[target.split, target.question].append(target)
+            self.by_content[target.split, target.question, target.image].append(target)
+            self.by_image[target.split, target.image].append(target)
+
+    def named(self, row: RowFacts, split: str) -> Target | None:
+        """Return the example of a split that the row's id names."""
+        return None if row.id is None else self.by_id.get((split, row.id))
+
+    def has_known_image(self, row: RowFacts) -> bool:
+        """Return whether the row names an image of the data. Some logs have names of their own."""
+        return row.image in self.images
+
+    def agrees(self, row: RowFacts, target: Target) -> bool:
+        """Return whether nothing that the row says contradicts that it is about an example."""
+        if target.image and self.has_known_image(row) and row.image != target.image:
+            return False
+        if not row.wordings or not target.question or target.question in row.wordings:
+            return True
+        return len(target.question) >= MIN_WORDS_INSIDE and f" {target.question} " in f" {fold(row.asked)} "
+
+    def is_blind(self, row: RowFacts, split: str) -> bool:
+        """Return whether the row says nothing that can be compared with a split's examples."""
+        return not (row.wordings and split in self.splits_with_questions) and not self.has_known_image(row)
+
+    def can_compare(self, row: RowFacts, target: Target) -> bool:
+        """Return whether question or image of a row can be compared with the example's."""
+        return bool((row.wordings and target.question) or (self.has_known_image(row) and target.image))
+
+    def candidates(self, row: RowFacts, split: str) -> list[Target]:
+        """Return the examples of a split with the row's question, and its image if it names one.
+
+        Without a question, an image decides if it has only one example.
+        """
+        if self.has_known_image(row) and not (row.wordings and split in self.splits_with_questions):
+            of_image = self.by_image.get((split, row.image), [])
+            return of_image if len(of_image) == 1 else []
+        for wording in row.wordings:
+            if self.has_known_image(row):
+                found = self.by_content.get((split, wording, row.image), [])
+            else:
+                found = self.by_question.get((split, wording), [])
+            if found:
+                return found
+        return []
+
+
+# ---- ways of joining -----------------------------------------------------------------------------
+
+
+class Match(NamedTuple):
+    """Examples by row number, and how well a way of joining fits a block of rows."""
+
+    ids: dict[int, str]
+    rate: float
+    way: str
+
+
+def best_match(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex, min_rate: float) -> Match | None:
+    """Return the way of joining that finds the most examples, among those that fit; else None."""
+    ways = [
+        match_by_id(rows, block, split, index),
+        _by_content(rows, block, split, index),
+        _by_distance(rows, block, split, index),
+        _by_order(rows, block, split, index),
+        _by_position(rows, block, split, index),
+    ]
+    fitting = [way for way in ways if way is not None and way.ids and way.rate >= min_rate]
+    return max(fitting, key=lambda way: len(set(way.ids.values())), default=None)
+
+
+def match_by_id(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match:
+    """Trust ids where nothing contradicts them; else look for question and image.
+
+    Rows with an id, and maybe an image, that the split lacks are left out of the rate: they are
+    unknown in any case.
+    """
+    ids: dict[int, str] = {}
+    num_counted = num_fitting = 0
+    num_taken: Counter[tuple[str, ...]] = Counter()
+    blind = [number for number in block if rows[number].is_position and index.is_blind(rows[number], split)]
+    # A field that counts rows may be the benchmark's id, but not if some numbers are none.
+    distrusted = set() if all(index.named(rows[number], split) for number in blind) else set(blind)
+    for number in block:
+        row = rows[number]
+        named = None if number in distrusted else index.named(row, split)
+        candidates = index.candidates(row, split)
+        if named is not None and index.agrees(row, named):
+            ids[number] = named.id
+        elif candidates and (index.has_known_image(row) or len(candidates) == 1):
+            # Questions that the data has twice are taken in turn.
+            key = tuple(target.id for target in candidates)
+            ids[number] = key[num_taken[key] % len(key)]
+            num_taken[key] += 1
+        # A question without an image is weak evidence.
+        fits = number in ids and (ids[number] == (named and named.id) or index.has_known_image(row))
+        if row.wordings and (fits or row.id is None or named is not None):
+            num_counted += 1
+            num_fitting += fits
+    has_question = any(rows[number].wordings for number in block)
+    return Match(ids, num_fitting / num_counted if num_counted else float(not has_question), "id")
+
+
+def _by_content(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
+    """Ignore ids: take the only example with a row's question, and its image if it names one."""
+    with_question = [number for number in block if rows[number].wordings]
+    candidates = {number: index.candidates(rows[number], split) for number in with_question}
+    ids = {number: found[0].id for number, found in candidates.items() if len(found) == 1}
+    return Match(ids, len(ids) / len(with_question), "question") if with_question else None
+
+
+def _by_order(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
+    """Take rows in order, if every one of them fits, as in a complete log or one that broke off."""
+    if len(block) > len(index.by_split[split]):
+        return None
+    pairs = list(zip(block, index.by_split[split], strict=False))
+    if not all(index.can_compare(rows[n], target) and index.agrees(rows[n], target) for n, target in pairs):
+        return None
+    return Match({number: target.id for number, target in pairs}, 1.0, "order")
+
+
+def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
+    """Take fields that count the rows of a program's own data, if they count as many as there are
+    examples and nothing else could be compared."""
+    targets = index.by_split[split]
+    places = {number: rows[number].number for number in block if rows[number].is_position and index.is_blind(rows[number], split)}
+    if len(places) != len(block) or sorted(place for place in places.values() if place is not None) != list(range(len(targets))):
+        return None
+    return Match({n: targets[place].id for n, place in places.items() if place is not None}, 1.0, "position")
+
+
+def _by_distance(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
+    """Look for a constant distance between the rows' numbers and the positions of their questions:
+    ids that begin at 0, or at 10000001 for the next split."""
+    targets = index.by_split[split]
+    numbers = {number: value for number in block if (value := rows[number].number) is not None}
+    votes: Counter[int] = Counter()
+    for number, value in numbers.items():
+        votes.update(index.positions[target.id] - value for target in index.candidates(rows[number], split))
+    most = max(votes.values(), default=0)
+    best = [distance for distance, count in votes.items() if count == most]
+    if len(best) > 1 or most < 2:
+        # Positions that begin at 0 or 1 need less evidence.
+        best = [distance for distance in (0, -1) if distance in best]
+    if not best:
+        return None
+    placed = {n: targets[value + best[0]] for n, value in numbers.items() if 0 <= value + best[0] < len(targets)}
+    ids = {n: target.id for n, target in placed.items() if index.can_compare(rows[n], target) and index.agrees(rows[n], target)}
+    num_asked, num_placed = (sum(bool(rows[n].wordings) for n in some) for some in (numbers, placed))
+    # The data may have the first of these questions alone, and the rows may lack some of them.
+    num_expected = max(num_placed, min(num_asked, len(targets)))
+    return Match(ids, 1.0, "distance") if len(ids) >= MIN_MATCH_RATE * num_expected else None
