@@ -40,7 +40,7 @@ def metric_value(result, name, mode="official"):
 
 # ---- on the tiny VLM -----------------------------------------------------------------------------
 
-RULE_JUDGED = ("hallusionbench", "haloquest", "object_halbench")
+RULE_JUDGED = ("hallusionbench", "haloquest", "object_halbench", "hallucinogen")
 
 
 @pytest.mark.parametrize("name", fake_data.DATASET_WRITERS)

@@ -164,6 +164,22 @@ def haloquest(root: Path) -> dict:
     return {"data": str(root / "h.csv")}
 
 
+def hallucinogen_rows(kind: str, noun: str = "cat", label: str = "no", image: str = "0.png", id_: int = 1) -> dict:
+    """Return a row of HALLUCINOGEN's release, with queries of our own."""
+    queries = {"id": "Can a {} be seen?", "loc": "Where is the {}?", "vc": "What surrounds the {}?", "cf": "What if the {} left?"}
+    row = {"question_id": id_, "image": image, "text": f"Is there a {noun} in the image?", "label": label}
+    return row | {f"query_{n}": f"{n}: {queries[kind].format(noun)}" for n in range(1, 6)}
+
+
+def hallucinogen(root: Path) -> dict:
+    for kind in ("id", "loc"):
+        (root / kind).mkdir(exist_ok=True)
+        for split, noun, label in (("adv", "cat", "no"), ("rand", "star", "yes")):
+            write_jsonl(root / kind / f"{kind}_POPE_{split}.json", [hallucinogen_rows(kind, noun, label)])
+    write_image(root / "0.png", 0)
+    return {"data": str(root)}
+
+
 DATASET_WRITERS = {
     f.__name__: f
     for f in (
@@ -176,5 +192,6 @@ DATASET_WRITERS = {
         multimodal_rewardbench,
         dash_b,
         haloquest,
+        hallucinogen,
     )
 }
