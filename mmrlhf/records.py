@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -105,10 +105,41 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation, as text. A row's images come before its first user text."""
+    """One turn of a conversation: its text, and where in it images are shown.
+
+    `image_positions` are offsets in `content`, in ascending order. A row's first images that no
+    turn has a place for are shown before its first user text.
+    """
 
     role: Role
     content: str
+    image_positions: tuple[int, ...] = field(default=(), repr=False)
+
+    def parts(self) -> list[dict[str, str]]:
+        """Return the turn as a chat template's parts: texts and images in the order they appear."""
+        bounds = (0, *self.image_positions, len(self.content))
+        parts: list[dict[str, str]] = []
+        for start, end in itertools.pairwise(bounds):
+            if end > start:
+                parts.append({"type": "text", "text": self.content[start:end]})
+            parts.append({"type": "image"})
+        return parts[:-1] or [{"type": "text", "text": ""}]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the turn's fields for a JSON file, without positions if it has none."""
+        positions = {"image_positions": list(self.image_positions)} if self.image_positions else {}
+        return {"role": self.role, "content": self.content, **positions}
+
+
+def place_images(conversation: Sequence[Message], num_images: int) -> list[Message]:
+    """Return a conversation with a place for all of its images."""
+    num_unplaced = num_images - sum(len(message.image_positions) for message in conversation)
+    messages = list(conversation)
+    for i, message in enumerate(messages):
+        if message.role == "user":
+            messages[i] = replace(message, image_positions=(0,) * num_unplaced + message.image_positions)
+            break
+    return messages
 
 
 FactKind = Literal["caption", "object", "attribute", "count", "relation", "ocr", "qa", "rationale", "absent"]

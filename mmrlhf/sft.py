@@ -1,15 +1,16 @@
 """Supervised fine-tuning on answers: the first step of InstructGPT's recipe (Ouyang et al. 2022).
 
-The loss is on answer tokens only. `lora` trains an adapter and merges it at the end; `full` trains
-the language model. Both write an ordinary checkpoint, so in later stages "adapters off" is exactly
-this model. The vision tower and the projector stay frozen. Not implemented: packing several rows
-into one sequence.
+The loss is on the tokens of assistant turns only. `lora` trains an adapter and merges it at the
+end; `full` trains the language model. Both write an ordinary checkpoint, so in later stages
+"adapters off" is exactly this model. The vision tower and the projector stay frozen. Not
+implemented: packing several rows into one sequence.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ from mmrlhf.engine.completions import Completions, pad_right
 from mmrlhf.engine.scoring import hidden_states
 from mmrlhf.facts import read_facts
 from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.chat_text import Continuation
 from mmrlhf.models.loading import load
 from mmrlhf.models.prompt_lengths import PromptLengths
-from mmrlhf.models.vlm import VLM
-from mmrlhf.records import Example, InputError
+from mmrlhf.models.vlm import VLM, Conversation
+from mmrlhf.records import Example, InputError, Message
 from mmrlhf.training import losses
 from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, total_steps
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
@@ -85,21 +87,12 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
         for step in range(start_step, num_steps):
             rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
             local_rows = rows[accelerator.process_index :: accelerator.num_processes]
-            answer_ids = [vlm.answer_token_ids(e.prompt, e.answer or "", len(e.images), row_id=e.id) for e in local_rows]
-            num_tokens = accelerator.reduce(torch.tensor(float(sum(map(len, answer_ids))), device=accelerator.device), "sum")
+            batch = _build_batch(config, vlm, local_rows)
+            num_tokens = accelerator.reduce(batch.is_learnt_NT.sum().float(), "sum")
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
-            max_prompt_lengths = [config.max_length - len(ids) for ids in answer_ids]
-            prompts = vlm.build_prompts(
-                [(e.prompt, e.images) for e in local_rows], max_prompt_lengths, [e.id for e in local_rows]
-            )
-            completions = Completions(
-                prompts,
-                torch.arange(len(local_rows), device=vlm.device),
-                *pad_right(answer_ids, int(vlm.tokenizer.pad_token_id), vlm.device),
-            )
 
-            local_loss = vlm.budget.retry_on_oom(_accumulate_gradients, accelerator, optimizer, role, completions, num_tokens)
+            local_loss = vlm.budget.retry_on_oom(_accumulate_gradients, accelerator, optimizer, role, batch, num_tokens)
             loss = float(accelerator.reduce(torch.tensor(local_loss, device=vlm.device), "sum"))
             grad_norm = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
             progress_bar.advance()
@@ -127,6 +120,13 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     return model_dir
 
 
+def _learnt(config: SFTConfig, vlm: VLM, example: Example) -> list[tuple[Conversation, Continuation]]:
+    """Return the prompts of an example, each with what follows it. Raises InputError."""
+    messages = (*example.prompt, Message("assistant", example.answer or ""))
+    continuations = vlm.chat.learnt_continuations(messages, len(example.images), train_on=config.train_on, row_id=example.id)
+    return [((messages[: c.num_messages], example.images[: c.num_images]), c) for c in continuations]
+
+
 def _usable_examples(
     config: SFTConfig, vlm: VLM, examples: Sequence[Example], run: Run, kept: KeptChecks | None
 ) -> Sequence[Example]:
@@ -134,31 +134,58 @@ def _usable_examples(
     lengths = PromptLengths(vlm)
 
     def lengths_of(example: Example) -> list[Length]:
-        answer_ids = vlm.answer_token_ids(example.prompt, example.answer or "", len(example.images), row_id=example.id)
-        return [Length(lengths.count(example.prompt, example.images) + len(answer_ids), lengths.limit(config.max_length))]
+        return [
+            Length(lengths.count(*prompt) + len(continuation.token_ids), lengths.limit(config.max_length))
+            for prompt, continuation in _learnt(config, vlm, example)
+        ]
 
     return usable_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A step's rows: prompts with what follows them, padded to T tokens."""
+
+    completions: Completions
+    targets_NT: Tensor
+    """The tokens to predict."""
+    is_learnt_NT: Tensor
+    """1 on the tokens that the loss is on."""
+
+
+def _build_batch(config: SFTConfig, vlm: VLM, rows: Sequence[Example]) -> _Batch:
+    """Build the prompts of some rows with what they teach. Raises InputError that names the row."""
+    learnt = [(row.id, *pair) for row in rows for pair in _learnt(config, vlm, row)]
+    continuations = [continuation for _, _, continuation in learnt]
+    pad_token_id = int(vlm.tokenizer.pad_token_id)
+    token_ids_NT, mask_NT = pad_right([c.token_ids for c in continuations], pad_token_id, vlm.device)
+    targets_NT, _ = pad_right([c.targets for c in continuations], pad_token_id, vlm.device)
+    is_learnt_NT, _ = pad_right([c.is_learnt for c in continuations], 0, vlm.device)
+    max_prompt_lengths = [config.max_length - len(c.token_ids) for c in continuations]
+    prompts = vlm.build_prompts([prompt for _, prompt, _ in learnt], max_prompt_lengths, [row_id for row_id, _, _ in learnt])
+    completions = Completions(prompts, torch.arange(len(prompts), device=vlm.device), token_ids_NT, mask_NT)
+    return _Batch(completions, targets_NT, is_learnt_NT)
 
 
 def _accumulate_gradients(
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
     role: Role,
-    completions: Completions,
+    batch: _Batch,
     num_tokens: Tensor,
 ) -> float:
     """Accumulate the gradients of this process's rows, a micro-batch at a time; return the loss.
 
-    `num_tokens` is the step's count of answer tokens over all processes. Safe to rerun when out of
+    `num_tokens` is the step's count of learnt tokens over all processes. Safe to rerun when out of
     memory: it starts by clearing the gradients.
     """
     optimizer.zero_grad(set_to_none=True)
     total_loss = 0.0
-    for indices, hidden_NTD in hidden_states(role, completions):
+    for indices, hidden_NTD in hidden_states(role, batch.completions):
         width = hidden_NTD.shape[1]
-        token_ids_NT, mask_NT = completions.token_ids_NT[indices, :width], completions.mask_NT[indices, :width]
-        loss, _ = losses.sft(role.vlm.token_logps(hidden_NTD, token_ids_NT, mask_NT), mask_NT)
-        loss = loss * mask_NT.sum() / num_tokens
+        targets_NT, is_learnt_NT = batch.targets_NT[indices, :width], batch.is_learnt_NT[indices, :width]
+        loss, _ = losses.sft(role.vlm.token_logps(hidden_NTD, targets_NT, is_learnt_NT), is_learnt_NT)
+        loss = loss * is_learnt_NT.sum() / num_tokens
         accelerator.backward(loss)
         total_loss += loss.item()
     return total_loss

@@ -79,6 +79,9 @@ class SFTConfig(TrainConfig):
     tuning: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter and merges it at the end; `full` trains the language model. Both
     write a complete model."""
+    train_on: Literal["all", "last"] = "all"
+    """Assistant turns of a conversation to learn: `all`, or the `last`, with the earlier ones as
+    context."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +20,15 @@ class Turn:
 
     role: Role
     text: str
-    num_images: int = 0
-    """Number of image placeholders in the text or the parts."""
+    image_positions: tuple[int, ...] = ()
+    """Offsets in the text of the image placeholders in the text or the parts."""
     has_parts: bool = False
     """Whether the content is a list of parts, which must then include the images."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that the turn shows."""
+        return len(self.image_positions)
 
 
 ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -39,33 +46,50 @@ def parse_turn(row: Row, value: Any, name: str, role_key: str = "role", content_
     content = value.get(content_key)
     if isinstance(content, list) and role_key == "role":
         return _parse_parts(row, roles[role], content, f"{name}.{content_key}")
+    if role_key == "from" and isinstance(content, str) and content.count(PLACEHOLDER) == 1:
+        # LLaVA's data has "What is this?\n<image>" in half of its rows, and its trainer shows the
+        # image first.
+        content = re.sub(rf"(?s)^(.*)\n{PLACEHOLDER}\s*$", rf"{PLACEHOLDER}\n\1", content)
     return make_turn(row, roles[role], content, f"{name}.{content_key}")
 
 
 def make_turn(row: Row, role: Role, value: Any, name: str) -> Turn:
     """Build a turn from text. Raises InputError if it is not text."""
-    return Turn(role, *_strip_placeholders(row.require_text(value, name)))
+    return Turn(role, *_place_images(row.require_text(value, name).split(PLACEHOLDER)))
 
 
 def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
-    texts, num_images = [], 0
+    segments = [""]  # the texts before, between and after the images
     for number, part in enumerate(parts, 1):
         part_type = part.get("type") if isinstance(part, dict) else None
         if part_type == "image":
-            num_images += 1
+            segments.append("")
         elif part_type == "text":
             row.require_text(part.get("text"), f"{name}[{number}].text")
-            texts.append(part["text"])  # not stripped, because parts are joined without separators
+            continued, *rest = part["text"].split(PLACEHOLDER)
+            segments[-1] += continued  # not stripped, because parts are joined without separators
+            segments += rest
         else:
             row.fail(f"`{name}[{number}]` must be a part of type text or image, not {preview(part)}")
-    text, num_placeholders = _strip_placeholders("".join(texts))
-    return Turn(role, text, num_images + num_placeholders, has_parts=True)
+    return Turn(role, *_place_images(segments), has_parts=True)
 
 
-def _strip_placeholders(text: str) -> tuple[str, int]:
-    """Return the text without its image placeholders, and their number."""
-    segments = [segment.strip() for segment in text.split(PLACEHOLDER)]
-    return "\n".join(segment for segment in segments if segment), len(segments) - 1
+def _place_images(segments: list[str]) -> tuple[str, tuple[int, ...]]:
+    """Join the texts before, between and after images; return the text and the images' offsets.
+
+    White space at both ends of the text is dropped, and with it the line break of LLaVA's
+    "<image>\\nWhat is this?"; all other text is kept as it is.
+    """
+    first_text = next((i for i, segment in enumerate(segments) if segment.strip()), len(segments))
+    kept = [""] * first_text + segments[first_text:]
+    if first_text < len(segments):
+        kept[first_text] = kept[first_text].lstrip()
+        for i in range(len(kept) - 1, first_text - 1, -1):
+            kept[i] = kept[i].rstrip() if i == len(kept) - 1 or not kept[i].strip() else kept[i]
+            if kept[i]:
+                break
+    offsets = list(itertools.accumulate(map(len, kept)))
+    return "".join(kept), tuple(offsets[:-1])
 
 
 def parse_turns(row: Row, value: Any, name: str, role_key: str = "role", content_key: str = "content") -> list[Turn]:
@@ -127,4 +151,8 @@ def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Mess
         row.fail(
             f"the prompt has placeholders for {num_placeholders} images and the row has {num_images}: make the numbers equal"
         )
-    return tuple(Message(turn.role, turn.text) for turn in turns)
+    positions = [turn.image_positions for turn in turns]
+    first_user_turn = next(index for index, turn in enumerate(turns) if turn.role == "user")
+    if not any(positions[first_user_turn]) and not any(positions[first_user_turn + 1 :]):
+        positions[first_user_turn] = ()  # the images are in front, where images without a place go
+    return tuple(Message(turn.role, turn.text, places) for turn, places in zip(turns, positions, strict=True))

@@ -51,7 +51,7 @@ class DatasetSummary:
             texts = () if record.answer is None else (record.answer,)
             self.word_counts["answer"].extend(len(text.split()) for text in texts)
         self.answers_per_row[len(texts)] += 1
-        row_text = json.dumps([[(turn.role, turn.content) for turn in record.prompt], sorted(texts), keys])
+        row_text = json.dumps([[(turn.role, turn.content, *turn.image_positions) for turn in record.prompt], sorted(texts), keys])
         self.row_fingerprints[hashlib.blake2b(row_text.encode(errors="replace"), digest_size=16).digest()] += 1
 
     def _add_preference(self, record: Preference) -> None:

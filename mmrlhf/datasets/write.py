@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmrlhf.datasets.conversations import PLACEHOLDER
-from mmrlhf.records import Preference
+from mmrlhf.records import Message, Preference, place_images
 
 RowDict = dict[str, Any]
 
@@ -86,29 +86,26 @@ def _margin(preference: Preference) -> float | None:
     return preference.comparisons[0].margin
 
 
-def _images_per_turn(preference: Preference, num_images: int) -> list[int]:
-    """Return the number of image placeholders of each turn.
-
-    A user turn without text has one; all other images go before the text of the first user turn.
-    """
-    counts = [int(turn.role == "user" and not turn.content) for turn in preference.prompt]
-    first_user_turn = next(index for index, turn in enumerate(preference.prompt) if turn.role == "user")
-    counts[first_user_turn] += num_images - sum(counts)
-    return counts
+def _text_with_placeholders(turn: Message) -> str:
+    """Return a turn's text with a placeholder for each image, on lines of their own in front."""
+    num_leading = turn.image_positions.count(0)
+    texts = [part.get("text", PLACEHOLDER) for part in replace(turn, image_positions=turn.image_positions[num_leading:]).parts()]
+    return "\n".join([PLACEHOLDER] * num_leading + ["".join(texts)] * bool(turn.content))
 
 
 def _question(preference: Preference, num_images: int) -> str:
-    return preference.prompt[0].content or PLACEHOLDER * num_images
+    turn = preference.prompt[0]
+    if any(turn.image_positions) or not turn.content:
+        return _text_with_placeholders(place_images([turn], num_images)[0])
+    return turn.content
 
 
-def _content_parts(text: str, num_images: int = 0) -> list[RowDict]:
-    text_parts = [{"type": "text", "text": text}] if text else []
-    return [*({"type": "image"} for _ in range(num_images)), *text_parts]
+def _content_parts(turn: Message) -> list[RowDict]:
+    return [*turn.parts()] if turn.content or turn.image_positions else []
 
 
 def _message_dicts(preference: Preference, num_images: int) -> list[RowDict]:
-    turns_with_counts = zip(preference.prompt, _images_per_turn(preference, num_images), strict=True)
-    return [{"role": turn.role, "content": _content_parts(turn.content, count)} for turn, count in turns_with_counts]
+    return [{"role": turn.role, "content": _content_parts(turn)} for turn in place_images(preference.prompt, num_images)]
 
 
 TEXT_COLUMNS = {"id": "string", "source": "string", "hallucination": "bool"}
@@ -123,7 +120,8 @@ ASPECT_TYPE = {"Rating": "string", "Rationale": "string"}
 
 
 def _to_trl(preference: Preference, images: Sequence[Any]) -> RowDict:
-    chosen, rejected = ([{"role": "assistant", "content": _content_parts(text)}] for text in preference.answers)
+    answers = [Message("assistant", text) for text in preference.answers]
+    chosen, rejected = ([{"role": answer.role, "content": _content_parts(answer)}] for answer in answers)
     is_tie = True if preference.comparisons[0].is_tie else None
     prompt = _message_dicts(preference, len(images))
     row = {"id": preference.id, "images": list(images), "prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -133,11 +131,10 @@ def _to_trl(preference: Preference, images: Sequence[Any]) -> RowDict:
 def _to_llava_rlhf(preference: Preference, images: Sequence[Any]) -> RowDict:
     """Build a row. A hash of the id decides which output is the better one."""
     role_names = {"system": "system", "user": "human", "assistant": "gpt"}
-    turns_with_counts = zip(preference.prompt, _images_per_turn(preference, len(images)), strict=True)
-    llava_turns = []
-    for turn, num_images in turns_with_counts:
-        lines = [PLACEHOLDER] * num_images + ([turn.content] if turn.content else [])
-        llava_turns.append({"from": role_names[turn.role], "value": "\n".join(lines)})
+    llava_turns = [
+        {"from": role_names[turn.role], "value": _text_with_placeholders(turn)}
+        for turn in place_images(preference.prompt, len(images))
+    ]
     preference_label = 1 + zlib.crc32(preference.id.encode()) % 2
     chosen, rejected = ({"from": "gpt", "value": text} for text in preference.answers)
     output_1, output_2 = (chosen, rejected) if preference_label == 1 else (rejected, chosen)

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import httpx2
 
 from mmrlhf.config import EvalConfig
-from mmrlhf.records import Example, ImageSource, InputError, Message
+from mmrlhf.records import Example, ImageSource, InputError, Message, place_images
 from mmrlhf.text.printable import printable
 
 ReplyStatus = Literal["ok", "unreachable", "timeout", "cut", "http", "malformed", "empty", "other_model", "unanswered"]
@@ -187,18 +187,25 @@ def _http_client(endpoint: Endpoint) -> httpx2.Client:
     return httpx2.Client(timeout=endpoint.timeout, headers=headers, trust_env=not endpoint.is_local)
 
 
-def chat_message(text: str, images: Sequence[ImageSource] = (), role: str = "user") -> dict[str, Any]:
-    """Return a chat message, with images before its text, in base64."""
-    if not images:
-        return {"role": role, "content": text}
-    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
-    return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
+def chat_message(text: str, images: Sequence[ImageSource] = ()) -> dict[str, Any]:
+    """Return a user's message, with images before its text, in base64."""
+    return _message_dict(Message("user", text, (0,) * len(images)), images)
 
 
 def chat_messages(prompt: Sequence[Message], images: Sequence[ImageSource]) -> list[dict[str, Any]]:
-    """Return a conversation in the API's format, with the images in its first user turn."""
-    first_user_turn = next((i for i, turn in enumerate(prompt) if turn.role == "user"), None)
-    return [chat_message(turn.content, images if i == first_user_turn else (), turn.role) for i, turn in enumerate(prompt)]
+    """Return a conversation in the API's format, with its images in their places."""
+    remaining = iter(images)
+    return [_message_dict(turn, list(islice(remaining, len(turn.image_positions)))) for turn in place_images(prompt, len(images))]
+
+
+def _message_dict(message: Message, images: Sequence[ImageSource]) -> dict[str, Any]:
+    if not images:
+        return {"role": message.role, "content": message.content}
+    urls = map(_data_url, images)
+    parts = [
+        {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part for part in message.parts()
+    ]
+    return {"role": message.role, "content": parts}
 
 
 def _data_url(image: ImageSource) -> str:

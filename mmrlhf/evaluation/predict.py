@@ -210,7 +210,7 @@ def require_images(examples: Sequence[Example]) -> None:
 def prompt_key(example: Example) -> str:
     """Return a hash of what was asked, in twelve hexadecimal digits: the turns, and the images by
     file name."""
-    turns = [[turn.role, turn.content] for turn in example.prompt]
+    turns = [[turn.role, turn.content, *turn.image_positions] for turn in example.prompt]
     image_names = [Path(image.path).name if image.path is not None else image.key for image in example.images]
     return text_sha256(json.dumps([turns, image_names]))[:12]
 
@@ -383,6 +383,6 @@ class AnswerCache:
 
     @staticmethod
     def _key(example: Example, is_sampled: bool) -> str:
-        turns = [[turn.role, turn.content] for turn in example.prompt]
+        turns = [[turn.role, turn.content, *turn.image_positions] for turn in example.prompt]
         image_keys = [image.key for image in example.images]
         return text_sha256(json.dumps([turns, image_keys, example.id if is_sampled else ""]))

@@ -36,16 +36,17 @@ def yes_no_head(vlm: VLM) -> nn.Linear:
     """Return the head that reads the logit of "Yes" minus the logit of "No" after YES_NO_QUESTION.
 
     A reward model then starts from what its base can already judge, not from a random direction.
-    Raises InputError if both words begin with the same token.
+    Raises InputError if one of the words is the beginning of the other.
     """
-    yes_id, no_id = (int(vlm.answer_token_ids([Message("user", YES_NO_QUESTION)], word, 0)[0]) for word in ("Yes", "No"))
-    if yes_id == no_id:
+    yes_ids, no_ids = (vlm.answer_token_ids([Message("user", YES_NO_QUESTION)], word, 0).tolist() for word in ("Yes", "No"))
+    # The words may share a first token, such as a mark of white space.
+    first_difference = next(((yes, no) for yes, no in zip(yes_ids, no_ids, strict=False) if yes != no), None)
+    if first_difference is None:
         raise InputError(
-            f'{vlm.name}: its tokenizer begins "Yes" and "No" with the same token, so a head cannot start from them: '
-            "set head_init to random"
+            f'{vlm.name}: its tokenizer does not tell "Yes" from "No", so a head cannot start from them: set head_init to random'
         )
     output_embeddings = vlm.model.get_output_embeddings().weight.detach().float()
-    return scalar_head(output_embeddings[yes_id] - output_embeddings[no_id])
+    return scalar_head(output_embeddings[first_difference[0]] - output_embeddings[first_difference[1]])
 
 
 YES_NO_QUESTION = "Is all of this true of the picture?"

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmrlhf.config import EngineConfig
 from mmrlhf.models.chat_template import apply_chat_template
+from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.engine_state import EngineState
 from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.image_features import FeatureCache
@@ -54,7 +55,9 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
             f"model {name} lacks {len(bad_keys)} of its weights or has them in another shape, {bad_keys[0]} first: "
             "config.json and weights do not belong together, copy the checkpoint again"
         )
-    if getattr(processor, "chat_template", None) is None:
+    if getattr(processor, "chat_template", None) is None:  # older checkpoints have it in tokenizer_config.json
+        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
+    if processor.chat_template is None:
         raise InputError(f"model {name} has no chat template: put a chat_template.jinja next to its config.json")
     vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
     vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
@@ -100,9 +103,10 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
         tokenizer.pad_token = tokenizer.eos_token
     cache = FeatureCache(model.device, config.feature_memory_gib, config.feature_cache_dir, config.feature_disk_gib)
     one_image_text, two_image_text = (
-        apply_chat_template(processor, [Message("user", "?")], num_images, generation_prompt=True) for num_images in (1, 2)
+        apply_chat_template(processor, [Message("user", "?")], num_images, generation_prompt=True, name=name)
+        for num_images in (1, 2)
     )
-    eos = _eos_token_ids(model, tokenizer) | _end_of_turn_ids(processor)
+    eos = _eos_token_ids(model, tokenizer) | _end_of_turn_ids(processor, name)
     if config.activation_checkpointing:
         _enable_activation_checkpointing(model)
     return VLM(
@@ -111,6 +115,7 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
         processor=processor,
         suppressed_tokens=torch.tensor(_suppressed_token_ids(model, tokenizer, eos), device=model.device),
         eos=tuple(sorted(eos)),
+        chat=ChatText(processor, name, sorted(eos)),
         encoder=Encoder(model, processor, cache, one_image_text, two_image_text),
         budget=Budget(config.micro_batch_tokens),
         engine=EngineState(
@@ -162,15 +167,16 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
     return {i for i in token_ids if i is not None}
 
 
-def _end_of_turn_ids(processor: Any) -> set[int]:
+def _end_of_turn_ids(processor: Any, name: str) -> set[int]:
     """Return the special token, if any, that the chat template writes after an assistant's turn.
 
     Some checkpoints do not list it as an end-of-sequence token. It would then be suppressed, and a
     policy could never stop.
     """
     answer = Message("assistant", "\N{BULLET}")
-    text = apply_chat_template(processor, [Message("user", "?"), answer], 0, generation_prompt=False)
-    following_ids = processor.tokenizer(text[text.rindex(answer.content) + 1 :], add_special_tokens=False)["input_ids"]
+    text = apply_chat_template(processor, [Message("user", "?"), answer], 0, generation_prompt=False, name=name)
+    after = text.rpartition(answer.content)[2].lstrip()
+    following_ids = processor.tokenizer(after, add_special_tokens=False)["input_ids"]
     special_ids = {i for i, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
     return {following_ids[0]} & special_ids if following_ids else set()
 

@@ -27,6 +27,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmrlhf.models.chat_text import MARKS
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import full_fingerprint, language_parameter_prefixes
 from mmrlhf.models.image_features import FeatureCache, ImageFeatures
@@ -268,6 +269,8 @@ class Encoder:
             options["device"] = self.model.device
         if offsets:
             options["return_text_replacement_offsets"] = True
+        if any(MARKS[0] in text for text in texts):
+            options["sanitize_control_tokens"] = True  # read marked tags as text
         bos = self.processor.tokenizer.bos_token
         batch = dict(
             self.processor(

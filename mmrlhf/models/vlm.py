@@ -10,10 +10,8 @@ Shape suffixes: P prompts, Q queries, K keys, N rows, T answer tokens, D hidden,
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mmrlhf.models.chat_template import apply_chat_template
+from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.engine_state import EngineState
 from mmrlhf.models.families import Family
 from mmrlhf.models.image_features import ImageFeatures
@@ -37,8 +35,6 @@ PER_TOKEN_INPUTS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask
 """What a processor may return for each token of a prompt besides its id."""
 MAX_LOGITS = 1 << 24
 """Maximum number of logits [tokens, vocabulary] that exist at a time: 64 MiB in float32."""
-ORDINARY_SPECIAL_TOKENS = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
-"""Special tokens that may also occur in ordinary text, such as <s>; they are let through."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +75,8 @@ class VLM:
     embedding beyond the tokenizer."""
     eos: tuple[int, ...]
     """Ids that end an answer."""
+    chat: ChatText
+    """Its chat template and tokenizer."""
     encoder: Encoder
     budget: Budget
     engine: EngineState = field(default_factory=EngineState)
@@ -116,72 +114,26 @@ class VLM:
     # ---- text ----------------------------------------------------------------------------------
 
     def apply_chat_template(self, messages: Sequence[Message], num_images: int, *, generation_prompt: bool) -> str:
-        """Write a conversation in the model's chat template, images before the first user text."""
-        return apply_chat_template(self.processor, messages, num_images, generation_prompt=generation_prompt)
+        """Write a conversation in the model's chat template."""
+        return self.chat.render(messages, num_images, generation_prompt=generation_prompt)
 
     def answer_token_ids(
         self, messages: Sequence[Message], answer: str, num_images: int, following_turns: Sequence[Message] = (), row_id: str = ""
     ) -> Tensor:
-        """Return the token ids [T] that follow the prompt if the model says `answer`.
-
-        These are the answer, the template's end of turn, and `following_turns` up to the next
-        generation prompt, if any. Raises InputError, naming the row, if a text holds a control
-        token.
-        """
-        for text in (answer, *(m.content for m in following_turns)):
-            if match := self._control_token_pattern.search(text):
-                row = f"row {row_id}: " if row_id else ""
-                raise InputError(
-                    f"{row}an answer or what follows it holds {match[0]}, which the model takes for a control token: "
-                    "remove it from the text"
-                )
-        prompt = self.apply_chat_template(messages, num_images, generation_prompt=True)
-        full_text = self.apply_chat_template(
-            [*messages, Message("assistant", answer), *following_turns], num_images, generation_prompt=bool(following_turns)
-        )
-        if not full_text.startswith(prompt):
-            raise InputError(
-                f"{self.name}: its chat template renders an assistant turn differently from its generation prompt, so the "
-                "tokens of an answer are unknown; use a template whose generation prompt begins every assistant turn"
-            )
-        text = full_text[len(prompt) :]
-        if not following_turns:
-            text = self._truncate_after_end(text)
-        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
-
-    @cached_property
-    def _control_token_pattern(self) -> re.Pattern[str]:
-        """A pattern for what no text may contain: special tokens that mark images or turns."""
-        ordinary_tokens = {getattr(self.tokenizer, f"{name}_token", None) for name in ORDINARY_SPECIAL_TOKENS}
-        suppressed = set(self.suppressed_tokens.tolist())
-        tokens = {
-            str(token)
-            for token_id, token in self.tokenizer.added_tokens_decoder.items()
-            if token.special and token_id in suppressed
-        }
-        placeholders = (getattr(self.processor, name, None) for name in ("image_token", "video_token"))
-        tokens |= {token for token in placeholders if isinstance(token, str)}
-        # Longest first: an alternation takes the first match. (?!) matches nothing.
-        longest_first = sorted(tokens - ordinary_tokens, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        """Return the token ids [T] that follow the prompt; see `ChatText.answer_token_ids`."""
+        return self.chat.answer_token_ids(messages, answer, num_images, following_turns, row_id)
 
     def escape_control_tokens(self, text: str) -> str:
         """Break up each control token in a text that a model has written, with a space."""
-        return self._control_token_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-
-    def _truncate_after_end(self, text: str) -> str:
-        """Cut what a template writes after the end-of-turn token; add an end token if missing."""
-        end_tokens = [self.tokenizer.convert_ids_to_tokens(i) for i in self.eos]
-        end = max((text.rfind(token) + len(token) for token in end_tokens if token and token in text), default=0)
-        return text[:end] if end else text + str(self.tokenizer.eos_token)
+        return self.chat.escape_control_tokens(text)
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a text by itself."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.chat.count_tokens(text)
 
     def decode(self, token_ids: Tensor) -> str:
-        """Return the text of token ids [T], without special tokens and outer white space."""
-        return str(self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)).strip()
+        """Return the text of an answer's token ids [T]; see `ChatText.decode`."""
+        return self.chat.decode(token_ids)
 
     # ---- prompts and images --------------------------------------------------------------------
 
@@ -200,11 +152,14 @@ class VLM:
         conversations = [(messages, tuple(image.pinned() for image in images)) for messages, images in conversations]
         images = [row_images for _, row_images in conversations]
         limits = max_length if isinstance(max_length, Sequence) else [max_length] * len(conversations)
-        texts = [self.apply_chat_template(messages, len(row), generation_prompt=True) for messages, row in conversations]
+        places = [f"row {row_ids[i]}" if row_ids else f"prompt {i + 1} of this batch" for i in range(len(conversations))]
+        texts = [
+            self.chat.render(messages, len(row), generation_prompt=True, where=f"{place}: ")
+            for place, (messages, row) in zip(places, conversations, strict=True)
+        ]
         names = [
-            (f"the prompt of row {row_ids[i]}" if row_ids else f"prompt {i + 1} of this batch")
-            + (f", on image {row_images[0].name}," if row_images else "")
-            for i, row_images in enumerate(images)
+            (f"the prompt of {place}" if row_ids else place) + (f", on image {row[0].name}," if row else "")
+            for place, row in zip(places, images, strict=True)
         ]
         for name, text, conversation in zip(names, texts, conversations, strict=True):
             self.check_control_tokens(name, text, conversation)
@@ -219,15 +174,12 @@ class VLM:
     def check_control_tokens(self, name: str, text: str, conversation: Conversation) -> None:
         """Raises InputError for a control token in a message, or a wrong number of image tokens."""
         messages, images = conversation
+        self.chat.check_control_tokens(messages, name)
         image_token = getattr(self.processor, "image_token", None)
-        for message in messages:
-            match = self._control_token_pattern.search(message.content)
-            if match and match[0] != image_token:  # image tokens are counted below
-                raise InputError(f"{name} holds {match[0]}, which the model takes for a control token: remove it from its text")
         if image_token and text.count(image_token) != len(images):
             raise InputError(
                 f"{name} would show the model {text.count(image_token)} images and has {len(images)}: "
-                f"remove {image_token} from its text, or use a chat template that places images"
+                "use a chat template that places images"
             )
 
     def _check_length(self, name: str, num_tokens: int, limit: int | None) -> None:
@@ -286,8 +238,7 @@ class VLM:
     def tokenize_expanded(self, text: str) -> list[int]:
         """Return the ids of a prompt whose image placeholders are written out."""
         bos = self.tokenizer.bos_token
-        token_ids: list[int] = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
-        return token_ids
+        return self.chat.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
 
     def _learn_placeholders(self, text: str, image_features: tuple[ImageFeatures, ...], images: tuple[ImageSource, ...]) -> None:
         """Tokenize one prompt both ways; unless they agree, every prompt needs the processor."""

@@ -240,7 +240,7 @@ def _group_to_json(group: AnswerGroup, scores: Sequence[float]) -> dict[str, Any
     return {
         "id": group.id,
         "images": [{"base64": base64.b64encode(image.read()).decode()} for image in group.images],
-        "prompt": [asdict(message) for message in group.prompt],
+        "prompt": [message.to_dict() for message in group.prompt],
         "answers": list(group.answers),
         "facts": [asdict(fact) for fact in group.facts],
         "scores": list(scores),
@@ -250,7 +250,8 @@ def _group_to_json(group: AnswerGroup, scores: Sequence[float]) -> dict[str, Any
 def _group_from_json(row: dict[str, Any]) -> AnswerGroup:
     facts = tuple(Fact(**(fact | {"box": fact["box"] and tuple(fact["box"])})) for fact in row["facts"])
     images = tuple(ImageSource(data=base64.b64decode(image["base64"])) for image in row["images"])
-    return AnswerGroup(images, tuple(Message(**m) for m in row["prompt"]), tuple(row["answers"]), facts, row["id"])
+    prompt = tuple(Message(m["role"], m["content"], tuple(m.get("image_positions", ()))) for m in row["prompt"])
+    return AnswerGroup(images, prompt, tuple(row["answers"]), facts, row["id"])
 
 
 # ---- for ppo -----------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def _raise_reward_error(
         "num_tokens": sample.num_tokens,
         "max_tokens": sample.max_tokens,
         "finished": sample.finished,
-        "prompt": [asdict(m) for m in sample.prompt],
+        "prompt": [m.to_dict() for m in sample.prompt],
         "images": [image.path or {"base64": base64.b64encode(image.read()).decode()} for image in sample.images],
         "facts": [asdict(f) for f in sample.facts],
         "meta": json.loads(json.dumps(dict(sample.meta), default=str)),

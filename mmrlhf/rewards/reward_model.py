@@ -37,7 +37,10 @@ def reward_messages(prompt: Sequence[Message], answer: str, facts: str, position
 def prompt_with_facts(prompt: Sequence[Message], facts: str) -> tuple[Message, ...]:
     """Return the prompt with the facts at the start of its last turn."""
     *earlier, last = prompt
-    return (*earlier, Message(last.role, prepend_facts(facts, last.content)))
+    content = prepend_facts(facts, last.content)
+    # Images in front of the turn stay there; the others move with the text.
+    positions = tuple(p and p + len(content) - len(last.content) for p in last.image_positions)
+    return (*earlier, Message(last.role, content, positions))
 
 
 def prepend_facts(facts: str, text: str) -> str:

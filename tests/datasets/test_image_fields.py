@@ -7,10 +7,9 @@ import pytest
 
 from mmrlhf.datasets import read_examples, read_preferences
 from mmrlhf.models.images import open_image
-from mmrlhf.records import Fact
+from mmrlhf.records import Fact, Message
 from tests.helpers.rows import (
     ONE_IMAGE,
-    QUESTION,
     TEXT_PAIR,
     content_parts,
     error_of,
@@ -37,7 +36,7 @@ def test_read_examples_reads_zero_and_several_images(data_dir):
     )
     examples = read_examples(path)
     assert [[Path(image.path).name for image in example.images] for example in examples] == [[], [], ["b.png", "a.png"]]
-    assert examples[2].prompt == (QUESTION,)
+    assert examples[2].prompt == (Message("user", "What is it?", (0, 11)),)
 
 
 @pytest.mark.parametrize("field", ["image", "image_path", "img_path", "images"])

@@ -52,7 +52,7 @@ def test_formats_keep_position_of_image_only_turn():
     image_only = {"role": "user", "content": [{"type": "image"}]}
     row = {"images": [png_field("red")], "prompt": [*prompt, image_only], "chosen": "A cup.", "rejected": "A cat."}
     preference = parse_preference(Row("rows", 1, row), row_context("none"))
-    assert preference.prompt[-1] == Message("user", "")
+    assert preference.prompt[-1] == Message("user", "", (0,))
     for name in ("trl", "llava-rlhf", "rankings"):
         after = parse_preference(Row("rows", 1, FORMATS[name].to_row(preference, row["images"])), row_context("none"))
         assert comparable_fields(after) == comparable_fields(preference)

@@ -1,0 +1,349 @@
+"""The text side of a model: conversations to token ids, and token ids back to text.
+
+The ids of a prompt and of what follows it come from one tokenization of the whole rendered
+conversation: a tokenizer may mark the start of a text, or merge characters across a boundary. A
+model whose prompts and answers cannot be told apart in these ids is refused when it is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmrlhf.models.chat_template import apply_chat_template, images_shown
+from mmrlhf.records import InputError, Message
+
+MARKS = "\U000f0000", "\U000f0001"
+"""Private characters around markup of a text, such as <s>, that the tokenizer must read as text.
+transformers uses the same for `sanitize_control_tokens`."""
+PROBE_ANSWERS = ("A cat.", "Yes", "No", "The", "a", "1")
+"""Beginnings of answers that a model must tell apart from its generation prompt."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What follows a prompt in supervised fine-tuning."""
+
+    num_messages: int
+    """How many of the conversation's messages the prompt has."""
+    num_images: int
+    """How many of its images the prompt shows."""
+    token_ids: Tensor
+    """[T], as the model reads them."""
+    targets: Tensor
+    """[T], the tokens to predict. They are `token_ids`, except where the template writes no end of
+    turn: there the target is the end-of-sequence token."""
+    is_learnt: Tensor
+    """[T], 1 on the tokens of assistant turns and on their ends."""
+
+
+@dataclass(frozen=True)
+class _Span:
+    """An assistant turn in a rendered conversation, in characters."""
+
+    start: int
+    end: int
+    """Where the answer ends, and with it the end token if the template writes one."""
+    has_end_token: bool
+
+
+class ChatText:
+    """A processor's chat template and tokenizer, with what separates an answer from its prompt.
+
+    `eos` are the ids that end an answer; `suppressed` are those that no text may hold, besides the
+    tokenizer's special tokens. Raises InputError, naming the model, if prompt and answer cannot be
+    told apart in its ids.
+    """
+
+    def __init__(self, processor: Any, name: str, eos: Sequence[int]):
+        self.processor, self.tokenizer, self.name = processor, processor.tokenizer, name
+        self.eos = tuple(eos)
+        eos_texts = {str(self.tokenizer.convert_ids_to_tokens(i)) for i in eos if i < len(self.tokenizer)}
+        self._end_pattern = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(eos_texts, key=len, reverse=True))) + ")")
+        self._trims_prompt = False
+        """Whether white space at the end of the generation prompt goes to the answer, because the
+        tokenizer would merge the two."""
+        self.lead = ""
+        """White space that the template writes before an answer."""
+        self._probe()
+
+    # ---- the template --------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], num_images: int, *, generation_prompt: bool, where: str | None = "") -> str:
+        """Write a conversation in the chat template. Raises InputError if that refuses it."""
+        text = apply_chat_template(
+            self.processor,
+            [self._mark(m) for m in messages],
+            num_images,
+            generation_prompt=generation_prompt,
+            name=self.name,
+            where=where,
+        )
+        return text.rstrip() if generation_prompt and self._trims_prompt else text
+
+    def _probe(self) -> None:
+        """Learn what the template writes around an answer. Raises InputError as the class says."""
+        question = Message("user", "What is this?")
+        for answer in PROBE_ANSWERS:
+            conversation = [question, Message("assistant", answer)]
+            prompt = self.render([question], 0, generation_prompt=True, where=None)
+            text = self.render(conversation, 0, generation_prompt=False, where=None)
+            if "'type'" in text or '"type"' in text:
+                raise InputError(
+                    f"{self.name}: its chat template writes a turn's parts as code ({text[:60]!r}): it is for text only, use the "
+                    "template of a vision-language model"
+                )
+            if question.content not in text:
+                raise InputError(f"{self.name}: its chat template leaves out a turn's text: use another template")
+            self._check_turn(prompt, text, answer)
+            if not self._trims_prompt and prompt != prompt.rstrip() and self._ids_after(prompt, text) is None:
+                self._trims_prompt, prompt = True, prompt.rstrip()
+            span = self._find_answer(prompt, text, answer, self.name)
+            if self._ids_after(prompt, text[: span.end]) is None:
+                raise InputError(
+                    f"{self.name}: its tokenizer merges the end of the generation prompt ({prompt[-20:]!r}) with the answer, so "
+                    "the tokens of an answer are unknown: use a template whose generation prompt ends in a token of its own"
+                )
+            self.lead = text[len(prompt) : text.index(answer, len(prompt))]
+
+    def _check_turn(self, prompt: str, text: str, answer: str) -> None:
+        """Raises InputError if there is more than white space between prompt, answer and end."""
+        if not text.startswith(prompt) or answer not in text[len(prompt) :]:
+            raise InputError(
+                f"{self.name}: its chat template renders an assistant turn differently from its generation prompt, so the "
+                "tokens of an answer are unknown: use a template whose generation prompt begins every assistant turn"
+            )
+        before, _, after = text[len(prompt) :].partition(answer)
+        end = self._end_pattern.search(after)
+        gaps = {
+            "between its generation prompt and an answer": before,
+            "between an answer and its end": after[: end.start()] if end else "",
+        }
+        for place, gap in gaps.items():
+            if gap.strip():
+                raise InputError(
+                    f"{self.name}: its chat template writes {gap.strip()!r} {place}, which would be learnt as part of the answer: "
+                    "use a template that writes only white space there"
+                )
+
+    def _find_answer(self, prompt: str, text: str, answer: str, where: str) -> _Span:
+        """Find an answer after its prompt. Raises InputError if the template has rewritten it."""
+        body = answer.strip()
+        start = len(prompt)
+        while start < len(text) and text[start].isspace() and not (body and text.startswith(body, start)):
+            start += 1
+        if not text.startswith(prompt) or not text.startswith(body, start):
+            raise InputError(
+                f"{where}the chat template of {self.name} rewrites the answer, so its tokens are unknown: change the answer "
+                f"({answer[:40]!r}) or drop the row"
+            )
+        end = start + len(body)
+        trailing = answer[len(answer.rstrip()) :]
+        if trailing and text.startswith(trailing, end):
+            end += len(trailing)
+        if match := self._end_pattern.match(text, end):
+            return _Span(len(prompt), match.end(), True)
+        return _Span(len(prompt), end, False)
+
+    # ---- token ids -----------------------------------------------------------------------------
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Return the token ids of a rendered text; marked markup is no control token."""
+        first, *rest = self._marked_pattern.split(text)
+        token_ids = list(self.tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"])
+        for i, piece in enumerate(rest):  # marked and other pieces in turns
+            # After a line break: a tokenizer may mark the beginning of a text.
+            newline_ids = list(self.tokenizer("\n", add_special_tokens=False)["input_ids"])
+            ids = self.tokenizer("\n" + piece, add_special_tokens=False, split_special_tokens=i % 2 == 0)["input_ids"]
+            token_ids += ids[len(newline_ids) :]
+        return token_ids
+
+    def _ids_after(self, prompt: str, text: str) -> list[int] | None:
+        """Return the ids of `text` after those of `prompt`; None if it does not begin with them."""
+        prompt_ids, ids = self.encode(prompt), self.encode(text)
+        return ids[len(prompt_ids) :] if ids[: len(prompt_ids)] == prompt_ids else None
+
+    def _continuation_ids(self, prompt: str, text: str, where: str) -> list[int]:
+        """Return the ids of `text` after its beginning `prompt`.
+
+        If the tokenizer merges the two, which happens for a few beginnings of an answer (such as
+        brackets), the rest is tokenized after a line break, as it would be generated. Raises
+        InputError if that cannot be told apart, either.
+        """
+        ids = self._ids_after(prompt, text)
+        if ids is None:
+            ids = self._ids_after("\n", "\n" + text[len(prompt) :])
+        if ids is None:
+            raise InputError(
+                f"{where}the tokenizer of {self.name} merges the beginning of the answer with its prompt: begin the answer with a "
+                "letter, or drop the row"
+            )
+        return ids
+
+    def answer_token_ids(
+        self, messages: Sequence[Message], answer: str, num_images: int, following_turns: Sequence[Message] = (), row_id: str = ""
+    ) -> Tensor:
+        """Return the token ids [T] that follow the prompt if the model says `answer`.
+
+        These are the answer and its end, or the answer, the template's end of turn, and
+        `following_turns` up to the next generation prompt. Raises InputError, naming the row, if a
+        text holds a control token or the template refuses or rewrites it.
+        """
+        where = f"row {row_id}: " if row_id else ""
+        turns = [Message("assistant", answer), *following_turns]
+        self.check_control_tokens(turns, f"{where}an answer or what follows it")
+        answer = self._mark(turns[0]).content
+        prompt = self.render(messages, num_images, generation_prompt=True, where=where)
+        text = self.render([*messages, *turns], num_images, generation_prompt=bool(following_turns), where=where)
+        if following_turns:
+            if not text.startswith(prompt):
+                self._find_answer(prompt, text, answer, where)
+            return torch.tensor(self._continuation_ids(prompt, text, where), dtype=torch.long)
+        span = self._find_answer(prompt, text, answer, where)
+        ids = self._continuation_ids(prompt, text[: span.end], where)
+        return torch.tensor(ids if span.has_end_token else [*ids, self._end_id], dtype=torch.long)
+
+    def learnt_continuations(
+        self, conversation: Sequence[Message], num_images: int, *, train_on: Literal["all", "last"], row_id: str = ""
+    ) -> list[Continuation]:
+        """Return what a conversation teaches: every assistant turn after a user turn, or the last.
+
+        The turns of one continuation share its prompt, which ends before the first of them. Another
+        prompt begins where a user turn shows images, and where a turn cannot be told apart in the
+        ids of the one before. Raises InputError as `answer_token_ids` does.
+        """
+        where = f"row {row_id}: " if row_id else ""
+        self.check_control_tokens(conversation, f"{where}a turn")
+        conversation = [self._mark(message) for message in conversation]
+        learnt = [
+            i for i, m in enumerate(conversation) if m.role == "assistant" and i > 0 and conversation[i - 1].role == "user"
+        ][0 if train_on == "all" else -1 :]
+        continuations = []
+        while learnt:
+            first = learnt[0]
+            group = [i for i in learnt if not any(m.image_positions for m in conversation[first:i])]
+            continuation = None
+            while continuation is None:  # a single turn always has one
+                continuation = self._learn_turns(conversation, group, num_images, where)
+                learnt_now, group = len(group), group[: len(group) // 2]
+            continuations.append(continuation)
+            learnt = learnt[learnt_now:]
+        return continuations
+
+    def _learn_turns(
+        self, conversation: Sequence[Message], indices: Sequence[int], num_images: int, where: str
+    ) -> Continuation | None:
+        """Return the continuation that teaches these assistant turns, None if they need several."""
+        first, last = indices[0], indices[-1]
+
+        def rendered(num_messages: int, *, generation_prompt: bool) -> str:
+            messages = conversation[:num_messages]
+            num_shown = images_shown(messages, conversation, num_images)
+            return self.render(messages, num_shown, generation_prompt=generation_prompt, where=where)
+
+        prompts = [rendered(i, generation_prompt=True) for i in indices]
+        text = rendered(last + 1, generation_prompt=False)
+        if len(indices) > 1 and not all(text.startswith(prompt) for prompt in prompts):
+            return None  # earlier turns are written in another way than the last
+        spans = [self._find_answer(p, text, conversation[i].content, where) for p, i in zip(prompts, indices, strict=True)]
+        text = text[: spans[-1].end]
+        token_ids = self._continuation_ids(prompts[0], text, where)
+        ends_early = [not span.has_end_token for span in spans]
+        if ends_early[-1]:
+            token_ids = [*token_ids, self._end_id]
+        targets, is_learnt = list(token_ids), [0] * len(token_ids)
+        for span, needs_end in zip(spans, ends_early, strict=True):
+            bounds = [0, len(token_ids)]
+            if len(indices) > 1:
+                start, end = (self._ids_after(prompts[0], text[:position]) for position in (span.start, span.end))
+                if start is None or end is None or token_ids[: len(end)] != end or token_ids[: len(start)] != start:
+                    return None  # the tokenizer merges the turn with its neighbours
+                bounds = [len(start), len(end) + needs_end]
+            is_learnt[slice(*bounds)] = [1] * (bounds[1] - bounds[0])
+            if needs_end:
+                targets[bounds[1] - 1] = self._end_id
+        num_shown = images_shown(conversation[:first], conversation, num_images)
+        return Continuation(first, num_shown, torch.tensor(token_ids), torch.tensor(targets), torch.tensor(is_learnt))
+
+    @property
+    def _end_id(self) -> int:
+        """The end token for a template that writes none."""
+        token_id = self.tokenizer.eos_token_id
+        return int(token_id) if token_id in self.eos else self.eos[0]
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text by itself."""
+        return len(self.encode(text))
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], str]:
+        """Ids of a word and what they decode to, to decode ids as they would be after a prompt."""
+        token_ids = self.encode("a")
+        return token_ids, self._raw_decode(token_ids)
+
+    def _raw_decode(self, token_ids: list[int]) -> str:
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def decode(self, token_ids: Tensor) -> str:
+        """Return the text of an answer's token ids [T], without special tokens.
+
+        The white space that the template writes before an answer is left out; all else is kept.
+        """
+        # A decoder may strip the first blank of a text, so the answer is decoded after a word.
+        anchor_ids, anchor = self._anchor
+        return self._raw_decode(anchor_ids + token_ids.tolist())[len(anchor) :].removeprefix(self.lead)
+
+    # ---- control tokens ------------------------------------------------------------------------
+
+    @cached_property
+    def _control_token_pattern(self) -> re.Pattern[str]:
+        """A pattern for what no text may hold: special tokens and what marks images and turns."""
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        special |= {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.eos if i < len(self.tokenizer)}
+        special |= {value for key, value in vars(self.processor).items() if key.endswith("_token") and isinstance(value, str)}
+        # Longest first: an alternation takes the first match. (?!) matches nothing.
+        longest_first = sorted((token for token in special if token.strip()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    @cached_property
+    def _markup_pattern(self) -> re.Pattern[str]:
+        """A pattern for special tokens that are HTML around a text: <s>old price</s>."""
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        names = [re.escape(token[1:-1]) for token in special if re.fullmatch(r"<[a-z]+>", token) and f"</{token[1:]}" in special]
+        return re.compile(rf"(?s)<({'|'.join(names)})>((?:(?!</?\1>).)*)(</\1>)" if names else r"(?!)")
+
+    @cached_property
+    def _marked_pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"{MARKS[0]}(</?[a-z]+>){MARKS[1]}")
+
+    def _mark(self, message: Message) -> Message:
+        """Mark the special tokens that are markup of the message's text."""
+        if not self._markup_pattern.search(message.content) or MARKS[0] in message.content:
+            return message
+        content, positions = "", []
+        for part in message.parts():
+            if part["type"] == "image":
+                positions.append(len(content))
+            content += self._markup_pattern.sub(rf"{MARKS[0]}<\1>{MARKS[1]}\2{MARKS[0]}\3{MARKS[1]}", part.get("text", ""))
+        return Message(message.role, content, tuple(positions))
+
+    def check_control_tokens(self, messages: Sequence[Message], what: str) -> None:
+        """Raises InputError, beginning with `what`, if a message holds a control token.
+
+        A pair of tags around a text is markup, even if the tokenizer has these tags as special
+        tokens: `encode` reads them as text.
+        """
+        for message in messages:
+            texts = (self._markup_pattern.sub(r"\2", part.get("text", "")) for part in message.parts())
+            if match := next(filter(None, map(self._control_token_pattern.search, texts)), None):
+                raise InputError(f"{what} holds {match[0]}, which the model takes for a control token: remove it from its text")
+
+    def escape_control_tokens(self, text: str) -> str:
+        """Break up each control token in a text that a model has written, with a space."""
+        return self._control_token_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

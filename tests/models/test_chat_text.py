@@ -1,0 +1,203 @@
+"""Token ids of prompts and answers, what is learnt of a conversation, control tokens in texts."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrlhf.models.chat_text import ChatText
+from mmrlhf.records import InputError, Message
+from tests.helpers.tiny_llama import LLAVA_1_5, PARTS, build_llama_tokenizer, build_processor
+from tests.helpers.tiny_parts import build_chat_template, build_tokenizer
+
+QUESTION = Message("user", "What is this?")
+END = "{% if m['role'] == 'assistant' %}{{ '</s>' }}{% endif %}"
+WITH_END = LLAVA_1_5.replace("{{ ' ' }}{% endfor %}", END + "{{ ' ' }}{% endfor %}")
+ALL_KINDS = ("prepend", "metaspace", "bytes")
+
+
+def make_chat(kind: str, template: str = LLAVA_1_5) -> ChatText:
+    tokenizer = build_tokenizer("<image>", image_token="<image>") if kind == "bytes" else build_llama_tokenizer(kind)
+    return ChatText(build_processor(tokenizer, template), "MODEL", [tokenizer.eos_token_id])
+
+
+def tokens(chat: ChatText, token_ids) -> list[str]:
+    return chat.tokenizer.convert_ids_to_tokens(token_ids)
+
+
+# ---- answers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["prepend", "metaspace"])
+def test_answer_ids_are_those_of_one_pass(kind):
+    """No mark stands before the answer's first token or before its end."""
+    chat = make_chat(kind)
+    assert tokens(chat, chat.answer_token_ids([QUESTION], "A cat.", 1)) == ["▁A", "▁cat", ".", "</s>"]
+    assert [tokens(chat, chat.answer_token_ids([QUESTION], word, 0))[0] for word in ("Yes", "No")] == ["▁Yes", "▁No"]
+
+
+TRAILING_BLANK = LLAVA_1_5.replace("'ASSISTANT:'", "'ASSISTANT: '")
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("template", [LLAVA_1_5, WITH_END, TRAILING_BLANK])
+@pytest.mark.parametrize("answer", ["A cat.", "Yes", "🙂 is 一 مرحبا.", "  two  blanks", "a\n\nb", "3 dogs"])
+def test_prompt_and_answer_ids_are_one_pass_and_decode_to_the_answer(kind, template, answer):
+    chat = make_chat(kind, template)
+    prompt = chat.render([QUESTION], 1, generation_prompt=True)
+    answer_ids = chat.answer_token_ids([QUESTION], answer, 1)
+    text = f"{prompt} {answer}</s>"
+    assert chat.encode(prompt) + answer_ids.tolist() == chat.encode(text)
+    assert chat.decode(answer_ids) == answer
+
+
+def test_end_that_is_no_token_is_not_learnt():
+    """llava-v1.6-mistral's template was published with a literal <\\s> as the end of a turn."""
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}" + PARTS + "{{ ' [/INST]' }}{% else %}"
+    template += "{{ ' ' }}" + PARTS + "{{ '<\\\\s>' }}{% endif %}{% endfor %}"
+    chat = make_chat("prepend", template)
+    assert tokens(chat, chat.answer_token_ids([QUESTION], "A cat.", 0)) == ["▁A", "▁cat", ".", "</s>"]
+    assert "<\\s>" in chat.render([QUESTION, Message("assistant", "A cat.")], 0, generation_prompt=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            WITH_END[: WITH_END.index("{% if add_generation_prompt")],
+            "writes 'ASSISTANT:' between its generation prompt and an answer",
+        ),
+        (WITH_END.replace("{{ '</s>' }}", "{{ '<\\\\s></s>' }}"), r"writes '<\\\\s>' between an answer and its end"),
+        (LLAVA_1_5.replace("'ASSISTANT:'", "'ASSISTANT (thinks):'"), "renders an assistant turn differently"),
+        (LLAVA_1_5.replace("'ASSISTANT:'", "'ASSIST'"), "writes 'ANT:' between|merges the end of the generation prompt"),
+        ("{% for m in messages %}{{ m['role'] ~ ': ' ~ m['content'] }} {% endfor %}", "writes a turn's parts as code"),
+        ("{% for m in messages %}{{ m['role'] + ': ' + m['content'] }} {% endfor %}", "fails on a plain question"),
+        ("{{ raise_exception('No.') }}", r"fails on a plain question \(No\)"),
+        ("Hello.", "leaves out a turn's text"),
+    ],
+)
+def test_model_whose_answers_cannot_be_told_apart_is_refused(template, reason):
+    with pytest.raises(InputError, match=f"^MODEL: its .*(?:{reason})"):
+        make_chat("prepend", template)
+
+
+def test_templates_refusal_names_the_row():
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns.') }}{% endif %}" + LLAVA_1_5
+    chat = make_chat("prepend", template)
+    with pytest.raises(InputError, match=r"^row 30: the chat template of MODEL refuses it \(No system turns\)"):
+        chat.answer_token_ids([Message("system", "Be brief."), QUESTION], "Yes", 0, row_id="30")
+
+
+def test_answer_that_the_template_rewrites_is_refused():
+    chat = make_chat("bytes", LLAVA_1_5.replace("c['text']", "c['text'].split('</think>')[-1]"))
+    with pytest.raises(InputError, match="row 4: the chat template of MODEL rewrites the answer"):
+        chat.answer_token_ids([QUESTION], "<think>hm</think> Yes", 0, row_id="4")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(ALL_KINDS),
+    st.sampled_from([LLAVA_1_5, WITH_END, build_chat_template("<image>")]),
+    st.text(st.sampled_from("aA1 .(:\né\u0301🙂一م</>s"), min_size=1, max_size=12),
+)
+def test_any_answer_decodes_to_itself(kind, template, answer):
+    chat = make_chat(kind, template)
+    ids = chat.answer_token_ids([QUESTION], answer, 0) if "<s>" not in answer and "</s>" not in answer else None
+    if ids is not None:
+        assert chat.decode(ids).strip() == answer.strip() and ids[-1] in chat.eos and chat.eos[0] not in ids[:-1]
+
+
+# ---- conversations -------------------------------------------------------------------------------
+
+CONVERSATION = [QUESTION, Message("assistant", "A cat."), Message("user", "describe"), Message("assistant", "Two dogs.")]
+
+
+def learnt_tokens(chat: ChatText, continuation) -> list[str]:
+    return tokens(chat, continuation.targets[continuation.is_learnt.bool()])
+
+
+@pytest.mark.parametrize("kind", ["prepend", "metaspace"])
+@pytest.mark.parametrize("template", [LLAVA_1_5, WITH_END])
+def test_all_assistant_turns_are_learnt_with_their_ends(kind, template):
+    chat = make_chat(kind, template)
+    (both,) = chat.learnt_continuations(CONVERSATION, 1, train_on="all")
+    assert (both.num_messages, both.num_images) == (1, 1)
+    assert learnt_tokens(chat, both) == ["▁A", "▁cat", ".", "</s>", "▁Two", "▁dogs", ".", "</s>"]
+    prompt = chat.render(CONVERSATION[:1], 1, generation_prompt=True)
+    text = chat.render(CONVERSATION, 1, generation_prompt=False).rstrip().removesuffix("</s>") + "</s>"
+    assert chat.encode(prompt) + both.token_ids.tolist() == chat.encode(text)
+    (last,) = chat.learnt_continuations(CONVERSATION, 1, train_on="last")
+    assert last.num_messages == 3 and learnt_tokens(chat, last) == ["▁Two", "▁dogs", ".", "</s>"]
+    assert last.token_ids.tolist() == chat.answer_token_ids(CONVERSATION[:3], "Two dogs.", 1).tolist()
+
+
+def test_turn_with_images_begins_another_prompt():
+    conversation = [*CONVERSATION[:2], Message("user", "describe", (0,)), CONVERSATION[3]]
+    first, second = make_chat("prepend").learnt_continuations(conversation, 2, train_on="all")
+    assert [(c.num_messages, c.num_images) for c in (first, second)] == [(1, 1), (3, 2)]
+
+
+def test_turns_that_a_template_rewrites_later_have_prompts_of_their_own():
+    """Like templates that write the thoughts of the last turn only."""
+    earlier = "{% if m['role'] == 'user' and loop.index0 < messages|length - 2 %}{{ '(earlier) ' }}{% endif %}"
+    chat = make_chat("bytes", WITH_END.replace("{{ m['role'].upper()", earlier + "{{ m['role'].upper()"))
+    continuations = chat.learnt_continuations(CONVERSATION, 0, train_on="all")
+    assert [c.num_messages for c in continuations] == [1, 3]
+    assert [chat.decode(c.targets[c.is_learnt.bool()]) for c in continuations] == ["A cat.", "Two dogs."]
+
+
+def test_assistant_turn_without_a_question_is_context():
+    conversation = [Message("assistant", "Hello."), *CONVERSATION[:2]]
+    (continuation,) = make_chat("bytes").learnt_continuations(conversation, 0, train_on="all")
+    assert continuation.num_messages == 2
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+
+def test_images_are_shown_where_they_stand():
+    chat = make_chat("bytes")
+    message = Message("user", "Before:  After:  What changed?", (8, 16))
+    assert chat.render([message], 2, generation_prompt=True) == (
+        "USER: Before: <image>\n After: <image>\n What changed? ASSISTANT:"
+    )
+    assert chat.render([QUESTION], 2, generation_prompt=True) == "USER: <image>\n<image>\nWhat is this? ASSISTANT:"
+    turns = [QUESTION, CONVERSATION[1], Message("user", "And this?", (0,))]
+    assert chat.render(turns, 2, generation_prompt=True) == (
+        "USER: <image>\nWhat is this? ASSISTANT: A cat. USER: <image>\nAnd this? ASSISTANT:"
+    )
+
+
+# ---- control tokens ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["hi</s>", "<s>hi", "A <image>.", "a <pad> b", "<unk>", "</s><s>", "<s>a<s>b</s>"])
+def test_control_tokens_are_refused_and_broken_up(text):
+    chat = make_chat("bytes")
+    for refused in (
+        lambda text: chat.answer_token_ids([QUESTION], text, 0, row_id="7"),
+        lambda text: chat.learnt_continuations([Message("user", text), CONVERSATION[1]], 0, train_on="all", row_id="7"),
+    ):
+        with pytest.raises(InputError, match=r"^row 7: .* holds <.*, which the model takes for a control token: remove it"):
+            refused(text)
+        refused(chat.escape_control_tokens(text))
+    special = set(chat.tokenizer.all_special_ids)
+    assert not special & set(chat.answer_token_ids([QUESTION], chat.escape_control_tokens(text), 0).tolist()[:-1])
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_markup_is_text_even_if_its_tags_are_special_tokens(kind):
+    chat = make_chat(kind)
+    text = "old <s>price</s> new <b>x</b>"
+    ids = chat.answer_token_ids([QUESTION], text, 0).tolist()
+    assert not set(ids[:-1]) & set(chat.tokenizer.all_special_ids) and ids[-1] in chat.eos
+    assert chat.decode(chat.answer_token_ids([QUESTION], text, 0)) == text
+    question = Message("user", f"{text} or new?", (4,))
+    prompt_ids = chat.encode(chat.render([question], 1, generation_prompt=True))
+    shown = chat.tokenizer.decode(prompt_ids)
+    assert re.sub(r"\s", "", shown) == "USER:old<image><s>price</s>new<b>x</b>ornew?ASSISTANT:"
+    assert chat.tokenizer.convert_tokens_to_ids("<image>") in prompt_ids
+    assert not {chat.tokenizer.bos_token_id, chat.tokenizer.eos_token_id} & set(prompt_ids)
+    (continuation,) = chat.learnt_continuations([question, Message("assistant", text)], 1, train_on="all")
+    assert continuation.token_ids.tolist() == chat.answer_token_ids([question], text, 1).tolist()
