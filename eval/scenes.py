@@ -22,7 +22,7 @@ from mmrlhf import scenes
 from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
 from mmrlhf.metrics.diversity import distinct_n, ead
 from mmrlhf.metrics.intervals import SufficientStats, bootstrap, fold_interval
-from mmrlhf.records import CLAIM_KINDS, Claim, Example, InputError, Message
+from mmrlhf.records import Claim, Example, InputError, Message
 
 SPLITS = ("held_out", "ood_1", "ood_2", "ood_3")
 DEFAULT_NUM_SCENES = 1000
@@ -166,7 +166,7 @@ def _parse_yes_no(answer: str) -> str:
 
 
 def _count_kinds(claims: frozenset[Claim]) -> list[int]:
-    return [sum(claim.kind == kind for claim in claims) for kind in CLAIM_KINDS]
+    return [sum(claim.kind == kind for claim in claims) for kind in scenes.CLAIM_KINDS]
 
 
 # ---- metrics -------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def _chair_i_by_type(sums: np.ndarray) -> dict[str, np.ndarray]:
     `sums` [..., 2 * kinds] are false claims by kind, then all claims by kind.
     """
     num_false, num_claims = np.split(sums, 2, axis=-1)
-    return {kind: num_false[..., i] / np.maximum(num_claims[..., i], 1) for i, kind in enumerate(CLAIM_KINDS)}
+    return {kind: num_false[..., i] / np.maximum(num_claims[..., i], 1) for i, kind in enumerate(scenes.CLAIM_KINDS)}
 
 
 def _yes_no_columns(rows: Sequence[ScoreRow]) -> np.ndarray:

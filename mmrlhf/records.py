@@ -234,7 +234,7 @@ class Preference:
         return pairs
 
 
-CLAIM_KINDS = ("object", "attribute", "count", "relation")
+CLAIM_KINDS = ("object", "attribute", "count", "relation", "action")
 
 
 @dataclass(frozen=True)
@@ -243,12 +243,14 @@ class Claim:
 
     `subject` is the object the claim is about, in the singular. `value` is the attribute or the
     number. A relation has its name in `relation` and its other object in `target`; claims of
-    synthetic scenes have both in `value`. A `negated` claim says that something is not so, a
-    `hedged` one that it may be so. `category` is the subject's COCO class, and `span` the range of
-    characters in the answer that makes the claim; equality ignores both.
+    synthetic scenes have both in `value`. An action has the base of its verb in `relation`, with
+    the verb's preposition (ride, look at), and what it is done to in `target`. A `negated` claim
+    says that something is not so, a `hedged` one that it may be so. `category` is the subject's
+    COCO class, and `span` the range of characters in the answer that makes the claim; equality
+    ignores both.
     """
 
-    kind: Literal["object", "attribute", "count", "relation"]
+    kind: Literal["object", "attribute", "count", "relation", "action"]
     subject: str
     value: str = ""
     span: tuple[int, int] = field(default=(0, 0), compare=False)

@@ -31,7 +31,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from mmrlhf import scenes
 from mmrlhf.claims import Lexicon
 from mmrlhf.metrics.calibration import auroc
-from mmrlhf.records import CLAIM_KINDS, Claim
+from mmrlhf.records import Claim
 from mmrlhf.scenes.vocabulary import SHAPES
 from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.base import PlattScaling, save_calibration
@@ -128,7 +128,7 @@ def ensure_checkpoint(output_dir: Path, seed: int, num_steps: int, num_scenes: i
 def metrics_by_kind(rows: list[dict[str, Any]], score_key: str) -> dict[str, dict[str, float]]:
     """Return AUROC with half width, share unknown, and accuracy of the rest, by kind of claim."""
     metrics = {}
-    for kind in CLAIM_KINDS:
+    for kind in scenes.CLAIM_KINDS:
         kind_rows = [r for r in rows if r["kind"] == kind]
         if not kind_rows:
             continue
@@ -184,7 +184,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         results = list(pool.map(partial(run_study, args.out, args.steps, args.scenes, args.held_out), range(args.seeds)))
     rows = []
-    for kind in CLAIM_KINDS:
+    for kind in scenes.CLAIM_KINDS:
         kind_metrics = [result["by_kind"][kind] for result in results if kind in result["by_kind"]]
         rows.append(
             (

@@ -23,7 +23,7 @@ from mmrlhf import scenes
 from mmrlhf.commands.reward_eval import SCORE_TOLERANCE, accuracy, perturbed_facts
 from mmrlhf.demo import data
 from mmrlhf.metrics.calibration import expected_calibration_error, preference_bins
-from mmrlhf.records import CLAIM_KINDS, Message, Preference
+from mmrlhf.records import Message, Preference
 from mmrlhf.reward_model import score_margins, to_answer_group
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
@@ -67,7 +67,7 @@ def measure_probes(experiment: Experiment, model: RewardModel) -> dict[str, dict
     true claim. `below_true` is the share that score lower with the false claim than with the true.
     """
     metrics = {}
-    for kind in CLAIM_KINDS:
+    for kind in scenes.CLAIM_KINDS:
         groups = []
         for index in range(NUM_PROBE_SCENES):
             scene, rng = scenes.generate_scene("selection", index, 0), np.random.default_rng([61, index])
@@ -163,13 +163,13 @@ def main() -> None:
             difficulty,
             name,
             probe_name,
-            *(format_mean((result["probes"][k][key] for result in seed_results), True) for k in CLAIM_KINDS),
+            *(format_mean((result["probes"][k][key] for result in seed_results), True) for k in scenes.CLAIM_KINDS),
         )
         for difficulty, models in results.items()
         for name, seed_results in models.items()
         for probe_name, key in (("false lowers", "lowers"), ("true lowers", "true_lowers"), ("false below true", "below_true"))
     ]
-    print(markdown_table(("difficulty", "reward model", "probe %", *CLAIM_KINDS), table) + "\n")
+    print(markdown_table(("difficulty", "reward model", "probe %", *scenes.CLAIM_KINDS), table) + "\n")
     print(json.dumps({"study": "reward_accuracy", "seeds": args.seeds, "cells": results}))
 
 

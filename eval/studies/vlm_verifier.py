@@ -29,7 +29,6 @@ from mmrlhf.files.bundled import folder
 from mmrlhf.metrics.calibration import expected_calibration_error, reliability_bins
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
-from mmrlhf.records import CLAIM_KINDS
 from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.base import PlattScaling
 from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
@@ -107,7 +106,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = [run_study(args.out, args.scenes, seed) for seed in range(args.seeds)]
     table_rows = []
-    for kind in CLAIM_KINDS:
+    for kind in scenes.CLAIM_KINDS:
         kind_metrics = [result["by_kind"][kind] for result in results if kind in result["by_kind"]]
         ece = [format_mean(m[k] for m in kind_metrics if k in m) for k in ("ece_as_said", "ece_calibrated")]
         table_rows.append(

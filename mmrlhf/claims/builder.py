@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from mmrlhf.claims.grammar import BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
+from mmrlhf.claims.grammar import ANIMATE_CLASSES, BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tagging import Tokens
@@ -22,6 +22,24 @@ MAX_RELATION_TOKENS = 40
 """Longest span of a relation in tokens; a longer one starts at the preposition instead."""
 TO_SENTENCE_END = 10**9
 """`negated_until` of a negation that holds for the rest of its sentence."""
+
+
+@dataclass(slots=True)
+class Action:
+    """A verb with its actors, which waits for its target.
+
+    A participle is passive if `by` follows: the phrase after it is the actor. A closed action takes
+    only targets that `and` adds.
+    """
+
+    verb: str
+    index: int
+    actors: list[Phrase]
+    is_negated: bool
+    is_hedged: bool
+    is_participle: bool = False
+    is_passive: bool = False
+    is_open: bool = True
 
 
 @dataclass(slots=True)
@@ -57,6 +75,8 @@ class SentenceState:
     is_hedged: bool = False
     hedge_index: int = -9
     in_relative_clause: bool = False
+    action: Action | None = None
+    """The latest action, to which `and` can add targets."""
     outer_subjects: list[Phrase] | None = None
     """Subjects of the main clause, while a relative clause is read."""
 
@@ -251,6 +271,32 @@ class ClaimBuilder:
             self._add_claim(
                 "relation", phrase, start, stop, relation=relation, target=target_referent.name, negated=negated, hedged=hedged
             )
+
+    def add_action(
+        self, actors: list[Phrase], verb: str, targets: list[Phrase], index: int, is_negated: bool, is_hedged: bool
+    ) -> None:
+        """Add an action of each actor on each target; its verb is token `index`."""
+        for actor in actors:
+            for target in targets:
+                if not actor.referent.name or not target.referent.name or actor.referent is target.referent:
+                    continue
+                start, stop = min(actor.head, index, target.head), max(actor.end, index + 1, target.end)
+                if stop - start > MAX_RELATION_TOKENS:
+                    start = min(index, target.head)
+                self._add_claim(
+                    "action",
+                    actor,
+                    start,
+                    stop,
+                    relation=verb,
+                    target=target.referent.name,
+                    negated=is_negated or actor.is_negated or target.is_negated,
+                    hedged=is_hedged or actor.is_alternative or target.is_alternative,
+                )
+
+    def is_animate(self, phrase: Phrase) -> bool:
+        """Return whether a phrase names a person or an animal."""
+        return self.lexicon.coco_class(phrase.referent.name) in ANIMATE_CLASSES
 
     def negate(self, phrase: Phrase) -> None:
         """Negate a phrase's claims after the fact: the left pedal is *missing*."""

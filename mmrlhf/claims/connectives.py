@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmrlhf.claims.actions import add_preposition, begin_wearing
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
 from mmrlhf.claims.grammar import (
     APPROXIMATE_NUMBER_WORDS,
@@ -17,6 +18,7 @@ from mmrlhf.claims.tags import (
     AFTER_REDUCED_CONJUNCTION,
     CLAUSE_END_TAGS,
     CLAUSE_LINK_TAGS,
+    DESCRIPTION_TAGS,
     FINITE_VERB_TAGS,
     LIST_ITEM_START_TAGS,
     NEGATED_PHRASE_START_TAGS,
@@ -54,6 +56,8 @@ def process_connective(
         _process_preposition(builder, index, word, previous_tag)
     elif tag == ",":
         state.open_relation = None
+        if word in ("-", "–", "—"):
+            _read_description(builder, index, tags, end)
         # may be held back, *such as* in a lake
         if state.is_hedged and not continues_list(tags, index, end) and next_tag not in ("A", "P"):
             state.is_hedged = False
@@ -65,6 +69,7 @@ def process_connective(
     elif tag in ("C", "I"):
         state.open_relation = None
         if tag == "I":
+            add_preposition(builder, index, word)
             _end_denied_judgement(builder, index, previous_tag)
     elif tag == ":":
         _process_label(builder, index, tags, end)
@@ -97,6 +102,7 @@ def _process_there(state: SentenceState, previous_tag: str, next_tag: str) -> No
     state.negated_until, state.pending_negation, state.open_relation, state.has_finite_verb = -1, "", None, False
     state.subjects, state.actors, state.conjuncts, state.conjunct_role = [], [], [], ""
     state.verb, state.verb_index, state.last_relation, state.last_target = "", -1, None, None
+    state.action = None
 
 
 def _end_denied_judgement(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
@@ -119,7 +125,7 @@ def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None
     """Begin a clause at but, while, because or if."""
     state.negated_until, state.pending_negation = -1, ""
     state.is_hedged = word in ("if", "whether", "unless")
-    state.open_relation = None
+    state.open_relation = state.action = None
     state.conjuncts, state.conjunct_role, state.has_finite_verb = [], "", False
     if next_tag not in AFTER_REDUCED_CONJUNCTION:
         state.verb_index, state.verb = -1, ""
@@ -129,6 +135,10 @@ def _process_preposition(builder: ClaimBuilder, index: int, word: str, previous_
     """Process a preposition that does not give a place: with, without, except."""
     state = builder.state
     state.open_relation = None
+    if word in ("dressed in", "clad in"):
+        begin_wearing(builder, index, previous_tag)
+    else:
+        add_preposition(builder, index, word)
     # not complete *without* a hat: two negations
     if word in NEGATIVE_PREPOSITIONS and builder.is_negated_at(index):
         state.negated_until = -1
@@ -153,6 +163,7 @@ def _process_preposition(builder: ClaimBuilder, index: int, word: str, previous_
 
 def _process_label(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
     """Read a colon between an object and its number: `People: none`, `dogs: 2`."""
+    _read_description(builder, index, tags, end)
     word = builder.tokens.words[index + 1] if index + 1 < end else ""
     is_single_word = tags[index + 2 : min(index + 3, end)] in ("", ".", ",")
     if not builder.state.conjuncts or not is_single_word:
@@ -163,3 +174,23 @@ def _process_label(builder: ClaimBuilder, index: int, tags: str, end: int) -> No
     elif phrase.name and tags[index + 1 : index + 2] == "#" and (number := word_to_number(word)):
         phrase.count, phrase.count_index = number, phrase.start
         builder.add_count(phrase, index + 2)
+
+
+def _read_description(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
+    """Read the adjectives after an item of a list: `Table - wooden, round`, `Cup: white`."""
+    tokens, conjuncts = builder.tokens, builder.state.conjuncts
+    if not conjuncts or not conjuncts[-1].name:
+        return
+    phrase = conjuncts[-1]
+    begins_line = phrase.start == 0 or tags[phrase.start - 1] in (".", ":")
+    if not begins_line or index - phrase.end > 1:
+        return
+    stop = index + 1
+    while stop < end and (tags[stop] in DESCRIPTION_TAGS or tokens.attribute_rank[stop] == 2):
+        stop += 1
+    if stop == index + 1 or tags[stop : min(stop + 1, end)] not in ("", ".", ":"):
+        return
+    for k in range(index + 1, stop):
+        if tokens.attribute_rank[k]:
+            phrase.attributes.append((tokens.words[k], k))
+            builder.add_attribute(phrase, tokens.words[k], k, k + 1)

@@ -6,6 +6,7 @@ A single pass goes over the phrases of each sentence from left to right. Its sta
 
 from __future__ import annotations
 
+from mmrlhf.claims.actions import LIGHT_OBJECTS
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
 from mmrlhf.claims.connectives import process_connective
 from mmrlhf.claims.disambiguation import tag_text
@@ -89,6 +90,8 @@ class _SentencePass:
                 phrase.count, phrase.count_index = 2, stop - 1
             elif phrase.noun != "dozen":
                 phrase.count = None  # three *pairs* of shoes
+            if phrase.noun in LIGHT_OBJECTS:
+                builder.state.action = None
             self.quantifier = phrase
             self.next_index, self.previous_tag = stop + 1, "F"
             return

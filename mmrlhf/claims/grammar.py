@@ -28,7 +28,8 @@ COMMON_VERBS = word_set(
     "swing catch throw jump swim face cross cover surround fill contain read pull push serve stare drive eat "
     "drink cook cut talk smile pose rise climb dance sleep sell capture bend graze float perch stop reach line "
     "drip grow shine sway glow stretch rise lay rust gather guard spell bend hide board fish paddle soar face "
-    "arch slice spray surround walk"
+    "arch slice spray surround walk tow chase hug pet kick brush feed kiss lick grab pick touch point wave pour stir mix wash clean "
+    "toss pose lift drag"
 )
 """Words that are likelier verbs than nouns where both fit."""
 VERBS_BY_PARTICLE = {
@@ -297,7 +298,7 @@ PICTURE_NOUNS = word_set("picture photo photograph")
 WALL_ART_WORDS = word_set("hang hangs hanging hung framed wall walls")
 CAN_MODIFIERS = word_set("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
 """Words before a can that is an object."""
-CLAIM_ORDER = {"object": 0, "count": 1, "attribute": 2, "relation": 3}
+CLAIM_ORDER = {"object": 0, "count": 1, "attribute": 2, "relation": 3, "action": 4}
 """Order of a phrase's claims."""
 OPENNESS_ADJECTIVES = word_set("open closed shut")
 """States that follow what somebody has: with his mouth *open*."""

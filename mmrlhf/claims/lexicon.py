@@ -5,6 +5,7 @@ for objects and attributes in `lexicon.txt`, to which a user's file can add.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,11 @@ from mmrlhf.records import InputError
 MAX_CACHED_WORDS = 200_000
 """Size limit of each of a lexicon's caches, for text that never repeats."""
 
+_SHORT_STEM = re.compile(r"[^aeiou]*[aeiou][^aeiouwxy]")
+"""A stem of one syllable that would double its last letter, so that -e is missing: rid-ing."""
 DATA_DIR = Path(__file__).parent
+MISSING_USES = {"tow": "vN"}
+"""Uses of words that `words.txt` does not have."""
 SECTIONS = (
     "coco", "same thing", "no category", "plural only", "not objects", "objects", "compounds", "not attributes", "attributes",
     "materials", "colours", "places",
@@ -152,19 +157,29 @@ class Lexicon:
                 # -d comes after a base in -e: baked; -ed after agreed is not one.
                 if suffix == "d" and (not stem.endswith("e") or stem.endswith("ee")):
                     continue
-                if form in "EG" and len(stem) < 3 and word not in ("tied", "dyed", "lying", "tying", "dying", "used", "iced"):
+                if (
+                    form in "EG"
+                    and len(stem) < 3
+                    and word not in ("tied", "dyed", "lying", "tying", "dying", "used", "iced", "using")
+                ):
                     continue
                 bases: tuple[str, ...] = (stem,)
                 if suffix[:2] == "ie":
                     bases = (stem + "y",)  # carries
                 elif form == "G" or suffix == "ed":
-                    bases = (stem, stem + "e", stem[:-1])  # walking, riding, sitting
+                    # walking, riding, sitting: rid would double its d
+                    is_short = _SHORT_STEM.fullmatch(stem) is not None
+                    bases = (stem + "e", stem, stem[:-1]) if is_short else (stem, stem + "e", stem[:-1])
                 for base in bases:
                     has_doubled_consonant = stem[-1:] == stem[-2:-1]
                     is_known_verb = len(base) > 1 and "v" in self.dictionary.get(base, "")
                     if is_known_verb and (base != stem[:-1] or has_doubled_consonant):
                         return form, base
         return None
+
+    def is_verb(self, word: str) -> bool:
+        """Return whether a word can be a form of a verb."""
+        return self._verb_form(word) is not None
 
     def verb_base(self, word: str) -> str:
         """Return the base of a verb's form: riding -> ride, worn -> wear."""
@@ -335,6 +350,7 @@ def _load_dictionary() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
             irregular_forms[code] = {form: base for base, _, form in pairs}
         elif code != "#":
             words.update(dict.fromkeys(members.split(" "), code))
+    words |= MISSING_USES
     return words, irregular_forms["nouns"], irregular_forms["verbs"]
 
 

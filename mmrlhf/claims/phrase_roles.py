@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmrlhf.claims.actions import complete_action
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
     COPULAS,
@@ -13,7 +14,6 @@ from mmrlhf.claims.grammar import (
     VERTICAL_RELATIONS,
 )
 from mmrlhf.claims.noun_phrases import Phrase
-from mmrlhf.claims.predicates import is_animate
 from mmrlhf.claims.relations import attach_target, resolve_fronted
 from mmrlhf.claims.tags import COORDINATION_TAGS, DESCRIPTIVE_TAGS, FINITE_VERB_TAGS, PARTICIPLE_TAGS, PREPOSITION_TAGS
 
@@ -90,7 +90,7 @@ def process_phrase(
         and state.conjuncts
         and state.conjunct_role != "subject"
     ):
-        animacy = [is_animate(builder, other) for other in (state.subjects[-1], state.conjuncts[-1], phrase)]
+        animacy = [builder.is_animate(other) for other in (state.subjects[-1], state.conjuncts[-1], phrase)]
         if animacy == [True, False, True]:
             state.subjects = state.actors = state.conjuncts = [*state.subjects, phrase]
             state.conjunct_role = "subject"
@@ -100,7 +100,8 @@ def process_phrase(
 
     # ---- subjects and objects ------------------------------------------------------------------
     # A dog sits on a couch and a *cat* is ...
-    if starts_clause and is_coordinated:
+    follows_conjunction = is_coordinated or tokens.words[phrase.start - 1] in ("as", "until", "before", "after", "since")
+    if starts_clause and follows_conjunction:
         state.verb, state.verb_index = "", -1
         state.negated_until, state.has_finite_verb, state.last_relation, state.last_target = -1, False, None, None
     elif state.verb_index >= 0:
@@ -108,6 +109,7 @@ def process_phrase(
         return
     phrases = [phrase]
     state.subjects, state.actors, state.conjuncts, state.conjunct_role = phrases, phrases, phrases, "subject"
+    state.action = None
     resolve_fronted(builder)
 
 
@@ -209,6 +211,8 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
     if state.conjunct_role not in ("subject", "object", "with"):
         return False
     state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
+    if state.action is not None and not state.action.is_open:
+        complete_action(builder, phrase)
     if state.conjunct_role == "subject":
         state.subjects = state.actors = state.conjuncts
     return True
@@ -217,6 +221,8 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
 def _set_object(builder: ClaimBuilder, phrase: Phrase) -> None:
     """Make a phrase after the verb the object, or the subject if there is none yet."""
     state, phrases = builder.state, [phrase]
+    if state.action is not None and state.action.is_open:
+        complete_action(builder, phrase)
     # It is a *dog*: what follows is about the dog.
     if (
         state.verb in ("is", "are", "was", "were", "be", "'s")
@@ -250,6 +256,8 @@ def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: 
         _attach_pronoun(builder, phrase, word)
         return
     if state.verb_index >= 0 and next_tag not in FINITE_VERB_TAGS:
+        if state.action is not None and state.action.is_open:
+            complete_action(builder, phrase)
         state.conjuncts, state.conjunct_role = [phrase], "object"
         return
     if previous_tag in COORDINATION_TAGS:
@@ -258,6 +266,7 @@ def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: 
         state.negated_until = TO_SENTENCE_END
     state.subjects = state.actors = state.conjuncts = [phrase]
     state.conjunct_role, state.verb, state.verb_index, state.has_finite_verb = "subject", "", -1, False
+    state.action = None
 
 
 def _find_antecedent(builder: ClaimBuilder, word: str) -> Phrase | None:

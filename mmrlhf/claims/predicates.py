@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from mmrlhf.claims.actions import begin_action
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
     ABSENCE_WORDS,
     ANIMATE_ACTIONS,
-    ANIMATE_CLASSES,
+    BARE_INFINITIVE_VERBS,
     CLUTTER_PARTICIPLES,
     COLOUR_MODIFIERS,
     OPENNESS_ADJECTIVES,
@@ -17,7 +18,6 @@ from mmrlhf.claims.grammar import (
     SPEAKERS,
     UNDENIED_OBJECT_VERBS,
 )
-from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tags import (
     AFTER_ACTION_PARTICIPLE,
     AFTER_SEEN,
@@ -38,6 +38,7 @@ def process_verb(
     """Update the state for a finite verb."""
     state = builder.state
     state.open_relation = None
+    is_negated = builder.is_negated_at(index)
     # The dog *appears* to sleep.
     if (
         tag == "V"
@@ -68,6 +69,9 @@ def process_verb(
         state.conjuncts, state.conjunct_role = state.subjects, "subject"
     elif state.conjunct_role == "subject" and state.conjuncts:
         state.actors = state.subjects = state.conjuncts
+    elif tag == "V" and previous_tag == "N" and state.verb in BARE_INFINITIVE_VERBS and not word.endswith("s"):
+        # The children watch the man in the chair *read*.
+        state.actors = state.last_relation[1] if state.conjunct_role == "target" and state.last_relation else state.conjuncts
     elif state.conjunct_role == "target" and state.fronted_relation is None:
         state.actors = state.subjects or state.actors
     elif previous_tag in COORDINATION_TAGS or (state.conjunct_role == "with" and state.subjects):
@@ -85,6 +89,10 @@ def process_verb(
     state.pending_negation = ""
     state.verb, state.verb_index, state.has_finite_verb = word, index, True
     state.conjuncts, state.conjunct_role = [], "verb"
+    if tag == "V":
+        begin_action(builder, index, tag, word, is_negated)
+    else:
+        state.action = None
 
 
 def _is_undenied_object_verb(builder: ClaimBuilder, base: str) -> bool:
@@ -108,6 +116,7 @@ def process_participle(
     """Update the state for an -ing or -ed form that is not part of a noun phrase."""
     state, tokens = builder.state, builder.tokens
     state.open_relation = None
+    is_negated = builder.is_negated_at(index)
     if word in OPENNESS_ADJECTIVES and previous_tag in BEFORE_OPENNESS and _is_possession(builder):
         builder.add_attribute(state.conjuncts[-1], word, index, index + 1)
         return
@@ -120,8 +129,8 @@ def process_participle(
         and state.subjects
         and state.conjuncts
         and word in ANIMATE_ACTIONS
-        and is_animate(builder, state.subjects[0])
-        and not is_animate(builder, state.conjuncts[-1])
+        and builder.is_animate(state.subjects[0])
+        and not builder.is_animate(state.conjuncts[-1])
     ):
         state.actors = state.subjects
     elif previous_tag == "N" and state.conjuncts:
@@ -169,6 +178,7 @@ def process_participle(
                 builder.add_attribute(phrase, word, index, index + 1)
     state.verb, state.verb_index = word, index
     state.conjuncts, state.conjunct_role = [], "verb"
+    begin_action(builder, index, tag, word, is_negated)
 
 
 def _is_spotted(builder: ClaimBuilder, index: int, word: str, next_tag: str) -> bool:
@@ -218,11 +228,6 @@ def _add_materials(builder: ClaimBuilder, index: int, tags: str, end: int) -> No
         for j in range(k, stop):
             tokens.tags[j], tokens.nouns[j] = "X", "material"
         k = stop + 1 if tags[stop : stop + 1] in COORDINATION_TAGS else end
-
-
-def is_animate(builder: ClaimBuilder, phrase: Phrase) -> bool:
-    """Return whether a phrase names a person or an animal."""
-    return builder.lexicon.coco_class(phrase.referent.name) in ANIMATE_CLASSES
 
 
 def _is_possession(builder: ClaimBuilder) -> bool:

@@ -6,6 +6,7 @@ they come after the target: to the left of the lamp is a chair.
 
 from __future__ import annotations
 
+from mmrlhf.claims.actions import add_preposition, complete_action
 from mmrlhf.claims.builder import ClaimBuilder
 from mmrlhf.claims.grammar import (
     AIMING_VERBS,
@@ -35,6 +36,7 @@ from mmrlhf.claims.verb_forms import verb_stem
 def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
     """Start a relation at a preposition of place, with the phrases that it locates, if known."""
     state = builder.state
+    add_preposition(builder, index, word)
     # ---- not a place ----
     # talking *on* a phone
     if (
@@ -190,6 +192,9 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
         container = state.subjects[0].name
         if container not in place_nouns and state.conjuncts and state.conjuncts[0].name != container:
             located = state.subjects
+    if state.action is not None and state.action.is_open:
+        complete_action(builder, phrase)  # rides on a horse
+        state.action = None
     builder.add_relation(located, relation, phrase, index)
     state.conjuncts, state.conjunct_role, state.last_relation, state.last_target = (
         [phrase],

@@ -70,6 +70,8 @@ OBJECT_START_TAGS = tag_set("DZQ")
 """Tags that begin a verb's object and nothing else."""
 HEAD_START_TAGS = tag_set("NXUJ")
 """Tags that continue a noun phrase after an adjective."""
+DESCRIPTION_TAGS = tag_set("JRC,E")
+"""Tags of the adjectives that follow an item of a list: Table - *wooden*, *round*."""
 LABEL_START_TAGS = tag_set("DNJ#")
 LIST_ITEM_START_TAGS = tag_set("JCLORE?KG")
 """Tags after a comma that does not end what a negation denies: not red, *or* blue."""

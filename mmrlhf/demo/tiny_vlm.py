@@ -43,7 +43,6 @@ from mmrlhf.demo.tiny_vlm_data import (
     render_images,
     sample_rng,
 )
-from mmrlhf.records import CLAIM_KINDS
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() }}: {% if m['content'] is string %}{{ m['content'] }}"
@@ -278,7 +277,7 @@ def train_language_model(
     # On a CPU the fused kernel's backward pass takes half of a step for rows this short.
     model.set_attn_implementation("eager")
     hidden_size = model.config.text_config.hidden_size
-    claim_head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, len(CLAIM_KINDS)))
+    claim_head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, len(scenes.CLAIM_KINDS)))
 
     def compute_loss(image_indices: Tensor, input_ids: Tensor, labels: Tensor, claim_labels: Tensor) -> tuple[Tensor, str]:
         inputs_embeds = backbone.get_input_embeddings()(input_ids)

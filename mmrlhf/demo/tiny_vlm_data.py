@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmrlhf import scenes
 from mmrlhf.facts import render_facts
-from mmrlhf.records import CLAIM_KINDS, Claim, Message
+from mmrlhf.records import Claim, Message
 from mmrlhf.rewards.reward_model import reward_messages
 
 PATCH_SIZE = 32
@@ -141,10 +141,10 @@ def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene:
                 # The text has one leading space: a token ending past the span's end ends the claim.
                 last_token = next(k for k, (_, end) in enumerate(encoding["offset_mapping"]) if end > claim.span[1])
                 is_true = scenes.verify_claim(scene, claim).value == "supported"
-                claim_marks.append((len(input_ids) + last_token, CLAIM_KINDS.index(claim.kind), is_true))
+                claim_marks.append((len(input_ids) + last_token, scenes.CLAIM_KINDS.index(claim.kind), is_true))
         input_ids += token_ids
         labels += token_ids if has_loss else [-100] * len(token_ids)
-    claim_labels = torch.full((len(input_ids), len(CLAIM_KINDS)), float("nan"))
+    claim_labels = torch.full((len(input_ids), len(scenes.CLAIM_KINDS)), float("nan"))
     for position, kind, is_true in claim_marks:
         # Two claims of a kind may end at one token: label it true only if both are.
         previous = claim_labels[position, kind]

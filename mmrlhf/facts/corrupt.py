@@ -13,13 +13,27 @@ from dataclasses import replace
 
 import numpy as np
 
+from mmrlhf.claims.verb_forms import present_participle, third_person
 from mmrlhf.facts import NUMBER_WORDS
 from mmrlhf.records import Fact
 from mmrlhf.text.plurals import pluralize, singularize
-from mmrlhf.text.words import BASIC_COLOURS, OPPOSITE_RELATIONS, OPPOSITE_SIZES
+from mmrlhf.text.words import BASIC_COLOURS, OPPOSITE_ACTIONS, OPPOSITE_RELATIONS, OPPOSITE_SIZES
 
 _RELATION = re.compile(
     r"(.+?) (?:is |are )?({}) (.+)".format("|".join(sorted(OPPOSITE_RELATIONS, key=len, reverse=True))), re.IGNORECASE
+)
+_ACTION_FORMS = {
+    form: (verb, inflect)
+    for verb in OPPOSITE_ACTIONS
+    for inflect in (present_participle, third_person, str)
+    for form in (inflect(verb),)
+}
+"""Base of each form of an action's verb, and the function that forms it."""
+_ACTION = re.compile(
+    r"(?:(?:an?|the) )?(.+?) (?:is |are )?({}) (?:(?:an?|the) )?(.+)".format(
+        "|".join(sorted(_ACTION_FORMS, key=len, reverse=True))
+    ),
+    re.IGNORECASE,
 )
 _COUNT = re.compile(rf"({'|'.join(NUMBER_WORDS)}|\d+) (.+)", re.IGNORECASE)
 
@@ -49,8 +63,8 @@ def swap_facts(
 def negate_facts(facts: Sequence[Fact], probability: float, rng: np.random.Generator) -> tuple[tuple[Fact, ...], int]:
     """Negate each fact with probability `probability`; also return how many changed.
 
-    The negated fact has another number, colour or size, or the opposite relation. A fact without
-    any of these (a caption, a bare noun) stays.
+    The negated fact has another number, colour or size, the opposite relation, or an action that
+    excludes the fact's. A fact without any of these (a caption, a bare noun) stays.
     """
     negated = tuple(_negate_fact(fact, rng) if rng.random() < probability else fact for fact in facts)
     return negated, sum(a is not b for a, b in zip(facts, negated, strict=True))
@@ -75,12 +89,18 @@ def split_relation(relation: str) -> tuple[str, str, str] | None:
     return (match[1], match[2], match[3]) if match else None
 
 
+def split_action(text: str) -> tuple[str, str, str] | None:
+    """Return subject, verb's base and object; None if the verb is not in `OPPOSITE_ACTIONS`."""
+    match = _ACTION.fullmatch(text)
+    return (match[1], _ACTION_FORMS[match[2].lower()][0], match[3]) if match else None
+
+
 def _negate_fact(fact: Fact, rng: np.random.Generator) -> Fact:
     """Return the opposite of a fact, or the fact itself if it has none."""
     if fact.kind == "count":
         text = _negate_count(fact.text, rng)
     elif fact.kind == "relation":
-        text = _negate_relation(fact.text)
+        text = _negate_relation(fact.text) or _negate_action(fact.text)
     elif fact.kind in ("object", "attribute"):
         text = _negate_attribute(fact.text, rng)
     else:
@@ -108,6 +128,16 @@ def _negate_relation(text: str) -> str | None:
         return None
     subject, relation, target = parts
     return f"{subject} {OPPOSITE_RELATIONS[relation.lower()]} {target}"
+
+
+def _negate_action(text: str) -> str | None:
+    """Replace an action by one that excludes it, in the same form: man riding horse."""
+    match = _ACTION.fullmatch(text)
+    if not match:
+        return None
+    verb, inflect = _ACTION_FORMS[match[2].lower()]
+    start, end = match.span(2)
+    return f"{text[:start]}{inflect(OPPOSITE_ACTIONS[verb][0])}{text[end:]}"
 
 
 def _negate_attribute(text: str, rng: np.random.Generator) -> str | None:

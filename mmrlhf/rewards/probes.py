@@ -1,9 +1,9 @@
 """Probes: add a false claim to a good answer, and check that the reward falls.
 
 The false claim is made from facts: an object of another image, or the opposite of a fact about this
-one. Each probe has a control, the same sentence made from a true fact, which tells a reward model
-that detects falsehood from one that dislikes the sentence. Injected claims also make training pairs
-(`make_training_pair`), with other templates.
+one (for an action, another that excludes it). Each probe has a control, the same sentence made from
+a true fact, which tells a reward model that detects falsehood from one that dislikes the sentence.
+Injected claims also make training pairs (`make_training_pair`), with other templates.
 """
 
 from __future__ import annotations
@@ -15,18 +15,27 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mmrlhf.facts.corrupt import negate_facts, split_relation
+from mmrlhf.claims.verb_forms import present_participle
+from mmrlhf.facts.corrupt import negate_facts, split_action, split_relation
 from mmrlhf.records import Fact, Preference
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
-ProbeKind = Literal["object", "attribute", "count", "relation"]
+ProbeKind = Literal["object", "attribute", "count", "relation", "action"]
 PROBE_KINDS: tuple[ProbeKind, ...] = get_args(ProbeKind)
+SOURCE_KINDS: dict[str, tuple[str, ...]] = {
+    "attribute": ("object", "attribute"),
+    "count": ("count",),
+    "relation": ("relation",),
+    "action": ("relation",),
+}
+"""Kinds of facts that each kind of probe is made from."""
 Templates = dict[ProbeKind, str]
 PROBE_TEMPLATES: Templates = {
     "object": "It also has {}.",
     "attribute": "Its {} looks {}.",
     "count": "Altogether one counts {}.",
     "relation": "The {} stands {} the {}.",
+    "action": "One sees the {} {} the {}.",
 }
 """The sentences of probes. No reward model is ever trained on these words."""
 TRAIN_TEMPLATES: Templates = {
@@ -34,6 +43,7 @@ TRAIN_TEMPLATES: Templates = {
     "attribute": "The {} is {}.",
     "count": "I count {}.",
     "relation": "The {} is {} the {}.",
+    "action": "The {} is {} the {}.",
 }
 """The sentences of training pairs."""
 
@@ -106,7 +116,7 @@ def _false_and_true_sentence(
     """Return a false and a true sentence from one template, or None if the facts lack either."""
     if kind == "object":
         return _object_sentences(templates[kind], facts, other_facts, answer, rng)
-    source_kinds: tuple[str, ...] = ("object", "attribute") if kind == "attribute" else (kind,)
+    source_kinds = SOURCE_KINDS[kind]
     for index in rng.permutation(len(facts)):
         fact = facts[index]
         if fact.kind not in source_kinds:
@@ -117,6 +127,8 @@ def _false_and_true_sentence(
         # "The cup is blue" may be true although a fact says "red cup": there may be two cups.
         claimed_words = {negated_fact.text.split()[-1], *(set(negated_fact.text.split()) - set(fact.text.split()))}
         if kind == "attribute" and any(claimed_words <= set(f.text.split()) for f in facts):
+            continue
+        if kind == "action" and any(split_action(f.text) == split_action(negated_fact.text) for f in facts):
             continue
         false_sentence = _fill_template(kind, templates[kind], negated_fact, fact)
         true_sentence = _fill_template(kind, templates[kind], fact, negated_fact)
@@ -150,6 +162,9 @@ def _fill_template(kind: ProbeKind, template: str, fact: Fact, contrast: Fact) -
     if kind == "relation":
         parts = split_relation(fact.text)
         return template.format(*parts) if parts else ""
+    if kind == "action":
+        parts = split_action(fact.text)
+        return template.format(parts[0], present_participle(parts[1]), parts[2]) if parts else ""
     words, contrast_words = fact.text.split(), contrast.text.split()
     value = next((a for a, b in zip(words, contrast_words, strict=False) if a != b), "")
     noun = words[-1]

@@ -29,6 +29,7 @@ from mmrlhf.scenes.captions import (
 )
 from mmrlhf.scenes.export import export_dataset
 from mmrlhf.scenes.ground_truth import (
+    CLAIM_KINDS,
     SceneVerdicts,
     canonical_claims,
     is_cooccurrence_error,
@@ -54,6 +55,7 @@ from mmrlhf.scenes.vocabulary import (
 
 __all__ = [
     "CELL_NAMES",
+    "CLAIM_KINDS",
     "COLOURS",
     "COOCCURRENCES",
     "IMAGE_SIZE",

@@ -31,6 +31,8 @@ _CLAIM_PATTERN = re.compile(
     re.IGNORECASE,
 )
 
+CLAIM_KINDS = ("object", "attribute", "count", "relation")
+"""Kinds of claims about scenes, in which nobody does anything."""
 _KINDS = [("shape", *names) for size in (3, 2, 1, 0) for names in itertools.combinations(("size", "colour", "place"), size)]
 """The properties by which objects are of one kind, the narrowest kinds first."""
 

@@ -44,3 +44,18 @@ OPPOSITE_RELATIONS = {
     "underneath": "on top of", "in front of": "behind", "behind": "in front of", "inside": "outside", "outside": "inside",
 }  # fmt: skip
 """The relation that excludes each relation between the same two objects, in the same style."""
+
+# ---- actions -----------------------------------------------------------------------------------
+
+OPPOSITE_ACTIONS = {
+    "ride": ("push", "carry", "lead"), "push": ("pull", "ride", "carry"), "pull": ("push",), "throw": ("catch",), "catch": ("throw",),
+    "open": ("close",), "close": ("open",), "wear": ("throw", "wash"), "lead": ("ride",), "carry": ("ride", "push", "drive"),
+    "drive": ("push", "carry", "wash"), "chase": ("carry", "ride"), "feed": ("chase",), "hold": ("chase",), "eat": ("throw", "wear"),
+    "follow": ("lead",), "put on": ("take off",), "take off": ("put on",), "look at": ("turn away from",), "drink": ("wear",),
+    "walk": ("carry", "ride"), "read": ("throw", "sit on"), "hug": ("chase",), "kiss": ("chase",), "pet": ("chase",),
+    "kick": ("catch", "carry"), "hit": ("carry",), "lift": ("ride",), "fly": ("wear", "eat"), "cut": ("throw",), "tow": ("push",),
+    "talk to": ("chase",), "play with": ("carry",), "wash": ("ride", "drive"), "play": ("break", "carry"),
+}  # fmt: skip
+"""Actions that somebody cannot do to the same thing at the same time, likely ones first."""
+ONE_WAY_ACTIONS = word_set("ride wear eat drive carry hold drink throw fly read feed cut tow")
+"""Actions whose object does not do the same to its actor: horses do not ride men."""

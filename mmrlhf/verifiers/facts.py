@@ -1,8 +1,9 @@
 """Verify claims by comparing them with facts: supported, contradicted, or unknown.
 
 A claim that no fact mentions is unknown. It is contradicted only by a fact that excludes it: an
-object listed as absent, another number, another colour of the only object with that name, or the
-opposite relation. If facts disagree, the verdict is unknown.
+object listed as absent, another number, another colour of the only object with that name, the
+opposite relation, or an action that leaves no room for the claimed one. If facts disagree, the
+verdict is unknown.
 """
 
 from __future__ import annotations
@@ -15,60 +16,24 @@ from dataclasses import dataclass, field, replace
 
 from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
 from mmrlhf.claims.noun_phrases import word_to_number
+from mmrlhf.claims.verb_forms import present_participle
 from mmrlhf.records import Claim, Fact, Verdict
-from mmrlhf.text.words import COLOUR_SHADES, COLOURS, word_set
+from mmrlhf.text.words import COLOUR_SHADES, COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
+from mmrlhf.verifiers.exclusions import (
+    ACTION_SYNONYMS,
+    COMPATIBLE_VALUES,
+    EXCLUSIVE_RELATIONS,
+    EXCLUSIVE_VALUES,
+    HYPERNYM_CLASSES,
+    INVERSE_RELATIONS,
+    MATERIALS,
+    ONE_AT_A_TIME,
+    RELATION_SYNONYMS,
+    VALUE_SYNONYMS,
+)
 
 Evidence = list[tuple[str, float]]
 """Facts as text for reports, each with its confidence."""
-
-# ---- word lists ---------------------------------------------------------------------------------
-
-VALUE_SYNONYMS = {
-    "gray": "grey", "golden": "gold", "wood": "wooden", "blond": "blonde", "big": "large", "huge": "large", "giant": "large",
-    "little": "small", "tiny": "small", "coloured": "colored", "multicoloured": "multicolored", "colourful": "colorful", "shut": "closed",
-    "metallic": "metal", "woolen": "wool", "old": "old", "elderly": "old", "aged": "old", "vacant": "empty",
-}  # fmt: skip
-"""Synonym of an attribute value -> the canonical value by which facts are indexed."""
-MATERIALS = word_set("wooden metal steel plastic glass leather stone brick concrete marble paper cardboard rubber ceramic")
-COMPATIBLE_VALUES = [
-    word_set(names)
-    for names in (
-        "violet purple", "maroon red", "maroon brown", "navy blue", "navy black", "teal turquoise cyan", "teal blue", "teal green",
-        "turquoise blue", "turquoise green", "silver grey", "gold yellow", "gold orange", "tan beige brown", "tan yellow", "beige white",
-        "metal steel", "stone marble", "stone brick", "stone concrete", "paper cardboard", "plastic rubber",
-    )
-]  # fmt: skip
-"""Sets of values that may describe the same object, and do not contradict each other."""
-EXCLUSIVE_VALUES = [
-    {"open", "closed"}, {"empty", "full", "crowded", "packed"}, {"wet", "dry"}, {"clean", "dirty"}, {"young", "old"}, {"tall", "short"},
-    {"long", "short"}, {"large", "small"}, {"round", "square", "rectangular"}, {"dark", "bright"}, {"male", "female"},
-    {"cloudy", "clear", "overcast", "sunny"}, {"raw", "cooked"}, {"new", "old"}, {"striped", "plain", "checkered"},
-]  # fmt: skip
-"""Sets of values that exclude each other."""
-NEAR_SYNONYMS = {name: "near" for name in ("near", "next to", "beside", "by", "close to", "alongside", "adjacent to", "near to")}
-RELATION_SYNONYMS = NEAR_SYNONYMS | {
-    "on top of": "on", "atop": "on", "upon": "on", "onto": "on", "inside": "in", "within": "in", "into": "in", "inside of": "in",
-    "over": "above", "underneath": "under", "beneath": "under", "below": "under", "to the left of": "left of",
-    "to the right of": "right of", "in between": "between", "outside of": "outside", "in back of": "behind", "surrounding": "around",
-}  # fmt: skip
-"""Synonym of a relation -> the canonical relation by which facts are indexed."""
-INVERSE_RELATIONS = {"left of": "right of", "above": "under", "in front of": "behind", "near": "near"}
-INVERSE_RELATIONS |= {b: a for a, b in INVERSE_RELATIONS.items()}
-"""Relation -> the one that holds in the other direction."""
-EXCLUSIVE_RELATIONS = {
-    "left of": {"right of"},
-    "right of": {"left of"},
-    "above": {"under"},
-    "under": {"above", "on"},
-    "on": {"under"},
-    "in front of": {"behind"},
-    "behind": {"in front of"},
-    "in": {"outside"},
-    "outside": {"in"},
-}
-"""Relation -> those that cannot hold at the same time."""
-HYPERNYM_CLASSES = word_set("person bird cat dog horse sheep cow bear")
-"""COCO classes that include all their synonyms: without a dog there is no puppy."""
 
 # ---- index and entry point ----------------------------------------------------------------------
 
@@ -88,6 +53,10 @@ class FactIndex:
     negated_attributes: dict[str, dict[str, Evidence]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     relations: dict[tuple[str, str], dict[str, Evidence]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     negated_relations: dict[tuple[str, str], dict[str, Evidence]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    actions: dict[tuple[str, str], dict[str, Evidence]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    negated_actions: dict[tuple[str, str], dict[str, Evidence]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
 
@@ -134,9 +103,24 @@ def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
         return
     if fact.kind == "object" and not any(c.kind == "object" for c in claims):
         claims = [Claim("object", lexicon.canonical_name(_singularize(text, lexicon)))]
+    if fact.kind == "relation" and not any(c.kind in ("relation", "action") for c in claims):
+        claims = list(_claims_of_triple(fact.text, lexicon)) or claims
     if fact.kind in ("attribute", "count") and not any(c.kind == fact.kind for c in claims):
         claims += _claim_from_remainder(fact, claims)
     yield from claims
+
+
+def _claims_of_triple(text: str, lexicon: Lexicon) -> list[Claim]:
+    """Return the claims of a scene graph's bare words, such as `train crossing bridge`."""
+    words = text.lower().split()
+    for index in range(1, len(words) - 1):
+        # The -ing form and articles show which word is the verb.
+        if lexicon.is_verb(words[index]):
+            verb = present_participle(lexicon.verb_base(words[index]))
+            claims = extract_claims(f"The {' '.join(words[:index])} {verb} the {' '.join(words[index + 1 :])}", lexicon)
+            if any(claim.kind == "action" for claim in claims):
+                return claims
+    return []
 
 
 def _claim_from_remainder(fact: Fact, claims: Sequence[Claim]) -> list[Claim]:
@@ -197,6 +181,9 @@ def _add_claim(fact_index: FactIndex, claim: Claim, evidence: tuple[str, float])
         relations[noun, claim.target][relation].append(evidence)
         if relation in INVERSE_RELATIONS:
             relations[claim.target, noun][INVERSE_RELATIONS[relation]].append(evidence)
+    elif claim.kind == "action":
+        actions = fact_index.negated_actions if claim.negated else fact_index.actions
+        actions[noun, claim.target][ACTION_SYNONYMS.get(claim.relation, claim.relation)].append(evidence)
 
 
 # ---- verdicts ----------------------------------------------------------------------------------
@@ -208,6 +195,7 @@ def _verify_claim(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> Verd
         "attribute": _attribute_evidence,
         "count": _count_evidence,
         "relation": _relation_evidence,
+        "action": _action_evidence,
     }[claim.kind]
     supporting, contradicting = find_evidence(claim, fact_index, lexicon)
     if claim.negated:
@@ -264,7 +252,10 @@ def _object_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> t
 def _count_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
     number = int(claim.value)
     counts = fact_index.counts.get(claim.subject, {})
-    contradicting = [item for other_number, evidence in counts.items() if other_number != number for item in evidence]
+    # Another number does not contradict an approximate one: about twenty, at least three.
+    contradicting = [
+        item for other, evidence in counts.items() if other != number and not (claim.hedged and other) for item in evidence
+    ]
     # Absence contradicts any number but zero.
     if number and not _evidence_for(fact_index.objects, claim.subject, lexicon):
         contradicting += _absence_evidence(claim.subject, fact_index, lexicon)
@@ -274,6 +265,11 @@ def _count_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tu
 def _is_unique(noun: str, fact_index: FactIndex) -> bool:
     """Return whether no fact counts more than one object of that name."""
     return not any(number > 1 for number in fact_index.counts.get(noun, {}))
+
+
+def _is_single(noun: str, fact_index: FactIndex) -> bool:
+    """Return whether facts count exactly one object of that name."""
+    return 1 in fact_index.counts.get(noun, {}) and _is_unique(noun, fact_index)
 
 
 def _canonical_value(value: str) -> str:
@@ -329,3 +325,36 @@ def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) ->
         if not _evidence_for(fact_index.objects, noun, lexicon):
             contradicting += _absence_evidence(noun, fact_index, lexicon)
     return evidence_by_relation.get(relation, []), contradicting
+
+
+def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
+    """Return evidence for an action, and for what cannot happen at the same time."""
+    action = ACTION_SYNONYMS.get(claim.relation, claim.relation)
+    supporting, contradicting = [], []
+    excluded = set(OPPOSITE_ACTIONS.get(action, ())) | {a for a, others in OPPOSITE_ACTIONS.items() if action in others}
+    is_single_subject, is_single_target = (_is_single(noun, fact_index) for noun in (claim.subject, claim.target))
+    for (subject, target), actions in fact_index.actions.items():
+        is_subject, is_target = _is_a(subject, claim.subject, lexicon), _is_a(target, claim.target, lexicon)
+        if is_subject and is_target:
+            supporting += actions.get(action, [])
+        # The only bicycle is ridden: nobody pushes it. Another bicycle might be pushed.
+        if (subject, target) == (claim.subject, claim.target) and (is_single_subject or is_single_target):
+            contradicting += [item for other in excluded for item in actions.get(other, [])]
+        # The dog chases the cat: the cat is not known not to; but what is eaten does not eat.
+        if (target, subject) == (claim.subject, claim.target) and action in ONE_WAY_ACTIONS:
+            contradicting += actions.get(action, [])
+        is_elsewhere = subject == claim.subject and is_single_subject and action in ONE_AT_A_TIME
+        if is_elsewhere and not _may_be_same(target, claim.target, lexicon):
+            contradicting += actions.get(action, [])
+    if _is_unique(claim.subject, fact_index):
+        contradicting += fact_index.negated_actions.get((claim.subject, claim.target), {}).get(action, [])
+    for noun in (claim.subject, claim.target):
+        if not _evidence_for(fact_index.objects, noun, lexicon):
+            contradicting += _absence_evidence(noun, fact_index, lexicon)
+    return supporting, contradicting
+
+
+def _may_be_same(a: str, b: str, lexicon: Lexicon) -> bool:
+    """Return whether two nouns may name one thing: a pony and a horse, a vehicle and a car."""
+    a_class, b_class = lexicon.coco_class(a), lexicon.coco_class(b)
+    return not (a_class and b_class) or a_class == b_class

@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmrlhf.claims import Lexicon
+from mmrlhf.claims.verb_forms import present_participle
 from mmrlhf.records import Claim, InputError
 from mmrlhf.text import words
 from mmrlhf.text.plurals import pluralize
-from mmrlhf.text.words import COLOURS
-from mmrlhf.verifiers.facts import (
+from mmrlhf.text.words import COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
+from mmrlhf.verifiers.exclusions import (
+    ACTION_SYNONYMS,
     EXCLUSIVE_RELATIONS,
     EXCLUSIVE_VALUES,
     INVERSE_RELATIONS,
     MATERIALS,
     RELATION_SYNONYMS,
-    mutually_exclusive,
 )
+from mmrlhf.verifiers.facts import mutually_exclusive
 
 NUMBER_WORDS = ("no", *words.NUMBER_WORDS[1:11])
 OPPOSITE_RELATIONS = {relation: words.OPPOSITE_RELATIONS[relation] for relation in ("above", "below")}
@@ -28,12 +30,17 @@ MAX_COUNT_OFFSET = 2
 
 
 def claim_phrase(claim: Claim, lexicon: Lexicon) -> str:
-    """Return a claim as a noun phrase, without its negation: "three rings", "a cat on a couch"."""
+    """Return a claim as a noun phrase, without its negation: "three rings", "a cat on a couch".
+
+    An action has its verb in -ing: "a man riding a bicycle".
+    """
     if claim.kind == "count":
         return _count_phrase(claim)
     if claim.kind == "attribute":
         return _with_article(f"{claim.value} {claim.subject}", lexicon)
     subject = _with_article(claim.subject, lexicon)
+    if claim.kind == "action":
+        return f"{subject} {present_participle(claim.relation)} {_with_article(claim.target, lexicon)}"
     if claim.kind == "relation":
         return f"{subject} {claim.relation} {_with_article(claim.target, lexicon)}"
     return subject
@@ -104,6 +111,8 @@ def distractors(claim: Claim, pool: DistractorPool, lexicon: Lexicon) -> list[Cl
         number = int(claim.value)
         numbers = range(max(0, number - MAX_COUNT_OFFSET), number + MAX_COUNT_OFFSET + 1)
         return [replace(claim, value=str(other)) for other in numbers if other != number]
+    if claim.kind == "action":
+        return _action_distractors(claim)
     relation = RELATION_SYNONYMS.get(claim.relation, claim.relation)
     if INVERSE_RELATIONS.get(relation) == relation:
         return []  # symmetric: the swapped claim is as true
@@ -111,6 +120,14 @@ def distractors(claim: Claim, pool: DistractorPool, lexicon: Lexicon) -> list[Cl
     opposite = OPPOSITE_RELATIONS.get(claim.relation) or INVERSE_RELATIONS.get(relation)
     alternatives = {opposite} if opposite else EXCLUSIVE_RELATIONS.get(relation, set())
     return [*swapped, *(replace(claim, relation=opposite) for opposite in sorted(alternatives))]
+
+
+def _action_distractors(claim: Claim) -> list[Claim]:
+    """Return what cannot happen at the same time: another action, or the action turned round."""
+    action = ACTION_SYNONYMS.get(claim.relation, claim.relation)
+    is_one_way = action in ONE_WAY_ACTIONS and claim.subject != claim.target
+    turned = [replace(claim, subject=claim.target, target=claim.subject)] if is_one_way else []
+    return [*turned, *(replace(claim, relation=other) for other in OPPOSITE_ACTIONS.get(action, ()))]
 
 
 def _may_corefer(a: str, b: str, lexicon: Lexicon) -> bool:

@@ -2,9 +2,9 @@
 
 The extractor was tuned on `claims_tuned.jsonl`, not on `claims_held_out.jsonl`. The sentences of
 `claims_fresh.jsonl` were written for the finished extractor, measured once, and then also used for
-tuning. Claims have a short notation: `dog` is an object, `dog=brown` an attribute, `dog#2` a count
-and `dog>on>couch` a relation. The prefix `!` means negated, `?` hedged, and `~` optional (both
-readings are right).
+tuning. Claims have a short notation: `dog` is an object, `dog=brown` an attribute, `dog#2` a count,
+`dog>on>couch` a relation and `dog@chase@cat` an action. The prefix `!` means negated, `?` hedged,
+and `~` optional (both readings are right).
 """
 
 import json
@@ -30,7 +30,10 @@ def parse_short_claim(short):
     is_optional, rest = short.startswith("~"), short.lstrip("~")
     body = rest.lstrip("!?")
     marks = rest[: len(rest) - len(body)]
-    if ">" in body:
+    if "@" in body:
+        subject, action, target = body.split("@")
+        fields = ("action", subject, "", action, target)
+    elif ">" in body:
         subject, relation, target = body.split(">")
         fields = ("relation", subject, "", relation, target)
     elif "#" in body:
@@ -44,8 +47,13 @@ def parse_short_claim(short):
     return is_optional, (*fields, "!" in marks, "?" in marks)
 
 
-def claim_fields(text):
-    return {(c.kind, c.subject, c.value, c.relation, c.target, c.negated, c.hedged) for c in extract_claims(text)}
+def claim_fields(text, with_actions=False):
+    """Return the fields of a text's claims; actions only if asked, as older labels have none."""
+    return {
+        (c.kind, c.subject, c.value, c.relation, c.target, c.negated, c.hedged)
+        for c in extract_claims(text)
+        if with_actions or c.kind != "action"
+    }
 
 
 def expected_claims(*short_claims):

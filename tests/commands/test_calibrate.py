@@ -131,7 +131,7 @@ def test_fit_platt_matches_hand_computation():
     calibration, left_out = fit_platt([*logistic_labels(), *counts], 20)
     assert calibration.coefficients == {"object": pytest.approx((math.log(3), 0), abs=0.05)}
     assert left_out["count"] == "19 true and 41 false claims with a score, 20 of each are needed"
-    assert set(left_out) == {"attribute", "count", "relation"}
+    assert set(left_out) == {"attribute", "count", "relation", "action"}
     calibration, left_out = fit_platt(logistic_labels(sign=-1), 20)  # true claims have the lower scores
     assert calibration.coefficients == {} and left_out["object"].startswith(
         "its scores do not separate true from false claims, AUROC 0.37"

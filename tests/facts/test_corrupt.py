@@ -35,7 +35,9 @@ def negate_one(kind, text):
         ("object", "large cup", {"small cup"}),
         ("caption", "A red cup.", {"A red cup."}),
         ("object", "cup", {"cup"}),
-        ("relation", "dog chases cat", {"dog chases cat"}),
+        ("relation", "dog chases cat", {"dog carries cat"}),
+        ("relation", "a man is riding a horse", {"a man is pushing a horse"}),
+        ("relation", "dog likes cat", {"dog likes cat"}),
     ],
 )
 def test_negate_facts_matches_hand_examples(kind, text, opposites):

@@ -33,6 +33,16 @@ def test_make_probes_gives_false_claims_with_true_controls():
     assert "object" not in {p.kind for p in make_probes([make_preference("c")])}  # there is no other image
 
 
+def test_make_probes_swaps_an_action():
+    facts = (Fact("relation", "man riding red horse"), Fact("relation", "dog likes cat"))
+    (probe,) = [p for p in make_probes([make_preference("a", facts)]) if p.kind == "action"]
+    assert probe.true_answer == "A cup. One sees the man riding the red horse."
+    assert probe.false_answer == "A cup. One sees the man pushing the red horse."
+    # A swap that is true as well is no probe.
+    probes = make_probes([make_preference("a", (facts[0], Fact("relation", "a man pushes red horse")))])
+    assert all("pushing" not in p.false_answer for p in probes)
+
+
 def test_make_probes_respects_additional_truths():
     true_facts = {"a": (*FACTS, GREEN_HAT)}
     probes_of_a = [

@@ -8,13 +8,15 @@ from mmrlhf.verifiers import verify_against_facts
 
 
 def claim_key(claim):
-    """Return a claim in short: `dog`, `dog=brown`, `dog#2`, `dog>on>couch`."""
+    """Return a claim in short: `dog`, `dog=brown`, `dog#2`, `dog>on>couch`, `dog@chase@cat`."""
     if claim.kind == "attribute":
         return f"{claim.subject}={claim.value}"
     if claim.kind == "count":
         return f"{claim.subject}#{claim.value}"
     if claim.kind == "relation":
         return f"{claim.subject}>{claim.relation}>{claim.target}"
+    if claim.kind == "action":
+        return f"{claim.subject}@{claim.relation}@{claim.target}"
     return claim.subject
 
 
@@ -74,6 +76,8 @@ def test_verify_against_facts_counts():
         "cat#3": "unknown",
     }
     assert verdict_values("Three dogs.", *facts) == {"dog": "supported", "dog#3": "contradicted"}
+    assert verdict_values("At least three dogs.", ("count", "5 dogs"))["dog#3"] == "unknown"
+    assert verdict_values("At least three dogs.", ("absent", "dog"))["dog#3"] == "contradicted"
     assert verdict_values("Three birds.", ("absent", "bird")) == {"bird": "contradicted", "bird#3": "contradicted"}
 
 
@@ -123,6 +127,31 @@ def test_verify_against_facts_relations(claimed, known, value):
     assert verdict_values(f"A dog is {claimed} a couch.", fact)[f"dog>{claimed}>couch"] == value
     of_two_dogs = verdict_values(f"A dog is {claimed} a couch.", fact, ("count", "two dogs"))
     assert of_two_dogs[f"dog>{claimed}>couch"] in ("supported", "unknown")  # never contradicted
+
+
+@pytest.mark.parametrize(
+    ("claimed", "facts", "value"),
+    [
+        ("A man rides a horse.", [("relation", "man riding horse")], "supported"),
+        ("A person rides a horse.", [("relation", "man riding horse")], "supported"),
+        ("A man watches a dog.", [("caption", "A man is staring at a dog.")], "supported"),
+        ("A train crosses a bridge.", [("relation", "train crossing bridge")], "supported"),
+        ("A man is not riding a horse.", [("relation", "man riding horse")], "contradicted"),
+        # Another man may push another bicycle, unless there is only one.
+        ("A man pushes a bicycle.", [("relation", "man riding bicycle")], "unknown"),
+        ("A man pushes a bicycle.", [("relation", "man riding bicycle"), ("count", "1 bicycle")], "contradicted"),
+        ("A man rides a bicycle.", [("relation", "man riding horse")], "unknown"),
+        ("A man rides a bicycle.", [("relation", "man riding horse"), ("count", "1 man")], "contradicted"),
+        ("A man holds a cup.", [("relation", "man riding horse"), ("count", "1 man")], "unknown"),
+        ("A horse rides a man.", [("relation", "man riding horse")], "contradicted"),
+        ("A dog chases a cat.", [("relation", "cat chasing dog")], "unknown"),
+        ("A man wears a hat.", [("absent", "hat")], "contradicted"),
+        ("A man wears a hat.", [("object", "man"), ("object", "hat")], "unknown"),
+    ],
+)
+def test_verify_against_facts_actions(claimed, facts, value):
+    (action,) = [v for name, v in verdicts_by_claim(claimed, *facts).items() if "@" in name]
+    assert action.value == value
 
 
 def test_verify_against_facts_inverse_relations():

@@ -21,6 +21,16 @@ CAT_ON_COUCH = Claim("relation", "cat", relation="on", target="couch")
         (Claim("count", "knife", "2"), "two knives", "Are there exactly two knives in the picture?"),
         (Claim("count", "dog", "1"), "one dog", "Is there exactly one dog in the picture?"),
         (Claim("count", "dog", "12"), "12 dogs", "Are there exactly 12 dogs in the picture?"),
+        (
+            Claim("action", "man", relation="ride", target="ox"),
+            "a man riding an ox",
+            "Is there a man riding an ox in the picture?",
+        ),
+        (
+            Claim("action", "dog", relation="look at", target="cat"),
+            "a dog looking at a cat",
+            "Is there a dog looking at a cat in the picture?",
+        ),
         (CAT_ON_COUCH, "a cat on a couch", "Is there a cat on a couch in the picture?"),
     ],
 )
@@ -47,6 +57,10 @@ def test_distractors_match_hand_examples():
         "a dog left of a cat",
         "a cat right of a dog",
     ]
+    assert distractor_phrases(Claim("action", "man", relation="ride", target="horse")) == [
+        "a horse riding a man", "a man pushing a horse", "a man carrying a horse", "a man leading a horse",
+    ]  # fmt: skip
+    assert distractor_phrases(Claim("action", "man", relation="greet", target="dog")) == []
     assert distractor_phrases(Claim("relation", "cat", relation="near", target="dog")) == []  # symmetric
 
 

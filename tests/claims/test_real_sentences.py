@@ -1,0 +1,159 @@
+"""Sentences as people and models write them, by what is hard about them, with their right claims.
+
+The notation is that of `test_extraction.py`. A wrong sign or a wrong number would make a true
+sentence contradicted.
+"""
+
+import pytest
+
+from mmrlhf.claims import extract_claims
+from mmrlhf.records import Fact
+from mmrlhf.verifiers import verify_against_facts
+from tests.claims.test_extraction import claim_fields, expected_claims
+
+DENIALS = {
+    # a denial ends with its clause
+    "There is no dog, but there is a cat.": {"!dog", "cat"},
+    "No cars are visible, but there seems to be a bus.": {"!car", "?bus"},
+    "Although there is no dog, there is a cat on the bed.": {"!dog", "cat", "cat>on>bed", "bed"},
+    "There are no people here, and there is a dog.": {"!person", "dog"},
+    "No dogs are visible, with a cat lying on the bed.": {"!dog", "cat", "cat>on>bed", "bed"},
+    "There is no sofa, only two chairs.": {"!couch", "chair", "chair#2"},
+    "The man is not wearing a hat and holds an umbrella.": {"man", "!hat", "umbrella"},
+    "There is no table in the room; instead, there is a bench.": {"!table", "!table>in>room", "room", "bench"},
+    # no others: these are there
+    "A man rides a bicycle, with no other people visible.": {"man", "bicycle"},
+    "There are no other animals or vehicles in the scene.": set(),
+    "Nobody else is in the room.": {"room"},
+    "Without any other people, the street is quiet.": {"street", "street=quiet"},
+    "No people other than the man are visible.": {"man"},
+    "There are no animals besides the dog.": {"dog"},
+    # a denied judgement, manner or glance
+    "It is not common to see a cat inside a toilet.": {"cat", "cat>inside>toilet", "toilet"},
+    "It is not every day that one sees a cow in a kitchen.": {"cow", "cow>in>kitchen", "kitchen"},
+    "You don't often see a horse on a balcony.": {"horse", "horse>on>balcony", "balcony"},
+    "The dog is not the only animal in the room.": {"dog", "animal", "animal>in>room", "room"},
+    "There is not just a dog but also a cat.": {"dog", "cat"},
+    "There are no fewer than three dogs.": {"dog", "?dog#3"},
+    "The man does not notice the dog behind him.": {"man", "dog", "dog>behind>man"},
+    "You can't miss the red car in the street.": {"car", "car=red", "street"},
+    "It would not be complete without the red car.": {"car", "car=red"},
+    "It isn't certain that the man holds a cup.": {"man", "?cup"},
+    "Not many people are on the beach.": {"person", "person>on>beach", "beach"},
+}  # fmt: skip
+NUMBERS = {
+    # both A and B
+    "Both men and women are riding along the beach.": {"man", "man>along>beach", "woman", "woman>along>beach", "beach"},
+    "Both red and green apples lie here.": {"apple", "apple=red", "apple=green"},
+    "Both boys wear hats.": {"boy", "boy#2", "hat"},
+    # ages, models, sizes, names
+    "A 12-year-old boy and a 12 year old girl.": {"boy", "girl", "girl=old"},
+    "A Boeing 747 plane stands on the runway.": {"airplane", "airplane>on>runway", "runway"},
+    "The screen shows a Samsung Galaxy S4 phone.": {"screen", "phone"},
+    "Two 3D printers and a 4K TV.": {"printer", "printer#2", "tv"},
+    "A man wears a number 7 jersey.": {"man", "jersey"},
+    "A 27-inch screen and two 12 inch plates.": {"screen", "plate", "plate#2"},
+    "A Formula 1 car is parked by a Type 2 van.": {"car", "car>by>van", "van"},
+    "Bus 42 stops at platform 3.": {"bus", "bus>at>platform", "platform"},
+    "A 2-seat sofa and a 3-tier cake.": {"couch", "couch=2-seat", "cake", "cake=3-tier"},
+    "A 6 foot tall man.": {"man", "man=tall"},
+    # counts after their noun
+    "dog (2), cat (1), red ball": {"dog", "dog#2", "cat", "cat#1", "ball", "ball=red"},
+    "The man (1) stands next to the woman (2).": {"man", "man>next to>woman", "woman"},
+    "Dog x2, cat × 3, there are two (2) cups": {"dog", "dog#2", "cat", "cat#3", "cup", "cup#2"},
+    "- Dogs – 2\n- Cups: 3": {"dog", "dog#2", "cup", "cup#3"},
+    "| Object | Count | Color |\n|---|---|---|\n| Cup | 3 | white |": {"cup", "cup#3", "cup=white"},
+    "| Object | Year |\n|---|---|\n| Car | 12 |": {"car"},
+    "Cup | 3": {"cup", "cup#3"},
+    "- Chairs (4) - black\n- Table - wooden, round\n- Sofa: dark and soft": {
+        "chair", "chair#4", "chair=black", "table", "table=wooden", "table=round", "couch", "couch=dark", "couch=soft",
+    },
+    # pairs, ranges and bounds
+    "Three pairs of shoes stand here.": {"shoe"},
+    "There are between five and seven birds.": {"bird", "?bird#7"},
+    "There are 5-7 dogs and two to three cats.": {"dog", "?dog#7", "cat", "?cat#3"},
+    "There is more than one dog.": {"dog"},
+    "A couple of dozen eggs and half a dozen pans.": {"egg", "?egg#24", "pan", "pan#6"},
+    "One dog is brown and one is black.": {"dog", "dog=brown"},
+}  # fmt: skip
+WORDS = {
+    # seen, not spotted
+    "Various cups can be spotted scattered around the room.": {"cup", "cup>around>room", "room"},
+    "A plane is spotted flying above the houses.": {"airplane", "airplane>above>house", "house"},
+    # names of things
+    "There are paint cans and paint brushes.": {"paint can", "paint brush"},
+    "These are the tools professionals use.": {"tool"},
+    "The red color makes the scene stand out.": set(),
+    "Two checkboxes and a lunchbox.": {"checkbox", "checkbox#2", "lunchbox"},
+    # places
+    "A vanity with a countertop and a mirror above it.": {"vanity", "countertop", "mirror", "mirror>above>countertop"},
+    "Children listen to the man in the rocking chair.": {"child", "man", "man>in>rocking chair", "rocking chair"},
+    # doubt, advice, names, text
+    "The water may be held back, such as in a river or a lake.": {
+        "water", "?water>in>river", "?water>in>lake", "?river", "?lake",
+    },
+    "Consider adding a lamp to the left of the sofa.": set(),
+    "You could add a yellow bow to the dog.": set(),
+    "To make it look better, place a vase on the table.": set(),
+    "HOME OFFICE CELL": set(),
+    "The sign reads Main Street and is green.": {"sign", "sign=green"},
+    "The text says: Welcome to the zoo, lions live here.": set(),
+    "The actor Joe Smith stands next to Anna Meyer.": {"actor"},
+    "The picture shows South Korea and Japan on a map.": {"map"},
+    "Joe Smith looks at the Eiffel Tower.": {"eiffel tower"},
+    "# Hash tagit": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DENIALS | NUMBERS | WORDS)
+def test_extract_claims_of_real_sentences(text):
+    assert claim_fields(text) == expected_claims(*(DENIALS | NUMBERS | WORDS)[text])
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("No sofa is in the room, but there is a cat on the bed.", ["cat", "1 bed"]),
+        ("A man rides a bicycle, with no other people visible.", ["1 person", "bicycle"]),
+        ("Both men and women ride along the beach.", ["5 men", "4 women"]),
+        ("A 12-year-old boy sits on a bench.", ["1 boy", "1 bench"]),
+        ("Various cups can be spotted scattered around the room.", ["3 cups", "white cup"]),
+        ("At least two dogs and between two and four cats.", ["5 dogs", "3 cats"]),
+    ],
+)
+def test_true_sentences_are_not_contradicted(text, facts):
+    typed = [Fact("count" if fact[0].isdecimal() else "object", fact) for fact in facts]
+    assert [v.claim for v in verify_against_facts(extract_claims(text), typed) if v.value == "contradicted"] == []
+
+
+ACTIONS = {
+    "A man rides a bicycle on the street.": {"man@ride@bicycle"},
+    "A woman holds an umbrella and a bag.": {"woman@hold@umbrella", "woman@hold@bag"},
+    "A boy wearing a red hat is eating a sandwich.": {"boy@wear@hat", "boy@eat@sandwich"},
+    "Two girls are playing with a dog in the park.": {"girl@play with@dog"},
+    "A man is looking at a woman.": {"man@look at@woman"},
+    "A horse ridden by a man crosses the river.": {"man@ride@horse", "horse@cross@river"},
+    "The motorcycle is parked by the curb.": set(),
+    "Someone left a bicycle against the fence.": {"person@leave@bicycle"},
+    "The boy is not wearing shoes.": {"!boy@wear@shoe"},
+    "Nobody is riding the horse.": {"!person@ride@horse"},
+    "The man might be holding a cup.": {"?man@hold@cup"},
+    "The man is about to throw a ball.": {"?man@throw@ball"},
+    "A man with a backpack holding an umbrella.": {"man@hold@umbrella"},
+    "A man dressed in a suit talks on a phone.": {"man@wear@suit", "man@talk on@phone"},
+    "The dog chases a cat, and the cat chases a mouse.": {"dog@chase@cat", "cat@chase@mouse"},
+    "A cup and a truck that tows a car.": {"truck@tow@car"},
+    "The children watch the man in the chair read a book.": {"child@watch@man", "man@read@book"},
+    "A player slides into the base as the catcher reaches for the ball.": {"catcher@reach for@ball"},
+    "A boy plays tennis and takes a picture of a church.": {"boy@play@tennis"},
+    "The tray holds three muffins, and the room has a lamp.": set(),
+    "A man is riding on a skateboard.": {"man@ride@skateboard"},
+    "A dog sits on a couch next to a lamp.": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ACTIONS)
+def test_extract_claims_of_actions(text):
+    assert {fields for fields in claim_fields(text, with_actions=True) if fields[0] == "action"} == expected_claims(
+        *ACTIONS[text]
+    )
