@@ -4,6 +4,8 @@
     mmrlhf eval chair --model runs/sft/model --data coco/annotations --image_folder coco/val2014
         --limit 500 --out runs/chair
     mmrlhf eval chair --answers captions.jsonl --data coco/annotations --lineage a --out runs/chair
+    mmrlhf eval chair --answers log.jsonl --caption_key output --data coco/annotations
+        --out runs/chair
 
 --data is COCO's annotation folder (instances_*.json and captions_*.json), or a JSON map of image id
 to the objects in the image.
@@ -48,6 +50,10 @@ class Options:
     (OPERA), `portable` ours, without NLTK."""
     prompt: str = "Please describe this image in detail."
     """The prompt that asks for a description."""
+    caption_key: str | None = None
+    """Field of --answers that holds the caption (default: caption, answer, response, text, ...)."""
+    image_id_key: str | None = None
+    """Field of --answers that holds the image's id or name (default: image_id, image, ...)."""
 
 
 class Chair(Benchmark):
@@ -60,6 +66,7 @@ class Chair(Benchmark):
     cluster = "image"
     answer_fields = ("image_id", "caption")
     requires_all_answers = False  # users choose the images
+    counts_repeated = True  # several captions of an image
     options_type = Options
 
     def load(self, task: Task) -> list[Example]:
@@ -78,6 +85,17 @@ class Chair(Benchmark):
     def files(self, task: Task) -> list[Path]:
         """Return the map of objects, or COCO's files."""
         return [task.path] if task.path.is_file() else _annotation_files(task.path)
+
+    def rename_fields(self, fields: Fields, task: Task) -> Fields:
+        """Return a row with the fields that --caption_key and --image_id_key name."""
+        renamed = dict(fields)
+        for name, option in (("caption", "caption_key"), ("image_id", "image_id_key")):
+            key = getattr(task.options, option)
+            if key is not None and key not in fields:
+                raise InputError(f"--{option} names `{key}`, which the row does not have (it has {', '.join(list(fields)[:12])})")
+            if key is not None:
+                renamed[name] = fields[key]
+        return renamed
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
         """Return the image id of a row: its own, or the number at the end of the image's name."""

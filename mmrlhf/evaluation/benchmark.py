@@ -136,6 +136,8 @@ class Benchmark:
 
     False where users choose what to evaluate on.
     """
+    counts_repeated: ClassVar[bool] = False
+    """Whether robust metrics count further answers to the same example, not only the first."""
 
     # ---- required ----
 
@@ -186,6 +188,14 @@ class Benchmark:
         Only formats that `answer_fields` and `match_id` cannot describe need it.
         """
         return None
+
+    def rename_fields(self, fields: Fields, task: Task) -> Fields:
+        """Return a row of an answer file under the names of `answer_fields`, where options say what
+        it calls them.
+
+        Default: as it is.
+        """
+        return fields
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
         """Return the id of the example that a row of an answer file names, None if it names none.
@@ -276,7 +286,7 @@ class Benchmark:
 
 
 REQUIRED_ATTRIBUTES = ("version", "license", "headline", "direction", "cluster")
-OPTIONAL_ATTRIBUTES = ("answer_fields", "splits", "known_versions", "requires_all_answers")
+OPTIONAL_ATTRIBUTES = ("answer_fields", "splits", "known_versions", "requires_all_answers", "counts_repeated")
 REQUIRED_METHODS = ("load", "score", "aggregate")
 
 

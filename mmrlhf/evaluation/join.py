@@ -38,13 +38,18 @@ class Joined(NamedTuple):
 
 
 def join_rows(
-    rows: Sequence[RowFacts], targets: Sequence[Target], has_splits: bool = False, only_split: str | None = None
+    rows: Sequence[RowFacts],
+    targets: Sequence[Target],
+    has_splits: bool = False,
+    only_split: str | None = None,
+    counts_repeated: bool = False,
 ) -> Joined:
     """Return the example of each row.
 
     targets: all examples in order; those with a split have ids that begin again in every split.
     has_splits: whether rows may be of several splits, even if the targets are of one. only_split:
     the split that targets without one belong to, so that rows of others are unknown.
+    counts_repeated: whether robust figures count further answers to the same example.
     """
     index = ExampleIndex(targets)
     report = _Report(rows, index)
@@ -70,7 +75,7 @@ def join_rows(
         if unknown is not None and unknown in index.examples:
             unknown = f"{unknown}/{row.asked.strip()[:200] or 'unknown'}"
         ids.append(known or (() if unknown is None else (unknown,)))
-    return Joined(ids, report.notes(ids, [possible[number] for number in range(len(rows))]))
+    return Joined(ids, report.notes(ids, [possible[number] for number in range(len(rows))], counts_repeated))
 
 
 def _name_unknown(row: RowFacts, split: str | None) -> str | None:
@@ -227,6 +232,7 @@ SENTENCES = {
     "several splits": "{n} rows fit several splits, and nothing tells which: add `category` to them",
     "unknown": "{n} rows answer no question that is known, and count in no robust figure",
     "repeated": "{n} rows answer a question again, and robust figures have its first answer",
+    "repeated and counted": "{n} rows answer a question again, and all of its answers count",
     "counted again": "{n} rows name several splits, and count in each of them",
     "backwards": "{n} rows stand after a row that --data has later, which matters where an official script goes by order",
 }
@@ -274,8 +280,11 @@ class _Report:
         """Note that a block's rows fit several splits."""
         self._reasons |= dict.fromkeys(block, "several splits")
 
-    def notes(self, ids: Sequence[tuple[str, ...]], possible_splits: Sequence[Sequence[str]]) -> list[str]:
-        """Return a sentence for each kind. possible_splits: those that each row may be about."""
+    def notes(self, ids: Sequence[tuple[str, ...]], possible_splits: Sequence[Sequence[str]], counts_repeated: bool) -> list[str]:
+        """Return a sentence for each kind.
+
+        possible_splits: those that each row may be about. counts_repeated: as in `join_rows`.
+        """
         examples, positions = self._index.examples, self._index.positions
         for number, (row, row_ids, splits) in enumerate(zip(self._rows, ids, possible_splits, strict=True)):
             if row_ids and row_ids[0] in examples:
@@ -291,7 +300,7 @@ class _Report:
             if reason is not None and row.wordings:
                 self._counts[reason] += 1
         known = [id_ for row_ids in ids for id_ in row_ids if id_ in examples]
-        self._counts["repeated"] = len(known) - len(set(known))
+        self._counts["repeated and counted" if counts_repeated else "repeated"] = len(known) - len(set(known))
         last: dict[str, int] = {}
         for id_ in dict.fromkeys(known):
             split = examples[id_].split

@@ -78,7 +78,7 @@ def read_predictions(path: str, benchmark: Benchmark, task: Task, format_: str |
         if own_predictions is not None:
             return AnswerFile(own_predictions, "official", [])
     notes: list[str] = []
-    rows = list(_read_rows(answers_path, notes))
+    rows = [(location, _rename_fields(location, row, benchmark, task)) for location, row in _read_rows(answers_path, notes)]
     if not rows:
         raise InputError(f"--answers {path} holds no answers")
     format_ = format_ or _require_format(*rows[0], benchmark)
@@ -117,7 +117,14 @@ def _join(benchmark: Benchmark, rows: list[Fields], task: Task) -> Joined:
         key = benchmark.question_key(question) if question else ""
         targets.append(Target(example.id, local_id, key, image_key(image), split))
     of_file = splits_in(task.path.stem, splits) if splits and task.data is not None and task.path.is_file() else ()
-    return join_rows(facts, targets, bool(splits), of_file[0] if of_file else None)
+    return join_rows(facts, targets, bool(splits), of_file[0] if of_file else None, benchmark.counts_repeated)
+
+
+def _rename_fields(location: str, row: Fields, benchmark: Benchmark, task: Task) -> Fields:
+    try:
+        return benchmark.rename_fields(row, task)
+    except InputError as error:
+        raise InputError(f"--answers {location}: {error}") from None
 
 
 # ---- formats -------------------------------------------------------------------------------------

@@ -58,6 +58,74 @@ def test_chair_reports_missing_captions(tmp_path, capsys):
     assert "answered 2 of 4\n" in capsys.readouterr().out
 
 
+CAPTIONS = {11: "A dog and a cat.", 12: "Two cups."}  # the cat is not there: 1 of 2 captions, 1 of 3 mentions
+
+
+@pytest.mark.parametrize(
+    "make_rows",
+    [
+        lambda: [{"image_id": i, "question": "Describe.", "answer": c} for i, c in CAPTIONS.items()],
+        lambda: [{"image_id": i, "response": c} for i, c in CAPTIONS.items()],
+        lambda: [{"image_id": i, "text": c} for i, c in CAPTIONS.items()],
+        lambda: [
+            {"question_id": n, "image": f"COCO_val2014_{i:012d}.jpg", "text": c} for n, (i, c) in enumerate(CAPTIONS.items())
+        ],
+        lambda: [{"image": f"val2014/{i:012d}.jpg", "output": c} for i, c in CAPTIONS.items()],
+        lambda: [
+            {"doc_id": n, "target": "x", "filtered_resps": [c], "coco_cap_chair_i": {"image_id": i, "caption": c}}
+            for n, (i, c) in enumerate(CAPTIONS.items())
+        ],
+        lambda: {str(i): c for i, c in CAPTIONS.items()},
+        lambda: {
+            "overall": {},
+            "imgToEval": {str(n): {"image_id": i, "caption": c} for n, (i, c) in enumerate(CAPTIONS.items())},
+        },
+    ],
+)
+def test_chair_reads_the_usual_names_of_captions(tmp_path, make_rows):
+    (tmp_path / "there.json").write_text(json.dumps({"11": ["dog"], "12": ["cup"]}))
+    (tmp_path / "a.json").write_text(json.dumps(make_rows()))
+    config = EvalConfig(answers=str(tmp_path / "a.json"), data=str(tmp_path / "there.json"), output_dir=str(tmp_path / "out"))
+    result = evaluate("chair", config, {"lineage": "portable"})
+    assert (
+        result["n"] == 2 and metric_value(result, "chair_s") == 50 and metric_value(result, "chair_i") == pytest.approx(100 / 3)
+    )
+
+
+def test_chair_reads_the_fields_that_options_name(tmp_path, capsys):
+    (tmp_path / "there.json").write_text(json.dumps({"11": ["dog"], "12": ["cup"]}))
+    rows = [{"pic": f"{i}.jpg", "caption": "A truck.", "mine": c} for i, c in CAPTIONS.items()]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [
+        "eval",
+        "chair",
+        "--answers",
+        str(tmp_path / "a.jsonl"),
+        "--data",
+        str(tmp_path / "there.json"),
+        "--lineage",
+        "portable",
+    ]
+    command += ["--out", str(tmp_path / "out"), "--image_id_key", "pic", "--caption_key"]
+    assert main([*command, "mine"]) == 0
+    assert metric_value(json.loads((tmp_path / "out" / "result.json").read_text()), "chair_s") == 50
+    assert main([*command, "yours"]) == 2
+    assert (
+        "a.jsonl row 1: --caption_key names `yours`, which the row does not have (it has pic, caption, mine)"
+        in capsys.readouterr().err
+    )
+
+
+def test_chair_says_that_captions_of_one_image_all_count(tmp_path, capsys):
+    result = evaluate_chair(tmp_path, {1: "A dog.", "1.jpg": "A cat.", 9: "A cat."}, {"1": ["dog"]})
+    assert metric_value(result, "chair_s", "robust") == 50
+    error = capsys.readouterr().err
+    assert (
+        "1 rows answer a question again, and all of its answers count" in error
+        and "1 rows answer no question that is known" in error
+    )
+
+
 def test_chair_unknown_image_is_empty_in_official_and_skipped_in_robust(tmp_path):
     result = evaluate_chair(
         tmp_path, {1: "a dog", "COCO_val2014_000000000002.jpg": "a dog", 9: "a dog"}, {"1": ["dog"], "2": ["dog"]}
@@ -171,7 +239,8 @@ def test_chair_portable_imports_neither_torch_nor_nltk(tmp_path):
 
 
 def test_chair_refuses_unknown_lineage(tmp_path, capsys):
-    assert main(["eval", "chair", "--lineage", "c", "--answers", "x", "--data", "y", "--out", str(tmp_path / "o")]) == 2
+    paths = ["--answers", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "o")]
+    assert main(["eval", "chair", "--lineage", "c", *paths]) == 2
     assert "--lineage must be a or b or portable, not 'c'" in capsys.readouterr().err
     (tmp_path / "there.json").write_text("[1]")
     assert main(["eval", "chair", "--answers", "x", "--data", str(tmp_path / "there.json"), "--out", str(tmp_path / "o")]) == 2
