@@ -40,6 +40,10 @@ class Records(Sequence[Record]):
             return self._view(self._indices[index])
         return self._parse_row(self._rows[self._indices[index]].parse())
 
+    def name_row(self, index: int) -> str:
+        """Return where a record stands in its file, such as `line 3`."""
+        return self._rows[self._indices[index]].location.rpartition(", ")[2]
+
     def subset(self, indices: Sequence[int]) -> Records[Record]:
         """Return a view of the records at these indices, such as those of `balance_lengths`."""
         return self._view([self._indices[index] for index in indices])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
@@ -21,18 +23,19 @@ MAX_METADATA_BYTES = 16 << 20
 
 
 def read_image_bytes(source: ImageSource, max_pixels: int = 40_000_000) -> bytes:
-    """Return an image's encoded bytes.
+    """Return an image's encoded bytes. Raises InputError if it is missing or too large."""
+    _refuse_large_file(source, max_pixels)
+    return source.read()
 
-    Raises InputError if the file is larger than any image of `max_pixels` could be: the path may
-    point to anything.
-    """
+
+def _refuse_large_file(source: ImageSource, max_pixels: int) -> None:
+    """Raise InputError if a file is larger than any image of `max_pixels`: paths lead anywhere."""
     if source.path is not None and os.path.isfile(source.path):
         size, max_bytes = os.path.getsize(source.path), MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
         if size > max_bytes:
             raise InputError(
                 f"image {source.name} is a file of {size:,} bytes, over {max_bytes:,}: replace the file or drop the row"
             )
-    return source.read()
 
 
 def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | None = None) -> Image.Image:
@@ -42,27 +45,40 @@ def open_image(source: ImageSource, max_pixels: int = 40_000_000, data: bytes | 
     damaged, animated, in another format, or larger than `max_pixels`.
     """
     data = read_image_bytes(source, max_pixels) if data is None else data
-    if not data:
-        raise InputError(f"image {source.name} is empty (0 bytes): replace the file or drop the row")
+    with _readable(source.name, max_pixels):
+        image = _open(io.BytesIO(data), source.name, max_pixels)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _readable(name: str, max_pixels: int) -> Iterator[None]:
+    """Turn every error of a decoder into InputError, and keep its warnings quiet."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images, checked below, and odd metadata
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_header(image, source.name, max_pixels)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            warnings.simplefilter("ignore")  # about large images, which are checked, and odd metadata
+            yield
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise InputError(_too_large_message(source.name, "far more than", max_pixels)) from None
+        raise InputError(_too_large_message(name, "far more than", max_pixels)) from None
     except Image.UnidentifiedImageError:
         raise InputError(
-            f"image {source.name} is damaged, or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file: "
-            "replace the file or drop the row"
+            f"image {name} is damaged, or not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file: replace the file or drop the row"
         ) from None
     except Exception as error:  # on broken bytes, decoders raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"image {source.name} is truncated or damaged ({reason}): replace the file or drop the row") from None
+        raise InputError(f"image {name} is truncated or damaged ({reason}): replace the file or drop the row") from None
+
+
+def _open(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    """Read an image's header. Raises InputError if it is empty or its header shows a problem."""
+    if not file.read(1):
+        raise InputError(f"image {name} is empty (0 bytes): replace the file or drop the row")
+    file.seek(0)
+    image = Image.open(file, formats=FORMATS)
+    _check_header(image, name, max_pixels)
+    return image
 
 
 def read_image_size(source: ImageSource, max_pixels: int = 40_000_000) -> tuple[int, int]:
@@ -71,27 +87,17 @@ def read_image_size(source: ImageSource, max_pixels: int = 40_000_000) -> tuple[
     No pixel is decoded, so a file that is cut off after its header passes. Raises InputError for
     what a header shows: no image, another format, several frames, or more than `max_pixels`.
     """
+    _refuse_large_file(source, max_pixels)
+    with _readable(source.name, max_pixels), _open_file(source) as file:
+        image = _open(file, source.name, max_pixels)
+        width, height = image.size
+        return (height, width) if _orientation(image) in SIDEWAYS_ORIENTATIONS else (width, height)
+
+
+def _open_file(source: ImageSource) -> IO[bytes]:
     if source.path is None or not os.path.isfile(source.path):
-        return _size_of_header(io.BytesIO(source.read()), source.name, max_pixels)
-    with open(source.path, "rb") as file:
-        return _size_of_header(file, source.name, max_pixels)
-
-
-def _size_of_header(file: IO[bytes], name: str, max_pixels: int) -> tuple[int, int]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(file, formats=FORMATS)
-            _check_header(image, name, max_pixels)
-            width, height = image.size
-            return (height, width) if _orientation(image) in SIDEWAYS_ORIENTATIONS else (width, height)
-    except InputError:
-        raise
-    except Image.DecompressionBombError:
-        raise InputError(_too_large_message(name, "far more than", max_pixels)) from None
-    except Exception as error:  # on broken bytes, decoders raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"image {name} is damaged ({reason}): replace the file or drop the row") from None
+        return io.BytesIO(source.read())
+    return open(source.path, "rb")
 
 
 SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)

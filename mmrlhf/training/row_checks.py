@@ -64,7 +64,7 @@ class RowChecks:
     overlong: list[int] = field(default_factory=list)
     """Indices of the rows with more tokens than allowed."""
     first_overlong: list[str] = field(default_factory=list)
-    """Ids of the first of them."""
+    """Where the first of them stand."""
     longest: int = 0
     """Most tokens of any row."""
     limit: int = 0
@@ -75,16 +75,16 @@ class RowChecks:
     @property
     def overlong_text(self) -> str:
         """The rows that are too long, in words."""
-        ids = ", ".join(self.first_overlong) + (", ..." if len(self.overlong) > len(self.first_overlong) else "")
+        names = ", ".join(self.first_overlong) + (", ..." if len(self.overlong) > len(self.first_overlong) else "")
         return (
-            f"{len(self.overlong)} of {self.num_rows} rows are too long (ids {ids}; "
+            f"{len(self.overlong)} of {self.num_rows} rows are too long ({names}; "
             f"the longest has {self.longest} tokens with its images, and may have {self.limit})"
         )
 
 
 def check_rows(rows: Sequence[Record], name: str, lengths_of: LengthsOf, lengths: PromptLengths, console: Console) -> RowChecks:
     """Measure every row. Raises InputError with all rows that the model refuses, by cause."""
-    errors, overlong, ids, longest = RowErrors(), [], [], Length(0, 0)
+    errors, overlong, longest = RowErrors(), [], Length(0, 0)
     lengths.num_shrunk = 0
     bar_console = console if len(rows) >= MIN_ROWS_FOR_BAR else Console(quiet=True)
     with progress(len(rows), f"check rows of {name}", console=bar_console) as progress_bar:
@@ -93,15 +93,19 @@ def check_rows(rows: Sequence[Record], name: str, lengths_of: LengthsOf, lengths
             try:
                 measured = max(lengths_of(row), key=lambda length: length.num_tokens - length.limit)
             except InputError as error:
-                errors.add(f"row {row.id}", str(error), f"row {row.id}")
+                errors.add(_name_row(rows, index), str(error), f"row {row.id}")
                 continue
             longest = max(longest, measured, key=lambda length: length.num_tokens)
             if measured.is_over:
                 overlong.append(index)
-                ids.append(row.id)
     if errors.count:
         raise InputError(f"{name}: the model refuses {errors.count} of {len(rows)} rows: {errors.summary()}")
-    return RowChecks(len(rows), overlong, ids[:MAX_ROWS_NAMED], longest.num_tokens, longest.limit, lengths.num_shrunk)
+    names = [_name_row(rows, index) for index in overlong[:MAX_ROWS_NAMED]]
+    return RowChecks(len(rows), overlong, names, longest.num_tokens, longest.limit, lengths.num_shrunk)
+
+
+def _name_row(rows: Sequence[Record], index: int) -> str:
+    return rows.name_row(index) if isinstance(rows, Records) else f"row {rows[index].id}"
 
 
 class KeptChecks:

@@ -40,7 +40,9 @@ def losses(out):
 
 def test_overlong_rows_are_counted_before_the_first_step(tiny_vlm_path, folder, tmp_path):
     path = write_jsonl(folder, *[sft_row(i, LONG if i in (2, 5) else "A red circle.") for i in range(8)])
-    with pytest.raises(InputError, match=r"2 of 8 rows are too long \(ids r2, r5; the longest has \d+ tokens .*may have 120\)"):
+    with pytest.raises(
+        InputError, match=r"2 of 8 rows are too long \(line 3, line 6; the longest has \d+ tokens .*may have 120\)"
+    ):
         sft(sft_config(tiny_vlm_path, path, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -50,7 +52,7 @@ def test_dropping_rows_trains_as_on_a_file_without_them(tiny_vlm_path, folder, t
     path = write_jsonl(folder, *rows)
     clean = write_jsonl(folder, *[row for row in rows if row["completion"] != LONG], name="clean.jsonl")
     sft(sft_config(tiny_vlm_path, path, tmp_path / "run", overlong="drop"))
-    assert "2 of 8 rows are too long (ids r2, r5;" in capsys.readouterr().out.replace("\n", " ")
+    assert "2 of 8 rows are too long (line 3, line 6;" in capsys.readouterr().out.replace("\n", " ")
     sft(sft_config(tiny_vlm_path, clean, tmp_path / "clean"))
     assert losses(tmp_path / "run") == losses(tmp_path / "clean")
 
@@ -93,7 +95,7 @@ def test_refused_rows_are_named_by_cause(tiny_vlm_path, folder, tmp_path):
     rows[7]["image"] = "cut.png"
     with pytest.raises(InputError) as error:
         sft(sft_config(tiny_vlm_path, write_jsonl(folder, *rows), tmp_path / "run"))
-    assert re.search(r"the model refuses \d of 9 rows: .*\(row r7\)", str(error.value)), error.value
+    assert re.search(r"the model refuses \d of 9 rows: .*\(line 8\)", str(error.value)), error.value
     assert "\n" not in str(error.value)
 
 
@@ -101,7 +103,7 @@ def test_generate_leaves_overlong_prompts_out(tiny_vlm_path, folder, tmp_path, c
     rows = [{"id": f"r{i}", "image": "a.png", "prompt": LONG if i == 1 else "What is it?"} for i in range(4)]
     settings = {"model_name_or_path": tiny_vlm_path, "dataset_name": write_jsonl(folder, *rows), "response_length": 4}
     out = tmp_path / "answers.jsonl"
-    with pytest.raises(InputError, match=r"1 of 4 rows are too long \(ids r1;"):
+    with pytest.raises(InputError, match=r"1 of 4 rows are too long \(line 2;"):
         generate(GenerateConfig(**settings, output_file=str(out), max_length=120))
     assert list(tmp_path.glob("*answers*")) == []
     generate(GenerateConfig(**settings, output_file=str(out), max_length=120, overlong="drop"))
