@@ -10,12 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from mmrlhf.config import GenerateConfig
-from mmrlhf.datasets import read_examples
+from mmrlhf.datasets import Records, read_examples
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import make_sampling_params
 from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
-from mmrlhf.files.resumable import ResumableWriter, file_signature
+from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.models.policy import load_policy
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example
@@ -26,16 +27,21 @@ from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
     """Write one line per answer (id, images, prompt, answer, facts) and return the file's path.
 
-    The file appears once all answers are written. After a kill, the same call resumes.
+    The file appears once all answers are written. After a kill, the same call resumes. Raises
+    InputError if the file holds answers that were made from other inputs.
     """
-    sources = (config.model_name_or_path, config.adapter_path, config.dataset_name)
-    writer = ResumableWriter(Path(config.output_file), [config, *map(file_signature, sources)], config.num_generations)
-    rows_file = writer.path.with_name(f".{writer.path.name}.rows.json")
+    rows_file = Path(config.output_file).with_name(f".{Path(config.output_file).name}.rows.json")
     unsaved_checks: list[str] = []  # written with the first answers
     kept = None
     if examples is None:
         kept = KeptChecks(rows_file, lambda _, text: unsaved_checks.append(text))
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
+    inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder"))
+    inputs["images of the rows"] = rows_digest(examples, images_only=isinstance(examples, Records))
+    writer = ResumableWriter(Path(config.output_file), inputs, config.num_generations)
+    if writer.is_finished:
+        writer.print_finished()
+        return writer.path
     image_root = Path(config.image_folder or Path(config.dataset_name).parent)
     embedded_ids = [e.id for e in examples if any(i.path is None for i in e.images)]
     if embedded_ids:

@@ -43,11 +43,19 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, losses, ppo_metrics
 from mmrlhf.training.memory import estimate_memory, peak_memory
-from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, random_minibatches, total_steps
+from mmrlhf.training.optim import (
+    batch_indices,
+    load_optimizer,
+    lr_multiplier,
+    optimizer_step,
+    optimizer_tensors,
+    random_minibatches,
+    total_steps,
+)
 from mmrlhf.training.ppo_batch import PPOBatch, build_samples, check_first_ratio, check_policy_is_reference
 from mmrlhf.training.ppo_roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
-from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
+from mmrlhf.training.run import Run
 
 EvalFunction = Callable[[VLM], Mapping[str, float]]
 """Called under the policy adapter every `eval_steps` steps. Its result is logged, nothing more."""
@@ -66,15 +74,17 @@ def ppo(
     """
     _check_config(config)
     accelerator = Accelerator()
-    run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
+    run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     adapter_dir = run.path / "policy"
-    if run.finished:
-        return adapter_dir
     kept = None
     if examples is None:
         kept = KeptChecks(run.path / "rows.json", run.add_file)
         facts = read_facts(config.facts_file) if config.facts_file else None
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
+    run.claim_rows(examples)
+    if run.is_finished:
+        run.print_finished(adapter_dir)
+        return adapter_dir
 
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model))

@@ -36,9 +36,9 @@ from mmrlhf.rewards import checkpoint
 from mmrlhf.rewards.probes import make_probes, make_training_pair, probe_rates
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.training import losses
-from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, total_steps
+from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
-from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
+from mmrlhf.training.run import Run
 
 NUM_PROBE_ROWS = 100
 """Number of rows that are probed with injected false claims."""
@@ -107,9 +107,7 @@ def train_reward_model(
     InputError if settings or data cannot be used.
     """
     accelerator = Accelerator()
-    run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
-    if run.finished:
-        return run.path
+    run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     kept, kept_held_out = None, None
     if preferences is None:
         kept = KeptChecks(run.path / "rows.json", run.add_file)
@@ -118,6 +116,10 @@ def train_reward_model(
         preferences = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
         if config.eval_dataset_name:
             held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
+    run.claim_rows(preferences)
+    if run.is_finished:
+        run.print_finished(run.path)
+        return run.path
     preferences = _select_preferences(config, preferences)
 
     # 1. The role: an adapter, or the full language model, with a scalar head

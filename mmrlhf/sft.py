@@ -29,9 +29,9 @@ from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM, Conversation
 from mmrlhf.records import Example, InputError, Message
 from mmrlhf.training import losses
-from mmrlhf.training.optim import batch_indices, lr_multiplier, optimizer_step, total_steps
+from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
-from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
+from mmrlhf.training.run import Run
 
 
 def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
@@ -40,10 +40,8 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     Raises InputError if settings or data cannot be used.
     """
     accelerator = Accelerator()
-    run = Run(config.output_dir, config, main_process=accelerator.is_main_process)
+    run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     model_dir = run.path / "model"
-    if run.finished:
-        return model_dir
     kept = None
     if examples is None:
         kept = KeptChecks(run.path / "rows.json", run.add_file)
@@ -54,6 +52,10 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             read_facts(config.facts_file) if config.facts_file else None,
             require_answer=True,
         )
+    run.claim_rows(examples)
+    if run.is_finished:
+        run.print_finished(model_dir)
+        return model_dir
 
     # 1. Model and trained parameters
     if config.tuning == "full" and config.dtype != "float32":

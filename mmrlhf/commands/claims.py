@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from mmrlhf.claims import VERSION, Lexicon, extract_claims, load_lexicon
 from mmrlhf.commands.claim_inputs import Answer, read_answers
 from mmrlhf.facts import FactsFile, read_facts_file
-from mmrlhf.files.resumable import ResumableWriter, file_signature
+from mmrlhf.files.inputs import content_digest
+from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.rows import open_binary
 from mmrlhf.records import Claim, Fact, InputError, Verdict
 from mmrlhf.verifiers import verify_against_facts
@@ -34,17 +35,20 @@ def extract(path: str, facts_file: str | None = None, out: str | None = None, le
     if out is None:
         _write_to_stdout(path, facts, lexicon)
     else:
-        _write_to_file(
-            path, facts, lexicon, Path(out), ["claims", *map(file_signature, (path, facts_file, lexicon_file)), VERSION]
-        )
+        named_files = {"FILE": path, "facts": facts_file, "lexicon": lexicon_file}
+        inputs = {k: file and {"path": file, "sha256": content_digest(file)} for k, file in named_files.items()}
+        _write_to_file(path, facts, lexicon, Path(out), inputs | {"version of the reader": VERSION})
     if facts is not None:
         facts.print_notes()
 
 
-def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Path, run_key: Sequence[Any]) -> None:
+def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Path, inputs: Mapping[str, Any]) -> None:
     if out.exists() and out.samefile(path):
         raise InputError(f"--out {out} is the input file: name another")
-    file = ResumableWriter(out, run_key, setting="out")
+    file = ResumableWriter(out, inputs, setting="out")
+    if file.is_finished:
+        file.print_finished()
+        return
     pending_lines: list[str] = []
     count = file.num_done
     for count, line in _output_lines(path, facts, lexicon, file.num_done):

@@ -8,7 +8,7 @@ about another image, or contradicted. Intervals are 95% (Wilson).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mmrlhf.facts import read_facts
 from mmrlhf.facts.corrupt import drop_facts, negate_facts
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
-from mmrlhf.files.resumable import ResumableWriter, digest_of, file_signature
+from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.metrics.calibration import (
     Bin,
     draw_reliability,
@@ -57,6 +57,10 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     if preferences is None:
         facts = read_facts(config.facts_file) if config.facts_file else None
         preferences = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
+    run.claim_rows(preferences)
+    if run.finished is not None:
+        run.print_finished(run.path / "result.json")
+        return run.finished
     rows = list(preferences[: config.limit] if config.limit else preferences)
     if all(comparison.is_tie for row in rows for comparison in row.comparisons):
         raise InputError(f"{config.dataset_name} has ties only: accuracy needs rows with a better and a worse answer")
@@ -72,18 +76,13 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     }
     for name, condition_facts in fact_conditions.items():
         groups_by_condition[name] = [_answer_group(row, facts) for row, facts in zip(rows, condition_facts, strict=True)]
-    base_key = [
-        replace(config, output_dir="-"),
-        file_signature(config.reward_model_path),
-        file_signature(config.dataset_name),
-        file_signature(config.facts_file),
-    ]
+    run.begin()
+    inputs = {**run.inputs, "limit": config.limit, "probes": config.probes, "seed": config.seed}
     with progress(sum(map(len, groups_by_condition.values())), "reward-eval") as progress_bar:
         scores = {}
         for name, groups in groups_by_condition.items():
-            scores_key = [*base_key, name]
-            scores_path = run.path / "scores" / f"{name.replace(' ', '_')}.{digest_of(scores_key)}.jsonl"
-            scores[name] = _score_groups(model, groups, scores_path, scores_key, config.batch_size, progress_bar.advance)
+            scores_path = run.path / "scores" / f"{name.replace(' ', '_')}.jsonl"
+            scores[name] = _score_groups(model, groups, scores_path, inputs, config.batch_size, progress_bar.advance)
 
     # 2. Compute the metrics
     result = {"reward_model": config.reward_model_path, "data": config.dataset_name, "n": len(rows), "facts": model.facts}
@@ -91,9 +90,9 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     result["probe"] = probe_metrics(probes, scores["probes"])
     if fact_conditions:
         result["facts_curve"] = {name: accuracy(rows, scores[name]) for name in ("as given", *fact_conditions)}
-    run.begin()
     write_atomic(run.path / "result.json", json.dumps(result, indent=1))
     plot_results(result, run.path / "reward-eval.png")
+    run.finish(result)
     print_table(result)
     print(f"{run.path / 'result.json'} has the numbers, and {run.path / 'reward-eval.png'} the plots")
     return result
@@ -111,15 +110,15 @@ def _score_groups(
     model: RewardModel,
     groups: Sequence[AnswerGroup],
     path: Path,
-    key: Sequence[Any],
+    inputs: Mapping[str, Any],
     batch_size: int,
     advance: Callable[[int], None],
 ) -> list[list[float]]:
     """Write the groups' scores to a file, which a killed command continues, and return them."""
-    if path.exists():
+    writer = ResumableWriter(path, inputs)
+    if writer.is_finished:
         advance(len(groups))
         return [row["scores"] for row in read_jsonl(path)]
-    writer = ResumableWriter(path, key)
     advance(writer.num_done)
     for start in range(writer.num_done, len(groups), batch_size):
         batch = groups[start : start + batch_size]

@@ -8,8 +8,9 @@ from pathlib import Path
 from mmrlhf.config import ScoreConfig
 from mmrlhf.datasets import has_preferences, read_examples, read_preferences
 from mmrlhf.facts import read_facts
+from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
-from mmrlhf.files.resumable import ResumableWriter, file_signature
+from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.records import Example, Preference
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.checkpoint import load_reward_model
@@ -19,10 +20,9 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 def score(config: ScoreConfig) -> Path:
     """Write `score` for rows with an answer, `score_chosen` and `score_rejected` for pairs.
 
-    Return the output file. If the command is killed, the same command resumes.
+    Return the output file. If the command is killed, the same command resumes. Raises InputError if
+    the file holds scores that were made from other inputs.
     """
-    sources = (config.reward_model_path, config.dataset_name, config.facts_file)
-    writer = ResumableWriter(Path(config.output_file), [config, *map(file_signature, sources)])
     facts = read_facts(config.facts_file) if config.facts_file else None
     dataset_args = (config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     rows: Sequence[Example] | Sequence[Preference]
@@ -31,6 +31,12 @@ def score(config: ScoreConfig) -> Path:
         rows, score_keys = read_preferences(*dataset_args), ("score_chosen", "score_rejected")
     else:
         rows, score_keys = read_examples(*dataset_args, require_answer=True), ("score",)
+    inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder"))
+    inputs["images of the rows"] = rows_digest(rows, images_only=True)
+    writer = ResumableWriter(Path(config.output_file), inputs)
+    if writer.is_finished:
+        writer.print_finished()
+        return writer.path
     model = load_reward_model(config.reward_model_path, max_length=config.max_length, engine=config)
     with progress(len(rows), "score", start=writer.num_done) as progress_bar:
         for start in range(writer.num_done, len(rows), config.batch_size):

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mmrlhf.config import EngineConfig, EvalConfig
+from mmrlhf.evaluation.answer_cache import AnswerCache
 from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, text_sha256
 from mmrlhf.evaluation.openai_client import display_name, endpoint_answers, is_url, make_endpoint, resolve_model_name
 from mmrlhf.evaluation.prediction_files import read_predictions
-from mmrlhf.files.atomic import refuse_unwritable, write_atomic
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.inputs import content_inputs, differences, image_digest, join_differences
 from mmrlhf.files.jsonl import json_line, read_jsonl
-from mmrlhf.files.resumable import file_signature
 from mmrlhf.records import Example, InputError
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def collect_predictions(
     Raises InputError if there is nothing to answer with, or the output directory holds answers of
     something else.
     """
-    run_key: list[Any] = [benchmark.name, benchmark.version, dict(hashes)]
+    run_key: dict[str, Any] = {"benchmark": benchmark.name, "version of the benchmark": benchmark.version}
+    run_key |= {f"data file {name}": {"path": name, "sha256": sha256} for name, sha256 in hashes.items()}
     if config.answers is not None:
         return _import_answers(benchmark, task, config, run_key)
     _require_one_model(benchmark, config)
@@ -64,7 +66,7 @@ def collect_predictions(
 
 
 def _import_answers(
-    benchmark: Benchmark, task: Task, config: EvalConfig, run_key: list[Any]
+    benchmark: Benchmark, task: Task, config: EvalConfig, run_key: dict[str, Any]
 ) -> tuple[list[Prediction], dict[str, Any]]:
     """Read the user's file of answers, and write them to predictions.jsonl."""
     assert config.answers is not None
@@ -72,7 +74,7 @@ def _import_answers(
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     output_dir = Path(config.output_dir)
-    claim_output_dir(output_dir, [*run_key, file_signature(config.answers)])
+    claim_output_dir(output_dir, run_key | _contents(config, "answers"))
     lines = [json_line({"id": prediction.id, "answers": prediction.answers}) for prediction in predictions]
     write_atomic(output_dir / "predictions.jsonl", "".join(lines))
     return predictions, {
@@ -100,19 +102,17 @@ def _generate_answers(
     benchmark: Benchmark,
     task: Task,
     config: EvalConfig,
-    run_key: list[Any],
+    run_key: dict[str, Any],
     model_cache: ModelCache | None,
 ) -> tuple[list[Prediction], dict[str, Any]]:
     """Answer what predictions.jsonl and the answer cache lack, writing each answer as it comes."""
     output_dir = Path(config.output_dir)
     model_info_path = output_dir / "model.json"
     settings = {name: getattr(config, name) for name in GENERATION_SETTINGS}
-    generation_key = [file_signature(config.model_name_or_path), file_signature(config.adapter_path), settings]
-    if config.reward_model_path:
-        generation_key.append(file_signature(config.reward_model_path))
-    elif config.served_model:
-        generation_key.append(config.served_model)
-    run_key = [*run_key, *generation_key]
+    generation_key = settings | _contents(config, "model_name_or_path", "adapter_path", "reward_model_path")
+    if config.served_model:
+        generation_key["served_model"] = config.served_model
+    run_key = run_key | generation_key
     _check_same_run_key(output_dir, run_key)
     file = _PredictionsFile(output_dir, task)
     missing = [example for example in task.examples.values() if example.id not in file.answers]
@@ -150,19 +150,34 @@ def _generate_answers(
     return [Prediction(id_, file.answers.get(id_, [None])) for id_ in task.examples], source
 
 
+def _contents(config: EvalConfig, *names: str) -> dict[str, Any]:
+    """Return settings that name files, with their contents where they are on this machine."""
+    contents = content_inputs(config)
+    return {name: contents.get(name, getattr(config, name)) for name in names}
+
+
 class _PredictionsFile:
     """The answers in an output directory's predictions.jsonl, by id."""
 
     def __init__(self, output_dir: Path, task: Task) -> None:
         """Read the answers of an interrupted run.
 
-        Raises InputError if they are to other prompts than the task's.
+        Raises InputError if they are to other prompts than the task's, or about other images.
         """
         self._path = output_dir / "predictions.jsonl"
         self._prompt_keys = {id_: prompt_key(example) for id_, example in task.examples.items()}
+        self._image_keys = {id_: _images_key(example) for id_, example in task.examples.items()}
         rows = read_jsonl(self._path) if self._path.exists() else []
         rows = [row for row in rows if row["id"] in task.examples]
         changed = [row["id"] for row in rows if row.get("key") != self._prompt_keys[row["id"]]]
+        changed_images = [
+            row["id"] for row in rows if self._image_keys[row["id"]] not in (None, row.get("images", self._image_keys[row["id"]]))
+        ]
+        if changed_images:
+            raise InputError(
+                f"{output_dir} holds answers about other images ({changed_images[0]} and {len(changed_images) - 1} more have "
+                "changed since): give another --out"
+            )
         if changed:
             raise InputError(
                 f"{output_dir} holds answers to other prompts ({changed[0]} and {len(changed) - 1} more): give another --out"
@@ -185,7 +200,9 @@ class _PredictionsFile:
                 yield example, answers
 
     def _line(self, id_: str) -> str:
-        return json_line({"id": id_, "answers": self.answers[id_], "key": self._prompt_keys[id_]})
+        row = {"id": id_, "answers": self.answers[id_], "key": self._prompt_keys[id_]}
+        images = {"images": self._image_keys[id_]} if self._image_keys[id_] else {}
+        return json_line(row | images)
 
 
 def _require_prompts(benchmark: Benchmark, examples: Sequence[Example]) -> None:
@@ -215,16 +232,28 @@ def prompt_key(example: Example) -> str:
     return text_sha256(json.dumps([turns, image_names]))[:12]
 
 
-def _check_same_run_key(output_dir: Path, run_key: Sequence[Any]) -> None:
+def _images_key(example: Example) -> str | None:
+    """Return a hash of an example's images, None without images or if one is missing."""
+    digests = [image_digest(image) for image in example.images]
+    return text_sha256("".join(map(str, digests)))[:12] if digests and None not in digests else None
+
+
+def _check_same_run_key(output_dir: Path, run_key: Mapping[str, Any]) -> None:
     path = output_dir / "run_key.json"
-    # The JSON round trip turns tuples into lists, as the file has them.
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(run_key)):
+    if not path.exists():
+        return
+    try:
+        saved = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):  # damaged, or of an earlier version
         raise InputError(
-            f"{output_dir} holds answers of another benchmark, data, model, adapter or generation setting: give another --out"
-        )
+            f"{path} does not say what the answers there are made from: remove {output_dir}, or give another --out"
+        ) from None
+    # The JSON round trip turns tuples into lists, as the file has them.
+    if found := differences(saved, json.loads(json.dumps(run_key))):
+        raise InputError(f"{output_dir} holds answers made from other inputs, {join_differences(found)}: give another --out")
 
 
-def claim_output_dir(output_dir: Path, run_key: Sequence[Any]) -> None:
+def claim_output_dir(output_dir: Path, run_key: Mapping[str, Any]) -> None:
     """Record in the output directory what its answers depend on.
 
     Raises InputError if it holds answers of something else.
@@ -345,44 +374,3 @@ class ModelCache:
         """Release the model."""
         self._stack.close()
         self._key, self._vlm = "", cast("VLM", None)
-
-
-class AnswerCache:
-    """Answers of one model under one setting, in a JSONL file that all benchmarks and runs share.
-
-    The key of an answer is its prompt and the content of its images; for sampled answers also the
-    example's id, which seeds them. The name of the file is a hash of the model, its adapter and the
-    generation settings.
-    """
-
-    def __init__(self, folder: str, generation_key: Sequence[Any]) -> None:
-        """Read the file. Raises InputError if the folder cannot be written to.
-
-        generation_key: everything that answers depend on besides prompt and images.
-        """
-        refuse_unwritable(Path(folder), "answer_cache_dir")
-        digest = text_sha256(json.dumps(generation_key, default=repr))[:16]
-        self._path = Path(folder) / f"{digest}.jsonl"
-        rows = read_jsonl(self._path) if self._path.exists() else []
-        if rows and not self._path.read_bytes().endswith(b"\n"):
-            # A killed run left its last line torn.
-            write_atomic(self._path, "".join(map(json_line, rows)))
-        self.model_info: dict[str, Any] = next((row["about"] for row in rows if "about" in row), {})
-        self._answers: dict[str, list[str | None]] = {row["key"]: row["answers"] for row in rows if "key" in row}
-
-    def get(self, example: Example, is_sampled: bool) -> list[str | None] | None:
-        """Return the answers to an example, None if it has not been asked."""
-        return self._answers.get(self._key(example, is_sampled))
-
-    def add(self, example: Example, answers: list[str], is_sampled: bool, model_info: dict[str, Any]) -> None:
-        """Append the answers to an example to the file."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        header = "" if self._path.exists() else json_line({"about": model_info})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(header + json_line({"key": self._key(example, is_sampled), "answers": answers}))
-
-    @staticmethod
-    def _key(example: Example, is_sampled: bool) -> str:
-        turns = [[turn.role, turn.content, *turn.image_positions] for turn in example.prompt]
-        image_keys = [image.key for image in example.images]
-        return text_sha256(json.dumps([turns, image_keys, example.id if is_sampled else ""]))

@@ -2,54 +2,81 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.files.atomic import refuse_output_file
-
-
-def file_signature(path: str | None) -> list[Any]:
-    """Return the name of a model or dataset and, if it is local, the sizes and times of its files.
-
-    Retrained weights therefore have another signature.
-    """
-    if path is None or not Path(path).exists():
-        return [path]
-    files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).iterdir() if file.is_file())
-    return [path, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
-
-
-def digest_of(run_key: Sequence[Any]) -> str:
-    """Return a short hash of everything that the lines depend on."""
-    return hashlib.sha256(json.dumps(run_key, default=repr).encode()).hexdigest()[:12]
+from mmrlhf.files import lock
+from mmrlhf.files.atomic import refuse_output_file, write_atomic
+from mmrlhf.files.inputs import differences, join_differences
+from mmrlhf.records import InputError
 
 
 class ResumableWriter:
     """Collect lines in a hidden file next to `path`, and rename it on `finish`.
 
-    `num_done` is the number of lines kept from an earlier, killed run.
+    A second hidden file says what the lines are made from, also after `finish`. `num_done` is the
+    number of lines kept from an earlier, killed run. `is_finished` says that `path` is complete and
+    made from the same inputs; then there is nothing to do.
 
-    run_key: everything that the lines depend on. Lines written under another key are not kept.
+    inputs: everything that the lines depend on, by name (`files.inputs.inputs_of`).
     group_size: how many lines belong together; an incomplete group of a killed run is dropped.
     setting: the flag that names the file, for messages.
     """
 
-    def __init__(self, path: Path, run_key: Sequence[Any], group_size: int = 1, setting: str = "output_file"):
+    def __init__(self, path: Path, inputs: Mapping[str, Any], group_size: int = 1, setting: str = "output_file"):
+        """Raises InputError if the file is made from other inputs, or another command writes it."""
         refuse_output_file(path, setting)
-        self.path = path
-        self._partial_path = path.with_name(f".{path.name}.{digest_of(run_key)}.part")
-        complete_lines = self._partial_path.read_bytes().split(b"\n")[:-1] if self._partial_path.exists() else []
+        self.path, self._setting = path, setting
+        self._inputs = json.loads(json.dumps(inputs, default=str))
+        self._partial_path = path.with_name(f".{path.name}.part")
+        self._inputs_path = path.with_name(f".{path.name}.inputs.json")
+        self._lock_path = path.with_name(f".{path.name}.lock")
+        saved = self._read_inputs()
+        output_signature = _file_signature(path)
+        is_known = output_signature is not None and saved.get("output") == output_signature
+        if is_known or (saved and self._partial_path.exists()):
+            self._refuse_other_inputs(saved["inputs"], path if is_known else self._partial_path)
+        self.is_finished = is_known
+        if not self._partial_path.exists() or self.is_finished:
+            complete_lines = []
+        else:
+            lock.acquire(self._lock_path, path, setting)
+            if not saved:  # nobody knows what the lines are made from
+                self._partial_path.unlink()
+            complete_lines = self._partial_path.read_bytes().split(b"\n")[:-1] if saved else []
         self.num_done = len(complete_lines) // group_size * group_size
         self._valid_bytes = sum(len(line) + 1 for line in complete_lines[: self.num_done])
         self._needs_truncation = self._partial_path.exists()
+        self._started = False
+
+    def _read_inputs(self) -> dict[str, Any]:
+        try:
+            saved = json.loads(self._inputs_path.read_text(encoding="utf-8"))
+            return {"inputs": dict(saved["inputs"]), "output": saved["output"]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {}
+
+    def _write_inputs(self, output_signature: list[int] | None) -> None:
+        write_atomic(self._inputs_path, json.dumps({"inputs": self._inputs, "output": output_signature}))
+
+    def _refuse_other_inputs(self, saved_inputs: Mapping[str, Any], file: Path) -> None:
+        if found := differences(saved_inputs, self._inputs):
+            raise InputError(
+                f"{file} was made with other inputs, {join_differences(found)}: give another --{self._setting} or remove the file"
+            )
 
     def append(self, lines: Sequence[str]) -> None:
-        """Append lines that end with a newline. The first call creates the folder and the file."""
-        self._partial_path.parent.mkdir(parents=True, exist_ok=True)
+        """Append lines that end with a newline. The first call creates the folder and the files."""
+        if not self._started:
+            self._partial_path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(self._lock_path, self.path, self._setting)
+            if not self._needs_truncation:
+                self._partial_path.unlink(missing_ok=True)
+            self._write_inputs(None)
+            self._started = True
         if self._needs_truncation:  # a killed run may have left part of a line or group
             os.truncate(self._partial_path, self._valid_bytes)
             self._needs_truncation = False
@@ -61,4 +88,15 @@ class ResumableWriter:
         self.append([])
         with self._partial_path.open("rb") as file:
             os.fsync(file.fileno())
+        self._write_inputs(_file_signature(self._partial_path))  # renaming keeps size and time
         os.replace(self._partial_path, self.path)
+        lock.release(self._lock_path)
+
+    def print_finished(self) -> None:
+        """Say that there is nothing to do, and where the result is."""
+        print(f"{self.path} is finished, nothing to do")
+
+
+def _file_signature(path: Path) -> list[int] | None:
+    """Return size and modification time, which tell whether a file was edited; None without it."""
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None

@@ -43,6 +43,10 @@ class MasterWeightLinear(nn.Linear):
         return nn.functional.linear(input, self.weight.to(input.dtype), bias)
 
 
+OTHER_CHECKPOINT = "remove the checkpoints folder of the run, which then starts over, or give another --output_dir"
+"""What to do about a checkpoint of other weights, for messages."""
+
+
 class Adapters:
     """The named adapters on one model.
 
@@ -183,7 +187,17 @@ class Role:
         return tensors
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Copy a checkpoint's tensors into the role's weights."""
+        """Copy a checkpoint's tensors into the role's weights.
+
+        Raises InputError, before it changes anything, if one is missing or has another shape.
+        """
+        own_tensors = self.state_dict()
+        for key, tensor in own_tensors.items():
+            if key not in state_dict or state_dict[key].shape != tensor.shape:
+                problem = "is missing" if key not in state_dict else f"has the shape {tuple(state_dict[key].shape)}"
+                raise InputError(
+                    f"the checkpoint is not of the weights that this run trains, {key} {problem}: {OTHER_CHECKPOINT}"
+                )
         with torch.no_grad():
-            for key, tensor in self.state_dict().items():
+            for key, tensor in own_tensors.items():
                 tensor.copy_(state_dict[key])

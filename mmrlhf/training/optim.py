@@ -1,16 +1,18 @@
-"""The order of rows, the learning rate and the optimiser step, shared by all training stages."""
+"""The order of rows, the learning rate, and the optimiser: its step, its state in checkpoints."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from mmrlhf.config import TrainConfig
+from mmrlhf.models.adapters import OTHER_CHECKPOINT
+from mmrlhf.records import InputError
 
 
 def total_steps(config: TrainConfig, num_rows: int, num_processes: int = 1) -> int:
@@ -89,3 +91,36 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return grad_norm
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state as `optim.{index}.{name}` (AdamW: exp_avg, exp_avg_sq, step).
+
+    Parameters are numbered in order. Learning rates are left out: they follow from the
+    configuration and the step.
+    """
+    state = optimizer.state_dict()["state"]
+    return {f"optim.{i}.{name}": tensor for i, parameter_state in state.items() for name, tensor in parameter_state.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned; other names in `tensors` are ignored.
+
+    Raises InputError if the state belongs to other parameters: another number, or other shapes.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optim."):
+            _, i, name = key.split(".")
+            if int(i) >= len(parameters):
+                raise InputError(f"the checkpoint has {key}, and the optimiser {len(parameters)} parameters: {OTHER_CHECKPOINT}")
+            if tensor.dim() and tensor.shape != parameters[int(i)].shape:
+                parameter_shape = tuple(parameters[int(i)].shape)
+                raise InputError(
+                    f"{key} of the checkpoint has the shape {tuple(tensor.shape)}, and its parameter {parameter_shape}: "
+                    f"{OTHER_CHECKPOINT}"
+                )
+            # Clone: the optimiser updates its state in place; the caller's tensors must not change.
+            state.setdefault(int(i), {})[name] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

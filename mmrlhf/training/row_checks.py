@@ -6,6 +6,7 @@ everything that it depends on, so a resumed run does not check again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,9 +17,8 @@ import transformers
 from rich.console import Console
 from rich.text import Text
 
-from mmrlhf.config import EngineConfig
 from mmrlhf.datasets import Records
-from mmrlhf.files.resumable import digest_of, file_signature
+from mmrlhf.files.inputs import inputs_of
 from mmrlhf.files.row_errors import MAX_ROWS_NAMED, RowErrors
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError, Preference
@@ -26,11 +26,9 @@ from mmrlhf.report.progress import progress
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
 Record = TypeVar("Record", Example, Preference)
-IRRELEVANT_SETTINGS = {"output_dir", "output_file", "logging_steps", "save_steps", *EngineConfig.__dataclass_fields__}
+IRRELEVANT_SETTINGS = ("output_dir", "output_file", "logging_steps", "save_steps")
 """Settings that no row's verdict depends on."""
 MIN_ROWS_FOR_BAR = 1000
-FILE_SETTINGS = ("model_name_or_path", "dataset_name", "eval_dataset_name", "facts_file", "reward_model_path", "facts_template")
-"""Settings that name files, whose sizes and times count."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +127,8 @@ class KeptChecks:
 
 def signature_of(config: Any) -> str:
     """Return a hash of the settings and files that the checks of a dataset depend on."""
-    settings = {name: value for name, value in asdict(config).items() if name not in IRRELEVANT_SETTINGS}
-    files = [file_signature(value) for name, value in settings.items() if isinstance(value, str) and name in FILE_SETTINGS]
-    return digest_of([type(config).__name__, settings, transformers.__version__, files])
+    inputs = [type(config).__name__, inputs_of(config, ignored=IRRELEVANT_SETTINGS), transformers.__version__]
+    return hashlib.sha256(json.dumps(inputs, default=repr).encode()).hexdigest()[:12]
 
 
 def usable_rows(

@@ -1,11 +1,14 @@
 """The run directory: what a stage writes while it works, and how it resumes after a kill.
 
     config.yaml      the resolved configuration; a run with other settings is refused
+    inputs.json      hashes of data, images, weights and reward functions, the number of processes
+                     (a run with others is refused), and versions of packages
+    .lock            process and host of the command that is writing, while it does
     metrics.jsonl    one line per step
     samples.jsonl    answers with their scores, at logging steps
     ledger.jsonl     the value of each reward function, for every answer that ppo sampled
     warnings.jsonl   warnings that a person should look at, if there are any
-    checkpoints/     the newest two, step-000123/{state.safetensors,state.json}
+    checkpoints/     the newest two, step-000123/{state.safetensors,state.json,sha256}
     finished.json    the result; it exists if and only if the stage is finished
 
 Nothing is written before the first step is done, so a run that fails on its input leaves nothing
@@ -19,8 +22,10 @@ JSON or YAML.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +33,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
@@ -38,9 +42,12 @@ from torch import Tensor
 
 from mmrlhf import config_loader
 from mmrlhf.config import EngineConfig
+from mmrlhf.datasets import Records
+from mmrlhf.files import lock
 from mmrlhf.files.atomic import fsync, refuse_unwritable, write_atomic
+from mmrlhf.files.inputs import content_inputs, differences, join_differences, package_versions, rows_digest
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
-from mmrlhf.records import InputError
+from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.report.progress import ProgressBar, format_number, format_numbers, progress
 from mmrlhf.text.printable import printable
 
@@ -55,19 +62,24 @@ MAX_PRINTED_CHARACTERS = 300
 
 
 class Run:
-    """One stage's run directory. Check `finished` first, then call `resume`, then log.
+    """One stage's run directory.
+
+    Call `claim_rows` first, then look at `is_finished`, then call `resume`, then log.
 
     Every method can be called on every process: all of them read the same, and only the main
-    process writes and prints. Raises InputError if the directory cannot be used or holds a run with
-    other settings.
+    process writes and prints. Raises InputError if the directory cannot be used, is being written
+    by another command, or holds a run with other settings or inputs.
     """
 
-    def __init__(self, output_dir: str, config: Any, *, main_process: bool = True) -> None:
+    def __init__(self, output_dir: str, config: Any, *, main_process: bool = True, num_processes: int = 1) -> None:
         """Open the directory. `config` is a dataclass, written to config.yaml as resolved."""
         self.path = Path(output_dir)
         self.main_process = main_process
         self.console = Console(quiet=not main_process)
         self._config = config
+        self.inputs: dict[str, Any] = {**content_inputs(config), "num_processes": num_processes}
+        self._saved_inputs: dict[str, Any] | None = None
+        self._saved_versions: dict[str, str] = {}
         self._started = False
         self._pending_lines: list[tuple[str, str]] = []  # (file name, lines) of step 0
         self._pending_files: list[tuple[str, str]] = []  # (file name, content)
@@ -75,6 +87,7 @@ class Run:
             refuse_unwritable(self.path, "output_dir")
         config_file = self.path / "config.yaml"
         if config_file.exists():
+            self._read_inputs()
             self._check_same_config(config_loader.read_yaml(config_file), dataclasses.asdict(config))
             self.begin()
 
@@ -85,8 +98,9 @@ class Run:
         """
         if self._started or not self.main_process:
             return
-        self._started = True
         self.path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(self.path / ".lock", self.path, "output_dir")
+        self._started = True
         for leftover_file in self.path.glob(".*.*"):
             # write_atomic and save_config end temporary names in a process id.
             if leftover_file.suffix[1:].isdecimal() and leftover_file.is_file():
@@ -94,6 +108,7 @@ class Run:
         for leftover_checkpoint in self.path.glob("checkpoints/.step-*"):
             shutil.rmtree(leftover_checkpoint)
         config_loader.save_config(self._config, self.path / "config.yaml")
+        self._write_inputs()
         if self.finished is not None:  # killed between writing the result and exiting
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         for name, content in self._pending_files:
@@ -109,34 +124,101 @@ class Run:
             self._pending_files.append((name, content))
 
     def _check_same_config(self, saved: Mapping[Any, Any], requested: Mapping[str, Any]) -> None:
-        def display(values: Mapping[Any, Any], name: str) -> str:
-            return "not set" if name not in values else "none" if values[name] is None else str(values[name])
-
-        names = [*requested, *(str(name) for name in saved if name not in requested)]
-        differing = [name for name in names if name not in RESUMABLE_CHANGES and display(saved, name) != display(requested, name)]
-        if differing:
-            differences = [f"{name} (there {display(saved, name)}, now {display(requested, name)})" for name in differing[:3]]
-            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        """Raises InputError if settings or inputs differ. Where contents are known, paths may."""
+        saved_inputs = self._saved_inputs or {}
+        known = {name for name in self.inputs if name in saved_inputs}
+        if "images" in saved_inputs:
+            known.add("image_folder")  # `claim_rows` compares the images themselves
+        ignored = {*RESUMABLE_CHANGES, *known}
+        found = differences(
+            *({str(name): value for name, value in values.items() if name not in ignored} for values in (saved, requested))
+        )
+        if found:
             raise InputError(
-                f"{self.path} holds a run with other settings, {', '.join(differences)}{more}: "
+                f"{self.path} holds a run with other settings, {join_differences(found)}: "
                 "give another --output_dir or remove this one"
             )
+        self._check_same_inputs(known)
+
+    def _check_same_inputs(self, names: set[str]) -> None:
+        saved = {name: value for name, value in (self._saved_inputs or {}).items() if name in names}
+        found = differences(saved, {name: value for name, value in self.inputs.items() if name in saved})
+        if found:
+            raise InputError(
+                f"{self.path} holds a run with other inputs, {join_differences(found)}: "
+                "give another --output_dir or remove this one"
+            )
+
+    def _read_inputs(self) -> None:
+        """Read inputs.json, which runs of earlier versions lack."""
+        try:
+            saved = json.loads((self.path / "inputs.json").read_text(encoding="utf-8"))
+            self._saved_inputs, self._saved_versions = dict(saved["inputs"]), dict(saved["versions"])
+        except FileNotFoundError:
+            self.print(f"note: {self.path} does not say what its run was made from (no inputs.json): only settings are compared")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise InputError(f"{self.path / 'inputs.json'} is damaged: remove it to compare only settings") from None
+
+    def _write_inputs(self) -> None:
+        """Write what the run is made from, as it was when the run began."""
+        if self._started and self.main_process:
+            inputs = {**self.inputs, **(self._saved_inputs or {})}
+            versions = self._saved_versions or package_versions()
+            content = json.dumps({"inputs": inputs, "versions": versions}, indent=1, ensure_ascii=False)
+            write_atomic(self.path / "inputs.json", content + "\n")
+
+    def claim_rows(self, rows: Sequence[Example] | Sequence[Preference]) -> None:
+        """Record the images of the rows, and rows that come from no file, or compare them.
+
+        Raises InputError if the run in this directory had others. A finished run does not build
+        rows that are built on demand.
+        """
+        from_file = isinstance(rows, Records)
+        if self.is_finished and not from_file and not isinstance(rows, list | tuple):
+            return
+        name = "images" if from_file else "rows"
+        found = "the images of the rows" if from_file else "the rows given"
+        self.inputs[name] = {"path": found, "sha256": rows_digest(rows, images_only=from_file)}
+        self._check_same_inputs({name})
+        self._write_inputs()
 
     # ---- resuming --------------------------------------------------------------------------------
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
+        """The result of a finished run, or None. Raises InputError if it cannot be read."""
         result_file = self.path / "finished.json"
-        return json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else None
+        if not result_file.exists():
+            return None
+        try:
+            return dict(json.loads(result_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
+            raise InputError(
+                f"{result_file} is damaged, so nobody can tell whether the run is finished: remove {self.path}, or give "
+                "another --output_dir"
+            ) from None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finished is not None
+
+    def print_finished(self, result: Path) -> None:
+        """Say that there is nothing to do, and where the result is."""
+        self.print(f"{self.path} is finished, nothing to do: the result is {result}")
+        if self.main_process:
+            lock.release(self.path / ".lock")
 
     def resume(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """Return the newest complete checkpoint as (step, tensors on the CPU, state), or None.
 
         Cut the .jsonl files back to that step. Must not be called on a finished run.
         """
-        assert self.finished is None, f"{self.path} is finished: there is nothing to resume"
+        assert not self.is_finished, f"{self.path} is finished: there is nothing to resume"
         checkpoint = next((loaded for path in self._checkpoints() if (loaded := self._load_checkpoint(path))), None)
+        if checkpoint:
+            changed = differences(self._saved_versions, package_versions()) if self._saved_versions else []
+            versions = f", which began with other versions: {', '.join(changed)}" if changed else ""
+            self.print(f"resuming {self.path} after step {checkpoint[0]}{versions}")
         if self.main_process:
             for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl"):
                 if (self.path / name).exists():
@@ -145,10 +227,13 @@ class Run:
 
     def _checkpoints(self) -> list[Path]:
         """Return the checkpoints' directories, newest first."""
-        return sorted(self.path.glob("checkpoints/step-*"), key=_checkpoint_step, reverse=True)
+        found = [path for path in self.path.glob("checkpoints/step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+        return sorted(found, key=_checkpoint_step, reverse=True)
 
     def _load_checkpoint(self, path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         try:
+            if (path / "sha256").read_text(encoding="utf-8") != _checkpoint_checksum(path):
+                raise ValueError("its files are not as they were written")
             tensors = load_file(path / "state.safetensors")
             return _checkpoint_step(path), tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
@@ -169,7 +254,8 @@ class Run:
         temporary_dir.mkdir(parents=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary_dir / "state.safetensors")
         (temporary_dir / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        for path in (temporary_dir / "state.safetensors", temporary_dir / "state.json", temporary_dir):
+        (temporary_dir / "sha256").write_text(_checkpoint_checksum(temporary_dir), encoding="utf-8")
+        for path in (*temporary_dir.iterdir(), temporary_dir):
             fsync(path)
         if checkpoint_dir.exists():
             shutil.rmtree(checkpoint_dir)
@@ -187,6 +273,7 @@ class Run:
             self.begin()
             write_atomic(self.path / "finished.json", json.dumps(to_jsonable(result), indent=2, allow_nan=False) + "\n")
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            lock.release(self.path / ".lock")
 
     # ---- logging ---------------------------------------------------------------------------------
 
@@ -264,49 +351,29 @@ class Run:
             file.write(lines)
 
 
-# ---- optimisers ----------------------------------------------------------------------------------
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's state as `optim.{index}.{name}` (AdamW: exp_avg, exp_avg_sq, step).
-
-    Parameters are numbered in order. Learning rates are left out: they follow from the
-    configuration and the step.
-    """
-    state = optimizer.state_dict()["state"]
-    return {f"optim.{i}.{name}": tensor for i, parameter_state in state.items() for name, tensor in parameter_state.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` returned; other names in `tensors` are ignored.
-
-    Raises ValueError if the state belongs to other parameters: another number, or other shapes.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optim."):
-            _, i, name = key.split(".")
-            if int(i) >= len(parameters):
-                raise ValueError(f"the checkpoint has {key}, and the optimiser {len(parameters)} parameters")
-            if tensor.dim() and tensor.shape != parameters[int(i)].shape:
-                parameter_shape = tuple(parameters[int(i)].shape)
-                raise ValueError(f"{key} has the shape {tuple(tensor.shape)}, and its parameter {parameter_shape}")
-            # Clone: the optimiser updates its state in place; the caller's tensors must not change.
-            state.setdefault(int(i), {})[name] = tensor.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
 # ---- files ---------------------------------------------------------------------------------------
 
 
 def _truncate_after(path: Path, last_step: int) -> None:
-    """Keep only the lines of steps up to `last_step`."""
+    """Keep only the lines of steps up to `last_step`. Raises InputError for a line without step."""
     before = path.read_bytes()
-    kept_rows = [row for row in read_jsonl(path) if row["step"] <= last_step]
+    rows = read_jsonl(path)
+    without_step = next((number for number, row in enumerate(rows, 1) if type(row.get("step")) is not int), None)
+    if without_step is not None:
+        raise InputError(f"{path} row {without_step} has no `step`, so the run cannot continue it: remove the row")
+    kept_rows = [row for row in rows if row["step"] <= last_step]
     after = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept_rows).encode()
     if after != before:
         write_atomic(path, after)
+
+
+def _checkpoint_checksum(path: Path) -> str:
+    """Return a hash of a checkpoint's tensors and state, which notices a single flipped bit."""
+    digest = hashlib.sha256()
+    for name in ("state.safetensors", "state.json"):
+        with open(path / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _checkpoint_step(path: Path) -> int:

@@ -83,7 +83,7 @@ def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_pat
     num_calls = len(batch_sizes)
     result = reward_eval(config, rows)
     assert batch_sizes[num_calls + 1] < 13  # finished scores are not computed again
-    assert list((tmp_path / "bench" / "scores").glob("as_given.*.jsonl"))
+    assert (tmp_path / "bench" / "scores" / "as_given.jsonl").is_file()
     assert result["n"] == 13 and result["accuracy"]["n"] == 12 and result["ties"]["n"] == 1
     assert set(result["facts_curve"]) == {
         "as given",
@@ -101,7 +101,7 @@ def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_pat
         reward_eval(dataclasses.replace(config, output_dir=str(tmp_path / "ties")), [rows[-1]])
 
 
-def test_reward_eval_does_not_reuse_scores_of_other_rows(tiny_vlm_path, examples, tmp_path):
+def test_reward_eval_refuses_other_rows_and_has_nothing_to_do_for_the_same(tiny_vlm_path, examples, tmp_path, capsys):
     rows = [with_false_answer(example) for example in examples[:6]]
     reward_config = RewardConfig(
         model_name_or_path=tiny_vlm_path,
@@ -119,8 +119,15 @@ def test_reward_eval_does_not_reuse_scores_of_other_rows(tiny_vlm_path, examples
     )
     data.write_text("first")
     first = reward_eval(config, rows)
+    capsys.readouterr()
+    assert reward_eval(config, rows) == json.loads(json.dumps(first))
+    assert (
+        capsys.readouterr().out
+        == f"{tmp_path / 'bench'} is finished, nothing to do: the result is {tmp_path}/bench/result.json\n"
+    )
+    flipped = [dataclasses.replace(row, answers=row.answers[::-1]) for row in rows]
+    with pytest.raises(InputError, match="other inputs, rows"):
+        reward_eval(config, flipped)
     data.write_text("flipped")
-    flipped = [dataclasses.replace(row, answers=row.answers[::-1]) for row in rows[:4]]
-    second = reward_eval(config, flipped)
-    assert first["n"] == 6 and second["n"] == 4
-    assert second["accuracy"]["value"] != first["accuracy"]["value"] or first["accuracy"]["value"] == 0.5
+    with pytest.raises(InputError, match=r"other inputs, dataset_name \(.*rows.jsonl has changed since\)"):
+        reward_eval(config, rows)

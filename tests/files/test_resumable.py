@@ -7,7 +7,7 @@ import pytest
 from mmrlhf import generate as stage
 from mmrlhf.commands.score import score
 from mmrlhf.config import GenerateConfig, ScoreConfig
-from mmrlhf.files.resumable import ResumableWriter, file_signature
+from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import yes_no_head
 from mmrlhf.records import InputError
@@ -15,42 +15,69 @@ from mmrlhf.rewards.checkpoint import save_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
 
+def visible(folder):
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+
+
 def test_resumable_writer_file_appears_only_when_finished(tmp_path):
     path = tmp_path / "out.jsonl"
-    file = ResumableWriter(path, ["a"])
+    file = ResumableWriter(path, {"seed": 0})
     assert list(tmp_path.iterdir()) == []
     file.append(["1\n", "2\n"])
     assert not path.exists()
     file.finish()
-    assert path.read_text() == "1\n2\n" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "1\n2\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.jsonl.inputs.json", "out.jsonl"]
 
 
 def test_resumable_writer_resumes_without_torn_end(tmp_path):
     path = tmp_path / "out.jsonl"
-    ResumableWriter(path, ["a"], group_size=2).append(["1\n", "1\n", "2\n", "2\n", "3\n"])
-    partial_file = next(tmp_path.iterdir())
+    ResumableWriter(path, {}, group_size=2).append(["1\n", "1\n", "2\n", "2\n", "3\n"])
+    partial_file = tmp_path / ".out.jsonl.part"
     partial_file.write_bytes(partial_file.read_bytes() + b"3")  # the second line of the third pair is cut off
-    resumed = ResumableWriter(path, ["a"], group_size=2)
+    resumed = ResumableWriter(path, {}, group_size=2)
     assert resumed.num_done == 4
     resumed.append(["3\n", "3\n"])
     resumed.finish()
     assert path.read_text() == "1\n1\n2\n2\n3\n3\n"
 
 
-def test_resumable_writer_starts_over_for_another_key(tmp_path):
-    ResumableWriter(tmp_path / "out.jsonl", ["a"]).append(["1\n"])
-    assert ResumableWriter(tmp_path / "out.jsonl", ["b"]).num_done == 0
-    (tmp_path / "weights").write_text("x")
-    before = file_signature(str(tmp_path / "weights"))
-    (tmp_path / "weights").write_text("xy")
-    assert file_signature(str(tmp_path / "weights")) != before and file_signature("owner/name") == ["owner/name"]
+def test_resumable_writer_refuses_other_inputs_by_name(tmp_path):
+    path = tmp_path / "out.jsonl"
+    file = ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "1"}})
+    file.append(["1\n"])
+    with pytest.raises(
+        InputError, match=r"\.part was made with other inputs, seed \(there 0, now 1\): give another --output_file"
+    ):
+        ResumableWriter(path, {"seed": 1, "data": {"path": "a", "sha256": "1"}})
+    with pytest.raises(InputError, match=r"data \(a has changed since\)"):
+        ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "2"}})
+    moved = ResumableWriter(path, {"seed": 0, "data": {"path": "b", "sha256": "1"}})
+    assert moved.num_done == 1 and not moved.is_finished
+    moved.finish()
+    with pytest.raises(InputError, match=r"out\.jsonl was made with other inputs, limit \(there not set, now 5\)"):
+        ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "1"}, "limit": 5})
+    assert ResumableWriter(path, {"seed": 0, "data": {"path": "a", "sha256": "1"}}).is_finished
+
+
+def test_resumable_writer_starts_over_where_nobody_knows_the_inputs(tmp_path):
+    path = tmp_path / "out.jsonl"
+    ResumableWriter(path, {}).append(["1\n"])
+    (tmp_path / ".out.jsonl.inputs.json").write_text('{"inp')
+    file = ResumableWriter(path, {})
+    assert file.num_done == 0
+    file.append(["2\n"])
+    file.finish()
+    assert path.read_text() == "2\n"
+    path.write_text("edited")  # no longer what the inputs gave
+    assert not ResumableWriter(path, {}).is_finished
 
 
 def test_resumable_writer_writes_empty_file_and_refuses_folder(tmp_path):
-    ResumableWriter(tmp_path / "none.jsonl", []).finish()
-    assert (tmp_path / "none.jsonl").read_text() == ""
+    ResumableWriter(tmp_path / "none.jsonl", {}).finish()
+    assert (tmp_path / "none.jsonl").read_text() == "" and visible(tmp_path) == ["none.jsonl"]
     with pytest.raises(InputError, match="is a directory"):
-        ResumableWriter(tmp_path, [])
+        ResumableWriter(tmp_path, {})
 
 
 def test_generate_resumes_after_kill(tiny_vlm_path, examples, tmp_path, monkeypatch):

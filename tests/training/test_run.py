@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmrlhf.datasets import Records, read_examples
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError
-from mmrlhf.training.run import Run, load_optimizer, optimizer_tensors
+from mmrlhf.training import run as run_module
+from mmrlhf.training.optim import load_optimizer, optimizer_tensors
+from mmrlhf.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,129 @@ def test_run_writes_nothing_before_the_first_step(tmp_path):
     assert list(tmp_path.iterdir()) == []
     run.log(1, {"loss": 2.0})
     assert [row["step"] for row in read_jsonl(run.path / "metrics.jsonl")] == [0, 1]
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "metrics.jsonl", "samples.jsonl"]
+    names = sorted(path.name for path in run.path.iterdir())
+    assert names == [".lock", "config.yaml", "inputs.json", "metrics.jsonl", "samples.jsonl"]
+
+
+# ---- inputs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FakeConfigWithData(FakeConfig):
+    dataset_name: str = "x"
+    image_folder: str | None = None
+
+
+def rows_of(dataset: Path, image_folder: Path) -> Records:
+    return read_examples(str(dataset), "train", str(image_folder))
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A folder with a data file and its image."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text('{"prompt": "What is here?", "images": ["a.png"]}\n')
+    (tmp_path / "data" / "a.png").write_bytes(b"a picture")
+    return tmp_path / "data"
+
+
+def open_run_on(data: Path, path: Path, num_processes: int = 1) -> Run:
+    config = FakeConfigWithData(dataset_name=str(data / "rows.jsonl"), image_folder=str(data))
+    run = Run(str(path), config, num_processes=num_processes)
+    run.claim_rows(rows_of(data / "rows.jsonl", data))
+    return run
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_run_refuses_other_data_and_images_by_name(data, tmp_path, is_finished):
+    run = open_run_on(data, tmp_path / "run")
+    run.log(1, {"loss": 1.0})
+    if is_finished:
+        run.finish({})
+    assert open_run_on(data, tmp_path / "run").is_finished == is_finished
+    (data / "a.png").write_bytes(b"a pictura")
+    with pytest.raises(InputError, match=r"a run with other inputs, images \(the images of the rows has changed since\): give"):
+        open_run_on(data, tmp_path / "run")
+    (data / "a.png").write_bytes(b"a picture")
+    rows = (data / "rows.jsonl").read_text()
+    (data / "rows.jsonl").write_text(rows.replace("here", "that"))
+    with pytest.raises(InputError, match=r"other inputs, dataset_name \(.*rows.jsonl has changed since\): give"):
+        open_run_on(data, tmp_path / "run")
+    (data / "rows.jsonl").write_text(rows)
+    data.rename(tmp_path / "moved")
+    assert open_run_on(tmp_path / "moved", tmp_path / "run").is_finished == is_finished
+
+
+def test_run_refuses_another_number_of_processes(data, tmp_path):
+    open_run_on(data, tmp_path / "run", num_processes=2).begin()
+    with pytest.raises(InputError, match=r"num_processes \(there 2, now 1\)"):
+        open_run_on(data, tmp_path / "run")
+
+
+def test_run_refuses_other_rows_in_memory(examples, tmp_path):
+    run = open_run(tmp_path)
+    run.claim_rows(examples[:3])
+    run.log(1, {"loss": 1.0})
+    open_run(tmp_path).claim_rows(examples[:3])
+    with pytest.raises(InputError, match=r"other inputs, rows \(the rows given has changed since\)"):
+        open_run(tmp_path).claim_rows(examples[:2])
+
+
+def test_run_of_an_earlier_version_goes_on_with_a_note(data, tmp_path, capsys):
+    open_run_on(data, tmp_path / "run").begin()
+    (tmp_path / "run" / "inputs.json").unlink()
+    open_run_on(data, tmp_path / "run")
+    assert "(no inputs.json): only settings are compared" in capsys.readouterr().out
+    assert "images" in json.loads((tmp_path / "run" / "inputs.json").read_text())["inputs"]
+
+
+def test_run_says_other_versions_when_it_resumes(tmp_path, monkeypatch, capsys):
+    run = open_run(tmp_path)
+    monkeypatch.setattr(run_module, "package_versions", lambda: {"torch": "2.13.0", "peft": "0.21"})
+    run.save_checkpoint(1, {"w": torch.ones(1)}, {})
+    monkeypatch.setattr(run_module, "package_versions", lambda: {"torch": "2.14.0", "peft": "0.21"})
+    open_run(tmp_path).resume()
+    assert "after step 1, which began with other versions: torch (there 2.13.0, now 2.14.0)\n" in capsys.readouterr().out
+
+
+def test_run_says_that_it_is_finished(tmp_path, capsys):
+    open_run(tmp_path).finish({})
+    assert not (tmp_path / ".lock").exists()
+    open_run(tmp_path).print_finished(tmp_path / "model")
+    assert capsys.readouterr().out.endswith(f"{tmp_path} is finished, nothing to do: the result is {tmp_path / 'model'}\n")
+    assert not (tmp_path / ".lock").exists()
+
+
+# ---- damaged runs --------------------------------------------------------------------------------
+
+
+def test_resume_notices_one_flipped_byte(tmp_path, capsys):
+    run = open_run(tmp_path)
+    for step in (5, 10):
+        run.save_checkpoint(step, {"w": torch.full((100,), float(step))}, {"step": step})
+    newest = tmp_path / "checkpoints" / "step-000010" / "state.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-10] ^= 1
+    newest.write_bytes(content)
+    assert open_run(tmp_path).resume()[0] == 5
+    assert "step-000010 does not load (its files are not as they were written)" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_run_answers_damaged_files_with_one_sentence(tmp_path):
+    run = open_run(tmp_path)
+    run.log(1, {"loss": 1.0})
+    (tmp_path / "checkpoints" / "step-final").mkdir(parents=True)  # not a checkpoint
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"loss": 2.0}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl row 2 has no `step`"):
+        open_run(tmp_path).resume()
+    for content in ('{"ac', "[1]", "["):
+        (tmp_path / "finished.json").write_text(content)
+        with pytest.raises(InputError, match=r"finished.json is damaged"):
+            open_run(tmp_path)
+    (tmp_path / "finished.json").unlink()
+    (tmp_path / "inputs.json").write_text("[]")
+    with pytest.raises(InputError, match=r"inputs.json is damaged"):
+        open_run(tmp_path)
 
 
 # ---- resuming after a kill -----------------------------------------------------------------------
@@ -135,7 +260,7 @@ def test_resume_removes_leftovers_of_a_killed_run(tmp_path):
     (tmp_path / ".finished.json.4711").write_text('{"ac')
     run = open_run(tmp_path)
     assert run.finished is None and run.resume()[0] == 5
-    assert [p.name for p in tmp_path.rglob(".*")] == []
+    assert [p.name for p in tmp_path.rglob(".*")] == [".lock"]
 
 
 KILLED_SCRIPT = """
@@ -211,9 +336,9 @@ def test_load_optimizer_refuses_other_parameters():
     model, optimizer = new_model()
     take_steps(model, optimizer, range(1))
     tensors = optimizer_tensors(optimizer)
-    with pytest.raises(ValueError, match=r"has optim\.1\..*, and the optimiser 1 parameters"):
+    with pytest.raises(InputError, match=r"has optim\.1\..*, and the optimiser 1 parameters: remove the checkpoints"):
         load_optimizer(torch.optim.AdamW([model.weight]), tensors)
-    with pytest.raises(ValueError, match=r"shape \(2, 3\), and its parameter \(2,\)"):
+    with pytest.raises(InputError, match=r"shape \(2, 3\), and its parameter \(2,\)"):
         load_optimizer(torch.optim.AdamW([model.bias, model.weight]), tensors)
 
 

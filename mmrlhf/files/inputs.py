@@ -1,0 +1,217 @@
+"""Know what an output was made from: settings, and the content of the files that they name.
+
+A run directory (`training.run`) and a file that takes hours (`files.resumable`) record this. A
+later call with other inputs is refused with their names; one with the same inputs continues, or has
+nothing to do. Contents are compared, not paths: a dataset or a model that has moved is the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.config import EngineConfig
+from mmrlhf.records import Example, ImageSource, Preference
+
+CONTENT_FIELDS = (
+    "model_name_or_path",
+    "base_model_name_or_path",
+    "adapter_path",
+    "dataset_name",
+    "eval_dataset_name",
+    "facts_file",
+    "facts_template",
+    "reward_model_path",
+    "lexicon_file",
+    "clip_model",
+    "clip_calibration",
+    "vlm_calibration",
+    "answers",
+)
+"""Settings that name files, directories or Hub ids, of which the content counts."""
+ENGINE_FIELDS = tuple(EngineConfig.__dataclass_fields__)
+"""Settings that change no results."""
+VERSIONED_PACKAGES = ("mmrlhf", "torch", "transformers", "peft")
+"""Packages whose versions are recorded. Another version is reported, and not refused."""
+MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""What counts of a checkpoint directory: a model card or a plot in it may change."""
+MAX_HASHED_BYTES = 1 << 30
+"""Files up to this size are hashed whole, larger ones (shards of weights) by samples."""
+SAMPLE_BYTES, NUM_SAMPLES = 1 << 18, 256
+IMAGE_SAMPLE_BYTES = 1 << 12
+"""Bytes of an image's head and of its tail that are hashed; PNG ends in checksums of its pixels."""
+
+Inputs = Mapping[str, Any]
+"""Values by setting: as given or, where a path's content counts, {"path": ..., "sha256": ...}."""
+
+
+# ---- contents ------------------------------------------------------------------------------------
+
+
+def content_digest(name: str) -> str | None:
+    """Return a hash of a file's or a directory's content, None if there is none on this machine.
+
+    Of a reward model, an adapter or a checkpoint, only the files that determine its outputs count.
+    A Hub id stands for the snapshot in the cache, if there is one.
+    """
+    path = Path(name)
+    if path.is_file():
+        return _file_digest(path)
+    if not path.is_dir():
+        snapshot = _cached_snapshot(name)
+        return None if snapshot is None else content_digest(str(snapshot))
+    if (path / "reward.json").is_file():
+        return _reward_model_checksum(path)
+    if (path / "adapter_model.safetensors").is_file():
+        files = [path / "adapter_config.json", path / "adapter_model.safetensors"]
+    elif (path / "config.json").is_file():
+        files = [file for file in path.iterdir() if file.suffix in MODEL_SUFFIXES]
+    else:
+        files = [file for file in path.rglob("*") if not file.name.startswith(".")]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file()):
+        digest.update(f"{file.relative_to(path)}\0{_file_digest(file)}\0".encode())
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= MAX_HASHED_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode())
+        for i in range(NUM_SAMPLES):
+            file.seek(i * (size - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+        return digest.hexdigest()
+
+
+def _cached_snapshot(name: str) -> Path | None:
+    """Return the directory of a Hub model in the local cache, None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config_file = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # a path that does not exist, NAME:TAG of open_clip, a URL
+        return None
+    return Path(config_file).parent if isinstance(config_file, str) else None
+
+
+def _reward_model_checksum(path: Path) -> str:
+    """Return the checksum that a reward model carries, and that loading verifies."""
+    try:
+        return str(json.loads((path / "reward.json").read_text(encoding="utf-8"))["seal"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # loading reports it
+        return _file_digest(path / "reward.json")
+
+
+def rows_digest(rows: Iterable[Example] | Iterable[Preference], *, images_only: bool) -> str:
+    """Return a hash of the images that rows name or, unless `images_only`, of everything in them.
+
+    `images_only` is for rows of a data file that is hashed itself. Image files count by size, head
+    and tail, which is as good as their content and does not read them.
+    """
+    digest, hashed = hashlib.sha256(), set[str]()
+    for row in rows:
+        if not images_only:
+            digest.update(repr(dataclasses.replace(row, images=(), meta={})).encode("utf-8", "surrogatepass"))
+        for image in row.images:
+            if (image.path is None and images_only) or image.path in hashed:
+                continue
+            if image.path is not None:
+                hashed.add(image.path)
+            digest.update(str(image_digest(image)).encode())
+    return digest.hexdigest()
+
+
+def image_digest(image: ImageSource) -> str | None:
+    """Return a hash of an image file's size, head and tail, or of bytes; None if it is missing."""
+    if image.path is None:
+        return image.key
+    try:
+        with open(image.path, "rb") as file:
+            head = file.read(IMAGE_SAMPLE_BYTES)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - IMAGE_SAMPLE_BYTES))
+            return hashlib.sha256(b"%d\0" % size + head + file.read()).hexdigest()
+    except OSError:  # whoever opens the image reports it
+        return None
+
+
+# ---- what an output was made from ----------------------------------------------------------------
+
+
+def inputs_of(config: Any, *, ignored: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a configuration's settings except engine settings and `ignored`, with contents."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    settings = {name: value for name, value in fields.items() if name not in (*ENGINE_FIELDS, *ignored)}
+    return settings | content_inputs(config)
+
+
+def content_inputs(config: Any) -> dict[str, Any]:
+    """Return the settings of a configuration that name something whose content is at hand."""
+    inputs: dict[str, Any] = {}
+    for name in CONTENT_FIELDS:
+        value = getattr(config, name, None)
+        if not isinstance(value, str):
+            continue
+        # reward_model_path may name several, separated by commas.
+        parts = [value] if Path(value).exists() else [part.strip() for part in value.split(",") if part.strip()]
+        digests = [content_digest(part) for part in parts]
+        if digests and all(digests):
+            inputs[name] = {"path": value, "sha256": ",".join(map(str, digests))}
+    for file in re.findall(r"([^\s,=@]+\.py):", str(getattr(config, "reward_terms", ""))):
+        if Path(file).is_file():
+            inputs[f"reward function file {file}"] = {"path": file, "sha256": _file_digest(Path(file))}
+    return inputs
+
+
+def differences(saved: Inputs, requested: Inputs) -> list[str]:
+    """Return, for each input that differs, its name with what it was and what it is now."""
+    names = [*requested, *(name for name in saved if name not in requested)]
+    return [
+        f"{name} ({_difference(saved, requested, name)})" for name in names if not _is_same(saved.get(name), requested.get(name))
+    ]
+
+
+def join_differences(found: Sequence[str]) -> str:
+    """Return the first three differences as text, and how many more there are."""
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _is_same(saved: Any, requested: Any) -> bool:
+    if isinstance(saved, Mapping) and isinstance(requested, Mapping):
+        return bool(saved.get("sha256") == requested.get("sha256"))
+    return _display(saved) == _display(requested)
+
+
+def _difference(saved: Inputs, requested: Inputs, name: str) -> str:
+    if name not in saved or name not in requested:
+        shown = [_display(values[name]) if name in values else "not set" for values in (saved, requested)]
+        return f"there {shown[0]}, now {shown[1]}"
+    was, now = _display(saved[name]), _display(requested[name])
+    return f"{now} has changed since" if was == now else f"there {was}, now {now}"
+
+
+def _display(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("path"))
+    return "none" if value is None else str(value)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results may depend on, those that are installed."""
+    versions = {}
+    for name in VERSIONED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
