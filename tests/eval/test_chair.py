@@ -243,5 +243,6 @@ def test_chair_refuses_unknown_lineage(tmp_path, capsys):
     assert main(["eval", "chair", "--lineage", "c", *paths]) == 2
     assert "--lineage must be a or b or portable, not 'c'" in capsys.readouterr().err
     (tmp_path / "there.json").write_text("[1]")
-    assert main(["eval", "chair", "--answers", "x", "--data", str(tmp_path / "there.json"), "--out", str(tmp_path / "o")]) == 2
+    paths = ["--answers", str(tmp_path), "--data", str(tmp_path / "there.json"), "--out", str(tmp_path / "o")]
+    assert main(["eval", "chair", *paths]) == 2
     assert "must map image ids to lists of objects" in capsys.readouterr().err
