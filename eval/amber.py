@@ -17,6 +17,8 @@ percent. `amber_score` is (100 - chair + f1) / 2, which only the paper defines.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,9 @@ from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
 from mmrlhf.evaluation.answer_rows import fold
-from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, ScoreRow, Task, answered, first_valid
 from mmrlhf.files.bundled import load_module
-from mmrlhf.files.rows import read_json
+from mmrlhf.files.rows import preview, read_json
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
 from mmrlhf.text.answer_parsing import parse_yes_no
@@ -199,10 +201,10 @@ def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
         if example is None:
             # The script uses the id as an index that starts at 1, and Python counts negative
             # indices from the end.
-            index = int(row["id"]) if row["id"].lstrip("-").isdecimal() else None
+            index = int(row["id"]) if re.fullmatch(r"-?\d{1,18}", row["id"]) else None
             if index is None or not -len(examples) < index <= 0:
-                error = "TypeError" if index is None else "IndexError"
-                reason = f"the official script raises {error} on id {row['id']}"
+                error = "IndexError" if row["id"].lstrip("-").isdecimal() else "TypeError"
+                reason = f"the official script raises {error} on id {preview(row['id'])[1:-1]}"
                 break
             example = examples[index - 1]
         if example.meta["part"] == "generative":
@@ -216,6 +218,12 @@ def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
             reply = {"Yes": "yes", "No": "no"}.get(str(text))
             columns.append(_reply_columns(example, reply))
         clusters.append(example.meta["image"])
+    num_inexact = sum(row.get("said") is not None and row["answers"][0] not in ("Yes", "No") for row in answered(rows))
+    if num_inexact:
+        print(
+            f"note: {num_inexact} replies say yes or no, but not exactly `Yes` or `No`: the official script counts them as wrong",
+            file=sys.stderr,
+        )
     return _sufficient_stats(clusters, columns, EPSILON, reason)
 
 

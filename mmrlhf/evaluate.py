@@ -87,8 +87,8 @@ def evaluate(
         rows = score_predictions(loaded, task, predictions)
         write_atomic(output_dir / "scores.jsonl", "".join(map(json_line, rows)))
         result = build_result(loaded, task, rows, hashes) | source
-        if config.answers is not None and (note := _coverage_note(result["n"], result["counts"]["missing"])):
-            result["answers"]["notes"].append(note)
+        if config.answers is not None:
+            result["answers"]["notes"] += _count_notes(loaded, result["n"], result["counts"])
         if config.strict:
             if judge_error:
                 raise judge_error
@@ -291,13 +291,19 @@ def count_issues(benchmark: Benchmark, task: Task, rows: Sequence[ScoreRow]) -> 
     }
 
 
-def _coverage_note(num_answered: int, num_missing: int) -> str:
-    """Return what to say of answers that do not cover the data, as when a run broke off, or ""."""
-    if not num_missing or not num_answered:
-        return ""
-    note = f"the answers cover {num_answered} of {num_answered + num_missing} questions, and all figures are of these"
-    print(f"note: {note}", file=sys.stderr)
-    return note
+def _count_notes(benchmark: Benchmark, num_answered: int, counts: Mapping[str, int]) -> list[str]:
+    """Print and return what the counts mean for the figures."""
+    what_counts = "all of its answers count" if benchmark.counts_repeated else "robust figures have its first answer"
+    sentences = {
+        "unknown_ids": "{n} answers are to no question of --data, and count in no robust figure",
+        "duplicate": f"{{n}} answers are to a question that an earlier row answers, and {what_counts}",
+        "null": "{n} answers are null, and count in no robust figure",
+        "missing": f"the answers cover {num_answered} of {num_answered + counts['missing']} questions, and robust figures are of these",
+    }
+    notes = [text.format(n=counts[name]) for name, text in sentences.items() if counts[name]]
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return notes
 
 
 def _require_complete(counts: Mapping[str, int]) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from mmrlhf.evaluation.answer_rows import RowFacts
 from mmrlhf.evaluation.row_matching import MIN_MATCH_RATE, ExampleIndex, Match, Target, best_match, match_by_id
+from mmrlhf.files.rows import preview
 
 MIN_MATCH_RATE_ONLY_SPLIT = 0.75
 """Minimum share of rows that fit the questions, if all of them can only be of one split. Else it is
@@ -34,7 +35,8 @@ class Joined(NamedTuple):
     """
 
     ids: list[tuple[str, ...]]
-    notes: list[str]
+    notes: dict[str, str]
+    """Sentences by what they are about."""
 
 
 def join_rows(
@@ -42,14 +44,12 @@ def join_rows(
     targets: Sequence[Target],
     has_splits: bool = False,
     only_split: str | None = None,
-    counts_repeated: bool = False,
 ) -> Joined:
     """Return the example of each row.
 
     targets: all examples in order; those with a split have ids that begin again in every split.
     has_splits: whether rows may be of several splits, even if the targets are of one. only_split:
     the split that targets without one belong to, so that rows of others are unknown.
-    counts_repeated: whether robust figures count further answers to the same example.
     """
     index = ExampleIndex(targets)
     report = _Report(rows, index)
@@ -75,7 +75,7 @@ def join_rows(
         if unknown is not None and unknown in index.examples:
             unknown = f"{unknown}/{row.asked.strip()[:200] or 'unknown'}"
         ids.append(known or (() if unknown is None else (unknown,)))
-    return Joined(ids, report.notes(ids, [possible[number] for number in range(len(rows))], counts_repeated))
+    return Joined(ids, report.notes(ids, [possible[number] for number in range(len(rows))]))
 
 
 def _name_unknown(row: RowFacts, split: str | None) -> str | None:
@@ -230,9 +230,6 @@ SENTENCES = {
     "other split": "{n} answers are to questions of another split than --data",
     "unclear": "{n} rows have questions that --data has several times, and nothing tells which one they answer",
     "several splits": "{n} rows fit several splits, and nothing tells which: add `category` to them",
-    "unknown": "{n} rows answer no question that is known, and count in no robust figure",
-    "repeated": "{n} rows answer a question again, and robust figures have its first answer",
-    "repeated and counted": "{n} rows answer a question again, and all of its answers count",
     "counted again": "{n} rows name several splits, and count in each of them",
     "backwards": "{n} rows stand after a row that --data has later, which matters where an official script goes by order",
 }
@@ -265,7 +262,8 @@ class _Report:
                 else:
                     kind = "question"
             self._counts[kind] += 1
-            self._examples.setdefault(kind, f"as {row.id}, which is {id_}")
+            names = (preview(name, 40)[1:-1] for name in (row.id or "", id_))
+            self._examples.setdefault(kind, "as {}, which is {}".format(*names))
 
     def reject(self, block: Sequence[int], splits: Sequence[str], is_other_split: bool) -> None:
         """Note that a block's rows fit no split well enough."""
@@ -273,24 +271,20 @@ class _Report:
             self._reasons |= dict.fromkeys(block, "other split")
             return
         asked = [self._rows[number] for number in block if self._rows[number].wordings]
-        if any(not self._index.candidates(row, split) for row in asked for split in splits):
+        if any(self._index.named(row, split) or not self._index.candidates(row, split) for row in asked for split in splits):
             self._reasons |= dict.fromkeys(block, "other question")
 
     def leave_open(self, block: Sequence[int]) -> None:
         """Note that a block's rows fit several splits."""
         self._reasons |= dict.fromkeys(block, "several splits")
 
-    def notes(self, ids: Sequence[tuple[str, ...]], possible_splits: Sequence[Sequence[str]], counts_repeated: bool) -> list[str]:
-        """Return a sentence for each kind.
-
-        possible_splits: those that each row may be about. counts_repeated: as in `join_rows`.
-        """
+    def notes(self, ids: Sequence[tuple[str, ...]], possible_splits: Sequence[Sequence[str]]) -> dict[str, str]:
+        """Return a sentence for each kind. possible_splits: those that each row may be about."""
         examples, positions = self._index.examples, self._index.positions
         for number, (row, row_ids, splits) in enumerate(zip(self._rows, ids, possible_splits, strict=True)):
             if row_ids and row_ids[0] in examples:
                 self._counts["counted again"] += len(row_ids) > 1
                 continue
-            self._counts["unknown"] += 1
             reason = self._reasons.get(number)
             if reason is None and row.wordings:
                 if any(self._index.candidates(row, split) for split in splits):
@@ -300,14 +294,13 @@ class _Report:
             if reason is not None and row.wordings:
                 self._counts[reason] += 1
         known = [id_ for row_ids in ids for id_ in row_ids if id_ in examples]
-        self._counts["repeated and counted" if counts_repeated else "repeated"] = len(known) - len(set(known))
         last: dict[str, int] = {}
         for id_ in dict.fromkeys(known):
             split = examples[id_].split
             self._counts["backwards"] += positions[id_] < last.get(split, -1)
             last[split] = positions[id_]
-        return [
-            text.format(n=self._counts[kind], example=self._examples.get(kind, ""))
+        return {
+            kind: text.format(n=self._counts[kind], example=self._examples.get(kind, ""))
             for kind, text in SENTENCES.items()
             if self._counts[kind]
-        ]
+        }

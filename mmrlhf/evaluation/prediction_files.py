@@ -88,7 +88,7 @@ def read_predictions(path: str, benchmark: Benchmark, task: Task, format_: str |
     match_fields = [fields for fields, _ in parsed_rows]
     if format_ == "predictions":
         named = (first_present(fields, _answer_fields(benchmark)[:1] + ID_FIELDS) for fields in match_fields)
-        joined = Joined([() if id_ is None else (id_,) for id_ in named], [])
+        joined = Joined([() if id_ is None else (id_,) for id_ in named], {})
     else:
         joined = _join(benchmark, match_fields, task)
     predictions = []
@@ -96,12 +96,16 @@ def read_predictions(path: str, benchmark: Benchmark, task: Task, format_: str |
         if not ids:
             raise InputError(f"{location}: nothing says which question is answered: add {_answer_fields(benchmark)[0]}")
         predictions += [Prediction(_check_id(location, id_), answers) for id_ in ids]
-    notes += joined.notes
+    _refuse_questions(path, predictions, benchmark, task)
+    is_harness = format_ in HARNESS_FORMATS
+    notes += [note for kind, note in joined.notes.items() if not (is_harness and kind == "backwards")]
     if format_ == "vlmevalkit":
         predictions = _without_failures(predictions, notes)
-    if format_ in HARNESS_FORMATS:
+    if is_harness:
         position = {id_: number for number, id_ in enumerate(task.examples)}
         predictions.sort(key=lambda prediction: position.get(prediction.id, len(position)))
+        if "backwards" in joined.notes:
+            notes.append("the rows are in another order than --data, and are scored in its order")
     return AnswerFile(predictions, format_, notes)
 
 
@@ -117,7 +121,7 @@ def _join(benchmark: Benchmark, rows: list[Fields], task: Task) -> Joined:
         key = benchmark.question_key(question) if question else ""
         targets.append(Target(example.id, local_id, key, image_key(image), split))
     of_file = splits_in(task.path.stem, splits) if splits and task.data is not None and task.path.is_file() else ()
-    return join_rows(facts, targets, bool(splits), of_file[0] if of_file else None, benchmark.counts_repeated)
+    return join_rows(facts, targets, bool(splits), of_file[0] if of_file else None)
 
 
 def _rename_fields(location: str, row: Fields, benchmark: Benchmark, task: Task) -> Fields:
@@ -125,6 +129,15 @@ def _rename_fields(location: str, row: Fields, benchmark: Benchmark, task: Task)
         return benchmark.rename_fields(row, task)
     except InputError as error:
         raise InputError(f"--answers {location}: {error}") from None
+
+
+def _refuse_questions(path: str, predictions: list[Prediction], benchmark: Benchmark, task: Task) -> None:
+    """Raise InputError if the answers are the questions, as in a file of questions, whose `text` is
+    theirs."""
+    key = benchmark.question_key
+    pairs = [(benchmark.identity(task.examples[id_])[0], answers[0]) for id_, answers in predictions if id_ in task.examples]
+    if pairs and all(question and key(question) == key(answer or "") for question, answer in pairs):
+        raise InputError(f"--answers {path} holds the questions in place of answers: give the file that a model's answers are in")
 
 
 # ---- formats -------------------------------------------------------------------------------------

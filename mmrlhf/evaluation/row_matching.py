@@ -4,7 +4,7 @@ constant distance between their numbers and the examples' positions, by order.""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mmrlhf.evaluation.answer_rows import RowFacts, fold
@@ -76,11 +76,13 @@ class ExampleIndex:
     def candidates(self, row: RowFacts, split: str) -> list[Target]:
         """Return the examples of a split with the row's question, and its image if it names one.
 
-        Without a question, an image decides if it has only one example.
+        Without a question, an image decides if it has only one example, and the row no name of
+        another.
         """
         if self.has_known_image(row) and not (row.wordings and split in self.splits_with_questions):
             of_image = self.by_image.get((split, row.image), [])
-            return of_image if len(of_image) == 1 else []
+            is_number = row.id is None or row.is_position or row.number is not None
+            return of_image if len(of_image) == 1 and is_number else []
         for wording in row.wordings:
             if self.has_known_image(row):
                 found = self.by_content.get((split, wording, row.image), [])
@@ -104,13 +106,11 @@ class Match(NamedTuple):
 
 def best_match(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex, min_rate: float) -> Match | None:
     """Return the way of joining that finds the most examples, among those that fit; else None."""
-    ways = [
-        match_by_id(rows, block, split, index),
-        _by_content(rows, block, split, index),
-        _by_distance(rows, block, split, index),
-        _by_order(rows, block, split, index),
-        _by_position(rows, block, split, index),
-    ]
+    by_id = match_by_id(rows, block, split, index)
+    if by_id.rate == 1 and len(by_id.ids) == len(block):
+        return by_id
+    others = (_by_content, _by_distance, _by_order, _by_position)
+    ways = [by_id, *(way(rows, block, split, index) for way in others)]
     fitting = [way for way in ways if way is not None and way.ids and way.rate >= min_rate]
     return max(fitting, key=lambda way: len(set(way.ids.values())), default=None)
 
@@ -131,9 +131,11 @@ def match_by_id(rows: Sequence[RowFacts], block: list[int], split: str, index: E
         row = rows[number]
         named = None if number in distrusted else index.named(row, split)
         candidates = index.candidates(row, split)
+        # The question of an id that the data lacks may be asked of an image that it lacks.
+        may_be_elsewhere = row.id is None or row.is_position or named is not None
         if named is not None and index.agrees(row, named):
             ids[number] = named.id
-        elif candidates and (index.has_known_image(row) or len(candidates) == 1):
+        elif candidates and (index.has_known_image(row) or (len(candidates) == 1 and may_be_elsewhere)):
             # Questions that the data has twice are taken in turn.
             key = tuple(target.id for target in candidates)
             ids[number] = key[num_taken[key] % len(key)]
@@ -176,13 +178,27 @@ def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: 
 
 
 def _by_distance(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
-    """Look for a constant distance between the rows' numbers and the positions of their questions:
-    ids that begin at 0, or at 10000001 for the next split."""
+    """Look for a constant distance between the rows' numbers and their questions' ids or positions,
+    as in ids that begin at 0, or at 10000001 for the next split."""
     targets = index.by_split[split]
+    by_position = dict(enumerate(targets))
+    ways = [_at_distance(rows, block, split, by_position, index)]
+    if all(target.local_id.isdecimal() and len(target.local_id) < 18 for target in targets):
+        by_number = {int(target.local_id): target for target in targets}
+        if len({number - position for position, number in enumerate(by_number)}) > 1:  # else it is the same
+            ways.append(_at_distance(rows, block, split, by_number, index))
+    return max((way for way in ways if way is not None), key=lambda way: len(way.ids), default=None)
+
+
+def _at_distance(
+    rows: Sequence[RowFacts], block: list[int], split: str, target_at: Mapping[int, Target], index: ExampleIndex
+) -> Match | None:
+    """Return a match if most rows have the question of the target at a constant distance."""
+    place_of = {target.id: place for place, target in target_at.items()}
     numbers = {number: value for number in block if (value := rows[number].number) is not None}
     votes: Counter[int] = Counter()
     for number, value in numbers.items():
-        votes.update(index.positions[target.id] - value for target in index.candidates(rows[number], split))
+        votes.update(place_of[target.id] - value for target in index.candidates(rows[number], split))
     most = max(votes.values(), default=0)
     best = [distance for distance, count in votes.items() if count == most]
     if len(best) > 1 or most < 2:
@@ -190,9 +206,9 @@ def _by_distance(rows: Sequence[RowFacts], block: list[int], split: str, index: 
         best = [distance for distance in (0, -1) if distance in best]
     if not best:
         return None
-    placed = {n: targets[value + best[0]] for n, value in numbers.items() if 0 <= value + best[0] < len(targets)}
+    placed = {n: target_at[value + best[0]] for n, value in numbers.items() if value + best[0] in target_at}
     ids = {n: target.id for n, target in placed.items() if index.can_compare(rows[n], target) and index.agrees(rows[n], target)}
     num_asked, num_placed = (sum(bool(rows[n].wordings) for n in some) for some in (numbers, placed))
     # The data may have the first of these questions alone, and the rows may lack some of them.
-    num_expected = max(num_placed, min(num_asked, len(targets)))
+    num_expected = max(num_placed, min(num_asked, len(target_at)))
     return Match(ids, 1.0, "distance") if len(ids) >= MIN_MATCH_RATE * num_expected else None
