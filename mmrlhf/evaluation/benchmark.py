@@ -172,10 +172,8 @@ class Benchmark:
     # ---- data and answer files ----
 
     def files(self, task: Task) -> Sequence[Path]:
-        """Return the data files that `load` reads, for hashes in result.json.
-
-        Default: the file, or all in the folder.
-        """
+        """Return the data files that `load` reads, for hashes in result.json. Default: the file, or
+        all in the folder."""
         if task.path.is_file():
             return [task.path]
         return sorted(path for path in task.path.iterdir() if path.is_file())
@@ -183,18 +181,13 @@ class Benchmark:
     def read(self, path: Path, task: Task) -> list[Prediction] | None:
         """Read an answer file in the official format, or return None if it is not in that format.
 
-        Default: None.
-
-        Only formats that `answer_fields` and `match_id` cannot describe need it.
+        Default: None. Only formats that `answer_fields` and `match_id` cannot describe need it.
         """
         return None
 
     def rename_fields(self, fields: Fields, task: Task) -> Fields:
         """Return a row of an answer file under the names of `answer_fields`, where options say what
-        it calls them.
-
-        Default: as it is.
-        """
+        it calls them. Default: as it is."""
         return fields
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
@@ -216,10 +209,8 @@ class Benchmark:
     # ---- a judge ----
 
     def judge_requests(self, answers_by_id: AnswersById, task: Task) -> Iterable[JudgeRequest]:
-        """Yield the questions to a judge.
-
-        Their replies are in `task.replies` by key in `score` and `aggregate`.
-        """
+        """Yield the questions to a judge. Their replies are in `task.replies` by key in `score` and
+        `aggregate`."""
         raise NotImplementedError
 
     def rule(self, key: str, answers_by_id: AnswersById, task: Task) -> str | None:

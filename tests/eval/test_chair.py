@@ -121,8 +121,8 @@ def test_chair_says_that_captions_of_one_image_all_count(tmp_path, capsys):
     assert metric_value(result, "chair_s", "robust") == 50
     error = capsys.readouterr().err
     assert (
-        "1 rows answer a question again, and all of its answers count" in error
-        and "1 rows answer no question that is known" in error
+        "1 answers are to a question that an earlier row answers, and all of its answers count" in error
+        and "1 answers are to no question of --data" in error
     )
 
 
