@@ -52,7 +52,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
     num_done = writer.num_done // config.num_generations
     with ExitStack() as stack:
         vlm = stack.enter_context(load_policy(config.model_name_or_path, config.adapter_path, config.dtype, config))
-        lengths = PromptLengths(vlm)
+        lengths = PromptLengths(vlm, config.max_pixels)
         examples = usable_rows(
             examples,
             config,

@@ -191,7 +191,7 @@ def _usable_examples(
 
     Raises InputError as `usable_rows` does.
     """
-    lengths = PromptLengths(roles.vlm)
+    lengths = PromptLengths(roles.vlm, config.max_pixels)
     lengths_by_base = {id(roles.vlm): lengths}
 
     def lengths_of(example: Example) -> Iterator[Length]:

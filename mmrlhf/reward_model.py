@@ -139,7 +139,7 @@ def train_reward_model(
         config.max_facts_tokens,
         max_length=config.max_length,
     )
-    lengths = PromptLengths(vlm)
+    lengths = PromptLengths(vlm, config.max_pixels)
 
     def lengths_of(row: Preference) -> list[Length]:
         return [group_length(model, lengths, to_answer_group(row))]

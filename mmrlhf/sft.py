@@ -133,7 +133,7 @@ def _usable_examples(
     config: SFTConfig, vlm: VLM, examples: Sequence[Example], run: Run, kept: KeptChecks | None
 ) -> Sequence[Example]:
     """Return the examples that the model can learn. Raises InputError as `usable_rows` does."""
-    lengths = PromptLengths(vlm)
+    lengths = PromptLengths(vlm, config.max_pixels)
 
     def lengths_of(example: Example) -> list[Length]:
         return [

@@ -11,6 +11,7 @@ from mmrlhf.config.base import (
     EngineConfig,
     FactsConfig,
     FactsPosition,
+    PixelConfig,
     RewardModelConfig,
     SamplingConfig,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "FactsPosition",
     "GenerateConfig",
     "PPOConfig",
+    "PixelConfig",
     "RewardConfig",
     "RewardEvalConfig",
     "RewardModelConfig",

@@ -41,6 +41,18 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class PixelConfig:
+    """How many pixels of an image the model is shown; give every stage the same."""
+
+    min_pixels: Count | None = None
+    """Least pixels of an image, which smaller ones are enlarged to (Qwen-VL); by default as the
+    model's processor has it."""
+    max_pixels: Count | None = None
+    """Most pixels of an image, which larger ones are shrunk to (models with image sizes or tiles
+    that vary); by default as the model's processor has it."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DatasetConfig:
     """Where the images of a dataset are, and which split to read."""
 
@@ -80,7 +92,7 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class RewardModelConfig(FactsConfig, EngineConfig):
+class RewardModelConfig(FactsConfig, EngineConfig, PixelConfig):
     """A trained reward model and the dataset that it scores."""
 
     reward_model_path: str

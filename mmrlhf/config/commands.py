@@ -16,6 +16,7 @@ from mmrlhf.config.base import (
     FactsConfig,
     NonNegativeInt,
     Overlong,
+    PixelConfig,
     Positive,
     RewardModelConfig,
     SamplingConfig,
@@ -23,7 +24,7 @@ from mmrlhf.config.base import (
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig):
+class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig, PixelConfig):
     """Write a model's answers to prompts, as JSONL."""
 
     model_name_or_path: str
@@ -48,7 +49,7 @@ class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class EncodeConfig(DatasetConfig, EngineConfig):
+class EncodeConfig(DatasetConfig, EngineConfig, PixelConfig):
     """Precompute the image features of a dataset for stages that use the same feature_cache_dir."""
 
     model_name_or_path: str
@@ -129,7 +130,7 @@ class CalibrateClipConfig(CalibrateConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class CalibrateVLMConfig(CalibrateConfig, EngineConfig):
+class CalibrateVLMConfig(CalibrateConfig, EngineConfig, PixelConfig):
     """Calibrate the verifier vlm: fit probabilities to a model's log-odds of Yes over No, by kind
     of claim."""
 
@@ -142,7 +143,7 @@ class CalibrateVLMConfig(CalibrateConfig, EngineConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class EvalConfig(SamplingConfig, EngineConfig):
+class EvalConfig(SamplingConfig, EngineConfig, PixelConfig):
     """Measure a model on a benchmark, or score existing answers."""
 
     output_dir: str

@@ -18,12 +18,13 @@ from mmrlhf.config.base import (
     NonNegative,
     NonNegativeInt,
     Overlong,
+    PixelConfig,
     Positive,
 )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class TrainConfig(FactsConfig, EngineConfig):
+class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     """Settings of every training stage."""
 
     model_name_or_path: str

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mmrlhf.config import EngineConfig
+from mmrlhf.config import EngineConfig, PixelConfig
 from mmrlhf.models.chat_template import apply_chat_template
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.engine_state import EngineState
@@ -22,6 +22,7 @@ from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.image_features import FeatureCache
 from mmrlhf.models.kv_cache import supports_packing
 from mmrlhf.models.micro_batch import Budget
+from mmrlhf.models.pixel_limits import limit_pixels
 from mmrlhf.models.vision_encoder import Encoder
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError, Message
@@ -59,6 +60,9 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
         processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
     if processor.chat_template is None:
         raise InputError(f"model {name} has no chat template: put a chat_template.jinja next to its config.json")
+    limits: object = engine  # most configurations of commands are both
+    if isinstance(limits, PixelConfig):
+        limit_pixels(model, processor, limits, name)
     vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
     vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
     return vlm

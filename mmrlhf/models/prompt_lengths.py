@@ -22,11 +22,13 @@ a blank image of its size: what they refuse is small or narrow."""
 class PromptLengths:
     """The lengths that `VLM.build_prompts` will find, and the images that it will refuse.
 
-    `num_shrunk` counts the images with more than `max_pixels`, which the processor shrinks.
+    `shrunk_images` are hashes of the images with more than `max_pixels`, which the processor
+    shrinks.
     """
 
     def __init__(self, vlm: VLM, max_pixels: int | None = None) -> None:
-        self._vlm, self._max_pixels, self.num_shrunk = vlm, max_pixels, 0
+        self._vlm, self._max_pixels = vlm, max_pixels
+        self.shrunk_images: set[int] = set()
         self._image_tokens: dict[bool, ImageTokens] = {}
         self._refusals: dict[tuple[Size, bool], str] = {}
         self._refusals_by_shape: dict[tuple, str] = {}
@@ -46,7 +48,8 @@ class PromptLengths:
             size = read_image_size(image)
             if reason := self._refusal(size, len(images)):
                 raise InputError(f"image {image.name} ({size[0]} x {size[1]}) {reason}: change its size or drop the row")
-            self.num_shrunk += self._max_pixels is not None and size[0] * size[1] > self._max_pixels
+            if self._max_pixels is not None and size[0] * size[1] > self._max_pixels:
+                self.shrunk_images.add(hash(image))
             sizes.append(size)
         if sizes and self._needs_processor is None:
             self._needs_processor = any(

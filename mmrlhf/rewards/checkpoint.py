@@ -220,7 +220,7 @@ def _verify_reference_scores(model: RewardModel, path: str, metadata: dict[str, 
     if template_fingerprint(model.role.vlm) != metadata["template_fingerprint"]:
         raise InputError(
             f"reward model {path} was trained with a different chat template or image processor from those of "
-            f"{model.role.vlm.name} now: restore them, or train it again"
+            f"{model.role.vlm.name} now: restore them, give the min_pixels and max_pixels that reward was given, or train it again"
         )
     # The rows fitted when they were saved; a smaller max_length now must not reject them.
     unlimited_model = replace(model, max_length=1 << 30)

@@ -68,7 +68,7 @@ class RowChecks:
     limit: int = 0
     """Tokens that the longest row may have."""
     num_shrunk: int = 0
-    """Images with more pixels than max_pixels, which the processor shrinks."""
+    """Distinct images with more than max_pixels, which the processor shrinks."""
 
     @property
     def overlong_text(self) -> str:
@@ -83,7 +83,7 @@ class RowChecks:
 def check_rows(rows: Sequence[Record], name: str, lengths_of: LengthsOf, lengths: PromptLengths, console: Console) -> RowChecks:
     """Measure every row. Raises InputError with all rows that the model refuses, by cause."""
     errors, overlong, longest = RowErrors(), [], Length(0, 0)
-    lengths.num_shrunk = 0
+    lengths.shrunk_images.clear()
     bar_console = console if len(rows) >= MIN_ROWS_FOR_BAR else Console(quiet=True)
     with progress(len(rows), f"check rows of {name}", console=bar_console) as progress_bar:
         for index, row in enumerate(rows):
@@ -99,7 +99,7 @@ def check_rows(rows: Sequence[Record], name: str, lengths_of: LengthsOf, lengths
     if errors.count:
         raise InputError(f"{name}: the model refuses {errors.count} of {len(rows)} rows: {errors.summary()}")
     names = [_name_row(rows, index) for index in overlong[:MAX_ROWS_NAMED]]
-    return RowChecks(len(rows), overlong, names, longest.num_tokens, longest.limit, lengths.num_shrunk)
+    return RowChecks(len(rows), overlong, names, longest.num_tokens, longest.limit, len(lengths.shrunk_images))
 
 
 def _name_row(rows: Sequence[Record], index: int) -> str:

@@ -122,3 +122,17 @@ def test_facts_that_noise_makes_too_long_are_left_as_they_are(tiny_vlm_path, pai
     train_reward_model(
         RewardConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path), **settings), pairs
     )
+
+
+def test_shrunk_images_are_counted_once(tmp_path, capsys):
+    from tests.helpers.tiny_models import build_checkpoint
+    from tests.models.test_prompt_lengths import blank
+
+    build_checkpoint("qwen2_5_vl", tmp_path / "model")
+    folder = make_data_dir(tmp_path)
+    (folder / "large.png").write_bytes(blank(400, 300).data)
+    turns = [{"role": role, "content": "a circle"} for role in ("user", "assistant") * 2]
+    rows = [{"image": image, "messages": turns} for image in ("large.png", "a.png", "large.png")]
+    config = sft_config(str(tmp_path / "model"), write_jsonl(folder, *rows), tmp_path / "run", max_pixels=10_000, max_steps=1)
+    sft(config)
+    assert "1 images have more pixels than max_pixels, and are shrunk" in capsys.readouterr().out.replace("\n", " ")
