@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,8 @@ from mmrlhf.records import InputError, Message
 MARKS = "\U000f0000", "\U000f0001"
 """Private characters around markup of a text, such as <s>, that the tokenizer must read as text.
 transformers uses the same for `sanitize_control_tokens`."""
+ANCHORS = ("\n", "a", ":")
+"""Texts that a tokenizer does not merge with what follows: one of them fits every text."""
 PROBE_ANSWERS = ("A cat.", "Yes", "No", "The", "a", "1")
 """Beginnings of answers that a model must tell apart from its generation prompt."""
 
@@ -71,6 +74,10 @@ class ChatText:
         tokenizer would merge the two."""
         self.lead = ""
         """White space that the template writes before an answer."""
+        self.tail = ""
+        """White space that the template writes between an answer and its end token."""
+        self._reply_start: list[int] = []
+        """Tokens that stand before "Yes" as before "No": those of `lead`, if they are their own."""
         self._probe()
 
     # ---- the template --------------------------------------------------------------------------
@@ -110,7 +117,11 @@ class ChatText:
                     f"{self.name}: its tokenizer merges the end of the generation prompt ({prompt[-20:]!r}) with the answer, so "
                     "the tokens of an answer are unknown: use a template whose generation prompt ends in a token of its own"
                 )
-            self.lead = text[len(prompt) : text.index(answer, len(prompt))]
+            start = text.index(answer, len(prompt))
+            self.lead = text[len(prompt) : start]
+            self.tail = self._white_space_at(text, start + len(answer)) if span.has_end_token else ""
+        yes_ids, no_ids = (self.answer_token_ids([question], word, 0).tolist() for word in ("Yes", "No"))
+        self._reply_start = [yes for yes, _ in takewhile(lambda pair: pair[0] == pair[1], zip(yes_ids, no_ids, strict=False))]
 
     def _check_turn(self, prompt: str, text: str, answer: str) -> None:
         """Raises InputError if there is more than white space between prompt, answer and end."""
@@ -151,6 +162,10 @@ class ChatText:
             return _Span(len(prompt), match.end(), True)
         return _Span(len(prompt), end, False)
 
+    @staticmethod
+    def _white_space_at(text: str, position: int) -> str:
+        return text[position : len(text) - len(text[position:].lstrip())]
+
     # ---- token ids -----------------------------------------------------------------------------
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -158,33 +173,36 @@ class ChatText:
         first, *rest = self._marked_pattern.split(text)
         token_ids = list(self.tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"])
         for i, piece in enumerate(rest):  # marked and other pieces in turns
-            # After a line break: a tokenizer may mark the beginning of a text.
-            newline_ids = list(self.tokenizer("\n", add_special_tokens=False)["input_ids"])
-            ids = self.tokenizer("\n" + piece, add_special_tokens=False, split_special_tokens=i % 2 == 0)["input_ids"]
-            token_ids += ids[len(newline_ids) :]
+            token_ids += self._encode_continued(piece, split_special_tokens=i % 2 == 0)
         return token_ids
+
+    def _encode_continued(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
+        """Return the ids of a text that continues another, without a mark of its beginning.
+
+        With `split_special_tokens`, special tokens in it are read as text.
+        """
+        for anchor in ANCHORS if text else ():
+            anchor_ids, ids = (
+                self.tokenizer(t, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"]
+                for t in (anchor, anchor + text)
+            )
+            if ids[: len(anchor_ids)] == anchor_ids:
+                return list(ids[len(anchor_ids) :])
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens)["input_ids"])
 
     def _ids_after(self, prompt: str, text: str) -> list[int] | None:
         """Return the ids of `text` after those of `prompt`; None if it does not begin with them."""
         prompt_ids, ids = self.encode(prompt), self.encode(text)
         return ids[len(prompt_ids) :] if ids[: len(prompt_ids)] == prompt_ids else None
 
-    def _continuation_ids(self, prompt: str, text: str, where: str) -> list[int]:
+    def _continuation_ids(self, prompt: str, text: str) -> list[int]:
         """Return the ids of `text` after its beginning `prompt`.
 
         If the tokenizer merges the two, which happens for a few beginnings of an answer (such as
-        brackets), the rest is tokenized after a line break, as it would be generated. Raises
-        InputError if that cannot be told apart, either.
+        brackets), the rest is tokenized by itself, as it would be generated.
         """
         ids = self._ids_after(prompt, text)
-        if ids is None:
-            ids = self._ids_after("\n", "\n" + text[len(prompt) :])
-        if ids is None:
-            raise InputError(
-                f"{where}the tokenizer of {self.name} merges the beginning of the answer with its prompt: begin the answer with a "
-                "letter, or drop the row"
-            )
-        return ids
+        return self._encode_continued(text[len(prompt) :]) if ids is None else ids
 
     def answer_token_ids(
         self, messages: Sequence[Message], answer: str, num_images: int, following_turns: Sequence[Message] = (), row_id: str = ""
@@ -192,8 +210,9 @@ class ChatText:
         """Return the token ids [T] that follow the prompt if the model says `answer`.
 
         These are the answer and its end, or the answer, the template's end of turn, and
-        `following_turns` up to the next generation prompt. Raises InputError, naming the row, if a
-        text holds a control token or the template refuses or rewrites it.
+        `following_turns` up to where the first word of the reply to them would begin. Raises
+        InputError, naming the row, if a text holds a control token or the template refuses or
+        rewrites it.
         """
         where = f"row {row_id}: " if row_id else ""
         turns = [Message("assistant", answer), *following_turns]
@@ -204,9 +223,9 @@ class ChatText:
         if following_turns:
             if not text.startswith(prompt):
                 self._find_answer(prompt, text, answer, where)
-            return torch.tensor(self._continuation_ids(prompt, text, where), dtype=torch.long)
+            return torch.tensor([*self._continuation_ids(prompt, text), *self._reply_start], dtype=torch.long)
         span = self._find_answer(prompt, text, answer, where)
-        ids = self._continuation_ids(prompt, text[: span.end], where)
+        ids = self._continuation_ids(prompt, text[: span.end])
         return torch.tensor(ids if span.has_end_token else [*ids, self._end_id], dtype=torch.long)
 
     def learnt_continuations(
@@ -253,7 +272,7 @@ class ChatText:
             return None  # earlier turns are written in another way than the last
         spans = [self._find_answer(p, text, conversation[i].content, where) for p, i in zip(prompts, indices, strict=True)]
         text = text[: spans[-1].end]
-        token_ids = self._continuation_ids(prompts[0], text, where)
+        token_ids = self._continuation_ids(prompts[0], text)
         ends_early = [not span.has_end_token for span in spans]
         if ends_early[-1]:
             token_ids = [*token_ids, self._end_id]
@@ -293,11 +312,13 @@ class ChatText:
     def decode(self, token_ids: Tensor) -> str:
         """Return the text of an answer's token ids [T], without special tokens.
 
-        The white space that the template writes before an answer is left out; all else is kept.
+        The white space that the template writes around an answer is left out; all else is kept.
         """
         # A decoder may strip the first blank of a text, so the answer is decoded after a word.
         anchor_ids, anchor = self._anchor
-        return self._raw_decode(anchor_ids + token_ids.tolist())[len(anchor) :].removeprefix(self.lead)
+        text = self._raw_decode(anchor_ids + token_ids.tolist())[len(anchor) :].removeprefix(self.lead)
+        has_end = len(token_ids) > 0 and int(token_ids[-1]) in self.eos
+        return text.removesuffix(self.tail) if has_end else text
 
     # ---- control tokens ------------------------------------------------------------------------
 
@@ -316,7 +337,7 @@ class ChatText:
         """A pattern for special tokens that are HTML around a text: <s>old price</s>."""
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         names = [re.escape(token[1:-1]) for token in special if re.fullmatch(r"<[a-z]+>", token) and f"</{token[1:]}" in special]
-        return re.compile(rf"(?s)<({'|'.join(names)})>((?:(?!</?\1>).)*)(</\1>)" if names else r"(?!)")
+        return re.compile(rf"(?s)<({'|'.join(names)})>((?:(?!</?\1>).)*)(</\1>)" if names else r"(?!)()()()")
 
     @cached_property
     def _marked_pattern(self) -> re.Pattern[str]:

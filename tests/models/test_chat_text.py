@@ -37,19 +37,36 @@ def test_answer_ids_are_those_of_one_pass(kind):
     assert [tokens(chat, chat.answer_token_ids([QUESTION], word, 0))[0] for word in ("Yes", "No")] == ["▁Yes", "▁No"]
 
 
+BLANK_BEFORE_END = LLAVA_1_5.replace("{{ ' ' }}{% endfor %}", "{{ ' ' }}" + END + "{% endfor %}")
+LINE_BREAK_FIRST = WITH_END.replace("': ' }}", "':\\n' }}")
 TRAILING_BLANK = LLAVA_1_5.replace("'ASSISTANT:'", "'ASSISTANT: '")
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-@pytest.mark.parametrize("template", [LLAVA_1_5, WITH_END, TRAILING_BLANK])
-@pytest.mark.parametrize("answer", ["A cat.", "Yes", "🙂 is 一 مرحبا.", "  two  blanks", "a\n\nb", "3 dogs"])
+@pytest.mark.parametrize("template", [LLAVA_1_5, WITH_END, BLANK_BEFORE_END, LINE_BREAK_FIRST, TRAILING_BLANK])
+@pytest.mark.parametrize("answer", ["A cat.", "Yes", "🙂 is 一 مرحبا.", "  two  blanks", "a\n\nb", "3 dogs", "\nx"])
 def test_prompt_and_answer_ids_are_one_pass_and_decode_to_the_answer(kind, template, answer):
     chat = make_chat(kind, template)
     prompt = chat.render([QUESTION], 1, generation_prompt=True)
     answer_ids = chat.answer_token_ids([QUESTION], answer, 1)
-    text = f"{prompt} {answer}</s>"
+    text = prompt + chat.lead + answer + chat.tail + "</s>"
+    assert (chat.lead, chat.tail) == ("\n" if template == LINE_BREAK_FIRST else " ", " " * (template == BLANK_BEFORE_END))
     assert chat.encode(prompt) + answer_ids.tolist() == chat.encode(text)
     assert chat.decode(answer_ids) == answer
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_reply_is_read_where_its_first_word_begins(kind):
+    """Where a line break of its own stands before an answer, yes and no come after it."""
+    for template, expected in ((LLAVA_1_5, []), (LINE_BREAK_FIRST, ["<0x0A>" if kind != "bytes" else "Ċ"])):
+        chat = make_chat(kind, template)
+        prompt = chat.render(CONVERSATION[:3], 1, generation_prompt=True)
+        ids = chat.answer_token_ids([QUESTION], "A cat.", 1, [CONVERSATION[2]])
+        first_prompt_ids = chat.encode(chat.render([QUESTION], 1, generation_prompt=True))
+        assert tokens(chat, (first_prompt_ids + ids.tolist())[len(chat.encode(prompt)) :]) == expected
+        yes, no = (chat.answer_token_ids(CONVERSATION[:3], word, 1).tolist() for word in ("Yes", "No"))
+        assert tokens(chat, yes[: len(expected)]) == expected == tokens(chat, no[: len(expected)])
+        assert yes[len(expected)] != no[len(expected)]
 
 
 def test_end_that_is_no_token_is_not_learnt():
