@@ -1,14 +1,19 @@
 """Supervised fine-tuning on the tiny model."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mmrlhf.config import SFTConfig
+from mmrlhf.engine.scoring import hidden_states
 from mmrlhf.files.jsonl import read_jsonl
-from mmrlhf.sft import sft
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.chat_text import ChatText
+from mmrlhf.records import Example, InputError, Message
+from mmrlhf.sft import _build_batch, sft
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -24,3 +29,50 @@ def test_sft_learns_and_writes_an_ordinary_checkpoint(tiny_vlm_path, examples, t
     changed = {k for k in before if not torch.allclose(before[k].float(), after[k].float(), atol=1e-6)}
     assert changed and not [k for k in changed if "vision" in k or "projector" in k]
     assert sft(config, rows) == model  # finished: returns at once
+
+
+CONVERSATION = (
+    Message("user", "What is there?"),
+    Message("assistant", "A red star."),
+    Message("user", "Is there a moon?"),
+    Message("assistant", "No, there is no moon."),
+    Message("user", "What colour is the star?"),
+)
+
+
+@pytest.mark.parametrize("template_writes_end", [True, False])
+def test_turns_learnt_together_have_the_loss_of_each_by_itself(vlm, examples, template_writes_end):
+    """Once with one prompt for three turns, and once with a prompt for each."""
+    if not template_writes_end:  # as LLaVA-1.5's: the end is learnt, but not read by later turns
+        vlm.processor.chat_template = vlm.processor.chat_template.replace("</s>", " ")
+        vlm.chat = ChatText(vlm.processor, "model", vlm.eos)
+    example = Example("r", examples[0].images, CONVERSATION, "Red.")
+    losses, counts = [], []
+    for rows, train_on in (
+        ([example], "all"),
+        ([dataclasses.replace(example, prompt=CONVERSATION[:i], answer=a) for i, a in ((1, "A red star."), (3, "No, there is no moon."), (5, "Red."))], "last"),
+    ):  # fmt: skip
+        config = SFTConfig(model_name_or_path="x", dataset_name="x", output_dir="x", train_on=train_on)
+        batch = _build_batch(config, vlm, rows)
+        counts.append(int(batch.is_learnt_NT.sum()))
+        total = 0.0
+        with torch.no_grad():
+            for indices, hidden in hidden_states(Role(Adapters(vlm), None), batch.completions):
+                width = hidden.shape[1]
+                learnt = batch.is_learnt_NT[indices, :width]
+                total += float(vlm.token_logps(hidden, batch.targets_NT[indices, :width], learnt).sum())
+        losses.append(total)
+    assert len(batch.completions.prompts) == 3 and counts[0] == counts[1]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_sft_says_which_row_the_template_refuses(tiny_vlm_path, examples, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_vlm_path, model)
+    template = (model / "chat_template.jinja").read_text()
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    (model / "chat_template.jinja").write_text(refusal + template)
+    bad = dataclasses.replace(examples[3], id="30", prompt=(Message("system", "Be brief."), *examples[3].prompt))
+    config = SFTConfig(model_name_or_path=str(model), dataset_name="x", output_dir=str(tmp_path / "out"), max_steps=1)
+    with pytest.raises(InputError, match=r"refuses it \(no system turns\).*\(row 30\)"):
+        sft(config, [*examples[:3], bad])

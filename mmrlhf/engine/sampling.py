@@ -20,6 +20,7 @@ from mmrlhf.engine.decoding import CudaGraphDecodeStep, DecodeStep
 from mmrlhf.engine.prefill import NaivePrefix, Prefix, prefill
 from mmrlhf.models import kv_cache
 from mmrlhf.models.vlm import VLM, Prompt
+from mmrlhf.records import InputError
 
 COMPACT_BELOW = 0.6
 """Finished answers are dropped from the batch once less than this share of it is unfinished. This
@@ -353,7 +354,15 @@ class DecodeState:
                 self.unfinished[i] = False
 
     def result(self) -> SampleOutput:
-        """Return what was sampled, cut to the longest answer but at least one token wide."""
+        """Return what was sampled, cut to the longest answer but at least one token wide.
+
+        Raises InputError if the model's logits were not finite.
+        """
+        if not bool(self.logps_NT.isfinite().all()):
+            raise InputError(
+                f"{self.vlm.name} gives logits that are not finite (NaN or infinity): load it in another dtype, or give another "
+                "checkpoint or adapter"
+            )
         width = max(int(self.mask_NT.sum(1).max()), 1)
         return SampleOutput(
             token_ids_NT=self.token_ids_NT[:, :width],

@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmrlhf.models.finite import check_finite
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
 
@@ -95,6 +96,7 @@ class Adapters:
             raise InputError(f"adapter {directory} does not exist: give the directory of a finished run's adapter")
         config = LoraConfig.from_pretrained(str(directory))
         saved = load_file(directory / "adapter_model.safetensors")
+        check_finite(saved.items(), f"adapter {directory}")
         linear_names = {key.partition(".lora_")[0].rsplit(".", 1)[-1] for key in saved}
         if not linear_names or not linear_names <= self._linear_names:
             raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmrlhf.config import EngineConfig, PixelConfig
@@ -19,6 +26,7 @@ from mmrlhf.models.chat_template import apply_chat_template
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.engine_state import EngineState
 from mmrlhf.models.fingerprints import fingerprint
+from mmrlhf.models.finite import check_finite
 from mmrlhf.models.image_features import FeatureCache
 from mmrlhf.models.kv_cache import supports_packing
 from mmrlhf.models.micro_batch import Budget
@@ -32,7 +40,8 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     """Load a checkpoint directory or Hub id, frozen, in eval mode (dropout off).
 
     The default device is the GPU if there is one. Raises InputError if the checkpoint is missing,
-    holds no image-text-to-text model, lacks weights, or has no chat template.
+    holds no image-text-to-text model, lacks weights or has some that are not finite, or has no chat
+    template that tells prompts from answers.
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -45,7 +54,7 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
             output_loading_info=True,
             **_precision_kwargs(name, dtype, device),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
         not_found = "" if Path(name).is_dir() else "no such directory, and as a Hub id: "
         raise InputError(
@@ -56,6 +65,8 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
             f"model {name} lacks {len(bad_keys)} of its weights or has them in another shape, {bad_keys[0]} first: "
             "config.json and weights do not belong together, copy the checkpoint again"
         )
+    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
+        raise InputError(f"model {name} has no processor of images: copy its processor_config.json or preprocessor_config.json")
     if getattr(processor, "chat_template", None) is None:  # older checkpoints have it in tokenizer_config.json
         processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
     if processor.chat_template is None:
@@ -63,6 +74,7 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     limits: object = engine  # most configurations of commands are both
     if isinstance(limits, PixelConfig):
         limit_pixels(model, processor, limits, name)
+    check_finite(model.named_parameters(), f"model {name}")
     vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
     vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
     return vlm

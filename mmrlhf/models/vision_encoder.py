@@ -219,15 +219,26 @@ class Encoder:
             yield from self._encode_batch(batch)
 
     def _encode_batch(self, batch: list[PreprocessedImage]) -> list[tuple[str, ImageFeatures]]:
-        """Return a batch's features with their keys; in halves if the GPU runs out of memory."""
+        """Return a batch's features with their keys; in halves if the GPU runs out of memory.
+
+        Raises InputError, naming the image, if the tower refuses one.
+        """
         try:
             return list(zip((p.key for p in batch), self.run_tower(batch), strict=True))
+        except (InputError, torch.AcceleratorError):
+            raise
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-        torch.cuda.empty_cache()
-        half = len(batch) // 2
-        print(f"note: out of GPU memory: going on with {half} images at a time in the tower")
+            torch.cuda.empty_cache()
+            print(f"note: out of GPU memory: going on with {len(batch) // 2} images at a time in the tower")
+        except Exception as error:  # for an image of one patch, for example
+            if len(batch) == 1:
+                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+                raise InputError(
+                    f"image {batch[0].name} is refused by the model's vision tower ({reason}): change its size or drop the row"
+                ) from None
+        half = len(batch) // 2  # one by one, the image that is refused can be named
         return self._encode_batch(batch[:half]) + self._encode_batch(batch[half:])
 
     def _preprocess(self, key: str, source_and_count: tuple[ImageSource, int]) -> PreprocessedImage:
@@ -244,12 +255,12 @@ class Encoder:
             batch, texts = self.process([self._prompt_texts[num_copies]], [[image] * num_copies], offsets=True)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise  # the device's fault, not the image's
-        except (ValueError, ZeroDivisionError, RuntimeError) as error:  # a strip of 5,000 x 1, for example
+        except Exception as error:  # for a strip of 5,000 x 1, or because a setting is missing
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             width, height = image.size
+            advice = "complete processor_config.json" if isinstance(error, TypeError) else "change its size or drop the row"
             raise InputError(
-                f"image {name} ({width} x {height}) is refused by the model's processor ({reason}): "
-                "change its size or drop the row"
+                f"image {name} ({width} x {height}) is refused by the model's processor ({reason}): {advice}"
             ) from None
         tensors = {k: batch[k] for k in self._tower_input_names() if k in batch}
         num_placeholders = int((batch["input_ids"] == self.model.config.image_token_id).sum()) // num_copies

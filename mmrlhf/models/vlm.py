@@ -174,13 +174,13 @@ class VLM:
     def check_control_tokens(self, name: str, text: str, conversation: Conversation) -> None:
         """Raises InputError for a control token in a message, or a wrong number of image tokens."""
         messages, images = conversation
-        self.chat.check_control_tokens(messages, name)
         image_token = getattr(self.processor, "image_token", None)
         if image_token and text.count(image_token) != len(images):
             raise InputError(
                 f"{name} would show the model {text.count(image_token)} images and has {len(images)}: "
-                "use a chat template that places images"
+                f"remove {image_token} from its text, or use a chat template that places images"
             )
+        self.chat.check_control_tokens(messages, name)
 
     def _check_length(self, name: str, num_tokens: int, limit: int | None) -> None:
         """Raises InputError if a prompt exceeds its limit or the model's positions."""
@@ -217,9 +217,9 @@ class VLM:
         """Tokenize with the processor, which needs pixels even if the features are known."""
         try:
             batch, _ = self.encoder.process([text], [[open_image(i) for i in images]])
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
+        except (InputError, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
             raise InputError(f"{self.name}: its processor refuses a prompt with {len(images)} images ({error})") from None
         return batch["input_ids"][0].cpu(), {k: batch[k][0].cpu() for k in PER_TOKEN_INPUTS if k in batch}
 

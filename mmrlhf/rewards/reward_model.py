@@ -148,12 +148,14 @@ class RewardModel:
 
     @torch.no_grad()
     def score(self, groups: Sequence[AnswerGroup]) -> list[list[float]]:
-        """Return the normalised scores of each group's answers."""
+        """Return the normalised scores of each group's answers. Raises InputError for NaN."""
 
         def score_batch(batch: Sequence[AnswerGroup]) -> list[list[float]]:
             scores_by_group: dict[int, list[float]] = {}
             # Micro-batches take groups in any order; scores follow their group indices.
             for group_indices, raw_scores_N in self.raw_scores(batch):
+                if not bool(raw_scores_N.isfinite().all()):
+                    raise InputError(f"the reward model on {self.role.vlm.name} gives scores that are not finite: train it again")
                 scores = iter(((raw_scores_N - self.mean) / self.std).tolist())
                 scores_by_group |= {i: [next(scores) for _ in batch[i].answers] for i in group_indices}
             return [scores_by_group[i] for i in range(len(batch))]

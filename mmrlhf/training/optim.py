@@ -79,7 +79,7 @@ def optimizer_step(
     """Sum the gradients of all processes, clip, step, and clear. Return the norm before clipping.
 
     Losses are already divided by global counts, so gradients are summed, not averaged. Forward
-    passes bypass any DDP wrapper, which therefore cannot reduce the gradients. Raises RuntimeError
+    passes bypass any DDP wrapper, which therefore cannot reduce the gradients. Raises InputError
     if the gradient is not finite, before it changes anything.
     """
     if accelerator.num_processes > 1:
@@ -87,7 +87,7 @@ def optimizer_step(
             p.grad = accelerator.reduce(p.grad if p.grad is not None else torch.zeros_like(p), "sum")
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(grad_norm):
-        raise RuntimeError("the gradient is not finite: lower the learning rate, or train in float32")
+        raise InputError("the gradient is not finite: lower the learning rate, or train in float32")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return grad_norm

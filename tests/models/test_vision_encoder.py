@@ -235,3 +235,20 @@ def test_full_feature_cache_evicts_and_reencodes(vlm, examples):
     for order in (conversations, conversations[::-1]):
         assert all(p.image_features for p in vlm.build_prompts(order))
     assert vlm.image_encodes > 4
+
+
+def test_image_that_the_tower_refuses_is_named(tmp_path):
+    """Mistral 3's tower fails on an image of one patch; the others in its batch do not hide it."""
+    build_checkpoint("mistral3", tmp_path / "model")
+    vlm = load(str(tmp_path / "model"))
+    icon = save_image(tmp_path / "icon.png", 20, 20)
+    with pytest.raises(InputError, match=r"image .*icon\.png is refused by the model's vision tower \(.*\): change its size"):
+        vlm.build_prompts([(PROMPT, (save_image(tmp_path / "other.png", 84, 84),)), (PROMPT, (icon,))])
+
+
+def test_processor_without_a_setting_is_one_sentence(checkpoints, tmp_path):
+    vlm = load(str(checkpoints / "llava"))
+    vlm.processor.patch_size = None
+    image = save_image(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png \(56 x 56\) is refused by .*: complete processor_config\.json"):
+        vlm.build_prompts([(PROMPT, (image,))])
