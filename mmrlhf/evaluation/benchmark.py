@@ -138,6 +138,9 @@ class Benchmark:
     """
     counts_repeated: ClassVar[bool] = False
     """Whether robust metrics count further answers to the same example, not only the first."""
+    judge_rounds: ClassVar[int] = 1
+    """How often `judge_requests` is called, with the replies so far in `task.replies`: 2 where some
+    questions follow from the judge's earlier replies."""
 
     # ---- required ----
 
@@ -277,7 +280,7 @@ class Benchmark:
 
 
 REQUIRED_ATTRIBUTES = ("version", "license", "headline", "direction", "cluster")
-OPTIONAL_ATTRIBUTES = ("answer_fields", "splits", "known_versions", "requires_all_answers", "counts_repeated")
+OPTIONAL_ATTRIBUTES = ("answer_fields", "splits", "known_versions", "requires_all_answers", "counts_repeated", "judge_rounds")
 REQUIRED_METHODS = ("load", "score", "aggregate")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +48,41 @@ def collect_judgments(
     """Return the judgments on these answers, and the error that made the judge give up, if one did.
 
     judgments.jsonl holds them afterwards. Judgments that it holds already are not asked for again,
-    unless they failed. Raises InputError, also if the judge gives up before its first reply.
+    unless they failed. A benchmark whose questions follow from earlier replies is asked for its
+    requests once for each of its `judge_rounds`. Raises InputError, also if the judge gives up
+    before its first reply.
     """
-    requests = {request.key: request for request in benchmark.judge_requests(answers_by_id, task)}
     path = Path(config.output_dir) / "judgments.jsonl"
     if config.recorded_judgments is not None:
-        recorded_path = Path(config.recorded_judgments)
-        judgments = _replay_judgments(benchmark, task, answers_by_id, requests, recorded_path)
+        requests, judgments = _replay_judgments(benchmark, task, answers_by_id, Path(config.recorded_judgments))
         write_atomic(path, "".join(json_line(judgments[key]) for key in requests if key in judgments))
         return judgments, None
-    judgments = _latest_valid(read_jsonl(path), requests) if path.exists() else {}
+    judgments = {}
+    for _ in range(benchmark.judge_rounds):
+        judgments, has_asked, error = _ask_judge(benchmark, task, answers_by_id, config, path)
+        if error is not None or not has_asked:
+            return judgments, error
+    return judgments, None
+
+
+def _ask_judge(
+    benchmark: Benchmark, task: Task, answers_by_id: AnswersById, config: EvalConfig, path: Path
+) -> tuple[Judgments, bool, InputError | None]:
+    """Ask for all judgments that are missing, as far as the replies on file tell what to ask.
+
+    Returns the judgments, whether any was asked for, and the error that made the judge give up.
+    """
+    requests, judgments = _known_judgments(benchmark, task, answers_by_id, read_jsonl(path) if path.exists() else [])
     missing = [request for key, request in requests.items() if judgments.get(key, {}).get("status") != "ok"]
     if config.dry_run:
         print(estimate_cost(missing, config))
-        return judgments, None
+        return judgments, False, None
     if not missing:
-        return judgments, None
+        return judgments, False, None
     if config.judge is None:
         print(f"note: {len(missing)} answers have no judgment: give --judge, or --recorded_judgments FILE", file=sys.stderr)
-        return judgments, None
-    judge, signature = _make_judge(benchmark, task, answers_by_id, config)
+        return judgments, False, None
+    judge, signature = _make_judge(benchmark, replace(task, replies=judgments), answers_by_id, config)
     _check_same_judge(judgments, signature, path)
     # Failures are asked again. Rewriting the file also drops the line that a killed run left torn.
     judgments = {key: row for key, row in judgments.items() if row["status"] == "ok"}
@@ -80,8 +96,21 @@ def collect_judgments(
         except InputError as error:
             if not judgments:
                 raise
-            return judgments, error
-    return judgments, None
+            return judgments, True, error
+    return judgments, True, None
+
+
+def _known_judgments(
+    benchmark: Benchmark, task: Task, answers_by_id: AnswersById, rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, JudgeRequest], Judgments]:
+    """Return the requests that the judgments on file tell, and the judgments on them."""
+    judgments: Judgments = {}
+    requests: dict[str, JudgeRequest] = {}
+    for _ in range(benchmark.judge_rounds):
+        task = replace(task, replies=judgments)
+        requests = {request.key: request for request in benchmark.judge_requests(answers_by_id, task)}
+        judgments = _latest_valid(rows, requests)
+    return requests, judgments
 
 
 def judgment_record(request: JudgeRequest, reply: Reply, signature: Mapping[str, str]) -> dict[str, Any]:
@@ -134,37 +163,33 @@ def _latest_valid(rows: Sequence[Mapping[str, Any]], requests: Mapping[str, Judg
 
 
 def _replay_judgments(
-    benchmark: Benchmark,
-    task: Task,
-    answers_by_id: AnswersById,
-    requests: Mapping[str, JudgeRequest],
-    path: Path,
-) -> Judgments:
-    """Return recorded judgments: a run's own, or what the benchmark reads from other records
-    (`read_judgments`)."""
+    benchmark: Benchmark, task: Task, answers_by_id: AnswersById, path: Path
+) -> tuple[dict[str, JudgeRequest], Judgments]:
+    """Return the requests, and recorded judgments: a run's own, or what the benchmark reads from
+    other records (`read_judgments`)."""
     rows = read_json_objects(path)
-    if all("key" in row.fields for row in rows):
-        judgments = _latest_valid([row.fields for row in rows], requests)
-        num_stale = sum(row.fields["key"] in requests and row.fields["key"] not in judgments for row in rows)
-        if num_stale:
-            print(
-                f"note: {num_stale} judgments of {path} are about other answers or prompts, and are left out",
-                file=sys.stderr,
-            )
-        return judgments
-    return {
-        key: {
-            "key": key,
-            "judge": "recorded",
-            "requested": "recorded",
-            "model": None,
-            "prompt": None,
-            "text": text,
-            "status": "empty" if text is None else "ok",
-        }
-        for key, text in benchmark.read_judgments(rows, answers_by_id, task).items()
-        if key in requests
-    }
+    if not all("key" in row.fields for row in rows):
+        foreign_rows = [
+            {
+                "key": key,
+                "judge": "recorded",
+                "requested": "recorded",
+                "model": None,
+                "prompt": None,
+                "text": text,
+                "status": "empty" if text is None else "ok",
+            }
+            for key, text in benchmark.read_judgments(rows, answers_by_id, task).items()
+        ]
+        return _known_judgments(benchmark, task, answers_by_id, foreign_rows)
+    requests, judgments = _known_judgments(benchmark, task, answers_by_id, [row.fields for row in rows])
+    num_stale = sum(row.fields["key"] in requests and row.fields["key"] not in judgments for row in rows)
+    if num_stale:
+        print(
+            f"note: {num_stale} judgments of {path} are about other answers or prompts, and are left out",
+            file=sys.stderr,
+        )
+    return requests, judgments
 
 
 def _check_same_judge(judgments: Judgments, signature: Mapping[str, str], path: Path) -> None:

@@ -56,7 +56,7 @@ def test_evaluate_runs_benchmark_on_tiny_model(run_benchmark, tiny_vlm_path, tmp
     )
     assert result["n"] > 0 and result["counts"]["missing"] == 0
     assert result["mean_length"] > 0 and len(result["data_sha256"]) == 64
-    judged = name in (*RULE_JUDGED, "mmhal_bench", "llava_bench")
+    judged = name in (*RULE_JUDGED, "mmhal_bench", "llava_bench", "decapbench")
     if name in RULE_JUDGED:
         assert result["counts"]["judge_errors"] == 0
         assert result["judge"]["requested"] == [f"rules of version {load_benchmark(name).version}"]

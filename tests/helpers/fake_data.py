@@ -180,6 +180,13 @@ def hallucinogen(root: Path) -> dict:
     return {"data": str(root)}
 
 
+def decapbench(root: Path) -> dict:
+    facts = ["There is a star.", "The star is red.", "The star is on the left.", "There is a ring."]
+    row = {"image_name": "0.png", "oracle_caption": "A red star on the left, and a ring.", "oracle_facts": facts}
+    write_image(root / "0.png", 0)
+    return {"data": str(write_jsonl(root / "facts.jsonl", [row]))}
+
+
 DATASET_WRITERS = {
     f.__name__: f
     for f in (
@@ -193,5 +200,6 @@ DATASET_WRITERS = {
         dash_b,
         haloquest,
         hallucinogen,
+        decapbench,
     )
 }
