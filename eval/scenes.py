@@ -225,7 +225,7 @@ def _extra_metrics(values: dict[str, Any]) -> dict[str, dict[str, float]]:
     by_type = {f"chair_i_{kind}": value for kind, value in values["chair_i_by_type"].items()}
     extra = {name: value for name, value in values.items() if name.startswith(("ead", "distinct"))} | by_type
     return {
-        name: {"value": value, "low": extra[f"{name}_ci"][0], "high": extra[f"{name}_ci"][1]}
+        name: {"value": value, **dict(zip(("low", "high"), extra.get(f"{name}_ci", ()), strict=False))}
         for name, value in extra.items()
         if not name.endswith("_ci")
     }

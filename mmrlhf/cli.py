@@ -16,6 +16,7 @@ from typing import Any
 
 import mmrlhf
 from mmrlhf.cli_commands import (
+    print_closing,
     run_claims,
     run_compare,
     run_data_check,
@@ -28,6 +29,7 @@ from mmrlhf.cli_commands import (
     run_eval,
     run_plan,
     run_ppo,
+    run_report,
 )
 from mmrlhf.cli_parser import Command, parse_config
 from mmrlhf.config import (
@@ -48,7 +50,9 @@ from mmrlhf.text.printable import printable
 
 DESCRIPTION = """Train vision-language models with feedback, so that they claim only what the image shows.
 
-usage: mmrlhf COMMAND [--config FILE] [--FIELD VALUE ...]"""
+usage: mmrlhf COMMAND [--config FILE] [--FIELD VALUE ...] [--verbose]
+
+--verbose prints what the engine decides, too."""
 RENAMED_COMMANDS = {"mmrlhf reward-bench": "mmrlhf reward-eval", "mmrlhf data base": "mmrlhf data tiny-vlm"}
 """Old commands with the new ones. They are refused, not accepted as aliases."""
 
@@ -59,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 on success, 2 for an error that the user can correct, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--verbose" in arguments:
+        arguments.remove("--verbose")
+        _print_engine_notes()
     _silence_libraries(arguments)
     try:
         return _dispatch("mmrlhf", COMMANDS, arguments, DESCRIPTION)
@@ -69,6 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command resumes from what is already written", file=sys.stderr)
         return 130
+
+
+def _print_engine_notes() -> None:
+    """Print what the engine decides, such as whether it shares prefixes."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    logger = logging.getLogger("mmrlhf")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [handler]  # not a second one, if `main` is called again
 
 
 def _silence_libraries(argv: list[str]) -> None:
@@ -118,6 +134,7 @@ def _config_command(name: str, config_class: type[Any], function: str, summary: 
         require_paths(config)
         module_name, _, function_name = function.partition(":")
         getattr(importlib.import_module(module_name), function_name)(config)
+        print_closing(name, config)
 
     return Command(name, summary, example_arguments, run)
 
@@ -240,6 +257,12 @@ COMMANDS = _by_last_word(
         "compare runs of eval: differences, intervals, flipped answers",
         "runs/pope/sft runs/pope/ppo --out runs/compare",
         run_compare,
+    ),
+    Command(
+        "report",
+        "write a page about training runs: curves, answers over steps, warnings",
+        "runs/ppo_a runs/ppo_b --out report.html",
+        run_report,
     ),
     Command(
         "claims",

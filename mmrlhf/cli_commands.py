@@ -9,7 +9,7 @@ import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmrlhf.cli_parser import Command, Parser, add_flag, load_named_config, make_config_parser, non_negative_int, parse_config
 from mmrlhf.config import EvalConfig, PPOConfig, RewardConfig, SFTConfig
@@ -17,6 +17,7 @@ from mmrlhf.config_loader import config_fields
 from mmrlhf.files import bundled
 from mmrlhf.files.paths import require_paths
 from mmrlhf.records import InputError
+from mmrlhf.report.closing import closing_text
 
 if TYPE_CHECKING:
     from mmrlhf.evaluation.benchmark import Benchmark
@@ -34,6 +35,13 @@ def run_ppo(command: Command, argv: list[str]) -> None:
     ppo(config)
     if os.environ.get("RANK", "0") == "0" and (page := write_claims_page(Path(config.output_dir))):
         print(f"{page} shows every claim of the latest answers with its verdicts")
+    print_closing("ppo", config)
+
+
+def print_closing(name: str, config: Any) -> None:
+    """Print what a command wrote and what to run next, on the main process."""
+    if os.environ.get("RANK", "0") == "0" and (text := closing_text(name, config)):
+        print(text)
 
 
 def run_plan(command: Command, argv: list[str]) -> None:
@@ -130,6 +138,17 @@ def run_compare(command: Command, argv: list[str]) -> None:
     from mmrlhf.commands.compare import compare
 
     compare(args["runs"], args["out"], args.get("force", False), args["seed"], args["benchmark_file"])
+
+
+def run_report(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "RUN [RUN ...] [--out FILE]")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="an output_dir of sft, reward or ppo; several are drawn together")
+    help_text = "HTML file to write (default: report.html in RUN; in the current folder for several)"
+    parser.add_argument("--out", metavar="FILE", help=help_text)
+    args = parser.parse(argv)
+    from mmrlhf.report.runs import write_runs_page
+
+    print(f"wrote {write_runs_page(args['runs'], args.get('out'))}")
 
 
 def run_demo(command: Command, argv: list[str]) -> None:

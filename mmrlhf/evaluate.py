@@ -42,6 +42,7 @@ from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import json_line, to_jsonable
 from mmrlhf.metrics.intervals import SufficientStats, unflatten, with_intervals
 from mmrlhf.records import InputError
+from mmrlhf.report.eval_table import print_eval_result
 
 PACKAGES = ("mmrlhf", "torch", "transformers", "peft", "numpy", "nltk", "spacy")
 """Packages whose versions result.json records."""
@@ -95,7 +96,8 @@ def evaluate(
             _require_complete(result["counts"])
         text = json.dumps(to_jsonable(result), indent=1, ensure_ascii=False)
         write_atomic(output_dir / "result.json", text + "\n")
-    print_result(result)
+    print_eval_result(result)
+    print(f"wrote {output_dir / 'result.json'}; answers and their scores are next to it")
     if judge_error:
         raise judge_error
     return result
@@ -363,39 +365,3 @@ def _os_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
             f"{error.filename or output_dir}: {error.strerror}: correct it or give another --out; "
             "the same command continues from what is written"
         ) from None
-
-
-def print_result(result: Mapping[str, Any]) -> None:
-    """Print the metrics, one line for each mode and part, the reasons for undefined ones, and the
-    counts."""
-    for mode, metrics in result["metrics"].items():
-        top_level = {name: leaf for name, leaf in metrics.items() if _is_leaf(leaf)}
-        parts = {name: values for name, values in metrics.items() if name not in top_level}
-        if top_level:
-            parts = {"": top_level, **parts}
-        for part, values in parts.items():
-            cells = [_format_metric(name, leaf) for name, leaf in values.items() if _is_leaf(leaf)]
-            print(f"{mode} {part}".rstrip(), "  ".join(cells))
-        for reason in dict.fromkeys(_iter_reasons(result["reasons"].get(mode, {}))):
-            print(f"{mode}: none where {reason}")
-    print(f"answered {result['n']} of {result['examples']}")
-    print("counts", "  ".join(f"{name} {count}" for name, count in result["counts"].items()))
-
-
-def _is_leaf(value: Any) -> bool:
-    """Return whether a node of the nested metrics is a metric (None if undefined), not a part."""
-    return value is None or "value" in value
-
-
-def _format_metric(name: str, leaf: Mapping[str, float] | None) -> str:
-    if leaf is None:
-        return f"{name} none"
-    return f"{name} {leaf['value']:.4g} [{leaf['low']:.4g}, {leaf['high']:.4g}]"
-
-
-def _iter_reasons(reasons: Any) -> Iterator[str]:
-    if isinstance(reasons, Mapping):
-        for inner in reasons.values():
-            yield from _iter_reasons(inner)
-    else:
-        yield str(reasons)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,19 +249,35 @@ def _calibrate_and_save(
     Also sets the accuracy, if the rows were held out.
     """
     groups = [to_answer_group(p) for p in reference_rows]
-    scores = model.score(groups)
-    raw_scores_N = torch.tensor([score for group_scores in scores for score in group_scores])
-    model.mean, model.std = raw_scores_N.mean().item(), max(raw_scores_N.std().item(), 1e-6)
-    margins = score_margins(reference_rows, scores) / model.std
+    probes = make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed)
+    with run.progress(len(groups) + len(probes), 0, "calibrate and probe") as progress_bar:
+        margins = _calibrate(model, reference_rows, groups, progress_bar.advance)
+        unlimited_model = replace(model, max_length=1 << 30)  # an added claim must not end a run that is done
+        model.probes = probe_rates(unlimited_model, probes, progress_bar.advance)
     is_correct = margins > 0
-    model.temperature = fit_temperature(margins)
     if is_held_out:
         model.accuracy = float(is_correct.mean()) if len(is_correct) else None
-    unlimited_model = replace(model, max_length=1 << 30)  # an added claim must not end a run that is done
-    model.probes = probe_rates(unlimited_model, make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed))
     checkpoint.save_reward_model(model, run.path, groups)
     result = {"steps": num_steps, "accuracy": model.accuracy, "temperature": model.temperature, "probes": model.probes}
     run.finish(result | {"right": is_correct.astype(float).tolist() if is_held_out else None})
+    if model.probes:
+        rates = ", ".join(f"{kind} {rate:.0%}" for kind, rate in model.probes.items())
+        run.print(f"injected hallucinations that lower the score: {rates} (ppo asks for min_probe_detection_rate of each)")
+
+
+def _calibrate(
+    model: RewardModel, reference_rows: Sequence[Preference], groups: Sequence[AnswerGroup], advance: Callable[[int], None]
+) -> np.ndarray:
+    """Set the model's scale and temperature from the reference rows; return their margins.
+
+    `advance` is called as in `RewardModel.score`.
+    """
+    scores = model.score(groups, advance)
+    raw_scores_N = torch.tensor([score for group_scores in scores for score in group_scores])
+    model.mean, model.std = raw_scores_N.mean().item(), max(raw_scores_N.std().item(), 1e-6)
+    margins = score_margins(reference_rows, scores) / model.std
+    model.temperature = fit_temperature(margins)
+    return margins
 
 
 def _maybe_inject_claim(config: RewardConfig, row: Preference, other_facts: Sequence[Fact], step: int) -> Preference:

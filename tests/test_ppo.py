@@ -158,7 +158,7 @@ def test_ppo_refuses_reward_model_that_misses_false_claims(tiny_vlm_path, exampl
     (tmp_path / "reward" / "reward.json").write_text(json.dumps(card))
     config = ppo_config(tiny_vlm_path, tmp_path / "reward", tmp_path / "out")
     with pytest.raises(
-        InputError, match="lowers its score for 40% of injected false claims of kind count, less than min_probe_detection_rate"
+        InputError, match="lowers its score for 40% of injected hallucinations of kind count, less than min_probe_detection_rate"
     ):
         ppo(dataclasses.replace(config, min_probe_detection_rate=0.6), examples)
     assert not (tmp_path / "out").exists()

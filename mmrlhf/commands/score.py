@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmrlhf.config import ScoreConfig
 from mmrlhf.datasets import has_preferences, read_examples, read_preferences
+from mmrlhf.datasets.load import FACTS_CHECK_ROWS
 from mmrlhf.facts import read_facts
 from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
@@ -31,6 +32,7 @@ def score(config: ScoreConfig) -> Path:
         rows, score_keys = read_preferences(*dataset_args), ("score_chosen", "score_rejected")
     else:
         rows, score_keys = read_examples(*dataset_args, require_answer=True), ("score",)
+    rows = rows[: config.limit]
     inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder"))
     inputs["images of the rows"] = rows_digest(rows, images_only=True)
     writer = ResumableWriter(Path(config.output_file), inputs)
@@ -38,6 +40,11 @@ def score(config: ScoreConfig) -> Path:
         writer.print_finished()
         return writer.path
     model = load_reward_model(config.reward_model_path, max_length=config.max_length, engine=config)
+    if model.facts == "given" and not any(row.facts for row in rows[:FACTS_CHECK_ROWS]):
+        print(
+            f"note: {config.reward_model_path} was trained with facts, and these rows have none: "
+            "give --facts_file, unless it is meant to score without them"
+        )
     with progress(len(rows), "score", start=writer.num_done) as progress_bar:
         for start in range(writer.num_done, len(rows), config.batch_size):
             groups = [_to_answer_group(row) for row in rows[start : start + config.batch_size]]

@@ -33,6 +33,8 @@ class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig, PixelConfig):
     """Rows with a prompt and images."""
     output_file: str
     """JSONL to write: id, images, prompt, answer (one line per answer)."""
+    limit: Count | None = None
+    """Use only the first rows."""
     adapter_path: str | None = None
     """Adapter directory of a ppo run; by default the model runs without an adapter."""
     batch_size: Count = 16
@@ -70,6 +72,8 @@ class ScoreConfig(RewardModelConfig):
     """Rows with a prompt, images and an `answer` (or `completion`), or `chosen` and `rejected`."""
     output_file: str
     """JSONL to write: the row's id and `score`, or `score_chosen` and `score_rejected`."""
+    limit: Count | None = None
+    """Use only the first rows."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -36,7 +36,11 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
     images, facts = parse_images(row, context), collect_facts(row, context)
     turns, answer = _parse_llava(row) if "conversations" in row.fields else _parse_trl(row)
     if require_answer and answer is None:
-        reason = "pairs and prompts cannot be imitated: " if is_preference(row) or is_ppo_prompt(row) else ""
+        reason = (
+            "pairs and prompts have no SFT target (`mmrlhf data convert --to sft` takes the chosen answers): "
+            if is_preference(row) or is_ppo_prompt(row)
+            else ""
+        )
         row.fail(f"the row has no answer: {reason}add `completion`, or end the conversation with the assistant's turn")
     has_answer_field = any(field in row.fields for field in ("completion", "messages", "conversations"))
     used_fields = EXAMPLE_FIELDS if has_answer_field else EXAMPLE_FIELDS | {"answer"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from transformers.cache_utils import Cache
 from mmrlhf.engine import naive
 from mmrlhf.models import kv_cache
 from mmrlhf.models.vlm import VLM, Prompt
+
+notes = logging.getLogger(__name__)
+"""Shown with --verbose."""
 
 LOGP_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 """How much the log-probs of the two paths may differ, in nats. Across 14 families they differ by
@@ -280,10 +284,10 @@ def _choose_path(vlm: VLM, prompts: Sequence[Prompt]) -> None:
         vlm.engine.supports_packing = vlm.engine.use_cuda_graphs = False
         agree, reason = _paths_agree(vlm, prompt)
     if not agree:
-        print(f"note: {vlm.name} runs on the naive path, each answer with its whole prompt ({reason})")
+        print(f"note: shared-prefix batching is off for {vlm.name}: each answer runs with its whole prompt ({reason})")
         vlm.engine.share_prefix = "off"
     elif prompt.images:
-        print(f"note: {vlm.name} runs each prompt once for all of its answers ({reason} from the naive path)")
+        notes.info("shared-prefix batching is on for %s (%s)", vlm.name, reason)
         vlm.engine.share_prefix = "on"
     else:
         vlm.engine.is_verified_on_text = True
@@ -297,7 +301,7 @@ def _paths_agree(vlm: VLM, prompt: Prompt) -> tuple[bool, str]:
         raise
     except Exception as error:  # an untested family may fail in any way; the naive path is the fallback
         return False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return gap <= LOGP_TOLERANCE[vlm.model.dtype], f"log-probs differ by {gap:.2g} nats"
+    return gap <= LOGP_TOLERANCE[vlm.model.dtype], f"max log-prob difference {gap:.2g} nats"
 
 
 @torch.no_grad()

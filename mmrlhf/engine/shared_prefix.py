@@ -78,7 +78,7 @@ def is_supported(vlm: VLM, prompts: Sequence[Prompt]) -> bool:
         else:
             vlm.engine.share_prefix_across_prompts = "off"
             print(
-                f"note: {vlm.name} prefills every question with its image "
+                f"note: shared-prefix batching is off across questions for {vlm.name}: each runs with its image "
                 f"(log-probs differ by {gap:.2g} nats if questions share it)"
             )
     return vlm.engine.share_prefix_across_prompts == "on"

@@ -165,11 +165,13 @@ def bootstrap(
 def fold_interval(name: str, values: Sequence[float]) -> dict[str, float | list[float]]:
     """Return the mean over disjoint folds as `name`, and a normal 95% interval as `NAME_ci`.
 
-    It is for diversity metrics: resampling would repeat answers, and repetition is what they
-    measure.
+    One fold has no interval. It is for diversity metrics: resampling would repeat answers, and
+    repetition is what they measure.
     """
     mean = float(np.mean(values))
-    half_width = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    if len(values) < 2:
+        return {name: mean}
+    half_width = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return {name: mean, f"{name}_ci": [mean - half_width, mean + half_width]}
 
 

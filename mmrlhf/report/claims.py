@@ -3,8 +3,6 @@ evidence."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.files.atomic import write_atomic
-from mmrlhf.models.images import open_image
-from mmrlhf.records import ImageSource, InputError
+from mmrlhf.records import ImageSource
 from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.results import split_at_claims
+from mmrlhf.report.thumbnails import thumbnail_url
 
 MAX_ANSWERS = 48
 """Number of answers on the page."""
 LATEST_ANSWERS = 1000
 """Number of answers, the latest in the ledger, from which the worst are chosen."""
-THUMBNAIL_SIZE = 320
-"""Pixels of a thumbnail's longer side."""
 VERDICT_MARKS = {"supported": ("ok", "✓"), "contradicted": ("wrong", "✗"), "unknown": ("soft", "?")}
 """Verdict -> CSS class and mark."""
 
@@ -45,7 +41,7 @@ def write_claims_page(run_dir: Path, images_by_id: Mapping[str, ImageSource] | N
     for row in rows:
         row_id = row["id"]
         if row_id not in entries_by_id:
-            image_url = _thumbnail_url(row, images_by_id or {})
+            image_url = thumbnail_url(_image_of(row, images_by_id or {}))
             entries_by_id[row_id] = {"id": row_id, "image": image_url, "question": row.get("question", ""), "answers": []}
         entries_by_id[row_id]["answers"].append(_answer_entry(row))
     template = jinja_environment().get_template("claims.html.j2")
@@ -85,19 +81,9 @@ def _answer_entry(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _thumbnail_url(row: Mapping[str, Any], images_by_id: Mapping[str, ImageSource]) -> str:
-    """Return the row's first image as a small data URL, or "" if it is missing or unreadable."""
-    source = images_by_id.get(row["id"])
-    paths = row.get("images")
+def _image_of(row: Mapping[str, Any], images_by_id: Mapping[str, ImageSource]) -> ImageSource | None:
+    """Return the row's first image, None if it is missing."""
+    source, paths = images_by_id.get(row["id"]), row.get("images")
     if source is None and paths and Path(paths[0]).is_file():
         source = ImageSource(path=paths[0])
-    if source is None:
-        return ""
-    try:
-        image = open_image(source)
-    except InputError:
-        return ""
-    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return source

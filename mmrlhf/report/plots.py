@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.report.results import (
     METRICS_BY_KEY,
     MODEL_STYLES,
+    ModelStyle,
     Segment,
     metric_interval,
     metric_value,
@@ -112,9 +113,17 @@ def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
 
 
 def curve_plot(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, y_label: str, is_percent: bool
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    key: str,
+    title: str,
+    y_label: str,
+    is_percent: bool,
+    style_of: Callable[[str], ModelStyle] = model_style,
 ) -> Plot | None:
-    """Plot a metric against steps, one line per run. Returns None without data."""
+    """Plot a metric against steps, one line per run. Returns None without data.
+
+    `style_of` returns the title and the colour of a run.
+    """
     lines: dict[str, list[tuple[int, float]]] = {}
     for run, rows in curves.items():
         measured = ((row["step"], metric_value(row, key)) for row in rows)
@@ -128,12 +137,12 @@ def curve_plot(
         axes = figure.subplots()
         for run_index, (run, line) in enumerate(lines.items()):
             steps, values = zip(*line, strict=True)
-            line_style: dict[str, Any] = {"color": model_style(run).colour, "linestyle": ("-", (0, (4, 1.2)))[run_index % 2]}
+            line_style: dict[str, Any] = {"color": style_of(run).colour, "linestyle": ("-", (0, (4, 1.2)))[run_index % 2]}
             if len(line) > 40:  # measured at every step: show the noise behind its mean
-                axes.plot(steps, values, color=model_style(run).colour, linewidth=0.6, alpha=0.35)
-                axes.plot(steps, _running_mean(values, len(line) // 20), label=model_style(run).title, **line_style)
+                axes.plot(steps, values, color=style_of(run).colour, linewidth=0.6, alpha=0.35)
+                axes.plot(steps, _running_mean(values, len(line) // 20), label=style_of(run).title, **line_style)
             else:
-                axes.plot(steps, values, marker="o", markersize=3, label=model_style(run).title, **line_style)
+                axes.plot(steps, values, marker="o", markersize=3, label=style_of(run).title, **line_style)
         if is_percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         if key.startswith("eval/"):  # shares and counts: start at zero to keep small changes small
@@ -143,7 +152,7 @@ def curve_plot(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(linewidth=0.4, alpha=0.3)
         axes.legend(loc="best")
-    description = "; ".join(f"{model_style(run).title} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for run, line in lines.items())
+    description = "; ".join(f"{style_of(run).title} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for run, line in lines.items())
     return _to_inline_svg(figure, re.sub(r"\W", "-", key)), f"{title}, {y_label}, against steps. {description}."
 
 

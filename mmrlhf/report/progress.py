@@ -39,7 +39,7 @@ def progress(
     if visible and console.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[status]}"),
+            TextColumn("ETA"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[status]}"),
         )  # fmt: skip
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(description, total=total, completed=start, status="")
@@ -60,7 +60,7 @@ def _print_every_tenth(console: Console, total: int, start: int, description: st
         last_tenth = tenth
         elapsed = time.monotonic() - start_time
         remaining = elapsed / max(done - start, 1) * max(total - done, 0)
-        times = f"{_format_clock(elapsed)} elapsed, {_format_clock(remaining)} left"
+        times = f"elapsed {_format_clock(elapsed)}, ETA {_format_clock(remaining)}"
         console.print(Text(f"{description} {done}/{total}  {times}  {fields_text}".rstrip()), soft_wrap=True)
 
     return print_progress

@@ -287,11 +287,13 @@ def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None
     Prints a note if the model was never probed.
     """
     if min_rate and not reward_model.probes:
-        print(f"note: reward model {path} was never probed for false claims: its training data had no facts to make them from")
+        print(
+            f"note: reward model {path} was never tested with injected hallucinations: its training data had no facts to make them from"
+        )
     for kind, detection_rate in reward_model.probes.items():
         if detection_rate < min_rate:
             raise InputError(
-                f"reward model {path} lowers its score for {detection_rate:.0%} of injected false claims of kind {kind}, less "
+                f"reward model {path} lowers its score for {detection_rate:.0%} of injected hallucinations of kind {kind}, less "
                 f"than min_probe_detection_rate {min_rate:g}: a policy would learn to make them; train it on such pairs, or "
                 "lower --min_probe_detection_rate"
             )

@@ -9,7 +9,7 @@ Injected claims also make training pairs (`make_training_pair`), with other temp
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -182,16 +182,21 @@ def _draw_fact(facts: Sequence[Fact], rng: np.random.Generator) -> Fact:
 # ---- scores --------------------------------------------------------------------------------------
 
 
-def score_probes(model: RewardModel, probes: Sequence[Probe]) -> dict[ProbeKind, np.ndarray]:
+def score_probes(
+    model: RewardModel, probes: Sequence[Probe], advance: Callable[[int], None] | None = None
+) -> dict[ProbeKind, np.ndarray]:
     """Return scores [n, 3] by kind: of the good answer, with a false claim, with a true claim."""
     groups = [replace(p.group, answers=(p.group.answers[0], p.false_answer, p.true_answer)) for p in probes]
-    scores = model.score(groups)
+    scores = model.score(groups, advance)
     return {
         kind: np.array([s for s, p in zip(scores, probes, strict=True) if p.kind == kind]).reshape(-1, 3) for kind in PROBE_KINDS
     }
 
 
-def probe_rates(model: RewardModel, probes: Sequence[Probe]) -> dict[str, float]:
-    """Return the share of false claims that lower the score, by kind; omit kinds without probes."""
-    scores_by_kind = score_probes(model, probes)
+def probe_rates(model: RewardModel, probes: Sequence[Probe], advance: Callable[[int], None] | None = None) -> dict[str, float]:
+    """Return the share of false claims that lower the score, by kind; omit kinds without probes.
+
+    `advance` is called as in `RewardModel.score`.
+    """
+    scores_by_kind = score_probes(model, probes, advance)
     return {kind: float((s[:, 1] < s[:, 0]).mean()) for kind, s in scores_by_kind.items() if len(s)}

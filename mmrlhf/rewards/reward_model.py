@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -147,8 +147,12 @@ class RewardModel:
         return render_facts(facts, seed, self.facts_template, self.max_facts_tokens, self.role.vlm.count_tokens)
 
     @torch.no_grad()
-    def score(self, groups: Sequence[AnswerGroup]) -> list[list[float]]:
-        """Return the normalised scores of each group's answers. Raises InputError for NaN."""
+    def score(self, groups: Sequence[AnswerGroup], advance: Callable[[int], None] | None = None) -> list[list[float]]:
+        """Return the normalised scores of each group's answers.
+
+        `advance` is called with the number of groups of each batch, once it is scored.
+        Raises InputError for NaN.
+        """
 
         def score_batch(batch: Sequence[AnswerGroup]) -> list[list[float]]:
             scores_by_group: dict[int, list[float]] = {}
@@ -161,7 +165,12 @@ class RewardModel:
             return [scores_by_group[i] for i in range(len(batch))]
 
         batches = (groups[start : start + GROUPS_PER_BATCH] for start in range(0, len(groups), GROUPS_PER_BATCH))
-        return [scores for batch in batches for scores in self.role.vlm.budget.retry_on_oom(score_batch, batch)]
+        scores: list[list[float]] = []
+        for batch in batches:
+            scores += self.role.vlm.budget.retry_on_oom(score_batch, batch)
+            if advance is not None:
+                advance(len(batch))
+        return scores
 
 
 # ---- as a reward function ----------------------------------------------------------------------

@@ -25,6 +25,18 @@ from mmrlhf.training.ppo_batch import PPOBatch
 from mmrlhf.training.ppo_roles import PPORoles
 from mmrlhf.training.run import Run
 
+PRINTED_METRICS = {
+    "reward": "objective/scores",
+    "KL": "objective/kl",
+    "entropy": "policy/entropy_avg",
+    "length": "completions/mean_length",
+    "clipped": "policy/clipfrac_avg",
+    "policy loss": "loss/policy_avg",
+    "value loss": "loss/value_avg",
+    "grad norm": "grad_norm",
+}
+"""Columns of the table on the screen -> keys of metrics.jsonl, which has all the others, too."""
+
 
 def step_metrics(
     config: PPOConfig,
@@ -104,6 +116,7 @@ def sample_rows(samples: Sequence[Sample], scores_N: Tensor, num_rows: int) -> l
             "id": samples[i].id,
             "answer": samples[i].answer,
             "score": round(float(scores_N[i]), 3),
+            "images": [image.path for image in samples[i].images if image.path is not None],
         }
         for i in indices
     ]
@@ -134,6 +147,8 @@ def log_step(
     answer_rewards = batch.rewards_NT.sum(1).tolist()
     run.log_ledger(step + 1, gather_object(ledger_rows(batch.samples, batch.breakdowns, answer_rewards, claim_rows)))
     is_logging_step = (step + 1) % config.logging_steps == 0
+    if is_logging_step or is_last:
+        run.print_row(step + 1, {title: recent_metrics[-1].get(key) for title, key in PRINTED_METRICS.items()})
     if is_logging_step or is_last:
         for warning in hacking_warnings(mean_hacking_metrics(recent_metrics)):
             run.warn(step + 1, warning)

@@ -57,6 +57,8 @@ learnt: a row over max_length is refused, never cut, and engine settings (say, s
 after a GPU ran out of memory) change the last bits at most. A run directory may be moved or
 renamed."""
 MAX_CHECKPOINTS = 2
+ROWS_PER_HEADER = 20
+"""Rows of the table of metrics after which its header is printed again."""
 MAX_PRINTED_CHARACTERS = 300
 """Characters of a sample's text that are printed; samples.jsonl has the full text."""
 
@@ -81,6 +83,8 @@ class Run:
         self._saved_inputs: dict[str, Any] | None = None
         self._saved_versions: dict[str, str] = {}
         self._started = False
+        self._table_columns: list[str] = []
+        self._num_table_rows = 0
         self._pending_lines: list[tuple[str, str]] = []  # (file name, lines) of step 0
         self._pending_files: list[tuple[str, str]] = []  # (file name, content)
         if main_process:
@@ -291,6 +295,20 @@ class Run:
                     break
                 line.append(f"  {name} ", "dim").append(format_number(value))
             self.console.print(line, soft_wrap=True)
+
+    def print_row(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Print a row of a table of metrics; columns without a value in the first row are left out.
+
+        The header is printed again from time to time.
+        """
+        if not self._table_columns:
+            self._table_columns = [name for name, value in values.items() if value is not None]
+        header = "  ".join([f"{'step':>6}", *(f"{name:>9}" for name in self._table_columns)])
+        if self._num_table_rows % ROWS_PER_HEADER == 0:
+            self.console.print(Text(header, "bold"), soft_wrap=True)
+        self._num_table_rows += 1
+        cells = (f"{format_number(values.get(name)):>{max(9, len(name))}}" for name in self._table_columns)
+        self.console.print(Text("  ".join([f"{step:>6}", *cells])), soft_wrap=True)
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to samples.jsonl and print them: a shortened line per text, then numbers."""

@@ -278,8 +278,14 @@ SFT_CASES = [
     ({"messages": REMOVED, "prompt": "a", "completion": ""}, r"`completion` is empty"),
     ({"messages": REMOVED, "prompt": "a", "completion": 3}, r"`completion` must be text or a list of turns, not a number"),
     ({"messages": REMOVED, "prompt": "a", "answer": [1]}, r"`answer\[1\]` must be an object with role and content"),
-    ({"messages": REMOVED, "prompt": "a", "chosen": "b", "rejected": "c"}, r"the row has no answer: pairs and prompts cannot be"),
-    ({"messages": REMOVED, **{k: RANKING[k] for k in ("prompt", "answers", "ranks")}}, r"no answer: pairs and prompts cannot"),
+    (
+        {"messages": REMOVED, "prompt": "a", "chosen": "b", "rejected": "c"},
+        r"the row has no answer: pairs and prompts have no SFT target",
+    ),
+    (
+        {"messages": REMOVED, **{k: RANKING[k] for k in ("prompt", "answers", "ranks")}},
+        r"no answer: pairs and prompts have no SFT",
+    ),
     ({"messages": REMOVED, "text": "{}"}, r"`text.question` must be text, not null"),
 ]
 

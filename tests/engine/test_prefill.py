@@ -84,7 +84,7 @@ def test_prefill_falls_back_when_logps_differ(vlm, examples, monkeypatch, capsys
     actual = sample_completions(other, prompts_from_examples(other, examples[:3]), 1, params).texts
     assert other.engine.share_prefix == "off" and actual == expected
     printed = capsys.readouterr().out
-    assert "runs on the naive path, each answer with its whole prompt (log-probs differ by" in printed
+    assert "each answer runs with its whole prompt (max log-prob difference" in printed
 
 
 def test_prefill_falls_back_when_left_padding_breaks_the_model(vlm, examples, monkeypatch, capsys):
@@ -98,7 +98,7 @@ def test_prefill_falls_back_when_left_padding_breaks_the_model(vlm, examples, mo
 
     monkeypatch.setattr(prefill_module, "run_prefill", nan_when_padded)
     assert isinstance(prefill(vlm, prompts_from_examples(vlm, examples[:1])), NaivePrefix)
-    assert "log-probs differ by nan nats" in capsys.readouterr().out
+    assert "max log-prob difference nan nats" in capsys.readouterr().out
 
 
 def test_max_logp_difference_ignores_unlikely_tokens_but_not_nan():

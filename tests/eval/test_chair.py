@@ -55,7 +55,7 @@ def test_chair_object_map_accepts_synonyms(tmp_path):
 def test_chair_reports_missing_captions(tmp_path, capsys):
     result = evaluate_chair(tmp_path, ["A dog.", "A cat."], {"1": ["dog"], "2": ["cat"], "3": [], "4": []})
     assert (result["n"], result["examples"], result["counts"]["missing"]) == (2, 4, 0)
-    assert "answered 2 of 4\n" in capsys.readouterr().out
+    assert "chair: 2 of 4 answered" in capsys.readouterr().out
 
 
 CAPTIONS = {11: "A dog and a cat.", 12: "Two cups."}  # the cat is not there: 1 of 2 captions, 1 of 3 mentions

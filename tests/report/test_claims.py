@@ -53,7 +53,7 @@ def test_write_claims_page_shows_every_claim_with_its_evidence(tmp_path):
     assert "object: dog (annotator)" in source and "open_clip: by +0.3" in source
     assert source.count("<article>") == 1 and source.count("step 2</h4>") == 1
     assert '<del><span class="hidden">false: </span>cat</del>' in source
-    assert "hallucination -1.00" in source and source.count("data:image/png;base64,") == 1
+    assert "hallucination -1.00" in source and source.count("data:image/jpeg;base64,") == 1
     assert "http" not in source.replace("http-equiv", "")
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["claims.html", "ledger.jsonl"]
 
@@ -89,7 +89,7 @@ def test_write_claims_page_shows_image_files_and_questions_of_a_ledger(tmp_path)
     (ledger_row,) = ledger_rows([sample], [RewardBreakdown({}, {})], [0.0], [[claim_row("supported", "a dog")]])
     (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, **ledger_row}) + "\n")
     source = write_claims_page(tmp_path).read_text(encoding="utf-8")
-    assert source.count("data:image/png;base64,") == 1 and "<b>What is &lt;here&gt;?</b>" in source
+    assert source.count("data:image/jpeg;base64,") == 1 and "<b>What is &lt;here&gt;?</b>" in source
 
 
 def test_write_claims_page_without_verified_claims_writes_nothing(tmp_path):

@@ -65,7 +65,7 @@ def test_make_training_pair_prefers_an_answer_without_the_false_claim():
 class LetterCountReward:
     """A reward model that gives minus the number of letters r in an answer."""
 
-    def score(self, groups: list[AnswerGroup]):
+    def score(self, groups: list[AnswerGroup], advance=None):
         return [[-float(answer.count("r")) for answer in group.answers] for group in groups]
 
 

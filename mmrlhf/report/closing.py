@@ -1,0 +1,81 @@
+"""The last lines of a command: what it wrote, and what to run next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Closing = tuple[Mapping[Path, str], list[Path | str]]
+"""What each written path is, and the words of the next command; those in capitals stand for the
+user's own files."""
+
+
+def _sft(config: Any) -> Closing:
+    run = Path(config.output_dir)
+    written = {run / "model": "the fine-tuned model, a checkpoint of transformers", run / "metrics.jsonl": "every step's metrics"}
+    return written, ["reward", "--model", run / "model", "--data", "PAIRS", "--out", run.parent / "reward"]
+
+
+def _reward(config: Any) -> Closing:
+    run = Path(config.output_dir)
+    written = {run: "the reward model", run / "metrics.jsonl": "every step's metrics"}
+    held_out = ["--data", config.eval_dataset_name or "HELD_OUT_PAIRS"]
+    facts = ["--facts_file", config.facts_file] if config.facts_file else []
+    return written, ["reward-eval", "--reward_model_path", run, *held_out, *facts, "--out", f"{run}-eval"]
+
+
+def _ppo(config: Any) -> Closing:
+    run = Path(config.output_dir)
+    written = {
+        run / "policy": f"the policy, a LoRA adapter on {config.model_name_or_path}",
+        run / "metrics.jsonl": "every step's metrics",
+        run / "samples.jsonl": "answers at logging steps",
+        run / "ledger.jsonl": "the value of each reward function for every answer",
+        run / "warnings.jsonl": "signs of reward hacking",
+    }
+    return written, ["report", run]
+
+
+def _generate(config: Any) -> Closing:
+    images = Path(config.image_folder or Path(config.dataset_name).parent)
+    score = ["score", "--reward_model_path", "REWARD_MODEL", "--data", config.output_file, "--image_folder", images]
+    return {Path(config.output_file): "the answers"}, [*score, "--out", "scores.jsonl"]
+
+
+def _score(config: Any) -> Closing:
+    return {Path(config.output_file): "the scores"}, []
+
+
+def _reward_eval(config: Any) -> Closing:
+    out = Path(config.output_dir)
+    written = {out / "report.html": "plots and tables", out / "result.json": "the numbers"}
+    ppo = ["ppo", "--model", "MODEL", "--data", "PROMPTS", "--reward_model_path", config.reward_model_path]
+    return written, [*ppo, "--out", Path(config.reward_model_path).parent / "ppo"]
+
+
+CLOSINGS: dict[str, Callable[[Any], Closing]] = {
+    "sft": _sft,
+    "reward": _reward,
+    "ppo": _ppo,
+    "generate": _generate,
+    "score": _score,
+    "reward-eval": _reward_eval,
+}
+
+
+def closing_text(command: str, config: Any) -> str:
+    """Return a line for each file that a command wrote, and the command to run next.
+
+    Returns "" for commands that say it themselves.
+    """
+    if command not in CLOSINGS:
+        return ""
+    written, next_words = CLOSINGS[command](config)
+    paths = {str(path): meaning for path, meaning in written.items() if path.exists()}
+    width = max(map(len, paths), default=0)
+    lines = ["wrote", *(f"  {path:<{width}}  {meaning}" for path, meaning in paths.items())]
+    if next_words:
+        lines.append(f"next: {shlex.join(['mmrlhf', *map(str, next_words)])}")
+    return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""The page of `mmrlhf report RUN...`: curves of training runs, answers over steps, warnings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.config_loader import read_yaml
+from mmrlhf.files.atomic import refuse_unwritable, write_atomic
+from mmrlhf.records import ImageSource, InputError
+from mmrlhf.report.page import jinja_environment
+from mmrlhf.report.plots import Plot, curve_plot
+from mmrlhf.report.results import ModelStyle, metric_value
+from mmrlhf.report.thumbnails import thumbnail_url
+
+COLOURS = ("#12a08f", "#8b7cf0", "#c08a2c", "#4a90d9", "#d0608f", "#7d8894")
+"""Colours of runs, readable on white and on black."""
+MAIN_CURVES = {
+    "objective/scores": ("Reward", "mean of an answer"),
+    "objective/kl": ("KL", "nats per answer"),
+    "completions/mean_length": ("Length", "tokens per answer"),
+    "policy/entropy_avg": ("Entropy", "nats per token"),
+    "policy/clipfrac_avg": ("Clipped ratios", "share of tokens"),
+    "loss": ("Loss", ""),
+    "accuracy": ("Accuracy", "share of pairs"),
+    "margin": ("Margin", "better minus worse score"),
+    "eval/chair_s": ("Hallucination", "answers with a false claim"),
+}
+"""Metrics that are shown first, with titles and units; the others are folded."""
+OTHER_PREFIXES = ("rewards/", "hacking/", "claims/", "verdicts/", "eval/")
+"""Beginnings of the names of metrics that come first among the others."""
+MAX_PROMPTS = 12
+"""Prompts whose answers are shown, those with answers of the most steps first."""
+MAX_STEPS = 6
+"""Answers of a prompt and a run that are shown, evenly spaced over its steps."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run directory holds: its settings, and the rows of its files."""
+
+    name: str
+    stage: str
+    settings: Mapping[str, Any]
+    finished: bool
+    metrics: Sequence[Mapping[str, Any]]
+    samples: Sequence[Mapping[str, Any]]
+    warnings: Sequence[Mapping[str, Any]]
+
+
+def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
+    """Write one HTML file about training runs and return its path.
+
+    By default it is report.html in the directory of the only run, or in the current directory. It
+    opens offline. Raises InputError if a directory is no run or has no metrics yet.
+    """
+    names = {path: Path(path).name or path for path in paths}
+    if len(set(names.values())) < len(paths):
+        names = {path: path for path in paths}
+    runs = [read_run(Path(path), name) for path, name in names.items()]
+    page_path = Path(out) if out else (Path(paths[0]) if len(runs) == 1 else Path()) / "report.html"
+    refuse_unwritable(page_path, "out")
+    styles = {run.name: ModelStyle(run.name, "", COLOURS[i % len(COLOURS)], "o") for i, run in enumerate(runs)}
+    curves = {run.name: run.metrics for run in runs}
+    keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row if key not in ("step", "time"))
+
+    def plots_of(chosen: Sequence[str]) -> list[Plot]:
+        titles = {key: MAIN_CURVES.get(key, (key, "")) for key in chosen}
+        plots = (curve_plot(curves, key, *titles[key], False, styles.__getitem__) for key in chosen)
+        return [plot for plot in plots if plot]
+
+    main_keys = [key for key in MAIN_CURVES if key in keys]
+    other_keys = sorted((key for key in keys if key not in MAIN_CURVES), key=lambda key: not key.startswith(OTHER_PREFIXES))
+    html = (
+        jinja_environment()
+        .get_template("runs.html.j2")
+        .render(
+            sentences=[describe_run(run) for run in runs],
+            runs=[(run, styles[run.name]) for run in runs],
+            curves=plots_of(main_keys),
+            other_curves=plots_of(other_keys),
+            warnings=[(run.name, warning["step"], warning["warning"]) for run in runs for warning in run.warnings],
+            prompts=_prompts(runs, styles),
+            settings=_settings_table(runs),
+        )
+    )
+    write_atomic(page_path, html)
+    return page_path
+
+
+def read_run(path: Path, name: str) -> TrainingRun:
+    """Read a run directory. Raises InputError if it is none."""
+    if not (path / "config.yaml").is_file() or not (path / "metrics.jsonl").is_file():
+        raise InputError(f"{path} is not a training run with metrics: give the output_dir of sft, reward or ppo")
+    settings = read_yaml(path / "config.yaml")
+    metrics = list(_iter_rows(path / "metrics.jsonl"))
+    if not any(row["step"] for row in metrics):
+        raise InputError(f"{path} has no step yet: wait for its first one")
+    stage = "ppo" if "reward_terms" in settings else "reward" if "loss_type" in settings else "sft"
+    finished = (path / "finished.json").is_file()
+    return TrainingRun(name, stage, settings, finished, metrics, _read_samples(path), list(_iter_rows(path / "warnings.jsonl")))
+
+
+def _read_samples(path: Path) -> list[dict[str, Any]]:
+    """Return the logged answers, and the ledger's first answers to their prompts at other steps."""
+    samples = list(_iter_rows(path / "samples.jsonl"))
+    sampled_ids, known = {row.get("id") for row in samples}, {(row.get("id"), row["step"]) for row in samples}
+    for row in _iter_rows(path / "ledger.jsonl"):
+        if row.get("id") in sampled_ids and (row["id"], row["step"]) not in known:
+            known.add((row["id"], row["step"]))
+            samples.append({"step": row["step"], "id": row["id"], "answer": row.get("answer"), "score": row.get("total")})
+    return samples
+
+
+def _iter_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file that a run appends to; its last line may be cut while it writes."""
+    if path.is_file():
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    yield row
+
+
+def describe_run(run: TrainingRun) -> str:
+    """Return one sentence: how far the run is, and how its main metrics changed."""
+    last_step = max(row["step"] for row in run.metrics)
+    changes = []
+    for key, (title, _) in MAIN_CURVES.items():
+        values = [value for row in run.metrics if (value := metric_value(row, key)) is not None]
+        if len(values) > 1 and key in ("objective/scores", "objective/kl", "completions/mean_length", "loss", "accuracy"):
+            tail = max(1, len(values) // 10)  # the mean of a tenth of the steps: single steps are noisy
+            first, last = (f"{sum(part) / tail:.2f}" for part in (values[:tail], values[-tail:]))
+            changes.append(f"{title if title == 'KL' else title.lower()} {first} to {last}")
+    state = "finished" if run.finished else "not finished"
+    warnings = f"{len(run.warnings)} warnings" if run.warnings else "no warnings"
+    return f"{run.name} ({run.stage}): {last_step} steps, {state}; {', '.join(changes) or 'no metrics'}; {warnings}."
+
+
+def _prompts(runs: Sequence[TrainingRun], styles: Mapping[str, ModelStyle]) -> list[dict[str, Any]]:
+    """Return the prompts with answers of the most steps, each with its answers by run."""
+    entries: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for row in run.samples:
+            row_id, paths = str(row.get("id")), row.get("images") or [None]
+            entry = entries.setdefault(row_id, {"id": row_id, "prompt": row.get("prompt", ""), "image": paths[0], "answers": {}})
+            entry["answers"].setdefault(run.name, {}).setdefault(row["step"], row)
+    most_answered = sorted(entries.values(), key=lambda entry: -sum(map(len, entry["answers"].values())))[:MAX_PROMPTS]
+    for entry in most_answered:
+        path = entry["image"]
+        entry["image"] = thumbnail_url(ImageSource(path=path)) if path and Path(path).is_file() else ""
+        entry["answers"] = [
+            (styles[name], row)
+            for name, rows_by_step in entry["answers"].items()
+            for row in _evenly_spaced([rows_by_step[step] for step in sorted(rows_by_step)])
+        ]
+    return most_answered
+
+
+def _evenly_spaced(rows: Sequence[Any]) -> list[Any]:
+    """Return at most MAX_STEPS of the rows, the first and the last among them."""
+    if len(rows) <= MAX_STEPS:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (MAX_STEPS - 1))] for i in range(MAX_STEPS)]
+
+
+def _settings_table(runs: Sequence[TrainingRun]) -> list[tuple[str, list[str], bool]]:
+    """Return (name, value by run, whether the runs differ), those that differ first."""
+    names = dict.fromkeys(str(name) for run in runs for name in run.settings)
+    rows = []
+    for name in names:
+        values = ["" if run.settings.get(name) is None else str(run.settings[name]) for run in runs]
+        rows.append((name, values, len(set(values)) > 1))
+    return sorted(rows, key=lambda row: not row[2])

@@ -1,0 +1,44 @@
+"""The last lines of a command name what exists, and a next command that parses."""
+
+import shlex
+
+import pytest
+
+from mmrlhf.cli import COMMANDS
+from mmrlhf.cli_parser import make_config_parser
+from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, RewardEvalConfig, ScoreConfig, SFTConfig
+from mmrlhf.report.closing import CLOSINGS, closing_text
+
+CLASSES = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "ppo": PPOConfig,
+    "generate": GenerateConfig,
+    "score": ScoreConfig,
+    "reward-eval": RewardEvalConfig,
+}
+
+
+@pytest.mark.parametrize("command", CLOSINGS)
+def test_closing_text_names_what_was_written_and_a_valid_next_command(command, tmp_path):
+    run = tmp_path / "my runs"
+    values = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": str(run), "reward_model_path": str(run)}
+    values |= {"output_file": str(run / "out.jsonl"), "image_folder": "it's"}
+    fields = CLASSES[command].__dataclass_fields__
+    config = CLASSES[command](**{name: value for name, value in values.items() if name in fields})
+    (run / "model").mkdir(parents=True)
+    for name in ("metrics.jsonl", "out.jsonl", "result.json"):
+        (run / name).touch()
+    wrote, *lines = closing_text(command, config).splitlines()
+    paths = [line for line in lines if line.startswith("  ")]
+    assert wrote == "wrote" and paths and all(str(run) in line for line in paths)
+    assert "policy" not in "".join(paths)  # it does not exist
+    for line in lines[len(paths) :]:
+        program, name, *arguments = shlex.split(line.removeprefix("next: "))
+        assert program == "mmrlhf" and name in COMMANDS
+        if name in CLASSES:
+            given = make_config_parser(CLASSES[name], COMMANDS[name]).parse(arguments)
+            assert {
+                n for n, f in CLASSES[name].__dataclass_fields__.items() if f.default.__class__.__name__ == "_MISSING_TYPE"
+            } <= given.keys()
+    assert closing_text("plan", config) == ""

@@ -1,0 +1,82 @@
+"""The page of training runs: self-contained, escaped, and complete while a run still writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from mmrlhf.cli import main
+from mmrlhf.records import InputError
+from mmrlhf.report.runs import describe_run, read_run, write_runs_page
+from tests.report.test_page import ParsedPage
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Return a function that writes a run directory of PPO with some steps."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+
+    def make(name: str, num_steps: int = 20, **settings: object):
+        run = tmp_path / name
+        run.mkdir(parents=True)
+        lines = [f"{key}: {value}" for key, value in {"reward_terms": "fact_rm=1", "seed": 0, **settings}.items()]
+        (run / "config.yaml").write_text("\n".join(lines) + "\n")
+        steps = range(1, num_steps + 1)
+        metrics = [{"step": s, "objective/scores": s / 10, "objective/kl": 0.5, "other/metric": 1.0} for s in steps]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics) + '{"step": 21, "obj')
+        image = str(tmp_path / "a.png")
+        sample = {"step": 2, "id": "r1", "prompt": "What is <it>?", "answer": "A <b>cup</b>.", "score": 0.5, "images": [image]}
+        (run / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+        ledger = [{"step": s, "id": "r1", "answer": f"Answer {s}.", "total": 0.1} for s in (1, 2, 4)]
+        ledger.append({"step": 1, "id": "never sampled", "answer": "Hidden.", "total": 0.1})
+        (run / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ledger))
+        (run / "warnings.jsonl").write_text(json.dumps({"step": 3, "warning": "length & <reward> correlate"}) + "\n")
+        return run
+
+    return make
+
+
+def test_write_runs_page_of_one_run(make_run):
+    run = make_run("ppo")
+    page = write_runs_page([str(run)])
+    assert page == run / "report.html"
+    source = page.read_text(encoding="utf-8")
+    parsed = ParsedPage(source)
+    assert parsed.ids_of_sections() == ["warnings", "curves", "answers", "settings"]
+    assert "<b>cup" not in source and "<script" not in source and "http" not in source.replace("http://www.w3.org", "")
+    # The sample of step 2, and the ledger's answers to the same prompt at other steps.
+    assert parsed.text.index("Answer 1.") < parsed.text.index("A <b>cup</b>.") < parsed.text.index("Answer 4.")
+    assert "Answer 2." not in parsed.text and "Hidden." not in parsed.text
+    assert source.count("data:image/jpeg;base64,") == 1
+    assert "ppo (ppo): 20 steps, not finished; reward 0.15 to 1.95, KL 0.50 to 0.50; 1 warnings." in parsed.text
+    assert "1 more metrics" in parsed.text and parsed.num_unfolded_tables == 0
+    assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_write_runs_page_draws_several_runs_together(make_run, tmp_path, monkeypatch):
+    runs = [make_run("x/ppo"), make_run("y/ppo", seed=1)]
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *map(str, runs)]) == 0
+    parsed = ParsedPage((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "2 runs" in parsed.text and all(f"{run} (ppo): 20 steps" in parsed.text for run in runs)  # equal names: paths
+    assert parsed.text.index("seed") < parsed.text.index("reward_terms")  # settings that differ come first
+    assert parsed.text.count("seed differs") == 1
+
+
+def test_write_runs_page_refuses_what_is_no_run(make_run, tmp_path):
+    with pytest.raises(InputError, match="is not a training run with metrics"):
+        write_runs_page([str(tmp_path)])
+    run = make_run("empty", num_steps=0)
+    with pytest.raises(InputError, match="has no step yet"):
+        write_runs_page([str(run)])
+
+
+def test_describe_run_of_other_stages(make_run):
+    run = make_run("r")
+    (run / "config.yaml").write_text("loss_type: bradley_terry\n")
+    (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "accuracy": null}\n{"step": 2, "loss": 0.25, "accuracy": 1.0}\n')
+    (run / "finished.json").write_text("{}")
+    (run / "warnings.jsonl").unlink()
+    assert describe_run(read_run(run, "r")) == "r (reward): 2 steps, finished; loss 1.00 to 0.25; no warnings."
