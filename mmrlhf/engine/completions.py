@@ -69,21 +69,13 @@ def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int
 def char_to_token(vlm: VLM, token_ids: Tensor, text: str) -> list[int]:
     """Return, for each character of `text`, the index of the token that completes it.
 
-    `token_ids` [T] is the answer that decodes to `text`. A character made of several tokens belongs
-    to the last of them.
+    `token_ids` [T] is the answer that `vlm.decode` turns into `text`. A character made of several
+    tokens belongs to the last of them.
     """
-
-    def decode(ids: Tensor) -> str:
-        text = vlm.tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
-
     token_indices: list[int] = []
-    full_text = decode(token_ids)
-    num_leading_spaces = len(full_text) - len(full_text.lstrip())  # `text` is stripped
     for t in range(len(token_ids)):
         # A prefix that ends inside a character decodes to a replacement character at its end.
-        decoded = decode(token_ids[: t + 1]).rstrip("\N{REPLACEMENT CHARACTER}")
-        num_complete = min(len(decoded) - num_leading_spaces, len(text))
+        num_complete = min(len(vlm.decode(token_ids[: t + 1]).rstrip("\N{REPLACEMENT CHARACTER}")), len(text))
         token_indices += [t] * (num_complete - len(token_indices))
     last_token = max(0, len(token_ids) - 1)
     return token_indices + [last_token] * (len(text) - len(token_indices))

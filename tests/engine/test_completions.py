@@ -52,6 +52,12 @@ def shipped_tokenizer():
 BYTE_TOKENIZER = build_tokenizer()
 
 
+def decoding(tokenizer):
+    """Return a stand-in for a model, which decodes answers as `VLM.decode` does."""
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return SimpleNamespace(decode=lambda token_ids: tokenizer.decode(token_ids.tolist(), **options))
+
+
 def char_to_token_by_offsets(tokenizer, text):
     """Return token ids and each character's token, from the tokenizer's own offsets.
 
@@ -69,7 +75,7 @@ def matches_offsets(tokenizer, text):
     token_ids, expected = char_to_token_by_offsets(tokenizer, text)
     if tokenizer.decode(token_ids, skip_special_tokens=True).strip() != text:
         return False
-    assert char_to_token(SimpleNamespace(tokenizer=tokenizer), torch.tensor(token_ids), text) == expected, text
+    assert char_to_token(decoding(tokenizer), torch.tensor(token_ids), text) == expected, text
     return True
 
 
@@ -95,13 +101,11 @@ def test_char_to_token_matches_offsets_for_shipped_base():
     assert matches_offsets(shipped_tokenizer(), "The picture shows a red star and a moon.")
 
 
-def test_char_to_token_ignores_outer_white_space_and_eos():
-    """Decoded answers are stripped, so characters count from the first that is not a space."""
-    text = "a red circle"
-    token_ids = BYTE_TOKENIZER(f"  {text} \n</s>", add_special_tokens=False)["input_ids"]
-    assert BYTE_TOKENIZER.decode(token_ids, skip_special_tokens=True).strip() == text
-    token_indices = char_to_token(SimpleNamespace(tokenizer=BYTE_TOKENIZER), torch.tensor(token_ids), text)
-    partial_texts = [BYTE_TOKENIZER.decode(token_ids[: t + 1], skip_special_tokens=True).strip() for t in range(len(token_ids))]
+def test_char_to_token_counts_outer_white_space_and_no_eos():
+    text = "  a red circle \n"
+    token_ids = BYTE_TOKENIZER(f"{text}</s>", add_special_tokens=False)["input_ids"]
+    token_indices = char_to_token(decoding(BYTE_TOKENIZER), torch.tensor(token_ids), text)
+    partial_texts = [BYTE_TOKENIZER.decode(token_ids[: t + 1], skip_special_tokens=True) for t in range(len(token_ids))]
     assert len(token_indices) == len(text)
     for i, t in enumerate(token_indices):
         assert len(partial_texts[t]) > i and (t == 0 or len(partial_texts[t - 1]) <= i)

@@ -1,6 +1,7 @@
 """Token ids of prompts and answers, what is learnt of a conversation, control tokens in texts."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -201,6 +202,14 @@ def test_control_tokens_are_refused_and_broken_up(text):
         refused(chat.escape_control_tokens(text))
     special = set(chat.tokenizer.all_special_ids)
     assert not special & set(chat.answer_token_ids([QUESTION], chat.escape_control_tokens(text), 0).tolist()[:-1])
+
+
+def test_texts_pass_where_no_special_tokens_are_a_pair_of_tags():
+    chat = make_chat("bytes")
+    end = next(t for t in chat.tokenizer.added_tokens_decoder.values() if str(t) == "</s>")
+    chat.tokenizer = SimpleNamespace(added_tokens_decoder={3: end})
+    del chat._markup_pattern
+    assert chat._markup_pattern.sub(r"\2", "a <b>text</b> <s>x</s>") == "a <b>text</b> <s>x</s>"
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)

@@ -175,9 +175,7 @@ def qwen3_vl(tokenizer: Any, template: str) -> ProcessorAndModel:
 
 def gemma3(tokenizer: Any, template: str) -> ProcessorAndModel:
     processor = hf.Gemma3Processor(
-        image_processor=hf.Gemma3ImageProcessor(
-            size={"height": 896, "width": 896}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-        ),
+        image_processor=hf.Gemma3ImageProcessor(size={"height": 896, "width": 896}, image_mean=[0.5] * 3, image_std=[0.5] * 3),
         tokenizer=tokenizer,
         image_seq_length=256,
         chat_template=template,
@@ -211,7 +209,11 @@ def mllama(tokenizer: Any, template: str) -> ProcessorAndModel:
         chat_template=template,
     )
     text_config = _text_config(
-        MllamaTextConfig, tokenizer, 128256, cross_attention_layers=[1], rope_parameters={"rope_type": "default", "rope_theta": 5e5}
+        MllamaTextConfig,
+        tokenizer,
+        128256,
+        cross_attention_layers=[1],
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
     )
     vision_config = MllamaVisionConfig(
         hidden_size=32,
@@ -414,7 +416,7 @@ FAMILIES = {
 
 
 def write_checkpoint(name: str, directory: Path, tokenizer: Any | None = None) -> None:
-    """Write a family's tiny checkpoint, with another tokenizer if one is given, or skip the test."""
+    """Write a family's tiny checkpoint, with another tokenizer if given, or skip the test."""
     family = FAMILIES[name]
     template = family.template(name)
     torch.manual_seed(0)
