@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmrlhf.models.finite import check_finite
+from mmrlhf.models.adapter_files import read_adapter, same_shapes, saved_name, saved_tensors
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
 
@@ -79,7 +79,12 @@ class Adapters:
     def add(self, name: str, r: int, alpha: float, seed: int, target_modules: str = "all-linear") -> None:
         """Add a trainable float32 adapter to `target_modules`; it changes no outputs at first."""
         torch.manual_seed(seed)
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self.target_pattern(target_modules))
+        self._inject(
+            name, LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=self.target_pattern(target_modules))
+        )
+
+    def _inject(self, name: str, config: LoraConfig) -> None:
+        config.base_model_name_or_path = absolute_name(self.vlm.name)
         if self.peft_model is None:
             self.peft_model = get_peft_model(self.vlm.model, config, adapter_name=name)
         else:
@@ -91,37 +96,45 @@ class Adapters:
             _compute_in_input_precision(layer, name)
 
     def load(self, name: str, directory: Path, *, trainable: bool) -> None:
-        """Load a saved adapter. Raises InputError if it is missing or belongs to another model."""
-        if not (directory / "adapter_model.safetensors").is_file():
-            raise InputError(f"adapter {directory} does not exist: give the directory of a finished run's adapter")
-        config = LoraConfig.from_pretrained(str(directory))
-        saved = load_file(directory / "adapter_model.safetensors")
-        check_finite(saved.items(), f"adapter {directory}")
-        linear_names = {key.partition(".lora_")[0].rsplit(".", 1)[-1] for key in saved}
-        if not linear_names or not linear_names <= self._linear_names:
-            raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
-        self.add(name, config.r, config.lora_alpha, 0, ",".join(sorted(linear_names)))
-        own_parameters = self.parameters(name)
-        by_saved_name = {self._saved_name(k, name): p for k, p in own_parameters.items()}
-        if set(saved) != set(by_saved_name) or any(saved[k].shape != by_saved_name[k].shape for k in saved):
+        """Load a saved adapter with all of its settings.
+
+        Raises InputError if it is missing, belongs to another model, or has settings that cannot be
+        taken over (`adapter_files`).
+        """
+        decoder_layers = {
+            f"{self._decoder_name}.{n.removesuffix('.base_layer')}"
+            for n, module in self.vlm.model.get_submodule(self._decoder_name).named_modules()
+            if isinstance(module, nn.Linear) and ".lora_" not in n
+        }
+        saved = read_adapter(directory, self._decoder_name, decoder_layers, self.vlm.name)
+        self._inject(name, LoraConfig(**saved.lora_arguments, lora_dropout=0.0, target_modules=self._targets(set(saved.ranks))))
+        own_parameters = {saved_name(k, name): p for k, p in self.parameters(name).items()}
+        if not same_shapes(saved.tensors, own_parameters):
             raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
         with torch.no_grad():
-            for key, parameter in by_saved_name.items():
-                parameter.copy_(saved[key])
+            for key, parameter in own_parameters.items():
+                parameter.copy_(saved.tensors[key])
                 parameter.requires_grad_(trainable)
 
-    @staticmethod
-    def _saved_name(key: str, name: str) -> str:
-        """Return a parameter's name as PEFT stores it, without the adapter's name."""
-        return "base_model.model." + key.replace(f".{name}.", ".")
+    def _targets(self, layers: set[str]) -> str:
+        """Return a regular expression for exactly these layers, by kind if all of a kind are."""
+        kinds = {layer.rsplit(".", 1)[-1] for layer in layers}
+        pattern = self.target_pattern(",".join(sorted(kinds)))
+        matched = {n for n, _ in self.vlm.model.named_modules() if re.fullmatch(pattern, n)}
+        return pattern if matched == layers else "|".join(map(re.escape, sorted(layers)))
 
     def save(self, name: str, directory: Path) -> None:
-        """Save an adapter in PEFT's format, for `PeftModel.from_pretrained(base, directory)`."""
+        """Save an adapter in PEFT's format.
+
+        `AutoPeftModel.from_pretrained(directory)` finds base and model class in its configuration.
+        """
         assert self.peft_model is not None
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {self._saved_name(k, name): p.detach().cpu().contiguous() for k, p in self.parameters(name).items()}
+        tensors = saved_tensors(self.parameters(name), name)
         save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-        self.peft_model.peft_config[name].save_pretrained(str(directory))
+        model_class = type(self.vlm.model)
+        auto_mapping = {"base_model_class": model_class.__name__, "parent_library": model_class.__module__}
+        self.peft_model.peft_config[name].save_pretrained(str(directory), auto_mapping_dict=auto_mapping)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Return an adapter's parameters by their names in `vlm.model`."""
@@ -140,6 +153,11 @@ class Adapters:
         finally:
             for layer, (active, disabled) in zip(self._lora_layers, previous, strict=True):
                 layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def absolute_name(name: str) -> str:
+    """Return a model's name as it is valid in every working directory: a path is made absolute."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _compute_in_input_precision(layer: BaseTunerLayer, name: str) -> None:

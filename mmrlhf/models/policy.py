@@ -7,9 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from mmrlhf.config import EngineConfig
+from mmrlhf.models.adapter_files import require_adapter
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.loading import load
 from mmrlhf.models.vlm import VLM
@@ -25,37 +24,28 @@ def load_policy(
     Raises InputError if the adapter is missing, damaged, or belongs to another base.
     """
     if adapter_path is not None:
-        _check_is_adapter(Path(adapter_path))
+        check_is_adapter(Path(adapter_path))
     vlm = load(model_name_or_path, dtype, engine=engine)
     if adapter_path is None:
         yield vlm
         return
-    _check_same_base(Path(adapter_path), vlm)
+    check_same_base(Path(adapter_path), vlm)
     adapters = Adapters(vlm)
-    try:
-        adapters.load("policy", Path(adapter_path), trainable=False)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"adapter {adapter_path} cannot be loaded ({reason}): copy it again, or train it again") from None
+    adapters.load("policy", Path(adapter_path), trainable=False)
     with adapters.use("policy"):
         yield vlm
 
 
-def _check_is_adapter(path: Path) -> None:
+def check_is_adapter(path: Path) -> None:
     """Raises InputError for common mistakes: a ppo run's directory, or a reward model's."""
     if (path / "reward.json").is_file():
         raise InputError(
             f"adapter {path} is a reward model, which scores answers but cannot write them: give a ppo run's policy folder"
         )
-    if not (path / "adapter_model.safetensors").is_file():
-        policy_dir = path / "policy"
-        suggestion = policy_dir if policy_dir.is_dir() else "the policy folder of a finished ppo run"
-        raise InputError(f"adapter {path} holds no adapter_model.safetensors: give {suggestion}")
+    require_adapter(path)
 
 
-def _check_same_base(path: Path, vlm: VLM) -> None:
+def check_same_base(path: Path, vlm: VLM) -> None:
     """Raises InputError if the adapter was trained on other weights.
 
     Equal shapes are not enough: an adapter of another model with the same architecture would load

@@ -1,0 +1,212 @@
+"""Read a saved LoRA adapter: its configuration whole, or a refusal that names the setting.
+
+An adapter of PEFT says which layers it has, and with which rank and scale each. The rank of a layer
+is that of its tensors. Everything that changes outputs is taken over, or the adapter is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmrlhf.models.finite import check_finite
+from mmrlhf.records import InputError
+
+MAX_CONFIG_BYTES = 10_000_000
+TAKEN = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
+"""Settings that are taken over."""
+WITHOUT_EFFECT = (
+    "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",  # the tensors say which layers
+    "lora_dropout", "fan_in_fan_out", "runtime_config", "megatron_core", "qalora_group_size", "init_lora_weights",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying",
+)  # fmt: skip
+"""Settings that outputs of a saved adapter on a language model's linear layers do not depend on."""
+INITIALISATIONS_OF_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of `init_lora_weights` that change the base's weights as well."""
+LAYER_PREFIX = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?(?=layers\.)")
+"""What stands before a layer's number in the names of a language model, old ones included."""
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter's tensors by their names in PEFT without the adapter's name, and its settings."""
+
+    tensors: Mapping[str, Tensor]
+    ranks: Mapping[str, int]
+    """Rank of each layer, by the layer's name in the model."""
+    alphas: Mapping[str, float]
+    settings: Mapping[str, bool]
+    """Arguments of `LoraConfig` for all layers: use_rslora, use_dora, lora_bias."""
+
+    @property
+    def lora_arguments(self) -> dict[str, Any]:
+        """The arguments of `LoraConfig`, except target modules: patterns name layers in full."""
+        r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (self.ranks, self.alphas))
+        return {
+            "r": r,
+            "lora_alpha": alpha,
+            "rank_pattern": {layer: rank for layer, rank in self.ranks.items() if rank != r},
+            "alpha_pattern": {layer: value for layer, value in self.alphas.items() if value != alpha},
+            **self.settings,
+        }
+
+
+def require_adapter(directory: Path) -> None:
+    """Raises InputError if a directory holds no adapter: a common mistake is named."""
+    if (directory / "adapter_model.safetensors").is_file():
+        return
+    if (directory / "adapter_model.bin").is_file():
+        raise InputError(
+            f"adapter {directory} is a pickle (adapter_model.bin), which could run code: save it as safetensors with PEFT"
+        )
+    if (directory / "policy" / "adapter_model.safetensors").is_file():
+        raise InputError(f"adapter {directory} holds no adapter_model.safetensors: give {directory / 'policy'}")
+    raise InputError(
+        f"adapter {directory} does not exist or holds no adapter_model.safetensors: give the policy folder of a finished "
+        "ppo run, or another adapter in PEFT's format"
+    )
+
+
+def read_adapter(directory: Path, decoder_name: str, layers: Set[str], model_name: str) -> SavedAdapter:
+    """Read an adapter for a model whose language model `decoder_name` has linear `layers`.
+
+    Raises InputError if it cannot be read, has settings or layers that cannot be used, or does not
+    fit.
+    """
+    require_adapter(directory)
+    config = _read_config(directory)
+    _refuse_unusable_settings(directory, config)
+    try:
+        saved = load_file(directory / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"adapter {directory} cannot be loaded ({reason}): copy it again, or train it again") from None
+    check_finite(saved.items(), f"adapter {directory}")
+    tensors, ranks, alphas = {}, {}, {}
+    for key, tensor in saved.items():
+        path = key.removeprefix("base_model.model.")
+        saved_layer, separator, suffix = path.partition(".lora_")
+        layer = f"{decoder_name}.{LAYER_PREFIX.sub('', saved_layer, count=1)}" if LAYER_PREFIX.match(saved_layer) else saved_layer
+        if not separator or layer not in layers:
+            _refuse_layer(directory, path, saved_layer, model_name)
+        if suffix == "magnitude_vector.weight":  # DoRA's, in files of old versions
+            suffix = "magnitude_vector"
+        tensors[f"base_model.model.{layer}.lora_{suffix}"] = tensor
+        if suffix == "A.weight" and tensor.dim() == 2:
+            ranks[layer] = len(tensor)
+            expected_rank = _of_layer(config["rank_pattern"], saved_layer, config["r"])
+            if expected_rank != len(tensor):
+                raise InputError(
+                    f"adapter {directory} says that {saved_layer} has rank {expected_rank} and its tensors have {len(tensor)}: "
+                    "copy it again"
+                )
+            alphas[layer] = float(_of_layer(config["alpha_pattern"], saved_layer, config["lora_alpha"]))
+    if not ranks:
+        raise InputError(f"adapter {directory} holds no LoRA tensors: train it again")
+    settings = {name: config[name] for name in ("use_rslora", "use_dora", "lora_bias")}
+    return SavedAdapter(tensors, ranks, alphas, settings)
+
+
+def _of_layer(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """Return the value of the first pattern that PEFT finds to match a layer, or the default."""
+    return pattern.get(get_pattern_key(list(pattern), layer), default)
+
+
+def _refuse_layer(directory: Path, path: str, layer: str, model_name: str) -> None:
+    """Raises InputError for a tensor that belongs to no linear layer of the language model."""
+    if re.search(r"vision|visual|image|projector|connector|multi_modal", path):
+        raise InputError(
+            f"adapter {directory} adapts {layer}, a part of the vision tower or the projector, which stay as they are here: "
+            "merge it into its base with PEFT, or train one for the language model"
+        )
+    if re.search(r"lm_head|embed_tokens|lora_embedding", path):
+        raise InputError(
+            f"adapter {directory} adapts {layer}, and only linear layers inside the language model can be adapted: merge it "
+            "into its base with PEFT"
+        )
+    if "lora_" not in path:
+        raise InputError(
+            f"adapter {directory} holds {path}, which is no LoRA tensor (bias, modules_to_save): merge it into its base with PEFT"
+        )
+    raise InputError(f"adapter {directory} was trained on another base than {model_name}: it adapts {layer}, which is not there")
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """Return the settings, with PEFT's defaults. Raises InputError if they cannot be read."""
+    path = directory / "adapter_config.json"
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES} bytes")
+        config = json.loads(content)
+        if not isinstance(config, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"{path} cannot be read ({reason}): copy the adapter again") from None
+    defaults = {"r": 8, "lora_alpha": 8, "use_rslora": False, "use_dora": False, "lora_bias": False}
+    taken = {name: default if config.get(name) is None else config[name] for name, default in defaults.items()}
+    return config | taken | {name: config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+
+
+def _refuse_unusable_settings(directory: Path, config: Mapping[str, Any]) -> None:
+    """Raises InputError for the first setting that cannot be taken over."""
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"adapter {directory} has the peft_type {config.get('peft_type')!s:.50}: only LORA adapters can be used")
+
+    def refuse(name: str, problem: str) -> None:
+        raise InputError(f"adapter {directory} has {name} {config[name]!s:.50}, {problem}")
+
+    initialisation = str(config.get("init_lora_weights"))
+    if initialisation.startswith(INITIALISATIONS_OF_THE_BASE):
+        refuse("init_lora_weights", "which changes the base as well: convert it to plain LoRA with PEFT")
+    if config.get("bias", "none") != "none":
+        refuse("bias", "and the base's biases are shared by all roles: merge it into its base with PEFT")
+    for name, value in config.items():
+        if name not in (*TAKEN, *WITHOUT_EFFECT, "bias") and value:
+            refuse(name, "which is not supported: merge it into its base with PEFT")
+    for name in ("use_rslora", "use_dora", "lora_bias"):
+        if type(config[name]) is not bool:
+            refuse(name, "which must be true or false: correct adapter_config.json")
+    for name, is_valid, expected in (
+        ("r", lambda value: type(value) is int and value >= 1, "a rank of at least 1"),
+        ("lora_alpha", lambda value: type(value) in (int, float) and math.isfinite(value), "a finite number"),
+    ):
+        pattern = config["rank_pattern" if name == "r" else "alpha_pattern"]
+        if not isinstance(pattern, dict):
+            raise InputError(f"adapter {directory} has a {name} pattern that is no object: correct adapter_config.json")
+        if bad := [value for value in (config[name], *pattern.values()) if not is_valid(value)]:
+            raise InputError(
+                f"adapter {directory} has {name} {bad[0]!s:.50}, which must be {expected}: correct adapter_config.json"
+            )
+
+
+def saved_tensors(parameters: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return an adapter's parameters by the names under which PEFT stores them."""
+    return {saved_name(key, name): p.detach().cpu().contiguous() for key, p in parameters.items()}
+
+
+def saved_name(key: str, name: str) -> str:
+    """Return a parameter's name as PEFT stores it, without the adapter's name."""
+    suffix = "_magnitude_vector.weight"  # DoRA's, which PEFT stores without `.weight`
+    key = "base_model.model." + key.replace(f".{name}.", ".")
+    return key.removesuffix(".weight") if key.endswith(suffix) else key
+
+
+def same_shapes(saved: Mapping[str, Tensor], own: Mapping[str, torch.nn.Parameter]) -> bool:
+    """Return whether two sets of tensors have the same names and shapes."""
+    return set(saved) == set(own) and all(saved[key].shape == own[key].shape for key in saved)
