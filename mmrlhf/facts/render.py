@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2 import StrictUndefined, Template
 
 from mmrlhf.records import Fact, InputError
+from mmrlhf.text.templates import BoundedEnvironment
 
 
 def render_facts(
@@ -85,11 +86,17 @@ def _render_captions(facts: Sequence[Fact]) -> str:
     return "Here is what others have written of the picture.\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
+@functools.lru_cache(maxsize=16)
+def _compile(template: str) -> tuple[BoundedEnvironment, Template]:
+    environment = BoundedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment, environment.compile_bounded(template)
+
+
 def _render_jinja(template: str, facts: Sequence[Fact]) -> str:
     """Render a user's template in a sandbox. Facts are data to it, never template text."""
-    environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     try:
-        return environment.from_string(template).render(facts=list(facts))
-    except (TemplateError, ValueError, TypeError, ArithmeticError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        environment, compiled = _compile(template)
+        return environment.render_bounded(compiled, facts=list(facts))
+    except Exception as error:  # a template may raise anything
+        reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
         raise InputError(f"facts_template fails ({reason}): correct it; it gets `facts`, with kind and text") from None

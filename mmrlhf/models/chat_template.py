@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 
 from mmrlhf.records import InputError, Message, place_images
+from mmrlhf.text.templates import BoundedEnvironment
 
 
 def images_shown(messages: Sequence[Message], conversation: Sequence[Message], num_images: int) -> int:
     """Return how many of a conversation's images its first `messages` show."""
     num_unplaced = num_images - sum(len(message.image_positions) for message in conversation)
     return num_unplaced + sum(len(message.image_positions) for message in messages)
+
+
+class _Generation(Extension):
+    """The tag `generation`, which marks what transformers takes for the model's own text."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return what stands in the tag."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(template: str) -> tuple[BoundedEnvironment, Template]:
+    """Compile a template in the environment that transformers gives to chat templates."""
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = environment.bounded(_to_json)
+    environment.globals |= {"raise_exception": _raise, "strftime_now": environment.bounded(_strftime_now)}
+    return environment, environment.compile_bounded(template)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
 
 
 def apply_chat_template(
@@ -25,7 +71,12 @@ def apply_chat_template(
     """
     turns = [{"role": message.role, "content": message.parts()} for message in place_images(messages, num_images)]
     try:
-        return str(processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt))
+        template = processor.chat_template
+        environment, compiled = _compile(template.get("default") if isinstance(template, dict) else template)
+        special_tokens = processor.tokenizer.special_tokens_map
+        return environment.render_bounded(
+            compiled, messages=turns, tools=None, documents=None, add_generation_prompt=generation_prompt, **special_tokens
+        )
     except Exception as error:  # a template may raise anything
         reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
     if where is None:

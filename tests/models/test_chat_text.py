@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmrlhf.models.chat_template import apply_chat_template
 from mmrlhf.models.chat_text import ChatText
-from mmrlhf.records import InputError, Message
+from mmrlhf.records import InputError, Message, place_images
 from tests.helpers.tiny_llama import LLAVA_1_5, PARTS, build_llama_tokenizer, build_processor
 from tests.helpers.tiny_parts import build_chat_template, build_tokenizer
 
@@ -98,6 +99,47 @@ def test_end_that_is_no_token_is_not_learnt():
 def test_model_whose_answers_cannot_be_told_apart_is_refused(template, reason):
     with pytest.raises(InputError, match=f"^MODEL: its .*(?:{reason})"):
         make_chat("prepend", template)
+
+
+GENERATION_TAG = LLAVA_1_5.replace("{{ c['text'] }}", "{% generation %}{{ c['text'] | tojson }}{% endgeneration %}{% continue %}")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [LLAVA_1_5, WITH_END, GENERATION_TAG, build_chat_template("<image>"), "{{ bos_token }}\n  {% if 1 %}\n  x{% endif %}"],
+)
+def test_templates_render_as_in_transformers(template):
+    processor = build_processor(build_llama_tokenizer("prepend"), template)
+    conversation = [QUESTION, Message("assistant", '<A> "cat"\n é.'), Message("user", "And this?", (4,))]
+    turns = [{"role": m.role, "content": m.parts()} for m in place_images(conversation, 2)]
+    for generation_prompt in (True, False):
+        expected = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+        assert apply_chat_template(processor, conversation, 2, generation_prompt=generation_prompt, name="MODEL") == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}" + LLAVA_1_5,
+        "{{ 'a' * 3000000000 }}" + LLAVA_1_5,
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}" + LLAVA_1_5,
+        LLAVA_1_5 + "{{ 1 / 0 }}",
+        LLAVA_1_5 + "{{ messages[9].role.x.y }}",
+        LLAVA_1_5 + "{% include 'a' %}",
+        LLAVA_1_5 + "{% if %}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ messages.append(1) }}" + LLAVA_1_5,
+        7,
+        {"tool_use": LLAVA_1_5},
+    ],
+)  # fmt: skip
+def test_broken_and_hostile_templates_are_one_sentence(template):
+    processor = build_processor(build_llama_tokenizer("prepend"))
+    processor.chat_template = template
+    with pytest.raises(
+        InputError, match=r"^MODEL: its chat template fails on a plain question \([^\n]+\): use another template$"
+    ):
+        ChatText(processor, "MODEL", [2])
 
 
 def test_templates_refusal_names_the_row():
