@@ -136,7 +136,8 @@ class Amber(Benchmark):
     def question_key(self, text: str) -> str:
         """Return a question without regard to blanks and case; the same for all requests to
         describe, which every harness words in its own way."""
-        return fold(text) if "?" in text else "describe"
+        folded = fold(text)
+        return "describe" if "describe" in folded and "?" not in folded else folded
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         """Return a reply's yes or no, or a description's word counts by both sets of rules."""

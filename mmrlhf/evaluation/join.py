@@ -19,9 +19,9 @@ from mmrlhf.evaluation.answer_rows import RowFacts
 from mmrlhf.evaluation.row_matching import MIN_MATCH_RATE, ExampleIndex, Match, Target, best_match, match_by_id
 from mmrlhf.files.rows import preview
 
-MIN_MATCH_RATE_ONLY_SPLIT = 0.75
-"""Minimum share of rows that fit the questions, if all of them can only be of one split. Else it is
-MIN_MATCH_RATE, as splits share half of their questions."""
+MIN_MATCH_RATE_ONLY_SPLIT, MIN_MATCH_RATE_WITHOUT_SPLITS = 0.75, 0.5
+"""Minimum share of rows that fit the questions, if all of them can only be of one split, or there
+are no splits. Else it is MIN_MATCH_RATE, as splits share half of their questions."""
 
 OTHER_SPLIT = "another split"
 """What stands for the split of rows that are not of the only one in the data."""
@@ -114,7 +114,9 @@ def _assign(
     blocks = [numbers]
     if has_splits and any(rows[number].wordings for number in numbers):
         blocks = sorted(_blocks(rows, numbers, len(index.examples)), key=len, reverse=True)
-    min_rate = MIN_MATCH_RATE_ONLY_SPLIT if is_only and len(blocks) == 1 else MIN_MATCH_RATE
+    min_rate = MIN_MATCH_RATE
+    if is_only and len(blocks) == 1:
+        min_rate = MIN_MATCH_RATE_ONLY_SPLIT if has_splits else MIN_MATCH_RATE_WITHOUT_SPLITS
     for block in blocks:
         if not is_only and not any(rows[number].wordings for number in block):
             continue

@@ -26,7 +26,7 @@ from mmrlhf.evaluation.answer_rows import (
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, Task
 from mmrlhf.evaluation.join import Joined, join_rows
 from mmrlhf.evaluation.row_matching import Target
-from mmrlhf.files.rows import open_binary, parse_json, preview, type_name
+from mmrlhf.files.rows import open_binary, parse_json, preview, read_lines, type_name
 from mmrlhf.files.sheets import read_sheet
 from mmrlhf.records import InputError
 
@@ -44,6 +44,7 @@ PLAIN_FIELDS = (
 question."""
 WRAPPERS = ("imgToEval", "logs", "answers", "sentences", "predictions", "responses", "results", "outputs", "samples", "data")
 """Fields of a JSON object that hold the rows."""
+MAX_ANSWER_CHARS = 10_000_000
 NO_ANSWER = "Failed to obtain answer"
 """How VLMEvalKit begins what it writes in place of an answer that it did not get."""
 Located = tuple[str, Fields]
@@ -194,6 +195,10 @@ def _check_text(location: str, value: Any) -> str | None:
         return None
     if not isinstance(value, str):
         raise InputError(f"{location}: an answer must be text, not {type_name(value)}")
+    if len(value) > MAX_ANSWER_CHARS:
+        raise InputError(
+            f"{location}: the answer has {len(value)} characters, and at most {MAX_ANSWER_CHARS} are read: correct or shorten it"
+        )
     return _check_unicode(location, "answer", value)
 
 
@@ -260,6 +265,10 @@ def _read_contents(path: Path, notes: list[str]) -> list[Any]:
     if path.suffix in (".tsv", ".csv", ".xlsx"):
         return read_sheet(path)
     with open_binary(path) as file:
+        if path.suffix == ".jsonl" and file.peek(1)[:1] != b"[":
+            for _ in read_lines(file, path):  # refuses a line that would not fit into memory
+                pass
+            file.seek(0)
         content = file.read()
     try:
         value = json.loads(content)

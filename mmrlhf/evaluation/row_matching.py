@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from mmrlhf.evaluation.answer_rows import RowFacts, fold
@@ -158,13 +159,20 @@ def _by_content(rows: Sequence[RowFacts], block: list[int], split: str, index: E
 
 
 def _by_order(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
-    """Take rows in order, if every one of them fits, as in a complete log or one that broke off."""
-    if len(block) > len(index.by_split[split]):
+    """Take rows in order, if every one of them fits, and no other place in the data would do for a
+    log that broke off."""
+    targets = index.by_split[split]
+    fitting_starts = (
+        start
+        for start in range(len(targets) - len(block) + 1)
+        if all(
+            index.can_compare(rows[number], target) and index.agrees(rows[number], target)
+            for number, target in zip(block, islice(targets, start, None), strict=False)
+        )
+    )
+    if next(fitting_starts, None) != 0 or next(fitting_starts, None) is not None:
         return None
-    pairs = list(zip(block, index.by_split[split], strict=False))
-    if not all(index.can_compare(rows[n], target) and index.agrees(rows[n], target) for n, target in pairs):
-        return None
-    return Match({number: target.id for number, target in pairs}, 1.0, "order")
+    return Match({number: target.id for number, target in zip(block, targets, strict=False)}, 1.0, "order")
 
 
 def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
@@ -201,10 +209,9 @@ def _at_distance(
         votes.update(place_of[target.id] - value for target in index.candidates(rows[number], split))
     most = max(votes.values(), default=0)
     best = [distance for distance, count in votes.items() if count == most]
-    if len(best) > 1 or most < 2:
-        # Positions that begin at 0 or 1 need less evidence.
-        best = [distance for distance in (0, -1) if distance in best]
-    if not best:
+    if len(best) > 1:
+        best = [distance for distance in (0, -1) if distance in best]  # places that begin at 0 or 1
+    if not best or most < 2:
         return None
     placed = {n: target_at[value + best[0]] for n, value in numbers.items() if value + best[0] in target_at}
     ids = {n: target.id for n, target in placed.items() if index.can_compare(rows[n], target) and index.agrees(rows[n], target)}

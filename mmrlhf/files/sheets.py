@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from mmrlhf.records import InputError
 MAX_CELL_CHARS = 1 << 30
 """Answers may be long, and tables of this kind hold images; csv refuses fields above 128 KiB by
 default."""
+MAX_UNPACKED_BYTES = 128 << 20
+MAX_COLUMNS, MAX_CELLS = 1000, 8_000_000
+"""Largest workbook. A small file may unpack to one without end."""
 
 
 def read_sheet(path: Path) -> list[dict[str, Any]]:
@@ -49,15 +53,33 @@ def _read_xlsx(path: Path) -> list[dict[str, Any]]:
         # openpyxl lets the errors of zipfile, of its XML parser and of its own checks pass, which
         # have no common class.
         try:
+            _refuse_large(file)
             workbook = load_workbook(file, read_only=True, data_only=True)
             if not workbook.worksheets:
                 raise ValueError("it has no sheet")
-            rows = workbook.worksheets[0].iter_rows(values_only=True)
-            columns = [_cell_text(name) for name in next(rows, ())]
-            return [{name: _cell_text(cell) for name, cell in zip(columns, row, strict=False)} for row in rows]
+            sheet = workbook.worksheets[0]
+            names = [_cell_text(name) for name in next(sheet.iter_rows(max_row=1, max_col=MAX_COLUMNS, values_only=True), ())]
+            while names and not names[-1]:
+                names.pop()
+            rows = []
+            for number, cells in enumerate(sheet.iter_rows(min_row=2, max_col=len(names) or 1, values_only=True), 1):
+                if number * len(names) > MAX_CELLS:
+                    raise ValueError(f"it has more than {MAX_CELLS} cells")
+                if any(cell is not None for cell in cells):
+                    rows.append({name: _cell_text(cell) for name, cell in zip(names, cells, strict=False)})
+            return rows
         except Exception as error:
             problem = " ".join(f"{error}".split())[:200] or type(error).__name__
             raise InputError(f"{path} cannot be read as XLSX ({problem}): save it again, or as TSV") from None
+
+
+def _refuse_large(file: io.BufferedReader) -> None:
+    """Raise ValueError if a workbook unpacks to more than can be read in a minute or so."""
+    with zipfile.ZipFile(file) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_UNPACKED_BYTES:
+        raise ValueError(f"it unpacks to {size >> 20} MiB, and at most {MAX_UNPACKED_BYTES >> 20} are read")
+    file.seek(0)
 
 
 def _cell_text(cell: Any) -> str:

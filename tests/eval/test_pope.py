@@ -331,7 +331,10 @@ def test_read_predictions_accepts_logs_of_other_harnesses(tmp_path):
         (b"[1, 2]", "row 1: an answer must be an object"),
         (b"", "holds no answers"),
         (b"{", "not JSON"),
-        (b'{"question_id": 1, "answer": "\\ud800"}', "unpaired surrogate"),
+        (b'{"question_id": 1, "answer": "\\ud800"}', "the answer is not valid Unicode: remove the unpaired surrogate"),
+        (b'{"question_id": "\\ud800", "answer": "Yes"}', "the id is not valid Unicode: remove the unpaired surrogate"),
+        (b'{"question_id": ' + b"9" * 4400 + b', "answer": "Yes"}', "line 1: not JSON"),
+        (b'{"question_id": 1, "answer": "' + b"x" * 10_000_001 + b'"}', "row 1: the answer has 10000001 characters"),
     ],
 )
 def test_read_predictions_refuses_unusable_files(tmp_path, capsys, content, message):

@@ -1,0 +1,371 @@
+"""Answer files in the forms that other programs write, on data that a reader can count."""
+
+import csv
+import json
+
+import pytest
+
+from mmrlhf.config import EvalConfig
+from mmrlhf.evaluate import evaluate
+from mmrlhf.records import InputError
+from tests.helpers import fake_data
+from tests.helpers.fake_data import write_jsonl
+
+PHRASE = "\nAnswer the question using a single word or phrase."
+
+
+@pytest.fixture
+def score(tmp_path):
+    """Return a function that scores rows, or a file, with a benchmark, and returns its result."""
+
+    def run(name, rows, data, options=None, suffix=".jsonl", **settings):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        path = rows
+        if isinstance(rows, list) and suffix == ".jsonl":
+            path = write_jsonl(tmp_path / "answers.jsonl", rows)
+        elif isinstance(rows, list | dict) and suffix == ".json":
+            path = tmp_path / "answers.json"
+            path.write_text(json.dumps(rows))
+        elif isinstance(rows, list):
+            path = tmp_path / "answers.tsv"
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0], delimiter="\t")
+                writer.writeheader()
+                writer.writerows(rows)
+        return evaluate(name, EvalConfig(answers=str(path), data=str(data), output_dir=str(out), **settings), options)
+
+    return run
+
+
+def metric_value(result, name, mode="robust"):
+    leaf = result["metrics"][mode]
+    for part in name.split("/"):
+        leaf = leaf[part]
+    return None if leaf is None else leaf["value"]
+
+
+def notes_of(result):
+    return " | ".join(result["answers"]["notes"])
+
+
+# ---- POPE ----------------------------------------------------------------------------------------
+
+OBJECTS = {"adversarial": "chair", "popular": "car", "random": "zebra"}
+
+
+@pytest.fixture
+def pope(tmp_path):
+    """Three splits of two images: a dog is there (all splits ask), the split's object is not."""
+    folder = tmp_path / "POPE"
+    folder.mkdir()
+    for split, absent in OBJECTS.items():
+        rows = [
+            {"question_id": 2 * image + n + 1, "image": f"COCO_val2014_{image:012d}.jpg", "text": f"Is there a {noun} in the image?", "label": label}
+            for image in range(2)
+            for n, (noun, label) in enumerate((("dog", "yes"), (absent, "no")))
+        ]  # fmt: skip
+        write_jsonl(folder / f"coco_pope_{split}.json", rows)
+    return folder
+
+
+def pope_log(*splits, distance=0):
+    """Return LLaVA's log: all right, but yes to the second absent object of the last split."""
+    rows = []
+    for k, split in enumerate(splits):
+        for image in range(2):
+            for n, noun in enumerate(("dog", OBJECTS[split])):
+                said = "Yes" if n == 0 or (split == splits[-1] and image == 1) else "No"
+                prompt = f"Is there a {noun} in the image?{PHRASE}"
+                rows.append({"question_id": k * distance + 2 * image + n + 1, "prompt": prompt, "text": said, "model_id": "m"})
+    return rows
+
+
+@pytest.mark.parametrize("distance", [0, 4, 10_000_000])
+def test_pope_scores_each_split_of_a_log_that_runs_on(score, pope, distance):
+    rows = pope_log("adversarial", "popular", "random", distance=distance)
+    result = score("pope", rows, pope)
+    for mode in ("official", "robust"):
+        assert metric_value(result, "adversarial/f1", mode) == metric_value(result, "popular/f1", mode) == 1
+        assert metric_value(result, "random/f1", mode) == 0.8  # TP 2, FP 1
+        assert metric_value(result, "random/yes_ratio", mode) == 0.75
+    assert result["counts"]["unknown_ids"] == result["counts"]["missing"] == 0
+    assert bool(notes_of(result)) == (distance > 0)
+    # it broke off in the last split
+    result = score("pope", rows[:10], pope)
+    assert metric_value(result, "random/accuracy") == metric_value(result, "random/accuracy", "official") == 1
+    assert result["counts"]["missing"] == 2 and "cover 10 of 12 questions" in notes_of(result)
+
+
+def test_pope_sheet_counts_a_row_in_every_split_it_names(score, pope):
+    rows = [
+        {"index": 0, "question": "Is there a dog in the image?", "category": "adversarial,popular,random"},
+        {"index": 1, "question": "Is there a chair in the image?", "category": "adversarial"},
+        {"index": 2, "question": "Is there a car in the image?", "category": "popular"},
+        {"index": 3, "question": "Is there a zebra in the image?", "category": "random"},
+    ]
+    sheet = [
+        {**row, "answer": "x", "image_path": f"{i}.jpg", "prediction": "Yes" if row["index"] in (0, 3) else "No"}
+        for i in range(2)
+        for row in rows
+    ]
+    for row in sheet:
+        row["image_path"] = f"COCO_val2014_{int(row['image_path'][0]):012d}.jpg"
+    result = score("pope", sheet, pope, suffix=".tsv")
+    for mode in ("official", "robust"):
+        assert [metric_value(result, f"{split}/f1", mode) for split in ("adversarial", "popular")] == [1, 1]
+        assert metric_value(result, "random/f1", mode) == pytest.approx(2 / 3)  # yes to all
+    assert result["n"] == 12 and "2 rows name several splits" in notes_of(result)
+    # one split alone takes its rows
+    result = score("pope", sheet, pope / "coco_pope_random.json", suffix=".tsv")
+    assert (
+        result["n"] == 4
+        and result["counts"]["unknown_ids"] == 4
+        and metric_value(result, "f1", "official") == pytest.approx(2 / 3)
+    )
+
+
+def pope_samples(*splits, **more):
+    """Return what lmms-eval logs since 0.4: no doc, ids in the objects of the metrics."""
+    rows = pope_log(*splits)
+    return [
+        {
+            "doc_id": n, "target": "x", "filtered_resps": row["text"], "doc_hash": "h", "input": row["prompt"],
+            **{f"pope_{m}": {"question_id": str(row["question_id"]), "score": 1.0, "prediction": "yes"} for m in ("accuracy", "f1_score")},
+            **more,
+        }
+        for n, row in enumerate(rows)
+    ]  # fmt: skip
+
+
+def test_pope_reads_lmms_eval_samples_without_doc(score, pope):
+    rows = pope_samples("adversarial", "popular", "random")
+    for order in (rows, rows[::2] + rows[1::2]):  # from one process, and gathered from two
+        result = score("pope", order, pope)
+        assert result["answers"]["format"] == "lmms-eval" and result["counts"]["unknown_ids"] == 0
+        assert metric_value(result, "random/f1", "official") == metric_value(result, "random/f1") == 0.8
+        assert metric_value(result, "popular/f1", "official") == 1
+    alone = score("pope", pope_samples("popular"), pope / "coco_pope_popular.json")
+    assert metric_value(alone, "f1", "official") == 0.8 and alone["n"] == 4
+    # a log of all splits, scored on one: the others' answers are no lines of its file
+    one = score("pope", rows, pope / "coco_pope_popular.json")
+    assert metric_value(one, "f1", "official") == metric_value(one, "f1") == 1 and one["counts"]["unknown_ids"] == 8
+    assert "8 answers are to questions of another split" in notes_of(one)
+
+
+# ---- AMBER ---------------------------------------------------------------------------------------
+
+NOUNS = ("dog", "cat", "bus")
+
+
+@pytest.fixture
+def amber(tmp_path):
+    """Six yes/no questions, ids 3 to 8, of which the even ones are no; each noun on two images."""
+    folder = tmp_path / "AMBER"
+    folder.mkdir()
+    annotations = [
+        {"id": 1, "type": "generative", "truth": [], "hallu": []},
+        {"id": 2, "type": "generative", "truth": [], "hallu": []},
+    ]
+    annotations += [{"id": n, "type": "discriminative-hallucination", "truth": ("no", "yes")[n % 2]} for n in range(3, 9)]
+    queries = [{"id": n, "image": f"AMBER_{n}.jpg", "query": "Describe this image."} for n in (1, 2)]
+    queries += [{"id": n, "image": f"AMBER_{1 + (n > 5)}.jpg", "query": f"Is there a {NOUNS[n % 3]}?"} for n in range(3, 9)]
+    (folder / "annotations.json").write_text(json.dumps(annotations))
+    (folder / "query_all.json").write_text(json.dumps(queries))
+    (folder / "relation.json").write_text("{}")
+    (folder / "safe_words.txt").write_text("")
+    return folder
+
+
+def amber_answer(n):
+    return {"query": f"Is there a {NOUNS[n % 3]}?", "image": f"AMBER_{1 + (n > 5)}.jpg", "said": ("No", "Yes")[n % 2]}
+
+
+AMBER_FORMS = {
+    "official": lambda n, a: {"id": n, "response": a["said"]},
+    "zero-based": lambda n, a: {"question_id": n - 1, "prompt": a["query"], "text": a["said"]},
+    "from the first question": lambda n, a: {"question_id": n - 3, "prompt": a["query"], "text": a["said"]},
+    "other ids, with images": lambda n, a: {"question_id": 9 - n, "image": a["image"], "prompt": a["query"] + PHRASE, "text": a["said"]},
+    "sheet": lambda n, a: {"index": n - 3, "question": a["query"], "answer": "x", "category": "discriminative-hallucination",
+                           "image_path": a["image"], "prediction": a["said"]},
+    "lmms-eval": lambda n, a: {"doc_id": n - 1, "input": a["query"], "filtered_resps": [a["said"]], "amber_chair": {"chair_num": 1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", AMBER_FORMS)
+def test_amber_question_decides_against_id(score, amber, form):
+    rows = [AMBER_FORMS[form](n, amber_answer(n)) for n in range(3, 9)]
+    result = score("amber", rows, amber, suffix=".tsv" if form == "sheet" else ".jsonl")
+    assert result["n"] == 6 and metric_value(result, "existence_accuracy") == 100
+    assert result["counts"]["missing"] == result["counts"]["unknown_ids"] == 0
+    says_more = form in ("zero-based", "from the first question", "other ids, with images", "lmms-eval")
+    assert bool(notes_of(result)) == says_more
+
+
+def test_amber_says_what_the_script_does_with_other_cases(score, amber, capsys):
+    rows = [
+        {"id": 3, "response": "YES"},
+        {"id": 4, "response": "no"},
+        {"id": 5, "response": "Yes."},
+        {"id": 7, "response": "Yes"},
+    ]
+    result = score("amber", rows, amber)
+    assert metric_value(result, "existence_accuracy") == 100 and metric_value(result, "existence_accuracy", "official") < 26
+    assert "3 replies say yes or no, but not exactly `Yes` or `No`" in capsys.readouterr().err
+
+
+# ---- HallusionBench ------------------------------------------------------------------------------
+
+PARTS = ("category", "subcategory", "set_id", "figure_id", "question_id")
+
+
+@pytest.fixture
+def hallusion(tmp_path):
+    """Six questions, of which only the one about the blue star on its first figure is no, as is the
+    one about the red star on its second; one is asked with and without its image."""
+    folder = tmp_path / "H"
+    folder.mkdir()
+    return fake_data.hallusionbench(folder)["data"]
+
+
+def hallusion_forms():
+    """Return answers in several forms, all right but the last."""
+    rows = fake_data.hallusionbench_rows()
+    answers = ["Yes" if row["gt_answer"] == "1" else "No" for row in rows[:-1]] + ["No"]
+    both = list(zip(rows, answers, strict=True))
+    with_image = [(row, a) for row, a in both if row["filename"]]
+    underscored = {id(row): "_".join(row[name] for name in PARTS) for row in rows}
+    return {
+        "official": [{**row, "model_prediction": a} for row, a in both],
+        "LLaVA's ids": [{"question_id": underscored[id(row)], "prompt": row["question"] + PHRASE, "text": a} for row, a in both],
+        "numbers": [{"question_id": n, "prompt": row["question"], "text": a} for n, (row, a) in enumerate(both)],
+        "order": [{"answer_id": f"x{n}", "prompt": row["question"], "text": a} for n, (row, a) in enumerate(both)],
+        "sheet": [
+            {"index": f"hb_{underscored[id(row)]}", "question": row["question"], "answer": "x", "category": row["category"],
+             "l2-category": f"{row['category']}_{row['subcategory']}", "prediction": a}
+            for row, a in with_image
+        ],
+        "lmms-eval": [
+            {"doc_id": n, "input": row["question"], "filtered_resps": [a], "aAcc": {**row, "filename": "x", "model_prediction": a}}
+            for n, (row, a) in enumerate(with_image)
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", hallusion_forms())
+def test_hallusionbench_reads_other_programs_rows(score, hallusion, form):
+    rows = hallusion_forms()[form]
+    result = score("hallusionbench", rows, hallusion, suffix=".tsv" if form == "sheet" else ".jsonl")
+    assert result["n"] == len(rows) and result["counts"]["unknown_ids"] == result["counts"]["duplicate"] == 0
+    assert metric_value(result, "a_acc") == pytest.approx(100 * (len(rows) - 1) / len(rows))
+
+
+def test_hallusionbench_does_not_guess_between_figures(score, hallusion):
+    # Neither image nor id: the star has a question with and without it, its colour two figures.
+    rows = [{"question": "Is there a star?", "prediction": "No"}, {"question": "Is the star red?", "prediction": "No"}]
+    result = score("hallusionbench", rows, hallusion, suffix=".tsv")
+    assert result["n"] == 0 and result["counts"]["unknown_ids"] == 2
+    assert "2 rows have questions that --data has several times" in notes_of(result)
+    assert "2 answers are to no question of --data" in notes_of(result)
+
+
+# ---- MMHal-Bench and others ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def mmhal(tmp_path):
+    """Eight questions, of which three are the same."""
+    questions = ["What is it?", "How many?", "Describe it.", "Describe it.", "Who?", "Describe it.", "Where?", "When?"]
+    rows = [
+        {"question_type": "attribute", "image_id": f"p{n}", "image_src": f"http://host/{n}_o.jpg", "image_content": ["Star"],
+         "question": question, "gt_answer": "A star.", "model_answer": ""}
+        for n, question in enumerate(questions)
+    ]  # fmt: skip
+    (tmp_path / "m.json").write_text(json.dumps(rows))
+    return tmp_path / "m.json"
+
+
+MMHAL_FORMS = {
+    "LLaVA's log": lambda n, row: {"question_id": n, "prompt": row["question"], "text": f"It is {n}."},
+    "order": lambda n, row: {"question_id": f"q{n}", "prompt": f"<image>\n{row['question']}", "text": f"It is {n}."},
+    "official": lambda n, row: {**row, "model_answer": f"It is {n}."},
+    "image address": lambda n, row: {"image_src": row["image_src"], "question": row["question"], "response": f"It is {n}."},
+    "image file": lambda n, row: {"image": f"images/{n}_o.jpg", "prompt": row["question"], "answer": f"It is {n}."},
+}
+
+
+@pytest.mark.parametrize("form", MMHAL_FORMS)
+@pytest.mark.parametrize("wrapper", [None, "answers", "data"])
+def test_mmhal_bench_reads_logs_and_wrappers(score, mmhal, form, wrapper, tmp_path):
+    rows = [MMHAL_FORMS[form](n, row) for n, row in enumerate(json.loads(mmhal.read_text()))]
+    result = score("mmhal_bench", {wrapper: rows} if wrapper else rows, mmhal, suffix=".json")
+    assert result["n"] == 8 and result["counts"]["missing"] == 0
+    lines = [json.loads(line) for line in next(tmp_path.glob("out*/predictions.jsonl")).read_text().splitlines()]
+    assert [(line["id"], line["answers"]) for line in lines] == [(f"p{n}", [f"It is {n}."]) for n in range(8)]
+    assert bool(notes_of(result)) == (form in ("LLaVA's log", "order"))
+
+
+def test_mmhal_bench_numbers_without_questions_are_unknown(score, mmhal):
+    result = score("mmhal_bench", [{"question_id": n, "text": "It is."} for n in range(8)], mmhal)
+    assert result["n"] == 0 and "8 answers are to no question of --data" in notes_of(result)
+
+
+def test_dash_b_and_haloquest_read_plain_rows(score, tmp_path):
+    dash = fake_data.dash_b(tmp_path)["data"]
+    asked = "Can you see a star in this image? Please answer only with yes or no."
+    rows = [
+        {"question_id": n, "image": name, "prompt": asked, "text": said}
+        for n, (name, said) in enumerate((("pos.png", "Yes"), ("neg.png", "No")))
+    ]
+    assert metric_value(score("dash_b", rows, dash), "accuracy") == 1
+    other = [{"img_id": "pos.png", "object_name": "moon", "gt": "yes", "response": "yes"}]
+    assert score("dash_b", other, dash)["counts"]["unknown_ids"] == 1  # the image alone does not tell
+    (tmp_path / "halo").mkdir()
+    halo = fake_data.haloquest(tmp_path / "halo")["data"]
+    for rows in (
+        [{"image_name": "1.png", "question": "What is it?", "response": "A star."}],
+        [{"image": "x/1.png", "prompt": "What is it?", "output": "A star."}],
+        [
+            {"question_id": 1, "prompt": "What colour is the cat?", "text": "There is no cat"},
+            {"question_id": 2, "prompt": "What is it?", "text": "A star"},
+        ],
+    ):
+        result = score("haloquest", rows, halo, judge="rules")
+        assert result["n"] == len(rows) and metric_value(result, "accuracy") == 100
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_answers_of_a_run_that_broke_off_are_read_without_the_torn_line(score, pope, tmp_path):
+    rows = pope_log("random")
+    path = tmp_path / "torn.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + json.dumps(rows[3])[:20])
+    result = score("pope", path, pope / "coco_pope_random.json")
+    assert result["n"] == 3 and "torn.jsonl line 4 is torn" in notes_of(result) and "cover 3 of 4" in notes_of(result)
+
+
+def test_failed_requests_are_no_answers(score, pope):
+    rows = [
+        {"question": f"Is there a {noun} in the image?", "image_path": "COCO_val2014_000000000000.jpg", "prediction": said}
+        for noun, said in (("dog", "Failed to obtain answer via API."), ("zebra", "No"))
+    ]
+    result = score("pope", rows, pope / "coco_pope_random.json", suffix=".tsv")
+    assert result["n"] == 1 and result["counts"]["null"] == 1 and '1 answers are "Failed to obtain answer"' in notes_of(result)
+    assert "AttributeError" in result["reasons"]["official"]["f1"]
+
+
+def test_maps_of_id_to_answer_are_read(score, tmp_path):
+    data = tmp_path / "gt.json"
+    data.write_text(json.dumps({"11": ["dog"], "12": ["cup"]}))
+    for rows in (
+        {"11": "A dog.", "12": "A cat."},
+        {"11": {"caption": "A dog."}, "12": {"caption": "A cat."}},
+        {"overall": {}, "imgToEval": {"11": {"image_id": 11, "caption": "A dog."}, "12": {"image_id": 12, "caption": "A cat."}}},
+    ):
+        result = score("chair", rows, data, {"lineage": "portable"}, suffix=".json")
+        assert metric_value(result, "chair_s") == 50 and result["n"] == 2
+
+
+def test_questions_in_place_of_answers_are_refused(score, pope):
+    with pytest.raises(InputError, match="holds the questions in place of answers"):
+        score("pope", pope / "coco_pope_random.json", pope / "coco_pope_random.json")
