@@ -63,6 +63,8 @@ class SentenceState:
     """A relation without its target: name, index, located phrases, whether it is fronted."""
     fronted_relation: tuple[str, list[Phrase], int] | None = None
     """A relation that precedes its subject: name, targets, index."""
+    resolved_relation: tuple[str, list[Phrase], int] | None = None
+    """A relation that preceded its subject, for subjects that `and` adds."""
     last_relation: tuple[str, list[Phrase], int] | None = None
     """The latest complete relation, for targets that `and` adds: name, located phrases, index."""
     negated_until: int = -1

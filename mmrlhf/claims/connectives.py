@@ -125,7 +125,7 @@ def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None
     """Begin a clause at but, while, because or if."""
     state.negated_until, state.pending_negation = -1, ""
     state.is_hedged = word in ("if", "whether", "unless")
-    state.open_relation = state.action = None
+    state.open_relation = state.action = state.resolved_relation = None
     state.conjuncts, state.conjunct_role, state.has_finite_verb = [], "", False
     if next_tag not in AFTER_REDUCED_CONJUNCTION:
         state.verb_index, state.verb = -1, ""

@@ -184,6 +184,8 @@ UNDENIED_OBJECT_VERBS = word_set(
     "interfere overlap distract detract affect miss ignore overlook forget deny know pay seem approach"
 )
 """Verbs whose object is there although they are denied: he does not *notice* the dog."""
+CLAUSE_CONJUNCTIONS = word_set("as until before after since")
+"""Prepositions that also begin clauses: *as* the catcher reaches for it."""
 SPEAKERS = word_set("i we you one")
 """Subjects that see the image itself: what *we* do not see is absent."""
 ADVICE_VERBS = word_set(

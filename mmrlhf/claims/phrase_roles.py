@@ -5,8 +5,10 @@ from __future__ import annotations
 from mmrlhf.claims.actions import complete_action
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
+    CLAUSE_CONJUNCTIONS,
     COPULAS,
     DEPICTIONS,
+    EXISTENCE_VERBS,
     DIRECTED_ACTIONS,
     MAX_CONJUNCTS,
     PICTURE_NOUNS,
@@ -15,7 +17,15 @@ from mmrlhf.claims.grammar import (
 )
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.relations import attach_target, resolve_fronted
-from mmrlhf.claims.tags import COORDINATION_TAGS, DESCRIPTIVE_TAGS, FINITE_VERB_TAGS, PARTICIPLE_TAGS, PREPOSITION_TAGS
+from mmrlhf.claims.tags import (
+    AFTER_FRONTED_TARGET,
+    COORDINATION_TAGS,
+    DESCRIPTIVE_TAGS,
+    FINITE_VERB_TAGS,
+    PARTICIPLE_TAGS,
+    PLACE_TAGS,
+    PREPOSITION_TAGS,
+)
 
 
 def process_of_phrase(builder: ClaimBuilder, phrase: Phrase, head_phrase: Phrase) -> None:
@@ -46,8 +56,14 @@ def process_phrase(
     if _is_camera(builder, phrase, previous_tag):
         return
     starts_clause = state.has_finite_verb and (
-        next_tag in FINITE_VERB_TAGS or _has_relative_clause_in_list(builder, phrase, next_tag)
+        _is_subject(tokens.tags, phrase.end) or _has_relative_clause_in_list(builder, phrase, next_tag)
     )
+    follows_conjunction = is_coordinated or tokens.words[phrase.start - 1] in CLAUSE_CONJUNCTIONS
+    # The kettle is not hot, and a *child* is near it.
+    if starts_clause and follows_conjunction:
+        state.negated_until, state.pending_negation = -1, ""
+        if state.conjunct_role == "denied":
+            state.conjuncts, state.conjunct_role = [], ""
 
     # ---- negation ------------------------------------------------------------------------------
     if state.conjunct_role == "denied" and state.open_relation is not None:
@@ -100,10 +116,10 @@ def process_phrase(
 
     # ---- subjects and objects ------------------------------------------------------------------
     # A dog sits on a couch and a *cat* is ...
-    follows_conjunction = is_coordinated or tokens.words[phrase.start - 1] in ("as", "until", "before", "after", "since")
     if starts_clause and follows_conjunction:
         state.verb, state.verb_index = "", -1
         state.negated_until, state.has_finite_verb, state.last_relation, state.last_target = -1, False, None, None
+        state.resolved_relation = None
     elif state.verb_index >= 0:
         _set_object(builder, phrase)
         return
@@ -126,6 +142,23 @@ def _is_camera(builder: ClaimBuilder, phrase: Phrase, previous_tag: str) -> bool
         state.open_relation = None
         return True
     return phrase.name == "camera" and state.verb in ("facing", "faces")
+
+
+def _is_subject(tags: list[str], end: int) -> bool:
+    """Return whether a finite verb follows a phrase that ends here, perhaps after a few places.
+
+    The *chair* in the back is empty.
+    """
+    for _ in range(3):
+        while tags[end : end + 1] == ["R"]:
+            end += 1
+        if end >= len(tags) or tags[end] not in ("P", "A", "F"):
+            return end < len(tags) and tags[end] in FINITE_VERB_TAGS
+        end += 1
+        start = end
+        while end < min(len(tags), start + 6) and tags[end] in PLACE_TAGS:
+            end += 1
+    return False
 
 
 def _has_relative_clause_in_list(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> bool:
@@ -153,8 +186,13 @@ def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_
         state.negated_until = -1
     is_indefinite_start = phrase.is_bare or phrase.is_negated
     if state.pending_negation:
-        # without a hat or *gloves*; but: without a hat, the *man*
-        goes_on = previous_tag in COORDINATION_TAGS and (is_indefinite_start or words[phrase.start] in ("any", "a", "an"))
+        # without a hat or *gloves*; but: without a hat, the *man*; a sink without a tap, a *fridge*
+        is_joined = words[phrase.start - 1] in ("or", "nor") or (
+            previous_tag == "C" and builder.tokens.tags[phrase.start - 2 : phrase.start - 1] != [","]
+        )
+        goes_on = previous_tag in COORDINATION_TAGS and (
+            is_indefinite_start or words[phrase.start] == "any" or (words[phrase.start] in ("a", "an") and is_joined)
+        )
         if is_coordinated and previous_tag != "L" and not goes_on:
             state.pending_negation = ""
         elif not phrase.is_definite:
@@ -195,6 +233,15 @@ def _add_predicate_attributes(builder: ClaimBuilder, phrase: Phrase, is_coordina
 def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> bool:
     """Join a phrase to the conjuncts before it; return False if their role allows no more."""
     state, tags = builder.state, builder.tokens.tags
+    # Between the man and the *dog* is ...
+    if state.conjunct_role == "target" and state.fronted_relation is not None:
+        relation, targets, index = state.fronted_relation
+        is_joined = tags[phrase.start - 1] == "C" and tags[phrase.start - 2] != ","
+        if not is_joined or next_tag not in AFTER_FRONTED_TARGET:
+            return False
+        state.fronted_relation = (relation, [*targets[-MAX_CONJUNCTS:], phrase], index)
+        state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
+        return True
     if state.conjunct_role == "target" and state.last_relation is not None:
         # A dog next to a couch and a *lamp* is next to both; after `, and` or before a participle
         # it is not.
@@ -213,6 +260,12 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
     state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
     if state.action is not None and not state.action.is_open:
         complete_action(builder, phrase)
+    # On the table are a cup and a *plate*.
+    is_presented = state.conjunct_role == "object" and state.verb in EXISTENCE_VERBS and state.action is None
+    if state.resolved_relation is not None and is_presented and not phrase.is_definite:
+        relation, targets, index = state.resolved_relation
+        for target in targets:
+            builder.add_relation([phrase], relation, target, index)
     if state.conjunct_role == "subject":
         state.subjects = state.actors = state.conjuncts
     return True

@@ -210,6 +210,6 @@ def resolve_fronted(builder: ClaimBuilder) -> None:
     if state.fronted_relation is None:
         return
     relation, targets, index = state.fronted_relation
-    state.fronted_relation = None
+    state.resolved_relation, state.fronted_relation = state.fronted_relation, None
     for target in targets:
         builder.add_relation(state.conjuncts, relation, target, index)

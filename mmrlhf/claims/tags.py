@@ -72,6 +72,10 @@ HEAD_START_TAGS = tag_set("NXUJ")
 """Tags that continue a noun phrase after an adjective."""
 DESCRIPTION_TAGS = tag_set("JRC,E")
 """Tags of the adjectives that follow an item of a list: Table - *wooden*, *round*."""
+AFTER_FRONTED_TARGET = tag_set(",BVTHM")
+"""Tags after the last target of a relation that precedes its subject."""
+PLACE_TAGS = tag_set("DJ#KNXUuRQ")
+"""Tags of a place between a subject and its verb."""
 LABEL_START_TAGS = tag_set("DNJ#")
 LIST_ITEM_START_TAGS = tag_set("JCLORE?KG")
 """Tags after a comma that does not end what a negation denies: not red, *or* blue."""

@@ -20,6 +20,7 @@ from mmrlhf.claims.verb_forms import present_participle
 from mmrlhf.records import Claim, Fact, Verdict
 from mmrlhf.text.words import COLOUR_SHADES, COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
 from mmrlhf.verifiers.exclusions import (
+    WHOLE_PLACES,
     ACTION_SYNONYMS,
     COMPATIBLE_VALUES,
     EXCLUSIVE_RELATIONS,
@@ -68,7 +69,30 @@ def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon
     """
     lexicon = lexicon or load_lexicon()
     fact_index = _index_facts(tuple(facts), lexicon)
-    return [_verify_claim(claim, fact_index, lexicon) for claim in claims]
+    verdicts = [_verify_claim(claim, fact_index, lexicon) for claim in claims]
+    for index, verdict in enumerate(verdicts):
+        if verdict.value == "contradicted" and _is_partial_denial(verdict.claim, claims, lexicon):
+            verdicts[index] = Verdict(verdict.claim, "unknown", "", 0.5)
+    return verdicts
+
+
+def _is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) -> bool:
+    """Return whether an object is denied only of a place, an action, or one of several things.
+
+    "No people inside the café" denies none outside it, and an answer that names a man denies only
+    some people with "nobody looks at the camera".
+    """
+    if claim.kind != "object" or not claim.negated:
+        return False
+    for other in claims:
+        if other.kind == "object" and not other.negated and not other.hedged and _is_a(other.subject, claim.subject, lexicon):
+            return True
+        restricts = other.negated and other.kind in ("relation", "action", "attribute") and claim.subject in (other.subject, other.target)
+        is_same_phrase = other.span[0] <= claim.span[0] and claim.span[1] <= other.span[1]
+        is_whole_place = other.kind == "relation" and other.relation == "in" and other.target in WHOLE_PLACES
+        if restricts and is_same_phrase and not is_whole_place:
+            return True
+    return False
 
 
 # ---- facts as claims ---------------------------------------------------------------------------
