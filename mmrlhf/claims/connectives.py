@@ -39,7 +39,7 @@ def process_connective(
         if next_tag in AFTER_PREDICATE_NEITHER:
             state.negated_until = TO_SENTENCE_END
         else:
-            negates_subject = previous_tag in CLAUSE_END_TAGS or state.pending_negation == "neither"
+            negates_subject = previous_tag in CLAUSE_LINK_TAGS or state.pending_negation == "neither"
             state.pending_negation = "neither" if negates_subject else "word"
     elif tag == "?":
         # `about twenty` hedges its number only.
@@ -124,6 +124,9 @@ def _end_denied_judgement(builder: ClaimBuilder, index: int, previous_tag: str) 
 def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None:
     """Begin a clause at but, while, because or if."""
     state.negated_until, state.pending_negation = -1, ""
+    # wears a shirt *but* no hat: the same verb
+    if word == "but" and next_tag == "Z" and state.conjunct_role == "object":
+        return
     state.is_hedged = word in ("if", "whether", "unless")
     state.open_relation = state.action = state.resolved_relation = None
     state.conjuncts, state.conjunct_role, state.has_finite_verb = [], "", False

@@ -151,8 +151,11 @@ def _choose_ing_tag(word: WordContext) -> str:
         return "G"
     if previous_tag == "B" and (
         next_tag in OBJECT_START_TAGS
-        or (next_tag in PREPOSITION_TAGS and not word.is_plural and word.tokens.tags[word.index - 2 : word.index - 1] != ["T"])
+        or (next_tag in PREPOSITION_TAGS and not word.is_plural and not word.follows_there())
     ):
+        return "G"
+    # Two workers are *loading* suitcases; but: there are *swimming* pools
+    if previous_tag == "B" and not word.attribute_rank and {"N", "X"} & set(word.next_tags) and not word.follows_there():
         return "G"
     if noun_tag == "N" and next_tag in OBJECT_START_TAGS:
         if previous_tag == "N" and word.text not in ("building", "ceiling"):

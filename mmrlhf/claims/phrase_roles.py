@@ -60,8 +60,10 @@ def process_phrase(
     )
     follows_conjunction = is_coordinated or tokens.words[phrase.start - 1] in CLAUSE_CONJUNCTIONS
     # The kettle is not hot, and a *child* is near it.
+    is_denied_subject = not {"none", "neither"}.isdisjoint(tokens.words[max(0, phrase.start - 2) : phrase.start])
     if starts_clause and follows_conjunction:
-        state.negated_until, state.pending_negation = -1, ""
+        if not is_denied_subject:
+            state.negated_until, state.pending_negation = -1, ""
         if state.conjunct_role == "denied":
             state.conjuncts, state.conjunct_role = [], ""
 
@@ -117,9 +119,8 @@ def process_phrase(
     # ---- subjects and objects ------------------------------------------------------------------
     # A dog sits on a couch and a *cat* is ...
     if starts_clause and follows_conjunction:
-        state.verb, state.verb_index = "", -1
-        state.negated_until, state.has_finite_verb, state.last_relation, state.last_target = -1, False, None, None
-        state.resolved_relation = None
+        state.verb, state.verb_index, state.has_finite_verb = "", -1, False
+        state.last_relation = state.last_target = state.resolved_relation = None
     elif state.verb_index >= 0:
         _set_object(builder, phrase)
         return
@@ -195,7 +196,7 @@ def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_
         )
         if is_coordinated and previous_tag != "L" and not goes_on:
             state.pending_negation = ""
-        elif not phrase.is_definite:
+        elif not phrase.is_definite or words[phrase.start] in POSSESSIVES:
             phrase.is_negated = True
     elif (
         # no dogs or *cats*

@@ -7,6 +7,8 @@ from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
     ABSENCE_WORDS,
     ANIMATE_ACTIONS,
+    BODY_PARTS,
+    CLOTHES,
     BARE_INFINITIVE_VERBS,
     CLUTTER_PARTICIPLES,
     COLOUR_MODIFIERS,
@@ -123,12 +125,13 @@ def process_participle(
     if state.in_relative_clause:
         state.in_relative_clause = False
     # a man with a bag *walking*: not the bag
+    is_worn = bool(state.conjuncts) and not {state.conjuncts[-1].noun, state.conjuncts[-1].name}.isdisjoint(CLOTHES | BODY_PARTS)
     if (
         previous_tag == "N"
         and state.conjunct_role in ("with", "target", "object")
         and state.subjects
         and state.conjuncts
-        and word in ANIMATE_ACTIONS
+        and (word in ANIMATE_ACTIONS or (tag == "G" and is_worn))
         and builder.is_animate(state.subjects[0])
         and not builder.is_animate(state.conjuncts[-1])
     ):

@@ -21,6 +21,7 @@ from mmrlhf.claims.tags import (
     NOMINAL_TAGS,
     NOUN_TAGS,
     OBJECT_START_TAGS,
+    PREPOSITION_TAGS,
 )
 from mmrlhf.claims.verb_forms import base_form
 from mmrlhf.claims.word_context import WordContext, has_plural_subject, has_verb
@@ -66,6 +67,9 @@ def choose_verb_or_other(word: WordContext) -> str:
     if previous_tag == "." and next_tag in DETERMINER_TAGS and not word.is_plural and possible_tags[0] == "V":
         return "V"
     if previous_tag == "C" and is_common_verb_in_s and next_tag in AFTER_COORDINATED_VERB:
+        return "V"
+    # A man, who is tall, *stands* on a hill.
+    if previous_tag == "," and is_common_verb_in_s and next_tag in PREPOSITION_TAGS:
         return "V"
     # *Open* windows line the wall.
     if can_be_adjective and (word.head_follows or not noun_tag):

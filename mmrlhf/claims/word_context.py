@@ -50,6 +50,10 @@ class WordContext:
     def words_before(self, count: int) -> list[str]:
         return self.tokens.words[max(0, self.index - count) : self.index]
 
+    def follows_there(self) -> bool:
+        """Return whether the clause presents something: there are *swimming* pools."""
+        return self.tokens.tags[self.index - 2 : self.index - 1] == ["T"]
+
     def prefers_adjective(self) -> bool:
         """Return whether the word is likelier an adjective than a noun."""
         return self.possible_tags.index("J") < self.possible_tags.index(self.noun_tag)
