@@ -44,11 +44,13 @@ PREPOSITIONAL_ACTIONS = {
         "shout": "at", "yell": "at", "play": "with", "interact": "with", "talk": "to with on", "speak": "to with into on",
         "chat": "with", "listen": "to", "wait": "for", "reach": "for", "work": "on", "type": "on", "feed": "on", "attend": "to",
         "tend": "to", "swing": "at", "fight": "with", "dance": "with", "cling": "to", "hold": "onto", "grab": "onto", "sniff": "at",
-        "nibble": "on at", "chew": "on", "munch": "on", "snack": "on", "pose": "with for", "lunge": "at", "care": "for", "bite": "into",
+        "nibble": "on at", "peck": "at", "chew": "on", "munch": "on", "snack": "on", "pose": "with for", "lunge": "at", "care": "for", "bite": "into",
         "drink": "from", "eat": "from", "engage": "with", "paint": "on", "write": "on", "draw": "on", "lean": "",
     }.items()
 }  # fmt: skip
 """The prepositions that are part of an action, by its verb: look *at*."""
+PLACE_ACTIONS = frozenset(("write on", "paint on", "draw on", "hold onto", "grab onto"))
+"""Actions whose preposition gives a place as well."""
 SAME_AS_PLAIN = word_set("ride")
 """Verbs that mean the same with `on` and without: rides *on* a horse."""
 PARTICLE_ACTIONS = frozenset((("put", "on"), ("take", "off"), ("pick", "up"), ("turn", "on"), ("turn", "off")))

@@ -165,6 +165,10 @@ class ClaimBuilder:
             if phrase.name in self.mentioned_nouns:
                 phrase.count = None  # two more dogs: not two in all
             self.nouns_with_others.add(phrase.name)
+        # A player in blue kicks the ball, *two players* run: not two in all.
+        is_presented = state.verb_index >= 0 and tokens.tags[state.verb_index - 1] == "T"
+        if phrase.count and phrase.name in self.mentioned_nouns and not phrase.is_definite and not is_presented:
+            phrase.count = None
         self.mentioned_nouns.add(phrase.name)
         is_hedged = self._is_hedged(phrase)
         # a dog or a *cat*

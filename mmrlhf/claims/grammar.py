@@ -129,7 +129,7 @@ for _tag, _words in {
 MULTIWORD_TERMS: dict[str, tuple[str, str]] = {}
 """Tag and name of each term of several words; a name after a colon replaces the term."""
 for _tag, _phrases in {
-    "P": "in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;"
+    "P": "ahead of;in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;"
     "hanging from;hangs from:hanging from;hung from:hanging from;hang from:hanging from;in between;inside of;"
     "outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"
     "on opposite sides of:on both sides of;at the foot of:at;at the base of:at;all over:over;all around:around",

@@ -140,11 +140,15 @@ def _cells(line: str) -> list[str]:
 def _row_as_list_item(line: str, titles: list[str]) -> str:
     """Return a row as `cup × 3 : white`, of the same length: each bar says what its cell means."""
     parts = line.split("|")
-    first = next((i for i, part in enumerate(parts) if part.strip()), 0)
+    # The first cell names the thing, unless it only numbers the row.
+    first = next((i for i, part in enumerate(parts) if any(char.isalpha() for char in part)), 0)
+    parts[:first] = [" " * len(part) for part in parts[:first]]
+    offset = 1 if line.lstrip().startswith("|") else 0
     row = parts[0]
     for i, part in enumerate(parts[1:], 1):
         cell = part.strip(" \t*_`")
-        title = titles[i - first] if 0 <= i - first < len(titles) else ""
+        column = i - offset
+        title = titles[column] if 0 <= column < len(titles) else ""
         bar = " " if i <= first else "|"
         if i > first and cell.isascii() and cell.isdecimal():
             is_count = len(cell) < 4 and (not titles or COUNT_TITLES.search(title) is not None)

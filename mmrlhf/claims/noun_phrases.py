@@ -37,10 +37,10 @@ from mmrlhf.claims.tags import (
 )
 
 PHRASE_PATTERN = re.compile(
-    r"[^DZ?RJK#NXUu]"
+    r"[^DZ?RJK#NXUu]|(?:(?<=(?<!T)B)|(?<=BR))J(?=,)"  # is calm, and pine trees
     r"|(?P<np>(?:DJC(?=DJ+N))?"  # the first of `a red and a blue car`
     r"(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?"  # determiners, about
-    r"(?:R{0,2}[JK#](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?){0,8}"  # adjectives, numbers
+    r"(?:R{0,2}(?:#|[JK](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?)){0,8}"  # adjectives, numbers
     r"[NXUu]{1,8})"  # nouns
     r"|.",
     re.DOTALL,
@@ -169,7 +169,8 @@ def _resolve_name(tokens: Tokens, phrase: Phrase, head: int, end: int, lexicon: 
             phrase.name = nouns[last_index]
             return last_index
         # on a *swing*
-        if last_index == head and nouns[last_index] in OCCUPIED_OBJECTS and words[max(0, phrase.start - 1)] == "on":
+        is_place = phrase.start > 0 and tags[phrase.start - 1] in ("P", "F")
+        if last_index == head and nouns[last_index] in OCCUPIED_OBJECTS and (is_place or tokens.is_plural[last_index]):
             phrase.name = nouns[last_index]
             return last_index
         # parking *area*

@@ -6,7 +6,7 @@ they come after the target: to the left of the lamp is a chair.
 
 from __future__ import annotations
 
-from mmrlhf.claims.actions import add_preposition, complete_action
+from mmrlhf.claims.actions import PLACE_ACTIONS, add_preposition, complete_action
 from mmrlhf.claims.builder import ClaimBuilder
 from mmrlhf.claims.grammar import (
     AIMING_VERBS,
@@ -38,6 +38,10 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     state = builder.state
     add_preposition(builder, index, word)
     # ---- not a place ----
+    # chews *on* a bone
+    if state.action is not None and state.action.verb.endswith(f" {word}") and state.action.verb not in PLACE_ACTIONS:
+        state.open_relation = None
+        return
     # talking *on* a phone
     if (
         state.verb in ("talking", "talks", "talk", "speaking", "chatting")
