@@ -96,6 +96,10 @@ class ClaimBuilder:
         self.nouns_with_others: set[str] = set()
         """Nouns of phrases that imply more of their kind: another dog."""
         self.mentioned_nouns: set[str] = set()
+        self.item: Phrase | None = None
+        """The item of a list, while its line is read."""
+        self.skip_until = 0
+        """Tokens before this index have been read as the description of an item."""
         self._last_singular_is_subject = False
 
     def claims(self) -> list[Claim]:
@@ -309,12 +313,10 @@ class ClaimBuilder:
         self._amend(phrase, {"negated": True})
 
     def withdraw(self, phrase: Phrase) -> None:
-        """Drop a phrase's negated claims: no people *except* a man."""
+        """Drop a phrase's claims: no people *except* a man."""
         head_start = self.tokens.starts[phrase.head]
         self.ranked_claims = [
-            entry
-            for entry in self.ranked_claims
-            if not (entry[2].negated and entry[2].subject == phrase.referent.name and entry[0] == head_start)
+            entry for entry in self.ranked_claims if not (entry[2].subject == phrase.referent.name and entry[0] == head_start)
         ]
 
     def hedge(self, phrase: Phrase) -> None:

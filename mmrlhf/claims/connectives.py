@@ -12,13 +12,12 @@ from mmrlhf.claims.grammar import (
     NEGATIVE_PREPOSITIONS,
     UNDENYING_WORDS,
 )
-from mmrlhf.claims.noun_phrases import continues_list, word_to_number
+from mmrlhf.claims.list_items import process_item, read_bracketed
+from mmrlhf.claims.noun_phrases import continues_list
 from mmrlhf.claims.tags import (
     AFTER_PREDICATE_NEITHER,
     AFTER_REDUCED_CONJUNCTION,
-    CLAUSE_END_TAGS,
     CLAUSE_LINK_TAGS,
-    DESCRIPTION_TAGS,
     FINITE_VERB_TAGS,
     LIST_ITEM_START_TAGS,
     NEGATED_PHRASE_START_TAGS,
@@ -56,8 +55,10 @@ def process_connective(
         _process_preposition(builder, index, word, previous_tag)
     elif tag == ",":
         state.open_relation = None
-        if word in ("-", "–", "—"):
-            _read_description(builder, index, tags, end)
+        if word in ("-", "–", "—") and process_item(builder, index, tags, end):
+            return
+        if word == "(":
+            read_bracketed(builder, index, tags, end)
         # may be held back, *such as* in a lake
         if state.is_hedged and not continues_list(tags, index, end) and next_tag not in ("A", "P"):
             state.is_hedged = False
@@ -71,8 +72,7 @@ def process_connective(
         if tag == "I":
             add_preposition(builder, index, word)
             _end_denied_judgement(builder, index, previous_tag)
-    elif tag == ":":
-        _process_label(builder, index, tags, end)
+    elif tag == ":" and not process_item(builder, index, tags, end):
         builder.state = SentenceState()
 
 
@@ -162,38 +162,3 @@ def _process_preposition(builder: ClaimBuilder, index: int, word: str, previous_
     state.conjuncts, state.conjunct_role = [], "with"
     if state.verb_index < 0:
         state.verb_index, state.verb = index, "with"
-
-
-def _process_label(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
-    """Read a colon between an object and its number: `People: none`, `dogs: 2`."""
-    _read_description(builder, index, tags, end)
-    word = builder.tokens.words[index + 1] if index + 1 < end else ""
-    is_single_word = tags[index + 2 : min(index + 3, end)] in ("", ".", ",")
-    if not builder.state.conjuncts or not is_single_word:
-        return
-    phrase = builder.state.conjuncts[-1]
-    if word in ("none", "no", "0", "zero", "nothing"):
-        builder.negate(phrase)
-    elif phrase.name and tags[index + 1 : index + 2] == "#" and (number := word_to_number(word)):
-        phrase.count, phrase.count_index = number, phrase.start
-        builder.add_count(phrase, index + 2)
-
-
-def _read_description(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
-    """Read the adjectives after an item of a list: `Table - wooden, round`, `Cup: white`."""
-    tokens, conjuncts = builder.tokens, builder.state.conjuncts
-    if not conjuncts or not conjuncts[-1].name:
-        return
-    phrase = conjuncts[-1]
-    begins_line = phrase.start == 0 or tags[phrase.start - 1] in (".", ":")
-    if not begins_line or index - phrase.end > 1:
-        return
-    stop = index + 1
-    while stop < end and (tags[stop] in DESCRIPTION_TAGS or tokens.attribute_rank[stop] == 2):
-        stop += 1
-    if stop == index + 1 or tags[stop : min(stop + 1, end)] not in ("", ".", ":"):
-        return
-    for k in range(index + 1, stop):
-        if tokens.attribute_rank[k]:
-            phrase.attributes.append((tokens.words[k], k))
-            builder.add_attribute(phrase, tokens.words[k], k, k + 1)

@@ -150,8 +150,7 @@ def _choose_ing_tag(word: WordContext) -> str:
     if previous_tag in BEFORE_ING_VERB and next_tag in AFTER_ING_VERB and noun_tag != "N":
         return "G"
     if previous_tag == "B" and (
-        next_tag in OBJECT_START_TAGS
-        or (next_tag in PREPOSITION_TAGS and not word.is_plural and not word.follows_there())
+        next_tag in OBJECT_START_TAGS or (next_tag in PREPOSITION_TAGS and not word.is_plural and not word.follows_there())
     ):
         return "G"
     # Two workers are *loading* suitcases; but: there are *swimming* pools

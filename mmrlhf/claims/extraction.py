@@ -37,7 +37,7 @@ def extract_claims(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
     builder = ClaimBuilder(tag_text(text, lexicon), lexicon)
     tags = "".join(builder.tokens.tags)
     for begin, end in split_sentences(builder.tokens, tags):
-        builder.state = SentenceState()
+        builder.state, builder.item = SentenceState(), None
         end = _find_advice(builder.tokens, begin, end)
         _SentencePass(builder, tags, begin, end).run()
     return builder.claims()
@@ -63,7 +63,7 @@ class _SentencePass:
     def run(self) -> None:
         for match in PHRASE_PATTERN.finditer(self.tags, self.begin, self.end):
             start, stop = match.span()
-            if start < self.next_index:
+            if start < max(self.next_index, self.builder.skip_until):
                 continue
             next_tag = self.tags[stop] if stop < self.end else "."
             if match.lastgroup == "np":

@@ -8,11 +8,12 @@ from mmrlhf.claims.grammar import (
     CLAUSE_CONJUNCTIONS,
     COPULAS,
     DEPICTIONS,
-    EXISTENCE_VERBS,
     DIRECTED_ACTIONS,
+    EXISTENCE_VERBS,
     MAX_CONJUNCTS,
     PICTURE_NOUNS,
     POSSESSIVES,
+    SHADED_COLOURS,
     VERTICAL_RELATIONS,
 )
 from mmrlhf.claims.noun_phrases import Phrase
@@ -196,7 +197,7 @@ def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_
         )
         if is_coordinated and previous_tag != "L" and not goes_on:
             state.pending_negation = ""
-        elif not phrase.is_definite or words[phrase.start] in POSSESSIVES:
+        elif not phrase.is_definite or (words[phrase.start] in POSSESSIVES and state.pending_negation == "word"):
             phrase.is_negated = True
     elif (
         # no dogs or *cats*
@@ -219,9 +220,13 @@ def _add_predicate_attributes(builder: ClaimBuilder, phrase: Phrase, is_coordina
         return False
     # The table is dark *wood*.
     if phrase.is_bare and phrase.end - phrase.head <= 2 and words[phrase.end - 1] in builder.lexicon.word_sets["materials"]:
-        value = " ".join([*(value.split(" ")[0] for value, _ in phrase.attributes), words[phrase.end - 1]])
+        # brown *leather* is brown and leather; dark *wood* is one material
+        colours = [(value, index) for value, index in phrase.attributes if value in SHADED_COLOURS]
+        modifiers = [value.split(" ")[0] for value, _ in phrase.attributes if value not in SHADED_COLOURS]
         for actor in state.actors:
-            builder.add_attribute(actor, value, phrase.start, phrase.end)
+            for value, index in colours:
+                builder.add_attribute(actor, value, index, phrase.end)
+            builder.add_attribute(actor, " ".join([*modifiers, words[phrase.end - 1]]), phrase.start, phrase.end)
         return True
     # The dog is a young *dog*.
     if not phrase.is_negated and phrase.name and phrase.name == state.actors[0].referent.name and phrase.start > state.verb_index:

@@ -7,9 +7,9 @@ from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
     ABSENCE_WORDS,
     ANIMATE_ACTIONS,
+    BARE_INFINITIVE_VERBS,
     BODY_PARTS,
     CLOTHES,
-    BARE_INFINITIVE_VERBS,
     CLUTTER_PARTICIPLES,
     COLOUR_MODIFIERS,
     OPENNESS_ADJECTIVES,

@@ -76,6 +76,12 @@ AFTER_FRONTED_TARGET = tag_set(",BVTHM")
 """Tags after the last target of a relation that precedes its subject."""
 PLACE_TAGS = tag_set("DJ#KNXUuRQ")
 """Tags of a place between a subject and its verb."""
+DESCRIPTION_START_TAGS = tag_set("JEGPR")
+"""Tags with which the description of a list's item begins: Chairs: *black*."""
+CLAUSE_TAGS = tag_set("BVHTM")
+"""Tags that show a clause: Chairs: there *are* four."""
+AFTER_DESCRIPTION_TAGS = tag_set(".:,EGPA")
+"""Tags after adjectives that describe an item, not a noun after them."""
 LABEL_START_TAGS = tag_set("DNJ#")
 LIST_ITEM_START_TAGS = tag_set("JCLORE?KG")
 """Tags after a comma that does not end what a negation denies: not red, *or* blue."""

@@ -20,7 +20,6 @@ from mmrlhf.claims.verb_forms import present_participle
 from mmrlhf.records import Claim, Fact, Verdict
 from mmrlhf.text.words import COLOUR_SHADES, COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
 from mmrlhf.verifiers.exclusions import (
-    WHOLE_PLACES,
     ACTION_SYNONYMS,
     COMPATIBLE_VALUES,
     EXCLUSIVE_RELATIONS,
@@ -31,6 +30,7 @@ from mmrlhf.verifiers.exclusions import (
     ONE_AT_A_TIME,
     RELATION_SYNONYMS,
     VALUE_SYNONYMS,
+    WHOLE_PLACES,
 )
 
 Evidence = list[tuple[str, float]]
@@ -87,7 +87,9 @@ def _is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) 
     for other in claims:
         if other.kind == "object" and not other.negated and not other.hedged and _is_a(other.subject, claim.subject, lexicon):
             return True
-        restricts = other.negated and other.kind in ("relation", "action", "attribute") and claim.subject in (other.subject, other.target)
+        restricts = (
+            other.negated and other.kind in ("relation", "action", "attribute") and claim.subject in (other.subject, other.target)
+        )
         is_same_phrase = other.span[0] <= claim.span[0] and claim.span[1] <= other.span[1]
         is_whole_place = other.kind == "relation" and other.relation == "in" and other.target in WHOLE_PLACES
         if restricts and is_same_phrase and not is_whole_place:

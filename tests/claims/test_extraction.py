@@ -118,7 +118,7 @@ SENTENCE_CLAIMS = {
     "Swimming pool and parking meters.": {"swimming pool", "parking meter"},
     "People swimming in a pool.": {"person", "pool", "person>in>pool"},
     "Is there a dog?": set(),
-    "A zoodle with two red zoodles.": {"zoodle", "zoodle#2", "zoodle=red"},
+    "A zonkle with two red zoodles.": {"zonkle", "zoodle", "zoodle#2", "zoodle=red"},
     "There are two dogs. One dog is brown and the other dog is black.": {"dog", "dog#2", "dog=brown", "dog=black"},
     "A light blue car and a black and white cow.": {"car", "car=light blue", "cow", "cow=black", "cow=white"},
     "To the left of the lamp is a chair.": {"lamp", "chair", "chair>left of>lamp"},

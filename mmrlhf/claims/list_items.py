@@ -1,0 +1,84 @@
+"""Read items of lists: a thing, then a colon, dash or bracket, and what it is like.
+
+`Chairs (4): black, near the window` says of the chairs what follows; in `Children: there are six
+children` the first word is a heading, which claims nothing.
+"""
+
+from __future__ import annotations
+
+from mmrlhf.claims.builder import ClaimBuilder, SentenceState
+from mmrlhf.claims.noun_phrases import Phrase, word_to_number
+from mmrlhf.claims.tags import AFTER_DESCRIPTION_TAGS, CLAUSE_TAGS, DESCRIPTION_START_TAGS, DESCRIPTION_TAGS
+
+
+def process_item(builder: ClaimBuilder, index: int, tags: str, end: int) -> bool:
+    """Read the sign after an item; return whether a description of the item begins there."""
+    tokens, conjuncts = builder.tokens, builder.state.conjuncts
+    phrase = conjuncts[-1] if conjuncts else None
+    if phrase is not None and phrase.name and index - phrase.end <= 1:
+        if _read_number(builder, phrase, index, tags, end):
+            return False
+        begins_line = phrase.start == 0 or tags[phrase.start - 1] == "."
+        builder.item = phrase if begins_line else None
+    elif phrase is not None or tokens.words[index] != ":":
+        return False
+    if builder.item is None or index + 1 >= end:
+        return False
+    is_clause = any(tags[k] in CLAUSE_TAGS and tokens.attribute_rank[k] < 2 for k in range(index + 1, end))
+    is_description = tags[index + 1] in DESCRIPTION_START_TAGS or tokens.attribute_rank[index + 1] == 2
+    if is_clause or not is_description:
+        # Adults: no adults can be seen.
+        if is_clause and phrase is builder.item and phrase.is_bare and tokens.words[index] == ":":
+            builder.withdraw(phrase)
+        builder.item = None
+        return False
+    builder.skip_until = _read_adjectives(builder, builder.item, index, tags, end)
+    # As if `the chairs are` came before.
+    subjects = [builder.item]
+    builder.state = SentenceState(subjects=subjects, actors=subjects, conjunct_role="verb", verb="are", verb_index=index)
+    return True
+
+
+def _read_adjectives(builder: ClaimBuilder, item: Phrase, index: int, tags: str, end: int) -> int:
+    """Add the adjectives right after a sign to an item; return the index after them."""
+    tokens = builder.tokens
+    stop = index + 1
+    while stop < end and (tags[stop] in "J,CR" or tokens.attribute_rank[stop] == 2):
+        stop += 1
+    # The last ones may begin a phrase: black, with *wooden legs*.
+    while stop < end and stop > index + 1 and tags[stop] not in AFTER_DESCRIPTION_TAGS and tags[stop - 1] != ",":
+        stop -= 1
+    for k in range(index + 1, stop):
+        if tokens.attribute_rank[k] and tags[k] not in (",", "C", "R"):
+            builder.add_attribute(item, tokens.words[k], k, k + 1)
+    return stop
+
+
+def _read_number(builder: ClaimBuilder, phrase: Phrase, index: int, tags: str, end: int) -> bool:
+    """Read a colon between an object and its number: `People: none`, `dogs: 2`."""
+    word = builder.tokens.words[index + 1] if index + 1 < end else ""
+    is_single_word = tags[index + 2 : min(index + 3, end)] in ("", ".", ",")
+    if not is_single_word or builder.tokens.words[index] != ":":
+        return False
+    if word in ("none", "no", "0", "zero", "nothing"):
+        builder.negate(phrase)
+        return True
+    number = word_to_number(word) if tags[index + 1 : index + 2] == "#" else None
+    if number:
+        phrase.count, phrase.count_index = number, phrase.start
+        builder.add_count(phrase, index + 2)
+    return bool(number)
+
+
+def read_bracketed(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
+    """Read the adjectives in brackets after a phrase: a toolbox *(open)*."""
+    tokens, conjuncts = builder.tokens, builder.state.conjuncts
+    if not conjuncts or conjuncts[-1].end != index or not conjuncts[-1].name:
+        return
+    stop = index + 1
+    while stop < end and tokens.words[stop] != ")" and (tags[stop] in DESCRIPTION_TAGS or tokens.attribute_rank[stop] == 2):
+        stop += 1
+    if stop < end and tokens.words[stop] == ")":
+        for k in range(index + 1, stop):
+            if tokens.attribute_rank[k]:
+                builder.add_attribute(conjuncts[-1], tokens.words[k], k, k + 1)
