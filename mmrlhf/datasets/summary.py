@@ -11,6 +11,14 @@ from statistics import fmean
 from mmrlhf.records import Example, ImageSource, Preference
 
 
+def count_learnt_turns(example: Example) -> int:
+    """Return how many assistant turns sft learns: those after a user turn, and the answer."""
+    if example.answer is None:
+        return 0
+    followed_by = zip(example.prompt, example.prompt[1:], strict=False)
+    return 1 + sum(turn.role == "user" and reply.role == "assistant" for turn, reply in followed_by)
+
+
 class DatasetSummary:
     """Counts over the records passed to `add`.
 
@@ -18,11 +26,12 @@ class DatasetSummary:
     row_fingerprints: number of rows with the same prompt, answers and images.
     word_counts: answer lengths in words; in preferences, those of the best (`chosen`) and the worst
         answer (`rejected`), unless the two are tied.
+    num_learnt: assistant turns that sft learns, in the rows that end with one.
     num_against_ranks: preferences with a rating that contradicts its rank.
     """
 
     def __init__(self) -> None:
-        self.num_rows = self.num_tied = self.num_against_ranks = 0
+        self.num_rows = self.num_learnt = self.num_tied = self.num_against_ranks = 0
         self.rows_per_image: Counter[str] = Counter()
         self.row_fingerprints: Counter[bytes] = Counter()
         self.images_per_row: Counter[int] = Counter()
@@ -49,6 +58,7 @@ class DatasetSummary:
             self._add_preference(record)
         else:
             texts = () if record.answer is None else (record.answer,)
+            self.num_learnt += count_learnt_turns(record)
             self.word_counts["answer"].extend(len(text.split()) for text in texts)
         self.answers_per_row[len(texts)] += 1
         row_text = json.dumps([[(turn.role, turn.content, *turn.image_positions) for turn in record.prompt], sorted(texts), keys])
@@ -71,6 +81,9 @@ class DatasetSummary:
         """Return a short summary as rows of a table."""
         table = {"distinct images": f"{len(self.rows_per_image)}"}
         table |= {f"{name}, mean words": f"{fmean(lengths):.1f}" for name, lengths in self.word_counts.items() if lengths}
+        if self.num_learnt:
+            num_answered = len(self.word_counts["answer"])
+            table["answers that sft learns"] = f"{self.num_learnt} in {num_answered} rows (with --train_on last: {num_answered})"
         nonzero_counts = [count for count in self.facts_per_row if count]
         if not nonzero_counts:
             return table | {"rows with facts": "none"}

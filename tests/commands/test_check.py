@@ -45,6 +45,14 @@ def test_check_names_each_bad_row_and_counts_the_rest(data_dir, capsys):
     }
 
 
+def test_check_counts_the_answers_that_sft_learns(data_dir, capsys):
+    turns = [{"role": role, "content": "Text."} for role in ("user", "assistant") * 2]
+    greeting = [{"role": "assistant", "content": "Hello."}, *turns[:2]]
+    rows = [{**ONE_IMAGE, "messages": messages} for messages in (turns, greeting, turns[:3])]
+    assert check(write_jsonl(data_dir, *rows)) == 0
+    assert "3 in 2 rows (with --train_on last: 2)" in capsys.readouterr().out
+
+
 def test_check_shows_at_most_twenty_errors(data_dir, capsys):
     assert check(write_jsonl(data_dir, *[{**ONE_IMAGE, "prompt": ""}] * 23)) == 1
     printed = capsys.readouterr().out

@@ -3,7 +3,9 @@
 import pytest
 
 from mmrlhf.datasets import has_preferences, read_examples, read_preferences
+from mmrlhf.datasets.write import FORMATS
 from mmrlhf.files import bundled
+from mmrlhf.records import InputError, Preference
 from tests.helpers.rows import (
     ONE_IMAGE,
     QUESTION,
@@ -100,3 +102,54 @@ def test_read_examples_reads_prompts_of_every_preference_sample(name):
     examples = read_examples(path)
     assert [example.prompt for example in examples] == [preference.prompt for preference in read_preferences(path)]
     assert {example.answer for example in examples} == {None}
+
+
+TWO_IMAGES = {"images": ["a.png", "a.png"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Before: <image> After: <image> What changed?"}, [("Before:  After:  What changed?", (8, 16))]),
+        ({"prompt": "<image>\n<image>\nWhat changed?"}, [("What changed?", ())]),
+        ({"prompt": " <image> <image> What changed? "}, [("What changed?", ())]),
+        ({"prompt": "What changed? <image><image>"}, [("What changed? ", (14, 14))]),
+        ({"prompt": "<image>"}, None),  # the row has two images
+        ({"prompt": "<image>\n<image>"}, [("", ())]),
+        ({"prompt": "<image>\nBefore this: <image>\nWhat changed?"}, [("Before this: \nWhat changed?", (0, 13))]),
+        (
+            {"prompt": [user_turn([{"type": "image"}, {"type": "text", "text": "a "}, {"type": "image"}, {"type": "text", "text": " b"}])]},
+            [("a  b", (0, 2))],
+        ),
+        ({"prompt": [user_turn([{"type": "text", "text": "a <image>"}, {"type": "text", "text": "b"}, {"type": "image"}])]}, [("a b", (2, 3))]),
+        (
+            {"prompt": [user_turn("<image>First?"), assistant_turn("A cup."), user_turn("<image>\nAnd this?")]},
+            [("First?", (0,)), ("A cup.", ()), ("And this?", (0,))],
+        ),
+        (
+            {"conversations": [human_turn("First?\n<image>"), gpt_turn("A cup."), human_turn("And this?\n<image>"), gpt_turn("A cat.")]},
+            [("First?", (0,)), ("A cup.", ()), ("And this?", (0,))],
+        ),
+        ({"conversations": [human_turn("Is <image>\nlike <image>?"), gpt_turn("Yes.")]}, [("Is \nlike ?", (3, 9))]),
+        (
+            {"prompt": [user_turn("First?"), assistant_turn("A cup."), user_turn("<image><image>And these?")]},
+            [("First?", ()), ("A cup.", ()), ("And these?", (0, 0))],
+        ),
+        ({"prompt": [user_turn("First?"), assistant_turn("A <image> cup."), user_turn("And <image>this?")]}, None),
+    ],
+)  # fmt: skip
+def test_images_keep_their_place(data_dir, row, expected):
+    path = write_jsonl(data_dir, {**TWO_IMAGES, **row})
+    if expected is None:
+        with pytest.raises(InputError, match=r"make the numbers equal|contains an image, but is not a user turn"):
+            list(read_examples(path))
+        return
+    (example,) = read_examples(path)
+    assert [(turn.content, turn.image_positions) for turn in example.prompt] == expected
+    if len(expected) == 1 and expected[0][1]:  # written out again, the places are the same
+        preference = Preference.from_pair("r", example.images, example.prompt, "A cup.", "A cat.")
+        for name in ("trl", "llava-rlhf", "rankings", "mm-rlhf", "rlhf-v", "vlfeedback"):
+            (again,) = read_examples(
+                write_jsonl(data_dir, FORMATS[name].to_row(preference, ["a.png", "a.png"]), name=f"{name}.jsonl")
+            )
+            assert again.prompt == example.prompt, name
