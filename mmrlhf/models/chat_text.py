@@ -72,6 +72,9 @@ class ChatText:
         self._trims_prompt = False
         """Whether white space at the end of the generation prompt goes to the answer, because the
         tokenizer would merge the two."""
+        self._turn_gap = ""
+        """White space that the template writes before an answer in place of its prompt's own:
+        LLaVA-OneVision's writes "assistant \\n" in a turn and "assistant\\n" to begin one."""
         self.lead = ""
         """White space that the template writes before an answer."""
         self.tail = ""
@@ -108,6 +111,9 @@ class ChatText:
                 )
             if question.content not in text:
                 raise InputError(f"{self.name}: its chat template leaves out a turn's text: use another template")
+            if not text.startswith(prompt) and text.startswith(prompt.rstrip()):
+                self._turn_gap = self._white_space_at(text, len(prompt.rstrip()))
+            text = self._align(prompt, text)
             self._check_turn(prompt, text, answer)
             if not self._trims_prompt and prompt != prompt.rstrip() and self._ids_after(prompt, text) is None:
                 self._trims_prompt, prompt = True, prompt.rstrip()
@@ -142,6 +148,16 @@ class ChatText:
                     f"{self.name}: its chat template writes {gap.strip()!r} {place}, which would be learnt as part of the answer: "
                     "use a template that writes only white space there"
                 )
+
+    def _align(self, prompt: str, text: str) -> str:
+        """Return `text` with the turn after its prompt begun as the generation prompt begins it.
+
+        Only white space may differ: an answer is learnt after what it is generated after.
+        """
+        header = prompt.rstrip()
+        if text.startswith(prompt) or not self._turn_gap or not text.startswith(header + self._turn_gap):
+            return text
+        return prompt + text[len(header + self._turn_gap) :]
 
     def _find_answer(self, prompt: str, text: str, answer: str, where: str) -> _Span:
         """Find an answer after its prompt. Raises InputError if the template has rewritten it."""
@@ -220,6 +236,7 @@ class ChatText:
         answer = self._mark(turns[0]).content
         prompt = self.render(messages, num_images, generation_prompt=True, where=where)
         text = self.render([*messages, *turns], num_images, generation_prompt=bool(following_turns), where=where)
+        text = self._align(prompt, text)
         if following_turns:
             if not text.startswith(prompt):
                 self._find_answer(prompt, text, answer, where)
@@ -267,7 +284,7 @@ class ChatText:
             return self.render(messages, num_shown, generation_prompt=generation_prompt, where=where)
 
         prompts = [rendered(i, generation_prompt=True) for i in indices]
-        text = rendered(last + 1, generation_prompt=False)
+        text = self._align(prompts[0], rendered(last + 1, generation_prompt=False))
         if len(indices) > 1 and not all(text.startswith(prompt) for prompt in prompts):
             return None  # earlier turns are written in another way than the last
         spans = [self._find_answer(p, text, conversation[i].content, where) for p, i in zip(prompts, indices, strict=True)]

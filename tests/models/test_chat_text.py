@@ -71,6 +71,21 @@ def test_reply_is_read_where_its_first_word_begins(kind):
         assert yes[len(expected)] != no[len(expected)]
 
 
+def test_turn_that_differs_from_its_generation_prompt_in_white_space_only():
+    """LLaVA-OneVision's does; an answer is learnt after what it is generated after."""
+    turn = "{{ m['role'] }}: {% if m['role'] == 'assistant' %}{{ '\n' }}{% endif %}" + PARTS
+    template = "{% for m in messages %}" + turn + END + "{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}"
+    chat = make_chat("bytes", template)
+    prompt = chat.render(CONVERSATION[:1], 0, generation_prompt=True)
+    for answer in ("A cat.", " two  blanks", "\nA line"):
+        ids = chat.answer_token_ids([QUESTION], answer, 0)
+        assert chat.decode(ids) == answer
+        assert chat.encode(prompt) + ids.tolist() == chat.encode(f"{prompt}{answer}</s>") or answer[0] == "\n"
+    learnt = chat.learnt_continuations(CONVERSATION, 0, train_on="all")
+    assert [c.num_messages for c in learnt] == [1, 3] and all(bool(c.is_learnt.all()) for c in learnt)
+    assert [chat.decode(c.targets) for c in learnt] == ["A cat.", "Two dogs."]
+
+
 def test_end_that_is_no_token_is_not_learnt():
     """llava-v1.6-mistral's template was published with a literal <\\s> as the end of a turn."""
     template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}" + PARTS + "{{ ' [/INST]' }}{% else %}"
