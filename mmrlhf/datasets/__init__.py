@@ -8,11 +8,13 @@ A row's format is not declared, but recognised by its fields:
     VLFeedback        prompt, completions: answers with annotations; as JSON, or as the Hub's table
     rankings          prompt, answers, and ranks or ratings
     RLHF-V            text: question, chosen and rejected as an object or as JSON
+    LLaMA-Factory     conversations (or messages), with chosen and rejected as turns
+    ms-swift          messages with rejected_response or rejected_messages; or query and response
     TRL               messages; prompt with completion, or alone; prompt with chosen and rejected
     RLAIF-V, MM-RLHF  TRL's pairs with question, and with is_tie, ls_factor and reasons
 
-Turns hold text only; the position of an image among them is not recorded. Each module imports only
-those before it: `conversations`, `image_fields`, `preferences`, `examples`, `load`, `write`.
+Each module imports only those before it: `conversations`, `image_fields`, `other_trainers`,
+`preferences`, `examples`, `load`, `write`.
 """
 
 from mmrlhf.datasets.examples import detect_format, parse_example

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,12 @@ from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.records import Message, Role
 
 PLACEHOLDER = "<image>"
+IMAGE_PARTS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "path", "url", "base64", "bytes"),
+    "image_url": ("image_url",),
+    "input_image": ("image_url",),
+}
+"""Types of parts that show an image, with the keys that may hold the image itself."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def _parse_parts(row: Row, role: Role, parts: list[Any], name: str) -> Turn:
     segments = [""]  # the texts before, between and after the images
     for number, part in enumerate(parts, 1):
         part_type = part.get("type") if isinstance(part, dict) else None
-        if part_type == "image":
+        if part_type in IMAGE_PARTS:
             segments.append("")
         elif part_type == "text":
             row.require_text(part.get("text"), f"{name}[{number}].text")
@@ -128,9 +135,14 @@ def answer_text(row: Row, turn: Turn, name: str) -> str:
         row.fail(f"`{name}` must be the assistant's turn, not the {turn.role}'s")
     if turn.num_images:
         row.fail(f"`{name}` contains an image or {PLACEHOLDER}: an answer must be text only")
-    if not turn.text:
+    if is_blank(turn.text):
         row.fail(f"`{name}` is empty: fill it in or drop the row")
     return turn.text
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: white space and invisible characters (U+200B) only."""
+    return all(unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
 
 
 def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Message, ...]:
@@ -142,7 +154,7 @@ def build_prompt(row: Row, turns: Sequence[Turn], num_images: int) -> tuple[Mess
             row.fail(f"turn {number} of the prompt is a system turn: only the first may be one")
         if turn.role != "user" and turn.num_images:
             row.fail(f"turn {number} of the prompt contains an image, but is not a user turn: move the image to a user turn")
-        if not turn.text and not turn.num_images:
+        if is_blank(turn.text) and not turn.num_images:
             row.fail(f"turn {number} of the prompt is empty: fill it in or drop the row")
     num_placeholders = sum(turn.num_images for turn in turns)
     # Plain text needs no placeholders. Parts, LLaVA's turns, and text with any need one per image.

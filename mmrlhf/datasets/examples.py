@@ -9,11 +9,18 @@ from mmrlhf.datasets.conversations import (
     answer_text,
     build_prompt,
     parse_answer,
-    parse_llava_conversation,
     parse_prompt,
-    parse_turns,
 )
 from mmrlhf.datasets.image_fields import RowContext, collect_facts, parse_images
+from mmrlhf.datasets.other_trainers import (
+    is_factory_pair,
+    is_swift_pair,
+    parse_any_conversation,
+    parse_factory_pair,
+    parse_query,
+    parse_swift_answered,
+    parse_swift_pair,
+)
 from mmrlhf.datasets.preferences import (
     PAIR_FIELDS,
     is_preference,
@@ -34,15 +41,16 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
     """Parse a row. Raises InputError if it cannot be used, or lacks an answer that is required."""
     row = unpack_rlhf_v(row)
     images, facts = parse_images(row, context), collect_facts(row, context)
-    turns, answer = _parse_llava(row) if "conversations" in row.fields else _parse_trl(row)
+    if is_swift_pair(row):
+        turns, answer = parse_swift_pair(row)[0], None
+    else:
+        turns, answer = _parse_llava(row) if "conversations" in row.fields else _parse_trl(row)
     if require_answer and answer is None:
-        reason = (
-            "pairs and prompts have no SFT target (`mmrlhf data convert --to sft` takes the chosen answers): "
-            if is_preference(row) or is_ppo_prompt(row)
-            else ""
-        )
+        if is_preference(row):
+            row.fail("the row compares answers and has no SFT target: `mmrlhf data convert --to sft` takes the chosen answers")
+        reason = "prompts for ppo have no SFT target: " if is_ppo_prompt(row) else ""
         row.fail(f"the row has no answer: {reason}add `completion`, or end the conversation with the assistant's turn")
-    has_answer_field = any(field in row.fields for field in ("completion", "messages", "conversations"))
+    has_answer_field = any(field in row.fields for field in ("completion", "messages", "conversations", "query"))
     used_fields = EXAMPLE_FIELDS if has_answer_field else EXAMPLE_FIELDS | {"answer"}
     return Example(parse_id(row), images, build_prompt(row, turns, len(images)), answer, facts, unused_fields(row, used_fields))
 
@@ -53,10 +61,14 @@ def is_ppo_prompt(row: Row) -> bool:
 
 
 def _parse_trl(row: Row) -> tuple[list[Turn], str | None]:
+    if is_factory_pair(row):
+        return parse_factory_pair(row)[0], None
     if "prompt" not in row.fields and "question" not in row.fields and ("chosen" in row.fields or "rejected" in row.fields):
         return parse_trl_pair(row)[0], None
+    if "query" in row.fields and "prompt" not in row.fields and "messages" not in row.fields:
+        return parse_swift_answered(row) if "response" in row.fields else (parse_query(row), None)
     name = row.require_any("messages", "prompt", "question", hint="add it, or `prompt`")
-    turns = parse_prompt(row, name) if name != "messages" else parse_turns(row, row.fields[name], name)
+    turns = parse_prompt(row, name) if name != "messages" else parse_any_conversation(row)
     if name == "messages":
         return _split_last_answer(row, turns, name)
     for answer in ("completion", "answer"):
@@ -66,7 +78,7 @@ def _parse_trl(row: Row) -> tuple[list[Turn], str | None]:
 
 
 def _parse_llava(row: Row) -> tuple[list[Turn], str | None]:
-    turns = parse_llava_conversation(row)
+    turns = parse_any_conversation(row)
     if is_ppo_prompt(row):
         _check_ppo_fields(row)
         return [turn for turn in turns if turn.role == "user"][:1], None
@@ -93,6 +105,10 @@ def _split_last_answer(row: Row, turns: list[Turn], name: str) -> tuple[list[Tur
 def detect_format(row: Row) -> str:
     """Return the name of a row's format."""
     has_field = row.fields.__contains__
+    if is_swift_pair(row):
+        return "ms-swift pairs"
+    if is_factory_pair(row):
+        return "LLaMA-Factory pairs"
     if has_field("conversations"):
         if is_preference(row):
             return "LLaVA-RLHF pairs"
@@ -110,4 +126,6 @@ def detect_format(row: Row) -> str:
         return "LLaVA-RLHF pairs" if has_field("output_1") or has_field("output_2") or has_field("preference") else "rankings"
     if has_field("messages"):
         return "TRL messages"
+    if has_field("query") and not has_field("prompt"):
+        return "ms-swift queries"
     return "TRL prompts with answers" if has_field("completion") or has_field("answer") else "TRL prompts"

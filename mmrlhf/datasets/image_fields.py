@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.datasets.conversations import IMAGE_PARTS
 from mmrlhf.facts import facts_for_image, parse_typed_facts
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.files.tables import dataset_folder
@@ -44,16 +46,23 @@ def parse_images(row: Row, context: RowContext) -> tuple[ImageSource, ...]:
     return tuple(_parse_image(row, value, name, context) for name, value in _image_values(row))
 
 
-PATH_FIELDS = ("image_path", "img_path")
-"""Fields of RLHF-V and VLFeedback with the image or, next to `image`, a note on its origin."""
+PATH_FIELDS = ("image_path", "img_path", "file_name")
+"""Fields of RLHF-V, VLFeedback and imagefolder's metadata.jsonl with the image or, next to `image`,
+a note on its origin."""
+CONVERSATION_FIELDS = ("messages", "prompt", "chosen")
+"""Fields with turns whose parts may hold images; the first of them that a row has."""
 
 
 def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
     if "images" in row.fields and "image" in row.fields:
         row.fail("both `images` and `image` are given: keep one")
     names = [name for name in ("images", "image", *PATH_FIELDS) if name in row.fields]
-    if not names and "conversations" in row.fields:
-        return  # LLaVA's text-only rows have no image field
+    part_images = list(_part_images(row))
+    if part_images:
+        yield from _chosen_source(row, names, part_images)
+        return
+    if not names and ("conversations" in row.fields or _is_null(row)):
+        return  # LLaVA's text-only rows have no image field, those of tables a null
     if not names and "video" in row.fields:
         row.fail("`video` is given and no image: only images are supported, so drop the row")
     field_name = names[0] if names else row.require_any("images", "image", hint="add it, `[]` for a row without images")
@@ -61,9 +70,42 @@ def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
     if field_name == "images" and not isinstance(value, list):
         row.fail(f"`images` must be a list, not {type_name(value)}: write a single image as `image`")
     if isinstance(value, list):
-        yield from ((f"{field_name}[{number}]", item) for number, item in enumerate(value, 1))
+        yield from ((f"{field_name}[{number}]", item) for number, item in enumerate(value, 1) if item is not None)
     else:
         yield field_name, value
+
+
+def _is_null(row: Row) -> bool:
+    """Return whether the row says that it has no image, by a null, and no field is misspelt."""
+    typos = difflib.get_close_matches("images", row.fields, n=1, cutoff=0.75)
+    return bool({"image", "images"} & row.null_fields) and not typos
+
+
+def _part_images(row: Row) -> Iterator[tuple[str, Any]]:
+    """Yield the images that stand inside the parts of turns, such as {type: image, image: PATH}."""
+    field_name = next((name for name in CONVERSATION_FIELDS if isinstance(row.fields.get(name), list)), None)
+    for turn_number, turn in enumerate(row.fields[field_name] if field_name is not None else [], 1):
+        content = turn.get("content") if isinstance(turn, dict) else None
+        for part_number, part in enumerate(content if isinstance(content, list) else [], 1):
+            part_type = part.get("type") if isinstance(part, dict) else None
+            key = next((key for key in IMAGE_PARTS.get(str(part_type), ()) if key in part), None)
+            if key is not None:
+                name = f"{field_name}[{turn_number}].content[{part_number}].{key}"
+                yield name, {key: part[key]} if key in ("base64", "bytes") else _without_url(part[key])
+
+
+def _without_url(value: Any) -> Any:
+    """Return what OpenAI's {"url": ...} holds, or the value itself."""
+    return value["url"] if isinstance(value, dict) and isinstance(value.get("url"), str) else value
+
+
+def _chosen_source(row: Row, names: list[str], part_images: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return the images in parts. Raises InputError if a field has others."""
+    for name in names:
+        value = row.fields[name]
+        if name not in PATH_FIELDS and (value if isinstance(value, list) else [value]) != [image for _, image in part_images]:
+            row.fail(f"`{name}` and `{part_images[0][0]}` give different images: keep one of them")
+    return part_images
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _parse_all(name: str, rows: Table, parse_row: Callable[[Row], Any]) -> int:
             parse_row(raw_row.parse())
         except InputError as error:
             first_message = first_message or str(error)
-            errors.add(raw_row.location.removeprefix(f"{name}, "), str(error), raw_row.location)
+            errors.add(raw_row.location.rpartition(", ")[2], str(error), raw_row.location)
     if errors.count == 1:
         raise InputError(first_message)
     if errors.count:

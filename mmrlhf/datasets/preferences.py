@@ -19,11 +19,18 @@ from mmrlhf.datasets.conversations import (
     parse_turns,
 )
 from mmrlhf.datasets.image_fields import PATH_FIELDS, RowContext, collect_facts, parse_images
+from mmrlhf.datasets.other_trainers import (
+    SWIFT_FIELDS,
+    is_factory_pair,
+    is_swift_pair,
+    parse_factory_pair,
+    parse_swift_pair,
+)
 from mmrlhf.files.rows import Row, parse_json, preview, type_name
 from mmrlhf.records import Preference
 
 SHARED_FIELDS = frozenset(("id", "image", "images", "facts", "prompt", "question", "conversations"))
-PAIR_FIELDS = SHARED_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
+PAIR_FIELDS = SHARED_FIELDS | SWIFT_FIELDS | {"chosen", "rejected", "output_1", "output_2", "preference"}
 RANKING_FIELDS = frozenset(("is_tie", "margin", "ls_factor", "hallucination", "answers", "ranks", "ratings", "completions"))
 MAX_RANK = 1_000_000
 MAX_ANSWERS = 64
@@ -55,6 +62,8 @@ def is_preference(row: Row) -> bool:
     fields = row.fields
     if is_rlhf_v(row) or any(name in fields for name in ("chosen", "rejected", "output_1", "output_2", "preference")):
         return True
+    if is_swift_pair(row):
+        return True
     if "answers" in fields:
         return "ranks" in fields or "ratings" in fields
     return is_vlfeedback(row)
@@ -70,6 +79,8 @@ def is_vlfeedback(row: Row) -> bool:
 
 def is_rlhf_v(row: Row) -> bool:
     """Return whether `text` holds the question and the answers, as in RLHF-V."""
+    if isinstance(row.fields.get("text"), str) and "file_name" in row.fields:
+        return False  # a caption in imagefolder's metadata.jsonl
     return "text" in row.fields and not any(name in row.fields for name in NON_RLHF_V_FIELDS)
 
 
@@ -91,6 +102,8 @@ def parse_id(row: Row) -> str:
     """Return `id`, else `idx`, else the row's number. Raises InputError if the id is unusable."""
     field = next((name for name in ("id", "idx") if name in row.fields), "id")
     value = row.fields.get(field, row.number)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas writes a column of whole numbers with gaps so
     if isinstance(value, bool) or not isinstance(value, int | str):
         row.fail(f"`{field}` must be text or a whole number, not {type_name(value)}")
     return row.require_text(str(value), field)
@@ -121,12 +134,17 @@ class _RankedAnswers:
 
 def _parse_ranked_answers(row: Row) -> _RankedAnswers:
     is_pair = "chosen" in row.fields or "rejected" in row.fields
-    if "conversations" not in row.fields and not is_pair:
+    if "conversations" not in row.fields and not is_pair and not is_swift_pair(row):
         if "completions" in row.fields:
             return _parse_vlfeedback(row)
         if any(name in row.fields for name in ("answers", "ranks", "ratings")):
             return _parse_ranking(row)
-    turns, chosen, rejected = _parse_llava_pair(row) if "conversations" in row.fields else parse_trl_pair(row)
+    if is_swift_pair(row):
+        turns, chosen, rejected = parse_swift_pair(row)
+    elif is_factory_pair(row):
+        turns, chosen, rejected = parse_factory_pair(row)
+    else:
+        turns, chosen, rejected = _parse_llava_pair(row) if "conversations" in row.fields else parse_trl_pair(row)
     if chosen == rejected:
         row.fail("the chosen and the rejected answer are the same: correct one of them or drop the row")
     is_tie = row.fields.get("is_tie", False)

@@ -18,11 +18,14 @@ MAX_LINE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Row:
-    """A row's fields, and its location for messages. `RawRow.parse` leaves out null fields."""
+    """A row's fields, and its location for messages."""
 
     location: str
     number: int
     fields: Mapping[str, Any]
+    """The fields that are not null, if `RawRow.parse` made the row."""
+    null_fields: frozenset[str] = frozenset()
+    """The names of its null fields."""
 
     def fail(self, problem: str) -> NoReturn:
         """Raises InputError with the row's location."""
@@ -72,7 +75,8 @@ class RawRow:
         if not isinstance(content, dict):
             raise InputError(f"{self.location}: a row must be an object with fields, not {type_name(content)}")
         try:
-            return Row(self.location, self.number, _drop_nulls(content))
+            null_fields = frozenset(name for name, value in content.items() if value is None)
+            return Row(self.location, self.number, _drop_nulls(content), null_fields)
         except RecursionError:
             raise InputError(f"{self.location}: nested too deeply: correct it") from None
 

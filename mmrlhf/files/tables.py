@@ -28,6 +28,11 @@ from mmrlhf.files.rows import RawRow, open_binary, parse_json, read_lines
 from mmrlhf.records import InputError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+HEAD_BYTES = 4096
+NESTED_ROWS = re.compile(
+    rb'\{\s*("\w+"\s*:\s*("[^"]*"|[\w.+-]+)\s*,\s*)*"(data|rows|examples|train|test|validation)"\s*:\s*\[\s*\{'
+)
+"""The start of a JSON object that holds rows in a list, after fields that are no lists."""
 ROWS_PER_BATCH = 64
 """Rows to decode at a time while iterating, so that a large table is never in memory twice."""
 MAX_ROW_GROUP_BYTES = 2 << 30
@@ -53,8 +58,14 @@ def open_table(dataset_name: str, split: str = "train") -> Table:
     path = Path(dataset_name)
     if path.suffix in (".json", ".jsonl") and not path.is_dir():
         with open_binary(path) as file:
-            is_list = file.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
-        return _JsonListTable(path) if is_list else _JsonlTable(path)  # by content: the suffix may be wrong
+            head = file.peek(HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if head[:1] == b"[":
+            return _JsonListTable(path)  # by content: the suffix may be wrong
+        if NESTED_ROWS.match(head):
+            return _JsonListTable(path, split)
+        return _JsonlTable(path)
+    if (path / "metadata.jsonl").is_file():
+        return _JsonlTable(path / "metadata.jsonl")  # imagefolder
     with _as_input_errors(dataset_name):
         return _open_arrow_table(dataset_name, split)
 
@@ -134,12 +145,16 @@ class _JsonlTable:
 
 
 class _JsonListTable:
-    """One list of objects."""
+    """One list of objects, or an object that holds it: {"data": [...]}, or a list per split."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, split: str = "train") -> None:
         self._path = path
         with open_binary(path) as file:
-            self._values: list[Any] = parse_json(file.read(), str(path))
+            value = parse_json(file.read(), str(path))
+        if isinstance(value, dict):
+            lists = {name: rows for name, rows in value.items() if isinstance(rows, list)}
+            value = lists[_resolve_split(str(path), split, lists)]
+        self._values: list[Any] = value
 
     def __iter__(self) -> Iterator[RawRow]:
         return (self[index] for index in range(len(self._values)))

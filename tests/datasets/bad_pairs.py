@@ -15,7 +15,6 @@ def base64_text(data):
 
 TRL_CASES = [
     ({"images": REMOVED}, r"`images` is missing: add it, `\[\]` for a row without images"),
-    ({"images": None}, r"`images` is missing: add it"),
     ({"images": REMOVED, "imagse": ["a.png"]}, r"`images` is missing: rename `imagse` to it"),
     ({"images": "a.png"}, r"`images` must be a list, not text: write a single image as `image`"),
     ({"images": 3}, r"`images` must be a list, not a number"),
@@ -116,7 +115,6 @@ TRL_CASES = [
 
 IMAGE_CASES = [
     ({"images": [3]}, r"`images\[1\]` must be a path or an object with bytes, not 3"),
-    ({"images": [None]}, r"`images\[1\]` must be a path or an object with bytes, not None"),
     ({"images": [True]}, r"`images\[1\]` must be a path or an object with bytes, not True"),
     ({"images": [["a.png"]]}, r"`images\[1\]` must be a path or an object with bytes, not \['a.png'\]"),
     ({"images": [{}]}, r"`images\[1\]` must be a path or an object with bytes, not \{\}"),
@@ -144,6 +142,18 @@ IMAGE_CASES = [
     ({"images": ["//etc//passwd"]}, r"`images\[1\]` is outside the image folder data"),
     ({"images": ["~/a.png"]}, r"`images\[1\]` does not exist in data: '~/a.png'"),
     ({"images": ["$HOME/a.png"]}, r"`images\[1\]` does not exist in data"),
+    (
+        {"images": REMOVED, "prompt": [user_turn([{"type": "image", "image": "none.png"}])]},
+        r"`prompt\[1\].content\[1\].image` does not exist in data: 'none.png'",
+    ),
+    (
+        {"images": REMOVED, "prompt": [user_turn([{"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}])]},
+        r"`prompt\[1\].content\[1\].image_url` is a URL, 'https://.*': download the image",
+    ),
+    (
+        {"images": ["a.png"], "prompt": [user_turn([{"type": "image", "path": "b.png"}])]},
+        r"`images` and `prompt\[1\].content\[1\].path` give different images: keep one of them",
+    ),
     ({"images": ["link.png"]}, r"`images\[1\]` leaves data through a symlink: 'link.png'; if you trust it, give"),
     ({"images": ["up/secret.png"]}, r"`images\[1\]` leaves data through a symlink"),
     ({"images": ["https://example.org/a.png"]}, r"`images\[1\]` is a URL, 'https://.*': download the image and give its path"),

@@ -280,12 +280,9 @@ SFT_CASES = [
     ({"messages": REMOVED, "prompt": "a", "answer": [1]}, r"`answer\[1\]` must be an object with role and content"),
     (
         {"messages": REMOVED, "prompt": "a", "chosen": "b", "rejected": "c"},
-        r"the row has no answer: pairs and prompts have no SFT target",
+        r"compares answers and has no SFT target: `mmrlhf data convert --to sft` takes",
     ),
-    (
-        {"messages": REMOVED, **{k: RANKING[k] for k in ("prompt", "answers", "ranks")}},
-        r"no answer: pairs and prompts have no SFT",
-    ),
+    ({"messages": REMOVED, **{k: RANKING[k] for k in ("prompt", "answers", "ranks")}}, r"compares answers and has no SFT target"),
     ({"messages": REMOVED, "text": "{}"}, r"`text.question` must be text, not null"),
 ]
 

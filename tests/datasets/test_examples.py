@@ -80,8 +80,14 @@ def test_read_examples_ppo_row_uses_only_first_human_turn(data_dir):
         ({**ONE_IMAGE, "messages": [assistant_turn("a")]}, "the prompt must end with a user turn"),
         ({**ONE_IMAGE, "messages": [user_turn("a"), assistant_turn("")]}, "`messages[2]` is empty"),
         ({**ONE_IMAGE, "prompt": "a", "completion": ""}, "`completion` is empty"),
-        ({**ONE_IMAGE, "prompt": "a", "chosen": "b", "rejected": "c"}, "no answer: pairs and prompts have no SFT target"),
-        ({"image": "a.png", "conversations": [human_turn("<image>a")], "captions": []}, "have no SFT target"),
+        (
+            {**ONE_IMAGE, "prompt": "a", "chosen": "b", "rejected": "c"},
+            "compares answers and has no SFT target: `mmrlhf data convert --to sft`",
+        ),
+        (
+            {"image": "a.png", "conversations": [human_turn("<image>a")], "captions": []},
+            "no answer: prompts for ppo have no SFT target",
+        ),
     ],
 )
 def test_read_examples_errors_name_row_and_field(data_dir, row, message):

@@ -1,0 +1,104 @@
+"""Parse the pairs of LLaMA-Factory and ms-swift, whose prompts and answers stand in other fields.
+
+LLaMA-Factory   conversations (or messages) up to the question; chosen and rejected as turns
+ms-swift        messages that end with the chosen answer; rejected_response as text, or
+                rejected_messages as a second conversation; or query, response, history
+"""
+
+from __future__ import annotations
+
+from mmrlhf.datasets.conversations import (
+    Turn,
+    answer_text,
+    make_turn,
+    parse_llava_conversation,
+    parse_turn,
+    parse_turns,
+)
+from mmrlhf.files.rows import Row, type_name
+
+FACTORY_FIELDS = frozenset(("conversations", "messages", "chosen", "rejected", "system"))
+SWIFT_FIELDS = frozenset(("messages", "query", "response", "history", "system", "rejected_response", "rejected_messages"))
+
+
+def is_factory_pair(row: Row) -> bool:
+    """Return whether a conversation is followed by `chosen` and `rejected` as turns."""
+    has_conversation = "conversations" in row.fields or "messages" in row.fields
+    return has_conversation and ("chosen" in row.fields or "rejected" in row.fields)
+
+
+def is_swift_pair(row: Row) -> bool:
+    """Return whether the row has a rejected answer in one of ms-swift's fields."""
+    return any(name.startswith("rejected_") and name in SWIFT_FIELDS | {"rejected_images"} for name in row.fields)
+
+
+def parse_factory_pair(row: Row) -> tuple[list[Turn], str, str]:
+    """Return the prompt's turns, the chosen and the rejected answer. Raises InputError."""
+    turns = parse_any_conversation(row)
+    chosen, rejected = (_parse_answer_turn(row, name) for name in ("chosen", "rejected"))
+    return turns, chosen, rejected
+
+
+def parse_any_conversation(row: Row) -> list[Turn]:
+    """Parse `conversations` or `messages`, after `system` if it is given. Raises InputError."""
+    if "conversations" in row.fields:
+        turns = parse_llava_conversation(row)
+    else:
+        turns = parse_turns(row, row.require("messages"), "messages")
+    return with_system(row, turns)
+
+
+def with_system(row: Row, turns: list[Turn]) -> list[Turn]:
+    """Put a row's `system` text before turns that have no system turn. Raises InputError."""
+    if "system" not in row.fields or (turns[:1] and turns[0].role == "system"):
+        return turns
+    system = make_turn(row, "system", row.fields["system"], "system")
+    return [system, *turns] if system.text else turns
+
+
+def _parse_answer_turn(row: Row, name: str) -> str:
+    value = row.require(name)
+    if isinstance(value, str):
+        return answer_text(row, make_turn(row, "assistant", value, name), name)
+    is_llava = isinstance(value, dict) and "from" in value
+    keys = ("from", "value") if is_llava else ("role", "content")
+    if isinstance(value, list):
+        row.fail(f"`{name}` must be one turn or text next to a conversation, not {type_name(value)}")
+    return answer_text(row, parse_turn(row, value, name, *keys), name)
+
+
+def parse_swift_pair(row: Row) -> tuple[list[Turn], str, str]:
+    """Return the prompt's turns, the chosen and the rejected answer. Raises InputError."""
+    if "rejected_images" in row.fields:
+        row.fail("`rejected_images` compares images, and only answers to the same images are supported: drop the row")
+    turns, chosen = parse_swift_answered(row)
+    if "rejected_messages" in row.fields:
+        rejected_turns = parse_turns(row, row.fields["rejected_messages"], "rejected_messages")
+        rejected = answer_text(row, rejected_turns[-1], f"rejected_messages[{len(rejected_turns)}]")
+        shared = [turn for turn in rejected_turns[:-1] if turn.role != "system"]
+        if shared and shared != [turn for turn in turns if turn.role != "system"]:
+            row.fail("`messages` and `rejected_messages` may differ only in their last turn: make the others equal")
+        return turns, chosen, rejected
+    value = row.fields["rejected_response"]
+    return turns, chosen, answer_text(row, make_turn(row, "assistant", value, "rejected_response"), "rejected_response")
+
+
+def parse_swift_answered(row: Row) -> tuple[list[Turn], str]:
+    """Return the turns up to the question, and the answer. Raises InputError."""
+    if "messages" in row.fields:
+        turns = parse_any_conversation(row)
+        return turns[:-1], answer_text(row, turns[-1], f"messages[{len(turns)}]")
+    response = answer_text(row, make_turn(row, "assistant", row.require("response"), "response"), "response")
+    return parse_query(row), response
+
+
+def parse_query(row: Row) -> list[Turn]:
+    """Return ms-swift's `query` after its `history` of questions and answers. Raises InputError."""
+    turns: list[Turn] = []
+    history = row.fields.get("history", [])
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        row.fail("`history` must be a list of [question, answer]")
+    for number, (question, answer) in enumerate(history, 1):
+        turns += [make_turn(row, "user", question, f"history[{number}][1]")]
+        turns += [make_turn(row, "assistant", answer, f"history[{number}][2]")]
+    return with_system(row, [*turns, make_turn(row, "user", row.require("query"), "query")])

@@ -1,0 +1,167 @@
+"""Rows as LLaMA-Factory, ms-swift, tables and image folders have them."""
+
+import json
+
+import pytest
+
+from mmrlhf.datasets import detect_format, read_examples, read_preferences
+from mmrlhf.files.rows import Row
+from mmrlhf.records import Message
+from tests.helpers.rows import (
+    assistant_turn,
+    error_of,
+    gpt_turn,
+    human_turn,
+    make_data_dir,
+    png_bytes,
+    user_turn,
+    write_jsonl,
+)
+
+IMAGE = {"images": ["a.png"]}
+QUESTION = "<image>What is on the plate?"
+PAIR_ROWS = {
+    "LLaMA-Factory": {"conversations": [human_turn(QUESTION)], "chosen": gpt_turn("Broccoli."), "rejected": gpt_turn("Carrots.")},
+    "LLaMA-Factory, messages": {
+        "messages": [user_turn(QUESTION)],
+        "chosen": assistant_turn("Broccoli."),
+        "rejected": assistant_turn("Carrots."),
+    },
+    "LLaMA-Factory, texts": {"conversations": [human_turn(QUESTION)], "chosen": "Broccoli.", "rejected": "Carrots."},
+    "ms-swift": {"messages": [user_turn(QUESTION), assistant_turn("Broccoli.")], "rejected_response": "Carrots."},
+    "ms-swift, messages": {
+        "messages": [user_turn(QUESTION), assistant_turn("Broccoli.")],
+        "rejected_messages": [user_turn(QUESTION), assistant_turn("Carrots.")],
+    },
+    "ms-swift, query": {"query": QUESTION, "response": "Broccoli.", "rejected_response": "Carrots."},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Create a folder with an image, `a.png`."""
+    return make_data_dir(tmp_path)
+
+
+@pytest.mark.parametrize("name", PAIR_ROWS)
+def test_pairs_of_other_trainers_are_read(name, folder):
+    path = write_jsonl(folder, {**IMAGE, **PAIR_ROWS[name]})
+    (pair,) = read_preferences(path)
+    assert (pair.chosen, pair.rejected, pair.meta) == ("Broccoli.", "Carrots.", {})
+    assert pair.prompt == (Message("user", "What is on the plate?"),) and len(pair.images) == 1
+    assert detect_format(Row("", 1, {**IMAGE, **PAIR_ROWS[name]})) == f"{name.partition(',')[0]} pairs"
+    (example,) = read_examples(path)
+    assert (example.prompt, example.answer) == (pair.prompt, None)
+    message = error_of(read_examples, path, require_answer=True)
+    assert "has no SFT target: `mmrlhf data convert --to sft` takes the chosen answers" in message
+
+
+def test_system_texts_and_history_become_turns(folder):
+    row = {"images": [], "query": "And now?", "history": [["Hi.", "Hello."]], "system": "Be short.", "response": "No."}
+    pairs = {**row, "rejected_response": "Yes."}
+    expected = [("system", "Be short."), ("user", "Hi."), ("assistant", "Hello."), ("user", "And now?")]
+    for record in (*read_preferences(write_jsonl(folder, pairs)), *read_examples(write_jsonl(folder, row))):
+        assert [(message.role, message.content) for message in record.prompt] == expected
+    (example,) = read_examples(
+        write_jsonl(folder, {"images": [], "system": "Be short.", "conversations": [human_turn("Hi."), gpt_turn("Yo.")]})
+    )
+    assert [message.role for message in example.prompt] == ["system", "user"] and example.answer == "Yo."
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rejected_messages": [user_turn("What else?"), assistant_turn("No.")]}, "may differ only in their last turn"),
+        ({"rejected_messages": [user_turn(QUESTION)]}, "`rejected_messages[1]` must be the assistant's turn, not the user's"),
+        ({"rejected_response": "Broccoli."}, "the chosen and the rejected answer are the same"),
+        ({"rejected_response": "\u200b"}, "`rejected_response` is empty"),
+        ({"rejected_images": ["a.png"]}, "`rejected_images` compares images"),
+    ],
+)
+def test_bad_pairs_of_ms_swift_are_refused(changes, message, folder):
+    row = {**IMAGE, "messages": PAIR_ROWS["ms-swift"]["messages"], **changes}
+    assert message in error_of(read_preferences, write_jsonl(folder, row))
+
+
+@pytest.mark.parametrize("field", [{"images": None}, {"image": None}, {"images": [None]}, {"images": []}])
+def test_null_images_mean_no_image(field, folder):
+    (example,) = read_examples(write_jsonl(folder, {**field, "prompt": "Say hi.", "completion": "Hi."}))
+    assert example.images == ()
+
+
+def test_a_null_does_not_hide_a_misspelt_field(folder):
+    row = {"images": None, "imagse": ["a.png"], "prompt": "What?", "completion": "A plate."}
+    assert "rename `imagse` to it" in error_of(read_examples, write_jsonl(folder, row))
+
+
+PNG_URL = "data:image/png;base64," + __import__("base64").b64encode(png_bytes()).decode()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "a.png"},
+        {"type": "image", "path": "a.png"},
+        {"type": "image", "url": "a.png"},
+        {"type": "image", "image": {"path": "a.png"}},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "image_url", "image_url": "a.png"},
+        {"type": "image_url", "image_url": {"url": PNG_URL, "detail": "low"}},
+        {"type": "image", "base64": PNG_URL.partition(",")[2]},
+    ],
+)
+def test_images_inside_parts_are_read_in_their_places(part, folder):
+    content = [{"type": "text", "text": "Before:"}, part, {"type": "text", "text": " after."}]
+    row = {"messages": [user_turn(content), assistant_turn("A plate.")]}
+    (example,) = read_examples(write_jsonl(folder, row, {**row, "messages": row["messages"]}))[:1]
+    assert example.images[0].read() == png_bytes()
+    assert example.prompt == (Message("user", "Before: after.", (7,)),)
+    pair = {"prompt": [user_turn(content)], "chosen": "A plate.", "rejected": "A cat."}
+    assert read_preferences(write_jsonl(folder, pair))[0].images[0].read() == png_bytes()
+
+
+def test_images_inside_parts_and_in_a_field_must_be_the_same(folder):
+    (folder / "b.png").write_bytes(png_bytes("blue"))
+    row = {"images": ["a.png"], "messages": [user_turn([{"type": "image", "image": "b.png"}]), assistant_turn("A plate.")]}
+    message = error_of(read_examples, write_jsonl(folder, row))
+    assert "`images` and `messages[1].content[1].image` give different images: keep one of them" in message
+    assert len(read_examples(write_jsonl(folder, {**row, "images": ["b.png"]}))[0].images) == 1
+    row = {"messages": [user_turn([{"type": "image", "image": "none.png"}]), assistant_turn("A plate.")]}
+    assert "`messages[1].content[1].image` does not exist" in error_of(read_examples, write_jsonl(folder, row))
+
+
+def test_an_image_folder_is_read_by_its_metadata(folder):
+    rows = [{"file_name": "a.png", "prompt": "What is it?", "completion": "A plate."}]
+    path = write_jsonl(folder, *rows, name="metadata.jsonl")
+    for name in (path, str(folder)):
+        (example,) = read_examples(name)
+        assert example.images[0].read() == png_bytes() and example.answer == "A plate." and example.meta == {}
+    write_jsonl(folder, {"file_name": "a.png", "text": "a plate"}, name="metadata.jsonl")
+    assert "line 1: `messages` is missing: add it, or `prompt` (the row has file_name, text)" in error_of(
+        read_examples, str(folder)
+    )
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_rows_inside_a_json_object_are_read(indent, folder):
+    rows = [{**IMAGE, "prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(3)]
+    path = folder / "rows.json"
+    for value in ({"data": rows}, {"version": "1.0", "n": 3, "data": rows}, {"train": rows, "test": rows[:1]}):
+        path.write_text(json.dumps(value, indent=indent))
+        assert [pair.prompt[0].content for pair in read_preferences(str(path))] == ["0?", "1?", "2?"]
+    assert len(read_preferences(str(path), split="test")) == 1
+    assert "has no split tets: did you mean test?" in error_of(read_preferences, str(path), split="tets")
+    path.write_text(json.dumps({"data": [rows[0], {**rows[1], "chosen": ""}]}))
+    assert f"{path}, row 2: `chosen` is empty" in error_of(read_preferences, str(path))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1.0, "1"), (12, "12"), (None, "1"), ("1.0", "1.0")])
+def test_ids_of_pandas_are_whole_numbers(value, expected, folder):
+    assert read_examples(write_jsonl(folder, {"id": value, "images": [], "prompt": "What?"}))[0].id == expected
+
+
+@pytest.mark.parametrize("text", ["\u200b", " \u200b\ufeff ", "\u2060\n"])
+def test_answers_of_invisible_characters_are_empty(text, folder):
+    row = {"images": [], "prompt": "What?", "chosen": "a", "rejected": text}
+    assert "`rejected` is empty: fill it in or drop the row" in error_of(read_preferences, write_jsonl(folder, row))
+    assert "is empty" in error_of(read_examples, write_jsonl(folder, {"images": [], "prompt": text}))
