@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmrlhf.report.terminal import print_whole
+
 COUNT_LABELS = {
     "missing": "missing",
     "unknown_ids": "of unknown ids",
@@ -49,8 +51,8 @@ def print_eval_result(result: Mapping[str, Any]) -> None:
             cell for leaves in columns.values() for cell in (_cells(leaves[part, name]) if (part, name) in leaves else ("", ""))
         ]
         table.add_row(Text("  " * bool(part) + name, "bold" if name == result.get("headline") else ""), *cells)
+    print_whole(table)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
     for mode, reasons in result["reasons"].items():
         for reason in dict.fromkeys(_iter_reasons(reasons)):
             console.print(f"{mode}: no figure where {reason}", markup=False)

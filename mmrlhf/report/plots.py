@@ -47,7 +47,8 @@ INK_COLOUR = "#010203"
 FALSE_COLOUR = "#d43f3a"
 
 
-def _style_context(text_colour: str) -> Any:
+def style_context(text_colour: str = INK_COLOUR) -> Any:
+    """Return a context in which figures have the pages' style."""
     return matplotlib.rc_context(
         {
             "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "mmrlhf",
@@ -60,10 +61,10 @@ def _style_context(text_colour: str) -> Any:
     )  # fmt: skip
 
 
-def _to_inline_svg(figure: Figure, id_prefix: str) -> Markup:
+def to_inline_svg(figure: Figure, id_prefix: str) -> Markup:
     """Return a figure as an inline SVG in the page's text colour, with unique ids."""
     buffer = io.StringIO()
-    with _style_context(INK_COLOUR):
+    with style_context(INK_COLOUR):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # drop the XML prolog
@@ -88,7 +89,7 @@ def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
             points[name] = (coverage, 1 - false_rate)
     if not points:
         return None
-    with _style_context(INK_COLOUR):
+    with style_context(INK_COLOUR):
         figure = Figure(figsize=(4.2, 3.9), layout="constrained")
         axes = figure.subplots()
         sft_curve = [points[name] for name in ("sft", "sft_t03", "sft_t07") if name in points]
@@ -109,7 +110,7 @@ def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
         axes.grid(linewidth=0.4, alpha=0.3)
         figure.legend(loc="outside lower center", ncols=min(3, len(points)), columnspacing=1, handletextpad=0.3)
     description = "; ".join(f"{model_style(name).title}: truth {y:.1%}, coverage {x:.1%}" for name, (x, y) in points.items())
-    return _to_inline_svg(figure, "scatter"), f"Truth against coverage. {description}."
+    return to_inline_svg(figure, "scatter"), f"Truth against coverage. {description}."
 
 
 def curve_plot(
@@ -132,7 +133,7 @@ def curve_plot(
             lines[run] = line
     if not lines:
         return None
-    with _style_context(INK_COLOUR):
+    with style_context(INK_COLOUR):
         figure = Figure(figsize=(3.6, 2.5), layout="constrained")
         axes = figure.subplots()
         for run_index, (run, line) in enumerate(lines.items()):
@@ -153,7 +154,7 @@ def curve_plot(
         axes.grid(linewidth=0.4, alpha=0.3)
         axes.legend(loc="best")
     description = "; ".join(f"{style_of(run).title} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for run, line in lines.items())
-    return _to_inline_svg(figure, re.sub(r"\W", "-", key)), f"{title}, {y_label}, against steps. {description}."
+    return to_inline_svg(figure, re.sub(r"\W", "-", key)), f"{title}, {y_label}, against steps. {description}."
 
 
 def _running_mean(values: Sequence[float], radius: int) -> list[float]:
@@ -173,7 +174,7 @@ def write_overview_image(path: Path, summary: Mapping[str, Any], gallery: Sequen
     """
     models = models_on_split(summary, "held_out")
     after = policy_after_ppo(models) or "ppo_fact"
-    with _style_context("#1f2630"):
+    with style_context("#1f2630"):
         figure = Figure(figsize=(11.25, 5.2), dpi=160, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         for row_index, (image, answers) in enumerate(_before_after_answers(gallery, after)):

@@ -26,6 +26,13 @@ SHORT_TITLES = {"cooccurrence_errors": "co-occ.\nerrors", "perception_errors": "
 TERMINAL_METRICS = (*MAIN_METRICS, METRICS_BY_KEY["mean_length"])
 
 
+def print_whole(table: Table) -> None:
+    """Print a table without cutting its cells, even where it is wider than the terminal."""
+    console = Console(highlight=False)
+    width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    Console(highlight=False, width=max(console.width, width)).print(table, crop=False)
+
+
 def print_results_table(summary: Mapping[str, Any]) -> None:
     """Print held-out results, one row per model with intervals below the values, in 80 columns."""
     table = Table(title="Held-out images, with 95% intervals", title_justify="left", box=None, padding=(0, 1, 0, 0))

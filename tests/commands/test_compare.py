@@ -53,7 +53,9 @@ def test_compare_reports_differences_and_flips(question_file, tmp_path, capsys):
     assert [flip["id"] for flip in pair["flipped"] if not flip["better"]] == ["19"]
     assert [flip["id"] for flip in pair["flipped"] if flip["better"]] == [str(i) for i in range(2, 18, 2)]
     page = (tmp_path / "out" / "compare.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 1 and "no image" in page and "http" not in page
+    assert (
+        page.count("data:image/jpeg;base64,") == 1 and "no image" in page and "http" not in page.replace("http://www.w3.org/", "")
+    )
     assert "<b>maybe" not in page and "accuracy" in (tmp_path / "out" / "compare.md").read_text()
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["benchmarks"]["pope"]["n"] == 20
     assert "McNemar" in capsys.readouterr().out
