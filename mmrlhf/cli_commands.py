@@ -198,12 +198,14 @@ def _add_read_arguments(parser: Parser, facts_help: str = "facts by image name")
 
 
 def run_data_check(command: Command, argv: list[str]) -> int:
-    parser = Parser(command, READ_USAGE)
+    parser = Parser(command, f"{READ_USAGE} [--bad_rows_file OUT]")
     _add_read_arguments(parser)
+    help_text = "JSONL to write: each bad row with its location and its error"
+    parser.add_argument("--bad_rows_file", metavar="OUT", help=help_text)
     args = parser.parse(argv)
     from mmrlhf.commands.check import check
 
-    return check(args["file"], args.get("image_folder"), args.get("facts_file"), args["split"])
+    return check(args["file"], args.get("image_folder"), args.get("facts_file"), args["split"], args.get("bad_rows_file"))
 
 
 def run_data_convert(command: Command, argv: list[str]) -> None:

@@ -1,6 +1,10 @@
-"""`mmrlhf data check FILE`: count the good rows, and report the errors of the others."""
+"""`mmrlhf data check FILE`: count the good rows, and report the errors of the others by cause."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -8,46 +12,91 @@ from rich.table import Table
 from mmrlhf.datasets import detect_format, is_preference, parse_example, parse_preference, row_context
 from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.facts import read_facts
+from mmrlhf.files.atomic import refuse_output_file, write_atomic
+from mmrlhf.files.row_errors import RowErrors
+from mmrlhf.files.rows import RawRow
 from mmrlhf.files.tables import read_rows
 from mmrlhf.models.images import open_image
 from mmrlhf.records import InputError
 
-MAX_ERRORS_SHOWN = 20
+MAX_CAUSES_SHOWN = 20
+ROWS_PER_STATUS = 200
+"""Rows between two updates of the status line."""
 
 
-def check(path: str, image_folder: str | None = None, facts_file: str | None = None, split: str = "train") -> int:
+def check(
+    path: str,
+    image_folder: str | None = None,
+    facts_file: str | None = None,
+    split: str = "train",
+    bad_rows_file: str | None = None,
+) -> int:
     """Read every row and image, print errors and counts; return 0 if all rows are good, else 1.
 
+    `bad_rows_file` receives a line for each bad row, with its location, its error and its content.
     Raises InputError if the dataset, the image folder or the facts file cannot be used at all.
     """
+    if bad_rows_file is not None:
+        refuse_output_file(Path(bad_rows_file), "bad_rows_file")
     context = row_context(path, image_folder, read_facts(facts_file) if facts_file is not None else None)
     console = Console(soft_wrap=True, highlight=False)
     opened_images: set[str] = set()
-    summary, num_bad = DatasetSummary(), 0
+    summary, errors, bad_lines = DatasetSummary(), RowErrors(), []
     has_preferences = None
-    for raw_row in read_rows(path, split):
-        try:
-            row = raw_row.parse()
-            if has_preferences is None:  # the first readable row decides for the whole file
-                has_preferences = is_preference(row)
-                console.print(f"{path}: {detect_format(row)}", markup=False)
-            record = parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
-            for source in record.images:
-                key = summary.register_image(source)
-                if key not in opened_images:
-                    open_image(source)
-                    opened_images.add(key)
-            summary.add(record)
-        except InputError as error:
-            num_bad += 1
-            if num_bad <= MAX_ERRORS_SHOWN:
-                console.print(f"  {error}", markup=False)
-    if num_bad > MAX_ERRORS_SHOWN:
-        console.print(f"  ... and {num_bad - MAX_ERRORS_SHOWN} more")
-
+    with console.status(f"reading {path}") as status:
+        for index, raw_row in enumerate(read_rows(path, split)):
+            if index % ROWS_PER_STATUS == 0:
+                status.update(f"reading {path}: {index:,} rows, {errors.count:,} of them bad")
+            try:
+                row = raw_row.parse()
+                if has_preferences is None:  # the first readable row decides for the whole file
+                    has_preferences = is_preference(row)
+                    console.print(f"{path}: {detect_format(row)}", markup=False)
+                record = parse_preference(row, context) if has_preferences else parse_example(row, context, require_answer=False)
+                for source in record.images:
+                    key = summary.register_image(source)
+                    if key not in opened_images:
+                        open_image(source)
+                        opened_images.add(key)
+                summary.add(record)
+            except InputError as error:
+                errors.add(raw_row.location.rpartition(", ")[2], str(error), raw_row.location)
+                if bad_rows_file is not None:
+                    bad_lines.append(_bad_line(raw_row, str(error)))
+    _print_errors(console, errors)
     table = Table(show_header=False)
-    counts = {"good rows": str(summary.num_rows), "bad rows": str(num_bad), **summary.table_rows()}
+    counts = {"good rows": str(summary.num_rows), "bad rows": str(errors.count), **summary.table_rows()}
     for name, count in counts.items():
         table.add_row(name, count)
     console.print(table)
-    return 1 if num_bad else 0
+    if bad_rows_file is not None:
+        write_atomic(Path(bad_rows_file), "".join(bad_lines))
+        console.print(f"{bad_rows_file}: {errors.count} bad rows", markup=False)
+    return 1 if errors.count else 0
+
+
+def _print_errors(console: Console, errors: RowErrors) -> None:
+    """Print each cause with the number of its rows and the first of them."""
+    groups = errors.groups
+    for group in groups[:MAX_CAUSES_SHOWN]:
+        if group.count == 1:
+            console.print(f"  {group.first_error}", markup=False)
+        else:
+            console.print(f"  {group.count} rows ({group.rows_text}), first {group.first_error}", markup=False)
+    if num_more := sum(group.count for group in groups[MAX_CAUSES_SHOWN:]):
+        console.print(f"  ... and {num_more} rows for other reasons")
+
+
+def _bad_line(raw_row: RawRow, error: str) -> str:
+    content = raw_row.content
+    if isinstance(content, bytes):
+        try:
+            content = json.loads(content)
+        except ValueError:
+            content = content.decode(errors="replace")
+    line = {"location": raw_row.location, "error": error, "row": content}
+    return json.dumps(line, default=_without_bytes) + "\n"
+
+
+def _without_bytes(value: Any) -> str:
+    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)

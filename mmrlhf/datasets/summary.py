@@ -80,6 +80,8 @@ class DatasetSummary:
     def table_rows(self) -> dict[str, str]:
         """Return a short summary as rows of a table."""
         table = {"distinct images": f"{len(self.rows_per_image)}"}
+        if num_repeated := self.num_rows - len(self.row_fingerprints):
+            table["repeated rows"] = f"{num_repeated}: prompt, answers and images of an earlier row"
         table |= {f"{name}, mean words": f"{fmean(lengths):.1f}" for name, lengths in self.word_counts.items() if lengths}
         if self.num_learnt:
             num_answered = len(self.word_counts["answer"])

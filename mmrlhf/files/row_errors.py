@@ -18,6 +18,8 @@ class ErrorGroup:
     """Rows with the same cause: their number, the first ones, and the first one's message."""
 
     message: str
+    first_error: str
+    """The first one's message with its location, as it was raised."""
     count: int = 0
     first_rows: list[str] = field(default_factory=list)
 
@@ -36,10 +38,11 @@ class RowErrors:
 
     def add(self, row_name: str, message: str, location: str = "") -> None:
         """Add a row's error. `location` is where the message says that the row is."""
+        first_error = message
         if location:
             message = message.removeprefix(f"{location}: ").replace(f" ({location}, ", " (")
         self.count += 1
-        group = self._groups.setdefault(_cause(message), ErrorGroup(message))
+        group = self._groups.setdefault(_cause(message), ErrorGroup(message, first_error))
         group.count += 1
         if len(group.first_rows) < MAX_ROWS_NAMED:
             group.first_rows.append(row_name)

@@ -1,7 +1,10 @@
 """`mmrlhf data check` names every bad row and summarises the good ones."""
 
+import json
+
 import pytest
 
+from mmrlhf.cli import main
 from mmrlhf.commands.check import check
 from mmrlhf.files import bundled
 from tests.helpers.rows import ONE_IMAGE, PAIR, error_of, make_data_dir, png_bytes, without_field, write_jsonl
@@ -53,10 +56,28 @@ def test_check_counts_the_answers_that_sft_learns(data_dir, capsys):
     assert "3 in 2 rows (with --train_on last: 2)" in capsys.readouterr().out
 
 
-def test_check_shows_at_most_twenty_errors(data_dir, capsys):
-    assert check(write_jsonl(data_dir, *[{**ONE_IMAGE, "prompt": ""}] * 23)) == 1
+def test_check_groups_errors_by_cause(data_dir, capsys):
+    missing = [{**PAIR, "images": [f"photo {n}.png"]} for n in range(23)]
+    empty = [{**PAIR, "chosen": " "}] * 2
+    path = write_jsonl(data_dir, *missing, *empty, PAIR, PAIR, {**PAIR, "images": 3}, PAIR)
+    assert check(path) == 1
     printed = capsys.readouterr().out
-    assert printed.count("is empty") == 20 and "... and 3 more" in printed
+    first = f"first {path}, line 1: `images[1]` does not exist in {data_dir}: 'photo 0.png'; correct the path"
+    assert f"  23 rows (line 1, line 2, line 3, line 4, line 5, ...), {first}" in printed
+    assert f"  2 rows (line 24, line 25), first {path}, line 24: `chosen` is empty" in printed
+    assert f"  {path}, line 28: `images` must be a list" in printed
+    assert "repeated rows" in printed and "2: prompt, answers and images of an earlier row" in printed
+    assert len(printed.splitlines()) < 20
+
+
+def test_check_writes_bad_rows_on_request(data_dir, capsys):
+    path = write_jsonl(data_dir, PAIR, {**PAIR, "chosen": ""}, "{")
+    out = data_dir / "bad.jsonl"
+    assert main(["data", "check", path, "--bad_rows_file", str(out)]) == 1
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["location"] for line in lines] == [f"{path}, line 2", f"{path}, line 3"]
+    assert lines[0]["row"] == {**PAIR, "chosen": ""} and lines[1]["row"] == "{"
+    assert "`chosen` is empty" in lines[0]["error"] and f"{out}: 2 bad rows" in capsys.readouterr().out
 
 
 def test_check_refuses_missing_files(data_dir):
