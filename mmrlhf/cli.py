@@ -36,6 +36,7 @@ from mmrlhf.config import (
     CalibrateClipConfig,
     CalibrateVLMConfig,
     EncodeConfig,
+    ExportConfig,
     GenerateConfig,
     RewardConfig,
     RewardEvalConfig,
@@ -232,6 +233,13 @@ COMMANDS = _by_last_word(
         "mmrlhf.commands.reward_eval:reward_eval",
         "measure a reward model: accuracy, calibration, injected false claims, missing and wrong facts",
         "--reward_model_path runs/reward --dataset_name held_out.jsonl --output_dir runs/reward-eval",
+    ),
+    _config_command(
+        "export",
+        ExportConfig,
+        "mmrlhf.commands.export:export",
+        "write a trained model so that other programs can load it",
+        "--model_name_or_path runs/sft/model --adapter_path runs/ppo/policy --merge --output_dir runs/export",
     ),
     _config_command(
         "encode",

@@ -14,7 +14,6 @@ entropy bonus, a pre-training mix.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,9 +30,10 @@ from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, numbered_ids, prom
 from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
 from mmrlhf.facts import read_facts
-from mmrlhf.files.atomic import write_atomic
+from mmrlhf.models.export import save_policy
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
+from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError, Message
@@ -86,6 +86,7 @@ def ppo(
         run.print_finished(adapter_dir)
         return adapter_dir
 
+    check_adapter_setting(config.adapter_path, "lora")
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model))
     roles = load_roles(config, vlm, accelerator, extra_reward_functions)
@@ -177,8 +178,7 @@ def ppo(
 
     engine.close()
     if accelerator.is_main_process:
-        roles.adapters.save("policy", adapter_dir)
-        write_atomic(adapter_dir / "base.json", json.dumps({"base": vlm.name, "base_fingerprint": vlm.fingerprint}))
+        save_policy(roles.adapters, "policy", adapter_dir)
         run.finish({"steps": num_steps, "kl": metrics["objective/kl"] if num_steps > start_step else None})
     accelerator.wait_for_everyone()
     return adapter_dir

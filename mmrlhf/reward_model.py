@@ -30,6 +30,7 @@ from mmrlhf.metrics.calibration import fit_temperature
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import random_head, yes_no_head
 from mmrlhf.models.loading import load
+from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards import checkpoint
@@ -123,10 +124,11 @@ def train_reward_model(
     preferences = _select_preferences(config, preferences)
 
     # 1. The role: an adapter, or the full language model, with a scalar head
+    check_adapter_setting(config.adapter_path, config.tuning)
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     adapters = Adapters(vlm)
     if config.tuning == "lora":
-        adapters.add("reward", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+        add_trained_adapter(adapters, "reward", config)
     else:
         vlm.model.base_model.get_decoder().requires_grad_(True)
     head = yes_no_head(vlm) if config.head_init == "yes_no" else random_head(vlm, config.seed)

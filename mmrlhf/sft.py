@@ -8,7 +8,6 @@ implemented: packing several rows into one sequence.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,9 @@ from mmrlhf.engine.scoring import hidden_states
 from mmrlhf.facts import read_facts
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.chat_text import Continuation
+from mmrlhf.models.export import merge, save_model, save_policy
 from mmrlhf.models.loading import load
+from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM, Conversation
 from mmrlhf.records import Example, InputError, Message
@@ -60,18 +61,15 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     # 1. Model and trained parameters
     if config.tuning == "full" and config.dtype != "float32":
         raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
-    if config.dtype == "nf4":
-        raise InputError(
-            "sft writes a whole model, which 4 bits cannot hold exactly: use dtype bfloat16, and nf4 from the reward model on"
-        )
+    check_adapter_setting(config.adapter_path, config.tuning)
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     examples = _usable_examples(config, vlm, examples, run, kept)
+    adapters = Adapters(vlm)
     if config.tuning == "lora":
-        adapters = Adapters(vlm)
-        adapters.add("sft", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+        add_trained_adapter(adapters, "sft", config)
         role = Role(adapters, "sft")
     else:
-        role = Role(Adapters(vlm), None)
+        role = Role(adapters, None)
         vlm.model.base_model.get_decoder().requires_grad_(True)
         vlm.model.get_output_embeddings().requires_grad_(True)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -110,16 +108,24 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
 
     # 4. Checkpoint of the complete model, written under a temporary name and renamed
     if accelerator.is_main_process:
-        model = adapters.peft_model.merge_and_unload() if config.tuning == "lora" else vlm.model  # type: ignore[union-attr]
-        temporary_dir = run.path / ".model"
-        shutil.rmtree(temporary_dir, ignore_errors=True)
-        model.save_pretrained(temporary_dir)
-        vlm.processor.save_pretrained(temporary_dir)
-        shutil.rmtree(model_dir, ignore_errors=True)
-        temporary_dir.rename(model_dir)
+        if config.tuning == "lora":
+            adapters = _without_quantisation(adapters, run.path / "adapter") if config.dtype == "nf4" else adapters
+            merge(adapters, "sft")
+        save_model(adapters.vlm, model_dir)
         run.finish({"steps": num_steps})
     accelerator.wait_for_everyone()
     return model_dir
+
+
+def _without_quantisation(adapters: Adapters, adapter_dir: Path) -> Adapters:
+    """Save the adapter of a 4-bit base, and load it on the base in bfloat16.
+
+    The 4-bit weights cannot be written exactly; those of the checkpoint can.
+    """
+    save_policy(adapters, "sft", adapter_dir)
+    base = Adapters(load(adapters.vlm.name, "bfloat16", "cpu"))
+    base.load("sft", adapter_dir, trainable=False)
+    return base
 
 
 def _learnt(config: SFTConfig, vlm: VLM, example: Example) -> list[tuple[Conversation, Continuation]]:

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from mmrlhf.config import SFTConfig
 from mmrlhf.engine.scoring import hidden_states
@@ -14,6 +16,8 @@ from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.records import Example, InputError, Message
 from mmrlhf.sft import _build_batch, sft
+from tests.helpers.family_setup import family_examples
+from tests.helpers.tiny_models import build_checkpoint
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -29,6 +33,27 @@ def test_sft_learns_and_writes_an_ordinary_checkpoint(tiny_vlm_path, examples, t
     changed = {k for k in before if not torch.allclose(before[k].float(), after[k].float(), atol=1e-6)}
     assert changed and not [k for k in changed if "vision" in k or "projector" in k]
     assert sft(config, rows) == model  # finished: returns at once
+
+
+def test_sft_on_a_4_bit_base_merges_into_the_checkpoint_itself(tmp_path):
+    """QLoRA: the adapter of the 4-bit base is kept, and added to the weights in bfloat16."""
+    pytest.importorskip("bitsandbytes")
+    build_checkpoint("llava", tmp_path / "base")
+    base, rows = str(tmp_path / "base"), family_examples("llava")
+    rows = [dataclasses.replace(row, answer="A red circle.") for row in rows]
+    settings = {"dataset_name": "x", "dtype": "nf4", "max_steps": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 2}
+    model_dir = sft(SFTConfig(model_name_or_path=base, output_dir=str(tmp_path / "run"), **settings), rows)
+    written = load_file(model_dir / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16)
+    merged = PeftModel.from_pretrained(model, tmp_path / "run" / "adapter").merge_and_unload()
+    loaded = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in merged.state_dict().items())
+    before = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16).state_dict()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in loaded.items())
+    # The adapter itself goes on where it was trained, on the 4-bit base.
+    adapter = str(tmp_path / "run" / "adapter")
+    sft(SFTConfig(model_name_or_path=base, output_dir=str(tmp_path / "more"), adapter_path=adapter, **settings), rows)
 
 
 CONVERSATION = (

@@ -6,12 +6,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from mmrlhf.commands.score import score
 from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, ScoreConfig, SFTConfig
 from mmrlhf.files.bundled import folder
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.generate import generate
+from mmrlhf.models.adapters import Adapters
+from mmrlhf.models.export import merge, save_policy
+from mmrlhf.models.loading import load
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
 from mmrlhf.reward_model import train_reward_model
@@ -62,6 +67,42 @@ def test_generate_refuses_adapter_of_another_base(tiny_vlm_path, examples, rewar
         )
     # A reward model, however, may have its own base, because it receives images and text.
     ppo(ppo_config(str(other), reward_dir, tmp_path / "q", max_steps=1), examples)
+
+
+def test_every_stage_starts_from_an_adapter(tiny_vlm_path, examples, pairs, tmp_path):
+    """At a learning rate of nearly 0, what each stage writes is the adapter it started from."""
+    adapters = Adapters(load(tiny_vlm_path))
+    adapters.add("start", 3, 12, seed=0, target_modules="q_proj,v_proj")
+    with torch.no_grad():
+        for i, parameter in enumerate(adapters.parameters("start").values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
+    save_policy(adapters, "start", tmp_path / "start")
+    start = load_file(tmp_path / "start" / "adapter_model.safetensors")
+    merge(adapters, "start")
+    merged = adapters.vlm.model.state_dict()
+    settings = {
+        "model_name_or_path": tiny_vlm_path, "dataset_name": "x", "adapter_path": str(tmp_path / "start"), "max_steps": 1,
+        "learning_rate": 1e-12, "per_device_train_batch_size": 2,
+    }  # fmt: skip
+
+    model_dir = sft(SFTConfig(**settings, output_dir=str(tmp_path / "sft")), examples)
+    written = load(str(model_dir)).model.state_dict()
+    assert max((written[name] - merged[name]).abs().max() for name in merged) < 1e-6
+
+    reward_dir = train_reward_model(RewardConfig(**settings, output_dir=str(tmp_path / "reward")), pairs)
+    for directory in (reward_dir, ppo(ppo_config(reward_model=reward_dir, model=tiny_vlm_path, output_dir=tmp_path / "ppo",
+                                                 adapter_path=str(tmp_path / "start"), max_steps=2, learning_rate=1e-12), examples)):  # fmt: skip
+        tensors = load_file(directory / "adapter_model.safetensors")
+        assert set(tensors) == set(start) and max((tensors[k] - start[k]).abs().max() for k in start) < 1e-6
+    # The reference is the base under the adapter too, so there is no KL to it.
+    assert all(abs(row["objective/kl"]) < 1e-4 for row in read_jsonl(tmp_path / "ppo" / "metrics.jsonl")[1:])
+
+    with pytest.raises(InputError, match="adapter_path is for tuning lora: merge it first"):
+        sft(SFTConfig(**settings, output_dir=str(tmp_path / "full"), tuning="full"), examples)
+    with pytest.raises(InputError, match="is a reward model, which scores answers"):
+        sft(SFTConfig(**settings | {"adapter_path": str(reward_dir)}, output_dir=str(tmp_path / "other")), examples)
+    with pytest.raises(InputError, match="was trained on"):
+        sft(SFTConfig(**settings | {"model_name_or_path": str(model_dir)}, output_dir=str(tmp_path / "other")), examples)
 
 
 def test_stages_run_from_files_to_scores(tiny_vlm_path, tmp_path):

@@ -51,6 +51,22 @@ class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig, PixelConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ExportConfig:
+    """Write a trained model so that other programs can load it, with processor and model card."""
+
+    model_name_or_path: str
+    """Checkpoint directory or Hub id; with an adapter, the base that it was trained on."""
+    output_dir: str
+    """Folder to write; it must be new or empty."""
+    adapter_path: str | None = None
+    """Adapter directory, such as a ppo run's policy folder."""
+    merge: bool = False
+    """Add the adapter to the weights and write a whole model; otherwise the adapter stays one."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of the written weights; that of the checkpoint by default."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EncodeConfig(DatasetConfig, EngineConfig, PixelConfig):
     """Precompute the image features of a dataset for stages that use the same feature_cache_dir."""
 

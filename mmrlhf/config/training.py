@@ -55,6 +55,9 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     overlong: Overlong = "error"
     """What becomes of rows over max_length, which are found before the first step: `error`, or
     `drop` to train without them."""
+    adapter_path: str | None = None
+    """LoRA adapter on the base to start from, such as another run's; its own rank, scale and layers
+    then take the place of the lora settings."""
     lora_r: Count = 16
     """Rank of the LoRA adapter (language model only; vision tower and projector stay frozen)."""
     lora_target_modules: str = "all-linear"

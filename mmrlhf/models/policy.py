@@ -1,4 +1,4 @@
-"""Load a policy: a base model, under the adapter of a PPO run if one is given."""
+"""Load a policy: a base model, under an adapter if one is given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmrlhf.config import EngineConfig
+from mmrlhf.config import EngineConfig, TrainConfig
 from mmrlhf.models.adapter_files import require_adapter
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.loading import load
@@ -36,6 +36,27 @@ def load_policy(
         yield vlm
 
 
+def check_adapter_setting(adapter_path: str | None, tuning: str) -> None:
+    """Raises InputError, before a model is loaded, if a stage cannot start from an adapter."""
+    if adapter_path is None:
+        return
+    if tuning == "full":
+        raise InputError("adapter_path is for tuning lora: merge it first with `mmrlhf export --merge`, and tune that model")
+    check_is_adapter(Path(adapter_path))
+
+
+def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> None:
+    """Add the adapter that a stage trains: a copy of the one at adapter_path, or a new one.
+
+    Raises InputError if it is damaged or belongs to another base.
+    """
+    if config.adapter_path is None:
+        adapters.add(name, config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+    else:
+        check_same_base(Path(config.adapter_path), adapters.vlm)
+        adapters.load(name, Path(config.adapter_path), trainable=True)
+
+
 def check_is_adapter(path: Path) -> None:
     """Raises InputError for common mistakes: a ppo run's directory, or a reward model's."""
     if (path / "reward.json").is_file():
@@ -58,7 +79,12 @@ def check_same_base(path: Path, vlm: VLM) -> None:
     try:
         metadata = json.loads(base_file.read_text(encoding="utf-8"))
         trained_fingerprint, base_name = metadata["base_fingerprint"], metadata["base"]
+        quantised = "nf4" in (metadata.get("dtype"), vlm.dtype) and metadata.get("dtype", vlm.dtype) != vlm.dtype
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{base_file} cannot be read as the ppo stage wrote it: copy the adapter again") from None
-    if trained_fingerprint != vlm.fingerprint:
+    if quantised:
+        print(
+            f"note: adapter {path} was trained on {base_name} in {metadata['dtype']} and runs in {vlm.dtype}: not the same weights"
+        )
+    elif trained_fingerprint != vlm.fingerprint:
         raise InputError(f"adapter {path} was trained on {base_name}, and {vlm.name} holds other weights: give that model")

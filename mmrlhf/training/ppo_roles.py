@@ -14,6 +14,7 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.facts import render_facts
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
+from mmrlhf.models.policy import add_trained_adapter
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, Message
 from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
@@ -28,8 +29,9 @@ class PPORoles:
     """The models and reward functions of a PPO run.
 
     `policy` and `critic` train; the critic is None if the advantages need no values. `reference` is
-    the base without an adapter. `weighted_rewards` makes up the reward. `claim_scorer` extracts
-    claims and gets verdicts on them, for the reward and for the metrics.
+    the base without an adapter, or under the one that the policy starts from. `weighted_rewards`
+    makes up the reward. `claim_scorer` extracts claims and gets verdicts on them, for the reward
+    and for the metrics.
     """
 
     adapters: Adapters
@@ -69,12 +71,16 @@ def load_roles(
         **(extra_reward_functions or {}),
     }
     weighted_rewards = resolve_rewards(config.reward_terms, reward_functions)
-    adapters.add("policy", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+    add_trained_adapter(adapters, "policy", config)
+    reference = Role(adapters, None)
+    if config.adapter_path is not None:
+        adapters.load("reference", Path(config.adapter_path), trainable=False)
+        reference = Role(adapters, "reference")
     critic = _add_critic(config, adapters, reward_models) if config.has_critic else None
     return PPORoles(
         adapters=adapters,
         policy=Role(adapters, "policy"),
-        reference=Role(adapters, None),
+        reference=reference,
         critic=critic,
         reward_models=reward_models,
         weighted_rewards=weighted_rewards,
