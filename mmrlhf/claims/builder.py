@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from mmrlhf.claims.grammar import ANIMATE_CLASSES, BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
+from mmrlhf.claims.grammar import FEMALE_NOUNS, MALE_NOUNS, ANIMATE_CLASSES, BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tagging import Tokens
@@ -92,6 +92,11 @@ class ClaimBuilder:
         """Start of the phrase's head, rank of the kind, claim. The first two give the order."""
         self.last_singular: Phrase | None = None
         self.last_person: Phrase | None = None
+        self.last_male: Phrase | None = None
+        """The latest person that `he` can refer to."""
+        self.last_female: Phrase | None = None
+        self.last_group: list[Phrase] = []
+        """The latest subjects joined by `and`, to which `they` can refer."""
         self.last_plural: Phrase | None = None
         self.nouns_with_others: set[str] = set()
         """Nouns of phrases that imply more of their kind: another dog."""
@@ -221,6 +226,10 @@ class ClaimBuilder:
         category = self.lexicon.coco_class(phrase.name)
         is_subject = self.state.verb_index < 0 or not self.state.subjects
         if category == "person":
+            if phrase.noun not in FEMALE_NOUNS and (is_subject or self.last_male is None):
+                self.last_male = phrase
+            if phrase.noun not in MALE_NOUNS and (is_subject or self.last_female is None):
+                self.last_female = phrase
             if is_subject or self.last_person is None:
                 self.last_person = phrase
         elif phrase.is_negated:

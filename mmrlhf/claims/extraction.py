@@ -10,7 +10,7 @@ from mmrlhf.claims.actions import LIGHT_OBJECTS
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
 from mmrlhf.claims.connectives import process_connective
 from mmrlhf.claims.disambiguation import tag_text
-from mmrlhf.claims.grammar import ADVICE_VERBS, ADVISING_MODALS, MEASURE_NOUNS, PICTURE_NOUNS, PLURAL_MODIFIERS, TRACE_NOUNS
+from mmrlhf.claims.grammar import ADVICE_HEADINGS, ADVICE_VERBS, ADVISING_MODALS, MEASURE_NOUNS, PICTURE_NOUNS, PLURAL_MODIFIERS, TRACE_NOUNS
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, is_wall_art, parse_phrase, word_to_number
 from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase, process_pronoun
@@ -18,6 +18,7 @@ from mmrlhf.claims.predicates import process_adjective, process_participle, proc
 from mmrlhf.claims.relations import begin_relation
 from mmrlhf.claims.tagging import Tokens, split_sentences
 from mmrlhf.claims.tags import (
+    CLAUSE_BREAK_TAGS,
     COORDINATION_KEEPING_TAGS,
     COORDINATION_TAGS,
     DETERMINER_TAGS,
@@ -200,7 +201,7 @@ def _find_advice(tokens: Tokens, begin: int, end: int) -> int:
     """
     words, tags = tokens.words, tokens.tags
     first = begin
-    while first < end and (tags[first] in "RYC,?" or words[first] in ("please", "next", "finally", "first")):
+    while first < end - 1 and (tags[first] in "RC,?" or words[first] in ("please", "next", "finally", "first")):
         first += 1
     if first < end and _is_imperative(tokens, first, end):
         return first
@@ -208,7 +209,13 @@ def _find_advice(tokens: Tokens, begin: int, end: int) -> int:
         comma = tags.index(",", first, end)
         if comma + 1 < end and _is_imperative(tokens, comma + 1, end):
             return begin
+    # If you take the dog out, ...; Tip: a helmet ...
+    if words[first : first + 2] == ["if", "you"] or (words[first] in ADVICE_HEADINGS and words[first + 1 : first + 2] == [":"]):
+        return begin
     for index in range(begin, end - 2):
+        # visitors *should* use sunscreen
+        if words[index] in ("should", "must") and tags[index] == "M":
+            return _clause_start(tags, begin, index)
         if words[index] == "you" and words[index + 1] in ADVISING_MODALS:
             if not ADVICE_VERBS.isdisjoint(words[index + 2 : index + 5]):
                 return index
@@ -217,11 +224,20 @@ def _find_advice(tokens: Tokens, begin: int, end: int) -> int:
     return end
 
 
+def _clause_start(tags: list[str], begin: int, index: int) -> int:
+    """Return where the clause of a token begins: after the last comma, conjunction or break."""
+    while index > begin and tags[index - 1] not in CLAUSE_BREAK_TAGS:
+        index -= 1
+    return index
+
+
 def _is_imperative(tokens: Tokens, index: int, end: int) -> bool:
     """Return whether a verb without a subject advises something: *add* a lamp."""
     if tokens.words[index] not in ADVICE_VERBS or index + 1 >= end:
         return False
-    return tokens.tags[index + 1] in ("D", "#", "G", "Q") or tokens.words[index] in ("consider", "ensure", "avoid", "remember")
+    return tokens.tags[index + 1] in ("D", "#", "G", "Q", "W") or tokens.words[index] in (
+        "consider", "ensure", "avoid", "remember", "keep",
+    )  # fmt: skip
 
 
 def _is_quantifier(phrase: Phrase) -> bool:

@@ -186,6 +186,11 @@ UNDENIED_OBJECT_VERBS = word_set(
 """Verbs whose object is there although they are denied: he does not *notice* the dog."""
 CLAUSE_CONJUNCTIONS = word_set("as until before after since")
 """Prepositions that also begin clauses: *as* the catcher reaches for it."""
+FEMALE_NOUNS = word_set("woman girl lady mother mom grandmother daughter sister wife bride bridesmaid waitress actress queen princess nun aunt niece "
+    "girlfriend policewoman businesswoman stewardess hostess maid grandma granny cow hen mare")
+MALE_NOUNS = word_set("man boy guy gentleman father dad grandfather son brother husband groom waiter actor king prince monk priest uncle nephew "
+    "boyfriend policeman businessman fireman cowboy mailman postman grandpa fisherman bull rooster")
+"""Nouns that `he` cannot refer to, and those that `she` cannot."""
 SPEAKERS = word_set("i we you one")
 """Subjects that see the image itself: what *we* do not see is absent."""
 ADVICE_VERBS = word_set(
@@ -193,6 +198,8 @@ ADVICE_VERBS = word_set(
     "hang paint bring make set start invest introduce create swap switch position organize organise"
 )
 """Imperatives, or verbs after `you could`, that advise what is not there: *consider* a lamp."""
+ADVICE_HEADINGS = word_set("tip tips advice suggestion suggestions recommendation recommendations note warning reminder")
+"""Words before a colon and advice: *tip*: wear a helmet."""
 ADVISING_MODALS = word_set("could can might may should would must")
 TRACE_NOUNS = word_set("sign trace")
 """Nouns that name no object when negated: no *sign* of a dog."""

@@ -329,8 +329,10 @@ def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: 
 
 
 def _find_antecedent(builder: ClaimBuilder, word: str) -> Phrase | None:
-    if word in ("he", "she", "him", "her", "himself", "herself"):
-        return builder.last_person
+    if word in ("he", "him", "himself"):
+        return builder.last_male or builder.last_person
+    if word in ("she", "her", "herself"):
+        return builder.last_female or builder.last_person
     if word in ("it", "itself", "this", "that"):
         return builder.last_singular
     if word in ("they", "them", "themselves", "these", "those", "none"):
