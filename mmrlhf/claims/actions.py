@@ -14,17 +14,17 @@ from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.text.words import word_set
 
 NOT_ACTIONS = word_set(
-    "be have show feature include contain depict display capture appear seem become remain stay create add make give suggest "
-    "indicate resemble need want like love enjoy know think feel consist provide offer represent convey evoke emphasize highlight "
-    "complement enhance dominate complete frame occupy span require allow let help keep involve focus consider note notice see "
-    "find locate exhibit exude contribute lend bring imply mean say state understand believe guess assume add spot observe "
-    "showcase present portray illustrate describe reveal reflect express share match boast comprise go come do get set let seem "
-    "sit stand lie lay dress position place situate surround fill line adorn decorate form mark reach"
+    "be have show feature include contain depict display capture appear seem become remain stay create suggest indicate resemble "
+    "need want like love enjoy know think feel consist provide represent convey evoke emphasize highlight complement enhance "
+    "dominate complete frame occupy span require allow let help involve focus consider note notice see find locate exhibit exude "
+    "contribute lend bring imply mean say state understand believe guess assume spot observe showcase present portray illustrate "
+    "describe reveal reflect express match boast comprise go come do get sit stand lie lay dress position situate surround line "
+    "form mark keep"
 )
 """Verbs that show, have, seem or describe, or give a place."""
 OBJECT_ACTIONS = word_set(
     "pull push carry tow hold hit cross drive follow chase touch support block spray cast shine cut lift throw catch ride eat drink "
-    "chew bite lick sniff feed wear look watch fly pass approach lead drag load transport haul land"
+    "chew bite lick sniff feed wear look watch fly pass approach lead drag load transport haul land dig spray"
 )
 """Actions of things that are not alive: a truck *tows* a car."""
 ANIMATE_ONLY_ACTIONS = word_set("wear hold eat ride carry drink look watch read feed pet hug throw kick swing use play talk")
@@ -51,6 +51,8 @@ PREPOSITIONAL_ACTIONS = {
 """The prepositions that are part of an action, by its verb: look *at*."""
 PLACE_ACTIONS = frozenset(("write on", "paint on", "draw on", "hold onto", "grab onto"))
 """Actions whose preposition gives a place as well."""
+NEED_PREPOSITION = word_set("look stare gaze glance peer smile laugh listen wait interact chat talk speak point reach")
+"""Verbs that without their preposition have no target: looks tidy."""
 SAME_AS_PLAIN = word_set("ride")
 """Verbs that mean the same with `on` and without: rides *on* a horse."""
 PARTICLE_ACTIONS = frozenset((("put", "on"), ("take", "off"), ("pick", "up"), ("turn", "on"), ("turn", "off")))
@@ -76,7 +78,10 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
     # a cup and a dog that *chases* a cat: the dog does
     is_singular = tag == "V" and word.endswith("s") and not word.endswith("ss")
     actors = [phrase for phrase in (state.actors[-1:] if is_singular else state.actors) if phrase.referent.name]
-    if tag != "E" and not any(builder.is_animate(phrase) for phrase in actors):
+    living = [phrase for phrase in actors if builder.is_animate(phrase)]
+    if living and verb in ANIMATE_ONLY_ACTIONS and tag != "E":
+        actors = living  # a stroller and a child *wearing* a hat
+    if tag != "E" and not living:
         subjects = [phrase for phrase in state.subjects if builder.is_animate(phrase)]
         if verb in ANIMATE_ONLY_ACTIONS and subjects:
             actors = subjects
@@ -132,7 +137,7 @@ def begin_wearing(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
 def complete_action(builder: ClaimBuilder, phrase: Phrase) -> None:
     """Add the open action with its target, or with one more target after `and`."""
     action = builder.state.action
-    if action is None:
+    if action is None or (action.verb in NEED_PREPOSITION and not action.is_participle):
         return
     if phrase.noun in LIGHT_OBJECTS:
         builder.state.action = None  # takes a *picture* of a church

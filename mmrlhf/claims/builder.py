@@ -9,7 +9,16 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from mmrlhf.claims.grammar import FEMALE_NOUNS, MALE_NOUNS, ANIMATE_CLASSES, BALL_SPORTS, CLAIM_ORDER, NEGATIVE_PRONOUNS, PAIRED_NOUNS
+from mmrlhf.claims.grammar import (
+    ANIMATE_CLASSES,
+    BALL_SPORTS,
+    CLAIM_ORDER,
+    FEMALE_NOUNS,
+    MALE_NOUNS,
+    NEGATIVE_PRONOUNS,
+    PAIRED_NOUNS,
+    POSSESSION_ACTIONS,
+)
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tagging import Tokens
@@ -95,6 +104,8 @@ class ClaimBuilder:
         self.last_male: Phrase | None = None
         """The latest person that `he` can refer to."""
         self.last_female: Phrase | None = None
+        self.previous_male: Phrase | None = None
+        self.previous_female: Phrase | None = None
         self.last_group: list[Phrase] = []
         """The latest subjects joined by `and`, to which `they` can refer."""
         self.last_plural: Phrase | None = None
@@ -165,7 +176,11 @@ class ClaimBuilder:
         if not phrase.name:
             return
         if phrase.start < state.negated_until and state.open_relation is None and self.is_negated(phrase):
+            # Nobody throws a coin: there may be one.
+            is_undecided = not phrase.is_negated and state.action is not None and state.action.verb not in POSSESSION_ACTIONS
             phrase.is_negated = True
+            if is_undecided and state.action is not None and state.action.is_negated:
+                return
         if phrase.is_additive and phrase.is_negated:
             # no *other* people: these are there; nobody *else*
             phrase.name = ""
@@ -221,15 +236,25 @@ class ClaimBuilder:
         """Add the count of a phrase whose number follows it: dogs: 2."""
         self._add_claim("count", phrase, phrase.start, stop, value=str(phrase.count), negated=phrase.is_negated, hedged=False)
 
+    def remember_group(self, phrases: list[Phrase]) -> None:
+        """Remember subjects joined by `and`: a man and a woman ... *they*."""
+        named = [phrase for phrase in phrases if phrase.name]
+        if len(named) > 1 and all(self.is_animate(phrase) for phrase in named):
+            self.last_group, self.last_plural = named, None
+
     def _update_antecedents(self, phrase: Phrase) -> None:
         """Remember a phrase for later pronouns; subjects take precedence."""
         category = self.lexicon.coco_class(phrase.name)
+        # Person: she is ...: a heading
+        is_heading = phrase.is_bare and self.last_person is not None and self.tokens.words[phrase.end : phrase.end + 1] == [":"]
+        if is_heading:
+            return
         is_subject = self.state.verb_index < 0 or not self.state.subjects
         if category == "person":
             if phrase.noun not in FEMALE_NOUNS and (is_subject or self.last_male is None):
-                self.last_male = phrase
+                self.previous_male, self.last_male = self.last_male, phrase
             if phrase.noun not in MALE_NOUNS and (is_subject or self.last_female is None):
-                self.last_female = phrase
+                self.previous_female, self.last_female = self.last_female, phrase
             if is_subject or self.last_person is None:
                 self.last_person = phrase
         elif phrase.is_negated:
@@ -237,7 +262,8 @@ class ClaimBuilder:
         elif not phrase.is_plural and (is_subject or self.last_singular is None or not self._last_singular_is_subject):
             self.last_singular = phrase
             self._last_singular_is_subject = is_subject
-        if phrase.is_plural and (is_subject or self.last_plural is None):
+        keeps_group = bool(self.last_group) and self.last_plural is None and category != "person" and not is_subject
+        if phrase.is_plural and not keeps_group and (is_subject or self.last_plural is None):
             self.last_plural = phrase
 
     def _add_claim(

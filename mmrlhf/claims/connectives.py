@@ -73,7 +73,11 @@ def process_connective(
             add_preposition(builder, index, word)
             _end_denied_judgement(builder, index, previous_tag)
     elif tag == ":" and not process_item(builder, index, tags, end):
-        builder.state = SentenceState()
+        # What I do not see: a dog
+        is_denied = word == ":" and builder.is_negated_at(index) and state.verb == "see"
+        builder.state = (
+            SentenceState(negated_until=TO_SENTENCE_END, verb="see", verb_index=index) if is_denied else SentenceState()
+        )
 
 
 def _process_not(builder: ClaimBuilder, index: int, previous_tag: str, next_tag: str) -> None:
@@ -126,6 +130,8 @@ def _process_conjunction(state: SentenceState, word: str, next_tag: str) -> None
     state.negated_until, state.pending_negation = -1, ""
     # wears a shirt *but* no hat: the same verb
     if word == "but" and next_tag == "Z" and state.conjunct_role == "object":
+        if state.action is not None:
+            state.action.is_open = True
         return
     state.is_hedged = word in ("if", "whether", "unless")
     state.open_relation = state.action = state.resolved_relation = None

@@ -10,7 +10,17 @@ from mmrlhf.claims.actions import LIGHT_OBJECTS
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
 from mmrlhf.claims.connectives import process_connective
 from mmrlhf.claims.disambiguation import tag_text
-from mmrlhf.claims.grammar import ADVICE_HEADINGS, ADVICE_VERBS, ADVISING_MODALS, MEASURE_NOUNS, PICTURE_NOUNS, PLURAL_MODIFIERS, TRACE_NOUNS
+from mmrlhf.claims.grammar import (
+    ADVICE_HEADINGS,
+    ADVICE_VERBS,
+    ADVISING_MODALS,
+    COPULAS,
+    MEASURE_NOUNS,
+    PICTURE_NOUNS,
+    PLURAL_MODIFIERS,
+    SIDES_OF_PRONOUNS,
+    TRACE_NOUNS,
+)
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, is_wall_art, parse_phrase, word_to_number
 from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase, process_pronoun
@@ -80,7 +90,9 @@ class _SentencePass:
         phrase = parse_phrase(builder.tokens, start, stop, builder.lexicon)
         self.next_index = match_stop
         is_unnamed_picture = phrase.noun in PICTURE_NOUNS and not phrase.name and not phrase.is_definite
-        if is_unnamed_picture and is_wall_art(words, self.begin, start, self.end):
+        if is_unnamed_picture and (
+            (phrase.is_plural and builder.state.verb in COPULAS) or is_wall_art(words, self.begin, start, self.end)
+        ):
             phrase.name = phrase.noun  # an object on a wall, not the image itself
         if self.quantifier is not None:
             self._apply_quantifier(phrase, self.quantifier)
@@ -175,7 +187,11 @@ class _SentencePass:
 
     def _process_token(self, index: int, tag: str, word: str, next_tag: str) -> None:
         builder, previous_tag, tags, end = self.builder, self.previous_tag, self.tags, self.end
-        if tag == "P":
+        if tag == "P" and word in SIDES_OF_PRONOUNS:
+            relation, pronoun = SIDES_OF_PRONOUNS[word]
+            begin_relation(builder, index, relation, previous_tag, "Q")
+            process_pronoun(builder, index, pronoun, "P", next_tag)
+        elif tag == "P":
             begin_relation(builder, index, word, previous_tag, next_tag)
         elif tag in MAIN_VERB_TAGS:
             process_verb(builder, index, tag, word, previous_tag, next_tag, tags, end)

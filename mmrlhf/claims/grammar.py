@@ -29,7 +29,7 @@ COMMON_VERBS = word_set(
     "drink cook cut talk smile pose rise climb dance sleep sell capture bend graze float perch stop reach line "
     "drip grow shine sway glow stretch rise lay rust gather guard spell bend hide board fish paddle soar face "
     "arch slice spray surround walk tow chase hug pet kick brush feed kiss lick grab pick touch point wave pour stir mix wash clean "
-    "toss pose lift drag"
+    "toss pose lift drag hand"
 )
 """Words that are likelier verbs than nouns where both fit."""
 VERBS_BY_PARTICLE = {
@@ -168,6 +168,13 @@ for _side in ("left", "right"):
     for _start in ("on the ", "at the "):
         SIDE_PREPOSITIONS[f"{_start}{_side} side of"] = f"{_side} side of"
 MULTIWORD_TERMS |= {phrase: ("P", name) for phrase, name in SIDE_PREPOSITIONS.items()}
+SIDES_OF_PRONOUNS: dict[str, tuple[str, str]] = {}
+"""Relation and pronoun of each term such as `left of her`, for: *to her left*."""
+for _side in ("left", "right"):
+    for _possessive, _pronoun in {"his": "him", "her": "her", "its": "it", "their": "them"}.items():
+        SIDES_OF_PRONOUNS[f"{_side} of {_pronoun}"] = (f"{_side} of", _pronoun)
+        for _start in ("to", "on"):
+            MULTIWORD_TERMS[f"{_start} {_possessive} {_side}"] = ("P", f"{_side} of {_pronoun}")
 MULTIWORD_TERMS_BY_PREFIX: dict[tuple[str, str], list[list[str]]] = {}
 """Terms of several words by their first two, the longest first."""
 for _phrase in sorted(MULTIWORD_TERMS, key=lambda p: -p.count(" ")):
@@ -186,10 +193,14 @@ UNDENIED_OBJECT_VERBS = word_set(
 """Verbs whose object is there although they are denied: he does not *notice* the dog."""
 CLAUSE_CONJUNCTIONS = word_set("as until before after since")
 """Prepositions that also begin clauses: *as* the catcher reaches for it."""
-FEMALE_NOUNS = word_set("woman girl lady mother mom grandmother daughter sister wife bride bridesmaid waitress actress queen princess nun aunt niece "
-    "girlfriend policewoman businesswoman stewardess hostess maid grandma granny cow hen mare")
-MALE_NOUNS = word_set("man boy guy gentleman father dad grandfather son brother husband groom waiter actor king prince monk priest uncle nephew "
-    "boyfriend policeman businessman fireman cowboy mailman postman grandpa fisherman bull rooster")
+FEMALE_NOUNS = word_set(
+    "woman girl lady mother mom grandmother daughter sister wife bride bridesmaid waitress actress queen princess nun aunt niece "
+    "girlfriend policewoman businesswoman stewardess hostess maid grandma granny cow hen mare"
+)
+MALE_NOUNS = word_set(
+    "man boy guy gentleman father dad grandfather son brother husband groom waiter actor king prince monk priest uncle nephew "
+    "boyfriend policeman businessman fireman cowboy mailman postman grandpa fisherman bull rooster"
+)
 """Nouns that `he` cannot refer to, and those that `she` cannot."""
 SPEAKERS = word_set("i we you one")
 """Subjects that see the image itself: what *we* do not see is absent."""
@@ -309,6 +320,8 @@ CAN_MODIFIERS = word_set("trash garbage soda beer tin watering spray oil paint a
 """Words before a can that is an object."""
 CLAIM_ORDER = {"object": 0, "count": 1, "attribute": 2, "relation": 3, "action": 4}
 """Order of a phrase's claims."""
+POSSESSION_ACTIONS = word_set("wear hold carry contain use serve sell eat drink")
+"""Actions whose denied object is taken to be absent: he *wears* no hat."""
 OPENNESS_ADJECTIVES = word_set("open closed shut")
 """States that follow what somebody has: with his mouth *open*."""
 ABSENCE_WORDS = word_set("absent missing nowhere")

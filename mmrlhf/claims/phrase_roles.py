@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mmrlhf.claims.actions import complete_action
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
@@ -23,6 +25,7 @@ from mmrlhf.claims.tags import (
     COORDINATION_TAGS,
     DESCRIPTIVE_TAGS,
     FINITE_VERB_TAGS,
+    MEMBER_END_TAGS,
     PARTICIPLE_TAGS,
     PLACE_TAGS,
     PREPOSITION_TAGS,
@@ -55,6 +58,21 @@ def process_phrase(
         if phrase.noun in ("color", "colour"):
             phrase.antecedent = possessor
     if _is_camera(builder, phrase, previous_tag):
+        return
+    if not phrase.name and phrase.noun in ("one", "other") and _process_member(builder, phrase, is_coordinated, next_tag):
+        return
+    # One of them, *a woman*, is talking: she is meant.
+    if (
+        is_coordinated
+        and previous_tag == ","
+        and state.conjunct_role == "subject"
+        and len(state.conjuncts) == 1
+        and state.conjuncts[0].noun in ("one", "other", "they")
+        and phrase.name
+        and not phrase.is_definite
+    ):
+        builder.add_phrase(phrase)
+        state.subjects = state.actors = state.conjuncts = [phrase]
         return
     starts_clause = state.has_finite_verb and (
         _is_subject(tokens.tags, phrase.end) or _has_relative_clause_in_list(builder, phrase, next_tag)
@@ -129,6 +147,21 @@ def process_phrase(
     state.subjects, state.actors, state.conjuncts, state.conjunct_role = phrases, phrases, phrases, "subject"
     state.action = None
     resolve_fronted(builder)
+
+
+def _process_member(builder: ClaimBuilder, phrase: Phrase, is_coordinated: bool, next_tag: str) -> bool:
+    """Make `one` and `the other` of several things the subject: *one* holds a cup."""
+    state, group = builder.state, builder.last_plural
+    begins_clause = (
+        state.verb_index < 0 or (is_coordinated and state.has_finite_verb) or (is_coordinated and next_tag in PARTICIPLE_TAGS)
+    )
+    if not begins_clause or group is None or state.open_relation is not None or next_tag not in MEMBER_END_TAGS:
+        return False
+    phrase.antecedent = group
+    state.subjects = state.actors = state.conjuncts = [phrase]
+    state.conjunct_role, state.verb, state.verb_index, state.has_finite_verb = "subject", "", -1, False
+    state.negated_until, state.pending_negation, state.action, state.last_relation = -1, "", None, None
+    return True
 
 
 def _is_camera(builder: ClaimBuilder, phrase: Phrase, previous_tag: str) -> bool:
@@ -264,7 +297,7 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
     if state.conjunct_role not in ("subject", "object", "with"):
         return False
     state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]
-    if state.action is not None and not state.action.is_open:
+    if state.action is not None and not state.action.is_open and next_tag not in PARTICIPLE_TAGS:
         complete_action(builder, phrase)
     # On the table are a cup and a *plate*.
     is_presented = state.conjunct_role == "object" and state.verb in EXISTENCE_VERBS and state.action is None
@@ -274,6 +307,7 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
             builder.add_relation([phrase], relation, target, index)
     if state.conjunct_role == "subject":
         state.subjects = state.actors = state.conjuncts
+        builder.remember_group(state.conjuncts)
     return True
 
 
@@ -312,6 +346,8 @@ def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: 
     if antecedent is not None:
         phrase.antecedent, phrase.is_plural, phrase.is_negated = antecedent, antecedent.is_plural, antecedent.is_negated
     if state.open_relation is not None:
+        if word in ("them", "they") and _attach_group(builder, phrase):
+            return
         _attach_pronoun(builder, phrase, word)
         return
     if state.verb_index >= 0 and next_tag not in FINITE_VERB_TAGS:
@@ -323,21 +359,39 @@ def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: 
         state.negated_until, state.pending_negation = -1, ""
     if word == "none":
         state.negated_until = TO_SENTENCE_END
-    state.subjects = state.actors = state.conjuncts = [phrase]
+    members = builder.last_group if word in ("they", "them", "none") and builder.last_plural is None else []
+    phrases = [replace(phrase, antecedent=member, is_plural=False) for member in members] or [phrase]
+    state.subjects = state.actors = state.conjuncts = phrases
     state.conjunct_role, state.verb, state.verb_index, state.has_finite_verb = "subject", "", -1, False
     state.action = None
 
 
 def _find_antecedent(builder: ClaimBuilder, word: str) -> Phrase | None:
+    # A friend films *him*: somebody before the subject.
+    is_object = word in ("him", "her")
     if word in ("he", "him", "himself"):
-        return builder.last_male or builder.last_person
+        is_subject = is_object and any(phrase is builder.last_male for phrase in builder.state.subjects)
+        return (builder.previous_male if is_subject else builder.last_male) or builder.last_person
     if word in ("she", "her", "herself"):
-        return builder.last_female or builder.last_person
+        is_subject = is_object and any(phrase is builder.last_female for phrase in builder.state.subjects)
+        return (builder.previous_female if is_subject else builder.last_female) or builder.last_person
     if word in ("it", "itself", "this", "that"):
         return builder.last_singular
     if word in ("they", "them", "themselves", "these", "those", "none"):
         return builder.last_plural or builder.last_singular
     return None
+
+
+def _attach_group(builder: ClaimBuilder, phrase: Phrase) -> bool:
+    """Make each member of the latest group a target: behind *them*. Return False without one."""
+    state, members = builder.state, builder.last_group if builder.last_plural is None else []
+    opened = state.open_relation
+    if not members or opened is None:
+        return False
+    for member in members:
+        state.open_relation = opened
+        attach_target(builder, replace(phrase, antecedent=member, is_plural=False))
+    return True
 
 
 def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:

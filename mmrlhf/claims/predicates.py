@@ -143,7 +143,9 @@ def process_participle(
             else state.conjuncts[-1:]
         )
     elif previous_tag == "," and state.subjects and state.conjunct_role != "subject":
-        state.actors = state.subjects
+        # The image shows an elephant standing in a river, *spraying* water.
+        if any(phrase.referent.name for phrase in state.subjects) or not state.actors:
+            state.actors = state.subjects
     elif previous_tag == "," and state.conjuncts and not state.subjects:
         state.actors = state.conjuncts
     if tag == "G" and builder.is_negated_at(index) and _is_undenied_object_verb(builder, builder.lexicon.verb_base(word)):
@@ -159,7 +161,7 @@ def process_participle(
         for phrase in state.actors:
             builder.hedge(phrase)
     if tag == "E":
-        if word in PAINT_PARTICIPLES:
+        if word in PAINT_PARTICIPLES and (next_tag in ("J", "R") or not builder.is_negated_at(index)):
             _add_painted_colours(builder, index, tags, end)
         elif word == "made" and previous_tag in BEFORE_MADE_OF:
             _add_materials(builder, index, tags, end)

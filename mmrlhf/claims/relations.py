@@ -93,11 +93,10 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     elif previous_tag == "N" and state.conjunct_role == "denied" and next_tag != "Q":
         located = state.actors or state.conjuncts  # a man without a hat on a beach
     elif previous_tag == "N" and state.conjunct_role == "target" and state.last_relation is not None:
-        located = (
-            state.last_relation[1]
-            if word in PEER_RELATIONS and not (word in VERTICAL_RELATIONS and state.verb in COPULAS)
-            else state.conjuncts
-        )
+        # Nobody sits on the bench *near* the crosswalk: the bench is there.
+        is_peer = word in PEER_RELATIONS and not (word in VERTICAL_RELATIONS and state.verb in COPULAS)
+        is_denied = all(phrase.is_negated for phrase in state.last_relation[1])
+        located = state.last_relation[1] if is_peer and not is_denied else state.conjuncts
     elif previous_tag == ",":
         located = state.actors or state.conjuncts
         if state.conjunct_role == "target" and state.last_relation is not None and word in PEER_RELATIONS:

@@ -16,6 +16,7 @@ from mmrlhf.claims.grammar import (
     MULTIWORD_TERMS_BY_PREFIX,
     NUMBER_VALUES,
     PERSON_PRONOUNS,
+    SIDES_OF_PRONOUNS,
 )
 from mmrlhf.claims.lexicon import MAX_CACHED_WORDS, Lexicon
 from mmrlhf.claims.markup import mask_markup
@@ -207,6 +208,9 @@ def _merge_multiword_terms(tokens: Tokens) -> None:
                 # closer *to the left of*: not a relation
                 if term.endswith("t of") and i and words[i - 1] in ("closer", "nearer", "close", "near", "the"):
                     continue
+                next_tags = tokens.tags[i + len(phrase)] if i + len(phrase) < len(words) else "."
+                if term in SIDES_OF_PRONOUNS and not NOUN_TAGS.isdisjoint(next_tags):
+                    continue  # on his left arm
                 last_index = i + len(phrase) - 1
                 tokens.tags[i], tokens.ends[i], words[i], tokens.attribute_rank[i] = tag, tokens.ends[last_index], term, 0
                 tokens.nouns[i] = "person" if term == "nobody" else term

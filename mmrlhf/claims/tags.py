@@ -82,6 +82,8 @@ CLAUSE_TAGS = tag_set("BVHTM")
 """Tags that show a clause: Chairs: there *are* four."""
 AFTER_DESCRIPTION_TAGS = tag_set(".:,EGPA")
 """Tags after adjectives that describe an item, not a noun after them."""
+MEMBER_END_TAGS = tag_set("BHVGEW,P")
+"""Tags after `one` or `the other` as a subject."""
 LABEL_START_TAGS = tag_set("DNJ#")
 LIST_ITEM_START_TAGS = tag_set("JCLORE?KG")
 """Tags after a comma that does not end what a negation denies: not red, *or* blue."""
@@ -127,7 +129,7 @@ AFTER_VERB_ADVERBIAL = tag_set("PRI")
 AFTER_SINGULAR_COMMON_VERB = tag_set("DZPQRIAGE,#J.CLOXNu")
 AFTER_SINGULAR_VERB = tag_set("DZPQRIA#JLO")
 AFTER_PLURAL_VERB = tag_set("DZPQRIAGE#,.YJLO")
-AFTER_COORDINATED_SUBJECT_VERB = tag_set("PQRIAJ")
+AFTER_COORDINATED_SUBJECT_VERB = tag_set("PQRIAJ.,Y")
 AFTER_PLURAL_COMMON_VERB = tag_set("DPQRIAJ")
 AFTER_COORDINATED_VERB = tag_set("DZPQRI")
 AFTER_LISTED_ADJECTIVE = tag_set("NXUJEC,")
@@ -144,7 +146,7 @@ BEFORE_PLACE_OF_ACTOR = tag_set("VGEBRJOH?")
 """Tags before a preposition that locates the actor: stands *on*."""
 BEFORE_OPENNESS = tag_set("NRJ")
 """Tags before `open` that describes what somebody has: with its mouth *wide* open."""
-BEFORE_PREDICATE_PARTICIPLE = tag_set("BRC")
+BEFORE_PREDICATE_PARTICIPLE = tag_set("BRCO")
 BEFORE_MADE_OF = tag_set("BCN,RO")
 """Tags before `made` that introduces a material: *is* made of wood."""
 AFTER_ACTION_PARTICIPLE = tag_set("PAR")
