@@ -160,7 +160,7 @@ DATA_COMMANDS = _by_last_word(
     Command("data check", "read every row of a file and report errors", "rows.jsonl --image_folder images", run_data_check),
     Command(
         "data convert",
-        "write preferences in another format",
+        "write preferences in another format, or rows for sft and prompts",
         "rows.jsonl --to rankings --output_file rows.parquet",
         run_data_convert,
     ),

@@ -209,11 +209,13 @@ def run_data_check(command: Command, argv: list[str]) -> int:
 
 
 def run_data_convert(command: Command, argv: list[str]) -> None:
-    from mmrlhf.datasets import FORMATS
+    from mmrlhf.datasets import EXAMPLE_FORMATS, FORMATS
 
+    formats = [*EXAMPLE_FORMATS, *FORMATS]
     parser = Parser(command, f"{READ_USAGE} --to FORMAT --output_file OUT [--balance_lengths] [--seed N]")
     _add_read_arguments(parser, "facts by image name, to write into the rows")
-    parser.add_argument("--to", metavar="FORMAT", choices=FORMATS, required=True, help=f"one of {', '.join(FORMATS)}")
+    help_text = f"sft (chosen answers), prompts (no answers), or a format of preferences: {', '.join(FORMATS)}"
+    parser.add_argument("--to", metavar="FORMAT", choices=formats, required=True, help=help_text)
     parser.add_argument("--output_file", metavar="OUT", required=True, help=".jsonl, .json or .parquet file to write")
     help_text = "drop pairs until the longer answer is chosen as often as the shorter one, at every length gap"
     parser.add_argument("--balance_lengths", action="store_true", help=help_text)

@@ -85,7 +85,7 @@ def test_main_eval_takes_benchmark_and_config(stub_stage, tmp_path):
     [
         ("demo", "demo.pipeline", "demo", ("runs/demo", False, 0)),
         ("demo --output_dir d --seed 2 --fresh", "demo.pipeline", "demo", ("d", True, 2)),
-        ("data check f.json --facts_file t", "commands.check", "check", ("f.json", None, "t", "train")),
+        ("data check f.json --facts_file t", "commands.check", "check", ("f.json", None, "t", "train", None)),
         ("data stats f.json --facts_file t", "commands.stats", "stats", ("f.json", None, "t", "runs/stats", "train")),
         (
             "data convert f --to trl --output_file o",

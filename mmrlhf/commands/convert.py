@@ -1,4 +1,4 @@
-"""`mmrlhf data convert FILE --to FORMAT`: convert preferences from any format to any other."""
+"""`mmrlhf data convert FILE --to FORMAT`: rewrite preferences, or take rows from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.config_loader import suggestion
-from mmrlhf.datasets import FORMATS, has_preferences, read_preferences, row_context, to_pairs
+from mmrlhf.datasets import (
+    EXAMPLE_FORMATS,
+    FORMATS,
+    has_preferences,
+    read_examples,
+    read_preferences,
+    row_context,
+    to_pairs,
+)
 from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import atomic, refuse_output_file
@@ -33,43 +41,50 @@ def convert(
 ) -> None:
     """Write a file's preferences as rows of `target_format`, and print what was left out.
 
-    The output appears when it is complete. JSON keeps the paths of image files and embeds other
-    images in base64; parquet embeds all images. Fields that mmrlhf does not read are dropped.
+    `sft` takes the best answers of preferences (or rows with answers), `prompts` drops answers;
+    both write a repeated row once. The output appears when it is complete. JSON keeps the paths of
+    image files and embeds other images in base64; parquet embeds all images. Fields that mmrlhf
+    does not read are dropped.
     Raises InputError if the file or a row cannot be read, or no row is left to write.
     """
-    if target_format not in FORMATS:
-        raise InputError(f"there is no format {target_format}: {suggestion(target_format, FORMATS)}")
+    all_formats = FORMATS | EXAMPLE_FORMATS
+    if target_format not in all_formats:
+        raise InputError(f"there is no format {target_format}: {suggestion(target_format, all_formats)}")
     output_path = Path(output_file)
     if output_path.suffix not in WRITERS:
         raise InputError(f"output_file {output_path} must end in {', '.join(WRITERS)}: the ending decides the format of the file")
     refuse_output_file(output_path)
-    if not has_preferences(path, split):
-        raise InputError(f"{path} has no preferences to convert: stages read prompts and answers as they are")
-    preferences = read_preferences(path, split, image_folder, read_facts(facts_file) if facts_file else None)
+    facts = read_facts(facts_file) if facts_file else None
+    records: Any
+    if has_preferences(path, split):
+        records = read_preferences(path, split, image_folder, facts)
+    elif target_format in EXAMPLE_FORMATS:
+        records = read_examples(path, split, image_folder, facts)
+    else:
+        raise InputError(f"{path} has no preferences to convert to {target_format}: stages read prompts and answers as they are")
+    if should_balance and target_format in EXAMPLE_FORMATS:
+        raise InputError(f"balance_lengths balances pairs, and {target_format} has none: convert to a format of pairs first")
     image_root = row_context(path, image_folder).image_folder
-    row_format = FORMATS[target_format]
+    row_format: Any = all_formats[target_format]
     skipped = Counter[str]()
 
-    def representable_preferences() -> Iterator[Preference]:
-        """Yield the preferences that the format can hold, in the same order on every call."""
+    def candidates() -> Iterator[Any]:
+        """Yield the records that the format can hold, in the same order on every call."""
         skipped.clear()  # each pass over the data counts them again
-        for preference in preferences:
-            for candidate in [preference] if row_format.supports_rankings else to_pairs(preference):
-                if unsupported := row_format.unsupported_feature(candidate):
-                    skipped[f"{unsupported}, which {target_format} cannot hold"] += 1
-                else:
-                    yield candidate
+        if target_format in EXAMPLE_FORMATS:
+            return row_format.select(records, skipped)
+        return _representable(records, target_format, skipped)
 
-    kept_indices = set(balance_lengths(representable_preferences(), seed)) if should_balance else None
+    kept_indices = set(balance_lengths(candidates(), seed)) if should_balance else None
     embed_images = output_path.suffix == ".parquet"
 
     def iter_rows(with_images: bool = True) -> Iterator[dict[str, Any]]:
-        for index, preference in enumerate(representable_preferences()):
+        for index, record in enumerate(candidates()):
             if kept_indices is not None and index not in kept_indices:
                 skipped["pairs to balance lengths"] += 1
                 continue
-            images = [_image_value(source, image_root, embed_images) if with_images else {} for source in preference.images]
-            yield row_format.to_row(preference, images)
+            images = [_image_value(source, image_root, embed_images) if with_images else {} for source in record.images]
+            yield row_format.to_row(record, images)
 
     # A first pass without images finds the columns, and any bad row before anything is written.
     fields: set[str] = set()
@@ -92,6 +107,17 @@ def convert(
     if skipped:
         notes.append(f"left out: {_format_skipped(skipped)}")
     print(f"{output_path}: {'; '.join(notes)}")
+
+
+def _representable(preferences: Iterable[Preference], target_format: str, skipped: Counter[str]) -> Iterator[Preference]:
+    """Yield preferences, or their pairs, and count in `skipped` those that the format lacks."""
+    row_format = FORMATS[target_format]
+    for preference in preferences:
+        for candidate in [preference] if row_format.supports_rankings else to_pairs(preference):
+            if unsupported := row_format.unsupported_feature(candidate):
+                skipped[f"{unsupported}, which {target_format} cannot hold"] += 1
+            else:
+                yield candidate
 
 
 def _format_skipped(skipped: Counter[str]) -> str:

@@ -14,7 +14,7 @@ A row's format is not declared, but recognised by its fields:
     RLAIF-V, MM-RLHF  TRL's pairs with question, and with is_tie, ls_factor and reasons
 
 Each module imports only those before it: `conversations`, `image_fields`, `other_trainers`,
-`preferences`, `examples`, `load`, `write`.
+`preferences`, `examples`, `load`, `write`, `write_examples`.
 """
 
 from mmrlhf.datasets.examples import detect_format, parse_example
@@ -22,8 +22,10 @@ from mmrlhf.datasets.image_fields import row_context
 from mmrlhf.datasets.load import Records, has_preferences, read_examples, read_preferences
 from mmrlhf.datasets.preferences import is_preference, parse_preference
 from mmrlhf.datasets.write import FORMATS, to_pairs
+from mmrlhf.datasets.write_examples import EXAMPLE_FORMATS
 
 __all__ = [
+    "EXAMPLE_FORMATS",
     "FORMATS",
     "Records",
     "detect_format",

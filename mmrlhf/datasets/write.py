@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmrlhf.datasets.conversations import PLACEHOLDER
-from mmrlhf.records import Message, Preference, place_images
+from mmrlhf.records import Fact, Message, Preference, place_images
 
 RowDict = dict[str, Any]
 
@@ -63,8 +63,9 @@ def to_pairs(preference: Preference) -> list[Preference]:
 # ---- shared by several formats -------------------------------------------------------------------
 
 
-def _common_fields(preference: Preference, source_field: str = "source") -> RowDict:
-    facts = [
+def facts_field(facts: Sequence[Fact]) -> list[RowDict] | None:
+    """Return facts as a row's `facts`, None if there are none."""
+    rows = [
         {
             "kind": fact.kind,
             "text": fact.text,
@@ -72,9 +73,14 @@ def _common_fields(preference: Preference, source_field: str = "source") -> RowD
             "confidence": fact.confidence,
             "box": fact.box and list(fact.box),
         }
-        for fact in preference.facts
+        for fact in facts
     ]
-    return {source_field: preference.source or None, "hallucination": preference.hallucinated, "facts": facts or None}
+    return rows or None
+
+
+def _common_fields(preference: Preference, source_field: str = "source") -> RowDict:
+    facts = facts_field(preference.facts)
+    return {source_field: preference.source or None, "hallucination": preference.hallucinated, "facts": facts}
 
 
 def _image_fields(images: Sequence[Any]) -> RowDict:
@@ -104,8 +110,9 @@ def _content_parts(turn: Message) -> list[RowDict]:
     return [*turn.parts()] if turn.content or turn.image_positions else []
 
 
-def _message_dicts(preference: Preference, num_images: int) -> list[RowDict]:
-    return [{"role": turn.role, "content": _content_parts(turn)} for turn in place_images(preference.prompt, num_images)]
+def message_dicts(turns: Sequence[Message], num_images: int) -> list[RowDict]:
+    """Return turns as a row's field, their images in the places where they are shown."""
+    return [{"role": turn.role, "content": _content_parts(turn)} for turn in place_images(turns, num_images)]
 
 
 TEXT_COLUMNS = {"id": "string", "source": "string", "hallucination": "bool"}
@@ -123,7 +130,7 @@ def _to_trl(preference: Preference, images: Sequence[Any]) -> RowDict:
     answers = [Message("assistant", text) for text in preference.answers]
     chosen, rejected = ([{"role": answer.role, "content": _content_parts(answer)}] for answer in answers)
     is_tie = True if preference.comparisons[0].is_tie else None
-    prompt = _message_dicts(preference, len(images))
+    prompt = message_dicts(preference.prompt, len(images))
     row = {"id": preference.id, "images": list(images), "prompt": prompt, "chosen": chosen, "rejected": rejected}
     return {**row, "margin": _margin(preference), "is_tie": is_tie, **_common_fields(preference)}
 
@@ -186,7 +193,7 @@ def _consistent_ratings(preference: Preference) -> Sequence[float]:
 
 
 def _to_rankings(preference: Preference, images: Sequence[Any]) -> RowDict:
-    row = {"id": preference.id, "images": list(images), "prompt": _message_dicts(preference, len(images))}
+    row = {"id": preference.id, "images": list(images), "prompt": message_dicts(preference.prompt, len(images))}
     row |= {"answers": list(preference.answers), "ranks": list(preference.ranks)}
     return {**row, "ratings": list(preference.ratings) or None, **_common_fields(preference)}
 

@@ -8,7 +8,7 @@ import pytest
 
 from mmrlhf.cli import main
 from mmrlhf.commands.convert import convert
-from mmrlhf.datasets import FORMATS, detect_format, read_preferences
+from mmrlhf.datasets import FORMATS, detect_format, read_examples, read_preferences
 from mmrlhf.facts import read_facts
 from mmrlhf.files import bundled
 from mmrlhf.files.tables import read_rows
@@ -118,3 +118,47 @@ def test_convert_balance_lengths_flag_is_seeded(tmp_path, capsys):
         assert "25 rows as trl" in printed and printed.endswith("left out: 10 pairs to balance lengths\n")
         outputs[name] = (tmp_path / f"{name}.jsonl").read_text()
     assert outputs["seed 1"] == outputs["seed 1 again"] != outputs["seed 2"]
+
+
+@pytest.mark.parametrize("name", PREFERENCE_SAMPLES)
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_convert_takes_chosen_answers_and_prompts(name, suffix, tmp_path):
+    preferences = list(read_preferences(str(SAMPLES / name)))
+    for target, answered in (("sft", True), ("prompts", False)):
+        out = tmp_path / f"{target}.{suffix}"
+        convert(str(SAMPLES / name), target, str(out), facts_file=str(SAMPLES / "facts.jsonl"))
+        examples = list(read_examples(str(out), image_folder=str(SAMPLES), require_answer=answered))
+        best = [p for p in preferences if p.ranks[0] < p.ranks[1]] if answered else preferences
+        expected = {(p.prompt, p.chosen if answered else None, p.images[0].key) for p in best}
+        assert {(e.prompt, e.answer, e.images[0].key) for e in examples} == expected
+        assert len(examples) == len(expected) and all(e.facts for e in examples)
+
+
+def test_convert_to_sft_and_prompts_reports_ties_and_repeats(tmp_path, capsys):
+    row = {"images": [], "prompt": "What?", "chosen": "a", "rejected": "b"}
+    rows = [row, {**row, "rejected": "c"}, {**row, "chosen": "d", "is_tie": True}, {**row, "chosen": "e"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for target, note in (
+        ("sft", "2 rows as sft; image paths start from {0} (--image_folder {0}); left out: 1 repeated rows; 1 ties, which have no chosen answer"),
+        ("prompts", "1 rows as prompts; image paths start from {0} (--image_folder {0}); left out: 3 repeated prompts"),
+    ):  # fmt: skip
+        convert(str(tmp_path / "rows.jsonl"), target, str(tmp_path / "out.jsonl"))
+        assert note.format(tmp_path) in capsys.readouterr().out
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "sft.jsonl").write_text(json.dumps({"images": [], "messages": conversation}))
+    convert(str(tmp_path / "sft.jsonl"), "prompts", str(tmp_path / "out.jsonl"))
+    (example,) = read_examples(str(tmp_path / "out.jsonl"))
+    assert (example.prompt[0].content, example.answer) == ("a", None)
+    with pytest.raises(InputError, match="has no preferences to convert to trl"):
+        convert(str(tmp_path / "sft.jsonl"), "trl", str(tmp_path / "out.jsonl"))
+    with pytest.raises(InputError, match="balance_lengths balances pairs, and sft has none"):
+        convert(str(tmp_path / "rows.jsonl"), "sft", str(tmp_path / "out.jsonl"), should_balance=True)
+
+
+def test_convert_keeps_the_places_of_images(tmp_path):
+    (tmp_path / "a.png").write_bytes((SAMPLES / "images" / "red_mug.png").read_bytes())
+    turns = [{"role": "user", "content": "Before: <image> After: <image> What changed?"}]
+    row = {"images": ["a.png", "a.png"], "prompt": turns, "chosen": "a", "rejected": "b"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    convert(str(tmp_path / "rows.jsonl"), "prompts", str(tmp_path / "out.jsonl"))
+    assert read_examples(str(tmp_path / "out.jsonl"))[0].prompt == read_preferences(str(tmp_path / "rows.jsonl"))[0].prompt
