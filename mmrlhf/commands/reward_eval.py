@@ -8,18 +8,21 @@ about another image, or contradicted. Intervals are 95% (Wilson).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
+from mmrlhf.commands.stats import format_stats_cell, lengths_figure, summary_stats
 from mmrlhf.config import RewardEvalConfig
 from mmrlhf.datasets import read_preferences
+from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.facts import read_facts
 from mmrlhf.facts.corrupt import drop_facts, negate_facts
 from mmrlhf.files.atomic import write_atomic
@@ -34,6 +37,8 @@ from mmrlhf.metrics.calibration import (
     proportion,
 )
 from mmrlhf.records import Comparison, Fact, InputError, Preference
+from mmrlhf.report.page import jinja_environment
+from mmrlhf.report.plots import style_context, to_inline_svg
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.probes import PROBE_KINDS, Probe, make_probes
@@ -91,10 +96,9 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     if fact_conditions:
         result["facts_curve"] = {name: accuracy(rows, scores[name]) for name in ("as given", *fact_conditions)}
     write_atomic(run.path / "result.json", json.dumps(result, indent=1))
-    plot_results(result, run.path / "reward-eval.png")
+    write_page(result, rows, run.path / "report.html")
     run.finish(result)
     print_table(result)
-    print(f"{run.path / 'result.json'} has the numbers, and {run.path / 'reward-eval.png'} the plots")
     return result
 
 
@@ -255,16 +259,14 @@ def probe_metrics(probes: Sequence[Probe], scores: Sequence[Sequence[float]]) ->
 # ---- output --------------------------------------------------------------------------------------
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """Print the metrics as a table."""
-    table = Table(title=f"{result['reward_model']} on {result['data']}", title_justify="left")
-    for name, justify in (("", "left"), ("%", "right"), ("95% interval", "right"), ("n", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return the metrics as rows of a table: label, percent, 95% interval, number."""
+    rows = []
 
     def add(label: str, metric: dict[str, Any]) -> None:
         if metric["n"]:
-            interval = f"{100 * metric['low']:.1f} - {100 * metric['high']:.1f}"
-            table.add_row(label, f"{100 * metric['value']:.1f}", interval, str(metric["n"]))
+            interval = f"{100 * metric['low']:.1f} to {100 * metric['high']:.1f}"
+            rows.append((label, f"{100 * metric['value']:.1f}", interval, str(metric["n"])))
 
     add("accuracy", result["accuracy"])
     for title, key in (("source", "by_source"), ("hallucinated", "by_hallucinated"), ("the better answer is", "by_length")):
@@ -274,46 +276,100 @@ def print_table(result: dict[str, Any]) -> None:
     for name, metric in result.get("facts_curve", {}).items():
         add(f"  facts {name}", metric)
     for kind, metric in result["probe"].items():
-        add(f"a false {kind} lowers the score", metric["false_lowers"])
-        add(f"  it scores below a true {kind} in the same sentence", metric["false_below_true"])
+        add(f"an injected false {kind} lowers the score", metric["false_lowers"])
+        add(f"  and below a true {kind} in the same words", metric["false_below_true"])
+    return rows
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Print the metrics as a table, and what the table does not say."""
+    table = Table(title=f"{result['reward_model']} on {result['data']}", title_justify="left")
+    for name, justify in (("", "left"), ("%", "right"), ("95% interval", "right"), ("n", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in table_rows(result):
+        table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
+    for sentence in findings(result):
+        console.print(sentence, soft_wrap=True, markup=False)
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    """Return sentences on calibration, ties, and the hallucinations that the model misses."""
     ece, uncalibrated_ece = result["calibration"]["ece"], result["calibration"]["ece_uncalibrated"]
-    console.print(f"expected calibration error {ece:.3f} (without temperature {uncalibrated_ece:.3f})", soft_wrap=True)
+    sentences = [f"Expected calibration error {ece:.3f} (without temperature {uncalibrated_ece:.3f})."]
     if result["ties"]:
-        console.print(f"ties have closer scores than other pairs with AUROC {result['ties']['auroc']:.2f}", soft_wrap=True)
+        sentences.append(f"Ties have closer scores than other pairs with AUROC {result['ties']['auroc']:.2f}.")
+    missed = [
+        f"{kind} ({metrics['false_below_true']['value']:.0%})"
+        for kind, metrics in result["probe"].items()
+        if metrics["false_below_true"]["low"] <= 0.5
+    ]
+    if missed:
+        sentences.append(f"It is not shown to tell false from true claims of these kinds (chance is 50%): {', '.join(missed)}.")
+    return sentences
 
 
-def plot_results(result: dict[str, Any], path: Path) -> None:
-    """Plot the reliability diagram, accuracy by condition of the facts, and the injected claims."""
-    from matplotlib.figure import Figure
+def write_page(result: dict[str, Any], rows: Sequence[Preference], path: Path) -> None:
+    """Write one HTML page with the plots, the lengths of the rows' answers, and the tables."""
+    summary = DatasetSummary()
+    for row in rows:
+        summary.add(row)
+    accuracy_ = result["accuracy"]
+    headline = (
+        f"{result['reward_model']} prefers the better answer in {accuracy_['value']:.1%} of {accuracy_['n']} comparisons "
+        f"(95% interval {accuracy_['low']:.1%} to {accuracy_['high']:.1%}; chance is 50%)."
+    )
+    with style_context():
+        lengths = lengths_figure(summary)
+        plots = [(to_inline_svg(figure, name), alt) for name, figure, alt in _figures(result)]
+        lengths_plot = (
+            to_inline_svg(lengths, "lengths"),
+            "Histograms of the lengths of better and worse answers, and of their differences.",
+        )
+    stats = [(name.replace("_", " "), format_stats_cell(value)) for name, value in summary_stats(summary).items()]
+    html = (
+        jinja_environment()
+        .get_template("reward_eval.html.j2")
+        .render(
+            result=result,
+            headline=headline,
+            findings=findings(result),
+            plots=plots,
+            lengths=lengths_plot,
+            rows=table_rows(result),
+            stats=[(name, text) for name, text in stats if text not in ("", "0")],
+        )
+    )
+    write_atomic(path, html)
 
-    panels = ["reliability", *(["facts"] if "facts_curve" in result else []), *(["probe"] if result["probe"] else [])]
-    figure = Figure(figsize=(4.4 * len(panels), 3.9), layout="constrained")
-    for panel, axes in zip(panels, np.atleast_1d(figure.subplots(1, len(panels))), strict=True):
-        if panel == "reliability":
-            draw_reliability(axes, [Bin(**bin_) for bin_ in result["calibration"]["bins"]], 0.5)
-            axes.set(
-                xlabel="confidence",
-                ylabel="accuracy",
-                title=f"calibration error {result['calibration']['ece']:.3f}",
-            )
-        elif panel == "facts":
-            _plot_bars(axes, result["facts_curve"], "#3f8f46", "accuracy by facts")
-        else:
-            bars: dict[str, dict[str, Any]] = {}
-            for kind, metrics in result["probe"].items():
-                bars |= {f"{kind}, lowers": metrics["false_lowers"], f"{kind}, below true": metrics["false_below_true"]}
-            _plot_bars(axes, bars, "#d43f3a", "an injected false claim")
-    figure.savefig(path, dpi=140)
+
+def _figures(result: dict[str, Any]) -> Iterator[tuple[str, Figure, str]]:
+    """Yield (id, figure, description): reliability, accuracy by facts, injected hallucinations."""
+    figure = Figure(figsize=(4.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    draw_reliability(axes, [Bin(**bin_) for bin_ in result["calibration"]["bins"]], 0.5)
+    axes.set(xlabel="confidence", ylabel="accuracy", title=f"calibration error {result['calibration']['ece']:.3f}")
+    yield "reliability", figure, "Reliability diagram: accuracy against confidence."
+    if "facts_curve" in result:
+        yield _bars("facts", result["facts_curve"], "#12a08f", "accuracy by facts")
+    if result["probe"]:
+        bars: dict[str, dict[str, Any]] = {}
+        for kind, metrics in result["probe"].items():
+            bars |= {f"{kind}, lowers": metrics["false_lowers"], f"{kind}, below true": metrics["false_below_true"]}
+        yield _bars("injected", bars, "#d43f3a", "an injected hallucination")
 
 
-def _plot_bars(axes: Any, metrics: dict[str, dict[str, Any]], colour: str, title: str) -> None:
+def _bars(id_: str, metrics: dict[str, dict[str, Any]], colour: str, title: str) -> tuple[str, Figure, str]:
     names, positions = list(metrics), np.arange(len(metrics))
     values = np.array([metrics[name]["value"] for name in names], dtype=float)
     bounds = np.array([[metrics[name][bound] for name in names] for bound in ("low", "high")])
-    errors = np.abs(bounds - values)
-    axes.barh(positions, values, xerr=errors, color=colour, alpha=0.75, error_kw={"elinewidth": 0.8})
+    figure = Figure(figsize=(4.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(
+        positions, values, xerr=np.abs(bounds - values), color=colour, alpha=0.75, error_kw={"elinewidth": 0.8, "ecolor": "0.5"}
+    )
     axes.axvline(0.5, color="0.6", linewidth=0.8)
     axes.set(yticks=positions, yticklabels=names, xlim=(0, 1), title=title)
     axes.invert_yaxis()
+    return id_, figure, f"{title}: " + "; ".join(f"{name} {value:.0%}" for name, value in zip(names, values, strict=True)) + "."

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +21,9 @@ from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.tables import read_rows
 from mmrlhf.metrics.intervals import wilson
 from mmrlhf.records import Example, Preference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 StatsDict = dict[str, Any]
 MAX_SOURCES_SHOWN = 6
@@ -56,7 +59,9 @@ def stats(
     results: StatsDict = {"file": path, "layout": format_name, **summary_stats(overall)}
     results["by_source"] = {name: summary_stats(summary) for name, summary in sorted(by_source.items())}
     write_atomic(output_path / "stats.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    _plot_lengths(overall, output_path / "stats.png")
+    buffer = io.BytesIO()
+    lengths_figure(overall).savefig(buffer, format="png", dpi=150)
+    write_atomic(output_path / "stats.png", buffer.getvalue())
     _print_table(results)
     print(f"wrote {output_path / 'stats.json'} and {output_path / 'stats.png'}")
     return results
@@ -133,7 +138,7 @@ def _print_table(results: StatsDict) -> None:
     for name in columns:
         table.add_column(name.replace("[", r"\["), justify="right")
     for field in summary_stats(DatasetSummary()):
-        cells = [_format_cell(column[field]) for column in columns.values()]
+        cells = [format_stats_cell(column[field]) for column in columns.values()]
         if set(cells) - {"", "0"}:
             table.add_row(field.replace("_", " "), *cells)
     console = Console(highlight=False)
@@ -142,7 +147,8 @@ def _print_table(results: StatsDict) -> None:
         console.print(f"{len(sources) - MAX_SOURCES_SHOWN} more sources are in stats.json")
 
 
-def _format_cell(value: Any) -> str:
+def format_stats_cell(value: Any) -> str:
+    """Return a value of `summary_stats` as text, "" if it is undefined."""
     if value is None:
         return ""
     if not isinstance(value, dict):
@@ -156,10 +162,10 @@ def _format_cell(value: Any) -> str:
     return ", ".join(f"{count} x {name}" for name, count in value.items() if count)
 
 
-CHOSEN_COLOUR, REJECTED_COLOUR, INK_COLOUR = "#2f6fa8", "#c8553a", "#333333"
+CHOSEN_COLOUR, REJECTED_COLOUR, AXIS_COLOUR = "#4a90d9", "#d0653f", "#7d8894"
 
 
-def _plot_lengths(summary: DatasetSummary, path: Path) -> None:
+def lengths_figure(summary: DatasetSummary) -> Figure:
     """Plot the lengths of answers and, for preferences, how much longer the chosen one is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -189,15 +195,13 @@ def _plot_lengths(summary: DatasetSummary, path: Path) -> None:
     for axes in (length_axes, *diff_axes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.get_major_locator().set_params(integer=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_atomic(path, buffer.getvalue())
+    return figure
 
 
 def _plot_length_diffs(axes: Any, length_diffs: np.ndarray) -> None:
     edges, mean = _bin_edges(length_diffs), length_diffs.mean()
     axes.hist(_clip_to_bins(length_diffs, edges), edges, color="#8a8f98")
-    axes.axvline(0, color=INK_COLOUR, linewidth=1)
+    axes.axvline(0, color=AXIS_COLOUR, linewidth=1)
     axes.axvline(mean, color=CHOSEN_COLOUR, linestyle="--", linewidth=1.2, label=f"mean {mean:+.1f}")
     axes.set(title="How much longer the chosen answer is", xlabel="words, chosen minus rejected", ylabel="pairs")
     axes.legend(frameon=False, fontsize=8)

@@ -91,7 +91,7 @@ def draw_reliability(axes: Any, bins: Sequence[Bin], min_probability: float = 0.
     x, y = [bin_.confidence for bin_ in bins], np.array([bin_.accuracy for bin_ in bins])
     errors = np.abs(np.array([[bin_.low for bin_ in bins], [bin_.high for bin_ in bins]]) - y)
     axes.plot([min_probability, 1], [min_probability, 1], color="0.6", linewidth=0.8)
-    axes.errorbar(x, y, errors, marker="o", markersize=4, linewidth=1, elinewidth=0.8, color="#2f5fa8")
+    axes.errorbar(x, y, errors, marker="o", markersize=4, linewidth=1, elinewidth=0.8, color="#4a90d9")
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:

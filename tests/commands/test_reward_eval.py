@@ -3,15 +3,14 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mmrlhf.commands.reward_eval import accuracy, compute_metrics, length_bin, reward_eval
 from mmrlhf.config import RewardConfig, RewardEvalConfig
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.reward_model import RewardModel
+from tests.report.test_page import ParsedPage
 
 
 def make_pair(id_, better, worse, **fields):
@@ -95,8 +94,10 @@ def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_pat
         "contradicted",
     }
     assert json.loads((tmp_path / "bench" / "result.json").read_text()) == json.loads(json.dumps(result))
-    assert np.asarray(Image.open(tmp_path / "bench" / "reward-eval.png")).std() > 10
-    assert "expected calibration error" in capsys.readouterr().out
+    page = ParsedPage((tmp_path / "bench" / "report.html").read_text(encoding="utf-8"))
+    assert "prefers the better answer in" in page.text and "length label correlation" in page.text
+    assert page.ids_of_sections() == ["plots", "lengths", "tables"] and page.num_unfolded_tables == 0
+    assert "Expected calibration error" in capsys.readouterr().out
     with pytest.raises(InputError, match="has ties only"):
         reward_eval(dataclasses.replace(config, output_dir=str(tmp_path / "ties")), [rows[-1]])
 
