@@ -29,7 +29,7 @@ from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
 from mmrlhf.evaluation.answer_rows import fold
-from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, ScoreRow, Task, answered, first_valid
+from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, ScoreRow, Task, answered, first_present, first_valid
 from mmrlhf.files.rows import read_text
 from mmrlhf.metrics.intervals import SufficientStats
 from mmrlhf.records import Example, ImageSource, InputError, Message
@@ -116,24 +116,8 @@ class MME(Benchmark):
         return fold(text).partition(" please answer")[0]
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
-        """Return the example with a row's image and question, and its task if the row names one."""
-        image_fields = ("question_id", "image_path", "image", "id")
-        image = next((str(fields[name]) for name in image_fields if fields.get(name)), "")
-        if image in task.examples:
-            return image
-        question = str(fields.get("question") or fields.get("prompt") or "").strip()
-        named_task = str(fields.get("category") or fields.get("file") or image.partition("/")[0])
-        if named_task not in PERCEPTION + COGNITION:
-            named_task = ""
-        for example in task.examples.values():
-            meta = example.meta
-            is_same_image = Path(image).stem == Path(meta["image"]).stem
-            # Some harnesses replace the instruction at the end of the question.
-            stem = meta["question"].partition(" Please answer")[0]
-            is_same_question = question == meta["question"] or question.startswith(stem)
-            if is_same_image and is_same_question and named_task in ("", meta["part"]):
-                return example.id
-        return image or None
+        """Return a row's id. Other programs have the task and the image there (color/0001.png)."""
+        return first_present(fields, ("id", "question_id"))
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         """Return whether the first answer says yes or no, by the script's rule and by ours."""

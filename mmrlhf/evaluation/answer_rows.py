@@ -22,6 +22,7 @@ ID_FIELDS = ("id", "question_id", *POSITION_FIELDS)
 """Names under which answer files give the id of an example, in order of preference."""
 QUESTION_FIELDS = ("question", "query", "prompt", "input")
 IMAGE_FIELDS = ("image_source", "image_path", "image", "image_name", "image_file", "img_id", "filename", "image_src", "image_id")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SPLIT_FIELDS = ("category", "split")
 MAX_QUESTION_CHARS, MAX_PATH_CHARS = 4000, 300
 """A table may hold the image itself in place of a name, and a prompt may hold a document."""
@@ -80,10 +81,15 @@ def read_facts(
         int(number) if number is not None and re.fullmatch(r"\d{1,18}", number) else None,
         asked,
         tuple(_wordings(asked, question_key)) if asked.strip() else (),
-        image_key(first_present(fields, IMAGE_FIELDS) or ""),
+        image_key(first_present(fields, IMAGE_FIELDS) or _image_in_id(own_id)),
         named,
         file,
     )
+
+
+def _image_in_id(id_: str | None) -> str:
+    """Return an id that is the name of an image, as in MME's logs; else ""."""
+    return id_ if id_ is not None and id_.lower().endswith(IMAGE_SUFFIXES) else ""
 
 
 def splits_in(text: str, known_splits: Sequence[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise
 from typing import NamedTuple
 
-from mmrlhf.evaluation.answer_rows import RowFacts
+from mmrlhf.evaluation.answer_rows import RowFacts, image_key
 from mmrlhf.evaluation.row_matching import MIN_MATCH_RATE, ExampleIndex, Match, Target, best_match, match_by_id
 from mmrlhf.files.rows import preview
 
@@ -257,7 +257,8 @@ class _Report:
                 continue
             kind = match.way
             if kind in ("id", "question"):
-                if row.id is not None and not row.is_position:
+                is_image = self._index.has_known_image(row) and image_key(row.id or "") == row.image
+                if row.id is not None and not row.is_position and not is_image:
                     kind = "no such id" if named is None else "other id"
                 elif self._index.has_known_image(row):
                     continue

@@ -333,6 +333,37 @@ def test_dash_b_and_haloquest_read_plain_rows(score, tmp_path):
         assert result["n"] == len(rows) and metric_value(result, "accuracy") == 100
 
 
+MME_FORMS = {
+    "LLaVA's log": lambda n, row: {"question_id": f"{row['task']}/{row['image']}", "prompt": row["stem"] + PHRASE, "text": row["said"]},
+    "lmms-eval": lambda n, row: {
+        "doc_id": n, "input": row["stem"] + PHRASE, "filtered_resps": [row["said"]],
+        "mme_perception_score": {"question_id": f"{row['task']}/{row['image']}", "category": row["task"], "score": 1.0},
+    },
+    "sheet": lambda n, row: {
+        "index": n, "category": row["task"], "image_path": f"{row['task']}/{row['image']}", "question": f"{row['stem']} Please answer yes or no.",
+        "prediction": row["said"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", MME_FORMS)
+def test_mme_reads_logs_by_image_and_question(score, tmp_path, form):
+    # the release has two blanks before some instructions; both pictures have the same questions
+    folder = tmp_path / "MME"
+    folder.mkdir()
+    rows = [
+        {"task": "existence", "image": f"{i}.jpg", "stem": f"Is there a {noun}?", "said": said}
+        for i in range(2)
+        for noun, said in (("star", "Yes"), ("cat", "No"))
+    ]
+    lines = (f"{row['image']}\t{row['stem']}  Please answer yes or no.\t{row['said']}\n" for row in rows)
+    (folder / "existence.txt").write_text("".join(lines))
+    answers = [MME_FORMS[form](n, row) for n, row in enumerate(rows)]
+    result = score("mme", answers, folder, suffix=".tsv" if form == "sheet" else ".jsonl")
+    assert metric_value(result, "existence/score") == metric_value(result, "existence/score", "official") == 200
+    assert not result["answers"]["notes"]
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
