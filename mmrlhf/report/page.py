@@ -101,7 +101,7 @@ def write_report(
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Return one sentence on how PPO changed false claims and coverage on held-out images."""
+    """Return one sentence on how PPO changed false claims and recall on held-out images."""
     models = models_on_split(summary, "held_out")
     after = policy_after_ppo(models)
     if "sft" not in models or after is None:
@@ -113,7 +113,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     num_images = models[after].get("n")
     sentence = f"{AFTER_PPO_PHRASES[after]}, answers with a false claim {false_claims_change}"
     if coverage_change:
-        sentence += f"; coverage {coverage_change}"
+        sentence += f"; recall {coverage_change}"
     return f"{sentence} ({num_images} held-out images)" if num_images else sentence
 
 

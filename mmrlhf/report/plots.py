@@ -37,8 +37,8 @@ CURVES = (
     ("objective/scores", "Reward", "score of the reward model", False),
     ("objective/kl", "KL", "nats per answer", False),
     ("eval/chair_s", "Hallucination", "answers with a false claim", True),
-    ("eval/coverage", "Coverage", "share of a full description", True),
-    ("eval/cooccurrence_errors", "Co-occurrence errors", "false claims per answer", False),
+    ("eval/coverage", "Recall", "share of a full description", True),
+    ("eval/cooccurrence_errors", "Co-occurrence hallucinations", "false claims per answer", False),
     ("eval/perception_errors", "Perception errors", "false claims per answer", False),
 )
 """Key in metrics.jsonl, title, label of the y axis, whether values are percentages."""
@@ -78,7 +78,7 @@ def to_inline_svg(figure: Figure, id_prefix: str) -> Markup:
 
 
 def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
-    """Plot truth against coverage with 95% intervals. Returns None without data.
+    """Plot precision against recall with 95% intervals. Returns None without data.
 
     A line connects SFT at its temperatures.
     """
@@ -103,14 +103,14 @@ def scatter_plot(models: Mapping[str, Mapping[str, Any]]) -> Plot | None:
             axes.plot((x, x), (1 - high, 1 - low), color=model.colour, linewidth=1.2, zorder=2)
             size = 13 if model.marker == "*" else 7
             axes.plot(x, y, model.marker, color=model.colour, markersize=size, label=model.title, zorder=3)
-        axes.set(xlabel="coverage", ylabel="truth (1 − chair_i)")
+        axes.set(xlabel="recall", ylabel="precision (1 − chair_i)")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))
             axis.set_major_locator(MaxNLocator(5))
         axes.grid(linewidth=0.4, alpha=0.3)
         figure.legend(loc="outside lower center", ncols=min(3, len(points)), columnspacing=1, handletextpad=0.3)
-    description = "; ".join(f"{model_style(name).title}: truth {y:.1%}, coverage {x:.1%}" for name, (x, y) in points.items())
-    return to_inline_svg(figure, "scatter"), f"Truth against coverage. {description}."
+    description = "; ".join(f"{model_style(name).title}: precision {y:.1%}, recall {x:.1%}" for name, (x, y) in points.items())
+    return to_inline_svg(figure, "scatter"), f"Precision against recall. {description}."
 
 
 def curve_plot(
@@ -270,8 +270,8 @@ def _draw_bars(figure: Figure, models: Mapping[str, Mapping[str, Any]]) -> None:
     """Draw the main metrics of the compared models, in the right quarter of the figure."""
     groups = (
         ("Lower is better", 0.53, 0.37, {"chair_s": "answers with a\nfalse claim (chair_s)",
-            "cooccurrence_errors": "co-occurrence\nerrors per answer", "perception_errors": "perception\nerrors per answer"}),
-        ("Higher is better", 0.12, 0.25, {"claim_f1": "claim F1", "coverage": "coverage"}),
+            "cooccurrence_errors": "co-occurrence halluci-\nnations per answer", "perception_errors": "perception\nerrors per answer"}),
+        ("Higher is better", 0.12, 0.25, {"claim_f1": "claim F1", "coverage": "recall"}),
     )  # fmt: skip
     for title, bottom, height, labels in groups:
         keys = [key for key in labels if any(metric_value(row, key) is not None for row in models.values())]

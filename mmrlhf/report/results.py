@@ -27,10 +27,10 @@ class Metric:
 
 METRICS = (
     Metric("chair_s", "chair_s", "lower", "Share of answers with at least one false claim."),
-    Metric("chair_i", "chair_i", "lower", "False claims as a share of all claims. Truth in the plot is 1 − chair_i."),
+    Metric("chair_i", "chair_i", "lower", "False claims as a share of all claims. Precision in the plot is 1 − chair_i."),
     Metric(
         "cooccurrence_errors",
-        "co-occurrence errors",
+        "co-occurrence hallucinations",
         "lower",
         "False claims per answer from the co-occurrence bias of the training captions: an object in the image calls for an absent one.",
         percent=False,
@@ -44,11 +44,11 @@ METRICS = (
     ),
     Metric(
         "coverage",
-        "coverage",
+        "recall",
         "higher",
         "Share of a full description's claims that the answer makes. It falls when a model learns to say less.",
     ),
-    Metric("claim_f1", "claim F1", "higher", "Harmonic mean of truth and coverage: silence does not pay."),
+    Metric("claim_f1", "claim F1", "higher", "Harmonic mean of precision and recall: silence does not pay."),
     Metric("utility", "utility", "higher", "Per answer, true claims minus a multiple of the false ones.", percent=False),
     Metric("mean_length", "length", "", "Mean length of an answer in words.", percent=False),
     Metric(

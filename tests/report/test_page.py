@@ -129,7 +129,7 @@ def test_write_report_is_one_self_contained_file(tmp_path):
 
 def test_write_report_shows_images_and_plots_before_folded_tables(tmp_path):
     parsed = write_and_parse(tmp_path, gallery=[gallery_entry()] * 6)
-    assert parsed.ids_of_sections() == ["gallery", "truth", "training", "results", "rewards", "time", "reading"]
+    assert parsed.ids_of_sections() == ["gallery", "precision", "training", "results", "rewards", "time", "reading"]
     # Tables are folded, each with one sentence of summary.
     assert parsed.num_unfolded_tables == 0
     assert "Answers with a false claim: SFT 42.0%; PPO, facts 6.0%." in parsed.text
@@ -197,7 +197,7 @@ def test_headline_states_what_the_numbers_say():
     summary = fake_summary()
     assert headline(summary) == (
         "After PPO with facts in the reward, answers with a false claim fell from 42.0% to 6.0%; "
-        "coverage did not change measurably, 90.0% before and 90.0% after (400 held-out images)"
+        "recall did not change measurably, 90.0% before and 90.0% after (400 held-out images)"
     )
     after = summary["models"]["ppo_fact"]["held_out"]
     for chair_s, words in (
@@ -206,7 +206,7 @@ def test_headline_states_what_the_numbers_say():
         (0.60, "rose from 42.0% to 60.0%"),
     ):
         after.update(split_metrics(chair_s, 0.7))
-        assert f"a false claim {words}; coverage fell from 90.0% to 70.0%" in headline(summary)
+        assert f"a false claim {words}; recall fell from 90.0% to 70.0%" in headline(summary)
     del summary["models"]["ppo_fact"]
     assert headline(summary).startswith("After PPO without facts in the reward, ")
 
