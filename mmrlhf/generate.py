@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mmrlhf.config import GenerateConfig
 from mmrlhf.datasets import Records, read_examples
+from mmrlhf.datasets.write import text_with_placeholders
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import make_sampling_params
 from mmrlhf.files.atomic import write_atomic
@@ -71,7 +72,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
             row = {
                 "id": example.id,
                 "images": [os.path.relpath(i.path, image_root) for i in example.images if i.path is not None],
-                "prompt": [{"role": m.role, "content": m.content} for m in example.prompt],
+                "prompt": [{"role": m.role, "content": text_with_placeholders(m)} for m in example.prompt],
             }
             facts = [{"kind": f.kind, "text": f.text, "source": f.source} for f in example.facts]
             writer.append([json_line({**row, "answer": text, "facts": facts}) for text in texts])

@@ -92,7 +92,7 @@ def _margin(preference: Preference) -> float | None:
     return preference.comparisons[0].margin
 
 
-def _text_with_placeholders(turn: Message) -> str:
+def text_with_placeholders(turn: Message) -> str:
     """Return a turn's text with a placeholder for each image, on lines of their own in front."""
     num_leading = turn.image_positions.count(0)
     texts = [part.get("text", PLACEHOLDER) for part in replace(turn, image_positions=turn.image_positions[num_leading:]).parts()]
@@ -102,7 +102,7 @@ def _text_with_placeholders(turn: Message) -> str:
 def _question(preference: Preference, num_images: int) -> str:
     turn = preference.prompt[0]
     if any(turn.image_positions) or not turn.content:
-        return _text_with_placeholders(place_images([turn], num_images)[0])
+        return text_with_placeholders(place_images([turn], num_images)[0])
     return turn.content
 
 
@@ -139,7 +139,7 @@ def _to_llava_rlhf(preference: Preference, images: Sequence[Any]) -> RowDict:
     """Build a row. A hash of the id decides which output is the better one."""
     role_names = {"system": "system", "user": "human", "assistant": "gpt"}
     llava_turns = [
-        {"from": role_names[turn.role], "value": _text_with_placeholders(turn)}
+        {"from": role_names[turn.role], "value": text_with_placeholders(turn)}
         for turn in place_images(preference.prompt, len(images))
     ]
     preference_label = 1 + zlib.crc32(preference.id.encode()) % 2

@@ -69,13 +69,15 @@ def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int
 def char_to_token(vlm: VLM, token_ids: Tensor, text: str) -> list[int]:
     """Return, for each character of `text`, the index of the token that completes it.
 
-    `token_ids` [T] is the answer that `vlm.decode` turns into `text`. A character made of several
-    tokens belongs to the last of them.
+    `token_ids` [T] is the answer that `vlm.decode` turns into `text`, perhaps with white space
+    before it or more after it. A character made of several tokens belongs to the last of them.
     """
     token_indices: list[int] = []
+    start = max(0, vlm.decode(token_ids).find(text))
     for t in range(len(token_ids)):
         # A prefix that ends inside a character decodes to a replacement character at its end.
-        num_complete = min(len(vlm.decode(token_ids[: t + 1]).rstrip("\N{REPLACEMENT CHARACTER}")), len(text))
+        num_decoded = len(vlm.decode(token_ids[: t + 1]).rstrip("\N{REPLACEMENT CHARACTER}"))
+        num_complete = min(num_decoded - start, len(text))
         token_indices += [t] * (num_complete - len(token_indices))
     last_token = max(0, len(token_ids) - 1)
     return token_indices + [last_token] * (len(text) - len(token_indices))

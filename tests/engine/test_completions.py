@@ -109,3 +109,12 @@ def test_char_to_token_counts_outer_white_space_and_no_eos():
     assert len(token_indices) == len(text)
     for i, t in enumerate(token_indices):
         assert len(partial_texts[t]) > i and (t == 0 or len(partial_texts[t - 1]) <= i)
+
+
+def test_char_to_token_of_text_without_outer_white_space():
+    """Answers are kept stripped: their first character need not be the ids' first."""
+    text = " \n a red circle "
+    token_ids = torch.tensor(BYTE_TOKENIZER(f"{text}</s>", add_special_tokens=False)["input_ids"])
+    whole = char_to_token(decoding(BYTE_TOKENIZER), token_ids, text)
+    assert char_to_token(decoding(BYTE_TOKENIZER), token_ids, text.strip()) == whole[3:-1]
+    assert char_to_token(decoding(BYTE_TOKENIZER), token_ids, "a red") == whole[3:8]  # cut at a stop string
