@@ -88,7 +88,7 @@ def ppo(
 
     check_adapter_setting(config.adapter_path, "lora")
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
-    estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model))
+    estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model, vlm.fingerprint))
     roles = load_roles(config, vlm, accelerator, extra_reward_functions)
     policy, critic = roles.policy, roles.critic
     examples = _usable_examples(config, roles, examples, run, kept)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -21,7 +22,9 @@ from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
-from tests.helpers.stages import ppo_config
+from mmrlhf.training.memory import estimate_memory
+from tests.helpers.stages import ppo_config, reward_config
+from tests.helpers.tiny_models import build_checkpoint
 
 SAMPLES = folder("data") / "samples"
 
@@ -103,6 +106,28 @@ def test_every_stage_starts_from_an_adapter(tiny_vlm_path, examples, pairs, tmp_
         sft(SFTConfig(**settings | {"adapter_path": str(reward_dir)}, output_dir=str(tmp_path / "other")), examples)
     with pytest.raises(InputError, match="was trained on"):
         sft(SFTConfig(**settings | {"model_name_or_path": str(model_dir)}, output_dir=str(tmp_path / "other")), examples)
+
+
+def test_a_base_that_has_moved_is_the_same_base(tiny_vlm_path, examples, pairs, tmp_path):
+    """Fingerprints are compared, not paths."""
+    shutil.copytree(tiny_vlm_path, tmp_path / "base")
+    reward_dir = train_reward_model(reward_config(str(tmp_path / "base"), tmp_path / "reward", max_steps=1), pairs)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    moved = str(tmp_path / "moved")
+    data, settings = tmp_path / "rows.jsonl", {"reward_model_path": str(reward_dir), "dataset_name": str(tmp_path / "rows.jsonl")}
+    (tmp_path / "a.png").write_bytes(examples[0].images[0].read())
+    data.write_text('{"prompt": "What is here?", "images": ["a.png"], "answer": "A star."}\n')
+    with pytest.raises(InputError, match=r"if it has moved, give --base_model_name_or_path, or write its place as `base`"):
+        score(ScoreConfig(**settings, output_file=str(tmp_path / "scores.jsonl")))
+    score(ScoreConfig(**settings, output_file=str(tmp_path / "scores.jsonl"), base_model_name_or_path=moved))
+    with pytest.raises(InputError, match="was trained on a different base"):
+        build_checkpoint("llava", tmp_path / "other")
+        other = {"base_model_name_or_path": str(tmp_path / "other"), "output_file": str(tmp_path / "other.jsonl")}
+        score(ScoreConfig(**settings, **other))
+    ppo(ppo_config(moved, reward_dir, tmp_path / "ppo", max_steps=1), examples)
+    # A reward model whose own base is nowhere: loading refuses it, and the estimate does not.
+    plan = estimate_memory(ppo_config(tiny_vlm_path, reward_dir, tmp_path, dtype="bfloat16"), load(moved).model)
+    assert [item.num_bytes for item in plan if item.name.startswith("base of")] == [0]
 
 
 def test_stages_run_from_files_to_scores(tiny_vlm_path, tmp_path):

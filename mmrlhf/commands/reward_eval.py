@@ -69,7 +69,12 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     rows = list(preferences[: config.limit] if config.limit else preferences)
     if all(comparison.is_tie for row in rows for comparison in row.comparisons):
         raise InputError(f"{config.dataset_name} has ties only: accuracy needs rows with a better and a worse answer")
-    model = load_reward_model(config.reward_model_path, max_length=config.max_length, engine=config)
+    model = load_reward_model(
+        config.reward_model_path,
+        max_length=config.max_length,
+        engine=config,
+        base_model_name_or_path=config.base_model_name_or_path,
+    )
     probes = make_probes(rows[: config.probes], seed=config.seed)
 
     # 1. Score the rows, with one file per condition of the facts

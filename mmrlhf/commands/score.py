@@ -33,13 +33,18 @@ def score(config: ScoreConfig) -> Path:
     else:
         rows, score_keys = read_examples(*dataset_args, require_answer=True), ("score",)
     rows = rows[: config.limit]
-    inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder"))
+    inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder", "base_model_name_or_path"))
     inputs["images of the rows"] = rows_digest(rows, images_only=True)
     writer = ResumableWriter(Path(config.output_file), inputs)
     if writer.is_finished:
         writer.print_finished()
         return writer.path
-    model = load_reward_model(config.reward_model_path, max_length=config.max_length, engine=config)
+    model = load_reward_model(
+        config.reward_model_path,
+        max_length=config.max_length,
+        engine=config,
+        base_model_name_or_path=config.base_model_name_or_path,
+    )
     if model.facts == "given" and not any(row.facts for row in rows[:FACTS_CHECK_ROWS]):
         print(
             f"note: {config.reward_model_path} was trained with facts, and these rows have none: "

@@ -97,6 +97,8 @@ class RewardModelConfig(FactsConfig, EngineConfig, PixelConfig):
 
     reward_model_path: str
     """Directory that the reward stage wrote."""
+    base_model_name_or_path: str | None = None
+    """Where the reward model's base is now, if it has moved since training."""
     batch_size: Count = 32
     """Rows per batch."""
     max_length: Count = 2048

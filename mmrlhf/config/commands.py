@@ -173,6 +173,8 @@ class EvalConfig(SamplingConfig, EngineConfig, PixelConfig):
     (http://HOST:PORT/v1)."""
     reward_model_path: str | None = None
     """Reward model that chooses the better answer, on benchmarks that compare answers."""
+    base_model_name_or_path: str | None = None
+    """Where the reward model's base is now, if it has moved since training."""
     answers: str | None = None
     """File or folder of existing answers to score; neither images nor a model are needed."""
     format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit"] | None = None

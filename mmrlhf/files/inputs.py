@@ -21,7 +21,6 @@ from mmrlhf.records import Example, ImageSource, Preference
 
 CONTENT_FIELDS = (
     "model_name_or_path",
-    "base_model_name_or_path",
     "adapter_path",
     "dataset_name",
     "eval_dataset_name",

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from mmrlhf.config import EngineConfig, PPOConfig
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
-from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.adapters import Adapters, Role, absolute_name
 from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
 from mmrlhf.models.loading import load as load_vlm
@@ -58,9 +58,8 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
     directory.mkdir(parents=True, exist_ok=True)
     if role.adapter:
         role.adapters.save(role.adapter, directory)
-        base_name = role.vlm.name
         base_metadata = {
-            "base": str(Path(base_name).resolve()) if Path(base_name).is_dir() else base_name,
+            "base": absolute_name(role.vlm.name),
             "base_fingerprint": role.vlm.fingerprint,
         }
     else:
@@ -138,11 +137,13 @@ def load_reward_model(
     device: torch.device | str | None = None,
     engine: EngineConfig | None = None,
     adapter_name: str = "reward",
+    base_model_name_or_path: str | None = None,
 ) -> RewardModel:
     """Load a saved reward model.
 
     If `adapters` has the base and the precision that the reward model was trained with, it is
-    loaded there as the adapter `adapter_name`. Otherwise it is loaded on its own copy of its base.
+    loaded there as the adapter `adapter_name`. Otherwise it is loaded on its own copy of its base,
+    which is at `base_model_name_or_path` if it has moved.
 
     Raises InputError if the directory is not a reward model or has changed since it was saved, if
     its base is missing or has changed, or if its reference rows now score differently.
@@ -155,7 +156,7 @@ def load_reward_model(
         _check_metadata(path, metadata)
         is_full_checkpoint = metadata["base"] == "model"
         if adapters is None or not _fits_base(path, metadata, adapters.vlm):
-            adapters = _load_own_base(path, metadata, device, engine)
+            adapters = _load_own_base(path, metadata, device, engine, base_model_name_or_path)
         if not is_full_checkpoint:
             adapters.load(adapter_name, directory, trainable=False)
         head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
@@ -203,13 +204,18 @@ def _fits_base(path: str, metadata: dict[str, Any], vlm: VLM) -> bool:
     return True
 
 
-def _load_own_base(path: str, metadata: dict[str, Any], device: Any, engine: EngineConfig | None) -> Adapters:
+def _load_own_base(
+    path: str, metadata: dict[str, Any], device: Any, engine: EngineConfig | None, moved_base: str | None
+) -> Adapters:
     """Load the base of a reward model. Raises InputError if it is missing or has changed."""
-    base = str(Path(path) / "model") if metadata["base"] == "model" else metadata["base"]
+    base = str(Path(path) / "model") if metadata["base"] == "model" else moved_base or metadata["base"]
     try:
         adapters = Adapters(load_vlm(base, metadata["dtype"], device, engine))
     except InputError as error:
-        raise InputError(f"reward model {path} needs the base it was trained on: {error}") from None
+        hint = ""
+        if metadata["base"] != "model" and moved_base is None:
+            hint = f"; if it has moved, give --base_model_name_or_path, or write its place as `base` in {path}/reward.json"
+        raise InputError(f"reward model {path} needs the base it was trained on: {error}{hint}") from None
     if adapters.vlm.fingerprint != metadata["base_fingerprint"]:
         raise InputError(f"reward model {path} was trained on a different base from the one now in {base}: restore its base")
     return adapters

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, TrainConfig
+from mmrlhf.models.adapters import absolute_name
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import language_parameter_prefixes
 from mmrlhf.models.image_features import GIB
@@ -71,10 +72,14 @@ def num_image_tokens(model: PreTrainedModel) -> int:
     return DEFAULT_IMAGE_TOKENS
 
 
-def estimate_memory(config: TrainConfig, model: PreTrainedModel) -> list[MemoryItem]:
-    """Return the parts of a stage's memory."""
+def estimate_memory(config: TrainConfig, model: PreTrainedModel, base_fingerprint: str = "") -> list[MemoryItem]:
+    """Return the parts of a stage's memory.
+
+    `base_fingerprint`, if the weights are known, tells which reward models share the base: a path
+    may have moved.
+    """
     weights = _count_weights(model)
-    roles, separate_bases = _roles_and_separate_bases(config)
+    roles, separate_bases = _roles_and_separate_bases(config, base_fingerprint)
     lengths = _micro_batch_lengths(config, model)
     return [
         _base_weights(config, weights),
@@ -119,15 +124,19 @@ def _base_weights(config: TrainConfig, weights: WeightCounts) -> MemoryItem:
     return MemoryItem("base weights", num_bytes, f"{weights.total:,} x {config.dtype}")
 
 
-def _roles_and_separate_bases(config: TrainConfig) -> tuple[list[str], list[MemoryItem]]:
+def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tuple[list[str], list[MemoryItem]]:
     """Return the adapters on the policy's base, and the separate bases of reward models."""
     if not isinstance(config, PPOConfig):
         return [type(config).__name__.removesuffix("Config").lower()], []
     paths = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()] or ["-"]
-    separate_bases = {path: base for path in paths if (base := _separate_base(path, config)) is not None}
+    separate_bases = {path: base for path in paths if (base := _separate_base(path, config, base_fingerprint)) is not None}
     items = []
     for path, (base_name, dtype) in separate_bases.items():
-        count = sum(p.numel() for p in build_meta_model(base_name).parameters())
+        try:
+            count = sum(p.numel() for p in build_meta_model(base_name).parameters())
+        except InputError as error:  # an estimate stops nothing: loading refuses a base that is missing
+            items.append(MemoryItem(f"base of {path}", 0, f"unknown: {error}"))
+            continue
         bytes_per_weight = NF4_BYTES_PER_WEIGHT if dtype == "nf4" else _bytes_per_value(dtype)
         items.append(MemoryItem(f"base of {path}", int(count * bytes_per_weight), f"{count:,} x {dtype}: not the policy's base"))
     num_shared = len(paths) - len(separate_bases)
@@ -229,19 +238,23 @@ def _activations(config: TrainConfig, model: PreTrainedModel, lengths: MicroBatc
     return MemoryItem("activations", layer_bytes + inputs_bytes, calculation)
 
 
-def _separate_base(path: str, config: PPOConfig) -> tuple[str, str] | None:
+def _separate_base(path: str, config: PPOConfig, base_fingerprint: str) -> tuple[str, str] | None:
     """Return the base and dtype of a reward model that does not share the policy's base.
 
-    Returns None if it shares that base, or does not exist yet.
+    Returns None if it shares that base, does not exist yet, or cannot be read.
     """
-    metadata_file = Path(path) / "reward.json"
-    if not metadata_file.is_file():
+    try:
+        metadata = json.loads((Path(path) / "reward.json").read_text(encoding="utf-8"))
+        base, dtype = str(metadata["base"]), str(metadata["dtype"])
+        reward_fingerprint = metadata.get("base_fingerprint")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # loading reports it
         return None
-    metadata = json.loads(metadata_file.read_text())
-    base = str(Path(path) / "model") if metadata["base"] == "model" else str(metadata["base"])
-    name = config.model_name_or_path
-    shares_base = base == (str(Path(name).resolve()) if Path(name).is_dir() else name) and metadata["dtype"] == config.dtype
-    return None if shares_base else (base, str(metadata["dtype"]))
+    if base_fingerprint:
+        has_same_base = base != "model" and reward_fingerprint == base_fingerprint
+    else:
+        has_same_base = base == absolute_name(config.model_name_or_path)
+    shares_base = has_same_base and dtype == config.dtype
+    return None if shares_base else (str(Path(path) / "model") if base == "model" else base, dtype)
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:

@@ -51,11 +51,18 @@ from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.report.progress import ProgressBar, format_number, format_numbers, progress
 from mmrlhf.text.printable import printable
 
-RESUMABLE_CHANGES = ("logging_steps", "save_steps", "max_length", "output_dir", *EngineConfig.__dataclass_fields__)
+RESUMABLE_CHANGES = (
+    "logging_steps",
+    "save_steps",
+    "max_length",
+    "output_dir",
+    "base_model_name_or_path",
+    *EngineConfig.__dataclass_fields__,
+)
 """Settings that may differ between a run and its resumption, because they do not change what is
 learnt: a row over max_length is refused, never cut, and engine settings (say, smaller micro-batches
 after a GPU ran out of memory) change the last bits at most. A run directory may be moved or
-renamed."""
+renamed, and so may a reward model's base, whose fingerprint is compared."""
 MAX_CHECKPOINTS = 2
 ROWS_PER_HEADER = 20
 """Rows of the table of metrics after which its header is printed again."""
