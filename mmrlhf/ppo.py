@@ -66,6 +66,7 @@ def ppo(
     examples: Sequence[Example] | None = None,
     eval_function: EvalFunction | None = None,
     extra_reward_functions: Mapping[str, RewardFunction] | None = None,
+    eval_steps: int = 20,
 ) -> Path:
     """Train on prompts from `examples`, or from the configured dataset; return the adapter folder.
 
@@ -75,8 +76,7 @@ def ppo(
     _check_config(config)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
-    adapter_dir = run.path / "policy"
-    kept = None
+    adapter_dir, kept = run.path / "policy", None
     if examples is None:
         kept = KeptChecks(run.path / "rows.json", run.add_file)
         facts = read_facts(config.facts_file) if config.facts_file else None
@@ -99,9 +99,9 @@ def ppo(
         param_groups.append({"params": critic.parameters(), "peak": peak})
     optimizer = torch.optim.AdamW(param_groups, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
 
-    num_processes = accelerator.num_processes
+    num_processes, start_step = accelerator.num_processes, 0
     batch_size = config.per_device_train_batch_size * num_processes
-    num_steps, start_step = total_steps(config, len(examples), num_processes), 0
+    num_steps = total_steps(config, len(examples), num_processes)
     recent_metrics: list[dict[str, float]] = []  # since the last logging step, for warnings
     if resumed := run.resume():
         start_step, tensors, state = resumed
@@ -158,7 +158,7 @@ def ppo(
                 "episode": float((step + 1) * batch_size * config.num_generations),
             }
             is_last = step + 1 == num_steps
-            if (step + 1) % config.eval_steps == 0 or is_last:
+            if (step + 1) % eval_steps == 0 or is_last:
                 metrics |= run_eval()
             progress_bar.advance()
             if step == start_step:
@@ -172,9 +172,8 @@ def ppo(
             # 8. Save
             if (step + 1) % config.save_steps == 0 and not is_last:
                 role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
-                run.save_checkpoint(
-                    step + 1, {**role_tensors, **optimizer_tensors(optimizer)}, {"recent_metrics": recent_metrics}
-                )
+                state = {"recent_metrics": ppo_metrics.select_hacking_metrics(recent_metrics)}
+                run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer)}, state)
 
     engine.close()
     if accelerator.is_main_process:

@@ -105,10 +105,10 @@ def measure_round_seconds(
             model_name_or_path=checkpoint, dataset_name="noise", output_dir=f"{folder}/run",
             per_device_train_batch_size=prompts, num_generations=generations, response_length=tokens, min_new_tokens=tokens,
             advantage_estimator="grpo" if algo == "grpo" else "gae", num_ppo_epochs=iterations, num_mini_batches=1, kl_coef=0.05,
-            learning_rate=1e-5, max_steps=rounds, eval_steps=1, save_steps=10**6, logging_steps=1, num_sample_generations=0,
+            learning_rate=1e-5, max_steps=rounds, save_steps=10**6, logging_steps=1, num_sample_generations=0,
             max_length=8192, share_prefix=prefix, **LORA, **reward_settings,
         )  # fmt: skip
-        ppo(config, noise_examples(prompts * rounds, size, pictures), tick, {"random": random_scores})
+        ppo(config, noise_examples(prompts * rounds, size, pictures), tick, {"random": random_scores}, eval_steps=1)
     return [after - before for before, after in itertools.pairwise(ticks)][1:]
 
 

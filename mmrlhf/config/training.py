@@ -209,8 +209,6 @@ class PPOConfig(TrainConfig):
     """Scale per-token rewards to unit variance (their mean is kept) before computing advantages."""
     critic_learning_rate: Positive | None = None
     """Learning rate of the critic; learning_rate by default."""
-    eval_steps: Count = 20
-    """Steps between evaluations, if the caller passes an evaluation function (the demo does)."""
     num_sample_generations: NonNegativeInt = 4
     """Answers printed and saved at each logging step."""
 

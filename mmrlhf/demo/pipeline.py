@@ -45,6 +45,9 @@ from mmrlhf.report.terminal import print_results_table, print_stage_times
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.sft import sft
 
+EVAL_STEPS = 8
+"""Steps between evaluations during ppo."""
+
 
 def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> dict[str, Any]:
     """Run every stage that has not finished yet, write the report and return the summary.
@@ -98,7 +101,9 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
                 model_name_or_path=sft_path,
                 reward_model_path=reward_path,
             )
-            policy_paths[f"ppo_{name}"] = str(ppo(ppo_config, prompts, partial(_evaluate_policy, selection_rows)))
+            policy_paths[f"ppo_{name}"] = str(
+                ppo(ppo_config, prompts, partial(_evaluate_policy, selection_rows), eval_steps=EVAL_STEPS)
+            )
 
     # 5. Answers of every model on every split
     models = TrainedModels(sft_path, sft_paths["clean_sft"], policy_paths, reward_paths["fact"])

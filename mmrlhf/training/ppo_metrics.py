@@ -102,9 +102,15 @@ def sum_over_processes(sums: Mapping[str, float]) -> dict[str, float]:
     return dict(totals)
 
 
+def select_hacking_metrics(steps: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return each step's `hacking/...`, which the next warnings are about."""
+    return [{k: float(v) for k, v in step.items() if k.startswith("hacking/")} for step in steps]
+
+
 def mean_hacking_metrics(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the means of `hacking/...` over some steps, for warnings."""
-    return {k: fmean(step[k] for step in steps) for k in steps[-1] if k.startswith("hacking/")}
+    selected = select_hacking_metrics(steps)
+    return {k: fmean(step[k] for step in selected) for k in selected[-1]}
 
 
 def sample_rows(samples: Sequence[Sample], scores_N: Tensor, num_rows: int) -> list[dict[str, Any]]:

@@ -22,10 +22,7 @@ JSON or YAML.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,19 +34,19 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmrlhf import config_loader
 from mmrlhf.config import EngineConfig
 from mmrlhf.datasets import Records
 from mmrlhf.files import lock
-from mmrlhf.files.atomic import fsync, refuse_unwritable, write_atomic
+from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.inputs import content_inputs, differences, join_differences, package_versions, rows_digest
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
 from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.report.progress import ProgressBar, format_number, format_numbers, progress
 from mmrlhf.text.printable import printable
+from mmrlhf.training import checkpoint_files
 
 RESUMABLE_CHANGES = (
     "logging_steps",
@@ -63,7 +60,6 @@ RESUMABLE_CHANGES = (
 learnt: a row over max_length is refused, never cut, and engine settings (say, smaller micro-batches
 after a GPU ran out of memory) change the last bits at most. A run directory may be moved or
 renamed, and so may a reward model's base, whose fingerprint is compared."""
-MAX_CHECKPOINTS = 2
 ROWS_PER_HEADER = 20
 """Rows of the table of metrics after which its header is printed again."""
 MAX_PRINTED_CHARACTERS = 300
@@ -225,7 +221,14 @@ class Run:
         Cut the .jsonl files back to that step. Must not be called on a finished run.
         """
         assert not self.is_finished, f"{self.path} is finished: there is nothing to resume"
-        checkpoint = next((loaded for path in self._checkpoints() if (loaded := self._load_checkpoint(path))), None)
+        checkpoint = next(
+            (
+                loaded
+                for path in checkpoint_files.newest_first(self.path / "checkpoints")
+                if (loaded := self._load_checkpoint(path))
+            ),
+            None,
+        )
         if checkpoint:
             changed = differences(self._saved_versions, package_versions()) if self._saved_versions else []
             versions = f", which began with other versions: {', '.join(changed)}" if changed else ""
@@ -236,17 +239,9 @@ class Run:
                     _truncate_after(self.path / name, last_step=checkpoint[0] if checkpoint else -1)
         return checkpoint
 
-    def _checkpoints(self) -> list[Path]:
-        """Return the checkpoints' directories, newest first."""
-        found = [path for path in self.path.glob("checkpoints/step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
-        return sorted(found, key=_checkpoint_step, reverse=True)
-
     def _load_checkpoint(self, path: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         try:
-            if (path / "sha256").read_text(encoding="utf-8") != _checkpoint_checksum(path):
-                raise ValueError("its files are not as they were written")
-            tensors = load_file(path / "state.safetensors")
-            return _checkpoint_step(path), tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return checkpoint_files.step_of(path), *checkpoint_files.load(path)
         except (OSError, ValueError, SafetensorError) as error:
             self.console.print(Text(f"warning: {path} does not load ({error}); trying an older checkpoint", "yellow"))
             return None
@@ -259,24 +254,7 @@ class Run:
         if not self.main_process:
             return
         self.begin()
-        checkpoint_dir = self.path / "checkpoints" / f"step-{step:06d}"
-        temporary_dir = checkpoint_dir.with_name(f".{checkpoint_dir.name}.{os.getpid()}")
-        shutil.rmtree(temporary_dir, ignore_errors=True)
-        temporary_dir.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary_dir / "state.safetensors")
-        (temporary_dir / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        (temporary_dir / "sha256").write_text(_checkpoint_checksum(temporary_dir), encoding="utf-8")
-        for path in (*temporary_dir.iterdir(), temporary_dir):
-            fsync(path)
-        if checkpoint_dir.exists():
-            shutil.rmtree(checkpoint_dir)
-        temporary_dir.rename(checkpoint_dir)
-        fsync(checkpoint_dir.parent)
-        # A later step is one that did not load: otherwise this run would have resumed from it.
-        kept_checkpoints = [path for path in self._checkpoints() if _checkpoint_step(path) <= step][:MAX_CHECKPOINTS]
-        for path in self._checkpoints():
-            if path not in kept_checkpoints:
-                shutil.rmtree(path)
+        checkpoint_files.save(self.path / "checkpoints", step, tensors, state)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result and delete the checkpoints."""
@@ -390,19 +368,6 @@ def _truncate_after(path: Path, last_step: int) -> None:
     after = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept_rows).encode()
     if after != before:
         write_atomic(path, after)
-
-
-def _checkpoint_checksum(path: Path) -> str:
-    """Return a hash of a checkpoint's tensors and state, which notices a single flipped bit."""
-    digest = hashlib.sha256()
-    for name in ("state.safetensors", "state.json"):
-        with open(path / name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _checkpoint_step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
 
 
 # ---- printing ------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ def test_resume_removes_leftovers_of_a_killed_run(tmp_path):
 KILLED_SCRIPT = """
 import os, signal, sys, torch
 from dataclasses import dataclass
-from mmrlhf.training import run as module
+from mmrlhf.training import checkpoint_files as module
 from tests.training.test_run import open_run
 from pathlib import Path
 

@@ -1,0 +1,71 @@
+"""Checkpoints on disk: a directory that appears complete, with a checksum, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmrlhf.files.atomic import fsync
+
+MAX_CHECKPOINTS = 2
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the number of steps after which a checkpoint was written."""
+    return int(path.name.removeprefix("step-"))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a checkpoint's tensors, on the CPU, and its state.
+
+    Raises OSError, ValueError or SafetensorError if it is damaged.
+    """
+    if (path / "sha256").read_text(encoding="utf-8") != _checksum(path):
+        raise ValueError("its files are not as they were written")
+    return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint after `step` steps and delete all but the newest two."""
+    checkpoint_dir = folder / f"step-{step:06d}"
+    temporary_dir = checkpoint_dir.with_name(f".{checkpoint_dir.name}.{os.getpid()}")
+    shutil.rmtree(temporary_dir, ignore_errors=True)
+    temporary_dir.mkdir(parents=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary_dir / "state.safetensors")
+    (temporary_dir / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    (temporary_dir / "sha256").write_text(_checksum(temporary_dir), encoding="utf-8")
+    for path in (*temporary_dir.iterdir(), temporary_dir):
+        fsync(path)
+    if checkpoint_dir.exists():
+        shutil.rmtree(checkpoint_dir)
+    temporary_dir.rename(checkpoint_dir)
+    fsync(folder)
+    # A later step is one that did not load: otherwise the run would have resumed from it.
+    kept_checkpoints = [path for path in newest_first(folder) if step_of(path) <= step][:MAX_CHECKPOINTS]
+    for path in newest_first(folder):
+        if path not in kept_checkpoints:
+            shutil.rmtree(path)
+
+
+def _checksum(path: Path) -> str:
+    """Return a hash of a checkpoint's tensors and state, which notices a single flipped bit."""
+    digest = hashlib.sha256()
+    for name in ("state.safetensors", "state.json"):
+        with open(path / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
