@@ -389,7 +389,7 @@ def test_progress_without_terminal_prints_every_tenth(tmp_path, capsys):
             bar.advance(loss=0.25)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["60/100", "70/100", "80/100", "90/100", "100/100"]
-    assert lines[-1] == "ppo 100/100  0:00 elapsed, 0:00 left  loss 0.25"
+    assert lines[-1] == "ppo 100/100  elapsed 0:00, ETA 0:00  loss 0.25"
 
 
 def test_run_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
