@@ -22,6 +22,7 @@ from mmrlhf.cli_commands import (
     run_data_check,
     run_data_convert,
     run_data_scenes,
+    run_data_split,
     run_data_stats,
     run_data_tiny_vlm,
     run_demo,
@@ -163,6 +164,12 @@ DATA_COMMANDS = _by_last_word(
         "write preferences in another format, or rows for sft and prompts",
         "rows.jsonl --to rankings --output_file rows.parquet",
         run_data_convert,
+    ),
+    Command(
+        "data split",
+        "hold rows out for evaluation, with no image on both sides",
+        "pairs.jsonl --held_out 500 --train_file train.jsonl --held_out_file held_out.jsonl",
+        run_data_split,
     ),
     Command(
         "data stats",

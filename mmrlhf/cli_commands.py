@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrlhf.cli_parser import Command, Parser, add_flag, load_named_config, make_config_parser, non_negative_int, parse_config
+from mmrlhf.cli_parser import (
+    Command,
+    Parser,
+    add_flag,
+    load_named_config,
+    make_config_parser,
+    non_negative_int,
+    parse_config,
+    positive_int,
+)
 from mmrlhf.config import EvalConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config_loader import config_fields
 from mmrlhf.files import bundled
@@ -187,12 +196,13 @@ def run_env(command: Command, argv: list[str]) -> None:
 READ_USAGE = "FILE [--image_folder DIR] [--facts_file FILE] [--split NAME]"
 
 
-def _add_read_arguments(parser: Parser, facts_help: str = "facts by image name") -> None:
+def _add_read_arguments(parser: Parser, facts_help: str | None = "facts by image name") -> None:
     """Add the arguments of a command that reads one data file."""
     parser.add_argument("file", metavar="FILE", help="JSON, JSONL or parquet, or a `datasets` folder")
     help_text = "folder that relative image paths start from (default: the folder of FILE)"
     parser.add_argument("--image_folder", metavar="DIR", help=help_text)
-    parser.add_argument("--facts_file", metavar="FILE", help=facts_help)
+    if facts_help is not None:
+        parser.add_argument("--facts_file", metavar="FILE", help=facts_help)
     help_text = "split of a `datasets` folder that has several (default train)"
     parser.add_argument("--split", metavar="NAME", default="train", help=help_text)
 
@@ -206,6 +216,21 @@ def run_data_check(command: Command, argv: list[str]) -> int:
     from mmrlhf.commands.check import check
 
     return check(args["file"], args.get("image_folder"), args.get("facts_file"), args["split"], args.get("bad_rows_file"))
+
+
+def run_data_split(command: Command, argv: list[str]) -> None:
+    usage = "FILE --held_out N --train_file OUT --held_out_file OUT [--image_folder DIR] [--split NAME] [--seed N]"
+    parser = Parser(command, usage)
+    _add_read_arguments(parser, facts_help=None)
+    parser.add_argument("--held_out", metavar="N", type=positive_int, required=True, help="rows to hold out, or a few more")
+    parser.add_argument("--train_file", metavar="OUT", required=True, help=".jsonl file for the other rows")
+    parser.add_argument("--held_out_file", metavar="OUT", required=True, help=".jsonl file for the rows held out")
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="decides which rows (default 0)")
+    args = parser.parse(argv)
+    from mmrlhf.commands.split import split
+
+    outputs = (args["train_file"], args["held_out_file"])
+    split(args["file"], args["held_out"], *outputs, args.get("image_folder"), args["split"], args["seed"])
 
 
 def run_data_convert(command: Command, argv: list[str]) -> None:

@@ -97,6 +97,13 @@ def non_negative_int(text: str) -> int:
     return int(text)
 
 
+def positive_int(text: str) -> int:
+    """Parse the value of a flag such as --held_out. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
+    return int(text)
+
+
 # ---- flags from a configuration ------------------------------------------------------------------
 
 FLAG_ALIASES = {"model_name_or_path": "--model", "dataset_name": "--data", "output_dir": "--out", "output_file": "--out"}

@@ -1,0 +1,90 @@
+"""`mmrlhf data split FILE`: hold rows out for evaluation, with no image on both sides."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mmrlhf.datasets import is_preference, parse_example, parse_preference, row_context
+from mmrlhf.files.atomic import atomic, refuse_output_file
+from mmrlhf.files.rows import RawRow
+from mmrlhf.files.tables import Table, checked_rows, open_table
+from mmrlhf.records import InputError
+
+
+def split(
+    path: str,
+    num_held_out: int,
+    train_file: str,
+    held_out_file: str,
+    image_folder: str | None = None,
+    split_name: str = "train",
+    seed: int = 0,
+) -> None:
+    """Write about `num_held_out` rows to one file and the others to another, each in their order.
+
+    Rows that share an image stay together: a model that has learnt an image would otherwise be
+    evaluated on it. Images are compared by content. Rows are written as they are. Raises InputError
+    if a row cannot be used, the rows hold images that are no files, or one side would be empty.
+    """
+    files = [Path(train_file), Path(held_out_file)]
+    if files[0].resolve() == files[1].resolve():
+        raise InputError(f"train_file and held_out_file are both {files[0]}: give two files")
+    for name, file in zip(("train_file", "held_out_file"), files, strict=True):
+        refuse_output_file(file, name)
+        if file.suffix != ".jsonl":
+            raise InputError(f"{name} {file} must end in .jsonl")
+    table = open_table(path, split_name)
+    groups = _groups_by_image(_image_keys(path, table, image_folder))
+    random.Random(seed).shuffle(groups)
+    held_out: set[int] = set()
+    for group in groups:
+        if len(held_out) >= num_held_out:
+            break
+        held_out.update(group)
+    num_rows = sum(map(len, groups))
+    if len(held_out) == num_rows:
+        raise InputError(
+            f"{path}: holding out {num_held_out} of {num_rows} rows leaves none to train on, because rows that share an image stay "
+            "together: hold out fewer"
+        )
+    with atomic(files[0]) as train_path, atomic(files[1]) as held_out_path:
+        for path_to_write, keeps_held_out in ((train_path, False), (held_out_path, True)):
+            with path_to_write.open("w", encoding="utf-8") as file:
+                file.writelines(_line(table[index]) for index in range(num_rows) if (index in held_out) == keeps_held_out)
+    print(f"{files[0]}: {num_rows - len(held_out)} rows; {files[1]}: {len(held_out)} rows; no image is in both")
+
+
+def _image_keys(path: str, table: Table, image_folder: str | None) -> list[set[str]]:
+    """Return the hashes of each row's images; those of its prompt if it has none."""
+    context, keys = row_context(path, image_folder), []
+    for raw_row in checked_rows(path, table):
+        row = raw_row.parse()
+        record = parse_preference(row, context) if is_preference(row) else parse_example(row, context, require_answer=False)
+        keys.append({image.key for image in record.images} or {repr(record.prompt)})
+    return keys
+
+
+def _groups_by_image(keys: Sequence[Iterable[str]]) -> list[list[int]]:
+    """Group the indices of rows that share a key, directly or through other rows."""
+    group_of_key: dict[str, list[int]] = {}
+    for index, row_keys in enumerate(keys):
+        shared = list({id(group): group for key in row_keys if (group := group_of_key.get(key)) is not None}.values())
+        merged = sorted({index, *(i for group in shared for i in group)})
+        for key in {*row_keys, *(key for i in merged for key in keys[i])}:
+            group_of_key[key] = merged
+    return list({id(group): group for group in group_of_key.values()}.values())
+
+
+def _line(row: RawRow) -> str:
+    """Return a row as a line of JSONL. Raises InputError if it holds encoded images as bytes."""
+    if isinstance(row.content, bytes):
+        return row.content.decode().strip() + "\n"
+    try:
+        return json.dumps(row.content, ensure_ascii=False) + "\n"
+    except TypeError:
+        raise InputError(
+            f"{row.location}: the row embeds its images: write the file as JSONL first (`mmrlhf data convert`)"
+        ) from None
