@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from mmrlhf.config.base import SettingsError
 from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, OTHER_VALUES, SAME_SETTINGS
 from mmrlhf.records import InputError
 
@@ -191,7 +192,7 @@ def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, An
     missing_fields = [name for name, field in fields.items() if field.is_required and name not in values]
     try:
         config = cls(**{str(key): value for key, value in values.items() if key in fields})
-    except ValidationError as error:
+    except (SettingsError, ValidationError) as error:
         config = None
         for problem in error.errors():
             key = problem["loc"][0]

@@ -235,3 +235,17 @@ def test_load_config_refuses_yaml_that_costs_much_or_is_no_setting(tmp_path, tex
     file.write_text(text)
     with pytest.raises(InputError, match=message):
         read_yaml(file)
+
+
+def test_configurations_built_in_python_raise_one_sentence():
+    with pytest.raises(InputError) as error:
+        SFTConfig(**REQUIRED, lora_r=0, sead=1)
+    message = str(error.value)
+    assert message.startswith("SFTConfig: ") and "\n" not in message
+    assert (
+        "lora_r: input should be greater than or equal to 1, not 0" in message and "sead: unexpected keyword argument" in message
+    )
+    with pytest.raises(InputError, match="SFTConfig: learning_rate: input should be greater than 0, not -1"):
+        dataclasses.replace(SFTConfig(**REQUIRED), learning_rate=-1)
+    with pytest.raises(InputError, match="GenerateConfig: output_file: field required"):
+        GenerateConfig(model_name_or_path="m", dataset_name="d")

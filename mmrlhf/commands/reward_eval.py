@@ -8,6 +8,7 @@ about another image, or contradicted. Intervals are 95% (Wilson).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     with progress(sum(map(len, groups_by_condition.values())), "reward-eval") as progress_bar:
         scores = {}
         for name, groups in groups_by_condition.items():
-            scores_path = run.path / "scores" / f"{name.replace(' ', '_')}.jsonl"
+            scores_path = run.path / "scores" / f"{re.sub(r'[^a-z0-9]+', '_', name)}.jsonl"
             scores[name] = _score_groups(model, groups, scores_path, inputs, config.batch_size, progress_bar.advance)
 
     # 2. Compute the metrics

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import functools
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+
+from mmrlhf.records import InputError
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, str_min_length=1)
 
@@ -19,7 +22,41 @@ Overlong = Literal["drop", "error"]
 FactsPosition = Literal["before", "after"]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SettingsError(InputError):
+    """Settings that a configuration refuses. `errors` returns them as pydantic's does."""
+
+    def __init__(self, name: str, error: ValidationError) -> None:
+        self.errors = error.errors
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {_message(problem)}" for problem in error.errors()]
+        super().__init__(f"{name}: {'; '.join(problems)}")
+
+
+def _message(problem: Any) -> str:
+    text = problem["msg"][:1].lower() + problem["msg"][1:]
+    return text if problem["type"].startswith(("missing", "unexpected")) else f"{text}, not {problem['input']!r}"
+
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
+def settings(cls: Class) -> Class:
+    """Make a class a frozen dataclass that checks its fields. It raises SettingsError."""
+    checked: Any = dataclass(frozen=True, kw_only=True, config=STRICT)(cls)
+    check = checked.__init__
+
+    @functools.wraps(check)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            check(self, *args, **kwargs)
+        except ValidationError as error:
+            raise SettingsError(cls.__name__, error) from None
+
+    checked.__init__ = init
+    return checked  # type: ignore[no-any-return]
+
+
+@settings
 class EngineConfig:
     """How a model runs; none of these settings changes results."""
 
@@ -40,7 +77,7 @@ class EngineConfig:
     """Maximum size of feature_cache_dir; the least recently used features are removed."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class PixelConfig:
     """How many pixels of an image the model is shown; give every stage the same."""
 
@@ -52,7 +89,7 @@ class PixelConfig:
     that vary); by default as the model's processor has it."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class DatasetConfig:
     """Where the images of a dataset are, and which split to read."""
 
@@ -62,7 +99,7 @@ class DatasetConfig:
     """Folder that relative image paths start from; by default the folder of the dataset file."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class FactsConfig(DatasetConfig):
     """A dataset with an optional facts file."""
 
@@ -71,7 +108,7 @@ class FactsConfig(DatasetConfig):
     `objects`, ..."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class SamplingConfig:
     """How answers are sampled; the defaults are greedy."""
 
@@ -91,7 +128,7 @@ class SamplingConfig:
     """Maximum tokens of an answer."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class RewardModelConfig(FactsConfig, EngineConfig, PixelConfig):
     """A trained reward model and the dataset that it scores."""
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from mmrlhf.config.base import (
-    STRICT,
     Count,
     DatasetConfig,
     Dtype,
@@ -20,10 +18,11 @@ from mmrlhf.config.base import (
     Positive,
     RewardModelConfig,
     SamplingConfig,
+    settings,
 )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig, PixelConfig):
     """Write a model's answers to prompts, as JSONL."""
 
@@ -50,7 +49,7 @@ class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig, PixelConfig):
     """Random seed; samples depend on it and on each row's id, not on the batch."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class ExportConfig:
     """Write a trained model so that other programs can load it, with processor and model card."""
 
@@ -66,7 +65,7 @@ class ExportConfig:
     """Precision of the written weights; that of the checkpoint by default."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class EncodeConfig(DatasetConfig, EngineConfig, PixelConfig):
     """Precompute the image features of a dataset for stages that use the same feature_cache_dir."""
 
@@ -80,7 +79,7 @@ class EncodeConfig(DatasetConfig, EngineConfig, PixelConfig):
     """Precision of the weights; use that of the stage that will read the features."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class ScoreConfig(RewardModelConfig):
     """Score answers with a reward model, and write the scores as JSONL."""
 
@@ -92,7 +91,7 @@ class ScoreConfig(RewardModelConfig):
     """Use only the first rows."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class RewardEvalConfig(RewardModelConfig):
     """Measure how reliable a reward model is: accuracy by group, calibration, injected false
     claims, corrupted facts."""
@@ -109,7 +108,7 @@ class RewardEvalConfig(RewardModelConfig):
     """Random seed of the corrupted facts and the injected claims."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class CalibrateConfig(FactsConfig):
     """Settings of every verifier that can be calibrated."""
 
@@ -137,7 +136,7 @@ class CalibrateConfig(FactsConfig):
     """Random seed of the held-out images and of the false claims paired with facts."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class CalibrateClipConfig(CalibrateConfig):
     """Calibrate the verifier clip: fit probabilities to an open_clip model's margins, by kind of
     claim."""
@@ -149,7 +148,7 @@ class CalibrateClipConfig(CalibrateConfig):
     model's directory."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class CalibrateVLMConfig(CalibrateConfig, EngineConfig, PixelConfig):
     """Calibrate the verifier vlm: fit probabilities to a model's log-odds of Yes over No, by kind
     of claim."""
@@ -162,7 +161,7 @@ class CalibrateVLMConfig(CalibrateConfig, EngineConfig, PixelConfig):
     """Maximum tokens of a question, image tokens included; longer ones are skipped."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class EvalConfig(SamplingConfig, EngineConfig, PixelConfig):
     """Measure a model on a benchmark, or score existing answers."""
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from mmrlhf.config.base import STRICT, Count, Fraction, NonNegative, Positive
+from mmrlhf.config.base import Count, Fraction, NonNegative, Positive, settings
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class ScenesConfig:
     """The demo's data: the size of each split, the errors of its annotators, and the utility of an
     answer."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from mmrlhf.config.base import (
-    STRICT,
     Count,
     Dtype,
     EngineConfig,
@@ -20,10 +18,11 @@ from mmrlhf.config.base import (
     Overlong,
     PixelConfig,
     Positive,
+    settings,
 )
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     """Settings of every training stage."""
 
@@ -76,7 +75,7 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     """Steps between checkpoints; the stage resumes from the latest."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class SFTConfig(TrainConfig):
     """Fine-tune a model on `messages`, `prompt` + `completion`, or LLaVA conversations."""
 
@@ -88,7 +87,7 @@ class SFTConfig(TrainConfig):
     context."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class RewardConfig(TrainConfig):
     """Train a reward model on `prompt`, `chosen`, `rejected`, or another format of preferences."""
 
@@ -133,7 +132,7 @@ class RewardConfig(TrainConfig):
     """Preferences to report accuracy, calibration and probes on; nothing is selected on them."""
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@settings
 class PPOConfig(TrainConfig):
     """Optimise a policy with PPO on rows with a `prompt` and images; policies never see facts."""
 
