@@ -28,6 +28,7 @@ from mmrlhf.report.differences import (
     mcnemar_sentence,
     tables_of,
 )
+from mmrlhf.text.printable import printable
 
 
 def compare(
@@ -73,7 +74,7 @@ def _compare_benchmark(
         if unstated := unstated_settings(baseline, other):
             warnings.append(f"{baseline.folder} or {other.folder} does not state its {', '.join(unstated)}: they may differ")
     for text in warnings:
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {printable(text)}", file=sys.stderr)
     ids = set.intersection(*(result.answered_ids for result in results))
     if not ids:
         raise InputError(f"{', '.join(str(result.folder) for result in results)} have no answered example in common")

@@ -86,6 +86,8 @@ _IDIOM = re.compile(
     r"|\bnot only\b|\bwhy not\b|\bno (?:other|fewer|less)\b"
 )
 """Phrases with no or not that negate nothing."""
+_CONDITION = re.compile(r"\bif (?:there|it|they|the|a|an|any) [^,]*(?:,|$)")
+"""What is only supposed."""
 _CERTAIN = re.compile(r"^\W*(?:no doubt|without (?:a |any )?(?:doubt|question))\W*$")
 """An idiom as a whole sentence, which affirms."""
 
@@ -148,7 +150,7 @@ _TRUTH_STATEMENT = re.compile(
     r"|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b"
 )
 """Judges a statement in the question."""
-_NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing)\b|n't\b")
+_NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing|fail(?:s|ed)? to)\b|n't\b")
 """Negators of a whole clause."""
 _PRECEDING_NEGATOR = re.compile(
     r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely|rather than|instead of|as opposed to|in place of|devoid of"
@@ -158,7 +160,7 @@ _PRECEDING_NEGATOR = re.compile(
 bus."""
 _CLAUSE_BOUNDARY = re.compile(
     r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b"
-    r"|\bwho\b|\band (?=no\b|not\b)"
+    r"|\bwho\b|\band (?=no\b|not\b)|\bbesides\b|\b(?:apart|aside) from\b|\bother than\b"
 )
 """Boundaries that a negation does not cross."""
 _MISSING_APOSTROPHE = re.compile(r"\b(is|are|was|were|do|does|did|ca|could|wo|would|has|have)nt\b")
@@ -213,10 +215,14 @@ def parse_yes_no(answer: str, question: str = "") -> YesNo | None:
             return leading
         if standalone := _STANDALONE.search(sentence):
             return "yes" if standalone["yes"] else "no"
-        if _UNSURE.search(sentence):
-            is_unsure = True
-        elif not is_unsure and implied is None:
-            implied = _polarity(sentence, question_words, question_text)
+        if doubt := _UNSURE.search(sentence):
+            _, but, rest = sentence[doubt.end() :].rpartition(" but ")
+            stated = _polarity(rest, question_words, question_text) if but and not _UNSURE.search(rest) else None
+            is_unsure = stated is None
+            sentence_verdict = stated
+        else:
+            sentence_verdict = None if is_unsure else _polarity(sentence, question_words, question_text)
+        implied = implied or sentence_verdict
     return implied
 
 
@@ -240,7 +246,7 @@ def _polarity(sentence: str, question_words: list[str], question: str) -> YesNo 
     """Return the yes or no that a sentence implies without beginning with it, or None."""
     if _CERTAIN.match(sentence):
         return "yes"
-    sentence = _IDIOM.sub(" ", sentence)
+    sentence = _CONDITION.sub(" ", _IDIOM.sub(" ", sentence))
     if truth := _TRUTH_STATEMENT.search(sentence):
         return "yes" if bool(truth["yes"]) != bool(truth["not"]) else "no"
     sentence = _DOUBTED_EXISTENCE.sub("there is not", sentence)

@@ -12,7 +12,7 @@ _STOP_WORDS = word_set(
     "a an the is are was were be there any some in on of at to with and or do does did can could you i we see "
     "this that these those it its image picture photo photograph scene visible shown appear appears present "
     "have has please answer yes no only just using single word phrase question following statement right "
-    "correct true based find as your place number total between"
+    "correct true based find as your place number total between show contain depict include feature see"
 )
 """Words of a question that do not name what it is about."""
 _PERSON_WORDS = {"people", "someone", "somebody", "anyone", "anybody", "everyone"}

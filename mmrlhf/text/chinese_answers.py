@@ -42,6 +42,11 @@ _QUESTION_WORDS = re.compile(
     r"这张|这幅|这个|那个|这|那|存在|出现|一[只个条辆位名些张把件台棵头匹架艘座]|两者|任何|吗|呢|吧|么|的|了|着|里|中|上|内|有|是|在|张|幅|[\s?,.。,!:;\"'“”]"
 )
 """Characters of a question that do not name what it is about."""
+_ELLIPTIC = re.compile(
+    r"^(?:我们?|认为|觉得|想|看来|应该|应当|里面|这里|其中|图片?中?|画面中?|是|并)*"
+    r"(?:(?P<no>没有|没看到|没看见|看不到|未发现|没发现|不存在|没|无)|(?P<yes>有|看到|看见|存在))(?:的|了|呢|啊)*$"
+)
+"""A clause that says whether there is one, without naming it."""
 _DIGITS = {
     char: value
     for value, chars in enumerate(("零", "一1", "二两2", "三3", "四4", "五5", "六6", "七7", "八8", "九9", "十"))
@@ -73,17 +78,23 @@ def chinese_yes_no(sentence: str, question: str = "") -> tuple[YesNo | None, Cer
     text = _NEUTRAL.sub("", text)
     if _UNSURE.search(text):
         return None, "unsure"
-    question_text = question.translate(_SIMPLIFIED)
-    characters = set(_QUESTION_WORDS.sub("", question_text)) if is_chinese(question_text) else set()
-    verdicts = {_clause_verdict(clause, characters) for clause in _CLAUSES.split(text)} - {None}
+    asked = _QUESTION_WORDS.sub("", question.translate(_SIMPLIFIED)) if is_chinese(question) else ""
+    verdicts = {_clause_verdict(clause.strip(" \"'"), asked) for clause in _CLAUSES.split(text)} - {None}
     return (verdicts.pop() if len(verdicts) == 1 else None), "implied"
 
 
-def _clause_verdict(clause: str, characters: set[str]) -> YesNo | None:
-    """Return what a clause says of a thing with these characters, or of anything without them."""
-    asked_digits = {_DIGITS[char] for char in characters if char in _DIGITS}
-    named = {char for char in characters if not asked_digits or char not in {*_DIGITS, *_MEASURE}}
-    if not named <= {*clause} or not clause.strip():
+def _clause_verdict(clause: str, asked: str) -> YesNo | None:
+    """Return what a clause says of the thing that these characters name, or of anything without
+    them."""
+    if not clause:
+        return None
+    if elliptic := _ELLIPTIC.match(clause):
+        return "no" if elliptic["no"] else "yes"
+    asked_digits = {_DIGITS[char] for char in asked if char in _DIGITS}
+    named = {char for char in asked if not asked_digits or char not in {*_DIGITS, *_MEASURE}}
+    # "Is the person a man?" may be answered with "is a man".
+    predicate = _QUESTION_WORDS.sub("", _NO.sub("", clause))
+    if not named <= {*clause} and not (predicate and asked.endswith(predicate)):
         return None
     is_denied = _NO.search(clause) is not None
     stated_digits = {_DIGITS[char] for char in clause if char in _DIGITS}
@@ -91,4 +102,4 @@ def _clause_verdict(clause: str, characters: set[str]) -> YesNo | None:
         return "yes" if stated_digits == asked_digits else "no"
     if is_denied:
         return "no"
-    return "yes" if characters or _YES.search(clause) else None
+    return "yes" if asked or _YES.search(clause) else None
