@@ -18,6 +18,7 @@ from mmrlhf.report.differences import (
     tables_of,
 )
 from mmrlhf.report.terminal import print_whole
+from mmrlhf.text.printable import printable
 
 WORD_STYLES = {"better": "green", "worse": "red"}
 
@@ -27,11 +28,11 @@ def print_comparison(name: str, comparison: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     headline, direction = comparison["headline"], comparison["direction"]
     for pair in comparison["pairs"]:
-        console.print(Text(headline_sentence(name, pair, headline, direction, comparison["n"]), "bold"))
+        console.print(Text(printable(headline_sentence(name, pair, headline, direction, comparison["n"])), "bold"))
         for mode, differences in tables_of(pair, headline, direction):
             print_whole(_table(mode, pair, differences))
         if sentence := mcnemar_sentence(pair):
-            console.print(Text(sentence))
+            console.print(Text(printable(sentence)))
         if categories := categories_of(pair):
             named = [Difference(f"{row.name} ({count})", row.comparison, row.percent, row.word) for count, row in categories]
             print_whole(_table("accuracy by category (n)", pair, named))
@@ -42,9 +43,9 @@ def _table(title: str, pair: Mapping[str, Any], differences: list[Difference]) -
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(Text(title), no_wrap=True)
     for column in (pair["a"], pair["b"], "difference", "95% interval", "p", "MDE"):
-        table.add_column(Text(str(column)), justify="right", no_wrap=True)
+        table.add_column(Text(printable(str(column))), justify="right", no_wrap=True)
     table.add_column("")
     for row in differences:
         style = "bold" if row.is_clear else ""
-        table.add_row(Text(row.name, style), *map(Text, row.cells), Text(row.word, WORD_STYLES.get(row.word, "dim")))
+        table.add_row(Text(printable(row.name), style), *map(Text, row.cells), Text(row.word, WORD_STYLES.get(row.word, "dim")))
     return table

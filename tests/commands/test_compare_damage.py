@@ -213,3 +213,13 @@ def test_compare_survives_any_value_of_any_field(runs, data, value, is_row):
         assert "\n" not in str(error)
     finally:
         path.write_bytes(original)
+
+
+def test_compare_prints_no_control_characters_of_data(runs, capsys):
+    """A category of the data reaches the terminal, and must not steer it."""
+    for run in "ab":
+        summary = json.loads((runs / run / "result.json").read_text())
+        edit_json(runs / run / "result.json", headline="f1\x1b[2J\u202e", metrics=summary["metrics"])
+    assert main(["compare", str(runs / "a"), str(runs / "b"), "--out", str(runs / "out"), "--force"]) == 0
+    output = capsys.readouterr()
+    assert "\x1b[2J" not in output.out + output.err and "\u202e" not in output.out + output.err
