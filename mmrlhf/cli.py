@@ -21,6 +21,7 @@ from mmrlhf.cli_commands import (
     run_compare,
     run_data_check,
     run_data_convert,
+    run_data_facts,
     run_data_scenes,
     run_data_split,
     run_data_stats,
@@ -170,6 +171,12 @@ DATA_COMMANDS = _by_last_word(
         "hold rows out for evaluation, with no image on both sides",
         "pairs.jsonl --held_out 500 --train_file train.jsonl --held_out_file held_out.jsonl",
         run_data_split,
+    ),
+    Command(
+        "data facts",
+        "write a facts file from captions, COCO files, scene graphs or a captioner",
+        "instances_train2017.json captions_train2017.json --dataset_name rows.jsonl --output_file facts.jsonl",
+        run_data_facts,
     ),
     Command(
         "data stats",

@@ -15,6 +15,7 @@ from mmrlhf.cli_parser import (
     Command,
     Parser,
     add_flag,
+    fraction,
     load_named_config,
     make_config_parser,
     non_negative_int,
@@ -258,6 +259,38 @@ def run_data_convert(command: Command, argv: list[str]) -> None:
         args["seed"],
         args["split"],
     )
+
+
+def run_data_facts(command: Command, argv: list[str]) -> None:
+    parser = Parser(command, "FILE [FILE ...] --output_file OUT [--caption_key COLUMN | --captioner URL] [--dataset_name ROWS]")
+    help_text = "COCO instances or captions, scene graphs, facts, or rows with captions; with --captioner, rows with images"
+    parser.add_argument("files", metavar="FILE", nargs="+", help=help_text)
+    parser.add_argument("--output_file", metavar="OUT", required=True, help="facts file to write (JSONL)")
+    parser.add_argument("--caption_key", metavar="COLUMN", help="column of captions, in rows that name their image")
+    parser.add_argument("--dataset_name", metavar="ROWS", help="keep facts about the images of this dataset only")
+    help_text = "URL of an OpenAI-compatible server (http://HOST:PORT/v1) to ask for a caption of each image"
+    parser.add_argument("--captioner", metavar="URL", help=help_text)
+    parser.add_argument("--captioner_model", metavar="NAME", help="its model, if it serves several")
+    parser.add_argument("--question", metavar="TEXT", help="what to ask about each image")
+    parser.add_argument("--max_tokens", metavar="N", type=positive_int, default=512, help="of a caption (default 512)")
+    parser.add_argument("--concurrency", metavar="N", type=positive_int, default=4, help="requests at a time (default 4)")
+    parser.add_argument("--confidence", metavar="F", type=fraction, help="confidence of the facts, from 0 to 1 (default 1)")
+    parser.add_argument("--image_folder", metavar="DIR", help="folder that relative image paths start from")
+    parser.add_argument("--split", metavar="NAME", default="train", help="split of a dataset that has several (default train)")
+    args = parser.parse(argv)
+    from mmrlhf.commands.facts import CAPTION_QUESTION, facts_from_captioner, facts_from_files
+
+    common = {name: args[name] for name in ("output_file", "image_folder", "confidence", "split") if name in args}
+    if "captioner" not in args:
+        facts_from_files(args["files"], caption_key=args.get("caption_key"), dataset_name=args.get("dataset_name"), **common)
+        return
+    if len(args["files"]) > 1 or "caption_key" in args or "dataset_name" in args:
+        raise InputError(f"{command.prog}: --captioner takes one FILE, rows with images, and no --caption_key or --dataset_name")
+    from mmrlhf.evaluation.openai_client import Endpoint
+
+    endpoint = Endpoint(args["captioner"], args.get("captioner_model", ""), concurrency=args["concurrency"])
+    question = args.get("question", CAPTION_QUESTION)
+    facts_from_captioner(args["files"][0], endpoint=endpoint, question=question, max_tokens=args["max_tokens"], **common)
 
 
 def run_data_stats(command: Command, argv: list[str]) -> None:

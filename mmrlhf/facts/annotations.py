@@ -1,4 +1,4 @@
-"""Facts from annotations: COCO instances, and the scene graphs of GQA and Visual Genome."""
+"""Facts from annotations: COCO instances and captions, scene graphs of GQA and Visual Genome."""
 
 from __future__ import annotations
 
@@ -21,9 +21,42 @@ def is_coco(value: Any) -> bool:
     return isinstance(value, dict) and {"images", "annotations", "categories"} <= set(value)
 
 
+def is_coco_captions(value: Any) -> bool:
+    """Return whether a JSON value is a COCO captions file."""
+    if not isinstance(value, dict) or not {"images", "annotations"} <= set(value) or "categories" in value:
+        return False
+    annotations = value["annotations"]
+    return isinstance(annotations, list) and all(isinstance(a, dict) and "caption" in a for a in annotations[:1])
+
+
 def is_scene_graph(value: Any) -> bool:
-    """Return whether a JSON value is the scene graph of one image."""
-    return isinstance(value, dict) and "objects" in value and ("relationships" in value or isinstance(value["objects"], dict))
+    """Return whether a JSON value is the scene graph of one image.
+
+    GQA maps ids to objects. Visual Genome lists objects, relationships or both, by image.
+    """
+    if not isinstance(value, dict):
+        return False
+    objects = value.get("objects")
+    has_object_rows = "image_id" in value and isinstance(objects, list) and all(isinstance(o, dict) for o in objects)
+    return isinstance(objects, dict) or isinstance(value.get("relationships"), list) or has_object_rows
+
+
+def parse_coco_captions(path: str, value: Mapping[str, Any], source: str) -> FactsByImage:
+    """Return the captions in a COCO captions file by image. Raises InputError."""
+    root = Row(path, 0, value)
+    names = {}
+    for index, image in enumerate(read_list(root, "images"), 1):
+        row = _as_row(path, image, f"images[{index}]")
+        names[_read_id(row, "id")] = read_line(row, row.require("file_name"), "file_name")
+    captions: dict[str, tuple[Fact, ...]] = {}
+    for index, annotation in enumerate(read_list(root, "annotations"), 1):
+        row = _as_row(path, annotation, f"annotations[{index}]")
+        image_id = _read_id(row, "image_id")
+        if image_id not in names:
+            row.fail(f"`image_id` is {preview(image_id)}, and `images` has no such id: add it, or drop the annotation")
+        fact = Fact("caption", read_line(row, row.require("caption"), "caption"), source)
+        captions[names[image_id]] = (*captions.get(names[image_id], ()), fact)
+    return captions
 
 
 def parse_coco(path: str, value: Mapping[str, Any], source: str) -> FactsByImage:
@@ -102,6 +135,8 @@ def _parse_scene_graph(row: Row, source: str) -> tuple[Fact, ...]:
             relations.append((object_id, predicate, str(_read_id(relation_row, "object"))))
     for index, value in enumerate(read_list(row, "relationships"), 1):
         relation_row = _as_row(row.location, value, f"`relationships[{index}]`")
+        if "objects" not in row.fields:  # Visual Genome's relationships.json repeats the objects
+            nouns |= _endpoint_nouns(relation_row)
         subject, target = (str(_endpoint_id(relation_row, name)) for name in ("subject", "object"))
         relations.append((subject, read_line(relation_row, relation_row.require("predicate"), "predicate"), target))
     for subject, predicate, target in relations:
@@ -126,6 +161,12 @@ def _read_object_name(row: Row) -> str:
     """Return an object's name: `names[0]` in Visual Genome, `name` in GQA."""
     names = row.fields.get("names")
     return read_line(row, names[0] if isinstance(names, list) and names else row.require("name"), "name")
+
+
+def _endpoint_nouns(row: Row) -> dict[str, str]:
+    """Return the names of a relation's subject and object by their ids."""
+    endpoints = [_as_row(row.location, row.require(name), f"`{name}`") for name in ("subject", "object")]
+    return {str(_read_id(endpoint, "object_id")): _read_object_name(endpoint) for endpoint in endpoints}
 
 
 def _endpoint_id(row: Row, name: str) -> int | str:

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.facts.annotations import FactsByImage, is_coco, is_scene_graph, parse_coco, parse_scene_graphs
-from mmrlhf.facts.parse import parse_fact_fields
+from mmrlhf.facts.annotations import (
+    FactsByImage,
+    is_coco,
+    is_coco_captions,
+    is_scene_graph,
+    parse_coco,
+    parse_coco_captions,
+    parse_scene_graphs,
+)
+from mmrlhf.facts.parse import parse_fact_fields, read_line
 from mmrlhf.files.rows import Row, preview, read_json, type_name
 from mmrlhf.files.tables import read_rows
 from mmrlhf.records import Fact, InputError
@@ -19,8 +27,8 @@ def read_facts(path: str | Path) -> FactsByImage:
     """Return facts by image name or row id.
 
     The file is JSONL with the fields of `FACT_FIELDS`, LLaVA-RLHF's map from images to captions,
-    COCO instances, or scene graphs of GQA or Visual Genome. Raises InputError that names the place
-    and the field of a mistake.
+    COCO instances or captions, or scene graphs of GQA or Visual Genome. Raises InputError that
+    names the place and the field of a mistake.
     """
     facts_by_image: FactsByImage = {}
     for image, id_, facts in _iter_facts(Path(path), require_name=True):
@@ -118,6 +126,8 @@ def _facts_of_annotations(path: Path, value: Any) -> Iterator[tuple[str, tuple[F
     """Yield image names and facts of COCO's annotations, scene graphs, or a map to captions."""
     if is_coco(value):
         yield from parse_coco(str(path), value, path.name).items()
+    elif is_coco_captions(value):
+        yield from parse_coco_captions(str(path), value, path.name).items()
     elif isinstance(value, list):
         yield from parse_scene_graphs(str(path), {str(graph["image_id"]): graph for graph in value}, path.name).items()
     elif value and all(map(is_scene_graph, value.values())):
@@ -129,6 +139,33 @@ def _facts_of_annotations(path: Path, value: Any) -> Iterator[tuple[str, tuple[F
 
 def _facts_for_images(facts: Mapping[str, tuple[Fact, ...]], images: Sequence[str]) -> tuple[Fact, ...]:
     return tuple(dict.fromkeys(fact for image in images for fact in facts_for_image(facts, image)))
+
+
+IMAGE_NAME_FIELDS = ("image", "images", "file_name", "image_path", "img_path", "image_id", "id")
+"""Fields that may name the image of a row with captions; the first that a row has."""
+
+
+def read_captions(path: str | Path, caption_key: str, split: str = "train") -> FactsByImage:
+    """Return the captions in a column of a dataset's rows by image: a text or a list of texts.
+
+    Raises InputError if a row lacks the column or a name of its image.
+    """
+    facts: FactsByImage = {}
+    for raw_row in read_rows(str(path), split):
+        row = raw_row.parse()
+        name_field = row.require_any(*IMAGE_NAME_FIELDS)
+        name = row.fields[name_field]
+        if isinstance(name, list) and len(name) == 1:
+            name = name[0]
+        if isinstance(name, dict):
+            name = name.get("path")
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            row.fail(f"`{name_field}` must name one image, not {preview(name)}")
+        captions = row.require(caption_key)
+        for caption in captions if isinstance(captions, list) else [captions]:
+            fact = Fact("caption", read_line(row, caption, caption_key), Path(path).name)
+            facts[str(name)] = (*facts.get(str(name), ()), fact)
+    return facts
 
 
 def facts_for_image(facts: Mapping[str, tuple[Fact, ...]], name: str) -> tuple[Fact, ...]:

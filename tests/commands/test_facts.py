@@ -1,0 +1,130 @@
+"""`mmrlhf data facts` writes facts that stages read, from annotations, captions and a captioner."""
+
+import json
+
+import pytest
+
+from mmrlhf.cli import main
+from mmrlhf.datasets import read_examples
+from mmrlhf.facts import read_facts
+from mmrlhf.records import Fact
+from tests.helpers.fake_server import FAKE_MODEL, chat_completion, scripted_server
+from tests.helpers.rows import make_data_dir, png_bytes, write_jsonl
+
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 10, "height": 10}, {"id": 2, "file_name": "other.png", "width": 1, "height": 1}],
+    "categories": [{"id": 3, "name": "cup"}],
+    "annotations": [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5]}],
+}  # fmt: skip
+CAPTIONS = {"images": COCO["images"], "annotations": [{"image_id": 1, "id": 9, "caption": "A cup.\n"}]}
+VG_OBJECTS = [{"image_id": 1, "objects": [{"object_id": 5, "names": ["man"], "attributes": ["old"]}]}]
+VG_RELATIONS = [
+    {
+        "image_id": 1,
+        "relationships": [
+            {
+                "predicate": "ON",
+                "subject": {"object_id": 5, "name": "man"},
+                "object": {"object_id": 6, "names": ["horse"]},
+            }
+        ],
+    }
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Create a folder with images and rows, and go there."""
+    folder = make_data_dir(tmp_path)
+    for name in ("b", "1"):
+        (folder / f"{name}.png").write_bytes(png_bytes("green" if name == "b" else "blue"))
+    write_jsonl(folder, *[{"id": f"r{n}", "image": f"{n}.png", "prompt": "What is it?"} for n in ("a", "b", "1", "a")])
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+    return name
+
+
+def test_facts_of_coco_files_are_kept_for_a_dataset(folder, capsys):
+    instances, captions = write(folder, "instances.json", COCO), write(folder, "captions.json", CAPTIONS)
+    line = ["data", "facts", instances, captions, "--dataset_name", "rows.jsonl", "--output_file", "facts.jsonl"]
+    assert main([*line, "--confidence", "0.5"]) == 0
+    assert "facts.jsonl: 3 facts about 1 images of the 3 of rows.jsonl" in capsys.readouterr().out
+    expected = (
+        Fact("object", "cup", "instances.json", 0.5, (0.0, 0.0, 0.5, 0.5)),
+        Fact("count", "one cup", "instances.json", 0.5),
+        Fact("caption", "A cup.", "captions.json", 0.5),
+    )
+    assert read_facts("facts.jsonl") == {"a.png": expected}
+    assert read_examples("rows.jsonl", facts=read_facts("facts.jsonl"))[0].facts == expected
+    assert main([*line[:4], "--output_file", "all.jsonl"]) == 0
+    assert read_facts("all.jsonl")["a.png"][0].confidence == 1.0
+
+
+def test_facts_of_visual_genome_come_from_two_files(folder):
+    files = [write(folder, "objects.json", VG_OBJECTS), write(folder, "relationships.json", VG_RELATIONS)]
+    assert main(["data", "facts", *files, "--dataset_name", "rows.jsonl", "--output_file", "facts.jsonl"]) == 0
+    texts = [(fact.kind, fact.text, fact.source) for fact in read_facts("facts.jsonl")["1.png"]]
+    assert texts == [("object", "old man", "objects.json"), ("relation", "man on horse", "relationships.json")]
+
+
+def test_facts_from_a_column_of_captions(folder, capsys):
+    write_jsonl(
+        folder, {"file_name": "a.png", "text": "A cup."}, {"image": "b.png", "text": ["A mug.", "A\nplate."]}, name="c.jsonl"
+    )
+    assert main(["data", "facts", "c.jsonl", "--caption_key", "text", "--output_file", "facts.jsonl"]) == 0
+    assert [fact.text for facts in read_facts("facts.jsonl").values() for fact in facts] == ["A cup.", "A mug.", "A plate."]
+    assert main(["data", "facts", "c.jsonl", "--caption_key", "txet", "--output_file", "facts.jsonl"]) == 2
+    assert "c.jsonl, line 1: `txet` is missing: rename `text` to it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["coco.json", "--dataset_name", "rows.jsonl", "--confidence", "2"], "must be a number from 0 to 1, not '2'"),
+        (["foreign.json", "--dataset_name", "rows.jsonl"], "no facts about the images of rows.jsonl (its first is a.png)"),
+        (["empty.json"], "there are no facts to write to facts.jsonl"),
+        (["rows.jsonl", "--captioner", "http://127.0.0.1:1/v1", "--caption_key", "x"], "--captioner takes one FILE"),
+        (["rows.jsonl", "--captioner", "127.0.0.1"], "is not a server URL: use http://HOST:PORT/v1"),
+    ],
+)
+def test_unusable_arguments_leave_no_file(arguments, message, folder, capsys):
+    write(folder, "coco.json", COCO)
+    write(folder, "foreign.json", {"x.png": ["A cat."]})
+    write(folder, "empty.json", {**COCO, "annotations": []})
+    before = sorted(folder.iterdir())
+    assert main(["data", "facts", *arguments, "--output_file", "facts.jsonl"]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_captioner_is_asked_once_about_each_image(folder, capsys):
+    with scripted_server((200, chat_completion("A  cup.\nIt is red."), {})) as server:
+        line = ["data", "facts", "rows.jsonl", "--captioner", server.url, "--question", "What?", "--output_file", "facts.jsonl"]
+        assert main([*line, "--confidence", "0.7"]) == 0
+        assert len(server.requests) == 3
+        content = server.requests[0]["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["image_url", "text"] and content[1]["text"] == "What?"
+    fact = Fact("caption", "A cup. It is red.", FAKE_MODEL, 0.7)
+    assert read_facts("facts.jsonl") == {"a.png": (fact,), "b.png": (fact,), "1.png": (fact,)}
+    assert "captions of 3 images by stub" in capsys.readouterr().out
+    assert not list(folder.glob(".*"))
+
+
+def test_a_captioner_goes_on_after_failures(folder, capsys):
+    good, bad = (200, chat_completion("A cup."), {}), (400, {"error": "no"}, {})
+    line = ["data", "facts", "rows.jsonl", "--concurrency", "1", "--output_file", "facts.jsonl", "--captioner"]
+    with scripted_server(good, bad, good) as server:
+        assert main([*line, server.url]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 3 images got no caption (the first: HTTP 400" in error and "run the same command again" in error
+    assert not (folder / "facts.jsonl").exists()
+    with (folder / ".facts.jsonl.captions.jsonl").open("a") as file:
+        file.write('{"image": "cut')  # as a kill leaves it
+    with scripted_server(good) as server:
+        assert main([*line, server.url]) == 0
+        assert len(server.requests) == 1
+    assert len(read_facts("facts.jsonl")) == 3
