@@ -188,7 +188,10 @@ def run_prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
     inputs = {
         "input_ids": _left_pad([p.token_ids for p in prompts], pad_token_id),
         "attention_mask": _left_pad([torch.ones_like(p.token_ids) for p in prompts]),
-        **{name: _left_pad(_pad_image_axis([p.extras.get(name) for p in prompts])) for name in _extra_names(prompts)},
+        **{
+            name: _left_pad(_pad_image_axis([p.extras.get(name) for p in prompts]), min_length=max(prompt_lengths(prompts)))
+            for name in _extra_names(prompts)
+        },
     }
     inputs = {name: tensor.to(vlm.device) for name, tensor in inputs.items()}
     image_grids = [features.grid_thw for p in prompts for features in p.image_features if features.grid_thw is not None]
@@ -209,9 +212,9 @@ def run_prefill(vlm: VLM, prompts: Sequence[Prompt]) -> Prefix:
     )
 
 
-def _left_pad(rows: Sequence[Tensor], pad_value: int = 0) -> Tensor:
+def _left_pad(rows: Sequence[Tensor], pad_value: int = 0, min_length: int = 0) -> Tensor:
     """Stack tensors [l, ...] of different lengths l into [P, L, ...], padded at the start."""
-    max_length = max(len(row) for row in rows)
+    max_length = max(min_length, *(len(row) for row in rows))
     # `pad` takes (before, after) pairs from the last axis to the first; only the first axis grows.
     unpadded_axes = [0, 0] * (rows[0].dim() - 1)
     return torch.stack(

