@@ -9,7 +9,7 @@ contents (Sun et al. 2023).
 --data is the authors' template of answers (JSON), which lists each image's contents; answers are
 the same file with `model_answer` filled in. --judge_prompt FILE gives the judge the authors' own
 instructions; results of other judges or prompts are not comparable with GPT-4's. Recorded judgments
-may be the responses that the authors' script saves, in the order of the questions.
+may be the responses that the authors' script saves, in the order of the answers.
 
 `score` is the mean rating, `hallucination_rate` the share rated below 3 (a fraction), and
 `informativeness` RLHF-V's measure of how informative answers are (in percent). `official` reads the
@@ -117,14 +117,15 @@ class MMHalBench(Benchmark):
             yield JudgeRequest(id_, prompt, template)
 
     def read_judgments(self, rows: Sequence[Row], answers_by_id: AnswersById, task: Task) -> dict[str, str]:
-        """Return the replies saved by the authors' script: chat completions in question order."""
-        if len(rows) != len(task.examples):
+        """Return the replies saved by the authors' script: chat completions, in order of answers."""
+        ids = answers_by_id if len(rows) == len(answers_by_id) else task.examples
+        if len(rows) != len(ids):
             rows[0].fail(
                 f"the file holds {len(rows)} responses to {len(task.examples)} questions, "
                 "and nothing else says which belongs to which"
             )
         replies = {}
-        for id_, row in zip(task.examples, rows, strict=True):
+        for id_, row in zip(ids, rows, strict=True):
             try:
                 replies[id_] = str(row.require("choices")[0]["message"]["content"])
             except (KeyError, IndexError, TypeError):

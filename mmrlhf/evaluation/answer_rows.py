@@ -48,8 +48,14 @@ class RowFacts:
 
 
 def first_present(fields: Fields, names: Iterable[str]) -> str | None:
-    """Return the first of these fields that is not null, as text; None if all are."""
-    return next((str(fields[name]) for name in names if fields.get(name) is not None), None)
+    """Return the first of these fields that is not null, as text; None if all are.
+
+    Whole numbers have no `.0`, which pandas gives to a column with gaps.
+    """
+    value = next((fields[name] for name in names if fields.get(name) is not None), None)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None else str(value)
 
 
 def read_facts(

@@ -226,7 +226,7 @@ SENTENCES = {
     "no such id": "{n} rows have an id that --data does not have, and are joined by their question ({example})",
     "distance": "{n} rows have ids at a constant distance from those of their questions, and are joined so ({example})",
     "order": "{n} rows have no id of the data but its questions in its order, and are joined by order",
-    "position": "{n} rows say nothing but a position, as many as --data has examples, and are joined by it",
+    "position": "{n} rows have nothing but numbers, as many as --data has questions, and are joined by position ({example})",
     "question": "{n} rows name neither id nor image of the data, and are joined by their question",
     "other question": "{n} answers are to questions that --data does not have: is it another version?",
     "other split": "{n} answers are to questions of another split than --data",

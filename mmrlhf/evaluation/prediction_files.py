@@ -8,6 +8,7 @@ of the first row tell the format. No torch.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ from mmrlhf.records import InputError
 FORMATS = ("predictions", "official", "llava", "lmms-eval", "vlmevalkit", "plain")
 HARNESS_FORMATS = ("lmms-eval", "vlmevalkit")
 """Formats of programs with data files of their own, whose order is not the authors'."""
+DERIVED_FILE = re.compile(r"_(auxmatch|score|acc|results?|detailed_results|extract|tmp)$")
+"""Ends of the names of files that VLMEvalKit makes of its predictions. lmms-eval's answers are in
+files with `_samples_` in their names."""
 SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 DEFAULT_ANSWER_FIELDS = ("id", "answer")
 """What an answer file should hold for a benchmark without an official format."""
@@ -187,7 +191,10 @@ def _parse_answer_row(location: str, row: Fields, format_: str, benchmark: Bench
     text_field = next((name for name in names if name in row), names[0])
     if text_field not in row:
         raise InputError(f"{location}: `{text_field}` is missing, which {format_} answers have: add it, or give --format")
-    return row, [_check_text(location, row[text_field])]
+    answer = row[text_field]
+    if format_ == "vlmevalkit" and isinstance(answer, int | float):  # as in JSON that pandas wrote
+        answer = None if answer != answer else str(answer)
+    return row, [_check_text(location, answer)]
 
 
 def _check_text(location: str, value: Any) -> str | None:
@@ -245,9 +252,7 @@ def _read_rows(path: Path, notes: list[str]) -> Iterator[Located]:
     A row of a folder also has the name of its `file`, without the ending.
     """
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        if not files:
-            raise InputError(f"--answers {path} holds no {', '.join(SUFFIXES)} file")
+        files = _answer_files(path, notes)
         for file in files:
             for location, row in _read_rows(file, notes):
                 yield location, {"file": file.stem, **row}
@@ -259,11 +264,27 @@ def _read_rows(path: Path, notes: list[str]) -> Iterator[Located]:
         yield location, row
 
 
+def _answer_files(folder: Path, notes: list[str]) -> list[Path]:
+    """Return a folder's files of answers, without what harnesses make of them."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    if not files:
+        raise InputError(f"--answers {folder} holds no {', '.join(SUFFIXES)} file")
+    samples = [file for file in files if "_samples_" in file.stem]
+    kept = samples or [file for file in files if not DERIVED_FILE.search(file.stem)] or files
+    if len(kept) < len(files):
+        notes.append(
+            f"{folder} has files that hold no answers, and are left out: {', '.join(preview(f.name)[1:-1] for f in files if f not in kept)}"
+        )
+    return kept
+
+
 def _read_contents(path: Path, notes: list[str]) -> list[Any]:
     """Return the values of a file: rows of a sheet, a JSON list, JSON lines, or the rows inside a
     JSON object."""
     if path.suffix in (".tsv", ".csv", ".xlsx"):
         return read_sheet(path)
+    if path.suffix in (".pkl", ".pickle"):
+        raise InputError(f"{path} is a pickle, which could run anything and is never opened: save it as JSON lines or TSV")
     with open_binary(path) as file:
         if path.suffix == ".jsonl" and file.peek(1)[:1] != b"[":
             for _ in read_lines(file, path):  # refuses a line that would not fit into memory

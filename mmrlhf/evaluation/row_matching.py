@@ -12,6 +12,8 @@ from mmrlhf.evaluation.answer_rows import RowFacts, fold
 
 MIN_MATCH_RATE = 0.9
 """Minimum share of rows that fit where numbers at a constant distance are taken for ids."""
+MAX_VOTES = 2_000_000
+"""How many pairs of a row and an example with its question are looked at to find a distance."""
 MIN_WORDS_INSIDE = 12
 """Length of the shortest question, in characters, that is looked for inside a longer prompt."""
 
@@ -176,13 +178,15 @@ def _by_order(rows: Sequence[RowFacts], block: list[int], split: str, index: Exa
 
 
 def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
-    """Take fields that count the rows of a program's own data, if they count as many as there are
-    examples and nothing else could be compared."""
+    """Take numbers from 0, or from 1, for positions, if there are as many as examples, and nothing
+    else can be compared."""
     targets = index.by_split[split]
-    places = {number: rows[number].number for number in block if rows[number].is_position and index.is_blind(rows[number], split)}
-    if len(places) != len(block) or sorted(place for place in places.values() if place is not None) != list(range(len(targets))):
+    numbers = {number: value for number in block if (value := rows[number].number) is not None}
+    first = min(numbers.values(), default=-1)
+    is_complete = first in (0, 1) and sorted(numbers.values()) == list(range(first, first + len(targets)))
+    if len(numbers) < len(block) or not is_complete or not all(index.is_blind(rows[number], split) for number in block):
         return None
-    return Match({n: targets[place].id for n, place in places.items() if place is not None}, 1.0, "position")
+    return Match({number: targets[value - first].id for number, value in numbers.items()}, 1.0, "position")
 
 
 def _by_distance(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
@@ -204,9 +208,15 @@ def _at_distance(
     """Return a match if most rows have the question of the target at a constant distance."""
     place_of = {target.id: place for place, target in target_at.items()}
     numbers = {number: value for number in block if (value := rows[number].number) is not None}
+    candidates = {number: index.candidates(rows[number], split) for number in numbers}
     votes: Counter[int] = Counter()
-    for number, value in numbers.items():
-        votes.update(place_of[target.id] - value for target in index.candidates(rows[number], split))
+    num_votes = 0
+    # Rare questions first, as they say most.
+    for number in sorted(numbers, key=lambda number: len(candidates[number])):
+        num_votes += len(candidates[number])
+        if num_votes > MAX_VOTES:
+            break
+        votes.update(place_of[target.id] - numbers[number] for target in candidates[number])
     most = max(votes.values(), default=0)
     best = [distance for distance, count in votes.items() if count == most]
     if len(best) > 1:

@@ -152,6 +152,19 @@ def test_pope_reads_lmms_eval_samples_without_doc(score, pope):
     assert "8 answers are to questions of another split" in notes_of(one)
 
 
+def test_pope_reads_the_authors_form_by_order(score, pope):
+    # POPE's own answer files have neither ids nor images
+    rows = [
+        {"question": row["prompt"].split("\n")[0].lower(), "answer": row["text"]}
+        for row in pope_log("adversarial", "popular", "random")
+    ]
+    result = score("pope", rows, pope)
+    assert metric_value(result, "random/f1", "official") == metric_value(result, "random/f1") == 0.8 and result["n"] == 12
+    assert "12 rows have no id of the data but its questions in its order" in notes_of(result)
+    result = score("pope", rows[8:11], pope / "coco_pope_random.json")
+    assert result["n"] == 3 and metric_value(result, "f1", "official") == 1
+
+
 # ---- AMBER ---------------------------------------------------------------------------------------
 
 NOUNS = ("dog", "cat", "bus")
@@ -304,9 +317,12 @@ def test_mmhal_bench_reads_logs_and_wrappers(score, mmhal, form, wrapper, tmp_pa
     assert bool(notes_of(result)) == (form in ("LLaVA's log", "order"))
 
 
-def test_mmhal_bench_numbers_without_questions_are_unknown(score, mmhal):
-    result = score("mmhal_bench", [{"question_id": n, "text": "It is."} for n in range(8)], mmhal)
-    assert result["n"] == 0 and "8 answers are to no question of --data" in notes_of(result)
+def test_mmhal_bench_takes_bare_numbers_only_if_they_are_complete(score, mmhal):
+    rows = [{"question_id": n, "text": "It is."} for n in range(8)]
+    result = score("mmhal_bench", rows, mmhal)
+    assert result["n"] == 8 and "8 rows have nothing but numbers" in notes_of(result)
+    result = score("mmhal_bench", rows[:7], mmhal)
+    assert result["n"] == 0 and "7 answers are to no question of --data" in notes_of(result)
 
 
 def test_dash_b_and_haloquest_read_plain_rows(score, tmp_path):
@@ -383,6 +399,32 @@ def test_failed_requests_are_no_answers(score, pope):
     result = score("pope", rows, pope / "coco_pope_random.json", suffix=".tsv")
     assert result["n"] == 1 and result["counts"]["null"] == 1 and '1 answers are "Failed to obtain answer"' in notes_of(result)
     assert "AttributeError" in result["reasons"]["official"]["f1"]
+
+
+def test_folders_of_harnesses_are_read_without_what_they_made_of_answers(score, pope, tmp_path):
+    lmms, sheets = tmp_path / "lmms", tmp_path / "sheets"
+    lmms.mkdir()
+    (lmms / "2026_results.json").write_text('{"results": {"pope": {"pope_accuracy": 1}}}')
+    write_jsonl(lmms / "2026_samples_pope.jsonl", pope_samples("adversarial", "popular", "random"))
+    result = score("pope", lmms, pope)
+    assert result["n"] == 12 and "left out: 2026_results.json" in notes_of(result)
+    sheets.mkdir()
+    rows = [
+        {
+            "index": n,
+            "question": f"Is there a {noun} in the image?",
+            "image_path": "COCO_val2014_000000000000.jpg",
+            "prediction": said,
+        }
+        for n, (noun, said) in enumerate((("dog", "Yes"), ("zebra", float("nan"))))
+    ]
+    (sheets / "m_POPE.json").write_text(json.dumps(rows))
+    (sheets / "m_POPE_auxmatch.json").write_text(json.dumps(rows))
+    result = score("pope", sheets, pope / "coco_pope_random.json")
+    assert (result["n"], result["counts"]["null"], result["counts"]["duplicate"]) == (1, 1, 0)
+    (tmp_path / "a.pkl").write_bytes(b"c")
+    with pytest.raises(InputError, match="is a pickle"):
+        score("pope", tmp_path / "a.pkl", pope)
 
 
 def test_maps_of_id_to_answer_are_read(score, tmp_path):

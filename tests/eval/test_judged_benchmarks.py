@@ -243,6 +243,10 @@ def test_mmhal_bench_metrics_match_hand_computation(run_benchmark, tmp_path, mon
     assert "asserts 96 answers" in result["reasons"]["official"]["score"]
     assert metric_value(result, "score", "robust") == 21 / 7 and metric_value(result, "hallucination_rate", "robust") == 3 / 7
     assert metric_value(result, "environment/score", "robust") is None and result["counts"]["unparsed"] == 1
+    # the script goes through the answers as they come, here the last two first
+    saved.write_text(json.dumps([{"choices": [{"message": {"content": r}}]} for r in replies[:5:-1]]))
+    result = run_benchmark("mmhal_bench", {"p7": "A star.", "p6": "A star."}, recorded_judgments=str(saved))
+    assert metric_value(result, "other/score", "robust") == 1 and metric_value(result, "holistic/score", "robust") == 5
 
 
 def test_mmhal_bench_official_types_go_by_position(run_benchmark, tmp_path, monkeypatch):

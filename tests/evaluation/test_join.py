@@ -104,7 +104,9 @@ def test_join_takes_bare_positions_only_if_they_count_all_examples():
     # the second example has the id 1, but the position 1 is not it
     ones = [target(n, "A dog?") for n in range(1, 5)]
     ids, notes = join([{"index": n} for n in range(4)], ones)
-    assert ids == ["1", "2", "3", "4"] and "a position" in notes["position"]
+    assert ids == ["1", "2", "3", "4"] and "4 rows have nothing but numbers" in notes["position"]
+    assert join([{"id": n} for n in range(4)], ones)[0] == ["1", "2", "3", "4"]
+    assert join([{"id": n} for n in range(1, 4)], ones)[0] == ["1", "2", "3"]
 
 
 def test_join_takes_questions_that_the_data_has_twice_in_turn():
