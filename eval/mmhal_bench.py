@@ -117,7 +117,7 @@ class MMHalBench(Benchmark):
             yield JudgeRequest(id_, prompt, template)
 
     def read_judgments(self, rows: Sequence[Row], answers_by_id: AnswersById, task: Task) -> dict[str, str]:
-        """Return the replies saved by the authors' script: chat completions, in order of answers."""
+        """Return the replies saved by the authors' script: chat completions in order."""
         ids = answers_by_id if len(rows) == len(answers_by_id) else task.examples
         if len(rows) != len(ids):
             rows[0].fail(
