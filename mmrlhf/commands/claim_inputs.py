@@ -10,16 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrlhf.evaluation.answer_rows import ID_FIELDS, IMAGE_FIELDS, MAX_PATH_CHARS, lmms_eval_answer, lmms_eval_fields
 from mmrlhf.files.rows import RawRow, Row, open_binary, parse_json, type_name
+from mmrlhf.files.sheets import read_sheet
 from mmrlhf.files.tables import read_rows
 from mmrlhf.records import InputError
 
 ANSWER_FIELDS = ("answers", "answer", "text", "response", "caption", "prediction", "output", "completion")
 """Names of an answer in the files of this and other projects, in order of preference. `answers` is
 a list."""
+LOG_FIELDS = ("filtered_resps", "resps")
+"""Fields of lmms-eval's samples that hold generations."""
 TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
-_LIST_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*[\[{\"]")
-"""How a JSON list of rows or texts begins. Prose may begin with a bracket, but not like this."""
+SHEET_SUFFIXES = (".tsv", ".csv", ".xlsx")
+_JSON_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*[\[{\"]|\{\s*\n\s*\")")
+"""How a JSON list of rows or texts begins, or an object of several lines.
+
+Prose may begin with a bracket, but not like this.
+"""
 _OBJECT_START = re.compile(r"\s*\{\s*\"")
 """How a JSON object begins."""
 
@@ -42,11 +50,16 @@ class Answer:
 def read_answers(path: str) -> Iterator[Answer]:
     """Yield the answers of a file, in order.
 
-    A .json, .jsonl or .parquet file holds rows: objects, or texts. A .json file may also map image
-    names to answers. Every other file holds an answer per line, as text or as an object; or one
-    JSON list. Raises InputError for a file or row that cannot be read, with its place.
+    A .json, .jsonl or .parquet file holds rows: objects, or texts; a .tsv, .csv or .xlsx file rows
+    of cells. A .json file may also map image names to answers, or hold the list of rows in an
+    object. Every other file holds an answer per line, as text or as an object; or one JSON value.
+    Raises InputError for a file or row that cannot be read, with its place.
     """
     file = Path(path)
+    if file.suffix in SHEET_SUFFIXES:
+        for number, row in enumerate(read_sheet(file), 1):
+            yield from _answers_of_row(RawRow(f"{path}, row {number}", number, row))
+        return
     if file.suffix not in TABLE_SUFFIXES:
         yield from _text_lines(path)
         return
@@ -76,16 +89,23 @@ def _answers_of_object(value: dict[str, Any], path: str) -> Iterator[Answer]:
         for number, (name, text) in enumerate(value.items(), 1):
             yield Answer(f"{path}, row {number}", number, text, (name,))
         return
+    lists = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
+    if not value.keys() & {*ANSWER_FIELDS, *LOG_FIELDS} - {"answers"} and len(lists) == 1:
+        for number, row in enumerate(lists[0], 1):
+            yield from _answers_of_row(RawRow(f"{path}, row {number}", number, row))
+        return
     yield from _answers_of_row(RawRow(f"{path}, row 1", 1, value))
 
 
 def _text_lines(path: str) -> Iterator[Answer]:
     with open_binary(Path(path)) as file:
-        is_list = _LIST_START.match(file.peek(4096)) is not None
-        if is_list:
-            values = parse_json(file.read(), path)
-            for number, value in enumerate(values, 1):
-                yield from _answers_of_row(RawRow(f"{path}, row {number}", number, value))
+        if _JSON_START.match(file.peek(4096)):
+            value = parse_json(file.read(), path)
+            if isinstance(value, dict):
+                yield from _answers_of_object(value, path)
+                return
+            for number, row in enumerate(value, 1):
+                yield from _answers_of_row(RawRow(f"{path}, row {number}", number, row))
             return
         for number, line in enumerate(file, 1):
             yield from _answers_of_line(f"{path}, line {number}", number, line)
@@ -112,6 +132,8 @@ def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:
         Row(location, number, {}).require_text(content, "the answer")
         yield Answer(location, number, content)
         return
+    if isinstance(content, dict) and not content.keys().isdisjoint(LOG_FIELDS):
+        content = {**lmms_eval_fields(content), "answer": lmms_eval_answer(content)}
     row = RawRow(location, number, content).parse()
     present = [field for field in ANSWER_FIELDS if field in row.fields]
     name = present[0] if present else row.require_any("text", *ANSWER_FIELDS, hint="put the answer of the row there")
@@ -119,19 +141,22 @@ def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:
     if name == "answers" and not isinstance(value, list):
         row.fail(f"`answers` must be a list of texts, not {type_name(value)}")
     images = _image_names(row)
+    id_ = next((row.fields[field] for field in ID_FIELDS if field in row.fields), None)
     for text in value if name == "answers" else [value]:
         if text is not None:
             row.require_text(text, name)
-        yield Answer(location, number, text or "", images, row.fields.get("id"))
+        yield Answer(location, number, text or "", images, id_)
 
 
 def _image_names(row: Row) -> tuple[str, ...]:
-    """Return the names in a row's `images` or `image`. Embedded images have none."""
-    name = "images" if "images" in row.fields else "image"
+    """Return the names in a row's `images`, or in one of `IMAGE_FIELDS`. Embedded images have
+    none."""
+    name = next((field for field in ("images", *IMAGE_FIELDS) if field in row.fields), "image")
     value = row.fields.get(name)
     images = value if isinstance(value, list) else [] if value is None else [value]
     names = [image.get("path") if isinstance(image, dict) else image for image in images]
     for image in names:
-        if image is not None and not isinstance(image, str):
-            row.fail(f"`{name}` must be {'text' if name == 'image' else 'names of images'}, not {type_name(image)}")
-    return tuple(image for image in names if image)
+        is_number = isinstance(image, int) and not isinstance(image, bool) and name.endswith("_id")
+        if image is not None and not isinstance(image, str) and not is_number:
+            row.fail(f"`{name}` must be {'names of images' if name == 'images' else 'text'}, not {type_name(image)}")
+    return tuple(str(image) for image in names if image is not None and 0 < len(str(image)) <= MAX_PATH_CHARS)

@@ -124,11 +124,41 @@ def test_extract_claims_reads_a_json_list(tmp_path, name, indent):
         {"image_id": 1, "caption": "A dog."},
         {"question": "What?", "response": "A dog."},
         {"index": 1, "prediction": "A dog."},
+        {"doc_id": 1, "doc": {"image": "a.jpg"}, "filtered_resps": ["A dog."], "resps": [["A dog. "]]},
     ],
 )
 def test_extract_claims_reads_the_usual_names_of_answers(tmp_path, row):
     assert read_texts(tmp_path, "a.jsonl", json.dumps(row)) == (0, ["A dog."])
     assert read_texts(tmp_path, "a.json", json.dumps(row, indent=1)) == (0, ["A dog."])
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "csv"])
+def test_extract_claims_reads_sheets(tmp_path, suffix):
+    mark = "\t" if suffix == "tsv" else ","
+    rows = [["index", "image_path", "prediction"], ["7", "a.jpg", '"A dog, a cat."'], ["8", "b.jpg", "A cat."]]
+    (tmp_path / f"a.{suffix}").write_text("\n".join(map(mark.join, rows)) + "\n")
+    (tmp_path / "facts.jsonl").write_text(json.dumps({"image": "b.jpg", "absent": ["cat"]}))
+    command = ["claims", str(tmp_path / f"a.{suffix}"), "--facts", str(tmp_path / "facts.jsonl"), "--out", str(tmp_path / "o")]
+    assert main(command) == 0
+    entries = read_rows(tmp_path / "o")
+    assert [(entry["id"], entry["text"]) for entry in entries] == [("7", "A dog, a cat."), ("8", "A cat.")]
+    assert [[claim["verdict"] for claim in entry["claims"]] for entry in entries] == [["unknown", "unknown"], ["contradicted"]]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.txt"])
+def test_extract_claims_reads_rows_inside_an_object(tmp_path, name):
+    rows = [{"image_id": 42, "caption": "A dog."}, {"image_id": 43, "caption": "A cat."}]
+    assert read_texts(tmp_path, name, json.dumps({"overall": {}, "sentences": rows}, indent=1)) == (0, ["A dog.", "A cat."])
+    assert read_texts(tmp_path, name, json.dumps({"answers": rows}, indent=1)) == (0, ["A dog.", "A cat."])
+    assert read_texts(tmp_path, name, json.dumps(rows[0], indent=1)) == (0, ["A dog."])
+
+
+def test_extract_claims_finds_facts_by_image_id(tmp_path):
+    (tmp_path / "facts.json").write_text(json.dumps({"42": ["A dog on grass."], "43": ["A cow."]}))
+    rows = [{"image_id": 42, "caption": "A dog."}, {"image_id": 43, "caption": "A dog."}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert main(["claims", str(tmp_path / "a.json"), "--facts", str(tmp_path / "facts.json"), "--out", str(tmp_path / "o")]) == 0
+    assert [entry["claims"][0]["verdict"] for entry in read_rows(tmp_path / "o")] == ["supported", "unknown"]
 
 
 def test_extract_claims_reads_a_map_of_images(tmp_path):
