@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 
 from mmrlhf.models.chat_template import apply_chat_template, images_shown
+from mmrlhf.models.control_tokens import MARKED, ControlTokens
 from mmrlhf.records import InputError, Message
 
-MARKS = "\U000f0000", "\U000f0001"
-"""Private characters around markup of a text, such as <s>, that the tokenizer must read as text.
-transformers uses the same for `sanitize_control_tokens`."""
 ANCHORS = ("\n", "a", ":")
 """Texts that a tokenizer does not merge with what follows: one of them fits every text."""
 PROBE_ANSWERS = ("A cat.", "Yes", "No", "The", "a", "1")
@@ -59,17 +57,19 @@ class _Span:
 class ChatText:
     """A processor's chat template and tokenizer, with what separates an answer from its prompt.
 
-    `eos` are the ids that end an answer; `suppressed` are those that no text may hold, besides the
-    tokenizer's special tokens. Raises InputError, naming the model, if prompt and answer cannot be
-    told apart in its ids.
+    `eos` are the ids that end an answer. Raises InputError, naming the model, if prompt and answer
+    cannot be told apart in its ids.
     """
 
     def __init__(self, processor: Any, name: str, eos: Sequence[int]):
         self.processor, self.tokenizer, self.name = processor, processor.tokenizer, name
         self.eos = tuple(eos)
-        eos_texts = {str(self.tokenizer.convert_ids_to_tokens(i)) for i in eos if i < len(self.tokenizer)}
+        eos_texts = [str(token) for token in map(self.tokenizer.convert_ids_to_tokens, self.eos) if token]
+        if not eos_texts:
+            raise InputError(f"{name}: no token ends an answer: set eos_token in its tokenizer_config.json")
+        self.control_tokens = ControlTokens(processor, eos_texts)
         self._end_pattern = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(eos_texts, key=len, reverse=True))) + ")")
-        self._trims_prompt = False
+        self._moves_images = self._trims_prompt = False
         """Whether white space at the end of the generation prompt goes to the answer, because the
         tokenizer would merge the two."""
         self._turn_gap = ""
@@ -82,6 +82,8 @@ class ChatText:
         self._reply_start: list[int] = []
         """Tokens that stand before "Yes" as before "No": those of `lead`, if they are their own."""
         self._probe()
+        self._moves_images = self._moves_images_to_front()
+        """Whether the template shows a turn's images before its text, and has not been told of."""
 
     # ---- the template --------------------------------------------------------------------------
 
@@ -89,12 +91,15 @@ class ChatText:
         """Write a conversation in the chat template. Raises InputError if that refuses it."""
         text = apply_chat_template(
             self.processor,
-            [self._mark(m) for m in messages],
+            [self.control_tokens.mark(m) for m in messages],
             num_images,
             generation_prompt=generation_prompt,
             name=self.name,
             where=where,
         )
+        if self._moves_images and any(position for m in messages for position in m.image_positions):
+            print(f"note: the chat template of {self.name} shows a turn's images before its text, wherever they stand in it")
+            self._moves_images = False  # once is enough
         return text.rstrip() if generation_prompt and self._trims_prompt else text
 
     def _probe(self) -> None:
@@ -128,6 +133,16 @@ class ChatText:
             self.tail = self._white_space_at(text, start + len(answer)) if span.has_end_token else ""
         yes_ids, no_ids = (self.answer_token_ids([question], word, 0).tolist() for word in ("Yes", "No"))
         self._reply_start = [yes for yes, _ in takewhile(lambda pair: pair[0] == pair[1], zip(yes_ids, no_ids, strict=False))]
+
+    def _moves_images_to_front(self) -> bool:
+        try:
+            between, in_front = (
+                self.render([Message("user", "What is this?", (position,))], 1, generation_prompt=True).split()
+                for position in (8, 0)
+            )
+        except InputError:
+            return False
+        return between == in_front
 
     def _check_turn(self, prompt: str, text: str, answer: str) -> None:
         """Raises InputError if there is more than white space between prompt, answer and end."""
@@ -186,7 +201,7 @@ class ChatText:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the token ids of a rendered text; marked markup is no control token."""
-        first, *rest = self._marked_pattern.split(text)
+        first, *rest = MARKED.split(text)
         token_ids = list(self.tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"])
         for i, piece in enumerate(rest):  # marked and other pieces in turns
             token_ids += self._encode_continued(piece, split_special_tokens=i % 2 == 0)
@@ -232,8 +247,8 @@ class ChatText:
         """
         where = f"row {row_id}: " if row_id else ""
         turns = [Message("assistant", answer), *following_turns]
-        self.check_control_tokens(turns, f"{where}an answer or what follows it")
-        answer = self._mark(turns[0]).content
+        self.control_tokens.check(turns, f"{where}an answer or what follows it")
+        answer = self.control_tokens.mark(turns[0]).content
         prompt = self.render(messages, num_images, generation_prompt=True, where=where)
         text = self.render([*messages, *turns], num_images, generation_prompt=bool(following_turns), where=where)
         text = self._align(prompt, text)
@@ -255,8 +270,8 @@ class ChatText:
         ids of the one before. Raises InputError as `answer_token_ids` does.
         """
         where = f"row {row_id}: " if row_id else ""
-        self.check_control_tokens(conversation, f"{where}a turn")
-        conversation = [self._mark(message) for message in conversation]
+        self.control_tokens.check(conversation, f"{where}a turn")
+        conversation = [self.control_tokens.mark(message) for message in conversation]
         learnt = [
             i for i, m in enumerate(conversation) if m.role == "assistant" and i > 0 and conversation[i - 1].role == "user"
         ][0 if train_on == "all" else -1 :]
@@ -336,52 +351,3 @@ class ChatText:
         text = self._raw_decode(anchor_ids + token_ids.tolist())[len(anchor) :].removeprefix(self.lead)
         has_end = len(token_ids) > 0 and int(token_ids[-1]) in self.eos
         return text.removesuffix(self.tail) if has_end else text
-
-    # ---- control tokens ------------------------------------------------------------------------
-
-    @cached_property
-    def _control_token_pattern(self) -> re.Pattern[str]:
-        """A pattern for what no text may hold: special tokens and what marks images and turns."""
-        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        special |= {str(self.tokenizer.convert_ids_to_tokens(i)) for i in self.eos if i < len(self.tokenizer)}
-        special |= {value for key, value in vars(self.processor).items() if key.endswith("_token") and isinstance(value, str)}
-        # Longest first: an alternation takes the first match. (?!) matches nothing.
-        longest_first = sorted((token for token in special if token.strip()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-    @cached_property
-    def _markup_pattern(self) -> re.Pattern[str]:
-        """A pattern for special tokens that are HTML around a text: <s>old price</s>."""
-        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        names = [re.escape(token[1:-1]) for token in special if re.fullmatch(r"<[a-z]+>", token) and f"</{token[1:]}" in special]
-        return re.compile(rf"(?s)<({'|'.join(names)})>((?:(?!</?\1>).)*)(</\1>)" if names else r"(?!)()()()")
-
-    @cached_property
-    def _marked_pattern(self) -> re.Pattern[str]:
-        return re.compile(rf"{MARKS[0]}(</?[a-z]+>){MARKS[1]}")
-
-    def _mark(self, message: Message) -> Message:
-        """Mark the special tokens that are markup of the message's text."""
-        if not self._markup_pattern.search(message.content) or MARKS[0] in message.content:
-            return message
-        content, positions = "", []
-        for part in message.parts():
-            if part["type"] == "image":
-                positions.append(len(content))
-            content += self._markup_pattern.sub(rf"{MARKS[0]}<\1>{MARKS[1]}\2{MARKS[0]}\3{MARKS[1]}", part.get("text", ""))
-        return Message(message.role, content, tuple(positions))
-
-    def check_control_tokens(self, messages: Sequence[Message], what: str) -> None:
-        """Raises InputError, beginning with `what`, if a message holds a control token.
-
-        A pair of tags around a text is markup, even if the tokenizer has these tags as special
-        tokens: `encode` reads them as text.
-        """
-        for message in messages:
-            texts = (self._markup_pattern.sub(r"\2", part.get("text", "")) for part in message.parts())
-            if match := next(filter(None, map(self._control_token_pattern.search, texts)), None):
-                raise InputError(f"{what} holds {match[0]}, which the model takes for a control token: remove it from its text")
-
-    def escape_control_tokens(self, text: str) -> str:
-        """Break up each control token in a text that a model has written, with a space."""
-        return self._control_token_pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

@@ -27,7 +27,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmrlhf.models.chat_text import MARKS
+from mmrlhf.models.control_tokens import MARKS
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import full_fingerprint, language_parameter_prefixes
 from mmrlhf.models.image_features import FeatureCache, ImageFeatures

@@ -125,7 +125,7 @@ class VLM:
 
     def escape_control_tokens(self, text: str) -> str:
         """Break up each control token in a text that a model has written, with a space."""
-        return self.chat.escape_control_tokens(text)
+        return self.chat.control_tokens.escape(text)
 
     def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a text by itself."""
@@ -180,7 +180,7 @@ class VLM:
                 f"{name} would show the model {text.count(image_token)} images and has {len(images)}: "
                 f"remove {image_token} from its text, or use a chat template that places images"
             )
-        self.chat.check_control_tokens(messages, name)
+        self.chat.control_tokens.check(messages, name)
 
     def _check_length(self, name: str, num_tokens: int, limit: int | None) -> None:
         """Raises InputError if a prompt exceeds its limit or the model's positions."""

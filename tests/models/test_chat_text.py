@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mmrlhf.models.chat_template import apply_chat_template
 from mmrlhf.models.chat_text import ChatText
+from mmrlhf.models.control_tokens import ControlTokens
 from mmrlhf.records import InputError, Message, place_images
 from tests.helpers.tiny_llama import LLAVA_1_5, PARTS, build_llama_tokenizer, build_processor
 from tests.helpers.tiny_parts import build_chat_template, build_tokenizer
@@ -244,6 +245,32 @@ def test_images_are_shown_where_they_stand():
     )
 
 
+IMAGES_FIRST = (
+    LLAVA_1_5.replace(PARTS, "{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}")
+)  # fmt: skip
+
+
+def test_template_that_moves_images_says_so_once(capsys):
+    """LLaVA's own templates show a turn's images first."""
+    between = Message("user", "Before:  After: ", (8,))
+    for template, num_notes in ((IMAGES_FIRST, 1), (LLAVA_1_5, 0)):
+        chat = make_chat("bytes", template)
+        chat.render([QUESTION], 2, generation_prompt=True)
+        chat.render([Message("user", "Sure?", (0,))], 1, generation_prompt=True)
+        assert capsys.readouterr().out.count("note:") == 0
+        for _ in range(2):
+            chat.render([between], 1, generation_prompt=True)
+        assert (
+            capsys.readouterr().out.count("note: the chat template of MODEL shows a turn's images before its text") == num_notes
+        )
+
+
+def test_model_without_an_end_of_answers_is_refused():
+    with pytest.raises(InputError, match=r"^MODEL: no token ends an answer: set eos_token"):
+        ChatText(build_processor(build_llama_tokenizer("prepend")), "MODEL", [])
+
+
 # ---- control tokens ------------------------------------------------------------------------------
 
 
@@ -256,17 +283,20 @@ def test_control_tokens_are_refused_and_broken_up(text):
     ):
         with pytest.raises(InputError, match=r"^row 7: .* holds <.*, which the model takes for a control token: remove it"):
             refused(text)
-        refused(chat.escape_control_tokens(text))
+        refused(chat.control_tokens.escape(text))
     special = set(chat.tokenizer.all_special_ids)
-    assert not special & set(chat.answer_token_ids([QUESTION], chat.escape_control_tokens(text), 0).tolist()[:-1])
+    assert not special & set(chat.answer_token_ids([QUESTION], chat.control_tokens.escape(text), 0).tolist()[:-1])
 
 
 def test_texts_pass_where_no_special_tokens_are_a_pair_of_tags():
-    chat = make_chat("bytes")
-    end = next(t for t in chat.tokenizer.added_tokens_decoder.values() if str(t) == "</s>")
-    chat.tokenizer = SimpleNamespace(added_tokens_decoder={3: end})
-    del chat._markup_pattern
-    assert chat._markup_pattern.sub(r"\2", "a <b>text</b> <s>x</s>") == "a <b>text</b> <s>x</s>"
+    processor = SimpleNamespace(tokenizer=SimpleNamespace(added_tokens_decoder={}), image_token="<image>")
+    control_tokens = ControlTokens(processor, ["<end>"])
+    message = Message("user", "a <b>text</b> <s>x</s>")
+    control_tokens.check([message], "it")
+    assert control_tokens.mark(message) == message
+    for token in ("<end>", "<image>"):
+        with pytest.raises(InputError, match=f"^it holds {token}, which"):
+            control_tokens.check([Message("user", f"a {token}")], "it")
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
