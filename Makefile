@@ -4,13 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-real lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmrlhf demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Published tokenizers and chat templates, fetched once into the user's cache folder.
+test-real: $(INSTALLED)
+	$(BIN)/python -m pytest -m real tests/real
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

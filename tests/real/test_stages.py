@@ -70,14 +70,14 @@ def test_stages_run_with_the_familys_recipes(name, checkpoint, tmp_path, capsys)
             assert main(["plan", stage, "--config", f"{recipe}/{stage}", "--model_name_or_path", str(twin)]) == 0
         assert "total" in capsys.readouterr().out
     rows = [row for row in read_jsonl(SAMPLES / "sft.jsonl") if row["images"] or name not in NO_TEXT_ONLY]
-    prompts = write_jsonl(tmp_path, *rows)
-    images = {"dataset_name": prompts, "image_folder": SAMPLES}
-    check_metrics(run("sft", recipe, tmp_path / "sft", twin, **images), 2)
-    base, facts = tmp_path / "sft" / "model", {"facts_file": SAMPLES / "facts.jsonl"}
-    pairs = SAMPLES / "trl_preference.jsonl"
-    check_metrics(run("reward", recipe, tmp_path / "reward", base, dataset_name=pairs, **facts), 2)
+    examples = write_jsonl(tmp_path, *rows[:2], rows[-1])
+    pairs = write_jsonl(tmp_path, *read_jsonl(SAMPLES / "trl_preference.jsonl")[:2], name="pairs.jsonl")
+    images, facts = {"image_folder": SAMPLES}, {"facts_file": SAMPLES / "facts.jsonl"}
+    check_metrics(run("sft", recipe, tmp_path / "sft", twin, dataset_name=examples, **images), 2)
+    base = tmp_path / "sft" / "model"
+    check_metrics(run("reward", recipe, tmp_path / "reward", base, dataset_name=pairs, **images, **facts), 2)
     settings = {**SMALL_PPO, "reward_model_path": tmp_path / "reward", **facts}
-    (row,) = run("ppo", recipe, tmp_path / "ppo", base, **images, **settings)
+    (row,) = run("ppo", recipe, tmp_path / "ppo", base, dataset_name=examples, **images, **settings)
     assert row["grad_norm"] > 0 and abs(row["objective/kl"]) < 1e-3 and abs(row["val/ratio_first"] - 1) < 1e-3
 
 
