@@ -38,6 +38,7 @@ from mmrlhf.evaluation.benchmark import (
 from mmrlhf.evaluation.judges import collect_judgments
 from mmrlhf.evaluation.predict import ModelCache, collect_predictions, prompt_key
 from mmrlhf.evaluation.suites import EvalRun, expand_runs, make_suite
+from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import json_line, to_jsonable
 from mmrlhf.metrics.intervals import SufficientStats, unflatten, with_intervals
@@ -96,6 +97,7 @@ def evaluate(
             _require_complete(result["counts"])
         text = json.dumps(to_jsonable(result), indent=1, ensure_ascii=False)
         write_atomic(output_dir / "result.json", text + "\n")
+        lock.release(output_dir / ".lock")
     print_eval_result(result)
     print(f"wrote {output_dir / 'result.json'}; answers and their scores are next to it")
     if judge_error:

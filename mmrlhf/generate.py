@@ -39,7 +39,7 @@ def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) 
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder)
     examples = examples[: config.limit]
     inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder"))
-    inputs["images of the rows"] = rows_digest(examples, images_only=isinstance(examples, Records))
+    inputs["images"] = {"path": "", "sha256": rows_digest(examples, images_only=isinstance(examples, Records))}
     writer = ResumableWriter(Path(config.output_file), inputs, config.num_generations)
     if writer.is_finished:
         writer.print_finished()

@@ -34,7 +34,7 @@ def score(config: ScoreConfig) -> Path:
         rows, score_keys = read_examples(*dataset_args, require_answer=True), ("score",)
     rows = rows[: config.limit]
     inputs = inputs_of(config, ignored=("output_file", "batch_size", "image_folder", "base_model_name_or_path"))
-    inputs["images of the rows"] = rows_digest(rows, images_only=True)
+    inputs["images"] = {"path": "", "sha256": rows_digest(rows, images_only=True)}
     writer = ResumableWriter(Path(config.output_file), inputs)
     if writer.is_finished:
         writer.print_finished()

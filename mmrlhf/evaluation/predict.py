@@ -19,6 +19,7 @@ from mmrlhf.evaluation.answer_cache import AnswerCache
 from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, text_sha256
 from mmrlhf.evaluation.openai_client import display_name, endpoint_answers, is_url, make_endpoint, resolve_model_name
 from mmrlhf.evaluation.prediction_files import read_predictions
+from mmrlhf.files import lock
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import content_inputs, differences, image_digest, join_differences
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -254,11 +255,13 @@ def _check_same_run_key(output_dir: Path, run_key: Mapping[str, Any]) -> None:
 
 
 def claim_output_dir(output_dir: Path, run_key: Mapping[str, Any]) -> None:
-    """Record in the output directory what its answers depend on.
+    """Lock the output directory, and record in it what its answers depend on.
 
-    Raises InputError if it holds answers of something else.
+    Raises InputError if it holds answers of something else, or another command writes to it.
     """
     _check_same_run_key(output_dir, run_key)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock.acquire(output_dir / ".lock", output_dir, "out")
     write_atomic(output_dir / "run_key.json", json.dumps(run_key))
 
 

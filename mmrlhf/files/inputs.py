@@ -196,7 +196,7 @@ def _difference(saved: Inputs, requested: Inputs, name: str) -> str:
         shown = [_display(values[name]) if name in values else "not set" for values in (saved, requested)]
         return f"there {shown[0]}, now {shown[1]}"
     was, now = _display(saved[name]), _display(requested[name])
-    return f"{now} has changed since" if was == now else f"there {was}, now {now}"
+    return f"{now} has changed since".strip() if was == now else f"there {was}, now {now}"
 
 
 def _display(value: Any) -> str:

@@ -184,8 +184,7 @@ class Run:
         if self.is_finished and not from_file and not isinstance(rows, list | tuple):
             return
         name = "images" if from_file else "rows"
-        found = "the images of the rows" if from_file else "the rows given"
-        self.inputs[name] = {"path": found, "sha256": rows_digest(rows, images_only=from_file)}
+        self.inputs[name] = {"path": "", "sha256": rows_digest(rows, images_only=from_file)}
         self._check_same_inputs({name})
         self._write_inputs()
 

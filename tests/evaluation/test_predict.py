@@ -95,6 +95,20 @@ def test_evaluate_refuses_answers_of_other_prompt_or_settings(tiny_vlm_path, ben
     assert resumed["n"] == 2 and len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 2
 
 
+def test_evaluate_refuses_answers_about_an_image_that_has_changed(tiny_vlm_path, benchmark_dir, tmp_path):
+    config = EvalConfig(
+        model_name_or_path=tiny_vlm_path, data=str(benchmark_dir / "chair"), output_dir=str(tmp_path / "out"), response_length=3
+    )
+    evaluate("chair", config, {"lineage": "portable"})
+    assert not (tmp_path / "out" / ".lock").exists()
+    evaluate("chair", config, {"lineage": "portable"})
+    image = sorted((benchmark_dir / "chair").rglob("*.jpg"))[0]
+    content = image.read_bytes()
+    image.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(InputError, match=r"holds answers about other images .* changed since\): give another --out"):
+        evaluate("chair", config, {"lineage": "portable"})
+
+
 def test_answer_cache_avoids_repeated_generation(tiny_vlm_path, benchmark_dir, tmp_path, monkeypatch):
     import mmrlhf.models.policy
 

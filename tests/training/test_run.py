@@ -119,7 +119,7 @@ def test_run_refuses_other_data_and_images_by_name(data, tmp_path, is_finished):
         run.finish({})
     assert open_run_on(data, tmp_path / "run").is_finished == is_finished
     (data / "a.png").write_bytes(b"a pictura")
-    with pytest.raises(InputError, match=r"a run with other inputs, images \(the images of the rows has changed since\): give"):
+    with pytest.raises(InputError, match=r"a run with other inputs, images \(has changed since\): give"):
         open_run_on(data, tmp_path / "run")
     (data / "a.png").write_bytes(b"a picture")
     rows = (data / "rows.jsonl").read_text()
@@ -142,7 +142,7 @@ def test_run_refuses_other_rows_in_memory(examples, tmp_path):
     run.claim_rows(examples[:3])
     run.log(1, {"loss": 1.0})
     open_run(tmp_path).claim_rows(examples[:3])
-    with pytest.raises(InputError, match=r"other inputs, rows \(the rows given has changed since\)"):
+    with pytest.raises(InputError, match=r"other inputs, rows \(has changed since\)"):
         open_run(tmp_path).claim_rows(examples[:2])
 
 
