@@ -37,6 +37,7 @@ class ImageTokens:
         self._encoder, self._num_images = encoder, num_images
         self._processor = encoder.processor
         self._texts: dict[Size, str | None] = {}
+        self._predictions: dict[Size, int] = {}
         self._representatives: dict[Hashable, Size] = {}
         self._probed_texts = self._probe()
         self._base_size = min(self._probed_texts, key=lambda size: len(self._probed_texts[size] or ""), default=None)
@@ -80,11 +81,14 @@ class ImageTokens:
 
     def _predict(self, size: Size) -> int:
         """Return the processor's own count. Raises InputError if it refuses the size."""
-        width, height = size
-        try:
-            return int(self._processor._get_num_multimodal_tokens([[height, width]])["num_image_tokens"][0])
-        except (ValueError, ZeroDivisionError) as error:
-            raise _refused(size, error) from None
+        if size not in self._predictions:
+            width, height = size
+            try:
+                counts = self._processor._get_num_multimodal_tokens([[height, width]])
+            except (ValueError, ZeroDivisionError) as error:
+                raise _refused(size, error) from None
+            self._predictions[size] = int(counts["num_image_tokens"][0])
+        return self._predictions[size]
 
     def _tile_layout(self, size: Size) -> Hashable:
         width, height = size

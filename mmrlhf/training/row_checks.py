@@ -96,10 +96,12 @@ def check_rows(rows: Sequence[Record], name: str, lengths_of: LengthsOf, lengths
             longest = max(longest, measured, key=lambda length: length.num_tokens)
             if measured.is_over:
                 overlong.append(index)
-    if errors.count:
-        raise InputError(f"{name}: the model refuses {errors.count} of {len(rows)} rows: {errors.summary()}")
     names = [_name_row(rows, index) for index in overlong[:MAX_ROWS_NAMED]]
-    return RowChecks(len(rows), overlong, names, longest.num_tokens, longest.limit, len(lengths.shrunk_images))
+    checks = RowChecks(len(rows), overlong, names, longest.num_tokens, longest.limit, len(lengths.shrunk_images))
+    if errors.count:
+        besides = f"; besides, {checks.overlong_text}" if overlong else ""
+        raise InputError(f"{name}: the model refuses {errors.count} of {len(rows)} rows: {errors.summary()}{besides}")
+    return checks
 
 
 def _name_row(rows: Sequence[Record], index: int) -> str:

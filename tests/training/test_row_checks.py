@@ -93,9 +93,11 @@ def test_refused_rows_are_named_by_cause(tiny_vlm_path, folder, tmp_path):
     rows[3]["prompt"] = "What <|user|> is it?"
     (folder / "cut.png").write_bytes(b"\x89PNG")
     rows[7]["image"] = "cut.png"
+    rows[8]["completion"] = LONG
     with pytest.raises(InputError) as error:
         sft(sft_config(tiny_vlm_path, write_jsonl(folder, *rows), tmp_path / "run"))
     assert re.search(r"the model refuses \d of 9 rows: .*\(line 8\)", str(error.value)), error.value
+    assert "; besides, 1 of 9 rows are too long (line 9; " in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -115,12 +117,12 @@ def test_facts_that_noise_makes_too_long_are_left_as_they_are(tiny_vlm_path, pai
     config = RewardConfig(
         model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path), max_length=1, lora_r=4, max_steps=2,
     )  # fmt: skip
-    with pytest.raises(InputError, match=r"12 of 12 rows are too long .* the longest has (\d+) tokens") as error:
-        train_reward_model(config, pairs)
+    with pytest.raises(InputError, match=r"6 of 6 rows are too long .* the longest has (\d+) tokens") as error:
+        train_reward_model(config, pairs[:6])
     longest = int(re.search(r"the longest has (\d+)", str(error.value))[1])
-    settings = {"max_length": longest, "fact_noise": 1.0, "injected_claim_rate": 0.5, "lora_r": 4, "max_steps": 3}
+    settings = {"max_length": longest, "fact_noise": 1.0, "injected_claim_rate": 0.5, "lora_r": 4, "max_steps": 2}
     train_reward_model(
-        RewardConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path), **settings), pairs
+        RewardConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path), **settings), pairs[:6]
     )
 
 
