@@ -68,13 +68,15 @@ CLOSINGS: dict[str, Callable[[Any], Closing]] = {
 def closing_text(command: str, config: Any) -> str:
     """Return a line for each file that a command wrote, and the command to run next.
 
-    Returns "" for commands that say it themselves.
+    Returns "" for commands that say it themselves, and if nothing was written.
     """
     if command not in CLOSINGS:
         return ""
     written, next_words = CLOSINGS[command](config)
     paths = {str(path): meaning for path, meaning in written.items() if path.exists()}
-    width = max(map(len, paths), default=0)
+    if not paths:
+        return ""
+    width = max(map(len, paths))
     lines = ["wrote", *(f"  {path:<{width}}  {meaning}" for path, meaning in paths.items())]
     if next_words:
         lines.append(f"next: {shlex.join(['mmrlhf', *map(str, next_words)])}")

@@ -1,6 +1,7 @@
 """A resumable file appears only when complete, and a killed run with the same key continues it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -87,6 +88,8 @@ def test_generate_resumes_after_kill(tiny_vlm_path, examples, tmp_path, monkeypa
         temperature=1.0, response_length=8,
     )  # fmt: skip
     uninterrupted = stage.generate(config, examples[:6]).read_text()
+    limited = stage.generate(replace(config, limit=2, output_file=str(tmp_path / "limited.jsonl")), examples[:6])
+    assert limited.read_text().splitlines() == uninterrupted.splitlines()[:4]
     output_file.unlink()
     calls = []
     generate_batches = stage.generate_batches
@@ -123,6 +126,8 @@ def test_score_resumes_after_kill(vlm, examples, tmp_path, monkeypatch):
         batch_size=1,
     )  # fmt: skip
     uninterrupted = score(config).read_text()
+    limited = score(replace(config, limit=2, output_file=str(tmp_path / "limited.jsonl")))
+    assert len(limited.read_text().splitlines()) == 2
     output_file.unlink()
     score_groups, calls = RewardModel.score, []
 

@@ -407,3 +407,13 @@ def test_run_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
     other.finish({})
     assert main.finished is None and capsys.readouterr().out == ""
     assert [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [7]
+
+
+def test_print_row_prints_aligned_columns_with_a_header(tmp_path, capsys):
+    run = Run(str(tmp_path / "out"), FakeConfig())
+    for step in range(1, 22):
+        run.print_row(step, {"reward": step / 8, "KL": None, "policy loss": -0.25})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["step", "reward", "policy", "loss"]  # KL had no value at first
+    assert lines[1].split() == ["1", "0.125", "-0.25"] and len({len(line) for line in lines}) == 1
+    assert [number for number, line in enumerate(lines) if "reward" in line] == [0, 21]  # the header comes again
