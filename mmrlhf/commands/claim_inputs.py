@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmrlhf.evaluation.answer_rows import ID_FIELDS, IMAGE_FIELDS, MAX_PATH_CHARS, lmms_eval_answer, lmms_eval_fields
+from mmrlhf.evaluation.prediction_files import WRAPPERS
 from mmrlhf.files.rows import RawRow, Row, open_binary, parse_json, type_name
 from mmrlhf.files.sheets import read_sheet
 from mmrlhf.files.tables import read_rows
@@ -57,8 +58,7 @@ def read_answers(path: str) -> Iterator[Answer]:
     """
     file = Path(path)
     if file.suffix in SHEET_SUFFIXES:
-        for number, row in enumerate(read_sheet(file), 1):
-            yield from _answers_of_row(RawRow(f"{path}, row {number}", number, row))
+        yield from _answers_of_rows(path, read_sheet(file))
         return
     if file.suffix not in TABLE_SUFFIXES:
         yield from _text_lines(path)
@@ -89,11 +89,13 @@ def _answers_of_object(value: dict[str, Any], path: str) -> Iterator[Answer]:
         for number, (name, text) in enumerate(value.items(), 1):
             yield Answer(f"{path}, row {number}", number, text, (name,))
         return
-    lists = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
-    if not value.keys() & {*ANSWER_FIELDS, *LOG_FIELDS} - {"answers"} and len(lists) == 1:
-        for number, row in enumerate(lists[0], 1):
-            yield from _answers_of_row(RawRow(f"{path}, row {number}", number, row))
-        return
+    is_row = not value.keys().isdisjoint({*ANSWER_FIELDS, *LOG_FIELDS} - {"answers"})
+    inner = next((value[name] for name in WRAPPERS if isinstance(value.get(name), list | dict)), None)
+    if not is_row and inner:
+        rows = list(inner.values()) if isinstance(inner, dict) else inner
+        if all(isinstance(row, dict) for row in rows):
+            yield from _answers_of_rows(path, rows)
+            return
     yield from _answers_of_row(RawRow(f"{path}, row 1", 1, value))
 
 
@@ -104,8 +106,7 @@ def _text_lines(path: str) -> Iterator[Answer]:
             if isinstance(value, dict):
                 yield from _answers_of_object(value, path)
                 return
-            for number, row in enumerate(value, 1):
-                yield from _answers_of_row(RawRow(f"{path}, row {number}", number, row))
+            yield from _answers_of_rows(path, value)
             return
         for number, line in enumerate(file, 1):
             yield from _answers_of_line(f"{path}, line {number}", number, line)
@@ -121,6 +122,11 @@ def _answers_of_line(location: str, number: int, line: bytes) -> Iterator[Answer
         yield from _answers_of_row(RawRow(location, number, parse_json(content.encode(), location)))
     else:
         yield Answer(location, number, content)
+
+
+def _answers_of_rows(path: str, values: Sequence[Any]) -> Iterator[Answer]:
+    for number, value in enumerate(values, 1):
+        yield from _answers_of_row(RawRow(f"{path}, row {number}", number, value))
 
 
 def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:

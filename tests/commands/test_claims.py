@@ -150,6 +150,8 @@ def test_extract_claims_reads_rows_inside_an_object(tmp_path, name):
     rows = [{"image_id": 42, "caption": "A dog."}, {"image_id": 43, "caption": "A cat."}]
     assert read_texts(tmp_path, name, json.dumps({"overall": {}, "sentences": rows}, indent=1)) == (0, ["A dog.", "A cat."])
     assert read_texts(tmp_path, name, json.dumps({"answers": rows}, indent=1)) == (0, ["A dog.", "A cat."])
+    by_number = {"imgToEval": {str(number): row for number, row in enumerate(rows)}}
+    assert read_texts(tmp_path, name, json.dumps(by_number, indent=1)) == (0, ["A dog.", "A cat."])
     assert read_texts(tmp_path, name, json.dumps(rows[0], indent=1)) == (0, ["A dog."])
 
 
