@@ -98,6 +98,8 @@ def _silence_libraries(argv: list[str]) -> None:
     """
     # PEFT imports bitsandbytes, which advises on an optional kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # An adapter knows its base by a path that a run may spell in another way.
+    warnings.filterwarnings("ignore", "The PEFT config's `base_model_name_or_path` was renamed", UserWarning)
     # PEFT uses a name that transformers has deprecated: the user cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
