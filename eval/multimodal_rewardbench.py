@@ -19,12 +19,24 @@ reward model are neither.
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.evaluation.benchmark import Benchmark, Prediction, ScoreRow, Task, answered, first_valid, is_self_describing
+from mmrlhf.evaluation.benchmark import (
+    Benchmark,
+    Prediction,
+    ScoreRow,
+    Task,
+    answered,
+    first_valid,
+    is_self_describing,
+    text_sha256,
+)
 from mmrlhf.files.rows import Row, read_json_objects
 from mmrlhf.metrics.intervals import SufficientStats, accuracy_by_group
 from mmrlhf.records import Example, ImageSource, Message, Preference
@@ -45,7 +57,7 @@ Answer of B: {b}"""
 class MultimodalRewardBench(Benchmark):
     """Multimodal RewardBench."""
 
-    version = "1"
+    version = "2"
     license = "CC-BY-NC-4.0"
     headline = "accuracy"
     direction = "higher"
@@ -53,16 +65,27 @@ class MultimodalRewardBench(Benchmark):
     answer_fields = ("ID", "output")
 
     def load(self, task: Task) -> list[Example]:
-        """Return the comparisons by their ID. Without --data, they are those of a results file."""
-        if is_self_describing(task, "ID", "Label", "Meta"):
-            rows = read_json_objects(Path(str(task.answers)))[: task.limit]
-            examples = [Example(str(row.require("ID")), (), (), meta=_meta(row)) for row in rows]
-            return list({example.id: example for example in examples}.values())
-        return [_make_example(row, task) for row in read_json_objects(task.path)[: task.limit]]
+        """Return the comparisons by their ID, with a hash behind an ID that several have.
+
+        Without --data, they are those of a results file.
+        """
+        is_results_file = _is_results_file(task)
+        rows = read_json_objects(Path(str(task.answers)) if is_results_file else task.path)
+        examples: dict[str, Example] = {}
+        for id_, row in list(zip(_ids(rows), rows, strict=True))[: task.limit]:
+            example = Example(id_, (), (), meta=_meta(row)) if is_results_file else _make_example(id_, row, task)
+            examples.setdefault(id_, example)
+        if not is_results_file and len(examples) < len(rows[: task.limit]):
+            num_left_out = len(rows[: task.limit]) - len(examples)
+            print(f"note: {num_left_out} rows of {task.path} hold a comparison again, and are left out", file=sys.stderr)
+        return list(examples.values())
 
     def read(self, path: Path, task: Task) -> list[Prediction] | None:
-        """Read a reward model's scores, as `mmrlhf score` writes them."""
+        """Read the authors' results, or a reward model's scores, as `mmrlhf score` writes them."""
         rows = read_json_objects(path) if path.is_file() and path.suffix in (".json", ".jsonl") else []
+        if _is_results_file(task):
+            answers = [_require_answer(row) for row in rows]
+            return [Prediction(id_, [answer]) for id_, answer in zip(_ids(rows), answers, strict=True)][: task.limit]
         if not rows or "score_chosen" not in rows[0].fields:
             return None
         predictions = []
@@ -121,6 +144,34 @@ class MultimodalRewardBench(Benchmark):
         return {"official": _sufficient_stats(official, task), "robust": _sufficient_stats(robust, task)}
 
 
+def _is_results_file(task: Task) -> bool:
+    return is_self_describing(task, "ID", "Label", "Meta")
+
+
+def _require_answer(row: Row) -> str | None:
+    answer = row.require("output")
+    return answer if answer is None else row.require_text(answer, "output")
+
+
+def _ids(rows: Sequence[Row]) -> list[str]:
+    """Return the ID of each row, and a hash of its comparison behind an ID that several have."""
+    names = [str(row.require("ID")) for row in rows]
+    contents = [
+        json.dumps({name: value for name, value in row.fields.items() if name not in ("output", "prompt")}, sort_keys=True)
+        for row in rows
+    ]
+    contents_by_name: dict[str, set[str]] = {}
+    for name, content in zip(names, contents, strict=True):
+        contents_by_name.setdefault(name, set()).add(content)
+    num_shared = sum(len(group) > 1 for group in contents_by_name.values())
+    if num_shared:
+        print(f"note: {num_shared} IDs name several comparisons, which are told apart by their content", file=sys.stderr)
+    return [
+        name if len(contents_by_name[name]) == 1 else f"{name}~{text_sha256(content)[:8]}"
+        for name, content in zip(names, contents, strict=True)
+    ]
+
+
 def _meta(row: Row) -> dict[str, Any]:
     """Return category, label and image of a comparison, which result files nest in `Meta`."""
     nested_fields = row.fields.get("Meta")
@@ -134,13 +185,13 @@ def _meta(row: Row) -> dict[str, Any]:
     return {"kind": _category(id_, category), "label": label, "image": str(fields.get("Image", id_))}
 
 
-def _make_example(row: Row, task: Task) -> Example:
+def _make_example(id_: str, row: Row, task: Task) -> Example:
     meta = _meta(row)
     question, answers = str(row.require("Text")), (str(row.require("Output1")), str(row.require("Output2")))
     meta |= {"question": question, "answers": answers}
     prompt = TEMPLATE.format(question=question, a=answers[0], b=answers[1])
     source = ImageSource(path=str(task.image_root / meta["image"]))
-    return Example(str(row.require("ID")), (source,), (Message("user", prompt),), meta=meta)
+    return Example(id_, (source,), (Message("user", prompt),), meta=meta)
 
 
 def _category(id_: str, category: str) -> str:

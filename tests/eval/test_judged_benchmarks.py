@@ -384,6 +384,25 @@ def test_multimodal_rewardbench_metrics_match_hand_computation(run_benchmark):
     assert result["metrics"]["robust"]["safety/bias"]["accuracy"]["value"] == 0
 
 
+def test_multimodal_rewardbench_tells_comparisons_that_share_an_id_apart(tmp_path, capsys):
+    """Two comparisons have one ID and other labels, and one is answered twice: 2 of 3 right."""
+    rows = [
+        {"ID": "math_1", "Label": "A", "Meta": {"Category": "reasoning", "Text": "1 + 1?"}, "output": "[[A]]"},
+        {"ID": "math_1", "Label": "B", "Meta": {"Category": "reasoning", "Text": "2 + 2?"}, "output": "[[B]]"},
+        {"ID": "math_2", "Label": "B", "Meta": {"Category": "reasoning", "Text": "3 + 3?"}, "output": "[[A]]"},
+        {"ID": "math_2", "Label": "B", "Meta": {"Category": "reasoning", "Text": "3 + 3?"}, "output": "[[B]]"},
+    ]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = evaluate("multimodal_rewardbench", EvalConfig(answers=str(tmp_path / "r.jsonl"), output_dir=str(tmp_path / "out")))
+    assert metric_value(result, "accuracy", "robust") == pytest.approx(2 / 3) and metric_value(result, "accuracy") == 3 / 4
+    error = capsys.readouterr().err
+    assert "1 IDs name several comparisons" in error and "1 answers are to a question that an earlier row answers" in error
+    data = [{"ID": "a", "Better": "Output1", "Category": "safety", "Text": t, "Output1": "x", "Output2": "y"} for t in "pqp"]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, data)))
+    examples = load_benchmark("multimodal_rewardbench").load(Task(str(tmp_path / "d.jsonl")))
+    assert len(examples) == len({example.id for example in examples}) == 2 and "1 rows of" in capsys.readouterr().err
+
+
 def test_multimodal_rewardbench_reads_reward_scores(run_benchmark, tmp_path):
     scores = [("math_1", 2.0, 1.0), ("code_1", 0.0, 1.0), ("pairs_1", 3.0, -1.0), ("nocaps_1", 1.0, 1.0)]
     rows = [{"id": i, "score_chosen": a, "score_rejected": b} for i, a, b in scores]
@@ -453,7 +472,7 @@ class ShortAnswerReward:
 
 @pytest.mark.parametrize("name", ["multimodal_rewardbench", "vl_rewardbench"])
 def test_reward_preferences_answers_preference_benchmarks(run_benchmark, monkeypatch, name):
-    monkeypatch.setattr("mmrlhf.rewards.checkpoint.load_reward_model", lambda path, engine: ShortAnswerReward())
+    monkeypatch.setattr("mmrlhf.rewards.checkpoint.load_reward_model", lambda path, **settings: ShortAnswerReward())
     result = run_benchmark(name, reward_model_path="rm")
     assert metric_value(result, "accuracy", "robust") == 0  # "A star." is the better one, and longer than "A cat."
     assert result["reward_model"] == "rm"
