@@ -118,6 +118,8 @@ def train_reward_model(
         if config.eval_dataset_name:
             held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder, facts)
     run.claim_rows(preferences)
+    if held_out is not None:
+        run.claim_rows(held_out, "eval")
     if run.is_finished:
         run.print_finished(run.path)
         return run.path

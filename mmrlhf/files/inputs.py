@@ -40,9 +40,11 @@ VERSIONED_PACKAGES = ("mmrlhf", "torch", "transformers", "peft")
 """Packages whose versions are recorded. Another version is reported, and not refused."""
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """What counts of a checkpoint directory: a model card or a plot in it may change."""
-MAX_HASHED_BYTES = 1 << 30
+MAX_HASHED_BYTES = 1 << 28
 """Files up to this size are hashed whole, larger ones (shards of weights) by samples."""
 SAMPLE_BYTES, NUM_SAMPLES = 1 << 18, 256
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""What does not count of a dataset's folder: the images that its rows name count by themselves."""
 IMAGE_SAMPLE_BYTES = 1 << 12
 """Bytes of an image's head and of its tail that are hashed; PNG ends in checksums of its pixels."""
 
@@ -72,7 +74,7 @@ def content_digest(name: str) -> str | None:
     elif (path / "config.json").is_file():
         files = [file for file in path.iterdir() if file.suffix in MODEL_SUFFIXES]
     else:
-        files = [file for file in path.rglob("*") if not file.name.startswith(".")]
+        files = [file for file in path.rglob("*") if not file.name.startswith(".") and file.suffix.lower() not in IMAGE_SUFFIXES]
     digest = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
         digest.update(f"{file.relative_to(path)}\0{_file_digest(file)}\0".encode())

@@ -174,8 +174,10 @@ class Run:
             content = json.dumps({"inputs": inputs, "versions": versions}, indent=1, ensure_ascii=False)
             write_atomic(self.path / "inputs.json", content + "\n")
 
-    def claim_rows(self, rows: Sequence[Example] | Sequence[Preference]) -> None:
+    def claim_rows(self, rows: Sequence[Example] | Sequence[Preference], kind: str = "") -> None:
         """Record the images of the rows, and rows that come from no file, or compare them.
+
+        `kind` ("eval") tells several sets of rows apart.
 
         Raises InputError if the run in this directory had others. A finished run does not build
         rows that are built on demand.
@@ -183,7 +185,7 @@ class Run:
         from_file = isinstance(rows, Records)
         if self.is_finished and not from_file and not isinstance(rows, list | tuple):
             return
-        name = "images" if from_file else "rows"
+        name = f"{kind} {'images' if from_file else 'rows'}".strip()
         self.inputs[name] = {"path": "", "sha256": rows_digest(rows, images_only=from_file)}
         self._check_same_inputs({name})
         self._write_inputs()

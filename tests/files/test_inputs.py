@@ -59,7 +59,10 @@ def test_content_digest_of_a_dataset_folder_covers_its_subfolders(tmp_path):
     write(tmp_path / "data" / "train-0.parquet", "a")
     before = content_digest(str(tmp_path))
     write(tmp_path / "data" / "train-1.parquet", "b")
-    assert content_digest(str(tmp_path)) != before
+    after = content_digest(str(tmp_path))
+    assert after != before
+    write(tmp_path / "images" / "a.PNG", "a picture")  # counts by itself, if a row names it
+    assert content_digest(str(tmp_path)) == after
 
 
 def test_content_digest_samples_files_of_gigabytes(tmp_path, monkeypatch):

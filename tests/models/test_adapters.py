@@ -131,3 +131,16 @@ def test_adapters_load_refuses_another_shape(adapters, tmp_path, tiny_vlm_path):
         adapters.load("again", tmp_path, trainable=False)
     with pytest.raises(InputError, match="does not exist"):
         adapters.load("again2", tmp_path / "nothing", trainable=False)
+
+
+def test_role_refuses_a_checkpoint_of_other_weights(adapters):
+    role = Role(adapters, "policy")
+    state = {name: tensor.clone() for name, tensor in role.state_dict().items()}
+    first = next(iter(state))
+    with pytest.raises(
+        InputError, match=r"not of the weights that this run trains, .* is missing: remove the checkpoints folder"
+    ):
+        role.load_state_dict({name: tensor for name, tensor in state.items() if name != first})
+    with pytest.raises(InputError, match=r"has the shape \(1,\)"):
+        role.load_state_dict(state | {first: torch.zeros(1)})
+    assert torch.equal(role.state_dict()[first], state[first])
