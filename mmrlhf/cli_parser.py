@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,13 @@ class Parser(argparse.ArgumentParser):
         """Return the arguments that were given or have a default. Raises InputError."""
         args, unknown = self.parse_known_args([self._with_underscores(argument) for argument in argv])
         if unknown:
-            raise InputError(self._unknown_argument_message(unknown[0]))
+            # The values of unknown flags are among them.
+            flags = (
+                [argument for argument in unknown if re.match("--?[a-zA-Z]", argument)]
+                if unknown[0].startswith("-")
+                else unknown[:1]
+            )
+            raise InputError("; ".join(self._unknown_argument_message(flag) for flag in dict.fromkeys(flags or unknown[:1])))
         return vars(args)
 
     def _with_underscores(self, argument: str) -> str:

@@ -158,6 +158,13 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("sft --cutoff_len 2048", "has no flag --cutoff_len: use --max_length"),
         ("reward --lora_rank 8", "has no flag --lora_rank: use --lora_r"),
         ("ppo --adv_estimator=grpo", "has no flag --adv_estimator: use --advantage_estimator"),
+        (
+            "sft --stage sft --lr 1e-5 --bf16 --zzz -1",
+            "--bf16: use dtype bfloat16; mmrlhf sft has no flag --zzz: `mmrlhf sft --help`",
+        ),
+        ("sft --image_max_pixels 9", "has no flag --image_max_pixels: use --max_pixels"),
+        ("sft --mask_history true", "has no flag --mask_history: only answers are learnt"),
+        ("merge --model x", "mmrlhf has no command merge: use `mmrlhf export --merge`"),
         # lmms-eval
         ("eval pope --tasks pope", "has no flag --tasks: benchmarks are the first arguments"),
         # values and commands

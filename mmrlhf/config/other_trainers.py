@@ -16,7 +16,7 @@ _FOUR_BITS = "dtype nf4 loads the base in 4 bits"
 _PRECISION = "dtype is the precision: float32, bfloat16 or nf4"
 _NO_DROPOUT = "there is no dropout: the log-probs of sampling and of the update have to agree"
 _NO_DPO = "there is no DPO: `mmrlhf reward` and `mmrlhf ppo` learn from the same pairs"
-_LEARNT_TOKENS = "only answers are learnt, never prompts or padding"
+_LEARNT_TOKENS = "only answers are learnt, never prompts or padding: train_on all or last says which turns"
 _EVALUATION = "no stage chooses a checkpoint: measure the finished model with `mmrlhf eval` or `mmrlhf reward-eval`"
 _SAVING = "the newest two checkpoints are kept, every save_steps steps"
 _RESUME = "repeat the same command: it continues the run in output_dir"
@@ -79,7 +79,7 @@ SAME_SETTINGS = {
     "min_length": "min_new_tokens", "stop_words": "stop", "stop_sequences": "stop",
     "label_smoothing_factor": "label_smoothing", "max_samples": "limit", "num_examples": "limit", "max_rows": "limit",
     "api_nproc": "endpoint_concurrency", "num_concurrent": "endpoint_concurrency", "timeout": "endpoint_timeout",
-    "max_retries": "endpoint_retries", "data_seed": "seed", "random_seed": "seed", "manual_seed": "seed",
+    "max_retries": "endpoint_retries", "image_max_pixels": "max_pixels", "image_min_pixels": "min_pixels", "longest_edge": "max_pixels", "data_seed": "seed", "random_seed": "seed", "manual_seed": "seed",
 }  # fmt: skip
 """A setting elsewhere -> the setting here with the same meaning, where the command has it."""
 
@@ -257,12 +257,8 @@ EXPLAINED_SETTINGS = {
     "completion_only_loss": _LEARNT_TOKENS,
     "mask_history": _LEARNT_TOKENS,
     "loss_scale": _LEARNT_TOKENS,
-    "truncation_strategy": "rows are never cut: raise max_length or leave long rows out",
-    "truncation_mode": "rows are never cut: raise max_length or leave long rows out",
-    "max_pixels": "images are processed as the checkpoint's processor says",
-    "image_max_pixels": "images are processed as the checkpoint's processor says",
-    "min_pixels": "images are processed as the checkpoint's processor says",
-    "image_min_pixels": "images are processed as the checkpoint's processor says",
+    "truncation_strategy": "rows are never cut: raise max_length, or leave longer rows out with overlong drop",
+    "truncation_mode": "rows are never cut: raise max_length, or leave longer rows out with overlong drop",
     "image_aspect_ratio": "images are processed as the checkpoint's processor says",
     "video_max_pixels": _VIDEO,
     "video_fps": _VIDEO,
@@ -310,7 +306,7 @@ EXPLAINED_SETTINGS = {
     "predict_only": "`mmrlhf generate` writes answers without scoring them",
     "config_file": "config takes a YAML file of these settings",
     "yaml": "config takes a YAML file of these settings",
-    "export_dir": "the policy of a run is in its output_dir: policy/ for ppo, model/ for sft",
+    "export_dir": "`mmrlhf export` writes a model for other programs",
 }  # fmt: skip
 """A setting elsewhere -> one sentence on what takes its place here."""
 
@@ -327,6 +323,8 @@ OTHER_COMMANDS = {
     "reward_model": "use `mmrlhf reward`",
     "train": "the stages are `mmrlhf sft`, `mmrlhf reward` and `mmrlhf ppo`",
     "pt": "there is no pre-training: the stages are sft, reward and ppo",
+    "merge": "use `mmrlhf export --merge`",
+    "merge_lora": "use `mmrlhf export --merge`",
     "infer": "use `mmrlhf generate`",
     "predict": "use `mmrlhf generate`",
     "chat": "there is no chat: `mmrlhf generate` answers the rows of a file",

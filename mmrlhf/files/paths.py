@@ -16,6 +16,7 @@ _RUN = "give the directory that the reward stage wrote"
 _FILE = "correct the path"
 PATH_FIELDS = {
     "model_name_or_path": _MODEL,
+    "base_model_name_or_path": _MODEL,
     "dataset_name": _DATASET,
     "eval_dataset_name": _DATASET,
     "reward_model_path": _RUN,
@@ -29,7 +30,7 @@ PATH_FIELDS = {
     "recorded_judgments": _FILE,
 }
 """Fields that name a file or a folder to read, with what to do if there is none."""
-HUB_FIELDS = ("model_name_or_path", "dataset_name", "eval_dataset_name", "adapter_path")
+HUB_FIELDS = ("model_name_or_path", "base_model_name_or_path", "dataset_name", "eval_dataset_name", "adapter_path")
 """Fields that may be a Hub id instead."""
 
 

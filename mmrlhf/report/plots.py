@@ -51,7 +51,7 @@ def style_context(text_colour: str = INK_COLOUR) -> Any:
     """Return a context in which figures have the pages' style."""
     return matplotlib.rc_context(
         {
-            "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "mmrlhf",
+            "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "mmrlhf", "text.parse_math": False,
             "text.color": text_colour, "axes.labelcolor": text_colour, "axes.edgecolor": text_colour,
             "xtick.color": text_colour, "ytick.color": text_colour,
             "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlesize": 10,

@@ -122,11 +122,12 @@ def metric_value(row: Mapping[str, Any], key: str) -> float | None:
 
 
 def metric_interval(row: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """Return a metric's interval; None if it has none, or one without width, from a single fold."""
     interval = row.get(f"{key}_ci")
     if not isinstance(interval, Sequence) or len(interval) != 2:
         return None
     low, high = (_finite_or_none(bound) for bound in interval)
-    return None if low is None or high is None else (low, high)
+    return None if low is None or high is None or low == high else (low, high)
 
 
 def models_on_split(summary: Mapping[str, Any], split: str) -> dict[str, Mapping[str, Any]]:

@@ -32,6 +32,8 @@ MAIN_CURVES = {
 """Metrics that are shown first, with titles and units; the others are folded."""
 OTHER_PREFIXES = ("rewards/", "hacking/", "claims/", "verdicts/", "eval/")
 """Beginnings of the names of metrics that come first among the others."""
+MAX_OTHER_CURVES = 60
+"""Folded curves."""
 MAX_PROMPTS = 12
 """Prompts whose answers are shown, those with answers of the most steps first."""
 MAX_STEPS = 6
@@ -62,7 +64,7 @@ def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
         names = {path: path for path in paths}
     runs = [read_run(Path(path), name) for path, name in names.items()]
     page_path = Path(out) if out else (Path(paths[0]) if len(runs) == 1 else Path()) / "report.html"
-    refuse_unwritable(page_path, "out")
+    refuse_unwritable(page_path.parent, "out")
     styles = {run.name: ModelStyle(run.name, "", COLOURS[i % len(COLOURS)], "o") for i, run in enumerate(runs)}
     curves = {run.name: run.metrics for run in runs}
     keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row if key not in ("step", "time"))
@@ -81,8 +83,8 @@ def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
             sentences=[describe_run(run) for run in runs],
             runs=[(run, styles[run.name]) for run in runs],
             curves=plots_of(main_keys),
-            other_curves=plots_of(other_keys),
-            warnings=[(run.name, warning["step"], warning["warning"]) for run in runs for warning in run.warnings],
+            other_curves=plots_of(other_keys[:MAX_OTHER_CURVES]),
+            warnings=[(run.name, warning["step"], warning.get("warning")) for run in runs for warning in run.warnings],
             prompts=_prompts(runs, styles),
             settings=_settings_table(runs),
         )
@@ -107,10 +109,11 @@ def read_run(path: Path, name: str) -> TrainingRun:
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     """Return the logged answers, and the ledger's first answers to their prompts at other steps."""
     samples = list(_iter_rows(path / "samples.jsonl"))
-    sampled_ids, known = {row.get("id") for row in samples}, {(row.get("id"), row["step"]) for row in samples}
+    sampled_ids, known = {str(row.get("id")) for row in samples}, {(str(row.get("id")), row["step"]) for row in samples}
     for row in _iter_rows(path / "ledger.jsonl"):
-        if row.get("id") in sampled_ids and (row["id"], row["step"]) not in known:
-            known.add((row["id"], row["step"]))
+        key = str(row.get("id")), row["step"]
+        if key[0] in sampled_ids and key not in known:
+            known.add(key)
             samples.append({"step": row["step"], "id": row["id"], "answer": row.get("answer"), "score": row.get("total")})
     return samples
 
@@ -148,9 +151,11 @@ def _prompts(runs: Sequence[TrainingRun], styles: Mapping[str, ModelStyle]) -> l
     entries: dict[str, dict[str, Any]] = {}
     for run in runs:
         for row in run.samples:
-            row_id, paths = str(row.get("id")), row.get("images") or [None]
-            entry = entries.setdefault(row_id, {"id": row_id, "prompt": row.get("prompt", ""), "image": paths[0], "answers": {}})
-            entry["answers"].setdefault(run.name, {}).setdefault(row["step"], row)
+            row_id, paths = str(row.get("id")), row.get("images")
+            image = paths[0] if isinstance(paths, list) and paths and isinstance(paths[0], str) else None
+            entry = entries.setdefault(row_id, {"id": row_id, "prompt": row.get("prompt", ""), "image": image, "answers": {}})
+            answer = {"step": row["step"], "answer": row.get("answer"), "score": metric_value(row, "score")}
+            entry["answers"].setdefault(run.name, {}).setdefault(row["step"], answer)
     most_answered = sorted(entries.values(), key=lambda entry: -sum(map(len, entry["answers"].values())))[:MAX_PROMPTS]
     for entry in most_answered:
         path = entry["image"]

@@ -41,7 +41,7 @@ def make_run(tmp_path):
 def test_write_runs_page_of_one_run(make_run):
     run = make_run("ppo")
     page = write_runs_page([str(run)])
-    assert page == run / "report.html"
+    assert page == run / "report.html" and write_runs_page([str(run)]) == page  # written again
     source = page.read_text(encoding="utf-8")
     parsed = ParsedPage(source)
     assert parsed.ids_of_sections() == ["warnings", "curves", "answers", "settings"]
@@ -80,3 +80,15 @@ def test_describe_run_of_other_stages(make_run):
     (run / "finished.json").write_text("{}")
     (run / "warnings.jsonl").unlink()
     assert describe_run(read_run(run, "r")) == "r (reward): 2 steps, finished; loss 1.00 to 0.25; no warnings."
+
+
+def test_write_runs_page_survives_odd_rows(make_run):
+    run = make_run("odd$x_{")
+    odd = [None, "text", {"step": "2"}, {"step": 3}, {"step": 4, "id": [1], "images": 5, "answer": {"a": 1}, "score": "high"}]
+    odd += [{"step": 5, "id": "r1", "images": [None], "prompt": ["<i>"], "score": 1e999, "$\\frac{": 2.0, "nested": {"a": 1}}]
+    for name in ("metrics", "samples", "ledger", "warnings"):
+        with open(run / f"{name}.jsonl", "a", encoding="utf-8") as file:
+            file.write("\n" + "".join(json.dumps(row) + "\n" for row in odd))
+    source = write_runs_page([str(run)]).read_text(encoding="utf-8")
+    assert "<i>" not in source and "$\\frac{" in source
+    ParsedPage(source)
