@@ -86,6 +86,8 @@ _IDIOM = re.compile(
     r"|\bnot only\b|\bwhy not\b|\bno (?:other|fewer|less)\b"
 )
 """Phrases with no or not that negate nothing."""
+_LABEL = re.compile(r"\s*:\s*(?=(?:absent|missing|present|visible|not)\b)")
+"""A colon that stands for a verb: "Dog: absent"."""
 _CONDITION = re.compile(r"\bif (?:there|it|they|the|a|an|any) [^,]*(?:,|$)")
 """What is only supposed."""
 _CERTAIN = re.compile(r"^\W*(?:no doubt|without (?:a |any )?(?:doubt|question))\W*$")
@@ -111,7 +113,7 @@ _ASSENT = re.compile(
 _DISSENT = re.compile(
     r"^\W*(?:(?:that(?:'s| is) )?(?:incorrect|wrong|false)|negative|none|nothing|never|neither"
     r"|not\b(?! (?:\d+% )?(?:sure|certain|clear))"
-    r"|(?:i(?:'m| am) afraid|probably|likely|apparently|of course|absolutely|definitely|certainly|surely|it (?:seems"
+    r"|(?:i(?:'m| am) afraid|probably|(?:most |very )?likely|apparently|of course|absolutely|definitely|certainly|surely|it (?:seems"
     r"|appears)) (?:not|no)\b|i doubt\b|i (?:don't|do not) (?:think|believe) so|it (?:doesn't|does not) (?:appear"
     r"|seem|look) (?:so|like it)"
     r"|(?:it|there|they|he|she|this|that) ?(?:is|are|does|do|has|have|was|can)(?:n't| not)(?= *(?:$|[.!])))"
@@ -154,7 +156,7 @@ _NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|
 """Negators of a whole clause."""
 _PRECEDING_NEGATOR = re.compile(
     r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely|rather than|instead of|as opposed to|in place of|devoid of"
-    r"|free of|unlike)\b"
+    r"|free of|unlike|more like [^,.]{1,60}? than)\b"
 )
 """Negators of what follows them: "a dog without a collar" is a dog, "a truck rather than a bus" no
 bus."""
@@ -247,6 +249,7 @@ def _polarity(sentence: str, question_words: list[str], question: str) -> YesNo 
     if _CERTAIN.match(sentence):
         return "yes"
     sentence = _CONDITION.sub(" ", _IDIOM.sub(" ", sentence))
+    sentence = _LABEL.sub(" is ", sentence)
     if truth := _TRUTH_STATEMENT.search(sentence):
         return "yes" if bool(truth["yes"]) != bool(truth["not"]) else "no"
     sentence = _DOUBTED_EXISTENCE.sub("there is not", sentence)
@@ -288,7 +291,7 @@ def _clause_polarity(clause: str, question_words: list[str]) -> YesNo | None:
     if is_full_match:
         negator = _PRECEDING_NEGATOR.search(clause)
         first_mentions = [clause.find(word) for word in mentioned]
-        return "no" if negator and any(mention > negator.start() for mention in first_mentions) else "yes"
+        return "no" if negator and any(mention >= negator.end() for mention in first_mentions) else "yes"
     return None
 
 

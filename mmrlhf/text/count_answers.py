@@ -46,6 +46,8 @@ _ASKS_EXISTENCE = re.compile(
     r"\W*(?:(?:is|are|was|were|do|does|can|could) (?:there|you|we|i)\b|do(?:es)? (?:the|this) \w+ (?:show|contain|have|depict|include)\b)"
 )
 """Questions that ask for the number of what there is."""
+_BETWEEN = re.compile(r"(?:\s|,|\b(?:an?|the|total|number|of|only|just|see|in|this|that|image|picture|photo|scene|room)\b)*")
+"""What may stand before the number; another thing may not, as in "a car next to two trees"."""
 
 
 def count_verdict(clause: str, question: str) -> Literal["yes", "no"] | None:
@@ -78,10 +80,8 @@ def _asked_count(question: str) -> tuple[tuple[Bound, int], str] | None:
     None without a number, or with several.
     """
     question = _NOT_COUNTED.sub(" ", re.split(r"[?\n]", question)[0])
-    if not _ASKS_EXISTENCE.match(question):
-        return None
-    matches = list(_COUNT.finditer(question))
-    if len(matches) != 1:
+    asks, matches = _ASKS_EXISTENCE.match(question), list(_COUNT.finditer(question))
+    if asks is None or len(matches) != 1 or not _BETWEEN.fullmatch(question[asks.end() : matches[0].start()]):
         return None
     nouns = content_words(matches[0]["nouns"])
     return _number_and_bound(matches[0]), nouns[-1] if nouns else ""
