@@ -108,8 +108,11 @@ def parse_turns(row: Row, value: Any, name: str, role_key: str = "role", content
 
 
 def parse_llava_conversation(row: Row) -> list[Turn]:
-    """Parse LLaVA's `conversations`. Raises InputError."""
-    return parse_turns(row, row.fields["conversations"], "conversations", "from", "value")
+    """Parse LLaVA's `conversations`, with from and value or role and content. Raises InputError."""
+    value = row.fields["conversations"]
+    has_roles = isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+    keys = ("role", "content") if has_roles else ("from", "value")
+    return parse_turns(row, value, "conversations", *keys)
 
 
 def parse_prompt(row: Row, name: str) -> list[Turn]:

@@ -20,6 +20,7 @@ from mmrlhf.datasets.other_trainers import (
     parse_query,
     parse_swift_answered,
     parse_swift_pair,
+    unpack_instruction,
 )
 from mmrlhf.datasets.preferences import (
     PAIR_FIELDS,
@@ -39,7 +40,7 @@ EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion"}
 
 def parse_example(row: Row, context: RowContext, require_answer: bool) -> Example:
     """Parse a row. Raises InputError if it cannot be used, or lacks an answer that is required."""
-    row = unpack_rlhf_v(row)
+    row = unpack_instruction(unpack_rlhf_v(row))
     images, facts = parse_images(row, context), collect_facts(row, context)
     if is_swift_pair(row):
         turns, answer = parse_swift_pair(row)[0], None

@@ -1,4 +1,4 @@
-"""Parse the pairs of LLaMA-Factory and ms-swift, whose prompts and answers stand in other fields.
+"""Parse rows of LLaMA-Factory and ms-swift, whose prompts and answers stand in other fields.
 
 LLaMA-Factory   conversations (or messages) up to the question; chosen and rejected as turns
 ms-swift        messages that end with the chosen answer; rejected_response as text, or
@@ -6,6 +6,8 @@ ms-swift        messages that end with the chosen answer; rejected_response as t
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from mmrlhf.datasets.conversations import (
     Turn,
@@ -17,8 +19,24 @@ from mmrlhf.datasets.conversations import (
 )
 from mmrlhf.files.rows import Row, type_name
 
-FACTORY_FIELDS = frozenset(("conversations", "messages", "chosen", "rejected", "system"))
+PROMPT_FIELDS = ("prompt", "question", "messages", "conversations", "query")
 SWIFT_FIELDS = frozenset(("messages", "query", "response", "history", "system", "rejected_response", "rejected_messages"))
+
+
+def unpack_instruction(row: Row) -> Row:
+    """Rename Alpaca's instruction, input and output, and the `problem` of reasoning datasets.
+
+    Other rows stay as they are. Raises InputError if one of the fields is not text.
+    """
+    name = next((name for name in ("instruction", "problem") if name in row.fields), None)
+    if name is None or any(field in row.fields for field in PROMPT_FIELDS):
+        return row
+    fields = {field: value for field, value in row.fields.items() if field not in (name, "input", "output")}
+    texts = [row.require_text(row.fields[field], field) for field in (name, "input") if field in row.fields]
+    fields["prompt"] = "\n".join(text for text in texts if text)
+    if "output" in row.fields and not {"chosen", "rejected"} & row.fields.keys():
+        fields["completion"] = row.fields["output"]
+    return replace(row, fields=fields)
 
 
 def is_factory_pair(row: Row) -> bool:

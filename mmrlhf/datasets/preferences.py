@@ -25,6 +25,7 @@ from mmrlhf.datasets.other_trainers import (
     is_swift_pair,
     parse_factory_pair,
     parse_swift_pair,
+    unpack_instruction,
 )
 from mmrlhf.files.rows import Row, parse_json, preview, type_name
 from mmrlhf.records import Preference
@@ -41,7 +42,7 @@ NON_RLHF_V_FIELDS = ("prompt", "question", "messages", "chosen", "rejected", "co
 
 def parse_preference(row: Row, context: RowContext) -> Preference:
     """Parse a row. Raises InputError if it cannot be used."""
-    row = unpack_rlhf_v(row)
+    row = unpack_instruction(unpack_rlhf_v(row))
     images, facts, ranked = parse_images(row, context), collect_facts(row, context), _parse_ranked_answers(row)
     hallucinated = row.fields.get("hallucination")
     if not isinstance(hallucinated, bool | None):

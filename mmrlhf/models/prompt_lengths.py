@@ -51,11 +51,11 @@ class PromptLengths:
             if self._max_pixels is not None and size[0] * size[1] > self._max_pixels:
                 self.shrunk_images.add(hash(image))
             sizes.append(size)
-        if sizes and self._needs_processor is None:
+        if self._needs_processor is None:
             self._needs_processor = any(
                 self._count_written_out(*probe) != self._count_processed(*probe) for probe in self._probes()
             )
-        return self._count_processed(text, sizes) if sizes and self._needs_processor else self._count_written_out(text, sizes)
+        return self._count_processed(text, sizes) if self._needs_processor else self._count_written_out(text, sizes)
 
     def _probes(self) -> list[tuple[str, list[Size]]]:
         """Return prompts with one and with two images."""

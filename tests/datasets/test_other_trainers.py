@@ -28,6 +28,11 @@ PAIR_ROWS = {
         "rejected": assistant_turn("Carrots."),
     },
     "LLaMA-Factory, texts": {"conversations": [human_turn(QUESTION)], "chosen": "Broccoli.", "rejected": "Carrots."},
+    "LLaMA-Factory, role": {
+        "conversations": [user_turn(QUESTION)],
+        "chosen": assistant_turn("Broccoli."),
+        "rejected": assistant_turn("Carrots."),
+    },
     "ms-swift": {"messages": [user_turn(QUESTION), assistant_turn("Broccoli.")], "rejected_response": "Carrots."},
     "ms-swift, messages": {
         "messages": [user_turn(QUESTION), assistant_turn("Broccoli.")],
@@ -165,3 +170,14 @@ def test_answers_of_invisible_characters_are_empty(text, folder):
     row = {"images": [], "prompt": "What?", "chosen": "a", "rejected": text}
     assert "`rejected` is empty: fill it in or drop the row" in error_of(read_preferences, write_jsonl(folder, row))
     assert "is empty" in error_of(read_examples, write_jsonl(folder, {"images": [], "prompt": text}))
+
+
+def test_instructions_and_problems_are_prompts(folder):
+    alpaca = {**IMAGE, "instruction": "Answer.", "input": "<image>What is it?", "output": "A cup."}
+    (example,) = read_examples(write_jsonl(folder, alpaca))
+    assert (example.prompt[0].parts()[0]["text"], example.answer) == ("Answer.\n", "A cup.")
+    pair = {**IMAGE, "instruction": "What is it?", "input": "", "chosen": "A cup.", "rejected": "A cat."}
+    (preference,) = read_preferences(write_jsonl(folder, pair))
+    assert (preference.prompt[0].content, preference.chosen, preference.meta) == ("What is it?", "A cup.", {})
+    (example,) = read_examples(write_jsonl(folder, {**IMAGE, "problem": "<image>How many?", "answer": "3"}))
+    assert (example.prompt[0].content, example.answer) == ("How many?", "3")

@@ -40,6 +40,12 @@ def test_lengths_equal_those_of_built_prompts(family, tmp_path: Path):
     assert counted == [len(prompt.token_ids) for prompt in vlm.build_prompts(rows)]
 
 
+def test_a_prompt_without_the_image_that_a_processor_needs_is_refused(tmp_path: Path):
+    build_checkpoint("paligemma", tmp_path)
+    with pytest.raises(InputError, match="its processor refuses a prompt with 0 images"):
+        PromptLengths(load(str(tmp_path))).count([Message("user", "no image")], ())
+
+
 def test_refused_images_are_found_without_the_model_seeing_them(tmp_path: Path):
     build_checkpoint("qwen2_5_vl", tmp_path)
     lengths = PromptLengths(load(str(tmp_path)))
