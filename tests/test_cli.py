@@ -1,5 +1,6 @@
 """The command line passes the right arguments to each command, refuses bad ones, and is fast."""
 
+import logging
 import shlex
 import subprocess
 import sys
@@ -342,3 +343,15 @@ def test_cli_prints_no_control_code_of_a_config(tmp_path, capsys):
     assert main(["sft", "--config", str(file)]) == 2
     printed = capsys.readouterr().err
     assert "\ufffd[31m\ufffdabc is unknown" in printed and "\x1b" not in printed and "\u202e" not in printed
+
+
+def test_verbose_prints_what_the_engine_decides(monkeypatch, capsys):
+    logger = logging.getLogger("mmrlhf")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    module = ModuleType("mmrlhf.sft")
+    module.sft = lambda config: logging.getLogger("mmrlhf.engine.prefill").info("shared-prefix batching is on")
+    monkeypatch.setitem(sys.modules, "mmrlhf.sft", module)
+    assert main(["sft", *REQUIRED]) == 0 and "shared-prefix" not in capsys.readouterr().out
+    assert main(["sft", "--verbose", *REQUIRED]) == 0
+    assert capsys.readouterr().out == "note: shared-prefix batching is on\n"
