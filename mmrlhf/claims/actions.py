@@ -73,20 +73,21 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
     state = builder.state
     state.action = None
     verb = builder.lexicon.verb_base(word)
-    if verb in NOT_ACTIONS and verb not in PREPOSITIONAL_ACTIONS:
+    if not state.actors or (verb in NOT_ACTIONS and verb not in PREPOSITIONAL_ACTIONS):
         return
     # a cup and a dog that *chases* a cat: the dog does
-    is_singular = tag == "V" and word.endswith("s") and not word.endswith("ss")
-    actors = [phrase for phrase in (state.actors[-1:] if is_singular else state.actors) if phrase.referent.name]
-    living = [phrase for phrase in actors if builder.is_animate(phrase)]
-    if living and verb in ANIMATE_ONLY_ACTIONS and tag != "E":
-        actors = living  # a stroller and a child *wearing* a hat
-    if tag != "E" and not living:
-        subjects = [phrase for phrase in state.subjects if builder.is_animate(phrase)]
-        if verb in ANIMATE_ONLY_ACTIONS and subjects:
-            actors = subjects
-        elif verb not in OBJECT_ACTIONS or (verb == "hold" and any(phrase.noun in CONTAINERS for phrase in actors)):
-            return
+    actors = state.actors[-1:] if tag == "V" and word.endswith("s") and not word.endswith("ss") else state.actors
+    actors = [phrase for phrase in actors if phrase.referent.name]
+    if tag != "E":
+        living = [phrase for phrase in actors if builder.is_animate(phrase)]
+        if living and verb in ANIMATE_ONLY_ACTIONS:
+            actors = living  # a stroller and a child *wearing* a hat
+        elif not living:
+            subjects = [phrase for phrase in state.subjects if builder.is_animate(phrase)]
+            if verb in ANIMATE_ONLY_ACTIONS and subjects:
+                actors = subjects
+            elif verb not in OBJECT_ACTIONS or (verb == "hold" and any(phrase.noun in CONTAINERS for phrase in actors)):
+                return
     if actors:
         words = builder.tokens.words
         particle = words[index + 1] if index + 1 < len(words) else ""

@@ -5,6 +5,7 @@ Also tracks the phrases that pronouns can refer to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -95,28 +96,30 @@ class SentenceState:
 class ClaimBuilder:
     """Collects the claims of a text."""
 
+    last_singular: Phrase | None = None
+    last_plural: Phrase | None = None
+    last_person: Phrase | None = None
+    last_male: Phrase | None = None
+    """The latest person that `he` can refer to; `previous_male` is the one before."""
+    last_female: Phrase | None = None
+    previous_male: Phrase | None = None
+    previous_female: Phrase | None = None
+    last_group: Sequence[Phrase] = ()
+    """The latest subjects joined by `and`, to which `they` can refer."""
+    item: Phrase | None = None
+    """The item of a list, while its line is read."""
+    skip_until = 0
+    """Tokens before this index have been read as the description of an item."""
+    _last_singular_is_subject = False
+
     def __init__(self, tokens: Tokens, lexicon: Lexicon) -> None:
         self.tokens, self.lexicon, self.state = tokens, lexicon, SentenceState()
         self.ranked_claims: list[tuple[int, int, Claim]] = []
         """Start of the phrase's head, rank of the kind, claim. The first two give the order."""
-        self.last_singular: Phrase | None = None
-        self.last_person: Phrase | None = None
-        self.last_male: Phrase | None = None
-        """The latest person that `he` can refer to."""
-        self.last_female: Phrase | None = None
-        self.previous_male: Phrase | None = None
-        self.previous_female: Phrase | None = None
-        self.last_group: list[Phrase] = []
-        """The latest subjects joined by `and`, to which `they` can refer."""
-        self.last_plural: Phrase | None = None
         self.nouns_with_others: set[str] = set()
         """Nouns of phrases that imply more of their kind: another dog."""
         self.mentioned_nouns: set[str] = set()
-        self.item: Phrase | None = None
-        """The item of a list, while its line is read."""
-        self.skip_until = 0
-        """Tokens before this index have been read as the description of an item."""
-        self._last_singular_is_subject = False
+        self.has_alternatives = "or" in tokens.words
 
     def claims(self) -> list[Claim]:
         """Return the distinct claims in the order of the text.
@@ -190,26 +193,13 @@ class ClaimBuilder:
                 phrase.count = None  # two more dogs: not two in all
             self.nouns_with_others.add(phrase.name)
         # A player in blue kicks the ball, *two players* run: not two in all.
-        is_presented = state.verb_index >= 0 and tokens.tags[state.verb_index - 1] == "T"
-        if phrase.count and phrase.name in self.mentioned_nouns and not phrase.is_definite and not is_presented:
-            phrase.count = None
+        if phrase.count and phrase.name in self.mentioned_nouns and not phrase.is_definite:
+            is_presented = state.verb_index >= 0 and tokens.tags[state.verb_index - 1] == "T"
+            if not is_presented:
+                phrase.count = None
         self.mentioned_nouns.add(phrase.name)
         is_hedged = self._is_hedged(phrase)
-        # a dog or a *cat*
-        is_last_alternative = (
-            phrase.start > 0
-            and words[phrase.start - 1] == "or"
-            and tokens.tags[phrase.start - 1] == "C"
-            and state.conjuncts
-            and state.conjunct_role != ""
-        )
-        # a *dog* or a cat
-        is_first_alternative = (
-            words[phrase.end : phrase.end + 1] == ["or"]
-            and tokens.tags[phrase.end + 1 : phrase.end + 2]
-            and tokens.tags[phrase.end + 1][0] in LABEL_START_TAGS
-        )
-        if not phrase.is_negated and (is_last_alternative or is_first_alternative):
+        if self.has_alternatives and not phrase.is_negated and self._is_alternative(phrase):
             is_hedged = phrase.is_alternative = True
         self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)
         if phrase.count == 1 and phrase.is_negated:
@@ -232,6 +222,15 @@ class ClaimBuilder:
             self._add_claim("attribute", phrase, index, phrase.end, value=value, negated=phrase.is_negated, hedged=is_hedged)
         self._update_antecedents(phrase)
 
+    def _is_alternative(self, phrase: Phrase) -> bool:
+        """Return whether a phrase is one of two alternatives."""
+        words, tags = self.tokens.words, self.tokens.tags
+        # a dog or a *cat*
+        if phrase.start > 0 and words[phrase.start - 1] == "or" and tags[phrase.start - 1] == "C":
+            return bool(self.state.conjuncts) and self.state.conjunct_role != ""
+        # a *dog* or a cat
+        return phrase.end + 1 < len(words) and words[phrase.end] == "or" and tags[phrase.end + 1][0] in LABEL_START_TAGS
+
     def add_count(self, phrase: Phrase, stop: int) -> None:
         """Add the count of a phrase whose number follows it: dogs: 2."""
         self._add_claim("count", phrase, phrase.start, stop, value=str(phrase.count), negated=phrase.is_negated, hedged=False)
@@ -244,27 +243,30 @@ class ClaimBuilder:
 
     def _update_antecedents(self, phrase: Phrase) -> None:
         """Remember a phrase for later pronouns; subjects take precedence."""
-        category = self.lexicon.coco_class(phrase.name)
         # Person: she is ...: a heading
-        is_heading = phrase.is_bare and self.last_person is not None and self.tokens.words[phrase.end : phrase.end + 1] == [":"]
-        if is_heading:
+        if phrase.is_bare and self.last_person is not None and self.tokens.words[phrase.end : phrase.end + 1] == [":"]:
             return
         is_subject = self.state.verb_index < 0 or not self.state.subjects
-        if category == "person":
-            if phrase.noun not in FEMALE_NOUNS and (is_subject or self.last_male is None):
-                self.previous_male, self.last_male = self.last_male, phrase
-            if phrase.noun not in MALE_NOUNS and (is_subject or self.last_female is None):
-                self.previous_female, self.last_female = self.last_female, phrase
-            if is_subject or self.last_person is None:
-                self.last_person = phrase
+        if self.lexicon.coco_class(phrase.name) == "person":
+            self._remember_person(phrase, is_subject)
         elif phrase.is_negated:
             return
         elif not phrase.is_plural and (is_subject or self.last_singular is None or not self._last_singular_is_subject):
             self.last_singular = phrase
             self._last_singular_is_subject = is_subject
-        keeps_group = bool(self.last_group) and self.last_plural is None and category != "person" and not is_subject
-        if phrase.is_plural and not keeps_group and (is_subject or self.last_plural is None):
+        # A group of persons stays what `they` means, unless others become the subject.
+        elif phrase.is_plural and (is_subject or (self.last_plural is None and not self.last_group)):
             self.last_plural = phrase
+
+    def _remember_person(self, phrase: Phrase, is_subject: bool) -> None:
+        if phrase.is_plural and (is_subject or self.last_plural is None):
+            self.last_plural = phrase
+        if phrase.noun not in FEMALE_NOUNS and (is_subject or self.last_male is None):
+            self.previous_male, self.last_male = self.last_male, phrase
+        if phrase.noun not in MALE_NOUNS and (is_subject or self.last_female is None):
+            self.previous_female, self.last_female = self.last_female, phrase
+        if is_subject or self.last_person is None:
+            self.last_person = phrase
 
     def _add_claim(
         self, kind: Any, phrase: Phrase, start: int, stop: int, value: str = "", relation: str = "", target: str = "",
@@ -272,7 +274,12 @@ class ClaimBuilder:
     ) -> None:  # fmt: skip
         tokens, name = self.tokens, phrase.referent.name
         span = (tokens.starts[start], tokens.ends[stop - 1])
-        claim = Claim(kind, name, value, span, relation, target, negated, hedged, self.lexicon.coco_class(name))
+        # A frozen dataclass sets its fields one by one, which takes more than twice as long.
+        claim = object.__new__(Claim)
+        claim.__dict__.update(
+            kind=kind, subject=name, value=value, span=span, relation=relation, target=target, negated=negated, hedged=hedged,
+            category=self.lexicon.coco_class(name),
+        )  # fmt: skip
         self.ranked_claims.append((tokens.starts[phrase.head], CLAIM_ORDER[kind], claim))
 
     def add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:

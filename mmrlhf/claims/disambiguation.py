@@ -45,6 +45,8 @@ def tag_text(text: str, lexicon: Lexicon) -> Tokens:
     # word's tags can come from a copy, since they do not change before its turn.
     for i, (possible_tags, next_tags, word) in enumerate(zip(tags, [*tags[1:], "."], tokens.words, strict=False)):
         tag = possible_tags
+        if tag == "%":
+            continue  # the noun before it is what the next word follows
         if len(possible_tags) == 1 and possible_tags not in VERB_FORM_TAGS:
             if word in AMBIGUOUS_FUNCTION_WORDS:
                 tag = _retag_function_word(tokens, i, possible_tags, previous_tag, next_tags)
@@ -62,8 +64,7 @@ def tag_text(text: str, lexicon: Lexicon) -> Tokens:
                 phrase_start = i
         elif tag not in PHRASE_FILLER_TAGS:
             phrase_start = -1
-        tags[i] = tag
-        previous_tag = "N" if tag == "%" else tag
+        tags[i] = previous_tag = tag
     return tokens
 
 

@@ -12,6 +12,7 @@ from mmrlhf.claims.connectives import process_connective
 from mmrlhf.claims.disambiguation import tag_text
 from mmrlhf.claims.grammar import (
     ADVICE_HEADINGS,
+    ADVICE_MARKERS,
     ADVICE_VERBS,
     ADVISING_MODALS,
     COPULAS,
@@ -47,9 +48,11 @@ def extract_claims(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
     lexicon = lexicon or load_lexicon()
     builder = ClaimBuilder(tag_text(text, lexicon), lexicon)
     tags = "".join(builder.tokens.tags)
+    may_advise = not ADVICE_MARKERS.isdisjoint(builder.tokens.words)
     for begin, end in split_sentences(builder.tokens, tags):
         builder.state, builder.item = SentenceState(), None
-        end = _find_advice(builder.tokens, begin, end)
+        if may_advise:
+            end = _find_advice(builder.tokens, begin, end)
         _SentencePass(builder, tags, begin, end).run()
     return builder.claims()
 
@@ -74,7 +77,7 @@ class _SentencePass:
     def run(self) -> None:
         for match in PHRASE_PATTERN.finditer(self.tags, self.begin, self.end):
             start, stop = match.span()
-            if start < max(self.next_index, self.builder.skip_until):
+            if start < self.next_index or start < self.builder.skip_until:
                 continue
             next_tag = self.tags[stop] if stop < self.end else "."
             if match.lastgroup == "np":
@@ -86,7 +89,9 @@ class _SentencePass:
 
     def _visit_phrase(self, start: int, stop: int, next_tag: str) -> None:
         builder, words = self.builder, self.builder.tokens.words
-        stop, match_stop = _end_before_clause(builder.tokens, start, stop, next_tag), stop
+        match_stop = stop
+        if next_tag == "V" and stop - start > 1:
+            stop = _end_before_clause(builder.tokens, stop)
         phrase = parse_phrase(builder.tokens, start, stop, builder.lexicon)
         self.next_index = match_stop
         is_unnamed_picture = phrase.noun in PICTURE_NOUNS and not phrase.name and not phrase.is_definite
@@ -203,9 +208,9 @@ class _SentencePass:
             process_connective(builder, index, tag, word, previous_tag, next_tag, tags, end)
 
 
-def _end_before_clause(tokens: Tokens, start: int, stop: int, next_tag: str) -> int:
+def _end_before_clause(tokens: Tokens, stop: int) -> int:
     """Return where a phrase ends before a relative clause: the tools | professionals use."""
-    if next_tag != "V" or stop - start < 2 or tokens.tags[stop - 2] != "N" or not tokens.is_plural[stop - 2]:
+    if tokens.tags[stop - 2] != "N" or not tokens.is_plural[stop - 2]:
         return stop
     return stop if tokens.words[stop - 2] in PLURAL_MODIFIERS or not tokens.is_plural[stop - 1] else stop - 1
 

@@ -202,6 +202,8 @@ MALE_NOUNS = word_set(
     "boyfriend policeman businessman fireman cowboy mailman postman grandpa fisherman bull rooster"
 )
 """Nouns that `he` cannot refer to, and those that `she` cannot."""
+DENYING_QUANTIFIERS = word_set("none neither")
+"""Words before `of` that deny what they are about: *none* of the people wear hats."""
 SPEAKERS = word_set("i we you one")
 """Subjects that see the image itself: what *we* do not see is absent."""
 ADVICE_VERBS = word_set(
@@ -212,6 +214,8 @@ ADVICE_VERBS = word_set(
 ADVICE_HEADINGS = word_set("tip tips advice suggestion suggestions recommendation recommendations note warning reminder")
 """Words before a colon and advice: *tip*: wear a helmet."""
 ADVISING_MODALS = word_set("could can might may should would must")
+ADVICE_MARKERS = ADVICE_VERBS | ADVICE_HEADINGS | word_set("you should must recommend suggest advise")
+"""A text without one of these gives no advice."""
 TRACE_NOUNS = word_set("sign trace")
 """Nouns that name no object when negated: no *sign* of a dog."""
 OCCUPIED_OBJECTS = word_set("swing")

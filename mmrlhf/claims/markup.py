@@ -24,8 +24,8 @@ bounded to keep the time linear.
 """
 TIMES_SIGN = re.compile(r"(?<=\d)( ?[x×]) (?=[a-z])")
 """The sign in `3 x apple`."""
-QUOTE_MARKERS = ("`", '"', "“", "'", "‘", "<", "[", "~~~", "://")
-"""`QUOTED_OR_MARKUP` matches nothing in a text without one of these."""
+QUOTE_MARKERS = re.compile("[`\"“'‘<\\[]")
+"""`QUOTED_OR_MARKUP` matches nothing in a text without one of these, ~~~ or ://."""
 CODE_LINE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
 """A line of a program, recognised by what prose does not have: ` = `, `x.f(`, `x[i]`."""
 BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3}[.)][ \t]+|\(?[a-zA-Z][.)][ \t]+|\|)+")
@@ -38,14 +38,14 @@ CAPITALS = re.compile(
 """At least two words in capitals, mostly the text of a sign: HOME OFFICE CELL."""
 SENTENCE_IN_CAPITALS = re.compile(r"\b(?:A|AN|THE|IS|ARE|THERE)\b")
 """What shows that a text in capitals is a sentence."""
+TWO_CAPITALS = re.compile("[A-Z][A-Z]")
+"""`CAPITALS` matches nothing in a text without these."""
 READ_OUT = re.compile(
     r"\b(?:reads?|says?|reading|saying|states?|stating|text|title|label(?:l?ed)?|captioned|inscription)"
     r"(?: as)?(?::[ \n]{0,2}[^\n.]{1,200}"
     r"|,? ((?:[A-Z][\w'’&!-]{0,30}|\d{1,6})(?: (?:(?:of|the|and|to|for|in|a|on|&) ){0,2}(?:[A-Z][\w'’&!-]{0,30}|\d{1,6})){0,12}))"
 )
 """What a sign reads, without quotation marks: after a colon or in words with capitals."""
-READ_OUT_MARKERS = ("read", "say", "stat", "text", "title", "label", "caption", "inscription")
-"""`READ_OUT` matches nothing in a text without one of these."""
 TABLE_ROW = re.compile(r"(?m)^[ \t]*\|?([^|\n]{1,200}(?:\|[^|\n]{0,200}){1,20})\|?[ \t]*$")
 COUNT_TITLES = re.compile(r"\b(?:count|counts|number|quantity|qty|amount|total|how many|no\.?|#)(?:\b|$)|^#$", re.IGNORECASE)
 """Titles of a table's column of numbers of objects."""
@@ -64,13 +64,16 @@ def mask_markup(text: str) -> str:
     ):
         # An answer that is entirely in quotation marks is not a quotation.
         masked_text = text.replace(stripped[0], " ").replace(stripped[-1], " ")
-    if any(marker in text for marker in QUOTE_MARKERS):
+    if QUOTE_MARKERS.search(text) or "~~~" in text or "://" in text:
         masked_text = QUOTED_OR_MARKUP.sub(_mask_quotation, masked_text)
     if "=" in text or "(" in text or "[" in text:
         masked_text = CODE_LINE.sub(_mask_quotation, masked_text)
-    if not (text.isupper() and SENTENCE_IN_CAPITALS.search(text)):
+    if TWO_CAPITALS.search(text) and not (text.isupper() and SENTENCE_IN_CAPITALS.search(text)):
         masked_text = CAPITALS.sub(_blank, masked_text)
-    if any(marker in text for marker in READ_OUT_MARKERS):
+    if (
+        "read" in text or "say" in text or "stat" in text or "text" in text or "title" in text or "label" in text
+        or "caption" in text or "inscription" in text
+    ):  # fmt: skip
         masked_text = READ_OUT.sub(_mask_read_out, masked_text)
     if "|" in text:
         masked_text = _mask_tables(masked_text)

@@ -37,7 +37,7 @@ from mmrlhf.claims.tags import (
 )
 
 PHRASE_PATTERN = re.compile(
-    r"[^DZ?RJK#NXUu]|(?:(?<=(?<!T)B)|(?<=BR))J(?=,)"  # is calm, and pine trees
+    r"[^DZ?RJK#NXUu]|J(?=,)(?:(?<=(?<!T)BJ)|(?<=BRJ))"  # is calm, and pine trees
     r"|(?P<np>(?:DJC(?=DJ+N))?"  # the first of `a red and a blue car`
     r"(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?"  # determiners, about
     r"(?:R{0,2}(?:#|[JK](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?)){0,8}"  # adjectives, numbers
@@ -114,7 +114,8 @@ def parse_phrase(tokens: Tokens, start: int, end: int, lexicon: Lexicon) -> Phra
         tags[start] not in QUANTIFIER_TAGS,
         tags[start] == "Z",
     )
-    phrase.is_additive = not ADDITIVE_WORDS.isdisjoint(words[start:head]) or words[end : end + 1] == ["else"]
+    if (start < head and not ADDITIVE_WORDS.isdisjoint(words[start:head])) or (end < len(words) and words[end] == "else"):
+        phrase.is_additive = True
     if (start > 1 and tags[start - 2] == "#" and _joins_numbers(tokens, start - 1)) or (
         start and words[start - 1] in APPROXIMATE_NUMBER_WORDS and words[start - 1] != "between"
     ):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmrlhf.claims.actions import complete_action
-from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
+from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
 from mmrlhf.claims.grammar import (
     CLAUSE_CONJUNCTIONS,
     COPULAS,
+    DENYING_QUANTIFIERS,
     DEPICTIONS,
     DIRECTED_ACTIONS,
     EXISTENCE_VERBS,
@@ -57,30 +58,22 @@ def process_phrase(
         # The dog's *colour* is the dog's attribute.
         if phrase.noun in ("color", "colour"):
             phrase.antecedent = possessor
-    if _is_camera(builder, phrase, previous_tag):
+    if phrase.is_definite and _is_camera(builder, phrase, previous_tag):
         return
-    if not phrase.name and phrase.noun in ("one", "other") and _process_member(builder, phrase, is_coordinated, next_tag):
+    if not phrase.name and phrase.noun in MEMBER_NOUNS and _process_member(builder, phrase, is_coordinated, next_tag):
         return
-    # One of them, *a woman*, is talking: she is meant.
-    if (
-        is_coordinated
-        and previous_tag == ","
-        and state.conjunct_role == "subject"
-        and len(state.conjuncts) == 1
-        and state.conjuncts[0].noun in ("one", "other", "they")
-        and phrase.name
-        and not phrase.is_definite
-    ):
+    if is_coordinated and _names_member(state, phrase, previous_tag):
         builder.add_phrase(phrase)
         state.subjects = state.actors = state.conjuncts = [phrase]
         return
-    starts_clause = state.has_finite_verb and (
-        _is_subject(tokens.tags, phrase.end) or _has_relative_clause_in_list(builder, phrase, next_tag)
+    starts_clause = (
+        state.has_finite_verb
+        and (is_coordinated or tokens.words[phrase.start - 1] in CLAUSE_CONJUNCTIONS)
+        and (_is_subject(tokens.tags, phrase.end) or _has_relative_clause_in_list(builder, phrase, next_tag))
     )
-    follows_conjunction = is_coordinated or tokens.words[phrase.start - 1] in CLAUSE_CONJUNCTIONS
     # The kettle is not hot, and a *child* is near it.
-    is_denied_subject = not {"none", "neither"}.isdisjoint(tokens.words[max(0, phrase.start - 2) : phrase.start])
-    if starts_clause and follows_conjunction:
+    if starts_clause:
+        is_denied_subject = not DENYING_QUANTIFIERS.isdisjoint(tokens.words[max(0, phrase.start - 2) : phrase.start])
         if not is_denied_subject:
             state.negated_until, state.pending_negation = -1, ""
         if state.conjunct_role == "denied":
@@ -89,10 +82,11 @@ def process_phrase(
     # ---- negation ------------------------------------------------------------------------------
     if state.conjunct_role == "denied" and state.open_relation is not None:
         state.conjunct_role, state.pending_negation = "", ""  # a man without a hat on a *beach*
-    _negate_phrase(builder, phrase, previous_tag, is_coordinated, next_tag)
+    if is_coordinated or state.pending_negation or state.negated_until >= 0:
+        _negate_phrase(builder, phrase, previous_tag, is_coordinated, next_tag)
 
     # ---- predicates ----------------------------------------------------------------------------
-    if _add_predicate_attributes(builder, phrase, is_coordinated):
+    if state.verb in COPULAS and _add_predicate_attributes(builder, phrase, is_coordinated):
         return
     builder.add_phrase(phrase)
     if state.conjunct_role == "denied" and state.open_relation is None:
@@ -137,7 +131,7 @@ def process_phrase(
 
     # ---- subjects and objects ------------------------------------------------------------------
     # A dog sits on a couch and a *cat* is ...
-    if starts_clause and follows_conjunction:
+    if starts_clause:
         state.verb, state.verb_index, state.has_finite_verb = "", -1, False
         state.last_relation = state.last_target = state.resolved_relation = None
     elif state.verb_index >= 0:
@@ -147,6 +141,21 @@ def process_phrase(
     state.subjects, state.actors, state.conjuncts, state.conjunct_role = phrases, phrases, phrases, "subject"
     state.action = None
     resolve_fronted(builder)
+
+
+MEMBER_NOUNS = ("one", "other")
+
+
+def _names_member(state: SentenceState, phrase: Phrase, previous_tag: str) -> bool:
+    """Return whether a phrase says who `one` is: one of them, a *woman*, is talking."""
+    return (
+        previous_tag == ","
+        and state.conjunct_role == "subject"
+        and len(state.conjuncts) == 1
+        and state.conjuncts[0].noun in ("one", "other", "they")
+        and phrase.name != ""
+        and not phrase.is_definite
+    )
 
 
 def _process_member(builder: ClaimBuilder, phrase: Phrase, is_coordinated: bool, next_tag: str) -> bool:
@@ -167,8 +176,6 @@ def _process_member(builder: ClaimBuilder, phrase: Phrase, is_coordinated: bool,
 def _is_camera(builder: ClaimBuilder, phrase: Phrase, previous_tag: str) -> bool:
     """Return whether a phrase is the camera that took the image: a girl smiling at the *camera*."""
     state = builder.state
-    if not phrase.is_definite:
-        return False
     if (
         builder.tokens.words[phrase.head] in ("camera", "viewer", "photographer")
         and previous_tag in PREPOSITION_TAGS
@@ -249,7 +256,7 @@ def _negate_phrase(builder: ClaimBuilder, phrase: Phrase, previous_tag: str, is_
 def _add_predicate_attributes(builder: ClaimBuilder, phrase: Phrase, is_coordinated: bool) -> bool:
     """Add the attributes that a predicate gives its subject; return False if it gives none."""
     state, words = builder.state, builder.tokens.words
-    if state.verb not in COPULAS or not state.actors or is_coordinated or state.open_relation is not None:
+    if not state.actors or is_coordinated or state.open_relation is not None:
         return False
     # The table is dark *wood*.
     if phrase.is_bare and phrase.end - phrase.head <= 2 and words[phrase.end - 1] in builder.lexicon.word_sets["materials"]:

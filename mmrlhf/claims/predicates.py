@@ -125,13 +125,12 @@ def process_participle(
     if state.in_relative_clause:
         state.in_relative_clause = False
     # a man with a bag *walking*: not the bag
-    is_worn = bool(state.conjuncts) and not {state.conjuncts[-1].noun, state.conjuncts[-1].name}.isdisjoint(CLOTHES | BODY_PARTS)
     if (
         previous_tag == "N"
         and state.conjunct_role in ("with", "target", "object")
         and state.subjects
         and state.conjuncts
-        and (word in ANIMATE_ACTIONS or (tag == "G" and is_worn))
+        and (word in ANIMATE_ACTIONS or (tag == "G" and _is_worn(state.conjuncts[-1])))
         and builder.is_animate(state.subjects[0])
         and not builder.is_animate(state.conjuncts[-1])
     ):
@@ -184,6 +183,11 @@ def process_participle(
     state.verb, state.verb_index = word, index
     state.conjuncts, state.conjunct_role = [], "verb"
     begin_action(builder, index, tag, word, is_negated)
+
+
+def _is_worn(phrase: Phrase) -> bool:
+    """Return whether a phrase names clothes or a part of the body, which do nothing."""
+    return phrase.noun in CLOTHES or phrase.name in CLOTHES or phrase.noun in BODY_PARTS
 
 
 def _is_spotted(builder: ClaimBuilder, index: int, word: str, next_tag: str) -> bool:

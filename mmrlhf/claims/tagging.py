@@ -24,6 +24,7 @@ from mmrlhf.claims.tags import HEAD_START_TAGS, NOMINAL_TAGS, NOUN_TAGS, SENTENC
 
 TOKEN_PATTERN = re.compile(
     r"(?=[^ ])(?:[A-Za-z]++(?![-'’À-ɏ0-9])"  # fast path for most words: only ASCII letters
+    r"|[.!?]+|[,;:\n]"  # most signs
     r"|[A-Za-z]+(?=n['’]t\b)|n['’]t\b"  # does|n't
     r"|['’](?:s|re|m|ve|ll|d)\b|['’](?=\s)"  # other clitics; dogs' collars
     r"|\((?:[x×] ?)?(?:\d{1,3}|one|two|three|four|five|six|seven|eight|nine|ten)(?: ?[x×])?\)"  # dog (2)
@@ -33,7 +34,7 @@ TOKEN_PATTERN = re.compile(
     r"|[A-Za-z]+\d[A-Za-z\d]*+"  # S4
     r"|\d+(?:[.,:/]\d+)*%?"  # numbers
     r"|[A-Za-zÀ-ɏ]+(?:['’](?!(?:s|re|m|ve|ll|d)\b)[A-Za-z]+)?(?:-[A-Za-zÀ-ɏ0-9]+)*"  # o'clock, red-haired
-    r"|[.!?]+|[,;:()|—–&]|\n|[^\sA-Za-z0-9])"  # signs
+    r"|[^\sA-Za-z0-9])"  # other signs
 )
 NUMBER_AFTER_NOUN = re.compile(r"[x–—-] *\d{1,3}")
 """A number after its noun: dog *x2*."""
@@ -131,13 +132,12 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
         return Tokens(text, [], [], [], [], [], [], [])
     tokens = Tokens(text, *map(list, zip(*spans, strict=True)), *map(list, zip(*entries, strict=True)))
     _merge_multiword_terms(tokens)
-    if any(map(_has_digit, tokens.words)):
+    if _DIGIT.search(masked_text):
         _merge_designations(tokens)
     return tokens
 
 
-_has_digit = re.compile(r"\D?\d").match
-"""Finds a digit among a word's first two characters."""
+_DIGIT = re.compile("[0-9]")
 
 
 def _merge_designations(tokens: Tokens) -> None:
