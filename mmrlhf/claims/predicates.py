@@ -20,6 +20,7 @@ from mmrlhf.claims.grammar import (
     SPEAKERS,
     UNDENIED_OBJECT_VERBS,
 )
+from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.tags import (
     AFTER_ACTION_PARTICIPLE,
     AFTER_SEEN,

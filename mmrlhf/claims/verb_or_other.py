@@ -1,11 +1,9 @@
-"""Choose between a verb and a noun or an adjective, such as stands, plays, open, light.
-
-As in `content_words`, the first rule that applies decides. Examples have the word in *stars*.
-"""
+"""Rules for a word that is a verb, or else a noun or an adjective: stands, plays, open, light."""
 
 from __future__ import annotations
 
-from mmrlhf.claims.grammar import COMMON_VERBS
+from mmrlhf.claims.grammar import COMMON_VERBS, HEDGING_MODALS
+from mmrlhf.claims.tag_rules import NOUN, Rule, RuleTable
 from mmrlhf.claims.tags import (
     AFTER_COORDINATED_SUBJECT_VERB,
     AFTER_COORDINATED_VERB,
@@ -15,7 +13,6 @@ from mmrlhf.claims.tags import (
     AFTER_SINGULAR_COMMON_VERB,
     AFTER_SINGULAR_VERB,
     AFTER_VERB_ADVERBIAL,
-    BEFORE_BARE_NOUN,
     COORDINATION_TAGS,
     DETERMINER_TAGS,
     NOMINAL_TAGS,
@@ -26,143 +23,44 @@ from mmrlhf.claims.tags import (
 from mmrlhf.claims.verb_forms import base_form
 from mmrlhf.claims.word_context import WordContext, has_plural_subject, has_verb
 
-
-def choose_verb_or_other(word: WordContext) -> str:
-    """Choose between a verb and a noun or an adjective, such as stands, plays, open, light."""
-    text, possible_tags, noun_tag = word.text, word.possible_tags, word.noun_tag
-    previous_tag, next_tag = word.previous_tag, word.next_tag
-    can_be_adjective = "J" in possible_tags
-    if _is_verb_after_function_word(word):
-        return "V"
-    # Inside a noun phrase: an *open* door; the red *light*.
-    if word.in_phrase and noun_tag:
-        is_adjective = (
-            word.head_follows
-            and can_be_adjective
-            and (word.prefers_adjective() or (word.attribute_rank == 2 and text != "light"))
-        )
-        return "J" if is_adjective else noun_tag
-    if word.in_phrase and can_be_adjective:
-        return "J"
-    # The door is *open*; on *display*; with *open* windows.
-    if previous_tag in BEFORE_BARE_NOUN:
-        if previous_tag == "B" and can_be_adjective and not word.head_follows:
-            return "J"
-        if can_be_adjective and word.head_follows and (not noun_tag or word.prefers_adjective()):
-            return "J"
-        return noun_tag or "J"
-    # A man *stands*; two bus *stops*.
-    if previous_tag in NOMINAL_TAGS:
-        return _choose_after_subject(word)
-    # A man sits and *reads*; a dog quickly *jumps*; *watch* the dog.
-    if (
-        previous_tag in ("R", "C", ",")
-        and possible_tags[0] == "V"
-        and not (noun_tag == "N" and (previous_tag != "R" or next_tag in COORDINATION_TAGS))
-    ):
-        return "V"
-    is_common_verb_in_s = text.endswith("s") and base_form(text) in COMMON_VERBS
-    if previous_tag == "R" and is_common_verb_in_s:
-        return "V"
-    if previous_tag == "." and next_tag in DETERMINER_TAGS and not word.is_plural and possible_tags[0] == "V":
-        return "V"
-    if previous_tag == "C" and is_common_verb_in_s and next_tag in AFTER_COORDINATED_VERB:
-        return "V"
-    # A man, who is tall, *stands* on a hill.
-    if previous_tag == "," and is_common_verb_in_s and next_tag in PREPOSITION_TAGS:
-        return "V"
-    # *Open* windows line the wall.
-    if can_be_adjective and (word.head_follows or not noun_tag):
-        is_adjective = (
-            not noun_tag or word.prefers_adjective() or (word.attribute_rank == 2 and next_tag in NOUN_TAGS and text != "light")
-        )
-        return "J" if is_adjective else noun_tag
-    return noun_tag or possible_tags[0]
+# ---- what the rules ask ------------------------------------------------------------------------
 
 
-def _is_verb_after_function_word(word: WordContext) -> bool:
-    """Return whether the function word before it makes the word a verb."""
-    text, tags, index = word.text, word.tokens.tags, word.index
-    previous_tag, previous_word = word.previous_tag, word.tokens.words[word.index - 1]
-    is_noun_subject = bool(word.noun_tag) and word.next_tag in ("B", "V")
-    # to *play*
-    if previous_tag == "I" and not word.is_plural:
-        return True
-    # cannot *see*, does not *play*
-    if previous_tag == "O" and (previous_word == "cannot" or (index > 1 and tags[index - 2] in ("M", "?"))):
-        return True
-    # they *play*
-    if previous_tag == "Q" and previous_word != "each other":
-        return True
-    # can *play*, might *play*
-    is_after_modal = previous_tag == "M" or (
-        previous_tag == "?" and not word.is_plural and previous_word in ("could", "may", "might", "would")
+def _can_be_adjective(word: WordContext) -> bool:
+    return "J" in word.possible_tags
+
+
+def _is_common_verb(word: WordContext) -> bool:
+    return base_form(word.text) in COMMON_VERBS
+
+
+def _is_common_verb_in_s(word: WordContext) -> bool:
+    return word.text.endswith("s") and _is_common_verb(word)
+
+
+def _is_noun_subject(word: WordContext) -> bool:
+    """Return whether a verb after the word leaves it to be the noun: can *light* be seen."""
+    return bool(word.noun_tag) and word.next_tag in ("B", "V")
+
+
+def _describes_head(word: WordContext) -> bool:
+    """Return whether the word is an adjective before a noun: an *open* door."""
+    return (
+        word.head_follows
+        and _can_be_adjective(word)
+        and (not word.noun_tag or word.prefers_adjective() or (word.attribute_rank == 2 and word.text != "light"))
     )
-    if is_after_modal and not is_noun_subject:
-        return True
-    # a man who *plays*
-    if previous_tag == "W" and not (previous_word == "that" and is_noun_subject):
-        return True
-    # The man who is tall *stands*.
-    if (
-        previous_tag == "J"
-        and tags[index - 2 : index - 1] == ["B"]
-        and text.endswith("s")
-        and base_form(text) in COMMON_VERBS
-        and not {"which", "who", "that", "whose"}.isdisjoint(word.words_before(6))
-    ):
-        return True
-    # there *stands*
-    return previous_tag == "T"
 
 
-def _choose_after_subject(word: WordContext) -> str:
-    """Choose between a verb and a noun after a noun, by whether they agree in number."""
-    tokens, index, possible_tags, noun_tag = word.tokens, word.index, word.possible_tags, word.noun_tag
-    next_tag, phrase_start = word.next_tag, word.phrase_start
-    base = base_form(word.text)
-    is_common_verb = base in COMMON_VERBS
-    # A singular noun joined by `and` can end a plural subject: a man and a woman *play* ...
-    ends_plural_subject = (
-        phrase_start > 0
-        and tokens.tags[phrase_start - 1] == "C"
-        and (next_tag in DETERMINER_TAGS or (next_tag in AFTER_COORDINATED_SUBJECT_VERB and is_common_verb))
-    )
-    is_singular_subject = not tokens.is_plural[index - 1] and not ends_plural_subject
-    # An object or adverbial after the word suggests a verb: the boys *play* the drums.
-    has_object = next_tag in OBJECT_START_TAGS or (noun_tag == "X" and next_tag in AFTER_VERB_ADVERBIAL)
-    if word.text.endswith("s") and not word.text.endswith("ss"):
-        if not is_singular_subject:
-            is_verb = has_object or (is_common_verb and next_tag not in AFTER_NOUN_OF_VERB_FORM)
-            return "V" if is_verb or not noun_tag else noun_tag
-        # the bus *stops* of the city, but: the meal *consists* of rice
-        if next_tag == "F" and base != "consist":
-            return noun_tag or "V"
-        # A man *stands*: after a singular, -s is a verb's ending.
-        if _is_singular_phrase(word):
-            return "V"
-        if is_common_verb and next_tag in AFTER_SINGULAR_COMMON_VERB and not has_verb(tokens, index):
-            return "V"
-        if (possible_tags[0] == "V" or noun_tag == "X") and next_tag in AFTER_SINGULAR_VERB and not has_verb(tokens, index):
-            return "V"
-        return noun_tag or "V"
-    # The dogs *play* in the park.
-    if not is_singular_subject:
-        can_follow_verb = next_tag in AFTER_PLURAL_VERB or (next_tag in NOUN_TAGS and possible_tags[0] == "V")
-        if can_follow_verb and (possible_tags[0] == "V" or is_common_verb or has_object):
-            return "V"
-        return noun_tag or "V"
-    if possible_tags[0] == "J" and not word.head_follows:
-        return "J"
-    # The boys in the park *play* with a ball: the verb agrees with the clause's first noun.
-    if (
-        is_common_verb
-        and next_tag in AFTER_PLURAL_COMMON_VERB
-        and not has_verb(tokens, index)
-        and has_plural_subject(tokens, index)
-    ):
-        return "V"
-    return noun_tag or ("J" if "J" in possible_tags else "V")
+def _has_object(word: WordContext) -> bool:
+    """Return whether an object or adverbial after the word shows a verb: *play* the drums."""
+    return word.next_tag in OBJECT_START_TAGS or (word.noun_tag == "X" and word.next_tag in AFTER_VERB_ADVERBIAL)
+
+
+def _ends_relative_clause(word: WordContext) -> bool:
+    is_predicate = word.tokens.tags[word.index - 2 : word.index - 1] == ["B"]
+    has_pronoun = not {"which", "who", "that", "whose"}.isdisjoint(word.words_before(6))
+    return is_predicate and has_pronoun and _is_common_verb_in_s(word)
 
 
 def _is_singular_phrase(word: WordContext) -> bool:
@@ -173,3 +71,161 @@ def _is_singular_phrase(word: WordContext) -> bool:
     return (opening_tag == "D" and opening_word in ("a", "an", "this", "each", "every", "another", "one")) or (
         opening_tag == "#" and opening_word == "one"
     )
+
+
+# ---- after a noun ------------------------------------------------------------------------------
+
+S_FORM_AFTER_PLURAL = RuleTable(
+    Rule("A row of umbrellas *lines* the beach.", "V", applies=lambda w: _has_object(w) or not w.noun_tag),
+    Rule(
+        "A stack of six plates *stands* on the shelf.",
+        "V",
+        applies=lambda w: _is_common_verb(w) and w.next_tag not in AFTER_NOUN_OF_VERB_FORM,
+    ),
+    Rule("It is better to give ducks *seeds* or peas.", NOUN),
+)
+"""Rules for a form in -s after a plural, which it does not agree with."""
+S_FORM_AFTER_SINGULAR = RuleTable(
+    Rule(
+        "The bus *stops* of the city.",
+        NOUN,
+        applies=lambda w: w.noun_tag and w.next_tag == "F" and base_form(w.text) != "consist",
+    ),
+    Rule("A man *stands* here.", "V", applies=_is_singular_phrase),
+    Rule(
+        "The man *rides* a horse.",
+        "V",
+        applies=lambda w: _is_common_verb(w) and w.next_tag in AFTER_SINGULAR_COMMON_VERB and not has_verb(w.tokens, w.index),
+    ),
+    Rule(
+        "The bride *shares* a cake.",
+        "V",
+        applies=lambda w: (
+            (w.possible_tags[0] == "V" or w.noun_tag == "X")
+            and w.next_tag in AFTER_SINGULAR_VERB
+            and not has_verb(w.tokens, w.index)
+        ),
+    ),
+    Rule("There are bus *stops*.", NOUN, applies=lambda w: w.noun_tag),
+)
+"""Rules for a form in -s after a singular: a verb, if the clause has none."""
+BASE_FORM_AFTER_PLURAL = RuleTable(
+    Rule(
+        "The dogs *play* in the park.",
+        "V",
+        applies=lambda w: (
+            (w.next_tag in AFTER_PLURAL_VERB or (w.next_tag in NOUN_TAGS and w.possible_tags[0] == "V"))
+            and (w.possible_tags[0] == "V" or _is_common_verb(w) or _has_object(w))
+        ),
+    ),
+    Rule("The sports *light* is on.", NOUN, applies=lambda w: w.noun_tag),
+    Rule("The boys *empty* boxes.", "V"),
+)
+BASE_FORM_AFTER_SINGULAR = RuleTable(
+    Rule("Two men hold the ladder *steady*.", "J", applies=lambda w: w.possible_tags[0] == "J" and not w.head_follows),
+    Rule(
+        "The boys in the park *play* with a ball.",
+        "V",
+        applies=lambda w: (
+            _is_common_verb(w)
+            and w.next_tag in AFTER_PLURAL_COMMON_VERB
+            and not has_verb(w.tokens, w.index)
+            and has_plural_subject(w.tokens, w.index)
+        ),
+    ),
+    Rule("The traffic *light* is red.", NOUN, applies=lambda w: w.noun_tag),
+    Rule("A lid *open* cans have.", "J", applies=_can_be_adjective),
+)
+
+
+def _choose_after_subject(word: WordContext) -> str:
+    """Choose by whether the word agrees in number with the noun before it."""
+    tokens, index = word.tokens, word.index
+    # A singular noun joined by `and` can end a plural subject: a man and a woman *play* ...
+    ends_plural_subject = (
+        word.phrase_start > 0
+        and tokens.tags[word.phrase_start - 1] == "C"
+        and (word.next_tag in DETERMINER_TAGS or (word.next_tag in AFTER_COORDINATED_SUBJECT_VERB and _is_common_verb(word)))
+    )
+    is_singular = not tokens.is_plural[index - 1] and not ends_plural_subject
+    if word.text.endswith("s") and not word.text.endswith("ss"):
+        return (S_FORM_AFTER_SINGULAR if is_singular else S_FORM_AFTER_PLURAL).decide(word) or "V"
+    return (BASE_FORM_AFTER_SINGULAR if is_singular else BASE_FORM_AFTER_PLURAL).decide(word)
+
+
+# ---- elsewhere ---------------------------------------------------------------------------------
+
+VERB_OR_OTHER = RuleTable(
+    Rule("A dog wants to *play*.", "V", "I", lambda w: not w.is_plural),
+    Rule(
+        "The man does not *play* golf.",
+        "V",
+        "O",
+        lambda w: w.word_at(-1) == "cannot" or (w.index > 1 and w.tokens.tags[w.index - 2] in ("M", "?")),
+    ),
+    Rule("They *play* in the park.", "V", "Q", lambda w: w.word_at(-1) != "each other"),
+    Rule("Watering in the morning can *help*.", "V", "M", lambda w: not _is_noun_subject(w)),
+    Rule(
+        "I would *estimate* the distance.",
+        "V",
+        "?",
+        lambda w: not w.is_plural and w.word_at(-1) in HEDGING_MODALS and not _is_noun_subject(w),
+    ),
+    Rule("A man who *plays* golf is here.", "V", "W", lambda w: not (w.word_at(-1) == "that" and _is_noun_subject(w))),
+    Rule("The man who is tall *stands* here.", "V", "J", _ends_relative_clause),
+    Rule("On the hill there *stands* a house.", "V", "T"),
+    Rule("An *open* door is here.", "J", applies=lambda w: w.in_phrase and _describes_head(w)),
+    Rule("The red *light* is on.", NOUN, applies=lambda w: w.in_phrase and w.noun_tag),
+    Rule("The *open* is on.", "J", applies=lambda w: w.in_phrase and _can_be_adjective(w)),
+    Rule("The door is *open*.", "J", "B", lambda w: _can_be_adjective(w) and not w.head_follows),
+    Rule(
+        "A room with *open* windows.",
+        "J",
+        "PFABHVGE",
+        lambda w: _can_be_adjective(w) and w.head_follows and (not w.noun_tag or w.prefers_adjective()),
+    ),
+    Rule("There is no adult in *sight*.", NOUN, "PFABHVGE", lambda w: w.noun_tag),
+    Rule("It is with *open*.", "J", "PFABHVGE"),
+    Rule(
+        "The image conveys joy, *love*, and more.",
+        "V",
+        "RC,",
+        lambda w: (
+            w.possible_tags[0] == "V" and not (w.noun_tag == "N" and (w.previous_tag != "R" or w.next_tag in COORDINATION_TAGS))
+        ),
+    ),
+    Rule("The wall also *faces* a road.", "V", "R", _is_common_verb_in_s),
+    Rule(
+        "*Watch* the dog.",
+        "V",
+        ".",
+        lambda w: w.next_tag in DETERMINER_TAGS and not w.is_plural and w.possible_tags[0] == "V",
+    ),
+    Rule("A man sits and *watches* a dog.", "V", "C", lambda w: _is_common_verb_in_s(w) and w.next_tag in AFTER_COORDINATED_VERB),
+    Rule(
+        "A dog, which is small, *stands* near a gate.",
+        "V",
+        ",",
+        lambda w: _is_common_verb_in_s(w) and w.next_tag in PREPOSITION_TAGS,
+    ),
+    Rule(
+        "*Open* windows line the wall.",
+        "J",
+        applies=lambda w: (
+            _can_be_adjective(w)
+            and (w.head_follows or not w.noun_tag)
+            and (
+                not w.noun_tag
+                or w.prefers_adjective()
+                or (w.attribute_rank == 2 and w.next_tag in NOUN_TAGS and w.text != "light")
+            )
+        ),
+    ),
+    Rule("*Light* comes in.", NOUN, applies=lambda w: w.noun_tag),
+)
+"""Rules for a word that does not follow a noun."""
+
+
+def choose_verb_or_other(word: WordContext) -> str:
+    """Choose between a verb and a noun or an adjective."""
+    return _choose_after_subject(word) if word.previous_tag in NOMINAL_TAGS else VERB_OR_OTHER.decide(word)
