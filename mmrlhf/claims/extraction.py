@@ -24,8 +24,9 @@ from mmrlhf.claims.grammar import (
 )
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
 from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, is_wall_art, parse_phrase, word_to_number
-from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase, process_pronoun
+from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase
 from mmrlhf.claims.predicates import process_adjective, process_participle, process_verb
+from mmrlhf.claims.pronouns import process_pronoun
 from mmrlhf.claims.relations import begin_relation
 from mmrlhf.claims.tagging import Tokens, split_sentences
 from mmrlhf.claims.tags import (
