@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from mmrlhf.claims.actions import complete_action
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
+from mmrlhf.claims.grammar import VERTICAL_RELATIONS
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.relations import attach_target
 from mmrlhf.claims.tags import COORDINATION_TAGS, FINITE_VERB_TAGS
