@@ -194,9 +194,14 @@ def new_cache(model: PreTrainedModel) -> Cache:
 
 
 def cache_kwargs(model: PreTrainedModel, cache: Cache) -> dict[str, Any]:
-    """Return the arguments that pass a cache to the model; transformers versions rename them."""
+    """Return the arguments that pass a cache to the model; transformers versions rename them.
+
+    `use_cache` is false while layers are checkpointed, as transformers would set it with a warning;
+    the layers of our caches are used all the same.
+    """
     parameters = inspect.signature(model.base_model.forward).parameters
-    return {"cache" if "cache" in parameters else "past_key_values": cache, "use_cache": True}
+    is_checkpointed = model.base_model.get_decoder().training and torch.is_grad_enabled()
+    return {"cache" if "cache" in parameters else "past_key_values": cache, "use_cache": not is_checkpointed}
 
 
 def cache_parts(cache: Cache) -> KV:

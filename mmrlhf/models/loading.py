@@ -154,7 +154,9 @@ def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
         raise InputError(
             f"activation_checkpointing needs a language model without dropout, and this one has {max(dropout_rates)}"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Its name before transformers 5.24.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     # When it checkpoints, transformers drops the cache, and with it the prompt that answers attend
     # to, unless a layer declares that it can handle a cache. Ours can: `kv_cache.FrozenPrefixLayer`
     # may run twice.
