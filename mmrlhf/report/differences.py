@@ -100,15 +100,22 @@ def _word(value: Comparison | None, better: str) -> str:
 
 
 def tables_of(pair: Mapping[str, Any], headline: str, direction: str) -> list[tuple[str, list[Difference]]]:
-    """Return (title, differences) for each mode of a pair; equal modes share one table."""
+    """Return (title, differences) for each mode of a pair.
+
+    Modes share a table if all metrics that both have are shown alike.
+    """
     tables: list[tuple[str, list[Difference]]] = []
     for mode, metrics in pair["metrics"].items():
         differences = flat_differences(metrics, headline, direction) if metrics else []
-        twin = next((i for i, (_, others) in enumerate(tables) if differences == others), None)
-        if differences and twin is not None:
-            tables[twin] = (f"{tables[twin][0]} = {mode}", differences)
-        elif differences:
-            tables.append((mode, differences))
+        for number, (title, others) in enumerate(tables):
+            known = {other.name: other for other in others}
+            shared = [(row, known[row.name]) for row in differences if row.name in known]
+            if shared and all(row.cells == other.cells for row, other in shared):
+                tables[number] = (f"{title} = {mode}", [*others, *(row for row in differences if row.name not in known)])
+                break
+        else:
+            if differences:
+                tables.append((mode, differences))
     return tables
 
 

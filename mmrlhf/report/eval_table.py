@@ -25,15 +25,15 @@ COUNT_LABELS = {
 def print_eval_result(result: Mapping[str, Any]) -> None:
     """Print a result's metrics, why some are undefined, and what was odd about the answers.
 
-    Modes whose figures are the same share a column. An interval without width is left out: it comes
-    from a single fold or from values that are all equal.
+    Modes share a column if the figures that both have are the same. An interval without width is
+    left out: it comes from a single fold or from values that are all equal.
     """
     modes = {mode: dict(_leaves(metrics)) for mode, metrics in result["metrics"].items() if metrics}
     columns: dict[str, dict[tuple[str, str], Any]] = {}
     for mode, leaves in modes.items():
         twin = next((title for title, other in columns.items() if _same_values(leaves, other)), None)
         if twin is not None:
-            columns[f"{twin} = {mode}"] = columns.pop(twin)
+            columns[f"{twin} = {mode}"] = leaves | columns.pop(twin)
         else:
             columns[mode] = leaves
     title = f"{result['benchmark']}: {result['n']} of {result['examples']} answered"
@@ -78,9 +78,9 @@ def is_leaf(value: Any) -> bool:
 
 
 def _same_values(leaves: Mapping[Any, Any], others: Mapping[Any, Any]) -> bool:
-    return {key: leaf and leaf["value"] for key, leaf in leaves.items()} == {
-        key: leaf and leaf["value"] for key, leaf in others.items()
-    }
+    """Return whether the metrics that both have are printed alike, and there are any."""
+    shared = leaves.keys() & others.keys()
+    return bool(shared) and all(_cells(leaves[key]) == _cells(others[key]) for key in shared)
 
 
 def _cells(leaf: Any) -> tuple[str, str]:

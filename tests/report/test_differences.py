@@ -56,6 +56,9 @@ def test_tables_of_equal_modes_are_one():
     metrics = {"part": {"f1": comparison(0.5, 0.6)}}
     ((title, rows),) = tables_of(make_pair(official=metrics, robust=metrics), "f1", "higher")
     assert title == "official = robust" and [row.name for row in rows] == ["part f1"]
+    more = {**metrics, "unparsed": comparison(0.25, 0.25, 0.0)}  # robust parsing has a figure more
+    ((title, rows),) = tables_of(make_pair(official=metrics, robust=more), "f1", "higher")
+    assert title == "official = robust" and [row.name for row in rows] == ["part f1", "unparsed"]
     assert len(tables_of(make_pair(official=metrics, robust={"f1": comparison(0.5, 0.7)}), "f1", "higher")) == 2
 
 
