@@ -22,6 +22,11 @@ def images_shown(messages: Sequence[Message], conversation: Sequence[Message], n
     return num_unplaced + sum(len(message.image_positions) for message in messages)
 
 
+DATE = datetime(2024, 7, 26)
+"""The date that templates write into prompts. A resumed run and a saved reward model must read what
+they read before, so it is no day but the one that Llama 3.2's template falls back to."""
+
+
 class _Generation(Extension):
     """The tag `generation`, which marks what transformers takes for the model's own text."""
 
@@ -57,7 +62,8 @@ def _raise(message: str) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+    """Write the date for a template, which is the same every day."""
+    return DATE.strftime(format)
 
 
 def apply_chat_template(

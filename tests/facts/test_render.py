@@ -20,6 +20,25 @@ def test_load_facts_template_returns_a_users_template(tmp_path):
         load_facts_template(str(tmp_path / "bad.jinja"))
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for f in range(99999) %}{% for g in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 3000000000 }}",
+        "{{ facts[7].text }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ ''.__class__ }}{{ facts[0].__class__.__init__.__globals__ }}",
+        "{% include '/etc/passwd' %}",
+        "{{ {}['a'] }}",
+        "{% for f in facts %}",
+    ],
+)
+def test_broken_and_hostile_templates_are_one_sentence(tmp_path, template):
+    (tmp_path / "bad.jinja").write_text(template)
+    with pytest.raises(InputError, match=r"^facts_template fails \([^\n]+\): correct it; it gets `facts`, with kind and text$"):
+        load_facts_template(str(tmp_path / "bad.jinja"))
+
+
 def test_render_facts_is_one_line_in_seeded_order():
     text = render_facts((Fact("caption", "A\n\n dog"), Fact("absent", "cat")))
     assert text == "Facts: caption A dog; absent cat."

@@ -158,6 +158,11 @@ def test_broken_and_hostile_templates_are_one_sentence(template):
         ChatText(processor, "MODEL", [2])
 
 
+def test_prompts_do_not_depend_on_the_day():
+    chat = make_chat("bytes", "{{ strftime_now('%d %b %Y') }} " + LLAVA_1_5)
+    assert chat.render([QUESTION], 0, generation_prompt=True) == "26 Jul 2024 USER: What is this? ASSISTANT:"
+
+
 def test_templates_refusal_names_the_row():
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system turns.') }}{% endif %}" + LLAVA_1_5
     chat = make_chat("prepend", template)

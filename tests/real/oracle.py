@@ -44,7 +44,10 @@ def render(processor: Any, turns: Sequence[Turn], *, generation_prompt: bool = F
         parts = [content] if isinstance(content, str) else content
         typed = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
         messages.append({"role": role, "content": typed})
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+    # Our date (`models.chat_template.DATE`) is the one that templates fall back to.
+    template = processor.chat_template.replace("strftime_now is defined", "false")
+    options = {"tokenize": False, "add_generation_prompt": generation_prompt, "chat_template": template}
+    return processor.apply_chat_template(messages, **options)
 
 
 def one_pass(vlm: Any, text: str, images: Sequence[ImageSource] = ()) -> dict[str, Tensor]:
