@@ -31,7 +31,7 @@ WITHOUT_EFFECT = (
     "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",  # the tensors say which layers
     "lora_dropout", "fan_in_fan_out", "runtime_config", "megatron_core", "qalora_group_size", "init_lora_weights",
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying", "lora_dtype", "lorap_lr_ratio",
 )  # fmt: skip
 """Settings that outputs of a saved adapter on a language model's linear layers do not depend on."""
 INITIALISATIONS_OF_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -102,8 +102,8 @@ def read_adapter(directory: Path, decoder_name: str, layers: Set[str], model_nam
         layer = f"{decoder_name}.{LAYER_PREFIX.sub('', saved_layer, count=1)}" if LAYER_PREFIX.match(saved_layer) else saved_layer
         if not separator or layer not in layers:
             _refuse_layer(directory, path, saved_layer, model_name)
-        if suffix == "magnitude_vector.weight":  # DoRA's, in files of old versions
-            suffix = "magnitude_vector"
+        if suffix == "magnitude_vector":  # DoRA's, as PEFT stores it
+            suffix = "magnitude_vector.weight"
         tensors[f"base_model.model.{layer}.lora_{suffix}"] = tensor
         if suffix == "A.weight" and tensor.dim() == 2:
             ranks[layer] = len(tensor)
@@ -201,10 +201,11 @@ def saved_tensors(parameters: Mapping[str, Tensor], name: str) -> dict[str, Tens
 
 
 def saved_name(key: str, name: str) -> str:
-    """Return a parameter's name as PEFT stores it, without the adapter's name."""
-    suffix = "_magnitude_vector.weight"  # DoRA's, which PEFT stores without `.weight`
-    key = "base_model.model." + key.replace(f".{name}.", ".")
-    return key.removesuffix(".weight") if key.endswith(suffix) else key
+    """Return a parameter's name as PEFT reads it, without the adapter's name.
+
+    PEFT writes DoRA's magnitudes without `.weight`; transformers finds them only with it.
+    """
+    return "base_model.model." + key.replace(f".{name}.", ".")
 
 
 def same_shapes(saved: Mapping[str, Tensor], own: Mapping[str, torch.nn.Parameter]) -> bool:

@@ -80,7 +80,7 @@ def check_same_base(path: Path, vlm: VLM) -> None:
         metadata = json.loads(base_file.read_text(encoding="utf-8"))
         trained_fingerprint, base_name = metadata["base_fingerprint"], metadata["base"]
         quantised = "nf4" in (metadata.get("dtype"), vlm.dtype) and metadata.get("dtype", vlm.dtype) != vlm.dtype
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{base_file} cannot be read as the ppo stage wrote it: copy the adapter again") from None
     if quantised:
         print(

@@ -94,12 +94,14 @@ def test_foreign_adapter_has_the_logits_of_peft(base, tmp_path, settings):
     with torch.no_grad():
         assert (expected - plain_model(base).eval()(input_ids=TOKEN_IDS).logits).abs().max() > 0.05  # it does something
     assert (own_logits(base, tmp_path / "adapter") - expected).abs().max() < 1e-5
-    # Saved again, it is still the same adapter to PEFT.
+    # Saved again, it is still the same adapter, to PEFT and to transformers.
     vlm = load(str(base))
     adapters = Adapters(vlm)
     adapters.load("policy", tmp_path / "adapter", trainable=True)
     adapters.save("policy", tmp_path / "again")
     assert (peft_logits(base, tmp_path / "again") - expected).abs().max() < 1e-5
+    with torch.no_grad():
+        assert (plain_model(tmp_path / "again").eval()(input_ids=TOKEN_IDS).logits - expected).abs().max() < 1e-5
     if settings.get("lora_bias"):  # PEFT merges it into layers with a bias only
         return
     assert adapters.peft_model is not None
