@@ -5,8 +5,8 @@ Modules in the order of their imports:
 - words: `grammar` (word lists), `tags` (the tag set), `lexicon`, `chair` (CHAIR's matching)
 - one tag per word: `markup` (what is not prose), `tagging`, `verb_forms`, `word_context`,
   `tag_rules`, `verb_or_other`, `content_words`, `disambiguation`
-- claims of a sentence: `noun_phrases`, `builder`, `actions`, `predicates`, `relations`,
-  `phrase_roles`, `pronouns`, `list_items`, `connectives`, `extraction`
+- claims of a sentence: `noun_phrases`, `builder`, `actions`, `predicates`, `place_rules`,
+  `relations`, `phrase_roles`, `pronouns`, `list_items`, `connectives`, `extraction`
 """
 
 from mmrlhf.claims.chair import Mention, find_mentions, load_synonyms

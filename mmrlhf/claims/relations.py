@@ -6,7 +6,7 @@ they come after the target: to the left of the lamp is a chair.
 
 from __future__ import annotations
 
-from mmrlhf.claims.actions import PLACE_ACTIONS, add_preposition, complete_action
+from mmrlhf.claims.actions import add_preposition, complete_action
 from mmrlhf.claims.builder import ClaimBuilder
 from mmrlhf.claims.grammar import (
     AIMING_VERBS,
@@ -14,22 +14,15 @@ from mmrlhf.claims.grammar import (
     CLOTHES,
     COLOURED_MARKS,
     CONTENTS_WORDS,
-    COPULAS,
-    DIRECTED_ACTIONS,
     DIRECTED_VERBS,
     EXISTENCE_VERBS,
     LOCATION_PREPOSITIONS,
     MAX_CONJUNCTS,
-    MOTION_VERBS,
-    NON_LOCATIVE_VERBS,
-    PEER_RELATIONS,
-    POSSESSION_VERBS,
     ROOMS,
-    STATIVE_PARTICIPLES,
-    VERTICAL_RELATIONS,
 )
 from mmrlhf.claims.noun_phrases import Phrase
-from mmrlhf.claims.tags import AFTER_VERB_OR_ADVERB, BEFORE_PLACE_OF_ACTOR, COORDINATION_TAGS, FRONTED_TARGET_TAGS, VERB_FORM_TAGS
+from mmrlhf.claims.place_rules import Preposition, find_located, gives_no_place
+from mmrlhf.claims.tags import COORDINATION_TAGS, FRONTED_TARGET_TAGS
 from mmrlhf.claims.verb_forms import verb_stem
 
 
@@ -37,76 +30,16 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
     """Start a relation at a preposition of place, with the phrases that it locates, if known."""
     state = builder.state
     add_preposition(builder, index, word)
-    # ---- not a place ----
-    # chews *on* a bone
-    if state.action is not None and state.action.verb.endswith(f" {word}") and state.action.verb not in PLACE_ACTIONS:
-        state.open_relation = None
+    preposition = Preposition(state, word, previous_tag, next_tag)
+    rule = gives_no_place(preposition)
+    if rule is not None:
+        if rule.ends_relation:
+            state.open_relation = None
         return
-    # talking *on* a phone
-    if (
-        state.verb in ("talking", "talks", "talk", "speaking", "chatting")
-        and word in ("on", "over", "into")
-        and previous_tag in AFTER_VERB_OR_ADVERB
-    ):
-        state.open_relation = None
-        return
-    # looking *at* a dog
-    if state.verb == "looking" and word in ("at", "towards", "toward", "out"):
-        return
-    # facing *towards* the sea, but: walking *towards* the sea
-    if word in ("toward", "towards") and state.verb not in MOTION_VERBS:
-        state.open_relation = None
-        return
-    # smiling *at* a dog
-    if (
-        word in ("at", "toward", "towards", "on", "through", "over", "into", "around")
-        and state.verb in DIRECTED_ACTIONS
-        and previous_tag in AFTER_VERB_OR_ADVERB
-    ):
-        state.open_relation = None
-        return
-    # dressed *in* black
-    if state.verb in NON_LOCATIVE_VERBS and previous_tag in VERB_FORM_TAGS and word in ("in", "on", "against", "with"):
-        return
-    # pulled *by* a horse, but: parked *by* a house
-    if word == "by" and previous_tag == "E" and state.verb not in STATIVE_PARTICIPLES:
-        return
-    # ---- located phrases ----
     if word == "during" or not (state.conjuncts or state.actors):
         state.open_relation = (word, index, [], True)
         return
-    if previous_tag in BEFORE_PLACE_OF_ACTOR and state.actors:
-        located = state.actors
-    elif previous_tag == "N" and state.conjunct_role == "subject":
-        located = state.conjuncts
-    elif previous_tag == "N" and state.conjunct_role == "object" and state.verb in POSSESSION_VERBS:
-        located = state.conjuncts[-1:]
-    elif (
-        previous_tag == "N"
-        and state.conjunct_role == "with"
-        and word in PEER_RELATIONS
-        and state.actors
-        and state.conjuncts
-        and state.conjuncts[-1].noun in CLOTHES
-    ):
-        located = state.actors  # a girl in a red dress beside a horse
-    elif previous_tag == "N" and state.conjunct_role == "denied" and next_tag != "Q":
-        located = state.actors or state.conjuncts  # a man without a hat on a beach
-    elif previous_tag == "N" and state.conjunct_role == "target" and state.last_relation is not None:
-        # Nobody sits on the bench *near* the crosswalk: the bench is there.
-        is_peer = word in PEER_RELATIONS and not (word in VERTICAL_RELATIONS and state.verb in COPULAS)
-        is_denied = all(phrase.is_negated for phrase in state.last_relation[1])
-        located = state.last_relation[1] if is_peer and not is_denied else state.conjuncts
-    elif previous_tag == ",":
-        located = state.actors or state.conjuncts
-        if state.conjunct_role == "target" and state.last_relation is not None and word in PEER_RELATIONS:
-            located = state.last_relation[1]
-    elif previous_tag == "C":
-        located = state.last_relation[1] if state.last_relation is not None else state.actors
-    elif previous_tag in ("N", "Q"):
-        located = state.conjuncts or state.actors
-    else:
-        located = state.actors or state.conjuncts
+    located = find_located(preposition)
     state.open_relation = (
         word,
         index,
