@@ -28,7 +28,12 @@ def acquire(lock_file: Path, output: Path, setting: str) -> None:
     if key in _descriptors:
         return
     while True:
-        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(
+                f"{lock_file} cannot be written ({error.strerror}): remove it, or give another --{setting}"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

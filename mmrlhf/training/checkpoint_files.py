@@ -33,9 +33,11 @@ def step_of(path: Path) -> int:
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a checkpoint's tensors, on the CPU, and its state.
 
-    Raises OSError, ValueError or SafetensorError if it is damaged.
+    Raises OSError, ValueError or SafetensorError if it is damaged. Earlier versions wrote no
+    checksum.
     """
-    if (path / "sha256").read_text(encoding="utf-8") != _checksum(path):
+    checksum_file = path / "sha256"
+    if checksum_file.exists() and checksum_file.read_text(encoding="utf-8") != _checksum(path):
         raise ValueError("its files are not as they were written")
     return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text(encoding="utf-8"))
 

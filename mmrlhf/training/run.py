@@ -360,8 +360,8 @@ class Run:
 
 def _truncate_after(path: Path, last_step: int) -> None:
     """Keep only the lines of steps up to `last_step`. Raises InputError for a line without step."""
-    before = path.read_bytes()
     rows = read_jsonl(path)
+    before = path.read_bytes()
     without_step = next((number for number, row in enumerate(rows, 1) if type(row.get("step")) is not int), None)
     if without_step is not None:
         raise InputError(f"{path} row {without_step} has no `step`, so the run cannot continue it: remove the row")

@@ -65,3 +65,9 @@ def test_lock_file_that_nobody_holds_is_taken_over(tmp_path, content):
     (tmp_path / ".lock").write_text(content)
     lock.acquire(tmp_path / ".lock", Path("runs/a"), "output_dir")
     lock.release(tmp_path / ".lock")
+
+
+def test_lock_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match=r"\.lock cannot be written .*: remove it, or give another --out"):
+        lock.acquire(tmp_path / ".lock", Path("runs/a"), "out")
