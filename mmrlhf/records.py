@@ -38,6 +38,8 @@ class ImageSource:
     path: str | None = None
     data: bytes | None = None
     expected_sha256: str | None = field(default=None, compare=False)
+    recorded_name: str = field(default="", compare=False)
+    """The file name that the data gives to bytes, by which facts may name the image; often none."""
     _digests: dict[FileState | None, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     """sha256 of the content, by the file's state when it was hashed (None for bytes)."""
 

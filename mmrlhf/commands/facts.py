@@ -145,12 +145,15 @@ class _Image:
 
 
 def _images_of(dataset_name: str, image_folder: str | None, split: str) -> list[_Image]:
-    """Return a dataset's images, each name once. An embedded image is named by its row's id."""
+    """Return a dataset's images, each name once.
+
+    An embedded image has the name that is recorded with it, else its row's id.
+    """
     root = row_context(dataset_name, image_folder).image_folder
     images: dict[str, _Image] = {}
     for example in read_examples(dataset_name, split, image_folder):
         for image in example.images:
-            name = example.id if image.path is None else os.path.relpath(image.path, root)
+            name = (image.recorded_name or example.id) if image.path is None else os.path.relpath(image.path, root)
             images.setdefault(name, _Image(name, image))
     return list(images.values())
 

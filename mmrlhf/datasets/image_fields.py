@@ -123,10 +123,11 @@ def _parse_image(row: Row, value: Any, name: str, context: RowContext) -> ImageS
     image_folder, location = context.image_folder, f"{row.location}, `{name}`"
     data = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(data, bytes):
-        return _LocatedImageSource(data=data, location=location)
+        return _LocatedImageSource(data=data, location=location, recorded_name=_recorded_name(row, value))
     text = _base64_text(value)
     if text is not None:
-        return _LocatedImageSource(data=_decode_base64(row, text, name), location=location)
+        data = _decode_base64(row, text, name)
+        return _LocatedImageSource(data=data, location=location, recorded_name=_recorded_name(row, value))
     path = _path_value(value)
     if path is None:
         row.fail(f"`{name}` must be a path or an object with bytes, not {preview(value)}")
@@ -147,6 +148,12 @@ def _parse_image(row: Row, value: Any, name: str, context: RowContext) -> ImageS
             f"if you trust it, give --image_folder {image_folder}"
         )
     return _LocatedImageSource(path=full_path, location=location)
+
+
+def _recorded_name(row: Row, value: Any) -> str:
+    """Return the name that a row gives to embedded bytes: next to them, or as a note."""
+    names = [value.get("path") if isinstance(value, dict) else None, *(row.fields.get(name) for name in PATH_FIELDS)]
+    return next((name for name in names if isinstance(name, str)), "")
 
 
 def _path_value(value: Any) -> str | None:

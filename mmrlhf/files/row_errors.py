@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 MAX_ROWS_NAMED = 5
 """Rows that are named for each cause."""
-MAX_CAUSES_NAMED = 3
+MAX_CAUSES_NAMED = 5
 """Causes that a one-line summary names."""
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 IMAGE_NAME = re.compile(r"^(the prompt of )?image .*?(?= \(| is | has | does )")

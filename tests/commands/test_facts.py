@@ -7,6 +7,7 @@ import pytest
 from mmrlhf.cli import main
 from mmrlhf.datasets import read_examples
 from mmrlhf.facts import read_facts
+from mmrlhf.files import bundled
 from mmrlhf.records import Fact
 from tests.helpers.fake_server import FAKE_MODEL, chat_completion, scripted_server
 from tests.helpers.rows import make_data_dir, png_bytes, write_jsonl
@@ -128,3 +129,14 @@ def test_a_captioner_goes_on_after_failures(folder, capsys):
         assert main([*line, server.url]) == 0
         assert len(server.requests) == 1
     assert len(read_facts("facts.jsonl")) == 3
+
+
+@pytest.mark.parametrize("name", ["trl_preference.parquet", "rlhf_v.parquet", "rlaif_v.jsonl", "mm_rlhf.jsonl"])
+def test_facts_written_for_a_dataset_are_found_for_each_of_its_rows(name, tmp_path):
+    samples = bundled.find("data", "samples")
+    line = ["data", "facts", str(samples / name), "--output_file", str(tmp_path / "facts.jsonl"), "--captioner"]
+    with scripted_server((200, chat_completion("A cup."), {})) as server:
+        assert main([*line, server.url]) == 0
+    facts = read_facts(tmp_path / "facts.jsonl")
+    examples = read_examples(str(samples / name), facts=facts)
+    assert all(any(fact.source == FAKE_MODEL for fact in example.facts) for example in examples)
