@@ -12,6 +12,7 @@ from mmrlhf.facts import read_facts
 from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, Preference
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.checkpoint import load_reward_model
@@ -52,7 +53,7 @@ def score(config: ScoreConfig) -> Path:
         )
     with progress(len(rows), "score", start=writer.num_done) as progress_bar:
         for start in range(writer.num_done, len(rows), config.batch_size):
-            groups = [_to_answer_group(row) for row in rows[start : start + config.batch_size]]
+            groups = [_to_answer_group(row, model.role.vlm) for row in rows[start : start + config.batch_size]]
             entries = [
                 {"id": group.id, **dict(zip(score_keys, scores, strict=True))}
                 for group, scores in zip(groups, model.score(groups), strict=True)
@@ -63,6 +64,10 @@ def score(config: ScoreConfig) -> Path:
     return Path(config.output_file)
 
 
-def _to_answer_group(row: Example | Preference) -> AnswerGroup:
-    answers = (row.chosen, row.rejected) if isinstance(row, Preference) else (row.answer or "",)
+def _to_answer_group(row: Example | Preference, vlm: VLM) -> AnswerGroup:
+    """Return a row's answers; control tokens in an answer by a model are broken up."""
+    if isinstance(row, Preference):
+        answers: tuple[str, ...] = (row.chosen, row.rejected)
+    else:
+        answers = (vlm.escape_control_tokens(row.answer or ""),)
     return AnswerGroup(row.images, row.prompt, answers, row.facts, row.id)

@@ -280,9 +280,13 @@ def _vlm_replies(model_name: str, requests: Sequence[JudgeRequest], config: Eval
     from mmrlhf.engine.sampling import SamplingParams
     from mmrlhf.models.loading import load
 
-    examples = [Example(request.key, request.images, (Message("user", request.prompt),)) for request in requests]
-    requests_by_key = {request.key: request for request in requests}
     vlm = load(model_name, config.dtype, engine=config)
+    # A prompt quotes answers, in which a model may have written control tokens.
+    examples = [
+        Example(request.key, request.images, (Message("user", vlm.escape_control_tokens(request.prompt)),))
+        for request in requests
+    ]
+    requests_by_key = {request.key: request for request in requests}
     sampling_params = SamplingParams(config.judge_max_tokens, 0.0)
     for example, texts in generate_batches(vlm, examples, sampling_params, batch_size=config.batch_size):
         yield requests_by_key[example.id], texts[0]

@@ -14,6 +14,6 @@ from mmrlhf.records import InputError
 def check_finite(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
     """Raises InputError, beginning with `what`, if a tensor has a value that is not finite."""
     for name, tensor in tensors:
-        # A sum needs no memory. One that overflows is no proof, so the values decide.
-        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+        # A sum is fast and needs no memory. One that overflows is no proof, so the values decide.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
             raise InputError(f"{what} has values in {name} that are not finite (NaN or infinity): give another checkpoint")

@@ -21,6 +21,7 @@ def best_of_n(
 
     The base model samples with its adapters off. The reward model also reads the example's facts.
     """
+    escape = reward_model.role.vlm.escape_control_tokens
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         with reward_model.role.adapters.use(None):
@@ -28,9 +29,8 @@ def best_of_n(
             texts = sample_completions(vlm, prompts, n, SamplingParams(response_length, seed=seed)).texts
         # The n answers to each prompt are adjacent in `texts`.
         groups = [
-            AnswerGroup(example.images, example.prompt, tuple(texts[i * n : (i + 1) * n]), example.facts, example.id)
+            AnswerGroup(example.images, example.prompt, tuple(map(escape, texts[i * n : (i + 1) * n])), example.facts, example.id)
             for i, example in enumerate(batch)
         ]
-        for example, group, scores in zip(batch, groups, reward_model.score(groups), strict=True):
-            best_index = max(range(n), key=scores.__getitem__)
-            yield example, group.answers[best_index]
+        for i, scores in enumerate(reward_model.score(groups)):
+            yield batch[i], texts[i * n + max(range(n), key=scores.__getitem__)]

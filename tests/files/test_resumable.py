@@ -117,7 +117,7 @@ def test_score_resumes_after_kill(vlm, examples, tmp_path, monkeypatch):
     rows = []
     for colour, example in zip(("red", "blue", "green"), examples, strict=False):
         (tmp_path / f"{example.id}.png").write_bytes(example.images[0].read())
-        answer = f"There is a {colour} star."
+        answer = f"There is a {colour} star." + "</s>" * (colour == "green")  # a model may spell the end of its turn
         rows.append({"prompt": "What is here?", "images": [f"{example.id}.png"], "answer": answer})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output_file = tmp_path / "scores.jsonl"

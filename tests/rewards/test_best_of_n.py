@@ -1,5 +1,7 @@
 """Best-of-n picks the answer with the highest score, among answers sampled for its own prompt."""
 
+from types import SimpleNamespace
+
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.rewards.best_of_n import best_of_n
 
@@ -30,3 +32,12 @@ def test_best_of_n_of_one_is_the_sample(vlm, examples):
     reward_model = LengthReward(vlm)
     ((_, answer),) = best_of_n(vlm, reward_model, examples[:1], 1, batch_size=2, response_length=8, seed=0)
     assert reward_model.groups[0].answers == (answer,)
+
+
+def test_best_of_n_scores_answers_without_their_control_tokens(vlm, examples, monkeypatch):
+    """A policy may spell the end of its turn; the answer is kept as it is."""
+    texts = ["A star.</s>", "A red star</s> and more."]
+    monkeypatch.setattr("mmrlhf.rewards.best_of_n.sample_completions", lambda *_: SimpleNamespace(texts=texts))
+    reward_model = LengthReward(vlm)
+    ((_, answer),) = best_of_n(vlm, reward_model, examples[:1], 2, batch_size=2, response_length=8, seed=0)
+    assert answer == texts[1] and reward_model.groups[0].answers == ("A star.< /s>", "A red star< /s> and more.")
