@@ -52,8 +52,8 @@ def split(
         )
     with atomic(files[0]) as train_path, atomic(files[1]) as held_out_path:
         for path_to_write, keeps_held_out in ((train_path, False), (held_out_path, True)):
-            with path_to_write.open("w", encoding="utf-8") as file:
-                file.writelines(_line(table[index]) for index in range(num_rows) if (index in held_out) == keeps_held_out)
+            with path_to_write.open("w", encoding="utf-8") as output:
+                output.writelines(_line(table[index]) for index in range(num_rows) if (index in held_out) == keeps_held_out)
     print(f"{files[0]}: {num_rows - len(held_out)} rows; {files[1]}: {len(held_out)} rows; no image is in both")
 
 
