@@ -154,8 +154,6 @@ class ClaimBuilder:
 
     def _is_hedged(self, phrase: Phrase) -> bool:
         state = self.state
-        if not state.is_hedged:
-            return False
         # A definite phrase is not hedged, unless the hedge is right before it: it is possibly the
         # dog.
         is_right_after_hedge = (
@@ -198,7 +196,7 @@ class ClaimBuilder:
             if not is_presented:
                 phrase.count = None
         self.mentioned_nouns.add(phrase.name)
-        is_hedged = self._is_hedged(phrase)
+        is_hedged = state.is_hedged and self._is_hedged(phrase)
         if self.has_alternatives and not phrase.is_negated and self._is_alternative(phrase):
             is_hedged = phrase.is_alternative = True
         self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)

@@ -146,7 +146,7 @@ def _process_preposition(builder: ClaimBuilder, index: int, word: str, previous_
     state.open_relation = None
     if word in ("dressed in", "clad in"):
         begin_wearing(builder, index, previous_tag)
-    else:
+    elif state.action is not None:
         add_preposition(builder, index, word)
     # not complete *without* a hat: two negations
     if word in NEGATIVE_PREPOSITIONS and builder.is_negated_at(index):

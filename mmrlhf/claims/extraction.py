@@ -76,11 +76,12 @@ class _SentencePass:
         """The first token that has not been processed yet."""
 
     def run(self) -> None:
-        for match in PHRASE_PATTERN.finditer(self.tags, self.begin, self.end):
+        builder, tags, end = self.builder, self.tags, self.end
+        for match in PHRASE_PATTERN.finditer(tags, self.begin, end):
             start, stop = match.span()
-            if start < self.next_index or start < self.builder.skip_until:
+            if start < self.next_index or start < builder.skip_until:
                 continue
-            next_tag = self.tags[stop] if stop < self.end else "."
+            next_tag = tags[stop] if stop < end else "."
             if match.lastgroup == "np":
                 self._visit_phrase(start, stop, next_tag)
             else:

@@ -22,7 +22,7 @@ PERSON_PRONOUNS = dict.fromkeys(word_set("someone somebody anyone anybody everyo
 """Pronouns that name a person."""
 NEGATIVE_PRONOUNS = frozenset(("nobody", "no one", "none", "nothing"))
 """Pronouns that negate."""
-SEEM_VERBS = word_set("appear seem")
+SEEM_FORMS = word_set("appear appears seem seems")
 COMMON_VERBS = word_set(
     "stand sit lie walk ride hold hang look watch play fly run lead rest lean wait carry wear show feature hit "
     "swing catch throw jump swim face cross cover surround fill contain read pull push serve stare drive eat "

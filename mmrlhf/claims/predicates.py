@@ -16,7 +16,7 @@ from mmrlhf.claims.grammar import (
     PAINT_PARTICIPLES,
     POSSESSION_VERBS,
     PRESENCE_WORDS,
-    SEEM_VERBS,
+    SEEM_FORMS,
     SPEAKERS,
     UNDENIED_OBJECT_VERBS,
 )
@@ -42,27 +42,19 @@ def process_verb(
     state = builder.state
     state.open_relation = None
     is_negated = builder.is_negated_at(index)
-    # The dog *appears* to sleep.
-    if (
-        tag == "V"
-        and base_form(word) in SEEM_VERBS
-        and not builder.is_negated_at(index)
-        and (next_tag in ("I", "J") or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E")))
-    ):
-        state.is_hedged, state.hedge_index = True, index
     # might *be*: continues the verb
     if tag == "B" and word in ("be", "been", "being") and state.verb_index >= 0 and previous_tag not in COORDINATION_TAGS:
         state.verb, state.verb_index = word, index
         return
-    if tag == "V" and word in ("suggests", "suggest", "resembles", "resemble"):
-        state.is_hedged, state.hedge_index = True, index
-    # It is not red and *has* a roof; but: it does not sit or *stand*
-    is_third_person = tag in ("B", "H") or word.endswith("s")
-    if previous_tag == "C" and is_third_person and builder.is_negated_at(index) and builder.tokens.words[index - 1] == "and":
-        state.negated_until = -1
-    # The man does not *notice* the dog: it is there.
-    if tag == "V" and builder.is_negated_at(index) and _is_undenied_object_verb(builder, base_form(word)):
-        state.negated_until = -1
+    if tag == "V":
+        _hedge_by_verb(builder, index, word, next_tag, tags, is_negated)
+    if is_negated:
+        # It is not red and *has* a roof; but: it does not sit or *stand*
+        is_third_person = tag in ("B", "H") or word.endswith("s")
+        begins_predicate = previous_tag == "C" and is_third_person and builder.tokens.words[index - 1] == "and"
+        # The man does not *notice* the dog: it is there.
+        if begins_predicate or (tag == "V" and _is_undenied_object_verb(builder, base_form(word))):
+            state.negated_until = -1
     # Who acts: in a relative clause the phrase before it, then the subject of the main clause.
     if state.in_relative_clause:
         state.in_relative_clause = False
@@ -96,6 +88,14 @@ def process_verb(
         begin_action(builder, index, tag, word, is_negated)
     else:
         state.action = None
+
+
+def _hedge_by_verb(builder: ClaimBuilder, index: int, word: str, next_tag: str, tags: str, is_negated: bool) -> None:
+    """Hedge what follows a verb of appearance: the dog *appears* to sleep."""
+    is_seeming = word in SEEM_FORMS and not is_negated
+    is_followed = next_tag in ("I", "J") or (next_tag == "R" and tags[index + 2 : index + 3] in ("I", "J", "E"))
+    if (is_seeming and is_followed) or word in ("suggests", "suggest", "resembles", "resemble"):
+        builder.state.is_hedged, builder.state.hedge_index = True, index
 
 
 def _is_undenied_object_verb(builder: ClaimBuilder, base: str) -> bool:

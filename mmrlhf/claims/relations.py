@@ -29,7 +29,8 @@ from mmrlhf.claims.verb_forms import verb_stem
 def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
     """Start a relation at a preposition of place, with the phrases that it locates, if known."""
     state = builder.state
-    add_preposition(builder, index, word)
+    if state.action is not None:
+        add_preposition(builder, index, word)
     preposition = Preposition(state, word, previous_tag, next_tag)
     rule = gives_no_place(preposition)
     if rule is not None:

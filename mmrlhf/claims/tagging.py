@@ -59,11 +59,13 @@ class Tokens:
     attribute_rank: list[int]
 
 
+Entry = tuple[str, str, str, bool, int]
+"""A token's word, possible tags, noun, whether it is a plural, and attribute rank."""
 CONTEXT_TAGS = frozenset(("\n", "'", "S", "u", "%"))
 """Tags that depend on the token before."""
 
 
-def _analyze_token(surface: str, lexicon: Lexicon) -> tuple[str, str, str, bool, int]:
+def _analyze_token(surface: str, lexicon: Lexicon) -> Entry:
     """Return a token's word, possible tags, noun, whether it is a plural, and attribute rank."""
     lower, first_char = surface.lower().replace("’", "'"), surface[0]
     if (tag := CLOSED_CLASS_TAGS.get(lower)) is not None:
@@ -98,43 +100,52 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
     The time is linear in the length of the text.
     """
     masked_text = mask_markup(text)
-    spans: list[tuple[int, int]] = []
-    entries: list[tuple[str, str, str, bool, int]] = []
     cache = lexicon.token_cache
-    for match in TOKEN_PATTERN.finditer(masked_text):
-        surface = match[0]
-        entry = cache.get(surface)
-        if entry is None:
-            entry = _analyze_token(surface, lexicon)
-            if len(cache) < MAX_CACHED_WORDS:
-                cache[surface] = entry
-        tag = entry[1]
-        if tag in CONTEXT_TAGS:
-            previous_tag = entries[-1][1] if entries else "."
-            if tag == "\n":
-                if not (tag := _line_break_tag(masked_text, match.start())):
-                    continue
-                entry = (entry[0], tag, *entry[2:])
-            elif tag == "'":
-                if previous_tag[0] not in NOUN_TAGS:
-                    continue
-                entry = ("'s", "S", *entry[2:])
-            elif tag == "%":
-                if previous_tag == "#":
-                    continue  # two (2) dogs
-            elif tag == "S" and previous_tag in ("Q", "T", "W"):
-                entry = ("'s", "B", *entry[2:])
-            elif tag == "u" and previous_tag in SENTENCE_BREAK_TAGS:
-                entry = (entry[0], "U", *entry[2:])  # a sentence begins with a capital, name or not
-        spans.append(match.span())
-        entries.append(entry)
+    matches = list(TOKEN_PATTERN.finditer(masked_text))
+    entries = [cache.get(match[0]) or _analyze_cached(match[0], lexicon) for match in matches]
     if not entries:
         return Tokens(text, [], [], [], [], [], [], [])
-    tokens = Tokens(text, *map(list, zip(*spans, strict=True)), *map(list, zip(*entries, strict=True)))
+    words, tags, nouns, is_plural, attribute_rank = map(list, zip(*entries, strict=True))
+    starts, ends = [match.start() for match in matches], [match.end() for match in matches]
+    tokens = Tokens(text, starts, ends, words, tags, nouns, is_plural, attribute_rank)
+    if not CONTEXT_TAGS.isdisjoint(tags):
+        _choose_by_context(tokens, masked_text)
     _merge_multiword_terms(tokens)
     if _DIGIT.search(masked_text):
         _merge_designations(tokens)
     return tokens
+
+
+def _analyze_cached(surface: str, lexicon: Lexicon) -> Entry:
+    entry = _analyze_token(surface, lexicon)
+    if len(lexicon.token_cache) < MAX_CACHED_WORDS:
+        lexicon.token_cache[surface] = entry
+    return entry
+
+
+def _choose_by_context(tokens: Tokens, masked_text: str) -> None:
+    """Settle the tags that depend on the token before, and drop tokens that mean nothing there."""
+    words, tags = tokens.words, tokens.tags
+    keep_mask = [True] * len(words)
+    previous_tag = "."
+    for i, tag in enumerate(tags):
+        if tag in CONTEXT_TAGS:
+            if tag == "\n":
+                tags[i] = _line_break_tag(masked_text, tokens.starts[i])
+                keep_mask[i] = tags[i] != ""
+            elif tag == "'":
+                words[i], tags[i] = "'s", "S"
+                keep_mask[i] = previous_tag[0] in NOUN_TAGS
+            elif tag == "%":
+                keep_mask[i] = previous_tag != "#"  # two (2) dogs
+            elif tag == "S" and previous_tag in ("Q", "T", "W"):
+                words[i], tags[i] = "'s", "B"
+            elif tag == "u" and previous_tag in SENTENCE_BREAK_TAGS:
+                tags[i] = "U"  # a sentence begins with a capital, name or not
+        if keep_mask[i]:
+            previous_tag = tags[i]
+    if not all(keep_mask):
+        _keep(tokens, keep_mask)
 
 
 _DIGIT = re.compile("[0-9]")
