@@ -10,7 +10,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOK = EXAMPLES / "walkthrough.ipynb"
 LAST_LINES = {
-    "evaluate_from_python": "compare.html has ",
+    "evaluate_from_python": "compare.html, with plots",
     "own_benchmark": "'accuracy': {'value': ",
     "own_data": "reward model: ",
     "own_reward_function": "colour words, reward ",
