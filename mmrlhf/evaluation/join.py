@@ -233,6 +233,7 @@ SENTENCES = {
     "unclear": "{n} rows have questions that --data has several times, and nothing tells which one they answer",
     "several splits": "{n} rows fit several splits, and nothing tells which: add `category` to them",
     "counted again": "{n} rows name several splits, and count in each of them",
+    "some splits": "{n} rows name a split of --data that does not have their question, and count in the others that they name",
     "backwards": "{n} rows stand after a row that --data has later, which matters where an official script goes by order",
 }
 """What is said of rows that are not joined by an id of their own, in this order."""
@@ -287,6 +288,7 @@ class _Report:
         for number, (row, row_ids, splits) in enumerate(zip(self._rows, ids, possible_splits, strict=True)):
             if row_ids and row_ids[0] in examples:
                 self._counts["counted again"] += len(row_ids) > 1
+                self._counts["some splits"] += len(row_ids) < sum(split in self._index.by_split for split in row.splits)
                 continue
             reason = self._reasons.get(number)
             if reason is None and row.wordings:

@@ -14,8 +14,8 @@ from mmrlhf.records import InputError
 MAX_CELL_CHARS = 1 << 30
 """Answers may be long, and tables of this kind hold images; csv refuses fields above 128 KiB by
 default."""
-MAX_UNPACKED_BYTES = 128 << 20
-MAX_COLUMNS, MAX_CELLS = 1000, 8_000_000
+MAX_UNPACKED_BYTES = 64 << 20
+MAX_COLUMNS, MAX_CELLS = 1000, 2_000_000
 """Largest workbook. A small file may unpack to one without end."""
 
 

@@ -155,10 +155,10 @@ def test_join_counts_a_row_in_each_split_that_it_names():
     ]
     ids, notes = join(rows, THREE, SPLITS)
     assert ids[1] == "popular/2"
-    assert (
-        sorted(ids[0].split("+")) == ["adversarial/1", "popular/1", "random/1"]
-        and "1 rows name several splits" in notes["counted again"]
-    )
+    assert sorted(ids[0].split("+")) == ["adversarial/1", "popular/1", "random/1"]
+    assert "1 rows name several splits" in notes["counted again"]
+    ids, notes = join([{"index": 0, "question": "A car?", "category": "popular,random"}, rows[0]], THREE, SPLITS)
+    assert ids[0] == "popular/2" and "1 rows name a split of --data that does not have" in notes["some splits"]
 
 
 def test_join_takes_only_its_split_out_of_a_log():
