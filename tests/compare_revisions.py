@@ -117,8 +117,9 @@ IGNORED_KEYS = re.compile(
 )
 """Times, memory and versions; also a reward model's seal, which hashes the names in its card."""
 
-IGNORED_FILES = re.compile(r"(.*/)?(subject|run_key)\.json|(.*/)?\..*")
-"""`run_key.json` (formerly `subject.json`) has modification times; hidden files are unfinished."""
+IGNORED_FILES = re.compile(r"(.*/)?(subject|run_key|inputs)\.json|(.*/)?\..*")
+"""`run_key.json` (formerly `subject.json`) and `inputs.json` have paths and versions; hidden files
+are unfinished."""
 
 UNCOMPARED_SUFFIXES = {".png", ".html"}
 """Files that only have to exist."""

@@ -94,6 +94,11 @@ def read_adapter(directory: Path, decoder_name: str, layers: Set[str], model_nam
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"adapter {directory} cannot be loaded ({reason}): copy it again, or train it again") from None
+    if config.get("bias", "none") != "none" and any(key.endswith(".bias") and ".lora_" not in key for key in saved):
+        raise InputError(
+            f"adapter {directory} has bias {config['bias']!s:.50} and biases of the base, which all roles share: merge it into "
+            "its base with PEFT"
+        )
     check_finite(saved.items(), f"adapter {directory}")
     tensors, ranks, alphas = {}, {}, {}
     for key, tensor in saved.items():
@@ -174,8 +179,6 @@ def _refuse_unusable_settings(directory: Path, config: Mapping[str, Any]) -> Non
     initialisation = str(config.get("init_lora_weights"))
     if initialisation.startswith(INITIALISATIONS_OF_THE_BASE):
         refuse("init_lora_weights", "which changes the base as well: convert it to plain LoRA with PEFT")
-    if config.get("bias", "none") != "none":
-        refuse("bias", "and the base's biases are shared by all roles: merge it into its base with PEFT")
     for name, value in config.items():
         if name not in (*TAKEN, *WITHOUT_EFFECT, "bias") and value:
             refuse(name, "which is not supported: merge it into its base with PEFT")

@@ -80,6 +80,7 @@ def rename_tensors(directory: Path, old: str, new: str) -> None:
         {"use_dora": True, "use_rslora": True, "rank_pattern": {"v_proj": 2}},
         {"lora_bias": True},
         {"lora_dropout": 0.5},
+        {"bias": "lora_only"},  # the adapted layers have none
         {"layers_to_transform": [0, 2], "layers_pattern": "layers", "target_modules": ["o_proj", "up_proj"]},
         {"exclude_modules": r".*layers\.1\..*"},
         {"lora_alpha": 0.5},
@@ -150,7 +151,6 @@ def test_adapter_with_names_of_earlier_transformers_is_the_same(base, tmp_path, 
         ({"trainable_token_indices": [1, 2]}, r"has trainable_token_indices \[1, 2\], which is not supported"),
         ({"layer_replication": [[0, 2]]}, r"has layer_replication"),
         ({"target_parameters": ["mlp.experts.down_proj"]}, r"has target_parameters"),
-        ({"bias": "all"}, r"has bias all, and the base's biases are shared"),
         ({"init_lora_weights": "pissa_niter_4"}, r"has init_lora_weights pissa_niter_4, which changes the base"),
         ({"a_setting_of_the_future": True}, r"has a_setting_of_the_future True, which is not supported"),
         ({"peft_type": "LOHA"}, r"has the peft_type LOHA: only LORA"),
@@ -192,6 +192,9 @@ def test_foreign_adapter_is_refused_by_the_layer(base, tmp_path, targets, messag
 
 
 def test_foreign_adapter_of_another_kind_or_file_is_refused(base, tmp_path):
+    save_foreign(base, tmp_path / "biases", bias="all")
+    with pytest.raises(InputError, match="has bias all and biases of the base, which all roles share"):
+        own_logits(base, tmp_path / "biases")
     ia3 = get_peft_model(plain_model(base), IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
     ia3.save_pretrained(tmp_path / "ia3")
     with pytest.raises(InputError, match="has the peft_type IA3"):
