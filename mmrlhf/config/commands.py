@@ -176,7 +176,7 @@ class EvalConfig(SamplingConfig, EngineConfig, PixelConfig):
     """Where the reward model's base is now, if it has moved since training."""
     answers: str | None = None
     """File or folder of existing answers to score; neither images nor a model are needed."""
-    format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit"] | None = None
+    format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit", "plain"] | None = None
     """Format of `answers`; detected from its fields by default."""
     recorded_judgments: str | None = None
     """Recorded judgments to use instead of a judge (a run's judgments.jsonl)."""

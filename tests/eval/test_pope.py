@@ -372,6 +372,7 @@ def test_pope_options_follow_the_benchmark_name(tmp_path, capsys):
     assert main([*line, "--rul", "pope"]) == 2 and "did you mean --rule?" in capsys.readouterr().err
     assert main([*line[:2], "--strict", *line[2:]]) == 0
     assert main([*line, "--format", "llava"]) == 2 and "`text` is missing" in capsys.readouterr().err
+    assert main([*line, "--format", "plain"]) == 0
 
 
 def test_eval_takes_several_answer_files_and_a_suite(tmp_path, capsys):
