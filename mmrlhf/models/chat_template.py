@@ -72,17 +72,23 @@ def apply_chat_template(
     """Write a conversation in a processor's chat template.
 
     Images have their places in the messages; those without one go before the first user text.
-    Raises InputError if the template refuses it: about the row `where` names, or about the model
-    called `name` if the conversation is no row's (None).
+    A turn that the template would write as code is given as plain text (Llama 3.2's takes parts for
+    all turns but the system's). Raises InputError if the template refuses it: about the row `where`
+    names, or about the model called `name` if the conversation is no row's (None).
     """
     turns = [{"role": message.role, "content": message.parts()} for message in place_images(messages, num_images)]
     try:
         template = processor.chat_template
         environment, compiled = _compile(template.get("default") if isinstance(template, dict) else template)
-        special_tokens = processor.tokenizer.special_tokens_map
-        return environment.render_bounded(
-            compiled, messages=turns, tools=None, documents=None, add_generation_prompt=generation_prompt, **special_tokens
-        )
+        settings = {"tools": None, "documents": None, "add_generation_prompt": generation_prompt}
+        settings |= processor.tokenizer.special_tokens_map
+        text = environment.render_bounded(compiled, messages=turns, **settings)
+        written_as_code = [str(turn["content"]) in text for turn in turns]
+        if any(written_as_code) and not all(written_as_code):
+            plain_turns = zip(turns, messages, written_as_code, strict=True)
+            turns = [turn | {"content": message.content} if is_code else turn for turn, message, is_code in plain_turns]
+            text = environment.render_bounded(compiled, messages=turns, **settings)
+        return text
     except Exception as error:  # a template may raise anything
         reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
     if where is None:

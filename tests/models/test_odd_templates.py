@@ -91,6 +91,15 @@ def test_odd_template_that_can_be_trained_on_teaches_the_answer_and_its_end(name
     assert not {"<", "\\"} & set(vlm.tokenizer.decode(ids[:-1]))
 
 
+def test_system_turn_that_the_template_takes_as_plain_text_is_given_as_such(with_template):
+    """Llama 3.2's reads parts in all turns but the system's."""
+    system = "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}\n{% endif %}"
+    vlm = load(with_template(system + turns().replace("in messages", "in messages if m['role'] != 'system'")))
+    conversation = (Message("system", ' It\'s "brief". '), Message("user", "What is it?"))
+    text = vlm.apply_chat_template(conversation, 1, generation_prompt=True)
+    assert text == 'It\'s "brief".\nuser: <image>What is it?\nassistant: '
+
+
 def test_refusal_is_one_line_with_exit_code_2(with_template, tmp_path, capsys):
     model = with_template(REFUSED["no generation prompt"][0])
     (tmp_path / "rows.jsonl").write_text(

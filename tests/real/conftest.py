@@ -11,7 +11,7 @@ import pytest
 from tests.real.families import FAMILIES, write_checkpoint
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def shared_processors():
     """Read each vocabulary once: Gemma's takes seconds, and every stage loads the model again."""
     from transformers import AutoProcessor
@@ -32,7 +32,7 @@ def shared_processors():
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory, shared_processors):
     """Return a function that writes a family's checkpoint once and returns its folder."""
     folders: dict[str, Path] = {}
 

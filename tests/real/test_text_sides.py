@@ -153,6 +153,15 @@ def test_control_tokens_in_texts_are_refused(family, vlm, where):
         assert not set(ids) & set(vlm.tokenizer.all_special_ids)
 
 
+def test_system_turns_are_written_as_text(family, vlm):
+    conversation = (Message("system", "Be brief."), Message("user", QUESTION))
+    text = vlm.apply_chat_template(conversation, 0, generation_prompt=True)
+    assert text.count("Be brief.") == 1 and text.index("Be brief.") < text.index(QUESTION) and "type" not in text
+    if family == "mllama":
+        with pytest.raises(InputError, match=r"refuses it \(Prompting with images is incompatible with system messages\)"):
+            vlm.apply_chat_template(conversation, 1, generation_prompt=True)
+
+
 # ---- texts ---------------------------------------------------------------------------------------
 
 
