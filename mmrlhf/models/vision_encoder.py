@@ -27,7 +27,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmrlhf.models.control_tokens import MARKS
+from mmrlhf.models.control_tokens import MARKED
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import full_fingerprint, language_parameter_prefixes
 from mmrlhf.models.image_features import FeatureCache, ImageFeatures
@@ -280,20 +280,27 @@ class Encoder:
             options["device"] = self.model.device
         if offsets:
             options["return_text_replacement_offsets"] = True
-        if any(MARKS[0] in text for text in texts):
+        if tag := next(filter(None, map(MARKED.search, texts)), None):
             options["sanitize_control_tokens"] = True  # read marked tags as text
         bos = self.processor.tokenizer.bos_token
-        batch = dict(
-            self.processor(
-                text=list(texts),
-                images=images if any(images) else None,
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-                add_special_tokens=not any(bos and text.startswith(bos) for text in texts),  # not a second <s>
-                **options,
+        try:
+            batch = dict(
+                self.processor(
+                    text=list(texts),
+                    images=images if any(images) else None,
+                    padding=True,
+                    padding_side="left",
+                    return_tensors="pt",
+                    add_special_tokens=not any(bos and text.startswith(bos) for text in texts),  # not a second <s>
+                    **options,
+                )
             )
-        )
+        except (TypeError, ValueError, NotImplementedError) as error:
+            if tag is None:
+                raise
+            raise InputError(f"a processor cannot read {tag[1]} in a text as text ({error}): remove it from the text") from None
+        if tag and self.family.answer_token_type_id:  # transformers leaves out the token types of such a prompt
+            raise InputError(f"a processor takes {tag[1]} in a text for a control token: remove it from the text")
         replacements = batch.pop("text_replacement_offsets", None) or []
         return batch, [
             [replacement["replacement"] for replacement in row if replacement["type"] == "image"] for row in replacements

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mmrlhf.models.chat_text import ChatText
+from mmrlhf.models.control_tokens import MARKED
 from mmrlhf.models.engine_state import EngineState
 from mmrlhf.models.families import Family
 from mmrlhf.models.image_features import ImageFeatures
@@ -205,7 +206,8 @@ class VLM:
         if self._extras_by_token_id is None and not self._needs_processor:
             first_with_images = next((i for i, row in enumerate(image_features) if row), None)
             if first_with_images is not None:
-                self._learn_placeholders(texts[first_with_images], image_features[first_with_images], images[first_with_images])
+                text = MARKED.sub("", texts[first_with_images])  # not every processor can read tags as text
+                self._learn_placeholders(text, image_features[first_with_images], images[first_with_images])
         if self._extras_by_token_id is None:
             return [self._tokenize_with_processor(text, row) for text, row in zip(texts, images, strict=True)]
         return [

@@ -190,6 +190,21 @@ def test_control_tokens_in_text_are_refused(family):
     vlm.answer_token_ids(question, "An <s>old</s> <b>one</b>.", 0)  # tags that ordinary text also has
 
 
+def test_markup_in_texts_is_read_as_text(family):
+    """Or refused, where the naive path's processor cannot; the self-check then finds nothing."""
+    message = Message("user", "An <s>old</s> circle, and what is it?")
+    try:
+        (prompt,) = family.vlm.build_prompts([((message,), family.examples[0].images)])
+        assert max_logp_gap(family.vlm, prompt) < 1e-4
+    except InputError as error:
+        assert family.family in {"paligemma", "idefics3", "smolvlm", "internvl"}, str(error)
+        assert "<s> in a text" in str(error)
+        return
+    shown = family.vlm.tokenizer.decode(prompt.token_ids.tolist())
+    assert "<s>old</s> circle" in shown
+    assert family.vlm.tokenizer.eos_token_id not in prompt.token_ids.tolist()
+
+
 def test_prompts_encode_images_once_in_any_order(family):
     vlm = load(str(family.directory))
     vlm.engine.share_prefix = "on"
