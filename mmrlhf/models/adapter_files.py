@@ -25,6 +25,7 @@ from mmrlhf.models.finite import check_finite
 from mmrlhf.records import InputError
 
 MAX_CONFIG_BYTES = 10_000_000
+MAX_PATTERN_LENGTH = 1000
 TAKEN = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
 """Settings that are taken over."""
 WITHOUT_EFFECT = (
@@ -192,10 +193,22 @@ def _refuse_unusable_settings(directory: Path, config: Mapping[str, Any]) -> Non
         pattern = config["rank_pattern" if name == "r" else "alpha_pattern"]
         if not isinstance(pattern, dict):
             raise InputError(f"adapter {directory} has a {name} pattern that is no object: correct adapter_config.json")
+        if bad_keys := [key for key in pattern if not _is_usable_pattern(key)]:
+            raise InputError(f"adapter {directory} has {bad_keys[0]!s:.50} in its {name} pattern, which is no usable expression")
         if bad := [value for value in (config[name], *pattern.values()) if not is_valid(value)]:
             raise InputError(
                 f"adapter {directory} has {name} {bad[0]!s:.50}, which must be {expected}: correct adapter_config.json"
             )
+
+
+def _is_usable_pattern(key: str) -> bool:
+    """Return whether an expression is valid, and has no repetition of repetitions, which may never
+    end."""
+    try:
+        re.compile(key)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return len(key) <= MAX_PATTERN_LENGTH and not re.search(r"[+*}][^()]*\)[+*{]", key)
 
 
 def saved_tensors(parameters: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

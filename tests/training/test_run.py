@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +145,20 @@ def test_run_refuses_other_rows_in_memory(examples, tmp_path):
     open_run(tmp_path).claim_rows(examples[:3])
     with pytest.raises(InputError, match=r"other inputs, rows \(has changed since\)"):
         open_run(tmp_path).claim_rows(examples[:2])
+
+
+class UnbuiltRows(Sequence):
+    def __len__(self):
+        raise AssertionError("built")
+
+    __getitem__ = __len__
+
+
+def test_finished_run_builds_no_rows_that_are_built_on_demand(examples, tmp_path):
+    run = open_run(tmp_path)
+    run.claim_rows(examples[:3])
+    run.finish({})
+    open_run(tmp_path).claim_rows(UnbuiltRows())
 
 
 def test_run_of_an_earlier_version_goes_on_with_a_note(data, tmp_path, capsys):
