@@ -76,7 +76,9 @@ def apply_chat_template(
     all turns but the system's). Raises InputError if the template refuses it: about the row `where`
     names, or about the model called `name` if the conversation is no row's (None).
     """
-    turns = [{"role": message.role, "content": message.parts()} for message in place_images(messages, num_images)]
+    turns: list[dict[str, Any]] = [
+        {"role": message.role, "content": message.parts()} for message in place_images(messages, num_images)
+    ]
     try:
         template = processor.chat_template
         environment, compiled = _compile(template.get("default") if isinstance(template, dict) else template)

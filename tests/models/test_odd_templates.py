@@ -96,8 +96,8 @@ def test_system_turn_that_the_template_takes_as_plain_text_is_given_as_such(with
     system = "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}\n{% endif %}"
     vlm = load(with_template(system + turns().replace("in messages", "in messages if m['role'] != 'system'")))
     conversation = (Message("system", ' It\'s "brief". '), Message("user", "What is it?"))
-    text = vlm.apply_chat_template(conversation, 1, generation_prompt=True)
-    assert text == 'It\'s "brief".\nuser: <image>What is it?\nassistant: '
+    lines = vlm.apply_chat_template(conversation, 1, generation_prompt=True).splitlines()
+    assert lines == ['It\'s "brief".', "user: <image>What is it?assistant:"]
 
 
 def test_refusal_is_one_line_with_exit_code_2(with_template, tmp_path, capsys):
