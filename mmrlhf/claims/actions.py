@@ -16,7 +16,7 @@ from mmrlhf.text.words import word_set
 NOT_ACTIONS = word_set(
     "be have show feature include contain depict display capture appear seem become remain stay create suggest indicate resemble "
     "need want like love enjoy know think feel consist provide represent convey evoke emphasize highlight complement enhance "
-    "dominate complete frame occupy span require allow let help involve focus consider note notice see find locate exhibit exude "
+    "dominate complete frame occupy span require allow let involve focus consider note notice see find locate exhibit exude "
     "contribute lend bring imply mean say state understand believe guess assume spot observe showcase present portray illustrate "
     "describe reveal reflect express match boast comprise go come do get sit stand lie lay dress position situate surround line "
     "form mark keep"

@@ -24,6 +24,8 @@ bounded to keep the time linear.
 """
 TIMES_SIGN = re.compile(r"(?<=\d)( ?[x×]) (?=[a-z])")
 """The sign in `3 x apple`."""
+DIMENSIONS = re.compile(r"\b\d{1,5}(?:\.\d{1,3})? ?[x×] ?\d{1,5}\b(?: ?[x×] ?\d{1,5}\b)?")
+"""Measures such as `2 x 4`, which count nothing."""
 QUOTE_MARKERS = re.compile("[`\"“'‘<\\[]")
 """`QUOTED_OR_MARKUP` matches nothing in a text without one of these, ~~~ or ://."""
 CODE_LINE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
@@ -82,7 +84,7 @@ def mask_markup(text: str) -> str:
             lambda match: "\n" + " " * (len(match.group()) - 1) if match.start() else " " * len(match.group()), masked_text
         )
     if "x " in masked_text or "×" in masked_text:
-        masked_text = TIMES_SIGN.sub(_blank, masked_text)
+        masked_text = TIMES_SIGN.sub(_blank, DIMENSIONS.sub(_blank, masked_text))
     for marker in "*_~":
         masked_text = masked_text.replace(marker, " ")
     return masked_text

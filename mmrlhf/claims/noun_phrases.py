@@ -39,7 +39,7 @@ from mmrlhf.claims.tags import (
 PHRASE_PATTERN = re.compile(
     r"[^DZ?RJK#NXUu]|J(?=,)(?:(?<=(?<!T)BJ)|(?<=BRJ))"  # is calm, and pine trees
     r"|(?P<np>(?:DJC(?=DJ+N))?"  # the first of `a red and a blue car`
-    r"(?:(?:D{1,2}|Z)\??)?(?:\?(?=#))?"  # determiners, about
+    r"(?:(?:D{1,2}|ZD?)\??)?(?:\?(?=#))?"  # determiners, about
     r"(?:R{0,2}(?:#|[JK](?:[,C]{1,2}(?=R?[JK]{1,5}(?:[,C]{1,2}R?[JK]{1,5}){0,3}[NXUu]))?)){0,8}"  # adjectives, numbers
     r"[NXUu]{1,8})"  # nouns
     r"|.",

@@ -64,7 +64,7 @@ def process_phrase(
         state.subjects = state.actors = state.conjuncts = [phrase]
         return
     starts_clause = (
-        state.has_finite_verb
+        (state.has_finite_verb or (previous_tag == "," and _opens_with_circumstance(state, tokens.tags)))
         and (is_coordinated or tokens.words[phrase.start - 1] in CLAUSE_CONJUNCTIONS)
         and (_is_subject(tokens.tags, phrase.end) or _has_relative_clause_in_list(builder, phrase, next_tag))
     )
@@ -181,6 +181,11 @@ def _is_camera(builder: ClaimBuilder, phrase: Phrase, previous_tag: str) -> bool
         state.open_relation = None
         return True
     return phrase.name == "camera" and state.verb in ("facing", "faces")
+
+
+def _opens_with_circumstance(state: SentenceState, tags: list[str]) -> bool:
+    """Return whether the sentence began with circumstances: *with* nobody around, the man ..."""
+    return state.verb == "with" and (state.verb_index == 0 or tags[state.verb_index - 1] == ".")
 
 
 def _is_subject(tags: list[str], end: int) -> bool:

@@ -23,7 +23,8 @@ from mmrlhf.claims.markup import mask_markup
 from mmrlhf.claims.tags import HEAD_START_TAGS, NOMINAL_TAGS, NOUN_TAGS, SENTENCE_BREAK_TAGS, UNKNOWN_TAGS
 
 TOKEN_PATTERN = re.compile(
-    r"(?=[^ ])(?:[A-Za-z]++(?![-'’À-ɏ0-9])"  # fast path for most words: only ASCII letters
+    r"(?=[^ ])(?:x(?<=[a-z)] x) {1,3}\d{1,3}\b(?! ?[x×])"  # dog x 2
+    r"|[A-Za-z]++(?![-'’À-ɏ0-9])"  # fast path for most words: only ASCII letters
     r"|[.!?]+|[,;:\n]"  # most signs
     r"|[A-Za-z]+(?=n['’]t\b)|n['’]t\b"  # does|n't
     r"|['’](?:s|re|m|ve|ll|d)\b|['’](?=\s)"  # other clitics; dogs' collars
@@ -168,6 +169,10 @@ def _merge_designations(tokens: Tokens) -> None:
             continue
         if named < i:
             keep_mask[i], tokens.ends[named] = False, tokens.ends[i]
+            # player | number 5
+            if words[named] in ("number", "no") and named and tags[named - 1][0] == "N":
+                keep_mask[named], tokens.ends[named - 1] = False, tokens.ends[i]
+                continue
         next_tags = tags[i + 1] if i + 1 < len(tags) else "."
         is_head = next_tags[0] in HEAD_START_TAGS or ("N" in next_tags and not tokens.is_plural[i + 1])
         if not is_head:

@@ -25,6 +25,8 @@ DENIALS = {
     "A man rides a bicycle, with no other people visible.": {"man", "bicycle"},
     "There are no other animals or vehicles in the scene.": set(),
     "Nobody else is in the room.": {"room"},
+    "There are no more chairs in the room.": {"room"},
+    "With no one else around, the man reads a book.": {"man", "book"},
     "Without any other people, the street is quiet.": {"street", "street=quiet"},
     "No people other than the man are visible.": {"man"},
     "There are no animals besides the dog.": {"dog"},
@@ -78,6 +80,8 @@ NUMBERS = {
     # parts of a number
     "A player kicks the ball. Two players run.": {"player", "ball"},
     "There is a cat. There are two cats.": {"cat", "cat#2"},
+    "Apples x 4, and 2 x 4 boards": {"apple", "apple#4", "board"},
+    "Player number 5 kicks the ball.": {"player", "ball"},
     # pairs, ranges and bounds
     "Three pairs of shoes stand here.": {"shoe"},
     "There are between five and seven birds.": {"bird", "?bird#7"},
