@@ -1,11 +1,11 @@
-"""Image sources are identified by their content, which is hashed again only if the file changes."""
+"""Image sources are known by their content, hashed only if the file changes; turns by parts."""
 
 import hashlib
 from dataclasses import replace
 
 import pytest
 
-from mmrlhf.records import ImageSource, InputError
+from mmrlhf.records import ImageSource, InputError, Message, place_images
 
 
 def count_hashed_files(monkeypatch):
@@ -56,3 +56,21 @@ def test_image_replaced_data_has_another_key():
 def test_image_key_of_missing_file_raises(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         _ = ImageSource(str(tmp_path / "none.png")).key
+
+
+def kinds(message):
+    return [part.get("text", "IMAGE") for part in message.parts()]
+
+
+def test_message_parts_are_in_the_order_of_the_text():
+    assert kinds(Message("user", "Before:  After: ", (8, 16))) == ["Before: ", "IMAGE", " After: ", "IMAGE"]
+    assert kinds(Message("user", "", (0, 0))) == ["IMAGE", "IMAGE"]
+    assert kinds(Message("user", "")) == [""] and kinds(Message("user", "a")) == ["a"]
+    assert Message("user", "a", (1,)).to_dict() == {"role": "user", "content": "a", "image_positions": [1]}
+    assert repr(Message("user", "a", (1,))) == "Message(role='user', content='a')"  # seeds the order of facts
+
+
+def test_place_images_puts_images_without_a_place_before_the_first_user_text():
+    turns = [Message("system", "s"), Message("user", "ab", (1,)), Message("user", "c")]
+    assert [turn.image_positions for turn in place_images(turns, 3)] == [(), (0, 0, 1), ()]
+    assert place_images(turns, 1) == turns

@@ -3,6 +3,7 @@ can."""
 
 import gzip
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from mmrlhf.evaluation.openai_client import (
     Endpoint,
     _is_same_model,
     chat_message,
+    chat_messages,
     display_name,
     endpoint_answers,
     request_replies,
@@ -163,6 +165,23 @@ def test_chat_message_embeds_images_as_data_urls():
             {"type": "text", "text": "What?"},
         ],
     }
+
+
+def test_chat_messages_show_images_in_their_places():
+    png, jpeg = ImageSource(data=b"\x89PNG\r\n"), ImageSource(data=b"\xff\xd8\xff0")
+    turns = [Message("system", "Be brief."), Message("user", "a  b", (2,)), Message("assistant", "c"), Message("user", "d", (0,))]
+
+    def kinds(prompt, images):
+        contents = [turn["content"] for turn in chat_messages(prompt, images)]
+        return [
+            content if isinstance(content, str) else [part.get("text") or part["image_url"]["url"][11:15] for part in content]
+            for content in contents
+        ]
+
+    assert kinds(turns, (png, jpeg)) == ["Be brief.", ["a ", "png;", " b"], "c", ["jpeg", "d"]]
+    in_front = [replace(turn, image_positions=()) for turn in turns]
+    assert kinds(in_front, (png, jpeg)) == ["Be brief.", ["png;", "jpeg", "a  b"], "c", "d"]
+    assert kinds(in_front, ()) == ["Be brief.", "a  b", "c", "d"]
 
 
 @pytest.mark.parametrize(("temperature", "seeds"), [(1.0, [3, 4, 3, 4]), (0.0, [None] * 4)])

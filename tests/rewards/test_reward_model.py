@@ -9,7 +9,7 @@ import torch
 from mmrlhf import scenes
 from mmrlhf.models.images import open_image
 from mmrlhf.records import InputError, Message
-from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm, reward_messages
+from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm, prompt_with_facts, reward_messages
 from mmrlhf.rewards.types import Sample
 
 
@@ -63,3 +63,11 @@ def test_fact_rm_escapes_placeholder_in_answer(untrained_reward_model, groups):
     assert make_fact_rm([untrained_reward_model])([sample]) == pytest.approx(make_fact_rm([untrained_reward_model])([escaped]))
     with pytest.raises(InputError, match="which the model takes for a control token"):
         untrained_reward_model.score([dataclasses.replace(groups[0], answers=("A <image> star.",))])
+
+
+def test_facts_move_images_with_the_text():
+    """An image in front of the turn stays in front of the facts."""
+    prompt = (Message("user", "Hi", (0,)), Message("assistant", "Hello."), Message("user", "Is it  red?", (0, 6)))
+    *earlier, last = prompt_with_facts(prompt, "Facts: a cup.")
+    assert earlier == list(prompt[:2]) and last == Message("user", "Facts: a cup. Is it  red?", (0, 20))
+    assert prompt_with_facts(prompt, "") == prompt
