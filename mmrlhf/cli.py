@@ -247,7 +247,7 @@ COMMANDS = _by_last_word(
         "reward-eval",
         RewardEvalConfig,
         "mmrlhf.commands.reward_eval:reward_eval",
-        "measure a reward model: accuracy, calibration, injected false claims, missing and wrong facts",
+        "measure a reward model: accuracy, calibration, injected hallucinations, missing and wrong facts",
         "--reward_model_path runs/reward --dataset_name held_out.jsonl --output_dir runs/reward-eval",
     ),
     _config_command(
@@ -278,7 +278,7 @@ COMMANDS = _by_last_word(
     ),
     Command(
         "compare",
-        "compare runs of eval: differences, intervals, flipped answers",
+        "compare runs of eval: differences, intervals, answers that changed",
         "runs/pope/sft runs/pope/ppo --out runs/compare",
         run_compare,
     ),
