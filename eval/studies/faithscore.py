@@ -3,8 +3,8 @@
     python eval/studies/faithscore.py annotation.jsonl
                                       [--context caps_boxes_coco2014_val_80.jsonl [--absent]]
 
-annotation.jsonl is the authors' (bcdnlp/FAITHSCORE): 180 answers of LLaVA and InstructBLIP about 30
-of COCO's images, cut into parts that describe the image or not (`stage 1`), and the atomic facts of
+annotation.jsonl is the authors' (bcdnlp/FAITHSCORE): 180 answers of VLMs about 30 of
+COCO's images, cut into parts that describe the image or not (`stage 1`), and the atomic facts of
 the first, each labelled true or false by people (`stage 2`). In the file, 1 marks a part that
 describes and a fact that is true; the authors' README says the opposite, but what COCO's boxes list
 is a 1 (see `--context`).
