@@ -236,9 +236,12 @@ _OFFICIAL = re.compile(
 """cal.py's own pattern."""
 _ROBUST = re.compile(
     # Answer 2 is the better ...
-    r"(?:answer|response)\W*(\d+)\W+(?:is|as)\W+(?:(?:the|slightly|much|clearly|overall)\W+)*better"
+    r"(?:answer|response)\W*(\d+)\W+(?:is|as)\W+(?:(?:the|slightly|much|clearly|overall|far|generally)\W+)*"
+    r"(?:better|superior|preferred|preferable)\b"
     # The better answer is Answer 2
-    r"|better (?:answer|response)\W+(?:is\W+)?(?:answer|response)?\W*(\d+)",
+    r"|(?:better|preferred|superior) (?:answer|response)\W+(?:is\W+)?(?:answer|response)?\W*(\d+)"
+    # I prefer Answer 2; Answer 1 is worse than Answer 2
+    r"|\b(?:prefer|(?:is|as)\W+(?:(?:slightly|much|clearly|far)\W+)*(?:worse than|inferior to))\W+(?:answer|response)\W*(\d+)",
     re.IGNORECASE,
 )
 
@@ -251,7 +254,7 @@ def official_choice(reply: str) -> int | None:
 
 def robust_choice(reply: str) -> int | None:
     """Return the last answer that a reply calls better, or None if that is not 1 or 2."""
-    choices = [int(match[1] or match[2]) for match in _ROBUST.finditer(normalise(reply))]
+    choices = [int(match[match.lastindex or 1]) for match in _ROBUST.finditer(normalise(reply))]
     return choices[-1] if choices and choices[-1] in (1, 2) else None
 
 

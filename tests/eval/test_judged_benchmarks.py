@@ -298,6 +298,12 @@ def test_llava_bench_judge_prompt_matches_the_authors(run_benchmark, tmp_path):
         ("Answer 2 is better.", None, 2),
         ("Overall Judgment: Both are equal", None, None),
         ("Overall Judgment: Answer 1 is clearly better", None, 1),
+        ("Answer 2 is superior.", None, 2),
+        ("Answer 1 is worse than Answer 2.", None, 2),
+        ("I prefer Answer 1 to Answer 2.", None, 1),
+        ("Overall, Answer 2 is the preferred one.", None, 2),
+        ("Answer 1 is not better than Answer 2.", None, None),
+        ("Answer 2 is better than Answer 1.", None, 2),
         ("Answer 1 is better at first. Overall Judgment: Answer 2 is slightly better", 2, 2),
     ],
 )
