@@ -21,6 +21,8 @@ from mmrlhf.facts import FactsByImage, facts_for_image, read_captions, read_fact
 from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
+from mmrlhf.files.row_errors import RowErrors
+from mmrlhf.models.images import read_image_size
 from mmrlhf.records import Fact, ImageSource, InputError
 from mmrlhf.report.progress import progress
 
@@ -89,6 +91,7 @@ def facts_from_captioner(
     images = _images_of(dataset_name, image_folder, split)
     if not images:
         raise InputError(f"{dataset_name} has no images to caption: give rows with images")
+    _refuse_unreadable(dataset_name, images)
     endpoint = resolve_model_name(endpoint)
     kept_path = output_path.with_name(f".{output_path.name}.captions.jsonl")
     lock_path = output_path.with_name(f".{output_path.name}.lock")
@@ -156,6 +159,18 @@ def _images_of(dataset_name: str, image_folder: str | None, split: str) -> list[
             name = (image.recorded_name or example.id) if image.path is None else os.path.relpath(image.path, root)
             images.setdefault(name, _Image(name, image))
     return list(images.values())
+
+
+def _refuse_unreadable(dataset_name: str, images: Sequence[_Image]) -> None:
+    """Raise InputError that names all files that are no images, before a server is asked."""
+    errors = RowErrors()
+    for image in images:
+        try:
+            read_image_size(image.source)
+        except InputError as error:
+            errors.add(image.name, str(error))
+    if errors.count:
+        raise InputError(f"{dataset_name}: {errors.count} of {len(images)} images cannot be read: {errors.summary()}")
 
 
 def _write(path: Path, facts: FactsByImage) -> None:

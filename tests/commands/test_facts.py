@@ -140,3 +140,13 @@ def test_facts_written_for_a_dataset_are_found_for_each_of_its_rows(name, tmp_pa
     facts = read_facts(tmp_path / "facts.jsonl")
     examples = read_examples(str(samples / name), facts=facts)
     assert all(any(fact.source == FAKE_MODEL for fact in example.facts) for example in examples)
+
+
+def test_files_that_are_no_images_are_named_before_the_captioner_is_asked(folder, capsys):
+    for name in ("a.png", "b.png"):
+        (folder / name).write_text("<html>")
+    with scripted_server((200, chat_completion("A cup."), {})) as server:
+        assert main(["data", "facts", "rows.jsonl", "--captioner", server.url, "--output_file", "facts.jsonl"]) == 2
+        assert server.requests == []
+    assert "rows.jsonl: 2 of 3 images cannot be read: 2 times image" in capsys.readouterr().err
+    assert not list(folder.glob("*facts*"))
