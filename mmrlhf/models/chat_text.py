@@ -69,6 +69,8 @@ class ChatText:
             raise InputError(f"{name}: no token ends an answer: set eos_token in its tokenizer_config.json")
         self.control_tokens = ControlTokens(processor, eos_texts)
         self._end_pattern = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(eos_texts, key=len, reverse=True))) + ")")
+        self._variables: dict[str, Any] = {}
+        """What the template is given besides the conversation."""
         self._moves_images = self._trims_prompt = False
         """Whether white space at the end of the generation prompt goes to the answer, because the
         tokenizer would merge the two."""
@@ -81,7 +83,7 @@ class ChatText:
         """White space that the template writes between an answer and its end token."""
         self._reply_start: list[int] = []
         """Tokens that stand before "Yes" as before "No": those of `lead`, if they are their own."""
-        self._probe()
+        self._learn_template()
         self._moves_images = self._moves_images_to_front()
         """Whether the template shows a turn's images before its text, and has not been told of."""
 
@@ -96,14 +98,35 @@ class ChatText:
             generation_prompt=generation_prompt,
             name=self.name,
             where=where,
+            variables=self._variables,
         )
         if self._moves_images and any(position for m in messages for position in m.image_positions):
             print(f"note: the chat template of {self.name} shows a turn's images before its text, wherever they stand in it")
             self._moves_images = False  # once is enough
         return text.rstrip() if generation_prompt and self._trims_prompt else text
 
+    def _learn_template(self) -> None:
+        """Learn how the template writes an answer: without a thought, if it may begin with one.
+
+        Raises InputError as the class says.
+        """
+        try:
+            self._probe()
+        except InputError as refusal:
+            # Templates of models that think open a thought in the generation prompt, and write
+            # answers behind an empty one, unless this is off (Qwen3.5).
+            self._variables = {"enable_thinking": False}
+            try:
+                self._probe()
+            except InputError:
+                raise refusal from None
+            print(
+                f"note: {self.name} learns and gives answers without thinking first (enable_thinking is off in its chat template)"
+            )
+
     def _probe(self) -> None:
         """Learn what the template writes around an answer. Raises InputError as the class says."""
+        self._trims_prompt, self._turn_gap = False, ""
         question = Message("user", "What is this?")
         for answer in PROBE_ANSWERS:
             conversation = [question, Message("assistant", answer)]

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Environment, Template, TemplateError, Undefined, nodes
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -113,7 +114,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            values = [a for a in args if not hasattr(a, "environment") and not hasattr(a, "filters")]  # contexts
+            values = [a for a in args if not isinstance(a, (Context, nodes.EvalContext, Environment, Undefined))]
             _check_text_method(function.__name__.removeprefix("do_"), values, kwargs)
             return self._check_size(function(*args, **kwargs))
 

@@ -87,6 +87,22 @@ def test_turn_that_differs_from_its_generation_prompt_in_white_space_only():
     assert [chat.decode(c.targets) for c in learnt] == ["A cat.", "Two dogs."]
 
 
+def test_template_that_opens_a_thought_is_used_without_one(capsys):
+    """Like Qwen3.5's, which writes an answer behind an empty thought; thinking is on by default."""
+    thought = "{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    start = (
+        "{{ 'ASSISTANT: <think>\n' }}{% if enable_thinking is defined and not enable_thinking %}{{ '\n</think>\n\n' }}{% endif %}"
+    )
+    turn = "{{ m['role'].upper() ~ ': ' }}" + thought + PARTS + END
+    template = "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}" + start + "{% endif %}"
+    chat = make_chat("bytes", template)
+    assert "without thinking first" in capsys.readouterr().out
+    assert chat.render([QUESTION], 0, generation_prompt=True).endswith("ASSISTANT: <think>\n\n</think>\n\n")
+    assert chat.decode(chat.answer_token_ids([QUESTION], "A cat.", 0)) == "A cat."
+    with pytest.raises(InputError, match="writes '</think>' between its generation prompt and an answer"):
+        make_chat("bytes", template.replace("enable_thinking", "other"))
+
+
 def test_end_that_is_no_token_is_not_learnt():
     """llava-v1.6-mistral's template was published with a literal <\\s> as the end of a turn."""
     template = "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}" + PARTS + "{{ ' [/INST]' }}{% else %}"

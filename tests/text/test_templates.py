@@ -67,6 +67,7 @@ def test_hostile_templates_end_in_an_error(source):
         ("{{ 'ab' * 3 + '%5d|' % 7 + '{:>4}'.format('x') }}", "ababab    7|   x"),
         ("{{ text | length }} {{ text.split('.') | length }} {{ text.replace('. ', '! ') | truncate(20) }}", "30000 2001 A long answer! A..."),
         ("{% set ns = namespace(n=0) %}{% for c in text %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n * 2 ** 10 }}", "30720000"),
+        ("{{ missing | default('-') }}{{ missing is defined }}{% if missing %}!{% endif %}{{ missing | list | length }}", "-False0"),
         ("{% macro turn(m) %}<{{ m }}>{% endmacro %}{{ turn('a') }}{{ ['x', 'y'] | map('upper') | join(',') }}", "<a>X,Y"),
     ],
 )  # fmt: skip
