@@ -139,8 +139,7 @@ class Benchmark:
     counts_repeated: ClassVar[bool] = False
     """Whether robust metrics count further answers to the same example, not only the first."""
     judge_rounds: ClassVar[int] = 1
-    """How often `judge_requests` is called, with the replies so far in `task.replies`: 2 where some
-    questions follow from the judge's earlier replies."""
+    """How often `judge_requests` is called: 2 where questions follow from the judge's replies."""
 
     # ---- required ----
 
