@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -313,6 +314,9 @@ def run_data_scenes(command: Command, argv: list[str]) -> None:
     from mmrlhf.scenes import export_dataset
 
     export_dataset(args["output_dir"], args["rows"], args["seed"])
+    folder = Path(args["output_dir"])
+    names = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else ""
+    print(f"wrote {folder} ({names})\nnext: mmrlhf data check {shlex.quote(str(folder / 'pairs.jsonl'))}")
 
 
 def run_data_tiny_vlm(command: Command, argv: list[str]) -> None:
