@@ -317,9 +317,10 @@ def _reward_preferences(benchmark: Benchmark, task: Task, examples: Sequence[Exa
     )
     examples_by_id = {example.id: example for example in examples}
     pairs = [pair for pair in benchmark.pairs(task) if pair.id in examples_by_id]
+    escape = model.role.vlm.escape_control_tokens  # models wrote these answers
     for start in range(0, len(pairs), config.batch_size):
         batch = pairs[start : start + config.batch_size]
-        groups = [AnswerGroup(p.images, p.prompt, (p.chosen, p.rejected), p.facts, p.id) for p in batch]
+        groups = [AnswerGroup(p.images, p.prompt, (escape(p.chosen), escape(p.rejected)), p.facts, p.id) for p in batch]
         for pair, (chosen, rejected) in zip(batch, model.score(groups), strict=True):
             example = examples_by_id[pair.id]
             yield example, [benchmark.preference_reply(example, float(chosen), float(rejected))]
