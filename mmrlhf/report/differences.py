@@ -142,7 +142,7 @@ def headline_sentence(benchmark: str, pair: Mapping[str, Any], headline: str, di
                 begin = f"No difference between {pair['a']} and {pair['b']} is shown on {place}"
             unit = " points" if difference.percent else ""
             interval = f"{difference.cells[2]}{unit}, 95% interval {difference.cells[3] or 'none'}"
-            values = f"{headline} {difference.cells[0]} and {difference.cells[1]}"
+            values = f"{headline} from {difference.cells[0]} to {difference.cells[1]}"
             return f"{begin}: {values} ({interval}; {direction} is better; {mode}, {num_examples} examples)."
     return f"{pair['b']} against {pair['a']} on {benchmark}: {headline} is not defined in both."
 

@@ -65,7 +65,7 @@ def test_tables_of_equal_modes_are_one():
 def test_headline_sentence():
     pair = make_pair(official={"f1": comparison(0.1, 0.2)}, robust={"f1": comparison(0.5, 0.6)})
     assert headline_sentence("pope", pair, "f1", "higher", 20) == (
-        "tuned is better than base on pope: f1 50.0% and 60.0% (+10.0 points, 95% interval +9.0 to +11.0; higher is better; robust, "
+        "tuned is better than base on pope: f1 from 50.0% to 60.0% (+10.0 points, 95% interval +9.0 to +11.0; higher is better; robust, "
         "20 examples)."
     )
     pair = make_pair(robust={"f1": comparison(0.5, 0.6, 0.5)})
