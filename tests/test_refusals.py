@@ -241,7 +241,7 @@ def test_generate_refuses_incomplete_checkpoint(refusal_of, tiny_vlm_path, fault
         ("nothing", "adapter_path /no/such does not exist"),
         ("ppo", "holds no adapter_model.safetensors: give "),
         ("reward", "is a reward model, which scores answers but cannot write them"),
-        ("no config", "cannot be loaded (Can't find 'adapter_config.json'"),
+        ("no config", "adapter_config.json cannot be read (No such file or directory)"),
         ("cut", "cannot be loaded ("),
         ("bad base.json", "base.json cannot be read as the ppo stage wrote it"),
         ("other base", "holds other weights: give that model"),

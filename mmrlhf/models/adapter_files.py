@@ -162,7 +162,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("it is not an object")
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
         raise InputError(f"{path} cannot be read ({reason}): copy the adapter again") from None
     defaults = {"r": 8, "lora_alpha": 8, "use_rslora": False, "use_dora": False, "lora_bias": False}
     taken = {name: default if config.get(name) is None else config[name] for name, default in defaults.items()}
