@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmrlhf.claims.builder import Action, ClaimBuilder
-from mmrlhf.claims.grammar import STATIVE_PARTICIPLES
+from mmrlhf.claims.grammar import ANIMATE_CLASSES, STATIVE_PARTICIPLES
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.text.words import word_set
 
@@ -76,24 +76,27 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
     if not state.actors or (verb in NOT_ACTIONS and verb not in PREPOSITIONAL_ACTIONS):
         return
     # a cup and a dog that *chases* a cat: the dog does
-    actors = state.actors[-1:] if tag == "V" and word.endswith("s") and not word.endswith("ss") else state.actors
-    actors = [phrase for phrase in actors if phrase.referent.name]
+    is_singular = tag == "V" and word[-1] == "s" and word[-2:] != "ss"
+    actors = [phrase for phrase in (state.actors[-1:] if is_singular else state.actors) if phrase.referent.name]
     if tag != "E":
-        living = [phrase for phrase in actors if builder.is_animate(phrase)]
+        living = [phrase for phrase in actors if phrase.referent.category in ANIMATE_CLASSES]
+        if not living and verb in ANIMATE_ONLY_ACTIONS:
+            # a man with a bag *holding* a cup: the man does
+            living = [phrase for phrase in state.subjects if phrase.referent.category in ANIMATE_CLASSES]
         if living and verb in ANIMATE_ONLY_ACTIONS:
             actors = living  # a stroller and a child *wearing* a hat
-        elif not living:
-            subjects = [phrase for phrase in state.subjects if builder.is_animate(phrase)]
-            if verb in ANIMATE_ONLY_ACTIONS and subjects:
-                actors = subjects
-            elif verb not in OBJECT_ACTIONS or (verb == "hold" and any(phrase.noun in CONTAINERS for phrase in actors)):
-                return
+        elif not living and (
+            verb not in OBJECT_ACTIONS or (verb == "hold" and any(phrase.noun in CONTAINERS for phrase in actors))
+        ):
+            return
     if actors:
         words = builder.tokens.words
         particle = words[index + 1] if index + 1 < len(words) else ""
         if (verb, particle) in PARTICLE_ACTIONS:
             verb = f"{verb} {particle}"
-        is_hedged = (state.is_hedged and index > state.hedge_index) or _is_intended(builder, index)
+        is_hedged = (state.is_hedged and index > state.hedge_index) or (
+            builder.tokens.tags[index - 1] in ("I", "M") and _is_intended(builder, index)
+        )
         state.action = Action(verb, index, actors, is_negated, is_hedged, is_participle=tag == "E")
 
 

@@ -176,6 +176,7 @@ class ClaimBuilder:
             phrase.name = ""
         if not phrase.name:
             return
+        phrase.category = self.lexicon.coco_class(phrase.name)
         if phrase.start < state.negated_until and state.open_relation is None and self.is_negated(phrase):
             # Nobody throws a coin: there may be one.
             is_undecided = not phrase.is_negated and state.action is not None and state.action.verb not in POSSESSION_ACTIONS
@@ -245,7 +246,7 @@ class ClaimBuilder:
         if phrase.is_bare and self.last_person is not None and self.tokens.words[phrase.end : phrase.end + 1] == [":"]:
             return
         is_subject = self.state.verb_index < 0 or not self.state.subjects
-        if self.lexicon.coco_class(phrase.name) == "person":
+        if phrase.category == "person":
             self._remember_person(phrase, is_subject)
         elif phrase.is_negated:
             return
@@ -270,13 +271,13 @@ class ClaimBuilder:
         self, kind: Any, phrase: Phrase, start: int, stop: int, value: str = "", relation: str = "", target: str = "",
         *, negated: bool, hedged: bool,
     ) -> None:  # fmt: skip
-        tokens, name = self.tokens, phrase.referent.name
+        tokens, referent = self.tokens, phrase.antecedent or phrase
         span = (tokens.starts[start], tokens.ends[stop - 1])
         # A frozen dataclass sets its fields one by one, which takes more than twice as long.
         claim = object.__new__(Claim)
         claim.__dict__.update(
-            kind=kind, subject=name, value=value, span=span, relation=relation, target=target, negated=negated, hedged=hedged,
-            category=self.lexicon.coco_class(name),
+            kind=kind, subject=referent.name, value=value, span=span, relation=relation, target=target, negated=negated,
+            hedged=hedged, category=referent.category,
         )  # fmt: skip
         self.ranked_claims.append((tokens.starts[phrase.head], CLAIM_ORDER[kind], claim))
 
@@ -346,7 +347,7 @@ class ClaimBuilder:
 
     def is_animate(self, phrase: Phrase) -> bool:
         """Return whether a phrase names a person or an animal."""
-        return self.lexicon.coco_class(phrase.referent.name) in ANIMATE_CLASSES
+        return phrase.referent.category in ANIMATE_CLASSES
 
     def negate(self, phrase: Phrase) -> None:
         """Negate a phrase's claims after the fact: the left pedal is *missing*."""

@@ -29,7 +29,28 @@ def process_connective(
 ) -> None:
     """Update the state for a word that is not a noun phrase, verb or adjective."""
     state = builder.state
-    if tag == "O":
+    if tag == ",":
+        state.open_relation = None
+        if word in ("-", "–", "—") and process_item(builder, index, tags, end):
+            return
+        if word == "(":
+            read_bracketed(builder, index, tags, end)
+        # may be held back, *such as* in a lake
+        if state.is_hedged and not continues_list(tags, index, end) and next_tag not in ("A", "P"):
+            state.is_hedged = False
+        # No cars are visible, *with* a bicycle nearby; but: it is not red, *or* blue
+        if state.negated_until > index and next_tag not in LIST_ITEM_START_TAGS and not continues_list(tags, index, end):
+            state.negated_until = -1
+        if state.conjunct_role == "denied":
+            state.conjunct_role, state.conjuncts = "", []
+    elif tag == "A":
+        _process_preposition(builder, index, word, previous_tag)
+    elif tag in ("C", "I"):
+        state.open_relation = None
+        if tag == "I":
+            add_preposition(builder, index, word)
+            _end_denied_judgement(builder, index, previous_tag)
+    elif tag == "O":
         _process_not(builder, index, previous_tag, next_tag)
     elif tag == "T":
         _process_there(state, previous_tag, next_tag)
@@ -51,27 +72,6 @@ def process_connective(
         # A man, *who* wears a hat, ...: until its verb, the clause is about the latest phrases.
         if state.conjuncts and previous_tag in ("N", ","):
             state.outer_subjects, state.actors, state.in_relative_clause = state.subjects, list(state.conjuncts), True
-    elif tag == "A":
-        _process_preposition(builder, index, word, previous_tag)
-    elif tag == ",":
-        state.open_relation = None
-        if word in ("-", "–", "—") and process_item(builder, index, tags, end):
-            return
-        if word == "(":
-            read_bracketed(builder, index, tags, end)
-        # may be held back, *such as* in a lake
-        if state.is_hedged and not continues_list(tags, index, end) and next_tag not in ("A", "P"):
-            state.is_hedged = False
-        # No cars are visible, *with* a bicycle nearby; but: it is not red, *or* blue
-        if state.negated_until > index and next_tag not in LIST_ITEM_START_TAGS and not continues_list(tags, index, end):
-            state.negated_until = -1
-        if state.conjunct_role == "denied":
-            state.conjunct_role, state.conjuncts = "", []
-    elif tag in ("C", "I"):
-        state.open_relation = None
-        if tag == "I":
-            add_preposition(builder, index, word)
-            _end_denied_judgement(builder, index, previous_tag)
     elif tag == ":" and not process_item(builder, index, tags, end):
         # What I do not see: a dog
         is_denied = word == ":" and builder.is_negated_at(index) and state.verb == "see"

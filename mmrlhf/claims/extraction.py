@@ -149,12 +149,6 @@ class _SentencePass:
     def _visit_token(self, index: int, next_tag: str) -> None:
         words = self.builder.tokens.words
         tag, word = self.tags[index], words[index]
-        # dog *(2)*
-        if tag == "%":
-            self._count_previous_phrase(index, word)
-            return
-        if tag == "W":
-            self.quantifier = None  # six nuns, two of whom
         # *two* of them
         if tag == "#" and next_tag == "F":
             self.quantifier = Phrase(index, index, index + 1, "", "", True, False, False)
@@ -163,10 +157,16 @@ class _SentencePass:
                 self.quantifier.count, self.quantifier.count_index = word_to_number(word), index
             self.next_index, self.previous_tag = index + 2, "F"
             return
-        if tag == "Q":
-            process_pronoun(self.builder, index, word, self.previous_tag, next_tag)
-        elif tag in STANDALONE_TAGS:
+        if tag in STANDALONE_TAGS:
+            if tag == "W":
+                self.quantifier = None  # six nuns, two of whom
             self._process_token(index, tag, word, next_tag)
+        elif tag == "Q":
+            process_pronoun(self.builder, index, word, self.previous_tag, next_tag)
+        # dog *(2)*
+        elif tag == "%":
+            self._count_previous_phrase(index, word)
+            return
         if tag in COORDINATION_TAGS or word == "nor":
             self.is_coordinated = True
         elif tag not in COORDINATION_KEEPING_TAGS:
@@ -194,12 +194,11 @@ class _SentencePass:
 
     def _process_token(self, index: int, tag: str, word: str, next_tag: str) -> None:
         builder, previous_tag, tags, end = self.builder, self.previous_tag, self.tags, self.end
-        if tag == "P" and word in SIDES_OF_PRONOUNS:
-            relation, pronoun = SIDES_OF_PRONOUNS[word]
-            begin_relation(builder, index, relation, previous_tag, "Q")
-            process_pronoun(builder, index, pronoun, "P", next_tag)
-        elif tag == "P":
-            begin_relation(builder, index, word, previous_tag, next_tag)
+        if tag == "P":
+            relation, pronoun = SIDES_OF_PRONOUNS.get(word, (word, ""))
+            begin_relation(builder, index, relation, previous_tag, "Q" if pronoun else next_tag)
+            if pronoun:
+                process_pronoun(builder, index, pronoun, "P", next_tag)
         elif tag in MAIN_VERB_TAGS:
             process_verb(builder, index, tag, word, previous_tag, next_tag, tags, end)
         elif tag in PARTICIPLE_TAGS:

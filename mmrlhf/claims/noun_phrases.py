@@ -78,6 +78,8 @@ class Phrase:
     antecedent: Phrase | None = None
     is_additive: bool = False
     """Whether it implies more of its kind: no other dog, two more dogs, nobody else."""
+    category: str = ""
+    """COCO's class of the object, once its claims have been added."""
     is_alternative: bool = False
     """Whether it is one of two alternatives: a dog or a cat."""
 

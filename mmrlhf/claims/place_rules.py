@@ -27,7 +27,7 @@ from mmrlhf.claims.tag_rules import ALL_TAGS
 from mmrlhf.text.words import word_set
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Preposition:
     """A preposition of place in its sentence."""
 
@@ -98,12 +98,17 @@ NO_PLACE = (
 )
 
 
+_NO_PLACE_BY_WORD = {
+    word: tuple(rule for rule in NO_PLACE if word in rule.words) for word in frozenset().union(*(rule.words for rule in NO_PLACE))
+}
+
+
 def gives_no_place(preposition: Preposition) -> NoPlaceRule | None:
     """Return the rule by which a preposition gives no place, or None if it gives one."""
     if preposition.state.action is not None and PART_OF_ACTION.applies(preposition):
         return PART_OF_ACTION
-    for rule in NO_PLACE:
-        if preposition.word in rule.words and preposition.previous_tag in rule.after and rule.applies(preposition):
+    for rule in _NO_PLACE_BY_WORD.get(preposition.word, ()):
+        if preposition.previous_tag in rule.after and rule.applies(preposition):
             return rule
     return None
 

@@ -82,7 +82,7 @@ def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
         candidates = [*latest_target, *last_located] if state.conjunct_role == "with" else [*last_located, *latest_target]
         for candidate in candidates:
             referent = candidate.referent
-            is_person = word != "them" and builder.lexicon.coco_class(referent.name) == "person"
+            is_person = word != "them" and referent.category == "person"
             if referent.name and not is_person and all(referent is not other.referent for other in located):
                 phrase.antecedent = referent
                 break
