@@ -161,17 +161,12 @@ def test_stages_refuse_unusable_answers(refusal_of, stage, bad_row, message):
     assert "rows.jsonl, line 2: " in error and message in error
 
 
-def test_score_refuses_prompt_over_max_length(refusal_of):
-    error = refusal_of("score", make_row("score"), make_row("score", prompt="word " * 300), extra=("--max_length", "200"))
-    assert "rows.jsonl, line 2, `images[1]`" in error
-    assert "that max_length leaves it: raise max_length or drop the row; prompts are never cut" in error
-
-
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "score"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_stages_refuse_prompt_over_max_length(refusal_of, stage):
     error = refusal_of(stage, make_row(stage), make_row(stage, prompt="word " * 300), extra=("--max_length", "200"))
     assert "rows.jsonl: 1 of 2 rows are too long (line 2; the longest has " in error
-    assert "raise max_length, or leave these rows out with --overlong drop" in error
+    advice = "drop these rows" if stage == "score" else "leave these rows out with --overlong drop"
+    assert f"raise max_length, or {advice}" in error
 
 
 def test_generate_refuses_broken_image_in_table(refusal_of, tmp_path):

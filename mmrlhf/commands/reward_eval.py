@@ -44,6 +44,7 @@ from mmrlhf.report.progress import progress
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.probes import PROBE_KINDS, Probe, make_probes
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.training.row_checks import refuse_unusable
 from mmrlhf.training.run import Run
 
 LENGTH_GAP_EDGES = (-0.25, -0.05, 0.05, 0.25)
@@ -76,6 +77,8 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
         engine=config,
         base_model_name_or_path=config.base_model_name_or_path,
     )
+    refuse_unusable(model, rows, lambda row: _answer_group(row, row.facts), config.dataset_name, run.console)
+    model = replace(model, max_length=1 << 30)  # rows fit, and a probe or other facts may be a little longer
     probes = make_probes(rows[: config.probes], seed=config.seed)
 
     # 1. Score the rows, with one file per condition of the facts

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from mmrlhf.config import ScoreConfig
 from mmrlhf.datasets import has_preferences, read_examples, read_preferences
 from mmrlhf.datasets.load import FACTS_CHECK_ROWS
@@ -17,6 +19,7 @@ from mmrlhf.records import Example, Preference
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
+from mmrlhf.training.row_checks import refuse_unusable
 
 
 def score(config: ScoreConfig) -> Path:
@@ -51,6 +54,9 @@ def score(config: ScoreConfig) -> Path:
             f"note: {config.reward_model_path} was trained with facts, and these rows have none: "
             "give --facts_file, unless it is meant to score without them"
         )
+    console = Console(highlight=False)
+    remaining_rows = rows[writer.num_done :]
+    refuse_unusable(model, remaining_rows, lambda row: _to_answer_group(row, model.role.vlm), config.dataset_name, console)
     with progress(len(rows), "score", start=writer.num_done) as progress_bar:
         for start in range(writer.num_done, len(rows), config.batch_size):
             groups = [_to_answer_group(row, model.role.vlm) for row in rows[start : start + config.batch_size]]

@@ -170,6 +170,16 @@ def usable_rows(
     return _without(rows, checks.overlong)
 
 
+def refuse_unusable(
+    model: RewardModel, rows: Sequence[Any], to_group: Callable[[Any], AnswerGroup], name: str, console: Console
+) -> None:
+    """Raise InputError, before anything is scored, for rows that a reward model cannot read."""
+    lengths = PromptLengths(model.role.vlm)
+    checks = check_rows(rows, name, lambda row: [group_length(model, lengths, to_group(row))], lengths, console)
+    if checks.overlong:
+        raise InputError(f"{name}: {checks.overlong_text}: raise max_length, or drop these rows")
+
+
 def _without(rows: Sequence[Record], dropped: Sequence[int]) -> Sequence[Record]:
     if not dropped:
         return rows
