@@ -84,6 +84,8 @@ def test_stages_run_with_the_familys_recipes(name, checkpoint, tmp_path, capsys)
 def test_llava_rlhf_trains_on_its_own_rows(checkpoint, tmp_path):
     """Its recipes, on rows in its own form: pairs with captions, and prompts with captions."""
     twin = checkpoint("llava_1_5")
+    for stage in ("reward", "ppo"):
+        assert main(["plan", stage, "--config", f"llava-rlhf/{stage}", "--model_name_or_path", str(twin)]) == 0
     captions = {"facts_file": SAMPLES / "image_to_caption.json"}
     pairs = SAMPLES / "llava_rlhf_preference.json"
     check_metrics(run("reward", "llava-rlhf", tmp_path / "reward", twin, dataset_name=pairs, **captions), 2)
@@ -92,3 +94,20 @@ def test_llava_rlhf_trains_on_its_own_rows(checkpoint, tmp_path):
     check_metrics(run("ppo", "llava-rlhf", tmp_path / "ppo", twin, dataset_name=prompts, **settings), 1)
     config = json.loads((tmp_path / "reward" / "reward.json").read_text())
     assert config["facts_position"] == "after"
+
+
+LEARNT = ["A 🐈 cat — on  a chair.", "一只猫。\n\n- two dogs"]
+
+
+@pytest.mark.parametrize("name", ["llava_1_5", "llava_1_6_mistral", "smolvlm"])
+def test_model_says_what_it_learnt_and_stops(name, checkpoint, tmp_path):
+    """Both turns of a conversation: after the first one, LLaVA-1.5's template writes no end."""
+    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": LEARNT[0]}]
+    turns += [{"role": "user", "content": "And now?"}, {"role": "assistant", "content": LEARNT[1]}]
+    rows = write_jsonl(tmp_path, {"images": [], "messages": turns})
+    settings = {"tuning": "full", "max_steps": 40, "learning_rate": 1e-2, "per_device_train_batch_size": 1}
+    run("sft", None, tmp_path / "sft", checkpoint(name), dataset_name=rows, lr_scheduler_type="constant", **settings)
+    prompts = write_jsonl(tmp_path, *({"images": [], "messages": turns[:n]} for n in (1, 3)), name="prompts.jsonl")
+    flags = ["--model_name_or_path", str(tmp_path / "sft" / "model"), "--dataset_name", prompts, "--response_length", "40"]
+    assert main(["generate", *flags, "--output_file", str(tmp_path / "answers.jsonl")]) == 0
+    assert [row["answer"] for row in read_jsonl(tmp_path / "answers.jsonl")] == LEARNT
