@@ -11,6 +11,7 @@ from dataclasses import replace
 from mmrlhf.claims.builder import Action, ClaimBuilder
 from mmrlhf.claims.grammar import ANIMATE_CLASSES, STATIVE_PARTICIPLES
 from mmrlhf.claims.noun_phrases import Phrase
+from mmrlhf.claims.tags import CLAUSE_START_TAGS, PREPOSITION_TAGS
 from mmrlhf.text.words import word_set
 
 NOT_ACTIONS = word_set(
@@ -75,6 +76,10 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
     verb = builder.lexicon.verb_base(word)
     if not state.actors or (verb in NOT_ACTIONS and verb not in PREPOSITIONAL_ACTIONS):
         return
+    words, tags = builder.tokens.words, builder.tokens.tags
+    next_word, next_tag = (words[index + 1], tags[index + 1]) if index + 1 < len(words) else ("", ".")
+    if next_tag in CLAUSE_START_TAGS or (next_tag in PREPOSITION_TAGS and not _takes_preposition(verb, tag, next_word)):
+        return
     # a cup and a dog that *chases* a cat: the dog does
     is_singular = tag == "V" and word[-1] == "s" and word[-2:] != "ss"
     actors = [phrase for phrase in (state.actors[-1:] if is_singular else state.actors) if phrase.referent.name]
@@ -90,14 +95,19 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
         ):
             return
     if actors:
-        words = builder.tokens.words
-        particle = words[index + 1] if index + 1 < len(words) else ""
-        if (verb, particle) in PARTICLE_ACTIONS:
-            verb = f"{verb} {particle}"
+        if (verb, next_word) in PARTICLE_ACTIONS:
+            verb = f"{verb} {next_word}"
         is_hedged = (state.is_hedged and index > state.hedge_index) or (
-            builder.tokens.tags[index - 1] in ("I", "M") and _is_intended(builder, index)
+            tags[index - 1] in ("I", "M") and _is_intended(builder, index)
         )
         state.action = Action(verb, index, actors, is_negated, is_hedged, is_participle=tag == "E")
+
+
+def _takes_preposition(verb: str, tag: str, preposition: str) -> bool:
+    """Return whether an action goes on after a preposition: looks *at*, is ridden *by*."""
+    if tag == "E":
+        return preposition == "by"
+    return preposition in PREPOSITIONAL_ACTIONS.get(verb, ()) or (preposition == "on" and verb in SAME_AS_PLAIN)
 
 
 def _is_intended(builder: ClaimBuilder, index: int) -> bool:

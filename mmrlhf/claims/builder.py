@@ -108,6 +108,8 @@ class ClaimBuilder:
     """The latest subjects joined by `and`, to which `they` can refer."""
     item: Phrase | None = None
     """The item of a list, while its line is read."""
+    counts_one = False
+    """Whether any count is one."""
     skip_until = 0
     """Tokens before this index have been read as the description of an item."""
     _last_singular_is_subject = False
@@ -126,19 +128,21 @@ class ClaimBuilder:
 
         A count of one is left out if it counts one of several: one dog ..., the other dog ...
         """
-        counted_values = {(c.subject, c.value) for _, _, c in self.ranked_claims if c.kind == "count"}
-        partially_counted = {noun for noun, value in counted_values if value != "1"} | self.nouns_with_others
+        claims = [claim for _, _, claim in sorted(self.ranked_claims, key=itemgetter(0, 1))]
+        if self.counts_one:
+            counted = {(c.subject, c.value) for c in claims if c.kind == "count"}
+            partial = {noun for noun, value in counted if value != "1"} | self.nouns_with_others
+            has_other = self._mentions_other()
+            claims = [c for c in claims if not (c.kind == "count" and c.value == "1" and (has_other or c.subject in partial))]
+        return list(dict.fromkeys(claims))
+
+    def _mentions_other(self) -> bool:
+        """Return whether there are others: one dog is black, the *other* is white."""
         words, tags = self.tokens.words, self.tokens.tags
-        has_other = ("other" in words or "one" in words) and any(
+        return any(
             (word == "other" and tags[index + 1 : index + 2] not in (["N"], ["J"])) or (word == "one" and tags[index] == "X")
             for index, word in enumerate(words)
-        )  # one dog is black, the other is white; one is grey
-        ordered_claims = [
-            claim
-            for _, _, claim in sorted(self.ranked_claims, key=itemgetter(0, 1))
-            if not (claim.kind == "count" and claim.value == "1" and (has_other or claim.subject in partially_counted))
-        ]
-        return list(dict.fromkeys(ordered_claims))
+        )
 
     def is_negated_at(self, index: int) -> bool:
         return index < self.state.negated_until
@@ -201,8 +205,10 @@ class ClaimBuilder:
         if self.has_alternatives and not phrase.is_negated and self._is_alternative(phrase):
             is_hedged = phrase.is_alternative = True
         self._add_claim("object", phrase, phrase.head, phrase.end, negated=phrase.is_negated, hedged=is_hedged)
-        if phrase.count == 1 and phrase.is_negated:
-            phrase.count = None  # not a single *dog*
+        if phrase.count == 1:
+            self.counts_one = True
+            if phrase.is_negated:
+                phrase.count = None  # not a single *dog*
         if (
             phrase.count is not None
             and not (phrase.count == 2 and phrase.noun in PAIRED_NOUNS and words[phrase.count_index] == "pair")
@@ -232,6 +238,7 @@ class ClaimBuilder:
 
     def add_count(self, phrase: Phrase, stop: int) -> None:
         """Add the count of a phrase whose number follows it: dogs: 2."""
+        self.counts_one = self.counts_one or phrase.count == 1
         self._add_claim("count", phrase, phrase.start, stop, value=str(phrase.count), negated=phrase.is_negated, hedged=False)
 
     def remember_group(self, phrases: list[Phrase]) -> None:

@@ -59,8 +59,7 @@ def tag_text(text: str, lexicon: Lexicon) -> Tokens:
         elif possible_tags != "V":
             tag = choose_tag(tokens, i, possible_tags, previous_tag, next_tags, phrase_start)
         if tag in NOUN_PHRASE_TAGS:
-            begins_phrase = tag in DETERMINER_TAGS or phrase_start < 0 or (tag == "#" and previous_tag not in ("D", "J"))
-            if begins_phrase:
+            if phrase_start < 0 or tag in DETERMINER_TAGS or (tag == "#" and previous_tag not in ("D", "J")):
                 phrase_start = i
         elif tag not in PHRASE_FILLER_TAGS:
             phrase_start = -1

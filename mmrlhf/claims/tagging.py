@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import compress, pairwise
+from itertools import compress
 from typing import Any
 
 from mmrlhf.claims.grammar import (
@@ -210,15 +210,18 @@ def _line_break_tag(text: str, position: int) -> str:
     return "."
 
 
+FIRST_WORDS_OF_TERMS = frozenset(first for first, _ in MULTIWORD_TERMS_BY_PREFIX)
+
+
 def _merge_multiword_terms(tokens: Tokens) -> None:
     """Merge terms of several words, such as `in front of`, into one token each."""
     words = tokens.words
     merged_indices: list[int] = []
     last_index = -1
-    for i, first_words in [(i, pair) for i, pair in enumerate(pairwise(words)) if pair in MULTIWORD_TERMS_BY_PREFIX]:
-        if i <= last_index:
+    for i in [i for i, word in enumerate(words) if word in FIRST_WORDS_OF_TERMS]:
+        if i <= last_index or i + 1 == len(words):
             continue
-        for phrase in MULTIWORD_TERMS_BY_PREFIX[first_words]:
+        for phrase in MULTIWORD_TERMS_BY_PREFIX.get((words[i], words[i + 1]), ()):
             if words[i : i + len(phrase)] == phrase:
                 tag, term = MULTIWORD_TERMS[" ".join(phrase)]
                 # closer *to the left of*: not a relation
