@@ -4,6 +4,7 @@
 """
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import YES_NO_QUESTION, yes_no_head
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Claim, InputError, Message
+from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import AnswerClaims
 from mmrlhf.verifiers.vlm import IMAGE_PROMPT, IMAGE_REPLY, VLMVerifier
@@ -184,6 +186,24 @@ def test_characters_belong_to_the_tokens_that_complete_them(family, vlm, answer)
             t for t, (start, end) in enumerate(whole["offset_mapping"][num_before:]) if start <= starts_at + position < end
         ]
         assert token_of_char[position] == max(covering), (position, text[position])
+
+
+def test_rewards_of_claims_land_on_their_last_tokens(family, vlm):
+    claims = ["a 🐈 cat", "一只狗", "two  cups"]
+    text = f"There is {claims[0]}.\n\n{claims[1]}，and {claims[2]} on it."
+    ids = vlm.answer_token_ids((Message("user", QUESTION),), text, 0)
+    assert vlm.decode(ids) == text
+    ends = [text.index(claim) + len(claim) for claim in claims]
+    spans = [(end - len(claim), end, reward) for claim, end, reward in zip(claims, ends, (-1.0, 2.0, -3.0), strict=True)]
+    completions = SimpleNamespace(
+        token_ids_NT=ids[None], mask_NT=torch.ones_like(ids)[None], logps_NT=torch.zeros(1, len(ids)), texts=[text]
+    )
+    (rewards,) = span_rewards(vlm, completions, [SimpleNamespace(spans={"claims": spans})])
+    rewarded = rewards.nonzero()[:, 0].tolist()
+    assert rewards[rewarded].tolist() == [-1.0, 2.0, -3.0]
+    for token, end in zip(rewarded, ends, strict=True):
+        before, after = (vlm.decode(ids[:n]).rstrip("\N{REPLACEMENT CHARACTER}") for n in (token, token + 1))
+        assert len(before) < end <= len(after)
 
 
 # ---- numbers -------------------------------------------------------------------------------------
