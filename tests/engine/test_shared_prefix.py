@@ -79,7 +79,7 @@ def test_shared_prefix_falls_back_when_logps_differ(vlm, examples, monkeypatch, 
     expected = sample_completions(vlm, prompts_from_examples(vlm, questions), 1, GREEDY).texts
     assert answers_in_batches(vlm, questions, GREEDY) == expected
     assert vlm.engine.share_prefix_across_prompts == "off"
-    assert "prefills every question with its image" in capsys.readouterr().out
+    assert "each runs with its image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("family", FAMILIES)
