@@ -103,7 +103,7 @@ class Chair(Benchmark):
         if image is None or image in task.examples:
             return image
         number = re.search(r"(\d+)(?:\.\w+)?$", image)
-        return str(int(number[1])) if number else image
+        return number[1].lstrip("0") or "0" if number else image
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
         """Compare the objects of the first answer and the image, by the script's rules and ours."""
@@ -146,7 +146,7 @@ def _read_object_map(path: Path) -> dict[str, ImageInfo]:
     object_of = coco_objects.object_by_synonym()
     images: dict[str, ImageInfo] = {}
     for id_, objects in objects_by_image.items():
-        name = f"COCO_val2014_{int(id_):012d}.jpg" if id_.isdecimal() else id_
+        name = f"COCO_val2014_{id_.zfill(12)}.jpg" if id_.isdecimal() else id_
         images[str(id_)] = name, [object_of.get(word.lower(), word) for word in objects], []
     return images
 

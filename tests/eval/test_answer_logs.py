@@ -442,3 +442,10 @@ def test_maps_of_id_to_answer_are_read(score, tmp_path):
 def test_questions_in_place_of_answers_are_refused(score, pope):
     with pytest.raises(InputError, match="holds the questions in place of answers"):
         score("pope", pope / "coco_pope_random.json", pope / "coco_pope_random.json")
+
+
+def test_image_numbers_of_any_length_are_names(score, tmp_path):
+    data = tmp_path / "gt.json"
+    data.write_text(json.dumps({"9" * 4400: ["dog"], "7": ["dog"]}))
+    result = score("chair", [{"image_id": "COCO_val2014_000000000007.jpg", "caption": "A dog."}], data, {"lineage": "portable"})
+    assert result["n"] == 1 and metric_value(result, "chair_s") == 0
