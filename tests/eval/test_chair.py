@@ -246,3 +246,14 @@ def test_chair_refuses_unknown_lineage(tmp_path, capsys):
     paths = ["--answers", str(tmp_path), "--data", str(tmp_path / "there.json"), "--out", str(tmp_path / "o")]
     assert main(["eval", "chair", *paths]) == 2
     assert "must map image ids to lists of objects" in capsys.readouterr().err
+
+
+def test_chair_takes_ids_of_any_length(tmp_path):
+    """Python refuses to convert thousands of digits to a number."""
+    image_id = "9" * 4400
+    (tmp_path / "objects.json").write_text(json.dumps({image_id: ["dog"]}))
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"image_id": image_id, "caption": "A dog and a cat."}) + "\n")
+    arguments = ["--answers", str(tmp_path / "answers.jsonl"), "--data", str(tmp_path / "objects.json"), "--lineage", "portable"]
+    assert main(["eval", "chair", *arguments, "--out", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["metrics"]["robust"]["chair_i"]["value"] == 50  # the cat
