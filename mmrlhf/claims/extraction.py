@@ -255,7 +255,12 @@ def _clause_start(tags: list[str], begin: int, index: int) -> int:
 
 def _is_imperative(tokens: Tokens, index: int, end: int) -> bool:
     """Return whether a verb without a subject advises something: *add* a lamp."""
-    if tokens.words[index] not in ADVICE_VERBS or index + 1 >= end:
+    if index + 1 >= end:
+        return False
+    # Make *sure* to hang a mirror here.
+    if tokens.words[index] in ("make", "be") and tokens.words[index + 1] == "sure":
+        return True
+    if tokens.words[index] not in ADVICE_VERBS:
         return False
     return tokens.tags[index + 1] in ("D", "#", "G", "Q", "W") or tokens.words[index] in (
         "consider", "ensure", "avoid", "remember", "keep",

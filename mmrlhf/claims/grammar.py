@@ -214,7 +214,7 @@ ADVICE_VERBS = word_set(
 ADVICE_HEADINGS = word_set("tip tips advice suggestion suggestions recommendation recommendations note warning reminder")
 """Words before a colon and advice: *tip*: wear a helmet."""
 ADVISING_MODALS = word_set("could can might may should would must")
-ADVICE_MARKERS = ADVICE_VERBS | ADVICE_HEADINGS | word_set("you should must recommend suggest advise")
+ADVICE_MARKERS = ADVICE_VERBS | ADVICE_HEADINGS | word_set("you should must recommend suggest advise sure")
 """A text without one of these gives no advice."""
 TRACE_NOUNS = word_set("sign trace")
 """Nouns that name no object when negated: no *sign* of a dog."""

@@ -35,7 +35,8 @@ BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3
 ABBREVIATIONS = r"(?!(?:TV|LED|LCD|CD|DVD|SUV|BBQ|PC|ATM|RV|USB|AC|BMX|UFO|VR|US|USA|UK|II|III|IV|A|I)\b)"
 """Words in capitals that are ordinary words."""
 CAPITALS = re.compile(
-    rf"\b{ABBREVIATIONS}[A-Z][A-Z'’&.!-]{{1,30}}(?:[ ,:/&-]{{1,3}}{ABBREVIATIONS}[A-Z0-9][A-Z0-9'’&.!-]{{0,30}}){{1,12}}(?![a-z])"
+    rf"\b[A-Z]{{2,30}}(?= (?:is|are) (?:written|printed|painted))"
+    rf"|\b{ABBREVIATIONS}[A-Z][A-Z'’&.!-]{{1,30}}(?:[ ,:/&-]{{1,3}}{ABBREVIATIONS}[A-Z0-9][A-Z0-9'’&.!-]{{0,30}}){{1,12}}(?![a-z])"
 )
 """At least two words in capitals, mostly the text of a sign: HOME OFFICE CELL."""
 SENTENCE_IN_CAPITALS = re.compile(r"\b(?:A|AN|THE|IS|ARE|THERE)\b")

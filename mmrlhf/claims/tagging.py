@@ -89,7 +89,14 @@ def _analyze_token(surface: str, lexicon: Lexicon) -> Entry:
         if lower in PERSON_PRONOUNS:
             return lower, "N", "person", False, 0
         word = lexicon.analyze(lower)
-        is_name = first_char.isupper() and word.tags == "U" and surface[1:].islower()
+        is_name = (
+            first_char.isupper()
+            and (
+                (word.tags == "U" and surface[1:].islower())
+                # Coca-Cola
+                or ("-" in surface and lower not in lexicon.dictionary and all(part[:1].isupper() for part in surface.split("-")))
+            )
+        )
         return lower, "u" if is_name else word.tags, word.noun, word.is_plural, word.attribute_rank
     tag = {"\n": "\n", ".": ".", "!": ".", "?": ".", ":": ":", ";": ":"}.get(first_char, ",")
     return lower, tag, lower, False, 0
