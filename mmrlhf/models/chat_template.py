@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -74,9 +74,8 @@ def apply_chat_template(
     generation_prompt: bool,
     name: str,
     where: str | None = None,
-    variables: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a conversation in a processor's chat template, with further `variables` if any.
+    """Write a conversation in a processor's chat template.
 
     Images have their places in the messages; those without one go before the first user text.
     A turn that the template would write as code is given as plain text (Llama 3.2's takes parts for
@@ -90,7 +89,7 @@ def apply_chat_template(
         template = processor.chat_template
         environment, compiled = _compile(template.get("default") if isinstance(template, dict) else template)
         settings = {"tools": None, "documents": None, "add_generation_prompt": generation_prompt}
-        settings |= processor.tokenizer.special_tokens_map | dict(variables or {})
+        settings |= processor.tokenizer.special_tokens_map
         text = environment.render_bounded(compiled, messages=turns, **settings)
         written_as_code = [str(turn["content"]) in text for turn in turns]
         if any(written_as_code) and not all(written_as_code):

@@ -23,6 +23,8 @@ from mmrlhf.records import InputError, Message
 
 ANCHORS = ("\n", "a", ":")
 """Texts that a tokenizer does not merge with what follows: one of them fits every text."""
+NO_THINKING = "{% set enable_thinking = false %}"
+"""Turns thoughts off at the beginning of a chat template that knows them."""
 PROBE_ANSWERS = ("A cat.", "Yes", "No", "The", "a", "1")
 """Beginnings of answers that a model must tell apart from its generation prompt."""
 
@@ -69,8 +71,6 @@ class ChatText:
             raise InputError(f"{name}: no token ends an answer: set eos_token in its tokenizer_config.json")
         self.control_tokens = ControlTokens(processor, eos_texts)
         self._end_pattern = re.compile(r"\s*(?:" + "|".join(map(re.escape, sorted(eos_texts, key=len, reverse=True))) + ")")
-        self._variables: dict[str, Any] = {}
-        """What the template is given besides the conversation."""
         self._moves_images = self._trims_prompt = False
         """Whether white space at the end of the generation prompt goes to the answer, because the
         tokenizer would merge the two."""
@@ -98,7 +98,6 @@ class ChatText:
             generation_prompt=generation_prompt,
             name=self.name,
             where=where,
-            variables=self._variables,
         )
         if self._moves_images and any(position for m in messages for position in m.image_positions):
             print(f"note: the chat template of {self.name} shows a turn's images before its text, wherever they stand in it")
@@ -108,17 +107,21 @@ class ChatText:
     def _learn_template(self) -> None:
         """Learn how the template writes an answer: without a thought, if it may begin with one.
 
-        Raises InputError as the class says.
+        Templates of models that think (Qwen3.5) open a thought in the generation prompt and write
+        answers behind an empty one, unless this is off. It is then off in the processor's template,
+        and so in every model that is written. Raises InputError as the class says.
         """
+        template = self.processor.chat_template
         try:
             self._probe()
         except InputError as refusal:
-            # Templates of models that think open a thought in the generation prompt, and write
-            # answers behind an empty one, unless this is off (Qwen3.5).
-            self._variables = {"enable_thinking": False}
+            if not isinstance(template, str) or "enable_thinking" not in template:
+                raise
+            self.processor.chat_template = NO_THINKING + template
             try:
                 self._probe()
             except InputError:
+                self.processor.chat_template = template
                 raise refusal from None
             print(
                 f"note: {self.name} learns and gives answers without thinking first (enable_thinking is off in its chat template)"

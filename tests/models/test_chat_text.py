@@ -99,6 +99,8 @@ def test_template_that_opens_a_thought_is_used_without_one(capsys):
     assert "without thinking first" in capsys.readouterr().out
     assert chat.render([QUESTION], 0, generation_prompt=True).endswith("ASSISTANT: <think>\n\n</think>\n\n")
     assert chat.decode(chat.answer_token_ids([QUESTION], "A cat.", 0)) == "A cat."
+    assert ChatText(chat.processor, "SAVED", chat.eos).render([QUESTION], 0, generation_prompt=True).endswith("</think>\n\n")
+    assert not capsys.readouterr().out
     with pytest.raises(InputError, match="writes '</think>' between its generation prompt and an answer"):
         make_chat("bytes", template.replace("enable_thinking", "other"))
 

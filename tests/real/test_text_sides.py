@@ -15,6 +15,7 @@ from mmrlhf.engine.sampling import SamplingParams, sample
 from mmrlhf.engine.scoring import hidden_states
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import YES_NO_QUESTION, yes_no_head
+from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Claim, InputError, Message
 from mmrlhf.rewards.credit import span_rewards
@@ -125,6 +126,18 @@ def test_loss_is_on_all_assistant_turns_and_their_ends(family, vlm):
         num_turns = 2 * round(continuation.is_learnt.diff().eq(1).sum().item() + float(continuation.is_learnt[0])) + stop - 1
         text = answer_text(family, render(vlm.processor, turns[: num_turns - 1], generation_prompt=True), turns[num_turns - 1][1])
         assert read == one_pass(vlm, text, (IMAGE,))["input_ids"][0].tolist()
+
+
+IMAGE_SIZES = [[(60, 60)], [(640, 427)], [(500, 1200)], [(1500, 300)], [(64, 64), (900, 700)]]
+
+
+def test_lengths_of_prompts_are_known_from_image_sizes(family, vlm):
+    lengths = PromptLengths(vlm)
+    for sizes in IMAGE_SIZES[: -1 if family in NO_TEXT_ONLY else None]:
+        images = tuple(random_image(*size, seed) for seed, size in enumerate(sizes))
+        text = render(vlm.processor, [("user", [*[None] * len(images), QUESTION])], generation_prompt=True)
+        expected = one_pass(vlm, text, images)["input_ids"].shape[1]
+        assert lengths.count((Message("user", QUESTION),), images) == expected, sizes
 
 
 def test_images_between_texts_keep_their_places(family, vlm):
