@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _CONFIGS = ("EvalConfig", "GenerateConfig", "PPOConfig", "RewardConfig", "SFTConfig", "ScoreConfig")
 _RECORDS = ("Claim", "Comparison", "Example", "Fact", "ImageSource", "InputError", "Message", "Preference", "Verdict")
