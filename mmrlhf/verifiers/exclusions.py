@@ -67,7 +67,7 @@ ONE_AT_A_TIME = word_set("ride drive")
 """Actions that one subject does to one thing at a time: who rides a horse rides no bicycle."""
 HYPERNYM_CLASSES = word_set("person bird cat dog horse sheep cow bear")
 """COCO classes that include all their synonyms: without a dog there is no puppy."""
-WHOLE_PLACES = word_set("room kitchen bathroom bedroom living-room scene street park classroom office garden yard") | {
-    "living room"
-}
+WHOLE_PLACES = word_set(
+    "room kitchen bathroom bedroom living-room scene street road park beach field classroom office garden yard"
+) | {"living room"}
 """Places that mostly are the whole image: what is not in them is not there."""

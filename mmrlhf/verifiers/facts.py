@@ -91,7 +91,7 @@ def _is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) 
             other.negated and other.kind in ("relation", "action", "attribute") and claim.subject in (other.subject, other.target)
         )
         is_same_phrase = other.span[0] <= claim.span[0] and claim.span[1] <= other.span[1]
-        is_whole_place = other.kind == "relation" and other.relation == "in" and other.target in WHOLE_PLACES
+        is_whole_place = other.kind == "relation" and other.relation in ("in", "on", "at") and other.target in WHOLE_PLACES
         if restricts and is_same_phrase and not is_whole_place:
             return True
     return False

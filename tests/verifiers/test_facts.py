@@ -62,6 +62,17 @@ def test_verify_against_facts_negated_claims_flip_the_verdict():
     assert verdict_values("The dog is not brown.", ("attribute", "white dog"))["dog=brown"] == "supported"
 
 
+def test_verify_against_facts_partial_denials_do_not_deny_the_object():
+    assert verdict_values("There are no people inside the cafe.", ("object", "man"))["person"] == "unknown"
+    assert verdict_values("The boy is not wearing shoes.", ("object", "shoes"))["shoe"] == "unknown"
+    # What is not in the room is not in the image; nor is what nothing restricts.
+    assert verdict_values("There is no sofa in the room.", ("object", "sofa"))["couch"] == "contradicted"
+    assert verdict_values("There is no sofa.", ("object", "sofa"))["couch"] == "contradicted"
+    # The answer itself names somebody.
+    verdicts = verify_against_facts(extract_claims("A man stands here. Nobody is smiling."), [Fact("object", "man")])
+    assert [v.value for v in verdicts if v.claim.negated] == ["unknown"]
+
+
 def test_verify_against_facts_hedged_claims_are_judged_as_stated():
     assert verdict_values("There may be a cat.", ("absent", "cat")) == {"cat": "contradicted"}
     assert verdict_values("There may be a cat.", ("object", "cat")) == {"cat": "supported"}
