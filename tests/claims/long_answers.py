@@ -1,6 +1,6 @@
 """Score the claim reader on long answers.
 
-    python -m tests.claims.long_answers [--errors]
+    python -m tests.claims.long_answers [FILE] [--errors]
 
 `long_answers.jsonl` has 66 answers in the manners of LLaVA-1.5 (paragraphs), Qwen-VL (Markdown
 lists and tables) and GPT (hedges, inferences, advice). Pictures, answers, labels and facts were
@@ -8,9 +8,12 @@ invented for it by somebody who had not read `mmrlhf/claims/`, and committed bef
 ran on them. All are held out: a rule that is changed because of one of them makes the figures of
 that day the last honest ones, so print the errors (`--errors`) only after writing down the figures.
 
+`long_answers_2.jsonl` has 36 more, of other pictures and in other words, invented and committed in
+the same way after the reader was mended on the errors of the first file.
+
 A row has `text`, `claims` (what the answer says), `false` and `unknown` (those of `claims` that are
 not true of the picture, or that the facts leave open), and `facts`, in the fields of a facts file,
-with actions as captions. One claim in nine is false.
+with actions as captions. One claim in nine is false, in the second file one in ten.
 
 **Marks.** `dog` object, `dog=brown` attribute, `dog#2` count, `dog>on>sofa` relation,
 `man:ride>horse` action. In front: `!` negated, `?` hedged, `~` optional: readings that are right
@@ -296,13 +299,14 @@ def main() -> None:
     """Print the figures of all answers and of each style, and the errors if asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--errors", action="store_true", help="print every error; the answers are no longer held out then")
-    print_errors = parser.parse_args().errors
-    answers, lexicon = read_answers(), load_lexicon()
+    parser.add_argument("file", nargs="?", type=Path, default=FILE, help="labelled answers (default: long_answers.jsonl)")
+    args = parser.parse_args()
+    answers, lexicon = read_answers(args.file), load_lexicon()
     scores = score(answers, lexicon)
     print(f"All {len(answers)} answers\n\n{markdown(scores)}")
     for style in dict.fromkeys(answer.style for answer in answers):
         print(f"\n{style}\n\n{markdown(score([a for a in answers if a.style == style], lexicon))}")
-    if print_errors:
+    if args.errors:
         print("\n".join(["", *scores.wrongly_contradicted, *scores.errors]))
 
 

@@ -8,11 +8,22 @@ from mmrlhf.claims import load_lexicon
 from mmrlhf.records import Claim
 from mmrlhf.text.plurals import pluralize
 from mmrlhf.text.words import NUMBER_WORDS
-from tests.claims.long_answers import KINDS, markdown, parse_answer, parse_label, read_answers, score, verb_stem
+from tests.claims.long_answers import FILE, KINDS, markdown, parse_answer, parse_label, read_answers, score, verb_stem
 
 ANSWERS = read_answers()
+LATER_ANSWERS = read_answers(FILE.with_name("long_answers_2.jsonl"))
 PERSON_WORDS = ("nobody", "no one", "someone", "people")
-NUMBER_NAMES = {1: ("single", "pair"), 2: ("couple", "pair", "both"), 12: ("dozen",), 50: ("fifty",)}
+NUMBER_NAMES = {
+    1: ("single", "pair"),
+    2: ("couple", "pair", "both", "twin"),
+    6: ("half a dozen",),
+    12: ("dozen",),
+    20: ("twenty",),
+    30: ("thirty",),
+    40: ("forty",),
+    50: ("fifty",),
+    60: ("sixty",),
+}
 ROW = {
     "id": "row",
     "style": "gpt",
@@ -35,22 +46,27 @@ def names_number(number, text):
     return any(re.search(rf"\b{word}\b", text, re.I) for word in words)
 
 
-def test_there_are_66_answers_of_60_to_180_words_in_three_styles():
-    assert len({answer.id for answer in ANSWERS}) == len(ANSWERS) == 66
-    assert [sum(a.style == style for a in ANSWERS) for style in ("llava-1.5", "qwen-vl", "gpt")] == [22, 22, 22]
-    for answer in ANSWERS:
+@pytest.mark.parametrize(("answers", "num_per_style"), [(ANSWERS, 22), (LATER_ANSWERS, 12)])
+def test_answers_have_60_to_180_words_and_three_styles_in_equal_parts(answers, num_per_style):
+    assert [sum(a.style == style for a in answers) for style in ("llava-1.5", "qwen-vl", "gpt")] == [num_per_style] * 3
+    for answer in answers:
         assert 60 <= len(re.findall(r"\w[\w'’-]*", answer.text)) <= 180, answer.id
 
 
-def test_there_are_claims_of_every_kind_and_a_tenth_is_false():
-    required = [label for answer in ANSWERS for label in answer.labels if not label.optional]
+def test_no_two_answers_share_an_id():
+    assert len({answer.id for answer in ANSWERS + LATER_ANSWERS}) == len(ANSWERS) + len(LATER_ANSWERS)
+
+
+@pytest.mark.parametrize(("answers", "num_per_kind", "num_negated"), [(ANSWERS, 90, 60), (LATER_ANSWERS, 50, 40)])
+def test_there_are_claims_of_every_kind_and_a_tenth_is_false(answers, num_per_kind, num_negated):
+    required = [label for answer in answers for label in answer.labels if not label.optional]
     for kind in KINDS:
-        assert sum(label.kind == kind for label in required) >= 90, kind
-    assert sum(label.negated for label in required) >= 60
+        assert sum(label.kind == kind for label in required) >= num_per_kind, kind
+    assert sum(label.negated for label in required) >= num_negated
     assert 0.08 < sum(label.is_true is False for label in required) / len(required) < 0.15
 
 
-@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer.id)
+@pytest.mark.parametrize("answer", ANSWERS + LATER_ANSWERS, ids=lambda answer: answer.id)
 def test_labels_are_distinct_and_their_words_are_in_the_answer(answer):
     lexicon = load_lexicon()
     seen = {}
@@ -69,7 +85,7 @@ def test_labels_are_distinct_and_their_words_are_in_the_answer(answer):
 
 
 def test_no_object_is_both_a_fact_and_absent():
-    for answer in ANSWERS:
+    for answer in ANSWERS + LATER_ANSWERS:
         present = {fact.text for fact in answer.facts if fact.kind == "object"}
         assert present.isdisjoint(fact.text for fact in answer.facts if fact.kind == "absent"), answer.id
 
