@@ -321,7 +321,9 @@ class ClaimBuilder:
             if stop - start > MAX_RELATION_TOKENS:
                 start = min(index, target.head)
             # He does not notice the dog behind him: the verb denies nothing about its object.
-            is_given_object = phrase.is_definite and 0 <= state.verb_index < phrase.start
+            is_given_object = phrase.is_definite and (
+                0 <= state.verb_index < phrase.start or all(phrase is not subject for subject in state.subjects)
+            )
             negated = phrase.is_negated or (self.is_negated_at(index) and not is_given_object)
             hedged = (state.is_hedged and (index > state.hedge_index or phrase.start > state.hedge_index)) or (
                 target.is_alternative or phrase.is_alternative

@@ -130,6 +130,7 @@ def process_participle(
         previous_tag == "N"
         and state.conjunct_role in ("with", "target", "object")
         and state.subjects
+        and not state.subjects[0].is_negated
         and state.conjuncts
         and (word in ANIMATE_ACTIONS or (tag == "G" and _is_worn(state.conjuncts[-1])))
         and builder.is_animate(state.subjects[0])

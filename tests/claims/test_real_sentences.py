@@ -47,6 +47,7 @@ DENIALS = {
     "A sink without a faucet, an old fridge and a lamp.": {"sink", "!faucet", "refrigerator", "refrigerator=old", "lamp"},
     "It is sunny, and none of the people wear hats.": {"person", "!hat"},
     "Nobody is throwing a coin.": {"!person"},
+    "No one rides the bicycle leaning against the wall.": {"!person", "bicycle", "bicycle>against>wall", "wall"},
     "What I don't see: a dog, any cars, or other boats.": {"!dog", "!car"},
     "Not many people are on the beach.": {"person", "person>on>beach", "beach"},
 }  # fmt: skip
