@@ -9,12 +9,15 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)
 	$(BIN)/mmrlhf demo
 
+# A process per core with one thread each: tiny models gain nothing from more threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Published tokenizers and chat templates, fetched once into the user's cache folder.
 test-real: $(INSTALLED)
-	$(BIN)/python -m pytest -m real tests/real
+	$(PYTEST) -m real tests/real
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
