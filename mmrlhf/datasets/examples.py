@@ -21,6 +21,7 @@ from mmrlhf.datasets.other_trainers import (
     parse_swift_answered,
     parse_swift_pair,
     unpack_instruction,
+    with_context,
 )
 from mmrlhf.datasets.preferences import (
     PAIR_FIELDS,
@@ -51,6 +52,9 @@ def parse_example(row: Row, context: RowContext, require_answer: bool) -> Exampl
             row.fail("the row compares answers and has no SFT target: `mmrlhf data convert --to sft` takes the chosen answers")
         reason = "prompts for ppo have no SFT target: " if is_ppo_prompt(row) else ""
         row.fail(f"the row has no answer: {reason}add `completion`, or end the conversation with the assistant's turn")
+    if answer is not None and row.fields.get("label") is False:
+        row.fail("`label` is false, so the answer is one to avoid (KTO): drop the row, or make it a preference")
+    turns = with_context(row, turns)
     has_answer_field = any(field in row.fields for field in ("completion", "messages", "conversations", "query"))
     used_fields = EXAMPLE_FIELDS if has_answer_field else EXAMPLE_FIELDS | {"answer"}
     return Example(parse_id(row), images, build_prompt(row, turns, len(images)), answer, facts, unused_fields(row, used_fields))
@@ -72,7 +76,7 @@ def _parse_trl(row: Row) -> tuple[list[Turn], str | None]:
     turns = parse_prompt(row, name) if name != "messages" else parse_any_conversation(row)
     if name == "messages":
         return _split_last_answer(row, turns, name)
-    for answer in ("completion", "answer"):
+    for answer in ("completion", "answer", "response"):
         if answer in row.fields:
             return turns, parse_answer(row, answer)
     return turns, None
@@ -129,4 +133,4 @@ def detect_format(row: Row) -> str:
         return "TRL messages"
     if has_field("query") and not has_field("prompt"):
         return "ms-swift queries"
-    return "TRL prompts with answers" if has_field("completion") or has_field("answer") else "TRL prompts"
+    return "TRL prompts with answers" if any(map(has_field, ("completion", "answer", "response"))) else "TRL prompts"

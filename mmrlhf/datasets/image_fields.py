@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from mmrlhf.datasets.conversations import IMAGE_PARTS
 from mmrlhf.facts import facts_for_image, parse_typed_facts
@@ -49,6 +50,8 @@ def parse_images(row: Row, context: RowContext) -> tuple[ImageSource, ...]:
 PATH_FIELDS = ("image_path", "img_path", "file_name")
 """Fields of RLHF-V, VLFeedback and imagefolder's metadata.jsonl with the image or, next to `image`,
 a note on its origin."""
+OTHER_MEDIA = ("video", "videos", "audio", "audios")
+"""Fields of what is not supported; a row may have them besides images."""
 CONVERSATION_FIELDS = ("messages", "prompt", "chosen")
 """Fields with turns whose parts may hold images; the first of them that a row has."""
 
@@ -57,14 +60,15 @@ def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
     if "images" in row.fields and "image" in row.fields:
         row.fail("both `images` and `image` are given: keep one")
     names = [name for name in ("images", "image", *PATH_FIELDS) if name in row.fields]
-    part_images = list(_part_images(row))
+    media = next((name for name in OTHER_MEDIA if row.fields.get(name)), None)
+    if media is not None and not any(row.fields[name] for name in names):
+        row.fail(f"`{media}` is given and no image: only images are supported, so drop the row")
+    part_images = list(_part_images(row, is_only_source=not names))
     if part_images:
         yield from _chosen_source(row, names, part_images)
         return
     if not names and ("conversations" in row.fields or _is_null(row)):
         return  # LLaVA's text-only rows have no image field, those of tables a null
-    if not names and "video" in row.fields:
-        row.fail("`video` is given and no image: only images are supported, so drop the row")
     field_name = names[0] if names else row.require_any("images", "image", hint="add it, `[]` for a row without images")
     value = row.fields[field_name]
     if field_name == "images" and not isinstance(value, list):
@@ -81,17 +85,23 @@ def _is_null(row: Row) -> bool:
     return bool({"image", "images"} & row.null_fields) and not typos
 
 
-def _part_images(row: Row) -> Iterator[tuple[str, Any]]:
-    """Yield the images that stand inside the parts of turns, such as {type: image, image: PATH}."""
+def _part_images(row: Row, *, is_only_source: bool) -> Iterator[tuple[str, Any]]:
+    """Yield the images that stand inside the parts of turns, such as {type: image, image: PATH}.
+
+    Raises InputError if a part does not hold its image, and `is_only_source`.
+    """
     field_name = next((name for name in CONVERSATION_FIELDS if isinstance(row.fields.get(name), list)), None)
     for turn_number, turn in enumerate(row.fields[field_name] if field_name is not None else [], 1):
         content = turn.get("content") if isinstance(turn, dict) else None
         for part_number, part in enumerate(content if isinstance(content, list) else [], 1):
             part_type = part.get("type") if isinstance(part, dict) else None
-            key = next((key for key in IMAGE_PARTS.get(str(part_type), ()) if key in part), None)
+            keys = IMAGE_PARTS.get(str(part_type), ())
+            key = next((key for key in keys if key in part), None)
+            name = f"{field_name}[{turn_number}].content[{part_number}]"
             if key is not None:
-                name = f"{field_name}[{turn_number}].content[{part_number}].{key}"
-                yield name, {key: part[key]} if key in ("base64", "bytes") else _without_url(part[key])
+                yield f"{name}.{key}", {key: part[key]} if key in ("base64", "bytes") else _without_url(part[key])
+            elif keys and is_only_source:
+                row.fail(f"`{name}` does not hold its image: add `{keys[0]}` to it, or give the images as `images`")
 
 
 def _without_url(value: Any) -> Any:
@@ -99,11 +109,20 @@ def _without_url(value: Any) -> Any:
     return value["url"] if isinstance(value, dict) and isinstance(value.get("url"), str) else value
 
 
+def _without_file_scheme(path: str) -> str:
+    """Return the path of a file:// URL, as Qwen's rows name images, or the value itself."""
+    return unquote(path.removeprefix("file://")) if path.startswith("file://") else path
+
+
 def _chosen_source(row: Row, names: list[str], part_images: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Return the images in parts. Raises InputError if a field has others."""
     for name in names:
         value = row.fields[name]
-        if name not in PATH_FIELDS and (value if isinstance(value, list) else [value]) != [image for _, image in part_images]:
+        if (
+            name not in PATH_FIELDS
+            and value not in ([], [None])
+            and (value if isinstance(value, list) else [value]) != [image for _, image in part_images]
+        ):
             row.fail(f"`{name}` and `{part_images[0][0]}` give different images: keep one of them")
     return part_images
 
@@ -131,6 +150,7 @@ def _parse_image(row: Row, value: Any, name: str, context: RowContext) -> ImageS
     path = _path_value(value)
     if path is None:
         row.fail(f"`{name}` must be a path or an object with bytes, not {preview(value)}")
+    path = _without_file_scheme(path)
     if "://" in path:
         row.fail(f"`{name}` is a URL, {preview(path)}: download the image and give its path")
     if image_folder is None:

@@ -2,7 +2,8 @@
 
 LLaMA-Factory   conversations (or messages) up to the question; chosen and rejected as turns
 ms-swift        messages that end with the chosen answer; rejected_response as text, or
-                rejected_messages as a second conversation; or query, response, history
+                rejected_messages as a second conversation; or query and response
+Both            a prompt that is text may follow `history`, and every prompt `system`
 """
 
 from __future__ import annotations
@@ -58,20 +59,33 @@ def parse_factory_pair(row: Row) -> tuple[list[Turn], str, str]:
 
 
 def parse_any_conversation(row: Row) -> list[Turn]:
-    """Parse `conversations` or `messages`, after `system` if it is given. Raises InputError."""
+    """Parse `conversations` or `messages`. Raises InputError."""
     if "conversations" in row.fields:
-        turns = parse_llava_conversation(row)
-    else:
-        turns = parse_turns(row, row.require("messages"), "messages")
-    return with_system(row, turns)
+        return parse_llava_conversation(row)
+    return parse_turns(row, row.require("messages"), "messages")
 
 
-def with_system(row: Row, turns: list[Turn]) -> list[Turn]:
-    """Put a row's `system` text before turns that have no system turn. Raises InputError."""
+def with_context(row: Row, turns: list[Turn]) -> list[Turn]:
+    """Put a row's `system` text and its `history` of [question, answer] before its turns.
+
+    A conversation has its own history, and may have its own system turn. Raises InputError.
+    """
+    history = [] if "messages" in row.fields or "conversations" in row.fields else _parse_history(row)
     if "system" not in row.fields or (turns[:1] and turns[0].role == "system"):
-        return turns
+        return [*history, *turns]
     system = make_turn(row, "system", row.fields["system"], "system")
-    return [system, *turns] if system.text else turns
+    return [*([system] if system.text else []), *history, *turns]
+
+
+def _parse_history(row: Row) -> list[Turn]:
+    history = row.fields.get("history", [])
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        row.fail("`history` must be a list of [question, answer]")
+    turns: list[Turn] = []
+    for number, (question, answer) in enumerate(history, 1):
+        turns += [make_turn(row, "user", question, f"history[{number}][1]")]
+        turns += [make_turn(row, "assistant", answer, f"history[{number}][2]")]
+    return turns
 
 
 def _parse_answer_turn(row: Row, name: str) -> str:
@@ -111,12 +125,5 @@ def parse_swift_answered(row: Row) -> tuple[list[Turn], str]:
 
 
 def parse_query(row: Row) -> list[Turn]:
-    """Return ms-swift's `query` after its `history` of questions and answers. Raises InputError."""
-    turns: list[Turn] = []
-    history = row.fields.get("history", [])
-    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
-        row.fail("`history` must be a list of [question, answer]")
-    for number, (question, answer) in enumerate(history, 1):
-        turns += [make_turn(row, "user", question, f"history[{number}][1]")]
-        turns += [make_turn(row, "assistant", answer, f"history[{number}][2]")]
-    return with_system(row, [*turns, make_turn(row, "user", row.require("query"), "query")])
+    """Return the turn of ms-swift's `query`. Raises InputError."""
+    return [make_turn(row, "user", row.require("query"), "query")]

@@ -26,6 +26,7 @@ from mmrlhf.datasets.other_trainers import (
     parse_factory_pair,
     parse_swift_pair,
     unpack_instruction,
+    with_context,
 )
 from mmrlhf.files.rows import Row, parse_json, preview, type_name
 from mmrlhf.records import Preference
@@ -52,7 +53,7 @@ def parse_preference(row: Row, context: RowContext) -> Preference:
     source_field = next((name for name in ("source", "origin_dataset", "ds_name") if isinstance(row.fields.get(name), str)), "")
     source = row.require_text(row.fields[source_field], source_field) if source_field else ""
     meta = unused_fields(row, PAIR_FIELDS | RANKING_FIELDS | {source_field})
-    prompt = build_prompt(row, ranked.turns, len(images))
+    prompt = build_prompt(row, with_context(row, ranked.turns), len(images))
     return Preference(
         parse_id(row), images, prompt, ranked.answers, ranked.ranks, ranked.ratings, facts, source, hallucinated, meta
     )  # fmt: skip

@@ -8,7 +8,10 @@ from array import array
 from collections import Counter
 from statistics import fmean
 
+from mmrlhf.files.rows import preview
 from mmrlhf.records import Example, ImageSource, Preference
+
+MAX_FIELDS_NAMED = 8
 
 
 def count_learnt_turns(example: Example) -> int:
@@ -26,6 +29,7 @@ class DatasetSummary:
     row_fingerprints: number of rows with the same prompt, answers and images.
     word_counts: answer lengths in words; in preferences, those of the best (`chosen`) and the worst
         answer (`rejected`), unless the two are tied.
+    unread_fields: number of rows with each field that no part of the record comes from.
     num_learnt: assistant turns that sft learns, in the rows that end with one.
     num_against_ranks: preferences with a rating that contradicts its rank.
     """
@@ -34,6 +38,7 @@ class DatasetSummary:
         self.num_rows = self.num_learnt = self.num_tied = self.num_against_ranks = 0
         self.rows_per_image: Counter[str] = Counter()
         self.row_fingerprints: Counter[bytes] = Counter()
+        self.unread_fields: Counter[str] = Counter()
         self.images_per_row: Counter[int] = Counter()
         self.answers_per_row: Counter[int] = Counter()
         self.hallucinated: Counter[bool | None] = Counter()
@@ -52,6 +57,7 @@ class DatasetSummary:
         self.rows_per_image.update(set(keys))
         self.num_rows += 1
         self.images_per_row[len(keys)] += 1
+        self.unread_fields.update(record.meta.keys())
         self.facts_per_row.append(len(record.facts))
         if isinstance(record, Preference):
             texts = record.answers
@@ -86,6 +92,10 @@ class DatasetSummary:
         if self.num_learnt:
             num_answered = len(self.word_counts["answer"])
             table["answers that sft learns"] = f"{self.num_learnt} in {num_answered} rows (with --train_on last: {num_answered})"
+        if self.unread_fields:
+            names = [preview(name)[1:-1] for name, _ in self.unread_fields.most_common(MAX_FIELDS_NAMED)]
+            more = ", ..." if len(self.unread_fields) > len(names) else ""
+            table["fields that only reward functions see"] = ", ".join(names) + more
         nonzero_counts = [count for count in self.facts_per_row if count]
         if not nonzero_counts:
             return table | {"rows with facts": "none"}

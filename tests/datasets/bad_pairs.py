@@ -157,7 +157,7 @@ IMAGE_CASES = [
     ({"images": ["link.png"]}, r"`images\[1\]` leaves data through a symlink: 'link.png'; if you trust it, give"),
     ({"images": ["up/secret.png"]}, r"`images\[1\]` leaves data through a symlink"),
     ({"images": ["https://example.org/a.png"]}, r"`images\[1\]` is a URL, 'https://.*': download the image and give its path"),
-    ({"images": ["file:///etc/passwd"]}, r"`images\[1\]` is a URL, 'file:///etc/passwd'"),
+    ({"images": ["file:///etc/passwd"]}, r"`images\[1\]` is outside the image folder data: '/etc/passwd'"),
     ({"images": ["broken.png"]}, r"image data/broken.png \(rows.jsonl, line 1, `images\[1\]`\) is truncated or damaged"),
     ({"images": ["rows.jsonl"]}, r"image rows.jsonl \(.*line 1, `images\[1\]`\) is damaged, or not a JPEG"),
     ({"images": ["empty.png"]}, r"image data/empty.png \(.*\) is empty \(0 bytes\): replace the file or drop the row"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmrlhf.datasets import detect_format, read_examples, read_preferences
+from mmrlhf.datasets import detect_format, has_preferences, read_examples, read_preferences
 from mmrlhf.files.rows import Row
 from mmrlhf.records import Message
 from tests.helpers.rows import (
@@ -165,7 +165,7 @@ def test_ids_of_pandas_are_whole_numbers(value, expected, folder):
     assert read_examples(write_jsonl(folder, {"id": value, "images": [], "prompt": "What?"}))[0].id == expected
 
 
-@pytest.mark.parametrize("text", ["\u200b", " \u200b\ufeff ", "\u2060\n"])
+@pytest.mark.parametrize("text", ["\u200b", " \u200b\ufeff ", "\u2060\n", "\u3164", "\u2800 ", "\ufe0f"])
 def test_answers_of_invisible_characters_are_empty(text, folder):
     row = {"images": [], "prompt": "What?", "chosen": "a", "rejected": text}
     assert "`rejected` is empty: fill it in or drop the row" in error_of(read_preferences, write_jsonl(folder, row))
@@ -181,3 +181,59 @@ def test_instructions_and_problems_are_prompts(folder):
     assert (preference.prompt[0].content, preference.chosen, preference.meta) == ("What is it?", "A cup.", {})
     (example,) = read_examples(write_jsonl(folder, {**IMAGE, "problem": "<image>How many?", "answer": "3"}))
     assert (example.prompt[0].content, example.answer) == ("How many?", "3")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "And now?", "completion": "No."},
+        {"instruction": "And now?", "output": "No."},  # Alpaca's
+        {"query": "And now?", "response": "No."},
+        {"question": "And now?", "chosen": "No.", "rejected": "Yes."},
+        {"prompt": "And now?", "answers": ["No.", "Yes."], "ranks": [1, 2]},
+    ],
+)
+def test_every_prompt_that_is_text_follows_its_history_and_system(row, folder):
+    path = write_jsonl(folder, {"images": [], "system": "Be short.", "history": [["Hi.", "Hello."]], **row})
+    read = read_preferences if has_preferences(path) else read_examples
+    assert [(message.role, message.content) for message in read(path)[0].prompt] == [
+        ("system", "Be short."), ("user", "Hi."), ("assistant", "Hello."), ("user", "And now?")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ["completion", "answer", "response"])
+def test_an_answer_labelled_as_one_to_avoid_is_refused(answer, folder):
+    row = {"images": [], "prompt": "What?", answer: "A cat."}
+    assert read_examples(write_jsonl(folder, {**row, "label": True}))[0].answer == "A cat."
+    assert "the answer is one to avoid (KTO)" in error_of(read_examples, write_jsonl(folder, {**row, "label": False}))
+
+
+@pytest.mark.parametrize("url", ["file://a.png", "file://sub%20folder/a.png"])
+def test_images_named_by_file_urls_are_read(url, folder):
+    (folder / "sub folder").mkdir()
+    (folder / "sub folder" / "a.png").write_bytes(png_bytes())
+    (example,) = read_examples(write_jsonl(folder, {"image": url, "prompt": "What?", "completion": "A cat."}))
+    assert example.images[0].path.endswith(url.removeprefix("file://").replace("%20", " "))
+    outside = {"image": "file:///etc/passwd", "prompt": "What?", "completion": "A cat."}
+    assert "outside" in error_of(read_examples, write_jsonl(folder, outside))
+
+
+def test_an_empty_field_of_images_does_not_contradict_those_in_parts(folder):
+    turns = [user_turn([{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]), assistant_turn("A cat.")]
+    for images in ([], [None]):
+        (example,) = read_examples(write_jsonl(folder, {"images": images, "messages": turns}))
+        assert len(example.images) == 1
+
+
+@pytest.mark.parametrize("part", [{"source": {"type": "base64", "data": "iVBO"}}, {"value": "a.png"}, {}])
+def test_a_part_that_does_not_hold_its_image_is_named(part, folder):
+    content = [{"type": "text", "text": "What?"}, {"type": "image", **part}]
+    message = error_of(read_examples, write_jsonl(folder, {"messages": [user_turn(content), assistant_turn("A cat.")]}))
+    assert "`messages[1].content[2]` does not hold its image: add `image` to it" in message
+
+
+@pytest.mark.parametrize("field", ["video", "videos", "audios"])
+def test_rows_about_videos_are_refused(field, folder):
+    row = {"messages": [user_turn("<video>What?"), assistant_turn("A cat.")], field: ["a.mp4"]}
+    for images in ({}, {"images": []}):
+        assert f"`{field}` is given and no image" in error_of(read_examples, write_jsonl(folder, {**row, **images}))
