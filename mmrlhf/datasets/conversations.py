@@ -146,8 +146,8 @@ def answer_text(row: Row, turn: Turn, name: str) -> str:
 BLANK_LETTERS_AND_MARKS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Fillers, selectors of variants and the empty Braille pattern: Unicode calls them letters, marks or
-symbols, and they show nothing."""
+"""Fillers, selectors of variants and the empty Braille pattern: letters, marks or symbols to
+Unicode, and they show nothing."""
 
 
 def is_blank(text: str) -> bool:

@@ -78,27 +78,53 @@ def apply_chat_template(
     """Write a conversation in a processor's chat template.
 
     Images have their places in the messages; those without one go before the first user text.
-    A turn that the template would write as code is given as plain text (Llama 3.2's takes parts for
-    all turns but the system's). Raises InputError if the template refuses it: about the row `where`
-    names, or about the model called `name` if the conversation is no row's (None).
+    Raises InputError if the template refuses it or leaves out a text: about the row `where` names,
+    or about the model called `name` if the conversation is no row's (None).
     """
-    turns: list[dict[str, Any]] = [
-        {"role": message.role, "content": message.parts()} for message in place_images(messages, num_images)
-    ]
+    placed = place_images(messages, num_images)
     try:
-        template = processor.chat_template
-        environment, compiled = _compile(template.get("default") if isinstance(template, dict) else template)
-        settings = {"tools": None, "documents": None, "add_generation_prompt": generation_prompt}
-        settings |= processor.tokenizer.special_tokens_map
-        text = environment.render_bounded(compiled, messages=turns, **settings)
-        written_as_code = [str(turn["content"]) in text for turn in turns]
-        if any(written_as_code) and not all(written_as_code):
-            plain_turns = zip(turns, messages, written_as_code, strict=True)
-            turns = [turn | {"content": message.content} if is_code else turn for turn, message, is_code in plain_turns]
-            text = environment.render_bounded(compiled, messages=turns, **settings)
-        return text
+        text = _render(processor, placed, generation_prompt=generation_prompt)
     except Exception as error:  # a template may raise anything
         reason = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
-    if where is None:
-        raise InputError(f"{name}: its chat template fails on a plain question ({reason}): use another template")
-    raise InputError(f"{where}the chat template of {name} refuses it ({reason}): change the row, or use another template")
+        if where is None:
+            raise InputError(f"{name}: its chat template fails on a plain question ({reason}): use another template") from None
+        raise InputError(
+            f"{where}the chat template of {name} refuses it ({reason}): change the row, or use another template"
+        ) from None
+    if left_out := _left_out(placed, text):
+        if where is None:
+            raise InputError(f"{name}: its chat template leaves out a turn's text: use another template")
+        raise InputError(f"{where}the chat template of {name} leaves out {left_out}: change the row, or use another template")
+    return text
+
+
+def _render(processor: Any, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+    """Write a conversation whose images have their places.
+
+    A turn that the template would write as code is given as plain text (Llama 3.2's takes parts for
+    all turns but the system's).
+    """
+    template = processor.chat_template
+    environment, compiled = _compile(template.get("default") if isinstance(template, dict) else template)
+    settings = {"tools": None, "documents": None, "add_generation_prompt": generation_prompt}
+    settings |= processor.tokenizer.special_tokens_map
+    turns: list[dict[str, Any]] = [{"role": message.role, "content": message.parts()} for message in messages]
+    text = environment.render_bounded(compiled, messages=turns, **settings)
+    written_as_code = [str(turn["content"]) in text for turn in turns]
+    if any(written_as_code) and not all(written_as_code):
+        plain_turns = zip(turns, messages, written_as_code, strict=True)
+        turns = [turn | {"content": message.content} if is_code else turn for turn, message, is_code in plain_turns]
+        text = environment.render_bounded(compiled, messages=turns, **settings)
+    return text
+
+
+def _left_out(messages: Sequence[Message], text: str) -> str:
+    """Return what a rendered text lacks of the system and user turns, in words, or "".
+
+    Assistant turns may be shortened: some templates leave out what earlier turns have thought.
+    """
+    for message in messages:
+        said = [] if message.role == "assistant" else [part.get("text", "").strip() for part in message.parts()]
+        if lacking := next((words for words in said if words not in text), None):
+            return f"the {message.role} turn's text ({lacking[:40]!r})"
+    return ""

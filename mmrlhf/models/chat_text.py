@@ -140,8 +140,6 @@ class ChatText:
                     f"{self.name}: its chat template writes a turn's parts as code ({text[:60]!r}): it is for text only, use the "
                     "template of a vision-language model"
                 )
-            if question.content not in text:
-                raise InputError(f"{self.name}: its chat template leaves out a turn's text: use another template")
             if not text.startswith(prompt) and text.startswith(prompt.rstrip()):
                 self._turn_gap = self._white_space_at(text, len(prompt.rstrip()))
             text = self._align(prompt, text)

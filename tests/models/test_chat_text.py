@@ -140,7 +140,13 @@ GENERATION_TAG = LLAVA_1_5.replace("{{ c['text'] }}", "{% generation %}{{ c['tex
 
 @pytest.mark.parametrize(
     "template",
-    [LLAVA_1_5, WITH_END, GENERATION_TAG, build_chat_template("<image>"), "{{ bos_token }}\n  {% if 1 %}\n  x{% endif %}"],
+    [
+        LLAVA_1_5,
+        WITH_END,
+        GENERATION_TAG,
+        build_chat_template("<image>"),
+        "{{ bos_token }}\n  {% if 1 %}\n  x{% endif %}" + LLAVA_1_5,
+    ],
 )
 def test_templates_render_as_in_transformers(template):
     processor = build_processor(build_llama_tokenizer("prepend"), template)

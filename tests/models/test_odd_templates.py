@@ -40,6 +40,8 @@ REFUSED = {
     "texts only": ("{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}", "fails on a plain question"),
     "parts in another form": (turns("{{ m['content'][0]['value'].strip() }}"), "fails on a plain question"),
     "no questions": ("{% for m in messages if m['role'] == 'assistant' %}" + TEXT + "{% endfor %}", "leaves out a turn's text"),
+    "no questions about images": (turns().replace("c['type'] == 'image'", "m['content'][1]"), "leaves out a turn's text"),
+    "only the last turn": (turns().replace("in messages", "in messages[-1:]"), "leaves out a turn's text"),
     "an endless loop": ("{% for i in range(10 ** 9) %}x{% endfor %}", "fails on a plain question"),
     "a syntax error": ("{% for m in messages %}", "fails on a plain question"),
 }
