@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmrlhf.models.image_tokens import ImageTokens, Size, blank_image
 from mmrlhf.models.images import read_image_size
-from mmrlhf.models.vision_encoder import PreprocessedImage
+from mmrlhf.models.preprocessed_images import PreprocessedImage
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import ImageSource, InputError, Message
 

@@ -15,8 +15,8 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -33,6 +33,7 @@ from mmrlhf.models.fingerprints import full_fingerprint, language_parameter_pref
 from mmrlhf.models.image_features import FeatureCache, ImageFeatures
 from mmrlhf.models.images import open_image
 from mmrlhf.models.prefetch import map_ahead
+from mmrlhf.models.preprocessed_images import PreprocessedImage, batch_by_shape, split_by_image, wait_until_ready
 from mmrlhf.records import ImageSource, InputError
 
 MAX_ELEMENTS_GPU = 1 << 23
@@ -52,34 +53,6 @@ MissingImages = dict[str, tuple[ImageSource, int]]
 """Images by key, each with the number of images in its prompt."""
 MissingImage = tuple[str, tuple[ImageSource, int]]
 """An item of `MissingImages`."""
-
-
-@dataclass(frozen=True)
-class PreprocessedImage:
-    """An image, ready for the tower."""
-
-    key: str
-    name: str
-    tensors: dict[str, Tensor]
-    """The tower's inputs for `num_copies` copies of the image."""
-    num_copies: int
-    """2 for an image that the processor treats as one of several, else 1."""
-    num_placeholders: int
-    """Number of image tokens of one copy."""
-    placeholder_text: str | None
-    grid_thw: Tensor | None
-    ready_event: torch.cuda.Event | None = None
-    """Recorded on the side stream that moves `tensors` to a GPU."""
-
-    @property
-    def shape(self) -> tuple:
-        """A key that images have in common if they fit into one batch."""
-        return tuple((k, tuple(t.shape[1:])) for k, t in sorted(self.tensors.items()))
-
-    @property
-    def num_elements(self) -> int:
-        """Number of pixel values."""
-        return self.tensors["pixel_values"].numel()
 
 
 class Encoder:
@@ -189,7 +162,7 @@ class Encoder:
         def encode_chunk(chunk: list[MissingImage]) -> list[tuple[str, ImageFeatures]]:
             return [
                 encoded
-                for batch in _batch_by_shape((self._preprocess(*item) for item in chunk), MAX_ELEMENTS_CPU)
+                for batch in batch_by_shape((self._preprocess(*item) for item in chunk), MAX_ELEMENTS_CPU)
                 for encoded in self._encode_batch(batch)
             ]
 
@@ -215,7 +188,7 @@ class Encoder:
                 return replace(image, tensors=device_tensors, ready_event=side_stream.record_event())
 
         preprocessed = map_ahead(min(MAX_GPU_WORKERS, os.cpu_count() or 1), preprocess, list(missing.items()))
-        for batch in _batch_by_shape(preprocessed, MAX_ELEMENTS_GPU):
+        for batch in batch_by_shape(preprocessed, MAX_ELEMENTS_GPU):
             yield from self._encode_batch(batch)
 
     def _encode_batch(self, batch: list[PreprocessedImage]) -> list[tuple[str, ImageFeatures]]:
@@ -318,7 +291,7 @@ class Encoder:
     def run_tower(self, batch: list[PreprocessedImage]) -> list[ImageFeatures]:
         """Run the tower and the projector on images of one shape."""
         for image in batch:
-            _wait_until_ready(image)
+            wait_until_ready(image)
         tensors = {k: torch.cat([p.tensors[k] for p in batch]).to(self.model.device) for k in batch[0].tensors}
         tensors["pixel_values"] = tensors["pixel_values"].to(self.dtype)
         if self.family.uses_cross_attention:
@@ -328,7 +301,7 @@ class Encoder:
         # Idefics3 and SmolVLM pad to a number of tiles; each padding tile gives an empty unit.
         non_empty = [i for i, unit in enumerate(levels[0]) if len(unit)]
         levels = [[level[i] for i in non_empty] for level in levels]
-        return _split_by_image(batch, levels, is_stacked=torch.is_tensor(encoded.pooler_output))
+        return split_by_image(batch, levels, is_stacked=torch.is_tensor(encoded.pooler_output))
 
     def _cross_attention_features(self, tensors: dict[str, Tensor], num_images: int) -> list[ImageFeatures]:
         """Return Mllama's cross-attention states [tiles x patches, dim] of each image."""
@@ -341,68 +314,6 @@ class Encoder:
     def _on_device(self, tensor: Tensor) -> Tensor:
         """Move a tensor to the model's device without waiting for it."""
         return tensor.pin_memory().to(self.model.device, non_blocking=True) if tensor.device.type == "cpu" else tensor
-
-
-def _wait_until_ready(image: PreprocessedImage) -> None:
-    """Make the current stream wait for an image's tensors, and keep them allocated."""
-    if image.ready_event is None:
-        return
-    current_stream = torch.cuda.current_stream()
-    current_stream.wait_event(image.ready_event)
-    for tensor in image.tensors.values():
-        # The allocator only knows the stream that made a tensor. Without this, it could reuse the
-        # memory on that stream while the current one still reads it.
-        tensor.record_stream(current_stream)
-
-
-def _split_by_image(batch: list[PreprocessedImage], levels: list[list[Tensor]], *, is_stacked: bool) -> list[ImageFeatures]:
-    """Divide the tower's units among a batch's images, by the processor's image token counts.
-
-    Raises InputError if tower and processor disagree on that number.
-    """
-    num_units = len(levels[0])
-    features, position = [], 0
-    for image in batch:
-        start, remaining = position, image.num_placeholders * image.num_copies
-        while remaining > 0 and position < num_units:
-            remaining -= len(levels[0][position])
-            position += 1
-        if remaining != 0:
-            raise InputError(
-                f"image {image.name}: the processor writes {image.num_placeholders} image tokens for it and the model's tower "
-                "gives another number; load model and processor from one checkpoint"
-            )
-        end = start + (position - start) // image.num_copies  # the first copy's units
-        # Clone: a view would keep the batch's full output in memory.
-        image_levels = [[unit.clone() for unit in level[start:end]] for level in levels]
-        features.append(ImageFeatures(image_levels, is_stacked, image.placeholder_text, image.grid_thw))
-    if position != num_units:
-        raise InputError(
-            f"image {batch[0].name}: the model's tower gives more features than the processor writes image tokens; "
-            "load model and processor from one checkpoint"
-        )
-    return features
-
-
-def _batch_by_shape(preprocessed: Iterable[PreprocessedImage], max_elements: int) -> Iterator[list[PreprocessedImage]]:
-    """Yield batches of images of one shape, with at most `max_elements` or a single image.
-
-    At most twice `max_elements` wait for more of their shape; beyond that, the largest batch is
-    yielded.
-    """
-    pending: dict[tuple, list[PreprocessedImage]] = {}
-
-    def num_elements(group: list[PreprocessedImage]) -> int:
-        return sum(p.num_elements for p in group)
-
-    for image in preprocessed:
-        group = pending.setdefault(image.shape, [])
-        group.append(image)
-        if num_elements(group) + image.num_elements > max_elements:
-            yield pending.pop(image.shape)
-        elif sum(map(num_elements, pending.values())) > 2 * max_elements:
-            yield pending.pop(max(pending, key=lambda shape: num_elements(pending[shape])))
-    yield from pending.values()
 
 
 def _uses_torchvision(processor: Any) -> bool:
