@@ -37,6 +37,8 @@ WITHOUT_EFFECT = (
 """Settings that outputs of a saved adapter on a language model's linear layers do not depend on."""
 INITIALISATIONS_OF_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` that change the base's weights as well."""
+TENSOR_NAMES = ("A.weight", "B.weight", "A.bias", "B.bias", "magnitude_vector.weight")
+"""What follows `.lora_` in the names of a layer's tensors."""
 LAYER_PREFIX = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?(?=layers\.)")
 """What stands before a layer's number in the names of a language model, old ones included."""
 
@@ -110,6 +112,10 @@ def read_adapter(directory: Path, decoder_name: str, layers: Set[str], model_nam
             _refuse_layer(directory, path, saved_layer, model_name)
         if suffix == "magnitude_vector":  # DoRA's, as PEFT stores it
             suffix = "magnitude_vector.weight"
+        if suffix not in TENSOR_NAMES or not tensor.is_floating_point():
+            raise InputError(
+                f"adapter {directory} holds {key} ({tensor.dtype}), which PEFT does not write so: save it with PEFT's save_pretrained"
+            )
         tensors[f"base_model.model.{layer}.lora_{suffix}"] = tensor
         if suffix == "A.weight" and tensor.dim() == 2:
             ranks[layer] = len(tensor)
@@ -224,6 +230,11 @@ def saved_name(key: str, name: str) -> str:
     return "base_model.model." + key.replace(f".{name}.", ".")
 
 
-def same_shapes(saved: Mapping[str, Tensor], own: Mapping[str, torch.nn.Parameter]) -> bool:
-    """Return whether two sets of tensors have the same names and shapes."""
-    return set(saved) == set(own) and all(saved[key].shape == own[key].shape for key in saved)
+def check_same_shapes(
+    directory: Path, saved: Mapping[str, Tensor], own: Mapping[str, torch.nn.Parameter], model_name: str
+) -> None:
+    """Raises InputError if an adapter's tensors have not the names and shapes of the model's."""
+    if missing := sorted(set(own) - set(saved)):
+        raise InputError(f"adapter {directory} lacks {len(missing)} of its tensors, {missing[0]} first: copy it again")
+    if set(saved) != set(own) or any(saved[key].shape != own[key].shape for key in saved):
+        raise InputError(f"adapter {directory} was trained on another base than {model_name}: its layers do not fit")

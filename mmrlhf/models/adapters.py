@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmrlhf.models.adapter_files import read_adapter, same_shapes, saved_name, saved_tensors
+from mmrlhf.models.adapter_files import check_same_shapes, read_adapter, saved_name, saved_tensors
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
 
@@ -109,8 +109,7 @@ class Adapters:
         saved = read_adapter(directory, self._decoder_name, decoder_layers, self.vlm.name)
         self._inject(name, LoraConfig(**saved.lora_arguments, lora_dropout=0.0, target_modules=self._targets(set(saved.ranks))))
         own_parameters = {saved_name(k, name): p for k, p in self.parameters(name).items()}
-        if not same_shapes(saved.tensors, own_parameters):
-            raise InputError(f"adapter {directory} was trained on another base than {self.vlm.name}: its layers do not fit")
+        check_same_shapes(directory, saved.tensors, own_parameters, self.vlm.name)
         with torch.no_grad():
             for key, parameter in own_parameters.items():
                 parameter.copy_(saved.tensors[key])
