@@ -21,10 +21,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from mmrlhf.config.base import SettingsError
 from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, OTHER_VALUES, SAME_SETTINGS
+from mmrlhf.config.setting_families import SETTING_FAMILIES
 from mmrlhf.records import InputError
 
 SIMILAR = 0.75
 """Similarity (difflib's ratio) from which a valid name is suggested for an unknown one."""
+MISSPELT = 0.87
+"""Similarity from which a name is taken for a misspelt one, not for another tool's."""
 MAX_CHOICES_LISTED = 40
 """Number of valid names up to which a message lists them all."""
 MAX_YAML_DEPTH = 16
@@ -132,11 +135,11 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     return f"the choices are {', '.join(names[:MAX_CHOICES_LISTED]) or 'none'}" + ", ..." * (len(names) > MAX_CHOICES_LISTED)
 
 
-def nearest_name(name: str, valid: Iterable[str]) -> str | None:
+def nearest_name(name: str, valid: Iterable[str], similar: float = SIMILAR) -> str | None:
     """Return the valid name most similar to an unknown one; None if none is similar enough."""
     names = sorted(valid)
     transposed = [other for other in names if sorted(other) == sorted(name)]
-    return next(iter(transposed or difflib.get_close_matches(name, names, n=1, cutoff=SIMILAR)), None)
+    return next(iter(transposed or difflib.get_close_matches(name, names, n=1, cutoff=similar)), None)
 
 
 def unknown_setting(name: str, valid: Iterable[str], dashes: str = "") -> str | None:
@@ -146,10 +149,14 @@ def unknown_setting(name: str, valid: Iterable[str], dashes: str = "") -> str | 
     a setting, as on the command line.
     """
     names, key = set(valid), name.replace("-", "_")
-    if SAME_SETTINGS.get(key) in names:
-        return f"use {dashes}{SAME_SETTINGS[key]}"
+    if same := next((other for other in SAME_SETTINGS.get(key, "").split() if other in names), None):
+        return f"use {dashes}{same}"
     if key in EXPLAINED_SETTINGS:
         return EXPLAINED_SETTINGS[key]
+    if not nearest_name(key, names, MISSPELT):
+        for pattern, sentence in SETTING_FAMILIES.items():
+            if re.search(pattern, key):
+                return sentence
     nearest = nearest_name(key, names)
     return f"did you mean {dashes}{nearest}?" if nearest else None
 

@@ -174,6 +174,18 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("grpo", "mmrlhf has no command grpo: use `mmrlhf ppo --advantage_estimator grpo`"),
         ("rloo_trainer", "mmrlhf has no command rloo_trainer: the choices are calibrate, claims, "),
         ("reward_eval", "mmrlhf has no command reward_eval: did you mean reward-eval?"),
+        # by a part of the name
+        ("ppo --vllm_tensor_parallel_size 2", "--vllm_tensor_parallel_size: answers are sampled in this process"),
+        ("ppo --clip_reward_value 5", "--clip_reward_value: the reward model's scores are normalised"),
+        ("ppo --clip_ratio_high 0.28", "--clip_ratio_high: ratios are clipped to 1 - cliprange and 1 + cliprange"),
+        ("ppo --top_p 0.9", "--top_p: answers are sampled from the whole distribution"),
+        ("sft --loraplus_lr_ratio 16", "--loraplus_lr_ratio: the optimiser is AdamW"),
+        ("sft --lora_ga 1", "--lora_ga: adapters are plain LoRA"),
+        ("sft --hub_private_repo 1", "--hub_private_repo: nothing is uploaded"),
+        ("sft --batch_size 4", "--batch_size: use --per_device_train_batch_size"),
+        ("eval pope --question-file q.jsonl", "--question-file: use --data"),
+        # a misspelt name comes before other tools'
+        ("ppo --whiten_reward 1", "did you mean --whiten_rewards?"),
         # nothing is like it: neither a far-fetched suggestion nor all flags
         ("sft --frobnicate 1", "has no flag --frobnicate: `mmrlhf sft --help` lists its flags"),
     ],
@@ -187,7 +199,7 @@ def test_main_says_what_takes_the_place_of_another_tools_setting(capsys, line, m
 def test_settings_of_other_tools_name_settings_that_exist():
     configs = (SFTConfig, RewardConfig, PPOConfig, GenerateConfig, EvalConfig)
     fields = {name for cls in configs for name in config_fields(cls)}
-    assert set(SAME_SETTINGS.values()) <= fields
+    assert {name for names in SAME_SETTINGS.values() for name in names.split()} <= fields
     assert not SAME_SETTINGS.keys() & EXPLAINED_SETTINGS.keys()
     assert not OTHER_COMMANDS.keys() & COMMANDS.keys()
 
