@@ -87,6 +87,8 @@ def evaluate(
         predictions, source = collect_predictions(loaded, task, config, hashes, model_cache)
         task, judge_error = judge_predictions(loaded, task, predictions, config)
         rows = score_predictions(loaded, task, predictions)
+        if config.answers is None and not first_valid(rows):
+            raise InputError("no example was answered, and the notes above say why: correct that, and run the same command again")
         write_atomic(output_dir / "scores.jsonl", "".join(map(json_line, rows)))
         result = build_result(loaded, task, rows, hashes) | source
         if config.answers is not None:

@@ -34,7 +34,7 @@ from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards import checkpoint
-from mmrlhf.rewards.probes import make_probes, make_training_pair, probe_rates
+from mmrlhf.rewards.probes import NOTHING_TO_INJECT, make_probes, make_training_pair, probe_rates
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.training import losses
 from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
@@ -254,7 +254,7 @@ def _calibrate_and_save(
     """
     groups = [to_answer_group(p) for p in reference_rows]
     probes = make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed)
-    with run.progress(len(groups) + len(probes), 0, "calibrate and probe") as progress_bar:
+    with run.progress(len(groups) + len(probes), 0, "calibrate, and inject hallucinations") as progress_bar:
         margins = _calibrate(model, reference_rows, groups, progress_bar.advance)
         unlimited_model = replace(model, max_length=1 << 30)  # an added claim must not end a run that is done
         model.probes = probe_rates(unlimited_model, probes, progress_bar.advance)
@@ -267,6 +267,8 @@ def _calibrate_and_save(
     if model.probes:
         rates = ", ".join(f"{kind} {rate:.0%}" for kind, rate in model.probes.items())
         run.print(f"injected hallucinations that lower the score: {rates} (ppo asks for min_probe_detection_rate of each)")
+    else:
+        run.print(f"note: no hallucinations were injected: {NOTHING_TO_INJECT}")
 
 
 def _calibrate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmrlhf.claims import VERSION, Lexicon, extract_claims, load_lexicon
 from mmrlhf.commands.claim_inputs import Answer, read_answers
 from mmrlhf.facts import FactsFile, read_facts_file
 from mmrlhf.files.inputs import content_digest
+from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.rows import open_binary
 from mmrlhf.records import Claim, Fact, InputError, Verdict
@@ -60,7 +62,16 @@ def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Pa
                 print(f"\r{count} answers", end="", file=sys.stderr)
     file.append(pending_lines)
     file.finish()
-    print(f"{out}: {count} answers", file=sys.stderr)
+    print(f"{out}: {describe_claims(out)}", file=sys.stderr)
+
+
+def describe_claims(path: Path) -> str:
+    """Return how many answers and claims a written file has, and how many of each verdict."""
+    rows = read_jsonl(path)
+    counts = Counter(claim.get("verdict", "") for row in rows for claim in row["claims"])
+    text = f"{len(rows)} answers, {counts.total()} claims"
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("supported", "contradicted", "unknown"))
+    return f"{text}: {verdicts}" if counts and "" not in counts else text
 
 
 def _write_to_stdout(path: str, facts: FactsJoin | None, lexicon: Lexicon) -> None:

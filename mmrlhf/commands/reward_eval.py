@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import rankdata
 
-from mmrlhf.commands.stats import format_stats_cell, lengths_figure, summary_stats
+from mmrlhf.commands.stats import format_stats_cell, length_figures, summary_stats
 from mmrlhf.config import RewardEvalConfig
 from mmrlhf.datasets import read_preferences
 from mmrlhf.datasets.summary import DatasetSummary
@@ -42,7 +42,7 @@ from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import style_context, to_inline_svg
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.checkpoint import load_reward_model
-from mmrlhf.rewards.probes import PROBE_KINDS, Probe, make_probes
+from mmrlhf.rewards.probes import NOTHING_TO_INJECT, PROBE_KINDS, Probe, make_probes
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.training.row_checks import refuse_unusable
 from mmrlhf.training.run import Run
@@ -99,7 +99,13 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
             scores[name] = _score_groups(model, groups, scores_path, inputs, config.batch_size, progress_bar.advance)
 
     # 2. Compute the metrics
-    result = {"reward_model": config.reward_model_path, "data": config.dataset_name, "n": len(rows), "facts": model.facts}
+    result = {
+        "reward_model": config.reward_model_path,
+        "data": config.dataset_name,
+        "n": len(rows),
+        "facts": model.facts,
+        "probes": config.probes,
+    }
     result |= compute_metrics(rows, scores["as given"], model.temperature)
     result["probe"] = probe_metrics(probes, scores["probes"])
     if fact_conditions:
@@ -283,11 +289,20 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             for name, metric in result[key].items():
                 add(f"  {title} {name.lstrip('12345 ')}", metric)
     for name, metric in result.get("facts_curve", {}).items():
-        add(f"  facts {name}", metric)
+        add(f"  {_facts_label(name)}", metric)
     for kind, metric in result["probe"].items():
         add(f"an injected false {kind} lowers the score", metric["false_lowers"])
         add(f"  and below a true {kind} in the same words", metric["false_below_true"])
     return rows
+
+
+def _facts_label(condition: str) -> str:
+    """Return a condition of `perturbed_facts` in words: 75% left -> with 75% of the facts."""
+    if condition.endswith("% left"):
+        return f"with {condition.removesuffix(' left')} of the facts" if condition != "0% left" else "without facts"
+    return {"as given": "with all facts", "another image's": "with another image's facts"}.get(
+        condition, f"with {condition} facts"
+    )
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -309,6 +324,8 @@ def findings(result: dict[str, Any]) -> list[str]:
     sentences = [f"Expected calibration error {ece:.3f} (without temperature {uncalibrated_ece:.3f})."]
     if result["ties"]:
         sentences.append(f"Ties have closer scores than other pairs with AUROC {result['ties']['auroc']:.2f}.")
+    if result.get("probes") and not result["probe"]:
+        sentences.append(f"No hallucinations were injected: {NOTHING_TO_INJECT}.")
     missed = [
         f"{kind} ({metrics['false_below_true']['value']:.0%})"
         for kind, metrics in result["probe"].items()
@@ -330,12 +347,8 @@ def write_page(result: dict[str, Any], rows: Sequence[Preference], path: Path) -
         f"(95% interval {accuracy_['low']:.1%} to {accuracy_['high']:.1%}; chance is 50%)."
     )
     with style_context():
-        lengths = lengths_figure(summary)
         plots = [(to_inline_svg(figure, name), alt) for name, figure, alt in _figures(result)]
-        lengths_plot = (
-            to_inline_svg(lengths, "lengths"),
-            "Histograms of the lengths of better and worse answers, and of their differences.",
-        )
+        lengths = [(to_inline_svg(figure, name), alt) for name, figure, alt in length_figures(summary)]
     stats = [(name.replace("_", " "), format_stats_cell(value)) for name, value in summary_stats(summary).items()]
     html = (
         jinja_environment()
@@ -345,7 +358,7 @@ def write_page(result: dict[str, Any], rows: Sequence[Preference], path: Path) -
             headline=headline,
             findings=findings(result),
             plots=plots,
-            lengths=lengths_plot,
+            lengths=lengths,
             rows=table_rows(result),
             stats=[(name, text) for name, text in stats if text not in ("", "0")],
         )
@@ -361,9 +374,10 @@ def _figures(result: dict[str, Any]) -> Iterator[tuple[str, Figure, str]]:
     axes.set(xlabel="confidence", ylabel="accuracy", title=f"calibration error {result['calibration']['ece']:.3f}")
     yield "reliability", figure, "Reliability diagram: accuracy against confidence."
     if "facts_curve" in result:
-        yield _bars("facts", result["facts_curve"], "#12a08f", "accuracy by facts")
+        bars = {_facts_label(name): metric for name, metric in result["facts_curve"].items()}
+        yield _bars("facts", bars, "#12a08f", "accuracy by facts")
     if result["probe"]:
-        bars: dict[str, dict[str, Any]] = {}
+        bars = {}
         for kind, metrics in result["probe"].items():
             bars |= {f"{kind}, lowers": metrics["false_lowers"], f"{kind}, below true": metrics["false_below_true"]}
         yield _bars("injected", bars, "#d43f3a", "an injected hallucination")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -170,10 +170,27 @@ def lengths_figure(summary: DatasetSummary) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    chosen, rejected, answers = (np.array(summary.word_counts[name], dtype=float) for name in ("chosen", "rejected", "answer"))
-    figure = Figure(figsize=(9, 3.4) if len(chosen) else (5, 3.4), layout="constrained")
+    is_paired = bool(summary.word_counts["chosen"])
+    figure = Figure(figsize=(9, 3.4) if is_paired else (5, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    length_axes, *diff_axes = figure.subplots(1, 2 if len(chosen) else 1, squeeze=False)[0]
+    plot_lengths(figure.subplots(1, 2 if is_paired else 1, squeeze=False)[0], summary)
+    return figure
+
+
+def length_figures(summary: DatasetSummary) -> Iterator[tuple[str, Figure, str]]:
+    """Yield (id, figure, description): lengths of the answers, and differences of lengths."""
+    from matplotlib.figure import Figure
+
+    figures = [Figure(figsize=(4.2, 3.4), layout="constrained") for _ in range(2)]
+    plot_lengths([figure.subplots() for figure in figures], summary)
+    yield "lengths", figures[0], "Histograms of the lengths of better and worse answers."
+    yield "length_differences", figures[1], "Histogram of the differences of lengths, better minus worse."
+
+
+def plot_lengths(axes_list: Sequence[Any], summary: DatasetSummary) -> None:
+    """Plot lengths into the first axes and, for preferences, their differences into the second."""
+    length_axes, *diff_axes = axes_list
+    chosen, rejected, answers = (np.array(summary.word_counts[name], dtype=float) for name in ("chosen", "rejected", "answer"))
     series = (
         [("chosen", chosen, CHOSEN_COLOUR), ("rejected", rejected, REJECTED_COLOUR)]
         if len(chosen)
@@ -195,7 +212,6 @@ def lengths_figure(summary: DatasetSummary) -> Figure:
     for axes in (length_axes, *diff_axes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.get_major_locator().set_params(integer=True)
-    return figure
 
 
 def _plot_length_diffs(axes: Any, length_diffs: np.ndarray) -> None:

@@ -149,16 +149,20 @@ def resolve_model_name(endpoint: Endpoint) -> Endpoint:
         return endpoint
     try:
         with _http_client(endpoint) as client, client.stream("GET", f"{endpoint.base_url.rstrip('/')}/models") as response:
-            entries = json.loads(_read_body(response, endpoint.timeout))["data"]
-        models = [endpoint.redact(str(entry["id"])) for entry in entries]
+            content = _read_body(response, endpoint.timeout)
+        models = [endpoint.redact(str(entry["id"])) for entry in json.loads(content)["data"]]
     except httpx2.ConnectError as error:
         reason = endpoint.redact(str(error))
         raise InputError(f"{endpoint.display_url} cannot be reached ({reason}): start the server or correct the URL") from None
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError, RecursionError):
-        models = []
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"HTTP {response.status_code}, and no list" if not isinstance(error, httpx2.HTTPError) else type(error).__name__
+        raise InputError(
+            f"{endpoint.display_url}/models lists no models ({reason}): correct the URL, or name the model with "
+            "--served_model (a judge's with --judge_model)"
+        ) from None
     if len(models) != 1:
-        listed = ", ".join(printable(model[:MAX_QUOTED_CHARS]) for model in models[:8]) or "no models that it lists"
-        raise InputError(f"{endpoint.display_url} serves {listed}: give the name of one")
+        listed = ", ".join(printable(model[:MAX_QUOTED_CHARS]) for model in models[:8]) or "no model"
+        raise InputError(f"{endpoint.display_url} serves {listed}: name one with --served_model (a judge's with --judge_model)")
     return replace(endpoint, model=models[0])
 
 

@@ -56,7 +56,8 @@ def find(kind: ResourceKind, name: str) -> Path:
     matches = [candidate for candidate in names(kind) if kind == "eval" and _normalise_name(candidate) == normalised]
     if len(matches) == 1:  # MMHal-Bench, mmhal and mmhal_bench are the same benchmark
         return folder(kind) / f"{matches[0]}{SUFFIXES[kind]}"
-    raise InputError(f"there is no {name} in {kind}: {suggestion(short_name, names(kind))}")
+    choices = [candidate for candidate in names(kind) if kind != "eval" or "/" not in candidate]  # eval/speed/ is for developers
+    raise InputError(f"there is no {name} in {kind}: {suggestion(short_name, choices)}")
 
 
 def _normalise_name(name: str) -> str:

@@ -139,11 +139,16 @@ def describe_run(run: TrainingRun) -> str:
         values = [value for row in run.metrics if (value := metric_value(row, key)) is not None]
         if len(values) > 1 and key in ("objective/scores", "objective/kl", "completions/mean_length", "loss", "accuracy"):
             tail = max(1, len(values) // 10)  # the mean of a tenth of the steps: single steps are noisy
-            first, last = (f"{sum(part) / tail:.2f}" for part in (values[:tail], values[-tail:]))
+            first, last = (f"{sum(part) / tail:z.2f}" for part in (values[:tail], values[-tail:]))
             changes.append(f"{title if title == 'KL' else title.lower()} {first} to {last}")
     state = "finished" if run.finished else "not finished"
-    warnings = f"{len(run.warnings)} warnings" if run.warnings else "no warnings"
-    return f"{run.name} ({run.stage}): {last_step} steps, {state}; {', '.join(changes) or 'no metrics'}; {warnings}."
+    name = run.name if run.name == run.stage else f"{run.name} ({run.stage})"
+    steps, warnings = _count(last_step, "step"), _count(len(run.warnings), "warning")
+    return f"{name}: {steps}, {state}; {', '.join(changes) or 'no metrics'}; {warnings}."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
 
 
 def _prompts(runs: Sequence[TrainingRun], styles: Mapping[str, ModelStyle]) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
 NUM_REFERENCE_ROWS = 4
@@ -293,9 +294,7 @@ def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None
     Prints a note if the model was never probed.
     """
     if min_rate and not reward_model.probes:
-        print(
-            f"note: reward model {path} was never tested with injected hallucinations: its training data had no facts to make them from"
-        )
+        print(f"note: reward model {path} was never tested with injected hallucinations: {NOTHING_TO_INJECT}")
     for kind, detection_rate in reward_model.probes.items():
         if detection_rate < min_rate:
             raise InputError(

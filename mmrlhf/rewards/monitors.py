@@ -62,8 +62,9 @@ def hacking_warnings(means: Mapping[str, float]) -> list[str]:
             messages.append(f"{yes_rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?")
     correlation = means["hacking/length_reward_correlation"]
     if abs(correlation) > 0.8:
+        payment = "length" if correlation > 0 else "brevity"
         messages.append(
-            f"length and reward have a correlation of {correlation:+.2f} within a prompt's answers: does the reward pay for length?"
+            f"length and reward have a correlation of {correlation:+.2f} within a prompt's answers: does the reward pay for {payment}?"
         )
     return messages
 

@@ -29,6 +29,11 @@ SOURCE_KINDS: dict[str, tuple[str, ...]] = {
     "action": ("relation",),
 }
 """Kinds of facts that each kind of probe is made from."""
+NOTHING_TO_INJECT = (
+    "no row has facts about objects, counts, attributes, relations or actions to make false claims from (captions alone do "
+    "not do; `mmrlhf data facts` reads COCO files and scene graphs)"
+)
+"""Why there are no probes."""
 Templates = dict[ProbeKind, str]
 PROBE_TEMPLATES: Templates = {
     "object": "It also has {}.",

@@ -247,3 +247,13 @@ def test_extract_claims_writes_to_stdout_and_refuses_bad_paths(tmp_path, capsys)
     assert main(["claims", str(tmp_path / "in.txt"), "--out", str(tmp_path)]) == 2
     assert main(["claims", str(tmp_path / "none.txt")]) == 2
     assert capsys.readouterr().err.count("error: ") == 3
+
+
+def test_extract_claims_says_how_many_claims_there_are(tmp_path, capsys):
+    answers, facts = tmp_path / "answers.jsonl", tmp_path / "facts.jsonl"
+    answers.write_text('{"image": "a.png", "text": "A dog and a cat."}\n{"image": "b.png", "text": "A boat."}\n')
+    facts.write_text('{"image": "a.png", "facts": [{"kind": "object", "text": "dog"}, {"kind": "absent", "text": "cat"}]}\n')
+    claims_module.extract(str(answers), str(facts), str(tmp_path / "out.jsonl"))
+    assert "out.jsonl: 2 answers, 3 claims: 1 supported, 1 contradicted, 1 unknown" in capsys.readouterr().err
+    claims_module.extract(str(answers), out=str(tmp_path / "claims.jsonl"))
+    assert capsys.readouterr().err.endswith("claims.jsonl: 2 answers, 3 claims\n")

@@ -146,9 +146,14 @@ def test_resolve_model_name_finds_the_only_model_of_a_server():
         assert resolve_model_name(Endpoint(server.url, "")).model == "stub"
     with (
         scripted_server(GOOD_REPLY, models=("a", "b")) as server,
-        pytest.raises(InputError, match="serves a, b: give the name of one"),
+        pytest.raises(InputError, match="serves a, b: name one with --served_model"),
     ):
         resolve_model_name(Endpoint(server.url, ""))
+    for response, reason in (((404, b"{}"), "HTTP 404, and no list"), ((200, b'{"data": [1]}'), "HTTP 200, and no list")):
+        with scripted_server(GOOD_REPLY) as server:
+            server.models_response = (*response, [])
+            with pytest.raises(InputError, match=reason):
+                resolve_model_name(Endpoint(server.url, ""))
     with pytest.raises(InputError, match="cannot be reached"):
         resolve_model_name(Endpoint(f"http://127.0.0.1:{free_port()}/v1", ""))
     with pytest.raises(InputError, match="is not a server URL"):
@@ -228,14 +233,14 @@ def test_resolve_model_name_reads_a_bounded_list(monkeypatch, compressed):
     monkeypatch.setattr(openai_client, "MAX_REPLY_BYTES", 10_000)
     with scripted_server(GOOD_REPLY) as server:
         server.models_response = (200, gzip.compress(body) if compressed else body, headers)
-        with pytest.raises(InputError, match="serves no models that it lists"):
+        with pytest.raises(InputError, match=r"/models lists no models \(HTTP 200, and no list\): correct the URL, or name"):
             resolve_model_name(Endpoint(server.url, ""))
 
 
 def test_resolve_model_name_prints_no_control_code():
     with scripted_server(GOOD_REPLY) as server:
         server.models = ["\x1b[31mred", "blue"]
-        with pytest.raises(InputError, match="serves \ufffd\\[31mred, blue: give the name of one"):
+        with pytest.raises(InputError, match="serves \ufffd\\[31mred, blue: name one with --served_model"):
             resolve_model_name(Endpoint(server.url, ""))
 
 

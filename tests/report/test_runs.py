@@ -50,7 +50,7 @@ def test_write_runs_page_of_one_run(make_run):
     assert parsed.text.index("Answer 1.") < parsed.text.index("A <b>cup</b>.") < parsed.text.index("Answer 4.")
     assert "Answer 2." not in parsed.text and "Hidden." not in parsed.text
     assert source.count("data:image/jpeg;base64,") == 1
-    assert "ppo (ppo): 20 steps, not finished; reward 0.15 to 1.95, KL 0.50 to 0.50; 1 warnings." in parsed.text
+    assert "ppo: 20 steps, not finished; reward 0.15 to 1.95, KL 0.50 to 0.50; 1 warning." in parsed.text
     assert "1 more metrics" in parsed.text and parsed.num_unfolded_tables == 0
     assert len(parsed.ids) == len(set(parsed.ids))
 
