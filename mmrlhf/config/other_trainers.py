@@ -46,7 +46,6 @@ SAME_SETTINGS = {
     "epoch": "num_train_epochs", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "n_epochs": "num_train_epochs",
     "total_epochs": "num_train_epochs", "max_epochs": "num_train_epochs", "steps": "max_steps", "num_steps": "max_steps",
     "max_train_steps": "max_steps", "train_batch_size": "per_device_train_batch_size",
-    "batch_size": "per_device_train_batch_size",
     "rollout_batch_size": "per_device_train_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size", "eval_batch_size": "batch_size",
     "per_device_eval_batch_size": "batch_size", "bs": "batch_size per_device_train_batch_size",
