@@ -8,8 +8,9 @@ The model under test is the judge (Li et al. 2024).
 
 A pair is judged --votes times, each time with a random order of the answers. Results as the
 authors' script saves them (`ranking`, `meta.random_number`, `meta.filter_choice`) contain the
-questions and need no --data. A reward model (--reward_model_path) scores each pair once. Metrics
-are in percent.
+questions and need no --data. A log of lmms-eval is read with --data, in the order of answers that
+lmms-eval gives each pair. A reward model (--reward_model_path) scores each pair once. Metrics are
+in percent.
 
 `official` follows cal.py: it takes the first k votes on each pair from a seeded shuffle, for k = 1,
 3, ... 9 (metrics without a prefix are those of k = 9); pairs without a majority and replies that
@@ -24,6 +25,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,10 +36,12 @@ from pydantic.dataclasses import dataclass
 from mmrlhf.config import STRICT
 from mmrlhf.evaluation.benchmark import (
     Benchmark,
+    Fields,
     Prediction,
     ScoreRow,
     Task,
     answered,
+    first_present,
     first_valid,
     is_self_describing,
     text_sha256,
@@ -63,6 +67,9 @@ SHUFFLE_SEED, EPSILON = 1234, 1e-6
 VERDICTS = ("agree", "reject", "doesntMatch")
 """cal.py's words for votes for the better answer, for the worse one, and for none."""
 IMAGE_TOKEN = "<image>\n"
+PROMPT_OF_PAIR = "Question: {question}\n\nAnswer 1: {first}\n\nAnswer 2: {second}"
+_PAIR_IN_PROMPT = re.compile(r"Question:(.*Answer 1:.*Answer 2:.*?)(?:\n\s*Please evaluate both answers|\Z)", re.DOTALL)
+"""What a prompt of the authors, or of lmms-eval, says about a pair."""
 TEMPLATE = """Two answers were given to a question about the picture. Which is better: which is true to the picture, answers what was asked, and reasons soundly?
 
 Question: {question}
@@ -105,11 +112,14 @@ class VLRewardBench(Benchmark):
         if num_pairs < len(rows):
             print(f"note: {len(rows) - num_pairs} rows of {task.path} hold a pair again, and are left out", file=sys.stderr)
         examples: dict[str, Example] = {}
+        is_lmms_eval = _is_lmms_eval_log(task)
         for row, meta in list(zip(rows, metas, strict=True))[: task.limit]:
             image = row.fields.get("image_path", row.fields.get("image"))
             images = (ImageSource(path=str(task.image_root / image)),) if isinstance(image, str) else ()
-            for vote in range(task.options.votes):
+            for vote in range(1 if is_lmms_eval else task.options.votes):
                 is_swapped = int(random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5)
+                if is_lmms_eval:
+                    is_swapped = sum(map(len, meta["response"])) % 2  # its rule in place of a random order
                 first, second = meta["response"][::-1] if is_swapped else meta["response"]
                 prompt = TEMPLATE.format(question=_question(meta), first=first, second=second)
                 id_ = f"{meta['pair']}/{vote}"
@@ -122,6 +132,23 @@ class VLRewardBench(Benchmark):
         if not _is_results_file(task):
             return None
         return [Prediction(example.id, [example.meta["reply"]]) for example in task.examples.values()]
+
+    def match_id(self, fields: Fields, task: Task) -> str | None:
+        """Return the id of a row's vote; lmms-eval names the pair."""
+        id_ = first_present(fields, ("id", "question_id", "doc_id"))
+        return f"{id_}/0" if "doc_id" in fields and f"{id_}/0" in task.examples else id_
+
+    def identity(self, example: Example) -> tuple[str, str]:
+        """Return question and answers as they stand in a prompt, and no image."""
+        if "reply" in example.meta:  # a vote of a results file, which nothing is joined to
+            return "", ""
+        first, second = example.meta["response"][:: -1 if example.meta["swapped"] else 1]
+        return PROMPT_OF_PAIR.format(question=_question(example.meta), first=first, second=second), ""
+
+    def question_key(self, text: str) -> str:
+        """Return a hash of the question and the two answers of a prompt, "" for any other text."""
+        pair = _PAIR_IN_PROMPT.search(text.replace(IMAGE_TOKEN, ""))
+        return text_sha256(" ".join(pair[1].split())) if pair else ""
 
     def pairs(self, task: Task) -> list[Preference]:
         """Return the pairs for a reward model."""
@@ -168,6 +195,14 @@ class VLRewardBench(Benchmark):
 
 def _is_results_file(task: Task) -> bool:
     return is_self_describing(task, "ranking", "response", "meta")
+
+
+def _is_lmms_eval_log(task: Task) -> bool:
+    if task.answers is None:
+        return False
+    path = Path(task.answers)
+    file = next(iter(sorted(path.glob("*_samples_*.jsonl"))), path) if path.is_dir() else path
+    return any(is_self_describing(replace(task, answers=str(file)), "doc_id", name) for name in ("filtered_resps", "resps"))
 
 
 def _pair_meta(row: Row, ranking_field: str) -> dict[str, Any]:

@@ -75,11 +75,14 @@ def _compare_benchmark(
             warnings.append(f"{baseline.folder} or {other.folder} does not state its {', '.join(unstated)}: they may differ")
     for text in warnings:
         print(f"warning: {printable(text)}", file=sys.stderr)
+    notes = [f"{result.name}: {note}" for result in results for note in result.answer_notes]
+    for text in notes:
+        print(f"note: {printable(text)}", file=sys.stderr)
     ids = set.intersection(*(result.answered_ids for result in results))
     if not ids:
         raise InputError(f"{', '.join(str(result.folder) for result in results)} have no answered example in common")
     with _damage_as_input_errors(results):
-        return _measure_differences(results, benchmark, ids, warnings, seed, images)
+        return _measure_differences(results, benchmark, ids, seed, images) | {"warnings": warnings, "notes": notes}
 
 
 @contextmanager
@@ -99,7 +102,6 @@ def _measure_differences(
     results: Sequence[Result],
     benchmark: Benchmark,
     ids: set[str],
-    warnings: list[str],
     seed: int,
     images: dict[tuple[str, str], ImageSource],
 ) -> dict[str, Any]:
@@ -112,7 +114,6 @@ def _measure_differences(
         "direction": summary["direction"],
         "cluster": summary.get("cluster", "example"),
         "n": len(ids),
-        "warnings": warnings,
         "models": [result.name for result in results],
         "pairs": [
             {"a": baseline.name, "b": other.name, **compare_pair(baseline, other, benchmark, ids, seed)} for other in results[1:]
@@ -135,6 +136,7 @@ def _markdown_benchmark(name: str, comparison: Mapping[str, Any]) -> list[str]:
     headline, direction = comparison["headline"], comparison["direction"]
     parts = [headline_sentence(name, pair, headline, direction, comparison["n"]) for pair in comparison["pairs"]]
     parts += [f"**Warning:** {warning}." for warning in comparison["warnings"]]
+    parts += [f"**Note:** {note}." for note in comparison["notes"]]
     for pair in comparison["pairs"]:
         parts += _markdown_pair(pair, headline, direction)
     parts.append(interval_note(comparison["cluster"]))

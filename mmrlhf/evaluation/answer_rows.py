@@ -24,7 +24,7 @@ QUESTION_FIELDS = ("question", "query", "prompt", "input")
 IMAGE_FIELDS = ("image_source", "image_path", "image", "image_name", "image_file", "img_id", "filename", "image_src", "image_id")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SPLIT_FIELDS = ("category", "split")
-MAX_QUESTION_CHARS, MAX_PATH_CHARS = 4000, 300
+MAX_QUESTION_CHARS, MAX_PATH_CHARS = 16_000, 300
 """A table may hold the image itself in place of a name, and a prompt may hold a document."""
 
 

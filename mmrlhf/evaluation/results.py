@@ -47,6 +47,12 @@ class Result:
         """Ids of the examples whose answers count."""
         return {row["id"] for row in first_valid(self.rows)}
 
+    @property
+    def answer_notes(self) -> list[str]:
+        """What eval noted about the file of answers: rows that are unknown, repeated or joined by
+        something else than their ids."""
+        return list((self.summary.get("answers") or {}).get("notes", ()))
+
 
 def read_runs(paths: Sequence[str]) -> dict[str, list[Result]]:
     """Return the results of the benchmarks that at least two runs have, by benchmark, in the order
@@ -122,9 +128,11 @@ def _check_summary(path: Path, summary: Mapping[str, Any]) -> None:
             raise InputError(f"{path}: `{key}` must not be {type_name(value)}: run eval again")
     if summary["direction"] not in ("higher", "lower"):
         raise InputError(f"{path}: `direction` must be higher or lower: run eval again")
-    texts = [*(summary.get("files") or {}).values(), (summary.get("answers") or {"path": ""}).get("path", "")]
+    answers = summary.get("answers") or {}
+    notes = answers.get("notes", [])
+    texts = [*(summary.get("files") or {}).values(), answers.get("path", ""), *(notes if isinstance(notes, list) else [None])]
     if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{path}: the hashes of `files` and the path of `answers` must be text: run eval again")
+        raise InputError(f"{path}: the hashes of `files`, and the path and notes of `answers`, must be text: run eval again")
     if (summary.get("limit") or 0) < 0:
         raise InputError(f"{path}: `limit` must not be negative: run eval again")
     _check_unicode(path, [summary])

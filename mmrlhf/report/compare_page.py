@@ -63,6 +63,7 @@ def comparison_page(
                 "name": name,
                 "n": comparison["n"],
                 "warnings": comparison["warnings"],
+                "answer_notes": comparison["notes"],
                 "pairs": pairs,
                 "note": interval_note(comparison["cluster"]),
                 "diversity_names": names,
