@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Literal
 
-from mmrlhf.text.answer_words import WORD, canonicalise_objects, content_words, singularize
+from mmrlhf.text.answer_words import WORD, canonicalise_objects, content_words, singularize, states_alternative
 from mmrlhf.text.chinese_answers import chinese_yes_no, is_chinese
 from mmrlhf.text.count_answers import count_verdict
 from mmrlhf.text.words import NUMBER_VALUES, NUMBER_WORDS, TENS
@@ -123,6 +123,7 @@ _NOT_SEEN = re.compile(
     r"\bi (?:see|find|spot|detect|notice) (?:no|none)\b|\b(?:don't|do not|can't|cannot|can not|didn't|did not"
     r"|couldn't|could not) "
     r"(?:actually )?(?:see|find|spot|detect|notice) (?:any|one|it|them|that|such)\b|\bthere(?:'s| is| are) none\b"
+    r"|\bnone (?:is|are|can be) (?:visible|present|shown|seen|there)\b"
 )
 """Does not see the object in question."""
 _DOUBTED_EXISTENCE = re.compile(
@@ -144,7 +145,7 @@ _ABSENT = re.compile(
 """A whole sentence that says of the thing in question that it is not there."""
 _PRESENT = re.compile(
     r"^\W*(?:(?:it|they|that|this|he|she|one)(?:'s|'re| is| are) )?(?:clearly |definitely )?(?:present|visible|seen|shown|there"
-    r"|included)\b(?= *(?:$|[.!,]| in ))|^\W*(?:it|one) exists?\b"
+    r"|included)\b(?= *(?:$|[.!,]| in ))|^\W*(?:it|one) exists?\b|^\W*there(?:'s| is) one(?= *(?:$|[.!]))"
 )
 """A whole sentence that says of it that it is there."""
 _TRUTH_STATEMENT = re.compile(
@@ -152,14 +153,21 @@ _TRUTH_STATEMENT = re.compile(
     r"|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b"
 )
 """Judges a statement in the question."""
-_NEGATOR = re.compile(r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing|fail(?:s|ed)? to)\b|n't\b")
-"""Negators of a whole clause."""
+_NEGATOR = re.compile(
+    r"\b(?:not|cannot|unable|never|neither|nor|nowhere|absent|missing|fail(?:s|ed)? to|no longer|(?<!is )(?<!are )used to be"
+    r"|(?:was|were) once|once (?:was|were)|(?:removed|cropped|cut) (?:from|out of)|(?:has|have) left the)\b|n't\b"
+    r"|(?<!partly )(?<!partially )(?<!half )(?<!mostly )(?<!slightly )"
+    r"\b(?:out of (?:the )?|outside (?:of )?(?:the )?)(?:frame|view|sight|shot|image|picture)\b"
+)
+"""Negators of a whole clause: "the dog is out of frame", "there used to be a dog"."""
 _PRECEDING_NEGATOR = re.compile(
     r"\b(?:no|none|zero|without|lacks?|lacking|hardly|scarcely|barely|rather than|instead of|as opposed to|in place of|devoid of"
-    r"|free of|unlike|more like [^,.]{1,60}? than)\b"
+    r"|empty of|free of|unlike|more like [^,.]{1,60}? than)\b"
 )
 """Negators of what follows them: "a dog without a collar" is a dog, "a truck rather than a bus" no
 bus."""
+_SUBJECT_PRONOUNS = ("it", "they", "he", "she")
+_ENDS_IN_PRONOUN = re.compile(r"\b(?:it|them|him|her)\W*$")
 _CLAUSE_BOUNDARY = re.compile(
     r"[,;:—–]| - |\bbut\b|\balthough\b|\bthough\b|\bwhile\b|\bwhereas\b|\bhowever\b|\bexcept\b|\bthat\b|\bwhich\b"
     r"|\bwho\b|\band (?=no\b|not\b)|\bbesides\b|\b(?:apart|aside) from\b|\bother than\b"
@@ -281,17 +289,26 @@ def _clause_polarity(clause: str, question_words: list[str]) -> YesNo | None:
     """Return yes or no if a clause states or negates what the question's words name."""
     words = [singularize(word) for word in WORD.findall(clause)]
     mentioned = [word for word in question_words if word in words]
-    # "It is red" answers "Is the car red?": a pronoun can replace the first word.
-    is_full_match = mentioned == question_words or (
-        len(question_words) > 1 and mentioned == question_words[1:] and words[0] in ("it", "they", "he", "she")
+    # "It is red" answers "Is the car red?": a pronoun can replace the first word. It can replace the
+    # last one, too: "a cat is under it", or "not under it", answers "Is a cat under the table?".
+    has_pronoun_subject = words[:1] != [] and words[0] in _SUBJECT_PRONOUNS
+    is_place = len(question_words) > 2 and _ENDS_IN_PRONOUN.search(clause) and content_words(clause)[-1:] == question_words[-2:-1]
+    is_full_match = (
+        mentioned == question_words
+        or (len(question_words) > 1 and mentioned == question_words[1:] and has_pronoun_subject)
+        or (is_place and mentioned == question_words[:-1])
     )
     negators = {match[0] for match in _NEGATOR.finditer(clause)} - {*question_words}
-    if negators and (is_full_match or mentioned[-1:] == question_words[-1:]):
+    if negators and (is_full_match or is_place or mentioned[-1:] == question_words[-1:]):
+        return "no"
+    if not negators and states_alternative(words, question_words, has_pronoun_subject):
         return "no"
     if is_full_match:
         negator = _PRECEDING_NEGATOR.search(clause)
-        first_mentions = [clause.find(word) for word in mentioned]
-        return "no" if negator and any(mention >= negator.end() for mention in first_mentions) else "yes"
+        first_mentions: dict[str, int] = {}
+        for match in WORD.finditer(clause):
+            first_mentions.setdefault(singularize(match[0]), match.start())
+        return "no" if negator and any(first_mentions[word] >= negator.end() for word in mentioned) else "yes"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from mmrlhf.text.coco_objects import object_by_synonym
 from mmrlhf.text.words import word_set
@@ -22,11 +23,47 @@ _IRREGULAR_PLURALS = {
     "buses": "bus", "busses": "bus",
 }  # fmt: skip
 
+_ALTERNATIVES = (
+    word_set("red orange yellow green blue purple pink brown black white grey gray"),
+    word_set("left right"),
+    word_set("above below"),
+    word_set("day night"),
+    word_set("indoor outdoor"),
+)
+"""Singular words of which one denies the others, where it is said of the same thing."""
+_BEFORE_PREDICATE = {"is", "are", "was", "were", "the"}
+"""Words before what is said of a thing: "the car is blue", "is on the left"."""
+_SIDE = re.compile(r"\bthe (?:far )?right\b|\bright (?:of|side|hand|corner)\b")
+"""Right as a side; else it means correct, which names nothing."""
+
 
 def content_words(question: str) -> list[str]:
     """Return the words that a question is about: dog in "Is there a dog in the image?"."""
     first_line = re.split(r"[?\n]", question)[0]
-    return [singularize(word) for word in dict.fromkeys(WORD.findall(first_line)) if word not in _STOP_WORDS]
+    stop_words = _STOP_WORDS - {"right"} if _SIDE.search(first_line) else _STOP_WORDS
+    return [singularize(word) for word in dict.fromkeys(WORD.findall(first_line)) if word not in stop_words]
+
+
+def states_alternative(words: Sequence[str], question_words: Sequence[str], has_pronoun_subject: bool) -> bool:
+    """Return whether a clause says something else of the thing in question, such as another colour.
+
+    "The car is blue", "a blue car" and "it is blue" answer "Is the car red?"; "it is next to a blue
+    house" does not.
+    """
+    for alternatives in _ALTERNATIVES:
+        asked, stated = alternatives.intersection(question_words), alternatives.intersection(words)
+        if len(asked) != 1 or not stated or asked & stated or {*stated, *asked} == {"grey", "gray"}:
+            continue
+        others = [word for word in question_words if word not in asked]
+        if has_pronoun_subject and words[-1] in stated:
+            return True
+        is_same_thing = others and all(word in words for word in others)
+        places = [i for i, word in enumerate(words) if word in stated]
+        if is_same_thing and any(
+            words[i - 1] in _BEFORE_PREDICATE or i == len(words) - 1 or words[i + 1] in others for i in places
+        ):
+            return True
+    return False
 
 
 def canonicalise_objects(clause: str, question_words: list[str]) -> list[str]:
