@@ -91,6 +91,18 @@ def test_compare_counts_a_question_of_several_splits_once(tmp_path):
     assert "Each of 4 questions counts once; 2 examples ask one of them again." in markdown
 
 
+def test_compare_says_what_eval_noted_about_answers(question_file, tmp_path, capsys):
+    a = evaluate_run(question_file, "a", CORRECT_ANSWERS)
+    b = evaluate_run(question_file, "b", [*CORRECT_ANSWERS, "No"], ids=[*range(1, 21), 77])
+    capsys.readouterr()
+    report = compare([a, b], str(tmp_path / "out"))
+    (note,) = report["benchmarks"]["pope"]["notes"]
+    assert note.startswith("b: 1 answers are to no question of --data")
+    assert f"note: {note}" in capsys.readouterr().err
+    assert f"**Note:** {note}." in (tmp_path / "out" / "compare.md").read_text()
+    assert f"Note: {note}." in (tmp_path / "out" / "compare.html").read_text()
+
+
 def test_compare_refuses_different_options_unless_forced(question_file, tmp_path, capsys):
     a, b = evaluate_run(question_file, "a", CORRECT_ANSWERS), evaluate_run(question_file, "b", ["Yes"] * 20, {"rule": "repope"})
     line = ["compare", a, b, "--out", str(tmp_path / "out")]

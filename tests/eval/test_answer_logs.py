@@ -1,83 +1,14 @@
 """Answer files in the forms that other programs write, on data that a reader can count."""
 
-import csv
 import json
 
 import pytest
 
-from mmrlhf.config import EvalConfig
-from mmrlhf.evaluate import evaluate
-from mmrlhf.records import InputError
 from tests.helpers import fake_data
-from tests.helpers.fake_data import write_jsonl
-
-PHRASE = "\nAnswer the question using a single word or phrase."
-
-
-@pytest.fixture
-def score(tmp_path):
-    """Return a function that scores rows, or a file, with a benchmark, and returns its result."""
-
-    def run(name, rows, data, options=None, suffix=".jsonl", **settings):
-        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
-        path = rows
-        if isinstance(rows, list) and suffix == ".jsonl":
-            path = write_jsonl(tmp_path / "answers.jsonl", rows)
-        elif isinstance(rows, list | dict) and suffix == ".json":
-            path = tmp_path / "answers.json"
-            path.write_text(json.dumps(rows))
-        elif isinstance(rows, list):
-            path = tmp_path / "answers.tsv"
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0], delimiter="\t")
-                writer.writeheader()
-                writer.writerows(rows)
-        return evaluate(name, EvalConfig(answers=str(path), data=str(data), output_dir=str(out), **settings), options)
-
-    return run
-
-
-def metric_value(result, name, mode="robust"):
-    leaf = result["metrics"][mode]
-    for part in name.split("/"):
-        leaf = leaf[part]
-    return None if leaf is None else leaf["value"]
-
-
-def notes_of(result):
-    return " | ".join(result["answers"]["notes"])
-
+from tests.helpers.pope_files import PHRASE, pope_log, pope_samples
+from tests.helpers.results import metric_value, notes_of, robust_value
 
 # ---- POPE ----------------------------------------------------------------------------------------
-
-OBJECTS = {"adversarial": "chair", "popular": "car", "random": "zebra"}
-
-
-@pytest.fixture
-def pope(tmp_path):
-    """Three splits of two images: a dog is there (all splits ask), the split's object is not."""
-    folder = tmp_path / "POPE"
-    folder.mkdir()
-    for split, absent in OBJECTS.items():
-        rows = [
-            {"question_id": 2 * image + n + 1, "image": f"COCO_val2014_{image:012d}.jpg", "text": f"Is there a {noun} in the image?", "label": label}
-            for image in range(2)
-            for n, (noun, label) in enumerate((("dog", "yes"), (absent, "no")))
-        ]  # fmt: skip
-        write_jsonl(folder / f"coco_pope_{split}.json", rows)
-    return folder
-
-
-def pope_log(*splits, distance=0):
-    """Return LLaVA's log: all right, but yes to the second absent object of the last split."""
-    rows = []
-    for k, split in enumerate(splits):
-        for image in range(2):
-            for n, noun in enumerate(("dog", OBJECTS[split])):
-                said = "Yes" if n == 0 or (split == splits[-1] and image == 1) else "No"
-                prompt = f"Is there a {noun} in the image?{PHRASE}"
-                rows.append({"question_id": k * distance + 2 * image + n + 1, "prompt": prompt, "text": said, "model_id": "m"})
-    return rows
 
 
 @pytest.mark.parametrize("distance", [0, 4, 10_000_000])
@@ -92,7 +23,7 @@ def test_pope_scores_each_split_of_a_log_that_runs_on(score, pope, distance):
     assert bool(notes_of(result)) == (distance > 0)
     # it broke off in the last split
     result = score("pope", rows[:10], pope)
-    assert metric_value(result, "random/accuracy") == metric_value(result, "random/accuracy", "official") == 1
+    assert robust_value(result, "random/accuracy") == metric_value(result, "random/accuracy", "official") == 1
     assert result["counts"]["missing"] == 2 and "cover 10 of 12 questions" in notes_of(result)
 
 
@@ -124,31 +55,18 @@ def test_pope_sheet_counts_a_row_in_every_split_it_names(score, pope):
     )
 
 
-def pope_samples(*splits, **more):
-    """Return what lmms-eval logs since 0.4: no doc, ids in the objects of the metrics."""
-    rows = pope_log(*splits)
-    return [
-        {
-            "doc_id": n, "target": "x", "filtered_resps": row["text"], "doc_hash": "h", "input": row["prompt"],
-            **{f"pope_{m}": {"question_id": str(row["question_id"]), "score": 1.0, "prediction": "yes"} for m in ("accuracy", "f1_score")},
-            **more,
-        }
-        for n, row in enumerate(rows)
-    ]  # fmt: skip
-
-
 def test_pope_reads_lmms_eval_samples_without_doc(score, pope):
     rows = pope_samples("adversarial", "popular", "random")
     for order in (rows, rows[::2] + rows[1::2]):  # from one process, and gathered from two
         result = score("pope", order, pope)
         assert result["answers"]["format"] == "lmms-eval" and result["counts"]["unknown_ids"] == 0
-        assert metric_value(result, "random/f1", "official") == metric_value(result, "random/f1") == 0.8
+        assert metric_value(result, "random/f1", "official") == robust_value(result, "random/f1") == 0.8
         assert metric_value(result, "popular/f1", "official") == 1
     alone = score("pope", pope_samples("popular"), pope / "coco_pope_popular.json")
     assert metric_value(alone, "f1", "official") == 0.8 and alone["n"] == 4
     # a log of all splits, scored on one: the others' answers are no lines of its file
     one = score("pope", rows, pope / "coco_pope_popular.json")
-    assert metric_value(one, "f1", "official") == metric_value(one, "f1") == 1 and one["counts"]["unknown_ids"] == 8
+    assert metric_value(one, "f1", "official") == robust_value(one, "f1") == 1 and one["counts"]["unknown_ids"] == 8
     assert "8 answers are to questions of another split" in notes_of(one)
 
 
@@ -159,7 +77,7 @@ def test_pope_reads_the_authors_form_by_order(score, pope):
         for row in pope_log("adversarial", "popular", "random")
     ]
     result = score("pope", rows, pope)
-    assert metric_value(result, "random/f1", "official") == metric_value(result, "random/f1") == 0.8 and result["n"] == 12
+    assert metric_value(result, "random/f1", "official") == robust_value(result, "random/f1") == 0.8 and result["n"] == 12
     assert "12 rows have no id of the data but its questions in its order" in notes_of(result)
     result = score("pope", rows[8:11], pope / "coco_pope_random.json")
     assert result["n"] == 3 and metric_value(result, "f1", "official") == 1
@@ -208,7 +126,7 @@ AMBER_FORMS = {
 def test_amber_question_decides_against_id(score, amber, form):
     rows = [AMBER_FORMS[form](n, amber_answer(n)) for n in range(3, 9)]
     result = score("amber", rows, amber, suffix=".tsv" if form == "sheet" else ".jsonl")
-    assert result["n"] == 6 and metric_value(result, "existence_accuracy") == 100
+    assert result["n"] == 6 and robust_value(result, "existence_accuracy") == 100
     assert result["counts"]["missing"] == result["counts"]["unknown_ids"] == 0
     says_more = form in ("zero-based", "from the first question", "other ids, with images", "lmms-eval")
     assert bool(notes_of(result)) == says_more
@@ -222,7 +140,7 @@ def test_amber_says_what_the_script_does_with_other_cases(score, amber, capsys):
         {"id": 7, "response": "Yes"},
     ]
     result = score("amber", rows, amber)
-    assert metric_value(result, "existence_accuracy") == 100 and metric_value(result, "existence_accuracy", "official") < 26
+    assert robust_value(result, "existence_accuracy") == 100 and metric_value(result, "existence_accuracy", "official") < 26
     assert "3 replies say yes or no, but not exactly `Yes` or `No`" in capsys.readouterr().err
 
 
@@ -269,7 +187,7 @@ def test_hallusionbench_reads_other_programs_rows(score, hallusion, form):
     rows = hallusion_forms()[form]
     result = score("hallusionbench", rows, hallusion, suffix=".tsv" if form == "sheet" else ".jsonl")
     assert result["n"] == len(rows) and result["counts"]["unknown_ids"] == result["counts"]["duplicate"] == 0
-    assert metric_value(result, "a_acc") == pytest.approx(100 * (len(rows) - 1) / len(rows))
+    assert robust_value(result, "a_acc") == pytest.approx(100 * (len(rows) - 1) / len(rows))
 
 
 def test_hallusionbench_does_not_guess_between_figures(score, hallusion):
@@ -332,7 +250,7 @@ def test_dash_b_and_haloquest_read_plain_rows(score, tmp_path):
         {"question_id": n, "image": name, "prompt": asked, "text": said}
         for n, (name, said) in enumerate((("pos.png", "Yes"), ("neg.png", "No")))
     ]
-    assert metric_value(score("dash_b", rows, dash), "accuracy") == 1
+    assert robust_value(score("dash_b", rows, dash), "accuracy") == 1
     other = [{"img_id": "pos.png", "object_name": "moon", "gt": "yes", "response": "yes"}]
     assert score("dash_b", other, dash)["counts"]["unknown_ids"] == 1  # the image alone does not tell
     (tmp_path / "halo").mkdir()
@@ -346,7 +264,7 @@ def test_dash_b_and_haloquest_read_plain_rows(score, tmp_path):
         ],
     ):
         result = score("haloquest", rows, halo, judge="rules")
-        assert result["n"] == len(rows) and metric_value(result, "accuracy") == 100
+        assert result["n"] == len(rows) and robust_value(result, "accuracy") == 100
 
 
 MME_FORMS = {
@@ -376,76 +294,8 @@ def test_mme_reads_logs_by_image_and_question(score, tmp_path, form):
     (folder / "existence.txt").write_text("".join(lines))
     answers = [MME_FORMS[form](n, row) for n, row in enumerate(rows)]
     result = score("mme", answers, folder, suffix=".tsv" if form == "sheet" else ".jsonl")
-    assert metric_value(result, "existence/score") == metric_value(result, "existence/score", "official") == 200
+    assert robust_value(result, "existence/score") == metric_value(result, "existence/score", "official") == 200
     assert not result["answers"]["notes"]
 
 
 # ---- files ---------------------------------------------------------------------------------------
-
-
-def test_answers_of_a_run_that_broke_off_are_read_without_the_torn_line(score, pope, tmp_path):
-    rows = pope_log("random")
-    path = tmp_path / "torn.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + json.dumps(rows[3])[:20])
-    result = score("pope", path, pope / "coco_pope_random.json")
-    assert result["n"] == 3 and "torn.jsonl line 4 is torn" in notes_of(result) and "cover 3 of 4" in notes_of(result)
-
-
-def test_failed_requests_are_no_answers(score, pope):
-    rows = [
-        {"question": f"Is there a {noun} in the image?", "image_path": "COCO_val2014_000000000000.jpg", "prediction": said}
-        for noun, said in (("dog", "Failed to obtain answer via API."), ("zebra", "No"))
-    ]
-    result = score("pope", rows, pope / "coco_pope_random.json", suffix=".tsv")
-    assert result["n"] == 1 and result["counts"]["null"] == 1 and '1 answers are "Failed to obtain answer"' in notes_of(result)
-    assert "AttributeError" in result["reasons"]["official"]["f1"]
-
-
-def test_folders_of_harnesses_are_read_without_what_they_made_of_answers(score, pope, tmp_path):
-    lmms, sheets = tmp_path / "lmms", tmp_path / "sheets"
-    lmms.mkdir()
-    (lmms / "2026_results.json").write_text('{"results": {"pope": {"pope_accuracy": 1}}}')
-    write_jsonl(lmms / "2026_samples_pope.jsonl", pope_samples("adversarial", "popular", "random"))
-    result = score("pope", lmms, pope)
-    assert result["n"] == 12 and "left out: 2026_results.json" in notes_of(result)
-    sheets.mkdir()
-    rows = [
-        {
-            "index": n,
-            "question": f"Is there a {noun} in the image?",
-            "image_path": "COCO_val2014_000000000000.jpg",
-            "prediction": said,
-        }
-        for n, (noun, said) in enumerate((("dog", "Yes"), ("zebra", float("nan"))))
-    ]
-    (sheets / "m_POPE.json").write_text(json.dumps(rows))
-    (sheets / "m_POPE_auxmatch.json").write_text(json.dumps(rows))
-    result = score("pope", sheets, pope / "coco_pope_random.json")
-    assert (result["n"], result["counts"]["null"], result["counts"]["duplicate"]) == (1, 1, 0)
-    (tmp_path / "a.pkl").write_bytes(b"c")
-    with pytest.raises(InputError, match="is a pickle"):
-        score("pope", tmp_path / "a.pkl", pope)
-
-
-def test_maps_of_id_to_answer_are_read(score, tmp_path):
-    data = tmp_path / "gt.json"
-    data.write_text(json.dumps({"11": ["dog"], "12": ["cup"]}))
-    for rows in (
-        {"11": "A dog.", "12": "A cat."},
-        {"11": {"caption": "A dog."}, "12": {"caption": "A cat."}},
-        {"overall": {}, "imgToEval": {"11": {"image_id": 11, "caption": "A dog."}, "12": {"image_id": 12, "caption": "A cat."}}},
-    ):
-        result = score("chair", rows, data, {"lineage": "portable"}, suffix=".json")
-        assert metric_value(result, "chair_s") == 50 and result["n"] == 2
-
-
-def test_questions_in_place_of_answers_are_refused(score, pope):
-    with pytest.raises(InputError, match="holds the questions in place of answers"):
-        score("pope", pope / "coco_pope_random.json", pope / "coco_pope_random.json")
-
-
-def test_image_numbers_of_any_length_are_names(score, tmp_path):
-    data = tmp_path / "gt.json"
-    data.write_text(json.dumps({"9" * 4400: ["dog"], "7": ["dog"]}))
-    result = score("chair", [{"image_id": "COCO_val2014_000000000007.jpg", "caption": "A dog."}], data, {"lineage": "portable"})
-    assert result["n"] == 1 and metric_value(result, "chair_s") == 0

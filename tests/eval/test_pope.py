@@ -3,42 +3,17 @@
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from mmrlhf.cli import main
 from mmrlhf.config import EvalConfig
 from mmrlhf.evaluate import evaluate, evaluate_all
-from mmrlhf.evaluation.benchmark import Task, load_benchmark
-from mmrlhf.evaluation.prediction_files import read_predictions
 from mmrlhf.files.bundled import folder
 from mmrlhf.records import InputError
-
-LABELS = ["yes", "no"] * 3
-
-
-def write_questions(path: Path, objects: str = "dog cat") -> Path:
-    rows = [
-        {
-            "question_id": i + 1,
-            "image": f"{i // 2}.jpg",
-            "text": f"Is there a {objects.split()[i % 2]} in the image?",
-            "label": label,
-        }
-        for i, label in enumerate(LABELS)
-    ]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    return path
-
-
-def write_answers(path: Path, texts, ids=None, **more) -> Path:
-    ids = ids or range(1, len(texts) + 1)
-    path.write_text("\n".join(json.dumps({"question_id": i, "answer": t, **more}) for i, t in zip(ids, texts, strict=True)))
-    return path
+from tests.helpers.pope_files import write_answers, write_questions
+from tests.helpers.results import metric_value
 
 
 def evaluate_pope(tmp_path, texts, ids=None, options=None, **settings):
@@ -46,10 +21,6 @@ def evaluate_pope(tmp_path, texts, ids=None, options=None, **settings):
     data = write_questions(tmp_path / "coco_pope_random.json")
     out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
     return evaluate("pope", EvalConfig(answers=str(answers), data=str(data), output_dir=str(out), **settings), options)
-
-
-def metric_value(result, name, mode="official"):
-    return result["metrics"][mode][name]["value"]
 
 
 def test_pope_metrics_match_hand_computation(tmp_path):
@@ -277,75 +248,6 @@ def test_pope_folder_gives_three_splits_and_their_mean(tmp_path):
     assert result["metrics"]["robust"]["mean"]["yes_ratio"]["value"] == pytest.approx(4 / 6)
 
 
-def test_read_predictions_accepts_logs_of_other_harnesses(tmp_path):
-    data = str(write_questions(tmp_path / "coco_pope_random.json"))
-    right = ["Yes", "No"] * 3
-    rows = {
-        "llava": [
-            {"question_id": i + 1, "prompt": "?", "text": t, "answer_id": "x", "model_id": "m"} for i, t in enumerate(right)
-        ],
-        "lmms-eval": [
-            {
-                "doc_id": i,
-                "doc": {"question_id": str(i + 1), "image_source": f"{i // 2}"},
-                "target": "x",
-                "resps": [[t]],
-                "filtered_resps": [t],
-            }
-            for i, t in enumerate(right)
-        ],
-        "vlmevalkit": [
-            {
-                "index": i,
-                "image_path": f"{i // 2}.jpg",
-                "question": f"Is there a {['dog', 'cat'][i % 2]} in the image?",
-                "prediction": t,
-            }
-            for i, t in enumerate(right)
-        ],
-        "predictions": [{"id": str(i + 1), "answers": [t]} for i, t in enumerate(right)],
-    }
-    for name, format_rows in rows.items():
-        path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps(format_rows[::-1]))
-        result = evaluate("pope", EvalConfig(answers=str(path), data=data, output_dir=str(tmp_path / name)))
-        assert result["answers"]["format"] == name and metric_value(result, "accuracy", "robust") == 1, name
-    import openpyxl
-
-    book = openpyxl.Workbook()
-    book.active.append(list(rows["vlmevalkit"][0]))
-    for row in rows["vlmevalkit"]:
-        book.active.append(list(row.values()))
-    book.save(tmp_path / "table.xlsx")
-    result = evaluate("pope", EvalConfig(answers=str(tmp_path / "table.xlsx"), data=data, output_dir=str(tmp_path / "xlsx")))
-    assert result["answers"]["format"] == "vlmevalkit" and metric_value(result, "accuracy") == 1
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"question_id": 1, "answer": "Yes\xff"}\n', "line 1: not JSON"),
-        (b'{"question_id": 1, "answer": 3}', "row 1: an answer must be text, not a number"),
-        (b'{"question_id": 1, "reply": "Yes"}', "its fields are question_id, reply"),
-        (b'{"question_id": 1, "answer": "Yes"}\n{"answer": "No"}', "row 2: nothing says which question is answered"),
-        (b"[1, 2]", "row 1: an answer must be an object"),
-        (b"", "holds no answers"),
-        (b"{", "not JSON"),
-        (b'{"question_id": 1, "answer": "\\ud800"}', "the answer is not valid Unicode: remove the unpaired surrogate"),
-        (b'{"question_id": "\\ud800", "answer": "Yes"}', "the id is not valid Unicode: remove the unpaired surrogate"),
-        (b'{"question_id": ' + b"9" * 4400 + b', "answer": "Yes"}', "line 1: not JSON"),
-        (b'{"question_id": 1, "answer": "' + b"x" * 10_000_001 + b'"}', "row 1: the answer has 10000001 characters"),
-    ],
-)
-def test_read_predictions_refuses_unusable_files(tmp_path, capsys, content, message):
-    (tmp_path / "a.jsonl").write_bytes(content)
-    data = write_questions(tmp_path / "coco_pope_random.json")
-    line = ["eval", "pope", "--answers", str(tmp_path / "a.jsonl"), "--data", str(data), "--out", str(tmp_path / "out")]
-    assert main(line) == 2
-    stderr = capsys.readouterr().err
-    assert message in stderr and stderr.count("error:") == 1 and not (tmp_path / "out").exists()
-
-
 def test_pope_accepts_a_megabyte_answer(tmp_path):
     result = evaluate_pope(tmp_path, ["Yes. " + "x" * 1_000_000, "No", "Yes", "No", "Yes", "No"])
     assert metric_value(result, "accuracy") == metric_value(result, "accuracy", "robust") == 1
@@ -399,33 +301,6 @@ def test_evaluate_all_runs_a_suite_from_python(tmp_path):
     results = evaluate_all({"pope": {"data": str(data), "rule": "repope"}}, models, str(tmp_path / "out"), seed=3)
     assert results["two"]["pope"]["metrics"]["official"]["accuracy"]["value"] == 1 and results["one"]["pope"]["seed"] == 3
     assert (tmp_path / "out" / "one" / "pope" / "result.json").exists()
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(
-    st.one_of(
-        st.binary(max_size=200),
-        st.lists(st.dictionaries(st.sampled_from(["question_id", "answer", "text", "prediction", "id", "answers", "resps", "doc", "image"]),
-                                 st.one_of(st.none(), st.integers(), st.text(max_size=5), st.lists(st.text(max_size=3), max_size=2))), max_size=3)
-        .map(lambda rows: json.dumps(rows).encode()),
-    ),
-    st.sampled_from([".json", ".jsonl", ".tsv", ".csv", ".xlsx"]),
-)  # fmt: skip
-def test_read_predictions_accepts_or_refuses_any_file(tmp_path, content, ending):
-    path = tmp_path / f"wild{ending}"
-    path.write_bytes(content)
-    data = tmp_path / "coco_pope_random.json"
-    if not data.exists():
-        write_questions(data)
-    benchmark = load_benchmark("pope")
-    task = Task(str(data), options=benchmark.options_type())
-    task = replace(task, examples={e.id: e for e in benchmark.load(task)})
-    try:
-        predictions = read_predictions(str(path), benchmark, task).predictions
-    except InputError as error:
-        assert "\n" not in str(error)
-    else:
-        assert all(isinstance(p.id, str) for p in predictions)
 
 
 def test_readme_benchmark_example_works(tmp_path):
