@@ -8,9 +8,8 @@ The model under test is the judge (Li et al. 2024).
 
 A pair is judged --votes times, each time with a random order of the answers. Results as the
 authors' script saves them (`ranking`, `meta.random_number`, `meta.filter_choice`) contain the
-questions and need no --data. A log of lmms-eval is read with --data, in the order of answers that
-lmms-eval gives each pair. A reward model (--reward_model_path) scores each pair once. Metrics are
-in percent.
+questions and need no --data. Logs of lmms-eval and sheets of VLMEvalKit are read in their own order
+of the answers. A reward model (--reward_model_path) scores each pair once. Metrics are in percent.
 
 `official` follows cal.py: it takes the first k votes on each pair from a seeded shuffle, for k = 1,
 3, ... 9 (metrics without a prefix are those of k = 9); pairs without a majority and replies that
@@ -20,10 +19,11 @@ the last answer that it calls better, if that is 1 or 2; a pair without a majori
 
 from __future__ import annotations
 
+import ast
 import random
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
+from mmrlhf.evaluation.answer_rows import ID_FIELDS
 from mmrlhf.evaluation.benchmark import (
     Benchmark,
     Fields,
@@ -112,19 +113,19 @@ class VLRewardBench(Benchmark):
         if num_pairs < len(rows):
             print(f"note: {len(rows) - num_pairs} rows of {task.path} hold a pair again, and are left out", file=sys.stderr)
         examples: dict[str, Example] = {}
-        is_lmms_eval = _is_lmms_eval_log(task)
+        is_harness = _is_harness_log(task)
         for row, meta in list(zip(rows, metas, strict=True))[: task.limit]:
             image = row.fields.get("image_path", row.fields.get("image"))
             images = (ImageSource(path=str(task.image_root / image)),) if isinstance(image, str) else ()
-            for vote in range(1 if is_lmms_eval else task.options.votes):
-                is_swapped = int(random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5)
-                if is_lmms_eval:
-                    is_swapped = sum(map(len, meta["response"])) % 2  # its rule in place of a random order
+            for vote in range(1 if is_harness else task.options.votes):
+                drawn = random.Random(f"{task.seed}/{meta['pair']}/{vote}").random() < 0.5
+                is_swapped = _harness_swaps(meta["response"]) if is_harness else int(drawn)
                 first, second = meta["response"][::-1] if is_swapped else meta["response"]
                 prompt = TEMPLATE.format(question=_question(meta), first=first, second=second)
-                id_ = f"{meta['pair']}/{vote}"
-                vote_meta = {**meta, "swapped": is_swapped}
-                examples.setdefault(id_, Example(id_, images, (Message("user", prompt),), meta=vote_meta))
+                example = Example(
+                    f"{meta['pair']}/{vote}", images, (Message("user", prompt),), meta={**meta, "swapped": is_swapped}
+                )
+                examples.setdefault(example.id, example)
         return list(examples.values())
 
     def read(self, path: Path, task: Task) -> list[Prediction] | None:
@@ -133,15 +134,25 @@ class VLRewardBench(Benchmark):
             return None
         return [Prediction(example.id, [example.meta["reply"]]) for example in task.examples.values()]
 
+    def rename_fields(self, fields: Fields, task: Task) -> Fields:
+        """Return a row of VLMEvalKit's sheet with what its prompt says about the pair."""
+        if "prediction" not in fields or not isinstance(fields.get("response"), str):
+            return fields
+        try:
+            first, second = response = ast.literal_eval(fields["response"])
+            if _harness_swaps(response):
+                first, second = second, first
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # no list of two texts
+            return fields
+        return {**fields, "question": PROMPT_OF_PAIR.format(question=fields.get("question"), first=first, second=second)}
+
     def match_id(self, fields: Fields, task: Task) -> str | None:
         """Return the id of a row's vote; lmms-eval names the pair."""
-        id_ = first_present(fields, ("id", "question_id", "doc_id"))
+        id_ = first_present(fields, ID_FIELDS)
         return f"{id_}/0" if "doc_id" in fields and f"{id_}/0" in task.examples else id_
 
     def identity(self, example: Example) -> tuple[str, str]:
         """Return question and answers as they stand in a prompt, and no image."""
-        if "reply" in example.meta:  # a vote of a results file, which nothing is joined to
-            return "", ""
         first, second = example.meta["response"][:: -1 if example.meta["swapped"] else 1]
         return PROMPT_OF_PAIR.format(question=_question(example.meta), first=first, second=second), ""
 
@@ -170,12 +181,9 @@ class VLRewardBench(Benchmark):
         """Return which answer a vote prefers, and whether that agrees with people."""
         rejected_position = _rejected_position(example)
         official_number, choice = official_choice(answers[0]), robust_choice(answers[0])
-        if official_number is None:
-            official = "doesntMatch"
-        else:
-            official = "reject" if official_number == rejected_position else "agree"
+        official = "reject" if official_number == rejected_position else "agree"
         return {
-            "official": official,
+            "official": "doesntMatch" if official_number is None else official,
             "choice": choice,
             "right": None if choice is None else choice != rejected_position,
             "unparsed": choice is None,
@@ -197,12 +205,15 @@ def _is_results_file(task: Task) -> bool:
     return is_self_describing(task, "ranking", "response", "meta")
 
 
-def _is_lmms_eval_log(task: Task) -> bool:
-    if task.answers is None:
-        return False
-    path = Path(task.answers)
+def _is_harness_log(task: Task) -> bool:
+    path = Path(task.answers or "")
     file = next(iter(sorted(path.glob("*_samples_*.jsonl"))), path) if path.is_dir() else path
-    return any(is_self_describing(replace(task, answers=str(file)), "doc_id", name) for name in ("filtered_resps", "resps"))
+    return file.suffix in (".tsv", ".csv", ".xlsx") or is_self_describing(replace(task, answers=str(file)), "doc_id")
+
+
+def _harness_swaps(response: Sequence[str]) -> int:
+    """Return whether lmms-eval and VLMEvalKit show the second answer first, as 0 or 1."""
+    return sum(map(len, response)) % 2
 
 
 def _pair_meta(row: Row, ranking_field: str) -> dict[str, Any]:
@@ -222,9 +233,9 @@ def _pair_key(meta: Mapping[str, Any]) -> str:
 def _label_pairs(metas: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the pairs' fields with a label of their own under `pair`: the id, and a hash behind it
     if other pairs share the id."""
-    keys_of_id: dict[str, set[str]] = {}
+    keys_of_id: dict[str, set[str]] = defaultdict(set)
     for meta in metas:
-        keys_of_id.setdefault(meta["id"], set()).add(_pair_key(meta))
+        keys_of_id[meta["id"]].add(_pair_key(meta))
     num_shared = sum(len(keys) > 1 for keys in keys_of_id.values())
     if num_shared:
         print(f"note: {num_shared} ids name several pairs, which are told apart by question and answers", file=sys.stderr)
@@ -318,11 +329,8 @@ def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
             majority = [pair_votes.count(verdict) > len(pair_votes) / 2 for verdict in VERDICTS]
             majorities[pair_index[pair], i, GROUPS.index(group_of_pair[pair])] = majority
         empty_groups = [group for j, group in enumerate(GROUPS) if not majorities[:, i, j, :2].any()]
-        reasons[f"k{k}"] = ""
-        if empty_groups:
-            reasons[f"k{k}"] = (
-                f"no pair of {', '.join(empty_groups)} has a majority: the official script raises ZeroDivisionError"
-            )
+        reason = f"no pair of {', '.join(empty_groups)} has a majority: the official script raises ZeroDivisionError"
+        reasons[f"k{k}"] = reason if empty_groups else ""
     reasons[""] = reasons[f"k{VOTE_COUNTS[-1]}"] or "there are no answers"
     flat = majorities.reshape(len(pair_index), len(VOTE_COUNTS) * len(GROUPS) * len(VERDICTS))
     columns = np.concatenate([np.ones((len(pair_index), 1)), flat], 1)
@@ -351,8 +359,7 @@ def _metrics_by_k(sums: np.ndarray) -> dict[str, np.ndarray]:
         agree, reject, unmatched = np.moveaxis(by_k[..., i, :, :], -1, 0)
         values = _accuracies(agree, agree + reject)
         # cal.py stops, and prints nothing, if a group is empty.
-        is_defined = np.isfinite(values["macro_accuracy"])
-        values = {name: np.where(is_defined, value, np.nan) for name, value in values.items()}
+        values = {name: np.where(np.isfinite(values["macro_accuracy"]), value, np.nan) for name, value in values.items()}
         num_decided = (agree + reject).sum(-1) + EPSILON
         values["agree_rate"] = agree.sum(-1) / num_pairs
         values["reject_rate"] = reject.sum(-1) / num_pairs

@@ -90,8 +90,8 @@ LMMS_EVAL_PROMPT = "Compare.\n\nQuestion: {}\n\nAnswer 1: {}\n\nAnswer 2: {}\n\n
 
 
 @pytest.mark.parametrize("has_doc", [False, True])
-def test_vl_rewardbench_reads_logs_of_lmms_eval_in_its_order(score, tmp_path, has_doc):
-    """lmms-eval swaps answers whose lengths add up to an odd number. Two of three votes are right.
+def test_vl_rewardbench_reads_logs_of_harnesses_in_their_order(score, tmp_path, has_doc):
+    """They swap answers whose lengths add up to an odd number. Two of three votes are right.
 
     Two pairs share their id, which only the prompt tells apart.
     """
@@ -116,6 +116,12 @@ def test_vl_rewardbench_reads_logs_of_lmms_eval_in_its_order(score, tmp_path, ha
     if not has_doc:  # not in lmms-eval's order: nothing says which is which
         result = score("vl_rewardbench", rows, data)
         assert result["n"] == 2 and "1 answers are to no question of --data" in notes_of(result)
+        sheet = [
+            {"index": n, "question": pair["query"], "response": str(pair["response"]), "prediction": row["filtered_resps"][0]}
+            for n, (pair, row) in enumerate(zip(pairs, rows, strict=True))
+        ]
+        result = score("vl_rewardbench", sheet[::-1], data, suffix=".tsv")
+        assert result["n"] == 3 and robust_value(result, "reasoning") == pytest.approx(200 / 3)
 
 
 def test_multimodal_rewardbench_metrics_match_hand_computation(run_benchmark):
