@@ -289,9 +289,9 @@ def _clause_polarity(clause: str, question_words: list[str]) -> YesNo | None:
     """Return yes or no if a clause states or negates what the question's words name."""
     words = [singularize(word) for word in WORD.findall(clause)]
     mentioned = [word for word in question_words if word in words]
-    # "It is red" answers "Is the car red?": a pronoun can replace the first word. It can replace the
-    # last one, too: "a cat is under it", or "not under it", answers "Is a cat under the table?".
-    has_pronoun_subject = words[:1] != [] and words[0] in _SUBJECT_PRONOUNS
+    # "It is red" answers "Is the car red?": a pronoun can replace the first word. It can replace
+    # the last one, too: "a cat is under it", or "not under it", to "Is a cat under the table?".
+    has_pronoun_subject = bool(words) and words[0] in _SUBJECT_PRONOUNS
     is_place = len(question_words) > 2 and _ENDS_IN_PRONOUN.search(clause) and content_words(clause)[-1:] == question_words[-2:-1]
     is_full_match = (
         mentioned == question_words
