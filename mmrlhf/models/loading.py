@@ -65,12 +65,7 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
             f"model {name} lacks {len(bad_keys)} of its weights or has them in another shape, {bad_keys[0]} first: "
             "config.json and weights do not belong together, copy the checkpoint again"
         )
-    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
-        raise InputError(f"model {name} has no processor of images: copy its processor_config.json or preprocessor_config.json")
-    if getattr(processor, "chat_template", None) is None:  # older checkpoints have it in tokenizer_config.json
-        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
-    if processor.chat_template is None:
-        raise InputError(f"model {name} has no chat template: put a chat_template.jinja next to its config.json")
+    _check_processor(processor, name)
     limits: object = engine  # most configurations of commands are both
     if isinstance(limits, PixelConfig):
         limit_pixels(model, processor, limits, name)
@@ -78,6 +73,24 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
     vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
     return vlm
+
+
+def _check_processor(processor: Any, name: str) -> None:
+    """Find the processor's chat template. Raises InputError if it lacks that or a patch size."""
+    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
+        raise InputError(f"model {name} has no processor of images: copy its processor_config.json or preprocessor_config.json")
+    if getattr(processor, "patch_size", 0) is None:  # checkpoints of LLaVA from before processor_config.json
+        raise InputError(f"model {name}: its processor has no patch_size: add it to processor_config.json")
+    if getattr(processor, "chat_template", None) is None:  # older checkpoints have it in tokenizer_config.json
+        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
+    templates = processor.chat_template
+    if templates is None:
+        raise InputError(f"model {name} has no chat template: put a chat_template.jinja next to its config.json")
+    if isinstance(templates, dict) and "default" not in templates:
+        raise InputError(
+            f"model {name} has chat templates for {', '.join(map(str, templates))} and none named default: "
+            "put a chat_template.jinja next to its config.json"
+        )
 
 
 def _precision_kwargs(name: str, dtype: str, device: torch.device) -> dict[str, Any]:
@@ -166,7 +179,7 @@ def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
 
 
 def _require_checkpoint(name: str) -> None:
-    """Raises InputError for common mistakes: a missing path, or the directory of a run."""
+    """Raises InputError for common mistakes: a missing path, a run's directory, or a pickle."""
     path = Path(name)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -175,6 +188,11 @@ def _require_checkpoint(name: str) -> None:
         model_dir = path / "model"
         suggestion = model_dir if (model_dir / "config.json").is_file() else "a checkpoint directory or a Hub id (owner/name)"
         raise InputError(f"model {name}: the directory holds no config.json; give {suggestion}")
+    elif any(path.glob("pytorch_model*.bin")) and not any(path.glob("*.safetensors")):
+        raise InputError(
+            f"model {name} is a pickle (pytorch_model.bin), which could run code: load it in transformers, if you trust it, "
+            "and save it with save_pretrained, which writes model.safetensors"
+        )
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:

@@ -83,3 +83,29 @@ def test_broken_processor_settings_are_one_sentence(tiny_vlm_path, tmp_path, set
     (model / "processor_config.json").write_text(settings)
     with pytest.raises(InputError, match=r"^model "):
         load(str(model))
+
+
+def test_pickled_weights_are_refused_with_the_way_out(tiny_vlm_path, tmp_path):
+    copy_model(tiny_vlm_path, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"is a pickle \(pytorch_model.bin\), .* save it with save_pretrained"):
+        load(str(tmp_path / "model"))
+
+
+def test_named_templates_without_a_default_are_refused_by_their_names(tiny_vlm_path, tmp_path):
+    copy_model(tiny_vlm_path, tmp_path / "model")
+    template = (tmp_path / "model" / "chat_template.jinja").read_text()
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    path = tmp_path / "model" / "tokenizer_config.json"
+    templates = [{"name": name, "template": template} for name in ("rag", "tool_use")]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": templates}))
+    with pytest.raises(InputError, match=r"has chat templates for rag, tool_use and none named default: put a"):
+        load(str(tmp_path / "model"))
+
+
+def test_processor_without_a_patch_size_is_refused(tiny_vlm_path, tmp_path):
+    copy_model(tiny_vlm_path, tmp_path / "model")
+    path = tmp_path / "model" / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "patch_size": None}))
+    with pytest.raises(InputError, match=r"its processor has no patch_size: add it to processor_config\.json"):
+        load(str(tmp_path / "model"))
