@@ -30,6 +30,8 @@ MISSPELT = 0.87
 """Similarity from which a name is taken for a misspelt one, not for another tool's."""
 MAX_CHOICES_LISTED = 40
 """Number of valid names up to which a message lists them all."""
+MAX_FILE_ERRORS = 20
+"""Wrong lines of a file that a message names."""
 MAX_YAML_DEPTH = 16
 """Levels of nesting in a file; a suite needs three."""
 _OPENING_TOKENS = (
@@ -209,7 +211,8 @@ def load_config(cls: type[Config], file: Path | None, overrides: Mapping[str, An
     problems = [errors_by_key[key] for key in flag_values if key in errors_by_key]
     file_errors = [errors_by_key[key] for key in file_values if key in errors_by_key and key not in flag_values]
     if file_errors:
-        problems.append(f"{file}: {'; '.join(file_errors)}")
+        more = f"; and {len(file_errors) - MAX_FILE_ERRORS} more" if len(file_errors) > MAX_FILE_ERRORS else ""
+        problems.append(f"{file}: {'; '.join(file_errors[:MAX_FILE_ERRORS])}{more}")
     if missing_fields:
         missing_flags = " ".join(f"--{name} ..." for name in missing_fields)
         destination = f"to {file}" if file is not None else "to a file for --config"

@@ -163,7 +163,7 @@ def open_task(benchmark: Benchmark, config: EvalConfig, options: Mapping[str, An
 def _warn_about_unknown_versions(benchmark: Benchmark, hashes: Mapping[str, str]) -> None:
     if not benchmark.known_versions:
         return
-    versions = ", ".join(dict.fromkeys(benchmark.known_versions.values()))
+    versions = "; ".join(dict.fromkeys(benchmark.known_versions.values()))
     for file, digest in hashes.items():
         if digest not in benchmark.known_versions:
             print(f"note: {file} (sha256 {digest[:12]}) is not a known version; known are {versions}", file=sys.stderr)

@@ -249,3 +249,11 @@ def test_configurations_built_in_python_raise_one_sentence():
         dataclasses.replace(SFTConfig(**REQUIRED), learning_rate=-1)
     with pytest.raises(InputError, match="GenerateConfig: output_file: field required"):
         GenerateConfig(model_name_or_path="m", dataset_name="d")
+
+
+def test_load_config_names_the_first_of_many_unknown_lines(tmp_path):
+    file = tmp_path / "many.yaml"
+    file.write_text("".join(f"zzz{number}: 1\n" for number in range(1000)))
+    with pytest.raises(InputError, match=r"zzz19 is unknown: .*; and 980 more; ") as error:
+        load_config(SFTConfig, file, {})
+    assert "zzz20" not in str(error.value)

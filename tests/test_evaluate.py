@@ -11,6 +11,7 @@ from mmrlhf.evaluate import evaluate
 from mmrlhf.evaluation.benchmark import load_benchmark
 from mmrlhf.files.bundled import find
 from mmrlhf.records import InputError
+from tests.helpers.fake_server import scripted_server
 
 
 def test_scenes_metrics_match_hand_computation():
@@ -99,3 +100,11 @@ def test_evaluate_custom_benchmark_and_its_refusals(tiny_vlm_path, tmp_path):
     (tmp_path / "bad.py").write_text("VERSION='1'")
     with pytest.raises(InputError, match="it defines no load and no score and no aggregate"):
         evaluate(str(tmp_path / "bad.py"), config)
+
+
+def test_evaluate_says_that_a_server_answered_nothing(tmp_path):
+    with scripted_server((400, b"no images here")) as server:
+        config = EvalConfig(model_name_or_path=server.url, output_dir=str(tmp_path), limit=2, endpoint_retries=0)
+        with pytest.raises(InputError, match="no example was answered, and the notes above say why"):
+            evaluate("scenes", config)
+    assert not (tmp_path / "result.json").exists()

@@ -261,7 +261,7 @@ class Benchmark:
         Default: its part, category, kind and label.
         """
         names = [str(example.meta[key]) for key in ("part", "category", "kind") if example.meta.get(key)]
-        return names + [f"{key} {example.meta[key]}" for key in ("label", "truth") if isinstance(example.meta.get(key), str)]
+        return names + [f"label {example.meta[key]}" for key in ("label", "truth") if isinstance(example.meta.get(key), str)]
 
     def false_spans(self, example: Example, row: ScoreRow, task: Task) -> list[tuple[int, int]]:
         """Return where the first answer makes false claims, as (start, end).

@@ -187,7 +187,8 @@ def differences(a: Result, b: Result) -> list[str]:
         value_a, value_b = _setting(a, key), _setting(b, key)
         if value_a is not None and value_b is not None and value_a != value_b:
             previews = f"{_preview_difference(value_a, value_b)} and {_preview_difference(value_b, value_a)}"
-            problems.append(f"{SETTING_LABELS.get(key, key)} ({previews})")
+            label = SETTING_LABELS.get(key, key)
+            problems.append(label if key.endswith("sha256") else f"{label} ({previews})")  # hashes tell a reader nothing
     in_one_only = a.answered_ids ^ b.answered_ids
     if in_one_only:
         num_examples = len(a.answered_ids | b.answered_ids)

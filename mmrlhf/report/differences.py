@@ -141,7 +141,7 @@ def headline_sentence(benchmark: str, pair: Mapping[str, Any], headline: str, di
             if not difference.is_clear:
                 begin = f"No difference between {pair['a']} and {pair['b']} is shown on {place}"
             unit = " points" if difference.percent else ""
-            interval = f"{difference.cells[2]}{unit}, 95% interval {difference.cells[3] or 'none'}"
+            interval = f"{difference.cells[2]}{unit}" + (f", 95% interval {difference.cells[3]}" if difference.cells[3] else "")
             values = f"{headline} from {difference.cells[0]} to {difference.cells[1]}"
             return f"{begin}: {values} ({interval}; {direction} is better; {mode}, {num_examples} examples)."
     return f"{pair['b']} against {pair['a']} on {benchmark}: {headline} is not defined in both."

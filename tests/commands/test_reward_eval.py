@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mmrlhf.commands.reward_eval import accuracy, compute_metrics, length_bin, reward_eval
+from mmrlhf.commands.reward_eval import accuracy, compute_metrics, findings, length_bin, reward_eval, table_rows
 from mmrlhf.config import RewardConfig, RewardEvalConfig
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model
@@ -98,6 +98,9 @@ def test_reward_eval_writes_results_and_resumes(tiny_vlm_path, examples, tmp_pat
     assert "prefers the better answer in" in page.text and "length label correlation" in page.text
     assert page.ids_of_sections() == ["plots", "lengths", "tables"] and page.num_unfolded_tables == 0
     assert "Expected calibration error" in capsys.readouterr().out
+    labels = [row[0].strip() for row in table_rows(result)]
+    assert {"with all facts", "with 75% of the facts", "without facts", "with another image's facts"} < set(labels)
+    assert findings(result | {"probe": {}})[-1].startswith("No hallucinations were injected: no row has facts about objects")
     with pytest.raises(InputError, match="has ties only"):
         reward_eval(dataclasses.replace(config, output_dir=str(tmp_path / "ties")), [rows[-1]])
 

@@ -77,6 +77,10 @@ def test_write_claims_page_shows_the_worst_of_the_latest_answers(tmp_path, monke
     source = write_claims_page(tmp_path).read_text(encoding="utf-8")
     positions = [source.find(f"r {step} to {id_}.") for step, id_ in ((1, "a"), (1, "b"), (2, "c"))]
     assert -1 not in positions and positions == sorted(positions) and "to d." not in source and "to e." not in source
+    assert "supported: " not in source  # none of the three has a supported claim
+    (tmp_path / "ledger.jsonl").write_text(ledger_line(1, "a", ["supported", "contradicted", "supported"]))
+    folded = write_claims_page(tmp_path).read_text(encoding="utf-8").partition("<details>")[2]
+    assert "2 supported: a dog, a dog</summary>" in folded and "contradicted" not in folded
     assert "The 3 answers with the most contradicted claims, worst first, among 5 of steps 1 to 3." in source
 
 

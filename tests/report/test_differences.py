@@ -70,6 +70,10 @@ def test_headline_sentence():
     )
     pair = make_pair(robust={"f1": comparison(0.5, 0.6, 0.5)})
     assert headline_sentence("pope", pair, "f1", "higher", 20).startswith("No difference between base and tuned is shown on pope")
+    pair = make_pair(robust={"f1": comparison(0.5, 0.5, 0.0)})
+    assert headline_sentence("pope", pair, "f1", "higher", 20).endswith(
+        "f1 from 50.0% to 50.0% (+0.0 points; higher is better; robust, 20 examples)."
+    )
     assert "not defined" in headline_sentence("pope", make_pair(robust={"f1": None}), "f1", "higher", 20)
 
 

@@ -55,3 +55,9 @@ def test_verdict_rates_match_hand_computation():
         "claims/unknown_rate@clip": 0.25,
         "claims/supported@clip": 1.0,
     }
+
+
+@pytest.mark.parametrize(("correlation", "payment"), [(0.9, "length"), (-0.9, "brevity")])
+def test_hacking_warnings_say_which_way_length_is_paid(correlation, payment):
+    (warning,) = hacking_warnings(NO_SIGNS | {"hacking/length_reward_correlation": correlation})
+    assert warning.endswith(f"does the reward pay for {payment}?")
