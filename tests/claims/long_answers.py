@@ -9,11 +9,12 @@ ran on them. All are held out: a rule that is changed because of one of them mak
 that day the last honest ones, so print the errors (`--errors`) only after writing down the figures.
 
 `long_answers_2.jsonl` has 36 more, of other pictures and in other words, invented and committed in
-the same way after the reader was mended on the errors of the first file.
+the same way after the reader was mended on the errors of the first file. `long_answers_3.jsonl` has
+40 more, invented and committed in the same way while the reader was mended on the errors of both.
 
 A row has `text`, `claims` (what the answer says), `false` and `unknown` (those of `claims` that are
 not true of the picture, or that the facts leave open), and `facts`, in the fields of a facts file,
-with actions as captions. One claim in nine is false, in the second file one in ten.
+with actions as captions. One claim in nine is false, in the later files one in ten.
 
 **Marks.** `dog` object, `dog=brown` attribute, `dog#2` count, `dog>on>sofa` relation,
 `man:ride>horse` action. In front: `!` negated, `?` hedged, `~` optional: readings that are right

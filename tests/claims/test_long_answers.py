@@ -12,7 +12,9 @@ from tests.claims.long_answers import FILE, KINDS, markdown, parse_answer, parse
 
 ANSWERS = read_answers()
 LATER_ANSWERS = read_answers(FILE.with_name("long_answers_2.jsonl"))
-PERSON_WORDS = ("nobody", "no one", "someone", "people")
+LAST_ANSWERS = read_answers(FILE.with_name("long_answers_3.jsonl"))
+ALL_ANSWERS = ANSWERS + LATER_ANSWERS + LAST_ANSWERS
+PERSON_WORDS = ("nobody", "no one", "someone", "somebody", "people")
 NUMBER_NAMES = {
     1: ("single", "pair"),
     2: ("couple", "pair", "both", "twin"),
@@ -23,6 +25,7 @@ NUMBER_NAMES = {
     40: ("forty",),
     50: ("fifty",),
     60: ("sixty",),
+    200: ("two hundred",),
 }
 ROW = {
     "id": "row",
@@ -46,18 +49,22 @@ def names_number(number, text):
     return any(re.search(rf"\b{word}\b", text, re.I) for word in words)
 
 
-@pytest.mark.parametrize(("answers", "num_per_style"), [(ANSWERS, 22), (LATER_ANSWERS, 12)])
+@pytest.mark.parametrize(
+    ("answers", "num_per_style"), [(ANSWERS, (22, 22, 22)), (LATER_ANSWERS, (12, 12, 12)), (LAST_ANSWERS, (14, 13, 13))]
+)
 def test_answers_have_60_to_180_words_and_three_styles_in_equal_parts(answers, num_per_style):
-    assert [sum(a.style == style for a in answers) for style in ("llava-1.5", "qwen-vl", "gpt")] == [num_per_style] * 3
+    assert tuple(sum(a.style == style for a in answers) for style in ("llava-1.5", "qwen-vl", "gpt")) == num_per_style
     for answer in answers:
         assert 60 <= len(re.findall(r"\w[\w'’-]*", answer.text)) <= 180, answer.id
 
 
 def test_no_two_answers_share_an_id():
-    assert len({answer.id for answer in ANSWERS + LATER_ANSWERS}) == len(ANSWERS) + len(LATER_ANSWERS)
+    assert len({answer.id for answer in ALL_ANSWERS}) == len(ALL_ANSWERS)
 
 
-@pytest.mark.parametrize(("answers", "num_per_kind", "num_negated"), [(ANSWERS, 90, 60), (LATER_ANSWERS, 50, 40)])
+@pytest.mark.parametrize(
+    ("answers", "num_per_kind", "num_negated"), [(ANSWERS, 90, 60), (LATER_ANSWERS, 50, 40), (LAST_ANSWERS, 60, 60)]
+)
 def test_there_are_claims_of_every_kind_and_a_tenth_is_false(answers, num_per_kind, num_negated):
     required = [label for answer in answers for label in answer.labels if not label.optional]
     for kind in KINDS:
@@ -66,7 +73,7 @@ def test_there_are_claims_of_every_kind_and_a_tenth_is_false(answers, num_per_ki
     assert 0.08 < sum(label.is_true is False for label in required) / len(required) < 0.15
 
 
-@pytest.mark.parametrize("answer", ANSWERS + LATER_ANSWERS, ids=lambda answer: answer.id)
+@pytest.mark.parametrize("answer", ALL_ANSWERS, ids=lambda answer: answer.id)
 def test_labels_are_distinct_and_their_words_are_in_the_answer(answer):
     lexicon = load_lexicon()
     seen = {}
@@ -85,7 +92,7 @@ def test_labels_are_distinct_and_their_words_are_in_the_answer(answer):
 
 
 def test_no_object_is_both_a_fact_and_absent():
-    for answer in ANSWERS + LATER_ANSWERS:
+    for answer in ALL_ANSWERS:
         present = {fact.text for fact in answer.facts if fact.kind == "object"}
         assert present.isdisjoint(fact.text for fact in answer.facts if fact.kind == "absent"), answer.id
 
