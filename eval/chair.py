@@ -28,6 +28,7 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from mmrlhf.config import STRICT
+from mmrlhf.evaluation.answer_rows import IMAGE_FIELDS
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, ScoreRow, Task, answered, first_present
 from mmrlhf.files.rows import read_json
 from mmrlhf.metrics.intervals import SufficientStats
@@ -99,7 +100,7 @@ class Chair(Benchmark):
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
         """Return the image id of a row: its own, or the number at the end of the image's name."""
-        image = first_present(fields, ("image_id", "image", "image_path", "id", "question_id"))
+        image = first_present(fields, ("image_id", *IMAGE_FIELDS, "id", "question_id"))
         if image is None or image in task.examples:
             return image
         number = re.search(r"(\d+)(?:\.\w+)?$", image)

@@ -21,7 +21,18 @@ POSITION_FIELDS = ("index", "doc_id")
 ID_FIELDS = ("id", "question_id", *POSITION_FIELDS)
 """Names under which answer files give the id of an example, in order of preference."""
 QUESTION_FIELDS = ("question", "query", "prompt", "input")
-IMAGE_FIELDS = ("image_source", "image_path", "image", "image_name", "image_file", "img_id", "filename", "image_src", "image_id")
+IMAGE_FIELDS = (
+    "image_source",
+    "image_path",
+    "image",
+    "image_name",
+    "image_file",
+    "file_name",
+    "img_id",
+    "filename",
+    "image_src",
+    "image_id",
+)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 SPLIT_FIELDS = ("category", "split")
 MAX_QUESTION_CHARS, MAX_PATH_CHARS = 16_000, 300
@@ -56,6 +67,15 @@ def first_present(fields: Fields, names: Iterable[str]) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return None if value is None else str(value)
+
+
+def with_image_name(fields: Fields) -> Fields:
+    """Return a row with the only one of its `images` as its image, if it names none otherwise."""
+    images = fields.get("images")
+    if not isinstance(images, list) or len(images) != 1 or not fields.keys().isdisjoint(IMAGE_FIELDS):
+        return fields
+    name = images[0].get("path") if isinstance(images[0], dict) else images[0]
+    return {**fields, "image": name} if isinstance(name, str) else fields
 
 
 def read_facts(

@@ -23,6 +23,7 @@ from mmrlhf.evaluation.answer_rows import (
     lmms_eval_fields,
     read_facts,
     splits_in,
+    with_image_name,
 )
 from mmrlhf.evaluation.benchmark import Benchmark, Fields, Prediction, Task
 from mmrlhf.evaluation.join import Joined, join_rows
@@ -41,7 +42,7 @@ SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 DEFAULT_ANSWER_FIELDS = ("id", "answer")
 """What an answer file should hold for a benchmark without an official format."""
 PLAIN_FIELDS = (
-    "prediction", "response", "model_answer", "model_response", "model_prediction", "output", "generated_text", "caption", "answer",
+    "prediction", "predict", "pred", "response", "model_answer", "model_response", "model_prediction", "output", "generated_text", "caption", "answer",
     "text",
 )  # fmt: skip
 """Usual names of an answer. `answer` and `text` come last: they may be the reference or the
@@ -131,7 +132,7 @@ def _join(benchmark: Benchmark, rows: list[Fields], task: Task) -> Joined:
 
 def _rename_fields(location: str, row: Fields, benchmark: Benchmark, task: Task) -> Fields:
     try:
-        return benchmark.rename_fields(row, task)
+        return benchmark.rename_fields(with_image_name(row), task)
     except InputError as error:
         raise InputError(f"--answers {location}: {error}") from None
 
@@ -198,6 +199,8 @@ def _parse_answer_row(location: str, row: Fields, format_: str, benchmark: Bench
 
 
 def _check_text(location: str, value: Any) -> str | None:
+    if isinstance(value, list) and len(value) == 1:  # the only generation
+        value = value[0]
     if value is None:
         return None
     if not isinstance(value, str):

@@ -170,6 +170,31 @@ def test_maps_of_id_to_answer_are_read(score, tmp_path):
         assert robust_value(result, "chair_s") == 50 and result["n"] == 2
 
 
+@pytest.mark.parametrize("name", ["predict", "pred"])
+def test_predictions_go_before_the_reference_of_a_row(score, pope, name):
+    rows = [
+        {"prompt": f"user\nIs there a {noun} in the image?\nassistant\n", name: said, "label": "no", "answer": "no"}
+        for noun, said in (("dog", "Yes"), ("zebra", "No")) * 2
+    ]
+    result = score("pope", rows, pope / "coco_pope_random.json")
+    assert result["n"] == 4 and robust_value(result, "accuracy") == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"images": ["val/COCO_val2014_000000000007.jpg"], "response": "A dog."},
+        {"images": [{"path": "7.jpg"}], "response": "A dog."},
+        {"file_name": "COCO_val2014_000000000007.jpg", "caption": ["A dog."]},
+    ],
+)
+def test_usual_names_of_images_and_lists_of_one_answer_are_read(score, tmp_path, fields):
+    data = tmp_path / "gt.json"
+    data.write_text(json.dumps({"7": ["dog"]}))
+    result = score("chair", [fields], data, {"lineage": "portable"})
+    assert result["n"] == 1 and robust_value(result, "recall") == 100
+
+
 def test_questions_in_place_of_answers_are_refused(score, pope):
     with pytest.raises(InputError, match="holds the questions in place of answers"):
         score("pope", pope / "coco_pope_random.json", pope / "coco_pope_random.json")
