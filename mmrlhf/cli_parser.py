@@ -85,6 +85,9 @@ class Parser(argparse.ArgumentParser):
         if (new_name := renamed_field(name, names)) is not None:
             return renamed(flag, f"{dashes}{new_name}")
         hint = unknown_setting(name, names, "--") or f"`{self.prog} --help` lists its flags"
+        positional = next((action.metavar for action in self._actions if not action.option_strings), None)
+        if positional == "FILE" and name in ("data", "dataset", "dataset_name"):
+            hint = f"give the file without a flag, `{self.prog} FILE`"
         return f"{self.prog} has no flag {flag}: {hint}"
 
     def error(self, message: str) -> NoReturn:

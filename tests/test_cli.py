@@ -152,6 +152,11 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("sft --load_in_4bit", "has no flag --load_in_4bit: dtype nf4 loads the base in 4 bits"),
         ("sft --lora-dropout 0.05", "has no flag --lora-dropout: there is no dropout"),
         ("ppo --beta 0.1", "has no flag --beta: use --kl_coef"),
+        ("sft --batch_size 8", "has no flag --batch_size: use --per_device_train_batch_size"),
+        (
+            "data check --dataset_name rows.jsonl",
+            "has no flag --dataset_name: give the file without a flag, `mmrlhf data check FILE`",
+        ),
         ("sft --no-packing", "has no flag --no-packing: answers to one prompt are packed"),
         # LLaMA-Factory, ms-swift, verl
         ("sft --deepspeed ds.json", "has no flag --deepspeed: weights are not sharded"),
