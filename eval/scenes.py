@@ -112,7 +112,7 @@ class SceneDescriptions(Benchmark):
             for split, values in by_split(rows, task.seed).items()
             for name, leaf in _extra_metrics(values).items()
         }
-        table = np.array(columns).reshape(len(columns), -1)
+        table = np.array(columns).reshape(len(columns), NUM_COLUMNS * len(splits))
         reasons = {"": "no question that was asked measures it"}
         return {"official": SufficientStats(clusters, table, metrics, reasons, extra=extra)}
 

@@ -108,3 +108,11 @@ def test_evaluate_says_that_a_server_answered_nothing(tmp_path):
         with pytest.raises(InputError, match="no example was answered, and the notes above say why"):
             evaluate("scenes", config)
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("row", ['{"id": "held_out-000000-describe", "answer": null}', '{"id": "other", "answer": "x"}'])
+def test_evaluate_scenes_without_a_single_answer(tmp_path, row):
+    (tmp_path / "answers.jsonl").write_text(row + "\n")
+    config = EvalConfig(output_dir=str(tmp_path / "run"), answers=str(tmp_path / "answers.jsonl"), limit=1)
+    result = evaluate("scenes", config)
+    assert result["n"] == 0 and result["metrics"]["official"] == {}

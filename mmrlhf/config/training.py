@@ -129,7 +129,8 @@ class RewardConfig(TrainConfig):
     center_rewards_coefficient: NonNegative = 0.01
     """Weight of the mean squared sum of a pair's two rewards, which keeps rewards around zero."""
     eval_dataset_name: str | None = None
-    """Preferences to report accuracy, calibration and probes on; nothing is selected on them."""
+    """Preferences to report accuracy, calibration and injected hallucinations on; nothing is
+    selected on them."""
 
 
 @settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +102,8 @@ MODEL_STYLES = {
         "clean SFT", "Fine-tuned on captions without the co-occurrence bias: what better data would give.", "#4a90d9", "X"
     ),
 }
+MAX_PLOTTED = 1e300
+"""Values beyond it count as infinite: the span of an axis must be finite."""
 AFTER_PPO_PHRASES = {"ppo_fact": "After PPO with facts in the reward", "ppo_plain": "After PPO without facts in the reward"}
 """Models that SFT is compared with, in order of preference, and the beginning of a sentence about
 each."""
@@ -114,7 +115,7 @@ def policy_after_ppo(models: Collection[str]) -> str | None:
 
 
 def _finite_or_none(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, int | float) and abs(value) < MAX_PLOTTED else None
 
 
 def metric_value(row: Mapping[str, Any], key: str) -> float | None:

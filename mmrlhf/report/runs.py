@@ -56,14 +56,17 @@ class TrainingRun:
 def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
     """Write one HTML file about training runs and return its path.
 
-    By default it is report.html in the directory of the only run, or in the current directory. It
-    opens offline. Raises InputError if a directory is no run or has no metrics yet.
+    By default it is report.html in the directory of the only run, or in the current directory; in a
+    folder `out` it is report.html, too. It opens offline. Raises InputError if a directory is no
+    run or has no metrics yet.
     """
     names = {path: Path(path).name or path for path in paths}
     if len(set(names.values())) < len(paths):
         names = {path: path for path in paths}
     runs = [read_run(Path(path), name) for path, name in names.items()]
-    page_path = Path(out) if out else (Path(paths[0]) if len(runs) == 1 else Path()) / "report.html"
+    page_path = Path(out) if out else Path(paths[0] if len(runs) == 1 else "")
+    if page_path.is_dir():
+        page_path /= "report.html"
     refuse_unwritable(page_path.parent, "out")
     styles = {run.name: ModelStyle(run.name, "", COLOURS[i % len(COLOURS)], "o") for i, run in enumerate(runs)}
     curves = {run.name: run.metrics for run in runs}
@@ -89,7 +92,7 @@ def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
             settings=_settings_table(runs),
         )
     )
-    write_atomic(page_path, html)
+    write_atomic(page_path, html.encode("utf-8", "replace"))  # JSON can escape lone surrogates
     return page_path
 
 
@@ -121,7 +124,7 @@ def _read_samples(path: Path) -> list[dict[str, Any]]:
 def _iter_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file that a run appends to; its last line may be cut while it writes."""
     if path.is_file():
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
                     row = json.loads(line)

@@ -86,9 +86,17 @@ def test_write_runs_page_survives_odd_rows(make_run):
     run = make_run("odd$x_{")
     odd = [None, "text", {"step": "2"}, {"step": 3}, {"step": 4, "id": [1], "images": 5, "answer": {"a": 1}, "score": "high"}]
     odd += [{"step": 5, "id": "r1", "images": [None], "prompt": ["<i>"], "score": 1e999, "$\\frac{": 2.0, "nested": {"a": 1}}]
+    odd += [
+        {"step": 6, "id": "\ud800", "answer": "\ud800", "warning": "\ud800", "loss": s * 1e308, "kl": 10**400} for s in (1, -1)
+    ]
     for name in ("metrics", "samples", "ledger", "warnings"):
         with open(run / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.write("\n" + "".join(json.dumps(row) + "\n" for row in odd))
-    source = write_runs_page([str(run)]).read_text(encoding="utf-8")
+        with open(run / f"{name}.jsonl", "ab") as file:
+            file.write(b'\xff{"step": 7}\n')
+    (run / "pages").mkdir()
+    page = write_runs_page([str(run)], str(run / "pages"))
+    assert page == run / "pages/report.html"
+    source = page.read_text(encoding="utf-8")
     assert "<i>" not in source and "$\\frac{" in source
     ParsedPage(source)
