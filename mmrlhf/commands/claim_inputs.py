@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mmrlhf.evaluation.answer_rows import ID_FIELDS, IMAGE_FIELDS, MAX_PATH_CHARS, lmms_eval_answer, lmms_eval_fields
-from mmrlhf.evaluation.prediction_files import WRAPPERS
+from mmrlhf.evaluation.prediction_files import PLAIN_FIELDS, WRAPPERS
 from mmrlhf.files.rows import RawRow, Row, open_binary, parse_json, type_name
 from mmrlhf.files.sheets import read_sheet
 from mmrlhf.files.tables import read_rows
 from mmrlhf.records import InputError
 
-ANSWER_FIELDS = ("answers", "answer", "text", "response", "caption", "prediction", "output", "completion")
+ANSWER_FIELDS = ("answers", *PLAIN_FIELDS)
 """Names of an answer in the files of this and other projects, in order of preference. `answers` is
 a list."""
 LOG_FIELDS = ("filtered_resps", "resps")
@@ -146,6 +146,8 @@ def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:
     value = row.fields[name]
     if name == "answers" and not isinstance(value, list):
         row.fail(f"`answers` must be a list of texts, not {type_name(value)}")
+    if name != "answers" and isinstance(value, list) and len(value) == 1:  # the only generation
+        value = value[0]
     images = _image_names(row)
     id_ = next((row.fields[field] for field in ID_FIELDS if field in row.fields), None)
     for text in value if name == "answers" else [value]:

@@ -42,7 +42,7 @@ SUFFIXES = (".jsonl", ".json", ".tsv", ".csv", ".xlsx")
 DEFAULT_ANSWER_FIELDS = ("id", "answer")
 """What an answer file should hold for a benchmark without an official format."""
 PLAIN_FIELDS = (
-    "prediction", "predict", "pred", "response", "model_answer", "model_response", "model_prediction", "output", "generated_text", "caption", "answer",
+    "prediction", "predict", "pred", "response", "model_answer", "model_response", "model_prediction", "output", "generated_text", "completion", "caption", "answer",
     "text",
 )  # fmt: skip
 """Usual names of an answer. `answer` and `text` come last: they may be the reference or the

@@ -6,6 +6,7 @@ import pytest
 
 from mmrlhf.cli import main
 from mmrlhf.commands import claims as claims_module
+from mmrlhf.commands.claim_inputs import read_answers
 
 
 def read_rows(path):
@@ -257,3 +258,16 @@ def test_extract_claims_says_how_many_claims_there_are(tmp_path, capsys):
     assert "out.jsonl: 2 answers, 3 claims: 1 supported, 1 contradicted, 1 unknown" in capsys.readouterr().err
     claims_module.extract(str(answers), out=str(tmp_path / "claims.jsonl"))
     assert capsys.readouterr().err.endswith("claims.jsonl: 2 answers, 3 claims\n")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Describe", "predict": "A dog sits.", "label": "A cat."},
+        {"question": "What is it?", "answer": "A cat.", "prediction": "A dog sits."},
+        {"image": "a.jpg", "caption": ["A dog sits."]},
+    ],
+)
+def test_claims_of_usual_rows_are_of_the_prediction(tmp_path, row):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert [answer.text for answer in read_answers(str(tmp_path / "rows.jsonl"))] == ["A dog sits."]
