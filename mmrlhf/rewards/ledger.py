@@ -78,7 +78,8 @@ def resolve_rewards(reward_terms: str, extra: Mapping[str, RewardFunction]) -> l
     for name, weight in parse_reward_spec(reward_terms).items():
         if name not in available and ".py:" not in name:
             raise InputError(
-                f"reward_terms names {name}, which does not exist: use {', '.join(sorted(available))}, or FILE.py:NAME"
+                f"reward_terms names {name}, which does not exist: use {', '.join(sorted(available))}, a claim reward "
+                "(hallucination, coverage, verifier_score), or FILE.py:NAME"
             )
         function = available[name] if name in available else _load_from_file(name)
         weighted_rewards.append(WeightedReward(name, weight, function))
