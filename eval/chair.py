@@ -119,7 +119,7 @@ class Chair(Benchmark):
 
         For the scripts, an unknown image has no objects.
         """
-        with_answer = [row for row in rows if row["status"] != "null"]
+        with_answer = [row for row in rows if row["answers"] and None not in row["answers"]]
         official = [
             row["official"] if "official" in row else _compare_objects(row["answers"][0], None, task.options.lineage)
             for row in with_answer

@@ -265,7 +265,7 @@ def _parse_verdict(text: str | None) -> int | None:
 def _script_failure(rows: list[ScoreRow], task: Task) -> str:
     """Return why the official script would stop, or what it lacks; empty if it would run."""
     verdicts = {row["id"]: row["verdict"] for row in first_valid(rows)}
-    if any(row["status"] == "null" for row in rows):
+    if any(not row["answers"] or None in row["answers"] for row in rows):
         return "the official script raises TypeError on an answer that is null"
     if len(answered(rows)) > len(verdicts):
         return "the official script raises AssertionError on a question that is answered twice"

@@ -196,7 +196,7 @@ def _official_stats(rows: list[ScoreRow], task: Task) -> SufficientStats:
     for number, part in enumerate(parts):
         examples = [example for example in task.examples.values() if example.meta["part"] == part]
         part_rows = [row for row in rows if _belongs_to_part(row["id"], part, task)]
-        if any(row["status"] == "null" for row in part_rows):
+        if any(None in row["answers"] or not row["answers"] for row in part_rows):  # also of unknown ids
             reasons[part] = "the official script raises AttributeError on an answer that is null"
             continue
         verdicts = [pope_official(row["answers"][0]) for row in part_rows]

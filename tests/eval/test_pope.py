@@ -314,3 +314,8 @@ def test_readme_benchmark_example_works(tmp_path):
     )
     result = evaluate(str(tmp_path / "mine.py"), config, {"hint": "short"})
     assert result["metrics"]["robust"]["accuracy"]["value"] == 1 and result["yes_ratio"] == 1
+
+
+def test_pope_null_of_an_unknown_id_is_an_answer_that_the_script_fails_on(tmp_path):
+    result = evaluate_pope(tmp_path, ["Yes", "No", "Yes", "No", "Yes", None], ids=["1", "2", "3", "4", "5", "99"])
+    assert "AttributeError" in result["reasons"]["official"]["f1"] and result["counts"]["unknown_ids"] == 1
