@@ -25,7 +25,7 @@ NOT_ACTIONS = word_set(
 """Verbs that show, have, seem or describe, or give a place."""
 OBJECT_ACTIONS = word_set(
     "pull push carry tow hold hit cross drive follow chase touch support block spray cast shine cut lift throw catch ride eat drink "
-    "chew bite lick sniff feed wear look watch fly pass approach lead drag load transport haul land dig spray"
+    "chew bite lick sniff feed wear look watch fly pass approach lead drag load transport haul land dig cover hide"
 )
 """Actions of things that are not alive: a truck *tows* a car."""
 ANIMATE_ONLY_ACTIONS = word_set("wear hold eat ride carry drink look watch read feed pet hug throw kick swing use play talk")
@@ -83,7 +83,7 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
     # a cup and a dog that *chases* a cat: the dog does
     is_singular = tag == "V" and word[-1] == "s" and word[-2:] != "ss"
     actors = [phrase for phrase in (state.actors[-1:] if is_singular else state.actors) if phrase.referent.name]
-    if tag != "E":
+    if tag != "E" or tags[index - 1] == "H":
         living = [phrase for phrase in actors if phrase.referent.category in ANIMATE_CLASSES]
         if not living and verb in ANIMATE_ONLY_ACTIONS:
             # a man with a bag *holding* a cup: the man does
@@ -148,6 +148,14 @@ def begin_wearing(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
     state.action = Action("wear", index, actors, builder.is_negated_at(index), state.is_hedged)
 
 
+def _is_passive_without_actor(tags: list[str], index: int) -> bool:
+    """Return whether a participle follows a form of be, perhaps with adverbs: is neatly *stacked*."""
+    index -= 1
+    while index > 0 and tags[index] == "R":
+        index -= 1
+    return tags[index] == "B"
+
+
 def complete_action(builder: ClaimBuilder, phrase: Phrase) -> None:
     """Add the open action with its target, or with one more target after `and`."""
     action = builder.state.action
@@ -162,6 +170,6 @@ def complete_action(builder: ClaimBuilder, phrase: Phrase) -> None:
     if action.is_passive:
         if builder.is_animate(phrase) or action.verb in OBJECT_ACTIONS:
             builder.add_action([phrase], action.verb, action.actors, action.index, action.is_negated, action.is_hedged)
-    elif not (action.is_participle and builder.tokens.tags[action.index - 1] == "B"):
+    elif not (action.is_participle and _is_passive_without_actor(builder.tokens.tags, action.index)):
         builder.add_action(action.actors, action.verb, [phrase], action.index, action.is_negated, action.is_hedged)
     action.is_open = False

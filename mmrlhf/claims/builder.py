@@ -79,6 +79,8 @@ class SentenceState:
     """The latest complete relation, for targets that `and` adds: name, located phrases, index."""
     negated_until: int = -1
     """Indefinite phrases and predicates before this index are negated."""
+    denies_aside: bool = False
+    """Whether the negation holds for an aside between commas: chairs, *none of which* is taken."""
     pending_negation: str = ""
     """A negation that reaches only the next phrases: word (after not, without), neither or ""."""
     last_target: Phrase | None = None
@@ -97,6 +99,8 @@ class ClaimBuilder:
     """Collects the claims of a text."""
 
     last_singular: Phrase | None = None
+    previous_singular: Phrase | None = None
+    """The thing before `last_singular`."""
     last_plural: Phrase | None = None
     last_person: Phrase | None = None
     last_male: Phrase | None = None
@@ -258,7 +262,7 @@ class ClaimBuilder:
         elif phrase.is_negated:
             return
         elif not phrase.is_plural and (is_subject or self.last_singular is None or not self._last_singular_is_subject):
-            self.last_singular = phrase
+            self.previous_singular, self.last_singular = self.last_singular, phrase
             self._last_singular_is_subject = is_subject
         # A group of persons stays what `they` means, unless others become the subject.
         elif phrase.is_plural and (is_subject or (self.last_plural is None and not self.last_group)):
@@ -269,7 +273,12 @@ class ClaimBuilder:
             self.last_plural = phrase
         if phrase.noun not in FEMALE_NOUNS and (is_subject or self.last_male is None):
             self.previous_male, self.last_male = self.last_male, phrase
+        # A nurse treats a *boy*: `he` is the boy.
+        elif phrase.noun in MALE_NOUNS and self.last_male is not None and self.last_male.noun not in MALE_NOUNS:
+            self.previous_male, self.last_male = self.last_male, phrase
         if phrase.noun not in MALE_NOUNS and (is_subject or self.last_female is None):
+            self.previous_female, self.last_female = self.last_female, phrase
+        elif phrase.noun in FEMALE_NOUNS and self.last_female is not None and self.last_female.noun not in FEMALE_NOUNS:
             self.previous_female, self.last_female = self.last_female, phrase
         if is_subject or self.last_person is None:
             self.last_person = phrase
@@ -361,6 +370,18 @@ class ClaimBuilder:
     def negate(self, phrase: Phrase) -> None:
         """Negate a phrase's claims after the fact: the left pedal is *missing*."""
         self._amend(phrase, {"negated": True})
+
+    def negate_absent(self, phrase: Phrase) -> None:
+        """Negate what is *missing*. Two of its bulbs are missing: there are others."""
+        if not phrase.count:
+            self.negate(phrase)
+            return
+        head_start = self.tokens.starts[phrase.head]
+        self.ranked_claims = [
+            entry
+            for entry in self.ranked_claims
+            if not (entry[2].kind == "count" and entry[2].subject == phrase.referent.name and entry[0] == head_start)
+        ]
 
     def withdraw(self, phrase: Phrase) -> None:
         """Drop a phrase's claims: no people *except* a man."""

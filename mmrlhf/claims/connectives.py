@@ -38,6 +38,9 @@ def process_connective(
         # may be held back, *such as* in a lake
         if state.is_hedged and not continues_list(tags, index, end) and next_tag not in ("A", "P"):
             state.is_hedged = False
+        # chairs, none of which is taken, *and* a lamp
+        if state.denies_aside and next_tag == "C":
+            state.negated_until, state.denies_aside = -1, False
         # No cars are visible, *with* a bicycle nearby; but: it is not red, *or* blue
         if state.negated_until > index and next_tag not in LIST_ITEM_START_TAGS and not continues_list(tags, index, end):
             state.negated_until = -1
@@ -69,15 +72,31 @@ def process_connective(
         _process_conjunction(state, word, next_tag)
     elif tag == "W":
         _end_denied_judgement(builder, index, previous_tag)
+        # A room in *which* a boy lies: the place of the clause that follows.
+        if previous_tag == "P" and state.open_relation is not None and state.conjuncts:
+            _begin_clause_of_place(state)
         # A man, *who* wears a hat, ...: until its verb, the clause is about the latest phrases.
-        if state.conjuncts and previous_tag in ("N", ","):
+        elif state.conjuncts and previous_tag in ("N", ","):
             state.outer_subjects, state.actors, state.in_relative_clause = state.subjects, list(state.conjuncts), True
+    # On the wall: a clock, a map
+    elif tag == ":" and state.fronted_relation is not None and state.verb_index < 0 and next_tag != ".":
+        state.conjuncts, state.conjunct_role, state.verb, state.verb_index = [], "verb", "are", index
     elif tag == ":" and not process_item(builder, index, tags, end):
         # What I do not see: a dog
         is_denied = word == ":" and builder.is_negated_at(index) and state.verb == "see"
         builder.state = (
             SentenceState(negated_until=TO_SENTENCE_END, verb="see", verb_index=index) if is_denied else SentenceState()
         )
+
+
+def _begin_clause_of_place(state: SentenceState) -> None:
+    """Begin a relative clause that is located by the phrase before it: a sofa *on which* dolls sit."""
+    assert state.open_relation is not None
+    relation, index, _, _ = state.open_relation
+    state.fronted_relation, state.open_relation, state.last_relation = (relation, state.conjuncts[-1:], index), None, None
+    state.outer_subjects = None if state.has_finite_verb else state.subjects
+    state.subjects, state.actors, state.conjuncts, state.conjunct_role = [], [], [], ""
+    state.verb, state.verb_index, state.has_finite_verb, state.action = "", -1, False, None
 
 
 def _process_not(builder: ClaimBuilder, index: int, previous_tag: str, next_tag: str) -> None:

@@ -17,12 +17,14 @@ from mmrlhf.claims.grammar import (
     ADVISING_MODALS,
     COPULAS,
     MEASURE_NOUNS,
+    NEGATIVE_PRONOUNS,
     PICTURE_NOUNS,
     PLURAL_MODIFIERS,
     SIDES_OF_PRONOUNS,
     TRACE_NOUNS,
 )
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
+from mmrlhf.claims.list_items import DENIAL_WORDS, begins_item, denies_list
 from mmrlhf.claims.noun_phrases import PHRASE_PATTERN, Phrase, is_wall_art, parse_phrase, word_to_number
 from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase
 from mmrlhf.claims.predicates import process_adjective, process_participle, process_verb
@@ -31,6 +33,7 @@ from mmrlhf.claims.relations import begin_relation
 from mmrlhf.claims.tagging import Tokens, split_sentences
 from mmrlhf.claims.tags import (
     CLAUSE_BREAK_TAGS,
+    CLAUSE_TAGS,
     COORDINATION_KEEPING_TAGS,
     COORDINATION_TAGS,
     DETERMINER_TAGS,
@@ -49,9 +52,15 @@ def extract_claims(text: str, lexicon: Lexicon | None = None) -> list[Claim]:
     lexicon = lexicon or load_lexicon()
     builder = ClaimBuilder(tag_text(text, lexicon), lexicon)
     tags = "".join(builder.tokens.tags)
+    may_deny_list, is_denied = "\n" in text and not DENIAL_WORDS.isdisjoint(builder.tokens.words), False
     may_advise = not ADVICE_MARKERS.isdisjoint(builder.tokens.words)
     for begin, end in split_sentences(builder.tokens, tags):
         builder.state, builder.item = SentenceState(), None
+        if may_deny_list:
+            is_denied = is_denied and begins_item(builder.tokens, begin)
+            if is_denied and CLAUSE_TAGS.isdisjoint(tags[begin:end]) and "Z" not in tags[begin:end]:
+                builder.state = SentenceState(negated_until=TO_SENTENCE_END, verb="see", verb_index=max(begin - 1, 0))
+            is_denied = is_denied or denies_list(builder.tokens, begin, end)
         if may_advise:
             end = _find_advice(builder.tokens, begin, end)
         _SentencePass(builder, tags, begin, end).run()
@@ -105,7 +114,7 @@ class _SentencePass:
             self._apply_quantifier(phrase, self.quantifier)
             self.quantifier = None
         # a *couple* of dogs, a *slice* of pizza
-        if next_tag == "F" and _is_quantifier(phrase):
+        if next_tag == "F" and _is_quantifier(builder, phrase):
             if phrase.noun in ("couple", "pair") and not phrase.is_plural and not phrase.count:
                 phrase.count, phrase.count_index = 2, stop - 1
             elif phrase.noun != "dozen":
@@ -117,7 +126,11 @@ class _SentencePass:
             return
         # the *dog*'s collar
         if next_tag == "S":
-            builder.add_phrase(phrase)
+            # nobody's face
+            if words[stop - 1] in NEGATIVE_PRONOUNS:
+                builder.state.negated_until = TO_SENTENCE_END
+            else:
+                builder.add_phrase(phrase)
             self.possessor = phrase
             self.next_index, self.previous_tag = stop + 1, "S"
             return
@@ -267,8 +280,8 @@ def _is_imperative(tokens: Tokens, index: int, end: int) -> bool:
     )  # fmt: skip
 
 
-def _is_quantifier(phrase: Phrase) -> bool:
+def _is_quantifier(builder: ClaimBuilder, phrase: Phrase) -> bool:
     """Return whether a phrase before `of` is not an object itself: a herd of, no sign of."""
-    if not phrase.name or (phrase.is_negated and phrase.name in TRACE_NOUNS):
+    if not phrase.name or (phrase.name in TRACE_NOUNS and builder.is_negated(phrase)):
         return True
     return phrase.noun in MEASURE_NOUNS or phrase.noun == "couple"

@@ -211,7 +211,7 @@ ADVICE_VERBS = word_set(
     "hang paint bring make set start invest introduce create swap switch position organize organise"
 )
 """Imperatives, or verbs after `you could`, that advise what is not there: *consider* a lamp."""
-ADVICE_HEADINGS = word_set("tip tips advice suggestion suggestions recommendation recommendations note warning reminder")
+ADVICE_HEADINGS = word_set("tip tips advice suggestion suggestions recommendation recommendations warning reminder")
 """Words before a colon and advice: *tip*: wear a helmet."""
 ADVISING_MODALS = word_set("could can might may should would must")
 ADVICE_MARKERS = ADVICE_VERBS | ADVICE_HEADINGS | word_set("you should must recommend suggest advise sure")
@@ -234,7 +234,8 @@ DEFINITE_DETERMINERS = word_set("the this these those his her its their my your 
 """Determiners of phrases that refer to something already known."""
 MEASURE_NOUNS = word_set(
     "flock herd crowd pack team school swarm pride head loaf sheet ear stick bale clove sprig stalk body roll bundle gang army "
-    "strip scoop splash sea clump patch ball cloud dollop drop touch tangle jumble"
+    "strip scoop splash sea clump patch ball cloud dollop drop touch tangle jumble string wedge pinch wisp tuft flurry horde gaggle "
+    "troop colony swathe cluster mound heap"
 )
 """Nouns that only measure what follows `of`: a *herd* of cows is cows."""
 PART_NOUNS = word_set(

@@ -21,6 +21,11 @@ _SHORT_STEM = re.compile(r"[^aeiou]*[aeiou][^aeiouwxy]")
 DATA_DIR = Path(__file__).parent
 MISSING_USES = {"tow": "vN"}
 """Uses of words that `words.txt` does not have."""
+PERSON_ENDINGS = (
+    "woman", "girl", "boy", "keeper", "monger", "smith", "child", "driver", "rider", "worker", "player", "seller", "fighter", "teacher",
+    "sman", "eman", "erman", "hman", "kman", "dman",
+)
+"""Endings of nouns for persons: zookeeper, fishmonger, schoolgirl, craftsman."""
 SECTIONS = (
     "coco", "same thing", "no category", "plural only", "not objects", "objects", "compounds", "not attributes", "attributes",
     "materials", "colours", "places",
@@ -84,15 +89,16 @@ class Lexicon:
         return coco_class
 
     def _find_coco_class(self, noun: str) -> str:
+        last_word = noun
         # Drops words from the left: kitchen dining table, dining table, table.
         while noun:
             if noun in self.coco_category:
                 return self.coco_category[noun]
             if noun in self.word_sets["no category"]:
                 return ""
-            noun = noun.partition(" ")[2]
+            last_word, noun = noun, noun.partition(" ")[2]
             noun = self.canonical.get(noun, noun)
-        return ""
+        return "person" if last_word.endswith(PERSON_ENDINGS) else ""
 
     def is_object(self, noun: str) -> bool:
         """Return whether a noun names something visible that claims can be about."""
@@ -115,6 +121,8 @@ class Lexicon:
             return self.irregular_nouns[word], True
         if word == "people":
             return "person", True
+        if word.endswith("children") and len(word) > 8:
+            return word[:-3], True
         if word.endswith("men") and self._is_noun(candidate := f"{word[:-3]}man"):
             return candidate, True
         # Words in -ss, -us and -is are mostly singulars; their plurals come in the branches below.

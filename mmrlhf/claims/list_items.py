@@ -7,8 +7,31 @@ children` the first word is a heading, which claims nothing.
 from __future__ import annotations
 
 from mmrlhf.claims.builder import ClaimBuilder, SentenceState
+from mmrlhf.claims.markup import BULLET
 from mmrlhf.claims.noun_phrases import Phrase, word_to_number
+from mmrlhf.claims.tagging import Tokens
 from mmrlhf.claims.tags import AFTER_DESCRIPTION_TAGS, CLAUSE_TAGS, DESCRIPTION_START_TAGS, DESCRIPTION_TAGS
+from mmrlhf.text.words import word_set
+
+
+DENIAL_WORDS = word_set("not absent missing invisible")
+"""Words of headings that deny the items below them: what I do *not* see."""
+SEEING_WORDS = word_set("see visible present shown pictured seen spot find there in depicted")
+"""Words after `not` in such a heading: *Not visible*."""
+
+
+def denies_list(tokens: Tokens, begin: int, end: int) -> bool:
+    """Return whether a line is a heading that denies its items: What I don't see, Absent."""
+    words = tokens.words[begin:end]
+    if len(words) > 9 or not words or DENIAL_WORDS.isdisjoint(words) or words[-1] not in ("\n", ":"):
+        return False
+    return "not" not in words or not SEEING_WORDS.isdisjoint(words[words.index("not") :])
+
+
+def begins_item(tokens: Tokens, begin: int) -> bool:
+    """Return whether a sentence begins with a bullet or number, as an item of a list."""
+    line_start = tokens.text.rfind("\n", 0, tokens.starts[begin]) + 1
+    return BULLET.match(tokens.text, line_start) is not None and tokens.starts[begin] - line_start < 12
 
 
 def process_item(builder: ClaimBuilder, index: int, tags: str, end: int) -> bool:

@@ -44,7 +44,7 @@ SENTENCE_IN_CAPITALS = re.compile(r"\b(?:A|AN|THE|IS|ARE|THERE)\b")
 TWO_CAPITALS = re.compile("[A-Z][A-Z]")
 """`CAPITALS` matches nothing in a text without these."""
 READ_OUT = re.compile(
-    r"\b(?:reads?|says?|reading|saying|states?|stating|text|title|label(?:l?ed)?|captioned|inscription)"
+    r"\b(?:reads?|says?|reading|saying|states?|stating|(?<![Aa]lt )text|title|label(?:l?ed)?|captioned|inscription)"
     r"(?: as)?(?::[ \n]{0,2}[^\n.]{1,200}"
     r"|,? ((?:[A-Z][\w'’&!-]{0,30}|\d{1,6})(?: (?:(?:of|the|and|to|for|in|a|on|&) ){0,2}(?:[A-Z][\w'’&!-]{0,30}|\d{1,6})){0,12}))"
 )

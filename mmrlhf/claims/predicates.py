@@ -157,7 +157,7 @@ def process_participle(
     is_presence = word in PRESENCE_WORDS or _is_spotted(builder, index, word, next_tag)
     if word in ABSENCE_WORDS or (is_presence and builder.is_negated_at(index)):
         for phrase in state.actors:
-            builder.negate(phrase)
+            builder.negate_absent(phrase)
     elif is_presence and state.is_hedged and state.hedge_index < index and index - state.hedge_index <= 3:
         for phrase in state.actors:
             builder.hedge(phrase)
@@ -257,7 +257,7 @@ def process_adjective(
     if word in PRESENCE_WORDS or word in ABSENCE_WORDS or _is_spotted(builder, index, word, next_tag):
         if builder.is_negated_at(index) or word in ABSENCE_WORDS:
             for phrase in state.actors:
-                builder.negate(phrase)
+                builder.negate_absent(phrase)
             if word == "nowhere":
                 state.negated_until = TO_SENTENCE_END
         elif state.is_hedged and index - state.hedge_index <= 3:

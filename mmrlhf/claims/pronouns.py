@@ -15,7 +15,7 @@ from mmrlhf.claims.tags import COORDINATION_TAGS, FINITE_VERB_TAGS
 def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
     """Resolve a pronoun and give it its role."""
     state = builder.state
-    antecedent = _find_antecedent(builder, word)
+    antecedent = _find_antecedent(builder, word, state.verb_index >= 0 and next_tag not in FINITE_VERB_TAGS)
     phrase = Phrase(index, index, index + 1, "", word, word in ("they", "them"), True, False)
     if antecedent is not None:
         phrase.antecedent, phrase.is_plural, phrase.is_negated = antecedent, antecedent.is_plural, antecedent.is_negated
@@ -32,7 +32,7 @@ def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: 
     if previous_tag in COORDINATION_TAGS:
         state.negated_until, state.pending_negation = -1, ""
     if word == "none":
-        state.negated_until = TO_SENTENCE_END
+        state.negated_until, state.denies_aside = TO_SENTENCE_END, previous_tag == ","
     members = builder.last_group if word in ("they", "them", "none") and builder.last_plural is None else []
     phrases = [replace(phrase, antecedent=member, is_plural=False) for member in members] or [phrase]
     state.subjects = state.actors = state.conjuncts = phrases
@@ -40,7 +40,8 @@ def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: 
     state.action = None
 
 
-def _find_antecedent(builder: ClaimBuilder, word: str) -> Phrase | None:
+def _find_antecedent(builder: ClaimBuilder, word: str, is_after_verb: bool) -> Phrase | None:
+    """Return the phrase that a pronoun refers to."""
     # A friend films *him*: somebody before the subject.
     is_object = word in ("him", "her")
     if word in ("he", "him", "himself"):
@@ -50,9 +51,12 @@ def _find_antecedent(builder: ClaimBuilder, word: str) -> Phrase | None:
         is_subject = is_object and any(phrase is builder.last_female for phrase in builder.state.subjects)
         return (builder.previous_female if is_subject else builder.last_female) or builder.last_person
     if word in ("it", "itself", "this", "that"):
-        return builder.last_singular
+        # A bridge crosses *it*: something before the subject.
+        is_subject = any(phrase is builder.last_singular for phrase in builder.state.actors)
+        is_object = word == "it" and is_after_verb and builder.state.open_relation is None
+        return (builder.previous_singular if is_subject and is_object else None) or builder.last_singular
     if word in ("they", "them", "themselves", "these", "those", "none"):
-        return builder.last_plural or builder.last_singular
+        return builder.last_plural or (builder.last_person if word in ("they", "them") else None) or builder.last_singular
     return None
 
 

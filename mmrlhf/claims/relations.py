@@ -54,6 +54,8 @@ def _is_fronted(tags: list[str], index: int) -> bool:
     position = index + 1
     while position < min(len(tags), index + 9) and tags[position] in FRONTED_TARGET_TAGS:
         position += 1
+    if tags[position : position + 1] == ["V"]:  # and on the bridge stands *a* man
+        return tags[position + 1 : position + 2] in (["D"], ["#"]) and tags[index - 1] == "C"
     return tags[position : position + 1] in (["T"], ["B"])
 
 

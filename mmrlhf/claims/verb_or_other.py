@@ -22,6 +22,7 @@ from mmrlhf.claims.tags import (
 )
 from mmrlhf.claims.verb_forms import base_form
 from mmrlhf.claims.word_context import WordContext, has_plural_subject, has_verb
+from mmrlhf.text.words import word_set
 
 # ---- what the rules ask ------------------------------------------------------------------------
 
@@ -73,8 +74,24 @@ def _is_singular_phrase(word: WordContext) -> bool:
     )
 
 
+def _follows_bare_material(word: WordContext) -> bool:
+    """Return whether the word is a noun after a material without a determiner: paper *lanterns*."""
+    tokens, index = word.tokens, word.index
+    is_bare = word.phrase_start == index - 1 and tokens.tags[index - 1] not in DETERMINER_TAGS
+    return bool(word.noun_tag == "N" and is_bare and tokens.attribute_rank[index - 1] == 2)
+
+
+def _is_inverted(word: WordContext) -> bool:
+    """Return whether a place opens the clause, and its subject follows: on the hill *stands* a man."""
+    tags, start = word.tokens.tags, word.phrase_start
+    opens_clause = start > 0 and tags[start - 1] == "P" and (start == 1 or tags[start - 2] in ".:,CY")
+    return opens_clause and _is_common_verb(word) and word.next_tag in ("D", "#")
+
+
 # ---- after a noun ------------------------------------------------------------------------------
 
+COLLECTIVES = word_set("couple crew family team group crowd class band pair trio staff audience")
+"""Singulars that can have a verb in the plural: a couple *stand* here."""
 S_FORM_AFTER_PLURAL = RuleTable(
     Rule("A row of umbrellas *lines* the beach.", "V", applies=lambda w: _has_object(w) or not w.noun_tag),
     Rule(
@@ -91,7 +108,9 @@ S_FORM_AFTER_SINGULAR = RuleTable(
         NOUN,
         applies=lambda w: w.noun_tag and w.next_tag == "F" and base_form(w.text) != "consist",
     ),
+    Rule("A table with paper *garlands* on it.", NOUN, applies=_follows_bare_material),
     Rule("A man *stands* here.", "V", applies=_is_singular_phrase),
+    Rule("A dog is here, and on the hill *stands* a man.", "V", applies=_is_inverted),
     Rule(
         "The man *rides* a horse.",
         "V",
@@ -131,6 +150,13 @@ BASE_FORM_AFTER_SINGULAR = RuleTable(
             and w.next_tag in AFTER_PLURAL_COMMON_VERB
             and not has_verb(w.tokens, w.index)
             and has_plural_subject(w.tokens, w.index)
+        ),
+    ),
+    Rule(
+        "An elderly couple *stand* out.",
+        "V",
+        applies=lambda w: (
+            w.word_at(-1) in COLLECTIVES and _is_common_verb(w) and w.next_tag in AFTER_PLURAL_VERB and not has_verb(w.tokens, w.index)
         ),
     ),
     Rule("The traffic *light* is red.", NOUN, applies=lambda w: w.noun_tag),
@@ -174,6 +200,12 @@ VERB_OR_OTHER = RuleTable(
     Rule("A man who *plays* golf is here.", "V", "W", lambda w: not (w.word_at(-1) == "that" and _is_noun_subject(w))),
     Rule("The man who is tall *stands* here.", "V", "J", _ends_relative_clause),
     Rule("On the hill there *stands* a house.", "V", "T"),
+    Rule(
+        "The other *hides* behind the dog.",
+        "V",
+        "J",
+        lambda w: w.word_at(-1) == "other" and w.word_at(-2) == "the" and w.next_tag in PREPOSITION_TAGS and _is_common_verb_in_s(w),
+    ),
     Rule("An *open* door is here.", "J", applies=lambda w: w.in_phrase and _describes_head(w)),
     Rule("The red *light* is on.", NOUN, applies=lambda w: w.in_phrase and w.noun_tag),
     Rule("The *open* is on.", "J", applies=lambda w: w.in_phrase and _can_be_adjective(w)),
@@ -207,6 +239,12 @@ VERB_OR_OTHER = RuleTable(
         "V",
         ",",
         lambda w: _is_common_verb_in_s(w) and w.next_tag in PREPOSITION_TAGS,
+    ),
+    Rule(
+        "The oldest, a girl, *guides* the hands of the boy.",
+        "V",
+        ",",
+        lambda w: w.text.endswith("s") and not w.text.endswith("ss") and w.next_tag == "D" and w.word_at(-1) == ",",
     ),
     Rule(
         "*Open* windows line the wall.",
