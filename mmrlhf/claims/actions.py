@@ -58,11 +58,15 @@ SAME_AS_PLAIN = word_set("ride")
 """Verbs that mean the same with `on` and without: rides *on* a horse."""
 PARTICLE_ACTIONS = frozenset((("put", "on"), ("take", "off"), ("pick", "up"), ("turn", "on"), ("turn", "off")))
 """Particles that are part of an action: *puts on* a hat."""
+PARTICLES = word_set("out up off down over away back")
+"""Adverbs that are part of an action if its object follows: blows *out* a candle."""
 INTENTIONS = word_set(
     "try tries trying prepare prepares preparing attempt attempts attempting want wants wanting ready about aim aims aiming wait "
     "waits waiting going plan plans planning intend intends poised hope hopes hoping ready-to used"
 )
 """Words before `to` and a verb that is still to be done: *about* to throw."""
+DITRANSITIVES = word_set("give offer hand show pass read teach buy bring throw serve toss lend feed")
+"""Actions that can name before their object to whom it goes: gives *a boy* an apple."""
 PLAYED = word_set(
     "baseball basketball football volleyball soccer tennis golf rugby cricket hockey badminton frisbee softball chess cards music"
 )
@@ -95,7 +99,9 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
         ):
             return
     if actors:
-        if (verb, next_word) in PARTICLE_ACTIONS:
+        if (verb, next_word) in PARTICLE_ACTIONS or (
+            next_word in PARTICLES and next_tag == "R" and index + 2 < len(tags) and tags[index + 2] in ("D", "#", "N", "J", "Z")
+        ):
             verb = f"{verb} {next_word}"
         is_hedged = (state.is_hedged and index > state.hedge_index) or (
             tags[index - 1] in ("I", "M") and _is_intended(builder, index)
@@ -144,7 +150,9 @@ def add_preposition(builder: ClaimBuilder, index: int, word: str) -> None:
 def begin_wearing(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
     """Open the action in: a man *dressed in* a suit."""
     state = builder.state
-    actors = state.conjuncts[-1:] if previous_tag == "N" and state.conjuncts else state.actors
+    # five trumpeters, *all* dressed in red
+    is_group = builder.tokens.words[index - 1] in ("all", "both", "each") and state.conjuncts
+    actors = state.conjuncts if is_group else state.conjuncts[-1:] if previous_tag == "N" and state.conjuncts else state.actors
     state.action = Action("wear", index, actors, builder.is_negated_at(index), state.is_hedged)
 
 
@@ -160,6 +168,9 @@ def complete_action(builder: ClaimBuilder, phrase: Phrase) -> None:
     """Add the open action with its target, or with one more target after `and`."""
     action = builder.state.action
     if action is None or (action.verb in NEED_PREPOSITION and not action.is_participle):
+        return
+    # gives a *boy* an apple
+    if action.verb in DITRANSITIVES and builder.tokens.tags[phrase.end : phrase.end + 1] in (["D"], ["#"]):
         return
     if phrase.noun in LIGHT_OBJECTS:
         builder.state.action = None  # takes a *picture* of a church

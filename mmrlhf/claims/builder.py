@@ -73,6 +73,8 @@ class SentenceState:
     """A relation without its target: name, index, located phrases, whether it is fronted."""
     fronted_relation: tuple[str, list[Phrase], int] | None = None
     """A relation that precedes its subject: name, targets, index."""
+    other_fronted: tuple[str, list[Phrase], int] | None = None
+    """One more relation that precedes its subject: *below the clock*, on a shelf, is a cup."""
     resolved_relation: tuple[str, list[Phrase], int] | None = None
     """A relation that preceded its subject, for subjects that `and` adds."""
     last_relation: tuple[str, list[Phrase], int] | None = None
@@ -93,6 +95,8 @@ class SentenceState:
     """The latest action, to which `and` can add targets."""
     outer_subjects: list[Phrase] | None = None
     """Subjects of the main clause, while a relative clause is read."""
+    of_phrase: Phrase | None = None
+    """The latest phrase after `of`: the beard of a *man*."""
 
 
 class ClaimBuilder:

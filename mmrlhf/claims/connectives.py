@@ -9,11 +9,13 @@ from mmrlhf.claims.grammar import (
     COPULAS,
     DOUBT_ADJECTIVES,
     EXCEPTIVE_PREPOSITIONS,
+    FASTENED,
     NEGATIVE_PREPOSITIONS,
     UNDENYING_WORDS,
 )
 from mmrlhf.claims.list_items import process_item, read_bracketed
 from mmrlhf.claims.noun_phrases import continues_list
+from mmrlhf.claims.relations import begin_relation
 from mmrlhf.claims.tags import (
     AFTER_PREDICATE_NEITHER,
     AFTER_REDUCED_CONJUNCTION,
@@ -45,12 +47,16 @@ def process_connective(
         if state.negated_until > index and next_tag not in LIST_ITEM_START_TAGS and not continues_list(tags, index, end):
             state.negated_until = -1
         if state.conjunct_role == "denied":
-            state.conjunct_role, state.conjuncts = "", []
+            # On the wall are a clock without hands, *a* map
+            is_presented = state.resolved_relation is not None
+            state.conjunct_role, state.conjuncts = ("object", state.subjects) if is_presented else ("", [])
     elif tag == "A":
         _process_preposition(builder, index, word, previous_tag)
     elif tag in ("C", "I"):
         state.open_relation = None
         if tag == "I":
+            if previous_tag == "E" and state.verb in FASTENED:
+                begin_relation(builder, index, word, previous_tag, next_tag)
             add_preposition(builder, index, word)
             _end_denied_judgement(builder, index, previous_tag)
     elif tag == "O":
@@ -77,6 +83,10 @@ def process_connective(
             _begin_clause_of_place(state)
         # A man, *who* wears a hat, ...: until its verb, the clause is about the latest phrases.
         elif state.conjuncts and previous_tag in ("N", ","):
+            # the beard of a *man*, who sits
+            owner = state.of_phrase
+            if owner is not None and word in ("who", "whom") and index - owner.end <= 1 and not builder.is_animate(state.conjuncts[-1]):
+                state.conjuncts = [owner]
             state.outer_subjects, state.actors, state.in_relative_clause = state.subjects, list(state.conjuncts), True
     # On the wall: a clock, a map
     elif tag == ":" and state.fronted_relation is not None and state.verb_index < 0 and next_tag != ".":

@@ -102,7 +102,7 @@ def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, ne
             return ","
     elif tag == "P" and word in PARTICLE_PREPOSITIONS:
         # looks *up*
-        if next_tags in AFTER_PARTICLE:
+        if next_tags in AFTER_PARTICLE and not (next_tags == "W" and words[i + 1] in ("which", "whom", "whose")):
             return "R"
         # *about* twenty people
         if next_tags == "#" and word in NUMBER_APPROXIMATORS and previous_tag not in VERB_FORM_TAGS:

@@ -286,6 +286,10 @@ STATIVE_PARTICIPLES = word_set(
     "mounted hung displayed arranged stacked piled set tied leaned stopped anchored stationed scattered"
 )
 """Participles after which `by` gives a place."""
+FASTENED = word_set(
+    "attached tied pinned strapped fastened taped nailed chained glued bolted moored hitched clipped fixed stuck screwed tethered secured"
+)
+"""Participles after which `to` gives a place: pinned *to* a board."""
 CLOTHES = word_set(
     "shirt t-shirt jacket coat suit dress uniform hat cap helmet shorts pants jeans skirt sweater hoodie vest "
     "outfit costume glasses sunglasses glove boot shoe robe apron gown tie scarf wetsuit raincoat poncho blouse "

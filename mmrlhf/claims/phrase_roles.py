@@ -37,6 +37,7 @@ def process_of_phrase(builder: ClaimBuilder, phrase: Phrase, head_phrase: Phrase
     if head_phrase.is_negated or builder.is_negated(head_phrase):
         phrase.is_negated = phrase.is_negated or (not phrase.is_definite and head_phrase.is_negated)
     builder.add_phrase(phrase)
+    builder.state.of_phrase = phrase if builder.is_animate(phrase) else None
     if builder.state.conjunct_role == "target" and not head_phrase.name:
         attach_target(builder, phrase)
 
@@ -58,6 +59,9 @@ def process_phrase(
     if phrase.is_definite and _is_camera(builder, phrase, previous_tag):
         return
     if not phrase.name and phrase.noun in MEMBER_NOUNS and _process_member(builder, phrase, is_coordinated, next_tag):
+        return
+    if tokens.words[phrase.start] == "whose" and state.conjuncts and previous_tag in ("N", ","):
+        _begin_clause_of_part(builder, phrase)
         return
     if is_coordinated and _names_member(state, phrase, previous_tag):
         builder.add_phrase(phrase)
@@ -140,6 +144,15 @@ def process_phrase(
     resolve_fronted(builder)
 
 
+def _begin_clause_of_part(builder: ClaimBuilder, phrase: Phrase) -> None:
+    """Begin a clause about what somebody has: a girl, *whose hat* is red, sits."""
+    state = builder.state
+    builder.add_phrase(phrase)
+    state.outer_subjects = None if state.has_finite_verb else state.subjects
+    state.subjects = state.actors = state.conjuncts = [phrase]
+    state.conjunct_role, state.verb, state.verb_index, state.action = "subject", "", -1, None
+
+
 MEMBER_NOUNS = ("one", "other")
 
 
@@ -194,6 +207,8 @@ def _is_subject(tags: list[str], end: int) -> bool:
     The *chair* in the back is empty.
     """
     for _ in range(3):
+        if tags[end : end + 2] == [",", "D"] or tags[end : end + 2] == [",", "E"]:
+            end = _end_of_aside(tags, end)
         while tags[end : end + 1] == ["R"]:
             end += 1
         if end >= len(tags) or tags[end] not in ("P", "A", "F"):
@@ -203,6 +218,16 @@ def _is_subject(tags: list[str], end: int) -> bool:
         while end < min(len(tags), start + 6) and tags[end] in PLACE_TAGS:
             end += 1
     return False
+
+
+def _end_of_aside(tags: list[str], comma: int) -> int:
+    """Return where an aside ends, if a verb follows it: a second man, *an old one*, stands here."""
+    for index in range(comma + 1, min(len(tags) - 1, comma + 14)):
+        if tags[index] in FINITE_VERB_TAGS or tags[index] in ".:YC":
+            return comma
+        if tags[index] == ",":
+            return index + 1 if tags[index + 1] in FINITE_VERB_TAGS else comma
+    return comma
 
 
 def _has_relative_clause_in_list(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> bool:

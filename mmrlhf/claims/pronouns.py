@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mmrlhf.claims.actions import complete_action
 from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
-from mmrlhf.claims.grammar import VERTICAL_RELATIONS
+from mmrlhf.claims.grammar import PEER_RELATIONS, VERTICAL_RELATIONS
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.relations import attach_target
 from mmrlhf.claims.tags import COORDINATION_TAGS, FINITE_VERB_TAGS
@@ -83,7 +83,11 @@ def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
         # what this relation locates.
         latest_target = [state.last_target] if state.last_target else []
         last_located = state.last_relation[1]
-        candidates = [*latest_target, *last_located] if state.conjunct_role == "with" else [*last_located, *latest_target]
+        # a cup on a table with a fly in *it*, and with a box next to *it*: in the table, next to the cup
+        relation = state.open_relation[0]
+        is_beside = relation in PEER_RELATIONS and relation not in VERTICAL_RELATIONS
+        is_within = state.conjunct_role == "with" and not is_beside
+        candidates = [*latest_target, *last_located] if is_within else [*last_located, *latest_target]
         for candidate in candidates:
             referent = candidate.referent
             is_person = word != "them" and referent.category == "person"

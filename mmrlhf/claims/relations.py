@@ -37,7 +37,9 @@ def begin_relation(builder: ClaimBuilder, index: int, word: str, previous_tag: s
         if rule.ends_relation:
             state.open_relation = None
         return
-    if word == "during" or not (state.conjuncts or state.actors):
+    # Below the clock, *on* a shelf, is a cup.
+    is_fronted_again = state.fronted_relation is not None and previous_tag == "," and state.conjunct_role == "target"
+    if word == "during" or is_fronted_again or not (state.conjuncts or state.actors):
         state.open_relation = (word, index, [], True)
         return
     located = find_located(preposition)
@@ -78,6 +80,8 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
         return
     # The located phrases are yet to come: in the *kitchen*, a woman ...
     if not located or is_fronted:
+        if state.fronted_relation is not None and state.fronted_relation[0] != relation:
+            state.other_fronted, state.fronted_relation = state.fronted_relation, None
         state.fronted_relation = (
             relation,
             [*(state.fronted_relation[1][-MAX_CONJUNCTS:] if state.fronted_relation else []), phrase],
@@ -107,7 +111,11 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
     is_location = relation in ("at", "past", "along", "across", "through", "down") or (
         relation in LOCATION_PREPOSITIONS and (referent.name in place_nouns or referent.noun in place_nouns)
     )
-    is_action_object = state.conjunct_role == "object" and state.verb not in EXISTENCE_VERBS and state.actors and state.subjects
+    # Boys kneel by a net, as well as a man in a *chair*: no object of the verb.
+    is_listed = state.last_relation is not None and state.last_relation[2] > state.verb_index
+    is_action_object = (
+        state.conjunct_role == "object" and not is_listed and state.verb not in EXISTENCE_VERBS and state.actors and state.subjects
+    )
     is_passing = (
         phrase.antecedent is None
         and relation in ("in front of", "behind", "near", "next to")
@@ -150,5 +158,9 @@ def resolve_fronted(builder: ClaimBuilder) -> None:
         return
     relation, targets, index = state.fronted_relation
     state.resolved_relation, state.fronted_relation = state.fronted_relation, None
+    if state.other_fronted is not None:
+        for target in state.other_fronted[1]:
+            builder.add_relation(state.conjuncts, state.other_fronted[0], target, state.other_fronted[2])
+        state.other_fronted = None
     for target in targets:
         builder.add_relation(state.conjuncts, relation, target, index)
