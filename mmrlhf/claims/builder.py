@@ -14,6 +14,7 @@ from mmrlhf.claims.grammar import (
     ANIMATE_CLASSES,
     BALL_SPORTS,
     CLAIM_ORDER,
+    COLOUR_WORDS,
     FEMALE_NOUNS,
     MALE_NOUNS,
     NEGATIVE_PRONOUNS,
@@ -32,6 +33,12 @@ MAX_RELATION_TOKENS = 40
 """Longest span of a relation in tokens; a longer one starts at the preposition instead."""
 TO_SENTENCE_END = 10**9
 """`negated_until` of a negation that holds for the rest of its sentence."""
+
+
+def split_colours(value: str) -> tuple[str, ...]:
+    """Return the colours of a predicate such as `red-and-white`, else the value alone."""
+    parts = tuple(value.split("-and-"))
+    return parts if len(parts) == 2 and COLOUR_WORDS.issuperset(parts) else (value,)
 
 
 @dataclass(slots=True)
@@ -140,17 +147,24 @@ class ClaimBuilder:
         if self.counts_one:
             counted = {(c.subject, c.value) for c in claims if c.kind == "count"}
             partial = {noun for noun, value in counted if value != "1"} | self.nouns_with_others
-            has_other = self._mentions_other()
-            claims = [c for c in claims if not (c.kind == "count" and c.value == "1" and (has_other or c.subject in partial))]
+            partial |= self._partial_nouns()
+            claims = [
+                c for c in claims if not (c.kind == "count" and c.value == "1" and ("" in partial or c.subject in partial))
+            ]
         return list(dict.fromkeys(claims))
 
-    def _mentions_other(self) -> bool:
-        """Return whether there are others: one dog is black, the *other* is white."""
-        words, tags = self.tokens.words, self.tokens.tags
-        return any(
-            (word == "other" and tags[index + 1 : index + 2] not in (["N"], ["J"])) or (word == "one" and tags[index] == "X")
-            for index, word in enumerate(words)
-        )
+    def _partial_nouns(self) -> set[str]:
+        """Return the names of which there are others, "" if it may be any.
+
+        One dog is black, the *other* is white; one of the *men*.
+        """
+        words, tags, partial = self.tokens.words, self.tokens.tags, set()
+        for index, word in enumerate(words):
+            is_other = word == "other" and tags[index + 1 : index + 2] not in (["N"], ["J"], ["X"])
+            if is_other or (word == "one" and tags[index] == "X"):
+                is_member = tags[index + 1 : index + 3] == ["F", "D"] and tags[index + 3 : index + 4] == ["N"]
+                partial.add(self.lexicon.canonical_name(self.tokens.nouns[index + 3]) if is_member else "")
+        return partial
 
     def is_negated_at(self, index: int) -> bool:
         return index < self.state.negated_until
@@ -208,7 +222,10 @@ class ClaimBuilder:
             is_presented = state.verb_index >= 0 and tokens.tags[state.verb_index - 1] == "T"
             if not is_presented:
                 phrase.count = None
-        self.mentioned_nouns.add(phrase.name)
+        # Players: four players
+        is_heading = phrase.is_bare and phrase.end < len(words) and words[phrase.end] in (":", "-", "–", "—")
+        if not is_heading:
+            self.mentioned_nouns.add(phrase.name)
         is_hedged = state.is_hedged and self._is_hedged(phrase)
         if self.has_alternatives and not phrase.is_negated and self._is_alternative(phrase):
             is_hedged = phrase.is_alternative = True
@@ -303,6 +320,10 @@ class ClaimBuilder:
 
     def add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:
         """Add an attribute, tokens `index` to `stop`, of a phrase elsewhere in the sentence."""
+        for part in split_colours(value):
+            self._add_attribute(phrase, part, index, stop)
+
+    def _add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:
         if not phrase.referent.name:
             return
         start, end = min(phrase.start if phrase.antecedent else phrase.head, index), max(phrase.end, stop)

@@ -13,7 +13,7 @@ from mmrlhf.claims.grammar import (
     NEGATIVE_PREPOSITIONS,
     UNDENYING_WORDS,
 )
-from mmrlhf.claims.list_items import process_item, read_bracketed
+from mmrlhf.claims.list_items import process_item, read_bracketed, read_postposed
 from mmrlhf.claims.noun_phrases import continues_list
 from mmrlhf.claims.relations import begin_relation
 from mmrlhf.claims.tags import (
@@ -35,8 +35,10 @@ def process_connective(
         state.open_relation = None
         if word in ("-", "–", "—") and process_item(builder, index, tags, end):
             return
-        if word == "(":
+        if word == "(" or (word in ("-", "–", "—") and next_tag in ("J", "E")):
             read_bracketed(builder, index, tags, end)
+        elif next_tag in ("J", "E", "R"):
+            read_postposed(builder, index, tags, end)
         # may be held back, *such as* in a lake
         if state.is_hedged and not continues_list(tags, index, end) and next_tag not in ("A", "P"):
             state.is_hedged = False
@@ -55,7 +57,7 @@ def process_connective(
     elif tag in ("C", "I"):
         state.open_relation = None
         if tag == "I":
-            if previous_tag == "E" and state.verb in FASTENED:
+            if previous_tag == "E" and state.verb in FASTENED and not builder.is_negated_at(index):
                 begin_relation(builder, index, word, previous_tag, next_tag)
             add_preposition(builder, index, word)
             _end_denied_judgement(builder, index, previous_tag)

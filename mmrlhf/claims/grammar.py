@@ -84,6 +84,7 @@ AMBIGUOUS_FUNCTION_WORDS = (
     | word_set("yes that her one no 's can only between")
 )
 """Words with a fixed tag that some contexts change."""
+COLOUR_WORDS = frozenset(BASIC_COLOURS) | {"violet", "gray", "grey", "beige", "tan", "black", "white", "gold", "silver"}
 COLOUR_NOUNS = word_set("cream orange peach olive mint gold silver")
 """Colours that are objects as well."""
 SHADED_COLOURS = (frozenset(BASIC_COLOURS) - {"black", "white"}) | {"violet", "gray", "beige", "tan"}
@@ -148,6 +149,7 @@ for _tag, _phrases in {
     "?": "looks like;look like;looking like;looked like;hardly any;barely any;scarcely any;it is possible that;it's possible that;it is likely that;it seems that;"
     "no more than;no less than;no fewer than;not more than;not less than;not fewer than;"
     "it appears that;as if;as though;i think;i believe;i guess;can be inferred;what looks like;what appears to be",
+    "J": "or so;or more",
     "N": "no one:nobody;none of the above:nothing",
     "#": "half a dozen;half dozen:half a dozen",
     "Q": "each other;one another;none of them:none;all of them:they;some of them:they;most of them:they;"

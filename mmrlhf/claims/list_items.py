@@ -101,7 +101,42 @@ def read_bracketed(builder: ClaimBuilder, index: int, tags: str, end: int) -> No
     stop = index + 1
     while stop < end and tokens.words[stop] != ")" and (tags[stop] in DESCRIPTION_TAGS or tokens.attribute_rank[stop] == 2):
         stop += 1
-    if stop < end and tokens.words[stop] == ")":
+    is_closed = stop < end and (tokens.words[stop] == ")" if tokens.words[index] == "(" else tags[stop] in "A,.")
+    if is_closed:
         for k in range(index + 1, stop):
             if tokens.attribute_rank[k]:
                 builder.add_attribute(conjuncts[-1], tokens.words[k], k, k + 1)
+
+
+def read_postposed(builder: ClaimBuilder, index: int, tags: str, end: int) -> None:
+    """Read adjectives between a comma and the end of an aside: a rug, *red* for the most part."""
+    tokens, conjuncts = builder.tokens, builder.state.conjuncts
+    if not conjuncts or conjuncts[-1].end != index or not conjuncts[-1].name or tokens.words[index] != ",":
+        return
+    stop = index + 1
+    while stop < end and (tags[stop] in "RC" or (tags[stop] in "JE" and tokens.attribute_rank[stop] == 2)):
+        stop += 1
+    is_aside = stop < end and (tags[stop] in ",." or (tags[stop] in "AP" and tags[stop - 1] in "JE")) and tags[stop - 1] in "JE"
+    if is_aside:
+        for k in range(index + 1, stop):
+            if tokens.attribute_rank[k] == 2:
+                builder.add_attribute(conjuncts[-1], tokens.words[k], k, k + 1)
+
+
+def read_gapped(builder: ClaimBuilder, phrase: Phrase, tags: str) -> bool:
+    """Read a predicate without its verb: the tank is green, the *seat* brown leather.
+
+    Return whether there is one.
+    """
+    tokens, k = builder.tokens, phrase.end
+    first = k
+    materials = builder.lexicon.word_sets["materials"]
+    while k < len(tags) and (tags[k] in "RJC" or tokens.words[k] in materials):
+        k += 1
+    if k == first or tags[k : k + 1] not in (".", ",", ":") or not any(tokens.attribute_rank[j] for j in range(first, k)):
+        return False
+    for j in range(first, k):
+        if tokens.attribute_rank[j]:
+            builder.add_attribute(phrase, tokens.words[j], j, j + 1)
+    builder.skip_until = k
+    return True

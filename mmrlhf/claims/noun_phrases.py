@@ -313,7 +313,7 @@ def _parse_modifiers(tokens: Tokens, phrase: Phrase, start: int, head: int) -> N
                 if phrase.count and number in (100, 12):  # two *dozen*
                     number *= phrase.count
                 phrase.count, phrase.count_index = number, k
-        elif tag == "?":
+        elif tag == "?" or word in ("or so", "or more"):
             phrase.is_approximate = True
         elif word in ("single", "lone", "solitary") and start < k and words[start] in ("a", "one"):
             phrase.count, phrase.count_index = 1, k

@@ -16,6 +16,7 @@ from mmrlhf.claims.grammar import (
     POSSESSIVES,
     SHADED_COLOURS,
 )
+from mmrlhf.claims.list_items import read_gapped
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.relations import attach_target, resolve_fronted
 from mmrlhf.claims.tags import (
@@ -27,6 +28,7 @@ from mmrlhf.claims.tags import (
     PARTICIPLE_TAGS,
     PLACE_TAGS,
     PREPOSITION_TAGS,
+    SENTENCE_BREAK_TAGS,
 )
 
 
@@ -85,6 +87,13 @@ def process_phrase(
         state.conjunct_role, state.pending_negation = "", ""  # a man without a hat on a *beach*
     if is_coordinated or state.pending_negation or state.negated_until >= 0:
         _negate_phrase(builder, phrase, previous_tag, is_coordinated, next_tag)
+
+    # The tank is green, the *seat* brown leather.
+    is_gapped = is_coordinated and phrase.is_definite and next_tag in ("J", "R") and state.verb in COPULAS and state.open_relation is None
+    if is_gapped and state.conjunct_role == "verb" and phrase.name and tokens.words[phrase.start] == "the":
+        builder.add_phrase(phrase)
+        if read_gapped(builder, phrase, "".join(tokens.tags[: phrase.end + 12])):
+            return
 
     # ---- predicates ----------------------------------------------------------------------------
     if state.verb in COPULAS and _add_predicate_attributes(builder, phrase, is_coordinated):
@@ -198,7 +207,7 @@ def _is_camera(builder: ClaimBuilder, phrase: Phrase, previous_tag: str) -> bool
 
 def _opens_with_circumstance(state: SentenceState, tags: list[str]) -> bool:
     """Return whether the sentence began with circumstances: *with* nobody around, the man ..."""
-    return state.verb == "with" and (state.verb_index == 0 or tags[state.verb_index - 1] == ".")
+    return state.verb == "with" and (state.verb_index == 0 or tags[state.verb_index - 1] in SENTENCE_BREAK_TAGS)
 
 
 def _is_subject(tags: list[str], end: int) -> bool:

@@ -198,6 +198,12 @@ LOCATED = (
     ),
     LocatedRule("A cat sleeps here, *on* a bed.", ",", _actors_or_conjuncts, lambda p: True),
     LocatedRule("A cat is on a bed and *near* a lamp.", "C", _located_before, lambda p: True),
+    LocatedRule(
+        "On the table are a cup and a knife *near* a plate.",
+        "N",
+        _last_conjunct,
+        lambda p: p.state.conjunct_role == "object" and p.state.resolved_relation is not None,
+    ),
     LocatedRule("A man holds a cup *near* a lamp.", "NQ", _conjuncts_or_actors, lambda p: True),
     LocatedRule("The dog isn't on the couch, but *on* the rug.", ALL_TAGS, _actors_or_conjuncts, lambda p: True),
 )

@@ -69,6 +69,8 @@ LABEL = re.compile(
     r"(?:=(?P<value>[^=#>:]+)|\#(?P<count>[0-9]+)|>(?P<relation>[^=#>:]+)>(?P<target>[^=#>:]+)"
     r"|:(?P<verb>[^=#>:]+)>(?P<patient>[^=#>:]+))?"
 )
+RELATION_NAMES = {"hanging from": "from"}
+"""The name of a relation that the reader and some labels name in another way."""
 Signature = tuple[str, ...]
 """The kind of a claim and its parts, without negation and hedge."""
 Reader = Callable[[str, Lexicon], Sequence[Claim]]
@@ -112,7 +114,7 @@ def signature(kind: str, parts: Sequence[str], lexicon: Lexicon) -> Signature:
         return kind, things[0]
     if kind in ("attribute", "count"):
         return kind, things[0], parts[1].lower()
-    return kind, things[0], verb_stem(parts[1]) if kind == "action" else parts[1], things[1]
+    return kind, things[0], verb_stem(parts[1]) if kind == "action" else RELATION_NAMES.get(parts[1], parts[1]), things[1]
 
 
 def verb_stem(verb: str) -> str:
