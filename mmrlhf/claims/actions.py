@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mmrlhf.claims.builder import Action, ClaimBuilder
-from mmrlhf.claims.grammar import ANIMATE_CLASSES, STATIVE_PARTICIPLES
+from mmrlhf.claims.builder import ClaimBuilder
+from mmrlhf.claims.grammar import STATIVE_PARTICIPLES
 from mmrlhf.claims.noun_phrases import Phrase
+from mmrlhf.claims.sentence_state import Action
 from mmrlhf.claims.tags import CLAUSE_START_TAGS, PREPOSITION_TAGS
 from mmrlhf.text.words import word_set
 
@@ -88,10 +89,10 @@ def begin_action(builder: ClaimBuilder, index: int, tag: str, word: str, is_nega
     is_singular = tag == "V" and word[-1] == "s" and word[-2:] != "ss"
     actors = [phrase for phrase in (state.actors[-1:] if is_singular else state.actors) if phrase.referent.name]
     if tag != "E" or tags[index - 1] == "H":
-        living = [phrase for phrase in actors if phrase.referent.category in ANIMATE_CLASSES]
+        living = [phrase for phrase in actors if builder.is_animate(phrase)]
         if not living and verb in ANIMATE_ONLY_ACTIONS:
             # a man with a bag *holding* a cup: the man does
-            living = [phrase for phrase in state.subjects if phrase.referent.category in ANIMATE_CLASSES]
+            living = [phrase for phrase in state.subjects if builder.is_animate(phrase)]
         if living and verb in ANIMATE_ONLY_ACTIONS:
             actors = living  # a stroller and a child *wearing* a hat
         elif not living and (
@@ -157,7 +158,7 @@ def begin_wearing(builder: ClaimBuilder, index: int, previous_tag: str) -> None:
 
 
 def _is_passive_without_actor(tags: list[str], index: int) -> bool:
-    """Return whether a participle follows a form of be, perhaps with adverbs: is neatly *stacked*."""
+    """Return whether a participle follows a form of be: is neatly *stacked*."""
     index -= 1
     while index > 0 and tags[index] == "R":
         index -= 1

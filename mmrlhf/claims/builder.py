@@ -6,23 +6,26 @@ Also tracks the phrases that pronouns can refer to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
 from mmrlhf.claims.grammar import (
     ANIMATE_CLASSES,
     BALL_SPORTS,
+    BODY_PARTS,
     CLAIM_ORDER,
     COLOUR_WORDS,
     FEMALE_NOUNS,
     MALE_NOUNS,
     NEGATIVE_PRONOUNS,
+    OTHER_ANIMALS,
     PAIRED_NOUNS,
     POSSESSION_ACTIONS,
 )
 from mmrlhf.claims.lexicon import Lexicon
 from mmrlhf.claims.noun_phrases import Phrase
+from mmrlhf.claims.sentence_state import SentenceState
 from mmrlhf.claims.tagging import Tokens
 from mmrlhf.claims.tags import LABEL_START_TAGS
 from mmrlhf.records import Claim
@@ -39,71 +42,6 @@ def split_colours(value: str) -> tuple[str, ...]:
     """Return the colours of a predicate such as `red-and-white`, else the value alone."""
     parts = tuple(value.split("-and-"))
     return parts if len(parts) == 2 and COLOUR_WORDS.issuperset(parts) else (value,)
-
-
-@dataclass(slots=True)
-class Action:
-    """A verb with its actors, which waits for its target.
-
-    A participle is passive if `by` follows: the phrase after it is the actor. A closed action takes
-    only targets that `and` adds.
-    """
-
-    verb: str
-    index: int
-    actors: list[Phrase]
-    is_negated: bool
-    is_hedged: bool
-    is_participle: bool = False
-    is_passive: bool = False
-    is_open: bool = True
-
-
-@dataclass(slots=True)
-class SentenceState:
-    """What the pass over a sentence has read so far. Indices are token indices."""
-
-    subjects: list[Phrase] = field(default_factory=list)
-    actors: list[Phrase] = field(default_factory=list)
-    """The phrases that the latest verb, participle or adjective is about."""
-    conjuncts: list[Phrase] = field(default_factory=list)
-    """The latest phrases, joined by `and`."""
-    conjunct_role: str = ""
-    """Role of `conjuncts`: subject, object, target (of a relation), with (after `with`), denied
-    (after `without` or `, not`), located (at something that is not an object), verb (no phrase
-    since the verb) or "".
-    """
-    verb: str = ""
-    verb_index: int = -1
-    has_finite_verb: bool = False
-    open_relation: tuple[str, int, list[Phrase], bool] | None = None
-    """A relation without its target: name, index, located phrases, whether it is fronted."""
-    fronted_relation: tuple[str, list[Phrase], int] | None = None
-    """A relation that precedes its subject: name, targets, index."""
-    other_fronted: tuple[str, list[Phrase], int] | None = None
-    """One more relation that precedes its subject: *below the clock*, on a shelf, is a cup."""
-    resolved_relation: tuple[str, list[Phrase], int] | None = None
-    """A relation that preceded its subject, for subjects that `and` adds."""
-    last_relation: tuple[str, list[Phrase], int] | None = None
-    """The latest complete relation, for targets that `and` adds: name, located phrases, index."""
-    negated_until: int = -1
-    """Indefinite phrases and predicates before this index are negated."""
-    denies_aside: bool = False
-    """Whether the negation holds for an aside between commas: chairs, *none of which* is taken."""
-    pending_negation: str = ""
-    """A negation that reaches only the next phrases: word (after not, without), neither or ""."""
-    last_target: Phrase | None = None
-    possessor: Phrase | None = None
-    """The phrase before the latest `with`."""
-    is_hedged: bool = False
-    hedge_index: int = -9
-    in_relative_clause: bool = False
-    action: Action | None = None
-    """The latest action, to which `and` can add targets."""
-    outer_subjects: list[Phrase] | None = None
-    """Subjects of the main clause, while a relative clause is read."""
-    of_phrase: Phrase | None = None
-    """The latest phrase after `of`: the beard of a *man*."""
 
 
 class ClaimBuilder:
@@ -148,9 +86,7 @@ class ClaimBuilder:
             counted = {(c.subject, c.value) for c in claims if c.kind == "count"}
             partial = {noun for noun, value in counted if value != "1"} | self.nouns_with_others
             partial |= self._partial_nouns()
-            claims = [
-                c for c in claims if not (c.kind == "count" and c.value == "1" and ("" in partial or c.subject in partial))
-            ]
+            claims = [c for c in claims if not (c.kind == "count" and c.value == "1" and ("" in partial or c.subject in partial))]
         return list(dict.fromkeys(claims))
 
     def _partial_nouns(self) -> set[str]:
@@ -286,20 +222,23 @@ class ClaimBuilder:
             self.previous_singular, self.last_singular = self.last_singular, phrase
             self._last_singular_is_subject = is_subject
         # A group of persons stays what `they` means, unless others become the subject.
-        elif phrase.is_plural and (is_subject or (self.last_plural is None and not self.last_group)):
+        elif (
+            phrase.is_plural
+            and phrase.noun not in BODY_PARTS
+            and (is_subject or (self.last_plural is None and not self.last_group))
+        ):
             self.last_plural = phrase
 
     def _remember_person(self, phrase: Phrase, is_subject: bool) -> None:
         if phrase.is_plural and (is_subject or self.last_plural is None):
             self.last_plural = phrase
-        if phrase.noun not in FEMALE_NOUNS and (is_subject or self.last_male is None):
+        if (phrase.noun not in FEMALE_NOUNS and (is_subject or self.last_male is None)) or (
+            phrase.noun in MALE_NOUNS and self.last_male is not None and self.last_male.noun not in MALE_NOUNS
+        ):
             self.previous_male, self.last_male = self.last_male, phrase
-        # A nurse treats a *boy*: `he` is the boy.
-        elif phrase.noun in MALE_NOUNS and self.last_male is not None and self.last_male.noun not in MALE_NOUNS:
-            self.previous_male, self.last_male = self.last_male, phrase
-        if phrase.noun not in MALE_NOUNS and (is_subject or self.last_female is None):
-            self.previous_female, self.last_female = self.last_female, phrase
-        elif phrase.noun in FEMALE_NOUNS and self.last_female is not None and self.last_female.noun not in FEMALE_NOUNS:
+        if (phrase.noun not in MALE_NOUNS and (is_subject or self.last_female is None)) or (
+            phrase.noun in FEMALE_NOUNS and self.last_female is not None and self.last_female.noun not in FEMALE_NOUNS
+        ):
             self.previous_female, self.last_female = self.last_female, phrase
         if is_subject or self.last_person is None:
             self.last_person = phrase
@@ -390,7 +329,7 @@ class ClaimBuilder:
 
     def is_animate(self, phrase: Phrase) -> bool:
         """Return whether a phrase names a person or an animal."""
-        return phrase.referent.category in ANIMATE_CLASSES
+        return phrase.referent.category in ANIMATE_CLASSES or phrase.referent.noun in OTHER_ANIMALS
 
     def negate(self, phrase: Phrase) -> None:
         """Negate a phrase's claims after the fact: the left pedal is *missing*."""
@@ -398,7 +337,9 @@ class ClaimBuilder:
 
     def negate_absent(self, phrase: Phrase) -> None:
         """Negate what is *missing*. Two of its bulbs are missing: there are others."""
-        if not phrase.count:
+        words, start = self.tokens.words, phrase.start
+        is_some = start > 1 and self.tokens.tags[start - 1] == "F" and words[start - 2] not in ("all", "any", "none")
+        if not phrase.count and not is_some:
             self.negate(phrase)
             return
         head_start = self.tokens.starts[phrase.head]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrlhf.claims.actions import add_preposition, begin_wearing
-from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
+from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import (
     APPROXIMATE_NUMBER_WORDS,
     COPULAS,
@@ -16,6 +16,7 @@ from mmrlhf.claims.grammar import (
 from mmrlhf.claims.list_items import process_item, read_bracketed, read_postposed
 from mmrlhf.claims.noun_phrases import continues_list
 from mmrlhf.claims.relations import begin_relation
+from mmrlhf.claims.sentence_state import SentenceState
 from mmrlhf.claims.tags import (
     AFTER_PREDICATE_NEITHER,
     AFTER_REDUCED_CONJUNCTION,
@@ -45,6 +46,7 @@ def process_connective(
         # chairs, none of which is taken, *and* a lamp
         if state.denies_aside and next_tag == "C":
             state.negated_until, state.denies_aside = -1, False
+            state.verb, state.conjuncts, state.conjunct_role, state.action = "are", [], "verb", None
         # No cars are visible, *with* a bicycle nearby; but: it is not red, *or* blue
         if state.negated_until > index and next_tag not in LIST_ITEM_START_TAGS and not continues_list(tags, index, end):
             state.negated_until = -1
@@ -87,7 +89,12 @@ def process_connective(
         elif state.conjuncts and previous_tag in ("N", ","):
             # the beard of a *man*, who sits
             owner = state.of_phrase
-            if owner is not None and word in ("who", "whom") and index - owner.end <= 1 and not builder.is_animate(state.conjuncts[-1]):
+            if (
+                owner is not None
+                and word in ("who", "whom")
+                and index - owner.end <= 1
+                and not builder.is_animate(state.conjuncts[-1])
+            ):
                 state.conjuncts = [owner]
             state.outer_subjects, state.actors, state.in_relative_clause = state.subjects, list(state.conjuncts), True
     # On the wall: a clock, a map
@@ -102,7 +109,7 @@ def process_connective(
 
 
 def _begin_clause_of_place(state: SentenceState) -> None:
-    """Begin a relative clause that is located by the phrase before it: a sofa *on which* dolls sit."""
+    """Begin a relative clause that the phrase before it locates: a sofa *on which* dolls sit."""
     assert state.open_relation is not None
     relation, index, _, _ = state.open_relation
     state.fronted_relation, state.open_relation, state.last_relation = (relation, state.conjuncts[-1:], index), None, None

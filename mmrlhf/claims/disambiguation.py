@@ -74,7 +74,10 @@ def _retag_function_word(tokens: Tokens, i: int, tag: str, previous_tag: str, ne
     if word == "yes":
         return ","
     if word in AMBIGUOUS_COLOUR_MODIFIERS:
-        return "J" if words[i + 1 : i + 2] and words[i + 1] in MODIFIABLE_COLOURS else tag
+        if words[i + 1 : i + 2] and words[i + 1] in MODIFIABLE_COLOURS:
+            return "J"
+        if word != "off":
+            return tag
     if word == "that":
         # *that* dog; but: a dog *that* sits
         if tag == "W" and next_tag in AFTER_DETERMINER_THAT and previous_tag not in NOUN_TAGS:

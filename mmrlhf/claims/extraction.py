@@ -1,13 +1,13 @@
 """Extract the claims of a text about objects, their counts, attributes and spatial relations.
 
 A single pass goes over the phrases of each sentence from left to right. Its state (see
-`builder.SentenceState`) holds the subject, the latest verb, and what is negated or hedged.
+`sentence_state.SentenceState`) holds the subject, the latest verb, and what is negated or hedged.
 """
 
 from __future__ import annotations
 
 from mmrlhf.claims.actions import LIGHT_OBJECTS
-from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder, SentenceState
+from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.connectives import process_connective
 from mmrlhf.claims.disambiguation import tag_text
 from mmrlhf.claims.grammar import (
@@ -30,6 +30,7 @@ from mmrlhf.claims.phrase_roles import process_of_phrase, process_phrase
 from mmrlhf.claims.predicates import process_adjective, process_participle, process_verb
 from mmrlhf.claims.pronouns import process_pronoun
 from mmrlhf.claims.relations import begin_relation
+from mmrlhf.claims.sentence_state import SentenceState
 from mmrlhf.claims.tagging import Tokens, split_sentences
 from mmrlhf.claims.tags import (
     CLAUSE_BREAK_TAGS,

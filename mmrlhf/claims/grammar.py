@@ -130,7 +130,8 @@ for _tag, _words in {
 MULTIWORD_TERMS: dict[str, tuple[str, str]] = {}
 """Tag and name of each term of several words; a name after a colon replaces the term."""
 for _tag, _phrases in {
-    "P": "ahead of;in front of;on top of;next to;close to;adjacent to;left of;right of;out of;across from;surrounded by;"
+    "P": "ahead of;in front of;on top of;next to;close to;adjacent to;left of;right of;out of;on either side of;on each side of:on either side of;"
+    "on the other side of;on the opposite side of;on the far side of;across from;surrounded by;"
     "hanging from;hangs from:hanging from;hung from:hanging from;hang from:hanging from;in between;inside of;"
     "outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"
     "on opposite sides of:on both sides of;at the foot of:at;at the base of:at;all over:over;all around:around",
@@ -347,6 +348,13 @@ ANIMATE_ACTIONS = word_set(
 """Actions of living beings: in `a man with a bag walking` the man walks."""
 ANIMATE_CLASSES = frozenset(("person", *COCO_ANIMALS))
 """COCO's classes of living beings."""
+OTHER_ANIMALS = word_set(
+    "animal pet monkey ape gorilla chimpanzee orangutan lion lioness tiger leopard cheetah panther fox wolf deer stag moose elk reindeer "
+    "antelope rabbit hare squirrel chipmunk rat hamster beaver otter raccoon hedgehog pig piglet boar hippo rhino camel llama alpaca "
+    "donkey mule kangaroo koala panda seal walrus dolphin whale shark fish turtle tortoise frog toad lizard snake crocodile alligator "
+    "iguana crab lobster octopus bee butterfly spider robot badger sloth lynx yak ferret mole"
+)
+"""Further animals, and what moves like one."""
 MOTION_VERBS = word_set(
     "walking walks walk running runs run heading heads driving drives moving moves riding rides flying flies "
     "swimming jumping going goes coming sailing crawling climbing rolling skiing skating jogging marching"

@@ -22,8 +22,26 @@ DATA_DIR = Path(__file__).parent
 MISSING_USES = {"tow": "vN"}
 """Uses of words that `words.txt` does not have."""
 PERSON_ENDINGS = (
-    "woman", "girl", "boy", "keeper", "monger", "smith", "child", "driver", "rider", "worker", "player", "seller", "fighter", "teacher",
-    "sman", "eman", "erman", "hman", "kman", "dman",
+    "woman",
+    "girl",
+    "boy",
+    "keeper",
+    "monger",
+    "smith",
+    "child",
+    "driver",
+    "rider",
+    "worker",
+    "player",
+    "seller",
+    "fighter",
+    "teacher",
+    "sman",
+    "eman",
+    "erman",
+    "hman",
+    "kman",
+    "dman",
 )
 """Endings of nouns for persons: zookeeper, fishmonger, schoolgirl, craftsman."""
 SECTIONS = (

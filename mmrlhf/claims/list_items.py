@@ -6,13 +6,13 @@ children` the first word is a heading, which claims nothing.
 
 from __future__ import annotations
 
-from mmrlhf.claims.builder import ClaimBuilder, SentenceState
+from mmrlhf.claims.builder import ClaimBuilder
 from mmrlhf.claims.markup import BULLET
 from mmrlhf.claims.noun_phrases import Phrase, word_to_number
+from mmrlhf.claims.sentence_state import SentenceState
 from mmrlhf.claims.tagging import Tokens
 from mmrlhf.claims.tags import AFTER_DESCRIPTION_TAGS, CLAUSE_TAGS, DESCRIPTION_START_TAGS, DESCRIPTION_TAGS
 from mmrlhf.text.words import word_set
-
 
 DENIAL_WORDS = word_set("not absent missing invisible")
 """Words of headings that deny the items below them: what I do *not* see."""
@@ -81,7 +81,8 @@ def _read_number(builder: ClaimBuilder, phrase: Phrase, index: int, tags: str, e
     """Read a colon between an object and its number: `People: none`, `dogs: 2`."""
     word = builder.tokens.words[index + 1] if index + 1 < end else ""
     is_single_word = tags[index + 2 : min(index + 3, end)] in ("", ".", ",")
-    if not is_single_word or builder.tokens.words[index] != ":":
+    # People: none that I can see
+    if not (is_single_word or word == "none") or builder.tokens.words[index] != ":":
         return False
     if word in ("none", "no", "0", "zero", "nothing"):
         builder.negate(phrase)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrlhf.claims.actions import complete_action
-from mmrlhf.claims.builder import ClaimBuilder, SentenceState
+from mmrlhf.claims.builder import ClaimBuilder
 from mmrlhf.claims.grammar import (
     CLAUSE_CONJUNCTIONS,
     COPULAS,
@@ -19,6 +19,7 @@ from mmrlhf.claims.grammar import (
 from mmrlhf.claims.list_items import read_gapped
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.relations import attach_target, resolve_fronted
+from mmrlhf.claims.sentence_state import SentenceState
 from mmrlhf.claims.tags import (
     AFTER_FRONTED_TARGET,
     COORDINATION_TAGS,
@@ -89,7 +90,9 @@ def process_phrase(
         _negate_phrase(builder, phrase, previous_tag, is_coordinated, next_tag)
 
     # The tank is green, the *seat* brown leather.
-    is_gapped = is_coordinated and phrase.is_definite and next_tag in ("J", "R") and state.verb in COPULAS and state.open_relation is None
+    is_gapped = (
+        is_coordinated and phrase.is_definite and next_tag in ("J", "R") and state.verb in COPULAS and state.open_relation is None
+    )
     if is_gapped and state.conjunct_role == "verb" and phrase.name and tokens.words[phrase.start] == "the":
         builder.add_phrase(phrase)
         if read_gapped(builder, phrase, "".join(tokens.tags[: phrase.end + 12])):
@@ -216,7 +219,7 @@ def _is_subject(tags: list[str], end: int) -> bool:
     The *chair* in the back is empty.
     """
     for _ in range(3):
-        if tags[end : end + 2] == [",", "D"] or tags[end : end + 2] == [",", "E"]:
+        if tags[end : end + 1] == [","] and tags[end + 1 : end + 2] in (["D"], ["E"], ["W"]):
             end = _end_of_aside(tags, end)
         while tags[end : end + 1] == ["R"]:
             end += 1
@@ -231,8 +234,9 @@ def _is_subject(tags: list[str], end: int) -> bool:
 
 def _end_of_aside(tags: list[str], comma: int) -> int:
     """Return where an aside ends, if a verb follows it: a second man, *an old one*, stands here."""
+    is_clause = tags[comma + 1] == "W"
     for index in range(comma + 1, min(len(tags) - 1, comma + 14)):
-        if tags[index] in FINITE_VERB_TAGS or tags[index] in ".:YC":
+        if (tags[index] in FINITE_VERB_TAGS and not is_clause) or tags[index] in ".:YC":
             return comma
         if tags[index] == ",":
             return index + 1 if tags[index + 1] in FINITE_VERB_TAGS else comma
@@ -330,7 +334,9 @@ def _join_conjuncts(builder: ClaimBuilder, phrase: Phrase, next_tag: str) -> boo
         is_separate = len(state.conjuncts) == 1 and tags[max(0, phrase.start - 2) : phrase.start] == [",", "C"]
         last_conjunct = state.conjuncts[-1]
         has_same_form = phrase.determiner_kind == last_conjunct.determiner_kind or last_conjunct.antecedent is not None
-        if next_tag not in PARTICIPLE_TAGS and has_same_form and not is_separate:
+        # A painter stands on it, *brush* in hand.
+        is_aside = last_conjunct.antecedent is not None and tags[phrase.start - 1] == ","
+        if next_tag not in PARTICIPLE_TAGS and has_same_form and not is_separate and not is_aside:
             relation, located, index = state.last_relation
             builder.add_relation(located, relation, phrase, index)
             state.conjuncts = [*state.conjuncts[-MAX_CONJUNCTS:], phrase]

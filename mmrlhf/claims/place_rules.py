@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmrlhf.claims.actions import PLACE_ACTIONS
-from mmrlhf.claims.builder import SentenceState
 from mmrlhf.claims.grammar import (
     CLOTHES,
     COPULAS,
@@ -23,6 +22,7 @@ from mmrlhf.claims.grammar import (
     VERTICAL_RELATIONS,
 )
 from mmrlhf.claims.noun_phrases import Phrase
+from mmrlhf.claims.sentence_state import SentenceState
 from mmrlhf.claims.tag_rules import ALL_TAGS
 from mmrlhf.text.words import word_set
 

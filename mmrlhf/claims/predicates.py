@@ -155,7 +155,14 @@ def process_participle(
         state.is_hedged, state.hedge_index = True, index
     # Negated: a dog is not *seen*. Hedged: a dog can possibly be *seen*.
     is_presence = word in PRESENCE_WORDS or _is_spotted(builder, index, word, next_tag)
-    if word in ABSENCE_WORDS or (is_presence and builder.is_negated_at(index)):
+    if word == "used" and previous_tag == "T":
+        state.negated_until = TO_SENTENCE_END  # there *used* to be a tree
+    # A bicycle is *missing* a wheel. What is *missing* is a dog.
+    if word == "missing" and next_tag in ("D", "#"):
+        state.pending_negation = "word"
+    elif word in ABSENCE_WORDS and not any(phrase.referent.name for phrase in state.actors):
+        state.negated_until = TO_SENTENCE_END
+    elif word in ABSENCE_WORDS or (is_presence and builder.is_negated_at(index)):
         for phrase in state.actors:
             builder.negate_absent(phrase)
     elif is_presence and state.is_hedged and state.hedge_index < index and index - state.hedge_index <= 3:
@@ -255,7 +262,9 @@ def process_adjective(
     state, tokens = builder.state, builder.tokens
     # A dog is not *visible*.
     if word in PRESENCE_WORDS or word in ABSENCE_WORDS or _is_spotted(builder, index, word, next_tag):
-        if builder.is_negated_at(index) or word in ABSENCE_WORDS:
+        if word in ABSENCE_WORDS and not any(phrase.referent.name for phrase in state.actors):
+            state.negated_until = TO_SENTENCE_END  # What is *absent* is a dog.
+        elif builder.is_negated_at(index) or word in ABSENCE_WORDS:
             for phrase in state.actors:
                 builder.negate_absent(phrase)
             if word == "nowhere":

@@ -83,7 +83,7 @@ def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
         # what this relation locates.
         latest_target = [state.last_target] if state.last_target else []
         last_located = state.last_relation[1]
-        # a cup on a table with a fly in *it*, and with a box next to *it*: in the table, next to the cup
+        # A cup on a table with a fly in *it* (the table), or with a box next to *it* (the cup).
         relation = state.open_relation[0]
         is_beside = relation in PEER_RELATIONS and relation not in VERTICAL_RELATIONS
         is_within = state.conjunct_role == "with" and not is_beside

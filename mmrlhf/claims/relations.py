@@ -114,7 +114,11 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
     # Boys kneel by a net, as well as a man in a *chair*: no object of the verb.
     is_listed = state.last_relation is not None and state.last_relation[2] > state.verb_index
     is_action_object = (
-        state.conjunct_role == "object" and not is_listed and state.verb not in EXISTENCE_VERBS and state.actors and state.subjects
+        state.conjunct_role == "object"
+        and not is_listed
+        and state.verb not in EXISTENCE_VERBS
+        and state.actors
+        and state.subjects
     )
     is_passing = (
         phrase.antecedent is None

@@ -82,9 +82,9 @@ def _follows_bare_material(word: WordContext) -> bool:
 
 
 def _is_inverted(word: WordContext) -> bool:
-    """Return whether a place opens the clause, and its subject follows: on the hill *stands* a man."""
+    """Return whether a place opens the clause before its subject: on the hill *stands* a man."""
     tags, start = word.tokens.tags, word.phrase_start
-    opens_clause = start > 0 and tags[start - 1] == "P" and (start == 1 or tags[start - 2] in ".:,CY")
+    opens_clause = start > 0 and tags[start - 1] in ("P", "I") and (start == 1 or tags[start - 2] in ".:,CY")
     return opens_clause and _is_common_verb(word) and word.next_tag in ("D", "#")
 
 
@@ -156,7 +156,10 @@ BASE_FORM_AFTER_SINGULAR = RuleTable(
         "An elderly couple *stand* out.",
         "V",
         applies=lambda w: (
-            w.word_at(-1) in COLLECTIVES and _is_common_verb(w) and w.next_tag in AFTER_PLURAL_VERB and not has_verb(w.tokens, w.index)
+            w.word_at(-1) in COLLECTIVES
+            and _is_common_verb(w)
+            and w.next_tag in AFTER_PLURAL_VERB
+            and not has_verb(w.tokens, w.index)
         ),
     ),
     Rule("The traffic *light* is red.", NOUN, applies=lambda w: w.noun_tag),
@@ -182,6 +185,17 @@ def _choose_after_subject(word: WordContext) -> str:
 # ---- elsewhere ---------------------------------------------------------------------------------
 
 VERB_OR_OTHER = RuleTable(
+    Rule(
+        "There are no chairs, just *cushions*.",
+        NOUN,
+        "R",
+        lambda w: (
+            w.is_plural
+            and w.noun_tag == "N"
+            and w.word_at(-1) in ("just", "only")
+            and w.word_at(-2) in (",", "but", "are", "and")
+        ),
+    ),
     Rule("A dog wants to *play*.", "V", "I", lambda w: not w.is_plural),
     Rule(
         "The man does not *play* golf.",
@@ -204,7 +218,9 @@ VERB_OR_OTHER = RuleTable(
         "The other *hides* behind the dog.",
         "V",
         "J",
-        lambda w: w.word_at(-1) == "other" and w.word_at(-2) == "the" and w.next_tag in PREPOSITION_TAGS and _is_common_verb_in_s(w),
+        lambda w: (
+            w.word_at(-1) == "other" and w.word_at(-2) == "the" and w.next_tag in PREPOSITION_TAGS and _is_common_verb_in_s(w)
+        ),
     ),
     Rule("An *open* door is here.", "J", applies=lambda w: w.in_phrase and _describes_head(w)),
     Rule("The red *light* is on.", NOUN, applies=lambda w: w.in_phrase and w.noun_tag),

@@ -161,6 +161,81 @@ def test_true_sentences_are_not_contradicted(text, facts):
     assert [v.claim for v in verify_against_facts(extract_claims(text), typed) if v.value == "contradicted"] == []
 
 
+CLAUSES = {
+    # a verb before its subject
+    "A dog barks, and on the hill stands a man.": {"dog", "hill", "man", "man>on>hill"},
+    "On the shelf sits a cat, and beneath it lies a rug.": {"shelf", "cat", "cat>on>shelf", "rug", "rug>beneath>cat"},
+    "Below the clock, on a low cabinet, are a printer and two cups.": {
+        "clock", "cabinet", "cabinet=low", "printer", "cup", "cup#2",
+        "printer>below>clock", "cup>on>cabinet", "printer>on>cabinet",
+    },
+    "Next to the stove: a kettle, two pans and a bowl of lemons.": {
+        "stove", "kettle", "pan", "pan#2", "bowl", "lemon", "kettle>next to>stove", "pan>next to>stove", "bowl>next to>stove",
+    },
+    "On the wall: a map, a clock without hands, and a shelf.": {
+        "wall", "map", "clock", "!hand", "shelf", "map>on>wall", "clock>on>wall", "shelf>on>wall",
+    },
+    # clauses about a thing, its part or its place
+    "A child, whose coat is blue, stands near a gate.": {"child", "coat", "coat=blue", "gate", "child>near>gate"},
+    "A sofa on which three dolls are sitting.": {"couch", "doll", "doll#3", "doll>on>couch"},
+    "A window through which a tree can be seen.": {"window", "tree", "tree>through>window"},
+    "A barber trims the beard of a customer, who sits in a chair.": {"barber", "beard", "customer", "chair", "customer>in>chair"},
+    "A woman waves, and a second guest, an old man, stands behind her.": {
+        "woman", "guest", "man", "man=old", "guest>behind>woman", "man>behind>woman",
+    },
+    "Two boys kneel by a net, as well as a man in a chair.": {
+        "boy", "boy#2", "net", "boy>by>net", "man", "chair", "man>in>chair",
+    },
+    "On the table are a cup and a knife on a plate.": {
+        "table", "cup", "cup>on>table", "knife", "knife>on>table", "plate", "knife>on>plate",
+    },
+    # who it, he and they are
+    "A box stands on a table, with a pile of bags to its left.": {"box", "table", "box>on>table", "bag", "bag>left of>box"},
+    "A nurse treats a small boy. He sits on a bed.": {"nurse", "boy", "boy=small", "bed", "boy>on>bed"},
+    "Apart from the lamp, the room is dark.": {"lamp", "room", "room=dark"},
+    # fastened and hanging
+    "Several kites are tied to a fence.": {"kite", "fence", "kite>to>fence"},
+    "A map is pinned to the wall.": {"map", "wall", "map>to>wall"},
+    "A string of garlic lies on a table.": {"garlic", "table", "garlic>on>table"},
+    # looks without a verb of their own
+    "The bench is green, the lamp black.": {"bench", "bench=green", "lamp", "lamp=black"},
+    "The walls are white, the seat brown leather.": {"wall", "wall=white", "seat", "seat=brown", "seat=leather"},
+    "A rug, red for the most part, lies here.": {"rug", "rug=red"},
+    "The ball — white with pink stars — lies here.": {"ball", "ball=white", "star", "star=pink"},
+    "The blanket is red-and-white.": {"blanket", "blanket=red", "blanket=white"},
+    # verbs and nouns that look alike
+    "The oldest, a girl, guides the hands of a boy.": {"girl", "hand", "boy"},
+    "An elderly couple stand near a car.": {"couple", "couple=elderly", "car", "couple>near>car"},
+    "A wall with paper garlands on it.": {"wall", "garland", "garland=paper", "garland>on>wall"},
+    "Two grandchildren and a schoolgirl.": {"grandchild", "grandchild#2", "schoolgirl"},
+    # numbers
+    "A dozen or so cookies lie here.": {"cookie", "?cookie#12"},
+    "1. **Players**: Four players are on the court.": {"player", "player#4", "court", "player>on>court"},
+    "A single orchid. One of the men sits.": {"orchid", "orchid#1", "man"},
+}  # fmt: skip
+SIGNS = {
+    "**What I don't see**\n- A plate\n- Mirrors\n- Any sign of rust\n\nThere is a dog.": {"!plate", "!mirror", "!rust", "dog"},
+    "**Missing items**\n1. A helmet\n2. Gloves": {"!helmet", "!glove"},
+    "Things that are not in the picture:\n- no cats\n- There is no dog.": {"!cat", "!dog"},
+    "- People: none visible\n- Cars: 0": {"!person", "!car"},
+    "Two of its bulbs are missing.": {"bulb"},
+    "Two of the buttons are missing.": {"button"},
+    "The handle is missing.": {"!handle"},
+    "A bicycle is missing a wheel.": {"bicycle", "!wheel"},
+    "What is missing is a dog.": {"!dog"},
+    "There used to be a tree here.": {"!tree"},
+    "There are chairs, none of which is taken, and a lamp on a table.": {"chair", "lamp", "table", "lamp>on>table"},
+    "There are no chairs, just cushions.": {"!chair", "cushion"},
+    "Nobody's coat is red.": {"coat", "!coat=red"},
+    "Note: there is no dog.": {"!dog"},
+}
+
+
+@pytest.mark.parametrize("text", CLAUSES | SIGNS)
+def test_extract_claims_of_clauses_and_signs(text):
+    assert claim_fields(text) == expected_claims(*(CLAUSES | SIGNS)[text])
+
+
 ACTIONS = {
     "A man rides a bicycle on the street.": {"man@ride@bicycle"},
     "A woman holds an umbrella and a bag.": {"woman@hold@umbrella", "woman@hold@bag"},
@@ -192,6 +267,20 @@ ACTIONS = {
     "A man and a woman sit. Both of them are wearing suits.": {"man@wear@suit", "woman@wear@suit"},
     "Three people are here: one is pushing a sled.": {"person@push@sled"},
     "The room looks tidy.": set(),
+    # particles, double objects, things that act, people by their work
+    "A girl is blowing out the candles.": {"girl@blow out@candle"},
+    "A woman takes off her coat and picks up a bag.": {"woman@take off@coat", "woman@pick up@bag"},
+    "The man hands her a towel, and a girl gives the dog a bone.": {"man@hand@towel", "girl@give@bone"},
+    "Sawdust covers the floor, and a billboard hides the door.": {"sawdust@cover@floor", "billboard@hide@door"},
+    "A fishmonger lifts a tuna, and a zookeeper is feeding a giraffe.": {"fishmonger@lift@tuna", "zookeeper@feed@giraffe"},
+    "The saws and chisels are neatly arranged, the largest saw on top.": set(),
+    "The tree has lost its leaves.": set(),
+    "There is a lake. A bridge crosses it.": {"bridge@cross@lake"},
+    "A band has five drummers and a singer, all dressed in uniforms.": {"drummer@wear@uniform", "singer@wear@uniform"},
+    "A monkey peels a banana. The couple holds hands. They look at a map.": {
+        "monkey@peel@banana", "couple@hold@hand", "couple@look at@map",
+    },
+    "A shy boy is pulling a cart and a man, who is tall, pushes it.": {"boy@pull@cart", "man@push@cart"},
 }  # fmt: skip
 
 
