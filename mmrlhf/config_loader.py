@@ -29,7 +29,7 @@ SIMILAR = 0.75
 MISSPELT = 0.87
 """Similarity from which a name is taken for a misspelt one, not for another tool's."""
 MAX_CHOICES_LISTED = 40
-"""Number of valid names up to which a message lists them all."""
+"""Maximum number of valid names in a message."""
 MAX_FILE_ERRORS = 20
 """Wrong lines of a file that a message names."""
 MAX_YAML_DEPTH = 16
@@ -145,10 +145,10 @@ def nearest_name(name: str, valid: Iterable[str], similar: float = SIMILAR) -> s
 
 
 def unknown_setting(name: str, valid: Iterable[str], dashes: str = "") -> str | None:
-    """Return what to use instead of a setting that is unknown here; None if nothing is known of it.
+    """Return what to use instead of an unknown setting; None if nothing is known of it.
 
-    It may be a setting of another tool, or a misspelt one. `dashes` is put in front of the name of
-    a setting, as on the command line.
+    It may be a setting of another tool, or a misspelt one. `dashes` is the prefix of a setting's
+    name on the command line.
     """
     names, key = set(valid), name.replace("-", "_")
     if same := next((other for other in SAME_SETTINGS.get(key, "").split() if other in names), None):
@@ -264,7 +264,7 @@ def read_yaml(file: Path) -> dict[Any, Any]:
 
 
 def _refuse_costly_yaml(file: Path, text: str) -> None:
-    """Raises InputError for anchors, tags and deep nesting.
+    """Raise InputError for anchors, tags and deep nesting.
 
     No setting needs them, and a few hundred bytes of nested aliases expand to more than memory
     holds.

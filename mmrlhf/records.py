@@ -39,7 +39,7 @@ class ImageSource:
     data: bytes | None = None
     expected_sha256: str | None = field(default=None, compare=False)
     recorded_name: str = field(default="", compare=False)
-    """The file name that the data gives to bytes, by which facts may name the image; often none."""
+    """The data's file name for embedded bytes, by which facts may name the image; often none."""
     _digests: dict[FileState | None, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     """sha256 of the content, by the file's state when it was hashed (None for bytes)."""
 
@@ -246,10 +246,9 @@ class Claim:
     `subject` is the object the claim is about, in the singular. `value` is the attribute or the
     number. A relation has its name in `relation` and its other object in `target`; claims of
     synthetic scenes have both in `value`. An action has the base of its verb in `relation`, with
-    the verb's preposition (ride, look at), and what it is done to in `target`. A `negated` claim
-    says that something is not so, a `hedged` one that it may be so. `category` is the subject's
-    COCO class, and `span` the range of characters in the answer that makes the claim; equality
-    ignores both.
+    the verb's preposition (ride, look at), and its object in `target`. A `negated` claim says that
+    something is not so, a `hedged` one that it may be so. `category` is the subject's COCO class,
+    and `span` the range of characters in the answer that makes the claim; equality ignores both.
     """
 
     kind: Literal["object", "attribute", "count", "relation", "action"]

@@ -145,7 +145,7 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
     [
         # TRL
         ("ppo --lr 1e-5", "has no flag --lr: use --learning_rate"),
-        ("ppo --gradient_accumulation_steps 4", "--gradient_accumulation_steps: micro_batch_tokens does it: "),
+        ("ppo --gradient_accumulation_steps 4", "--gradient_accumulation_steps: use micro_batch_tokens: "),
         ("sft --bf16", "has no flag --bf16: use dtype bfloat16"),
         ("sft --bf16 true", "has no flag --bf16: use dtype bfloat16"),
         ("sft --report_to wandb", "has no flag --report_to: every metric is in metrics.jsonl"),

@@ -18,27 +18,27 @@ from mmrlhf.files.tables import read_rows
 from mmrlhf.records import InputError
 
 ANSWER_FIELDS = ("answers", *PLAIN_FIELDS)
-"""Names of an answer in the files of this and other projects, in order of preference. `answers` is
-a list."""
+"""Field names of an answer in files of this and other projects, in order of preference. `answers`
+is a list."""
 LOG_FIELDS = ("filtered_resps", "resps")
 """Fields of lmms-eval's samples that hold generations."""
 TABLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 SHEET_SUFFIXES = (".tsv", ".csv", ".xlsx")
 _JSON_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*[\[{\"]|\{\s*\n\s*\")")
-"""How a JSON list of rows or texts begins, or an object of several lines.
+"""The start of a JSON list of rows or texts, or of an object of several lines.
 
 Prose may begin with a bracket, but not like this.
 """
 _OBJECT_START = re.compile(r"\s*\{\s*\"")
-"""How a JSON object begins."""
+"""The start of a JSON object."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, and what its row says of it.
+    """An answer with the fields of its row.
 
-    location: where it is, for messages. number: of its line or row, counted from 1. images: names.
-    id: of its row, as it is there.
+    location: its place, for messages. number: of its line or row, counted from 1. images: names.
+    id: of its row, as the row gives it.
     """
 
     location: str

@@ -99,7 +99,7 @@ def label_claims(groups: Sequence[ImageGroup], lexicon: Lexicon, claim_source: s
 def label_with_facts(claims: Iterable[Claim], facts: tuple[Fact, ...], lexicon: Lexicon) -> list[LabelledClaim]:
     """Label the distinct claims, without their negation, that facts support or contradict.
 
-    An approximate number is left out, as it is neither true nor false as it stands.
+    An approximate number is left out, as it is neither true nor false.
     """
     exact_claims = (claim for claim in claims if not (claim.kind == "count" and claim.hedged))
     positive_claims = list(dict.fromkeys(replace(strip_negation(claim)[0], hedged=False) for claim in exact_claims))

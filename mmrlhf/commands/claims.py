@@ -27,7 +27,7 @@ LINES_PER_WRITE = 256
 def extract(path: str, facts_file: str | None = None, out: str | None = None, lexicon_file: str | None = None) -> None:
     """Write one line of JSON for each answer of a file, in order, to standard output or a file.
 
-    `claim_inputs.read_answers` says what the file may hold. An output file appears when it is
+    `claim_inputs.read_answers` describes what the file may hold. An output file appears when it is
     complete; if the command is killed, the same command resumes. Raises InputError if the file, a
     row, the facts or the lexicon cannot be used.
     """
@@ -103,7 +103,7 @@ def _answer_entry(answer: Answer, known_facts: tuple[Fact, ...] | None, lexicon:
 
 @dataclass
 class FactsJoin:
-    """A file of facts, and how the answers found theirs in it."""
+    """A file of facts, with counts of how answers were joined to it."""
 
     facts_file: FactsFile
     num_answers: int = 0
@@ -122,7 +122,7 @@ class FactsJoin:
         return facts
 
     def print_notes(self) -> None:
-        """Say on standard error how many answers have no facts, or were joined by row."""
+        """Report on standard error how many answers have no facts, or were joined by row."""
         path = self.facts_file.path
         if self.num_by_row:
             num_rows = len(self.facts_file.by_row)

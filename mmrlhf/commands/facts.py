@@ -82,8 +82,8 @@ def facts_from_captioner(
 ) -> Path:
     """Write a server's caption of each distinct image of a dataset as a fact about it.
 
-    Replies are kept in a hidden file as they arrive, so the same command goes on after a kill or a
-    failure. The output appears once every image has a caption. Raises InputError if the server
+    Replies are kept in a hidden file as they arrive, so the same command continues after a kill or
+    a failure. The output appears once every image has a caption. Raises InputError if the server
     cannot be used, or if images are left without a caption.
     """
     output_path = Path(output_file)
@@ -141,7 +141,7 @@ def _ask(
 
 @dataclass(frozen=True)
 class _Image:
-    """An image, and its name in the rows of its dataset."""
+    """An image, and its name in the dataset's rows."""
 
     name: str
     source: ImageSource
@@ -162,7 +162,7 @@ def _images_of(dataset_name: str, image_folder: str | None, split: str) -> list[
 
 
 def _refuse_unreadable(dataset_name: str, images: Sequence[_Image]) -> None:
-    """Raise InputError that names all files that are no images, before a server is asked."""
+    """Raise one InputError that names all unreadable images, before a server is asked."""
     errors = RowErrors()
     for image in images:
         try:

@@ -79,14 +79,14 @@ class EngineConfig:
 
 @settings
 class PixelConfig:
-    """How many pixels of an image the model is shown; give every stage the same."""
+    """Limits on the pixels of an image; give every stage the same."""
 
     min_pixels: Count | None = None
-    """Least pixels of an image, which smaller ones are enlarged to (Qwen-VL); by default as the
-    model's processor has it."""
+    """Minimum pixels of an image; smaller images are enlarged (Qwen-VL). By default, the
+    processor's own limit."""
     max_pixels: Count | None = None
-    """Most pixels of an image, which larger ones are shrunk to (models with image sizes or tiles
-    that vary); by default as the model's processor has it."""
+    """Maximum pixels of an image; larger images are shrunk (models with image sizes or tiles that
+    vary). By default, the processor's own limit."""
 
 
 @settings
@@ -135,7 +135,7 @@ class RewardModelConfig(FactsConfig, EngineConfig, PixelConfig):
     reward_model_path: str
     """Directory that the reward stage wrote."""
     base_model_name_or_path: str | None = None
-    """Where the reward model's base is now, if it has moved since training."""
+    """New place of the reward model's base, if it has moved since training."""
     batch_size: Count = 32
     """Rows per batch."""
     max_length: Count = 2048

@@ -41,8 +41,8 @@ class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig, PixelConfig):
     max_length: Count = 2048
     """Maximum tokens of a prompt, image tokens included."""
     overlong: Overlong = "error"
-    """What becomes of prompts over max_length, which are found before the first answer: `error`, or
-    `drop` to leave them out."""
+    """What to do with prompts over max_length, checked before the first answer: `error`, or `drop`
+    to leave them out."""
     dtype: Dtype = "float32"
     """Precision of the weights."""
     seed: NonNegativeInt = 0
@@ -60,7 +60,7 @@ class ExportConfig:
     adapter_path: str | None = None
     """Adapter directory, such as a ppo run's policy folder."""
     merge: bool = False
-    """Add the adapter to the weights and write a whole model; otherwise the adapter stays one."""
+    """Merge the adapter into the weights and write a whole model; otherwise write the adapter."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Precision of the written weights; that of the checkpoint by default."""
 
@@ -173,7 +173,7 @@ class EvalConfig(SamplingConfig, EngineConfig, PixelConfig):
     reward_model_path: str | None = None
     """Reward model that chooses the better answer, on benchmarks that compare answers."""
     base_model_name_or_path: str | None = None
-    """Where the reward model's base is now, if it has moved since training."""
+    """New place of the reward model's base, if it has moved since training."""
     answers: str | None = None
     """File or folder of existing answers to score; neither images nor a model are needed."""
     format: Literal["predictions", "official", "llava", "lmms-eval", "vlmevalkit", "plain"] | None = None

@@ -91,12 +91,12 @@ SAME_SETTINGS = {
     "api_nproc": "endpoint_concurrency", "num_concurrent": "endpoint_concurrency", "timeout": "endpoint_timeout",
     "max_retries": "endpoint_retries", "retry": "endpoint_retries", "image_max_pixels": "max_pixels", "image_min_pixels": "min_pixels", "longest_edge": "max_pixels", "data_seed": "seed", "random_seed": "seed", "manual_seed": "seed",
 }  # fmt: skip
-"""A setting elsewhere -> the setting here with the same meaning: the first that the command has."""
+"""Another tool's setting -> those here with the same meaning; the command's first is suggested."""
 
 EXPLAINED_SETTINGS = {
-    "gradient_accumulation_steps": "micro_batch_tokens does it: a step of per_device_train_batch_size rows runs in parts of so many tokens",
-    "gradient_accumulation": "micro_batch_tokens does it: a step of per_device_train_batch_size rows runs in parts of so many tokens",
-    "grad_accum_steps": "micro_batch_tokens does it: a step of per_device_train_batch_size rows runs in parts of so many tokens",
+    "gradient_accumulation_steps": "use micro_batch_tokens: a step of per_device_train_batch_size rows runs in parts of at most this many tokens",
+    "gradient_accumulation": "use micro_batch_tokens: a step of per_device_train_batch_size rows runs in parts of at most this many tokens",
+    "grad_accum_steps": "use micro_batch_tokens: a step of per_device_train_batch_size rows runs in parts of at most this many tokens",
     "auto_find_batch_size": "micro_batch_tokens limits every forward pass, and is halved by itself where memory is short",
     "local_rollout_forward_batch_size": "micro_batch_tokens limits every forward pass",
     "ppo_micro_batch_size_per_gpu": "micro_batch_tokens limits every forward pass, and num_mini_batches splits a step",
@@ -326,7 +326,7 @@ EXPLAINED_SETTINGS = {
     "yaml": "config takes a YAML file of these settings",
     "export_dir": "`mmrlhf export` writes a model for other programs",
 }  # fmt: skip
-"""A setting elsewhere -> one sentence on what takes its place here."""
+"""Another tool's setting -> one sentence on what to use instead."""
 
 OTHER_COMMANDS = {
     "dpo": _NO_DPO,
@@ -360,7 +360,7 @@ OTHER_COMMANDS = {
     "version": "use `mmrlhf --version`",
     "help": "use `mmrlhf --help`",
 }
-"""A command elsewhere -> one sentence on what takes its place here."""
+"""Another tool's command -> one sentence on what to use instead."""
 
 OTHER_VALUES = {
     "dtype": {

@@ -74,4 +74,4 @@ SETTING_FAMILIES = {
     r"completions_to_print|print_samples": "num_sample_generations is how often answers are printed",
     r"num_input_tokens|tokens_per_second": "metrics.jsonl has the tokens of every step, and its time",
 }  # fmt: skip
-"""Part of a setting elsewhere (a pattern) -> one sentence, for names that no table above has."""
+"""Pattern in another tool's setting -> what to use instead, for names that no table has."""

@@ -52,11 +52,11 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     max_length: Count = 2048
     """Maximum tokens of prompt plus answer, image tokens included. Rows are never cut."""
     overlong: Overlong = "error"
-    """What becomes of rows over max_length, which are found before the first step: `error`, or
-    `drop` to train without them."""
+    """What to do with rows over max_length, checked before the first step: `error`, or `drop` to
+    train without them."""
     adapter_path: str | None = None
-    """LoRA adapter on the base to start from, such as another run's; its own rank, scale and layers
-    then take the place of the lora settings."""
+    """LoRA adapter on the base to start from, such as another run's; its rank, scale and layers
+    replace the lora settings."""
     lora_r: Count = 16
     """Rank of the LoRA adapter (language model only; vision tower and projector stay frozen)."""
     lora_target_modules: str = "all-linear"

@@ -55,8 +55,8 @@ class FactsFile:
         """Return the facts of an answer's images, and whether they are those of its row number.
 
         Images are looked up by name, then the answer's row by id. Its row number, counted from 1,
-        says what its facts are only if the file names no images and does not know its id. Raises
-        InputError if nothing says it.
+        decides only if the file names no images and does not have its id. Raises InputError if
+        nothing identifies its facts.
         """
         if images and self.by_image:
             return _facts_for_images(self.by_image, images), False

@@ -1,8 +1,8 @@
-"""Know what an output was made from: settings, and the content of the files that they name.
+"""Record what an output was made from: settings, and the content of the files that they name.
 
-A run directory (`training.run`) and a file that takes hours (`files.resumable`) record this. A
-later call with other inputs is refused with their names; one with the same inputs continues, or has
-nothing to do. Contents are compared, not paths: a dataset or a model that has moved is the same.
+Run directories (`training.run`) and resumable files (`files.resumable`) keep this record. A later
+call with other inputs is refused, and they are named; one with the same inputs continues, or has
+nothing to do. Contents are compared, not paths, so datasets and models may move.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ CONTENT_FIELDS = (
     "vlm_calibration",
     "answers",
 )
-"""Settings that name files, directories or Hub ids, of which the content counts."""
+"""Settings that name files, directories or Hub ids, whose content is compared."""
 ENGINE_FIELDS = tuple(EngineConfig.__dataclass_fields__)
-"""Settings that change no results."""
+"""Settings that do not affect results."""
 VERSIONED_PACKAGES = ("mmrlhf", "torch", "transformers", "peft")
-"""Packages whose versions are recorded. Another version is reported, and not refused."""
+"""Packages whose versions are recorded. Another version is reported, not refused."""
 MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-"""What counts of a checkpoint directory: a model card or a plot in it may change."""
+"""Suffixes of the files that count in a checkpoint: a model card or a plot may change."""
 MAX_HASHED_BYTES = 1 << 28
 """Files up to this size are hashed whole, larger ones (shards of weights) by samples."""
 SAMPLE_BYTES, NUM_SAMPLES = 1 << 18, 256
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""What does not count of a dataset's folder: the images that its rows name count by themselves."""
+"""Suffixes that do not count in a dataset's folder: the images of rows are hashed separately."""
 IMAGE_SAMPLE_BYTES = 1 << 12
 """Bytes of an image's head and of its tail that are hashed; PNG ends in checksums of its pixels."""
 
@@ -56,10 +56,10 @@ Inputs = Mapping[str, Any]
 
 
 def content_digest(name: str) -> str | None:
-    """Return a hash of a file's or a directory's content, None if there is none on this machine.
+    """Return a hash of a file's or a directory's content; None if it is not on this machine.
 
-    Of a reward model, an adapter or a checkpoint, only the files that determine its outputs count.
-    A Hub id stands for the snapshot in the cache, if there is one.
+    In a reward model, an adapter or a checkpoint, only the files that determine its outputs count.
+    For a Hub id, the snapshot in the cache is hashed, if there is one.
     """
     path = Path(name)
     if path.is_file():
@@ -94,7 +94,7 @@ def _file_digest(path: Path) -> str:
 
 
 def _cached_snapshot(name: str) -> Path | None:
-    """Return the directory of a Hub model in the local cache, None if it is not there."""
+    """Return the directory of a Hub model in the local cache; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -106,7 +106,7 @@ def _cached_snapshot(name: str) -> Path | None:
 
 
 def _reward_model_checksum(path: Path) -> str:
-    """Return the checksum that a reward model carries, and that loading verifies."""
+    """Return the checksum in a reward model, which loading verifies."""
     try:
         return str(json.loads((path / "reward.json").read_text(encoding="utf-8"))["seal"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # loading reports it
@@ -116,8 +116,8 @@ def _reward_model_checksum(path: Path) -> str:
 def rows_digest(rows: Iterable[Example] | Iterable[Preference], *, images_only: bool) -> str:
     """Return a hash of the images that rows name or, unless `images_only`, of everything in them.
 
-    `images_only` is for rows of a data file that is hashed itself. Image files count by size, head
-    and tail, which is as good as their content and does not read them.
+    `images_only` is for rows of a data file that is hashed itself. Image files are hashed by size,
+    head and tail, which identifies them without reading them whole.
     """
     digest, hashed = hashlib.sha256(), set[str]()
     for row in rows:
@@ -142,7 +142,7 @@ def image_digest(image: ImageSource) -> str | None:
             size = file.seek(0, 2)
             file.seek(max(0, size - IMAGE_SAMPLE_BYTES))
             return hashlib.sha256(b"%d\0" % size + head + file.read()).hexdigest()
-    except OSError:  # whoever opens the image reports it
+    except OSError:  # opening the image reports it
         return None
 
 
@@ -157,7 +157,7 @@ def inputs_of(config: Any, *, ignored: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def content_inputs(config: Any) -> dict[str, Any]:
-    """Return the settings of a configuration that name something whose content is at hand."""
+    """Return the settings that name content on this machine, each with its hash."""
     inputs: dict[str, Any] = {}
     for name in CONTENT_FIELDS:
         value = getattr(config, name, None)
@@ -175,16 +175,16 @@ def content_inputs(config: Any) -> dict[str, Any]:
 
 
 def differences(saved: Inputs, requested: Inputs) -> list[str]:
-    """Return, for each input that differs, its name with what it was and what it is now."""
+    """Return, for each input that differs, its name with the old and the new value."""
     names = [*requested, *(name for name in saved if name not in requested)]
     return [
         f"{name} ({_difference(saved, requested, name)})" for name in names if not _is_same(saved.get(name), requested.get(name))
     ]
 
 
-def join_differences(found: Sequence[str]) -> str:
-    """Return the first three differences as text, and how many more there are."""
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+def join_differences(changes: Sequence[str]) -> str:
+    """Return the first three differences as text, and the number of the others."""
+    return ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 
 def _is_same(saved: Any, requested: Any) -> bool:
@@ -208,7 +208,7 @@ def _display(value: Any) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that results may depend on, those that are installed."""
+    """Return the versions of the installed packages that results may depend on."""
     versions = {}
     for name in VERSIONED_PACKAGES:
         try:

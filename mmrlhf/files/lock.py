@@ -20,9 +20,9 @@ _descriptors: dict[Path, int] = {}
 def acquire(lock_file: Path, output: Path, setting: str) -> None:
     """Lock an output for this process, until `release` or until the process ends.
 
-    The system releases the lock of a process that was killed, whose file is then taken over. Does
-    nothing if this process has the lock already, or on a file system without locks. Raises
-    InputError if another process has it.
+    The system releases the lock of a killed process; its file is then taken over. Does nothing if
+    this process already holds the lock, or on a file system without locks. Raises InputError if
+    another process holds it.
     """
     key = lock_file.resolve()
     if key in _descriptors:
@@ -58,7 +58,7 @@ def acquire(lock_file: Path, output: Path, setting: str) -> None:
 
 
 def release(lock_file: Path) -> None:
-    """Give the lock back and remove its file. Does nothing if this process does not have it."""
+    """Release the lock and remove its file. Does nothing if this process does not hold it."""
     descriptor = _descriptors.pop(lock_file.resolve(), None)
     if descriptor is not None:
         lock_file.unlink(missing_ok=True)
@@ -76,5 +76,5 @@ def _read_owner(descriptor: int) -> str:
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {int(owner['pid'])} on {str(owner['host'])[:100]}"
-    except (ValueError, KeyError, TypeError):  # it has the lock, and has not written its name yet
+    except (ValueError, KeyError, TypeError):  # it holds the lock, and has not written its name yet
         return "a process that has just started"

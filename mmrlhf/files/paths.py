@@ -29,13 +29,13 @@ PATH_FIELDS = {
     "answers": _FILE,
     "recorded_judgments": _FILE,
 }
-"""Fields that name a file or a folder to read, with what to do if there is none."""
+"""Fields that name a file or a folder to read, and what to do if it does not exist."""
 HUB_FIELDS = ("model_name_or_path", "base_model_name_or_path", "dataset_name", "eval_dataset_name", "adapter_path")
 """Fields that may be a Hub id instead."""
 
 
 def require_paths(config: Any) -> None:
-    """Raises InputError if files or folders that a configuration names do not exist, all at once.
+    """Raise one InputError that names all files and folders of a configuration that do not exist.
 
     A name such as owner/name is taken for a Hub id, unless there is a local folder `owner`.
     """

@@ -17,9 +17,9 @@ from mmrlhf.records import InputError
 class ResumableWriter:
     """Collect lines in a hidden file next to `path`, and rename it on `finish`.
 
-    A second hidden file says what the lines are made from, also after `finish`. `num_done` is the
-    number of lines kept from an earlier, killed run. `is_finished` says that `path` is complete and
-    made from the same inputs; then there is nothing to do.
+    A second hidden file records what the lines are made from, also after `finish`. `num_done` is
+    the number of lines kept from an earlier, killed run. `is_finished` says that `path` is complete
+    and made from the same inputs; then there is nothing to do.
 
     inputs: everything that the lines depend on, by name (`files.inputs.inputs_of`).
     group_size: how many lines belong together; an incomplete group of a killed run is dropped.
@@ -27,7 +27,7 @@ class ResumableWriter:
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, Any], group_size: int = 1, setting: str = "output_file"):
-        """Raises InputError if the file is made from other inputs, or another command writes it."""
+        """Raise InputError if the file is made from other inputs, or another command writes it."""
         refuse_output_file(path, setting)
         self.path, self._setting = path, setting
         self._inputs = json.loads(json.dumps(inputs, default=str))
@@ -44,7 +44,7 @@ class ResumableWriter:
             complete_lines = []
         else:
             lock.acquire(self._lock_path, path, setting)
-            if not saved:  # nobody knows what the lines are made from
+            if not saved:  # the inputs of the lines are unknown
                 self._partial_path.unlink()
             complete_lines = self._partial_path.read_bytes().split(b"\n")[:-1] if saved else []
         self.num_done = len(complete_lines) // group_size * group_size
@@ -63,9 +63,9 @@ class ResumableWriter:
         write_atomic(self._inputs_path, json.dumps({"inputs": self._inputs, "output": output_signature}))
 
     def _refuse_other_inputs(self, saved_inputs: Mapping[str, Any], file: Path) -> None:
-        if found := differences(saved_inputs, self._inputs):
+        if changes := differences(saved_inputs, self._inputs):
             raise InputError(
-                f"{file} was made with other inputs, {join_differences(found)}: give another --{self._setting} or remove the file"
+                f"{file} was made with other inputs, {join_differences(changes)}: give another --{self._setting} or remove the file"
             )
 
     def append(self, lines: Sequence[str]) -> None:
@@ -93,10 +93,10 @@ class ResumableWriter:
         lock.release(self._lock_path)
 
     def print_finished(self) -> None:
-        """Say that there is nothing to do, and where the result is."""
+        """Report that there is nothing to do, and where the result is."""
         print(f"{self.path} is finished, nothing to do")
 
 
 def _file_signature(path: Path) -> list[int] | None:
-    """Return size and modification time, which tell whether a file was edited; None without it."""
+    """Return a file's size and modification time, which reveal edits; None if it does not exist."""
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None

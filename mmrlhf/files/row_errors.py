@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field
 
 MAX_ROWS_NAMED = 5
-"""Rows that are named for each cause."""
+"""Number of rows that are named for each cause."""
 MAX_CAUSES_NAMED = 5
-"""Causes that a one-line summary names."""
+"""Number of causes in a one-line summary."""
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 IMAGE_NAME = re.compile(r"^(the prompt of )?image .*?(?= \(| is | has | does )")
 
@@ -37,7 +37,7 @@ class RowErrors:
         self.count = 0
 
     def add(self, row_name: str, message: str, location: str = "") -> None:
-        """Add a row's error. `location` is where the message says that the row is."""
+        """Add a row's error. `location` is the row's place as the message names it."""
         first_error = message
         if location:
             message = message.removeprefix(f"{location}: ").replace(f" ({location}, ", " (")
@@ -49,7 +49,7 @@ class RowErrors:
 
     @property
     def groups(self) -> list[ErrorGroup]:
-        """The groups, the largest first."""
+        """Return the groups, the largest first."""
         return sorted(self._groups.values(), key=lambda group: -group.count)
 
     def summary(self) -> str:
@@ -66,5 +66,5 @@ def _times(count: int) -> str:
 
 
 def _cause(message: str) -> str:
-    """Return a message without what differs from row to row: quoted values, numbers, images."""
+    """Return a message without the parts that vary by row: quoted values, numbers, images."""
     return re.sub(r"\d[\d,.]*", "#", QUOTED.sub("'...'", IMAGE_NAME.sub("image", message)))

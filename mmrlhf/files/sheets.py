@@ -22,7 +22,7 @@ MAX_COLUMNS, MAX_CELLS = 1000, 2_000_000
 def read_sheet(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a sheet, of the first one in a workbook. Cells that a row lacks are null.
 
-    Raises InputError if the file is no sheet, or a row has more cells than there are columns.
+    Raises InputError if the file is not a sheet, or a row has more cells than there are columns.
     """
     return _read_xlsx(path) if path.suffix == ".xlsx" else _read_delimited(path)
 
@@ -42,7 +42,7 @@ def _read_delimited(path: Path) -> list[dict[str, Any]]:
                 )
             rows.append(row)
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num}: it is no sheet ({error}): save it again") from None
+        raise InputError(f"{path} line {reader.line_num}: it is not a sheet ({error}): save it again") from None
     return rows
 
 
@@ -50,8 +50,8 @@ def _read_xlsx(path: Path) -> list[dict[str, Any]]:
     from openpyxl import load_workbook
 
     with open_binary(path) as file:
-        # openpyxl lets the errors of zipfile, of its XML parser and of its own checks pass, which
-        # have no common class.
+        # openpyxl passes on errors of zipfile, of its XML parser and of its own checks, which have
+        # no common class.
         try:
             _refuse_large(file)
             workbook = load_workbook(file, read_only=True, data_only=True)
@@ -83,7 +83,7 @@ def _refuse_large(file: io.BufferedReader) -> None:
 
 
 def _cell_text(cell: Any) -> str:
-    """Return a cell as text; a whole number without its `.0`, which a column with gaps gets."""
+    """Return a cell as text, and a whole number without the `.0` that a column with gaps adds."""
     if cell is None:
         return ""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

@@ -36,8 +36,8 @@ NESTED_ROWS = re.compile(
 ROWS_PER_BATCH = 64
 """Rows to decode at a time while iterating, so that a large table is never in memory twice."""
 MAX_ROW_GROUP_BYTES = 2 << 30
-"""Largest row group of a parquet file, uncompressed: one is read at a time, and compressed it may
-have a thousandth of that."""
+"""Largest row group of a parquet file, uncompressed. One is read at a time; compressed, it may be a
+thousand times smaller."""
 MAX_CELL_BYTES = 64 << 20
 """Largest text or encoded image of a row."""
 

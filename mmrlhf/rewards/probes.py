@@ -2,8 +2,8 @@
 
 The false claim is made from facts: an object of another image, or the opposite of a fact about this
 one (for an action, another that excludes it). Each probe has a control, the same sentence made from
-a true fact, which tells a reward model that detects falsehood from one that dislikes the sentence.
-Injected claims also make training pairs (`make_training_pair`), with other templates.
+a true fact, which separates a reward model that detects falsehood from one that dislikes the
+sentence. Injected claims also make training pairs (`make_training_pair`), with other templates.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SOURCE_KINDS: dict[str, tuple[str, ...]] = {
 }
 """Kinds of facts that each kind of probe is made from."""
 NOTHING_TO_INJECT = (
-    "no row has facts about objects, counts, attributes, relations or actions to make false claims from (captions alone do "
-    "not do; `mmrlhf data facts` reads COCO files and scene graphs)"
+    "no row has facts about objects, counts, attributes, relations or actions to make false claims from (captions are not "
+    "enough; `mmrlhf data facts` reads COCO files and scene graphs)"
 )
 """Why there are no probes."""
 Templates = dict[ProbeKind, str]

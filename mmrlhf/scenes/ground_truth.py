@@ -32,9 +32,9 @@ _CLAIM_PATTERN = re.compile(
 )
 
 CLAIM_KINDS = ("object", "attribute", "count", "relation")
-"""Kinds of claims about scenes, in which nobody does anything."""
+"""Kinds of claims about scenes, which show no actions."""
 _KINDS = [("shape", *names) for size in (3, 2, 1, 0) for names in itertools.combinations(("size", "colour", "place"), size)]
-"""The properties by which objects are of one kind, the narrowest kinds first."""
+"""Sets of properties that define a kind of object, the narrowest kinds first."""
 
 
 def parse_claims(text: str) -> list[Claim]:
@@ -168,8 +168,8 @@ def _fits(scene_object: SceneObject, mention: Mapping[str, str]) -> bool:
 def _surplus_claim(
     scene: Scene, mention: Mapping[str, str], mentions: Sequence[Mapping[str, str]], span: tuple[int, int]
 ) -> tuple[Claim, str]:
-    """Return the claim that the sentence names so many of a kind, by the narrowest kind of which
-    there are fewer, with evidence."""
+    """Return a false count, with evidence, for the narrowest kind that a sentence names too
+    often."""
     for names in _KINDS:
         kind = {name: mention[name] for name in names if name in mention}
         num_named = sum(kind.items() <= other.items() for other in mentions)
@@ -177,7 +177,7 @@ def _surplus_claim(
         if num_named > num_objects:
             count = count_phrase(num_objects, _noun_of(kind)) + _place_of(kind)
             return Claim("count", _noun_of(kind) + _place_of(kind), str(num_named), span), f"the picture has {count}"
-    # Each word is true of an object, but all of them of none that is left.
+    # Each word is true of some object, but no object that is left has them all.
     return Claim("object", _noun_of(mention) + _place_of(mention), "", span), _evidence(scene, Claim("object", mention["shape"]))
 
 

@@ -1,4 +1,4 @@
-"""What excludes what: values, relations and actions that cannot be true at the same time.
+"""List values, relations and actions that cannot be true at the same time, and their synonyms.
 
 Each synonym has a canonical name, by which facts are indexed.
 """
@@ -38,7 +38,7 @@ RELATION_SYNONYMS = NEAR_SYNONYMS | {
 """Synonym of a relation -> the canonical relation by which facts are indexed."""
 INVERSE_RELATIONS = {"left of": "right of", "above": "under", "in front of": "behind", "near": "near"}
 INVERSE_RELATIONS |= {b: a for a, b in INVERSE_RELATIONS.items()}
-"""Relation -> the one that holds in the other direction."""
+"""Relation -> its inverse, which holds from target to subject."""
 EXCLUSIVE_RELATIONS = {
     "left of": {"right of"},
     "right of": {"left of"},
@@ -64,10 +64,10 @@ ACTION_SYNONYMS = {
 }  # fmt: skip
 """Synonym of an action -> the canonical action by which facts are indexed."""
 ONE_AT_A_TIME = word_set("ride drive")
-"""Actions that one subject does to one thing at a time: who rides a horse rides no bicycle."""
+"""Actions with one object at a time: a man who rides a horse rides no bicycle."""
 HYPERNYM_CLASSES = word_set("person bird cat dog horse sheep cow bear")
 """COCO classes that include all their synonyms: without a dog there is no puppy."""
 WHOLE_PLACES = word_set(
     "room kitchen bathroom bedroom living-room scene street road park beach field classroom office garden yard"
 ) | {"living room"}
-"""Places that mostly are the whole image: what is not in them is not there."""
+"""Places that usually fill the image: what is not in them is absent."""

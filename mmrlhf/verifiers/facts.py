@@ -366,7 +366,7 @@ def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> t
         # The only bicycle is ridden: nobody pushes it. Another bicycle might be pushed.
         if (subject, target) == (claim.subject, claim.target) and (is_single_subject or is_single_target):
             contradicting += [item for other in excluded for item in actions.get(other, [])]
-        # The dog chases the cat: the cat is not known not to; but what is eaten does not eat.
+        # A cat that the dog chases may chase it, too; but what is eaten does not eat.
         if (target, subject) == (claim.subject, claim.target) and action in ONE_WAY_ACTIONS:
             contradicting += actions.get(action, [])
         is_elsewhere = subject == claim.subject and is_single_subject and action in ONE_AT_A_TIME

@@ -123,7 +123,7 @@ def distractors(claim: Claim, pool: DistractorPool, lexicon: Lexicon) -> list[Cl
 
 
 def _action_distractors(claim: Claim) -> list[Claim]:
-    """Return what cannot happen at the same time: another action, or the action turned round."""
+    """Return claims that exclude an action: the reversed action, and other actions."""
     action = ACTION_SYNONYMS.get(claim.relation, claim.relation)
     is_one_way = action in ONE_WAY_ACTIONS and claim.subject != claim.target
     turned = [replace(claim, subject=claim.target, target=claim.subject)] if is_one_way else []
