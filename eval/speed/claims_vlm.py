@@ -5,7 +5,7 @@ Shared means that all claims on an image share their prompt, up to the claim its
     python eval/speed/claims_vlm.py [--shape llava-10m|CHECKPOINT] [--pictures 4] [--claims 8]
         [--rounds 3] [--seeds 1] [--out DIR]
 
-Uses random weights in a shape of phases.py; all but the toy shape have 576 tokens per image. Image
+Uses random weights in a shape of _models.py; all but the toy shape have 576 tokens per image. Image
 features are cached in both cases. fp32, CPU time. Also compares the log-odds of the two. The last
 line is one JSON object.
 """
@@ -19,8 +19,8 @@ import time
 from dataclasses import replace
 
 import torch
+from _models import LLAVA_SHAPES, build_vlm, noise_examples
 from _seeds import measure_seeds, parse_args
-from phases import LLAVA_SHAPES, build_vlm, noise_examples
 
 from mmrlhf.claims import load_lexicon
 from mmrlhf.models.adapters import Adapters, Role

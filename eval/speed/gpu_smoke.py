@@ -15,8 +15,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-import phases
 import torch
+from _models import build_llava, noise_examples
+from phases import LORA
 
 from mmrlhf.config import EngineConfig
 from mmrlhf.engine.prefill import LOGP_TOLERANCE, run_prefill
@@ -35,16 +36,16 @@ Check = tuple[str, bool, str]
 
 
 def build_vlm(device: str, dtype: torch.dtype) -> VLM:
-    """Build the toy LLaVA of `phases.py`, the same weights for every device and precision."""
+    """Build the toy LLaVA of `_models.py`, the same weights for every device and precision."""
     torch.manual_seed(0)
-    processor, model = phases.build_llava("toy")
+    processor, model = build_llava("toy")
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 1, 3
     return wrap(model.to(device, dtype), processor, "toy", EngineConfig())
 
 
 def unequal_examples() -> list[Example]:
     """Return two examples about different images, one with a longer question."""
-    first, second = phases.noise_examples(2, image_size=56)
+    first, second = noise_examples(2, image_size=56)
     longer = (Message("user", "Describe the image in one sentence, and say what is in the background."),)
     return [first, Example(second.id, second.images, longer)]
 
@@ -53,7 +54,7 @@ def checks(device: str, dtype: torch.dtype) -> Iterator[Check]:
     """Yield the checks of one precision."""
     vlm = build_vlm(device, dtype)
     adapters = Adapters(vlm)
-    adapters.add("policy", *phases.LORA)
+    adapters.add("policy", *LORA)
     policy = Role(adapters, "policy")
     prompts = prompts_from_examples(vlm, unequal_examples())
     on_gpu = vlm.device.type == "cuda"

@@ -3,7 +3,7 @@
     python eval/speed/reward.py [--shape llava-10m|CHECKPOINT] [--pairs 8] [--tokens 100]
         [--rounds 3] [--seeds 1] [--out DIR]
 
-Uses random weights in a shape of phases.py; all but the toy shape have 576 tokens per image. Images
+Uses random weights in a shape of _models.py; all but the toy one have 576 tokens per image. Images
 are noise; facts and an answer have about `tokens` tokens together. Runs in turn: the naive path,
 which encodes the image for each answer, at several batch sizes; the engine cold (encoding
 included); and the engine with cached features. fp32. Also compares the scores of all variants. The
@@ -21,8 +21,8 @@ from functools import partial
 
 import numpy as np
 import torch
+from _models import LLAVA_SHAPES, build_vlm, noise_examples
 from _seeds import measure_seeds, parse_args
-from phases import LLAVA_SHAPES, build_vlm, noise_examples
 
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
