@@ -259,7 +259,7 @@ class ClaimBuilder:
 
     def add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:
         """Add an attribute, tokens `index` to `stop`, of a phrase elsewhere in the sentence."""
-        for part in split_colours(value):
+        for part in split_colours(value) if "-and-" in value else (value,):
             self._add_attribute(phrase, part, index, stop)
 
     def _add_attribute(self, phrase: Phrase, value: str, index: int, stop: int) -> None:
@@ -329,7 +329,8 @@ class ClaimBuilder:
 
     def is_animate(self, phrase: Phrase) -> bool:
         """Return whether a phrase names a person or an animal."""
-        return phrase.referent.category in ANIMATE_CLASSES or phrase.referent.noun in OTHER_ANIMALS
+        referent = phrase.antecedent or phrase
+        return referent.category in ANIMATE_CLASSES or referent.noun in OTHER_ANIMALS
 
     def negate(self, phrase: Phrase) -> None:
         """Negate a phrase's claims after the fact: the left pedal is *missing*."""

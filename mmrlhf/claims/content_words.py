@@ -31,6 +31,7 @@ from mmrlhf.claims.tags import (
     OBJECT_START_TAGS,
     PREFERS_NOUN_BEFORE,
     PREPOSITION_TAGS,
+    PUNCTUATION_TAGS,
 )
 from mmrlhf.claims.verb_forms import base_form
 from mmrlhf.claims.verb_or_other import choose_verb_or_other
@@ -112,6 +113,14 @@ ING_FORM = RuleTable(
         "G",
         "B",
         lambda w: not w.attribute_rank and not NOUN_TAGS.isdisjoint(w.next_tags) and not w.follows_there(),
+    ),
+    Rule(
+        "Nobody is *crossing*.",
+        "G",
+        "B",
+        lambda w: (
+            w.next_tag in PUNCTUATION_TAGS and not w.is_plural and not w.follows_there() and w.text not in ("building", "ceiling")
+        ),
     ),
     Rule(
         "A boy *painting* a wall sits here.",

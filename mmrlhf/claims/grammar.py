@@ -130,7 +130,7 @@ for _tag, _words in {
 MULTIWORD_TERMS: dict[str, tuple[str, str]] = {}
 """Tag and name of each term of several words; a name after a colon replaces the term."""
 for _tag, _phrases in {
-    "P": "ahead of;in front of;on top of;next to;close to;adjacent to;left of;right of;out of;on either side of;on each side of:on either side of;"
+    "P": "ahead of;in front of;on top of;next to;close to;adjacent to;left of;right of;out of;on either side of;on each side of:on either side of;to either side of:on either side of;"
     "on the other side of;on the opposite side of;on the far side of;across from;surrounded by;"
     "hanging from;hangs from:hanging from;hung from:hanging from;hang from:hanging from;in between;inside of;"
     "outside of;off of;on to;up to;opposite to;on both sides of;near to;in back of;"

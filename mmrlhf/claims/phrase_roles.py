@@ -22,6 +22,7 @@ from mmrlhf.claims.relations import attach_target, resolve_fronted
 from mmrlhf.claims.sentence_state import SentenceState
 from mmrlhf.claims.tags import (
     AFTER_FRONTED_TARGET,
+    ASIDE_START_TAGS,
     COORDINATION_TAGS,
     DESCRIPTIVE_TAGS,
     FINITE_VERB_TAGS,
@@ -219,9 +220,9 @@ def _is_subject(tags: list[str], end: int) -> bool:
     The *chair* in the back is empty.
     """
     for _ in range(3):
-        if tags[end : end + 1] == [","] and tags[end + 1 : end + 2] in (["D"], ["E"], ["W"]):
+        if end + 1 < len(tags) and tags[end] == "," and tags[end + 1] in ASIDE_START_TAGS:
             end = _end_of_aside(tags, end)
-        while tags[end : end + 1] == ["R"]:
+        while end < len(tags) and tags[end] == "R":
             end += 1
         if end >= len(tags) or tags[end] not in ("P", "A", "F"):
             return end < len(tags) and tags[end] in FINITE_VERB_TAGS

@@ -9,7 +9,7 @@ from mmrlhf.claims.builder import TO_SENTENCE_END, ClaimBuilder
 from mmrlhf.claims.grammar import PEER_RELATIONS, VERTICAL_RELATIONS
 from mmrlhf.claims.noun_phrases import Phrase
 from mmrlhf.claims.relations import attach_target
-from mmrlhf.claims.tags import COORDINATION_TAGS, FINITE_VERB_TAGS
+from mmrlhf.claims.tags import COORDINATION_TAGS, FINITE_VERB_TAGS, PARTICIPLE_TAGS
 
 
 def process_pronoun(builder: ClaimBuilder, index: int, word: str, previous_tag: str, next_tag: str) -> None:
@@ -60,6 +60,18 @@ def _find_antecedent(builder: ClaimBuilder, word: str, is_after_verb: bool) -> P
     return None
 
 
+def _follows_with_phrase(builder: ClaimBuilder) -> bool:
+    """Return whether a participle is about a with-phrase: with a guitar leaning against *it*."""
+    state = builder.state
+    return (
+        state.possessor is not None
+        and state.conjunct_role == "verb"
+        and builder.tokens.tags[state.verb_index] in PARTICIPLE_TAGS
+        and bool(state.actors)
+        and state.actors[0].start > state.possessor.end
+    )
+
+
 def _attach_group(builder: ClaimBuilder, phrase: Phrase) -> bool:
     """Make each member of the latest group a target: behind *them*. Return False without one."""
     state, members = builder.state, builder.last_group if builder.last_plural is None else []
@@ -97,7 +109,7 @@ def _attach_pronoun(builder: ClaimBuilder, phrase: Phrase, word: str) -> None:
     elif (
         # The room has a table with a vase on *it*.
         word in ("it", "itself")
-        and state.conjunct_role == "with"
+        and (state.conjunct_role == "with" or _follows_with_phrase(builder))
         and state.possessor is not None
         and state.possessor.name
         and not state.possessor.is_negated

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import compress
+from operator import add
 from typing import Any
 
 from mmrlhf.claims.grammar import (
@@ -110,11 +111,15 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
     masked_text = mask_markup(text)
     cache = lexicon.token_cache
     matches = list(TOKEN_PATTERN.finditer(masked_text))
-    entries = [cache.get(match[0]) or _analyze_cached(match[0], lexicon) for match in matches]
+    surfaces = [match[0] for match in matches]
+    entries = list(map(cache.get, surfaces))
     if not entries:
         return Tokens(text, [], [], [], [], [], [], [])
+    if None in entries:
+        entries = [entry or _analyze_cached(surface, lexicon) for entry, surface in zip(entries, surfaces, strict=True)]
     words, tags, nouns, is_plural, attribute_rank = map(list, zip(*entries, strict=True))
-    starts, ends = [match.start() for match in matches], [match.end() for match in matches]
+    starts = [match.start() for match in matches]
+    ends = list(map(add, starts, map(len, surfaces)))
     tokens = Tokens(text, starts, ends, words, tags, nouns, is_plural, attribute_rank)
     if not CONTEXT_TAGS.isdisjoint(tags):
         _choose_by_context(tokens, masked_text)

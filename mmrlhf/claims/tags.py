@@ -72,6 +72,8 @@ HEAD_START_TAGS = tag_set("NXUJ")
 """Tags that continue a noun phrase after an adjective."""
 DESCRIPTION_TAGS = tag_set("JRC,E")
 """Tags of the adjectives that follow an item of a list: Table - *wooden*, *round*."""
+ASIDE_START_TAGS = tag_set("DEW")
+"""Tags with which an aside after a comma begins: a guest, *an* old man, waits."""
 AFTER_FRONTED_TARGET = tag_set(",BVTHM")
 """Tags after the last target of a relation that precedes its subject."""
 PLACE_TAGS = tag_set("DJ#KNXUuRQ")
