@@ -13,7 +13,7 @@ from mmrlhf.claims.grammar import (
     NEGATIVE_PREPOSITIONS,
     UNDENYING_WORDS,
 )
-from mmrlhf.claims.list_items import process_item, read_bracketed, read_postposed
+from mmrlhf.claims.list_items import denies_list, process_item, read_bracketed, read_postposed
 from mmrlhf.claims.noun_phrases import continues_list
 from mmrlhf.claims.relations import begin_relation
 from mmrlhf.claims.sentence_state import SentenceState
@@ -100,12 +100,11 @@ def process_connective(
     # On the wall: a clock, a map
     elif tag == ":" and state.fronted_relation is not None and state.verb_index < 0 and next_tag != ".":
         state.conjuncts, state.conjunct_role, state.verb, state.verb_index = [], "verb", "are", index
+    # What I do not see: a dog. Not in the image: a dog
+    elif tag == ":" and word == ":" and denies_list(builder.tokens, tags.rfind(".", 0, index) + 1, index + 1):
+        builder.state = SentenceState(negated_until=TO_SENTENCE_END, verb="see", verb_index=index)
     elif tag == ":" and not process_item(builder, index, tags, end):
-        # What I do not see: a dog
-        is_denied = word == ":" and builder.is_negated_at(index) and state.verb == "see"
-        builder.state = (
-            SentenceState(negated_until=TO_SENTENCE_END, verb="see", verb_index=index) if is_denied else SentenceState()
-        )
+        builder.state = SentenceState()
 
 
 def _begin_clause_of_place(state: SentenceState) -> None:

@@ -327,6 +327,8 @@ APPROXIMATE_NUMBER_WORDS = NUMBER_APPROXIMATORS | NUMBER_BOUNDS | {"approximatel
 """All words that make a number approximate."""
 PICTURE_NOUNS = word_set("picture photo photograph")
 """Nouns for the image itself, or for an object if the sentence has one of `WALL_ART_WORDS`."""
+IMAGE_NOUNS = PICTURE_NOUNS | {"image", "frame", "shot", "view"}
+"""Nouns for the image itself: what is not in the *image* is absent."""
 WALL_ART_WORDS = word_set("hang hangs hanging hung framed wall walls")
 CAN_MODIFIERS = word_set("trash garbage soda beer tin watering spray oil paint aluminum metal coke recycling rubbish gas jerry")
 """Words before a can that is an object."""

@@ -11,7 +11,7 @@ from mmrlhf.claims.markup import BULLET
 from mmrlhf.claims.noun_phrases import Phrase, word_to_number
 from mmrlhf.claims.sentence_state import SentenceState
 from mmrlhf.claims.tagging import Tokens
-from mmrlhf.claims.tags import AFTER_DESCRIPTION_TAGS, CLAUSE_TAGS, DESCRIPTION_START_TAGS, DESCRIPTION_TAGS
+from mmrlhf.claims.tags import AFTER_DESCRIPTION_TAGS, CLAUSE_TAGS, DESCRIPTION_START_TAGS, DESCRIPTION_TAGS, MAIN_VERB_TAGS
 from mmrlhf.text.words import word_set
 
 DENIAL_WORDS = word_set("not absent missing invisible")
@@ -20,10 +20,18 @@ SEEING_WORDS = word_set("see visible present shown pictured seen spot find there
 """Words after `not` in such a heading: *Not visible*."""
 
 
+HEADING_SUBJECTS = word_set("what that which i we you")
+"""Words of a heading that has a verb: *what* I do not see, things *that* are absent."""
+
+
 def denies_list(tokens: Tokens, begin: int, end: int) -> bool:
     """Return whether a line is a heading that denies its items: What I don't see, Absent."""
     words = tokens.words[begin:end]
     if len(words) > 9 or not words or DENIAL_WORDS.isdisjoint(words) or words[-1] not in ("\n", ":"):
+        return False
+    # The dog is not in the picture: a sentence, no heading
+    is_sentence = any(tag in MAIN_VERB_TAGS for tag in tokens.tags[begin:end])
+    if is_sentence and HEADING_SUBJECTS.isdisjoint(words):
         return False
     return "not" not in words or not SEEING_WORDS.isdisjoint(words[words.index("not") :])
 

@@ -16,6 +16,7 @@ from mmrlhf.claims.grammar import (
     CONTENTS_WORDS,
     DIRECTED_VERBS,
     EXISTENCE_VERBS,
+    IMAGE_NOUNS,
     LOCATION_PREPOSITIONS,
     MAX_CONJUNCTS,
     ROOMS,
@@ -71,6 +72,10 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
     state.open_relation = None
     # The target is not an object: on the *side*. Before `of` the next phrase may be the target.
     if not phrase.name and phrase.antecedent is None:
+        # The dog is not in the *picture*.
+        if phrase.noun in IMAGE_NOUNS and relation == "in" and builder.is_negated_at(index) and located is state.actors:
+            for other in located:
+                builder.negate_absent(other)
         if phrase.end < len(builder.tokens.tags) and builder.tokens.tags[phrase.end] == "F":
             state.open_relation = (relation, index, located, is_fronted)
         elif located:
