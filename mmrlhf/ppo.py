@@ -336,7 +336,7 @@ def _accumulate_gradients(
 
 
 def _check_config(config: PPOConfig) -> None:
-    """Raises InputError for settings that contradict each other."""
+    """Raise InputError for settings that contradict each other."""
     if config.response_length >= config.max_length:
         raise InputError(
             f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "

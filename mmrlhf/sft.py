@@ -129,7 +129,7 @@ def _without_quantisation(adapters: Adapters, adapter_dir: Path) -> Adapters:
 
 
 def _learnt(config: SFTConfig, vlm: VLM, example: Example) -> list[tuple[Conversation, Continuation]]:
-    """Return the prompts of an example, each with what follows it. Raises InputError."""
+    """Return the prompts of an example, each with its continuation. Raises InputError."""
     messages = (*example.prompt, Message("assistant", example.answer or ""))
     continuations = vlm.chat.learnt_continuations(messages, len(example.images), train_on=config.train_on, row_id=example.id)
     return [((messages[: c.num_messages], example.images[: c.num_images]), c) for c in continuations]
@@ -152,17 +152,17 @@ def _usable_examples(
 
 @dataclass(frozen=True)
 class _Batch:
-    """A step's rows: prompts with what follows them, padded to T tokens."""
+    """A step's rows: prompts with their continuations, padded to T tokens."""
 
     completions: Completions
     targets_NT: Tensor
     """The tokens to predict."""
     is_learnt_NT: Tensor
-    """1 on the tokens that the loss is on."""
+    """The loss mask: 1 on the tokens to learn."""
 
 
 def _build_batch(config: SFTConfig, vlm: VLM, rows: Sequence[Example]) -> _Batch:
-    """Build the prompts of some rows with what they teach. Raises InputError that names the row."""
+    """Build the prompts and continuations of some rows. Raises InputError that names the row."""
     learnt = [(row.id, *pair) for row in rows for pair in _learnt(config, vlm, row)]
     continuations = [continuation for _, _, continuation in learnt]
     pad_token_id = int(vlm.tokenizer.pad_token_id)

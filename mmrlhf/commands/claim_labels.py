@@ -154,7 +154,7 @@ def count_labels(labels: Sequence[LabelledClaim]) -> dict[str, dict[str, int]]:
 
 
 def require_labels(labels: Sequence[LabelledClaim], min_labels: int, claim_source: str, name: str) -> None:
-    """Raises InputError if no kind has enough labels to be fitted."""
+    """Raise InputError if no kind has enough labels to be fitted."""
     counts = count_labels(labels)
     if any(min(count.values()) >= min_labels for count in counts.values()):
         return

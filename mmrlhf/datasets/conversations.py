@@ -146,12 +146,12 @@ def answer_text(row: Row, turn: Turn, name: str) -> str:
 BLANK_LETTERS_AND_MARKS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-"""Fillers, selectors of variants and the empty Braille pattern: letters, marks or symbols to
-Unicode, and they show nothing."""
+"""Invisible characters that are letters, marks or symbols in Unicode: fillers, variation selectors
+and the empty Braille pattern."""
 
 
 def is_blank(text: str) -> bool:
-    """Return whether a text shows nothing: white space and invisible characters (U+200B) only."""
+    """Return whether a text has only white space and invisible characters (U+200B)."""
     text = BLANK_LETTERS_AND_MARKS.sub("", text)
     return all(unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
 

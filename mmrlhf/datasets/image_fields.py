@@ -51,7 +51,7 @@ PATH_FIELDS = ("image_path", "img_path", "file_name")
 """Fields of RLHF-V, VLFeedback and imagefolder's metadata.jsonl with the image or, next to `image`,
 a note on its origin."""
 OTHER_MEDIA = ("video", "videos", "audio", "audios")
-"""Fields of what is not supported; a row may have them besides images."""
+"""Fields of unsupported media; a row may have them next to images."""
 CONVERSATION_FIELDS = ("messages", "prompt", "chosen")
 """Fields with turns whose parts may hold images; the first of them that a row has."""
 
@@ -80,13 +80,13 @@ def _image_values(row: Row) -> Iterator[tuple[str, Any]]:
 
 
 def _is_null(row: Row) -> bool:
-    """Return whether the row says that it has no image, by a null, and no field is misspelt."""
+    """Return whether a null states that the row has no image, and no field is misspelt."""
     typos = difflib.get_close_matches("images", row.fields, n=1, cutoff=0.75)
     return bool({"image", "images"} & row.null_fields) and not typos
 
 
 def _part_images(row: Row, *, is_only_source: bool) -> Iterator[tuple[str, Any]]:
-    """Yield the images that stand inside the parts of turns, such as {type: image, image: PATH}.
+    """Yield the images inside the parts of turns, such as {type: image, image: PATH}.
 
     Raises InputError if a part does not hold its image, and `is_only_source`.
     """
@@ -105,7 +105,7 @@ def _part_images(row: Row, *, is_only_source: bool) -> Iterator[tuple[str, Any]]
 
 
 def _without_url(value: Any) -> Any:
-    """Return what OpenAI's {"url": ...} holds, or the value itself."""
+    """Return the URL in OpenAI's {"url": ...}, or the value itself."""
     return value["url"] if isinstance(value, dict) and isinstance(value.get("url"), str) else value
 
 

@@ -41,7 +41,7 @@ class Records(Sequence[Record]):
         return self._parse_row(self._rows[self._indices[index]].parse())
 
     def name_row(self, index: int) -> str:
-        """Return where a record stands in its file, such as `line 3`."""
+        """Return a record's place in its file, such as `line 3`."""
         return self._rows[self._indices[index]].location.rpartition(", ")[2]
 
     def subset(self, indices: Sequence[int]) -> Records[Record]:
@@ -66,7 +66,7 @@ class Records(Sequence[Record]):
 def _parse_all(name: str, rows: Table, parse_row: Callable[[Row], Any]) -> int:
     """Parse every row and return their number.
 
-    Raises InputError: the message of a lone bad row, or the causes of all, with counts.
+    Raises InputError with the message of a single bad row, or the causes of all with counts.
     """
     errors, num_rows, first_message = RowErrors(), 0, ""
     for raw_row in checked_rows(name, rows):

@@ -1,4 +1,4 @@
-"""Parse rows of LLaMA-Factory and ms-swift, whose prompts and answers stand in other fields.
+"""Parse rows of LLaMA-Factory and ms-swift, whose prompts and answers are in other fields.
 
 LLaMA-Factory   conversations (or messages) up to the question; chosen and rejected as turns
 ms-swift        messages that end with the chosen answer; rejected_response as text, or

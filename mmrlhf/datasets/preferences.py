@@ -105,7 +105,7 @@ def parse_id(row: Row) -> str:
     field = next((name for name in ("id", "idx") if name in row.fields), "id")
     value = row.fields.get(field, row.number)
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas writes a column of whole numbers with gaps so
+        value = int(value)  # pandas writes whole numbers like this in a column with gaps
     if isinstance(value, bool) or not isinstance(value, int | str):
         row.fail(f"`{field}` must be text or a whole number, not {type_name(value)}")
     return row.require_text(str(value), field)

@@ -328,7 +328,7 @@ def max_logp_gap(vlm: VLM, prompt: Prompt) -> float:
 
 
 def max_logp_difference(reference: Tensor, actual: Tensor) -> float:
-    """Return the largest difference between log-probs of which one is above MIN_COMPARED_LOGP.
+    """Return the largest difference between log-probs, leaving out pairs below MIN_COMPARED_LOGP.
 
     It is NaN if any log-prob is.
     """

@@ -106,7 +106,7 @@ class LocalEngine:
 
 
 def numbered_ids(ids: Sequence[str]) -> list[str]:
-    """Return ids that differ: a repeated one ends in the number of its earlier occurrences."""
+    """Return unique ids: a repeated one ends in the number of its earlier occurrences."""
     occurrences: Counter[str] = Counter()
     numbered = []
     for row_id in ids:

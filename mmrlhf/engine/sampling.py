@@ -30,8 +30,8 @@ COMPACT_CAPTURED_BELOW = 0.3
 """The same for steps captured as a CUDA graph: every new shape costs another capture."""
 
 GPU_CHECK_INTERVAL = 8
-"""Tokens between two looks at which answers are unfinished, on a GPU, because a look makes the host
-wait for the device. In between, finished answers stay in the batch, and nothing is recorded."""
+"""Tokens between two checks for finished answers on a GPU, because a check makes the host wait for
+the device. In between, finished answers stay in the batch, and nothing is recorded."""
 
 EMPTY_SLOT = -1
 """Replaces an answer's index where a sequence has fewer answers than the widest one."""
@@ -101,7 +101,7 @@ class SampleOutput:
 
 
 def check_interval(device: torch.device) -> int:
-    """Return every how many tokens decoding looks at which answers are unfinished."""
+    """Return the number of tokens between two checks for finished answers."""
     return GPU_CHECK_INTERVAL if device.type == "cuda" else 1
 
 
@@ -316,7 +316,7 @@ class DecodeState:
     def share_unfinished(self, active: Tensor, t: int) -> float:
         """Return the share of answers `active` that is unfinished after token `t`.
 
-        Returns 1 without looking where the interval has not passed yet.
+        Returns 1 without a check until the interval has passed.
         """
         return float(self.unfinished[active].float().mean()) if (t + 1) % self.check_interval == 0 else 1.0
 
@@ -354,7 +354,7 @@ class DecodeState:
                 self.unfinished[i] = False
 
     def result(self) -> SampleOutput:
-        """Return what was sampled, cut to the longest answer but at least one token wide.
+        """Return the sampled answers, cut to the longest one but at least one token wide.
 
         Raises InputError if the model's logits were not finite.
         """

@@ -216,7 +216,7 @@ def _require_prompts(benchmark: Benchmark, examples: Sequence[Example]) -> None:
 
 
 def require_images(examples: Sequence[Example]) -> None:
-    """Raises InputError that names all missing images at once, before a model is loaded."""
+    """Raise InputError that names all missing images at once, before a model is loaded."""
     paths = dict.fromkeys(image.path for example in examples for image in example.images if image.path is not None)
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:

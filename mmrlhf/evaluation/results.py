@@ -121,7 +121,7 @@ def _read_result(folder: Path, root: Path) -> Result:
 
 
 def _check_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Raises InputError if a value of result.json is not what eval writes."""
+    """Raise InputError if a value of result.json is not what eval writes."""
     for key, types in SUMMARY_TYPES.items():
         value = summary.get(key)
         if key in summary and (not isinstance(value, types) or isinstance(value, bool)):
@@ -139,7 +139,7 @@ def _check_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _check_score_rows(path: Path, rows: Sequence[Mapping[str, Any]], num_valid: int | None) -> None:
-    """Raises InputError if rows of scores.jsonl lack what eval writes into every row."""
+    """Raise InputError if rows of scores.jsonl lack what eval writes into every row."""
     for number, row in enumerate(rows, 1):
         answers = row.get("answers")
         if not isinstance(row.get("id"), str) or row.get("status") not in STATUSES or not isinstance(answers, list):

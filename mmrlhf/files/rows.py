@@ -28,7 +28,7 @@ class Row:
     """The names of its null fields."""
 
     def fail(self, problem: str) -> NoReturn:
-        """Raises InputError with the row's location."""
+        """Raise InputError with the row's location."""
         raise InputError(f"{self.location}: {problem}")
 
     def require_text(self, value: Any, name: str) -> str:

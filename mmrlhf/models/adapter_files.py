@@ -1,7 +1,7 @@
-"""Read a saved LoRA adapter: its configuration whole, or a refusal that names the setting.
+"""Read a saved LoRA adapter with its whole configuration, or refuse it and name the setting.
 
-An adapter of PEFT says which layers it has, and with which rank and scale each. The rank of a layer
-is that of its tensors. Everything that changes outputs is taken over, or the adapter is refused.
+PEFT's configuration gives an adapter's layers, each with its rank and scale. The rank of a layer is
+that of its tensors. Every setting that changes outputs is applied, or the adapter is refused.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from mmrlhf.records import InputError
 MAX_CONFIG_BYTES = 10_000_000
 MAX_PATTERN_LENGTH = 1000
 TAKEN = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
-"""Settings that are taken over."""
+"""Settings that are applied."""
 WITHOUT_EFFECT = (
     "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",  # the tensors say which layers
     "lora_dropout", "fan_in_fan_out", "runtime_config", "megatron_core", "qalora_group_size", "init_lora_weights",
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying", "lora_dtype", "lorap_lr_ratio",
 )  # fmt: skip
-"""Settings that outputs of a saved adapter on a language model's linear layers do not depend on."""
+"""Settings that do not affect the outputs of a saved adapter on linear layers."""
 INITIALISATIONS_OF_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of `init_lora_weights` that change the base's weights as well."""
+"""Prefixes of `init_lora_weights` values that change the base's weights, too."""
 TENSOR_NAMES = ("A.weight", "B.weight", "A.bias", "B.bias", "magnitude_vector.weight")
-"""What follows `.lora_` in the names of a layer's tensors."""
+"""Suffixes after `.lora_` in the names of a layer's tensors."""
 LAYER_PREFIX = re.compile(r"(model\.)?(language_model\.)?(model\.)?(text_model\.)?(?=layers\.)")
-"""What stands before a layer's number in the names of a language model, old ones included."""
+"""Text before a layer's number in the names of language models, old ones included."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SavedAdapter:
 
 
 def require_adapter(directory: Path) -> None:
-    """Raises InputError if a directory holds no adapter: a common mistake is named."""
+    """Raise InputError if a directory holds no adapter, and name common mistakes."""
     if (directory / "adapter_model.safetensors").is_file():
         return
     if (directory / "adapter_model.bin").is_file():
@@ -114,7 +114,7 @@ def read_adapter(directory: Path, decoder_name: str, layers: Set[str], model_nam
             suffix = "magnitude_vector.weight"
         if suffix not in TENSOR_NAMES or not tensor.is_floating_point():
             raise InputError(
-                f"adapter {directory} holds {key} ({tensor.dtype}), which PEFT does not write so: save it with PEFT's save_pretrained"
+                f"adapter {directory} holds {key} ({tensor.dtype}), which is not how PEFT writes it: save it with PEFT's save_pretrained"
             )
         tensors[f"base_model.model.{layer}.lora_{suffix}"] = tensor
         if suffix == "A.weight" and tensor.dim() == 2:
@@ -138,7 +138,7 @@ def _of_layer(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:
 
 
 def _refuse_layer(directory: Path, path: str, layer: str, model_name: str) -> None:
-    """Raises InputError for a tensor that belongs to no linear layer of the language model."""
+    """Raise InputError for a tensor that belongs to no linear layer of the language model."""
     if re.search(r"vision|visual|image|projector|connector|multi_modal", path):
         raise InputError(
             f"adapter {directory} adapts {layer}, a part of the vision tower or the projector, which stay as they are here: "
@@ -176,7 +176,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _refuse_unusable_settings(directory: Path, config: Mapping[str, Any]) -> None:
-    """Raises InputError for the first setting that cannot be taken over."""
+    """Raise InputError for the first setting that cannot be applied."""
     if config.get("peft_type") != "LORA":
         raise InputError(f"adapter {directory} has the peft_type {config.get('peft_type')!s:.50}: only LORA adapters can be used")
 
@@ -233,7 +233,7 @@ def saved_name(key: str, name: str) -> str:
 def check_same_shapes(
     directory: Path, saved: Mapping[str, Tensor], own: Mapping[str, torch.nn.Parameter], model_name: str
 ) -> None:
-    """Raises InputError if an adapter's tensors have not the names and shapes of the model's."""
+    """Raise InputError if an adapter's tensors differ from the model's in names or shapes."""
     if missing := sorted(set(own) - set(saved)):
         raise InputError(f"adapter {directory} lacks {len(missing)} of its tensors, {missing[0]} first: copy it again")
     if set(saved) != set(own) or any(saved[key].shape != own[key].shape for key in saved):

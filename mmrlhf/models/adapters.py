@@ -45,7 +45,7 @@ class MasterWeightLinear(nn.Linear):
 
 
 OTHER_CHECKPOINT = "remove the checkpoints folder of the run, which then starts over, or give another --output_dir"
-"""What to do about a checkpoint of other weights, for messages."""
+"""Advice about a checkpoint of other weights, for messages."""
 
 
 class Adapters:
@@ -99,7 +99,7 @@ class Adapters:
         """Load a saved adapter with all of its settings.
 
         Raises InputError if it is missing, belongs to another model, or has settings that cannot be
-        taken over (`adapter_files`).
+        applied (`adapter_files`).
         """
         decoder_layers = {
             f"{self._decoder_name}.{n.removesuffix('.base_layer')}"
@@ -155,12 +155,12 @@ class Adapters:
 
 
 def absolute_name(name: str) -> str:
-    """Return a model's name as it is valid in every working directory: a path is made absolute."""
+    """Return a model's name, with a path made absolute to be valid in every working directory."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _compute_in_input_precision(layer: BaseTunerLayer, name: str) -> None:
-    """Let an adapter of a layer compute in the precision of the layer's inputs."""
+    """Make a layer's adapter compute in the precision of the layer's inputs."""
     layer.cast_input_dtype_enabled = False
     for factors in (layer.lora_A, layer.lora_B):
         if name in factors:  # an adapter need not target every layer

@@ -23,8 +23,8 @@ def images_shown(messages: Sequence[Message], conversation: Sequence[Message], n
 
 
 DATE = datetime(2024, 7, 26)
-"""The date that templates write into prompts. A resumed run and a saved reward model must read what
-they read before, so it is no day but the one that Llama 3.2's template falls back to."""
+"""The date that templates write into prompts. It is fixed, because a resumed run and a saved reward
+model must read the same prompts; Llama 3.2's template falls back to it."""
 
 
 class _Generation(Extension):
@@ -33,7 +33,7 @@ class _Generation(Extension):
     tags: set[str] = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Return what stands in the tag."""
+        """Return the content of the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -119,7 +119,7 @@ def _render(processor: Any, messages: Sequence[Message], *, generation_prompt: b
 
 
 def _left_out(messages: Sequence[Message], text: str) -> str:
-    """Return what a rendered text lacks of the system and user turns, in words, or "".
+    """Describe the system or user text that a rendered text lacks; return "" if it lacks none.
 
     Assistant turns may be shortened: some templates leave out what earlier turns have thought.
     """

@@ -1,8 +1,8 @@
-"""The text side of a model: conversations to token ids, and token ids back to text.
+"""Convert conversations to token ids, and token ids back to text.
 
-The ids of a prompt and of what follows it come from one tokenization of the whole rendered
-conversation: a tokenizer may mark the start of a text, or merge characters across a boundary. A
-model whose prompts and answers cannot be told apart in these ids is refused when it is loaded.
+The ids of a prompt and its answer come from one tokenization of the whole rendered conversation: a
+tokenizer may mark the start of a text, or merge characters across a boundary. A model whose prompts
+and answers cannot be separated in these ids is refused when it is loaded.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from mmrlhf.records import InputError, Message
 ANCHORS = ("\n", "a", ":")
 """Texts that a tokenizer does not merge with what follows: one of them fits every text."""
 NO_THINKING = "{% set enable_thinking = false %}"
-"""Turns thoughts off at the beginning of a chat template that knows them."""
+"""Prefix that turns thinking off in a chat template that supports it."""
 PROBE_ANSWERS = ("A cat.", "Yes", "No", "The", "a", "1")
-"""Beginnings of answers that a model must tell apart from its generation prompt."""
+"""Beginnings of answers whose ids must be separable from those of the generation prompt."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What follows a prompt in supervised fine-tuning."""
+    """The tokens that follow a prompt in supervised fine-tuning."""
 
     num_messages: int
-    """How many of the conversation's messages the prompt has."""
+    """Number of the conversation's messages in the prompt."""
     num_images: int
-    """How many of its images the prompt shows."""
+    """Number of the conversation's images in the prompt."""
     token_ids: Tensor
     """[T], as the model reads them."""
     targets: Tensor
     """[T], the tokens to predict. They are `token_ids`, except where the template writes no end of
     turn: there the target is the end-of-sequence token."""
     is_learnt: Tensor
-    """[T], 1 on the tokens of assistant turns and on their ends."""
+    """[T], the loss mask: 1 on the tokens of assistant turns and on their ends."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class _Span:
 
     start: int
     end: int
-    """Where the answer ends, and with it the end token if the template writes one."""
+    """The end of the answer, including its end token if the template writes one."""
     has_end_token: bool
 
 
 class ChatText:
-    """A processor's chat template and tokenizer, with what separates an answer from its prompt.
+    """A processor's chat template and tokenizer, and the text that separates answers from prompts.
 
     `eos` are the ids that end an answer. Raises InputError, naming the model, if prompt and answer
-    cannot be told apart in its ids.
+    cannot be separated in its ids.
     """
 
     def __init__(self, processor: Any, name: str, eos: Sequence[int]):
@@ -82,15 +82,17 @@ class ChatText:
         self.tail = ""
         """White space that the template writes between an answer and its end token."""
         self._reply_start: list[int] = []
-        """Tokens that stand before "Yes" as before "No": those of `lead`, if they are their own."""
+        """Tokens before both "Yes" and "No": those of `lead`, if it has tokens of its own."""
         self._learn_template()
         self._moves_images = self._moves_images_to_front()
-        """Whether the template shows a turn's images before its text, and has not been told of."""
+        """Whether the template shows a turn's images before its text, and no note has said so
+        yet."""
 
     # ---- the template --------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], num_images: int, *, generation_prompt: bool, where: str | None = "") -> str:
-        """Write a conversation in the chat template. Raises InputError if that refuses it."""
+        """Write a conversation in the chat template. Raises InputError if the template refuses
+        it."""
         text = apply_chat_template(
             self.processor,
             [self.control_tokens.mark(m) for m in messages],
@@ -100,16 +102,16 @@ class ChatText:
             where=where,
         )
         if self._moves_images and any(position for m in messages for position in m.image_positions):
-            print(f"note: the chat template of {self.name} shows a turn's images before its text, wherever they stand in it")
+            print(f"note: the chat template of {self.name} shows a turn's images before its text, whatever their place in it")
             self._moves_images = False  # once is enough
         return text.rstrip() if generation_prompt and self._trims_prompt else text
 
     def _learn_template(self) -> None:
-        """Learn how the template writes an answer: without a thought, if it may begin with one.
+        """Learn how the template writes an answer, without thinking if it supports that.
 
         Templates of models that think (Qwen3.5) open a thought in the generation prompt and write
         answers behind an empty one, unless this is off. It is then off in the processor's template,
-        and so in every model that is written. Raises InputError as the class says.
+        and so in every saved model. Raises InputError as the class says.
         """
         template = self.processor.chat_template
         try:
@@ -169,7 +171,7 @@ class ChatText:
         return between == in_front
 
     def _check_turn(self, prompt: str, text: str, answer: str) -> None:
-        """Raises InputError if there is more than white space between prompt, answer and end."""
+        """Raise InputError if there is more than white space between prompt, answer and end."""
         if not text.startswith(prompt) or answer not in text[len(prompt) :]:
             raise InputError(
                 f"{self.name}: its chat template renders an assistant turn differently from its generation prompt, so the "
@@ -189,9 +191,9 @@ class ChatText:
                 )
 
     def _align(self, prompt: str, text: str) -> str:
-        """Return `text` with the turn after its prompt begun as the generation prompt begins it.
+        """Return `text` with the generation prompt's white space before the answer that follows it.
 
-        Only white space may differ: an answer is learnt after what it is generated after.
+        Only white space may differ. An answer is learnt after the same tokens as it is generated.
         """
         header = prompt.rstrip()
         if text.startswith(prompt) or not self._turn_gap or not text.startswith(header + self._turn_gap):
@@ -287,11 +289,12 @@ class ChatText:
     def learnt_continuations(
         self, conversation: Sequence[Message], num_images: int, *, train_on: Literal["all", "last"], row_id: str = ""
     ) -> list[Continuation]:
-        """Return what a conversation teaches: every assistant turn after a user turn, or the last.
+        """Return the turns of a conversation to learn: all assistant turns after a user turn, or
+        the last.
 
         The turns of one continuation share its prompt, which ends before the first of them. Another
-        prompt begins where a user turn shows images, and where a turn cannot be told apart in the
-        ids of the one before. Raises InputError as `answer_token_ids` does.
+        prompt begins where a user turn shows images, and where a turn cannot be separated in the
+        ids of the turn before. Raises InputError as `answer_token_ids` does.
         """
         where = f"row {row_id}: " if row_id else ""
         self.control_tokens.check(conversation, f"{where}a turn")
@@ -314,7 +317,7 @@ class ChatText:
     def _learn_turns(
         self, conversation: Sequence[Message], indices: Sequence[int], num_images: int, where: str
     ) -> Continuation | None:
-        """Return the continuation that teaches these assistant turns, None if they need several."""
+        """Return one continuation with these assistant turns; None if they need several."""
         first, last = indices[0], indices[-1]
 
         def rendered(num_messages: int, *, generation_prompt: bool) -> str:
@@ -358,7 +361,8 @@ class ChatText:
 
     @cached_property
     def _anchor(self) -> tuple[list[int], str]:
-        """Ids of a word and what they decode to, to decode ids as they would be after a prompt."""
+        """A word's ids and their text. Ids are decoded after it, as they would be after a
+        prompt."""
         token_ids = self.encode("a")
         return token_ids, self._raw_decode(token_ids)
 
@@ -368,7 +372,7 @@ class ChatText:
     def decode(self, token_ids: Tensor) -> str:
         """Return the text of an answer's token ids [T], without special tokens.
 
-        The white space that the template writes around an answer is left out; all else is kept.
+        The white space that the template writes around an answer is left out; the rest is kept.
         """
         # A decoder may strip the first blank of a text, so the answer is decoded after a word.
         anchor_ids, anchor = self._anchor

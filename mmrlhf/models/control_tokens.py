@@ -1,4 +1,4 @@
-"""Find the tokens in texts that a model would take for its own: ends of turns, roles, images."""
+"""Find control tokens in texts: ends of turns, roles and image placeholders."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ControlTokens:
         return Message(message.role, content, tuple(positions))
 
     def check(self, messages: Sequence[Message], what: str) -> None:
-        """Raises InputError, beginning with `what`, if a message holds a control token."""
+        """Raise InputError, beginning with `what`, if a message holds a control token."""
         for message in messages:
             texts = (self._markup.sub(r"\2", part.get("text", "")) for part in message.parts())
             if match := next(filter(None, map(self._pattern.search, texts)), None):

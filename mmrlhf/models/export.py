@@ -1,4 +1,4 @@
-"""Write models that load by themselves: whole ones, and adapters with all that belongs to them."""
+"""Write whole models and adapters so that other programs can load them by themselves."""
 
 from __future__ import annotations
 
@@ -55,9 +55,10 @@ def save_policy(adapters: Adapters, name: str, directory: Path) -> None:
 
 
 def save_model(vlm: VLM, directory: Path, *, made_from: str = "") -> None:
-    """Write a whole model with its processor and a model card; replace what is there.
+    """Write a whole model with its processor and a model card, and replace an earlier one.
 
-    It is written under a temporary name and renamed. `made_from` says in the card what was merged.
+    It is written under a temporary name and renamed. `made_from` is the card's note on what was
+    merged.
     """
     temporary_dir = directory.with_name(f".{directory.name}")
     shutil.rmtree(temporary_dir, ignore_errors=True)

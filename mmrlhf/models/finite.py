@@ -12,7 +12,7 @@ from mmrlhf.records import InputError
 
 @torch.no_grad()
 def check_finite(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
-    """Raises InputError, beginning with `what`, if a tensor has a value that is not finite."""
+    """Raise InputError, beginning with `what`, if a tensor has a value that is not finite."""
     for name, tensor in tensors:
         # A sum is fast and needs no memory. One that overflows is no proof, so the values decide.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():

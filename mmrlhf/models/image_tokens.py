@@ -28,7 +28,7 @@ def blank_image(size: Size) -> Image.Image:
 
 
 class ImageTokens:
-    """What a processor writes for an image, by its size.
+    """The text and the number of tokens that a processor writes for an image, by its size.
 
     `num_images` is the number of images in the prompt: some families tile only lone images.
     """
@@ -68,7 +68,7 @@ class ImageTokens:
         return self._encoder.preprocess(blank_image(size), self._num_images, "of a row").placeholder_text
 
     def _probe(self) -> dict[Size, str | None]:
-        """Return what the processor writes for blank images, without the sizes that it refuses."""
+        """Return the processor's text for blank images, without the sizes that it refuses."""
         texts = {}
         for size in PROBE_SIZES:
             try:
@@ -99,7 +99,7 @@ class ImageTokens:
         return tuple(layout) if isinstance(layout, list | tuple) else layout
 
     def _agrees_with_predictions(self) -> bool:
-        """Return whether predictions and what is written differ by the same number everywhere."""
+        """Return whether predicted and written numbers of tokens differ by a constant."""
         if not hasattr(self._processor, "_get_num_multimodal_tokens") or None in self._probed_texts.values():
             return False
         gaps = {self._count(text) - self._predict(size) for size, text in self._probed_texts.items()}

@@ -105,7 +105,7 @@ SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """Return EXIF's orientation. For a PNG, only what stands before its pixels is read."""
+    """Return EXIF's orientation. In a PNG, only the metadata before its pixels is read."""
     if image.format == "TIFF":
         return None  # Pillow has already swapped the sides
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():

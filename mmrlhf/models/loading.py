@@ -179,7 +179,7 @@ def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
 
 
 def _require_checkpoint(name: str) -> None:
-    """Raises InputError for common mistakes: a missing path, a run's directory, or a pickle."""
+    """Raise InputError for common mistakes: a missing path, a run's directory, or a pickle."""
     path = Path(name)
     if not path.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:

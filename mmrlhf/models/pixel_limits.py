@@ -1,4 +1,4 @@
-"""Limit the pixels that an image is shown with, by the names that each family's processor has.
+"""Limit the pixels of images through the settings of each family's processor.
 
     pixels      `size` of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and relatives: shortest_edge and
                 longest_edge are the least and the most pixels of a resized image
@@ -26,7 +26,7 @@ GEMMA4_SOFT_TOKENS = (70, 140, 280, 560, 1120)
 
 
 def limit_pixels(model: PreTrainedModel, processor: Any, limits: PixelConfig, name: str) -> None:
-    """Change a processor's settings so that images have at most (and least) so many pixels.
+    """Change a processor's settings to limit the pixels of images.
 
     Raises InputError if the processor has no such setting, or none that is small enough.
     """
@@ -41,7 +41,7 @@ def limit_pixels(model: PreTrainedModel, processor: Any, limits: PixelConfig, na
         image_processor.size = type(image_processor.size)(**{**size, "shortest_edge": smallest, "longest_edge": largest})
         return
     if limits.min_pixels is not None or limits.max_pixels is None:
-        raise InputError(f"min_pixels: the processor of model {name} has no least number of pixels: leave it out")
+        raise InputError(f"min_pixels: the processor of model {name} has no minimum number of pixels: leave it out")
     if set(size) == {"longest_edge"}:
         tile = _tile_side(image_processor)
         edge = math.isqrt(limits.max_pixels) // tile * tile

@@ -37,7 +37,7 @@ def load_policy(
 
 
 def check_adapter_setting(adapter_path: str | None, tuning: str) -> None:
-    """Raises InputError, before a model is loaded, if a stage cannot start from an adapter."""
+    """Raise InputError, before a model is loaded, if a stage cannot start from an adapter."""
     if adapter_path is None:
         return
     if tuning == "full":
@@ -58,7 +58,7 @@ def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> N
 
 
 def check_is_adapter(path: Path) -> None:
-    """Raises InputError for common mistakes: a ppo run's directory, or a reward model's."""
+    """Raise InputError for common mistakes: a ppo run's directory, or a reward model's."""
     if (path / "reward.json").is_file():
         raise InputError(
             f"adapter {path} is a reward model, which scores answers but cannot write them: give a ppo run's policy folder"
@@ -67,7 +67,7 @@ def check_is_adapter(path: Path) -> None:
 
 
 def check_same_base(path: Path, vlm: VLM) -> None:
-    """Raises InputError if the adapter was trained on other weights.
+    """Raise InputError if the adapter was trained on other weights.
 
     Equal shapes are not enough: an adapter of another model with the same architecture would load
     and produce nonsense.

@@ -1,5 +1,4 @@
-"""Images between the processor and the tower: batches of one shape, and the tower's output divided
-among them."""
+"""Batch preprocessed images by shape for the tower, and divide its output among them."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ class PreprocessedImage:
 
     @property
     def shape(self) -> tuple:
-        """A key that images have in common if they fit into one batch."""
+        """Return the key of images that fit into one batch."""
         return tuple((k, tuple(t.shape[1:])) for k, t in sorted(self.tensors.items()))
 
     @property

@@ -1,4 +1,4 @@
-"""Count the tokens of prompts before training: images are known by their size, and not decoded."""
+"""Count the tokens of prompts before training, from the sizes of images, without decoding them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import ImageSource, InputError, Message
 
 MIN_ORDINARY_SIDE, MAX_ORDINARY_ASPECT = 64, 8
-"""An image with a shorter side or a larger aspect ratio is tried on the processor and the tower, as
-a blank image of its size: what they refuse is small or narrow."""
+"""Images with a shorter side or a larger aspect ratio are tried on the processor and the tower, as
+blank images of their size. Both refuse only small or narrow images."""
 
 
 class PromptLengths:

@@ -173,7 +173,7 @@ class VLM:
         return prompts
 
     def check_control_tokens(self, name: str, text: str, conversation: Conversation) -> None:
-        """Raises InputError for a control token in a message, or a wrong number of image tokens."""
+        """Raise InputError for a control token in a message, or a wrong number of image tokens."""
         messages, images = conversation
         image_token = getattr(self.processor, "image_token", None)
         if image_token and text.count(image_token) != len(images):
@@ -184,7 +184,7 @@ class VLM:
         self.chat.control_tokens.check(messages, name)
 
     def _check_length(self, name: str, num_tokens: int, limit: int | None) -> None:
-        """Raises InputError if a prompt exceeds its limit or the model's positions."""
+        """Raise InputError if a prompt exceeds its limit or the model's positions."""
         if limit is not None and num_tokens > limit:
             raise InputError(
                 f"{name} has {num_tokens} tokens with its images, more than the {max(0, limit)} that max_length leaves it: "

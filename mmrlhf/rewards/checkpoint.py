@@ -186,7 +186,7 @@ def load_reward_model(
 
 
 def _check_metadata(path: str, metadata: dict[str, Any]) -> None:
-    """Raises InputError if the version or the yes/no question differs, or a file has changed."""
+    """Raise InputError if the version or the yes/no question differs, or a file has changed."""
     if "facts_budget" in metadata:
         raise InputError(f"reward model {path} was saved by mmrlhf 0.1, whose format has changed: train it again")
     if metadata["review"] != YES_NO_QUESTION:
@@ -223,7 +223,7 @@ def _load_own_base(
 
 
 def _verify_reference_scores(model: RewardModel, path: str, metadata: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """Raises InputError if a reference row now scores differently: no score can be trusted then."""
+    """Raise InputError if a reference row now scores differently: no score can be trusted then."""
     if template_fingerprint(model.role.vlm) != metadata["template_fingerprint"]:
         raise InputError(
             f"reward model {path} was trained with a different chat template or image processor from those of "
@@ -289,7 +289,7 @@ def load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accel
 
 
 def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None:
-    """Raises InputError if the model misses too many false claims of a kind.
+    """Raise InputError if the model misses too many false claims of a kind.
 
     Prints a note if the model was never probed.
     """

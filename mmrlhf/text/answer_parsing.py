@@ -89,7 +89,7 @@ _IDIOM = re.compile(
 _LABEL = re.compile(r"\s*:\s*(?=(?:absent|missing|present|visible|not)\b)")
 """A colon that stands for a verb: "Dog: absent"."""
 _CONDITION = re.compile(r"\bif (?:there|it|they|the|a|an|any) [^,]*(?:,|$)")
-"""What is only supposed."""
+"""A condition, which states nothing."""
 _CERTAIN = re.compile(r"^\W*(?:no doubt|without (?:a |any )?(?:doubt|question))\W*$")
 """An idiom as a whole sentence, which affirms."""
 
@@ -142,12 +142,12 @@ _ABSENT = re.compile(
     r"(?:absent|missing|lacking|nowhere(?: to be (?:seen|found))?|non-?existent|unseen|invisible|zero|none"
     r"|not (?:present|there|visible|shown|seen|found|included|in the (?:image|picture|photo|scene)))\b(?= *(?:$|[.!,]| in | from ))"
 )
-"""A whole sentence that says of the thing in question that it is not there."""
+"""A whole sentence that denies the thing in question: it is absent."""
 _PRESENT = re.compile(
     r"^\W*(?:(?:it|they|that|this|he|she|one)(?:'s|'re| is| are) )?(?:clearly |definitely )?(?:present|visible|seen|shown|there"
     r"|included)\b(?= *(?:$|[.!,]| in ))|^\W*(?:it|one) exists?\b|^\W*there(?:'s| is) one(?= *(?:$|[.!]))"
 )
-"""A whole sentence that says of it that it is there."""
+"""A whole sentence that affirms the thing in question: it is visible."""
 _TRUTH_STATEMENT = re.compile(
     r"\b(?:statement|claim|assertion|description|that|this|it)(?: is|'s)(?P<not> not|n't)? (?:(?P<yes>true|correct"
     r"|right|accurate)|(?P<no>false|incorrect|wrong|inaccurate))\b"

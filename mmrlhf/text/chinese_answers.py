@@ -1,4 +1,4 @@
-"""Read yes or no from Chinese sentences: what they state or deny, in words without blanks.
+"""Read yes or no from Chinese sentences, whose words have no blanks between them.
 
 Traditional characters are read as simplified ones. No torch.
 """
@@ -46,7 +46,7 @@ _ELLIPTIC = re.compile(
     r"^(?:我们?|认为|觉得|想|看来|应该|应当|里面|这里|其中|图片?中?|画面中?|是|并)*"
     r"(?:(?P<no>没有|没看到|没看见|看不到|未发现|没发现|不存在|没|无)|(?P<yes>有|看到|看见|存在))(?:的|了|呢|啊)*$"
 )
-"""A clause that says whether there is one, without naming it."""
+"""A clause that affirms or denies the thing in question without naming it."""
 _DIGITS = {
     char: value
     for value, chars in enumerate(("零", "一1", "二两2", "三3", "四4", "五5", "六6", "七7", "八8", "九9", "十"))
@@ -61,8 +61,7 @@ def is_chinese(text: str) -> bool:
 
 
 def chinese_yes_no(sentence: str, question: str = "") -> tuple[YesNo | None, Certainty]:
-    """Return the yes or no of a sentence, or None, and whether it is stated as such, implied, or
-    the sentence says that it cannot tell.
+    """Return a sentence's yes or no, or None, and whether it is stated, implied or unsure.
 
     In this order: a stated conclusion; a yes or no set off at the beginning; what a clause states
     or denies of the thing in question. Without a Chinese question, that is what all of its clauses
@@ -84,8 +83,7 @@ def chinese_yes_no(sentence: str, question: str = "") -> tuple[YesNo | None, Cer
 
 
 def _clause_verdict(clause: str, asked: str) -> YesNo | None:
-    """Return what a clause says of the thing that these characters name, or of anything without
-    them."""
+    """Return the yes or no of a clause about the thing that these characters name."""
     if not clause:
         return None
     if elliptic := _ELLIPTIC.match(clause):

@@ -1,5 +1,5 @@
-"""Compare the number in a question with the number that an answer states: two buses, asked for
-four. No torch."""
+"""Compare the numbers in a question and in its answer: four buses asked for, two stated. No
+torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BOUNDS: dict[str, tuple[Bound, int]] = {
     "under": ("at most", -1),
     **dict.fromkeys(("about", "around", "roughly", "approximately", "nearly", "almost"), ("about", 0)),
 }
-"""Words before a number: what they make of it, and what they add to it."""
+"""Words before a number -> the bound that they make of it, and the number to add to it."""
 _NOT_COUNTED = re.compile(
     r"\bone (?:of|is|can|has|side|hand|another|more)\b|\b(?:this|that|the|any|no|each|every|another|which) one\b"
 )
@@ -38,20 +38,20 @@ _NOT_COUNTED = re.compile(
 _STATES_COUNT = re.compile(
     r"^\W*(?:(?:there(?:'s| is| are)|it(?:'s| is| has)|they are|i (?:can )?(?:see|count)|we (?:can )?(?:see|count)) )?$"
 )
-"""What may stand before a number without a noun: "There are two.", "I count two"."""
+"""Text allowed before a number without a noun: "There are two.", "I count two"."""
 _ENDS = re.compile(r"^\s*(?:$|[.,;!]|of (?:them|these|those)\b|in (?:the|this)\b|here\b|there\b|visible\b|shown\b|present\b)")
 
 
 _ASKS_EXISTENCE = re.compile(
     r"\W*(?:(?:is|are|was|were|do|does|can|could) (?:there|you|we|i)\b|do(?:es)? (?:the|this) \w+ (?:show|contain|have|depict|include)\b)"
 )
-"""Questions that ask for the number of what there is."""
+"""Questions about the number of objects in an image."""
 _BETWEEN = re.compile(r"(?:\s|,|\b(?:an?|the|total|number|of|only|just|see|in|this|that|image|picture|photo|scene|room)\b)*")
-"""What may stand before the number; another thing may not, as in "a car next to two trees"."""
+"""Words allowed before the number; other nouns are not, as in "a car next to two trees"."""
 
 
 def count_verdict(clause: str, question: str) -> Literal["yes", "no"] | None:
-    """Return whether the number in a clause is the one in question, or None if that is not said.
+    """Return whether the number in a clause is the one in question; None if it does not say so.
 
     Both are in lower case. "Two red buses" and "there are two" answer "Are there four buses?";
     "two cars" does not. Bounds count: "three" answers "at least two" with yes.
@@ -96,7 +96,7 @@ def _number_and_bound(match: re.Match[str]) -> tuple[Bound, int]:
 
 
 def _compare(stated_bound: Bound, stated: int, asked_bound: Bound, asked: int) -> Literal["yes", "no"] | None:
-    """Return whether a stated number, or every number of a stated range, is what was asked."""
+    """Return whether a stated number, or every number of a stated range, fits the question."""
     if "about" in (stated_bound, asked_bound):
         return "yes" if stated == asked else None
     low = 0 if stated_bound == "at most" else stated

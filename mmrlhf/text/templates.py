@@ -159,13 +159,13 @@ def _require_size(length: int) -> None:
 
 
 def _check_format(format_string: str) -> None:
-    """Raises TemplateLimitError for a width of five digits or more, or one given as a value."""
+    """Raise TemplateLimitError for a width of five digits or more, or one given as a value."""
     if re.search(r"\d{5}|%[^%a-zA-Z]*\*", format_string):
         raise TemplateLimitError("it pads a value to more than 9,999 characters")
 
 
 def _check_text_method(name: str, arguments: Iterable[Any], kwargs: dict[str, Any]) -> None:
-    """Raises TemplateLimitError if a method of texts, or a filter, would make too much."""
+    """Raise TemplateLimitError if a method of texts, or a filter, would make too much."""
     values = [*arguments, *kwargs.values()]
     integers = [value for value in values if isinstance(value, int)]
     if max(integers, default=0) > MAX_INTEGER:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: a directory that appears complete, with a checksum, or not at all."""
+"""Write and read checkpoints: directories that appear complete, with a checksum, or not at all."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
 
 
 def _checksum(path: Path) -> str:
-    """Return a hash of a checkpoint's tensors and state, which notices a single flipped bit."""
+    """Return a hash of a checkpoint's tensors and state, which detects a single flipped bit."""
     digest = hashlib.sha256()
     for name in ("state.safetensors", "state.json"):
         with open(path / name, "rb") as file:

@@ -104,7 +104,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` returned; other names in `tensors` are ignored.
+    """Restore the state from `optimizer_tensors`; other names in `tensors` are ignored.
 
     Raises InputError if the state belongs to other parameters: another number, or other shapes.
     """

@@ -86,7 +86,7 @@ MAX_FIRST_KL = {"float32": 1e-3, "bfloat16": 0.2, "nf4": 0.2}
 
 
 def check_policy_is_reference(kl_NT: Tensor, dtype: str) -> None:
-    """Raises RuntimeError if a policy that has not been trained yet differs from the reference."""
+    """Raise RuntimeError if a policy that has not been trained yet differs from the reference."""
     max_kl = float(kl_NT.abs().max())
     if not max_kl <= MAX_FIRST_KL[dtype]:  # `not <=` also catches NaN
         raise RuntimeError(
@@ -95,6 +95,6 @@ def check_policy_is_reference(kl_NT: Tensor, dtype: str) -> None:
 
 
 def check_first_ratio(ratio: float) -> None:
-    """Raises RuntimeError if the mean ratio of a rollout's first minibatch is not 1."""
+    """Raise RuntimeError if the mean ratio of a rollout's first minibatch is not 1."""
     if not abs(ratio - 1) < 1e-3:  # `not <` also catches NaN
         raise RuntimeError(f"the first ratio is {ratio:.4f}, not 1: sampling and scoring disagree about log-probs")

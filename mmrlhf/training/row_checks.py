@@ -1,4 +1,4 @@
-"""Check every row against the model before the first step: what it refuses, and what is too long.
+"""Check every row against the model before the first step, for refused and overlong rows.
 
 Only the headers of images are read. A run keeps the result in its directory with a signature of
 everything that it depends on, so a resumed run does not check again.
@@ -27,13 +27,13 @@ from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
 Record = TypeVar("Record", Example, Preference)
 IRRELEVANT_SETTINGS = ("output_dir", "output_file", "logging_steps", "save_steps")
-"""Settings that no row's verdict depends on."""
+"""Settings that do not affect the checks."""
 MIN_ROWS_FOR_BAR = 1000
 
 
 @dataclass(frozen=True)
 class Length:
-    """The tokens of something that the model reads for a row, and how many it may have."""
+    """The number of tokens of a text that the model reads for a row, and its limit."""
 
     num_tokens: int
     limit: int
@@ -56,13 +56,13 @@ def group_length(model: RewardModel, lengths: PromptLengths, group: AnswerGroup)
 
 @dataclass(frozen=True)
 class RowChecks:
-    """What was found about a dataset's rows."""
+    """The results of checking a dataset's rows."""
 
     num_rows: int
     overlong: list[int] = field(default_factory=list)
     """Indices of the rows with more tokens than allowed."""
     first_overlong: list[str] = field(default_factory=list)
-    """Where the first of them stand."""
+    """Names of the first of these rows."""
     longest: int = 0
     """Most tokens of any row."""
     limit: int = 0
@@ -72,7 +72,7 @@ class RowChecks:
 
     @property
     def overlong_text(self) -> str:
-        """The rows that are too long, in words."""
+        """Return the number and names of the overlong rows as text."""
         names = ", ".join(self.first_overlong) + (", ..." if len(self.overlong) > len(self.first_overlong) else "")
         return (
             f"{len(self.overlong)} of {self.num_rows} rows are too long ({names}; "
@@ -99,8 +99,8 @@ def check_rows(rows: Sequence[Record], name: str, lengths_of: LengthsOf, lengths
     names = [_name_row(rows, index) for index in overlong[:MAX_ROWS_NAMED]]
     checks = RowChecks(len(rows), overlong, names, longest.num_tokens, longest.limit, len(lengths.shrunk_images))
     if errors.count:
-        besides = f"; besides, {checks.overlong_text}" if overlong else ""
-        raise InputError(f"{name}: the model refuses {errors.count} of {len(rows)} rows: {errors.summary()}{besides}")
+        overlong_text = f"; also, {checks.overlong_text}" if overlong else ""
+        raise InputError(f"{name}: the model refuses {errors.count} of {len(rows)} rows: {errors.summary()}{overlong_text}")
     return checks
 
 
@@ -155,8 +155,8 @@ def usable_rows(
         raise InputError(f"{name}: {checks.overlong_text}: raise max_length, or leave these rows out with --overlong drop")
     if kept and earlier and earlier[1].overlong != checks.overlong:
         raise InputError(
-            f"{kept.path.parent} was begun without {len(earlier[1].overlong)} overlong rows, and now {len(checks.overlong)} "
-            "would be left out: give it the max_length that it was begun with"
+            f"{kept.path.parent} was started without {len(earlier[1].overlong)} overlong rows, and now {len(checks.overlong)} "
+            "would be left out: give it the max_length that it was started with"
         )
     if kept and not is_known:
         kept.write(signature, checks)

@@ -131,28 +131,28 @@ class Run:
             self._pending_files.append((name, content))
 
     def _check_same_config(self, saved: Mapping[Any, Any], requested: Mapping[str, Any]) -> None:
-        """Raises InputError if settings or inputs differ. Where contents are known, paths may."""
+        """Raise InputError if settings or inputs differ. Where contents are known, paths may."""
         saved_inputs = self._saved_inputs or {}
         known = {name for name in self.inputs if name in saved_inputs}
         if "images" in saved_inputs:
             known.add("image_folder")  # `claim_rows` compares the images themselves
         ignored = {*RESUMABLE_CHANGES, *known}
-        found = differences(
+        changes = differences(
             *({str(name): value for name, value in values.items() if name not in ignored} for values in (saved, requested))
         )
-        if found:
+        if changes:
             raise InputError(
-                f"{self.path} holds a run with other settings, {join_differences(found)}: "
+                f"{self.path} holds a run with other settings, {join_differences(changes)}: "
                 "give another --output_dir or remove this one"
             )
         self._check_same_inputs(known)
 
     def _check_same_inputs(self, names: set[str]) -> None:
         saved = {name: value for name, value in (self._saved_inputs or {}).items() if name in names}
-        found = differences(saved, {name: value for name, value in self.inputs.items() if name in saved})
-        if found:
+        changes = differences(saved, {name: value for name, value in self.inputs.items() if name in saved})
+        if changes:
             raise InputError(
-                f"{self.path} holds a run with other inputs, {join_differences(found)}: "
+                f"{self.path} holds a run with other inputs, {join_differences(changes)}: "
                 "give another --output_dir or remove this one"
             )
 
@@ -167,7 +167,7 @@ class Run:
             raise InputError(f"{self.path / 'inputs.json'} is damaged: remove it to compare only settings") from None
 
     def _write_inputs(self) -> None:
-        """Write what the run is made from, as it was when the run began."""
+        """Write the inputs of the run, as they were when it began."""
         if self._started and self.main_process:
             inputs = {**self.inputs, **(self._saved_inputs or {})}
             versions = self._saved_versions or package_versions()
@@ -177,7 +177,7 @@ class Run:
     def claim_rows(self, rows: Sequence[Example] | Sequence[Preference], kind: str = "") -> None:
         """Record the images of the rows, and rows that come from no file, or compare them.
 
-        `kind` ("eval") tells several sets of rows apart.
+        `kind` ("eval") distinguishes several sets of rows.
 
         Raises InputError if the run in this directory had others. A finished run does not build
         rows that are built on demand.
@@ -202,7 +202,7 @@ class Run:
             return dict(json.loads(result_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError):
             raise InputError(
-                f"{result_file} is damaged, so nobody can tell whether the run is finished: remove {self.path}, or give "
+                f"{result_file} is damaged, so it is unknown whether the run is finished: remove {self.path}, or give "
                 "another --output_dir"
             ) from None
 
@@ -211,7 +211,7 @@ class Run:
         return self.finished is not None
 
     def print_finished(self, result: Path) -> None:
-        """Say that there is nothing to do, and where the result is."""
+        """Report that there is nothing to do, and where the result is."""
         self.print(f"{self.path} is finished, nothing to do: the result is {result}")
         if self.main_process:
             lock.release(self.path / ".lock")

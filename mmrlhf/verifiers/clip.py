@@ -229,7 +229,7 @@ def _create_model(name: str, architecture: str, weights: Path) -> tuple[Any, Any
 
 
 def _refuse_foreign_code(directory: Path) -> None:
-    """Raises InputError for a checkpoint without a configuration, or with one that runs code."""
+    """Raise InputError for a checkpoint without a configuration, or with one that runs code."""
     config = directory / CONFIG_FILE
     if not config.is_file():
         raise InputError(

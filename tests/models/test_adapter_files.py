@@ -226,7 +226,7 @@ def test_foreign_adapter_of_another_kind_or_file_is_refused(base, tmp_path):
 def test_foreign_adapter_with_tensors_of_other_names_is_refused_by_one_of_them(base, tmp_path, old, new):
     save_foreign(base, tmp_path)
     rename_tensors(tmp_path, old, new)
-    with pytest.raises(InputError, match=rf"holds base_model\S*{new}\S* \(torch.float32\), which PEFT does not write so"):
+    with pytest.raises(InputError, match=rf"holds base_model\S*{new}\S* \(torch.float32\), which is not how PEFT writes it"):
         own_logits(base, tmp_path)
 
 
@@ -235,7 +235,7 @@ def test_foreign_adapter_of_whole_numbers_or_without_a_tensor_is_refused(base, t
     weights = tmp_path / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({key: tensor.to(torch.int8) for key, tensor in tensors.items()}, weights)
-    with pytest.raises(InputError, match=r"\(torch.int8\), which PEFT does not write so"):
+    with pytest.raises(InputError, match=r"\(torch.int8\), which is not how PEFT writes it"):
         own_logits(base, tmp_path)
     lacking = sorted(key for key in tensors if "lora_B" in key)[0]
     save_file({key: tensor for key, tensor in tensors.items() if key != lacking}, weights)

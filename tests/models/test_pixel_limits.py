@@ -58,7 +58,7 @@ def test_the_limit_is_saved_with_the_processor(tmp_path: Path):
         ("mllama", {"max_pixels": 10_000}, "has no limit to lower, only a fixed size: leave it out"),
         ("llava_next", {"max_pixels": 100}, "shows an image with at least 56 x 112: raise it"),
         ("idefics3", {"max_pixels": 100}, "shows an image with at least 56 x 56: raise it"),
-        ("internvl", {"min_pixels": 100}, "has no least number of pixels: leave it out"),
+        ("internvl", {"min_pixels": 100}, "has no minimum number of pixels: leave it out"),
         ("qwen2_5_vl", {"min_pixels": 10**9}, "is over max_pixels"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_resumed_run_checks_nothing_again_and_keeps_its_rows(tiny_vlm_path, fo
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Run, "save_checkpoint", save_and_die)
         sft(killed)
-    with pytest.raises(InputError, match="was begun without 1 overlong rows, and now 0 would be left out"):
+    with pytest.raises(InputError, match="was started without 1 overlong rows, and now 0 would be left out"):
         sft(sft_config(tiny_vlm_path, path, tmp_path / "killed", overlong="drop", max_length=400))
     with monkeypatch.context() as patch:
         patch.setattr(row_checks, "check_rows", None)  # a call would fail
@@ -97,7 +97,7 @@ def test_refused_rows_are_named_by_cause(tiny_vlm_path, folder, tmp_path):
     with pytest.raises(InputError) as error:
         sft(sft_config(tiny_vlm_path, write_jsonl(folder, *rows), tmp_path / "run"))
     assert re.search(r"the model refuses \d of 9 rows: .*\(line 8\)", str(error.value)), error.value
-    assert "; besides, 1 of 9 rows are too long (line 9; " in str(error.value)
+    assert "; also, 1 of 9 rows are too long (line 9; " in str(error.value)
     assert "\n" not in str(error.value)
 
 
