@@ -10,17 +10,17 @@
 statements that people cut their caption into. Captions are joined by `image_path`.
 
 A judge answers three questions about each description: its statements, and whether each is about
-the image or a remark beside it; which of the people's statements each matches; and whether each is
-true, by the image and the people's caption (--verify caption: by that alone, without images). The
-prompts are the project's own; `--trials N` repeats the last two questions, as the authors' script
-does three times, for a judge that samples. Records of that script (a line for each of its files)
-can be given as --recorded_judgments; they need --trials 3.
+the image; which of the people's statements each matches; and whether each is true, by the image and
+the people's caption (--verify caption: by the caption alone, without images). The prompts are the
+project's own; `--trials N` repeats the last two questions, as the authors' script does three times,
+for a judge that samples. Records of that script (a line for each of its files) can be given as
+--recorded_judgments; they need --trials 3.
 
-Precision is the share of true statements, recall the share of people's statements that are matched
-by a true one, where a true statement without a match counts as one that people forgot; DCScore, in
-percent, is the mean of F1 over all statements and over those about the image. `official` follows
-the authors' script: descriptions without such statements, or with replies that cannot be read, are
-left out. In `robust`, matches of remarks do not dilute those of statements about the image, a
+Precision is the share of true statements. Recall is the share of people's statements that a true
+one matches; a true statement without a match counts as one that people forgot. DCScore, in percent,
+is the mean of F1 over all statements and over those about the image. `official` follows the
+authors' script: descriptions without such statements, or with replies that cannot be read, are left
+out. In `robust`, matches of remarks do not dilute those of statements about the image, a
 description without statements scores 0, and unread replies are left out and counted.
 """
 
@@ -85,15 +85,16 @@ Statements:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Options:
-    """How descriptions are asked for and judged."""
+    """Settings of the prompt and of the judge."""
 
     prompt: str = "Please describe this image in detail."
     """The prompt that asks for a description."""
     verify: Literal["image", "caption"] = "image"
-    """What the judge verifies statements by: the image and the people's caption, or that alone."""
+    """Evidence for the judge's verdicts: the image and the people's caption, or the caption
+    alone."""
     trials: Annotated[int, Field(ge=1, le=10)] = 1
-    """How often matches and verdicts are asked for; each trial of one is combined with each of the
-    other."""
+    """Number of times to ask for matches and for verdicts; each trial of one is combined with each
+    of the other."""
 
 
 class Unit(NamedTuple):
@@ -150,7 +151,7 @@ class DeCapBench(Benchmark):
                 yield JudgeRequest(f"{id_}/verify/{trial}", verify, VERIFY_TEMPLATE, images)
 
     def read_judgments(self, rows: Sequence[Row], answers_by_id: AnswersById, task: Task) -> dict[str, str]:
-        """Return what the authors' script recorded, a row for each description."""
+        """Return the replies that the authors' script recorded, from a row for each description."""
         replies = {}
         for row in rows:
             id_, details = str(row.require("image_path")), row.require("eval_details")
@@ -227,7 +228,7 @@ def _numbered(facts: Iterable[str]) -> str:
 
 
 def parse_json_list(reply: str | None) -> list[dict[str, Any]] | None:
-    """Return the JSON list of objects in a reply, with whatever stands around it; else None."""
+    """Return the JSON list of objects in a reply, with any text around it; None without one."""
     if reply is None:
         return None
     text = reply.rpartition("</think>")[2]
@@ -294,8 +295,8 @@ def official_figures(
 def robust_figures(
     units: Sequence[Unit], matches: Sequence[int | None], verdicts: Sequence[int | None], num_facts: int
 ) -> dict[str, float]:
-    """Return figures for a trial, with matches to people's statements alone, which only statements
-    that count share."""
+    """Return figures for a trial. Only matches to people's statements count, shared by the
+    statements that are scored."""
     known = [match if match is not None and match < num_facts else None for match in matches]
     relevant = [number for number, unit in enumerate(units) if unit.is_relevant]
     everything = _figures(range(len(units)), known, verdicts, num_facts, Counter(known))

@@ -13,10 +13,10 @@ own scripts for models do. --image_folder holds COCO's val2014.
 
 An answer counts as yes or no: whether it says, or takes for granted, that the object is there.
 Answers to id are read as a yes or no. For the other tasks a judge is asked, or with --judge rules
-an answer is a no if it denies the object in so many words ("there is no car"), and else a yes. The
-authors do the same with string matching and GPT-4o, but publish no script for it, so that there is
-no `official`. In percent: `accuracy`, and `hallucinated`, the share of absent objects that answers
-take for present; over all, by task, and by task and split.
+an answer is a no if it explicitly denies the object ("there is no car"), else a yes. The authors do
+the same with string matching and GPT-4o, but publish no script for it, so there is no `official`.
+In percent: `accuracy`, and `hallucinated`, the share of absent objects that answers take for
+present; over all, by task, and by task and split.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ does not fit the picture, the reply is no. Reply with yes or no alone."""
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Options:
-    """What is asked, and how answers are judged."""
+    """Settings of the questions and of the judge."""
 
     task: Literal["all", "id", "loc", "vc", "cf"] = "all"
     """One task, or all four: identification, localization, visual context, counterfactual."""
     queries: Annotated[int, Field(ge=1, le=NUM_QUERIES)] = NUM_QUERIES
-    """How many of the five queries about each object are asked."""
+    """Number of queries about each object, at most five."""
     suffix: str = ""
-    """Text behind each query, such as `Provide a concise answer`."""
+    """Text after each query, such as `Provide a concise answer`."""
     judge_prompt: str | None = None
     """File with another prompt template for the judge: {object}, {question}, {answer}."""
 
@@ -120,17 +120,17 @@ class Hallucinogen(Benchmark):
         """Return the files of the chosen task. Raises InputError if there are none."""
         chosen = TASKS if task.options.task == "all" else (task.options.task,)
         paths = [task.path] if task.path.is_file() else sorted({*task.path.glob("*.json"), *task.path.glob("*/*.json")})
-        found = {
+        chosen_paths = {
             (TASKS.index(match["task"]), list(SPLITS).index(match["split"])): path
             for path in paths
             if (match := _FILE_NAME.search(path.stem)) and match["task"] in chosen
         }
-        if not found:
+        if not chosen_paths:
             raise InputError(
                 f"--data {task.path} has no {'_POPE_*.json, '.join(chosen)}_POPE_*.json: give the release's folder `data`, "
                 "or one of its files under its own name"
             )
-        return [found[place] for place in sorted(found)]
+        return [chosen_paths[place] for place in sorted(chosen_paths)]
 
     def read(self, path: Path, task: Task) -> list[Prediction] | None:
         """Read what the authors' scripts write: the rows of the data with `output_1`, ...
@@ -152,9 +152,9 @@ class Hallucinogen(Benchmark):
                 query, answer = fold(str(row.require(f"query_{number}"))), row.fields[f"output_{number}"]
                 if answer is not None:
                     row.require_text(answer, f"output_{number}")
-                # Objects that are there stand in every split, with the same query.
-                found = [id_ for question, id_ in candidates if query.startswith(question)]
-                id_ = next((id_ for id_ in found if id_ not in used), found[0] if found else f"{row.number}/{query}")
+                # Present objects are in every split, with the same query.
+                matches = [id_ for question, id_ in candidates if query.startswith(question)]
+                id_ = next((id_ for id_ in matches if id_ not in used), matches[0] if matches else f"{row.number}/{query}")
                 used.add(id_)
                 predictions.append(Prediction(id_, [answer]))
         num_unknown = sum(prediction.id not in task.examples for prediction in predictions)
@@ -172,7 +172,7 @@ class Hallucinogen(Benchmark):
                 yield JudgeRequest(id_, fill_template(template, **fields), template)
 
     def rule(self, key: str, answers_by_id: AnswersById, task: Task) -> str:
-        """Return no for an answer that denies the object in so many words, else yes."""
+        """Return no for an answer that explicitly denies the object, else yes."""
         return "no" if denies(answers_by_id[key][0], task.examples[key].meta["object"]) else "yes"
 
     def score(self, example: Example, answers: list[str], task: Task) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _make_examples(row: Row, kind: str, part: str, task: Task) -> list[Example]:
 
 _SENTENCE = re.compile(r"[.!?;\n]+")
 _HYPOTHETICAL = re.compile(r"\b(?:would|could|might|may|will|if)\b(?:(?!\b(?:since|because|as|but|for)\b)[^,])*")
-"""What is only supposed: "there would be no car", "if there were no car"."""
+"""Suppositions: "there would be no car", "if there were no car"."""
 
 
 _PLACES = "(?:in|on|at|near|by|of|with|behind|next|inside|under|above|below|beside|from|around|to|the)"
@@ -248,7 +248,7 @@ _PLACES = "(?:in|on|at|near|by|of|with|behind|next|inside|under|above|below|besi
 
 
 def denies(answer: str, name: str) -> bool:
-    """Return whether an answer denies in so many words that the object is in the image."""
+    """Return whether an answer explicitly denies that the object is in the image."""
     words = [re.escape(word) for word in name.lower().split()]
     named = rf"(?:(?!{_PLACES}\b)[\w-]+ ){{0,3}}?{' '.join(words)}(?:e?s)?\b"
     patterns = (

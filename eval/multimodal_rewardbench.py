@@ -77,7 +77,7 @@ class MultimodalRewardBench(Benchmark):
             examples.setdefault(id_, example)
         if not is_results_file and len(examples) < len(rows[: task.limit]):
             num_left_out = len(rows[: task.limit]) - len(examples)
-            print(f"note: {num_left_out} rows of {task.path} hold a comparison again, and are left out", file=sys.stderr)
+            print(f"note: {num_left_out} rows of {task.path} repeat a comparison, and are left out", file=sys.stderr)
         return list(examples.values())
 
     def read(self, path: Path, task: Task) -> list[Prediction] | None:
@@ -165,7 +165,7 @@ def _ids(rows: Sequence[Row]) -> list[str]:
         contents_by_name.setdefault(name, set()).add(content)
     num_shared = sum(len(group) > 1 for group in contents_by_name.values())
     if num_shared:
-        print(f"note: {num_shared} IDs name several comparisons, which are told apart by their content", file=sys.stderr)
+        print(f"note: {num_shared} IDs name several comparisons, which their content tells apart", file=sys.stderr)
     return [
         name if len(contents_by_name[name]) == 1 else f"{name}~{text_sha256(content)[:8]}"
         for name, content in zip(names, contents, strict=True)

@@ -111,7 +111,7 @@ class VLRewardBench(Benchmark):
         metas = _label_pairs([_pair_meta(row, "human_ranking") for row in rows])
         num_pairs = len({meta["pair"] for meta in metas})
         if num_pairs < len(rows):
-            print(f"note: {len(rows) - num_pairs} rows of {task.path} hold a pair again, and are left out", file=sys.stderr)
+            print(f"note: {len(rows) - num_pairs} rows of {task.path} repeat a pair, and are left out", file=sys.stderr)
         examples: dict[str, Example] = {}
         is_harness = _is_harness_log(task)
         for row, meta in list(zip(rows, metas, strict=True))[: task.limit]:
@@ -226,7 +226,7 @@ def _pair_meta(row: Row, ranking_field: str) -> dict[str, Any]:
 
 
 def _pair_key(meta: Mapping[str, Any]) -> str:
-    """Return what identifies a pair for cal.py."""
+    """Return the key that identifies a pair for cal.py."""
     return str(meta["id"] + meta["query"] + "\t".join(sorted(map(str, meta["response"]))))
 
 
@@ -238,7 +238,7 @@ def _label_pairs(metas: list[dict[str, Any]]) -> list[dict[str, Any]]:
         keys_of_id[meta["id"]].add(_pair_key(meta))
     num_shared = sum(len(keys) > 1 for keys in keys_of_id.values())
     if num_shared:
-        print(f"note: {num_shared} ids name several pairs, which are told apart by question and answers", file=sys.stderr)
+        print(f"note: {num_shared} ids name several pairs, which question and answers tell apart", file=sys.stderr)
     return [
         {**meta, "pair": meta["id"] if len(keys_of_id[meta["id"]]) == 1 else f"{meta['id']}~{text_sha256(_pair_key(meta))[:8]}"}
         for meta in metas

@@ -32,7 +32,7 @@ from mmrlhf.records import Example, Message
 PARAMS = SamplingParams(max_tokens=24, min_tokens=8)
 NUM_GENERATIONS = 4
 Check = tuple[str, bool, str]
-"""What is checked, whether it holds, and the figure behind it."""
+"""A condition, whether it holds, and its figure."""
 
 
 def build_vlm(device: str, dtype: torch.dtype) -> VLM:

@@ -1,4 +1,4 @@
-"""How do extracted claims agree with what people labelled in FaithScore (Jing et al. 2024)?
+"""Compare extracted claims with people's labels in FaithScore (Jing et al. 2024).
 
     python eval/studies/faithscore.py annotation.jsonl
                                       [--context caps_boxes_coco2014_val_80.jsonl [--absent]]
@@ -17,8 +17,8 @@ a label.
 
 Verdicts: with --context, the captions and boxes of LLaVA-Bench on the same images, each fact is
 verified against captions and COCO's objects with their numbers; with --absent, also against the
-classes without a box, some of which the image shows nevertheless. The table has verdicts by
-people's label.
+classes without a box, although the image shows some of them. The table has verdicts by people's
+label.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from mmrlhf.text.coco_objects import object_by_synonym
 from mmrlhf.verifiers import verify_against_facts
 
 SPECIFICITY = ("object", "count", "attribute", "relation", "action")
-"""Kinds of claim, from what every sentence claims to what few do."""
+"""Kinds of claim, the most common ones first."""
 VERDICTS = ("supported", "contradicted", "unknown")
 
 
@@ -99,7 +99,7 @@ def read_context(path: Path, with_absent: bool) -> dict[str, tuple[Fact, ...]]:
 
 
 def distinct_claims(claims: Iterable[Claim]) -> set[Claim]:
-    """Return claims without what equal statements may differ in: hedges."""
+    """Return claims without hedges, in which equal statements may differ."""
     return {replace(claim, hedged=False) for claim in claims}
 
 
@@ -171,9 +171,7 @@ def report(extraction: Mapping[str, Any], verdicts: Mapping[str, Any] | None) ->
     """Return the figures as Markdown."""
     rows = [[kind, *(_share(*extraction[name][kind]) for name in ("recall", "precision"))] for kind in SPECIFICITY]
     text = markdown_table(["", "recall of facts", "precision of claims"], rows)
-    text += (
-        f"\n\n{extraction['unread']} facts hold no claim; {extraction['elsewhere']} claims stand in parts that do not describe."
-    )
+    text += f"\n\n{extraction['unread']} facts hold no claim; {extraction['elsewhere']} claims are in parts that do not describe."
     if verdicts is None:
         return text
     rows = []

@@ -1,7 +1,6 @@
-"""What a row of somebody's answer file says about the question that it answers: an id, the
-question's words, its image, its split, its position.
+"""Read what a row of an answer file says about its question: id, words, image, split, position.
 
-Other programs name these fields in their own ways; here is where their names are known.
+Other programs name these fields in their own ways; only this module knows their names.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Fields = Mapping[str, Any]
-"""A row of somebody's answer file, before anyone knows which example it answers."""
+"""A row of an answer file, before it is joined to the example that it answers."""
 
 POSITION_FIELDS = ("index", "doc_id")
 """Fields that count the rows of a program's own copy of the data: VLMEvalKit's, lmms-eval's."""
@@ -41,18 +40,19 @@ MAX_QUESTION_CHARS, MAX_PATH_CHARS = 16_000, 300
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What a row says about its question. An empty text stands for what it does not say."""
+    """The fields of a row that describe its question. An empty text means that the row lacks it."""
 
     id: str | None
     """The example's id, as the benchmark reads it, without its split."""
     is_position: bool
-    """Whether the id comes from a field that counts rows, so that it names no question for sure."""
+    """Whether the id comes from a field that counts rows, so it may name no question."""
     number: int | None
     """The row's number, to be compared with the examples' order."""
     asked: str
     """The question, as the row gives it."""
     wordings: tuple[str, ...]
-    """What the question may be, without instructions around it, in the benchmark's normal form."""
+    """Candidates for the question, without instructions around it, in the benchmark's normal
+    form."""
     image: str
     splits: tuple[str, ...]
     file: str
@@ -81,7 +81,7 @@ def with_image_name(fields: Fields) -> Fields:
 def read_facts(
     fields: Fields, read_id: Callable[[Fields], str | None], question_key: Callable[[str], str], known_splits: Sequence[str]
 ) -> RowFacts:
-    """Return what a row says.
+    """Return the fields of a row that describe its question.
 
     read_id: returns the id that a row has for the benchmark. question_key: brings a question into
     the form in which questions are compared. known_splits: the names of splits with ids of their
@@ -134,7 +134,7 @@ def image_key(image: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def fold(text: str) -> str:
-    """Return a text in lower case, with single blanks and without marks that stand for images."""
+    """Return a text in lower case, with single blanks and without image placeholders."""
     return " ".join(re.sub(r"<image>|<image \d+>|<ImageHere>", " ", text).casefold().split())
 
 
@@ -155,7 +155,7 @@ def _wordings(asked: str, question_key: Callable[[str], str]) -> Iterator[str]:
 
 
 def lmms_eval_fields(row: Fields) -> dict[str, Any]:
-    """Return the fields of an lmms-eval sample that say what was asked.
+    """Return the fields of an lmms-eval sample that describe its question.
 
     Logs up to 0.3 have the whole `doc`. Later ones have the prompt as `input`, and the ids in the
     objects that the metrics get.
@@ -178,7 +178,7 @@ def lmms_eval_answer(row: Fields) -> Any:
     response = row.get("filtered_resps")
     if response is None:
         response = row.get("resps")
-    # A list of generations, each of which may be a list of one.
+    # A list of generations; each may be a list of one.
     while isinstance(response, list):
         response = response[0] if response else None
     return response

@@ -128,7 +128,7 @@ class Benchmark:
     answer_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of the official answer format: the id, the answer, and other names of the answer."""
     splits: ClassVar[tuple[str, ...]] = ()
-    """Names of parts in which ids begin again. Answer files may mix them, and name them or not."""
+    """Names of parts in which ids restart. Answer files may mix them, and name them or not."""
     known_versions: ClassVar[Mapping[str, str]] = {}
     """Known versions of the data by sha256. Any other file gets a note that lists them."""
     requires_all_answers: ClassVar[bool] = True
@@ -139,7 +139,7 @@ class Benchmark:
     counts_repeated: ClassVar[bool] = False
     """Whether robust metrics count further answers to the same example, not only the first."""
     judge_rounds: ClassVar[int] = 1
-    """How often `judge_requests` is called: 2 where questions follow from the judge's replies."""
+    """Number of calls of `judge_requests`: 2 if questions follow from the judge's replies."""
 
     # ---- required ----
 
@@ -188,20 +188,20 @@ class Benchmark:
         return None
 
     def rename_fields(self, fields: Fields, task: Task) -> Fields:
-        """Return a row of an answer file under the names of `answer_fields`, where options say what
-        it calls them. Default: as it is."""
+        """Rename a row's fields to those of `answer_fields`, as the options say. Default: leave the
+        row as it is."""
         return fields
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
         """Return the id of the example that a row of an answer file names, None if it names none.
 
-        Default: its id field. Question and image are compared besides, by `identity`.
+        Default: its id field. Question and image are compared too, by `identity`.
         """
         return first_present(fields, self.answer_fields[:1] + ID_FIELDS)
 
     def identity(self, example: Example) -> tuple[str, str]:
-        """Return the question and image name by which rows of other programs are told; "" for
-        what they cannot be compared by. Default: those in `meta`."""
+        """Return the question and image name that identify rows of other programs; "" for one that
+        they lack. Default: those in `meta`."""
         return str(example.meta.get("question") or ""), str(example.meta.get("image") or "")
 
     def question_key(self, text: str) -> str:

@@ -1,10 +1,10 @@
 """Join the rows of an answer file to the examples that they answer.
 
-A row may name an example by id, by question and image, or by its place in the file. Where its id
-and its question disagree, the question decides. Rows that name no id of the data are joined by a
-constant distance between their numbers and the examples' positions, or by order, only if the
-questions agree all along. What cannot be told is unknown. Everything that is not plainly an id is
-counted and put into words.
+A row may name an example by id, by question and image, or by its place in the file. If its id and
+its question disagree, the question decides. Rows that name no id of the data are joined by a
+constant distance between their numbers and the examples' positions, or by order, but only if the
+questions agree throughout. All other rows are unknown. Notes count the rows that were not joined by
+an id.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIN_MATCH_RATE_ONLY_SPLIT, MIN_MATCH_RATE_WITHOUT_SPLITS = 0.75, 0.5
 are no splits. Else it is MIN_MATCH_RATE, as splits share half of their questions."""
 
 OTHER_SPLIT = "another split"
-"""What stands for the split of rows that are not of the only one in the data."""
+"""Placeholder for the split of rows that are not of the only one in the data."""
 
 
 class Joined(NamedTuple):
@@ -36,7 +36,7 @@ class Joined(NamedTuple):
 
     ids: list[tuple[str, ...]]
     notes: dict[str, str]
-    """Sentences by what they are about."""
+    """Sentences by topic."""
 
 
 def join_rows(
@@ -47,7 +47,7 @@ def join_rows(
 ) -> Joined:
     """Return the example of each row.
 
-    targets: all examples in order; those with a split have ids that begin again in every split.
+    targets: all examples in order; those with a split have ids that restart in every split.
     has_splits: whether rows may be of several splits, even if the targets are of one. only_split:
     the split that targets without one belong to, so that rows of others are unknown.
     """
@@ -155,8 +155,8 @@ def _assign(
 
 
 def _blocks(rows: Sequence[RowFacts], numbers: list[int], num_examples: int) -> list[list[int]]:
-    """Cut rows where ids begin again, at the block's first id or an id with another question, and
-    where they leave a gap of more than all examples.
+    """Cut rows where ids restart, at the block's first id or an id with another question, and where
+    they leave a gap of more than all examples.
 
     A repeated id with the same question is a duplicate answer, and stays in its block.
     """
@@ -226,7 +226,7 @@ SENTENCES = {
     "no such id": "{n} rows have an id that --data does not have, and are joined by their question ({example})",
     "distance": "{n} rows have ids at a constant distance from those of their questions, and are joined so ({example})",
     "order": "{n} rows have no id of the data but its questions in its order, and are joined by order",
-    "position": "{n} rows have nothing but numbers, as many as --data has questions, and are joined by position ({example})",
+    "position": "{n} rows have nothing but numbers, one for each question of --data, and are joined by position ({example})",
     "question": "{n} rows name neither id nor image of the data, and are joined by their question",
     "other question": "{n} answers are to questions that --data does not have: is it another version?",
     "other split": "{n} answers are to questions of another split than --data",
@@ -234,13 +234,13 @@ SENTENCES = {
     "several splits": "{n} rows fit several splits, and nothing tells which: add `category` to them",
     "counted again": "{n} rows name several splits, and count in each of them",
     "some splits": "{n} rows name a split of --data that does not have their question, and count in the others that they name",
-    "backwards": "{n} rows stand after a row that --data has later, which matters where an official script goes by order",
+    "backwards": "{n} rows come after a row that --data has later, which matters where an official script goes by order",
 }
-"""What is said of rows that are not joined by an id of their own, in this order."""
+"""Notes on rows that are not joined by an id of their own, in this order."""
 
 
 class _Report:
-    """Counts what is worth a note about how rows were joined."""
+    """Counts of rows that need a note on how they were joined."""
 
     def __init__(self, rows: Sequence[RowFacts], index: ExampleIndex) -> None:
         self._rows, self._index = rows, index
@@ -250,7 +250,7 @@ class _Report:
         """Why rows are unknown, where it is not their own question."""
 
     def count_joined(self, match: Match, split: str | None) -> None:
-        """Count rows that were joined by something else than an id of their own."""
+        """Count rows that were not joined by an id of their own."""
         for number, id_ in match.ids.items():
             row = self._rows[number]
             named = None if split is None else self._index.named(row, split)

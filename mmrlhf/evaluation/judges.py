@@ -68,7 +68,7 @@ def collect_judgments(
 def _ask_judge(
     benchmark: Benchmark, task: Task, answers_by_id: AnswersById, config: EvalConfig, path: Path
 ) -> tuple[Judgments, bool, InputError | None]:
-    """Ask for all judgments that are missing, as far as the replies on file tell what to ask.
+    """Ask for all missing judgments whose requests follow from the replies on file.
 
     Returns the judgments, whether any was asked for, and the error that made the judge give up.
     """
@@ -103,7 +103,7 @@ def _ask_judge(
 def _known_judgments(
     benchmark: Benchmark, task: Task, answers_by_id: AnswersById, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, JudgeRequest], Judgments]:
-    """Return the requests that the judgments on file tell, and the judgments on them."""
+    """Return the requests that follow from the judgments on file, and their judgments."""
     judgments: Judgments = {}
     requests: dict[str, JudgeRequest] = {}
     for _ in range(benchmark.judge_rounds):

@@ -101,7 +101,7 @@ class Endpoint:
         return os.environ.get(self.api_key_env, "")
 
     def redact(self, text: str) -> str:
-        """Replace the API key, and the URL's user name and password, wherever a text repeats them.
+        """Replace the API key, and the URL's user name and password, in a text.
 
         Lone surrogates, which JSON can escape but no file can hold, are replaced too.
         """

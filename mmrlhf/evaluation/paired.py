@@ -60,7 +60,7 @@ def compare_pair(a: Result, b: Result, benchmark: Benchmark, ids: set[str], seed
 
 
 def _first_of_each_question(task: Task, ids: list[str]) -> list[str]:
-    """Return the first of the examples that ask the same of the same image."""
+    """Return the first of the examples that ask the same question about the same image."""
     first_ids: dict[Hashable, str] = {}
     for id_ in ids:
         example = task.examples[id_]

@@ -250,8 +250,8 @@ def _check_same_run_key(output_dir: Path, run_key: Mapping[str, Any]) -> None:
             f"{path} does not say what the answers there are made from: remove {output_dir}, or give another --out"
         ) from None
     # The JSON round trip turns tuples into lists, as the file has them.
-    if found := differences(saved, json.loads(json.dumps(run_key))):
-        raise InputError(f"{output_dir} holds answers made from other inputs, {join_differences(found)}: give another --out")
+    if changes := differences(saved, json.loads(json.dumps(run_key))):
+        raise InputError(f"{output_dir} holds answers made from other inputs, {join_differences(changes)}: give another --out")
 
 
 def claim_output_dir(output_dir: Path, run_key: Mapping[str, Any]) -> None:

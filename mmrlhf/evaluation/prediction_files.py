@@ -51,7 +51,7 @@ WRAPPERS = ("imgToEval", "logs", "answers", "sentences", "predictions", "respons
 """Fields of a JSON object that hold the rows."""
 MAX_ANSWER_CHARS = 10_000_000
 NO_ANSWER = "Failed to obtain answer"
-"""How VLMEvalKit begins what it writes in place of an answer that it did not get."""
+"""The start of the text that VLMEvalKit writes in place of a missing answer."""
 Located = tuple[str, Fields]
 """A row with its location for messages."""
 
@@ -138,12 +138,12 @@ def _rename_fields(location: str, row: Fields, benchmark: Benchmark, task: Task)
 
 
 def _refuse_questions(path: str, predictions: list[Prediction], benchmark: Benchmark, task: Task) -> None:
-    """Raise InputError if the answers are the questions, as in a file of questions, whose `text` is
-    theirs."""
+    """Raise InputError if the answers are the questions, as in a file whose `text` is the
+    question."""
     key = benchmark.question_key
     pairs = [(benchmark.identity(task.examples[id_])[0], answers[0]) for id_, answers in predictions if id_ in task.examples]
     if pairs and all(question and key(question) == key(answer or "") for question, answer in pairs):
-        raise InputError(f"--answers {path} holds the questions in place of answers: give the file that a model's answers are in")
+        raise InputError(f"--answers {path} holds the questions in place of answers: give the file with a model's answers")
 
 
 # ---- formats -------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def _read_rows(path: Path, notes: list[str]) -> Iterator[Located]:
 
 
 def _answer_files(folder: Path, notes: list[str]) -> list[Path]:
-    """Return a folder's files of answers, without what harnesses make of them."""
+    """Return a folder's files of answers, without files that harnesses derive from them."""
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if not files:
         raise InputError(f"--answers {folder} holds no {', '.join(SUFFIXES)} file")

@@ -1,5 +1,5 @@
-"""Ways to find the examples that a block of rows answers: by id, by question and image, by a
-constant distance between their numbers and the examples' positions, by order."""
+"""Find the examples that a block of rows answers: by id, by question and image, by a constant
+distance between their numbers and the examples' positions, by order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmrlhf.evaluation.answer_rows import RowFacts, fold
 MIN_MATCH_RATE = 0.9
 """Minimum share of rows that fit where numbers at a constant distance are taken for ids."""
 MAX_VOTES = 2_000_000
-"""How many pairs of a row and an example with its question are looked at to find a distance."""
+"""Maximum number of pairs of a row and an example that are compared to find a distance."""
 MIN_WORDS_INSIDE = 12
-"""Length of the shortest question, in characters, that is looked for inside a longer prompt."""
+"""Minimum length of a question, in characters, that is searched for in a longer prompt."""
 
 
 class Target(NamedTuple):
-    """An example, by what rows may say about it. Empty texts are never compared."""
+    """The fields of an example that rows may name. Empty texts are never compared."""
 
     id: str
     local_id: str
@@ -61,7 +61,7 @@ class ExampleIndex:
         return row.image in self.images
 
     def agrees(self, row: RowFacts, target: Target) -> bool:
-        """Return whether nothing that the row says contradicts that it is about an example."""
+        """Return whether nothing in the row contradicts that it is about an example."""
         if target.image and self.has_known_image(row) and row.image != target.image:
             return False
         if not row.wordings or not target.question or target.question in row.wordings:
@@ -69,7 +69,7 @@ class ExampleIndex:
         return len(target.question) >= MIN_WORDS_INSIDE and f" {target.question} " in f" {fold(row.asked)} "
 
     def is_blind(self, row: RowFacts, split: str) -> bool:
-        """Return whether the row says nothing that can be compared with a split's examples."""
+        """Return whether nothing in the row can be compared with a split's examples."""
         return not (row.wordings and split in self.splits_with_questions) and not self.has_known_image(row)
 
     def can_compare(self, row: RowFacts, target: Target) -> bool:
@@ -161,8 +161,8 @@ def _by_content(rows: Sequence[RowFacts], block: list[int], split: str, index: E
 
 
 def _by_order(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
-    """Take rows in order, if every one of them fits, and no other place in the data would do for a
-    log that broke off."""
+    """Take rows in order, if every one of them fits and no other place in the data fits an
+    incomplete log."""
     targets = index.by_split[split]
     fitting_starts = (
         start
@@ -178,7 +178,7 @@ def _by_order(rows: Sequence[RowFacts], block: list[int], split: str, index: Exa
 
 
 def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
-    """Take numbers from 0, or from 1, for positions, if there are as many as examples, and nothing
+    """Take numbers from 0, or from 1, for positions, if there is one for each example and nothing
     else can be compared."""
     targets = index.by_split[split]
     numbers = {number: value for number in block if (value := rows[number].number) is not None}
@@ -191,7 +191,7 @@ def _by_position(rows: Sequence[RowFacts], block: list[int], split: str, index: 
 
 def _by_distance(rows: Sequence[RowFacts], block: list[int], split: str, index: ExampleIndex) -> Match | None:
     """Look for a constant distance between the rows' numbers and their questions' ids or positions,
-    as in ids that begin at 0, or at 10000001 for the next split."""
+    as in ids that start at 0, or at 10000001 for the next split."""
     targets = index.by_split[split]
     by_position = dict(enumerate(targets))
     ways = [_at_distance(rows, block, split, by_position, index)]
