@@ -73,7 +73,7 @@ def attach_target(builder: ClaimBuilder, phrase: Phrase) -> None:
     # The target is not an object: on the *side*. Before `of` the next phrase may be the target.
     if not phrase.name and phrase.antecedent is None:
         # The dog is not in the *picture*.
-        if phrase.noun in IMAGE_NOUNS and relation == "in" and builder.is_negated_at(index) and located is state.actors:
+        if relation == "in" and builder.is_negated_at(index) and phrase.noun in IMAGE_NOUNS and located is state.actors:
             for other in located:
                 builder.negate_absent(other)
         if phrase.end < len(builder.tokens.tags) and builder.tokens.tags[phrase.end] == "F":

@@ -115,7 +115,7 @@ def tokenize(text: str, lexicon: Lexicon) -> Tokens:
     entries = list(map(cache.get, surfaces))
     if not entries:
         return Tokens(text, [], [], [], [], [], [], [])
-    if None in entries:
+    if not all(entries):
         entries = [entry or _analyze_cached(surface, lexicon) for entry, surface in zip(entries, surfaces, strict=True)]
     words, tags, nouns, is_plural, attribute_rank = map(list, zip(*entries, strict=True))
     starts = [match.start() for match in matches]
