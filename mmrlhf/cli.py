@@ -55,7 +55,7 @@ DESCRIPTION = """Train vision-language models with feedback, so that they claim 
 
 usage: mmrlhf COMMAND [--config FILE] [--FIELD VALUE ...] [--verbose]
 
---verbose prints what the engine decides, too."""
+--verbose prints the engine's decisions, too."""
 RENAMED_COMMANDS = {"mmrlhf reward-bench": "mmrlhf reward-eval", "mmrlhf data base": "mmrlhf data tiny-vlm"}
 """Old commands with the new ones. They are refused, not accepted as aliases."""
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_engine_notes() -> None:
-    """Print what the engine decides, such as whether it shares prefixes."""
+    """Print the engine's decisions, such as whether it shares prefixes."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("note: %(message)s"))
     logger = logging.getLogger("mmrlhf")

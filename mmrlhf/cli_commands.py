@@ -143,7 +143,7 @@ def run_compare(command: Command, argv: list[str]) -> None:
     help_text = "compare runs that differ in data, prompts, parser, judge or settings, with a warning"
     parser.add_argument("--force", action="store_true", help=help_text)
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="seed of the bootstrap (default 0)")
-    help_text = "a benchmark of your own that the runs are of: the file that they name is not run"
+    help_text = "file of your own benchmark, if the runs are of one: the file that they name is not run"
     parser.add_argument("--benchmark_file", metavar="FILE", nargs="+", default=[], help=help_text)
     args = parser.parse(argv)
     from mmrlhf.commands.compare import compare
@@ -227,7 +227,7 @@ def run_data_split(command: Command, argv: list[str]) -> None:
     parser.add_argument("--held_out", metavar="N", type=positive_int, required=True, help="rows to hold out, or a few more")
     parser.add_argument("--train_file", metavar="OUT", required=True, help=".jsonl file for the other rows")
     parser.add_argument("--held_out_file", metavar="OUT", required=True, help=".jsonl file for the rows held out")
-    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="decides which rows (default 0)")
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="seed that decides which rows (default 0)")
     args = parser.parse(argv)
     from mmrlhf.commands.split import split
 
@@ -273,7 +273,9 @@ def run_data_facts(command: Command, argv: list[str]) -> None:
     parser.add_argument("--captioner", metavar="URL", help=help_text)
     parser.add_argument("--captioner_model", metavar="NAME", help="its model, if it serves several")
     parser.add_argument("--question", metavar="TEXT", help="what to ask about each image")
-    parser.add_argument("--max_tokens", metavar="N", type=positive_int, default=512, help="of a caption (default 512)")
+    parser.add_argument(
+        "--max_tokens", metavar="N", type=positive_int, default=512, help="maximum tokens of a caption (default 512)"
+    )
     parser.add_argument("--concurrency", metavar="N", type=positive_int, default=4, help="requests at a time (default 4)")
     parser.add_argument("--confidence", metavar="F", type=fraction, help="confidence of the facts, from 0 to 1 (default 1)")
     parser.add_argument("--image_folder", metavar="DIR", help="folder that relative image paths start from")

@@ -1,4 +1,4 @@
-"""Mask what a text has besides prose: code, quotations, read-out text, tables, bullets.
+"""Mask everything in a text but prose: code, quotations, read-out text, tables, bullets.
 
 Masked characters become blanks or dots, so that positions stay those of the text.
 """
@@ -29,7 +29,7 @@ DIMENSIONS = re.compile(r"\b\d{1,5}(?:\.\d{1,3})? ?[x×] ?\d{1,5}\b(?: ?[x×] ?\
 QUOTE_MARKERS = re.compile("[`\"“'‘<\\[]")
 """`QUOTED_OR_MARKUP` matches nothing in a text without one of these, ~~~ or ://."""
 CODE_LINE = re.compile(r"(?m)^.*(?: = | == |=>|\w\.\w+\(|\w\[\w+\]).*$")
-"""A line of a program, recognised by what prose does not have: ` = `, `x.f(`, `x[i]`."""
+"""A line of a program, recognised by signs that prose lacks: ` = `, `x.f(`, `x[i]`."""
 BULLET = re.compile(r"(?m)^[ \t]*(?:[-*+•◦▪·‣–—>#]+[ \t]*|\(?\d{1,3}[.)][ \t]+|\(?[a-zA-Z][.)][ \t]+|\|)+")
 """Bullets, numbers and heading marks at the start of a line."""
 ABBREVIATIONS = r"(?!(?:TV|LED|LCD|CD|DVD|SUV|BBQ|PC|ATM|RV|USB|AC|BMX|UFO|VR|US|USA|UK|II|III|IV|A|I)\b)"
@@ -40,7 +40,7 @@ CAPITALS = re.compile(
 )
 """At least two words in capitals, mostly the text of a sign: HOME OFFICE CELL."""
 SENTENCE_IN_CAPITALS = re.compile(r"\b(?:A|AN|THE|IS|ARE|THERE)\b")
-"""What shows that a text in capitals is a sentence."""
+"""Words that show that a text in capitals is a sentence."""
 TWO_CAPITALS = re.compile("[A-Z][A-Z]")
 """`CAPITALS` matches nothing in a text without these."""
 READ_OUT = re.compile(
@@ -48,7 +48,7 @@ READ_OUT = re.compile(
     r"(?: as)?(?::[ \n]{0,2}[^\n.]{1,200}"
     r"|,? ((?:[A-Z][\w'’&!-]{0,30}|\d{1,6})(?: (?:(?:of|the|and|to|for|in|a|on|&) ){0,2}(?:[A-Z][\w'’&!-]{0,30}|\d{1,6})){0,12}))"
 )
-"""What a sign reads, without quotation marks: after a colon or in words with capitals."""
+"""The text of a sign without quotation marks: after a colon or in words with capitals."""
 TABLE_ROW = re.compile(r"(?m)^[ \t]*\|?([^|\n]{1,200}(?:\|[^|\n]{0,200}){1,20})\|?[ \t]*$")
 COUNT_TITLES = re.compile(r"\b(?:count|counts|number|quantity|qty|amount|total|how many|no\.?|#)(?:\b|$)|^#$", re.IGNORECASE)
 """Titles of a table's column of numbers of objects."""
@@ -106,7 +106,7 @@ def _mask_quotation(match: re.Match[str]) -> str:
 
 
 def _mask_read_out(match: re.Match[str]) -> str:
-    """Blank what is read out, and keep the word that introduces it."""
+    """Blank text that is read out, and keep the word that introduces it."""
     text = match.group()
     start = match.start(1) - match.start() if match[1] is not None else text.index(":")
     return text[:start] + " " * (len(text) - start)

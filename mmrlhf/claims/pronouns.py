@@ -1,4 +1,4 @@
-"""Pronouns: what they refer to, and their roles in the sentence."""
+"""Resolve pronouns and give them their roles in the sentence."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ def _facts_label(condition: str) -> str:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Print the metrics as a table, and what the table does not say."""
+    """Print the metrics as a table, and the findings below it."""
     table = Table(title=f"{result['reward_model']} on {result['data']}", title_justify="left")
     for name, justify in (("", "left"), ("%", "right"), ("95% interval", "right"), ("n", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]

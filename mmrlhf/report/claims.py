@@ -1,4 +1,4 @@
-"""The claims page of a PPO run: each claim of the worst of its latest answers, with verdicts and
+"""Write the claims page of a PPO run: the claims of its worst recent answers, with verdicts and
 evidence."""
 
 from __future__ import annotations

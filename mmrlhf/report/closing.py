@@ -1,4 +1,4 @@
-"""The last lines of a command: what it wrote, and what to run next."""
+"""Write the last lines of a command: the files that it wrote, and the command to run next."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 Closing = tuple[Mapping[Path, str], list[Path | str]]
-"""What each written path is, and the words of the next command; those in capitals stand for the
-user's own files."""
+"""A description of each written path, and the words of the next command; those in capitals are
+placeholders for the user's own files."""
 
 
 def _sft(config: Any) -> Closing:

@@ -1,4 +1,5 @@
-"""The page of `mmrlhf compare`: a sentence, a forest plot, tables, and the answers that changed."""
+"""Write the page of `mmrlhf compare`: a sentence, a forest plot, tables, and the answers that
+changed."""
 
 from __future__ import annotations
 

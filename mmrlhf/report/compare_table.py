@@ -1,4 +1,4 @@
-"""The tables that `mmrlhf compare` prints."""
+"""Print the tables of `mmrlhf compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differences between two results in words and figures, for every form in which they are shown."""
+"""Describe differences between two results in words and figures, for pages and tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HIGHER_IS_BETTER = re.compile(
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of two results, ready to show: cells of a table, and what the difference says."""
+    """A metric of two results, ready to show: cells of a table, and the difference in a word."""
 
     name: str
     comparison: Comparison | None
@@ -162,7 +162,7 @@ def mcnemar_sentence(pair: Mapping[str, Any]) -> str:
 
 
 def interval_note(cluster: str) -> str:
-    """Return what a reader of the tables must know."""
+    """Return a note on the intervals and units in the tables."""
     return (
         f"Intervals: paired bootstrap over {cluster}s; differences of percentages are in points. "
         "Minimum detectable effect: the difference that such data would show in 80% of trials."

@@ -1,4 +1,4 @@
-"""The table that `mmrlhf eval` prints: a row per metric, with the modes side by side."""
+"""Print the table of `mmrlhf eval`: a row per metric, with the modes side by side."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COUNT_LABELS = {
     "unparsed": "not understood",
     "judge_errors": "not judged",
 }
-"""Counts of result.json, and what the line under the table calls them."""
+"""Counts of result.json, and their names in the line under the table."""
 
 
 def print_eval_result(result: Mapping[str, Any]) -> None:
-    """Print a result's metrics, why some are undefined, and what was odd about the answers.
+    """Print a result's metrics, why some are undefined, and the problems of its answers.
 
     Modes share a column if the figures that both have are the same. An interval without width is
     left out: it comes from a single fold or from values that are all equal.

@@ -1,4 +1,5 @@
-"""The page of `mmrlhf report RUN...`: curves of training runs, answers over steps, warnings."""
+"""Write the page of `mmrlhf report RUN...`: curves of training runs, answers over steps,
+warnings."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ MAX_STEPS = 6
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run directory holds: its settings, and the rows of its files."""
+    """The content of a run directory: its settings, and the rows of its files."""
 
     name: str
     stage: str
