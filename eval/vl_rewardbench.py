@@ -70,7 +70,7 @@ VERDICTS = ("agree", "reject", "doesntMatch")
 IMAGE_TOKEN = "<image>\n"
 PROMPT_OF_PAIR = "Question: {question}\n\nAnswer 1: {first}\n\nAnswer 2: {second}"
 _PAIR_IN_PROMPT = re.compile(r"Question:(.*Answer 1:.*Answer 2:.*?)(?:\n\s*Please evaluate both answers|\Z)", re.DOTALL)
-"""What a prompt of the authors, or of lmms-eval, says about a pair."""
+"""The pair that a prompt of the authors, or of lmms-eval, describes."""
 TEMPLATE = """Two answers were given to a question about the picture. Which is better: which is true to the picture, answers what was asked, and reasons soundly?
 
 Question: {question}
@@ -152,7 +152,7 @@ class VLRewardBench(Benchmark):
         return f"{id_}/0" if "doc_id" in fields and f"{id_}/0" in task.examples else id_
 
     def identity(self, example: Example) -> tuple[str, str]:
-        """Return question and answers as they stand in a prompt, and no image."""
+        """Return question and answers as in a prompt, and no image."""
         first, second = example.meta["response"][:: -1 if example.meta["swapped"] else 1]
         return PROMPT_OF_PAIR.format(question=_question(example.meta), first=first, second=second), ""
 

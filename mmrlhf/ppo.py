@@ -221,7 +221,7 @@ def collect_batch(
     """Sample answers to this process's share of a step's rows, reward them, estimate advantages.
 
     `rows` are the step's rows over all processes; number i belongs to process i modulo theirs. If a
-    reward function fails, the run stops, and `failure_file` records what it failed on.
+    reward function fails, the run stops, and `failure_file` records the failed input.
     """
     vlm, critic = roles.vlm, roles.critic
     # 1. Prompts. A row that occurs twice in a step gets other answers the second time, also if the

@@ -173,8 +173,8 @@ def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared_data, tmp_path
 def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     """Two processes log the same losses, gradient norms, KL and rewards as a single one.
 
-    ppo's minibatches are the same groups of prompts, and a row that stands on both processes gets
-    the draws that its two occurrences get on one.
+    ppo's minibatches are the same groups of prompts, and a row that is on both processes gets the
+    draws that its two occurrences get on one.
     """
     (tmp_path / "stages.py").write_text(STAGES_SCRIPT)
     logged = []

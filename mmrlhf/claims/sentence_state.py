@@ -1,4 +1,4 @@
-"""What the pass over a sentence has read so far: who acts, what is open, negated or hedged."""
+"""The state of the pass over a sentence: who acts, what is open, negated or hedged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Action:
 
 @dataclass(slots=True)
 class SentenceState:
-    """What the pass over a sentence has read so far. Indices are token indices."""
+    """The state of the pass over a sentence. Indices are token indices."""
 
     subjects: list[Phrase] = field(default_factory=list)
     actors: list[Phrase] = field(default_factory=list)

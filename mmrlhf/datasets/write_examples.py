@@ -13,7 +13,7 @@ from mmrlhf.records import Example, Message, Preference
 
 @dataclass(frozen=True)
 class ExampleFormat:
-    """How to write rows with the answer to learn (`messages`), or prompts without one."""
+    """A form of rows: with the answer to learn (`messages`), or prompts without one."""
 
     with_answer: bool
 

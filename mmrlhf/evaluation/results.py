@@ -49,7 +49,7 @@ class Result:
 
     @property
     def answer_notes(self) -> list[str]:
-        """What eval noted about the file of answers: rows that are unknown, repeated or joined by
+        """Eval's notes on the file of answers: rows that are unknown, repeated or joined by
         something else than their ids."""
         return list((self.summary.get("answers") or {}).get("notes", ()))
 

@@ -124,7 +124,7 @@ def _left_out(messages: Sequence[Message], text: str) -> str:
     Assistant turns may be shortened: some templates leave out what earlier turns have thought.
     """
     for message in messages:
-        said = [] if message.role == "assistant" else [part.get("text", "").strip() for part in message.parts()]
-        if lacking := next((words for words in said if words not in text), None):
+        texts = [] if message.role == "assistant" else [part.get("text", "").strip() for part in message.parts()]
+        if lacking := next((words for words in texts if words not in text), None):
             return f"the {message.role} turn's text ({lacking[:40]!r})"
     return ""

@@ -35,7 +35,7 @@ pipe = pipeline("image-text-to-text", model="{directory}")
 
 
 def save_policy(adapters: Adapters, name: str, directory: Path) -> None:
-    """Write an adapter, what it was trained on, the processor, and a model card.
+    """Write an adapter, the name of its base, the processor and a model card.
 
     The folder loads in plain transformers and PEFT as long as the base is where it was.
     """

@@ -19,7 +19,7 @@ from mmrlhf.records import InputError
 Size = tuple[int, int]
 """Width and height in pixels."""
 PROBE_SIZES: tuple[Size, ...] = ((336, 336), (640, 480), (480, 640), (1500, 400), (400, 1500), (1333, 1000), (96, 64), (60, 112))
-"""Sizes of the blank images on which a processor's own count is compared with what it writes."""
+"""Sizes of the blank images on which a processor's own count is compared with its text."""
 
 
 def blank_image(size: Size) -> Image.Image:

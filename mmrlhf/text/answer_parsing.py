@@ -87,7 +87,7 @@ _IDIOM = re.compile(
 )
 """Phrases with no or not that negate nothing."""
 _LABEL = re.compile(r"\s*:\s*(?=(?:absent|missing|present|visible|not)\b)")
-"""A colon that stands for a verb: "Dog: absent"."""
+"""A colon in place of a verb: "Dog: absent"."""
 _CONDITION = re.compile(r"\bif (?:there|it|they|the|a|an|any) [^,]*(?:,|$)")
 """A condition, which states nothing."""
 _CERTAIN = re.compile(r"^\W*(?:no doubt|without (?:a |any )?(?:doubt|question))\W*$")

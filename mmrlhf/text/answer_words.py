@@ -30,9 +30,9 @@ _ALTERNATIVES = (
     word_set("day night"),
     word_set("indoor outdoor"),
 )
-"""Singular words of which one denies the others, where it is said of the same thing."""
+"""Sets of singular words that exclude each other for the same thing."""
 _BEFORE_PREDICATE = {"is", "are", "was", "were", "the"}
-"""Words before what is said of a thing: "the car is blue", "is on the left"."""
+"""Words before a predicate: "the car is blue", "is on the left"."""
 _SIDE = re.compile(r"\bthe (?:far )?right\b|\bright (?:of|side|hand|corner)\b")
 """Right as a side; else it means correct, which names nothing."""
 

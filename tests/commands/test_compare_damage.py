@@ -200,7 +200,7 @@ JSON_VALUES = st.recursive(
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), value=JSON_VALUES, is_row=st.booleans())
 def test_compare_survives_any_value_of_any_field(runs, data, value, is_row):
-    """Either compare works, or it raises one InputError."""
+    """Run compare, which either works or raises one InputError."""
     path: Path = runs / "b" / ("scores.jsonl" if is_row else "result.json")
     original = path.read_bytes()
     lines = path.read_text().splitlines() if is_row else [path.read_text()]

@@ -90,7 +90,7 @@ NOUNS = ("dog", "cat", "bus")
 
 @pytest.fixture
 def amber(tmp_path):
-    """Six yes/no questions, ids 3 to 8, of which the even ones are no; each noun on two images."""
+    """Return six yes/no questions, ids 3 to 8, no for even ids; each noun is on two images."""
     folder = tmp_path / "AMBER"
     folder.mkdir()
     annotations = [
@@ -108,17 +108,17 @@ def amber(tmp_path):
 
 
 def amber_answer(n):
-    return {"query": f"Is there a {NOUNS[n % 3]}?", "image": f"AMBER_{1 + (n > 5)}.jpg", "said": ("No", "Yes")[n % 2]}
+    return {"query": f"Is there a {NOUNS[n % 3]}?", "image": f"AMBER_{1 + (n > 5)}.jpg", "reply": ("No", "Yes")[n % 2]}
 
 
 AMBER_FORMS = {
-    "official": lambda n, a: {"id": n, "response": a["said"]},
-    "zero-based": lambda n, a: {"question_id": n - 1, "prompt": a["query"], "text": a["said"]},
-    "from the first question": lambda n, a: {"question_id": n - 3, "prompt": a["query"], "text": a["said"]},
-    "other ids, with images": lambda n, a: {"question_id": 9 - n, "image": a["image"], "prompt": a["query"] + PHRASE, "text": a["said"]},
+    "official": lambda n, a: {"id": n, "response": a["reply"]},
+    "zero-based": lambda n, a: {"question_id": n - 1, "prompt": a["query"], "text": a["reply"]},
+    "from the first question": lambda n, a: {"question_id": n - 3, "prompt": a["query"], "text": a["reply"]},
+    "other ids, with images": lambda n, a: {"question_id": 9 - n, "image": a["image"], "prompt": a["query"] + PHRASE, "text": a["reply"]},
     "sheet": lambda n, a: {"index": n - 3, "question": a["query"], "answer": "x", "category": "discriminative-hallucination",
-                           "image_path": a["image"], "prediction": a["said"]},
-    "lmms-eval": lambda n, a: {"doc_id": n - 1, "input": a["query"], "filtered_resps": [a["said"]], "amber_chair": {"chair_num": 1}},
+                           "image_path": a["image"], "prediction": a["reply"]},
+    "lmms-eval": lambda n, a: {"doc_id": n - 1, "input": a["query"], "filtered_resps": [a["reply"]], "amber_chair": {"chair_num": 1}},
 }  # fmt: skip
 
 
@@ -151,8 +151,8 @@ PARTS = ("category", "subcategory", "set_id", "figure_id", "question_id")
 
 @pytest.fixture
 def hallusion(tmp_path):
-    """Six questions, of which only the one about the blue star on its first figure is no, as is the
-    one about the red star on its second; one is asked with and without its image."""
+    """Return six questions. Two are no: the blue star on its first figure and the red star on its
+    second; one is asked with and without its image."""
     folder = tmp_path / "H"
     folder.mkdir()
     return fake_data.hallusionbench(folder)["data"]
@@ -204,7 +204,7 @@ def test_hallusionbench_does_not_guess_between_figures(score, hallusion):
 
 @pytest.fixture
 def mmhal(tmp_path):
-    """Eight questions, of which three are the same."""
+    """Return eight questions, three of them the same."""
     questions = ["What is it?", "How many?", "Describe it.", "Describe it.", "Who?", "Describe it.", "Where?", "When?"]
     rows = [
         {"question_type": "attribute", "image_id": f"p{n}", "image_src": f"http://host/{n}_o.jpg", "image_content": ["Star"],
@@ -247,8 +247,8 @@ def test_dash_b_and_haloquest_read_plain_rows(score, tmp_path):
     dash = fake_data.dash_b(tmp_path)["data"]
     asked = "Can you see a star in this image? Please answer only with yes or no."
     rows = [
-        {"question_id": n, "image": name, "prompt": asked, "text": said}
-        for n, (name, said) in enumerate((("pos.png", "Yes"), ("neg.png", "No")))
+        {"question_id": n, "image": name, "prompt": asked, "text": reply}
+        for n, (name, reply) in enumerate((("pos.png", "Yes"), ("neg.png", "No")))
     ]
     assert robust_value(score("dash_b", rows, dash), "accuracy") == 1
     other = [{"img_id": "pos.png", "object_name": "moon", "gt": "yes", "response": "yes"}]
@@ -268,14 +268,14 @@ def test_dash_b_and_haloquest_read_plain_rows(score, tmp_path):
 
 
 MME_FORMS = {
-    "LLaVA's log": lambda n, row: {"question_id": f"{row['task']}/{row['image']}", "prompt": row["stem"] + PHRASE, "text": row["said"]},
+    "LLaVA's log": lambda n, row: {"question_id": f"{row['task']}/{row['image']}", "prompt": row["stem"] + PHRASE, "text": row["reply"]},
     "lmms-eval": lambda n, row: {
-        "doc_id": n, "input": row["stem"] + PHRASE, "filtered_resps": [row["said"]],
+        "doc_id": n, "input": row["stem"] + PHRASE, "filtered_resps": [row["reply"]],
         "mme_perception_score": {"question_id": f"{row['task']}/{row['image']}", "category": row["task"], "score": 1.0},
     },
     "sheet": lambda n, row: {
         "index": n, "category": row["task"], "image_path": f"{row['task']}/{row['image']}", "question": f"{row['stem']} Please answer yes or no.",
-        "prediction": row["said"],
+        "prediction": row["reply"],
     },
 }  # fmt: skip
 
@@ -286,11 +286,11 @@ def test_mme_reads_logs_by_image_and_question(score, tmp_path, form):
     folder = tmp_path / "MME"
     folder.mkdir()
     rows = [
-        {"task": "existence", "image": f"{i}.jpg", "stem": f"Is there a {noun}?", "said": said}
+        {"task": "existence", "image": f"{i}.jpg", "stem": f"Is there a {noun}?", "reply": reply}
         for i in range(2)
-        for noun, said in (("star", "Yes"), ("cat", "No"))
+        for noun, reply in (("star", "Yes"), ("cat", "No"))
     ]
-    lines = (f"{row['image']}\t{row['stem']}  Please answer yes or no.\t{row['said']}\n" for row in rows)
+    lines = (f"{row['image']}\t{row['stem']}  Please answer yes or no.\t{row['reply']}\n" for row in rows)
     (folder / "existence.txt").write_text("".join(lines))
     answers = [MME_FORMS[form](n, row) for n, row in enumerate(rows)]
     result = score("mme", answers, folder, suffix=".tsv" if form == "sheet" else ".jsonl")

@@ -16,8 +16,8 @@ STATEMENTS = ["There is a star.", "A star is there.", "It is blue.", "A moon shi
 RELEVANCE = [1, 1, 1, 1, 0]
 MATCHES = [0, 0, 1, None, 0]
 TRUE = [1, 1, 0, 1, 1]
-"""People said 4 things, of which the first three of these match 0, 0 and 1, and the last 0 too. The
-colour is wrong, and the moon is there though nobody mentioned it."""
+"""People made 4 statements. The first three of these match 0, 0 and 1, and the last matches 0 too.
+The colour is wrong; the moon is true, but no person mentioned it."""
 UNITS = [{"fact": fact, "relevance": relevance} for fact, relevance in zip(STATEMENTS, RELEVANCE, strict=True)]
 
 

@@ -44,7 +44,7 @@ def answers(study, tmp_path):
 
 
 def test_measure_extraction_counts_facts_and_claims(study, answers):
-    """The bird is in no answer, "It is nice" holds no claim, and the cat stands in a guess."""
+    """The bird is in no answer, "It is nice" holds no claim, and the cat is in a guess."""
     result = study.measure_extraction(answers, load_lexicon())
     assert result["recall"] == {"object": [1, 2], "count": [1, 1], "attribute": [1, 1], "relation": [1, 1], "action": [0, 0]}
     assert result["unread"] == 1 and result["elsewhere"] >= 1

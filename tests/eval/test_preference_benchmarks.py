@@ -48,8 +48,8 @@ def test_vl_rewardbench_metrics_match_hand_computation(run_benchmark):
         first_is_best = not e.meta["swapped"]
         return f"Overall Judgment: Answer {1 if first_is_best == right else 2} is better."
 
-    said = {i: better(e, right=not i.endswith("/2")) for i, e in examples.items()}  # two of three votes are right
-    result = run_benchmark("vl_rewardbench", said, {"votes": 3})
+    replies = {i: better(e, right=not i.endswith("/2")) for i, e in examples.items()}  # two of three votes are right
+    result = run_benchmark("vl_rewardbench", replies, {"votes": 3})
     assert metric_value(result, "accuracy", "robust") == metric_value(result, "k3/accuracy") == 100
     assert metric_value(result, "k9/agree_rate") == pytest.approx(1, abs=1e-5)  # the script divides by 3.000001
     wrong = run_benchmark("vl_rewardbench", {i: better(e, right=i.endswith("/2")) for i, e in examples.items()}, {"votes": 3})
@@ -104,11 +104,11 @@ def test_vl_rewardbench_reads_logs_of_harnesses_in_their_order(score, tmp_path, 
         assert sum(map(len, pair["response"])) % 2 == is_swapped
         shown = pair["response"][:: -1 if is_swapped else 1]
         better = 2 if is_swapped else 1  # the ranking prefers the first of the data
-        said = f"Overall Judgment: Answer {better if n != 1 else 3 - better} is better."
+        reply = f"Overall Judgment: Answer {better if n != 1 else 3 - better} is better."
         asked = (
             {"doc": pair} if has_doc else {"vlreward_score": {"question_id": pair["id"], "category": "reasoning", "score": 1.0}}
         )
-        row = {"doc_id": n, "input": LMMS_EVAL_PROMPT.format(pair["query"], *shown), "target": "", "filtered_resps": [said]}
+        row = {"doc_id": n, "input": LMMS_EVAL_PROMPT.format(pair["query"], *shown), "target": "", "filtered_resps": [reply]}
         rows.append(row | asked)
     result = score("vl_rewardbench", rows[::-1], data)
     assert result["n"] == 3 and robust_value(result, "reasoning") == pytest.approx(200 / 3)
@@ -125,8 +125,8 @@ def test_vl_rewardbench_reads_logs_of_harnesses_in_their_order(score, tmp_path, 
 
 
 def test_multimodal_rewardbench_metrics_match_hand_computation(run_benchmark):
-    said = {"math_1": "[[A]]", "code_1": "[[B]] and [[A]]", "pairs_1": "[[A]] no, [[B]]", "nocaps_1": "neither"}
-    result = run_benchmark("multimodal_rewardbench", said)
+    replies = {"math_1": "[[A]]", "code_1": "[[B]] and [[A]]", "pairs_1": "[[A]] no, [[B]]", "nocaps_1": "neither"}
+    result = run_benchmark("multimodal_rewardbench", replies)
     coin = random.Random(123).random() < 0.5
     assert metric_value(result, "accuracy") == (3 + coin) / 4  # A is looked for first
     assert metric_value(result, "accuracy", "robust") == 2 / 4  # the last one counts

@@ -1,4 +1,4 @@
-"""Rows of answer files are joined to the right examples, or to none, and never without a word."""
+"""Rows of answer files are joined to the right examples, or to none, and notes report it."""
 
 import pytest
 from hypothesis import given
@@ -122,7 +122,7 @@ def test_join_leaves_questions_of_another_image_alone():
 
 
 def split_targets(**words):
-    """Return the questions of splits, whose ids begin again in each."""
+    """Return the questions of splits, whose ids restart in each."""
     return [target(n, f"A {word}?", split=split) for split, text in words.items() for n, word in enumerate(text.split(), 1)]
 
 

@@ -1,4 +1,4 @@
-"""What an output was made from: contents are compared, not paths."""
+"""Inputs of an output are compared by content, not by path."""
 
 from __future__ import annotations
 

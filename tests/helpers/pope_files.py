@@ -35,14 +35,14 @@ def pope_log(*splits, distance=0):
     for k, split in enumerate(splits):
         for image in range(2):
             for n, noun in enumerate(("dog", OBJECTS[split])):
-                said = "Yes" if n == 0 or (split == splits[-1] and image == 1) else "No"
+                reply = "Yes" if n == 0 or (split == splits[-1] and image == 1) else "No"
                 prompt = f"Is there a {noun} in the image?{PHRASE}"
-                rows.append({"question_id": k * distance + 2 * image + n + 1, "prompt": prompt, "text": said, "model_id": "m"})
+                rows.append({"question_id": k * distance + 2 * image + n + 1, "prompt": prompt, "text": reply, "model_id": "m"})
     return rows
 
 
 def pope_samples(*splits, **more):
-    """Return what lmms-eval logs since 0.4: no doc, ids in the objects of the metrics."""
+    """Return a log of lmms-eval from 0.4 on: no doc, ids in the objects of the metrics."""
     rows = pope_log(*splits)
     return [
         {

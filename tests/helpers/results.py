@@ -1,4 +1,4 @@
-"""Read what is in a result of eval."""
+"""Read values from a result of eval."""
 
 
 def metric_value(result, name, mode="official"):
@@ -15,5 +15,5 @@ def robust_value(result, name):
 
 
 def notes_of(result):
-    """Return what eval noted about the file of answers, as one text."""
+    """Return eval's notes on the file of answers as one text."""
     return " | ".join(result["answers"]["notes"])

@@ -1,4 +1,4 @@
-"""Token ids of prompts and answers, what is learnt of a conversation, control tokens in texts."""
+"""Token ids of prompts and answers, the loss mask of a conversation, control tokens in texts."""
 
 import re
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def tokens(chat: ChatText, token_ids) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["prepend", "metaspace"])
 def test_answer_ids_are_those_of_one_pass(kind):
-    """No mark stands before the answer's first token or before its end."""
+    """No mark comes before the answer's first token or before its end."""
     chat = make_chat(kind)
     assert tokens(chat, chat.answer_token_ids([QUESTION], "A cat.", 1)) == ["▁A", "▁cat", ".", "</s>"]
     assert [tokens(chat, chat.answer_token_ids([QUESTION], word, 0))[0] for word in ("Yes", "No")] == ["▁Yes", "▁No"]
@@ -60,7 +60,7 @@ def test_prompt_and_answer_ids_are_one_pass_and_decode_to_the_answer(kind, templ
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_reply_is_read_where_its_first_word_begins(kind):
-    """Where a line break of its own stands before an answer, yes and no come after it."""
+    """If an answer has a line break of its own before it, yes and no come after it."""
     for template, expected in ((LLAVA_1_5, []), (LINE_BREAK_FIRST, ["<0x0A>" if kind != "bytes" else "Ċ"])):
         chat = make_chat(kind, template)
         prompt = chat.render(CONVERSATION[:3], 1, generation_prompt=True)
@@ -73,7 +73,7 @@ def test_reply_is_read_where_its_first_word_begins(kind):
 
 
 def test_turn_that_differs_from_its_generation_prompt_in_white_space_only():
-    """LLaVA-OneVision's does; an answer is learnt after what it is generated after."""
+    """LLaVA-OneVision's does; an answer is learnt after the same tokens as it is generated."""
     turn = "{{ m['role'] }}: {% if m['role'] == 'assistant' %}{{ '\n' }}{% endif %}" + PARTS
     template = "{% for m in messages %}" + turn + END + "{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}"
     chat = make_chat("bytes", template)

@@ -1,4 +1,4 @@
-"""What is written loads by itself in plain transformers and PEFT, with the same logits."""
+"""Saved models load by themselves in plain transformers and PEFT, with the same logits."""
 
 from __future__ import annotations
 

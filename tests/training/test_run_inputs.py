@@ -1,4 +1,4 @@
-"""What a run directory was made from: a run called with other inputs is refused by their names."""
+"""A run that is called with other inputs than before is refused, and the inputs are named."""
 
 from __future__ import annotations
 
