@@ -67,7 +67,7 @@ INTENTIONS = word_set(
 )
 """Words before `to` and a verb that is still to be done: *about* to throw."""
 DITRANSITIVES = word_set("give offer hand show pass read teach buy bring throw serve toss lend feed")
-"""Actions that can name before their object to whom it goes: gives *a boy* an apple."""
+"""Actions that can name a recipient before their object: gives *a boy* an apple."""
 PLAYED = word_set(
     "baseball basketball football volleyball soccer tennis golf rugby cricket hockey badminton frisbee softball chess cards music"
 )

@@ -90,7 +90,7 @@ class ClaimBuilder:
         return list(dict.fromkeys(claims))
 
     def _partial_nouns(self) -> set[str]:
-        """Return the names of which there are others, "" if it may be any.
+        """Return the names that have others of their kind, "" if it may be any.
 
         One dog is black, the *other* is white; one of the *men*.
         """
