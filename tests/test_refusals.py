@@ -189,8 +189,8 @@ def test_stages_refuse_missing_checkpoint(refusal_of, stage):
 
 
 def test_generate_missing_relative_checkpoint_may_be_hub_id(refusal_of):
-    error = refusal_of("generate", make_row("generate"), model="runs/sft")
-    assert "model runs/sft cannot be loaded (no such directory, and as a Hub id: " in error
+    error = refusal_of("generate", make_row("generate"), model="owner/sft")
+    assert "model owner/sft cannot be loaded (no such directory, and as a Hub id: " in error
 
 
 def test_generate_refuses_run_folder_as_model(refusal_of, tiny_vlm_path, tmp_path_factory):
