@@ -92,8 +92,9 @@ class Adapters:
         for parameter in self.parameters(name).values():
             parameter.requires_grad_(True)
         self._lora_layers = [m for m in self.vlm.model.modules() if isinstance(m, BaseTunerLayer)]
-        for layer in self._lora_layers:
-            _compute_in_input_precision(layer, name)
+        if self.vlm.model.dtype != torch.float32:
+            for layer in self._lora_layers:
+                _compute_in_input_precision(layer, name)
 
     def load(self, name: str, directory: Path, *, trainable: bool) -> None:
         """Load a saved adapter with all of its settings.
