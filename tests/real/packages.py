@@ -44,10 +44,10 @@ def wheel(name: str, version: str) -> Path:
 
 
 def _folder_or_skip(key: str, command: tuple[str, ...]) -> Path:
-    folder = _fetch(key, command)
-    if isinstance(folder, str):
-        pytest.skip(folder)
-    return folder
+    folder_or_reason = _fetch(key, command)
+    if isinstance(folder_or_reason, str):  # why the package cannot be had
+        pytest.skip(folder_or_reason)
+    return folder_or_reason
 
 
 @functools.cache
