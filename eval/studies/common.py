@@ -12,9 +12,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -96,13 +96,19 @@ def slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The demo with one seed at one difficulty. Stages run on first use, in `output_dir`."""
+    """The demo with one seed at one difficulty. Stages run on first use, in `output_dir`.
+
+    base_path: the model that SFT starts from, by default the bundled one.
+    data_overrides: further settings of the data.
+    """
 
     output_dir: Path
     seed: int
     difficulty: str = "demo"
     fact_recall: float = 0.8
     fact_error_rate: float = 0.05
+    base_path: str | None = None
+    data_overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -116,6 +122,7 @@ class Experiment:
             "held_out_pairs": 1000,
             "fact_recall": self.fact_recall,
             "fact_error_rate": self.fact_error_rate,
+            **self.data_overrides,
         }
         return load_config(ScenesConfig, find("configs", "demo/scenes"), overrides)
 
@@ -124,7 +131,8 @@ class Experiment:
         """The fine-tuned model, trained as in the demo."""
         directory = self.directory / "sft"
         if not (directory / "finished.json").exists():
-            config = stage_config(SFTConfig, self.seed, directory, model_name_or_path=str(folder("data") / "tiny_vlm"))
+            base_path = self.base_path or str(folder("data") / "tiny_vlm")
+            config = stage_config(SFTConfig, self.seed, directory, model_name_or_path=base_path)
             sft(config, data.build_sft_rows(self.data_config, self.data_config.cooccurrence_bias))
         return str(directory / "model")
 
@@ -177,20 +185,21 @@ class Experiment:
 # ---- tables over seeds ---------------------------------------------------------------------------
 
 
-def mean_and_half_width(values: Iterable[float]) -> tuple[float, float]:
-    """Return the mean and the half width of its 95% t-interval, which is NaN for a single value."""
+def mean_and_half_width(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the mean and the half width of its t-interval, which is NaN for a single value."""
     array = np.array(list(values), dtype=float)
-    half_width = float(stats.t.ppf(0.975, len(array) - 1) * stats.sem(array)) if len(array) > 1 else float("nan")
+    quantile = 0.5 + confidence / 2
+    half_width = float(stats.t.ppf(quantile, len(array) - 1) * stats.sem(array)) if len(array) > 1 else float("nan")
     return float(array.mean()), half_width
 
 
-def format_mean(values: Iterable[float], as_percent: bool = False, sign: str = "") -> str:
+def format_mean(values: Iterable[float], as_percent: bool = False, sign: str = "", confidence: float = 0.95) -> str:
     """Return "mean ± half width", or the mean of a single value, or "-" without values."""
     samples = list(values)
     scale, digits = (100, 1) if as_percent else (1, 2)
     if not samples:
         return "-"
-    mean, half_width = mean_and_half_width(samples)
+    mean, half_width = mean_and_half_width(samples, confidence)
     return f"{mean * scale:{sign}.{digits}f}" + (f" ± {half_width * scale:.{digits}f}" if len(samples) > 1 else "")
 
 

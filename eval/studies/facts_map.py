@@ -1,0 +1,377 @@
+"""When do facts help the policy? A map of rewards: labels x facts, claims, an oracle, controls.
+
+    python eval/studies/facts_map.py --out runs/facts_map --seeds 4 5 6 7 8 --cells corners
+    python eval/studies/facts_map.py --out runs/facts_map --seeds 4 5 6 --cells rest controls
+    python eval/studies/facts_map.py --out runs/facts_map --analyse
+
+A cell is a reward, and each seed is a world: all its cells share the SFT model, the preference
+pairs (a reward model with N labels learns from the first N), the prompts and PPO's settings. Cells:
+
+rm-N-FACTS      a reward model with N labels (0: the untrained review) that reads FACTS: none, the
+                annotator's (80% listed, 5% wrong) or all
+claims-FACTS    claims checked against facts: `hallucination` and `coverage`, no reward model
+both-N-FACTS    the sum of the two
+oracle          the true utility by the scene graph, scaled as a reward model is
+rm-N-empty      the judge of rm-N-annotator, and prompts whose list of facts is empty
+rm-N-swapped    every row, in training and in PPO, has another picture's facts
+
+The learning rate of PPO is constant, unlike the demo's, so that a run of 48 steps is the beginning
+of one of 120, and one that was stopped is as good as its length. Each `eval_steps` steps, greedy
+answers on fresh selection and held-out scenes are measured (index 1000 + seed * N onwards, after
+those of the benchmark). With several `--kl-coefs`, a cell has a run of each, and its best by the
+selection split counts. A run that was killed continues from its last checkpoint. To stop a run,
+interrupt it or kill its process group; `--analyse` reports what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from common import Experiment, cached_result, run_parallel
+from facts_map_analysis import report
+from facts_map_curves import write_truth
+
+from mmrlhf import scenes
+from mmrlhf.commands.reward_eval import accuracy
+from mmrlhf.config import PPOConfig, RewardConfig
+from mmrlhf.demo import data
+from mmrlhf.demo.measure import CURVE_METRICS
+from mmrlhf.demo.pipeline import stage_config
+from mmrlhf.engine.rollout import generate_batches
+from mmrlhf.evaluation.benchmark import Task, load_benchmark
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.bundled import folder
+from mmrlhf.metrics.calibration import fit_temperature
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import yes_no_head
+from mmrlhf.models.loading import load as load_vlm
+from mmrlhf.models.vlm import VLM
+from mmrlhf.ppo import ppo
+from mmrlhf.records import Example, Fact, InputError, Message, Preference
+from mmrlhf.reward_model import score_margins, to_answer_group, train_reward_model
+from mmrlhf.rewards.checkpoint import load_reward_model, save_reward_model
+from mmrlhf.rewards.reward_model import RewardModel
+from mmrlhf.rewards.types import RewardFunction, Sample
+
+# ---- cells ---------------------------------------------------------------------------------------
+
+FactsArm = Literal["none", "annotator", "all", "empty", "swapped"]
+FACT_QUALITIES: dict[FactsArm, tuple[float, float]] = {"annotator": (0.8, 0.05), "all": (1.0, 0.0), "swapped": (0.8, 0.05)}
+"""Share of true facts listed, and share of the list that is wrong."""
+LABELS = (0, 250, 1000, 8000)
+CORNER_LABELS = (0, 250, 8000)
+REWARD_MODEL_TERMS = "fact_rm=1"
+CLAIM_TERMS = "hallucination=-1, coverage=0.2"
+LEXICON_FILE = str(Path(scenes.__file__).parent / "lexicon.txt")
+LOOKED_AT_SEEDS = range(4)
+"""Seeds that the demo and the base were tuned and reported on."""
+FEW_LABELS = 1000
+"""Up to this many labels, reward models train for two epochs instead of one."""
+FIRST_SCENE = 1000
+"""Number of the first evaluation scene: the benchmark reports those before it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A reward. `labels` is None without a reward model; `facts` is what the reward reads."""
+
+    reward_terms: str
+    facts: FactsArm
+    labels: int | None = None
+
+
+def build_cells() -> dict[str, dict[str, Cell]]:
+    """Return the cells by name in three groups, in the order in which they run."""
+    rm = {f"rm-{n}-{f}": Cell(REWARD_MODEL_TERMS, f, n) for n in LABELS for f in ("none", "annotator", "all")}
+    both = {f"both-{n}-{f}": Cell(f"{REWARD_MODEL_TERMS}, {CLAIM_TERMS}", f, n) for n in LABELS for f in ("annotator", "all")}
+    claims = {f"claims-{f}": Cell(CLAIM_TERMS, f) for f in ("annotator", "all")}
+    corners = {k: c for k, c in rm.items() if c.labels in CORNER_LABELS and c.facts != "all"}
+    rest = {"oracle": Cell("oracle=1", "none"), **{k: c for k, c in rm.items() if k not in corners}, **claims, **both}
+    controls = {f"rm-{n}-{f}": Cell(REWARD_MODEL_TERMS, f, n) for n in CORNER_LABELS for f in ("empty", "swapped")}
+    return {"corners": corners, "rest": rest, "controls": controls}  # type: ignore[dict-item]
+
+
+GROUPS = build_cells()
+CELLS = {name: cell for cells in GROUPS.values() for name, cell in cells.items()}
+GROUP_STEPS = {"corners": 120, "rest": 48, "controls": 48}
+
+
+def select_cells(names: Sequence[str]) -> list[list[str]]:
+    """Return the cells to run, by group: each group is finished for all seeds before the next.
+
+    Raises InputError for an unknown name.
+    """
+    if unknown := [name for name in names if name not in (*GROUPS, *CELLS, "all")]:
+        raise InputError(f"--cells {unknown[0]} does not exist: use all, {', '.join(GROUPS)}, or {', '.join(CELLS)}")
+    chosen = [[c for c in cells if {"all", group, c} & set(names)] for group, cells in GROUPS.items()]
+    return [cells for cells in chosen if cells]
+
+
+# ---- a world -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells of a directory share. `base` is the hash of the base model's weights."""
+
+    base: str
+    prompts_per_step: int
+    eval_scenes: int
+    eval_steps: int
+    pair_scenes: int
+    held_out_pairs: int
+    rl_scenes: int
+
+
+def arm_facts(arm: FactsArm, split: scenes.Split, row_id: str, experiment: Experiment) -> tuple[Fact, ...]:
+    """Return the facts of a row (SPLIT-INDEX...) in an arm."""
+    if arm not in FACT_QUALITIES:
+        return ()
+    index = int(row_id.split("-")[1]) + (1 if arm == "swapped" else 0)
+    scene = data.training_scene(split, index, experiment.data_config)
+    recall, error_rate = FACT_QUALITIES[arm]
+    return scenes.annotator_facts(
+        scene, np.random.default_rng([experiment.seed, 67, index]), recall=recall, error_rate=error_rate
+    )
+
+
+def with_facts(rows: Sequence[Preference], arm: FactsArm, experiment: Experiment) -> list[Preference]:
+    return [replace(row, facts=arm_facts(arm, "pairs", row.id, experiment)) for row in rows]
+
+
+def build_judge(experiment: Experiment, labels: int, arm: FactsArm) -> str:
+    """Train the reward model of a cell on the first `labels` pairs, and return its directory.
+
+    Raises InputError if there are fewer pairs.
+    """
+    arm = "annotator" if arm == "empty" else arm
+    directory = experiment.directory / f"reward_{labels}_{arm}"
+    if (directory / "finished.json").exists():
+        return str(directory)
+    train, held_out = experiment.pairs
+    if len(train) < labels:
+        raise InputError(f"seed {experiment.seed} has {len(train)} training pairs, not {labels}: raise --pair-scenes")
+    config = stage_config(
+        RewardConfig,
+        experiment.seed,
+        directory,
+        model_name_or_path=experiment.sft_path,
+        facts="none" if arm == "none" else "given",
+        num_train_epochs=2.0 if labels <= FEW_LABELS else 1.0,
+    )
+    if labels == 0:
+        save_untrained_judge(config, with_facts(held_out, arm, experiment))
+    else:
+        train_reward_model(config, with_facts(train[:labels], arm, experiment), with_facts(held_out, arm, experiment))
+    return str(directory)
+
+
+def save_untrained_judge(config: RewardConfig, held_out: Sequence[Preference]) -> None:
+    """Save the SFT model's own yes/no review as a reward model, scaled on held-out pairs.
+
+    Its adapter is the one that training would start from, so the critic, a copy of it, has the same
+    rank in all cells.
+    """
+    vlm, directory = load_vlm(config.model_name_or_path), Path(config.output_dir)
+    adapters = Adapters(vlm)
+    adapters.add("reward", config.lora_r, config.lora_alpha, config.seed)
+    model = RewardModel(Role(adapters, "reward", yes_no_head(vlm)), config.facts, config.facts_position)
+    groups = [to_answer_group(row) for row in held_out]
+    scores = model.score(groups)
+    raw_scores = np.array([score for group_scores in scores for score in group_scores])
+    model.mean, model.std = float(raw_scores.mean()), float(raw_scores.std(ddof=1))
+    margins = score_margins(held_out, scores) / model.std
+    model.temperature, model.accuracy = fit_temperature(margins), float((margins > 0).mean())
+    save_reward_model(model, directory, groups)
+    write_atomic(directory / "finished.json", json.dumps({"steps": 0, "accuracy": model.accuracy}))
+
+
+def make_oracle(experiment: Experiment) -> RewardFunction:
+    """Return the reward of true utility, with mean 0 and deviation 1 on held-out pairs' answers."""
+    penalty = experiment.data_config.false_claim_penalty
+
+    def true_utility(split: scenes.Split, row_id: str, answer: str) -> float:
+        scene = data.training_scene(split, int(row_id.split("-")[1]), experiment.data_config)
+        return scenes.utility(scene, answer, penalty)
+
+    reference = np.array([true_utility("pairs", row.id, answer) for row in experiment.pairs[1] for answer in row.answers])
+
+    def oracle(samples: Sequence[Sample]) -> list[float]:
+        return [(true_utility("rl", s.id, s.answer) - reference.mean()) / reference.std() for s in samples]
+
+    return oracle
+
+
+# ---- evaluation along the way --------------------------------------------------------------------
+
+
+def evaluation_rows(split: scenes.Split, seed: int, num_scenes: int) -> list[Example]:
+    """Return requests to describe a seed's own scenes of a split of the benchmark."""
+    module, rows = load_benchmark("scenes").module, []
+    for index in range(FIRST_SCENE + seed * num_scenes, FIRST_SCENE + (seed + 1) * num_scenes):
+        scene = scenes.generate_scene(split, index, module.SEED)
+        message = Message("user", module.description_question(scene, index).text)
+        meta = {"split": split, "index": index, "kind": "describe"}
+        rows.append(Example(f"{scene.id}-describe", (scene.image_source(),), (message,), meta=meta))
+    return rows
+
+
+def measure_answers(rows: Sequence[Example], answers: Mapping[str, list[str]]) -> dict[str, float]:
+    """Return the curves' metrics of answers to rows of one split, and false claims by kind."""
+    benchmark = load_benchmark("scenes")
+    scored = [{"id": row.id, **benchmark.score(row, answers[row.id], Task())} for row in rows]
+    (metrics,) = benchmark.module.by_split(scored).values()
+    false_by_kind = np.mean([np.mean(row["false_by_type"], 0) for row in scored], 0)
+    named = dict(zip(scenes.CLAIM_KINDS, false_by_kind, strict=True))
+    return {name: metrics[name] for name in CURVE_METRICS} | {f"false_{k}": float(v) for k, v in named.items()}
+
+
+def make_evaluation(experiment: Experiment, num_scenes: int) -> Callable[[VLM], dict[str, float]]:
+    """Return the measurement of greedy answers on selection and held-out scenes."""
+    splits: tuple[scenes.Split, ...] = ("selection", "held_out")
+    rows_by_split = {split: evaluation_rows(split, experiment.seed, num_scenes) for split in splits}
+
+    def evaluate(vlm: VLM) -> dict[str, float]:
+        values = {}
+        for split, rows in rows_by_split.items():
+            answers = {e.id: texts for e, texts in generate_batches(vlm, rows, data.GREEDY, batch_size=100)}
+            values |= {f"{split}_{name}": value for name, value in measure_answers(rows, answers).items()}
+        return values
+
+    return evaluate
+
+
+# ---- a cell --------------------------------------------------------------------------------------
+
+
+def measure_judge(experiment: Experiment, labels: int, arm: FactsArm) -> dict[str, Any]:
+    """Build a cell's judge and return its accuracy on held-out pairs, as labelled."""
+    held_out = with_facts(experiment.pairs[1], arm, experiment)
+    model = load_reward_model(build_judge(experiment, labels, arm))
+    return {"accuracy": accuracy(held_out, model.score([to_answer_group(p) for p in held_out]))["value"]}
+
+
+def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int, kl_coef: float) -> None:
+    """Train the policy of a cell, or go on with it, and write the truth about its samples."""
+    cell = CELLS[name]
+    directory = experiment.directory / f"ppo_{name}_kl{kl_coef:g}"
+    if not (directory / "finished.json").exists():
+        overrides: dict[str, Any] = {
+            "model_name_or_path": experiment.sft_path,
+            "reward_terms": f"{cell.reward_terms}, missing_eos=-2",
+            "kl_coef": kl_coef,
+            "max_steps": steps,
+            "per_device_train_batch_size": settings.prompts_per_step,
+            "lr_scheduler_type": "constant",
+            "min_probe_detection_rate": 0.0,
+            "lexicon_file": LEXICON_FILE if CLAIM_TERMS in cell.reward_terms else None,
+        }
+        if cell.labels is not None:
+            overrides["reward_model_path"] = build_judge(experiment, cell.labels, cell.facts)
+        prompts = [
+            replace(row, facts=arm_facts(cell.facts, "rl", row.id, experiment))
+            for row in data.build_rl_prompts(experiment.data_config)
+        ]
+        extra = {"oracle": make_oracle(experiment)} if name == "oracle" else None
+        config = stage_config(PPOConfig, experiment.seed, directory, **overrides)
+        evaluation = make_evaluation(experiment, settings.eval_scenes)
+        ppo(config, prompts, evaluation, extra, eval_steps=settings.eval_steps)
+    write_truth(directory, experiment.data_config)
+
+
+def run_world(cells: Sequence[str], settings: Settings, args: argparse.Namespace, experiment: Experiment) -> None:
+    """Run cells of one seed, in order."""
+    torch.set_num_threads(1)
+    for name, kl_coef in itertools.product(cells, args.kl_coefs):
+        cell = CELLS[name]
+        steps = args.steps or next(GROUP_STEPS[group] for group, members in GROUPS.items() if name in members)
+        if cell.labels is not None:
+            measure = partial(measure_judge, experiment, cell.labels, cell.facts)
+            cached_result(args.out, f"judge-{experiment.seed}-{name}", measure)
+
+        def train(name: str = name, steps: int = steps, kl_coef: float = kl_coef) -> dict[str, Any]:
+            train_cell(experiment, settings, name, steps, kl_coef)
+            return {"steps": steps}
+
+        cached_result(args.out, f"policy-{experiment.seed}-{name}-kl{kl_coef:g}", train)
+
+
+# ---- command -------------------------------------------------------------------------------------
+
+
+def claim_directory(directory: Path, settings: Settings) -> None:
+    """Write the settings to a directory. Raises InputError if it holds a map of other ones."""
+    path, content = directory / "settings.json", json.dumps(asdict(settings), indent=1)
+    directory.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_atomic(path, content)
+    elif changed := [k for k, v in json.loads(path.read_text()).items() if asdict(settings)[k] != v]:
+        raise InputError(f"{directory} holds a map with another {', '.join(changed)}: give another --out")
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", metavar="DIR", help="model that SFT starts from, by default the bundled one")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything that is built and measured")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6, 7, 8], metavar="SEED")
+    parser.add_argument("--cells", nargs="+", default=["corners"], metavar="CELL", help="corners, rest, controls, all, or names")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="seeds at a time, one core each")
+    parser.add_argument("--kl-coefs", type=float, nargs="+", default=[0.03], metavar="C")
+    parser.add_argument("--steps", type=int, help="steps of PPO, by default 120 in the corners and 48 elsewhere")
+    parser.add_argument("--prompts-per-step", type=int, default=24, help="prompts of a step, with four answers each")
+    parser.add_argument("--eval-scenes", type=int, default=200, help="selection scenes, and held-out scenes, of a seed")
+    parser.add_argument("--eval-steps", type=int, default=8, help="steps between evaluations")
+    parser.add_argument("--pair-scenes", type=int, default=6000, help="scenes whose answers are compared in pairs")
+    parser.add_argument("--held-out-pairs", type=int, default=500)
+    parser.add_argument("--rl-scenes", type=int, default=2880)
+    parser.add_argument("--analyse", action="store_true", help="run nothing, report what there is")
+    args = parser.parse_args(argv)
+    if looked_at := sorted(set(args.seeds) & set(LOOKED_AT_SEEDS)):
+        parser.error(f"--seeds {looked_at[0]} has been looked at: give seeds from {len(LOOKED_AT_SEEDS)} on")
+    return args
+
+
+def run_map(args: argparse.Namespace) -> None:
+    """Run the chosen cells: each group for all seeds, and all of its cells of a seed in a row.
+
+    Raises InputError if the directory holds another map, or a cell does not exist.
+    """
+    groups = select_cells(args.cells)
+    base_path = args.base or str(folder("data") / "tiny_vlm")
+    base_hash = hashlib.sha256((Path(base_path) / "model.safetensors").read_bytes()).hexdigest()
+    settings = Settings(
+        base_hash, args.prompts_per_step, args.eval_scenes, args.eval_steps, args.pair_scenes, args.held_out_pairs, args.rl_scenes
+    )  # fmt: skip
+    claim_directory(args.out, settings)
+    overrides = {name: getattr(args, name) for name in ("pair_scenes", "held_out_pairs", "rl_scenes")}
+    experiments = [Experiment(args.out, seed, base_path=base_path, data_overrides=overrides) for seed in args.seeds]
+    num_workers = min(args.workers, os.cpu_count() or 1, len(experiments))
+    for cells in groups:
+        run_parallel(experiments, partial(run_world, cells, settings, args), num_workers)
+
+
+def main() -> None:
+    args = parse_arguments()
+    try:
+        if not args.analyse:
+            run_map(args)
+        report(args.out)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

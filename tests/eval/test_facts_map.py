@@ -1,0 +1,216 @@
+"""The map's comparisons, by numbers to check with a pencil, its figures and its cells."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmrlhf import scenes
+from mmrlhf.config import ScenesConfig
+from mmrlhf.demo import data
+from mmrlhf.records import InputError
+
+STUDIES = Path(__file__).parents[2] / "eval" / "studies"
+
+
+@pytest.fixture
+def load_study(monkeypatch):
+    """Import a study as its command does, from its own folder."""
+    pytest.importorskip("open_clip")
+    monkeypatch.syspath_prepend(str(STUDIES))
+    return importlib.import_module
+
+
+@pytest.fixture
+def curves(load_study):
+    return load_study("facts_map_curves")
+
+
+def make_run(curves, kl, f1, selection=None, cell="rm-0-none", seed=4, utility=None, kl_coef=0.03):
+    """Return a run with an evaluation every 8 steps, whose other metrics equal its F1."""
+    f1 = np.array(f1, dtype=float)
+    names = ("claim_f1", "utility", "coverage", "chair_s", "perception_errors", "cooccurrence_errors", "mean_length")
+    metrics = {f"held_out_{name}": f1 for name in names}
+    metrics["held_out_utility"] = np.array(f1 if utility is None else utility, dtype=float)
+    metrics["selection_claim_f1"] = np.array(f1 if selection is None else selection, dtype=float)
+    steps = 8 * np.arange(len(f1))
+    samples = {
+        "score": np.linspace(0, 1, steps[-1]),
+        **{f"false_{k}": 1 - 0.01 * np.arange(steps[-1]) for k in scenes.CLAIM_KINDS},
+    }
+    return curves.Run(seed, cell, kl_coef, steps, np.array(kl, dtype=float), metrics, samples, True)
+
+
+# ---- curves --------------------------------------------------------------------------------------
+
+
+def test_a_value_at_a_kl_is_interpolated_in_its_root(curves):
+    run = make_run(curves, kl=[0, 1, 4], f1=[0.8, 0.9, 0.7])
+    assert curves.value_at_kl(run, "held_out_claim_f1", 0.25) == pytest.approx(0.85)  # root .5, half way to 1
+    assert curves.value_at_kl(run, "held_out_claim_f1", 2.25) == pytest.approx(0.8)  # root 1.5, half way to 2
+    assert np.isnan(curves.value_at_kl(run, "held_out_claim_f1", 4.5))
+
+
+def test_evaluations_are_in_the_order_of_their_kl_and_equal_kls_are_averaged(curves):
+    run = make_run(curves, kl=[0, 4, 1, 1], f1=[0.8, 0.6, 0.9, 0.7])
+    roots, values = curves.along_kl(run, "held_out_claim_f1")
+    assert roots.tolist() == [0, 1, 2]
+    assert values == pytest.approx([0.8, 0.8, 0.6])
+
+
+def test_arms_at_the_same_kl(curves):
+    a = make_run(curves, kl=[0, 1], f1=[0.8, 1.0])
+    b = make_run(curves, kl=[0, 4], f1=[0.8, 0.4])  # at KL 1, half way in the root: .6
+    by_way = curves.at_same_kl(a, b, "held_out_claim_f1")
+    assert by_way["largest common KL"] == pytest.approx(0.4)
+    assert by_way["mean to it"] == pytest.approx(0.2)  # a triangle from 0 to .4
+    assert by_way["KL 1"] == pytest.approx(0.4)
+    assert by_way["KL 0.5"] == pytest.approx(0.4 * np.sqrt(0.5))
+    assert np.isnan(by_way["KL 2"])  # a does not get there
+    assert curves.at_same_kl(b, a, "held_out_claim_f1")["largest common KL"] == pytest.approx(-0.4)
+
+
+def test_arms_after_the_same_steps_and_at_their_best_checkpoints(curves):
+    a = make_run(curves, kl=[0, 1, 2], f1=[0.8, 0.9, 0.5], selection=[0.7, 0.9, 0.8])
+    b = make_run(curves, kl=[0, 3], f1=[0.8, 0.6], selection=[0.7, 0.7])
+    assert curves.after_same_steps(a, b, "held_out_claim_f1") == pytest.approx(0.3)  # step 8 is the last of both
+    assert (a.best, b.best) == (1, 0)  # of equals, the earliest: SFT
+    assert curves.at_best_checkpoints(a, b, "held_out_claim_f1") == pytest.approx(0.1)
+
+
+def test_the_kl_after_a_step_is_that_of_the_next_step_on_a_line(curves):
+    sampled = 0.1 * np.arange(20)  # step t logs 0.1 (t - 1), the KL that t - 1 steps made
+    assert curves.kl_after_steps(sampled, [0, 8, 20]) == pytest.approx([0, 0.8, 2.0])
+    assert curves.kl_after_steps(-sampled, [8]) == pytest.approx([0])  # an estimate can be negative, a KL cannot
+
+
+def test_first_slope_is_the_change_per_step(curves):
+    run = make_run(curves, kl=[0, 1, 2, 3, 4], f1=[0.8] * 5)
+    assert curves.first_slope(run, "false_object") == pytest.approx(-0.01)
+
+
+def test_the_kl_coefficient_of_a_cell_is_chosen_by_the_selection_split(curves):
+    weak = [make_run(curves, [0, 1], [0.9, 0.9], [0.7, 0.8], seed=s, kl_coef=0.03) for s in (4, 5)]
+    strong = [make_run(curves, [0, 1], [0.5, 0.5], [0.7, 0.9], seed=s, kl_coef=0.1) for s in (4, 5)]
+    lonely = make_run(curves, [0, 1], [0.5, 0.5], [0.99, 0.99], seed=6, kl_coef=0.03)  # a seed without the other coefficient
+    chosen = curves.tuned_runs([*weak, *strong, lonely])["rm-0-none"]
+    assert {run.kl_coef for run in chosen.values()} == {0.1} and sorted(chosen) == [4, 5]
+
+
+def test_truth_of_samples_is_the_mean_over_a_steps_answers(curves, tmp_path):
+    config = ScenesConfig(seed=4)
+    scene = data.training_scene("rl", 3, config)
+    shape = scene.objects[0].shape
+    absent = next(s for s in scenes.SHAPES if s not in {o.shape for o in scene.objects})
+    answers = {1: (f"There is a {shape}.", f"There is a {shape} and a {absent}."), 2: (f"There is a {shape}.",)}
+    lines = [json.dumps({"step": step, "id": scene.id, "answer": a}) for step, texts in answers.items() for a in texts]
+    (tmp_path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+    first, second = curves.read_truth(tmp_path, config)
+    assert (first["utility"], first["false_object"]) == (-1.0, 0.5)  # 1 and 1 - 4; one false claim in two answers
+    assert (second["utility"], second["false_object"], second["length"]) == (1.0, 0.0, 4.0)
+    assert curves.read_truth(tmp_path, config) == [first, second]
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def runs_of(curves, **f1_by_cell):
+    return {
+        cell.replace("_", "-"): {4 + i: make_run(curves, [0, 1, 2], f1, cell=cell, seed=4 + i) for i, f1 in enumerate(by_seed)}
+        for cell, by_seed in f1_by_cell.items()
+    }
+
+
+def test_facts_help_where_they_are_ahead_at_the_same_kl_and_at_best_checkpoints(load_study, curves):
+    analysis = load_study("facts_map_analysis")
+    runs = runs_of(
+        curves,
+        rm_0_none=[[0.8, 0.82, 0.7], [0.8, 0.81, 0.69], [0.8, 0.81, 0.71]],
+        rm_0_annotator=[[0.8, 0.9, 0.9], [0.8, 0.91, 0.9], [0.8, 0.91, 0.9]],
+    )
+    assert analysis.facts_comparisons(runs) == [("rm-0-annotator", "rm-0-none")]
+    by_way = analysis.differences(runs, "rm-0-annotator", "rm-0-none", "claim_f1")
+    assert by_way["same steps"] == pytest.approx([0.2, 0.21, 0.19])
+    assert by_way["best checkpoints"] == pytest.approx([0.08, 0.1, 0.1])
+    assert analysis.verdict(by_way) == "helps"
+    swapped = {way: [-v for v in values] for way, values in by_way.items()}
+    assert analysis.verdict(swapped) == "harms"
+    only_after_steps = {way: values if way == "same steps" else [0.0, 0.01, -0.01] for way, values in by_way.items()}
+    assert analysis.verdict(only_after_steps) == "delays hacking"
+    assert analysis.verdict({way: values[:1] for way, values in by_way.items()}) == "open"  # one seed decides nothing
+
+
+def test_the_interval_of_a_decision_is_wider(load_study):
+    format_mean = load_study("common").format_mean
+    assert format_mean([1.0, 3.0]) == "2.00 ± 12.71"
+    assert format_mean([1.0, 3.0], confidence=0.975) == "2.00 ± 25.45"  # t(.9875) of one degree of freedom
+
+
+def test_agreement_of_j_with_falling_errors(load_study):
+    agreement_of = load_study("facts_map_analysis").agreement_of
+    assert agreement_of([0.5, 0.2, -0.1], [-0.03, -0.01, 0.02]) == {"sign": 1.0, "spearman": pytest.approx(1.0)}
+    assert agreement_of([0.5, 0.2, -0.1], [0.03, -0.01, 0.02])["sign"] == pytest.approx(2 / 3)
+
+
+def test_tables_and_figures_of_a_few_runs(load_study, curves, tmp_path):
+    analysis, plots = load_study("facts_map_analysis"), load_study("facts_map_plots")
+    f1 = [[0.8, 0.9, 0.7], [0.8, 0.85, 0.75]]
+    runs = runs_of(curves, rm_0_none=f1, rm_0_all=f1, claims_all=f1, both_250_all=f1, rm_250_all=f1, oracle=f1)
+    judges = {"rm-0-all": [{"accuracy": 0.6, "kinds": dict.fromkeys(scenes.CLAIM_KINDS, 0.4)}] * 2}
+    table, agreement = analysis.slope_table(runs, judges)
+    assert "| rm-0-all | object | +0.40 ± 0.00 | -10.00 |" in table and agreement["sign"] == 1.0
+    assert ("oracle", "rm-0-none") in analysis.other_comparisons(runs)
+    assert ("both-250-all", "rm-250-all") in analysis.other_comparisons(runs)
+    assert "| rm-0-all - rm-0-none | 2 | +0.0 ± 0.0 |" in analysis.primary_table(runs, analysis.facts_comparisons(runs))
+    assert "| rm-0-none | 1.00 ± 0.00 | 2 of 2 |" in analysis.turn_table(runs)
+    assert "60.0 ± 0.0" in analysis.cells_table(runs, judges)
+    for path in plots.write_figures(tmp_path, runs):
+        assert path.stat().st_size > 10_000 and path.with_suffix(".svg").exists()
+
+
+# ---- cells ---------------------------------------------------------------------------------------
+
+
+def test_cells_and_their_groups(load_study):
+    module = load_study("facts_map")
+    assert list(module.GROUPS["corners"]) == [f"rm-{n}-{f}" for n in (0, 250, 8000) for f in ("none", "annotator")]
+    assert len(module.CELLS) == 12 + 8 + 2 + 1 + 6
+    assert module.select_cells(["oracle", "corners"]) == [list(module.GROUPS["corners"]), ["oracle"]]
+    with pytest.raises(InputError, match="--cells rm-3 does not exist"):
+        module.select_cells(["rm-3"])
+    with pytest.raises(SystemExit):
+        module.parse_arguments(["--out", "x", "--seeds", "3"])
+
+
+def test_facts_of_the_arms(load_study, tmp_path):
+    module = load_study("facts_map")
+    experiment = module.Experiment(tmp_path, 4)
+    scene, next_scene = (data.training_scene("rl", i, experiment.data_config) for i in (7, 8))
+    facts = {arm: module.arm_facts(arm, "rl", scene.id, experiment) for arm in ("none", "annotator", "all", "empty", "swapped")}
+    assert facts["none"] == facts["empty"] == ()
+    assert facts["swapped"] == module.arm_facts("annotator", "rl", next_scene.id, experiment) != facts["annotator"]
+    listed = [fact.text for fact in facts["all"] if fact.kind == "object"]
+    assert len(listed) == len(scene.objects)
+    assert all(o.colour in text and o.shape in text for o, text in zip(scene.objects, listed, strict=True))
+
+
+def test_a_directory_keeps_one_map(load_study, tmp_path):
+    module = load_study("facts_map")
+    settings = module.Settings("hash", 24, 200, 8, 6000, 500, 2880)
+    module.claim_directory(tmp_path, settings)
+    module.claim_directory(tmp_path, settings)
+    with pytest.raises(InputError, match="another base, eval_scenes"):
+        module.claim_directory(tmp_path, module.replace(settings, base="other", eval_scenes=100))
+
+
+def test_evaluation_scenes_are_a_seeds_own_and_follow_the_benchmarks(load_study):
+    module = load_study("facts_map")
+    rows = module.evaluation_rows("held_out", 4, 3)
+    assert [row.meta["index"] for row in rows] == [1012, 1013, 1014]
+    scene = scenes.generate_scene("held_out", 1012, 0)
+    full = f"There is {' and '.join(scenes.with_article(o.name) for o in scene.objects)}."
+    answers = {row.id: [full if row is rows[0] else "There is nothing."] for row in rows}
+    metrics = module.measure_answers(rows, answers)
+    assert metrics["chair_s"] == 0 and metrics["false_object"] == 0 and 0 < metrics["coverage"] < 1
