@@ -301,7 +301,7 @@ def _invalid_value_message(label: str, field: ConfigField, value: Any) -> str:
     if new_value is not None:
         return f"{label}: {renamed(str(value), new_value)}"
     other_value = OTHER_VALUES.get(field.name, {}).get(str(value).lower()) if field.choices else None
-    hint = f": use {other_value}" if other_value in field.choices else ""
+    hint = f": use {other_value}" if other_value and other_value.split()[0] in field.choices else ""
     literal_names = {None: "null", True: "true", False: "false"}
     value_text = literal_names[value] if value is None or isinstance(value, bool) else repr(value)
     value_text = value_text if len(value_text) <= 80 else value_text[:77] + "..."

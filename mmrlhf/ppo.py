@@ -106,6 +106,8 @@ def ppo(
     if resumed := run.resume():
         start_step, tensors, state = resumed
         recent_metrics = state.get("recent_metrics", [])
+        if roles.normalizer is not None:
+            roles.normalizer.load_state(state["term_statistics"])
         for role in roles.trained:
             role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
@@ -173,6 +175,8 @@ def ppo(
             if (step + 1) % config.save_steps == 0 and not is_last:
                 role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
                 state = {"recent_metrics": ppo_metrics.select_hacking_metrics(recent_metrics)}
+                if roles.normalizer is not None:
+                    state["term_statistics"] = roles.normalizer.state()
                 run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer)}, state)
 
     engine.close()
@@ -245,7 +249,9 @@ def collect_batch(
     # 3. Rewards of answers, by reward function
     samples = build_samples(rows, completions, config.num_generations, config.response_length)
     breakdowns = score_samples(roles.weighted_rewards, samples, failure_file)
-    scores_N = torch.tensor([breakdown.total for breakdown in breakdowns], device=vlm.device)
+    if roles.normalizer is not None:
+        breakdowns = roles.normalizer(breakdowns)
+    totals_N = torch.tensor([breakdown.total for breakdown in breakdowns], device=vlm.device)
 
     # 4. Log-probs of policy and reference. In float32 the policy's are those of the rollout. In
     # bfloat16 the decoding kernels differ from the update's by hundredths of a nat: recompute.
@@ -264,7 +270,7 @@ def collect_batch(
         rewards_NT = advantages.token_rewards(answer_rewards_N, kl_NT, mask_NT, kl_coef)
         rewards_NT = rewards_NT + span_rewards(vlm, completions, breakdowns)
     else:
-        rewards_NT = advantages.token_rewards(scores_N, kl_NT, mask_NT, kl_coef)
+        rewards_NT = advantages.token_rewards(totals_N, kl_NT, mask_NT, kl_coef)
     critic_prompts, values_NT = prompts, torch.zeros_like(rewards_NT)
     if critic is not None:
         if config.critic_sees_facts:
@@ -276,13 +282,15 @@ def collect_batch(
     advantages_NT, returns_NT = advantages.estimate(
         config.advantage_estimator, shaped_NT, values_NT, mask_NT,
         group_size=config.num_generations, gamma=config.gamma, lam=config.lam,
+        scale_groups=not config.compares_terms_in_groups,
     )  # fmt: skip
     if config.advantage_estimator == "gae":  # GRPO's are already normalised within their group
         advantages_NT = advantages.whiten(accelerator, advantages_NT, mask_NT)
+    elif config.compares_terms_in_groups:
+        advantages_NT = advantages.whiten_answers(accelerator, advantages_NT, mask_NT)
     return PPOBatch(
         samples=samples,
         breakdowns=breakdowns,
-        scores_N=scores_N,
         completions=completions,
         critic_prompts=critic_prompts,
         old_logps_NT=old_logps_NT,
@@ -349,3 +357,12 @@ def _check_config(config: PPOConfig) -> None:
         )
     if config.advantage_estimator == "grpo" and config.use_critic:
         raise InputError("use_critic: advantage_estimator grpo does not use a critic; leave one of them out")
+    if config.compares_terms_in_groups and config.num_generations == 1:
+        raise InputError(
+            "multi_objective_aggregation normalize_then_sum compares the answers to a prompt, and num_generations is 1: "
+            "sample more, or set term_statistics running"
+        )
+    if config.multi_objective_aggregation == "sum_then_normalize" and config.term_statistics == "running":
+        raise InputError(
+            "term_statistics running needs multi_objective_aggregation normalize_then_sum: set both, or leave term_statistics out"
+        )

@@ -298,7 +298,7 @@ EXPLAINED_SETTINGS = {
     "use_kl_in_reward": "kl_penalty reward puts the KL into the rewards",
     "missing_eos_penalty": "reward_terms has missing_eos: give it a weight",
     "stop_token": "an answer ends at the end-of-turn token of the checkpoint",
-    "scale_rewards": "grpo divides by the group's standard deviation; whiten_rewards scales per-token rewards",
+    "scale_rewards": "grpo divides by the group's standard deviation; whiten_rewards scales per-token rewards, and multi_objective_aggregation normalize_then_sum each reward function's values",
     "normalize_reward": "the reward model's scores are normalised when it is saved",
     "normalize_advantage": "advantages of gae are always whitened",
     "whiten_advantages": "advantages of gae are always whitened",
@@ -369,7 +369,10 @@ OTHER_VALUES = {
     },
     "tuning": {"qlora": "lora", "peft": "lora", "full_ft": "full"},
     "lr_scheduler_type": {"constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_with_restarts": "cosine"},
-    "advantage_estimator": {"ppo": "gae", "rloo": "grpo", "reinforce": "grpo"},
+    "advantage_estimator": {
+        "ppo": "gae", "rloo": "grpo", "reinforce": "grpo", "gdpo": "grpo with multi_objective_aggregation normalize_then_sum",
+    },
+    "multi_objective_aggregation": {"none": "sum_then_normalize", "sum": "sum_then_normalize", "gdpo": "normalize_then_sum"},
     "loss_type": {"sigmoid": "bradley_terry"},
 }  # fmt: skip
 """Values of other tools -> the nearest value here, to suggest."""

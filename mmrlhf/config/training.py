@@ -145,6 +145,13 @@ class PPOConfig(TrainConfig):
     question_mark, repetition, FILE.py:NAME, and the claim rewards hallucination, coverage and
     verifier_score. Add @VERIFIER (facts, clip, vlm, or several joined by +) to a claim reward to
     change its verifier (default facts; clip for verifier_score)."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """How reward functions become one reward: `sum_then_normalize` adds weight x value, and
+    `normalize_then_sum` (GDPO) brings each function's values to mean 0 and standard deviation 1
+    before they are weighted, so that weights do not depend on units."""
+    term_statistics: Literal["group", "running"] = "group"
+    """Means and standard deviations for normalize_then_sum: of the answers to a prompt (`group`),
+    or of all answers of the run so far (`running`)."""
     span_credit: Literal["token", "last_token"] = "token"
     """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
     the answer."""
@@ -223,6 +230,11 @@ class PPOConfig(TrainConfig):
         if self.kl_penalty is None:
             return self.advantage_estimator == "grpo"
         return self.kl_penalty == "loss"
+
+    @property
+    def compares_terms_in_groups(self) -> bool:
+        """Return whether each reward function is normalised among the answers to a prompt."""
+        return self.multi_objective_aggregation == "normalize_then_sum" and self.term_statistics == "group"
 
     @property
     def credits_spans(self) -> bool:

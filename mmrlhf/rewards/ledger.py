@@ -111,23 +111,33 @@ def _load_from_file(name: str) -> RewardFunction:
 
 @dataclass(frozen=True)
 class RewardBreakdown:
-    """The value that each reward function gave an answer, weights included.
+    """What each reward function gave an answer, and what that contributes to the reward.
 
-    `terms` has every function's total, and `spans` the spans of those that reward spans.
+    `values` are the functions' own values, and `terms` their contributions: weight x value, or with
+    `normalized` values, weight x normalized value. `spans` has the contributions of those that
+    reward spans, without what normalisation takes from or adds to the answer as a whole.
     """
 
     terms: dict[str, float]
     spans: dict[str, list[RewardSpan]]
+    values: dict[str, float]
+    weights: Mapping[str, float]
+    normalized: dict[str, float] | None = None
 
     @property
     def answer_total(self) -> float:
-        """Return the sum over reward functions that score the whole answer, not spans."""
-        return sum(value for name, value in self.terms.items() if name not in self.spans)
+        """Return the sum of all contributions that are not those of spans."""
+        return sum(value - math.fsum(reward for *_, reward in self.spans.get(name, ())) for name, value in self.terms.items())
 
     @property
     def total(self) -> float:
-        """Return the sum over all reward functions."""
+        """Return the sum of all contributions."""
         return sum(self.terms.values())
+
+    @property
+    def weighted_values(self) -> dict[str, float]:
+        """Return weight x value of every function, whether or not values are normalised."""
+        return self.terms if self.normalized is None else {k: self.weights[k] * v for k, v in self.values.items()}
 
 
 def score_samples(
@@ -139,14 +149,17 @@ def score_samples(
     but finite numbers and spans within the answer. The message names the function and the first
     sample it fails on, which is written to `failure_file`.
     """
-    breakdowns = [RewardBreakdown({}, {}) for _ in samples]
+    weights = {weighted_reward.name: weighted_reward.weight for weighted_reward in weighted_rewards}
+    breakdowns = [RewardBreakdown({}, {}, {}, weights) for _ in samples]
     for weighted_reward in weighted_rewards:
         name, weight = weighted_reward.name, weighted_reward.weight
         values = _call_reward_function(weighted_reward, samples, failure_file)
         for breakdown, value in zip(breakdowns, values, strict=True):
             if isinstance(value, Real):
+                breakdown.values[name] = float(value)
                 breakdown.terms[name] = weight * float(value)
             else:
+                breakdown.values[name] = math.fsum(span_reward for *_, span_reward in value)
                 spans = [(start, end, weight * span_reward) for start, end, span_reward in value]
                 breakdown.spans[name] = spans
                 breakdown.terms[name] = math.fsum(span_reward for *_, span_reward in spans)
@@ -159,9 +172,10 @@ def ledger_rows(
     total_rewards: Sequence[float],
     claim_rows: Sequence[Sequence[Any]] | None,
 ) -> list[dict[str, Any]]:
-    """Return a ledger row per answer: each function's value, and the `total` used in training.
+    """Return a ledger row per answer: each function's contribution, and the `total` trained on.
 
-    `kl` is the difference between `total` and the sum of the values. `claim_rows` holds each
+    `kl` is the difference between `total` and the sum of the contributions. If values are
+    normalised, a row also has the values before and after, and the weights. `claim_rows` holds each
     answer's claims with their verdicts, or is None in a run that verifies no claims; with claims, a
     row also has the paths of its images and the prompt's last question.
     """
@@ -176,6 +190,8 @@ def ledger_rows(
             "kl": total - breakdown.total,
             "total": total,
         }
+        if breakdown.normalized is not None:
+            row |= {"values": breakdown.values, "normalized": breakdown.normalized, "weights": dict(breakdown.weights)}
         if breakdown.spans:
             row["spans"] = breakdown.spans
         if claim_rows is not None:

@@ -29,16 +29,19 @@ def estimate(
     group_size: int,
     gamma: float,
     lam: float,
+    scale_groups: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return advantages and returns [N, T] of answers in consecutive groups of `group_size`.
 
     `values_NT` holds zeros if there is no critic. An estimator only decides how rewards become
-    advantages: whether a critic exists and where the KL goes are separate settings.
+    advantages: whether a critic exists and where the KL goes are separate settings. Without
+    `scale_groups`, grpo subtracts the group's mean and does not divide.
     """
     if estimator == "gae":
         return gae(rewards_NT, values_NT, mask_NT, gamma, lam)
-    advantages_N = group_advantages(rewards_NT.sum(1).view(-1, group_size)).view(-1)
-    return advantages_N[:, None] * mask_NT, torch.zeros_like(values_NT)
+    scores_PG = rewards_NT.sum(1).view(-1, group_size)
+    advantages_PG = group_advantages(scores_PG) if scale_groups else scores_PG - scores_PG.mean(1, keepdim=True)
+    return advantages_PG.view(-1, 1) * mask_NT, torch.zeros_like(values_NT)
 
 
 def token_rewards(scores_N: Tensor, kl_NT: Tensor, mask_NT: Tensor, kl_coef: float) -> Tensor:
@@ -104,6 +107,15 @@ def _whiten(values_NT: Tensor, mask_NT: Tensor, sum_over_processes: Callable[[Te
     variance = sum_over_processes(((values_64 - mean) ** 2 * mask_64).sum()) / count
     whitened_64 = (values_64 - mean) * torch.rsqrt(variance + 1e-8)
     return ((whitened_64 + mean if keep_mean else whitened_64) * mask_64).to(values_NT.dtype)
+
+
+def whiten_answers(accelerator: Accelerator, advantages_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Apply `whiten` to advantages that are the same on all tokens of an answer, counted once.
+
+    GDPO's last step (Liu et al. 2026): over a batch, sums of group-normalised rewards vary with the
+    number of functions and their weights, and this brings them back to standard deviation 1.
+    """
+    return whiten(accelerator, advantages_NT[:, :1], mask_NT[:, :1]) * mask_NT
 
 
 def explained_variance(values_NT: Tensor, returns_NT: Tensor, mask_NT: Tensor) -> Tensor:

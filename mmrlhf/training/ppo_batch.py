@@ -18,8 +18,8 @@ from mmrlhf.rewards.types import Sample
 class PPOBatch:
     """Sampled answers [N, T], their rewards, and the inputs of the losses.
 
-    `samples` are the answers as reward functions see them, `breakdowns` the values of each
-    function, and `scores_N` their weighted sums. `old_logps_NT` are log-probs under the policy that
+    `samples` are the answers as reward functions see them, `breakdowns` what each function gave
+    them and contributes to the reward. `old_logps_NT` are log-probs under the policy that
     sampled the answers, `ref_logps_NT` under the reference. `rewards_NT` holds the reward of each
     token, before whitening. `values_NT` is zero without a critic, and `returns_NT` with GRPO.
     `critic_prompts` are the prompts that the critic reads.
@@ -27,7 +27,6 @@ class PPOBatch:
 
     samples: list[Sample]
     breakdowns: list[RewardBreakdown]
-    scores_N: Tensor
     completions: SampledCompletions
     critic_prompts: list[Prompt]
     old_logps_NT: Tensor
@@ -36,6 +35,11 @@ class PPOBatch:
     advantages_NT: Tensor
     values_NT: Tensor
     returns_NT: Tensor
+
+    @property
+    def scores(self) -> list[float]:
+        """The weighted sum of each answer's values, before they are normalised."""
+        return [sum(breakdown.weighted_values.values()) for breakdown in self.breakdowns]
 
     @property
     def mask_NT(self) -> Tensor:
@@ -50,7 +54,7 @@ class PPOBatch:
     def select(self, prompt_indices: Sequence[int]) -> PPOBatch:
         """Return the answers to some prompts, in the order of the batch."""
         completions, answer_indices = select_prompts(self.completions, prompt_indices)
-        tensors = ("scores_N", "old_logps_NT", "ref_logps_NT", "rewards_NT", "advantages_NT", "values_NT", "returns_NT")
+        tensors = ("old_logps_NT", "ref_logps_NT", "rewards_NT", "advantages_NT", "values_NT", "returns_NT")
         return PPOBatch(
             samples=[self.samples[i] for i in answer_indices.tolist()],
             breakdowns=[self.breakdowns[i] for i in answer_indices.tolist()],

@@ -68,12 +68,13 @@ def rollout_metrics(batch: PPOBatch, kl_coef: float) -> dict[str, Tensor]:
     mask_NT, entropy_NT = batch.mask_NT, batch.completions.entropy_NT
     kl_NT = losses.kl_k1(batch.old_logps_NT, batch.ref_logps_NT)
     kl = (kl_NT * mask_NT).sum(1).mean()
+    scores = torch.tensor(batch.scores, device=kl.device).mean()
     return {
         "objective/kl": kl,
         "objective/entropy": entropy_NT.sum(1).mean(),
         "objective/non_score_reward": (-kl_coef * kl_NT * mask_NT).sum(1).mean(),
-        "objective/rlhf_reward": batch.scores_N.mean() - kl_coef * kl,
-        "objective/scores": batch.scores_N.mean(),
+        "objective/rlhf_reward": scores - kl_coef * kl,
+        "objective/scores": scores,
         "policy/entropy_avg": losses.masked_mean(entropy_NT, mask_NT),
         "completions/mean_length": mask_NT.sum(1).mean(),
     }
@@ -82,8 +83,9 @@ def rollout_metrics(batch: PPOBatch, kl_coef: float) -> dict[str, Tensor]:
 def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer | None) -> dict[str, float]:
     """Return the mean of each reward function, signs of reward hacking, and verdicts on claims."""
     samples, breakdowns = batch.samples, batch.breakdowns
-    metrics = {f"rewards/{name}/mean": fmean(breakdown.terms[name] for breakdown in breakdowns) for name in breakdowns[0].terms}
-    metrics |= hacking_metrics(samples, batch.scores_N.tolist(), group_size)
+    weighted = [breakdown.weighted_values for breakdown in breakdowns]
+    metrics = {f"rewards/{name}/mean": fmean(values[name] for values in weighted) for name in weighted[0]}
+    metrics |= hacking_metrics(samples, [breakdown.total for breakdown in breakdowns], group_size)
     if claim_scorer is not None:
         metrics |= claim_hacking_metrics(claim_scorer.extract(samples))
         for name in claim_scorer.verifier_names:
@@ -113,7 +115,7 @@ def mean_hacking_metrics(steps: Sequence[Mapping[str, float]]) -> dict[str, floa
     return {k: fmean(step[k] for step in selected) for k in selected[-1]}
 
 
-def sample_rows(samples: Sequence[Sample], scores_N: Tensor, num_rows: int) -> list[dict[str, Any]]:
+def sample_rows(samples: Sequence[Sample], scores: Sequence[float], num_rows: int) -> list[dict[str, Any]]:
     """Return evenly spaced answers of a step with their scores, to print and to log."""
     indices = list(range(0, len(samples), max(1, len(samples) // num_rows)))[:num_rows]
     return [
@@ -121,7 +123,7 @@ def sample_rows(samples: Sequence[Sample], scores_N: Tensor, num_rows: int) -> l
             "prompt": samples[i].prompt[-1].content,
             "id": samples[i].id,
             "answer": samples[i].answer,
-            "score": round(float(scores_N[i]), 3),
+            "score": round(scores[i], 3),
             "images": [image.path for image in samples[i].images if image.path is not None],
         }
         for i in indices
@@ -160,5 +162,5 @@ def log_step(
             run.warn(step + 1, warning)
         recent_metrics.clear()
     if is_logging_step and config.num_sample_generations:
-        rows = sample_rows(batch.samples, batch.scores_N, config.num_sample_generations)
+        rows = sample_rows(batch.samples, batch.scores, config.num_sample_generations)
         run.log_samples(step + 1, rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.facts import render_facts
@@ -20,6 +21,7 @@ from mmrlhf.records import Example, Message
 from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
 from mmrlhf.rewards.claim_rewards import ClaimScorer, build_claim_scorer
 from mmrlhf.rewards.ledger import WeightedReward, resolve_rewards
+from mmrlhf.rewards.normalization import TermNormalizer
 from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm, prompt_with_facts
 from mmrlhf.rewards.types import RewardFunction
 
@@ -30,7 +32,8 @@ class PPORoles:
 
     `policy` and `critic` train; the critic is None if the advantages need no values. `reference` is
     the base without an adapter, or under the one that the policy starts from. `weighted_rewards`
-    makes up the reward. `claim_scorer` extracts claims and gets verdicts on them, for the reward
+    makes up the reward, and `normalizer` brings its functions' values to one scale, if they are
+    normalised. `claim_scorer` extracts claims and gets verdicts on them, for the reward
     and for the metrics.
     """
 
@@ -40,6 +43,7 @@ class PPORoles:
     critic: Role | None
     reward_models: list[RewardModel]
     weighted_rewards: list[WeightedReward]
+    normalizer: TermNormalizer | None
     claim_scorer: ClaimScorer | None
 
     @property
@@ -77,6 +81,9 @@ def load_roles(
         adapters.load("reference", Path(config.adapter_path), trainable=False)
         reference = Role(adapters, "reference")
     critic = _add_critic(config, adapters, reward_models) if config.has_critic else None
+    normalizer = None
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        normalizer = TermNormalizer(config.term_statistics, config.num_generations, gather_object)
     return PPORoles(
         adapters=adapters,
         policy=Role(adapters, "policy"),
@@ -84,6 +91,7 @@ def load_roles(
         critic=critic,
         reward_models=reward_models,
         weighted_rewards=weighted_rewards,
+        normalizer=normalizer,
         claim_scorer=claim_scorer,
     )
 

@@ -90,7 +90,7 @@ def test_write_claims_page_shows_image_files_and_questions_of_a_ledger(tmp_path)
     images = parse_images(Row("rows.jsonl, line 3", 3, {"image": "a.png"}), row_context("rows.jsonl", str(tmp_path)))
     prompt = (Message("user", "What is <here>?"), Message("assistant", "A"))
     sample = Sample("r1", images, prompt, "A dog.")
-    (ledger_row,) = ledger_rows([sample], [RewardBreakdown({}, {})], [0.0], [[claim_row("supported", "a dog")]])
+    (ledger_row,) = ledger_rows([sample], [RewardBreakdown({}, {}, {}, {})], [0.0], [[claim_row("supported", "a dog")]])
     (tmp_path / "ledger.jsonl").write_text(json.dumps({"step": 1, **ledger_row}) + "\n")
     source = write_claims_page(tmp_path).read_text(encoding="utf-8")
     assert source.count("data:image/jpeg;base64,") == 1 and "<b>What is &lt;here&gt;?</b>" in source

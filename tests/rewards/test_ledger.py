@@ -78,8 +78,9 @@ SPANS = WeightedReward("spans", -1.0, lambda samples: [[(0, 3, 1.0), (4, 7, 0.25
 
 def test_score_samples_adds_up(tmp_path):
     (breakdown,) = score_samples([WHOLE, SPANS], [make_sample("one two three")], tmp_path / "unused.json")
-    assert breakdown == RewardBreakdown({"whole": 3.0, "spans": -1.25}, {"spans": [(0, 3, -1.0), (4, 7, -0.25)]})
-    assert (breakdown.answer_total, breakdown.total) == (3.0, 1.75)
+    spans, weights = {"spans": [(0, 3, -1.0), (4, 7, -0.25)]}, {"whole": 2.0, "spans": -1.0}
+    assert breakdown == RewardBreakdown({"whole": 3.0, "spans": -1.25}, spans, {"whole": 1.5, "spans": 1.25}, weights)
+    assert (breakdown.answer_total, breakdown.total) == (3.0, 1.75) and breakdown.weighted_values == breakdown.terms
 
 
 @pytest.mark.parametrize(

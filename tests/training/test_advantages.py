@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import tensor
 
 from mmrlhf.config import PPOConfig
@@ -75,6 +76,18 @@ def test_group_advantages_match_hand_computation():
     estimated = advantages.group_advantages(torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
     assert torch.allclose(estimated[0], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-3) and torch.equal(estimated[1], torch.zeros(3))
     assert torch.equal(advantages.group_advantages(torch.tensor([[4.0]])), torch.zeros(1, 1))
+
+
+def test_sums_of_normalised_rewards_are_whitened_over_the_answers_of_a_batch():
+    """GDPO: sums 2, -2, 1, -1 have deviation sqrt 2.5. An answer counts once, long or short."""
+    rewards, mask = tensor([[0.0, 0.0, 2.0], [-2.0, 9.0, 9.0], [1.0, 9.0, 9.0], [0.0, -1.0, 9.0]]), torch.ones(4, 3)
+    mask[1, 1:], mask[2, 1:], mask[3, 2:] = 0, 0, 0
+    centred, _ = advantages.estimate(
+        "grpo", rewards * mask, torch.zeros(4, 3), mask, group_size=2, gamma=1.0, lam=1.0, scale_groups=False
+    )
+    assert centred[:, 0].tolist() == [2, -2, 1, -1]  # a group's sums are not scaled to each other's size
+    whitened = advantages.whiten_answers(Accelerator(cpu=True), centred, mask)
+    assert (whitened * math.sqrt(2.5)).tolist() == [pytest.approx(row) for row in centred.tolist()]
 
 
 def test_explained_variance_matches_hand_computation():

@@ -1,0 +1,116 @@
+"""Normalise each reward function's values before they are weighted and added.
+
+Values are compared with those of the other answers to the prompt (GDPO, Liu et al. 2026, arXiv
+2601.05242; TRL's `normalize_then_sum`), or with those of all answers of the run so far. Either way
+a weight says what a standard deviation of its function is worth, whatever the function's unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mmrlhf.rewards.ledger import RewardBreakdown
+
+TermStatistics = Literal["group", "running"]
+EPSILON = 1e-4
+"""Added to a standard deviation, as GRPO does: differences far below it are taken for noise."""
+MAX_RUNNING_DEVIATIONS = 10.0
+"""Standard deviations at which a value is cut off, for running statistics: the first answer in
+10,000 with a rare penalty would otherwise be 100 of them away from the mean. In a group of G
+answers, none is further away than (G - 1) / sqrt(G)."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean, sum of squared deviations from the mean, least and greatest of some values."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, values: Sequence[float]) -> Moments:
+        """Return the moments of these and further values (Chan et al. 1979).
+
+        Sums are exact before they are rounded, so the order of `values` does not matter.
+        """
+        mean = math.fsum(values) / len(values)
+        squares = math.fsum((value - mean) * (value - mean) for value in values)
+        count, shift = self.count + len(values), mean - self.mean
+        return Moments(
+            count,
+            self.mean + shift * len(values) / count,
+            self.squares + squares + shift * shift * self.count * len(values) / count,
+            min(self.low, *values),
+            max(self.high, *values),
+        )
+
+    @property
+    def scale(self) -> float:
+        """Return 1 / (standard deviation + EPSILON), or 0 if the values are all the same."""
+        return 0.0 if self.low == self.high else 1 / (math.sqrt(self.squares / (self.count - 1)) + EPSILON)
+
+
+def normalize(breakdown: RewardBreakdown, moments: Mapping[str, Moments], max_deviations: float = math.inf) -> RewardBreakdown:
+    """Return an answer's rewards with each value as (value - mean) x scale, at most max_deviations.
+
+    Spans keep their places and are scaled by the same factor. What the mean takes away belongs to
+    the answer as a whole. A function without differences contributes 0, in every span as well.
+    """
+    terms, spans, normalized = {}, {}, {}
+    for name, value in breakdown.values.items():
+        scale, weight = moments[name].scale, breakdown.weights[name]
+        deviation = (value - moments[name].mean) * scale
+        if abs(deviation) > max_deviations:
+            scale *= max_deviations / abs(deviation)
+            deviation = math.copysign(max_deviations, deviation)
+        normalized[name] = deviation + 0.0  # 0, not -0
+        terms[name] = weight * deviation + 0.0
+        if name in breakdown.spans:
+            spans[name] = [(start, end, scale * reward + 0.0) for start, end, reward in breakdown.spans[name]]
+    return RewardBreakdown(terms, spans, breakdown.values, breakdown.weights, normalized)
+
+
+def normalize_in_groups(breakdowns: Sequence[RewardBreakdown], group_size: int) -> list[RewardBreakdown]:
+    """Normalise among the answers to each prompt, which are adjacent, `group_size` to a prompt."""
+    normalized = []
+    for start in range(0, len(breakdowns), group_size):
+        group = breakdowns[start : start + group_size]
+        moments = {name: Moments().add([breakdown.values[name] for breakdown in group]) for name in group[0].values}
+        normalized += [normalize(breakdown, moments) for breakdown in group]
+    return normalized
+
+
+@dataclass
+class TermNormalizer:
+    """Normalises the rewards of each step, and keeps a run's running statistics, if it has any.
+
+    `gather` returns the elements of a list of this process and of all others.
+    """
+
+    statistics: TermStatistics
+    group_size: int
+    gather: Callable[[list[dict[str, float]]], list[dict[str, float]]]
+    running: dict[str, Moments] = field(default_factory=dict)
+
+    def __call__(self, breakdowns: Sequence[RewardBreakdown]) -> list[RewardBreakdown]:
+        """Return a step's rewards with normalised values. The step counts in running statistics."""
+        if self.statistics == "group":
+            return normalize_in_groups(breakdowns, self.group_size)
+        values = self.gather([breakdown.values for breakdown in breakdowns])
+        self.running = {
+            name: self.running.get(name, Moments()).add([answer[name] for answer in values]) for name in breakdowns[0].values
+        }
+        return [normalize(breakdown, self.running, MAX_RUNNING_DEVIATIONS) for breakdown in breakdowns]
+
+    def state(self) -> dict[str, Any]:
+        """Return the running statistics as JSON, for a checkpoint."""
+        return {name: asdict(moments) for name, moments in self.running.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.running = {name: Moments(**moments) for name, moments in state.items()}

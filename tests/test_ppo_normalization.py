@@ -1,0 +1,107 @@
+"""PPO and GRPO on rewards normalised before they are added: what is trained on, resuming."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.ppo import ppo
+from mmrlhf.records import InputError
+from mmrlhf.training import advantages
+from mmrlhf.training.run import Run
+from tests.helpers.stages import ppo_config
+
+GROUP = {"multi_objective_aggregation": "normalize_then_sum"}
+RUNNING = {**GROUP, "term_statistics": "running"}
+
+
+def first_words(samples):
+    """Reward the first two words, each where it stands, in units of hundreds."""
+    return [[(m, m + 1, 100.0) for m in range(min(len(s.answer), len(s.id) % 2 + i % 3))] for i, s in enumerate(samples)]
+
+
+FUNCTIONS = {
+    "first_words": first_words,
+    "alternating": lambda samples: [i % 2 for i in range(len(samples))],
+    "constant": lambda samples: [7.3 for _ in samples],
+}
+TERMS = {"reward_terms": "length=2, missing_eos=-0.5, first_words=0.5, alternating=1, constant=3"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [GROUP, RUNNING, {**GROUP, "kl_coef": 0.0}, {**RUNNING, "use_critic": False}, {**GROUP, "span_credit": "last_token"}],
+    ids=["group", "running", "no KL", "no critic", "last token"],
+)
+def test_ledger_adds_up_to_the_rewards_trained_on(tiny_vlm_path, examples, tmp_path, monkeypatch, settings):
+    token_rewards, gae = [], advantages.gae
+    monkeypatch.setattr(advantages, "gae", lambda rewards, *rest: token_rewards.append(rewards.clone()) or gae(rewards, *rest))
+    config = ppo_config(tiny_vlm_path, None, tmp_path, max_steps=2, **TERMS, **settings)
+    ppo(config, examples, extra_reward_functions=FUNCTIONS)
+    rows = read_jsonl(tmp_path / "ledger.jsonl")
+    assert [r["total"] for r in rows] == pytest.approx([float(v) for t in token_rewards for v in t.sum(1)], abs=1e-5)
+    for row in rows:
+        assert sum(row["terms"].values()) + row["kl"] == pytest.approx(row["total"], abs=1e-5)
+        assert row["terms"] == pytest.approx({name: w * row["normalized"][name] for name, w in row["weights"].items()})
+        assert row["terms"]["constant"] == 0 and row["values"]["constant"] == 7.3
+        scales = {reward for *_, reward in row["spans"]["first_words"]}
+        assert len(scales) <= 1 and all(reward >= 0 for reward in scales)
+    if settings.get("kl_coef") == 0:  # rewards are then what functions gave, each on its own token
+        on_tokens = sum(int((t[:, :-1] > 0).sum()) for t in token_rewards)
+        assert on_tokens > 0
+    if settings is GROUP:
+        for step in (rows[:6], rows[6:]):
+            for pair in zip(step[::2], step[1::2], strict=True):
+                assert sum(row["normalized"]["length"] for row in pair) == pytest.approx(0, abs=1e-9)
+    logged = read_jsonl(tmp_path / "metrics.jsonl")[1]
+    assert logged["rewards/constant/mean"] == pytest.approx(21.9)  # before normalisation
+    raw = [sum(row["weights"][name] * value for name, value in row["values"].items()) for row in rows[:6]]
+    assert logged["objective/scores"] == pytest.approx(sum(raw) / 6, rel=1e-5)
+
+
+def test_grpo_on_normalised_terms_is_gdpo(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    """Advantages are the sums of group-normalised values, whitened over the batch's answers."""
+    estimated, whiten = [], advantages.whiten_answers
+    monkeypatch.setattr(advantages, "whiten_answers", lambda *args: estimated.append(whiten(*args)) or estimated[-1])
+    settings = {**GROUP, **TERMS, "advantage_estimator": "grpo", "num_generations": 4, "max_steps": 1}
+    ppo(ppo_config(tiny_vlm_path, None, tmp_path, **settings), examples, extra_reward_functions=FUNCTIONS)
+    totals = [row["total"] for row in read_jsonl(tmp_path / "ledger.jsonl")]
+    assert len(totals) == 12 and sum(totals) == pytest.approx(0, abs=1e-5)
+    deviation = math.sqrt(sum(total**2 for total in totals) / 12)
+    assert estimated[0][:, 0].tolist() == pytest.approx([total / deviation for total in totals], abs=1e-4)
+
+
+def test_running_statistics_resume_bit_identically(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    def config(name):
+        return ppo_config(tiny_vlm_path, None, tmp_path / name, max_steps=3, save_steps=2, **RUNNING, **TERMS)
+
+    ppo(config("uninterrupted"), examples, extra_reward_functions=FUNCTIONS)
+    save = Run.save_checkpoint
+
+    def save_and_stop(self, *rest):
+        save(self, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        ppo(config("killed"), examples, extra_reward_functions=FUNCTIONS)
+    monkeypatch.setattr(Run, "save_checkpoint", save)
+    ppo(config("killed"), examples, extra_reward_functions=FUNCTIONS)
+    assert (tmp_path / "killed/ledger.jsonl").read_text() == (tmp_path / "uninterrupted/ledger.jsonl").read_text()
+    expected, resumed = (load_file(tmp_path / name / "policy/adapter_model.safetensors") for name in ("uninterrupted", "killed"))
+    assert all(torch.equal(expected[k], resumed[k]) for k in expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({**GROUP, "num_generations": 1}, "num_generations is 1: sample more, or set term_statistics running"),
+        ({"term_statistics": "running"}, "needs multi_objective_aggregation normalize_then_sum: set both"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        ppo(ppo_config("no-such-model", None, tmp_path / "new", **settings))
+    assert not (tmp_path / "new").exists()
