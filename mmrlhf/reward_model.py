@@ -5,14 +5,17 @@ Facts are typed evidence before the question, or in the review turn after the an
 ablation. In training, some rows' facts are dropped or replaced, so that the model works with few
 facts and does not trust all of them. A ranking of K answers is one row, and each of its comparisons
 is weighted by one over their number (Ouyang et al. 2022, section 3.5). The reward is a scalar head
-on the last token of the review turn; it starts from the model's own preference for "Yes" over "No".
+on the last token of the review turn; it starts from the model's own preference for "Yes" over "No":
+the untrained review. Few noisy pairs can make a judge forget how to check, so J (`metrics.youden`)
+is measured before and after training, and several settings keep the judge close to the untrained
+review: `untrained_prior`, `untrained_score_coefficient`, `tuning: head`, `load_best_model_at_end`.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,41 +29,41 @@ from mmrlhf.datasets import Records, read_preferences
 from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
 from mmrlhf.facts.corrupt import augment_facts
-from mmrlhf.metrics.calibration import fit_temperature
+from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, youden_j
 from mmrlhf.models.adapters import Adapters, Role
-from mmrlhf.models.heads import random_head, yes_no_head
+from mmrlhf.models.heads import random_head, scalar_head, yes_no_head
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards import checkpoint
-from mmrlhf.rewards.probes import NOTHING_TO_INJECT, make_probes, make_training_pair, probe_rates
-from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.rewards.checkpoint import check_continues, load_to_continue
+from mmrlhf.rewards.probes import NOTHING_TO_INJECT, make_probes, make_training_pair
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, by_group, untrained_role
 from mmrlhf.training import losses
+from mmrlhf.training.best_weights import BestWeights
+from mmrlhf.training.judge_reference import NUM_PROBE_ROWS, Reference, j_sentence, reference_rows, to_answer_group
 from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run
 
-NUM_PROBE_ROWS = 100
-"""Number of rows that are probed with injected false claims."""
 NUM_NOISE_ROWS = 512
 """Number of rows that supply facts about other images, to use as noise."""
 
 
-def to_answer_group(preference: Preference) -> AnswerGroup:
-    """Return a row as the group of answers that a reward model scores."""
-    return AnswerGroup(preference.images, preference.prompt, preference.answers, preference.facts, preference.id)
-
-
 def preference_loss(
-    config: RewardConfig, preferences: Sequence[Preference], raw_scores_N: Tensor
+    config: RewardConfig, preferences: Sequence[Preference], raw_scores_N: Tensor, untrained_scores_N: Tensor | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the loss and the metrics of some preferences, both summed over preferences.
 
     `raw_scores_N` holds the rewards of all their answers, in order. Each of the K (K - 1) / 2
     comparisons of a preference has a weight of one over their number. Ties count towards the loss
     for rao_kupper only, and never towards the other metrics: divide those by `ranked`, the total
-    weight of untied comparisons. Raises InputError if loss_type needs margins and a row has none.
+    weight of untied comparisons. With `untrained_scores_N` the loss also has the mean squared
+    distance of a preference's rewards from these.
+
+    Raises InputError if loss_type needs margins and a row has none.
     """
     better_indices, worse_indices, ties, margins, weights, offset = [], [], [], [], [], 0
     for p in preferences:
@@ -87,6 +90,11 @@ def preference_loss(
     else:
         loss_C = losses.bradley_terry(better_C, worse_C)
     loss = (weight_C * (loss_C + config.center_rewards_coefficient * losses.centering(better_C, worse_C))).sum()
+    distance = raw_scores_N.new_zeros(())
+    if untrained_scores_N is not None:
+        weight_N = torch.cat([raw_scores_N.new_full((len(p.answers),), 1 / len(p.answers)) for p in preferences])
+        distance = (weight_N * losses.distance_to_untrained(raw_scores_N, untrained_scores_N)).sum()
+        loss = loss + config.untrained_score_coefficient * distance
     with torch.no_grad():
         score_gap_C, untied_weight_C = better_C - worse_C, weight_C * ~tie_C.bool()
         metrics = {
@@ -96,6 +104,8 @@ def preference_loss(
             "margin": (untied_weight_C * score_gap_C).sum(),
         }
         metrics["mean_reward"] = (untied_weight_C * (better_C + worse_C) / 2).sum()
+        if untrained_scores_N is not None:
+            metrics["distance_to_untrained"] = distance
     return loss, {k: float(v.detach()) for k, v in metrics.items()}
 
 
@@ -104,9 +114,10 @@ def train_reward_model(
 ) -> Path:
     """Train on `preferences`, or on the configured dataset; return the reward model's directory.
 
-    Accuracy is reported on `held_out` (or eval_dataset_name); nothing is selected on it. Raises
-    InputError if settings or data cannot be used.
+    Accuracy is reported on `held_out` (or eval_dataset_name); only load_best_model_at_end selects
+    on it. Raises InputError if settings or data cannot be used.
     """
+    _check_config(config, has_held_out=held_out is not None or config.eval_dataset_name is not None)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     kept, kept_held_out = None, None
@@ -123,27 +134,12 @@ def train_reward_model(
     if run.is_finished:
         run.print_finished(run.path)
         return run.path
-    preferences = _select_preferences(config, preferences)
+    preferences = _select_preferences(config, preferences, held_out)
 
     # 1. The role: an adapter, or the full language model, with a scalar head
-    check_adapter_setting(config.adapter_path, config.tuning)
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
-    adapters = Adapters(vlm)
-    if config.tuning == "lora":
-        add_trained_adapter(adapters, "reward", config)
-    else:
-        vlm.model.base_model.get_decoder().requires_grad_(True)
-    head = yes_no_head(vlm) if config.head_init == "yes_no" else random_head(vlm, config.seed)
-    role = Role(adapters, "reward" if config.tuning == "lora" else None, head)
-    model = RewardModel(
-        role,
-        config.facts,
-        config.facts_position,
-        load_facts_template(config.facts_template),
-        config.max_facts_tokens,
-        max_length=config.max_length,
-    )
-    lengths = PromptLengths(vlm, config.max_pixels)
+    model, untrained = _build_models(config, vlm)
+    role, lengths = model.role, PromptLengths(vlm, config.max_pixels)
 
     def lengths_of(row: Preference) -> list[Length]:
         return [group_length(model, lengths, to_answer_group(row))]
@@ -152,21 +148,32 @@ def train_reward_model(
     if held_out:
         name = config.eval_dataset_name or "the held-out rows"
         held_out = usable_rows(held_out, config, name, lengths_of, lengths, run.console, kept_held_out)
-    optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    reference = reference_rows(preferences, held_out, config.seed)
+    trained_parameters = [p for p in role.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained_parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     other_facts = [fact for i in range(min(len(preferences), NUM_NOISE_ROWS)) for fact in preferences[i].facts]
 
-    # 2. Resume
+    # 2. Resume, or measure the judge before training
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(preferences), accelerator.num_processes), 0
+    best = BestWeights(config.metric_for_best_model, lower_is_better=config.metric_for_best_model == "loss")
+    outcomes_before: Outcomes
     if resumed := run.resume():
-        start_step, tensors, _ = resumed
+        start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
+        best.restore(tensors, state["best"])
+        outcomes_before = {kind: (np.array(false), np.array(true)) for kind, (false, true) in state["outcomes_before"].items()}
+    else:
+        outcomes_before = reference.outcomes(untrained or model)
+        if config.eval_steps:
+            run.log(0, _measure(config, accelerator, model, reference, best, 0), show=True)
 
     # 3. Steps
     description = f"reward ({'with' if config.facts == 'given' else 'without'} facts)"
+    step = start_step
     with run.progress(num_steps, start_step, description) as progress_bar:
-        for step in range(start_step, num_steps):
+        while step < num_steps and not (config.early_stopping_patience and best.num_since >= config.early_stopping_patience):
             rows = [preferences[i] for i in batch_indices(step, batch_size, len(preferences), config.seed)]
             local_rows, groups = [], []
             for p in rows[accelerator.process_index :: accelerator.num_processes]:
@@ -178,30 +185,69 @@ def train_reward_model(
                 groups.append(group)
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
+            penalised_by = untrained if config.untrained_score_coefficient else None
             sums = vlm.budget.retry_on_oom(
-                _accumulate_gradients, config, accelerator, optimizer, model, local_rows, groups, batch_size
+                _accumulate_gradients, config, accelerator, optimizer, model, penalised_by, local_rows, groups, batch_size
             )
             metrics = {k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in sums.items()}
             untied_weight = metrics.pop("ranked") or float("nan")  # ties alone say nothing about accuracy
             metrics |= {k: metrics[k] / untied_weight for k in ("accuracy", "margin", "mean_reward")}
-            metrics["grad_norm"] = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
+            metrics["grad_norm"] = optimizer_step(accelerator, optimizer, trained_parameters, config.max_grad_norm)
             metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
             progress_bar.advance()
-            run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
-            if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
-                run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, {})
+            step += 1
+            is_measured = config.eval_steps is not None and (step % config.eval_steps == 0 or step == num_steps)
+            if is_measured:
+                metrics = _measure(config, accelerator, model, reference, best, step) | metrics
+            run.log(step, metrics, show=is_measured or step % config.logging_steps == 0)
+            if step % config.save_steps == 0 and step < num_steps:
+                lists = {kind: [false.tolist(), true.tolist()] for kind, (false, true) in outcomes_before.items()}
+                state = {"best": best.state(), "outcomes_before": lists}
+                run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best.tensors()}, state)
 
     # 4. Normalise, calibrate and probe, then save
+    if config.load_best_model_at_end:
+        role.load_state_dict(best.weights)
+        run.print(f"the best of the measured weights are those of step {best.step}: {best.metric} {best.value:.3f}")
     if accelerator.is_main_process:
-        _calibrate_and_save(model, run, held_out or preferences[: min(len(preferences), 256)], bool(held_out), num_steps, config)
+        _calibrate_and_save(model, run, reference, outcomes_before, step, config)
     accelerator.wait_for_everyone()
     return run.path
 
 
-def _select_preferences(config: RewardConfig, preferences: Sequence[Preference]) -> Sequence[Preference]:
-    """Balance lengths if configured. Raises InputError if settings and data do not fit together."""
+def _check_config(config: RewardConfig, has_held_out: bool) -> None:
+    """Raise InputError for settings that contradict each other."""
     if config.tuning == "full" and config.dtype != "float32":
         raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
+    if not check_continues(config):
+        check_adapter_setting(config.adapter_path, config.tuning)
+    for name in ("untrained_prior", "untrained_score_coefficient"):
+        if getattr(config, name) and config.tuning == "full":
+            raise InputError(
+                f"{name} needs the untrained base beside the trained one, and tuning full changes it: use tuning lora"
+            )
+        if getattr(config, name) and config.head_init == "random":
+            raise InputError(f"{name} is about the base's own Yes and No, and head_init random starts elsewhere: leave one out")
+    if config.eval_steps and not has_held_out:
+        raise InputError("eval_steps measures on rows that are not trained on: give --eval_dataset_name")
+    if config.load_best_model_at_end and not config.eval_steps:
+        raise InputError("load_best_model_at_end chooses among the measurements along the way: give --eval_steps")
+    if config.early_stopping_patience and not config.load_best_model_at_end:
+        raise InputError("early_stopping_patience waits for a new best: give --load_best_model_at_end true")
+
+
+def _select_preferences(
+    config: RewardConfig, preferences: Sequence[Preference], held_out: Sequence[Preference] | None
+) -> Sequence[Preference]:
+    """Balance lengths if configured. Raises InputError if settings and data do not fit together."""
+    if config.load_best_model_at_end and held_out is not None:
+        name = config.eval_dataset_name or "the held-out rows"
+        if config.metric_for_best_model == "j" and not make_probes(held_out[:NUM_PROBE_ROWS], seed=config.seed):
+            raise InputError(f"metric_for_best_model j needs false claims to inject into {name}, and {NOTHING_TO_INJECT}")
+        if config.metric_for_best_model == "accuracy" and all(c.is_tie for row in held_out for c in row.comparisons):
+            raise InputError(
+                f"{name} has ties only, which say nothing about accuracy: give other rows or metric_for_best_model j"
+            )
     if config.balance_lengths:
         kept_indices = balance_lengths(preferences, config.seed)
         if not kept_indices:
@@ -210,11 +256,64 @@ def _select_preferences(config: RewardConfig, preferences: Sequence[Preference])
             preferences = preferences.subset(kept_indices)
         else:
             preferences = [preferences[i] for i in kept_indices]
-    if config.loss_type != "rao_kupper" and all(c.is_tie for row in preferences for c in row.comparisons):
+    if config.loss_type != "rao_kupper" and config.max_steps and all(c.is_tie for row in preferences for c in row.comparisons):
         raise InputError(
             f"{config.dataset_name} has ties only, and only loss_type rao_kupper learns from ties: use it, or other rows"
         )
     return preferences
+
+
+def _build_models(config: RewardConfig, vlm: VLM) -> tuple[RewardModel, RewardModel | None]:
+    """Return the reward model to train, and the untrained review, or None for another head.
+
+    With tuning full, the latter is the untrained review until the first step only.
+    """
+    adapters = Adapters(vlm)
+    untrained = untrained_role(adapters) if config.head_init == "yes_no" else None
+    if check_continues(config):
+        role = load_to_continue(config.adapter_path or "", adapters, config)
+    else:
+        if config.tuning == "full":
+            vlm.model.base_model.get_decoder().requires_grad_(True)
+        else:
+            add_trained_adapter(adapters, "reward", config)
+        if config.untrained_prior:
+            head = scalar_head(torch.zeros(vlm.hidden_size, device=vlm.device))
+        else:
+            head = yes_no_head(vlm) if config.head_init == "yes_no" else random_head(vlm, config.seed)
+        role = Role(adapters, None if config.tuning == "full" else "reward", head)
+    if config.tuning == "head":
+        for parameter in adapters.parameters("reward").values():
+            parameter.requires_grad_(False)
+    model = RewardModel(
+        role,
+        config.facts,
+        config.facts_position,
+        load_facts_template(config.facts_template),
+        config.max_facts_tokens,
+        prior=untrained if config.untrained_prior else None,
+        max_length=config.max_length,
+    )
+    return model, replace(model, role=untrained, prior=None) if untrained is not None else None
+
+
+@torch.no_grad()
+def _measure(
+    config: RewardConfig, accelerator: Accelerator, model: RewardModel, reference: Reference, best: BestWeights, step: int
+) -> dict[str, float]:
+    """Return loss, accuracy and J on the held-out rows, and keep the weights if they are the best.
+
+    Every process measures all rows, and they agree on the mean of their figures.
+    """
+    scores = model.score(reference.groups)
+    _, sums = preference_loss(config, reference.rows, torch.tensor([s for row_scores in scores for s in row_scores]))
+    metrics = {"loss": sums["loss"] / len(reference.rows), "accuracy": sums["accuracy"] / (sums["ranked"] or float("nan"))}
+    if reference.probes:
+        metrics["j"] = youden_j(reference.outcomes(model))[ALL_KINDS]["j"]
+    metrics = {k: accelerator.reduce(torch.tensor(v, device=model.role.vlm.device), "mean").item() for k, v in metrics.items()}
+    if config.load_best_model_at_end:
+        best.update(step, metrics[best.metric], model.role.state_dict())
+    return {f"eval/{name}": value for name, value in metrics.items()}
 
 
 def _accumulate_gradients(
@@ -222,19 +321,26 @@ def _accumulate_gradients(
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
     model: RewardModel,
+    untrained: RewardModel | None,
     rows: Sequence[Preference],
     groups: Sequence[AnswerGroup],
     batch_size: int,
 ) -> dict[str, float]:
     """Accumulate the gradients of this process's rows, a few groups at a time; return mean metrics.
 
-    The answers of a row share one forward and one backward pass of their prompt. Safe to rerun when
-    out of memory: it starts by clearing the gradients.
+    The answers of a row share one forward and one backward pass of their prompt. Scores far from
+    those of `untrained`, if it is given, are penalised. Safe to rerun when out of memory: it starts
+    by clearing the gradients.
     """
     optimizer.zero_grad(set_to_none=True)
+    untrained_scores = None
+    if untrained is not None:
+        with torch.no_grad():
+            untrained_scores = by_group(untrained.raw_scores(groups), groups)
     metric_sums: Counter[str] = Counter()
     for row_indices, raw_scores_N in model.raw_scores(groups):
-        loss, metrics = preference_loss(config, [rows[i] for i in row_indices], raw_scores_N)
+        untrained_N = torch.cat([untrained_scores[i] for i in row_indices]) if untrained_scores else None
+        loss, metrics = preference_loss(config, [rows[i] for i in row_indices], raw_scores_N, untrained_N)
         accelerator.backward(loss / batch_size)
         metric_sums.update({k: v / len(rows) for k, v in metrics.items()})
     return dict(metric_sums)
@@ -243,47 +349,35 @@ def _accumulate_gradients(
 def _calibrate_and_save(
     model: RewardModel,
     run: Run,
-    reference_rows: Sequence[Preference],
-    is_held_out: bool,
+    reference: Reference,
+    outcomes_before: Outcomes,
     num_steps: int,
     config: RewardConfig,
 ) -> None:
-    """Set scale, temperature and probe rates from the reference rows, and save the reward model.
+    """Set scale, temperature, probe rates and J from the reference rows; save the reward model.
 
     Also sets the accuracy, if the rows were held out.
     """
-    groups = [to_answer_group(p) for p in reference_rows]
-    probes = make_probes(reference_rows[:NUM_PROBE_ROWS], seed=config.seed)
-    with run.progress(len(groups) + len(probes), 0, "calibrate, and inject hallucinations") as progress_bar:
-        margins = _calibrate(model, reference_rows, groups, progress_bar.advance)
-        unlimited_model = replace(model, max_length=1 << 30)  # an added claim must not end a run that is done
-        model.probes = probe_rates(unlimited_model, probes, progress_bar.advance)
-    is_correct = margins > 0
-    if is_held_out:
-        model.accuracy = float(is_correct.mean()) if len(is_correct) else None
-    checkpoint.save_reward_model(model, run.path, groups)
-    result = {"steps": num_steps, "accuracy": model.accuracy, "temperature": model.temperature, "probes": model.probes}
-    run.finish(result | {"right": is_correct.astype(float).tolist() if is_held_out else None})
-    if model.probes:
-        rates = ", ".join(f"{kind} {rate:.0%}" for kind, rate in model.probes.items())
-        run.print(f"injected hallucinations that lower the score: {rates} (ppo asks for min_probe_detection_rate of each)")
-    else:
+    num_groups = len(reference.rows) + len(reference.probes)
+    with run.progress(num_groups, 0, "calibrate, and inject hallucinations") as progress_bar:
+        margins = reference.calibrate(model, progress_bar.advance)
+        reference.probe(model, outcomes_before, progress_bar.advance)
+    checkpoint.save_reward_model(model, run.path, reference.groups)
+    result = {
+        "steps": num_steps,
+        "accuracy": model.accuracy,
+        "temperature": model.temperature,
+        "probes": model.probes,
+        "j": model.j,
+        "right": (margins > 0).astype(float).tolist() if reference.is_held_out else None,
+    }
+    run.finish(result)
+    if not model.probes:
         run.print(f"note: no hallucinations were injected: {NOTHING_TO_INJECT}")
-
-
-def _calibrate(
-    model: RewardModel, reference_rows: Sequence[Preference], groups: Sequence[AnswerGroup], advance: Callable[[int], None]
-) -> np.ndarray:
-    """Set the model's scale and temperature from the reference rows; return their margins.
-
-    `advance` is called as in `RewardModel.score`.
-    """
-    scores = model.score(groups, advance)
-    raw_scores_N = torch.tensor([score for group_scores in scores for score in group_scores])
-    model.mean, model.std = raw_scores_N.mean().item(), max(raw_scores_N.std().item(), 1e-6)
-    margins = score_margins(reference_rows, scores) / model.std
-    model.temperature = fit_temperature(margins)
-    return margins
+        return
+    rates = ", ".join(f"{kind} {rate:.0%}" for kind, rate in model.probes.items())
+    run.print(f"injected hallucinations that lower the score: {rates} (ppo asks for min_probe_detection_rate of each)")
+    run.print(j_sentence(model.j))
 
 
 def _maybe_inject_claim(config: RewardConfig, row: Preference, other_facts: Sequence[Fact], step: int) -> Preference:
@@ -300,10 +394,3 @@ def _augment_facts(config: RewardConfig, row: Preference, other_facts: Sequence[
         return row.facts
     rng = np.random.default_rng([config.seed, 17, step, zlib.crc32(row.id.encode())])
     return augment_facts(row.facts, other_facts, config.fact_dropout, config.fact_noise, rng)
-
-
-def score_margins(preferences: Sequence[Preference], scores: Sequence[Sequence[float]]) -> np.ndarray:
-    """Return better score minus worse score of every comparison that is not a tie."""
-    return np.array(
-        [s[c.better] - s[c.worse] for p, s in zip(preferences, scores, strict=True) for c in p.comparisons if not c.is_tie]
-    )

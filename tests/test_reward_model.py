@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.models.adapters import Adapters
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import preference_loss, train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
-from mmrlhf.rewards.reward_model import AnswerGroup
+from mmrlhf.rewards.reward_model import AnswerGroup, untrained_role
+from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config, reward_config
 
 
@@ -109,3 +111,148 @@ def test_train_reward_model_refuses_rows_that_teach_nothing(tiny_vlm_path, examp
     longer = Preference.from_pair("l", tie.images, tie.prompt, "one two three", "one")
     with pytest.raises(InputError, match="balance_lengths leaves no row"):
         train_reward_model(reward_config(tiny_vlm_path, tmp_path / "none", balance_lengths=True), [longer])
+
+
+# ---- judges that stay close to the untrained review ----------------------------------------------
+
+
+def raw_scores(model, pairs):
+    """Return a model's scores before normalisation, of both answers of each pair."""
+    bare = dataclasses.replace(model, mean=0.0, std=1.0)
+    return torch.tensor(bare.score([AnswerGroup(p.images, p.prompt, p.answers, p.facts, p.id) for p in pairs]))
+
+
+@pytest.fixture(scope="module")
+def untrained_dir(tiny_vlm_path, pairs, tmp_path_factory):
+    """The untrained review as a reward model: no steps."""
+    return train_reward_model(reward_config(tiny_vlm_path, tmp_path_factory.mktemp("untrained"), max_steps=0), pairs)
+
+
+def test_no_steps_save_the_untrained_review(vlm, pairs, untrained_dir):
+    """With a prior, no correction is exactly 0: the scores are the base's own log-odds."""
+    untrained = load_reward_model(str(untrained_dir))
+    base = dataclasses.replace(untrained, role=untrained_role(Adapters(vlm)))
+    assert torch.equal(raw_scores(untrained, pairs), raw_scores(base, pairs))
+    assert json.loads((untrained_dir / "finished.json").read_text())["steps"] == 0
+    j = json.loads((untrained_dir / "reward.json").read_text())["j"]
+    assert j["before"] == j["after"] and j["change"]["value"] == 0
+
+
+def test_untrained_prior_starts_at_the_untrained_review_and_is_saved(tiny_vlm_path, pairs, untrained_dir, tmp_path):
+    untrained = raw_scores(load_reward_model(str(untrained_dir)), pairs)
+    start = reward_config(tiny_vlm_path, tmp_path / "start", untrained_prior=True, max_steps=0)
+    assert torch.equal(raw_scores(load_reward_model(str(train_reward_model(start, pairs))), pairs), untrained)
+    trained_dir = train_reward_model(dataclasses.replace(start, output_dir=str(tmp_path / "trained"), max_steps=2), pairs)
+    trained = load_reward_model(str(trained_dir))  # also compares reference scores
+    correction_alone = dataclasses.replace(trained, prior=None)
+    assert raw_scores(trained, pairs) == pytest.approx(untrained + raw_scores(correction_alone, pairs), abs=1e-4)
+    assert not torch.allclose(raw_scores(trained, pairs), untrained, atol=1e-3)
+
+
+def test_preference_loss_penalises_the_distance_to_the_untrained_scores():
+    config = reward_config("x", "x", center_rewards_coefficient=0.0, untrained_score_coefficient=0.5)
+    rows = [Preference.from_pair("a", (), (), "1", "2"), Preference("b", (), (), ("1", "2", "3"), (1, 2, 3))]
+    scores, untrained = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]), torch.tensor([3.0, 1.0, 3.0, 0.0, 0.0])
+    plain, _ = preference_loss(config, rows, scores)
+    penalised, metrics = preference_loss(config, rows, scores, untrained)
+    distance = (4 + 1) / 2 + 9 / 3  # mean squares of each row's answers
+    assert metrics["distance_to_untrained"] == pytest.approx(distance)
+    assert penalised.item() - plain.item() == pytest.approx(0.5 * distance)
+
+
+def test_untrained_score_coefficient_keeps_scores_near_the_untrained_ones(tiny_vlm_path, pairs, untrained_dir, tmp_path):
+    untrained, distances = raw_scores(load_reward_model(str(untrained_dir)), pairs), []
+    for coefficient in (0.0, 10.0):
+        settings = {"tuning": "head", "learning_rate": 1e-2, "max_steps": 6, "untrained_score_coefficient": coefficient}
+        config = reward_config(tiny_vlm_path, tmp_path / str(coefficient), **settings)
+        trained = load_reward_model(str(train_reward_model(config, pairs)))
+        distances.append((raw_scores(trained, pairs) - untrained).pow(2).mean().item())
+    assert distances[1] < distances[0] / 4, distances
+    assert read_jsonl(tmp_path / "10.0" / "metrics.jsonl")[0]["distance_to_untrained"] == 0  # the first step starts there
+
+
+def test_tuning_head_trains_the_head_alone(tiny_vlm_path, pairs, untrained_dir, tmp_path):
+    path = train_reward_model(reward_config(tiny_vlm_path, tmp_path, tuning="head", learning_rate=1e-2), pairs)
+    before, after = (load_file(d / "adapter_model.safetensors") for d in (untrained_dir, path))
+    assert all(torch.equal(before[k], after[k]) for k in before) and not any(v.any() for k, v in after.items() if "lora_B" in k)
+    heads = [load_file(d / "head.safetensors")["weight"] for d in (untrained_dir, path)]
+    assert not torch.equal(*heads)
+    losses = [row["loss"] for row in read_jsonl(path / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+
+
+EARLY_STOPPING = {
+    "learning_rate": 3e-3, "max_steps": 4, "lr_scheduler_type": "constant", "untrained_prior": True,
+    "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "accuracy", "save_steps": 1,
+}  # fmt: skip
+
+
+def test_load_best_model_at_end_keeps_the_best_weights_and_resumes(tiny_vlm_path, pairs, untrained_dir, tmp_path, monkeypatch):
+    """Labels trained on are the opposite of the held-out ones, so the untrained review is best."""
+    opposite = [Preference.from_pair(p.id, p.images, p.prompt, p.rejected, p.chosen, p.facts) for p in pairs]
+    config = reward_config(tiny_vlm_path, tmp_path / "stopped", **EARLY_STOPPING, early_stopping_patience=2)
+    config = dataclasses.replace(config, metric_for_best_model="loss", untrained_prior=False, tuning="head", learning_rate=0.1)
+    path = train_reward_model(config, opposite, pairs[:2])
+    metrics = read_jsonl(path / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [0, 1, 2]  # two measurements without a new best
+    assert metrics[2]["eval/loss"] > metrics[0]["eval/loss"] and json.loads((path / "finished.json").read_text())["steps"] == 2
+    untrained = raw_scores(load_reward_model(str(untrained_dir)), pairs)
+    assert torch.equal(raw_scores(load_reward_model(str(path)), pairs), untrained)
+
+    config = reward_config(tiny_vlm_path, tmp_path / "whole", **EARLY_STOPPING)
+    whole = train_reward_model(config, pairs, pairs[:4])
+    killed = dataclasses.replace(config, output_dir=str(tmp_path / "killed"))
+    save = Run.save_checkpoint
+
+    def save_then_die(run, step, *args):
+        save(run, step, *args)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Run, "save_checkpoint", save_then_die)
+        train_reward_model(killed, pairs, pairs[:4])
+    resumed = train_reward_model(killed, pairs, pairs[:4])
+    for name in ("adapter_model.safetensors", "head.safetensors", "reward.json", "finished.json"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+def test_a_reward_model_trains_on_from_another_round(tiny_vlm_path, pairs, reward_dir, untrained_dir, tmp_path):
+    config = reward_config(tiny_vlm_path, tmp_path / "again", adapter_path=str(reward_dir), max_steps=0)
+    again = load_reward_model(str(train_reward_model(config, pairs)))
+    assert raw_scores(again, pairs) == pytest.approx(raw_scores(load_reward_model(str(reward_dir)), pairs), abs=1e-5)
+    j = json.loads((tmp_path / "again" / "reward.json").read_text())["j"]
+    assert j["before"] == json.loads((untrained_dir / "reward.json").read_text())["j"]["before"]  # that of the untrained review
+    with pytest.raises(InputError, match=r'is a reward model with facts "given", not "none": give --facts given'):
+        train_reward_model(dataclasses.replace(config, facts="none", output_dir=str(tmp_path / "n")), pairs)
+    with pytest.raises(InputError, match="trains on with tuning lora or head only"):
+        train_reward_model(dataclasses.replace(config, tuning="full", output_dir=str(tmp_path / "n")), pairs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"untrained_prior": True, "tuning": "full"}, "untrained_prior needs the untrained base"),
+        ({"untrained_score_coefficient": 1.0, "head_init": "random"}, "untrained_score_coefficient is about the base's own Yes"),
+        ({"eval_steps": 1}, "eval_steps measures on rows that are not trained on: give --eval_dataset_name"),
+        ({"load_best_model_at_end": True}, "give --eval_steps"),
+        ({"early_stopping_patience": 1}, "give --load_best_model_at_end true"),
+    ],
+)
+def test_train_reward_model_refuses_contradictions_before_it_loads(settings, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train_reward_model(reward_config("no such model", tmp_path / "r", **settings), [])
+
+
+def test_ppo_refuses_a_judge_that_training_made_worse(tiny_vlm_path, examples, pairs, tmp_path):
+    """Pairs whose better answer has false claims teach a judge to like them."""
+    opposite = [Preference.from_pair(p.id, p.images, p.prompt, p.rejected, p.chosen, p.facts) for p in pairs]
+    path = train_reward_model(reward_config(tiny_vlm_path, tmp_path / "worse", max_steps=4, learning_rate=1e-2), opposite)
+    j = json.loads((path / "reward.json").read_text())["j"]
+    assert j["change"]["high"] < 0 and j["after"]["all"]["j"] < j["before"]["all"]["j"]
+    config = ppo_config(tiny_vlm_path, path, tmp_path / "ppo", max_steps=1)
+    with pytest.raises(
+        InputError, match=r"tells false claims from true ones worse than before its training \(J .*--allow_worse_judge true"
+    ):
+        ppo(config, examples)
+    ppo(dataclasses.replace(config, allow_worse_judge=True), examples)

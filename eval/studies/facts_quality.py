@@ -21,8 +21,8 @@ from mmrlhf import scenes
 from mmrlhf.commands.reward_eval import accuracy
 from mmrlhf.demo import data
 from mmrlhf.records import Fact, Preference
-from mmrlhf.reward_model import to_answer_group
 from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.training.judge_reference import to_answer_group
 
 QUALITIES = {
     "all listed": (1.0, 0.0, False),

@@ -24,10 +24,10 @@ from mmrlhf.commands.reward_eval import SCORE_TOLERANCE, accuracy, perturbed_fac
 from mmrlhf.demo import data
 from mmrlhf.metrics.calibration import expected_calibration_error, preference_bins
 from mmrlhf.records import Message, Preference
-from mmrlhf.reward_model import score_margins, to_answer_group
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.scenes.captions import OPPOSITE_RELATION, sample_relation
+from mmrlhf.training.judge_reference import score_margins, to_answer_group
 
 INJECTED_CLAIM_RATE = 0.3
 NUM_PROBE_SCENES = 200

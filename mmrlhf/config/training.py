@@ -48,7 +48,7 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     num_train_epochs: Positive = 1.0
     """Passes over the data; ignored if max_steps is set."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
-    """Steps to train; -1: until num_train_epochs are complete."""
+    """Steps to train; -1: until num_train_epochs are complete, 0: none."""
     max_length: Count = 2048
     """Maximum tokens of prompt plus answer, image tokens included. Rows are never cut."""
     overlong: Overlong = "error"
@@ -91,9 +91,15 @@ class SFTConfig(TrainConfig):
 class RewardConfig(TrainConfig):
     """Train a reward model on `prompt`, `chosen`, `rejected`, or another format of preferences."""
 
-    tuning: Literal["lora", "full"] = "lora"
-    """`lora` trains an adapter; `full` trains the language model, so the reward model has its own
-    base."""
+    tuning: Literal["lora", "full", "head"] = "lora"
+    """`lora` trains an adapter and the head, `head` the head alone; `full` trains the language
+    model, so the reward model has its own base."""
+    untrained_prior: bool = False
+    """Add the base's own log-odds of Yes over No to the score, frozen, so that training only learns
+    a correction of the untrained review; the correction starts at exactly 0."""
+    untrained_score_coefficient: NonNegative = 0.0
+    """Weight of the mean squared distance of a pair's two scores from those of the untrained
+    review."""
     facts: Literal["given", "none"] = "given"
     """`given` adds each row's facts to the reward prompt; `none` is the ablation without facts."""
     facts_position: FactsPosition = "before"
@@ -130,7 +136,18 @@ class RewardConfig(TrainConfig):
     """Weight of the mean squared sum of a pair's two rewards, which keeps rewards around zero."""
     eval_dataset_name: str | None = None
     """Preferences to report accuracy, calibration and injected hallucinations on; nothing is
-    selected on them."""
+    selected on them without load_best_model_at_end."""
+    eval_steps: Count | None = None
+    """Steps between measurements of loss, accuracy and J on eval_dataset_name; by default, only at
+    the end."""
+    load_best_model_at_end: bool = False
+    """Keep the weights that were best at a measurement (step 0, untrained, included) instead of the
+    last ones."""
+    metric_for_best_model: Literal["accuracy", "loss", "j"] = "accuracy"
+    """What the best weights are best at; `j` is the share of false claims that lower the score,
+    minus the share of true ones that do."""
+    early_stopping_patience: Count | None = None
+    """Measurements in a row without a new best after which training stops."""
 
 
 @settings
@@ -176,6 +193,9 @@ class PPOConfig(TrainConfig):
     min_probe_detection_rate: Fraction = 0.6
     """Fraction of injected false claims, of every kind, that the reward model must score lower; ppo
     does not start below it. 0: no minimum."""
+    allow_worse_judge: bool = False
+    """Start with a reward model that training made worse at telling false claims from true ones (J
+    in its reward.json), for studies."""
     critic_sees_facts: bool = False
     """Show the critic the facts before the question; the policy never sees them."""
     num_generations: Count = 4

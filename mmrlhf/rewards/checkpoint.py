@@ -26,9 +26,10 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmrlhf.config import EngineConfig, PPOConfig
+from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
+from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.models.adapters import Adapters, Role, absolute_name
 from mmrlhf.models.fingerprints import fingerprint
 from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
@@ -37,7 +38,7 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT
-from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, untrained_role
 
 NUM_REFERENCE_ROWS = 4
 """Number of rows saved with their scores."""
@@ -82,6 +83,8 @@ def save_reward_model(model: RewardModel, directory: Path, groups: Sequence[Answ
         "temperature": model.temperature,
         "accuracy": model.accuracy,
         "probes": model.probes,
+        "j": model.j,
+        "untrained_prior": model.prior is not None,
     }
     # The checksum covers the files above, so reward.json is written last.
     write_atomic(directory / "reward.json", json.dumps(metadata | {"seal": _checksum(directory, metadata)}, indent=1))
@@ -174,6 +177,8 @@ def load_reward_model(
             temperature=metadata["temperature"],
             accuracy=metadata["accuracy"],
             probes=metadata["probes"],
+            j=metadata.get("j", {}),  # mmrlhf 0.3 and earlier measured none
+            prior=untrained_role(adapters) if metadata.get("untrained_prior") else None,
             max_length=max_length,
         )
         _verify_reference_scores(model, path, metadata, read_jsonl(directory / "reference.jsonl"))
@@ -261,6 +266,56 @@ def _group_from_json(row: dict[str, Any]) -> AnswerGroup:
     return AnswerGroup(images, prompt, tuple(row["answers"]), facts, row["id"])
 
 
+# ---- for a further round of reward --------------------------------------------------------------
+
+
+def check_continues(config: RewardConfig) -> bool:
+    """Return whether `adapter_path` is a reward model, which then trains on with its head.
+
+    Raises InputError, before a model is loaded, if it has no adapter or other settings.
+    """
+    path = Path(config.adapter_path or "")
+    if config.adapter_path is None or not (path / "reward.json").is_file():
+        return False
+    try:
+        metadata = json.loads((path / "reward.json").read_text(encoding="utf-8"))
+        saved = {name: metadata.get(name, False) for name in ("facts", "facts_position", "facts_template", "untrained_prior")}
+        has_adapter = metadata["base"] != "model"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{path / 'reward.json'} cannot be read as the reward stage wrote it: copy the model again") from None
+    if not has_adapter or config.tuning == "full":
+        raise InputError(
+            f"adapter_path {path} is a reward model, which trains on with tuning lora or head only, and with its adapter: "
+            "give one that was not trained with tuning full"
+        )
+    for name, value in saved.items():
+        if getattr(config, name) != value:
+            raise InputError(
+                f"adapter_path {path} is a reward model with {name} {json.dumps(value)}, not {json.dumps(getattr(config, name))}: "
+                f"give --{name} {str(value).lower() if isinstance(value, bool) else value}"
+            )
+    return True
+
+
+def load_to_continue(path: str, adapters: Adapters, config: RewardConfig) -> Role:
+    """Return the role `reward` of a saved reward model on its base, with a head that trains on.
+
+    Raises InputError if the base is another one, and as `load_reward_model` does.
+    """
+    metadata = json.loads((Path(path) / "reward.json").read_text(encoding="utf-8"))
+    if adapters.vlm.fingerprint != metadata["base_fingerprint"] or adapters.vlm.dtype != metadata["dtype"]:
+        raise InputError(
+            f"adapter_path {path} is a reward model on {metadata['base']} in {metadata['dtype']}, and {adapters.vlm.name} in "
+            f"{adapters.vlm.dtype} holds other weights: give that model and --dtype {metadata['dtype']}"
+        )
+    role = load_reward_model(path, adapters, config.max_length, engine=config).role
+    assert role.head is not None
+    role.head.requires_grad_(True)
+    for parameter in adapters.parameters("reward").values():
+        parameter.requires_grad_(True)
+    return role
+
+
 # ---- for ppo -----------------------------------------------------------------------------------
 
 
@@ -272,7 +327,8 @@ def reward_model_paths(config: PPOConfig) -> list[str]:
 def load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
     """Load the models that `fact_rm` uses; return none if `reward_terms` does not name it.
 
-    Raises InputError if no path is given, a model cannot be loaded, or one fails too many probes.
+    Raises InputError if no path is given, a model cannot be loaded, one fails too many probes, or
+    training made one worse at telling false claims from true ones.
     """
     if "fact_rm" not in parse_reward_spec(config.reward_terms):
         return []
@@ -284,6 +340,8 @@ def load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accel
         adapter_name = "reward" if index == 0 else f"reward_{index}"
         reward_model = load_reward_model(path, adapters, config.max_length, accelerator.device, config, adapter_name)
         _check_probes(path, reward_model, config.min_probe_detection_rate)
+        if not config.allow_worse_judge:
+            _check_j(path, reward_model)
         reward_models.append(reward_model)
     return reward_models
 
@@ -302,3 +360,15 @@ def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None
                 f"than min_probe_detection_rate {min_rate:g}: a policy would learn to make them; train it on such pairs, or "
                 "lower --min_probe_detection_rate"
             )
+
+
+def _check_j(path: str, reward_model: RewardModel) -> None:
+    """Raise InputError if J fell in training, beyond the 95% interval of the change."""
+    change = reward_model.j.get("change")
+    if change and change["high"] < 0:
+        before, after = (reward_model.j[name][ALL_KINDS]["j"] for name in ("before", "after"))
+        raise InputError(
+            f"reward model {path} tells false claims from true ones worse than before its training (J {after:.2f}, before "
+            f"{before:.2f}): use the untrained review (`mmrlhf reward --max_steps 0`), train it with --load_best_model_at_end true "
+            "--metric_for_best_model j, or give --allow_worse_judge true"
+        )

@@ -198,10 +198,12 @@ def score_probes(
     }
 
 
-def probe_rates(model: RewardModel, probes: Sequence[Probe], advance: Callable[[int], None] | None = None) -> dict[str, float]:
-    """Return the share of false claims that lower the score, by kind; omit kinds without probes.
+def probe_outcomes(
+    model: RewardModel, probes: Sequence[Probe], advance: Callable[[int], None] | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return, by kind, whether each false claim lowers the score, and whether each true one does.
 
-    `advance` is called as in `RewardModel.score`.
+    Kinds without probes are left out. `advance` is called as in `RewardModel.score`.
     """
     scores_by_kind = score_probes(model, probes, advance)
-    return {kind: float((s[:, 1] < s[:, 0]).mean()) for kind, s in scores_by_kind.items() if len(s)}
+    return {kind: (s[:, 1] < s[:, 0], s[:, 2] < s[:, 0]) for kind, s in scores_by_kind.items() if len(s)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from torch import Tensor
 from mmrlhf.config import FactsPosition
 from mmrlhf.engine.scoring import GROUPS_PER_BATCH, last_hidden_states
 from mmrlhf.facts import render_facts
-from mmrlhf.models.adapters import Role
-from mmrlhf.models.heads import YES_NO_QUESTION
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import YES_NO_QUESTION, yes_no_head
 from mmrlhf.models.vlm import Prompt
 from mmrlhf.records import Fact, ImageSource, InputError, Message
 from mmrlhf.rewards.types import RewardFunction, Sample
@@ -75,7 +75,8 @@ class RewardModel:
     Scores are (raw - mean) / std, with `mean` and `std` from a reference set. The first of two
     answers is better with probability sigmoid((first - second) / temperature). `accuracy` is
     measured on held-out pairs. `probes` is the share of injected false claims that lower the score,
-    by kind of claim, on the reference set.
+    by kind of claim, on the reference set, and `j` is J there before and after training. The scores
+    of `prior`, the untrained review, are frozen and added to the role's own.
     """
 
     role: Role
@@ -88,6 +89,8 @@ class RewardModel:
     temperature: float = 1.0
     accuracy: float | None = None
     probes: dict[str, float] = field(default_factory=dict)
+    j: dict[str, Any] = field(default_factory=dict)
+    prior: Role | None = None
     max_length: int = 2048
 
     def raw_scores(self, groups: Sequence[AnswerGroup]) -> Iterator[tuple[list[int], Tensor]]:
@@ -109,10 +112,13 @@ class RewardModel:
         group_ids = [group.id for group in groups]
         prompts = self.role.vlm.build_prompts(conversations, self.max_length, group_ids if all(group_ids) else None)
         self._check_lengths(group_ids, prompts, answer_ids)
-        head = self.role.head
-        assert head is not None
-        for group_indices, last_hidden_ND in last_hidden_states(self.role, prompts, answer_ids):
-            yield group_indices, head(last_hidden_ND.float())[:, 0]
+        if self.prior is None:
+            yield from _role_scores(self.role, prompts, answer_ids)
+            return
+        with torch.no_grad():
+            prior_scores = by_group(_role_scores(self.prior, prompts, answer_ids), groups)
+        for group_indices, corrections_N in _role_scores(self.role, prompts, answer_ids):
+            yield group_indices, corrections_N + torch.cat([prior_scores[i] for i in group_indices])
 
     def tokenize_group(self, group: AnswerGroup) -> tuple[list[Message], list[Tensor]]:
         """Return the turns before the answers, and token ids of each answer with the question."""
@@ -155,14 +161,10 @@ class RewardModel:
         """
 
         def score_batch(batch: Sequence[AnswerGroup]) -> list[list[float]]:
-            scores_by_group: dict[int, list[float]] = {}
-            # Micro-batches take groups in any order; scores follow their group indices.
-            for group_indices, raw_scores_N in self.raw_scores(batch):
-                if not bool(raw_scores_N.isfinite().all()):
-                    raise InputError(f"the reward model on {self.role.vlm.name} gives scores that are not finite: train it again")
-                scores = iter(((raw_scores_N - self.mean) / self.std).tolist())
-                scores_by_group |= {i: [next(scores) for _ in batch[i].answers] for i in group_indices}
-            return [scores_by_group[i] for i in range(len(batch))]
+            raw_scores = by_group(self.raw_scores(batch), batch)
+            if not all(bool(raw_scores_N.isfinite().all()) for raw_scores_N in raw_scores):
+                raise InputError(f"the reward model on {self.role.vlm.name} gives scores that are not finite: train it again")
+            return [((raw_scores_N - self.mean) / self.std).tolist() for raw_scores_N in raw_scores]
 
         batches = (groups[start : start + GROUPS_PER_BATCH] for start in range(0, len(groups), GROUPS_PER_BATCH))
         scores: list[list[float]] = []
@@ -171,6 +173,34 @@ class RewardModel:
             if advance is not None:
                 advance(len(batch))
         return scores
+
+
+def _role_scores(
+    role: Role, prompts: Sequence[Prompt], answer_ids: Sequence[Sequence[Tensor]]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield group indices and a role's scores [n] of their answers, a micro-batch at a time."""
+    assert role.head is not None
+    for group_indices, last_hidden_ND in last_hidden_states(role, prompts, answer_ids):
+        yield group_indices, role.head(last_hidden_ND.float())[:, 0]
+
+
+def by_group(scores: Iterable[tuple[Sequence[int], Tensor]], groups: Sequence[AnswerGroup]) -> list[Tensor]:
+    """Return the scores of each group's answers; micro-batches take groups in any order."""
+    scores_by_group: dict[int, Tensor] = {}
+    for group_indices, scores_N in scores:
+        parts = scores_N.split([len(groups[i].answers) for i in group_indices])
+        scores_by_group |= dict(zip(group_indices, parts, strict=True))
+    return [scores_by_group[i] for i in range(len(groups))]
+
+
+def untrained_role(adapters: Adapters) -> Role:
+    """Return the untrained review: the base without an adapter, with its log-odds of Yes over No.
+
+    Raises InputError if the tokenizer does not tell the two words apart.
+    """
+    head = yes_no_head(adapters.vlm)
+    head.requires_grad_(False)
+    return Role(adapters, None, head)
 
 
 # ---- as a reward function ----------------------------------------------------------------------

@@ -75,6 +75,11 @@ def centering(better_B: Tensor, worse_B: Tensor) -> Tensor:
     return (better_B + worse_B) ** 2
 
 
+def distance_to_untrained(scores_N: Tensor, untrained_scores_N: Tensor) -> Tensor:
+    """Return (score - untrained score)^2 [N], which keeps a judge close to the untrained review."""
+    return (scores_N - untrained_scores_N) ** 2
+
+
 def kl_k1(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
     """Return log p/q per sampled token: Schulman's k1, an unbiased estimate of KL(p || q)."""
     return logps_BT - ref_logps_BT

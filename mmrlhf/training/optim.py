@@ -17,7 +17,7 @@ from mmrlhf.records import InputError
 
 def total_steps(config: TrainConfig, num_rows: int, num_processes: int = 1) -> int:
     """Return the number of steps; an incomplete last step is dropped unless it is the only one."""
-    if config.max_steps > 0:
+    if config.max_steps >= 0:
         return config.max_steps
     return max(1, int(config.num_train_epochs * num_rows / (config.per_device_train_batch_size * num_processes)))
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mmrlhf.records import Fact, Message, Preference
-from mmrlhf.rewards.probes import PROBE_KINDS, make_probes, make_training_pair, probe_rates
+from mmrlhf.rewards.probes import PROBE_KINDS, make_probes, make_training_pair, probe_outcomes
 from mmrlhf.rewards.reward_model import AnswerGroup
 
 FACTS = (Fact("object", "small red cup"), Fact("count", "two spoons"), Fact("relation", "cup left of spoon"))
@@ -69,7 +69,10 @@ class LetterCountReward:
         return [[-float(answer.count("r")) for answer in group.answers] for group in groups]
 
 
-def test_probe_rates_match_hand_computation():
-    rates = probe_rates(LetterCountReward(), make_probes([make_preference("a"), make_preference("b", (GREEN_HAT,))]))
-    assert set(rates) <= set(PROBE_KINDS) and rates["relation"] == 1.0  # "right" has an r, the good answer has none
-    assert np.isin(list(rates.values()), [0.0, 0.5, 1.0]).all()
+def test_probe_outcomes_match_hand_computation():
+    outcomes = probe_outcomes(LetterCountReward(), make_probes([make_preference("a"), make_preference("b", (GREEN_HAT,))]))
+    assert set(outcomes) <= set(PROBE_KINDS)
+    false_lowers, true_lowers = outcomes["relation"]
+    # "right" has an r, the good answer and "left" have none: right or left are false, one by one.
+    assert false_lowers.all() and false_lowers.shape == true_lowers.shape
+    assert all(false.dtype == true.dtype == bool for false, true in outcomes.values())
