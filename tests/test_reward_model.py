@@ -250,7 +250,7 @@ def test_ppo_refuses_a_judge_that_training_made_worse(tiny_vlm_path, examples, p
     path = train_reward_model(reward_config(tiny_vlm_path, tmp_path / "worse", max_steps=4, learning_rate=1e-2), opposite)
     j = json.loads((path / "reward.json").read_text())["j"]
     assert j["change"]["high"] < 0 and j["after"]["all"]["j"] < j["before"]["all"]["j"]
-    config = ppo_config(tiny_vlm_path, path, tmp_path / "ppo", max_steps=1)
+    config = ppo_config(tiny_vlm_path, path, tmp_path / "ppo", max_steps=1, allow_worse_judge=False)
     with pytest.raises(
         InputError, match=r"tells false claims from true ones worse than before its training \(J .*--allow_worse_judge true"
     ):

@@ -276,6 +276,7 @@ def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int
             "per_device_train_batch_size": settings.prompts_per_step,
             "lr_scheduler_type": "constant",
             "min_probe_detection_rate": 0.0,
+            "allow_worse_judge": True,
             "lexicon_file": LEXICON_FILE if CLAIM_TERMS in cell.reward_terms else None,
         }
         if cell.labels is not None:
