@@ -1,0 +1,159 @@
+"""Detection: does a reward rise when a false claim is removed from an answer, and not a true one?
+
+For each claim of a sampled answer, the answer is scored with and without it (`remove_claim`). TPR
+is the share of false claims whose removal raises the score, FPR the same share of true claims, and
+J = TPR - FPR (Youden 1950). With J above 0 on a policy's own answers, training against the reward
+drives such errors out; with J at or below 0 they stay or grow, whatever the accuracy on pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mmrlhf.claims.removal import remove_claim
+from mmrlhf.metrics.intervals import SufficientStats, with_intervals
+from mmrlhf.records import Claim, Verdict
+from mmrlhf.rewards.reward_model import AnswerGroup
+
+ScoreGroups = Callable[[Sequence[AnswerGroup]], Sequence[Sequence[float]]]
+"""Maps groups of answers to a score for each answer, as `RewardModel.score` does."""
+GroupVerdicts = Sequence[Sequence[Sequence[Verdict]]]
+"""The truth: a verdict on each claim of each answer of each group."""
+SCORE_TOLERANCE = 1e-6
+"""Scores closer than this count as equal: one text in two batches need not score the same."""
+ALL_KINDS = "all"
+"""The name of the figures over all kinds of claims."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A claim, known to be true or false, and the answer without it.
+
+    The claim is one of answer number `answer_index` of group number `group_index`.
+    """
+
+    group_index: int
+    answer_index: int
+    claim: Claim
+    is_false: bool
+    answer: str
+
+
+def removals(groups: Sequence[AnswerGroup], verdicts: GroupVerdicts) -> list[Removal]:
+    """Return the answers without each of their claims, one claim at a time.
+
+    Left out are claims that are hedged or of unknown truth, claims that make up the whole answer,
+    and true claims that take a false one with them (a star that is there, in the wrong colour), as
+    that removal is neither right nor wrong.
+    """
+    found: list[Removal] = []
+    for group_index, (group, group_verdicts) in enumerate(zip(groups, verdicts, strict=True)):
+        for answer_index, (answer, answer_verdicts) in enumerate(zip(group.answers, group_verdicts, strict=True)):
+            found += _answer_removals(group_index, answer_index, answer, answer_verdicts)
+    return found
+
+
+def _answer_removals(group_index: int, answer_index: int, answer: str, verdicts: Sequence[Verdict]) -> list[Removal]:
+    found: list[Removal] = []
+    false_claims = [v.claim for v in verdicts if v.value == "contradicted"]
+    for claim, verdict in {v.claim: v for v in reversed(verdicts)}.items():
+        if verdict.value == "unknown" or claim.hedged:
+            continue
+        is_false = verdict.value == "contradicted"
+        if not is_false and any(_depends(other, claim) for other in false_claims):
+            continue
+        rest = remove_claim(answer, claim)
+        if rest.strip() and rest != answer:
+            found.append(Removal(group_index, answer_index, claim, is_false, rest))
+    return found[::-1]
+
+
+def _depends(claim: Claim, other: Claim) -> bool:
+    """Return whether a claim goes when an object goes."""
+    if other.kind != "object" or claim == other or (claim.kind == "count" and claim.subject == "object"):
+        return False
+    words = f"{claim.subject} {claim.value} {claim.target}".split()
+    return other.subject in (claim.subject, claim.target) or other.subject.split()[-1] in words
+
+
+def score_rises(groups: Sequence[AnswerGroup], found: Sequence[Removal], score: ScoreGroups) -> np.ndarray:
+    """Return by how much each removal raises the score [n].
+
+    All texts of a group are scored in one call, the answers first.
+    """
+    by_group: dict[int, list[int]] = {}
+    for number, removal in enumerate(found):
+        by_group.setdefault(removal.group_index, []).append(number)
+    extended = [
+        replace(groups[index], answers=(*groups[index].answers, *(found[number].answer for number in numbers)))
+        for index, numbers in by_group.items()
+    ]
+    rises = np.zeros(len(found))
+    for (index, numbers), scores in zip(by_group.items(), score(extended), strict=True):
+        num_answers = len(groups[index].answers)
+        for number, score_without in zip(numbers, scores[num_answers:], strict=True):
+            rises[number] = score_without - scores[found[number].answer_index]
+    return rises
+
+
+def detection_rates(
+    found: Sequence[Removal],
+    rises: Sequence[float] | np.ndarray,
+    *,
+    kind_of: Callable[[Claim], str] = lambda claim: claim.kind,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Return TPR, FPR and J by kind of claim, and over all kinds as `all`.
+
+    Each is {"value", "low", "high"} with a 95% bootstrap interval over groups (prompts), None
+    without claims to measure it; beside them `num_false` and `num_true` claims, and the mean rise
+    of the score for either, `rise_false` and `rise_true`, None without claims.
+    """
+    kinds = sorted({kind_of(removal.claim) for removal in found})
+    return {kind: _rates_of(found, rises, kind_of, kind, seed) for kind in [ALL_KINDS, *kinds]}
+
+
+def _rates_of(
+    found: Sequence[Removal], rises: Sequence[float] | np.ndarray, kind_of: Callable[[Claim], str], kind: str, seed: int
+) -> dict[str, Any]:
+    pairs = [(r, float(rise)) for r, rise in zip(found, rises, strict=True) if kind in (ALL_KINDS, kind_of(r.claim))]
+    is_false = np.array([removal.is_false for removal, _ in pairs], dtype=bool)
+    rise_N = np.array([rise for _, rise in pairs])
+    raised = rise_N > SCORE_TOLERANCE
+    columns = np.stack([is_false & raised, is_false, ~is_false & raised, ~is_false], axis=1)
+
+    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        tpr, fpr = sums[..., 0] / sums[..., 1], sums[..., 2] / sums[..., 3]
+        return {"TPR": tpr, "FPR": fpr, "J": tpr - fpr}
+
+    stats = SufficientStats([removal.group_index for removal, _ in pairs], columns, metrics)
+    intervals, _ = with_intervals(stats, seed)
+    return {
+        **intervals,
+        "num_false": int(is_false.sum()),
+        "num_true": int((~is_false).sum()),
+        "rise_false": float(rise_N[is_false].mean()) if is_false.any() else None,
+        "rise_true": float(rise_N[~is_false].mean()) if (~is_false).any() else None,
+    }
+
+
+def measure_detection(
+    groups: Sequence[AnswerGroup],
+    verdicts: GroupVerdicts,
+    score: ScoreGroups,
+    *,
+    kind_of: Callable[[Claim], str] = lambda claim: claim.kind,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Score answers with and without each claim; return rates by kind as `detection_rates` does.
+
+    groups: sampled answers by prompt, with the facts that the reward reads. verdicts: the truth
+    about each answer's claims, from something that the reward does not read. score: for example a
+    `RewardModel.score`.
+    """
+    found = removals(groups, verdicts)
+    return detection_rates(found, score_rises(groups, found, score), kind_of=kind_of, seed=seed)
