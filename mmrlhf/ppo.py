@@ -39,6 +39,7 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError, Message
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import score_samples
+from mmrlhf.rewards.length_bounds import parse_length_bounds
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, losses, ppo_metrics
@@ -106,8 +107,7 @@ def ppo(
     if resumed := run.resume():
         start_step, tensors, state = resumed
         recent_metrics = state.get("recent_metrics", [])
-        if roles.normalizer is not None:
-            roles.normalizer.load_state(state["term_statistics"])
+        roles.aggregation.load_state(state.get("rewards", {}))
         for role in roles.trained:
             role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
@@ -174,9 +174,10 @@ def ppo(
             # 8. Save
             if (step + 1) % config.save_steps == 0 and not is_last:
                 role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
-                state = {"recent_metrics": ppo_metrics.select_hacking_metrics(recent_metrics)}
-                if roles.normalizer is not None:
-                    state["term_statistics"] = roles.normalizer.state()
+                state = {
+                    "recent_metrics": ppo_metrics.select_hacking_metrics(recent_metrics),
+                    "rewards": roles.aggregation.state(),
+                }
                 run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer)}, state)
 
     engine.close()
@@ -248,9 +249,7 @@ def collect_batch(
 
     # 3. Rewards of answers, by reward function
     samples = build_samples(rows, completions, config.num_generations, config.response_length)
-    breakdowns = score_samples(roles.weighted_rewards, samples, failure_file)
-    if roles.normalizer is not None:
-        breakdowns = roles.normalizer(breakdowns)
+    breakdowns = roles.aggregation(score_samples(roles.weighted_rewards, samples, failure_file), samples)
     totals_N = torch.tensor([breakdown.total for breakdown in breakdowns], device=vlm.device)
 
     # 4. Log-probs of policy and reference. In float32 the policy's are those of the rollout. In
@@ -366,3 +365,4 @@ def _check_config(config: PPOConfig) -> None:
         raise InputError(
             "term_statistics running needs multi_objective_aggregation normalize_then_sum: set both, or leave term_statistics out"
         )
+    parse_length_bounds(config.length_bounds, config.response_length)

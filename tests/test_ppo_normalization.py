@@ -32,8 +32,15 @@ TERMS = {"reward_terms": "length=2, missing_eos=-0.5, first_words=0.5, alternati
 
 @pytest.mark.parametrize(
     "settings",
-    [GROUP, RUNNING, {**GROUP, "kl_coef": 0.0}, {**RUNNING, "use_critic": False}, {**GROUP, "span_credit": "last_token"}],
-    ids=["group", "running", "no KL", "no critic", "last token"],
+    [
+        GROUP,
+        RUNNING,
+        {**GROUP, "kl_coef": 0.0},
+        {**RUNNING, "use_critic": False},
+        {**GROUP, "span_credit": "last_token"},
+        {**GROUP, "length_bounds": "1,5"},
+    ],
+    ids=["group", "running", "no KL", "no critic", "last token", "bounds"],
 )
 def test_ledger_adds_up_to_the_rewards_trained_on(tiny_vlm_path, examples, tmp_path, monkeypatch, settings):
     token_rewards, gae = [], advantages.gae
@@ -44,7 +51,8 @@ def test_ledger_adds_up_to_the_rewards_trained_on(tiny_vlm_path, examples, tmp_p
     assert [r["total"] for r in rows] == pytest.approx([float(v) for t in token_rewards for v in t.sum(1)], abs=1e-5)
     for row in rows:
         assert sum(row["terms"].values()) + row["kl"] == pytest.approx(row["total"], abs=1e-5)
-        assert row["terms"] == pytest.approx({name: w * row["normalized"][name] for name, w in row["weights"].items()})
+        cut = {"length_bounds": -max(0, sum(row["terms"][name] for name in row["values"]))} if "length_bounds" in settings else {}
+        assert row["terms"] == pytest.approx({name: w * row["normalized"][name] for name, w in row["weights"].items()} | cut)
         assert row["terms"]["constant"] == 0 and row["values"]["constant"] == 7.3
         scales = {reward for *_, reward in row["spans"]["first_words"]}
         assert len(scales) <= 1 and all(reward >= 0 for reward in scales)
@@ -73,9 +81,24 @@ def test_grpo_on_normalised_terms_is_gdpo(tiny_vlm_path, examples, tmp_path, mon
     assert estimated[0][:, 0].tolist() == pytest.approx([total / deviation for total in totals], abs=1e-4)
 
 
-def test_running_statistics_resume_bit_identically(tiny_vlm_path, examples, tmp_path, monkeypatch):
+def test_length_bounds_cut_what_is_positive_and_no_more(tiny_vlm_path, examples, tmp_path, capsys):
+    """All answers have ten tokens, or end before; bounds of nine at most cut those of ten."""
+    settings = {"reward_terms": "alternating=2, constant=-0.1", "length_bounds": "1,9", "kl_coef": 0.0, "max_steps": 1}
+    ppo(ppo_config(tiny_vlm_path, None, tmp_path, **settings), examples, extra_reward_functions=FUNCTIONS)
+    rows, logged = read_jsonl(tmp_path / "ledger.jsonl"), read_jsonl(tmp_path / "metrics.jsonl")[1]
+    assert {round(row["total"], 5) for row in rows} <= {-0.73, 0.0, 1.27}
+    num_cut = sum(row["terms"]["length_bounds"] < 0 for row in rows)
+    assert 0 < num_cut <= 3 and logged["rewards/length_bounds/mean"] == pytest.approx(-1.27 * num_cut / 6)
+    assert (logged["length_bounds/lower"], logged["length_bounds/upper"]) == (1, 9)
+    assert logged["length_bounds/outside"] * 6 == pytest.approx(6 - logged["val/num_eos_tokens"])
+    assert logged["objective/scores"] == pytest.approx(1 - 0.73)  # before anything is cut
+    assert "length bounds:" not in capsys.readouterr().out  # these were given, not measured
+
+
+def test_what_is_measured_resumes_bit_identically(tiny_vlm_path, examples, tmp_path, monkeypatch, capsys):
     def config(name):
-        return ppo_config(tiny_vlm_path, None, tmp_path / name, max_steps=3, save_steps=2, **RUNNING, **TERMS)
+        settings = {"max_steps": 3, "save_steps": 2, "length_bounds": "auto", "response_length": 30}
+        return ppo_config(tiny_vlm_path, None, tmp_path / name, **settings, **RUNNING, **TERMS)
 
     ppo(config("uninterrupted"), examples, extra_reward_functions=FUNCTIONS)
     save = Run.save_checkpoint
@@ -89,6 +112,12 @@ def test_running_statistics_resume_bit_identically(tiny_vlm_path, examples, tmp_
         ppo(config("killed"), examples, extra_reward_functions=FUNCTIONS)
     monkeypatch.setattr(Run, "save_checkpoint", save)
     ppo(config("killed"), examples, extra_reward_functions=FUNCTIONS)
+    logged = [read_jsonl(tmp_path / name / "metrics.jsonl")[1:] for name in ("uninterrupted", "killed")]
+    bounds = [{(row["length_bounds/lower"], row["length_bounds/upper"]) for row in rows} for rows in logged]
+    assert len(bounds[0]) == 1 and bounds[0] == bounds[1]
+    lower, upper = bounds[0].pop()
+    text = f"length bounds: {lower:.0f} to {upper:.0f} tokens, the 2% and 98% quantiles of the reference's answers in this step"
+    assert capsys.readouterr().out.count(text) == 2
     assert (tmp_path / "killed/ledger.jsonl").read_text() == (tmp_path / "uninterrupted/ledger.jsonl").read_text()
     expected, resumed = (load_file(tmp_path / name / "policy/adapter_model.safetensors") for name in ("uninterrupted", "killed"))
     assert all(torch.equal(expected[k], resumed[k]) for k in expected)
@@ -98,6 +127,8 @@ def test_running_statistics_resume_bit_identically(tiny_vlm_path, examples, tmp_
     ("settings", "message"),
     [
         ({**GROUP, "num_generations": 1}, "num_generations is 1: sample more, or set term_statistics running"),
+        ({"length_bounds": "12,30"}, "no answer can be that long, because response_length is 10; lower the first bound"),
+        ({"length_bounds": "9,3"}, "length_bounds is '9,3': write the fewest and the most tokens, such as 8,40, or auto"),
         ({"term_statistics": "running"}, "needs multi_objective_aggregation normalize_then_sum: set both"),
     ],
 )

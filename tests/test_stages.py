@@ -54,7 +54,7 @@ sft(SFTConfig(output_dir=f"{out}/sft", **common), rows)
 model = train_reward_model(RewardConfig(output_dir=f"{out}/reward", **common), pairs)
 ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=str(model), num_generations=2, response_length=10, num_ppo_epochs=1,
               num_mini_batches=2, min_probe_detection_rate=0, multi_objective_aggregation="normalize_then_sum",
-              term_statistics="running", **common), rows[:3])  # one row twice in every step
+              term_statistics="running", length_bounds="auto", **common), rows[:3])  # one row twice in every step
 """
 
 

@@ -50,6 +50,7 @@ SETTING_FAMILIES = {
     r"(value|critic)_model": "the critic starts from the reward model's adapter",
     r"critic_warmup": "the critic learns from the first step on, at critic_learning_rate",
     r"ptx|pretrain_loss": "the loss has no part on other texts: kl_coef keeps the policy near the reference",
+    r"overlong_(buffer|penalty)|soft_(max|cache|punish)|length_(reward|bound)": "length_bounds sets the fewest and the most tokens of an answer that may earn a positive reward",
     r"gdpo|decoupled_norm": "multi_objective_aggregation normalize_then_sum is GDPO: it normalises each reward function's values",
     r"(reward|score)_?(clip|scal|norm)|(clip|scale|norm|whiten)\w*_?(reward|score)": "the reward model's scores are normalised when it is saved; multi_objective_aggregation normalize_then_sum normalises each reward function's values",
     r"adv\w*_norm|norm_adv|importance_sampling": "advantages of gae are always whitened, and those of grpo divided by the group's standard deviation",

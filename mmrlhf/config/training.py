@@ -169,6 +169,10 @@ class PPOConfig(TrainConfig):
     term_statistics: Literal["group", "running"] = "group"
     """Means and standard deviations for normalize_then_sum: of the answers to a prompt (`group`),
     or of all answers of the run so far (`running`)."""
+    length_bounds: str | None = None
+    """Fewest and most tokens of an answer that may earn a positive reward, such as `8,40`, or
+    `auto`: the 2% and 98% quantiles of the reference's answers in the first step. Outside the
+    bounds, a positive sum of rewards is cut to 0."""
     span_credit: Literal["token", "last_token"] = "token"
     """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
     the answer."""

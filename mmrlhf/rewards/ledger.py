@@ -60,6 +60,8 @@ def parse_reward_spec(reward_terms: str) -> dict[str, float]:
         reward_name, at_sign, verifier_name = name.partition("@")
         if new_name := RENAMED_REWARDS.get(reward_name):
             raise InputError(f"reward_terms: {renamed(name, f'{new_name}{at_sign}{verifier_name}')}")
+        if name == "length_bounds":
+            raise InputError("reward_terms names length_bounds, which is a setting: add --length_bounds auto, or two numbers")
         if name in weights:
             raise InputError(f"reward_terms names {name} twice: keep one")
         weights[name] = value
@@ -114,8 +116,9 @@ class RewardBreakdown:
     """What each reward function gave an answer, and what that contributes to the reward.
 
     `values` are the functions' own values, and `terms` their contributions: weight x value, or with
-    `normalized` values, weight x normalized value. `spans` has the contributions of those that
-    reward spans, without what normalisation takes from or adds to the answer as a whole.
+    `normalized` values, weight x normalized value. What length bounds cut off is a term as well.
+    `spans` has the contributions of functions that reward spans, without what normalisation takes
+    from or adds to the answer as a whole.
     """
 
     terms: dict[str, float]
@@ -136,8 +139,10 @@ class RewardBreakdown:
 
     @property
     def weighted_values(self) -> dict[str, float]:
-        """Return weight x value of every function, whether or not values are normalised."""
-        return self.terms if self.normalized is None else {k: self.weights[k] * v for k, v in self.values.items()}
+        """Return weight x value of every function, before anything is normalised or cut off."""
+        if self.normalized is None:
+            return {name: self.terms[name] for name in self.values}
+        return {name: self.weights[name] * value for name, value in self.values.items()}
 
 
 def score_samples(

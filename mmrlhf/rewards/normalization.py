@@ -87,21 +87,20 @@ def normalize_in_groups(breakdowns: Sequence[RewardBreakdown], group_size: int) 
 
 @dataclass
 class TermNormalizer:
-    """Normalises the rewards of each step, and keeps a run's running statistics, if it has any.
-
-    `gather` returns the elements of a list of this process and of all others.
-    """
+    """Normalises the rewards of each step, and keeps a run's running statistics, if it has any."""
 
     statistics: TermStatistics
     group_size: int
-    gather: Callable[[list[dict[str, float]]], list[dict[str, float]]]
     running: dict[str, Moments] = field(default_factory=dict)
 
-    def __call__(self, breakdowns: Sequence[RewardBreakdown]) -> list[RewardBreakdown]:
-        """Return a step's rewards with normalised values. The step counts in running statistics."""
+    def __call__(self, breakdowns: Sequence[RewardBreakdown], gather: Callable[[list[Any]], list[Any]]) -> list[RewardBreakdown]:
+        """Return a step's rewards with normalised values.
+
+        Running statistics include the step's own values, of all processes that `gather` asks.
+        """
         if self.statistics == "group":
             return normalize_in_groups(breakdowns, self.group_size)
-        values = self.gather([breakdown.values for breakdown in breakdowns])
+        values = gather([breakdown.values for breakdown in breakdowns])
         self.running = {
             name: self.running.get(name, Moments()).add([answer[name] for answer in values]) for name in breakdowns[0].values
         }

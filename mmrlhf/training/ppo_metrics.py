@@ -50,6 +50,8 @@ def step_metrics(
         **rollout_metrics(batch, config.kl_coef),
         **reward_metrics(batch, config.num_generations, roles.claim_scorer),
     }
+    if roles.aggregation.length_bounds is not None:
+        metrics |= roles.aggregation.length_bounds.metrics(batch.samples, batch.breakdowns)
     if roles.critic is not None:
         explained = advantages.explained_variance(batch.values_NT, batch.returns_NT, batch.mask_NT)
         metrics["critic/vf_explained_var"] = explained
@@ -154,6 +156,9 @@ def log_step(
     claim_rows = roles.claim_scorer.ledger_rows(batch.samples) if roles.claim_scorer is not None else None
     answer_rewards = batch.rewards_NT.sum(1).tolist()
     run.log_ledger(step + 1, gather_object(ledger_rows(batch.samples, batch.breakdowns, answer_rewards, claim_rows)))
+    if step == 0 and config.length_bounds == "auto":
+        lower, upper = (f"{recent_metrics[-1][f'length_bounds/{name}']:.0f}" for name in ("lower", "upper"))
+        run.print(f"length bounds: {lower} to {upper} tokens, the 2% and 98% quantiles of the reference's answers in this step")
     is_logging_step = (step + 1) % config.logging_steps == 0
     if is_logging_step or is_last:
         run.print_row(step + 1, {title: recent_metrics[-1].get(key) for title, key in PRINTED_METRICS.items()})

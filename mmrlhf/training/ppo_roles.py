@@ -18,10 +18,10 @@ from mmrlhf.models.heads import scalar_head
 from mmrlhf.models.policy import add_trained_adapter
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, Message
+from mmrlhf.rewards.aggregation import RewardAggregation, build_aggregation
 from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
 from mmrlhf.rewards.claim_rewards import ClaimScorer, build_claim_scorer
 from mmrlhf.rewards.ledger import WeightedReward, resolve_rewards
-from mmrlhf.rewards.normalization import TermNormalizer
 from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm, prompt_with_facts
 from mmrlhf.rewards.types import RewardFunction
 
@@ -32,9 +32,8 @@ class PPORoles:
 
     `policy` and `critic` train; the critic is None if the advantages need no values. `reference` is
     the base without an adapter, or under the one that the policy starts from. `weighted_rewards`
-    makes up the reward, and `normalizer` brings its functions' values to one scale, if they are
-    normalised. `claim_scorer` extracts claims and gets verdicts on them, for the reward
-    and for the metrics.
+    makes up the reward, and `aggregation` adds it up. `claim_scorer` extracts claims and gets
+    verdicts on them, for the reward and for the metrics.
     """
 
     adapters: Adapters
@@ -43,7 +42,7 @@ class PPORoles:
     critic: Role | None
     reward_models: list[RewardModel]
     weighted_rewards: list[WeightedReward]
-    normalizer: TermNormalizer | None
+    aggregation: RewardAggregation
     claim_scorer: ClaimScorer | None
 
     @property
@@ -81,9 +80,6 @@ def load_roles(
         adapters.load("reference", Path(config.adapter_path), trainable=False)
         reference = Role(adapters, "reference")
     critic = _add_critic(config, adapters, reward_models) if config.has_critic else None
-    normalizer = None
-    if config.multi_objective_aggregation == "normalize_then_sum":
-        normalizer = TermNormalizer(config.term_statistics, config.num_generations, gather_object)
     return PPORoles(
         adapters=adapters,
         policy=Role(adapters, "policy"),
@@ -91,7 +87,7 @@ def load_roles(
         critic=critic,
         reward_models=reward_models,
         weighted_rewards=weighted_rewards,
-        normalizer=normalizer,
+        aggregation=build_aggregation(config, gather_object),
         claim_scorer=claim_scorer,
     )
 

@@ -57,20 +57,20 @@ def test_spans_keep_their_places_and_the_mean_goes_to_the_answer():
 @pytest.mark.parametrize("value", [0.0, 100.1, -3e7, 1e-9])
 def test_term_without_differences_contributes_exactly_nothing(value):
     answers = [breakdown({"x": -3.0}, ["x"], x=value) for _ in range(7)]
-    running = TermNormalizer("running", 7, list)
-    for normalized in (*normalize_in_groups(answers, 7), *running(answers), *running(answers)):
+    running = TermNormalizer("running", 7)
+    for normalized in (*normalize_in_groups(answers, 7), *running(answers, list), *running(answers, list)):
         assert str(normalized.terms["x"]) == str(normalized.normalized["x"]) == "0.0"  # not -0.0 either
         assert [str(reward) for *_, reward in normalized.spans["x"]] == ["0.0", "0.0"]
         assert normalized.total == normalized.answer_total == 0
 
 
 def test_running_statistics_count_every_answer_so_far():
-    normalizer = TermNormalizer("running", 1, list)
-    (only,) = normalizer([breakdown({"x": 2.0}, x=1.0)])
+    normalizer = TermNormalizer("running", 1)
+    (only,) = normalizer([breakdown({"x": 2.0}, x=1.0)], list)
     assert only.total == 0  # one value has no standard deviation
-    (second,) = normalizer([breakdown({"x": 2.0}, x=3.0)])  # of 1 and 3: mean 2, deviation sqrt 2
+    (second,) = normalizer([breakdown({"x": 2.0}, x=3.0)], list)  # of 1 and 3: mean 2, deviation sqrt 2
     assert second.total == pytest.approx(2 * ROOT_HALF, rel=2e-4)
-    (third,) = normalizer([breakdown({"x": 2.0}, x=2.0)])  # of 1, 3 and 2: it is the mean
+    (third,) = normalizer([breakdown({"x": 2.0}, x=2.0)], list)  # of 1, 3 and 2: it is the mean
     assert third.total == 0 and normalizer.running["x"] == Moments(3, 2.0, 2.0, 1.0, 3.0)
 
 
@@ -78,33 +78,33 @@ def test_running_statistics_resume_from_json_and_do_not_depend_on_processes():
     """The state survives a checkpoint exactly, and values of other processes count in any order."""
     steps = [[0.1 * i + 0.3 / (1 + s) for i in range(5)] for s in range(4)]
     answers = [[breakdown({"x": 1.0}, x=value) for value in values] for values in steps]
-    alone = TermNormalizer("running", 1, list)
-    totals = [[b.total for b in alone(step)] for step in answers]
-    resumed = TermNormalizer("running", 1, list)
+    alone = TermNormalizer("running", 1)
+    totals = [[b.total for b in alone(step, list)] for step in answers]
+    resumed = TermNormalizer("running", 1)
     for step in answers[:2]:
-        resumed(step)
+        resumed(step, list)
     state = json.loads(json.dumps(resumed.state()))
-    resumed = TermNormalizer("running", 1, list)
+    resumed = TermNormalizer("running", 1)
     resumed.load_state(state)
-    assert [[b.total for b in resumed(step)] for step in answers[2:]] == totals[2:]
+    assert [[b.total for b in resumed(step, list)] for step in answers[2:]] == totals[2:]
     before: dict[str, Moments] = {}
     for step, expected in zip(answers, totals, strict=True):
         other_process = [answer.values for answer in step[::2]]
-        second_of_two = TermNormalizer("running", 1, lambda mine, other=other_process: mine[::-1] + other)
-        second_of_two.running = before
-        assert [b.total for b in second_of_two(step[1::2])] == expected[1::2]
+        second_of_two = TermNormalizer("running", 1, before)
+        normalized = second_of_two(step[1::2], lambda mine, other=other_process: mine[::-1] + other)
+        assert [b.total for b in normalized] == expected[1::2]
         before = second_of_two.running
 
 
 def test_running_statistics_cut_off_rare_values():
     """The first of a thousand answers that was cut off is 31 deviations away and counts as ten."""
-    normalizer = TermNormalizer("running", 1, list)
-    normalizer([breakdown({"missing_eos": -1.0}, missing_eos=0.0) for _ in range(1000)])
-    (rare,) = normalizer([breakdown({"missing_eos": -1.0}, ["missing_eos"], missing_eos=1.0)])
+    normalizer = TermNormalizer("running", 1)
+    normalizer([breakdown({"missing_eos": -1.0}, missing_eos=0.0) for _ in range(1000)], list)
+    (rare,) = normalizer([breakdown({"missing_eos": -1.0}, ["missing_eos"], missing_eos=1.0)], list)
     assert rare.normalized == {"missing_eos": 10.0} and rare.total == -10
     (*_, first), (*_, second) = rare.spans["missing_eos"]
     assert first == second and -5.1 < first < -5 and rare.answer_total == pytest.approx(-10 - 2 * first)
-    (below,) = normalizer([breakdown({"missing_eos": -1.0}, missing_eos=-1.0)])
+    (below,) = normalizer([breakdown({"missing_eos": -1.0}, missing_eos=-1.0)], list)
     assert below.normalized == {"missing_eos": -10.0} and below.total == 10
 
 

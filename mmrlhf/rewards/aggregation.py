@@ -1,0 +1,57 @@
+"""How the values of a run's reward functions become one reward for each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.rewards.ledger import RewardBreakdown
+from mmrlhf.rewards.length_bounds import LengthBounds, parse_length_bounds
+from mmrlhf.rewards.normalization import TermNormalizer
+from mmrlhf.rewards.types import Sample
+
+
+@dataclass
+class RewardAggregation:
+    """Normalises values, and bounds sums by the answer's length, as far as a run asks for either.
+
+    `gather` returns the elements of a list of this process and of all others: what is measured on
+    the answers of a run is the same on all of them, and part of a checkpoint.
+    """
+
+    normalizer: TermNormalizer | None
+    length_bounds: LengthBounds | None
+    gather: Callable[[list[Any]], list[Any]]
+
+    def __call__(self, breakdowns: list[RewardBreakdown], samples: Sequence[Sample]) -> list[RewardBreakdown]:
+        """Return a step's rewards as they are trained on."""
+        if self.normalizer is not None:
+            breakdowns = self.normalizer(breakdowns, self.gather)
+        if self.length_bounds is not None:
+            breakdowns = self.length_bounds(breakdowns, samples, self.gather)
+        return breakdowns
+
+    def state(self) -> dict[str, Any]:
+        """Return what was measured so far, as JSON."""
+        return {
+            "moments": self.normalizer.state() if self.normalizer is not None else None,
+            "length_bounds": self.length_bounds.bounds if self.length_bounds is not None else None,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        if self.normalizer is not None:
+            self.normalizer.load_state(state["moments"])
+        if self.length_bounds is not None:
+            lower, upper = state["length_bounds"]
+            self.length_bounds.bounds = lower, upper
+
+
+def build_aggregation(config: PPOConfig, gather: Callable[[list[Any]], list[Any]]) -> RewardAggregation:
+    """Build a run's aggregation. Raises InputError for bounds that no answer can meet."""
+    normalizer = None
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        normalizer = TermNormalizer(config.term_statistics, config.num_generations)
+    return RewardAggregation(normalizer, parse_length_bounds(config.length_bounds, config.response_length), gather)
