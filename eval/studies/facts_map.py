@@ -35,17 +35,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from common import Experiment, cached_result, run_parallel
 from facts_map_analysis import report
 from facts_map_curves import write_truth
+from facts_map_judges import (
+    CLAIM_TERMS,
+    LEXICON_FILE,
+    REWARD_MODEL_TERMS,
+    Cell,
+    arm_facts,
+    build_judge,
+    make_oracle,
+    measure_judge,
+)
 
 from mmrlhf import scenes
-from mmrlhf.commands.reward_eval import accuracy
-from mmrlhf.config import PPOConfig, RewardConfig
+from mmrlhf.config import PPOConfig
 from mmrlhf.demo import data
 from mmrlhf.demo.measure import CURVE_METRICS
 from mmrlhf.demo.pipeline import stage_config
@@ -53,43 +62,18 @@ from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.evaluation.benchmark import Task, load_benchmark
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.bundled import folder
-from mmrlhf.metrics.calibration import fit_temperature
-from mmrlhf.models.adapters import Adapters, Role
-from mmrlhf.models.heads import yes_no_head
-from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
 from mmrlhf.ppo import ppo
-from mmrlhf.records import Example, Fact, InputError, Message, Preference
-from mmrlhf.reward_model import score_margins, to_answer_group, train_reward_model
-from mmrlhf.rewards.checkpoint import load_reward_model, save_reward_model
-from mmrlhf.rewards.reward_model import RewardModel
-from mmrlhf.rewards.types import RewardFunction, Sample
+from mmrlhf.records import Example, InputError, Message
 
 # ---- cells ---------------------------------------------------------------------------------------
 
-FactsArm = Literal["none", "annotator", "all", "empty", "swapped"]
-FACT_QUALITIES: dict[FactsArm, tuple[float, float]] = {"annotator": (0.8, 0.05), "all": (1.0, 0.0), "swapped": (0.8, 0.05)}
-"""Share of true facts listed, and share of the list that is wrong."""
 LABELS = (0, 250, 1000, 8000)
 CORNER_LABELS = (0, 250, 8000)
-REWARD_MODEL_TERMS = "fact_rm=1"
-CLAIM_TERMS = "hallucination=-1, coverage=0.2"
-LEXICON_FILE = str(Path(scenes.__file__).parent / "lexicon.txt")
 LOOKED_AT_SEEDS = range(4)
 """Seeds that the demo and the base were tuned and reported on."""
-FEW_LABELS = 1000
-"""Up to this many labels, reward models train for two epochs instead of one."""
 FIRST_SCENE = 1000
 """Number of the first evaluation scene: the benchmark reports those before it."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A reward. `labels` is None without a reward model; `facts` is what the reward reads."""
-
-    reward_terms: str
-    facts: FactsArm
-    labels: int | None = None
 
 
 def build_cells() -> dict[str, dict[str, Cell]]:
@@ -135,85 +119,6 @@ class Settings:
     rl_scenes: int
 
 
-def arm_facts(arm: FactsArm, split: scenes.Split, row_id: str, experiment: Experiment) -> tuple[Fact, ...]:
-    """Return the facts of a row (SPLIT-INDEX...) in an arm."""
-    if arm not in FACT_QUALITIES:
-        return ()
-    index = int(row_id.split("-")[1]) + (1 if arm == "swapped" else 0)
-    scene = data.training_scene(split, index, experiment.data_config)
-    recall, error_rate = FACT_QUALITIES[arm]
-    return scenes.annotator_facts(
-        scene, np.random.default_rng([experiment.seed, 67, index]), recall=recall, error_rate=error_rate
-    )
-
-
-def with_facts(rows: Sequence[Preference], arm: FactsArm, experiment: Experiment) -> list[Preference]:
-    return [replace(row, facts=arm_facts(arm, "pairs", row.id, experiment)) for row in rows]
-
-
-def build_judge(experiment: Experiment, labels: int, arm: FactsArm) -> str:
-    """Train the reward model of a cell on the first `labels` pairs, and return its directory.
-
-    Raises InputError if there are fewer pairs.
-    """
-    arm = "annotator" if arm == "empty" else arm
-    directory = experiment.directory / f"reward_{labels}_{arm}"
-    if (directory / "finished.json").exists():
-        return str(directory)
-    train, held_out = experiment.pairs
-    if len(train) < labels:
-        raise InputError(f"seed {experiment.seed} has {len(train)} training pairs, not {labels}: raise --pair-scenes")
-    config = stage_config(
-        RewardConfig,
-        experiment.seed,
-        directory,
-        model_name_or_path=experiment.sft_path,
-        facts="none" if arm == "none" else "given",
-        num_train_epochs=2.0 if labels <= FEW_LABELS else 1.0,
-    )
-    if labels == 0:
-        save_untrained_judge(config, with_facts(held_out, arm, experiment))
-    else:
-        train_reward_model(config, with_facts(train[:labels], arm, experiment), with_facts(held_out, arm, experiment))
-    return str(directory)
-
-
-def save_untrained_judge(config: RewardConfig, held_out: Sequence[Preference]) -> None:
-    """Save the SFT model's own yes/no review as a reward model, scaled on held-out pairs.
-
-    Its adapter is the one that training would start from, so the critic, a copy of it, has the same
-    rank in all cells.
-    """
-    vlm, directory = load_vlm(config.model_name_or_path), Path(config.output_dir)
-    adapters = Adapters(vlm)
-    adapters.add("reward", config.lora_r, config.lora_alpha, config.seed)
-    model = RewardModel(Role(adapters, "reward", yes_no_head(vlm)), config.facts, config.facts_position)
-    groups = [to_answer_group(row) for row in held_out]
-    scores = model.score(groups)
-    raw_scores = np.array([score for group_scores in scores for score in group_scores])
-    model.mean, model.std = float(raw_scores.mean()), float(raw_scores.std(ddof=1))
-    margins = score_margins(held_out, scores) / model.std
-    model.temperature, model.accuracy = fit_temperature(margins), float((margins > 0).mean())
-    save_reward_model(model, directory, groups)
-    write_atomic(directory / "finished.json", json.dumps({"steps": 0, "accuracy": model.accuracy}))
-
-
-def make_oracle(experiment: Experiment) -> RewardFunction:
-    """Return the reward of true utility, with mean 0 and deviation 1 on held-out pairs' answers."""
-    penalty = experiment.data_config.false_claim_penalty
-
-    def true_utility(split: scenes.Split, row_id: str, answer: str) -> float:
-        scene = data.training_scene(split, int(row_id.split("-")[1]), experiment.data_config)
-        return scenes.utility(scene, answer, penalty)
-
-    reference = np.array([true_utility("pairs", row.id, answer) for row in experiment.pairs[1] for answer in row.answers])
-
-    def oracle(samples: Sequence[Sample]) -> list[float]:
-        return [(true_utility("rl", s.id, s.answer) - reference.mean()) / reference.std() for s in samples]
-
-    return oracle
-
-
 # ---- evaluation along the way --------------------------------------------------------------------
 
 
@@ -256,13 +161,6 @@ def make_evaluation(experiment: Experiment, num_scenes: int) -> Callable[[VLM], 
 # ---- a cell --------------------------------------------------------------------------------------
 
 
-def measure_judge(experiment: Experiment, labels: int, arm: FactsArm) -> dict[str, Any]:
-    """Build a cell's judge and return its accuracy on held-out pairs, as labelled."""
-    held_out = with_facts(experiment.pairs[1], arm, experiment)
-    model = load_reward_model(build_judge(experiment, labels, arm))
-    return {"accuracy": accuracy(held_out, model.score([to_answer_group(p) for p in held_out]))["value"]}
-
-
 def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int, kl_coef: float) -> None:
     """Train the policy of a cell, or go on with it, and write the truth about its samples."""
     cell = CELLS[name]
@@ -296,11 +194,8 @@ def run_world(cells: Sequence[str], settings: Settings, args: argparse.Namespace
     """Run cells of one seed, in order."""
     torch.set_num_threads(1)
     for name, kl_coef in itertools.product(cells, args.kl_coefs):
-        cell = CELLS[name]
         steps = args.steps or next(GROUP_STEPS[group] for group, members in GROUPS.items() if name in members)
-        if cell.labels is not None:
-            measure = partial(measure_judge, experiment, cell.labels, cell.facts)
-            cached_result(args.out, f"judge-{experiment.seed}-{name}", measure)
+        cached_result(args.out, f"judge-{experiment.seed}-{name}", partial(measure_judge, experiment, CELLS[name]))
 
         def train(name: str = name, steps: int = steps, kl_coef: float = kl_coef) -> dict[str, Any]:
             train_cell(experiment, settings, name, steps, kl_coef)

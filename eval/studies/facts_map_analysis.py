@@ -126,7 +126,7 @@ def cells_table(runs: RunsByCell, judges: Mapping[str, Sequence[Mapping[str, Any
                 cell,
                 ", ".join(f"{seed}: {run.steps[-1]}{'' if run.is_finished else '+'}" for seed, run in sorted(by_seed.items())),
                 f"{cell_runs[0].kl_coef:g}",
-                format_mean((judge["accuracy"] for judge in judges.get(cell, ())), True),
+                format_mean((judge["accuracy"] for judge in judges.get(cell, ()) if "accuracy" in judge), True),
                 format_mean(run.kl[-1] for run in cell_runs),
                 format_mean((run.metrics["held_out_claim_f1"][-1] for run in cell_runs), True),
                 format_mean(run.steps[run.best] for run in cell_runs),

@@ -22,7 +22,7 @@ def load_study(monkeypatch):
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.py")))
 def test_study_imports_and_documents_its_command(load_study, name):
     module = load_study(name)
-    if name not in ("common", "labelled_claims", "facts_map_curves", "facts_map_analysis", "facts_map_plots"):
+    if name not in ("common", "labelled_claims", "facts_map_curves", "facts_map_analysis", "facts_map_judges", "facts_map_plots"):
         assert f"python eval/studies/{name}.py" in module.__doc__ and callable(module.main)
 
 

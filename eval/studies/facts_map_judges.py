@@ -1,0 +1,124 @@
+"""The rewards of `facts_map.py`: facts of each arm, reward models, the oracle, and J of each.
+
+J is measured on the SFT model's own samples, with truth from the scene graph: the share of false
+claims whose removal raises the reward, minus the same for true claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from common import Experiment
+from mmrlhf.training.judge_reference import to_answer_group
+
+from mmrlhf import scenes
+from mmrlhf.commands.reward_eval import accuracy
+from mmrlhf.config import RewardConfig
+from mmrlhf.demo import data
+from mmrlhf.demo.pipeline import stage_config
+from mmrlhf.records import Fact, InputError, Preference
+from mmrlhf.reward_model import train_reward_model
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.types import RewardFunction, Sample
+
+FactsArm = Literal["none", "annotator", "all", "empty", "swapped"]
+FACT_QUALITIES: dict[FactsArm, tuple[float, float]] = {"annotator": (0.8, 0.05), "all": (1.0, 0.0), "swapped": (0.8, 0.05)}
+"""Share of true facts listed, and share of the list that is wrong."""
+REWARD_MODEL_TERMS = "fact_rm=1"
+CLAIM_TERMS = "hallucination=-1, coverage=0.2"
+LEXICON_FILE = str(Path(scenes.__file__).parent / "lexicon.txt")
+FEW_LABELS = 1000
+"""Up to this many labels, reward models train for two epochs instead of one."""
+NUM_SAMPLED_PROMPTS = 100
+"""Prompts whose answers by the SFT model J is measured on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A reward. `labels` is None without a reward model; `facts` is what the reward reads."""
+
+    reward_terms: str
+    facts: FactsArm
+    labels: int | None = None
+
+
+def scene_index(row_id: str) -> int:
+    """Return the number of the scene of a row, whose id begins with SPLIT-NUMBER."""
+    return int(row_id.split("-")[1])
+
+
+def arm_facts(arm: FactsArm, split: scenes.Split, row_id: str, experiment: Experiment) -> tuple[Fact, ...]:
+    """Return the facts of a row (SPLIT-INDEX...) in an arm."""
+    if arm not in FACT_QUALITIES:
+        return ()
+    index = scene_index(row_id) + (1 if arm == "swapped" else 0)
+    scene = data.training_scene(split, index, experiment.data_config)
+    recall, error_rate = FACT_QUALITIES[arm]
+    return scenes.annotator_facts(
+        scene, np.random.default_rng([experiment.seed, 67, index]), recall=recall, error_rate=error_rate
+    )
+
+
+def with_facts(rows: Sequence[Preference], arm: FactsArm, experiment: Experiment) -> list[Preference]:
+    return [replace(row, facts=arm_facts(arm, "pairs", row.id, experiment)) for row in rows]
+
+
+def build_judge(experiment: Experiment, labels: int, arm: FactsArm) -> str:
+    """Train the reward model of a cell on the first `labels` pairs, and return its directory.
+
+    Without labels it is the SFT model's own yes/no review, scaled on held-out pairs, with an
+    adapter of zeros: the critic, a copy of it, has the same rank in all cells.
+
+    Raises InputError if there are fewer pairs.
+    """
+    arm = "annotator" if arm == "empty" else arm
+    directory = experiment.directory / f"reward_{labels}_{arm}"
+    if (directory / "finished.json").exists():
+        return str(directory)
+    train, held_out = experiment.pairs
+    if len(train) < labels:
+        raise InputError(f"seed {experiment.seed} has {len(train)} training pairs, not {labels}: raise --pair-scenes")
+    length = {"num_train_epochs": 2.0 if labels <= FEW_LABELS else 1.0} if labels else {"max_steps": 0}
+    config = stage_config(
+        RewardConfig,
+        experiment.seed,
+        directory,
+        model_name_or_path=experiment.sft_path,
+        facts="none" if arm == "none" else "given",
+        **length,
+    )
+    rows = with_facts(train[: max(labels, 1)], arm, experiment)
+    train_reward_model(config, rows, with_facts(held_out, arm, experiment))
+    return str(directory)
+
+
+def make_oracle(experiment: Experiment) -> RewardFunction:
+    """Return the reward of true utility, with mean 0 and deviation 1 on held-out pairs' answers."""
+    penalty = experiment.data_config.false_claim_penalty
+
+    def true_utility(split: scenes.Split, row_id: str, answer: str) -> float:
+        scene = data.training_scene(split, scene_index(row_id), experiment.data_config)
+        return scenes.utility(scene, answer, penalty)
+
+    reference = np.array([true_utility("pairs", row.id, answer) for row in experiment.pairs[1] for answer in row.answers])
+
+    def oracle(samples: Sequence[Sample]) -> list[float]:
+        return [(true_utility("rl", s.id, s.answer) - reference.mean()) / reference.std() for s in samples]
+
+    return oracle
+
+
+# ---- how good it is ------------------------------------------------------------------------------
+
+
+def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Return the accuracy of a cell's reward model, if it has one, on held-out pairs as labelled."""
+    if cell.labels is None:
+        return {}
+    model = load_reward_model(build_judge(experiment, cell.labels, cell.facts))
+    held_out = with_facts(experiment.pairs[1], cell.facts, experiment)
+    return {"accuracy": accuracy(held_out, model.score([to_answer_group(p) for p in held_out]))["value"]}
