@@ -13,17 +13,28 @@ from typing import Any, Literal
 
 import numpy as np
 from common import Experiment
-from mmrlhf.training.judge_reference import to_answer_group
 
 from mmrlhf import scenes
+from mmrlhf.claims import load_lexicon
 from mmrlhf.commands.reward_eval import accuracy
 from mmrlhf.config import RewardConfig
 from mmrlhf.demo import data
 from mmrlhf.demo.pipeline import stage_config
+from mmrlhf.engine.rollout import generate_batches
+from mmrlhf.engine.sampling import SamplingParams
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.jsonl import json_line, read_jsonl
+from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.claim_rewards import ClaimScorer
+from mmrlhf.rewards.detection import measure_detection
+from mmrlhf.rewards.ledger import resolve_rewards, score_samples
+from mmrlhf.rewards.reward_model import AnswerGroup, make_fact_rm
 from mmrlhf.rewards.types import RewardFunction, Sample
+from mmrlhf.training.judge_reference import to_answer_group
+from mmrlhf.verifiers.cascade import facts_verifier
 
 FactsArm = Literal["none", "annotator", "all", "empty", "swapped"]
 FACT_QUALITIES: dict[FactsArm, tuple[float, float]] = {"annotator": (0.8, 0.05), "all": (1.0, 0.0), "swapped": (0.8, 0.05)}
@@ -112,13 +123,55 @@ def make_oracle(experiment: Experiment) -> RewardFunction:
     return oracle
 
 
-# ---- how good it is ------------------------------------------------------------------------------
+# ---- J -------------------------------------------------------------------------------------------
 
 
 def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Return the accuracy of a cell's reward model, if it has one, on held-out pairs as labelled."""
-    if cell.labels is None:
-        return {}
-    model = load_reward_model(build_judge(experiment, cell.labels, cell.facts))
-    held_out = with_facts(experiment.pairs[1], cell.facts, experiment)
-    return {"accuracy": accuracy(held_out, model.score([to_answer_group(p) for p in held_out]))["value"]}
+    """Return accuracy on held-out pairs as labelled, of a reward model, and J by kind of claim.
+
+    `kinds` maps each kind to J, or to None if the samples have no false or no true claim of it;
+    `detection` has the rates behind it.
+    """
+    result: dict[str, Any] = {}
+    functions: dict[str, RewardFunction] = {}
+    if cell.labels is not None:
+        model = load_reward_model(build_judge(experiment, cell.labels, cell.facts))
+        held_out = with_facts(experiment.pairs[1], cell.facts, experiment)
+        result["accuracy"] = accuracy(held_out, model.score([to_answer_group(p) for p in held_out]))["value"]
+        functions["fact_rm"] = make_fact_rm([model])
+    if CLAIM_TERMS in cell.reward_terms:
+        lexicon = load_lexicon(LEXICON_FILE)
+        functions |= ClaimScorer(lexicon, {"facts": facts_verifier(lexicon)}).reward_functions(CLAIM_TERMS)
+    if cell.labels is None and not functions:
+        functions["oracle"] = make_oracle(experiment)
+    weighted_rewards = resolve_rewards(cell.reward_terms, functions)
+
+    def score(groups: Sequence[AnswerGroup]) -> list[list[float]]:
+        samples = [Sample(g.id, g.images, g.prompt, answer, g.facts) for g in groups for answer in g.answers]
+        breakdowns = iter(score_samples(weighted_rewards, samples, experiment.directory / "failed_term.json"))
+        return [[next(breakdowns).total for _ in group.answers] for group in groups]
+
+    groups = [replace(g, facts=arm_facts(cell.facts, "rl", g.id, experiment)) for g in sft_samples(experiment)]
+    truth = [
+        [scenes.verify_description(data.training_scene("rl", scene_index(g.id), experiment.data_config), a) for a in g.answers]
+        for g in groups
+    ]
+    detection = measure_detection(groups, truth, score)
+    kinds = {kind: (rates["J"] or {}).get("value") for kind, rates in detection.items() if kind in scenes.CLAIM_KINDS}
+    return result | {"kinds": kinds, "detection": detection}
+
+
+def sft_samples(experiment: Experiment) -> list[AnswerGroup]:
+    """Return four answers of the SFT model to each of the first prompts, at temperature 1.
+
+    They are written to the seed's directory, or read if they are there.
+    """
+    path = experiment.directory / "sft_samples.jsonl"
+    config = replace(experiment.data_config, rl_scenes=min(NUM_SAMPLED_PROMPTS, experiment.data_config.rl_scenes))
+    prompts = data.build_rl_prompts(config)
+    if not path.exists():
+        params = SamplingParams(data.RESPONSE_LENGTH, 1.0, seed=experiment.seed)
+        batches = generate_batches(load_vlm(experiment.sft_path), prompts, params, batch_size=50, num_generations=4)
+        write_atomic(path, "".join(json_line({"id": e.id, "answers": answers}) for e, answers in batches))
+    answers_by_id = {row["id"]: row["answers"] for row in read_jsonl(path)}
+    return [AnswerGroup(e.images, e.prompt, tuple(answers_by_id[e.id]), (), e.id) for e in prompts]
