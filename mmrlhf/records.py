@@ -144,12 +144,14 @@ def place_images(conversation: Sequence[Message], num_images: int) -> list[Messa
     return messages
 
 
-FactKind = Literal["caption", "object", "attribute", "count", "relation", "ocr", "qa", "rationale", "absent"]
+FactKind = Literal["caption", "object", "attribute", "count", "relation", "ocr", "qa", "rationale", "absent", "scope"]
 
 
 @dataclass(frozen=True)
 class Fact:
     """A piece of evidence about one image. Claims that no fact covers are unknown, not false.
+
+    A fact of kind `scope` says "complete" or "incomplete" of the list that it is in.
 
     `box` is x0, y0, x1, y1 from the top left corner, as fractions of the image's width and height.
     """

@@ -16,7 +16,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
+import numpy as np
 import torch
 from rich import print as rich_print
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -36,12 +38,13 @@ from mmrlhf import scenes
 from mmrlhf.demo.tiny_vlm_data import (
     NUM_IMAGE_TOKENS,
     PATCH_SIZE,
+    Sample,
     SampleBatches,
-    chat_sample,
-    grounding_sample,
+    picture_sample,
     pretraining_scene,
     render_images,
     sample_rng,
+    text_sample,
 )
 
 CHAT_TEMPLATE = (
@@ -60,7 +63,7 @@ def build_processor(seed: int) -> LlavaProcessor:
 
     Other text is encoded as bytes.
     """
-    texts = [m.content for i in range(4000) for m, _ in chat_sample(pretraining_scene(i, seed), sample_rng(seed, i))]
+    texts = [m.content for i in range(4000) for m, _ in text_sample(pretraining_scene(i, seed), sample_rng(seed, i)).turns]
     bpe_tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe_tokenizer.decoder = decoders.ByteLevel()
@@ -188,7 +191,7 @@ LOGIT_SCALE = 4.0
 as embeddings."""
 
 
-def train_vision_tower(
+def train_vision(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     pixels: Tensor,
@@ -196,19 +199,22 @@ def train_vision_tower(
     seed: int,
     num_steps: int,
     dtype: torch.dtype,
+    parameters: list[nn.Parameter],
     batch_size: int = 128,
 ) -> None:
-    """Train the tower and projector to put each patch near the words for what it shows.
+    """Train tower or projector, whichever `parameters` are, to put patches near words.
 
     As in CLIP, a patch's features are drawn to the embeddings of the words for its shape, colour,
-    size and cell, and away from those of other words. The cell is needed because a language model
-    with rotary positions cannot address a patch by its place unless the features contain it. With
-    words rather than classes, the language model reads in the image what it also reads in text, and
-    learns to look ten times sooner.
+    size, pattern and cell, and away from those of other words. The cell is needed because a
+    language model with rotary positions cannot address a patch by its place unless the features
+    contain it. With words rather than classes, the language model reads in the image what it also
+    reads in text, and learns to look ten times sooner.
 
-    pixels: [N, S, S, 3] (uint8). targets: [N, 9, 3], shape, colour and size of each cell.
+    pixels: [N, S, S, 3] (uint8). targets: [N, 9, 4], shape, colour, size and pattern of each cell.
     """
-    word_groups = [[*scenes.SHAPES, "nothing"], [*scenes.COLOURS], [*scenes.SIZES], [*scenes.CELL_NAMES]]
+    word_groups = [
+        [*scenes.SHAPES, "nothing"], [*scenes.COLOURS], [*scenes.SIZES], [*scenes.PATTERNS], [*scenes.CELL_NAMES],
+    ]  # fmt: skip
     group_sizes = [len(group) for group in word_groups]
     token_counts = _word_token_counts(processor, [word for group in word_groups for word in group])
     word_embeddings = token_counts @ model.get_input_embeddings().weight.detach()
@@ -224,18 +230,17 @@ def train_vision_tower(
         is_object = labels[..., 1] >= 0
         is_correct = [group_logits.argmax(-1) == labels[..., k] for k, group_logits in enumerate(logits)]
         accuracies = [correct[is_object].float().mean().item() for correct in is_correct]
-        return torch.stack(losses).sum(), "shape {:.3f} colour {:.3f} size {:.3f} place {:.3f}".format(*accuracies)
+        return torch.stack(losses).sum(), "shape {:.3f} colour {:.3f} size {:.3f} pattern {:.3f} place {:.3f}".format(*accuracies)
 
     torch.manual_seed(seed)
-    vision_parameters = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
     batches = _tower_batches(processor, pixels, targets, num_steps, batch_size)
-    _train_stage("tower", batches, num_steps, vision_parameters, 1e-3, compute_loss)
+    _train_stage("vision", batches, num_steps, parameters, 1e-3, compute_loss)
 
 
 def _tower_batches(
     processor: LlavaProcessor, pixels: Tensor, targets: Tensor, num_steps: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images [B, 3, S, S] and labels [B, 9, 4]: the targets and the cell itself."""
+    """Yield images [B, 3, S, S] and labels [B, 9, 5]: the targets and the cell itself."""
     cell_indices = torch.arange(NUM_IMAGE_TOKENS)[None, :, None].expand(batch_size, -1, -1)
     num_epochs = num_steps * batch_size // len(pixels) + 1
     order = torch.cat([torch.randperm(len(pixels)) for _ in range(num_epochs)])
@@ -258,31 +263,31 @@ def train_language_model(
     processor: LlavaProcessor,
     pixels: Tensor,
     seed: int,
-    grounding_steps: int,
-    chat_steps: int,
+    make_sample: Callable[[scenes.Scene, np.random.Generator], Sample],
+    claim_head: nn.Module,
+    num_steps: int,
     dtype: torch.dtype,
     batch_size: int = 64,
 ) -> None:
-    """Train the language model on the frozen tower's features: first to look, then to converse.
+    """Train the language model on conversations, some of them about images, with frozen vision.
 
     An auxiliary head on the fourth layer predicts whether each claim in an answer is true, which
-    gives the layers above the information that a review needs. The head is discarded.
+    gives the layers above the information that a review needs. It learns only from rows with facts
+    in front, and is discarded.
     """
     torch.manual_seed(seed)
     backbone = model.model
-    backbone.vision_tower.requires_grad_(False)
-    backbone.multi_modal_projector.requires_grad_(False)
+    parameters = [*backbone.language_model.parameters(), *claim_head.parameters()]
     with torch.no_grad():
         image_features = torch.cat([_patch_features(model, _preprocess(processor, p)) for p in pixels.split(500)])
     # On a CPU the fused kernel's backward pass takes half of a step for rows this short.
     model.set_attn_implementation("eager")
-    hidden_size = model.config.text_config.hidden_size
-    claim_head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, len(scenes.CLAIM_KINDS)))
 
     def compute_loss(image_indices: Tensor, input_ids: Tensor, labels: Tensor, claim_labels: Tensor) -> tuple[Tensor, str]:
         inputs_embeds = backbone.get_input_embeddings()(input_ids)
         is_image_token = (input_ids == model.config.image_token_id)[..., None]
-        inputs_embeds = inputs_embeds.masked_scatter(is_image_token, image_features[image_indices])
+        has_image = is_image_token[..., 0].any(-1)
+        inputs_embeds = inputs_embeds.masked_scatter(is_image_token, image_features[image_indices[has_image]])
         attention_mask = (input_ids != processor.tokenizer.pad_token_id).long()
         loss_mask = labels[:, 1:] >= 0
         claim_mask = ~claim_labels.isnan()  # [B, L, kinds]
@@ -303,12 +308,9 @@ def train_language_model(
             f"recall true {is_correct[~is_false].mean().item():.3f} false {is_correct[is_false].mean().item():.3f}"
         )
 
-    parameters = [p for p in [*model.parameters(), *claim_head.parameters()] if p.requires_grad]
-    stages = (("grounding", grounding_sample, grounding_steps), ("chat", chat_sample, chat_steps))
-    for stage_name, make_sample, num_steps in stages:
-        dataset = SampleBatches(processor.tokenizer, make_sample, len(pixels), num_steps, batch_size, seed)
-        batches = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8)
-        _train_stage(stage_name, batches, num_steps, parameters, 2e-3, compute_loss)
+    dataset = SampleBatches(processor.tokenizer, make_sample, len(pixels), num_steps, batch_size, seed)
+    batches = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8)
+    _train_stage("language", batches, num_steps, parameters, 2e-3, compute_loss)
 
 
 def train_tiny_vlm(
@@ -317,22 +319,37 @@ def train_tiny_vlm(
     dtype: str = "float32",
     num_images: int = 29000,
     tower_steps: int = 900,
-    grounding_steps: int = 350,
-    chat_steps: int = 1200,
+    text_steps: int = 900,
+    projector_steps: int = 200,
+    picture_steps: int = 1200,
+    unaided_review_rate: float = 0.02,
 ) -> None:
     """Train the tiny VLM from scratch and write its checkpoint directory (half precision, 4 MB).
 
+    unaided_review_rate: share of conversations about images with a review without facts.
     dtype: precision of matrix products in training. bfloat16 is faster on CPUs that support it and
-    much slower on others. On two cores that support it: images 20 s, tower 1 minute, grounding 3,
-    chat 9. The shipped model was trained in bfloat16 with seed 0. Since then only texts have been
-    corrected (plurals, the order of refutations, facts meant to be wrong).
+    much slower on others.
     """
     processor = build_processor(seed)
     model = build_model(processor, seed)
     rich_print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(processor.tokenizer)} tokens")
     pixels, targets = render_images(num_images, seed)
-    train_vision_tower(model, processor, pixels, targets, seed, tower_steps, getattr(torch, dtype))
-    train_language_model(model, processor, pixels, seed, grounding_steps, chat_steps, getattr(torch, dtype))
+    precision = getattr(torch, dtype)
+    vision = (model.model.vision_tower, model.model.multi_modal_projector)
+    hidden_size = model.config.text_config.hidden_size
+    claim_head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, len(scenes.CLAIM_KINDS)))
+
+    # 1. Vision: tower and projector learn word-like features of each grid cell
+    parameters = [p for module in vision for p in module.parameters()]
+    train_vision(model, processor, pixels, targets, seed, tower_steps, precision, parameters)
+    # 2. Text: the language model learns to read facts, to answer from them and to review answers
+    train_language_model(model, processor, pixels, seed, text_sample, claim_head, text_steps, precision)
+    # 3. Projector: align the features with the words that text has changed, as LLaVA does first
+    parameters = list(model.model.multi_modal_projector.parameters())
+    train_vision(model, processor, pixels, targets, seed, projector_steps, precision, parameters)
+    # 4. Pictures: the language model learns to look
+    make_sample = partial(picture_sample, unaided_review_rate=unaided_review_rate)
+    train_language_model(model, processor, pixels, seed + 1, make_sample, claim_head, picture_steps, precision)
     save_checkpoint(model, processor, output_dir)
 
 

@@ -6,7 +6,7 @@ Each sample follows from a seed and an index, so data loader workers can make th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from mmrlhf import scenes
+from mmrlhf.config import FactsPosition
 from mmrlhf.facts import render_facts
 from mmrlhf.records import Claim, Message
 from mmrlhf.rewards.reward_model import reward_messages
@@ -61,45 +62,100 @@ def refutation(claim: Claim) -> str:
 def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
     """Return a true description, then what is in four cells: text that only the image determines.
 
-    The model trains on these first, and so learns to look before it reads facts or guesses.
+    From these the model learns to look.
     """
     question = scenes.description_question(scene, rng, location_rate=LOCATION_RATE)
     questions = [question] + [scenes.location_question(scene, int(c)) for c in rng.choice(9, size=4, replace=False)]
     return [turn for question in questions for turn in _question_turns(question)]
 
 
-def chat_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
-    """Return an answer, its review and three short questions about one image.
+@dataclass(frozen=True)
+class Sample:
+    """A conversation, whether it is about an image, and whether its claims are labelled."""
 
-    Half of the answers are wrong: the model learns to review them, but not to produce them. In 60%
-    of conversations facts are given, before the question or in the review turn.
+    turns: Turns
+    has_image: bool = True
+    has_claim_labels: bool = False
+
+
+TEXT_SHARE = 0.25
+"""Share of rows without an image once images are shown."""
+GROUNDING_SHARE = 0.45
+"""Share of rows with an image that are `grounding_sample`."""
+REVIEWS_PER_TEXT = 2
+"""Answers that are reviewed in a conversation without an image."""
+
+
+def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
+    """Return a conversation about facts alone: answers, reviews of answers, questions.
+
+    Two thirds of the lists are complete. Only from those does the model learn to answer.
     """
-    num_faults = int(rng.choice([0, 1, 2, 3], p=[0.5, 0.3, 0.15, 0.05]))
-    if rng.random() < 0.85:
-        bias = 0.3 if num_faults else 0.0
-        question = scenes.description_question(
-            scene, rng, cooccurrence_bias=bias, num_faults=num_faults, location_rate=LOCATION_RATE
-        )
-        answer = question.answer
-    else:
-        question = scenes.short_question(scene, rng)
-        answer = scenes.wrong_answer(question, rng) if num_faults else question.answer
-    distinct_claims = dict.fromkeys(scenes.parse_claims(answer))
-    false_claims = [c for c in distinct_claims if scenes.verify_claim(scene, c).value == "contradicted"]
+    is_complete = rng.random() < 0.67
+    facts_text = _facts_text(scene, rng, recall=1.0 if is_complete else 0.8, error_rate=0.0)
+    is_before = rng.random() < 0.6
+    turns: Turns = []
+    for number in range(REVIEWS_PER_TEXT):
+        position: FactsPosition = "before" if is_before else "after"
+        facts = facts_text if number == 0 else ""
+        turns += _reviewed_answer(scene, rng, facts, position, learns_answer=is_complete and (is_before or number > 0))
+    for _ in range(2 if is_complete else 0):
+        turns += _question_turns(scenes.short_question(scene, rng))
+    return Sample(turns, has_image=False, has_claim_labels=is_before)
 
-    facts_position = str(rng.choice(["none", "before", "after"], p=[0.4, 0.4, 0.2]))
-    facts_text = ""
-    if facts_position != "none":
-        facts_text = render_facts(scenes.annotator_facts(scene, rng), int(rng.integers(1 << 30)))
-    messages = reward_messages(
-        (Message("user", question.text),), answer, facts_text, "after" if facts_position == "after" else "before"
-    )
-    review = "No, " + " and ".join(refutation(c) for c in false_claims[:3]) + "." if false_claims else "Yes."
-    turns = list(zip(messages, (False, not false_claims, False), strict=True))
-    turns.append((Message("assistant", review), True))
+
+def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review_rate: float) -> Sample:
+    """Return a conversation for the last stage: mostly about an image, with facts or without.
+
+    An answer is reviewed where facts stand too, and without facts in a share
+    `unaided_review_rate` of the conversations about images.
+    """
+    if rng.random() < TEXT_SHARE:
+        return text_sample(scene, rng)
+    if rng.random() < unaided_review_rate:
+        return Sample(_reviewed_answer(scene, rng, "", "before", learns_answer=True))
+    if rng.random() < GROUNDING_SHARE:
+        return Sample(grounding_sample(scene, rng))
+    position = str(rng.choice(["none", "before", "after"], p=[0.4, 0.36, 0.24]))
+    if position == "none":
+        turns = _question_turns(_answered_question(scene, rng, num_faults=0))
+    else:
+        is_complete = rng.random() < 0.5
+        facts_text = _facts_text(scene, rng, recall=1.0 if is_complete else 0.8, error_rate=0.0 if is_complete else 0.05)
+        turns = _reviewed_answer(scene, rng, facts_text, "before" if position == "before" else "after", learns_answer=True)
     for _ in range(3):
         turns += _question_turns(scenes.short_question(scene, rng))
-    return turns
+    return Sample(turns, has_claim_labels=position == "before")
+
+
+def _facts_text(scene: scenes.Scene, rng: np.random.Generator, *, recall: float, error_rate: float) -> str:
+    facts = scenes.annotator_facts(scene, rng, recall=recall, error_rate=error_rate)
+    return render_facts(facts, int(rng.integers(1 << 30)))
+
+
+def _answered_question(scene: scenes.Scene, rng: np.random.Generator, num_faults: int) -> scenes.Question:
+    """Return a question, mostly for a description, with an answer that has `num_faults` faults."""
+    if rng.random() < 0.85:
+        bias = 0.3 if num_faults else 0.0
+        return scenes.description_question(scene, rng, cooccurrence_bias=bias, num_faults=num_faults, location_rate=LOCATION_RATE)
+    question = scenes.short_question(scene, rng)
+    return replace(question, answer=scenes.wrong_answer(question, rng)) if num_faults else question
+
+
+def _reviewed_answer(
+    scene: scenes.Scene, rng: np.random.Generator, facts_text: str, position: FactsPosition, *, learns_answer: bool
+) -> Turns:
+    """Return a question, its answer and a review of it. Half of the answers are wrong.
+
+    The model learns to review wrong answers, but not to produce them.
+    """
+    question = _answered_question(scene, rng, num_faults=int(rng.choice([0, 1, 2, 3], p=[0.5, 0.3, 0.15, 0.05])))
+    distinct_claims = dict.fromkeys(scenes.parse_claims(question.answer))
+    false_claims = [c for c in distinct_claims if scenes.verify_claim(scene, c).value == "contradicted"]
+    review = "No, " + " and ".join(refutation(c) for c in false_claims[:3]) + "." if false_claims else "Yes."
+    messages = reward_messages((Message("user", question.text),), question.answer, facts_text, position)
+    turns = list(zip(messages, (False, learns_answer and not false_claims, False), strict=True))
+    return [*turns, (Message("assistant", review), True)]
 
 
 def _question_turns(question: scenes.Question) -> Turns:
@@ -123,20 +179,20 @@ class TokenizedSample:
     turn; NaN elsewhere."""
 
 
-def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene: scenes.Scene, turns: Turns) -> TokenizedSample:
-    """Tokenize a conversation in the chat template's format and label its claims."""
+def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene: scenes.Scene, sample: Sample) -> TokenizedSample:
+    """Tokenize a conversation in the chat template's format and label its claims, if it has any."""
     input_ids: list[int] = []
     labels: list[int] = []
     claim_marks: list[tuple[int, int, bool]] = []  # position, kind, is true
-    for i, (message, has_loss) in enumerate(turns):
+    for i, (message, has_loss) in enumerate(sample.turns):
         if message.role == "user":
-            image_tokens = "<image>" * NUM_IMAGE_TOKENS if i == 0 else ""
+            image_tokens = "<image>" * NUM_IMAGE_TOKENS if i == 0 and sample.has_image else ""
             text, has_loss = f"User: {image_tokens}{message.content} Assistant:", False
         else:
             text = f" {message.content}</s>"
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         token_ids = encoding["input_ids"]
-        if message.role == "assistant":
+        if message.role == "assistant" and sample.has_claim_labels:
             for claim in scenes.parse_claims(message.content):
                 # The text has one leading space: a token ending past the span's end ends the claim.
                 last_token = next(k for k, (_, end) in enumerate(encoding["offset_mapping"]) if end > claim.span[1])
@@ -161,7 +217,7 @@ class SampleBatches(IterableDataset):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
-        make_sample: Callable[[scenes.Scene, np.random.Generator], Turns],
+        make_sample: Callable[[scenes.Scene, np.random.Generator], Sample],
         num_images: int,
         num_steps: int,
         batch_size: int,
@@ -184,8 +240,8 @@ class SampleBatches(IterableDataset):
     def _tokenized_sample(self, sample_index: int) -> TokenizedSample:
         image_index = sample_index % self.num_images
         scene = pretraining_scene(image_index, self.seed)
-        turns = self.make_sample(scene, sample_rng(self.seed, sample_index))
-        return tokenize_sample(self.tokenizer, image_index, scene, turns)
+        sample = self.make_sample(scene, sample_rng(self.seed, sample_index))
+        return tokenize_sample(self.tokenizer, image_index, scene, sample)
 
     def _collate(self, rows: list[TokenizedSample]) -> tuple[Tensor, ...]:
         pad = nn.utils.rnn.pad_sequence
@@ -201,9 +257,9 @@ class SampleBatches(IterableDataset):
 
 
 class _SceneImages(Dataset):
-    """Images [S, S, 3] (uint8) with targets [9, 3]: shape, colour and size in each grid cell.
+    """Images [S, S, 3] (uint8) with targets [9, 4]: shape, colour, size and pattern by cell.
 
-    An empty cell has the additional shape "nothing", and -100 for colour and size.
+    An empty cell has the additional shape "nothing", and -100 for the others.
     """
 
     def __init__(self, num_images: int, seed: int):
@@ -214,16 +270,21 @@ class _SceneImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         scene = pretraining_scene(index, self.seed)
-        targets = torch.full((9, 3), -100)
+        targets = torch.full((9, 4), -100)
         targets[:, 0] = len(scenes.SHAPES)
         for obj in scene.objects:
             targets[obj.cell] = torch.tensor(
-                [scenes.SHAPES.index(obj.shape), list(scenes.COLOURS).index(obj.colour), list(scenes.SIZES).index(obj.size)]
+                [
+                    scenes.SHAPES.index(obj.shape),
+                    list(scenes.COLOURS).index(obj.colour),
+                    list(scenes.SIZES).index(obj.size),
+                    scenes.PATTERNS.index(obj.pattern),
+                ]
             )
         return torch.from_numpy(np.array(scene.image())), targets
 
 
 def render_images(num_images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return images [N, S, S, 3] (uint8) and their targets [N, 9, 3], rendered by two workers."""
+    """Return images [N, S, S, 3] (uint8) and their targets [N, 9, 4], rendered by two workers."""
     batches = list(DataLoader(_SceneImages(num_images, seed), batch_size=250, num_workers=2))
     return torch.cat([pixels for pixels, _ in batches]), torch.cat([targets for _, targets in batches])

@@ -4,6 +4,7 @@ parse          the facts of a data file's row
 annotations    facts from COCO files and from scene graphs
 load           files of facts, recognised by their content
 render         facts as text
+scope          whether a list of facts is complete
 corrupt        drop, swap and negate facts
 """
 
@@ -11,6 +12,7 @@ from mmrlhf.facts.annotations import FactsByImage
 from mmrlhf.facts.load import FactsFile, facts_for_image, read_captions, read_facts, read_facts_file
 from mmrlhf.facts.parse import FACT_FIELDS, NUMBER_WORDS, parse_typed_facts
 from mmrlhf.facts.render import load_facts_template, render_facts
+from mmrlhf.facts.scope import mark_incomplete, split_scope
 
 __all__ = [
     "FACT_FIELDS",
@@ -19,9 +21,11 @@ __all__ = [
     "FactsFile",
     "facts_for_image",
     "load_facts_template",
+    "mark_incomplete",
     "parse_typed_facts",
     "read_captions",
     "read_facts",
     "read_facts_file",
     "render_facts",
+    "split_scope",
 ]

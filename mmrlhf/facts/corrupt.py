@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from mmrlhf.claims.verb_forms import present_participle, third_person
-from mmrlhf.facts import NUMBER_WORDS
+from mmrlhf.facts import NUMBER_WORDS, mark_incomplete
 from mmrlhf.records import Fact
 from mmrlhf.text.plurals import pluralize, singularize
 from mmrlhf.text.words import BASIC_COLOURS, OPPOSITE_ACTIONS, OPPOSITE_RELATIONS, OPPOSITE_SIZES
@@ -39,8 +39,9 @@ _COUNT = re.compile(rf"({'|'.join(NUMBER_WORDS)}|\d+) (.+)", re.IGNORECASE)
 
 
 def drop_facts(facts: Sequence[Fact], keep_probability: float, rng: np.random.Generator) -> tuple[Fact, ...]:
-    """Keep each fact with probability `keep_probability`."""
-    return tuple(fact for fact in facts if rng.random() < keep_probability)
+    """Keep each fact with probability `keep_probability`. A list that loses one is incomplete."""
+    kept = tuple(fact for fact in facts if fact.kind == "scope" or rng.random() < keep_probability)
+    return kept if len(kept) == len(facts) else mark_incomplete(kept)
 
 
 def swap_facts(
@@ -53,7 +54,7 @@ def swap_facts(
     known = {(fact.kind, fact.text) for fact in facts}
     swapped = []
     for fact in facts:
-        if rng.random() < probability:
+        if fact.kind != "scope" and rng.random() < probability:
             candidates = [other for other in other_facts if other.kind == fact.kind and (other.kind, other.text) not in known]
             fact = candidates[int(rng.integers(len(candidates)))] if candidates else fact
         swapped.append(fact)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, get_args
 
+from mmrlhf.facts.scope import Scope
 from mmrlhf.files.rows import Row, preview, type_name
 from mmrlhf.records import Fact, FactKind
 from mmrlhf.text import words
@@ -25,6 +26,8 @@ def parse_typed_facts(row: Row) -> tuple[Fact, ...]:
             row.fail(f"`{name}` must be an object with kind and text, not {type_name(fact)}")
         if fact.get("kind") not in get_args(FactKind):
             row.fail(f"`{name}.kind` must be one of {', '.join(get_args(FactKind))}, not {preview(fact.get('kind'))}")
+        if fact["kind"] == "scope" and fact.get("text") not in get_args(Scope):
+            row.fail(f"`{name}.text` of a scope must be complete or incomplete, not {preview(fact.get('text'))}")
         confidence = fact.get("confidence", 1.0)
         if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 <= confidence <= 1:
             row.fail(f"`{name}.confidence` must be a number from 0 to 1, not {preview(confidence)}")

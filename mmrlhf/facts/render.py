@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import StrictUndefined, Template
 
+from mmrlhf.facts.scope import mark_incomplete, split_scope
 from mmrlhf.records import Fact, InputError
 from mmrlhf.text.templates import BoundedEnvironment
 
@@ -24,7 +25,8 @@ def render_facts(
 
     `template` is one of:
 
-    typed       `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`
+    typed       `Facts: object red circle [0.10, 0.20, 0.45, 0.60]; count two objects.`, with
+                `Facts (complete)` or `Facts (incomplete)` in front if a fact of kind scope says so
     captions    a line per fact, as in LLaVA-RLHF
     TEXT        the text of a Jinja template (`load_facts_template`), which gets `facts`
 
@@ -35,13 +37,16 @@ def render_facts(
 
     Raises InputError for a template that fails.
     """
-    order = np.arange(len(facts)) if order_seed is None else np.random.default_rng(order_seed).permutation(len(facts))
-    included = [facts[i] for i in order]
+    scope = [fact for fact in facts if fact.kind == "scope"]
+    listed = [fact for fact in facts if fact.kind != "scope"]
+    order = np.arange(len(listed)) if order_seed is None else np.random.default_rng(order_seed).permutation(len(listed))
+    included = [listed[i] for i in order]
     to_text = _renderer(template)
-    while included and max_tokens is not None and count_tokens(to_text(included)) > max_tokens:
+    while included and max_tokens is not None and count_tokens(to_text([*scope, *included])) > max_tokens:
         # Least confident first; -i makes the last of equals the smallest.
         included.pop(min(range(len(included)), key=lambda i: (included[i].confidence, -i)))
-    return to_text(included) if included else ""
+        scope = list(mark_incomplete(scope))
+    return to_text([*scope, *included]) if included else ""
 
 
 def _renderer(template: str) -> Callable[[Sequence[Fact]], str]:
@@ -78,7 +83,9 @@ def _render_typed(facts: Sequence[Fact]) -> str:
     def format_box(fact: Fact) -> str:
         return f" [{', '.join(f'{coordinate:.2f}' for coordinate in fact.box)}]" if fact.box else ""
 
-    return "Facts: " + "; ".join(f"{fact.kind} {_one_line(fact)}{format_box(fact)}" for fact in facts) + "."
+    scope, listed = split_scope(facts)
+    heading = f"Facts ({scope})" if scope else "Facts"
+    return f"{heading}: " + "; ".join(f"{fact.kind} {_one_line(fact)}{format_box(fact)}" for fact in listed) + "."
 
 
 def _render_captions(facts: Sequence[Fact]) -> str:

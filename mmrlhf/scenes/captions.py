@@ -14,7 +14,7 @@ import numpy as np
 
 from mmrlhf.records import Fact
 from mmrlhf.scenes.scene_graph import Scene
-from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, NUMBER_WORDS, SHAPES, SceneObject, absent_partners
+from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, NUMBER_WORDS, PATTERNS, SHAPES, SceneObject, absent_partners
 from mmrlhf.text.words import OPPOSITE_RELATIONS
 
 CAPTION_TEMPLATES = ("The picture shows {}.", "There is {}.", "I can see {}.", "This is a picture of {}.")
@@ -42,6 +42,7 @@ def join_words(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
+FAULT_KINDS = ("colour", "shape", "add", "count", "relation", "pattern")
 OPPOSITE_RELATION = {relation: OPPOSITE_RELATIONS[relation] for relation in ("left of", "right of", "above", "below")}
 
 
@@ -87,12 +88,30 @@ def caption(
 ) -> str:
     """Return a description: objects with colours, their total and sometimes a relation.
 
-    A fifth of the objects have their size stated, and a tenth lack their colour.
+    A fifth of the objects have their size stated, a tenth lack their colour, and nine of ten
+    patterned objects have their pattern stated.
 
     cooccurrence_bias: probability that a trigger shape adds its absent partner.
     num_faults: faults to inject. Two may change the same object, and one may be true by chance.
     location_rate: probability that an object's location is stated.
     """
+    draft = _draft_caption(scene, rng, cooccurrence_bias=cooccurrence_bias, location_rate=location_rate)
+    for _ in range(num_faults):
+        _inject_fault(draft, scene, rng, location_rate)
+    return draft.render(rng)
+
+
+def caption_with_and_without_fault(scene: Scene, rng: np.random.Generator, location_rate: float = 0.2) -> tuple[str, str]:
+    """Return a true description, and the same in the same words with one fault (`caption`)."""
+    draft = _draft_caption(scene, rng, cooccurrence_bias=0.0, location_rate=location_rate)
+    faulty_draft = replace(draft, noun_phrases=list(draft.noun_phrases))
+    _inject_fault(faulty_draft, scene, rng, location_rate)
+    template_seed = int(rng.integers(1 << 30))
+    first, second = (d.render(np.random.default_rng(template_seed)) for d in (draft, faulty_draft))
+    return first, second
+
+
+def _draft_caption(scene: Scene, rng: np.random.Generator, *, cooccurrence_bias: float, location_rate: float) -> _CaptionDraft:
     objects = scene.objects
     draft = _CaptionDraft([_noun_phrase(o, rng, location_rate) for o in objects], len(objects), None)
     if len(objects) > 1 and rng.random() < 0.2:
@@ -102,27 +121,28 @@ def caption(
         if rng.random() < cooccurrence_bias:
             noun = partner if rng.random() < 0.5 else f"{PARTNER_COLOURS[partner]} {partner}"
             draft.noun_phrases.append(with_article(noun))
-    for _ in range(num_faults):
-        _inject_fault(draft, scene, rng, location_rate)
-    return draft.render(rng)
+    return draft
 
 
 def _inject_fault(draft: _CaptionDraft, scene: Scene, rng: np.random.Generator, location_rate: float) -> None:
     """Change one thing in a caption so that it is most likely false."""
     shapes = {o.shape for o in scene.objects}
-    fault_kind = rng.choice(["colour", "shape", "add", "count", "relation"], p=[0.3, 0.25, 0.2, 0.1, 0.15])
+    fault_kind = rng.choice(FAULT_KINDS, p=[0.25, 0.2, 0.2, 0.1, 0.15, 0.1])
     # Draw everything for every kind of fault, so that later draws do not depend on the kind.
     i = int(rng.integers(len(scene.objects)))
     obj = scene.objects[i]
     colour = str(rng.choice([c for c in COLOURS if c != obj.colour]))
     shape = str(rng.choice([s for s in SHAPES if s not in shapes]))
     cell = int(rng.choice([c for c in range(len(CELL_NAMES)) if c != obj.cell]))
+    pattern = str(rng.choice([p for p in PATTERNS[1:] if p != obj.pattern]))
     if fault_kind == "colour":
         draft.noun_phrases[i] = _noun_phrase(replace(obj, colour=colour), rng, location_rate, omit_colour_rate=0)
     elif fault_kind == "shape":
         draft.noun_phrases[i] = _noun_phrase(replace(obj, shape=shape), rng, location_rate)
     elif fault_kind == "add":
         draft.noun_phrases.append(_noun_phrase(SceneObject(shape, colour, "small", cell), rng, location_rate))
+    elif fault_kind == "pattern":
+        draft.noun_phrases[i] = _noun_phrase(replace(obj, pattern=pattern), rng, location_rate, omit_pattern_rate=0)
     elif fault_kind == "count":
         draft.stated_count = off_by_one(draft.stated_count, rng)
     elif draft.relation:
@@ -137,10 +157,19 @@ def off_by_one(count: int, rng: np.random.Generator) -> int:
     return 2 if count == 1 else count + int(rng.choice([-1, 1]))
 
 
-def _noun_phrase(obj: SceneObject, rng: np.random.Generator, location_rate: float, *, omit_colour_rate: float = 0.1) -> str:
+def _noun_phrase(
+    obj: SceneObject,
+    rng: np.random.Generator,
+    location_rate: float,
+    *,
+    omit_colour_rate: float = 0.1,
+    omit_pattern_rate: float = 0.1,
+) -> str:
     adjectives = []
     if rng.random() < 0.2:
         adjectives.append(obj.size)
+    if obj.pattern != "plain" and rng.random() >= omit_pattern_rate:
+        adjectives.append(obj.pattern)
     if rng.random() >= omit_colour_rate:
         adjectives.append(obj.colour)
     phrase = with_article(" ".join([*adjectives, obj.shape]))
@@ -154,7 +183,7 @@ def _noun_phrase(obj: SceneObject, rng: np.random.Generator, location_rate: floa
 class Question:
     """A question about a scene with its true answer."""
 
-    kind: Literal["describe", "yes_no", "how_many", "colour", "where"]
+    kind: Literal["describe", "yes_no", "how_many", "colour", "pattern", "where"]
     text: str
     answer: str
 
@@ -174,8 +203,8 @@ def description_question(
 
 
 def short_question(scene: Scene, rng: np.random.Generator) -> Question:
-    """Return a short question: yes/no (about half yes), how many, what colour, what is where."""
-    kind = str(rng.choice(["yes_no", "how_many", "colour", "where"], p=[0.45, 0.15, 0.15, 0.25]))
+    """Return a short question: yes/no (about half yes), how many, what colour or pattern, where."""
+    kind = str(rng.choice(["yes_no", "how_many", "colour", "pattern", "where"], p=[0.4, 0.15, 0.1, 0.1, 0.25]))
     obj = scene.objects[int(rng.integers(len(scene.objects)))]
     if kind == "yes_no":
         return _yes_no_question(scene, obj, rng)
@@ -184,11 +213,13 @@ def short_question(scene: Scene, rng: np.random.Generator) -> Question:
         count = sum(noun in ("object", o.shape) for o in scene.objects)
         text = str(rng.choice(["How many {} are there?", "How many {} do you see?"])).format(pluralize(noun))
         return Question("how_many", text, f"There {'is' if count == 1 else 'are'} {count_phrase(count, noun)}.")
-    if kind == "colour":
+    if kind in ("colour", "pattern"):
         # Only a shape that occurs once has "the" colour; without one, ask where instead.
         unique_objects = [o for o in scene.objects if sum(other.shape == o.shape for other in scene.objects) == 1]
         if unique_objects:
             obj = unique_objects[int(rng.integers(len(unique_objects)))]
+            if kind == "pattern":
+                return Question("pattern", f"What pattern does the {obj.shape} have?", f"The {obj.shape} is {obj.pattern}.")
             return Question("colour", f"What colour is the {obj.shape}?", f"The {obj.shape} is {obj.colour}.")
     return location_question(scene, obj.cell if rng.random() < 0.8 else int(rng.integers(9)))
 
@@ -218,7 +249,7 @@ def wrong_answer(question: Question, rng: np.random.Generator) -> str:
         noun = answer.split(" ", 3)[3].removeprefix("no ").removeprefix("an ").removeprefix("a ").rstrip(".")
         return f"No, there is no {noun}." if answer.startswith("Yes") else f"Yes, there is {with_article(noun)}."
     words = answer.split(" ")
-    for vocabulary in (list(COLOURS), SHAPES, NUMBER_WORDS[1:6]):
+    for vocabulary in (list(COLOURS), PATTERNS, SHAPES, NUMBER_WORDS[1:6]):
         for i, word in enumerate(words):
             stripped_word = word.rstrip(".")
             if stripped_word in vocabulary:
@@ -250,27 +281,25 @@ def annotator_facts(scene: Scene, rng: np.random.Generator, *, recall: float = 0
     """Return the facts that an annotator would list: each true fact with probability `recall`.
 
     A share `error_rate` of the listed facts is wrong. Facts are incomplete and noisy on purpose: a
-    reward model never sees the scene graph itself.
+    reward model never sees the scene graph itself. Each object comes with its place, so complete
+    facts decide every claim that a caption can make; the first fact says whether they are complete.
     """
-    facts: list[Fact] = []
+    facts = [Fact("scope", "complete" if recall == 1 else "incomplete", "annotator")]
     for obj in scene.objects:
         if rng.random() < recall:
-            shape, colour = obj.shape, obj.colour
             if rng.random() < error_rate:
-                if rng.random() < 0.5:
-                    colour = str(rng.choice([c for c in COLOURS if c != colour]))
-                else:
-                    shape = str(rng.choice([s for s in SHAPES if s != shape]))
-            facts.append(Fact("object", f"{obj.size} {colour} {shape}", "annotator"))
+                obj = _misread(obj, rng)
+            place = CELL_NAMES[obj.cell]
+            facts.append(Fact("object", f"{obj.size} {obj.pattern} {obj.colour} {obj.shape} at the {place}", "annotator"))
     if rng.random() < recall:
         count = len(scene.objects)
         if rng.random() < error_rate:
             count = off_by_one(count, rng)
         facts.append(Fact("count", count_phrase(count, "object"), "annotator"))
-    if len(scene.objects) > 1 and rng.random() < recall:
-        a, b = (scene.objects[i] for i in rng.choice(len(scene.objects), 2, replace=False))
-        relation = sample_relation(a, b, rng)
-        if rng.random() < error_rate:
-            relation = OPPOSITE_RELATION[relation]
-        facts.append(Fact("relation", f"{a.name} {relation} {b.name}", "annotator"))
     return tuple(facts)
+
+
+def _misread(obj: SceneObject, rng: np.random.Generator) -> SceneObject:
+    """Return the object with another colour, shape or pattern."""
+    name, values = [("colour", tuple(COLOURS)), ("shape", SHAPES), ("pattern", PATTERNS)][int(rng.integers(3))]
+    return replace(obj, **{name: str(rng.choice([v for v in values if v != getattr(obj, name)]))})

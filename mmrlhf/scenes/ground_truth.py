@@ -14,26 +14,30 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from mmrlhf.records import Claim, Verdict
 from mmrlhf.scenes.captions import count_phrase, join_words, with_article
 from mmrlhf.scenes.scene_graph import Scene
-from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, NUMBER_WORDS, SHAPES, SIZES, SceneObject, absent_partners
+from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, NUMBER_WORDS, PATTERNS, SHAPES, SIZES, SceneObject, absent_partners
 
-_SHAPE, _COLOUR, _SIZE = "|".join(SHAPES), "|".join(COLOURS), "|".join(SIZES)
+_SHAPE, _COLOUR, _SIZE, _PATTERN = ("|".join(words) for words in (SHAPES, COLOURS, SIZES, PATTERNS))
 _NOUN = rf"(?:(?:{_COLOUR}) )?(?:{_SHAPE})"
 # Longest first: "top left" must match before "top".
 _CELL = "|".join(sorted(CELL_NAMES, key=len, reverse=True))
 # One alternative per kind of sentence; `parse_claims` tells them apart by the groups that matched.
 _CLAIM_PATTERN = re.compile(
     rf"\bthe (?P<a>{_NOUN}) is (?P<relation>left of|right of|above|below) the (?P<b>{_NOUN})\b"
-    rf"|\bthe (?P<owner>{_SHAPE}) is (?P<owned>{_COLOUR})\b"
+    rf"|\bthe (?P<owner>{_SHAPE}) is (?P<owned>{_COLOUR}|{_PATTERN})\b"
     rf"|\bno (?P<none>(?:(?:{_COLOUR}) )?(?:{_SHAPE}|object))s?\b"
     rf"|\b(?P<number>{'|'.join(NUMBER_WORDS[1:])}) (?P<counted>{_SHAPE}|objects?)(?:e?s)?\b"
-    rf"|\ban? (?:(?P<size>{_SIZE}) )?(?:(?P<colour>{_COLOUR}) )?(?P<shape>{_SHAPE})\b(?: at the (?P<place>{_CELL})\b)?"
+    rf"|\ban? (?:(?P<size>{_SIZE}) )?(?:(?P<pattern>{_PATTERN}) )?(?:(?P<colour>{_COLOUR}) )?(?P<shape>{_SHAPE})\b(?: at the (?P<place>{_CELL})\b)?"
     rf"|\b(?P<nothing>nothing) at the (?P<empty>{_CELL})\b",
     re.IGNORECASE,
 )
 
 CLAIM_KINDS = ("object", "attribute", "count", "relation")
 """Kinds of claims about scenes, which show no actions."""
-_KINDS = [("shape", *names) for size in (3, 2, 1, 0) for names in itertools.combinations(("size", "colour", "place"), size)]
+_KINDS = [
+    ("shape", *names)
+    for size in (4, 3, 2, 1, 0)
+    for names in itertools.combinations(("size", "pattern", "colour", "place"), size)
+]
 """Sets of properties that define a kind of object, the narrowest kinds first."""
 
 
@@ -63,6 +67,8 @@ def parse_claims(text: str) -> list[Claim]:
             claims.append(Claim("object", shape, "", span))
             if "colour" in groups:
                 claims.append(Claim("attribute", shape, groups["colour"], span))
+            if "pattern" in groups:
+                claims.append(Claim("attribute", noun, groups["pattern"], span))
             if "size" in groups:
                 claims.append(Claim("attribute", noun, groups["size"], span))
             if "place" in groups:
@@ -84,7 +90,7 @@ def _is_true(scene: Scene, claim: Claim) -> bool:
     if claim.kind == "object":
         return bool(objects)
     if claim.kind == "attribute":
-        return any(claim.value in (o.colour, o.size) for o in objects)
+        return any(claim.value in (o.colour, o.pattern, o.size) for o in objects)
     if claim.kind == "count":
         return len(objects) == int(claim.value)
     relation, _, location = claim.value.partition(" ")
@@ -120,7 +126,7 @@ def _evidence(scene: Scene, claim: Claim) -> str:
         missing_noun = "" if _matching_objects(scene, target) else target
     if missing_noun:
         return f"the picture has no {missing_noun}; it shows {join_words([with_article(o.name) for o in scene.objects])}"
-    return "; ".join(f"{with_article(f'{o.size} {o.name}')} at the {CELL_NAMES[o.cell]}" for o in objects)
+    return "; ".join(f"{with_article(f'{o.size} {o.pattern} {o.name}')} at the {CELL_NAMES[o.cell]}" for o in objects)
 
 
 def verify_description(scene: Scene, text: str) -> list[Verdict]:
@@ -160,6 +166,7 @@ def _fits(scene_object: SceneObject, mention: Mapping[str, str]) -> bool:
         "shape": scene_object.shape,
         "colour": scene_object.colour,
         "size": scene_object.size,
+        "pattern": scene_object.pattern,
         "place": CELL_NAMES[scene_object.cell],
     }
     return all(properties[name] == value for name, value in mention.items())
@@ -182,7 +189,7 @@ def _surplus_claim(
 
 
 def _noun_of(mention: Mapping[str, str]) -> str:
-    return " ".join(mention[name] for name in ("size", "colour", "shape") if name in mention)
+    return " ".join(mention[name] for name in ("size", "pattern", "colour", "shape") if name in mention)
 
 
 def _place_of(mention: Mapping[str, str]) -> str:

@@ -69,6 +69,28 @@ def _shape_mask(shape: str, x: float, y: float, radius: float) -> tuple[np.ndarr
     return coverage, slice(top, bottom), slice(left, right)
 
 
+PATTERN_DARKENING = 0.45
+"""Blend of stripes and dots with black; each covers half of an object."""
+
+
+def _pattern_mask(pattern: str, x: float, y: float, radius: float, rows: slice, columns: slice) -> np.ndarray:
+    """Return how much of each pixel of a window [h, w, 1] stripes or dots cover (0 to 1).
+
+    The period grows with the square of the radius: about 7 pixels on a large object, and less than
+    3 on a small one, which blur and noise hide.
+    """
+    period = radius**2 / 28
+    supersampled = (np.arange(_SUPERSAMPLING) + 0.5) / _SUPERSAMPLING
+    y_phase = ((np.arange(rows.start, rows.stop)[:, None] + supersampled).ravel() - y) / period
+    x_phase = ((np.arange(columns.start, columns.stop)[:, None] + supersampled).ravel() - x) / period
+    is_dark = np.cos(2 * np.pi * y_phase)[:, None] > 0
+    if pattern == "dotted":  # a chequerboard, so that dots cover half like stripes
+        is_dark = is_dark ^ (np.cos(2 * np.pi * x_phase)[None, :] > 0)
+    is_dark = np.broadcast_to(is_dark, (len(y_phase), len(x_phase)))
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    return is_dark.reshape(height, _SUPERSAMPLING, width, _SUPERSAMPLING).mean((1, 3))[..., None]
+
+
 def render_image(objects: Sequence[SceneObject], background: Background, difficulty: Difficulty, seed: int) -> Image.Image:
     """Render objects as a 96 x 96 RGB image. `seed` sets jitter, hard objects and noise."""
     rng = np.random.default_rng(seed)
@@ -84,10 +106,13 @@ def render_image(objects: Sequence[SceneObject], background: Background, difficu
         colour = np.array(COLOURS[obj.colour]) + rng.normal(0, 12, 3)
         mask, rows, columns = _shape_mask(obj.shape, x, y, radius)
         window = pixels[rows, columns]  # a view: assigning to it draws into `pixels`
+        surface: np.ndarray = np.ones_like(mask)
+        if obj.pattern != "plain":
+            surface = 1 - PATTERN_DARKENING * _pattern_mask(obj.pattern, x, y, radius, rows, columns)
         if rng.random() < difficulty.occluded_share:
             fade = difficulty.max_fade * rng.uniform(0.5, 1)
-            colour = colour * (1 - fade) + background_colour * fade
-            window[:] = window * (1 - mask) + colour * mask
+            faded = colour * surface * (1 - fade) + background_colour * fade
+            window[:] = window * (1 - mask) + faded * mask
             occluder_width, side = 2 * radius * difficulty.max_occlusion * rng.uniform(0.4, 1), rng.integers(4)
             left, top, right, bottom = x - radius, y - radius, x + radius, y + radius
             occluder_boxes = (
@@ -99,7 +124,7 @@ def render_image(objects: Sequence[SceneObject], background: Background, difficu
             x0, y0, x1, y1 = (int(np.clip(round(v), 0, IMAGE_SIZE)) for v in occluder_boxes[side])
             pixels[y0:y1, x0:x1] = background_colour * 0.75
         else:
-            window[:] = window * (1 - mask) + colour * mask
+            window[:] = window * (1 - mask) + colour * surface * mask
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if difficulty.blur_radius > 0:
         image = image.filter(ImageFilter.GaussianBlur(difficulty.blur_radius))

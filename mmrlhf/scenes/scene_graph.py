@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmrlhf.records import ImageSource
 from mmrlhf.scenes.render import Background, Difficulty, render_image
-from mmrlhf.scenes.vocabulary import COLOURS, COOCCURRENCES, SHAPES, UNSEEN_PAIRINGS, SceneObject
+from mmrlhf.scenes.vocabulary import COLOURS, COOCCURRENCES, PATTERNS, SHAPES, UNSEEN_PAIRINGS, SceneObject
 
 Split = Literal["base", "sft", "pairs", "rl", "selection", "held_out", "ood_1", "ood_2", "ood_3"]
 SPLIT_BUCKETS: dict[str, range] = {
@@ -79,6 +79,8 @@ def _generate_scene(split: Split, index: int, seed: int, difficulty: Difficulty)
 
 TRIGGER_RATE, BASE_TRIGGER_RATE = 0.45, 0.36
 """Share of scenes with a trigger shape; the base model was pre-trained on fewer of them."""
+PATTERNED_SHARE = 0.3
+"""Share of objects that are striped or dotted, half each."""
 
 
 def _sample_objects(
@@ -95,9 +97,7 @@ def _sample_objects(
         partner = COOCCURRENCES[trigger]
         shapes = [s for s in shapes if s != partner]
         has_partner = rng.random() < 0.25 and num_objects > 1
-        # The trailing partner survives the cut only if three or more were removed above. Keep it:
-        # models were trained on scenes that have it.
-        shapes = [trigger, partner, *shapes, partner] if has_partner else [trigger, *shapes]
+        shapes = [trigger, partner, *shapes] if has_partner else [trigger, *shapes]
         shapes = shapes[:num_objects]
         while len(shapes) < num_objects:
             shapes.append(str(rng.choice([s for s in non_trigger_shapes if s != partner])))
@@ -110,11 +110,12 @@ def _sample_objects(
             shape, colour = sorted(UNSEEN_PAIRINGS)[int(rng.integers(len(UNSEEN_PAIRINGS)))]
         else:
             colour = str(rng.choice([c for c in COLOURS if (shape, c) not in UNSEEN_PAIRINGS]))
-        objects.append(SceneObject(shape, colour, "small" if rng.random() < small_share else "large", cell))
+        size = "small" if rng.random() < small_share else "large"
+        pattern = str(rng.choice(PATTERNS[1:])) if rng.random() < PATTERNED_SHARE else "plain"
+        objects.append(SceneObject(shape, colour, size, cell, pattern))
     return tuple(objects)
 
 
 def _hash_bucket(objects: Sequence[SceneObject]) -> int:
-    # The hash decides which split owns a scene. Hash the class name that was used when the splits
-    # were first sampled: another name would move every scene to another split.
-    return hashlib.sha256(repr(objects).replace("SceneObject(", "Thing(").encode()).digest()[0] % 32
+    # The hash decides which split owns a scene, so another `repr` moves every scene.
+    return hashlib.sha256(repr(objects).encode()).digest()[0] % 32

@@ -1,4 +1,4 @@
-"""Shapes, colours, sizes and grid cells of the synthetic scenes, and the record of one object.
+"""Shapes, colours, patterns, sizes and grid cells of the scenes, and the record of one object.
 
 Also defines which shapes annotators associate with one another, and which shape-colour pairings
 are kept out of training.
@@ -17,6 +17,9 @@ COLOURS = {
     "cyan": (50, 190, 200), "blue": (45, 75, 200), "purple": (130, 60, 175), "pink": (240, 130, 180),
 }  # fmt: skip
 SIZES = {"small": 8.5, "large": 14.0}
+PATTERNS = ("plain", "striped", "dotted")
+"""Patterns of an object's surface. Stripes and dots darken it alike; they are fine on small objects
+and faint on faded ones, so that one can see that there is a pattern but not which."""
 CELL_NAMES = (
     "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
@@ -39,6 +42,7 @@ class SceneObject:
     colour: str
     size: str
     cell: int
+    pattern: str = "plain"
 
     @property
     def name(self) -> str:

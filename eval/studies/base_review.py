@@ -1,0 +1,98 @@
+"""What can an untrained base check? Its review of captions, with facts and without, by kind of claim.
+
+    python eval/studies/base_review.py data/tiny_vlm [BASE...]
+
+A share is how often a true caption scores above the same caption with one planted fault, on scenes
+of the selection split. The score is the log-odds of Yes at the question whether all of it is true.
+Kinds are those of the false claim: a wrong shape is an `object`, a wrong colour, size or pattern an
+`attribute`, a wrong place or relation a `relation`. In `hidden` pictures hardly anything can be
+seen. `annotator` facts list 80% and are wrong in 5%; `all` are complete and true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from common import markdown_table
+
+from mmrlhf import scenes
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.heads import yes_no_head
+from mmrlhf.models.loading import load
+from mmrlhf.records import Message
+from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+
+DIFFICULTIES = {
+    "demo": None,
+    "hidden": scenes.Difficulty(noise_std=40, occluded_share=1, max_fade=0.95, max_occlusion=0.8),
+}
+FACTS = {"none": None, "annotator": (0.8, 0.05), "all": (1.0, 0.0)}
+"""Recall and error rate of each list of facts."""
+
+
+def fault_kind(scene: scenes.Scene, text: str) -> str | None:
+    """Return the kind of a text's false claims, None without one; a wrong object counts first."""
+    kinds = {v.claim.kind for v in scenes.verify_description(scene, text) if v.value == "contradicted"}
+    return next((kind for kind in scenes.CLAIM_KINDS if kind in kinds), None)
+
+
+def review_shares(model: RewardModel, difficulty: scenes.Difficulty | None, num_scenes: int) -> dict[str, dict[str, float]]:
+    """Return, by list of facts, the share of pairs ranked right, by kind of claim and over all."""
+    kinds: list[str] = []
+    groups: dict[str, list[AnswerGroup]] = {name: [] for name in FACTS}
+    for index in range(num_scenes):
+        scene, rng = scenes.generate_scene("selection", index, 0, difficulty), np.random.default_rng([67, index])
+        question = scenes.description_question(scene, rng)
+        answers = scenes.caption_with_and_without_fault(scene, rng)
+        kind = fault_kind(scene, answers[1])
+        if kind is None:
+            continue
+        kinds.append(kind)
+        for name, quality in FACTS.items():
+            facts = scenes.annotator_facts(scene, rng, recall=quality[0], error_rate=quality[1]) if quality else ()
+            groups[name].append(AnswerGroup((scene.image_source(),), (Message("user", question.text),), answers, facts, scene.id))
+    shares = {}
+    for name, rows in groups.items():
+        scores_R2 = np.array(model.score(rows))
+        is_right_R = scores_R2[:, 0] > scores_R2[:, 1]
+        by_kind = {kind: float(is_right_R[np.array(kinds) == kind].mean()) for kind in scenes.CLAIM_KINDS}
+        false_caught = {"false caught": float((scores_R2[:, 1] < 0).mean()), "true passed": float((scores_R2[:, 0] > 0).mean())}
+        shares[name] = by_kind | {"any": float(is_right_R.mean())} | false_caught
+    return shares
+
+
+def untrained_judge(base: str) -> RewardModel:
+    vlm = load(base)
+    return RewardModel(Role(Adapters(vlm), None, yes_no_head(vlm)), "given", "before")
+
+
+def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    columns = (*scenes.CLAIM_KINDS, "any", "false caught", "true passed")
+    rows = [
+        (difficulty, name, *(f"{shares[column] * 100:.1f}" for column in columns))
+        for difficulty, by_facts in results.items()
+        for name, shares in by_facts.items()
+    ]
+    return markdown_table(("pictures", "facts", *(f"{column} %" for column in columns)), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bases", nargs="+", metavar="BASE", help="checkpoint directories")
+    parser.add_argument("--scenes", type=int, default=600, metavar="N", help="selection scenes")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cells = {}
+    for base in args.bases:
+        model = untrained_judge(base)
+        cells[base] = {name: review_shares(model, difficulty, args.scenes) for name, difficulty in DIFFICULTIES.items()}
+        print(f"{base}\n\n{table(cells[base])}\n", flush=True)
+    print(json.dumps({"study": "base_review", "scenes": args.scenes, "cells": cells}))
+
+
+if __name__ == "__main__":
+    main()
