@@ -1,4 +1,4 @@
-"""What can an untrained base check? Its review of captions, with facts and without, by kind of claim.
+"""What can an untrained base check? Its reviews of captions, with and without facts, by kind.
 
     python eval/studies/base_review.py data/tiny_vlm [BASE...]
 
