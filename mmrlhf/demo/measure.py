@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from mmrlhf.demo.data import GREEDY, RESPONSE_LENGTH, LazyRows, benchmark_rows, 
 from mmrlhf.engine.rollout import generate_batches
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.evaluation.benchmark import Task, load_benchmark
+from mmrlhf.facts import split_scope
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.metrics.intervals import bootstrap
@@ -224,7 +224,7 @@ def _gallery_entry(data_config: ScenesConfig, scene: scenes.Scene, answers: Answ
         "image": scene.image_source().read(),
         "id": scene.id,
         "prompt": load_benchmark("scenes").module.description_question(scene, index).text,
-        "facts": "; ".join(_fact_text(scene, fact) for fact in evaluation_facts(data_config, scene, index)),
+        "facts": "; ".join(_fact_text(scene, fact) for fact in split_scope(evaluation_facts(data_config, scene, index))[1]),
         "answers": [],
     }
     for name in GALLERY_MODELS:
@@ -239,10 +239,6 @@ def _gallery_entry(data_config: ScenesConfig, scene: scenes.Scene, answers: Answ
 
 def _fact_text(scene: scenes.Scene, fact: Fact) -> str:
     """Return an annotator's fact, with "(wrong)" if the scene contradicts it."""
-    sentence = scenes.with_article(fact.text)
-    if fact.kind == "count":
-        sentence = fact.text
-    elif fact.kind == "relation":
-        sentence = re.sub(r"(.+) (left of|right of|above|below) (.+)", r"the \1 is \2 the \3", fact.text)
+    sentence = fact.text if fact.kind == "count" else scenes.with_article(fact.text)
     is_wrong = any(verdict.value == "contradicted" for verdict in scenes.verify_description(scene, sentence))
     return f"{fact.text} (wrong)" if is_wrong else fact.text

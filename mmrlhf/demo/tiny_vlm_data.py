@@ -101,7 +101,7 @@ def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
         turns += _reviewed_answer(scene, rng, facts, position, learns_answer=is_complete and (is_before or number > 0))
     for _ in range(2 if is_complete else 0):
         turns += _question_turns(scenes.short_question(scene, rng))
-    return Sample(turns, has_image=False, has_claim_labels=is_before)
+    return Sample(turns, has_image=False, has_claim_labels=is_before and bool(facts_text))
 
 
 def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review_rate: float) -> Sample:
@@ -116,7 +116,7 @@ def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review
         return Sample(_reviewed_answer(scene, rng, "", "before", learns_answer=True))
     if rng.random() < GROUNDING_SHARE:
         return Sample(grounding_sample(scene, rng))
-    position = str(rng.choice(["none", "before", "after"], p=[0.4, 0.36, 0.24]))
+    position, facts_text = str(rng.choice(["none", "before", "after"], p=[0.4, 0.36, 0.24])), ""
     if position == "none":
         turns = _question_turns(_answered_question(scene, rng, num_faults=0))
     else:
@@ -125,7 +125,7 @@ def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review
         turns = _reviewed_answer(scene, rng, facts_text, "before" if position == "before" else "after", learns_answer=True)
     for _ in range(3):
         turns += _question_turns(scenes.short_question(scene, rng))
-    return Sample(turns, has_claim_labels=position == "before")
+    return Sample(turns, has_claim_labels=position == "before" and bool(facts_text))
 
 
 def _facts_text(scene: scenes.Scene, rng: np.random.Generator, *, recall: float, error_rate: float) -> str:

@@ -57,12 +57,37 @@ def sample_relation(a: SceneObject, b: SceneObject, rng: np.random.Generator) ->
 # ---- descriptions ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Mention:
+    """An object as a caption names it. Properties that are None are not stated."""
+
+    shape: str
+    colour: str | None = None
+    pattern: str | None = None
+    size: str | None = None
+    cell: int | None = None
+
+    def __str__(self) -> str:
+        phrase = with_article(" ".join(word for word in (self.size, self.pattern, self.colour, self.shape) if word))
+        return phrase if self.cell is None else f"{phrase} at the {CELL_NAMES[self.cell]}"
+
+    def corrected(self, obj: SceneObject) -> _Mention:
+        """Return a true mention of `obj` that states the same properties. Nobody states `plain`."""
+        return _Mention(
+            obj.shape,
+            self.colour and obj.colour,
+            self.pattern and (obj.pattern if obj.pattern != "plain" else None),
+            self.size and obj.size,
+            None if self.cell is None else obj.cell,
+        )
+
+
 @dataclass
 class _CaptionDraft:
     """The parts of a caption, before they are joined into sentences."""
 
-    noun_phrases: list[str]
-    """One phrase per object of the scene, in order, followed by added ones."""
+    mentions: list[_Mention]
+    """One per object of the scene, in order, followed by added ones."""
     stated_count: int
     relation: tuple[str, str, str] | None
     """Name, relation, name."""
@@ -70,7 +95,7 @@ class _CaptionDraft:
     def render(self, rng: np.random.Generator) -> str:
         count_text, verb = count_phrase(self.stated_count, "object"), "is" if self.stated_count == 1 else "are"
         sentences = [
-            str(rng.choice(CAPTION_TEMPLATES)).format(join_words(self.noun_phrases)),
+            str(rng.choice(CAPTION_TEMPLATES)).format(join_words([str(mention) for mention in self.mentions])),
             str(rng.choice(COUNT_TEMPLATES)).format(n=count_text, be=verb),
         ]
         if self.relation:
@@ -102,10 +127,15 @@ def caption(
 
 
 def caption_with_and_without_fault(scene: Scene, rng: np.random.Generator, location_rate: float = 0.2) -> tuple[str, str]:
-    """Return a true description, and the same in the same words with one fault (`caption`)."""
-    draft = _draft_caption(scene, rng, cooccurrence_bias=0.0, location_rate=location_rate)
-    faulty_draft = replace(draft, noun_phrases=list(draft.noun_phrases))
+    """Return a true description, and the same in the same words with one fault (`caption`).
+
+    The fault is true by chance in a few cases: the wrong colour may be that of a second ring.
+    """
+    faulty_draft = _draft_caption(scene, rng, cooccurrence_bias=0.0, location_rate=location_rate)
+    relation = faulty_draft.relation
     _inject_fault(faulty_draft, scene, rng, location_rate)
+    mentions = [mention.corrected(obj) for mention, obj in zip(faulty_draft.mentions, scene.objects, strict=False)]
+    draft = _CaptionDraft(mentions, len(scene.objects), relation)
     template_seed = int(rng.integers(1 << 30))
     first, second = (d.render(np.random.default_rng(template_seed)) for d in (draft, faulty_draft))
     return first, second
@@ -113,14 +143,13 @@ def caption_with_and_without_fault(scene: Scene, rng: np.random.Generator, locat
 
 def _draft_caption(scene: Scene, rng: np.random.Generator, *, cooccurrence_bias: float, location_rate: float) -> _CaptionDraft:
     objects = scene.objects
-    draft = _CaptionDraft([_noun_phrase(o, rng, location_rate) for o in objects], len(objects), None)
+    draft = _CaptionDraft([_mention(o, rng, location_rate) for o in objects], len(objects), None)
     if len(objects) > 1 and rng.random() < 0.2:
         a, b = (objects[i] for i in rng.choice(len(objects), 2, replace=False))
         draft.relation = (a.name, sample_relation(a, b, rng), b.name)
     for partner in absent_partners({o.shape for o in objects}):
         if rng.random() < cooccurrence_bias:
-            noun = partner if rng.random() < 0.5 else f"{PARTNER_COLOURS[partner]} {partner}"
-            draft.noun_phrases.append(with_article(noun))
+            draft.mentions.append(_Mention(partner, None if rng.random() < 0.5 else PARTNER_COLOURS[partner]))
     return draft
 
 
@@ -136,20 +165,20 @@ def _inject_fault(draft: _CaptionDraft, scene: Scene, rng: np.random.Generator, 
     cell = int(rng.choice([c for c in range(len(CELL_NAMES)) if c != obj.cell]))
     pattern = str(rng.choice([p for p in PATTERNS[1:] if p != obj.pattern]))
     if fault_kind == "colour":
-        draft.noun_phrases[i] = _noun_phrase(replace(obj, colour=colour), rng, location_rate, omit_colour_rate=0)
+        draft.mentions[i] = _mention(replace(obj, colour=colour), rng, location_rate, omit_colour_rate=0)
     elif fault_kind == "shape":
-        draft.noun_phrases[i] = _noun_phrase(replace(obj, shape=shape), rng, location_rate)
+        draft.mentions[i] = _mention(replace(obj, shape=shape), rng, location_rate)
     elif fault_kind == "add":
-        draft.noun_phrases.append(_noun_phrase(SceneObject(shape, colour, "small", cell), rng, location_rate))
+        draft.mentions.append(_mention(SceneObject(shape, colour, "small", cell), rng, location_rate))
     elif fault_kind == "pattern":
-        draft.noun_phrases[i] = _noun_phrase(replace(obj, pattern=pattern), rng, location_rate, omit_pattern_rate=0)
+        draft.mentions[i] = _mention(replace(obj, pattern=pattern), rng, location_rate, omit_pattern_rate=0)
     elif fault_kind == "count":
         draft.stated_count = off_by_one(draft.stated_count, rng)
     elif draft.relation:
         a, relation, b = draft.relation
         draft.relation = (a, OPPOSITE_RELATION[relation], b)
     else:  # no relation to flip: state a wrong location
-        draft.noun_phrases[i] = _noun_phrase(replace(obj, cell=cell), rng, location_rate=1)
+        draft.mentions[i] = _mention(replace(obj, cell=cell), rng, location_rate=1)
 
 
 def off_by_one(count: int, rng: np.random.Generator) -> int:
@@ -157,23 +186,18 @@ def off_by_one(count: int, rng: np.random.Generator) -> int:
     return 2 if count == 1 else count + int(rng.choice([-1, 1]))
 
 
-def _noun_phrase(
+def _mention(
     obj: SceneObject,
     rng: np.random.Generator,
     location_rate: float,
     *,
     omit_colour_rate: float = 0.1,
     omit_pattern_rate: float = 0.1,
-) -> str:
-    adjectives = []
-    if rng.random() < 0.2:
-        adjectives.append(obj.size)
-    if obj.pattern != "plain" and rng.random() >= omit_pattern_rate:
-        adjectives.append(obj.pattern)
-    if rng.random() >= omit_colour_rate:
-        adjectives.append(obj.colour)
-    phrase = with_article(" ".join([*adjectives, obj.shape]))
-    return f"{phrase} at the {CELL_NAMES[obj.cell]}" if rng.random() < location_rate else phrase
+) -> _Mention:
+    size = obj.size if rng.random() < 0.2 else None
+    pattern = obj.pattern if obj.pattern != "plain" and rng.random() >= omit_pattern_rate else None
+    colour = obj.colour if rng.random() >= omit_colour_rate else None
+    return _Mention(obj.shape, colour, pattern, size, obj.cell if rng.random() < location_rate else None)
 
 
 # ---- questions ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ COMPATIBLE_VALUES = [
 EXCLUSIVE_VALUES = [
     {"open", "closed"}, {"empty", "full", "crowded", "packed"}, {"wet", "dry"}, {"clean", "dirty"}, {"young", "old"}, {"tall", "short"},
     {"long", "short"}, {"large", "small"}, {"round", "square", "rectangular"}, {"dark", "bright"}, {"male", "female"},
-    {"cloudy", "clear", "overcast", "sunny"}, {"raw", "cooked"}, {"new", "old"}, {"striped", "plain", "checkered"},
+    {"cloudy", "clear", "overcast", "sunny"}, {"raw", "cooked"}, {"new", "old"}, {"striped", "plain", "checkered", "dotted"},
 ]  # fmt: skip
 """Sets of values that exclude each other."""
 NEAR_SYNONYMS = {name: "near" for name in ("near", "next to", "beside", "by", "close to", "alongside", "adjacent to", "near to")}

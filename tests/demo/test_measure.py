@@ -89,7 +89,7 @@ def test_gallery_shows_scenes_with_and_without_false_claims_of_sft(answers_dir):
     entries = measure.gallery(CONFIG, answers, num_scenes=4)
     has_errors = []
     for entry in entries:
-        assert entry["image"].startswith(b"\x89PNG") and entry["prompt"]
+        assert entry["image"].startswith(b"\x89PNG") and entry["prompt"] and "complete" not in entry["facts"]
         assert [answer["model"] for answer in entry["answers"]] == list(measure.GALLERY_MODELS)
         sft = entry["answers"][0]
         has_errors.append(any(claim["verdict"] == "contradicted" for claim in sft["claims"]))
@@ -106,16 +106,17 @@ def test_selection_metrics_are_those_of_the_curves(vlm):
 @pytest.mark.parametrize(
     ("kind", "text", "is_wrong"),
     [
-        ("object", "small orange ring", False),
-        ("object", "large orange ring", True),
-        ("object", "large yellow moon", True),
+        ("object", "small plain orange ring at the top", False),
+        ("object", "large plain orange ring at the top", True),
+        ("object", "small dotted orange ring at the top", True),
+        ("object", "small plain orange ring at the centre", True),
+        ("object", "large striped blue star at the centre", False),
+        ("object", "large striped yellow moon at the top", True),
         ("count", "two objects", False),
         ("count", "three objects", True),
-        ("relation", "orange ring above blue star", False),
-        ("relation", "orange ring below blue star", True),
     ],
 )
 def test_wrong_facts_are_marked_in_the_gallery(kind, text, is_wrong):
-    objects = (scenes.SceneObject("ring", "orange", "small", 1), scenes.SceneObject("star", "blue", "large", 4))
+    objects = (scenes.SceneObject("ring", "orange", "small", 1), scenes.SceneObject("star", "blue", "large", 4, "striped"))
     scene = scenes.Scene("s", objects, 1, scenes.Difficulty())
     assert measure._fact_text(scene, Fact(kind, text, "annotator")) == text + " (wrong)" * is_wrong

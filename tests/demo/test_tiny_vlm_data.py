@@ -1,9 +1,13 @@
 """Training data of the tiny VLM: what is learnt, and where claims are labelled."""
 
+from functools import partial
+
 import numpy as np
 
 from mmrlhf import scenes
 from mmrlhf.demo import tiny_vlm_data
+from mmrlhf.demo.tiny_vlm_data import Sample
+from mmrlhf.models.heads import YES_NO_QUESTION
 from mmrlhf.records import Claim, Message
 from mmrlhf.scenes import Difficulty, Scene, SceneObject
 
@@ -18,7 +22,7 @@ SCENE = Scene(
 def test_tokenize_sample_labels_the_last_token_of_each_claim(vlm):
     answer = "There is a red star and a blue moon. That makes three objects."
     turns = [(Message("user", "What do you see?"), False), (Message("assistant", answer), True)]
-    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, turns)
+    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns, has_claim_labels=True))
     labels_by_word = {}
     for position in range(len(row.input_ids)):
         labels = row.claim_labels[position]
@@ -27,15 +31,24 @@ def test_tokenize_sample_labels_the_last_token_of_each_claim(vlm):
             labels_by_word[last_word] = labels.nan_to_num(-1).tolist()
     # By object, attribute, count and relation; -1: no claim of that kind ends here.
     assert labels_by_word == {"star": [1, 1, -1, -1], "moon": [0, 0, -1, -1], "objects": [-1, -1, 1, -1]}
+    assert bool(tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns)).claim_labels.isnan().all())
 
 
 def test_tokenize_sample_learns_assistant_turns_only(vlm):
     turns = [(Message("user", "What do you see?"), False), (Message("assistant", "A red star."), True)]
-    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, turns)
+    row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns))
     learnt = [token_id for token_id, label in zip(row.input_ids, row.labels, strict=True) if label >= 0]
     assert vlm.tokenizer.decode(learnt) == " A red star.</s>"
     turns[1] = (turns[1][0], False)  # an answer that is wrong
-    assert set(tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, turns).labels) == {-100}
+    assert set(tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns)).labels) == {-100}
+
+
+def test_tokenize_sample_has_an_images_tokens_only_where_there_is_an_image(vlm):
+    turns = [(Message("user", "What do you see?"), False), (Message("assistant", "A red star."), True)]
+    image_token = vlm.tokenizer.convert_tokens_to_ids("<image>")
+    for has_image in (True, False):
+        row = tiny_vlm_data.tokenize_sample(vlm.tokenizer, 0, SCENE, Sample(turns, has_image=has_image))
+        assert row.input_ids.count(image_token) == 9 * has_image
 
 
 def test_refutation_denies_each_kind_of_claim():
@@ -49,13 +62,71 @@ def test_refutation_denies_each_kind_of_claim():
     assert {claim: tiny_vlm_data.refutation(claim) for claim in claims} == claims
 
 
-def test_chat_sample_learns_true_answers_and_every_review():
-    for index in range(60):
+def reviews(sample):
+    """Return each reviewed answer of a conversation, and its review, with whether they are learnt."""
+    turns = sample.turns
+    return [
+        (turns[i - 2], turns[i])
+        for i, (message, _) in enumerate(turns)
+        if message.role == "assistant"
+        and message.content.split(",")[0].rstrip(".") in ("Yes", "No")
+        and i >= 3
+        and YES_NO_QUESTION in turns[i - 1][0].content
+    ]
+
+
+def is_unaided_review(sample):
+    return bool(reviews(sample)) and "Facts" not in sample.turns[0][0].content + sample.turns[2][0].content
+
+
+def samples(make_sample, num_samples):
+    for index in range(num_samples):
         scene = tiny_vlm_data.pretraining_scene(index, 0)
-        turns = tiny_vlm_data.chat_sample(scene, tiny_vlm_data.sample_rng(0, index))
-        (answer, learns_answer), (review, learns_review) = [turn for turn in turns if turn[0].role == "assistant"][:2]
-        is_true = not scenes.verify_answer(scene, answer.content).false_claims
-        assert learns_answer == is_true == (review.content == "Yes.") and learns_review
+        yield scene, make_sample(scene, tiny_vlm_data.sample_rng(0, index))
+
+
+def test_text_sample_is_about_facts_without_an_image():
+    for _, sample in samples(tiny_vlm_data.text_sample, 60):
+        assert not sample.has_image and len(reviews(sample)) == tiny_vlm_data.REVIEWS_PER_TEXT
+        first_user, _, review_question = (message.content for message, _ in sample.turns[:3])
+        assert ("Facts (" in first_user) != ("Facts (" in review_question)
+        assert sample.has_claim_labels == ("Facts (" in first_user)
+
+
+def test_text_sample_learns_answers_where_complete_facts_come_first():
+    num_learnt = 0
+    for scene, sample in samples(tiny_vlm_data.text_sample, 60):
+        (first_answer, learns_first), _ = reviews(sample)[0]
+        is_decided = "Facts (complete)" in sample.turns[0][0].content
+        assert learns_first == (is_decided and not scenes.verify_answer(scene, first_answer.content).false_claims)
+        num_learnt += learns_first
+        if "Facts (incomplete)" in sample.turns[0][0].content + sample.turns[2][0].content:
+            assert not any(learns for (_, learns), _ in reviews(sample)) and len(sample.turns) == 8
+    assert num_learnt > 5
+
+
+def test_picture_sample_reviews_pictures_mostly_where_facts_stand_too():
+    for rate in (0.0, 0.5):
+        make_sample = partial(tiny_vlm_data.picture_sample, unaided_review_rate=rate)
+        about_images = [sample for _, sample in samples(make_sample, 600) if sample.has_image]
+        assert abs(len(about_images) / 600 - (1 - tiny_vlm_data.TEXT_SHARE)) < 0.06
+        unaided = [sample for sample in about_images if is_unaided_review(sample)]
+        # An incomplete list of facts may be empty: a few reviews more are unaided.
+        assert -0.08 < len(unaided) / len(about_images) - rate < (0.08 if rate else 0.01)
+        # Claims are labelled only behind facts, so that their truth is no lesson in looking.
+        assert not any(sample.has_claim_labels for sample in unaided)
+        for sample in about_images:
+            assert not sample.has_claim_labels or "Facts (" in sample.turns[0][0].content
+
+
+def test_every_review_is_right_and_learnt_and_no_false_answer_is():
+    make_sample = partial(tiny_vlm_data.picture_sample, unaided_review_rate=0.1)
+    for scene, sample in samples(make_sample, 150):
+        for (answer, learns_answer), (review, learns_review) in reviews(sample):
+            is_true = not any(
+                scenes.verify_claim(scene, claim).value == "contradicted" for claim in scenes.parse_claims(answer.content)
+            )
+            assert learns_review and (review.content == "Yes.") == is_true and not (learns_answer and not is_true)
 
 
 def test_grounding_sample_is_true():
@@ -69,7 +140,7 @@ def test_grounding_sample_is_true():
 
 
 def test_sample_batches_pad_rows_of_similar_length(vlm):
-    batches = tiny_vlm_data.SampleBatches(vlm.tokenizer, tiny_vlm_data.grounding_sample, 10, num_steps=3, batch_size=4, seed=0)
+    batches = tiny_vlm_data.SampleBatches(vlm.tokenizer, tiny_vlm_data.text_sample, 10, num_steps=3, batch_size=4, seed=0)
     shapes = []
     for image_indices, input_ids, labels, claim_labels in batches:
         shapes.append(image_indices.shape)
@@ -80,11 +151,12 @@ def test_sample_batches_pad_rows_of_similar_length(vlm):
 
 def test_render_images_targets_name_the_contents_of_cells():
     pixels, targets = tiny_vlm_data.render_images(2, 0)
-    assert pixels.shape == (2, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE, 3) and targets.shape == (2, 9, 3)
+    assert pixels.shape == (2, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE, 3) and targets.shape == (2, 9, 4)
     objects = {o.cell: o for o in tiny_vlm_data.pretraining_scene(1, 0).objects}
-    for cell, (shape, colour, size) in enumerate(targets[1].tolist()):
+    for cell, (shape, colour, size, pattern) in enumerate(targets[1].tolist()):
         if cell not in objects:
-            assert (shape, colour, size) == (len(scenes.SHAPES), -100, -100)
+            assert (shape, colour, size, pattern) == (len(scenes.SHAPES), -100, -100, -100)
             continue
         obj = objects[cell]
-        assert (scenes.SHAPES[shape], list(scenes.COLOURS)[colour], list(scenes.SIZES)[size]) == (obj.shape, obj.colour, obj.size)
+        assert (scenes.SHAPES[shape], list(scenes.COLOURS)[colour]) == (obj.shape, obj.colour)
+        assert (list(scenes.SIZES)[size], scenes.PATTERNS[pattern]) == (obj.size, obj.pattern)

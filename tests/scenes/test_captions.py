@@ -1,10 +1,15 @@
 """Captions, questions and facts are true unless a fault, a bias or an error makes them false."""
 
+import re
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrlhf import scenes
+from mmrlhf.records import Fact
 
 
 def false_claims(scene, text):
@@ -12,7 +17,7 @@ def false_claims(scene, text):
 
 
 def test_captions_and_questions_of_a_seed_never_change():
-    scene, rng = scenes.generate_scene("held_out", 0, 0), np.random.default_rng(0)
+    scene, rng = scenes.generate_scene("base", 0, 0), np.random.default_rng(0)
     texts = [
         scenes.caption(scene, rng, cooccurrence_bias=0.5, num_faults=2, location_rate=0.5),
         scenes.description_question(scene, rng).answer,
@@ -42,6 +47,63 @@ def test_caption_positions_are_true_claims():
     for scene in (scenes.generate_scene("sft", i, 0) for i in range(50)):
         text = scenes.caption(scene, np.random.default_rng(scene.render_seed), location_rate=1.0)
         assert " at the " in text and not false_claims(scene, text)
+
+
+def test_caption_states_nine_of_ten_patterns_and_never_plain():
+    num_stated = num_patterned = 0
+    for scene in (scenes.generate_scene("sft", i, 0) for i in range(600)):
+        text = scenes.caption(scene, np.random.default_rng(scene.render_seed))
+        num_patterned += sum(o.pattern != "plain" for o in scene.objects)
+        num_stated += text.count("striped") + text.count("dotted")
+        assert "plain" not in text
+    assert num_patterned > 400 and 0.86 < num_stated / num_patterned < 0.94
+
+
+def test_caption_with_and_without_fault_changes_one_thing_alone():
+    num_false = 0
+    for index in range(400):
+        scene = scenes.generate_scene("selection", index, 0)
+        true, faulty = scenes.caption_with_and_without_fault(scene, np.random.default_rng(index))
+        assert not false_claims(scene, true), true
+        false = false_claims(scene, faulty)
+        num_false += bool(false)
+        # One phrase, number or relation is wrong; a wrong shape falsifies each word of its phrase.
+        assert len({claim.span for claim in false}) <= 1, faulty
+        # No words but the fault's differ, and articles and plurals.
+        added, removed = different_words(faulty, true), different_words(true, faulty)
+        assert (added or removed) and len(removed) <= 2
+        assert len(added) <= 2 or is_longer_by_one_object(scene, faulty)
+    assert num_false > 360  # a second ring may have the wrong colour
+
+
+def different_words(text, other_text):
+    """Return the words that `text` has more often than the other, without articles and plurals."""
+    words, other_words = (Counter(re.findall(r"[a-z]+", t.lower())) for t in (text, other_text))
+    ignored = {"a", "an", "and", "is", "are", "object", "objects"}
+    return [word for word in (words - other_words).elements() if word not in ignored]
+
+
+def is_longer_by_one_object(scene, text):
+    return sum(claim.kind == "object" for claim in scenes.parse_claims(text)) == len(scene.objects) + 1
+
+
+def test_pattern_question_names_the_pattern_of_a_shape_that_occurs_once():
+    patterns = set()
+    for index in range(400):
+        scene = scenes.generate_scene("base", index, 0)
+        question = scenes.short_question(scene, np.random.default_rng(index))
+        if question.kind == "pattern":
+            (obj,) = [o for o in scene.objects if o.shape in question.text.split()]
+            assert question.text == f"What pattern does the {obj.shape} have?"
+            assert question.answer == f"The {obj.shape} is {obj.pattern}."
+            patterns.add(obj.pattern)
+    assert patterns == set(scenes.PATTERNS)
+
+
+def test_wrong_answer_to_a_pattern_question_names_another_pattern():
+    question = scenes.Question("pattern", "What pattern does the star have?", "The star is plain.")
+    answers = {scenes.wrong_answer(question, np.random.default_rng(seed)) for seed in range(20)}
+    assert answers == {"The star is striped.", "The star is dotted."}
 
 
 def test_description_question_answers_as_caption_does():
@@ -75,43 +137,62 @@ def test_wrong_answer_contradicts_the_right_one():
     assert num_false > 180  # the replaced word is sometimes true: a second ring of another colour
 
 
+def listed_objects(facts):
+    """Return the objects that a list of facts names."""
+    matches = [re.fullmatch(r"(\w+) (\w+) (\w+) (\w+) at the (.+)", f.text) for f in facts if f.kind == "object"]
+    return tuple(scenes.SceneObject(m[4], m[3], m[1], scenes.CELL_NAMES.index(m[5]), m[2]) for m in matches)
+
+
 def test_annotator_facts_are_incomplete_and_sometimes_wrong():
     num_listed = num_wrong = num_objects = 0
     for i in range(400):
         scene = scenes.generate_scene("pairs", i, 0)
-        names = [f"{o.size} {o.name}" for o in scene.objects]
-        listed = [f.text for f in scenes.annotator_facts(scene, np.random.default_rng(i)) if f.kind == "object"]
-        num_listed, num_objects = num_listed + len(listed), num_objects + len(names)
-        num_wrong += sum(text not in names for text in listed)
+        facts = scenes.annotator_facts(scene, np.random.default_rng(i))
+        assert facts[0] == Fact("scope", "incomplete", "annotator")
+        listed = listed_objects(facts)
+        num_listed, num_objects = num_listed + len(listed), num_objects + len(scene.objects)
+        num_wrong += sum(obj not in scene.objects for obj in listed)
     assert 0.76 < num_listed / num_objects < 0.84 and 0.02 < num_wrong / num_listed < 0.08
 
 
-def test_annotator_facts_corrupted_counts_and_relations_are_false():
-    is_false = {"count": [], "relation": []}
-    for i in range(200):
+def test_annotator_facts_that_are_wrong_differ_in_colour_shape_or_pattern_and_in_the_count():
+    differences = set()
+    for i in range(100):
         scene = scenes.generate_scene("pairs", i, 0)
-        for fact in scenes.annotator_facts(scene, np.random.default_rng(i), recall=1.0, error_rate=1.0):
-            sentence = fact.text if fact.kind == "count" else f"The {fact.text}"
-            for relation in ("left of", "right of", "above", "below"):
-                sentence = sentence.replace(f" {relation} ", f" is {relation} the ")
-            if fact.kind in is_false:
-                is_false[fact.kind].append(bool(false_claims(scene, sentence)))
-    assert all(is_false["count"]) and len(is_false["count"]) == 200
-    assert np.mean(is_false["relation"]) > 0.95  # with two red circles the opposite may hold as well
+        facts = scenes.annotator_facts(scene, np.random.default_rng(i), recall=1.0, error_rate=1.0)
+        for listed, obj in zip(listed_objects(facts), scene.objects, strict=True):
+            (name,) = [
+                name for name in ("shape", "colour", "size", "pattern", "cell") if getattr(listed, name) != getattr(obj, name)
+            ]
+            differences.add(name)
+        assert false_claims(scene, facts[-1].text), facts[-1]
+    assert differences == {"shape", "colour", "pattern"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["selection", "ood_1", "ood_2"]))
+def test_complete_annotator_facts_decide_every_claim_that_a_caption_can_make(index, split):
+    """The listed objects alone are the scene, so they verify each claim as the scene does."""
+    scene, rng = scenes.generate_scene(split, index, 0), np.random.default_rng(index)
+    facts = scenes.annotator_facts(scene, rng, recall=1.0, error_rate=0.0)
+    assert facts[0] == Fact("scope", "complete", "annotator")
+    known = replace(scene, objects=listed_objects(facts))
+    for num_faults in range(4):
+        text = scenes.caption(scene, rng, cooccurrence_bias=0.5, num_faults=num_faults, location_rate=0.5)
+        assert scenes.verify_answer(known, text) == scenes.verify_answer(scene, text)
 
 
 PINNED_TEXTS = [
-    "This is a picture of a green arrow, a small red cross, a blue circle, an orange moon at the left and a ring. In all I count five objects. The orange ring is right of the green triangle.",
-    "The picture shows a small green triangle, a red cross, a blue diamond, an orange moon and an orange ring. There are five objects in total.",
-    "What is at the top right?",
-    "What is at the left?",
-    "Is there a blue diamond in the picture?",
-    "small green triangle",
-    "small red cross",
-    "large blue diamond",
-    "large orange moon",
-    "large orange ring",
+    "I can see a striped circle at the top, a dotted purple diamond, a pink star at the left, a dotted blue arrow at the centre and a striped orange triangle. In all I count five objects.",
+    "I can see a striped cyan circle, a dotted purple diamond, a pink square, a blue arrow and a striped orange triangle. There are five objects in total. The blue arrow is right of the pink square.",
+    "How many objects do you see?",
+    "Do you see a square?",
+    "What colour is the diamond?",
+    "incomplete",
+    "large striped cyan circle at the top",
+    "small plain pink square at the left",
+    "large plain blue arrow at the centre",
+    "large striped orange triangle at the bottom left",
     "five objects",
-    "orange ring right of orange moon",
 ]
 """Models were trained on these texts: a change of any draw would change them."""

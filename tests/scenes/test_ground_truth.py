@@ -76,8 +76,11 @@ def test_verify_claim_matches_hand_labels_of_single_sentences(text, is_true):
     [
         ("The moon is left of the star.", "the picture has no moon; it shows a red star, a blue circle and a red circle"),
         ("The red star is right of the moon.", "the picture has no moon; it shows a red star, a blue circle and a red circle"),
-        ("There is nothing at the top left.", "a large red star at the top left"),
-        ("There is a red circle at the centre.", "a small blue circle at the right; a large red circle at the bottom"),
+        ("There is nothing at the top left.", "a large plain red star at the top left"),
+        (
+            "There is a red circle at the centre.",
+            "a small plain blue circle at the right; a large plain red circle at the bottom",
+        ),
         ("There are three crosses.", "the picture has no crosses"),
     ],
 )
@@ -96,6 +99,54 @@ def test_verify_answer_counts_distinct_claims_by_kind_of_error():
     # Canonical: star, circle, red star, blue circle, red circle, three objects.
     assert repeated.num_canonical == 6
     assert scenes.verify_answer(SCENE, "").num_covered == 0
+
+
+# Stars: large striped red at the top left, small plain red at the centre. A dotted blue moon below.
+PATTERNS = Scene(
+    "p",
+    (
+        SceneObject("star", "red", "large", 0, "striped"),
+        SceneObject("star", "red", "small", 4, "plain"),
+        SceneObject("moon", "blue", "large", 7, "dotted"),
+    ),
+    1,
+    Difficulty(),
+)
+
+
+def test_parse_claims_of_patterns():
+    claims = scenes.parse_claims("There is a large striped red star at the top left and a dotted moon. The moon is dotted.")
+    assert [(c.kind, c.subject, c.value) for c in claims] == [
+        ("object", "star", ""),
+        ("attribute", "star", "red"),
+        ("attribute", "red star", "striped"),
+        ("attribute", "red star", "large"),
+        ("relation", "red star", "at top left"),
+        ("object", "moon", ""),
+        ("attribute", "moon", "dotted"),
+        ("attribute", "moon", "dotted"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "false_claims"),
+    [
+        ("There is a striped red star, a plain star and a dotted blue moon.", set()),
+        ("The moon is dotted.", set()),
+        ("The moon is striped.", {("attribute", "moon", "striped")}),
+        ("The star is plain.", set()),
+        ("The star is dotted.", {("attribute", "star", "dotted")}),
+        ("There is a plain blue moon.", {("attribute", "blue moon", "plain")}),
+        ("There is a striped star and a striped red star.", {("count", "striped star", "2")}),
+        # Each word is true of one of the stars, but of different ones.
+        ("There is a small striped star.", {("count", "small striped star", "1")}),
+        ("There is a striped star at the centre.", {("count", "striped star at the centre", "1")}),
+        ("There is a striped star and a star at the top left.", {("object", "star at the top left", "")}),
+    ],
+)
+def test_claims_of_patterns_are_decided(text, false_claims):
+    found = {(c.kind, c.subject, c.value) for c in scenes.verify_answer(PATTERNS, text).false_claims}
+    assert found == false_claims
 
 
 # Rings: orange and small at the top, blue and large at the left. One yellow moon.

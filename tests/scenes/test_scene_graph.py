@@ -25,6 +25,13 @@ def test_scene_splits_share_no_scene():
             assert (len(scene.objects) > 5) == (split == "ood_2")
 
 
+def test_scene_objects_are_plain_striped_or_dotted_whatever_else_they_are():
+    objects = [o for i in range(1000) for o in scenes.generate_scene("sft", i, 0).objects]
+    for group in (objects, [o for o in objects if o.size == "small"], [o for o in objects if o.shape == "star"]):
+        shares = {pattern: sum(o.pattern == pattern for o in group) / len(group) for pattern in scenes.PATTERNS}
+        assert abs(shares["plain"] - 0.7) < 0.06 and abs(shares["striped"] - 0.15) < 0.05 and abs(shares["dotted"] - 0.15) < 0.05
+
+
 def test_scene_trigger_is_common_and_its_partner_mostly_absent():
     shapes_by_scene = [{o.shape for o in scenes.generate_scene("sft", i, 0).objects} for i in range(1000)]
     triggered = [shapes for shapes in shapes_by_scene if shapes & set(scenes.COOCCURRENCES)]
@@ -34,25 +41,24 @@ def test_scene_trigger_is_common_and_its_partner_mostly_absent():
 
 PINNED_OBJECTS = {
     "base": (
-        SceneObject("circle", "yellow", "large", 0),
-        SceneObject("moon", "purple", "large", 4),
-        SceneObject("star", "pink", "large", 5),
+        SceneObject("circle", "cyan", "large", 1, "striped"),
+        SceneObject("diamond", "purple", "large", 2, "dotted"),
+        SceneObject("square", "pink", "small", 3, "plain"),
+        SceneObject("arrow", "blue", "large", 4, "plain"),
+        SceneObject("triangle", "orange", "large", 6, "striped"),
     ),
     "held_out": (
-        SceneObject("triangle", "green", "small", 0),
-        SceneObject("cross", "red", "small", 1),
-        SceneObject("diamond", "blue", "large", 2),
-        SceneObject("moon", "orange", "large", 3),
-        SceneObject("ring", "orange", "large", 4),
+        SceneObject("ring", "yellow", "small", 0, "plain"),
+        SceneObject("cross", "green", "small", 1, "plain"),
     ),
     "ood_2": (
-        SceneObject("ring", "red", "large", 0),
-        SceneObject("cross", "blue", "large", 2),
-        SceneObject("square", "yellow", "large", 3),
-        SceneObject("circle", "green", "small", 4),
-        SceneObject("ring", "purple", "large", 5),
-        SceneObject("diamond", "green", "large", 6),
-        SceneObject("diamond", "green", "large", 8),
+        SceneObject("ring", "red", "large", 0, "dotted"),
+        SceneObject("cross", "purple", "large", 2, "plain"),
+        SceneObject("square", "pink", "large", 3, "plain"),
+        SceneObject("circle", "orange", "large", 4, "plain"),
+        SceneObject("ring", "purple", "small", 5, "plain"),
+        SceneObject("diamond", "yellow", "large", 6, "plain"),
+        SceneObject("diamond", "orange", "large", 8, "plain"),
     ),
 }
 """Models were trained on these splits: renaming a field of SceneObject would change them."""
