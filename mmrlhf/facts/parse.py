@@ -26,14 +26,15 @@ def parse_typed_facts(row: Row) -> tuple[Fact, ...]:
             row.fail(f"`{name}` must be an object with kind and text, not {type_name(fact)}")
         if fact.get("kind") not in get_args(FactKind):
             row.fail(f"`{name}.kind` must be one of {', '.join(get_args(FactKind))}, not {preview(fact.get('kind'))}")
-        if fact["kind"] == "scope" and fact.get("text") not in get_args(Scope):
-            row.fail(f"`{name}.text` of a scope must be complete or incomplete, not {preview(fact.get('text'))}")
+        text = read_line(row, fact.get("text"), f"{name}.text")
+        if fact["kind"] == "scope" and text not in get_args(Scope):
+            row.fail(f"`{name}.text` of a scope must be complete or incomplete, not {preview(text)}")
         confidence = fact.get("confidence", 1.0)
         if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 <= confidence <= 1:
             row.fail(f"`{name}.confidence` must be a number from 0 to 1, not {preview(confidence)}")
         source = row.require_text(fact.get("source", ""), f"{name}.source")
         box = None if fact.get("box") is None else parse_box(row, fact["box"], f"{name}.box")
-        facts.append(Fact(fact["kind"], read_line(row, fact.get("text"), f"{name}.text"), source, float(confidence), box))
+        facts.append(Fact(fact["kind"], text, source, float(confidence), box))
     return tuple(facts)
 
 

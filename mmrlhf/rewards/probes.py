@@ -8,6 +8,7 @@ sentence. Injected claims also make training pairs (`make_training_pair`), with 
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ NOTHING_TO_INJECT = (
     "enough; `mmrlhf data facts` reads COCO files and scene graphs)"
 )
 """Why there are no probes."""
+_PREPOSITION = re.compile(r"\s(?:at|in|on|of|with|near|by|behind|beside|under|above|below)\s", re.IGNORECASE)
 Templates = dict[ProbeKind, str]
 PROBE_TEMPLATES: Templates = {
     "object": "It also has {}.",
@@ -130,7 +132,7 @@ def _false_and_true_sentence(
         if not num_negated:
             continue
         # "The cup is blue" may be true although a fact says "red cup": there may be two cups.
-        claimed_words = {negated_fact.text.split()[-1], *(set(negated_fact.text.split()) - set(fact.text.split()))}
+        claimed_words = {_head_noun(negated_fact.text), *(set(negated_fact.text.split()) - set(fact.text.split()))}
         if kind == "attribute" and any(claimed_words <= set(f.text.split()) for f in facts):
             continue
         if kind == "action" and any(split_action(f.text) == split_action(negated_fact.text) for f in facts):
@@ -149,7 +151,7 @@ def _object_sentences(
     # Neither facts nor answer may name the absent object, in the singular or in the plural.
     known_words = " ".join([answer, *(f.text for f in facts)]).lower().split()
     known_stems = {word.strip(".,;").rstrip("s") for word in known_words}
-    absent_objects = [f for f in other_facts if f.kind == "object" and f.text.lower().split()[-1].rstrip("s") not in known_stems]
+    absent_objects = [f for f in other_facts if f.kind == "object" and _head_noun(f.text).lower().rstrip("s") not in known_stems]
     present_objects = [f for f in facts if f.kind == "object"]
     if not absent_objects or not present_objects:
         return None
@@ -172,8 +174,13 @@ def _fill_template(kind: ProbeKind, template: str, fact: Fact, contrast: Fact) -
         return template.format(parts[0], present_participle(parts[1]), parts[2]) if parts else ""
     words, contrast_words = fact.text.split(), contrast.text.split()
     value = next((a for a, b in zip(words, contrast_words, strict=False) if a != b), "")
-    noun = words[-1]
+    noun = _head_noun(fact.text)
     return template.format(noun, value) if value and value != noun else ""
+
+
+def _head_noun(text: str) -> str:
+    """Return the noun that a phrase is about: `star` for `small red star at the top left`."""
+    return _PREPOSITION.split(text, maxsplit=1)[0].split()[-1]
 
 
 def _with_article(noun: str) -> str:

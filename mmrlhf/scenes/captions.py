@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -325,5 +325,7 @@ def annotator_facts(scene: Scene, rng: np.random.Generator, *, recall: float = 0
 
 def _misread(obj: SceneObject, rng: np.random.Generator) -> SceneObject:
     """Return the object with another colour, shape or pattern."""
-    name, values = [("colour", tuple(COLOURS)), ("shape", SHAPES), ("pattern", PATTERNS)][int(rng.integers(3))]
-    return replace(obj, **{name: str(rng.choice([v for v in values if v != getattr(obj, name)]))})
+    name = ("colour", "shape", "pattern")[int(rng.integers(3))]
+    values = {"colour": tuple(COLOURS), "shape": SHAPES, "pattern": PATTERNS}[name]
+    changes: dict[str, Any] = {name: str(rng.choice([value for value in values if value != getattr(obj, name)]))}
+    return replace(obj, **changes)

@@ -1,28 +1,90 @@
 """Contradict what a complete list of facts leaves out.
 
-A list is complete if it says so by a fact of kind `scope`. Then an object that it does not list is
-absent, a kind has as many objects as are listed, and an attribute is false if every object that it
-may be about has one that excludes it. Facts themselves decide first: this is asked where they are
-silent. Relations and actions are never taken for complete, but their objects must be there.
+A list is complete if it says so by a fact of kind `scope`. Then an object that it does not name is
+absent, there are as many objects of a kind as it lists, and an attribute is false if each object
+that it may be about has one that excludes it. Facts that decide a claim come first: this is asked
+where they are silent. Nobody lists all relations and actions, but their objects must be there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.records import Claim
-from mmrlhf.verifiers.exclusions import WHOLE_PLACES
+from mmrlhf.text.words import word_set
+from mmrlhf.verifiers.exclusions import WHOLE_PLACES, canonical_value, mutually_exclusive
+from mmrlhf.verifiers.nouns import is_a
 
 Evidence = list[tuple[str, float]]
 """Facts as text for reports, each with its confidence."""
+GENERAL_NOUNS = word_set(
+    "object thing item shape figure animal creature vehicle furniture food fruit vegetable plant building structure clothing"
+    " clothes garment tool toy device machine appliance container instrument group pair set scene picture image photo photograph"
+    " view background foreground"
+)
+"""Nouns that may name what a list names by another noun, or the picture itself."""
 
 
 @dataclass(frozen=True)
 class ListedObject:
-    """An object of a complete list: its canonical noun, its attributes, and the fact as text."""
+    """An object fact of a complete list: its noun and its attributes' canonical values."""
 
     noun: str
     values: frozenset[str]
     evidence: tuple[str, float]
+
+
+@dataclass(frozen=True)
+class CompleteList:
+    """A complete list of facts. `names` are the nouns that any of its facts names."""
+
+    scope: tuple[str, float]
+    objects: Sequence[ListedObject]
+    counts: Mapping[str, int]
+    """The largest number that a fact gives for each noun. Not all of them may be in `objects`."""
+    names: frozenset[str]
+
+    def evidence_against(self, claim: Claim, lexicon: Lexicon) -> Evidence:
+        """Return what contradicts a claim's positive form, nothing if the list leaves it open."""
+        for noun in filter(None, (claim.subject, claim.target)):
+            if self._is_absent(noun, lexicon):
+                is_zero = claim.kind == "count" and int(claim.value) == 0
+                return [] if is_zero else [(f"{self.scope[0]}, and no {noun} is listed", self.scope[1])]
+        if claim.kind == "attribute":
+            return self._evidence_against_attribute(claim, lexicon)
+        return self._evidence_against_count(claim, lexicon) if claim.kind == "count" else []
+
+    def _is_absent(self, noun: str, lexicon: Lexicon) -> bool:
+        is_open = noun in GENERAL_NOUNS or noun in WHOLE_PLACES or noun in lexicon.word_sets["places"]
+        return not is_open and not any(_may_name(name, noun, lexicon) for name in self.names)
+
+    def _candidates(self, noun: str, lexicon: Lexicon) -> list[ListedObject] | None:
+        """Return the objects that a noun may be about, None if they are not all listed."""
+        for counted, number in self.counts.items():
+            if _may_name(counted, noun, lexicon) and number > sum(is_a(o.noun, counted, lexicon) for o in self.objects):
+                return None
+        return [o for o in self.objects if noun in GENERAL_NOUNS or _may_name(o.noun, noun, lexicon)]
+
+    def _evidence_against_attribute(self, claim: Claim, lexicon: Lexicon) -> Evidence:
+        candidates = self._candidates(claim.subject, lexicon)
+        excluding = mutually_exclusive(canonical_value(claim.value))
+        if not candidates or not all(o.values & excluding for o in candidates):
+            return []
+        return [o.evidence for o in candidates]
+
+    def _evidence_against_count(self, claim: Claim, lexicon: Lexicon) -> Evidence:
+        candidates = self._candidates(claim.subject, lexicon)
+        if not candidates or claim.hedged or claim.subject in GENERAL_NOUNS:
+            return []
+        least = sum(is_a(o.noun, claim.subject, lexicon) for o in candidates)
+        if least <= int(claim.value) <= len(candidates):
+            return []
+        return [(f"{self.scope[0]}, and {least} listed: {candidates[0].evidence[0]}", self.scope[1])]
+
+
+def _may_name(name: str, noun: str, lexicon: Lexicon) -> bool:
+    """Return whether a listed noun may be about the same thing as a claim's noun."""
+    has_same_class = lexicon.coco_class(name) == lexicon.coco_class(noun) != ""
+    return has_same_class or is_a(name, noun, lexicon) or is_a(noun, name, lexicon)

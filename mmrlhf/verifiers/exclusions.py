@@ -5,7 +5,9 @@ Each synonym has a canonical name, by which facts are indexed.
 
 from __future__ import annotations
 
-from mmrlhf.text.words import word_set
+from collections.abc import Sequence, Set
+
+from mmrlhf.text.words import COLOUR_SHADES, COLOURS, word_set
 
 VALUE_SYNONYMS = {
     "gray": "grey", "golden": "gold", "wood": "wooden", "blond": "blonde", "big": "large", "huge": "large", "giant": "large",
@@ -71,3 +73,16 @@ WHOLE_PLACES = word_set(
     "room kitchen bathroom bedroom living-room scene street road park beach field classroom office garden yard"
 ) | {"living room"}
 """Places that usually fill the image: what is not in them is absent."""
+
+
+def canonical_value(value: str) -> str:
+    """Return the value by which facts are indexed: `light grey` and `gray` are `grey`."""
+    for shade in COLOUR_SHADES:
+        value = value.removeprefix(f"{shade} ")
+    return VALUE_SYNONYMS.get(value, value)
+
+
+def mutually_exclusive(value: str, groups: Sequence[Set[str]] = (COLOURS, MATERIALS, *EXCLUSIVE_VALUES)) -> set[str]:
+    """Return the values, among `value`'s groups, that an object with `value` cannot have."""
+    compatible = {value}.union(*(names for names in COMPATIBLE_VALUES if value in names))
+    return {other for group in groups if value in group for other in group} - compatible

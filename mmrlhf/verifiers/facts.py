@@ -3,7 +3,8 @@
 A claim that no fact mentions is unknown. It is contradicted only by a fact that excludes it: an
 object listed as absent, another number, another colour of the only object with that name, the
 opposite relation, or an action that leaves no room for the claimed one. If facts disagree, the
-verdict is unknown.
+verdict is unknown. A list that says it is complete also contradicts by what it leaves out
+(`closed_world`).
 """
 
 from __future__ import annotations
@@ -11,30 +12,29 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
 from mmrlhf.claims.noun_phrases import word_to_number
 from mmrlhf.claims.verb_forms import present_participle
+from mmrlhf.facts import split_scope
 from mmrlhf.records import Claim, Fact, Verdict
-from mmrlhf.text.words import COLOUR_SHADES, COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
+from mmrlhf.text.words import COLOURS, ONE_WAY_ACTIONS, OPPOSITE_ACTIONS
+from mmrlhf.verifiers.closed_world import CompleteList, Evidence, ListedObject
 from mmrlhf.verifiers.exclusions import (
     ACTION_SYNONYMS,
-    COMPATIBLE_VALUES,
     EXCLUSIVE_RELATIONS,
-    EXCLUSIVE_VALUES,
     HYPERNYM_CLASSES,
     INVERSE_RELATIONS,
     MATERIALS,
     ONE_AT_A_TIME,
     RELATION_SYNONYMS,
-    VALUE_SYNONYMS,
     WHOLE_PLACES,
+    canonical_value,
+    mutually_exclusive,
 )
-
-Evidence = list[tuple[str, float]]
-"""Facts as text for reports, each with its confidence."""
+from mmrlhf.verifiers.nouns import is_a, may_be_same
 
 # ---- index and entry point ----------------------------------------------------------------------
 
@@ -60,6 +60,8 @@ class FactIndex:
     negated_actions: dict[tuple[str, str], dict[str, Evidence]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
+    complete: CompleteList | None = None
+    """The list itself if it says that it is complete."""
 
 
 def verify_against_facts(claims: Sequence[Claim], facts: Sequence[Fact], lexicon: Lexicon | None = None) -> list[Verdict]:
@@ -85,7 +87,7 @@ def _is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) 
     if claim.kind != "object" or not claim.negated:
         return False
     for other in claims:
-        if other.kind == "object" and not other.negated and not other.hedged and _is_a(other.subject, claim.subject, lexicon):
+        if other.kind == "object" and not other.negated and not other.hedged and is_a(other.subject, claim.subject, lexicon):
             return True
         restricts = (
             other.negated and other.kind in ("relation", "action", "attribute") and claim.subject in (other.subject, other.target)
@@ -103,16 +105,30 @@ def _is_partial_denial(claim: Claim, claims: Sequence[Claim], lexicon: Lexicon) 
 @functools.lru_cache(maxsize=256)
 def _index_facts(facts: tuple[Fact, ...], lexicon: Lexicon) -> FactIndex:
     fact_index = FactIndex()
+    listed_objects = []
     for fact in facts:
-        evidence_text = f"{fact.kind}: {' '.join(fact.text.split())}" + (f" ({fact.source})" if fact.source else "")
-        for claim in claims_of_fact(fact, lexicon):
-            _add_claim(fact_index, claim, (evidence_text, fact.confidence))
+        claims, evidence = list(claims_of_fact(fact, lexicon)), _evidence_of(fact)
+        for claim in claims:
+            _add_claim(fact_index, claim, evidence)
+        noun = next((claim.subject for claim in claims if claim.kind == "object" and not claim.negated), "")
+        if fact.kind == "object" and noun:
+            values = {canonical_value(c.value) for c in claims if c.kind == "attribute" and c.subject == noun and not c.negated}
+            listed_objects.append(ListedObject(noun, frozenset(values), evidence))
+    if split_scope(facts)[0] == "complete":
+        scope = next(_evidence_of(fact) for fact in facts if fact.kind == "scope")
+        counts = {noun: max(numbers) for noun, numbers in fact_index.counts.items()}
+        fact_index.complete = CompleteList(scope, listed_objects, counts, frozenset(fact_index.objects))
     return fact_index
 
 
+def _evidence_of(fact: Fact) -> tuple[str, float]:
+    """Return a fact as text for reports, and its confidence."""
+    return f"{fact.kind}: {' '.join(fact.text.split())}" + (f" ({fact.source})" if fact.source else ""), fact.confidence
+
+
 def claims_of_fact(fact: Fact, lexicon: Lexicon) -> Iterator[Claim]:
-    """Yield the claims that a fact makes, except hedged ones. OCR text makes none."""
-    if fact.kind == "ocr":
+    """Yield the claims that a fact makes, except hedged ones. OCR text and scopes make none."""
+    if fact.kind in ("ocr", "scope"):
         return
     text = fact.text
     if fact.kind == "qa":
@@ -200,7 +216,7 @@ def _add_claim(fact_index: FactIndex, claim: Claim, evidence: tuple[str, float])
         fact_index.counts[noun][int(claim.value)].append(evidence)
     elif claim.kind == "attribute":
         attributes = fact_index.negated_attributes if claim.negated else fact_index.attributes
-        attributes[noun][_canonical_value(claim.value)].append(evidence)
+        attributes[noun][canonical_value(claim.value)].append(evidence)
     elif claim.kind == "relation":
         relation = RELATION_SYNONYMS.get(claim.relation, claim.relation)
         relations = fact_index.negated_relations if claim.negated else fact_index.relations
@@ -224,6 +240,8 @@ def _verify_claim(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> Verd
         "action": _action_evidence,
     }[claim.kind]
     supporting, contradicting = find_evidence(claim, fact_index, lexicon)
+    if fact_index.complete and not supporting and not contradicting:
+        contradicting = fact_index.complete.evidence_against(claim, lexicon)
     if claim.negated:
         supporting, contradicting = contradicting, supporting
     if supporting and contradicting:
@@ -235,20 +253,8 @@ def _verify_claim(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> Verd
     return Verdict(claim, "unknown", "", 0.5)
 
 
-def _is_a(specific: str, general: str, lexicon: Lexicon) -> bool:
-    """Return whether one noun implies another: a puppy is a dog, a coffee table is a table."""
-    if specific == general:
-        return True
-    if lexicon.coco_category.get(general) == general and lexicon.coco_class(specific) == general:
-        return True
-    # A compound is its last noun, unless the lexicon ("hot dog") or COCO says otherwise.
-    if not specific.endswith(f" {general}") or specific in lexicon.word_sets["no category"]:
-        return False
-    return lexicon.coco_class(specific) in ("", lexicon.coco_class(general))
-
-
 def _evidence_for(evidence_by_noun: dict[str, Evidence], noun: str, lexicon: Lexicon) -> Evidence:
-    return [item for name, evidence in evidence_by_noun.items() if _is_a(name, noun, lexicon) for item in evidence]
+    return [item for name, evidence in evidence_by_noun.items() if is_a(name, noun, lexicon) for item in evidence]
 
 
 def _absence_evidence(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> Evidence:
@@ -264,7 +270,7 @@ def _absence_evidence(noun: str, fact_index: FactIndex, lexicon: Lexicon) -> Evi
 def _is_absent(noun: str, absent_noun: str, lexicon: Lexicon) -> bool:
     """Return whether the absence of `absent_noun` implies that of `noun`: no dog, no puppy."""
     return noun == absent_noun or (
-        lexicon.coco_class(noun) == absent_noun in HYPERNYM_CLASSES and _is_a(noun, absent_noun, lexicon)
+        lexicon.coco_class(noun) == absent_noun in HYPERNYM_CLASSES and is_a(noun, absent_noun, lexicon)
     )
 
 
@@ -298,21 +304,9 @@ def _is_single(noun: str, fact_index: FactIndex) -> bool:
     return 1 in fact_index.counts.get(noun, {}) and _is_unique(noun, fact_index)
 
 
-def _canonical_value(value: str) -> str:
-    for shade in COLOUR_SHADES:
-        value = value.removeprefix(f"{shade} ")
-    return VALUE_SYNONYMS.get(value, value)
-
-
-def mutually_exclusive(value: str, groups: Sequence[Set[str]] = (COLOURS, MATERIALS, *EXCLUSIVE_VALUES)) -> set[str]:
-    """Return the values, among `value`'s groups, that an object with `value` cannot have."""
-    compatible = {value}.union(*(names for names in COMPATIBLE_VALUES if value in names))
-    return {other for group in groups if value in group for other in group} - compatible
-
-
 def _attribute_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> tuple[Evidence, Evidence]:
-    value = _canonical_value(claim.value)
-    tables = [table for name, table in fact_index.attributes.items() if _is_a(name, claim.subject, lexicon)]
+    value = canonical_value(claim.value)
+    tables = [table for name, table in fact_index.attributes.items() if is_a(name, claim.subject, lexicon)]
     supporting = [item for table in tables for item in table.get(value, [])]
     contradicting = list(fact_index.negated_attributes.get(claim.subject, {}).get(value, []))
     # Another value contradicts only if there is one such object: a second one may have this value.
@@ -337,7 +331,7 @@ def _relation_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) ->
     relation = RELATION_SYNONYMS.get(claim.relation, claim.relation)
     evidence_by_relation: dict[str, Evidence] = defaultdict(list)
     for (subject, target), relations in fact_index.relations.items():
-        if _is_a(subject, claim.subject, lexicon) and _is_a(target, claim.target, lexicon):
+        if is_a(subject, claim.subject, lexicon) and is_a(target, claim.target, lexicon):
             for fact_relation, evidence in relations.items():
                 evidence_by_relation[fact_relation] += evidence
     contradicting = list(fact_index.negated_relations.get((claim.subject, claim.target), {}).get(relation, []))
@@ -360,7 +354,7 @@ def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> t
     excluded = set(OPPOSITE_ACTIONS.get(action, ())) | {a for a, others in OPPOSITE_ACTIONS.items() if action in others}
     is_single_subject, is_single_target = (_is_single(noun, fact_index) for noun in (claim.subject, claim.target))
     for (subject, target), actions in fact_index.actions.items():
-        is_subject, is_target = _is_a(subject, claim.subject, lexicon), _is_a(target, claim.target, lexicon)
+        is_subject, is_target = is_a(subject, claim.subject, lexicon), is_a(target, claim.target, lexicon)
         if is_subject and is_target:
             supporting += actions.get(action, [])
         # The only bicycle is ridden: nobody pushes it. Another bicycle might be pushed.
@@ -370,7 +364,7 @@ def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> t
         if (target, subject) == (claim.subject, claim.target) and action in ONE_WAY_ACTIONS:
             contradicting += actions.get(action, [])
         is_elsewhere = subject == claim.subject and is_single_subject and action in ONE_AT_A_TIME
-        if is_elsewhere and not _may_be_same(target, claim.target, lexicon):
+        if is_elsewhere and not may_be_same(target, claim.target, lexicon):
             contradicting += actions.get(action, [])
     if _is_unique(claim.subject, fact_index):
         contradicting += fact_index.negated_actions.get((claim.subject, claim.target), {}).get(action, [])
@@ -378,9 +372,3 @@ def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> t
         if not _evidence_for(fact_index.objects, noun, lexicon):
             contradicting += _absence_evidence(noun, fact_index, lexicon)
     return supporting, contradicting
-
-
-def _may_be_same(a: str, b: str, lexicon: Lexicon) -> bool:
-    """Return whether two nouns may name one thing: a pony and a horse, a vehicle and a car."""
-    a_class, b_class = lexicon.coco_class(a), lexicon.coco_class(b)
-    return not (a_class and b_class) or a_class == b_class

@@ -19,8 +19,8 @@ from mmrlhf.verifiers.exclusions import (
     INVERSE_RELATIONS,
     MATERIALS,
     RELATION_SYNONYMS,
+    mutually_exclusive,
 )
-from mmrlhf.verifiers.facts import mutually_exclusive
 
 NUMBER_WORDS = ("no", *words.NUMBER_WORDS[1:11])
 OPPOSITE_RELATIONS = {relation: words.OPPOSITE_RELATIONS[relation] for relation in ("above", "below")}

@@ -63,7 +63,7 @@ def test_refutation_denies_each_kind_of_claim():
 
 
 def reviews(sample):
-    """Return each reviewed answer of a conversation, and its review, with whether they are learnt."""
+    """Return each answer that is reviewed and its review, with whether they are learnt."""
     turns = sample.turns
     return [
         (turns[i - 2], turns[i])

@@ -63,6 +63,21 @@ def test_drop_swap_and_augment_facts_respect_rates():
     assert 70 < sum(s == 1000 for s in sizes) < 130 and min(sizes) < 50
 
 
+def test_a_complete_list_that_loses_a_fact_is_incomplete():
+    scope, dog, cat = Fact("scope", "complete"), Fact("object", "dog"), Fact("object", "cat")
+    assert drop_facts((scope, dog, cat), 1.0, rng()) == (scope, dog, cat)
+    incomplete = Fact("scope", "incomplete")
+    assert drop_facts((scope, dog, cat), 0.0, rng()) == (incomplete,)
+    assert {augment_facts((scope, dog), (), 1.0, 0.0, np.random.default_rng(seed)) for seed in range(20)} == {
+        (scope, dog),
+        (incomplete,),
+    }
+    # A scope is neither swapped nor negated.
+    others = (Fact("scope", "incomplete"), cat)
+    assert swap_facts((scope, dog), others, 1.0, rng()) == (scope, cat)
+    assert negate_facts((scope,), 1.0, rng()) == ((scope,), 0)
+
+
 def test_split_relation_finds_its_parts():
     assert split_relation("red cup left of blue star") == ("red cup", "left of", "blue star")
     assert split_relation("The dog is in front of the car") == ("The dog", "in front of", "the car")

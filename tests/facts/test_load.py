@@ -19,6 +19,11 @@ def test_read_facts_merges_lines_of_one_image(write_facts):
     }
 
 
+def test_read_facts_keeps_the_scope(write_facts):
+    path = write_facts("f.jsonl", {"image": "a", "objects": [["dog"]], "facts": [{"kind": "scope", "text": "complete"}]})
+    assert read_facts(path)["a"] == (Fact("object", "dog", "f.jsonl"), Fact("scope", "complete"))
+
+
 def test_read_facts_refuses_missing_or_malformed_file(tmp_path, write_facts, facts_error):
     assert "facts.jsonl does not exist: correct the path" in facts_error(tmp_path / "facts.jsonl")
     assert "map.json does not exist: correct the path" in facts_error(tmp_path / "map.json")

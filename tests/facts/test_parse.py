@@ -83,6 +83,11 @@ def test_read_facts_writes_large_counts_as_digits(write_facts):
             {"image": "a", "facts": [{"kind": "ocr", "text": "a", "confidence": 2}]},
             "must be a number from 0 to 1, not 2",
         ),
+        (
+            {"image": "a", "facts": [{"kind": "scope", "text": "all"}]},
+            "line 1: `facts[1].text` of a scope must be complete or incomplete, not 'all'",
+        ),
+        ({"image": "a", "facts": [{"kind": "scope"}]}, "line 1: `facts[1].text` must be text, not null"),
         (5, "line 1: a row must be an object with fields, not a number"),
     ],
 )

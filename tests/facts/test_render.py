@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmrlhf.facts import load_facts_template, render_facts
+from mmrlhf.facts import load_facts_template, mark_incomplete, render_facts
 from mmrlhf.records import Fact, InputError
 
 FACTS = tuple(Fact("object", name) for name in ("plate", "fork", "cup", "spoon", "bowl"))
@@ -55,3 +55,20 @@ def test_render_facts_drops_the_least_confident_above_max_tokens():
     assert render_facts(facts, max_tokens=5) == "Facts: object plate; object fork."
     assert render_facts(facts, max_tokens=3) == "Facts: object fork."
     assert render_facts(facts, max_tokens=2) == ""
+
+
+SCOPED = (Fact("scope", "complete"), Fact("object", "plate", confidence=0.5), Fact("object", "fork"))
+
+
+def test_render_facts_says_whether_the_list_is_complete():
+    assert render_facts(SCOPED) == "Facts (complete): object plate; object fork."
+    assert render_facts(mark_incomplete(SCOPED)) == "Facts (incomplete): object plate; object fork."
+    # Wherever it stands and in whatever order, and a list that names both is incomplete.
+    assert {render_facts(SCOPED[::-1], seed)[:16] for seed in range(5)} == {"Facts (complete)"}
+    assert render_facts((*SCOPED, Fact("scope", "incomplete"))).startswith("Facts (incomplete): object plate")
+    assert render_facts(SCOPED[:1]) == ""  # a scope alone says nothing of the image
+
+
+def test_render_facts_that_drops_a_fact_says_incomplete():
+    assert render_facts(SCOPED, max_tokens=6) == "Facts (complete): object plate; object fork."
+    assert render_facts(SCOPED, max_tokens=5) == "Facts (incomplete): object fork."

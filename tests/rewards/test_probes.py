@@ -33,6 +33,18 @@ def test_make_probes_gives_false_claims_with_true_controls():
     assert "object" not in {p.kind for p in make_probes([make_preference("c")])}  # there is no other image
 
 
+def test_make_probes_reads_objects_with_places_and_skips_the_scope():
+    scope = Fact("scope", "complete")
+    facts = (scope, Fact("object", "small striped red star at the top left"))
+    others = (scope, Fact("object", "large plain red ring at the top left"), Fact("object", "small dotted star at the top"))
+    probes = {p.kind: p for p in make_probes([make_preference("a", facts), make_preference("b", others)]) if p.group.id == "a"}
+    assert set(probes) == {"object", "attribute"}  # a scope is never claimed
+    assert probes["object"].false_answer == "A cup. It also has a large plain red ring at the top left."
+    assert probes["object"].true_answer == "A cup. It also has a small striped red star at the top left."
+    assert probes["attribute"].true_answer == "A cup. Its star looks red."
+    assert probes["attribute"].false_answer.startswith("A cup. Its star looks ")
+
+
 def test_make_probes_swaps_an_action():
     facts = (Fact("relation", "man riding red horse"), Fact("relation", "dog likes cat"))
     (probe,) = [p for p in make_probes([make_preference("a", facts)]) if p.kind == "action"]
