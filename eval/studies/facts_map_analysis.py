@@ -46,6 +46,8 @@ METRICS = {
 }
 """Title of each metric, and whether it is a percentage."""
 DECISION_CONFIDENCE = 0.975
+MIN_FALSE_CLAIMS = 10
+"""False claims of a kind, over the seeds of a cell, below which its J says too little."""
 WAYS = ("same steps", PRIMARY_WAY, "mean to it", *(f"KL {kl:g}" for kl in FIXED_KLS), "best checkpoints")
 FACTS_ORDER = ("none", "annotator", "all", "empty", "swapped", "oracle")
 RunsByCell = Mapping[str, Mapping[int, Run]]
@@ -189,25 +191,28 @@ def slope_table(runs: RunsByCell, judges: Mapping[str, Sequence[Mapping[str, Any
     """Return J by kind beside the first slopes of false claims, and how well they agree.
 
     J and the slopes are means over the seeds of a cell. A positive J predicts that a kind's false
-    claims fall. Kinds that J was not measured on are left out.
+    claims fall. Kinds with fewer than MIN_FALSE_CLAIMS false claims to measure J on are left out.
     """
     rows, predicted, seen = [], [], []
     for cell, by_seed in runs.items():
-        measured = [judge["kinds"] for judge in judges.get(cell, ()) if judge.get("kinds")]
+        detections = [judge["detection"] for judge in judges.get(cell, ()) if "detection" in judge]
         for kind in scenes.CLAIM_KINDS:
-            values = [kinds[kind] for kinds in measured if kinds.get(kind) is not None]
+            measured = [d[kind] for d in detections if d.get(kind) and d[kind]["J"] is not None]
+            num_false = sum(rates["num_false"] for rates in measured)
             slopes = [first_slope(run, f"false_{kind}") for run in by_seed.values()]
             slopes = [slope for slope in slopes if not np.isnan(slope)]
-            if not values or not slopes:
+            if num_false < MIN_FALSE_CLAIMS or not slopes:
                 continue
-            predicted.append(float(np.mean(values)))
-            seen.append(float(np.mean(slopes)))
-            rows.append((cell, kind, format_mean(values, sign="+"), f"{1000 * seen[-1]:+.2f}"))
+            rates_of = {name: [rates[name]["value"] for rates in measured] for name in ("TPR", "FPR", "J")}
+            predicted.append(float(np.mean(rates_of["J"])))
+            seen.append(1000 * float(np.mean(slopes)))
+            text = format_mean((1000 * slope for slope in slopes), sign="+")
+            rows.append((cell, kind, str(num_false), *(format_mean(v) for v in rates_of.values()), text))
     agreement: dict[str, Any] = {"cells": len(rows)}
     if len(rows) > 1:
         agreement |= agreement_of(predicted, seen)
-    header = ("cell", "kind", "J", f"false claims per answer and 1,000 steps, from the first {SLOPE_STEPS}")
-    return markdown_table(header, rows), agreement
+    slope_title = f"false claims per answer and 1,000 steps, from the first {SLOPE_STEPS}"
+    return markdown_table(("cell", "kind", "false claims", "TPR", "FPR", "J", slope_title), rows), agreement
 
 
 def agreement_of(predicted: Sequence[float], slopes: Sequence[float]) -> dict[str, float]:
@@ -215,6 +220,16 @@ def agreement_of(predicted: Sequence[float], slopes: Sequence[float]) -> dict[st
     falls = -np.array(slopes)
     right = np.sign(predicted) == np.sign(falls)
     return {"sign": float(right.mean()), "spearman": float(stats.spearmanr(predicted, falls).statistic)}
+
+
+def agreement_sentence(agreement: Mapping[str, Any]) -> str:
+    """Return how many signs J predicted, in words."""
+    if "sign" not in agreement:
+        return "J was not measured on two cells of kind and judge."
+    return (
+        f"J predicts the sign of {agreement['sign']:.0%} of {agreement['cells']} slopes (kind x judge); rank correlation of J "
+        f"with the fall of false claims {agreement['spearman']:.2f}."
+    )
 
 
 # ---- the report ----------------------------------------------------------------------------------
@@ -243,7 +258,7 @@ def report(out: Path) -> None:
         ("After the same steps", lambda: secondary_table(runs, facts, "same steps")),
         ("Claims and the oracle: claim F1", lambda: primary_table(runs, others)),
         ("When does the policy turn?", lambda: turn_table(runs)),
-        ("J and first slopes", lambda: f"{slopes}\n\n{agreement}"),
+        ("J and first slopes", lambda: f"{slopes}\n\n{agreement_sentence(agreement)}"),
     ]
     text = "\n\n".join(f"## {title}\n\n{table()}" for title, table in sections)
     print(text, flush=True)

@@ -127,10 +127,9 @@ def make_oracle(experiment: Experiment) -> RewardFunction:
 
 
 def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """Return accuracy on held-out pairs as labelled, of a reward model, and J by kind of claim.
+    """Return the accuracy of a reward model on held-out pairs as labelled, and TPR, FPR and J.
 
-    `kinds` maps each kind to J, or to None if the samples have no false or no true claim of it;
-    `detection` has the rates behind it.
+    `detection` has the rates by kind of claim, on the SFT model's own samples.
     """
     result: dict[str, Any] = {}
     functions: dict[str, RewardFunction] = {}
@@ -156,9 +155,7 @@ def measure_judge(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         [scenes.verify_description(data.training_scene("rl", scene_index(g.id), experiment.data_config), a) for a in g.answers]
         for g in groups
     ]
-    detection = measure_detection(groups, truth, score)
-    kinds = {kind: (rates["J"] or {}).get("value") for kind, rates in detection.items() if kind in scenes.CLAIM_KINDS}
-    return result | {"kinds": kinds, "detection": detection}
+    return result | {"detection": measure_detection(groups, truth, score)}
 
 
 def sft_samples(experiment: Experiment) -> list[AnswerGroup]:

@@ -38,7 +38,7 @@ def make_run(curves, kl, f1, selection=None, cell="rm-0-none", seed=4, utility=N
     steps = 8 * np.arange(len(f1))
     samples = {
         "score": np.linspace(0, 1, steps[-1]),
-        **{f"false_{k}": 1 - 0.01 * np.arange(steps[-1]) for k in scenes.CLAIM_KINDS},
+        **{f"false_{kind}": 1 - 0.01 * (number + 1) * np.arange(steps[-1]) for number, kind in enumerate(scenes.CLAIM_KINDS)},
     }
     return curves.Run(seed, cell, kl_coef, steps, np.array(kl, dtype=float), metrics, samples, True)
 
@@ -158,14 +158,17 @@ def test_tables_and_figures_of_a_few_runs(load_study, curves, tmp_path):
     analysis, plots = load_study("facts_map_analysis"), load_study("facts_map_plots")
     f1 = [[0.8, 0.9, 0.7], [0.8, 0.85, 0.75]]
     runs = runs_of(curves, rm_0_none=f1, rm_0_all=f1, claims_all=f1, both_250_all=f1, rm_250_all=f1, oracle=f1)
-    judges = {"rm-0-all": [{"accuracy": 0.6, "kinds": dict.fromkeys(scenes.CLAIM_KINDS, 0.4)}] * 2}
-    table, agreement = analysis.slope_table(runs, judges)
-    assert "| rm-0-all | object | +0.40 ± 0.00 | -10.00 |" in table and agreement["sign"] == 1.0
+    rates = {"num_false": 6, **{name: {"value": value} for name, value in (("TPR", 0.6), ("FPR", 0.2), ("J", 0.4))}}
+    few = {**rates, "num_false": 1}
+    detection = {"object": rates, "attribute": {**rates, "J": {"value": 0.3}}, "count": few, "relation": {**few, "J": None}}
+    table, agreement = analysis.slope_table(runs, {"rm-0-all": [{"detection": detection}] * 2})
+    assert "| rm-0-all | object | 12 | 0.60 ± 0.00 | 0.20 ± 0.00 | 0.40 ± 0.00 | -10.00 ± 0.00 |" in table
+    assert (agreement["cells"], agreement["sign"]) == (2, 1.0)  # counts have too few false claims, relations no J
     assert ("oracle", "rm-0-none") in analysis.other_comparisons(runs)
     assert ("both-250-all", "rm-250-all") in analysis.other_comparisons(runs)
     assert "| rm-0-all - rm-0-none | 2 | +0.0 ± 0.0 |" in analysis.primary_table(runs, analysis.facts_comparisons(runs))
     assert "| rm-0-none | 1.00 ± 0.00 | 2 of 2 |" in analysis.turn_table(runs)
-    assert "60.0 ± 0.0" in analysis.cells_table(runs, judges)
+    assert "60.0 ± 0.0" in analysis.cells_table(runs, {"rm-0-all": [{"accuracy": 0.6}] * 2})
     for path in plots.write_figures(tmp_path, runs):
         assert path.stat().st_size > 10_000 and path.with_suffix(".svg").exists()
 
