@@ -43,6 +43,7 @@ class SceneDescriptions(Benchmark):
     headline = "chair_s"
     direction = "lower"
     cluster = "scene"
+    selection_data = "selection"
 
     def load(self, task: Task) -> list[Example]:
         """Return prompts for `limit` scenes of each split in --data (default: held_out)."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +29,13 @@ from mmrlhf.datasets import read_examples
 from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, numbered_ids, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
+from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.facts import read_facts
 from mmrlhf.models.export import save_policy
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
-from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError, Message
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import score_samples
@@ -58,23 +58,21 @@ from mmrlhf.training.ppo_roles import PPORoles, critic_messages, critic_prompts_
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run
 
-EvalFunction = Callable[[VLM], Mapping[str, float]]
-"""Called under the policy adapter every `eval_steps` steps. Its result is logged, nothing more."""
-
 
 def ppo(
     config: PPOConfig,
     examples: Sequence[Example] | None = None,
     eval_function: EvalFunction | None = None,
     extra_reward_functions: Mapping[str, RewardFunction] | None = None,
-    eval_steps: int = 20,
 ) -> Path:
     """Train on prompts from `examples`, or from the configured dataset; return the adapter folder.
 
-    `reward_terms` may name the functions in `extra_reward_functions` besides the built-in ones.
-    Raises InputError if settings, data or the reward model cannot be used.
+    `eval_function` measures the policy beside `eval_benchmarks`, at the same steps. `reward_terms`
+    may name the functions in `extra_reward_functions` besides the built-in ones. Raises InputError
+    if settings, data or the reward model cannot be used.
     """
     _check_config(config)
+    evaluation = PolicyEvaluation(config, eval_function)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     adapter_dir, kept = run.path / "policy", None
@@ -83,6 +81,7 @@ def ppo(
         facts = read_facts(config.facts_file) if config.facts_file else None
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     run.claim_rows(examples)
+    evaluation.claim(run, examples)
     if run.is_finished:
         run.print_finished(adapter_dir)
         return adapter_dir
@@ -111,15 +110,9 @@ def ppo(
         for role in roles.trained:
             role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
-
-    def run_eval() -> dict[str, float]:
-        if eval_function is None or not accelerator.is_main_process:
-            return {}
-        with policy.active():
-            return {f"eval/{k}": v for k, v in eval_function(vlm).items()}
-
+        evaluation.restore(tensors, state)
     if start_step == 0:
-        run.log(0, run_eval())
+        run.log(0, evaluation.evaluate(run, accelerator, policy, 0))
 
     with run.progress(num_steps, start_step, "ppo") as progress_bar:
         for step in range(start_step, num_steps):
@@ -160,8 +153,8 @@ def ppo(
                 "episode": float((step + 1) * batch_size * config.num_generations),
             }
             is_last = step + 1 == num_steps
-            if (step + 1) % eval_steps == 0 or is_last:
-                metrics |= run_eval()
+            if evaluation.is_due(step + 1) or is_last:
+                metrics |= evaluation.evaluate(run, accelerator, policy, step + 1)
             progress_bar.advance()
             if step == start_step:
                 run.print(
@@ -174,16 +167,17 @@ def ppo(
             # 8. Save
             if (step + 1) % config.save_steps == 0 and not is_last:
                 role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
-                state = {
-                    "recent_metrics": ppo_metrics.select_hacking_metrics(recent_metrics),
-                    "rewards": roles.aggregation.state(),
-                }
-                run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer)}, state)
+                best_tensors, best_state = evaluation.checkpoint(run, policy)
+                hacking_metrics = ppo_metrics.select_hacking_metrics(recent_metrics)
+                state = {"recent_metrics": hacking_metrics, "rewards": roles.aggregation.state(), **best_state}
+                run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer), **best_tensors}, state)
 
     engine.close()
     if accelerator.is_main_process:
+        result = {"steps": num_steps, "kl": metrics["objective/kl"] if num_steps > start_step else None}
+        result |= evaluation.finish(run, policy, num_steps, load_best=config.load_best_model_at_end)
         save_policy(roles.adapters, "policy", adapter_dir)
-        run.finish({"steps": num_steps, "kl": metrics["objective/kl"] if num_steps > start_step else None})
+        run.finish(result)
     accelerator.wait_for_everyone()
     return adapter_dir
 

@@ -62,7 +62,7 @@ def rows():
 def test_ppo_starts_on_policy_and_trains_only_its_adapters(tiny_vlm_path, examples, reward_dir, tmp_path):
     calls = []
     target = ppo(
-        ppo_config(tiny_vlm_path, reward_dir, tmp_path), examples, lambda vlm: calls.append(1) or {"x": 1.0}, eval_steps=2
+        ppo_config(tiny_vlm_path, reward_dir, tmp_path, eval_steps=2), examples, lambda vlm: calls.append(1) or {"x": 1.0}
     )
     rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in rows] == [0, 1, 2, 3] and len(calls) == 3

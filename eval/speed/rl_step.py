@@ -106,9 +106,9 @@ def measure_round_seconds(
             per_device_train_batch_size=prompts, num_generations=generations, response_length=tokens, min_new_tokens=tokens,
             advantage_estimator="grpo" if algo == "grpo" else "gae", num_ppo_epochs=iterations, num_mini_batches=1, kl_coef=0.05,
             learning_rate=1e-5, max_steps=rounds, save_steps=10**6, logging_steps=1, num_sample_generations=0,
-            max_length=8192, share_prefix=prefix, **LORA, **reward_settings,
+            max_length=8192, share_prefix=prefix, eval_steps=1, **LORA, **reward_settings,
         )  # fmt: skip
-        ppo(config, noise_examples(prompts * rounds, size, pictures), tick, {"random": random_scores}, eval_steps=1)
+        ppo(config, noise_examples(prompts * rounds, size, pictures), tick, {"random": random_scores})
     return [after - before for before, after in itertools.pairwise(ticks)][1:]
 
 

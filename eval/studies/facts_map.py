@@ -173,6 +173,7 @@ def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int
             "max_steps": steps,
             "per_device_train_batch_size": settings.prompts_per_step,
             "lr_scheduler_type": "constant",
+            "eval_steps": settings.eval_steps,
             "min_probe_detection_rate": 0.0,
             "allow_worse_judge": True,
             "lexicon_file": LEXICON_FILE if CLAIM_TERMS in cell.reward_terms else None,
@@ -186,7 +187,7 @@ def train_cell(experiment: Experiment, settings: Settings, name: str, steps: int
         extra = {"oracle": make_oracle(experiment)} if name == "oracle" else None
         config = stage_config(PPOConfig, experiment.seed, directory, **overrides)
         evaluation = make_evaluation(experiment, settings.eval_scenes)
-        ppo(config, prompts, evaluation, extra, eval_steps=settings.eval_steps)
+        ppo(config, prompts, evaluation, extra)
     write_truth(directory, experiment.data_config)
 
 

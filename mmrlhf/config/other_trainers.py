@@ -17,7 +17,10 @@ _PRECISION = "dtype is the precision: float32, bfloat16 or nf4"
 NO_DROPOUT = "there is no dropout: the log-probs of sampling and of the update have to agree"
 _NO_DPO = "there is no DPO: `mmrlhf reward` and `mmrlhf ppo` learn from the same pairs"
 _LEARNT_TOKENS = "only answers are learnt, never prompts or padding: train_on all or last says which turns"
-EVALUATION = "no stage chooses a checkpoint: measure the finished model with `mmrlhf eval` or `mmrlhf reward-eval`"
+EVALUATION = (
+    "only ppo evaluates along the way and chooses a checkpoint (eval_benchmarks, eval_steps, metric_for_best_model): measure the "
+    "finished model with `mmrlhf eval` or `mmrlhf reward-eval`"
+)
 SAVING = "the newest two checkpoints are kept, every save_steps steps"
 _RESUME = "repeat the same command: it continues the run in output_dir"
 ATTENTION = "the model's attention implementation in transformers is used (sdpa where it has one)"

@@ -100,10 +100,9 @@ def demo(output_dir: str = "runs/demo", fresh: bool = False, seed: int = 0) -> d
                 output_path / f"ppo_{name}",
                 model_name_or_path=sft_path,
                 reward_model_path=reward_path,
+                eval_steps=EVAL_STEPS,
             )
-            policy_paths[f"ppo_{name}"] = str(
-                ppo(ppo_config, prompts, partial(_evaluate_policy, selection_rows), eval_steps=EVAL_STEPS)
-            )
+            policy_paths[f"ppo_{name}"] = str(ppo(ppo_config, prompts, partial(_evaluate_policy, selection_rows)))
 
     # 5. Answers of every model on every split
     models = TrainedModels(sft_path, sft_paths["clean_sft"], policy_paths, reward_paths["fact"])

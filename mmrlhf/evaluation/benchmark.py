@@ -138,6 +138,8 @@ class Benchmark:
     """
     counts_repeated: ClassVar[bool] = False
     """Whether robust metrics count further answers to the same example, not only the first."""
+    selection_data: ClassVar[str | None] = None
+    """Data that `ppo` evaluates on along the way where a run names none; never reported on."""
     judge_rounds: ClassVar[int] = 1
     """Number of calls of `judge_requests`: 2 if questions follow from the judge's replies."""
 
@@ -174,8 +176,7 @@ class Benchmark:
     # ---- data and answer files ----
 
     def files(self, task: Task) -> Sequence[Path]:
-        """Return the data files that `load` reads, for hashes in result.json. Default: the file, or
-        all in the folder."""
+        """Return the data files that `load` reads, to hash. Default: the file, or the folder's."""
         if task.path.is_file():
             return [task.path]
         return sorted(path for path in task.path.iterdir() if path.is_file())
@@ -188,8 +189,7 @@ class Benchmark:
         return None
 
     def rename_fields(self, fields: Fields, task: Task) -> Fields:
-        """Rename a row's fields to those of `answer_fields`, as the options say. Default: leave the
-        row as it is."""
+        """Rename a row's fields to those of `answer_fields`, as options say. Default: do not."""
         return fields
 
     def match_id(self, fields: Fields, task: Task) -> str | None:
@@ -279,7 +279,9 @@ class Benchmark:
 
 
 REQUIRED_ATTRIBUTES = ("version", "license", "headline", "direction", "cluster")
-OPTIONAL_ATTRIBUTES = ("answer_fields", "splits", "known_versions", "requires_all_answers", "counts_repeated", "judge_rounds")
+OPTIONAL_ATTRIBUTES = (
+    "answer_fields", "splits", "known_versions", "requires_all_answers", "counts_repeated", "selection_data", "judge_rounds",
+)  # fmt: skip
 REQUIRED_METHODS = ("load", "score", "aggregate")
 
 
@@ -356,14 +358,12 @@ DUPLICATES_REASON = "an example is answered twice, and only its first answer was
 
 
 def first_valid(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
-    """Return the rows that count by default: the first answer to each known example, if it is not
-    null."""
+    """Return the rows that count by default: the first answer to each example, unless null."""
     return [row for row in rows if row["status"] == "ok"]
 
 
 def answered(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
-    """Return the rows that were scored: `first_valid` rows, and further answers to the same
-    examples."""
+    """Return the rows that were scored: `first_valid` ones, and others to the same examples."""
     return [row for row in rows if row["status"] in ("ok", "duplicate")]
 
 

@@ -117,7 +117,7 @@ def _generate_answers(
     _check_same_run_key(output_dir, run_key)
     file = _PredictionsFile(output_dir, task)
     missing = [example for example in task.examples.values() if example.id not in file.answers]
-    _require_prompts(benchmark, missing)
+    require_prompts(benchmark, missing)
     require_images(missing)
 
     cache, is_sampled, num_cached = None, config.temperature > 0, 0
@@ -206,7 +206,8 @@ class _PredictionsFile:
         return json_line(row | images)
 
 
-def _require_prompts(benchmark: Benchmark, examples: Sequence[Example]) -> None:
+def require_prompts(benchmark: Benchmark, examples: Sequence[Example]) -> None:
+    """Raise InputError for an example that the data does not say how to ask."""
     without_prompt = next((example.id for example in examples if not example.prompt), None)
     if without_prompt is not None:
         raise InputError(

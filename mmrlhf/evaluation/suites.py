@@ -103,10 +103,10 @@ def expand_runs(
             if name in answers_by_benchmark:
                 values["answers"] = answers_by_benchmark[name]
             if data_paths:
-                values["data"] = _data_path(data_paths, name, len(suite.benchmarks))
+                values["data"] = data_path(data_paths, name, len(suite.benchmarks))
             if output_dir is not None:
                 values["output_dir"] = str(output_dir if is_single_run else Path(str(output_dir)) / label / name)
-            settings, own_options = _split_options(values)
+            settings, own_options = split_options(values)
             own_options |= options.get(benchmark, {})
             runs.append(EvalRun(label, benchmark, load(settings), own_options))
     return runs
@@ -133,7 +133,7 @@ def _expand_models(
     return suite.models or {"model": {}}, {}
 
 
-def _split_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split settings of EvalConfig from a benchmark's own options.
 
     Raises InputError for a setting's old name.
@@ -178,7 +178,7 @@ def _default_label(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(label).stem if Path(path).is_file() else label)
 
 
-def _data_path(values: Sequence[str], benchmark: str, num_benchmarks: int) -> str:
+def data_path(values: Sequence[str], benchmark: str, num_benchmarks: int) -> str:
     """Return a benchmark's data: its `NAME=PATH`, or else the subfolder with its name in the folder
     that was given."""
     paths_by_name = dict(map(_split_label, values))

@@ -34,10 +34,11 @@ pipe = pipeline("image-text-to-text", model="{directory}")
 """
 
 
-def save_policy(adapters: Adapters, name: str, directory: Path) -> None:
+def save_policy(adapters: Adapters, name: str, directory: Path, final_directory: Path | None = None) -> None:
     """Write an adapter, the name of its base, the processor and a model card.
 
-    The folder loads in plain transformers and PEFT as long as the base is where it was.
+    The folder loads in plain transformers and PEFT as long as the base is where it was. If it will
+    be renamed, `final_directory` is what the model card calls it.
     """
     vlm = adapters.vlm
     adapters.save(name, directory)
@@ -47,9 +48,9 @@ def save_policy(adapters: Adapters, name: str, directory: Path) -> None:
     vlm.processor.save_pretrained(directory)
     text = (
         f"A LoRA adapter on `{base_name}`, trained with mmrlhf.\n\n"
-        + _code(ADAPTER_LINES + "\n" + PIPELINE_LINES, directory)
+        + _code(ADAPTER_LINES + "\n" + PIPELINE_LINES, final_directory or directory)
         + "\nIf the base has moved:\n\n"
-        + _code(MOVED_BASE_LINES, directory)
+        + _code(MOVED_BASE_LINES, final_directory or directory)
     )
     write_atomic(directory / "README.md", _front_matter(vlm, "peft", ("lora",)) + text)
 

@@ -73,11 +73,22 @@ def flat_differences(metrics: Mapping[str, Any], headline: str, direction: str) 
     differences = []
     for name, value in rows:
         last = name.split()[-1]
-        better = direction if last == headline else "lower" if LOWER_IS_BETTER.fullmatch(last) else ""
-        better = better or ("higher" if HIGHER_IS_BETTER.fullmatch(last) else "")
+        better = better_direction(last, headline, direction)
         percent = are_fractions and FRACTIONS.fullmatch(last) is not None
         differences.append(Difference(name, value, percent, _word(value, better)))
     return differences
+
+
+def better_direction(metric: str, headline: str = "", direction: str = "") -> str:
+    """Return whether "higher" or "lower" values of a metric are better, "" if that is not known.
+
+    `headline` and `direction` are what a benchmark says of its main metric.
+    """
+    if metric == headline:
+        return direction
+    if LOWER_IS_BETTER.fullmatch(metric):
+        return "lower"
+    return "higher" if HIGHER_IS_BETTER.fullmatch(metric) else ""
 
 
 def _flatten(metrics: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Comparison | None]]:

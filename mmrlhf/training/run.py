@@ -8,6 +8,8 @@
     samples.jsonl    answers with their scores, at logging steps
     ledger.jsonl     the value of each reward function, for every answer that ppo sampled
     warnings.jsonl   warnings that a person should look at, if there are any
+    eval.jsonl       metrics of benchmarks with intervals, where ppo evaluates along the way
+    best/            the best policy by metric_for_best_model, as of the newest checkpoint
     checkpoints/     the newest two, step-000123/{state.safetensors,state.json,sha256}
     finished.json    the result; it exists if and only if the stage is finished
 
@@ -112,8 +114,8 @@ class Run:
             # write_atomic and save_config end temporary names in a process id.
             if leftover_file.suffix[1:].isdecimal() and leftover_file.is_file():
                 leftover_file.unlink()
-        for leftover_checkpoint in self.path.glob("checkpoints/.step-*"):
-            shutil.rmtree(leftover_checkpoint)
+        for leftover_folder in (*self.path.glob("checkpoints/.step-*"), *self.path.glob(".best.*")):
+            shutil.rmtree(leftover_folder)
         config_loader.save_config(self._config, self.path / "config.yaml")
         self._write_inputs()
         if self.finished is not None:  # killed between writing the result and exiting
@@ -186,8 +188,12 @@ class Run:
         if self.is_finished and not from_file and not isinstance(rows, list | tuple):
             return
         name = f"{kind} {'images' if from_file else 'rows'}".strip()
-        self.inputs[name] = {"path": "", "sha256": rows_digest(rows, images_only=from_file)}
-        self._check_same_inputs({name})
+        self.claim_inputs({name: {"path": "", "sha256": rows_digest(rows, images_only=from_file)}})
+
+    def claim_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Record what else the run is made from, or raise InputError if it began with others."""
+        self.inputs |= inputs
+        self._check_same_inputs(set(inputs))
         self._write_inputs()
 
     # ---- resuming --------------------------------------------------------------------------------
@@ -235,7 +241,7 @@ class Run:
             versions = f", which began with other versions: {', '.join(changed)}" if changed else ""
             self.print(f"resuming {self.path} after step {checkpoint[0]}{versions}")
         if self.main_process:
-            for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl"):
+            for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl", "eval.jsonl"):
                 if (self.path / name).exists():
                     _truncate_after(self.path / name, last_step=checkpoint[0] if checkpoint else -1)
         return checkpoint
@@ -318,6 +324,11 @@ class Run:
         """Append rows to ledger.jsonl."""
         if self.main_process:
             self._append_rows("ledger.jsonl", step, [{"step": step, **to_jsonable(row)} for row in rows])
+
+    def log_evaluations(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows to eval.jsonl."""
+        if self.main_process and rows:
+            self._append_rows("eval.jsonl", step, [{"step": step, **to_jsonable(row)} for row in rows])
 
     def print(self, text: str) -> None:
         """Print a line on the main process."""

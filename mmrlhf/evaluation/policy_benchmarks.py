@@ -1,0 +1,240 @@
+"""The benchmarks of `ppo --eval_benchmarks`, opened before the model is loaded. No torch.
+
+    eval_benchmarks: pope,scenes          names, or a suite (`evaluation.suites`) with options
+    eval_data: pope=POPE,scenes=selection
+
+What is wrong with names, data or the metric that chooses is refused here: the names of a
+benchmark's metrics are found by scoring empty answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.config import EvalConfig, PPOConfig
+from mmrlhf.config.base import SamplingConfig
+from mmrlhf.config_loader import load_config, suggestion
+from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, first_valid, load_benchmark
+from mmrlhf.evaluation.predict import require_images, require_prompts
+from mmrlhf.evaluation.scoring import compute_metrics, open_task, score_predictions
+from mmrlhf.evaluation.suites import Suite, data_path, make_suite, read_suite, split_options
+from mmrlhf.metrics.intervals import Interval
+from mmrlhf.records import InputError
+from mmrlhf.report.differences import better_direction
+
+DEFAULT_EVAL_STEPS = 20
+SUITE_SETTINGS = ("data", "image_folder", "limit", "seed", "batch_size", *SamplingConfig.__dataclass_fields__)
+"""Settings of `mmrlhf eval` that a suite may give here; the others choose another model, or a
+judge."""
+TRAINING_METRIC = re.compile(
+    r"(objective|rewards|hacking|claims|verdicts|policy|critic|loss|val)/.*|(.*[/_])?(rewards?|fact_rm)|scores?|kl|loss"
+)
+"""Names of what is measured on the answers that are trained on, or by the reward."""
+
+
+@dataclass(frozen=True)
+class PolicyBenchmark:
+    """A benchmark with its examples, its settings, and the names of its metrics.
+
+    `name` is what its metrics begin with; `hashes` are those of its data by file name.
+    """
+
+    name: str
+    benchmark: Benchmark
+    task: Task
+    config: EvalConfig
+    hashes: Mapping[str, str]
+    metric_names: tuple[str, ...] = ()
+
+    def score(self, answers: Mapping[str, list[str]]) -> dict[str, Any]:
+        """Return a row of eval.jsonl for answers by example id: the metrics with their intervals.
+
+        A metric that is undefined is None.
+        """
+        predictions = [Prediction(id_, list(answers[id_])) for id_ in self.task.examples]
+        rows = score_predictions(self.benchmark, self.task, predictions)
+        metrics, _ = compute_metrics(self.benchmark, self.task, rows)
+        return {"benchmark": self.name, "n": len(first_valid(rows)), "metrics": flat_metrics(metrics)}
+
+    @property
+    def headline(self) -> str:
+        """The main metric's name, as in `metric_names`."""
+        headline = self.benchmark.headline
+        return next((name for name in self.metric_names if name.split("/")[-1] == headline), self.metric_names[0])
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Interval | None]:
+    """Return nested metrics of both modes as `part/metric`; where both have one, it is `robust`.
+
+    A part that all of them are in, such as the only split, is left out of their names.
+    """
+    flat: dict[str, Interval | None] = {}
+    for mode in ("official", "robust"):
+        flat |= dict(_leaves(metrics.get(mode) or {}))
+    parts = {name.rpartition("/")[0].partition("/")[0] for name in flat}
+    only_part = f"{parts.pop()}/" if len(parts) == 1 else ""
+    return {name.removeprefix(only_part): value for name, value in flat.items()}
+
+
+def _leaves(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Interval | None]]:
+    for name, value in metrics.items():
+        if value is None or "value" in value:
+            yield f"{prefix}{name}", value
+        else:
+            yield from _leaves(value, f"{prefix}{name}/")
+
+
+# ---- opening them --------------------------------------------------------------------------------
+
+
+def open_benchmarks(config: PPOConfig) -> list[PolicyBenchmark]:
+    """Open the benchmarks of a run, whose names, data and examples are checked.
+
+    Raises InputError if one does not exist, cannot be asked along the way, or lacks its data.
+    """
+    if config.eval_benchmarks is None:
+        return []
+    suite = _read_suite(config.eval_benchmarks)
+    benchmarks: dict[str, tuple[Benchmark, Mapping[str, Any]]] = {}
+    for file_or_name, suite_settings in suite.benchmarks.items():
+        name, benchmark = Path(file_or_name).stem, load_benchmark(file_or_name)
+        if name in benchmarks:
+            raise InputError(f"eval_benchmarks names two benchmarks {name}: leave one out")
+        _refuse_unusable(config, benchmark, name)
+        benchmarks[name] = benchmark, suite_settings
+    opened = []
+    for name, (benchmark, suite_settings) in benchmarks.items():
+        try:
+            opened.append(_open(config, suite, benchmark, name, suite_settings))
+        except InputError as error:
+            # In ppo, --data is the dataset.
+            message = re.sub(r"--(data|image_folder)\b", r"--eval_\1", str(error))
+            raise InputError(f"eval_benchmarks: {message}" if name in message else f"eval_benchmarks {name}: {message}") from None
+    return opened
+
+
+def _read_suite(value: str) -> Suite:
+    if not value.endswith((".yaml", ".yml")):
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        return make_suite({name: {} for name in names}, {}, {})
+    suite = read_suite(Path(value))
+    for settings in (suite.common, *suite.benchmarks.values()):
+        known, _ = split_options(settings)
+        if other := next((name for name in known if name not in SUITE_SETTINGS), None):
+            raise InputError(f"{value}: ppo evaluates its own policy, without {other}: leave it out")
+    if suite.models:
+        raise InputError(f"{value}: ppo evaluates its own policy: leave `models` out")
+    return suite
+
+
+def _refuse_unusable(config: PPOConfig, benchmark: Benchmark, name: str) -> None:
+    """Refuse benchmarks that ask a judge or a reward model, and one in a file of the reward."""
+    if benchmark.uses_judge or benchmark.has_pairs:
+        asked = "asks a judge" if benchmark.uses_judge else "compares given answers"
+        raise InputError(f"eval_benchmarks {name} {asked}: measure it after the run, with `mmrlhf eval {name}`")
+    for file in re.findall(r"([^\s,=@]+\.py):", config.reward_terms):
+        module_file = str(benchmark.module.__file__)
+        if Path(file).is_file() and Path(file).samefile(module_file):
+            raise InputError(
+                f"eval_benchmarks {name} is the file of a reward function, {file}: what is optimised must not evaluate"
+            )
+
+
+def _open(config: PPOConfig, suite: Suite, benchmark: Benchmark, name: str, suite_settings: Mapping[str, Any]) -> PolicyBenchmark:
+    flags = {"limit": config.eval_limit, "image_folder": config.eval_image_folder, "data": _data_of(config, suite, name)}
+    values = {
+        "data": benchmark.selection_data,
+        "response_length": config.response_length,
+        **suite.common,
+        **suite_settings,
+        **{key: value for key, value in flags.items() if value is not None},
+        "output_dir": config.output_dir,
+    }
+    settings, options = split_options({key: value for key, value in values.items() if value is not None})
+    eval_config = load_config(EvalConfig, None, settings)
+    task, hashes = open_task(benchmark, eval_config, options)
+    examples = list(task.examples.values())
+    if not examples:
+        raise InputError("there are no examples: correct --data")
+    require_prompts(benchmark, examples)
+    require_images(examples)
+    opened = PolicyBenchmark(name, benchmark, task, eval_config, hashes)
+    empty_answers = dict.fromkeys(task.examples, [""] * eval_config.num_generations)
+    names = tuple(opened.score(empty_answers)["metrics"])
+    return PolicyBenchmark(name, benchmark, task, eval_config, hashes, names)
+
+
+def _data_of(config: PPOConfig, suite: Suite, name: str) -> str | None:
+    """Return a benchmark's data in `eval_data`, None if it has none there.
+
+    A split at commas before `NAME=` keeps lists of splits whole.
+    """
+    if config.eval_data is None:
+        return None
+    values = re.split(r",(?=[\w.-]+=)", config.eval_data)
+    names = [Path(benchmark).stem for benchmark in suite.benchmarks]
+    labels = [value.partition("=")[0] for value in values if "=" in value and not Path(value).exists()]
+    if unknown := next((label for label in labels if label not in names), None):
+        raise InputError(f"eval_data names {unknown}, which is not one of eval_benchmarks: {suggestion(unknown, names)}")
+    if labels and len(labels) == len(values) and name not in labels:
+        return None
+    return data_path(values, name, len(names))
+
+
+# ---- the metric that chooses ---------------------------------------------------------------------
+
+
+def check_eval_settings(config: PPOConfig, has_function: bool) -> None:
+    """Raise InputError for settings of evaluations that lack what they are about."""
+    if config.eval_benchmarks is None:
+        about_data = ("eval_data", "eval_image_folder", "eval_limit")
+        needless = about_data if has_function else (*about_data, "eval_steps", "metric_for_best_model")
+        if given := next((name for name in needless if getattr(config, name) is not None), None):
+            raise InputError(
+                f"{given} is about benchmarks, and there are none: add eval_benchmarks (such as scenes), or leave it out"
+            )
+    if config.metric_for_best_model is None:
+        if config.load_best_model_at_end:
+            raise InputError("load_best_model_at_end needs metric_for_best_model: add it, as BENCHMARK/METRIC")
+        if config.greater_is_better is not None:
+            raise InputError("greater_is_better is about metric_for_best_model, which is not given: add it, or leave both out")
+
+
+def best_metric(config: PPOConfig, benchmarks: Sequence[PolicyBenchmark], has_function: bool) -> tuple[str, bool] | None:
+    """Return the name of metric_for_best_model and whether more of it is better; None without one.
+
+    The metrics of a caller's function are not known before it is called.
+
+    Raises InputError for a metric of the reward, one that no benchmark gives, and one whose better
+    direction is not known.
+    """
+    if config.metric_for_best_model is None:
+        return None
+    name = config.metric_for_best_model.removeprefix("eval/")
+    given = {f"{item.name}/{metric}": item for item in benchmarks for metric in item.metric_names}
+    if name not in given:
+        if TRAINING_METRIC.fullmatch(name):
+            raise InputError(
+                f"metric_for_best_model {name} is measured by the reward, or on answers that are trained on, and what is "
+                f"optimised must not choose: give a metric of eval_benchmarks{_such_as(benchmarks)}"
+            )
+        owner = next((item for item in benchmarks if name.startswith(f"{item.name}/")), None)
+        if owner is not None or not has_function:
+            gives = f"{owner.name} does not give it" if owner else "no benchmark gives it"
+            raise InputError(f"metric_for_best_model {name}: {gives}: {suggestion(name, given)}")
+    metric, owner = name.split("/")[-1], given.get(name)
+    stated = (owner.benchmark.headline, owner.benchmark.direction) if owner else ("", "")
+    direction = better_direction(metric, *stated)
+    if config.greater_is_better is None and not direction:
+        raise InputError(
+            f"metric_for_best_model {name}: it is not known whether more of it is better: add greater_is_better true or false"
+        )
+    return name, config.greater_is_better if config.greater_is_better is not None else direction == "higher"
+
+
+def _such_as(benchmarks: Sequence[PolicyBenchmark]) -> str:
+    return f", such as {benchmarks[0].name}/{benchmarks[0].headline}" if benchmarks else ""

@@ -1,0 +1,89 @@
+"""The best policy so far by a held-out metric: in every checkpoint, and a folder of the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.models.adapters import Role
+from mmrlhf.models.export import save_policy
+from mmrlhf.report.progress import format_number
+
+PREFIX = "best."
+"""What the names of its tensors in a checkpoint begin with."""
+
+
+class BestModel:
+    """The policy whose `metric` was best, with its step and value; of equal ones the first.
+
+    Its weights are kept in memory, on the main process only.
+    """
+
+    def __init__(self, metric: str, greater_is_better: bool) -> None:
+        self.metric, self.greater_is_better = metric, greater_is_better
+        self.step: int | None = None
+        self.value = 0.0
+        self.tensors: dict[str, Tensor] = {}
+        self._saved_step: int | None = None
+
+    def update(self, step: int, value: float, policy: Role) -> bool:
+        """Keep the policy if its value is better than the best so far; return whether it was."""
+        if self.step is not None and not (value > self.value if self.greater_is_better else value < self.value):
+            return False
+        self.step, self.value = step, value
+        self.tensors = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
+        return True
+
+    # ---- checkpoints ----
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the tensors and the state that a checkpoint needs to continue."""
+        if self.step is None:
+            return {}, {}
+        return {f"{PREFIX}{name}": tensor for name, tensor in self.tensors.items()}, {"best": self.result()}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        if "best" in state:
+            self.step, self.value = int(state["best"]["step"]), float(state["best"]["value"])
+            self.tensors = {name.removeprefix(PREFIX): t for name, t in tensors.items() if name.startswith(PREFIX)}
+
+    # ---- files ----
+
+    def result(self) -> dict[str, Any]:
+        """Return metric, value and step, as finished.json and best.json have them."""
+        return {"metric": self.metric, "value": self.value, "step": self.step, "greater_is_better": self.greater_is_better}
+
+    def save(self, policy: Role, folder: Path) -> None:
+        """Write the best policy's adapter to `folder`, whole, unless it is there already."""
+        if self.step is None or self.step == self._saved_step:
+            return
+        current = {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}
+        policy.load_state_dict(self.tensors)
+        try:
+            temporary_dir = folder.with_name(f".{folder.name}.{os.getpid()}")
+            shutil.rmtree(temporary_dir, ignore_errors=True)
+            save_policy(policy.adapters, str(policy.adapter), temporary_dir, final_directory=folder)
+        finally:
+            policy.load_state_dict(current)
+        write_atomic(temporary_dir / "best.json", json.dumps(self.result()) + "\n")
+        self.discard(folder)
+        temporary_dir.rename(folder)
+        self._saved_step = self.step
+
+    def discard(self, folder: Path) -> None:
+        """Remove what `save` wrote."""
+        if (folder / "best.json").is_file():
+            shutil.rmtree(folder)
+
+    def describe(self, last_step: int, folder: Path) -> str:
+        """Return a sentence on which step was best, and the folder where its policy is."""
+        when = "before the first step" if self.step == 0 else f"after step {self.step} of {last_step}"
+        return f"{self.metric} was best {when}, {format_number(self.value)}: {folder} has that policy"
