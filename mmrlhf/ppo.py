@@ -67,9 +67,8 @@ def ppo(
 ) -> Path:
     """Train on prompts from `examples`, or from the configured dataset; return the adapter folder.
 
-    `eval_function` measures the policy beside `eval_benchmarks`, at the same steps. `reward_terms`
-    may name the functions in `extra_reward_functions` besides the built-in ones. Raises InputError
-    if settings, data or the reward model cannot be used.
+    `eval_function` is called at the steps of evaluations, beside `eval_benchmarks`. `reward_terms`
+    may name `extra_reward_functions`. Raises InputError if settings, data or models are unusable.
     """
     _check_config(config)
     evaluation = PolicyEvaluation(config, eval_function)
@@ -95,8 +94,7 @@ def ppo(
     engine = LocalEngine(policy)
     param_groups = [{"params": policy.parameters(), "peak": config.learning_rate}]
     if critic is not None:
-        peak = config.critic_learning_rate or config.learning_rate
-        param_groups.append({"params": critic.parameters(), "peak": peak})
+        param_groups.append({"params": critic.parameters(), "peak": config.critic_learning_rate or config.learning_rate})
     optimizer = torch.optim.AdamW(param_groups, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-5)
 
     num_processes, start_step = accelerator.num_processes, 0
@@ -153,7 +151,7 @@ def ppo(
                 "episode": float((step + 1) * batch_size * config.num_generations),
             }
             is_last = step + 1 == num_steps
-            if evaluation.is_due(step + 1) or is_last:
+            if is_last or evaluation.is_due(step + 1):
                 metrics |= evaluation.evaluate(run, accelerator, policy, step + 1)
             progress_bar.advance()
             if step == start_step:
@@ -174,10 +172,9 @@ def ppo(
 
     engine.close()
     if accelerator.is_main_process:
-        result = {"steps": num_steps, "kl": metrics["objective/kl"] if num_steps > start_step else None}
-        result |= evaluation.finish(run, policy, num_steps, load_best=config.load_best_model_at_end)
+        best = evaluation.finish(run, policy, num_steps, load_best=config.load_best_model_at_end)
         save_policy(roles.adapters, "policy", adapter_dir)
-        run.finish(result)
+        run.finish({"steps": num_steps, "kl": metrics["objective/kl"] if num_steps > start_step else None, **best})
     accelerator.wait_for_everyone()
     return adapter_dir
 

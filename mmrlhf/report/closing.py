@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,11 +27,22 @@ def _reward(config: Any) -> Closing:
     return written, ["reward-eval", "--reward_model_path", run, *held_out, *facts, "--out", f"{run}-eval"]
 
 
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
 def _ppo(config: Any) -> Closing:
     run = Path(config.output_dir)
+    finished = json.loads(text) if (text := _text_of(run / "finished.json")) else {}
+    best = finished.get("best") or {}
+    label = f"by {best['metric']}, {best['value']:.4g} at step {best['step']}" if best else ""
+    is_best = bool(best) and finished.get("policy_step") == best["step"]
+    policy = f"the best policy {label}" if is_best else "the policy" + " of the last step" * bool(best)
     written = {
-        run / "policy": f"the policy, a LoRA adapter on {config.model_name_or_path}",
+        run / "policy": f"{policy}, a LoRA adapter on {config.model_name_or_path}",
+        run / "best": f"the best policy {label}",
         run / "metrics.jsonl": "every step's metrics",
+        run / "eval.jsonl": "the metrics of evaluations with their intervals",
         run / "samples.jsonl": "answers at logging steps",
         run / "ledger.jsonl": "the value of each reward function for every answer",
         run / "warnings.jsonl": "signs of reward hacking",
