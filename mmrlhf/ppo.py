@@ -37,6 +37,7 @@ from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError, Message
+from mmrlhf.rewards.claim_rewards import check_unknown_costs
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import score_samples
 from mmrlhf.rewards.length_bounds import parse_length_bounds
@@ -335,6 +336,7 @@ def _accumulate_gradients(
 
 def _check_config(config: PPOConfig) -> None:
     """Raise InputError for settings that contradict each other."""
+    check_unknown_costs(config)
     if config.response_length >= config.max_length:
         raise InputError(
             f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "

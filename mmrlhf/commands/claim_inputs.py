@@ -52,8 +52,10 @@ def read_answers(path: str) -> Iterator[Answer]:
     """Yield the answers of a file, in order.
 
     A .json, .jsonl or .parquet file holds rows: objects, or texts; a .tsv, .csv or .xlsx file rows
-    of cells. A .json file may also map image names to answers, or hold the list of rows in an
-    object. Every other file holds an answer per line, as text or as an object; or one JSON value.
+    of cells. A pair has two answers. A .json file may also map image names to answers, or hold the
+    list of rows in an object. Every other file holds an answer per line, as text or as an object;
+    or one JSON value.
+
     Raises InputError for a file or row that cannot be read, with its place.
     """
     file = Path(path)
@@ -130,7 +132,7 @@ def _answers_of_rows(path: str, values: Sequence[Any]) -> Iterator[Answer]:
 
 
 def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:
-    """Yield the answers of a row: a text, or an object with one of `ANSWER_FIELDS`."""
+    """Yield the answers of a row: a text, an object with one of `ANSWER_FIELDS`, or a pair."""
     location, number, content = raw_row.location, raw_row.number, raw_row.content
     if isinstance(content, bytes):
         content = parse_json(content, location)
@@ -141,6 +143,13 @@ def _answers_of_row(raw_row: RawRow) -> Iterator[Answer]:
     if isinstance(content, dict) and not content.keys().isdisjoint(LOG_FIELDS):
         content = {**lmms_eval_fields(content), "answer": lmms_eval_answer(content)}
     row = RawRow(location, number, content).parse()
+    if {"chosen", "rejected"} <= row.fields.keys():
+        for name in ("chosen", "rejected"):
+            value = row.fields[name]
+            if isinstance(value, list) and value and isinstance(value[-1], dict):  # a conversation
+                value = value[-1].get("content")
+            yield Answer(location, number, row.require_text(value, name), _image_names(row), row.fields.get("id"))
+        return
     present = [field for field in ANSWER_FIELDS if field in row.fields]
     name = present[0] if present else row.require_any("text", *ANSWER_FIELDS, hint="put the answer of the row there")
     value = row.fields[name]

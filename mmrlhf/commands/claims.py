@@ -66,12 +66,23 @@ def _write_to_file(path: str, facts: FactsJoin | None, lexicon: Lexicon, out: Pa
 
 
 def describe_claims(path: Path) -> str:
-    """Return how many answers and claims a written file has, and how many of each verdict."""
+    """Return how many answers and claims a written file has, and how many of each verdict.
+
+    Below it, the false rates by kind, in the form of ppo's unknown_claim_costs: the share of claims
+    that facts contradict, of those that they decide and that are neither negated nor hedged.
+    """
     rows = read_jsonl(path)
     counts = Counter(claim.get("verdict", "") for row in rows for claim in row["claims"])
     text = f"{len(rows)} answers, {counts.total()} claims"
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("supported", "contradicted", "unknown"))
-    return f"{text}: {verdicts}" if counts and "" not in counts else text
+    if not counts or "" in counts:
+        return text
+    decided: dict[str, list[bool]] = {}
+    for claim in (claim for row in rows for claim in row["claims"]):
+        if claim["verdict"] != "unknown" and not claim["negated"] and not claim["hedged"]:
+            decided.setdefault(claim["kind"], []).append(claim["verdict"] == "contradicted")
+    rates = ", ".join(f"{kind}={sum(values) / len(values):.2g}" for kind, values in decided.items())
+    return f"{text}: {verdicts}" + (f"\nfalse rates of decided claims (--unknown_claim_costs of ppo): {rates}" if rates else "")
 
 
 def _write_to_stdout(path: str, facts: FactsJoin | None, lexicon: Lexicon) -> None:

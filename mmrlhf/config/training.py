@@ -185,6 +185,9 @@ class PPOConfig(TrainConfig):
     vlm_calibration: str | None = None
     """Calibration of the verifier vlm (`mmrlhf calibrate vlm`); by default its log-odds are used as
     they are."""
+    unknown_claim_costs: str | None = None
+    """What an unknown claim counts in `hallucination`, by kind, such as `object=0.1, count=0.3`:
+    the kind's false rate, which `mmrlhf claims` prints for training pairs. By default 0."""
     lexicon_file: str | None = None
     """Nouns and other words to add to the lexicon that claims are extracted with."""
     monitor_verifiers: str | None = None

@@ -1,19 +1,22 @@
 """Reward functions of an answer's claims: they reward each claim at the characters that state it.
 
-    hallucination     1 per contradicted claim: give it a negative weight
+    hallucination     1 per contradicted claim, and the false rate of its kind per unknown claim if
+                      `unknown_claim_costs` gives it: give it a negative weight
     coverage          1 per distinct supported claim that is neither negated nor hedged
     verifier_score    the mean over claims of 2p - 1, p being the probability that a claim is true
 
 `NAME@VERIFIER` in `reward_terms` chooses the verifier: facts, clip, vlm, or several joined by `+`,
-where the first known verdict decides. The default is facts, or clip for verifier_score. An unknown
-claim costs nothing and earns nothing.
+where the first known verdict decides. The default is facts, or clip for verifier_score. Without
+`unknown_claim_costs`, an unknown claim costs nothing and earns nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, get_args, get_type_hints
 
 from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
 from mmrlhf.config import PPOConfig
@@ -26,14 +29,19 @@ from mmrlhf.verifiers.build import VERIFIERS, validate_verifier
 from mmrlhf.verifiers.cascade import cascade
 from mmrlhf.verifiers.verbalize import display
 
+CLAIM_KINDS: tuple[str, ...] = get_args(get_type_hints(Claim)["kind"])
+NO_COSTS: Mapping[str, float] = {}
+"""Unknown claims cost nothing."""
+
 # ---- what verdicts are worth --------------------------------------------------------------------
 
 
-def hallucination(verdicts: Sequence[Verdict]) -> list[RewardSpan]:
+def hallucination(verdicts: Sequence[Verdict], unknown_costs: Mapping[str, float] = NO_COSTS) -> list[RewardSpan]:
     """Give 1 to each contradicted claim that is not hedged.
 
     For an absent object, only the claim that it exists counts, not claims about its colour, number
-    or place.
+    or place. An unknown claim that is neither hedged nor negated gets the cost of its kind, the
+    share of such claims that are false: claims that nobody can check are then not free.
     """
     contradicted = [v for v in verdicts if v.value == "contradicted" and not v.claim.hedged]
     absent_subjects = {v.claim.subject for v in contradicted if v.claim.kind == "object" and not v.claim.negated}
@@ -41,7 +49,9 @@ def hallucination(verdicts: Sequence[Verdict]) -> list[RewardSpan]:
     def follows_from_absence(claim: Claim) -> bool:
         return claim.kind != "object" and not claim.negated and bool(absent_subjects & {claim.subject, claim.target})
 
-    return [(*v.claim.span, 1.0) for v in contradicted if not follows_from_absence(v.claim)]
+    unknown = [v for v in verdicts if v.value == "unknown" and not v.claim.hedged and not v.claim.negated]
+    costs = [(v.claim, 1.0) for v in contradicted] + [(v.claim, unknown_costs.get(v.claim.kind, 0.0)) for v in unknown]
+    return [(*claim.span, cost) for claim, cost in costs if cost and not follows_from_absence(claim)]
 
 
 def coverage(verdicts: Sequence[Verdict]) -> list[RewardSpan]:
@@ -76,6 +86,36 @@ CLAIM_REWARDS: dict[str, ClaimReward] = {
 
 To add one, write its function above and list it here. Verifiers are in `verifiers.build.VERIFIERS`.
 """
+
+
+def parse_unknown_costs(text: str | None) -> dict[str, float]:
+    """Parse what unknown claims cost by kind, such as `object=0.1, count=0.3`.
+
+    Raises InputError for another kind or number, or a kind that is named twice.
+    """
+    costs: dict[str, float] = {}
+    for part in filter(None, (p.strip() for p in (text or "").split(","))):
+        kind, _, number = (word.strip() for word in part.partition("="))
+        try:
+            cost = float(number)
+        except ValueError:
+            cost = math.nan
+        if kind not in CLAIM_KINDS or not 0 <= cost <= 1:
+            raise InputError(
+                f"unknown_claim_costs has {part!r}: write KIND=SHARE, such as count=0.3, with a kind of {', '.join(CLAIM_KINDS)} "
+                "and a share from 0 to 1, separated by commas"
+            )
+        if kind in costs:
+            raise InputError(f"unknown_claim_costs names {kind} twice: keep one")
+        costs[kind] = cost
+    return costs
+
+
+def check_unknown_costs(config: PPOConfig) -> None:
+    """Raise InputError for costs of unknown claims that are malformed, or that no reward reads."""
+    names = [name.partition("@")[0] for name in parse_reward_spec(config.reward_terms)]
+    if parse_unknown_costs(config.unknown_claim_costs) and "hallucination" not in names:
+        raise InputError("unknown_claim_costs is for the claim reward hallucination: name it in reward_terms, or leave it out")
 
 
 # ---- which verifiers ---------------------------------------------------------------------------
@@ -139,6 +179,8 @@ class ClaimScorer:
     """Single verifiers by name."""
     verifier_names: tuple[str, ...] = ()
     """Verifiers, or several joined by `+`, that judge every answer for the ledger and metrics."""
+    unknown_costs: Mapping[str, float] = field(default_factory=dict)
+    """What an unknown claim counts in `hallucination`, by kind."""
     _samples: Sequence[Sample] = field(default=(), repr=False)
     _answer_claims: list[AnswerClaims] = field(default_factory=list, repr=False)
     _verdicts: dict[str, list[list[Verdict]]] = field(default_factory=dict, repr=False)
@@ -162,8 +204,10 @@ class ClaimScorer:
 
     def reward_function(self, name: str, verifier_name: str) -> RewardFunction:
         """Return a claim reward, by its name in `reward_terms`, as a function of samples."""
-        claim_reward = CLAIM_REWARDS[name.partition("@")[0]]
-        return lambda samples: [claim_reward.function(verdicts) for verdicts in self.verdicts(samples, verifier_name)]
+        function = CLAIM_REWARDS[name.partition("@")[0]].function
+        if function is hallucination:
+            function = partial(hallucination, unknown_costs=self.unknown_costs)
+        return lambda samples: [function(verdicts) for verdicts in self.verdicts(samples, verifier_name)]
 
     def reward_functions(self, reward_terms: str) -> dict[str, RewardFunction]:
         """Return the claim rewards in a list, by their names there."""
@@ -210,4 +254,4 @@ def build_claim_scorer(config: PPOConfig, adapters: Adapters) -> ClaimScorer | N
         return None
     lexicon = load_lexicon(config.lexicon_file)
     verifiers = {name: VERIFIERS[name](config, adapters, lexicon) for name in sorted(_single_verifiers(verifier_names))}
-    return ClaimScorer(lexicon, verifiers, verifier_names)
+    return ClaimScorer(lexicon, verifiers, verifier_names, parse_unknown_costs(config.unknown_claim_costs))

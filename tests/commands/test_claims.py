@@ -256,6 +256,12 @@ def test_extract_claims_says_how_many_claims_there_are(tmp_path, capsys):
     facts.write_text('{"image": "a.png", "facts": [{"kind": "object", "text": "dog"}, {"kind": "absent", "text": "cat"}]}\n')
     claims_module.extract(str(answers), str(facts), str(tmp_path / "out.jsonl"))
     assert "out.jsonl: 2 answers, 3 claims: 1 supported, 1 contradicted, 1 unknown" in capsys.readouterr().err
+    pairs = tmp_path / "pairs.jsonl"
+    chosen = json.dumps([{"role": "assistant", "content": "A dog and a cat."}])
+    pairs.write_text(f'{{"image": "a.png", "prompt": "?", "chosen": {chosen}, "rejected": "No cat and perhaps a cat."}}\n')
+    claims_module.extract(str(pairs), str(facts), str(tmp_path / "pairs_out.jsonl"))
+    # Of the two claims that are decided, neither negated nor hedged, one is false.
+    assert "false rates of decided claims (--unknown_claim_costs of ppo): object=0.5\n" in capsys.readouterr().err
     claims_module.extract(str(answers), out=str(tmp_path / "claims.jsonl"))
     assert capsys.readouterr().err.endswith("claims.jsonl: 2 answers, 3 claims\n")
 

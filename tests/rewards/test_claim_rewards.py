@@ -16,6 +16,7 @@ from mmrlhf.rewards.claim_rewards import (
     coverage,
     hallucination,
     monitor_verifiers,
+    parse_unknown_costs,
     verifier_score,
 )
 from mmrlhf.rewards.ledger import resolve_rewards, score_samples
@@ -43,6 +44,28 @@ def test_hallucination_matches_hand_computation():
     no_dog = make_verdict("contradicted", negated=True, span=(0, 6))
     assert hallucination([no_dog, brown]) == [(0, 6, 1.0), (2, 9, 1.0)]
     assert hallucination([make_verdict("contradicted", hedged=True)]) == []
+
+
+def test_hallucination_charges_unknown_claims_the_false_rate_of_their_kind():
+    costs = parse_unknown_costs("object=0.25, attribute=0.5")
+    assert costs == {"object": 0.25, "attribute": 0.5} and parse_unknown_costs(None) == {}
+    dog, cow = make_verdict("contradicted", span=(2, 5)), make_verdict("unknown", subject="cow", span=(9, 12))
+    assert hallucination([dog, cow], costs) == [(2, 5, 1.0), (9, 12, 0.25)]
+    brown_cow = make_verdict("unknown", "attribute", subject="cow", value="brown", span=(3, 8))
+    brown_dog = make_verdict("unknown", "attribute", value="brown", span=(1, 3))
+    assert hallucination([brown_cow, brown_dog, dog], costs) == [(2, 5, 1.0), (3, 8, 0.5)]  # there is no dog to be brown
+    count = make_verdict("unknown", "count", subject="cow", value="2")
+    quiet = [make_verdict("unknown", subject="cow", hedged=True), make_verdict("unknown", subject="cow", negated=True)]
+    assert hallucination([count, *quiet], costs) == []
+    scorer = ClaimScorer(LEXICON, {"facts": facts_verifier(LEXICON)}, ("facts",), costs)
+    sample = Sample("a", (), (Message("user", "?"),), "A cow.", facts=())
+    assert scorer.reward_function("hallucination", "facts")([sample]) == [[(2, 5, 0.25)]]
+
+
+@pytest.mark.parametrize("text", ["dog=0.5", "count", "count=2", "count=nan", "count=0.1, count=0.2"])
+def test_parse_unknown_costs_refuses_other_kinds_and_shares(text):
+    with pytest.raises(InputError, match="unknown_claim_costs"):
+        parse_unknown_costs(text)
 
 
 def test_coverage_matches_hand_computation():
