@@ -173,6 +173,39 @@ def test_tables_and_figures_of_a_few_runs(load_study, curves, tmp_path):
         assert path.stat().st_size > 10_000 and path.with_suffix(".svg").exists()
 
 
+def write_run(directory, f1_by_step, scene_id):
+    """Write the files of a run that logs a KL of t - 1 and a reward of t at step t."""
+    directory.mkdir(parents=True)
+    names = ("claim_f1", "utility", "coverage", "chair_s", "perception_errors", "cooccurrence_errors", "mean_length")
+    rows = []
+    for step in range(max(f1_by_step) + 1):
+        row = {"step": step} | ({"objective/kl": step - 1, "objective/scores": step} if step else {})
+        if step in f1_by_step:
+            row |= {f"eval/{split}_{name}": f1_by_step[step] for split in ("selection", "held_out") for name in names}
+        rows.append(row)
+    ledger = [{"step": row["step"], "id": scene_id, "answer": "There is nothing."} for row in rows[1:]]
+    for name, lines in (("metrics", rows), ("ledger", ledger)):
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_report_of_runs_in_a_directory(load_study, tmp_path, capsys):
+    analysis = load_study("facts_map_analysis")
+    with pytest.raises(InputError, match="no policy that was evaluated"):
+        analysis.report(tmp_path)
+    write_run(tmp_path / "demo-4" / "ppo_rm-0-none_kl0.03", {0: 0.8, 2: 0.7, 4: 0.6}, "rl-000001")
+    write_run(tmp_path / "demo-4" / "ppo_rm-0-annotator_kl0.03", {0: 0.8, 2: 0.9}, "rl-000001")
+    write_run(tmp_path / "demo-4" / "ppo_oracle_kl0.03", {0: 0.8}, "rl-000001")  # nothing after its start
+    analysis.report(tmp_path)
+    printed = capsys.readouterr().out
+    result = json.loads(printed.splitlines()[-1])
+    assert result["seeds"] == [4] and list(result["comparisons"]) == ["rm-0-annotator - rm-0-none"]
+    by_way = result["comparisons"]["rm-0-annotator - rm-0-none"]["claim_f1"]
+    assert by_way["same steps"] == pytest.approx([0.2])  # step 2, KL 2 in both
+    assert by_way["largest common KL"] == pytest.approx([0.2]) and by_way["best checkpoints"] == pytest.approx([0.1])
+    assert result["comparisons"]["rm-0-annotator - rm-0-none"]["verdict"] == "open"
+    assert "| rm-0-none | 4: 4+ |" in printed and (tmp_path / "report.md").exists()  # unfinished
+
+
 # ---- cells ---------------------------------------------------------------------------------------
 
 
