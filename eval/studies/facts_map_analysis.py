@@ -8,7 +8,7 @@ twice at most: after five seeds and, if it is still open, after five more.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,17 +250,21 @@ def report(out: Path) -> None:
     }
     facts, others = facts_comparisons(runs), other_comparisons(runs)
     slopes, agreement = slope_table(runs, judges)
-    sections: list[tuple[str, Callable[[], str]]] = [
-        ("Cells", lambda: cells_table(runs, judges)),
-        ("Do facts help? Claim F1 on held-out scenes", lambda: primary_table(runs, facts)),
-        ("At the largest KL that both reached", lambda: secondary_table(runs, facts, PRIMARY_WAY)),
-        ("At best checkpoints", lambda: secondary_table(runs, facts, "best checkpoints")),
-        ("After the same steps", lambda: secondary_table(runs, facts, "same steps")),
-        ("Claims and the oracle: claim F1", lambda: primary_table(runs, others)),
-        ("When does the policy turn?", lambda: turn_table(runs)),
-        ("J and first slopes", lambda: f"{slopes}\n\n{agreement_sentence(agreement)}"),
+    sections = [
+        ("Cells", cells_table(runs, judges)),
+        ("When does the policy turn?", turn_table(runs)),
+        ("J and first slopes", f"{slopes}\n\n{agreement_sentence(agreement)}"),
     ]
-    text = "\n\n".join(f"## {title}\n\n{table()}" for title, table in sections)
+    if others:
+        sections.insert(1, ("Claims and the oracle: claim F1", primary_table(runs, others)))
+    if facts:
+        sections[1:1] = [
+            ("Do facts help? Claim F1 on held-out scenes", primary_table(runs, facts)),
+            ("At the largest KL that both reached", secondary_table(runs, facts, PRIMARY_WAY)),
+            ("At best checkpoints", secondary_table(runs, facts, "best checkpoints")),
+            ("After the same steps", secondary_table(runs, facts, "same steps")),
+        ]
+    text = "\n\n".join(f"## {title}\n\n{table}" for title, table in sections)
     print(text, flush=True)
     write_atomic(out / "report.md", text + "\n")
     figures = write_figures(out / "figures", runs)

@@ -21,8 +21,8 @@ from mmrlhf.demo import data
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 
-KL_WINDOW = 3
-"""Steps on either side that a policy's KL is estimated from."""
+KL_STEPS = 7
+"""Number of steps that a policy's KL is estimated from."""
 FIXED_KLS = (0.5, 1.0, 2.0)
 """KLs, in nats per answer, at which arms are compared if both reach them."""
 SELECTED_BY = "selection_claim_f1"
@@ -97,16 +97,16 @@ def load_runs(out: Path, data_configs: dict[int, ScenesConfig]) -> list[Run]:
 def kl_after_steps(sampled_kl: np.ndarray, steps: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the KL [E] of the policy after each number of steps; it is 0 after none.
 
-    `sampled_kl` [T] is logged by steps 1 to T, before their update. A line through the steps around
-    t + 1 gives the policy after t steps, and cannot be below 0.
+    `sampled_kl` [T] is logged by steps 1 to T, before their update. A line through the KL_STEPS
+    steps nearest to t + 1 gives the policy after t steps, and cannot be below 0.
     """
     logged = np.arange(1, len(sampled_kl) + 1)
     values = []
     for step in steps:
-        near = np.abs(logged - (step + 1)) <= KL_WINDOW
+        near = np.argsort(np.abs(logged - (step + 1)), kind="stable")[:KL_STEPS]
         if step == 0:
             values.append(0.0)
-        elif near.sum() < 2:
+        elif len(near) < 2:
             values.append(float(sampled_kl[near][0]))
         else:
             level = np.polyfit(logged[near] - (step + 1), sampled_kl[near], 1)[1]

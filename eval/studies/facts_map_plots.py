@@ -103,7 +103,7 @@ def turn_figure(runs: Mapping[str, Mapping[int, Run]]) -> Figure:
     An open dot is a run that had not turned: u was highest at its last evaluation.
     """
     cells = sorted(runs, key=_place_of)
-    figure = Figure(figsize=(0.55 * len(cells) + 2.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(max(0.55 * len(cells) + 1.2, 3.6), 3.6), layout="constrained")
     axes = figure.subplots()
     for x, cell in enumerate(cells):
         colour, cell_runs = COLOURS[split_cell(cell)[2]], list(runs[cell].values())
@@ -115,7 +115,7 @@ def turn_figure(runs: Mapping[str, Mapping[int, Run]]) -> Figure:
             axes.plot(x + shift, kl, "o", color=colour, markersize=5, markerfacecolor=colour if has_turned else "white")
     axes.set_xticks(range(len(cells)), cells, rotation=60, ha="right")
     axes.set_ylabel("KL where true u is highest, nats")
-    axes.set_title("Does factual augmentation delay the turn?")
+    axes.set_title("Do facts delay the turn?")
     axes.grid(axis="y", linewidth=0.4, alpha=0.3)
     return figure
 

@@ -83,6 +83,8 @@ def test_arms_after_the_same_steps_and_at_their_best_checkpoints(curves):
 def test_the_kl_after_a_step_is_that_of_the_next_step_on_a_line(curves):
     sampled = 0.1 * np.arange(20)  # step t logs 0.1 (t - 1), the KL that t - 1 steps made
     assert curves.kl_after_steps(sampled, [0, 8, 20]) == pytest.approx([0, 0.8, 2.0])
+    noisy = sampled + np.where(np.arange(20) == 8, 0.7, 0)  # step 9 is 0.7 too high, one of seven on the line
+    assert curves.kl_after_steps(noisy, [8]) == pytest.approx([0.9])
     assert curves.kl_after_steps(-sampled, [8]) == pytest.approx([0])  # an estimate can be negative, a KL cannot
 
 
