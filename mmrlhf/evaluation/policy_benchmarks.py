@@ -58,13 +58,14 @@ class PolicyBenchmark:
         predictions = [Prediction(id_, list(answers[id_])) for id_ in self.task.examples]
         rows = score_predictions(self.benchmark, self.task, predictions)
         metrics, _ = compute_metrics(self.benchmark, self.task, rows)
-        return {"benchmark": self.name, "n": len(first_valid(rows)), "metrics": flat_metrics(metrics)}
+        main = {"headline": self.headline, "direction": self.benchmark.direction}
+        return {"benchmark": self.name, "n": len(first_valid(rows)), **main, "metrics": flat_metrics(metrics)}
 
     @property
     def headline(self) -> str:
         """The main metric's name, as in `metric_names`."""
         headline = self.benchmark.headline
-        return next((name for name in self.metric_names if name.split("/")[-1] == headline), self.metric_names[0])
+        return next((name for name in self.metric_names if name.split("/")[-1] == headline), headline)
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Interval | None]:

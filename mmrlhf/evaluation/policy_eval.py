@@ -93,7 +93,7 @@ class PolicyEvaluation:
         for row in rows:
             defined = {name: leaf["value"] for name, leaf in row["metrics"].items() if leaf is not None}
             metrics |= {f"{row['benchmark']}/{name}": value for name, value in defined.items()}
-        run.log_evaluations(step, [row | {"headline": item.headline} for row, item in zip(rows, self.benchmarks, strict=True)])
+        run.log_evaluations(step, rows)
         self._choose(run, step, metrics, policy)
         return {f"eval/{name}": value for name, value in metrics.items()}
 

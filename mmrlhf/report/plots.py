@@ -141,12 +141,14 @@ def curve_plot(
             line_style: dict[str, Any] = {"color": style_of(run).colour, "linestyle": ("-", (0, (4, 1.2)))[run_index % 2]}
             if len(line) > 40:  # measured at every step: show the noise behind its mean
                 axes.plot(steps, values, color=style_of(run).colour, linewidth=0.6, alpha=0.35)
-                axes.plot(steps, _running_mean(values, len(line) // 20), label=style_of(run).title, **line_style)
+                axes.plot(steps, running_mean(values, len(line) // 20), label=style_of(run).title, **line_style)
             else:
                 axes.plot(steps, values, marker="o", markersize=3, label=style_of(run).title, **line_style)
         if is_percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        if key.startswith("eval/"):  # shares and counts: start at zero to keep small changes small
+        if (
+            key.startswith("eval/") and min(value for line in lines.values() for _, value in line) >= 0
+        ):  # shares and counts: start at zero to keep small changes small
             axes.set_ylim(bottom=0)
         axes.set_title(title)
         axes.set(xlabel="step", ylabel=y_label)
@@ -157,7 +159,7 @@ def curve_plot(
     return to_inline_svg(figure, re.sub(r"\W", "-", key)), f"{title}, {y_label}, against steps. {description}."
 
 
-def _running_mean(values: Sequence[float], radius: int) -> list[float]:
+def running_mean(values: Sequence[float], radius: int) -> list[float]:
     """Return the mean of each value and up to `radius` neighbours on either side."""
     windows = (values[max(i - radius, 0) : i + radius + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

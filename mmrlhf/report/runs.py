@@ -12,9 +12,10 @@ from typing import Any
 from mmrlhf.config_loader import read_yaml
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.records import ImageSource, InputError
+from mmrlhf.report.over_kl import over_kl_plot
 from mmrlhf.report.page import jinja_environment
 from mmrlhf.report.plots import Plot, curve_plot
-from mmrlhf.report.results import ModelStyle, metric_value
+from mmrlhf.report.results import METRICS_BY_KEY, ModelStyle, metric_value
 from mmrlhf.report.thumbnails import thumbnail_url
 
 COLOURS = ("#12a08f", "#8b7cf0", "#c08a2c", "#4a90d9", "#d0608f", "#7d8894")
@@ -49,6 +50,10 @@ class TrainingRun:
     stage: str
     settings: Mapping[str, Any]
     finished: bool
+    best: Mapping[str, Any]
+    """Metric, value and step of the best policy; empty if none was chosen."""
+    eval_keys: Mapping[str, str]
+    """Main metrics of evaluations, by key of metrics.jsonl: "higher" or "lower", which is better."""
     metrics: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     warnings: Sequence[Mapping[str, Any]]
@@ -72,14 +77,17 @@ def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
     styles = {run.name: ModelStyle(run.name, "", COLOURS[i % len(COLOURS)], "o") for i, run in enumerate(runs)}
     curves = {run.name: run.metrics for run in runs}
     keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row if key not in ("step", "time"))
+    eval_labels = {key: eval_label(key, better) for run in runs for key, better in run.eval_keys.items()}
 
     def plots_of(chosen: Sequence[str]) -> list[Plot]:
-        titles = {key: MAIN_CURVES.get(key, (key, "")) for key in chosen}
+        titles = {key: eval_labels.get(key) or MAIN_CURVES.get(key, (key, "")) for key in chosen}
         plots = (curve_plot(curves, key, *titles[key], False, styles.__getitem__) for key in chosen)
         return [plot for plot in plots if plot]
 
-    main_keys = [key for key in MAIN_CURVES if key in keys]
-    other_keys = sorted((key for key in keys if key not in MAIN_CURVES), key=lambda key: not key.startswith(OTHER_PREFIXES))
+    main_keys = [key for key in dict.fromkeys((*MAIN_CURVES, *eval_labels)) if key in keys]
+    other_keys = sorted((key for key in keys if key not in main_keys), key=lambda key: not key.startswith(OTHER_PREFIXES))
+    compared = {"objective/scores": MAIN_CURVES["objective/scores"], **eval_labels} if eval_labels else {}
+    over_kl = [over_kl_plot(curves, key, *label, styles.__getitem__) for key, label in compared.items()]
     html = (
         jinja_environment()
         .get_template("runs.html.j2")
@@ -87,6 +95,7 @@ def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
             sentences=[describe_run(run) for run in runs],
             runs=[(run, styles[run.name]) for run in runs],
             curves=plots_of(main_keys),
+            over_kl=[plot for plot in over_kl if plot],
             other_curves=plots_of(other_keys[:MAX_OTHER_CURVES]),
             warnings=[(run.name, warning["step"], warning.get("warning")) for run in runs for warning in run.warnings],
             prompts=_prompts(runs, styles),
@@ -107,7 +116,32 @@ def read_run(path: Path, name: str) -> TrainingRun:
         raise InputError(f"{path} has no step yet: wait for its first one")
     stage = "ppo" if "reward_terms" in settings else "reward" if "loss_type" in settings else "sft"
     finished = (path / "finished.json").is_file()
-    return TrainingRun(name, stage, settings, finished, metrics, _read_samples(path), list(_iter_rows(path / "warnings.jsonl")))
+    best = _best_of(path)
+    eval_keys = {f"eval/{best['metric']}": "higher" if best.get("greater_is_better") else "lower"} if best else {}
+    for row in _iter_rows(path / "eval.jsonl"):
+        eval_keys.setdefault(f"eval/{row.get('benchmark')}/{row.get('headline')}", str(row.get("direction")))
+    samples, warnings = _read_samples(path), list(_iter_rows(path / "warnings.jsonl"))
+    return TrainingRun(name, stage, settings, finished, best, eval_keys, metrics, samples, warnings)
+
+
+def _best_of(path: Path) -> Mapping[str, Any]:
+    """Return what a run says of its best policy, at its end or so far; empty if it says nothing."""
+    for file, key in ((path / "finished.json", "best"), (path / "best" / "best.json", None)):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            best = content.get(key) if key else content
+            if best and isinstance(best["step"], int) and isinstance(best["value"], float) and isinstance(best["metric"], str):
+                return dict(best)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return {}
+
+
+def eval_label(key: str, better: str) -> tuple[str, str]:
+    """Return the title of a curve of `eval/BENCHMARK/METRIC`, and the label of its y axis."""
+    *owner, metric = key.removeprefix("eval/").split("/")
+    title = METRICS_BY_KEY[metric].title if metric in METRICS_BY_KEY else metric
+    return " ".join([*owner, title]), f"{better} is better" if better in ("higher", "lower") else ""
 
 
 def _read_samples(path: Path) -> list[dict[str, Any]]:
@@ -145,6 +179,8 @@ def describe_run(run: TrainingRun) -> str:
             tail = max(1, len(values) // 10)  # the mean of a tenth of the steps: single steps are noisy
             first, last = (f"{sum(part) / tail:z.2f}" for part in (values[:tail], values[-tail:]))
             changes.append(f"{title if title == 'KL' else title.lower()} {first} to {last}")
+    if run.best:
+        changes.append(f"{run.best['metric']} best at step {run.best['step']} ({run.best['value']:.3g})")
     state = "finished" if run.finished else "not finished"
     name = run.name if run.name == run.stage else f"{run.name} ({run.stage})"
     steps, warnings = _count(last_step, "step"), _count(len(run.warnings), "warning")
