@@ -53,7 +53,7 @@ class TrainingRun:
     best: Mapping[str, Any]
     """Metric, value and step of the best policy; empty if none was chosen."""
     eval_keys: Mapping[str, str]
-    """Main metrics of evaluations, by key of metrics.jsonl: "higher" or "lower", which is better."""
+    """Main metrics of evaluations, by key of metrics.jsonl, and which way is better."""
     metrics: Sequence[Mapping[str, Any]]
     samples: Sequence[Mapping[str, Any]]
     warnings: Sequence[Mapping[str, Any]]
