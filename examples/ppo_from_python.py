@@ -30,7 +30,7 @@ def main(output_dir: Path) -> None:
     prompts = read_examples(str(scenes / "prompts.jsonl"))
 
     def mean_words(vlm):
-        """Measure greedy answers. The result is logged as eval/NAME and has no other effect."""
+        """Measure greedy answers. It is logged as eval/NAME; metric_for_best_model may name it."""
         answers = [texts[0] for _, texts in generate_batches(vlm, prompts[:4], SamplingParams(40), batch_size=4)]
         return {"mean_words": sum(len(answer.split()) for answer in answers) / len(answers)}
 

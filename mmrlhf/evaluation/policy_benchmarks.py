@@ -120,7 +120,9 @@ def open_benchmarks(config: PPOConfig) -> list[PolicyBenchmark]:
 
 def _read_suite(value: str) -> Suite:
     if not value.endswith((".yaml", ".yml")):
-        names = [name.strip() for name in value.split(",") if name.strip()]
+        names = [name.strip() for name in value.split(",")]
+        if not all(names):
+            raise InputError(f"eval_benchmarks {value!r} has an empty name: give names of `mmrlhf eval`, separated by commas")
         return make_suite({name: {} for name in names}, {}, {})
     suite = read_suite(Path(value))
     for settings in (suite.common, *suite.benchmarks.values()):

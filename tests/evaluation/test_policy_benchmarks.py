@@ -84,6 +84,7 @@ def test_flat_metrics_prefer_robust_and_drop_the_only_part():
     ("settings", "message"),
     [
         ({"eval_benchmarks": "popee"}, "there is no popee in eval: did you mean pope?"),
+        ({"eval_benchmarks": "scenes,"}, "eval_benchmarks 'scenes,' has an empty name"),
         ({"eval_benchmarks": "pope"}, "eval_benchmarks pope: this benchmark needs its data: add --eval_data PATH"),
         ({"eval_benchmarks": "pope", "eval_data": "none.json"}, "--eval_data none.json does not exist"),
         ({"eval_benchmarks": "scenes", "eval_data": "train"}, "--eval_data train is not a split"),
