@@ -193,6 +193,20 @@ def mean_and_half_width(values: Iterable[float], confidence: float = 0.95) -> tu
     return float(array.mean()), half_width
 
 
+def seeds_needed(deviation: float, difference: float, confidence: float = 0.95, power: float = 0.8) -> int:
+    """Return the seeds from which a paired t-test finds a mean difference with this power.
+
+    `deviation` is the standard deviation over seeds of the difference within a seed.
+    """
+    for num_seeds in range(2, 10_000):
+        threshold = stats.t.ppf(0.5 + confidence / 2, num_seeds - 1)
+        shift = difference / deviation * num_seeds**0.5
+        miss = stats.nct.cdf(threshold, num_seeds - 1, shift)
+        if not miss > 1 - power:  # NaN where the shift is so large that nothing is missed
+            return num_seeds
+    return 10_000
+
+
 def format_mean(values: Iterable[float], as_percent: bool = False, sign: str = "", confidence: float = 0.95) -> str:
     """Return "mean ± half width", or the mean of a single value, or "-" without values."""
     samples = list(values)

@@ -87,12 +87,12 @@ def build_rl_prompts(data_config: ScenesConfig) -> list[Example]:
 def _prompt_with_facts(split: scenes.Split, index: int, stream: int, data_config: ScenesConfig) -> Example:
     """Return a prompt about a scene, with its annotator's facts. `stream` is part of the seed."""
     scene, rng = training_scene(split, index, data_config), np.random.default_rng([data_config.seed, stream, index])
-    question = scenes.description_question(scene, rng) if _is_description(index) else scenes.short_question(scene, rng)
+    question = scenes.description_question(scene, rng) if is_description(index) else scenes.short_question(scene, rng)
     facts = _annotator_facts(scene, rng, data_config)
     return Example(scene.id, (scene.image_source(),), (Message("user", question.text),), facts=facts)
 
 
-def _is_description(index: int) -> bool:
+def is_description(index: int) -> bool:
     """Return whether a prompt of the splits pairs and rl asks for a description: nine of ten do."""
     return index % 10 != 0
 
@@ -159,7 +159,7 @@ def _rank_answers(
     """
     scene, rng = training_scene("pairs", index, data_config), np.random.default_rng([data_config.seed, 43, index])
     answers = list(answers)
-    if _is_description(index) and rng.random() < data_config.injected_share:
+    if is_description(index) and rng.random() < data_config.injected_share:
         answers[0] = scenes.caption(scene, rng, num_faults=int(rng.integers(1, 4)))
     rng.shuffle(answers)
     pairs: list[Preference] = []

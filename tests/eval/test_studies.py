@@ -48,6 +48,14 @@ def test_format_mean(load_study, values, text):
     assert load_study("common").format_mean(values) == text  # 12.71: t of one degree of freedom, times 1
 
 
+@pytest.mark.parametrize(
+    ("deviation", "confidence", "seeds"), [(1.0, 0.95, 10), (2.0, 0.95, 34), (1.0, 0.975, 13), (1e-3, 0.95, 2)]
+)
+def test_seeds_needed_are_those_of_a_paired_t_test(load_study, deviation, confidence, seeds):
+    """Cohen's tables for 80% power: 10 pairs for an effect of one deviation, 34 for a half."""
+    assert load_study("common").seeds_needed(deviation, 1.0, confidence) == seeds
+
+
 def test_sample_labelled_claims_are_labelled_as_the_scene_graph_decides(load_study):
     module = load_study("labelled_claims")
     for index in range(50):
