@@ -16,7 +16,7 @@ from common import Experiment
 
 from mmrlhf import scenes
 from mmrlhf.claims import load_lexicon
-from mmrlhf.commands.reward_eval import accuracy
+from mmrlhf.commands.reward_metrics import accuracy
 from mmrlhf.config import RewardConfig
 from mmrlhf.demo import data
 from mmrlhf.demo.pipeline import stage_config

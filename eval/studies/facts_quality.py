@@ -18,7 +18,7 @@ import numpy as np
 from common import Experiment, cached_results, format_mean, markdown_table, parse_args, run_parallel, slug
 
 from mmrlhf import scenes
-from mmrlhf.commands.reward_eval import accuracy
+from mmrlhf.commands.reward_metrics import accuracy
 from mmrlhf.demo import data
 from mmrlhf.records import Fact, Preference
 from mmrlhf.rewards.checkpoint import load_reward_model

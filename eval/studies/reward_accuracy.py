@@ -20,7 +20,7 @@ import numpy as np
 from common import DIFFICULTIES, Experiment, cached_result, format_mean, markdown_table, parse_args, run_parallel
 
 from mmrlhf import scenes
-from mmrlhf.commands.reward_eval import SCORE_TOLERANCE, accuracy, perturbed_facts
+from mmrlhf.commands.reward_metrics import SCORE_TOLERANCE, accuracy, perturbed_facts
 from mmrlhf.demo import data
 from mmrlhf.metrics.calibration import expected_calibration_error, preference_bins
 from mmrlhf.records import Message, Preference

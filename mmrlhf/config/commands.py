@@ -106,6 +106,24 @@ class RewardEvalConfig(RewardModelConfig):
     """Rows to inject false claims into."""
     seed: NonNegativeInt = 0
     """Random seed of the corrupted facts and the injected claims."""
+    answers: str | None = None
+    """Sampled answers of the policy, as `mmrlhf generate` writes them, several per prompt: measure
+    which kinds of false claims training against the reward would drive out, with facts and
+    without."""
+    reward_terms: str = "fact_rm=1"
+    """The reward of these answers: fact_rm (the reward model) and claim rewards by facts, with
+    weights."""
+    truth: Literal["none", "facts", "labels", "clip"] = "none"
+    """Where the truth about the answers' claims comes from: `facts` that the reward does not read,
+    `labels` on a sample, or an open_clip model. With `none`, J is not measured."""
+    truth_file: str | None = None
+    """Facts kept apart (in any format of facts_file), or the output of `mmrlhf claims` with
+    corrected verdicts."""
+    clip_model: str | None = None
+    """open_clip model for truth clip: a directory, or an architecture with a tag or a weights
+    file."""
+    clip_calibration: str | None = None
+    """Calibration of clip_model, as `mmrlhf calibrate clip` writes it."""
 
 
 @settings

@@ -32,6 +32,7 @@ CONTENT_FIELDS = (
     "clip_calibration",
     "vlm_calibration",
     "answers",
+    "truth_file",
 )
 """Settings that name files, directories or Hub ids, whose content is compared."""
 ENGINE_FIELDS = tuple(EngineConfig.__dataclass_fields__)

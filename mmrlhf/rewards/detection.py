@@ -80,23 +80,25 @@ def _depends(claim: Claim, other: Claim) -> bool:
     return other.subject in (claim.subject, claim.target) or other.subject.split()[-1] in words
 
 
-def score_rises(groups: Sequence[AnswerGroup], found: Sequence[Removal], score: ScoreGroups) -> np.ndarray:
-    """Return by how much each removal raises the score [n].
+def with_removals(groups: Sequence[AnswerGroup], found: Sequence[Removal]) -> list[AnswerGroup]:
+    """Return the groups with the answers without claims after their own, in the order of `found`.
 
-    All texts of a group are scored in one call, the answers first.
+    So all texts about a prompt are scored in one call.
     """
-    by_group: dict[int, list[int]] = {}
-    for number, removal in enumerate(found):
-        by_group.setdefault(removal.group_index, []).append(number)
-    extended = [
-        replace(groups[index], answers=(*groups[index].answers, *(found[number].answer for number in numbers)))
-        for index, numbers in by_group.items()
-    ]
+    added: list[list[str]] = [[] for _ in groups]
+    for removal in found:
+        added[removal.group_index].append(removal.answer)
+    return [replace(group, answers=(*group.answers, *texts)) for group, texts in zip(groups, added, strict=True)]
+
+
+def score_rises(groups: Sequence[AnswerGroup], found: Sequence[Removal], scores: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return by how much each removal raises the score [n], given the scores of `with_removals`."""
+    next_index = [len(group.answers) for group in groups]
     rises = np.zeros(len(found))
-    for (index, numbers), scores in zip(by_group.items(), score(extended), strict=True):
-        num_answers = len(groups[index].answers)
-        for number, score_without in zip(numbers, scores[num_answers:], strict=True):
-            rises[number] = score_without - scores[found[number].answer_index]
+    for number, removal in enumerate(found):
+        group_scores = scores[removal.group_index]
+        rises[number] = group_scores[next_index[removal.group_index]] - group_scores[removal.answer_index]
+        next_index[removal.group_index] += 1
     return rises
 
 
@@ -141,6 +143,35 @@ def _rates_of(
     }
 
 
+def detection_gain(
+    found: Sequence[Removal],
+    rises: Sequence[float] | np.ndarray,
+    base_rises: Sequence[float] | np.ndarray,
+    *,
+    kind_of: Callable[[Claim], str] = lambda claim: claim.kind,
+    seed: int = 0,
+) -> dict[str, dict[str, float] | None]:
+    """Return J of one reward minus J of another on the same removals, by kind of claim and over
+    all.
+
+    Each has a 95% bootstrap interval over prompts; None without true or false claims.
+    """
+    is_false = np.array([removal.is_false for removal in found], dtype=bool)
+    raised, base_raised = (np.asarray(values, dtype=float) > SCORE_TOLERANCE for values in (rises, base_rises))
+    gain = raised.astype(float) - base_raised
+
+    def metrics(sums: np.ndarray) -> dict[str, np.ndarray]:
+        return {"gain": sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3]}
+
+    gains = {}
+    for kind in [ALL_KINDS, *sorted({kind_of(removal.claim) for removal in found})]:
+        chosen = np.array([kind in (ALL_KINDS, kind_of(removal.claim)) for removal in found], dtype=bool)
+        columns = np.stack([is_false * gain, is_false, ~is_false * gain, ~is_false], axis=1)[chosen]
+        groups = [removal.group_index for removal, is_chosen in zip(found, chosen, strict=True) if is_chosen]
+        gains[kind] = with_intervals(SufficientStats(groups, columns, metrics), seed)[0]["gain"]
+    return gains
+
+
 def measure_detection(
     groups: Sequence[AnswerGroup],
     verdicts: GroupVerdicts,
@@ -156,4 +187,55 @@ def measure_detection(
     `RewardModel.score`.
     """
     found = removals(groups, verdicts)
-    return detection_rates(found, score_rises(groups, found, score), kind_of=kind_of, seed=seed)
+    rises = score_rises(groups, found, score(with_removals(groups, found)))
+    return detection_rates(found, rises, kind_of=kind_of, seed=seed)
+
+
+# ---- the spread of the reward --------------------------------------------------------------------
+
+
+def explained_variance(
+    groups: Sequence[AnswerGroup], scores: Sequence[Sequence[float]], verdicts: GroupVerdicts | None, seed: int = 0
+) -> dict[str, Any]:
+    """Return the spread of the reward within prompts, and the part of it that truth explains.
+
+    `within_std` is the standard deviation of the scores of a prompt's answers around their mean,
+    which sets how fast a policy learns (Razin et al. 2025); `between_std` that of the means.
+    `explained` is R^2, with a 95% bootstrap interval over prompts, of a regression of the former on
+    the numbers of true and of false claims, both around their means; None without verdicts. Groups
+    of one answer have no spread. All are None without groups of two answers.
+    """
+    columns, num_answers, means = [], 0, []
+    for index, group in enumerate(groups):
+        if len(group.answers) < 2:
+            continue
+        score_N = np.array(scores[index][: len(group.answers)], dtype=float)
+        counts_2N = np.zeros((2, len(score_N)))
+        for answer_index, answer_verdicts in enumerate(verdicts[index] if verdicts else ()):
+            values = [v.value for v in answer_verdicts]
+            counts_2N[:, answer_index] = values.count("supported"), values.count("contradicted")
+        centred_3N = np.stack([score_N, *counts_2N])
+        centred_3N -= centred_3N.mean(1, keepdims=True)
+        columns.append((centred_3N @ centred_3N.T).ravel())
+        num_answers += len(score_N)
+        means.append(score_N.mean())
+    if not columns:
+        return {"within_std": None, "between_std": None, "explained": None}
+    sums_C9 = np.array(columns)
+    explained = None
+    if verdicts is not None:
+        stats = SufficientStats(range(len(sums_C9)), sums_C9, lambda sums: {"explained": _r_squared(sums)})
+        explained = with_intervals(stats, seed)[0]["explained"]
+    return {
+        "within_std": float((sums_C9[:, 0].sum() / (num_answers - len(columns))) ** 0.5),
+        "between_std": float(np.std(means)),
+        "explained": explained,
+    }
+
+
+def _r_squared(sums: np.ndarray) -> np.ndarray:
+    """Return R^2 from sums of products [..., 9] of the centred score and the two counts."""
+    products = sums.reshape(*sums.shape[:-1], 3, 3)
+    yy, xy, xx = products[..., 0, 0], products[..., 0, 1:], products[..., 1:, 1:]
+    solved = np.einsum("...i,...ij,...j->...", xy, np.linalg.pinv(xx, hermitian=True), xy)
+    return np.asarray(np.where(yy > 0, solved / np.where(yy > 0, yy, 1), np.nan))

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from mmrlhf.commands.reward_eval import accuracy, compute_metrics, findings, length_bin, reward_eval, table_rows
+from mmrlhf.commands.reward_eval import reward_eval
+from mmrlhf.commands.reward_eval_page import findings, table_rows
+from mmrlhf.commands.reward_metrics import accuracy, compute_metrics, length_bin
 from mmrlhf.config import RewardConfig, RewardEvalConfig
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import train_reward_model

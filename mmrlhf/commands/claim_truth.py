@@ -1,0 +1,144 @@
+"""What is true of sampled answers, for `mmrlhf reward-eval`: from a source that the reward does not
+read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmrlhf.claims import Lexicon, extract_claims
+from mmrlhf.config import RewardEvalConfig
+from mmrlhf.facts import FactsByImage, facts_for_image, read_facts
+from mmrlhf.files.inputs import content_digest
+from mmrlhf.files.rows import Row
+from mmrlhf.files.tables import read_rows
+from mmrlhf.records import CLAIM_KINDS, Claim, Fact, InputError, Verdict
+from mmrlhf.rewards.detection import GroupVerdicts
+from mmrlhf.rewards.reward_model import AnswerGroup
+from mmrlhf.verifiers import AnswerClaims, verify_against_facts
+from mmrlhf.verifiers.clip import load_clip
+
+VERDICTS = ("supported", "contradicted", "unknown")
+
+
+def check_truth_settings(config: RewardEvalConfig) -> None:
+    """Raise InputError for settings of the truth that do not fit each other."""
+    if config.answers is None:
+        if config.truth != "none":
+            raise InputError(f"truth {config.truth} is about sampled answers: give --answers, which `mmrlhf generate` writes")
+        return
+    if config.truth in ("facts", "labels") and config.truth_file is None:
+        what = "facts that the reward does not read" if config.truth == "facts" else "what `mmrlhf claims` wrote, corrected"
+        raise InputError(f"truth {config.truth} needs a file: give --truth_file ({what})")
+    if config.truth_file is not None and config.truth not in ("facts", "labels"):
+        raise InputError(f"truth_file {config.truth_file} is not read with truth {config.truth}: give --truth facts or labels")
+    if config.truth == "clip" and config.clip_model is None:
+        raise InputError("truth clip needs an open_clip model: give --clip_model, or --truth facts or labels")
+
+
+def read_verdicts(
+    config: RewardEvalConfig, groups: Sequence[AnswerGroup], lexicon: Lexicon, reads_facts: bool
+) -> GroupVerdicts | None:
+    """Return a verdict on each claim of each group's answers, None if no truth is given.
+
+    Raises InputError if the reward reads the same facts, or if the truth is about other answers.
+    """
+    if config.truth == "facts":
+        return _verdicts_of_facts(config, groups, lexicon, reads_facts)
+    if config.truth == "labels":
+        return _verdicts_of_labels(str(config.truth_file), groups)
+    if config.truth == "clip":
+        return _verdicts_of_clip(config, groups, lexicon)
+    return None
+
+
+# ---- facts kept apart --------------------------------------------------------------------------
+
+
+def _verdicts_of_facts(
+    config: RewardEvalConfig, groups: Sequence[AnswerGroup], lexicon: Lexicon, reads_facts: bool
+) -> GroupVerdicts:
+    path = str(config.truth_file)
+    truth_file = read_facts(path)
+    true_facts = [_facts_of_group(truth_file, group) for group in groups]
+    if not any(true_facts):
+        raise InputError(f"truth_file {path} has no facts about the images of {config.answers}: name images or ids as it does")
+    same_file = config.facts_file is not None and content_digest(path) == content_digest(config.facts_file)
+    pairs = [(_texts(known), _texts(true)) for known, true in zip((g.facts for g in groups), true_facts, strict=True)]
+    if reads_facts and (same_file or all(known == true for known, true in pairs if known or true)):
+        raise InputError(
+            f"truth_file {path} has the facts that the reward reads: a judge agrees with what it is told, true or not, so give "
+            "facts kept apart (more complete, or by another annotator), or --truth labels"
+        )
+    return [
+        [verify_against_facts(extract_claims(answer, lexicon), facts, lexicon) for answer in group.answers]
+        for group, facts in zip(groups, true_facts, strict=True)
+    ]
+
+
+def _facts_of_group(facts: FactsByImage, group: AnswerGroup) -> tuple[Fact, ...]:
+    """Return the facts about a group's row or images; none if there are none."""
+    if group.id in facts:
+        return facts[group.id]
+    names = [image.path or image.recorded_name for image in group.images]
+    return tuple(dict.fromkeys(fact for name in names if name for fact in facts_for_image(facts, name)))
+
+
+def _texts(facts: Sequence[Fact]) -> set[tuple[str, str]]:
+    return {(fact.kind, " ".join(fact.text.lower().split())) for fact in facts}
+
+
+# ---- labels ------------------------------------------------------------------------------------
+
+
+def _verdicts_of_labels(path: str, groups: Sequence[AnswerGroup]) -> GroupVerdicts:
+    """Read what `mmrlhf claims` wrote, with verdicts, and join it by row id and text."""
+    by_answer: dict[tuple[str, str], list[Verdict]] = {}
+    for raw_row in read_rows(path):
+        row = raw_row.parse()
+        text, id_ = row.require("text"), row.fields.get("id")
+        row.require_text(text, "text")
+        claims = row.require("claims")
+        if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
+            row.fail("`claims` must be a list of objects, as `mmrlhf claims` writes them")
+        verdicts = [_labelled_claim(row, claim, len(text)) for claim in claims]
+        by_answer[("" if id_ is None else str(id_), text)] = by_answer[("", text)] = verdicts
+    verdicts_by_group = [
+        [by_answer.get((group.id, answer), by_answer.get(("", answer), [])) for answer in group.answers] for group in groups
+    ]
+    if not any(verdicts for group_verdicts in verdicts_by_group for verdicts in group_verdicts):
+        raise InputError(
+            f"truth_file {path} labels none of the answers: label claims that `mmrlhf claims` finds in that very file"
+        )
+    return verdicts_by_group
+
+
+def _labelled_claim(row: Row, claim: dict[str, Any], length: int) -> Verdict:
+    kind, verdict, span = claim.get("kind"), claim.get("verdict", "unknown"), claim.get("span")
+    if kind not in CLAIM_KINDS:
+        row.fail(f"`kind` of a claim must be {', '.join(CLAIM_KINDS)}, not {kind!r}")
+    if verdict not in VERDICTS:
+        row.fail(f"`verdict` of a claim must be {', '.join(VERDICTS)}, not {verdict!r}")
+    is_span = isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span)
+    if not is_span or not 0 <= span[0] < span[1] <= length:  # type: ignore[index]
+        row.fail(f"`span` of a claim must be its start and end in `text`, not {span!r}")
+    fields = {name: str(claim.get(key, "")) for name, key in
+              (("subject", "object"), ("value", "value"), ("relation", "relation"), ("target", "target"))}  # fmt: skip
+    negated, hedged = bool(claim.get("negated")), bool(claim.get("hedged"))
+    return Verdict(Claim(kind, span=tuple(span), negated=negated, hedged=hedged, **fields), verdict)  # type: ignore[arg-type]
+
+
+# ---- a verifier --------------------------------------------------------------------------------
+
+
+def _verdicts_of_clip(config: RewardEvalConfig, groups: Sequence[AnswerGroup], lexicon: Lexicon) -> GroupVerdicts:
+    verifier = load_clip(str(config.clip_model), lexicon, config.clip_calibration)
+    if not verifier.calibration.coefficients:
+        raise InputError(
+            f"open_clip model {config.clip_model} has no calibration, without which every verdict is unknown: make one "
+            "with `mmrlhf calibrate clip` and give it as --clip_calibration"
+        )
+    return [
+        verifier([AnswerClaims(group.images, (), tuple(extract_claims(answer, lexicon))) for answer in group.answers])
+        for group in groups
+    ]

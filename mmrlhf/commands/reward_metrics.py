@@ -1,0 +1,177 @@
+"""The metrics of `mmrlhf reward-eval` on preferences: accuracy by group, ties, calibration,
+injected claims, and the same pairs with other facts or pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.stats import rankdata
+
+from mmrlhf.facts.corrupt import drop_facts, negate_facts
+from mmrlhf.metrics.calibration import expected_calibration_error, fit_temperature, preference_bins, proportion
+from mmrlhf.records import Comparison, Fact, ImageSource, Preference
+from mmrlhf.rewards.probes import PROBE_KINDS, Probe
+
+LENGTH_GAP_EDGES = (-0.25, -0.05, 0.05, 0.25)
+"""Edges of the length bins: difference in words, better minus worse, over the longer answer."""
+FACT_FRACTIONS = (0.75, 0.5, 0.25, 0.0)
+"""Fractions of each row's facts to keep."""
+SCORE_TOLERANCE = 1e-9
+"""Scores closer than this count as equal."""
+
+
+def perturbed_facts(rows: Sequence[Preference], seed: int) -> dict[str, list[tuple[Fact, ...]]]:
+    """Return corrupted facts of every row, by condition.
+
+    The conditions are fewer facts, the facts of the next row with another image, and contradicted
+    facts.
+    """
+    conditions = {}
+    for fraction in FACT_FRACTIONS:
+        conditions[f"{fraction:.0%} left"] = [
+            drop_facts(row.facts, fraction, np.random.default_rng([seed, 5, index])) for index, row in enumerate(rows)
+        ]
+    conditions["another image's"] = other_facts(rows)
+    conditions["contradicted"] = [
+        negate_facts(row.facts, 1.0, np.random.default_rng([seed, 6, index]))[0] for index, row in enumerate(rows)
+    ]
+    return conditions
+
+
+class HasFactsAndImages(Protocol):
+    """A row or a group of answers."""
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]: ...
+
+    @property
+    def facts(self) -> tuple[Fact, ...]: ...
+
+
+def other_facts(rows: Sequence[HasFactsAndImages]) -> list[tuple[Fact, ...]]:
+    """Return for each row the facts of the next row that has another image and facts."""
+    found: list[tuple[Fact, ...]] = []
+    for index, row in enumerate(rows):
+        candidates = (rows[(index + offset) % len(rows)] for offset in range(1, len(rows)))
+        found.append(next((other.facts for other in candidates if other.facts and other.images != row.images), ()))
+    return found
+
+
+def perturbed_pictures(rows: Sequence[Preference]) -> dict[str, list[Preference]]:
+    """Return the rows with the images of the next row that has as many others, and without images.
+
+    A model that is as accurate then judges by the text alone. Rows without images, or without
+    another row's to take, are left out.
+    """
+    conditions: dict[str, list[Preference]] = {"another row's": [], "none": []}
+    for index, row in enumerate(rows):
+        candidates = (rows[(index + offset) % len(rows)] for offset in range(1, len(rows)))
+        others = (c.images for c in candidates if len(c.images) == len(row.images) and c.images != row.images)
+        images = next(others, None) if row.images else None
+        if images is None:
+            continue
+        blind_prompt = tuple(replace(message, image_positions=()) for message in row.prompt)
+        conditions["another row's"].append(replace(row, images=images))
+        conditions["none"].append(replace(row, images=(), prompt=blind_prompt))
+    return conditions if conditions["none"] else {}
+
+
+def accuracy(rows: Sequence[Preference], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return how often the better answer scores higher, in comparisons that are not ties."""
+    is_correct = [
+        row_scores[comparison.better] > row_scores[comparison.worse] + SCORE_TOLERANCE
+        for _, row_scores, comparison in _comparisons(rows, scores)
+        if not comparison.is_tie
+    ]
+    return proportion(np.array(is_correct, dtype=bool))
+
+
+def _comparisons(
+    rows: Sequence[Preference], scores: Sequence[Sequence[float]]
+) -> list[tuple[Preference, Sequence[float], Comparison]]:
+    return [(row, row_scores, comparison) for row, row_scores in zip(rows, scores, strict=True) for comparison in row.comparisons]
+
+
+def compute_metrics(rows: Sequence[Preference], scores: Sequence[Sequence[float]], temperature: float) -> dict[str, Any]:
+    """Return accuracy by group, and calibration at the model's temperature and at the best one."""
+    comparisons = [
+        (row, row_scores[comparison.better] - row_scores[comparison.worse], comparison)
+        for row, row_scores, comparison in _comparisons(rows, scores)
+    ]
+    decided = [(row, margin, comparison) for row, margin, comparison in comparisons if not comparison.is_tie]
+    margins = np.array([margin for _, margin, _ in decided])
+
+    def accuracy_by(group_name: Callable[[Preference, Comparison], str]) -> dict[str, Any]:
+        names = np.array([group_name(row, comparison) for row, _, comparison in decided])
+        return {name: proportion(margins[names == name] > SCORE_TOLERANCE) for name in sorted(set(names.tolist()))}
+
+    tie_gaps = [abs(margin) for _, margin, comparison in comparisons if comparison.is_tie]
+    bins = preference_bins(margins, temperature)
+    return {
+        "accuracy": proportion(margins > SCORE_TOLERANCE),
+        "by_source": accuracy_by(lambda row, _: row.source or "unknown"),
+        "by_hallucinated": accuracy_by(_hallucination_label),
+        "by_length": accuracy_by(
+            lambda row, comparison: length_bin(row.answers[comparison.better], row.answers[comparison.worse])
+        ),
+        "ties": _tie_metrics(np.array(tie_gaps), np.abs(margins)),
+        "calibration": {
+            "temperature": temperature,
+            "best_temperature": fit_temperature(margins),
+            "ece": expected_calibration_error(bins),
+            "ece_uncalibrated": expected_calibration_error(preference_bins(margins, 1.0)),
+            "bins": [asdict(bin_) for bin_ in bins],
+        },
+    }
+
+
+def _hallucination_label(row: Preference, comparison: Comparison) -> str:
+    # A row's flag describes only its worst answer, which is the last one.
+    is_about_worst = comparison.worse == len(row.answers) - 1
+    return {True: "yes", False: "no", None: "unknown"}[row.hallucinated if is_about_worst else None]
+
+
+def length_bin(better: str, worse: str) -> str:
+    """Return the length bin of a comparison: how much longer, in words, the better answer is."""
+    num_better, num_worse = len(better.split()), len(worse.split())
+    gap = (num_better - num_worse) / max(num_better, num_worse, 1)
+    names = ("1 much shorter", "2 shorter", "3 as long", "4 longer", "5 much longer")
+    return names[int(np.searchsorted(LENGTH_GAP_EDGES, gap))]
+
+
+def _tie_metrics(tie_gaps: np.ndarray, other_gaps: np.ndarray) -> dict[str, float] | None:
+    """Return how well score gaps separate ties from other pairs: AUROC is 1 if ties are closer."""
+    if not len(tie_gaps) or not len(other_gaps):
+        return None
+    # Mann-Whitney: the rank sum of the other gaps, less its minimum, over the number of pairs.
+    rank_sum = rankdata(np.concatenate([other_gaps, tie_gaps]))[: len(other_gaps)].sum()
+    auroc = (rank_sum - len(other_gaps) * (len(other_gaps) + 1) / 2) / (len(other_gaps) * len(tie_gaps))
+    return {
+        "n": len(tie_gaps),
+        "mean_gap": float(tie_gaps.mean()),
+        "mean_gap_of_others": float(other_gaps.mean()),
+        "auroc": float(auroc),
+    }
+
+
+def probe_metrics(probes: Sequence[Probe], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Return, by kind of claim, how an injected claim changes the score.
+
+    `false_lowers` and `true_lowers` are how often a false or a true claim lowers the score, and
+    `false_below_true` is how often the false one scores below the true one.
+    """
+    metrics: dict[str, Any] = {}
+    for kind in PROBE_KINDS:
+        kind_scores = [probe_scores for probe_scores, probe in zip(scores, probes, strict=True) if probe.kind == kind]
+        if not kind_scores:
+            continue
+        original, false_scores, true_scores = np.array(kind_scores).T
+        metrics[kind] = {
+            "false_lowers": proportion(false_scores < original),
+            "true_lowers": proportion(true_scores < original),
+            "false_below_true": proportion(false_scores < true_scores),
+        }
+    return metrics

@@ -1,0 +1,256 @@
+"""What reward-eval says of a policy: truth kept apart, forecasts by hand, and the whole command."""
+
+import json
+
+import pytest
+
+from mmrlhf.claims import load_lexicon
+from mmrlhf.commands.claim_truth import check_truth_settings, read_verdicts
+from mmrlhf.commands.claims import extract
+from mmrlhf.commands.policy_outlook import (
+    answer_groups,
+    check_reward_terms,
+    fact_conditions,
+    forecast,
+    outlook_sentences,
+    weighted_score,
+)
+from mmrlhf.commands.reward_eval import reward_eval
+from mmrlhf.commands.reward_metrics import perturbed_pictures
+from mmrlhf.config import RewardEvalConfig
+from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
+from mmrlhf.rewards.reward_model import AnswerGroup
+from tests.report.test_page import ParsedPage
+
+PROMPT = (Message("user", "What is it?"),)
+
+
+def make_config(tmp_path, **settings):
+    settings = {"reward_model_path": "r", "dataset_name": "d", "output_dir": str(tmp_path / "out")} | settings
+    return RewardEvalConfig(**settings)
+
+
+def make_group(*answers, facts=(), id_="a", image="a.png"):
+    return AnswerGroup((ImageSource(image),), PROMPT, answers, facts, id_)
+
+
+def gain(value):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def rates(j, num=40, width=0.1):
+    interval = {"value": j, "low": j - width, "high": j + width}
+    return {"TPR": interval, "FPR": interval, "J": interval, "num_false": num, "num_true": num}
+
+
+SPREAD = {
+    "with facts": {"within_std": 1.0, "explained": {"value": 0.4}},
+    "without facts": {"within_std": 0.5, "explained": {"value": 0.1}},
+}
+
+
+def sentences_of(with_facts, without, gains, other=None):
+    detection = {"with facts": {"all": rates(0.4), **with_facts}, "without facts": {"all": rates(0.2), **without}}
+    if other:
+        detection["with another image's facts"] = other
+    spread = SPREAD | ({"with another image's facts": SPREAD["without facts"]} if other else {})
+    return outlook_sentences({"spread": spread, "detection": detection, "forecast": forecast(detection, spread, gains)})
+
+
+def test_forecast_follows_from_j_and_spread():
+    detection = {
+        "with facts": {"object": rates(0.6), "count": rates(0.05), "attribute": rates(-0.3), "relation": rates(0.9, num=4)},
+        "without facts": {"object": rates(0.3), "count": rates(0.5), "attribute": rates(0.05), "relation": rates(0.9, num=4)},
+    }
+    entries = forecast(detection, SPREAD)
+    assert entries["object"]["fate"] == {"with facts": "goes", "without facts": "goes"}
+    assert entries["object"]["speed_ratio"] == pytest.approx((0.6 * 1.0) / (0.3 * 0.5))
+    assert entries["count"]["fate"] == {"with facts": "stays", "without facts": "goes"}
+    assert entries["attribute"]["fate"] == {"with facts": "grows", "without facts": "stays"}
+    assert entries["relation"]["fate"] == {"with facts": "not measured", "without facts": "not measured"}
+    assert entries["count"]["speed_ratio"] is None
+
+
+def test_sentences_say_what_goes_stays_and_grows():
+    sentences = sentences_of(
+        {"object": rates(0.6), "count": rates(0.05), "attribute": rates(-0.3), "relation": rates(0.9, num=4)},
+        {"object": rates(0.3), "count": rates(0.5), "attribute": rates(0.05), "relation": rates(0.9, num=4)},
+        {"object": gain(0.3), "count": gain(-0.45), "attribute": gain(-0.35), "relation": gain(0)},
+    )
+    assert sentences == [
+        "Within a prompt's answers the reward has a standard deviation of 1 with facts, 40% of its variance explained by true "
+        "and false claims; 0.5 without facts, 10% of its variance explained by true and false claims.",
+        "Trained against this reward with facts, false claims will go: object (J 0.60, 0.50 to 0.70; 4.0 times as fast as "
+        "without facts).",
+        "Trained against this reward with facts, false claims are not shown to change (the interval of J includes 0): count (J 0.05, -0.05 to "
+        "0.15; without facts they go).",
+        "Trained against this reward with facts, false claims will grow: attribute (J -0.30, -0.40 to -0.20; without facts not "
+        "shown to change).",
+        "Not measured, with fewer than 5 false or true claims: relation (4 false, 4 true).",
+        "Facts will speed up what happens without them, too: fewer false claims about objects.",
+        "Facts lower J for claims about attributes and counts: check the facts, or train without them.",
+    ]
+
+
+def test_sentences_say_whether_facts_matter():
+    objects = {"object": rates(0.6)}
+    assert sentences_of(objects, {"object": rates(0.0)}, {"object": gain(0.6)})[-1] == (
+        "Facts will change the policy: only with them do false claims go that are about objects."
+    )
+    assert sentences_of(objects, {"object": rates(0.9)}, {"object": gain(-0.05)})[-1] == (
+        "Facts are not shown to change what the policy learns from this reward."
+    )
+    sentences = sentences_of(objects, objects, {"object": gain(0)}, {"all": rates(0.35)})
+    assert sentences[-1].startswith("With another image's facts J is as high (0.35 against 0.40)")
+    not_measured = outlook_sentences({"spread": SPREAD, "detection": None, "forecast": None})
+    assert "is not measured: it needs a truth that the reward does not read" in not_measured[-1]
+
+
+def test_claim_rewards_are_scored_by_each_condition_of_the_facts():
+    facts = (Fact("object", "red cup"), Fact("absent", "dog"))
+    groups = [
+        make_group("A red cup.", "A dog and a red cup.", facts=facts),
+        make_group("A hat.", facts=(), id_="b", image="b.png"),
+    ]
+    weights = check_reward_terms("hallucination=-1, coverage=0.5")
+    score = weighted_score(None, weights, load_lexicon())
+    conditions = fact_conditions(groups, True)
+    assert list(conditions) == ["with facts", "without facts", "with another image's facts"]
+    assert score(conditions["with facts"]) == [[1.0, 0.0], [0.0]]  # cup and red are 0.5 each, the dog costs 1
+    assert score(conditions["without facts"]) == [[0.0, 0.0], [0.0]]
+    assert conditions["with another image's facts"][0].facts == () and conditions["with another image's facts"][1].facts == facts
+    assert list(fact_conditions(groups, False)) == ["without facts"]
+    with pytest.raises(InputError, match="reward_terms names length"):
+        check_reward_terms("fact_rm=1, length=-0.1")
+
+
+def test_answers_are_grouped_by_row():
+    rows = [Example("a", (), PROMPT, "A cup."), Example("b", (), PROMPT, "A hat."), Example("a", (), PROMPT, "A dog.")]
+    assert [group.answers for group in answer_groups(rows, "x")] == [("A cup.", "A dog."), ("A hat.",)]
+    with pytest.raises(InputError, match="x: row c has no `answer`"):
+        answer_groups([Example("c", (), PROMPT)], "x")
+    with pytest.raises(InputError, match="two rows with id a have different prompts"):
+        answer_groups([rows[0], Example("a", (), (Message("user", "Who?"),), "A cup.")], "x")
+
+
+def test_perturbed_pictures_have_another_rows_or_none():
+    prompt = (Message("user", "Look: what?", (5,)),)
+    rows = [Preference.from_pair(n, (ImageSource(f"{n}.png"),), prompt, "x", "y") for n in "abc"]
+    pictures = perturbed_pictures(rows)
+    assert [row.images[0].path for row in pictures["another row's"]] == ["b.png", "c.png", "a.png"]
+    assert all(row.images == () and row.prompt[0].image_positions == () for row in pictures["none"])
+    assert perturbed_pictures([Preference.from_pair("a", (), PROMPT, "x", "y")]) == {}
+
+
+# ---- the truth -----------------------------------------------------------------------------------
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_truth_of_facts_kept_apart(tmp_path):
+    path = write_lines(
+        tmp_path / "truth.jsonl",
+        [{"image": "a.png", "facts": [{"kind": "object", "text": "red cup"}, {"kind": "absent", "text": "dog"}]}],
+    )
+    group = make_group("A cup and a dog.", facts=(Fact("object", "red cup"),), image="images/a.png")
+    config = make_config(tmp_path, answers="x.jsonl", truth="facts", truth_file=path)
+    ((verdicts,),) = read_verdicts(config, [group], load_lexicon(), True)
+    assert {v.claim.subject: v.value for v in verdicts} == {"cup": "supported", "dog": "contradicted"}
+    # The reward must not read the truth itself.
+    own = make_group("A cup and a dog.", facts=(Fact("object", "red cup"), Fact("absent", "dog")), image="images/a.png")
+    with pytest.raises(InputError, match="has the facts that the reward reads"):
+        read_verdicts(config, [own], load_lexicon(), True)
+    assert read_verdicts(config, [own], load_lexicon(), False)
+    with pytest.raises(InputError, match="has no facts about the images of"):
+        read_verdicts(config, [make_group("A cup.", image="z.png")], load_lexicon(), True)
+
+
+def test_truth_of_labels_is_joined_by_row_and_text(tmp_path):
+    answers = write_lines(
+        tmp_path / "answers.jsonl", [{"id": "a", "answer": "A cup and a dog."}, {"id": "b", "answer": "A hat."}]
+    )
+    labels = tmp_path / "labels.jsonl"
+    extract(answers, out=str(labels))
+    rows = [json.loads(line) for line in labels.read_text().splitlines()]
+    rows[0]["claims"][1]["verdict"] = "contradicted"
+    rows[0]["claims"][0]["verdict"] = "supported"
+    path = write_lines(labels, rows)
+    config = make_config(tmp_path, answers=answers, truth="labels", truth_file=path)
+    groups = [make_group("A cup and a dog.", "A mouse."), make_group("A hat.", id_="b")]
+    verdicts = read_verdicts(config, groups, load_lexicon(), True)
+    assert [[[v.value for v in answer] for answer in group] for group in verdicts] == [
+        [["supported", "contradicted"], []],
+        [["unknown"]],
+    ]
+    with pytest.raises(InputError, match="labels none of the answers"):
+        read_verdicts(config, [make_group("A mouse.")], load_lexicon(), True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"verdict": "yes"}, r"line 1: `verdict` of a claim must be supported, contradicted, unknown, not 'yes'"),
+        ({"kind": "smell"}, r"line 1: `kind` of a claim must be object"),
+        ({"span": [3, 99]}, r"line 1: `span` of a claim must be its start and end in `text`, not \[3, 99\]"),
+        ({"span": None}, r"line 1: `span` of a claim must be"),
+    ],
+)
+def test_bad_labels_are_refused_with_their_place(tmp_path, change, message):
+    claim = {"kind": "object", "object": "cup", "span": [2, 5], "verdict": "supported"} | change
+    path = write_lines(tmp_path / "labels.jsonl", [{"id": "a", "text": "A cup.", "claims": [claim]}])
+    config = make_config(tmp_path, answers="x.jsonl", truth="labels", truth_file=path)
+    with pytest.raises(InputError, match=message):
+        read_verdicts(config, [make_group("A cup.")], load_lexicon(), True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"truth": "facts"}, "truth facts is about sampled answers: give --answers"),
+        ({"answers": "x", "truth": "facts"}, "truth facts needs a file: give --truth_file"),
+        ({"answers": "x", "truth": "labels"}, r"truth labels needs a file: give --truth_file \(what `mmrlhf claims` wrote"),
+        ({"answers": "x", "truth_file": "f"}, "truth_file f is not read with truth none"),
+        ({"answers": "x", "truth": "clip"}, "truth clip needs an open_clip model"),
+    ],
+)
+def test_settings_of_the_truth_that_do_not_fit_are_refused(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        check_truth_settings(make_config(tmp_path, **settings))
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_reward_eval_measures_j_on_the_policys_answers(reward_dir, pairs, examples, tmp_path, capsys):
+    rows = []
+    for example in examples[:6]:
+        (tmp_path / f"{example.id}.png").write_bytes(example.images[0].read())
+        facts = [{"kind": f.kind, "text": f.text} for f in example.facts]
+        row = {"id": example.id, "images": [f"{example.id}.png"], "prompt": example.prompt[0].content, "facts": facts}
+        rows += [{**row, "answer": "There is a cup and a dog."}, {**row, "answer": "There is a cup, a cat and a tree."}]
+    answers = write_lines(tmp_path / "answers.jsonl", rows)
+    truth = write_lines(
+        tmp_path / "truth.jsonl",
+        [{"id": row["id"], "facts": [*row["facts"], {"kind": "object", "text": "cup"}, *({"kind": "absent", "text": w} for w in ("dog", "cat", "tree"))]} for row in rows[::2]],
+    )  # fmt: skip
+    config = make_config(
+        tmp_path, reward_model_path=str(reward_dir), answers=answers, reward_terms="fact_rm=1, hallucination=-1", truth="facts",
+        truth_file=truth, probes=2, batch_size=4,
+    )  # fmt: skip
+    policy = reward_eval(config, pairs[:6])["policy"]
+    assert (policy["num_prompts"], policy["num_answers"]) == (6, 12)
+    assert set(policy["detection"]) == {"with facts", "without facts", "with another image's facts"}
+    assert policy["detection"]["with facts"]["object"]["num_false"] == 18
+    assert policy["detection"]["with facts"]["object"]["num_true"] == 12
+    assert policy["spread"]["with facts"]["within_std"] > 0 and policy["contradicted"]["object"]["n"] == 30
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert set(result["picture_curve"]) == {"another row's", "none"}
+    page = ParsedPage((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert page.ids_of_sections() == ["plots", "policy", "lengths", "tables"]
+    assert "Will facts change my policy?" in page.text
+    output = capsys.readouterr().out
+    assert "J of fact_rm=1, hallucination=-1 on 12 answers of the policy (6 prompts)" in output
+    assert "without the picture" in output and "Within a prompt's answers the reward has a standard deviation" in output
