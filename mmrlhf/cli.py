@@ -247,7 +247,7 @@ COMMANDS = _by_last_word(
         "reward-eval",
         RewardEvalConfig,
         "mmrlhf.commands.reward_eval:reward_eval",
-        "measure a reward model: accuracy, calibration, injected hallucinations, missing and wrong facts",
+        "measure a reward model: accuracy, calibration, facts, and which errors of a policy it will drive out",
         "--reward_model_path runs/reward --dataset_name held_out.jsonl --output_dir runs/reward-eval",
     ),
     _config_command(

@@ -43,13 +43,24 @@ def read_verdicts(
 
     Raises InputError if the reward reads the same facts, or if the truth is about other answers.
     """
+    if config.truth == "none":
+        return None
     if config.truth == "facts":
-        return _verdicts_of_facts(config, groups, lexicon, reads_facts)
-    if config.truth == "labels":
-        return _verdicts_of_labels(str(config.truth_file), groups)
-    if config.truth == "clip":
-        return _verdicts_of_clip(config, groups, lexicon)
-    return None
+        verdicts = _verdicts_of_facts(config, groups, lexicon, reads_facts)
+    elif config.truth == "labels":
+        verdicts = _verdicts_of_labels(str(config.truth_file), groups)
+    else:
+        verdicts = _verdicts_of_clip(config, groups, lexicon)
+    known = (v for group in verdicts for answer in group for v in answer if v.value != "unknown")
+    if next(known, None) is None:
+        hint = {
+            "facts": "give facts about the objects that the answers name",
+            "labels": "set the `verdict` of each claim to supported or contradicted",
+            "clip": "calibrate more kinds of claims",
+        }[config.truth]
+        name = config.truth_file or config.clip_model
+        raise InputError(f"truth {name}: none of the claims in {config.answers} is known to be true or false: {hint}")
+    return verdicts
 
 
 # ---- facts kept apart --------------------------------------------------------------------------

@@ -250,8 +250,7 @@ def _spread_sentence(spread: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _kind_phrase(kind: str, rates: Mapping[str, Any], entry: Mapping[str, Any], main: str) -> str:
-    j = rates["J"]
-    phrase = f"{kind} (J {j['value']:.2f}, {j['low']:.2f} to {j['high']:.2f}"
+    phrase = f"{kind} (J {format_j(rates['J'], ', {} to {}')}"
     fate_without = entry["fate"].get(WITHOUT_FACTS)
     if main == WITH_FACTS:
         if entry["speed_ratio"] is not None:
@@ -260,6 +259,12 @@ def _kind_phrase(kind: str, rates: Mapping[str, Any], entry: Mapping[str, Any], 
             without = {GOES: "they go", STAYS: "not shown to change", GROWS: "they grow"}[fate_without or STAYS]
             phrase += f"; without facts {without}"
     return f"{phrase})"
+
+
+def format_j(j: Mapping[str, float], interval: str = " ({} to {})") -> str:
+    """Return J and its interval as text, without the sign of -0.00."""
+    value, low, high = (f"{round(j[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
+    return value + interval.format(low, high)
 
 
 def _few_phrase(kind: str, rates: Mapping[str, Any] | None) -> str:
@@ -291,7 +296,13 @@ def _facts_sentences(outlook: Mapping[str, Any]) -> list[str]:
         sentences.append("Facts are not shown to change what the policy learns from this reward.")
     other = outlook["detection"].get(OTHER_FACTS, {}).get(ALL_KINDS)
     own = outlook["detection"][WITH_FACTS][ALL_KINDS]
-    if other and other["J"] is not None and own["J"] is not None and other["J"]["high"] >= own["J"]["value"] > 0:
+    if (
+        other
+        and other["J"] is not None
+        and own["J"] is not None
+        and other["J"]["high"] >= own["J"]["value"]
+        and own["J"]["low"] > 0
+    ):
         sentences.append(
             f"With another image's facts J is as high ({other['J']['value']:.2f} against {own['J']['value']:.2f}): the reward hardly "
             "reads what the facts say."

@@ -77,6 +77,7 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
     rows = list(preferences[: config.limit] if config.limit else preferences)
     if all(comparison.is_tie for row in rows for comparison in row.comparisons):
         raise InputError(f"{config.dataset_name} has ties only: accuracy needs rows with a better and a worse answer")
+    answers = _read_answers(config)
     model = load_reward_model(
         config.reward_model_path,
         max_length=config.max_length,
@@ -84,7 +85,7 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
         base_model_name_or_path=config.base_model_name_or_path,
     )
     refuse_unusable(model, rows, lambda row: _answer_group(row, row.facts), config.dataset_name, run.console)
-    policy = _read_policy(config, model, weights, run.console)
+    policy = _read_policy(config, answers, model, weights, run.console)
     model = replace(model, max_length=1 << 30)  # rows fit, and a probe or other facts may be a little longer
     probes = make_probes(rows[: config.probes], seed=config.seed)
 
@@ -113,7 +114,7 @@ def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | No
             }
 
         scores = score_all(groups_by_condition, model.score)
-        score_terms = weighted_score(model, weights, load_lexicon())
+        score_terms = weighted_score(model, weights, load_lexicon(config.lexicon_file))
         policy_scores = score_all({f"policy {name}": groups for name, groups in policy_groups.items()}, score_terms)
 
     # 2. Compute the metrics
@@ -149,20 +150,32 @@ def _probe_group(probe: Probe) -> AnswerGroup:
     return replace(probe.group, answers=(probe.group.answers[0], probe.false_answer, probe.true_answer))
 
 
-def _read_policy(config: RewardEvalConfig, model: RewardModel, weights: dict[str, float], console: Console) -> _Policy | None:
-    """Return the policy's answers with their truth and the answers without claims.
-
-    Raises InputError if answers or truth cannot be used; None if none are given.
-    """
+def _read_answers(config: RewardEvalConfig) -> list[AnswerGroup]:
+    """Return the policy's answers by prompt, none if the command was given none."""
     if config.answers is None:
-        return None
+        return []
     facts = read_facts(config.facts_file) if config.facts_file else None
-    answers = read_examples(config.answers, config.dataset_train_split, config.image_folder, facts)
-    groups = answer_groups(answers, config.answers)
-    refuse_unusable(model, groups, lambda group: group, config.answers, console)
-    depends_on_facts = reads_facts(model, weights)
-    verdicts = read_verdicts(config, groups, load_lexicon(), depends_on_facts)
-    found = [] if verdicts is None else removals(groups, verdicts)
+    rows = read_examples(config.answers, config.dataset_train_split, config.image_folder, facts)
+    return answer_groups(rows, config.answers)
+
+
+def _read_policy(
+    config: RewardEvalConfig,
+    groups: list[AnswerGroup],
+    model: RewardModel,
+    weights: dict[str, float],
+    console: Console,
+) -> _Policy | None:
+    """Return the answers with their truth and the answers without claims; None without answers.
+
+    Raises InputError if the reward model cannot read the answers, or the truth cannot be used.
+    """
+    if not groups:
+        return None
+    refuse_unusable(model, groups, lambda group: group, str(config.answers), console)
+    lexicon, depends_on_facts = load_lexicon(config.lexicon_file), reads_facts(model, weights)
+    verdicts = read_verdicts(config, groups, lexicon, depends_on_facts)
+    found = [] if verdicts is None else removals(groups, verdicts, lexicon)
     return _Policy(groups, verdicts, found, weights, depends_on_facts)
 
 
@@ -170,7 +183,7 @@ def _policy_figures(config: RewardEvalConfig, policy: _Policy, scores: Mapping[s
     figures: dict[str, Any] = {"answers": config.answers, "reward_terms": config.reward_terms, "truth": config.truth}
     figures |= measure_outlook(policy.groups, policy.found, policy.verdicts, scores, config.seed)
     if any(name != "fact_rm" for name in policy.weights):
-        figures["contradicted"] = contradicted_shares(policy.groups, load_lexicon())
+        figures["contradicted"] = contradicted_shares(policy.groups, load_lexicon(config.lexicon_file))
     return figures
 
 

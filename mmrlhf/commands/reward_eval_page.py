@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from mmrlhf.commands.policy_outlook import draw_detection, outlook_sentences
+from mmrlhf.commands.policy_outlook import draw_detection, format_j, outlook_sentences
 from mmrlhf.commands.stats import format_stats_cell, length_figures, summary_stats
 from mmrlhf.datasets.summary import DatasetSummary
 from mmrlhf.files.atomic import write_atomic
@@ -61,13 +61,22 @@ def detection_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
                 continue
             figures = rates[kind]
             shares = [f"{figures[key]['value']:.2f}" if figures[key] else "-" for key in ("TPR", "FPR")]
-            j = figures["J"]
-            interval = f"{j['value']:.2f} ({j['low']:.2f} to {j['high']:.2f})" if j else "not measured"
-            rows.append((kind, name, str(figures["num_false"]), str(figures["num_true"]), *shares, interval))
+            interval = format_j(figures["J"]) if figures["J"] else "not measured"
+            rows.append(
+                (
+                    kind,
+                    name.replace("with another image's facts", "with another's"),
+                    str(figures["num_false"]),
+                    str(figures["num_true"]),
+                    *shares,
+                    interval,
+                )
+            )
     return rows
 
 
 DETECTION_COLUMNS = ("claims", "reward", "false", "true", "TPR", "FPR", "J (95% interval)")
+"""Columns of `detection_rows`."""
 
 
 def _picture_label(condition: str) -> str:

@@ -124,6 +124,8 @@ class RewardEvalConfig(RewardModelConfig):
     file."""
     clip_calibration: str | None = None
     """Calibration of clip_model, as `mmrlhf calibrate clip` writes it."""
+    lexicon_file: str | None = None
+    """Nouns and other words to add to the lexicon that the answers' claims are extracted with."""
 
 
 @settings

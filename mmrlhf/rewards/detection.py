@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mmrlhf.claims import Lexicon
 from mmrlhf.claims.removal import remove_claim
 from mmrlhf.metrics.intervals import SufficientStats, with_intervals
 from mmrlhf.records import Claim, Verdict
@@ -43,7 +44,7 @@ class Removal:
     answer: str
 
 
-def removals(groups: Sequence[AnswerGroup], verdicts: GroupVerdicts) -> list[Removal]:
+def removals(groups: Sequence[AnswerGroup], verdicts: GroupVerdicts, lexicon: Lexicon | None = None) -> list[Removal]:
     """Return the answers without each of their claims, one claim at a time.
 
     Left out are claims that are hedged or of unknown truth, claims that make up the whole answer,
@@ -53,11 +54,13 @@ def removals(groups: Sequence[AnswerGroup], verdicts: GroupVerdicts) -> list[Rem
     found: list[Removal] = []
     for group_index, (group, group_verdicts) in enumerate(zip(groups, verdicts, strict=True)):
         for answer_index, (answer, answer_verdicts) in enumerate(zip(group.answers, group_verdicts, strict=True)):
-            found += _answer_removals(group_index, answer_index, answer, answer_verdicts)
+            found += _answer_removals(group_index, answer_index, answer, answer_verdicts, lexicon)
     return found
 
 
-def _answer_removals(group_index: int, answer_index: int, answer: str, verdicts: Sequence[Verdict]) -> list[Removal]:
+def _answer_removals(
+    group_index: int, answer_index: int, answer: str, verdicts: Sequence[Verdict], lexicon: Lexicon | None
+) -> list[Removal]:
     found: list[Removal] = []
     false_claims = [v.claim for v in verdicts if v.value == "contradicted"]
     for claim, verdict in {v.claim: v for v in reversed(verdicts)}.items():
@@ -66,7 +69,7 @@ def _answer_removals(group_index: int, answer_index: int, answer: str, verdicts:
         is_false = verdict.value == "contradicted"
         if not is_false and any(_depends(other, claim) for other in false_claims):
             continue
-        rest = remove_claim(answer, claim)
+        rest = remove_claim(answer, claim, lexicon)
         if rest.strip() and rest != answer:
             found.append(Removal(group_index, answer_index, claim, is_false, rest))
     return found[::-1]

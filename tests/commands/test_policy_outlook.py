@@ -187,6 +187,8 @@ def test_truth_of_labels_is_joined_by_row_and_text(tmp_path):
     ]
     with pytest.raises(InputError, match="labels none of the answers"):
         read_verdicts(config, [make_group("A mouse.")], load_lexicon(), True)
+    with pytest.raises(InputError, match="is known to be true or false: set the `verdict` of each claim"):
+        read_verdicts(config, groups[1:], load_lexicon(), True)
 
 
 @pytest.mark.parametrize(
