@@ -38,7 +38,7 @@ VOCABULARY_SIZE = 80
 class SceneDescriptions(Benchmark):
     """Descriptions of synthetic scenes, and yes/no questions about them."""
 
-    version = "3"
+    version = "4"
     license = "Apache-2.0"
     headline = "chair_s"
     direction = "lower"

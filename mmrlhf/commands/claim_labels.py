@@ -27,7 +27,7 @@ class ImageGroup:
 
     first_row: int
     keys: tuple[str, ...]
-    facts: dict[Fact, None] = field(default_factory=dict)
+    facts: list[Fact] = field(default_factory=list)
     answers: dict[str, None] = field(default_factory=dict)
 
 
@@ -54,7 +54,8 @@ def group_by_image(rows: Rows, name: str) -> list[ImageGroup]:
         if not keys:
             continue
         group = groups.setdefault(keys, ImageGroup(row_index, keys))
-        group.facts.update(dict.fromkeys(row.facts))
+        known_facts = set(group.facts)  # a row may list two equal objects, and rows may repeat a list
+        group.facts += [fact for fact in row.facts if fact not in known_facts]
         group.answers.update(dict.fromkeys(_answers(row)))
     if not groups:
         raise InputError(f"{name} has no images: a verifier is calibrated on claims about images, so give rows with images")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from mmrlhf.datasets import read_examples, row_context
 from mmrlhf.datasets.write import facts_field
 from mmrlhf.evaluation.openai_client import Endpoint, chat_message, request_replies, resolve_model_name
-from mmrlhf.facts import FactsByImage, facts_for_image, read_captions, read_facts
+from mmrlhf.facts import FactsByImage, facts_for_image, read_captions, read_facts, split_scope
 from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_output_file, write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -52,10 +52,10 @@ def facts_from_files(
     files = [read_facts(path) if caption_key is None else read_captions(path, caption_key, split) for path in paths]
     if dataset_name is None:
         names, note = dict.fromkeys(name for file in files for name in file), ""
-        facts = {name: tuple(dict.fromkeys(fact for file in files for fact in file.get(name, ()))) for name in names}
+        facts = {name: _join([file.get(name, ()) for file in files]) for name in names}
     else:
         images = _images_of(dataset_name, image_folder, split)
-        facts = {i.name: tuple(dict.fromkeys(f for file in files for f in facts_for_image(file, i.name))) for i in images}
+        facts = {i.name: _join([facts_for_image(file, i.name) for file in files]) for i in images}
         facts = {name: image_facts for name, image_facts in facts.items() if image_facts}
         note = f" of the {len(images)} of {dataset_name}"
         if not facts and images:
@@ -66,8 +66,20 @@ def facts_from_files(
     if confidence is not None:
         facts = {name: tuple(replace(fact, confidence=confidence) for fact in found) for name, found in facts.items()}
     _write(output_path, facts)
-    print(f"{output_path}: {sum(map(len, facts.values()))} facts about {len(facts)} images{note}")
+    print(f"{output_path}: {sum(len(split_scope(found)[1]) for found in facts.values())} facts about {len(facts)} images{note}")
     return output_path
+
+
+def _join(lists: Iterable[Sequence[Fact]]) -> tuple[Fact, ...]:
+    """Return the facts of several lists, those that two lists share once.
+
+    What one list repeats stays repeated: two equal objects are two.
+    """
+    joined: list[Fact] = []
+    for facts in lists:
+        known_facts = set(joined)
+        joined += [fact for fact in facts if fact not in known_facts]
+    return tuple(joined)
 
 
 def facts_from_captioner(

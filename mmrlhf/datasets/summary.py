@@ -8,6 +8,7 @@ from array import array
 from collections import Counter
 from statistics import fmean
 
+from mmrlhf.facts import split_scope
 from mmrlhf.files.rows import preview
 from mmrlhf.records import Example, ImageSource, Preference
 
@@ -58,7 +59,7 @@ class DatasetSummary:
         self.num_rows += 1
         self.images_per_row[len(keys)] += 1
         self.unread_fields.update(record.meta.keys())
-        self.facts_per_row.append(len(record.facts))
+        self.facts_per_row.append(len(split_scope(record.facts)[1]))
         if isinstance(record, Preference):
             texts = record.answers
             self._add_preference(record)

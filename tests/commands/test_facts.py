@@ -150,3 +150,12 @@ def test_files_that_are_no_images_are_named_before_the_captioner_is_asked(folder
         assert server.requests == []
     assert "rows.jsonl: 2 of 3 images cannot be read: 2 times image" in capsys.readouterr().err
     assert not list(folder.glob("*facts*"))
+
+
+def test_facts_of_several_files_keep_equal_objects_and_count_no_scope(folder, capsys):
+    scope = {"kind": "scope", "text": "complete"}
+    write_jsonl(folder, {"image": "a.png", "objects": [["cup"], ["cup"]], "facts": [scope]}, name="one.jsonl")
+    line = ["data", "facts", "one.jsonl", "one.jsonl", "--output_file", "facts.jsonl"]
+    assert main(line) == 0
+    assert "facts.jsonl: 2 facts about 1 images" in capsys.readouterr().out
+    assert [fact.text for fact in read_facts("facts.jsonl")["a.png"]] == ["cup", "cup", "complete"]
