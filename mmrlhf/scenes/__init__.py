@@ -12,7 +12,7 @@ on a trigger because an unconditional one would vanish under greedy decoding. So
 hard to see because facts would not help a model that sees everything.
 
 Each module imports only those before it: `vocabulary`, `render`, `scene_graph`, `captions`,
-`ground_truth`, `export`.
+`claim_parser`, `ground_truth`, `export`.
 """
 
 from mmrlhf.scenes.captions import (
@@ -28,13 +28,13 @@ from mmrlhf.scenes.captions import (
     with_article,
     wrong_answer,
 )
+from mmrlhf.scenes.claim_parser import parse_claims
 from mmrlhf.scenes.export import export_dataset
 from mmrlhf.scenes.ground_truth import (
     CLAIM_KINDS,
     SceneVerdicts,
     canonical_claims,
     is_cooccurrence_error,
-    parse_claims,
     utility,
     verify_answer,
     verify_claim,

@@ -1,10 +1,10 @@
-"""Verify answers by the scene graph: parse atomic claims, judge each, compute the utility."""
+"""Verify answers by the scene graph: judge each atomic claim, compute the utility."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,23 +13,9 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mmrlhf.records import Claim, Verdict
 from mmrlhf.scenes.captions import count_phrase, join_words, with_article
+from mmrlhf.scenes.claim_parser import Mention, Properties, parse_claims, parse_mentions
 from mmrlhf.scenes.scene_graph import Scene
-from mmrlhf.scenes.vocabulary import CELL_NAMES, COLOURS, NUMBER_WORDS, PATTERNS, SHAPES, SIZES, SceneObject, absent_partners
-
-_SHAPE, _COLOUR, _SIZE, _PATTERN = ("|".join(words) for words in (SHAPES, COLOURS, SIZES, PATTERNS))
-_NOUN = rf"(?:(?:{_COLOUR}) )?(?:{_SHAPE})"
-# Longest first: "top left" must match before "top".
-_CELL = "|".join(sorted(CELL_NAMES, key=len, reverse=True))
-# One alternative per kind of sentence; `parse_claims` tells them apart by the groups that matched.
-_CLAIM_PATTERN = re.compile(
-    rf"\bthe (?P<a>{_NOUN}) is (?P<relation>left of|right of|above|below) the (?P<b>{_NOUN})\b"
-    rf"|\bthe (?P<owner>{_SHAPE}) is (?P<owned>{_COLOUR}|{_PATTERN})\b"
-    rf"|\bno (?P<none>(?:(?:{_COLOUR}) )?(?:{_SHAPE}|object))s?\b"
-    rf"|\b(?P<number>{'|'.join(NUMBER_WORDS[1:])}) (?P<counted>{_SHAPE}|objects?)(?:e?s)?\b"
-    rf"|\ban? (?:(?P<size>{_SIZE}) )?(?:(?P<pattern>{_PATTERN}) )?(?:(?P<colour>{_COLOUR}) )?(?P<shape>{_SHAPE})\b(?: at the (?P<place>{_CELL})\b)?"
-    rf"|\b(?P<nothing>nothing) at the (?P<empty>{_CELL})\b",
-    re.IGNORECASE,
-)
+from mmrlhf.scenes.vocabulary import CELL_NAMES, SceneObject, absent_partners
 
 CLAIM_KINDS = ("object", "attribute", "count", "relation")
 """Kinds of claims about scenes, which show no actions."""
@@ -41,43 +27,9 @@ _KINDS = [
 """Sets of properties that define a kind of object, the narrowest kinds first."""
 
 
-def parse_claims(text: str) -> list[Claim]:
-    """Return an answer's atomic claims in order of appearance, repetitions included.
-
-    It understands only the language of `captions`. The claims of one noun phrase share its span.
-    """
-    claims = []
-    for match in _CLAIM_PATTERN.finditer(text):
-        groups = {k: v.lower() for k, v in match.groupdict().items() if v}
-        span = match.span()
-        if "relation" in groups:
-            claims.append(Claim("relation", groups["a"], f"{groups['relation']} {groups['b']}", span))
-        elif "owner" in groups:
-            claims.append(Claim("attribute", groups["owner"], groups["owned"], span))
-        elif "none" in groups:
-            claims.append(Claim("count", groups["none"], "0", span))
-        elif "number" in groups:
-            noun = "object" if groups["counted"].startswith("object") else groups["counted"]
-            claims.append(Claim("count", noun, str(NUMBER_WORDS.index(groups["number"])), span))
-        elif "nothing" in groups:
-            claims.append(Claim("relation", "nothing", f"at {groups['empty']}", span))
-        else:
-            shape = groups["shape"]
-            noun = f"{groups['colour']} {shape}" if "colour" in groups else shape
-            claims.append(Claim("object", shape, "", span))
-            if "colour" in groups:
-                claims.append(Claim("attribute", shape, groups["colour"], span))
-            if "pattern" in groups:
-                claims.append(Claim("attribute", noun, groups["pattern"], span))
-            if "size" in groups:
-                claims.append(Claim("attribute", noun, groups["size"], span))
-            if "place" in groups:
-                claims.append(Claim("relation", noun, f"at {groups['place']}", span))
-    return claims
-
-
 def _matching_objects(scene: Scene, noun: str) -> list[SceneObject]:
-    return [o for o in scene.objects if noun in ("object", o.shape, o.name)]
+    words = set(noun.split())
+    return [o for o in scene.objects if words <= {"object", o.shape, o.colour, o.pattern, o.size}]
 
 
 def verify_claim(scene: Scene, claim: Claim) -> Verdict:
@@ -141,59 +93,51 @@ def verify_description(scene: Scene, text: str) -> list[Verdict]:
 def _surplus_mentions(scene: Scene, text: str) -> Iterator[tuple[Claim, str]]:
     """Yield a claim, with evidence, for each mention that has no object of its own in the scene.
 
-    A mention is a phrase such as "a small orange ring"; one with a false claim of its own is left
-    out, since it is already counted.
+    A mention with a false claim of its own is left out, since it is already counted.
     """
-    for sentence in re.finditer(r"[^.!?]+", text):
-        mentions: list[dict[str, str]] = []
-        spans: list[tuple[int, int]] = []
-        for match in _CLAIM_PATTERN.finditer(text, *sentence.span()):
-            mention = {k: v.lower() for k, v in match.groupdict().items() if v}
-            if "shape" in mention and all(_is_true(scene, claim) for claim in parse_claims(match[0])):
-                mentions.append(mention)
-                spans.append(match.span())
-        fits = np.array([[_fits(o, mention) for o in scene.objects] for mention in mentions], dtype=bool)
+    for sentence_mentions in parse_mentions(text):
+        mentions = [mention for mention in sentence_mentions if all(_is_true(scene, claim) for claim in mention.claims)]
         if not mentions:
             continue
+        fits = np.array([[_fits(o, mention.properties) for o in scene.objects] for mention in mentions], dtype=bool)
         object_of = maximum_bipartite_matching(csr_matrix(fits), perm_type="column")
-        for mention, span, index in zip(mentions, spans, object_of, strict=True):
+        for mention, index in zip(mentions, object_of, strict=True):
             if index < 0:
-                yield _surplus_claim(scene, mention, mentions, span)
+                yield _surplus_claim(scene, mention, mentions)
 
 
-def _fits(scene_object: SceneObject, mention: Mapping[str, str]) -> bool:
-    properties = {
+def _fits(scene_object: SceneObject, properties: Properties) -> bool:
+    values = {
         "shape": scene_object.shape,
         "colour": scene_object.colour,
         "size": scene_object.size,
         "pattern": scene_object.pattern,
         "place": CELL_NAMES[scene_object.cell],
     }
-    return all(properties[name] == value for name, value in mention.items())
+    return all(values[name] == value for name, value in properties)
 
 
-def _surplus_claim(
-    scene: Scene, mention: Mapping[str, str], mentions: Sequence[Mapping[str, str]], span: tuple[int, int]
-) -> tuple[Claim, str]:
+def _surplus_claim(scene: Scene, mention: Mention, mentions: Sequence[Mention]) -> tuple[Claim, str]:
     """Return a false count, with evidence, for the narrowest kind that a sentence names too
     often."""
     for names in _KINDS:
-        kind = {name: mention[name] for name in names if name in mention}
-        num_named = sum(kind.items() <= other.items() for other in mentions)
+        kind = frozenset(item for item in mention.properties if item[0] in names)
+        num_named = sum(kind <= other.properties for other in mentions)
         num_objects = sum(_fits(o, kind) for o in scene.objects)
         if num_named > num_objects:
-            count = count_phrase(num_objects, _noun_of(kind)) + _place_of(kind)
-            return Claim("count", _noun_of(kind) + _place_of(kind), str(num_named), span), f"the picture has {count}"
+            noun = _describe(kind)
+            return Claim("count", noun, str(num_named), mention.span), f"the picture has {_describe(kind, num_objects)}"
     # Each word is true of some object, but no object that is left has them all.
-    return Claim("object", _noun_of(mention) + _place_of(mention), "", span), _evidence(scene, Claim("object", mention["shape"]))
+    evidence = _evidence(scene, Claim("object", dict(mention.properties).get("shape", "object")))
+    return Claim("object", _describe(mention.properties), "", mention.span), evidence
 
 
-def _noun_of(mention: Mapping[str, str]) -> str:
-    return " ".join(mention[name] for name in ("size", "pattern", "colour", "shape") if name in mention)
-
-
-def _place_of(mention: Mapping[str, str]) -> str:
-    return f" at the {mention['place']}" if "place" in mention else ""
+def _describe(properties: Properties, count: int | None = None) -> str:
+    """Return a kind of object in words, with the number of them if `count` is given."""
+    words = [value for name in ("size", "pattern", "colour", "shape") for item, value in sorted(properties) if item == name]
+    noun = " ".join(words if any(name == "shape" for name, _ in properties) else [*words, "object"])
+    place = "".join(f" at the {value}" for name, value in sorted(properties) if name == "place")
+    return (noun if count is None else count_phrase(count, noun)) + place
 
 
 def is_cooccurrence_error(scene: Scene, claim: Claim) -> bool:
