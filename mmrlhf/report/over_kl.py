@@ -48,9 +48,8 @@ def over_kl_plot(
         figure = Figure(figsize=(3.6, 2.5), layout="constrained")
         axes = figure.subplots()
         for run, points in lines.items():
-            x, y = zip(*points, strict=True)
-            if len(points) > MAX_UNSMOOTHED:
-                x, y = (running_mean(values, len(points) // 20) for values in (x, y))
+            radius = len(points) // 20 if len(points) > MAX_UNSMOOTHED else 0
+            x, y = (running_mean(values, radius) for values in zip(*points, strict=True))
             marker = "o" if len(points) <= MAX_UNSMOOTHED else ""
             axes.plot(x, y, marker=marker, markersize=3, color=style_of(run).colour, label=style_of(run).title)
         axes.set_title(f"{title} over √KL")
