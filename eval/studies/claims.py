@@ -171,6 +171,7 @@ def train_variant(experiment: Experiment, name: str, args: argparse.Namespace) -
             "model_name_or_path": experiment.sft_path,
             "reward_terms": variant.reward_terms,
             "kl_coef": args.kl_coef,
+            "eval_steps": args.eval_steps,
             "min_probe_detection_rate": 0.0,
             "allow_worse_judge": True,
             "lexicon_file": LEXICON_FILE,
@@ -186,7 +187,7 @@ def train_variant(experiment: Experiment, name: str, args: argparse.Namespace) -
             settings["reward_model_path"] = experiment.train_reward("claims", **judge)
         config = stage_config(PPOConfig, experiment.seed, directory, **settings)
         evaluation = make_evaluation(experiment, args.eval_scenes)
-        ppo(config, build_prompts(experiment), evaluation, eval_steps=args.eval_steps)
+        ppo(config, build_prompts(experiment), evaluation)
     write_truth(directory, experiment.data_config)
     return {"variant": name}
 

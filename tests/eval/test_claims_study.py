@@ -1,13 +1,14 @@
 """The study of claims in the reward: its variants, and what its comparisons say."""
 
 import importlib
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.ppo import _check_config
+from mmrlhf.ppo import _check_config, ppo
 from mmrlhf.records import InputError
 from mmrlhf.rewards.ledger import parse_reward_spec
 
@@ -41,6 +42,21 @@ def test_variants_are_valid_settings_and_decisive_pairs_differ_in_one(claims):
     with pytest.raises(InputError, match="--only sum does not exist: use rewards, aggregation, running"):
         claims.select_variants(["sum"])
     assert claims.select_variants(["claims-group", "all-sum"]) == ["all-sum", "claims-group"]
+
+
+def test_a_policy_is_trained_with_its_variant_and_the_budget_given(claims, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(claims, "ppo", lambda *args, **named: calls.append(inspect.signature(ppo).bind(*args, **named)))
+    monkeypatch.setattr(claims, "write_truth", lambda directory, data_config: [])
+    experiment = importlib.import_module("common").Experiment(tmp_path, 7, data_overrides={"rl_scenes": 20})
+    experiment.__dict__["sft_path"] = "sft"
+    budget = ["--steps", "5", "--prompts-per-step", "3", "--eval-scenes", "2", "--eval-steps", "4"]
+    claims.train_variant(experiment, "claims-group-bounds", claims.parse_arguments(["--out", str(tmp_path), *budget]))
+    config, prompts, evaluation = (calls[0].arguments[name] for name in ("config", "examples", "eval_function"))
+    assert (config.max_steps, config.per_device_train_batch_size, config.eval_steps, config.seed) == (5, 3, 4, 7)
+    assert (config.multi_objective_aggregation, config.length_bounds) == ("normalize_then_sum", "auto")
+    assert config.reward_model_path is None and config.output_dir == str(tmp_path / "demo-7/ppo_claims-group-bounds_kl0.03")
+    assert len(prompts) == 18 and all(row.facts for row in prompts) and callable(evaluation)  # nine of ten describe
 
 
 def test_effect_is_the_mean_over_pairs_within_seeds_that_have_all(claims):
