@@ -38,7 +38,7 @@ SEPARATOR_TAGS = frozenset(",C")
 def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> str:
     """Return the answer without a claim, whose span is a range of its characters.
 
-    The claim may be from `extract_claims` or from `scenes.ground_truth.parse_claims`. The result is
+    The claim may be from `extract_claims` or from `scenes.parse_claims`. The result is
     "" if the answer says nothing else, and the answer itself if the claim's words are not found.
     """
     lexicon = lexicon or load_lexicon()

@@ -49,11 +49,13 @@ _STATEMENT = re.compile(
 
 @dataclass(frozen=True)
 class Mention:
-    """A phrase that introduces an object, such as "a small orange ring", with its claims."""
+    """A phrase that names an object, such as "a small orange ring", with its claims."""
 
     properties: Properties
     claims: tuple[Claim, ...]
     span: tuple[int, int]
+    is_new: bool
+    """Whether it introduces an object. "The ring" may be one that was named before."""
 
 
 def parse_claims(text: str) -> list[Claim]:
@@ -65,7 +67,7 @@ def parse_claims(text: str) -> list[Claim]:
 
 
 def parse_mentions(text: str) -> Iterator[list[Mention]]:
-    """Yield the mentions of each sentence. "The star" mentions no further star."""
+    """Yield the mentions of each sentence."""
     for sentence in re.finditer(r"[^.!?]+", text):
         yield [mention for _, mention in _sentence_statements(text, *sentence.span()) if mention]
 
@@ -82,10 +84,9 @@ def _sentence_statements(text: str, start: int, end: int) -> Iterator[tuple[list
         groups = {name: " ".join(value.lower().split()) for name, value in match.groupdict().items() if value}
         span = match.span()
         if "named" in groups:
-            subject = _canonical_phrase(groups["named"])
+            subject = _canonical_phrase(groups["named"]) + (f" at the {groups['place']}" if "place" in groups else "")
             claims, properties = _mention_claims(groups["named"], groups.get("place", ""), span)
-            is_new = groups.get("article") != "the"
-            yield claims, Mention(properties, tuple(claims), span) if is_new else None
+            yield claims, Mention(properties, tuple(claims), span, groups.get("article") != "the")
             continue
         if phrase := groups.get("subject") or groups.get("owner") or groups.get("none") or groups.get("counted"):
             subject = "" if "none" in groups else _canonical_phrase(phrase)

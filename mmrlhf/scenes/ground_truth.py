@@ -28,8 +28,14 @@ _KINDS = [
 
 
 def _matching_objects(scene: Scene, noun: str) -> list[SceneObject]:
-    words = set(noun.split())
-    return [o for o in scene.objects if words <= {"object", o.shape, o.colour, o.pattern, o.size}]
+    """Return the objects that fit a phrase, such as `striped star` or `star at the top left`."""
+    phrase, _, place = noun.partition(" at the ")
+    words = set(phrase.split())
+    return [
+        o
+        for o in scene.objects
+        if words <= {"object", o.shape, o.colour, o.pattern, o.size} and place in ("", CELL_NAMES[o.cell])
+    ]
 
 
 def verify_claim(scene: Scene, claim: Claim) -> Verdict:
@@ -71,7 +77,7 @@ def _evidence(scene: Scene, claim: Claim) -> str:
     if claim.subject == "nothing":
         objects = [o for o in scene.objects if claim.value == f"at {CELL_NAMES[o.cell]}"] or list(scene.objects)
     else:
-        objects = _matching_objects(scene, claim.subject.split(" ")[-1])
+        objects = _matching_objects(scene, claim.subject.partition(" at the ")[0].split(" ")[-1])
     missing_noun = "" if objects else claim.subject
     if objects and claim.kind == "relation" and not claim.value.startswith("at "):
         target = claim.value.split(" ")[-1]
@@ -96,7 +102,11 @@ def _surplus_mentions(scene: Scene, text: str) -> Iterator[tuple[Claim, str]]:
     A mention with a false claim of its own is left out, since it is already counted.
     """
     for sentence_mentions in parse_mentions(text):
-        mentions = [mention for mention in sentence_mentions if all(_is_true(scene, claim) for claim in mention.claims)]
+        undisputed = [mention for mention in sentence_mentions if all(_is_true(scene, claim) for claim in mention.claims)]
+        for mention in undisputed:
+            if not mention.is_new and not any(_fits(o, mention.properties) for o in scene.objects):
+                yield _surplus_claim(scene, mention, [mention])
+        mentions = [mention for mention in undisputed if mention.is_new]
         if not mentions:
             continue
         fits = np.array([[_fits(o, mention.properties) for o in scene.objects] for mention in mentions], dtype=bool)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from mmrlhf.claims import extract_claims
 from mmrlhf.claims.removal import dependent_claims, remove_claim
 from mmrlhf.records import Claim
+from mmrlhf.scenes import parse_claims
 from mmrlhf.scenes.captions import caption
-from mmrlhf.scenes.ground_truth import parse_claims
 from mmrlhf.scenes.scene_graph import generate_scene
 
 SCENE = (

@@ -62,7 +62,12 @@ def false_claims(text):
         ("There is a moon that is red.", {("attribute", "moon", "red")}),
         ("The moon is at the top.", {("relation", "moon", "at top")}),
         ("The moon is on the bottom.", set()),
-        ("There is a moon at the bottom at the top.", {("relation", "moon", "at top")}),
+        ("There is a moon at the bottom at the top.", {("relation", "moon at the bottom", "at top")}),
+        # What "the" names must be one object with all that is said of it.
+        ("I can see the striped star at the centre.", {("count", "striped star at the centre", "1")}),
+        ("The plain star at the centre is small.", set()),
+        ("The star at the top left is plain.", {("attribute", "star at the top left", "plain")}),
+        ("The star at the centre is plain.", set()),
         # Relations in other words, and those that follow another.
         ("The striped star is left of the moon.", set()),
         ("The striped star is right of the moon.", {("relation", "striped star", "right of moon")}),
