@@ -7,6 +7,7 @@ Modules in the order of their imports:
   `tag_rules`, `verb_or_other`, `content_words`, `disambiguation`
 - claims of a sentence: `noun_phrases`, `builder`, `actions`, `predicates`, `place_rules`,
   `relations`, `phrase_roles`, `pronouns`, `list_items`, `connectives`, `extraction`
+- an answer without one claim: `tagged_text`, `removal`
 """
 
 from mmrlhf.claims.chair import Mention, find_mentions, load_synonyms

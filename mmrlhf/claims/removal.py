@@ -12,27 +12,18 @@ What goes depends on the kind of claim:
 Conventions: a claim goes at every mention, in any later sentence too. Objects of the same name with
 other adjectives are other objects and stay. What is said only in words that go, goes with them. A
 stated total ("three objects in total") stays when an object goes: it is about the image, not about
-the list. `dependent_claims` returns what else has gone.
+the list. Pronouns are not followed.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Sequence
-
-from mmrlhf.claims.disambiguation import tag_text
 from mmrlhf.claims.extraction import extract_claims
-from mmrlhf.claims.grammar import DEFINITE_DETERMINERS
 from mmrlhf.claims.lexicon import Lexicon, load_lexicon
-from mmrlhf.claims.noun_phrases import PHRASE_PATTERN
+from mmrlhf.claims.tagged_text import TaggedText
 from mmrlhf.records import Claim
 
 MAX_MENTIONS = 20
 """Mentions of one object that are removed from an answer; more are left."""
-FINITE_TAGS = frozenset("BHVM")
-ATTACHMENT_TAGS = frozenset("PAFGERJI")
-"""Tags that continue a phrase to its right: a place, a participle, what it is of."""
-SEPARATOR_TAGS = frozenset(",C")
 
 
 def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> str:
@@ -43,7 +34,7 @@ def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> s
     """
     lexicon = lexicon or load_lexicon()
     nouns = _nouns_of(claim, lexicon)
-    text = _Text(answer, lexicon, nouns)
+    text = TaggedText(answer, lexicon, nouns)
     if not text.tags:
         return answer
     if claim.negated:
@@ -54,25 +45,14 @@ def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> s
         return _remove_attribute(text, claim)
     if claim.kind == "count":
         return _remove_count(text, claim)
-    return text.without_relation(claim)
-
-
-def dependent_claims(
-    answer: str, claim: Claim, extract: Callable[[str], Sequence[Claim]] = extract_claims, without: str | None = None
-) -> list[Claim]:
-    """Return the other claims that go with a claim, as `extract` finds them in the answer.
-
-    `without` is the answer without the claim, if it is known.
-    """
-    kept = set(extract(remove_claim(answer, claim) if without is None else without))
-    return [other for other in dict.fromkeys(extract(answer)) if other != claim and other not in kept]
+    return _remove_relation(text, claim)
 
 
 # ---- kinds of claims ---------------------------------------------------------------------------
 
 
-def _remove_object(text: _Text, claim: Claim) -> str:
-    phrase = text.find_phrase(claim)
+def _remove_object(text: TaggedText, claim: Claim) -> str:
+    phrase = text.find_phrase(*claim.span)
     if phrase is None:
         return text.without_clause(claim.span[0])
     adjectives = text.adjectives(phrase)
@@ -81,11 +61,11 @@ def _remove_object(text: _Text, claim: Claim) -> str:
     for start in sorted({text.tokens.starts[mention[0]] for mention in mentions[:MAX_MENTIONS]}, reverse=True):
         found = text.phrase_at(start)
         if found is not None and text.noun(found) in text.nouns:
-            text = _Text(text.without_phrase(found), text.lexicon, text.nouns)
+            text = TaggedText(text.without_phrase(found), text.lexicon, text.nouns)
     return text.text
 
 
-def _remove_attribute(text: _Text, claim: Claim) -> str:
+def _remove_attribute(text: TaggedText, claim: Claim) -> str:
     found = text.find_words(claim.value, *claim.span)
     if found is None:
         return text.without_clause(claim.span[0])
@@ -99,11 +79,11 @@ def _remove_attribute(text: _Text, claim: Claim) -> str:
         mention = text.phrase_at(start)
         words = mention and text.find_words(claim.value, text.tokens.starts[mention[0]], text.tokens.ends[mention[1] - 1])
         if words:
-            text = _Text(text.without_adjective(*words), text.lexicon, text.nouns)
+            text = TaggedText(text.without_adjective(*words), text.lexicon, text.nouns)
     return text.text
 
 
-def _remove_count(text: _Text, claim: Claim) -> str:
+def _remove_count(text: TaggedText, claim: Claim) -> str:
     index = text.token_at(claim.span[0])
     begin, end = text.sentence(index)
     sentence = text.text[text.tokens.starts[begin] : text.tokens.ends[end - 1]]
@@ -117,343 +97,23 @@ def _remove_count(text: _Text, claim: Claim) -> str:
     return text.cut_tokens(numbers[0], numbers[-1] + 1)
 
 
-# ---- one text ----------------------------------------------------------------------------------
-
-
-Range = tuple[int, int]
-"""First token and end of some words."""
-
-
-class _Text:
-    """An answer with its tagged tokens and noun phrases. Its methods return new texts."""
-
-    def __init__(self, text: str, lexicon: Lexicon, nouns: Collection[str]) -> None:
-        self.text, self.lexicon, self.nouns = text, lexicon, nouns
-        self.tokens = tag_text(text, lexicon)
-        self.tags = "".join(self.tokens.tags)
-        for k, word in enumerate(self.tokens.words):
-            # an orange *cross*: what a claim is about is no verb
-            if word in nouns and self.tags[k] == "V" and self.tags[k - 1 : k] in ("D", "J", "N", "#"):
-                self.tags = f"{self.tags[:k]}N{self.tags[k + 1 :]}"
-        self.phrases: list[Range] = [m.span() for m in PHRASE_PATTERN.finditer(self.tags) if m.lastgroup == "np"]
-
-    # ---- finding -------------------------------------------------------------------------------
-
-    def token_at(self, position: int) -> int:
-        """Return the first token that ends after a position."""
-        return next((k for k, end in enumerate(self.tokens.ends) if end > position), max(len(self.tags) - 1, 0))
-
-    def sentence(self, index: int) -> Range:
-        """Return the tokens of the sentence that a token is in, its full stop included."""
-        begin = max((k + 1 for k in range(index) if self.tags[k] == "."), default=0)
-        period = self.tags.find(".", index)
-        return begin, len(self.tags) if period < 0 else period + 1
-
-    def noun(self, phrase: Range) -> str:
-        return self.lexicon.canonical_name(self.tokens.nouns[phrase[1] - 1])
-
-    def find_phrase(self, claim: Claim) -> Range | None:
-        """Return the noun phrase in a claim's span that names its subject."""
-        for phrase in self.phrases:
-            head_end = self.tokens.ends[phrase[1] - 1]
-            if claim.span[0] < head_end <= claim.span[1] and self.noun(phrase) in self.nouns:
-                return phrase
-        return next((p for p in self.phrases if claim.span[0] < self.tokens.ends[p[1] - 1] <= claim.span[1]), None)
-
-    def phrase_around(self, index: int) -> Range | None:
-        return next((phrase for phrase in self.phrases if phrase[0] <= index < phrase[1]), None)
-
-    def phrase_at(self, position: int) -> Range | None:
-        return next((phrase for phrase in self.phrases if self.tokens.starts[phrase[0]] == position), None)
-
-    def mentions(self) -> list[Range]:
-        """Return all noun phrases that name the claim's subject."""
-        return [phrase for phrase in self.phrases if self.noun(phrase) in self.nouns]
-
-    def adjectives(self, phrase: Range) -> frozenset[str]:
-        words = self.tokens.words
-        return frozenset(words[k] for k in range(*phrase) if self.tags[k] in "JKE")
-
-    def refers(self, mention: Range, phrase: Range, adjectives: frozenset[str]) -> bool:
-        """Return whether a mention is the phrase itself or refers to its object.
-
-        An object's adjectives may be left out or added later, not exchanged. Two mentions in one
-        sentence are two objects, unless the second is definite.
-        """
-        if mention == phrase:
-            return True
-        others = self.adjectives(mention)
-        if not (others <= adjectives or adjectives <= others):
-            return False
-        is_definite = self.tokens.words[mention[0]] in DEFINITE_DETERMINERS
-        return is_definite or self.sentence(mention[0]) != self.sentence(phrase[0])
-
-    def find_words(self, words: str, start: int, end: int) -> Range | None:
-        """Return the tokens between two positions that are these words."""
-        parts = re.split(r"[\s-]+", words.lower())
-        first, last = self.token_at(start), self.token_at(end - 1)
-        for k in range(first, last + 1):
-            found: list[str] = []
-            stop = k
-            while stop <= last and len(found) < len(parts):
-                found += re.split(r"[\s-]+", self.tokens.words[stop])
-                stop += 1
-            if found[: len(parts)] == parts:
-                return k, stop
-        return None
-
-    # ---- cutting -------------------------------------------------------------------------------
-
-    def cut_tokens(self, start: int, end: int) -> str:
-        return self.replace_tokens(start, end, "")
-
-    def replace_tokens(self, start: int, end: int, words: str) -> str:
-        """Return the text with tokens replaced, and spaces, capital and article put right."""
-        if start >= end:
-            return self.text
-        before, after = self.text[: self.tokens.starts[start]], self.text[self.tokens.ends[end - 1] :]
-        begins_sentence = start == self.sentence(start)[0]
-        if words and begins_sentence:
-            words = words[0].upper() + words[1:]
-        if words:
-            return _fix_article(before + words, after)
-        if not after.strip() or not before.strip():
-            before, after = (before.rstrip(), after.rstrip()) if before.strip() else (before, after.lstrip())
-        elif after[0] in ",.;:!?" or before[-1] in " \n":
-            before, after = (before.rstrip(), after) if after[0] in ",.;:!?" else (before, after.lstrip(" "))
-        if begins_sentence and after:
-            after = after.lstrip(" ,")
-            after = after[:1].upper() + after[1:]
-        return _fix_article(before, after)
-
-    def clause(self, index: int) -> Range:
-        """Return the tokens of the clause that a token is in, with the conjunction before it."""
-        begin, end = self.sentence(index)
-        starts = [begin]
-        for k in range(begin + 1, end):
-            if self.tags[k] in ":Y" or (self.tags[k] == "C" and self._begins_clause(k + 1, end)):
-                starts.append(k - 1 if self.tags[k - 1] == "," else k)
-        start = max(k for k in starts if k <= max(index, begin))
-        stop = min((k for k in starts if k > index), default=end)
-        return start, stop
-
-    def _begins_clause(self, index: int, end: int) -> bool:
-        """Return whether a subject with its verb begins at a token."""
-        if index < end and self.tags[index] == "T":
-            return True
-        stop = index + 1 if index < end and self.tags[index] == "Q" else index
-        for phrase in self.phrases:
-            if phrase[0] == index:
-                stop = self._attachments_end(phrase[1], end)
-        return index < stop < end and self.tags[stop] in FINITE_TAGS
-
-    def without_clause(self, position: int) -> str:
-        """Return the text without the clause at a position."""
-        if not self.tags:
-            return self.text
-        return self._cut_clause(self.token_at(position))
-
-    def _cut_clause(self, index: int) -> str:
-        (begin, end), (start, stop) = self.sentence(index), self.clause(index)
-        has_stop = self.tags[end - 1] == "."
-        if start == begin and stop >= end - has_stop:
-            return self.cut_tokens(begin, end)
-        if start == begin:  # the conjunction of the next clause goes too
-            while stop < end and self.tags[stop] in ",C:Y":
-                stop += 1
-            return self.cut_tokens(start, stop)
-        return self.cut_tokens(start, stop - (has_stop and stop == end))
-
-    def _attachments_end(self, index: int, end: int) -> int:
-        """Return where the words that describe the phrase before a token end."""
-        k, in_relative_clause = index, False
-        while k < end:
-            tag = self.tags[k]
-            phrase = next((p for p in self.phrases if p[0] == k), None)
-            if tag == "W":
-                in_relative_clause = True
-            elif tag in FINITE_TAGS and in_relative_clause:
-                while k + 1 < end and self.tags[k + 1] in FINITE_TAGS:
-                    k += 1
-                in_relative_clause = False
-            elif phrase and k > index:
-                k = phrase[1]
-                continue
-            elif tag not in ATTACHMENT_TAGS and not (tag in "DQ" and k > index and self.tags[k - 1] in ATTACHMENT_TAGS):
-                break
-            k += 1
-        return k
-
-    # ---- phrases -------------------------------------------------------------------------------
-
-    def without_phrase(self, phrase: Range) -> str:
-        """Return the text without an object's noun phrase."""
-        tags, (begin, end) = self.tags, self.sentence(phrase[0])
-        start, stop = phrase[0], self._attachments_end(phrase[1], end)
-        # a couple of *dogs*, a cup of *coffee*
-        while start - 1 > begin and tags[start - 1] == "F" and (head := self.phrase_around(start - 2)):
-            start = head[0]
-        previous, following = tags[start - 1 : start] if start > begin else "", tags[stop : stop + 1]
-        is_subject = stop < end and tags[stop] in FINITE_TAGS and previous not in tuple("PAGEI")
-        if is_subject and not self._joins_phrase(start, begin):
-            return self._cut_clause(start)
-        if self._joins_phrase(start, begin) or self._is_joined(stop, end):
-            return self._without_item(start, stop, begin, end)
-        if previous and previous in "PAGEI":
-            first = start - 1
-            while first - 1 >= begin and tags[first - 1] in "PAGERI":
-                first -= 1
-            if first == begin:
-                return self.cut_tokens(first, stop + (following == ","))
-            return self.without_predicate(first, stop)
-        return self.without_predicate(start, stop)
-
-    def _joins_phrase(self, start: int, begin: int) -> bool:
-        """Return whether a phrase follows another one in a list."""
-        k = start - 1
-        while k > begin and self.tags[k] in ",CR":
-            k -= 1
-        return k < start - 1 and k >= begin and self.tags[k] in "NXUuQ" and not self._starts_subject(start)
-
-    def _starts_subject(self, start: int) -> bool:
-        """Return whether a phrase after `and` is the subject of a clause of its own."""
-        begin, end = self.sentence(start)
-        return self._begins_clause(start, end) and not FINITE_TAGS.isdisjoint(self.tags[begin:start])
-
-    def _is_joined(self, stop: int, end: int) -> bool:
-        """Return whether another phrase of a list follows."""
-        k = stop
-        while k < end and self.tags[k] in ",CR":
-            k += 1
-        return k > stop and any(phrase[0] == k for phrase in self.phrases) and not self._starts_subject(k)
-
-    def _without_item(self, start: int, stop: int, begin: int, end: int) -> str:
-        """Return the text without an item of a list of phrases."""
-        tags, tokens = self.tags, self.tokens
-        left = start
-        while left > begin and tags[left - 1] in ",CR" and self._joins_phrase(start, begin):
-            left -= 1
-        right = stop
-        while right < end and tags[right] in ",CR" and self._is_joined(stop, end):
-            right += 1
-        if left == start:  # the first item, with the separator after it
-            # `and` stays between those that follow; of two items one is left
-            return _agree(self.cut_tokens(start, right), tokens.starts[begin])
-        if right == stop:  # the last item: the separator before the one before it becomes `and`
-            text = self.cut_tokens(left, stop)
-            commas = [k for k in range(begin, left) if tags[k] == "," and self._separates(k, begin, left)]
-            if "C" in tags[left:start] and commas:
-                comma, word = commas[-1], self.tokens.words[next(k for k in range(left, start) if tags[k] == "C")]
-                text = f"{text[: tokens.starts[comma]]} {word}{text[tokens.ends[comma] :]}"
-            return _agree(text, tokens.starts[begin])
-        if "C" in tags[stop:right] and "C" not in tags[left:start] and not self._is_listed(left, begin):
-            return _agree(self.cut_tokens(left, stop), tokens.starts[begin]).replace(",  and", " and")
-        return _agree(self.cut_tokens(left, stop), tokens.starts[begin])
-
-    def _separates(self, comma: int, begin: int, left: int) -> bool:
-        return self._is_joined(comma, left) and self._joins_phrase(comma + 1, begin)
-
-    def _is_listed(self, index: int, begin: int) -> bool:
-        return "," in self.tags[begin:index]
-
-    # ---- predicates ----------------------------------------------------------------------------
-
-    def without_adjective(self, start: int, stop: int) -> str:
-        """Return the text without an adjective before its noun."""
-        tags = self.tags
-        while start > 0 and tags[start - 1] == "R":
-            start -= 1
-        if tags[stop] in ",C" and stop + 1 < len(tags):  # red *and* white
-            while tags[stop] in ",C":
-                stop += 1
-        elif start > 1 and tags[start - 1] in ",C" and tags[start - 2] in "JE":
-            while tags[start - 1] in ",C":
-                start -= 1
-        return self.cut_tokens(start, stop)
-
-    def without_predicate(self, start: int, stop: int) -> str:
-        """Return the text without what a verb says or takes; a clause that is left empty goes."""
-        tags, (begin, end) = self.tags, self.clause(start)
-        while start > begin and tags[start - 1] == "R":
-            start -= 1
-        while begin < end and tags[begin] in ",CY:":
-            begin += 1
-        # is round *and shiny*, is *brown and* lies
-        if start > begin and tags[start - 1] in ",C" and tags[start - 2] in "JENX":
-            while tags[start - 1] in ",C":
-                start -= 1
-            return self.cut_tokens(start, stop)
-        if stop + 1 < end and tags[stop] in ",C" and tags[stop + 1] in "JERC":
-            while tags[stop] in ",C":
-                stop += 1
-            return self.cut_tokens(start, stop)
-        verb = start
-        while verb > begin and tags[verb - 1] in "BHVMIGR":
-            verb -= 1
-        if verb == start:  # a place or a participle after a noun
-            return self.cut_tokens(start, stop)
-        if verb > begin and tags[verb - 1] == "W":  # , which is round,
-            verb -= 1
-            if tags[verb - 1 : verb] == ",":
-                verb -= 1
-                stop += tags[stop : stop + 1] == ","
-            return self.cut_tokens(verb, stop)
-        is_empty = all(tag in "BHVM" for tag in tags[verb:start]) or tags[start] not in "PA"
-        if not is_empty:
-            return self.cut_tokens(start, stop)
-        if stop < end and tags[stop] == "C" and tags[stop + 1 : stop + 2] in ("V", "H", "B"):
-            return self.cut_tokens(verb, stop + 1)
-        subject = next((phrase for phrase in self.phrases if phrase[0] == begin), None)
-        if stop < end and tags[stop] == "P" and tags[verb - 1] != "T":
-            return self.replace_tokens(verb, stop, "are" if subject and self._is_plural(subject) else "is")
-        if subject is None or self.tokens.words[begin] in DEFINITE_DETERMINERS or tags[subject[1] - 1] == "X":
-            return self._cut_clause(start)
-        words = self.text[self.tokens.starts[begin] : self.tokens.ends[verb - 1]]
-        there = f"There {'are' if self._is_plural(subject) else 'is'} {words[0].lower()}{words[1:]}"
-        return self.replace_tokens(begin, stop, there if begin == self.sentence(begin)[0] else there[0].lower() + there[1:])
-
-    def _is_plural(self, phrase: Range) -> bool:
-        return self.tokens.is_plural[phrase[1] - 1]
-
-    def without_relation(self, claim: Claim) -> str:
-        """Return the text without a place, or an action."""
-        first, last = self.token_at(claim.span[0]), self.token_at(claim.span[1] - 1)
-        phrases = [phrase for phrase in self.phrases if first < phrase[1] and phrase[1] <= last + 1]
-        if claim.kind == "action":
-            marks = [k for k in range(first, last + 1) if self.tags[k] in "GVE"]
-        else:
-            marks = [k for k in range(first, last + 1) if self.tags[k] == "P"]
-        if not marks:
-            return self._cut_clause(first)
-        mark = marks[-1] if claim.kind != "action" else marks[0]
-        end = self.sentence(mark)[1]
-        target = next((phrase for phrase in self.phrases if phrase[0] > mark), None)
-        if target is None or target[0] > last or not phrases:
-            stop = last + 1
-        else:
-            stop = max(target[1], last + 1)
-        begins = self.clause(mark)[0] == mark
-        if begins:  # on the table, there is a cup
-            return self.cut_tokens(mark, stop + (stop < end and self.tags[stop] == ","))
-        return self.without_predicate(mark, stop)
+def _remove_relation(text: TaggedText, claim: Claim) -> str:
+    """Return the text without a place, or an action."""
+    first, last = text.token_at(claim.span[0]), text.token_at(claim.span[1] - 1)
+    is_action = claim.kind == "action"
+    marks = [k for k in range(first, last + 1) if text.tags[k] in ("GVE" if is_action else "P")]
+    if not marks:
+        return text.cut_clause(first)
+    mark = marks[0] if is_action else marks[-1]
+    # The span ends with the target, or with the noun of a longer phrase.
+    target = next((phrase for phrase in text.phrases if mark < phrase[0] <= last), None)
+    stop = max(target[1], last + 1) if target else last + 1
+    if text.clause(mark)[0] == mark:  # on the table, there is a cup
+        return text.cut_tokens(mark, stop + (text.tags[stop : stop + 1] == ","))
+    return text.without_predicate(mark, stop)
 
 
 def _nouns_of(claim: Claim, lexicon: Lexicon) -> set[str]:
     """Return the words that may end a phrase about a claim's subject."""
     subject = claim.subject.lower()
     return {subject, subject.split(" ")[-1], lexicon.canonical_name(subject.split(" ")[-1])}
-
-
-def _fix_article(before: str, after: str) -> str:
-    """Join two texts, with a or an as the next word needs it."""
-    match = re.search(r"\b([Aa])n?( )$", before)
-    word = re.match(r"[A-Za-z]", after)
-    if match and word:
-        before = f"{before[: match.start()]}{match[1]}{'n' if word[0] in 'aeiouAEIOU' else ''} "
-    return before + after
-
-
-def _agree(text: str, sentence_start: int) -> str:
-    """Return a text whose sentence `There are a cat.` has its verb in the singular."""
-    sentence = re.compile(r"(There) are (?=an? [^.,]*\.)(?![^.]*\band\b)")
-    return text[:sentence_start] + sentence.sub(r"\1 is ", text[sentence_start:], count=1)
