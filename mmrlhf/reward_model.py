@@ -39,11 +39,11 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.rewards import checkpoint
 from mmrlhf.rewards.checkpoint import check_continues, load_to_continue
-from mmrlhf.rewards.probes import NOTHING_TO_INJECT, make_probes, make_training_pair
+from mmrlhf.rewards.probes import NOTHING_TO_INJECT, make_training_pair
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, by_group, untrained_role
 from mmrlhf.training import losses
-from mmrlhf.training.best_weights import BestWeights
-from mmrlhf.training.judge_reference import NUM_PROBE_ROWS, Reference, j_sentence, reference_rows
+from mmrlhf.training.best_model import BestModel
+from mmrlhf.training.judge_reference import Reference, j_sentence, reference_rows
 from mmrlhf.training.judge_reference import score_margins as score_margins
 from mmrlhf.training.judge_reference import to_answer_group as to_answer_group
 from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
@@ -136,7 +136,8 @@ def train_reward_model(
     if run.is_finished:
         run.print_finished(run.path)
         return run.path
-    preferences = _select_preferences(config, preferences, held_out)
+    preferences = _select_preferences(config, preferences)
+    reference_rows(config, preferences, held_out).check(config)
 
     # 1. The role: an adapter, or the full language model, with a scalar head
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
@@ -150,7 +151,7 @@ def train_reward_model(
     if held_out:
         name = config.eval_dataset_name or "the held-out rows"
         held_out = usable_rows(held_out, config, name, lengths_of, lengths, run.console, kept_held_out)
-    reference = reference_rows(preferences, held_out, config.seed)
+    reference = reference_rows(config, preferences, held_out)
     trained_parameters = [p for p in role.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained_parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     other_facts = [fact for i in range(min(len(preferences), NUM_NOISE_ROWS)) for fact in preferences[i].facts]
@@ -158,24 +159,26 @@ def train_reward_model(
     # 2. Resume, or measure the judge before training
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(preferences), accelerator.num_processes), 0
-    best = BestWeights(config.metric_for_best_model, lower_is_better=config.metric_for_best_model == "loss")
+    best, num_not_better = BestModel(config.metric_for_best_model, config.metric_for_best_model != "loss"), 0
     outcomes_before: Outcomes
     if resumed := run.resume():
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
-        best.restore(tensors, state["best"])
+        best.restore(tensors, state)
+        num_not_better = state["num_not_better"]
         outcomes_before = {kind: (np.array(false), np.array(true)) for kind, (false, true) in state["outcomes_before"].items()}
     else:
         outcomes_before = reference.outcomes(untrained or model)
         if config.eval_steps:
-            run.log(0, _measure(config, accelerator, model, reference, best, 0), show=True)
+            measured, _ = _measure(config, accelerator, model, reference, best, 0)
+            run.log(0, measured, show=True)
 
     # 3. Steps
     description = f"reward ({'with' if config.facts == 'given' else 'without'} facts)"
-    step = start_step
+    step, patience = start_step, config.early_stopping_patience or num_steps + 1
     with run.progress(num_steps, start_step, description) as progress_bar:
-        while step < num_steps and not (config.early_stopping_patience and best.num_since >= config.early_stopping_patience):
+        while step < num_steps and num_not_better < patience:
             rows = [preferences[i] for i in batch_indices(step, batch_size, len(preferences), config.seed)]
             local_rows, groups = [], []
             for p in rows[accelerator.process_index :: accelerator.num_processes]:
@@ -200,16 +203,18 @@ def train_reward_model(
             step += 1
             is_measured = config.eval_steps is not None and (step % config.eval_steps == 0 or step == num_steps)
             if is_measured:
-                metrics = _measure(config, accelerator, model, reference, best, step) | metrics
+                measured, is_best = _measure(config, accelerator, model, reference, best, step)
+                metrics, num_not_better = measured | metrics, 0 if is_best else num_not_better + 1
             run.log(step, metrics, show=is_measured or step % config.logging_steps == 0)
             if step % config.save_steps == 0 and step < num_steps:
                 lists = {kind: [false.tolist(), true.tolist()] for kind, (false, true) in outcomes_before.items()}
-                state = {"best": best.state(), "outcomes_before": lists}
-                run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best.tensors()}, state)
+                best_tensors, state = best.checkpoint()
+                state |= {"num_not_better": num_not_better, "outcomes_before": lists}
+                run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
 
     # 4. Normalise, calibrate and probe, then save
     if config.load_best_model_at_end:
-        role.load_state_dict(best.weights)
+        role.load_state_dict(best.tensors)
         run.print(f"the best of the measured weights are those of step {best.step}: {best.metric} {best.value:.3f}")
     if accelerator.is_main_process:
         _calibrate_and_save(model, run, reference, outcomes_before, step, config)
@@ -238,18 +243,8 @@ def _check_config(config: RewardConfig, has_held_out: bool) -> None:
         raise InputError("early_stopping_patience waits for a new best: give --load_best_model_at_end true")
 
 
-def _select_preferences(
-    config: RewardConfig, preferences: Sequence[Preference], held_out: Sequence[Preference] | None
-) -> Sequence[Preference]:
+def _select_preferences(config: RewardConfig, preferences: Sequence[Preference]) -> Sequence[Preference]:
     """Balance lengths if configured. Raises InputError if settings and data do not fit together."""
-    if config.load_best_model_at_end and held_out is not None:
-        name = config.eval_dataset_name or "the held-out rows"
-        if config.metric_for_best_model == "j" and not make_probes(held_out[:NUM_PROBE_ROWS], seed=config.seed):
-            raise InputError(f"metric_for_best_model j needs false claims to inject into {name}, and {NOTHING_TO_INJECT}")
-        if config.metric_for_best_model == "accuracy" and all(c.is_tie for row in held_out for c in row.comparisons):
-            raise InputError(
-                f"{name} has ties only, which say nothing about accuracy: give other rows or metric_for_best_model j"
-            )
     if config.balance_lengths:
         kept_indices = balance_lengths(preferences, config.seed)
         if not kept_indices:
@@ -301,21 +296,21 @@ def _build_models(config: RewardConfig, vlm: VLM) -> tuple[RewardModel, RewardMo
 
 @torch.no_grad()
 def _measure(
-    config: RewardConfig, accelerator: Accelerator, model: RewardModel, reference: Reference, best: BestWeights, step: int
-) -> dict[str, float]:
-    """Return loss, accuracy and J on the held-out rows, and keep the weights if they are the best.
+    config: RewardConfig, accelerator: Accelerator, model: RewardModel, reference: Reference, best: BestModel, step: int
+) -> tuple[dict[str, float], bool]:
+    """Return loss, accuracy and J on the held-out rows, and whether the weights are the best ones.
 
     Every process measures all rows, and they agree on the mean of their figures.
     """
     scores = model.score(reference.groups)
-    _, sums = preference_loss(config, reference.rows, torch.tensor([s for row_scores in scores for s in row_scores]))
+    raw_scores_N = torch.tensor([score for row_scores in scores for score in row_scores])
+    _, sums = preference_loss(replace(config, center_rewards_coefficient=0.0), reference.rows, raw_scores_N)
     metrics = {"loss": sums["loss"] / len(reference.rows), "accuracy": sums["accuracy"] / (sums["ranked"] or float("nan"))}
-    if reference.probes:
-        metrics["j"] = youden_j(reference.outcomes(model))[ALL_KINDS]["j"]
+    if j := youden_j(reference.outcomes(model)):
+        metrics["j"] = j[ALL_KINDS]["j"]
     metrics = {k: accelerator.reduce(torch.tensor(v, device=model.role.vlm.device), "mean").item() for k, v in metrics.items()}
-    if config.load_best_model_at_end:
-        best.update(step, metrics[best.metric], model.role.state_dict())
-    return {f"eval/{name}": value for name, value in metrics.items()}
+    is_best = config.load_best_model_at_end and best.update(step, metrics[best.metric], model.role)
+    return {f"eval/{name}": value for name, value in metrics.items()}, is_best
 
 
 def _accumulate_gradients(
@@ -360,10 +355,9 @@ def _calibrate_and_save(
 
     Also sets the accuracy, if the rows were held out.
     """
-    num_groups = len(reference.rows) + len(reference.probes)
-    with run.progress(num_groups, 0, "calibrate, and inject hallucinations") as progress_bar:
+    with run.progress(len(reference.rows), 0, "calibrate") as progress_bar:
         margins = reference.calibrate(model, progress_bar.advance)
-        reference.probe(model, outcomes_before, progress_bar.advance)
+    reference.probe(model, outcomes_before)
     checkpoint.save_reward_model(model, run.path, reference.groups)
     result = {
         "steps": num_steps,
@@ -374,12 +368,13 @@ def _calibrate_and_save(
         "right": (margins > 0).astype(float).tolist() if reference.is_held_out else None,
     }
     run.finish(result)
-    if not model.probes:
+    if model.probes:
+        rates = ", ".join(f"{kind} {rate:.0%}" for kind, rate in model.probes.items())
+        run.print(f"injected hallucinations that lower the score: {rates} (ppo asks for min_probe_detection_rate of each)")
+    else:
         run.print(f"note: no hallucinations were injected: {NOTHING_TO_INJECT}")
-        return
-    rates = ", ".join(f"{kind} {rate:.0%}" for kind, rate in model.probes.items())
-    run.print(f"injected hallucinations that lower the score: {rates} (ppo asks for min_probe_detection_rate of each)")
-    run.print(j_sentence(model.j))
+    if model.j:
+        run.print(j_sentence(model.j))
 
 
 def _maybe_inject_claim(config: RewardConfig, row: Preference, other_facts: Sequence[Fact], step: int) -> Preference:

@@ -14,7 +14,7 @@ from mmrlhf.models.adapters import Adapters
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError, Preference
 from mmrlhf.reward_model import preference_loss, train_reward_model
-from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.checkpoint import load_reward_model, save_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, untrained_role
 from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config, reward_config
@@ -181,26 +181,23 @@ def test_tuning_head_trains_the_head_alone(tiny_vlm_path, pairs, untrained_dir, 
     assert losses[-1] < losses[0]
 
 
-EARLY_STOPPING = {
-    "learning_rate": 3e-3, "max_steps": 4, "lr_scheduler_type": "constant", "untrained_prior": True,
-    "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "accuracy", "save_steps": 1,
-}  # fmt: skip
+def test_early_stopping_keeps_the_first_of_equal_measurements(tiny_vlm_path, pairs, untrained_dir, tmp_path):
+    settings = {"eval_steps": 1, "load_best_model_at_end": True, "early_stopping_patience": 2}
+    config = reward_config(tiny_vlm_path, tmp_path, **settings, learning_rate=1e-12)  # accuracy stays as it is
+    path = train_reward_model(config, pairs, pairs[:4])
+    assert [row["step"] for row in read_jsonl(path / "metrics.jsonl")] == [0, 1, 2]
+    assert json.loads((path / "finished.json").read_text())["steps"] == 2
+    assert torch.equal(*(raw_scores(load_reward_model(str(d)), pairs) for d in (path, untrained_dir)))
 
 
-def test_load_best_model_at_end_keeps_the_best_weights_and_resumes(tiny_vlm_path, pairs, untrained_dir, tmp_path, monkeypatch):
-    """Labels trained on are the opposite of the held-out ones, so the untrained review is best."""
-    opposite = [Preference.from_pair(p.id, p.images, p.prompt, p.rejected, p.chosen, p.facts) for p in pairs]
-    config = reward_config(tiny_vlm_path, tmp_path / "stopped", **EARLY_STOPPING, early_stopping_patience=2)
-    config = dataclasses.replace(config, metric_for_best_model="loss", untrained_prior=False, tuning="head", learning_rate=0.1)
-    path = train_reward_model(config, opposite, pairs[:2])
-    metrics = read_jsonl(path / "metrics.jsonl")
-    assert [row["step"] for row in metrics] == [0, 1, 2]  # two measurements without a new best
-    assert metrics[2]["eval/loss"] > metrics[0]["eval/loss"] and json.loads((path / "finished.json").read_text())["steps"] == 2
-    untrained = raw_scores(load_reward_model(str(untrained_dir)), pairs)
-    assert torch.equal(raw_scores(load_reward_model(str(path)), pairs), untrained)
-
-    config = reward_config(tiny_vlm_path, tmp_path / "whole", **EARLY_STOPPING)
+def test_load_best_model_at_end_keeps_the_best_weights_and_resumes(tiny_vlm_path, pairs, tmp_path, monkeypatch):
+    settings = {"untrained_prior": True, "learning_rate": 0.3, "lr_scheduler_type": "constant", "tuning": "head"}
+    measuring = {"eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss", "save_steps": 1}
+    config = reward_config(tiny_vlm_path, tmp_path / "whole", **settings, **measuring)
     whole = train_reward_model(config, pairs, pairs[:4])
+    measured = [row["eval/loss"] for row in read_jsonl(whole / "metrics.jsonl")]
+    scores = raw_scores(load_reward_model(str(whole)), pairs[:4])
+    assert torch.nn.functional.softplus(scores[:, 1] - scores[:, 0]).mean().item() == pytest.approx(min(measured), abs=1e-4)
     killed = dataclasses.replace(config, output_dir=str(tmp_path / "killed"))
     save = Run.save_checkpoint
 
@@ -223,10 +220,27 @@ def test_a_reward_model_trains_on_from_another_round(tiny_vlm_path, pairs, rewar
     assert raw_scores(again, pairs) == pytest.approx(raw_scores(load_reward_model(str(reward_dir)), pairs), abs=1e-5)
     j = json.loads((tmp_path / "again" / "reward.json").read_text())["j"]
     assert j["before"] == json.loads((untrained_dir / "reward.json").read_text())["j"]["before"]  # that of the untrained review
-    with pytest.raises(InputError, match=r'is a reward model with facts "given", not "none": give --facts given'):
+    with pytest.raises(InputError, match='is a reward model with another facts than "none": give the one of'):
         train_reward_model(dataclasses.replace(config, facts="none", output_dir=str(tmp_path / "n")), pairs)
     with pytest.raises(InputError, match="trains on with tuning lora or head only"):
         train_reward_model(dataclasses.replace(config, tuning="full", output_dir=str(tmp_path / "n")), pairs)
+
+
+def test_j_is_measured_on_the_answers_where_their_truth_is_known(tiny_vlm_path, pairs, tmp_path):
+    """Without steps, J is of the untrained review: its scores of answers without each claim."""
+    truth = tmp_path / "truth.jsonl"
+    rows = [{"id": p.id, "facts": [{"kind": f.kind, "text": f.text} for f in p.facts]} for p in pairs]
+    truth.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = reward_config(tiny_vlm_path, tmp_path / "run", truth_file=str(truth), max_steps=0)
+    j = json.loads((train_reward_model(config, pairs) / "reward.json").read_text())["j"]
+    assert j["measured_on"] == "claims of answers" and j["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    # Each better answer names its objects, each worse one a pink ring that is in no picture.
+    assert j["before"]["object"]["n_true"] >= len(pairs) > 0 and j["before"]["all"]["n_false"] >= 1
+    with pytest.raises(InputError, match=r"truth\.jsonl decides no claim in the answers of"):
+        other = [dataclasses.replace(p, id=f"x{p.id}") for p in pairs]
+        train_reward_model(dataclasses.replace(config, output_dir=str(tmp_path / "n")), other)
+    with pytest.raises(InputError, match=r"truth\.jsonl has the facts that the reward model reads"):
+        train_reward_model(dataclasses.replace(config, output_dir=str(tmp_path / "n"), facts_file=str(truth)), pairs)
 
 
 @pytest.mark.parametrize(
@@ -244,15 +258,19 @@ def test_train_reward_model_refuses_contradictions_before_it_loads(settings, mes
         train_reward_model(reward_config("no such model", tmp_path / "r", **settings), [])
 
 
-def test_ppo_refuses_a_judge_that_training_made_worse(tiny_vlm_path, examples, pairs, tmp_path):
-    """Pairs whose better answer has false claims teach a judge to like them."""
-    opposite = [Preference.from_pair(p.id, p.images, p.prompt, p.rejected, p.chosen, p.facts) for p in pairs]
-    path = train_reward_model(reward_config(tiny_vlm_path, tmp_path / "worse", max_steps=4, learning_rate=1e-2), opposite)
-    j = json.loads((path / "reward.json").read_text())["j"]
-    assert j["change"]["high"] < 0 and j["after"]["all"]["j"] < j["before"]["all"]["j"]
-    config = ppo_config(tiny_vlm_path, path, tmp_path / "ppo", max_steps=1, allow_worse_judge=False)
+def test_ppo_refuses_a_judge_that_training_made_worse(tiny_vlm_path, examples, pairs, untrained_dir, tmp_path):
+    model = load_reward_model(str(untrained_dir))
+    rates = {
+        name: {"all": {"j": j, "tpr": j, "fpr": 0.0, "n_false": 9, "n_true": 9}} for name, j in (("before", 0.75), ("after", 0.5))
+    }
+    groups = [AnswerGroup(p.images, p.prompt, p.answers, p.facts, p.id) for p in pairs[:2]]
+    for name, high in (("worse", -0.01), ("unclear", 0.01)):
+        model.j = {**rates, "change": {"value": -0.25, "low": -0.4, "high": high}}
+        save_reward_model(model, tmp_path / name, groups)
+    config = ppo_config(tiny_vlm_path, tmp_path / "worse", tmp_path / "ppo", max_steps=0, allow_worse_judge=False)
     with pytest.raises(
-        InputError, match=r"tells false claims from true ones worse than before its training \(J .*--allow_worse_judge true"
+        InputError, match=r"worse than before its training \(J 0\.50, before 0\.75\): use .*--allow_worse_judge true"
     ):
         ppo(config, examples)
     ppo(dataclasses.replace(config, allow_worse_judge=True), examples)
+    ppo(dataclasses.replace(config, reward_model_path=str(tmp_path / "unclear"), output_dir=str(tmp_path / "other")), examples)

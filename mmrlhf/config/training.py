@@ -137,6 +137,9 @@ class RewardConfig(TrainConfig):
     eval_dataset_name: str | None = None
     """Preferences to report accuracy, calibration and injected hallucinations on; nothing is
     selected on them without load_best_model_at_end."""
+    truth_file: str | None = None
+    """Facts kept apart, in any format of facts_file: J is measured on the claims of the answers in
+    eval_dataset_name (or the first training rows), and without it on injected claims."""
     eval_steps: Count | None = None
     """Steps between measurements of loss, accuracy and J on eval_dataset_name; by default, only at
     the end."""

@@ -25,6 +25,7 @@ CONTENT_FIELDS = (
     "dataset_name",
     "eval_dataset_name",
     "facts_file",
+    "truth_file",
     "facts_template",
     "reward_model_path",
     "lexicon_file",

@@ -23,6 +23,7 @@ PATH_FIELDS = {
     "adapter_path": "give the policy folder of a finished ppo run",
     "image_folder": "give the folder that the rows' image paths start from",
     "facts_file": _FILE,
+    "truth_file": _FILE,
     "lexicon_file": _FILE,
     "clip_calibration": _FILE,
     "vlm_calibration": _FILE,

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig
+from mmrlhf.facts import load_facts_template
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.metrics.youden import ALL_KINDS
@@ -289,10 +290,11 @@ def check_continues(config: RewardConfig) -> bool:
             "give one that was not trained with tuning full"
         )
     for name, value in saved.items():
-        if getattr(config, name) != value:
+        wanted = load_facts_template(config.facts_template) if name == "facts_template" else getattr(config, name)
+        if wanted != value:
             raise InputError(
-                f"adapter_path {path} is a reward model with {name} {json.dumps(value)}, not {json.dumps(getattr(config, name))}: "
-                f"give --{name} {str(value).lower() if isinstance(value, bool) else value}"
+                f"adapter_path {path} is a reward model with another {name} than {json.dumps(getattr(config, name))}: give the "
+                "one of its config.yaml"
             )
     return True
 

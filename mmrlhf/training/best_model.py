@@ -1,4 +1,4 @@
-"""The best policy so far by a held-out metric: in every checkpoint, and a folder of the run."""
+"""The best weights so far by a held-out metric: in every checkpoint, and a folder of a ppo run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PREFIX = "best."
 
 
 class BestModel:
-    """The policy whose `metric` was best, with its step and value; of equal ones the first.
+    """The role's weights whose `metric` was best, with step and value; of equal ones the first.
 
-    Its weights are kept in memory, on the main process only.
+    They are kept in memory.
     """
 
     def __init__(self, metric: str, greater_is_better: bool) -> None:
@@ -33,12 +33,12 @@ class BestModel:
         self.tensors: dict[str, Tensor] = {}
         self._saved_step: int | None = None
 
-    def update(self, step: int, value: float, policy: Role) -> bool:
-        """Keep the policy if its value is better than the best so far; return whether it was."""
+    def update(self, step: int, value: float, role: Role) -> bool:
+        """Keep the weights if their value is better than the best so far; return whether it was."""
         if self.step is not None and not (value > self.value if self.greater_is_better else value < self.value):
             return False
         self.step, self.value = step, value
-        self.tensors = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
+        self.tensors = {name: tensor.detach().cpu().clone() for name, tensor in role.state_dict().items()}
         return True
 
     # ---- checkpoints ----

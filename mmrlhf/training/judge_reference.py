@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmrlhf.claims import extract_claims, load_lexicon
+from mmrlhf.config import RewardConfig
+from mmrlhf.facts import FactsByImage, facts_for_image, read_facts
+from mmrlhf.files.inputs import content_digest
 from mmrlhf.metrics.calibration import fit_temperature
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, j_change, youden_j
-from mmrlhf.records import Preference
-from mmrlhf.rewards.probes import Probe, make_probes, probe_outcomes
+from mmrlhf.records import Fact, InputError, Preference
+from mmrlhf.rewards.detection import SCORE_TOLERANCE, Removal, removals, score_rises
+from mmrlhf.rewards.probes import NOTHING_TO_INJECT, Probe, make_probes, probe_outcomes
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
+from mmrlhf.verifiers import verify_against_facts
 
 NUM_PROBE_ROWS = 100
-"""Number of rows that are probed with injected false claims."""
+"""Number of rows whose claims are removed, and into which false claims are injected."""
 NUM_REFERENCE_ROWS = 256
 """Number of training rows to normalise and measure on, if none are held out."""
 
@@ -25,21 +31,49 @@ NUM_REFERENCE_ROWS = 256
 class Reference:
     """The held-out rows, or else some training rows.
 
-    `probes` are false and true claims, injected into the first of them.
+    `probes` are false and true claims, injected into the first of them. `removals` are the claims
+    that their answers make, if truth_file says which are true: J is measured on these, or else on
+    the probes.
     """
 
     rows: Sequence[Preference]
-    probes: Sequence[Probe]
     is_held_out: bool
+    probes: Sequence[Probe]
+    removals: Sequence[Removal] = ()
 
     @property
     def groups(self) -> list[AnswerGroup]:
         return [to_answer_group(row) for row in self.rows]
 
-    def outcomes(self, model: RewardModel, advance: Callable[[int], None] | None = None) -> Outcomes:
-        """Return which injected claims lower the score, as `probe_outcomes` does."""
+    def check(self, config: RewardConfig) -> None:
+        """Raise InputError if a metric that is to choose the best weights cannot be measured."""
+        name = config.eval_dataset_name or "the held-out rows"
+        if config.truth_file and not self.removals:
+            raise InputError(
+                f"truth_file {config.truth_file} decides no claim in the answers of {name}: give facts about their images, by the "
+                "names that the rows have"
+            )
+        if not config.load_best_model_at_end:
+            return
+        is_known = {removal.is_false for removal in self.removals} == {True, False} if self.removals else bool(self.probes)
+        if config.metric_for_best_model == "j" and not is_known:
+            raise InputError(f"metric_for_best_model j needs true and false claims in {name}: {NOTHING_TO_INJECT}")
+        if config.metric_for_best_model == "accuracy" and all(c.is_tie for row in self.rows for c in row.comparisons):
+            raise InputError(
+                f"{name} has ties only, which say nothing about accuracy: give other rows or metric_for_best_model j"
+            )
+
+    def outcomes(self, model: RewardModel) -> Outcomes:
+        """Return which claims lower the score, by kind."""
         # An added claim must not end a run, so the length is not limited.
-        return probe_outcomes(replace(model, max_length=1 << 30), self.probes, advance)
+        model = replace(model, max_length=1 << 30)
+        if not self.removals:
+            return probe_outcomes(model, self.probes)
+        lowers = score_rises(self.groups[:NUM_PROBE_ROWS], self.removals, model.score) > SCORE_TOLERANCE
+        by_kind: dict[str, tuple[list[bool], list[bool]]] = {}
+        for removal, is_lower in zip(self.removals, lowers, strict=True):
+            by_kind.setdefault(removal.claim.kind, ([], []))[not removal.is_false].append(bool(is_lower))
+        return {kind: (np.array(false, dtype=bool), np.array(true, dtype=bool)) for kind, (false, true) in by_kind.items()}
 
     def calibrate(self, model: RewardModel, advance: Callable[[int], None]) -> np.ndarray:
         """Set the model's scale, temperature and, on held-out rows, accuracy; return their margins.
@@ -55,18 +89,45 @@ class Reference:
             model.accuracy = float((margins > 0).mean()) if len(margins) else None
         return margins
 
-    def probe(self, model: RewardModel, outcomes_before: Outcomes, advance: Callable[[int], None]) -> None:
+    def probe(self, model: RewardModel, outcomes_before: Outcomes) -> None:
         """Set the model's probe rates and J, with J before training from its outcomes then."""
-        outcomes = self.outcomes(model, advance)
-        model.probes = {kind: float(false_F.mean()) for kind, (false_F, _) in outcomes.items()}
+        probed = probe_outcomes(replace(model, max_length=1 << 30), self.probes)
+        model.probes = {kind: float(false_F.mean()) for kind, (false_F, _) in probed.items()}
+        outcomes = self.outcomes(model) if self.removals else probed
         if change := j_change(outcomes_before, outcomes):
-            model.j = {"before": youden_j(outcomes_before), "after": youden_j(outcomes), "change": change}
+            measured_on = "claims of answers" if self.removals else "injected claims"
+            j = {"before": youden_j(outcomes_before), "after": youden_j(outcomes), "change": change}
+            model.j = {"measured_on": measured_on, **j}
 
 
-def reference_rows(preferences: Sequence[Preference], held_out: Sequence[Preference] | None, seed: int) -> Reference:
-    """Return the rows to measure on: all held-out ones, or the first training rows."""
+def reference_rows(config: RewardConfig, preferences: Sequence[Preference], held_out: Sequence[Preference] | None) -> Reference:
+    """Return the rows to measure on: all held-out ones, or the first training rows.
+
+    Raises InputError if truth_file is not a file of facts, or has the facts that the model reads.
+    """
     rows = held_out or preferences[: min(len(preferences), NUM_REFERENCE_ROWS)]
-    return Reference(rows, make_probes(rows[:NUM_PROBE_ROWS], seed=seed), bool(held_out))
+    probed_rows = rows[: min(len(rows), NUM_PROBE_ROWS)]
+    probes = make_probes(probed_rows, seed=config.seed)
+    if config.truth_file is None:
+        return Reference(rows, bool(held_out), probes)
+    if config.facts == "given" and config.facts_file and content_digest(config.truth_file) == content_digest(config.facts_file):
+        raise InputError(
+            f"truth_file {config.truth_file} has the facts that the reward model reads, with which it agrees, true or not: give "
+            "facts kept apart, or leave it out"
+        )
+    facts, lexicon = read_facts(config.truth_file), load_lexicon()
+    groups = [to_answer_group(row) for row in probed_rows]
+    verdicts = [
+        [verify_against_facts(extract_claims(answer, lexicon), _true_facts(facts, group), lexicon) for answer in group.answers]
+        for group in groups
+    ]
+    return Reference(rows, bool(held_out), probes, removals(groups, verdicts))
+
+
+def _true_facts(facts: FactsByImage, group: AnswerGroup) -> tuple[Fact, ...]:
+    """Return the facts about a row, by its id, or about its images."""
+    names = [image.path or image.recorded_name for image in group.images]
+    return facts.get(group.id) or tuple(fact for name in names if name for fact in facts_for_image(facts, name))
 
 
 def to_answer_group(preference: Preference) -> AnswerGroup:
@@ -85,9 +146,10 @@ def j_sentence(j: Mapping[str, Any]) -> str:
     """Return J before and after training, of all claims and by kind, as a sentence."""
     before, after, change = j["before"], j["after"], j["change"]
     kinds = ", ".join(f"{kind} {before[kind]['j']:.2f} and {after[kind]['j']:.2f}" for kind in after if kind != ALL_KINDS)
+    kinds = kinds or "not enough claims"
     verdict = " (ppo refuses a judge that training made worse)" if change["high"] < 0 else ""
     return (
-        f"J, false claims that lower the score minus true ones that do: {before[ALL_KINDS]['j']:.2f} before training, "
+        f"J on {j['measured_on']}, false ones that lower the score minus true ones that do: {before[ALL_KINDS]['j']:.2f} before training, "
         f"{after[ALL_KINDS]['j']:.2f} after, change {change['value']:+.2f} "
         f"(95% interval {change['low']:+.2f} to {change['high']:+.2f}){verdict}; by kind, before and after: {kinds}"
     )

@@ -159,6 +159,8 @@ def _trained_weights(config: TrainConfig, model: PreTrainedModel, weights: Weigh
         items.append(MemoryItem("adapters", num_lora * 4 * len(roles), calculation))
         trained_roles = [role for role in roles if not role.startswith("reward")] or roles
         num_trained, trained_part = num_lora * len(trained_roles), ", ".join(trained_roles)
+    if isinstance(config, RewardConfig) and config.tuning == "head":
+        num_trained, trained_part = int(model.config.get_text_config().hidden_size), "the head"
     return [*items, MemoryItem("gradients and AdamW", num_trained * 12, f"{trained_part}: 12 bytes per weight")]
 
 

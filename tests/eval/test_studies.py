@@ -74,3 +74,37 @@ def test_probe_sentences_are_a_false_and_a_true_claim(load_study):
     assert any(name in true_text for name in names) and not any(name in false_text for name in names)
     false_text, true_text = module.probe_sentences(scene, "count", np.random.default_rng(0))
     assert scenes.count_phrase(count, "object") in true_text and false_text != true_text
+
+
+def test_reward_recipes_are_valid_and_leave_out_what_needs_facts(load_study, tmp_path):
+    module = load_study("reward_recipes")
+    for recipe in module.RECIPES.values():
+        paths = {"model_name_or_path": "m", "eval_dataset_name": "e"}
+        module.stage_config(module.RewardConfig, 0, tmp_path, **paths, **recipe.settings)
+        assert all(name in module.RECIPES for name in recipe.ensemble)
+    cells = module.select_cells(["untrained", "plain", "injected", "claims"], [250, 1000], ["annotator", "none"])
+    assert [cell.name for cell in cells] == [
+        "untrained-0-annotator", "untrained-0-none",
+        "plain-250-annotator", "plain-1000-annotator", "plain-250-none", "plain-1000-none",
+        "injected-250-annotator", "injected-1000-annotator", "claims-0-annotator",
+    ]  # fmt: skip
+    with pytest.raises(module.InputError, match="there is no recipe magic: use untrained, plain"):
+        module.select_cells(["magic"], [250], ["none"])
+
+
+def test_reward_recipes_compare_with_the_untrained_review_within_a_seed(load_study):
+    module = load_study("reward_recipes")
+
+    def result(j):
+        return {"accuracy": 0.6, "detection": {"all": {name: {"value": j} for name in ("J", "TPR", "FPR")}}}
+
+    untrained = {4: result(0.5), 5: result(0.7)}
+    results = {
+        module.Cell("untrained", 0, "none"): untrained,
+        module.Cell("prior", 250, "none"): {4: result(0.6), 5: result(0.8)},
+        module.Cell("prior", 250, "annotator"): {4: result(0.9)},
+    }
+    lines = module.judge_table(results, "none").splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| prior | 250 | 70.0 ± 127.1 | +10.0 ± 0.0 |")  # the best one first
+    assert lines[3].startswith("| untrained | 0 | 60.0 ± 127.1 | +0.0 ± 0.0 |")
+    assert np.isnan(module.j_of({"detection": {"all": {"J": {"value": None}}}}))
