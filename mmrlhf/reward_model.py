@@ -43,9 +43,7 @@ from mmrlhf.rewards.probes import NOTHING_TO_INJECT, make_training_pair
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, by_group, untrained_role
 from mmrlhf.training import losses
 from mmrlhf.training.best_model import BestModel
-from mmrlhf.training.judge_reference import Reference, j_sentence, reference_rows
-from mmrlhf.training.judge_reference import score_margins as score_margins
-from mmrlhf.training.judge_reference import to_answer_group as to_answer_group
+from mmrlhf.training.judge_reference import Reference, j_sentence, reference_rows, to_answer_group
 from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run

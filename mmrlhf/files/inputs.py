@@ -25,7 +25,6 @@ CONTENT_FIELDS = (
     "dataset_name",
     "eval_dataset_name",
     "facts_file",
-    "truth_file",
     "facts_template",
     "reward_model_path",
     "lexicon_file",

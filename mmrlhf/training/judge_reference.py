@@ -16,7 +16,7 @@ from mmrlhf.files.inputs import content_digest
 from mmrlhf.metrics.calibration import fit_temperature
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, j_change, youden_j
 from mmrlhf.records import Fact, InputError, Preference
-from mmrlhf.rewards.detection import SCORE_TOLERANCE, Removal, removals, score_rises
+from mmrlhf.rewards.detection import SCORE_TOLERANCE, Removal, removals, score_rises, with_removals
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT, Probe, make_probes, probe_outcomes
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 from mmrlhf.verifiers import verify_against_facts
@@ -69,7 +69,8 @@ class Reference:
         model = replace(model, max_length=1 << 30)
         if not self.removals:
             return probe_outcomes(model, self.probes)
-        lowers = score_rises(self.groups[:NUM_PROBE_ROWS], self.removals, model.score) > SCORE_TOLERANCE
+        groups = self.groups[:NUM_PROBE_ROWS]
+        lowers = score_rises(groups, self.removals, model.score(with_removals(groups, self.removals))) > SCORE_TOLERANCE
         by_kind: dict[str, tuple[list[bool], list[bool]]] = {}
         for removal, is_lower in zip(self.removals, lowers, strict=True):
             by_kind.setdefault(removal.claim.kind, ([], []))[not removal.is_false].append(bool(is_lower))
