@@ -57,8 +57,7 @@ class CompleteList:
         return self._evidence_against_count(claim, lexicon) if claim.kind == "count" else []
 
     def _is_absent(self, noun: str, lexicon: Lexicon) -> bool:
-        is_open = noun in GENERAL_NOUNS or noun in WHOLE_PLACES or noun in lexicon.word_sets["places"]
-        return not is_open and not any(_may_name(name, noun, lexicon) for name in self.names)
+        return noun not in GENERAL_NOUNS | WHOLE_PLACES and not any(_may_name(name, noun, lexicon) for name in self.names)
 
     def _candidates(self, noun: str, lexicon: Lexicon) -> list[ListedObject] | None:
         """Return the objects that a noun may be about, None if they are not all listed."""

@@ -26,6 +26,9 @@ FACTS = (
     [
         ("There is a zebra.", "zebra", "contradicted"),
         ("There is no zebra.", "zebra", "supported"),
+        ("There is a car.", "car", "contradicted"),
+        ("There is a square.", "square", "contradicted"),
+        ("There is a kitchen.", "kitchen", "unknown"),  # which is where it all is
         ("There is a mug.", "mug", "supported"),
         ("There is a dog.", "dog", "supported"),
         ("There is a poodle.", "poodle", "unknown"),  # the puppy may be one
