@@ -37,8 +37,8 @@ def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> s
     text = TaggedText(answer, lexicon, nouns)
     if not text.tags:
         return answer
-    if claim.negated:
-        return text.without_clause(claim.span[0])
+    if claim.negated or (claim.kind == "count" and claim.value == "0") or claim.subject == "nothing":
+        return _remove_denial(text, claim)
     if claim.kind == "object":
         return _remove_object(text, claim)
     if claim.kind == "attribute":
@@ -49,6 +49,14 @@ def remove_claim(answer: str, claim: Claim, lexicon: Lexicon | None = None) -> s
 
 
 # ---- kinds of claims ---------------------------------------------------------------------------
+
+
+def _remove_denial(text: TaggedText, claim: Claim) -> str:
+    """Return the text without what is denied: the last item of a list, or the clause."""
+    phrase = text.find_phrase(*claim.span)
+    if phrase and text.tags[phrase[0]] == "Z" and text.joins_phrase(phrase[0], text.sentence(phrase[0])[0]):
+        return text.without_phrase(phrase)
+    return text.without_clause(claim.span[0])
 
 
 def _remove_object(text: TaggedText, claim: Claim) -> str:
@@ -88,7 +96,7 @@ def _remove_count(text: TaggedText, claim: Claim) -> str:
     begin, end = text.sentence(index)
     sentence = text.text[text.tokens.starts[begin] : text.tokens.ends[end - 1]]
     numbers = [k for k in range(index, end) if text.tags[k] == "#" and text.tokens.starts[k] < claim.span[1]]
-    if not extract_claims(sentence, text.lexicon) or claim.value == "0":
+    if not extract_claims(sentence, text.lexicon):
         return text.cut_tokens(begin, end)
     if not numbers:
         return text.text

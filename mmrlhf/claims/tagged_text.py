@@ -195,9 +195,9 @@ class TaggedText:
             start = head[0]
         previous, following = tags[start - 1 : start] if start > begin else "", tags[stop : stop + 1]
         is_subject = stop < end and tags[stop] in FINITE_VERB_TAGS and previous not in tuple("PAGEI")
-        if is_subject and not self._joins_phrase(start, begin):
+        if is_subject and not self.joins_phrase(start, begin):
             return self.cut_clause(start)
-        if self._joins_phrase(start, begin) or self._is_joined(stop, end):
+        if self.joins_phrase(start, begin) or self._is_joined(stop, end):
             return self._without_item(start, stop, begin, end)
         if previous and previous in "PAGEI":
             first = start - 1
@@ -208,7 +208,7 @@ class TaggedText:
             return self.without_predicate(first, stop)
         return self.without_predicate(start, stop)
 
-    def _joins_phrase(self, start: int, begin: int) -> bool:
+    def joins_phrase(self, start: int, begin: int) -> bool:
         """Return whether a phrase follows another one in a list."""
         k = start - 1
         while k > begin and self.tags[k] in ",CR":
@@ -234,7 +234,7 @@ class TaggedText:
         """Return the text without an item of a list of phrases."""
         tags, tokens = self.tags, self.tokens
         left = start
-        while left > begin and tags[left - 1] in ",CR" and self._joins_phrase(start, begin):
+        while left > begin and tags[left - 1] in ",CR" and self.joins_phrase(start, begin):
             left -= 1
         right = stop
         while right < end and tags[right] in ",CR" and self._is_joined(stop, end):
@@ -252,7 +252,7 @@ class TaggedText:
         return _agree(self.cut_tokens(left, stop), tokens.starts[begin])
 
     def _separates(self, comma: int, begin: int, left: int) -> bool:
-        return self._is_joined(comma, left) and self._joins_phrase(comma + 1, begin)
+        return self._is_joined(comma, left) and self.joins_phrase(comma + 1, begin)
 
     # ---- predicates ----------------------------------------------------------------------------
 

@@ -330,7 +330,7 @@ def draw_detection(axes: Axes, detection: Mapping[str, Mapping[str, Any]]) -> st
         values = np.array([j["value"] for _, j in points])
         errors = np.abs(np.array([[j["low"] for _, j in points], [j["high"] for _, j in points]]) - values)
         axes.errorbar(values, y, xerr=errors, fmt="o", markersize=4, color=COLOURS[name], elinewidth=1, label=name)
-        parts.append(f"{name} " + ", ".join(f"{kinds[i]} {j['value']:.2f}" for i, j in points))
+        parts.append(f"{name} " + ", ".join(f"{kinds[i]} {format_j(j, '')}" for i, j in points))
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.set(
         yticks=range(len(kinds)),

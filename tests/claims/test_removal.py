@@ -74,6 +74,9 @@ def find_claim(text, *fields, extract=extract_claims):
         ("I can see a red ring. That makes one object.", ("count", "object"), "I can see a red ring."),
         ("I can see a red ring.", ("object", "ring"), ""),
         ("There is a red star and a blue star.", ("attribute", "star", "red"), "There is a star and a blue star."),
+        ("There are two red stars and no moon.", ("count", "moon", "0"), "There are two red stars."),
+        ("There is a moon. There is nothing at the left.", ("relation", "nothing"), "There is a moon."),
+        ("There are three objects: two stars and a blue ring.", ("count", "object"), "There are objects: two stars and a blue ring."),
     ],
 )  # fmt: skip
 def test_remove_claim_from_a_scenes_caption(text, fields, rest):
