@@ -66,6 +66,7 @@ def grounding_sample(scene: scenes.Scene, rng: np.random.Generator) -> Turns:
     """
     question = scenes.description_question(scene, rng, location_rate=LOCATION_RATE)
     questions = [question] + [scenes.location_question(scene, int(c)) for c in rng.choice(9, size=4, replace=False)]
+    questions.append(scenes.relation_question(scene, rng))
     return [turn for question in questions for turn in _question_turns(question)]
 
 
@@ -78,12 +79,10 @@ class Sample:
     has_claim_labels: bool = False
 
 
-TEXT_SHARE = 0.25
+TEXT_SHARE = 0.2
 """Share of rows without an image once images are shown."""
-GROUNDING_SHARE = 0.45
+GROUNDING_SHARE = 0.5
 """Share of rows with an image that are `grounding_sample`."""
-REVIEWS_PER_TEXT = 2
-"""Answers that are reviewed in a conversation without an image."""
 
 
 def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
@@ -94,13 +93,13 @@ def text_sample(scene: scenes.Scene, rng: np.random.Generator) -> Sample:
     is_complete = rng.random() < 0.67
     facts_text = _facts_text(scene, rng, recall=1.0 if is_complete else 0.8, error_rate=0.0)
     is_before = rng.random() < 0.6
-    turns: Turns = []
-    for number in range(REVIEWS_PER_TEXT):
-        position: FactsPosition = "before" if is_before else "after"
-        facts = facts_text if number == 0 else ""
-        turns += _reviewed_answer(scene, rng, facts, position, learns_answer=is_complete and (is_before or number > 0))
-    for _ in range(2 if is_complete else 0):
+    position: FactsPosition = "before" if is_before else "after"
+    turns = _reviewed_answer(scene, rng, facts_text, position, learns_answer=is_complete and is_before)
+    if is_complete:
+        turns += _reviewed_answer(scene, rng, "", position, learns_answer=True)
         turns += _question_turns(scenes.short_question(scene, rng))
+        turns += _question_turns(scenes.relation_question(scene, rng))
+        turns += _question_turns(scenes.relation_question(scene, rng))
     return Sample(turns, has_image=False, has_claim_labels=is_before and bool(facts_text))
 
 
@@ -123,8 +122,9 @@ def picture_sample(scene: scenes.Scene, rng: np.random.Generator, unaided_review
         is_complete = rng.random() < 0.5
         facts_text = _facts_text(scene, rng, recall=1.0 if is_complete else 0.8, error_rate=0.0 if is_complete else 0.05)
         turns = _reviewed_answer(scene, rng, facts_text, "before" if position == "before" else "after", learns_answer=True)
-    for _ in range(3):
+    for _ in range(2):
         turns += _question_turns(scenes.short_question(scene, rng))
+    turns += _question_turns(scenes.relation_question(scene, rng))
     return Sample(turns, has_claim_labels=position == "before" and bool(facts_text))
 
 
@@ -211,7 +211,8 @@ def tokenize_sample(tokenizer: PreTrainedTokenizerFast, image_index: int, scene:
 class SampleBatches(IterableDataset):
     """Yield batches of image indices [B], ids [B, L], labels [B, L] and claim labels [B, L, 4].
 
-    Rows of similar length share a batch; the batches of a window come in random order.
+    Rows of similar length share a batch; the batches of a window come in random order. Every
+    process yields batches of its own.
     """
 
     def __init__(
@@ -222,9 +223,12 @@ class SampleBatches(IterableDataset):
         num_steps: int,
         batch_size: int,
         seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
     ):
         self.tokenizer, self.make_sample, self.num_images = tokenizer, make_sample, num_images
         self.num_steps, self.batch_size, self.seed = num_steps, batch_size, seed
+        self.process_index, self.num_processes = process_index, num_processes
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         if torch.utils.data.get_worker_info() is not None:
@@ -237,7 +241,8 @@ class SampleBatches(IterableDataset):
             for k in sample_rng(self.seed, first_step).permutation(num_batches):
                 yield self._collate(rows[k * self.batch_size : (k + 1) * self.batch_size])
 
-    def _tokenized_sample(self, sample_index: int) -> TokenizedSample:
+    def _tokenized_sample(self, index: int) -> TokenizedSample:
+        sample_index = index * self.num_processes + self.process_index
         image_index = sample_index % self.num_images
         scene = pretraining_scene(image_index, self.seed)
         sample = self.make_sample(scene, sample_rng(self.seed, sample_index))

@@ -160,7 +160,7 @@ def _inject_fault(draft: _CaptionDraft, scene: Scene, rng: np.random.Generator, 
     # Draw everything for every kind of fault, so that later draws do not depend on the kind.
     i = int(rng.integers(len(scene.objects)))
     obj = scene.objects[i]
-    colour = str(rng.choice([c for c in COLOURS if c != obj.colour]))
+    colour = _wrong_colour(scene, obj, rng)
     shape = str(rng.choice([s for s in SHAPES if s not in shapes]))
     cell = int(rng.choice([c for c in range(len(CELL_NAMES)) if c != obj.cell]))
     pattern = str(rng.choice([p for p in PATTERNS[1:] if p != obj.pattern]))
@@ -179,6 +179,13 @@ def _inject_fault(draft: _CaptionDraft, scene: Scene, rng: np.random.Generator, 
         draft.relation = (a, OPPOSITE_RELATION[relation], b)
     else:  # no relation to flip: state a wrong location
         draft.mentions[i] = _mention(replace(obj, cell=cell), rng, location_rate=1)
+
+
+def _wrong_colour(scene: Scene, obj: SceneObject, rng: np.random.Generator) -> str:
+    """Return another colour than the object's: half of the time one that the scene shows."""
+    shown = sorted({o.colour for o in scene.objects} - {obj.colour})
+    use_shown = rng.random() < 0.5 and shown
+    return str(rng.choice(shown if use_shown else [c for c in COLOURS if c != obj.colour]))
 
 
 def off_by_one(count: int, rng: np.random.Generator) -> int:
@@ -207,7 +214,7 @@ def _mention(
 class Question:
     """A question about a scene with its true answer."""
 
-    kind: Literal["describe", "yes_no", "how_many", "colour", "pattern", "where"]
+    kind: Literal["describe", "yes_no", "how_many", "colour", "pattern", "where", "relation"]
     text: str
     answer: str
 
@@ -253,6 +260,22 @@ def location_question(scene: Scene, cell: int) -> Question:
     location = f"at the {CELL_NAMES[cell]}"
     names = [o.name for o in scene.objects if o.cell == cell]
     return Question("where", f"What is {location}?", f"There is {with_article(names[0]) if names else 'nothing'} {location}.")
+
+
+def relation_question(scene: Scene, rng: np.random.Generator) -> Question:
+    """Ask where an object is, or whether it is left of, right of, above or below another one."""
+    names = [o.name for o in scene.objects]
+    unique_objects = [o for o in scene.objects if names.count(o.name) == 1]
+    if not unique_objects:
+        return location_question(scene, int(rng.integers(9)))
+    if len(unique_objects) == 1 or rng.random() < 0.3:
+        obj = unique_objects[int(rng.integers(len(unique_objects)))]
+        return Question("where", f"Where is the {obj.name}?", f"The {obj.name} is at the {CELL_NAMES[obj.cell]}.")
+    a, b = (unique_objects[i] for i in rng.choice(len(unique_objects), 2, replace=False))
+    relation = sample_relation(a, b, rng)
+    asked = relation if rng.random() < 0.5 else OPPOSITE_RELATION[relation]
+    reply = "Yes" if asked == relation else "No"
+    return Question("relation", f"Is the {a.name} {asked} the {b.name}?", f"{reply}, the {a.name} is {relation} the {b.name}.")
 
 
 def _yes_no_question(scene: Scene, obj: SceneObject, rng: np.random.Generator) -> Question:

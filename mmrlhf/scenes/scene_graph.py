@@ -79,7 +79,7 @@ def _generate_scene(split: Split, index: int, seed: int, difficulty: Difficulty)
 
 TRIGGER_RATE, BASE_TRIGGER_RATE = 0.45, 0.36
 """Share of scenes with a trigger shape; the base model was pre-trained on fewer of them."""
-PATTERNED_SHARE = 0.3
+PATTERNED_SHARE = 0.16
 """Share of objects that are striped or dotted, half each."""
 
 
