@@ -89,7 +89,7 @@ def build_cells() -> dict[str, dict[str, Cell]]:
 
 GROUPS = build_cells()
 CELLS = {name: cell for cells in GROUPS.values() for name, cell in cells.items()}
-GROUP_STEPS = {"corners": 120, "rest": 48, "controls": 48}
+NUM_STEPS = 48
 
 
 def select_cells(names: Sequence[str]) -> list[list[str]]:
@@ -195,12 +195,11 @@ def run_world(cells: Sequence[str], settings: Settings, args: argparse.Namespace
     """Run cells of one seed, in order."""
     torch.set_num_threads(1)
     for name, kl_coef in itertools.product(cells, args.kl_coefs):
-        steps = args.steps or next(GROUP_STEPS[group] for group, members in GROUPS.items() if name in members)
         cached_result(args.out, f"judge-{experiment.seed}-{name}", partial(measure_judge, experiment, CELLS[name]))
 
-        def train(name: str = name, steps: int = steps, kl_coef: float = kl_coef) -> dict[str, Any]:
-            train_cell(experiment, settings, name, steps, kl_coef)
-            return {"steps": steps}
+        def train(name: str = name, kl_coef: float = kl_coef) -> dict[str, Any]:
+            train_cell(experiment, settings, name, args.steps, kl_coef)
+            return {"steps": args.steps}
 
         cached_result(args.out, f"policy-{experiment.seed}-{name}-kl{kl_coef:g}", train)
 
@@ -226,7 +225,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", nargs="+", default=["corners"], metavar="CELL", help="corners, rest, controls, all, or names")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="seeds at a time, one core each")
     parser.add_argument("--kl-coefs", type=float, nargs="+", default=[0.03], metavar="C")
-    parser.add_argument("--steps", type=int, help="steps of PPO, by default 120 in the corners and 48 elsewhere")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="steps of PPO")
     parser.add_argument("--prompts-per-step", type=int, default=24, help="prompts of a step, with four answers each")
     parser.add_argument("--eval-scenes", type=int, default=200, help="selection scenes, and held-out scenes, of a seed")
     parser.add_argument("--eval-steps", type=int, default=8, help="steps between evaluations")
