@@ -330,6 +330,6 @@ def run_data_tiny_vlm(command: Command, argv: list[str]) -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help=help_text)
     args = parser.parse(argv)
-    from mmrlhf.demo.tiny_vlm import TinyVLMRecipe, train_tiny_vlm
+    from mmrlhf.demo.tiny_vlm import train_tiny_vlm
 
-    train_tiny_vlm(args["output_dir"], TinyVLMRecipe(args["seed"], args["dtype"]))
+    train_tiny_vlm(args["output_dir"], args["seed"], args["dtype"])

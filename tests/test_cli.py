@@ -101,20 +101,13 @@ def test_main_eval_takes_benchmark_and_config(stub_stage, tmp_path):
             ("f", "trl", "o", None, None, True, 3, "train"),
         ),
         ("data scenes --output_dir d --rows 7 --seed 2", "scenes", "export_dataset", ("d", 7, 2)),
+        ("data tiny-vlm --output_dir d", "demo.tiny_vlm", "train_tiny_vlm", ("d", 0, "float32")),
     ],
 )
 def test_main_dispatches_other_commands(stub_stage, line, module, function, received):
     calls = stub_stage(module, function)
     assert main(line.split()) == 0
     assert calls == [received]
-
-
-def test_main_dispatches_the_tiny_vlm(stub_stage):
-    from mmrlhf.demo.tiny_vlm import TinyVLMRecipe  # imports torch
-
-    calls = stub_stage("demo.tiny_vlm", "train_tiny_vlm")
-    assert main("data tiny-vlm --output_dir d --seed 3 --dtype bfloat16".split()) == 0
-    assert calls == [("d", TinyVLMRecipe(3, "bfloat16"))]
 
 
 def test_main_check_returns_the_commands_exit_code(stub_stage):

@@ -124,17 +124,13 @@ def build_model(processor: LlavaProcessor, seed: int) -> LlavaForConditionalGene
 
 @dataclass(frozen=True)
 class TinyVLMRecipe:
-    """How the tiny VLM is trained. `seed` sets weights and data.
+    """The size of the tiny VLM's training.
 
     unaided_review_rate: share of conversations about images with a review without facts.
-    dtype: precision of matrix products. bfloat16 is faster on CPUs that support it and much slower
-    on others.
     num_processes: processes of one thread each that share a batch; two threads of one process are
     hardly faster than one on models this small.
     """
 
-    seed: int = 0
-    dtype: str = "float32"
     num_images: int = 29000
     tower_steps: int = 1400
     text_steps: int = 1000
@@ -144,21 +140,35 @@ class TinyVLMRecipe:
     num_processes: int = 2
 
 
-def train_tiny_vlm(output_dir: str, recipe: TinyVLMRecipe) -> None:
-    """Train the tiny VLM from scratch and write its checkpoint directory (half precision, 4 MB)."""
-    pixels, targets = render_images(recipe.num_images, recipe.seed)
+DEFAULT_RECIPE = TinyVLMRecipe()
+
+
+def train_tiny_vlm(output_dir: str, seed: int = 0, dtype: str = "float32", recipe: TinyVLMRecipe = DEFAULT_RECIPE) -> None:
+    """Train the tiny VLM from scratch and write its checkpoint directory (half precision, 4 MB).
+
+    seed: seed of weights and data.
+    dtype: precision of matrix products. bfloat16 is faster on CPUs that support it and much slower
+    on others.
+    """
+    pixels, targets = render_images(recipe.num_images, seed)
     with tempfile.TemporaryDirectory() as rendezvous:
-        arguments = (output_dir, recipe, pixels, targets, f"file://{rendezvous}/processes")
+        arguments = (output_dir, seed, getattr(torch, dtype), recipe, pixels, targets, f"file://{rendezvous}/processes")
         torch.multiprocessing.spawn(_train_in_process, arguments, recipe.num_processes)
 
 
 def _train_in_process(
-    index: int, output_dir: str, recipe: TinyVLMRecipe, pixels: Tensor, targets: Tensor, rendezvous: str
+    index: int,
+    output_dir: str,
+    seed: int,
+    dtype: torch.dtype,
+    recipe: TinyVLMRecipe,
+    pixels: Tensor,
+    targets: Tensor,
+    rendezvous: str,
 ) -> None:
     """Train in one of the processes; number 0 writes the checkpoint."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=recipe.num_processes)
-    seed, dtype = recipe.seed, getattr(torch, recipe.dtype)
     processor = build_processor(seed)
     model = build_model(processor, seed)
     if index == 0:
