@@ -227,7 +227,8 @@ def train_language_model(
             claim_logits = claim_head(outputs.hidden_states[CLAIM_HEAD_LAYER][has_claim])
         lm_loss = nn.functional.cross_entropy(logits.float(), labels[:, 1:][loss_mask])
         claim_logits, claim_targets = claim_logits.float()[claim_mask[has_claim]], claim_labels[claim_mask]
-        claim_loss = nn.functional.binary_cross_entropy_with_logits(claim_logits, claim_targets)
+        claim_losses = nn.functional.binary_cross_entropy_with_logits(claim_logits, claim_targets, reduction="none")
+        claim_loss = claim_losses.sum() / max(len(claim_losses), 1)  # 0 in a batch without labelled claims
         is_correct, is_false = ((claim_logits > 0) == (claim_targets > 0.5)).float(), claim_targets < 0.5
         return lm_loss + claim_loss, (
             f"lm {lm_loss.item():.3f} claims {claim_loss.item():.3f} "
