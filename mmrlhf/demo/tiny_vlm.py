@@ -187,7 +187,7 @@ def _train_in_process(
     train_vision(model, processor, pixels, targets, seed, recipe.projector_steps, dtype, parameters)
     # 4. Pictures: the language model learns to look
     make_sample = partial(picture_sample, unaided_review_rate=recipe.unaided_review_rate)
-    train_language_model(model, processor, pixels, seed + 1, make_sample, claim_head, recipe.picture_steps, dtype)
+    train_language_model(model, processor, pixels, seed, make_sample, claim_head, recipe.picture_steps, dtype, stream=1)
     if index == 0:
         save_checkpoint(model, processor, output_dir)
     dist.destroy_process_group()

@@ -38,8 +38,8 @@ def pretraining_scene(index: int, seed: int) -> scenes.Scene:
     return scenes.generate_scene("base", index, seed, PRETRAINING_DIFFICULTY)
 
 
-def sample_rng(seed: int, index: int) -> np.random.Generator:
-    return np.random.default_rng([seed, 7, index])
+def sample_rng(seed: int, index: int, stream: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, 7 + stream, index])
 
 
 # ---- conversations -------------------------------------------------------------------------------
@@ -212,7 +212,8 @@ class SampleBatches(IterableDataset):
     """Yield batches of image indices [B], ids [B, L], labels [B, L] and claim labels [B, L, 4].
 
     Rows of similar length share a batch; the batches of a window come in random order. Every
-    process yields batches of its own.
+    process yields batches of its own. The seed sets scenes, which the images show, so another
+    stream, and not another seed, gives other conversations about them.
     """
 
     def __init__(
@@ -223,11 +224,12 @@ class SampleBatches(IterableDataset):
         num_steps: int,
         batch_size: int,
         seed: int,
+        stream: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
     ):
         self.tokenizer, self.make_sample, self.num_images = tokenizer, make_sample, num_images
-        self.num_steps, self.batch_size, self.seed = num_steps, batch_size, seed
+        self.num_steps, self.batch_size, self.seed, self.stream = num_steps, batch_size, seed, stream
         self.process_index, self.num_processes = process_index, num_processes
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -238,14 +240,14 @@ class SampleBatches(IterableDataset):
             first_sample, num_samples = first_step * self.batch_size, num_batches * self.batch_size
             rows = [self._tokenized_sample(first_sample + i) for i in range(num_samples)]
             rows.sort(key=lambda row: len(row.input_ids))
-            for k in sample_rng(self.seed, first_step).permutation(num_batches):
+            for k in sample_rng(self.seed, first_step, self.stream).permutation(num_batches):
                 yield self._collate(rows[k * self.batch_size : (k + 1) * self.batch_size])
 
     def _tokenized_sample(self, index: int) -> TokenizedSample:
         sample_index = index * self.num_processes + self.process_index
         image_index = sample_index % self.num_images
         scene = pretraining_scene(image_index, self.seed)
-        sample = self.make_sample(scene, sample_rng(self.seed, sample_index))
+        sample = self.make_sample(scene, sample_rng(self.seed, sample_index, self.stream))
         return tokenize_sample(self.tokenizer, image_index, scene, sample)
 
     def _collate(self, rows: list[TokenizedSample]) -> tuple[Tensor, ...]:

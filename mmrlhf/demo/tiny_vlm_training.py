@@ -193,6 +193,7 @@ def train_language_model(
     claim_head: nn.Module,
     num_steps: int,
     dtype: torch.dtype,
+    stream: int = 0,
     batch_size: int = 64,
 ) -> None:
     """Train the language model on conversations, some of them about images, with frozen vision.
@@ -237,7 +238,7 @@ def train_language_model(
 
     share = batch_size // _num_processes()
     dataset = SampleBatches(
-        processor.tokenizer, make_sample, len(pixels), num_steps, share, seed, _process_index(), _num_processes()
+        processor.tokenizer, make_sample, len(pixels), num_steps, share, seed, stream, _process_index(), _num_processes()
     )
     batches = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=8)
     _train_stage("language", batches, num_steps, parameters, 2e-3, compute_loss)
