@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+import pytest
 
 from mmrlhf import scenes
 from mmrlhf.demo import tiny_vlm_data
@@ -147,6 +148,31 @@ def test_sample_batches_pad_rows_of_similar_length(vlm):
         assert input_ids.shape == labels.shape and claim_labels.shape == (*labels.shape, 4)
         assert bool((labels[input_ids == vlm.tokenizer.pad_token_id] == -100).all())
     assert shapes == [(4,)] * 3
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+def test_conversations_are_about_the_scenes_that_the_images_show(vlm, stream):
+    def make_sample(scene, rng):
+        return tiny_vlm_data.Sample(tiny_vlm_data.grounding_sample(scene, rng))
+
+    data = tiny_vlm_data.SampleBatches(vlm.tokenizer, make_sample, 40, num_steps=2, batch_size=8, seed=3, stream=stream)
+    texts = []
+    for image_indices, input_ids, *_ in data:
+        for index, ids in zip(image_indices.tolist(), input_ids, strict=True):
+            texts.append(vlm.tokenizer.decode(ids, skip_special_tokens=True))
+            description = texts[-1].split("Assistant:")[1].split("User:")[0]
+            # The seed of the images, whatever the stream.
+            scene = tiny_vlm_data.pretraining_scene(index, 3)
+            assert not scenes.verify_answer(scene, description).false_claims, (index, description)
+    assert len(set(texts)) == len(texts) == 16
+
+
+def test_streams_give_other_conversations(vlm):
+    def first_ids(stream):
+        batches = tiny_vlm_data.SampleBatches(vlm.tokenizer, tiny_vlm_data.text_sample, 10, 1, 4, seed=0, stream=stream)
+        return next(iter(batches))[1].tolist()
+
+    assert first_ids(0) != first_ids(1)
 
 
 def test_render_images_targets_name_the_contents_of_cells():
