@@ -228,14 +228,15 @@ def test_a_reward_model_trains_on_from_another_round(tiny_vlm_path, pairs, rewar
 
 def test_j_is_measured_on_the_answers_where_their_truth_is_known(tiny_vlm_path, pairs, tmp_path):
     """Without steps, J is of the untrained review: its scores of answers without each claim."""
+    answers = ("There is a cat. There is a boat.", "There is a cat. There is a dog.")
+    pairs = [Preference.from_pair(p.id, p.images, p.prompt, *answers) for p in pairs]
+    facts = [{"kind": kind, "text": text} for kind, text in (("object", "cat"), ("object", "boat"), ("absent", "dog"))]
     truth = tmp_path / "truth.jsonl"
-    rows = [{"id": p.id, "facts": [{"kind": f.kind, "text": f.text} for f in p.facts]} for p in pairs]
-    truth.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    truth.write_text("".join(json.dumps({"id": p.id, "facts": facts}) + "\n" for p in pairs))
     config = reward_config(tiny_vlm_path, tmp_path / "run", truth_file=str(truth), max_steps=0)
     j = json.loads((train_reward_model(config, pairs) / "reward.json").read_text())["j"]
     assert j["measured_on"] == "claims of answers" and j["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    # Each better answer names its objects, each worse one a pink ring that is in no picture.
-    assert j["before"]["object"]["n_true"] >= len(pairs) > 0 and j["before"]["all"]["n_false"] >= 1
+    assert (j["before"]["object"]["n_true"], j["before"]["object"]["n_false"]) == (3 * len(pairs), len(pairs))
     with pytest.raises(InputError, match=r"truth\.jsonl decides no claim in the answers of"):
         other = [dataclasses.replace(p, id=f"x{p.id}") for p in pairs]
         train_reward_model(dataclasses.replace(config, output_dir=str(tmp_path / "n")), other)

@@ -140,6 +140,8 @@ class RewardConfig(TrainConfig):
     truth_file: str | None = None
     """Facts kept apart, in any format of facts_file: J is measured on the claims of the answers in
     eval_dataset_name (or the first training rows), and without it on injected claims."""
+    lexicon_file: str | None = None
+    """Nouns and other words to add to the lexicon that these claims are extracted with."""
     eval_steps: Count | None = None
     """Steps between measurements of loss, accuracy and J on eval_dataset_name; by default, only at
     the end."""

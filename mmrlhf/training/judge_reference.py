@@ -116,7 +116,7 @@ def reference_rows(config: RewardConfig, preferences: Sequence[Preference], held
             f"truth_file {config.truth_file} has the facts that the reward model reads, with which it agrees, true or not: give "
             "facts kept apart, or leave it out"
         )
-    facts, lexicon = read_facts(config.truth_file), load_lexicon()
+    facts, lexicon = read_facts(config.truth_file), load_lexicon(config.lexicon_file)
     groups = [to_answer_group(row) for row in probed_rows]
     verdicts = [
         [verify_against_facts(extract_claims(answer, lexicon), _true_facts(facts, group), lexicon) for answer in group.answers]
