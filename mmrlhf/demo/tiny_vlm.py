@@ -135,7 +135,7 @@ class TinyVLMRecipe:
     tower_steps: int = 1400
     text_steps: int = 1000
     projector_steps: int = 150
-    picture_steps: int = 1400
+    picture_steps: int = 1100
     unaided_review_rate: float = 0.02
     num_processes: int = 2
 

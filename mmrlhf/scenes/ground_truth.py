@@ -185,20 +185,26 @@ class SceneVerdicts:
 def verify_answer(scene: Scene, answer: str) -> SceneVerdicts:
     """Verify an answer's distinct claims. Repetition earns nothing; vagueness costs coverage.
 
+    True denials ("there is no ring") earn nothing either, or an answer could be padded with them.
     A sentence that names more objects of a kind than the scene has makes a false claim.
     """
     distinct_claims = set(parse_claims(answer))
     surplus_claims = {claim for claim, _ in _surplus_mentions(scene, answer)}
-    true_claims = frozenset(c for c in distinct_claims if _is_true(scene, c))
-    cooccurrence_errors = frozenset(c for c in distinct_claims - true_claims if is_cooccurrence_error(scene, c))
+    false_claims = {c for c in distinct_claims if not _is_true(scene, c)}
+    true_claims = frozenset(c for c in distinct_claims - false_claims if not _is_denial(c))
+    cooccurrence_errors = frozenset(c for c in false_claims if is_cooccurrence_error(scene, c))
     expected_claims = canonical_claims(scene)
     return SceneVerdicts(
         true_claims,
         cooccurrence_errors,
-        frozenset((distinct_claims - true_claims - cooccurrence_errors) | surplus_claims),
+        frozenset((false_claims - cooccurrence_errors) | surplus_claims),
         len(true_claims & expected_claims),
         len(expected_claims),
     )
+
+
+def _is_denial(claim: Claim) -> bool:
+    return (claim.kind == "count" and claim.value == "0") or claim.subject == "nothing"
 
 
 def utility(scene: Scene, answer: str, false_claim_penalty: float) -> float:
