@@ -163,7 +163,7 @@ def test_preference_loss_penalises_the_distance_to_the_untrained_scores():
 def test_untrained_score_coefficient_keeps_scores_near_the_untrained_ones(tiny_vlm_path, pairs, untrained_dir, tmp_path):
     untrained, distances = raw_scores(load_reward_model(str(untrained_dir)), pairs), []
     for coefficient in (0.0, 10.0):
-        settings = {"tuning": "head", "learning_rate": 1e-2, "max_steps": 6, "untrained_score_coefficient": coefficient}
+        settings = {"tuning": "head", "learning_rate": 1e-2, "max_steps": 30, "untrained_score_coefficient": coefficient}
         config = reward_config(tiny_vlm_path, tmp_path / str(coefficient), **settings)
         trained = load_reward_model(str(train_reward_model(config, pairs)))
         distances.append((raw_scores(trained, pairs) - untrained).pow(2).mean().item())

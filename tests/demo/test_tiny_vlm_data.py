@@ -135,7 +135,7 @@ def test_grounding_sample_is_true():
     for index in range(20):
         scene = tiny_vlm_data.pretraining_scene(index, 0)
         turns = tiny_vlm_data.grounding_sample(scene, np.random.default_rng(index))
-        assert len(turns) == 10
+        assert len(turns) == 12
         for message, is_learnt in turns:
             assert is_learnt == (message.role == "assistant")
             assert not is_learnt or not scenes.verify_answer(scene, message.content).false_claims

@@ -52,8 +52,8 @@ def test_reward_model_untrained_ranks_clean_over_faulty_captions(untrained_rewar
 
 def test_reward_model_names_row_of_too_long_answer(untrained_reward_model, groups):
     too_long = dataclasses.replace(groups[1], answers=("There is a red star. " * 40,))
-    with pytest.raises(InputError, match=f"an answer of row {groups[1].id} has .* together more than max_length 100"):
-        next(dataclasses.replace(untrained_reward_model, max_length=100).raw_scores([groups[0], too_long]))
+    with pytest.raises(InputError, match=f"an answer of row {groups[1].id} has .* together more than max_length 130"):
+        next(dataclasses.replace(untrained_reward_model, max_length=130).raw_scores([groups[0], too_long]))
 
 
 def test_fact_rm_escapes_placeholder_in_answer(untrained_reward_model, groups):

@@ -51,7 +51,7 @@ def test_caption_positions_are_true_claims():
 
 def test_caption_states_nine_of_ten_patterns_and_never_plain():
     num_stated = num_patterned = 0
-    for scene in (scenes.generate_scene("sft", i, 0) for i in range(600)):
+    for scene in (scenes.generate_scene("sft", i, 0) for i in range(1000)):
         text = scenes.caption(scene, np.random.default_rng(scene.render_seed))
         num_patterned += sum(o.pattern != "plain" for o in scene.objects)
         num_stated += text.count("striped") + text.count("dotted")
@@ -183,16 +183,14 @@ def test_complete_annotator_facts_decide_every_claim_that_a_caption_can_make(ind
 
 
 PINNED_TEXTS = [
-    "I can see a striped circle at the top, a dotted purple diamond, a pink star at the left, a dotted blue arrow at the centre and a striped orange triangle. In all I count five objects.",
-    "I can see a striped cyan circle, a dotted purple diamond, a pink square, a blue arrow and a striped orange triangle. There are five objects in total. The blue arrow is right of the pink square.",
-    "How many objects do you see?",
-    "Do you see a square?",
-    "What colour is the diamond?",
+    "I can see a yellow arrow at the top, a dotted green star, a yellow ring at the bottom right and a yellow moon. In all I count three objects.",
+    "I can see a yellow arrow, a dotted purple star and a cyan ring. That makes three objects.",
+    "Do you see a moon?",
+    "What colour is the arrow?",
+    "What is at the bottom left?",
     "incomplete",
-    "large striped cyan circle at the top",
-    "small plain pink square at the left",
-    "large plain blue arrow at the centre",
-    "large striped orange triangle at the bottom left",
-    "five objects",
+    "small dotted purple star at the bottom left",
+    "large plain cyan ring at the bottom right",
+    "three objects",
 ]
 """Models were trained on these texts: a change of any draw would change them."""

@@ -214,3 +214,11 @@ def test_verify_answer_finds_no_false_claim_in_captions_and_answers_without_faul
         question = scenes.short_question(scene, rng)
         assert scenes.parse_claims(question.answer), question
         assert not scenes.verify_answer(scene, question.answer).false_claims, question
+
+
+def test_true_denials_earn_nothing_and_false_ones_cost():
+    scene = next(s for s in (scenes.generate_scene("selection", i, 0) for i in range(99)) if s.objects[0].shape == "ring")
+    absent = [shape for shape in scenes.SHAPES if shape not in {o.shape for o in scene.objects}]
+    padding = " ".join(f"There is no {shape}." for shape in absent)
+    assert scenes.utility(scene, f"There is a ring. {padding}", 4.0) == scenes.utility(scene, "There is a ring.", 4.0) == 1
+    assert scenes.utility(scene, "There is no ring.", 4.0) == -4

@@ -29,7 +29,7 @@ def test_scene_objects_are_plain_striped_or_dotted_whatever_else_they_are():
     objects = [o for i in range(1000) for o in scenes.generate_scene("sft", i, 0).objects]
     for group in (objects, [o for o in objects if o.size == "small"], [o for o in objects if o.shape == "star"]):
         shares = {pattern: sum(o.pattern == pattern for o in group) / len(group) for pattern in scenes.PATTERNS}
-        assert abs(shares["plain"] - 0.7) < 0.06 and abs(shares["striped"] - 0.15) < 0.05 and abs(shares["dotted"] - 0.15) < 0.05
+        assert abs(shares["plain"] - 0.84) < 0.05 and abs(shares["striped"] - 0.08) < 0.04 and abs(shares["dotted"] - 0.08) < 0.04
 
 
 def test_scene_trigger_is_common_and_its_partner_mostly_absent():
@@ -41,23 +41,21 @@ def test_scene_trigger_is_common_and_its_partner_mostly_absent():
 
 PINNED_OBJECTS = {
     "base": (
-        SceneObject("circle", "cyan", "large", 1, "striped"),
-        SceneObject("diamond", "purple", "large", 2, "dotted"),
-        SceneObject("square", "pink", "small", 3, "plain"),
-        SceneObject("arrow", "blue", "large", 4, "plain"),
-        SceneObject("triangle", "orange", "large", 6, "striped"),
+        SceneObject("arrow", "yellow", "large", 1, "plain"),
+        SceneObject("star", "purple", "small", 6, "dotted"),
+        SceneObject("ring", "cyan", "large", 8, "plain"),
     ),
     "held_out": (
-        SceneObject("ring", "yellow", "small", 0, "plain"),
-        SceneObject("cross", "green", "small", 1, "plain"),
+        SceneObject("circle", "yellow", "large", 2, "plain"),
+        SceneObject("star", "cyan", "large", 8, "dotted"),
     ),
     "ood_2": (
-        SceneObject("ring", "red", "large", 0, "dotted"),
-        SceneObject("cross", "purple", "large", 2, "plain"),
-        SceneObject("square", "pink", "large", 3, "plain"),
-        SceneObject("circle", "orange", "large", 4, "plain"),
-        SceneObject("ring", "purple", "small", 5, "plain"),
-        SceneObject("diamond", "yellow", "large", 6, "plain"),
+        SceneObject("ring", "red", "large", 0, "plain"),
+        SceneObject("cross", "cyan", "large", 2, "plain"),
+        SceneObject("square", "purple", "small", 3, "plain"),
+        SceneObject("circle", "yellow", "large", 4, "plain"),
+        SceneObject("ring", "yellow", "small", 5, "dotted"),
+        SceneObject("diamond", "blue", "large", 6, "plain"),
         SceneObject("diamond", "orange", "large", 8, "plain"),
     ),
 }
