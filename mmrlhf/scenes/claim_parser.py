@@ -108,7 +108,8 @@ def _statement_claims(groups: dict[str, str], subject: str, span: tuple[int, int
         return
     elif relation := groups.get("relation") or groups.get("next_relation"):
         target = _canonical_phrase(groups.get("target") or groups["next_target"])
-        yield Claim("relation", subject, f"{' '.join(relation.split(' ')[-2:]) if 'of' in relation else relation} {target}", span)
+        relation = re.sub(r"^(?:to|at|in|on) the ", "", relation)
+        yield Claim("relation", subject, f"{relation} {target}", span)
     elif adjectives := groups.get("owned") or groups.get("predicate"):
         for adjective in _words(adjectives):
             yield Claim("attribute", subject, adjective, span)

@@ -222,3 +222,22 @@ def test_true_denials_earn_nothing_and_false_ones_cost():
     padding = " ".join(f"There is no {shape}." for shape in absent)
     assert scenes.utility(scene, f"There is a ring. {padding}", 4.0) == scenes.utility(scene, "There is a ring.", 4.0) == 1
     assert scenes.utility(scene, "There is no ring.", 4.0) == -4
+
+
+SAMPLED_WORDS = (*scenes.SHAPES, *scenes.COLOURS, *scenes.SIZES, *scenes.PATTERNS, *scenes.CELL_NAMES, *scenes.NUMBER_WORDS)
+SAMPLED_WORDS += ("a", "the", "at the", "to the", "on", "is", "are", "not", "no", "nothing", "and", ",", ".", "above", "below")
+SAMPLED_WORDS += ("left of", "right of", "object", "objects", "zero", "17", "There", "without")
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(SAMPLED_WORDS), max_size=14))
+def test_every_jumble_of_the_scenes_words_can_be_judged(words):
+    """Hot samples are jumbles, and PPO's too: one that cannot be judged would stop a run."""
+    scene = scenes.generate_scene("selection", 0, 0)
+    scenes.verify_description(scene, " ".join(words))
+    scenes.utility(scene, " ".join(words), 4.0)
+
+
+def test_relation_after_at_the_is_a_relation():
+    (claim,) = [c for c in scenes.parse_claims("There is a pink star at the above a blue moon.") if c.kind == "relation"]
+    assert (claim.subject, claim.value) == ("pink star", "above blue moon")
