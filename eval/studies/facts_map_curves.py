@@ -133,7 +133,7 @@ def write_truth(directory: Path, data_config: ScenesConfig) -> list[dict[str, fl
 
 
 def read_truth(directory: Path, data_config: ScenesConfig) -> list[dict[str, float]]:
-    """Return the rows of truth.jsonl, written anew if the run has gone on since."""
+    """Return the rows of truth.jsonl, rewritten if the run has continued since."""
     path, ledger = directory / "truth.jsonl", directory / "ledger.jsonl"
     if path.exists() and path.stat().st_mtime >= ledger.stat().st_mtime:
         return [dict(row) for row in read_jsonl(path)]

@@ -78,7 +78,7 @@ def _verdicts_of_facts(
     pairs = [(_texts(known), _texts(true)) for known, true in zip((g.facts for g in groups), true_facts, strict=True)]
     if reads_facts and (same_file or all(known == true for known, true in pairs if known or true)):
         raise InputError(
-            f"truth_file {path} has the facts that the reward reads: a judge agrees with what it is told, true or not, so give "
+            f"truth_file {path} has the facts that the reward reads: a judge agrees with its facts, true or not, so give "
             "facts kept apart (more complete, or by another annotator), or --truth labels"
         )
     return [
