@@ -33,7 +33,7 @@ def _learning_rate(step: int, num_steps: int, peak_lr: float) -> float:
 
 def _train_stage(
     stage_name: str,
-    batches: Iterable,
+    batches: Iterable[list[tuple[Tensor, ...]]],
     num_steps: int,
     parameters: list[nn.Parameter],
     peak_lr: float,
@@ -41,7 +41,8 @@ def _train_stage(
 ) -> None:
     """Train with Muon (Jordan et al. 2024) on matrices and AdamW on heads, norms and biases.
 
-    The word embedding is small enough to count as a matrix.
+    A batch is a list of micro-batches, and its gradient the mean of theirs. The metrics that are
+    printed are the last one's. The word embedding is small enough to count as a matrix.
     """
     matrices = [p for p in parameters if p.ndim == 2 and min(p.shape) > 16 and max(p.shape) <= 512]
     other_parameters = [p for p in parameters if all(p is not m for m in matrices)]
@@ -53,10 +54,11 @@ def _train_stage(
     for step, batch in enumerate(batches):
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = _learning_rate(step, num_steps, peak_lr)
-        loss, metrics_text = compute_loss(*batch)
         for p in parameters:
             p.grad = None
-        loss.backward()
+        for micro_batch in batch:
+            loss, metrics_text = compute_loss(*micro_batch)
+            (loss / len(batch)).backward()
         _average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
@@ -158,8 +160,8 @@ def train_vision(
 
 def _tower_batches(
     processor: LlavaProcessor, pixels: Tensor, targets: Tensor, num_steps: int, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images [B, 3, S, S] and labels [B, 9, 5]: the targets and the cell itself.
+) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Yield one micro-batch: images [B, 3, S, S], labels [B, 9, 5] (targets and the cell itself).
 
     B is this process's share of `batch_size`.
     """
@@ -168,10 +170,8 @@ def _tower_batches(
     order = torch.cat([torch.randperm(len(pixels)) for _ in range(num_epochs)])
     for batch_indices in order[: num_steps * batch_size].split(batch_size):
         indices = batch_indices[_process_index() :: _num_processes()]
-        yield (
-            _preprocess(processor, pixels[indices]),
-            torch.cat([targets[indices], cell_indices.expand(len(indices), -1, -1)], -1),
-        )
+        labels = torch.cat([targets[indices], cell_indices.expand(len(indices), -1, -1)], -1)
+        yield [(_preprocess(processor, pixels[indices]), labels)]
 
 
 def _patch_features(model: LlavaForConditionalGeneration, images: Tensor) -> Tensor:

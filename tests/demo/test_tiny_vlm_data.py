@@ -63,6 +63,10 @@ def test_refutation_denies_each_kind_of_claim():
     assert {claim: tiny_vlm_data.refutation(claim) for claim in claims} == claims
 
 
+def micro_batches(batches):
+    return (micro_batch for batch in batches for micro_batch in batch)
+
+
 def reviews(sample):
     """Return each answer that is reviewed and its review, with whether they are learnt."""
     turns = sample.turns
@@ -144,11 +148,21 @@ def test_grounding_sample_is_true():
 def test_sample_batches_pad_rows_of_similar_length(vlm):
     batches = tiny_vlm_data.SampleBatches(vlm.tokenizer, tiny_vlm_data.text_sample, 10, num_steps=3, batch_size=4, seed=0)
     shapes = []
-    for image_indices, input_ids, labels, claim_labels in batches:
+    for image_indices, input_ids, labels, claim_labels in micro_batches(batches):
         shapes.append(image_indices.shape)
         assert input_ids.shape == labels.shape and claim_labels.shape == (*labels.shape, 4)
         assert bool((labels[input_ids == vlm.tokenizer.pad_token_id] == -100).all())
     assert shapes == [(4,)] * 3
+
+
+def test_sample_batches_split_a_batch_into_micro_batches_of_their_own_length(vlm):
+    batches = tiny_vlm_data.SampleBatches(vlm.tokenizer, tiny_vlm_data.text_sample, 60, num_steps=2, batch_size=20, seed=0)
+    for batch in batches:
+        assert [len(indices) for indices, *_ in batch] == [8, 8, 4]
+        lengths = [input_ids.shape[1] for _, input_ids, *_ in batch]
+        assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
+        for _, input_ids, *_ in batch:  # the longest row has no padding
+            assert bool((input_ids != vlm.tokenizer.pad_token_id).all(1).any())
 
 
 @pytest.mark.parametrize("stream", [0, 1])
@@ -158,7 +172,7 @@ def test_conversations_are_about_the_scenes_that_the_images_show(vlm, stream):
 
     data = tiny_vlm_data.SampleBatches(vlm.tokenizer, make_sample, 40, num_steps=2, batch_size=8, seed=3, stream=stream)
     texts = []
-    for image_indices, input_ids, *_ in data:
+    for image_indices, input_ids, *_ in micro_batches(data):
         for index, ids in zip(image_indices.tolist(), input_ids, strict=True):
             texts.append(vlm.tokenizer.decode(ids, skip_special_tokens=True))
             description = texts[-1].split("Assistant:")[1].split("User:")[0]
@@ -171,7 +185,7 @@ def test_conversations_are_about_the_scenes_that_the_images_show(vlm, stream):
 def test_streams_give_other_conversations(vlm):
     def first_ids(stream):
         batches = tiny_vlm_data.SampleBatches(vlm.tokenizer, tiny_vlm_data.text_sample, 10, 1, 4, seed=0, stream=stream)
-        return next(iter(batches))[1].tolist()
+        return next(micro_batches(batches))[1].tolist()
 
     assert first_ids(0) != first_ids(1)
 
