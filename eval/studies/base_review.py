@@ -5,8 +5,10 @@
 A share is how often a true caption scores above the same caption with one planted fault, on scenes
 of the selection split. The score is the log-odds of Yes at the question whether all of it is true.
 Kinds are those of the false claim: a wrong shape is an `object`, a wrong colour, size or pattern an
-`attribute`, a wrong place or relation a `relation`. In `hidden` pictures hardly anything can be
-seen. `annotator` facts list 80% and are wrong in 5%; `all` are complete and true.
+`attribute`, a wrong place or relation a `relation`. A wrong colour is also counted by itself: an
+`absent colour` is found by looking for the word, and `another object's colour` only by a reader who
+binds colours to objects. In `hidden` pictures hardly anything can be seen. `annotator` facts list
+80% and are wrong in 5%; `all` are complete and true.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ DIFFICULTIES = {
 }
 FACTS = {"none": None, "annotator": (0.8, 0.05), "all": (1.0, 0.0)}
 """Recall and error rate of each list of facts."""
+COLOUR_FAULTS = ("absent colour", "another object's colour")
 
 
 def fault_kind(scene: scenes.Scene, text: str) -> str | None:
@@ -40,9 +43,19 @@ def fault_kind(scene: scenes.Scene, text: str) -> str | None:
     return next((kind for kind in scenes.CLAIM_KINDS if kind in kinds), None)
 
 
+def colour_fault(scene: scenes.Scene, text: str) -> str | None:
+    """Return whether a text's one wrong colour is another object's; None for any other fault."""
+    claims = [v.claim for v in scenes.verify_description(scene, text) if v.value == "contradicted"]
+    colours = {claim.value for claim in claims if claim.value in scenes.COLOURS}
+    if len(colours) != 1 or any(claim.kind == "object" for claim in claims):
+        return None
+    return "another object's colour" if colours <= {obj.colour for obj in scene.objects} else "absent colour"
+
+
 def review_shares(model: RewardModel, difficulty: scenes.Difficulty | None, num_scenes: int) -> dict[str, dict[str, float]]:
     """Return, by list of facts, the share of pairs ranked right, by kind of claim and over all."""
     kinds: list[str] = []
+    colour_faults: list[str | None] = []
     groups: dict[str, list[AnswerGroup]] = {name: [] for name in FACTS}
     for index in range(num_scenes):
         scene, rng = scenes.generate_scene("selection", index, 0, difficulty), np.random.default_rng([67, index])
@@ -52,6 +65,7 @@ def review_shares(model: RewardModel, difficulty: scenes.Difficulty | None, num_
         if kind is None:
             continue
         kinds.append(kind)
+        colour_faults.append(colour_fault(scene, answers[1]))
         for name, quality in FACTS.items():
             facts = scenes.annotator_facts(scene, rng, recall=quality[0], error_rate=quality[1]) if quality else ()
             groups[name].append(AnswerGroup((scene.image_source(),), (Message("user", question.text),), answers, facts, scene.id))
@@ -60,6 +74,7 @@ def review_shares(model: RewardModel, difficulty: scenes.Difficulty | None, num_
         scores_R2 = np.array(model.score(rows))
         is_right_R = scores_R2[:, 0] > scores_R2[:, 1]
         by_kind = {kind: float(is_right_R[np.array(kinds) == kind].mean()) for kind in scenes.CLAIM_KINDS}
+        by_kind |= {fault: float(is_right_R[np.array(colour_faults) == fault].mean()) for fault in COLOUR_FAULTS}
         false_caught = {"false caught": float((scores_R2[:, 1] < 0).mean()), "true passed": float((scores_R2[:, 0] > 0).mean())}
         shares[name] = by_kind | {"any": float(is_right_R.mean())} | false_caught
     return shares
@@ -71,7 +86,7 @@ def untrained_judge(base: str) -> RewardModel:
 
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    columns = (*scenes.CLAIM_KINDS, "any", "false caught", "true passed")
+    columns = (*scenes.CLAIM_KINDS, *COLOUR_FAULTS, "any", "false caught", "true passed")
     rows = [
         (difficulty, name, *(f"{shares[column] * 100:.1f}" for column in columns))
         for difficulty, by_facts in results.items()
