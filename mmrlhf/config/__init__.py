@@ -4,6 +4,7 @@ A configuration is a flat dataclass whose fields are spelled as in TRL. `config_
 fills it from a YAML file and then from the command line. The docstring of a field is its help text.
 """
 
+from mmrlhf.config.algorithm import AlgorithmConfig
 from mmrlhf.config.base import (
     STRICT,
     DatasetConfig,
@@ -13,6 +14,7 @@ from mmrlhf.config.base import (
     FactsPosition,
     PixelConfig,
     RewardModelConfig,
+    RolloutConfig,
     SamplingConfig,
 )
 from mmrlhf.config.commands import (
@@ -26,11 +28,15 @@ from mmrlhf.config.commands import (
     RewardEvalConfig,
     ScoreConfig,
 )
+from mmrlhf.config.policy_eval import PolicyEvalConfig
+from mmrlhf.config.ppo import PPOConfig
+from mmrlhf.config.rewards import RewardTermsConfig
 from mmrlhf.config.scenes import ScenesConfig
-from mmrlhf.config.training import PPOConfig, RewardConfig, SFTConfig, TrainConfig
+from mmrlhf.config.training import RewardConfig, SFTConfig, TrainConfig
 
 __all__ = [
     "STRICT",
+    "AlgorithmConfig",
     "CalibrateClipConfig",
     "CalibrateConfig",
     "CalibrateVLMConfig",
@@ -45,9 +51,12 @@ __all__ = [
     "GenerateConfig",
     "PPOConfig",
     "PixelConfig",
+    "PolicyEvalConfig",
     "RewardConfig",
     "RewardEvalConfig",
     "RewardModelConfig",
+    "RewardTermsConfig",
+    "RolloutConfig",
     "SFTConfig",
     "SamplingConfig",
     "ScenesConfig",

@@ -129,6 +129,20 @@ class SamplingConfig:
 
 
 @settings
+class RolloutConfig:
+    """How a policy that trains samples answers."""
+
+    num_generations: Count = 4
+    """Answers sampled per prompt in each step."""
+    response_length: Count = 64
+    """Maximum tokens of an answer."""
+    min_new_tokens: NonNegativeInt = 0
+    """Minimum tokens of an answer."""
+    temperature: Positive = 1.0
+    """Sampling temperature; training log-probs are computed at the same temperature."""
+
+
+@settings
 class RewardModelConfig(FactsConfig, EngineConfig, PixelConfig):
     """A trained reward model and the dataset that it scores."""
 

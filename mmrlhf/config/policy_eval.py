@@ -1,0 +1,31 @@
+"""Settings of the evaluation of a policy along the way."""
+
+from __future__ import annotations
+
+from mmrlhf.config.base import Count, settings
+
+
+@settings
+class PolicyEvalConfig:
+    """Evaluation along the way, and the choice of the best policy."""
+
+    eval_benchmarks: str | None = None
+    """Benchmarks to evaluate the policy on before the first step, every eval_steps and after the
+    last: names of `mmrlhf eval`, separated by commas, or a suite, a path that ends in .yaml."""
+    eval_data: str | None = None
+    """Their data: one path, or NAME=PATH for each, separated by commas; scenes takes names of
+    splits, and by default `selection`."""
+    eval_image_folder: str | None = None
+    """Folder that relative image paths of eval_data start from; by default the folder of the
+    data."""
+    eval_limit: Count | None = None
+    """Use only the first rows of each benchmark (scenes: of each split)."""
+    eval_steps: Count | None = None
+    """Steps between evaluations; 20 by default."""
+    metric_for_best_model: str | None = None
+    """Metric of an evaluation that chooses the best policy, as BENCHMARK/METRIC
+    (`scenes/claim_f1`); the best policy so far is kept in `best`."""
+    greater_is_better: bool | None = None
+    """Whether a higher metric_for_best_model is better; by default as is known of the metric."""
+    load_best_model_at_end: bool = False
+    """Write the best policy into `policy`, not the last one."""
