@@ -9,7 +9,6 @@ implemented: packing several rows into one sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,21 +17,27 @@ from torch import Tensor
 
 from mmrlhf.config import SFTConfig
 from mmrlhf.datasets import read_examples
-from mmrlhf.engine.completions import Completions, pad_right
-from mmrlhf.engine.scoring import hidden_states
 from mmrlhf.facts import read_facts
 from mmrlhf.models.adapters import Adapters, Role
-from mmrlhf.models.chat_text import Continuation
 from mmrlhf.models.export import merge, save_model, save_policy
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
-from mmrlhf.models.vlm import VLM, Conversation
-from mmrlhf.records import Example, InputError, Message
-from mmrlhf.training import losses
-from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
+from mmrlhf.models.vlm import VLM
+from mmrlhf.records import Example, InputError
+from mmrlhf.training.optim import (
+    batch_indices,
+    check_loss,
+    load_optimizer,
+    lr_multiplier,
+    optimizer_step,
+    optimizer_tensors,
+    total_steps,
+)
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
 from mmrlhf.training.run import Run
+from mmrlhf.training.sft_batch import SFTBatch, accumulate_sft_gradients, build_sft_batch, example_lengths
+from mmrlhf.training.skipped_steps import SkippedSteps
 
 
 def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
@@ -64,57 +69,72 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     check_adapter_setting(config.adapter_path, config.tuning)
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     examples = _usable_examples(config, vlm, examples, run, kept)
-    adapters = Adapters(vlm)
-    if config.tuning == "lora":
-        add_trained_adapter(adapters, "sft", config)
-        role = Role(adapters, "sft")
-    else:
-        role = Role(adapters, None)
-        vlm.model.base_model.get_decoder().requires_grad_(True)
-        vlm.model.get_output_embeddings().requires_grad_(True)
+    role = add_sft_role(config, vlm)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
     # 2. Resume
+    skipped_steps = SkippedSteps(run, "sft", config, accelerator, [role])
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
     if resumed := run.resume():
-        start_step, tensors, _ = resumed
+        start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
+        skipped_steps.restore(start_step, state)
 
     # 3. Steps
     with run.progress(num_steps, start_step, "sft") as progress_bar:
         for step in range(start_step, num_steps):
             rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
             local_rows = rows[accelerator.process_index :: accelerator.num_processes]
-            batch = _build_batch(config, vlm, local_rows)
-            num_tokens = accelerator.reduce(batch.is_learnt_NT.sum().float(), "sum")
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
-
-            local_loss = vlm.budget.retry_on_oom(_accumulate_gradients, accelerator, optimizer, role, batch, num_tokens)
-            loss = float(accelerator.reduce(torch.tensor(local_loss, device=vlm.device), "sum"))
-            grad_norm = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
+            with skipped_steps.attempt(step + 1, local_rows) as attempt:
+                batch = build_sft_batch(vlm, local_rows, config.max_length, config.train_on)
+                num_tokens = accelerator.reduce(batch.is_learnt_NT.sum().float(), "sum")
+                local_loss = vlm.budget.retry_on_oom(compute_gradients, accelerator, optimizer, role, batch, num_tokens)
+                attempt.numbers = {"loss": local_loss, "num_tokens": float(num_tokens)}
+                loss = float(accelerator.reduce(torch.tensor(local_loss, device=vlm.device), "sum"))
+                check_loss(loss)
+                grad_norm = optimizer_step(accelerator, optimizer, role.parameters(), config.max_grad_norm)
+            metrics = skipped_steps.metrics()
+            if not attempt.is_skipped:
+                metrics |= {
+                    "loss": loss,
+                    "num_tokens": float(num_tokens),
+                    "grad_norm": grad_norm,
+                    "learning_rate": optimizer.param_groups[0]["lr"],
+                }
             progress_bar.advance()
-            metrics = {
-                "loss": loss,
-                "num_tokens": float(num_tokens),
-                "grad_norm": grad_norm,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-            }
             run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
             if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
-                run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, {})
+                state = skipped_steps.state()
+                run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, state)
 
     # 4. Checkpoint of the complete model, written under a temporary name and renamed
     if accelerator.is_main_process:
+        adapters = role.adapters
         if config.tuning == "lora":
             adapters = _without_quantisation(adapters, run.path / "adapter") if config.dtype == "nf4" else adapters
             merge(adapters, "sft")
         save_model(adapters.vlm, model_dir)
-        run.finish({"steps": num_steps})
+        run.finish({"steps": num_steps, **skipped_steps.metrics()})
     accelerator.wait_for_everyone()
     return model_dir
+
+
+def add_sft_role(config: SFTConfig, vlm: VLM) -> Role:
+    """Add what the stage trains to a model: an adapter, or the language model itself.
+
+    Raises InputError for an adapter_path that is damaged or belongs to another base.
+    """
+    adapters = Adapters(vlm)
+    if config.tuning == "lora":
+        add_trained_adapter(adapters, "sft", config)
+        return Role(adapters, "sft")
+    vlm.model.base_model.get_decoder().requires_grad_(True)
+    vlm.model.get_output_embeddings().requires_grad_(True)
+    return Role(adapters, None)
 
 
 def _without_quantisation(adapters: Adapters, adapter_dir: Path) -> Adapters:
@@ -128,13 +148,6 @@ def _without_quantisation(adapters: Adapters, adapter_dir: Path) -> Adapters:
     return base
 
 
-def _learnt(config: SFTConfig, vlm: VLM, example: Example) -> list[tuple[Conversation, Continuation]]:
-    """Return the prompts of an example, each with its continuation. Raises InputError."""
-    messages = (*example.prompt, Message("assistant", example.answer or ""))
-    continuations = vlm.chat.learnt_continuations(messages, len(example.images), train_on=config.train_on, row_id=example.id)
-    return [((messages[: c.num_messages], example.images[: c.num_images]), c) for c in continuations]
-
-
 def _usable_examples(
     config: SFTConfig, vlm: VLM, examples: Sequence[Example], run: Run, kept: KeptChecks | None
 ) -> Sequence[Example]:
@@ -142,58 +155,18 @@ def _usable_examples(
     lengths = PromptLengths(vlm, config.max_pixels)
 
     def lengths_of(example: Example) -> list[Length]:
-        return [
-            Length(lengths.count(*prompt) + len(continuation.token_ids), lengths.limit(config.max_length))
-            for prompt, continuation in _learnt(config, vlm, example)
-        ]
+        return example_lengths(vlm, lengths, example, config.max_length, config.train_on)
 
     return usable_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A step's rows: prompts with their continuations, padded to T tokens."""
-
-    completions: Completions
-    targets_NT: Tensor
-    """The tokens to predict."""
-    is_learnt_NT: Tensor
-    """The loss mask: 1 on the tokens to learn."""
-
-
-def _build_batch(config: SFTConfig, vlm: VLM, rows: Sequence[Example]) -> _Batch:
-    """Build the prompts and continuations of some rows. Raises InputError that names the row."""
-    learnt = [(row.id, *pair) for row in rows for pair in _learnt(config, vlm, row)]
-    continuations = [continuation for _, _, continuation in learnt]
-    pad_token_id = int(vlm.tokenizer.pad_token_id)
-    token_ids_NT, mask_NT = pad_right([c.token_ids for c in continuations], pad_token_id, vlm.device)
-    targets_NT, _ = pad_right([c.targets for c in continuations], pad_token_id, vlm.device)
-    is_learnt_NT, _ = pad_right([c.is_learnt for c in continuations], 0, vlm.device)
-    max_prompt_lengths = [config.max_length - len(c.token_ids) for c in continuations]
-    prompts = vlm.build_prompts([prompt for _, prompt, _ in learnt], max_prompt_lengths, [row_id for row_id, _, _ in learnt])
-    completions = Completions(prompts, torch.arange(len(prompts), device=vlm.device), token_ids_NT, mask_NT)
-    return _Batch(completions, targets_NT, is_learnt_NT)
-
-
-def _accumulate_gradients(
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    role: Role,
-    batch: _Batch,
-    num_tokens: Tensor,
+def compute_gradients(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, role: Role, batch: SFTBatch, num_tokens: Tensor
 ) -> float:
-    """Accumulate the gradients of this process's rows, a micro-batch at a time; return the loss.
+    """Compute the gradients of this process's rows; return the loss.
 
     `num_tokens` is the step's count of learnt tokens over all processes. Safe to rerun when out of
     memory: it starts by clearing the gradients.
     """
     optimizer.zero_grad(set_to_none=True)
-    total_loss = 0.0
-    for indices, hidden_NTD in hidden_states(role, batch.completions):
-        width = hidden_NTD.shape[1]
-        targets_NT, is_learnt_NT = batch.targets_NT[indices, :width], batch.is_learnt_NT[indices, :width]
-        loss, _ = losses.sft(role.vlm.token_logps(hidden_NTD, targets_NT, is_learnt_NT), is_learnt_NT)
-        loss = loss * is_learnt_NT.sum() / num_tokens
-        accelerator.backward(loss)
-        total_loss += loss.item()
-    return total_loss
+    return accumulate_sft_gradients(accelerator, role, batch, num_tokens)

@@ -15,7 +15,8 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.records import Example, InputError, Message
-from mmrlhf.sft import _build_batch, sft
+from mmrlhf.sft import sft
+from mmrlhf.training.sft_batch import build_sft_batch
 from tests.helpers.family_setup import family_examples
 from tests.helpers.tiny_models import build_checkpoint
 
@@ -77,8 +78,7 @@ def test_turns_learnt_together_have_the_loss_of_each_by_itself(vlm, examples, te
         ([example], "all"),
         ([dataclasses.replace(example, prompt=CONVERSATION[:i], answer=a) for i, a in ((1, "A red star."), (3, "No, there is no moon."), (5, "Red."))], "last"),
     ):  # fmt: skip
-        config = SFTConfig(model_name_or_path="x", dataset_name="x", output_dir="x", train_on=train_on)
-        batch = _build_batch(config, vlm, rows)
+        batch = build_sft_batch(vlm, rows, 2048, train_on)
         counts.append(int(batch.is_learnt_NT.sum()))
         total = 0.0
         with torch.no_grad():

@@ -19,8 +19,8 @@ from mmrlhf.engine import naive
 from mmrlhf.engine.decoding import CudaGraphDecodeStep, DecodeStep
 from mmrlhf.engine.prefill import NaivePrefix, Prefix, prefill
 from mmrlhf.models import kv_cache
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.vlm import VLM, Prompt
-from mmrlhf.records import InputError
 
 COMPACT_BELOW = 0.6
 """Finished answers are dropped from the batch once less than this share of it is unfinished. This
@@ -356,10 +356,10 @@ class DecodeState:
     def result(self) -> SampleOutput:
         """Return the sampled answers, cut to the longest one but at least one token wide.
 
-        Raises InputError if the model's logits were not finite.
+        Raises NotFiniteError if the model's logits were not finite.
         """
         if not bool(self.logps_NT.isfinite().all()):
-            raise InputError(
+            raise NotFiniteError(
                 f"{self.vlm.name} gives logits that are not finite (NaN or infinity): load it in another dtype, or give another "
                 "checkpoint or adapter"
             )

@@ -15,6 +15,7 @@ from mmrlhf.config import FactsPosition
 from mmrlhf.engine.scoring import GROUPS_PER_BATCH, last_hidden_states
 from mmrlhf.facts import render_facts
 from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.models.heads import YES_NO_QUESTION, yes_no_head
 from mmrlhf.models.vlm import Prompt
 from mmrlhf.records import Fact, ImageSource, InputError, Message
@@ -157,13 +158,13 @@ class RewardModel:
         """Return the normalised scores of each group's answers.
 
         `advance` is called with the number of groups of each batch, once it is scored.
-        Raises InputError for NaN.
+        Raises NotFiniteError for NaN.
         """
 
         def score_batch(batch: Sequence[AnswerGroup]) -> list[list[float]]:
             raw_scores = by_group(self.raw_scores(batch), batch)
             if not all(bool(raw_scores_N.isfinite().all()) for raw_scores_N in raw_scores):
-                raise InputError(f"the reward model on {self.role.vlm.name} gives scores that are not finite: train it again")
+                raise NotFiniteError(f"the reward model on {self.role.vlm.name} gives scores that are not finite: train it again")
             return [((raw_scores_N - self.mean) / self.std).tolist() for raw_scores_N in raw_scores]
 
         batches = (groups[start : start + GROUPS_PER_BATCH] for start in range(0, len(groups), GROUPS_PER_BATCH))

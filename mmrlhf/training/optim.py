@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmrlhf.config import TrainConfig
 from mmrlhf.models.adapters import OTHER_CHECKPOINT
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.records import InputError
 
 
@@ -73,21 +74,28 @@ def random_minibatches(num_rows: int, num_minibatches: int, seed: int) -> list[l
     return [group.tolist() for group in np.array_split(order, min(num_minibatches, num_rows))]
 
 
+def check_loss(loss: float) -> None:
+    """Raise NotFiniteError unless the loss, the same on all processes, is finite."""
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the loss is {loss}")
+
+
 def optimizer_step(
     accelerator: Accelerator, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_grad_norm: float
 ) -> float:
     """Sum the gradients of all processes, clip, step, and clear. Return the norm before clipping.
 
     Losses are already divided by global counts, so gradients are summed, not averaged. Forward
-    passes bypass any DDP wrapper, which therefore cannot reduce the gradients. Raises InputError
-    if the gradient is not finite, before it changes anything.
+    passes bypass any DDP wrapper, which therefore cannot reduce the gradients. Raises
+    NotFiniteError if the gradient is not finite, before it changes anything.
     """
     if accelerator.num_processes > 1:
         for p in parameters:
             p.grad = accelerator.reduce(p.grad if p.grad is not None else torch.zeros_like(p), "sum")
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(grad_norm):
-        raise InputError("the gradient is not finite: lower the learning rate, or train in float32")
+        optimizer.zero_grad(set_to_none=True)
+        raise NotFiniteError(f"the gradient is not finite (norm {grad_norm})")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return grad_norm

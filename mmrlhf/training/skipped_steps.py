@@ -1,0 +1,137 @@
+"""Skip a training step whose numbers are not finite: save it for replay, count it, or stop.
+
+One bad row or one overflow must not end a week of training, and must not pass unseen either. The
+weights stay as they were, which is safe: AdamW divides each gradient by its own size, so a step
+with finite gradients moves a weight by a few learning rates at most, and cannot make it infinite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from mmrlhf.models.adapters import Role
+from mmrlhf.models.finite import NotFiniteError
+from mmrlhf.records import Example, InputError, Preference
+from mmrlhf.training.replay_file import SavedStep
+from mmrlhf.training.run import Run
+
+MAX_IN_A_ROW = 3
+"""Steps skipped one after the other that stop the run."""
+
+
+@dataclass
+class Attempt:
+    """A step while it is computed: what a file for replay needs, filled in as it gets known.
+
+    `numbers` and `batch` are those of this process, as `replay_file.SavedStep` has them.
+    """
+
+    step: int
+    rows: Sequence[Example] | Sequence[Preference]
+    numbers: dict[str, float] = field(default_factory=dict)
+    batch: dict[str, Tensor] = field(default_factory=dict)
+    is_skipped: bool = False
+
+
+class SkippedSteps:
+    """The steps that a run skipped. All processes count alike, and each saves its own share.
+
+    `roles` are what is trained, or takes part in a loss as a copy of it.
+    """
+
+    def __init__(self, run: Run, stage: str, config: Any, accelerator: Accelerator, roles: Sequence[Role]) -> None:
+        self.folder = run.path / "skipped"
+        self.total = 0
+        self.in_a_row = 0
+        self._run, self._stage, self._config, self._accelerator, self._roles = run, stage, config, accelerator, roles
+
+    @contextlib.contextmanager
+    def attempt(self, step: int, rows: Sequence[Example] | Sequence[Preference]) -> Iterator[Attempt]:
+        """Run a step in a `with` block, which ends early if a number is not finite.
+
+        All processes must then leave the block (`together`). Raises InputError after the third such
+        step in a row.
+        """
+        attempt = Attempt(step, rows)
+        try:
+            yield attempt
+        except NotFiniteError as error:
+            attempt.is_skipped = True
+            self._skip(attempt, str(error))
+        else:
+            self.in_a_row = 0
+
+    def _skip(self, attempt: Attempt, problem: str) -> None:
+        self.total += 1
+        self.in_a_row += 1
+        saved_step = SavedStep(
+            stage=self._stage,
+            step=attempt.step,
+            problem=problem,
+            config=dataclasses.asdict(self._config),
+            base_fingerprint=self._roles[0].vlm.fingerprint,
+            rows=attempt.rows,
+            numbers=attempt.numbers,
+            weights={name: tensor for role in self._roles for name, tensor in role.state_dict().items()},
+            batch=attempt.batch,
+        )
+        rank = f"-rank{self._accelerator.process_index}" if self._accelerator.num_processes > 1 else ""
+        self._run.begin()
+        self._accelerator.wait_for_everyone()
+        path = self.folder / f"step-{attempt.step:06d}{rank}.safetensors"
+        saved_step.write(path)
+        if self.in_a_row >= MAX_IN_A_ROW:
+            raise InputError(
+                f"steps {attempt.step - self.in_a_row + 1} to {attempt.step} cannot be trained on, the last because {problem}: "
+                f"see what is not finite with `mmrlhf replay {path}`, and start over with a lower learning_rate or without that row"
+            )
+        self._run.warn(attempt.step, f"{problem}: the step is skipped, and kept in {path} (`mmrlhf replay` computes it again)")
+
+    def metrics(self) -> dict[str, float]:
+        """Return the number of skipped steps so far, or nothing if there are none."""
+        return {"skipped_steps": float(self.total)} if self.total else {}
+
+    # ---- checkpoints ----
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, as JSON."""
+        return {"skipped_steps": {"total": self.total, "in_a_row": self.in_a_row}}
+
+    def restore(self, step: int, state: Mapping[str, Any]) -> None:
+        """Continue from the checkpoint after `step`: files of later steps are written again."""
+        counts = state.get("skipped_steps", {"total": 0, "in_a_row": 0})
+        self.total, self.in_a_row = int(counts["total"]), int(counts["in_a_row"])
+        if self._accelerator.is_main_process:
+            for path in self.folder.glob("*step-*.safetensors*"):
+                if path.name.startswith(".") or _step_of(path) > step:
+                    path.unlink()
+
+
+def _step_of(path: Path) -> int:
+    return int(re.findall(r"\d+", path.name)[0])
+
+
+@contextlib.contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Raise a NotFiniteError of one process on all of them, so that none waits for another.
+
+    The block must not exchange anything between processes.
+    """
+    problem: str | None = None
+    try:
+        yield
+    except NotFiniteError as error:
+        problem = str(error)
+    problems = [other for other in gather_object([problem]) if other is not None]
+    if problems:
+        raise NotFiniteError(problems[0])
