@@ -37,10 +37,9 @@ from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError, Message
-from mmrlhf.rewards.claim_rewards import check_unknown_costs
+from mmrlhf.rewards.build import check_rewards
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import score_samples
-from mmrlhf.rewards.length_bounds import parse_length_bounds
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, losses, ppo_metrics
@@ -72,6 +71,7 @@ def ppo(
     may name `extra_reward_functions`. Raises InputError if settings, data or models are unusable.
     """
     _check_config(config)
+    check_rewards(config, extra_reward_functions or ())
     evaluation = PolicyEvaluation(config, eval_function)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
@@ -336,12 +336,6 @@ def _accumulate_gradients(
 
 def _check_config(config: PPOConfig) -> None:
     """Raise InputError for settings that contradict each other."""
-    check_unknown_costs(config)
-    if config.response_length >= config.max_length:
-        raise InputError(
-            f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "
-            "raise max_length or lower response_length"
-        )
     if config.critic_sees_facts and not config.has_critic:
         raise InputError(
             "critic_sees_facts needs a critic, which these settings turn off: "
@@ -349,13 +343,3 @@ def _check_config(config: PPOConfig) -> None:
         )
     if config.advantage_estimator == "grpo" and config.use_critic:
         raise InputError("use_critic: advantage_estimator grpo does not use a critic; leave one of them out")
-    if config.compares_terms_in_groups and config.num_generations == 1:
-        raise InputError(
-            "multi_objective_aggregation normalize_then_sum compares the answers to a prompt, and num_generations is 1: "
-            "sample more, or set term_statistics running"
-        )
-    if config.multi_objective_aggregation == "sum_then_normalize" and config.term_statistics == "running":
-        raise InputError(
-            "term_statistics running needs multi_objective_aggregation normalize_then_sum: set both, or leave term_statistics out"
-        )
-    parse_length_bounds(config.length_bounds, config.response_length)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -25,8 +23,8 @@ from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import atomic, refuse_output_file
 from mmrlhf.files.tables import ROWS_PER_BATCH
-from mmrlhf.models.images import read_image_bytes
-from mmrlhf.records import ImageSource, InputError, Preference
+from mmrlhf.models.images import image_value
+from mmrlhf.records import InputError, Preference
 
 
 def convert(
@@ -83,7 +81,7 @@ def convert(
             if kept_indices is not None and index not in kept_indices:
                 skipped["pairs to balance lengths"] += 1
                 continue
-            images = [_image_value(source, image_root, embed_images) if with_images else {} for source in record.images]
+            images = [image_value(source, image_root, embed_images) if with_images else {} for source in record.images]
             yield row_format.to_row(record, images)
 
     # A first pass without images finds the columns, and any bad row before anything is written.
@@ -122,31 +120,6 @@ def _representable(preferences: Iterable[Preference], target_format: str, skippe
 
 def _format_skipped(skipped: Counter[str]) -> str:
     return "; ".join(f"{count} {reason}" for reason, count in skipped.items())
-
-
-# ---- images --------------------------------------------------------------------------------------
-
-IMAGE_SIGNATURES = {
-    b"\x89PNG": "png",
-    b"\xff\xd8": "jpeg",
-    b"GIF8": "gif",
-    b"RIFF": "webp",
-    b"BM": "bmp",
-    b"II*": "tiff",
-    b"MM\0*": "tiff",
-}
-"""MIME subtypes by the first bytes of a file."""
-
-
-def _image_value(source: ImageSource, image_root: str | None, embed: bool) -> Any:
-    """Return an image as a field: bytes if embedded, else its path, else a data URL."""
-    if embed:
-        return {"bytes": read_image_bytes(source), "path": os.path.basename(source.path) if source.path else None}
-    if source.path is not None:
-        return os.path.relpath(source.path, image_root)
-    data = read_image_bytes(source)
-    image_type = next((name for signature, name in IMAGE_SIGNATURES.items() if data.startswith(signature)), "x-unknown")
-    return f"data:image/{image_type};base64,{base64.b64encode(data).decode()}"
 
 
 # ---- files ---------------------------------------------------------------------------------------

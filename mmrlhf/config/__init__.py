@@ -31,8 +31,12 @@ from mmrlhf.config.commands import (
 from mmrlhf.config.policy_eval import PolicyEvalConfig
 from mmrlhf.config.ppo import PPOConfig
 from mmrlhf.config.rewards import RewardTermsConfig
+from mmrlhf.config.rft import RFTConfig
 from mmrlhf.config.scenes import ScenesConfig
 from mmrlhf.config.training import RewardConfig, SFTConfig, TrainConfig
+
+RewardedConfig = PPOConfig | RFTConfig
+"""The configuration of a stage that samples answers and rewards them."""
 
 __all__ = [
     "STRICT",
@@ -52,10 +56,12 @@ __all__ = [
     "PPOConfig",
     "PixelConfig",
     "PolicyEvalConfig",
+    "RFTConfig",
     "RewardConfig",
     "RewardEvalConfig",
     "RewardModelConfig",
     "RewardTermsConfig",
+    "RewardedConfig",
     "RolloutConfig",
     "SFTConfig",
     "SamplingConfig",

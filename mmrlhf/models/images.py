@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -139,3 +140,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+IMAGE_SIGNATURES = {
+    b"\x89PNG": "png",
+    b"\xff\xd8": "jpeg",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
+    b"BM": "bmp",
+    b"II*": "tiff",
+    b"MM\0*": "tiff",
+}
+"""MIME subtypes by the first bytes of a file."""
+
+
+def image_value(source: ImageSource, image_root: str | None, embed: bool) -> Any:
+    """Return an image as a row's field: bytes if embedded, else its path, else a data URL."""
+    if embed:
+        return {"bytes": read_image_bytes(source), "path": os.path.basename(source.path) if source.path else None}
+    if source.path is not None:
+        return os.path.relpath(source.path, image_root)
+    data = read_image_bytes(source)
+    image_type = next((name for signature, name in IMAGE_SIGNATURES.items() if data.startswith(signature)), "x-unknown")
+    return f"data:image/{image_type};base64,{base64.b64encode(data).decode()}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmrlhf.config import PPOConfig
+from mmrlhf.config import RewardedConfig
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.length_bounds import LengthBounds, parse_length_bounds
 from mmrlhf.rewards.normalization import TermNormalizer
@@ -49,7 +49,7 @@ class RewardAggregation:
             self.length_bounds.bounds = lower, upper
 
 
-def build_aggregation(config: PPOConfig, gather: Callable[[list[Any]], list[Any]]) -> RewardAggregation:
+def build_aggregation(config: RewardedConfig, gather: Callable[[list[Any]], list[Any]]) -> RewardAggregation:
     """Build a run's aggregation. Raises InputError for bounds that no answer can meet."""
     normalizer = None
     if config.multi_objective_aggregation == "normalize_then_sum":

@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from mmrlhf.config import EngineConfig, PPOConfig, RewardConfig
+from mmrlhf.config import EngineConfig, RewardConfig, RewardedConfig
 from mmrlhf.facts import load_facts_template
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -321,12 +321,12 @@ def load_to_continue(path: str, adapters: Adapters, config: RewardConfig) -> Rol
 # ---- for ppo -----------------------------------------------------------------------------------
 
 
-def reward_model_paths(config: PPOConfig) -> list[str]:
+def reward_model_paths(config: RewardedConfig) -> list[str]:
     """Return the directories in `reward_model_path`, which are separated by commas."""
     return [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()]
 
 
-def load_reward_models(config: PPOConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
+def load_reward_models(config: RewardedConfig, adapters: Adapters, accelerator: Accelerator) -> list[RewardModel]:
     """Load the models that `fact_rm` uses; return none if `reward_terms` does not name it.
 
     Raises InputError if no path is given, a model cannot be loaded, one fails too many probes, or

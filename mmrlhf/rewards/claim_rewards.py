@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, get_args, get_type_hints
 
 from mmrlhf.claims import Lexicon, extract_claims, load_lexicon
-from mmrlhf.config import PPOConfig
+from mmrlhf.config import RewardedConfig
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.records import Claim, InputError, Verdict
 from mmrlhf.rewards.ledger import parse_reward_spec
@@ -111,7 +111,7 @@ def parse_unknown_costs(text: str | None) -> dict[str, float]:
     return costs
 
 
-def check_unknown_costs(config: PPOConfig) -> None:
+def check_unknown_costs(config: RewardedConfig) -> None:
     """Raise InputError for costs of unknown claims that are malformed, or that no reward reads."""
     names = [name.partition("@")[0] for name in parse_reward_spec(config.reward_terms)]
     if parse_unknown_costs(config.unknown_claim_costs) and "hallucination" not in names:
@@ -242,7 +242,7 @@ class ClaimScorer:
         }
 
 
-def build_claim_scorer(config: PPOConfig, adapters: Adapters) -> ClaimScorer | None:
+def build_claim_scorer(config: RewardedConfig, adapters: Adapters) -> ClaimScorer | None:
     """Build the claim scorer for a run's rewards and monitors; return None if it needs neither.
 
     Raises InputError for a verifier that is unknown, cannot be built, or may not be a monitor.

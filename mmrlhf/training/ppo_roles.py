@@ -19,10 +19,11 @@ from mmrlhf.models.policy import add_trained_adapter
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, Message
 from mmrlhf.rewards.aggregation import RewardAggregation, build_aggregation
-from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
-from mmrlhf.rewards.claim_rewards import ClaimScorer, build_claim_scorer
-from mmrlhf.rewards.ledger import WeightedReward, resolve_rewards
-from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm, prompt_with_facts
+from mmrlhf.rewards.build import build_rewards
+from mmrlhf.rewards.checkpoint import reward_model_paths
+from mmrlhf.rewards.claim_rewards import ClaimScorer
+from mmrlhf.rewards.ledger import WeightedReward
+from mmrlhf.rewards.reward_model import RewardModel, prompt_with_facts
 from mmrlhf.rewards.types import RewardFunction
 
 
@@ -66,29 +67,22 @@ def load_roles(
     Raises InputError if a reward function does not exist or a reward model cannot be used.
     """
     adapters = Adapters(vlm)
-    reward_models = load_reward_models(config, adapters, accelerator)
-    claim_scorer = build_claim_scorer(config, adapters)
-    reward_functions = {
-        "fact_rm": make_fact_rm(reward_models, config.uncertainty_penalty),
-        **(claim_scorer.reward_functions(config.reward_terms) if claim_scorer else {}),
-        **(extra_reward_functions or {}),
-    }
-    weighted_rewards = resolve_rewards(config.reward_terms, reward_functions)
+    rewards = build_rewards(config, adapters, accelerator, extra_reward_functions)
     add_trained_adapter(adapters, "policy", config)
     reference = Role(adapters, None)
     if config.adapter_path is not None:
         adapters.load("reference", Path(config.adapter_path), trainable=False)
         reference = Role(adapters, "reference")
-    critic = _add_critic(config, adapters, reward_models) if config.has_critic else None
+    critic = _add_critic(config, adapters, rewards.reward_models) if config.has_critic else None
     return PPORoles(
         adapters=adapters,
         policy=Role(adapters, "policy"),
         reference=reference,
         critic=critic,
-        reward_models=reward_models,
-        weighted_rewards=weighted_rewards,
+        reward_models=rewards.reward_models,
+        weighted_rewards=rewards.weighted_rewards,
         aggregation=build_aggregation(config, gather_object),
-        claim_scorer=claim_scorer,
+        claim_scorer=rewards.claim_scorer,
     )
 
 

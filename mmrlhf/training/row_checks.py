@@ -144,6 +144,22 @@ def usable_rows(
 ) -> Sequence[Record]:
     """Return the rows that the model can read, in their order; print what is dropped or shrunk.
 
+    Raises InputError as `overlong_rows` does.
+    """
+    return _without(rows, overlong_rows(rows, config, name, lengths_of, lengths, console, kept))
+
+
+def overlong_rows(
+    rows: Sequence[Record],
+    config: Any,
+    name: str,
+    lengths_of: LengthsOf,
+    lengths: PromptLengths,
+    console: Console,
+    kept: KeptChecks | None = None,
+) -> list[int]:
+    """Return the indices of the rows to drop; print what is dropped or shrunk.
+
     `kept` holds the checks of an earlier call, which are valid for the same settings and files.
     Raises InputError for rows that the model refuses, for overlong rows unless the settings drop
     them, and if a run that dropped rows would now drop others.
@@ -167,7 +183,7 @@ def usable_rows(
     if checks.num_shrunk:
         note = f"note: {name}: {checks.num_shrunk} images have more pixels than max_pixels, and are shrunk"
         console.print(Text(note), soft_wrap=True)
-    return _without(rows, checks.overlong)
+    return checks.overlong
 
 
 def refuse_unusable(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmrlhf.claims import Lexicon
-from mmrlhf.config import PPOConfig
+from mmrlhf.config import RewardedConfig
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.records import InputError
 from mmrlhf.verifiers.base import Verifier, load_calibration
@@ -14,16 +14,16 @@ from mmrlhf.verifiers.cascade import cached, facts_verifier
 from mmrlhf.verifiers.clip import load_clip
 from mmrlhf.verifiers.vlm import UNCALIBRATED, VLMVerifier
 
-VerifierBuilder = Callable[[PPOConfig, Adapters, Lexicon], Verifier]
+VerifierBuilder = Callable[[RewardedConfig, Adapters, Lexicon], Verifier]
 """Builds a verifier from a run's settings, its model with adapters, and its lexicon."""
 
 
-def build_facts_verifier(config: PPOConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
+def build_facts_verifier(config: RewardedConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
     """Return the verifier that compares claims with each row's facts."""
     return facts_verifier(lexicon)
 
 
-def build_clip_verifier(config: PPOConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
+def build_clip_verifier(config: RewardedConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
     """Return the open_clip verifier. Raises InputError without --clip_model or a calibration."""
     if config.clip_model is None:
         raise InputError("the verifier clip needs an open_clip model: give --clip_model, or use facts or vlm")
@@ -36,7 +36,7 @@ def build_clip_verifier(config: PPOConfig, adapters: Adapters, lexicon: Lexicon)
     return cached(clip_verifier)
 
 
-def build_vlm_verifier(config: PPOConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
+def build_vlm_verifier(config: RewardedConfig, adapters: Adapters, lexicon: Lexicon) -> Verifier:
     """Return the verifier that asks the base model. Raises InputError for a bad calibration."""
     calibration = load_calibration(Path(config.vlm_calibration))[0] if config.vlm_calibration else UNCALIBRATED
     return cached(VLMVerifier(Role(adapters, None), lexicon, calibration, config.max_length))

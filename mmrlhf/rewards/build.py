@@ -1,0 +1,84 @@
+"""Build the reward of a run from its settings, and refuse settings that make no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from mmrlhf.config import RewardedConfig
+from mmrlhf.models.adapters import Adapters
+from mmrlhf.records import InputError
+from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
+from mmrlhf.rewards.claim_rewards import ClaimScorer, build_claim_scorer, check_unknown_costs, claim_reward_verifiers
+from mmrlhf.rewards.ledger import WeightedReward, parse_reward_spec, resolve_rewards
+from mmrlhf.rewards.length_bounds import parse_length_bounds
+from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm
+from mmrlhf.rewards.types import RewardFunction, Sample
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """A run's weighted reward functions, and the models and verifiers behind them.
+
+    `claim_scorer` is None if neither the reward nor a monitor reads claims.
+    """
+
+    reward_models: list[RewardModel]
+    weighted_rewards: list[WeightedReward]
+    claim_scorer: ClaimScorer | None
+
+
+def build_rewards(
+    config: RewardedConfig,
+    adapters: Adapters,
+    accelerator: Accelerator,
+    extra_reward_functions: Mapping[str, RewardFunction] | None,
+) -> Rewards:
+    """Load what `reward_terms` names.
+
+    Raises InputError if a reward function does not exist or a reward model cannot be used.
+    """
+    reward_models = load_reward_models(config, adapters, accelerator)
+    claim_scorer = build_claim_scorer(config, adapters)
+    reward_functions = {
+        "fact_rm": make_fact_rm(reward_models, config.uncertainty_penalty),
+        **(claim_scorer.reward_functions(config.reward_terms) if claim_scorer else {}),
+        **(extra_reward_functions or {}),
+    }
+    return Rewards(reward_models, resolve_rewards(config.reward_terms, reward_functions), claim_scorer)
+
+
+def check_rewards(config: RewardedConfig, extra_names: Collection[str] = ()) -> None:
+    """Raise InputError, before anything is loaded, for reward settings that make no sense.
+
+    `extra_names` are the functions passed from Python.
+    """
+    check_unknown_costs(config)
+    needs_loading = ("fact_rm", *claim_reward_verifiers(config.reward_terms), *extra_names)
+    resolve_rewards(config.reward_terms, dict.fromkeys(needs_loading, _not_loaded))
+    if config.compares_terms_in_groups and config.num_generations == 1:
+        raise InputError(
+            "multi_objective_aggregation normalize_then_sum compares the answers to a prompt, and num_generations is 1: "
+            "sample more, or set term_statistics running"
+        )
+    if config.multi_objective_aggregation == "sum_then_normalize" and config.term_statistics == "running":
+        raise InputError(
+            "term_statistics running needs multi_objective_aggregation normalize_then_sum: set both, or leave term_statistics out"
+        )
+    parse_length_bounds(config.length_bounds, config.response_length)
+    if config.response_length >= config.max_length:
+        raise InputError(
+            f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "
+            "raise max_length or lower response_length"
+        )
+    if "fact_rm" in parse_reward_spec(config.reward_terms) and not reward_model_paths(config):
+        raise InputError(
+            "reward_terms names fact_rm: give --reward_model_path, or leave fact_rm out (--reward_terms correctness=1 needs no "
+            "reward model)"
+        )
+
+
+def _not_loaded(samples: Sequence[Sample]) -> list[float]:
+    raise AssertionError("a reward function was called before it was loaded")
