@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ from mmrlhf.config import (
 )
 from mmrlhf.config.other_trainers import OTHER_COMMANDS
 from mmrlhf.config_loader import renamed, suggestion
+from mmrlhf.files import stop_signals
 from mmrlhf.files.paths import require_paths
 from mmrlhf.records import InputError
 from mmrlhf.text.printable import printable
@@ -63,7 +65,8 @@ RENAMED_COMMANDS = {"mmrlhf reward-bench": "mmrlhf reward-eval", "mmrlhf data ba
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 on success, 2 for an error that the user can correct, 130 when interrupted.
+    0 on success, 2 for an error that the user can correct, 130 when interrupted, 143 after SIGTERM
+    and 129 after SIGHUP.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--verbose" in arguments:
@@ -71,14 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_engine_notes()
     _silence_libraries(arguments)
     try:
-        return _dispatch("mmrlhf", COMMANDS, arguments, DESCRIPTION)
+        with stop_signals.handled():
+            return _dispatch("mmrlhf", COMMANDS, arguments, DESCRIPTION)
     except InputError as error:
         message = printable(str(error), keep="\n")  # it may quote data or a server
         print(f"error: {message}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes from what is already written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, stop_signals.Stopped) else stop_signals.Stopped(signal.SIGINT)
+        reason = "interrupted" if stopped.name == "SIGINT" else f"stopped by {stopped.name}"
+        print(f"{reason}: the same command resumes from what is already written", file=sys.stderr)
+        return stopped.exit_code
 
 
 def _print_engine_notes() -> None:

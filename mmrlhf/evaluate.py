@@ -11,7 +11,6 @@ needs a model, and the other steps do not import torch.
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from collections import Counter
@@ -40,6 +39,7 @@ from mmrlhf.evaluation.suites import EvalRun, expand_runs, make_suite
 from mmrlhf.files import lock
 from mmrlhf.files.atomic import refuse_unwritable, write_atomic
 from mmrlhf.files.jsonl import json_line, to_jsonable
+from mmrlhf.files.writing import is_disk_full, writing
 from mmrlhf.records import InputError
 from mmrlhf.report.eval_table import print_eval_result
 
@@ -81,10 +81,12 @@ def evaluate(
     task, hashes = open_task(loaded, config, options or {})
     output_dir = Path(config.output_dir)
     refuse_unwritable(output_dir, "output_dir")
-    with _os_errors_as_input_errors(output_dir):
+    with writing(output_dir), _os_errors_as_input_errors(output_dir):
+        lock.acquire(output_dir / ".lock", output_dir, "out")
         predictions, source = collect_predictions(loaded, task, config, hashes, model_cache)
         task, judge_error = judge_predictions(loaded, task, predictions, config)
         rows = score_predictions(loaded, task, predictions)
+        lock.check(output_dir / ".lock", output_dir, "out")
         if config.answers is None and not first_valid(rows):
             raise InputError("no example was answered, and the notes above say why: correct that, and run the same command again")
         write_atomic(output_dir / "scores.jsonl", "".join(map(json_line, rows)))
@@ -97,7 +99,6 @@ def evaluate(
             _require_complete(result["counts"])
         text = json.dumps(to_jsonable(result), indent=1, ensure_ascii=False)
         write_atomic(output_dir / "result.json", text + "\n")
-        lock.release(output_dir / ".lock")
     print_eval_result(result)
     print(f"wrote {output_dir / 'result.json'}; answers and their scores are next to it")
     if judge_error:
@@ -277,19 +278,15 @@ def _package_versions() -> dict[str, str]:
 
 @contextmanager
 def _os_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
-    """Turn the operating system's errors on files (full disk, permissions) into InputErrors that
-    say what to do."""
+    """Turn the operating system's errors on files (permissions) into InputErrors that say what to
+    do. `writing` does so for a full disk."""
     try:
         yield
     except OSError as error:
         # Libraries raise OSErrors of their own, without an errno, and connections fail with ones
         # that are not about files.
-        if error.errno is None or isinstance(error, ConnectionError):
+        if error.errno is None or isinstance(error, ConnectionError) or is_disk_full(error):
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"{output_dir} is on a full disk: make room; the same command continues from what is written"
-            ) from None
         raise InputError(
             f"{error.filename or output_dir}: {error.strerror}: correct it or give another --out; "
             "the same command continues from what is written"

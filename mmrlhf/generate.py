@@ -18,6 +18,7 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.writing import writes
 from mmrlhf.models.policy import load_policy
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example
@@ -25,6 +26,7 @@ from mmrlhf.report.progress import progress
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
 
 
+@writes("output_file")
 def generate(config: GenerateConfig, examples: Sequence[Example] | None = None) -> Path:
     """Write one line per answer (id, images, prompt, answer, facts) and return the file's path.
 

@@ -31,6 +31,7 @@ from mmrlhf.engine.sampling import SamplingParams, step_seed
 from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.facts import read_facts
+from mmrlhf.files.writing import writes
 from mmrlhf.models.export import save_policy
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
@@ -59,6 +60,7 @@ from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_
 from mmrlhf.training.run import Run
 
 
+@writes("output_dir")
 def ppo(
     config: PPOConfig,
     examples: Sequence[Example] | None = None,
@@ -102,9 +104,10 @@ def ppo(
     batch_size = config.per_device_train_batch_size * num_processes
     num_steps = total_steps(config, len(examples), num_processes)
     recent_metrics: list[dict[str, float]] = []  # since the last logging step, for warnings
+    kl: float | None = None
     if resumed := run.resume():
         start_step, tensors, state = resumed
-        recent_metrics = state.get("recent_metrics", [])
+        recent_metrics, kl = state.get("recent_metrics", []), state.get("kl")
         roles.aggregation.load_state(state.get("rewards", {}))
         for role in roles.trained:
             role.load_state_dict(tensors)
@@ -160,22 +163,23 @@ def ppo(
                     f"memory: peak {peak_memory() / GIB:.2f} GiB, estimated {estimated_bytes / GIB:.2f} GiB "
                     "(`mmrlhf plan ppo`, which leaves out the process itself)"
                 )
+            kl = metrics["objective/kl"]
             recent_metrics.append(metrics)
             ppo_metrics.log_step(config, run, roles, batch, recent_metrics, step, is_last)
 
             # 8. Save
-            if (step + 1) % config.save_steps == 0 and not is_last:
+            if run.is_save_due(step + 1, is_last=is_last):
                 role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
                 best_tensors, best_state = evaluation.checkpoint(run, policy)
                 hacking_metrics = ppo_metrics.select_hacking_metrics(recent_metrics)
-                state = {"recent_metrics": hacking_metrics, "rewards": roles.aggregation.state(), **best_state}
+                state = {"recent_metrics": hacking_metrics, "kl": kl, "rewards": roles.aggregation.state(), **best_state}
                 run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer), **best_tensors}, state)
 
     engine.close()
     if accelerator.is_main_process:
         best = evaluation.finish(run, policy, num_steps, load_best=config.load_best_model_at_end)
         save_policy(roles.adapters, "policy", adapter_dir)
-        run.finish({"steps": num_steps, "kl": metrics["objective/kl"] if num_steps > start_step else None, **best})
+        run.finish({"steps": num_steps, "kl": kl, **best})
     accelerator.wait_for_everyone()
     return adapter_dir
 

@@ -29,6 +29,7 @@ from mmrlhf.datasets import Records, read_preferences
 from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
 from mmrlhf.facts.corrupt import augment_facts
+from mmrlhf.files.writing import writes
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, youden_j
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import random_head, scalar_head, yes_no_head
@@ -109,6 +110,7 @@ def preference_loss(
     return loss, {k: float(v.detach()) for k, v in metrics.items()}
 
 
+@writes("output_dir")
 def train_reward_model(
     config: RewardConfig, preferences: Sequence[Preference] | None = None, held_out: Sequence[Preference] | None = None
 ) -> Path:
@@ -204,7 +206,7 @@ def train_reward_model(
                 measured, is_best = _measure(config, accelerator, model, reference, best, step)
                 metrics, num_not_better = measured | metrics, 0 if is_best else num_not_better + 1
             run.log(step, metrics, show=is_measured or step % config.logging_steps == 0)
-            if step % config.save_steps == 0 and step < num_steps:
+            if run.is_save_due(step, is_last=step == num_steps or num_not_better >= patience):
                 lists = {kind: [false.tolist(), true.tolist()] for kind, (false, true) in outcomes_before.items()}
                 best_tensors, state = best.checkpoint()
                 state |= {"num_not_better": num_not_better, "outcomes_before": lists}

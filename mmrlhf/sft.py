@@ -18,6 +18,7 @@ from torch import Tensor
 from mmrlhf.config import SFTConfig
 from mmrlhf.datasets import read_examples
 from mmrlhf.facts import read_facts
+from mmrlhf.files.writing import writes
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.export import merge, save_model, save_policy
 from mmrlhf.models.loading import load
@@ -40,6 +41,7 @@ from mmrlhf.training.sft_batch import SFTBatch, accumulate_sft_gradients, build_
 from mmrlhf.training.skipped_steps import SkippedSteps
 
 
+@writes("output_dir")
 def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     """Train on `examples`, or on the configured dataset; return the checkpoint, `output_dir/model`.
 
@@ -107,9 +109,8 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
                 }
             progress_bar.advance()
             run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
-            if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
-                state = skipped_steps.state()
-                run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, state)
+            if run.is_save_due(step + 1, is_last=step + 1 == num_steps):
+                run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, skipped_steps.state())
 
     # 4. Checkpoint of the complete model, written under a temporary name and renamed
     if accelerator.is_main_process:

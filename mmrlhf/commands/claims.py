@@ -17,6 +17,7 @@ from mmrlhf.files.inputs import content_digest
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.rows import open_binary
+from mmrlhf.files.writing import writing
 from mmrlhf.records import Claim, Fact, InputError, Verdict
 from mmrlhf.verifiers import verify_against_facts
 
@@ -39,7 +40,8 @@ def extract(path: str, facts_file: str | None = None, out: str | None = None, le
     else:
         named_files = {"FILE": path, "facts": facts_file, "lexicon": lexicon_file}
         inputs = {k: file and {"path": file, "sha256": content_digest(file)} for k, file in named_files.items()}
-        _write_to_file(path, facts, lexicon, Path(out), inputs | {"version of the reader": VERSION})
+        with writing(Path(out)):
+            _write_to_file(path, facts, lexicon, Path(out), inputs | {"version of the reader": VERSION})
     if facts is not None:
         facts.print_notes()
 

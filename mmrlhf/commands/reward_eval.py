@@ -38,6 +38,7 @@ from mmrlhf.facts import read_facts
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.writing import writes
 from mmrlhf.records import Fact, InputError, Preference
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.checkpoint import load_reward_model
@@ -59,6 +60,7 @@ class _Policy:
     depends_on_facts: bool
 
 
+@writes("output_dir")
 def reward_eval(config: RewardEvalConfig, preferences: Sequence[Preference] | None = None) -> dict[str, Any]:
     """Score the rows, compute metrics, and plot them; return the content of result.json.
 

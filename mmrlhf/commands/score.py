@@ -14,6 +14,7 @@ from mmrlhf.facts import read_facts
 from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.writing import writes
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, Preference
 from mmrlhf.report.progress import progress
@@ -22,6 +23,7 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.training.row_checks import refuse_unusable
 
 
+@writes("output_file")
 def score(config: ScoreConfig) -> Path:
     """Write `score` for rows with an answer, `score_chosen` and `score_rejected` for pairs.
 

@@ -21,7 +21,7 @@ EVALUATION = (
     "only ppo evaluates along the way and chooses a checkpoint (eval_benchmarks, eval_steps, metric_for_best_model): measure the "
     "finished model with `mmrlhf eval` or `mmrlhf reward-eval`"
 )
-SAVING = "the newest two checkpoints are kept, every save_steps steps"
+SAVING = "the newest save_total_limit checkpoints are kept, every save_steps steps"
 _RESUME = "repeat the same command: it continues the run in output_dir"
 ATTENTION = "the model's attention implementation in transformers is used (sdpa where it has one)"
 KERNELS = "there are no such kernels here: prompts and images run once for all their answers instead"
@@ -245,7 +245,6 @@ EXPLAINED_SETTINGS = {
     "metric_for_best_model": EVALUATION,
     "greater_is_better": EVALUATION,
     "save_strategy": SAVING,
-    "save_total_limit": SAVING,
     "save_only_model": SAVING,
     "save_safetensors": "weights are always saved as safetensors",
     "resume_from_checkpoint": _RESUME,

@@ -72,7 +72,13 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     logging_steps: Count = 10
     """Steps between printed lines; metrics.jsonl has every step."""
     save_steps: Count = 100
-    """Steps between checkpoints; the stage resumes from the latest."""
+    """Steps between checkpoints; the stage resumes from the latest. It also saves after the last
+    step and when it is told to stop (SIGTERM, SIGHUP, Ctrl-C)."""
+    save_total_limit: Count = 2
+    """Newest checkpoints to keep while the stage runs; the best weights are in each of them."""
+    allow_change: str | None = None
+    """Settings, separated by commas, that may differ from those of the unfinished run in
+    output_dir: it continues with the new ones, and changes.jsonl records them."""
 
 
 @settings

@@ -26,6 +26,7 @@ from mmrlhf.evaluation.openai_client import (
     request_replies,
     resolve_model_name,
 )
+from mmrlhf.files import lock
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.files.rows import read_json_objects
@@ -90,6 +91,7 @@ def _ask_judge(
     with path.open("a", encoding="utf-8") as file:
         try:
             for key, reply in judge(missing):
+                lock.check(path.with_name(".lock"), path.parent, "out")
                 judgments[key] = judgment_record(requests[key], reply, signature)
                 file.write(json_line(judgments[key]))
                 file.flush()

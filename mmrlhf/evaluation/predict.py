@@ -195,6 +195,7 @@ class _PredictionsFile:
         self.rewrite()
         with self._path.open("a", encoding="utf-8") as file:
             for example, answers in stream:
+                lock.check(self._path.with_name(".lock"), self._path.parent, "out")
                 self.answers[example.id] = list(answers)
                 file.write(self._line(example.id))
                 file.flush()
@@ -256,13 +257,12 @@ def _check_same_run_key(output_dir: Path, run_key: Mapping[str, Any]) -> None:
 
 
 def claim_output_dir(output_dir: Path, run_key: Mapping[str, Any]) -> None:
-    """Lock the output directory, and record in it what its answers depend on.
+    """Record in the output directory what its answers depend on.
 
-    Raises InputError if it holds answers of something else, or another command writes to it.
+    Raises InputError if it holds answers of something else.
     """
     _check_same_run_key(output_dir, run_key)
     output_dir.mkdir(parents=True, exist_ok=True)
-    lock.acquire(output_dir / ".lock", output_dir, "out")
     write_atomic(output_dir / "run_key.json", json.dumps(run_key))
 
 

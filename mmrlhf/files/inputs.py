@@ -175,12 +175,20 @@ def content_inputs(config: Any) -> dict[str, Any]:
     return inputs
 
 
+def changed_names(saved: Inputs, requested: Inputs) -> list[str]:
+    """Return the names of the inputs that differ or that only one of the two has."""
+    names = [*requested, *(name for name in saved if name not in requested)]
+    return [name for name in names if not _is_same(saved.get(name), requested.get(name))]
+
+
+def describe_change(saved: Inputs, requested: Inputs, name: str) -> str:
+    """Return an input's name with the old and the new value."""
+    return f"{name} ({_difference(saved, requested, name)})"
+
+
 def differences(saved: Inputs, requested: Inputs) -> list[str]:
     """Return, for each input that differs, its name with the old and the new value."""
-    names = [*requested, *(name for name in saved if name not in requested)]
-    return [
-        f"{name} ({_difference(saved, requested, name)})" for name in names if not _is_same(saved.get(name), requested.get(name))
-    ]
+    return [describe_change(saved, requested, name) for name in changed_names(saved, requested)]
 
 
 def join_differences(changes: Sequence[str]) -> str:

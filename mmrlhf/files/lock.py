@@ -1,36 +1,47 @@
-"""Lock an output, so that two commands never write to the same one."""
+"""Lock an output, so that two commands never write to the same one, and none to a removed one."""
 
 from __future__ import annotations
 
 import atexit
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmrlhf.records import InputError
 
 _descriptors: dict[Path, int] = {}
 """Open lock files of this process, by resolved path."""
+_created_folders: dict[Path, list[Path]] = {}
+"""Folders that were created for a lock file, innermost first: `release` removes them if empty."""
+
+MAX_ATTEMPTS = 100
 
 
 def acquire(lock_file: Path, output: Path, setting: str) -> None:
     """Lock an output for this process, until `release` or until the process ends.
 
-    The system releases the lock of a killed process; its file is then taken over. Does nothing if
-    this process already holds the lock, or on a file system without locks. Raises InputError if
-    another process holds it.
+    Creates the folder, which `release` removes again if nothing was written to it. The system
+    releases the lock of a killed process; its file is then taken over. Does nothing if this process
+    already holds the lock, or on a file system without locks. Raises InputError if another process
+    holds it.
     """
     key = lock_file.resolve()
     if key in _descriptors:
         return
-    while True:
+    missing_folders = [folder for folder in lock_file.parents if not folder.exists()]
+    for attempt in itertools.count():
         try:
+            lock_file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and attempt < MAX_ATTEMPTS:
+                continue  # another process has just removed the folder that it had created
             raise InputError(
                 f"{lock_file} cannot be written ({error.strerror}): remove it, or give another --{setting}"
             ) from None
@@ -44,6 +55,7 @@ def acquire(lock_file: Path, output: Path, setting: str) -> None:
             ) from None
         except OSError as error:
             os.close(descriptor)
+            _remove(lock_file, missing_folders)
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 return
             raise
@@ -54,22 +66,66 @@ def acquire(lock_file: Path, output: Path, setting: str) -> None:
         os.close(descriptor)
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-    _descriptors[key] = descriptor
+    _descriptors[key], _created_folders[key] = descriptor, missing_folders
+
+
+def check(lock_file: Path, output: Path, setting: str) -> None:
+    """Raise InputError if the output was removed, or is another by now, since it was locked.
+
+    Without a lock (a file system without locks), only the folder has to be there.
+    """
+    descriptor = _descriptors.get(lock_file.resolve())
+    try:
+        if descriptor is None or os.stat(lock_file).st_ino == os.fstat(descriptor).st_ino:
+            lock_file.parent.stat()
+            return
+    except FileNotFoundError:
+        pass
+    raise InputError(
+        f"{output} was removed or replaced while this command was writing to it, so it stops: "
+        f"run it again to start over, or give another --{setting}"
+    )
 
 
 def release(lock_file: Path) -> None:
     """Release the lock and remove its file. Does nothing if this process does not hold it."""
-    descriptor = _descriptors.pop(lock_file.resolve(), None)
-    if descriptor is not None:
-        lock_file.unlink(missing_ok=True)
-        os.close(descriptor)
+    _release(lock_file.resolve())
+
+
+def _release(key: Path) -> None:
+    descriptor = _descriptors.pop(key, None)
+    if descriptor is None:
+        return
+    folders = _created_folders.pop(key, [])
+    with suppress(OSError):  # the output was removed
+        if os.stat(key).st_ino == os.fstat(descriptor).st_ino:
+            _remove(key, folders)
+    os.close(descriptor)
+
+
+def _remove(lock_file: Path, folders: list[Path]) -> None:
+    lock_file.unlink(missing_ok=True)
+    for folder in folders:
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
+
+
+@contextmanager
+def released_after() -> Iterator[None]:
+    """Release the locks that are taken in the block when it ends, however it ends."""
+    held = set(_descriptors)
+    try:
+        yield
+    finally:
+        for key in set(_descriptors) - held:
+            _release(key)
 
 
 @atexit.register
 def _release_all() -> None:
-    for lock_file in list(_descriptors):
+    for key in list(_descriptors):
         with suppress(OSError):
-            release(lock_file)
+            _release(key)
 
 
 def _read_owner(descriptor: int) -> str:

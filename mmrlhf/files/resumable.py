@@ -17,6 +17,8 @@ from mmrlhf.records import InputError
 class ResumableWriter:
     """Collect lines in a hidden file next to `path`, and rename it on `finish`.
 
+    A third hidden file is the lock, from the start until `finish` or the end of `files.writing`.
+
     A second hidden file records what the lines are made from, also after `finish`. `num_done` is
     the number of lines kept from an earlier, killed run. `is_finished` says that `path` is complete
     and made from the same inputs; then there is nothing to do.
@@ -40,13 +42,13 @@ class ResumableWriter:
         if is_known or (saved and self._partial_path.exists()):
             self._refuse_other_inputs(saved["inputs"], path if is_known else self._partial_path)
         self.is_finished = is_known
-        if not self._partial_path.exists() or self.is_finished:
-            complete_lines = []
-        else:
+        complete_lines: list[bytes] = []
+        if not self.is_finished:
             lock.acquire(self._lock_path, path, setting)
-            if not saved:  # the inputs of the lines are unknown
-                self._partial_path.unlink()
-            complete_lines = self._partial_path.read_bytes().split(b"\n")[:-1] if saved else []
+            if self._partial_path.exists() and saved:
+                complete_lines = self._partial_path.read_bytes().split(b"\n")[:-1]
+            elif not saved:  # the inputs of the lines are unknown
+                self._partial_path.unlink(missing_ok=True)
         self.num_done = len(complete_lines) // group_size * group_size
         self._valid_bytes = sum(len(line) + 1 for line in complete_lines[: self.num_done])
         self._needs_truncation = self._partial_path.exists()
@@ -69,10 +71,12 @@ class ResumableWriter:
             )
 
     def append(self, lines: Sequence[str]) -> None:
-        """Append lines that end with a newline. The first call creates the folder and the files."""
+        """Append lines that end with a newline. The first call creates the hidden files.
+
+        Raises InputError if the file was removed or replaced since the last call.
+        """
+        lock.check(self._lock_path, self.path, self._setting)
         if not self._started:
-            self._partial_path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(self._lock_path, self.path, self._setting)
             if not self._needs_truncation:
                 self._partial_path.unlink(missing_ok=True)
             self._write_inputs(None)
@@ -80,8 +84,15 @@ class ResumableWriter:
         if self._needs_truncation:  # a killed run may have left part of a line or group
             os.truncate(self._partial_path, self._valid_bytes)
             self._needs_truncation = False
-        with self._partial_path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
+        content = "".join(lines).encode()
+        with self._partial_path.open("ab") as file:
+            if file.tell() != self._valid_bytes:
+                raise InputError(
+                    f"{self._partial_path} was removed or changed while this command was writing to it, so it stops: "
+                    f"run it again, or give another --{self._setting}"
+                )
+            file.write(content)
+        self._valid_bytes += len(content)
 
     def finish(self) -> None:
         """Rename the complete file to `path`."""

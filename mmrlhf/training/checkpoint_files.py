@@ -16,8 +16,6 @@ from torch import Tensor
 
 from mmrlhf.files.atomic import fsync
 
-MAX_CHECKPOINTS = 2
-
 
 def newest_first(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder."""
@@ -42,23 +40,30 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint after `step` steps and delete all but the newest two."""
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], max_checkpoints: int) -> None:
+    """Write a checkpoint after `step` steps, and then delete all but the newest `max_checkpoints`.
+
+    If writing fails, nothing is left of it and the older ones stay.
+    """
     checkpoint_dir = folder / f"step-{step:06d}"
     temporary_dir = checkpoint_dir.with_name(f".{checkpoint_dir.name}.{os.getpid()}")
     shutil.rmtree(temporary_dir, ignore_errors=True)
     temporary_dir.mkdir(parents=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary_dir / "state.safetensors")
-    (temporary_dir / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    (temporary_dir / "sha256").write_text(_checksum(temporary_dir), encoding="utf-8")
-    for path in (*temporary_dir.iterdir(), temporary_dir):
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary_dir / "state.safetensors")
+        (temporary_dir / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        (temporary_dir / "sha256").write_text(_checksum(temporary_dir), encoding="utf-8")
+        for path in (*temporary_dir.iterdir(), temporary_dir):
+            fsync(path)
+        if checkpoint_dir.exists():
+            shutil.rmtree(checkpoint_dir)
+        temporary_dir.rename(checkpoint_dir)
+    finally:
+        shutil.rmtree(temporary_dir, ignore_errors=True)
+    for path in (folder, folder.parent):  # the names of the checkpoint and of the folder
         fsync(path)
-    if checkpoint_dir.exists():
-        shutil.rmtree(checkpoint_dir)
-    temporary_dir.rename(checkpoint_dir)
-    fsync(folder)
     # A later step is one that did not load: otherwise the run would have resumed from it.
-    kept_checkpoints = [path for path in newest_first(folder) if step_of(path) <= step][:MAX_CHECKPOINTS]
+    kept_checkpoints = [path for path in newest_first(folder) if step_of(path) <= step][:max_checkpoints]
     for path in newest_first(folder):
         if path not in kept_checkpoints:
             shutil.rmtree(path)

@@ -26,7 +26,7 @@ from mmrlhf.report.progress import progress
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
 
 Record = TypeVar("Record", Example, Preference)
-IRRELEVANT_SETTINGS = ("output_dir", "output_file", "logging_steps", "save_steps")
+IRRELEVANT_SETTINGS = ("output_dir", "output_file", "logging_steps", "save_steps", "save_total_limit", "allow_change")
 """Settings that do not affect the checks."""
 MIN_ROWS_FOR_BAR = 1000
 

@@ -1,8 +1,8 @@
 """The run directory: what a stage writes while it works, and how it resumes after a kill.
 
     config.yaml      the resolved configuration; a run with other settings is refused
-    inputs.json      hashes of data, images, weights and reward functions, the number of processes
-                     (a run with others is refused), and versions of packages
+    inputs.json      what the run is made from; a run with other inputs is refused
+    changes.jsonl    what `--allow_change` changed along the way
     .lock            process and host of the command that is writing, while it does
     metrics.jsonl    one line per step
     samples.jsonl    answers with their scores, at logging steps
@@ -10,58 +10,50 @@
     warnings.jsonl   warnings that a person should look at, if there are any
     eval.jsonl       metrics of benchmarks with intervals, where ppo evaluates along the way
     best/            the best policy by metric_for_best_model, as of the newest checkpoint
-    checkpoints/     the newest two, step-000123/{state.safetensors,state.json,sha256}
+    checkpoints/     the newest save_total_limit, step-000123/{state.safetensors,state.json,sha256}
     finished.json    the result; it exists if and only if the stage is finished
 
-Nothing is written before the first step is done, so a run that fails on its input leaves nothing
-behind. A file appears complete or not at all: it is written under a temporary name, synced and
-renamed. A checkpoint is a directory that appears the same way. The .jsonl files are only appended
-to; on resume, the lines after the checkpoint are cut off, so a killed run ends with the same lines
-as an uninterrupted one. Nothing is pickled: tensors are stored as safetensors, everything else as
-JSON or YAML.
+Nothing but the lock is written before the first step is done, so a run that fails on its input
+leaves nothing behind. A file appears complete or not at all: it is written under a temporary name,
+synced and renamed. A checkpoint is a directory that appears the same way. The .jsonl files are only
+appended to; on resume, the lines after the checkpoint are cut off, so a killed run ends with the
+same lines as an uninterrupted one. Nothing is pickled: tensors are stored as safetensors,
+everything else as JSON or YAML.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mmrlhf import config_loader
-from mmrlhf.config import EngineConfig
 from mmrlhf.datasets import Records
-from mmrlhf.files import lock
-from mmrlhf.files.atomic import refuse_unwritable, write_atomic
-from mmrlhf.files.inputs import content_inputs, differences, join_differences, package_versions, rows_digest
+from mmrlhf.files import lock, stop_signals
+from mmrlhf.files.atomic import fsync, refuse_unwritable, write_atomic
+from mmrlhf.files.inputs import rows_digest
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
+from mmrlhf.files.writing import full_disk_message, is_disk_full
 from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.report.progress import ProgressBar, format_number, format_numbers, progress
 from mmrlhf.text.printable import printable
 from mmrlhf.training import checkpoint_files
+from mmrlhf.training.run_inputs import RunInputs
 
-RESUMABLE_CHANGES = (
-    "logging_steps",
-    "save_steps",
-    "max_length",
-    "output_dir",
-    "base_model_name_or_path",
-    *EngineConfig.__dataclass_fields__,
-)
-"""Settings that may differ between a run and its resumption, because they do not change what is
-learnt: a row over max_length is refused, never cut, and engine settings (say, smaller micro-batches
-after a GPU ran out of memory) change the last bits at most. A run directory may be moved or
-renamed, and so may a reward model's base, whose fingerprint is compared."""
+LOG_FILES = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl", "eval.jsonl")
+"""Files that have rows by step."""
 ROWS_PER_HEADER = 20
 """Rows of the table of metrics after which its header is printed again."""
 MAX_PRINTED_CHARACTERS = 300
@@ -84,21 +76,18 @@ class Run:
         self.main_process = main_process
         self.console = Console(quiet=not main_process)
         self._config = config
-        self.inputs: dict[str, Any] = {**content_inputs(config), "num_processes": num_processes}
-        self._saved_inputs: dict[str, Any] | None = None
-        self._saved_versions: dict[str, str] = {}
+        self._num_processes = num_processes
         self._started = False
         self._table_columns: list[str] = []
         self._num_table_rows = 0
         self._pending_lines: list[tuple[str, str]] = []  # (file name, lines) of step 0
         self._pending_files: list[tuple[str, str]] = []  # (file name, content)
+        self._stopping, self._is_last_step = 0, False  # the signal that this step is saved for
         if main_process:
             refuse_unwritable(self.path, "output_dir")
-        config_file = self.path / "config.yaml"
-        if config_file.exists():
-            self._read_inputs()
-            self._check_same_config(config_loader.read_yaml(config_file), dataclasses.asdict(config))
-            self.begin()
+            lock.acquire(self.path / ".lock", self.path, "output_dir")
+        self._inputs = RunInputs(self.path, config, num_processes)
+        self._print_notes()
 
     def begin(self) -> None:
         """Create the directory with its configuration, or clean up what a killed run left behind.
@@ -107,7 +96,6 @@ class Run:
         """
         if self._started or not self.main_process:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
         lock.acquire(self.path / ".lock", self.path, "output_dir")
         self._started = True
         for leftover_file in self.path.glob(".*.*"):
@@ -116,8 +104,7 @@ class Run:
                 leftover_file.unlink()
         for leftover_folder in (*self.path.glob("checkpoints/.step-*"), *self.path.glob(".best.*")):
             shutil.rmtree(leftover_folder)
-        config_loader.save_config(self._config, self.path / "config.yaml")
-        self._write_inputs()
+        self._inputs.write()
         if self.finished is not None:  # killed between writing the result and exiting
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         for name, content in self._pending_files:
@@ -132,49 +119,10 @@ class Run:
         else:
             self._pending_files.append((name, content))
 
-    def _check_same_config(self, saved: Mapping[Any, Any], requested: Mapping[str, Any]) -> None:
-        """Raise InputError if settings or inputs differ. Where contents are known, paths may."""
-        saved_inputs = self._saved_inputs or {}
-        known = {name for name in self.inputs if name in saved_inputs}
-        if "images" in saved_inputs:
-            known.add("image_folder")  # `claim_rows` compares the images themselves
-        ignored = {*RESUMABLE_CHANGES, *known}
-        changes = differences(
-            *({str(name): value for name, value in values.items() if name not in ignored} for values in (saved, requested))
-        )
-        if changes:
-            raise InputError(
-                f"{self.path} holds a run with other settings, {join_differences(changes)}: "
-                "give another --output_dir or remove this one"
-            )
-        self._check_same_inputs(known)
-
-    def _check_same_inputs(self, names: set[str]) -> None:
-        saved = {name: value for name, value in (self._saved_inputs or {}).items() if name in names}
-        changes = differences(saved, {name: value for name, value in self.inputs.items() if name in saved})
-        if changes:
-            raise InputError(
-                f"{self.path} holds a run with other inputs, {join_differences(changes)}: "
-                "give another --output_dir or remove this one"
-            )
-
-    def _read_inputs(self) -> None:
-        """Read inputs.json, which runs of earlier versions lack."""
-        try:
-            saved = json.loads((self.path / "inputs.json").read_text(encoding="utf-8"))
-            self._saved_inputs, self._saved_versions = dict(saved["inputs"]), dict(saved["versions"])
-        except FileNotFoundError:
-            self.print(f"note: {self.path} does not say what its run was made from (no inputs.json): only settings are compared")
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise InputError(f"{self.path / 'inputs.json'} is damaged: remove it to compare only settings") from None
-
-    def _write_inputs(self) -> None:
-        """Write the inputs of the run, as they were when it began."""
-        if self._started and self.main_process:
-            inputs = {**self.inputs, **(self._saved_inputs or {})}
-            versions = self._saved_versions or package_versions()
-            content = json.dumps({"inputs": inputs, "versions": versions}, indent=1, ensure_ascii=False)
-            write_atomic(self.path / "inputs.json", content + "\n")
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the run is made from, by name."""
+        return self._inputs.current
 
     def claim_rows(self, rows: Sequence[Example] | Sequence[Preference], kind: str = "") -> None:
         """Record the images of the rows, and rows that come from no file, or compare them.
@@ -192,9 +140,13 @@ class Run:
 
     def claim_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Record what else the run is made from, or raise InputError if it began with others."""
-        self.inputs |= inputs
-        self._check_same_inputs(set(inputs))
-        self._write_inputs()
+        self._inputs.add(inputs, write=self._started and self.main_process)
+        self._print_notes()
+
+    def _print_notes(self) -> None:
+        for note in self._inputs.notes:
+            self.print(note)
+        self._inputs.notes.clear()
 
     # ---- resuming --------------------------------------------------------------------------------
 
@@ -220,6 +172,7 @@ class Run:
         """Report that there is nothing to do, and where the result is."""
         self.print(f"{self.path} is finished, nothing to do: the result is {result}")
         if self.main_process:
+            self.begin()
             lock.release(self.path / ".lock")
 
     def resume(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
@@ -228,6 +181,8 @@ class Run:
         Cut the .jsonl files back to that step. Must not be called on a finished run.
         """
         assert not self.is_finished, f"{self.path} is finished: there is nothing to resume"
+        if (self.path / "config.yaml").exists():
+            self.begin()
         checkpoint = next(
             (
                 loaded
@@ -237,11 +192,11 @@ class Run:
             None,
         )
         if checkpoint:
-            changed = differences(self._saved_versions, package_versions()) if self._saved_versions else []
+            changed = self._inputs.changed_versions()
             versions = f", which began with other versions: {', '.join(changed)}" if changed else ""
             self.print(f"resuming {self.path} after step {checkpoint[0]}{versions}")
         if self.main_process:
-            for name in ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl", "eval.jsonl"):
+            for name in LOG_FILES:
                 if (self.path / name).exists():
                     _truncate_after(self.path / name, last_step=checkpoint[0] if checkpoint else -1)
         return checkpoint
@@ -253,20 +208,58 @@ class Run:
             self.console.print(Text(f"warning: {path} does not load ({error}); trying an older checkpoint", "yellow"))
             return None
 
+    def is_save_due(self, step: int, *, is_last: bool) -> bool:
+        """Return whether to save a checkpoint after `step` steps.
+
+        It is due every save_steps, after the last step, because what follows may fail or take long,
+        and if a signal asks the command to stop. Call it on every process after every step.
+        """
+        stop_signals.defer(True)
+        pending = stop_signals.pending()
+        self._stopping = max(gather_object([pending])) if self._num_processes > 1 else pending
+        self._is_last_step = is_last
+        return bool(is_last or self._stopping or step % self._config.save_steps == 0)
+
     def save_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write a checkpoint after `step` steps and delete all but the newest two.
+        """Write a checkpoint after `step` steps and delete all but the newest save_total_limit.
 
         `tensors` may have any shape and type but must not share memory. `state` must be JSON.
+        Raises `Stopped` afterwards if a signal asked for it, and InputError if the disk is full.
         """
-        if not self.main_process:
-            return
-        self.begin()
-        checkpoint_files.save(self.path / "checkpoints", step, tensors, state)
+        if self.main_process:
+            self.begin()
+            self._check_output()
+            for name in LOG_FILES:
+                if (self.path / name).exists():
+                    fsync(self.path / name)
+            try:
+                checkpoint_files.save(self.path / "checkpoints", step, tensors, state, self._config.save_total_limit)
+            except Exception as error:
+                if not is_disk_full(error):
+                    raise
+                newest = next(iter(checkpoint_files.newest_first(self.path / "checkpoints")), None)
+                kept = f"the checkpoint after step {checkpoint_files.step_of(newest)}" if newest else "the first step"
+                message = full_disk_message(self.path, kept)
+                raise InputError(f"the checkpoint after step {step} is not saved: {message}") from None
+        if self._num_processes == 1:
+            self._stopping = stop_signals.pending()  # it may have come while the checkpoint was written
+        if self._stopping:
+            self.print(f"saved after step {step}, because of {signal.Signals(self._stopping).name}")
+            if self._num_processes > 1:
+                PartialState().wait_for_everyone()  # the first process that leaves ends the others
+            raise stop_signals.Stopped(self._stopping)
+        # Nothing is unsaved now. But several processes stop together, after a step.
+        stop_signals.defer(self._num_processes > 1 and not self._is_last_step)
+
+    def _check_output(self) -> None:
+        """Raise InputError if the run's directory was removed or replaced."""
+        lock.check(self.path / ".lock", self.path, "output_dir")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result and delete the checkpoints."""
         if self.main_process:
             self.begin()
+            self._check_output()
             write_atomic(self.path / "finished.json", json.dumps(to_jsonable(result), indent=2, allow_nan=False) + "\n")
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
             lock.release(self.path / ".lock")
@@ -342,7 +335,15 @@ class Run:
 
     @contextmanager
     def progress(self, total: int, start: int, description: str) -> Iterator[ProgressBar]:
-        """Show a progress bar from `start` to `total` with elapsed and remaining time."""
+        """Show a progress bar from `start` to `total` with elapsed and remaining time.
+
+        Raises InputError if the run has taken more steps already.
+        """
+        if start > total:
+            raise InputError(
+                f"{self.path} has a checkpoint after step {start}, and these settings end after step {total}: "
+                "give a larger --max_steps or --num_train_epochs"
+            )
         with progress(total, description, start=start, console=self.console, visible=self.main_process) as progress_bar:
             yield progress_bar
 
@@ -362,6 +363,7 @@ class Run:
 
     def _append_lines(self, name: str, lines: str) -> None:
         """Append lines in a single write, so other writers' lines cannot interleave."""
+        self._check_output()
         with open(self.path / name, "a", encoding="utf-8") as file:
             file.write(lines)
 

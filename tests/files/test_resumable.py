@@ -23,7 +23,7 @@ def visible(folder):
 def test_resumable_writer_file_appears_only_when_finished(tmp_path):
     path = tmp_path / "out.jsonl"
     file = ResumableWriter(path, {"seed": 0})
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".out.jsonl.lock"]
     file.append(["1\n", "2\n"])
     assert not path.exists()
     file.finish()

@@ -15,8 +15,12 @@ class FakeConfig:
     output_dir: str = "here"
     learning_rate: float = 1e-5
     max_steps: int = 10
+    seed: int = 0
     facts: str | None = None
     logging_steps: int = 10
+    save_steps: int = 100
+    save_total_limit: int = 2
+    allow_change: str | None = None
     max_length: int = 2048
     micro_batch_tokens: int = 16384
 

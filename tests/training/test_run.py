@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from mmrlhf.files import stop_signals
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError
+from mmrlhf.training import checkpoint_files
 from mmrlhf.training.optim import load_optimizer, optimizer_tensors
 from mmrlhf.training.run import Run
 from tests.helpers.runs import FakeConfig, open_run
@@ -27,12 +31,12 @@ def test_run_refuses_changed_settings_by_name_and_value(tmp_path):
         open_run(tmp_path, learning_rate=2e-5, facts="given")
     message = str(caught.value)
     assert "learning_rate (there 1e-05, now 2e-05), facts (there none, now given)" in message
-    assert message.endswith("give another --output_dir or remove this one")
+    assert message.endswith("remove this one, or continue it with --allow_change learning_rate,facts")
 
 
 def test_run_accepts_resumable_changes(tmp_path):
     open_run(tmp_path).begin()
-    open_run(tmp_path, logging_steps=1, output_dir="./here", max_length=4096, micro_batch_tokens=512)
+    open_run(tmp_path, logging_steps=1, output_dir="./here", max_length=4096, micro_batch_tokens=512).resume()
     assert "logging_steps: 1" in (tmp_path / "config.yaml").read_text()
 
 
@@ -55,7 +59,7 @@ def test_run_writes_nothing_before_the_first_step(tmp_path):
     assert run.resume() is None
     run.log(0, {"eval/utility": 1.0})
     run.log_samples(0, [{"answer": "a"}])
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in run.path.iterdir()] == [".lock"]
     run.log(1, {"loss": 2.0})
     assert [row["step"] for row in read_jsonl(run.path / "metrics.jsonl")] == [0, 1]
     names = sorted(path.name for path in run.path.iterdir())
@@ -87,11 +91,101 @@ def test_run_answers_damaged_files_with_one_sentence(tmp_path):
     for content in ('{"ac', "[1]", "["):
         (tmp_path / "finished.json").write_text(content)
         with pytest.raises(InputError, match=r"finished.json is damaged"):
-            open_run(tmp_path)
+            _ = open_run(tmp_path).is_finished
     (tmp_path / "finished.json").unlink()
     (tmp_path / "inputs.json").write_text("[]")
     with pytest.raises(InputError, match=r"inputs.json is damaged"):
         open_run(tmp_path)
+
+
+# ---- full disks and removed directories ----------------------------------------------------------
+
+
+def fail_on_full_disk(*_):
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path, monkeypatch):
+    run = open_run(tmp_path, save_total_limit=1)
+    run.save_checkpoint(5, {"w": torch.ones(3)}, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "save_file", fail_on_full_disk)
+        with pytest.raises(InputError) as caught:
+            run.save_checkpoint(10, {"w": torch.ones(3)}, {})
+    assert str(caught.value) == (
+        f"the checkpoint after step 10 is not saved: {tmp_path} is on a full disk: make room; "
+        "the same command continues from the checkpoint after step 5"
+    )
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+    assert open_run(tmp_path, save_total_limit=1).resume()[0] == 5
+
+
+def test_full_disk_before_the_first_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "save_file", fail_on_full_disk)
+    with pytest.raises(InputError, match=r"make room; the same command continues from the first step$"):
+        open_run(tmp_path).save_checkpoint(10, {"w": torch.ones(3)}, {})
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_run_stops_if_its_directory_is_removed(tmp_path, is_replaced):
+    run = open_run(tmp_path / "run")
+    run.log(1, {"loss": 1.0})
+    shutil.rmtree(run.path)
+    if is_replaced:  # by another command that has started there
+        (run.path).mkdir()
+        (run.path / ".lock").write_text("{}")
+    for write in (
+        lambda: run.log(2, {"loss": 1.0}),
+        lambda: run.save_checkpoint(2, {"w": torch.ones(1)}, {}),
+        lambda: run.finish({}),
+    ):
+        with pytest.raises(InputError, match=r"run was removed or replaced while this command was writing to it, so it stops"):
+            write()
+    assert [path.name for path in tmp_path.rglob("*")] == (["run", ".lock"] if is_replaced else [])
+
+
+# ---- signals -------------------------------------------------------------------------------------
+
+
+def test_signal_waits_for_the_end_of_the_step_and_saves_it(tmp_path, capfd):
+    with stop_signals.handled():
+        run = open_run(tmp_path, save_steps=2)
+        assert not run.is_save_due(1, is_last=False)
+        os.kill(os.getpid(), signal.SIGTERM)  # in step 2
+        assert run.is_save_due(2, is_last=False)
+        with pytest.raises(stop_signals.Stopped) as caught:
+            run.save_checkpoint(2, {"w": torch.ones(1)}, {"step": 2})
+    assert caught.value.exit_code == 143 and open_run(tmp_path).resume()[0] == 2
+    captured = capfd.readouterr()
+    assert captured.err == "SIGTERM: stopping after this step, with a checkpoint; a second signal stops at once\n"
+    assert captured.out.startswith("saved after step 2, because of SIGTERM\n")
+
+
+def test_signal_stops_at_once_where_nothing_is_unsaved_and_the_second_time(tmp_path):
+    with stop_signals.handled():
+        run = open_run(tmp_path, save_steps=2)
+        with pytest.raises(stop_signals.Stopped):
+            os.kill(os.getpid(), signal.SIGHUP)  # before the first step
+        assert run.is_save_due(2, is_last=False)
+        run.save_checkpoint(2, {"w": torch.ones(1)}, {})
+        with pytest.raises(stop_signals.Stopped):
+            os.kill(os.getpid(), signal.SIGHUP)  # in step 3, and a checkpoint has step 2
+        assert not run.is_save_due(3, is_last=False)
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(stop_signals.Stopped) as caught:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert caught.value.exit_code == 129
+
+
+def test_signal_while_a_checkpoint_is_written_stops_after_it(tmp_path, monkeypatch):
+    save = checkpoint_files.save
+    monkeypatch.setattr(checkpoint_files, "save", lambda *rest: (os.kill(os.getpid(), signal.SIGINT), save(*rest)))
+    with stop_signals.handled():
+        run = open_run(tmp_path, save_steps=1)
+        assert run.is_save_due(1, is_last=True)
+        with pytest.raises(stop_signals.Stopped) as caught:
+            run.save_checkpoint(1, {"w": torch.ones(1)}, {})
+    assert caught.value.exit_code == 130 and open_run(tmp_path).resume()[0] == 1
 
 
 # ---- resuming after a kill -----------------------------------------------------------------------
@@ -121,11 +215,13 @@ def test_resume_without_checkpoint_clears_logs(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"" == (tmp_path / "samples.jsonl").read_bytes()
 
 
-def test_save_checkpoint_keeps_the_newest_two_checkpoints(tmp_path):
-    run = open_run(tmp_path)
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_save_checkpoint_keeps_the_newest(tmp_path, limit):
+    run = open_run(tmp_path, save_total_limit=limit)
     for step in (5, 10, 1_000_000, 15_000_000):
         run.save_checkpoint(step, {"w": torch.ones(1)}, {})
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-1000000", "step-15000000"]
+    kept = ["step-000010", "step-1000000", "step-15000000"][-limit:]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == kept
 
 
 def test_resume_skips_broken_checkpoint_and_next_save_replaces_it(tmp_path, capsys):
@@ -286,6 +382,7 @@ def test_progress_without_terminal_prints_every_tenth(tmp_path, capsys):
 def test_run_other_processes_read_and_neither_write_nor_print(tmp_path, capsys):
     other = Run(str(tmp_path / "run"), FakeConfig(), main_process=False)
     assert not (tmp_path / "run").exists()
+    assert other.is_save_due(100, is_last=False) and not other.is_save_due(101, is_last=False)
     main = open_run(tmp_path / "run")
     main.log(7, {"loss": 1.0})
     main.save_checkpoint(5, {"w": torch.ones(1)}, {"seen": 1})

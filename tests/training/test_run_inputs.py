@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from mmrlhf.datasets import Records, read_examples
+from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.records import InputError
-from mmrlhf.training import run as run_module
+from mmrlhf.training import run_inputs
 from mmrlhf.training.run import Run
 from tests.helpers.runs import FakeConfig, open_run
 
@@ -21,6 +23,16 @@ from tests.helpers.runs import FakeConfig, open_run
 class FakeConfigWithData(FakeConfig):
     dataset_name: str = "x"
     image_folder: str | None = None
+
+
+@dataclass(frozen=True)
+class FakeConfigWithBatch(FakeConfigWithData):
+    per_device_train_batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class FakeConfigWithTerms(FakeConfig):
+    reward_terms: str = ""
 
 
 def rows_of(dataset: Path, image_folder: Path) -> Records:
@@ -69,6 +81,124 @@ def test_run_refuses_another_number_of_processes(data, tmp_path):
         open_run_on(data, tmp_path / "run")
 
 
+# ---- allow_change --------------------------------------------------------------------------------
+
+
+def start(path: Path, **settings: object) -> None:
+    """Start a run that has a checkpoint after step 5."""
+    open_run(path, **settings).save_checkpoint(5, {"w": torch.ones(1)}, {})
+
+
+def test_allowed_change_continues_is_recorded_and_holds_from_then_on(tmp_path, capsys):
+    start(tmp_path)
+    open_run(tmp_path, learning_rate=2e-5, allow_change="learning_rate, facts").resume()
+    assert capsys.readouterr().out.startswith("note: learning_rate (there 1e-05, now 2e-05), as --allow_change says\nresuming")
+    assert read_jsonl(tmp_path / "changes.jsonl") == [{"step": 5, "name": "learning_rate", "there": 1e-05, "now": 2e-05}]
+    open_run(tmp_path, learning_rate=2e-5).resume()
+    with pytest.raises(InputError, match=r"learning_rate \(there 2e-05, now 1e-05\)"):
+        open_run(tmp_path)
+    assert len(read_jsonl(tmp_path / "changes.jsonl")) == 1
+
+
+def test_all_differences_are_listed_and_only_named_ones_may_change(tmp_path):
+    start(tmp_path)
+    changed = {"learning_rate": 2e-5, "max_steps": 9, "facts": "given", "seed": 3}
+    with pytest.raises(InputError) as caught:
+        open_run(tmp_path, **changed, allow_change="max_steps,learning_rate")
+    message = str(caught.value)
+    assert all(f"{name} (there " in message for name in changed)
+    assert message.endswith("(seed decides which rows a step has, so it cannot change along the way)")
+    with pytest.raises(InputError, match=r", or continue it with --allow_change learning_rate,facts$"):
+        open_run(tmp_path, learning_rate=2e-5, facts="given", allow_change="learning_rate")
+    assert not (tmp_path / "changes.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("learning_rat", "allow_change learning_rat is not a setting: did you mean learning_rate?"),
+        (
+            "max_steps,seed",
+            "allow_change seed: it decides which rows a step has, so it cannot change along the way: start a new run",
+        ),
+    ],
+)
+def test_allow_change_refuses_what_is_no_setting_or_fixed(tmp_path, names, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        open_run(tmp_path, allow_change=names)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_finished_run_cannot_change(tmp_path):
+    open_run(tmp_path).finish({})
+    with pytest.raises(InputError, match=r"learning_rate .*: give another --output_dir or remove this one$"):
+        open_run(tmp_path, learning_rate=2e-5, allow_change="learning_rate")
+
+
+def test_refused_inputs_leave_the_settings_as_they_were(data, tmp_path):
+    open_run_on(data, tmp_path / "run").save_checkpoint(5, {"w": torch.ones(1)}, {})
+    before = (tmp_path / "run/config.yaml").read_text()
+    (data / "a.png").write_bytes(b"a pictura")
+    config = FakeConfigWithData(
+        dataset_name=str(data / "rows.jsonl"), image_folder=str(data), max_steps=3, allow_change="max_steps"
+    )
+    run = Run(str(tmp_path / "run"), config)
+    with pytest.raises(InputError, match="images"):
+        run.claim_rows(rows_of(data / "rows.jsonl", data))
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_processes_may_change_if_the_global_batch_does_not(data, tmp_path):
+    def open_with(num_processes: int, batch_size: int, allow_change: str | None = None) -> Run:
+        config = FakeConfigWithBatch(
+            dataset_name=str(data / "rows.jsonl"), per_device_train_batch_size=batch_size, allow_change=allow_change
+        )
+        return Run(str(tmp_path / "run"), config, num_processes=num_processes)
+
+    both = "num_processes,per_device_train_batch_size"
+    open_with(2, 4).save_checkpoint(5, {"w": torch.ones(1)}, {})
+    with pytest.raises(InputError, match=r"num_processes .there 2, now 1.* decides which rows a step has"):
+        open_with(1, 4, both)
+    with pytest.raises(
+        InputError, match=r"per_device_train_batch_size \(there 4, now 8\).*continue it with --allow_change per_device"
+    ):
+        open_with(1, 8)
+    open_with(1, 8, both).resume()
+    assert json.loads((tmp_path / "run/inputs.json").read_text())["inputs"]["num_processes"] == 1
+    assert {row["name"]: row["now"] for row in read_jsonl(tmp_path / "run/changes.jsonl")} == {
+        "num_processes": 1, "per_device_train_batch_size": 8,
+    }  # fmt: skip
+    open_with(1, 8).resume()
+
+
+def test_a_corrected_reward_function_counts_as_reward_terms(tmp_path):
+    function_file = tmp_path / "mine.py"
+
+    def open_with(allow_change: str | None = None) -> Run:
+        terms = f"{function_file}:brief=1"
+        return Run(str(tmp_path / "run"), FakeConfigWithTerms(reward_terms=terms, allow_change=allow_change))
+
+    function_file.write_text("def brief(samples): return [0.0] * len(samples)\n")
+    open_with().save_checkpoint(5, {"w": torch.ones(1)}, {})
+    function_file.write_text("def brief(samples): return [1.0] * len(samples)\n")
+    with pytest.raises(InputError, match=r"reward function file .*mine.py has changed since\): .* --allow_change reward_terms$"):
+        open_with()
+    open_with("reward_terms").resume()
+    open_with().resume()
+
+
+def test_run_refuses_fewer_steps_than_it_has_taken(tmp_path):
+    start(tmp_path)
+    run = open_run(tmp_path, max_steps=3, allow_change="max_steps")
+    start_step = run.resume()[0]
+    message = r"has a checkpoint after step 5, and these settings end after step 3: give a larger"
+    with pytest.raises(InputError, match=message), run.progress(3, start_step, "sft"):
+        pass
+
+
+# ---- rows in memory, versions --------------------------------------------------------------------
+
+
 def test_run_refuses_other_rows_in_memory(examples, tmp_path):
     run = open_run(tmp_path)
     run.claim_rows(examples[:3])
@@ -95,16 +225,16 @@ def test_finished_run_builds_no_rows_that_are_built_on_demand(examples, tmp_path
 def test_run_of_an_earlier_version_goes_on_with_a_note(data, tmp_path, capsys):
     open_run_on(data, tmp_path / "run").begin()
     (tmp_path / "run" / "inputs.json").unlink()
-    open_run_on(data, tmp_path / "run")
+    open_run_on(data, tmp_path / "run").resume()
     assert "(no inputs.json): only settings are compared" in capsys.readouterr().out
     assert "images" in json.loads((tmp_path / "run" / "inputs.json").read_text())["inputs"]
 
 
 def test_run_says_other_versions_when_it_resumes(tmp_path, monkeypatch, capsys):
     run = open_run(tmp_path)
-    monkeypatch.setattr(run_module, "package_versions", lambda: {"torch": "2.13.0", "peft": "0.21"})
+    monkeypatch.setattr(run_inputs, "package_versions", lambda: {"torch": "2.13.0", "peft": "0.21"})
     run.save_checkpoint(1, {"w": torch.ones(1)}, {})
-    monkeypatch.setattr(run_module, "package_versions", lambda: {"torch": "2.14.0", "peft": "0.21"})
+    monkeypatch.setattr(run_inputs, "package_versions", lambda: {"torch": "2.14.0", "peft": "0.21"})
     open_run(tmp_path).resume()
     assert "after step 1, which began with other versions: torch (there 2.13.0, now 2.14.0)\n" in capsys.readouterr().out
 
