@@ -8,7 +8,7 @@ import pytest
 import mmrlhf
 
 ROOT = Path(mmrlhf.__file__).parent
-STAGES = ("sft", "reward_model", "ppo", "generate", "evaluate")
+STAGES = ("sft", "reward_model", "dpo", "ppo", "generate", "evaluate")
 ORDER = [
     "__main__", "cli", "cli_commands", "cli_parser", "demo", *STAGES, "commands", "evaluation", "training", "rewards", "datasets",
     "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader",

@@ -28,6 +28,7 @@ from mmrlhf.config.commands import (
     RewardEvalConfig,
     ScoreConfig,
 )
+from mmrlhf.config.dpo import DPOConfig
 from mmrlhf.config.policy_eval import PolicyEvalConfig
 from mmrlhf.config.ppo import PPOConfig
 from mmrlhf.config.rewards import RewardTermsConfig
@@ -44,6 +45,7 @@ __all__ = [
     "CalibrateClipConfig",
     "CalibrateConfig",
     "CalibrateVLMConfig",
+    "DPOConfig",
     "DatasetConfig",
     "Dtype",
     "EncodeConfig",

@@ -13,9 +13,10 @@ prompts (`prefill.two_stage_backward`). Two rules follow: run the loop to its en
 prompts get no gradients; and do not keep an item's graph for a later `backward`, which would not
 reach the prompt. The role's adapter is active inside the loop.
 
-A loss that couples answers (DPO's pairs) needs all of their log-probs before the first `backward`.
-Take them without gradients from `sequence_logps`, derive each answer's coefficient, and run the
-loop on `coefficient * logp`, which has the same gradient.
+A loss that couples answers (DPO's pairs) needs all of their log-probs before `backward`:
+`grouped_hidden_states` keeps them in one micro-batch. Across micro-batches, take the log-probs
+without gradients from `sequence_logps`, derive each answer's coefficient, and run the loop on
+`coefficient * logp`, which has the same gradient.
 """
 
 from __future__ import annotations
@@ -65,6 +66,42 @@ def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor
                     local_prompt_index = torch.searchsorted(prompt_indices, completions.prompt_index_N[indices])
                     token_ids, mask = completions.token_ids_NT[indices, :width], completions.mask_NT[indices, :width]
                     yield indices, prefix.extend(local_prompt_index, token_ids, mask)
+
+
+def grouped_hidden_states(
+    role: Role, completions: Completions, prompts_per_group: Sequence[int]
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield indices of groups, those of their answers [n], and the hidden states [n, T, D].
+
+    A group is a number of successive prompts whose answers a loss compares: they share a
+    micro-batch, even if it exceeds the token budget. The states are those of `hidden_states`. Call
+    `backward` inside the loop only (see the module's docstring).
+    """
+    vlm, device = role.vlm, role.vlm.device
+    lengths, prompt_index_N = completions.mask_NT.sum(1), completions.prompt_index_N
+    group_of_prompt = torch.arange(len(prompts_per_group), device=device).repeat_interleave(
+        torch.tensor(prompts_per_group, device=device)
+    )
+    group_of_answer_N = group_of_prompt[prompt_index_N]
+    prompt_lengths_P = torch.tensor(prompt_lengths(completions.prompts), device=device)
+    groups = range(len(prompts_per_group))
+    group_lengths = [int(prompt_lengths_P[group_of_prompt == group].sum()) for group in groups]
+    answer_lengths = [lengths[group_of_answer_N == group].tolist() for group in groups]
+    with role.active():
+        for micro_batch in vlm.budget.micro_batches(group_lengths, answer_lengths):
+            selected_groups = torch.tensor(micro_batch.prompt_indices, device=device)
+            prompt_indices = torch.isin(group_of_prompt, selected_groups).nonzero()[:, 0]
+            with two_stage_backward(prefill(vlm, [completions.prompts[p] for p in prompt_indices.tolist()])) as prefix:
+                hidden_parts, width = [], int(lengths[torch.isin(group_of_answer_N, selected_groups)].max())
+                for answer_indices in micro_batch.answer_batches:
+                    indices = torch.tensor(answer_indices, device=device)
+                    part_width = int(lengths[indices].max()) - 1  # the last token predicts nothing
+                    local_prompt_index = torch.searchsorted(prompt_indices, prompt_index_N[indices])
+                    token_ids, mask = completions.token_ids_NT[indices, :part_width], completions.mask_NT[indices, :part_width]
+                    hidden_NTD = prefix.extend(local_prompt_index, token_ids, mask)
+                    hidden_parts.append(torch.nn.functional.pad(hidden_NTD, (0, 0, 0, width - hidden_NTD.shape[1])))
+                all_indices = torch.tensor([i for batch in micro_batch.answer_batches for i in batch], device=device)
+                yield micro_batch.prompt_indices, all_indices, torch.cat(hidden_parts)
 
 
 def last_hidden_states(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmrlhf.config import EngineConfig, TrainConfig
 from mmrlhf.models.adapter_files import require_adapter
-from mmrlhf.models.adapters import Adapters
+from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
@@ -55,6 +55,17 @@ def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> N
     else:
         check_same_base(Path(config.adapter_path), adapters.vlm)
         adapters.load(name, Path(config.adapter_path), trainable=True)
+
+
+def add_reference(adapters: Adapters, config: TrainConfig) -> Role:
+    """Return the frozen reference of a policy that `add_trained_adapter` added.
+
+    It is the base alone, or under a copy of the adapter at adapter_path, which never changes.
+    """
+    if config.adapter_path is None:
+        return Role(adapters, None)
+    adapters.load("reference", Path(config.adapter_path), trainable=False)
+    return Role(adapters, "reference")
 
 
 def check_is_adapter(path: Path) -> None:

@@ -15,7 +15,7 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.facts import render_facts
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
-from mmrlhf.models.policy import add_trained_adapter
+from mmrlhf.models.policy import add_reference, add_trained_adapter
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, Message
 from mmrlhf.rewards.aggregation import RewardAggregation, build_aggregation
@@ -69,10 +69,7 @@ def load_roles(
     adapters = Adapters(vlm)
     rewards = build_rewards(config, adapters, accelerator, extra_reward_functions)
     add_trained_adapter(adapters, "policy", config)
-    reference = Role(adapters, None)
-    if config.adapter_path is not None:
-        adapters.load("reference", Path(config.adapter_path), trainable=False)
-        reference = Role(adapters, "reference")
+    reference = add_reference(adapters, config)
     critic = _add_critic(config, adapters, rewards.reward_models) if config.has_critic else None
     return PPORoles(
         adapters=adapters,

@@ -1,0 +1,55 @@
+"""Other pictures for a row, about which its answer is worse (Wang et al. 2024, mDPO)."""
+
+from __future__ import annotations
+
+import io
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from mmrlhf.config.dpo import DPOConfig
+from mmrlhf.models.images import open_image
+from mmrlhf.records import ImageSource, Preference
+
+CROP_AREA = (0.01, 0.2)
+"""Share of a picture's area that a crop shows: mDPO's."""
+CROP_ASPECT = (3 / 4, 4 / 3)
+"""Width of a crop relative to its height, before it is stretched to the picture's size."""
+MAX_TRIES = 1000
+"""Rows to look at for one with other pictures."""
+
+
+def rejected_images(config: DPOConfig, preferences: Sequence[Preference], row: Preference) -> tuple[ImageSource, ...] | None:
+    """Return other pictures for a row, always the same ones; None if it has none, or needs none.
+
+    `preferences` are all rows, from which `other` takes one with the same number of pictures.
+    Raises InputError for a picture that cannot be opened.
+    """
+    if config.image_pairs == "none" or not row.images:
+        return None
+    rng = np.random.default_rng([config.seed, 23, zlib.crc32(row.id.encode("utf-8", "replace"))])
+    if config.image_pairs == "crop":
+        return tuple(_crop(image, rng) for image in row.images)
+    start = int(rng.integers(len(preferences)))
+    for offset in range(min(len(preferences), MAX_TRIES)):
+        images = preferences[(start + offset) % len(preferences)].images
+        if len(images) == len(row.images) and not set(images) & set(row.images):
+            return images
+    return None
+
+
+def _crop(source: ImageSource, rng: np.random.Generator) -> ImageSource:
+    """Return a random part of a picture, stretched to the picture's size."""
+    image = open_image(source)
+    area = rng.uniform(*CROP_AREA) * image.width * image.height
+    aspect = math.exp(rng.uniform(*map(math.log, CROP_ASPECT)))
+    width = min(image.width, max(1, round(math.sqrt(area * aspect))))
+    height = min(image.height, max(1, round(math.sqrt(area / aspect))))
+    left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
+    part = image.resize(image.size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    file = io.BytesIO()
+    part.save(file, "PNG", compress_level=1)
+    return ImageSource(data=file.getvalue())
