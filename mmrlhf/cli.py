@@ -38,6 +38,7 @@ from mmrlhf.cli_parser import Command, parse_config
 from mmrlhf.config import (
     CalibrateClipConfig,
     CalibrateVLMConfig,
+    DPOConfig,
     EncodeConfig,
     ExportConfig,
     GenerateConfig,
@@ -228,6 +229,13 @@ COMMANDS = _by_last_word(
         "mmrlhf.reward_model:train_reward_model",
         "train a reward model on preferences, with facts about the images",
         "--config configs/demo/reward.yaml --output_dir runs/reward --facts given",
+    ),
+    _config_command(
+        "dpo",
+        DPOConfig,
+        "mmrlhf.dpo:dpo",
+        "train a model on preferences themselves, without a reward model",
+        "--config configs/demo/dpo.yaml --output_dir runs/dpo --beta 0.1",
     ),
     Command(
         "ppo",

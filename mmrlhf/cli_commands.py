@@ -23,7 +23,7 @@ from mmrlhf.cli_parser import (
     parse_config,
     positive_int,
 )
-from mmrlhf.config import EvalConfig, PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config import DPOConfig, EvalConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config_loader import config_fields
 from mmrlhf.files import bundled
 from mmrlhf.files.paths import require_paths
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mmrlhf.evaluation.benchmark import Benchmark
     from mmrlhf.evaluation.suites import Suite
 
-TRAINING_CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
+TRAINING_CONFIGS = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPOConfig}
 
 
 def run_ppo(command: Command, argv: list[str]) -> None:
@@ -153,7 +153,9 @@ def run_compare(command: Command, argv: list[str]) -> None:
 
 def run_report(command: Command, argv: list[str]) -> None:
     parser = Parser(command, "RUN [RUN ...] [--out FILE]")
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="an output_dir of sft, reward or ppo; several are drawn together")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="an output_dir of sft, reward, dpo or ppo; several are drawn together"
+    )
     help_text = "HTML file to write (default: report.html in RUN; in the current folder for several)"
     parser.add_argument("--out", metavar="FILE", help=help_text)
     args = parser.parse(argv)

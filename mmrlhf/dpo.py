@@ -13,18 +13,15 @@ the full language model.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from mmrlhf.config import DPOConfig
 from mmrlhf.datasets import Records, read_preferences
-from mmrlhf.engine.scoring import grouped_hidden_states, token_logps
 from mmrlhf.facts import read_facts
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.export import save_policy
@@ -35,27 +32,26 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError, Preference
 from mmrlhf.training import dpo_losses
 from mmrlhf.training.dpo_batch import PreferenceBatch, build_batch, untied_comparisons
+from mmrlhf.training.dpo_step import Counts, compute_gradients, count, mean_metrics
 from mmrlhf.training.image_pairs import rejected_images
-from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
+from mmrlhf.training.optim import (
+    batch_indices,
+    check_loss,
+    load_optimizer,
+    lr_multiplier,
+    optimizer_step,
+    optimizer_tensors,
+    total_steps,
+)
 from mmrlhf.training.ppo_metrics import sum_over_processes
 from mmrlhf.training.reference_logps import precompute, reference_logps
 from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
 from mmrlhf.training.run import Run
+from mmrlhf.training.skipped_steps import SkippedSteps
 
 MAX_FIRST_LOG_RATIO = {"float32": 1e-3, "bfloat16": 0.1, "nf4": 0.1}
 """How much an answer's log-prob under the untrained policy and the reference may differ, in nats
 per token: they are the same model, in batches of other shapes."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Counts of a step over all processes, by which losses and metrics are divided."""
-
-    rows: float
-    image_pairs: float
-    best_tokens: float
-    """Tokens of the best answers."""
-    tokens: float
 
 
 def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> Path:
@@ -92,10 +88,12 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> P
     # 2. Resume; the reference's log-probs of the rows that the steps will take
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(rows), accelerator.num_processes), 0
+    skipped_steps = SkippedSteps(run, "dpo", config, accelerator, [policy])
     if resumed := run.resume():
-        start_step, tensors, _ = resumed
+        start_step, tensors, state = resumed
         policy.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
+        skipped_steps.restore(start_step, state)
     kept_logps: dict[int, list[float]] = {}
     if config.precompute_ref_log_probs:
         needed = sorted({i for step in range(num_steps) for i in batch_indices(step, batch_size, len(rows), config.seed)})
@@ -107,129 +105,43 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> P
         for step in range(start_step, num_steps):
             indices = batch_indices(step, batch_size, len(rows), config.seed)
             local_indices = indices[accelerator.process_index :: accelerator.num_processes]
-            batch = build([rows[i] for i in local_indices])
-            if config.precompute_ref_log_probs:
-                ref_logps_N = reference_logps([kept_logps[i] for i in local_indices], batch.token_weights_NT)
-            else:
-                ref_logps_N = batch.weighted_logps(reference)
-            counts = _count(accelerator, batch)
+            local_rows = [rows[i] for i in local_indices]
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
-
-            sums = vlm.budget.retry_on_oom(
-                _accumulate_gradients, config, accelerator, optimizer, policy, batch, ref_logps_N, counts
-            )
-            metrics = mean_metrics(sum_over_processes(sums), counts)
-            if step == 0:
-                _check_policy_is_reference(config, metrics, counts)
-            metrics["num_tokens"] = counts.tokens
-            metrics["grad_norm"] = optimizer_step(accelerator, optimizer, policy.parameters(), config.max_grad_norm)
-            metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+            with skipped_steps.attempt(step + 1, local_rows) as attempt:
+                batch = build(local_rows)
+                if config.precompute_ref_log_probs:
+                    ref_logps_N = reference_logps([kept_logps[i] for i in local_indices], batch.token_weights_NT)
+                else:
+                    ref_logps_N = batch.weighted_logps(reference)
+                counts = count(accelerator, batch)
+                sums = vlm.budget.retry_on_oom(
+                    compute_gradients, config, accelerator, optimizer, policy, batch, ref_logps_N, counts
+                )
+                attempt.batch, attempt.numbers = {"ref_logps_N": ref_logps_N}, {"loss": sums["loss"], **asdict(counts)}
+                means = mean_metrics(sum_over_processes(sums), counts)
+                check_loss(means["loss"])
+                if step == 0:
+                    _check_policy_is_reference(config, means, counts)
+                grad_norm = optimizer_step(accelerator, optimizer, policy.parameters(), config.max_grad_norm)
+            metrics = skipped_steps.metrics()
+            if not attempt.is_skipped:
+                learning_rate = optimizer.param_groups[0]["lr"]
+                metrics = means | metrics
+                metrics |= {"num_tokens": counts.tokens, "grad_norm": grad_norm, "learning_rate": learning_rate}
             progress_bar.advance()
             run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
             if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
-                run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer)}, {})
+                state = skipped_steps.state()
+                run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer)}, state)
 
     # 4. Save
     if accelerator.is_main_process:
         save_policy(adapters, "policy", adapter_dir)
         last = {name: metrics.get(name) for name in ("loss", "rewards/accuracies", "rewards/margins")}
-        run.finish({"steps": num_steps, **last})
+        run.finish({"steps": num_steps, **last, **skipped_steps.metrics()})
     accelerator.wait_for_everyone()
     return adapter_dir
-
-
-def preference_loss(
-    config: DPOConfig, batch: PreferenceBatch, rows: Sequence[int], logps_NT: Tensor, ref_logps_N: Tensor, counts: Counts
-) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss of some of a batch's rows, divided by global counts, and sums of metrics.
-
-    `logps_NT` holds the policy's log-probs of the tokens of these rows' answers; those of other
-    rows are not read. `ref_logps_N` holds the reference's weighted sums. Divide the metrics with
-    `mean_metrics`.
-    """
-    logps_N, ratios_N = logps_NT.sum(1), (logps_NT * batch.token_weights_NT).sum(1) - ref_logps_N
-    comparisons, image_pairs = batch.comparisons_of(rows), batch.image_pairs_of(rows)
-    ratios, image_ratios = batch.log_ratios(ratios_N, comparisons), batch.log_ratios(ratios_N, image_pairs)
-    weight_C, weights = batch.weight_C[comparisons], dpo_losses.loss_weights(config)
-
-    losses: dict[str, Tensor] = {}
-    for loss_type, weight in weights.items():
-        if loss_type == "sft":
-            losses["sft"] = -weight * logps_NT[batch.best_answers_of(rows)].sum() / counts.best_tokens
-        else:
-            loss_C = dpo_losses.comparison_loss(loss_type, ratios, config.beta, config.label_smoothing)
-            losses[loss_type] = weight * (weight_C * loss_C).sum() / counts.rows
-    main_type = next((loss_type for loss_type in weights if loss_type != "sft"), "sigmoid")
-    if config.anchor_coefficient:
-        anchor_C = dpo_losses.anchor(ratios.for_loss(main_type).better_C, config.beta)
-        losses["anchor"] = config.anchor_coefficient * (weight_C * anchor_C).sum() / counts.rows
-    if config.image_pairs != "none":
-        image_loss_C = dpo_losses.comparison_loss(main_type, image_ratios, config.beta)
-        losses["image_pairs"] = config.image_pair_coefficient * image_loss_C.sum() / counts.rows
-    loss = torch.stack(list(losses.values())).sum()
-
-    with torch.no_grad():
-        better_C, worse_C = config.beta * ratios.better_C, config.beta * ratios.worse_C
-        metrics = {
-            "loss": loss,
-            "rewards/accuracies": (weight_C * (better_C > worse_C)).sum(),
-            "rewards/margins": (weight_C * (better_C - worse_C)).sum(),
-            "rewards/chosen": (weight_C * better_C).sum(),
-            "rewards/rejected": (weight_C * worse_C).sum(),
-            "logps/chosen": (weight_C * logps_N[batch.better_C[comparisons]]).sum(),
-            "logps/rejected": (weight_C * logps_N[batch.worse_C[comparisons]]).sum(),
-        }
-        if len(losses) > 1:
-            metrics |= {f"loss/{name}": value for name, value in losses.items()}
-        if config.image_pairs != "none":
-            metrics["image_pairs/accuracies"] = (image_ratios.gap_C > 0).sum()
-            metrics["image_pairs/margins"] = config.beta * image_ratios.gap_C.sum()
-    return loss, {name: float(value.detach()) for name, value in metrics.items()}
-
-
-def mean_metrics(sums: Mapping[str, float], counts: Counts) -> dict[str, float]:
-    """Divide sums of metrics by rows or image pairs; losses are divided already."""
-    metrics = {}
-    for name, value in sums.items():
-        count = 1.0 if name.startswith("loss") else counts.image_pairs if name.startswith("image_pairs") else counts.rows
-        metrics[name] = value / count if count else float("nan")
-    return metrics
-
-
-def _accumulate_gradients(
-    config: DPOConfig,
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    policy: Role,
-    batch: PreferenceBatch,
-    ref_logps_N: Tensor,
-    counts: Counts,
-) -> dict[str, float]:
-    """Accumulate the gradients of this process's rows, some rows at a time; return metric sums.
-
-    The answers of a row share one forward and one backward pass of their prompt. Safe to rerun when
-    out of memory: it starts by clearing the gradients.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    metric_sums: Counter[str] = Counter()
-    for rows, indices, hidden_NTD in grouped_hidden_states(policy, batch.completions, batch.prompts_per_row):
-        width = hidden_NTD.shape[1]
-        zeros_NT = torch.zeros_like(batch.token_weights_NT)
-        selected_NT = token_logps(policy, batch.completions, hidden_NTD, indices)
-        logps_NT = zeros_NT.index_put((indices[:, None], torch.arange(width, device=indices.device)), selected_NT)
-        loss, metrics = preference_loss(config, batch, rows, logps_NT, ref_logps_N, counts)
-        accelerator.backward(loss)
-        metric_sums.update(metrics)
-    return dict(metric_sums)
-
-
-def _count(accelerator: Accelerator, batch: PreferenceBatch) -> Counts:
-    """Count rows, image pairs and tokens over all processes."""
-    tokens_N = batch.completions.mask_NT.sum(1)
-    counts = (len(batch.answers_per_row), batch.is_image_pair_C.sum(), tokens_N[batch.is_best_N].sum(), tokens_N.sum())
-    local = torch.tensor([float(count) for count in counts], device=tokens_N.device)
-    return Counts(*accelerator.reduce(local, "sum").tolist())
 
 
 def _check_config(config: DPOConfig) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import mmrlhf
 from mmrlhf.cli import CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, main
-from mmrlhf.config import EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config import DPOConfig, EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, OTHER_COMMANDS, SAME_SETTINGS
 from mmrlhf.config_loader import config_fields
 from mmrlhf.records import InputError
@@ -175,7 +175,9 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("eval pope --tasks pope", "has no flag --tasks: benchmarks are the first arguments"),
         # values and commands
         ("sft --dtype bf16", "--dtype must be float32 or bfloat16 or nf4, not 'bf16': use bfloat16"),
-        ("dpo --dataset_name x", "mmrlhf has no command dpo: there is no DPO: `mmrlhf reward` and `mmrlhf ppo`"),
+        ("dpo --pref_beta 0.2", "has no flag --pref_beta: use --beta"),
+        ("dpo --rpo_alpha 0.2", "--rpo_alpha: `mmrlhf dpo` adds the best answer's log-likelihood with loss_type sigmoid,sft"),
+        ("simpo --beta 2", "mmrlhf has no command simpo: `mmrlhf dpo` learns from the same pairs"),
         ("grpo", "mmrlhf has no command grpo: use `mmrlhf ppo --advantage_estimator grpo`"),
         ("rloo_trainer", "mmrlhf has no command rloo_trainer: the choices are calibrate, claims, "),
         ("reward_eval", "mmrlhf has no command reward_eval: did you mean reward-eval?"),
@@ -202,7 +204,7 @@ def test_main_says_what_takes_the_place_of_another_tools_setting(capsys, line, m
 
 
 def test_settings_of_other_tools_name_settings_that_exist():
-    configs = (SFTConfig, RewardConfig, PPOConfig, GenerateConfig, EvalConfig)
+    configs = (SFTConfig, RewardConfig, DPOConfig, PPOConfig, GenerateConfig, EvalConfig)
     fields = {name for cls in configs for name in config_fields(cls)}
     assert {name for names in SAME_SETTINGS.values() for name in names.split()} <= fields
     assert not SAME_SETTINGS.keys() & EXPLAINED_SETTINGS.keys()

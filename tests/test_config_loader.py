@@ -80,7 +80,7 @@ def test_load_config_unknown_key_suggests_nearest(tmp_path):
 def test_load_config_explains_the_settings_of_a_recipe_of_another_tool(tmp_path):
     file = write_config(tmp_path, "stage: sft\nlora_rank: 8\nbf16: true\nzzz: 1")
     assert load_error(file, **REQUIRED) == (
-        f"{file}: stage is unknown: the stage is the command: `mmrlhf sft`, `mmrlhf reward` or `mmrlhf ppo`; "
+        f"{file}: stage is unknown: the stage is the command: `mmrlhf sft`, `mmrlhf reward`, `mmrlhf dpo` or `mmrlhf ppo`; "
         "lora_rank is unknown: use lora_r; bf16 is unknown: use dtype bfloat16; "
         "zzz is unknown: leave it out (the command's --help lists its settings)"
     )

@@ -15,7 +15,10 @@ TRACKER = "every metric is in metrics.jsonl of output_dir, and `mmrlhf report RU
 FOUR_BITS = "dtype nf4 loads the base in 4 bits"
 _PRECISION = "dtype is the precision: float32, bfloat16 or nf4"
 NO_DROPOUT = "there is no dropout: the log-probs of sampling and of the update have to agree"
-_NO_DPO = "there is no DPO: `mmrlhf reward` and `mmrlhf ppo` learn from the same pairs"
+_NO_SUCH_LOSS = (
+    "`mmrlhf dpo` learns from the same pairs, and its loss_type takes sigmoid, sigmoid_norm, ipo, hinge, robust, bco_pair, sft"
+)
+_SFT_TERM = "`mmrlhf dpo` adds the best answer's log-likelihood with loss_type sigmoid,sft and loss_weights 1,ALPHA"
 _LEARNT_TOKENS = "only answers are learnt, never prompts or padding: train_on all or last says which turns"
 EVALUATION = (
     "only ppo evaluates along the way and chooses a checkpoint (eval_benchmarks, eval_steps, metric_for_best_model): measure the "
@@ -26,7 +29,7 @@ _RESUME = "repeat the same command: it continues the run in output_dir"
 ATTENTION = "the model's attention implementation in transformers is used (sdpa where it has one)"
 KERNELS = "there are no such kernels here: prompts and images run once for all their answers instead"
 _TEMPLATE = "the chat template of the checkpoint is used"
-_STAGE = "the stage is the command: `mmrlhf sft`, `mmrlhf reward` or `mmrlhf ppo`"
+_STAGE = "the stage is the command: `mmrlhf sft`, `mmrlhf reward`, `mmrlhf dpo` or `mmrlhf ppo`"
 ROLLOUT = "answers are sampled in this process, with the weights that are trained"
 REFERENCE = "the reference is model_name_or_path without an adapter"
 ADAM = "the optimiser is AdamW with betas 0.9 and 0.999"
@@ -78,6 +81,8 @@ SAME_SETTINGS = {
     "compute_dtype": "dtype", "quantization_bit": "dtype", "quant_method": "dtype", "quantization_method": "dtype",
     "log_steps": "logging_steps", "log_every": "logging_steps", "log_freq": "logging_steps", "log_interval": "logging_steps",
     "save_freq": "save_steps", "save_interval": "save_steps", "checkpoint_every": "save_steps",
+    "pref_beta": "beta", "dpo_beta": "beta", "kl_coef": "beta", "pref_loss": "loss_type", "dpo_loss": "loss_type",
+    "dpo_token_weight": "changed_token_weight", "loss_weight": "loss_weights",
     "beta": "kl_coef", "init_kl_coef": "kl_coef", "kl_loss_coef": "kl_coef", "kl_beta": "kl_coef", "kl_penalty_coef": "kl_coef",
     "ppo_epochs": "num_ppo_epochs", "num_iterations": "num_ppo_epochs", "epsilon": "cliprange", "clip_eps": "cliprange",
     "clip_range": "cliprange", "clip_ratio": "cliprange", "eps_clip": "cliprange", "value_clip": "cliprange_value",
@@ -217,15 +222,24 @@ EXPLAINED_SETTINGS = {
     "model_revision": "download the revision (`hf download REPO --revision ...`) and give its folder",
     "trust_remote_code": "code that comes with a checkpoint is never run: use one that transformers supports",
     "stage": _STAGE,
-    "rlhf_type": f"{_STAGE}; {_NO_DPO}",
+    "rlhf_type": _STAGE,
     "do_train": _STAGE,
     "do_eval": EVALUATION,
     "do_predict": "`mmrlhf generate` writes answers",
     "predict_with_generate": "`mmrlhf generate` writes answers",
-    "pref_beta": _NO_DPO,
-    "pref_loss": _NO_DPO,
-    "rpo_alpha": _NO_DPO,
-    "dpo_beta": _NO_DPO,
+    "rpo_alpha": _SFT_TERM,
+    "pref_ftx": _SFT_TERM,
+    "sft_coef": _SFT_TERM,
+    "reference_free": _NO_SUCH_LOSS,
+    "simpo_gamma": _NO_SUCH_LOSS,
+    "cpo_alpha": _NO_SUCH_LOSS,
+    "ld_alpha": _NO_SUCH_LOSS,
+    "use_weighting": _NO_SUCH_LOSS,
+    "f_divergence_type": _NO_SUCH_LOSS,
+    "discopop_tau": _NO_SUCH_LOSS,
+    "precompute_ref_batch_size": "the reference runs in micro-batches of micro_batch_tokens, as the policy does",
+    "length_normalization": "loss_type sigmoid_norm takes log-ratios per token",
+    "dpo_use_average": "loss_type sigmoid_norm takes log-ratios per token",
     "precompute_ref_log_probs": REFERENCE,
     "ref_model": REFERENCE,
     "ref_model_path": REFERENCE,
@@ -331,18 +345,20 @@ EXPLAINED_SETTINGS = {
 """Another tool's setting -> one sentence on what to use instead."""
 
 OTHER_COMMANDS = {
-    "dpo": _NO_DPO,
-    "orpo": _NO_DPO,
-    "kto": _NO_DPO,
-    "cpo": _NO_DPO,
-    "simpo": _NO_DPO,
+    "orpo": _NO_SUCH_LOSS,
+    "kto": "rows need two answers to compare: `mmrlhf dpo` learns from pairs",
+    "cpo": _NO_SUCH_LOSS,
+    "simpo": _NO_SUCH_LOSS,
+    "ddpo": "use `mmrlhf dpo --changed_token_weight 5`",
+    "mdpo": "use `mmrlhf dpo --image_pairs crop --anchor_coefficient 1`",
+    "mpo": "use `mmrlhf dpo --loss_type sigmoid,bco_pair,sft --loss_weights 0.8,0.2,1`",
     "grpo": "use `mmrlhf ppo --advantage_estimator grpo`",
     "rloo": "use `mmrlhf ppo --advantage_estimator grpo`",
     "rlhf": "use `mmrlhf reward` and then `mmrlhf ppo`",
     "rm": "use `mmrlhf reward`",
     "reward_model": "use `mmrlhf reward`",
-    "train": "the stages are `mmrlhf sft`, `mmrlhf reward` and `mmrlhf ppo`",
-    "pt": "there is no pre-training: the stages are sft, reward and ppo",
+    "train": "the stages are `mmrlhf sft`, `mmrlhf reward`, `mmrlhf dpo` and `mmrlhf ppo`",
+    "pt": "there is no pre-training: the stages are sft, reward, dpo and ppo",
     "merge": "use `mmrlhf export --merge`",
     "merge_lora": "use `mmrlhf export --merge`",
     "infer": "use `mmrlhf generate`",

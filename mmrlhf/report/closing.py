@@ -27,6 +27,16 @@ def _reward(config: Any) -> Closing:
     return written, ["reward-eval", "--reward_model_path", run, *held_out, *facts, "--out", f"{run}-eval"]
 
 
+def _dpo(config: Any) -> Closing:
+    run = Path(config.output_dir)
+    written = {
+        run / "policy": f"the policy, a LoRA adapter on {config.model_name_or_path}",
+        run / "metrics.jsonl": "every step's metrics",
+        run / "reference_logps.jsonl": "the reference's log-probs of the answers",
+    }
+    return written, ["report", run]
+
+
 def _text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
@@ -70,6 +80,7 @@ def _reward_eval(config: Any) -> Closing:
 CLOSINGS: dict[str, Callable[[Any], Closing]] = {
     "sft": _sft,
     "reward": _reward,
+    "dpo": _dpo,
     "ppo": _ppo,
     "generate": _generate,
     "score": _score,

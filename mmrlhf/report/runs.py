@@ -109,12 +109,13 @@ def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
 def read_run(path: Path, name: str) -> TrainingRun:
     """Read a run directory. Raises InputError if it is none."""
     if not (path / "config.yaml").is_file() or not (path / "metrics.jsonl").is_file():
-        raise InputError(f"{path} is not a training run with metrics: give the output_dir of sft, reward or ppo")
+        raise InputError(f"{path} is not a training run with metrics: give the output_dir of sft, reward, dpo or ppo")
     settings = read_yaml(path / "config.yaml")
     metrics = list(_iter_rows(path / "metrics.jsonl"))
     if not any(row["step"] for row in metrics):
         raise InputError(f"{path} has no step yet: wait for its first one")
-    stage = "ppo" if "reward_terms" in settings else "reward" if "loss_type" in settings else "sft"
+    own_settings = {"ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type"}
+    stage = next((stage for stage, name in own_settings.items() if name in settings), "sft")
     finished = (path / "finished.json").is_file()
     best = _best_of(path)
     eval_keys = {f"eval/{best['metric']}": "higher" if best.get("greater_is_better") else "lower"} if best else {}

@@ -45,7 +45,7 @@ def _crop(source: ImageSource, rng: np.random.Generator) -> ImageSource:
     """Return a random part of a picture, stretched to the picture's size."""
     image = open_image(source)
     area = rng.uniform(*CROP_AREA) * image.width * image.height
-    aspect = math.exp(rng.uniform(*map(math.log, CROP_ASPECT)))
+    aspect = math.exp(rng.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))
     width = min(image.width, max(1, round(math.sqrt(area * aspect))))
     height = min(image.height, max(1, round(math.sqrt(area / aspect))))
     left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))

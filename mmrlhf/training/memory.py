@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig, TrainConfig
+from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig, TrainConfig
 from mmrlhf.models.adapters import absolute_name
 from mmrlhf.models.families import family_of
 from mmrlhf.models.fingerprints import language_parameter_prefixes
@@ -126,6 +126,8 @@ def _base_weights(config: TrainConfig, weights: WeightCounts) -> MemoryItem:
 
 def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tuple[list[str], list[MemoryItem]]:
     """Return the adapters on the policy's base, and the separate bases of reward models."""
+    if isinstance(config, DPOConfig):
+        return ["policy"], []
     if not isinstance(config, PPOConfig):
         return [type(config).__name__.removesuffix("Config").lower()], []
     paths = [path.strip() for path in (config.reward_model_path or "").split(",") if path.strip()] or ["-"]
@@ -185,6 +187,10 @@ def _micro_batch_lengths(config: TrainConfig, model: PreTrainedModel) -> MicroBa
     prompt_length, answer_length, group_size = image_length + PROMPT_TOKENS, ANSWER_TOKENS, 1
     if isinstance(config, RewardConfig):
         group_size = 2
+    if isinstance(config, DPOConfig):
+        group_size = 2
+        if config.image_pairs != "none":  # a row has a second prompt, with its best answer
+            prompt_length, image_length, group_size = 2 * prompt_length, 2 * image_length, 3
     if isinstance(config, PPOConfig):
         group_size, answer_length = config.num_generations, config.response_length
     group_length = prompt_length + group_size * answer_length

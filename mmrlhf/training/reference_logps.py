@@ -93,12 +93,11 @@ def reference_logps(logps: Sequence[list[float]], like: Tensor) -> Tensor:
 
 
 def _read(path: Path, indices: Sequence[int]) -> dict[int, list[float]]:
-    logps = {}
+    logps: dict[int, list[float]] = {}
     for line in read_jsonl(path):
         row_index, row_logps = line.get("row"), line.get("logps")
-        is_valid = isinstance(row_logps, list) and all(isinstance(v, float) and math.isfinite(v) for v in row_logps)
-        if isinstance(row_index, int) and is_valid:
-            logps[row_index] = row_logps
+        if isinstance(row_index, int) and isinstance(row_logps, list):
+            logps[row_index] = [value for value in row_logps if isinstance(value, float) and math.isfinite(value)]
     if set(logps) != set(indices):
         raise InputError(f"{path} is damaged: remove it, and it is computed again")
     return logps

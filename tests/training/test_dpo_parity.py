@@ -8,13 +8,13 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 
-from mmrlhf import dpo as stage
 from mmrlhf.config import DPOConfig
 from mmrlhf.datasets import read_preferences
 from mmrlhf.files.bundled import folder
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.loading import load
 from mmrlhf.training.dpo_batch import build_batch
+from mmrlhf.training.dpo_step import compute_gradients, count, mean_metrics
 from tests.training.trl_dpo import LOSSES, OUTPUT, adapter_weight, short_name
 
 
@@ -42,16 +42,18 @@ def test_dpo_has_the_loss_and_gradients_of_trl(policy, pairs, name):
     with safe_open(OUTPUT, "pt") as file:
         expected = json.loads(file.metadata()["results"])[name]
         beta = float(file.metadata()["beta"])
-        gradients = {key.removeprefix(f"{name}/"): file.get_tensor(key) for key in list(file.keys()) if key.startswith(f"{name}/")}
+        gradients = {
+            key.removeprefix(f"{name}/"): file.get_tensor(key) for key in list(file.keys()) if key.startswith(f"{name}/")
+        }
     settings = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in LOSSES[name].items()}
     config = DPOConfig(model_name_or_path="x", dataset_name="x", output_dir="x", beta=beta, **settings)
     batch = build_batch(config, policy.vlm, pairs, [None] * len(pairs))
     accelerator = Accelerator()
     optimizer = torch.optim.AdamW(policy.parameters())
-    counts = stage._count(accelerator, batch)
+    counts = count(accelerator, batch)
     reference = Role(policy.adapters, None)
-    sums = stage._accumulate_gradients(config, accelerator, optimizer, policy, batch, batch.weighted_logps(reference), counts)
-    metrics = stage.mean_metrics(sums, counts)
+    sums = compute_gradients(config, accelerator, optimizer, policy, batch, batch.weighted_logps(reference), counts)
+    metrics = mean_metrics(sums, counts)
     for metric, value in expected.items():
         assert metrics[metric] == pytest.approx(value, rel=1e-5, abs=1e-5), metric
     own = {short_name(key): parameter.grad for key, parameter in policy.adapters.parameters("policy").items()}

@@ -9,7 +9,7 @@ import transformers as hf
 
 from mmrlhf import config_loader
 from mmrlhf.cli import main
-from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.files.bundled import folder
 from mmrlhf.training.memory import NF4_BYTES_PER_WEIGHT, build_meta_model, estimate_memory, num_image_tokens
 from tests.helpers.tiny_models import build_checkpoint
@@ -17,7 +17,7 @@ from tests.helpers.tiny_models import build_checkpoint
 CONFIGS = folder("configs")
 MODELS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "demo")
 RECIPES = sorted((name, path.stem) for name in MODELS for path in (CONFIGS / name).glob("*.yaml"))
-STAGES = {"sft": SFTConfig, "reward": RewardConfig, "ppo": PPOConfig}
+STAGES = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "ppo": PPOConfig}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_estimate_memory_counts_every_reward_model(tiny_llava, tmp_path):
 def test_estimate_memory_command_refuses_what_cannot_be_planned(tmp_path, capsys):
     assert main(["plan", "ppo", "--model_name_or_path", str(tmp_path)]) == 2
     assert "its architecture cannot be read" in capsys.readouterr().err
-    assert main(["plan", "pppo"]) == 2 and "needs a stage (sft, reward, ppo) or a recipe" in capsys.readouterr().err
+    assert main(["plan", "pppo"]) == 2 and "needs a stage (sft, reward, dpo, ppo) or a recipe" in capsys.readouterr().err
 
 
 # ---- recipes -------------------------------------------------------------------------------------
