@@ -6,10 +6,10 @@ frozen adapter, and the reference is the base without an adapter. Policy and cri
 and the prompt. The reward model also reads the facts, and with `critic_sees_facts` so does the
 critic: a baseline may know more than the policy without adding bias (Pinto et al. 2018). The reward
 is a weighted sum of reward functions, and the ledger records each function's value for every
-answer. The critic starts from the reward adapter with a zero head. GRPO (Shao et al. 2024,
-DeepSeekMath) compares the answers to one prompt instead of training a critic, and puts the KL into
-the loss. In each role, a prompt runs once for all of its answers. Not implemented: adaptive KL, an
-entropy bonus, a pre-training mix.
+answer. The critic starts from the reward adapter with a zero head. Other estimators of advantages
+(RLOO, GRPO, REINFORCE++) compare answers instead of training a critic; docs/algorithms.md has the
+formulas. In each role, a prompt runs once for all of its answers. Not implemented: an entropy
+bonus, a pre-training mix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples
@@ -37,13 +36,14 @@ from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
-from mmrlhf.records import Example, InputError, Message
+from mmrlhf.records import Example, Message
 from mmrlhf.rewards.build import check_rewards
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import score_samples
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.rewards.types import RewardFunction
-from mmrlhf.training import advantages, losses, ppo_metrics
+from mmrlhf.training import advantages, policy_losses, ppo_metrics
+from mmrlhf.training.kl_controller import KLController
 from mmrlhf.training.memory import estimate_memory, peak_memory
 from mmrlhf.training.optim import (
     batch_indices,
@@ -56,6 +56,7 @@ from mmrlhf.training.optim import (
 )
 from mmrlhf.training.ppo_batch import PPOBatch, build_samples, check_first_ratio, check_policy_is_reference
 from mmrlhf.training.ppo_roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
+from mmrlhf.training.ppo_settings import check_minibatches, check_settings
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run
 
@@ -72,10 +73,11 @@ def ppo(
     `eval_function` is called at the steps of evaluations, beside `eval_benchmarks`. `reward_terms`
     may name `extra_reward_functions`. Raises InputError if settings, data or models are unusable.
     """
-    _check_config(config)
     check_rewards(config, extra_reward_functions or ())
+    check_settings(config)
     evaluation = PolicyEvaluation(config, eval_function)
     accelerator = Accelerator()
+    check_minibatches(config, accelerator.num_processes)
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     adapter_dir, kept = run.path / "policy", None
     if examples is None:
@@ -103,12 +105,14 @@ def ppo(
     num_processes, start_step = accelerator.num_processes, 0
     batch_size = config.per_device_train_batch_size * num_processes
     num_steps = total_steps(config, len(examples), num_processes)
+    kl_controller = KLController.of(config, batch_size * config.num_generations)
     recent_metrics: list[dict[str, float]] = []  # since the last logging step, for warnings
     kl: float | None = None
     if resumed := run.resume():
         start_step, tensors, state = resumed
         recent_metrics, kl = state.get("recent_metrics", []), state.get("kl")
         roles.aggregation.load_state(state.get("rewards", {}))
+        kl_controller.load_state(state.get("kl_controller", {}))
         for role in roles.trained:
             role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
@@ -122,7 +126,9 @@ def ppo(
             rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
 
             # 1-5. Prompts, rollout, rewards, log-probs, advantages
-            batch = collect_batch(config, accelerator, roles, engine, rows, step, run.path / "failed_term.json")
+            batch = collect_batch(
+                config, accelerator, roles, engine, rows, step, kl_controller.coef, run.path / "failed_term.json"
+            )
 
             # 6. Epochs of minibatches
             lr_factor = lr_multiplier(config, step, num_steps)
@@ -135,9 +141,14 @@ def ppo(
                     minibatch = batch.select(
                         [i // num_processes for i in group if i % num_processes == accelerator.process_index]
                     )
-                    num_tokens = accelerator.reduce(minibatch.mask_NT.sum(), "sum")
+                    aggregate = policy_losses.Aggregation(
+                        config.loss_type,
+                        num_tokens=accelerator.reduce(minibatch.mask_NT.sum(), "sum"),
+                        num_answers=len(group) * config.num_generations,
+                        max_tokens=config.response_length,
+                    )
                     sums = vlm.budget.retry_on_oom(
-                        _accumulate_gradients, config, accelerator, optimizer, roles, minibatch, num_tokens
+                        _accumulate_gradients, config, accelerator, optimizer, roles, minibatch, aggregate
                     )
                     update = ppo_metrics.sum_over_processes(sums)
                     if not updates and config.dtype == "float32":
@@ -149,6 +160,7 @@ def ppo(
 
             # 7. Log
             metrics = ppo_metrics.step_metrics(config, accelerator, roles, batch, updates)
+            kl_controller.update(metrics["objective/kl"])
             metrics |= ppo_metrics.system_metrics(vlm, estimated_bytes) | {
                 "eps": len(rows) * config.num_generations / max(time.time() - start_time, 1e-6),
                 "lr": config.learning_rate * lr_factor,
@@ -172,7 +184,13 @@ def ppo(
                 role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
                 best_tensors, best_state = evaluation.checkpoint(run, policy)
                 hacking_metrics = ppo_metrics.select_hacking_metrics(recent_metrics)
-                state = {"recent_metrics": hacking_metrics, "kl": kl, "rewards": roles.aggregation.state(), **best_state}
+                state = {
+                    "recent_metrics": hacking_metrics,
+                    "kl": kl,
+                    "kl_controller": kl_controller.state(),
+                    "rewards": roles.aggregation.state(),
+                    **best_state,
+                }
                 run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer), **best_tensors}, state)
 
     engine.close()
@@ -217,12 +235,14 @@ def collect_batch(
     engine: RolloutEngine,
     rows: Sequence[Example],
     step: int,
+    kl_coef: float,
     failure_file: Path,
 ) -> PPOBatch:
     """Sample answers to this process's share of a step's rows, reward them, estimate advantages.
 
     `rows` are the step's rows over all processes; number i belongs to process i modulo theirs. If a
-    reward function fails, the run stops, and `failure_file` records the failed input.
+    reward function fails, the run stops, and `failure_file` records the failed input. `kl_coef` is
+    the step's weight of the KL.
     """
     vlm, critic = roles.vlm, roles.critic
     # 1. Prompts. A row that occurs twice in a step gets other answers the second time, also if the
@@ -254,18 +274,18 @@ def collect_batch(
     if config.dtype != "float32":
         old_logps_NT = in_micro_batches(logps, roles.policy, completions)
     ref_logps_NT = in_micro_batches(logps, roles.reference, completions)
-    kl_NT = losses.kl_k1(old_logps_NT, ref_logps_NT)
     if step == 0:
-        check_policy_is_reference(kl_NT * mask_NT, config.dtype)
+        check_policy_is_reference(policy_losses.kl_k1(old_logps_NT, ref_logps_NT) * mask_NT, config.dtype)
 
     # 5. Rewards of tokens, values, advantages
-    kl_coef = 0.0 if config.kl_in_loss else config.kl_coef
+    kl_NT = policy_losses.kl(config.penalized_kl, old_logps_NT, ref_logps_NT)
+    reward_kl_coef = 0.0 if config.kl_in_loss else kl_coef
     if config.credits_spans:
         answer_rewards_N = torch.tensor([breakdown.answer_total for breakdown in breakdowns], device=vlm.device)
-        rewards_NT = advantages.token_rewards(answer_rewards_N, kl_NT, mask_NT, kl_coef)
+        rewards_NT = advantages.token_rewards(answer_rewards_N, kl_NT, mask_NT, reward_kl_coef)
         rewards_NT = rewards_NT + span_rewards(vlm, completions, breakdowns)
     else:
-        rewards_NT = advantages.token_rewards(totals_N, kl_NT, mask_NT, kl_coef)
+        rewards_NT = advantages.token_rewards(totals_N, kl_NT, mask_NT, reward_kl_coef)
     critic_prompts, values_NT = prompts, torch.zeros_like(rewards_NT)
     if critic is not None:
         if config.critic_sees_facts:
@@ -277,12 +297,10 @@ def collect_batch(
     advantages_NT, returns_NT = advantages.estimate(
         config.advantage_estimator, shaped_NT, values_NT, mask_NT,
         group_size=config.num_generations, gamma=config.gamma, lam=config.lam,
-        scale_groups=not config.compares_terms_in_groups,
+        scale_groups=config.advantage_scaling == "group",
     )  # fmt: skip
-    if config.advantage_estimator == "gae":  # GRPO's are already normalised within their group
-        advantages_NT = advantages.whiten(accelerator, advantages_NT, mask_NT)
-    elif config.compares_terms_in_groups:
-        advantages_NT = advantages.whiten_answers(accelerator, advantages_NT, mask_NT)
+    value_unit = advantages.rms(accelerator, returns_NT, mask_NT) if config.cliprange_value_unit == "returns" else 1.0
+    advantages_NT = advantages.scale(accelerator, config.advantage_scaling, advantages_NT, shaped_NT, mask_NT)
     return PPOBatch(
         samples=samples,
         breakdowns=breakdowns,
@@ -294,6 +312,8 @@ def collect_batch(
         advantages_NT=advantages_NT,
         values_NT=values_NT,
         returns_NT=returns_NT,
+        kl_coef=kl_coef,
+        value_clip=config.cliprange_value * value_unit,
     )
 
 
@@ -303,13 +323,13 @@ def _accumulate_gradients(
     optimizer: torch.optim.Optimizer,
     roles: PPORoles,
     minibatch: PPOBatch,
-    num_tokens: Tensor,
+    aggregate: policy_losses.Aggregation,
 ) -> dict[str, float]:
     """Accumulate a minibatch's gradients, a micro-batch of answers at a time; return metric sums.
 
-    `num_tokens` is the minibatch's token count over all processes. Safe to rerun when out of
-    memory: it starts by clearing the gradients. Each `backward` here covers the answers' tokens
-    only; `hidden_states` runs the prompts' own once, after their last answer.
+    `aggregate` has the minibatch's counts over all processes. Safe to rerun when out of memory: it
+    starts by clearing the gradients. Each `backward` here covers the answers' tokens only;
+    `hidden_states` runs the prompts' own once, after their last answer.
     """
     optimizer.zero_grad(set_to_none=True)
     metric_sums: Counter[str] = Counter()
@@ -320,9 +340,14 @@ def _accumulate_gradients(
             for tensor in (minibatch.mask_NT, minibatch.old_logps_NT, minibatch.ref_logps_NT, minibatch.advantages_NT)
         )
         new_NT = logps(roles.policy, minibatch.completions, hidden_NTD, indices)
-        loss, metrics = losses.ppo_policy(new_NT, old_NT, advantages_NT, mask_NT, config.cliprange, num_tokens)
+        loss, metrics = policy_losses.ppo_policy(
+            new_NT, old_NT, advantages_NT, mask_NT, aggregate,
+            cliprange=config.cliprange, epsilon_high=config.epsilon_high, delta=config.delta,
+            level=config.importance_sampling_level,
+        )  # fmt: skip
         if config.kl_in_loss:
-            loss = loss + config.kl_coef * (losses.kl_k3(new_NT, ref_NT) * mask_NT).sum() / num_tokens
+            kl_loss = aggregate(policy_losses.kl(config.penalized_kl, new_NT, ref_NT), mask_NT)
+            loss, metrics["loss/kl_avg"] = loss + minibatch.kl_coef * kl_loss, kl_loss.item()
         accelerator.backward(loss)
         metric_sums.update(metrics)
     if roles.critic is not None:
@@ -332,18 +357,9 @@ def _accumulate_gradients(
                 tensor[indices, :width] for tensor in (minibatch.mask_NT, minibatch.values_NT, minibatch.returns_NT)
             )
             new_NT = values(roles.critic, minibatch.completions, hidden_NTD, indices)
-            loss, metrics = losses.ppo_value(new_NT, old_NT, returns_NT, mask_NT, config.cliprange_value, num_tokens)
+            loss, metrics = policy_losses.ppo_value(
+                new_NT, old_NT, returns_NT, mask_NT, minibatch.value_clip, aggregate.num_tokens
+            )
             accelerator.backward(config.vf_coef * loss)
             metric_sums.update(metrics)
     return dict(metric_sums)
-
-
-def _check_config(config: PPOConfig) -> None:
-    """Raise InputError for settings that contradict each other."""
-    if config.critic_sees_facts and not config.has_critic:
-        raise InputError(
-            "critic_sees_facts needs a critic, which these settings turn off: "
-            "leave it out, or use advantage_estimator gae with use_critic true"
-        )
-    if config.advantage_estimator == "grpo" and config.use_critic:
-        raise InputError("use_critic: advantage_estimator grpo does not use a critic; leave one of them out")

@@ -70,9 +70,9 @@ def test_ledger_adds_up_to_the_rewards_trained_on(tiny_vlm_path, examples, tmp_p
 
 
 def test_grpo_on_normalised_terms_is_gdpo(tiny_vlm_path, examples, tmp_path, monkeypatch):
-    """Advantages are the sums of group-normalised values, whitened over the batch's answers."""
-    estimated, whiten = [], advantages.whiten_answers
-    monkeypatch.setattr(advantages, "whiten_answers", lambda *args: estimated.append(whiten(*args)) or estimated[-1])
+    """Advantages are the sums of group-normalised values, scaled over the batch's answers."""
+    estimated, scale = [], advantages.scale_answers
+    monkeypatch.setattr(advantages, "scale_answers", lambda *args: estimated.append(scale(*args)) or estimated[-1])
     settings = {**GROUP, **TERMS, "advantage_estimator": "grpo", "num_generations": 4, "max_steps": 1}
     ppo(ppo_config(tiny_vlm_path, None, tmp_path, **settings), examples, extra_reward_functions=FUNCTIONS)
     totals = [row["total"] for row in read_jsonl(tmp_path / "ledger.jsonl")]

@@ -39,7 +39,7 @@ from mmrlhf.models.images import open_image
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
-from mmrlhf.training import advantages, losses
+from mmrlhf.training import advantages, policy_losses
 
 LORA = (16, 32.0, 0, "q_proj,k_proj,v_proj,o_proj")
 """Rank, alpha, seed and target modules."""
@@ -209,20 +209,23 @@ def ppo_step(setup: Setup, roles: PPORoles, examples: list[Example], with_flops:
     old_logps, mask = completions.logps_NT, completions.mask_NT.float()
     advantages_NT, returns = advantages.gae(-0.05 * (old_logps - reference_logps), old_values, mask, 1.0, 0.95)
     num_tokens = mask.sum()
+    aggregate = policy_losses.Aggregation("dapo", num_tokens, num_answers=len(mask), max_tokens=mask.shape[1])
 
     # Both start by clearing their gradients, because they run again if a GPU is out of memory.
     def policy_gradients() -> None:
         clear_gradients(roles.policy)
         for indices, hidden in hidden_states(roles.policy, completions):
             new_logps = logps(roles.policy, completions, hidden, indices)
-            loss, _ = losses.ppo_policy(new_logps, old_logps[indices], advantages_NT[indices], mask[indices], 0.2, num_tokens)
+            loss, _ = policy_losses.ppo_policy(
+                new_logps, old_logps[indices], advantages_NT[indices], mask[indices], aggregate, cliprange=0.2
+            )
             loss.backward()
 
     def value_gradients() -> None:
         clear_gradients(roles.value)
         for indices, hidden in hidden_states(roles.value, completions):
             new_values = values(roles.value, completions, hidden, indices)
-            loss, _ = losses.ppo_value(new_values, old_values[indices], returns[indices], mask[indices], 0.2, num_tokens)
+            loss, _ = policy_losses.ppo_value(new_values, old_values[indices], returns[indices], mask[indices], 0.2, num_tokens)
             loss.backward()
 
     phase("policy update", lambda: setup.vlm.budget.retry_on_oom(policy_gradients))

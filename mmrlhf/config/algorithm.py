@@ -11,41 +11,75 @@ from mmrlhf.config.base import Count, Fraction, NonNegative, Positive, settings
 class AlgorithmConfig:
     """How rewards become advantages, the losses, and the KL to the reference."""
 
-    advantage_estimator: Literal["gae", "grpo"] = "gae"
-    """How rewards become advantages: `gae`, generalised advantage estimation (PPO), or `grpo`,
-    relative to the other answers to the prompt."""
+    advantage_estimator: Literal["gae", "rloo", "grpo", "reinforce_plus_plus"] = "gae"
+    """How rewards become advantages: `gae`, generalised advantage estimation (PPO); `rloo` and
+    `grpo`, relative to the other answers to the prompt; or `reinforce_plus_plus`, relative to all
+    answers of the step."""
+    scale_rewards: Literal["group", "batch", "none"] | None = None
+    """What grpo divides advantages by: the standard deviation of the rewards of the prompt's
+    answers (`group`, the default), or of the step's (`batch`), or `none` (Dr. GRPO)."""
+    normalize_advantages: bool | None = None
+    """Bring the advantages of a step to standard deviation 1; by default for gae and
+    reinforce_plus_plus and not for rloo. grpo has scale_rewards instead."""
+    span_credit: Literal["token", "last_token"] = "token"
+    """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
+    the answer, as all estimators but gae do."""
+    num_ppo_epochs: Count = 2
+    """Passes over the answers of a step."""
+    num_mini_batches: Count = 2
+    """Optimiser steps per pass; the prompts of a step are split evenly."""
+    whiten_rewards: bool = False
+    """Scale per-token rewards to unit variance (their mean is kept) before computing advantages."""
+    gamma: Fraction = 1.0
+    """Discount of later rewards, for gae and reinforce_plus_plus."""
+    lam: Fraction = 0.95
+    """Lambda of generalised advantage estimation."""
+
+    loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    """What the policy's loss is a mean of: tokens (`dapo`), answers, of which each is the mean of
+    its tokens (`grpo`), or sums over answers divided by response_length (`dr_grpo`)."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """Which ratio of new to old probability is clipped: each `token`'s, or that of the `sequence`,
+    the geometric mean over an answer (GSPO)."""
+    cliprange: Positive = 0.2
+    """Clip range of the policy ratio around 1."""
+    epsilon_high: Positive | None = None
+    """Clip range above 1, if it is another than cliprange, such as 0.28 (DAPO)."""
+    delta: Positive | None = None
+    """Largest ratio that counts for a token with a negative advantage (dual clip), above
+    1 + epsilon_high, such as 3; by default no limit."""
+
     use_critic: bool | None = None
-    """Train a critic; by default for gae and not for grpo. Without one, gae takes every value as 0
-    (reward-to-go); grpo cannot use one."""
+    """Train a critic; by default for gae. Without one, gae takes every value as 0 (reward-to-go);
+    the other estimators cannot use one."""
     critic_sees_facts: bool = False
     """Show the critic the facts before the question; the policy never sees them."""
     critic_learning_rate: Positive | None = None
     """Learning rate of the critic; learning_rate by default."""
-    kl_penalty: Literal["reward", "loss"] | None = None
-    """Where the KL to the reference is penalised: in each token's `reward` (estimate k1) or in the
-    `loss` (k3); by default in the reward for gae and in the loss for grpo."""
-    num_ppo_epochs: Count = 2
-    """Passes over the answers of a step."""
-    num_mini_batches: Count = 2
-    """Optimiser steps per pass."""
-    kl_coef: NonNegative = 0.05
-    """Weight of the KL to the reference."""
-    cliprange: Positive = 0.2
-    """Clip range of the policy ratio around 1."""
     cliprange_value: Positive = 0.2
-    """Clip range of the new value around the old one, in standard deviations of the reward model's
-    scores."""
+    """Clip range of the new value around the old one, in the unit of cliprange_value_unit."""
+    cliprange_value_unit: Literal["reward", "returns"] = "reward"
+    """Unit of cliprange_value: the `reward`, of which 1 is a standard deviation of the reward
+    model's scores, or the root mean square of the step's `returns`, for rewards of any scale."""
     vf_coef: NonNegative = 0.5
     """Weight of the value loss."""
-    gamma: Fraction = 1.0
-    """Discount of later rewards."""
-    lam: Fraction = 0.95
-    """Lambda of generalised advantage estimation."""
-    whiten_rewards: bool = False
-    """Scale per-token rewards to unit variance (their mean is kept) before computing advantages."""
-    span_credit: Literal["token", "last_token"] = "token"
-    """Where span rewards are credited: at the `token` that ends the span, or at the `last_token` of
-    the answer."""
+
+    kl_penalty: Literal["reward", "loss"] | None = None
+    """Where the KL to the reference is penalised: in each token's `reward` or in the `loss`; by
+    default in the loss for grpo and else in the reward."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """Estimate of the KL that is penalised (Schulman 2020); by default k1 in the reward and k3 in
+    the loss."""
+    kl_coef: NonNegative = 0.05
+    """Weight of the KL to the reference; with target_kl, that of the first step."""
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive` changes the weight of the KL after every step, so that objective/kl becomes
+    target_kl (Ziegler et al. 2019)."""
+    target_kl: Positive | None = None
+    """Nats per answer that kl_controller adaptive aims at, as a mean over ten steps."""
+    kl_horizon: Positive | None = None
+    """Answers over which kl_controller adaptive acts; by default those of ten steps. Larger is
+    slower."""
 
     @property
     def has_critic(self) -> bool:
@@ -60,6 +94,11 @@ class AlgorithmConfig:
         return self.kl_penalty == "loss"
 
     @property
+    def penalized_kl(self) -> Literal["k1", "k2", "k3"]:
+        """Return the estimate of the KL that is penalised."""
+        return self.kl_estimator or ("k3" if self.kl_in_loss else "k1")
+
+    @property
     def credits_spans(self) -> bool:
-        """Return whether span rewards go to their own tokens; grpo rewards only full answers."""
+        """Return whether span rewards go to their own tokens; without gae, answers are rewarded."""
         return self.span_credit == "token" and self.advantage_estimator == "gae"

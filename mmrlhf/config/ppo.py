@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mmrlhf.config.algorithm import AlgorithmConfig
 from mmrlhf.config.base import NonNegativeInt, RolloutConfig, settings
 from mmrlhf.config.policy_eval import PolicyEvalConfig
@@ -15,3 +17,12 @@ class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, PolicyEvalCon
 
     num_sample_generations: NonNegativeInt = 4
     """Answers printed and saved at each logging step."""
+
+    @property
+    def advantage_scaling(self) -> Literal["group", "batch", "answers", "tokens", "none"]:
+        """Return over what advantages are brought to the same scale."""
+        if self.advantage_estimator == "grpo":  # with normalised reward functions it is GDPO
+            return "answers" if self.compares_terms_in_groups else self.scale_rewards or "group"
+        if self.advantage_estimator == "rloo":
+            return "answers" if self.normalize_advantages else "none"
+        return "none" if self.normalize_advantages is False else "tokens"

@@ -1,6 +1,7 @@
-"""Turn rewards into advantages: token rewards, GAE, group-relative advantages, whitening.
+"""Turn rewards into advantages: token rewards, estimators, and how advantages are scaled.
 
-These are pure functions on tensors; only `whiten` talks to other processes.
+These are pure functions on tensors; only `scale` and the functions it calls talk to other
+processes.
 
 Shape suffixes: N answers, P prompts, G answers to a prompt, T tokens of an answer. `mask_NT` is 1
 on the tokens of an answer and 0 on padding.
@@ -8,6 +9,7 @@ on the tokens of an answer and 0 on padding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,9 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmrlhf.training.losses import masked_mean
-
-Estimator = Literal["gae", "grpo"]
+Estimator = Literal["gae", "rloo", "grpo", "reinforce_plus_plus"]
+Scaling = Literal["group", "batch", "answers", "tokens", "none"]
 
 
 def estimate(
@@ -39,9 +40,30 @@ def estimate(
     """
     if estimator == "gae":
         return gae(rewards_NT, values_NT, mask_NT, gamma, lam)
+    if estimator == "reinforce_plus_plus":
+        # Hu et al. 2025, equation 3: rewards to go, which a step then brings to mean 0
+        return gae(rewards_NT, torch.zeros_like(values_NT), mask_NT, gamma, 1.0)[0], torch.zeros_like(values_NT)
     scores_PG = rewards_NT.sum(1).view(-1, group_size)
-    advantages_PG = group_advantages(scores_PG) if scale_groups else scores_PG - scores_PG.mean(1, keepdim=True)
+    if estimator == "rloo":
+        advantages_PG = leave_one_out_advantages(scores_PG)
+    else:
+        advantages_PG = group_advantages(scores_PG) if scale_groups else centred(scores_PG)
     return advantages_PG.view(-1, 1) * mask_NT, torch.zeros_like(values_NT)
+
+
+def scale(accelerator: Accelerator, scaling: Scaling, advantages_NT: Tensor, rewards_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Scale the advantages of a step over all processes; `group` and `none` leave them as they are.
+
+    `tokens` brings those of tokens to mean 0 and standard deviation 1, `answers` those of answers
+    to standard deviation 1, and `batch` divides by the standard deviation of the answers' rewards.
+    """
+    if scaling == "tokens":
+        return whiten(accelerator, advantages_NT, mask_NT)
+    if scaling == "answers":
+        return scale_answers(accelerator, advantages_NT, mask_NT)
+    if scaling == "batch":
+        return advantages_NT / (batch_std(accelerator, rewards_NT.sum(1)) + 1e-4)
+    return advantages_NT
 
 
 def token_rewards(scores_N: Tensor, kl_NT: Tensor, mask_NT: Tensor, kl_coef: float) -> Tensor:
@@ -80,9 +102,25 @@ def group_advantages(scores_PG: Tensor) -> Tensor:
     """
     if scores_PG.shape[1] == 1:
         return torch.zeros_like(scores_PG)
+    scores_PG = scores_PG - scores_PG[:, :1]  # as in `centred`
+    return (scores_PG - scores_PG.mean(1, keepdim=True)) / (scores_PG.std(1, keepdim=True) + 1e-4)
+
+
+def leave_one_out_advantages(scores_PG: Tensor) -> Tensor:
+    """Return score - mean of the other answers' scores [P, G]; 0 for a prompt's only answer.
+
+    Ahmadian et al. 2024 (RLOO), equation 9. That is the distance from the mean of all of them,
+    times G / (G - 1), so equal answers have advantage 0 exactly.
+    """
+    group_size = scores_PG.shape[1]
+    return centred(scores_PG) * (group_size / max(1, group_size - 1))
+
+
+def centred(scores_PG: Tensor) -> Tensor:
+    """Return score - group mean [P, G]; exactly 0 in a group of equal scores."""
     # In float32 the mean of eight times 100.1 is not 100.1. Differences from the first are exact 0.
     scores_PG = scores_PG - scores_PG[:, :1]
-    return (scores_PG - scores_PG.mean(1, keepdim=True)) / (scores_PG.std(1, keepdim=True) + 1e-4)
+    return scores_PG - scores_PG.mean(1, keepdim=True)
 
 
 def masked_whiten(values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:
@@ -91,6 +129,13 @@ def masked_whiten(values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False
     Padding becomes 0.
     """
     return _whiten(values_NT, mask_NT, lambda total: total, keep_mean)
+
+
+def rms(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor) -> float:
+    """Return the root mean square over the mask, over all processes."""
+    values_64, mask_64 = values_NT.double(), mask_NT.double()
+    count, squares = accelerator.reduce(torch.stack([mask_64.sum(), (values_64**2 * mask_64).sum()]), "sum")
+    return math.sqrt(float(squares / count))
 
 
 def whiten(accelerator: Accelerator, values_NT: Tensor, mask_NT: Tensor, *, keep_mean: bool = False) -> Tensor:
@@ -109,17 +154,22 @@ def _whiten(values_NT: Tensor, mask_NT: Tensor, sum_over_processes: Callable[[Te
     return ((whitened_64 + mean if keep_mean else whitened_64) * mask_64).to(values_NT.dtype)
 
 
-def whiten_answers(accelerator: Accelerator, advantages_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Apply `whiten` to advantages that are the same on all tokens of an answer, counted once.
+def scale_answers(accelerator: Accelerator, advantages_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """Divide advantages that are equal on all tokens of an answer by their root mean square.
 
-    GDPO's last step (Liu et al. 2026): over a batch, sums of group-normalised rewards vary with the
-    number of functions and their weights, and this brings them back to standard deviation 1.
+    An answer counts once, long or short, over all processes. Groups of advantages have mean 0
+    already, and an advantage of 0 stays 0. It is TRL's `normalize_advantages` for rloo, and GDPO's
+    last step (Liu et al. 2026): over a batch, sums of group-normalised rewards vary with the number
+    of functions and their weights.
     """
-    return whiten(accelerator, advantages_NT[:, :1], mask_NT[:, :1]) * mask_NT
+    first_64, has_tokens_64 = advantages_NT[:, 0].double(), mask_NT[:, 0].double()
+    sums = accelerator.reduce(torch.stack([has_tokens_64.sum(), (first_64**2 * has_tokens_64).sum()]), "sum")
+    return advantages_NT * torch.rsqrt(sums[1] / sums[0] + 1e-8).to(advantages_NT.dtype)
 
 
-def explained_variance(values_NT: Tensor, returns_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Return the share of the returns' variance that the values explain, at most 1."""
-    residual_variance = masked_mean((returns_NT - values_NT) ** 2, mask_NT)
-    total_variance = masked_mean((returns_NT - masked_mean(returns_NT, mask_NT)) ** 2, mask_NT)
-    return 1 - residual_variance / total_variance.clamp(min=1e-8)
+def batch_std(accelerator: Accelerator, scores_N: Tensor) -> Tensor:
+    """Return the standard deviation (unbiased) of scores over all processes; 0 for one score."""
+    scores_64 = scores_N.double()
+    count, total = accelerator.reduce(torch.stack([torch.ones_like(scores_64).sum(), scores_64.sum()]), "sum")
+    squares = accelerator.reduce(((scores_64 - total / count) ** 2).sum(), "sum")
+    return torch.sqrt(squares / (count - 1).clamp(min=1)).to(scores_N.dtype)

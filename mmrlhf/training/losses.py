@@ -1,4 +1,4 @@
-"""Losses and KL estimators: pure functions on tensors.
+"""Losses of answers and of preferences: pure functions on tensors.
 
 Shape suffixes: B answers (or pairs), T tokens of an answer. `mask_BT` is 1 on the tokens of an
 answer and 0 on padding; every mean is over the mask, so wider padding changes nothing.
@@ -78,57 +78,3 @@ def centering(better_B: Tensor, worse_B: Tensor) -> Tensor:
 def distance_to_untrained(scores_N: Tensor, untrained_scores_N: Tensor) -> Tensor:
     """Return (score - untrained score)^2 [N], which keeps a judge close to the untrained review."""
     return (scores_N - untrained_scores_N) ** 2
-
-
-def kl_k1(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
-    """Return log p/q per sampled token: Schulman's k1, an unbiased estimate of KL(p || q)."""
-    return logps_BT - ref_logps_BT
-
-
-def kl_k3(logps_BT: Tensor, ref_logps_BT: Tensor) -> Tensor:
-    """Return q/p - 1 - log q/p per sampled token: Schulman's k3.
-
-    It is never negative, and has a lower variance than k1.
-    """
-    log_ratio_BT = ref_logps_BT - logps_BT
-    return log_ratio_BT.exp() - 1 - log_ratio_BT
-
-
-def ppo_policy(
-    logps_BT: Tensor, old_logps_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, cliprange: float, num_tokens: Tensor | float
-) -> tuple[Tensor, Metrics]:
-    """Return the clipped surrogate loss. Schulman et al. 2017, equation 7.
-
-    It is summed over the mask and divided by `num_tokens`, the token count of the minibatch over
-    all micro-batches and processes, so that micro-batches add up. The log-ratio is clamped to
-    +-20.
-    """
-    log_ratio_BT = ((logps_BT - old_logps_BT) * mask_BT).clamp(-20, 20)
-    ratio_BT = log_ratio_BT.exp()
-    unclipped_BT = -advantages_BT * ratio_BT
-    clipped_BT = -advantages_BT * ratio_BT.clamp(1 - cliprange, 1 + cliprange)
-    loss = (torch.maximum(unclipped_BT, clipped_BT) * mask_BT).sum() / num_tokens
-    with torch.no_grad():
-        return loss, {
-            "loss/policy_avg": loss.item(),
-            "policy/approxkl_avg": (0.5 * log_ratio_BT**2 * mask_BT).sum().item() / float(num_tokens),
-            "policy/clipfrac_avg": ((clipped_BT > unclipped_BT) * mask_BT).sum().item() / float(num_tokens),
-            "val/ratio": (ratio_BT * mask_BT).sum().item() / float(num_tokens),
-        }
-
-
-def ppo_value(
-    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, cliprange: float, num_tokens: Tensor | float
-) -> tuple[Tensor, Metrics]:
-    """Return half the squared error of the values, the larger of clipped and unclipped.
-
-    It is summed and divided as in `ppo_policy`. `cliprange` is in the units of the returns. From
-    OpenAI Baselines' PPO2.
-    """
-    clipped_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange, cliprange)
-    unclipped_BT, clipped_BT = (values_BT - returns_BT) ** 2, (clipped_BT - returns_BT) ** 2
-    loss = 0.5 * (torch.maximum(unclipped_BT, clipped_BT) * mask_BT).sum() / num_tokens
-    return loss, {
-        "loss/value_avg": loss.item(),
-        "val/clipfrac_avg": ((clipped_BT > unclipped_BT) * mask_BT).sum().item() / float(num_tokens),
-    }

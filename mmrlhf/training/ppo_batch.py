@@ -22,7 +22,8 @@ class PPOBatch:
     them and contributes to the reward. `old_logps_NT` are log-probs under the policy that
     sampled the answers, `ref_logps_NT` under the reference. `rewards_NT` holds the reward of each
     token, before whitening. `values_NT` is zero without a critic, and `returns_NT` with GRPO.
-    `critic_prompts` are the prompts that the critic reads.
+    `critic_prompts` are the prompts that the critic reads. `kl_coef` is the weight of the KL in
+    this step, and `value_clip` how far a value may move, in units of the returns.
     """
 
     samples: list[Sample]
@@ -35,6 +36,8 @@ class PPOBatch:
     advantages_NT: Tensor
     values_NT: Tensor
     returns_NT: Tensor
+    kl_coef: float
+    value_clip: float
 
     @property
     def scores(self) -> list[float]:
@@ -60,6 +63,8 @@ class PPOBatch:
             breakdowns=[self.breakdowns[i] for i in answer_indices.tolist()],
             completions=completions,
             critic_prompts=[self.critic_prompts[p] for p in sorted(prompt_indices)],
+            kl_coef=self.kl_coef,
+            value_clip=self.value_clip,
             **{name: getattr(self, name)[answer_indices] for name in tensors},
         )
 

@@ -19,7 +19,7 @@ from mmrlhf.rewards.claim_rewards import ClaimScorer
 from mmrlhf.rewards.ledger import ledger_rows
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, hacking_warnings, verdict_rates
 from mmrlhf.rewards.types import Sample
-from mmrlhf.training import advantages, losses
+from mmrlhf.training import critic_metrics, losses, policy_losses
 from mmrlhf.training.memory import peak_memory
 from mmrlhf.training.ppo_batch import PPOBatch
 from mmrlhf.training.ppo_roles import PPORoles
@@ -47,35 +47,36 @@ def step_metrics(
 ) -> dict[str, float]:
     """Return a step's metrics over all processes: rollout, rewards, critic and optimiser steps."""
     metrics: dict[str, float | Tensor] = {
-        **rollout_metrics(batch, config.kl_coef),
+        **rollout_metrics(batch),
         **reward_metrics(batch, config.num_generations, roles.claim_scorer),
     }
     if roles.aggregation.length_bounds is not None:
         metrics |= roles.aggregation.length_bounds.metrics(batch.samples, batch.breakdowns)
-    if roles.critic is not None:
-        explained = advantages.explained_variance(batch.values_NT, batch.returns_NT, batch.mask_NT)
-        metrics["critic/vf_explained_var"] = explained
     tensors = {k: torch.as_tensor(v, device=roles.vlm.device) for k, v in metrics.items()}
     num_finished = accelerator.reduce(batch.completions.finished_N.sum().float(), "sum").item()
     return {
         **{k: v.item() for k, v in accelerator.reduce(tensors, "mean").items()},
         "val/num_eos_tokens": num_finished,
+        "objective/kl_coef": batch.kl_coef,
+        **critic_metrics.advantage_metrics(accelerator, batch),
+        **(critic_metrics.value_metrics(accelerator, batch) if roles.critic is not None else {}),
+        **critic_metrics.reward_model_metrics(batch, has_critic=roles.critic is not None),
         **{k: sum(update[k] for update in updates) / len(updates) for k in updates[0]},
         "val/ratio_first": updates[0]["val/ratio"],
     }
 
 
-def rollout_metrics(batch: PPOBatch, kl_coef: float) -> dict[str, Tensor]:
+def rollout_metrics(batch: PPOBatch) -> dict[str, Tensor]:
     """Return means over this process's answers: KL, entropy, scores, lengths."""
     mask_NT, entropy_NT = batch.mask_NT, batch.completions.entropy_NT
-    kl_NT = losses.kl_k1(batch.old_logps_NT, batch.ref_logps_NT)
+    kl_NT = policy_losses.kl_k1(batch.old_logps_NT, batch.ref_logps_NT)
     kl = (kl_NT * mask_NT).sum(1).mean()
     scores = torch.tensor(batch.scores, device=kl.device).mean()
     return {
         "objective/kl": kl,
         "objective/entropy": entropy_NT.sum(1).mean(),
-        "objective/non_score_reward": (-kl_coef * kl_NT * mask_NT).sum(1).mean(),
-        "objective/rlhf_reward": scores - kl_coef * kl,
+        "objective/non_score_reward": (-batch.kl_coef * kl_NT * mask_NT).sum(1).mean(),
+        "objective/rlhf_reward": scores - batch.kl_coef * kl,
         "objective/scores": scores,
         "policy/entropy_avg": losses.masked_mean(entropy_NT, mask_NT),
         "completions/mean_length": mask_NT.sum(1).mean(),

@@ -24,6 +24,7 @@ def ppo_config(model: str, reward_model: Path | str | None, output_dir: Path, **
         "learning_rate": 1e-3,
         "lora_r": 4,
         "per_device_train_batch_size": 3,
+        "num_mini_batches": 3,
         "num_generations": 2,
         "response_length": 10,
         "min_probe_detection_rate": 0,

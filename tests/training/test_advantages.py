@@ -51,6 +51,69 @@ def test_estimate_grpo_compares_sums_within_groups():
     assert returns.eq(0).all()
 
 
+def test_estimate_rloo_compares_with_the_mean_of_the_others():
+    # Sums 1, 3 and 8: 1 - 11/2, 3 - 9/2, 8 - 4/2. Equal sums say nothing.
+    rewards = tensor([[0.0, 1.0], [3.0, 0.0], [8.0, 0.0], [2.0, 3.0], [5.0, 0.0], [5.0, 0.0]])
+    mask = tensor([[1.0, 1], [1, 0], [1, 0], [1, 1], [1, 0], [1, 0]])
+    estimated, returns = advantages.estimate("rloo", rewards, torch.zeros(6, 2), mask, group_size=3, gamma=1.0, lam=0.95)
+    expected = [[-4.5, -4.5], [-1.5, 0], [6, 0], [0, 0], [0, 0], [0, 0]]
+    assert torch.allclose(estimated, tensor(expected)) and returns.eq(0).all()
+
+
+def test_estimate_reinforce_plus_plus_is_reward_to_go_over_the_step():
+    # Rewards to go 3, 2 and 3: mean 8/3, squared deviations (1 + 4 + 1) / 9, variance 2/9
+    rewards, mask = tensor([[1.0, 2.0], [3.0, 0.0]]), tensor([[1.0, 1.0], [1.0, 0.0]])
+    values = torch.full((2, 2), 7.0)  # nothing reads them
+    estimated, _ = advantages.estimate("reinforce_plus_plus", rewards, values, mask, group_size=1, gamma=1.0, lam=0.5)
+    assert estimated.tolist() == [[3, 2], [3, 0]]
+    scaled = advantages.scale(Accelerator(cpu=True), "tokens", estimated, rewards, mask)
+    root = math.sqrt(2)
+    assert torch.allclose(scaled, tensor([[1 / root, -2 / root], [1 / root, 0]]))
+    halved, _ = advantages.estimate("reinforce_plus_plus", rewards, values, mask, group_size=1, gamma=0.5, lam=0.5)
+    assert halved.tolist() == [[2, 2], [3, 0]]
+
+
+def test_estimate_grpo_without_std_is_the_distance_from_the_mean():
+    rewards, mask = tensor([[1.0], [5.0], [100.1], [100.1]]), torch.ones(4, 1)
+    estimated, _ = advantages.estimate(
+        "grpo", rewards, torch.zeros(4, 1), mask, group_size=2, gamma=1.0, lam=1.0, scale_groups=False
+    )
+    assert estimated.flatten().tolist() == [-2, 2, 0, 0]
+
+
+def test_scale_by_the_batch_divides_by_the_deviation_of_all_rewards():
+    # Rewards 1, 5, 3, 3: mean 3, squared deviations 8 over 3 degrees of freedom
+    rewards, mask = tensor([[1.0], [5.0], [3.0], [3.0]]), torch.ones(4, 1)
+    scaled = advantages.scale(Accelerator(cpu=True), "batch", tensor([[-2.0], [2.0], [0.0], [0.0]]), rewards, mask)
+    assert scaled.flatten().tolist() == pytest.approx([-2 / (math.sqrt(8 / 3) + 1e-4), 2 / (math.sqrt(8 / 3) + 1e-4), 0, 0])
+    assert advantages.batch_std(Accelerator(cpu=True), tensor([4.0])) == 0
+
+
+def test_root_mean_square_is_over_the_tokens_of_answers():
+    assert advantages.rms(Accelerator(cpu=True), tensor([[3.0, 4.0, 99.0]]), tensor([[1.0, 1.0, 0.0]])) == pytest.approx(
+        12.5**0.5
+    )
+
+
+@pytest.mark.parametrize("scaling", ["group", "batch", "answers", "none"])
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+@pytest.mark.parametrize("score", [100.1, 12345.6, -0.3])
+def test_equal_rewards_of_a_group_have_no_advantage_whatever_the_other_groups(estimator, scaling, score):
+    rewards = torch.cat([torch.full((7, 1), score), tensor([[0.1], [0.7], [0.2], [0.2], [0.9], [1.3], [-4.0]])])
+    estimated, _ = advantages.estimate(
+        estimator,
+        rewards,
+        torch.zeros(14, 1),
+        torch.ones(14, 1),
+        group_size=7,
+        gamma=1.0,
+        lam=1.0,
+        scale_groups=scaling == "group",
+    )
+    scaled = advantages.scale(Accelerator(cpu=True), scaling, estimated, rewards, torch.ones(14, 1))
+    assert scaled[:7].eq(0).all() and scaled[7:].ne(0).any()
+
+
 def test_masked_whiten_matches_hand_computation():
     whitened = advantages.masked_whiten(tensor([[1.0, 3.0, 100.0]]), tensor([[1.0, 1.0, 0.0]]))
     assert whitened.tolist()[0] == pytest.approx([-1, 1, 0])  # mean 2, standard deviation 1
@@ -86,15 +149,8 @@ def test_sums_of_normalised_rewards_are_whitened_over_the_answers_of_a_batch():
         "grpo", rewards * mask, torch.zeros(4, 3), mask, group_size=2, gamma=1.0, lam=1.0, scale_groups=False
     )
     assert centred[:, 0].tolist() == [2, -2, 1, -1]  # a group's sums are not scaled to each other's size
-    whitened = advantages.whiten_answers(Accelerator(cpu=True), centred, mask)
+    whitened = advantages.scale(Accelerator(cpu=True), "answers", centred, rewards, mask)
     assert (whitened * math.sqrt(2.5)).tolist() == [pytest.approx(row) for row in centred.tolist()]
-
-
-def test_explained_variance_matches_hand_computation():
-    # Returns 1 and 3: mean 2, squared deviations 2. Values are off by 1 and 0: squared errors 1.
-    # 1 - 1/2; the masked column does not count.
-    values, returns = torch.tensor([[2.0, 3.0, 9.0]]), torch.tensor([[1.0, 3.0, 0.0]])
-    assert advantages.explained_variance(values, returns, torch.tensor([[1.0, 1.0, 0.0]])) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +161,8 @@ def test_explained_variance_matches_hand_computation():
         ({"use_critic": False}, False, False),
         ({"advantage_estimator": "grpo", "kl_penalty": "reward"}, False, False),
         ({"kl_penalty": "loss"}, True, True),
+        ({"advantage_estimator": "rloo"}, False, False),
+        ({"advantage_estimator": "reinforce_plus_plus"}, False, False),
     ],
 )
 def test_critic_kl_and_estimator_are_separate_settings(settings, has_critic, kl_in_loss):

@@ -60,37 +60,6 @@ def test_centering_is_the_squared_sum():
     assert losses.centering(tensor([2.0]), tensor([1.0])).tolist() == [9.0]
 
 
-def test_kl_k1_is_positive_where_policy_is_more_confident():
-    assert losses.kl_k1(tensor([[-1.0]]), tensor([[-3.0]])).item() == 2.0
-
-
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "expected", "clipped"),
-    [(1.5, 1.0, -1.2, 1), (0.5, 1.0, -0.5, 0), (1.5, -1.0, 1.5, 0), (0.5, -1.0, 0.8, 1)],
-)
-def test_ppo_policy_clips_only_the_gaining_side(ratio, advantage, expected, clipped):
-    loss, metrics = losses.ppo_policy(
-        tensor([[math.log(ratio), 5.0]]), tensor([[0.0, 0.0]]), tensor([[advantage, 9.0]]), tensor([[1.0, 0.0]]), 0.2, 1
-    )
-    assert loss.item() == pytest.approx(expected)
-    assert metrics["policy/clipfrac_avg"] == clipped and metrics["val/ratio"] == pytest.approx(ratio)
-
-
-def test_ppo_policy_gradient_raises_good_tokens():
-    logps = torch.zeros(1, 2, requires_grad=True)
-    loss, _ = losses.ppo_policy(logps, torch.zeros(1, 2), tensor([[1.0, -1.0]]), torch.ones(1, 2), 0.2, 2)
-    loss.backward()
-    assert logps.grad.tolist() == [[-0.5, 0.5]]  # descent raises the first, lowers the second
-
-
-def test_ppo_value_takes_worse_of_clipped_and_unclipped():
-    # The value moved from 0 to 3, and the target is 4: squared error 1, or 9 when clipped to 1.
-    loss, metrics = losses.ppo_value(tensor([[3.0]]), tensor([[0.0]]), tensor([[4.0]]), tensor([[1.0]]), 1.0, 1)
-    assert loss.item() == 4.5 and metrics["val/clipfrac_avg"] == 1
-    loss, metrics = losses.ppo_value(tensor([[0.5]]), tensor([[0.0]]), tensor([[4.0]]), tensor([[1.0]]), 1.0, 1)
-    assert loss.item() == pytest.approx(0.5 * 3.5**2) and metrics["val/clipfrac_avg"] == 0
-
-
 @given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 1000))
 def test_losses_ignore_wider_padding(length, extra, seed):
     torch.manual_seed(seed)
@@ -101,19 +70,11 @@ def test_losses_ignore_wider_padding(length, extra, seed):
     def wide(x):
         return torch.nn.functional.pad(x, (0, extra), value=7.0) if x is not mask else torch.nn.functional.pad(x, (0, extra))
 
-    scores, tokens = tensor([1.0, -2.0]), mask.sum()
+    scores = tensor([1.0, -2.0])
     for function, given_ in (
-        (lambda x, y, z, w, m: losses.ppo_policy(x, y, z, m, 0.2, tokens)[0], (a, b, c, d)),
-        (lambda x, y, z, w, m: losses.ppo_value(x, y, z, m, 0.2, tokens)[0], (a, b, c, d)),
         (lambda x, y, z, w, m: losses.sft(x, m)[0], (a, b, c, d)),
         (lambda x, y, z, w, m: advantages.token_rewards(scores, x, m, 0.1).sum(1), (a, b, c, d)),
         (lambda x, y, z, w, m: advantages.gae(x * m, y, m, 0.9, 0.8)[0][:, :length], (a, b, c, d)),
         (lambda x, y, z, w, m: advantages.masked_whiten(x, m)[:, :length], (a, b, c, d)),
     ):
         assert torch.allclose(function(*given_, mask), function(*map(wide, given_), wide(mask)), atol=1e-6)
-
-
-def test_kl_k3_matches_hand_computation():
-    # log q/p = log 2: 2 - 1 - 0.6931 = 0.3069; log q/p = -log 2: 0.5 - 1 + 0.6931 = 0.1931.
-    here, there = torch.tensor([[0.0, 0.0, -1.0]]), torch.tensor([[0.6931, -0.6931, -1.0]])
-    assert torch.allclose(losses.kl_k3(here, there), torch.tensor([[0.3069, 0.1931, 0.0]]), atol=1e-4)

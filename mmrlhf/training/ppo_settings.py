@@ -1,0 +1,89 @@
+"""Settings of the algorithm that contradict each other, refused before anything loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.records import InputError
+
+CRITIC_SETTINGS = ("critic_sees_facts", "critic_learning_rate", "vf_coef", "cliprange_value", "cliprange_value_unit")
+"""Settings that only a critic reads."""
+
+
+def check_settings(config: PPOConfig) -> None:
+    """Raise InputError for settings of the algorithm that contradict each other or are not read."""
+    _check_estimator(config)
+    _check_loss(config)
+    _check_kl(config)
+
+
+def check_minibatches(config: PPOConfig, num_processes: int) -> None:
+    """Raise InputError if the prompts of a step cannot be split evenly into minibatches."""
+    num_prompts = config.per_device_train_batch_size * num_processes
+    if num_prompts % config.num_mini_batches:
+        processes = f" x {num_processes} processes" if num_processes > 1 else ""
+        raise InputError(
+            f"num_mini_batches {config.num_mini_batches} does not divide the {num_prompts} prompts of a step "
+            f"(per_device_train_batch_size {config.per_device_train_batch_size}{processes}): "
+            "prompts of a smaller minibatch would count more than others; change one of the two"
+        )
+
+
+def _check_estimator(config: PPOConfig) -> None:
+    estimator = config.advantage_estimator
+    if estimator != "gae":
+        if config.use_critic:
+            raise InputError(f"use_critic: advantage_estimator {estimator} does not use a critic; leave one of them out")
+        _refuse(config, CRITIC_SETTINGS, f"is for a critic, which advantage_estimator {estimator} does not use")
+        _refuse(config, ("lam",), f"is for advantage_estimator gae, and this is {estimator}")
+    elif not config.has_critic:
+        _refuse(config, CRITIC_SETTINGS, "needs a critic, which use_critic false turns off")
+    if estimator in ("rloo", "grpo"):
+        if config.num_generations == 1:
+            raise InputError(
+                f"advantage_estimator {estimator} compares the answers to a prompt, and num_generations is 1: "
+                "sample at least 2, or use gae or reinforce_plus_plus"
+            )
+        reason = "shifts the rewards of tokens, so that equal answers of other lengths would differ, and"
+        _refuse(config, ("whiten_rewards",), f"{reason} advantage_estimator {estimator} compares answers")
+        _refuse(config, ("gamma",), f"discounts rewards of tokens, and advantage_estimator {estimator} rewards full answers")
+    if estimator == "grpo":
+        _refuse(config, ("normalize_advantages",), "is not for advantage_estimator grpo: set scale_rewards instead")
+        if config.compares_terms_in_groups:
+            reason = "has no effect with multi_objective_aggregation normalize_then_sum, which scales each reward function"
+            _refuse(config, ("scale_rewards",), reason)
+    else:
+        _refuse(config, ("scale_rewards",), f"is for advantage_estimator grpo, and this is {estimator}: set normalize_advantages")
+
+
+def _check_loss(config: PPOConfig) -> None:
+    upper = config.epsilon_high if config.epsilon_high is not None else config.cliprange
+    if config.delta is not None and config.delta <= 1 + upper:
+        name = "cliprange" if config.epsilon_high is None else "epsilon_high"
+        raise InputError(
+            f"delta {config.delta:g} must be above 1 + {name}, {1 + upper:g}: "
+            "below it, it would cut off ratios that the clip range allows"
+        )
+
+
+def _check_kl(config: PPOConfig) -> None:
+    if config.kl_in_loss and config.penalized_kl == "k1":
+        raise InputError(
+            "kl_estimator k1 has a gradient of 0 on average if it is in the loss, so it would not hold the policy back: "
+            "use k2 or k3, or kl_penalty reward"
+        )
+    if config.kl_controller == "fixed":
+        _refuse(config, ("target_kl", "kl_horizon"), "is for kl_controller adaptive, and this is fixed")
+        return
+    if config.target_kl is None:
+        raise InputError("kl_controller adaptive needs a target: give target_kl, in nats per answer")
+    if config.kl_coef == 0:
+        raise InputError("kl_controller adaptive multiplies kl_coef, which is 0 and would stay 0: give a kl_coef to start from")
+
+
+def _refuse(config: PPOConfig, names: Sequence[str], reason: str) -> None:
+    """Raise InputError with the reason if one of the settings is not at its default."""
+    for name in names:
+        if getattr(config, name) != PPOConfig.__dataclass_fields__[name].default:
+            raise InputError(f"{name} {reason}; leave it out")
