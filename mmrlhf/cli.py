@@ -32,6 +32,7 @@ from mmrlhf.cli_commands import (
     run_eval,
     run_plan,
     run_ppo,
+    run_replay,
     run_report,
 )
 from mmrlhf.cli_parser import Command, parse_config
@@ -301,6 +302,12 @@ COMMANDS = _by_last_word(
         "write a page about training runs: curves, answers over steps, warnings",
         "runs/ppo_a runs/ppo_b --out report.html",
         run_report,
+    ),
+    Command(
+        "replay",
+        "compute a training step again that was skipped, and name what was not finite in it",
+        "runs/ppo/skipped/step-000012.safetensors",
+        run_replay,
     ),
     Command(
         "claims",

@@ -164,6 +164,16 @@ def run_report(command: Command, argv: list[str]) -> None:
     print(f"wrote {write_runs_page(args['runs'], args.get('out'))}")
 
 
+def run_replay(command: Command, argv: list[str]) -> int:
+    parser = Parser(command, "FILE [--model_name_or_path MODEL]")
+    parser.add_argument("file", metavar="FILE", help="a file of the folder `skipped` in the output_dir of a run")
+    parser.add_argument("--model_name_or_path", metavar="MODEL", help="the run's base model, if it has moved")
+    args = parser.parse(argv)
+    from mmrlhf.replay import replay
+
+    return 0 if replay(args["file"], args.get("model_name_or_path")) else 1
+
+
 def run_demo(command: Command, argv: list[str]) -> None:
     parser = Parser(command, "[--output_dir DIR] [--seed N] [--fresh]")
     parser.add_argument("--output_dir", metavar="DIR", default="runs/demo", help="folder to write (default runs/demo)")

@@ -13,7 +13,6 @@ review: `untrained_prior`, `untrained_score_coefficient`, `tuning: head`, `load_
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +27,6 @@ from mmrlhf.config import RewardConfig
 from mmrlhf.datasets import Records, read_preferences
 from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
-from mmrlhf.facts.corrupt import augment_facts
 from mmrlhf.files.writing import writes
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, youden_j
 from mmrlhf.models.adapters import Adapters, Role
@@ -37,17 +35,27 @@ from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
-from mmrlhf.records import Fact, InputError, Preference
+from mmrlhf.records import InputError, Preference
 from mmrlhf.rewards import checkpoint
 from mmrlhf.rewards.checkpoint import check_continues, load_to_continue
-from mmrlhf.rewards.probes import NOTHING_TO_INJECT, make_training_pair
-from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, by_group, untrained_role
+from mmrlhf.rewards.probes import NOTHING_TO_INJECT
+from mmrlhf.rewards.reward_model import RewardModel, by_group, untrained_role
 from mmrlhf.training import losses
 from mmrlhf.training.best_model import BestModel
 from mmrlhf.training.judge_reference import Reference, j_sentence, reference_rows, to_answer_group
-from mmrlhf.training.optim import batch_indices, load_optimizer, lr_multiplier, optimizer_step, optimizer_tensors, total_steps
+from mmrlhf.training.optim import (
+    batch_indices,
+    check_loss,
+    load_optimizer,
+    lr_multiplier,
+    optimizer_step,
+    optimizer_tensors,
+    total_steps,
+)
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run
+from mmrlhf.training.skipped_steps import SkippedSteps
+from mmrlhf.training.training_rows import training_rows
 
 NUM_NOISE_ROWS = 512
 """Number of rows that supply facts about other images, to use as noise."""
@@ -141,7 +149,7 @@ def train_reward_model(
 
     # 1. The role: an adapter, or the full language model, with a scalar head
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
-    model, untrained = _build_models(config, vlm)
+    model, untrained = build_models(config, vlm)
     role, lengths = model.role, PromptLengths(vlm, config.max_pixels)
 
     def lengths_of(row: Preference) -> list[Length]:
@@ -160,6 +168,7 @@ def train_reward_model(
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(preferences), accelerator.num_processes), 0
     best, num_not_better = BestModel(config.metric_for_best_model, config.metric_for_best_model != "loss"), 0
+    skipped_steps = SkippedSteps(run, "reward", config, accelerator, [role])
     outcomes_before: Outcomes
     if resumed := run.resume():
         start_step, tensors, state = resumed
@@ -167,6 +176,7 @@ def train_reward_model(
         load_optimizer(optimizer, tensors)
         best.restore(tensors, state)
         num_not_better = state["num_not_better"]
+        skipped_steps.restore(start_step, state)
         outcomes_before = {kind: (np.array(false), np.array(true)) for kind, (false, true) in state["outcomes_before"].items()}
     else:
         outcomes_before = reference.outcomes(untrained or model)
@@ -180,24 +190,26 @@ def train_reward_model(
     with run.progress(num_steps, start_step, description) as progress_bar:
         while step < num_steps and num_not_better < patience:
             rows = [preferences[i] for i in batch_indices(step, batch_size, len(preferences), config.seed)]
-            local_rows, groups = [], []
-            for p in rows[accelerator.process_index :: accelerator.num_processes]:
-                row = _maybe_inject_claim(config, p, other_facts, step)
-                group = replace(to_answer_group(row), facts=_augment_facts(config, row, other_facts, step))
-                if (config.fact_noise or row is not p) and group_length(model, lengths, group).is_over:
-                    row, group = p, to_answer_group(p)  # other facts or an added claim made it too long
-                local_rows.append(row)
-                groups.append(group)
+            local_rows = training_rows(
+                config, model, lengths, rows[accelerator.process_index :: accelerator.num_processes], other_facts, step
+            )
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
-            penalised_by = untrained if config.untrained_score_coefficient else None
-            sums = vlm.budget.retry_on_oom(
-                _accumulate_gradients, config, accelerator, optimizer, model, penalised_by, local_rows, groups, batch_size
-            )
-            metrics = {k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in sums.items()}
-            untied_weight = metrics.pop("ranked") or float("nan")  # ties alone say nothing about accuracy
-            metrics |= {k: metrics[k] / untied_weight for k in ("accuracy", "margin", "mean_reward")}
-            metrics["grad_norm"] = optimizer_step(accelerator, optimizer, trained_parameters, config.max_grad_norm)
+            with skipped_steps.attempt(step + 1, local_rows) as attempt:
+                sums = vlm.budget.retry_on_oom(
+                    compute_gradients, config, accelerator, optimizer, model, untrained, local_rows, batch_size
+                )
+                attempt.numbers = {"loss": sums["loss"], "batch_size": batch_size}
+                metrics = {k: accelerator.reduce(torch.tensor(v, device=vlm.device), "mean").item() for k, v in sums.items()}
+                check_loss(metrics["loss"])
+                grad_norm = optimizer_step(accelerator, optimizer, trained_parameters, config.max_grad_norm)
+            if attempt.is_skipped:
+                metrics = {}
+            else:
+                untied_weight = metrics.pop("ranked") or float("nan")  # ties alone say nothing about accuracy
+                metrics |= {k: metrics[k] / untied_weight for k in ("accuracy", "margin", "mean_reward")}
+                metrics["grad_norm"] = grad_norm
+            metrics |= skipped_steps.metrics()
             metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
             progress_bar.advance()
             step += 1
@@ -209,7 +221,7 @@ def train_reward_model(
             if run.is_save_due(step, is_last=step == num_steps or num_not_better >= patience):
                 lists = {kind: [false.tolist(), true.tolist()] for kind, (false, true) in outcomes_before.items()}
                 best_tensors, state = best.checkpoint()
-                state |= {"num_not_better": num_not_better, "outcomes_before": lists}
+                state |= skipped_steps.state() | {"num_not_better": num_not_better, "outcomes_before": lists}
                 run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
 
     # 4. Normalise, calibrate and probe, then save
@@ -217,7 +229,7 @@ def train_reward_model(
         role.load_state_dict(best.tensors)
         run.print(f"the best of the measured weights are those of step {best.step}: {best.metric} {best.value:.3f}")
     if accelerator.is_main_process:
-        _calibrate_and_save(model, run, reference, outcomes_before, step, config)
+        _calibrate_and_save(model, run, reference, outcomes_before, step, config, skipped_steps)
     accelerator.wait_for_everyone()
     return run.path
 
@@ -260,7 +272,7 @@ def _select_preferences(config: RewardConfig, preferences: Sequence[Preference])
     return preferences
 
 
-def _build_models(config: RewardConfig, vlm: VLM) -> tuple[RewardModel, RewardModel | None]:
+def build_models(config: RewardConfig, vlm: VLM) -> tuple[RewardModel, RewardModel | None]:
     """Return the reward model to train, and the untrained review, or None for another head.
 
     With tuning full, the latter is the untrained review until the first step only.
@@ -313,25 +325,25 @@ def _measure(
     return {f"eval/{name}": value for name, value in metrics.items()}, is_best
 
 
-def _accumulate_gradients(
+def compute_gradients(
     config: RewardConfig,
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
     model: RewardModel,
     untrained: RewardModel | None,
     rows: Sequence[Preference],
-    groups: Sequence[AnswerGroup],
     batch_size: int,
 ) -> dict[str, float]:
-    """Accumulate the gradients of this process's rows, a few groups at a time; return mean metrics.
+    """Compute the gradients of this process's rows, a few groups at a time; return mean metrics.
 
-    The answers of a row share one forward and one backward pass of their prompt. Scores far from
-    those of `untrained`, if it is given, are penalised. Safe to rerun when out of memory: it starts
-    by clearing the gradients.
+    The answers of a row share one forward and one backward pass of their prompt. With
+    `untrained_score_coefficient`, scores far from those of `untrained` are penalised. Safe to rerun
+    when out of memory: it starts by clearing the gradients.
     """
     optimizer.zero_grad(set_to_none=True)
-    untrained_scores = None
-    if untrained is not None:
+    groups, untrained_scores = [to_answer_group(row) for row in rows], None
+    if config.untrained_score_coefficient:
+        assert untrained is not None
         with torch.no_grad():
             untrained_scores = by_group(untrained.raw_scores(groups), groups)
     metric_sums: Counter[str] = Counter()
@@ -350,6 +362,7 @@ def _calibrate_and_save(
     outcomes_before: Outcomes,
     num_steps: int,
     config: RewardConfig,
+    skipped_steps: SkippedSteps,
 ) -> None:
     """Set scale, temperature, probe rates and J from the reference rows; save the reward model.
 
@@ -361,6 +374,7 @@ def _calibrate_and_save(
     checkpoint.save_reward_model(model, run.path, reference.groups)
     result = {
         "steps": num_steps,
+        **skipped_steps.metrics(),
         "accuracy": model.accuracy,
         "temperature": model.temperature,
         "probes": model.probes,
@@ -375,19 +389,3 @@ def _calibrate_and_save(
         run.print(f"note: no hallucinations were injected: {NOTHING_TO_INJECT}")
     if model.j:
         run.print(j_sentence(model.j))
-
-
-def _maybe_inject_claim(config: RewardConfig, row: Preference, other_facts: Sequence[Fact], step: int) -> Preference:
-    """Return the row or, with probability `injected_claim_rate`, a pair with an injected claim."""
-    rng = np.random.default_rng([config.seed, 13, step, zlib.crc32(row.id.encode())])
-    if rng.random() >= config.injected_claim_rate:
-        return row
-    return make_training_pair(row, other_facts, rng) or row  # None if its facts allow no false claim
-
-
-def _augment_facts(config: RewardConfig, row: Preference, other_facts: Sequence[Fact], step: int) -> tuple[Fact, ...]:
-    """Return the row's facts for a training step: some dropped, some replaced by noise."""
-    if config.facts == "none" or not (config.fact_dropout or config.fact_noise):
-        return row.facts
-    rng = np.random.default_rng([config.seed, 17, step, zlib.crc32(row.id.encode())])
-    return augment_facts(row.facts, other_facts, config.fact_dropout, config.fact_noise, rng)

@@ -10,7 +10,7 @@ import mmrlhf
 ROOT = Path(mmrlhf.__file__).parent
 STAGES = ("sft", "reward_model", "dpo", "ppo", "generate", "evaluate")
 ORDER = [
-    "__main__", "cli", "cli_commands", "cli_parser", "demo", *STAGES, "commands", "evaluation", "training", "rewards", "datasets",
+    "__main__", "cli", "cli_commands", "cli_parser", "demo", "replay", *STAGES, "commands", "evaluation", "training", "rewards", "datasets",
     "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader",
     "config", "records",
 ]  # fmt: skip

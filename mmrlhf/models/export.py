@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.models.adapters import Adapters, absolute_name
+from mmrlhf.models.finite import check_finite
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
 
@@ -34,13 +35,18 @@ pipe = pipeline("image-text-to-text", model="{directory}")
 """
 
 
+TRAIN_AGAIN = "nothing is written, train it again with a lower learning rate"
+
+
 def save_policy(adapters: Adapters, name: str, directory: Path, final_directory: Path | None = None) -> None:
     """Write an adapter, the name of its base, the processor and a model card.
 
     The folder loads in plain transformers and PEFT as long as the base is where it was. If it will
-    be renamed, `final_directory` is what the model card calls it.
+    be renamed, `final_directory` is what the model card calls it. Raises InputError for weights
+    that are not finite.
     """
     vlm = adapters.vlm
+    check_finite(adapters.parameters(name).items(), f"the adapter for {directory}", TRAIN_AGAIN)
     adapters.save(name, directory)
     base_name = absolute_name(vlm.name)
     base = {"base": base_name, "base_fingerprint": vlm.fingerprint, "dtype": vlm.dtype}
@@ -59,8 +65,9 @@ def save_model(vlm: VLM, directory: Path, *, made_from: str = "") -> None:
     """Write a whole model with its processor and a model card, and replace an earlier one.
 
     It is written under a temporary name and renamed. `made_from` is the card's note on what was
-    merged.
+    merged. Raises InputError for weights that are not finite.
     """
+    check_finite(vlm.model.state_dict().items(), f"the model for {directory}", TRAIN_AGAIN)
     temporary_dir = directory.with_name(f".{directory.name}")
     shutil.rmtree(temporary_dir, ignore_errors=True)
     vlm.model.save_pretrained(temporary_dir)

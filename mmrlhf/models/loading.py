@@ -69,7 +69,7 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     limits: object = engine  # most configurations of commands are both
     if isinstance(limits, PixelConfig):
         limit_pixels(model, processor, limits, name)
-    check_finite(model.named_parameters(), f"model {name}")
+    check_finite(model.state_dict().items(), f"model {name}")
     vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
     vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
     return vlm

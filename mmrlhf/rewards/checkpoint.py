@@ -33,6 +33,7 @@ from mmrlhf.files.jsonl import json_line, read_jsonl
 from mmrlhf.metrics.youden import ALL_KINDS
 from mmrlhf.models.adapters import Adapters, Role, absolute_name
 from mmrlhf.models.fingerprints import fingerprint
+from mmrlhf.models.finite import check_finite
 from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
 from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
@@ -166,6 +167,7 @@ def load_reward_model(
             adapters.load(adapter_name, directory, trainable=False)
         head = scalar_head(torch.zeros(adapters.vlm.hidden_size, device=adapters.vlm.device))
         head.load_state_dict(load_file(directory / "head.safetensors"))
+        check_finite(head.named_parameters(), f"reward model {path}")
         head.requires_grad_(False)
         model = RewardModel(
             role=Role(adapters, None if is_full_checkpoint else adapter_name, head),

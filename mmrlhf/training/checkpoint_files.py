@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmrlhf.files.atomic import fsync
+from mmrlhf.models.finite import check_finite
 
 
 def newest_first(folder: Path) -> list[Path]:
@@ -31,20 +32,24 @@ def step_of(path: Path) -> int:
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a checkpoint's tensors, on the CPU, and its state.
 
-    Raises OSError, ValueError or SafetensorError if it is damaged. Earlier versions wrote no
-    checksum.
+    Raises OSError, ValueError or SafetensorError if it is damaged or has values that are not
+    finite. Earlier versions wrote no checksum.
     """
     checksum_file = path / "sha256"
     if checksum_file.exists() and checksum_file.read_text(encoding="utf-8") != _checksum(path):
         raise ValueError("its files are not as they were written")
-    return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = load_file(path / "state.safetensors")
+    check_finite(tensors.items(), "it")
+    return tensors, json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], max_checkpoints: int) -> None:
     """Write a checkpoint after `step` steps, and then delete all but the newest `max_checkpoints`.
 
-    If writing fails, nothing is left of it and the older ones stay.
+    If writing fails, nothing is left of it and the older ones stay. Raises InputError if a tensor
+    has values that are not finite.
     """
+    check_finite(tensors.items(), f"after step {step} the run", "start over from its last checkpoint, with a lower learning rate")
     checkpoint_dir = folder / f"step-{step:06d}"
     temporary_dir = checkpoint_dir.with_name(f".{checkpoint_dir.name}.{os.getpid()}")
     shutil.rmtree(temporary_dir, ignore_errors=True)

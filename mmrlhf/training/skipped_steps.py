@@ -62,12 +62,14 @@ class SkippedSteps:
         All processes must then leave the block (`together`). Raises InputError after the third such
         step in a row.
         """
-        attempt = Attempt(step, rows)
+        attempt, problem = Attempt(step, rows), ""
         try:
             yield attempt
         except NotFiniteError as error:
-            attempt.is_skipped = True
-            self._skip(attempt, str(error))
+            problem = str(error)
+        attempt.is_skipped = bool(problem)
+        if problem:
+            self._skip(attempt, problem)
         else:
             self.in_a_row = 0
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mmrlhf.claims import Lexicon
 from mmrlhf.files.atomic import write_atomic
+from mmrlhf.models.finite import check_finite
 from mmrlhf.models.images import open_image
 from mmrlhf.records import Claim, ImageSource, InputError, Verdict
 from mmrlhf.verifiers.base import AnswerClaims, PlattScaling, load_calibration, strip_negation, unknown_verdict
@@ -190,6 +191,7 @@ def load_clip(
     else:
         architecture, weights = _resolve_pretrained(name)
     model, tokenizer, preprocess = _create_model(name, architecture, weights)
+    check_finite(model.state_dict().items(), f"open_clip model {name}")
     model.requires_grad_(False).eval().to(device)
     template = metadata.get("template", TEMPLATE)
     if not isinstance(template, str) or template.count("{}") != 1:

@@ -1,0 +1,142 @@
+"""Compute a training step again that a run skipped, and name what was not finite in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mmrlhf.config import RewardConfig, SFTConfig
+from mmrlhf.config_loader import load_config
+from mmrlhf.models.adapters import Role
+from mmrlhf.models.finite import NotFiniteError, is_finite, trace_not_finite
+from mmrlhf.models.loading import load
+from mmrlhf.models.vlm import VLM
+from mmrlhf.records import InputError
+from mmrlhf.reward_model import build_models
+from mmrlhf.reward_model import compute_gradients as reward_gradients
+from mmrlhf.sft import add_sft_role
+from mmrlhf.sft import compute_gradients as sft_gradients
+from mmrlhf.training.replay_file import SavedStep, read_step
+from mmrlhf.training.sft_batch import build_sft_batch
+
+MAX_NAMES = 3
+"""Names of tensors that a line lists."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is ready to run: the roles that it trains, and what computes loss and gradients.
+
+    `compute` raises NotFiniteError where the stage would, before there is a loss.
+    """
+
+    roles: Sequence[Role]
+    compute: Callable[[], float]
+
+
+def replay(file: str, model_name_or_path: str | None = None) -> bool:
+    """Compute a saved step again, print what is not finite, and return whether it is as in the run.
+
+    The base is where the run had it, or at `model_name_or_path`. Raises InputError if the file
+    cannot be read or the base is another one.
+    """
+    saved = read_step(Path(file))
+    config_class, build = STAGES[saved.stage]
+    moved = {} if model_name_or_path is None else {"model_name_or_path": model_name_or_path}
+    try:
+        config: Any = load_config(config_class, None, {**saved.config, **moved})
+    except InputError as error:
+        raise InputError(f"{file} was written with other settings than this version of mmrlhf has: {error}") from None
+    accelerator = Accelerator()
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
+    if vlm.fingerprint != saved.base_fingerprint:
+        raise InputError(f"{file} is of a run on other weights than {vlm.name} holds: give its base as --model_name_or_path")
+    step = build(saved, config, vlm, accelerator)
+    _load_weights(step.roles, saved.weights)
+    print(f"step {saved.step} of {saved.stage} was skipped: {saved.problem}")
+    print(f"rows: {', '.join(row.id or 'no id' for row in saved.rows)}")
+    weights = {name: tensor for role in step.roles for name, tensor in role.state_dict().items()}
+    _print_not_finite("weights", weights)
+    _print_not_finite("saved tensors of the batch", saved.batch)
+    with trace_not_finite(vlm.model) as modules:
+        outcome, is_reproduced = _compute(step, saved)
+    if modules:
+        others = f", and then of {len(set(modules)) - 1} other modules" if len(set(modules)) > 1 else ""
+        print(f"not finite: the output of {modules[0]} first{others}")
+    gradients = {
+        name: parameter.grad
+        for role in step.roles
+        for name, parameter in vlm.model.named_parameters()
+        if parameter.grad is not None and any(parameter is own for own in role.parameters())
+    }
+    _print_not_finite("gradients", gradients)
+    print(f"computed again: {outcome}, {'as in the run' if is_reproduced else 'which is not as in the run'}")
+    return is_reproduced
+
+
+def _compute(step: Step, saved: SavedStep) -> tuple[str, bool]:
+    """Run the step; return what came of it in words, and whether the same came of it in the run."""
+    try:
+        loss = step.compute()
+    except NotFiniteError as error:
+        return str(error), str(error) == saved.problem
+    if "loss" not in saved.numbers:
+        return f"the loss is {loss}", False
+    return f"the loss is {loss}", repr(loss) == repr(saved.numbers["loss"])
+
+
+def _load_weights(roles: Sequence[Role], weights: Mapping[str, Tensor]) -> None:
+    for role in roles:
+        role.load_state_dict(dict(weights))
+
+
+def _print_not_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Print the names of the tensors with values that are not finite, if there are any."""
+    names = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if names:
+        shown = ", ".join(
+            f"{name} ({int((~tensors[name].isfinite()).sum())} of {tensors[name].numel()} values)" for name in names[:MAX_NAMES]
+        )
+        print(f"not finite: {len(names)} of {len(tensors)} {what}: {shown}{', ...' if len(names) > MAX_NAMES else ''}")
+
+
+# ---- stages --------------------------------------------------------------------------------------
+
+
+def _sft_step(saved: SavedStep, config: SFTConfig, vlm: VLM, accelerator: Accelerator) -> Step:
+    role = add_sft_role(config, vlm)
+    batch = build_sft_batch(vlm, saved.rows, config.max_length, config.train_on)  # type: ignore[arg-type]
+    num_tokens = torch.tensor(saved.numbers.get("num_tokens", 1.0), device=vlm.device)
+
+    def compute() -> float:
+        return sft_gradients(accelerator, _optimizer([role]), role, batch, num_tokens)
+
+    return Step([role], compute)
+
+
+def _reward_step(saved: SavedStep, config: RewardConfig, vlm: VLM, accelerator: Accelerator) -> Step:
+    model, untrained = build_models(config, vlm)
+
+    def compute() -> float:
+        optimizer, batch_size = _optimizer([model.role]), int(saved.numbers.get("batch_size", 1))
+        return reward_gradients(config, accelerator, optimizer, model, untrained, saved.rows, batch_size)["loss"]  # type: ignore[arg-type]
+
+    return Step([model.role], compute)
+
+
+def _optimizer(roles: Sequence[Role]) -> torch.optim.Optimizer:
+    """Return an optimiser that only clears gradients."""
+    return torch.optim.SGD([parameter for role in roles for parameter in role.parameters()], lr=0.0)
+
+
+STAGES: dict[str, tuple[type, Callable[[SavedStep, Any, VLM, Accelerator], Step]]] = {
+    "sft": (SFTConfig, _sft_step),
+    "reward": (RewardConfig, _reward_step),
+}
+"""The configuration of each stage, and what prepares its step."""
