@@ -13,7 +13,7 @@ the full language model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from mmrlhf.config import DPOConfig
 from mmrlhf.datasets import Records, read_preferences
 from mmrlhf.facts import read_facts
+from mmrlhf.files.writing import writes
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.export import save_policy
 from mmrlhf.models.loading import load
@@ -54,6 +55,7 @@ MAX_FIRST_LOG_RATIO = {"float32": 1e-3, "bfloat16": 0.1, "nf4": 0.1}
 per token: they are the same model, in batches of other shapes."""
 
 
+@writes("output_dir")
 def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> Path:
     """Train on `preferences`, or on the configured dataset; return the adapter folder.
 
@@ -89,18 +91,19 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> P
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(rows), accelerator.num_processes), 0
     skipped_steps = SkippedSteps(run, "dpo", config, accelerator, [policy])
+    metrics: dict[str, float] = {}
     if resumed := run.resume():
         start_step, tensors, state = resumed
         policy.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
         skipped_steps.restore(start_step, state)
+        metrics = {name: value for name, value in state.get("last", {}).items() if value is not None}
     kept_logps: dict[int, list[float]] = {}
     if config.precompute_ref_log_probs:
         needed = sorted({i for step in range(num_steps) for i in batch_indices(step, batch_size, len(rows), config.seed)})
         kept_logps = precompute(run, accelerator, config, reference, rows, needed, build)
 
     # 3. Steps
-    metrics: dict[str, float] = {}
     with run.progress(num_steps, start_step, "dpo") as progress_bar:
         for step in range(start_step, num_steps):
             indices = batch_indices(step, batch_size, len(rows), config.seed)
@@ -131,17 +134,21 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> P
                 metrics |= {"num_tokens": counts.tokens, "grad_norm": grad_norm, "learning_rate": learning_rate}
             progress_bar.advance()
             run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
-            if (step + 1) % config.save_steps == 0 and step + 1 < num_steps:
-                state = skipped_steps.state()
+            if run.is_save_due(step + 1, is_last=step + 1 == num_steps):
+                state = skipped_steps.state() | {"last": _last_metrics(metrics)}
                 run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer)}, state)
 
     # 4. Save
     if accelerator.is_main_process:
         save_policy(adapters, "policy", adapter_dir)
-        last = {name: metrics.get(name) for name in ("loss", "rewards/accuracies", "rewards/margins")}
-        run.finish({"steps": num_steps, **last, **skipped_steps.metrics()})
+        run.finish({"steps": num_steps, **_last_metrics(metrics), **skipped_steps.metrics()})
     accelerator.wait_for_everyone()
     return adapter_dir
+
+
+def _last_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return the metrics of the last step that finished.json has."""
+    return {name: metrics.get(name) for name in ("loss", "rewards/accuracies", "rewards/margins")}
 
 
 def _check_config(config: DPOConfig) -> None:
