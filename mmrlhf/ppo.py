@@ -45,6 +45,7 @@ from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, policy_losses, ppo_metrics
 from mmrlhf.training.kl_controller import KLController
 from mmrlhf.training.memory import estimate_memory, peak_memory
+from mmrlhf.training.monitor import REWARD
 from mmrlhf.training.optim import (
     batch_indices,
     load_optimizer,
@@ -75,7 +76,7 @@ def ppo(
     """
     check_rewards(config, extra_reward_functions or ())
     check_settings(config)
-    evaluation = PolicyEvaluation(config, eval_function)
+    evaluation = PolicyEvaluation(config, eval_function, REWARD, ppo_metrics.possible_warnings(config))
     accelerator = Accelerator()
     check_minibatches(config, accelerator.num_processes)
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
@@ -106,11 +107,11 @@ def ppo(
     batch_size = config.per_device_train_batch_size * num_processes
     num_steps = total_steps(config, len(examples), num_processes)
     kl_controller = KLController.of(config, batch_size * config.num_generations)
-    recent_metrics: list[dict[str, float]] = []  # since the last logging step, for warnings
+    evaluation.plan(examples, num_steps)
     kl: float | None = None
     if resumed := run.resume():
         start_step, tensors, state = resumed
-        recent_metrics, kl = state.get("recent_metrics", []), state.get("kl")
+        kl = state.get("kl")
         roles.aggregation.load_state(state.get("rewards", {}))
         kl_controller.load_state(state.get("kl_controller", {}))
         for role in roles.trained:
@@ -167,8 +168,7 @@ def ppo(
                 "episode": float((step + 1) * batch_size * config.num_generations),
             }
             is_last = step + 1 == num_steps
-            if is_last or evaluation.is_due(step + 1):
-                metrics |= evaluation.evaluate(run, accelerator, policy, step + 1)
+            metrics |= evaluation.evaluate(run, accelerator, policy, step + 1)
             progress_bar.advance()
             if step == start_step:
                 run.print(
@@ -176,26 +176,27 @@ def ppo(
                     "(`mmrlhf plan ppo`, which leaves out the process itself)"
                 )
             kl = metrics["objective/kl"]
-            recent_metrics.append(metrics)
-            ppo_metrics.log_step(config, run, roles, batch, recent_metrics, step, is_last)
+            is_logging_step = is_last or (step + 1) % config.logging_steps == 0
+            ppo_metrics.log_step(config, run, roles, batch, metrics, step, is_logging_step)
+            stop = evaluation.monitor.after_step(run, accelerator, step + 1, metrics, is_logging_step)
 
             # 8. Save
-            if run.is_save_due(step + 1, is_last=is_last):
+            if run.is_save_due(step + 1, is_last=is_last) or stop:
                 role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
                 best_tensors, best_state = evaluation.checkpoint(run, policy)
-                hacking_metrics = ppo_metrics.select_hacking_metrics(recent_metrics)
                 state = {
-                    "recent_metrics": hacking_metrics,
                     "kl": kl,
                     "kl_controller": kl_controller.state(),
                     "rewards": roles.aggregation.state(),
                     **best_state,
                 }
                 run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer), **best_tensors}, state)
+                if stop and not is_last:
+                    raise InputError(stop)
 
     engine.close()
     if accelerator.is_main_process:
-        best = evaluation.finish(run, policy, num_steps, load_best=config.load_best_model_at_end)
+        best = evaluation.finish(run, policy, adapter_dir)
         save_policy(roles.adapters, "policy", adapter_dir)
         run.finish({"steps": num_steps, "kl": kl, **best})
     accelerator.wait_for_everyone()

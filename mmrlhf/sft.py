@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmrlhf.config import SFTConfig
 from mmrlhf.datasets import read_examples
+from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.facts import read_facts
 from mmrlhf.files.writing import writes
 from mmrlhf.models.adapters import Adapters, Role
@@ -42,11 +43,14 @@ from mmrlhf.training.skipped_steps import SkippedSteps
 
 
 @writes("output_dir")
-def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
+def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_function: EvalFunction | None = None) -> Path:
     """Train on `examples`, or on the configured dataset; return the checkpoint, `output_dir/model`.
 
-    Raises InputError if settings or data cannot be used.
+    `eval_function` is called at the steps of evaluations, beside `eval_benchmarks`. Raises
+    InputError if settings or data cannot be used.
     """
+    _check_config(config)
+    evaluation = PolicyEvaluation(config, eval_function)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     model_dir = run.path / "model"
@@ -61,13 +65,12 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
             require_answer=True,
         )
     run.claim_rows(examples)
+    evaluation.claim(run, examples)
     if run.is_finished:
         run.print_finished(model_dir)
         return model_dir
 
     # 1. Model and trained parameters
-    if config.tuning == "full" and config.dtype != "float32":
-        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
     check_adapter_setting(config.adapter_path, config.tuning)
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
     examples = _usable_examples(config, vlm, examples, run, kept)
@@ -78,11 +81,15 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
     skipped_steps = SkippedSteps(run, "sft", config, accelerator, [role])
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
+    evaluation.plan(examples, num_steps)
     if resumed := run.resume():
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
         skipped_steps.restore(start_step, state)
+        evaluation.restore(tensors, state)
+    elif measured := evaluation.evaluate(run, accelerator, role, 0):
+        run.log(0, measured)
 
     # 3. Steps
     with run.progress(num_steps, start_step, "sft") as progress_bar:
@@ -108,18 +115,26 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None) -> Path:
                     "learning_rate": optimizer.param_groups[0]["lr"],
                 }
             progress_bar.advance()
-            run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
-            if run.is_save_due(step + 1, is_last=step + 1 == num_steps):
-                run.save_checkpoint(step + 1, {**role.state_dict(), **optimizer_tensors(optimizer)}, skipped_steps.state())
+            metrics |= evaluation.evaluate(run, accelerator, role, step + 1)
+            is_last = step + 1 == num_steps
+            is_logging_step = is_last or (step + 1) % config.logging_steps == 0
+            run.log(step + 1, metrics, show=is_logging_step)
+            stop = evaluation.monitor.after_step(run, accelerator, step + 1, metrics, is_logging_step)
+            if run.is_save_due(step + 1, is_last=is_last) or stop:
+                best_tensors, state = evaluation.checkpoint(run, role)
+                tensors = {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}
+                run.save_checkpoint(step + 1, tensors, skipped_steps.state() | state)
+                if stop and not is_last:
+                    raise InputError(stop)
 
     # 4. Checkpoint of the complete model, written under a temporary name and renamed
     if accelerator.is_main_process:
-        adapters = role.adapters
+        adapters, best = role.adapters, evaluation.finish(run, role, model_dir)
         if config.tuning == "lora":
             adapters = _without_quantisation(adapters, run.path / "adapter") if config.dtype == "nf4" else adapters
             merge(adapters, "sft")
         save_model(adapters.vlm, model_dir)
-        run.finish({"steps": num_steps, **skipped_steps.metrics()})
+        run.finish({"steps": num_steps, **skipped_steps.metrics(), **best})
     accelerator.wait_for_everyone()
     return model_dir
 
@@ -136,6 +151,17 @@ def add_sft_role(config: SFTConfig, vlm: VLM) -> Role:
     vlm.model.base_model.get_decoder().requires_grad_(True)
     vlm.model.get_output_embeddings().requires_grad_(True)
     return Role(adapters, None)
+
+
+def _check_config(config: SFTConfig) -> None:
+    """Raise InputError for settings that contradict each other."""
+    if config.tuning == "full" and config.dtype != "float32":
+        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
+    if config.tuning == "full" and config.metric_for_best_model and not config.load_best_model_at_end:
+        raise InputError(
+            "metric_for_best_model keeps the best adapter beside the last one, and tuning full has none: add "
+            "load_best_model_at_end true"
+        )
 
 
 def _without_quantisation(adapters: Adapters, adapter_dir: Path) -> Adapters:

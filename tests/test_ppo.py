@@ -20,7 +20,7 @@ from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards import checkpoint
 from mmrlhf.rewards.checkpoint import load_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup
-from mmrlhf.training import advantages, ppo_metrics
+from mmrlhf.training import advantages, monitor
 from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config, reward_config
 
@@ -244,7 +244,7 @@ def test_ppo_resumes_exactly_after_kill(tiny_vlm_path, examples, reward_dir, tmp
 def test_ppo_warnings_after_a_kill_cover_the_same_steps(tiny_vlm_path, examples, tmp_path, monkeypatch):
     """Warnings at a logging step are about all steps since the last, those before the kill too."""
     warned = []
-    monkeypatch.setattr(ppo_metrics, "hacking_warnings", lambda means: warned.append(means) or [f"{len(warned[-1])} metrics"])
+    monkeypatch.setattr(monitor, "hacking_warnings", lambda means: warned.append(means) or {"any": f"{len(warned[-1])} metrics"})
 
     def config(name: str) -> PPOConfig:
         settings = {"reward_terms": "length=1", "logging_steps": 3, "max_steps": 4, "save_steps": 2}

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on the tiny model."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -101,3 +102,54 @@ def test_sft_says_which_row_the_template_refuses(tiny_vlm_path, examples, tmp_pa
     config = SFTConfig(model_name_or_path=str(model), dataset_name="x", output_dir=str(tmp_path / "out"), max_steps=1)
     with pytest.raises(InputError, match=r"refuses it \(no system turns\).*\(row 30\)"):
         sft(config, [*examples[:3], bad])
+
+
+def watched_config(model, folder, **settings):
+    defaults = {"max_steps": 4, "save_steps": 3, "eval_steps": 1, "learning_rate": 1e-3, "lora_r": 4, "response_length": 8}
+    defaults |= {"per_device_train_batch_size": 3, "num_sample_generations": 2, "output_dir": str(folder)}
+    return SFTConfig(model_name_or_path=model, dataset_name="x", **{**defaults, **settings})
+
+
+def scripted(values):
+    remaining = list(values)
+    return lambda vlm: {"my_f1": remaining.pop(0)}
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_sft_evaluates_and_writes_the_best_model(tiny_vlm_path, examples, tmp_path, tuning):
+    """The best is that after step 2; a benchmark and fixed prompts beside it change no weight."""
+    plain = watched_config(tiny_vlm_path, tmp_path / "plain", tuning=tuning, max_steps=2, eval_steps=None,
+                           num_sample_generations=0, lr_scheduler_type="constant")  # fmt: skip
+    until_2 = load_file(sft(plain, examples) / "model.safetensors")
+    settings = {"eval_benchmarks": "scenes", "eval_limit": 2, "metric_for_best_model": "my_f1", "load_best_model_at_end": True}
+    config = watched_config(tiny_vlm_path, tmp_path / "run", tuning=tuning, lr_scheduler_type="constant", **settings)
+    best = load_file(sft(config, examples, scripted((0.5, 0.7, 0.9, 0.9, 0.6))) / "model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in until_2.items())
+    finished = json.loads((tmp_path / "run/finished.json").read_text())
+    assert finished["best"]["step"] == finished["policy_step"] == 2 and not (tmp_path / "run/best").exists()
+    metrics = read_jsonl(tmp_path / "run/metrics.jsonl")
+    assert [row["step"] for row in metrics if "eval/scenes/coverage" in row and "eval/my_f1" in row] == [0, 1, 2, 3, 4]
+    samples = [row for row in read_jsonl(tmp_path / "run/samples.jsonl") if row["fixed"]]
+    assert len({row["id"] for row in samples}) == 2 and sorted({row["step"] for row in samples}) == [0, 1, 2, 3, 4]
+    assert all((tmp_path / "run" / row["images"][0]).is_file() for row in samples)  # scenes are in memory
+
+
+def test_sft_stops_at_a_warning_and_goes_on_without_it(tiny_vlm_path, examples, tmp_path):
+    """The held-out metric falls from the first evaluation on, while the loss falls too."""
+    settings = {"metric_for_best_model": "my_f1", "logging_steps": 1, "save_steps": 100, "max_steps": 6, "learning_rate": 3e-3}
+    config = watched_config(tiny_vlm_path, tmp_path / "run", stop_on_warning="proxy_divergence", **settings)
+    same_rows = [examples[0]] * 3
+    with pytest.raises(InputError, match="stopped after step 4 at the warning proxy_divergence"):
+        sft(config, same_rows, scripted((0.9, 0.8, 0.7, 0.6, 0.5)))
+    assert [row["name"] for row in read_jsonl(tmp_path / "run/warnings.jsonl")] == ["proxy_divergence"]
+    with pytest.raises(InputError, match="stopped after step 5"):  # another one, of the next evaluation
+        sft(config, same_rows, scripted((0.4, 0.3)))
+    sft(dataclasses.replace(config, stop_on_warning=None), same_rows, scripted((0.3,)))
+    whole = watched_config(tiny_vlm_path, tmp_path / "whole", **settings)
+    sft(whole, same_rows, scripted((0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)))
+    for name in ("warnings.jsonl", "samples.jsonl", "finished.json"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    refused = watched_config(tiny_vlm_path, tmp_path / "refused", stop_on_warning="yes_rate", eval_steps=None)
+    with pytest.raises(InputError, match="this stage samples none"):
+        sft(refused, same_rows)
+    assert not (tmp_path / "refused").exists()

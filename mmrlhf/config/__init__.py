@@ -34,7 +34,8 @@ from mmrlhf.config.ppo import PPOConfig
 from mmrlhf.config.rewards import RewardTermsConfig
 from mmrlhf.config.rft import RFTConfig
 from mmrlhf.config.scenes import ScenesConfig
-from mmrlhf.config.training import RewardConfig, SFTConfig, TrainConfig
+from mmrlhf.config.sft import SFTConfig
+from mmrlhf.config.training import RewardConfig, TrainConfig
 
 RewardedConfig = PPOConfig | RFTConfig
 """The configuration of a stage that samples answers and rewards them."""

@@ -1,13 +1,14 @@
-"""Settings of the evaluation of a policy along the way."""
+"""Settings of stages that train a policy: how it is evaluated along the way."""
 
 from __future__ import annotations
 
-from mmrlhf.config.base import Count, settings
+from mmrlhf.config.base import Count, NonNegativeInt, settings
+from mmrlhf.config.training import TrainConfig
 
 
 @settings
-class PolicyEvalConfig:
-    """Evaluation along the way, and the choice of the best policy."""
+class PolicyEvalConfig(TrainConfig):
+    """Training with evaluation along the way, and the choice of the best policy."""
 
     eval_benchmarks: str | None = None
     """Benchmarks to evaluate the policy on before the first step, every eval_steps and after the
@@ -28,4 +29,10 @@ class PolicyEvalConfig:
     greater_is_better: bool | None = None
     """Whether a higher metric_for_best_model is better; by default as is known of the metric."""
     load_best_model_at_end: bool = False
-    """Write the best policy into `policy`, not the last one."""
+    """Write the best policy at the end, not the last one."""
+    num_sample_generations: NonNegativeInt = 4
+    """Fixed prompts that are answered, greedily, about six times in a run, for samples.jsonl and
+    report.html: the first of the first benchmark, else rows of the data. ppo also prints this many
+    sampled answers at each logging step."""
+    response_length: Count = 128
+    """Maximum tokens of an answer."""

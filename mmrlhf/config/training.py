@@ -79,18 +79,13 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     allow_change: str | None = None
     """Settings, separated by commas, that may differ from those of the unfinished run in
     output_dir: it continues with the new ones, and changes.jsonl records them."""
-
-
-@settings
-class SFTConfig(TrainConfig):
-    """Fine-tune a model on `messages`, `prompt` + `completion`, or LLaVA conversations."""
-
-    tuning: Literal["lora", "full"] = "lora"
-    """`lora` trains an adapter and merges it at the end; `full` trains the language model. Both
-    write a complete model."""
-    train_on: Literal["all", "last"] = "all"
-    """Assistant turns of a conversation to learn: `all`, or the `last`, with the earlier ones as
-    context."""
+    stop_on_warning: str | None = None
+    """Warnings that stop the run after a checkpoint, separated by commas, or `any`:
+    proxy_divergence, entropy_collapse, length_reward_correlation, zero_claim_rate, refusal_rate,
+    vagueness, yes_rate."""
+    report_to: str | None = None
+    """Trackers that get every metric and the samples, separated by commas: tensorboard, wandb,
+    trackio. metrics.jsonl and report.html have them in any case."""
 
 
 @settings

@@ -1,4 +1,4 @@
-"""The benchmarks of `ppo --eval_benchmarks`, opened before the model is loaded. No torch.
+"""The benchmarks of `--eval_benchmarks` in training, opened before the model is loaded. No torch.
 
     eval_benchmarks: pope,scenes          names, or a suite (`evaluation.suites`) with options
     eval_data: pope=POPE,scenes=selection
@@ -13,18 +13,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
-from mmrlhf.config import EvalConfig, PPOConfig
+from mmrlhf.config import EvalConfig, PolicyEvalConfig, RewardTermsConfig
 from mmrlhf.config.base import SamplingConfig
 from mmrlhf.config_loader import load_config, suggestion
 from mmrlhf.evaluation.benchmark import Benchmark, Prediction, Task, first_valid, load_benchmark
+from mmrlhf.evaluation.diversity import FOLD_SIZE, MIN_MEAN_WORDS
 from mmrlhf.evaluation.predict import require_images, require_prompts
 from mmrlhf.evaluation.scoring import compute_metrics, open_task, score_predictions
 from mmrlhf.evaluation.suites import Suite, data_path, make_suite, read_suite, split_options
-from mmrlhf.metrics.intervals import Interval
+from mmrlhf.files.inputs import content_digest
+from mmrlhf.metrics.diversity import distinct_n
+from mmrlhf.metrics.intervals import Z_95, Interval
 from mmrlhf.records import InputError
 from mmrlhf.report.differences import better_direction
+from mmrlhf.text.answer_parsing import leading_yes_no
 
 DEFAULT_EVAL_STEPS = 20
 SUITE_SETTINGS = ("data", "image_folder", "limit", "seed", "batch_size", *SamplingConfig.__dataclass_fields__)
@@ -59,13 +64,41 @@ class PolicyBenchmark:
         rows = score_predictions(self.benchmark, self.task, predictions)
         metrics, _ = compute_metrics(self.benchmark, self.task, rows)
         main = {"headline": self.headline, "direction": self.benchmark.direction}
-        return {"benchmark": self.name, "n": len(first_valid(rows)), **main, "metrics": flat_metrics(metrics)}
+        # A benchmark's own figure of the same name comes first.
+        flat = {**answer_metrics(list(answers.values())), **flat_metrics(metrics)}
+        return {"benchmark": self.name, "n": len(first_valid(rows)), **main, "metrics": flat}
 
     @property
     def headline(self) -> str:
         """The main metric's name, as in `metric_names`."""
         headline = self.benchmark.headline
         return next((name for name in self.metric_names if name.split("/")[-1] == headline), headline)
+
+
+def answer_metrics(answers: Sequence[Sequence[str]]) -> dict[str, Interval | None]:
+    """Return metrics of the answers to each of several prompts that need no truth.
+
+    They are the length in words, the share of yes among answers that begin with yes or no (None if
+    most do not), and distinct bigrams (None if answers are too short), of first answers only.
+    """
+    texts = [str(texts[0]) for texts in answers]
+    said = [word for text in texts if (word := leading_yes_no(text))]
+    lengths = [len(text.split()) for text in texts]
+    metrics: dict[str, Interval | None] = dict.fromkeys(("mean_length", "yes_rate", "distinct_2"))
+    metrics["mean_length"] = mean_interval(lengths)
+    if 2 * len(said) > len(texts):
+        metrics["yes_rate"] = mean_interval([word == "yes" for word in said])
+    if fmean(lengths) >= MIN_MEAN_WORDS:
+        folds = [texts[start : start + FOLD_SIZE] for start in range(0, len(texts) - FOLD_SIZE + 1, FOLD_SIZE)] or [texts]
+        metrics["distinct_2"] = mean_interval([distinct_n(fold, 2) for fold in folds])
+    return metrics
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of some values with its normal 95% interval; without width for one value."""
+    mean = fmean(values)
+    half_width = Z_95 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return {"value": mean, "low": mean - half_width, "high": mean + half_width}
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Interval | None]:
@@ -92,7 +125,7 @@ def _leaves(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 # ---- opening them --------------------------------------------------------------------------------
 
 
-def open_benchmarks(config: PPOConfig) -> list[PolicyBenchmark]:
+def open_benchmarks(config: PolicyEvalConfig) -> list[PolicyBenchmark]:
     """Open the benchmarks of a run, whose names, data and examples are checked.
 
     Raises InputError if one does not exist, cannot be asked along the way, or lacks its data.
@@ -112,7 +145,7 @@ def open_benchmarks(config: PPOConfig) -> list[PolicyBenchmark]:
         try:
             opened.append(_open(config, suite, benchmark, name, suite_settings))
         except InputError as error:
-            # In ppo, --data is the dataset.
+            # In training, --data is the dataset.
             message = re.sub(r"--(data|image_folder)\b", r"--eval_\1", str(error))
             raise InputError(f"eval_benchmarks: {message}" if name in message else f"eval_benchmarks {name}: {message}") from None
     return opened
@@ -128,18 +161,19 @@ def _read_suite(value: str) -> Suite:
     for settings in (suite.common, *suite.benchmarks.values()):
         known, _ = split_options(settings)
         if other := next((name for name in known if name not in SUITE_SETTINGS), None):
-            raise InputError(f"{value}: ppo evaluates its own policy, without {other}: leave it out")
+            raise InputError(f"{value}: training evaluates its own policy, without {other}: leave it out")
     if suite.models:
-        raise InputError(f"{value}: ppo evaluates its own policy: leave `models` out")
+        raise InputError(f"{value}: training evaluates its own policy: leave `models` out")
     return suite
 
 
-def _refuse_unusable(config: PPOConfig, benchmark: Benchmark, name: str) -> None:
+def _refuse_unusable(config: PolicyEvalConfig, benchmark: Benchmark, name: str) -> None:
     """Refuse benchmarks that ask a judge or a reward model, and one in a file of the reward."""
     if benchmark.uses_judge or benchmark.has_pairs:
         asked = "asks a judge" if benchmark.uses_judge else "compares given answers"
         raise InputError(f"eval_benchmarks {name} {asked}: measure it after the run, with `mmrlhf eval {name}`")
-    for file in re.findall(r"([^\s,=@]+\.py):", config.reward_terms):
+    reward_terms = config.reward_terms if isinstance(config, RewardTermsConfig) else ""
+    for file in re.findall(r"([^\s,=@]+\.py):", reward_terms):
         module_file = str(benchmark.module.__file__)
         if Path(file).is_file() and Path(file).samefile(module_file):
             raise InputError(
@@ -147,7 +181,9 @@ def _refuse_unusable(config: PPOConfig, benchmark: Benchmark, name: str) -> None
             )
 
 
-def _open(config: PPOConfig, suite: Suite, benchmark: Benchmark, name: str, suite_settings: Mapping[str, Any]) -> PolicyBenchmark:
+def _open(
+    config: PolicyEvalConfig, suite: Suite, benchmark: Benchmark, name: str, suite_settings: Mapping[str, Any]
+) -> PolicyBenchmark:
     flags = {"limit": config.eval_limit, "image_folder": config.eval_image_folder, "data": _data_of(config, suite, name)}
     values = {
         "data": benchmark.selection_data,
@@ -160,6 +196,7 @@ def _open(config: PPOConfig, suite: Suite, benchmark: Benchmark, name: str, suit
     settings, options = split_options({key: value for key, value in values.items() if value is not None})
     eval_config = load_config(EvalConfig, None, settings)
     task, hashes = open_task(benchmark, eval_config, options)
+    _refuse_training_data(config, hashes)
     examples = list(task.examples.values())
     if not examples:
         raise InputError("there are no examples: correct --data")
@@ -171,7 +208,7 @@ def _open(config: PPOConfig, suite: Suite, benchmark: Benchmark, name: str, suit
     return PolicyBenchmark(name, benchmark, task, eval_config, hashes, names)
 
 
-def _data_of(config: PPOConfig, suite: Suite, name: str) -> str | None:
+def _data_of(config: PolicyEvalConfig, suite: Suite, name: str) -> str | None:
     """Return a benchmark's data in `eval_data`, None if it has none there.
 
     A split at commas before `NAME=` keeps lists of splits whole.
@@ -188,10 +225,17 @@ def _data_of(config: PPOConfig, suite: Suite, name: str) -> str | None:
     return data_path(values, name, len(names))
 
 
+def _refuse_training_data(config: PolicyEvalConfig, hashes: Mapping[str, str]) -> None:
+    """Raise InputError if a file of the data is the dataset that is trained on."""
+    dataset = Path(config.dataset_name)
+    if dataset.is_file() and content_digest(str(dataset)) in hashes.values():
+        raise InputError(f"its data is {dataset}, which is trained on: give other rows, which are in no other set either")
+
+
 # ---- the metric that chooses ---------------------------------------------------------------------
 
 
-def check_eval_settings(config: PPOConfig, has_function: bool) -> None:
+def check_eval_settings(config: PolicyEvalConfig, has_function: bool) -> None:
     """Raise InputError for settings of evaluations that lack what they are about."""
     if config.eval_benchmarks is None:
         about_data = ("eval_data", "eval_image_folder", "eval_limit")
@@ -207,7 +251,7 @@ def check_eval_settings(config: PPOConfig, has_function: bool) -> None:
             raise InputError("greater_is_better is about metric_for_best_model, which is not given: add it, or leave both out")
 
 
-def best_metric(config: PPOConfig, benchmarks: Sequence[PolicyBenchmark], has_function: bool) -> tuple[str, bool] | None:
+def best_metric(config: PolicyEvalConfig, benchmarks: Sequence[PolicyBenchmark], has_function: bool) -> tuple[str, bool] | None:
     """Return the name of metric_for_best_model and whether more of it is better; None without one.
 
     The metrics of a caller's function are not known before it is called.

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mmrlhf.config import PPOConfig
+from mmrlhf.config import PolicyEvalConfig
 from mmrlhf.engine.rollout import generate_batches
-from mmrlhf.engine.sampling import make_sampling_params
+from mmrlhf.engine.sampling import SamplingParams, make_sampling_params
 from mmrlhf.evaluation.policy_benchmarks import (
     DEFAULT_EVAL_STEPS,
-    PolicyBenchmark,
     best_metric,
     check_eval_settings,
     open_benchmarks,
@@ -29,6 +29,7 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, ImageSource, InputError
 from mmrlhf.report.progress import format_number
 from mmrlhf.training.best_model import BestModel
+from mmrlhf.training.monitor import DIVERGENCE, LOSS, HeldOut, Monitor, Proxy, parse_stop_on_warning
 from mmrlhf.training.run import Run
 
 EvalFunction = Callable[[VLM], Mapping[str, float]]
@@ -36,17 +37,39 @@ EvalFunction = Callable[[VLM], Mapping[str, float]]
 and metric_for_best_model may name it."""
 
 
-class PolicyEvaluation:
-    """What a run measures its policy with, and its best policy so far."""
+NUM_SAMPLED_STEPS = 5
+"""Times after the first that the fixed prompts are answered in a run."""
+SAMPLE_BATCH_SIZE = 8
 
-    def __init__(self, config: PPOConfig, function: EvalFunction | None) -> None:
-        """Open the benchmarks of the configuration. Raises InputError if its settings are wrong."""
+
+class PolicyEvaluation:
+    """What a run measures its policy with, its best policy so far, and the warnings it may raise.
+
+    Call `claim`, then `plan`, then `restore` in a resumed run, then `evaluate` at step 0 of a new
+    one and, with `monitor.after_step`, after each step.
+    """
+
+    def __init__(
+        self,
+        config: PolicyEvalConfig,
+        function: EvalFunction | None = None,
+        proxy: Proxy = LOSS,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Open the benchmarks of the configuration. Raises InputError if its settings are wrong.
+
+        `proxy` is what the stage optimises, and `warnings` are those that it may raise besides
+        `proxy_divergence`.
+        """
         check_eval_settings(config, function is not None)
-        self.function = function
+        self.config, self.function = config, function
         self.benchmarks = open_benchmarks(config)
-        self.every = config.eval_steps or DEFAULT_EVAL_STEPS
         chosen = best_metric(config, self.benchmarks, function is not None)
         self.best = BestModel(*chosen) if chosen else None
+        divergence = (DIVERGENCE,) if self.benchmarks or self.best else ()  # it needs a held-out metric
+        self.monitor = Monitor(proxy, parse_stop_on_warning(config.stop_on_warning, (*divergence, *warnings)))
+        self.num_steps = self.samples_every = 0
+        self.sampled: Sequence[Example] = ()
 
     def claim(self, run: Run, examples: Iterable[Example]) -> None:
         """Record in the run what is evaluated on, or compare it; note images that are trained on.
@@ -68,24 +91,46 @@ class PolicyEvaluation:
         for item in self.benchmarks:
             images = {_image_name(image) for example in item.task.examples.values() for image in example.images}
             if shared := len(images & trained_on):
-                run.print(f"note: {shared} of {len(images)} images of {item.name} are in the prompts too: it is not held out")
+                run.print(
+                    f"note: {shared} of {len(images)} images of {item.name} are in the training data too: it is not held out"
+                )
 
-    def is_due(self, step: int) -> bool:
-        """Return whether the policy is evaluated after this step, apart from the first and last."""
-        return step % self.every == 0
+    def plan(self, examples: Sequence[Example], num_steps: int) -> None:
+        """Set the steps to evaluate after, and the fixed prompts: the data's if nothing else is
+        asked."""
+        self.num_steps, self.samples_every = num_steps, max(1, -(-num_steps // NUM_SAMPLED_STEPS))
+        count = min(self.config.num_sample_generations, len(examples))
+        if not self.benchmarks:
+            self.sampled = [examples[i * len(examples) // count] for i in range(count)]
 
     def evaluate(self, run: Run, accelerator: Accelerator, policy: Role, step: int) -> dict[str, float]:
         """Return metrics of the policy after `step` steps as `eval/NAME`, {} on other processes.
 
-        Log them with intervals, print the main ones, and keep the policy if it is the best so far.
+        {} where no evaluation is due: it is before the first step, every `eval_steps`, and after
+        the last. Log the metrics with their intervals, print the main ones, keep the policy if it
+        is the best so far; and log answers to the fixed prompts when these are due.
         """
+        is_end = step in (0, self.num_steps)
+        if self.sampled and (is_end or step % self.samples_every == 0):
+            with policy.active():
+                params = SamplingParams(self.config.response_length, temperature=0.0)
+                answers = _answer(policy.vlm, self.sampled, params, SAMPLE_BATCH_SIZE, 1, accelerator)
+            if accelerator.is_main_process:
+                _log_fixed(run, step, self.sampled, answers)
+        measures = bool(self.benchmarks) or self.function is not None
+        if not measures or not (is_end or step % (self.config.eval_steps or DEFAULT_EVAL_STEPS) == 0):
+            return {}
         metrics: dict[str, float] = {}
         rows = []
         with policy.active():
-            for item in self.benchmarks:
-                answers = _answer(policy.vlm, item, accelerator)
+            for number, item in enumerate(self.benchmarks):
+                examples = list(item.task.examples.values())
+                settings = item.config.batch_size, item.config.num_generations
+                answers = _answer(policy.vlm, examples, make_sampling_params(item.config), *settings, accelerator)
                 if accelerator.is_main_process:
                     rows.append(item.score(answers))
+                    if number == 0:
+                        _log_fixed(run, step, examples[: self.config.num_sample_generations], answers)
             if self.function is not None and accelerator.is_main_process:
                 metrics |= self.function(policy.vlm)
         if not accelerator.is_main_process:
@@ -95,7 +140,22 @@ class PolicyEvaluation:
             metrics |= {f"{row['benchmark']}/{name}": value for name, value in defined.items()}
         run.log_evaluations(step, rows)
         self._choose(run, step, metrics, policy)
+        self.monitor.add_evaluation(step, self._held_out(rows, metrics))
         return {f"eval/{name}": value for name, value in metrics.items()}
+
+    def _held_out(self, rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) -> dict[str, HeldOut]:
+        """Return the benchmarks' main metrics and the one that chooses, for warnings."""
+        held_out = {}
+        for row in rows:
+            if leaf := row["metrics"].get(row["headline"]):
+                higher = row["direction"] == "higher"
+                held_out[f"{row['benchmark']}/{row['headline']}"] = HeldOut(leaf["value"], leaf["low"], leaf["high"], higher)
+        if self.best is not None and (name := self.best.metric) in metrics:
+            benchmark, _, metric = name.partition("/")
+            leaves = (row["metrics"][metric] for row in rows if row["benchmark"] == benchmark and metric in row["metrics"])
+            leaf = next(leaves, None) or {"low": None, "high": None}
+            held_out[name] = HeldOut(float(metrics[name]), leaf["low"], leaf["high"], self.best.greater_is_better)
+        return held_out
 
     def _choose(self, run: Run, step: int, metrics: Mapping[str, float], policy: Role) -> None:
         """Keep the policy if it is the best so far, and print the main metrics."""
@@ -122,46 +182,64 @@ class PolicyEvaluation:
 
     def checkpoint(self, run: Run, policy: Role) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what a checkpoint needs to continue, and update the run's folder `best`."""
-        if self.best is None or not run.main_process:
+        if not run.main_process:
             return {}, {}
-        self.best.save(policy, run.path / "best")
-        return self.best.checkpoint()
+        state = {"monitor": self.monitor.state()}
+        if self.best is None:
+            return {}, state
+        if policy.adapter is not None:
+            self.best.save(policy, run.path / "best")
+        best_tensors, best_state = self.best.checkpoint()
+        return best_tensors, state | best_state
 
-    def finish(self, run: Run, policy: Role, last_step: int, load_best: bool) -> dict[str, Any]:
+    def finish(self, run: Run, policy: Role, result: Path) -> dict[str, Any]:
         """Return what finished.json says of the best policy, and put it into the folder `best`.
 
-        With `load_best`, load it into `policy` instead.
+        With `load_best_model_at_end`, load it into `policy` instead, which is written to `result`.
         """
         if self.best is None:
             return {}
         if self.best.step is None:
             run.print(f"note: {self.best.metric} was undefined at every evaluation: there is no best policy")
-            return {"policy_step": last_step}
-        run.print(self.best.describe(last_step, run.path / ("policy" if load_best else "best")))
-        if load_best:
+            return {"policy_step": self.num_steps}
+        is_loaded = self.config.load_best_model_at_end
+        run.print(self.best.describe(self.num_steps, result if is_loaded else run.path / "best"))
+        if is_loaded:
             policy.load_state_dict(self.best.tensors)
             self.best.discard(run.path / "best")
             return {"best": self.best.result(), "policy_step": self.best.step}
         self.best.save(policy, run.path / "best")
-        return {"best": self.best.result(), "policy_step": last_step}
+        return {"best": self.best.result(), "policy_step": self.num_steps}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint."""
+        self.monitor.load_state(state.get("monitor", {}))
         if self.best is not None:
             self.best.restore(tensors, state)
 
 
-def _answer(vlm: VLM, item: PolicyBenchmark, accelerator: Accelerator) -> dict[str, list[str]]:
-    """Return the answers to a benchmark's examples by id, from all processes."""
-    examples: Sequence[Example] = list(item.task.examples.values())[accelerator.process_index :: accelerator.num_processes]
-    answers = generate_batches(
-        vlm,
-        examples,
-        make_sampling_params(item.config),
-        batch_size=item.config.batch_size,
-        num_generations=item.config.num_generations,
-    )
+def _answer(
+    vlm: VLM,
+    examples: Sequence[Example],
+    params: SamplingParams,
+    batch_size: int,
+    num_generations: int,
+    accelerator: Accelerator,
+) -> dict[str, list[str]]:
+    """Return the answers to some examples by id, from all processes."""
+    local: Sequence[Example] = examples[accelerator.process_index :: accelerator.num_processes]
+    answers = generate_batches(vlm, local, params, batch_size=batch_size, num_generations=num_generations)
     return dict(gather_object([(example.id, texts) for example, texts in answers]))
+
+
+def _log_fixed(run: Run, step: int, examples: Sequence[Example], answers: Mapping[str, list[str]]) -> None:
+    """Log the answers to the fixed prompts, which are the same at every step."""
+    rows = []
+    for example in examples:
+        row = {"id": example.id, "prompt": example.prompt[-1].content, "answer": answers[example.id][0], "fixed": True}
+        reference = {"reference": example.answer} if example.answer else {}
+        rows.append(row | reference | {"images": [run.image_file(image) for image in example.images]})
+    run.log_samples(step, rows, show=False)
 
 
 def _image_name(image: ImageSource) -> str:

@@ -14,13 +14,17 @@ SIZE = 320
 
 def thumbnail_url(source: ImageSource | None) -> str:
     """Return an image as a small data URL, or "" if there is none or it cannot be opened."""
-    if source is None:
-        return ""
+    content = thumbnail(source) if source is not None else b""
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}" if content else ""
+
+
+def thumbnail(source: ImageSource) -> bytes:
+    """Return an image as a small JPEG, or b"" if it cannot be opened."""
     try:
         image = open_image(source)
     except InputError:
-        return ""
+        return b""
     image.thumbnail((SIZE, SIZE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()

@@ -18,6 +18,18 @@ REFUSAL_PATTERN = re.compile(
     r"(?:see|help|answer|describe|tell|determine|know|provide|assist|have)|as an ai\b|unfortunately\b|it is not possible to)"
 )
 """Matches the beginning of a lower-cased refusal."""
+MAX_REFUSAL_RATE = 0.2
+"""Share of answers that refuse, above which `refusal_rate` is raised."""
+MAX_ZERO_CLAIM_RATE = 0.5
+"""Share of answers without a claim, above which `zero_claim_rate` is raised."""
+MAX_VAGUENESS = 0.3
+"""Share of hedged claims, above which `vagueness` is raised."""
+MAX_YES_RATE = 0.9
+"""Share of yes, or of no, among answers that begin with either, that raises `yes_rate`."""
+MIN_YES_NO_SHARE = 0.05
+"""Share of answers that begin with yes or no; with fewer, their ratio says little."""
+MAX_LENGTH_REWARD_CORRELATION = 0.8
+"""Correlation, of either sign, above which `length_reward_correlation` is raised."""
 
 
 def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], num_generations: int) -> dict[str, float]:
@@ -43,30 +55,38 @@ def hacking_metrics(samples: Sequence[Sample], total_rewards: Sequence[float], n
     }
 
 
-def hacking_warnings(means: Mapping[str, float]) -> list[str]:
-    """Return a warning for each hacking metric out of bounds, given its mean over some steps."""
-    messages = []
-    refusal_rate = means["hacking/refusal_rate"]
-    if refusal_rate > 0.2:
-        messages.append(f"{refusal_rate:.0%} of answers refuse: does the reward pay for saying nothing?")
+def hacking_warnings(means: Mapping[str, float]) -> dict[str, str]:
+    """Return a sentence for each hacking metric out of bounds, by the warning's name.
+
+    `means` are the metrics' means over some steps; those that a run does not measure may be
+    missing.
+    """
+    warnings = {}
+    refusal_rate = means.get("hacking/refusal_rate", 0.0)
+    if refusal_rate > MAX_REFUSAL_RATE:
+        warnings["refusal_rate"] = f"{refusal_rate:.0%} of answers refuse: does the reward pay for saying nothing?"
     zero_claim_rate = means.get("hacking/zero_claim_rate", 0.0)
-    if zero_claim_rate > 0.5:
-        messages.append(f"{zero_claim_rate:.0%} of answers claim nothing about their image: does the reward pay for silence?")
+    if zero_claim_rate > MAX_ZERO_CLAIM_RATE:
+        warnings["zero_claim_rate"] = (
+            f"{zero_claim_rate:.0%} of answers claim nothing about their image: does the reward pay for silence?"
+        )
     hedged_share = means.get("hacking/vagueness", 0.0)
-    if hedged_share > 0.3:
-        messages.append(f"{hedged_share:.0%} of claims are hedged: does the reward pay for vagueness?")
-    yes_share, no_share = means["hacking/says_yes"], means["hacking/says_no"]
-    if yes_share + no_share > 0.05:  # with fewer yes/no answers their ratio says little
+    if hedged_share > MAX_VAGUENESS:
+        warnings["vagueness"] = f"{hedged_share:.0%} of claims are hedged: does the reward pay for vagueness?"
+    yes_share, no_share = means.get("hacking/says_yes", 0.0), means.get("hacking/says_no", 0.0)
+    if yes_share + no_share > MIN_YES_NO_SHARE:
         yes_rate = yes_share / (yes_share + no_share)
-        if not 0.1 <= yes_rate <= 0.9:
-            messages.append(f"{yes_rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?")
-    correlation = means["hacking/length_reward_correlation"]
-    if abs(correlation) > 0.8:
+        if not 1 - MAX_YES_RATE <= yes_rate <= MAX_YES_RATE:
+            warnings["yes_rate"] = (
+                f"{yes_rate:.0%} of answers that begin with yes or no say yes: does the reward pay for one of them?"
+            )
+    correlation = means.get("hacking/length_reward_correlation", 0.0)
+    if abs(correlation) > MAX_LENGTH_REWARD_CORRELATION:
         payment = "length" if correlation > 0 else "brevity"
-        messages.append(
+        warnings["length_reward_correlation"] = (
             f"length and reward have a correlation of {correlation:+.2f} within a prompt's answers: does the reward pay for {payment}?"
         )
-    return messages
+    return warnings
 
 
 def claim_hacking_metrics(answer_claims: Sequence[AnswerClaims]) -> dict[str, float]:

@@ -15,12 +15,13 @@ from torch import Tensor
 from mmrlhf.config import PPOConfig
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.vlm import VLM
-from mmrlhf.rewards.claim_rewards import ClaimScorer
+from mmrlhf.rewards.claim_rewards import ClaimScorer, claim_reward_verifiers
 from mmrlhf.rewards.ledger import ledger_rows
-from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, hacking_warnings, verdict_rates
+from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
 from mmrlhf.rewards.types import Sample
 from mmrlhf.training import critic_metrics, losses, policy_losses
 from mmrlhf.training.memory import peak_memory
+from mmrlhf.training.monitor import CLAIM_WARNINGS, ROLLOUT_WARNINGS
 from mmrlhf.training.ppo_batch import PPOBatch
 from mmrlhf.training.ppo_roles import PPORoles
 from mmrlhf.training.run import Run
@@ -107,19 +108,17 @@ def sum_over_processes(sums: Mapping[str, float]) -> dict[str, float]:
     return dict(totals)
 
 
-def select_hacking_metrics(steps: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Return each step's `hacking/...`, which the next warnings are about."""
-    return [{k: float(v) for k, v in step.items() if k.startswith("hacking/")} for step in steps]
+def possible_warnings(config: PPOConfig) -> tuple[str, ...]:
+    """Return the warnings that a run can raise by its own answers."""
+    has_claims = config.monitor_verifiers is not None or bool(claim_reward_verifiers(config.reward_terms))
+    return tuple(name for name in ROLLOUT_WARNINGS if has_claims or name not in CLAIM_WARNINGS)
 
 
-def mean_hacking_metrics(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the means of `hacking/...` over some steps, for warnings."""
-    selected = select_hacking_metrics(steps)
-    return {k: fmean(step[k] for step in selected) for k in selected[-1]}
-
-
-def sample_rows(samples: Sequence[Sample], scores: Sequence[float], num_rows: int) -> list[dict[str, Any]]:
-    """Return evenly spaced answers of a step with their scores, to print and to log."""
+def sample_rows(
+    run: Run, samples: Sequence[Sample], scores: Sequence[float], ledger: Sequence[Mapping[str, Any]], num_rows: int
+) -> list[dict[str, Any]]:
+    """Return evenly spaced answers of a step, to print and to log: scores, values of reward
+    functions, and verified claims, as `ledger` has them."""
     indices = list(range(0, len(samples), max(1, len(samples) // num_rows)))[:num_rows]
     return [
         {
@@ -127,7 +126,8 @@ def sample_rows(samples: Sequence[Sample], scores: Sequence[float], num_rows: in
             "id": samples[i].id,
             "answer": samples[i].answer,
             "score": round(scores[i], 3),
-            "images": [image.path for image in samples[i].images if image.path is not None],
+            **{name: ledger[i][name] for name in ("terms", "claims") if name in ledger[i]},
+            "images": [run.image_file(image) for image in samples[i].images],
         }
         for i in indices
     ]
@@ -148,25 +148,20 @@ def log_step(
     run: Run,
     roles: PPORoles,
     batch: PPOBatch,
-    recent_metrics: list[dict[str, float]],
+    metrics: Mapping[str, float],
     step: int,
-    is_last: bool,
+    is_logging_step: bool,
 ) -> None:
-    """Write metrics and ledger and, at logging steps, samples and reward-hacking warnings."""
-    run.log(step + 1, recent_metrics[-1])
+    """Write metrics and ledger and, at logging steps, print the main metrics and samples."""
+    run.log(step + 1, metrics)
     claim_rows = roles.claim_scorer.ledger_rows(batch.samples) if roles.claim_scorer is not None else None
-    answer_rewards = batch.rewards_NT.sum(1).tolist()
-    run.log_ledger(step + 1, gather_object(ledger_rows(batch.samples, batch.breakdowns, answer_rewards, claim_rows)))
+    rows = ledger_rows(batch.samples, batch.breakdowns, batch.rewards_NT.sum(1).tolist(), claim_rows)
+    run.log_ledger(step + 1, gather_object(rows))
     if step == 0 and config.length_bounds == "auto":
-        lower, upper = (f"{recent_metrics[-1][f'length_bounds/{name}']:.0f}" for name in ("lower", "upper"))
+        lower, upper = (f"{metrics[f'length_bounds/{name}']:.0f}" for name in ("lower", "upper"))
         run.print(f"length bounds: {lower} to {upper} tokens, the 2% and 98% quantiles of the reference's answers in this step")
-    is_logging_step = (step + 1) % config.logging_steps == 0
-    if is_logging_step or is_last:
-        run.print_row(step + 1, {title: recent_metrics[-1].get(key) for title, key in PRINTED_METRICS.items()})
-    if is_logging_step or is_last:
-        for warning in hacking_warnings(mean_hacking_metrics(recent_metrics)):
-            run.warn(step + 1, warning)
-        recent_metrics.clear()
-    if is_logging_step and config.num_sample_generations:
-        rows = sample_rows(batch.samples, batch.scores, config.num_sample_generations)
-        run.log_samples(step + 1, rows)
+    if not is_logging_step:
+        return
+    run.print_row(step + 1, {title: metrics.get(key) for title, key in PRINTED_METRICS.items()})
+    if config.num_sample_generations:
+        run.log_samples(step + 1, sample_rows(run, batch.samples, batch.scores, rows, config.num_sample_generations))

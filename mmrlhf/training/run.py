@@ -35,7 +35,6 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.console import Console
-from rich.panel import Panel
 from rich.text import Text
 from safetensors import SafetensorError
 from torch import Tensor
@@ -46,18 +45,15 @@ from mmrlhf.files.atomic import fsync, refuse_unwritable, write_atomic
 from mmrlhf.files.inputs import rows_digest
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
 from mmrlhf.files.writing import full_disk_message, is_disk_full
-from mmrlhf.records import Example, InputError, Preference
-from mmrlhf.report.progress import ProgressBar, format_number, format_numbers, progress
-from mmrlhf.text.printable import printable
+from mmrlhf.records import Example, ImageSource, InputError, Preference
+from mmrlhf.report.progress import ProgressBar, progress
+from mmrlhf.report.step_lines import StepTable, metrics_line, sample_lines
+from mmrlhf.report.thumbnails import thumbnail
 from mmrlhf.training import checkpoint_files
 from mmrlhf.training.run_inputs import RunInputs
 
 LOG_FILES = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl", "eval.jsonl")
 """Files that have rows by step."""
-ROWS_PER_HEADER = 20
-"""Rows of the table of metrics after which its header is printed again."""
-MAX_PRINTED_CHARACTERS = 300
-"""Characters of a sample's text that are printed; samples.jsonl has the full text."""
 
 
 class Run:
@@ -78,10 +74,10 @@ class Run:
         self._config = config
         self._num_processes = num_processes
         self._started = False
-        self._table_columns: list[str] = []
-        self._num_table_rows = 0
+        self._table = StepTable(self.console)
         self._pending_lines: list[tuple[str, str]] = []  # (file name, lines) of step 0
-        self._pending_files: list[tuple[str, str]] = []  # (file name, content)
+        self._pending_files: list[tuple[str, str | bytes]] = []  # (file name, content)
+        self._image_files: set[str] = set()
         self._stopping, self._is_last_step = 0, False  # the signal that this step is saved for
         if main_process:
             refuse_unwritable(self.path, "output_dir")
@@ -112,7 +108,17 @@ class Run:
         for name, lines in self._pending_lines:
             self._append_lines(name, lines)
 
-    def add_file(self, name: str, content: str) -> None:
+    def image_file(self, image: ImageSource) -> str:
+        """Return the path of an image for pages; one in memory gets a file in the run's folder."""
+        if image.path is not None:
+            return image.path
+        name = f"images/{image.key[:16]}.jpg"
+        if name not in self._image_files and (content := thumbnail(image)):
+            self.add_file(name, content)
+        self._image_files.add(name)
+        return name
+
+    def add_file(self, name: str, content: str | bytes) -> None:
         """Write a file, which waits until the first step is done, as rows of step 0 do."""
         if self._started and self.main_process:
             write_atomic(self.path / name, content)
@@ -273,45 +279,20 @@ class Run:
         metrics = to_jsonable(metrics)
         self._append_rows("metrics.jsonl", step, [{"step": step, "time": round(time.time(), 3), **metrics}])
         if show:
-            line = Text.assemble((f"step {step}", "bold"))
-            for name, value in metrics.items():
-                entry = f"  {name} {format_number(value)}"
-                if len(line) + len(entry) > max(self.console.width, 80):
-                    break
-                line.append(f"  {name} ", "dim").append(format_number(value))
-            self.console.print(line, soft_wrap=True)
+            self.console.print(metrics_line(step, metrics, self.console.width), soft_wrap=True)
 
     def print_row(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Print a row of a table of metrics; columns without a value in the first row are left out.
+        """Print a row of the table of metrics (`report.step_lines.StepTable`)."""
+        self._table.print_row(step, values)
 
-        The header is printed again from time to time.
-        """
-        if not self._table_columns:
-            self._table_columns = [name for name, value in values.items() if value is not None]
-        header = "  ".join([f"{'step':>6}", *(f"{name:>9}" for name in self._table_columns)])
-        if self._num_table_rows % ROWS_PER_HEADER == 0:
-            self.console.print(Text(header, "bold"), soft_wrap=True)
-        self._num_table_rows += 1
-        cells = (f"{format_number(values.get(name)):>{max(9, len(name))}}" for name in self._table_columns)
-        self.console.print(Text("  ".join([f"{step:>6}", *cells])), soft_wrap=True)
-
-    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows to samples.jsonl and print them: a shortened line per text, then numbers."""
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]], *, show: bool = True) -> None:
+        """Append rows to samples.jsonl; with `show`, print them: a short line per text, numbers."""
         if not self.main_process:
             return
         json_rows = [{"step": step, **to_jsonable(row)} for row in rows]
         self._append_rows("samples.jsonl", step, json_rows)
-        for row in json_rows:
-            sample_text = Text()
-            for name, value in row.items():
-                if isinstance(value, str):
-                    sample_text.append(f"{name}: ", "dim").append(f"{_printable_line(value)}\n")
-            sample_text.append("  ".join(format_numbers({name: value for name, value in row.items() if name != "step"})))
-            sample_text.rstrip()
-            if self.console.is_terminal:
-                self.console.print(Panel(sample_text, title=f"step {step}", title_align="left", border_style="dim"))
-            else:
-                self.console.print(Text(f"sample at step {step}\n").append_text(sample_text), soft_wrap=True)
+        for row in json_rows if show else ():
+            self.console.print(sample_lines(step, row, self.console.is_terminal), soft_wrap=True)
 
     def log_ledger(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows to ledger.jsonl."""
@@ -327,11 +308,11 @@ class Run:
         """Print a line on the main process."""
         self.console.print(Text(text), soft_wrap=True)
 
-    def warn(self, step: int, text: str) -> None:
-        """Print a warning and append it to warnings.jsonl."""
+    def warn(self, step: int, name: str, text: str) -> None:
+        """Print a warning by its name, and append it to warnings.jsonl."""
         if self.main_process:
-            self._append_rows("warnings.jsonl", step, [{"step": step, "warning": text}])
-        self.console.print(Text(f"warning: step {step}: {text}", "yellow"), soft_wrap=True)
+            self._append_rows("warnings.jsonl", step, [{"step": step, "name": name, "warning": text}])
+        self.console.print(Text(f"warning: step {step}: {name}: {text}", "yellow"), soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int, start: int, description: str) -> Iterator[ProgressBar]:
@@ -382,12 +363,3 @@ def _truncate_after(path: Path, last_step: int) -> None:
     after = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept_rows).encode()
     if after != before:
         write_atomic(path, after)
-
-
-# ---- printing ------------------------------------------------------------------------------------
-
-
-def _printable_line(text: str) -> str:
-    """Return a text on one line, shortened, without control codes that a model may have written."""
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= MAX_PRINTED_CHARACTERS else line[: MAX_PRINTED_CHARACTERS - 1] + "…"

@@ -27,6 +27,8 @@ RESUMABLE_CHANGES = (
     "save_steps",
     "save_total_limit",
     "allow_change",
+    "stop_on_warning",
+    "report_to",
     "max_length",
     "output_dir",
     "base_model_name_or_path",

@@ -97,7 +97,11 @@ class SkippedSteps:
                 f"steps {attempt.step - self.in_a_row + 1} to {attempt.step} cannot be trained on, the last because {problem}: "
                 f"see what is not finite with `mmrlhf replay {path}`, and start over with a lower learning_rate or without that row"
             )
-        self._run.warn(attempt.step, f"{problem}: the step is skipped, and kept in {path} (`mmrlhf replay` computes it again)")
+        self._run.warn(
+            attempt.step,
+            "skipped_step",
+            f"{problem}: the step is skipped, and kept in {path} (`mmrlhf replay` computes it again)",
+        )
 
     def metrics(self) -> dict[str, float]:
         """Return the number of skipped steps so far, or nothing if there are none."""

@@ -31,12 +31,15 @@ def test_hacking_metrics_match_hand_computation():
 
 def test_hacking_warnings_name_metrics_out_of_bounds():
     metrics = hacking_metrics(SAMPLES, [1.0, 2.0, 7.0, 9.0], 2)
-    assert [line[:3] for line in hacking_warnings(metrics)] == ["25%", "len"]
+    assert [(name, line[:3]) for name, line in hacking_warnings(metrics).items()] == [
+        ("refusal_rate", "25%"),
+        ("length_reward_correlation", "len"),
+    ]
     assert not hacking_warnings(metrics | {"hacking/refusal_rate": 0.1, "hacking/length_reward_correlation": 0.2})
-    assert "100% of answers that begin" in hacking_warnings(metrics | {"hacking/says_no": 0.0})[1]
-    assert "60% of answers claim nothing" in hacking_warnings(NO_SIGNS | {"hacking/zero_claim_rate": 0.6})[0]
-    assert "40% of claims are hedged" in hacking_warnings(NO_SIGNS | {"hacking/vagueness": 0.4})[0]
-    assert not hacking_warnings(NO_SIGNS)
+    assert "100% of answers that begin" in hacking_warnings(metrics | {"hacking/says_no": 0.0})["yes_rate"]
+    assert "60% of answers claim nothing" in hacking_warnings(NO_SIGNS | {"hacking/zero_claim_rate": 0.6})["zero_claim_rate"]
+    assert "40% of claims are hedged" in hacking_warnings(NO_SIGNS | {"hacking/vagueness": 0.4})["vagueness"]
+    assert not hacking_warnings(NO_SIGNS) and not hacking_warnings({})
 
 
 def test_claim_hacking_metrics_match_hand_computation():
@@ -59,5 +62,5 @@ def test_verdict_rates_match_hand_computation():
 
 @pytest.mark.parametrize(("correlation", "payment"), [(0.9, "length"), (-0.9, "brevity")])
 def test_hacking_warnings_say_which_way_length_is_paid(correlation, payment):
-    (warning,) = hacking_warnings(NO_SIGNS | {"hacking/length_reward_correlation": correlation})
+    (warning,) = hacking_warnings(NO_SIGNS | {"hacking/length_reward_correlation": correlation}).values()
     assert warning.endswith(f"does the reward pay for {payment}?")

@@ -1,0 +1,222 @@
+"""Named warnings: what a run watches, the window that they are about, and stopping at one.
+
+    proxy_divergence           the optimised signal rises while a held-out metric falls
+    entropy_collapse           the policy has stopped exploring
+    length_reward_correlation  and the other warnings of `rewards.monitors`
+
+At each logging step the metrics of the steps since the last one are looked at together, so that one
+odd step raises nothing. `stop_on_warning` names the warnings that stop a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from mmrlhf.config_loader import suggestion
+from mmrlhf.records import InputError
+from mmrlhf.report.progress import format_number
+from mmrlhf.rewards.monitors import hacking_warnings
+from mmrlhf.training.run import Run
+
+ENTROPY_KEY = "policy/entropy_avg"
+MIN_ENTROPY_SHARE = 0.1
+"""Share of the first step's entropy per token, below which `entropy_collapse` is raised."""
+NUM_WORSE = 2
+"""Evaluations in a row that must be worse than the best one for `proxy_divergence`."""
+NUM_WORSE_WITHOUT_INTERVAL = 3
+"""The same for a metric without an interval, where noise is not known."""
+CLAIM_WARNINGS = ("zero_claim_rate", "vagueness")
+"""Warnings that need the claims of answers."""
+HACKING_WARNINGS = ("length_reward_correlation", "refusal_rate", "yes_rate", *CLAIM_WARNINGS)
+ROLLOUT_WARNINGS = ("entropy_collapse", *HACKING_WARNINGS)
+"""Warnings about sampled answers."""
+DIVERGENCE = "proxy_divergence"
+WARNINGS = (DIVERGENCE, *ROLLOUT_WARNINGS)
+"""Every warning's name. docs/metrics.md has their thresholds."""
+
+
+class HeldOut(NamedTuple):
+    """A held-out metric at an evaluation, with a 95% interval if it has one."""
+
+    value: float
+    low: float | None
+    high: float | None
+    higher_is_better: bool
+
+
+class Proxy(NamedTuple):
+    """The signal that a stage optimises: its key in metrics.jsonl, and its name in a sentence."""
+
+    key: str
+    title: str
+    higher_is_better: bool
+
+
+REWARD = Proxy("objective/scores", "the reward", True)
+LOSS = Proxy("loss", "the training loss", False)
+
+
+def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in `stop_on_warning`; `any` is all of `possible`, the run's own warnings.
+
+    Raises InputError for a name that is no warning, and one that this run cannot raise.
+    """
+    if value is None:
+        return ()
+    names = [name.strip() for name in value.split(",")]
+    if names == ["any"] and possible:
+        return tuple(possible)
+    if names == ["any"]:
+        raise InputError("stop_on_warning any: this run raises no warnings: add eval_benchmarks or, for reward, eval_steps")
+    for name in names:
+        if name not in WARNINGS:
+            raise InputError(f"stop_on_warning {name!r} is no warning: {suggestion(name, ('any', *WARNINGS))}")
+        if name in possible:
+            continue
+        needs = "it is about sampled answers, and this stage samples none: leave it out"
+        if name == DIVERGENCE:
+            needs = "it compares with held-out metrics along the way: add eval_benchmarks or, for reward, eval_steps"
+        elif name in CLAIM_WARNINGS and ROLLOUT_WARNINGS[0] in possible:
+            needs = "it needs the claims of answers: add monitor_verifiers, or leave it out"
+        raise InputError(f"stop_on_warning {name}: {needs}")
+    return tuple(names)
+
+
+class Monitor:
+    """The metrics since the last logging step, the evaluations so far, and what they warn of."""
+
+    def __init__(self, proxy: Proxy, stop_on: Sequence[str] = ()) -> None:
+        self.proxy, self.stop_on = proxy, stop_on
+        self._window: list[dict[str, float]] = []
+        self._proxy_values: list[float] = []  # since the last evaluation
+        self._first_entropy: float | None = None
+        # Of each evaluation: its proxy, None until a step has measured it, and held-out metrics.
+        self._evaluations: list[tuple[float | None, dict[str, HeldOut]]] = []
+        self._held_out: dict[str, HeldOut] = {}  # of this step's evaluation
+        self._has_new_evaluation = False  # since the last logging step
+
+    def add_evaluation(self, step: int, held_out: Mapping[str, HeldOut]) -> None:
+        """Take in the held-out metrics after a step, before the step's own metrics."""
+        if step > 0:
+            self._held_out = dict(held_out)
+        elif held_out:
+            self._evaluations = [(None, dict(held_out))]
+
+    def after_step(
+        self, run: Run, accelerator: Accelerator, step: int, metrics: Mapping[str, float], is_logging_step: bool
+    ) -> str | None:
+        """Take in a step's metrics and, at a logging step, warn of what the steps since the last
+        one show.
+
+        Return why the run is to stop, the same on every process, or None.
+        """
+        self._add(metrics)
+        if not is_logging_step:
+            return None
+        warnings = self._warnings()
+        self._window, self._has_new_evaluation = [], False
+        for name, text in warnings.items():
+            run.warn(step, name, text)
+        if not self.stop_on:
+            return None
+        stop = next(((name, text) for name, text in warnings.items() if name in self.stop_on), None)
+        if accelerator.num_processes > 1:  # only the main process has evaluations
+            stop = broadcast_object_list([stop])[0]
+        return _stop_sentence(run, step, *stop) if stop else None
+
+    def _add(self, metrics: Mapping[str, float]) -> None:
+        watched = (self.proxy.key, ENTROPY_KEY)
+        self._window.append({k: float(v) for k, v in metrics.items() if k in watched or k.startswith("hacking/")})
+        if self._first_entropy is None and ENTROPY_KEY in metrics:
+            self._first_entropy = float(metrics[ENTROPY_KEY])
+        if self.proxy.key in metrics:  # a skipped step has none
+            self._proxy_values.append(float(metrics[self.proxy.key]))
+        if (
+            self._proxy_values and self._evaluations and self._evaluations[0][0] is None
+        ):  # the untrained policy's is the first step's
+            self._evaluations[0] = self._proxy_values[0], self._evaluations[0][1]
+        if self._held_out:
+            self._evaluations.append((fmean(self._proxy_values) if self._proxy_values else None, self._held_out))
+            self._proxy_values, self._held_out, self._has_new_evaluation = [], {}, True
+
+    def _warnings(self) -> dict[str, str]:
+        warnings = {}
+        if self._has_new_evaluation and (divergence := self._divergence()):
+            warnings[DIVERGENCE] = divergence
+        entropies = [metrics[ENTROPY_KEY] for metrics in self._window if ENTROPY_KEY in metrics]
+        if entropies and self._first_entropy and fmean(entropies) < MIN_ENTROPY_SHARE * self._first_entropy:
+            warnings["entropy_collapse"] = (
+                f"entropy fell from {format_number(self._first_entropy)} to {format_number(fmean(entropies))} nats per token, and "
+                "answers to a prompt become alike: lower the learning rate, or raise kl_coef or temperature?"
+            )
+        names = dict.fromkeys(name for metrics in self._window for name in metrics if name.startswith("hacking/"))
+        means = {name: fmean(metrics[name] for metrics in self._window if name in metrics) for name in names}
+        return warnings | hacking_warnings(means)
+
+    def _divergence(self) -> str:
+        """Return a sentence if the proxy is better and a held-out metric worse than at its best."""
+        keys = dict.fromkeys(key for _, held_out in self._evaluations for key in held_out)
+        return next((sentence for key in keys if (sentence := self._divergence_of(key))), "")
+
+    def _divergence_of(self, key: str) -> str:
+        points = [(proxy, held_out[key]) for proxy, held_out in self._evaluations if proxy is not None and key in held_out]
+        if len(points) < NUM_WORSE + 1:
+            return ""
+        sign = 1 if points[0][1].higher_is_better else -1
+        proxy_sign = 1 if self.proxy.higher_is_better else -1
+        best_index = max(range(len(points)), key=lambda i: sign * points[i][1].value)  # of equal ones the first
+        best_proxy, best = points[best_index]
+        has_intervals = all(point.low is not None for _, point in points)
+        num_worse = NUM_WORSE if has_intervals else NUM_WORSE_WITHOUT_INTERVAL
+        later = points[best_index + 1 :][-num_worse:]
+        if len(later) < num_worse:
+            return ""
+        for proxy, point in later:
+            if proxy_sign * (proxy - best_proxy) <= 0 or sign * (best.value - point.value) <= _noise(best, point):
+                return ""
+        proxy, last = later[-1]
+        change = "rose" if proxy_sign > 0 else "fell"
+        return (
+            f"{self.proxy.title} {change} from {format_number(best_proxy)} to {format_number(proxy)} while {key}, held out, got "
+            f"worse, from {format_number(best.value)} to {format_number(last.value)}: what is optimised is no longer what is wanted"
+        )
+
+    # ---- checkpoints ----
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to continue, as JSON."""
+        evaluations = [[proxy, {key: list(point) for key, point in held_out.items()}] for proxy, held_out in self._evaluations]
+        return {
+            "window": self._window,
+            "proxy_values": self._proxy_values,
+            "first_entropy": self._first_entropy,
+            "evaluations": evaluations,
+            "has_new_evaluation": self._has_new_evaluation,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint; those of earlier versions have no state."""
+        if state:
+            self._window, self._proxy_values = state["window"], state["proxy_values"]
+            self._first_entropy, self._has_new_evaluation = state["first_entropy"], state["has_new_evaluation"]
+            self._evaluations = [
+                (proxy, {key: HeldOut(*point) for key, point in held_out.items()}) for proxy, held_out in state["evaluations"]
+            ]
+
+
+def _noise(a: HeldOut, b: HeldOut) -> float:
+    """Return the half-width of the 95% interval of the difference of two metrics, 0 if unknown."""
+    halves = [(point.high - point.low) / 2 for point in (a, b) if point.low is not None and point.high is not None]
+    return sum(half**2 for half in halves) ** 0.5
+
+
+def _stop_sentence(run: Run, step: int, name: str, text: str) -> str:
+    return (
+        f"{run.path} stopped after step {step} at the warning {name} (stop_on_warning), with a checkpoint: {text} "
+        f"Read its answers (`mmrlhf report {run.path}`); the same command without {name} in --stop_on_warning goes on"
+    )
