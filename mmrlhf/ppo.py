@@ -36,7 +36,7 @@ from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
-from mmrlhf.records import Example, Message
+from mmrlhf.records import Example, InputError, Message
 from mmrlhf.rewards.build import check_rewards
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import score_samples
