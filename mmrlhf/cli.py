@@ -34,6 +34,7 @@ from mmrlhf.cli_commands import (
     run_ppo,
     run_replay,
     run_report,
+    run_rft,
 )
 from mmrlhf.cli_parser import Command, parse_config
 from mmrlhf.config import (
@@ -243,6 +244,12 @@ COMMANDS = _by_last_word(
         "optimise a model against the reward model",
         "--config configs/demo/ppo.yaml --reward_model_path runs/reward --output_dir runs/ppo",
         run_ppo,
+    ),
+    Command(
+        "rft",
+        "fine-tune a model on the best of its own answers (best-of-n), in rounds",
+        "--model runs/sft/model --data prompts.jsonl --reward_model_path runs/reward --num_rounds 3 --output_dir runs/rft",
+        run_rft,
     ),
     _config_command(
         "generate",

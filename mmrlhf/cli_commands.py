@@ -23,7 +23,7 @@ from mmrlhf.cli_parser import (
     parse_config,
     positive_int,
 )
-from mmrlhf.config import DPOConfig, EvalConfig, PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config import DPOConfig, EvalConfig, PPOConfig, RewardConfig, RFTConfig, SFTConfig
 from mmrlhf.config_loader import config_fields
 from mmrlhf.files import bundled
 from mmrlhf.files.paths import require_paths
@@ -41,12 +41,28 @@ def run_ppo(command: Command, argv: list[str]) -> None:
     config = parse_config(PPOConfig, command, argv)
     require_paths(config)
     from mmrlhf.ppo import ppo
-    from mmrlhf.report.claims import write_claims_page
 
     ppo(config)
-    if os.environ.get("RANK", "0") == "0" and (page := write_claims_page(Path(config.output_dir))):
-        print(f"{page} shows every claim of the latest answers with its verdicts")
+    _print_claims_page(config.output_dir)
     print_closing("ppo", config)
+
+
+def run_rft(command: Command, argv: list[str]) -> None:
+    config = parse_config(RFTConfig, command, argv)
+    require_paths(config)
+    from mmrlhf.rft import rft
+
+    rft(config)
+    _print_claims_page(config.output_dir)
+    print_closing("rft", config)
+
+
+def _print_claims_page(output_dir: str) -> None:
+    """Write the page about the claims of the latest answers, if the run verified any."""
+    from mmrlhf.report.claims import write_claims_page
+
+    if os.environ.get("RANK", "0") == "0" and (page := write_claims_page(Path(output_dir))):
+        print(f"{page} shows every claim of the latest answers with its verdicts")
 
 
 def print_closing(name: str, config: Any) -> None:

@@ -36,11 +36,10 @@ from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
-from mmrlhf.records import Example, InputError, Message
+from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.build import check_rewards
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.ledger import score_samples
-from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, policy_losses, ppo_metrics
 from mmrlhf.training.kl_controller import KLController
@@ -58,7 +57,7 @@ from mmrlhf.training.optim import (
 from mmrlhf.training.ppo_batch import PPOBatch, build_samples, check_first_ratio, check_policy_is_reference
 from mmrlhf.training.ppo_roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
 from mmrlhf.training.ppo_settings import check_minibatches, check_settings
-from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
+from mmrlhf.training.row_checks import KeptChecks, Length, rewarded_lengths, usable_rows
 from mmrlhf.training.run import Run
 
 
@@ -211,20 +210,13 @@ def _usable_examples(
     Raises InputError as `usable_rows` does.
     """
     lengths = PromptLengths(roles.vlm, config.max_pixels)
-    lengths_by_base = {id(roles.vlm): lengths}
+    lengths_of_answer = rewarded_lengths(config, roles.vlm, lengths, roles.reward_models)
 
     def lengths_of(example: Example) -> Iterator[Length]:
-        def length(prompt: Sequence[Message]) -> Length:
-            return Length(lengths.count(prompt, example.images) + config.response_length, lengths.limit(config.max_length))
-
-        yield length(example.prompt)
+        yield from lengths_of_answer(example)
         if roles.critic is not None and config.critic_sees_facts:
-            yield length(critic_messages(example, roles.reward_models))
-        for model in roles.reward_models:
-            base_lengths = lengths_by_base.setdefault(id(model.role.vlm), PromptLengths(model.role.vlm))
-            empty_answer = AnswerGroup(example.images, example.prompt, ("",), example.facts, example.id)
-            reward_length = group_length(model, base_lengths, empty_answer)
-            yield replace(reward_length, num_tokens=reward_length.num_tokens + config.response_length)
+            num_tokens = lengths.count(critic_messages(example, roles.reward_models), example.images)
+            yield Length(num_tokens + config.response_length, lengths.limit(config.max_length))
 
     return usable_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept)
 

@@ -155,13 +155,18 @@ def add_sft_role(config: SFTConfig, vlm: VLM) -> Role:
 
 def _check_config(config: SFTConfig) -> None:
     """Raise InputError for settings that contradict each other."""
-    if config.tuning == "full" and config.dtype != "float32":
-        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
+    check_tuning(config.tuning, config.dtype)
     if config.tuning == "full" and config.metric_for_best_model and not config.load_best_model_at_end:
         raise InputError(
             "metric_for_best_model keeps the best adapter beside the last one, and tuning full has none: add "
             "load_best_model_at_end true"
         )
+
+
+def check_tuning(tuning: str, dtype: str) -> None:
+    """Raise InputError for weights that training cannot change in their precision."""
+    if tuning == "full" and dtype != "float32":
+        raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
 
 
 def _without_quantisation(adapters: Adapters, adapter_dir: Path) -> Adapters:

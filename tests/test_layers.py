@@ -10,8 +10,8 @@ import mmrlhf
 ROOT = Path(mmrlhf.__file__).parent
 STAGES = ("sft", "reward_model", "dpo", "ppo", "generate", "evaluate")
 ORDER = [
-    "__main__", "cli", "cli_commands", "cli_parser", "demo", "replay", *STAGES, "commands", "evaluation", "training", "rewards", "datasets",
-    "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader",
+    "__main__", "cli", "cli_commands", "cli_parser", "demo", "replay", "rft", *STAGES, "commands", "evaluation", "training", "rewards",
+    "datasets", "verifiers", "facts", "report", "engine", "models", "claims", "scenes", "text", "metrics", "files", "config_loader",
     "config", "records",
 ]  # fmt: skip
 """Files and folders from top to bottom. Each may import those after it."""

@@ -60,6 +60,20 @@ def _ppo(config: Any) -> Closing:
     return written, ["report", run]
 
 
+def _rft(config: Any) -> Closing:
+    run, last = Path(config.output_dir), Path(config.output_dir) / f"round_{config.num_rounds}"
+    written = {
+        run / "model": f"the model after round {config.num_rounds}, a checkpoint of transformers",
+        last / "sft.jsonl": "the answers that the last round learnt, rows of sft with their scores",
+        last / "answers.jsonl": "all answers of the last round, with their rewards",
+        run / "metrics.jsonl": "every round's metrics",
+        run / "samples.jsonl": "some of the answers that each round learnt",
+        run / "ledger.jsonl": "the value of each reward function for every answer",
+        run / "warnings.jsonl": "signs of reward hacking",
+    }
+    return written, ["generate", "--model", run / "model", "--data", "HELD_OUT_PROMPTS", "--out", "answers.jsonl"]
+
+
 def _generate(config: Any) -> Closing:
     images = Path(config.image_folder or Path(config.dataset_name).parent)
     score = ["score", "--reward_model_path", "REWARD_MODEL", "--data", config.output_file, "--image_folder", images]
@@ -82,6 +96,7 @@ CLOSINGS: dict[str, Callable[[Any], Closing]] = {
     "reward": _reward,
     "dpo": _dpo,
     "ppo": _ppo,
+    "rft": _rft,
     "generate": _generate,
     "score": _score,
     "reward-eval": _reward_eval,

@@ -109,12 +109,12 @@ def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
 def read_run(path: Path, name: str) -> TrainingRun:
     """Read a run directory. Raises InputError if it is none."""
     if not (path / "config.yaml").is_file() or not (path / "metrics.jsonl").is_file():
-        raise InputError(f"{path} is not a training run with metrics: give the output_dir of sft, reward, dpo or ppo")
+        raise InputError(f"{path} is not a training run with metrics: give the output_dir of sft, reward, dpo, rft or ppo")
     settings = read_yaml(path / "config.yaml")
     metrics = list(_iter_rows(path / "metrics.jsonl"))
     if not any(row["step"] for row in metrics):
         raise InputError(f"{path} has no step yet: wait for its first one")
-    own_settings = {"ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type"}
+    own_settings = {"rft": "num_rounds", "ppo": "reward_terms", "dpo": "precompute_ref_log_probs", "reward": "loss_type"}
     stage = next((stage for stage, name in own_settings.items() if name in settings), "sft")
     finished = (path / "finished.json").is_file()
     best = _best_of(path)

@@ -35,13 +35,14 @@ def build_rewards(
     adapters: Adapters,
     accelerator: Accelerator,
     extra_reward_functions: Mapping[str, RewardFunction] | None,
+    base: Adapters | None = None,
 ) -> Rewards:
-    """Load what `reward_terms` names.
+    """Load what `reward_terms` names. `base` verifies claims, if it is not the policy's base.
 
     Raises InputError if a reward function does not exist or a reward model cannot be used.
     """
     reward_models = load_reward_models(config, adapters, accelerator)
-    claim_scorer = build_claim_scorer(config, adapters)
+    claim_scorer = build_claim_scorer(config, base or adapters)
     reward_functions = {
         "fact_rm": make_fact_rm(reward_models, config.uncertainty_penalty),
         **(claim_scorer.reward_functions(config.reward_terms) if claim_scorer else {}),

@@ -164,6 +164,12 @@ def _single_verifiers(verifier_names: Sequence[str]) -> set[str]:
     return {part for name in verifier_names for part in name.split("+")}
 
 
+def asks_base(config: RewardedConfig) -> bool:
+    """Return whether a verifier of the run asks the base model itself."""
+    verifiers = [*claim_reward_verifiers(config.reward_terms).values(), *(config.monitor_verifiers or "").split(",")]
+    return any(part.strip() == "vlm" for name in verifiers for part in name.split("+"))
+
+
 # ---- the scorer of a run -----------------------------------------------------------------------
 
 

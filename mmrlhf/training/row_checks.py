@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +17,12 @@ import transformers
 from rich.console import Console
 from rich.text import Text
 
+from mmrlhf.config import RewardedConfig
 from mmrlhf.datasets import Records
 from mmrlhf.files.inputs import inputs_of
 from mmrlhf.files.row_errors import MAX_ROWS_NAMED, RowErrors
 from mmrlhf.models.prompt_lengths import PromptLengths
+from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.report.progress import progress
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel
@@ -52,6 +54,24 @@ def group_length(model: RewardModel, lengths: PromptLengths, group: AnswerGroup)
     prompt_messages, answer_ids = model.tokenize_group(group)
     num_tokens = lengths.count(prompt_messages, group.images) + max(map(len, answer_ids), default=0)
     return Length(num_tokens, lengths.limit(model.max_length))
+
+
+def rewarded_lengths(
+    config: RewardedConfig, vlm: VLM, lengths: PromptLengths, reward_models: Sequence[RewardModel]
+) -> Callable[[Example], Iterator[Length]]:
+    """Return a function of a row: the lengths of its prompt with the longest answer, by model."""
+    lengths_by_base = {id(vlm): lengths}
+
+    def lengths_of(example: Example) -> Iterator[Length]:
+        num_tokens = lengths.count(example.prompt, example.images) + config.response_length
+        yield Length(num_tokens, lengths.limit(config.max_length))
+        for model in reward_models:
+            base_lengths = lengths_by_base.setdefault(id(model.role.vlm), PromptLengths(model.role.vlm))
+            empty_answer = AnswerGroup(example.images, example.prompt, ("",), example.facts, example.id)
+            length = group_length(model, base_lengths, empty_answer)
+            yield replace(length, num_tokens=length.num_tokens + config.response_length)
+
+    return lengths_of
 
 
 @dataclass(frozen=True)

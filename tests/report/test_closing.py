@@ -6,13 +6,14 @@ import pytest
 
 from mmrlhf.cli import COMMANDS
 from mmrlhf.cli_parser import make_config_parser
-from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, RewardEvalConfig, ScoreConfig, SFTConfig
+from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, RewardEvalConfig, RFTConfig, ScoreConfig, SFTConfig
 from mmrlhf.report.closing import CLOSINGS, closing_text
 
 CLASSES = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "ppo": PPOConfig,
+    "rft": RFTConfig,
     "generate": GenerateConfig,
     "score": ScoreConfig,
     "reward-eval": RewardEvalConfig,

@@ -1,0 +1,291 @@
+"""Fine-tune a model on the best of its own answers: rejection-sampling fine-tuning, in rounds.
+
+A round samples several answers to every prompt, scores them with the rewards of ppo, keeps the best
+(best-of-n: Nakano et al. 2021), writes these as a dataset and fine-tunes on it with the ordinary
+sft. The next round samples from the model that results (expert iteration; ReST, Gulcehre et al.
+2023; RFT, Yuan et al. 2023). Each round either continues the last one's weights or starts from the
+base again (STaR, Zelikman et al. 2022). It is the baseline that RL has to beat: it needs no KL, no
+critic and no ratios, and learns nothing from bad answers.
+
+A round is a folder of the run: `answers.jsonl` has every sampled answer with its rewards,
+`sft.jsonl` the kept ones, and `sft/` is a run of sft. All of them resume after a kill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from mmrlhf.config import FactsConfig, PixelConfig, RewardTermsConfig, RFTConfig, RolloutConfig, SFTConfig
+from mmrlhf.datasets import Records, read_examples
+from mmrlhf.datasets.image_fields import row_context
+from mmrlhf.datasets.write_examples import EXAMPLE_FORMATS
+from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, numbered_ids, prompts_from_examples
+from mmrlhf.engine.sampling import SamplingParams, step_seed
+from mmrlhf.facts import read_facts
+from mmrlhf.files.atomic import write_atomic
+from mmrlhf.files.inputs import content_digest, inputs_of
+from mmrlhf.files.jsonl import json_line
+from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.models.adapters import Adapters, Role
+from mmrlhf.models.images import image_value
+from mmrlhf.models.loading import load
+from mmrlhf.models.policy import check_adapter_setting, check_same_base
+from mmrlhf.models.prompt_lengths import PromptLengths
+from mmrlhf.models.vlm import VLM
+from mmrlhf.records import Example, InputError
+from mmrlhf.rewards.aggregation import build_aggregation
+from mmrlhf.rewards.build import Rewards, build_rewards, check_rewards
+from mmrlhf.rewards.claim_rewards import asks_base
+from mmrlhf.rewards.ledger import ledger_rows, parse_reward_spec, score_samples
+from mmrlhf.rewards.monitors import hacking_warnings
+from mmrlhf.rewards.selection import Candidate, select
+from mmrlhf.rewards.types import RewardFunction
+from mmrlhf.sft import check_tuning, sft
+from mmrlhf.training.ppo_batch import build_samples
+from mmrlhf.training.ppo_metrics import sample_rows
+from mmrlhf.training.rft_metrics import advice, describe_round, round_metrics
+from mmrlhf.training.row_checks import KeptChecks, overlong_rows, rewarded_lengths
+from mmrlhf.training.run import Run
+from mmrlhf.training.scored_answers import ScoredAnswer, read_answers, why_unusable, with_breakdowns
+
+
+def rft(
+    config: RFTConfig,
+    examples: Sequence[Example] | None = None,
+    extra_reward_functions: Mapping[str, RewardFunction] | None = None,
+) -> Path:
+    """Train on prompts from `examples`, or from the configured dataset; return the checkpoint.
+
+    `reward_terms` may name `extra_reward_functions`. Raises InputError if settings, data or models
+    are unusable, or if a round keeps no answer.
+    """
+    check_rewards(config, extra_reward_functions or ())
+    check_tuning(config.tuning, config.dtype)
+    check_adapter_setting(config.adapter_path, config.tuning)
+    accelerator = Accelerator()
+    run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
+    model_dir = run.path / "model"
+    if examples is None:
+        facts = read_facts(config.facts_file) if config.facts_file else None
+        examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
+    run.claim_rows(examples)
+    if run.is_finished:
+        run.print_finished(model_dir)
+        return model_dir
+    aggregation, weights = build_aggregation(config, list), parse_reward_spec(config.reward_terms)
+    first_round = 1
+    if resumed := run.resume():
+        first_round, state = resumed[0] + 1, resumed[2]
+        aggregation.load_state(state["rewards"])
+
+    for number in range(first_round, config.num_rounds + 1):
+        folder = run.path / f"round_{number}"
+        policy = config.model_name_or_path if number == 1 else str(_sft_dir(run.path, number - 1) / "model")
+
+        # 1. Sample answers with the newest policy, and score them
+        _sample(config, accelerator, run, examples, policy, number, folder / "answers.jsonl", extra_reward_functions)
+        accelerator.wait_for_everyone()
+        gc.collect()
+        torch.cuda.empty_cache()
+        answers = read_answers(folder / "answers.jsonl", examples, weights, config.response_length)
+        samples = [answer.sample for answer in answers]
+        answers = with_breakdowns(answers, aggregation([answer.breakdown for answer in answers], samples))
+
+        # 2. Keep the best
+        candidates = [Candidate(answer.sample.answer, answer.breakdown.total, answer.unusable) for answer in answers]
+        selection = select(config, candidates)
+        metrics = round_metrics(config, answers, selection)
+        run.print(describe_round(number, metrics, selection))
+        if not selection.kept:
+            raise InputError(f"round {number} keeps none of {len(answers)} answers: {advice(candidates, selection)}")
+
+        # 3. Write them as a dataset of sft
+        kept = [answers[i] for i in selection.kept]
+        if accelerator.is_main_process:
+            write_atomic(folder / "sft.jsonl", "".join(_sft_lines(config, kept, examples)))
+        accelerator.wait_for_everyone()
+
+        # 4. Fine-tune
+        continues = number > 1 and config.start_from == "last"
+        sft(_sft_config(config, folder, policy if continues else config.model_name_or_path, continues))
+
+        # 5. Log and save
+        run.log(number, metrics)
+        claims = None if answers[0].claims is None else [answer.claims or [] for answer in answers]
+        totals = [candidate.score for candidate in candidates]
+        run.log_ledger(number, ledger_rows(samples, [answer.breakdown for answer in answers], totals, claims))
+        if config.num_sample_generations:
+            run.log_samples(
+                number, sample_rows([a.sample for a in kept], [a.breakdown.total for a in kept], config.num_sample_generations)
+            )
+        for warning in hacking_warnings(metrics):
+            run.warn(number, warning)
+        run.save_checkpoint(number, {}, {"rewards": aggregation.state()})
+
+    if accelerator.is_main_process:
+        if not model_dir.exists():
+            (_sft_dir(run.path, config.num_rounds) / "model").rename(model_dir)
+        run.finish({"steps": config.num_rounds})
+    accelerator.wait_for_everyone()
+    return model_dir
+
+
+def _sft_dir(run_dir: Path, number: int) -> Path:
+    """Return the directory of a round's sft."""
+    return run_dir / f"round_{number}" / "sft"
+
+
+# ---- 1. sample -----------------------------------------------------------------------------------
+
+ANSWER_SETTINGS = {
+    *(field.name for shared in (RewardTermsConfig, RolloutConfig, FactsConfig, PixelConfig) for field in dataclasses.fields(shared)),
+    *("dataset_name", "top_p", "top_k", "max_length", "overlong", "dtype", "seed"),
+}  # fmt: skip
+"""Settings that a round's answers and their rewards depend on, besides the policy."""
+
+
+def _sample(
+    config: RFTConfig,
+    accelerator: Accelerator,
+    run: Run,
+    examples: Sequence[Example],
+    policy: str,
+    number: int,
+    path: Path,
+    extra_reward_functions: Mapping[str, RewardFunction] | None,
+) -> None:
+    """Write the answers of the model `policy` to all prompts, with their rewards, to `path`.
+
+    A killed call resumes after the last whole batch, so every answer is scored beside the same
+    others. Raises InputError if the file holds answers that were made from other inputs.
+    """
+    batch_size = config.per_device_train_batch_size * accelerator.num_processes
+    writer, state = None, [False, 0]
+    if accelerator.is_main_process:
+        inputs = {k: v for k, v in inputs_of(config).items() if k in ANSWER_SETTINGS or k.startswith("reward function file")}
+        inputs["policy"] = {"path": policy, "sha256": content_digest(policy)}
+        writer = ResumableWriter(path, inputs, batch_size * config.num_generations, "output_dir")
+        state = [writer.is_finished, writer.num_done // config.num_generations]
+    is_finished, num_done = broadcast_object_list(state)
+    if is_finished:
+        return
+    vlm = load(policy, config.dtype, accelerator.device, config)
+    adapters, adapter = Adapters(vlm), None
+    if number == 1 and config.adapter_path is not None:
+        check_same_base(Path(config.adapter_path), vlm)
+        adapters.load(adapter := "policy", Path(config.adapter_path), trainable=False)
+    base = None
+    if number > 1 and asks_base(config):
+        base = Adapters(load(config.model_name_or_path, config.dtype, accelerator.device, config))
+    rewards = build_rewards(config, adapters, accelerator, extra_reward_functions, base)
+    lengths, kept_checks = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "rows.json", run.add_file)
+    lengths_of = rewarded_lengths(config, vlm, lengths, rewards.reward_models)
+    dropped = set(overlong_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept_checks))
+    rows = [row for row in range(len(examples)) if row not in dropped]
+    prompt_ids = numbered_ids([examples[row].id for row in rows])  # a repeated row gets other answers
+
+    engine = LocalEngine(Role(adapters, adapter))
+    with run.progress(len(rows), num_done, f"round {number}: sample") as progress_bar:
+        for start in range(num_done, len(rows), batch_size):
+            batch = list(zip(rows, prompt_ids, strict=True))[start : start + batch_size]
+            local = batch[accelerator.process_index :: accelerator.num_processes]
+            answers = (
+                _sample_batch(config, vlm, engine, rewards, examples, local, number, run.path / "failed_term.json")
+                if local
+                else []
+            )
+            answers = sorted(gather_object(answers), key=lambda answer: answer.row)
+            if writer is not None:
+                run.begin()
+                writer.append([json_line(answer.to_dict()) for answer in answers])
+            progress_bar.advance(len(batch))
+    engine.close()
+    if writer is not None:
+        writer.finish()
+
+
+def _sample_batch(
+    config: RFTConfig,
+    vlm: VLM,
+    engine: RolloutEngine,
+    rewards: Rewards,
+    examples: Sequence[Example],
+    batch: Sequence[tuple[int, str]],
+    number: int,
+    failure_file: Path,
+) -> list[ScoredAnswer]:
+    """Sample and score answers to some prompts, given as indices of rows with ids for the noise.
+
+    If a reward function fails, the run stops, and `failure_file` records the failed input.
+    """
+    batch_rows = [examples[row] for row, _ in batch]
+    prompts = [
+        replace(prompt, id=prompt_id)
+        for prompt, (_, prompt_id) in zip(
+            prompts_from_examples(vlm, batch_rows, config.max_length - config.response_length), batch, strict=True
+        )
+    ]
+    params = SamplingParams(
+        config.response_length, config.temperature, config.top_p, config.top_k, config.min_new_tokens,
+        seed=step_seed(config.seed, number),
+    )  # fmt: skip
+    engine.wake()
+    engine.set_policy(number)
+    completions = engine.sample(prompts, config.num_generations, params)
+    engine.free()
+    samples = build_samples(batch_rows, completions, config.num_generations, config.response_length)
+    breakdowns = score_samples(rewards.weighted_rewards, samples, failure_file)
+    scorer = rewards.claim_scorer
+    claims: list[Any] = scorer.ledger_rows(samples) if scorer is not None else [None] * len(samples)
+    row_of_answer = [row for row, _ in batch for _ in range(config.num_generations)]
+    return [
+        ScoredAnswer(row, sample, breakdown, answer_claims, why_unusable(sample, vlm.escape_control_tokens))
+        for row, sample, breakdown, answer_claims in zip(row_of_answer, samples, breakdowns, claims, strict=True)
+    ]
+
+
+# ---- 3. write, 4. fine-tune ----------------------------------------------------------------------
+
+
+def _sft_lines(config: RFTConfig, kept: Sequence[ScoredAnswer], examples: Sequence[Example]) -> list[str]:
+    """Return kept answers as rows of an SFT dataset, with scores; images as convert writes them."""
+    lines = []
+    for answer in kept:
+        example = replace(examples[answer.row], answer=answer.sample.answer, facts=())
+        images = example.images
+        if not isinstance(examples, Records):  # their paths may start anywhere
+            images = tuple(replace(image, path=None, data=image.read()) for image in images)
+        row = EXAMPLE_FORMATS["sft"].to_row(example, [image_value(image, _image_root(config), False) for image in images])
+        lines.append(json_line({**row, "score": answer.breakdown.total, "terms": answer.breakdown.terms}))
+    return lines
+
+
+def _image_root(config: RFTConfig) -> str | None:
+    """Return the folder that image paths start from, in the prompts and in what is written."""
+    return row_context(config.dataset_name, config.image_folder).image_folder
+
+
+def _sft_config(config: RFTConfig, folder: Path, model: str, continues: bool) -> SFTConfig:
+    """Return the settings of a round's sft: those of the run that sft has too, on the kept rows."""
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(SFTConfig) if hasattr(config, field.name)}
+    own = {
+        "model_name_or_path": model,
+        "adapter_path": None if continues else config.adapter_path,
+        "dataset_name": str(folder / "sft.jsonl"),
+        "dataset_train_split": "train",
+        "image_folder": _image_root(config),
+        "facts_file": None,
+        "output_dir": str(folder / "sft"),
+        "train_on": "last",  # the earlier turns are the prompt
+        "overlong": "drop",
+    }
+    return SFTConfig(**{**shared, **own})

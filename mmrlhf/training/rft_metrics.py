@@ -1,0 +1,74 @@
+"""What a round of rft logs, and what it says of the answers that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from mmrlhf.config import RFTConfig
+from mmrlhf.rewards.monitors import hacking_metrics
+from mmrlhf.rewards.selection import Candidate, Selection
+from mmrlhf.training.scored_answers import ScoredAnswer
+
+
+def round_metrics(config: RFTConfig, answers: Sequence[ScoredAnswer], selection: Selection) -> dict[str, float]:
+    """Return a round's metrics: names of ppo where they mean the same, and `rft/...`."""
+    samples, breakdowns = [answer.sample for answer in answers], [answer.breakdown for answer in answers]
+    weighted = [breakdown.weighted_values for breakdown in breakdowns]
+    totals = [breakdown.total for breakdown in breakdowns]
+    groups = [totals[i : i + config.num_generations] for i in range(0, len(totals), config.num_generations)]
+    kept_totals = [totals[i] for i in selection.kept]
+    return {
+        "objective/scores": fmean(sum(values.values()) for values in weighted),
+        **{f"rewards/{name}/mean": fmean(values[name] for values in weighted) for name in weighted[0]},
+        "frac_reward_zero_std": fmean(max(group) == min(group) for group in groups),
+        "completions/mean_length": fmean(sample.num_tokens for sample in samples),
+        "completions/clipped_ratio": fmean(not sample.finished for sample in samples),
+        "rft/sampled": float(len(answers)),
+        "rft/kept": float(len(selection.kept)),
+        "rft/prompts_kept_share": len({answers[i].row for i in selection.kept}) / len(groups),
+        "rft/mean_score": fmean(totals),
+        "rft/best_score": fmean(max(group) for group in groups),
+        **({"rft/kept_score": fmean(kept_totals)} if kept_totals else {}),
+        **hacking_metrics(samples, totals, config.num_generations),
+        **_claim_metrics(answers),
+    }
+
+
+def describe_round(number: int, metrics: Mapping[str, float], selection: Selection) -> str:
+    """Return a sentence on what a round sampled and keeps."""
+    text = (
+        f"round {number}: {metrics['rft/sampled']:.0f} answers, score {metrics['rft/mean_score']:.3f}, the best to each prompt "
+        f"{metrics['rft/best_score']:.3f}; keeps {metrics['rft/kept']:.0f}"
+    )
+    if selection.kept:
+        text += f" (score {metrics['rft/kept_score']:.3f}) to {metrics['rft/prompts_kept_share']:.0%} of the prompts"
+    left_out = ", ".join(f"{count} {reason}" for reason, count in selection.left_out.most_common())
+    return f"{text}; left out: {left_out}" if left_out else text
+
+
+def advice(candidates: Sequence[Candidate], selection: Selection) -> str:
+    """Return why a round keeps nothing, and what to do."""
+    left_out = ", ".join(f"{count} {reason}" for reason, count in selection.left_out.most_common())
+    usable = [candidate.score for candidate in candidates if not candidate.unusable]
+    if not usable:
+        return f"{left_out}; raise response_length, or fine-tune the model to end its answers first"
+    return (
+        f"{left_out}; the best answer that can be learnt scores {max(usable):.3f}: lower min_score or min_margin, or sample more"
+    )
+
+
+def _claim_metrics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
+    """Return the shares of contradicted and unknown claims by verifier, and of silent answers."""
+    if answers[0].claims is None:
+        return {}
+    claims = [claim for answer in answers for claim in answer.claims or ()]
+    metrics = {"hacking/zero_claim_rate": fmean(not answer.claims for answer in answers)}
+    for verifier in dict.fromkeys(claim["by"] for claim in claims):
+        verdicts = [claim["verdict"] for claim in claims if claim["by"] == verifier]
+        metrics |= {
+            f"claims/contradicted_rate@{verifier}": verdicts.count("contradicted") / len(verdicts),
+            f"claims/unknown_rate@{verifier}": verdicts.count("unknown") / len(verdicts),
+            f"claims/supported@{verifier}": verdicts.count("supported") / len(answers),
+        }
+    return metrics

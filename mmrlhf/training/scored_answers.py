@@ -1,0 +1,79 @@
+"""Sampled answers with what each reward function gave them, as rows of a file and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmrlhf.datasets.conversations import PLACEHOLDER, is_blank
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.records import Example
+from mmrlhf.rewards.ledger import RewardBreakdown
+from mmrlhf.rewards.types import Sample
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """An answer, its rewards, its claims, and why it cannot be learnt ("" if it can).
+
+    `row` is the index of its prompt in the dataset.
+    """
+
+    row: int
+    sample: Sample
+    breakdown: RewardBreakdown
+    claims: list[Any] | None
+    unusable: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row of a file; `read_answers` needs the dataset to read it."""
+        return {
+            "row": self.row,
+            "id": self.sample.id,
+            "answer": self.sample.answer,
+            "num_tokens": self.sample.num_tokens,
+            "finished": self.sample.finished,
+            "unusable": self.unusable,
+            "values": self.breakdown.values,
+            "terms": self.breakdown.terms,
+            "spans": self.breakdown.spans,
+            "claims": self.claims,
+        }
+
+
+def read_answers(path: Path, examples: Sequence[Example], weights: Mapping[str, float], max_tokens: int) -> list[ScoredAnswer]:
+    """Read the answers that `ScoredAnswer.to_dict` wrote, adjacent for each prompt."""
+    answers, row, example = [], -1, Example("", (), ())
+    for fields in read_jsonl(path):
+        if fields["row"] != row:
+            row, example = fields["row"], examples[fields["row"]]
+        sample = Sample(
+            example.id, example.images, example.prompt, fields["answer"], example.facts, example.answer, example.meta,
+            fields["num_tokens"], max_tokens, fields["finished"],
+        )  # fmt: skip
+        spans = {name: [(start, end, value) for start, end, value in spans] for name, spans in fields["spans"].items()}
+        breakdown = RewardBreakdown(fields["terms"], spans, fields["values"], weights)
+        answers.append(ScoredAnswer(row, sample, breakdown, fields["claims"], fields["unusable"]))
+    return answers
+
+
+def why_unusable(sample: Sample, escape: Callable[[str], str]) -> str:
+    """Return why an answer cannot be learnt, or "" if it can.
+
+    An answer that was cut off would teach to stop in mid-sentence, and one that spells a control
+    token (`escape` breaks those up) would be read as a turn's end or as an image.
+    """
+    if not sample.finished:
+        return "cut off at response_length"
+    if is_blank(sample.answer):
+        return "empty"
+    if escape(sample.answer) != sample.answer or PLACEHOLDER in sample.answer:
+        return "with a control token"
+    return ""
+
+
+def with_breakdowns(answers: Sequence[ScoredAnswer], breakdowns: Sequence[RewardBreakdown]) -> list[ScoredAnswer]:
+    """Return the answers with other rewards, such as normalised ones."""
+    return [replace(answer, breakdown=breakdown) for answer, breakdown in zip(answers, breakdowns, strict=True)]

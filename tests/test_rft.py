@@ -1,0 +1,181 @@
+"""Rejection-sampling fine-tuning: it learns what it keeps, round by round, and resumes exactly."""
+
+import dataclasses
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from mmrlhf import rft as stage
+from mmrlhf.config import RFTConfig
+from mmrlhf.datasets import read_examples
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.records import ImageSource, InputError, Message
+from mmrlhf.rewards.types import Sample
+from mmrlhf.rft import rft
+from mmrlhf.scenes import export_dataset
+from mmrlhf.training.run import Run
+from mmrlhf.training.scored_answers import why_unusable
+
+
+def rft_config(model, output_dir, **settings):
+    defaults = {
+        "num_rounds": 2, "num_generations": 3, "response_length": 30, "max_steps": 1, "per_device_train_batch_size": 2,
+        "learning_rate": 2e-3, "lora_r": 4, "reward_terms": "longer=1",
+    }  # fmt: skip
+    return RFTConfig(model_name_or_path=model, dataset_name="x", output_dir=str(output_dir), **{**defaults, **settings})
+
+
+def longer(samples):
+    return [float(len(sample.answer)) for sample in samples]
+
+
+def run_rft(config, rows):
+    return rft(config, rows, {"longer": longer})
+
+
+def test_each_round_learns_the_best_answers_of_the_last_rounds_policy(tiny_vlm_path, examples, tmp_path):
+    model = run_rft(rft_config(tiny_vlm_path, tmp_path), examples[:3])
+    assert model == tmp_path / "model"
+    assert load_file(model / "model.safetensors").keys() == load_file(f"{tiny_vlm_path}/model.safetensors").keys()
+    for number in (1, 2):
+        answers = read_jsonl(tmp_path / f"round_{number}" / "answers.jsonl")
+        assert [row["row"] for row in answers] == [row for row in range(3) for _ in range(3)]
+        kept = {row["id"]: row for row in read_jsonl(tmp_path / f"round_{number}" / "sft.jsonl")}
+        for example in examples[:3]:
+            own = [row for row in answers if row["id"] == example.id and not row["unusable"]]
+            best = max(own, key=lambda row: row["values"]["longer"]) if own else None
+            assert (kept[example.id]["messages"][-1]["content"][0]["text"] if best else None) == (best and best["answer"])
+    settings = [(tmp_path / f"round_{number}" / "sft" / "config.yaml").read_text() for number in (1, 2)]
+    assert f"model_name_or_path: {tiny_vlm_path}" in settings[0]
+    assert f"model_name_or_path: {tmp_path}/round_1/sft/model" in settings[1] and "train_on: last" in settings[1]
+    metrics = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2] and metrics[0]["rft/sampled"] == 9
+    assert metrics[0]["rft/best_score"] >= metrics[0]["rft/mean_score"] == metrics[0]["objective/scores"]
+    assert len(read_jsonl(tmp_path / "ledger.jsonl")) == 18
+
+
+def test_scores_rise_over_rounds(tiny_vlm_path, examples, tmp_path):
+    """The reward is the length of an answer, so answers get longer."""
+    settings = {"num_generations": 8, "max_steps": 6, "per_device_train_batch_size": 4, "response_length": 60}
+    run_rft(rft_config(tiny_vlm_path, tmp_path, **settings), examples[:4])
+    means = [row["rft/mean_score"] for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert means[1] > means[0] + 5
+
+
+def test_a_round_may_start_from_the_base_again(tiny_vlm_path, examples, tmp_path):
+    run_rft(rft_config(tiny_vlm_path, tmp_path, start_from="base"), examples[:3])
+    assert f"model_name_or_path: {tiny_vlm_path}" in (tmp_path / "round_2" / "sft" / "config.yaml").read_text()
+    inputs = (tmp_path / "round_2" / ".answers.jsonl.inputs.json").read_text()
+    assert "round_1/sft/model" in inputs  # its answers are those of the newest policy
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing after it runs."""
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_vlm_path, examples, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run_rft(rft_config(tiny_vlm_path, folder, length_bounds="auto"), examples[:3])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (ResumableWriter, "append", 2),  # in the middle of the first round's answers
+        (stage, "sft", 2),
+        (Run, "log_ledger", 2),
+        (Run, "finish", 3),  # the two of sft, and its own
+    ],
+)
+def test_a_killed_run_ends_as_one_that_was_not(tiny_vlm_path, examples, tmp_path, monkeypatch, whole_run, owner, name, call):
+    real, calls = getattr(owner, name), []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return real(*args, **kwargs)
+
+    config = rft_config(tiny_vlm_path, tmp_path, length_bounds="auto")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, name, killed)
+        run_rft(config, examples[:3])
+    run_rft(config, examples[:3])
+    for path in (
+        "model/model.safetensors",
+        "round_1/answers.jsonl",
+        "round_2/answers.jsonl",
+        "round_2/sft.jsonl",
+        "ledger.jsonl",
+    ):
+        assert (tmp_path / path).read_bytes() == (whole_run / path).read_bytes(), path
+    without_time = [[{**row, "time": 0} for row in read_jsonl(path / "metrics.jsonl")] for path in (tmp_path, whole_run)]
+    assert without_time[0] == without_time[1]
+
+
+def test_other_settings_are_refused_and_a_finished_run_is_left_alone(tiny_vlm_path, examples, whole_run, tmp_path, capsys):
+    copy = shutil.copytree(whole_run, tmp_path / "copy")
+    with pytest.raises(InputError, match="other settings, temperature"):
+        run_rft(rft_config(tiny_vlm_path, copy, length_bounds="auto", temperature=0.5), examples[:3])
+    with pytest.raises(InputError, match="other inputs, rows"):
+        run_rft(rft_config(tiny_vlm_path, copy, length_bounds="auto"), examples[:2])
+    capsys.readouterr()
+    assert run_rft(rft_config(tiny_vlm_path, copy, length_bounds="auto"), examples[:3]) == copy / "model"
+    assert "is finished, nothing to do" in capsys.readouterr().out
+
+
+def test_nothing_kept_stops_the_run_and_says_why(tiny_vlm_path, examples, tmp_path):
+    config = rft_config(tiny_vlm_path, tmp_path, min_score=1e6)
+    with pytest.raises(InputError, match=r"round 1 keeps none of 9 answers: .*below min_score.*lower min_score or min_margin"):
+        run_rft(config, examples[:3])
+    config = rft_config(tiny_vlm_path, tmp_path / "cut", response_length=2)
+    with pytest.raises(InputError, match="9 cut off at response_length; raise response_length"):
+        run_rft(config, examples[:3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward_terms": "fact_rm=1"}, "give --reward_model_path, or leave fact_rm out"),
+        ({"reward_terms": "nice=1"}, "reward_terms names nice, which does not exist"),
+        ({"reward_terms": "absent.py:f=1"}, "the file absent.py does not exist"),
+        ({"tuning": "full", "dtype": "bfloat16"}, "tuning full needs dtype float32"),
+        ({"response_length": 4096}, "leaves no room for a prompt"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(tmp_path, examples, settings, message):
+    with pytest.raises(InputError, match=message):
+        run_rft(rft_config("no-such-model", tmp_path / "new", **settings), examples)
+    assert not (tmp_path / "new").exists()
+
+
+def test_prompts_from_a_file_keep_their_paths_and_earlier_turns_are_not_learnt(tiny_vlm_path, tmp_path):
+    export_dataset(str(tmp_path / "scenes"), num_rows=3)
+    config = dataclasses.replace(rft_config(tiny_vlm_path, tmp_path / "run", reward_terms="coverage=1", num_rounds=1),
+                                 dataset_name=str(tmp_path / "scenes" / "prompts.jsonl"))  # fmt: skip
+    rft(config)
+    row, *_ = kept = read_jsonl(tmp_path / "run" / "round_1" / "sft.jsonl")
+    assert row["images"][0].startswith("images/") and {"score", "terms"} <= row.keys()
+    read = read_examples(str(tmp_path / "run/round_1/sft.jsonl"), image_folder=str(tmp_path / "scenes"), require_answer=True)
+    assert [example.answer for example in read] == [row["messages"][-1]["content"][0]["text"] for row in kept]
+    ledger = read_jsonl(tmp_path / "run" / "ledger.jsonl")
+    assert ledger[0]["claims"] and sum(ledger[0]["terms"].values()) == pytest.approx(ledger[0]["total"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "finished", "reason"),
+    [
+        ("A dog.", True, ""),
+        ("A dog and", False, "cut off at response_length"),
+        (" \u200b\n", True, "empty"),
+        ("A dog.</s>", True, "with a control token"),
+        ("A <image> of a dog.", True, "with a control token"),
+    ],
+)
+def test_answers_that_cannot_be_learnt(vlm, answer, finished, reason):
+    sample = Sample("1", (ImageSource(data=b""),), (Message("user", "?"),), answer, finished=finished)
+    assert why_unusable(sample, vlm.escape_control_tokens) == reason
