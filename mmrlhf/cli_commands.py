@@ -170,7 +170,7 @@ def run_compare(command: Command, argv: list[str]) -> None:
 def run_report(command: Command, argv: list[str]) -> None:
     parser = Parser(command, "RUN [RUN ...] [--out FILE]")
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="an output_dir of sft, reward, dpo or ppo; several are drawn together"
+        "runs", metavar="RUN", nargs="+", help="an output_dir of sft, reward, dpo, rft or ppo; several are drawn together"
     )
     help_text = "HTML file to write (default: report.html in RUN; in the current folder for several)"
     parser.add_argument("--out", metavar="FILE", help=help_text)

@@ -35,6 +35,7 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter
+from mmrlhf.files.writing import writes
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.images import image_value
 from mmrlhf.models.loading import load
@@ -58,6 +59,7 @@ from mmrlhf.training.run import Run
 from mmrlhf.training.scored_answers import ScoredAnswer, read_answers, why_unusable, with_breakdowns
 
 
+@writes("output_dir")
 def rft(
     config: RFTConfig,
     examples: Sequence[Example] | None = None,
@@ -276,7 +278,9 @@ def _image_root(config: RFTConfig) -> str | None:
 
 def _sft_config(config: RFTConfig, folder: Path, model: str, continues: bool) -> SFTConfig:
     """Return the settings of a round's sft: those of the run that sft has too, on the kept rows."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(SFTConfig) if hasattr(config, field.name)}
+    names = [field.name for field in dataclasses.fields(SFTConfig)]
+    shared = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    allowed = [name for name in (config.allow_change or "").split(",") if name.strip() in names]
     own = {
         "model_name_or_path": model,
         "adapter_path": None if continues else config.adapter_path,
@@ -284,6 +288,7 @@ def _sft_config(config: RFTConfig, folder: Path, model: str, continues: bool) ->
         "dataset_train_split": "train",
         "image_folder": _image_root(config),
         "facts_file": None,
+        "allow_change": ",".join(allowed) or None,
         "output_dir": str(folder / "sft"),
         "train_on": "last",  # the earlier turns are the prompt
         "overlong": "drop",
