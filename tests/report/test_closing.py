@@ -6,12 +6,13 @@ import pytest
 
 from mmrlhf.cli import COMMANDS
 from mmrlhf.cli_parser import make_config_parser
-from mmrlhf.config import GenerateConfig, PPOConfig, RewardConfig, RewardEvalConfig, RFTConfig, ScoreConfig, SFTConfig
+from mmrlhf.config import DPOConfig, GenerateConfig, PPOConfig, RewardConfig, RewardEvalConfig, RFTConfig, ScoreConfig, SFTConfig
 from mmrlhf.report.closing import CLOSINGS, closing_text
 
 CLASSES = {
     "sft": SFTConfig,
     "reward": RewardConfig,
+    "dpo": DPOConfig,
     "ppo": PPOConfig,
     "rft": RFTConfig,
     "generate": GenerateConfig,
