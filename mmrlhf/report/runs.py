@@ -36,6 +36,8 @@ OTHER_PREFIXES = ("rewards/", "hacking/", "claims/", "verdicts/", "eval/")
 """Beginnings of the names of metrics that come first among the others."""
 MAX_OTHER_CURVES = 60
 """Folded curves."""
+RELOAD_SECONDS = 60
+"""Time after which a browser loads the page of a run again that still goes on."""
 MAX_PROMPTS = 12
 """Prompts whose answers are shown, those with answers of the most steps first."""
 MAX_STEPS = 6
@@ -47,6 +49,7 @@ class TrainingRun:
     """The content of a run directory: its settings, and the rows of its files."""
 
     name: str
+    path: Path
     stage: str
     settings: Mapping[str, Any]
     finished: bool
@@ -59,12 +62,13 @@ class TrainingRun:
     warnings: Sequence[Mapping[str, Any]]
 
 
-def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
+def write_runs_page(paths: Sequence[str], out: str | None = None, *, is_live: bool = False) -> Path:
     """Write one HTML file about training runs and return its path.
 
     By default it is report.html in the directory of the only run, or in the current directory; in a
-    folder `out` it is report.html, too. It opens offline. Raises InputError if a directory is no
-    run or has no metrics yet.
+    folder `out` it is report.html, too. It opens offline. A page that `is_live` has the main curves
+    only, and browsers load it again until its run is finished. Raises InputError if a directory is
+    no run or has no metrics yet.
     """
     names = {path: Path(path).name or path for path in paths}
     if len(set(names.values())) < len(paths):
@@ -96,9 +100,11 @@ def write_runs_page(paths: Sequence[str], out: str | None = None) -> Path:
             runs=[(run, styles[run.name]) for run in runs],
             curves=plots_of(main_keys),
             over_kl=[plot for plot in over_kl if plot],
-            other_curves=plots_of(other_keys[:MAX_OTHER_CURVES]),
-            warnings=[(run.name, warning["step"], warning.get("warning")) for run in runs for warning in run.warnings],
-            prompts=_prompts(runs, styles),
+            other_curves=[] if is_live else plots_of(other_keys[:MAX_OTHER_CURVES]),
+            reload_seconds=RELOAD_SECONDS if is_live else None,
+            warnings=[(run.name, warning) for run in runs for warning in run.warnings],
+            fixed_prompts=_prompts(runs, styles, fixed=True),
+            prompts=_prompts(runs, styles, fixed=False),
             settings=_settings_table(runs),
         )
     )
@@ -122,7 +128,7 @@ def read_run(path: Path, name: str) -> TrainingRun:
     for row in _iter_rows(path / "eval.jsonl"):
         eval_keys.setdefault(f"eval/{row.get('benchmark')}/{row.get('headline')}", str(row.get("direction")))
     samples, warnings = _read_samples(path), list(_iter_rows(path / "warnings.jsonl"))
-    return TrainingRun(name, stage, settings, finished, best, eval_keys, metrics, samples, warnings)
+    return TrainingRun(name, path, stage, settings, finished, best, eval_keys, metrics, samples, warnings)
 
 
 def _best_of(path: Path) -> Mapping[str, Any]:
@@ -148,7 +154,8 @@ def eval_label(key: str, better: str) -> tuple[str, str]:
 def _read_samples(path: Path) -> list[dict[str, Any]]:
     """Return the logged answers, and the ledger's first answers to their prompts at other steps."""
     samples = list(_iter_rows(path / "samples.jsonl"))
-    sampled_ids, known = {str(row.get("id")) for row in samples}, {(str(row.get("id")), row["step"]) for row in samples}
+    sampled = [row for row in samples if not row.get("fixed")]
+    sampled_ids, known = {str(row.get("id")) for row in sampled}, {(str(row.get("id")), row["step"]) for row in sampled}
     for row in _iter_rows(path / "ledger.jsonl"):
         key = str(row.get("id")), row["step"]
         if key[0] in sampled_ids and key not in known:
@@ -192,15 +199,23 @@ def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'s' * (number != 1)}"
 
 
-def _prompts(runs: Sequence[TrainingRun], styles: Mapping[str, ModelStyle]) -> list[dict[str, Any]]:
-    """Return the prompts with answers of the most steps, each with its answers by run."""
+def _prompts(runs: Sequence[TrainingRun], styles: Mapping[str, ModelStyle], *, fixed: bool) -> list[dict[str, Any]]:
+    """Return the prompts with answers of the most steps, each with its answers by run.
+
+    They are the fixed ones, which are answered alike at several steps, or those of other samples.
+    """
     entries: dict[str, dict[str, Any]] = {}
     for run in runs:
         for row in run.samples:
+            if bool(row.get("fixed")) != fixed:
+                continue
             row_id, paths = str(row.get("id")), row.get("images")
             image = paths[0] if isinstance(paths, list) and paths and isinstance(paths[0], str) else None
+            if image and not Path(image).is_file():
+                image = str(run.path / image)  # of an image in memory, in the run's folder
             entry = entries.setdefault(row_id, {"id": row_id, "prompt": row.get("prompt", ""), "image": image, "answers": {}})
-            answer = {"step": row["step"], "answer": row.get("answer"), "score": metric_value(row, "score")}
+            entry.setdefault("reference", row.get("reference"))
+            answer = {"step": row["step"], "answer": row.get("answer"), "score": metric_value(row, "score"), "terms": _terms(row)}
             entry["answers"].setdefault(run.name, {}).setdefault(row["step"], answer)
     most_answered = sorted(entries.values(), key=lambda entry: -sum(map(len, entry["answers"].values())))[:MAX_PROMPTS]
     for entry in most_answered:
@@ -211,7 +226,17 @@ def _prompts(runs: Sequence[TrainingRun], styles: Mapping[str, ModelStyle]) -> l
             for name, rows_by_step in entry["answers"].items()
             for row in _evenly_spaced([rows_by_step[step] for step in sorted(rows_by_step)])
         ]
+        texts = {str(row["answer"]) for _, row in entry["answers"]}
+        entry["only_answer"] = texts.pop() if len(texts) == 1 and len(entry["answers"]) > 1 else None
     return most_answered
+
+
+def _terms(row: Mapping[str, Any]) -> str:
+    """Return a sample's values of reward functions, if there are several, such as `length 0.10`."""
+    terms = row.get("terms")
+    if not isinstance(terms, dict) or len(terms) < 2:
+        return ""
+    return ", ".join(f"{name} {value:.2f}" for name in terms if (value := metric_value(terms, name)) is not None)
 
 
 def _evenly_spaced(rows: Sequence[Any]) -> list[Any]:

@@ -111,7 +111,7 @@ class Monitor:
         self, run: Run, accelerator: Accelerator, step: int, metrics: Mapping[str, float], is_logging_step: bool
     ) -> str | None:
         """Take in a step's metrics and, at a logging step, warn of what the steps since the last
-        one show.
+        one show, and refresh the run's page.
 
         Return why the run is to stop, the same on every process, or None.
         """
@@ -122,12 +122,16 @@ class Monitor:
         self._window, self._has_new_evaluation = [], False
         for name, text in warnings.items():
             run.warn(step, name, text)
+        run.refresh_report()
         if not self.stop_on:
             return None
         stop = next(((name, text) for name, text in warnings.items() if name in self.stop_on), None)
         if accelerator.num_processes > 1:  # only the main process has evaluations
             stop = broadcast_object_list([stop])[0]
-        return _stop_sentence(run, step, *stop) if stop else None
+        if stop is None:
+            return None
+        run.refresh_report(is_final=True)
+        return _stop_sentence(run, step, *stop)
 
     def _add(self, metrics: Mapping[str, float]) -> None:
         watched = (self.proxy.key, ENTROPY_KEY)

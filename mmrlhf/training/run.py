@@ -8,7 +8,9 @@
     samples.jsonl    answers with their scores, at logging steps
     ledger.jsonl     the value of each reward function, for every answer that ppo sampled
     warnings.jsonl   warnings that a person should look at, if there are any
-    eval.jsonl       metrics of benchmarks with intervals, where ppo evaluates along the way
+    eval.jsonl       metrics of benchmarks with intervals, where a stage evaluates along the way
+    report.html      curves, fixed prompts, warnings and settings, refreshed at logging steps
+    images/          pictures of samples that are in no file of their own
     best/            the best policy by metric_for_best_model, as of the newest checkpoint
     checkpoints/     the newest save_total_limit, step-000123/{state.safetensors,state.json,sha256}
     finished.json    the result; it exists if and only if the stage is finished
@@ -46,6 +48,7 @@ from mmrlhf.files.inputs import rows_digest
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
 from mmrlhf.files.writing import full_disk_message, is_disk_full
 from mmrlhf.records import Example, ImageSource, InputError, Preference
+from mmrlhf.report.live_page import LivePage
 from mmrlhf.report.progress import ProgressBar, progress
 from mmrlhf.report.step_lines import StepTable, metrics_line, sample_lines
 from mmrlhf.report.thumbnails import thumbnail
@@ -78,6 +81,7 @@ class Run:
         self._pending_lines: list[tuple[str, str]] = []  # (file name, lines) of step 0
         self._pending_files: list[tuple[str, str | bytes]] = []  # (file name, content)
         self._image_files: set[str] = set()
+        self._page = LivePage(self.path)
         self._stopping, self._is_last_step = 0, False  # the signal that this step is saved for
         if main_process:
             refuse_unwritable(self.path, "output_dir")
@@ -268,6 +272,7 @@ class Run:
             self._check_output()
             write_atomic(self.path / "finished.json", json.dumps(to_jsonable(result), indent=2, allow_nan=False) + "\n")
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+            self.refresh_report(is_final=True)
             lock.release(self.path / ".lock")
 
     # ---- logging ---------------------------------------------------------------------------------
@@ -313,6 +318,11 @@ class Run:
         if self.main_process:
             self._append_rows("warnings.jsonl", step, [{"step": step, "name": name, "warning": text}])
         self.console.print(Text(f"warning: step {step}: {name}: {text}", "yellow"), soft_wrap=True)
+
+    def refresh_report(self, *, is_final: bool = False) -> None:
+        """Write report.html anew, if the last time is long enough ago or `is_final`."""
+        if self.main_process and (problem := self._page.refresh(is_final=is_final)):
+            self.print(f"note: {self.path / 'report.html'} is not refreshed: {problem}")
 
     @contextmanager
     def progress(self, total: int, start: int, description: str) -> Iterator[ProgressBar]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmrlhf.cli import main
 from mmrlhf.records import InputError
+from mmrlhf.report.live_page import LivePage
 from mmrlhf.report.runs import describe_run, read_run, write_runs_page
 from tests.report.test_page import ParsedPage
 
@@ -53,6 +54,39 @@ def test_write_runs_page_of_one_run(make_run):
     assert "ppo: 20 steps, not finished; reward 0.15 to 1.95, KL 0.50 to 0.50; 1 warning." in parsed.text
     assert "1 more metrics" in parsed.text and parsed.num_unfolded_tables == 0
     assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_write_runs_page_shows_fixed_prompts_apart_from_sampled_answers(make_run):
+    run = make_run("ppo")
+    (run / "images").mkdir()
+    Image.new("RGB", (20, 20), "blue").save(run / "images/b.jpg")
+    fixed = {"id": "r1", "prompt": "What is it?", "fixed": True, "images": ["images/b.jpg"], "reference": "A mug."}
+    rows = [{"step": s, **fixed, "answer": f"Greedy {s}."} for s in (0, 10, 20)]
+    pair = {"id": "r2", "prompt": "Which?", "fixed": True, "answer": "Alike.", "images": []}
+    rows += [{"step": s, **pair, "score": s / 10} for s in (0, 10)]
+    with open(run / "samples.jsonl", "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    source = write_runs_page([str(run)]).read_text(encoding="utf-8")
+    parsed = ParsedPage(source)
+    assert parsed.ids_of_sections() == ["warnings", "curves", "fixed", "answers", "settings"]
+    sampled = parsed.text.index("sampled answers")
+    assert parsed.text.index("Greedy 0.") < parsed.text.index("Greedy 20.") < sampled < parsed.text.index("Answer 1.")
+    assert (
+        "Reference: A mug." in parsed.text and parsed.text.count("Alike.") == 1 and "step 0: 0.00; step 10: 1.00" in parsed.text
+    )
+    assert source.count("data:image/jpeg;base64,") == 2
+
+
+def test_live_page_is_reloaded_until_the_run_is_finished(make_run):
+    run = make_run("ppo")
+    page = LivePage(run)
+    assert page.refresh() == "" and 'http-equiv="refresh"' in (run / "report.html").read_text(encoding="utf-8")
+    assert "more metrics" not in (run / "report.html").read_text(encoding="utf-8")
+    (run / "report.html").unlink()
+    assert page.refresh() == "" and not (run / "report.html").exists()  # too soon
+    assert page.refresh(is_final=True) == "" and "more metrics" in (run / "report.html").read_text(encoding="utf-8")
+    assert 'http-equiv="refresh"' not in (run / "report.html").read_text(encoding="utf-8")
+    assert LivePage(run / "missing").refresh() == ""  # no step yet
 
 
 def test_write_runs_page_draws_several_runs_together(make_run, tmp_path, monkeypatch):

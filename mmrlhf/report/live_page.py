@@ -1,0 +1,40 @@
+"""A run's report.html while it goes on: written whole, now and then, and complete at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mmrlhf.records import InputError
+
+MAX_SHARE_OF_TIME = 0.02
+"""Share of a run's time that its page may take: it is not refreshed before the last refresh has
+become cheap."""
+
+
+class LivePage:
+    """The page of the run in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._not_before = 0.0
+
+    def refresh(self, *, is_final: bool = False) -> str:
+        """Write the page, unless it would take too much of the run's time; `is_final` always does.
+
+        Return why the page cannot be written, or "".
+        """
+        start = time.monotonic()
+        if start < self._not_before and not is_final:
+            return ""
+        from mmrlhf.report.runs import write_runs_page  # with matplotlib, which takes a second to load
+
+        try:
+            write_runs_page([str(self.folder)], is_live=not is_final)
+        except InputError:  # no step is done yet
+            return ""
+        except OSError as error:
+            return str(error)
+        end = time.monotonic()
+        self._not_before = end + (end - start) / MAX_SHARE_OF_TIME
+        return ""
