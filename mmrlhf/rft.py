@@ -45,12 +45,12 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.aggregation import build_aggregation
 from mmrlhf.rewards.build import Rewards, build_rewards, check_rewards
-from mmrlhf.rewards.claim_rewards import asks_base
+from mmrlhf.rewards.claim_rewards import asks_base, claim_reward_verifiers
 from mmrlhf.rewards.ledger import ledger_rows, parse_reward_spec, score_samples
-from mmrlhf.rewards.monitors import hacking_warnings
 from mmrlhf.rewards.selection import Candidate, select
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import check_tuning, sft
+from mmrlhf.training.monitor import CLAIM_WARNINGS, HACKING_WARNINGS, REWARD, Monitor, parse_stop_on_warning
 from mmrlhf.training.ppo_batch import build_samples
 from mmrlhf.training.ppo_metrics import sample_rows
 from mmrlhf.training.rft_metrics import advice, describe_round, round_metrics
@@ -73,6 +73,7 @@ def rft(
     check_rewards(config, extra_reward_functions or ())
     check_tuning(config.tuning, config.dtype)
     check_adapter_setting(config.adapter_path, config.tuning)
+    monitor = Monitor(REWARD, parse_stop_on_warning(config.stop_on_warning, _possible_warnings(config)))
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     model_dir = run.path / "model"
@@ -124,14 +125,16 @@ def rft(
         run.log(number, metrics)
         claims = None if answers[0].claims is None else [answer.claims or [] for answer in answers]
         totals = [candidate.score for candidate in candidates]
-        run.log_ledger(number, ledger_rows(samples, [answer.breakdown for answer in answers], totals, claims))
+        ledger = ledger_rows(samples, [answer.breakdown for answer in answers], totals, claims)
+        run.log_ledger(number, ledger)
         if config.num_sample_generations:
-            run.log_samples(
-                number, sample_rows([a.sample for a in kept], [a.breakdown.total for a in kept], config.num_sample_generations)
-            )
-        for warning in hacking_warnings(metrics):
-            run.warn(number, warning)
+            kept_samples, kept_ledger = [answer.sample for answer in kept], [ledger[i] for i in selection.kept]
+            kept_totals = [answer.breakdown.total for answer in kept]
+            run.log_samples(number, sample_rows(run, kept_samples, kept_totals, kept_ledger, config.num_sample_generations))
+        stop = monitor.after_step(run, accelerator, number, metrics, is_logging_step=True)
         run.save_checkpoint(number, {}, {"rewards": aggregation.state()})
+        if stop and number < config.num_rounds:
+            raise InputError(stop)
 
     if accelerator.is_main_process:
         if not model_dir.exists():
@@ -139,6 +142,12 @@ def rft(
         run.finish({"steps": config.num_rounds})
     accelerator.wait_for_everyone()
     return model_dir
+
+
+def _possible_warnings(config: RFTConfig) -> tuple[str, ...]:
+    """Return the warnings that a round can raise: those about claims need verifiers of claims."""
+    reads_claims = bool(claim_reward_verifiers(config.reward_terms) or config.monitor_verifiers)
+    return tuple(name for name in HACKING_WARNINGS if reads_claims or name not in CLAIM_WARNINGS)
 
 
 def _sft_dir(run_dir: Path, number: int) -> Path:
@@ -290,6 +299,7 @@ def _sft_config(config: RFTConfig, folder: Path, model: str, continues: bool) ->
         "facts_file": None,
         "allow_change": ",".join(allowed) or None,
         "output_dir": str(folder / "sft"),
+        "stop_on_warning": None,
         "train_on": "last",  # the earlier turns are the prompt
         "overlong": "drop",
     }
