@@ -122,11 +122,13 @@ def _docstring(cls: type, name: str) -> str:
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:
-    minimum, maximum, exclusive_minimum = (schema.get(key) for key in ("minimum", "maximum", "exclusiveMinimum"))
-    if minimum is not None and maximum is not None:
-        return f"from {minimum:g} to {maximum:g}"
-    prefixes = ((exclusive_minimum, "above"), (minimum, "of at least"), (maximum, "of at most"))
-    return " and ".join(f"{prefix} {bound:g}" for bound, prefix in prefixes if bound is not None)
+    prefixes = {
+        "exclusiveMinimum": "above", "minimum": "of at least", "maximum": "of at most", "exclusiveMaximum": "below",
+    }  # fmt: skip
+    bounds = {key: schema[key] for key in prefixes if schema.get(key) is not None}
+    if set(bounds) == {"minimum", "maximum"}:
+        return f"from {bounds['minimum']:g} to {bounds['maximum']:g}"
+    return " and ".join(f"{prefixes[key]} {bound:g}" for key, bound in bounds.items())
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:

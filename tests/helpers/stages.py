@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmrlhf.config import PPOConfig, RewardConfig
+from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig
 
 
 def reward_config(model: str, output_dir: Path, **settings: Any) -> RewardConfig:
@@ -16,6 +16,12 @@ def reward_config(model: str, output_dir: Path, **settings: Any) -> RewardConfig
         output_dir=str(output_dir),
         **{"learning_rate": 2e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 4, **settings},
     )
+
+
+def dpo_config(model: str, output_dir: Path, **settings: Any) -> DPOConfig:
+    """Return the configuration of four DPO steps on twelve pairs."""
+    defaults = {"learning_rate": 1e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 4, "save_steps": 1}
+    return DPOConfig(model_name_or_path=model, dataset_name="x", output_dir=str(output_dir), **{**defaults, **settings})
 
 
 def ppo_config(model: str, reward_model: Path | str | None, output_dir: Path, **settings: Any) -> PPOConfig:

@@ -1,0 +1,182 @@
+"""Direct preference optimisation on the tiny model: what it learns, resumes and refuses."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmrlhf.cli import main
+from mmrlhf.dpo import dpo
+from mmrlhf.files.bundled import folder
+from mmrlhf.files.jsonl import read_jsonl
+from mmrlhf.models.adapters import Adapters
+from mmrlhf.models.export import save_policy
+from mmrlhf.models.loading import load
+from mmrlhf.records import InputError, Preference
+from mmrlhf.training import reference_logps
+from mmrlhf.training.run import Run
+from tests.helpers.stages import dpo_config
+
+SAMPLES = folder("data") / "samples"
+
+
+def metrics_of(run):
+    """Return the metrics of a run without their times."""
+    return [{name: value for name, value in row.items() if name != "time"} for row in read_jsonl(run / "metrics.jsonl")]
+
+
+def assert_same_policy(first, second):
+    first_tensors, second_tensors = (load_file(run / "policy" / "adapter_model.safetensors") for run in (first, second))
+    assert set(first_tensors) == set(second_tensors)
+    assert all(torch.equal(first_tensors[name], second_tensors[name]) for name in first_tensors)
+
+
+def test_dpo_learns_the_pairs_from_the_reference_on(tiny_vlm_path, pairs, tmp_path, capsys):
+    adapter_dir = dpo(dpo_config(tiny_vlm_path, tmp_path / "run"), pairs)
+    rows = metrics_of(tmp_path / "run")
+    # At first the policy is the reference: -log sigmoid(0).
+    assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-4) and abs(rows[0]["rewards/margins"]) < 1e-5
+    assert rows[-1]["loss"] < 0.3 and rows[-1]["rewards/accuracies"] == 1.0 and rows[-1]["rewards/margins"] > 1
+    assert rows[-1]["logps/rejected"] < rows[0]["logps/rejected"] - 10
+    assert (adapter_dir / "adapter_model.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "finished.json").read_text())["rewards/accuracies"] == 1.0
+    assert dpo(dpo_config(tiny_vlm_path, tmp_path / "run"), pairs) == adapter_dir  # finished: returns at once
+    assert "is finished, nothing to do" in capsys.readouterr().out
+
+
+def test_kept_log_probs_of_the_reference_are_those_of_every_step(tiny_vlm_path, pairs, tmp_path):
+    for precompute in (True, False):
+        dpo(dpo_config(tiny_vlm_path, tmp_path / str(precompute), precompute_ref_log_probs=precompute, max_steps=3), pairs)
+    kept, computed = metrics_of(tmp_path / "True"), metrics_of(tmp_path / "False")
+    for row in (kept[0], computed[0]):
+        row.pop("rewards/accuracies")  # at first all rewards are 0, and rounding decides
+    for kept_row, computed_row in zip(kept, computed, strict=True):
+        assert kept_row == pytest.approx(computed_row, rel=1e-4, abs=1e-4)
+    assert not (tmp_path / "False" / "reference_logps.jsonl").exists()
+    lines = read_jsonl(tmp_path / "True" / "reference_logps.jsonl")
+    assert [line["row"] for line in lines] == list(range(12)) and lines[0]["id"] == pairs[0].id
+
+
+@pytest.mark.parametrize("interrupted_at", ["reference", 1, 3])
+def test_dpo_resumes_exactly(tiny_vlm_path, pairs, tmp_path, monkeypatch, interrupted_at):
+    monkeypatch.setattr(reference_logps, "ROWS_PER_BATCH", 5)
+    settings = {"image_pairs": "other", "loss_type": "sigmoid,sft"}
+    dpo(dpo_config(tiny_vlm_path, tmp_path / "whole", **settings), pairs)
+    config = dpo_config(tiny_vlm_path, tmp_path / "cut", **settings)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if interrupted_at == "reference":
+            compute, calls = reference_logps._row_logps, []
+
+            def interrupt_second(*args):
+                calls.append(1)
+                if len(calls) == 2:
+                    raise KeyboardInterrupt
+                return compute(*args)
+
+            patch.setattr(reference_logps, "_row_logps", interrupt_second)
+        else:
+            log = Run.log
+
+            def interrupt_step(run, step, *args, **kwargs):
+                log(run, step, *args, **kwargs)
+                if step == interrupted_at:
+                    raise KeyboardInterrupt
+
+            patch.setattr(Run, "log", interrupt_step)
+        dpo(config, pairs)
+    dpo(config, pairs)
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    assert read_jsonl(tmp_path / "cut" / "reference_logps.jsonl") == read_jsonl(tmp_path / "whole" / "reference_logps.jsonl")
+    assert_same_policy(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_dpo_refuses_log_probs_of_other_rows_or_another_base(tiny_vlm_path, pairs, tmp_path, monkeypatch):
+    config = dpo_config(tiny_vlm_path, tmp_path / "run")
+    monkeypatch.setattr(Run, "log", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        dpo(config, pairs)
+    monkeypatch.undo()
+    inputs_file = tmp_path / "run" / ".reference_logps.jsonl.inputs.json"
+    inputs = json.loads(inputs_file.read_text())
+    inputs["inputs"]["base"] = "another"
+    inputs_file.write_text(json.dumps(inputs))
+    with pytest.raises(InputError, match=r"reference_logps.jsonl was made with other inputs, base \(there another, now "):
+        dpo(config, pairs)
+    inputs_file.unlink()  # unknown inputs: computed again
+    logps_file = tmp_path / "run" / "reference_logps.jsonl"
+    logps_file.write_text(logps_file.read_text().replace("-", "-9"))
+    dpo(config, pairs)
+    assert metrics_of(tmp_path / "run")[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_dpo_starts_from_an_adapter_which_is_then_the_reference(tiny_vlm_path, pairs, tmp_path):
+    adapters = Adapters(load(tiny_vlm_path))
+    adapters.add("start", 3, 12, seed=0, target_modules="q_proj,v_proj")
+    with torch.no_grad():
+        for i, parameter in enumerate(adapters.parameters("start").values()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.05)
+    save_policy(adapters, "start", tmp_path / "start")
+    config = dpo_config(tiny_vlm_path, tmp_path / "run", adapter_path=str(tmp_path / "start"), max_steps=2)
+    dpo(config, pairs)
+    rows = metrics_of(tmp_path / "run")
+    assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-4) and rows[1]["loss"] < 0.65
+    assert re.search(r'"r": 3', (tmp_path / "run" / "policy" / "adapter_config.json").read_text())
+
+
+def test_dpo_leaves_ties_out_and_weighs_rankings(tiny_vlm_path, pairs, tmp_path, capsys):
+    tie = dataclasses.replace(pairs[0], ranks=(1, 1))
+    ranking = Preference("k", pairs[1].images, pairs[1].prompt, (pairs[1].chosen, "A ring.", "A cup."), (1, 2, 3))
+    dpo(dpo_config(tiny_vlm_path, tmp_path / "run", max_steps=1), [tie, ranking, pairs[2]])
+    assert "1 of 3 rows are ties and are left out" in capsys.readouterr().out
+    assert [len(line["logps"]) for line in read_jsonl(tmp_path / "run" / "reference_logps.jsonl")] == [3, 2]
+    with pytest.raises(InputError, match="x has ties only, and a tie has no better answer to learn"):
+        dpo(dpo_config(tiny_vlm_path, tmp_path / "ties", max_steps=1), [tie])
+    with pytest.raises(InputError, match="row k: changed_token_weight compares an answer with its correction, and the row has 3"):
+        dpo(dpo_config(tiny_vlm_path, tmp_path / "ddpo", changed_token_weight=5), [pairs[0], ranking])
+    with pytest.raises(InputError, match="has no row with an image, and image_pairs compares images"):
+        text_only = dataclasses.replace(pairs[0], images=())
+        dpo(dpo_config(tiny_vlm_path, tmp_path / "text", image_pairs="crop"), [text_only])
+
+
+def test_dpo_with_image_pairs_learns_which_picture_an_answer_is_about(tiny_vlm_path, pairs, tmp_path):
+    settings = {"image_pairs": "other", "anchor_coefficient": 1.0, "max_steps": 6}
+    dpo(dpo_config(tiny_vlm_path, tmp_path / "run", **settings), pairs)
+    rows = metrics_of(tmp_path / "run")
+    assert rows[0]["loss"] == pytest.approx(3 * 0.6931, abs=1e-3)  # three losses at 0
+    assert rows[-1]["image_pairs/margins"] > 0.2 and rows[-1]["loss/image_pairs"] < rows[0]["loss/image_pairs"]
+    assert rows[-1]["rewards/chosen"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss_type", "orpo"], "loss_type 'orpo' is not one of sigmoid, sigmoid_norm, ipo, hinge, robust, bco_pair, sft"),
+        (["--loss_type", "sigmoid,sft", "--loss_weights", "1"], "loss_weights has 1 numbers, and loss_type 2 losses"),
+        (["--loss_type", "hinge", "--label_smoothing", "0.1"], "label_smoothing is for sigmoid, sigmoid_norm, robust"),
+        (["--loss_type", "sft"], "loss_type sft alone compares nothing: use `mmrlhf sft`"),
+        (["--beta", "0"], "--beta must be a number above 0, not '0'"),
+        (["--label_smoothing", "0.5"], "--label_smoothing must be a number of at least 0 and below 0.5"),
+        (["--image_pairs", "rotate"], "--image_pairs must be none or crop or other"),
+        (["--tuning", "full"], "has no flag --tuning"),
+        (["--max_length", "5"], "are too long"),
+    ],
+)
+def test_dpo_command_refuses_what_makes_no_sense(tiny_vlm_path, tmp_path, capsys, arguments, message):
+    data = ["--dataset_name", str(SAMPLES / "trl_preference.jsonl"), "--output_dir", str(tmp_path / "run")]
+    assert main(["dpo", "--model_name_or_path", tiny_vlm_path, *data, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert {path.name for path in (tmp_path / "run").glob("*")} <= {".lock"}  # until the process ends
+
+
+def test_dpo_command_learns_corrections_from_a_file(tiny_vlm_path, tmp_path, capsys):
+    arguments = ["--model_name_or_path", tiny_vlm_path, "--max_steps", "2", "--per_device_train_batch_size", "4", "--lora_r", "4"]
+    settings = ["--loss_type", "sigmoid_norm", "--beta", "5", "--changed_token_weight", "5", "--image_pairs", "crop"]
+    data = ["--dataset_name", str(SAMPLES / "rlhf_v.parquet"), "--output_dir", str(tmp_path / "run")]
+    assert main(["dpo", *arguments, *settings, *data]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'run' / 'policy'}" in printed and "next: mmrlhf report" in printed
+    assert main(["report", str(tmp_path / "run")]) == 0
