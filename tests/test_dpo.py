@@ -60,12 +60,23 @@ def test_kept_log_probs_of_the_reference_are_those_of_every_step(tiny_vlm_path, 
     assert [line["row"] for line in lines] == list(range(12)) and lines[0]["id"] == pairs[0].id
 
 
-@pytest.mark.parametrize("interrupted_at", ["reference", 1, 3])
-def test_dpo_resumes_exactly(tiny_vlm_path, pairs, tmp_path, monkeypatch, interrupted_at):
+RESUMED_SETTINGS = {"image_pairs": "other", "loss_type": "sigmoid,sft", "max_steps": 3, "per_device_train_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_vlm_path, pairs, tmp_path_factory):
+    """A run that was not interrupted."""
+    run = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_logps, "ROWS_PER_BATCH", 5)
+        dpo(dpo_config(tiny_vlm_path, run, **RESUMED_SETTINGS), pairs)
+    return run
+
+
+@pytest.mark.parametrize("interrupted_at", ["reference", 2])
+def test_dpo_resumes_exactly(tiny_vlm_path, pairs, tmp_path, monkeypatch, whole_run, interrupted_at):
     monkeypatch.setattr(reference_logps, "ROWS_PER_BATCH", 5)
-    settings = {"image_pairs": "other", "loss_type": "sigmoid,sft"}
-    dpo(dpo_config(tiny_vlm_path, tmp_path / "whole", **settings), pairs)
-    config = dpo_config(tiny_vlm_path, tmp_path / "cut", **settings)
+    config = dpo_config(tiny_vlm_path, tmp_path / "cut", **RESUMED_SETTINGS)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         if interrupted_at == "reference":
             compute, calls = reference_logps._row_logps, []
@@ -88,9 +99,9 @@ def test_dpo_resumes_exactly(tiny_vlm_path, pairs, tmp_path, monkeypatch, interr
             patch.setattr(Run, "log", interrupt_step)
         dpo(config, pairs)
     dpo(config, pairs)
-    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
-    assert read_jsonl(tmp_path / "cut" / "reference_logps.jsonl") == read_jsonl(tmp_path / "whole" / "reference_logps.jsonl")
-    assert_same_policy(tmp_path / "cut", tmp_path / "whole")
+    assert metrics_of(tmp_path / "cut") == metrics_of(whole_run)
+    assert read_jsonl(tmp_path / "cut" / "reference_logps.jsonl") == read_jsonl(whole_run / "reference_logps.jsonl")
+    assert_same_policy(tmp_path / "cut", whole_run)
 
 
 def test_dpo_refuses_log_probs_of_other_rows_or_another_base(tiny_vlm_path, pairs, tmp_path, monkeypatch):

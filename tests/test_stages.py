@@ -33,7 +33,8 @@ STAGES_SCRIPT = """
 import sys
 import numpy as np, torch
 from mmrlhf import scenes
-from mmrlhf.config import PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from mmrlhf.dpo import dpo
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Message, Preference
 from mmrlhf.reward_model import train_reward_model
@@ -52,6 +53,7 @@ common = dict(model_name_or_path=base, dataset_name="x", lora_r=4, max_steps=2, 
               per_device_train_batch_size=4 // processes)
 sft(SFTConfig(output_dir=f"{out}/sft", **common), rows)
 model = train_reward_model(RewardConfig(output_dir=f"{out}/reward", **common), pairs)
+dpo(DPOConfig(output_dir=f"{out}/dpo", loss_type="sigmoid,sft", image_pairs="other", **common), pairs)
 ppo(PPOConfig(output_dir=f"{out}/ppo", reward_model_path=str(model), num_generations=2, response_length=10, num_ppo_epochs=1,
               num_mini_batches=2, min_probe_detection_rate=0, multi_objective_aggregation="normalize_then_sum",
               term_statistics="running", length_bounds="auto", **common), rows[:3])  # one row twice in every step
@@ -178,6 +180,12 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
     draws that its two occurrences get on one.
     """
     (tmp_path / "stages.py").write_text(STAGES_SCRIPT)
+    compared_metrics = {
+        "sft": ("loss", "num_tokens", "grad_norm"),
+        "reward": ("loss", "accuracy", "margin", "grad_norm"),
+        "dpo": ("loss", "loss/sft", "rewards/margins", "image_pairs/margins", "num_tokens", "grad_norm"),
+        "ppo": ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "grad_norm", "val/num_eos_tokens"),
+    }
     logged = []
     for processes in (1, 2):
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
@@ -186,12 +194,7 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
             check=True, capture_output=True, timeout=900,
             env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder("data").parent)},
         )  # fmt: skip
-        logged.append({name: read_jsonl(tmp_path / str(processes) / name / "metrics.jsonl") for name in ("sft", "reward", "ppo")})
-    compared_metrics = {
-        "sft": ("loss", "num_tokens", "grad_norm"),
-        "reward": ("loss", "accuracy", "margin", "grad_norm"),
-        "ppo": ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "grad_norm", "val/num_eos_tokens"),
-    }
+        logged.append({name: read_jsonl(tmp_path / str(processes) / name / "metrics.jsonl") for name in compared_metrics})
     for stage, metrics in compared_metrics.items():
         for one, two in zip(logged[0][stage], logged[1][stage], strict=True):
             for metric in metrics:
