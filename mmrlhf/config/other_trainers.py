@@ -37,7 +37,7 @@ UPLOAD = "nothing is uploaded: `hf upload REPO FOLDER` does it"
 VIDEO = "videos are not supported: give frames as images"
 WORKERS = "images are read and encoded once, ahead of the steps: there is nothing to set"
 ENTROPY = "there is no entropy bonus: its value is logged as policy/entropy_avg"
-KL = "the weight of the KL is constant: set kl_coef"
+KL = "kl_controller adaptive moves the weight of the KL until objective/kl is target_kl (ppo)"
 _BEAMS = "answers are sampled at a temperature, or greedy (generate, eval: temperature 0)"
 _WHOLE_DISTRIBUTION = (
     "answers are sampled from the whole distribution, so that log-probs of sampling and update agree: set temperature"
@@ -92,6 +92,12 @@ SAME_SETTINGS = {
     "gae_lambda": "lam", "lambd": "lam", "lambda": "lam", "discount": "gamma", "num_mini_batch": "num_mini_batches",
     "num_samples": "num_generations", "n": "num_generations", "num_return_sequences": "num_generations",
     "rollout_n": "num_generations", "n_rollouts": "num_generations", "num_rollouts": "num_generations",
+    "epsilon_low": "cliprange", "clip_ratio_low": "cliprange", "eps_clip_low": "cliprange", "clip_ratio_high": "epsilon_high",
+    "eps_clip_high": "epsilon_high", "cliprange_high": "epsilon_high", "clip_ratio_c": "delta", "dual_clip": "delta",
+    "loss_agg_mode": "loss_type", "loss_aggregation": "loss_type", "normalize_advantage": "normalize_advantages",
+    "whiten_advantages": "normalize_advantages", "norm_adv": "normalize_advantages", "norm_adv_by_std_in_grpo": "scale_rewards",
+    "kl_target": "target_kl", "ppo_target": "target_kl", "target": "target_kl", "horizon": "kl_horizon",
+    "kl_loss_type": "kl_estimator", "kl_type": "kl_estimator", "kl_ctrl_type": "kl_controller",
     "sampling_temperature": "temperature", "rollout_temperature": "temperature", "n_samples_per_prompt": "num_generations", "group_size": "num_generations",
     "reward_funcs": "reward_terms", "reward_weights": "reward_terms", "reward_functions": "reward_terms",
     "min_length": "min_new_tokens", "stop_words": "stop", "stop_sequences": "stop",
@@ -304,20 +310,13 @@ EXPLAINED_SETTINGS = {
     "entropy_coeff": ENTROPY,
     "entropy_coef": ENTROPY,
     "ent_coef": ENTROPY,
-    "target_kl": KL,
-    "target": KL,
-    "horizon": KL,
     "adap_kl_ctrl": KL,
     "kl_ctrl": KL,
-    "kl_estimator": "kl_penalty reward uses k1, and kl_penalty loss uses k3",
     "use_kl_loss": "kl_penalty loss puts the KL into the loss",
     "use_kl_in_reward": "kl_penalty reward puts the KL into the rewards",
     "missing_eos_penalty": "reward_terms has missing_eos: give it a weight",
     "stop_token": "an answer ends at the end-of-turn token of the checkpoint",
-    "scale_rewards": "grpo divides by the group's standard deviation; whiten_rewards scales per-token rewards, and multi_objective_aggregation normalize_then_sum each reward function's values",
     "normalize_reward": "the reward model's scores are normalised when it is saved",
-    "normalize_advantage": "advantages of gae are always whitened",
-    "whiten_advantages": "advantages of gae are always whitened",
     "top_p": _WHOLE_DISTRIBUTION,
     "top_k": _WHOLE_DISTRIBUTION,
     "min_p": _WHOLE_DISTRIBUTION,
@@ -353,7 +352,7 @@ OTHER_COMMANDS = {
     "mdpo": "use `mmrlhf dpo --image_pairs crop --anchor_coefficient 1`",
     "mpo": "use `mmrlhf dpo --loss_type sigmoid,bco_pair,sft --loss_weights 0.8,0.2,1`",
     "grpo": "use `mmrlhf ppo --advantage_estimator grpo`",
-    "rloo": "use `mmrlhf ppo --advantage_estimator grpo`",
+    "rloo": "use `mmrlhf ppo --advantage_estimator rloo`",
     "rlhf": "use `mmrlhf reward` and then `mmrlhf ppo`",
     "rm": "use `mmrlhf reward`",
     "reward_model": "use `mmrlhf reward`",
@@ -388,9 +387,19 @@ OTHER_VALUES = {
     "tuning": {"qlora": "lora", "peft": "lora", "full_ft": "full"},
     "lr_scheduler_type": {"constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_with_restarts": "cosine"},
     "advantage_estimator": {
-        "ppo": "gae", "rloo": "grpo", "reinforce": "grpo", "gdpo": "grpo with multi_objective_aggregation normalize_then_sum",
+        "ppo": "gae", "reinforce": "reinforce_plus_plus", "reinforce++": "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline": "rloo with normalize_advantages true",
+        "dr_grpo": "grpo with scale_rewards none and loss_type dr_grpo", "dapo": "grpo with epsilon_high 0.28",
+        "gspo": "grpo with importance_sampling_level sequence and loss_type grpo",
+        "gdpo": "grpo with multi_objective_aggregation normalize_then_sum",
     },
+    "scale_rewards": {"true": "group", "std": "group", "false": "none"},
+    "kl_estimator": {"kl": "k1", "mse": "k2", "low_var_kl": "k3"},
+    "kl_controller": {"constant": "fixed", "true": "adaptive", "false": "fixed"},
     "multi_objective_aggregation": {"none": "sum_then_normalize", "sum": "sum_then_normalize", "gdpo": "normalize_then_sum"},
-    "loss_type": {"sigmoid": "bradley_terry"},
+    "loss_type": {
+        "sigmoid": "bradley_terry", "bnpo": "dapo", "token-mean": "dapo", "seq-mean-token-mean": "grpo",
+        "seq-mean-token-sum-norm": "dr_grpo", "gspo": "grpo with importance_sampling_level sequence",
+    },
 }  # fmt: skip
 """Values of other tools -> the nearest value here, to suggest."""

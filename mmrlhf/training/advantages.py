@@ -41,7 +41,7 @@ def estimate(
     if estimator == "gae":
         return gae(rewards_NT, values_NT, mask_NT, gamma, lam)
     if estimator == "reinforce_plus_plus":
-        # Hu et al. 2025, equation 3: rewards to go, which a step then brings to mean 0
+        # Hu et al. 2025: rewards to go, which a step then brings to mean 0
         return gae(rewards_NT, torch.zeros_like(values_NT), mask_NT, gamma, 1.0)[0], torch.zeros_like(values_NT)
     scores_PG = rewards_NT.sum(1).view(-1, group_size)
     if estimator == "rloo":
@@ -109,7 +109,7 @@ def group_advantages(scores_PG: Tensor) -> Tensor:
 def leave_one_out_advantages(scores_PG: Tensor) -> Tensor:
     """Return score - mean of the other answers' scores [P, G]; 0 for a prompt's only answer.
 
-    Ahmadian et al. 2024 (RLOO), equation 9. That is the distance from the mean of all of them,
+    Ahmadian et al. 2024 (RLOO). That is the distance from the mean of all of them,
     times G / (G - 1), so equal answers have advantage 0 exactly.
     """
     group_size = scores_PG.shape[1]

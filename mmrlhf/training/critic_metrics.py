@@ -7,6 +7,7 @@ is the external one: it gives them. All of them are over the answers of all proc
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,11 @@ from accelerate.utils import gather_object
 from scipy.stats import rankdata
 from torch import Tensor
 
+from mmrlhf.config import PPOConfig
 from mmrlhf.training.ppo_batch import PPOBatch
+
+LEAST_VALUE_STEP = 0.05
+"""Share of the returns' scale that a value should be able to move by in a step."""
 
 
 def advantage_metrics(accelerator: Accelerator, batch: PPOBatch) -> dict[str, float]:
@@ -36,6 +41,17 @@ def value_metrics(accelerator: Accelerator, batch: PPOBatch) -> dict[str, float]
     squared_error = _mean(accelerator, (returns_NT - values_NT) ** 2, mask_NT)
     explained = 1 - squared_error / max(returns["critic/returns/std"] ** 2, 1e-8)
     return {"critic/vf_explained_var": explained, **values, **returns}
+
+
+def value_clip_note(config: PPOConfig, metrics: Mapping[str, float]) -> str:
+    """Return a note if values may move by too little of the returns' scale in a step, or ""."""
+    scale = math.hypot(metrics["critic/returns/mean"], metrics["critic/returns/std"])
+    if config.cliprange_value_unit == "returns" or config.cliprange_value >= LEAST_VALUE_STEP * scale:
+        return ""
+    return (
+        f"note: returns are about {scale:.3g}, and cliprange_value lets values move by {config.cliprange_value:g} in a step, so "
+        "the critic learns slowly: set cliprange_value_unit returns, or lower the weights of reward_terms"
+    )
 
 
 def reward_model_metrics(batch: PPOBatch, has_critic: bool) -> dict[str, float]:

@@ -160,6 +160,8 @@ def log_step(
     if step == 0 and config.length_bounds == "auto":
         lower, upper = (f"{metrics[f'length_bounds/{name}']:.0f}" for name in ("lower", "upper"))
         run.print(f"length bounds: {lower} to {upper} tokens, the 2% and 98% quantiles of the reference's answers in this step")
+    if step == 0 and roles.critic is not None and (note := critic_metrics.value_clip_note(config, metrics)):
+        run.print(note)
     if not is_logging_step:
         return
     run.print_row(step + 1, {title: metrics.get(key) for title, key in PRINTED_METRICS.items()})

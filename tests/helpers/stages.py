@@ -25,12 +25,14 @@ def dpo_config(model: str, output_dir: Path, **settings: Any) -> DPOConfig:
 
 
 def ppo_config(model: str, reward_model: Path | str | None, output_dir: Path, **settings: Any) -> PPOConfig:
-    """Return the configuration of three PPO steps on three prompts with two answers each."""
+    """Return the configuration of three PPO steps on three prompts with two answers each.
+
+    Each prompt is a minibatch.
+    """
     defaults = {
         "learning_rate": 1e-3,
         "lora_r": 4,
         "per_device_train_batch_size": 3,
-        "num_mini_batches": 3,
         "num_generations": 2,
         "response_length": 10,
         "min_probe_detection_rate": 0,
@@ -43,5 +45,5 @@ def ppo_config(model: str, reward_model: Path | str | None, output_dir: Path, **
         dataset_name="x",
         output_dir=str(output_dir),
         reward_model_path=None if reward_model is None else str(reward_model),
-        **{**defaults, **settings},
+        **{"num_mini_batches": settings.get("per_device_train_batch_size", 3), **defaults, **settings},
     )

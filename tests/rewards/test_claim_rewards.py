@@ -175,6 +175,7 @@ def ppo_config(base, output_dir, **settings):
     defaults = {
         "max_steps": 2,
         "per_device_train_batch_size": 3,
+        "num_mini_batches": 3,
         "num_generations": 2,
         "response_length": 30,
         "learning_rate": 1e-3,
