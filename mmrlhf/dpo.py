@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from mmrlhf.config import DPOConfig
 from mmrlhf.datasets import Records, read_preferences
+from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.facts import read_facts
 from mmrlhf.files.writing import writes
 from mmrlhf.models.adapters import Adapters, Role
@@ -56,12 +57,14 @@ per token: they are the same model, in batches of other shapes."""
 
 
 @writes("output_dir")
-def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> Path:
+def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None, eval_function: EvalFunction | None = None) -> Path:
     """Train on `preferences`, or on the configured dataset; return the adapter folder.
 
-    Raises InputError if settings or data cannot be used.
+    `eval_function` is called at the steps of evaluations, beside `eval_benchmarks`. Raises
+    InputError if settings or data cannot be used.
     """
     _check_config(config)
+    evaluation = PolicyEvaluation(config, eval_function)
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     adapter_dir, kept = run.path / "policy", None
@@ -70,6 +73,7 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> P
         facts = read_facts(config.facts_file) if config.facts_file else None
         preferences = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     run.claim_rows(preferences)
+    evaluation.claim(run, preferences)
     if run.is_finished:
         run.print_finished(adapter_dir)
         return adapter_dir
@@ -92,12 +96,16 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> P
     num_steps, start_step = total_steps(config, len(rows), accelerator.num_processes), 0
     skipped_steps = SkippedSteps(run, "dpo", config, accelerator, [policy])
     metrics: dict[str, float] = {}
+    evaluation.plan(rows, num_steps)
     if resumed := run.resume():
         start_step, tensors, state = resumed
         policy.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
         skipped_steps.restore(start_step, state)
         metrics = {name: value for name, value in state.get("last", {}).items() if value is not None}
+        evaluation.restore(tensors, state)
+    elif measured := evaluation.evaluate(run, accelerator, policy, 0):
+        run.log(0, measured)
     kept_logps: dict[int, list[float]] = {}
     if config.precompute_ref_log_probs:
         needed = sorted({i for step in range(num_steps) for i in batch_indices(step, batch_size, len(rows), config.seed)})
@@ -133,15 +141,22 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None) -> P
                 metrics = means | metrics
                 metrics |= {"num_tokens": counts.tokens, "grad_norm": grad_norm, "learning_rate": learning_rate}
             progress_bar.advance()
-            run.log(step + 1, metrics, show=(step + 1) % config.logging_steps == 0)
-            if run.is_save_due(step + 1, is_last=step + 1 == num_steps):
-                state = skipped_steps.state() | {"last": _last_metrics(metrics)}
-                run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer)}, state)
+            measured, is_last = evaluation.evaluate(run, accelerator, policy, step + 1), step + 1 == num_steps
+            is_logging_step = is_last or (step + 1) % config.logging_steps == 0
+            run.log(step + 1, metrics | measured, show=is_logging_step)
+            stop = evaluation.monitor.after_step(run, accelerator, step + 1, metrics, is_logging_step)
+            if run.is_save_due(step + 1, is_last=is_last) or stop:
+                best_tensors, state = evaluation.checkpoint(run, policy)
+                state |= skipped_steps.state() | {"last": _last_metrics(metrics)}
+                run.save_checkpoint(step + 1, {**policy.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
+                if stop and not is_last:
+                    raise InputError(stop)
 
     # 4. Save
     if accelerator.is_main_process:
+        best = evaluation.finish(run, policy, adapter_dir)
         save_policy(adapters, "policy", adapter_dir)
-        run.finish({"steps": num_steps, **_last_metrics(metrics), **skipped_steps.metrics()})
+        run.finish({"steps": num_steps, **_last_metrics(metrics), **skipped_steps.metrics(), **best})
     accelerator.wait_for_everyone()
     return adapter_dir
 

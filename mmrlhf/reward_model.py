@@ -52,6 +52,7 @@ from mmrlhf.training.optim import (
     optimizer_tensors,
     total_steps,
 )
+from mmrlhf.training.reward_watch import reward_monitor, watch
 from mmrlhf.training.row_checks import KeptChecks, Length, group_length, usable_rows
 from mmrlhf.training.run import Run
 from mmrlhf.training.skipped_steps import SkippedSteps
@@ -168,13 +169,14 @@ def train_reward_model(
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(preferences), accelerator.num_processes), 0
     best, num_not_better = BestModel(config.metric_for_best_model, config.metric_for_best_model != "loss"), 0
-    skipped_steps = SkippedSteps(run, "reward", config, accelerator, [role])
+    skipped_steps, monitor = SkippedSteps(run, "reward", config, accelerator, [role]), reward_monitor(config)
     outcomes_before: Outcomes
     if resumed := run.resume():
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
         best.restore(tensors, state)
+        monitor.load_state(state.get("monitor", {}))
         num_not_better = state["num_not_better"]
         skipped_steps.restore(start_step, state)
         outcomes_before = {kind: (np.array(false), np.array(true)) for kind, (false, true) in state["outcomes_before"].items()}
@@ -182,7 +184,7 @@ def train_reward_model(
         outcomes_before = reference.outcomes(untrained or model)
         if config.eval_steps:
             measured, _ = _measure(config, accelerator, model, reference, best, 0)
-            run.log(0, measured, show=True)
+            watch(run, monitor, model, reference, 0, measured)
 
     # 3. Steps
     description = f"reward ({'with' if config.facts == 'given' else 'without'} facts)"
@@ -209,20 +211,26 @@ def train_reward_model(
                 untied_weight = metrics.pop("ranked") or float("nan")  # ties alone say nothing about accuracy
                 metrics |= {k: metrics[k] / untied_weight for k in ("accuracy", "margin", "mean_reward")}
                 metrics["grad_norm"] = grad_norm
-            metrics |= skipped_steps.metrics()
-            metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+            metrics |= skipped_steps.metrics() | {"learning_rate": optimizer.param_groups[0]["lr"]}
             progress_bar.advance()
             step += 1
             is_measured = config.eval_steps is not None and (step % config.eval_steps == 0 or step == num_steps)
             if is_measured:
                 measured, is_best = _measure(config, accelerator, model, reference, best, step)
                 metrics, num_not_better = measured | metrics, 0 if is_best else num_not_better + 1
-            run.log(step, metrics, show=is_measured or step % config.logging_steps == 0)
-            if run.is_save_due(step, is_last=step == num_steps or num_not_better >= patience):
+                watch(run, monitor, model, reference, step, measured)
+            is_last = step == num_steps or num_not_better >= patience
+            is_logging_step = is_last or step % config.logging_steps == 0
+            run.log(step, metrics, show=is_measured or is_logging_step)
+            stop = monitor.after_step(run, accelerator, step, metrics, is_logging_step)
+            if run.is_save_due(step, is_last=is_last) or stop:
                 lists = {kind: [false.tolist(), true.tolist()] for kind, (false, true) in outcomes_before.items()}
                 best_tensors, state = best.checkpoint()
-                state |= skipped_steps.state() | {"num_not_better": num_not_better, "outcomes_before": lists}
+                state |= {"num_not_better": num_not_better, "outcomes_before": lists, "monitor": monitor.state()}
+                state |= skipped_steps.state()
                 run.save_checkpoint(step, {**role.state_dict(), **optimizer_tensors(optimizer), **best_tensors}, state)
+                if stop and not is_last:
+                    raise InputError(stop)
 
     # 4. Normalise, calibrate and probe, then save
     if config.load_best_model_at_end:
@@ -253,6 +261,7 @@ def _check_config(config: RewardConfig, has_held_out: bool) -> None:
         raise InputError("load_best_model_at_end chooses among the measurements along the way: give --eval_steps")
     if config.early_stopping_patience and not config.load_best_model_at_end:
         raise InputError("early_stopping_patience waits for a new best: give --load_best_model_at_end true")
+    reward_monitor(config)
 
 
 def _select_preferences(config: RewardConfig, preferences: Sequence[Preference]) -> Sequence[Preference]:

@@ -67,3 +67,14 @@ def reward_dir(tiny_vlm_path, pairs, tmp_path_factory):
     from tests.helpers.stages import reward_config
 
     return train_reward_model(reward_config(tiny_vlm_path, tmp_path_factory.mktemp("reward")), pairs, pairs)
+
+
+@pytest.fixture
+def live_pages():
+    """Let runs write report.html, which most tests do without, because drawing takes time."""
+
+
+@pytest.fixture(autouse=True)
+def _no_live_pages(request, monkeypatch):
+    if "live_pages" not in request.fixturenames:
+        monkeypatch.setattr("mmrlhf.report.live_page.LivePage.refresh", lambda self, *, is_final=False: "")

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mmrlhf.config.base import NonNegative, Positive, settings
-from mmrlhf.config.training import TrainConfig
+from mmrlhf.config.policy_eval import PolicyEvalConfig
 
 
 @settings
-class DPOConfig(TrainConfig):
+class DPOConfig(PolicyEvalConfig):
     """Train a policy on preferences themselves, without a reward model or sampling."""
 
     learning_rate: Positive = 1e-5

@@ -26,7 +26,7 @@ from mmrlhf.evaluation.policy_benchmarks import (
 )
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.vlm import VLM
-from mmrlhf.records import Example, ImageSource, InputError
+from mmrlhf.records import Example, ImageSource, InputError, Preference
 from mmrlhf.report.progress import format_number
 from mmrlhf.training.best_model import BestModel
 from mmrlhf.training.monitor import DIVERGENCE, LOSS, HeldOut, Monitor, Proxy, parse_stop_on_warning
@@ -71,7 +71,7 @@ class PolicyEvaluation:
         self.num_steps = self.samples_every = 0
         self.sampled: Sequence[Example] = ()
 
-    def claim(self, run: Run, examples: Iterable[Example]) -> None:
+    def claim(self, run: Run, examples: Iterable[Example | Preference]) -> None:
         """Record in the run what is evaluated on, or compare it; note images that are trained on.
 
         Raises InputError if the run was started with something else.
@@ -95,13 +95,13 @@ class PolicyEvaluation:
                     f"note: {shared} of {len(images)} images of {item.name} are in the training data too: it is not held out"
                 )
 
-    def plan(self, examples: Sequence[Example], num_steps: int) -> None:
+    def plan(self, rows: Sequence[Example] | Sequence[Preference], num_steps: int) -> None:
         """Set the steps to evaluate after, and the fixed prompts: the data's if nothing else is
         asked."""
         self.num_steps, self.samples_every = num_steps, max(1, -(-num_steps // NUM_SAMPLED_STEPS))
-        count = min(self.config.num_sample_generations, len(examples))
+        count = min(self.config.num_sample_generations, len(rows))
         if not self.benchmarks:
-            self.sampled = [examples[i * len(examples) // count] for i in range(count)]
+            self.sampled = [_as_example(rows[i * len(rows) // count]) for i in range(count)]
 
     def evaluate(self, run: Run, accelerator: Accelerator, policy: Role, step: int) -> dict[str, float]:
         """Return metrics of the policy after `step` steps as `eval/NAME`, {} on other processes.
@@ -216,6 +216,13 @@ class PolicyEvaluation:
         self.monitor.load_state(state.get("monitor", {}))
         if self.best is not None:
             self.best.restore(tensors, state)
+
+
+def _as_example(row: Example | Preference) -> Example:
+    """Return a row with its answer, a preference with its best one."""
+    if isinstance(row, Example):
+        return row
+    return Example(row.id, row.images, row.prompt, row.answers[0])
 
 
 def _answer(

@@ -12,15 +12,19 @@ MAX_SHARE_OF_TIME = 0.02
 become cheap."""
 
 
+FIRST_SECONDS = 5.0
+"""Time before the first page of a run: short runs have one at their end only."""
+
+
 class LivePage:
     """The page of the run in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._not_before = 0.0
+        self._not_before = time.monotonic() + FIRST_SECONDS
 
     def refresh(self, *, is_final: bool = False) -> str:
-        """Write the page, unless it would take too much of the run's time; `is_final` always does.
+        """Write the page, unless it would take too much of the run's time; if `is_final`, always.
 
         Return why the page cannot be written, or "".
         """
@@ -30,7 +34,7 @@ class LivePage:
         from mmrlhf.report.runs import write_runs_page  # with matplotlib, which takes a second to load
 
         try:
-            write_runs_page([str(self.folder)], is_live=not is_final)
+            write_runs_page([str(self.folder)], main_curves_only=True)
         except InputError:  # no step is done yet
             return ""
         except OSError as error:

@@ -62,13 +62,13 @@ class TrainingRun:
     warnings: Sequence[Mapping[str, Any]]
 
 
-def write_runs_page(paths: Sequence[str], out: str | None = None, *, is_live: bool = False) -> Path:
+def write_runs_page(paths: Sequence[str], out: str | None = None, *, main_curves_only: bool = False) -> Path:
     """Write one HTML file about training runs and return its path.
 
     By default it is report.html in the directory of the only run, or in the current directory; in a
-    folder `out` it is report.html, too. It opens offline. A page that `is_live` has the main curves
-    only, and browsers load it again until its run is finished. Raises InputError if a directory is
-    no run or has no metrics yet.
+    folder `out` it is report.html, too. It opens offline. With `main_curves_only`, which takes a
+    fraction of the time, a browser loads it again from time to time until the run is finished.
+    Raises InputError if a directory is no run or has no metrics yet.
     """
     names = {path: Path(path).name or path for path in paths}
     if len(set(names.values())) < len(paths):
@@ -100,8 +100,9 @@ def write_runs_page(paths: Sequence[str], out: str | None = None, *, is_live: bo
             runs=[(run, styles[run.name]) for run in runs],
             curves=plots_of(main_keys),
             over_kl=[plot for plot in over_kl if plot],
-            other_curves=[] if is_live else plots_of(other_keys[:MAX_OTHER_CURVES]),
-            reload_seconds=RELOAD_SECONDS if is_live else None,
+            other_curves=[] if main_curves_only else plots_of(other_keys[:MAX_OTHER_CURVES]),
+            num_other_curves=len(other_keys) if main_curves_only else 0,
+            reload_seconds=RELOAD_SECONDS if main_curves_only and not runs[0].finished else None,
             warnings=[(run.name, warning) for run in runs for warning in run.warnings],
             fixed_prompts=_prompts(runs, styles, fixed=True),
             prompts=_prompts(runs, styles, fixed=False),

@@ -77,14 +77,17 @@ def test_write_runs_page_shows_fixed_prompts_apart_from_sampled_answers(make_run
     assert source.count("data:image/jpeg;base64,") == 2
 
 
-def test_live_page_is_reloaded_until_the_run_is_finished(make_run):
+def test_live_page_is_reloaded_until_the_run_is_finished(make_run, live_pages, monkeypatch):
     run = make_run("ppo")
+    assert LivePage(run).refresh() == "" and not (run / "report.html").exists()  # too soon after its start
+    monkeypatch.setattr("mmrlhf.report.live_page.FIRST_SECONDS", 0.0)
     page = LivePage(run)
     assert page.refresh() == "" and 'http-equiv="refresh"' in (run / "report.html").read_text(encoding="utf-8")
-    assert "more metrics" not in (run / "report.html").read_text(encoding="utf-8")
+    assert "1 more metrics are in metrics.jsonl" in (run / "report.html").read_text(encoding="utf-8")
     (run / "report.html").unlink()
     assert page.refresh() == "" and not (run / "report.html").exists()  # too soon
-    assert page.refresh(is_final=True) == "" and "more metrics" in (run / "report.html").read_text(encoding="utf-8")
+    (run / "finished.json").write_text("{}")
+    assert page.refresh(is_final=True) == "" and "20 steps, finished" in (run / "report.html").read_text(encoding="utf-8")
     assert 'http-equiv="refresh"' not in (run / "report.html").read_text(encoding="utf-8")
     assert LivePage(run / "missing").refresh() == ""  # no step yet
 
