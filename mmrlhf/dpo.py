@@ -31,11 +31,11 @@ from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_reference, add_trained_adapter, check_adapter_setting
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
-from mmrlhf.records import InputError, Preference
+from mmrlhf.records import ImageSource, InputError, Preference
 from mmrlhf.training import dpo_losses
 from mmrlhf.training.dpo_batch import PreferenceBatch, build_batch, untied_comparisons
 from mmrlhf.training.dpo_step import Counts, compute_gradients, count, mean_metrics
-from mmrlhf.training.image_pairs import rejected_images
+from mmrlhf.training.image_pairs import images_to_tensors, rejected_images
 from mmrlhf.training.optim import (
     batch_indices,
     check_loss,
@@ -88,8 +88,11 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None, eval
     policy, reference = Role(adapters, "policy"), add_reference(adapters, config)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
+    def other_images(local_rows: Sequence[Preference]) -> list[tuple[ImageSource, ...] | None]:
+        return [rejected_images(config, untied, row) for row in local_rows]
+
     def build(local_rows: Sequence[Preference]) -> PreferenceBatch:
-        return build_batch(config, vlm, local_rows, [rejected_images(config, untied, row) for row in local_rows])
+        return build_batch(config, vlm, local_rows, other_images(local_rows))
 
     # 2. Resume; the reference's log-probs of the rows that the steps will take
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
@@ -120,16 +123,19 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None, eval
             for param_group in optimizer.param_groups:
                 param_group["lr"] = config.learning_rate * lr_multiplier(config, step, num_steps)
             with skipped_steps.attempt(step + 1, local_rows) as attempt:
-                batch = build(local_rows)
+                images = other_images(local_rows)
+                batch = build_batch(config, vlm, local_rows, images)
                 if config.precompute_ref_log_probs:
                     ref_logps_N = reference_logps([kept_logps[i] for i in local_indices], batch.token_weights_NT)
                 else:
                     ref_logps_N = batch.weighted_logps(reference)
                 counts = count(accelerator, batch)
+                attempt.batch = {"ref_logps_N": ref_logps_N, **images_to_tensors(images)}
+                attempt.numbers = asdict(counts)
                 sums = vlm.budget.retry_on_oom(
                     compute_gradients, config, accelerator, optimizer, policy, batch, ref_logps_N, counts
                 )
-                attempt.batch, attempt.numbers = {"ref_logps_N": ref_logps_N}, {"loss": sums["loss"], **asdict(counts)}
+                attempt.numbers = {"loss": sums["loss"], **asdict(counts)}
                 means = mean_metrics(sum_over_processes(sums), counts)
                 check_loss(means["loss"])
                 if step == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmrlhf.config import RewardConfig, SFTConfig
+from mmrlhf.config import DPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config_loader import load_config
-from mmrlhf.models.adapters import Role
+from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError, is_finite, trace_not_finite
 from mmrlhf.models.loading import load
+from mmrlhf.models.policy import add_trained_adapter
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError
 from mmrlhf.reward_model import build_models
 from mmrlhf.reward_model import compute_gradients as reward_gradients
 from mmrlhf.sft import add_sft_role
 from mmrlhf.sft import compute_gradients as sft_gradients
+from mmrlhf.training.dpo_batch import build_batch
+from mmrlhf.training.dpo_step import Counts
+from mmrlhf.training.dpo_step import compute_gradients as dpo_gradients
+from mmrlhf.training.image_pairs import images_from_tensors
 from mmrlhf.training.replay_file import SavedStep, read_step
 from mmrlhf.training.sft_batch import build_sft_batch
 
@@ -130,6 +136,20 @@ def _reward_step(saved: SavedStep, config: RewardConfig, vlm: VLM, accelerator: 
     return Step([model.role], compute)
 
 
+def _dpo_step(saved: SavedStep, config: DPOConfig, vlm: VLM, accelerator: Accelerator) -> Step:
+    adapters = Adapters(vlm)
+    add_trained_adapter(adapters, "policy", config)
+    policy, other_images = Role(adapters, "policy"), images_from_tensors(saved.batch, len(saved.rows))
+    batch = build_batch(config, vlm, saved.rows, other_images)  # type: ignore[arg-type]
+    ref_logps_N = saved.batch["ref_logps_N"].to(vlm.device)
+    counts = Counts(**{field.name: saved.numbers.get(field.name, 1.0) for field in dataclasses.fields(Counts)})
+
+    def compute() -> float:
+        return dpo_gradients(config, accelerator, _optimizer([policy]), policy, batch, ref_logps_N, counts)["loss"]
+
+    return Step([policy], compute)
+
+
 def _optimizer(roles: Sequence[Role]) -> torch.optim.Optimizer:
     """Return an optimiser that only clears gradients."""
     return torch.optim.SGD([parameter for role in roles for parameter in role.parameters()], lr=0.0)
@@ -138,5 +158,6 @@ def _optimizer(roles: Sequence[Role]) -> torch.optim.Optimizer:
 STAGES: dict[str, tuple[type, Callable[[SavedStep, Any, VLM, Accelerator], Step]]] = {
     "sft": (SFTConfig, _sft_step),
     "reward": (RewardConfig, _reward_step),
+    "dpo": (DPOConfig, _dpo_step),
 }
 """The configuration of each stage, and what prepares its step."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -16,7 +17,8 @@ from mmrlhf.models.adapters import Adapters
 from mmrlhf.models.export import save_policy
 from mmrlhf.models.loading import load
 from mmrlhf.records import InputError, Preference
-from mmrlhf.training import reference_logps
+from mmrlhf.replay import replay
+from mmrlhf.training import dpo_losses, reference_logps
 from mmrlhf.training.run import Run
 from tests.helpers.stages import dpo_config
 
@@ -159,6 +161,22 @@ def test_dpo_with_image_pairs_learns_which_picture_an_answer_is_about(tiny_vlm_p
     assert rows[0]["loss"] == pytest.approx(3 * 0.6931, abs=1e-3)  # three losses at 0
     assert rows[-1]["image_pairs/margins"] > 0.2 and rows[-1]["loss/image_pairs"] < rows[0]["loss/image_pairs"]
     assert rows[-1]["rewards/chosen"] > 0
+
+
+def test_a_skipped_step_is_computed_again_with_its_pictures(tiny_vlm_path, pairs, tmp_path, monkeypatch, capsys):
+    real, calls = dpo_losses.comparison_loss, []
+
+    def spoilt(*args):
+        calls.append(1)
+        return real(*args) * (math.inf if len(calls) in (3, 7) else 1)  # twice a step: answers, pictures
+
+    monkeypatch.setattr(dpo_losses, "comparison_loss", spoilt)
+    dpo(dpo_config(tiny_vlm_path, tmp_path / "run", image_pairs="other", per_device_train_batch_size=2, max_steps=3), pairs)
+    assert [row.get("skipped_steps") for row in metrics_of(tmp_path / "run")] == [None, 1.0, 1.0]
+    file = str(tmp_path / "run" / "skipped" / "step-000002.safetensors")
+    assert replay(file) and "the loss is inf, as in the run" in capsys.readouterr().out  # the seventh call
+    monkeypatch.undo()
+    assert not replay(file) and "which is not as in the run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from mmrlhf.config.dpo import DPOConfig
 from mmrlhf.models.images import open_image
@@ -18,6 +20,8 @@ CROP_AREA = (0.01, 0.2)
 """Share of a picture's area that a crop shows: mDPO's."""
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Width of a crop relative to its height, before it is stretched to the picture's size."""
+PREFIX = "other_image."
+"""Start of the names of pictures in a saved step."""
 MAX_TRIES = 1000
 """Rows to look at for one with other pictures."""
 
@@ -39,6 +43,24 @@ def rejected_images(config: DPOConfig, preferences: Sequence[Preference], row: P
         if len(images) == len(row.images) and not set(images) & set(row.images):
             return images
     return None
+
+
+def images_to_tensors(images_by_row: Sequence[tuple[ImageSource, ...] | None]) -> dict[str, Tensor]:
+    """Return other pictures as tensors of their encoded bytes, to save a step with them."""
+    return {
+        f"{PREFIX}{row}.{number}": torch.frombuffer(bytearray(image.read()), dtype=torch.uint8)
+        for row, images in enumerate(images_by_row)
+        for number, image in enumerate(images or ())
+    }
+
+
+def images_from_tensors(tensors: Mapping[str, Tensor], num_rows: int) -> list[tuple[ImageSource, ...] | None]:
+    """Return the other pictures of each row of a saved step, or None; other names are ignored."""
+    images: list[list[ImageSource]] = [[] for _ in range(num_rows)]
+    names = [name.removeprefix(PREFIX).split(".") for name in tensors if name.startswith(PREFIX)]
+    for row, number in sorted((int(row), int(number)) for row, number in names):
+        images[row].append(ImageSource(data=bytes(tensors[f"{PREFIX}{row}.{number}"].numpy().tobytes())))
+    return [tuple(row_images) or None for row_images in images]
 
 
 def _crop(source: ImageSource, rng: np.random.Generator) -> ImageSource:
