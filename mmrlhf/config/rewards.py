@@ -15,10 +15,10 @@ class RewardTermsConfig:
     """Directory that the reward stage wrote, for fact_rm; several, separated by commas, form an
     ensemble."""
     reward_terms: str = "fact_rm=1, missing_eos=-1"
-    """Reward functions with their weights, summed: fact_rm, correctness, length, missing_eos,
-    question_mark, repetition, FILE.py:NAME, and the claim rewards hallucination, coverage and
-    verifier_score. Add @VERIFIER (facts, clip, vlm, or several joined by +) to a claim reward to
-    change its verifier (default facts; clip for verifier_score)."""
+    """Reward functions with their weights, summed: fact_rm, correctness, answer_format, length,
+    missing_eos, question_mark, repetition, FILE.py:NAME, and the claim rewards hallucination,
+    coverage and verifier_score. Add @VERIFIER (facts, clip, vlm, or several joined by +) to a claim
+    reward to change its verifier (default facts; clip for verifier_score)."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """How reward functions become one reward: `sum_then_normalize` adds weight x value, and
     `normalize_then_sum` (GDPO) brings each function's values to mean 0 and standard deviation 1

@@ -36,7 +36,9 @@ from mmrlhf.datasets.preferences import (
 from mmrlhf.files.rows import Row, preview
 from mmrlhf.records import Example
 
-EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion"}
+EXAMPLE_FIELDS = PAIR_FIELDS | {"messages", "completion", "problem", "solution"}
+ANSWER_FIELDS = ("completion", "answer", "response", "solution")
+"""Fields with the answer to a prompt; the first of them that a row has."""
 
 
 def parse_example(row: Row, context: RowContext, require_answer: bool) -> Example:
@@ -72,14 +74,20 @@ def _parse_trl(row: Row) -> tuple[list[Turn], str | None]:
         return parse_trl_pair(row)[0], None
     if "query" in row.fields and "prompt" not in row.fields and "messages" not in row.fields:
         return parse_swift_answered(row) if "response" in row.fields else (parse_query(row), None)
-    name = row.require_any("messages", "prompt", "question", hint="add it, or `prompt`")
+    name = row.require_any("messages", "prompt", "question", "problem", hint="add it, or `prompt`")
     turns = parse_prompt(row, name) if name != "messages" else parse_any_conversation(row)
-    if name == "messages":
+    if name == "messages" and turns[-1].role == "assistant":
         return _split_last_answer(row, turns, name)
-    for answer in ("completion", "answer", "response"):
-        if answer in row.fields:
-            return turns, parse_answer(row, answer)
-    return turns, None
+    answer_fields = ("solution",) if name == "messages" else ANSWER_FIELDS
+    answer = next((field for field in answer_fields if field in row.fields), None)
+    return turns, None if answer is None else _parse_reference(row, answer)
+
+
+def _parse_reference(row: Row, name: str) -> str:
+    """Parse an answer: text, a turn, or a number, as in the solutions of counting questions."""
+    value = row.fields[name]
+    is_number = name in ("answer", "solution") and type(value) in (int, float) and math.isfinite(value)
+    return str(value) if is_number else parse_answer(row, name)
 
 
 def _parse_llava(row: Row) -> tuple[list[Turn], str | None]:
@@ -133,4 +141,4 @@ def detect_format(row: Row) -> str:
         return "TRL messages"
     if has_field("query") and not has_field("prompt"):
         return "ms-swift queries"
-    return "TRL prompts with answers" if any(map(has_field, ("completion", "answer", "response"))) else "TRL prompts"
+    return "TRL prompts with answers" if any(map(has_field, ANSWER_FIELDS)) else "TRL prompts"

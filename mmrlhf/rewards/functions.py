@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.text.answer_parsing import leading_yes_no, parse_choice, parse_number, parse_yes_no
+from mmrlhf.text.final_answers import final_answer, has_answer_format
 
 
 def correctness(samples: Sequence[Sample]) -> list[float]:
@@ -48,7 +49,13 @@ def question_mark(samples: Sequence[Sample]) -> list[float]:
     return [float("?" in s.answer) for s in samples]
 
 
+def answer_format(samples: Sequence[Sample]) -> list[float]:
+    """Give 1 to an answer of the form <think>...</think><answer>...</answer>, else 0."""
+    return [float(has_answer_format(s.answer)) for s in samples]
+
+
 REWARD_FUNCTIONS: dict[str, RewardFunction] = {
+    "answer_format": answer_format,
     "correctness": correctness,
     "length": length,
     "missing_eos": missing_eos,
@@ -78,17 +85,19 @@ def _score_by_caption_type(sample: Sample) -> float:
 def is_correct(answer: str, reference: str | None, question: str = "") -> bool:
     """Return whether an answer agrees with `reference`; without one, no answer does.
 
-    If the reference is yes or no, a multiple-choice letter or a number, the answer is parsed by
+    Of both, the final answer counts (`text.final_answers`). If the reference is yes or no, a
+    multiple-choice letter (with its option or without) or a number, the answer is parsed by
     `text.answer_parsing`. Otherwise the words must match, apart from case, spacing and a final full
     stop.
     """
     if reference is None:
         return False
+    answer, reference = final_answer(answer), final_answer(reference)
     expected = reference.strip().rstrip(".").strip()
     if (expected_yes_no := leading_yes_no(reference)) is not None:
         return parse_yes_no(answer, question) == expected_yes_no
-    if re.fullmatch(r"\(?[A-H]\)?", expected):
-        return parse_choice(answer, "ABCDEFGH") == expected.strip("()")
+    if letter := re.fullmatch(r"\(?([A-H])\)?|\(?([A-H])[).:]\s.*", expected, re.DOTALL):
+        return parse_choice(answer, "ABCDEFGH") == (letter[1] or letter[2])
     if re.fullmatch(r"-?\d[\d,]*(?:\.\d+)?", expected) and (expected_number := parse_number(expected)) is not None:
         answer_number = parse_number(answer)
         return answer_number is not None and math.isclose(answer_number, expected_number)

@@ -6,7 +6,7 @@ from mmrlhf.config import PPOConfig
 from mmrlhf.config_loader import load_config
 from mmrlhf.files.bundled import find
 from mmrlhf.records import Message
-from mmrlhf.rewards.functions import correctness, is_correct, length, missing_eos, question_mark, repetition
+from mmrlhf.rewards.functions import answer_format, correctness, is_correct, length, missing_eos, question_mark, repetition
 from mmrlhf.rewards.ledger import resolve_rewards, score_samples
 from mmrlhf.rewards.types import Sample
 
@@ -36,6 +36,13 @@ def make_sample(answer, **fields):
         ("a red  Mug.", "A red mug", True),
         ("a mug", "a cup", False),
         ("yes", None, False),
+        ("<think>1, 2 and 4</think><answer>3</answer>", "<answer> 3 </answer>", True),
+        ("<think>it is 3</think><answer>4</answer>", "3", False),
+        ("<think>it is 3", "3", False),
+        (r"Thus \boxed{12}", "12.0", True),
+        ("<think>not A</think><answer>B</answer>", "B. a dog", True),
+        ("(C)", "(B) 4", False),
+        ("A. Smith", "A. Jones", True),  # read as a letter with its option
     ],
 )
 def test_is_correct_matches_hand_labels(answer, reference, expected):
@@ -69,6 +76,10 @@ def test_length_matches_hand_computation():
 def test_missing_eos_and_question_mark_match_hand_computation():
     assert missing_eos([make_sample("", finished=False), make_sample("")]) == [1.0, 0.0]
     assert question_mark([make_sample("A cat?"), make_sample("A cat.")]) == [1.0, 0.0]
+
+
+def test_answer_format_matches_hand_labels():
+    assert answer_format([make_sample("<think>two</think><answer>3</answer>"), make_sample("3")]) == [1.0, 0.0]
 
 
 def test_repetition_matches_hand_computation():
