@@ -21,6 +21,8 @@ from mmrlhf.models.loading import load
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
 from mmrlhf.reward_model import train_reward_model
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.sft import sft
 from mmrlhf.training.memory import estimate_memory
 from tests.helpers.stages import ppo_config, reward_config
@@ -38,6 +40,8 @@ from mmrlhf.dpo import dpo
 from mmrlhf.ppo import ppo
 from mmrlhf.records import Example, Message, Preference
 from mmrlhf.reward_model import train_reward_model
+from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.sft import sft
 
 torch.set_num_threads(1)
@@ -199,3 +203,29 @@ def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
         for one, two in zip(logged[0][stage], logged[1][stage], strict=True):
             for metric in metrics:
                 assert one.get(metric, 0) == pytest.approx(two.get(metric, 0), rel=2e-3, abs=2e-4), (stage, metric)
+
+
+def test_generate_writes_the_best_of_n_answers(tiny_vlm_path, examples, reward_dir, tmp_path):
+    settings = {
+        "model_name_or_path": tiny_vlm_path,
+        "dataset_name": "x",
+        "response_length": 12,
+        "num_generations": 3,
+        "temperature": 1.0,
+    }
+    every = generate(GenerateConfig(**settings, output_file=str(tmp_path / "all.jsonl")), examples[:2])
+    best = generate(
+        GenerateConfig(**settings, output_file=str(tmp_path / "best.jsonl"), reward_model_path=str(reward_dir)), examples[:2]
+    )
+    answers, chosen = read_jsonl(every), read_jsonl(best)
+    assert [row["id"] for row in chosen] == [example.id for example in examples[:2]]
+    for i, row in enumerate(chosen):
+        group = AnswerGroup(
+            examples[i].images, examples[i].prompt, tuple(a["answer"] for a in answers[3 * i : 3 * i + 3]), examples[i].facts
+        )
+        (scores,) = load_reward_model(str(reward_dir)).score([group])
+        assert row["answer"] == group.answers[scores.index(max(scores))] and row["score"] == pytest.approx(max(scores), abs=1e-4)
+    with pytest.raises(InputError, match="chooses the best of several answers: give --num_generations"):
+        generate(
+            GenerateConfig(**{**settings, "num_generations": 1}, output_file="x", reward_model_path=str(reward_dir)), examples
+        )

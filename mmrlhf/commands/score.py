@@ -9,7 +9,6 @@ from rich.console import Console
 
 from mmrlhf.config import ScoreConfig
 from mmrlhf.datasets import has_preferences, read_examples, read_preferences
-from mmrlhf.datasets.load import FACTS_CHECK_ROWS
 from mmrlhf.facts import read_facts
 from mmrlhf.files.inputs import inputs_of, rows_digest
 from mmrlhf.files.jsonl import json_line
@@ -18,7 +17,7 @@ from mmrlhf.files.writing import writes
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, Preference
 from mmrlhf.report.progress import progress
-from mmrlhf.rewards.checkpoint import load_reward_model
+from mmrlhf.rewards.checkpoint import load_reward_model, print_facts_note
 from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.training.row_checks import refuse_unusable
 
@@ -51,11 +50,7 @@ def score(config: ScoreConfig) -> Path:
         engine=config,
         base_model_name_or_path=config.base_model_name_or_path,
     )
-    if model.facts == "given" and not any(row.facts for row in rows[:FACTS_CHECK_ROWS]):
-        print(
-            f"note: {config.reward_model_path} was trained with facts, and these rows have none: "
-            "give --facts_file, unless it is meant to score without them"
-        )
+    print_facts_note(config.reward_model_path, model, rows)
     console = Console(highlight=False)
     remaining_rows = rows[writer.num_done :]
     refuse_unusable(model, remaining_rows, lambda row: _to_answer_group(row, model.role.vlm), config.dataset_name, console)

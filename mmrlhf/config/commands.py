@@ -23,7 +23,7 @@ from mmrlhf.config.base import (
 
 
 @settings
-class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig, PixelConfig):
+class GenerateConfig(SamplingConfig, FactsConfig, EngineConfig, PixelConfig):
     """Write a model's answers to prompts, as JSONL."""
 
     model_name_or_path: str
@@ -36,6 +36,9 @@ class GenerateConfig(SamplingConfig, DatasetConfig, EngineConfig, PixelConfig):
     """Use only the first rows."""
     adapter_path: str | None = None
     """Adapter directory of a ppo run; by default the model runs without an adapter."""
+    reward_model_path: str | None = None
+    """Best-of-n: write only the answer that this reward model scores highest, of num_generations,
+    with its score. It reads the rows' facts, the policy does not."""
     batch_size: Count = 16
     """Prompts per batch."""
     max_length: Count = 2048

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmrlhf.config import EngineConfig, RewardConfig, RewardedConfig
+from mmrlhf.datasets.load import FACTS_CHECK_ROWS
 from mmrlhf.facts import load_facts_template
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line, read_jsonl
@@ -37,7 +38,7 @@ from mmrlhf.models.finite import check_finite
 from mmrlhf.models.heads import YES_NO_QUESTION, scalar_head
 from mmrlhf.models.loading import load as load_vlm
 from mmrlhf.models.vlm import VLM
-from mmrlhf.records import Fact, ImageSource, InputError, Message
+from mmrlhf.records import Example, Fact, ImageSource, InputError, Message, Preference
 from mmrlhf.rewards.ledger import parse_reward_spec
 from mmrlhf.rewards.probes import NOTHING_TO_INJECT
 from mmrlhf.rewards.reward_model import AnswerGroup, RewardModel, untrained_role
@@ -348,6 +349,15 @@ def load_reward_models(config: RewardedConfig, adapters: Adapters, accelerator: 
             _check_j(path, reward_model)
         reward_models.append(reward_model)
     return reward_models
+
+
+def print_facts_note(path: str, model: RewardModel, rows: Sequence[Example] | Sequence[Preference]) -> None:
+    """Print a note if a model was trained with facts, and the rows that it scores have none."""
+    if model.facts == "given" and not any(row.facts for row in rows[:FACTS_CHECK_ROWS]):
+        print(
+            f"note: {path} was trained with facts, and these rows have none: "
+            "give --facts_file, unless it is meant to score without them"
+        )
 
 
 def _check_probes(path: str, reward_model: RewardModel, min_rate: float) -> None:
