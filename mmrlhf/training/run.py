@@ -9,6 +9,7 @@
     ledger.jsonl     the value of each reward function, for every answer that ppo sampled
     warnings.jsonl   warnings that a person should look at, if there are any
     eval.jsonl       metrics of benchmarks with intervals, where a stage evaluates along the way
+    trackers.json    the id that the trackers of report_to know the run by, if there are any
     report.html      curves, fixed prompts, warnings and settings, refreshed at logging steps
     images/          pictures of samples that are in no file of their own
     best/            the best policy by metric_for_best_model, as of the newest checkpoint
@@ -25,6 +26,7 @@ everything else as JSON or YAML.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -54,6 +56,7 @@ from mmrlhf.report.step_lines import StepTable, metrics_line, sample_lines
 from mmrlhf.report.thumbnails import thumbnail
 from mmrlhf.training import checkpoint_files
 from mmrlhf.training.run_inputs import RunInputs
+from mmrlhf.training.trackers import Trackers, parse_report_to
 
 LOG_FILES = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl", "eval.jsonl")
 """Files that have rows by step."""
@@ -82,6 +85,9 @@ class Run:
         self._pending_files: list[tuple[str, str | bytes]] = []  # (file name, content)
         self._image_files: set[str] = set()
         self._page = LivePage(self.path)
+        self._trackers = Trackers(
+            parse_report_to(config.report_to) if main_process else (), self.path, dataclasses.asdict(config)
+        )
         self._stopping, self._is_last_step = 0, False  # the signal that this step is saved for
         if main_process:
             refuse_unwritable(self.path, "output_dir")
@@ -206,6 +212,7 @@ class Run:
             versions = f", which began with other versions: {', '.join(changed)}" if changed else ""
             self.print(f"resuming {self.path} after step {checkpoint[0]}{versions}")
         if self.main_process:
+            self._trackers.resumed_step = checkpoint[0] if checkpoint else -1
             for name in LOG_FILES:
                 if (self.path / name).exists():
                     _truncate_after(self.path / name, last_step=checkpoint[0] if checkpoint else -1)
@@ -273,6 +280,7 @@ class Run:
             write_atomic(self.path / "finished.json", json.dumps(to_jsonable(result), indent=2, allow_nan=False) + "\n")
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
             self.refresh_report(is_final=True)
+            self._trackers.finish()
             lock.release(self.path / ".lock")
 
     # ---- logging ---------------------------------------------------------------------------------
@@ -283,6 +291,7 @@ class Run:
             return
         metrics = to_jsonable(metrics)
         self._append_rows("metrics.jsonl", step, [{"step": step, "time": round(time.time(), 3), **metrics}])
+        self._trackers.log(step, metrics)
         if show:
             self.console.print(metrics_line(step, metrics, self.console.width), soft_wrap=True)
 
@@ -296,6 +305,7 @@ class Run:
             return
         json_rows = [{"step": step, **to_jsonable(row)} for row in rows]
         self._append_rows("samples.jsonl", step, json_rows)
+        self._trackers.log_samples(step, json_rows)
         for row in json_rows if show else ():
             self.console.print(sample_lines(step, row, self.console.is_terminal), soft_wrap=True)
 

@@ -21,6 +21,7 @@ class FakeConfig:
     save_steps: int = 100
     save_total_limit: int = 2
     allow_change: str | None = None
+    report_to: str | None = None
     max_length: int = 2048
     micro_batch_tokens: int = 16384
 
