@@ -104,7 +104,7 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None, eval
         start_step, tensors, state = resumed
         policy.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
-        skipped_steps.restore(start_step, state)
+        skipped_steps.restore(state)
         metrics = {name: value for name, value in state.get("last", {}).items() if value is not None}
         evaluation.restore(tensors, state)
     elif measured := evaluation.evaluate(run, accelerator, policy, 0):

@@ -9,13 +9,12 @@ is a weighted sum of reward functions, and the ledger records each function's va
 answer. The critic starts from the reward adapter with a zero head. Other estimators of advantages
 (RLOO, GRPO, REINFORCE++) compare answers instead of training a critic; docs/algorithms.md has the
 formulas. In each role, a prompt runs once for all of its answers. Not implemented: an entropy
-bonus, a pre-training mix.
+bonus.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +24,8 @@ from accelerate import Accelerator
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples
-from mmrlhf.engine.rollout import LocalEngine, RolloutEngine, numbered_ids, prompts_from_examples
-from mmrlhf.engine.sampling import SamplingParams, step_seed
-from mmrlhf.engine.scoring import hidden_states, in_micro_batches, logps, values
+from mmrlhf.engine.rollout import LocalEngine
+from mmrlhf.engine.scoring import in_micro_batches, logps, values
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.facts import read_facts
 from mmrlhf.files.writing import writes
@@ -39,26 +37,27 @@ from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.build import check_rewards
 from mmrlhf.rewards.credit import span_rewards
-from mmrlhf.rewards.ledger import score_samples
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, policy_losses, ppo_metrics
 from mmrlhf.training.kl_controller import KLController
 from mmrlhf.training.memory import estimate_memory, peak_memory
 from mmrlhf.training.monitor import REWARD
 from mmrlhf.training.optim import (
-    batch_indices,
     load_optimizer,
     lr_multiplier,
-    optimizer_step,
     optimizer_tensors,
-    random_minibatches,
     total_steps,
 )
-from mmrlhf.training.ppo_batch import PPOBatch, build_samples, check_first_ratio, check_policy_is_reference
+from mmrlhf.training.ppo_batch import PPOBatch, check_policy_is_reference
 from mmrlhf.training.ppo_roles import PPORoles, critic_messages, critic_prompts_with_facts, load_roles
+from mmrlhf.training.ppo_rollout import FAILURE_FILE, Rollout, collect_rollout
 from mmrlhf.training.ppo_settings import check_minibatches, check_settings
+from mmrlhf.training.ppo_update import update_roles
+from mmrlhf.training.prompt_order import PromptOrder
+from mmrlhf.training.ptx import PTXRows, read_ptx_rows, usable_ptx_rows
 from mmrlhf.training.row_checks import KeptChecks, Length, rewarded_lengths, usable_rows
 from mmrlhf.training.run import Run
+from mmrlhf.training.skipped_steps import SkippedSteps
 
 
 @writes("output_dir")
@@ -85,6 +84,7 @@ def ppo(
         facts = read_facts(config.facts_file) if config.facts_file else None
         examples = read_examples(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     run.claim_rows(examples)
+    ptx_examples = read_ptx_rows(config, run) if config.ptx_dataset_name else ()
     evaluation.claim(run, examples)
     if run.is_finished:
         run.print_finished(adapter_dir)
@@ -96,6 +96,9 @@ def ppo(
     roles = load_roles(config, vlm, accelerator, extra_reward_functions)
     policy, critic = roles.policy, roles.critic
     examples = _usable_examples(config, roles, examples, run, kept)
+    ptx_rows = None
+    if ptx_examples:
+        ptx_rows = PTXRows(config, vlm, usable_ptx_rows(config, vlm, ptx_examples, run), accelerator)
     engine = LocalEngine(policy)
     param_groups = [{"params": policy.parameters(), "peak": config.learning_rate}]
     if critic is not None:
@@ -108,12 +111,18 @@ def ppo(
     kl_controller = KLController.of(config, batch_size * config.num_generations)
     evaluation.plan(examples, num_steps)
     kl: float | None = None
+    prompt_order, stopped = PromptOrder(examples, config.seed), ""
+    skipped_steps = SkippedSteps(run, "ppo", config, accelerator, roles.changing)
     if resumed := run.resume():
         start_step, tensors, state = resumed
         kl = state.get("kl")
         roles.aggregation.load_state(state.get("rewards", {}))
         kl_controller.load_state(state.get("kl_controller", {}))
-        for role in roles.trained:
+        prompt_order.position, stopped = state.get("position", start_step * batch_size), state.get("stopped", "")
+        if stopped:
+            evaluation.num_steps = num_steps = start_step
+        skipped_steps.restore(state)
+        for role in roles.changing:
             role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
         evaluation.restore(tensors, state)
@@ -123,49 +132,38 @@ def ppo(
     with run.progress(num_steps, start_step, "ppo") as progress_bar:
         for step in range(start_step, num_steps):
             start_time = time.time()
-            rows = [examples[i] for i in batch_indices(step, batch_size, len(examples), config.seed)]
-
-            # 1-5. Prompts, rollout, rewards, log-probs, advantages
-            batch = collect_batch(
-                config, accelerator, roles, engine, rows, step, kl_controller.coef, run.path / "failed_term.json"
-            )
-
-            # 6. Epochs of minibatches
             lr_factor = lr_multiplier(config, step, num_steps)
             for param_group in optimizer.param_groups:
                 param_group["lr"] = param_group["peak"] * lr_factor
-            updates: list[dict[str, float]] = []
-            for epoch in range(config.num_ppo_epochs):
-                # New groups of the prompts in every epoch, the same on any number of processes
-                for group in random_minibatches(len(rows), config.num_mini_batches, config.seed + 1000 * step + epoch):
-                    minibatch = batch.select(
-                        [i // num_processes for i in group if i % num_processes == accelerator.process_index]
-                    )
-                    aggregate = policy_losses.Aggregation(
-                        config.loss_type,
-                        num_tokens=accelerator.reduce(minibatch.mask_NT.sum(), "sum"),
-                        num_answers=len(group) * config.num_generations,
-                        max_tokens=config.response_length,
-                    )
-                    sums = vlm.budget.retry_on_oom(
-                        _accumulate_gradients, config, accelerator, optimizer, roles, minibatch, aggregate
-                    )
-                    update = ppo_metrics.sum_over_processes(sums)
-                    if not updates and config.dtype == "float32":
-                        # Nothing has been updated yet, so sampling and scoring must agree.
-                        check_first_ratio(update["val/ratio"])
-                    parameters = [p for role in roles.trained for p in role.parameters()]
-                    update["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)
-                    updates.append(update)
+            with skipped_steps.attempt(step + 1, ()) as attempt:
+                # 1-3. Prompts, rollout, rewards
+                failure_file = run.path / FAILURE_FILE
+                rollout = collect_rollout(config, accelerator, roles, engine, prompt_order, step, attempt, failure_file)
 
-            # 7. Log
-            metrics = ppo_metrics.step_metrics(config, accelerator, roles, batch, updates)
-            kl_controller.update(metrics["objective/kl"])
+                # 4-5. Log-probs, values, advantages
+                batch = build_batch(config, accelerator, roles, rollout, step, kl_controller.coef)
+                attempt.batch, attempt.numbers = batch.tensors(), {"kl_coef": batch.kl_coef, "value_clip": batch.value_clip}
+                stopped = ppo_metrics.stop_at_max_kl(config, accelerator, batch, step)
+
+                # 6. Epochs of minibatches
+                updates: list[dict[str, float]] = []
+                if not stopped:
+                    updates = update_roles(config, accelerator, optimizer, roles, rollout, batch, ptx_rows, step, attempt)
+
+                # 7. Log
+                metrics = ppo_metrics.step_metrics(config, accelerator, roles, batch, updates) | rollout.metrics
+                kl_controller.update(metrics["objective/kl"])
+                kl = metrics["objective/kl"]
+            metrics = ({} if attempt.is_skipped else metrics) | skipped_steps.metrics()
             metrics |= ppo_metrics.system_metrics(vlm, estimated_bytes) | {
-                "eps": len(rows) * config.num_generations / max(time.time() - start_time, 1e-6),
+                "eps": batch_size * config.num_generations / max(time.time() - start_time, 1e-6),
                 "lr": config.learning_rate * lr_factor,
                 "episode": float((step + 1) * batch_size * config.num_generations),
             }
+            if config.sync_ref_model and (step + 1) % config.ref_model_sync_steps == 0:
+                roles.sync_reference()
+            if stopped:
+                evaluation.num_steps = num_steps = step + 1
             is_last = step + 1 == num_steps
             metrics |= evaluation.evaluate(run, accelerator, policy, step + 1)
             progress_bar.advance()
@@ -174,30 +172,39 @@ def ppo(
                     f"memory: peak {peak_memory() / GIB:.2f} GiB, estimated {estimated_bytes / GIB:.2f} GiB "
                     "(`mmrlhf plan ppo`, which leaves out the process itself)"
                 )
-            kl = metrics["objective/kl"]
             is_logging_step = is_last or (step + 1) % config.logging_steps == 0
-            ppo_metrics.log_step(config, run, roles, batch, metrics, step, is_logging_step)
+            if attempt.is_skipped:
+                run.log(step + 1, metrics)
+            else:
+                ppo_metrics.log_step(config, run, roles, batch, metrics, step, is_logging_step)
             stop = evaluation.monitor.after_step(run, accelerator, step + 1, metrics, is_logging_step)
 
             # 8. Save
             if run.is_save_due(step + 1, is_last=is_last) or stop:
-                role_tensors = {k: v for role in roles.trained for k, v in role.state_dict().items()}
+                role_tensors = {k: v for role in roles.changing for k, v in role.state_dict().items()}
                 best_tensors, best_state = evaluation.checkpoint(run, policy)
                 state = {
                     "kl": kl,
                     "kl_controller": kl_controller.state(),
                     "rewards": roles.aggregation.state(),
+                    "position": prompt_order.position,
+                    "stopped": stopped,
+                    **skipped_steps.state(),
                     **best_state,
                 }
                 run.save_checkpoint(step + 1, {**role_tensors, **optimizer_tensors(optimizer), **best_tensors}, state)
                 if stop and not is_last:
                     raise InputError(stop)
+            if stopped:
+                run.print(stopped)
+                break
 
     engine.close()
     if accelerator.is_main_process:
         best = evaluation.finish(run, policy, adapter_dir)
         save_policy(roles.adapters, "policy", adapter_dir)
-        run.finish({"steps": num_steps, "kl": kl, **best})
+        result = {"steps": num_steps, "kl": kl, **skipped_steps.metrics(), **best}
+        run.finish(result | ({"stopped": stopped} if stopped else {}))
     accelerator.wait_for_everyone()
     return adapter_dir
 
@@ -221,44 +228,17 @@ def _usable_examples(
     return usable_rows(examples, config, config.dataset_name, lengths_of, lengths, run.console, kept)
 
 
-def collect_batch(
-    config: PPOConfig,
-    accelerator: Accelerator,
-    roles: PPORoles,
-    engine: RolloutEngine,
-    rows: Sequence[Example],
-    step: int,
-    kl_coef: float,
-    failure_file: Path,
+def build_batch(
+    config: PPOConfig, accelerator: Accelerator, roles: PPORoles, rollout: Rollout, step: int, kl_coef: float
 ) -> PPOBatch:
-    """Sample answers to this process's share of a step's rows, reward them, estimate advantages.
+    """Score a rollout's answers by policy, reference and critic; estimate their advantages.
 
-    `rows` are the step's rows over all processes; number i belongs to process i modulo theirs. If a
-    reward function fails, the run stops, and `failure_file` records the failed input. `kl_coef` is
-    the step's weight of the KL.
+    `kl_coef` is the step's weight of the KL.
     """
-    vlm, critic = roles.vlm, roles.critic
-    # 1. Prompts. A row that occurs twice in a step gets other answers the second time, also if the
-    # two are on different processes.
-    max_prompt_length = config.max_length - config.response_length
-    local = slice(accelerator.process_index, None, accelerator.num_processes)
-    prompt_ids, rows = numbered_ids([row.id for row in rows])[local], rows[local]
-    prompts = [
-        replace(prompt, id=prompt_id)
-        for prompt, prompt_id in zip(prompts_from_examples(vlm, rows, max_prompt_length), prompt_ids, strict=True)
-    ]
-
-    # 2. Rollout
-    params = SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens)
-    engine.wake()
-    engine.set_policy(step)
-    completions = engine.sample(prompts, config.num_generations, replace(params, seed=step_seed(config.seed, step)))
-    engine.free()
+    vlm, critic, completions = roles.vlm, roles.critic, rollout.completions
     mask_NT = completions.mask_NT.float()
-
-    # 3. Rewards of answers, by reward function
-    samples = build_samples(rows, completions, config.num_generations, config.response_length)
-    breakdowns = roles.aggregation(score_samples(roles.weighted_rewards, samples, failure_file), samples)
+    # 3. The rewards of answers
+    breakdowns = roles.aggregation(rollout.breakdowns, rollout.samples)
     totals_N = torch.tensor([breakdown.total for breakdown in breakdowns], device=vlm.device)
 
     # 4. Log-probs of policy and reference. In float32 the policy's are those of the rollout. In
@@ -279,10 +259,11 @@ def collect_batch(
         rewards_NT = rewards_NT + span_rewards(vlm, completions, breakdowns)
     else:
         rewards_NT = advantages.token_rewards(totals_N, kl_NT, mask_NT, reward_kl_coef)
-    critic_prompts, values_NT = prompts, torch.zeros_like(rewards_NT)
+    critic_prompts, values_NT = completions.prompts, torch.zeros_like(rewards_NT)
     if critic is not None:
         if config.critic_sees_facts:
-            critic_prompts = critic_prompts_with_facts(vlm, rows, max_prompt_length, roles.reward_models)
+            max_prompt_length = config.max_length - config.response_length
+            critic_prompts = critic_prompts_with_facts(vlm, rollout.rows, max_prompt_length, roles.reward_models)
         values_NT = in_micro_batches(values, critic, replace(completions, prompts=critic_prompts))
     shaped_NT = rewards_NT
     if config.whiten_rewards:
@@ -295,7 +276,7 @@ def collect_batch(
     value_unit = advantages.rms(accelerator, returns_NT, mask_NT) if config.cliprange_value_unit == "returns" else 1.0
     advantages_NT = advantages.scale(accelerator, config.advantage_scaling, advantages_NT, shaped_NT, mask_NT)
     return PPOBatch(
-        samples=samples,
+        samples=rollout.samples,
         breakdowns=breakdowns,
         completions=completions,
         critic_prompts=critic_prompts,
@@ -308,51 +289,3 @@ def collect_batch(
         kl_coef=kl_coef,
         value_clip=config.cliprange_value * value_unit,
     )
-
-
-def _accumulate_gradients(
-    config: PPOConfig,
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    roles: PPORoles,
-    minibatch: PPOBatch,
-    aggregate: policy_losses.Aggregation,
-) -> dict[str, float]:
-    """Accumulate a minibatch's gradients, a micro-batch of answers at a time; return metric sums.
-
-    `aggregate` has the minibatch's counts over all processes. Safe to rerun when out of memory: it
-    starts by clearing the gradients. Each `backward` here covers the answers' tokens only;
-    `hidden_states` runs the prompts' own once, after their last answer.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    metric_sums: Counter[str] = Counter()
-    for indices, hidden_NTD in hidden_states(roles.policy, minibatch.completions):
-        width = hidden_NTD.shape[1]
-        mask_NT, old_NT, ref_NT, advantages_NT = (
-            tensor[indices, :width]
-            for tensor in (minibatch.mask_NT, minibatch.old_logps_NT, minibatch.ref_logps_NT, minibatch.advantages_NT)
-        )
-        new_NT = logps(roles.policy, minibatch.completions, hidden_NTD, indices)
-        loss, metrics = policy_losses.ppo_policy(
-            new_NT, old_NT, advantages_NT, mask_NT, aggregate,
-            cliprange=config.cliprange, epsilon_high=config.epsilon_high, delta=config.delta,
-            level=config.importance_sampling_level,
-        )  # fmt: skip
-        if config.kl_in_loss:
-            kl_loss = aggregate(policy_losses.kl(config.penalized_kl, new_NT, ref_NT), mask_NT)
-            loss, metrics["loss/kl_avg"] = loss + minibatch.kl_coef * kl_loss, kl_loss.item()
-        accelerator.backward(loss)
-        metric_sums.update(metrics)
-    if roles.critic is not None:
-        for indices, hidden_NTD in hidden_states(roles.critic, minibatch.critic_completions):
-            width = hidden_NTD.shape[1]
-            mask_NT, old_NT, returns_NT = (
-                tensor[indices, :width] for tensor in (minibatch.mask_NT, minibatch.values_NT, minibatch.returns_NT)
-            )
-            new_NT = values(roles.critic, minibatch.completions, hidden_NTD, indices)
-            loss, metrics = policy_losses.ppo_value(
-                new_NT, old_NT, returns_NT, mask_NT, minibatch.value_clip, aggregate.num_tokens
-            )
-            accelerator.backward(config.vf_coef * loss)
-            metric_sums.update(metrics)
-    return dict(metric_sums)

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mmrlhf.config import DPOConfig, RewardConfig, SFTConfig
+from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from mmrlhf.config_loader import load_config
+from mmrlhf.engine.rollout import LocalEngine
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError, is_finite, trace_not_finite
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter
 from mmrlhf.models.vlm import VLM
-from mmrlhf.records import InputError
+from mmrlhf.records import Example, InputError
 from mmrlhf.reward_model import build_models
 from mmrlhf.reward_model import compute_gradients as reward_gradients
+from mmrlhf.rewards.claim_rewards import claim_reward_verifiers
+from mmrlhf.rewards.functions import REWARD_FUNCTIONS
+from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.rewards.types import RewardFunction, Sample
 from mmrlhf.sft import add_sft_role
 from mmrlhf.sft import compute_gradients as sft_gradients
 from mmrlhf.training.dpo_batch import build_batch
 from mmrlhf.training.dpo_step import Counts
 from mmrlhf.training.dpo_step import compute_gradients as dpo_gradients
 from mmrlhf.training.image_pairs import images_from_tensors
+from mmrlhf.training.policy_losses import Aggregation
+from mmrlhf.training.ppo_roles import PPORoles, load_roles
+from mmrlhf.training.ppo_rollout import FAILURE_FILE, restore_batch, sample_and_score
+from mmrlhf.training.ppo_update import compute_gradients as ppo_gradients
+from mmrlhf.training.ppo_update import total_loss
+from mmrlhf.training.ptx import PTXBatch
 from mmrlhf.training.replay_file import SavedStep, read_step
 from mmrlhf.training.sft_batch import build_sft_batch
 
@@ -39,11 +51,12 @@ MAX_NAMES = 3
 class Step:
     """A step that is ready to run: the roles that it trains, and what computes loss and gradients.
 
-    `compute` raises NotFiniteError where the stage would, before there is a loss.
+    `compute` returns the loss, or None where the stage had none yet; it raises NotFiniteError where
+    the stage would.
     """
 
     roles: Sequence[Role]
-    compute: Callable[[], float]
+    compute: Callable[[], float | None]
 
 
 def replay(file: str, model_name_or_path: str | None = None) -> bool:
@@ -92,8 +105,8 @@ def _compute(step: Step, saved: SavedStep) -> tuple[str, bool]:
         loss = step.compute()
     except NotFiniteError as error:
         return str(error), str(error) == saved.problem
-    if "loss" not in saved.numbers:
-        return f"the loss is {loss}", False
+    if loss is None or "loss" not in saved.numbers:
+        return "answers and rewards are finite", False
     return f"the loss is {loss}", repr(loss) == repr(saved.numbers["loss"])
 
 
@@ -150,6 +163,55 @@ def _dpo_step(saved: SavedStep, config: DPOConfig, vlm: VLM, accelerator: Accele
     return Step([policy], compute)
 
 
+def _ppo_step(saved: SavedStep, config: PPOConfig, vlm: VLM, accelerator: Accelerator) -> Step:
+    """Prepare a minibatch of a step, or its rollout if that was where it ended."""
+    roles = load_roles(config, vlm, accelerator, _functions_from_python(config))
+    if "minibatch" not in saved.batch:
+        return Step(roles.changing, lambda: _sample_again(saved, config, roles))
+    num_prompts = len(saved.batch["mask_NT"]) // config.num_generations
+    rows, ptx_rows = list(saved.rows[:num_prompts]), list(saved.rows[num_prompts:])
+    batch = restore_batch(config, roles, rows, saved.batch, saved.numbers)  # type: ignore[arg-type]
+    aggregate = Aggregation(
+        config.loss_type,
+        num_tokens=torch.tensor(saved.numbers.get("num_tokens", 1.0), device=vlm.device),
+        num_answers=int(saved.numbers.get("num_answers", 1)),
+        max_tokens=config.response_length,
+    )
+    ptx = None
+    if ptx_rows:
+        num_tokens = torch.tensor(saved.numbers.get("num_ptx_tokens", 1.0), device=vlm.device)
+        ptx = PTXBatch(ptx_rows, build_sft_batch(vlm, ptx_rows, config.max_length, "all"), num_tokens)  # type: ignore[arg-type]
+
+    def compute() -> float:
+        minibatch = batch.select(saved.batch["minibatch"].tolist())
+        optimizer = _optimizer(roles.trained)
+        return total_loss(ppo_gradients(config, accelerator, optimizer, roles, minibatch, aggregate, ptx))
+
+    return Step(roles.changing, compute)
+
+
+def _sample_again(saved: SavedStep, config: PPOConfig, roles: PPORoles) -> None:
+    """Sample and score, with what fails in a folder of its own: the run's stays as it is."""
+    numbered = [(row, row.id) for row in cast(Sequence[Example], saved.rows)]
+    with tempfile.TemporaryDirectory() as folder:
+        failure_file, of_run = Path(folder) / FAILURE_FILE, Path(config.output_dir) / FAILURE_FILE
+        try:
+            sample_and_score(config, roles, LocalEngine(roles.policy), numbered, saved.step - 1, failure_file)
+        except NotFiniteError as error:
+            raise NotFiniteError(str(error).replace(str(failure_file), str(of_run))) from None
+
+
+def _functions_from_python(config: PPOConfig) -> dict[str, RewardFunction]:
+    """Return stand-ins for reward functions that the run was given from Python."""
+
+    def stand_in(samples: Sequence[Sample]) -> list[float]:
+        raise InputError("reward_terms names a function that the run got from Python, which a replay does not have")
+
+    known = ("fact_rm", *REWARD_FUNCTIONS, *claim_reward_verifiers(config.reward_terms))
+    names = parse_reward_spec(config.reward_terms)
+    return dict.fromkeys((name for name in names if name not in known and ".py:" not in name), stand_in)
+
+
 def _optimizer(roles: Sequence[Role]) -> torch.optim.Optimizer:
     """Return an optimiser that only clears gradients."""
     return torch.optim.SGD([parameter for role in roles for parameter in role.parameters()], lr=0.0)
@@ -159,5 +221,6 @@ STAGES: dict[str, tuple[type, Callable[[SavedStep, Any, VLM, Accelerator], Step]
     "sft": (SFTConfig, _sft_step),
     "reward": (RewardConfig, _reward_step),
     "dpo": (DPOConfig, _dpo_step),
+    "ppo": (PPOConfig, _ppo_step),
 }
 """The configuration of each stage, and what prepares its step."""

@@ -178,7 +178,7 @@ def train_reward_model(
         best.restore(tensors, state)
         monitor.load_state(state.get("monitor", {}))
         num_not_better = state["num_not_better"]
-        skipped_steps.restore(start_step, state)
+        skipped_steps.restore(state)
         outcomes_before = {kind: (np.array(false), np.array(true)) for kind, (false, true) in state["outcomes_before"].items()}
     else:
         outcomes_before = reference.outcomes(untrained or model)

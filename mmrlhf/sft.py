@@ -86,7 +86,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)
-        skipped_steps.restore(start_step, state)
+        skipped_steps.restore(state)
         evaluation.restore(tensors, state)
     elif measured := evaluation.evaluate(run, accelerator, role, 0):
         run.log(0, measured)

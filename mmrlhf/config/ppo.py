@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mmrlhf.config.algorithm import AlgorithmConfig
-from mmrlhf.config.base import RolloutConfig, settings
+from mmrlhf.config.base import Count, NonNegative, Positive, RolloutConfig, settings
 from mmrlhf.config.policy_eval import PolicyEvalConfig
 from mmrlhf.config.rewards import RewardTermsConfig
 
@@ -13,6 +13,21 @@ from mmrlhf.config.rewards import RewardTermsConfig
 @settings
 class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, PolicyEvalConfig):
     """Optimise a policy with PPO on rows with a `prompt` and images; policies never see facts."""
+
+    max_kl: Positive | None = None
+    """Stop once the KL of a step's answers to the reference, in nats per answer, is above this."""
+    ptx_coef: NonNegative = 0.0
+    """Weight of the loss on the answers of ptx_dataset_name, added to the policy's (PPO-ptx)."""
+    ptx_dataset_name: str | None = None
+    """Rows as for sft to mix into every optimiser step, as many as it has prompts."""
+    sync_ref_model: bool = False
+    """Make the reference a copy of the policy every ref_model_sync_steps."""
+    ref_model_sync_steps: Count = 512
+    """Steps between two copies, for sync_ref_model."""
+    dynamic_sampling: bool = False
+    """Replace prompts whose answers all score alike by the next ones (DAPO)."""
+    max_num_gen_batches: Count = 10
+    """Rounds of sampling in a step, for dynamic_sampling; prompts that still score alike stay."""
 
     @property
     def advantage_scaling(self) -> Literal["group", "batch", "answers", "tokens", "none"]:

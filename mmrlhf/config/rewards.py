@@ -30,6 +30,8 @@ class RewardTermsConfig:
     """Fewest and most tokens of an answer that may earn a positive reward, such as `8,40`, or
     `auto`: the 2% and 98% quantiles of the reference's answers in the first step. Outside the
     bounds, a positive sum of rewards is cut to 0."""
+    reward_clip_range: str | None = None
+    """Lowest and highest reward of an answer, such as `-5,5`; sums of rewards are clipped to it."""
     clip_model: str | None = None
     """Model of the verifier clip: a directory that open_clip saved, or a pretrained model as
     NAME:TAG."""

@@ -66,6 +66,38 @@ def select_prompts(completions: SampledCompletions, prompt_indices: Sequence[int
     return selected_completions, is_selected_N.nonzero()[:, 0]
 
 
+def replace_prompts(
+    completions: SampledCompletions, indices: Sequence[int], replacements: SampledCompletions, pad_token_id: int
+) -> SampledCompletions:
+    """Return completions in which prompts `indices`, with their answers, are those of another."""
+    num_prompts = len(completions.prompts)
+    prompt_order = list(range(num_prompts))
+    for number, index in enumerate(indices):
+        prompt_order[index] = num_prompts + number
+    num_answers = len(completions.texts) // num_prompts
+    answer_order = [p * num_answers + g for p in prompt_order for g in range(num_answers)]
+    both = (completions, replacements)
+    width = max(part.token_ids_NT.shape[1] for part in both)
+
+    def merge(name: str, pad_value: float = 0) -> Tensor:
+        tensors = [getattr(part, name) for part in both]
+        if tensors[0].dim() == 2:
+            tensors = [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=pad_value) for t in tensors]
+        return torch.cat(tensors)[answer_order]
+
+    prompts, texts = completions.prompts + replacements.prompts, completions.texts + replacements.texts
+    return replace(
+        completions,
+        prompts=[prompts[p] for p in prompt_order],
+        token_ids_NT=merge("token_ids_NT", pad_token_id),
+        mask_NT=merge("mask_NT"),
+        logps_NT=merge("logps_NT"),
+        entropy_NT=merge("entropy_NT"),
+        finished_N=merge("finished_N"),
+        texts=[texts[n] for n in answer_order],
+    )
+
+
 def char_to_token(vlm: VLM, token_ids: Tensor, text: str) -> list[int]:
     """Return, for each character of `text`, the index of the token that completes it.
 

@@ -24,6 +24,7 @@ CONTENT_FIELDS = (
     "adapter_path",
     "dataset_name",
     "eval_dataset_name",
+    "ptx_dataset_name",
     "facts_file",
     "facts_template",
     "reward_model_path",

@@ -19,6 +19,7 @@ PATH_FIELDS = {
     "base_model_name_or_path": _MODEL,
     "dataset_name": _DATASET,
     "eval_dataset_name": _DATASET,
+    "ptx_dataset_name": _DATASET,
     "reward_model_path": _RUN,
     "adapter_path": "give the policy folder of a finished ppo run",
     "image_folder": "give the folder that the rows' image paths start from",
@@ -31,7 +32,14 @@ PATH_FIELDS = {
     "recorded_judgments": _FILE,
 }
 """Fields that name a file or a folder to read, and what to do if it does not exist."""
-HUB_FIELDS = ("model_name_or_path", "base_model_name_or_path", "dataset_name", "eval_dataset_name", "adapter_path")
+HUB_FIELDS = (
+    "model_name_or_path",
+    "base_model_name_or_path",
+    "dataset_name",
+    "eval_dataset_name",
+    "ptx_dataset_name",
+    "adapter_path",
+)
 """Fields that may be a Hub id instead."""
 
 

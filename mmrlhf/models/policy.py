@@ -57,14 +57,20 @@ def add_trained_adapter(adapters: Adapters, name: str, config: TrainConfig) -> N
         adapters.load(name, Path(config.adapter_path), trainable=True)
 
 
-def add_reference(adapters: Adapters, config: TrainConfig) -> Role:
+def add_reference(adapters: Adapters, config: TrainConfig, *, has_adapter: bool = False) -> Role:
     """Return the frozen reference of a policy that `add_trained_adapter` added.
 
-    It is the base alone, or under a copy of the adapter at adapter_path, which never changes.
+    It is the base alone, or under a copy of the adapter at adapter_path. With `has_adapter` it has
+    an adapter in any case, which starts as a copy of the policy's.
     """
-    if config.adapter_path is None:
+    if config.adapter_path is not None:
+        adapters.load("reference", Path(config.adapter_path), trainable=False)
+    elif has_adapter:
+        adapters.add("reference", config.lora_r, config.lora_alpha, config.seed, config.lora_target_modules)
+        for parameter in adapters.parameters("reference").values():
+            parameter.requires_grad_(False)
+    else:
         return Role(adapters, None)
-    adapters.load("reference", Path(config.adapter_path), trainable=False)
     return Role(adapters, "reference")
 
 

@@ -10,12 +10,13 @@ from mmrlhf.config import RewardedConfig
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.length_bounds import LengthBounds, parse_length_bounds
 from mmrlhf.rewards.normalization import TermNormalizer
+from mmrlhf.rewards.reward_clip import RewardClip, parse_reward_clip
 from mmrlhf.rewards.types import Sample
 
 
 @dataclass
 class RewardAggregation:
-    """Normalises values, and bounds sums by the answer's length, as far as a run asks for either.
+    """Normalises values, bounds sums by the answer's length, and clips them, as far as a run asks.
 
     `gather` returns the elements of a list of this process and of all others: what is measured on
     the answers of a run is the same on all of them, and part of a checkpoint.
@@ -23,6 +24,7 @@ class RewardAggregation:
 
     normalizer: TermNormalizer | None
     length_bounds: LengthBounds | None
+    reward_clip: RewardClip | None
     gather: Callable[[list[Any]], list[Any]]
 
     def __call__(self, breakdowns: list[RewardBreakdown], samples: Sequence[Sample]) -> list[RewardBreakdown]:
@@ -31,6 +33,8 @@ class RewardAggregation:
             breakdowns = self.normalizer(breakdowns, self.gather)
         if self.length_bounds is not None:
             breakdowns = self.length_bounds(breakdowns, samples, self.gather)
+        if self.reward_clip is not None:
+            breakdowns = self.reward_clip(breakdowns)
         return breakdowns
 
     def state(self) -> dict[str, Any]:
@@ -50,8 +54,9 @@ class RewardAggregation:
 
 
 def build_aggregation(config: RewardedConfig, gather: Callable[[list[Any]], list[Any]]) -> RewardAggregation:
-    """Build a run's aggregation. Raises InputError for bounds that no answer can meet."""
+    """Build a run's aggregation. Raises InputError for bounds or a range that make no sense."""
     normalizer = None
     if config.multi_objective_aggregation == "normalize_then_sum":
         normalizer = TermNormalizer(config.term_statistics, config.num_generations)
-    return RewardAggregation(normalizer, parse_length_bounds(config.length_bounds, config.response_length), gather)
+    length_bounds = parse_length_bounds(config.length_bounds, config.response_length)
+    return RewardAggregation(normalizer, length_bounds, parse_reward_clip(config.reward_clip_range), gather)

@@ -14,6 +14,7 @@ from mmrlhf.rewards.checkpoint import load_reward_models, reward_model_paths
 from mmrlhf.rewards.claim_rewards import ClaimScorer, build_claim_scorer, check_unknown_costs, claim_reward_verifiers
 from mmrlhf.rewards.ledger import WeightedReward, parse_reward_spec, resolve_rewards
 from mmrlhf.rewards.length_bounds import parse_length_bounds
+from mmrlhf.rewards.reward_clip import parse_reward_clip
 from mmrlhf.rewards.reward_model import RewardModel, make_fact_rm
 from mmrlhf.rewards.types import RewardFunction, Sample
 
@@ -69,6 +70,7 @@ def check_rewards(config: RewardedConfig, extra_names: Collection[str] = ()) -> 
             "term_statistics running needs multi_objective_aggregation normalize_then_sum: set both, or leave term_statistics out"
         )
     parse_length_bounds(config.length_bounds, config.response_length)
+    parse_reward_clip(config.reward_clip_range)
     if config.response_length >= config.max_length:
         raise InputError(
             f"response_length {config.response_length} leaves no room for a prompt within max_length {config.max_length}: "

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from mmrlhf.config_loader import renamed
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.jsonl import json_line
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.records import InputError
 from mmrlhf.rewards.functions import REWARD_FUNCTIONS
 from mmrlhf.rewards.types import RewardFunction, RewardSpan, Sample
@@ -151,8 +152,9 @@ def score_samples(
     """Evaluate every reward function on every sample.
 
     Raises InputError if a function raises, returns the wrong number of values, or returns anything
-    but finite numbers and spans within the answer. The message names the function and the first
-    sample it fails on, which is written to `failure_file`.
+    but numbers and spans within the answer, and NotFiniteError for numbers that are not finite or,
+    weighted, beyond float32. The message names the function and the first sample it fails on, which
+    is written to `failure_file`.
     """
     weights = {weighted_reward.name: weighted_reward.weight for weighted_reward in weighted_rewards}
     breakdowns = [RewardBreakdown({}, {}, {}, weights) for _ in samples]
@@ -207,6 +209,9 @@ def ledger_rows(
     return rows
 
 
+MAX_REWARD = 3.4028234663852886e38
+"""The largest number that float32 can hold."""
+
 # ---- failures ----------------------------------------------------------------------------------
 
 
@@ -229,21 +234,32 @@ def _call_reward_function(weighted_reward: WeightedReward, samples: Sequence[Sam
     for sample, value in zip(samples, values, strict=True):
         if problem := _find_problem(value, sample):
             _raise_reward_error(weighted_reward, sample, problem, failure_file)
+        if problem := _find_overflow(value, weighted_reward.weight):
+            _raise_reward_error(weighted_reward, sample, problem, failure_file, error_class=NotFiniteError)
     return values
 
 
 def _find_problem(value: Any, sample: Sample) -> str:
     """Return what is wrong with a value, as the predicate of a sentence, or "" if it is valid."""
     if isinstance(value, Real):
-        return "" if math.isfinite(value) else f"returned {float(value)}"
+        return ""
     try:
         for start, end, span_reward in value:
             if not (0 <= start < end <= len(sample.answer)):
                 return f"returned the span {start}..{end} of an answer of {len(sample.answer)} characters"
-            if not math.isfinite(span_reward):
-                return f"returned {span_reward} for the span {start}..{end}"
+            float(span_reward)
     except (TypeError, ValueError):
         return f"returned {value!r}, which is neither a number nor a list of (start, end, value)"
+    return ""
+
+
+def _find_overflow(value: Any, weight: float) -> str:
+    """Return which number of a value is not finite, in the words of `_find_problem`, or ""."""
+    parts = [("", float(value))] if isinstance(value, Real) else [(f" for the span {a}..{b}", float(x)) for a, b, x in value]
+    for where, number in parts:
+        if not abs(weight * number) <= MAX_REWARD:  # `not <=` also catches NaN
+            reason = ", which is beyond float32," if math.isfinite(number) else ""
+            return f"returned {number}{where}{reason}"
     return ""
 
 
@@ -258,9 +274,14 @@ def _first_failing_sample(weighted_reward: WeightedReward, samples: Sequence[Sam
 
 
 def _raise_reward_error(
-    weighted_reward: WeightedReward, sample: Sample, problem: str, failure_file: Path, error: Exception | None = None
+    weighted_reward: WeightedReward,
+    sample: Sample,
+    problem: str,
+    failure_file: Path,
+    error: Exception | None = None,
+    error_class: type[InputError] = InputError,
 ) -> NoReturn:
-    """Write the sample to `failure_file` and raise InputError."""
+    """Write the sample to `failure_file` and raise an error of this class."""
     record = {
         "term": weighted_reward.name,
         "problem": problem,
@@ -277,6 +298,6 @@ def _raise_reward_error(
     }
     write_atomic(failure_file, json_line(record))
     location = f"on an answer to row {sample.id}" if sample.id else "on an answer"
-    raise InputError(
+    raise error_class(
         f"reward function {weighted_reward.name} {problem} {location}, which is saved in {failure_file}: correct the function"
     ) from error

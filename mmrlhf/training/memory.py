@@ -143,7 +143,8 @@ def _roles_and_separate_bases(config: TrainConfig, base_fingerprint: str) -> tup
         items.append(MemoryItem(f"base of {path}", int(count * bytes_per_weight), f"{count:,} x {dtype}: not the policy's base"))
     num_shared = len(paths) - len(separate_bases)
     rewards = [f"reward_{i}" if i else "reward" for i in range(num_shared)]
-    return ["policy", *(["value"] if config.has_critic else []), *rewards], items
+    reference = ["reference"] if config.sync_ref_model else []
+    return ["policy", *(["value"] if config.has_critic else []), *reference, *rewards], items
 
 
 def _trained_weights(config: TrainConfig, model: PreTrainedModel, weights: WeightCounts, roles: list[str]) -> list[MemoryItem]:
@@ -159,7 +160,7 @@ def _trained_weights(config: TrainConfig, model: PreTrainedModel, weights: Weigh
     else:
         calculation = f"{', '.join(roles)}: {num_lora:,} x float32 each"
         items.append(MemoryItem("adapters", num_lora * 4 * len(roles), calculation))
-        trained_roles = [role for role in roles if not role.startswith("reward")] or roles
+        trained_roles = [role for role in roles if not role.startswith(("reward", "reference"))] or roles
         num_trained, trained_part = num_lora * len(trained_roles), ", ".join(trained_roles)
     if isinstance(config, RewardConfig) and config.tuning == "head":
         num_trained, trained_part = int(model.config.get_text_config().hidden_size), "the head"

@@ -13,6 +13,9 @@ from mmrlhf.records import Example
 from mmrlhf.rewards.ledger import RewardBreakdown
 from mmrlhf.rewards.types import Sample
 
+COMPLETION_TENSORS = ("token_ids_NT", "mask_NT", "logps_NT", "entropy_NT", "finished_N")
+BATCH_TENSORS = ("old_logps_NT", "ref_logps_NT", "rewards_NT", "advantages_NT", "values_NT", "returns_NT")
+
 
 @dataclass(frozen=True)
 class PPOBatch:
@@ -54,10 +57,14 @@ class PPOBatch:
         """The same answers after the critic's prompts."""
         return replace(self.completions, prompts=self.critic_prompts)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors of the batch by name, for a file (`replay_file`)."""
+        of_completions = {name: getattr(self.completions, name) for name in COMPLETION_TENSORS}
+        return of_completions | {name: getattr(self, name) for name in BATCH_TENSORS}
+
     def select(self, prompt_indices: Sequence[int]) -> PPOBatch:
         """Return the answers to some prompts, in the order of the batch."""
         completions, answer_indices = select_prompts(self.completions, prompt_indices)
-        tensors = ("old_logps_NT", "ref_logps_NT", "rewards_NT", "advantages_NT", "values_NT", "returns_NT")
         return PPOBatch(
             samples=[self.samples[i] for i in answer_indices.tolist()],
             breakdowns=[self.breakdowns[i] for i in answer_indices.tolist()],
@@ -65,7 +72,7 @@ class PPOBatch:
             critic_prompts=[self.critic_prompts[p] for p in sorted(prompt_indices)],
             kl_coef=self.kl_coef,
             value_clip=self.value_clip,
-            **{name: getattr(self, name)[answer_indices] for name in tensors},
+            **{name: getattr(self, name)[answer_indices] for name in BATCH_TENSORS},
         )
 
 

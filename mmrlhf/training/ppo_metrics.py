@@ -53,6 +53,8 @@ def step_metrics(
     }
     if roles.aggregation.length_bounds is not None:
         metrics |= roles.aggregation.length_bounds.metrics(batch.samples, batch.breakdowns)
+    if roles.aggregation.reward_clip is not None:
+        metrics |= roles.aggregation.reward_clip.metrics(batch.breakdowns)
     tensors = {k: torch.as_tensor(v, device=roles.vlm.device) for k, v in metrics.items()}
     num_finished = accelerator.reduce(batch.completions.finished_N.sum().float(), "sum").item()
     return {
@@ -62,9 +64,29 @@ def step_metrics(
         **critic_metrics.advantage_metrics(accelerator, batch),
         **(critic_metrics.value_metrics(accelerator, batch) if roles.critic is not None else {}),
         **critic_metrics.reward_model_metrics(batch, has_critic=roles.critic is not None),
-        **{k: sum(update[k] for update in updates) / len(updates) for k in updates[0]},
-        "val/ratio_first": updates[0]["val/ratio"],
+        **update_metrics(updates),
     }
+
+
+def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return means over a step's optimiser steps, and the first ratio; {} if there were none."""
+    if not updates:
+        return {}
+    means = {k: sum(update[k] for update in updates) / len(updates) for k in updates[0]}
+    return {**means, "val/ratio_first": updates[0]["val/ratio"]}
+
+
+def stop_at_max_kl(config: PPOConfig, accelerator: Accelerator, batch: PPOBatch, step: int) -> str:
+    """Return why the run stops, if the KL of a step's answers is above max_kl, or ""."""
+    if config.max_kl is None:
+        return ""
+    kl = accelerator.reduce(rollout_metrics(batch)["objective/kl"], "mean").item()
+    if not kl > config.max_kl:
+        return ""
+    return (
+        f"stopped at step {step + 1}: its answers have a KL to the reference of {kl:.4g} nats, above max_kl {config.max_kl:g}; "
+        "it was not trained on"
+    )
 
 
 def rollout_metrics(batch: PPOBatch) -> dict[str, Tensor]:

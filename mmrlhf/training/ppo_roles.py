@@ -32,8 +32,9 @@ class PPORoles:
     """The models and reward functions of a PPO run.
 
     `policy` and `critic` train; the critic is None if the advantages need no values. `reference` is
-    the base without an adapter, or under the one that the policy starts from. `weighted_rewards`
-    makes up the reward, and `aggregation` adds it up. `claim_scorer` extracts claims and gets
+    the base without an adapter, or under the one that the policy starts from; with
+    `syncs_reference` it is an adapter that becomes a copy of the policy's. `weighted_rewards` makes
+    up the reward, and `aggregation` adds it up. `claim_scorer` extracts claims and gets
     verdicts on them, for the reward and for the metrics.
     """
 
@@ -45,6 +46,7 @@ class PPORoles:
     weighted_rewards: list[WeightedReward]
     aggregation: RewardAggregation
     claim_scorer: ClaimScorer | None
+    syncs_reference: bool = False
 
     @property
     def vlm(self) -> VLM:
@@ -54,6 +56,18 @@ class PPORoles:
     def trained(self) -> list[Role]:
         """The roles that the optimiser trains."""
         return [self.policy] if self.critic is None else [self.policy, self.critic]
+
+    @property
+    def changing(self) -> list[Role]:
+        """The roles whose weights change during the run, so that a checkpoint has them."""
+        return [*self.trained, self.reference] if self.syncs_reference else self.trained
+
+    @torch.no_grad()
+    def sync_reference(self) -> None:
+        """Copy the policy's weights into the reference."""
+        assert self.syncs_reference
+        for own, policy in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
+            own.copy_(policy)
 
 
 def load_roles(
@@ -69,7 +83,7 @@ def load_roles(
     adapters = Adapters(vlm)
     rewards = build_rewards(config, adapters, accelerator, extra_reward_functions)
     add_trained_adapter(adapters, "policy", config)
-    reference = add_reference(adapters, config)
+    reference = add_reference(adapters, config, has_adapter=config.sync_ref_model)
     critic = _add_critic(config, adapters, rewards.reward_models) if config.has_critic else None
     return PPORoles(
         adapters=adapters,
@@ -80,6 +94,7 @@ def load_roles(
         weighted_rewards=rewards.weighted_rewards,
         aggregation=build_aggregation(config, gather_object),
         claim_scorer=rewards.claim_scorer,
+        syncs_reference=config.sync_ref_model,
     )
 
 

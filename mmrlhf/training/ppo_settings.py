@@ -16,6 +16,7 @@ def check_settings(config: PPOConfig) -> None:
     _check_estimator(config)
     _check_loss(config)
     _check_kl(config)
+    _check_loop(config)
 
 
 def check_minibatches(config: PPOConfig, num_processes: int) -> None:
@@ -80,6 +81,23 @@ def _check_kl(config: PPOConfig) -> None:
         raise InputError("kl_controller adaptive needs a target: give target_kl, in nats per answer")
     if config.kl_coef == 0:
         raise InputError("kl_controller adaptive multiplies kl_coef, which is 0 and would stay 0: give a kl_coef to start from")
+
+
+def _check_loop(config: PPOConfig) -> None:
+    if config.max_kl is not None and config.target_kl is not None and config.target_kl >= config.max_kl:
+        raise InputError(
+            f"target_kl {config.target_kl:g} is not below max_kl {config.max_kl:g}, at which the run stops: raise max_kl"
+        )
+    if config.ptx_coef and config.ptx_dataset_name is None:
+        raise InputError("ptx_coef weighs the loss on rows with answers: give them as ptx_dataset_name")
+    if config.ptx_dataset_name is not None and not config.ptx_coef:
+        raise InputError("ptx_dataset_name needs a weight above 0: give a ptx_coef")
+    if not config.sync_ref_model:
+        _refuse(config, ("ref_model_sync_steps",), "is for sync_ref_model, which is false")
+    if not config.dynamic_sampling:
+        _refuse(config, ("max_num_gen_batches",), "is for dynamic_sampling, which is false")
+    elif config.num_generations == 1:
+        raise InputError("dynamic_sampling compares the answers to a prompt, and num_generations is 1: sample at least 2")
 
 
 def _refuse(config: PPOConfig, names: Sequence[str], reason: str) -> None:

@@ -53,6 +53,7 @@ class SkippedSteps:
         self.folder = run.path / "skipped"
         self.total = 0
         self.in_a_row = 0
+        self._has_begun = False
         self._run, self._stage, self._config, self._accelerator, self._roles = run, stage, config, accelerator, roles
 
     @contextlib.contextmanager
@@ -63,6 +64,9 @@ class SkippedSteps:
         step in a row.
         """
         attempt, problem = Attempt(step, rows), ""
+        if not self._has_begun:
+            self._remove_files_from(step)
+            self._has_begun = True
         try:
             yield attempt
         except NotFiniteError as error:
@@ -113,13 +117,16 @@ class SkippedSteps:
         """Return what a checkpoint needs, as JSON."""
         return {"skipped_steps": {"total": self.total, "in_a_row": self.in_a_row}}
 
-    def restore(self, step: int, state: Mapping[str, Any]) -> None:
-        """Continue from the checkpoint after `step`: files of later steps are written again."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint."""
         counts = state.get("skipped_steps", {"total": 0, "in_a_row": 0})
         self.total, self.in_a_row = int(counts["total"]), int(counts["in_a_row"])
+
+    def _remove_files_from(self, step: int) -> None:
+        """Remove what a killed run wrote after its checkpoint: those steps come again."""
         if self._accelerator.is_main_process:
             for path in self.folder.glob("*step-*.safetensors*"):
-                if path.name.startswith(".") or _step_of(path) > step:
+                if path.name.startswith(".") or _step_of(path) >= step:
                     path.unlink()
 
 

@@ -1,0 +1,200 @@
+"""The answers of a ppo step with their rewards, and dynamic sampling of prompts.
+
+If all answers to a prompt score alike, none is better than another, and they teach nothing.
+Dynamic sampling (Yu et al. 2025, DAPO, section 3.2) replaces such prompts by the next ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.engine.completions import SampledCompletions, replace_prompts
+from mmrlhf.engine.rollout import RolloutEngine, numbered_ids, prompts_from_examples
+from mmrlhf.engine.sampling import SamplingParams, step_seed
+from mmrlhf.models.vlm import VLM
+from mmrlhf.records import Example, InputError
+from mmrlhf.rewards.ledger import RewardBreakdown, score_samples
+from mmrlhf.rewards.types import Sample
+from mmrlhf.training.ppo_batch import BATCH_TENSORS, COMPLETION_TENSORS, PPOBatch, build_samples
+from mmrlhf.training.ppo_roles import PPORoles, critic_prompts_with_facts
+from mmrlhf.training.prompt_order import PromptOrder
+from mmrlhf.training.skipped_steps import Attempt, together
+
+FAILURE_FILE = "failed_term.json"
+"""A file of the run's directory: the input on which a reward function failed."""
+NumberedRow = tuple[Example, str]
+"""A row, and its id in a step, in which it may occur again."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """This process's prompts, the answers to each in a row, and what reward functions gave them.
+
+    `metrics` count the prompts that dynamic sampling replaced, over all processes.
+    """
+
+    rows: list[Example]
+    completions: SampledCompletions
+    samples: list[Sample]
+    breakdowns: list[RewardBreakdown]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def numbered_rows(self) -> list[Example]:
+        """The rows with their ids in the step, which decide what is sampled."""
+        return [replace(row, id=prompt.id) for row, prompt in zip(self.rows, self.completions.prompts, strict=True)]
+
+
+def collect_rollout(
+    config: PPOConfig,
+    accelerator: Accelerator,
+    roles: PPORoles,
+    engine: RolloutEngine,
+    prompt_order: PromptOrder,
+    step: int,
+    attempt: Attempt,
+    failure_file: Path,
+) -> Rollout:
+    """Sample answers to this process's share of a step's prompts, and reward them.
+
+    Number i of a step's prompts belongs to process i modulo their number, and so does the prompt
+    that replaces it. If a reward function fails, the run stops, and `failure_file` records the
+    failed input. Raises NotFiniteError, on all processes, if something was not finite, and
+    InputError if dynamic sampling finds no prompt that tells answers apart.
+    """
+    num_processes, rank = accelerator.num_processes, accelerator.process_index
+    num_prompts = config.per_device_train_batch_size * num_processes
+    taken: list[Example] = []
+
+    def take(slots: Sequence[int]) -> dict[int, NumberedRow]:
+        """Return this process's prompts among the next ones, by their place among its own."""
+        taken.extend(prompt_order.take(len(slots)))
+        # A row that occurs twice in a step gets other answers the second time, also if the two are
+        # on different processes.
+        ids = numbered_ids([row.id for row in taken])
+        numbered = list(zip(taken, ids, strict=True))[-len(slots) :]
+        return {slot // num_processes: row for slot, row in zip(slots, numbered, strict=True) if slot % num_processes == rank}
+
+    def answer(own: Sequence[NumberedRow]) -> Rollout | None:
+        attempt.rows = [replace(row, id=row_id) for row, row_id in own] or attempt.rows
+        with together(accelerator):
+            return sample_and_score(config, roles, engine, own, step, failure_file) if own else None
+
+    rollout = answer(list(take(range(num_prompts)).values()))
+    assert rollout is not None
+    if not config.dynamic_sampling:
+        return rollout
+
+    num_rollouts, num_replaced = 1, 0
+    slots = _slots_alike(config, roles, rollout, num_processes, rank)
+    while slots and num_rollouts < config.max_num_gen_batches:
+        own = take(slots)
+        replacement = answer(list(own.values()))
+        if replacement is not None:
+            rollout = _replace(rollout, list(own), replacement, roles.vlm)
+        num_rollouts, num_replaced = num_rollouts + 1, num_replaced + len(slots)
+        slots = _slots_alike(config, roles, rollout, num_processes, rank)
+    if len(slots) == num_prompts:
+        raise InputError(
+            f"dynamic_sampling: in step {step + 1} the answers to each of {len(taken)} prompts score alike, the last of "
+            f"{num_rollouts} tries included: nothing can be learnt from them; change reward_terms, raise temperature or "
+            "num_generations, or give other prompts"
+        )
+    counts = {"rollouts": num_rollouts, "replaced": num_replaced, "still_alike": len(slots)}
+    return replace(rollout, metrics={f"dynamic_sampling/{name}": float(count) for name, count in counts.items()})
+
+
+def sample_and_score(
+    config: PPOConfig, roles: PPORoles, engine: RolloutEngine, numbered: Sequence[NumberedRow], step: int, failure_file: Path
+) -> Rollout:
+    """Sample answers to some rows, and call the reward functions on them.
+
+    Raises NotFiniteError for logits or rewards that are not finite.
+    """
+    rows = [row for row, _ in numbered]
+    prompts = prompts_from_examples(roles.vlm, rows, config.max_length - config.response_length)
+    prompts = [replace(prompt, id=row_id) for prompt, (_, row_id) in zip(prompts, numbered, strict=True)]
+    params = replace(_sampling_params(config), seed=step_seed(config.seed, step))
+    engine.wake()
+    engine.set_policy(step)
+    completions = engine.sample(prompts, config.num_generations, params)
+    engine.free()
+    samples = build_samples(rows, completions, config.num_generations, config.response_length)
+    return Rollout(rows, completions, samples, score_samples(roles.weighted_rewards, samples, failure_file))
+
+
+def restore_batch(
+    config: PPOConfig, roles: PPORoles, rows: Sequence[Example], tensors: Mapping[str, Tensor], numbers: Mapping[str, float]
+) -> PPOBatch:
+    """Return a step's batch from its rows and `PPOBatch.tensors`, without texts and rewards."""
+    vlm, num_answers = roles.vlm, len(tensors["mask_NT"])
+    max_prompt_length = config.max_length - config.response_length
+    prompts = prompts_from_examples(vlm, rows, max_prompt_length)
+    on_device = {name: tensor.to(vlm.device) for name, tensor in tensors.items()}
+    completions = SampledCompletions(
+        prompts=prompts,
+        prompt_index_N=torch.arange(len(rows), device=vlm.device).repeat_interleave(config.num_generations),
+        **{name: on_device[name] for name in COMPLETION_TENSORS},
+        texts=[""] * num_answers,
+        sampling_params=_sampling_params(config),
+    )
+    critic_prompts = prompts
+    if config.critic_sees_facts:
+        critic_prompts = critic_prompts_with_facts(vlm, rows, max_prompt_length, roles.reward_models)
+    samples = build_samples(rows, completions, config.num_generations, config.response_length)
+    return PPOBatch(
+        samples=samples,
+        breakdowns=[RewardBreakdown({}, {}, {}, {})] * num_answers,
+        completions=completions,
+        critic_prompts=critic_prompts,
+        **{name: on_device[name] for name in BATCH_TENSORS},
+        kl_coef=numbers["kl_coef"],
+        value_clip=numbers["value_clip"],
+    )
+
+
+def _sampling_params(config: PPOConfig) -> SamplingParams:
+    return SamplingParams(config.response_length, config.temperature, min_tokens=config.min_new_tokens)
+
+
+def groups_alike(config: PPOConfig, roles: PPORoles, breakdowns: Sequence[RewardBreakdown]) -> list[bool]:
+    """Return, for each prompt, whether all of its answers have the same reward.
+
+    With normalize_then_sum, every function must give the same, and otherwise their sum, clipped as
+    it is for training; length bounds do not count.
+    """
+    keys: list[object]
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        keys = [breakdown.values for breakdown in breakdowns]
+    else:
+        clip = roles.aggregation.reward_clip
+        keys = [breakdown.total if clip is None else clip.clip(breakdown.total) for breakdown in breakdowns]
+    size = config.num_generations
+    return [all(key == keys[start] for key in keys[start : start + size]) for start in range(0, len(keys), size)]
+
+
+def _slots_alike(config: PPOConfig, roles: PPORoles, rollout: Rollout, num_processes: int, rank: int) -> list[int]:
+    """Return the numbers, among a step's prompts, of those whose answers score alike."""
+    alike = groups_alike(config, roles, rollout.breakdowns)
+    return sorted(gather_object([i * num_processes + rank for i, is_alike in enumerate(alike) if is_alike]))
+
+
+def _replace(rollout: Rollout, indices: list[int], replacement: Rollout, vlm: VLM) -> Rollout:
+    """Return a rollout in which some prompts, with their answers, are those of another."""
+    rows, samples, breakdowns = list(rollout.rows), list(rollout.samples), list(rollout.breakdowns)
+    size = len(samples) // len(rows)
+    for number, index in enumerate(indices):
+        old, new = slice(index * size, (index + 1) * size), slice(number * size, (number + 1) * size)
+        rows[index] = replacement.rows[number]
+        samples[old], breakdowns[old] = replacement.samples[new], replacement.breakdowns[new]
+    pad_token_id = int(vlm.tokenizer.pad_token_id)
+    completions = replace_prompts(rollout.completions, indices, replacement.completions, pad_token_id)
+    return Rollout(rows, completions, samples, breakdowns)

@@ -1,0 +1,148 @@
+"""The optimiser steps of ppo: the losses of policy and critic on minibatches of prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.engine.scoring import hidden_states, logps, values
+from mmrlhf.training import policy_losses, ppo_metrics
+from mmrlhf.training.optim import check_loss, optimizer_step, random_minibatches
+from mmrlhf.training.ppo_batch import PPOBatch, check_first_ratio
+from mmrlhf.training.ppo_roles import PPORoles
+from mmrlhf.training.ppo_rollout import Rollout
+from mmrlhf.training.ptx import PTXBatch, PTXRows
+from mmrlhf.training.sft_batch import accumulate_sft_gradients
+from mmrlhf.training.skipped_steps import Attempt
+
+
+def update_roles(
+    config: PPOConfig,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    roles: PPORoles,
+    rollout: Rollout,
+    batch: PPOBatch,
+    ptx_rows: PTXRows | None,
+    step: int,
+    attempt: Attempt,
+) -> list[dict[str, float]]:
+    """Train on a step's answers for num_ppo_epochs; return the metrics of each optimiser step.
+
+    Raises NotFiniteError as `update_minibatch` does; what was updated before then stays so.
+    """
+    num_processes, num_prompts = accelerator.num_processes, len(rollout.rows) * accelerator.num_processes
+    num_updates = config.num_ppo_epochs * config.num_mini_batches
+    updates: list[dict[str, float]] = []
+    for epoch in range(config.num_ppo_epochs):
+        # New groups of the prompts in every epoch, the same on any number of processes
+        for group in random_minibatches(num_prompts, config.num_mini_batches, config.seed + 1000 * step + epoch):
+            own = [i // num_processes for i in group if i % num_processes == accelerator.process_index]
+            ptx = ptx_rows.batch(step * num_updates + len(updates)) if ptx_rows is not None else None
+            attempt.batch["minibatch"] = torch.tensor(own, dtype=torch.long)
+            attempt.rows = [*rollout.numbered_rows, *(ptx.rows if ptx is not None else ())]
+            update = update_minibatch(
+                config, accelerator, optimizer, roles, batch.select(own), len(group), ptx, attempt, is_first=not updates
+            )
+            updates.append(update)
+    return updates
+
+
+def update_minibatch(
+    config: PPOConfig,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    roles: PPORoles,
+    minibatch: PPOBatch,
+    num_prompts: int,
+    ptx: PTXBatch | None,
+    attempt: Attempt,
+    *,
+    is_first: bool,
+) -> dict[str, float]:
+    """Take an optimiser step on this process's share of `num_prompts`; return its metrics.
+
+    Before the first one of a step, sampling and scoring must agree. Raises NotFiniteError, on all
+    processes, before it changes anything.
+    """
+    aggregate = policy_losses.Aggregation(
+        config.loss_type,
+        num_tokens=accelerator.reduce(minibatch.mask_NT.sum(), "sum"),
+        num_answers=num_prompts * config.num_generations,
+        max_tokens=config.response_length,
+    )
+    sums = roles.vlm.budget.retry_on_oom(compute_gradients, config, accelerator, optimizer, roles, minibatch, aggregate, ptx)
+    attempt.numbers |= {
+        "loss": total_loss(sums),
+        "num_tokens": float(aggregate.num_tokens),
+        "num_answers": aggregate.num_answers,
+        "num_ptx_tokens": float(ptx.num_tokens) if ptx is not None else 0.0,
+    }
+    update = ppo_metrics.sum_over_processes(sums)
+    check_loss(total_loss(update))
+    if is_first and config.dtype == "float32":
+        check_first_ratio(update["val/ratio"])
+    parameters = [p for role in roles.trained for p in role.parameters()]
+    update["grad_norm"] = optimizer_step(accelerator, optimizer, parameters, config.max_grad_norm)
+    return update
+
+
+def total_loss(metrics: Mapping[str, float]) -> float:
+    """Return the sum of the losses, without their coefficients: finite if all of them are."""
+    return sum(value for name, value in metrics.items() if name.startswith("loss/"))
+
+
+def compute_gradients(
+    config: PPOConfig,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    roles: PPORoles,
+    minibatch: PPOBatch,
+    aggregate: policy_losses.Aggregation,
+    ptx: PTXBatch | None,
+) -> dict[str, float]:
+    """Compute a minibatch's gradients, a micro-batch of answers at a time; return metric sums.
+
+    `aggregate` has the minibatch's counts over all processes. Safe to rerun when out of memory: it
+    starts by clearing the gradients. Each `backward` here covers the answers' tokens only;
+    `hidden_states` runs the prompts' own once, after their last answer.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    metric_sums: Counter[str] = Counter()
+    for indices, hidden_NTD in hidden_states(roles.policy, minibatch.completions):
+        width = hidden_NTD.shape[1]
+        mask_NT, old_NT, ref_NT, advantages_NT = (
+            tensor[indices, :width]
+            for tensor in (minibatch.mask_NT, minibatch.old_logps_NT, minibatch.ref_logps_NT, minibatch.advantages_NT)
+        )
+        new_NT = logps(roles.policy, minibatch.completions, hidden_NTD, indices)
+        loss, metrics = policy_losses.ppo_policy(
+            new_NT, old_NT, advantages_NT, mask_NT, aggregate,
+            cliprange=config.cliprange, epsilon_high=config.epsilon_high, delta=config.delta,
+            level=config.importance_sampling_level,
+        )  # fmt: skip
+        if config.kl_in_loss:
+            kl_loss = aggregate(policy_losses.kl(config.penalized_kl, new_NT, ref_NT), mask_NT)
+            loss, metrics["loss/kl_avg"] = loss + minibatch.kl_coef * kl_loss, kl_loss.item()
+        accelerator.backward(loss)
+        metric_sums.update(metrics)
+    if roles.critic is not None:
+        for indices, hidden_NTD in hidden_states(roles.critic, minibatch.critic_completions):
+            width = hidden_NTD.shape[1]
+            mask_NT, old_NT, returns_NT = (
+                tensor[indices, :width] for tensor in (minibatch.mask_NT, minibatch.values_NT, minibatch.returns_NT)
+            )
+            new_NT = values(roles.critic, minibatch.completions, hidden_NTD, indices)
+            loss, metrics = policy_losses.ppo_value(
+                new_NT, old_NT, returns_NT, mask_NT, minibatch.value_clip, aggregate.num_tokens
+            )
+            accelerator.backward(config.vf_coef * loss)
+            metric_sums.update(metrics)
+    if ptx is not None:
+        ptx_loss = accumulate_sft_gradients(accelerator, roles.policy, ptx.batch, ptx.num_tokens, config.ptx_coef)
+        metric_sums.update({"loss/ptx_avg": ptx_loss})
+    return dict(metric_sums)

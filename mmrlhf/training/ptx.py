@@ -1,0 +1,72 @@
+"""Rows of supervised fine-tuning mixed into ppo's updates, against forgetting.
+
+InstructGPT's PPO-ptx (Ouyang et al. 2022, equation 2) adds `ptx_coef` times the log-likelihood of
+such rows to the objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from mmrlhf.config import PPOConfig
+from mmrlhf.datasets import read_examples
+from mmrlhf.facts import read_facts
+from mmrlhf.models.prompt_lengths import PromptLengths
+from mmrlhf.models.vlm import VLM
+from mmrlhf.records import Example
+from mmrlhf.training.optim import batch_indices
+from mmrlhf.training.row_checks import KeptChecks, Length, usable_rows
+from mmrlhf.training.run import Run
+from mmrlhf.training.sft_batch import SFTBatch, build_sft_batch, example_lengths
+
+SEED_OFFSET = 29
+"""Added to the seed, so that rows and prompts of the same file come in different orders."""
+
+
+@dataclass(frozen=True)
+class PTXBatch:
+    """The rows that an update of this process mixes in; `num_tokens` counts all processes'."""
+
+    rows: Sequence[Example]
+    batch: SFTBatch
+    num_tokens: Tensor
+
+
+class PTXRows:
+    """The rows to mix in, in a seeded order that depends on the number of the update alone."""
+
+    def __init__(self, config: PPOConfig, vlm: VLM, rows: Sequence[Example], accelerator: Accelerator) -> None:
+        self._config, self._vlm, self._rows, self._accelerator = config, vlm, rows, accelerator
+
+    def batch(self, update: int) -> PTXBatch:
+        """Return the rows of an update, as many as it has prompts, counted from 0 over the run."""
+        config, accelerator = self._config, self._accelerator
+        per_process = max(1, config.per_device_train_batch_size // config.num_mini_batches)
+        indices = batch_indices(update, per_process * accelerator.num_processes, len(self._rows), config.seed + SEED_OFFSET)
+        rows = [self._rows[i] for i in indices[accelerator.process_index :: accelerator.num_processes]]
+        batch = build_sft_batch(self._vlm, rows, config.max_length, "all")
+        return PTXBatch(rows, batch, accelerator.reduce(batch.is_learnt_NT.sum().float(), "sum"))
+
+
+def read_ptx_rows(config: PPOConfig, run: Run) -> Sequence[Example]:
+    """Read the rows of ptx_dataset_name, and record them in the run. Raises InputError."""
+    facts = read_facts(config.facts_file) if config.facts_file else None
+    rows = read_examples(
+        str(config.ptx_dataset_name), config.dataset_train_split, config.image_folder, facts, require_answer=True
+    )
+    run.claim_rows(rows, "ptx")
+    return rows
+
+
+def usable_ptx_rows(config: PPOConfig, vlm: VLM, rows: Sequence[Example], run: Run) -> Sequence[Example]:
+    """Return the rows that the model can learn. Raises InputError as `usable_rows` does."""
+    lengths, kept = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "ptx_rows.json", run.add_file)
+
+    def lengths_of(example: Example) -> list[Length]:
+        return example_lengths(vlm, lengths, example, config.max_length, "all")
+
+    return usable_rows(rows, config, str(config.ptx_dataset_name), lengths_of, lengths, run.console, kept)
