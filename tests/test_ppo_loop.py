@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -99,7 +100,7 @@ def assert_resumes_exactly(monkeypatch, config, examples, step, function=longer)
         {k: v for k, v in row.items() if k not in changing} for row in metrics[1]
     ]
     assert read_jsonl(f"{whole.output_dir}/ledger.jsonl") == read_jsonl(f"{killed.output_dir}/ledger.jsonl")
-    results = [json.loads(open(f"{c.output_dir}/finished.json").read()) for c in (whole, killed)]
+    results = [json.loads(Path(c.output_dir, "finished.json").read_text()) for c in (whole, killed)]
     assert results[0] == results[1]
     return rows, results[0]
 
