@@ -100,7 +100,7 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None, eval
     skipped_steps = SkippedSteps(run, "dpo", config, accelerator, [policy])
     metrics: dict[str, float] = {}
     evaluation.plan(rows, num_steps)
-    if resumed := run.resume():
+    if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
         policy.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)

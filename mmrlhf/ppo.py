@@ -113,7 +113,7 @@ def ppo(
     kl: float | None = None
     prompt_order, stopped = PromptOrder(examples, config.seed), ""
     skipped_steps = SkippedSteps(run, "ppo", config, accelerator, roles.changing)
-    if resumed := run.resume():
+    if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
         kl = state.get("kl")
         roles.aggregation.load_state(state.get("rewards", {}))

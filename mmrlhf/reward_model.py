@@ -171,7 +171,7 @@ def train_reward_model(
     best, num_not_better = BestModel(config.metric_for_best_model, config.metric_for_best_model != "loss"), 0
     skipped_steps, monitor = SkippedSteps(run, "reward", config, accelerator, [role]), reward_monitor(config)
     outcomes_before: Outcomes
-    if resumed := run.resume():
+    if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)

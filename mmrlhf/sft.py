@@ -82,7 +82,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
     batch_size = config.per_device_train_batch_size * accelerator.num_processes
     num_steps, start_step = total_steps(config, len(examples), accelerator.num_processes), 0
     evaluation.plan(examples, num_steps)
-    if resumed := run.resume():
+    if resumed := run.resume(num_steps):
         start_step, tensors, state = resumed
         role.load_state_dict(tensors)
         load_optimizer(optimizer, tensors)

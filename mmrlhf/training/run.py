@@ -191,14 +191,13 @@ class Run:
             self.begin()
             lock.release(self.path / ".lock")
 
-    def resume(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    def resume(self, num_steps: int | None = None) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
         """Return the newest complete checkpoint as (step, tensors on the CPU, state), or None.
 
-        Cut the .jsonl files back to that step. Must not be called on a finished run.
+        Cut the .jsonl files back to that step. Must not be called on a finished run. Raises
+        InputError if the checkpoint has more steps than the `num_steps` of the settings.
         """
         assert not self.is_finished, f"{self.path} is finished: there is nothing to resume"
-        if (self.path / "config.yaml").exists():
-            self.begin()
         checkpoint = next(
             (
                 loaded
@@ -207,6 +206,13 @@ class Run:
             ),
             None,
         )
+        if checkpoint and num_steps is not None and checkpoint[0] > num_steps:
+            raise InputError(
+                f"{self.path} has a checkpoint after step {checkpoint[0]}, and these settings end after step {num_steps}: "
+                "give a larger --max_steps or --num_train_epochs"
+            )
+        if (self.path / "config.yaml").exists():
+            self.begin()
         if checkpoint:
             changed = self._inputs.changed_versions()
             versions = f", which began with other versions: {', '.join(changed)}" if changed else ""
@@ -336,15 +342,7 @@ class Run:
 
     @contextmanager
     def progress(self, total: int, start: int, description: str) -> Iterator[ProgressBar]:
-        """Show a progress bar from `start` to `total` with elapsed and remaining time.
-
-        Raises InputError if the run has taken more steps already.
-        """
-        if start > total:
-            raise InputError(
-                f"{self.path} has a checkpoint after step {start}, and these settings end after step {total}: "
-                "give a larger --max_steps or --num_train_epochs"
-            )
+        """Show a progress bar from `start` to `total` with elapsed and remaining time."""
         with progress(total, description, start=start, console=self.console, visible=self.main_process) as progress_bar:
             yield progress_bar
 

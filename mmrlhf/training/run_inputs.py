@@ -38,7 +38,7 @@ RESUMABLE_CHANGES = (
 learnt: a row over max_length is refused, never cut, and engine settings (say, smaller micro-batches
 after a GPU ran out of memory) change the last bits at most. A run directory may be moved or
 renamed, and so may a reward model's base, whose fingerprint is compared."""
-ROWS, WEIGHTS = "decides which rows a step has", "decides which weights a checkpoint holds"
+ROWS, WEIGHTS = "determines the rows of a step", "determines the weights of a checkpoint"
 FIXED_SETTINGS = {
     **dict.fromkeys(
         ("dataset_name", "dataset_train_split", "image_folder", "overlong", "balance_lengths", "seed", "num_processes",
@@ -171,7 +171,7 @@ class RunInputs:
             return ""
         if not fixed:
             return f", or continue it with --allow_change {','.join(dict.fromkeys(map(setting_of, changed)))}"
-        return f" ({', '.join(f'{name} {reason}' for name, reason in fixed.items())}, so it cannot change along the way)"
+        return f" ({', '.join(f'{name} {reason} and cannot change along the way' for name, reason in fixed.items())})"
 
     # ---- files -----------------------------------------------------------------------------------
 

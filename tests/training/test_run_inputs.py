@@ -107,7 +107,7 @@ def test_all_differences_are_listed_and_only_named_ones_may_change(tmp_path):
         open_run(tmp_path, **changed, allow_change="max_steps,learning_rate")
     message = str(caught.value)
     assert all(f"{name} (there " in message for name in changed)
-    assert message.endswith("(seed decides which rows a step has, so it cannot change along the way)")
+    assert message.endswith("(seed determines the rows of a step and cannot change along the way)")
     with pytest.raises(InputError, match=r", or continue it with --allow_change learning_rate,facts$"):
         open_run(tmp_path, learning_rate=2e-5, facts="given", allow_change="learning_rate")
     assert not (tmp_path / "changes.jsonl").exists()
@@ -119,7 +119,7 @@ def test_all_differences_are_listed_and_only_named_ones_may_change(tmp_path):
         ("learning_rat", "allow_change learning_rat is not a setting: did you mean learning_rate?"),
         (
             "max_steps,seed",
-            "allow_change seed: it decides which rows a step has, so it cannot change along the way: start a new run",
+            "allow_change seed: it determines the rows of a step, so it cannot change along the way: start a new run",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_processes_may_change_if_the_global_batch_does_not(data, tmp_path):
 
     both = "num_processes,per_device_train_batch_size"
     open_with(2, 4).save_checkpoint(5, {"w": torch.ones(1)}, {})
-    with pytest.raises(InputError, match=r"num_processes .there 2, now 1.* decides which rows a step has"):
+    with pytest.raises(InputError, match=r"num_processes .there 2, now 1.* determines the rows of a step"):
         open_with(1, 4, both)
     with pytest.raises(
         InputError, match=r"per_device_train_batch_size \(there 4, now 8\).*continue it with --allow_change per_device"
@@ -190,10 +190,9 @@ def test_a_corrected_reward_function_counts_as_reward_terms(tmp_path):
 def test_run_refuses_fewer_steps_than_it_has_taken(tmp_path):
     start(tmp_path)
     run = open_run(tmp_path, max_steps=3, allow_change="max_steps")
-    start_step = run.resume()[0]
-    message = r"has a checkpoint after step 5, and these settings end after step 3: give a larger"
-    with pytest.raises(InputError, match=message), run.progress(3, start_step, "sft"):
-        pass
+    with pytest.raises(InputError, match=r"has a checkpoint after step 5, and these settings end after step 3: give a larger"):
+        run.resume(3)
+    open_run(tmp_path).resume(10)  # the settings are those of before
 
 
 # ---- rows in memory, versions --------------------------------------------------------------------
