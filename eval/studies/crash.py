@@ -58,11 +58,15 @@ STAGES = {
         "hallucination=1' --multi_objective_aggregation normalize_then_sum --term_statistics running --eval_benchmarks scenes "
         "--eval_limit 4 --eval_steps 2 --metric_for_best_model scenes/claim_f1"
     ),
-    "dpo": "--dataset_name {data}/pairs.jsonl --lora_r 4",
+    "dpo": "--dataset_name {data}/pairs.jsonl --lora_r 4 --loss_type sigmoid,sft --eval_benchmarks scenes --eval_limit 4 --eval_steps 2",
+    "rft": (
+        "--dataset_name {data}/prompts.jsonl --reward_terms hallucination=1 --lora_r 4 --num_generations 2 --response_length 24 "
+        "--num_rounds 2"
+    ),
 }
 """Flags of each stage. ppo comes after reward, whose untouched run is its reward model."""
 MOMENTS = {
-    "rollout": ["mmrlhf.engine.rollout:LocalEngine.sample"],
+    "rollout": ["mmrlhf.engine.rollout:LocalEngine.sample", "mmrlhf.rft:_sample_batch"],
     "update": ["mmrlhf.models.micro_batch:Budget.retry_on_oom", "torch.optim:AdamW.step"],
     "saving": ["mmrlhf.training.checkpoint_files:save"],
     "logging": ["mmrlhf.training.run:Run._append_lines"],
@@ -70,7 +74,7 @@ MOMENTS = {
                "mmrlhf.rewards.checkpoint:save_reward_model"],
 }  # fmt: skip
 """Functions that a run is in at each kind of moment."""
-LOGS = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "warnings.jsonl", "eval.jsonl", "finished.json")
+LOGS = ("*.jsonl", "finished.json")
 CLOCKS = ("time", "eps", "memory/", "image_encodes", "image_reencodes")
 """How the keys begin that a resumed run cannot repeat."""
 
@@ -178,14 +182,14 @@ def differences(alone: Path, resumed: Path) -> list[str]:
     found = [
         f"{name} differs" for name in sorted(set(weights[0]) | set(weights[1])) if weights[0].get(name) != weights[1].get(name)
     ]
-    for name in LOGS:
+    logs = {str(file.relative_to(run)) for run in (alone, resumed) for pattern in LOGS for file in run.rglob(pattern)}
+    for name in sorted(logs):
         rows = [_rows(run / name) for run in (alone, resumed)]
         if rows[0] != rows[1]:
             steps = [[row.get("step") for row in rows_] for rows_ in rows]
             found.append(f"{name} differs" + (f": steps {steps[1]}, not {steps[0]}" if steps[0] != steps[1] else ""))
-    steps = [row["step"] for row in _rows(resumed / "metrics.jsonl")]
-    if len(steps) != len(set(steps)):
-        found.append(f"metrics.jsonl has a step twice: {steps}")
+        if name.endswith("metrics.jsonl") and len(steps := [row["step"] for row in rows[1]]) != len(set(steps)):
+            found.append(f"{name} has a step twice: {steps}")
     return found
 
 
@@ -196,7 +200,7 @@ def _weights(run: Path) -> dict[str, str]:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" and file.exists() else []
-    if file.suffix == ".json":
+    if file.suffix == ".json" and file.exists():
         lines = [json.dumps(json.loads(file.read_text()))]
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCKS)} for line in lines]
 

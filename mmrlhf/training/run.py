@@ -88,7 +88,7 @@ class Run:
         self._trackers = Trackers(
             parse_report_to(config.report_to) if main_process else (), self.path, dataclasses.asdict(config)
         )
-        self._stopping, self._is_last_step = 0, False  # the signal that this step is saved for
+        self._stopping, self._is_last_step = 0, True  # the signal that this step is saved for
         if main_process:
             refuse_unwritable(self.path, "output_dir")
             lock.acquire(self.path / ".lock", self.path, "output_dir")
