@@ -35,7 +35,7 @@ from mmrlhf.files.atomic import write_atomic
 from mmrlhf.files.bundled import find, folder
 from mmrlhf.models.policy import load_policy
 from mmrlhf.ppo import ppo
-from mmrlhf.records import Example, Preference
+from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import sft
@@ -59,13 +59,23 @@ def parse_args(description: str | None, **extra_arguments: Any) -> argparse.Name
     return parser.parse_args()
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def run_parallel(experiments: Sequence[Experiment], run: Callable[[Experiment], T], num_workers: int) -> list[T]:
-    """Return the result of `run`, a module-level function or a partial of one, per experiment."""
+def run_parallel(tasks: Sequence[S], run: Callable[[S], T], num_workers: int) -> list[T]:
+    """Return the result of `run`, a module-level function or a partial of one, per task."""
     with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(run, experiments))
+        return list(pool.map(run, tasks))
+
+
+def claim_settings(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Write a study's settings to its directory. Raises InputError if it holds others."""
+    path = directory / "settings.json"
+    if not path.exists():
+        write_atomic(path, json.dumps(settings, indent=1))
+    elif changed := [name for name, value in json.loads(path.read_text()).items() if settings.get(name) != value]:
+        raise InputError(f"{directory} holds a study with another {', '.join(changed)}: give another --out")
 
 
 def cached_result(output_dir: Path, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

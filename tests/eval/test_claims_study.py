@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from mmrlhf.config import PPOConfig
-from mmrlhf.ppo import _check_config, ppo
+from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError
 from mmrlhf.rewards.ledger import parse_reward_spec
+from mmrlhf.training.ppo_settings import check_settings
 
 STUDIES = Path(__file__).parents[2] / "eval" / "studies"
 
@@ -32,7 +33,7 @@ def make_run(cell, seed, f1):
 def test_variants_are_valid_settings_and_decisive_pairs_differ_in_one(claims):
     for variant in claims.VARIANTS.values():
         config = PPOConfig(model_name_or_path="m", dataset_name="d", output_dir="o", num_generations=4, **variant.settings)
-        _check_config(config)
+        check_settings(config)
         assert parse_reward_spec(variant.reward_terms)["missing_eos"] < 0
     for name, pairs in claims.EFFECTS.items():
         for a, b in (tuple(claims.VARIANTS[v] for v in pair) for pair in pairs):
