@@ -15,9 +15,9 @@ class AlgorithmConfig:
     """How rewards become advantages: `gae`, generalised advantage estimation (PPO); `rloo` and
     `grpo`, relative to the other answers to the prompt; or `reinforce_plus_plus`, relative to all
     answers of the step."""
-    scale_rewards: Literal["group", "batch", "none"] | None = None
+    scale_rewards: Literal["group", "batch", "none"] = "group"
     """What grpo divides advantages by: the standard deviation of the rewards of the prompt's
-    answers (`group`, the default), or of the step's (`batch`), or `none` (Dr. GRPO)."""
+    answers (`group`), or of the step's (`batch`), or `none` (Dr. GRPO)."""
     normalize_advantages: bool | None = None
     """Bring the advantages of a step to standard deviation 1; by default for gae and
     reinforce_plus_plus and not for rloo. grpo has scale_rewards instead."""
@@ -74,12 +74,12 @@ class AlgorithmConfig:
     """Weight of the KL to the reference; with target_kl, that of the first step."""
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     """`adaptive` changes the weight of the KL after every step, so that objective/kl becomes
-    target_kl (Ziegler et al. 2019)."""
+    target_kl."""
     target_kl: Positive | None = None
     """Nats per answer that kl_controller adaptive aims at, as a mean over ten steps."""
     kl_horizon: Positive | None = None
-    """Answers over which kl_controller adaptive acts; by default those of ten steps. Larger is
-    slower."""
+    """Answers over which kl_controller adaptive corrects a lasting error; by default those of five
+    steps. Larger is slower."""
 
     @property
     def has_critic(self) -> bool:

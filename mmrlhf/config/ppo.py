@@ -33,7 +33,7 @@ class PPOConfig(AlgorithmConfig, RewardTermsConfig, RolloutConfig, PolicyEvalCon
     def advantage_scaling(self) -> Literal["group", "batch", "answers", "tokens", "none"]:
         """Return over what advantages are brought to the same scale."""
         if self.advantage_estimator == "grpo":  # with normalised reward functions it is GDPO
-            return "answers" if self.compares_terms_in_groups else self.scale_rewards or "group"
+            return "answers" if self.compares_terms_in_groups else self.scale_rewards
         if self.advantage_estimator == "rloo":
             return "answers" if self.normalize_advantages else "none"
         return "none" if self.normalize_advantages is False else "tokens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -11,22 +12,25 @@ from mmrlhf.config import PPOConfig
 
 WINDOW = 10
 """Steps whose mean KL is compared with the target."""
-DEFAULT_GAIN = 0.1
-"""Part of the relative distance by which the weight changes in a step."""
-MAX_ERROR = 0.2
-"""Relative distance from the target beyond which the weight changes no faster."""
+DEFAULT_GAIN = 0.2
+"""Part of the logarithmic distance from the target by which the weight changes in a step."""
+POWER = 8.0
+"""Power of the last step's KL over the target that the weight is multiplied by."""
 
 
 @dataclass
 class KLController:
     """The weight `coef` of the KL; without a `target` it never changes.
 
-    After each step, it grows by the factor 1 + `gain` x the relative distance of the KL from the
-    target, cut off at +-0.2: the proportional controller of Ziegler et al. 2019, section 2.2, on
-    the mean of the last ten steps instead of one step.
+    It is the product of two factors. `base` follows the mean KL of the last ten steps: after a
+    step, its logarithm grows by `gain` x log(mean / target), where the logarithm is limited to
+    -0.1 and 1, as in the controller of Ziegler et al. 2019, section 2.2. By itself, such a factor
+    falls while the KL rises to the target, and then lets it rise far beyond. So it falls slowly,
+    and a second factor reacts at once: (KL of the last step / target)^8, the ratio limited to 1/2
+    and 2.
     """
 
-    coef: float
+    base: float
     target: float | None = None
     gain: float = DEFAULT_GAIN
     recent_kl: list[float] = field(default_factory=list)
@@ -39,19 +43,26 @@ class KLController:
         gain = answers_per_step / config.kl_horizon if config.kl_horizon else DEFAULT_GAIN
         return cls(config.kl_coef, config.target_kl, gain)
 
+    @property
+    def coef(self) -> float:
+        """The weight of the KL in the coming step."""
+        if self.target is None or not self.recent_kl:
+            return self.base
+        return float(self.base * min(2.0, max(0.5, self.recent_kl[-1] / self.target)) ** POWER)
+
     def update(self, kl: float) -> None:
         """Change the weight for the next step, given this step's KL in nats per answer."""
         if self.target is None:
             return
         self.recent_kl = [*self.recent_kl, kl][-WINDOW:]
-        error = fmean(self.recent_kl) / self.target - 1
-        self.coef *= 1 + self.gain * min(MAX_ERROR, max(-MAX_ERROR, error))
+        ratio = max(fmean(self.recent_kl) / self.target, 1e-6)  # an estimate of the KL may be negative
+        self.base *= math.exp(self.gain * min(1.0, max(-0.1, math.log(ratio))))
 
     def state(self) -> dict[str, Any]:
         """Return what decides the coming weights, for a checkpoint."""
-        return {"coef": self.coef, "recent_kl": self.recent_kl}
+        return {"base": self.base, "recent_kl": self.recent_kl}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned; an empty mapping changes nothing."""
         if state:
-            self.coef, self.recent_kl = float(state["coef"]), [float(kl) for kl in state["recent_kl"]]
+            self.base, self.recent_kl = float(state["base"]), [float(kl) for kl in state["recent_kl"]]

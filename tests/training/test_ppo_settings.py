@@ -2,6 +2,8 @@
 
 import pytest
 
+from mmrlhf.config import PPOConfig
+from mmrlhf.config_loader import load_config
 from mmrlhf.records import InputError
 from mmrlhf.training.ppo_settings import check_minibatches, check_settings
 from tests.helpers.stages import ppo_config
@@ -62,6 +64,13 @@ def test_contradictions_are_refused_with_their_reason(tmp_path, settings, messag
 )
 def test_combinations_that_make_sense_pass(tmp_path, settings):
     check_settings(ppo_config("m", None, tmp_path, **settings))
+
+
+def test_none_on_the_command_line_is_a_choice_of_scale_rewards():
+    """Not the absence of a setting, which `none` means for settings that may be absent."""
+    flags = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o", "scale_rewards": "none", **GRPO}
+    config = load_config(PPOConfig, None, flags)
+    assert config.scale_rewards == "none" and config.advantage_scaling == "none"
 
 
 def test_prompts_of_a_step_are_split_evenly_over_all_processes(tmp_path):
