@@ -13,28 +13,56 @@ Closing = tuple[Mapping[Path, str], list[Path | str]]
 placeholders for the user's own files."""
 
 
+def _logs(config: Any) -> dict[Path, str]:
+    """Return what every training stage writes beside its result, as far as it has it."""
+    run = Path(config.output_dir)
+    return {
+        run / "report.html": "curves, fixed prompts over steps and warnings; it opens offline",
+        run / "metrics.jsonl": "every step's metrics",
+        run / "eval.jsonl": "the metrics of evaluations with their intervals",
+        run / "samples.jsonl": "answers along the way",
+        run / "ledger.jsonl": "the value of each reward function for every answer",
+        run / "warnings.jsonl": "what may go wrong unnoticed, such as reward hacking",
+        run / "tensorboard": f"points for `tensorboard --logdir {shlex.quote(str(run))}`",
+    }
+
+
+def _best(config: Any, kind: str, last: str) -> tuple[str, str]:
+    """Return how a stage's result is called, which may be its `last` or its best one, and how the
+    best one is."""
+    finished = json.loads(text) if (text := _text_of(Path(config.output_dir) / "finished.json")) else {}
+    best = finished.get("best") or {}
+    label = f"the best {kind} by {best['metric']}, {best['value']:.4g} at step {best['step']}" if best else f"the best {kind}"
+    is_best = bool(best) and finished.get("policy_step") == best["step"]
+    return label if is_best else last + " of the last step" * bool(best), label
+
+
 def _sft(config: Any) -> Closing:
     run = Path(config.output_dir)
-    written = {run / "model": "the fine-tuned model, a checkpoint of transformers", run / "metrics.jsonl": "every step's metrics"}
+    model, best = _best(config, "adapter", "the fine-tuned model")
+    model = model.replace("adapter", "model")
+    written = {run / "model": f"{model}, a checkpoint of transformers", run / "best": best, **_logs(config)}
     return written, ["reward", "--model", run / "model", "--data", "PAIRS", "--out", run.parent / "reward"]
 
 
 def _reward(config: Any) -> Closing:
     run = Path(config.output_dir)
-    written = {run: "the reward model", run / "metrics.jsonl": "every step's metrics"}
+    written = {run: "the reward model", **_logs(config)}
     held_out = ["--data", config.eval_dataset_name or "HELD_OUT_PAIRS"]
     facts = ["--facts_file", config.facts_file] if config.facts_file else []
     return written, ["reward-eval", "--reward_model_path", run, *held_out, *facts, "--out", f"{run}-eval"]
 
 
+def _policy(config: Any) -> dict[Path, str]:
+    run = Path(config.output_dir)
+    policy, best = _best(config, "policy", "the policy")
+    return {run / "policy": f"{policy}, a LoRA adapter on {config.model_name_or_path}", run / "best": best}
+
+
 def _dpo(config: Any) -> Closing:
     run = Path(config.output_dir)
-    written = {
-        run / "policy": f"the policy, a LoRA adapter on {config.model_name_or_path}",
-        run / "metrics.jsonl": "every step's metrics",
-        run / "reference_logps.jsonl": "the reference's log-probs of the answers",
-    }
-    return written, ["report", run]
+    logps = {run / "reference_logps.jsonl": "the reference's log-probs of the answers"}
+    return {**_policy(config), **_logs(config), **logps}, ["report", run]
 
 
 def _text_of(path: Path) -> str:
@@ -42,22 +70,7 @@ def _text_of(path: Path) -> str:
 
 
 def _ppo(config: Any) -> Closing:
-    run = Path(config.output_dir)
-    finished = json.loads(text) if (text := _text_of(run / "finished.json")) else {}
-    best = finished.get("best") or {}
-    label = f"by {best['metric']}, {best['value']:.4g} at step {best['step']}" if best else ""
-    is_best = bool(best) and finished.get("policy_step") == best["step"]
-    policy = f"the best policy {label}" if is_best else "the policy" + " of the last step" * bool(best)
-    written = {
-        run / "policy": f"{policy}, a LoRA adapter on {config.model_name_or_path}",
-        run / "best": f"the best policy {label}",
-        run / "metrics.jsonl": "every step's metrics",
-        run / "eval.jsonl": "the metrics of evaluations with their intervals",
-        run / "samples.jsonl": "answers at logging steps",
-        run / "ledger.jsonl": "the value of each reward function for every answer",
-        run / "warnings.jsonl": "signs of reward hacking",
-    }
-    return written, ["report", run]
+    return {**_policy(config), **_logs(config)}, ["report", config.output_dir]
 
 
 def _rft(config: Any) -> Closing:
@@ -66,10 +79,8 @@ def _rft(config: Any) -> Closing:
         run / "model": f"the model after round {config.num_rounds}, a checkpoint of transformers",
         last / "sft.jsonl": "the answers that the last round learnt, rows of sft with their scores",
         last / "answers.jsonl": "all answers of the last round, with their rewards",
+        **_logs(config),
         run / "metrics.jsonl": "every round's metrics",
-        run / "samples.jsonl": "some of the answers that each round learnt",
-        run / "ledger.jsonl": "the value of each reward function for every answer",
-        run / "warnings.jsonl": "signs of reward hacking",
     }
     return written, ["generate", "--model", run / "model", "--data", "HELD_OUT_PROMPTS", "--out", "answers.jsonl"]
 
