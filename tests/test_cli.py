@@ -148,7 +148,7 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ("ppo --gradient_accumulation_steps 4", "--gradient_accumulation_steps: use micro_batch_tokens: "),
         ("sft --bf16", "has no flag --bf16: use dtype bfloat16"),
         ("sft --bf16 true", "has no flag --bf16: use dtype bfloat16"),
-        ("sft --report_to wandb", "has no flag --report_to: every metric is in metrics.jsonl"),
+        ("sft --wandb_project mine", "has no flag --wandb_project: report_to sends the metrics of training to tensorboard"),
         ("sft --load_in_4bit", "has no flag --load_in_4bit: dtype nf4 loads the base in 4 bits"),
         ("sft --lora-dropout 0.05", "has no flag --lora-dropout: there is no dropout"),
         ("ppo --beta 0.1", "has no flag --beta: use --kl_coef"),

@@ -11,7 +11,10 @@ DISTRIBUTED = (
     "weights are not sharded: start one process per GPU with `torchrun --nproc_per_node N -m mmrlhf ...`, and save memory with "
     "dtype nf4, activation_checkpointing or smaller micro_batch_tokens (`mmrlhf plan` estimates it)"
 )
-TRACKER = "every metric is in metrics.jsonl of output_dir, and `mmrlhf report RUN...` draws several runs"
+TRACKER = (
+    "report_to sends the metrics of training to tensorboard, wandb or trackio; they are in metrics.jsonl of output_dir, too, and "
+    "`mmrlhf report RUN...` draws several runs"
+)
 FOUR_BITS = "dtype nf4 loads the base in 4 bits"
 _PRECISION = "dtype is the precision: float32, bfloat16 or nf4"
 NO_DROPOUT = "there is no dropout: the log-probs of sampling and of the update have to agree"
@@ -21,8 +24,8 @@ _NO_SUCH_LOSS = (
 _SFT_TERM = "`mmrlhf dpo` adds the best answer's log-likelihood with loss_type sigmoid,sft and loss_weights 1,ALPHA"
 _LEARNT_TOKENS = "only answers are learnt, never prompts or padding: train_on all or last says which turns"
 EVALUATION = (
-    "only ppo evaluates along the way and chooses a checkpoint (eval_benchmarks, eval_steps, metric_for_best_model): measure the "
-    "finished model with `mmrlhf eval` or `mmrlhf reward-eval`"
+    "sft, dpo and ppo evaluate along the way and choose a checkpoint (eval_benchmarks, eval_steps, metric_for_best_model), and so "
+    "does reward (eval_dataset_name); measure the finished model with `mmrlhf eval` or `mmrlhf reward-eval`"
 )
 SAVING = "the newest save_total_limit checkpoints are kept, every save_steps steps"
 _RESUME = "repeat the same command: it continues the run in output_dir"

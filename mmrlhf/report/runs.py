@@ -34,6 +34,9 @@ MAIN_CURVES = {
 """Metrics that are shown first, with titles and units; the others are folded."""
 OTHER_PREFIXES = ("rewards/", "hacking/", "claims/", "verdicts/", "eval/")
 """Beginnings of the names of metrics that come first among the others."""
+EVAL_CURVES = ("claim_f1", "coverage", "cover", "recall", "yes_rate", "yes_ratio", "mean_length", "distinct_2")
+"""Metrics of a benchmark that are shown beside its main one."""
+MAX_EVAL_CURVES = 12
 MAX_OTHER_CURVES = 60
 """Folded curves."""
 RELOAD_SECONDS = 60
@@ -88,7 +91,8 @@ def write_runs_page(paths: Sequence[str], out: str | None = None, *, main_curves
         plots = (curve_plot(curves, key, *titles[key], False, styles.__getitem__) for key in chosen)
         return [plot for plot in plots if plot]
 
-    main_keys = [key for key in dict.fromkeys((*MAIN_CURVES, *eval_labels)) if key in keys]
+    eval_curves = [key for key in keys if _is_eval_curve(key)][:MAX_EVAL_CURVES]
+    main_keys = [key for key in dict.fromkeys((*MAIN_CURVES, *eval_labels, *eval_curves)) if key in keys]
     other_keys = sorted((key for key in keys if key not in main_keys), key=lambda key: not key.startswith(OTHER_PREFIXES))
     compared = {"objective/scores": MAIN_CURVES["objective/scores"], **eval_labels} if eval_labels else {}
     over_kl = [over_kl_plot(curves, key, *label, styles.__getitem__) for key, label in compared.items()]
@@ -176,6 +180,12 @@ def _iter_rows(path: Path) -> Iterator[dict[str, Any]]:
                     continue
                 if isinstance(row, dict) and isinstance(row.get("step"), int):
                     yield row
+
+
+def _is_eval_curve(key: str) -> bool:
+    """Return whether a metric of an evaluation is shown beside its benchmark's main one."""
+    parts = key.split("/")
+    return parts[0] == "eval" and (len(parts) == 2 or parts[-1] in EVAL_CURVES)
 
 
 def describe_run(run: TrainingRun) -> str:
