@@ -35,6 +35,7 @@ from mmrlhf.records import ImageSource, InputError, Preference
 from mmrlhf.training import dpo_losses
 from mmrlhf.training.dpo_batch import PreferenceBatch, build_batch, untied_comparisons
 from mmrlhf.training.dpo_step import Counts, compute_gradients, count, mean_metrics
+from mmrlhf.training.held_out_pairs import HeldOutPairs
 from mmrlhf.training.image_pairs import images_to_tensors, rejected_images
 from mmrlhf.training.optim import (
     batch_indices,
@@ -57,14 +58,22 @@ per token: they are the same model, in batches of other shapes."""
 
 
 @writes("output_dir")
-def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None, eval_function: EvalFunction | None = None) -> Path:
+def dpo(
+    config: DPOConfig,
+    preferences: Sequence[Preference] | None = None,
+    eval_function: EvalFunction | None = None,
+    held_out: Sequence[Preference] | None = None,
+) -> Path:
     """Train on `preferences`, or on the configured dataset; return the adapter folder.
 
-    `eval_function` is called at the steps of evaluations, beside `eval_benchmarks`. Raises
-    InputError if settings or data cannot be used.
+    `held_out` (or eval_dataset_name) is measured, and `eval_function` called, at the steps of
+    evaluations, beside `eval_benchmarks`. Raises InputError if settings or data cannot be used.
     """
     _check_config(config)
-    evaluation = PolicyEvaluation(config, eval_function)
+    if held_out is None and config.eval_dataset_name:
+        held_out = read_preferences(config.eval_dataset_name, config.dataset_train_split, config.image_folder)
+    pairs = HeldOutPairs(config, held_out) if held_out else None
+    evaluation = PolicyEvaluation(config, _join(pairs, eval_function))
     accelerator = Accelerator()
     run = Run(config.output_dir, config, main_process=accelerator.is_main_process, num_processes=accelerator.num_processes)
     adapter_dir, kept = run.path / "policy", None
@@ -73,6 +82,8 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None, eval
         facts = read_facts(config.facts_file) if config.facts_file else None
         preferences = read_preferences(config.dataset_name, config.dataset_train_split, config.image_folder, facts)
     run.claim_rows(preferences)
+    if held_out is not None:
+        run.claim_rows(held_out, "eval")
     evaluation.claim(run, preferences)
     if run.is_finished:
         run.print_finished(adapter_dir)
@@ -81,11 +92,15 @@ def dpo(config: DPOConfig, preferences: Sequence[Preference] | None = None, eval
     # 1. Policy and reference, and the rows that have a better answer
     check_adapter_setting(config.adapter_path, "lora")
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
-    untied = _without_ties(config, preferences, run)
-    rows = _usable_rows(config, vlm, untied, run, kept)
+    untied = _without_ties(config, preferences, run, config.dataset_name)
+    rows = _usable_rows(config, vlm, untied, run, kept, config.dataset_name)
     adapters = Adapters(vlm)
     add_trained_adapter(adapters, "policy", config)
     policy, reference = Role(adapters, "policy"), add_reference(adapters, config)
+    if pairs is not None:
+        name = config.eval_dataset_name or "the held-out rows"
+        pairs.rows = _usable_rows(config, vlm, _without_ties(config, pairs.rows, run, name), run, None, name)
+        pairs.policy, pairs.reference = policy, reference
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
     def other_images(local_rows: Sequence[Preference]) -> list[tuple[ImageSource, ...] | None]:
@@ -184,7 +199,14 @@ def _check_config(config: DPOConfig) -> None:
         raise InputError("loss_type sft alone compares nothing: use `mmrlhf sft`, or add another loss, such as sigmoid,sft")
 
 
-def _without_ties(config: DPOConfig, preferences: Sequence[Preference], run: Run) -> Sequence[Preference]:
+def _join(pairs: HeldOutPairs | None, eval_function: EvalFunction | None) -> EvalFunction | None:
+    """Return one function of an evaluation; None if there is none."""
+    if pairs is None or eval_function is None:
+        return pairs or eval_function
+    return lambda vlm: {**pairs(vlm), **eval_function(vlm)}
+
+
+def _without_ties(config: DPOConfig, preferences: Sequence[Preference], run: Run, dataset: str) -> Sequence[Preference]:
     """Return the rows in which some answer is better than another; print how many are left out.
 
     Raises InputError if there is none, and for rankings with settings that are for pairs.
@@ -196,26 +218,24 @@ def _without_ties(config: DPOConfig, preferences: Sequence[Preference], run: Run
         if config.changed_token_weight != 1 and len(row.answers) > 2:
             name = preferences.name_row(index) if isinstance(preferences, Records) else f"row {row.id}"
             raise InputError(
-                f"{config.dataset_name}, {name}: changed_token_weight compares an answer with its correction, and the row has "
+                f"{dataset}, {name}: changed_token_weight compares an answer with its correction, and the row has "
                 f"{len(row.answers)} answers: leave the setting or the rankings out"
             )
     if not indices:
-        raise InputError(f"{config.dataset_name} has ties only, and a tie has no better answer to learn: give other rows")
+        raise InputError(f"{dataset} has ties only, and a tie has no better answer to learn: give other rows")
     if len(indices) == len(preferences):
         return preferences
-    run.print(
-        f"note: {config.dataset_name}: {len(preferences) - len(indices)} of {len(preferences)} rows are ties and are left out"
-    )
+    run.print(f"note: {dataset}: {len(preferences) - len(indices)} of {len(preferences)} rows are ties and are left out")
     return preferences.subset(indices) if isinstance(preferences, Records) else [preferences[i] for i in indices]
 
 
 def _usable_rows(
-    config: DPOConfig, vlm: VLM, rows: Sequence[Preference], run: Run, kept: KeptChecks | None
+    config: DPOConfig, vlm: VLM, rows: Sequence[Preference], run: Run, kept: KeptChecks | None, dataset: str
 ) -> Sequence[Preference]:
     """Return the rows that the model can read. Raises InputError as `usable_rows` does."""
     lengths = PromptLengths(vlm, config.max_pixels)
     if config.image_pairs != "none" and not any(row.images for row in rows):
-        raise InputError(f"{config.dataset_name} has no row with an image, and image_pairs compares images: leave it out")
+        raise InputError(f"{dataset} has no row with an image, and image_pairs compares images: leave it out")
 
     def lengths_of(row: Preference) -> list[Length]:
         answers = [vlm.answer_token_ids(row.prompt, answer, len(row.images), row_id=row.id) for answer in row.answers]
@@ -225,7 +245,7 @@ def _usable_rows(
             measured.append(Length(lengths.count(row.prompt, images) + len(answers[0]), limit))
         return measured
 
-    return usable_rows(rows, config, config.dataset_name, lengths_of, lengths, run.console, kept)
+    return usable_rows(rows, config, dataset, lengths_of, lengths, run.console, kept)
 
 
 def _check_policy_is_reference(config: DPOConfig, metrics: dict[str, float], counts: Counts) -> None:

@@ -49,6 +49,16 @@ def test_dpo_learns_the_pairs_from_the_reference_on(tiny_vlm_path, pairs, tmp_pa
     assert "is finished, nothing to do" in capsys.readouterr().out
 
 
+def test_dpo_measures_held_out_pairs(tiny_vlm_path, pairs, tmp_path):
+    config = dpo_config(tiny_vlm_path, tmp_path / "run", max_steps=2, eval_steps=1, loss_type="sigmoid,sft", image_pairs="other")
+    dpo(config, pairs[:6], held_out=[dataclasses.replace(pairs[6], ranks=(1, 1)), *pairs[6:]])
+    evaluated = {row["step"]: {k[5:]: v for k, v in row.items() if k[:5] == "eval/"} for row in metrics_of(tmp_path / "run")}
+    assert set(evaluated) == {0, 1, 2} and "image_pairs/margins" not in evaluated[0]
+    assert evaluated[0]["loss/sigmoid"] == pytest.approx(0.6931, abs=1e-4) and evaluated[0]["rewards/margins"] == pytest.approx(0)
+    assert evaluated[2]["rewards/accuracies"] == 1.0 and evaluated[2]["loss/sigmoid"] < 0.5
+    assert evaluated[0]["loss"] == pytest.approx(evaluated[0]["loss/sigmoid"] + evaluated[0]["loss/sft"])
+
+
 def test_kept_log_probs_of_the_reference_are_those_of_every_step(tiny_vlm_path, pairs, tmp_path):
     for precompute in (True, False):
         dpo(dpo_config(tiny_vlm_path, tmp_path / str(precompute), precompute_ref_log_probs=precompute, max_steps=3), pairs)

@@ -131,7 +131,7 @@ def run_ours(args: argparse.Namespace) -> list[tuple[float, float]]:
         config = DPOConfig(
             model_name_or_path=args.checkpoint, dataset_name="noise", output_dir=f"{folder}/run", max_length=8192,
             per_device_train_batch_size=args.pairs, max_steps=args.steps, beta=BETA, learning_rate=LEARNING_RATE,
-            lora_r=16, lora_alpha=32.0, lora_target_modules=",".join(LORA_TARGETS), save_steps=10**6,
+            lora_r=16, lora_alpha=32.0, lora_target_modules=",".join(LORA_TARGETS), save_steps=10**6, num_sample_generations=0,
             precompute_ref_log_probs="kept" in args.variant, feature_memory_gib=2.0 if "cached" in args.variant else 1e-6,
         )  # fmt: skip
         with mock.patch.object(Run, "log", lambda *_, **__: ticks.append(clocks())):

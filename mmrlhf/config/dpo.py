@@ -39,6 +39,9 @@ class DPOConfig(PolicyEvalConfig):
     """Weight of the comparisons of pictures."""
     anchor_coefficient: NonNegative = 0.0
     """Weight of -log sigmoid of the better answer's reward, which keeps it up; 1 in mDPO."""
+    eval_dataset_name: str | None = None
+    """Preferences that are not learnt: their loss, accuracy and margins are measured before the
+    first step, every eval_steps and after the last."""
     precompute_ref_log_probs: bool = True
     """Compute the reference's log-probs once before training and keep them in output_dir; false:
     in every step."""

@@ -20,7 +20,14 @@ def reward_config(model: str, output_dir: Path, **settings: Any) -> RewardConfig
 
 def dpo_config(model: str, output_dir: Path, **settings: Any) -> DPOConfig:
     """Return the configuration of four DPO steps on twelve pairs."""
-    defaults = {"learning_rate": 1e-3, "lora_r": 4, "per_device_train_batch_size": 6, "max_steps": 4, "save_steps": 1}
+    defaults = {
+        "learning_rate": 1e-3,
+        "lora_r": 4,
+        "per_device_train_batch_size": 6,
+        "max_steps": 4,
+        "save_steps": 1,
+        "num_sample_generations": 0,
+    }
     return DPOConfig(model_name_or_path=model, dataset_name="x", output_dir=str(output_dir), **{**defaults, **settings})
 
 
