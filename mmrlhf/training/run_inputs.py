@@ -166,12 +166,18 @@ class RunInputs:
 
     def _allowing(self, changed: list[str]) -> str:
         """Return the end of the refusal: how to continue all the same, or why that cannot be."""
-        fixed = {name: reason for name in changed if (reason := self._fixed_reason(name))}
         if not hasattr(self._config, "allow_change"):
             return ""
+        names = list(dict.fromkeys(map(setting_of, changed)))
+        fixed = {name: reason for name in changed if (reason := self._fixed_reason(name))}
         if not fixed:
-            return f", or continue it with --allow_change {','.join(dict.fromkeys(map(setting_of, changed)))}"
-        return f" ({', '.join(f'{name} {reason} and cannot change along the way' for name, reason in fixed.items())})"
+            both = GLOBAL_BATCH if set(GLOBAL_BATCH) & set(names) else ()
+            return f", or continue it with --allow_change {','.join(dict.fromkeys([*names, *both]))}"
+        reasons = [f"{name} {reason} and cannot change along the way" for name, reason in fixed.items()]
+        there, now = self._global_batches
+        if set(fixed) & set(GLOBAL_BATCH):
+            reasons.append(f"{there} there, {now} now, which another per_device_train_batch_size can make the same")
+        return f" ({'; '.join(reasons)})"
 
     # ---- files -----------------------------------------------------------------------------------
 
