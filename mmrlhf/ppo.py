@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.datasets import read_examples
@@ -29,10 +28,12 @@ from mmrlhf.engine.scoring import in_micro_batches, logps, values
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.facts import read_facts
 from mmrlhf.files.writing import writes
+from mmrlhf.models import sharding
 from mmrlhf.models.export import save_policy
 from mmrlhf.models.image_features import GIB
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting
+from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.build import check_rewards
@@ -91,7 +92,7 @@ def ppo(
         return adapter_dir
 
     check_adapter_setting(config.adapter_path, "lora")
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model, vlm.fingerprint))
     roles = load_roles(config, vlm, accelerator, extra_reward_functions)
     policy, critic = roles.policy, roles.critic
@@ -143,7 +144,7 @@ def ppo(
                 # 4-5. Log-probs, values, advantages
                 batch = build_batch(config, accelerator, roles, rollout, step, kl_controller.coef)
                 attempt.batch, attempt.numbers = batch.tensors(), {"kl_coef": batch.kl_coef, "value_clip": batch.value_clip}
-                stopped = ppo_metrics.stop_at_max_kl(config, accelerator, batch, step)
+                stopped = ppo_metrics.stop_at_max_kl(config, batch, step)
 
                 # 6. Epochs of minibatches
                 updates: list[dict[str, float]] = []

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from mmrlhf.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
@@ -20,6 +19,7 @@ from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.finite import NotFiniteError, is_finite, trace_not_finite
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter
+from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.reward_model import build_models

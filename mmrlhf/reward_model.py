@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from mmrlhf.config import RewardConfig
@@ -29,10 +28,12 @@ from mmrlhf.datasets.balance import balance_lengths
 from mmrlhf.facts import load_facts_template, read_facts
 from mmrlhf.files.writing import writes
 from mmrlhf.metrics.youden import ALL_KINDS, Outcomes, youden_j
+from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import random_head, scalar_head, yes_no_head
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
+from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError, Preference
@@ -149,7 +150,7 @@ def train_reward_model(
     reference_rows(config, preferences, held_out).check(config)
 
     # 1. The role: an adapter, or the full language model, with a scalar head
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     model, untrained = build_models(config, vlm)
     role, lengths = model.role, PromptLengths(vlm, config.max_pixels)
 

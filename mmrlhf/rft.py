@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 
 from mmrlhf.config import FactsConfig, PixelConfig, RewardTermsConfig, RFTConfig, RolloutConfig, SFTConfig
 from mmrlhf.datasets import Records, read_examples
@@ -36,10 +34,12 @@ from mmrlhf.files.inputs import content_digest, inputs_of
 from mmrlhf.files.jsonl import json_line
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.files.writing import writes
+from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.images import image_value
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import check_adapter_setting, check_same_base
+from mmrlhf.models.processes import Accelerator, broadcast_object_list, gather_object
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
@@ -189,14 +189,16 @@ def _sample(
     is_finished, num_done = broadcast_object_list(state)
     if is_finished:
         return
-    vlm = load(policy, config.dtype, accelerator.device, config)
+    vlm = load(policy, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     adapters, adapter = Adapters(vlm), None
     if number == 1 and config.adapter_path is not None:
         check_same_base(Path(config.adapter_path), vlm)
         adapters.load(adapter := "policy", Path(config.adapter_path), trainable=False)
     base = None
     if number > 1 and asks_base(config):
-        base = Adapters(load(config.model_name_or_path, config.dtype, accelerator.device, config))
+        base = Adapters(
+            load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
+        )
     rewards = build_rewards(config, adapters, accelerator, extra_reward_functions, base)
     lengths, kept_checks = PromptLengths(vlm, config.max_pixels), KeptChecks(run.path / "rows.json", run.add_file)
     lengths_of = rewarded_lengths(config, vlm, lengths, rewards.reward_models)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from mmrlhf.config import SFTConfig
@@ -20,10 +19,12 @@ from mmrlhf.datasets import read_examples
 from mmrlhf.evaluation.policy_eval import EvalFunction, PolicyEvaluation
 from mmrlhf.facts import read_facts
 from mmrlhf.files.writing import writes
+from mmrlhf.models import sharding
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.export import merge, save_model, save_policy
 from mmrlhf.models.loading import load
 from mmrlhf.models.policy import add_trained_adapter, check_adapter_setting
+from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
@@ -72,7 +73,7 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
 
     # 1. Model and trained parameters
     check_adapter_setting(config.adapter_path, config.tuning)
-    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config)
+    vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     examples = _usable_examples(config, vlm, examples, run, kept)
     role = add_sft_role(config, vlm)
     optimizer = torch.optim.AdamW(role.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -131,7 +132,8 @@ def sft(config: SFTConfig, examples: Sequence[Example] | None = None, eval_funct
     if accelerator.is_main_process:
         adapters, best = role.adapters, evaluation.finish(run, role, model_dir)
         if config.tuning == "lora":
-            adapters = _without_quantisation(adapters, run.path / "adapter") if config.dtype == "nf4" else adapters
+            if config.dtype == "nf4" or sharding.is_sharded(vlm.model):
+                adapters = _on_whole_base(adapters, run.path / "adapter")
             merge(adapters, "sft")
         save_model(adapters.vlm, model_dir)
         run.finish({"steps": num_steps, **skipped_steps.metrics(), **best})
@@ -169,13 +171,14 @@ def check_tuning(tuning: str, dtype: str) -> None:
         raise InputError("tuning full needs dtype float32: small steps vanish in bfloat16 weights; or use tuning lora")
 
 
-def _without_quantisation(adapters: Adapters, adapter_dir: Path) -> Adapters:
-    """Save the adapter of a 4-bit base, and load it on the base in bfloat16.
+def _on_whole_base(adapters: Adapters, adapter_dir: Path) -> Adapters:
+    """Save the adapter of a base that is in 4 bits or sharded, and load it on the whole base.
 
-    The 4-bit weights cannot be written exactly; those of the checkpoint can.
+    The 4-bit weights cannot be written exactly; those of the checkpoint can, in bfloat16.
     """
     save_policy(adapters, "sft", adapter_dir)
-    base = Adapters(load(adapters.vlm.name, "bfloat16", "cpu"))
+    dtype = "bfloat16" if adapters.vlm.dtype == "nf4" else adapters.vlm.dtype
+    base = Adapters(load(adapters.vlm.name, dtype, "cpu"))
     base.load("sft", adapter_dir, trainable=False)
     return base
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from mmrlhf.config import PolicyEvalConfig
@@ -25,6 +24,7 @@ from mmrlhf.evaluation.policy_benchmarks import (
     open_benchmarks,
 )
 from mmrlhf.models.adapters import Role
+from mmrlhf.models.processes import gather_object
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, ImageSource, InputError, Preference
 from mmrlhf.report.progress import format_number

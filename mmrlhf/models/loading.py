@@ -22,6 +22,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmrlhf.config import EngineConfig, PixelConfig
+from mmrlhf.models import sharding
 from mmrlhf.models.chat_template import apply_chat_template
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.models.engine_state import EngineState
@@ -36,12 +37,20 @@ from mmrlhf.models.vlm import VLM
 from mmrlhf.records import InputError, Message
 
 
-def load(name: str, dtype: str = "float32", device: torch.device | str | None = None, engine: EngineConfig | None = None) -> VLM:
+def load(
+    name: str,
+    dtype: str = "float32",
+    device: torch.device | str | None = None,
+    engine: EngineConfig | None = None,
+    *,
+    sharded: bool = False,
+) -> VLM:
     """Load a checkpoint directory or Hub id, frozen, in eval mode (dropout off).
 
-    The default device is the GPU if there is one. Raises InputError if the checkpoint is missing,
-    holds no image-text-to-text model, lacks weights or has some that are not finite, or has no chat
-    template that tells prompts from answers.
+    The default device is the GPU if there is one. With `sharded`, all processes call this, and each
+    keeps a share of the decoder's layers (`models.sharding`). Raises InputError if the checkpoint
+    is missing, holds no image-text-to-text model, lacks weights or has some that are not finite, or
+    has no chat template that tells prompts from answers.
     """
     _require_checkpoint(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -70,7 +79,14 @@ def load(name: str, dtype: str = "float32", device: torch.device | str | None = 
     if isinstance(limits, PixelConfig):
         limit_pixels(model, processor, limits, name)
     check_finite(model.state_dict().items(), f"model {name}")
-    vlm = wrap(model if dtype == "nf4" else model.to(device), processor, name, engine)
+    base_fingerprint = fingerprint(model.state_dict().items()) if sharded else None
+    if sharded:
+        sharding.shard(model, device)
+    elif dtype != "nf4":
+        model = model.to(device)
+    vlm = wrap(model, processor, name, engine, base_fingerprint)
+    if sharded:
+        vlm.engine.use_cuda_graphs = False  # a graph cannot replay what processes agree on
     vlm.dtype = dtype  # the model's own dtype is bfloat16 for nf4, too
     return vlm
 
@@ -120,8 +136,17 @@ def _precision_kwargs(name: str, dtype: str, device: torch.device) -> dict[str, 
     return {"dtype": torch.bfloat16, "quantization_config": config, "device_map": {"": device}}
 
 
-def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig | None = None) -> VLM:
-    """Wrap a model that is already on its device; freeze it and set eval mode."""
+def wrap(
+    model: PreTrainedModel,
+    processor: Any,
+    name: str,
+    engine: EngineConfig | None = None,
+    base_fingerprint: str | None = None,
+) -> VLM:
+    """Wrap a model that is already on its device; freeze it and set eval mode.
+
+    `base_fingerprint` is that of its whole weights, if it has only a share of them.
+    """
     model.requires_grad_(False).eval()
     if model.device.type == "cuda":
         # cuDNN's attention plans a kernel for every new shape, about half a second each, and its
@@ -153,7 +178,7 @@ def wrap(model: PreTrainedModel, processor: Any, name: str, engine: EngineConfig
             use_cuda_graphs=model.device.type == "cuda" and supports_packing(model),
         ),
         dtype=str(model.dtype).removeprefix("torch."),
-        fingerprint=fingerprint(model.state_dict().items()),
+        fingerprint=base_fingerprint or fingerprint(model.state_dict().items()),
     )
 
 

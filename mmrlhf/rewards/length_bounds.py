@@ -46,20 +46,23 @@ class LengthBounds:
             for breakdown, sample in zip(breakdowns, samples, strict=True)
         ]
 
-    def contain(self, sample: Sample) -> bool:
+    def contain(self, num_tokens: int) -> bool:
         """Return whether an answer's length is within the bounds; both belong to them."""
         assert self.bounds is not None
-        return self.bounds[0] <= sample.num_tokens <= self.bounds[1]
+        return self.bounds[0] <= num_tokens <= self.bounds[1]
 
     def _excess(self, breakdown: RewardBreakdown, sample: Sample) -> float:
-        return 0.0 if self.contain(sample) else max(breakdown.total, 0.0)
+        return 0.0 if self.contain(sample.num_tokens) else max(breakdown.total, 0.0)
 
-    def metrics(self, samples: Sequence[Sample], breakdowns: Sequence[RewardBreakdown]) -> dict[str, float]:
-        """Return the bounds, the share of answers outside, and the mean of what was cut off."""
+    def metrics(self, lengths: Sequence[int], cuts: Sequence[float]) -> dict[str, float]:
+        """Return the bounds, the share of answers outside, and the mean of what was cut off.
+
+        `cuts` holds each answer's term `length_bounds`.
+        """
         assert self.bounds is not None
         return {
-            f"rewards/{LENGTH_BOUNDS}/mean": math.fsum(b.terms[LENGTH_BOUNDS] for b in breakdowns) / len(breakdowns),
-            "length_bounds/outside": sum(not self.contain(sample) for sample in samples) / len(samples),
+            f"rewards/{LENGTH_BOUNDS}/mean": math.fsum(cuts) / len(cuts),
+            "length_bounds/outside": sum(not self.contain(length) for length in lengths) / len(lengths),
             "length_bounds/lower": float(self.bounds[0]),
             "length_bounds/upper": float(self.bounds[1]),
         }

@@ -31,9 +31,11 @@ class RewardClip:
         """Return the nearest reward in the range."""
         return min(max(reward, self.low), self.high)
 
-    def metrics(self, breakdowns: Sequence[RewardBreakdown]) -> dict[str, float]:
-        """Return the share of answers whose reward was clipped, and the mean of what that added."""
-        added = [breakdown.terms[REWARD_CLIP] for breakdown in breakdowns]
+    def metrics(self, added: Sequence[float]) -> dict[str, float]:
+        """Return the share of answers whose reward was clipped, and the mean of what that added.
+
+        `added` holds each answer's term `reward_clip`.
+        """
         return {
             f"rewards/{REWARD_CLIP}/mean": math.fsum(added) / len(added),
             "reward_clip/clipped": sum(value != 0 for value in added) / len(added),

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from scipy.stats import rankdata
 from torch import Tensor
 
 from mmrlhf.config import PPOConfig
+from mmrlhf.models.processes import gather_object
 from mmrlhf.training.ppo_batch import PPOBatch
 
 LEAST_VALUE_STEP = 0.05

@@ -15,9 +15,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from mmrlhf.config_loader import suggestion
+from mmrlhf.models.processes import broadcast_object_list
 from mmrlhf.records import InputError
 from mmrlhf.report.progress import format_number
 from mmrlhf.rewards.monitors import hacking_warnings

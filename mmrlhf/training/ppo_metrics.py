@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.models.image_features import GIB
+from mmrlhf.models.processes import gather_object, gather_rows
 from mmrlhf.models.vlm import VLM
 from mmrlhf.rewards.claim_rewards import ClaimScorer, claim_reward_verifiers
 from mmrlhf.rewards.ledger import ledger_rows
+from mmrlhf.rewards.length_bounds import LENGTH_BOUNDS
 from mmrlhf.rewards.monitors import claim_hacking_metrics, hacking_metrics, verdict_rates
+from mmrlhf.rewards.reward_clip import REWARD_CLIP
 from mmrlhf.rewards.types import Sample
-from mmrlhf.training import critic_metrics, losses, policy_losses
+from mmrlhf.training import critic_metrics, policy_losses
 from mmrlhf.training.memory import peak_memory
 from mmrlhf.training.monitor import CLAIM_WARNINGS, ROLLOUT_WARNINGS
 from mmrlhf.training.ppo_batch import PPOBatch
@@ -47,18 +49,17 @@ def step_metrics(
     updates: Sequence[Mapping[str, float]],
 ) -> dict[str, float]:
     """Return a step's metrics over all processes: rollout, rewards, critic and optimiser steps."""
-    metrics: dict[str, float | Tensor] = {
-        **rollout_metrics(batch),
-        **reward_metrics(batch, config.num_generations, roles.claim_scorer),
-    }
+    metrics = rollout_metrics(batch) | reward_metrics(batch, config.num_generations, roles.claim_scorer)
     if roles.aggregation.length_bounds is not None:
-        metrics |= roles.aggregation.length_bounds.metrics(batch.samples, batch.breakdowns)
+        outcomes = gather_object(
+            [(s.num_tokens, b.terms[LENGTH_BOUNDS]) for s, b in zip(batch.samples, batch.breakdowns, strict=True)]
+        )
+        metrics |= roles.aggregation.length_bounds.metrics(*zip(*outcomes, strict=True))
     if roles.aggregation.reward_clip is not None:
-        metrics |= roles.aggregation.reward_clip.metrics(batch.breakdowns)
-    tensors = {k: torch.as_tensor(v, device=roles.vlm.device) for k, v in metrics.items()}
+        metrics |= roles.aggregation.reward_clip.metrics(gather_object([b.terms[REWARD_CLIP] for b in batch.breakdowns]))
     num_finished = accelerator.reduce(batch.completions.finished_N.sum().float(), "sum").item()
     return {
-        **{k: v.item() for k, v in accelerator.reduce(tensors, "mean").items()},
+        **metrics,
         "val/num_eos_tokens": num_finished,
         "objective/kl_coef": batch.kl_coef,
         **critic_metrics.advantage_metrics(accelerator, batch),
@@ -76,11 +77,11 @@ def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {**means, "val/ratio_first": updates[0]["val/ratio"]}
 
 
-def stop_at_max_kl(config: PPOConfig, accelerator: Accelerator, batch: PPOBatch, step: int) -> str:
+def stop_at_max_kl(config: PPOConfig, batch: PPOBatch, step: int) -> str:
     """Return why the run stops, if the KL of a step's answers is above max_kl, or ""."""
     if config.max_kl is None:
         return ""
-    kl = accelerator.reduce(rollout_metrics(batch)["objective/kl"], "mean").item()
+    kl = rollout_metrics(batch)["objective/kl"]
     if not kl > config.max_kl:
         return ""
     return (
@@ -89,33 +90,39 @@ def stop_at_max_kl(config: PPOConfig, accelerator: Accelerator, batch: PPOBatch,
     )
 
 
-def rollout_metrics(batch: PPOBatch) -> dict[str, Tensor]:
-    """Return means over this process's answers: KL, entropy, scores, lengths."""
+def rollout_metrics(batch: PPOBatch) -> dict[str, float]:
+    """Return means over the answers of all processes: KL, entropy, scores, lengths."""
     mask_NT, entropy_NT = batch.mask_NT, batch.completions.entropy_NT
     kl_NT = policy_losses.kl_k1(batch.old_logps_NT, batch.ref_logps_NT)
-    kl = (kl_NT * mask_NT).sum(1).mean()
-    scores = torch.tensor(batch.scores, device=kl.device).mean()
+    sums_N3 = torch.stack([(values_NT * mask_NT).sum(1) for values_NT in (kl_NT, entropy_NT, torch.ones_like(mask_NT))], 1)
+    rows = gather_object([(*sums, score) for sums, score in zip(sums_N3.tolist(), batch.scores, strict=True)])
+    kl, entropy, length, score = (fmean(column) for column in zip(*rows, strict=True))
     return {
         "objective/kl": kl,
-        "objective/entropy": entropy_NT.sum(1).mean(),
-        "objective/non_score_reward": (-batch.kl_coef * kl_NT * mask_NT).sum(1).mean(),
-        "objective/rlhf_reward": scores - batch.kl_coef * kl,
-        "objective/scores": scores,
-        "policy/entropy_avg": losses.masked_mean(entropy_NT, mask_NT),
-        "completions/mean_length": mask_NT.sum(1).mean(),
+        "objective/entropy": entropy,
+        "objective/non_score_reward": -batch.kl_coef * kl,
+        "objective/rlhf_reward": score - batch.kl_coef * kl,
+        "objective/scores": score,
+        "policy/entropy_avg": entropy / length if length else 0.0,
+        "completions/mean_length": length,
     }
 
 
 def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer | None) -> dict[str, float]:
-    """Return the mean of each reward function, signs of reward hacking, and verdicts on claims."""
-    samples, breakdowns = batch.samples, batch.breakdowns
-    weighted = [breakdown.weighted_values for breakdown in breakdowns]
+    """Return the mean of each reward function, signs of reward hacking, and verdicts on claims.
+
+    They are over the answers of all processes.
+    """
+    samples = gather_object([replace(sample, images=(), prompt=(), facts=(), meta={}) for sample in batch.samples])
+    rewards = gather_object([(breakdown.total, breakdown.weighted_values) for breakdown in batch.breakdowns])
+    weighted = [values for _, values in rewards]
     metrics = {f"rewards/{name}/mean": fmean(values[name] for values in weighted) for name in weighted[0]}
-    metrics |= hacking_metrics(samples, [breakdown.total for breakdown in breakdowns], group_size)
+    metrics |= hacking_metrics(samples, [total for total, _ in rewards], group_size)
     if claim_scorer is not None:
-        metrics |= claim_hacking_metrics(claim_scorer.extract(samples))
+        answers = [replace(answer, images=(), facts=()) for answer in claim_scorer.extract(batch.samples)]
+        metrics |= claim_hacking_metrics(gather_object(answers))
         for name in claim_scorer.verifier_names:
-            metrics |= verdict_rates(claim_scorer.verdicts(samples, name), name)
+            metrics |= verdict_rates(gather_object(claim_scorer.verdicts(batch.samples, name)), name)
     return metrics
 
 
@@ -178,7 +185,8 @@ def log_step(
     run.log(step + 1, metrics)
     claim_rows = roles.claim_scorer.ledger_rows(batch.samples) if roles.claim_scorer is not None else None
     rows = ledger_rows(batch.samples, batch.breakdowns, batch.rewards_NT.sum(1).tolist(), claim_rows)
-    run.log_ledger(step + 1, gather_object(rows))
+    groups = [rows[i : i + config.num_generations] for i in range(0, len(rows), config.num_generations)]
+    run.log_ledger(step + 1, [row for group in gather_rows(groups) for row in group])
     if step == 0 and config.length_bounds == "auto":
         lower, upper = (f"{metrics[f'length_bounds/{name}']:.0f}" for name in ("lower", "upper"))
         run.print(f"length bounds: {lower} to {upper} tokens, the 2% and 98% quantiles of the reference's answers in this step")

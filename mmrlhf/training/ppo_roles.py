@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.facts import render_facts
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.heads import scalar_head
 from mmrlhf.models.policy import add_reference, add_trained_adapter
+from mmrlhf.models.processes import gather_object
 from mmrlhf.models.vlm import VLM, Prompt
 from mmrlhf.records import Example, Message
 from mmrlhf.rewards.aggregation import RewardAggregation, build_aggregation

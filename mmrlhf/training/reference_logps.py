@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from mmrlhf.config.dpo import DPOConfig
@@ -21,6 +20,7 @@ from mmrlhf.files.inputs import content_digest, rows_digest
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.files.resumable import ResumableWriter
 from mmrlhf.models.adapters import Role
+from mmrlhf.models.processes import broadcast_object_list, gather_object
 from mmrlhf.records import InputError, Preference
 from mmrlhf.training.dpo_batch import PreferenceBatch
 from mmrlhf.training.run import Run

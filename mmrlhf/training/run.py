@@ -36,8 +36,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from rich.console import Console
 from rich.text import Text
 from safetensors import SafetensorError
@@ -49,6 +47,7 @@ from mmrlhf.files.atomic import fsync, refuse_unwritable, write_atomic
 from mmrlhf.files.inputs import rows_digest
 from mmrlhf.files.jsonl import read_jsonl, to_jsonable
 from mmrlhf.files.writing import full_disk_message, is_disk_full
+from mmrlhf.models.processes import gather_object, wait_for_everyone
 from mmrlhf.records import Example, ImageSource, InputError, Preference
 from mmrlhf.report.live_page import LivePage
 from mmrlhf.report.progress import ProgressBar, progress
@@ -269,7 +268,7 @@ class Run:
         if self._stopping:
             self.print(f"saved after step {step}, because of {signal.Signals(self._stopping).name}")
             if self._num_processes > 1:
-                PartialState().wait_for_everyone()  # the first process that leaves ends the others
+                wait_for_everyone()  # the first process that leaves ends the others
             raise stop_signals.Stopped(self._stopping)
         # Nothing is unsaved now. But several processes stop together, after a step.
         stop_signals.defer(self._num_processes > 1 and not self._is_last_step)

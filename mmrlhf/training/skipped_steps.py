@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from mmrlhf.models.adapters import Role
 from mmrlhf.models.finite import NotFiniteError
+from mmrlhf.models.processes import gather_object
 from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.training.replay_file import SavedStep
 from mmrlhf.training.run import Run

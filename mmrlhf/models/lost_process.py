@@ -1,0 +1,32 @@
+"""Turn the error that follows the death of another process into a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+from mmrlhf.records import InputError
+
+LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|remote process exited|ncclRemoteError|timed? ?out", re.IGNORECASE
+)
+"""What gloo and NCCL say when another process is gone, or does not answer."""
+
+
+@contextlib.contextmanager
+def naming_lost_process() -> Iterator[None]:
+    """Exchange something with other processes in the block.
+
+    Raises InputError if one of them has stopped.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise InputError(
+            f"process {os.environ.get('RANK', '0')} stops, because another one has stopped or does not answer: see its own "
+            "message above or in the launcher's log; the same command resumes after the last checkpoint"
+        ) from None

@@ -1,0 +1,70 @@
+"""What processes exchange: sums, objects, and waiting for one another.
+
+Use these instead of accelerate's own: they let processes finish their passes through a sharded base
+first (`sharding.settle`), and turn the loss of a process into a sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import accelerate
+from accelerate import utils
+
+from mmrlhf.models import sharding
+from mmrlhf.models.lost_process import naming_lost_process
+
+
+class Accelerator(accelerate.Accelerator):
+    """accelerate's, with the exchanges of this module."""
+
+    def reduce(self, *args: Any, **kwargs: Any) -> Any:
+        """Sum or average tensors over the processes."""
+        with exchange():
+            return super().reduce(*args, **kwargs)
+
+    def gather(self, *args: Any, **kwargs: Any) -> Any:
+        """Concatenate tensors of the processes."""
+        with exchange():
+            return super().gather(*args, **kwargs)
+
+    def wait_for_everyone(self) -> None:
+        """Wait until every process is here."""
+        wait_for_everyone()
+
+
+def gather_object(objects: list[Any]) -> list[Any]:
+    """Return the objects of all processes, in the order of these."""
+    with exchange():
+        return list(utils.gather_object(objects))
+
+
+def gather_rows(local_rows: Sequence[Any]) -> list[Any]:
+    """Return the rows of all processes in order; row i is of process i modulo their number."""
+    shares = gather_object([list(local_rows)])
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
+
+
+def broadcast_object_list(objects: list[Any]) -> list[Any]:
+    """Return the main process's objects."""
+    with exchange():
+        return list(utils.broadcast_object_list(objects))
+
+
+def wait_for_everyone() -> None:
+    """Wait until every process is here."""
+    with exchange():
+        accelerate.PartialState().wait_for_everyone()
+
+
+@contextlib.contextmanager
+def exchange() -> Iterator[None]:
+    """Exchange something with all processes in the block.
+
+    Raises InputError if one of them has stopped.
+    """
+    sharding.settle()
+    with naming_lost_process():
+        yield
