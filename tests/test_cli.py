@@ -159,7 +159,7 @@ def test_main_refuses_bad_arguments_in_one_line(capsys, line, message):
         ),
         ("sft --no-packing", "has no flag --no-packing: answers to one prompt are packed"),
         # LLaMA-Factory, ms-swift, verl
-        ("sft --deepspeed ds.json", "has no flag --deepspeed: weights are not sharded"),
+        ("sft --deepspeed ds.json", "has no flag --deepspeed: the launcher decides"),
         ("sft --stage sft", "has no flag --stage: the stage is the command"),
         ("sft --cutoff_len 2048", "has no flag --cutoff_len: use --max_length"),
         ("reward --lora_rank 8", "has no flag --lora_rank: use --lora_r"),

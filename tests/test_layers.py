@@ -89,3 +89,15 @@ def test_modules_import_each_other_in_one_direction():
 )
 def test_file_commands_need_no_torch(path):
     assert not {name.split(".")[0] for name in imported_modules(path)} & {"torch", "transformers", "peft"}
+
+
+@pytest.mark.parametrize("path", layered_modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_processes_exchange_through_one_module(path):
+    """Exchanges elsewhere would hang a base in shards, which has to be told of them first."""
+    text = path.read_text(encoding="utf-8")
+    if path.relative_to(ROOT).as_posix() in ("models/processes.py", "models/sharding.py"):
+        return
+    for name in ("gather_object", "broadcast_object_list", "PartialState().wait"):
+        assert name not in text or "from mmrlhf.models.processes import" in text
+    assert "accelerate.utils import gather" not in text
+    assert "= Accelerator()" not in text or "from accelerate import Accelerator" not in text
