@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.engine.completions import SampledCompletions, replace_prompts
 from mmrlhf.engine.rollout import RolloutEngine, numbered_ids, prompts_from_examples
 from mmrlhf.engine.sampling import SamplingParams, step_seed
+from mmrlhf.models.processes import gather_object
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.ledger import RewardBreakdown, score_samples
