@@ -67,6 +67,7 @@ def main(output_dir: Path, num_steps: int = 2) -> None:
     )  # fmt: skip
     overrides = {
         "model_name_or_path": str(model), "dataset_name": str(prompts), "output_dir": str(output_dir / "grpo"), "max_steps": num_steps,
+        "per_device_train_batch_size": min(6, num_steps),
         "reward_terms": f"correctness=1, answer_format=0.5, {__file__}:short_reasoning=0.1",
     }  # fmt: skip
     ppo(load_config(PPOConfig, ROOT / "configs" / "demo" / "grpo.yaml", overrides))

@@ -11,6 +11,7 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOK = EXAMPLES / "walkthrough.ipynb"
 LAST_LINES = {
     "evaluate_from_python": "compare.html, with plots",
+    "grpo_counting": "answer_format: 0.",
     "own_benchmark": "'accuracy': {'value': ",
     "own_data": "reward model: ",
     "own_reward_function": "colour words, reward ",
