@@ -36,7 +36,7 @@ from mmrlhf.models.policy import check_adapter_setting
 from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.records import Example, InputError
-from mmrlhf.rewards.build import check_rewards
+from mmrlhf.rewards.build import check_reward_rows, check_rewards
 from mmrlhf.rewards.credit import span_rewards
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.training import advantages, policy_losses, ppo_metrics
@@ -91,6 +91,7 @@ def ppo(
         run.print_finished(adapter_dir)
         return adapter_dir
 
+    check_reward_rows(config, examples)
     check_adapter_setting(config.adapter_path, "lora")
     vlm = load(config.model_name_or_path, config.dtype, accelerator.device, config, sharded=sharding.is_wanted(config))
     estimated_bytes = sum(item.num_bytes for item in estimate_memory(config, vlm.model, vlm.fingerprint))

@@ -44,7 +44,7 @@ from mmrlhf.models.prompt_lengths import PromptLengths
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.rewards.aggregation import build_aggregation
-from mmrlhf.rewards.build import Rewards, build_rewards, check_rewards
+from mmrlhf.rewards.build import Rewards, build_rewards, check_reward_rows, check_rewards
 from mmrlhf.rewards.claim_rewards import asks_base, claim_reward_verifiers
 from mmrlhf.rewards.ledger import ledger_rows, parse_reward_spec, score_samples
 from mmrlhf.rewards.selection import Candidate, select
@@ -84,6 +84,7 @@ def rft(
     if run.is_finished:
         run.print_finished(model_dir)
         return model_dir
+    check_reward_rows(config, examples)
     aggregation, weights = build_aggregation(config, list), parse_reward_spec(config.reward_terms)
     first_round = 1
     if resumed := run.resume():
