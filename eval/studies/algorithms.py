@@ -113,6 +113,13 @@ def run_tasks(args: argparse.Namespace, sizes: Sizes, tasks: Sequence[Task]) -> 
     return run_parallel(tasks, run, max(1, min(args.workers, len(tasks)))) if tasks else []
 
 
+def prepare_worlds(args: argparse.Namespace, sizes: Sizes) -> list[int]:
+    """Build what the methods share in each world, and return the seeds that are reported."""
+    seeds = list(range(FIRST_SEED, FIRST_SEED + args.seeds))
+    run_tasks(args, sizes, [Task("prepare", seed) for seed in (args.tuning_seed, *seeds)])
+    return seeds
+
+
 def tune(args: argparse.Namespace, sizes: Sizes, methods: Sequence[str]) -> dict[tuple[str, int], float]:
     """Return the value of each trained method's setting, by method and number of labels.
 
@@ -125,8 +132,6 @@ def tune(args: argparse.Namespace, sizes: Sizes, methods: Sequence[str]) -> dict
         if method in STRENGTHS
         for value in STRENGTHS[method][1]
     ]
-    if tasks:
-        run_tasks(args, sizes, [Task("prepare", args.tuning_seed)])
     utilities: dict[tuple[str, int], dict[float, float]] = {}
     for task, result in zip(tasks, run_tasks(args, sizes, tasks), strict=True):
         assert task.value is not None
@@ -142,9 +147,8 @@ def by_cost(methods: Sequence[str]) -> list[str]:
 def run_study(args: argparse.Namespace) -> None:
     """Tune, then run all methods of all seeds. Raises InputError if the directory has others."""
     sizes = directory_sizes(args)
+    seeds = prepare_worlds(args, sizes)
     values = tune(args, sizes, args.methods)
-    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-    run_tasks(args, sizes, [Task("prepare", seed) for seed in seeds])
     main_labels = args.labels[0]
 
     def measured(kind: str, seed: int, method: str, labels: int) -> Task:

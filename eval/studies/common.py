@@ -64,7 +64,13 @@ T = TypeVar("T")
 
 
 def run_parallel(tasks: Sequence[S], run: Callable[[S], T], num_workers: int) -> list[T]:
-    """Return the result of `run`, a module-level function or a partial of one, per task."""
+    """Return the result of `run`, a module-level function or a partial of one, per task.
+
+    A single worker is this process.
+    """
+    if num_workers == 1:
+        torch.set_num_threads(1)
+        return [run(task) for task in tasks]
     with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(run, tasks))
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from algorithms import FIRST_SEED, Task, add_sizes, by_cost, directory_sizes, run_tasks, tune
+from algorithms import FIRST_SEED, Task, add_sizes, by_cost, directory_sizes, prepare_worlds, run_tasks, tune
 from algorithms_report import METRICS, Cells, intervals, method_cells, method_table, settings_of
 from common import format_mean, markdown_table
 
@@ -32,9 +32,8 @@ COMPARED = ("u", "claim_f1", "habit")
 
 def run_study(args: argparse.Namespace) -> None:
     sizes = directory_sizes(args)
+    seeds = prepare_worlds(args, sizes)
     values = tune(args, sizes, METHODS)
-    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-    run_tasks(args, sizes, [Task("prepare", seed) for seed in seeds])
     for seed in seeds:
         tasks = [Task("measure", seed, m, n, values[m, n]) for n in args.labels for m in by_cost(METHODS)]
         run_tasks(args, sizes, [*tasks, Task("measure", seed, "sft")])
