@@ -78,7 +78,7 @@ class AlgorithmConfig:
     target_kl: Positive | None = None
     """Nats per answer that kl_controller adaptive aims at, as a mean over ten steps."""
     kl_horizon: Positive | None = None
-    """Answers over which kl_controller adaptive corrects a lasting error; by default those of five
+    """Answers over which kl_controller adaptive corrects a lasting error; by default those of ten
     steps. Larger is slower."""
 
     @property

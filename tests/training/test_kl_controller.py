@@ -23,16 +23,26 @@ def test_the_weight_follows_the_mean_slowly_and_the_last_step_at_once():
     controller.update(10.0)  # on the target
     assert controller.coef == 1
     controller.update(12.1)  # a mean of 11.05, and a last step of 1.21 times the target
-    assert controller.base == pytest.approx(1.105**0.5) and controller.coef == pytest.approx(1.105**0.5 * 1.21**8)
+    assert controller.base == pytest.approx(1.105**0.5) and controller.coef == pytest.approx(1.105**0.5 * 1.21**6)
 
 
 @pytest.mark.parametrize(
-    ("kl", "base", "factor"), [(1000.0, math.exp(0.5), 256), (0.0, math.exp(-0.05), 1 / 256), (-1, math.exp(-0.05), 1 / 256)]
+    ("kl", "base", "factor"), [(1000.0, math.exp(0.25), 1.5**6), (0.0, math.exp(-0.05), 1 / 64), (-1, math.exp(-0.05), 1 / 64)]
 )
 def test_both_factors_are_limited_and_the_slow_one_falls_slower_than_it_rises(kl, base, factor):
     controller = KLController(1.0, target=10.0, gain=0.5)
     controller.update(kl)
     assert controller.base == pytest.approx(base) and controller.coef == pytest.approx(base * factor)
+
+
+def test_the_weight_stays_within_a_hundred_times_the_first():
+    controller = KLController(0.05, target=10.0)
+    for _ in range(500):
+        controller.update(1e6)
+    assert controller.base == pytest.approx(5) and controller.coef == pytest.approx(5 * 1.5**6)
+    for _ in range(2000):
+        controller.update(0.0)
+    assert controller.base == pytest.approx(0.0005)
 
 
 def test_the_mean_is_that_of_ten_steps():
@@ -72,7 +82,7 @@ def test_a_restored_controller_goes_on_as_if_nothing_had_happened():
 
 
 @pytest.mark.parametrize(
-    ("settings", "gain"), [({}, 0.2), ({"kl_horizon": 24}, 0.25), ({"kl_horizon": 24, "num_generations": 4}, 0.5)]
+    ("settings", "gain"), [({}, 0.1), ({"kl_horizon": 24}, 0.25), ({"kl_horizon": 24, "num_generations": 4}, 0.5)]
 )
 def test_horizon_counts_answers(tmp_path, settings, gain):
     config = ppo_config("m", None, tmp_path, kl_controller="adaptive", target_kl=2.0, **settings)
