@@ -87,7 +87,7 @@ def test_adaptive_weight_of_the_kl_moves_and_survives_a_kill(tiny_vlm_path, exam
     whole = ppo(ppo_config(tiny_vlm_path, None, tmp_path / "whole", **settings), examples)
     weights = [row["objective/kl_coef"] for row in read_jsonl(tmp_path / "whole/metrics.jsonl")[1:]]
     assert weights[:2] == [0.05, pytest.approx(0.05 * math.exp(-0.01) / 64)]  # the first KL is 0
-    assert weights[3] > weights[2]
+    assert len(set(weights)) == 4
     save = Run.save_checkpoint
 
     def save_and_stop(self, step, *rest):
