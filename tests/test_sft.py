@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from transformers import AutoModelForImageTextToText
 
 from mmrlhf.config import SFTConfig
 from mmrlhf.engine.scoring import hidden_states
+from mmrlhf.files import stop_signals
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters, Role
 from mmrlhf.models.chat_text import ChatText
 from mmrlhf.records import Example, InputError, Message
 from mmrlhf.sft import sft
+from mmrlhf.training.run import Run
 from mmrlhf.training.sft_batch import build_sft_batch
 from tests.helpers.family_setup import family_examples
 from tests.helpers.tiny_models import build_checkpoint
@@ -153,3 +157,27 @@ def test_sft_stops_at_a_warning_and_goes_on_without_it(tiny_vlm_path, examples, 
     with pytest.raises(InputError, match="this stage samples none"):
         sft(refused, same_rows)
     assert not (tmp_path / "refused").exists()
+
+
+def test_sft_told_to_stop_saves_its_step_and_ends_like_an_unbroken_run(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    settings = {"max_steps": 3, "save_steps": 100, "per_device_train_batch_size": 2, "lora_r": 4}
+    unbroken, stopped = (
+        SFTConfig(model_name_or_path=tiny_vlm_path, dataset_name="x", output_dir=str(tmp_path / name), **settings)
+        for name in ("unbroken", "stopped")
+    )
+    log = Run.log
+
+    def log_and_signal(self, step, *rest, **options):
+        log(self, step, *rest, **options)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, stop_signals.handled():
+        patch.setattr(Run, "log", log_and_signal)
+        with pytest.raises(stop_signals.Stopped) as caught:
+            sft(stopped, examples)
+    assert caught.value.exit_code == 143 and not (tmp_path / "stopped" / ".lock").exists()
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step-000002"]
+    weights = [(sft(config, examples) / "model.safetensors").read_bytes() for config in (unbroken, stopped)]
+    assert weights[0] == weights[1]
+    assert [row["step"] for row in read_jsonl(tmp_path / "stopped" / "metrics.jsonl")] == [1, 2, 3]
