@@ -143,6 +143,7 @@ def test_nothing_kept_stops_the_run_and_says_why(tiny_vlm_path, examples, tmp_pa
         ({"reward_terms": "fact_rm=1"}, "give --reward_model_path, or leave fact_rm out"),
         ({"reward_terms": "nice=1"}, "reward_terms names nice, which does not exist"),
         ({"reward_terms": "absent.py:f=1"}, "the file absent.py does not exist"),
+        ({"stop_on_warning": "zero_claim_rate"}, "it needs the claims of answers: add monitor_verifiers"),
         ({"tuning": "full", "dtype": "bfloat16"}, "tuning full needs dtype float32"),
         ({"response_length": 4096}, "leaves no room for a prompt"),
     ],

@@ -81,7 +81,7 @@ def parse_stop_on_warning(value: str | None, possible: Sequence[str]) -> tuple[s
         needs = "it is about sampled answers, and this stage samples none: leave it out"
         if name == DIVERGENCE:
             needs = "it compares with held-out metrics along the way: add eval_benchmarks or, for reward, eval_steps"
-        elif name in CLAIM_WARNINGS and ROLLOUT_WARNINGS[0] in possible:
+        elif name in CLAIM_WARNINGS and set(ROLLOUT_WARNINGS) & set(possible):
             needs = "it needs the claims of answers: add monitor_verifiers, or leave it out"
         raise InputError(f"stop_on_warning {name}: {needs}")
     return tuple(names)
