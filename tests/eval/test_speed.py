@@ -23,7 +23,7 @@ def run_script(monkeypatch, capsys):
         return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
     yield run
-    for name in ("encode", "gpu_smoke", "phases", "pope", "rl_step"):
+    for name in ("dpo_trl", "encode", "gpu_smoke", "phases", "pope", "rl_step"):
         sys.modules.pop(name, None)
 
 
@@ -35,6 +35,28 @@ def test_rl_step_runs_at_toy_size(run_script, tmp_path, algo):
     results = run_script("rl_step", tmp_path / "model", "--algo", algo, *options)
     assert (results["who"], results["algo"], len(results["round_s"])) == ("mmrlhf", algo, 2)
     assert results["samples_per_s"] > 0 and results["peak_gib"] > 0
+
+
+def test_dpo_trl_runs_our_side_at_toy_size(run_script, tmp_path):
+    build_checkpoint("llava", tmp_path / "model")
+    sizes = ("--pairs", 1, "--tokens", 6, "--steps", 3, "--size", 56)
+    results = run_script("dpo_trl", tmp_path / "model", "--variant", "ours, kept", *sizes)
+    assert len(results["seconds"]) == len(results["cpu_seconds"]) == 2 and results["peak_gib"] > 0
+
+
+def test_dpo_trl_limits_match_hand_computation(monkeypatch):
+    monkeypatch.syspath_prepend(str(SPEED_DIR))
+    limits = __import__("dpo_trl").limits
+    # A prompt of 10 tokens and answers of 5: TRL runs 30 tokens a pair and we run 20, three times
+    # (four with the reference). At a second a token, and 10 seconds an image:
+    seconds = {
+        "trl, reference in the loop": 4 * 30 + 4 * 10,
+        "trl, kept": 3 * 30 + 2 * 10,
+        "ours, kept": 70,
+        "ours, kept, images cached": 60,
+    }
+    expected = {"reference in the loop": 160 / (80 + 10), "kept": 110 / (60 + 10), "kept, images cached": 110 / 60}
+    assert limits(seconds, prompt=10, tokens=5, pairs=1) == pytest.approx(expected)
 
 
 def test_encode_runs_at_toy_size(run_script, tmp_path):
