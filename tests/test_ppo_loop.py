@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mmrlhf.cli import main
 from mmrlhf.engine.completions import SampledCompletions, replace_prompts
+from mmrlhf.engine.rollout import LocalEngine
 from mmrlhf.engine.sampling import SamplingParams
 from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.ppo import ppo
@@ -311,3 +312,51 @@ def test_a_run_with_all_of_it_resumes_exactly(tiny_vlm_path, examples, tmp_path,
 def test_settings_of_the_loop_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         check_settings(config_of("model", "out", **settings))
+
+
+# ---- rewards and answers that teach nothing ------------------------------------------------------
+
+
+def test_a_constant_reward_is_warned_about(tiny_vlm_path, examples, tmp_path):
+    """The policy cannot end an answer either, and nothing else happens."""
+    config = config_of(tiny_vlm_path, tmp_path, logging_steps=2, min_new_tokens=10, kl_coef=0.0)
+    rows = train(config, examples, lambda samples: [1.0] * len(samples))
+    assert [row["frac_reward_zero_std"] for row in rows] == [row["completions/clipped_ratio"] for row in rows] == [1.0, 1.0]
+    assert [row["grad_norm"] for row in rows] == [0.0, 0.0]
+    (warning,) = [row for row in read_jsonl(tmp_path / "warnings.jsonl") if row["name"] == "constant_reward"]
+    assert warning["step"] == 2 and warning["warning"].startswith("all answers to a prompt had the same reward")
+
+
+def test_rewards_whose_squares_overflow_stop_the_run(tiny_vlm_path, examples, tmp_path):
+    """1e30 fits in float32, and the squared error of a value does not."""
+    config = config_of(tiny_vlm_path, tmp_path, advantage_estimator="gae", max_steps=5)
+    with pytest.raises(InputError, match=r"^steps 1 to 3 cannot be trained on, the last because the loss is inf: see what is"):
+        train(config, examples, lambda samples: [1e30 * (1 + i % 2) for i in range(len(samples))])
+    assert [row["skipped_steps"] for row in read_jsonl(tmp_path / "metrics.jsonl") if row["step"]] == [1, 2]
+
+
+def test_answers_without_tokens_are_trained_on(tiny_vlm_path, examples, tmp_path, monkeypatch):
+    """An engine elsewhere may leave out the end of an answer; in step 2 all answers are empty."""
+    real = LocalEngine.sample
+
+    def sample(self, prompts, n, params):
+        completions, num_steps = real(self, prompts, n, params), self.policy_version
+        empty = slice(None) if num_steps else slice(1, 2)
+        for tensor in (completions.mask_NT, completions.logps_NT, completions.entropy_NT):
+            tensor[empty] = 0
+        is_empty = completions.mask_NT.sum(1) == 0
+        return replace(completions, texts=["" if e else t for e, t in zip(is_empty, completions.texts, strict=True)])
+
+    monkeypatch.setattr(LocalEngine, "sample", sample)
+    config = config_of(tiny_vlm_path, tmp_path, advantage_estimator="gae", reward_terms="longer=1, repetition=-1, missing_eos=-1")
+    rows = train(config, examples)
+    assert [row.get("skipped_steps") for row in rows] == [None, 1.0]
+    answers = [row["answer"] for row in read_jsonl(tmp_path / "ledger.jsonl")]
+    assert len(answers) == 6 and answers.count("") == 1
+    warning = read_jsonl(tmp_path / "warnings.jsonl")[0]
+    assert warning["name"] == "skipped_step" and warning["warning"].startswith("the answers have no tokens")
+
+
+def test_an_empty_prompt_set_is_refused(tiny_vlm_path, tmp_path):
+    with pytest.raises(InputError, match="has no rows"):
+        train(config_of(tiny_vlm_path, tmp_path), [])

@@ -61,7 +61,7 @@ def hidden_states(role: Role, completions: Completions) -> Iterator[tuple[Tensor
                 for answer_indices in micro_batch.answer_batches:
                     indices = torch.tensor(answer_indices, device=vlm.device)
                     # `extend` adds the column after the prompt; the last token predicts nothing.
-                    width = max(lengths[i] for i in answer_indices) - 1
+                    width = max(1, *(lengths[i] for i in answer_indices)) - 1  # an answer may have no token
                     # The prompts of a micro-batch are sorted, so a search finds their place in it.
                     local_prompt_index = torch.searchsorted(prompt_indices, completions.prompt_index_N[indices])
                     token_ids, mask = completions.token_ids_NT[indices, :width], completions.mask_NT[indices, :width]

@@ -2,6 +2,7 @@
 
     proxy_divergence           the optimised signal rises while a held-out metric falls
     entropy_collapse           the policy has stopped exploring
+    constant_reward            the reward tells no answers apart
     length_reward_correlation  and the other warnings of `rewards.monitors`
 
 At each logging step the metrics of the steps since the last one are looked at together, so that one
@@ -24,6 +25,7 @@ from mmrlhf.rewards.monitors import hacking_warnings
 from mmrlhf.training.run import Run
 
 ENTROPY_KEY = "policy/entropy_avg"
+ZERO_STD_KEY = "frac_reward_zero_std"
 MIN_ENTROPY_SHARE = 0.1
 """Share of the first step's entropy per token, below which `entropy_collapse` is raised."""
 NUM_WORSE = 2
@@ -33,7 +35,7 @@ NUM_WORSE_WITHOUT_INTERVAL = 3
 CLAIM_WARNINGS = ("zero_claim_rate", "vagueness")
 """Warnings that need the claims of answers."""
 HACKING_WARNINGS = ("length_reward_correlation", "refusal_rate", "yes_rate", *CLAIM_WARNINGS)
-ROLLOUT_WARNINGS = ("entropy_collapse", *HACKING_WARNINGS)
+ROLLOUT_WARNINGS = ("entropy_collapse", "constant_reward", *HACKING_WARNINGS)
 """Warnings about sampled answers."""
 DIVERGENCE = "proxy_divergence"
 WARNINGS = (DIVERGENCE, *ROLLOUT_WARNINGS)
@@ -134,7 +136,7 @@ class Monitor:
         return _stop_sentence(run, step, *stop)
 
     def _add(self, metrics: Mapping[str, float]) -> None:
-        watched = (self.proxy.key, ENTROPY_KEY)
+        watched = (self.proxy.key, ENTROPY_KEY, ZERO_STD_KEY)
         self._window.append({k: float(v) for k, v in metrics.items() if k in watched or k.startswith("hacking/")})
         if self._first_entropy is None and ENTROPY_KEY in metrics:
             self._first_entropy = float(metrics[ENTROPY_KEY])
@@ -157,6 +159,12 @@ class Monitor:
             warnings["entropy_collapse"] = (
                 f"entropy fell from {format_number(self._first_entropy)} to {format_number(fmean(entropies))} nats per token, and "
                 "answers to a prompt become alike: lower the learning rate, or raise kl_coef or temperature?"
+            )
+        constant = [metrics[ZERO_STD_KEY] for metrics in self._window if ZERO_STD_KEY in metrics]
+        if constant and min(constant) == 1:
+            warnings["constant_reward"] = (
+                "all answers to a prompt had the same reward, for every prompt: nothing but the KL is learnt; change reward_terms, "
+                "raise temperature, or give other prompts"
             )
         names = dict.fromkeys(name for metrics in self._window for name in metrics if name.startswith("hacking/"))
         means = {name: fmean(metrics[name] for metrics in self._window if name in metrics) for name in names}

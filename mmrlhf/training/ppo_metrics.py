@@ -23,7 +23,7 @@ from mmrlhf.rewards.reward_clip import REWARD_CLIP
 from mmrlhf.rewards.types import Sample
 from mmrlhf.training import critic_metrics, policy_losses
 from mmrlhf.training.memory import peak_memory
-from mmrlhf.training.monitor import CLAIM_WARNINGS, ROLLOUT_WARNINGS
+from mmrlhf.training.monitor import CLAIM_WARNINGS, ROLLOUT_WARNINGS, ZERO_STD_KEY
 from mmrlhf.training.ppo_batch import PPOBatch
 from mmrlhf.training.ppo_roles import PPORoles
 from mmrlhf.training.run import Run
@@ -117,7 +117,12 @@ def reward_metrics(batch: PPOBatch, group_size: int, claim_scorer: ClaimScorer |
     rewards = gather_object([(breakdown.total, breakdown.weighted_values) for breakdown in batch.breakdowns])
     weighted = [values for _, values in rewards]
     metrics = {f"rewards/{name}/mean": fmean(values[name] for values in weighted) for name in weighted[0]}
-    metrics |= hacking_metrics(samples, [total for total, _ in rewards], group_size)
+    totals = [total for total, _ in rewards]
+    metrics |= hacking_metrics(samples, totals, group_size)
+    metrics["completions/clipped_ratio"] = fmean(not sample.finished for sample in samples)
+    if group_size > 1:
+        groups = [totals[start : start + group_size] for start in range(0, len(totals), group_size)]
+        metrics[ZERO_STD_KEY] = fmean(len(set(group)) == 1 for group in groups)
     if claim_scorer is not None:
         answers = [replace(answer, images=(), facts=()) for answer in claim_scorer.extract(batch.samples)]
         metrics |= claim_hacking_metrics(gather_object(answers))

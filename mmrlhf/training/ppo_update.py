@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from mmrlhf.config import PPOConfig
 from mmrlhf.engine.scoring import hidden_states, logps, values
+from mmrlhf.models.finite import NotFiniteError
 from mmrlhf.training import policy_losses, ppo_metrics
 from mmrlhf.training.optim import check_loss, optimizer_step, random_minibatches
 from mmrlhf.training.ppo_batch import PPOBatch, check_first_ratio
@@ -69,9 +70,12 @@ def update_minibatch(
     Before the first one of a step, sampling and scoring must agree. Raises NotFiniteError, on all
     processes, before it changes anything.
     """
+    num_tokens = accelerator.reduce(minibatch.mask_NT.sum(), "sum")
+    if not num_tokens:
+        raise NotFiniteError("the answers have no tokens, so that means over them are not defined")
     aggregate = policy_losses.Aggregation(
         config.loss_type,
-        num_tokens=accelerator.reduce(minibatch.mask_NT.sum(), "sum"),
+        num_tokens=num_tokens,
         num_answers=num_prompts * config.num_generations,
         max_tokens=config.response_length,
     )

@@ -184,6 +184,8 @@ def overlong_rows(
     Raises InputError for rows that the model refuses, for overlong rows unless the settings drop
     them, and if a run that dropped rows would now drop others.
     """
+    if not len(rows):
+        raise InputError(f"{name} has no rows: give at least one")
     signature, earlier = signature_of(config), kept.read() if kept else None
     is_known = earlier is not None and earlier[0] == signature
     checks = earlier[1] if is_known and earlier else check_rows(rows, name, lengths_of, lengths, console)
