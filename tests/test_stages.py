@@ -45,7 +45,7 @@ from mmrlhf.rewards.reward_model import AnswerGroup
 from mmrlhf.sft import sft
 
 torch.set_num_threads(1)
-base, out, processes = sys.argv[1], sys.argv[2], int(sys.argv[3])
+base, out, processes, reward_model = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 rows = []
 for i in range(12):
     scene, rng = scenes.generate_scene("selection", i, 0), np.random.default_rng(i)
@@ -178,31 +178,39 @@ def test_stages_run_on_photos_with_llava_shaped_checkpoint(shared_data, tmp_path
 
 
 def test_stages_on_two_processes_train_as_one(tiny_vlm_path, tmp_path):
-    """Two processes log the same losses, gradient norms, KL and rewards as a single one.
+    """Two processes log what a single one does, also with a share of the base in each.
 
     ppo's minibatches are the same groups of prompts, and a row that is on both processes gets the
     draws that its two occurrences get on one.
     """
     (tmp_path / "stages.py").write_text(STAGES_SCRIPT)
-    compared_metrics = {
-        "sft": ("loss", "num_tokens", "grad_norm"),
-        "reward": ("loss", "accuracy", "margin", "grad_norm"),
-        "dpo": ("loss", "loss/sft", "rewards/margins", "image_pairs/margins", "num_tokens", "grad_norm"),
-        "ppo": ("objective/kl", "objective/scores", "loss/policy_avg", "loss/value_avg", "grad_norm", "val/num_eos_tokens"),
-    }
-    logged = []
-    for processes in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-        subprocess.run(
-            [sys.executable, *launch, str(tmp_path / "stages.py"), tiny_vlm_path, str(tmp_path / str(processes)), str(processes)],
-            check=True, capture_output=True, timeout=900,
-            env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder("data").parent)},
-        )  # fmt: skip
-        logged.append({name: read_jsonl(tmp_path / str(processes) / name / "metrics.jsonl") for name in compared_metrics})
-    for stage, metrics in compared_metrics.items():
-        for one, two in zip(logged[0][stage], logged[1][stage], strict=True):
-            for metric in metrics:
-                assert one.get(metric, 0) == pytest.approx(two.get(metric, 0), rel=2e-3, abs=2e-4), (stage, metric)
+    stages = ("sft", "reward", "ppo")
+    one = _logged_by_stages(tiny_vlm_path, tmp_path, "one", 1, stages)
+    _assert_same_metrics(one, _logged_by_stages(tiny_vlm_path, tmp_path, "two", 2, stages))
+    shards = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    _assert_same_metrics(one, _logged_by_stages(tiny_vlm_path, tmp_path, "shards", 2, ("sft", "ppo"), shards))
+
+
+def _logged_by_stages(base, tmp_path, name, processes, stages, environment=()):
+    """Run the script, with the reward model of `one` unless it trains its own; return metrics."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    out, reward_model = tmp_path / name, tmp_path / (name if "reward" in stages else "one") / "reward"
+    subprocess.run(
+        [sys.executable, *launch, str(tmp_path / "stages.py"), base, str(out), str(processes), str(reward_model)],
+        check=True, capture_output=True, timeout=900,
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder("data").parent)} | dict(environment),
+    )  # fmt: skip
+    return {stage: read_jsonl(out / stage / "metrics.jsonl") for stage in stages}
+
+
+def _assert_same_metrics(logged, other_logged):
+    """Compare all metrics but times, memory and what one process counts for itself."""
+    for stage, other_rows in other_logged.items():
+        for row, other_row in zip(logged[stage], other_rows, strict=True):
+            for metric in row.keys() & other_row.keys():
+                if metric not in ("time", "eps", "image_encodes", "image_reencodes") and not metric.startswith("memory/"):
+                    # Rounding moves what is a difference of equal numbers, such as the first KL.
+                    assert row[metric] == pytest.approx(other_row[metric], rel=1e-5, abs=1e-5), (stage, metric)
 
 
 def test_generate_writes_the_best_of_n_answers(tiny_vlm_path, examples, reward_dir, tmp_path):
