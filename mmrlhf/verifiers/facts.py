@@ -312,13 +312,13 @@ def _attribute_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -
     # Another value contradicts only if there is one such object: a second one may have this value.
     if claim.subject in fact_index.attributes and _is_unique(claim.subject, fact_index) and not supporting:
         own_values = fact_index.attributes[claim.subject]
-        contradicting += [item for exclusive in mutually_exclusive(value) for item in own_values.get(exclusive, [])]
+        contradicting += [item for exclusive in sorted(mutually_exclusive(value)) for item in own_values.get(exclusive, [])]
     elif supporting and 1 in fact_index.counts.get(claim.subject, {}) and value in COLOURS | MATERIALS:
         # Facts that give one object two colours disagree, unless a single fact says both.
         texts = {text for text, _ in supporting}
         contradicting += [
             entry
-            for exclusive in mutually_exclusive(value)
+            for exclusive in sorted(mutually_exclusive(value))
             for entry in fact_index.attributes[claim.subject].get(exclusive, [])
             if entry[0] not in texts
         ]
@@ -359,7 +359,7 @@ def _action_evidence(claim: Claim, fact_index: FactIndex, lexicon: Lexicon) -> t
             supporting += actions.get(action, [])
         # The only bicycle is ridden: nobody pushes it. Another bicycle might be pushed.
         if (subject, target) == (claim.subject, claim.target) and (is_single_subject or is_single_target):
-            contradicting += [item for other in excluded for item in actions.get(other, [])]
+            contradicting += [item for other in sorted(excluded) for item in actions.get(other, [])]
         # A cat that the dog chases may chase it, too; but what is eaten does not eat.
         if (target, subject) == (claim.subject, claim.target) and action in ONE_WAY_ACTIONS:
             contradicting += actions.get(action, [])

@@ -208,3 +208,15 @@ def test_verify_against_facts_question_answer_facts():
         "car": "supported",
         "car=red": "supported",
     }
+
+
+def test_verify_against_facts_chooses_the_same_evidence_in_every_process():
+    """Of several facts that contradict a claim, the order of values decides, not that of a set."""
+    (verdict,) = [
+        v
+        for v in verify_against_facts(
+            extract_claims("A striped arrow."), [Fact("object", "a plain orange arrow"), Fact("object", "a dotted red arrow")]
+        )
+        if v.claim.kind == "attribute"
+    ]
+    assert (verdict.value, verdict.evidence) == ("contradicted", "object: a dotted red arrow")
