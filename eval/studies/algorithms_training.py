@@ -274,7 +274,7 @@ def measure_adaptive_kl(world: World, labels: int) -> dict[str, Any]:
     prompts_per_step = max(1, world.sizes.prompts_per_step // 2)
     path = train_online(
         world, "ppo", labels, f"adaptive_kl-{labels}",
-        kl_controller="adaptive", target_kl=TARGET_KL, kl_horizon=2.0 * prompts_per_step * NUM_GENERATIONS,
+        kl_controller="adaptive", target_kl=TARGET_KL, kl_coef=0.3,
         per_device_train_batch_size=prompts_per_step, num_mini_batches=1 if prompts_per_step % 2 else 2,
         max_steps=world.sizes.answers // (prompts_per_step * NUM_GENERATIONS), lr_scheduler_type="constant",
     )  # fmt: skip
