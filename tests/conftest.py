@@ -1,6 +1,7 @@
 """Fixtures that all tests share: the tiny model, synthetic scenes, data outside the repository."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU even if there is a GPU
+# `nohup` and shells ignore signals for what they start in the background, and tests send signals.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ class Run:
         self._image_files: set[str] = set()
         self._page = LivePage(self.path)
         self._trackers = Trackers(
-            parse_report_to(config.report_to) if main_process else (), self.path, dataclasses.asdict(config)
+            parse_report_to(getattr(config, "report_to", None)) if main_process else (), self.path, dataclasses.asdict(config)
         )
         self._stopping, self._is_last_step = 0, True  # the signal that this step is saved for
         if main_process:

@@ -11,7 +11,9 @@ from mmrlhf.files.rows import Row
 from mmrlhf.records import InputError, Message, Preference
 from tests.helpers.preferences import comparable_fields, png_field, representable
 
-TEXTS = st.text(max_size=12) | st.sampled_from(["A cup.", "مرحبا", "日本", "a\u2028b", "\x00", "{}", '"', "data:", "[\\n]"])
+TEXTS = st.text(min_size=1, max_size=12) | st.sampled_from(
+    ["A cup.", "مرحبا", "日本", "a\u2028b", "\x00", "{}", '"', "data:", "[\\n]"]
+)
 CONVERSATIONS = st.lists(TEXTS, min_size=1, max_size=4)
 
 
@@ -20,14 +22,14 @@ CONVERSATIONS = st.lists(TEXTS, min_size=1, max_size=4)
     texts=CONVERSATIONS,
     system=st.booleans(),
     images=st.lists(st.sampled_from(["red", "blue"]), max_size=2),
-    answers=st.lists(TEXTS, min_size=2, max_size=4),
+    answers=st.lists(TEXTS, min_size=2, max_size=4, unique=True),
     ranks=st.lists(st.integers(1, 4), min_size=4, max_size=4),
     ratings=st.none() | st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4),
     optional_fields=st.fixed_dictionaries({}, optional={"hallucination": st.booleans(), "source": TEXTS, "id": TEXTS}),
 )
 def test_formats_round_trip_any_preference(texts, system, images, answers, ranks, ratings, optional_fields):
     turns = [
-        {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts[: len(texts) // 2 * 2 - 1 or 1])
+        {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts[: max(1, len(texts) // 2 * 2 - 1)])
     ]
     row = {"images": [png_field(c) for c in images], "prompt": [{"role": "system", "content": "Be brief."}] * system + turns}
     row |= {"answers": answers, "ranks": ranks[: len(answers)], **optional_fields}

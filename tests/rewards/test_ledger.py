@@ -48,7 +48,7 @@ def test_resolve_rewards_loads_users_functions_and_refuses_unknown_names(tmp_pat
     (polite,) = resolve_rewards(f"{tmp_path}/mine.py:polite=0.5", {})
     assert score_samples([polite], [make_sample("please"), make_sample("now")], tmp_path / "unused.json")[0].total == 0.5
     for name, message in {
-        "lenght": "names lenght, which does not exist: use correctness, length",
+        "lenght": "names lenght, which does not exist: use answer_format, correctness, length",
         f"{tmp_path}/gone.py:f": "gone.py does not exist",
         f"{tmp_path}/mine.py:rude": "has no function rude",
         f"{tmp_path}/mine.py:number": "has no function number",

@@ -73,7 +73,7 @@ def test_a_skipped_step_changes_nothing_and_is_kept_whole(tiny_vlm_path, example
     assert [("loss" in row, "grad_norm" in row) for row in rows] == [(True, True)] * 2 + [(False, False)] + [(True, True)] * 2
     assert json.loads((tmp_path / "run" / "finished.json").read_text())["skipped_steps"] == 1.0
     file = tmp_path / "run" / "skipped" / "step-000003.safetensors"
-    warning = f"step 3: the loss is inf: the step is skipped, and kept in {file}"
+    warning = f"step 3: skipped_step: the loss is inf: the step is skipped, and kept in {file}"
     assert warning in capsys.readouterr().out and read_jsonl(tmp_path / "run" / "warnings.jsonl")[0]["step"] == 3
     saved = read_step(file)
     assert (saved.stage, saved.step, saved.numbers["loss"]) == ("sft", 3, math.inf)
@@ -131,7 +131,7 @@ def overflowing_model(tiny_vlm_path, tmp_path_factory):
 
 def test_three_skipped_steps_in_a_row_stop_the_run(overflowing_model, examples, tmp_path, capsys):
     with pytest.raises(InputError) as refused:
-        sft(sft_config(overflowing_model, tmp_path / "run"), examples)
+        sft(sft_config(overflowing_model, tmp_path / "run", num_sample_generations=0), examples)
     file = tmp_path / "run" / "skipped" / "step-000003.safetensors"
     assert str(refused.value) == (
         "steps 1 to 3 cannot be trained on, the last because the loss is nan: see what is not finite with "
@@ -148,7 +148,7 @@ def test_three_skipped_steps_in_a_row_stop_the_run(overflowing_model, examples, 
 
 def test_a_replay_names_weights_that_are_not_finite(overflowing_model, examples, tmp_path, capsys):
     with pytest.raises(InputError):
-        sft(sft_config(overflowing_model, tmp_path / "run"), examples)
+        sft(sft_config(overflowing_model, tmp_path / "run", num_sample_generations=0), examples)
     file = tmp_path / "run" / "skipped" / "step-000001.safetensors"
     saved = read_step(file)
     name = next(iter(saved.weights))
