@@ -84,7 +84,7 @@ def test_adaptive_kl_is_trained_on_the_same_number_of_answers(load_study, world,
     check_settings(config)
     check_minibatches(config, 1)
     assert config.max_steps * config.per_device_train_batch_size * config.num_generations == world.sizes.answers
-    assert (config.kl_controller, config.target_kl, config.kl_horizon) == ("adaptive", 1.0, 24.0)  # two steps of 3 x 4 answers
+    assert (config.kl_controller, config.target_kl, config.kl_coef) == ("adaptive", 1.0, 0.3)
 
 
 def test_share_of_steps_whose_mean_is_near_the_target(load_study):
