@@ -49,7 +49,7 @@ from mmrlhf.config import (
     ScoreConfig,
     SFTConfig,
 )
-from mmrlhf.config.other_trainers import OTHER_COMMANDS
+from mmrlhf.config.other_commands import OTHER_COMMANDS
 from mmrlhf.config_loader import renamed, suggestion
 from mmrlhf.files import stop_signals
 from mmrlhf.files.paths import require_paths

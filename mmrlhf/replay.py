@@ -23,7 +23,6 @@ from mmrlhf.models.processes import Accelerator
 from mmrlhf.models.vlm import VLM
 from mmrlhf.records import Example, InputError
 from mmrlhf.reward_model import build_models
-from mmrlhf.reward_model import compute_gradients as reward_gradients
 from mmrlhf.rewards.claim_rewards import claim_reward_verifiers
 from mmrlhf.rewards.functions import REWARD_FUNCTIONS
 from mmrlhf.rewards.ledger import parse_reward_spec
@@ -41,6 +40,7 @@ from mmrlhf.training.ppo_update import compute_gradients as ppo_gradients
 from mmrlhf.training.ppo_update import total_loss
 from mmrlhf.training.ptx import PTXBatch
 from mmrlhf.training.replay_file import SavedStep, read_step
+from mmrlhf.training.reward_step import compute_gradients as reward_gradients
 from mmrlhf.training.sft_batch import build_sft_batch
 
 MAX_NAMES = 3

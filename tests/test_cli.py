@@ -12,7 +12,8 @@ import pytest
 import mmrlhf
 from mmrlhf.cli import CALIBRATE_COMMANDS, COMMANDS, DATA_COMMANDS, main
 from mmrlhf.config import DPOConfig, EvalConfig, GenerateConfig, PPOConfig, RewardConfig, SFTConfig
-from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, OTHER_COMMANDS, SAME_SETTINGS
+from mmrlhf.config.other_commands import OTHER_COMMANDS
+from mmrlhf.config.other_trainers import EXPLAINED_SETTINGS, SAME_SETTINGS
 from mmrlhf.config_loader import config_fields
 from mmrlhf.records import InputError
 

@@ -13,9 +13,10 @@ from mmrlhf.files.jsonl import read_jsonl
 from mmrlhf.models.adapters import Adapters
 from mmrlhf.ppo import ppo
 from mmrlhf.records import InputError, Preference
-from mmrlhf.reward_model import preference_loss, train_reward_model
+from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.checkpoint import load_reward_model, save_reward_model
 from mmrlhf.rewards.reward_model import AnswerGroup, untrained_role
+from mmrlhf.training.reward_step import preference_loss
 from mmrlhf.training.run import Run
 from tests.helpers.stages import ppo_config, reward_config
 

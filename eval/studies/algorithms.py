@@ -36,7 +36,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -57,7 +56,7 @@ from algorithms_training import (
     prepare,
     with_seconds,
 )
-from common import cached_result, claim_settings, run_parallel
+from common import cached_result, claim_settings, run_and_report, run_parallel
 
 from mmrlhf.files.bundled import folder
 from mmrlhf.records import InputError
@@ -202,6 +201,14 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--analyse", action="store_true", help="run nothing, report what there is")
 
 
+def parse_sizes(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; refuse seeds that reach the tuning seed."""
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or FIRST_SEED <= args.tuning_seed < FIRST_SEED + args.seeds:
+        parser.error("--seeds must be at least 1 and must not reach --tuning-seed, which is not reported")
+    return args
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
@@ -209,22 +216,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--labels", type=int, nargs="+", default=[8000], metavar="N", help="labels; the first are the main table's"
     )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
-    args = parser.parse_args(argv)
-    if args.seeds < 1 or FIRST_SEED <= args.tuning_seed < FIRST_SEED + args.seeds:
-        parser.error("--seeds must be at least 1 and must not reach --tuning-seed, which is not reported")
-    return args
+    return parse_sizes(parser, argv)
 
 
 def main() -> None:
     args = parse_arguments()
-    try:
-        if not args.analyse:
-            run_study(args)
-        result = report(args.out, args.labels)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n" + json.dumps(result))
+    print("\n" + json.dumps(run_and_report(args, run_study, lambda: report(args.out, args.labels))))
 
 
 if __name__ == "__main__":

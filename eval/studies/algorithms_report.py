@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from algorithms_training import (
     WARM_UP_SHARE,
     labels_of,
 )
-from common import format_mean, markdown_table, mean_and_half_width
+from common import format_mean, markdown_table, mean_and_half_width, save_figure
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -303,12 +302,7 @@ def write_pictures(directory: Path, by_method: Mapping[str, Mapping[str, Cells]]
             axes.set_xlabel(x_label)
             axes.set_ylabel(y_label)
             axes.grid(linewidth=0.4, alpha=0.3)
-            for suffix in ("svg", "png"):
-                buffer = io.BytesIO()
-                metadata = {"Date": None} if suffix == "svg" else None
-                figure.savefig(buffer, format=suffix, dpi=130, facecolor="white", metadata=metadata)
-                write_atomic(directory / f"{name}.{suffix}", buffer.getvalue())
-            paths.append(directory / f"{name}.png")
+            paths.append(save_figure(figure, directory, name))
     return paths
 
 

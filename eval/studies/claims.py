@@ -46,7 +46,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,7 +55,16 @@ from typing import Any
 import numpy as np
 import torch
 from clip_verifier import ensure_checkpoint
-from common import Experiment, cached_result, format_mean, markdown_table, mean_and_half_width, run_parallel, seeds_needed
+from common import (
+    Experiment,
+    cached_result,
+    format_mean,
+    markdown_table,
+    mean_and_half_width,
+    run_and_report,
+    run_parallel,
+    seeds_needed,
+)
 from facts_map import make_evaluation
 from facts_map_analysis import DECISION_CONFIDENCE, PRIMARY_WAY, cells_table, differences, primary_table, secondary_table
 from facts_map_curves import Run, load_runs, tuned_runs, write_truth
@@ -296,13 +304,7 @@ def run_study(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    try:
-        if not args.analyse:
-            run_study(args)
-        report(args.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_and_report(args, run_study, lambda: report(args.out))
 
 
 if __name__ == "__main__":

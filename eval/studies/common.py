@@ -9,8 +9,10 @@ has one core and one experiment.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
 from mmrlhf.config import PPOConfig, RewardConfig, ScenesConfig, SFTConfig
@@ -39,6 +42,9 @@ from mmrlhf.records import Example, InputError, Preference
 from mmrlhf.reward_model import train_reward_model
 from mmrlhf.rewards.types import RewardFunction
 from mmrlhf.sft import sft
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 POLICY_BUDGET = {"per_device_train_batch_size": 24, "max_steps": 16}
 """Budget of a policy: a third of the demo's answers, because studies train dozens of policies."""
@@ -59,8 +65,25 @@ def parse_args(description: str | None, **extra_arguments: Any) -> argparse.Name
     return parser.parse_args()
 
 
-S = TypeVar("S")
-T = TypeVar("T")
+def run_and_report(args: argparse.Namespace, run: Callable[[argparse.Namespace], object], report: Callable[[], T]) -> T:
+    """Run a study unless `--analyse` is given, and report; print an InputError as one sentence."""
+    try:
+        if not args.analyse:
+            run(args)
+        return report()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def save_figure(figure: Figure, directory: Path, name: str) -> Path:
+    """Write a figure as SVG and PNG; return the path of the PNG."""
+    for suffix in ("svg", "png"):
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if suffix == "svg" else None
+        figure.savefig(buffer, format=suffix, dpi=130, facecolor="white", metadata=metadata)
+        write_atomic(directory / f"{name}.{suffix}", buffer.getvalue())
+    return directory / f"{name}.png"
 
 
 def run_parallel(tasks: Sequence[S], run: Callable[[S], T], num_workers: int) -> list[T]:

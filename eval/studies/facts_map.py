@@ -30,7 +30,6 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -39,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Experiment, cached_result, run_parallel
+from common import Experiment, cached_result, run_and_report, run_parallel
 from facts_map_analysis import report
 from facts_map_curves import write_truth
 from facts_map_judges import (
@@ -260,13 +259,7 @@ def run_map(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    try:
-        if not args.analyse:
-            run_map(args)
-        report(args.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_and_report(args, run_map, lambda: report(args.out))
 
 
 if __name__ == "__main__":

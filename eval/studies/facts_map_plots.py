@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from common import save_figure
 from facts_map_curves import Run, along_kl, kl_of_turn, split_cell
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmrlhf.files.atomic import write_atomic
 from mmrlhf.report.plots import style_context
 
 COLOURS = {
@@ -32,15 +31,7 @@ def write_figures(directory: Path, runs: Mapping[str, Mapping[int, Run]]) -> lis
     directory.mkdir(parents=True, exist_ok=True)
     with style_context(TEXT_COLOUR):
         figures = {"facts_map": truth_figure(runs), "facts_map_turn": turn_figure(runs)}
-        paths = []
-        for name, figure in figures.items():
-            for suffix in ("svg", "png"):
-                buffer = io.BytesIO()
-                metadata = {"Date": None} if suffix == "svg" else None
-                figure.savefig(buffer, format=suffix, dpi=130, facecolor="white", metadata=metadata)
-                write_atomic(directory / f"{name}.{suffix}", buffer.getvalue())
-            paths.append(directory / f"{name}.png")
-    return paths
+        return [save_figure(figure, directory, name) for name, figure in figures.items()]
 
 
 def truth_figure(runs: Mapping[str, Mapping[int, Run]]) -> Figure:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from algorithms import FIRST_SEED, Task, add_sizes, by_cost, directory_sizes, prepare_worlds, run_tasks, tune
+from algorithms import Task, add_sizes, by_cost, directory_sizes, parse_sizes, prepare_worlds, run_tasks, tune
 from algorithms_report import METRICS, Cells, intervals, method_cells, method_table, settings_of
-from common import format_mean, markdown_table
+from common import format_mean, markdown_table, run_and_report
 
 from mmrlhf.files.atomic import write_atomic
 from mmrlhf.records import InputError
@@ -77,22 +76,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser)
     parser.add_argument("--labels", type=int, nargs="+", default=list(LABELS), metavar="N", help="numbers of labelled pairs")
-    args = parser.parse_args(argv)
-    if args.seeds < 1 or FIRST_SEED <= args.tuning_seed < FIRST_SEED + args.seeds:
-        parser.error("--seeds must be at least 1 and must not reach --tuning-seed, which is not reported")
-    return args
+    return parse_sizes(parser, argv)
 
 
 def main() -> None:
     args = parse_arguments()
-    try:
-        if not args.analyse:
-            run_study(args)
-        result = report(args.out, args.labels)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n" + json.dumps(result))
+    print("\n" + json.dumps(run_and_report(args, run_study, lambda: report(args.out, args.labels))))
 
 
 if __name__ == "__main__":

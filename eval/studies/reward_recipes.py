@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Experiment, cached_result, format_mean, markdown_table, run_parallel
+from common import Experiment, cached_result, format_mean, markdown_table, run_and_report, run_parallel
 from facts_map_judges import LEXICON_FILE, FactsArm, arm_facts, scene_index, sft_samples, with_facts
 
 from mmrlhf import scenes
@@ -355,13 +354,7 @@ def run_study(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    try:
-        if not args.analyse:
-            run_study(args)
-        report(args.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_and_report(args, run_study, lambda: report(args.out))
 
 
 if __name__ == "__main__":

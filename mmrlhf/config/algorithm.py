@@ -36,8 +36,8 @@ class AlgorithmConfig:
     """Lambda of generalised advantage estimation."""
 
     loss_type: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
-    """What the policy's loss is a mean of: tokens (`dapo`), answers, of which each is the mean of
-    its tokens (`grpo`), or sums over answers divided by response_length (`dr_grpo`)."""
+    """What the policy's loss averages: all tokens (`dapo`), each answer's mean over its tokens
+    (`grpo`), or each answer's sum over its tokens divided by response_length (`dr_grpo`)."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """Which ratio of new to old probability is clipped: each `token`'s, or that of the `sequence`,
     the geometric mean over an answer (GSPO)."""
@@ -59,8 +59,9 @@ class AlgorithmConfig:
     cliprange_value: Positive = 0.2
     """Clip range of the new value around the old one, in the unit of cliprange_value_unit."""
     cliprange_value_unit: Literal["reward", "returns"] = "reward"
-    """Unit of cliprange_value: the `reward`, of which 1 is a standard deviation of the reward
-    model's scores, or the root mean square of the step's `returns`, for rewards of any scale."""
+    """Unit of cliprange_value: that of the `reward`, whose scores from the reward model have
+    standard deviation 1, or the root mean square of the step's `returns`, for rewards of any
+    scale."""
     vf_coef: NonNegative = 0.5
     """Weight of the value loss."""
 

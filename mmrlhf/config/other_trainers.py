@@ -1,4 +1,4 @@
-"""Settings and commands of TRL, LLaMA-Factory, ms-swift, verl and lmms-eval: what to use instead.
+"""Settings of TRL, LLaMA-Factory, ms-swift, verl and lmms-eval: what to use instead.
 
 They are refused, not accepted as aliases: two names for one setting would sooner or later differ in
 meaning.
@@ -18,7 +18,7 @@ TRACKER = (
 FOUR_BITS = "dtype nf4 loads the base in 4 bits"
 _PRECISION = "dtype is the precision: float32, bfloat16 or nf4"
 NO_DROPOUT = "there is no dropout: the log-probs of sampling and of the update have to agree"
-_NO_SUCH_LOSS = (
+NO_SUCH_LOSS = (
     "`mmrlhf dpo` learns from the same pairs, and its loss_type takes sigmoid, sigmoid_norm, ipo, hinge, robust, bco_pair, sft"
 )
 _SFT_TERM = "`mmrlhf dpo` adds the best answer's log-likelihood with loss_type sigmoid,sft and loss_weights 1,ALPHA"
@@ -239,13 +239,13 @@ EXPLAINED_SETTINGS = {
     "rpo_alpha": _SFT_TERM,
     "pref_ftx": _SFT_TERM,
     "sft_coef": _SFT_TERM,
-    "reference_free": _NO_SUCH_LOSS,
-    "simpo_gamma": _NO_SUCH_LOSS,
-    "cpo_alpha": _NO_SUCH_LOSS,
-    "ld_alpha": _NO_SUCH_LOSS,
-    "use_weighting": _NO_SUCH_LOSS,
-    "f_divergence_type": _NO_SUCH_LOSS,
-    "discopop_tau": _NO_SUCH_LOSS,
+    "reference_free": NO_SUCH_LOSS,
+    "simpo_gamma": NO_SUCH_LOSS,
+    "cpo_alpha": NO_SUCH_LOSS,
+    "ld_alpha": NO_SUCH_LOSS,
+    "use_weighting": NO_SUCH_LOSS,
+    "f_divergence_type": NO_SUCH_LOSS,
+    "discopop_tau": NO_SUCH_LOSS,
     "precompute_ref_batch_size": "the reference runs in micro-batches of micro_batch_tokens, as the policy does",
     "length_normalization": "loss_type sigmoid_norm takes log-ratios per token",
     "dpo_use_average": "loss_type sigmoid_norm takes log-ratios per token",
@@ -345,42 +345,6 @@ EXPLAINED_SETTINGS = {
     "export_dir": "`mmrlhf export` writes a model for other programs",
 }  # fmt: skip
 """Another tool's setting -> one sentence on what to use instead."""
-
-OTHER_COMMANDS = {
-    "orpo": _NO_SUCH_LOSS,
-    "kto": "rows need two answers to compare: `mmrlhf dpo` learns from pairs",
-    "cpo": _NO_SUCH_LOSS,
-    "simpo": _NO_SUCH_LOSS,
-    "ddpo": "use `mmrlhf dpo --changed_token_weight 5`",
-    "mdpo": "use `mmrlhf dpo --image_pairs crop --anchor_coefficient 1`",
-    "mpo": "use `mmrlhf dpo --loss_type sigmoid,bco_pair,sft --loss_weights 0.8,0.2,1`",
-    "grpo": "use `mmrlhf ppo --advantage_estimator grpo`",
-    "rloo": "use `mmrlhf ppo --advantage_estimator rloo`",
-    "rlhf": "use `mmrlhf reward` and then `mmrlhf ppo`",
-    "rm": "use `mmrlhf reward`",
-    "reward_model": "use `mmrlhf reward`",
-    "train": "the stages are `mmrlhf sft`, `mmrlhf reward`, `mmrlhf dpo` and `mmrlhf ppo`",
-    "pt": "there is no pre-training: the stages are sft, reward, dpo and ppo",
-    "merge": "use `mmrlhf export --merge`",
-    "merge_lora": "use `mmrlhf export --merge`",
-    "infer": "use `mmrlhf generate`",
-    "predict": "use `mmrlhf generate`",
-    "chat": "there is no chat: `mmrlhf generate` answers the rows of a file",
-    "webui": "there is no web interface: `mmrlhf report RUN...` writes a page about runs",
-    "web-ui": "there is no web interface: `mmrlhf report RUN...` writes a page about runs",
-    "api": "there is no server: `mmrlhf eval` and judges can use an OpenAI-compatible one",
-    "deploy": "there is no server: `mmrlhf eval` and judges can use an OpenAI-compatible one",
-    "vllm-serve": "there is no server: `mmrlhf eval` and judges can use an OpenAI-compatible one",
-    "evaluate": "use `mmrlhf eval`",
-    "bench": "use `mmrlhf eval`",
-    "benchmark": "use `mmrlhf eval`",
-    "convert": "use `mmrlhf data convert`",
-    "check": "use `mmrlhf data check`",
-    "stats": "use `mmrlhf data stats`",
-    "version": "use `mmrlhf --version`",
-    "help": "use `mmrlhf --help`",
-}
-"""Another tool's command -> one sentence on what to use instead."""
 
 OTHER_VALUES = {
     "dtype": {

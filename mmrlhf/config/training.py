@@ -73,7 +73,7 @@ class TrainConfig(FactsConfig, EngineConfig, PixelConfig):
     """Steps between printed lines; metrics.jsonl has every step."""
     save_steps: Count = 100
     """Steps between checkpoints; the stage resumes from the latest. It also saves after the last
-    step and when it is told to stop (SIGTERM, SIGHUP, Ctrl-C)."""
+    step, and on SIGTERM, SIGHUP and Ctrl-C."""
     save_total_limit: Count = 2
     """Newest checkpoints to keep while the stage runs; the best weights are in each of them."""
     allow_change: str | None = None

@@ -72,7 +72,7 @@ def sigmoid(gap_C: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
 
 
 def robust(gap_C: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """Return an unbiased estimate [C] of the loss on labels of which a share was flipped.
+    """Return an unbiased estimate [C] of the loss if a share of the labels was flipped.
 
     Chowdhury et al. 2024 (robust DPO).
     """
